@@ -2,20 +2,404 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 # ------------------------------------------------------------------------------- rotations
+# Any leading shape, also empty. Half precision is computed in float32 and returned in half.
+# Values and gradients stay finite everywhere: at angle 0 and pi and for degenerate input.
+
+
+def _rotation_function(*trailing: int):
+    """Check that the argument ends in the dimensions `trailing`; compute halves in float32."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def wrapper(x: Tensor) -> Tensor:
+            if tuple(x.shape[-len(trailing):]) != trailing or not x.is_floating_point():
+                raise ValueError(f"{function.__name__} expects a floating-point tensor ending in "
+                                 f"{trailing}, got {x.dtype} of shape {tuple(x.shape)}")
+            half = x.dtype in (torch.float16, torch.bfloat16)
+            return function(x.float()).to(x.dtype) if half else function(x)
+
+        return wrapper
+
+    return decorate
+
+
+def _unit(x: Tensor, fallback: Tensor, shortest: float = 1e-12) -> Tensor:
+    """Vectors (..., D) divided by their length; `fallback` for those no longer than `shortest`."""
+    degenerate = x.abs().amax(-1, keepdim=True) <= shortest  # false for NaN: NaN stays NaN
+    x = torch.where(degenerate, fallback, x)
+    x = x / x.detach().abs().amax(-1, keepdim=True)  # the square of 1e20 overflows float32
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+@_rotation_function(3)
+def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
+    """Rodrigues' formula: axis times angle in radians (..., 3) -> rotation matrices (..., 3, 3)."""
+    squared = axis_angle.square().sum(-1, keepdim=True)
+    angle = squared.clamp(min=1e-12).sqrt()  # below 1e-6 rad the factors are at their limits
+    sine = angle.sin() / angle
+    versine = 0.5 * ((0.5 * angle).sin() / (0.5 * angle)).square()  # (1 - cos) / angle^2
+    x, y, z = (sine * axis_angle).unbind(-1)
+    cosine = (1 - versine * squared).squeeze(-1)
+    skew = torch.stack([cosine, -z, y, z, cosine, -x, -y, x, cosine], -1).unflatten(-1, (3, 3))
+    return skew + (versine * axis_angle).unsqueeze(-1) * axis_angle.unsqueeze(-2)
+
+
+@_rotation_function(3, 3)
+def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) -> axis times angle (..., 3), angle in [0, pi].
+
+    Goes through the quaternion, which is accurate at every angle; at exactly pi the axis and
+    its opposite are the same rotation and either may come back.
+    """
+    quaternion = matrix_to_quaternion(matrix)
+    w, axis = quaternion[..., :1], quaternion[..., 1:]
+    sine = axis.square().sum(-1, keepdim=True).clamp(min=1e-12).sqrt()
+    return axis * (2 * torch.atan2(sine, w) / sine)
+
+
+@_rotation_function(4)
+def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
+    """Quaternions (w, x, y, z) of any length (..., 4) -> rotation matrices (..., 3, 3).
+
+    A zero quaternion, which has no rotation, falls back to the identity.
+    """
+    w, x, y, z = _unit(quaternion, quaternion.new_tensor([1, 0, 0, 0])).unbind(-1)
+    return torch.stack([
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    ], -1).unflatten(-1, (3, 3))
+
+
+@_rotation_function(3, 3)
+def matrix_to_quaternion(matrix: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) -> unit quaternions (w, x, y, z), w >= 0, (..., 4)."""
+    m00, m01, m02, m10, m11, m12, m20, m21, m22 = matrix.flatten(-2).unbind(-1)
+    outer = torch.stack([  # 4 q q^T: every row is the quaternion times four of its components
+        1 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01,
+        m21 - m12, 1 + m00 - m11 - m22, m01 + m10, m02 + m20,
+        m02 - m20, m01 + m10, 1 - m00 + m11 - m22, m12 + m21,
+        m10 - m01, m02 + m20, m12 + m21, 1 - m00 - m11 + m22,
+    ], -1).unflatten(-1, (4, 4))
+    largest = outer.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(
+        *matrix.shape[:-2], 1, 4)
+    row = outer.gather(-2, largest).squeeze(-2)  # its component is at least 1/2: no cancellation
+    row = torch.where(row[..., :1] < 0, -row, row)
+    return row / row.norm(dim=-1, keepdim=True)
+
+
+@_rotation_function(6)
+def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
+    """[column 0, column 1] (..., 6) -> rotation matrices (..., 3, 3), by Gram-Schmidt.
+
+    The 6D representation of Zhou et al., "On the Continuity of Rotation Representations",
+    CVPR 2019, laid out as HaMeR has it. A zero first column falls back to the x axis; a second
+    column that is zero or parallel to the first falls back to the coordinate axis least aligned
+    with the first. All zeros is therefore the identity.
+    """
+    def orthogonal(vector: Tensor) -> Tensor:
+        return vector - (first * vector).sum(-1, keepdim=True) * first
+
+    first, second = rotation_6d.unflatten(-1, (2, 3)).unbind(-2)
+    first = _unit(first, first.new_tensor([1, 0, 0]))
+    axis = functional.one_hot(first.abs().argmin(-1), 3).to(first)
+    parallel = 8 * torch.finfo(first.dtype).eps
+    second = _unit(orthogonal(_unit(second, first)), orthogonal(axis), parallel)
+    second = _unit(orthogonal(second), second)  # once more: cancellation left a part of `first`
+    return torch.stack([first, second, torch.linalg.cross(first, second)], -1)
+
+
+@_rotation_function(3, 3)
+def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) -> [column 0, column 1] (..., 6)."""
+    return matrix[..., :2].transpose(-1, -2).flatten(-2)
+
+
+@_rotation_function(6)
+def rotation_6d_from_rows(rows: Tensor) -> Tensor:
+    """PyTorch3D's 6D, the matrix's first two rows (..., 6) -> [column 0, column 1] (..., 6)."""
+    return matrix_to_rotation_6d(rotation_6d_to_matrix(rows).transpose(-1, -2))
+
+
+@_rotation_function(6)
+def rotation_6d_to_rows(rotation_6d: Tensor) -> Tensor:
+    """[column 0, column 1] (..., 6) -> PyTorch3D's 6D, the matrix's first two rows (..., 6)."""
+    return rotation_6d_from_rows(rotation_6d)  # transposing undoes itself
+
+
+@_rotation_function(6)
+def rotation_6d_from_interleaved(interleaved: Tensor) -> Tensor:
+    """SPIN's and HMR's 6D, the (3, 2) matrix of two columns row by row -> [column 0, column 1]."""
+    return interleaved.unflatten(-1, (3, 2)).transpose(-1, -2).flatten(-2)
+
+
+@_rotation_function(6)
+def rotation_6d_to_interleaved(rotation_6d: Tensor) -> Tensor:
+    """[column 0, column 1] (..., 6) -> SPIN's and HMR's row by row layout (..., 6)."""
+    return rotation_6d.unflatten(-1, (2, 3)).transpose(-1, -2).flatten(-2)
+
 
 # --------------------------------------------------------------------------------- cameras
+# OpenCV frame: x right, y down, z forward. An image spans [0, W] x [0, H] and the centre of its
+# first pixel is (0.5, 0.5); K is in pixels of the image it comes with.
+
+
+def project(points: Tensor, K: Tensor) -> Tensor:
+    """Camera-frame points (..., N, 3) through K (..., 3, 3) -> pixels (..., N, 2).
+
+    Depth is not checked: points behind the camera come out mirrored, those at depth 0 infinite.
+    """
+    homogeneous = points @ K.swapaxes(-1, -2)
+    return homogeneous[..., :2] / homogeneous[..., 2:]
+
+
+def unproject(pixels: Tensor, depth: Tensor, K: Tensor) -> Tensor:
+    """Pixels (..., N, 2) at depth z (..., N) -> camera-frame points (..., N, 3): undoes project."""
+    homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], -1)
+    return homogeneous @ torch.linalg.inv(K).transpose(-1, -2) * depth[..., None]
+
+
+def weak_perspective_project(points: Tensor, camera: Tensor) -> Tensor:
+    """Points (..., N, 3), camera [s, tx, ty] (..., 3) -> s (xy + t) (..., N, 2), HMR's camera.
+
+    The result is in units of half the crop, from its centre: -1 and 1 are the crop's borders.
+    """
+    return camera[..., None, :1] * (points[..., :2] + camera[..., None, 1:])
+
+
+def crop_to_full_translation(camera: Tensor, center: Tensor, side: Tensor, image_size: Tensor,
+                             focal: Tensor) -> Tensor:
+    """A crop's weak-perspective camera -> translation in front of the full image's camera.
+
+    As HMR2 and HaMeR: the full image's principal point is its centre, and the depth is where
+    a perspective camera gives the crop the size that the weak-perspective one gives it.
+
+    Args: camera (B, 3) [s, tx, ty], s > 0; center (B, 2) and side (B,) of the square crop in
+    pixels of the full image; image_size (B, 2) its (width, height); focal (B,) in its pixels.
+    Returns: (B, 3) metres, to be added to the body's points.
+    """
+    size = (side * camera[:, 0])[:, None]  # pixels per unit length, times two
+    offset = 2 * (center - image_size / 2) / size
+    return torch.cat([camera[:, 1:] + offset, 2 * focal[:, None] / size], -1)
+
+
+def full_to_crop_camera(translation: Tensor, center: Tensor, side: Tensor, image_size: Tensor,
+                        focal: Tensor) -> Tensor:
+    """The inverse of crop_to_full_translation: translation (B, 3) -> [s, tx, ty] (B, 3)."""
+    size = (2 * focal / translation[:, 2])[:, None]
+    offset = 2 * (center - image_size / 2) / size
+    return torch.cat([size / side[:, None], translation[:, :2] - offset], -1)
+
 
 # ---------------------------------------------------------------------------------- mirror
+# The reflection M = diag(-1, 1, 1) turns left hands into right ones. Each function undoes itself.
+
+
+def mirror_points(points: Tensor) -> Tensor:
+    """Points or translations (..., 3): x -> -x."""
+    return points * points.new_tensor([-1, 1, 1])
+
+
+def mirror_matrix(matrix: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3): R -> M R M."""
+    return matrix * matrix.new_tensor([[1, -1, -1], [-1, 1, 1], [-1, 1, 1]])
+
+
+def mirror_axis_angle(axis_angle: Tensor) -> Tensor:
+    """Axis-angle vectors (..., 3): (a, b, c) -> (a, -b, -c)."""
+    return axis_angle * axis_angle.new_tensor([1, -1, -1])
+
+
+def mirror_keypoints_2d(keypoints: Tensor, width: float | Tensor) -> Tensor:
+    """Pixels (..., 2), or with more columns such as confidence: x -> width - x.
+
+    That is for an image that spans [0, width]. A data set that counts pixel centres as integers
+    flips with W - 1 - x: pass width = W - 1 there.
+    """
+    return torch.cat([width - keypoints[..., :1], keypoints[..., 1:]], -1)
+
+
+def mirror_pose(pose: Tensor, joint_names: Sequence[str] | None = None) -> Tensor:
+    """The mirrored pose: axis-angle (..., K, 3) or matrices (..., K, 3, 3), at least (1, 3, 3).
+
+    With the K joint names, left and right joints change places: a body stays the same body.
+    Without, joints keep their places: a hand's pose becomes the other hand's.
+    """
+    is_matrix = pose.dim() > 2 and pose.shape[-2] == 3
+    if joint_names is not None:
+        axis = -3 if is_matrix else -2
+        if pose.shape[axis] != len(joint_names):
+            raise ValueError(f"pose of shape {tuple(pose.shape)} does not have one rotation for "
+                             f"each of the {len(joint_names)} joint names")
+        order = torch.tensor(mirror_indices(joint_names), device=pose.device)
+        pose = pose.index_select(axis, order)
+    return mirror_matrix(pose) if is_matrix else mirror_axis_angle(pose)
+
 
 # ------------------------------------------------------------------------------ joint sets
+# Joints by name. Equal names in two sets mean that published mappings equate the joints, not
+# that two regressors put them at the same point: an LSP hip is not quite an SMPL hip.
+
+
+def _fingers(order: str, *parts: str) -> tuple[str, ...]:
+    return tuple(f"{finger}{part}" for finger in order.split() for part in parts)
+
+
+def _named(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{prefix}_{name}" for name in names)
+
+
+def _sided(order: str, parts: str) -> tuple[str, ...]:
+    """Limb by limb: _sided("left right", "hip knee") is left_hip, left_knee, right_hip, ..."""
+    return tuple(f"{side}_{part}" for side in order.split() for part in parts.split())
+
+
+def _pairs(order: str, parts: str) -> tuple[str, ...]:
+    """Part by part: _pairs("left right", "hip knee") is left_hip, right_hip, left_knee, ..."""
+    return tuple(f"{side}_{part}" for part in parts.split() for side in order.split())
+
+
+_TIPS = _fingers("thumb index middle ring pinky", "_tip")
+_MANO_FINGERS = _fingers("index middle pinky ring thumb", "1", "2", "3")  # pinky before ring
+_HAND_21 = ("wrist", *_fingers("thumb index middle ring pinky", "1", "2", "3", "_tip"))
+_INTERHAND_21 = (*_fingers("thumb index middle ring pinky", "_tip", "3", "2", "1"), "wrist")
+
+_SMPL_22 = (
+    "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2",
+    "left_ankle", "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar",
+    "right_collar", "head", *_pairs("left right", "shoulder elbow wrist"),
+)
+_SMPL_24 = (*_SMPL_22, "left_hand", "right_hand")
+_SMPLX_55 = (*_SMPL_22, "jaw", "left_eyeball", "right_eyeball",
+             *_named("left", _MANO_FINGERS), *_named("right", _MANO_FINGERS))
+_SURFACE_21 = (  # the vertices that the smplx package appends to the joints of a body
+    "nose", *_pairs("right left", "eye ear"), *_sided("left right", "big_toe small_toe heel"),
+    *_named("left", _TIPS), *_named("right", _TIPS),
+)
+
+_OPENPOSE_25 = (
+    "nose", "neck", *_sided("right left", "shoulder elbow wrist"), "pelvis",
+    *_sided("right left", "hip knee ankle"), *_pairs("right left", "eye ear"),
+    *_sided("left right", "big_toe small_toe heel"),
+)
+_LEGS_THEN_ARMS = (
+    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle",
+    "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist",
+)
+_J24 = (*_LEGS_THEN_ARMS, "neck", "head_top", "pelvis", "thorax", "spine", "jaw", "head", "nose",
+        *_pairs("left right", "eye ear"))
+_LSP_14 = (*_LEGS_THEN_ARMS, "neck", "head")
+_H36M_TORSO_AND_ARMS = ("spine", "neck", "jaw", "head",
+                        *_sided("left right", "shoulder elbow wrist"))
+_OPENPOSE_IN_44 = tuple(f"{name}_openpose" for name in _OPENPOSE_25)  # beside LSP's own hips etc.
+
+JOINT_SETS: dict[str, tuple[str, ...]] = {
+    # hands: the models' own order, the papers' order, InterHand2.6M's
+    "mano16": ("wrist", *_MANO_FINGERS),
+    "mano21": ("wrist", *_MANO_FINGERS, *_TIPS),
+    "hand21": _HAND_21,
+    "left_hand21": _named("left", _HAND_21),
+    "right_hand21": _named("right", _HAND_21),
+    "interhand21": _INTERHAND_21,
+    "interhand42": (*_named("right", _INTERHAND_21), *_named("left", _INTERHAND_21)),
+    # body models: their joints, then what the smplx package appends
+    "smpl24": _SMPL_24,
+    "smpl45": (*_SMPL_24, *_SURFACE_21),
+    "smplh52": (*_SMPL_22, *_named("left", _MANO_FINGERS), *_named("right", _MANO_FINGERS)),
+    "smplx55": _SMPLX_55,
+    "smplx76": (*_SMPLX_55, *_SURFACE_21),
+    "amass24": (*_SMPL_22, "left_index1", "right_index1"),  # SMPL's hands taken from SMPL-H's
+    # detectors
+    "openpose18": ("nose", "neck", *_sided("right left", "shoulder elbow wrist"),
+                   *_sided("right left", "hip knee ankle"), *_pairs("right left", "eye ear")),
+    "openpose25": _OPENPOSE_25,
+    "coco17": ("nose", *_pairs("left right", "eye ear shoulder elbow wrist hip knee ankle")),
+    "mediapipe33": ("nose", *_sided("left right", "eye_inner eye eye_outer"),
+                    *_pairs("left right", "ear mouth shoulder elbow wrist pinky1 index1 thumb2 "
+                                          "hip knee ankle heel big_toe")),
+    # evaluation and packaged data: SPIN's 24, HMR2's 44 (OpenPose, then 19 of SPIN's), EFT's 49
+    "j24": _J24,
+    "j17": (*_LSP_14, "pelvis", "spine", "jaw"),
+    "lsp14": _LSP_14,
+    "hmr44": (*_OPENPOSE_IN_44, *_J24[:19]),
+    "eft49": (*_OPENPOSE_IN_44, *_J24),
+    "smpl14": (*_pairs("left right", "hip knee ankle"), "neck", "head",  # SMPLer-X's LSP-14
+               *_pairs("left right", "shoulder elbow wrist")),
+    # Human3.6M regressors: two incompatible files of one name, SPIN's left leg first, Moon's right
+    "h36m17_spin": ("pelvis", *_sided("left right", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
+    "h36m17_moon": ("pelvis", *_sided("right left", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
+    # data sets
+    "mpii16": (*_LEGS_THEN_ARMS[:6], "pelvis", "thorax", "neck", "head_top", *_LEGS_THEN_ARMS[6:]),
+    "mpi_inf17": ("head", "neck", *_sided("right left", "shoulder elbow wrist"),  # its test set's
+                  *_sided("right left", "hip knee ankle"), "pelvis", "spine", "jaw"),
+    "aic14": (*_sided("right left", "shoulder elbow wrist"),
+              *_sided("right left", "hip knee ankle"), "head_top", "neck"),
+    "hmmr25": ("right_heel", *_LEGS_THEN_ARMS[1:5], "left_heel", *_LEGS_THEN_ARMS[6:], "neck",
+               "head_top", "nose", *_pairs("left right", "eye ear big_toe small_toe ankle")),
+}
+
+# The five fingertips as vertices of MANO, thumb to pinky. Four conventions are in use.
+TIP_VERTEX_IDS: dict[str, tuple[int, ...]] = {
+    "freihand": (744, 320, 443, 555, 672),  # FreiHAND's tools, SimpleHand, HandMesh
+    "smplx": (744, 320, 443, 554, 671),  # smplx, HaMeR, WiLoR; our free hands
+    "manopth_right": (745, 317, 444, 556, 673),  # DexYCB's ground truth
+    "manopth_left": (745, 317, 445, 556, 673),
+    "moon": (728, 353, 442, 576, 694),  # I2L-MeshNet, HandOccNet
+}
+
+
+def _joint_names(joints: str | Sequence[str]) -> tuple[str, ...]:
+    if not isinstance(joints, str):
+        return tuple(joints)
+    if joints not in JOINT_SETS:
+        raise ValueError(f"unknown joint set {joints!r}: expected one of {sorted(JOINT_SETS)}")
+    return JOINT_SETS[joints]
+
+
+def joint_indices(source: str | Sequence[str], target: str | Sequence[str]) -> list[int]:
+    """Where the target's joints stand in the source: source_joints[..., indices, :].
+
+    Both are names of JOINT_SETS or sequences of joint names. ValueError lists joints of the
+    target that the source does not have.
+    """
+    place = {name: index for index, name in enumerate(_joint_names(source))}
+    missing = [name for name in _joint_names(target) if name not in place]
+    if missing:
+        raise ValueError(f"the source joints lack {', '.join(missing)}")
+    return [place[name] for name in _joint_names(target)]
+
+
+def mirror_indices(joints: str | Sequence[str]) -> list[int]:
+    """The permutation that makes left joints right and right joints left, others unmoved."""
+    opposite = {"left": "right", "right": "left"}
+    names = [name.split("_") for name in _joint_names(joints)]
+    swapped = ["_".join([opposite.get(side, side), *rest]) for side, *rest in names]
+    return joint_indices(joints, swapped)
+
+
+def keypoint_regressor(J_regressor: Tensor, tip_vertex_ids: Sequence[int]) -> Tensor:
+    """One matrix (21, V) that takes a hand's posed vertices to its hand21 keypoints.
+
+    J_regressor (16, V) gives MANO's joints, tip_vertex_ids (thumb to pinky) the fingertips.
+    """
+    if len(J_regressor) != 16 or len(tip_vertex_ids) != 5:
+        raise ValueError(f"expected a joint regressor of 16 rows and 5 tip vertices, got "
+                         f"{tuple(J_regressor.shape)} and {len(tip_vertex_ids)}")
+    tips = torch.zeros_like(J_regressor[:5])
+    tips[range(5), list(tip_vertex_ids)] = 1
+    return torch.cat([J_regressor, tips])[joint_indices("mano21", "hand21")]
+
 
 # ------------------------------------------------------------------------------ safe files
 
