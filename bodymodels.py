@@ -492,5 +492,217 @@ def load_model(source: str | Path = "hand_right", *, hand_pose: str = "absolute"
 # ------------------------------------------------------------------------------ mesh files
 
 # ------------------------------------------------------------------------------- rendering
+# A z-buffer in numpy without a loop over triangles: every triangle becomes rows, every row
+# becomes pixels, each as one flat array. Where an edge crosses a row is the same number for the
+# two triangles that share the edge, so meshes have no holes; coverage is exact, edges included.
+
+
+class Rendered(NamedTuple):
+    """A picture of a mesh and what is seen where."""
+
+    image: np.ndarray  # (h, w, 3) float32 RGB, 0..1
+    mask: np.ndarray  # (h, w) float32, the part of the pixel that the mesh covers, 0..1
+    depth: np.ndarray  # (h, w) float32 z in metres of the nearest surface, inf for background
+    face_ids: np.ndarray  # (h, w) int32, the face at that depth, -1 for background
+
+
+def _to_numpy(array) -> np.ndarray:
+    return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+
+
+def _check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
+    """The mesh as numpy arrays, float and int64; ValueError where it is not a triangle mesh."""
+    vertices, faces = _to_numpy(vertices), _to_numpy(faces)
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or vertices.dtype.kind not in "fiu":
+        raise ValueError(f"vertices must be numbers of shape (V, 3), got {vertices.dtype} of "
+                         f"shape {vertices.shape}")
+    if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu":
+        raise ValueError(f"faces must be integers of shape (F, 3), got {faces.dtype} of shape "
+                         f"{faces.shape}")
+    if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
+        raise ValueError(f"faces refer to vertices {faces.min()} to {faces.max()}, but there are "
+                         f"{len(vertices)}")
+    if not np.isfinite(vertices).all():
+        raise ValueError("vertices must be finite, some are NaN or infinite")
+    return vertices, faces.astype(np.int64, copy=False)
+
+
+def _ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All of range(starts[i], ends[i]) one after the other: whose each number is, the numbers."""
+    counts = np.maximum(ends - starts, 0)
+    owners = np.repeat(np.arange(len(counts)), counts)
+    return owners, np.arange(len(owners)) + (starts - counts.cumsum() + counts)[owners]
+
+
+def _centers_between(low: np.ndarray, high: np.ndarray, size: int):
+    """First and one past the last pixel whose centre, at + 0.5, lies in [low, high]."""
+    first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
+    return first.clip(0, size).astype(np.int64), (last + 1).clip(0, size).astype(np.int64)
+
+
+def _spans(x: np.ndarray, y: np.ndarray, height: int):
+    """Triangles (3, F) cut into pixel rows: each row's face, its number, its left and right x."""
+    order = y.argsort(0)
+    x, y = np.take_along_axis(x, order, 0), np.take_along_axis(y, order, 0)
+    face, row = _ranges(*_centers_between(y[0], y[2], height))
+    starts, ends = [0, 0, 1], [2, 1, 2]  # top to bottom, top to middle, middle to bottom
+    edges = np.stack([x[starts], y[starts], x[ends] - x[starts], y[ends] - y[starts]])
+    above = (row + 0.5 < y[1, face]) | (y[1] == y[2])[face]  # the edge crossed is not horizontal
+
+    def crossing(edge) -> np.ndarray:
+        x, y, step_x, step_y = edges[:, edge, face]
+        return x + (row + 0.5 - y) * step_x / step_y  # the product first: exact on pixel centres
+
+    short, long = crossing(np.where(above, 1, 2)), crossing(0)
+    return face, row, np.minimum(short, long), np.maximum(short, long)
+
+
+def _nearest(pixel: np.ndarray, depth: np.ndarray, count: int) -> np.ndarray:
+    """Each pixel's nearest fragment, of `count` pixels those that have one; ties: the first."""
+    winner = np.full(count, -1)
+    rivals = np.arange(len(depth))[::-1]
+    while len(rivals):  # as many rounds as surfaces behind one another, at most
+        winner[pixel[rivals]] = rivals  # of several in one pixel the last written stays
+        rivals = rivals[depth[rivals] < depth[winner[pixel[rivals]]]]
+    return winner[winner >= 0]
+
+
+def rasterize(vertices, faces, size: tuple[int, int], near: float = 1e-6):
+    """Which triangle is seen in every pixel.
+
+    Args: vertices (V, 3), x and y in pixels and depth z; faces (F, 3); size (height, width).
+    Triangles that reach z <= near are dropped, also those without area. Both sides are seen.
+    Returns: face_ids (h, w) int32, -1 for background; barycentric (h, w, 3) float32, correct in
+    perspective, so that they interpolate what is linear on the surface; depth (h, w) float32,
+    inf for background. A pixel shows what covers its centre, nearest first, then lowest face.
+    """
+    height, width = size
+    vertices, faces = _check_mesh(vertices, faces)
+    x, y, z = vertices.astype(np.float32).astype(np.float64).T[:, faces.T]  # (3 corners, F) each
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
+    kept = np.flatnonzero((z > near).all(0) & (area != 0))
+    x, y, inverse, area = x[:, kept], y[:, kept], 1 / z[:, kept], area[kept]
+
+    # How the weights of corners 1 and 2, and with them the inverse depth, grow along x and y.
+    grow_x = np.stack([y[2] - y[0], y[0] - y[1]]) / area
+    grow_y = np.stack([x[0] - x[2], x[1] - x[0]]) / area
+    rise = inverse[1:] - inverse[0]
+    rise_x, rise_y = (rise * grow_x).sum(0), (rise * grow_y).sum(0)
+
+    face, row, left, right = _spans(x, y, height)
+    at_zero = inverse[0] - rise_x * (x[0] - 0.5) - rise_y * (y[0] - 0.5)
+    owner, column = _ranges(*_centers_between(left, right, width))
+    fragment_inverse = (at_zero[face] + rise_y[face] * row)[owner] + rise_x[face][owner] * column
+    low, high = inverse.min(0)[face][owner], inverse.max(0)[face][owner]
+    depth = (1 / fragment_inverse.clip(low, high)).astype(np.float32)  # slivers round wildly
+
+    pixel = (row * width)[owner] + column
+    seen = _nearest(pixel, depth, height * width)
+    pixel, triangle = pixel[seen], face[owner[seen]]
+    offset_x = column[seen] + 0.5 - x[0, triangle]
+    offset_y = row[owner[seen]] + 0.5 - y[0, triangle]
+    second, third = grow_x[:, triangle] * offset_x + grow_y[:, triangle] * offset_y
+    weights = np.stack([1 - second - third, second, third]).clip(0) * inverse[:, triangle]
+
+    face_ids = np.full(height * width, -1, np.int32)
+    face_ids[pixel] = kept[triangle]
+    barycentric = np.zeros((height * width, 3), np.float32)
+    barycentric[pixel] = (weights / weights.sum(0)).T
+    depths = np.full(height * width, np.inf, np.float32)
+    depths[pixel] = depth[seen]
+    return (face_ids.reshape(height, width), barycentric.reshape(height, width, 3),
+            depths.reshape(height, width))
+
+
+def vertex_normals(vertices, faces) -> np.ndarray:
+    """Unit normals (V, 3), each the mean of its faces' by area; zero where a vertex has none.
+
+    They point out of a mesh whose faces turn counter-clockwise seen from outside, in whatever
+    frame the vertices (V, 3) are.
+    """
+    vertices, faces = _check_mesh(vertices, faces)
+    corners = vertices[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    total = np.stack([np.bincount(faces.ravel(), axis.repeat(3), len(vertices))
+                      for axis in normals.T], 1)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    return (total / np.where(length > 0, length, 1)).astype(vertices.dtype)
+
+
+def _canvas(background, size: tuple[int, int]) -> np.ndarray:
+    """The picture (h, w, 3) to draw on: a copy of an image, a plain colour, or white."""
+    background = np.asarray(1.0 if background is None else _to_numpy(background), np.float32)
+    if background.shape not in [(), (3,), (*size, 3)]:
+        raise ValueError(f"background must be a colour (3,) or an image {(*size, 3)} in 0..1, "
+                         f"got shape {background.shape}")
+    return np.broadcast_to(background, (*size, 3)).copy()
+
+
+def _vertex_colors(colors, count: int) -> np.ndarray:
+    """One colour per vertex (V, 3) float32 in 0..1, from one for all or one for each."""
+    colors = _to_numpy(colors).astype(np.float32)
+    if colors.shape not in [(3,), (count, 3)] or not ((colors >= 0) & (colors <= 1)).all():
+        raise ValueError(f"colors must be (3,) or {(count, 3)} numbers in 0..1, got shape "
+                         f"{colors.shape}")
+    return np.broadcast_to(colors, (count, 3))
+
+
+def _blocks(image: np.ndarray, factor: int) -> np.ndarray:
+    """(h * factor, w * factor, ...) -> (h, w, factor^2, ...): the samples of each pixel."""
+    height, width = image.shape[0] // factor, image.shape[1] // factor
+    blocks = image.reshape(height, factor, width, factor, *image.shape[2:]).swapaxes(1, 2)
+    return blocks.reshape(height, width, factor**2, *image.shape[2:])
+
+
+def _unit_rows(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.82, 0.68, 0.6),
+           background=None, light=(-0.5, -0.8, -0.8), ambient: float = 0.3,
+           headlight: float = 0.2, supersample: int = 1) -> Rendered:
+    """A shaded picture of a mesh as the pinhole camera K sees it.
+
+    Args: vertices (V, 3) metres, OpenCV camera frame; faces (F, 3), counter-clockwise seen from
+    outside; K (3, 3) pixels; size (height, width). Arrays or tensors. colors 0..1, (3,) or one
+    per vertex (V, 3); background a colour (3,) or an image (h, w, 3), white by default; light
+    the direction towards the light; ambient and headlight the parts of the light that come from
+    everywhere and from the camera; supersample the samples along each side of a pixel.
+    Faces that reach behind the camera are not drawn; both sides of the others are.
+    """
+    vertices, faces = _check_mesh(vertices, faces)
+    colors = _vertex_colors(colors, len(vertices))
+    canvas = _canvas(background, size)
+    fine = (size[0] * supersample, size[1] * supersample)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        pixels = supersample * project(vertices, _to_numpy(K))
+    pixels = np.where(vertices[:, 2:] > 0, pixels, 0)  # behind the camera: not drawn below
+    face_ids, barycentric, depth = rasterize(
+        np.concatenate([pixels, vertices[:, 2:]], 1), faces, fine)
+
+    covered = face_ids >= 0
+    seen, weights = face_ids[covered], barycentric[covered]
+    at_vertices = np.concatenate([vertex_normals(vertices, faces), colors, vertices], 1)
+    at_pixels = sum(weights[:, corner, None] * at_vertices[faces[seen, corner]]
+                    for corner in range(3))
+    normal, color, position = np.split(at_pixels, 3, 1)
+    x, y = pixels.T[:, faces.T]
+    inside_out = (x[1] - x[0]) * (y[2] - y[0]) > (x[2] - x[0]) * (y[1] - y[0])
+    normal = _unit_rows(np.where(inside_out[seen, None], -normal, normal))
+    toward_light = normal @ _unit_rows(np.asarray(light, normal.dtype))
+    toward_camera = -(normal * _unit_rows(position)).sum(1)
+    brightness = (ambient + (1 - ambient - headlight) * toward_light.clip(0)
+                  + headlight * toward_camera.clip(0))
+
+    samples = np.repeat(np.repeat(canvas, supersample, 0), supersample, 1)
+    samples[covered] = (color * np.sqrt(brightness)[:, None]).clip(0, 1)  # colours have gamma 2
+    depths, ids = _blocks(depth, supersample), _blocks(face_ids, supersample)
+    nearest = depths.argmin(2)[..., None]
+    return Rendered(
+        _blocks(samples, supersample).mean(2),
+        _blocks(covered.astype(np.float32), supersample).mean(2),
+        np.take_along_axis(depths, nearest, 2)[..., 0],
+        np.take_along_axis(ids, nearest, 2)[..., 0])
+
 
 # ------------------------------------------------------------------------------- benchmark
