@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import torch
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,7 +15,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("reference")
-torch.set_num_threads(2)
 
 
 def pytest_configure(config):
