@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import secrets
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -490,6 +494,153 @@ def load_model(source: str | Path = "hand_right", *, hand_pose: str = "absolute"
     return BodyModel(arrays, name=str(source), hand_pose=hand_pose, dtype=dtype)
 
 # ------------------------------------------------------------------------------ mesh files
+# Vertices are written as given. Viewers expect y up: turn an OpenCV camera frame (y down) around
+# first, vertices * (1, -1, -1).
+
+
+def _to_numpy(array) -> np.ndarray:
+    return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+
+
+def _check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
+    """The mesh as numpy arrays, floats and int64; ValueError where it is not a triangle mesh."""
+    vertices, faces = _to_numpy(vertices), _to_numpy(faces)
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or vertices.dtype.kind not in "fiu":
+        raise ValueError(f"vertices must be numbers of shape (V, 3), got {vertices.dtype} of "
+                         f"shape {vertices.shape}")
+    if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu":
+        raise ValueError(f"faces must be integers of shape (F, 3), got {faces.dtype} of shape "
+                         f"{faces.shape}")
+    if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
+        raise ValueError(f"faces refer to vertices {faces.min()} to {faces.max()}, but there are "
+                         f"{len(vertices)}")
+    if not np.isfinite(vertices).all():
+        raise ValueError("vertices must be finite, some are NaN or infinite")
+    exact = np.result_type(vertices, np.float32)  # float32 or float64
+    return vertices.astype(exact, copy=False), faces.astype(np.int64, copy=False)
+
+
+def _vertex_colors(colors, count: int) -> np.ndarray:
+    """One colour per vertex (V, 3) float32 in 0..1, from one for all or one for each."""
+    colors = _to_numpy(colors).astype(np.float32)
+    if colors.shape not in [(3,), (count, 3)] or not ((colors >= 0) & (colors <= 1)).all():
+        raise ValueError(f"colors must be (3,) or {(count, 3)} numbers in 0..1, got shape "
+                         f"{colors.shape} from {colors.min(initial=0)} to {colors.max(initial=0)}")
+    return np.broadcast_to(colors, (count, 3))
+
+
+def vertex_normals(vertices, faces) -> np.ndarray:
+    """Unit normals (V, 3), each the mean of its faces' by area; zero where a vertex has none.
+
+    They point out of a mesh whose faces turn counter-clockwise seen from outside, in whatever
+    frame the vertices (V, 3) are.
+    """
+    vertices, faces = _check_mesh(vertices, faces)
+    corners = vertices[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    total = np.stack([np.bincount(faces.ravel(), axis.repeat(3), len(vertices))
+                      for axis in normals.T], 1)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    return (total / np.where(length > 0, length, 1)).astype(vertices.dtype)
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _obj(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None) -> bytes:
+    """Wavefront OBJ, with colours as three more numbers behind each vertex, as MeshLab reads."""
+    rows = vertices if colors is None else np.concatenate([vertices, colors], 1)
+    lines = ["v " + " ".join(f"{number:.9g}" for number in row) for row in rows.tolist()]
+    lines += ["f {} {} {}".format(*face) for face in (faces + 1).tolist()]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _ply(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None) -> bytes:
+    """Stanford PLY, binary little endian, colours as bytes."""
+    fields = [(name, "<f4") for name in "xyz"]
+    properties = [f"property float {name}" for name in "xyz"]
+    if colors is not None:
+        fields += [(name, "u1") for name in ("red", "green", "blue")]
+        properties += [f"property uchar {name}" for name in ("red", "green", "blue")]
+    vertex = np.empty(len(vertices), fields)
+    columns = vertices.T if colors is None else (*vertices.T, *(colors * 255).round().T)
+    for (name, _), column in zip(fields, columns, strict=True):
+        vertex[name] = column
+    face = np.empty(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
+    face["count"], face["corners"] = 3, faces
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}",
+              *properties, f"element face {len(faces)}",
+              "property list uchar int vertex_indices", "end_header", ""]
+    return "\n".join(header).encode() + vertex.tobytes() + face.tobytes()
+
+
+def _glb(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None) -> bytes:
+    """Binary glTF 2.0: one mesh with normals and, where given, colours (linear, as glTF asks)."""
+    attributes = {"POSITION": vertices, "NORMAL": vertex_normals(vertices, faces)}
+    if colors is not None:
+        attributes["COLOR_0"] = colors**2.2
+    arrays = [*(array.astype("<f4") for array in attributes.values()), faces.astype("<u4")]
+    offsets = np.cumsum([0, *(array.nbytes for array in arrays)]).tolist()
+    views = [{"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": 34962}
+             for offset, array in zip(offsets, arrays, strict=False)]  # 34962: vertex data
+    accessors = [{"bufferView": i, "componentType": 5126, "count": len(vertices), "type": "VEC3"}
+                 for i in range(len(attributes))]  # 5126: float32
+    accessors[0] |= {"min": arrays[0].min(0).tolist(), "max": arrays[0].max(0).tolist()}
+    views[-1]["target"] = 34963  # indices
+    accessors.append({"bufferView": len(attributes), "componentType": 5125,  # uint32
+                      "count": faces.size, "type": "SCALAR"})
+    surface = {"metallicFactor": 0, "roughnessFactor": 0.7}
+    description = {
+        "asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{
+            "attributes": {name: i for i, name in enumerate(attributes)},
+            "indices": len(attributes), "material": 0}]}],
+        "materials": [{"pbrMetallicRoughness": surface, "doubleSided": True}],
+        "buffers": [{"byteLength": offsets[-1]}], "bufferViews": views, "accessors": accessors,
+    }
+    text = json.dumps(description, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)  # chunks start at multiples of four bytes
+    binary = b"".join(array.tobytes() for array in arrays)
+    return b"".join([
+        struct.pack("<4sII", b"glTF", 2, 28 + len(text) + len(binary)),
+        struct.pack("<I4s", len(text), b"JSON"), text,
+        struct.pack("<I4s", len(binary), b"BIN\0"), binary])
+
+
+_MESH_FORMATS = {".obj": _obj, ".ply": _ply, ".glb": _glb}
+
+
+def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:
+    """Write a triangle mesh as OBJ, PLY (binary) or GLB, whichever the path ends in.
+
+    Args: vertices (V, 3), written as float32; faces (F, 3), at least one; colors 0..1, one for
+    all (3,) or one per vertex (V, 3). Arrays or tensors. The file is replaced as a whole.
+    ValueError for another ending or a mesh that is not one, FileNotFoundError for a missing
+    folder.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _MESH_FORMATS:
+        raise ValueError(f"cannot save {path}: the name must end in .obj, .ply or .glb")
+    vertices, faces = _check_mesh(_to_numpy(vertices).astype(np.float32), faces)
+    if not len(faces):
+        raise ValueError(f"cannot save {path}: the mesh has no faces")
+    colors = None if colors is None else _vertex_colors(colors, len(vertices))
+    write_atomically(path, _MESH_FORMATS[path.suffix.lower()](vertices, faces, colors))
+
 
 # ------------------------------------------------------------------------------- rendering
 # A z-buffer in numpy without a loop over triangles: every triangle becomes rows, every row
@@ -506,45 +657,20 @@ class Rendered(NamedTuple):
     face_ids: np.ndarray  # (h, w) int32, the face at that depth, -1 for background
 
 
-def _to_numpy(array) -> np.ndarray:
-    return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
-
-
-def _check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
-    """The mesh as numpy arrays, float and int64; ValueError where it is not a triangle mesh."""
-    vertices, faces = _to_numpy(vertices), _to_numpy(faces)
-    if vertices.ndim != 2 or vertices.shape[1] != 3 or vertices.dtype.kind not in "fiu":
-        raise ValueError(f"vertices must be numbers of shape (V, 3), got {vertices.dtype} of "
-                         f"shape {vertices.shape}")
-    if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu":
-        raise ValueError(f"faces must be integers of shape (F, 3), got {faces.dtype} of shape "
-                         f"{faces.shape}")
-    if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
-        raise ValueError(f"faces refer to vertices {faces.min()} to {faces.max()}, but there are "
-                         f"{len(vertices)}")
-    if not np.isfinite(vertices).all():
-        raise ValueError("vertices must be finite, some are NaN or infinite")
-    return vertices, faces.astype(np.int64, copy=False)
-
-
-def _ranges(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All of range(starts[i], ends[i]) one after the other: whose each number is, the numbers."""
-    counts = np.maximum(ends - starts, 0)
-    owners = np.repeat(np.arange(len(counts)), counts)
-    return owners, np.arange(len(owners)) + (starts - counts.cumsum() + counts)[owners]
-
-
 def _centers_between(low: np.ndarray, high: np.ndarray, size: int):
     """First and one past the last pixel whose centre, at + 0.5, lies in [low, high]."""
     first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
     return first.clip(0, size).astype(np.int64), (last + 1).clip(0, size).astype(np.int64)
 
 
-def _spans(x: np.ndarray, y: np.ndarray, height: int):
-    """Triangles (3, F) cut into pixel rows: each row's face, its number, its left and right x."""
+def _pixel_rows(x: np.ndarray, y: np.ndarray, height: int):
+    """Triangles (3, F) cut into rows of pixels: each row's face, number, left end, right end."""
     order = y.argsort(0)
     x, y = np.take_along_axis(x, order, 0), np.take_along_axis(y, order, 0)
-    face, row = _ranges(*_centers_between(y[0], y[2], height))
+    first, end = _centers_between(y[0], y[2], height)
+    count = end - first
+    face = np.repeat(np.arange(len(count)), count)
+    row = np.arange(len(face)) + np.repeat(first - count.cumsum() + count, count)
     starts, ends = [0, 0, 1], [2, 1, 2]  # top to bottom, top to middle, middle to bottom
     edges = np.stack([x[starts], y[starts], x[ends] - x[starts], y[ends] - y[starts]])
     above = (row + 0.5 < y[1, face]) | (y[1] == y[2])[face]  # the edge crossed is not horizontal
@@ -557,13 +683,15 @@ def _spans(x: np.ndarray, y: np.ndarray, height: int):
     return face, row, np.minimum(short, long), np.maximum(short, long)
 
 
-def _nearest(pixel: np.ndarray, depth: np.ndarray, count: int) -> np.ndarray:
-    """Each pixel's nearest fragment, of `count` pixels those that have one; ties: the first."""
+def _nearest(pixel: np.ndarray, inverse: np.ndarray, count: int) -> np.ndarray:
+    """Of `count` pixels those with any fragment: their nearest one, the first of equally near."""
     winner = np.full(count, -1)
-    rivals = np.arange(len(depth))[::-1]
-    while len(rivals):  # as many rounds as surfaces behind one another, at most
-        winner[pixel[rivals]] = rivals  # of several in one pixel the last written stays
-        rivals = rivals[depth[rivals] < depth[winner[pixel[rivals]]]]
+    rival, rival_inverse = np.arange(len(pixel))[::-1], inverse[::-1]
+    pixel = pixel[::-1]
+    while len(rival):  # at most once for each surface behind another
+        winner[pixel] = rival  # of several in one pixel the last written stays
+        nearer = rival_inverse > inverse[winner[pixel]]
+        pixel, rival, rival_inverse = pixel[nearer], rival[nearer], rival_inverse[nearer]
     return winner[winner >= 0]
 
 
@@ -589,44 +717,38 @@ def rasterize(vertices, faces, size: tuple[int, int], near: float = 1e-6):
     rise = inverse[1:] - inverse[0]
     rise_x, rise_y = (rise * grow_x).sum(0), (rise * grow_y).sum(0)
 
-    face, row, left, right = _spans(x, y, height)
-    at_zero = inverse[0] - rise_x * (x[0] - 0.5) - rise_y * (y[0] - 0.5)
-    owner, column = _ranges(*_centers_between(left, right, width))
-    fragment_inverse = (at_zero[face] + rise_y[face] * row)[owner] + rise_x[face][owner] * column
-    low, high = inverse.min(0)[face][owner], inverse.max(0)[face][owner]
-    depth = (1 / fragment_inverse.clip(low, high)).astype(np.float32)  # slivers round wildly
+    face, row, left, right = _pixel_rows(x, y, height)
+    first, end = _centers_between(left, right, width)
+    count = end - first
+    offset_y = row + 0.5 - y[0, face]
+    low, high = inverse.min(0)[face], inverse.max(0)[face]
+    begin, last = (
+        (inverse[0, face] + rise_y[face] * offset_y + rise_x[face] * (column + 0.5 - x[0, face])
+         ).clip(low, high) for column in (first, end - 1))  # slivers round wildly
+    step = (last - begin) / np.maximum(count - 1, 1)
 
-    pixel = (row * width)[owner] + column
-    seen = _nearest(pixel, depth, height * width)
-    pixel, triangle = pixel[seen], face[owner[seen]]
-    offset_x = column[seen] + 0.5 - x[0, triangle]
-    offset_y = row[owner[seen]] + 0.5 - y[0, triangle]
-    second, third = grow_x[:, triangle] * offset_x + grow_y[:, triangle] * offset_y
+    # Rows become pixels: fragment i of all is fragment i - before of its row.
+    before = count.cumsum() - count
+    fragment = np.arange(count.sum())
+    pixel = fragment + np.repeat(row * width + first - before, count)
+    nearness = np.repeat(begin - step * before, count) + np.repeat(step, count) * fragment
+    nearness = nearness.astype(np.float32)
+    seen = _nearest(pixel, nearness, height * width)
+
+    owner = np.repeat(np.arange(len(count)), count)[seen]
+    pixel, triangle = pixel[seen], face[owner]
+    offset_x = pixel - row[owner] * width + 0.5 - x[0, triangle]
+    second, third = grow_x[:, triangle] * offset_x + grow_y[:, triangle] * offset_y[owner]
     weights = np.stack([1 - second - third, second, third]).clip(0) * inverse[:, triangle]
 
     face_ids = np.full(height * width, -1, np.int32)
     face_ids[pixel] = kept[triangle]
     barycentric = np.zeros((height * width, 3), np.float32)
     barycentric[pixel] = (weights / weights.sum(0)).T
-    depths = np.full(height * width, np.inf, np.float32)
-    depths[pixel] = depth[seen]
+    depth = np.full(height * width, np.inf, np.float32)
+    depth[pixel] = 1 / nearness[seen]
     return (face_ids.reshape(height, width), barycentric.reshape(height, width, 3),
-            depths.reshape(height, width))
-
-
-def vertex_normals(vertices, faces) -> np.ndarray:
-    """Unit normals (V, 3), each the mean of its faces' by area; zero where a vertex has none.
-
-    They point out of a mesh whose faces turn counter-clockwise seen from outside, in whatever
-    frame the vertices (V, 3) are.
-    """
-    vertices, faces = _check_mesh(vertices, faces)
-    corners = vertices[faces]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    total = np.stack([np.bincount(faces.ravel(), axis.repeat(3), len(vertices))
-                      for axis in normals.T], 1)
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    return (total / np.where(length > 0, length, 1)).astype(vertices.dtype)
+            depth.reshape(height, width))
 
 
 def _canvas(background, size: tuple[int, int]) -> np.ndarray:
@@ -638,24 +760,15 @@ def _canvas(background, size: tuple[int, int]) -> np.ndarray:
     return np.broadcast_to(background, (*size, 3)).copy()
 
 
-def _vertex_colors(colors, count: int) -> np.ndarray:
-    """One colour per vertex (V, 3) float32 in 0..1, from one for all or one for each."""
-    colors = _to_numpy(colors).astype(np.float32)
-    if colors.shape not in [(3,), (count, 3)] or not ((colors >= 0) & (colors <= 1)).all():
-        raise ValueError(f"colors must be (3,) or {(count, 3)} numbers in 0..1, got shape "
-                         f"{colors.shape}")
-    return np.broadcast_to(colors, (count, 3))
-
-
-def _blocks(image: np.ndarray, factor: int) -> np.ndarray:
-    """(h * factor, w * factor, ...) -> (h, w, factor^2, ...): the samples of each pixel."""
-    height, width = image.shape[0] // factor, image.shape[1] // factor
-    blocks = image.reshape(height, factor, width, factor, *image.shape[2:]).swapaxes(1, 2)
-    return blocks.reshape(height, width, factor**2, *image.shape[2:])
+def _samples(image: np.ndarray, factor: int) -> np.ndarray:
+    """(h * factor, w * factor, ...) -> (factor^2, h, w, ...): the samples of each pixel."""
+    return np.stack([image[row::factor, column::factor]
+                     for row in range(factor) for column in range(factor)])
 
 
 def _unit_rows(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    squared = np.einsum("...i,...i->...", vectors, vectors)[..., None]
+    return vectors / np.sqrt(np.maximum(squared, 1e-24))
 
 
 def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.82, 0.68, 0.6),
@@ -680,29 +793,28 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.82, 0.68, 0.6
     face_ids, barycentric, depth = rasterize(
         np.concatenate([pixels, vertices[:, 2:]], 1), faces, fine)
 
-    covered = face_ids >= 0
-    seen, weights = face_ids[covered], barycentric[covered]
+    pixel = np.flatnonzero(face_ids >= 0)
+    seen, weights = face_ids.ravel()[pixel], barycentric.reshape(-1, 3)[pixel]
     at_vertices = np.concatenate([vertex_normals(vertices, faces), colors, vertices], 1)
-    at_pixels = sum(weights[:, corner, None] * at_vertices[faces[seen, corner]]
+    at_pixels = sum(weights[:, corner, None] * at_vertices.take(faces[:, corner].take(seen), 0)
                     for corner in range(3))
     normal, color, position = np.split(at_pixels, 3, 1)
     x, y = pixels.T[:, faces.T]
     inside_out = (x[1] - x[0]) * (y[2] - y[0]) > (x[2] - x[0]) * (y[1] - y[0])
     normal = _unit_rows(np.where(inside_out[seen, None], -normal, normal))
     toward_light = normal @ _unit_rows(np.asarray(light, normal.dtype))
-    toward_camera = -(normal * _unit_rows(position)).sum(1)
+    toward_camera = -np.einsum("ni,ni->n", normal, _unit_rows(position))
     brightness = (ambient + (1 - ambient - headlight) * toward_light.clip(0)
                   + headlight * toward_camera.clip(0))
 
-    samples = np.repeat(np.repeat(canvas, supersample, 0), supersample, 1)
-    samples[covered] = (color * np.sqrt(brightness)[:, None]).clip(0, 1)  # colours have gamma 2
-    depths, ids = _blocks(depth, supersample), _blocks(face_ids, supersample)
-    nearest = depths.argmin(2)[..., None]
-    return Rendered(
-        _blocks(samples, supersample).mean(2),
-        _blocks(covered.astype(np.float32), supersample).mean(2),
-        np.take_along_axis(depths, nearest, 2)[..., 0],
-        np.take_along_axis(ids, nearest, 2)[..., 0])
+    image = np.zeros((*fine, 3), np.float32)
+    image.reshape(-1, 3)[pixel] = color * np.sqrt(brightness)[:, None]  # colours have gamma 2
+    mask = _samples((face_ids >= 0).astype(np.float32), supersample).mean(0)
+    image = _samples(image, supersample).mean(0) + canvas * (1 - mask[..., None])
+    depths = _samples(depth, supersample)
+    nearest = depths.argmin(0)[None]
+    face_ids = np.take_along_axis(_samples(face_ids, supersample), nearest, 0)[0]
+    return Rendered(image.clip(0, 1), mask, depths.min(0), face_ids)
 
 
 # ------------------------------------------------------------------------------- benchmark
