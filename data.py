@@ -24,12 +24,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -247,6 +247,9 @@ def find_augmentation(recipe: str | Augmentation | None) -> Augmentation | None:
     return recipe
 
 
+AUGMENTING, RENDERING, NOISE = range(3)  # first words: independent streams of random numbers
+
+
 def random_generator(*words: int) -> np.random.Generator:
     """A counter-based generator that depends on the words alone, all of them non-negative."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
@@ -300,10 +303,7 @@ def augmented_crop(source: Annotated, center: np.ndarray, box: np.ndarray, size:
     center = np.clip(center + jitter, 0, (width, height))
     box = box * rng.uniform(*recipe.scale)
     roll, mirror = recipe.draw_roll(rng), bool(rng.random() < recipe.flip)
-    sample = crop_sample(source, center, box, size, roll=roll, mirror=mirror)
-    if not (sample["keypoints_valid"][0] or sample["keypoints_valid"][9]):
-        sample["mesh_valid"] = 0.0  # official: no 3-D loss once wrist and middle knuckle are out
-    return sample
+    return crop_sample(source, center, box, size, roll=roll, mirror=mirror)
 
 
 class HandDataset(Dataset):
@@ -330,10 +330,12 @@ class HandDataset(Dataset):
         if key < 0:
             raise IndexError(f"keys count up from 0 (epoch * length + index), got {key}")
         epoch, index = divmod(int(key), len(self))
-        rng = random_generator(self.seed, self.split_id, epoch, index)
+        rng = random_generator(AUGMENTING, self.seed, self.split_id, epoch, index)
         sample = self.load(index, rng)
         if self.augmentation is not None:
             sample["image"] = self.augmentation.recolor(sample["image"], rng)
+            if not sample["keypoints_valid"][[0, 9]].any():
+                sample["mesh_valid"] = 0.0  # official: no 3-D loss, wrist and knuckle are out
         sample = {"side": np.int64(1), "index": np.int64(index)} | sample
         return {name: _tensor(value) for name, value in sample.items()}
 
@@ -430,7 +432,7 @@ LOWER_LIMIT[13:, 1:] = UPPER_LIMIT[13:, 1:] = 0.0
 
 @cache
 def hinge_axes() -> np.ndarray:
-    """(15, 3, 3): each joint's flexion, abduction and twist axis in the free right hand's rest frame.
+    """Each joint's flexion, abduction and twist axis (15, 3, 3), rest frame of the right hand.
 
     Fingers point along -x with the palm down (-y) and the index towards +z; positive flexion
     closes the hand, positive abduction of a finger goes towards the thumb.
@@ -577,8 +579,8 @@ def hand_surface() -> HandSurface:
 
 
 @cache
-def _noise_bank() -> np.ndarray:
-    return random_generator(0).standard_normal(2**20, dtype=np.float32)
+def _noise_bank() -> np.ndarray:  # drawing it anew for each picture would cost more than LBS
+    return random_generator(NOISE).standard_normal(2**20, dtype=np.float32)
 
 
 class Scene(NamedTuple):
@@ -764,8 +766,8 @@ class RenderedHands(HandDataset):
         super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
         if not (0 <= views <= 90 and 0 <= in_plane <= 180 and self.length > 0):
-            raise ValueError("expected views in 0..90 and in_plane in 0..180 degrees and a positive "
-                             f"length, got {views}, {in_plane} and {self.length}")
+            raise ValueError("expected views in 0..90 and in_plane in 0..180 degrees and a "
+                             f"positive length, got {views}, {in_plane} and {self.length}")
         if sides not in ("both", "palm", "back"):
             raise ValueError(f"unknown sides {sides!r}: expected both, palm or back")
         self.views, self.in_plane, self.sides = float(views), float(in_plane), sides
@@ -787,7 +789,7 @@ class RenderedHands(HandDataset):
 
     def render(self, index: int) -> np.ndarray:
         """The packed record of one sample, made from nothing but seed, split and index."""
-        rng = random_generator(self.seed, self.split_id, 0, index, RENDER_VERSION)
+        rng = random_generator(RENDERING, self.seed, self.split_id, index)
         scene = sample_scene(rng, self.size, self.views, self.in_plane, self.sides)
         image = paint_background(rng, self.size).astype(np.float32)
         paint_hand(image, scene, shade(rng, scene.surface))
@@ -858,3 +860,225 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+# --------------------------------------------------------------------------------- FreiHAND
+
+
+class FreiHAND(HandDataset):
+    """FreiHAND (Zimmermann et al. 2019) in its official layout, version 2.
+
+    root: the folder with training/, evaluation/ and their .json files. Training has four
+    backgrounds (green screen, homogenised, sample, auto), picture = background * N + id, and one
+    annotation per id; N is read from the files (32,560), so a small folder works too. Evaluation
+    is read with or without the annotation that was released later: without it keypoints are
+    unknown, the crop is the whole picture and all flags are 0.
+    Without augmentation the crop is the box of the true keypoints x 1.25, as the papers evaluate.
+
+    cache: folder for the packed annotation, `root` by default. The JSON lists, over a gigabyte of
+    text, are packed once into a memory-mapped file (9.6 kB an id) and again when they change.
+    K is used as it is: if its pixel centres are at integers that is half a pixel, below the
+    annotation's own error. Joints are the given xyz, never regressed.
+    """
+
+    EVALUATION = Augmentation(scale=(1.25, 1.25))
+    BACKGROUNDS = ("gs", "hom", "sample", "auto")
+    SHAPES = {"K": (3, 3), "xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3)}
+
+    def __init__(self, root: str | os.PathLike, split: str = "training", size: int = 224, *,
+                 augmentation: str | Augmentation | None = None, seed: int = 0,
+                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
+        super().__init__(split, ("training", "evaluation"), size, seed, augmentation)
+        self.root, self.progress = Path(root), progress
+        self.pictures = self.root / split / "rgb"
+        sources = {name: self.root / f"{split}_{name}.json" for name in self.SHAPES}
+        self.sources = {name: path for name, path in sources.items() if path.is_file()}
+        required = ("K", "xyz") if split == "training" else ("K",)
+        for path in (self.pictures, *(sources[name] for name in required)):
+            if not path.exists():
+                raise FileNotFoundError(f"no {path}: expected FreiHAND's official layout in "
+                                        f"{self.root}, see freihand.informatik.uni-freiburg.de")
+        self.dtype = np.dtype([(name, np.float32, self.SHAPES[name]) for name in self.sources])
+        stats = {name: path.stat() for name, path in self.sources.items()}
+        marks = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+        folder = self.root if cache is None else Path(cache)
+        self.path = folder / f"freihand_{split}_{fingerprint(marks)}.npy"
+        self._packed: np.ndarray | None = None
+        self.db_size = sum(1 for _ in self._items("K"))
+        self.versions = self._count_versions()
+        self._records()
+
+    def _count_versions(self) -> int:
+        most = len(self.BACKGROUNDS) if self.split == "training" else 1
+        found = [self.picture_path(version * self.db_size).is_file() for version in range(most)]
+        if not self.db_size or not found[0]:
+            raise FileNotFoundError(f"no picture for the {self.db_size} annotations of the split "
+                                    f"{self.split}: expected {self.picture_path(0)}")
+        return found.index(False) if False in found else most
+
+    def __len__(self) -> int:
+        return self.db_size * self.versions
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None}
+
+    def picture_path(self, index: int) -> Path:
+        """The file of a picture."""
+        return self.pictures / f"{index:08d}.jpg"
+
+    def annotated(self, index: int) -> Annotated:
+        """A picture and its annotation as they are in the data set."""
+        image = read_image(self.picture_path(index))
+        record = self._records()[index % self.db_size]
+        known = "xyz" in self.sources
+        K = record["K"].astype(np.float64)
+        joints = record["xyz"] if known else np.zeros(self.SHAPES["xyz"])
+        vertices = record["verts"] if "verts" in self.sources else np.zeros(self.SHAPES["verts"])
+        keypoints, valid = np.zeros((NUM_JOINTS, 2)), np.zeros(NUM_JOINTS, np.float32)
+        if known:
+            projected = joints @ K.T
+            keypoints = projected[:, :2] / projected[:, 2:]
+            valid = inside(keypoints, image.shape[1], image.shape[0])
+        return Annotated(image, K, joints, vertices, keypoints, valid,
+                         mesh_valid=float(known and "verts" in self.sources))
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        source = self.annotated(index)
+        height, width = source.image.shape[:2]
+        center, box = np.array([width, height]) / 2, np.array([width, height], np.float64)
+        recipe = Augmentation() if self.augmentation is None else self.augmentation
+        if source.keypoints_valid.any():
+            center, box = keypoint_box(source.keypoints_2d, source.keypoints_valid)
+            recipe = self.augmentation or self.EVALUATION
+        return augmented_crop(source, center, box, self.size, recipe, rng)
+
+    def _records(self) -> np.ndarray:
+        if self._packed is None:
+            self._packed = build_packed(self.path, self.dtype, self.db_size, self._fill)
+        return self._packed
+
+    def _items(self, name: str) -> Iterator[object]:
+        try:
+            yield from stream_json_list(self.sources[name])
+        except ValueError as error:
+            raise ValueError(f"{self.sources[name]} is not a whole JSON list ({error}): "
+                             "download it again") from error
+
+    def _fill(self, records: np.ndarray) -> None:
+        for name, path in self.sources.items():
+            count = 0
+            for item in tqdm(self._items(name), f"Packing {path.name}", total=len(records),
+                             disable=not self.progress):
+                array = np.asarray(item, np.float32)
+                if array.shape != self.SHAPES[name]:
+                    raise ValueError(f"{path}, item {count}: expected {self.SHAPES[name]} numbers, "
+                                     f"got shape {array.shape}")
+                if count < len(records):
+                    records[name][count] = array
+                count += 1
+            if count != len(records):
+                raise ValueError(f"{path} has {count} items where K has {len(records)}: "
+                                 "the files do not belong together")
+
+
+def stream_json_list(path: Path, chunk: int = 1 << 22) -> Iterator[object]:
+    """The items of a JSON file that holds one long list, one at a time, in little memory.
+
+    Raises ValueError if the file is damaged, or if one item is longer than 16 chunks of characters.
+    """
+    decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
+    with open(path, encoding="utf-8") as file:
+        text = file.read(chunk).lstrip()
+        if not text.startswith("["):
+            raise ValueError("it does not start with [")
+        position = 1
+        while True:
+            position = gap.match(text, position).end()
+            if text.startswith("]", position):
+                return
+            with contextlib.suppress(json.JSONDecodeError):  # perhaps only cut by the chunk's end
+                item, end = decoder.raw_decode(text, position)
+                if text[end:end + 1] in tuple(",] \t\r\n"):  # else a number may go on
+                    yield item
+                    position = end
+                    continue
+            more = file.read(chunk)
+            if not more or len(text) - position > 16 * chunk:
+                raise ValueError("damaged or cut off")
+            text, position = text[position:] + more, 0
+
+
+# ---------------------------------------------------------------------------------- looking
+
+FINGER_COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
+
+
+def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
+                   zoom: int = 3) -> np.ndarray:
+    """Picture (S, S, 3) uint8, `zoom` times larger, with the hand21 skeleton drawn on it."""
+    side = image.shape[0] * zoom
+    picture = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(picture)
+    points = [tuple(point) for point in (keypoints * zoom).tolist()]
+    for finger, color in enumerate(FINGER_COLORS):
+        chain = [0, *range(1 + 4 * finger, 5 + 4 * finger)]
+        for start, end in zip(chain, chain[1:], strict=False):
+            if valid[start] and valid[end]:
+                draw.line([points[start], points[end]], color, width=2)
+        for joint in chain:
+            if valid[joint]:
+                x, y = points[joint]
+                draw.ellipse((x - 3, y - 3, x + 3, y + 3), color)
+    return np.asarray(picture)
+
+
+def draw_samples(dataset: HandDataset, keys: Sequence[int], path: str | os.PathLike,
+                 columns: int = 4) -> None:
+    """Write a PNG with the pictures of some samples and their projected keypoints."""
+    tiles = []
+    for key in keys:
+        sample = dataset[key]
+        tiles.append(draw_keypoints(sample["image"].permute(1, 2, 0).numpy(),
+                                    sample["keypoints_2d"].numpy(),
+                                    sample["keypoints_valid"].numpy()))
+    blank = np.zeros_like(tiles[0])
+    tiles += [blank] * (-len(tiles) % columns)
+    rows = [np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)]
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python data.py NAME`: count a data set's samples, print one, draw some."""
+    parser = argparse.ArgumentParser(description="Look at a data set.")
+    parser.add_argument("name", choices=("rendered", "freihand"))
+    parser.add_argument("--data-root", type=Path, help="the data set's folder (freihand)")
+    parser.add_argument("--split", help="default: the training split")
+    parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
+    parser.add_argument("--cache", type=Path, help="folder for packed files")
+    parser.add_argument("--draw", type=int, default=0, metavar="N", help="draw N samples")
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="where to draw")
+    args = parser.parse_args(argv)
+    options = {"size": args.size, "seed": args.seed, "augmentation": args.augmentation,
+               "cache": args.cache}
+    try:
+        if args.name == "freihand":
+            if args.data_root is None:
+                parser.error("freihand needs --data-root FOLDER")
+            dataset = FreiHAND(args.data_root, args.split or "training", **options)
+        else:
+            dataset = RenderedHands(args.split or "train", **options)
+        print(f"{args.name}, split {dataset.split}: {len(dataset):,} samples")
+        for name, value in dataset[0].items():
+            print(f"  {name:16} {str(tuple(value.shape)):14} {str(value.dtype):14}"
+                  f"{value.min():10.4g} to {value.max():.4g}")
+        if args.draw:
+            draw_samples(dataset, range(min(args.draw, len(dataset))), args.out)
+            print(f"drawn: {args.out}")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
