@@ -771,8 +771,8 @@ def _unit_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.sqrt(np.maximum(squared, 1e-24))
 
 
-def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.82, 0.68, 0.6),
-           background=None, light=(-0.5, -0.8, -0.8), ambient: float = 0.3,
+def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.92, 0.76, 0.67),
+           background=None, light=(-0.5, -0.8, -0.8), ambient: float = 0.18,
            headlight: float = 0.2, supersample: int = 1) -> Rendered:
     """A shaded picture of a mesh as the pinhole camera K sees it.
 
