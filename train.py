@@ -1,0 +1,938 @@
+"""Train and evaluate in plain PyTorch: one process, or as many as torchrun starts.
+
+    python train.py --model simplehand                     # a preset that suits this machine
+    torchrun --nproc-per-node 8 train.py --model simplehand --preset paper \\
+        --data freihand --data-root FOLDER                 # the paper's run
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST train.py ...
+    python train.py --model simplehand --resume            # go on where a run was interrupted
+    python train.py --model simplehand --eval --checkpoint FILE [--export FILE]
+
+OUT (runs/<model> unless given) receives checkpoint.pt, log.csv with one row per step, scores.csv
+with one row per evaluation and, at the end, results.json, predictions.png and curves.png.
+
+A run killed at any moment and resumed ends in the weights of an uninterrupted one, bit for bit on
+a CPU, because a step depends on nothing but its checkpoint and its number:
+- order: the samples of step n are a function of (seed, n), see `rank_batches`;
+- chance: dropout and all else draws from generators seeded by (seed, step, rank);
+- state: a checkpoint is the rest, and replaces its predecessor in one instant.
+The number of processes is no hyperparameter: batch norm spans them all, the order does not know
+them, and eight processes with batch 4 take the step that one takes with batch 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import csv
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import os
+import platform
+import random
+import shlex
+import signal
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+
+import bodymodels
+import data
+import metrics
+import simplehand
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SCHEDULES = ("constant", "step", "cosine")
+MAX_SKIPPED = 10  # non-finite steps in a row before giving up
+BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline
+
+# ------------------------------------------------------------------------------------- ranks
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+    workers: int = 0  # data processes beside each of them
+    patient: dist.ProcessGroup | None = None  # waits for hours, where the default gives up at 60 s
+
+    @property
+    def leader(self) -> bool:
+        """Whether this process is the one that writes files and prints."""
+        return self.rank == 0
+
+    def mean(self, values: Iterable[float]) -> list[float]:
+        """The mean of each value over all processes, the same bits on each of them."""
+        total = torch.tensor(list(values), dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(total)
+        return (total / self.size).tolist()
+
+    def wait(self) -> None:
+        """Return once every process got here."""
+        if self.size > 1:
+            dist.barrier(group=self.patient)
+
+    def gather(self, value: typing.Any) -> list[typing.Any]:
+        """Everybody's value on the leader, in order of rank; nothing elsewhere."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.leader else None
+        dist.gather_object(value, values, group=self.patient)
+        return values or []
+
+
+def join_world(workers: int | None = None) -> World:
+    """Meet the other processes that torchrun started, if it did."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = choose_device()
+    if workers is None:  # a CPU that trains has none to spare
+        share = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = min(16, share) if device.type == "cuda" else 0
+    if size == 1:
+        return World(device=device, workers=workers)
+    # After a restart, addresses of the last attempt are still in the store: look under new names.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    served = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
+                          is_master=served, timeout=timedelta(seconds=60))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    store.set(f"rank {rank}", "ready")  # another machine may still be preparing its data
+    store.wait([f"rank {number}" for number in range(size)], timedelta(hours=12))
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size,
+                            timeout=timedelta(seconds=60))
+    patient = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
+    return World(rank, size, device, workers, patient)
+
+
+def choose_device() -> torch.device:
+    """This process's GPU, or the CPU with its share of the cores."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not torch.cuda.is_available():
+        if neighbours > 1:  # torchrun would give each a single core
+            torch.set_num_threads(max(1, available_cores() // neighbours))
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(f"process {local_rank} on this machine has no GPU of its own: start at "
+                         f"most {torch.cuda.device_count()} with --nproc-per-node")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return device
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes (PyTorch's own SyncBatchNorm needs CUDA)."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        if not self.training:
+            return super().forward(x)
+        var, mean = (v.double() for v in torch.var_mean(x.float(), (0, 2, 3), correction=0))
+        moments = all_reduce(torch.stack((mean, var + mean.square()))) / dist.get_world_size()
+        mean, var = moments[0], moments[1] - moments[0].square()
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * dist.get_world_size()
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(x.dtype), self.momentum)
+            self.running_var.lerp_((var * count / (count - 1)).to(x.dtype), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return x * scale.to(x.dtype).view(-1, 1, 1) + shift.to(x.dtype).view(-1, 1, 1)
+
+
+def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Make every batch norm of the model span all processes; names and weights stay."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SharedBatchNorm
+    return model
+
+
+# --------------------------------------------------------------------- functions of the step
+
+
+def learning_rate(config: typing.Any, step: int) -> float:
+    """The rate of step 0, 1, ...: linear warm-up times constant, step (/ 10 at half) or cosine."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    factor = {
+        "constant": 1.0,
+        "step": 1.0 if step < config.steps / 2 else 0.1,
+        "cosine": 0.5 + 0.5 * math.cos(math.pi * max(0.0, progress)),
+    }[config.schedule]
+    return config.learning_rate * warmup * factor
+
+
+def seed_everything(*words: int) -> None:
+    """Make all that follows a function of these numbers."""
+    seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """The shuffled indices of one epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(length)
+
+
+def key_at(position: int, length: int, seed: int) -> int:
+    """The data set key of the position-th sample of a run: epoch * length + index."""
+    epoch, offset = divmod(position, length)
+    return epoch * length + int(epoch_order(seed, epoch, length)[offset])
+
+
+def rank_batches(position: int, steps: int, batch_size: int, accumulate: int, world: World,
+                 length: int, seed: int) -> Iterator[list[int]]:
+    """Keys of this rank's batches, `accumulate` per step, from the position-th sample on.
+
+    A step takes the next batch_size * accumulate * world.size samples of the run, whoever they
+    are split among.
+    """
+    share = batch_size * accumulate
+    for step in range(steps):
+        first = position + (step * world.size + world.rank) * share
+        for start in range(first, first + share, batch_size):
+            yield [key_at(start + offset, length, seed) for offset in range(batch_size)]
+
+
+# -------------------------------------------------------------------------------------- data
+
+
+def load_batches(dataset: Dataset, keys: Iterable[list[int]],
+                 world: World) -> Iterator[dict[str, Tensor]]:
+    """Collated batches of the data set, one for each list of keys, on this rank's device."""
+    loader = DataLoader(dataset, batch_sampler=keys, num_workers=world.workers,
+                        pin_memory=world.device.type == "cuda", worker_init_fn=ignore_signals)
+    try:
+        for batch in loader:
+            yield {name: value.to(world.device, non_blocking=True)
+                   for name, value in batch.items()}
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or "Traceback" in str(error):
+            raise
+        raise RuntimeError(f"a data worker died ({error}): it may have run out of memory, or of "
+                           "shared memory in a container; try fewer with --workers") from error
+
+
+def ignore_signals(worker: int) -> None:
+    """Leave SIGTERM and Ctrl-C to the main process, which then stops its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# ----------------------------------------------------------------------------- training step
+
+
+class Trainer:
+    """Model, optimiser and counters: all that a step changes and a checkpoint keeps."""
+
+    def __init__(self, task: typing.Any, world: World, compile: bool = False) -> None:
+        config = task.config
+        seed_everything(config.seed)
+        self.task, self.config, self.world = task, config, world
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        model = task.build().to(world.device, memory_format=layout)
+        self.ema = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
+        ) if config.ema_decay else None
+        self.model = share_batch_norm(model, world.device) if world.size > 1 else model
+        if compile:
+            self.model.compile()
+        self.parallel = self.model if world.size == 1 else DistributedDataParallel(
+            self.model, [world.device] if world.device.type == "cuda" else None,
+            broadcast_buffers=False,  # shared batch norm keeps them equal
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+        self.optimizer = torch.optim.AdamW(
+            task.parameter_groups(self.model), lr=config.learning_rate, fused=True)
+        self.step = 0  # finished optimiser steps
+        self.position = 0  # samples seen
+        self.skipped = 0  # non-finite steps in a row, up to now
+        self.seconds = 0.0  # spent training, over all resumed parts
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The weights to evaluate and ship: the moving average if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def train_step(self, batches: list[dict[str, Tensor]],
+                   flags: Iterable[bool] = ()) -> tuple[dict[str, float], list[bool]]:
+        """One optimiser step on this rank's batches.
+
+        Returns the losses (means over all ranks), rate and gradient norm, and for each flag
+        whether any rank raised it. If loss or gradient are not finite on any rank, no rank moves.
+        """
+        rate = learning_rate(self.config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        terms = self.accumulate_gradients(batches)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.config.gradient_clip or math.inf).item()
+        shared = self.world.mean([*terms.values(), *flags])
+        row = {"step": self.step + 1, **dict(zip(terms, shared, strict=False)),
+               "learning_rate": rate, "grad_norm": norm}
+        # An overflow that the scaler can cure by scaling less is business as usual.
+        finite = math.isfinite(norm) or self.scaler.get_scale() > 1.0
+        self.conclude(finite and math.isfinite(row["loss"]), buffers)
+        return row, [flag > 0.0 for flag in shared[len(terms):]]
+
+    def accumulate_gradients(self, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Gradients of the mean loss over the batches; returns that loss and its terms."""
+        total: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches):
+            seed_everything(self.config.seed, self.step, self.world.rank, number)
+            apart = number + 1 < len(batches) and self.world.size > 1  # reduce gradients once
+            with self.parallel.no_sync() if apart else contextlib.nullcontext():
+                loss, terms = self.task.loss(self.forward, batch)
+                self.scaler.scale(loss / len(batches)).backward()
+            for name, term in {"loss": loss, **terms}.items():
+                total[name] = total.get(name, 0.0) + term.detach() / len(batches)
+        return dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
+
+    def forward(self, *inputs: Tensor) -> typing.Any:
+        """The model in mixed precision; losses are computed outside, in full precision."""
+        dtype = PRECISIONS[self.config.precision]
+        with torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32):
+            return self.parallel(*inputs)
+
+    def conclude(self, finite: bool, buffers: list[Tensor]) -> None:
+        """Take the step, or leave weights and buffers as they were before it."""
+        if finite:
+            self.scaler.step(self.optimizer)
+            if self.ema:
+                self.ema.update_parameters(self.model)
+        else:
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.skipped = 0 if finite else self.skipped + 1
+        self.step += 1
+        self.position += self.config.batch_size * self.config.accumulate * self.world.size
+
+    def state_dict(self) -> dict[str, typing.Any]:
+        """Everything a checkpoint keeps; rates and random states are functions of the step."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "schedule": {"kind": self.config.schedule, "step": self.step},
+            "rng": {"seed": self.config.seed, "step": self.step},
+            "step": self.step,
+            "position": self.position,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, typing.Any]) -> None:
+        """Become the trainer that returned this state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        for name in ("step", "position", "skipped", "seconds"):
+            setattr(self, name, state[name])
+
+
+# ------------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`; once complete and on disk it takes that name in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".unfinished-{path.name}")
+    yield temporary
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(content: dict[str, typing.Any], path: Path) -> None:
+    """torch.save, of which a reader sees all or nothing."""
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def read_checkpoint(path: Path) -> dict[str, typing.Any]:
+    """A checkpoint of this script; raises FileNotFoundError or ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}: name one with --checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"model", "config", "preset", "name"} - set(checkpoint)
+    except Exception as error:  # unpickling fails in a dozen ways
+        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if missing:
+        raise ValueError(f"{path} is not a checkpoint of train.py: it lacks {sorted(missing)}")
+    return checkpoint
+
+
+class Table:
+    """A csv file that a resumed run continues: rows of steps it has yet to do are dropped."""
+
+    def __init__(self, path: Path, columns: list[str], step: int) -> None:
+        rows = [row for row in read_table(path) if int(row["step"]) <= step]
+        self.steps = {int(row["step"]) for row in rows}
+        with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.file = open(path, "a", newline="")
+        self.writer = csv.DictWriter(self.file, columns)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Write one row, at once."""
+        self.steps.add(row["step"])
+        self.writer.writerow({name: f"{value:.9g}" for name, value in row.items()})
+        self.file.flush()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The complete rows of a csv file, of which the last may be torn; none without a file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+class Journal:
+    """What the leader writes and prints while training: log.csv, scores.csv, lines of progress."""
+
+    def __init__(self, trainer: Trainer, out: Path) -> None:
+        config = trainer.config
+        self.trainer, self.out, self.steps = trainer, out, config.steps
+        self.images = config.batch_size * config.accumulate * trainer.world.size
+        self.rows: Table | None = None  # opened with the first row, which tells the columns
+        self.scores: Table | None = None
+        self.seconds: collections.deque[float] = collections.deque(maxlen=50)  # of recent steps
+        self.printed = 0.0
+
+    def add(self, row: dict[str, float], seconds: float) -> None:
+        """One step, which took so many seconds."""
+        self.seconds.append(seconds)
+        row = row | {"images_per_second": self.images / seconds, "seconds": self.trainer.seconds}
+        self.rows = self.rows or Table(self.out / "log.csv", list(row), row["step"] - 1)
+        self.rows.add(row)
+        if self.trainer.skipped:
+            print(f"\nstep {row['step']} skipped, {self.trainer.skipped} in a row: loss "
+                  f"{row['loss']}, gradient norm {row['grad_norm']}", flush=True)
+        terminal = sys.stdout.isatty()  # there one line renews itself; elsewhere, now and then one
+        if (time.monotonic() - self.printed > (0.5 if terminal else 10.0)
+                or row["step"] == self.steps):
+            self.printed = time.monotonic()
+            end = "\r" if terminal and row["step"] < self.steps else "\n"
+            print(self.progress(row), end=end, flush=True)
+
+    def progress(self, row: dict[str, float]) -> str:
+        """Step, losses, images per second and time left."""
+        losses = list(row)[1:list(row).index("learning_rate")]
+        pace = sum(self.seconds) / len(self.seconds)
+        left = timedelta(seconds=round((self.steps - row["step"]) * pace))
+        return (f"step {row['step']}/{self.steps}  "
+                + "  ".join(f"{name} {row[name]:.4f}" for name in losses)
+                + f"  {self.images / pace:.0f} images/s  {left} left ")
+
+    def add_scores(self, scores: Scores) -> None:
+        """One evaluation."""
+        row = {"step": self.trainer.step, **next(iter(scores.values()), {})}
+        self.scores = self.scores or Table(self.out / "scores.csv", list(row), row["step"])
+        if row["step"] not in self.scores.steps:
+            self.scores.add(row)
+            print(f"\ntest at step {row['step']}: " + "  ".join(
+                f"{name} {value:.4g}" for name, value in list(row.items())[1:]), flush=True)
+
+
+# -------------------------------------------------------------------------------- evaluation
+
+Scores = dict[str, dict[str, float]]  # predictor -> metric -> value; the model is the first
+
+
+@torch.no_grad()
+def evaluate(task: typing.Any, model: nn.Module,
+             world: World) -> tuple[Scores, dict[str, np.ndarray]]:
+    """Score the test split, split among the ranks; the leader gets scores and predictions."""
+    share, size = range(world.rank, len(task.test_set), world.size), task.config.batch_size
+    keys = [list(share[start:start + size]) for start in range(0, len(share), size)]
+    model.eval()
+    outputs = [
+        {name: value.cpu().numpy() for name, value in task.predict(model, batch).items()}
+        for batch in load_batches(task.test_set, keys, world)
+    ]
+    model.train()
+    scores, predictions = {}, {}
+    gathered = [batch for outputs in world.gather(outputs) for batch in outputs]
+    if world.leader:
+        order = np.concatenate([batch["index"] for batch in gathered]).argsort()
+        predictions = {name: np.concatenate([batch[name] for batch in gathered])[order]
+                       for name in gathered[0]}
+        scores = task.scores(predictions)
+    world.wait()
+    return scores, predictions
+
+
+def score_table(scores: Scores) -> str:
+    """A line per metric and a column per predictor, then the model's part of the last one's."""
+    names = list(scores)
+    lines = [f"{'':12}" + "".join(f"{name:>14}" for name in [*names, "ratio"])]
+    for metric in scores[names[0]]:
+        values = [scores[name][metric] for name in names]
+        ratio = values[0] / values[-1] if values[-1] else math.nan
+        lines.append(f"{metric:12}" + "".join(f"{value:14.3f}" for value in [*values, ratio]))
+    return "\n".join(lines)
+
+
+def draw_curves(out: Path) -> None:
+    """Losses and scores over the steps, from log.csv and scores.csv to curves.png."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("log.csv", "scores.csv"), strict=True):
+        rows = read_table(out / name)
+        columns = list(rows[0]) if rows else []
+        last = columns.index("learning_rate") if "learning_rate" in columns else len(columns)
+        for column in columns[1:last]:
+            values = np.array([float(row[column]) for row in rows])
+            width = max(1, len(values) // 100)  # running mean over a hundredth
+            axes.plot([int(row["step"]) for row in rows[width - 1:]],
+                      np.convolve(values, np.full(width, 1 / width), "valid"), label=column)
+        axes.set(xlabel="step", yscale="log", title=name)
+        if columns:
+            axes.legend(fontsize="small")
+    with replacing(out / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def draw_grid(images: list[np.ndarray], path: Path, columns: int, title: str) -> None:
+    """Images (H, W, 3) of 0..1 in a grid, as one PNG."""
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(images) / columns)
+    height, width = images[0].shape[:2]
+    figure = Figure(figsize=(12, 12 * rows * height / (columns * width) + 0.4), layout="tight")
+    for number, image in enumerate(images, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.axis("off")
+        axes.imshow(image.clip(0, 1))
+    figure.suptitle(title)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+# ------------------------------------------------------------------------------ training loop
+
+
+class StopRequest:
+    """Turns SIGTERM and Ctrl-C into a request to stop after the current step."""
+
+    def __init__(self) -> None:
+        self.name = ""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.note)
+
+    def note(self, number: int, frame: object) -> None:
+        """Remember the signal."""
+        self.name = signal.Signals(number).name
+
+
+def train(trainer: Trainer, out: Path, about: dict[str, typing.Any], save_every: float) -> bool:
+    """Run to the last step, logging, evaluating and saving; False if asked to stop before."""
+    task, config, world = trainer.task, trainer.config, trainer.world
+    keys = rank_batches(trainer.position, config.steps - trainer.step, config.batch_size,
+                        config.accumulate, world, len(task.train_set), config.seed)
+    batches = load_batches(task.train_set, keys, world)
+    stop, journal = StopRequest(), Journal(trainer, out)
+    saved, save_seconds, stopping = time.monotonic(), 0.0, False
+    while trainer.step < config.steps and not stopping:
+        if trainer.step and trainer.step % config.eval_every == 0:
+            scores, _ = evaluate(task, trainer.best_model, world)
+            if world.leader:
+                journal.add_scores(scores)
+        start = time.monotonic()
+        step_batches = [next(batches) for _ in range(config.accumulate)]
+        # Saving is due now and then, and not for more than a twentieth of the time.
+        due = world.leader and start - saved > max(save_every, 20 * save_seconds)
+        row, (stopping, saving) = trainer.train_step(step_batches, (bool(stop.name), due))
+        trainer.seconds += time.monotonic() - start
+        if world.leader:
+            journal.add(row, time.monotonic() - start)
+        if trainer.skipped == MAX_SKIPPED:
+            give_up(trainer, out, step_batches)
+        if stopping or saving or trainer.step == config.steps:
+            saved = time.monotonic()
+            if world.leader:
+                save({**trainer.state_dict(), **about, "baseline": task.baseline},
+                     out / "checkpoint.pt")
+            world.wait()
+            save_seconds = time.monotonic() - saved
+    if stopping and world.leader:
+        print(f"\n{stop.name or 'A stop on another rank'}: saved at step {trainer.step} of "
+              f"{config.steps}; continue with --resume", flush=True)
+    return not stopping
+
+
+def give_up(trainer: Trainer, out: Path, batches: list[dict[str, Tensor]]) -> None:
+    """Stop after too many non-finite steps, leaving the last batches of every rank."""
+    path = out / f"nonfinite_rank{trainer.world.rank}.pt"
+    save({"step": trainer.step, "batches": batches}, path)
+    trainer.world.wait()
+    raise SystemExit(f"{MAX_SKIPPED} steps in a row were not finite: gave up at step "
+                     f"{trainer.step}; the last batch is in {path}")
+
+
+# ------------------------------------------------------------------------------------- tasks
+
+
+class SimpleHandTask:
+    """Hand meshes from crops of RenderedHands or FreiHAND: all that the loop asks of a model.
+
+    A task has a Config, PRESETS, data sets and these methods; its constructor gets all flags.
+    """
+
+    Config, PRESETS = simplehand.Config, simplehand.PRESETS
+    PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand"}  # by kind of data
+    baseline: Tensor | None = None  # the mean hand (778, 3), root-relative, kept in checkpoints
+
+    def __init__(self, config: simplehand.Config, arguments: argparse.Namespace) -> None:
+        self.config, self.arguments = config, arguments
+        self.data = arguments.data or "rendered"
+        if self.data not in self.PROTOCOLS:
+            raise ValueError(f"--data {self.data}: expected one of {', '.join(self.PROTOCOLS)}")
+        if self.data == "freihand" and not arguments.data_root:
+            raise ValueError("--data freihand: say where its folder is with --data-root")
+        hand = bodymodels.load_model("hand_right")
+        self.keypoint_regressor, self.faces = hand.keypoint_regressor, hand.faces
+
+    @functools.cached_property
+    def train_set(self) -> Dataset:
+        """The training split, augmented."""
+        return self.data_set("train", "training", self.config.train_samples)
+
+    @functools.cached_property
+    def test_set(self) -> Dataset:
+        """The test split, as it is."""
+        return self.data_set("test", "evaluation", self.config.test_samples)
+
+    def data_set(self, split: str, freihand_split: str, length: int) -> Dataset:
+        """A split of the chosen data."""
+        config, training = self.config, split == "train"
+        if self.data == "freihand":
+            return data.FreiHAND(
+                self.arguments.data_root, freihand_split, config.image_size, seed=config.seed,
+                augmentation="official_simplehand" if training else None)
+        return data.RenderedHands(
+            split, config.image_size, length=length, seed=config.seed, views=config.views,
+            augmentation="rendered" if training else None, cache=self.arguments.cache)
+
+    def build(self) -> nn.Module:
+        """The model, with new weights."""
+        return simplehand.SimpleHand(self.config)
+
+    def parameter_groups(self, model: nn.Module) -> list[dict]:
+        """For AdamW."""
+        return simplehand.parameter_groups(model, self.config.weight_decay)
+
+    def loss(self, model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, and its unweighted terms for the log."""
+        prediction = model(batch["image"])
+        terms = simplehand.losses(prediction, batch,
+                                  self.keypoint_regressor.to(batch["image"].device))
+        return simplehand.total_loss(terms, self.config), terms
+
+    def predict(self, model: Callable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `scores` needs: meshes in the axes of the original camera, beside the truth."""
+        root = batch["joints"][:, 9:10]
+        meshes = {"vertices": model(batch["image"])["vertices"],
+                  "true_vertices": batch["vertices"] - root,
+                  "true_joints": batch["joints"] - root}
+        back = batch["camera_rotation"]  # x_original = R^T x_crop, so for row vectors x R
+        return {name: points @ back for name, points in meshes.items()} | {
+            name: batch[name] for name in ("index", "mesh_valid")}
+
+    def set_baseline(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Take the mean hand of these training samples."""
+        hands = [(batch["vertices"] - batch["joints"][:, 9:10]).cpu() for batch in batches]
+        self.baseline = torch.cat(hands).mean(0)
+
+    def scores(self, predictions: dict[str, np.ndarray]) -> Scores:
+        """The model's and the mean hand's; nothing if the test split has no annotation."""
+        known = predictions["mesh_valid"] > 0
+        if not known.any():
+            return {}
+        truth = {name: predictions[f"true_{name}"][known] for name in ("joints", "vertices")}
+        hands = {"SimpleHand": predictions["vertices"][known]}
+        if self.baseline is not None:
+            hands["mean hand"] = np.broadcast_to(self.baseline.numpy(), truth["vertices"].shape)
+        return {name: metrics.evaluate(
+            self.PROTOCOLS[self.data], {"vertices": hand, "joints": self.joints(hand)}, truth)
+            for name, hand in hands.items()}
+
+    def joints(self, vertices: np.ndarray) -> np.ndarray:
+        """(N, 778, 3) -> (N, 21, 3)."""
+        return np.einsum("jv,nvc->njc", self.keypoint_regressor.numpy(), vertices)
+
+    def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
+        """Pictures and, for FreiHAND, the file that its evaluation server takes."""
+        if self.data == "freihand":
+            vertices = predictions["vertices"]
+            metrics.write_predictions(out / "pred.json", self.joints(vertices), vertices)
+        images = [self.overlay(index, predictions) for index in range(min(12, len(self.test_set)))]
+        draw_grid(images, out / "predictions.png", columns=3,
+                  title="image, predicted mesh, true mesh; both placed at the true wrist's depth")
+
+    def overlay(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
+        """A test image (S, S, 3) beside the predicted and the true mesh over it."""
+        sample = self.test_set[index]
+        photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
+        rotation, root = sample["camera_rotation"].numpy(), sample["joints"][9].numpy()
+        meshes = [predictions[name][index] @ rotation.T + root
+                  for name in ("vertices", "true_vertices")]
+        return np.concatenate([photo] + [
+            bodymodels.render(mesh, self.faces, sample["K"], photo.shape[:2], background=photo,
+                              supersample=2).image for mesh in meshes], 1)
+
+
+TASKS = {"simplehand": SimpleHandTask}
+
+# ------------------------------------------------------------------------------ command line
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The flags; with --model, --help also lists the fields that --set takes."""
+    chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument("--model")
+    task = TASKS.get(chosen.parse_known_args(argv)[0].model)
+    parser = argparse.ArgumentParser(
+        prog="train.py", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, epilog=inspect.getsource(task.Config) if task else
+        "Add --model to --help to see the fields that --set takes.")
+    add = parser.add_argument
+    add("--model", required=True, choices=list(TASKS))
+    add("--preset", help="a named Config (default: one that suits this machine)")
+    add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="overrides",
+        help="change fields of the Config; --model M --help lists them")
+    add("--data", help="kind of data: rendered (default) or freihand")
+    add("--data-root", help="folder of data that are not rendered")
+    add("--cache", help="folder for rendered images (default: runs/cache)", default="runs/cache")
+    add("--out", type=Path, help="folder of the run (default: runs/MODEL)")
+    add("--resume", action="store_true", help="continue the run in --out")
+    add("--eval", action="store_true", help="only score --checkpoint (default: that in --out)")
+    add("--checkpoint", type=Path, help="the file to score with --eval")
+    add("--export", type=Path, help="write the final weights in half precision, to ship")
+    add("--workers", type=int, help="data processes beside each training process")
+    add("--save-every", type=float, default=60.0, metavar="SECONDS", help="(default: 60)")
+    add("--compile", action="store_true", help="torch.compile the model")
+    arguments = parser.parse_args(argv)
+    if arguments.checkpoint and not arguments.eval:
+        parser.error("--checkpoint goes with --eval; to continue a run use --resume")
+    arguments.out = arguments.out or Path("runs") / (
+        f"{arguments.model}-eval" if arguments.checkpoint else arguments.model)
+    return arguments
+
+
+def override(config: typing.Any, assignments: list[str]) -> typing.Any:
+    """The config with "field=value" applied; raises ValueError for what does not fit."""
+    kinds, values = typing.get_type_hints(type(config)), {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or name not in kinds:
+            raise ValueError(f"--set {assignment}: expected FIELD=VALUE with a field of: "
+                             + ", ".join(kinds))
+        try:
+            values[name] = parse_value(kinds[name], text)
+        except (ValueError, KeyError):
+            kind = getattr(kinds[name], "__name__", kinds[name])
+            raise ValueError(f"--set {assignment}: {text!r} is not of type {kind}; by default "
+                             f"{name} is {getattr(config, name)}") from None
+    config = dataclasses.replace(config, **values)
+    check_config(config)
+    return config
+
+
+def parse_value(kind: typing.Any, text: str) -> typing.Any:
+    """Text as a bool, int, float, str or comma-separated tuple of them."""
+    if typing.get_origin(kind) is tuple:
+        return tuple(parse_value(typing.get_args(kind)[0], part) for part in text.split(","))
+    return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+
+
+def check_config(config: typing.Any) -> None:
+    """Raise ValueError unless the fields that this file reads make sense."""
+    for name in ("batch_size", "accumulate", "steps", "eval_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}: expected at least 1")
+    for name, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(config, name)!r}: expected one of "
+                             + ", ".join(allowed))
+    if not 0.0 <= config.ema_decay < 1.0:
+        raise ValueError(f"ema_decay is {config.ema_decay}: expected 0 (off) or up to 1")
+
+
+def find_checkpoint(arguments: argparse.Namespace) -> dict[str, typing.Any] | None:
+    """What to score or to go on from, if anything; ValueError rather than overwriting a run."""
+    path = arguments.out / "checkpoint.pt"
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if arguments.eval:
+        return read_checkpoint(arguments.checkpoint or path)
+    if not path.exists():
+        return None
+    checkpoint = read_checkpoint(path)
+    if not (arguments.resume or restarted):
+        raise ValueError(
+            f"{arguments.out} already holds a run, at step {checkpoint['step']} of "
+            f"{checkpoint['config']['steps']}: continue it with --resume, see its scores with "
+            "--eval, or start another with --out FOLDER")
+    return checkpoint
+
+
+def choose_config(arguments: argparse.Namespace, checkpoint: dict | None) -> tuple[str, typing.Any]:
+    """Preset and config from the flags, over those of a run to be continued or scored."""
+    task, name = TASKS[arguments.model], arguments.model
+    preset = arguments.preset or (checkpoint["preset"] if checkpoint else suitable_preset())
+    if preset not in task.PRESETS:
+        raise ValueError(f"no preset {preset!r} for {name}: expected one of "
+                         + ", ".join(task.PRESETS))
+    if checkpoint and (checkpoint["name"], checkpoint["preset"]) != (name, preset):
+        raise ValueError(f"the checkpoint is of {checkpoint['name']}, preset "
+                         f"{checkpoint['preset']}: not of {name}, preset {preset}")
+    base = task.Config(**checkpoint["config"]) if checkpoint else task.PRESETS[preset]
+    return preset, override(base, arguments.overrides)
+
+
+def suitable_preset() -> str:
+    """The preset for this machine."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return "h200" if memory > 100e9 else "single_gpu"
+
+
+def start(trainer: Trainer, checkpoint: dict | None, out: Path) -> None:
+    """Go on from the checkpoint, or from nothing."""
+    task, world = trainer.task, trainer.world
+    if checkpoint:
+        trainer.load_state_dict(checkpoint)
+    elif world.leader:
+        size, count = task.config.batch_size, min(BASELINE_SAMPLES, len(task.train_set))
+        keys = (list(range(first, min(first + size, count))) for first in range(0, count, size))
+        task.set_baseline(load_batches(task.train_set, keys, world))
+    world.wait()
+    if world.mean([trainer.step]) != [trainer.step]:
+        raise SystemExit(f"train.py: {out} shows step {trainer.step} to process {world.rank} and "
+                         "another to others: --out has to be a folder that all machines share")
+    if world.leader:
+        count = sum(parameter.numel() for parameter in trainer.model.parameters())
+        print(f"{type(trainer.model).__name__}, {count:,} parameters, on {world.size} x "
+              f"{world.device.type}: from step {trainer.step} to {task.config.steps}, in {out}",
+              flush=True)
+
+
+def best_weights(checkpoint: dict[str, typing.Any]) -> dict[str, Tensor]:
+    """The moving average if the checkpoint has one, else the weights."""
+    average = checkpoint.get("ema")
+    if not average:
+        return checkpoint["model"]
+    return {name.removeprefix("module."): value for name, value in average.items()
+            if name.startswith("module.")}
+
+
+def finish(task: typing.Any, model: nn.Module, world: World, about: dict[str, typing.Any],
+           arguments: argparse.Namespace) -> None:
+    """Score the model, print the table, write results, pictures and, if asked to, the export."""
+    weights, out = model.state_dict(), arguments.out
+    if arguments.export:  # rounds the weights first, so that the scores are those of the file
+        weights |= {name: value.detach().half() for name, value in model.named_parameters()}
+        model.load_state_dict(weights)
+    scores, predictions = evaluate(task, model, world)
+    if not world.leader:
+        return
+    print(f"\n{score_table(scores)}\n" if scores else "\nno annotation to score against\n")
+    results = {**about, "scores": scores}
+    with replacing(out / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n")
+    task.write(predictions, out)
+    if not arguments.eval:
+        draw_curves(out)
+    if arguments.export:
+        save({**results, "model": weights, "baseline": task.baseline}, arguments.export)
+    print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())), flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, then evaluate; or evaluate alone."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parse_arguments(argv)
+    try:
+        checkpoint = find_checkpoint(arguments)
+        preset, config = choose_config(arguments, checkpoint)
+        arguments.data = arguments.data or (checkpoint or {}).get("data")
+        task = TASKS[arguments.model](config, arguments)
+        # Data are prepared before the processes meet, because then none of them waits in vain.
+        _ = task.test_set, arguments.eval or task.train_set
+        world = join_world(arguments.workers)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"train.py: {error}")
+    launcher = "python" if world.size == 1 else f"torchrun --nproc-per-node {world.size}"
+    command = f"{launcher} train.py {shlex.join(argv)}"
+    about = {
+        "name": arguments.model, "preset": preset, "data": task.data,
+        "config": dataclasses.asdict(config),
+        "command": (checkpoint or {}).get("command", command),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
+                     "numpy": np.__version__},
+    }
+    if checkpoint:
+        task.baseline = checkpoint.get("baseline")
+    if arguments.eval:
+        model = task.build().to(world.device)
+        model.load_state_dict(best_weights(checkpoint))
+        finish(task, model, world, about, arguments)
+    else:
+        trainer = Trainer(task, world, arguments.compile)
+        start(trainer, checkpoint, arguments.out)
+        if train(trainer, arguments.out, about, arguments.save_every):
+            finish(task, trainer.best_model, world, about, arguments)
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
