@@ -25,11 +25,21 @@ from the camera) throughout; an image spans [0, W] x [0, H], so the centre of it
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
+import io
+import json
 import math
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -159,16 +169,10 @@ class DropPath(nn.Module):
         return x * keep.to(x.dtype) / (1.0 - self.rate)
 
 
-class Mlp(nn.Module):
+def mlp(width: int, hidden: int) -> nn.Sequential:
     """Linear, GELU, linear."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+    return nn.Sequential(OrderedDict(
+        fc1=nn.Linear(width, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, width)))
 
 
 class MetaFormerBlock(nn.Module):
@@ -177,11 +181,10 @@ class MetaFormerBlock(nn.Module):
     def __init__(self, width: int, config: Config) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.token_mixer = nn.MultiheadAttention(
-            width, config.heads, dropout=config.dropout, batch_first=True
-        )
+        self.token_mixer = nn.MultiheadAttention(width, config.heads, config.dropout,
+                                                 batch_first=True)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, int(width * config.regressor_mlp_ratio))
+        self.mlp = mlp(width, int(width * config.regressor_mlp_ratio))
         self.drop_path = DropPath(config.drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -321,83 +324,32 @@ class SimpleHand(nn.Module):
             images = images.flip(1)
         return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
 
+    @torch.no_grad()
     def fuse(self) -> SimpleHand:
         """A copy for inference: every branch, norm and scale folded into its convolution."""
         fused = copy.deepcopy(self).eval()
         fused.backbone.fuse()
-        fold_norm(fused.mesh_head.deconv, "0", "1")
+        deconv, norm, _ = fused.mesh_head.deconv
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        deconv.weight.mul_(scale[:, None, None])  # (C, C', 4, 4)
+        deconv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
+        fused.mesh_head.deconv[1] = nn.Identity()
         return fused
 
 
 # ------------------------------------------------------------------------- backbone: FastViT
 # Vasu, Gabriel, Zhu, Tuzel, Ranjan: "FastViT: A Fast Hybrid Vision Transformer using Structural
-# Reparameterization", ICCV 2023, under timm's parameter names. While training, convolutions have
-# parallel branches; in evaluation mode all of them are linear, so their sum is one convolution.
-
-
-def folded(norm: nn.BatchNorm2d, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Kernel and bias of norm(conv(x)), conv without bias, in evaluation mode."""
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return kernel * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
-
-
-def identity_kernel(channels: int, groups: int, size: int, like: Tensor) -> Tensor:
-    """The convolution that changes nothing, (C, C / groups, size, size), typed as `like`."""
-    kernel = like.new_zeros(channels, channels // groups, size, size)
-    index = torch.arange(channels, device=like.device)
-    kernel[index, index % (channels // groups), size // 2, size // 2] = 1.0
-    return kernel
-
-
-@torch.no_grad()
-def fold_norm(module: nn.Module, conv_name: str, norm_name: str) -> None:
-    """Fold a batch norm into the convolution (or deconvolution) before it."""
-    conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
-    output_first = (lambda w: w.transpose(0, 1)) if conv.transposed else (lambda w: w)
-    kernel, bias = folded(norm, output_first(conv.weight))
-    conv.weight.copy_(output_first(kernel))
-    conv.bias = nn.Parameter(bias)
-    setattr(module, norm_name, nn.Identity())
-
-
-@torch.no_grad()
-def fold_scale(module: nn.Module, scale_name: str, layer: nn.Linear | nn.Conv2d) -> None:
-    """Fold a layer scale into the linear map before it."""
-    gamma = getattr(module, scale_name).gamma.flatten()
-    layer.weight.mul_(gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
-    layer.bias.mul_(gamma)
-    setattr(module, scale_name, nn.Identity())
-
-
-class ConvNorm(nn.Module):
-    """Convolution without bias, then batch norm."""
-
-    def __init__(
-        self, channels_in: int, channels_out: int, size: int, stride: int = 1, groups: int = 1
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            channels_in, channels_out, size, stride, size // 2, groups=groups, bias=False
-        )
-        self.bn = nn.BatchNorm2d(channels_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
-
-    def collapsed(self) -> tuple[Tensor, Tensor]:
-        """Kernel and bias of the whole."""
-        return folded(self.bn, self.conv.weight)
+# Reparameterization", ICCV 2023, under timm's parameter names.
 
 
 class Collapsible(nn.Module):
-    """Linear branches with one convolution's worth of function; subclasses list the `branches`,
-    compute with them in `branched` and say in `collapsed` which convolution they amount to."""
+    """Parallel branches that amount to one convolution, into which `collapse` turns them.
 
-    branches: tuple[str, ...] = ()
+    Subclasses compute with their branches in `branched`.
+    """
 
-    def __init__(
-        self, channels_in: int, channels_out: int, size: int, stride: int = 1, groups: int = 1
-    ) -> None:
+    def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1,
+                 groups: int = 1) -> None:
         super().__init__()
         self.shape = (channels_in, channels_out, size, stride, size // 2, 1, groups)
         self.reparam_conv: nn.Conv2d | None = None
@@ -407,27 +359,51 @@ class Collapsible(nn.Module):
 
     @torch.no_grad()
     def collapse(self) -> None:
-        """Replace the branches by their convolution."""
-        kernel, bias = self.collapsed()
-        conv = nn.Conv2d(*self.shape, device=kernel.device, dtype=kernel.dtype)
-        conv.weight.copy_(kernel)
+        """Replace the branches by their convolution.
+
+        In evaluation mode all of them are linear and local, batch norms included, so the kernel
+        of their sum is its response to single ones, and the bias its response to zeros.
+        """
+        if self.reparam_conv is not None:
+            return
+        channels_in, _, size, stride, middle, _, groups = self.shape
+        exact = copy.deepcopy(self).double().eval()
+        device, width = next(self.parameters()).device, channels_in // groups
+        ones = torch.eye(width * size**2, dtype=torch.float64, device=device)
+        ones = ones.view(-1, width, size, size)  # one 1 each, at every place of the kernel
+        start = middle * (stride - 1)  # where the window of output pixel (middle, middle) starts
+        ones = F.pad(ones, (start, 0, start, 0)).repeat(1, groups, 1, 1)
+        bias = exact.branched(torch.zeros_like(ones[:1]))[0, :, middle, middle]
+        kernel = (exact.branched(ones)[:, :, middle, middle] - bias).T
+        conv = nn.Conv2d(*self.shape, device=device)
+        conv.weight.copy_(kernel.reshape(conv.weight.shape))
         conv.bias.copy_(bias)
-        for name in self.branches:
-            if name in self._modules:
+        for name, _ in list(self.named_children()):
+            if name not in ("se", "act"):  # these come after the sum
                 delattr(self, name)
         self.reparam_conv = conv
 
 
+class ConvNorm(Collapsible):
+    """Convolution without bias, then batch norm."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__(*shape)
+        self.conv = nn.Conv2d(*self.shape, bias=False)
+        self.bn = nn.BatchNorm2d(self.conv.out_channels)
+
+    def branched(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
 class MobileOne(Collapsible):
-    """k x k, 1 x 1 and identity branches, each with batch norm, summed; then SE and activation."""
+    """k x k, 1 x 1 and identity branches, each with batch norm; then excitation, activation."""
 
-    branches = ("conv_kxk", "conv_scale", "identity")
-
-    def __init__(
-        self, channels_in: int, channels_out: int, size: int, stride: int = 1, groups: int = 1,
-        convolve: bool = True, excite: bool = False, activate: bool = True,
-    ) -> None:
+    def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1,
+                 groups: int = 1, convolve: bool = True, excite: bool = False,
+                 activate: bool = True) -> None:
         super().__init__(channels_in, channels_out, size, stride, groups)
+        self.stride = stride
         if channels_in == channels_out and stride == 1:
             self.identity = nn.BatchNorm2d(channels_out)
         if convolve:
@@ -438,35 +414,20 @@ class MobileOne(Collapsible):
         self.se = SqueezeExcite(channels_out) if excite else nn.Identity()
         self.act = nn.GELU() if activate else nn.Identity()
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.se(super().forward(x)))
+
     def branched(self, x: Tensor) -> Tensor:
-        # A 1 x 1 kernel of stride n reads every n-th pixel. Slicing them out says the same and
-        # avoids a crash of torch 2.13: strided 1 x 1, channels last, backward on CPU.
-        stride = self.shape[3]
         parts = []
         if hasattr(self, "identity"):
             parts.append(self.identity(x))
         if hasattr(self, "conv_kxk"):
             parts.append(self.conv_kxk[0](x))
         if hasattr(self, "conv_scale"):
-            parts.append(self.conv_scale(x[:, :, ::stride, ::stride]))
+            # The stride of a 1 x 1 kernel, by slicing: strided, with channels last, torch 2.13
+            # crashes in its backward pass on CPUs.
+            parts.append(self.conv_scale(x[:, :, :: self.stride, :: self.stride]))
         return sum(parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.se(super().forward(x)))
-
-    def collapsed(self) -> tuple[Tensor, Tensor]:
-        _, channels, size, *_, groups = self.shape
-        parts = []
-        if hasattr(self, "identity"):
-            identity = identity_kernel(channels, groups, size, self.identity.weight)
-            parts.append(folded(self.identity, identity))
-        if hasattr(self, "conv_kxk"):
-            parts.append(self.conv_kxk[0].collapsed())
-        if hasattr(self, "conv_scale"):
-            kernel, bias = self.conv_scale.collapsed()
-            parts.append((F.pad(kernel, [size // 2] * 4), bias))
-        kernels, biases = zip(*parts, strict=True)
-        return sum(kernels), sum(biases)
 
 
 class SqueezeExcite(nn.Module):
@@ -474,18 +435,16 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Conv2d(channels, max(channels // 16, 1), 1)
-        self.fc2 = nn.Conv2d(max(channels // 16, 1), channels, 1)
+        self.fc1 = nn.Conv2d(channels, channels // 16, 1)
+        self.fc2 = nn.Conv2d(channels // 16, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 
 class LargeKernelConv(Collapsible):
-    """7 x 7 plus 3 x 3, stride 2. No activation: the original computes one and discards it, so
-    the published weights never saw it."""
-
-    branches = ("large_conv", "small_conv")
+    """7 x 7 plus 3 x 3, stride 2. No activation after it: the authors' code computes one and
+    discards the result, so their weights never saw it."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 7, 2, channels_in)
@@ -495,29 +454,16 @@ class LargeKernelConv(Collapsible):
     def branched(self, x: Tensor) -> Tensor:
         return self.large_conv(x) + self.small_conv(x)
 
-    def collapsed(self) -> tuple[Tensor, Tensor]:
-        (large, large_bias), (small, small_bias) = (
-            self.large_conv.collapsed(), self.small_conv.collapsed()
-        )
-        return large + F.pad(small, [2] * 4), large_bias + small_bias
-
 
 class PositionConv(Collapsible):
-    """Conditional position encoding before attention: x + depthwise 7 x 7 of x."""
-
-    branches = ("pos_enc",)
+    """Conditional position encoding before attention."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 7, 1, channels)
-        self.pos_enc = nn.Conv2d(channels, channels, 7, 1, 3, groups=channels)
+        self.pos_enc = nn.Conv2d(*self.shape)
 
     def branched(self, x: Tensor) -> Tensor:
         return x + self.pos_enc(x)
-
-    def collapsed(self) -> tuple[Tensor, Tensor]:
-        kernel = self.pos_enc.weight
-        channels = kernel.shape[0]
-        return kernel + identity_kernel(channels, channels, 7, kernel), self.pos_enc.bias
 
 
 class LayerScale(nn.Module):
@@ -530,52 +476,43 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
 
+    @torch.no_grad()
+    def fold_into(self, layer: nn.Linear | nn.Conv2d) -> nn.Identity:
+        """Let the linear layer before do the work; returns what is left to do here."""
+        layer.weight.mul_(self.gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
+        layer.bias.mul_(self.gamma.flatten())
+        return nn.Identity()
+
 
 class RepMixer(Collapsible):
-    """Depthwise token mixing: x + scale * (mixer(x) - norm(x))."""
-
-    branches = ("mixer", "norm", "layer_scale")
+    """Token mixing by depthwise convolution."""
 
     def __init__(self, channels: int, layer_scale: float) -> None:
-        super().__init__(channels, channels, 3, 1, channels)
-        self.norm = MobileOne(
-            channels, channels, 3, groups=channels, convolve=False, activate=False
-        )
-        self.mixer = MobileOne(channels, channels, 3, groups=channels, activate=False)
+        shape = (channels, channels, 3, 1, channels)
+        super().__init__(*shape)
+        self.norm = MobileOne(*shape, convolve=False, activate=False)
+        self.mixer = MobileOne(*shape, activate=False)
         self.layer_scale = LayerScale(channels, layer_scale)
 
     def branched(self, x: Tensor) -> Tensor:
         return x + self.layer_scale(self.mixer(x) - self.norm(x))
 
-    def collapsed(self) -> tuple[Tensor, Tensor]:
-        (mixer, mixer_bias), (norm, norm_bias) = self.mixer.collapsed(), self.norm.collapsed()
-        gamma, channels = self.layer_scale.gamma, mixer.shape[0]
-        identity = identity_kernel(channels, channels, 3, mixer)
-        kernel = identity + gamma[..., None] * (mixer - norm)
-        return kernel, gamma.flatten() * (mixer_bias - norm_bias)
 
-
-class ConvMlp(nn.Module):
-    """Depthwise 7 x 7 with batch norm, then a pointwise MLP."""
-
-    def __init__(self, channels: int, ratio: float) -> None:
-        super().__init__()
-        hidden = int(channels * ratio)
-        self.conv = ConvNorm(channels, channels, 7, groups=channels)
-        self.fc1 = nn.Conv2d(channels, hidden, 1)
-        self.fc2 = nn.Conv2d(hidden, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.conv(x))))
+def conv_mlp(channels: int, ratio: float) -> nn.Sequential:
+    """Depthwise 7 x 7, then pointwise linear, GELU, linear."""
+    hidden = int(channels * ratio)
+    return nn.Sequential(OrderedDict(
+        conv=ConvNorm(channels, channels, 7, 1, channels), fc1=nn.Conv2d(channels, hidden, 1),
+        act=nn.GELU(), fc2=nn.Conv2d(hidden, channels, 1)))
 
 
 class RepMixerBlock(nn.Module):
-    """Convolutional MetaFormer block, (B, C, H, W) -> the same."""
+    """MetaFormer block with RepMixer, (B, C, H, W) -> the same."""
 
     def __init__(self, channels: int, config: Config, drop_path: float) -> None:
         super().__init__()
         self.token_mixer = RepMixer(channels, config.layer_scale)
-        self.mlp = ConvMlp(channels, config.mlp_ratio)
+        self.mlp = conv_mlp(channels, config.mlp_ratio)
         self.layer_scale = LayerScale(channels, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 
@@ -583,37 +520,37 @@ class RepMixerBlock(nn.Module):
         x = self.token_mixer(x)
         return x + self.drop_path(self.layer_scale(self.mlp(x)))
 
+    def fuse(self) -> None:
+        self.mlp.conv.collapse()
+        self.layer_scale = self.layer_scale.fold_into(self.mlp.fc2)
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the cells of a map, heads 32 wide."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.heads = channels // 32
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
-        for linear in (self.qkv, self.proj):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-        nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
-        qkv = self.qkv(x.flatten(2).transpose(1, 2))  # (B, HW, 3C)
-        qkv = qkv.unflatten(2, (3, self.heads, 32)).permute(2, 0, 3, 1, 4)  # (3, B, heads, HW, 32)
-        x = F.scaled_dot_product_attention(*qkv)  # (B, heads, HW, 32)
+        x = self.qkv(x.flatten(2).transpose(1, 2))  # (B, HW, 3C)
+        x = x.unflatten(2, (3, -1, 32)).permute(2, 0, 3, 1, 4)  # (3, B, heads, HW, 32)
+        x = F.scaled_dot_product_attention(*x)  # (B, heads, HW, 32)
         x = self.proj(x.transpose(1, 2).flatten(2))  # (B, HW, C)
-        return x.transpose(1, 2).unflatten(2, size)
+        return x.transpose(1, 2).unflatten(2, size)  # (B, C, H, W)
 
 
 class AttentionBlock(nn.Module):
-    """Attention MetaFormer block, (B, C, H, W) -> the same."""
+    """MetaFormer block with self-attention, (B, C, H, W) -> the same."""
 
     def __init__(self, channels: int, config: Config, drop_path: float) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
         self.token_mixer = SelfAttention(channels)
         self.layer_scale_1 = LayerScale(channels, config.layer_scale)
-        self.mlp = ConvMlp(channels, config.mlp_ratio)
+        self.mlp = conv_mlp(channels, config.mlp_ratio)
         self.layer_scale_2 = LayerScale(channels, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 
@@ -621,18 +558,16 @@ class AttentionBlock(nn.Module):
         x = x + self.drop_path(self.layer_scale_1(self.token_mixer(self.norm(x))))
         return x + self.drop_path(self.layer_scale_2(self.mlp(x)))
 
+    def fuse(self) -> None:
+        self.mlp.conv.collapse()
+        self.layer_scale_1 = self.layer_scale_1.fold_into(self.token_mixer.proj)
+        self.layer_scale_2 = self.layer_scale_2.fold_into(self.mlp.fc2)
 
-class Downsample(nn.Module):
+
+def downsample(channels_in: int, channels_out: int) -> nn.Sequential:
     """Half the resolution: depthwise large kernel, then pointwise."""
-
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.proj = nn.Sequential(
-            LargeKernelConv(channels_in, channels_out), MobileOne(channels_out, channels_out, 1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+    return nn.Sequential(OrderedDict(proj=nn.Sequential(
+        LargeKernelConv(channels_in, channels_out), MobileOne(channels_out, channels_out, 1))))
 
 
 class Stage(nn.Module):
@@ -640,13 +575,11 @@ class Stage(nn.Module):
 
     def __init__(self, index: int, config: Config, drop_paths: list[float]) -> None:
         super().__init__()
-        channels = config.embed_dims[index]
+        before, channels = (0, *config.embed_dims)[index : index + 2]
         attention = config.attention and index == 3
-        self.downsample = (
-            Downsample(config.embed_dims[index - 1], channels) if index > 0 else nn.Identity()
-        )
-        self.pos_emb = PositionConv(channels) if attention else nn.Identity()
         block = AttentionBlock if attention else RepMixerBlock
+        self.downsample = downsample(before, channels) if index else nn.Identity()
+        self.pos_emb = PositionConv(channels) if attention else nn.Identity()
         self.blocks = nn.Sequential(*[block(channels, config, rate) for rate in drop_paths])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -659,38 +592,31 @@ class FastViT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         first, last = config.embed_dims[0], config.embed_dims[-1]
-        self.stem = nn.Sequential(
-            MobileOne(3, first, 3, stride=2),
-            MobileOne(first, first, 3, stride=2, groups=first),
-            MobileOne(first, first, 1),
-        )  # S/4
-        rates = torch.linspace(0.0, config.backbone_drop_path, sum(config.depths), device="cpu")
-        self.stages = nn.Sequential(*[
-            Stage(index, config, part.tolist())
-            for index, part in enumerate(rates.split(config.depths))
-        ])  # S/4, S/8, S/16, S/32
-        self.final_conv = MobileOne(last, config.feature_width, 3, groups=last, excite=True)
+        self.stem = nn.Sequential(  # S/4
+            MobileOne(3, first, 3, 2), MobileOne(first, first, 3, 2, first),
+            MobileOne(first, first, 1))
+        depth = sum(config.depths)
+        rates = iter(config.backbone_drop_path * n / max(depth - 1, 1) for n in range(depth))
+        self.stages = nn.Sequential(*[  # S/4, S/8, S/16, S/32
+            Stage(index, config, [next(rates) for _ in range(blocks)])
+            for index, blocks in enumerate(config.depths)])
+        self.final_conv = MobileOne(last, config.feature_width, 3, 1, last, excite=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.final_conv(self.stages(self.stem(x)))
 
     def reparameterize(self) -> None:
-        """Collapse all branches in place; the layout of timm's and Apple's inference weights."""
+        """Collapse branches in place, into the layout of timm's and Apple's inference weights."""
         for module in list(self.modules()):
-            if isinstance(module, Collapsible):
+            if isinstance(module, (MobileOne, LargeKernelConv, PositionConv, RepMixer)):
                 module.collapse()
 
     def fuse(self) -> None:
-        """Reparameterise, then also fold what those leave: MLP norms and layer scales."""
+        """Reparameterise, then fold in place what that layout leaves: norms and layer scales."""
         self.reparameterize()
-        for module in list(self.modules()):
-            if isinstance(module, ConvMlp):
-                fold_norm(module.conv, "conv", "bn")
-            elif isinstance(module, RepMixerBlock):
-                fold_scale(module, "layer_scale", module.mlp.fc2)
-            elif isinstance(module, AttentionBlock):
-                fold_scale(module, "layer_scale_1", module.token_mixer.proj)
-                fold_scale(module, "layer_scale_2", module.mlp.fc2)
+        for stage in self.stages:
+            for block in stage.blocks:
+                block.fuse()
 
 
 # ------------------------------------------------------------------------------------ losses
@@ -718,10 +644,9 @@ def make_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def losses(
-    prediction: dict[str, Tensor], batch: dict[str, Tensor], keypoint_regressor: Tensor
-) -> dict[str, Tensor]:
-    """The three unweighted terms of Eq. 4 to 6, each a scalar.
+def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
+           keypoint_regressor: Tensor) -> dict[str, Tensor]:
+    """The three unweighted terms of Eq. 4 to 6, each a scalar, for a batch as data.py makes it.
 
     1/M ||.||_1 is read as the release does: summed over coordinates, mean over the M points. An
     invalid keypoint or mesh counts as zero error, not as one point less, so that the mean over
@@ -742,24 +667,364 @@ def losses(
 
 def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
     """Eq. 7."""
-    return (
-        config.weight_joints * terms["joints"]
-        + config.weight_keypoints_2d * terms["keypoints_2d"]
-        + config.weight_vertices * terms["vertices"]
-    )
+    return (config.weight_joints * terms["joints"]
+            + config.weight_keypoints_2d * terms["keypoints_2d"]
+            + config.weight_vertices * terms["vertices"])
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Groups for AdamW: weight decay on matrices and kernels alone.
 
     Biases, norms, layer scales and position embeddings are spared (our choice). The release
-    spares only names with "bn" or "bias" in them, so decays most of these too.
+    spares only names with "bn" or "bias" in them, so it decays most of these too.
     """
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        spared = parameter.squeeze().ndim < 2 or "pos_emb_" in name
+        spared = name.endswith((".bias", ".gamma")) or parameter.ndim < 2 or "pos_emb_" in name
         groups[not spared].append(parameter)
-    return [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
-    ]
+    return [{"params": groups[True], "weight_decay": weight_decay},
+            {"params": groups[False], "weight_decay": 0.0}]
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which are ours
+    (r"^patch_embed\.", "stem."),
+    # stages and the downsampling before them are numbered in one row there
+    (r"^network\.0\.", "stages.0.blocks."), (r"^network\.1\.", "stages.1.downsample."),
+    (r"^network\.2\.", "stages.1.blocks."), (r"^network\.3\.", "stages.2.downsample."),
+    (r"^network\.4\.", "stages.2.blocks."), (r"^network\.5\.", "stages.3.downsample."),
+    (r"^network\.6\.pe\.", "stages.3.pos_emb.pos_enc."), (r"^network\.7\.", "stages.3.blocks."),
+    (r"^conv_exp\.", "final_conv."), (r"^head\.(weight|bias)$", r"head.fc.\1"),
+    (r"\.rbr_conv\.", ".conv_kxk."), (r"\.rbr_scale\.", ".conv_scale."),
+    (r"\.rbr_skip\.", ".identity."), (r"\.lkb_origin\.", ".large_conv."),
+    (r"\.convffn\.", ".mlp."), (r"\.(layer_scale(_[12])?)$", r".\1.gamma"),
+    (r"\.se\.reduce\.", ".se.fc1."), (r"\.se\.expand\.", ".se.fc2."),
+    # and two more in its inference weights
+    (r"^network\.6\.reparam_conv\.", "stages.3.pos_emb.reparam_conv."),
+    (r"\.lkb_reparam\.", ".reparam_conv."),
+)
+
+
+def read_checkpoint(source: str | PathLike | Mapping) -> Mapping:
+    """A checkpoint from its file, never running code in it. FileNotFoundError or ValueError."""
+    if isinstance(source, Mapping):
+        return source
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
+    try:
+        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise half a dozen types
+        reason = str(error).split("\n")[0][:100]
+        raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
+    require(isinstance(checkpoint, Mapping), f"{source} holds no dictionary of weights")
+    return checkpoint
+
+
+def weights_of(checkpoint: Mapping) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: the moving average if there is one, else the weights."""
+    state = next((checkpoint[name] for name in ("ema", "model", "state_dict")
+                  if checkpoint.get(name)), checkpoint)
+    return {name.removeprefix("module."): value for name, value in state.items()
+            if isinstance(value, Tensor) and name != "n_averaged"}
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
+    """Copy weights by name, in the module's own precision.
+
+    The ImageNet classifier `head.fc`, which the release drags along unused, is left out and
+    reported. Raises ValueError if any other name or shape differs; with strict=False those are
+    printed and the rest is loaded.
+    """
+    own = module.state_dict()
+    unused = [name for name in state if re.search(r"\bhead\.fc\.(weight|bias)$", name)]
+    known = [name for name in own if name in state]
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own and name not in unused],
+        "of another shape": [name for name in known if own[name].shape != state[name].shape],
+    }
+    report = "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for kind, names in problems.items() if names)
+    require(not (strict and report), f"these weights are not {type(module).__name__}'s: {report}")
+    if unused:
+        print(f"left out, SimpleHand does not use them: {', '.join(unused)}")
+    if report:
+        print(f"loaded in part: {report}")
+    fitting = {name: state[name] for name in known if name not in problems["of another shape"]}
+    module.load_state_dict(fitting, strict=False)
+
+
+def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
+    """The model in a checkpoint, in evaluation mode on the CPU.
+
+    source: a file or its content: train.py's {"model", "config", ...}, or the release's
+    {"state_dict": ...}, which becomes a Config(official=True).
+    Raises FileNotFoundError, or ValueError for other content and for weights that do not fit;
+    strict=False prints what does not fit and loads the rest.
+    """
+    checkpoint = read_checkpoint(source)
+    state = weights_of(checkpoint)
+    fields = checkpoint.get("config", {"official": True})
+    require(any(name.startswith("mesh_head.") for name in state),
+            "no SimpleHand checkpoint: expected train.py's or the release's "
+            "(load_backbone takes the weights of FastViT alone)")
+    try:
+        model = SimpleHand(Config(**fields))
+    except TypeError as error:
+        raise ValueError(f"the checkpoint's config is not SimpleHand's: {error}") from error
+    load_weights(model, state, strict)
+    return model.eval()
+
+
+def load_backbone(backbone: FastViT, source: str | PathLike | Mapping, *,
+                  strict: bool = True) -> None:
+    """Load FastViT's ImageNet weights, by timm's or Apple's names, of training or inference.
+
+    Inference weights have lost their branches: the backbone is reparameterised to take them.
+    Raises like load_checkpoint.
+    """
+    state = weights_of(read_checkpoint(source))
+    for pattern, replacement in APPLE_NAMES:
+        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+    if any(".reparam_conv." in name for name in state):
+        backbone.reparameterize()
+    load_weights(backbone, state, strict)
+
+
+# --------------------------------------------------------------------------------- inference
+
+
+def crop_camera(K: np.ndarray, box: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Turn the camera to the centre of a box and zoom in until the box fills the crop.
+
+    K (3, 3), box (x, y, width, height) in pixels. Returns the crop's K and the rotation in
+    X_crop = rotation @ X_camera, both (3, 3). Training crops are made like this (release); in
+    an affine crop hands off the camera's axis would look sheared.
+    """
+    inverse, size_of_box = np.linalg.inv(K), np.diag([*box[2:], 0])[:2] / 2
+    center = np.append(box[:2] + box[2:] / 2, 1.0)
+    x, y, z = inverse @ center / np.linalg.norm(inverse @ center)
+    cross = np.array([[0, 0, -x], [0, 0, -y], [x, y, 0]])
+    rotation = np.eye(3) + cross + cross @ cross / (1 + z)  # the shortest, ray -> z axis
+    edges = (center + np.concatenate((size_of_box, -size_of_box))) @ (rotation @ inverse).T
+    focal = size / 2 / np.abs(edges[:, :2] / edges[:, 2:]).max()
+    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]), rotation
+
+
+def transform(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Apply a homography (3, 3) to points (..., 2)."""
+    points = points @ homography[:, :2].T + homography[:, 2]
+    return points[..., :2] / points[..., 2:]
+
+
+def warp(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: int) -> Tensor:
+    """Crop (3, size, size) float of an image (H, W, 3), black outside of it.
+
+    Each pixel is the mean of samples x samples bilinear ones, against aliasing.
+    """
+    centers = (np.arange(size * samples) + 0.5) / samples
+    points = transform(crop_to_image, np.stack(np.meshgrid(centers, centers), -1))
+    grid = torch.from_numpy(2 * points / (image.shape[1], image.shape[0]) - 1).float()
+    pixels = torch.tensor(image).permute(2, 0, 1).float()
+    return F.avg_pool2d(F.grid_sample(pixels[None], grid[None], align_corners=False), samples)[0]
+
+
+def fit_translation(points: np.ndarray, pixels: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Translation t (3,) that puts points (N, 3) onto pixels (N, 2) best, by least squares.
+
+    f (x + tx) = (u - cx) (z + tz), and the same for y, are linear in t. Nothing is put nearer
+    than 0.1 m, so that predictions that agree on no depth still give a picture.
+    """
+    rays = (pixels - K[:2, 2]) / np.diag(K)[:2]  # (N, 2)
+    right = rays * points[:, 2:] - points[:, :2]  # t_xy - rays t_z = right
+    left = np.concatenate((np.tile(np.eye(2), (len(points), 1)), -rays.reshape(-1, 1)), 1)
+    depth = np.linalg.lstsq(left, right.reshape(-1), rcond=None)[0][2]
+    depth = max(depth, 0.1 - points[:, 2].min())
+    return np.append((right + rays * depth).mean(0), depth)
+
+
+def check_view(image: np.ndarray, box: Sequence[float] | None, side: str,
+               K: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The padded box and K that `predict` works with; its ValueErrors and defaults."""
+    require(image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8,
+            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
+    require(side in ("right", "left"), f"side {side!r}: expected right or left")
+    height, width = image.shape[:2]
+    if K is None:
+        focal = math.hypot(width, height)
+        K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    require(np.shape(K) == (3, 3), f"K of shape {np.shape(K)}: expected (3, 3)")
+    if box is None:
+        return np.array([0.0, 0.0, width, height]), np.asarray(K)
+    box = np.asarray(box, np.float64)
+    require(box.shape == (4,) and bool(np.isfinite(box).all()) and min(box[2:]) > 0
+            and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
+            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture")
+    return np.concatenate((box[:2] - box[2:] / 8, box[2:] * 1.25)), np.asarray(K)
+
+
+@torch.inference_mode()
+def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
+            box: Sequence[float] | None = None, side: str = "right",
+            K: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The inference loop: one hand of a whole picture, in that picture's camera.
+
+    image: (H, W, 3) uint8 RGB. keypoint_regressor: (21, 778), see regress_joints.
+    box: x, y, width, height of the hand in pixels, enlarged by a quarter as the release does; by
+        default the whole picture, not enlarged.
+    side: "right" or "left"; left hands are mirrored for the network and back.
+    K: (3, 3) of the picture; by default its focal length is the picture's diagonal (our choice,
+        53 degrees), and the distance is only as good as that.
+    Returns float32 arrays vertices (778, 3) and joints (21, 3), metres in the camera's frame;
+    root (3,), the origin of the network's root-relative mesh there (subtract it to get that);
+    keypoints_2d (21, 2), where the network saw the joints, in pixels of the picture; K (3, 3);
+    box (4,), as cropped; and side, int64, 1 right, 0 left. Raises ValueError for bad input.
+    """
+    require(not model.training, "the model is in training mode: call model.eval() first")
+    box, K = check_view(image, box, side, K)
+    size = model.config.image_size
+    crop_K, rotation = crop_camera(K, box, size)
+    if side == "left":
+        rotation = np.diag([-1.0, 1.0, 1.0]) @ rotation  # the mirror becomes part of the camera
+    crop_to_image = K @ rotation.T @ np.linalg.inv(crop_K)
+    crop = warp(image, crop_to_image, size, min(math.ceil(max(box[2:]) / size), 8))
+
+    prediction = model(crop[None].to(model.mean))
+    vertices, keypoints_2d = (
+        prediction[name].double().cpu() for name in ("vertices", "keypoints_2d"))
+    joints = regress_joints(vertices, keypoint_regressor.double().cpu())[0].numpy()
+    pixels = keypoints_2d[0].numpy() * size
+    root = fit_translation(joints, pixels, crop_K)
+    arrays = {
+        "vertices": (vertices[0].numpy() + root) @ rotation,  # rotation^T x, of row vectors
+        "joints": (joints + root) @ rotation, "root": root @ rotation,
+        "keypoints_2d": transform(crop_to_image, pixels), "K": K, "box": box,
+    }
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return arrays | {"side": np.array(int(side == "right"))}
+
+
+# ------------------------------------------------------------------------------ command line
+
+RELEASED = {  # parameters: the backbone's by timm, the others' in the release
+    "backbone": 42_851_004, "backbone, reparameterised": 42_767_632, "keypoints_2d_head": 51_114,
+    "deconv": 4_981_248,
+    "pos_emb_1": 5_376, "proj_1": 65_792, "encoder_1": 789_760, "upsample_1": 1_848,
+    "pos_emb_2": 21_504, "proj_2": 32_896, "encoder_2": 198_272, "upsample_2": 28_560,
+    "pos_emb_3": 43_008, "proj_3": 8_256, "encoder_3": 49_984, "upsample_3": 262_186,
+    "pred_final": 195, "mesh regressor": 1_507_637, "all but the backbone": 6_539_999,
+    "total": 49_391_003,
+}
+REMARK = """\
+Table 2 of the paper gives 1.9 M parameters for all but the backbone, next to HRNet's scores. HRNet
+needs no deconvolution, and the release has no HRNet: nothing in it adds up to 1.9 M. With FastViT
+it is 6.5 M: 5.0 M for the deconvolution, 1.5 M for the mesh regressor, 0.05 M for the 2D head."""
+
+
+def count_parameters(config: Config) -> dict[str, int]:
+    """Parameters of each part of the model, without allocating them."""
+    with torch.device("meta"):
+        model = SimpleHand(config)
+    counts = dict.fromkeys(RELEASED, 0)
+    for name, parameter in model.named_parameters():
+        part = name.removeprefix("mesh_head.").split(".")[0]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    counts["total"] = sum(counts.values())
+    counts["all but the backbone"] = counts["total"] - counts["backbone"]
+    counts["mesh regressor"] = (
+        counts["all but the backbone"] - counts["deconv"] - counts["keypoints_2d_head"])
+    model.backbone.reparameterize()
+    counts["backbone, reparameterised"] = sum(p.numel() for p in model.backbone.parameters())
+    return counts
+
+
+def print_summary(as_json: bool) -> None:
+    """Every preset's parameters, part by part, beside the released model's if it is that one."""
+    summary = {}
+    for name, config in PRESETS.items():
+        counts = count_parameters(config)
+        same = config.embed_dims == Config.embed_dims
+        summary[name] = {part: {"parameters": count, "released": RELEASED[part] if same else None}
+                         for part, count in counts.items()}
+    if as_json:
+        print(json.dumps({"presets": summary, "remark": REMARK}, indent=1))
+        return
+    for name, parts in summary.items():
+        print(f"{name:<27}{'parameters':>14}{'released':>14}")
+        for part, row in parts.items():
+            released = f"{row['released']:,}" if row["released"] else "-"
+            print(f"  {part:<25}{row['parameters']:>14,}{released:>14}")
+    print(f"\n{REMARK}")
+
+
+def write_results(folder: Path, name: str, image: np.ndarray, prediction: dict[str, np.ndarray],
+                  faces: np.ndarray) -> None:
+    """Write the overlay NAME.png, the arrays NAME.npz, and the mesh as .obj, .ply and .glb."""
+    from matplotlib.image import imsave
+
+    import bodymodels
+
+    overlay = bodymodels.render(prediction["vertices"], faces, prediction["K"], image.shape[:2],
+                                background=image / np.float32(255), supersample=2)
+    upright = (prediction["vertices"] - prediction["root"]) * (1, -1, -1)  # y up for viewers
+    png, npz = io.BytesIO(), io.BytesIO()
+    imsave(png, overlay.image, format="png")
+    np.savez_compressed(npz, faces=faces, **prediction)
+    folder.mkdir(parents=True, exist_ok=True)
+    bodymodels.write_atomically(folder / f"{name}.png", png.getvalue())
+    bodymodels.write_atomically(folder / f"{name}.npz", npz.getvalue())
+    for ending in ("obj", "ply", "glb"):
+        bodymodels.save_mesh(folder / f"{name}.{ending}", upright, faces)
+    print(f"wrote {folder / name}.png, .npz, .obj, .ply and .glb")
+
+
+def reconstruct(arguments: argparse.Namespace) -> None:
+    """Predict the hand in a picture and write the results."""
+    import bodymodels
+    import data
+
+    try:
+        box = arguments.box and [float(number) for number in arguments.box.split(",")]
+    except ValueError:
+        raise ValueError(f"--box {arguments.box}: expected x,y,width,height") from None
+    hand = bodymodels.load_model("hand_right")
+    image = data.read_image(arguments.image)
+    prediction = predict(load_checkpoint(arguments.checkpoint).fuse(), image,
+                         hand.keypoint_regressor, box=box,
+                         side="left" if arguments.left else "right")
+    faces = hand.faces.numpy()[:, ::-1 if arguments.left else 1]  # mirrored, they face inwards
+    write_results(arguments.out, Path(arguments.image).stem, image, prediction, faces)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code, 2 after one line about bad input."""
+    parser = argparse.ArgumentParser(
+        description="SimpleHand: the mesh of the hand in a picture.",
+        epilog="Writes the mesh over the picture (.png), the mesh (.obj, .ply, .glb: metres, "
+               "root-relative, y up) and the arrays that simplehand.predict documents (.npz).")
+    add = parser.add_argument
+    add("image", nargs="?", help="a picture with one hand")
+    add("--checkpoint", default=Path(__file__).with_name("assets") / "simplehand_cpu.pt",
+        help="train.py's or the authors' (default: the small one that comes with this file)")
+    add("--box", help="x,y,w,h of the hand in pixels (default: the whole picture)")
+    add("--left", action="store_true", help="it is a left hand")
+    add("--out", type=Path, default=Path("output"), help="folder to write to (default: output)")
+    add("--summary", action="store_true", help="print the parameters of every preset instead")
+    add("--json", action="store_true", help="print them as JSON")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.summary:
+            print_summary(arguments.json)
+        else:
+            require(arguments.image is not None, "name a picture, or give --summary")
+            reconstruct(arguments)
+    except (ValueError, OSError) as error:
+        print(f"simplehand.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
