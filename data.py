@@ -281,7 +281,6 @@ def crop_sample(source: Annotated, center: np.ndarray, box: np.ndarray, size: in
     """The perspective crop of a picture and its annotation, as numpy arrays of a sample."""
     crop = perspective_crop(source.K, center, box, size, roll=roll, mirror=mirror)
     keypoints = transform_points(crop.homography, source.keypoints_2d)
-    keypoints = np.where(source.keypoints_valid[:, None] > 0, keypoints, 0)
     return {
         "image": warp(source.image, crop.homography, size).transpose(2, 0, 1),
         "K": crop.K,
@@ -373,6 +372,9 @@ def build_packed(path: Path, dtype: np.dtype, length: int,
     Readers never see half a file: it is written beside its place and renamed. Of several
     processes that ask at once one builds and the others wait; a killed builder's lock dies with it.
     """
+    records = open_packed(path, dtype, length)
+    if records is not None:
+        return records
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.with_suffix(".lock"), "w")
@@ -665,15 +667,14 @@ def paint_hand(image: np.ndarray, scene: Scene, colors: np.ndarray) -> None:
     z = scene.surface[:, 2:]
     pixels = np.concatenate([scene.surface[:, :2] / z * scene.K[0, 0] + size / 2, z], 1)
     faces = hand_surface().faces
-    x, y = np.moveaxis(pixels[faces, :2], -1, 0)
-    area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
+    x, y = pixels[:, 0][faces.T], pixels[:, 1][faces.T]
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
     faces = faces[area < 0]  # outside faces turned to the camera; the surface is closed
     face_ids, barycentric, _ = bodymodels.rasterize(pixels, faces, (size, size))
     drawn = np.flatnonzero(face_ids >= 0)
-    corners = faces[face_ids.ravel()[drawn]].T
-    weights = barycentric.reshape(-1, 3)[drawn].T[:, :, None]
-    colors = (255 * colors).astype(np.float32)
-    image.reshape(-1, 3)[drawn] = sum(weights[i] * colors[corners[i]] for i in range(3))
+    corners = (255 * colors).astype(np.float32)[faces].take(face_ids.ravel()[drawn], 0)
+    weights = barycentric.reshape(-1, 3)[drawn]
+    image.reshape(-1, 3)[drawn] = np.einsum("pk,pkc->pc", weights, corners)  # (pixels, 3)
 
 
 # Backgrounds, occluders and the camera's imperfections
@@ -950,7 +951,10 @@ class FreiHAND(HandDataset):
         if source.keypoints_valid.any():
             center, box = keypoint_box(source.keypoints_2d, source.keypoints_valid)
             recipe = self.augmentation or self.EVALUATION
-        return augmented_crop(source, center, box, self.size, recipe, rng)
+        sample = augmented_crop(source, center, box, self.size, recipe, rng)
+        if "xyz" not in self.sources:
+            sample["keypoints_2d"] = source.keypoints_2d  # unknown stays zero
+        return sample
 
     def _records(self) -> np.ndarray:
         if self._packed is None:
