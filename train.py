@@ -47,7 +47,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
@@ -150,6 +149,18 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+class MeanOverRanks(torch.autograd.Function):
+    """The mean of a tensor over all processes, and of its gradient."""
+
+    @staticmethod
+    def forward(context: typing.Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
+    backward = forward
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes (PyTorch's own SyncBatchNorm needs CUDA)."""
 
@@ -157,7 +168,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         var, mean = (v.double() for v in torch.var_mean(x.float(), (0, 2, 3), correction=0))
-        moments = all_reduce(torch.stack((mean, var + mean.square()))) / dist.get_world_size()
+        moments = MeanOverRanks.apply(torch.stack((mean, var + mean.square())))
         mean, var = moments[0], moments[1] - moments[0].square()
         with torch.no_grad():
             count = x.numel() // x.shape[1] * dist.get_world_size()
@@ -272,9 +283,7 @@ class Trainer:
         if compile:
             self.model.compile()
         self.parallel = self.model if world.size == 1 else DistributedDataParallel(
-            self.model, [world.device] if world.device.type == "cuda" else None,
-            broadcast_buffers=False,  # shared batch norm keeps them equal
-        )
+            self.model, [world.device] if world.device.type == "cuda" else None)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.optimizer = torch.optim.AdamW(
             task.parameter_groups(self.model), lr=config.learning_rate, fused=True)
@@ -715,7 +724,7 @@ class SimpleHandTask:
             metrics.write_predictions(out / "pred.json", self.joints(vertices), vertices)
         images = [self.overlay(index, predictions) for index in range(min(12, len(self.test_set)))]
         draw_grid(images, out / "predictions.png", columns=3,
-                  title="image, predicted mesh, true mesh; both placed at the true wrist's depth")
+                  title="image, predicted mesh, true mesh (both placed at the true root joint)")
 
     def overlay(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
         """A test image (S, S, 3) beside the predicted and the true mesh over it."""
