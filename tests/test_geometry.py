@@ -590,6 +590,8 @@ def read_glb(data: bytes):
     assert position["max"] == arrays["POSITION"].max(0).tolist()
     assert np.allclose(arrays["NORMAL"], bm.vertex_normals(arrays["POSITION"], faces := glb_array(
         description, binary, primitive["indices"]).reshape(-1, 3)))
+    targets = [view["target"] for view in description["bufferViews"]]  # vertices, then indices
+    assert targets == [34962] * len(arrays) + [34963]
     colors = arrays["COLOR_0"] ** (1 / 2.2) if "COLOR_0" in arrays else None
     return arrays["POSITION"], faces, colors
 
@@ -722,6 +724,27 @@ def test_rasterize_equals_the_exact_loop(seed, on_grid):
     assert_exact(vertices.astype(np.float32), faces, (9, 11))
 
 
+@given(seeds)
+def test_slivers_stay_between_their_corners(seed):
+    """Triangles a rounding error wide with one corner far outside, along lines through pixel
+    centres: no weight is negative, nothing drawn is nearer or farther than the corners are."""
+    generator = np.random.default_rng(seed)
+    x = (generator.uniform(0, 40, (60, 3)) * 8).round() / 8
+    x[:, 0] = generator.uniform(-1e6, 1e6, 60).round()
+    rise, run = generator.integers(1, 8, (2, 60, 1))
+    y = np.float32((x - 0.5) * rise / run + 0.5)
+    y += np.spacing(y) * generator.integers(-1, 2, (60, 3))
+    vertices = np.stack([x, y, generator.uniform(1, 3, (60, 3))], 2)
+    faces = np.arange(180).reshape(60, 3)
+    face_ids, barycentric, depth = bm.rasterize(vertices.reshape(-1, 3), faces, (40, 40))
+    seen = face_ids >= 0
+    z = vertices[face_ids[seen], :, 2]
+    assert seen.any() and barycentric.min() >= 0
+    assert np.allclose(barycentric[seen].sum(1), 1, atol=1e-6)
+    assert (depth[seen] >= z.min(1) * (1 - 1e-6)).all()
+    assert (depth[seen] <= z.max(1) * (1 + 1e-6)).all()
+
+
 @given(seeds, st.sampled_from([0.0, 0.25, 1e-4, 0.49]))
 def test_shared_edges_leave_no_holes(seed, jitter):
     """A triangulated sheet larger than the picture covers it, wherever its vertices are."""
@@ -778,7 +801,7 @@ def test_convention_pixel_centres():
 def test_near_hides_far_and_ties_go_to_the_lower_face():
     """Of two triangles the nearer is seen, whatever their order; of equal ones the first."""
     triangle = np.array([[-10, -10, 1], [30, -10, 1], [-10, 30, 1]], np.float32)
-    near_last = np.concatenate([triangle * [1, 1, 2], triangle])
+    near_last = np.concatenate([triangle * [1, 1, 1.0001], triangle])
     faces = np.arange(6).reshape(2, 3)
     assert (bm.rasterize(near_last, faces, (8, 8))[0] == 1).all()
     assert (bm.rasterize(near_last, faces[::-1], (8, 8))[0] == 0).all()
@@ -814,6 +837,8 @@ def test_lighting_of_a_plane():
         assert np.allclose(picture.image, expected, atol=1e-6)
     dark = bm.render(vertices, PLANE_FACES, K_SMALL, (12, 16), **arguments | {"light": -light})
     assert np.allclose(dark.image, np.array([0.8, 0.5, 0.2]) * math.sqrt(0.2), atol=1e-6)
+    glaring = bm.render(vertices, PLANE_FACES, K_SMALL, (12, 16), **arguments | {"ambient": 9.0})
+    assert glaring.image.max() == 1
 
 
 def test_colors_are_interpolated_in_perspective():
