@@ -61,6 +61,7 @@ class Config:
     # Backbone: FastViT-MA36 (Sec. 4.1; the numbers are FastViT's Table 2)
     embed_dims: tuple[int, ...] = (76, 152, 304, 608)  # channels of the four stages
     depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of the four stages
+    large_kernel: int = 7  # px, of downsampling, position encoding and MLPs
     mlp_ratio: float = 4.0  # hidden width of the convolutional MLPs
     attention: bool = True  # last stage mixes by self-attention (MA36), else by RepMixer
     feature_width: int = 1216  # channels of the last map, a multiple of embed_dims[-1]
@@ -403,14 +404,17 @@ class MobileOne(Collapsible):
                  groups: int = 1, convolve: bool = True, excite: bool = False,
                  activate: bool = True) -> None:
         super().__init__(channels_in, channels_out, size, stride, groups)
-        self.stride = stride
+        # A strided 1 x 1 convolution that is not depthwise crashes torch 2.13 on CPUs in its
+        # backward pass with channels last, so its stride is taken by slicing instead.
+        self.slice = stride if groups == 1 else 1
         if channels_in == channels_out and stride == 1:
             self.identity = nn.BatchNorm2d(channels_out)
         if convolve:
             branch = ConvNorm(channels_in, channels_out, size, stride, groups)
             self.conv_kxk = nn.ModuleList([branch])
         if convolve and size > 1:
-            self.conv_scale = ConvNorm(channels_in, channels_out, 1, 1, groups)
+            self.conv_scale = ConvNorm(
+                channels_in, channels_out, 1, stride // self.slice, groups)
         self.se = SqueezeExcite(channels_out) if excite else nn.Identity()
         self.act = nn.GELU() if activate else nn.Identity()
 
@@ -424,9 +428,7 @@ class MobileOne(Collapsible):
         if hasattr(self, "conv_kxk"):
             parts.append(self.conv_kxk[0](x))
         if hasattr(self, "conv_scale"):
-            # The stride of a 1 x 1 kernel, by slicing: strided, with channels last, torch 2.13
-            # crashes in its backward pass on CPUs.
-            parts.append(self.conv_scale(x[:, :, :: self.stride, :: self.stride]))
+            parts.append(self.conv_scale(x[:, :, :: self.slice, :: self.slice]))
         return sum(parts)
 
 
@@ -443,12 +445,12 @@ class SqueezeExcite(nn.Module):
 
 
 class LargeKernelConv(Collapsible):
-    """7 x 7 plus 3 x 3, stride 2. No activation after it: the authors' code computes one and
+    """Large kernel plus 3 x 3, stride 2. No activation after it: the authors' code computes one and
     discards the result, so their weights never saw it."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__(channels_in, channels_out, 7, 2, channels_in)
-        self.large_conv = ConvNorm(channels_in, channels_out, 7, 2, channels_in)
+    def __init__(self, channels_in: int, channels_out: int, size: int) -> None:
+        super().__init__(channels_in, channels_out, size, 2, channels_in)
+        self.large_conv = ConvNorm(channels_in, channels_out, size, 2, channels_in)
         self.small_conv = ConvNorm(channels_in, channels_out, 3, 2, channels_in)
 
     def branched(self, x: Tensor) -> Tensor:
@@ -458,8 +460,8 @@ class LargeKernelConv(Collapsible):
 class PositionConv(Collapsible):
     """Conditional position encoding before attention."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 7, 1, channels)
+    def __init__(self, channels: int, size: int) -> None:
+        super().__init__(channels, channels, size, 1, channels)
         self.pos_enc = nn.Conv2d(*self.shape)
 
     def branched(self, x: Tensor) -> Tensor:
@@ -498,12 +500,12 @@ class RepMixer(Collapsible):
         return x + self.layer_scale(self.mixer(x) - self.norm(x))
 
 
-def conv_mlp(channels: int, ratio: float) -> nn.Sequential:
-    """Depthwise 7 x 7, then pointwise linear, GELU, linear."""
-    hidden = int(channels * ratio)
+def conv_mlp(channels: int, config: Config) -> nn.Sequential:
+    """Depthwise large kernel, then pointwise linear, GELU, linear."""
+    hidden = int(channels * config.mlp_ratio)
     return nn.Sequential(OrderedDict(
-        conv=ConvNorm(channels, channels, 7, 1, channels), fc1=nn.Conv2d(channels, hidden, 1),
-        act=nn.GELU(), fc2=nn.Conv2d(hidden, channels, 1)))
+        conv=ConvNorm(channels, channels, config.large_kernel, 1, channels),
+        fc1=nn.Conv2d(channels, hidden, 1), act=nn.GELU(), fc2=nn.Conv2d(hidden, channels, 1)))
 
 
 class RepMixerBlock(nn.Module):
@@ -512,7 +514,7 @@ class RepMixerBlock(nn.Module):
     def __init__(self, channels: int, config: Config, drop_path: float) -> None:
         super().__init__()
         self.token_mixer = RepMixer(channels, config.layer_scale)
-        self.mlp = conv_mlp(channels, config.mlp_ratio)
+        self.mlp = conv_mlp(channels, config)
         self.layer_scale = LayerScale(channels, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 
@@ -550,7 +552,7 @@ class AttentionBlock(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.token_mixer = SelfAttention(channels)
         self.layer_scale_1 = LayerScale(channels, config.layer_scale)
-        self.mlp = conv_mlp(channels, config.mlp_ratio)
+        self.mlp = conv_mlp(channels, config)
         self.layer_scale_2 = LayerScale(channels, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 
@@ -564,10 +566,11 @@ class AttentionBlock(nn.Module):
         self.layer_scale_2 = self.layer_scale_2.fold_into(self.mlp.fc2)
 
 
-def downsample(channels_in: int, channels_out: int) -> nn.Sequential:
+def downsample(channels_in: int, channels_out: int, size: int) -> nn.Sequential:
     """Half the resolution: depthwise large kernel, then pointwise."""
     return nn.Sequential(OrderedDict(proj=nn.Sequential(
-        LargeKernelConv(channels_in, channels_out), MobileOne(channels_out, channels_out, 1))))
+        LargeKernelConv(channels_in, channels_out, size),
+        MobileOne(channels_out, channels_out, 1))))
 
 
 class Stage(nn.Module):
@@ -578,8 +581,9 @@ class Stage(nn.Module):
         before, channels = (0, *config.embed_dims)[index : index + 2]
         attention = config.attention and index == 3
         block = AttentionBlock if attention else RepMixerBlock
-        self.downsample = downsample(before, channels) if index else nn.Identity()
-        self.pos_emb = PositionConv(channels) if attention else nn.Identity()
+        size = config.large_kernel
+        self.downsample = downsample(before, channels, size) if index else nn.Identity()
+        self.pos_emb = PositionConv(channels, size) if attention else nn.Identity()
         self.blocks = nn.Sequential(*[block(channels, config, rate) for rate in drop_paths])
 
     def forward(self, x: Tensor) -> Tensor:
