@@ -746,6 +746,11 @@ def _to_numpy(array) -> np.ndarray:
     return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
 
 
+def _single(array) -> np.ndarray:
+    with np.errstate(over="ignore"):  # infinities are refused where they matter
+        return _to_numpy(array).astype(np.float32)
+
+
 def _check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
     """The mesh as numpy arrays, floats and int64; ValueError where it is not a triangle mesh."""
     vertices, faces = _to_numpy(vertices), _to_numpy(faces)
@@ -766,7 +771,7 @@ def _check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
 
 def _vertex_colors(colors, count: int) -> np.ndarray:
     """One colour per vertex (V, 3) float32 in 0..1, from one for all or one for each."""
-    colors = _to_numpy(colors).astype(np.float32)
+    colors = _single(colors)
     if colors.shape not in [(3,), (count, 3)] or not ((colors >= 0) & (colors <= 1)).all():
         raise ValueError(f"colors must be (3,) or {(count, 3)} numbers in 0..1, got shape "
                          f"{colors.shape} from {colors.min(initial=0)} to {colors.max(initial=0)}")
@@ -879,7 +884,7 @@ def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:
     path = Path(path)
     if path.suffix.lower() not in _MESH_FORMATS:
         raise ValueError(f"cannot save {path}: the name must end in .obj, .ply or .glb")
-    vertices, faces = _check_mesh(_to_numpy(vertices).astype(np.float32), faces)
+    vertices, faces = _check_mesh(_single(vertices), faces)
     if not len(faces):
         raise ValueError(f"cannot save {path}: the mesh has no faces")
     colors = None if colors is None else _vertex_colors(colors, len(vertices))
@@ -890,6 +895,9 @@ def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:
 # A z-buffer in numpy without a loop over triangles: every triangle becomes rows, every row
 # becomes pixels, each as one flat array. Where an edge crosses a row is the same number for the
 # two triangles that share the edge, so meshes have no holes; coverage is exact, edges included.
+
+
+NEAR = 1e-6  # metres in front of the camera that a face must keep to be drawn
 
 
 class Rendered(NamedTuple):
@@ -939,7 +947,7 @@ def _nearest(pixel: np.ndarray, inverse: np.ndarray, count: int) -> np.ndarray:
     return winner[winner >= 0]
 
 
-def rasterize(vertices, faces, size: tuple[int, int], near: float = 1e-6):
+def rasterize(vertices, faces, size: tuple[int, int], near: float = NEAR):
     """Which triangle is seen in every pixel.
 
     Args: vertices (V, 3), x and y in pixels and depth z; faces (F, 3); size (height, width).
@@ -949,8 +957,8 @@ def rasterize(vertices, faces, size: tuple[int, int], near: float = 1e-6):
     inf for background. A pixel shows what covers its centre, nearest first, then lowest face.
     """
     height, width = size
-    vertices, faces = _check_mesh(vertices, faces)
-    x, y, z = vertices.astype(np.float32).astype(np.float64).T[:, faces.T]  # (3 corners, F) each
+    vertices, faces = _check_mesh(_single(vertices), faces)
+    x, y, z = vertices.astype(np.float64).T[:, faces.T]  # (3 corners, F) each
     area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
     kept = np.flatnonzero((z > near).all(0) & (area != 0))
     x, y, inverse, area = x[:, kept], y[:, kept], 1 / z[:, kept], area[kept]
@@ -1033,7 +1041,7 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.92, 0.76, 0.6
     fine = (size[0] * supersample, size[1] * supersample)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         pixels = supersample * project(vertices, _to_numpy(K))
-    pixels = np.where(vertices[:, 2:] > 0, pixels, 0)  # behind the camera: not drawn below
+    pixels = np.where(vertices[:, 2:] > NEAR, pixels, 0)  # behind the camera: not drawn below
     face_ids, barycentric, depth = rasterize(
         np.concatenate([pixels, vertices[:, 2:]], 1), faces, fine)
 

@@ -644,7 +644,7 @@ BAD_MESHES = [
 def test_bad_meshes_are_refused(name, changes, error, message, tmp_path):
     """One clear error, and nothing is left on disk."""
     mesh = {"vertices": np.eye(3), "faces": np.array([[0, 1, 2]])} | changes
-    with pytest.raises(error, match=message), np.errstate(over="ignore"):
+    with pytest.raises(error, match=message):
         bm.save_mesh(tmp_path / name, **mesh)
     assert not list(tmp_path.iterdir())
 
@@ -930,6 +930,13 @@ def test_faces_through_the_camera_plane_are_dropped():
     vertices[3, 2] = -1
     face_ids = bm.render(vertices, PLANE_FACES, K_SMALL, (12, 16)).face_ids
     assert set(np.unique(face_ids)) == {-1, 0}
+
+
+def test_rasterize_refuses_what_is_not_a_mesh():
+    """Coordinates beyond float32, faces without vertices: one clear error."""
+    for vertices, message in [(PLANE * 1e39, "finite"), (PLANE[:3], "vertices 0 to 3")]:
+        with pytest.raises(ValueError, match=message):
+            bm.rasterize(vertices, PLANE_FACES, (4, 4))
 
 
 def test_normals_point_outwards():
