@@ -28,6 +28,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -104,11 +105,10 @@ class Crop(NamedTuple):
     rotation: np.ndarray  # (3, 3) X_crop = rotation @ X_original; determinant -1 if mirrored
 
 
-def keypoint_box(keypoints: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tight box of the valid keypoints (N, 2): centre (2,) and width and height (2,), pixels."""
-    points = keypoints[valid > 0]
-    low, high = points.min(0), points.max(0)
-    return (low + high) / 2, np.maximum(high - low, 1.0)
+def keypoint_box(keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tight box of keypoints (N, 2): its centre (2,) and its width and height (2,)."""
+    low, high = keypoints.min(0), keypoints.max(0)
+    return (low + high) / 2, high - low
 
 
 def crop_homography(center: Sequence[float], side: float, size: int, *, roll: float = 0.0,
@@ -318,9 +318,6 @@ class HandDataset(Dataset):
         self.split_id = list(splits).index(split)
         self.augmentation = find_augmentation(augmentation)
 
-    def __len__(self) -> int:
-        raise NotImplementedError
-
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The sample's arrays after the geometric part of the augmentation."""
         raise NotImplementedError
@@ -381,29 +378,23 @@ def build_packed(path: Path, dtype: np.dtype, length: int,
     except OSError as error:
         raise ValueError(f"cannot write the cache {path.parent} ({error}): "
                          "give cache=FOLDER on a disk with room and permission") from error
+    temporary = path.with_suffix(".tmp" if fcntl else f".{os.getpid()}.tmp")
+    needed = dtype.itemsize * length
     with lock:
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        records = open_packed(path, dtype, length)
-        if records is None:
-            _write_packed(path, dtype, length, fill)
-            records = open_packed(path, dtype, length)
-    return records
-
-
-def _write_packed(path: Path, dtype: np.dtype, length: int,
-                  fill: Callable[[np.ndarray], None]) -> None:
-    temporary = path.with_suffix(".tmp" if fcntl else f".{os.getpid()}.tmp")
-    try:
-        records = np.lib.format.open_memmap(temporary, "w+", dtype, (length,))
-        fill(records)
-        records.flush()
-        del records
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
+            if shutil.disk_usage(path.parent).free < 1.05 * needed:  # a full disk kills by SIGBUS
+                raise ValueError(f"{path.parent} has no room for {needed / 1e9:.1f} GB: "
+                                 "give cache=FOLDER elsewhere")
+            try:
+                records = np.lib.format.open_memmap(temporary, "w+", dtype, (length,))
+                fill(records)
+                records.flush()  # to the disk
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    return open_packed(path, dtype, length)
 
 
 # ---------------------------------------------------------------------- hand poses and views
@@ -586,10 +577,9 @@ def _noise_bank() -> np.ndarray:  # drawing it anew for each picture would cost 
 
 
 class Scene(NamedTuple):
-    """A hand before its camera, metres."""
+    """A hand and its camera, in metres and pixels."""
 
-    vertices: np.ndarray  # (778, 3)
-    surface: np.ndarray  # (V, 3) vertices with the forearm's
+    surface: np.ndarray  # (V, 3) the hand's 778 vertices, then the forearm's
     joints: np.ndarray  # (21, 3)
     K: np.ndarray  # (3, 3)
 
@@ -606,8 +596,7 @@ def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: fl
     shift = np.array([0, 0, distance]) - joints.mean(0)
     vertices, joints = vertices + shift, joints + shift
 
-    points = joints[:, :2] / joints[:, 2:]
-    center, box = _normalised_box(points)
+    center, box = keypoint_box(joints[:, :2] / joints[:, 2:])
     center = center + rng.uniform(-0.1, 0.1, 2) * box.max()
     crop = perspective_crop(np.eye(3), center, box * rng.uniform(1.1, 1.5), size)
     vertices, joints = vertices @ crop.rotation.T, joints @ crop.rotation.T
@@ -618,12 +607,7 @@ def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: fl
     forearm /= np.linalg.norm(forearm)
     length = rng.uniform(0.02, 0.25) * (1 + 0.95 * min(forearm[2], 0))  # never hide the hand
     surface = hand.with_forearm(vertices, forearm, length, rng.uniform(0, 0.3))
-    return Scene(vertices, surface, joints, crop.K)
-
-
-def _normalised_box(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    low, high = points.min(0), points.max(0)
-    return (low + high) / 2, high - low
+    return Scene(surface, joints, crop.K)
 
 
 def shade(rng: np.random.Generator, surface: np.ndarray) -> np.ndarray:
@@ -801,7 +785,8 @@ class RenderedHands(HandDataset):
                 draw_shape(occluder, rng, self.size, rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18))
         record = np.zeros((), self.dtype)
         record["image"] = develop(rng, np.asarray(picture))
-        record["K"], record["joints"], record["vertices"] = scene.K, scene.joints, scene.vertices
+        record["K"], record["joints"] = scene.K, scene.joints
+        record["vertices"] = scene.surface[:NUM_VERTICES]
         projected = scene.joints @ scene.K.T
         record["keypoints_2d"] = projected[:, :2] / projected[:, 2:]
         return record
@@ -833,27 +818,18 @@ class RenderedHands(HandDataset):
         name = fingerprint(settings | {"version": RENDER_VERSION})
         return folder / f"rendered_hands_{self.split}_{self.size}_{name}.npy"
 
+    def _render_batch(self, indices: list[int]) -> np.ndarray:
+        return np.stack([self.render(index) for index in indices])
+
     def _fill(self, records: np.ndarray, progress: bool) -> None:
         """Render the whole split, on all cores."""
         workers = available_cores() if self.length >= 256 else 0
-        loader = DataLoader(_Rendering(self), batch_size=32, num_workers=workers,
-                            collate_fn=np.stack, generator=torch.Generator())  # keep global RNG
+        loader = DataLoader(range(self.length), batch_size=32, num_workers=workers,
+                            collate_fn=self._render_batch,
+                            generator=torch.Generator())  # not the global one, which it would move
         bar = tqdm(loader, f"Rendering {self.path.name}", unit="batch", disable=not progress)
         for number, batch in enumerate(bar):
             records[32 * number:32 * number + len(batch)] = batch
-
-
-class _Rendering(Dataset):
-    """The records of a RenderedHands, for a DataLoader that packs them."""
-
-    def __init__(self, hands: RenderedHands) -> None:
-        self.hands = hands
-
-    def __len__(self) -> int:
-        return len(self.hands)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self.hands.render(index)
 
 
 def available_cores() -> int:
@@ -949,7 +925,8 @@ class FreiHAND(HandDataset):
         center, box = np.array([width, height]) / 2, np.array([width, height], np.float64)
         recipe = Augmentation() if self.augmentation is None else self.augmentation
         if source.keypoints_valid.any():
-            center, box = keypoint_box(source.keypoints_2d, source.keypoints_valid)
+            center, box = keypoint_box(source.keypoints_2d[source.keypoints_valid > 0])
+            box = np.maximum(box, 1.0)
             recipe = self.augmentation or self.EVALUATION
         sample = augmented_crop(source, center, box, self.size, recipe, rng)
         if "xyz" not in self.sources:

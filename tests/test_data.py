@@ -514,6 +514,8 @@ def test_unwritable_cache_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write the cache.*give cache=FOLDER"):
         hands(length=2, cache=tmp_path / "file" / "inside")
+    with pytest.raises(ValueError, match="has no room for .* GB: give cache=FOLDER"):
+        hands(length=10**15, cache=tmp_path)
 
 
 # --------------------------------------------------------------------------------- FreiHAND
