@@ -1,0 +1,988 @@
+"""SimpleHand: counts, weights of others, numerics of the release, losses, inference, CLI."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import bodymodels
+import data
+import simplehand
+from simplehand import PRESETS, Config, SimpleHand
+
+TINY = Config(
+    image_size=64, embed_dims=(16, 16, 32, 32), depths=(1, 1, 2, 1), mlp_ratio=2.0,
+    feature_width=64, layer_scale=0.5, token_width=16, dims=(16, 8, 8), heads=2,
+    backbone_drop_path=0.0, drop_path=0.0, dropout=0.0,
+)
+ROOT = Path(simplehand.__file__).parent
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def on_meta(config: Config) -> SimpleHand:
+    with torch.device("meta"):
+        return SimpleHand(config)
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give norms, scales and biases values that a forgotten one of them could not hide behind."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in module.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2.0, generator=generator)
+        elif name.endswith(("running_mean", "bias")):
+            value.normal_(0.0, 0.2, generator=generator)
+        elif name.endswith("gamma") or value.ndim == 1 and value.is_floating_point():
+            value.uniform_(0.5, 1.5, generator=generator)
+    return module.eval()
+
+
+def images(count: int = 2, size: int = 64, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+
+
+def regressor() -> torch.Tensor:
+    return bodymodels.load_model("hand_right").keypoint_regressor
+
+
+def batch_of(size: int = 4, image_size: int = 64, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A batch with the shapes and meanings of data.py."""
+    generator = torch.Generator().manual_seed(seed)
+    vertices = 0.1 * torch.randn(size, 778, 3, generator=generator) + torch.tensor([0, 0, 0.6])
+    return {
+        "image": images(size, image_size, seed),
+        "vertices": vertices,
+        "joints": simplehand.regress_joints(vertices, regressor()),
+        "keypoints_2d": image_size * torch.rand(size, 21, 2, generator=generator),
+        "keypoints_valid": (torch.rand(size, 21, generator=generator) > 0.2).float(),
+        "mesh_valid": torch.ones(size),
+    }
+
+
+# ------------------------------------------------------------------------------------ counts
+
+
+def test_parameter_counts_of_the_release():
+    """Every part has exactly the parameters of timm's backbone and the released heads."""
+    model = on_meta(PRESETS["paper"])
+    head = model.mesh_head
+    assert count(model) == 49_391_003
+    assert count(model.backbone) == 42_851_004
+    assert count(model.keypoints_2d_head) == 51_114
+    assert count(head) == 6_488_885
+    assert count(head.deconv) == 4_981_248
+    assert count(head) - count(head.deconv) == 1_507_637
+    assert count(head) + count(model.keypoints_2d_head) == 6_539_999
+    assert [count(getattr(head, f"proj_{k}")) for k in (1, 2, 3)] == [65_792, 32_896, 8_256]
+    assert [count(getattr(head, f"encoder_{k}")) for k in (1, 2, 3)] == [789_760, 198_272, 49_984]
+    assert [count(getattr(head, f"upsample_{k}")) for k in (1, 2, 3)] == [1_848, 28_560, 262_186]
+    assert [getattr(head, f"pos_emb_{k}").numel() for k in (1, 2, 3)] == [5_376, 21_504, 43_008]
+    assert count(head.pred_final) == 195
+    assert len(model.state_dict()) == 1325 - 2  # the release without its unused head.fc
+    model.backbone.reparameterize()
+    assert count(model.backbone) == 42_767_632
+    assert len(model.backbone.state_dict()) == 538 - 2
+
+
+def test_summary_agrees_with_the_release(capsys):
+    """--summary --json counts every preset, and equals the reference where there is one."""
+    assert simplehand.main(["--summary", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert set(summary["presets"]) == set(PRESETS) and "1.9 M" in summary["remark"]
+    for name, parts in summary["presets"].items():
+        assert parts["total"]["parameters"] == count(on_meta(PRESETS[name]))
+        for row in parts.values():
+            assert row["released"] in (None, row["parameters"])
+    assert summary["presets"]["paper"]["total"]["released"] == 49_391_003
+    assert summary["presets"]["cpu"]["total"]["released"] is None
+    assert simplehand.main(["--summary"]) == 0
+    assert "49,391,003" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build_and_say_what_the_paper_says(name):
+    """Every preset builds, and all but the tiny one see the paper's 13.1 M samples."""
+    config = PRESETS[name]
+    assert count(on_meta(config)) > 0
+    processes = 8 if name == "paper" else 1
+    samples = config.steps * config.batch_size * config.accumulate * processes
+    assert name == "cpu" or samples == 200 * 256 * 256
+    assert name == "cpu" or samples / 130_240 == pytest.approx(100.6, abs=0.1)
+    assert config.warmup_steps < config.steps / 2
+
+
+# ---------------------------------------------------------------------------------- backbone
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("official", [True, False])
+def test_fused_model_computes_the_same(attention, official):
+    """fuse() changes the outputs by rounding alone, leaves no norm, and the original as it was."""
+    model = randomise(SimpleHand(replace(TINY, attention=attention, official=official)))
+    with torch.no_grad():
+        before, fused = model(images()), model.fuse()
+        after, again = fused(images()), model(images())
+    for name, value in before.items():
+        assert (after[name] - value).abs().max() < 1e-5 * max(1.0, value.abs().max())
+        assert torch.equal(again[name], value)
+    if not attention:  # the norm before attention cannot be folded into a layer without bias
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert not any(isinstance(module, simplehand.LayerScale) for module in fused.modules())
+
+
+def test_full_backbone_collapses_to_the_same_function():
+    """MA36, reparameterised and fused, equals its training-time branches to 1e-5."""
+    torch.manual_seed(0)
+    backbone = randomise(simplehand.FastViT(replace(Config(), layer_scale=0.1)))
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = backbone(x)
+        backbone.reparameterize()
+        reparameterised = backbone(x)
+        backbone.fuse()
+        fused = backbone(x)
+    assert (reparameterised - expected).abs().max() < 1e-5 * expected.abs().max()
+    assert (fused - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_collapsed_kernels_follow_the_algebra():
+    """Impulse responses equal the closed forms of convolution with norm and of RepMixer."""
+    torch.manual_seed(0)
+
+    def folded(norm: nn.BatchNorm2d, kernel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        return kernel * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
+
+    conv = randomise(simplehand.ConvNorm(6, 4, 3, 2, 2))
+    kernel, bias = folded(conv.bn, conv.conv.weight)
+    conv.collapse()
+    assert torch.allclose(conv.reparam_conv.weight, kernel, atol=1e-6)
+    assert torch.allclose(conv.reparam_conv.bias, bias, atol=1e-6)
+
+    mixer = randomise(simplehand.RepMixer(5, 0.5))
+    identity = torch.zeros(5, 1, 3, 3)
+    identity[:, :, 1, 1] = 1
+    branches = mixer.mixer
+    norm, norm_bias = folded(mixer.norm.identity, identity)
+    parts = [folded(branches.identity, identity),
+             folded(branches.conv_kxk[0].bn, branches.conv_kxk[0].conv.weight),
+             folded(branches.conv_scale.bn, branches.conv_scale.conv.weight * identity)]
+    gamma = mixer.layer_scale.gamma[..., None]
+    kernel = identity + gamma * (sum(part[0] for part in parts) - norm)
+    bias = gamma.flatten() * (sum(part[1] for part in parts) - norm_bias)
+    mixer.collapse()
+    assert torch.allclose(mixer.reparam_conv.weight, kernel, atol=1e-6)
+    assert torch.allclose(mixer.reparam_conv.bias, bias, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def timm_fastvit():
+    try:
+        import timm
+    except Exception as error:  # torchvision, which timm imports, has more than ImportError
+        pytest.skip(f"timm cannot be imported: {error}")
+    torch.manual_seed(0)
+    return timm, randomise(timm.create_model("fastvit_ma36"))
+
+
+def test_backbone_equals_timm(timm_fastvit, capsys):
+    """With timm's weights, names unchanged, our features are timm's to 1e-5."""
+    timm, theirs = timm_fastvit
+    ours = simplehand.FastViT(Config()).eval()
+    simplehand.load_backbone(ours, theirs.state_dict())
+    assert "head.fc.weight, head.fc.bias" in capsys.readouterr().out
+    x = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        expected = theirs.forward_features(x)
+        difference = (ours(x) - expected).abs().max()
+    assert difference < 1e-5 * max(1.0, expected.abs().max())
+
+
+def test_backbone_equals_reparameterised_timm(timm_fastvit):
+    """timm's inference weights load too and give its features, and ours collapse to the same."""
+    timm, theirs = timm_fastvit
+    collapsed = timm.utils.model.reparameterize_model(theirs)
+    ours, own = simplehand.FastViT(Config()).eval(), simplehand.FastViT(Config()).eval()
+    simplehand.load_backbone(ours, collapsed.state_dict())
+    simplehand.load_backbone(own, theirs.state_dict())
+    own.reparameterize()
+    assert set(own.state_dict()) | {"head.fc.weight", "head.fc.bias"} == set(collapsed.state_dict())
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = collapsed.forward_features(x)
+        assert (ours(x) - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
+        assert (own(x) - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
+
+
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def apple_names(inference: bool) -> dict[str, str]:
+    """Apple's name of every tensor of its fastvit_ma36 -> timm's, from the published layouts."""
+    names: dict[str, str] = {}
+
+    def conv(apple: str, timm: str, parts: tuple[str, ...] = ("weight",)) -> None:
+        names.update({f"{apple}.{part}": f"{timm}.{part}" for part in parts})
+
+    def block(apple: str, timm: str, scale: bool, identity: bool, convolve: bool = True) -> None:
+        if inference:
+            return conv(f"{apple}.reparam_conv", f"{timm}.reparam_conv", ("weight", "bias"))
+        if identity:
+            conv(f"{apple}.rbr_skip", f"{timm}.identity", NORM)
+        if convolve:
+            conv(f"{apple}.rbr_conv.0.conv", f"{timm}.conv_kxk.0.conv")
+            conv(f"{apple}.rbr_conv.0.bn", f"{timm}.conv_kxk.0.bn", NORM)
+        if scale:
+            conv(f"{apple}.rbr_scale.conv", f"{timm}.conv_scale.conv")
+            conv(f"{apple}.rbr_scale.bn", f"{timm}.conv_scale.bn", NORM)
+
+    block("patch_embed.0", "stem.0", True, False)
+    block("patch_embed.1", "stem.1", True, False)
+    block("patch_embed.2", "stem.2", False, True)
+    for stage, depth in enumerate((6, 6, 18, 6)):
+        for index in range(depth):
+            apple = f"network.{(0, 2, 4, 7)[stage]}.{index}"
+            timm = f"stages.{stage}.blocks.{index}"
+            conv(f"{apple}.convffn.conv.conv", f"{timm}.mlp.conv.conv")
+            conv(f"{apple}.convffn.conv.bn", f"{timm}.mlp.conv.bn", NORM)
+            conv(f"{apple}.convffn.fc1", f"{timm}.mlp.fc1", ("weight", "bias"))
+            conv(f"{apple}.convffn.fc2", f"{timm}.mlp.fc2", ("weight", "bias"))
+            if stage == 3:
+                conv(f"{apple}.norm", f"{timm}.norm", NORM)
+                conv(f"{apple}.token_mixer.qkv", f"{timm}.token_mixer.qkv")
+                conv(f"{apple}.token_mixer.proj", f"{timm}.token_mixer.proj", ("weight", "bias"))
+                names[f"{apple}.layer_scale_1"] = f"{timm}.layer_scale_1.gamma"
+                names[f"{apple}.layer_scale_2"] = f"{timm}.layer_scale_2.gamma"
+                continue
+            names[f"{apple}.layer_scale"] = f"{timm}.layer_scale.gamma"
+            apple, timm = f"{apple}.token_mixer", f"{timm}.token_mixer"
+            if inference:
+                block(apple, timm, False, False)
+                continue
+            names[f"{apple}.layer_scale"] = f"{timm}.layer_scale.gamma"
+            block(f"{apple}.norm", f"{timm}.norm", False, True, convolve=False)
+            block(f"{apple}.mixer", f"{timm}.mixer", True, True)
+    for stage in (1, 2, 3):
+        apple, timm = f"network.{2 * stage - 1}.proj", f"stages.{stage}.downsample.proj"
+        if inference:
+            conv(f"{apple}.0.lkb_reparam", f"{timm}.0.reparam_conv", ("weight", "bias"))
+        else:
+            for theirs, ours in (("lkb_origin", "large_conv"), ("small_conv", "small_conv")):
+                conv(f"{apple}.0.{theirs}.conv", f"{timm}.0.{ours}.conv")
+                conv(f"{apple}.0.{theirs}.bn", f"{timm}.0.{ours}.bn", NORM)
+        block(f"{apple}.1", f"{timm}.1", False, True)
+    theirs, ours = ("reparam_conv",) * 2 if inference else ("pe", "pos_enc")
+    conv(f"network.6.{theirs}", f"stages.3.pos_emb.{ours}", ("weight", "bias"))
+    conv("conv_exp.se.reduce", "final_conv.se.fc1", ("weight", "bias"))
+    conv("conv_exp.se.expand", "final_conv.se.fc2", ("weight", "bias"))
+    block("conv_exp", "final_conv", True, False)
+    conv("head", "head.fc", ("weight", "bias"))
+    return names
+
+
+@pytest.mark.parametrize(("inference", "tensors"), [(False, 1264), (True, 538)])
+def test_apple_weights_load(inference, tensors):
+    """All tensors of Apple's layout find their place, and each finds its own."""
+    names = apple_names(inference)
+    assert len(names) == tensors
+    twin = on_meta(Config()).backbone
+    if inference:
+        twin.reparameterize()
+    shapes = {name: value.shape for name, value in twin.state_dict().items()}
+    shapes |= {"head.fc.weight": (1000, 1216), "head.fc.bias": (1000,)}
+    state = {apple: torch.tensor(float(number)).expand(shapes[timm])
+             for number, (apple, timm) in enumerate(names.items())}
+    backbone = simplehand.FastViT(Config())
+    simplehand.load_backbone(backbone, {"state_dict": state})
+    loaded = backbone.state_dict()
+    for number, timm in enumerate(names.values()):
+        assert timm.startswith("head.") or (loaded[timm] == number).all(), timm
+
+
+def test_large_kernel_convolution_has_no_activation():
+    """Collapsible means linear: doubling the input doubles the output, less the bias."""
+    conv = randomise(simplehand.LargeKernelConv(4, 8, 7)).double()
+    x = torch.randn(1, 4, 16, 16).double()
+    with torch.no_grad():
+        zero = conv(torch.zeros_like(x))
+        assert torch.allclose(conv(-2 * x) - zero, -2 * (conv(x) - zero))
+
+
+# ------------------------------------------------------------------------- the release's head
+
+
+def test_released_checkpoint_layout_loads(capsys):
+    """{"state_dict": 1325 tensors} loads as it is, but for the two tensors nothing uses."""
+    head = {"keypoints_2d_head.weight", "keypoints_2d_head.bias", "mesh_head.deconv.0.weight",
+            "mesh_head.pred_final.weight", "mesh_head.pred_final.bias"}
+    head |= {f"mesh_head.deconv.1.{part}" for part in NORM}
+    for k in (1, 2, 3):
+        head.add(f"mesh_head.pos_emb_{k}")
+        modules = [f"proj_{k}", f"upsample_{k}.upsample"] + [f"encoder_{k}.0.{part}" for part in (
+            "norm1", "norm2", "token_mixer.out_proj", "mlp.fc1", "mlp.fc2")]
+        head |= {f"mesh_head.{name}.{part}" for name in modules for part in ("weight", "bias")}
+        head |= {f"mesh_head.encoder_{k}.0.token_mixer.in_proj_{part}"
+                 for part in ("weight", "bias")}
+    assert len(head) == 61
+    names = head | {f"backbone.{name}" for name in apple_names(inference=False).values()}
+    assert len(names) == 1325
+    shapes = {name: value.shape for name, value in on_meta(Config()).state_dict().items()}
+    shapes |= {"backbone.head.fc.weight": (1000, 1216), "backbone.head.fc.bias": (1000,)}
+    state = {name: torch.tensor(0.25, dtype=torch.float16).expand(shapes[name]) for name in names}
+    model = simplehand.load_checkpoint({"state_dict": state})
+    assert "backbone.head.fc.weight" in capsys.readouterr().out
+    assert model.config == Config(official=True) and not model.training
+    assert all((value == 0.25).all() for value in model.parameters())
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+
+
+def test_sine_map_of_the_release():
+    """The map follows its definition, value by value, y in the first half of the channels."""
+    channels, size = 256, 28
+    actual = simplehand.sine_map(torch.zeros(1, channels, size, size))
+    assert actual.shape == (channels, size, size)
+    cells = [(0, 0, 5), (1, 27, 3), (57, 13, 2), (128, 9, 0), (199, 4, 21), (255, 1, 27)]
+    for channel, y, x in cells:
+        position = (y if channel < 128 else x) + 1
+        index = channel % 128
+        angle = position / (size + 1e-6) * 2 * math.pi / 10_000 ** (2 * (index // 2) / 128)
+        expected = math.cos(angle) if index % 2 else math.sin(angle)
+        assert actual[channel, y, x].item() == pytest.approx(expected, abs=1e-5)
+
+
+def columns_read(official: bool, u: torch.Tensor) -> torch.Tensor:
+    """The column, of 28, that the token generator reads at fractions u of the crop."""
+    head = SimpleHand(TINY).mesh_head
+    head.official, head.deconv = official, nn.Identity()
+    ramp = torch.arange(28.0).expand(1, 4, 28, 28)
+    keypoints = torch.stack((u, u), -1)[None]
+    tokens = head.tokens(ramp, keypoints) - head.tokens(torch.zeros_like(ramp), keypoints)
+    return tokens[0, :, 0]
+
+
+@given(st.lists(st.floats(-0.5, 1.5, width=32), min_size=21, max_size=21))
+def test_convention_sampling_index(values):
+    """u is read at column 28 u - 0.5 of 28, in the release at 27 u, and never outside."""
+    u = torch.tensor(values)
+    inside = u.clamp(0, 1)
+    assert torch.allclose(columns_read(False, u), (28 * inside - 0.5).clamp(0, 27), atol=1e-4)
+    assert torch.allclose(columns_read(True, u), 27 * inside, atol=1e-4)
+
+
+def test_convention_images_are_rgb_of_0_to_255():
+    """Default: ImageNet statistics on RGB. Release: BGR / 255 - 0.5. uint8 and float agree."""
+    x = images(1, 32)
+    ours = normaliser(official=False)(x)
+    red = (x[0, 0].float() / 255 - 0.485) / 0.229
+    assert torch.allclose(ours[0, 0], red, atol=1e-6)
+    theirs = normaliser(official=True)(x)
+    assert torch.allclose(theirs[0, 2], x[0, 0].float() / 255 - 0.5, atol=1e-6)
+    assert torch.equal(normaliser(official=False)(x.float()), ours)
+
+
+def normaliser(official: bool):
+    return SimpleHand(replace(TINY, official=official)).normalise
+
+
+def test_average_of_the_last_map_is_the_release_s_pooling():
+    """At 224 px the mean is the release's 7 x 7 average pooling."""
+    features = torch.randn(2, 8, 7, 7)
+    pooled = nn.AvgPool2d(7, 1)(features).flatten(1)
+    assert torch.allclose(features.mean((2, 3)), pooled, atol=1e-6)
+
+
+# -------------------------------------------------------------------------------- the method
+
+
+@pytest.mark.parametrize("size", [32, 64, 96, 160])
+def test_any_multiple_of_32_is_an_image_size(size):
+    """The architecture fits every crop, not only the one it was configured for."""
+    model = randomise(SimpleHand(TINY))
+    prediction = model(images(2, size))
+    assert prediction["vertices"].shape == (2, 778, 3)
+    assert prediction["keypoints_2d"].shape == (2, 21, 2)
+    assert all(value.isfinite().all() for value in prediction.values())
+
+
+def test_batch_equals_loop():
+    """In evaluation mode samples do not see each other."""
+    model = randomise(SimpleHand(TINY))
+    with torch.no_grad():
+        together = model(images(3))
+        for index in range(3):
+            alone = model(images(3)[index : index + 1])
+            for name, value in alone.items():
+                assert torch.allclose(value[0], together[name][index], atol=1e-5)
+
+
+@given(st.permutations(range(9)))
+def test_metaformer_block_is_permutation_equivariant(order):
+    """Without position embeddings, tokens in another order give outputs in that order."""
+    torch.manual_seed(0)
+    block = simplehand.MetaFormerBlock(8, TINY).eval()
+    x = torch.randn(2, 9, 8)
+    assert torch.allclose(block(x[:, order]), block(x)[:, order], atol=1e-5)
+
+
+def test_decoder_layers_grow_tokens_and_shrink_channels():
+    """21 x 256 -> 84 x 256 -> 336 x 128 -> 778 x 64 -> 778 x 3, Eq. 1 by Eq. 2."""
+    head = simplehand.MeshHead(Config()).eval()
+    x = torch.randn(2, 21, 256)
+    expected = x
+    for k, shape in ((1, (2, 84, 256)), (2, (2, 336, 128)), (3, (2, 778, 64))):
+        expected = head.decoder_layer(k, expected)
+        assert expected.shape == shape
+    assert torch.equal(head.regress(x), head.pred_final(expected))
+
+
+def test_mesh_loss_moves_the_keypoints_but_clamped_ones():
+    """Sampling points have a gradient from the mesh alone, and none outside the crop."""
+    torch.manual_seed(0)
+    model = randomise(SimpleHand(TINY))
+    keypoints = torch.rand(2, 21, 2) * 0.8 + 0.1
+    keypoints[0, :7, 0] = -0.3
+    keypoints[1, 5, 1] = 1.2
+    keypoints.requires_grad_()
+    features = model.backbone(model.normalise(images(2, 128)))
+    model.mesh_head(features, keypoints).square().sum().backward()
+    outside = (keypoints < 0) | (keypoints > 1)
+    assert (keypoints.grad[outside] == 0).all()
+    assert (keypoints.grad[~outside] != 0).float().mean() > 0.9
+
+    model.zero_grad()
+    model(images(2, 128))["vertices"].square().sum().backward()
+    assert model.keypoints_2d_head.weight.grad.abs().max() > 0
+
+
+def test_new_models_sample_inside_the_crop():
+    """Freshly made, the keypoints are near the middle, where sampling has a gradient."""
+    torch.manual_seed(0)
+    keypoints = SimpleHand(PRESETS["cpu"]).eval()(images(2, 64))["keypoints_2d"]
+    assert ((keypoints > 0) & (keypoints < 1)).all()
+
+
+@given(st.floats(0.05, 0.9))
+def test_drop_path_drops_whole_samples_and_keeps_the_mean(rate):
+    """Training: a sample is 0 or x / (1 - rate), the latter as often as said. Else identity."""
+    torch.manual_seed(0)
+    drop = simplehand.DropPath(rate)
+    x = torch.ones(4000, 2, 3)
+    values = drop(x)
+    assert torch.equal(values, values[:, :1, :1].expand_as(values))
+    assert all(v == 0 or abs(v - 1 / (1 - rate)) < 1e-5 for v in values.unique().tolist())
+    assert (values > 0).float().mean().item() == pytest.approx(1 - rate, abs=0.05)
+    assert drop.eval()(x) is x
+
+
+def test_drop_path_rates_rise_linearly():
+    """The first block is never dropped, the last with the configured rate."""
+    rates = [module.rate for module in on_meta(Config()).backbone.modules()
+             if isinstance(module, simplehand.DropPath)]
+    assert len(rates) == 36 and rates[0] == 0 and rates[-1] == pytest.approx(0.2)
+    assert np.allclose(np.diff(rates), 0.2 / 35)
+
+
+def test_coordinates_stay_in_full_precision():
+    """Under bf16 autocast the outputs are float32 and vary more finely than bf16 can."""
+    model = randomise(SimpleHand(TINY))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        prediction = model(images())
+    for value in prediction.values():
+        assert value.dtype == torch.float32
+        assert not torch.equal(value, value.bfloat16().float())
+
+
+def test_channels_last_trains():
+    """The memory format changes neither outputs nor gradients (nor, as torch's own strided 1 x 1
+    convolution does, crashes)."""
+    torch.manual_seed(0)
+    model = SimpleHand(TINY)
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = model.to(memory_format=layout)
+        model.zero_grad()
+        out = model(images(4).contiguous(memory_format=layout))
+        (out["vertices"].sum() + out["keypoints_2d"].sum()).backward()
+        gradients.append(model.backbone.stem[0].conv_scale.conv.weight.grad.clone())
+    assert torch.allclose(*gradients, atol=1e-3 * gradients[0].abs().max())
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 64, 65), (1, 64, 64, 3)])
+def test_other_image_shapes_are_refused(shape):
+    """One clear error says which shape was expected."""
+    with pytest.raises(ValueError, match=r"expected \(B, 3, S, S\)"):
+        SimpleHand(TINY)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("fields", [
+    {"image_size": 100}, {"depths": (1, 1, 1)}, {"feature_width": 100}, {"dims": (16, 8)},
+    {"tokens": (20, 84, 336)}, {"heads": 3}, {"embed_dims": (16, 16, 32, 16)},
+])
+def test_impossible_configs_are_refused(fields):
+    """A config that cannot be built says which field is wrong."""
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        replace(TINY, **fields)
+
+
+# ------------------------------------------------------------------------------------ losses
+
+
+def test_losses_by_hand():
+    """Sum over coordinates, mean over points, mean over the batch; weights 10, 1, 10."""
+    batch = batch_of(2)
+    batch["keypoints_valid"][:] = 1
+    target = simplehand.make_targets(batch)
+    prediction = {"vertices": target["vertices"] + torch.tensor([0.01, -0.02, 0.03]),
+                  "keypoints_2d": target["keypoints_2d"].clone()}
+    prediction["keypoints_2d"][0, 3] += torch.tensor([0.5, -0.25])
+    terms = simplehand.losses(prediction, batch, regressor())
+    assert terms["vertices"].item() == pytest.approx(0.06, rel=1e-4)
+    assert terms["joints"].item() == pytest.approx(0.06, rel=1e-3)  # rows sum to one
+    assert terms["keypoints_2d"].item() == pytest.approx(0.75 / 42, rel=1e-4)
+    total = simplehand.total_loss(terms, Config()).item()
+    assert total == pytest.approx(10 * 0.06 + 10 * 0.06 + 0.75 / 42, rel=1e-3)
+
+
+def test_convention_targets_are_root_relative_fractions():
+    """Origin is joint 9, the middle finger's base; keypoints are fractions of the crop."""
+    batch = batch_of()
+    target = simplehand.make_targets(batch)
+    assert (target["joints"][:, 9] == 0).all()
+    offset = batch["vertices"] - target["vertices"]
+    assert torch.allclose(offset, batch["joints"][:, 9:10].expand_as(offset), atol=1e-6)
+    assert torch.equal(target["keypoints_2d"] * 64, batch["keypoints_2d"])
+
+
+@given(st.integers(0, 1000))
+def test_loss_of_a_batch_is_the_mean_of_its_parts(seed):
+    """So that one or two processes with the same global batch have the same loss."""
+    batch = batch_of(4, seed=seed)
+    batch["mesh_valid"][seed % 4] = 0
+    generator = torch.Generator().manual_seed(seed)
+    prediction = {"vertices": torch.randn(4, 778, 3, generator=generator),
+                  "keypoints_2d": torch.rand(4, 21, 2, generator=generator)}
+    whole = simplehand.losses(prediction, batch, regressor())
+    parts = [simplehand.losses(
+        {name: value[half] for name, value in prediction.items()},
+        {name: value[half] for name, value in batch.items()}, regressor())
+        for half in (slice(0, 2), slice(2, 4))]
+    for name, value in whole.items():
+        assert value.item() == pytest.approx((parts[0][name] + parts[1][name]).item() / 2, rel=1e-5)
+
+
+def test_invalid_annotations_pull_at_nothing():
+    """Neither an invalid keypoint nor an invalid mesh has a gradient."""
+    batch = batch_of(2)
+    batch["mesh_valid"] = torch.tensor([1.0, 0.0])
+    prediction = {"vertices": torch.zeros(2, 778, 3, requires_grad=True),
+                  "keypoints_2d": torch.zeros(2, 21, 2, requires_grad=True)}
+    simplehand.total_loss(simplehand.losses(prediction, batch, regressor()), TINY).backward()
+    assert (prediction["vertices"].grad[1] == 0).all()
+    assert (prediction["vertices"].grad[0] != 0).any()
+    moved = (prediction["keypoints_2d"].grad != 0).all(-1)
+    assert torch.equal(moved, batch["keypoints_valid"] > 0)
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1))
+def test_joints_move_with_the_mesh(x, z):
+    """The regressor's rows sum to one: a shifted mesh has shifted joints."""
+    vertices = batch_of(1)["vertices"]
+    shift = torch.tensor([x, 0.0, z])
+    moved = simplehand.regress_joints(vertices + shift, regressor()) - shift
+    assert torch.allclose(moved, simplehand.regress_joints(vertices, regressor()), atol=1e-4)
+
+
+def test_weight_decay_spares_what_is_not_a_matrix():
+    """Every parameter is in exactly one group; norms, biases, scales, embeddings are spared."""
+    model = on_meta(TINY)
+    decayed, spared = simplehand.parameter_groups(model, 0.05)
+    assert decayed["weight_decay"] == 0.05 and spared["weight_decay"] == 0.0
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [{names[id(p)] for p in group["params"]} for group in (decayed, spared)]
+    assert groups[0] | groups[1] == set(names.values()) and not groups[0] & groups[1]
+    assert {"mesh_head.pos_emb_1", "mesh_head.encoder_1.0.norm1.weight", "keypoints_2d_head.bias",
+            "backbone.stages.0.blocks.0.layer_scale.gamma",
+            "mesh_head.encoder_1.0.token_mixer.in_proj_bias",
+            "backbone.stem.0.conv_scale.bn.weight"} <= groups[1]
+    assert {"mesh_head.proj_1.weight", "backbone.stem.0.conv_kxk.0.conv.weight",
+            "mesh_head.deconv.0.weight"} <= groups[0]
+
+
+def test_one_batch_can_be_learned_by_heart():
+    """The loss on one batch of rendered hands falls to a quarter within 120 steps."""
+    torch.manual_seed(0)
+    hands = data.RenderedHands("train", 64, length=4, views=30.0)
+    batch = torch.utils.data.default_collate([hands[index] for index in range(4)])
+    model = SimpleHand(TINY)
+    optimizer = torch.optim.AdamW(simplehand.parameter_groups(model, 0.0), lr=3e-3)
+    history = []
+    for _ in range(120):
+        loss = simplehand.total_loss(
+            simplehand.losses(model(batch["image"]), batch, regressor()), TINY)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.25 * history[0]
+
+
+def test_cpu_preset_takes_a_step():
+    """One step of AdamW moves every parameter that has a gradient, and all stays finite."""
+    torch.manual_seed(0)
+    config = PRESETS["cpu"]
+    model = SimpleHand(config)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.AdamW(
+        simplehand.parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+    batch = batch_of(2, config.image_size)
+    terms = simplehand.losses(model(batch["image"]), batch, regressor())
+    simplehand.total_loss(terms, config).backward()
+    optimizer.step()
+    for name, value in model.named_parameters():
+        assert value.grad is not None and value.isfinite().all(), name
+        assert (value.grad == 0).all() or not torch.equal(value, before[name]), name
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained() -> SimpleHand:
+    torch.manual_seed(0)
+    model = SimpleHand(TINY).eval()
+    nn.init.normal_(model.keypoints_2d_head.bias, 0.5, 0.2)
+    nn.init.normal_(model.mesh_head.upsample_3.upsample.bias, 0.0, 0.05)
+    return model
+
+
+def checkpoint_of(model: SimpleHand, **others) -> dict:
+    return {"model": model.state_dict(), "config": asdict(model.config), "step": 7, **others}
+
+
+@pytest.fixture(scope="module")
+def checkpoint_file(trained, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
+    torch.save(checkpoint_of(trained), path)
+    return path
+
+
+def test_checkpoint_restores_config_and_weights(trained, checkpoint_file):
+    """What train.py saves comes back as the same model, ready for inference."""
+    model = simplehand.load_checkpoint(checkpoint_file)
+    assert model.config == TINY and not model.training
+    with torch.no_grad():
+        for name, value in model(images()).items():
+            assert torch.equal(value, trained(images())[name])
+
+
+def test_half_precision_checkpoints_become_full(trained):
+    """Weights stored in float16 are computed with in float32."""
+    halved = {name: value.half() if value.is_floating_point() else value
+              for name, value in trained.state_dict().items()}
+    model = simplehand.load_checkpoint(checkpoint_of(trained) | {"model": halved})
+    for name, value in model.state_dict().items():
+        assert value.dtype == trained.state_dict()[name].dtype
+        assert torch.allclose(value, trained.state_dict()[name], atol=1e-3)
+
+
+def test_moving_average_is_preferred(trained):
+    """A checkpoint with averaged weights gives those, as train.py evaluates them."""
+    averaged = torch.optim.swa_utils.AveragedModel(SimpleHand(TINY), use_buffers=True)
+    checkpoint = checkpoint_of(trained, ema=averaged.state_dict())
+    model = simplehand.load_checkpoint(checkpoint)
+    for name, value in averaged.module.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_partial_loads_are_refused(trained, capsys):
+    """Missing, unexpected and misshapen tensors raise, all named; strict=False prints them."""
+    state = dict(trained.state_dict())
+    del state["mesh_head.pos_emb_2"]
+    state["surprise"] = torch.zeros(1)
+    state["mesh_head.pred_final.bias"] = torch.zeros(4)
+    checkpoint = checkpoint_of(trained) | {"model": state}
+    with pytest.raises(ValueError) as caught:
+        simplehand.load_checkpoint(checkpoint)
+    reported = ("1 missing: mesh_head.pos_emb_2", "1 unexpected: surprise",
+                "1 of another shape: mesh_head.pred_final.bias")
+    assert all(text in str(caught.value) for text in reported)
+    model = simplehand.load_checkpoint(checkpoint, strict=False)
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in reported)
+    assert torch.equal(model.mesh_head.pos_emb_1, trained.mesh_head.pos_emb_1)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", [1, 2], {"a": torch.zeros(1)},
+                                     {"model": {}, "config": {}}, {"model": Bomb(), "config": {}}])
+def test_bad_checkpoints_are_one_clear_error(content, tmp_path, monkeypatch):
+    """Damaged, foreign and hostile files raise ValueError and run nothing."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match="checkpoint|weights") as caught:
+        simplehand.load_checkpoint(path)
+    assert "\n" not in str(caught.value) and not (tmp_path / "exploded").exists()
+
+
+def test_foreign_config_and_missing_file(trained, tmp_path):
+    """A config with other fields and a path without a file say so."""
+    with pytest.raises(ValueError, match="config"):
+        simplehand.load_checkpoint(checkpoint_of(trained) | {"config": {"vit_depth": 32}})
+    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
+        simplehand.load_checkpoint(tmp_path / "nowhere.pt")
+    with pytest.raises(ValueError, match="load_backbone"):
+        simplehand.load_checkpoint({"stem.0.conv_kxk.0.conv.weight": torch.zeros(1)})
+
+
+# --------------------------------------------------------------------------------- inference
+
+
+def picture(height: int = 90, width: int = 120, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 256, (height // 10, width // 10, 3))
+    return np.kron(small, np.ones((10, 10, 1))).astype(np.uint8)
+
+
+def camera(width: float, height: float, focal: float = 150.0) -> np.ndarray:
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+
+
+@given(st.tuples(*[st.floats(-0.1, 0.1)] * 2, st.floats(0.3, 1.5)), st.floats(60, 800))
+def test_translation_is_found_again(translation, focal):
+    """Points and their exact projections determine where the points are."""
+    points = np.random.default_rng(0).normal(0, 0.05, (21, 3))
+    K = camera(128, 100, focal)
+    projected = (points + translation) @ K.T
+    pixels = projected[:, :2] / projected[:, 2:]
+    assert np.allclose(simplehand.fit_translation(points, pixels, K), translation, atol=1e-6)
+
+
+def test_translation_of_nonsense_is_in_front_of_the_camera():
+    """Mirrored keypoints fit no positive depth: the mesh still ends in front."""
+    points = np.random.default_rng(0).normal(0, 0.05, (21, 3))
+    K = camera(100, 100)
+    translation = simplehand.fit_translation(points, 50 - 300 * points[:, :2], K)
+    assert np.isfinite(translation).all() and (points + translation)[:, 2].min() >= 0.1 - 1e-9
+
+
+@given(st.tuples(st.floats(0, 500), st.floats(0, 300), st.floats(5, 300), st.floats(5, 300)))
+def test_crop_camera_looks_at_the_box(box):
+    """A rotation; the box's centre becomes the crop's, the longer side fills it, as in data.py."""
+    K, box = camera(640, 480, 500.0), np.array(box)
+    crop_K, rotation = simplehand.crop_camera(K, box, 128)
+    assert np.allclose(rotation @ rotation.T, np.eye(3)) and np.linalg.det(rotation) > 0
+    homography = crop_K @ rotation @ np.linalg.inv(K)
+    center = box[:2] + box[2:] / 2
+    assert np.allclose(simplehand.transform(homography, center), 64)
+    reference = data.perspective_crop(K, center, box[2:], 128)
+    assert np.allclose(reference.K, crop_K) and np.allclose(reference.rotation, rotation)
+
+
+def test_convention_whole_square_picture_is_its_own_crop(trained):
+    """A 64 x 64 picture without a box reaches the network unchanged."""
+    image = picture(60, 60)[:60, :60]
+    image = np.ascontiguousarray(np.pad(image, ((0, 4), (0, 4), (0, 0))))
+    prediction = simplehand.predict(trained, image, regressor())
+    with torch.no_grad():
+        direct = trained(torch.from_numpy(image).permute(2, 0, 1)[None])
+    assert np.allclose(prediction["vertices"] - prediction["root"], direct["vertices"][0],
+                       atol=1e-5)
+    assert np.allclose(prediction["keypoints_2d"], direct["keypoints_2d"][0] * 64, atol=1e-3)
+
+
+def test_prediction_is_consistent(trained):
+    """Joints belong to the vertices, the mesh projects to where the network saw the keypoints."""
+    prediction = simplehand.predict(trained, picture(), regressor(), box=(30, 20, 60, 40))
+    vertices = torch.from_numpy(prediction["vertices"])[None]
+    joints = simplehand.regress_joints(vertices, regressor())[0]
+    assert np.allclose(prediction["joints"], joints, atol=1e-5)
+    assert {name: value.shape for name, value in prediction.items()} == {
+        "vertices": (778, 3), "joints": (21, 3), "root": (3,), "keypoints_2d": (21, 2),
+        "K": (3, 3), "box": (4,), "side": ()}
+    assert all(value.dtype == np.float32 for name, value in prediction.items() if name != "side")
+    assert np.allclose(prediction["box"], (22.5, 15, 75, 50))
+    assert prediction["K"][0, 0] == pytest.approx(math.hypot(120, 90))
+
+
+@given(st.sampled_from([None, (30.0, 20.0, 60.0, 40.0), (0.0, 0.0, 40.0, 90.0)]))
+@settings(max_examples=3)
+def test_left_hands_are_mirrored_right_hands(trained, box):
+    """The flipped picture as a left hand gives the mirror image of the right hand."""
+    image, width = picture(), 120
+    flipped = np.ascontiguousarray(image[:, ::-1])
+    mirrored = box and (width - box[0] - box[2], *box[1:])
+    right = simplehand.predict(trained, image, regressor(), box=box)
+    left = simplehand.predict(trained, flipped, regressor(), box=mirrored, side="left")
+    assert (left["side"], right["side"]) == (0, 1)
+    for name in ("vertices", "joints", "root"):
+        assert np.allclose(left[name] * (-1, 1, 1), right[name], atol=1e-3)
+    unflipped = (width, 0) + left["keypoints_2d"] * (-1, 1)
+    assert np.allclose(unflipped, right["keypoints_2d"], atol=0.05)
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+@settings(max_examples=5)
+def test_only_the_box_matters(trained, x, y):
+    """In a larger black picture with the camera moved along, the hand is the same."""
+    image, box = picture(), (30, 20, 60, 40)
+    canvas = np.zeros((140, 180, 3), np.uint8)
+    canvas[y : y + 90, x : x + 120] = image
+    K = camera(120, 90)
+    moved_K = K + [[0, 0, x], [0, 0, y], [0, 0, 0]]
+    here = simplehand.predict(trained, image, regressor(), box=box, K=K)
+    moved_box = (30 + x, 20 + y, 60, 40)
+    there = simplehand.predict(trained, canvas, regressor(), box=moved_box, K=moved_K)
+    assert np.allclose(here["vertices"], there["vertices"], atol=1e-3)
+    assert np.allclose(here["keypoints_2d"] + (x, y), there["keypoints_2d"], atol=0.05)
+
+
+def test_large_boxes_are_averaged_not_skipped():
+    """Shrinking a fine chessboard gives grey, not aliases."""
+    board = np.indices((512, 512)).sum(0) % 2 * 255
+    board = np.repeat(board[..., None], 3, 2).astype(np.uint8)
+    crop = simplehand.warp(board, np.diag([8.0, 8.0, 1.0]), 64, 8)
+    assert (crop[:, 1:-1, 1:-1] - 127.5).abs().max() < 1.0
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"image": np.zeros((64, 64), np.uint8)}, "uint8 RGB"),
+    ({"image": np.zeros((64, 64, 3))}, "uint8 RGB"),
+    ({"box": (0, 0, 10)}, "x,y,width,height"),
+    ({"box": (0, 0, -5, 10)}, "x,y,width,height"),
+    ({"box": (500, 0, 10, 10)}, "64 x 64"),
+    ({"box": (-50, 0, 50, 10)}, "64 x 64"),
+    ({"box": (0, math.nan, 10, 10)}, "x,y,width,height"),
+    ({"side": "both"}, "right or left"),
+    ({"K": np.eye(4)}, r"expected \(3, 3\)"),
+])
+def test_bad_input_is_named(trained, changes, message):
+    """One ValueError that says what was expected."""
+    arguments = {"image": np.zeros((64, 64, 3), np.uint8)} | changes
+    with pytest.raises(ValueError, match=message):
+        simplehand.predict(trained, keypoint_regressor=regressor(), **arguments)
+
+
+def test_training_mode_is_refused():
+    """Batch statistics of one picture would be a silent mistake."""
+    with pytest.raises(ValueError, match="eval"):
+        simplehand.predict(SimpleHand(TINY), picture(), regressor())
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def command(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True,
+                          text=True)
+
+
+def save_picture(path: Path) -> Path:
+    from matplotlib.image import imsave
+
+    imsave(path, picture())
+    return path
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_command_line_on_a_picture(checkpoint_file, tmp_path, capsys, side):
+    """Writes the overlay, three mesh files and the documented arrays."""
+    photo = save_picture(tmp_path / "photo.png")
+    arguments = [str(photo), "--checkpoint", str(checkpoint_file), "--out", str(tmp_path / "out"),
+                 "--box", "30,20,60,40"] + ["--left"] * (side == "left")
+    assert simplehand.main(arguments) == 0
+    assert "photo" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"photo.{ending}" for ending in ("png", "npz", "obj", "ply", "glb")}
+    assert data.read_image(tmp_path / "out" / "photo.png").shape == (90, 120, 3)
+    with np.load(tmp_path / "out" / "photo.npz") as arrays:
+        expected = simplehand.predict(
+            simplehand.load_checkpoint(checkpoint_file), picture(), regressor(),
+            box=(30, 20, 60, 40), side=side)
+        assert set(arrays) == set(expected) | {"faces"}
+        for name, value in expected.items():
+            assert np.allclose(arrays[name], value, atol=1e-3), name
+        assert int(arrays["side"]) == (side == "right")
+        right = bodymodels.load_model("hand_right").faces.numpy()
+        assert np.array_equal(arrays["faces"], right if side == "right" else right[:, ::-1])
+    lines = (tmp_path / "out" / "photo.obj").read_text().splitlines()
+    assert sum(line.startswith("v ") for line in lines) == 778
+
+
+@pytest.mark.parametrize("case", [
+    "missing picture", "empty picture", "no picture", "text", "no checkpoint", "bad checkpoint",
+    "letters in box", "three numbers in box", "box beside the picture", "out is a file"])
+def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys):
+    """Exit code 2, one line on stderr, nothing written."""
+    photo = save_picture(tmp_path / "photo.png")
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(checkpoint_file.read_bytes()[:1000])
+    text = tmp_path / "text.jpg"
+    text.write_text("this is no picture")
+    (tmp_path / "empty.png").touch()
+    arguments = {
+        "missing picture": [tmp_path / "nowhere.png"],
+        "empty picture": [tmp_path / "empty.png"],
+        "no picture": [],
+        "text": [text],
+        "no checkpoint": [photo, "--checkpoint", "nowhere.pt"],
+        "bad checkpoint": [photo, "--checkpoint", broken],
+        "letters in box": [photo, "--box", "a,b"],
+        "three numbers in box": [photo, "--box", "1,2,3"],
+        "box beside the picture": [photo, "--box", "500,500,10,10"],
+        "out is a file": [photo, "--out", text],
+    }[case]
+    defaults = ["--checkpoint", checkpoint_file, "--out", tmp_path / "out"]
+    assert simplehand.main([str(part) for part in defaults + arguments]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("simplehand.py: ") and output.err.count("\n") == 1
+    assert not (tmp_path / "out").exists() and not output.out
+
+
+def test_file_alone_imports_builds_and_runs(tmp_path):
+    """Copied into an empty folder it needs nothing but torch and numpy."""
+    shutil.copy(simplehand.__file__, tmp_path)
+    code = """
+import sys, numpy, torch, simplehand
+config = simplehand.Config(image_size=32, embed_dims=(16, 16, 32, 32), depths=(1, 1, 1, 1),
+                           feature_width=32, token_width=16, dims=(16, 8, 8))
+model = simplehand.SimpleHand(config).eval()
+result = simplehand.predict(model.fuse(), numpy.zeros((40, 50, 3), numpy.uint8),
+                            torch.rand(21, 778).softmax(1), side="left")
+assert result["vertices"].shape == (778, 3)
+foreign = {"bodymodels", "data", "metrics", "train", "matplotlib", "timm", "smplx"}
+assert not foreign & set(sys.modules), foreign & set(sys.modules)
+"""
+    result = command("-I", "-c", f"import sys; sys.path.insert(0, '.'){code}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = command("simplehand.py", "--summary", cwd=tmp_path)
+    assert result.returncode == 0 and "49,391,003" in result.stdout
+
+
+def test_command_line_as_a_process(checkpoint_file, tmp_path):
+    """Run from another folder, as a user does; a bad picture is one line and exit code 2."""
+    photo = save_picture(tmp_path / "photo.png")
+    script = ROOT / "simplehand.py"
+    result = command(script, photo, "--checkpoint", checkpoint_file, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "output" / "photo.png").is_file()
+    result = command(script, checkpoint_file, "--checkpoint", checkpoint_file, cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
