@@ -80,6 +80,7 @@ class Config:
     regressor_mlp_ratio: float = 4.0  # (release)
     dropout: float = 0.1  # of the attention weights (release)
     drop_path: float = 0.1  # of both residual branches (release)
+    output_scale: float = 1.0  # metres, and crops, per unit of the last layers (release)
 
     # Loss, Eq. 7 (Sec. 3.4)
     weight_joints: float = 10.0
@@ -105,7 +106,8 @@ class Config:
     # RenderedHands, the free stand-in for FreiHAND (our choice)
     train_samples: int = 130_240  # (as many as FreiHAND has)
     test_samples: int = 1_000
-    views: float = 180.0  # degrees, largest turn away from the canonical view; 180 = the sphere
+    views: float = 90.0  # degrees, largest tilt of palm or back; 90 is the whole sphere
+    in_plane: float = 180.0  # degrees, largest turn in the image plane, either way
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -143,13 +145,15 @@ PRESETS: dict[str, Config] = {
     ),
     # One GPU with 11 GB: the paper's run, step for step, its eight batches one after another.
     "single_gpu": Config(accumulate=8),
-    # Two CPU cores: the same design, small enough to learn in minutes.
+    # Two CPU cores: the same design, small enough to learn in minutes, from hands that turn no
+    # further than 30 degrees: in that time the whole sphere of views does not fit.
     "cpu": Config(
-        image_size=128, embed_dims=(24, 48, 96, 192), depths=(1, 1, 2, 1), mlp_ratio=2.0,
-        attention=True, feature_width=384, layer_scale=0.1, backbone_drop_path=0.0,
-        token_width=128, dims=(128, 64, 32), dropout=0.0, drop_path=0.0,
-        batch_size=32, steps=2_000, warmup_steps=100, learning_rate=1e-3, schedule="cosine",
-        precision="fp32", channels_last=True, eval_every=500, train_samples=20_000, views=60.0,
+        image_size=64, embed_dims=(32, 64, 128, 256), depths=(1, 1, 2, 1), large_kernel=3,
+        mlp_ratio=2.0, feature_width=512, layer_scale=0.1, backbone_drop_path=0.0,
+        token_width=128, dims=(64, 32, 16), heads=1, dropout=0.0, drop_path=0.0,
+        output_scale=0.1, batch_size=64, steps=2_000, warmup_steps=100, learning_rate=1e-3,
+        schedule="cosine", precision="fp32", eval_every=500, train_samples=20_000, views=30.0,
+        in_plane=30.0,
     ),
 }
 
@@ -228,6 +232,7 @@ class MeshHead(nn.Module):
             setattr(self, f"encoder_{k}", nn.Sequential(*blocks))
             setattr(self, f"upsample_{k}", LinearUpsample(tokens[k - 1], tokens[k]))
         self.pred_final = nn.Linear(widths[-1], 3)
+        self.output_scale = config.output_scale
 
     def forward(self, features: Tensor, keypoints_2d: Tensor) -> Tensor:
         """Vertices R(T(X_b)), (B, 778, 3) metres, from X_b and the keypoints to sample at."""
@@ -251,7 +256,7 @@ class MeshHead(nn.Module):
         """Mesh regressor: tokens X_0 = X_m (B, 21, C') -> vertices (B, 778, 3)."""
         for k in range(1, self.num_layers + 1):  # Eq. 1; the release counts from 1, not 0
             x = self.decoder_layer(k, x)
-        return full_precision(self.pred_final, x)
+        return self.output_scale * full_precision(self.pred_final, x)
 
     def decoder_layer(self, k: int, x: Tensor) -> Tensor:
         """H_k: more tokens, fewer channels, as (B, 21, 256) -> (B, 84, 256) -> (B, 336, 128)."""
@@ -294,7 +299,7 @@ class SimpleHand(nn.Module):
         self.keypoints_2d_head = nn.Linear(config.feature_width, 2 * config.tokens[0])
         self.mesh_head = MeshHead(config)
         if not config.official:  # start in the middle of the crop, where sampling has a gradient
-            nn.init.constant_(self.keypoints_2d_head.bias, 0.5)
+            nn.init.constant_(self.keypoints_2d_head.bias, 0.5 / config.output_scale)
         mean, std = ((0.5,) * 3, (1.0,) * 3) if config.official else (
             (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, as in pretraining
         )
@@ -313,6 +318,7 @@ class SimpleHand(nn.Module):
         features = self.backbone(self.normalise(images))  # X_b, (B, C, S/32, S/32)
         pooled = features.mean((2, 3))  # "global feature" of Fig. 4
         keypoints_2d = full_precision(self.keypoints_2d_head, pooled).unflatten(1, (-1, 2))
+        keypoints_2d = self.config.output_scale * keypoints_2d
         return {"vertices": self.mesh_head(features, keypoints_2d), "keypoints_2d": keypoints_2d}
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ import csv
 import dataclasses
 import functools
 import inspect
+import io
 import json
 import math
 import os
@@ -38,7 +39,7 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -46,6 +47,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -383,35 +385,15 @@ class Trainer:
 # ------------------------------------------------------------------------------------- files
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`; once complete and on disk it takes that name in one step."""
+def save(content: dict[str, typing.Any], path: Path) -> None:
+    """torch.save, of which a reader sees all or nothing, even if this process dies on the way."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".unfinished-{path.name}")
-    yield temporary
-    with open(temporary, "rb+") as file:
+    temporary = path.with_name(f".{path.name}.unfinished")  # always this, for the next to replace
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def save(content: dict[str, typing.Any], path: Path) -> None:
-    """torch.save, of which a reader sees all or nothing."""
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
-
-
-def read_checkpoint(path: Path) -> dict[str, typing.Any]:
-    """A checkpoint of this script; raises FileNotFoundError or ValueError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: name one with --checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"model", "config", "preset", "name"} - set(checkpoint)
-    except Exception as error:  # unpickling fails in a dozen ways
-        raise ValueError(f"{path} cannot be read as a checkpoint: {error}") from error
-    if missing:
-        raise ValueError(f"{path} is not a checkpoint of train.py: it lacks {sorted(missing)}")
-    return checkpoint
 
 
 class Table:
@@ -420,10 +402,9 @@ class Table:
     def __init__(self, path: Path, columns: list[str], step: int) -> None:
         rows = [row for row in read_table(path) if int(row["step"]) <= step]
         self.steps = {int(row["step"]) for row in rows}
-        with replacing(path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO()
+        csv.DictWriter(text, columns).writerows([dict(zip(columns, columns, strict=True)), *rows])
+        bodymodels.write_atomically(path, text.getvalue().encode())
         self.file = open(path, "a", newline="")
         self.writer = csv.DictWriter(self.file, columns)
 
@@ -530,8 +511,6 @@ def score_table(scores: Scores) -> str:
 
 def draw_curves(out: Path) -> None:
     """Losses and scores over the steps, from log.csv and scores.csv to curves.png."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(11, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("log.csv", "scores.csv"), strict=True):
         rows = read_table(out / name)
@@ -545,14 +524,11 @@ def draw_curves(out: Path) -> None:
         axes.set(xlabel="step", yscale="log", title=name)
         if columns:
             axes.legend(fontsize="small")
-    with replacing(out / "curves.png") as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, out / "curves.png")
 
 
 def draw_grid(images: list[np.ndarray], path: Path, columns: int, title: str) -> None:
     """Images (H, W, 3) of 0..1 in a grid, as one PNG."""
-    from matplotlib.figure import Figure
-
     rows = math.ceil(len(images) / columns)
     height, width = images[0].shape[:2]
     figure = Figure(figsize=(12, 12 * rows * height / (columns * width) + 0.4), layout="tight")
@@ -561,8 +537,14 @@ def draw_grid(images: list[np.ndarray], path: Path, columns: int, title: str) ->
         axes.axis("off")
         axes.imshow(image.clip(0, 1))
     figure.suptitle(title)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """A matplotlib figure as PNG."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    bodymodels.write_atomically(path, png.getvalue())
 
 
 # ------------------------------------------------------------------------------ training loop
@@ -630,18 +612,20 @@ def give_up(trainer: Trainer, out: Path, batches: list[dict[str, Tensor]]) -> No
 
 
 class SimpleHandTask:
-    """Hand meshes from crops of RenderedHands or FreiHAND: all that the loop asks of a model.
+    """Hand meshes from crops: the model, its data, its loss and its scores, as the loop asks.
 
-    A task has a Config, PRESETS, data sets and these methods; its constructor gets all flags.
+    config: of the model and the run; arguments: all flags; origin: the checkpoint to continue or
+    to score, or nothing.
     """
 
-    Config, PRESETS = simplehand.Config, simplehand.PRESETS
+    paper = simplehand
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand"}  # by kind of data
-    baseline: Tensor | None = None  # the mean hand (778, 3), root-relative, kept in checkpoints
 
-    def __init__(self, config: simplehand.Config, arguments: argparse.Namespace) -> None:
+    def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
+                 origin: Mapping[str, typing.Any]) -> None:
         self.config, self.arguments = config, arguments
-        self.data = arguments.data or "rendered"
+        self.baseline: Tensor | None = origin.get("baseline")  # mean hand (778, 3), root-relative
+        self.data = arguments.data or origin.get("data", "rendered")
         if self.data not in self.PROTOCOLS:
             raise ValueError(f"--data {self.data}: expected one of {', '.join(self.PROTOCOLS)}")
         if self.data == "freihand" and not arguments.data_root:
@@ -668,11 +652,15 @@ class SimpleHandTask:
                 augmentation="official_simplehand" if training else None)
         return data.RenderedHands(
             split, config.image_size, length=length, seed=config.seed, views=config.views,
+            in_plane=config.in_plane,
             augmentation="rendered" if training else None, cache=self.arguments.cache)
 
     def build(self) -> nn.Module:
-        """The model, with new weights."""
-        return simplehand.SimpleHand(self.config)
+        """The model with new weights, but for the backbone if there is a file of it."""
+        model = simplehand.SimpleHand(self.config)
+        if self.arguments.backbone:
+            simplehand.load_backbone(model.backbone, self.arguments.backbone)
+        return model
 
     def parameter_groups(self, model: nn.Module) -> list[dict]:
         """For AdamW."""
@@ -750,7 +738,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     task = TASKS.get(chosen.parse_known_args(argv)[0].model)
     parser = argparse.ArgumentParser(
         prog="train.py", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__, epilog=inspect.getsource(task.Config) if task else
+        description=__doc__, epilog=inspect.getsource(task.paper.Config) if task else
         "Add --model to --help to see the fields that --set takes.")
     add = parser.add_argument
     add("--model", required=True, choices=list(TASKS))
@@ -760,6 +748,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--data", help="kind of data: rendered (default) or freihand")
     add("--data-root", help="folder of data that are not rendered")
     add("--cache", help="folder for rendered images (default: runs/cache)", default="runs/cache")
+    add("--backbone", help="ImageNet weights to start from, a file of timm's or Apple's FastViT")
     add("--out", type=Path, help="folder of the run (default: runs/MODEL)")
     add("--resume", action="store_true", help="continue the run in --out")
     add("--eval", action="store_true", help="only score --checkpoint (default: that in --out)")
@@ -771,6 +760,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.checkpoint and not arguments.eval:
         parser.error("--checkpoint goes with --eval; to continue a run use --resume")
+    arguments.argv = argv
     arguments.out = arguments.out or Path("runs") / (
         f"{arguments.model}-eval" if arguments.checkpoint else arguments.model)
     return arguments
@@ -815,35 +805,32 @@ def check_config(config: typing.Any) -> None:
         raise ValueError(f"ema_decay is {config.ema_decay}: expected 0 (off) or up to 1")
 
 
-def find_checkpoint(arguments: argparse.Namespace) -> dict[str, typing.Any] | None:
-    """What to score or to go on from, if anything; ValueError rather than overwriting a run."""
-    path = arguments.out / "checkpoint.pt"
-    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    if arguments.eval:
-        return read_checkpoint(arguments.checkpoint or path)
+def find_run(out: Path, resume: bool) -> dict[str, typing.Any] | None:
+    """The checkpoint to go on from, if any; ValueError rather than overwriting a run."""
+    path = out / "checkpoint.pt"
     if not path.exists():
         return None
-    checkpoint = read_checkpoint(path)
-    if not (arguments.resume or restarted):
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    if not resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
         raise ValueError(
-            f"{arguments.out} already holds a run, at step {checkpoint['step']} of "
+            f"{out} already holds a run, at step {checkpoint['step']} of "
             f"{checkpoint['config']['steps']}: continue it with --resume, see its scores with "
             "--eval, or start another with --out FOLDER")
     return checkpoint
 
 
-def choose_config(arguments: argparse.Namespace, checkpoint: dict | None) -> tuple[str, typing.Any]:
-    """Preset and config from the flags, over those of a run to be continued or scored."""
-    task, name = TASKS[arguments.model], arguments.model
-    preset = arguments.preset or (checkpoint["preset"] if checkpoint else suitable_preset())
-    if preset not in task.PRESETS:
-        raise ValueError(f"no preset {preset!r} for {name}: expected one of "
-                         + ", ".join(task.PRESETS))
-    if checkpoint and (checkpoint["name"], checkpoint["preset"]) != (name, preset):
-        raise ValueError(f"the checkpoint is of {checkpoint['name']}, preset "
-                         f"{checkpoint['preset']}: not of {name}, preset {preset}")
-    base = task.Config(**checkpoint["config"]) if checkpoint else task.PRESETS[preset]
-    return preset, override(base, arguments.overrides)
+def choose_config(arguments: argparse.Namespace, run: dict | None) -> typing.Any:
+    """The config from the flags, over that of a run to be continued."""
+    paper = TASKS[arguments.model].paper
+    if run and (run["name"], run["preset"]) != (arguments.model, arguments.preset or run["preset"]):
+        raise ValueError(f"{arguments.out} is a run of {run['name']}, preset {run['preset']}: "
+                         "choose another folder with --out")
+    arguments.preset = run["preset"] if run else arguments.preset or suitable_preset()
+    if arguments.preset not in paper.PRESETS:
+        raise ValueError(f"no preset {arguments.preset!r} for {arguments.model}: expected one of "
+                         + ", ".join(paper.PRESETS))
+    base = paper.Config(**run["config"]) if run else paper.PRESETS[arguments.preset]
+    return override(base, arguments.overrides)
 
 
 def suitable_preset() -> str:
@@ -854,15 +841,16 @@ def suitable_preset() -> str:
     return "h200" if memory > 100e9 else "single_gpu"
 
 
-def start(trainer: Trainer, checkpoint: dict | None, out: Path) -> None:
-    """Go on from the checkpoint, or from nothing."""
+def begin(trainer: Trainer, run: dict | None, out: Path) -> None:
+    """Take up the run, or start one."""
     task, world = trainer.task, trainer.world
-    if checkpoint:
-        trainer.load_state_dict(checkpoint)
+    if run:
+        trainer.load_state_dict(run)
     elif world.leader:
         size, count = task.config.batch_size, min(BASELINE_SAMPLES, len(task.train_set))
         keys = (list(range(first, min(first + size, count))) for first in range(0, count, size))
         task.set_baseline(load_batches(task.train_set, keys, world))
+        out.mkdir(parents=True, exist_ok=True)
     world.wait()
     if world.mean([trainer.step]) != [trainer.step]:
         raise SystemExit(f"train.py: {out} shows step {trainer.step} to process {world.rank} and "
@@ -874,71 +862,67 @@ def start(trainer: Trainer, checkpoint: dict | None, out: Path) -> None:
               flush=True)
 
 
-def best_weights(checkpoint: dict[str, typing.Any]) -> dict[str, Tensor]:
-    """The moving average if the checkpoint has one, else the weights."""
-    average = checkpoint.get("ema")
-    if not average:
-        return checkpoint["model"]
-    return {name.removeprefix("module."): value for name, value in average.items()
-            if name.startswith("module.")}
+def describe(task: typing.Any, origin: dict, launcher: str) -> dict[str, typing.Any]:
+    """What a checkpoint tells about itself; a continued run keeps its first command."""
+    arguments = task.arguments
+    command = f"{launcher} train.py {shlex.join(arguments.argv)}"
+    return {
+        "name": arguments.model, "preset": arguments.preset or origin.get("preset"),
+        "data": task.data, "config": dataclasses.asdict(task.config),
+        "command": origin.get("command", command),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
+                     "numpy": np.__version__},
+    }
 
 
-def finish(task: typing.Any, model: nn.Module, world: World, about: dict[str, typing.Any],
-           arguments: argparse.Namespace) -> None:
+def finish(task: typing.Any, model: nn.Module, world: World, about: dict[str, typing.Any]) -> None:
     """Score the model, print the table, write results, pictures and, if asked to, the export."""
-    weights, out = model.state_dict(), arguments.out
-    if arguments.export:  # rounds the weights first, so that the scores are those of the file
+    weights, out, export = model.state_dict(), task.arguments.out, task.arguments.export
+    if export:  # rounds the weights first, so that the scores are those of the file
         weights |= {name: value.detach().half() for name, value in model.named_parameters()}
         model.load_state_dict(weights)
     scores, predictions = evaluate(task, model, world)
     if not world.leader:
         return
     print(f"\n{score_table(scores)}\n" if scores else "\nno annotation to score against\n")
+    out.mkdir(parents=True, exist_ok=True)
     results = {**about, "scores": scores}
-    with replacing(out / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
+    bodymodels.write_atomically(out / "results.json", json.dumps(results, indent=2).encode())
     task.write(predictions, out)
-    if not arguments.eval:
+    if export:
+        save({**results, "model": weights, "baseline": task.baseline}, export)
+    if (out / "log.csv").exists():
         draw_curves(out)
-    if arguments.export:
-        save({**results, "model": weights, "baseline": task.baseline}, arguments.export)
     print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())), flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train, then evaluate; or evaluate alone."""
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = parse_arguments(argv)
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    task_class = TASKS[arguments.model]
     try:
-        checkpoint = find_checkpoint(arguments)
-        preset, config = choose_config(arguments, checkpoint)
-        arguments.data = arguments.data or (checkpoint or {}).get("data")
-        task = TASKS[arguments.model](config, arguments)
+        if arguments.eval:
+            origin = task_class.paper.read_checkpoint(
+                arguments.checkpoint or arguments.out / "checkpoint.pt")
+            model = task_class.paper.load_checkpoint(origin)
+            task = task_class(override(model.config, arguments.overrides), arguments, origin)
+        else:
+            origin = find_run(arguments.out, arguments.resume)
+            task = task_class(choose_config(arguments, origin), arguments, origin or {})
         # Data are prepared before the processes meet, because then none of them waits in vain.
         _ = task.test_set, arguments.eval or task.train_set
         world = join_world(arguments.workers)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"train.py: {error}")
     launcher = "python" if world.size == 1 else f"torchrun --nproc-per-node {world.size}"
-    command = f"{launcher} train.py {shlex.join(argv)}"
-    about = {
-        "name": arguments.model, "preset": preset, "data": task.data,
-        "config": dataclasses.asdict(config),
-        "command": (checkpoint or {}).get("command", command),
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
-                     "numpy": np.__version__},
-    }
-    if checkpoint:
-        task.baseline = checkpoint.get("baseline")
+    about = describe(task, origin or {}, launcher)
     if arguments.eval:
-        model = task.build().to(world.device)
-        model.load_state_dict(best_weights(checkpoint))
-        finish(task, model, world, about, arguments)
+        finish(task, model.to(world.device), world, about)
     else:
         trainer = Trainer(task, world, arguments.compile)
-        start(trainer, checkpoint, arguments.out)
+        begin(trainer, origin, arguments.out)
         if train(trainer, arguments.out, about, arguments.save_every):
-            finish(task, trainer.best_model, world, about, arguments)
+            finish(task, trainer.best_model, world, about)
     if world.size > 1:
         dist.destroy_process_group()
 
