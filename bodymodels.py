@@ -12,13 +12,14 @@ import re
 import secrets
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 # ------------------------------------------------------------------------------- rotations
@@ -652,90 +653,364 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 
 # -------------------------------------------------------------------- linear blend skinning
+# One model for MANO, SMPL, SMPL-H and SMPL-X: a template plus offsets that are linear in shape,
+# expression and pose, then every vertex moves with a weighted mean of its joints' transforms
+# (Loper et al. 2015, Romero et al. 2017, Pavlakos et al. 2019).
+# B batch, V vertices, K joints, S shape and expression, P = 9 (K - 1) pose coefficients.
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 FREE_MODELS = ("hand_right", "hand_left", "body", "wholebody")
+_FAMILIES = {  # joint set, endings of hands_mean and hands_components, official file names
+    "mano": ("mano16", ("",), ("MANO_{side}",)),
+    "smpl": ("smpl24", (), ("SMPL_{gender}", "basic[mM]odel_{g}_lbs_*")),
+    "smplh": ("smplh52", ("l", "r"), ("SMPLH_{gender}",)),
+    "smplx": ("smplx55", ("l", "r"), ("SMPLX_{gender}",)),
+}
+_CACHED_BYTES = 5 * 2 ** 19  # of blended transforms at a time: about a CPU core's own cache
 
 
 class BodyOutput(NamedTuple):
-    """A posed mesh: vertices (B, V, 3), joints (B, K, 3) in metres, transforms (B, K, 4, 4)."""
+    """A batch of posed meshes, in metres."""
 
-    vertices: Tensor
-    joints: Tensor
-    transforms: Tensor  # joint frame -> world: [rotation | joint position]
+    vertices: Tensor  # (B, V, 3)
+    joints: Tensor  # (B, K, 3) the joints that carry the skin
+    transforms: Tensor  # (B, K, 4, 4) joint to world: [rotation, joint position; 0 0 0 1]
 
 
-def _rodrigues(axis_angle: Tensor) -> Tensor:  # stand-in until the rotations section exists
-    angle = (axis_angle.square().sum(-1, keepdim=True) + 1e-16).sqrt()
-    x, y, z = (axis_angle / angle).unbind(-1)
-    zero = torch.zeros_like(x)
-    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-    angle = angle[..., None]
-    return torch.eye(3).to(skew) + angle.sin() * skew + (1 - angle.cos()) * (skew @ skew)
+class _Skinning(torch.autograd.Function):
+    """Vertices (B, 3, V) from shaped (B, 3, V), transforms (B, 3, 4, K) and weights (K, V).
+
+    The blended transforms (B, 3, 4, V) are by far the largest array. On a CPU they are made for
+    as many samples at a time as the cache holds, and in the backward pass made again, not kept.
+    """
+
+    @staticmethod
+    def in_parts(weights: Tensor, *batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        samples = len(batches[0])
+        if weights.device.type == "cpu":
+            samples = _CACHED_BYTES // (12 * weights.shape[1] * weights.element_size())
+        return zip(*(batch.split(max(1, samples)) for batch in batches), strict=True)
+
+    @staticmethod
+    def blend(transforms: Tensor, weights: Tensor) -> Tensor:
+        return (transforms.flatten(0, 2) @ weights).view(-1, 3, 4, weights.shape[1])
+
+    @staticmethod
+    def forward(ctx, shaped: Tensor, transforms: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(shaped, transforms, weights)
+        vertices = torch.empty_like(shaped)
+        for x, joint_transforms, out in _Skinning.in_parts(weights, shaped, transforms, vertices):
+            blend = _Skinning.blend(joint_transforms, weights)
+            torch.addcmul(blend[:, :, 3], blend[:, :, 0], x[:, None, 0], out=out)
+            out.addcmul_(blend[:, :, 1], x[:, None, 1]).addcmul_(blend[:, :, 2], x[:, None, 2])
+        return vertices
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        shaped, transforms, weights = ctx.saved_tensors
+        to_shaped, to_transforms = torch.empty_like(shaped), torch.empty_like(transforms)
+        for x, joint_transforms, g, to_x, to_joints in _Skinning.in_parts(
+                weights, shaped, transforms, gradient, to_shaped, to_transforms):
+            blend, g = _Skinning.blend(joint_transforms, weights), g.contiguous()
+            torch.mul(blend[:, 0, :3], g[:, :1], out=to_x)
+            to_x.addcmul_(blend[:, 1, :3], g[:, 1:2]).addcmul_(blend[:, 2, :3], g[:, 2:])
+            to_blend = blend  # its memory again
+            torch.mul(g[:, :, None], x[:, None], out=to_blend[:, :, :3])
+            to_blend[:, :, 3] = g
+            torch.mm(to_blend.flatten(0, 2), weights.T, out=to_joints.flatten(0, 2))
+        return to_shaped, to_transforms, None
 
 
 class BodyModel(nn.Module):
-    """Vertices and joints from shape and pose: one skinned mesh of the MANO / SMPL / SMPL-X kind."""
+    """A skinned mesh of the MANO, SMPL, SMPL-H or SMPL-X kind; `load_model` makes it.
 
-    def __init__(self, arrays: dict, *, name: str = "", hand_pose: str = "absolute",
+    Attributes: faces (F, 3) int64, parents (K indices, -1 for the root), joint_names, v_template
+    (V, 3), J_regressor (K, V), skinning_weights (K, V), num_betas, num_expression, name, side
+    ("left", "right" or ""). A hand also has tip_vertex_ids, thumb to pinky, and
+    keypoint_regressor (21, V), which gives the hand21 keypoints of posed vertices.
+    state_dict() is empty: a licensed model does not travel inside a checkpoint.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray], *, name: str = "", side: str = "",
+                 hand_pose: str = "absolute", num_pca_comps: int = 45,
+                 num_betas: int | None = None, num_expression: int | None = None,
+                 tips: str | Sequence[int] | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.name = name
-        self.side = str(arrays.get("side", ""))
-        tensor = {key: torch.from_numpy(np.asarray(arrays[key], np.float64)) for key in
-                  ("v_template", "shapedirs", "posedirs", "J_regressor", "weights")}
-        for key, value in tensor.items():
-            self.register_buffer(key, value.to(dtype), persistent=False)
-        faces = torch.from_numpy(np.asarray(arrays["f"], np.int64))
-        self.register_buffer("faces", faces, persistent=False)
-        parents = np.asarray(arrays["kintree_table"], np.int64)[0]
-        self.parents = (-1, *map(int, parents[1:]))
-        self.joint_names: tuple[str, ...] = ()
-        self.num_betas = min(10, self.shapedirs.shape[2])
-        self.num_expression = self.shapedirs.shape[2] - self.num_betas
-        self.tip_vertex_ids = tuple(map(int, arrays.get("tip_vertex_ids", ())))
-        if self.tip_vertex_ids:
-            fingers = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
-            tips = torch.eye(len(self.v_template), dtype=dtype)[list(self.tip_vertex_ids)]
-            regressor = torch.cat([self.J_regressor, tips])[list(fingers)]
-            self.register_buffer("keypoint_regressor", regressor, persistent=False)
+        arrays = _checked(arrays, name)
+        self.name, self.side, self.hand_pose = name, side, hand_pose
+        self.parents = (-1, *arrays["kintree_table"][0, 1:].tolist())
+        family = _family(len(self.parents))
+        betas, expression = _shape_bases(arrays["shapedirs"], family, num_betas, num_expression)
+        self.num_betas, self.num_expression = betas.shape[2], expression.shape[2]
+        self.joint_names = (JOINT_SETS[_FAMILIES[family][0]] if family else
+                            tuple(f"joint{index}" for index in range(len(self.parents))))
+        template, regressor = arrays["v_template"], arrays["J_regressor"]
+        shape_basis = np.concatenate([betas, expression], 2).transpose(2, 0, 1)  # (S, V, 3)
+        pose_basis = arrays["posedirs"].transpose(2, 0, 1)  # (P, V, 3)
+        self._store(
+            dtype, faces=arrays["f"], v_template=template, J_regressor=regressor,
+            skinning_weights=arrays["weights"].T,
+            # every offset in one matrix (S + P, 3V), x of all vertices first: one product
+            offsets=np.concatenate([shape_basis, pose_basis]).swapaxes(1, 2).reshape(
+                -1, template.size),
+            # joints are linear in the vertices, hence in the shape: no vertex needed
+            rest_template=regressor @ template, rest_basis=regressor @ shape_basis,  # (S, K, 3)
+            jumps=_jumps(self.parents), identity=np.eye(4),
+            **_hand_space(arrays, family, hand_pose, num_pca_comps))
+        self.tip_vertex_ids: tuple[int, ...] = ()
+        if family == "mano":
+            own = arrays.get("tip_vertex_ids", TIP_VERTEX_IDS["freihand"])
+            tips = own if tips is None else TIP_VERTEX_IDS[tips] if isinstance(tips, str) else tips
+            self.tip_vertex_ids = tuple(int(vertex) for vertex in tips)
+            keypoints = keypoint_regressor(torch.from_numpy(regressor), self.tip_vertex_ids)
+            self._store(dtype, keypoint_regressor=keypoints.numpy())
+
+    def _store(self, dtype: torch.dtype, **arrays: np.ndarray) -> None:
+        for name, array in arrays.items():
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, betas: Tensor, pose: Tensor, expression: Tensor | None = None,
                 transl: Tensor | None = None) -> BodyOutput:
-        rotations = pose if pose.dim() == 4 else _rodrigues(pose)
+        """Pose a batch.
+
+        betas (B, num_betas). pose: axis-angle (B, K, 3) in radians or rotation matrices
+        (B, K, 3, 3), root first, each relative to its parent; with hand_pose="pca", (B, 3 x other
+        joints + coefficients), left hand's coefficients first. expression (B, num_expression),
+        default zero; transl (B, 3) in metres is added last. A batch of 1 serves all poses (or
+        shapes). The root turns about its rest position: v = R (v_rest - j_0) + j_0 + transl.
+        Computed in the model's dtype, also under autocast.
+        """
+        with torch.autocast(self.offsets.device.type, enabled=False):
+            rotations = self.rotations(pose)
+            shape = self._shape(betas, expression)
+            batch = max(len(shape), len(rotations))
+            for name, tensor in (("betas", shape), ("pose", rotations)):
+                if len(tensor) not in (1, batch):
+                    raise ValueError(f"{name} has batch size {len(tensor)}, expected {batch} or 1")
+            vertices, joints, transforms = self._skin(
+                shape.expand(batch, -1), rotations.expand(batch, -1, -1, -1))
+            if transl is not None:
+                transl = transl.to(vertices.dtype)[:, None]
+                vertices, joints = vertices + transl, joints + transl
+                transforms = torch.cat([transforms[..., :3],
+                                        functional.pad(joints, (0, 1), value=1)[..., None]], -1)
+            return BodyOutput(vertices, joints, transforms)
+
+    def _skin(self, shape: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Linear blend skinning of shape (B, S) and rotations (B, K, 3, 3)."""
         batch, count = rotations.shape[:2]
+        pose = rotations[:, 1:] - self.identity[:3, :3]
+        coefficients = torch.cat([shape, pose.flatten(1)], 1)  # (B, S + P)
+        shaped = torch.addmm(self.v_template.T.flatten(), coefficients, self.offsets)
+
+        # Each joint turns what hangs on it about its own rest position: x -> R (x - j) + j.
+        # The product down the chain takes ceil(log2 depth) steps: after each, a joint's
+        # transform includes twice as many of its ancestors. Entry K is the identity.
+        rest = torch.addmm(self.rest_template.flatten(), shape, self.rest_basis.flatten(1))
+        rest = rest.view(batch, count, 3, 1)
+        transforms = torch.cat([rotations, rest - rotations @ rest], -1)  # (B, K, 3, 4)
+        last_row = self.identity[3:].expand(batch, count, 1, 4)
+        transforms = torch.cat([transforms, last_row], -2)
+        transforms = torch.cat([transforms, self.identity.expand(batch, 1, 4, 4)], 1)
+        for ancestors in self.jumps:
+            transforms = transforms.index_select(1, ancestors) @ transforms
+        transforms = transforms[:, :count]
+
+        rows = transforms[:, :, :3].permute(0, 2, 3, 1).contiguous()  # (B, 3, 4, K)
+        vertices = _Skinning.apply(shaped.view(batch, 3, -1), rows, self.skinning_weights)
+        position = transforms @ functional.pad(rest, (0, 0, 0, 1), value=1)  # (B, K, 4, 1)
+        return (vertices.transpose(1, 2), position[:, :, :3, 0],
+                torch.cat([transforms[..., :3], position], -1))
+
+    def rest_joints(self, betas: Tensor, expression: Tensor | None = None) -> Tensor:
+        """Joints (B, K, 3) of the unposed shape; the first is the point the root turns about."""
+        shape = self._shape(betas, expression)
+        return self.rest_template + torch.einsum("bs,skc->bkc", shape, self.rest_basis)
+
+    def rotations(self, pose: Tensor) -> Tensor:
+        """Rotation matrices (B, K, 3, 3) of any pose that `forward` accepts."""
+        count, pose = len(self.parents), pose.to(self.offsets.dtype)
+        expected = [(count, 3), (count, 3, 3)]
+        if self.hand_pose == "mean_relative":
+            expected = [(count, 3)]
+        elif self.hand_pose == "pca":
+            expected = [(len(self.hand_basis),)]
+        if tuple(pose.shape[1:]) not in expected:
+            shapes = " or ".join(str(("B", *shape)).replace("'", "") for shape in expected)
+            raise ValueError(f"pose has shape {tuple(pose.shape)}, but {self.name} with "
+                             f"hand_pose={self.hand_pose!r} expects {shapes}")
+        if pose.dim() == 4:
+            return pose
+        if self.hand_pose == "pca":
+            pose = (pose @ self.hand_basis).unflatten(1, (count, 3))
+        if self.hand_pose != "absolute":
+            pose = pose + self.hand_mean
+        return axis_angle_to_matrix(pose)
+
+    def _shape(self, betas: Tensor, expression: Tensor | None) -> Tensor:
         if expression is None:
-            expression = betas.new_zeros(batch, self.num_expression)
-        shape = torch.cat([betas, expression], 1)
-        shaped = self.v_template + torch.einsum("bs,vcs->bvc", shape, self.shapedirs)
-        rest_joints = self.J_regressor @ shaped
-        feature = (rotations[:, 1:] - torch.eye(3).to(rotations)).flatten(1)
-        posed = shaped + torch.einsum("bp,vcp->bvc", feature, self.posedirs)
-        world, joints = [rotations[:, 0]], [rest_joints[:, 0]]
-        for joint in range(1, count):
-            parent = self.parents[joint]
-            bone = (rest_joints[:, joint] - rest_joints[:, parent])[..., None]
-            joints.append(joints[parent] + (world[parent] @ bone)[..., 0])
-            world.append(world[parent] @ rotations[:, joint])
-        world, joints = torch.stack(world, 1), torch.stack(joints, 1)
-        shift = joints - (world @ rest_joints[..., None])[..., 0]
-        rotation = torch.einsum("vk,bkij->bvij", self.weights, world)
-        vertices = (rotation @ posed[..., None])[..., 0] + self.weights @ shift
-        if transl is not None:
-            vertices, joints = vertices + transl[:, None], joints + transl[:, None]
-        last_row = world.new_tensor([0, 0, 0, 1]).expand(batch, count, 1, 4)
-        transforms = torch.cat([torch.cat([world, joints[..., None]], -1), last_row], -2)
-        return BodyOutput(vertices, joints, transforms)
+            expression = betas.new_zeros(len(betas), self.num_expression)
+        for name, tensor, size in (("betas", betas, self.num_betas),
+                                   ("expression", expression, self.num_expression)):
+            if tensor.dim() != 2 or tensor.shape[1] != size:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but {self.name} expects "
+                                 f"(B, {size})")
+        return torch.cat([betas, expression], 1).to(self.offsets.dtype)
 
 
-def load_model(source: str | Path = "hand_right", *, hand_pose: str = "absolute",
-               dtype: torch.dtype = torch.float32) -> BodyModel:
-    """A free model by name ("hand_right", "hand_left", "body", "wholebody")."""
-    if source not in FREE_MODELS:
-        raise ValueError(f"unknown body model {source!r}: expected one of {FREE_MODELS}")
-    with np.load(ASSETS / f"{source}.npz") as file:
-        arrays = {key: file[key] for key in file.files}
-    return BodyModel(arrays, name=str(source), hand_pose=hand_pose, dtype=dtype)
+def _family(joint_count: int) -> str:
+    """The family with this many joints, or ""."""
+    return next((family for family, (joints, *_) in _FAMILIES.items()
+                 if len(JOINT_SETS[joints]) == joint_count), "")
+
+
+def _checked(arrays: dict, name: str) -> dict:
+    """The arrays as float64 or int64, after a look at their names and shapes."""
+    kinds = {"v_template": np.float64, "shapedirs": np.float64, "posedirs": np.float64,
+             "J_regressor": np.float64, "weights": np.float64, "kintree_table": np.int64,
+             "f": np.int64}
+    missing = [key for key in kinds if key not in arrays]
+    if missing:
+        raise ValueError(f"{name or 'the model'} lacks {', '.join(missing)}: is it a MANO, SMPL or "
+                         f"SMPL-X model file?")
+    arrays = arrays | {key: np.asarray(arrays[key]).astype(kind) for key, kind in kinds.items()}
+    vertices, joints = len(arrays["v_template"]), arrays["kintree_table"].shape[-1]
+    expected = {"v_template": (vertices, 3), "posedirs": (vertices, 3, 9 * (joints - 1)),
+                "shapedirs": (vertices, 3, arrays["shapedirs"].shape[-1]),
+                "f": (len(arrays["f"]), 3), "J_regressor": (joints, vertices), "weights": (vertices, joints),
+                "kintree_table": (2, joints)}
+    for key, shape in expected.items():
+        if arrays[key].shape != shape:
+            raise ValueError(f"{name}: {key} has shape {arrays[key].shape}, expected {shape}")
+    parents, faces = arrays["kintree_table"][0, 1:], arrays["f"]
+    if ((parents < 0) | (parents >= np.arange(1, joints))).any():
+        raise ValueError(f"{name}: kintree_table does not name an earlier joint as each parent")
+    if ((faces < 0) | (faces >= vertices)).any():
+        raise ValueError(f"{name}: f names vertices beyond the {vertices} of v_template")
+    return arrays
+
+
+def _shape_bases(shapedirs: np.ndarray, family: str, num_betas: int | None,
+                 num_expression: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The shape and the expression part of shapedirs (V, 3, components), 10 each by default.
+
+    SMPL-X has its expression behind 300 shape components, in its small files behind 10.
+    """
+    available = shapedirs.shape[2]
+    start = available
+    if family == "smplx":
+        start = 300 if available >= 400 else min(10, available)
+    bases = []
+    for name, basis, wanted in (("num_betas", shapedirs[:, :, :start], num_betas),
+                                ("num_expression", shapedirs[:, :, start:], num_expression)):
+        if wanted is not None and not 0 <= wanted <= basis.shape[2]:
+            raise ValueError(f"{name}={wanted}, but the model has 0 to {basis.shape[2]}")
+        bases.append(basis[:, :, :10 if wanted is None else wanted])
+    return bases[0], bases[1]
+
+
+def _jumps(parents: Sequence[int]) -> np.ndarray:
+    """Each joint's ancestor 1, 2, 4, 8... bones up (steps, K + 1); K stands for "none"."""
+    none = len(parents)
+    ancestors = np.array([none, *parents[1:], none])
+    steps = []
+    while (ancestors != none).any():
+        steps.append(ancestors)
+        ancestors = ancestors[ancestors]
+    return np.array(steps, np.int64).reshape(-1, none + 1)
+
+
+def _hand_space(arrays: dict, family: str, hand_pose: str, num_pca_comps: int) -> dict:
+    """What turns `pose` into absolute axis-angle (K, 3): the hands' mean and their components."""
+    if hand_pose not in ("absolute", "mean_relative", "pca"):
+        raise ValueError(f"hand_pose={hand_pose!r}: expected absolute, mean_relative or pca")
+    if hand_pose == "absolute":
+        return {}
+    hands = _FAMILIES[family][1] if family else ()
+    keys = [f"hands_{part}{hand}" for part in ("mean", "components") for hand in hands]
+    if not hands or any(key not in arrays for key in keys):
+        raise ValueError(f"hand_pose={hand_pose!r} needs a model with hands_mean and "
+                         f"hands_components; use hand_pose='absolute'")
+    joints = len(arrays["J_regressor"])
+    others = 3 * joints - 45 * len(hands)  # the fingers come last in every family
+    means, components = keys[:len(hands)], keys[len(hands):]
+    mean = np.concatenate([np.zeros(others), *(arrays[key].reshape(45) for key in means)])
+    space = {"hand_mean": mean.reshape(joints, 3)}
+    if hand_pose == "pca":
+        basis = np.zeros((others + num_pca_comps * len(hands), 3 * joints))
+        basis[:others, :others] = np.eye(others)
+        for hand, key in enumerate(components):
+            rows, columns = others + hand * num_pca_comps, others + hand * 45
+            basis[rows:rows + num_pca_comps, columns:columns + 45] = arrays[key][:num_pca_comps]
+        space["hand_basis"] = basis
+    return space
+
+
+def _find_model(folder: Path, family: str | None, side: str, gender: str) -> Path:
+    """The one model file with an official name in the folder or its usual sub-folders."""
+    if family is not None and family not in _FAMILIES:
+        raise ValueError(f"family={family!r}: expected one of {', '.join(_FAMILIES)}")
+    words = {"side": side.upper(), "gender": gender.upper(),
+             "g": gender.lower() if gender.lower() == "neutral" else gender[:1].lower()}
+    found, looked_for = {}, []
+    for kind in [family] if family else _FAMILIES:
+        for pattern in (name.format(**words) for name in _FAMILIES[kind][2]):
+            looked_for.append(pattern)
+            files = [file for place in (".", kind, "models") for suffix in (".npz", ".pkl")
+                     for file in sorted((folder / place).glob(pattern + suffix))]
+            if files:
+                found.setdefault(kind, files[0])
+    if not found:
+        raise FileNotFoundError(f"no body model in {folder}: expected {', '.join(looked_for)} "
+                                f"(.npz or .pkl) in it or in mano/, smpl/, smplh/, smplx/, models/")
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds {', '.join(found)}: choose one with family=...")
+    return next(iter(found.values()))
+
+
+def load_model(source: str | Path = "hand_right", *, family: str | None = None,
+               side: str = "right", gender: str = "neutral", fix_left_shapedirs: bool = False,
+               **options) -> BodyModel:
+    """A body model from the free assets, a file or a folder.
+
+    source: "hand_right", "hand_left", "body" or "wholebody"; or an official MANO, SMPL, SMPL-H or
+    SMPL-X file (.npz, .pkl); or a folder of such files, where family ("mano", "smpl", "smplh",
+    "smplx"), side and gender choose one. Nothing in a file is executed.
+
+    options: dtype; num_betas and num_expression, at most 10 by default; tips, a name of
+    TIP_VERTEX_IDS or five vertices (default: the file's own, else FreiHAND's); num_pca_comps; and
+    hand_pose, what the finger angles in `pose` mean: "absolute", "mean_relative" (the file's mean
+    hand is added to axis-angles, as smplx does by default) or "pca" (coefficients of the file's
+    components, plus the mean).
+
+    fix_left_shapedirs=True mirrors x of MANO_LEFT's shape components, which the official file
+    forgot. InterHand2.6M's annotations need it, DexYCB's were made without.
+
+    Raises FileNotFoundError, and ValueError for a file that is unsafe or not a body model.
+    """
+    name, path = str(source), Path(source)
+    if source in FREE_MODELS:
+        path = ASSETS / f"{source}.npz"
+    elif path.is_dir():
+        path = _find_model(path, family, side, gender)
+        name = path.stem
+    elif not path.is_file():
+        raise FileNotFoundError(f"{source} is not a file or folder, nor one of the free models "
+                                f"{', '.join(FREE_MODELS)}")
+    arrays = load_arrays(path)
+    side = ""
+    if _family(np.shape(arrays.get("weights", [[]]))[-1]) == "mano":
+        side = str(arrays.get("side", "left" if "LEFT" in path.stem.upper() else "right"))
+    if fix_left_shapedirs:
+        if side != "left" or "side" in arrays:
+            raise ValueError("fix_left_shapedirs is for the official MANO_LEFT file alone")
+        arrays["shapedirs"] = arrays["shapedirs"] * np.array([-1, 1, 1])[:, None]
+    return BodyModel(arrays, name=name, side=side, **options)
+
 
 # ------------------------------------------------------------------------------ mesh files
 # Vertices are written as given. Viewers expect y up: turn an OpenCV camera frame (y down) around
