@@ -228,6 +228,16 @@ def test_recolor_is_monotone_per_channel(seed):
     assert (np.diff(colored.reshape(3, 256).astype(int), axis=1) >= 0).all()
 
 
+def test_keypoints_are_valid_inside_picture_and_crop():
+    """A keypoint counts if it was in the original picture and is in the crop; both do happen."""
+    source = source_picture()
+    source.keypoints_valid = np.arange(21) % 2.0
+    sample = data.crop_sample(source, np.array([20.0, 30]), np.array([30.0, 30]), 48)
+    inside = ((sample["keypoints_2d"] >= 0) & (sample["keypoints_2d"] <= 48)).all(1)
+    assert 0 < inside.sum() < 21
+    np.testing.assert_array_equal(sample["keypoints_valid"], source.keypoints_valid * inside)
+
+
 def test_unknown_recipe_is_refused_by_name():
     with pytest.raises(ValueError, match="unknown augmentation 'offical'.*official_simplehand"):
         hands(augmentation="offical")
@@ -274,15 +284,17 @@ def test_projected_joints_land_on_the_hand():
 
 
 def test_painted_surface_is_closed():
-    """Drawing front faces only paints the same pixels as drawing all of them: no holes."""
+    """Drawing only front faces shows what drawing all faces shows: the nearest, without holes."""
     for seed in range(8):
         scene = data.sample_scene(np.random.default_rng(seed), 96, 90.0, 180.0, "both")
-        image = np.zeros((96, 96, 3), np.float32)
-        data.paint_hand(image, scene, np.ones_like(scene.surface))
         z = scene.surface[:, 2:]
+        image = np.zeros((96, 96, 3), np.float32)
+        data.paint_hand(image, scene, np.repeat(z, 3, 1))  # paints its depth
         pixels = np.concatenate([scene.surface[:, :2] / z * scene.K[0, 0] + 48, z], 1)
-        face_ids, _, _ = bodymodels.rasterize(pixels, data.hand_surface().faces, (96, 96))
-        assert ((face_ids >= 0) ^ (image[..., 0] > 0)).mean() < 2e-3
+        faces = data.hand_surface().faces
+        _, _, depth = bodymodels.rasterize(pixels, faces, (96, 96))
+        painted = np.where(image[..., 0] > 0, image[..., 0] / 255, np.inf)
+        assert np.isclose(painted, depth, atol=1e-4).mean() > 0.995
 
 
 def test_pictures_show_the_hand():
@@ -462,12 +474,15 @@ def test_cache_follows_the_settings(tmp_path):
     assert hands(length=2, cache=tmp_path).path.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "garbage"])
+@pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "other length", "other type"])
 def test_damaged_cache_is_rebuilt(tmp_path, damage):
-    """A file that is short, empty or something else is replaced by a good one."""
+    """A file that is short, empty, or holds something else is replaced by a good one."""
     path = hands(length=3, cache=tmp_path).path
     whole = path.read_bytes()
-    path.write_bytes({"truncate": whole[:-100], "empty": b"", "garbage": b"no array"}[damage])
+    if damage.startswith("other"):
+        np.save(path, np.load(path)[:2] if damage == "other length" else np.zeros(3))
+    else:
+        path.write_bytes({"truncate": whole[:-100], "empty": b"", "garbage": b"no array"}[damage])
     hands(length=3, cache=tmp_path)
     assert path.read_bytes() == whole
 
