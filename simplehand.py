@@ -113,19 +113,21 @@ class Config:
         for field in dataclasses.fields(self):
             if isinstance(getattr(self, field.name), list):  # as read back from a file
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        require(self.image_size > 0 and self.image_size % 32 == 0,
-                f"image_size is {self.image_size}: choose a multiple of 32")
-        require(len(self.embed_dims) == len(self.depths) == 4,
-                f"embed_dims {self.embed_dims} and depths {self.depths}: give four numbers each")
-        require(self.feature_width % self.embed_dims[-1] == 0,
-                f"feature_width {self.feature_width}: choose a multiple of {self.embed_dims[-1]}")
-        require(not self.attention or self.embed_dims[-1] % 32 == 0,
-                f"embed_dims[-1] is {self.embed_dims[-1]}: attention heads are 32 wide")
-        require(len(self.tokens) == len(self.dims) == len(self.blocks) and self.tokens[0] == 21,
-                f"tokens {self.tokens}, dims {self.dims}, blocks {self.blocks}: give one number "
-                "per decoder layer each, tokens starting with the 21 keypoints")
-        require(all(dim % self.heads == 0 for dim in self.dims),
-                f"dims {self.dims}: choose multiples of heads = {self.heads}")
+        layers = len(self.tokens)
+        for name, valid, rule in (
+            ("image_size", self.image_size > 0 and self.image_size % 32 == 0, "a multiple of 32"),
+            ("depths", len(self.depths) == len(self.embed_dims) == 4, "four, as of embed_dims"),
+            ("embed_dims", not self.attention or self.embed_dims[-1] % 32 == 0,
+             "the last a multiple of 32, the width of an attention head"),
+            ("feature_width", self.feature_width % self.embed_dims[-1] == 0,
+             "a multiple of the last of embed_dims"),
+            ("large_kernel", self.large_kernel % 2 == 1 and self.large_kernel > 1, "3, 5, ..."),
+            ("tokens", self.tokens[0] == 21, "the 21 keypoints first"),
+            ("dims", len(self.dims) == layers, f"{layers}, as of tokens"),
+            ("blocks", len(self.blocks) == layers, f"{layers}, as of tokens"),
+            ("heads", not any(dim % self.heads for dim in self.dims), "a divisor of all dims"),
+        ):
+            require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
 
 
 def require(condition: bool, message: str) -> None:
@@ -215,12 +217,9 @@ class MeshHead(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.official = config.official
-        # Kernel equals stride: each cell of X_b becomes its own 4 x 4 patch.
-        self.deconv = nn.Sequential(
+        self.deconv = nn.Sequential(  # kernel = stride: each cell of X_b becomes a 4 x 4 patch
             nn.ConvTranspose2d(config.feature_width, config.token_width, 4, 4, bias=False),
-            nn.BatchNorm2d(config.token_width),
-            nn.ReLU(),
-        )
+            nn.BatchNorm2d(config.token_width), nn.ReLU())
         widths = (config.token_width, *config.dims)
         tokens = (*config.tokens, config.num_vertices)
         self.num_layers = len(config.tokens)
@@ -247,9 +246,8 @@ class MeshHead(nn.Module):
         grid = (2.0 * keypoints_2d - 1.0).clamp(-1.0, 1.0).unsqueeze(2)  # (B, 21, 1, 2)
         # The release puts 0 and 1 on the *centres* of the border cells, (S/8 - 1) u instead of
         # S/8 u - 0.5. Beyond those centres ours repeats the border; the release never gets there.
-        sampled = F.grid_sample(
-            features.to(grid.dtype), grid, padding_mode="border", align_corners=self.official
-        )
+        sampled = F.grid_sample(features.to(grid.dtype), grid, padding_mode="border",
+                                align_corners=self.official)
         return sampled.squeeze(3).transpose(1, 2)  # (B, 21, C')
 
     def regress(self, x: Tensor) -> Tensor:
@@ -261,8 +259,7 @@ class MeshHead(nn.Module):
     def decoder_layer(self, k: int, x: Tensor) -> Tensor:
         """H_k: more tokens, fewer channels, as (B, 21, 256) -> (B, 84, 256) -> (B, 336, 128)."""
         emb, project, metaformer, upsample = (
-            getattr(self, f"{part}_{k}") for part in ("pos_emb", "proj", "encoder", "upsample")
-        )
+            getattr(self, f"{part}_{k}") for part in ("pos_emb", "proj", "encoder", "upsample"))
         x = x + emb  # Eq. 3; on the layer's input, before P_k (release), as Sec. 3.3 can be read
         return upsample(metaformer(project(x)))  # Eq. 2
 
@@ -300,11 +297,11 @@ class SimpleHand(nn.Module):
         self.mesh_head = MeshHead(config)
         if not config.official:  # start in the middle of the crop, where sampling has a gradient
             nn.init.constant_(self.keypoints_2d_head.bias, 0.5 / config.output_scale)
-        mean, std = ((0.5,) * 3, (1.0,) * 3) if config.official else (
-            (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, as in pretraining
-        )
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet
+        if config.official:
+            mean, std = torch.full((3,), 0.5), torch.ones(3)
+        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict the hand of each crop.
@@ -323,10 +320,9 @@ class SimpleHand(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB 0..255 -> what the backbone was trained on; the release's BGR when official."""
-        require(
-            images.ndim == 4 and images.shape[1] == 3 and not any(n % 32 for n in images.shape[2:]),
-            f"images of shape {tuple(images.shape)}: expected (B, 3, S, S), S a multiple of 32",
-        )
+        shape = tuple(images.shape)
+        require(len(shape) == 4 and shape[1] == 3 and not any(side % 32 for side in shape[2:]),
+                f"images of shape {shape}: expected (B, 3, S, S), S a multiple of 32")
         if self.config.official:
             images = images.flip(1)
         return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
@@ -642,36 +638,29 @@ def regress_joints(vertices: Tensor, keypoint_regressor: Tensor) -> Tensor:
     return torch.einsum("jv,bvc->bjc", keypoint_regressor, vertices)
 
 
-def make_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch of samples (camera-frame metres, crop pixels) in the units of the predictions."""
-    root = batch["joints"][:, 9:10]
-    return {
-        "vertices": batch["vertices"] - root,
-        "joints": batch["joints"] - root,
-        "keypoints_2d": batch["keypoints_2d"] / batch["image"].shape[-1],
-        "keypoints_valid": batch["keypoints_valid"],
-        "mesh_valid": batch["mesh_valid"][:, None],
-    }
-
-
 def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
            keypoint_regressor: Tensor) -> dict[str, Tensor]:
-    """The three unweighted terms of Eq. 4 to 6, each a scalar, for a batch as data.py makes it.
+    """The three unweighted terms of Eq. 4 to 6, each a scalar.
+
+    batch: as data.py makes it, camera-frame metres and crop pixels; here they become relative to
+    joint 9 (release; the paper is silent) and fractions of the crop.
 
     1/M ||.||_1 is read as the release does: summed over coordinates, mean over the M points. An
     invalid keypoint or mesh counts as zero error, not as one point less, so that the mean over
     a batch is the mean of the means over its parts.
     """
-    target = make_targets(batch)
-    joints = regress_joints(prediction["vertices"], keypoint_regressor)
+    vertices, keypoints_2d = prediction["vertices"], prediction["keypoints_2d"]
+    root, mesh_valid = batch["joints"][:, 9:10], batch["mesh_valid"][:, None]
 
-    def l1(predicted: Tensor, name: str, valid: str) -> Tensor:
-        return ((predicted - target[name]).abs().sum(-1) * target[valid]).mean()
+    def l1(predicted: Tensor, true: Tensor, valid: Tensor) -> Tensor:
+        return ((predicted - true).abs().sum(-1) * valid).mean()
 
+    joints = regress_joints(vertices, keypoint_regressor)
+    true_2d = batch["keypoints_2d"] / batch["image"].shape[-1]
     return {
-        "joints": l1(joints, "joints", "mesh_valid"),  # Eq. 4
-        "keypoints_2d": l1(prediction["keypoints_2d"], "keypoints_2d", "keypoints_valid"),  # Eq. 5
-        "vertices": l1(prediction["vertices"], "vertices", "mesh_valid"),  # Eq. 6
+        "joints": l1(joints, batch["joints"] - root, mesh_valid),  # Eq. 4
+        "keypoints_2d": l1(keypoints_2d, true_2d, batch["keypoints_valid"]),  # Eq. 5
+        "vertices": l1(vertices, batch["vertices"] - root, mesh_valid),  # Eq. 6
     }
 
 
@@ -716,27 +705,25 @@ APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which 
 )
 
 
-def read_checkpoint(source: str | PathLike | Mapping) -> Mapping:
-    """A checkpoint from its file, never running code in it. FileNotFoundError or ValueError."""
-    if isinstance(source, Mapping):
-        return source
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
-    try:
-        checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise half a dozen types
-        reason = str(error).split("\n")[0][:100]
-        raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
-    require(isinstance(checkpoint, Mapping), f"{source} holds no dictionary of weights")
-    return checkpoint
+def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
+    """State dict and config, if any, of a checkpoint or its file, never running code in it.
 
-
-def weights_of(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: the moving average if there is one, else the weights."""
-    state = next((checkpoint[name] for name in ("ema", "model", "state_dict")
-                  if checkpoint.get(name)), checkpoint)
+    Takes train.py's {"model", "config", "ema", ...}, of which the moving average is preferred,
+    {"state_dict"} and bare state dicts. Raises FileNotFoundError or ValueError.
+    """
+    if not isinstance(source, Mapping):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
+        try:
+            source = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged files raise half a dozen types
+            reason = str(error).split("\n")[0][:100]
+            raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
+        require(isinstance(source, Mapping), "the checkpoint is no dictionary of weights")
+    state = next((source[name] for name in ("ema", "model", "state_dict") if source.get(name)),
+                 source)
     return {name.removeprefix("module."): value for name, value in state.items()
-            if isinstance(value, Tensor) and name != "n_averaged"}
+            if isinstance(value, Tensor) and name != "n_averaged"}, source.get("config")
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
@@ -774,14 +761,12 @@ def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) ->
     Raises FileNotFoundError, or ValueError for other content and for weights that do not fit;
     strict=False prints what does not fit and loads the rest.
     """
-    checkpoint = read_checkpoint(source)
-    state = weights_of(checkpoint)
-    fields = checkpoint.get("config", {"official": True})
+    state, fields = read_checkpoint(source)
     require(any(name.startswith("mesh_head.") for name in state),
             "no SimpleHand checkpoint: expected train.py's or the release's "
             "(load_backbone takes the weights of FastViT alone)")
     try:
-        model = SimpleHand(Config(**fields))
+        model = SimpleHand(Config(official=True) if fields is None else Config(**fields))
     except TypeError as error:
         raise ValueError(f"the checkpoint's config is not SimpleHand's: {error}") from error
     load_weights(model, state, strict)
@@ -795,7 +780,7 @@ def load_backbone(backbone: FastViT, source: str | PathLike | Mapping, *,
     Inference weights have lost their branches: the backbone is reparameterised to take them.
     Raises like load_checkpoint.
     """
-    state = weights_of(read_checkpoint(source))
+    state, _ = read_checkpoint(source)
     for pattern, replacement in APPLE_NAMES:
         state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
     if any(".reparam_conv." in name for name in state):

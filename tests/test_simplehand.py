@@ -546,9 +546,8 @@ def test_losses_by_hand():
     """Sum over coordinates, mean over points, mean over the batch; weights 10, 1, 10."""
     batch = batch_of(2)
     batch["keypoints_valid"][:] = 1
-    target = simplehand.make_targets(batch)
-    prediction = {"vertices": target["vertices"] + torch.tensor([0.01, -0.02, 0.03]),
-                  "keypoints_2d": target["keypoints_2d"].clone()}
+    prediction = perfect(batch)
+    prediction["vertices"] += torch.tensor([0.01, -0.02, 0.03])
     prediction["keypoints_2d"][0, 3] += torch.tensor([0.5, -0.25])
     terms = simplehand.losses(prediction, batch, regressor())
     assert terms["vertices"].item() == pytest.approx(0.06, rel=1e-4)
@@ -558,14 +557,20 @@ def test_losses_by_hand():
     assert total == pytest.approx(10 * 0.06 + 10 * 0.06 + 0.75 / 42, rel=1e-3)
 
 
+def perfect(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"vertices": batch["vertices"] - batch["joints"][:, 9:10],
+            "keypoints_2d": batch["keypoints_2d"] / batch["image"].shape[-1]}
+
+
 def test_convention_targets_are_root_relative_fractions():
-    """Origin is joint 9, the middle finger's base; keypoints are fractions of the crop."""
+    """No loss for the mesh with joint 9, the middle finger's base, as origin and for keypoints
+    as fractions of the crop; and where the hand is in the camera's frame does not matter."""
     batch = batch_of()
-    target = simplehand.make_targets(batch)
-    assert (target["joints"][:, 9] == 0).all()
-    offset = batch["vertices"] - target["vertices"]
-    assert torch.allclose(offset, batch["joints"][:, 9:10].expand_as(offset), atol=1e-6)
-    assert torch.equal(target["keypoints_2d"] * 64, batch["keypoints_2d"])
+    terms = simplehand.losses(perfect(batch), batch, regressor())
+    assert all(value < 1e-6 for value in terms.values())
+    moved = batch | {name: batch[name] + 0.5 for name in ("joints", "vertices")}
+    terms = simplehand.losses(perfect(batch), moved, regressor())
+    assert all(value < 1e-6 for value in terms.values())
 
 
 @given(st.integers(0, 1000))
