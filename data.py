@@ -676,8 +676,8 @@ def paint_background(rng: np.random.Generator, size: int) -> np.ndarray:
     picture = _enlarge(field, side).astype(np.float32)
     if rng.random() < 0.7:
         grid = int(rng.integers(6, max(side // 2, 7)))
-        texture = rng.normal(0, 1, (grid, grid, 1)) * rng.uniform(5, 25) + 128
-        picture += _enlarge(np.repeat(texture, 3, 2), side).astype(np.float32) - 128
+        texture = rng.normal(0, 1, (grid, grid)) * rng.uniform(5, 25) + 128
+        picture += _enlarge(texture, side)[..., None].astype(np.float32) - 128
     canvas = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
     for _ in range(int(rng.integers(0, 12))):
@@ -716,17 +716,16 @@ def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
         draw.polygon([tuple(point) for point in points.tolist()], fill)
 
 
-def develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def develop(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
     """Lens and sensor: blur (the picture's only anti-aliasing), white balance, noise; uint8."""
     radius = rng.uniform(0.35, 0.6) if rng.random() < 0.7 else rng.uniform(0.6, 1.6)
-    picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
-    radius *= len(image) / 128
-    image = np.asarray(picture.filter(ImageFilter.BoxBlur(radius)), np.float32)
-    image = image * (rng.uniform(0.75, 1.2) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
+    radius *= picture.width / 128
+    image = np.array(picture.filter(ImageFilter.BoxBlur(radius)), np.float32)
+    image *= (rng.uniform(0.75, 1.2) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
     start = int(rng.integers(len(_noise_bank()) - image.size))
     noise = _noise_bank()[start:start + image.size].reshape(image.shape)
     image += noise * np.float32(rng.exponential(3.0))
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
 class RenderedHands(HandDataset):
@@ -784,7 +783,7 @@ class RenderedHands(HandDataset):
             for _ in range(int(rng.integers(1, 3))):
                 draw_shape(occluder, rng, self.size, rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18))
         record = np.zeros((), self.dtype)
-        record["image"] = develop(rng, np.asarray(picture))
+        record["image"] = develop(rng, picture)
         record["K"], record["joints"] = scene.K, scene.joints
         record["vertices"] = scene.surface[:NUM_VERTICES]
         projected = scene.joints @ scene.K.T
