@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
 import io
 import json
 import math
@@ -35,7 +34,7 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 
@@ -110,9 +109,10 @@ class Config:
     in_plane: float = 180.0  # degrees, largest turn in the image plane, either way
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if isinstance(getattr(self, field.name), list):  # as read back from a file
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # as some files give tuples back
+                object.__setattr__(self, field.name, tuple(value))
         layers = len(self.tokens)
         for name, valid, rule in (
             ("image_size", self.image_size > 0 and self.image_size % 32 == 0, "a multiple of 32"),
@@ -130,7 +130,7 @@ class Config:
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
 
 
-def require(condition: bool, message: str) -> None:
+def require(condition: object, message: str) -> None:
     """Raise ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
@@ -143,8 +143,7 @@ PRESETS: dict[str, Config] = {
     # the learning rate times sqrt(2).
     "h200": Config(
         batch_size=512, steps=25_600, warmup_steps=640, learning_rate=7.07e-4, precision="bf16",
-        eval_every=1_280,
-    ),
+        eval_every=1_280),
     # One GPU with 11 GB: the paper's run, step for step, its eight batches one after another.
     "single_gpu": Config(accumulate=8),
     # Two CPU cores: the same design, small enough to learn in minutes, from hands that turn no
@@ -735,11 +734,12 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], strict: bool = 
     """
     own = module.state_dict()
     unused = [name for name in state if re.search(r"\bhead\.fc\.(weight|bias)$", name)]
-    known = [name for name in own if name in state]
+    fitting = {name: value for name, value in state.items()
+               if name in own and value.shape == own[name].shape}
     problems = {
         "missing": [name for name in own if name not in state],
         "unexpected": [name for name in state if name not in own and name not in unused],
-        "of another shape": [name for name in known if own[name].shape != state[name].shape],
+        "of another shape": [name for name in own if name in state and name not in fitting],
     }
     report = "; ".join(
         f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
@@ -749,7 +749,6 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], strict: bool = 
         print(f"left out, SimpleHand does not use them: {', '.join(unused)}")
     if report:
         print(f"loaded in part: {report}")
-    fitting = {name: state[name] for name in known if name not in problems["of another shape"]}
     module.load_state_dict(fitting, strict=False)
 
 
@@ -822,7 +821,7 @@ def warp(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: int) 
     centers = (np.arange(size * samples) + 0.5) / samples
     points = transform(crop_to_image, np.stack(np.meshgrid(centers, centers), -1))
     grid = torch.from_numpy(2 * points / (image.shape[1], image.shape[0]) - 1).float()
-    pixels = torch.tensor(image).permute(2, 0, 1).float()
+    pixels = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1).float()
     return F.avg_pool2d(F.grid_sample(pixels[None], grid[None], align_corners=False), samples)[0]
 
 
@@ -843,21 +842,23 @@ def fit_translation(points: np.ndarray, pixels: np.ndarray, K: np.ndarray) -> np
 def check_view(image: np.ndarray, box: Sequence[float] | None, side: str,
                K: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """The padded box and K that `predict` works with; its ValueErrors and defaults."""
-    require(image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8,
+    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
             f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
     require(side in ("right", "left"), f"side {side!r}: expected right or left")
     height, width = image.shape[:2]
     if K is None:
         focal = math.hypot(width, height)
         K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    require(np.shape(K) == (3, 3), f"K of shape {np.shape(K)}: expected (3, 3)")
+    K = np.asarray(K, np.float64)
+    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
+            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
     if box is None:
-        return np.array([0.0, 0.0, width, height]), np.asarray(K)
+        return np.array([0.0, 0.0, width, height]), K
     box = np.asarray(box, np.float64)
-    require(box.shape == (4,) and bool(np.isfinite(box).all()) and min(box[2:]) > 0
+    require(box.shape == (4,) and np.isfinite(box).all() and min(box[2:]) > 0
             and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
             f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture")
-    return np.concatenate((box[:2] - box[2:] / 8, box[2:] * 1.25)), np.asarray(K)
+    return np.concatenate((box[:2] - box[2:] / 8, box[2:] * 1.25)), K
 
 
 @torch.inference_mode()
@@ -886,14 +887,12 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
     crop_to_image = K @ rotation.T @ np.linalg.inv(crop_K)
     crop = warp(image, crop_to_image, size, min(math.ceil(max(box[2:]) / size), 8))
 
-    prediction = model(crop[None].to(model.mean))
-    vertices, keypoints_2d = (
-        prediction[name].double().cpu() for name in ("vertices", "keypoints_2d"))
-    joints = regress_joints(vertices, keypoint_regressor.double().cpu())[0].numpy()
-    pixels = keypoints_2d[0].numpy() * size
+    hand = {name: value.double().cpu() for name, value in model(crop[None].to(model.mean)).items()}
+    joints = regress_joints(hand["vertices"], keypoint_regressor.double().cpu())[0].numpy()
+    vertices, pixels = hand["vertices"][0].numpy(), hand["keypoints_2d"][0].numpy() * size
     root = fit_translation(joints, pixels, crop_K)
     arrays = {
-        "vertices": (vertices[0].numpy() + root) @ rotation,  # rotation^T x, of row vectors
+        "vertices": (vertices + root) @ rotation,  # rotation^T x, of row vectors
         "joints": (joints + root) @ rotation, "root": root @ rotation,
         "keypoints_2d": transform(crop_to_image, pixels), "K": K, "box": box,
     }
@@ -928,8 +927,8 @@ def count_parameters(config: Config) -> dict[str, int]:
         counts[part] = counts.get(part, 0) + parameter.numel()
     counts["total"] = sum(counts.values())
     counts["all but the backbone"] = counts["total"] - counts["backbone"]
-    counts["mesh regressor"] = (
-        counts["all but the backbone"] - counts["deconv"] - counts["keypoints_2d_head"])
+    counts["mesh regressor"] = counts["all but the backbone"] - sum(
+        counts[part] for part in ("deconv", "keypoints_2d_head"))
     model.backbone.reparameterize()
     counts["backbone, reparameterised"] = sum(p.numel() for p in model.backbone.parameters())
     return counts
@@ -937,46 +936,24 @@ def count_parameters(config: Config) -> dict[str, int]:
 
 def print_summary(as_json: bool) -> None:
     """Every preset's parameters, part by part, beside the released model's if it is that one."""
-    summary = {}
-    for name, config in PRESETS.items():
-        counts = count_parameters(config)
-        same = config.embed_dims == Config.embed_dims
-        summary[name] = {part: {"parameters": count, "released": RELEASED[part] if same else None}
-                         for part, count in counts.items()}
+    counts = {name: count_parameters(config) for name, config in PRESETS.items()}
+    released = {name: RELEASED if PRESETS[name].embed_dims == Config.embed_dims else {}
+                for name in PRESETS}
     if as_json:
-        print(json.dumps({"presets": summary, "remark": REMARK}, indent=1))
+        print(json.dumps({"parameters": counts, "released": released, "remark": REMARK}, indent=1))
         return
-    for name, parts in summary.items():
+    for name, parts in counts.items():
         print(f"{name:<27}{'parameters':>14}{'released':>14}")
-        for part, row in parts.items():
-            released = f"{row['released']:,}" if row["released"] else "-"
-            print(f"  {part:<25}{row['parameters']:>14,}{released:>14}")
+        for part, number in parts.items():
+            reference = f"{released[name][part]:,}" if released[name] else "-"
+            print(f"  {part:<25}{number:>14,}{reference:>14}")
     print(f"\n{REMARK}")
 
 
-def write_results(folder: Path, name: str, image: np.ndarray, prediction: dict[str, np.ndarray],
-                  faces: np.ndarray) -> None:
-    """Write the overlay NAME.png, the arrays NAME.npz, and the mesh as .obj, .ply and .glb."""
-    from matplotlib.image import imsave
-
-    import bodymodels
-
-    overlay = bodymodels.render(prediction["vertices"], faces, prediction["K"], image.shape[:2],
-                                background=image / np.float32(255), supersample=2)
-    upright = (prediction["vertices"] - prediction["root"]) * (1, -1, -1)  # y up for viewers
-    png, npz = io.BytesIO(), io.BytesIO()
-    imsave(png, overlay.image, format="png")
-    np.savez_compressed(npz, faces=faces, **prediction)
-    folder.mkdir(parents=True, exist_ok=True)
-    bodymodels.write_atomically(folder / f"{name}.png", png.getvalue())
-    bodymodels.write_atomically(folder / f"{name}.npz", npz.getvalue())
-    for ending in ("obj", "ply", "glb"):
-        bodymodels.save_mesh(folder / f"{name}.{ending}", upright, faces)
-    print(f"wrote {folder / name}.png, .npz, .obj, .ply and .glb")
-
-
 def reconstruct(arguments: argparse.Namespace) -> None:
-    """Predict the hand in a picture and write the results."""
+    """Predict the hand in a picture; write overlay, arrays and mesh."""
+    import matplotlib.image
+
     import bodymodels
     import data
 
@@ -985,12 +962,25 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     except ValueError:
         raise ValueError(f"--box {arguments.box}: expected x,y,width,height") from None
     hand = bodymodels.load_model("hand_right")
-    image = data.read_image(arguments.image)
-    prediction = predict(load_checkpoint(arguments.checkpoint).fuse(), image,
-                         hand.keypoint_regressor, box=box,
-                         side="left" if arguments.left else "right")
     faces = hand.faces.numpy()[:, ::-1 if arguments.left else 1]  # mirrored, they face inwards
-    write_results(arguments.out, Path(arguments.image).stem, image, prediction, faces)
+    image = data.read_image(arguments.image)
+    model = load_checkpoint(arguments.checkpoint).fuse()
+    found = predict(model, image, hand.keypoint_regressor, box=box,
+                    side="left" if arguments.left else "right")
+    overlay = bodymodels.render(found["vertices"], faces, found["K"], image.shape[:2],
+                                background=image / np.float32(255), supersample=2)
+    png, npz = io.BytesIO(), io.BytesIO()
+    matplotlib.image.imsave(png, overlay.image, format="png")
+    np.savez_compressed(npz, faces=faces, **found)
+
+    base = arguments.out / Path(arguments.image).stem
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    bodymodels.write_atomically(f"{base}.png", png.getvalue())
+    bodymodels.write_atomically(f"{base}.npz", npz.getvalue())
+    for ending in ("obj", "ply", "glb"):  # root-relative, y up, as viewers expect
+        upright = (found["vertices"] - found["root"]) * (1, -1, -1)
+        bodymodels.save_mesh(f"{base}.{ending}", upright, faces)
+    print(f"wrote {base}.png, .npz, .obj, .ply and .glb")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
