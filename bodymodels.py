@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import io
 import json
@@ -10,7 +11,9 @@ import os
 import pickle
 import re
 import secrets
+import statistics
 import struct
+import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -686,10 +689,10 @@ class _Skinning(torch.autograd.Function):
 
     @staticmethod
     def in_parts(weights: Tensor, *batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        samples = len(batches[0])
-        if weights.device.type == "cpu":
-            samples = _CACHED_BYTES // (12 * weights.shape[1] * weights.element_size())
-        return zip(*(batch.split(max(1, samples)) for batch in batches), strict=True)
+        samples = max(1, _CACHED_BYTES // (12 * weights.shape[1] * weights.element_size()))
+        if len(batches[0]) <= samples or weights.device.type != "cpu":
+            return iter([batches])
+        return zip(*(batch.split(samples) for batch in batches), strict=True)
 
     @staticmethod
     def blend(transforms: Tensor, weights: Tensor) -> Tensor:
@@ -699,10 +702,11 @@ class _Skinning(torch.autograd.Function):
     def forward(ctx, shaped: Tensor, transforms: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(shaped, transforms, weights)
         vertices = torch.empty_like(shaped)
-        for x, joint_transforms, out in _Skinning.in_parts(weights, shaped, transforms, vertices):
-            blend = _Skinning.blend(joint_transforms, weights)
-            torch.addcmul(blend[:, :, 3], blend[:, :, 0], x[:, None, 0], out=out)
-            out.addcmul_(blend[:, :, 1], x[:, None, 1]).addcmul_(blend[:, :, 2], x[:, None, 2])
+        for part, joint_transforms, out in _Skinning.in_parts(
+                weights, shaped, transforms, vertices):
+            x, y, z = part.unsqueeze(1).unbind(2)  # (b, 1, V)
+            times_x, times_y, times_z, shift = _Skinning.blend(joint_transforms, weights).unbind(2)
+            torch.addcmul(shift, times_x, x, out=out).addcmul_(times_y, y).addcmul_(times_z, z)
         return vertices
 
     @staticmethod
@@ -710,14 +714,15 @@ class _Skinning(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         shaped, transforms, weights = ctx.saved_tensors
         to_shaped, to_transforms = torch.empty_like(shaped), torch.empty_like(transforms)
-        for x, joint_transforms, g, to_x, to_joints in _Skinning.in_parts(
+        for part, joint_transforms, g, to_part, to_joints in _Skinning.in_parts(
                 weights, shaped, transforms, gradient, to_shaped, to_transforms):
-            blend, g = _Skinning.blend(joint_transforms, weights), g.contiguous()
-            torch.mul(blend[:, 0, :3], g[:, :1], out=to_x)
-            to_x.addcmul_(blend[:, 1, :3], g[:, 1:2]).addcmul_(blend[:, 2, :3], g[:, 2:])
-            to_blend = blend  # its memory again
-            torch.mul(g[:, :, None], x[:, None], out=to_blend[:, :, :3])
-            to_blend[:, :, 3] = g
+            g = g.contiguous().unsqueeze(2)  # (b, 3, 1, V)
+            blend = _Skinning.blend(joint_transforms, weights)
+            (row_x, row_y, row_z), (x, y, z) = blend[:, :, :3].unbind(1), g.unbind(1)
+            torch.mul(row_x, x, out=to_part).addcmul_(row_y, y).addcmul_(row_z, z)
+            to_blend = blend  # the same memory
+            torch.mul(g, part.unsqueeze(1), out=to_blend[:, :, :3])
+            to_blend[:, :, 3:] = g
             torch.mm(to_blend.flatten(0, 2), weights.T, out=to_joints.flatten(0, 2))
         return to_shaped, to_transforms, None
 
@@ -750,14 +755,15 @@ class BodyModel(nn.Module):
         shape_basis = np.concatenate([betas, expression], 2).transpose(2, 0, 1)  # (S, V, 3)
         pose_basis = arrays["posedirs"].transpose(2, 0, 1)  # (P, V, 3)
         self._store(
-            dtype, faces=arrays["f"], v_template=template, J_regressor=regressor,
-            skinning_weights=arrays["weights"].T,
-            # every offset in one matrix (S + P, 3V), x of all vertices first: one product
+            dtype, faces=arrays["f"], J_regressor=regressor, skinning_weights=arrays["weights"].T,
+            # all offsets in one matrix (S + P, 3V), x of every vertex first: a single product
+            template=template.T.flatten(),
             offsets=np.concatenate([shape_basis, pose_basis]).swapaxes(1, 2).reshape(
                 -1, template.size),
-            # joints are linear in the vertices, hence in the shape: no vertex needed
-            rest_template=regressor @ template, rest_basis=regressor @ shape_basis,  # (S, K, 3)
-            jumps=_jumps(self.parents), identity=np.eye(4),
+            # joints are linear in the vertices, hence in the shape: no vertex is needed
+            rest_template=(regressor @ template).flatten(),  # (3K,)
+            rest_basis=(regressor @ shape_basis).reshape(-1, regressor.shape[0] * 3),  # (S, 3K)
+            jumps=_jumps(self.parents), identity=np.eye(3), affine=_affine(len(self.parents)),
             **_hand_space(arrays, family, hand_pose, num_pca_comps))
         self.tip_vertex_ids: tuple[int, ...] = ()
         if family == "mano":
@@ -803,33 +809,39 @@ class BodyModel(nn.Module):
     def _skin(self, shape: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Linear blend skinning of shape (B, S) and rotations (B, K, 3, 3)."""
         batch, count = rotations.shape[:2]
-        pose = rotations[:, 1:] - self.identity[:3, :3]
+        pose = rotations[:, 1:] - self.identity
         coefficients = torch.cat([shape, pose.flatten(1)], 1)  # (B, S + P)
-        shaped = torch.addmm(self.v_template.T.flatten(), coefficients, self.offsets)
+        shaped = torch.addmm(self.template, coefficients, self.offsets)  # (B, 3V)
 
         # Each joint turns what hangs on it about its own rest position: x -> R (x - j) + j.
         # The product down the chain takes ceil(log2 depth) steps: after each, a joint's
-        # transform includes twice as many of its ancestors. Entry K is the identity.
-        rest = torch.addmm(self.rest_template.flatten(), shape, self.rest_basis.flatten(1))
-        rest = rest.view(batch, count, 3, 1)
-        transforms = torch.cat([rotations, rest - rotations @ rest], -1)  # (B, K, 3, 4)
-        last_row = self.identity[3:].expand(batch, count, 1, 4)
-        transforms = torch.cat([transforms, last_row], -2)
-        transforms = torch.cat([transforms, self.identity.expand(batch, 1, 4, 4)], 1)
+        # transform includes twice as many of its ancestors. Entry K, "none", is the identity.
+        rest = self._rest(shape)
+        shift = rest - (rotations * rest.unsqueeze(2)).sum(3)
+        transforms = torch.cat([rotations, shift.unsqueeze(3)], 3)  # (B, K, 3, 4)
+        transforms = functional.pad(transforms, (0, 0, 0, 1, 0, 1)) + self.affine
         for ancestors in self.jumps:
             transforms = transforms.index_select(1, ancestors) @ transforms
-        transforms = transforms[:, :count]
+        transforms = transforms[:, :count]  # (B, K, 4, 4)
 
         rows = transforms[:, :, :3].permute(0, 2, 3, 1).contiguous()  # (B, 3, 4, K)
         vertices = _Skinning.apply(shaped.view(batch, 3, -1), rows, self.skinning_weights)
-        position = transforms @ functional.pad(rest, (0, 0, 0, 1), value=1)  # (B, K, 4, 1)
-        return (vertices.transpose(1, 2), position[:, :, :3, 0],
-                torch.cat([transforms[..., :3], position], -1))
+        linear, shift = transforms.split([3, 1], 3)
+        position = shift + (linear * rest.unsqueeze(2)).sum(3, keepdim=True)  # (B, K, 4, 1)
+        return (vertices.transpose(1, 2), position[:, :, :3, 0], torch.cat([linear, position], 3))
 
     def rest_joints(self, betas: Tensor, expression: Tensor | None = None) -> Tensor:
         """Joints (B, K, 3) of the unposed shape; the first is the point the root turns about."""
-        shape = self._shape(betas, expression)
-        return self.rest_template + torch.einsum("bs,skc->bkc", shape, self.rest_basis)
+        return self._rest(self._shape(betas, expression))
+
+    def _rest(self, shape: Tensor) -> Tensor:
+        joints = torch.addmm(self.rest_template, shape, self.rest_basis)
+        return joints.view(len(shape), -1, 3)  # (B, K, 3)
+
+    @property
+    def v_template(self) -> Tensor:
+        """The template's vertices (V, 3)."""
+        return self.template.view(3, -1).T
 
     def rotations(self, pose: Tensor) -> Tensor:
         """Rotation matrices (B, K, 3, 3) of any pose that `forward` accepts."""
@@ -881,8 +893,8 @@ def _checked(arrays: dict, name: str) -> dict:
     vertices, joints = len(arrays["v_template"]), arrays["kintree_table"].shape[-1]
     expected = {"v_template": (vertices, 3), "posedirs": (vertices, 3, 9 * (joints - 1)),
                 "shapedirs": (vertices, 3, arrays["shapedirs"].shape[-1]),
-                "f": (len(arrays["f"]), 3), "J_regressor": (joints, vertices), "weights": (vertices, joints),
-                "kintree_table": (2, joints)}
+                "J_regressor": (joints, vertices), "weights": (vertices, joints),
+                "kintree_table": (2, joints), "f": (len(arrays["f"]), 3)}
     for key, shape in expected.items():
         if arrays[key].shape != shape:
             raise ValueError(f"{name}: {key} has shape {arrays[key].shape}, expected {shape}")
@@ -922,6 +934,14 @@ def _jumps(parents: Sequence[int]) -> np.ndarray:
         steps.append(ancestors)
         ancestors = ancestors[ancestors]
     return np.array(steps, np.int64).reshape(-1, none + 1)
+
+
+def _affine(joints: int) -> np.ndarray:
+    """What turns zero-padded 3x4 transforms into 4x4 ones, entry K into the identity."""
+    ones = np.zeros((joints + 1, 4, 4))
+    ones[:, 3, 3] = 1
+    ones[joints] = np.eye(4)
+    return ones
 
 
 def _hand_space(arrays: dict, family: str, hand_pose: str, num_pca_comps: int) -> dict:
@@ -1345,3 +1365,77 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.92, 0.76, 0.6
 
 
 # ------------------------------------------------------------------------------- benchmark
+
+
+def _peer(model: BodyModel, lbs: Callable) -> Callable:
+    """smplx's function on the model's own arrays, in the layouts that smplx keeps them in."""
+    count, vertices = model.J_regressor.shape
+    offsets = model.offsets.view(-1, 3, vertices).transpose(1, 2)  # (S + P, V, 3)
+    components = model.num_betas + model.num_expression
+    shapedirs = offsets[:components].permute(1, 2, 0).contiguous()
+    posedirs = offsets[components:].reshape(-1, 3 * vertices)
+    weights, parents = model.skinning_weights.T.contiguous(), torch.tensor(model.parents)
+
+    def vertices_of(shape: Tensor, pose: Tensor) -> Tensor:
+        return lbs(shape, pose.flatten(1), model.v_template, shapedirs, posedirs,
+                   model.J_regressor, parents, weights)[0]
+
+    return vertices_of
+
+
+def _medians(functions: Sequence[Callable], seconds: float) -> list[float]:
+    """Median times in ms of functions that take turns, so that a busy machine slows all alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 5:
+        for function, spent in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            spent.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(spent[1:]) for spent in times]
+
+
+def benchmark(seconds: float = 4.0) -> None:
+    """Print the time of posing a batch on this CPU beside that of smplx, where installed."""
+    try:
+        from smplx.lbs import lbs
+    except ImportError:
+        lbs = None
+        print("smplx is not installed: our times alone (pip install smplx for the comparison)")
+    print(f"{torch.get_num_threads()} threads, float32, medians of interleaved runs")
+    print(f"{'model':12}{'batch':>6}  {'pass':18}{'ours ms':>9}{'smplx ms':>10}{'ratio':>7}")
+    for name, batch in (("hand_right", 1), ("hand_right", 64), ("body", 1), ("body", 64),
+                        ("wholebody", 1), ("wholebody", 16)):
+        model = load_model(name, num_betas=10)
+        generator = torch.Generator().manual_seed(0)
+        shape = torch.randn(batch, len(model.rest_basis), generator=generator)
+        pose = 0.4 * torch.randn(batch, len(model.parents), 3, generator=generator)
+        posers = [lambda s, p, m=model: m(s[:, :m.num_betas], p, s[:, m.num_betas:]).vertices]
+        posers += [_peer(model, lbs)] if lbs else []
+        for label, with_backward in (("forward", False), ("forward + backward", True)):
+            runs = [functools.partial(_run, poser, shape, pose, with_backward) for poser in posers]
+            ours, *peer = _medians(runs, seconds)
+            comparison = f"{peer[0]:10.2f}{ours / peer[0]:7.2f}" if peer else ""
+            print(f"{name:12}{batch:6}  {label:18}{ours:9.2f}{comparison}", flush=True)
+
+
+def _run(poser: Callable, shape: Tensor, pose: Tensor, with_backward: bool) -> None:
+    with torch.set_grad_enabled(with_backward):
+        shape, pose = (x.clone().requires_grad_(with_backward) for x in (shape, pose))
+        vertices = poser(shape, pose)
+        if with_backward:
+            vertices.backward(torch.ones_like(vertices))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--benchmark", action="store_true",
+                        help="time linear blend skinning beside the smplx package")
+    if parser.parse_args().benchmark:
+        benchmark()
+    else:
+        parser.print_help()
+
+
+if __name__ == "__main__":
+    main()
