@@ -50,14 +50,14 @@ def _chunks(samples: int, bytes_each: int, device: torch.device) -> list[slice]:
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`torch.empty`, for fresh megabytes on the CPU six times cheaper to write for the first time.
+    """`torch.empty`, but on the CPU from numpy.
 
-    Numpy asks the system for huge pages; torch does not.
+    That asks the system for huge pages: megabytes never used before are written six times faster.
     """
-    if device.type != "cpu":
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size == 0:
         return torch.empty(shape, dtype=dtype, device=device)
-    memory = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(memory).view(dtype).view(shape)
+    return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(shape)
 
 
 def _tensor(points: Points) -> Tensor:
@@ -94,7 +94,7 @@ def _in_kind(function: Callable) -> Callable:
 
 @_in_kind
 def procrustes_align(source: Points, target: Points, *, allow_reflection: bool = False,
-                     scale: bool = True) -> Points:
+                     scale: bool = True, norm_guard: float = 0.0) -> Points:
     """Each source moved onto its target by the best similarity transform (B, N, 3).
 
     Minimises sum ||s R x + t - y||^2 over rotations R, translations t and, if `scale`, s >= 0;
@@ -102,13 +102,14 @@ def procrustes_align(source: Points, target: Points, *, allow_reflection: bool =
     transformation parameters between two point patterns", PAMI 1991. Defined for any points:
     where several transforms are best (one, two or collinear points) it returns one of them, and
     a source without extent lands on the target's mean. Computed in float64 (sizes 1e-150 to
-    1e150), returned in the source's type.
+    1e150), returned in the source's type. FreiHAND's script adds a `norm_guard` (m) to the norm
+    that s divides by: a tiny source stays too small, and a perfect one is off by nanometres.
     """
     chunks = _chunks(len(source), 48 * source.shape[1], source.device)
     longest = chunks[0].stop if chunks else 0
     buffers = _empty((2, longest, 3, source.shape[1]), torch.float64, source.device)
-    source_mean, target_mean, cross, variance = _moments(source, target, chunks, buffers)
-    linear = _best_linear(cross, variance, allow_reflection, scale)
+    source_mean, target_mean, cross, norm = _moments(source, target, chunks, buffers)
+    linear = _best_linear(cross, norm + norm_guard, allow_reflection, scale)
     offset = target_mean - linear @ source_mean
     aligned = _empty(source.shape, source.dtype, source.device)
     for chunk in chunks:
@@ -126,7 +127,7 @@ def _columns(points: Tensor, buffer: Tensor) -> Tensor:
 
 def _moments(source: Tensor, target: Tensor, chunks: Sequence[slice], buffers: Tensor
              ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Means (B, 3, 1), sum of x y^T (B, 3, 3) and sum of x^T x (B,) of the centred points."""
+    """Means (B, 3, 1) of both; of the centred points sum x y^T (B, 3, 3) and the norm of x (B,)."""
     means = buffers.new_empty(2, len(source), 3, 1)
     cross = buffers.new_empty(len(source), 3, 3)
     norm = buffers.new_empty(len(source))
@@ -136,12 +137,12 @@ def _moments(source: Tensor, target: Tensor, chunks: Sequence[slice], buffers: T
         y -= torch.mean(y, 2, keepdim=True, out=means[1, chunk])
         torch.bmm(x, y.transpose(1, 2), out=cross[chunk])
         torch.linalg.vector_norm(x, dim=(1, 2), out=norm[chunk])
-    return means[0], means[1], cross, norm.square()
+    return means[0], means[1], cross, norm
 
 
-def _best_linear(cross: Tensor, variance: Tensor, allow_reflection: bool, scale: bool) -> Tensor:
+def _best_linear(cross: Tensor, norm: Tensor, allow_reflection: bool, scale: bool) -> Tensor:
     """The matrices s R (B, 3, 3) that fit best, NaN where the moments are not finite."""
-    invalid = ~(cross.sum((1, 2)) + variance).isfinite()[:, None, None]
+    invalid = ~(cross.sum((1, 2)) + norm).isfinite()[:, None, None]
     u, singular, vh = torch.linalg.svd(cross.masked_fill(invalid, 0))  # x y^T = U S V^T
     if not allow_reflection:  # turn a mirror into the best rotation: give up the last direction
         sign = (torch.linalg.det(u) * torch.linalg.det(vh)).sign()
@@ -149,7 +150,7 @@ def _best_linear(cross: Tensor, variance: Tensor, allow_reflection: bool, scale:
         vh[:, 2] *= sign[:, None]
     rotation = (u @ vh).transpose(1, 2)  # V U^T
     if scale:
-        size = torch.where(variance > 0, singular.sum(1) / variance, 0)
+        size = torch.where(norm > 0, singular.sum(1) / norm.square(), 0)
         rotation = rotation * size[:, None, None]
     return rotation.masked_fill(invalid, math.nan)
 
@@ -161,51 +162,52 @@ def _distances(prediction: Tensor, target: Tensor) -> Tensor:
     return torch.linalg.vector_norm(prediction.double() - target.double(), dim=2)
 
 
-def _at_least_float32(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(torch.promote_types(like.dtype, torch.float32))
+def _error_type(points: Tensor) -> torch.dtype:
+    """A half float cannot tell millimetres apart: errors are float32 at least."""
+    return torch.promote_types(points.dtype, torch.float32)
 
 
 @_in_kind
 def mpjpe(prediction: Points, target: Points) -> Points:
     """Mean per-joint position error (B,), of joints as given: subtract the root first."""
-    return _at_least_float32(_distances(prediction, target).mean(1), prediction)
+    return _distances(prediction, target).mean(1).to(_error_type(prediction))
 
 
 @_in_kind
 def pve(prediction: Points, target: Points) -> Points:
     """Mean per-vertex error (B,), also called MPVPE or MVE: subtract the joints' root first."""
-    return _at_least_float32(_distances(prediction, target).mean(1), prediction)
+    return _distances(prediction, target).mean(1).to(_error_type(prediction))
 
 
 @_in_kind
 def pa_mpjpe(prediction: Points, target: Points, *, allow_reflection: bool = False) -> Points:
     """`mpjpe` (B,) after `procrustes_align`."""
-    prediction = _at_least_float32(prediction, prediction)
+    prediction = prediction.to(_error_type(prediction))
     return mpjpe(procrustes_align(prediction, target, allow_reflection=allow_reflection), target)
 
 
 @_in_kind
 def pa_pve(prediction: Points, target: Points, *, allow_reflection: bool = False) -> Points:
     """`pve` (B,) after `procrustes_align` of the vertices on their own."""
-    prediction = _at_least_float32(prediction, prediction)
+    prediction = prediction.to(_error_type(prediction))
     return pve(procrustes_align(prediction, target, allow_reflection=allow_reflection), target)
 
 
 @_in_kind
-def pck_auc(prediction: Points, target: Points, thresholds: Sequence[float] | None = None
-            ) -> Points:
+def pck_auc(prediction: Points, target: Points, low: float = 0.0, high: float = 0.05,
+            steps: int = 100) -> Points:
     """Area under the curve of PCK, a number from 0 to 1 for the whole batch.
 
-    PCK(t), "percentage of correct keypoints", is the share of points with an error <= t; the
-    trapezoids are divided by the range of t. The default thresholds are FreiHAND's, 0 to 5 cm
-    in 100 steps; its mean over keypoints is this pooled curve, as each is seen equally often.
+    PCK(t), "percentage of correct keypoints", is the share of points with an error <= t, here at
+    `steps` thresholds from `low` to `high` metres (FreiHAND's by default); the trapezoids are
+    divided by the range. The official mean over keypoints is this pooled curve, as every
+    keypoint is seen equally often.
     """
-    steps = np.linspace(0, 0.05, 100) if thresholds is None else np.asarray(thresholds, float)
-    steps = torch.from_numpy(steps).to(prediction.device)
+    thresholds = torch.from_numpy(np.linspace(low, high, steps)).to(prediction.device)
     distances = _distances(prediction, target).flatten()
-    first = torch.bucketize(distances, steps)  # the first threshold that the error passes
-    correct = torch.bincount(first, minlength=len(steps) + 1)[:-1].cumsum(0)
-    return torch.trapezoid(correct / len(distances), steps) / (steps[-1] - steps[0])
+    first = torch.bucketize(distances, thresholds)  # the first threshold that the error passes
+    correct = torch.bincount(first, minlength=steps + 1)[:steps].cumsum(0)
+    return torch.trapezoid(correct / len(distances), thresholds) / (high - low)
 
 
 @_in_kind
@@ -226,7 +228,7 @@ def f_score(prediction: Points, target: Points, thresholds: Sequence[float] = (0
         recall = _share_within(b, a, squared.amin(1), rounding, limits)
         scores[chunk] = 2 * precision * recall / (precision + recall).clamp(min=1e-300)  # not 0/0
         scores[chunk][~(a + b).sum((1, 2)).isfinite()] = math.nan
-    return _at_least_float32(scores, prediction)
+    return scores.to(_error_type(prediction))
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,7 +246,8 @@ def _squared_distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if a.is_cuda:
         squared = torch.bmm(a_columns, b_columns)
     else:  # twice as fast in float32, and numpy's is float32 whatever torch is allowed to use
-        squared = torch.from_numpy(a_columns.float().numpy() @ b_columns.float().numpy())
+        with np.errstate(invalid="ignore", over="ignore"):
+            squared = torch.from_numpy(a_columns.float().numpy() @ b_columns.float().numpy())
     reach = a_squared.amax(1).sqrt() + b_squared.amax(1).sqrt()
     return squared, 4 * torch.finfo(squared.dtype).eps * reach.square()
 
@@ -253,16 +256,17 @@ def _share_within(points: Tensor, others: Tensor, nearest: Tensor, rounding: Ten
                   limits: Tensor) -> Tensor:
     """The share (C, T) of points (C, N, 3) with one of the others strictly within each limit.
 
-    `nearest` (C, N) are squared distances up to `rounding`. What that leaves open is settled
-    pair by pair.
+    `nearest` (C, N) are squared distances up to `rounding`. Where that could decide, the point
+    is compared with all the others once more, exactly as the official script would.
     """
     beyond = nearest[:, :, None] - limits.square()  # (C, N, T)
     inside = beyond < 0
-    sample, point, limit = (~(beyond.abs() > rounding[:, :, None])).nonzero(as_tuple=True)
-    if len(sample):
+    unsettled = (~(beyond.abs() > rounding[:, :, None])).nonzero()  # also what overflowed
+    for piece in _chunks(len(unsettled), 24 * others.shape[1], points.device):
+        sample, point, limit = unsettled[piece].unbind(1)
         x, y, z = (points[sample, point, None] - others[sample]).unbind(2)
-        closest = (x * x + y * y + z * z).sqrt().amin(1)
-        inside[sample, point, limit] = closest < limits[limit]
+        nearest = (x * x + y * y + z * z).sqrt().amin(1)
+        inside[sample, point, limit] = nearest < limits[limit]
     return inside.double().mean(1)
 
 
@@ -279,6 +283,7 @@ class Protocol:
     root: tuple[int, ...]  # joints whose mean is the origin of the unaligned errors; (): as given
     alignment: str  # "similarity", or "rigid": without scale
     allow_reflection: bool  # whether the alignment may mirror
+    norm_guard: float  # m, see procrustes_align
     unit: str  # of the reported distances, a name of UNITS
     f_thresholds: tuple[float, ...]  # m
     auc_thresholds: tuple[float, float, int]  # first and last in m, and how many
@@ -287,16 +292,14 @@ class Protocol:
 
 PROTOCOLS = {
     "freihand": Protocol(
-        joints="hand21", root=(), alignment="similarity", allow_reflection=True, unit="mm",
-        f_thresholds=(0.005, 0.015), auc_thresholds=(0.0, 0.05, 100),
-        source="Zimmermann et al., ICCV 2019, and eval.py of the data set's repository. That "
-               "script also adds 1e-8 m to the norms it divides by, which only predictions of "
-               "less than a millimetre would notice."),
+        joints="hand21", root=(), alignment="similarity", allow_reflection=True, norm_guard=1e-8,
+        unit="mm", f_thresholds=(0.005, 0.015), auc_thresholds=(0.0, 0.05, 100),
+        source="Zimmermann et al., ICCV 2019, and eval.py of the data set's repository"),
     "rendered_hands": Protocol(
-        joints="hand21", root=(9,), alignment="similarity", allow_reflection=False, unit="mm",
-        f_thresholds=(0.005, 0.015), auc_thresholds=(0.0, 0.05, 100),
+        joints="hand21", root=(9,), alignment="similarity", allow_reflection=False, norm_guard=0.0,
+        unit="mm", f_thresholds=(0.005, 0.015), auc_thresholds=(0.0, 0.05, 100),
         source="Ours: a single image does not tell how far a hand is, so unaligned errors are "
-               "relative to the root of the prediction; a mirrored hand is an error."),
+               "relative to each hand's root; a mirrored hand is an error"),
 }
 
 
@@ -314,6 +317,7 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
     prediction, target = (_rooted(points, rules) for points in (prediction, target))
     aligned = {name: procrustes_align(prediction[name], target[name],
                                       allow_reflection=rules.allow_reflection,
+                                      norm_guard=rules.norm_guard,
                                       scale=rules.alignment == "similarity")
                for name in ("joints", "vertices")}
     per_metre = UNITS[rules.unit]
@@ -325,9 +329,8 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
         for threshold, mean in zip(rules.f_thresholds,
                                    f_score(*vertices, rules.f_thresholds).mean(0), strict=True):
             report[f"F@{1000 * threshold:g}{after}"] = mean
-        steps = np.linspace(*rules.auc_thresholds)
-        report[f"AUC-J{after}"] = pck_auc(*joints, steps)
-        report[f"AUC-V{after}"] = pck_auc(*vertices, steps)
+        report[f"AUC-J{after}"] = pck_auc(*joints, *rules.auc_thresholds)
+        report[f"AUC-V{after}"] = pck_auc(*vertices, *rules.auc_thresholds)
     return {name: float(value) for name, value in report.items()}
 
 
@@ -341,6 +344,8 @@ def _rooted(points: Mapping[str, Points], rules: Protocol) -> dict[str, Tensor]:
     if points["joints"].shape[1:] != (expected, 3):
         raise ValueError(f"the joints of {rules.joints} are (B, {expected}, 3), "
                          f"got {tuple(points['joints'].shape)}")
+    if not len(points["joints"]):
+        raise ValueError("evaluate needs at least one sample")
     if not rules.root:
         return points
     root = points["joints"][:, list(rules.root)].mean(1, keepdim=True)
@@ -370,7 +375,7 @@ def write_predictions(path: str | Path, joints: Points, vertices: Points) -> Non
 
     The digits written give back the same float32 or float64.
     """
-    joints, vertices = (np.asarray(_at_least_float32(points, points).cpu())
+    joints, vertices = (points.to(_error_type(points)).numpy(force=True)
                         for points in map(_tensor, (joints, vertices)))
     texts = []
     for points in _pair(joints, vertices):
@@ -420,50 +425,58 @@ def _read_json(path: str | Path) -> object:
 # --------------------------------------------------------------------------------- benchmark
 
 
-def benchmark(samples: int = 3960, rounds: int = 5) -> None:
-    """Print our times beside those of the code people use today, medians of interleaved runs."""
-    generator = torch.Generator().manual_seed(0)
-    print(f"{torch.get_num_threads()} threads; median of {rounds} interleaved runs\n"
-          "procrustes_align, float32, against the common batched torch SVD")
-    for batch, count in ((samples, 778), (1000, 6890)):
-        source = 0.05 * torch.randn(batch, count, 3, generator=generator)
-        target = source + 0.01 * torch.randn(batch, count, 3, generator=generator)
-        exact = _common_procrustes(source.double(), target.double())
-        error = (procrustes_align(source, target) - exact).abs().max()
-        ours, common, common_64 = _interleaved(rounds, [
-            lambda: procrustes_align(source, target),  # noqa: B023
-            lambda: _common_procrustes(source, target),  # noqa: B023
-            lambda: torch.cat([_common_procrustes(*pieces) for pieces  # noqa: B023
-                               in zip(source.split(64), target.split(64), strict=True)])])
-        print(f"  {batch} x {count}: {1000 * ours:.0f} ms, common {1000 * common:.0f} ms, "
-              f"{common / ours:.2f} times faster; common in chunks of 64 {1000 * common_64:.0f} ms, "
-              f"{common_64 / ours:.2f} times; largest difference {error:.1e} m")
+def benchmark() -> None:
+    """Print our times beside those of the code people use today."""
+    print(f"{torch.get_num_threads()} threads, medians of interleaved runs\n"
+          "procrustes_align, float32, against the common batched torch SVD:")
+    _benchmark_procrustes(3960, 778)
+    _benchmark_procrustes(1000, 6890)
+    print("evaluate('freihand'), 3960 samples, against the structure of the official script,\n"
+          "a loop over samples with a k-d tree for each score (scipy's in place of Open3D's):")
+    _benchmark_protocol(3960)
 
-    target = {name: 0.05 * torch.randn(samples, count, 3, generator=generator).double().numpy()
+
+def _benchmark_procrustes(samples: int, points: int, rounds: int = 5) -> None:
+    generator = torch.Generator().manual_seed(0)
+    source = 0.05 * torch.randn(samples, points, 3, generator=generator)
+    target = source + 0.01 * torch.randn(samples, points, 3, generator=generator)
+    pieces = list(zip(source.split(64), target.split(64), strict=True))  # for its sake: fits caches
+    ours, whole, split = _interleaved(rounds, [
+        lambda: procrustes_align(source, target),
+        lambda: _common_procrustes(source, target),
+        lambda: torch.cat([_common_procrustes(*piece) for piece in pieces])])
+    exact = _common_procrustes(source.double(), target.double())
+    error = (procrustes_align(source, target) - exact).abs().max()
+    print(f"  {samples} x {points}: {1000 * ours:.0f} ms; common {1000 * whole:.0f} ms, "
+          f"{whole / ours:.2f} times as long; common in batches of 64 {1000 * split:.0f} ms, "
+          f"{split / ours:.2f} times; largest difference {error:.0e} m")
+
+
+def _benchmark_protocol(samples: int, rounds: int = 5) -> None:
+    random = np.random.default_rng(0)
+    target = {name: 0.05 * random.normal(size=(samples, count, 3))
               for name, count in (("joints", 21), ("vertices", 778))}
-    prediction = {name: points + 0.006 * np.random.default_rng(0).normal(size=points.shape) + 0.01
+    prediction = {name: points + 0.006 * random.normal(size=points.shape) + 0.01
                   for name, points in target.items()}
-    parts = np.array_split(np.arange(samples), rounds)
-    times, scores = [], []
-    for part in parts:
-        p, t = ({name: points[part] for name, points in both.items()}
-                for both in (prediction, target))
-        for function in (functools.partial(evaluate, "freihand"), _official_structure):
-            start = time.perf_counter()
-            scores.append(function(p, t))
-            times.append(time.perf_counter() - start)
-    ours, official = np.reshape(times, (-1, 2)).T
-    error = max(abs(a[name] - b[name]) for a, b in zip(scores[::2], scores[1::2], strict=True)
-                for name in a)
-    print(f"freihand on {samples} samples in {rounds} parts, against the official script's structure "
-          f"(a loop over samples; scipy's k-d tree for Open3D's)\n"
-          f"  {ours.sum():.1f} s, official {official.sum():.1f} s, "
-          f"median ratio {np.median(ours / official):.3f}; largest difference {error:.1e}")
+    seconds, differences = np.empty((rounds, 2)), []
+    for round_, part in enumerate(np.array_split(np.arange(samples), rounds)):
+        pair = [{name: points[part] for name, points in both.items()}
+                for both in (prediction, target)]
+        start = time.perf_counter()
+        ours = evaluate("freihand", *pair)
+        middle = time.perf_counter()
+        official = _official_structure(*pair)
+        seconds[round_] = middle - start, time.perf_counter() - middle
+        differences += [abs(ours[name] - official[name]) for name in official]
+    total, ratios = seconds.sum(0), seconds[:, 0] / seconds[:, 1]
+    print(f"  {total[0]:.1f} s; official structure {total[1]:.1f} s; ratio "
+          f"{np.median(ratios):.3f}, the median of {rounds} parts; "
+          f"largest difference in the table {max(differences):.0e}")
 
 
 def _interleaved(rounds: int, functions: Sequence[Callable[[], object]]) -> list[float]:
-    """The median time of each function in seconds, after one run that is not counted."""
-    times = np.empty((rounds + 1, len(functions)))
+    """The median seconds of each function, after one round that does not count."""
+    times = np.empty((1 + rounds, len(functions)))
     for row in times:
         for column, function in enumerate(functions):
             start = time.perf_counter()
@@ -549,14 +562,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         return benchmark()
     if len(arguments.files) != 3:
         parser.error("give pred.json evaluation_xyz.json evaluation_verts.json, or --benchmark")
-    prediction_path, *target_paths = arguments.files
-    target = _pair(*map(_read_json, target_paths), f"{' and '.join(target_paths)}: ")
-    prediction = read_predictions(prediction_path, len(target[0]))
-    names = ("joints", "vertices")
-    report = evaluate(arguments.protocol, dict(zip(names, prediction, strict=True)),
-                      dict(zip(names, target, strict=True)))
+    try:
+        report = _evaluate_files(arguments.protocol, *arguments.files)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     for name, value in report.items():
         print(f"{name:12} {value:9.4f}")
+
+
+def _evaluate_files(protocol: str, prediction: str, joints: str, vertices: str
+                    ) -> dict[str, float]:
+    truth = _pair(_read_json(joints), _read_json(vertices), f"{joints}, {vertices}: ")
+    guess = read_predictions(prediction, len(truth[0]))
+    return evaluate(protocol, *({"joints": points[0], "vertices": points[1]}
+                                for points in (guess, truth)))
 
 
 if __name__ == "__main__":

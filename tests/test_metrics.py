@@ -1,0 +1,654 @@
+"""metrics.py: alignment, errors, the official FreiHAND evaluation, prediction files."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.linalg
+import scipy.spatial
+import scipy.spatial.transform
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import metrics
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+seeds = st.integers(0, 2**32 - 1)
+
+
+def clouds(seed, *shape, size=0.05):
+    """Random points the size of a hand, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return size * torch.randn(*shape, 3, generator=generator, dtype=torch.float64)
+
+
+def rotations(seed, count):
+    random = np.random.default_rng(seed).normal(size=(count, 4))
+    return torch.from_numpy(scipy.spatial.transform.Rotation.from_quat(random).as_matrix())
+
+
+def similarities(seed, points):
+    """Each sample of (B, N, 3) moved by its own rotation, scale and translation."""
+    scale = 2 ** clouds(seed, len(points), 1, size=1)[..., :1]
+    return scale * points @ rotations(seed, len(points)) + clouds(seed + 1, len(points), 1, size=1)
+
+
+def squared_error(aligned, target):
+    return (aligned.double() - target.double()).square().sum((1, 2))
+
+
+def least_squared_error(source, target, allow_reflection):
+    """What the best similarity leaves, from singular values alone: |y|^2 - (tr S)^2 / |x|^2."""
+    results = []
+    for x, y in zip(source.double().numpy(), target.double().numpy(), strict=True):
+        x, y = x - x.mean(0), y - y.mean(0)
+        u, singular, vh = np.linalg.svd(x.T @ y)
+        if not allow_reflection and np.linalg.det(u @ vh) < 0:
+            singular[2] *= -1
+        explained = singular.sum() ** 2 / (x**2).sum() if (x**2).sum() > 0 else 0
+        results.append((y**2).sum() - explained)
+    return torch.tensor(results, dtype=torch.float64)
+
+
+# -------------------------------------------------------------------------------- procrustes
+
+
+@given(seeds, st.integers(4, 30), st.integers(0, 3), st.booleans())
+def test_procrustes_undoes_any_similarity(seed, points, samples, allow_reflection):
+    """A cloud moved by a similarity is aligned back onto itself."""
+    target = clouds(seed, samples, points)
+    source = similarities(seed, target)
+    aligned = metrics.procrustes_align(source, target, allow_reflection=allow_reflection)
+    assert aligned.shape == target.shape
+    torch.testing.assert_close(aligned, target, rtol=0, atol=1e-12)
+
+
+@given(seeds, st.integers(4, 30), st.booleans())
+def test_procrustes_does_not_see_a_similarity_of_its_source(seed, points, allow_reflection):
+    """align(similarity(source), target) = align(source, target)."""
+    source, target = clouds(seed, 3, points), clouds(seed + 1, 3, points)
+    direct = metrics.procrustes_align(source, target, allow_reflection=allow_reflection)
+    moved = metrics.procrustes_align(similarities(seed, source), target,
+                                     allow_reflection=allow_reflection)
+    torch.testing.assert_close(moved, direct, rtol=0, atol=1e-10)
+
+
+@given(seeds, st.integers(4, 30))
+def test_procrustes_follows_a_similarity_of_its_target(seed, points):
+    """align(source, similarity(target)) = similarity(align(source, target))."""
+    source, target = clouds(seed, 3, points), clouds(seed + 1, 3, points)
+    aligned = metrics.procrustes_align(source, target)
+    moved = metrics.procrustes_align(source, similarities(seed, target))
+    torch.testing.assert_close(moved, similarities(seed, aligned), rtol=0, atol=1e-10)
+
+
+@given(seeds, st.integers(2, 30), st.booleans(), st.booleans(), st.floats(1e-6, 1))
+def test_procrustes_is_optimal(seed, points, allow_reflection, scale, step):
+    """No further rotation, translation or scaling of the aligned points reduces the error."""
+    source, target = clouds(seed, 1, points), clouds(seed + 1, 1, points)
+    aligned = metrics.procrustes_align(source, target, allow_reflection=allow_reflection,
+                                       scale=scale)
+    least = squared_error(aligned, target)
+    direction = clouds(seed + 2, 20, 1, size=step)  # axis-angle; translation; log of the scale
+    turned = aligned @ torch.linalg.matrix_exp(torch.stack([
+        torch.linalg.cross(direction[:, 0], axis.expand(20, 3)) for axis in
+        torch.eye(3, dtype=torch.float64)], 2))
+    moved = aligned + 0.1 * direction
+    assert (squared_error(turned, target) >= least - 1e-15).all()
+    assert (squared_error(moved, target) >= least - 1e-15).all()
+    if scale:
+        centre = aligned.mean(1, keepdim=True)
+        grown = centre + (aligned - centre) * direction[..., :1].exp()
+        assert (squared_error(grown, target) >= least - 1e-15).all()
+
+
+@given(seeds, st.integers(1, 30), st.booleans())
+def test_procrustes_leaves_the_least_error_there_is(seed, points, allow_reflection):
+    """The error equals the one that the singular values promise, down to a single point."""
+    source, target = clouds(seed, 3, points), clouds(seed + 1, 3, points)
+    aligned = metrics.procrustes_align(source, target, allow_reflection=allow_reflection)
+    torch.testing.assert_close(squared_error(aligned, target),
+                               least_squared_error(source, target, allow_reflection),
+                               rtol=1e-9, atol=1e-15)
+
+
+@given(seeds, st.integers(1, 30), st.booleans())
+def test_without_scale_distances_within_the_source_stay(seed, points, allow_reflection):
+    """scale=False moves the source as a rigid body."""
+    source, target = clouds(seed, 2, points), clouds(seed + 1, 2, points)
+    aligned = metrics.procrustes_align(source, target, allow_reflection=allow_reflection,
+                                       scale=False)
+    before, after = (points[:, :, None] - points[:, None] for points in (source, aligned))
+    torch.testing.assert_close(after.norm(dim=3), before.norm(dim=3), rtol=0, atol=1e-12)
+
+
+@given(seeds, st.integers(4, 30))
+def test_convention_reflection_is_explicit(seed, points):
+    """A mirror image is matched exactly if reflections are allowed, and never if they are not."""
+    target = clouds(seed, 2, points)
+    source = similarities(seed, target * torch.tensor([-1.0, 1, 1]))
+    allowed = metrics.procrustes_align(source, target, allow_reflection=True)
+    torch.testing.assert_close(allowed, target, rtol=0, atol=1e-12)
+    proper = metrics.procrustes_align(source, target)
+    handedness = [torch.linalg.det(torch.linalg.lstsq(
+        *(cloud - cloud.mean(1, keepdim=True) for cloud in (source, aligned))).solution)
+        for aligned in (allowed, proper)]
+    assert (handedness[0] < 0).all() and (handedness[1] > 0).all()
+    assert (squared_error(proper, target) > 1e-9).all()
+
+
+@given(seeds, st.integers(3, 30))
+def test_procrustes_agrees_with_scipy(seed, points):
+    """Same rotation as scipy.linalg.orthogonal_procrustes, same error as spatial.procrustes."""
+    source, target = clouds(seed, 1, points), clouds(seed + 1, 1, points)
+    aligned = metrics.procrustes_align(source, target, allow_reflection=True)[0].numpy()
+    x, y = source[0].numpy(), target[0].numpy()
+    rotation, scale = scipy.linalg.orthogonal_procrustes(x - x.mean(0), y - y.mean(0))
+    scale /= ((x - x.mean(0)) ** 2).sum()
+    np.testing.assert_allclose(aligned, scale * (x - x.mean(0)) @ rotation + y.mean(0), atol=1e-12)
+    _, _, disparity = scipy.spatial.procrustes(y, x)
+    relative = ((aligned - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+    assert relative == pytest.approx(disparity, abs=1e-10)
+
+
+def degenerate_pairs():
+    """name -> (source, target), each (1, N, 3): everything an alignment should survive."""
+    hand, other = clouds(0, 1, 21, size=1), clouds(1, 1, 21, size=1)
+    flat, line = torch.tensor([1.0, 1, 0]), torch.tensor([1.0, 0, 0])
+    octahedron = torch.cat([torch.eye(3), -torch.eye(3)])[None].double()
+    place = torch.tensor([[[0.1, 0.2, 0.7]]], dtype=torch.float64)
+    same, zero = place.expand(1, 21, 3), torch.zeros(1, 21, 3, dtype=torch.float64)
+    return {
+        "mirrored": (hand * torch.tensor([-1.0, 1, 1]), hand),
+        "inverted octahedron": (-octahedron, octahedron),
+        "equal singular values": (octahedron, octahedron),
+        "one point": (hand[:, :1], other[:, :1]),
+        "two points": (hand[:, :2], other[:, :2]),
+        "three points": (hand[:, :3], other[:, :3]),
+        "source collinear": (hand * line, other),
+        "target collinear": (hand, other * line),
+        "both collinear": (hand * line, other * line),
+        "source coplanar": (hand * flat, other),
+        "target coplanar": (hand, other * flat),
+        "both coplanar": (hand * flat, other * flat),
+        "coplanar and mirrored": (hand * flat * torch.tensor([-1.0, 1, 1]), hand * flat),
+        "source in one place": (same, other),
+        "target in one place": (hand, same),
+        "both in one place": (same, same + 1),
+        "source zero": (zero, other),
+        "target zero": (hand, zero),
+        "both zero": (zero, zero),
+        "equal": (hand, hand),
+        "opposite": (-hand, hand),
+    }
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", degenerate_pairs())
+def test_procrustes_of_degenerate_points(name, dtype, samples):
+    """Finite, of the given type, and as close as any similarity gets."""
+    source, target = (points.to(dtype).expand(samples, -1, -1)
+                      for points in degenerate_pairs()[name])
+    for allow_reflection in (False, True):
+        aligned = metrics.procrustes_align(source, target, allow_reflection=allow_reflection)
+        assert aligned.dtype == dtype and aligned.isfinite().all()
+        least = least_squared_error(source, target, allow_reflection).clamp(min=0).sqrt()
+        rounding = 10 * torch.finfo(dtype).eps  # of 63 coordinates around 1
+        assert (squared_error(aligned, target).sqrt() <= least + rounding).all()
+
+
+@pytest.mark.parametrize("to", [1e-20, 1e-12, 1.0, 1e20])
+@pytest.mark.parametrize("size", [1e-20, 1e-12, 1.0, 1e20])
+def test_procrustes_at_every_scale(size, to):
+    """A hand of 1e-20 m is aligned to one of 1e20 m, in float32, as well as any other."""
+    target = clouds(0, 3, 21, size=1).float()
+    source = similarities(1, target.double()).float()
+    aligned = metrics.procrustes_align(size * source, to * target)
+    torch.testing.assert_close(aligned / to, target, rtol=0, atol=1e-5)
+    assert (metrics.pa_mpjpe(size * source, to * target) <= 1e-6 * to).all()
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 3])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_batch_size_and_float_type(samples, dtype):
+    """0 to 3 samples of 3 points, where a batch axis is easily mistaken for another."""
+    source, target = (clouds(seed, samples, 3).to(dtype) for seed in (0, 1))
+    assert metrics.procrustes_align(source, target).shape == (samples, 3, 3)
+    assert metrics.procrustes_align(source, target).dtype == dtype
+    for metric in (metrics.mpjpe, metrics.pve, metrics.pa_mpjpe, metrics.pa_pve):
+        error = metric(source, target)
+        assert error.shape == (samples,) and error.isfinite().all()
+        assert error.dtype == torch.promote_types(dtype, torch.float32)
+    assert metrics.f_score(source, target).shape == (samples, 2)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3000])
+def test_batch_is_a_loop_over_its_samples(monkeypatch, chunk_bytes):
+    """Neither the batch nor its division into chunks changes a sample's result."""
+    source, target = clouds(0, 7, 21), clouds(1, 7, 21)
+    functions = (metrics.procrustes_align, metrics.pa_mpjpe, metrics.f_score)
+    whole = [function(source, target) for function in functions]
+    loop = [torch.cat([function(source[i:i + 1], target[i:i + 1]) for i in range(7)])
+            for function in functions]
+    monkeypatch.setitem(metrics.CHUNK_BYTES, "cpu", chunk_bytes)
+    chunked = [function(source, target) for function in functions]
+    for one, two, three in zip(whole, loop, chunked, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-14)
+        torch.testing.assert_close(one, three, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("which", ["source", "target", "both"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_bad_sample_is_nan_alone(bad, which, dtype):
+    """One NaN or infinite coordinate makes its sample NaN and leaves the others as they were."""
+    source, target = clouds(0, 5, 21).to(dtype), clouds(1, 5, 21).to(dtype)
+    functions = (metrics.procrustes_align, metrics.pa_mpjpe, metrics.pa_pve, metrics.f_score)
+    clean = [function(source, target) for function in functions]
+    for points in {"source": [source], "target": [target], "both": [source, target]}[which]:
+        points[2, 7, 1] = bad
+    others = [0, 1, 3, 4]
+    for function, before in zip(functions, clean, strict=True):
+        after = function(source, target)
+        assert after[2].isnan().all()
+        assert torch.equal(after[others], before[others])
+    if which != "both":  # inf - inf
+        assert not metrics.mpjpe(source, target)[2].isfinite()
+
+
+# ------------------------------------------------------------------------------------- kinds
+
+
+def test_numpy_in_numpy_out():
+    """Arrays and tensors get the same answers, each in its kind, whatever their memory layout."""
+    source, target = clouds(0, 3, 21).float(), clouds(1, 3, 21).float()
+    layouts = {
+        "plain": lambda x: x.numpy().copy(),
+        "transposed": lambda x: np.ascontiguousarray(x.numpy().transpose(2, 1, 0)).transpose(),
+        "reversed": lambda x: x.numpy()[::-1].copy()[::-1],
+        "read-only": lambda x: np.frombuffer(x.numpy().tobytes(), np.float32).reshape(x.shape),
+    }
+    for function in (metrics.procrustes_align, metrics.mpjpe, metrics.pve, metrics.pa_mpjpe,
+                     metrics.pa_pve, metrics.f_score, metrics.pck_auc):
+        expected = function(source, target)
+        assert isinstance(expected, torch.Tensor)
+        for layout in layouts.values():
+            result = function(layout(source), layout(target))
+            assert isinstance(result, np.ndarray | np.floating)
+            np.testing.assert_array_equal(result, expected.numpy())
+
+
+def test_inputs_stay_as_they_are():
+    """Nothing is computed in the caller's memory, and no gradient is recorded."""
+    source, target = clouds(0, 3, 21).requires_grad_(), clouds(1, 3, 21)
+    before = source.detach().clone(), target.clone()
+    for function in (metrics.procrustes_align, metrics.pa_mpjpe, metrics.f_score, metrics.pck_auc):
+        assert not function(source, target).requires_grad
+    assert torch.equal(source, before[0]) and torch.equal(target, before[1])
+
+
+@pytest.mark.parametrize(("source", "target", "message"), [
+    (torch.zeros(21, 3), torch.zeros(21, 3), r"expected points \(batch, at least one, 3\)"),
+    (torch.zeros(2, 3, 21), torch.zeros(2, 3, 21), r"got \(2, 3, 21\)"),
+    (torch.zeros(2, 0, 3), torch.zeros(2, 0, 3), "at least one"),
+    (torch.zeros(2, 21, 3), torch.zeros(1, 21, 3), "same shape"),
+    (torch.zeros(2, 21, 3).int(), torch.zeros(2, 21, 3), "floating point"),
+])
+def test_wrong_points_are_named(source, target, message):
+    """One clear ValueError, nothing broadcast by accident."""
+    for function in (metrics.procrustes_align, metrics.mpjpe, metrics.f_score, metrics.pck_auc):
+        with pytest.raises(ValueError, match=message):
+            function(source, target)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_gives_the_numbers_of_the_cpu():
+    """The same table from tensors on a GPU."""
+    target = {"joints": clouds(0, 9, 21), "vertices": clouds(1, 9, 778)}
+    prediction = {name: points + clouds(2, *points.shape[:2], size=0.01)
+                  for name, points in target.items()}
+    on_gpu = ({name: points.cuda() for name, points in both.items()}
+              for both in (prediction, target))
+    expected = metrics.evaluate("freihand", prediction, target)
+    assert metrics.evaluate("freihand", *on_gpu) == pytest.approx(expected, abs=1e-9)
+
+
+# ------------------------------------------------------------------------------------ errors
+
+
+def test_golden_errors():
+    """Errors that can be had in the head: 3-4-5 triangles."""
+    target = clouds(0, 2, 21)
+    shift = torch.tensor([[[0.003, 0.004, 0.0]], [[0.0, 0.0, 0.012]]])
+    for metric in (metrics.mpjpe, metrics.pve):
+        torch.testing.assert_close(metric(target + shift, target),
+                                   torch.tensor([0.005, 0.012]).double(), rtol=0, atol=1e-9)
+    for metric in (metrics.pa_mpjpe, metrics.pa_pve):
+        assert (metric(target + shift, target) < 1e-15).all()
+        mirrored = target * torch.tensor([1.0, 1, -1])
+        assert (metric(mirrored, target, allow_reflection=True) < 1e-15).all()
+        assert (metric(mirrored, target) > 0.01).all()
+
+
+@given(seeds, st.integers(1, 60), st.sampled_from([1e-3, 0.01, 0.1, 10, 1e25]),
+       st.sampled_from(FLOATS[2:]))
+def test_f_score_is_that_of_a_k_d_tree(seed, points, size, dtype):
+    """Precision, recall and their mean as an exact nearest neighbour search finds them."""
+    target = clouds(seed, 3, points, size=size)
+    prediction = (target + clouds(seed + 1, 3, points, size=0.008)).to(dtype)
+    target = target.to(dtype)
+    scores = metrics.f_score(prediction, target, (0.005, 0.015))
+    for index, (a, b) in enumerate(zip(prediction.numpy(), target.numpy(), strict=True)):
+        for column, threshold in enumerate((0.005, 0.015)):
+            expected = official_f_score(b, a, threshold)
+            assert scores[index, column].item() == pytest.approx(expected, abs=1e-6)
+
+
+@given(seeds, st.sampled_from([0.0, 1.0, 1e3]), st.sampled_from([0.005, 0.015]))
+def test_f_score_decides_ties_to_the_last_bit(seed, offset, threshold):
+    """Points within one rounding of the threshold, far from the origin: as exact as numpy."""
+    random = np.random.default_rng(seed)
+    target = offset + random.normal(size=(1, 40, 3))
+    direction = random.normal(size=target.shape)
+    direction[:, ::2] = [0, 0, 1]
+    direction /= np.linalg.norm(direction, axis=2, keepdims=True)
+    step = threshold * (1 + random.integers(-3, 4, (1, 40, 1)) * 2.0**-52)
+    prediction = target + step * direction
+    distance = np.sqrt(((prediction[0, :, None] - target[0]) ** 2).sum(2))
+    precision, recall = ((distance.min(axis) < threshold).mean() for axis in (1, 0))
+    expected = 2 * precision * recall / max(precision + recall, 1e-300)
+    score = metrics.f_score(prediction, target, [threshold])[0, 0]
+    assert score == pytest.approx(expected, abs=1e-15)
+
+
+def test_convention_f_score_is_strict():
+    """A point at exactly the threshold does not count; 0.5 and its square are exact."""
+    target = np.zeros((1, 1, 3))
+    prediction = np.array([[[0.0, 0.5, 0.0]]])
+    assert metrics.f_score(prediction, target, [0.5, np.nextafter(0.5, 1)]).tolist() == [[0, 1]]
+    assert metrics.f_score(target, target, [0.0, 1e-300]).tolist() == [[0, 1]]
+
+
+def test_convention_pck_counts_the_threshold():
+    """An error equal to threshold k of 0 to 99 gives the area (99 - k + 1/2) / 99."""
+    thresholds = np.linspace(0, 0.05, 100)
+    target = np.zeros((1, 1, 3))
+    for k in range(1, 100):
+        prediction = np.array([[[thresholds[k], 0, 0]]])
+        assert metrics.pck_auc(prediction, target) == pytest.approx((99.5 - k) / 99, abs=1e-12)
+    assert metrics.pck_auc(target, target) == pytest.approx(1)
+    assert metrics.pck_auc(target + 1, target) == 0
+    assert metrics.pck_auc(target * np.nan, target) == 0
+
+
+# --------------------------------------------------------------------------------- protocols
+
+
+def official_align(truth, points):
+    """FreiHAND's alignment from its description: centre, normalise, rotate, rescale."""
+    truth_mean, points_mean = truth.mean(0), points.mean(0)
+    truth_norm = np.linalg.norm(truth - truth_mean) + 1e-8
+    points_norm = np.linalg.norm(points - points_mean) + 1e-8
+    truth, points = (truth - truth_mean) / truth_norm, (points - points_mean) / points_norm
+    rotation, scale = scipy.linalg.orthogonal_procrustes(truth, points)
+    return points @ rotation.T * scale * truth_norm + truth_mean
+
+
+def official_f_score(truth, points, threshold):
+    recall = (scipy.spatial.cKDTree(points).query(truth)[0] < threshold).mean()
+    precision = (scipy.spatial.cKDTree(truth).query(points)[0] < threshold).mean()
+    return 2 * recall * precision / (recall + precision) if recall + precision > 0 else 0
+
+
+def official_table(prediction, target):
+    """FreiHAND's evaluation: per sample alignment, per keypoint means and curves."""
+    table = {}
+    thresholds = np.linspace(0, 0.05, 100)
+    for name, mean, area in (("joints", "MPJPE", "AUC-J"), ("vertices", "MPVPE", "AUC-V")):
+        pairs = list(zip(target[name], prediction[name], strict=True))
+        aligned = [(truth, official_align(truth, points)) for truth, points in pairs]
+        for prefix, suffix, both in (("", " raw", pairs), ("PA-", "", aligned)):
+            errors = np.array([np.linalg.norm(truth - points, axis=1) for truth, points in both])
+            curves = (errors[:, :, None] <= thresholds).mean(0)  # per keypoint
+            table[prefix + mean] = 1000 * errors.mean(0).mean()
+            areas = scipy.integrate.trapezoid(curves, thresholds, axis=1)
+            table[area + suffix] = areas.mean() / 0.05
+            if name == "vertices":
+                for threshold in (0.005, 0.015):
+                    table[f"F@{1000 * threshold:g}{suffix}"] = np.mean(
+                        [official_f_score(truth, points, threshold) for truth, points in both])
+    return table
+
+
+def predictions(seed, kind, samples=4, camera=(0.02, -0.03, 0.7)):
+    """Targets like hands in a camera's frame, and predictions of one kind for them."""
+    random = np.random.default_rng(seed)
+    target = {name: 0.05 * random.normal(size=(samples, count, 3)) + camera
+              for name, count in (("joints", 21), ("vertices", 778))}
+    noisy = {name: points + 0.006 * random.normal(size=points.shape)
+             for name, points in target.items()}
+    return {
+        "noisy": noisy,
+        "perfect": target,
+        "root-relative": {name: points - camera for name, points in noisy.items()},
+        "mirrored": {name: points * [-1, 1, 1] for name, points in noisy.items()},
+        "random": {name: random.normal(size=points.shape) for name, points in target.items()},
+        "small": {name: 0.01 * points for name, points in noisy.items()},
+        "zero": {name: 0 * points for name, points in target.items()},
+        "constant": {name: 0 * points + [0.1, 0.2, 0.7] for name, points in target.items()},
+        "coplanar": {name: points * [1, 1, 0] for name, points in noisy.items()},
+        "shifted by a threshold": {name: points + [0, 0.005, 0] for name, points in target.items()},
+    }[kind], target
+
+
+@pytest.mark.parametrize("kind", ["noisy", "perfect", "root-relative", "mirrored", "random",
+                                  "small", "zero", "constant", "coplanar",
+                                  "shifted by a threshold"])
+def test_freihand_is_the_official_evaluation(kind):
+    """Every number of the table to 1e-6 (lengths: 1e-6 mm), for good predictions and absurd ones."""
+    prediction, target = predictions(0, kind)
+    table = metrics.evaluate("freihand", prediction, target)
+    expected = official_table(prediction, target)
+    assert table == pytest.approx(expected, abs=1e-6, rel=0)
+
+
+def test_the_zero_predictor_collapses_onto_the_mean():
+    """Aligned, a prediction without extent is the target's centre, as in the official figures."""
+    prediction, target = predictions(0, "zero")
+    table = metrics.evaluate("freihand", prediction, target)
+    for name, error in (("joints", "PA-MPJPE"), ("vertices", "PA-MPVPE")):
+        spread = np.linalg.norm(target[name] - target[name].mean(1, keepdims=True), axis=2)
+        assert table[error] == pytest.approx(1000 * spread.mean(), abs=1e-9)
+
+
+def test_convention_metres_inside_millimetres_in_reports():
+    """A shift of 3, 4 and 12 mm is 0.013 to the metrics and 13 in the report."""
+    target = {"joints": clouds(0, 2, 21), "vertices": clouds(1, 2, 778)}
+    shift = torch.tensor([0.003, 0.004, 0.012], dtype=torch.float64)
+    prediction = {name: points + shift for name, points in target.items()}
+    table = metrics.evaluate("freihand", prediction, target)
+    assert table["MPJPE"] == pytest.approx(13) and table["MPVPE"] == pytest.approx(13)
+    assert table["PA-MPJPE"] == pytest.approx(0, abs=1e-5)
+    errors = metrics.mpjpe(prediction["joints"], target["joints"])
+    assert errors.tolist() == pytest.approx([0.013, 0.013])
+    assert table["F@5"] == table["F@15"] == table["F@15 raw"] == 1 and table["F@5 raw"] < 1
+
+
+def test_rendered_hands_is_relative_to_joint_nine_and_never_mirrors():
+    """Where a hand is does not matter; which hand it is does."""
+    prediction, target = predictions(1, "noisy")
+    table = metrics.evaluate("rendered_hands", prediction, target)
+    moved = {name: points + [0.3, -0.1, 5.0] for name, points in prediction.items()}
+    assert metrics.evaluate("rendered_hands", moved, target) == pytest.approx(table, abs=1e-9)
+    for name, error in (("joints", "MPJPE"), ("vertices", "MPVPE")):
+        difference = (prediction[name] - prediction["joints"][:, 9:10]
+                      - target[name] + target["joints"][:, 9:10])
+        assert table[error] == pytest.approx(1000 * np.linalg.norm(difference, axis=2).mean())
+    mirrored = {name: points * [-1, 1, 1] for name, points in target.items()}
+    assert metrics.evaluate("freihand", mirrored, target)["PA-MPVPE"] == pytest.approx(0, abs=1e-5)
+    assert metrics.evaluate("rendered_hands", mirrored, target)["PA-MPVPE"] > 10
+
+
+@pytest.mark.parametrize("kind", ["noisy", "mirrored", "zero"])
+def test_the_table_is_the_metrics_put_together(kind):
+    """evaluate reports the means of the public functions, for tensors and for arrays."""
+    prediction, target = predictions(2, kind)
+    table = metrics.evaluate("freihand", prediction, target)
+    tensors = ({name: torch.from_numpy(points) for name, points in both.items()}
+               for both in (prediction, target))
+    assert metrics.evaluate("freihand", *tensors) == table
+    joints, vertices = ((prediction[name], target[name]) for name in ("joints", "vertices"))
+    aligned = metrics.procrustes_align(*vertices, allow_reflection=True, norm_guard=1e-8)
+    pieces = {"MPJPE": 1000 * metrics.mpjpe(*joints), "MPVPE": 1000 * metrics.pve(*vertices),
+              "PA-MPJPE": 1000 * metrics.pa_mpjpe(*joints, allow_reflection=True),
+              "PA-MPVPE": 1000 * metrics.pa_pve(*vertices, allow_reflection=True),
+              "F@5": metrics.f_score(aligned, vertices[1])[:, 0],
+              "F@15 raw": metrics.f_score(*vertices)[:, 1],
+              "AUC-V": metrics.pck_auc(aligned, vertices[1]),
+              "AUC-J raw": metrics.pck_auc(*joints)}
+    for name, values in pieces.items():
+        assert table[name] == pytest.approx(values.mean(), abs=1e-5), name
+
+
+def test_a_bad_prediction_shows_in_the_table():
+    """One NaN sample makes the means NaN instead of hiding in them."""
+    prediction, target = predictions(0, "noisy")
+    prediction["vertices"][2, 100, 1] = math.nan
+    table = metrics.evaluate("freihand", prediction, target)
+    assert math.isnan(table["PA-MPVPE"]) and math.isnan(table["F@5"])
+    assert math.isfinite(table["PA-MPJPE"])
+
+
+@pytest.mark.parametrize(("protocol", "change", "message"), [
+    ("frei", {}, r"unknown protocol 'frei': expected one of \['freihand', 'rendered_hands'\]"),
+    ("freihand", {"joints": np.zeros((2, 16, 3))}, r"hand21 are \(B, 21, 3\), got \(2, 16, 3\)"),
+    ("freihand", {"vertices": np.zeros((2, 777, 3))}, "same shape"),
+    ("freihand", {"vertices": np.zeros((1, 778, 3))}, "same shape"),
+    ("freihand", {"joints": np.zeros((0, 21, 3))}, "at least one sample"),
+])
+def test_evaluate_names_what_is_wrong(protocol, change, message):
+    """Unknown protocols, other joint sets and other meshes are refused."""
+    target = {"joints": np.zeros((2, 21, 3)), "vertices": np.zeros((2, 778, 3))}
+    with pytest.raises(ValueError, match=message):
+        metrics.evaluate(protocol, target | change, target)
+    with pytest.raises(ValueError, match="vertices"):
+        metrics.evaluate("freihand", {"joints": target["joints"]}, target)
+
+
+def test_the_benchmark_compares_equals():
+    """Its two peers compute what we compute, so their times mean something."""
+    source, target = clouds(0, 64, 778), clouds(1, 64, 778)
+    torch.testing.assert_close(metrics._common_procrustes(source, target),
+                               metrics.procrustes_align(source, target), rtol=0, atol=1e-12)
+    prediction, target = predictions(0, "noisy", samples=2)
+    assert metrics._official_structure(prediction, target) == pytest.approx(
+        official_table(prediction, target), abs=1e-9)
+
+
+# --------------------------------------------------------------------------- prediction files
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("samples", [0, 1, 3])
+def test_predictions_survive_the_file(tmp_path, dtype, samples):
+    """What is read is what was written, to the last bit, at any magnitude."""
+    random = np.random.default_rng(0)
+    joints, vertices = ((random.normal(size=(samples, count, 3))
+                         * 10.0 ** random.integers(-30, 30, (samples, count, 3))).astype(dtype)
+                        for count in (21, 778))
+    path = tmp_path / "pred.json"
+    metrics.write_predictions(path, joints, torch.from_numpy(vertices))
+    for read, written in zip(metrics.read_predictions(path, samples), (joints, vertices),
+                             strict=True):
+        assert read.dtype == np.float64 and read.shape == written.shape
+        assert np.array_equal(read.astype(dtype), written)
+
+
+def test_convention_pred_json_is_the_official_layout(tmp_path):
+    """[xyz_list, verts_list], one entry a sample, and nothing else."""
+    metrics.write_predictions(tmp_path / "pred.json", np.full((2, 21, 3), 0.25),
+                              np.full((2, 778, 3), -1e-7))
+    xyz_list, verts_list = json.loads((tmp_path / "pred.json").read_text())
+    assert xyz_list == [[[0.25] * 3] * 21] * 2
+    assert verts_list == [[[-1e-7] * 3] * 778] * 2
+
+
+JOINTS, VERTICES = [[0.0] * 3] * 21, [[0.0] * 3] * 778
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("", "not a JSON file"),
+    ("[[[0.1, 0.2", "not a JSON file"),
+    (b"\xff\xfe\x00\xd8", "not a JSON file"),
+    ("[" * 100_000, "not a JSON file"),
+    ({"joints": []}, r"list of two, \[xyz_list, verts_list\]"),
+    ([[JOINTS]], "list of two"),
+    ([JOINTS, VERTICES], r"joints\[0\]: expected 21 points of 3 numbers"),
+    ([[JOINTS], VERTICES], r"vertices\[0\]: expected 778 points"),
+    ([[VERTICES], [JOINTS]], r"joints\[0\]: expected 21 points"),
+    ([[JOINTS, JOINTS], [VERTICES]], "same samples, got 2 and 1"),
+    ([[JOINTS, JOINTS[:-1]], [VERTICES] * 2], r"joints\[1\]: expected 21 points"),
+    ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0]]]], r"vertices\[0\]: expected 778 points"),
+    ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, "0"]]]], r"vertices\[0\]: expected 778 points"),
+    ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, None]]]], r"vertices\[0\]: expected 778 points"),
+    ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, 10**30]]]], r"vertices\[0\]: expected 778 points"),
+    ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, math.nan]]]], r"\[0\]: not finite at point 777"),
+    ([[JOINTS], [[[math.inf] * 3] * 778]], r"vertices\[0\]: not finite at point 0"),
+    (["joints", [VERTICES]], "joints: expected a list with one entry per sample"),
+    ([None, [VERTICES]], "joints: expected a list"),
+    ([[JOINTS] * 3, [VERTICES] * 3], "expected 2 samples, got 3"),
+    ([[], []], "expected 2 samples, got 0"),
+])
+def test_a_bad_file_is_named(tmp_path, content, message):
+    """One ValueError that names the file and the first thing wrong in it."""
+    path = tmp_path / "pred.json"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=message) as caught:
+        metrics.read_predictions(path, 2)
+    assert "pred.json" in str(caught.value)
+
+
+def test_bad_predictions_are_not_written(tmp_path):
+    """An error leaves the file that was there, and nothing beside it."""
+    path = tmp_path / "pred.json"
+    joints, vertices = np.zeros((2, 21, 3)), np.zeros((2, 778, 3))
+    metrics.write_predictions(path, joints, vertices)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"vertices\[1\]: not finite at point 5"):
+        bad = vertices.copy()
+        bad[1, 5, 0] = math.nan
+        metrics.write_predictions(path, joints, bad)
+    with pytest.raises(ValueError, match="same samples"):
+        metrics.write_predictions(path, joints, vertices[:1])
+    with pytest.raises(ValueError, match="expected 778 points"):
+        metrics.write_predictions(path, joints, joints)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["pred.json"]
+
+
+def test_command_line_scores_a_file(tmp_path, capsys):
+    """`metrics.py pred.json evaluation_xyz.json evaluation_verts.json` prints the table."""
+    prediction, target = predictions(0, "noisy")
+    paths = [tmp_path / name for name in ("pred.json", "xyz.json", "verts.json")]
+    metrics.write_predictions(paths[0], prediction["joints"], prediction["vertices"])
+    paths[1].write_text(json.dumps(target["joints"].tolist()))
+    paths[2].write_text(json.dumps(target["vertices"].tolist()))
+    metrics.main(list(map(str, paths)))
+    printed = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    table = metrics.evaluate("freihand", prediction, target)
+    assert {name: float(value) for name, value in printed.items()} == pytest.approx(table, abs=1e-4)
+
+
+@pytest.mark.parametrize("arguments", [[], ["pred.json"], ["absent.json", "a.json", "b.json"]])
+def test_command_line_explains_itself(arguments, capsys):
+    """Wrong arguments end with one line, not a traceback."""
+    with pytest.raises(SystemExit):
+        metrics.main(arguments)
+    assert "json" in capsys.readouterr().err.splitlines()[-1]
