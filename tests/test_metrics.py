@@ -450,7 +450,7 @@ def predictions(seed, kind, samples=4, camera=(0.02, -0.03, 0.7)):
                                   "small", "zero", "constant", "coplanar",
                                   "shifted by a threshold"])
 def test_freihand_is_the_official_evaluation(kind):
-    """Every number of the table to 1e-6 (lengths: 1e-6 mm), for good predictions and absurd ones."""
+    """Every number of the table to 1e-6, lengths in mm, for good predictions and absurd ones."""
     prediction, target = predictions(0, kind)
     table = metrics.evaluate("freihand", prediction, target)
     expected = official_table(prediction, target)
