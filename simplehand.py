@@ -113,7 +113,6 @@ class Config:
             value = getattr(self, field.name)
             if isinstance(value, list):  # as some files give tuples back
                 object.__setattr__(self, field.name, tuple(value))
-        layers = len(self.tokens)
         for name, valid, rule in (
             ("image_size", self.image_size > 0 and self.image_size % 32 == 0, "a multiple of 32"),
             ("depths", len(self.depths) == len(self.embed_dims) == 4, "four, as of embed_dims"),
@@ -121,10 +120,10 @@ class Config:
              "the last a multiple of 32, the width of an attention head"),
             ("feature_width", self.feature_width % self.embed_dims[-1] == 0,
              "a multiple of the last of embed_dims"),
-            ("large_kernel", self.large_kernel % 2 == 1 and self.large_kernel > 1, "3, 5, ..."),
+            ("large_kernel", self.large_kernel in range(3, 99, 2), "an odd number from 3 on"),
             ("tokens", self.tokens[0] == 21, "the 21 keypoints first"),
-            ("dims", len(self.dims) == layers, f"{layers}, as of tokens"),
-            ("blocks", len(self.blocks) == layers, f"{layers}, as of tokens"),
+            ("dims", len(self.tokens) == len(self.dims) == len(self.blocks),
+             "as many as tokens and blocks"),
             ("heads", not any(dim % self.heads for dim in self.dims), "a divisor of all dims"),
         ):
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
@@ -389,13 +388,18 @@ class Collapsible(nn.Module):
 class ConvNorm(Collapsible):
     """Convolution without bias, then batch norm."""
 
-    def __init__(self, *shape: int) -> None:
-        super().__init__(*shape)
-        self.conv = nn.Conv2d(*self.shape, bias=False)
-        self.bn = nn.BatchNorm2d(self.conv.out_channels)
+    def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1,
+                 groups: int = 1) -> None:
+        super().__init__(channels_in, channels_out, size, stride, groups)
+        # With channels last, torch 2.13 on CPUs crashes in the backward pass of a strided 1 x 1
+        # convolution that is not depthwise: slicing takes the same stride.
+        self.step = stride if size == groups == 1 else 1
+        self.conv = nn.Conv2d(channels_in, channels_out, size, stride // self.step, size // 2,
+                              groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(channels_out)
 
     def branched(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+        return self.bn(self.conv(x[:, :, :: self.step, :: self.step]))
 
 
 class MobileOne(Collapsible):
@@ -404,18 +408,13 @@ class MobileOne(Collapsible):
     def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1,
                  groups: int = 1, convolve: bool = True, excite: bool = False,
                  activate: bool = True) -> None:
-        super().__init__(channels_in, channels_out, size, stride, groups)
-        # A strided 1 x 1 convolution that is not depthwise crashes torch 2.13 on CPUs in its
-        # backward pass with channels last, so its stride is taken by slicing instead.
-        self.slice = stride if groups == 1 else 1
-        if channels_in == channels_out and stride == 1:
-            self.identity = nn.BatchNorm2d(channels_out)
-        if convolve:
-            branch = ConvNorm(channels_in, channels_out, size, stride, groups)
-            self.conv_kxk = nn.ModuleList([branch])
-        if convolve and size > 1:
-            self.conv_scale = ConvNorm(
-                channels_in, channels_out, 1, stride // self.slice, groups)
+        shape = (channels_in, channels_out, size, stride, groups)
+        super().__init__(*shape)
+        same = channels_in == channels_out and stride == 1
+        self.identity = nn.BatchNorm2d(channels_out) if same else None
+        self.conv_kxk = nn.Sequential(ConvNorm(*shape)) if convolve else None
+        self.conv_scale = None if size == 1 or not convolve else ConvNorm(
+            channels_in, channels_out, 1, stride, groups)
         self.se = SqueezeExcite(channels_out) if excite else nn.Identity()
         self.act = nn.GELU() if activate else nn.Identity()
 
@@ -423,14 +422,8 @@ class MobileOne(Collapsible):
         return self.act(self.se(super().forward(x)))
 
     def branched(self, x: Tensor) -> Tensor:
-        parts = []
-        if hasattr(self, "identity"):
-            parts.append(self.identity(x))
-        if hasattr(self, "conv_kxk"):
-            parts.append(self.conv_kxk[0](x))
-        if hasattr(self, "conv_scale"):
-            parts.append(self.conv_scale(x[:, :, :: self.slice, :: self.slice]))
-        return sum(parts)
+        branches = (self.identity, self.conv_kxk, self.conv_scale)
+        return sum(branch(x) for branch in branches if branch is not None)
 
 
 class SqueezeExcite(nn.Module):
@@ -612,9 +605,13 @@ class FastViT(nn.Module):
 
     def reparameterize(self) -> None:
         """Collapse branches in place, into the layout of timm's and Apple's inference weights."""
-        for module in list(self.modules()):
-            if isinstance(module, (MobileOne, LargeKernelConv, PositionConv, RepMixer)):
-                module.collapse()
+        waiting = [self]
+        while waiting:
+            for child in waiting.pop().children():
+                if isinstance(child, (MobileOne, LargeKernelConv, PositionConv, RepMixer)):
+                    child.collapse()
+                else:
+                    waiting.append(child)
 
     def fuse(self) -> None:
         """Reparameterise, then fold in place what that layout leaves: norms and layer scales."""
@@ -721,6 +718,7 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
         require(isinstance(source, Mapping), "the checkpoint is no dictionary of weights")
     state = next((source[name] for name in ("ema", "model", "state_dict") if source.get(name)),
                  source)
+    require(isinstance(state, Mapping), "the checkpoint has no dictionary of weights")
     return {name.removeprefix("module."): value for name, value in state.items()
             if isinstance(value, Tensor) and name != "n_averaged"}, source.get("config")
 
@@ -760,12 +758,12 @@ def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) ->
     Raises FileNotFoundError, or ValueError for other content and for weights that do not fit;
     strict=False prints what does not fit and loads the rest.
     """
-    state, fields = read_checkpoint(source)
+    state, config = read_checkpoint(source)
     require(any(name.startswith("mesh_head.") for name in state),
             "no SimpleHand checkpoint: expected train.py's or the release's "
             "(load_backbone takes the weights of FastViT alone)")
     try:
-        model = SimpleHand(Config(official=True) if fields is None else Config(**fields))
+        model = SimpleHand(Config(official=True) if config is None else Config(**config))
     except TypeError as error:
         raise ValueError(f"the checkpoint's config is not SimpleHand's: {error}") from error
     load_weights(model, state, strict)
@@ -888,6 +886,8 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
     crop = warp(image, crop_to_image, size, min(math.ceil(max(box[2:]) / size), 8))
 
     hand = {name: value.double().cpu() for name, value in model(crop[None].to(model.mean)).items()}
+    require(all(value.isfinite().all() for value in hand.values()),
+            "the network's output is not finite: its weights are damaged, or training diverged")
     joints = regress_joints(hand["vertices"], keypoint_regressor.double().cpu())[0].numpy()
     vertices, pixels = hand["vertices"][0].numpy(), hand["keypoints_2d"][0].numpy() * size
     root = fit_translation(joints, pixels, crop_K)
@@ -904,12 +904,9 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
 
 RELEASED = {  # parameters: the backbone's by timm, the others' in the release
     "backbone": 42_851_004, "backbone, reparameterised": 42_767_632, "keypoints_2d_head": 51_114,
-    "deconv": 4_981_248,
-    "pos_emb_1": 5_376, "proj_1": 65_792, "encoder_1": 789_760, "upsample_1": 1_848,
-    "pos_emb_2": 21_504, "proj_2": 32_896, "encoder_2": 198_272, "upsample_2": 28_560,
-    "pos_emb_3": 43_008, "proj_3": 8_256, "encoder_3": 49_984, "upsample_3": 262_186,
-    "pred_final": 195, "mesh regressor": 1_507_637, "all but the backbone": 6_539_999,
-    "total": 49_391_003,
+    "deconv": 4_981_248, "decoder layer 1": 862_776, "decoder layer 2": 281_232,
+    "decoder layer 3": 363_434, "pred_final": 195, "mesh regressor": 1_507_637,
+    "all but the backbone": 6_539_999, "total": 49_391_003,
 }
 REMARK = """\
 Table 2 of the paper gives 1.9 M parameters for all but the backbone, next to HRNet's scores. HRNet
@@ -923,7 +920,8 @@ def count_parameters(config: Config) -> dict[str, int]:
         model = SimpleHand(config)
     counts = dict.fromkeys(RELEASED, 0)
     for name, parameter in model.named_parameters():
-        part = name.removeprefix("mesh_head.").split(".")[0]
+        part = re.sub(r"^[a-z_]+_(\d)$", r"decoder layer \1",
+                      name.removeprefix("mesh_head.").split(".")[0])
         counts[part] = counts.get(part, 0) + parameter.numel()
     counts["total"] = sum(counts.values())
     counts["all but the backbone"] = counts["total"] - counts["backbone"]

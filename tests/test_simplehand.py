@@ -736,7 +736,8 @@ class Bomb:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", [1, 2], {"a": torch.zeros(1)},
-                                     {"model": {}, "config": {}}, {"model": Bomb(), "config": {}}])
+                                     {"model": {}, "config": {}}, {"model": 5, "config": {}},
+                                     {"model": Bomb(), "config": {}}])
 def test_bad_checkpoints_are_one_clear_error(content, tmp_path, monkeypatch):
     """Damaged, foreign and hostile files raise ValueError and run nothing."""
     monkeypatch.chdir(tmp_path)
