@@ -902,9 +902,9 @@ def main(argv: list[str] | None = None) -> None:
     task_class = TASKS[arguments.model]
     try:
         if arguments.eval:
-            origin = task_class.paper.read_checkpoint(
-                arguments.checkpoint or arguments.out / "checkpoint.pt")
-            model = task_class.paper.load_checkpoint(origin)
+            path = arguments.checkpoint or arguments.out / "checkpoint.pt"
+            model = task_class.paper.load_checkpoint(path)
+            origin = torch.load(path, map_location="cpu", weights_only=True)
             task = task_class(override(model.config, arguments.overrides), arguments, origin)
         else:
             origin = find_run(arguments.out, arguments.resume)

@@ -1,0 +1,640 @@
+"""train.py for real: runs are started, killed, resumed and compared as a user would see them."""
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_data import write_freihand
+from torch import nn
+
+import data
+import simplehand
+import train
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "image_size": 32, "embed_dims": (8, 8, 16, 32), "depths": (1, 1, 1, 1), "feature_width": 32,
+    "token_width": 16, "dims": (16, 8, 8), "heads": 2, "dropout": 0.0, "drop_path": 0.0,
+    "batch_size": 8, "steps": 12, "warmup_steps": 2, "eval_every": 5, "train_samples": 44,
+    "test_samples": 19,
+}
+CONFIG = dataclasses.replace(simplehand.PRESETS["cpu"], **TINY)
+
+
+def flag(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def command_line(cache, out, *extra, **fields):
+    settings = [f"{name}={flag(value)}" for name, value in (TINY | fields).items()]
+    return ["--model", "simplehand", "--preset", "cpu", "--cache", str(cache), "--out", str(out),
+            "--save-every", "0", *map(str, extra), "--set", *settings]
+
+
+class Run:
+    """A run of train.py in processes of its own, which tests may kill."""
+
+    def __init__(self, out, arguments, ranks=1, restarts=0):
+        self.out = out
+        launcher = [sys.executable] if ranks == 1 else [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+        self.process = subprocess.Popen(
+            [*launcher, str(ROOT / "train.py"), *arguments], text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def steps(self):
+        path = self.out / "log.csv"
+        return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+
+    def wait_for_step(self, step):
+        while self.steps() < step:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            time.sleep(0.002)
+
+    def ranks(self):
+        """Process ids of the ranks under torchrun, in order."""
+        if Path("/proc/self/stat").exists():
+            parents = {}
+            for path in Path("/proc").glob("[0-9]*/stat"):
+                with contextlib.suppress(OSError):  # it may just have ended
+                    parents[int(path.parent.name)] = int(path.read_text().rsplit(")")[1].split()[1])
+        else:
+            lines = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True)
+            parents = dict(map(int, line.split()) for line in lines.stdout.splitlines())
+        return sorted(pid for pid, parent in parents.items() if parent == self.process.pid)[:2]
+
+    def kill(self):
+        """SIGKILL to every process, as when the power goes."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def end(self):
+        output = self.process.communicate(timeout=300)[0]
+        assert self.process.returncode == 0, output
+        return output
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_same_state(first, second):
+    """Equal to the last bit, wherever there is a tensor."""
+    assert type(first) is type(second)
+    if isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype and torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for name in first.keys() - {"seconds", "command"}:
+            assert_same_state(first[name], second[name])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same_state(one, other)
+    else:
+        assert first == second
+
+
+def assert_same_run(first, second):
+    """Same checkpoint, same logs but for the times, every step once."""
+    assert_same_state(*(torch.load(out / "checkpoint.pt") for out in (first, second)))
+    for name in ("log.csv", "scores.csv"):
+        one, other = ([{key: value for key, value in row.items()
+                        if key not in ("seconds", "images_per_second")}
+                       for row in rows(out / name)] for out in (first, second))
+        assert one == other
+    assert [row["step"] for row in rows(second / "log.csv")] == list(range(1, 13))
+    assert [row["step"] for row in rows(second / "scores.csv")] == [5, 10]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, cache):
+    """An uninterrupted run of one process, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "one"
+    return out, Run(out, command_line(cache, out)).end()
+
+
+@pytest.fixture(scope="session")
+def finished_by_two(tmp_path_factory, cache):
+    """The same of two processes with half of the batch each."""
+    out = tmp_path_factory.mktemp("runs") / "two"
+    Run(out, command_line(cache, out, batch_size=4), ranks=2).end()
+    return out
+
+
+# ------------------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_prints_and_writes_what_it_promises(finished):
+    out, output = finished
+    assert re.search(r"step 12/12  loss \d+\.\d+  joints .* images/s  0:00:00 left", output)
+    for metric in ("PA-MPJPE", "PA-MPVPE", "MPJPE", "F@5", "F@15"):
+        model, mean, ratio = map(float, re.search(
+            rf"^{metric} +([\d.]+) +([\d.]+) +([\d.]+)$", output, re.MULTILINE).groups())
+        assert math.isclose(ratio, model / mean, abs_tol=0.02 * ratio + 0.05 / mean)
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["scores"]) == {"SimpleHand", "mean hand"}
+    assert list(rows(out / "log.csv")[0]) == [
+        "step", "loss", "joints", "keypoints_2d", "vertices", "learning_rate", "grad_norm",
+        "images_per_second", "seconds"]
+    for row in rows(out / "log.csv"):
+        total = 10 * row["joints"] + row["keypoints_2d"] + 10 * row["vertices"]
+        assert math.isclose(row["loss"], total, rel_tol=1e-5)
+        assert row["learning_rate"] == pytest.approx(train.learning_rate(CONFIG, row["step"] - 1))
+    for name in ("predictions.png", "curves.png"):
+        assert data.read_image(out / name).std() > 10
+
+
+def test_a_checkpoint_holds_everything_and_loads_safely(finished):
+    out, _ = finished
+    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert {"model", "optimizer", "scaler", "ema", "schedule", "rng", "step", "position", "config",
+            "preset", "command", "versions", "baseline"} <= set(checkpoint)
+    assert (checkpoint["step"], checkpoint["position"]) == (12, 96)
+    assert simplehand.load_checkpoint(out / "checkpoint.pt").config == CONFIG
+
+
+def test_eval_repeats_the_scores_and_export_ships_them(finished, tmp_path, capsys, cache):
+    """--eval on the checkpoint gives the run's scores; on the exported file, those it claims."""
+    out, _ = finished
+    arguments = ["--model", "simplehand", "--eval", "--cache", str(cache)]
+    train.main([*arguments, "--checkpoint", str(out / "checkpoint.pt"), "--out",
+                str(tmp_path / "a"), "--export", str(tmp_path / "small.pt")])
+    train.main([*arguments, "--checkpoint", str(tmp_path / "small.pt"), "--out",
+                str(tmp_path / "b")])
+    assert "PA-MPJPE" in capsys.readouterr().out
+    run, exported, again = (json.loads((folder / "results.json").read_text())
+                            for folder in (out, tmp_path / "a", tmp_path / "b"))
+    assert exported["command"] == run["command"]
+    for name, scores in run["scores"].items():
+        for metric, value in scores.items():
+            assert exported["scores"][name][metric] == pytest.approx(value, rel=0.02, abs=0.01)
+            assert again["scores"][name][metric] == pytest.approx(
+                exported["scores"][name][metric], rel=1e-5)
+    small = torch.load(tmp_path / "small.pt", weights_only=True)
+    assert small["scores"] == exported["scores"] and "optimizer" not in small
+    assert small["model"]["mesh_head.pred_final.weight"].dtype == torch.half
+    assert (tmp_path / "small.pt").stat().st_size < (out / "checkpoint.pt").stat().st_size / 4
+
+
+# ---------------------------------------------------------------------------- kill and resume
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_is_the_same_run(finished, tmp_path, cache):
+    """SIGKILL before the first checkpoint, then in the middle: bit-identical in the end."""
+    out = tmp_path / "killed"
+    arguments = command_line(cache, out, "--resume")
+    for step in (1, 6):
+        run = Run(out, arguments)
+        run.wait_for_step(step)
+        run.kill()
+        with open(out / "log.csv", "a") as file:
+            file.write("11,0.1")  # a row torn by the kill
+    Run(out, arguments).end()
+    assert_same_run(finished[0], out)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_same_step_on_every_rank(finished_by_two, tmp_path, cache):
+    """SIGTERM to one of two ranks: both stop after one step, cleanly; resumed, the same run."""
+    out = tmp_path / "stopped"
+    arguments = command_line(cache, out, "--resume", batch_size=4)
+    run = Run(out, arguments, ranks=2)
+    run.wait_for_step(3)
+    os.kill(run.ranks()[1], signal.SIGTERM)
+    assert "continue with --resume" in run.end()
+    step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
+    assert 3 <= step < 12 and len(rows(out / "log.csv")) == step
+    Run(out, arguments, ranks=2).end()
+    assert_same_run(finished_by_two, out)
+
+
+@pytest.mark.slow
+def test_torchrun_recovers_from_killed_ranks_by_itself(finished_by_two, tmp_path, cache):
+    """SIGKILL to one rank, then to the other, under --max-restarts: the same run in the end."""
+    out = tmp_path / "restarted"
+    run = Run(out, command_line(cache, out, batch_size=4), ranks=2, restarts=2)
+    for rank, step in ((1, 3), (0, 8)):
+        run.wait_for_step(step)
+        os.kill(run.ranks()[rank], signal.SIGKILL)
+    run.end()
+    assert_same_run(finished_by_two, out)
+
+
+def test_number_of_processes_is_no_hyperparameter(finished, finished_by_two):
+    """One process with batch 8 and two with batch 4 log the same losses and scores."""
+    for name in ("log.csv", "scores.csv"):
+        one, two = ([[value for key, value in row.items()
+                      if key not in ("seconds", "images_per_second")]
+                     for row in rows(out / name)] for out in (finished[0], finished_by_two))
+        np.testing.assert_allclose(one, two, rtol=2e-3)
+        np.testing.assert_allclose(one[:3], two[:3], rtol=1e-4 if name == "log.csv" else 2e-3)
+
+
+def test_an_existing_run_is_not_overwritten(finished, cache):
+    out, _ = finished
+    before = (out / "checkpoint.pt").read_bytes()
+    with pytest.raises(SystemExit, match="already holds a run, at step 12 of 12.*--resume"):
+        train.main(command_line(cache, out))
+    assert (out / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_reader_never_sees_half_a_checkpoint(tmp_path):
+    """While one process saves again and again and is killed doing so, every load succeeds."""
+    path = tmp_path / "checkpoint.pt"
+    content = {"weights": torch.arange(500_000), "step": 0}
+    train.save(content, path)
+    for delay in (0.05, 0.11, 0.17, 0.23):
+        child = os.fork()
+        if child == 0:
+            for step in range(1_000_000):
+                train.save(content | {"step": step}, path)
+            os._exit(0)
+        stop = threading.Timer(delay, os.kill, (child, signal.SIGKILL))
+        stop.start()
+        while stop.is_alive():
+            assert torch.equal(torch.load(path)["weights"], content["weights"])
+        os.waitpid(child, 0)
+        assert torch.equal(torch.load(path)["weights"], content["weights"])
+    assert len(list(tmp_path.iterdir())) <= 2  # kills do not pile up files
+
+
+def test_table_continues_without_gap_or_double_row(tmp_path):
+    path = tmp_path / "log.csv"
+    first = train.Table(path, ["step", "loss"], 0)
+    for step in range(1, 6):
+        first.add({"step": step, "loss": 1 / step})
+    first.file.write("6,0.1")
+    first.file.close()
+    with open(path, "a") as file:
+        file.write("\n1")  # a torn row whose step looks early
+    again = train.Table(path, ["step", "loss"], 3)
+    assert again.steps == {1, 2, 3}
+    again.add({"step": 4, "loss": math.nan})
+    assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
+
+
+# -------------------------------------------------------------------------- the training step
+
+
+def arguments_of(cache, **changes):
+    flags = {"data": None, "data_root": None, "cache": cache, "backbone": None}
+    return argparse.Namespace(**(flags | changes))
+
+
+def make_trainer(cache, **fields):
+    """A trainer of the tiny model and a function from step to its batches."""
+    config = dataclasses.replace(CONFIG, **fields)
+    task = train.SimpleHandTask(config, arguments_of(cache), {})
+    trainer = train.Trainer(task, train.World())
+
+    def batches(step):
+        position = step * config.batch_size * config.accumulate
+        keys = train.rank_batches(position, 1, config.batch_size, config.accumulate,
+                                  trainer.world, len(task.train_set), config.seed)
+        return list(train.load_batches(task.train_set, keys, trainer.world))
+
+    return trainer, batches
+
+
+def copy_of(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("fields", [
+    {"dropout": 0.2, "drop_path": 0.2, "backbone_drop_path": 0.2},
+    {"precision": "bf16", "ema_decay": 0.9},
+    {"precision": "fp16", "accumulate": 2, "channels_last": True},
+], ids=["dropout", "bf16, ema", "fp16, accumulate"])
+def test_state_is_complete(cache, fields):
+    """A trainer that takes up another's state does what that one would have done, bit for bit."""
+    trainer, batches = make_trainer(cache, **fields)
+    for step in range(2):
+        trainer.train_step(batches(step))
+    state = copy_of(trainer.state_dict())
+    torch.rand(3)  # chance elsewhere must not matter
+    expected = [trainer.train_step(batches(step))[0] for step in (2, 3)]
+    other, _ = make_trainer(cache, **fields)
+    other.load_state_dict(state)
+    assert [other.train_step(batches(step))[0] for step in (2, 3)] == expected
+    assert_same_state(other.state_dict(), trainer.state_dict())
+    assert all(math.isfinite(row["loss"]) for row in expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_few_steps_learn_in_every_precision(cache, precision):
+    trainer, batches = make_trainer(cache, precision=precision, schedule="constant")
+    losses = [trainer.train_step(batches(0))[0]["loss"] for _ in range(10)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+class LineTask:
+    """The smallest task there is, without batch norm: what the loop asks of a paper."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def build(self):
+        return nn.Linear(3, 2)
+
+    def parameter_groups(self, model):
+        return [{"params": list(model.parameters())}]
+
+    def loss(self, model, batch):
+        error = (model(batch["x"]) - batch["y"]).square().mean()
+        return error, {"error": error}
+
+
+def test_accumulation_is_a_bigger_batch():
+    """Without batch norm, four batches of 4 take the step that one batch of 16 takes."""
+    generator = torch.Generator().manual_seed(0)
+    batch = {"x": torch.randn(16, 3, generator=generator), "y": torch.randn(16, 2)}
+    parts = [{name: value[start:start + 4] for name, value in batch.items()}
+             for start in range(0, 16, 4)]
+    rows, weights = [], []
+    for accumulate, batches in ((1, [batch]), (4, parts)):
+        config = dataclasses.replace(CONFIG, accumulate=accumulate, batch_size=16 // accumulate)
+        trainer = train.Trainer(LineTask(config), train.World())
+        rows.append(trainer.train_step(batches)[0])
+        weights.append(trainer.model.weight.detach())
+        assert trainer.position == 16
+    assert rows[0] == pytest.approx(rows[1], rel=1e-5)
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-7)
+
+
+def test_moving_average_is_one():
+    """After each step: average = decay * average + (1 - decay) * weights, from the first step's."""
+    trainer = train.Trainer(LineTask(dataclasses.replace(CONFIG, ema_decay=0.75)), train.World())
+    average = None
+    for _ in range(5):
+        trainer.train_step([{"x": torch.randn(4, 3), "y": torch.randn(4, 2)}])
+        weight = trainer.model.weight.detach().clone()
+        average = weight if average is None else 0.75 * average + 0.25 * weight
+    torch.testing.assert_close(trainer.best_model.weight, average)
+    assert trainer.best_model is not trainer.model
+
+
+def test_gradients_are_clipped():
+    """The logged norm is the one before clipping; the step sees one of at most the limit."""
+    trainer = train.Trainer(LineTask(dataclasses.replace(CONFIG, gradient_clip=0.5)), train.World())
+    seen = []
+    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(
+        torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm().item()))
+    row, _ = trainer.train_step([{"x": 10 * torch.ones(4, 3), "y": -100 * torch.ones(4, 2)}])
+    assert row["grad_norm"] > 10 and seen == [pytest.approx(0.5, rel=1e-4)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_non_finite_step_changes_nothing(cache, precision):
+    """Weights, running statistics, average and optimiser are as before the step, to the bit."""
+    trainer, batches = make_trainer(cache, precision=precision, ema_decay=0.9)
+    trainer.scaler._init_scale = 128.0  # the first steps do not overflow
+    trainer.train_step(batches(0))
+    before = copy_of(trainer.state_dict())
+    assert before["optimizer"]["state"]
+    poisoned = batches(1)
+    poisoned[0]["vertices"][3, 5] = math.nan
+    row, _ = trainer.train_step(poisoned)
+    after = copy_of(trainer.state_dict())
+    assert math.isnan(row["loss"]) and trainer.skipped == 1 and trainer.step == 2
+    assert_same_state(after["optimizer"]["state"], before["optimizer"]["state"])
+    for name in ("model", "ema"):
+        assert_same_state(after[name], before[name])
+    trainer.train_step(batches(2))
+    assert trainer.skipped == 0
+
+
+def test_an_overflow_of_the_scaler_is_not_an_error(cache):
+    """Scaled too much, gradients overflow: the scale halves, no step is counted as lost."""
+    trainer, batches = make_trainer(cache, precision="fp16")
+    trainer.scaler._init_scale = 2.0 ** 40
+    row, _ = trainer.train_step(batches(0))
+    assert not math.isfinite(row["grad_norm"]) and math.isfinite(row["loss"])
+    assert trainer.skipped == 0 and trainer.scaler.get_scale() == 2.0 ** 39
+
+
+@pytest.fixture
+def signals():
+    """Puts back the handlers that a run inside this process replaces."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_ten_non_finite_steps_end_the_run_with_the_batch(cache, tmp_path, signals, capsys):
+    """A learning rate of 1e30 destroys the weights in a step: ten are skipped, then it stops."""
+    with pytest.raises(SystemExit, match="10 steps in a row were not finite"):
+        train.main(command_line(cache, tmp_path, learning_rate=1e30, steps=50, eval_every=99))
+    saved = torch.load(tmp_path / "nonfinite_rank0.pt", weights_only=True)
+    assert saved["batches"][0]["image"].shape == (8, 3, 32, 32)
+    losses = [row["loss"] for row in rows(tmp_path / "log.csv")]
+    assert len(losses) == saved["step"] < 50
+    assert sum(not math.isfinite(loss) for loss in losses[-10:]) == 10
+    assert "skipped, 10 in a row" in capsys.readouterr().out
+
+
+def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
+    """Outputs, gradients and running statistics agree; two ranks are tested with whole runs."""
+    torch.distributed.init_process_group(
+        "gloo", rank=0, world_size=1, store=torch.distributed.FileStore(str(tmp_path / "store"), 1))
+    try:
+        own, reference = nn.BatchNorm2d(5), nn.BatchNorm2d(5)
+        train.share_batch_norm(nn.Sequential(own), torch.device("cpu"))
+        assert type(own) is train.SharedBatchNorm
+        x = (1e3 + torch.randn(4, 5, 6, 7)).requires_grad_()
+        weight = torch.randn(4, 5, 6, 7)
+        results = []
+        for norm in (own, reference):
+            y = norm(x)
+            gradient, = torch.autograd.grad((y * weight).sum(), x)
+            results.append((y, gradient, norm.running_mean, norm.running_var))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(own.eval()(x), reference.eval()(x))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# ------------------------------------------------------------------------ order and schedule
+
+sizes = st.integers(1, 9)
+
+
+@given(length=st.integers(1, 50), epochs=st.integers(1, 4), seed=st.integers(0, 99))
+def test_every_index_comes_once_per_epoch(length, epochs, seed):
+    """Keys of an epoch are epoch * length + a permutation of the indices."""
+    keys = [train.key_at(position, length, seed) for position in range(epochs * length)]
+    for epoch in range(epochs):
+        part = keys[epoch * length:(epoch + 1) * length]
+        assert sorted(part) == list(range(epoch * length, (epoch + 1) * length))
+
+
+def test_epochs_and_seeds_are_ordered_differently():
+    orders = [tuple(train.epoch_order(seed, epoch, 50)) for seed in range(3) for epoch in range(3)]
+    assert len(set(orders)) == 9
+
+
+@given(batch_size=sizes, accumulate=st.integers(1, 3), ranks=st.integers(1, 4), steps=sizes,
+       length=st.integers(1, 60), position=st.integers(0, 200))
+def test_ranks_partition_the_steps_of_one_process(batch_size, accumulate, ranks, steps, length,
+                                                  position):
+    """However a step's samples are split among ranks and batches, together they are the same."""
+    def keys(size, accumulate, world):
+        return [key for batch in train.rank_batches(position, steps, size, accumulate, world,
+                                                    length, seed=7) for key in batch]
+
+    share = batch_size * accumulate
+    parts = [keys(batch_size, accumulate, train.World(rank, ranks)) for rank in range(ranks)]
+    alone = keys(share * ranks, 1, train.World())
+    joined = [key for step in range(steps) for part in parts
+              for key in part[step * share:(step + 1) * share]]
+    assert joined == alone
+
+
+@given(batch_size=sizes, ranks=st.integers(1, 3), steps=st.integers(2, 9), data=st.data())
+def test_a_resumed_order_is_the_rest_of_the_order(batch_size, ranks, steps, data):
+    """Starting at the position of step n gives the batches that follow step n."""
+    done = data.draw(st.integers(0, steps - 1))
+    world = train.World(data.draw(st.integers(0, ranks - 1)), ranks)
+    whole = list(train.rank_batches(0, steps, batch_size, 2, world, 30, seed=1))
+    rest = list(train.rank_batches(done * 2 * batch_size * ranks, steps - done, batch_size, 2,
+                                   world, 30, seed=1))
+    assert whole[2 * done:] == rest
+
+
+@given(schedule=st.sampled_from(train.SCHEDULES), steps=st.integers(1, 500),
+       warmup=st.integers(0, 600))
+def test_learning_rate_rises_then_never_does(schedule, steps, warmup):
+    """In (0, 1] of the rate at each step; rises through the warm-up, then never again."""
+    config = dataclasses.replace(CONFIG, schedule=schedule, steps=steps, warmup_steps=warmup,
+                                 learning_rate=1.0)
+    rates = [train.learning_rate(config, step) for step in range(steps)]
+    assert all(0.0 < rate <= 1.0 for rate in rates)
+    after = rates[max(warmup - 1, 0):]
+    assert all(one >= other for one, other in zip(after, after[1:], strict=False))
+    if schedule == "constant":
+        assert rates == sorted(rates)
+
+
+def test_learning_rate_golden_values():
+    """The release's schedule: from 0 to 5e-4 in 1,280 steps, a tenth after half of 51,200."""
+    paper = simplehand.PRESETS["paper"]
+    rates = [train.learning_rate(paper, step) for step in (0, 639, 1_279, 25_599, 25_600, 51_199)]
+    assert rates == pytest.approx([5e-4 / 1_280, 2.5e-4, 5e-4, 5e-4, 5e-5, 5e-5])
+    cosine = dataclasses.replace(paper, schedule="cosine", steps=200, warmup_steps=100)
+    rates = [train.learning_rate(cosine, step) for step in (99, 100, 150, 175)]
+    assert rates == pytest.approx([5e-4, 5e-4, 2.5e-4, 5e-4 * (0.5 - math.sqrt(0.125))])
+
+
+@given(words=st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
+def test_chance_is_a_function_of_the_seed(words):
+    """The same words give the same numbers from Python, NumPy and PyTorch."""
+    def draw():
+        train.seed_everything(*words)
+        return torch.rand(1).item(), np.random.rand()
+
+    assert draw() == draw()
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+@pytest.mark.parametrize(("assignment", "message"), [
+    ("banana=1", "field of: image_size, official, embed_dims"),
+    ("steps", "expected FIELD=VALUE"),
+    ("steps=many", "'many' is not of type int; by default steps is 12"),
+    ("steps=0", "steps is 0: expected at least 1"),
+    ("official=yes", "'yes' is not of type bool"),
+    ("embed_dims=8,x,16,32", "'8,x,16,32' is not of type tuple"),
+    ("schedule=linear", "expected one of constant, step, cosine"),
+    ("precision=fp8", "expected one of fp32, bf16, fp16"),
+    ("ema_decay=1.5", "ema_decay is 1.5"),
+    ("image_size=100", "image_size is 100"),
+])
+def test_bad_settings_are_one_clear_error(assignment, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train.override(CONFIG, [assignment])
+
+
+def test_settings_are_typed():
+    config = train.override(CONFIG, ["official=True", "learning_rate=3e-4", "steps=7",
+                                     "embed_dims=8,16,32,64", "feature_width=64"])
+    assert (config.official, config.learning_rate, config.steps) == (True, 3e-4, 7)
+    assert config.embed_dims == (8, 16, 32, 64)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--preset", "laptop"], "no preset 'laptop' for simplehand: expected one of paper"),
+    (["--data", "video"], "--data video: expected one of rendered, freihand"),
+    (["--data", "freihand"], "--data-root"),
+    (["--data", "freihand", "--data-root", "nowhere"], "nowhere"),
+    (["--eval", "--checkpoint", "nothing.pt"], "nothing.pt"),
+    (["--eval", "--checkpoint", __file__], "not a readable checkpoint"),
+])
+def test_bad_arguments_are_one_line(arguments, message, tmp_path):
+    with pytest.raises(SystemExit, match=re.escape(message)) as error:
+        train.main(["--model", "simplehand", "--out", str(tmp_path / "new"), *arguments])
+    assert "\n" not in str(error.value).strip()
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_lists_the_fields_of_the_config(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--model", "simplehand", "--help"])
+    output = capsys.readouterr().out
+    assert all(field.name in output for field in dataclasses.fields(simplehand.Config))
+
+
+def test_a_machine_without_gpu_gets_the_cpu_preset():
+    if torch.cuda.is_available():
+        assert train.suitable_preset() in ("single_gpu", "h200")
+    else:
+        assert train.suitable_preset() == "cpu"
+
+
+@pytest.mark.parametrize("name", simplehand.PRESETS)
+def test_every_preset_fits_the_loop_and_the_data(name):
+    config = train.override(simplehand.PRESETS[name], ["train_samples=3", "test_samples=2"])
+    task = train.SimpleHandTask(config, arguments_of(None), {})
+    assert (len(task.train_set), len(task.test_set)) == (3, 2)
+    assert task.train_set[0]["image"].shape == (3, config.image_size, config.image_size)
+
+
+def test_freihand_trains_and_writes_the_prediction_file(tmp_path, signals, capsys):
+    """The same loop on FreiHAND's layout, down to the file its evaluation server takes."""
+    write_freihand(tmp_path / "freihand")
+    train.main(command_line(None, tmp_path / "out", "--data", "freihand", "--data-root",
+                            tmp_path / "freihand", steps=2, batch_size=4))
+    assert "PA-MPVPE" in capsys.readouterr().out
+    joints, vertices = json.loads((tmp_path / "out" / "pred.json").read_text())
+    count = len(data.FreiHAND(tmp_path / "freihand", "evaluation"))
+    assert np.shape(joints) == (count, 21, 3) and np.shape(vertices) == (count, 778, 3)
