@@ -34,7 +34,7 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
@@ -109,10 +109,6 @@ class Config:
     in_plane: float = 180.0  # degrees, largest turn in the image plane, either way
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):  # as some files give tuples back
-                object.__setattr__(self, field.name, tuple(value))
         for name, valid, rule in (
             ("image_size", self.image_size > 0 and self.image_size % 32 == 0, "a multiple of 32"),
             ("depths", len(self.depths) == len(self.embed_dims) == 4, "four, as of embed_dims"),
@@ -344,10 +340,7 @@ class SimpleHand(nn.Module):
 
 
 class Collapsible(nn.Module):
-    """Parallel branches that amount to one convolution, into which `collapse` turns them.
-
-    Subclasses compute with their branches in `branched`.
-    """
+    """Branches, computed in `branched`, that are one convolution in disguise; see `collapse`."""
 
     def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1,
                  groups: int = 1) -> None:
@@ -925,8 +918,8 @@ def count_parameters(config: Config) -> dict[str, int]:
         counts[part] = counts.get(part, 0) + parameter.numel()
     counts["total"] = sum(counts.values())
     counts["all but the backbone"] = counts["total"] - counts["backbone"]
-    counts["mesh regressor"] = counts["all but the backbone"] - sum(
-        counts[part] for part in ("deconv", "keypoints_2d_head"))
+    counts["mesh regressor"] = sum(
+        count for part, count in counts.items() if part.startswith(("decoder", "pred_final")))
     model.backbone.reparameterize()
     counts["backbone, reparameterised"] = sum(p.numel() for p in model.backbone.parameters())
     return counts
@@ -935,8 +928,7 @@ def count_parameters(config: Config) -> dict[str, int]:
 def print_summary(as_json: bool) -> None:
     """Every preset's parameters, part by part, beside the released model's if it is that one."""
     counts = {name: count_parameters(config) for name, config in PRESETS.items()}
-    released = {name: RELEASED if PRESETS[name].embed_dims == Config.embed_dims else {}
-                for name in PRESETS}
+    released = {name: {} if name == "cpu" else RELEASED for name in PRESETS}
     if as_json:
         print(json.dumps({"parameters": counts, "released": released, "remark": REMARK}, indent=1))
         return
@@ -970,23 +962,22 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     png, npz = io.BytesIO(), io.BytesIO()
     matplotlib.image.imsave(png, overlay.image, format="png")
     np.savez_compressed(npz, faces=faces, **found)
-
     base = arguments.out / Path(arguments.image).stem
     arguments.out.mkdir(parents=True, exist_ok=True)
-    bodymodels.write_atomically(f"{base}.png", png.getvalue())
+    bodymodels.write_atomically(f"{base}_overlay.png", png.getvalue())  # base.png may be IMAGE
     bodymodels.write_atomically(f"{base}.npz", npz.getvalue())
-    for ending in ("obj", "ply", "glb"):  # root-relative, y up, as viewers expect
-        upright = (found["vertices"] - found["root"]) * (1, -1, -1)
+    upright = (found["vertices"] - found["root"]) * (1, -1, -1)  # y up, as viewers expect
+    for ending in ("obj", "ply", "glb"):
         bodymodels.save_mesh(f"{base}.{ending}", upright, faces)
-    print(f"wrote {base}.png, .npz, .obj, .ply and .glb")
+    print(f"wrote {base}_overlay.png, .npz, .obj, .ply and .glb")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code, 2 after one line about bad input."""
     parser = argparse.ArgumentParser(
         description="SimpleHand: the mesh of the hand in a picture.",
-        epilog="Writes the mesh over the picture (.png), the mesh (.obj, .ply, .glb: metres, "
-               "root-relative, y up) and the arrays that simplehand.predict documents (.npz).")
+        epilog="Writes the mesh over the picture (_overlay.png), the mesh (.obj, .ply, .glb: "
+               "metres, root-relative, y up) and the arrays of simplehand.predict (.npz).")
     add = parser.add_argument
     add("image", nargs="?", help="a picture with one hand")
     add("--checkpoint", default=Path(__file__).with_name("assets") / "simplehand_cpu.pt",

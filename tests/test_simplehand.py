@@ -929,8 +929,8 @@ def test_command_line_on_a_picture(checkpoint_file, tmp_path, capsys, side):
     assert simplehand.main(arguments) == 0
     assert "photo" in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {f"photo.{ending}" for ending in ("png", "npz", "obj", "ply", "glb")}
-    assert data.read_image(tmp_path / "out" / "photo.png").shape == (90, 120, 3)
+    assert written == {"photo_overlay.png", "photo.npz", "photo.obj", "photo.ply", "photo.glb"}
+    assert data.read_image(tmp_path / "out" / "photo_overlay.png").shape == (90, 120, 3)
     with np.load(tmp_path / "out" / "photo.npz") as arrays:
         expected = simplehand.predict(
             simplehand.load_checkpoint(checkpoint_file), picture(), regressor(),
@@ -999,8 +999,9 @@ def test_command_line_as_a_process(checkpoint_file, tmp_path):
     """Run from another folder, as a user does; a bad picture is one line and exit code 2."""
     photo = save_picture(tmp_path / "photo.png")
     script = ROOT / "simplehand.py"
-    result = command(script, photo, "--checkpoint", checkpoint_file, cwd=tmp_path)
+    before = photo.read_bytes()
+    result = command(script, photo, "--checkpoint", checkpoint_file, "--out", ".", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "output" / "photo.png").is_file()
+    assert (tmp_path / "photo_overlay.png").is_file() and photo.read_bytes() == before
     result = command(script, checkpoint_file, "--checkpoint", checkpoint_file, cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
