@@ -26,6 +26,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -33,12 +34,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import bodymodels
 
 Points = TypeVar("Points", Tensor, np.ndarray)
 
-# Float64 scratch of one chunk of samples. A batch whose temporaries fall out of the processor's
+# Scratch memory of one chunk of samples. A batch whose temporaries fall out of the processor's
 # cache spends its time waiting for memory; a GPU wants few, large pieces.
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
 
@@ -47,6 +49,22 @@ def _chunks(samples: int, bytes_each: int, device: torch.device) -> list[slice]:
     """Slices of equal length, but for the last, that cover all samples."""
     size = max(1, CHUNK_BYTES[device.type] // bytes_each)
     return [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
+
+
+def _share_out(chunks: Sequence[slice], work: Callable[[Sequence[slice]], None],
+               device: torch.device) -> None:
+    """Calls work(part of the chunks) in as many threads as torch may use, to wait only once.
+
+    Torch by itself divides each operation. Its threads then meet thousands of times, and where
+    another program holds a core every meeting costs milliseconds.
+    """
+    threads = torch.get_num_threads()
+    count = min(threads, len(chunks)) if device.type == "cpu" else 1
+    if count < 2:
+        return work(chunks)
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(work, [chunks[first::count] for first in range(count)]))
+    torch.set_num_threads(threads)  # of threads to come: the pool's initializer lowered it
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -106,18 +124,27 @@ def procrustes_align(source: Points, target: Points, *, allow_reflection: bool =
     that s divides by: a tiny source stays too small, and a perfect one is off by nanometres.
     """
     chunks = _chunks(len(source), 48 * source.shape[1], source.device)
-    longest = chunks[0].stop if chunks else 0
-    buffers = _empty((2, longest, 3, source.shape[1]), torch.float64, source.device)
-    source_mean, target_mean, cross, norm = _moments(source, target, chunks, buffers)
+    source_mean, target_mean, cross, norm = _moments(source, target, chunks)
     linear = _best_linear(cross, norm + norm_guard, allow_reflection, scale)
     offset = target_mean - linear @ source_mean
     aligned = _empty(source.shape, source.dtype, source.device)
-    for chunk in chunks:
-        x = _columns(source[chunk], buffers[0])
-        y = torch.baddbmm(offset[chunk], linear[chunk], x, out=buffers[1, :len(x)])
-        for axis in range(3):
-            aligned[chunk, :, axis] = y[:, axis]
+
+    def move(chunks: Sequence[slice]) -> None:
+        x_buffer, y_buffer = _column_buffers(source, chunks)
+        for chunk in chunks:
+            x = _columns(source[chunk], x_buffer)
+            y = torch.baddbmm(offset[chunk], linear[chunk], x, out=y_buffer[:len(x)])
+            for axis in range(3):
+                aligned[chunk, :, axis] = y[:, axis]
+
+    _share_out(chunks, move, source.device)
     return aligned
+
+
+def _column_buffers(points: Tensor, chunks: Sequence[slice]) -> Tensor:
+    """Two buffers (2, C, 3, N) that any of the chunks fits into."""
+    longest = max((chunk.stop - chunk.start for chunk in chunks), default=0)
+    return _empty((2, longest, 3, points.shape[1]), torch.float64, points.device)
 
 
 def _columns(points: Tensor, buffer: Tensor) -> Tensor:
@@ -125,19 +152,24 @@ def _columns(points: Tensor, buffer: Tensor) -> Tensor:
     return buffer[:len(points)].copy_(points.transpose(1, 2))
 
 
-def _moments(source: Tensor, target: Tensor, chunks: Sequence[slice], buffers: Tensor
+def _moments(source: Tensor, target: Tensor, chunks: Sequence[slice]
              ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Means (B, 3, 1) of both; of the centred points sum x y^T (B, 3, 3) and the norm of x (B,)."""
-    means = buffers.new_empty(2, len(source), 3, 1)
-    cross = buffers.new_empty(len(source), 3, 3)
-    norm = buffers.new_empty(len(source))
-    for chunk in chunks:
-        x, y = _columns(source[chunk], buffers[0]), _columns(target[chunk], buffers[1])
-        x -= torch.mean(x, 2, keepdim=True, out=means[0, chunk])
-        y -= torch.mean(y, 2, keepdim=True, out=means[1, chunk])
-        torch.bmm(x, y.transpose(1, 2), out=cross[chunk])
-        torch.linalg.vector_norm(x, dim=(1, 2), out=norm[chunk])
-    return means[0], means[1], cross, norm
+    source_mean, target_mean = source.new_empty(2, len(source), 3, 1, dtype=torch.float64)
+    cross = source.new_empty(len(source), 3, 3, dtype=torch.float64)
+    norm = source.new_empty(len(source), dtype=torch.float64)
+
+    def measure(chunks: Sequence[slice]) -> None:
+        x_buffer, y_buffer = _column_buffers(source, chunks)
+        for chunk in chunks:
+            x, y = _columns(source[chunk], x_buffer), _columns(target[chunk], y_buffer)
+            x -= torch.mean(x, 2, keepdim=True, out=source_mean[chunk])
+            y -= torch.mean(y, 2, keepdim=True, out=target_mean[chunk])
+            torch.bmm(x, y.transpose(1, 2), out=cross[chunk])
+            torch.linalg.vector_norm(x, dim=(1, 2), out=norm[chunk])
+
+    _share_out(chunks, measure, source.device)
+    return source_mean, target_mean, cross, norm
 
 
 def _best_linear(cross: Tensor, norm: Tensor, allow_reflection: bool, scale: bool) -> Tensor:
@@ -221,13 +253,19 @@ def f_score(prediction: Points, target: Points, thresholds: Sequence[float] = (0
     """
     limits = torch.tensor(thresholds, dtype=torch.float64, device=prediction.device)
     scores = limits.new_empty(len(prediction), len(limits))
-    for chunk in _chunks(len(prediction), 4 * prediction.shape[1]**2, prediction.device):
-        a, b = prediction[chunk].double(), target[chunk].double()
-        squared, rounding = _squared_distances(a, b)
-        precision = _share_within(a, b, squared.amin(2), rounding, limits)
-        recall = _share_within(b, a, squared.amin(1), rounding, limits)
-        scores[chunk] = 2 * precision * recall / (precision + recall).clamp(min=1e-300)  # not 0/0
-        scores[chunk][~(a + b).sum((1, 2)).isfinite()] = math.nan
+
+    def score(chunks: Sequence[slice]) -> None:
+        for chunk in chunks:
+            a, b = prediction[chunk].double(), target[chunk].double()
+            squared, rounding = _squared_distances(a, b)
+            precision = _share_within(a, b, squared.amin(2), rounding, limits)
+            recall = _share_within(b, a, squared.amin(1), rounding, limits)
+            total = (precision + recall).clamp(min=1e-300)  # 0 / 0 is defined as 0
+            scores[chunk] = 2 * precision * recall / total
+            scores[chunk][~(a + b).sum((1, 2)).isfinite()] = math.nan
+
+    chunks = _chunks(len(prediction), 4 * prediction.shape[1]**2, prediction.device)
+    _share_out(chunks, score, prediction.device)
     return scores.to(_error_type(prediction))
 
 
@@ -243,13 +281,22 @@ def _squared_distances(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     one = torch.ones_like(a_squared)
     a_columns = torch.cat([a * -2, a_squared, one], 2)
     b_columns = torch.cat([b, one, b_squared], 2).transpose(1, 2)
-    if a.is_cuda:
-        squared = torch.bmm(a_columns, b_columns)
-    else:  # twice as fast in float32, and numpy's is float32 whatever torch is allowed to use
-        with np.errstate(invalid="ignore", over="ignore"):
-            squared = torch.from_numpy(a_columns.float().numpy() @ b_columns.float().numpy())
+    squared = a_columns @ b_columns if a.is_cuda else _float32_product(a_columns, b_columns)
     reach = a_squared.amax(1).sqrt() + b_squared.amax(1).sqrt()
     return squared, 4 * torch.finfo(squared.dtype).eps * reach.square()
+
+
+def _float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """The product of (C, N, 5) and (C, 5, M) on the CPU, twice as fast as in float64.
+
+    By numpy, whose float32 is float32 whatever precision torch is allowed to use; in blocks of
+    rows that are too small for its BLAS to divide among threads (2^18 multiplications).
+    """
+    rows = max(1, 2**18 // (a.shape[2] * b.shape[2]))
+    blocks = functional.pad(a, (0, 0, 0, -a.shape[1] % rows)).unflatten(1, (-1, rows))
+    with np.errstate(invalid="ignore", over="ignore"):
+        product = blocks.float().numpy() @ b.float().unsqueeze(1).numpy()
+    return torch.from_numpy(product).flatten(1, 2)[:, :a.shape[1]]
 
 
 def _share_within(points: Tensor, others: Tensor, nearest: Tensor, rounding: Tensor,
