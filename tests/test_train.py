@@ -223,7 +223,7 @@ def test_killed_at_any_moment_and_resumed_is_the_same_run(finished, tmp_path, ca
 def test_sigterm_saves_the_same_step_on_every_rank(finished_by_two, tmp_path, cache):
     """SIGTERM to one of two ranks: both stop after one step, cleanly; resumed, the same run."""
     out = tmp_path / "stopped"
-    arguments = command_line(cache, out, "--resume", batch_size=4)
+    arguments = command_line(cache, out, "--resume", "--workers", 1, batch_size=4)
     run = Run(out, arguments, ranks=2)
     run.wait_for_step(3)
     os.kill(run.ranks()[1], signal.SIGTERM)
@@ -303,7 +303,7 @@ def test_table_continues_without_gap_or_double_row(tmp_path):
 
 
 def arguments_of(cache, **changes):
-    flags = {"data": None, "data_root": None, "cache": cache, "backbone": None}
+    flags = {"data": None, "data_root": None, "cache": cache, "backbone": None, "hand": None}
     return argparse.Namespace(**(flags | changes))
 
 
@@ -596,7 +596,9 @@ def test_settings_are_typed():
     (["--preset", "laptop"], "no preset 'laptop' for simplehand: expected one of paper"),
     (["--data", "video"], "--data video: expected one of rendered, freihand"),
     (["--data", "freihand"], "--data-root"),
-    (["--data", "freihand", "--data-root", "nowhere"], "nowhere"),
+    (["--data", "freihand", "--data-root", "nowhere"], "give MANO_RIGHT.pkl with --hand"),
+    (["--data", "freihand", "--data-root", "nowhere", "--hand", "hand_right"], "nowhere"),
+    (["--hand", "absent.pkl"], "absent.pkl"),
     (["--eval", "--checkpoint", "nothing.pt"], "nothing.pt"),
     (["--eval", "--checkpoint", __file__], "not a readable checkpoint"),
 ])
@@ -629,12 +631,35 @@ def test_every_preset_fits_the_loop_and_the_data(name):
     assert task.train_set[0]["image"].shape == (3, config.image_size, config.image_size)
 
 
+def test_the_mean_hand_is_hard_to_beat():
+    """The baseline takes, row by row, the better of the mean and the mean of aligned hands."""
+    task = train.SimpleHandTask(CONFIG, arguments_of(None), {})
+    samples = [task.test_set[index] for index in range(32)]
+    batch = {name: torch.stack([sample[name] for sample in samples])
+             for name in ("joints", "vertices", "mesh_valid")}
+    task.set_baseline([batch])
+    root = batch["joints"][:, 9:10]
+    truth = {"true_vertices": batch["vertices"] - root, "true_joints": batch["joints"] - root,
+             "mesh_valid": batch["mesh_valid"]}
+    truth = {name: value.numpy() for name, value in truth.items()}
+    scores = {}
+    for name, hand in zip(("mean", "shape"), task.baseline, strict=True):
+        constant = np.broadcast_to(hand.numpy(), truth["true_vertices"].shape)
+        scores[name] = task.scores({"vertices": constant, **truth})
+    assert scores["mean"]["SimpleHand"]["MPJPE"] < scores["shape"]["SimpleHand"]["MPJPE"]
+    assert scores["shape"]["SimpleHand"]["PA-MPJPE"] < scores["mean"]["SimpleHand"]["PA-MPJPE"]
+    baseline = scores["mean"]["mean hand"]
+    assert baseline["MPJPE"] == scores["mean"]["SimpleHand"]["MPJPE"]
+    assert baseline["PA-MPJPE"] == scores["shape"]["SimpleHand"]["PA-MPJPE"]
+
+
 def test_freihand_trains_and_writes_the_prediction_file(tmp_path, signals, capsys):
     """The same loop on FreiHAND's layout, down to the file its evaluation server takes."""
-    write_freihand(tmp_path / "freihand")
-    train.main(command_line(None, tmp_path / "out", "--data", "freihand", "--data-root",
-                            tmp_path / "freihand", steps=2, batch_size=4))
+    root, cache, out = (tmp_path / name for name in ("freihand", "cache", "out"))
+    write_freihand(root)
+    train.main(command_line(cache, out, "--data", "freihand", "--data-root", root, "--hand",
+                            "hand_right", steps=2, batch_size=4))
     assert "PA-MPVPE" in capsys.readouterr().out
-    joints, vertices = json.loads((tmp_path / "out" / "pred.json").read_text())
-    count = len(data.FreiHAND(tmp_path / "freihand", "evaluation"))
+    joints, vertices = json.loads((out / "pred.json").read_text())
+    count = len(data.FreiHAND(root, "evaluation", cache=cache))
     assert np.shape(joints) == (count, 21, 3) and np.shape(vertices) == (count, 778, 3)
