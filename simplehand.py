@@ -323,7 +323,7 @@ class SimpleHand(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> SimpleHand:
-        """A copy for inference: every branch, norm and scale folded into its convolution."""
+        """A copy for inference: branches and norms folded into their convolutions."""
         fused = copy.deepcopy(self).eval()
         fused.backbone.fuse()
         deconv, norm, _ = fused.mesh_head.deconv
@@ -362,14 +362,14 @@ class Collapsible(nn.Module):
             return
         channels_in, _, size, stride, middle, _, groups = self.shape
         exact = copy.deepcopy(self).double().eval()
-        device, width = next(self.parameters()).device, channels_in // groups
-        ones = torch.eye(width * size**2, dtype=torch.float64, device=device)
+        like, width = next(self.parameters()), channels_in // groups
+        ones = torch.eye(width * size**2, dtype=torch.float64, device=like.device)
         ones = ones.view(-1, width, size, size)  # one 1 each, at every place of the kernel
         start = middle * (stride - 1)  # where the window of output pixel (middle, middle) starts
         ones = F.pad(ones, (start, 0, start, 0)).repeat(1, groups, 1, 1)
         bias = exact.branched(torch.zeros_like(ones[:1]))[0, :, middle, middle]
         kernel = (exact.branched(ones)[:, :, middle, middle] - bias).T
-        conv = nn.Conv2d(*self.shape, device=device)
+        conv = nn.Conv2d(*self.shape, device=like.device, dtype=like.dtype)
         conv.weight.copy_(kernel.reshape(conv.weight.shape))
         conv.bias.copy_(bias)
         for name, _ in list(self.named_children()):
@@ -465,13 +465,6 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
 
-    @torch.no_grad()
-    def fold_into(self, layer: nn.Linear | nn.Conv2d) -> nn.Identity:
-        """Let the linear layer before do the work; returns what is left to do here."""
-        layer.weight.mul_(self.gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
-        layer.bias.mul_(self.gamma.flatten())
-        return nn.Identity()
-
 
 class RepMixer(Collapsible):
     """Token mixing by depthwise convolution."""
@@ -509,10 +502,6 @@ class RepMixerBlock(nn.Module):
         x = self.token_mixer(x)
         return x + self.drop_path(self.layer_scale(self.mlp(x)))
 
-    def fuse(self) -> None:
-        self.mlp.conv.collapse()
-        self.layer_scale = self.layer_scale.fold_into(self.mlp.fc2)
-
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the cells of a map, heads 32 wide."""
@@ -546,11 +535,6 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.layer_scale_1(self.token_mixer(self.norm(x))))
         return x + self.drop_path(self.layer_scale_2(self.mlp(x)))
-
-    def fuse(self) -> None:
-        self.mlp.conv.collapse()
-        self.layer_scale_1 = self.layer_scale_1.fold_into(self.token_mixer.proj)
-        self.layer_scale_2 = self.layer_scale_2.fold_into(self.mlp.fc2)
 
 
 def downsample(channels_in: int, channels_out: int, size: int) -> nn.Sequential:
@@ -607,11 +591,11 @@ class FastViT(nn.Module):
                     waiting.append(child)
 
     def fuse(self) -> None:
-        """Reparameterise, then fold in place what that layout leaves: norms and layer scales."""
+        """Reparameterise, then fold in place the norms that layout leaves, but attention's."""
         self.reparameterize()
-        for stage in self.stages:
-            for block in stage.blocks:
-                block.fuse()
+        for module in list(self.modules()):
+            if isinstance(module, ConvNorm):
+                module.collapse()
 
 
 # ------------------------------------------------------------------------------------ losses
@@ -633,10 +617,8 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
 
     batch: as data.py makes it, camera-frame metres and crop pixels; here they become relative to
     joint 9 (release; the paper is silent) and fractions of the crop.
-
-    1/M ||.||_1 is read as the release does: summed over coordinates, mean over the M points. An
-    invalid keypoint or mesh counts as zero error, not as one point less, so that the mean over
-    a batch is the mean of the means over its parts.
+    1/M ||.||_1 is read as the release does: summed over coordinates, mean over the M points. What
+    is invalid counts as zero error, so the mean over a batch is the mean of those of its parts.
     """
     vertices, keypoints_2d = prediction["vertices"], prediction["keypoints_2d"]
     root, mesh_valid = batch["joints"][:, 9:10], batch["mesh_valid"][:, None]
@@ -720,8 +702,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], strict: bool = 
     """Copy weights by name, in the module's own precision.
 
     The ImageNet classifier `head.fc`, which the release drags along unused, is left out and
-    reported. Raises ValueError if any other name or shape differs; with strict=False those are
-    printed and the rest is loaded.
+    reported. Any other difference in names or shapes is a ValueError, or is printed if not strict.
     """
     own = module.state_dict()
     unused = [name for name in state if re.search(r"\bhead\.fc\.(weight|bias)$", name)]
@@ -748,7 +729,7 @@ def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) ->
 
     source: a file or its content: train.py's {"model", "config", ...}, or the release's
     {"state_dict": ...}, which becomes a Config(official=True).
-    Raises FileNotFoundError, or ValueError for other content and for weights that do not fit;
+    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit;
     strict=False prints what does not fit and loads the rest.
     """
     state, config = read_checkpoint(source)
@@ -767,8 +748,7 @@ def load_backbone(backbone: FastViT, source: str | PathLike | Mapping, *,
                   strict: bool = True) -> None:
     """Load FastViT's ImageNet weights, by timm's or Apple's names, of training or inference.
 
-    Inference weights have lost their branches: the backbone is reparameterised to take them.
-    Raises like load_checkpoint.
+    For inference weights the backbone is reparameterised. Raises like load_checkpoint.
     """
     state, _ = read_checkpoint(source)
     for pattern, replacement in APPLE_NAMES:
