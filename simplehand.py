@@ -147,8 +147,8 @@ PRESETS: dict[str, Config] = {
         image_size=64, embed_dims=(32, 64, 128, 256), depths=(1, 1, 2, 1), large_kernel=3,
         mlp_ratio=2.0, feature_width=512, layer_scale=0.1, backbone_drop_path=0.0,
         token_width=128, dims=(64, 32, 16), heads=1, dropout=0.0, drop_path=0.0,
-        output_scale=0.1, batch_size=64, steps=2_000, warmup_steps=100, learning_rate=1e-3,
-        schedule="cosine", precision="fp32", eval_every=500, train_samples=20_000, views=30.0,
+        output_scale=0.1, batch_size=32, steps=4_000, warmup_steps=100, learning_rate=1e-3,
+        schedule="cosine", precision="fp32", eval_every=1_000, train_samples=20_000, views=30.0,
         in_plane=30.0,
     ),
 }
@@ -964,6 +964,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="train.py's or the authors' (default: the small one that comes with this file)")
     add("--box", help="x,y,w,h of the hand in pixels (default: the whole picture)")
     add("--left", action="store_true", help="it is a left hand")
+    add("--hand", default="hand_right", metavar="FILE",
+        help="MANO_RIGHT.pkl, for checkpoints trained on MANO (default: the free hand)")
     add("--out", type=Path, default=Path("output"), help="folder to write to (default: output)")
     add("--summary", action="store_true", help="print the parameters of every preset instead")
     add("--json", action="store_true", help="print them as JSON")
