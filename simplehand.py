@@ -238,6 +238,7 @@ class MeshHead(nn.Module):
             features = features + sine_map(features)
         # Not detached: mesh losses also move the keypoints (zero gradient where clamped).
         grid = (2.0 * keypoints_2d - 1.0).clamp(-1.0, 1.0).unsqueeze(2)  # (B, 21, 1, 2)
+        grid = grid.nan_to_num(0.0)  # NaN is no place: sampling there would crash, not diverge
         # The release puts 0 and 1 on the *centres* of the border cells, (S/8 - 1) u instead of
         # S/8 u - 0.5. Beyond those centres ours repeats the border; the release never gets there.
         sampled = F.grid_sample(features.to(grid.dtype), grid, padding_mode="border",
