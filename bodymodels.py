@@ -429,6 +429,10 @@ def _expect(condition: bool, complaint: str) -> None:
         raise UnsafeFileError(complaint)
 
 
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UnsafeFileError) else repr(error)
+
+
 class _StandIn:
     """An object of the file; rebuild(state, *arguments) becomes its value once all is read."""
 
@@ -621,9 +625,9 @@ def safe_unpickle(source: str | Path | bytes):
     try:
         return _resolved(_DataUnpickler(io.BytesIO(data), encoding="latin1").load(), {})
     except Exception as error:  # whatever a damaged program stumbles over
-        name = "pickle" if isinstance(source, bytes) else source
-        raise UnsafeFileError(f"{name} is damaged or is not plain data ({error!r}): only text, "
-                              f"numbers, arrays and containers of them are read") from error
+        name = "the pickle" if isinstance(source, bytes) else source
+        raise UnsafeFileError(f"{name} is damaged or is not plain data ({_reason(error)}): only "
+                              f"text, numbers, arrays and containers of them are read") from error
 
 
 def _array_member(data: bytes):
@@ -652,7 +656,7 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
             return {name.removesuffix(".npy"): _array_member(archive.read(name))
                     for name in archive.namelist()}
     except Exception as error:
-        raise UnsafeFileError(f"{path} is damaged or is not plain arrays: {error!r}") from error
+        raise UnsafeFileError(f"{path} is damaged or is not plain arrays ({_reason(error)})") from error
 
 
 # -------------------------------------------------------------------- linear blend skinning
@@ -761,8 +765,8 @@ class BodyModel(nn.Module):
             offsets=np.concatenate([shape_basis, pose_basis]).swapaxes(1, 2).reshape(
                 -1, template.size),
             # joints are linear in the vertices, hence in the shape: no vertex is needed
-            rest_template=(regressor @ template).flatten(),  # (3K,)
-            rest_basis=(regressor @ shape_basis).reshape(-1, regressor.shape[0] * 3),  # (S, 3K)
+            skeleton=_with_bones(regressor @ template, self.parents),  # (6K,)
+            skeleton_basis=_with_bones(regressor @ shape_basis, self.parents),  # (S, 6K)
             jumps=_jumps(self.parents), identity=np.eye(3), affine=_affine(len(self.parents)),
             **_hand_space(arrays, family, hand_pose, num_pca_comps))
         self.tip_vertex_ids: tuple[int, ...] = ()
@@ -790,53 +794,51 @@ class BodyModel(nn.Module):
         shapes). The root turns about its rest position: v = R (v_rest - j_0) + j_0 + transl.
         Computed in the model's dtype, also under autocast.
         """
-        with torch.autocast(self.offsets.device.type, enabled=False):
-            rotations = self.rotations(pose)
-            shape = self._shape(betas, expression)
-            batch = max(len(shape), len(rotations))
-            for name, tensor in (("betas", shape), ("pose", rotations)):
-                if len(tensor) not in (1, batch):
-                    raise ValueError(f"{name} has batch size {len(tensor)}, expected {batch} or 1")
-            vertices, joints, transforms = self._skin(
-                shape.expand(batch, -1), rotations.expand(batch, -1, -1, -1))
-            if transl is not None:
-                transl = transl.to(vertices.dtype)[:, None]
-                vertices, joints = vertices + transl, joints + transl
-                transforms = torch.cat([transforms[..., :3],
-                                        functional.pad(joints, (0, 1), value=1)[..., None]], -1)
-            return BodyOutput(vertices, joints, transforms)
+        device = self.offsets.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self.forward(betas, pose, expression, transl)
+        rotations, shape = self.rotations(pose), self._shape(betas, expression)
+        if len(shape) != len(rotations):
+            if 1 not in (len(shape), len(rotations)):
+                raise ValueError(f"{len(shape)} shapes for {len(rotations)} poses: expected as many "
+                                 f"of both, or one for all")
+            shape = shape.expand(len(rotations), -1)
+            rotations = rotations.expand(len(shape), -1, -1, -1)
+        vertices, transforms = self._skin(shape, rotations)
+        if transl is not None:
+            transl = transl.to(vertices)
+            vertices = vertices + transl[:, None]
+            transforms = transforms + functional.pad(transl[:, None, :, None], (3, 0, 0, 1))
+        return BodyOutput(vertices, transforms[:, :, :3, 3], transforms)
 
-    def _skin(self, shape: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Linear blend skinning of shape (B, S) and rotations (B, K, 3, 3)."""
+    def _skin(self, shape: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
+        """Linear blend skinning: vertices (B, V, 3), joint-to-world transforms (B, K, 4, 4)."""
         batch, count = rotations.shape[:2]
         pose = rotations[:, 1:] - self.identity
         coefficients = torch.cat([shape, pose.flatten(1)], 1)  # (B, S + P)
         shaped = torch.addmm(self.template, coefficients, self.offsets)  # (B, 3V)
 
-        # Each joint turns what hangs on it about its own rest position: x -> R (x - j) + j.
-        # The product down the chain takes ceil(log2 depth) steps: after each, a joint's
-        # transform includes twice as many of its ancestors. Entry K, "none", is the identity.
-        rest = self._rest(shape)
-        shift = rest - (rotations * rest.unsqueeze(2)).sum(3)
-        transforms = torch.cat([rotations, shift.unsqueeze(3)], 3)  # (B, K, 3, 4)
-        transforms = functional.pad(transforms, (0, 0, 0, 1, 0, 1)) + self.affine
-        for ancestors in self.jumps:
+        skeleton = torch.addmm(self.skeleton, shape, self.skeleton_basis)
+        joints, bones = skeleton.view(batch, 2, count, 3).unbind(1)  # (B, K, 3)
+        to_parent = torch.cat([rotations, bones.unsqueeze(3)], 3)  # (B, K, 3, 4)
+        transforms = functional.pad(to_parent, (0, 0, 0, 1, 0, 1)) + self.affine
+        for ancestors in self.jumps:  # after each, transforms reach twice as far up the chain
             transforms = transforms.index_select(1, ancestors) @ transforms
-        transforms = transforms[:, :count]  # (B, K, 4, 4)
+        transforms = transforms[:, :count]  # (B, K, 4, 4) to world
 
-        rows = transforms[:, :, :3].permute(0, 2, 3, 1).contiguous()  # (B, 3, 4, K)
-        vertices = _Skinning.apply(shaped.view(batch, 3, -1), rows, self.skinning_weights)
-        linear, shift = transforms.split([3, 1], 3)
-        position = shift + (linear * rest.unsqueeze(2)).sum(3, keepdim=True)  # (B, K, 4, 1)
-        return (vertices.transpose(1, 2), position[:, :, :3, 0], torch.cat([linear, position], 3))
+        linear, positions = transforms[:, :, :3].split([3, 1], 3)
+        shifts = positions - (linear * joints.unsqueeze(2)).sum(3, keepdim=True)
+        rest_to_world = torch.cat([linear, shifts], 3).permute(0, 2, 3, 1).contiguous()
+        vertices = _Skinning.apply(  # (B, 3, V), (B, 3, 4, K), (K, V)
+            shaped.view(batch, 3, -1), rest_to_world, self.skinning_weights)
+        return vertices.transpose(1, 2), transforms
 
     def rest_joints(self, betas: Tensor, expression: Tensor | None = None) -> Tensor:
         """Joints (B, K, 3) of the unposed shape; the first is the point the root turns about."""
-        return self._rest(self._shape(betas, expression))
-
-    def _rest(self, shape: Tensor) -> Tensor:
-        joints = torch.addmm(self.rest_template, shape, self.rest_basis)
-        return joints.view(len(shape), -1, 3)  # (B, K, 3)
+        shape = self._shape(betas, expression)
+        skeleton = torch.addmm(self.skeleton, shape, self.skeleton_basis)
+        return skeleton.view(len(shape), 2, -1, 3)[:, 0]
 
     @property
     def v_template(self) -> Tensor:
@@ -845,33 +847,35 @@ class BodyModel(nn.Module):
 
     def rotations(self, pose: Tensor) -> Tensor:
         """Rotation matrices (B, K, 3, 3) of any pose that `forward` accepts."""
-        count, pose = len(self.parents), pose.to(self.offsets.dtype)
-        expected = [(count, 3), (count, 3, 3)]
-        if self.hand_pose == "mean_relative":
-            expected = [(count, 3)]
-        elif self.hand_pose == "pca":
-            expected = [(len(self.hand_basis),)]
-        if tuple(pose.shape[1:]) not in expected:
-            shapes = " or ".join(str(("B", *shape)).replace("'", "") for shape in expected)
-            raise ValueError(f"pose has shape {tuple(pose.shape)}, but {self.name} with "
-                             f"hand_pose={self.hand_pose!r} expects {shapes}")
-        if pose.dim() == 4:
+        joints, size = (len(self.parents), 3), tuple(pose.shape[1:])
+        pose = pose.to(self.offsets.dtype)
+        if self.hand_pose == "absolute" and size == joints:
+            return axis_angle_to_matrix(pose)
+        if self.hand_pose == "absolute" and size == (*joints, 3):
             return pose
-        if self.hand_pose == "pca":
-            pose = (pose @ self.hand_basis).unflatten(1, (count, 3))
-        if self.hand_pose != "absolute":
-            pose = pose + self.hand_mean
-        return axis_angle_to_matrix(pose)
+        if self.hand_pose == "mean_relative" and size == joints:
+            return axis_angle_to_matrix(pose + self.hand_mean)
+        if self.hand_pose == "pca" and size == (len(self.hand_basis),):
+            pose = (pose @ self.hand_basis).unflatten(1, joints)
+            return axis_angle_to_matrix(pose + self.hand_mean)
+        expected = {"absolute": f"(B, {joints[0]}, 3) or (B, {joints[0]}, 3, 3)",
+                    "mean_relative": f"(B, {joints[0]}, 3), axis-angle",
+                    "pca": f"(B, {len(getattr(self, 'hand_basis', ()))})"}[self.hand_pose]
+        raise ValueError(f"pose has shape {tuple(pose.shape)}, but {self.name} with "
+                         f"hand_pose={self.hand_pose!r} expects {expected}")
 
     def _shape(self, betas: Tensor, expression: Tensor | None) -> Tensor:
-        if expression is None:
+        """The coefficients (B, S) of shape and expression, in the model's dtype."""
+        if expression is None and self.num_expression:
             expression = betas.new_zeros(len(betas), self.num_expression)
-        for name, tensor, size in (("betas", betas, self.num_betas),
-                                   ("expression", expression, self.num_expression)):
+        given = [("betas", betas, self.num_betas)]
+        given += [("expression", expression, self.num_expression)] if expression is not None else []
+        for name, tensor, size in given:
             if tensor.dim() != 2 or tensor.shape[1] != size:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but {self.name} expects "
                                  f"(B, {size})")
-        return torch.cat([betas, expression], 1).to(self.offsets.dtype)
+        shape = betas if expression is None else torch.cat([betas, expression], 1)
+        return shape.to(self.offsets.dtype)
 
 
 def _family(joint_count: int) -> str:
@@ -934,6 +938,13 @@ def _jumps(parents: Sequence[int]) -> np.ndarray:
         steps.append(ancestors)
         ancestors = ancestors[ancestors]
     return np.array(steps, np.int64).reshape(-1, none + 1)
+
+
+def _with_bones(joints: np.ndarray, parents: Sequence[int]) -> np.ndarray:
+    """Joints (..., K, 3), then the same relative to their parents, as one row (..., 6K)."""
+    bones = joints.copy()
+    bones[..., 1:, :] -= joints[..., list(parents[1:]), :]
+    return np.concatenate([joints, bones], -2).reshape(*joints.shape[:-2], -1)
 
 
 def _affine(joints: int) -> np.ndarray:
@@ -1408,7 +1419,7 @@ def benchmark(seconds: float = 4.0) -> None:
                         ("wholebody", 1), ("wholebody", 16)):
         model = load_model(name, num_betas=10)
         generator = torch.Generator().manual_seed(0)
-        shape = torch.randn(batch, len(model.rest_basis), generator=generator)
+        shape = torch.randn(batch, len(model.skeleton_basis), generator=generator)
         pose = 0.4 * torch.randn(batch, len(model.parents), 3, generator=generator)
         posers = [lambda s, p, m=model: m(s[:, :m.num_betas], p, s[:, m.num_betas:]).vertices]
         posers += [_peer(model, lbs)] if lbs else []
