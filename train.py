@@ -4,11 +4,12 @@
     torchrun --nproc-per-node 8 train.py --model simplehand --preset paper \\
         --data freihand --data-root FOLDER                 # the paper's run
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST train.py ...
-    python train.py --model simplehand --resume            # go on where a run was interrupted
+    python train.py --model simplehand --resume --set steps=9000      # prolong the run in OUT
     python train.py --model simplehand --eval --checkpoint FILE [--export FILE]
 
 OUT (runs/<model> unless given) receives checkpoint.pt, log.csv with one row per step, scores.csv
-with one row per evaluation and, at the end, results.json, predictions.png and curves.png.
+with one row per evaluation and, at the end, results.json, predictions.png and curves.png. The
+same command given again continues its run, also by itself under torchrun --max-restarts.
 
 A run killed at any moment and resumed ends in the weights of an uninterrupted one, bit for bit on
 a CPU, because a step depends on nothing but its checkpoint and its number:
@@ -511,20 +512,20 @@ def score_table(scores: Scores) -> str:
 
 
 def draw_curves(out: Path) -> None:
-    """Losses and scores over the steps, from log.csv and scores.csv to curves.png."""
+    """Losses and test errors over the steps, from log.csv and scores.csv to curves.png."""
+    losses, scores = read_table(out / "log.csv"), read_table(out / "scores.csv")
+    loss_names = list(losses[0])[1:list(losses[0]).index("learning_rate")]
+    error_names = [name for name in scores[0] if name.endswith("E")]  # MPJPE, PVE, ...
     figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("log.csv", "scores.csv"), strict=True):
-        rows = read_table(out / name)
-        columns = list(rows[0]) if rows else []
-        last = columns.index("learning_rate") if "learning_rate" in columns else len(columns)
-        for column in columns[1:last]:
-            values = np.array([float(row[column]) for row in rows])
-            width = max(1, len(values) // 100)  # running mean over a hundredth
-            axes.plot([int(row["step"]) for row in rows[width - 1:]],
-                      np.convolve(values, np.full(width, 1 / width), "valid"), label=column)
-        axes.set(xlabel="step", yscale="log", title=name)
-        if columns:
+    panels = (("training losses", losses, loss_names), ("test errors", scores, error_names))
+    for axes, (title, rows, names) in zip(figure.subplots(1, 2), panels, strict=True):
+        window = np.ones(max(1, len(rows) // 100))  # running mean over a hundredth
+        steps = [int(row["step"]) for row in rows[len(window) - 1:]]
+        for name in names:
+            values = np.convolve([float(row[name]) for row in rows], window / len(window), "valid")
+            axes.plot(steps, values, label=name, marker="." if len(rows) < 50 else "")
             axes.legend(fontsize="small")
+        axes.set(title=title, xlabel="step", yscale="log")
     save_figure(figure, out / "curves.png")
 
 
@@ -591,7 +592,7 @@ def train(trainer: Trainer, out: Path, about: dict[str, typing.Any], save_every:
             save_seconds = time.monotonic() - saved
     if stopping and world.leader:
         print(f"\n{' '.join(signals) or 'A signal to another process'}: saved at step "
-              f"{trainer.step} of {config.steps}; continue with --resume", flush=True)
+              f"{trainer.step} of {config.steps}; the same command continues", flush=True)
     return not stopping
 
 
@@ -820,32 +821,32 @@ def check_config(config: typing.Any) -> None:
         raise ValueError(f"ema_decay is {config.ema_decay}: expected 0 (off) or up to 1")
 
 
-def find_run(out: Path, resume: bool) -> dict[str, typing.Any] | None:
-    """The checkpoint to go on from, if any; ValueError rather than overwriting a run."""
-    path = out / "checkpoint.pt"
-    if not path.exists():
-        return None
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    if not resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) == 0:
-        raise ValueError(
-            f"{out} already holds a run, at step {checkpoint['step']} of "
-            f"{checkpoint['config']['steps']}: continue it with --resume, see its scores with "
-            "--eval, or start another with --out FOLDER")
-    return checkpoint
-
-
 def choose_config(arguments: argparse.Namespace, run: dict | None) -> typing.Any:
-    """The config from the flags, over that of a run to be continued."""
+    """Preset and config from the flags, or with --resume from the run in --out and the flags.
+
+    A run that is there is continued, be it the command that is repeated, as torchrun does after
+    a failure, or --resume; ValueError if it is another one.
+    """
     paper = TASKS[arguments.model].paper
-    if run and (run["name"], run["preset"]) != (arguments.model, arguments.preset or run["preset"]):
-        raise ValueError(f"{arguments.out} is a run of {run['name']}, preset {run['preset']}: "
-                         "choose another folder with --out")
-    arguments.preset = run["preset"] if run else arguments.preset or suitable_preset()
+    known = run if run and arguments.resume and run["name"] == arguments.model else None
+    arguments.preset = arguments.preset or (known["preset"] if known else suitable_preset())
     if arguments.preset not in paper.PRESETS:
         raise ValueError(f"no preset {arguments.preset!r} for {arguments.model}: expected one of "
                          + ", ".join(paper.PRESETS))
-    base = paper.Config(**run["config"]) if run else paper.PRESETS[arguments.preset]
-    return override(base, arguments.overrides)
+    base = paper.Config(**known["config"]) if known else paper.PRESETS[arguments.preset]
+    config = override(base, arguments.overrides)
+    if run:
+        wanted = {"name": arguments.model, "preset": arguments.preset,
+                  "data": arguments.data or run["data"]}
+        other = [name for name, value in wanted.items() if run[name] != value]
+        if not arguments.resume:
+            other += [name for name, value in dataclasses.asdict(config).items()
+                      if run["config"].get(name) != value]
+        if other:
+            raise ValueError(f"{arguments.out} already holds another run (it differs in "
+                             f"{', '.join(other)}): continue that one with --resume, or start "
+                             "this one with --out FOLDER")
+    return config
 
 
 def suitable_preset() -> str:
@@ -890,7 +891,8 @@ def describe(task: typing.Any, origin: dict, launcher: str) -> dict[str, typing.
     }
 
 
-def finish(task: typing.Any, model: nn.Module, world: World, about: dict[str, typing.Any]) -> None:
+def finish(task: typing.Any, model: nn.Module, step: int | None, world: World,
+           about: dict[str, typing.Any]) -> None:
     """Score the model, print the table, write results, pictures and, if asked to, the export."""
     weights, out, export = model.state_dict(), task.arguments.out, task.arguments.export
     if export:  # rounds the weights first, so that the scores are those of the file
@@ -901,12 +903,14 @@ def finish(task: typing.Any, model: nn.Module, world: World, about: dict[str, ty
         return
     print(f"\n{score_table(scores)}\n" if scores else "\nno annotation to score against\n")
     out.mkdir(parents=True, exist_ok=True)
-    results = {**about, "scores": scores}
+    results = {**about, "step": step, "scores": scores}
     bodymodels.write_atomically(out / "results.json", json.dumps(results, indent=2).encode())
     task.write(predictions, out)
     if export:
         save({**results, "model": weights, "baseline": task.baseline}, export)
-    if (out / "log.csv").exists():
+    if not task.arguments.eval:
+        row = {"step": step, **next(iter(scores.values()), {})}
+        Table(out / "scores.csv", list(row), step - 1).add(row)
         draw_curves(out)
     print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())), flush=True)
 
@@ -922,7 +926,9 @@ def main(argv: list[str] | None = None) -> None:
             origin = torch.load(path, map_location="cpu", weights_only=True)
             task = task_class(override(model.config, arguments.overrides), arguments, origin)
         else:
-            origin = find_run(arguments.out, arguments.resume)
+            path = arguments.out / "checkpoint.pt"
+            origin = (torch.load(path, map_location="cpu", weights_only=True)
+                      if path.exists() else None)
             task = task_class(choose_config(arguments, origin), arguments, origin or {})
         # Data are prepared before the processes meet, because then none of them waits in vain.
         _ = task.test_set, arguments.eval or task.train_set
@@ -932,12 +938,12 @@ def main(argv: list[str] | None = None) -> None:
     launcher = "python" if world.size == 1 else f"torchrun --nproc-per-node {world.size}"
     about = describe(task, origin or {}, launcher)
     if arguments.eval:
-        finish(task, model.to(world.device), world, about)
+        finish(task, model.to(world.device), origin.get("step"), world, about)
     else:
         trainer = Trainer(task, world, arguments.compile)
         begin(trainer, origin, arguments.out)
         if train(trainer, arguments.out, about, arguments.save_every):
-            finish(task, trainer.best_model, world, about)
+            finish(task, trainer.best_model, trainer.step, world, about)
     if world.size > 1:
         dist.destroy_process_group()
 

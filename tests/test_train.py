@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def assert_same_run(first, second):
                        for row in rows(out / name)] for out in (first, second))
         assert one == other
     assert [row["step"] for row in rows(second / "log.csv")] == list(range(1, 13))
-    assert [row["step"] for row in rows(second / "scores.csv")] == [5, 10]
+    assert [row["step"] for row in rows(second / "scores.csv")] == [5, 10, 12]
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +145,15 @@ def finished_by_two(tmp_path_factory, cache):
     out = tmp_path_factory.mktemp("runs") / "two"
     Run(out, command_line(cache, out, batch_size=4), ranks=2).end()
     return out
+
+
+@pytest.fixture
+def signals():
+    """Puts back the handlers that a run inside this process replaces."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 # ------------------------------------------------------------------------- what a run leaves
@@ -223,11 +233,11 @@ def test_killed_at_any_moment_and_resumed_is_the_same_run(finished, tmp_path, ca
 def test_sigterm_saves_the_same_step_on_every_rank(finished_by_two, tmp_path, cache):
     """SIGTERM to one of two ranks: both stop after one step, cleanly; resumed, the same run."""
     out = tmp_path / "stopped"
-    arguments = command_line(cache, out, "--resume", "--workers", 1, batch_size=4)
+    arguments = command_line(cache, out, "--workers", 1, batch_size=4)
     run = Run(out, arguments, ranks=2)
     run.wait_for_step(3)
     os.kill(run.ranks()[1], signal.SIGTERM)
-    assert "continue with --resume" in run.end()
+    assert "the same command continues" in run.end()
     step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
     assert 3 <= step < 12 and len(rows(out / "log.csv")) == step
     Run(out, arguments, ranks=2).end()
@@ -256,12 +266,33 @@ def test_number_of_processes_is_no_hyperparameter(finished, finished_by_two):
         np.testing.assert_allclose(one[:3], two[:3], rtol=1e-4 if name == "log.csv" else 2e-3)
 
 
-def test_an_existing_run_is_not_overwritten(finished, cache):
+def test_an_existing_run_is_not_overwritten(finished, cache, signals, capsys):
+    """Another seed, preset or kind of data is refused; the same command again only scores again."""
     out, _ = finished
-    before = (out / "checkpoint.pt").read_bytes()
-    with pytest.raises(SystemExit, match="already holds a run, at step 12 of 12.*--resume"):
-        train.main(command_line(cache, out))
-    assert (out / "checkpoint.pt").read_bytes() == before
+    before, scores = (out / "checkpoint.pt").read_bytes(), rows(out / "scores.csv")
+    for extra, fields, message in (
+        ([], {"seed": 1}, r"another run \(it differs in seed\).*--resume.*--out FOLDER"),
+        ([], {"steps": 24, "batch_size": 4}, "differs in batch_size, steps"),
+        (["--resume", "--preset", "paper"], {}, "differs in preset"),
+        (["--data", "freihand"], {}, "differs in data"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            train.main(command_line(cache, out, *extra, **fields))
+    train.main(command_line(cache, out))
+    assert "from step 12 to 12" in capsys.readouterr().out
+    assert (out / "checkpoint.pt").read_bytes() == before and rows(out / "scores.csv") == scores
+
+
+def test_a_finished_run_can_be_prolonged(finished, cache, tmp_path, signals):
+    """--resume with more steps continues a run, without repeating its other settings."""
+    out = tmp_path / "longer"
+    shutil.copytree(finished[0], out)
+    train.main(["--model", "simplehand", "--cache", str(cache), "--out", str(out), "--resume",
+                "--set", "steps=14", "learning_rate=1e-4"])
+    assert [row["step"] for row in rows(out / "log.csv")] == list(range(1, 15))
+    assert [row["step"] for row in rows(out / "scores.csv")] == [5, 10, 12, 14]
+    config = simplehand.load_checkpoint(out / "checkpoint.pt").config
+    assert config == dataclasses.replace(CONFIG, steps=14, learning_rate=1e-4)
 
 
 def test_a_reader_never_sees_half_a_checkpoint(tmp_path):
@@ -439,15 +470,6 @@ def test_an_overflow_of_the_scaler_is_not_an_error(cache):
     row, _ = trainer.train_step(batches(0))
     assert not math.isfinite(row["grad_norm"]) and math.isfinite(row["loss"])
     assert trainer.skipped == 0 and trainer.scaler.get_scale() == 2.0 ** 39
-
-
-@pytest.fixture
-def signals():
-    """Puts back the handlers that a run inside this process replaces."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def test_ten_non_finite_steps_end_the_run_with_the_batch(cache, tmp_path):
