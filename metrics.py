@@ -61,9 +61,11 @@ def _share_out(work: Callable[..., None], bytes_each: int, *batches: Tensor) -> 
     parts = min(threads, len(_chunks(samples, bytes_each, device)))
     if parts < 2 or device.type != "cpu":
         return work(*batches)
-    with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(work, *(batch.tensor_split(parts) for batch in batches)))
-    torch.set_num_threads(threads)  # of threads to come: the pool's initializer lowered it
+    try:
+        with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(work, *(batch.tensor_split(parts) for batch in batches)))
+    finally:
+        torch.set_num_threads(threads)  # the initializer lowered it for all threads to come
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

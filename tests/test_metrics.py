@@ -227,9 +227,18 @@ def test_every_batch_size_and_float_type(samples, dtype):
     assert metrics.f_score(source, target).shape == (samples, 2)
 
 
+@pytest.fixture
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
 @pytest.mark.parametrize("chunk_bytes", [1, 3000])
-def test_batch_is_a_loop_over_its_samples(monkeypatch, chunk_bytes):
-    """Neither the batch nor its division into chunks changes a sample's result."""
+def test_batch_is_a_loop_over_its_samples(monkeypatch, chunk_bytes, threads):
+    """Neither the batch nor its division into chunks and threads changes a sample's result."""
     source, target = clouds(0, 7, 21), clouds(1, 7, 21)
     functions = (metrics.procrustes_align, metrics.pa_mpjpe, metrics.f_score)
     whole = [function(source, target) for function in functions]
@@ -240,6 +249,7 @@ def test_batch_is_a_loop_over_its_samples(monkeypatch, chunk_bytes):
     for one, two, three in zip(whole, loop, chunked, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-14)
         torch.testing.assert_close(one, three, rtol=0, atol=1e-14)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
