@@ -552,22 +552,28 @@ def save_figure(figure: Figure, path: Path) -> None:
 # ------------------------------------------------------------------------------ training loop
 
 
-def listen_for_stop() -> list[str]:
-    """A list that gets the names of SIGTERM and Ctrl-C, instead of the process being stopped."""
+@contextlib.contextmanager
+def signals_noted() -> Iterator[list[str]]:
+    """Inside, SIGTERM and Ctrl-C do nothing but to put their names into a list."""
     received: list[str] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: received.append(signal.Signals(number).name))
-    return received
+    handlers = {number: signal.signal(number, lambda number, _: received.append(
+        signal.Signals(number).name)) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def train(trainer: Trainer, out: Path, about: dict[str, typing.Any], save_every: float) -> bool:
-    """Run to the last step, logging, evaluating and saving; False if asked to stop before."""
+def train(trainer: Trainer, out: Path, about: dict[str, typing.Any], save_every: float,
+          signals: list[str]) -> bool:
+    """Run to the last step, logging, evaluating and saving; False if a signal came before."""
     task, config, world = trainer.task, trainer.config, trainer.world
     keys = rank_batches(trainer.position, config.steps - trainer.step, config.batch_size,
                         config.accumulate, world, len(task.train_set), config.seed)
     batches = load_batches(task.train_set, keys, world)
-    signals, journal = listen_for_stop(), Journal(trainer, out)
-    saved, save_seconds, stopping = time.monotonic(), 0.0, False
+    journal, stopping = Journal(trainer, out), False
+    saved, save_seconds = time.monotonic(), 0.0
     while trainer.step < config.steps and not stopping:
         if trainer.step and trainer.step % config.eval_every == 0:
             scores, _ = evaluate(task, trainer.best_model, world)
@@ -942,7 +948,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         trainer = Trainer(task, world, arguments.compile)
         begin(trainer, origin, arguments.out)
-        if train(trainer, arguments.out, about, arguments.save_every):
+        with signals_noted() as signals:
+            done = train(trainer, arguments.out, about, arguments.save_every, signals)
+        if done:
             finish(task, trainer.best_model, trainer.step, world, about)
     if world.size > 1:
         dist.destroy_process_group()

@@ -147,15 +147,6 @@ def finished_by_two(tmp_path_factory, cache):
     return out
 
 
-@pytest.fixture
-def signals():
-    """Puts back the handlers that a run inside this process replaces."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 # ------------------------------------------------------------------------- what a run leaves
 
 
@@ -266,7 +257,7 @@ def test_number_of_processes_is_no_hyperparameter(finished, finished_by_two):
         np.testing.assert_allclose(one[:3], two[:3], rtol=1e-4 if name == "log.csv" else 2e-3)
 
 
-def test_an_existing_run_is_not_overwritten(finished, cache, signals, capsys):
+def test_an_existing_run_is_not_overwritten(finished, cache, capsys):
     """Another seed, preset or kind of data is refused; the same command again only scores again."""
     out, _ = finished
     before, scores = (out / "checkpoint.pt").read_bytes(), rows(out / "scores.csv")
@@ -278,12 +269,14 @@ def test_an_existing_run_is_not_overwritten(finished, cache, signals, capsys):
     ):
         with pytest.raises(SystemExit, match=message):
             train.main(command_line(cache, out, *extra, **fields))
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     train.main(command_line(cache, out))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert "from step 12 to 12" in capsys.readouterr().out
     assert (out / "checkpoint.pt").read_bytes() == before and rows(out / "scores.csv") == scores
 
 
-def test_a_finished_run_can_be_prolonged(finished, cache, tmp_path, signals):
+def test_a_finished_run_can_be_prolonged(finished, cache, tmp_path):
     """--resume with more steps continues a run, without repeating its other settings."""
     out = tmp_path / "longer"
     shutil.copytree(finished[0], out)
@@ -676,7 +669,7 @@ def test_the_mean_hand_is_hard_to_beat():
     assert baseline["PA-MPJPE"] == scores["shape"]["SimpleHand"]["PA-MPJPE"]
 
 
-def test_freihand_trains_and_writes_the_prediction_file(tmp_path, signals, capsys):
+def test_freihand_trains_and_writes_the_prediction_file(tmp_path, capsys):
     """The same loop on FreiHAND's layout, down to the file its evaluation server takes."""
     root, cache, out = (tmp_path / name for name in ("freihand", "cache", "out"))
     write_freihand(root)
