@@ -656,7 +656,7 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
             return {name.removesuffix(".npy"): _array_member(archive.read(name))
                     for name in archive.namelist()}
     except Exception as error:
-        raise UnsafeFileError(f"{path} is damaged or is not plain arrays ({_reason(error)})") from error
+        raise UnsafeFileError(f"{path} is damaged or unsafe ({_reason(error)})") from error
 
 
 # -------------------------------------------------------------------- linear blend skinning
@@ -801,8 +801,8 @@ class BodyModel(nn.Module):
         rotations, shape = self.rotations(pose), self._shape(betas, expression)
         if len(shape) != len(rotations):
             if 1 not in (len(shape), len(rotations)):
-                raise ValueError(f"{len(shape)} shapes for {len(rotations)} poses: expected as many "
-                                 f"of both, or one for all")
+                raise ValueError(f"{len(shape)} shapes for {len(rotations)} poses: expected equal "
+                                 f"numbers, or one for all")
             shape = shape.expand(len(rotations), -1)
             rotations = rotations.expand(len(shape), -1, -1, -1)
         vertices, transforms = self._skin(shape, rotations)

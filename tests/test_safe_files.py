@@ -1,0 +1,560 @@
+"""Safe files: official layouts are read, hostile and damaged ones are refused, nothing is run."""
+
+import collections
+import contextlib
+import copyreg
+import functools
+import importlib
+import io
+import marshal
+import operator
+import os
+import pickle
+import random
+import runpy
+import struct
+import subprocess
+import sys
+import timeit
+import types
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from bodymodels import ASSETS, UnsafeFileError, load_arrays, load_model, safe_unpickle
+
+PROTOCOLS = range(6)
+
+
+def same(a, b):
+    """Equal in type and content; sets come back as lists."""
+    if isinstance(a, np.ndarray):
+        return (isinstance(b, np.ndarray) and a.dtype.newbyteorder("=") == b.dtype
+                and a.shape == b.shape and all(map(same, a.ravel().tolist(), b.ravel().tolist())))
+    if isinstance(a, dict):
+        return type(b) is dict and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, set | frozenset):
+        return type(b) is list and len(a) == len(b) and a == set(b)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and (a == b or a != a and b != b)
+
+
+# ------------------------------------------------------------------------------------ plain data
+
+numbers = st.integers() | st.floats() | st.booleans() | st.none()
+arrays = hnp.arrays(
+    hnp.boolean_dtypes() | hnp.integer_dtypes(endianness="?") | hnp.floating_dtypes(endianness="?")
+    | hnp.complex_number_dtypes() | hnp.unicode_string_dtypes(max_len=3)
+    | hnp.byte_string_dtypes(max_len=3), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0))
+leaves = numbers | st.text() | st.binary() | arrays | st.sets(st.integers() | st.text())
+data = st.recursive(leaves, lambda inner: st.lists(inner) | st.tuples(inner, inner)
+                    | st.dictionaries(st.text() | st.integers(), inner), max_leaves=8)
+
+
+@given(data, st.sampled_from(PROTOCOLS))
+def test_plain_data_of_every_protocol_comes_back_unchanged(value, protocol):
+    """Reading a pickle of containers, text, numbers and arrays gives back what was written."""
+    assert same(value, safe_unpickle(pickle.dumps(value, protocol)))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_array_layouts(protocol):
+    """Order, strides, byte order, sharing, object and empty arrays, scalars: all are kept."""
+    grid = np.arange(24.0).reshape(2, 3, 4)
+    value = {"fortran": np.asfortranarray(grid), "view": grid[:, ::2], "axes": grid.swapaxes(0, 2),
+             "big-endian": grid.astype(">f4"), "empty": np.zeros((0, 3)), "zero-dim": np.array(3),
+             "objects": np.array([{"x": grid}, None, [1, "a"], ()], object), "bytes": b"\xff\x00",
+             "scalar": np.float32(2), "long": 2 ** 70, "ordered": collections.OrderedDict(a=1)}
+    value["again"] = value["fortran"]
+    result = safe_unpickle(pickle.dumps(value, protocol))
+    assert isinstance(result["ordered"], dict) and result.pop("ordered") == {"a": 1}
+    del value["ordered"]
+    assert same(value, result)
+    assert result["again"] is result["fortran"]
+
+
+def test_python_2_pickle():
+    """Text and array bytes of Python 2 arrive as latin-1 strings; both become what they were."""
+    raw = np.arange(4, dtype="<f8")
+    for text in (b"U" + bytes([32]), b"T" + struct.pack("<I", 32)):  # short and long strings
+        program = (b"\x80\x02}U\x01a" + b"cnumpy.core.multiarray\n_reconstruct\n"
+                   b"cnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x04\x85cnumpy\ndtype\nU\x02f8"
+                   b"K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+                   + text + raw.tobytes() + b"tbs.")
+        assert same(safe_unpickle(program), {"a": raw})
+    protocol_0 = b"(dp0\nS'name'\np1\nS'caf\\xe9'\np2\nsS'n'\nL12L\ns."
+    assert safe_unpickle(protocol_0) == {"name": "café", "n": 12}
+
+
+# ------------------------------------------------------------------- official layouts, rebuilt
+# Classes with the module names that official files mention, alive only while one is written.
+
+
+class _Stated:
+    """An object whose whole content is its __dict__, as chumpy's and scipy's are pickled."""
+
+    def __init__(self, **state):
+        self.__dict__.update(state)
+
+    def __reduce_ex__(self, protocol):
+        if protocol < 2:  # what Python 2 wrote
+            return copyreg._reconstructor, (type(self), object, None), self.__dict__
+        return copyreg.__newobj__, (type(self),), self.__dict__
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """foreign("chumpy.ch", "Ch")(x=...) makes an object of a class that nobody can import."""
+
+    def make(module, name):
+        parts = module.split(".")
+        for end in range(1, len(parts) + 1):
+            path = ".".join(parts[:end])
+            if path not in sys.modules:
+                monkeypatch.setitem(sys.modules, path, types.ModuleType(path))
+        if not hasattr(sys.modules[module], name):
+            kind = type(name, (_Stated,), {"__module__": module})
+            monkeypatch.setattr(sys.modules[module], name, kind, raising=False)
+        return getattr(sys.modules[module], name)
+
+    for name in [name for name in sys.modules if name.split(".")[0] in ("chumpy", "scipy")]:
+        monkeypatch.delitem(sys.modules, name)
+    return make
+
+
+def sparse_state(dense, by_column):
+    """indptr, indices and data as scipy stores them."""
+    major = dense.T if by_column else dense
+    rows, columns = np.nonzero(major)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(major)))])
+    return {"_shape": dense.shape, "maxprint": 50, "data": major[rows, columns],
+            "indices": columns.astype(np.int32), "indptr": starts.astype(np.int32)}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("module", ["scipy.sparse.{}", "scipy.sparse._{}"])
+@pytest.mark.parametrize("kind", ["csc", "csr"])
+def test_sparse_matrices_become_dense(foreign, protocol, module, kind):
+    """scipy's csc and csr matrices, of old and new scipy, become dense arrays without scipy."""
+    random_array = np.random.default_rng(0).random((5, 7))
+    dense = random_array * (random_array > 0.6)
+    matrix = foreign(module.format(kind), f"{kind}_matrix")(**sparse_state(dense, kind == "csc"))
+    assert same(dense, safe_unpickle(pickle.dumps(matrix, protocol)))
+
+
+def test_scipy_itself_agrees():
+    """What the scipy of today writes reads as the array it stands for."""
+    sparse = pytest.importorskip("scipy.sparse")
+    matrix = sparse.random(6, 9, 0.3, random_state=0)
+    for kind in (sparse.csc_matrix, sparse.csr_matrix, sparse.csc_array, sparse.csr_array):
+        assert same(matrix.toarray(), safe_unpickle(pickle.dumps(kind(matrix))))
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_chumpy_objects_become_arrays(foreign, protocol):
+    """chumpy's Ch, selections, reshapes, transposes and sums evaluate to their arrays."""
+    x, idxs = np.arange(12.0).reshape(3, 4), np.array([5, 0, 7, 2])
+    leaf = foreign("chumpy.ch", "Ch")(x=x, _dirty_vars=set(), _itr=None, _depends_on_deps={})
+    two = foreign("chumpy.ch", "Ch")(x=np.array([2.0]))
+    select = foreign("chumpy.reordering", "Select")
+    value = {
+        "leaf": leaf,
+        "select": select(a=leaf, idxs=idxs, preferred_shape=(2, 2)),
+        "flat": select(a=leaf, idxs=idxs),
+        "reshape": foreign("chumpy.reordering", "Reshape")(a=leaf, newshape=(4, 3)),
+        "transpose": foreign("chumpy.reordering", "transpose")(a=leaf, axes=None),
+        "sum": foreign("chumpy.ch_ops", "add")(
+            a=leaf, b=foreign("chumpy.ch_ops", "multiply")(a=leaf, b=two)),
+        "difference": foreign("chumpy.ch_ops", "subtract")(a=leaf, b=leaf),
+    }
+    expected = {"leaf": x, "select": x.ravel()[idxs].reshape(2, 2), "flat": x.ravel()[idxs],
+                "reshape": x.reshape(4, 3), "transpose": x.T, "sum": 3 * x, "difference": 0 * x}
+    assert same(expected, safe_unpickle(pickle.dumps(value, protocol)))
+
+
+def official(foreign, name):
+    """A free model's arrays with the types, layouts and oddities of the official pickles."""
+    arrays = dict(load_arrays(ASSETS / f"{name}.npz"))
+    del arrays["license"]
+    ch = foreign("chumpy.ch", "Ch")
+    arrays["kintree_table"] = arrays["kintree_table"].astype(np.uint32)
+    arrays["kintree_table"][0, 0] = 2 ** 32 - 1
+    regressor = sparse_state(arrays["J_regressor"].astype(float), by_column=True)
+    arrays["J_regressor"] = foreign("scipy.sparse.csc", "csc_matrix")(**regressor)
+    arrays["posedirs"] = np.asfortranarray(arrays["posedirs"].astype(float))
+    shapedirs = arrays["shapedirs"].astype(float)
+    arrays["shapedirs"] = foreign("chumpy.reordering", "Select")(
+        a=ch(x=shapedirs), idxs=np.arange(shapedirs.size), preferred_shape=shapedirs.shape)
+    arrays["v_template"] = ch(x=arrays["v_template"].astype(float), _dirty_vars=set())
+    return arrays
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_official_pickle_loads_as_the_model_it_holds(foreign, tmp_path, protocol):
+    """A model written the official way is the same body model as its plain npz."""
+    path = tmp_path / "MANO_RIGHT.pkl"
+    path.write_bytes(pickle.dumps(official(foreign, "hand_right"), protocol))
+    model, expected = load_model(path), load_model("hand_right")
+    for name, buffer in expected.named_buffers():
+        assert np.allclose(buffer, model.get_buffer(name), atol=1e-7), name
+    assert model.parents == expected.parents and model.side == "right"
+
+
+# --------------------------------------------------------------------------------------- hostile
+
+
+class Call:
+    """Unpickling it calls the function; so does one that stands where a function is expected."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+    def __call__(self):
+        raise NotImplementedError("only for pickle, which wants a callable")
+
+
+class Gadget:
+    """A harmless-looking class that runs a command when it is created or given a state."""
+
+    def __new__(cls, command="true"):
+        os.system(command)
+        return super().__new__(cls)
+
+    def __setstate__(self, command):
+        os.system(command)
+
+
+def program(*parts):
+    """A protocol 4 pickle of raw instructions; a str stands for the instruction that pushes it."""
+    return b"\x80\x04" + b"".join(
+        part if isinstance(part, bytes) else b"\x8c" + bytes([len(part)]) + part.encode()
+        for part in parts) + b"."
+
+
+def file_bytes(save, value):
+    buffer = io.BytesIO()
+    save(buffer, value)
+    return buffer.getvalue()
+
+
+def hostile_objects(target):
+    """Name -> an object whose pickle creates the file `target` when it is read."""
+    shell, code = f"touch {target}", f"open({str(target)!r}, 'w').close()"
+    system = Call(os.system, shell)
+    return {
+        "os.system": system,
+        "subprocess.call": Call(subprocess.call, ["touch", str(target)]),
+        "subprocess.Popen": Call(subprocess.check_output, ["touch", str(target)]),
+        "eval": Call(eval, code),
+        "exec": Call(exec, code),
+        "open": Call(open, str(target), "w"),
+        "__import__": Call(Call(getattr, Call(__import__, "os"), "system"), shell),
+        "importlib": Call(Call(getattr, Call(importlib.import_module, "os"), "system"), shell),
+        "functools.partial": Call(functools.partial(os.system, shell)),
+        "filter": Call(list, Call(filter, os.system, [shell])),
+        "operator.methodcaller": Call(operator.methodcaller("touch"), target),
+        "map": Call(list, Call(map, os.system, [shell])),
+        "pickle.loads": Call(pickle.loads, pickle.dumps(system)),
+        "marshal": Call(exec, Call(marshal.loads, marshal.dumps(compile(code, "", "exec")))),
+        "timeit": Call(timeit.timeit, code, "pass", timeit.default_timer, 1),
+        "runpy": Call(runpy.run_path, f"{target}.py"),
+        "deep in containers": ({"a": [1, ([system],)]},),
+        "dictionary key": {system: 1},
+        "set member": {system},
+        "numpy object array": np.array([None, {"deep": [system]}], object),
+        "numpy.load": Call(functools.partial(np.load, allow_pickle=True), Call(
+            io.BytesIO, file_bytes(np.save, np.array([system])))),
+        "torch storage": Call(torch.storage._load_from_bytes, file_bytes(
+            lambda file, value: torch.save(value, file), system)),
+    }
+
+
+def hostile_programs(target):
+    """Name -> the bytes of such a pickle, for what no pickler writes."""
+    shell = f"touch {target}"
+    quoted, arguments = repr(shell).encode(), (b"(", shell, b"t")
+    gadget = f"c{__name__}\nGadget\n".encode()
+    return {
+        "protocol 0": b"cos\nsystem\n(S" + quoted + b"\ntR.",
+        "Python 2 names": b"c__builtin__\neval\n(S\"__import__('os').system(" + quoted.replace(
+            b"'", b"\\'") + b")\"\ntR.",
+        "INST": b"(S" + quoted + b"\nios\nsystem\n.",
+        "OBJ": b"(cos\nsystem\nS" + quoted + b"\no.",
+        "NEWOBJ": program(gadget, *arguments, b"\x81"),
+        "NEWOBJ_EX": program(gadget, *arguments, b"}\x92"),
+        "BUILD": program(gadget, b")\x81", shell, b"b"),
+        "STACK_GLOBAL": program("os", "system", b"\x93", *arguments, b"R"),
+        "a dotted name": program("shutil", "os.system", b"\x93", *arguments, b"R"),
+        "a name from the memo": program("system", b"\x940", "os", b"h\x00\x93", *arguments, b"R"),
+        "EXT1": program(b"\x82\xf0", *arguments, b"R"),
+        "EXT2": program(b"\x83\xf0\x00", *arguments, b"R"),
+        "EXT4": program(b"\x84\xf0\x00\x00\x00", *arguments, b"R"),
+        "in the middle of data": program(b"](", "a", b"cos\nsystem\n", *arguments, b"R", b"e"),
+        "result thrown away": program(b"cos\nsystem\n", *arguments, b"R0N"),
+        "state of an array": program(
+            b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R",
+            b"cos\nsystem\n", *arguments, b"R0(K\x01)cnumpy\ndtype\n", "f8", b"K\x00K\x01\x87R",
+            b"\x89C\x08--------tb"),
+    }
+
+
+@pytest.fixture
+def target(tmp_path):
+    """The file whose existence shows that something was executed."""
+    target = tmp_path / "executed"
+    (tmp_path / "executed.py").write_text(f"open({str(target)!r}, 'w').close()")
+    copyreg.add_extension("os", "system", 240)
+    yield target
+    copyreg.remove_extension("os", "system", 240)
+    copyreg._extension_cache.pop(240, None)
+
+
+HOSTILE = [*hostile_objects(Path("x")), *hostile_programs("x")]
+
+
+def hostile_file(name, target, protocol=4):
+    programs = hostile_programs(target)
+    return programs[name] if name in programs else pickle.dumps(
+        hostile_objects(target)[name], protocol)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickle_is_refused(name, target):
+    """A file that makes an ordinary unpickler run code is refused, and nothing runs."""
+    for protocol in (0, 2, 4, 5):
+        attack = hostile_file(name, target, protocol)
+        with contextlib.suppress(Exception):  # some fail after the deed
+            pickle.loads(attack)
+        assert target.exists(), "this file does no harm, so refusing it shows nothing"
+        target.unlink()
+        with pytest.raises(UnsafeFileError, match="only text, numbers, arrays"):
+            safe_unpickle(attack)
+        assert not target.exists()
+
+
+def test_there_are_enough_hostile_files():
+    assert len(HOSTILE) >= 30
+
+
+def test_hostile_model_files_are_refused(target, tmp_path):
+    """The same through the doors that users take: load_arrays and load_model, .pkl and .npz."""
+    attack = Call(os.system, f"touch {target}")
+    (tmp_path / "SMPL_NEUTRAL.pkl").write_bytes(pickle.dumps({"v_template": attack}))
+    np.savez(tmp_path / "SMPLX_NEUTRAL.npz", v_template=np.array([attack]))
+    for name in ("SMPL_NEUTRAL.pkl", "SMPLX_NEUTRAL.npz"):
+        for load in (load_arrays, load_model):
+            with pytest.raises(UnsafeFileError, match=f"{name}.*posix.system"):
+                load(tmp_path / name)
+    assert not target.exists()
+
+
+# --------------------------------------------------------------------------------------- damaged
+
+
+def claim(code, shape, content):
+    """A pickled array that claims any type and shape for its content."""
+    shape, code, content = (pickle.dumps(value, 3)[2:-1] for value in (shape, code, content))
+    return (b"\x80\x03cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+            b"(K\x01" + shape + b"cnumpy\ndtype\n" + code + b"K\x00K\x01\x87R"
+            b"(K\x03X\x01\x00\x00\x00|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+            + content + b"tb.")
+
+
+def nested_tuples(depth):
+    return b")" + b"\x942\x86" * depth  # each a pair of the one before
+
+
+IMPOSSIBLE = {
+    "nothing": b"",
+    "not a pickle": b"\x89PNG\r\n",
+    "an unknown protocol": b"\x80\x09N.",
+    "an unknown instruction": b"\x80\x04\xfe.",
+    "a persistent name": b"Psomething\n.",
+    "a persistent object": b"\x80\x02NQ.",
+    "an out-of-band buffer": b"\x80\x05\x97.",
+    "an empty stack": b"\x80\x040.",
+    "a missing mark": b"\x80\x04NNt.",
+    "a missing memo entry": b"\x80\x04h\x07.",
+    "a function as data": program(b"c_codecs\nencode\n"),
+    "a class as data": program(b"cnumpy\nndarray\n"),
+    "an array without state": program(
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"),
+    "state for a list": program(b"]", b"}", "a", b"Nsb"),
+    "state for a function": program(b"c_codecs\nencode\n", b"N}", "__code__", b"Ns\x86b"),
+    "state for a class": program(b"cnumpy\nndarray\n", b"N}", "rebuild", b"Ns\x86b"),
+    "another codec": program(b"c_codecs\nencode\n", "x", "punycode", b"\x86R"),
+    "a list that holds itself": b"\x80\x04]\x94h\x00a.",
+    "lists too deep": b"\x80\x04" + b"]" * 50_000 + b"a" * 49_999 + b".",
+    "a key that takes forever to hash": b"\x80\x04}" + nested_tuples(200) + b"Ns.",
+    "keys without values": b"\x80\x04}(NNNu.",
+    "more bytes than there are": b"\x80\x04\x8e" + struct.pack("<Q", 2 ** 62) + b"abc.",
+    "more bytearray than there is": b"\x80\x05\x96" + struct.pack("<Q", 2 ** 62) + b"abc.",
+    "more text than there is": b"\x80\x04\x8d" + struct.pack("<Q", 2 ** 62) + b"abc.",
+    "more integer than there is": b"\x80\x02\x8b" + struct.pack("<i", 2 ** 31 - 1) + b"abc.",
+    "an array larger than its bytes": claim("f8", (2 ** 40,), b"12345678"),
+    "an array smaller than its bytes": claim("f8", (0,), b"12345678"),
+    "an array of negative size": claim("f8", (-1, -1), b"12345678"),
+    "an array of float size": claim("f8", (1.0,), b"12345678"),
+    "elements without bytes": claim("S0", (2 ** 40,), b""),
+    "bytes as Python objects": claim("O8", (1,), b"12345678"),
+    "a list as numbers": claim("f8", (1,), [1.0]),
+    "records": claim("V8", (1,), b"12345678"),
+    "dates": claim("M8", (1,), b"12345678"),
+    "a type that is none": claim("f7", (1,), b"1234567"),
+    "a type spelled in words": claim("float64, (2,)O", (1,), b"12345678"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_impossible_pickle_is_refused(name):
+    with pytest.raises(UnsafeFileError, match="only text, numbers, arrays"):
+        safe_unpickle(IMPOSSIBLE[name])
+
+
+def test_convention_memo_index_costs_nothing():
+    """A memo index of four billion is no reason to allocate four billion slots."""
+    assert safe_unpickle(b"\x80\x02]r\xff\xff\xff\xff.") == []
+
+
+@pytest.mark.parametrize("change", [
+    {"_shape": (5, 8)}, {"_shape": (4, 7)}, {"_shape": (2 ** 40, 7)}, {"_shape": (-5, -7)},
+    {"_shape": (5.0, 7)}, {"indices": np.full(35, 5)}, {"indices": np.full(35, -1)},
+    {"indices": np.zeros(34, int)}, {"indices": np.zeros(35)}, {"indptr": np.zeros(8, int)},
+    {"indptr": np.array([0, 35, 0, 35, 35, 35, 35, 35])}, {"indptr": np.arange(0, 40, 5)[::-1]},
+    {"data": np.array([None] * 35)}, {"data": np.zeros((35, 1))}, {"data": None},
+    {"indptr": np.array([0, 127, -128, -1, -1, -1, -1, 35], np.int8)},
+], ids=repr)
+def test_sparse_matrix_that_contradicts_itself_is_refused(foreign, change):
+    """Shapes, indices and pointers are checked against each other before anything is filled."""
+    state = sparse_state(np.ones((5, 7)), by_column=True)
+    kind = foreign("scipy.sparse.csc", "csc_matrix")
+    assert safe_unpickle(pickle.dumps(kind(**state))).shape == (5, 7)
+    with pytest.raises(UnsafeFileError):
+        safe_unpickle(pickle.dumps(kind(**(state | change))))
+
+
+def test_a_small_file_cannot_ask_for_a_huge_sum(foreign):
+    """Broadcasting a column against a row would square the size of the file."""
+    ch, add = foreign("chumpy.ch", "Ch"), foreign("chumpy.ch_ops", "add")
+    value = add(a=ch(x=np.zeros((9, 1))), b=ch(x=np.zeros((1, 9))))
+    with pytest.raises(UnsafeFileError, match="shapes"):
+        safe_unpickle(pickle.dumps(value))
+
+
+@pytest.fixture
+def specimens(foreign):
+    """Small files with everything in them: pickles of all protocols and an npz."""
+    dense = np.eye(3)
+    value = {"f": np.arange(6.0).reshape(2, 3), "u": np.array(["ab", "c"]), "s": np.float32(2),
+             "o": np.array([{"k": (1, b"x")}], object), "n": [1, 2.5, None, "é", {1, 2}],
+             "csc": foreign("scipy.sparse.csc", "csc_matrix")(**sparse_state(dense, True)),
+             "ch": foreign("chumpy.reordering", "Select")(
+                 a=foreign("chumpy.ch", "Ch")(x=dense), idxs=np.arange(3))}
+    archive = io.BytesIO()
+    np.savez(archive, f=value["f"], u=value["u"], o=value["o"], g=value["f"].T)
+    return [pickle.dumps(value, protocol) for protocol in PROTOCOLS], archive.getvalue()
+
+
+def test_every_truncation_is_refused(specimens, tmp_path):
+    """No beginning of a file is mistaken for the file."""
+    pickles, archive = specimens
+    for file in pickles:
+        for length in range(0, len(file), 7):
+            with pytest.raises(UnsafeFileError):
+                safe_unpickle(file[:length])
+    for length in range(0, len(archive), 31):
+        (tmp_path / "model.npz").write_bytes(archive[:length])
+        with pytest.raises(UnsafeFileError, match="model.npz"):
+            load_arrays(tmp_path / "model.npz")
+
+
+def mutated(file, source):
+    """The file with a few bytes changed, removed, repeated or moved."""
+    file = bytearray(file)
+    for _ in range(source.choice((1, 1, 2, 8))):
+        start, length = source.randrange(len(file)), source.randrange(1, 9)
+        piece = bytes(file[start:start + length])
+        match source.randrange(4):
+            case 0:
+                file[start] = source.randrange(256)
+            case 1:
+                del file[start:start + length]
+            case 2:
+                file[start:start] = piece * source.randrange(1, 3)
+            case 3:
+                other = source.randrange(len(file))
+                file[other:other + length] = piece
+    return bytes(file)
+
+
+def test_fuzz(specimens, tmp_path):
+    """A damaged file is read or refused with UnsafeFileError: there is no third outcome."""
+    pickles, archive = specimens
+    source = random.Random(0)
+    read = 0
+    for file in pickles * 80:
+        try:
+            safe_unpickle(mutated(file, source))
+            read += 1
+        except UnsafeFileError:
+            pass
+    path = tmp_path / "model.npz"
+    for _ in range(100):
+        path.write_bytes(mutated(archive, source))
+        with contextlib.suppress(UnsafeFileError):
+            load_arrays(path)
+    assert 0 < read < 400  # the mutations are neither all fatal nor all harmless
+
+
+# ------------------------------------------------------------------------------------------- npz
+
+
+def test_npz_members(tmp_path):
+    """Numbers, text and arrays of objects are read from an npz without numpy's own unpickler."""
+    value = {"a": np.arange(6.0).reshape(2, 3), "b": np.ones((2, 3)).T, "text": np.array("right"),
+             "rows": np.array([{"x": 1}, None], object), "table": np.array({"y": [1, 2]}, object)}
+    np.savez_compressed(tmp_path / "a.npz", **value)
+    result = load_arrays(tmp_path / "a.npz")
+    assert result["table"] == {"y": [1, 2]}
+    del value["table"], result["table"]
+    assert same(value, result)
+
+
+def test_npy_header_is_not_executed(tmp_path, target):
+    """A header is a literal; an expression in its place is refused."""
+    header = f"__import__('os').system('touch {target}')".encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(UnsafeFileError):
+        load_arrays(tmp_path / "a.npz")
+    assert not target.exists()
+
+
+def test_npz_array_larger_than_its_bytes(tmp_path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (10_000_000_000_000,)}\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(UnsafeFileError):
+        load_arrays(tmp_path / "a.npz")
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    for name in ("a.pkl", "a.npz"):
+        with pytest.raises(FileNotFoundError, match=name):
+            load_arrays(tmp_path / name)
+
+
+def test_a_pickle_that_is_no_dictionary(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(UnsafeFileError, match="holds a list"):
+        load_arrays(tmp_path / "a.pkl")
