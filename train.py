@@ -1,8 +1,8 @@
 """Train and evaluate in plain PyTorch: one process, or as many as torchrun starts.
 
-    python train.py --model simplehand                     # a preset that suits this machine
+    python train.py --model simplehand                                # suits this machine
     torchrun --nproc-per-node 8 train.py --model simplehand --preset paper \\
-        --data freihand --data-root FOLDER                 # the paper's run
+        --data freihand --data-root FOLDER --hand MANO_RIGHT.pkl          # the paper's run
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST train.py ...
     python train.py --model simplehand --resume --set steps=9000      # prolong the run in OUT
     python train.py --model simplehand --eval --checkpoint FILE [--export FILE]
@@ -772,7 +772,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--cache", help="folder for rendered images (default: runs/cache)", default="runs/cache")
     add("--backbone", help="ImageNet weights to start from, a file of timm's or Apple's FastViT")
     add("--out", type=Path, help="folder of the run (default: runs/MODEL)")
-    add("--resume", action="store_true", help="continue the run in --out")
+    add("--resume", action="store_true",
+        help="continue the run in --out; its settings hold, but for those given here")
     add("--eval", action="store_true", help="only score --checkpoint (default: that in --out)")
     add("--checkpoint", type=Path, help="the file to score with --eval")
     add("--export", type=Path, help="write the final weights in half precision, to ship")
