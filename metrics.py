@@ -480,7 +480,7 @@ def _benchmark_procrustes(samples: int, points: int) -> None:
     source = 0.05 * torch.randn(samples, points, 3, generator=generator)
     target = source + 0.01 * torch.randn(samples, points, 3, generator=generator)
     pieces = list(zip(source.split(64), target.split(64), strict=True))  # for its sake: fits caches
-    ours, whole, split = _interleaved(9, [
+    ours, whole, split = _interleaved(5, [
         lambda: procrustes_align(source, target),
         lambda: _common_procrustes(source, target),
         lambda: torch.cat([_common_procrustes(*piece) for piece in pieces])])
