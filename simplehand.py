@@ -145,9 +145,9 @@ PRESETS: dict[str, Config] = {
     # further than 30 degrees: in that time the whole sphere of views does not fit.
     "cpu": Config(
         image_size=64, embed_dims=(32, 64, 128, 256), depths=(1, 1, 2, 1), large_kernel=3,
-        mlp_ratio=2.0, feature_width=512, layer_scale=1.0, backbone_drop_path=0.0,
+        mlp_ratio=2.0, feature_width=512, layer_scale=0.1, backbone_drop_path=0.0,
         token_width=128, dims=(64, 32, 16), heads=1, dropout=0.0, drop_path=0.0,
-        output_scale=0.1, batch_size=32, steps=4_000, warmup_steps=200, learning_rate=2e-3,
+        output_scale=0.1, batch_size=32, steps=4_000, warmup_steps=100, learning_rate=1e-3,
         schedule="cosine", precision="fp32", eval_every=1_000, train_samples=20_000, views=30.0,
         in_plane=30.0,
     ),
