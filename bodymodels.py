@@ -700,7 +700,7 @@ class _Skinning(torch.autograd.Function):
 
     @staticmethod
     def blend(transforms: Tensor, weights: Tensor) -> Tensor:
-        return (transforms.flatten(0, 2) @ weights).view(-1, 3, 4, weights.shape[1])
+        return (transforms.flatten(0, 2) @ weights).unflatten(0, (-1, 3, 4))
 
     @staticmethod
     def forward(ctx, shaped: Tensor, transforms: Tensor, weights: Tensor) -> Tensor:
@@ -771,9 +771,9 @@ class BodyModel(nn.Module):
             **_hand_space(arrays, family, hand_pose, num_pca_comps))
         self.tip_vertex_ids: tuple[int, ...] = ()
         if family == "mano":
-            own = arrays.get("tip_vertex_ids", TIP_VERTEX_IDS["freihand"])
-            tips = own if tips is None else TIP_VERTEX_IDS[tips] if isinstance(tips, str) else tips
-            self.tip_vertex_ids = tuple(int(vertex) for vertex in tips)
+            if tips is None:
+                tips = arrays.get("tip_vertex_ids", "freihand")
+            self.tip_vertex_ids = _tips(tips)
             keypoints = keypoint_regressor(torch.from_numpy(regressor), self.tip_vertex_ids)
             self._store(dtype, keypoint_regressor=keypoints.numpy())
 
@@ -803,8 +803,8 @@ class BodyModel(nn.Module):
             if 1 not in (len(shape), len(rotations)):
                 raise ValueError(f"{len(shape)} shapes for {len(rotations)} poses: expected equal "
                                  f"numbers, or one for all")
-            shape = shape.expand(len(rotations), -1)
-            rotations = rotations.expand(len(shape), -1, -1, -1)
+            batch = len(shape) * len(rotations)  # one of them is 1
+            shape, rotations = shape.expand(batch, -1), rotations.expand(batch, -1, -1, -1)
         vertices, transforms = self._skin(shape, rotations)
         if transl is not None:
             transl = transl.to(vertices)
@@ -831,14 +831,14 @@ class BodyModel(nn.Module):
         shifts = positions - (linear * joints.unsqueeze(2)).sum(3, keepdim=True)
         rest_to_world = torch.cat([linear, shifts], 3).permute(0, 2, 3, 1).contiguous()
         vertices = _Skinning.apply(  # (B, 3, V), (B, 3, 4, K), (K, V)
-            shaped.view(batch, 3, -1), rest_to_world, self.skinning_weights)
+            shaped.unflatten(1, (3, -1)), rest_to_world, self.skinning_weights)
         return vertices.transpose(1, 2), transforms
 
     def rest_joints(self, betas: Tensor, expression: Tensor | None = None) -> Tensor:
         """Joints (B, K, 3) of the unposed shape; the first is the point the root turns about."""
         shape = self._shape(betas, expression)
         skeleton = torch.addmm(self.skeleton, shape, self.skeleton_basis)
-        return skeleton.view(len(shape), 2, -1, 3)[:, 0]
+        return skeleton.unflatten(1, (2, -1, 3))[:, 0]
 
     @property
     def v_template(self) -> Tensor:
@@ -878,6 +878,13 @@ class BodyModel(nn.Module):
         return shape.to(self.offsets.dtype)
 
 
+def _tips(tips: str | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(tips, str) and tips not in TIP_VERTEX_IDS:
+        raise ValueError(f"tips={tips!r}: expected one of {', '.join(TIP_VERTEX_IDS)}, or vertices")
+    vertices = TIP_VERTEX_IDS[tips] if isinstance(tips, str) else tips
+    return tuple(int(vertex) for vertex in vertices)
+
+
 def _family(joint_count: int) -> str:
     """The family with this many joints, or ""."""
     return next((family for family, (joints, *_) in _FAMILIES.items()
@@ -885,15 +892,18 @@ def _family(joint_count: int) -> str:
 
 
 def _checked(arrays: dict, name: str) -> dict:
-    """The arrays as float64 or int64, after a look at their names and shapes."""
+    """The arrays as float64 or int64, after a look at their names, kinds, shapes and indices."""
     kinds = {"v_template": np.float64, "shapedirs": np.float64, "posedirs": np.float64,
              "J_regressor": np.float64, "weights": np.float64, "kintree_table": np.int64,
              "f": np.int64}
     missing = [key for key in kinds if key not in arrays]
     if missing:
-        raise ValueError(f"{name or 'the model'} lacks {', '.join(missing)}: is it a MANO, SMPL or "
-                         f"SMPL-X model file?")
-    arrays = arrays | {key: np.asarray(arrays[key]).astype(kind) for key, kind in kinds.items()}
+        raise ValueError(f"{name} lacks {', '.join(missing)}: is it a MANO, SMPL or SMPL-X model?")
+    arrays = arrays | {key: np.asarray(arrays[key]) for key in kinds}
+    for key, kind in kinds.items():
+        if arrays[key].dtype.kind not in "biuf":
+            raise ValueError(f"{name}: {key} holds {arrays[key].dtype}, expected numbers")
+        arrays[key] = arrays[key].astype(kind)
     vertices, joints = len(arrays["v_template"]), arrays["kintree_table"].shape[-1]
     expected = {"v_template": (vertices, 3), "posedirs": (vertices, 3, 9 * (joints - 1)),
                 "shapedirs": (vertices, 3, arrays["shapedirs"].shape[-1]),
@@ -963,6 +973,8 @@ def _hand_space(arrays: dict, family: str, hand_pose: str, num_pca_comps: int) -
         return {}
     hands = _FAMILIES[family][1] if family else ()
     keys = [f"hands_{part}{hand}" for part in ("mean", "components") for hand in hands]
+    if not 1 <= num_pca_comps <= 45:
+        raise ValueError(f"num_pca_comps={num_pca_comps}, expected 1 to 45")
     if not hands or any(key not in arrays for key in keys):
         raise ValueError(f"hand_pose={hand_pose!r} needs a model with hands_mean and "
                          f"hands_components; use hand_pose='absolute'")
@@ -1406,6 +1418,10 @@ def _medians(functions: Sequence[Callable], seconds: float) -> list[float]:
     return [statistics.median(spent[1:]) for spent in times]
 
 
+BENCHMARKED = (("hand_right", 1), ("hand_right", 64), ("body", 1), ("body", 64),
+               ("wholebody", 1), ("wholebody", 16))  # model, batch
+
+
 def benchmark(seconds: float = 4.0) -> None:
     """Print the time of posing a batch on this CPU beside that of smplx, where installed."""
     try:
@@ -1415,9 +1431,8 @@ def benchmark(seconds: float = 4.0) -> None:
         print("smplx is not installed: our times alone (pip install smplx for the comparison)")
     print(f"{torch.get_num_threads()} threads, float32, medians of interleaved runs")
     print(f"{'model':12}{'batch':>6}  {'pass':18}{'ours ms':>9}{'smplx ms':>10}{'ratio':>7}")
-    for name, batch in (("hand_right", 1), ("hand_right", 64), ("body", 1), ("body", 64),
-                        ("wholebody", 1), ("wholebody", 16)):
-        model = load_model(name, num_betas=10)
+    for name, batch in BENCHMARKED:
+        model = load_model(name)
         generator = torch.Generator().manual_seed(0)
         shape = torch.randn(batch, len(model.skeleton_basis), generator=generator)
         pose = 0.4 * torch.randn(batch, len(model.parents), 3, generator=generator)

@@ -1,189 +1,652 @@
-"""Body models: agreement with the smplx package, and the properties that skinning must have."""
+"""Body models: linear blend skinning against smplx and against what must hold of any of them."""
+
+import copy
+import functools
+import pickle
+import sys
 
 import numpy as np
 import pytest
+import smplx
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from smplx.lbs import lbs
 
-import bodymodels
-from bodymodels import FREE_MODELS, axis_angle_to_matrix, load_arrays, load_model
+import bodymodels as bm
 
-smplx_lbs = pytest.importorskip("smplx.lbs")
-SEEDS = st.integers(0, 10_000)
-MODELS = {name: load_model(name, dtype=torch.float64) for name in FREE_MODELS}
+NAMES = bm.FREE_MODELS
+seeds = st.integers(0, 2 ** 31)
+names = st.sampled_from(NAMES)
 
 
-def sample(model, seed, batch=2, scale=0.5):
-    """Random betas, axis-angle pose and expression."""
+@functools.cache
+def model(name, **options):
+    return bm.load_model(name, **options)
+
+
+@functools.cache
+def arrays(name):
+    return bm.load_arrays(bm.ASSETS / f"{name}.npz")
+
+
+def inputs(body, batch, seed=0, scale=0.5, dtype=torch.float32):
+    """Random betas, axis-angle pose, expression and translation."""
     generator = torch.Generator().manual_seed(seed)
+    sizes = (body.num_betas,), (len(body.parents), 3), (body.num_expression,), (3,)
+    betas, pose, expression, transl = (
+        torch.randn(batch, *size, generator=generator, dtype=torch.float64).to(dtype)
+        for size in sizes)
+    return betas, scale * pose, expression, transl
 
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    return (draw(batch, model.num_betas), scale * draw(batch, len(model.parents), 3),
-            draw(batch, model.num_expression))
-
-
-def oracle(name, betas, pose, expression):
-    """Vertices and joints by smplx.lbs from the arrays of the file."""
-    arrays = load_arrays(bodymodels.ASSETS / f"{name}.npz")
-
-    def tensor(key):
-        return torch.from_numpy(np.asarray(arrays[key]).astype(np.float64))
-
-    parents = torch.from_numpy(arrays["kintree_table"][0].astype(np.int64))
+def oracle(source, betas, pose, expression=None, dtype=torch.float32):
+    """smplx.lbs on the arrays of a file: vertices and joints."""
+    template, shapedirs, posedirs, regressor, weights = (
+        torch.tensor(source[key].astype(np.float64)).to(dtype)
+        for key in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights"))
+    shape = betas if expression is None else torch.cat([betas, expression], 1)
+    parents = torch.tensor(source["kintree_table"].astype(np.int64)[0])
     parents[0] = -1
-    posedirs = tensor("posedirs").reshape(-1, arrays["posedirs"].shape[2]).T
-    return smplx_lbs.lbs(torch.cat([betas, expression], 1), pose.flatten(1), tensor("v_template"),
-                         tensor("shapedirs"), posedirs, tensor("J_regressor"), parents,
-                         tensor("weights"))
+    return lbs(shape, pose.flatten(1), template, shapedirs[:, :, :shape.shape[1]],
+               posedirs.flatten(0, 1).T, regressor, parents, weights)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", FREE_MODELS)
-def test_agrees_with_smplx(name, dtype):
-    """Vertices and joints within 1e-5 m of smplx.lbs for random betas, pose and expression."""
-    betas, pose, expression = sample(MODELS[name], seed=1, batch=4)
-    vertices, joints = oracle(name, betas, pose, expression)
-    ours = load_model(name, dtype=dtype)(betas.to(dtype), pose.to(dtype), expression.to(dtype))
-    assert (ours.vertices.double() - vertices).abs().max() < 1e-5
-    assert (ours.joints.double() - joints).abs().max() < 1e-5
+def apart(a, b):
+    """The largest distance between corresponding points, in metres."""
+    return (a - b).norm(dim=-1).max().item()
 
 
-@pytest.mark.parametrize("name", FREE_MODELS)
+def rotation(seed):
+    axis_angle = torch.randn(1, 3, generator=torch.Generator().manual_seed(seed)).double()
+    return bm.axis_angle_to_matrix(axis_angle)[0]
+
+
+# ------------------------------------------------------------------------------ smplx as oracle
+
+
+@given(names, seeds, st.floats(0, 2))
+def test_parity_with_smplx(name, seed, scale):
+    """Vertices and joints agree with smplx.lbs to 1e-5 m, for any shape, expression and pose."""
+    body = model(name)
+    betas, pose, expression, _ = inputs(body, 2, seed, scale)
+    vertices, joints = oracle(arrays(name), betas, pose, expression)
+    output = body(betas, pose, expression)
+    assert apart(output.vertices, vertices) < 1e-5
+    assert apart(output.joints, joints) < 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parity_with_smplx_in_float64(name):
+    """In float64 the two agree to the 1e-8 that smplx adds to every angle."""
+    body = model(name, dtype=torch.float64)
+    betas, pose, expression, _ = inputs(body, 3, dtype=torch.float64)
+    vertices, joints = oracle(arrays(name), betas, pose, expression, torch.float64)
+    output = body(betas, pose, expression)
+    assert apart(output.vertices, vertices) < 1e-7 and apart(output.joints, joints) < 1e-7
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_agree_with_smplx(name):
-    """The hand-written backward pass gives smplx's gradients of a random function."""
-    betas, pose, expression = (x.requires_grad_() for x in sample(MODELS[name], seed=2))
-    weights = torch.randn(2, len(MODELS[name].v_template), 3, dtype=torch.float64)
-    inputs = [betas, pose] + ([expression] if MODELS[name].num_expression else [])
-    ours = torch.autograd.grad(
-        (MODELS[name](betas, pose, expression).vertices * weights).sum(), inputs)
-    theirs = torch.autograd.grad((oracle(name, betas, pose, expression)[0] * weights).sum(), inputs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).abs().max() < 1e-6 * b.abs().max()
+    """The gradient of a loss by betas, expression and pose is that of smplx's autograd."""
+    body = model(name, dtype=torch.float64)
+    leaves = [x.requires_grad_() for x in inputs(body, 2, dtype=torch.float64)[:3]]
+    vertices, joints = oracle(arrays(name), *leaves, dtype=torch.float64)
+    output = body(*leaves)
+    weights = torch.randn_like(vertices)
+    for a, b in ((output.vertices, vertices), (output.joints, joints)):
+        ours, theirs = (torch.autograd.grad((x * weights[:, :x.shape[1]]).sum(), leaves,
+                                            retain_graph=True, allow_unused=True) for x in (a, b))
+        for x, y in zip(ours, theirs, strict=True):
+            assert torch.allclose(x, y, rtol=1e-5, atol=1e-5 * y.abs().max().item() if y.numel()
+                                  else 0)
 
 
-@pytest.mark.parametrize("name", FREE_MODELS)
-def test_rest_pose_is_the_template(name):
-    """Zero betas and zero pose give the template and the joints regressed from it."""
-    model = MODELS[name]
-    output = model(torch.zeros(1, 10).double(), torch.zeros(1, len(model.parents), 3).double())
-    assert torch.allclose(output.vertices[0], model.v_template, atol=1e-9)
-    assert torch.allclose(output.joints[0], model.J_regressor @ model.v_template, atol=1e-9)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The free models under the official names, where smplx.create looks for them."""
+    folder = tmp_path_factory.mktemp("models")
+    for path, name in (("mano/MANO_RIGHT", "hand_right"), ("mano/MANO_LEFT", "hand_left"),
+                       ("smpl/SMPL_NEUTRAL", "body"), ("smplx/SMPLX_NEUTRAL", "wholebody")):
+        file = (folder / path).with_suffix(".pkl" if name == "body" else ".npz")
+        file.parent.mkdir(exist_ok=True)
+        content = dict(arrays(name))
+        if name == "body":  # the smplx package reads SMPL from pickles alone
+            file.write_bytes(pickle.dumps(content))
+        else:
+            np.savez(file, **content)
+    return folder
 
 
-@given(seed=SEEDS)
-def test_a_global_rotation_turns_the_mesh_about_its_rest_root(seed):
-    """v(R R_0) = R (v(R_0) - j_0) + j_0, and a translation is added to everything."""
-    model = MODELS["hand_right"]
-    betas, pose, _ = sample(model, seed)
-    rotation = axis_angle_to_matrix(sample(model, seed + 1)[1][:, 0])
-    transl = betas[:, :3]
-    matrices = axis_angle_to_matrix(pose)
-    turned = torch.cat([rotation[:, None] @ matrices[:, :1], matrices[:, 1:]], 1)
-    plain, moved = model(betas, matrices), model(betas, turned, transl=transl)
-    root = model.rest_joints(betas)[:, :1]
-    for before, after in ((plain.vertices, moved.vertices), (plain.joints, moved.joints)):
-        expected = (before - root) @ rotation.transpose(1, 2) + root + transl[:, None]
-        assert (after - expected).abs().max() < 1e-7  # float32 weights sum to 1 within 1e-8
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("hand_pose, options", [
+    ("absolute", {"use_pca": False, "flat_hand_mean": True}),
+    ("mean_relative", {"use_pca": False, "flat_hand_mean": False}),
+    ("pca", {"use_pca": True, "num_pca_comps": 12, "flat_hand_mean": False}),
+])
+def test_hand_agrees_with_smplx_create(folder, side, hand_pose, options):
+    """Flat, mean-relative and PCA hands of either side are smplx's, translation included."""
+    theirs = smplx.create(folder, "mano", is_rhand=side == "right", ext="npz", batch_size=3,
+                          **options)
+    ours = bm.load_model(folder, family="mano", side=side, hand_pose=hand_pose, num_pca_comps=12)
+    betas, pose, _, transl = inputs(ours, 3)
+    hand = pose[:, 1:].flatten(1)[:, :12 if hand_pose == "pca" else 45]
+    expected = theirs(betas=betas, global_orient=pose[:, 0], hand_pose=hand, transl=transl)
+    output = ours(betas, torch.cat([pose[:, 0], hand], 1) if hand_pose == "pca" else pose,
+                  transl=transl)
+    assert apart(output.vertices, expected.vertices) < 1e-5
+    assert apart(output.joints, expected.joints[:, :16]) < 1e-5
 
 
-@given(seed=SEEDS, batch=st.integers(1, 5))
-def test_a_batch_is_a_loop(seed, batch):
-    """Every sample of a batch is posed as if it were alone; axis-angle equals matrices."""
-    model = MODELS["hand_left"]
-    betas, pose, _ = sample(model, seed, batch)
-    together = model(betas, axis_angle_to_matrix(pose))
+@pytest.mark.parametrize("hand_pose, options", [
+    ("absolute", {"use_pca": False, "flat_hand_mean": True}),
+    ("mean_relative", {"use_pca": False, "flat_hand_mean": False}),
+    ("pca", {"use_pca": True, "num_pca_comps": 6, "flat_hand_mean": False}),
+])
+def test_wholebody_agrees_with_smplx_create(folder, hand_pose, options):
+    """SMPL-X's joints, expression and both hands' parametrisations are smplx's."""
+    theirs = smplx.create(folder, "smplx", ext="npz", batch_size=2, **options)
+    ours = bm.load_model(folder, family="smplx", hand_pose=hand_pose, num_pca_comps=6)
+    betas, pose, expression, transl = inputs(ours, 2)
+    left, right = (pose[:, start:start + 15].flatten(1) for start in (25, 40))
+    if hand_pose == "pca":
+        left, right = left[:, :6], right[:, :6]
+    expected = theirs(betas=betas, expression=expression, transl=transl, global_orient=pose[:, 0],
+                      body_pose=pose[:, 1:22].flatten(1), jaw_pose=pose[:, 22],
+                      leye_pose=pose[:, 23], reye_pose=pose[:, 24],
+                      left_hand_pose=left, right_hand_pose=right)
+    if hand_pose == "pca":
+        pose = torch.cat([pose[:, :25].flatten(1), left, right], 1)
+    output = ours(betas, pose, expression, transl)
+    assert apart(output.vertices, expected.vertices) < 1e-5
+    assert apart(output.joints, expected.joints[:, :55]) < 1e-5
+
+
+def test_body_agrees_with_smplx_create(folder):
+    """SMPL from a pickle is smplx's SMPL."""
+    theirs = smplx.create(folder, "smpl", batch_size=2)
+    ours = bm.load_model(folder, family="smpl")
+    betas, pose, _, transl = inputs(ours, 2)
+    expected = theirs(betas=betas, global_orient=pose[:, 0], body_pose=pose[:, 1:].flatten(1),
+                      transl=transl)
+    output = ours(betas, pose, transl=transl)
+    assert apart(output.vertices, expected.vertices) < 1e-5
+    assert apart(output.joints, expected.joints[:, :24]) < 1e-5
+
+
+def test_large_official_shape_spaces(folder, tmp_path):
+    """Of 300 shape and 100 expression components the first ten of each are used, as in smplx."""
+    generator = np.random.default_rng(0)
+    content = dict(arrays("wholebody"))
+    content["shapedirs"] = 0.01 * generator.standard_normal((10475, 3, 400)).astype(np.float32)
+    np.savez(tmp_path / "SMPLX_NEUTRAL.npz", **content)
+    theirs = smplx.SMPLX(tmp_path, ext="npz", use_pca=False, flat_hand_mean=True)
+    ours = bm.load_model(tmp_path)
+    betas, pose, expression, _ = inputs(ours, 1, scale=0)
+    expected = theirs(betas=betas, expression=expression)
+    assert (ours.num_betas, ours.num_expression) == (10, 10)
+    assert apart(ours(betas, pose, expression).vertices, expected.vertices) < 1e-5
+    more = bm.load_model(tmp_path, num_betas=300, num_expression=100)
+    assert (more.num_betas, more.num_expression) == (300, 100)
+    with pytest.raises(ValueError, match="num_betas=301, but the model has 0 to 300"):
+        bm.load_model(tmp_path, num_betas=301)
+
+
+def random_model(vertices, parents, seed, components=3):
+    """A model file of any size, with any skeleton."""
+    generator, joints = np.random.default_rng(seed), len(parents)
+    weights = generator.random((vertices, joints))
+    regressor = generator.random((joints, vertices))
+    return {
+        "v_template": generator.standard_normal((vertices, 3)),
+        "shapedirs": generator.standard_normal((vertices, 3, components)),
+        "posedirs": generator.standard_normal((vertices, 3, 9 * (joints - 1))),
+        "J_regressor": regressor / regressor.sum(1, keepdims=True),
+        "weights": weights / weights.sum(1, keepdims=True),
+        "kintree_table": np.stack([np.array([2 ** 32 - 1, *parents[1:]]), np.arange(joints)]),
+        "f": generator.integers(0, vertices, (4, 3)),
+    }
+
+
+@st.composite
+def skeletons(draw):
+    """The parent of each joint: any tree, from a chain to a star."""
+    count = draw(st.integers(1, 12))
+    return [-1, *(draw(st.integers(0, joint - 1)) for joint in range(1, count))]
+
+
+@given(skeletons(), st.integers(1, 9), seeds)
+def test_any_skeleton(parents, vertices, seed):
+    """Skinning agrees with smplx.lbs for every tree of joints and every number of vertices."""
+    source = random_model(vertices, parents, seed)
+    body = bm.BodyModel(source, name="random", dtype=torch.float64)
+    assert body.parents == tuple(parents)
+    betas, pose, _, _ = inputs(body, 3, seed, dtype=torch.float64)
+    expected = oracle(source, betas, pose, dtype=torch.float64)
+    output = body(betas, pose)
+    assert apart(output.vertices, expected[0]) < 1e-6 and apart(output.joints, expected[1]) < 1e-6
+
+
+# -------------------------------------------------------------------------------- what must hold
+
+
+@given(names, seeds)
+def test_rest_pose_is_the_template(name, seed):
+    """Without shape and pose the mesh is the template and every joint's frame is upright."""
+    body = model(name)
+    betas, pose, _, transl = inputs(body, 1, seed)
+    output = body(0 * betas, 0 * pose, transl=transl)
+    assert apart(output.vertices, body.v_template + transl) < 1e-6
+    assert apart(output.joints, body.J_regressor @ body.v_template + transl) < 1e-6
+    assert torch.allclose(output.transforms[..., :3, :3], torch.eye(3), atol=1e-6)
+
+
+@given(names, seeds)
+def test_equivariance_to_global_rotation(name, seed):
+    """Turning the root turns the mesh about the shape's rest root joint.
+
+    To the accuracy with which the weights of a vertex, float32 in the file, sum to 1.
+    """
+    body = model(name, dtype=torch.float64)
+    betas, pose, expression, _ = inputs(body, 2, seed, dtype=torch.float64)
+    matrices, turn = bm.axis_angle_to_matrix(pose), rotation(seed)
+    turned = matrices.clone()
+    turned[:, 0] = turn @ matrices[:, 0]
+    before, after = body(betas, matrices, expression), body(betas, turned, expression)
+    root = body.rest_joints(betas, expression)[:, :1]
+    for x, y in zip(before[:2], after[:2], strict=True):
+        assert apart(y, (x - root) @ turn.T + root) < 1e-6
+
+
+@given(names, seeds)
+def test_equivariance_to_translation(name, seed):
+    """transl is added to vertices, joints and transforms, and to nothing else."""
+    body = model(name, dtype=torch.float64)
+    betas, pose, expression, transl = inputs(body, 2, seed, dtype=torch.float64)
+    before, after = body(betas, pose, expression), body(betas, pose, expression, transl)
+    assert apart(after.vertices, before.vertices + transl[:, None]) < 1e-12
+    assert apart(after.joints, before.joints + transl[:, None]) < 1e-12
+    assert torch.allclose(after.transforms[..., :3, 3], after.joints, atol=0)
+    assert torch.equal(after.transforms[..., :3, :3], before.transforms[..., :3, :3])
+
+
+@given(names, seeds, st.integers(0, 6))
+def test_a_batch_is_its_samples(name, seed, batch):
+    """Posing a batch equals posing each sample alone; one shape or one pose serves all."""
+    body = model(name)
+    betas, pose, expression, transl = inputs(body, batch, seed)
+    together = body(betas, pose, expression, transl)
+    assert together.vertices.shape == (batch, len(body.v_template), 3)
     for index in range(batch):
-        alone = model(betas[index:index + 1], pose[index:index + 1])
-        for a, b in zip(together, alone, strict=True):
-            assert torch.allclose(a[index], b[0], atol=1e-9)
+        alone = body(*(x[index:index + 1] for x in (betas, pose, expression, transl)))
+        for x, y in zip(together, alone, strict=True):
+            assert torch.allclose(x[index:index + 1], y, atol=2e-6)
+    if batch:
+        shared = body(betas[:1], pose, expression[:1]).vertices
+        assert apart(shared, body(betas[:1].expand(batch, -1), pose, expression[:1].expand(
+            batch, -1)).vertices) < 2e-6
+        assert body(betas, pose[:1], expression).vertices.shape == together.vertices.shape
 
 
-def test_gradcheck():
-    """Analytic derivatives with respect to betas, rotation matrices and translation."""
-    model = MODELS["hand_right"]
-    betas, pose, _ = sample(model, seed=3, batch=1)
-    inputs = [x.requires_grad_() for x in (betas, axis_angle_to_matrix(pose), betas[:, :3].clone())]
+@given(names, seeds)
+def test_axis_angles_and_matrices_are_the_same_pose(name, seed):
+    """A pose may be given as axis-angle or as rotation matrices."""
+    body = model(name)
+    betas, pose, expression, _ = inputs(body, 2, seed)
+    by_angle, by_matrix = (body(betas, x, expression)
+                           for x in (pose, bm.axis_angle_to_matrix(pose)))
+    assert all(torch.equal(x, y) for x, y in zip(by_angle, by_matrix, strict=True))
+
+
+@given(names, seeds)
+def test_joints_move_what_hangs_on_them(name, seed):
+    """Turning one joint leaves it in place, and moves exactly the joints below it."""
+    body = model(name, dtype=torch.float64)
+    betas, pose, expression, _ = inputs(body, 1, seed, dtype=torch.float64)
+    turned = seed % len(body.parents)
+    bent = pose.clone()
+    bent[:, turned] += torch.tensor([0.3, -0.5, 0.4])
+    before, after = body(betas, pose, expression).joints, body(betas, bent, expression).joints
+    below = set()
+    for joint, parent in enumerate(body.parents):
+        if parent == turned or parent in below:
+            below.add(joint)
+    moved = (before - after).norm(dim=-1)[0]
+    for joint, distance in enumerate(moved.tolist()):
+        assert (distance > 1e-5) == (joint in below)
+
+
+@given(names, seeds)
+def test_transforms_are_rigid_and_compose(name, seed):
+    """A joint's transform is its parent's times its own rotation; it takes 0 to the joint."""
+    body = model(name, dtype=torch.float64)
+    betas, pose, expression, _ = inputs(body, 2, seed, dtype=torch.float64)
+    output, local = body(betas, pose, expression), bm.axis_angle_to_matrix(pose)
+    world = output.transforms[..., :3, :3]
+    assert torch.allclose(world[:, 0], local[:, 0], atol=1e-12)
+    parents = list(body.parents[1:])
+    assert torch.allclose(world[:, 1:], world[:, parents] @ local[:, 1:], atol=1e-12)
+    assert torch.allclose(world @ world.mT, torch.eye(3).double(), atol=1e-12)
+    assert torch.equal(output.joints, output.transforms[..., :3, 3])
+    last_rows = output.transforms[..., 3, :]
+    assert torch.equal(last_rows, last_rows.new_tensor([0, 0, 0, 1]).expand_as(last_rows))
+
+
+@given(seeds)
+def test_left_hand_is_the_mirror_of_the_right(seed):
+    """A mirrored pose on the left hand gives the mirrored mesh of the right, for any shape."""
+    right, left = model("hand_right"), model("hand_left")
+    betas, pose, _, transl = inputs(right, 2, seed)
+    a = right(betas, pose, transl=transl)
+    b = left(betas, bm.mirror_axis_angle(pose), transl=bm.mirror_points(transl))
+    assert apart(bm.mirror_points(a.vertices), b.vertices) < 1e-5
+    assert apart(bm.mirror_points(a.joints), b.joints) < 1e-5
+
+
+@given(st.sampled_from(["body", "wholebody"]), seeds)
+def test_mirrored_pose_of_a_body(name, seed):
+    """Bodies are symmetric: mirroring the pose mirrors the skeleton, left for right."""
+    body = model(name)
+    _, pose, _, _ = inputs(body, 2, seed)
+    shape = torch.zeros(2, body.num_betas)
+    a = body(shape, pose).joints
+    b = body(shape, bm.mirror_pose(pose, body.joint_names)).joints
+    assert apart(bm.mirror_points(a)[:, bm.mirror_indices(body.joint_names)], b) < 2e-3
+
+
+# ----------------------------------------------------------------------- gradients and precision
+
+
+@pytest.mark.parametrize("cached_bytes", [bm._CACHED_BYTES, 1], ids=["at once", "in parts"])
+def test_gradcheck(cached_bytes, monkeypatch):
+    """The hand-written backward pass is the derivative, by every input, in parts or at once."""
+    monkeypatch.setattr(bm, "_CACHED_BYTES", cached_bytes)
+    body = bm.BodyModel(random_model(5, [-1, 0, 1, 1, 0], seed=1), dtype=torch.float64)
+    betas, pose, _, transl = (x.requires_grad_() for x in inputs(body, 3, dtype=torch.float64))
 
     def posed(betas, pose, transl):
-        output = model(betas, pose, transl=transl)
-        return output.vertices[:, ::97], output.joints
+        return tuple(body(betas, pose, None, transl))
 
-    inputs = [x.detach().clone().requires_grad_() for x in inputs]
-    assert torch.autograd.gradcheck(posed, inputs)
-
-
-def test_left_hand_is_the_mirrored_right_hand():
-    """Equal betas and mirrored pose give the mirrored mesh, vertex by vertex."""
-    betas, pose, _ = sample(MODELS["hand_right"], seed=4)
-    right = MODELS["hand_right"](betas, pose).vertices
-    left = MODELS["hand_left"](betas, bodymodels.mirror_pose(pose)).vertices
-    assert (bodymodels.mirror_points(right) - left).abs().max() < 1e-5
+    assert torch.autograd.gradcheck(posed, (betas, pose, transl))
+    matrices = bm.axis_angle_to_matrix(pose.detach()).requires_grad_()
+    assert torch.autograd.gradcheck(posed, (betas, matrices, transl))
 
 
-def test_mean_relative_and_pca_poses_are_absolute_poses_plus_the_mean():
-    """Both finger parametrisations end in the mesh of the absolute pose they stand for."""
-    arrays = load_arrays(bodymodels.ASSETS / "hand_right.npz")
-    mean, components = (torch.from_numpy(arrays[f"hands_{part}"]).double()
-                        for part in ("mean", "components"))
-    betas, pose, _ = sample(MODELS["hand_right"], seed=5)
-    relative = load_model("hand_right", hand_pose="mean_relative", dtype=torch.float64)
-    absolute = pose.clone()
-    absolute[:, 1:] += mean.view(15, 3)
-    expected = MODELS["hand_right"](betas, absolute).vertices
-    assert torch.allclose(relative(betas, pose).vertices, expected, atol=1e-9)
-    coefficients = pose[:, 1:3].flatten(1)  # six of them
-    pca = load_model("hand_right", hand_pose="pca", num_pca_comps=6, dtype=torch.float64)
-    absolute = torch.cat([pose[:, :1], (mean + coefficients @ components[:6]).view(-1, 15, 3)], 1)
-    expected = MODELS["hand_right"](betas, absolute).vertices
-    given_pose = torch.cat([pose[:, 0], coefficients], 1)
-    assert torch.allclose(pca(betas, given_pose).vertices, expected, atol=1e-9)
+def test_gradcheck_of_expression():
+    """The whole body's expression, seen at a few vertices."""
+    body = model("wholebody", dtype=torch.float64)
+    betas, pose, expression, _ = inputs(body, 1, dtype=torch.float64)
+    expression.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: body(betas, pose, x).vertices[:, 8970:8980], (expression,), fast_mode=True)
 
 
-def test_convention_keypoints_come_from_posed_vertices():
-    """hand21 = joint regressor on the posed vertices plus five tips; the wrist comes first."""
-    model = MODELS["hand_right"]
-    vertices = model(*sample(model, seed=6)[:2]).vertices
-    keypoints = model.keypoint_regressor @ vertices
-    regressed = model.J_regressor @ vertices
-    assert torch.allclose(keypoints[:, 0], regressed[:, 0], atol=1e-9)
-    assert torch.allclose(keypoints[:, [4, 8, 12, 16, 20]], vertices[:, list(model.tip_vertex_ids)])
+def test_gradients_do_not_depend_on_the_memory_layout():
+    """A gradient that arrives strided, expanded or contiguous is the same gradient."""
+    body = model("hand_right")
+    betas, pose, _, _ = inputs(body, 2)
+    pose.requires_grad_()
+    weights = torch.randn(2, 3, 778)
+    results = []
+    for gradient in (weights.mT, weights.mT.contiguous()):
+        results += torch.autograd.grad(body(betas, pose).vertices, pose, gradient)
+    ones = torch.autograd.grad(body(betas, pose).vertices.sum(), pose)[0]
+    expected = torch.autograd.grad(body(betas, pose).vertices, pose, torch.ones(2, 778, 3))[0]
+    assert torch.allclose(*results, atol=1e-4) and torch.allclose(ones, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"betas": torch.zeros(1, 9)}, "betas has shape"),
-    ({"pose": torch.zeros(1, 15, 3)}, "pose has shape"),
-    ({"betas": torch.zeros(2, 10), "pose": torch.zeros(3, 16, 3)}, "3"),
+def test_parts_do_not_change_the_result(monkeypatch):
+    """How many samples are skinned at a time is invisible."""
+    body = model("hand_right")
+    betas, pose, _, _ = inputs(body, 7)
+    whole = body(betas, pose).vertices
+    monkeypatch.setattr(bm, "_CACHED_BYTES", 3 * 12 * 778 * 4)
+    assert apart(body(betas, pose).vertices, whole) < 1e-7
+
+
+def test_float32_is_accurate():
+    """float32 is within 1e-6 m of float64."""
+    for name in NAMES:
+        single, double = model(name), model(name, dtype=torch.float64)
+        given = inputs(double, 4, dtype=torch.float64)[:3]
+        assert apart(single(*(x.float() for x in given)).vertices.double(),
+                     double(*given).vertices) < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_input_of_any_float_type(dtype):
+    """Input of another type is converted to the model's; nothing is computed in half."""
+    body = model("hand_right")
+    given = [x.to(dtype) for x in inputs(body, 2)]
+    output, expected = body(*given), body(*(x.float() for x in given))
+    assert output.vertices.dtype == torch.float32
+    assert all(torch.equal(x, y) for x, y in zip(output, expected, strict=True))
+
+
+def test_autocast_does_not_reach_the_mesh():
+    """Under mixed precision the mesh is still computed in float32: bfloat16 would cost 1 mm."""
+    body = model("body")
+    betas, pose, _, transl = inputs(body, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+        output = body(betas, pose, transl=transl)
+    assert all(torch.equal(x, y) for x, y in zip(output, body(betas, pose, transl=transl),
+                                                 strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_agrees_with_cpu(name):
+    """The same numbers and gradients on a GPU."""
+    results = []
+    for device in ("cpu", "cuda"):
+        body = bm.load_model(name, dtype=torch.float64).to(device)
+        leaves = [x.to(device).requires_grad_() for x in inputs(body, 3, dtype=torch.float64)]
+        output = body(*leaves)
+        output.vertices.square().sum().backward()
+        results.append([x.detach().cpu() for x in (*output, *(leaf.grad for leaf in leaves))])
+    assert all(torch.allclose(x, y, atol=1e-9) for x, y in zip(*results, strict=True))
+
+
+def test_module_habits():
+    """It moves, converts and copies like a module, and leaves nothing in a checkpoint."""
+    body = bm.load_model("hand_right")
+    assert body.state_dict() == {} and list(body.parameters()) == []
+    double = copy.deepcopy(body).double()
+    assert double.offsets.dtype == torch.float64 and body.offsets.dtype == torch.float32
+    assert double.faces.dtype == torch.int64
+    assert body.to("meta").offsets.is_meta
+
+
+# ------------------------------------------------------------------------------------ attributes
+
+
+@pytest.mark.parametrize("name, joints, counts", [
+    ("hand_right", "mano16", (778, 1538, 16, 10, 0)),
+    ("hand_left", "mano16", (778, 1538, 16, 10, 0)),
+    ("body", "smpl24", (6890, 13776, 24, 10, 0)),
+    ("wholebody", "smplx55", (10475, 20938, 55, 10, 10))])
+def test_attributes(name, joints, counts):
+    body = model(name)
+    assert counts == (len(body.v_template), len(body.faces), len(body.parents), body.num_betas,
+                      body.num_expression)
+    assert body.joint_names == bm.JOINT_SETS[joints] and body.name == name
+    assert body.faces.dtype == torch.int64 and body.J_regressor.shape == (counts[2], counts[0])
+    assert torch.allclose(body.v_template, torch.tensor(arrays(name)["v_template"]), atol=0)
+    assert body.side == (name[5:] if "hand" in name else "")
+
+
+def test_convention_joint_names_name_the_joints():
+    """Left is +x, up is +y, and the names say which joint is where."""
+    for name in ("body", "wholebody"):
+        body = model(name)
+        place = dict(zip(body.joint_names, body.rest_joints(torch.zeros(1, 10))[0].tolist(),
+                         strict=True))
+        assert place["left_wrist"][0] > 0.5 and place["right_wrist"][0] < -0.5
+        assert place["head"][1] > place["neck"][1] > place["pelvis"][1] > place["left_ankle"][1]
+    assert place["left_index3"][0] > place["left_index1"][0] > place["left_wrist"][0]
+    assert place["left_thumb1"][2] > place["left_pinky1"][2]  # palms down, thumbs forward
+
+
+def test_convention_keypoints_of_a_hand():
+    """hand21 is wrist, then each finger from base to tip; the tips are vertices."""
+    body = model("hand_right")
+    betas, pose, _, _ = inputs(body, 2)
+    output = body(betas, pose)
+    keypoints = body.keypoint_regressor @ output.vertices
+    assert keypoints.shape == (2, 21, 3)
+    assert torch.equal(keypoints[:, 4::4], output.vertices[:, list(body.tip_vertex_ids)])
+    rest = body.keypoint_regressor @ body.v_template
+    reach = (rest - rest[0]).norm(dim=1).view(-1)[1:].view(5, 4)
+    assert (reach.diff(dim=1) > 0).all()  # each finger leads away from the wrist
+    assert apart(rest[bm.joint_indices("hand21", "mano16")], body.rest_joints(0 * betas)[0]) < 1e-6
+
+
+def test_tips(tmp_path):
+    """Tips are the file's own, FreiHAND's for a file without, or those asked for."""
+    assert model("hand_right").tip_vertex_ids == bm.TIP_VERTEX_IDS["smplx"]
+    content = {key: value for key, value in arrays("hand_right").items() if key != "tip_vertex_ids"}
+    np.savez(tmp_path / "MANO_RIGHT.npz", **content)
+    assert bm.load_model(tmp_path).tip_vertex_ids == bm.TIP_VERTEX_IDS["freihand"]
+    assert bm.load_model("hand_right", tips="moon").tip_vertex_ids == bm.TIP_VERTEX_IDS["moon"]
+    assert bm.load_model("hand_right", tips=(1, 2, 3, 4, 5)).keypoint_regressor[8, 2] == 1
+    with pytest.raises(ValueError, match="tips='fingers': expected one of freihand, smplx"):
+        bm.load_model("hand_right", tips="fingers")
+    with pytest.raises(ValueError, match="5 tip vertices"):
+        bm.load_model("hand_right", tips=(1, 2, 3))
+
+
+def test_golden_values():
+    """A fixed hand, body and face, so that a change of the assets or of the skinning shows."""
+    for name, vertex, expected in GOLDEN:
+        body = model(name)
+        steps = torch.arange(3 * len(body.parents)).view(1, -1, 3)
+        betas = torch.linspace(-1, 1, body.num_betas)[None]
+        expression = torch.linspace(1, -1, body.num_expression)[None]
+        output = body(betas, 0.3 * torch.sin(steps), expression)
+        found = torch.stack([output.vertices[0, vertex], output.joints[0, -1]])
+        assert apart(found, torch.tensor(expected)) < 2e-6, (name, found)
+
+
+# model, a vertex, its place and the last joint's, computed by smplx in float64
+GOLDEN = [
+    ("hand_right", 320, [[-0.056015, -0.028709, 0.070422], [0.062109, -0.055466, 0.078150]]),
+    ("hand_left", 744, [[0.015548, -0.035829, 0.040925], [-0.005296, -0.021801, 0.040591]]),
+    ("body", 411, [[-0.129027, 0.428281, 0.115407], [-0.665625, 0.001086, 0.329721]]),
+    ("wholebody", 8976, [[0.025462, 0.385442, 0.149296], [-0.576468, -0.011084, 0.330688]]),
+]
+
+
+# ---------------------------------------------------------------------------------------- loading
+
+
+def test_folder(folder):
+    """A folder in the official layout gives the model that was asked for, or says what to ask."""
+    assert bm.load_model(folder, family="mano", side="left").side == "left"
+    assert bm.load_model(folder / "mano").side == "right"
+    assert bm.load_model(folder / "smplx").name == "SMPLX_NEUTRAL"
+    assert len(bm.load_model(folder / "smpl" / "SMPL_NEUTRAL.pkl").parents) == 24
+    with pytest.raises(ValueError, match="holds mano, smpl, smplx: choose one with family="):
+        bm.load_model(folder)
+    with pytest.raises(FileNotFoundError, match="expected SMPL_FEMALE, basic.*_f_lbs_"):
+        bm.load_model(folder, family="smpl", gender="female")
+    with pytest.raises(ValueError, match="family='flame': expected one of mano, smpl"):
+        bm.load_model(folder, family="flame")
+    with pytest.raises(FileNotFoundError, match="MANO_RIGHT"):
+        bm.load_model(folder.parent)
+
+
+@pytest.mark.parametrize("name, gender", [
+    ("basicModel_f_lbs_10_207_0_v1.0.0", "female"), ("basicmodel_m_lbs_10_207_0_v1.0.0", "male"),
+    ("basicModel_neutral_lbs_10_207_0_v1.0.0", "neutral"), ("SMPL_FEMALE", "female")])
+def test_official_names_of_smpl(tmp_path, name, gender):
+    (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(dict(arrays("body"))))
+    assert bm.load_model(tmp_path, gender=gender).name == name
+
+
+def test_convention_left_shapedirs(tmp_path):
+    """MANO_LEFT's shape components forgot to mirror x; fix_left_shapedirs mirrors them."""
+    content = {key: value for key, value in arrays("hand_left").items() if key != "side"}
+    content["shapedirs"] = content["shapedirs"] * np.array([-1, 1, 1], np.float32)[:, None]
+    np.savez(tmp_path / "MANO_LEFT.npz", **content)
+    unfixed = bm.load_model(tmp_path, side="left")
+    fixed = bm.load_model(tmp_path, side="left", fix_left_shapedirs=True)
+    assert torch.equal(fixed.offsets, model("hand_left").offsets)
+    assert not torch.equal(unfixed.offsets, fixed.offsets) and unfixed.side == "left"
+    for source in ("hand_right", "hand_left"):
+        with pytest.raises(ValueError, match="official MANO_LEFT"):
+            bm.load_model(source, fix_left_shapedirs=True)
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"betas": torch.zeros(2, 9)}, r"betas has shape \(2, 9\), but wholebody expects \(B, 10\)"),
+    ({"betas": torch.zeros(10)}, r"betas has shape \(10,\)"),
+    ({"expression": torch.zeros(2, 11)}, r"expression has shape \(2, 11\).*expects \(B, 10\)"),
+    ({"pose": torch.zeros(2, 165)}, r"pose has shape \(2, 165\).*\(B, 55, 3\) or \(B, 55, 3, 3\)"),
+    ({"pose": torch.zeros(2, 24, 3)}, r"pose has shape \(2, 24, 3\)"),
+    ({"pose": torch.zeros(55, 3)}, r"pose has shape \(55, 3\)"),
+    ({"betas": torch.zeros(3, 10)}, "3 shapes for 2 poses"),
 ])
-def test_wrong_shapes_are_one_clear_message(change, message):
-    inputs = {"betas": torch.zeros(1, 10), "pose": torch.zeros(1, 16, 3)} | change
+def test_wrong_shapes(given, message):
+    """Input of the wrong shape is named with the shape that was expected."""
+    good = {"betas": torch.zeros(2, 10), "pose": torch.zeros(2, 55, 3)}
+    if "3 shapes" in message:
+        given = given | {"expression": torch.zeros(3, 10)}
     with pytest.raises(ValueError, match=message):
-        load_model("hand_right")(**inputs)
+        model("wholebody")(**(good | given))
 
 
-def test_absent_and_foreign_files_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither|not a file or folder"):
-        load_model(tmp_path / "MANO_RIGHT.pkl")
-    with pytest.raises(FileNotFoundError, match="no body model"):
-        load_model(tmp_path)
-    np.savez(tmp_path / "MANO_RIGHT.npz", v_template=np.zeros((778, 3)))
-    with pytest.raises(ValueError, match="lacks"):
-        load_model(tmp_path / "MANO_RIGHT.npz")
-    with pytest.raises(ValueError, match="hand_pose"):
-        load_model("hand_right", hand_pose="flat")
+def test_matrices_are_absolute():
+    """A mean has no place in rotation matrices: they are refused, not silently left without."""
+    for hand_pose, expected in (("mean_relative", r"\(B, 16, 3\), axis-angle"),
+                                ("pca", r"\(B, 48\)")):
+        body = bm.load_model("hand_right", hand_pose=hand_pose)
+        with pytest.raises(ValueError, match=expected):
+            body(torch.zeros(1, 10), torch.eye(3).expand(1, 16, 3, 3))
 
 
-def test_a_folder_is_searched_by_family_side_and_gender(tmp_path):
-    """MANO, SMPL and SMPL-X under their official names, in the smplx package's sub-folders."""
-    for folder, name, source in (("mano", "MANO_RIGHT", "hand_right"),
-                                 ("mano", "MANO_LEFT", "hand_left"),
-                                 ("smpl", "SMPL_NEUTRAL", "body")):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        target = tmp_path / folder / f"{name}.npz"
-        target.write_bytes((bodymodels.ASSETS / f"{source}.npz").read_bytes())
-    assert load_model(tmp_path, family="mano", side="left").side == "left"
-    assert len(load_model(tmp_path, family="smpl").v_template) == 6890
-    with pytest.raises(ValueError, match="family"):
-        load_model(tmp_path)
+@pytest.mark.parametrize("change, message", [
+    ({"posedirs": None}, "random.npz lacks posedirs"),
+    ({"v_template": None, "f": None}, "lacks v_template, f"),
+    ({"weights": np.zeros((9, 4))}, r"weights has shape \(9, 4\), expected \(9, 3\)"),
+    ({"posedirs": np.zeros((18, 27))}, r"posedirs has shape"),
+    ({"v_template": np.zeros(27)}, r"v_template has shape"),
+    ({"J_regressor": np.zeros((9, 3))}, r"J_regressor has shape"),
+    ({"kintree_table": np.array([[-1, 2, 0], [0, 1, 2]])}, "kintree_table does not name"),
+    ({"f": np.array([[0, 1, 9]])}, "f names vertices beyond the 9"),
+    ({"v_template": np.array([["a"] * 3] * 9)}, "v_template holds <U1, expected numbers"),
+])
+def test_broken_model_files(tmp_path, change, message):
+    """A file that is no body model is refused with the array that is wrong."""
+    content = random_model(9, [-1, 0, 0], seed=0) | change
+    np.savez(tmp_path / "random.npz", **{k: v for k, v in content.items() if v is not None})
+    with pytest.raises(ValueError, match=message):
+        bm.load_model(tmp_path / "random.npz")
+
+
+def test_unknown_sources_and_options(tmp_path):
+    with pytest.raises(FileNotFoundError, match="hand_middle.*free models hand_right, hand_left"):
+        bm.load_model("hand_middle")
+    with pytest.raises(ValueError, match="expected absolute, mean_relative or pca"):
+        bm.load_model("hand_right", hand_pose="flat")
+    with pytest.raises(ValueError, match="needs a model with hands_mean"):
+        bm.load_model("body", hand_pose="pca")
+    with pytest.raises(ValueError, match="num_pca_comps=46, expected 1 to 45"):
+        bm.load_model("hand_right", hand_pose="pca", num_pca_comps=46)
+    with pytest.raises(TypeError, match="num_beta"):
+        bm.load_model("hand_right", num_beta=10)
+
+
+# -------------------------------------------------------------------------------------- benchmark
+
+
+def test_benchmark_prints_ratios(capsys, monkeypatch):
+    """A line for every model, batch and pass; without smplx, our own times and a word on it."""
+    monkeypatch.setattr(bm, "BENCHMARKED", (("hand_right", 2),))
+    bm.benchmark(seconds=0.01)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[-2:]] == [["hand_right", "2", "forward"]] * 2
+    assert all(float(line.split()[-1]) > 0 for line in lines[-2:])
+    monkeypatch.setitem(sys.modules, "smplx.lbs", None)
+    bm.benchmark(seconds=0.01)
+    assert "smplx is not installed" in capsys.readouterr().out
