@@ -700,7 +700,7 @@ class _Skinning(torch.autograd.Function):
 
     @staticmethod
     def blend(transforms: Tensor, weights: Tensor) -> Tensor:
-        return (transforms.flatten(0, 2) @ weights).unflatten(0, (-1, 3, 4))
+        return (transforms.flatten(0, 2) @ weights).view(len(transforms), 3, 4, weights.shape[1])
 
     @staticmethod
     def forward(ctx, shaped: Tensor, transforms: Tensor, weights: Tensor) -> Tensor:
@@ -823,15 +823,15 @@ class BodyModel(nn.Module):
         joints, bones = skeleton.view(batch, 2, count, 3).unbind(1)  # (B, K, 3)
         to_parent = torch.cat([rotations, bones.unsqueeze(3)], 3)  # (B, K, 3, 4)
         transforms = functional.pad(to_parent, (0, 0, 0, 1, 0, 1)) + self.affine
-        for ancestors in self.jumps:  # after each, transforms reach twice as far up the chain
+        for ancestors in self.jumps.unbind():  # after each, transforms reach twice as far up the chain
             transforms = transforms.index_select(1, ancestors) @ transforms
         transforms = transforms[:, :count]  # (B, K, 4, 4) to world
 
-        linear, positions = transforms[:, :, :3].split([3, 1], 3)
-        shifts = positions - (linear * joints.unsqueeze(2)).sum(3, keepdim=True)
-        rest_to_world = torch.cat([linear, shifts], 3).permute(0, 2, 3, 1).contiguous()
-        vertices = _Skinning.apply(  # (B, 3, V), (B, 3, 4, K), (K, V)
-            shaped.unflatten(1, (3, -1)), rest_to_world, self.skinning_weights)
+        linear, positions = transforms[:, :, :3].permute(0, 2, 3, 1).split([3, 1], 2)
+        shifts = positions - (linear * joints.mT.unsqueeze(1)).sum(2, keepdim=True)
+        rest_to_world = torch.cat([linear, shifts], 2)  # (B, 3, 4, K)
+        vertices = _Skinning.apply(shaped.view(batch, 3, self.skinning_weights.shape[1]),
+                                   rest_to_world.contiguous(), self.skinning_weights)
         return vertices.transpose(1, 2), transforms
 
     def rest_joints(self, betas: Tensor, expression: Tensor | None = None) -> Tensor:
