@@ -227,6 +227,25 @@ def test_any_skeleton(parents, vertices, seed):
     assert apart(output.vertices, expected[0]) < 1e-6 and apart(output.joints, expected[1]) < 1e-6
 
 
+def test_smplh_hands(tmp_path):
+    """SMPL-H has 22 body joints and two hands of 15: PCA expands with each side's components."""
+    generator = np.random.default_rng(0)
+    parents = [-1, *(max(0, joint - 3) for joint in range(1, 52))]
+    content = random_model(8, parents, seed=0)
+    hands = {f"hands_{part}{side}": generator.standard_normal(size) for side in "lr"
+             for part, size in (("mean", 45), ("components", (45, 45)))}
+    np.savez(tmp_path / "SMPLH_MALE.npz", **content, **hands)
+    pca, flat = (bm.load_model(tmp_path, gender="male", num_pca_comps=4, hand_pose=hand_pose)
+                 for hand_pose in ("pca", "absolute"))
+    assert pca.joint_names == bm.JOINT_SETS["smplh52"]
+    betas, pose, left, right = (torch.randn(2, size) for size in (3, 66, 4, 4))
+    expanded = [torch.tensor(hands[f"hands_mean{side}"]) + x.double() @ torch.tensor(
+        hands[f"hands_components{side}"][:4]) for side, x in (("l", left), ("r", right))]
+    whole = torch.cat([pose, *expanded], 1).float().view(2, 52, 3)
+    assert apart(pca(betas, torch.cat([pose, left, right], 1)).vertices,
+                 flat(betas, whole).vertices) < 1e-3
+
+
 # -------------------------------------------------------------------------------- what must hold
 
 
