@@ -1391,12 +1391,15 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.92, 0.76, 0.6
 
 
 def _peer(model: BodyModel, lbs: Callable) -> Callable:
-    """smplx's function on the model's own arrays, in the layouts that smplx keeps them in."""
+    """smplx.lbs on the same arrays, in the layouts of smplx's own modules.
+
+    Those keep posedirs as a transposed view (P, 3V) with strides (1, P): part of what it costs.
+    """
     count, vertices = model.J_regressor.shape
     offsets = model.offsets.view(-1, 3, vertices).transpose(1, 2)  # (S + P, V, 3)
     components = model.num_betas + model.num_expression
     shapedirs = offsets[:components].permute(1, 2, 0).contiguous()
-    posedirs = offsets[components:].reshape(-1, 3 * vertices)
+    posedirs = offsets[components:].flatten(1).T.contiguous().T
     weights, parents = model.skinning_weights.T.contiguous(), torch.tensor(model.parents)
 
     def vertices_of(shape: Tensor, pose: Tensor) -> Tensor:
