@@ -1432,7 +1432,8 @@ def benchmark(seconds: float = 4.0) -> None:
     except ImportError:
         lbs = None
         print("smplx is not installed: our times alone (pip install smplx for the comparison)")
-    print(f"{torch.get_num_threads()} threads, float32, medians of interleaved runs")
+    print(f"{torch.get_num_threads()} threads, float32, medians of interleaved runs; smplx.lbs on "
+          f"buffers laid out as in smplx's modules")
     print(f"{'model':12}{'batch':>6}  {'pass':18}{'ours ms':>9}{'smplx ms':>10}{'ratio':>7}")
     for name, batch in BENCHMARKED:
         model = load_model(name)
