@@ -266,6 +266,23 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
                            "shared memory in a container; try fewer with --workers") from error
 
 
+class Joined(Dataset):
+    """Data sets as one, behind each other: in every epoch each shows the samples of that epoch."""
+
+    def __init__(self, parts: typing.Sequence[Dataset]) -> None:
+        self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, key: int) -> dict[str, Tensor]:
+        epoch, index = divmod(key, len(self))
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        part = self.parts[number]
+        own_index = index - int(self.ends[number]) + len(part)
+        return part[epoch * len(part) + own_index] | {"index": torch.tensor(index)}
+
+
 def ignore_signals(worker: int) -> None:
     """Leave SIGTERM and Ctrl-C to the main process, which then stops its workers."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -807,6 +824,8 @@ class BodyTask(Task):
     `predict` names each predictor's rotations (B, 24, 3, 3) "pose of <predictor>".
     """
 
+    PIECE = 500  # samples whose meshes are in memory at a time
+
     def __init__(self, config: typing.Any, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
         super().__init__(config, arguments, origin)
@@ -826,10 +845,9 @@ class BodyTask(Task):
         return {"joints": posed.joints.numpy(), "vertices": posed.vertices.numpy()}
 
     def scores(self, predictions: dict[str, np.ndarray]) -> Scores:
-        """Of all predictors and the mean pose, over pieces of the test split that fit in memory."""
-        starts = range(0, len(predictions["index"]), 500)
-        pieces = [{name: value[start:start + 500] for name, value in predictions.items()}
-                  for start in starts]
+        """Of all predictors and the mean pose."""
+        pieces = [{name: value[start:start + self.PIECE] for name, value in predictions.items()}
+                  for start in range(0, len(predictions["index"]), self.PIECE)]
         parts = [self.score_piece(piece) for piece in pieces]
         weights = [len(piece["index"]) for piece in pieces]
         scores = {name: {metric: float(np.average([part[name][metric] for part in parts],
@@ -875,10 +893,16 @@ class TokenizerTask(BodyTask):
     TITLE = "the pose, and what its tokens tell of it"
 
     def data_set(self, split: str, length: int) -> Dataset:
-        """A split of the free clips, or of the official data."""
+        """A split of the free clips; or of the official data, each sequence in its proportion."""
+        seed, folder = self.config.seed if split == "train" else 0, self.arguments.data_root
         if self.data == "rendered":
-            return data.MotionPoses(split, length, self.config.seed if split == "train" else 0)
-        raise NotImplementedError
+            return data.MotionPoses(split, length, seed)
+        held_out = {"amass": "test", "moyo": "val"}
+        parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
+            Path(folder, name) if "+" in self.data else folder,
+            split if split == "train" else held_out[name], seed=seed, cache=self.arguments.cache)
+            for name in self.data.split("+")]
+        return Joined(parts) if len(parts) > 1 else parts[0]
 
     def build(self) -> nn.Module:
         """The tokenizer with new weights."""
@@ -891,8 +915,7 @@ class TokenizerTask(BodyTask):
         prediction = trainer(pose)
         terms = genhmr.tokenizer_losses(prediction, batch | {"pose": pose},
                                         self.body.to(pose.device))
-        statistics = {"perplexity": prediction["perplexity"],
-                      "dead_codes": trainer.model.quantiser.restarted}
+        statistics = {name: prediction[name] for name in ("perplexity", "dead_codes")}
         return genhmr.tokenizer_total_loss(terms, self.config), terms | statistics
 
     def predict(self, model: nn.Module, batch: dict[str, Tensor],
@@ -941,11 +964,12 @@ class TransformerTask(BodyTask):
         if self.iterations < 1:
             raise ValueError(f"--iterations {self.iterations}: expected at least 1")
         if origin and arguments.tokenizer:
-            given, own = map(genhmr.load_tokenizer, (arguments.tokenizer, origin))
-            if any(not value.equal(own.state_dict()[name])
-                   for name, value in given.state_dict().items()):
-                raise ValueError(f"the run or checkpoint was trained with another tokenizer than "
-                                 f"{arguments.tokenizer}, and holds its own: leave --tokenizer out")
+            given, own = (genhmr.load_tokenizer(source).state_dict()
+                          for source in (arguments.tokenizer, origin))
+            if given.keys() != own.keys() or not all(
+                    value.equal(own[name]) for name, value in given.items()):
+                raise ValueError("these weights were trained with another tokenizer than "
+                                 f"{arguments.tokenizer}, which they hold: leave --tokenizer out")
         self.light_body = self.body.for_keypoints()  # training needs no other vertices
 
     def data_set(self, split: str, length: int) -> Dataset:
@@ -1052,7 +1076,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="change fields of the Config; --model M --help lists them")
     add("--data", help="kind of data: rendered (default), or freihand for simplehand, or amass, "
         "moyo or amass+moyo for genhmr's tokenizer")
-    add("--data-root", help="folder of data that are not rendered")
+    add("--data-root", help="folder of data that are not rendered; of amass+moyo, the one with "
+        "the folders amass and moyo")
     add("--hand", help="hand model: MANO_RIGHT.pkl for FreiHAND (default: the free one)")
     add("--body", help="body model: a file of SMPL's (default: the free one)")
     add("--tokenizer", help="checkpoint of the tokenizer that --stage transformer builds on")
