@@ -238,7 +238,7 @@ PRESETS: dict[str, Config] = {
     # Two CPU cores: the same design with a tiny encoder, at half the resolution.
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, vit_dim=96, vit_depth=3, vit_heads=3,
-        vit_drop_path=0.0, scales=(1, 2, 4), pyramid_width=32, width=64, heads=4, ffn=128,
+        vit_drop_path=0.0, scales=(1, 2, 4), pyramid_width=32, width=64, heads=4, points=2, ffn=128,
         regressor_width=96, reduction="mean", batch_size=32, steps=4_000, learning_rate=1e-3,
         schedule="cosine", warmup_steps=200, precision="fp32", channels_last=False,
         eval_every=1_000, augmentation="rendered_bodies", train_samples=20_000, views=60.0),
@@ -692,28 +692,37 @@ def sample_maps(values: Tensor, shapes: tuple[tuple[int, int], ...], locations: 
     One embedding bag per query and head, of four neighbours for each point. Nothing of the size
     of the maps is made, forward.
     """
-    sizes = torch.tensor(shapes, device=values.device).flip(1)[:, None]  # (maps, 1, 2), x first
-    areas = sizes.prod(-1)  # (maps, 1)
-    starts = (areas.cumsum(0) - areas)[..., None, None]
-    xy = locations * sizes - 0.5  # pixels: 0 is the *centre* of the first
-    xy = torch.minimum(xy.clamp_min(-1.0), sizes.to(xy))  # farther out is outside just the same
-    low = xy.detach().floor()
-    near = torch.stack((low + 1.0 - xy, xy - low), -2)  # (..., P, 2 corners, 2)
-    corner = torch.arange(2, device=values.device)[:, None]
-    cells = low.nan_to_num(0.0).long()[..., None, :] + corner  # NaN is no index
-    sizes = sizes[..., None, :]
-    near = near * ((cells >= 0) & (cells < sizes))
-    cells = torch.minimum(cells.clamp_min(0), sizes - 1)
+    sizes = torch.tensor(shapes, device=values.device)  # (maps, 2), on rows of `values`:
+    starts = sizes.prod(1).cumsum(0) - sizes.prod(1)
+    height, width, start = torch.cat((sizes, starts[:, None]), 1).repeat_interleave(
+        weights.shape[4], 0).unbind(1)  # of every point, (maps * P,)
+    start = start + values.shape[1] * torch.arange(
+        len(values), device=values.device).view(-1, 1, 1, 1)  # (B, 1, 1, maps * P)
+    x, y = locations.flatten(3, 4).unbind(-1)  # (B, Q, H, maps * P)
+    index, weight = [], []
+    for row, near_y in neighbours(y, height):
+        for column, near_x in neighbours(x, width):
+            index.append(start + row * width + column)
+            weight.append(weights.flatten(3) * near_y * near_x)
+    weight = torch.cat(weight, -1).to(values)  # (B, Q, H, 4 * maps * P)
+    sums = F.embedding_bag(torch.cat(index, -1).flatten(0, 2), values.flatten(0, 1), mode="sum",
+                           per_sample_weights=weight.flatten(0, 2))
+    return sums.view(*weight.shape[:3], -1), weight.sum(-1)
 
-    (x, y), (near_x, near_y) = cells.unbind(-1), near.unbind(-1)  # (B, Q, H, maps, P, 2)
-    index = starts + (y * sizes[..., 0])[..., :, None] + x[..., None, :]  # (..., P, 2 y, 2 x)
-    index = index + values.shape[1] * torch.arange(len(values), device=values.device).view(
-        -1, *[1] * 6)
-    weights = weights[..., None, None] * near_y[..., :, None] * near_x[..., None, :]
-    weights = weights.flatten(3).to(values)  # (B, Q, H, 4 P maps)
-    sums = F.embedding_bag(index.flatten(3).flatten(0, 2), values.flatten(0, 1), mode="sum",
-                           per_sample_weights=weights.flatten(0, 2))
-    return sums.view(*weights.shape[:3], -1), weights.sum(-1)
+
+def neighbours(at: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The two cells around positions in 0..1 of a row of `size` cells, and their weights.
+
+    The centre of the first cell is at 0.5 / size. Cells outside are replaced, with weight 0.
+    """
+    at = torch.minimum((at * size - 0.5).clamp_min(-1.0), size.to(at))  # farther out is the same
+    low = at.detach().floor()
+    cell = low.nan_to_num(0.0).long()  # NaN is no index: the weights keep it, for its own query
+    last = size - 1
+    first = torch.where((cell < 0) | (cell > last), 0.0, low + 1.0 - at)
+    second = torch.where(cell >= last, 0.0, at - low)
+    return [(torch.minimum(cell.clamp_min(0), last), first),
+            (torch.minimum(cell + 1, last), second)]
 
 
 class DeformableAttention(nn.Module):
