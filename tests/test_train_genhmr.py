@@ -32,6 +32,7 @@ TINY = {
 }
 STAGES = list(TINY)
 TIMES = ("seconds", "poses_per_second", "images_per_second")
+STATISTICS = ("perplexity", "dead_codes")  # of a batch, or over all ranks
 
 
 @pytest.fixture(scope="session")
@@ -181,7 +182,7 @@ def test_two_ranks_are_two_accumulated_batches_of_stage_one(folder):
 
     Accumulating, the codebook moves between the batches of a step, so here it hardly moves.
     """
-    fields = {"batch_size": 4, "codebook_size": 4, "momentum": 1 - 1e-6}
+    fields = {"batch_size": 4, "codebook_size": 2, "momentum": 1 - 1e-6, "learning_rate": 1e-4}
     outs = [folder / "tokenizer accumulates", folder / "tokenizer of two"]
     train.main(command_line(folder, "tokenizer", outs[0], accumulate=2, **fields))
     Run(outs[1], command_line(folder, "tokenizer", outs[1], **fields), ranks=2).end()
@@ -201,7 +202,8 @@ def test_two_ranks_are_two_accumulated_batches_of_stage_two(finished, folder):
 
 def assert_same_losses(first, second):
     for name in ("log.csv", "scores.csv"):
-        one, two = ([list(row.values()) for row in rows(out / name)] for out in (first, second))
+        one, two = ([[value for key, value in row.items() if key not in STATISTICS]
+                     for row in rows(out / name)] for out in (first, second))
         np.testing.assert_allclose(one, two, rtol=1e-2)
         np.testing.assert_allclose(one[:1], two[:1], rtol=1e-4 if name == "log.csv" else 1e-2)
 
