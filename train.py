@@ -44,7 +44,7 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -269,7 +269,7 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
 class Joined(Dataset):
     """Data sets as one, behind each other: in every epoch each shows the samples of that epoch."""
 
-    def __init__(self, parts: typing.Sequence[Dataset]) -> None:
+    def __init__(self, parts: Sequence[Dataset]) -> None:
         self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
@@ -648,8 +648,8 @@ class Task:
     """What the loop asks of a paper, or of one stage of it: model, data, loss and scores.
 
     config: of the model and the run; arguments: all flags; origin: the checkpoint to continue or
-    to score, or nothing. Beside the methods here a task has `data_set`, `build`, `loss`,
-    `predict`, `scores` and `write`; see those of SimpleHandTask.
+    to score, or nothing. Beside the methods here a task has `faces` and `data_set`, `build`,
+    `loss`, `predict`, `points`, `scores` and `picture`; see those of SimpleHandTask.
     """
 
     Config: type  # the dataclass whose fields --set takes
@@ -658,6 +658,7 @@ class Task:
     parameters: Callable[..., list[dict]]  # from model and weight decay, groups for AdamW
     PROTOCOLS: Mapping[str, str]  # of metrics, by kind of data
     FLAGS: tuple[str, ...] = ()  # those of OPTIONAL that mean something here
+    TITLE: str  # of predictions.png
     UNIT = "images"  # what a sample is
     REMARK = ""  # printed below the table of scores
 
@@ -702,6 +703,16 @@ class Task:
             shape = metrics.procrustes_align(points, shape.expand_as(points), scale=False).mean(0)
         self.baseline = torch.stack([mean, shape])
 
+    def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
+        """Pictures of the first samples of the test split."""
+        images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
+        draw_grid(images, out / "predictions.png", columns=3, title=self.TITLE)
+
+    def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """A mesh (V, 3) over a picture (H, W, 3)."""
+        return bodymodels.render(mesh, self.faces, K, background.shape[:2], background=background,
+                                 supersample=2).image
+
 
 def better(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
     """In each row the better of two scores: the smaller error (MPJPE, ...), else the larger."""
@@ -717,6 +728,7 @@ class SimpleHandTask(Task):
     parameters = staticmethod(simplehand.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand"}
     FLAGS = ("hand", "backbone")
+    TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
 
     def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
@@ -802,20 +814,16 @@ class SimpleHandTask(Task):
         if self.data == "freihand":
             vertices = predictions["vertices"]
             metrics.write_predictions(out / "pred.json", self.joints(vertices), vertices)
-        images = [self.overlay(index, predictions) for index in range(min(12, len(self.test_set)))]
-        draw_grid(images, out / "predictions.png", columns=3,
-                  title="image, predicted mesh, true mesh (both placed at the true root joint)")
+        super().write(predictions, out)
 
-    def overlay(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
+    def picture(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
         """A test image (S, S, 3) beside the predicted and the true mesh over it."""
         sample = self.test_set[index]
         photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
         rotation, root = sample["camera_rotation"].numpy(), sample["joints"][9].numpy()
         meshes = [predictions[name][index] @ rotation.T + root
                   for name in ("vertices", "true_vertices")]
-        return np.concatenate([photo] + [
-            bodymodels.render(mesh, self.faces, sample["K"], photo.shape[:2], background=photo,
-                              supersample=2).image for mesh in meshes], 1)
+        return np.concatenate([photo] + [self.draw(mesh, sample["K"], photo) for mesh in meshes], 1)
 
 
 class BodyTask(Task):
@@ -825,6 +833,7 @@ class BodyTask(Task):
     """
 
     PIECE = 500  # samples whose meshes are in memory at a time
+    REMARK = "Mean pose: the mean body, or that of bodies turned onto one another if better.\n"
 
     def __init__(self, config: typing.Any, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
@@ -833,6 +842,7 @@ class BodyTask(Task):
         if len(self.body.parents) != 24:
             raise ValueError(f"--body {arguments.body}: it has {len(self.body.parents)} joints; "
                              "expected a SMPL model, with 24")
+        self.faces = self.body.faces
 
     def points(self, batch: dict[str, Tensor]) -> Tensor:
         """True joints and vertices (B, 24 + V, 3)."""
@@ -868,17 +878,6 @@ class BodyTask(Task):
                 meshes[name] = {"joints": points[:, :24], "vertices": points[:, 24:]}
         return {name: metrics.evaluate(self.PROTOCOLS[self.data], mesh, truth)
                 for name, mesh in meshes.items()}
-
-    def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
-        """Pictures of the first samples of the test split."""
-        images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
-        draw_grid(images, out / "predictions.png", columns=3, title=self.TITLE)
-
-    def draw(self, vertices: np.ndarray, K: np.ndarray,
-             background: np.ndarray) -> np.ndarray:
-        """A mesh (V, 3) over a picture (H, W, 3)."""
-        return bodymodels.render(vertices, self.body.faces, K, background.shape[:2],
-                                 background=background, supersample=2).image
 
 
 class TokenizerTask(BodyTask):
@@ -940,11 +939,12 @@ class TransformerTask(BodyTask):
     load_checkpoint = staticmethod(genhmr.load_checkpoint)
     parameters = staticmethod(genhmr.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"}
-    FLAGS = ("body", "backbone", "tokenizer", "iterations")
+    FLAGS = ("backbone", "tokenizer", "iterations")  # the rendered body is the free one
     TITLE = "image, predicted mesh (where the predicted camera puts it), true mesh"
     NOISE = 0.02  # of the crop: sigma of the 2D joints that refinement sees (our choice)
     REMARK = ("T: iterations of sampling. P: steps of refinement after it, against the true 2D "
-              "joints (the 24,\nif inside the crop) with noise of sigma 2 % of the crop's side.\n")
+              "joints (those\nof the 24 inside the crop) with noise of sigma 2 % of the crop's "
+              f"side. {BodyTask.REMARK}")
 
     @classmethod
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
@@ -1037,7 +1037,7 @@ class TransformerTask(BodyTask):
         found = self.mesh(one["betas"], one[f"pose of T={self.iterations}"])["vertices"][0]
         truth = self.mesh(one["true_betas"], one["true_pose"])["vertices"][0]
         return np.concatenate([photo] + [
-            self.draw(mesh + shift, sample["K"].numpy(), photo) for mesh, shift in (
+            self.draw(mesh + shift, sample["K"], photo) for mesh, shift in (
                 (found, one["transl"]), (truth, sample["transl"].numpy()))], 1)
 
 
