@@ -44,7 +44,7 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -264,23 +264,6 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
             raise
         raise RuntimeError(f"a data worker died ({error}): it may have run out of memory, or of "
                            "shared memory in a container; try fewer with --workers") from error
-
-
-class Joined(Dataset):
-    """Data sets as one, behind each other: in every epoch each shows the samples of that epoch."""
-
-    def __init__(self, parts: Sequence[Dataset]) -> None:
-        self.parts, self.ends = parts, np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, key: int) -> dict[str, Tensor]:
-        epoch, index = divmod(key, len(self))
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        part = self.parts[number]
-        own_index = index - int(self.ends[number]) + len(part)
-        return part[epoch * len(part) + own_index] | {"index": torch.tensor(index)}
 
 
 def ignore_signals(worker: int) -> None:
@@ -901,7 +884,7 @@ class TokenizerTask(BodyTask):
             Path(folder, name) if "+" in self.data else folder,
             split if split == "train" else held_out[name], seed=seed, cache=self.arguments.cache)
             for name in self.data.split("+")]
-        return Joined(parts) if len(parts) > 1 else parts[0]
+        return data.Joined(parts) if len(parts) > 1 else parts[0]
 
     def build(self) -> nn.Module:
         """The tokenizer with new weights."""

@@ -10,8 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from test_bodies import write_amass, write_moyo
 from test_train import Run, assert_same_state, flag
 
 import data
@@ -321,13 +320,18 @@ def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
     assert (moved > 1e-7).all()
 
 
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), epoch=st.integers(0, 3))
-def test_joined_data_sets_show_all_their_samples_each_epoch(lengths, epoch):
-    """Keys of epoch e give every sample of every part once, as the part has it in epoch e."""
-    parts = [data.MotionPoses("train", length, seed) for seed, length in enumerate(lengths)]
-    joined = train.Joined(parts)
-    samples = [joined[epoch * len(joined) + index] for index in range(len(joined))]
-    expected = [part[epoch * len(part) + index] for part in parts for index in range(len(part))]
-    assert [int(sample["index"]) for sample in samples] == list(range(sum(lengths)))
-    for one, other in zip(samples, expected, strict=True):
-        assert torch.equal(one["pose"], other["pose"])
+def test_official_motion_trains_the_tokenizer(folder, tmp_path):
+    """AMASS and MOYO in their own layouts, both splits, from one folder with both."""
+    write_amass(tmp_path / "amass")
+    write_moyo(tmp_path / "moyo", smpl=True)
+    out = tmp_path / "out"
+    train.main(command_line(folder, "tokenizer", out, "--data", "amass+moyo", "--data-root",
+                            tmp_path, "--cache", tmp_path / "cache", steps=2))
+    task = train.TokenizerTask(genhmr.load_tokenizer(out / "checkpoint.pt").config,
+                               argparse.Namespace(data=None, data_root=tmp_path, body=None,
+                                                  cache=tmp_path / "cache"), load(out))
+    assert [(type(part), part.split) for part in task.test_set.datasets] == [
+        (data.AMASS, "test"), (data.MOYO, "val")]
+    assert len(task.train_set) == sum(len(part) for part in task.train_set.datasets)
+    scores = json.loads((out / "results.json").read_text())["scores"]
+    assert np.isfinite(list(scores["tokenizer"].values())).all()
