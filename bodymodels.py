@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import io
 import json
@@ -371,6 +372,15 @@ TIP_VERTEX_IDS: dict[str, tuple[int, ...]] = {
     "moon": (728, 353, 442, 576, 694),  # I2L-MeshNet, HandOccNet
 }
 
+# The 21 vertices behind the joints in "smpl45" and "smplx76", in that order: nose, eyes, ears, toes
+# and heels, fingertips. SMPL-H has SMPL's mesh. Our free bodies keep these landmarks there.
+SURFACE_VERTEX_IDS: dict[str, tuple[int, ...]] = {
+    "smpl": (332, 6260, 2800, 4071, 583, 3216, 3226, 3387, 6617, 6624, 6787,
+             2746, 2319, 2445, 2556, 2673, 6191, 5782, 5905, 6016, 6133),
+    "smplx": (9120, 9929, 9448, 616, 6, 5770, 5780, 8846, 8463, 8474, 8635,
+              5361, 4933, 5058, 5169, 5286, 8079, 7669, 7794, 7905, 8022),
+}
+
 
 def _joint_names(joints: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(joints, str):
@@ -486,6 +496,10 @@ def _from_buffer(_, data, dtype: np.dtype, shape: tuple, order: str, axes=None) 
     return array if axes is None else array.transpose(axes)
 
 
+def _joblib_array(state: dict, data: bytes) -> np.ndarray:
+    return _array(state["shape"], state["dtype"], state["order"], data)
+
+
 def _sparse(state: dict, by_column: bool) -> np.ndarray:
     """The dense array of a scipy.sparse csc matrix (stored by column), or csr (by row)."""
     shape = state["_shape"] if "_shape" in state else state["shape"]
@@ -526,6 +540,7 @@ _NAMES: dict[str, Callable | None] = {  # all that a pickle may name
     "chumpy.reordering.Select": _Kind(_select),
     "chumpy.reordering.Reshape": _Kind(lambda state: state["a"].reshape(state["newshape"])),
     "chumpy.reordering.transpose": _Kind(lambda state: state["a"].transpose(state.get("axes"))),
+    "joblib.numpy_pickle.NumpyArrayWrapper": _Kind(_joblib_array),
     "_codecs.encode": _latin1,
     "collections.OrderedDict": lambda: {},
 }
@@ -563,6 +578,16 @@ class _DataUnpickler(pickle._Unpickler):
         state = self.stack.pop()
         _expect(type(self.stack[-1]) is _StandIn, "it sets the state of something unknown")
         self.stack[-1].state = state
+        if self.stack[-1].rebuild is _joblib_array:
+            self._read_joblib_array(self.stack[-1])
+
+    def _read_joblib_array(self, array: _StandIn) -> None:
+        """joblib puts an array's bytes, perhaps aligned, into the file between two instructions."""
+        if array.state.get("numpy_array_alignment_bytes") is not None:
+            self._file_read(self._file_read(1)[0])
+        array.state = {key: array.state[key] for key in ("shape", "dtype", "order")}
+        size = _resolved(array.state["dtype"], {}).itemsize * math.prod(array.state["shape"])
+        array.arguments = (self._file_read(size),)
 
     def _store(self, dictionary: dict, items: list) -> None:
         _expect(all(isinstance(key, (str, bytes, int, float)) for key in items[::2]),
@@ -619,6 +644,7 @@ def safe_unpickle(source: str | Path | bytes):
 
     Containers, text, numbers and numpy arrays come back as they are, sets as lists; chumpy
     objects and scipy's csc and csr matrices as dense arrays, with neither package installed.
+    What joblib wrote, uncompressed, is read as well.
     Raises UnsafeFileError, a ValueError, if there is anything else in it, and executes nothing.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -736,7 +762,8 @@ class BodyModel(nn.Module):
     Attributes: faces (F, 3) int64, parents (K indices, -1 for the root), joint_names, v_template
     (V, 3), J_regressor (K, V), skinning_weights (K, V), num_betas, num_expression, name, side
     ("left", "right" or ""). A hand also has tip_vertex_ids, thumb to pinky, and
-    keypoint_regressor (21, V), which gives the hand21 keypoints of posed vertices.
+    keypoint_regressor (21, V), which gives the hand21 keypoints of posed vertices. An SMPL or
+    SMPL-X body has surface_vertex_ids, the 21 vertices that `keypoints` puts behind its joints.
     state_dict() is empty: a licensed model does not travel inside a checkpoint.
     """
 
@@ -775,6 +802,8 @@ class BodyModel(nn.Module):
             self.tip_vertex_ids = _tips(tips)
             keypoints = keypoint_regressor(torch.from_numpy(regressor), self.tip_vertex_ids)
             self._store(dtype, keypoint_regressor=keypoints.numpy())
+        surface = SURFACE_VERTEX_IDS.get(family, ())
+        self.surface_vertex_ids = surface if max(surface, default=0) < len(template) else ()
 
     def _store(self, dtype: torch.dtype, **arrays: np.ndarray) -> None:
         for name, array in arrays.items():
@@ -833,6 +862,41 @@ class BodyModel(nn.Module):
         vertices = _Skinning.apply(shaped.view(batch, 3, self.skinning_weights.shape[1]),
                                    rest_to_world.contiguous(), self.skinning_weights)
         return vertices.transpose(1, 2), transforms
+
+    def keypoints(self, output: BodyOutput) -> Tensor:
+        """Joints and landmarks of posed bodies, as the smplx package orders them.
+
+        (B, 45, 3), "smpl45" of JOINT_SETS, for SMPL; (B, 76, 3), "smplx76", for SMPL-X.
+        """
+        if not self.surface_vertex_ids:
+            raise ValueError(f"{self.name} has no landmarks on its surface: keypoints are for SMPL "
+                             f"and SMPL-X bodies, or those of their vertices that hold them")
+        landmarks = [output.vertices[:, vertex] for vertex in self.surface_vertex_ids]
+        return torch.cat([output.joints, torch.stack(landmarks, 1)], 1)
+
+    def at_vertices(self, vertex_ids: Sequence[int]) -> BodyModel:
+        """The same body with these vertices alone, in this order; joints are what they were.
+
+        For losses on keypoints: 21 vertices cost a fraction of 6890. It has no faces, and neither
+        J_regressor nor keypoint_regressor, whose other vertices it lacks: those are None.
+        """
+        ids, count = [int(vertex) for vertex in vertex_ids], self.skinning_weights.shape[1]
+        if not ids or min(ids) < 0 or max(ids) >= count:
+            raise ValueError(f"expected vertices of {self.name}, 0 to {count - 1}, got {ids}")
+        light = copy.deepcopy(self)
+        light.template = self.v_template[ids].T.flatten()
+        light.offsets = self.offsets.unflatten(1, (3, count))[:, :, ids].flatten(1)
+        light.skinning_weights = self.skinning_weights[:, ids].contiguous()
+        light.faces = self.faces[:0]
+        light.J_regressor = light.keypoint_regressor = None
+        for name in ("tip_vertex_ids", "surface_vertex_ids"):
+            kept = [ids.index(vertex) for vertex in getattr(self, name) if vertex in ids]
+            setattr(light, name, tuple(kept) if len(kept) == len(getattr(self, name)) else ())
+        return light
+
+    def for_keypoints(self) -> BodyModel:
+        """`at_vertices` of the landmarks: all that `keypoints` needs."""
+        return self.at_vertices(self.surface_vertex_ids)
 
     def rest_joints(self, betas: Tensor, expression: Tensor | None = None) -> Tensor:
         """Joints (B, K, 3) of the unposed shape; the first is the point the root turns about."""
