@@ -874,6 +874,12 @@ class TokenizerTask(BodyTask):
     UNIT = "poses"
     TITLE = "the pose, and what its tokens tell of it"
 
+    def __init__(self, config: genhmr.TokenizerConfig, arguments: argparse.Namespace,
+                 origin: Mapping[str, typing.Any]) -> None:
+        super().__init__(config, arguments, origin)
+        vertices = range(0, len(self.body.v_template), config.vertex_stride)
+        self.thin_body = self.body.at_vertices(vertices)  # for the loss
+
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the free clips; or of the official data, each sequence in its proportion."""
         seed, folder = self.config.seed if split == "train" else 0, self.arguments.data_root
@@ -896,7 +902,7 @@ class TokenizerTask(BodyTask):
         pose = genhmr.augment_rotation(batch["pose"], config=self.config)
         prediction = trainer(pose)
         terms = genhmr.tokenizer_losses(prediction, batch | {"pose": pose},
-                                        self.body.to(pose.device))
+                                        self.thin_body.to(pose.device))
         statistics = {name: prediction[name] for name in ("perplexity", "dead_codes")}
         return genhmr.tokenizer_total_loss(terms, self.config), terms | statistics
 
