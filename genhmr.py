@@ -222,8 +222,8 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     "single_gpu": TokenizerConfig(batch_size=256, accumulate=2),
     # Two CPU cores: the same design and the same 96 words, small enough to learn in minutes.
     "cpu": TokenizerConfig(
-        codebook_size=256, code_dim=32, width=64, depth=1, vertex_stride=20, batch_size=64, steps=6_000,
-        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=1_000,
+        codebook_size=256, code_dim=32, width=64, depth=1, vertex_stride=20, batch_size=64,
+        steps=6_000, learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=1_000,
         train_samples=100_000, test_samples=1_000),
 }
 
