@@ -196,6 +196,8 @@ class Augmentation:
     rotation: float = 0.0  # degrees, +- in the image plane
     radians_quirk: bool = False  # rotation as the official SimpleHand code draws it, see below
     flip: float = 0.0  # probability of mirroring: pictures of the other hand, same topology
+    extreme: float = 0.0  # probability of a box around a part of the body, bodies only
+    hmr_draws: bool = False  # motion drawn as HMR2.0 does, bodies only, see `draw_motion`
     gain: tuple[float, float] = (1.0, 1.0)  # factor of each colour channel
     brightness: tuple[float, float] = (0.0, 0.0)  # offset, fraction of white
     contrast: tuple[float, float] = (0.0, 0.0)  # factor - 1
@@ -203,8 +205,8 @@ class Augmentation:
     @property
     def moves(self) -> bool:
         """Whether the recipe changes the crop and not only colours."""
-        return (self.center_jitter, self.scale, self.rotation, self.radians_quirk,
-                self.flip) != (0.0, (1.0, 1.0), 0.0, False, 0.0)
+        return (self.center_jitter, self.scale, self.rotation, self.radians_quirk, self.flip,
+                self.extreme) != (0.0, (1.0, 1.0), 0.0, False, 0.0, 0.0)
 
     def draw_roll(self, rng: np.random.Generator) -> float:
         """An in-plane rotation in radians.
@@ -215,6 +217,21 @@ class Augmentation:
         if self.radians_quirk:
             return float(np.clip(rng.normal(0, 90), -180, 180))
         return float(np.deg2rad(rng.uniform(-self.rotation, self.rotation)))
+
+    def draw_motion(self, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+        """Shift of the centre (2,) in box widths, factor of the box's side, roll in radians.
+
+        HMR2.0 draws shift and scale from a normal distribution cut off at one deviation, which is
+        the range, and turns 60 % of the pictures, by one cut off at two.
+        """
+        if self.hmr_draws:
+            low, high = self.scale
+            shift, normal = np.clip(rng.normal(0, 1, 2), -1, 1), np.clip(rng.normal(), -1, 1)
+            turn = np.clip(rng.normal(), -2, 2) * (rng.random() < 0.6)
+            return (shift * self.center_jitter, (low + high + (high - low) * normal) / 2,
+                    float(np.deg2rad(turn * self.rotation)))
+        shift = rng.uniform(-self.center_jitter, self.center_jitter, 2)
+        return shift, rng.uniform(*self.scale), self.draw_roll(rng)
 
     def recolor(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Gain, then brightness and contrast, of (3, S, S) uint8, through one table per channel."""
@@ -234,6 +251,12 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     "rendered_moving": Augmentation(center_jitter=0.05, scale=(0.85, 1.15), rotation=30.0,
                                     gain=(0.8, 1.2), brightness=(-0.15, 0.15),
                                     contrast=(-0.2, 0.2)),
+    # HMR2.0: SCALE .3, ROT 30, TRANS .02, FLIP .5, COLOR 20 %, extreme crops 10 %
+    "official_hmr": Augmentation(center_jitter=0.02, scale=(0.7, 1.3), rotation=30.0, flip=0.5,
+                                 extreme=0.1, hmr_draws=True, gain=(0.8, 1.2)),
+    "rendered_bodies": Augmentation(center_jitter=0.03, scale=(0.85, 1.1), rotation=15.0, flip=0.5,
+                                    gain=(0.8, 1.2), brightness=(-0.15, 0.15),
+                                    contrast=(-0.2, 0.2)),
 }
 
 
@@ -247,7 +270,8 @@ def find_augmentation(recipe: str | Augmentation | None) -> Augmentation | None:
     return recipe
 
 
-AUGMENTING, RENDERING, NOISE = range(3)  # first words: independent streams of random numbers
+# First words: independent streams of random numbers.
+AUGMENTING, RENDERING, NOISE, RENDERING_BODIES = range(4)
 
 
 def random_generator(*words: int) -> np.random.Generator:
@@ -305,38 +329,60 @@ def augmented_crop(source: Annotated, center: np.ndarray, box: np.ndarray, size:
     return crop_sample(source, center, box, size, roll=roll, mirror=mirror)
 
 
-class HandDataset(Dataset):
-    """What all hand data sets share: keys, epochs, random numbers, tensors."""
+class KeyedDataset(Dataset):
+    """What all data sets share: splits, keys, epochs, random numbers, tensors."""
 
-    def __init__(self, split: str, splits: Sequence[str], size: int, seed: int,
-                 augmentation: str | Augmentation | None) -> None:
+    def __init__(self, split: str, splits: Sequence[str], seed: int) -> None:
         if split not in splits:
             raise ValueError(f"unknown split {split!r}: expected one of {', '.join(splits)}")
-        if size < 16 or seed < 0:
-            raise ValueError(f"expected size >= 16 and seed >= 0, got {size} and {seed}")
-        self.split, self.size, self.seed = split, size, seed
+        if seed < 0:
+            raise ValueError(f"expected seed >= 0, got {seed}")
+        self.split, self.seed = split, seed
         self.split_id = list(splits).index(split)
-        self.augmentation = find_augmentation(augmentation)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The sample's arrays after the geometric part of the augmentation."""
         raise NotImplementedError
+
+    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        """The rest of the augmentation, in place."""
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
         if key < 0:
             raise IndexError(f"keys count up from 0 (epoch * length + index), got {key}")
         epoch, index = divmod(int(key), len(self))
         rng = random_generator(AUGMENTING, self.seed, self.split_id, epoch, index)
-        sample = self.load(index, rng)
-        if self.augmentation is not None:
-            sample["image"] = self.augmentation.recolor(sample["image"], rng)
-            if not sample["keypoints_valid"][[0, 9]].any():
-                sample["mesh_valid"] = 0.0  # official: no 3-D loss, wrist and knuckle are out
-        sample = {"side": np.int64(1), "index": np.int64(index)} | sample
+        sample = {"index": np.int64(index)} | self.load(index, rng)
+        self.finish(sample, rng)
         return {name: _tensor(value) for name, value in sample.items()}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return (self[index] for index in range(len(self)))  # one epoch: keys alone never end
+
+
+class ImageDataset(KeyedDataset):
+    """A data set of square pictures, whose colours the augmentation changes last."""
+
+    def __init__(self, split: str, splits: Sequence[str], size: int, seed: int,
+                 augmentation: str | Augmentation | None) -> None:
+        super().__init__(split, splits, seed)
+        if size < 16:
+            raise ValueError(f"expected size >= 16, got {size}")
+        self.size, self.augmentation = size, find_augmentation(augmentation)
+
+    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        if self.augmentation is not None:
+            sample["image"] = self.augmentation.recolor(sample["image"], rng)
+
+
+class HandDataset(ImageDataset):
+    """A data set of hands, right ones after any mirroring."""
+
+    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        super().finish(sample, rng)
+        sample["side"] = np.int64(1)
+        if self.augmentation is not None and not sample["keypoints_valid"][[0, 9]].any():
+            sample["mesh_valid"] = 0.0  # official: no 3-D loss, wrist and knuckle are out
 
 
 def _tensor(value: np.ndarray | float) -> Tensor:
@@ -501,6 +547,110 @@ def sample_view(rng: np.random.Generator, views: float, in_plane: float,
     return _roll_and_mirror(roll, False) @ tilt @ base
 
 
+# ---------------------------------------------------------------------- body poses and views
+
+SMPL_JOINTS, SMPL_KEYPOINTS = bodymodels.JOINT_SETS["smpl24"], bodymodels.JOINT_SETS["smpl45"]
+TEST_CLIPS = ("dance_b", "getup_faceup", "kick", "run", "turn_right1")  # of motion.npz
+NEAR_DUPLICATE = 0.1  # rad: a frame has a joint at least so far from its like in each other frame
+Y_UP_TO_CAMERA = np.diag([1.0, -1, -1])  # a body that faces +z then faces the camera
+Z_UP_TO_CAMERA = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+LIMBS = tuple(
+    [index for index, name in enumerate(SMPL_JOINTS) if re.search(pattern, name)]
+    for pattern in ("hip|knee|ankle|foot", "left_(collar|shoulder|elbow|wrist|hand)",
+                    "right_(collar|shoulder|elbow|wrist|hand)"))
+# Standard deviations in radians. Wrists, collars and toes never move in the clips.
+JOINT_NOISE = {"wrist": 0.25, "collar": 0.08, "neck": 0.12, "head": 0.12, "foot": 0.1}
+OTHER_NOISE = 0.03
+
+
+@cache
+def motion_frames(split: str) -> np.ndarray:
+    """Poses (N, 24, 3) of a split's clips, axis-angle, y up, then their mirror images.
+
+    The clips of `assets/motion.npz` are divided as wholes. Of frames that hardly differ the first
+    stays. All are turned about the vertical until they face +z, as nearly as they can.
+    """
+    with np.load(bodymodels.ASSETS / "motion.npz") as arrays:
+        clips = arrays["clip_names"][arrays["clip"]]
+        poses = torch.from_numpy(arrays["poses"].astype(np.float64)).unflatten(1, (24, 3))
+    poses = poses[torch.from_numpy(np.isin(clips, TEST_CLIPS) == (split == "test"))]
+    rotations = bodymodels.axis_angle_to_matrix(poses)
+    rotations[:, 0] = face_forward(rotations[:, 0])
+    kept: list[int] = []
+    for index, frame in enumerate(rotations):
+        trace = (rotations[kept] * frame).sum((2, 3))  # of the relative rotation
+        if (((trace.clamp(-1, 3) - 1) / 2).acos().amax(1) >= NEAR_DUPLICATE).all():
+            kept.append(index)
+    frames = bodymodels.matrix_to_axis_angle(rotations[kept])
+    return torch.cat([frames, bodymodels.mirror_pose(frames, SMPL_JOINTS)]).numpy()
+
+
+def face_forward(roots: Tensor) -> Tensor:
+    """Root orientations (N, 3, 3), y up, without the part of the turn that is about y."""
+    w, _, y, _ = bodymodels.matrix_to_quaternion(roots).unbind(1)
+    turn = torch.zeros(len(roots), 3, dtype=roots.dtype)
+    turn[:, 1] = -2 * torch.atan2(y, w)
+    return bodymodels.axis_angle_to_matrix(turn) @ roots
+
+
+def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0) -> np.ndarray:
+    """A plausible body: SMPL rotations (24, 3, 3), the root's in an upright camera's frame.
+
+    Half are frames of the split's clips, the other half have legs, left arm or right arm of other
+    frames; noise moves all joints but the root, most where the clips are still. The body faces
+    the camera and is then turned about the vertical by up to +- `views` degrees.
+    """
+    frames = motion_frames(split)
+    pose = frames[rng.integers(len(frames))].copy()
+    if rng.random() < 0.5:
+        for limb in LIMBS:
+            pose[limb] = frames[rng.integers(len(frames))][limb]
+    pose[1:] += rng.normal(0, 1, (23, 3)) * _joint_noise()[1:]
+    heading = np.deg2rad(rng.uniform(-views, views))
+    rotations = bodymodels.axis_angle_to_matrix(
+        torch.from_numpy(np.concatenate([pose, [[0, heading, 0]]]))).numpy()
+    rotations[0] = Y_UP_TO_CAMERA @ rotations[24] @ rotations[0]
+    return rotations[:24]
+
+
+@cache
+def _joint_noise() -> np.ndarray:
+    kinds = (name.removeprefix("left_").removeprefix("right_") for name in SMPL_JOINTS)
+    return np.array([[JOINT_NOISE.get(kind, OTHER_NOISE)] for kind in kinds])
+
+
+def sample_betas(rng: np.random.Generator) -> np.ndarray:
+    """A body shape (10,) of our free models."""
+    return np.clip(rng.standard_normal(10), -2.5, 2.5)
+
+
+class MotionPoses(KeyedDataset):
+    """Body poses without pictures, from the free motion clips: all that a pose tokenizer needs.
+
+    A sample is {"pose": (24, 3, 3) rotations, "betas": (10,), "index": ()}; every epoch brings
+    other poses. The root is in the frame of a camera that stands upright: tilting it is left to
+    the training's augmentation. split: "train" or "test", of different clips. views: see
+    `sample_body_pose`.
+    """
+
+    LENGTHS = {"train": 40_000, "test": 2_000}
+
+    def __init__(self, split: str = "train", length: int | None = None, seed: int = 0, *,
+                 views: float = 180.0) -> None:
+        super().__init__(split, tuple(self.LENGTHS), seed)
+        self.length = self.LENGTHS[split] if length is None else length
+        if self.length < 1 or not 0 <= views <= 180:
+            raise ValueError("expected a positive length and views in 0..180 degrees, "
+                             f"got {self.length} and {views}")
+        self.views = float(views)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"pose": sample_body_pose(rng, self.split, self.views), "betas": sample_betas(rng)}
+
+
 # ---------------------------------------------------------------------------- rendered hands
 
 RENDER_VERSION = 1  # count up whenever the same settings would give other pictures
@@ -611,10 +761,14 @@ def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: fl
 
 
 def shade(rng: np.random.Generator, surface: np.ndarray) -> np.ndarray:
-    """Colours (V, 3) of the vertices: skin or sleeve, a key light, ambient light, a highlight."""
-    hand = hand_surface()
-    albedo = _skin(rng, len(surface))
-    normals = bodymodels.vertex_normals(surface, hand.faces)
+    """Colours (V, 3) of the vertices of a hand with its skin or sleeve, lit."""
+    return light(rng, surface, hand_surface().faces, _skin(rng, len(surface)))
+
+
+def light(rng: np.random.Generator, surface: np.ndarray, faces: np.ndarray,
+          albedo: np.ndarray) -> np.ndarray:
+    """Colours (V, 3) of a surface's vertices: a key light, ambient light, a highlight."""
+    normals = bodymodels.vertex_normals(surface, faces)
     towards_light = rng.normal(0, 1, 3) + (0, -0.5, -0.8)  # rather from above and the camera
     towards_light /= np.linalg.norm(towards_light)
     warmth = rng.uniform(-0.12, 0.12) * np.array([1, 0, -1])
@@ -629,13 +783,18 @@ def shade(rng: np.random.Generator, surface: np.ndarray) -> np.ndarray:
     return albedo * (ambient * overhead + key * lambert) + rng.uniform(0, 0.15) * glint
 
 
-def _skin(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Albedo (count, 3): a skin tone, lighter palms, redder tips, blotches; perhaps a sleeve."""
-    hand = hand_surface()
+def random_skin(rng: np.random.Generator) -> np.ndarray:
+    """A skin colour (3,) between two of SKIN_TONES."""
     tone = rng.uniform(0, len(SKIN_TONES) - 1)
     base = SKIN_TONES[int(tone)] + (tone % 1) * (SKIN_TONES[int(tone) + 1]
                                                  - SKIN_TONES[int(tone)])
-    base = base * (1 + rng.normal(0, 0.05, 3))
+    return base * (1 + rng.normal(0, 0.05, 3))
+
+
+def _skin(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Albedo (count, 3): a skin tone, lighter palms, redder tips, blotches; perhaps a sleeve."""
+    hand = hand_surface()
+    base = random_skin(rng)
     lighter = np.clip(base * 1.1 + (0.06, 0.03, 0.03), 0, 1)
     skin = base + rng.uniform(0, 1) * hand.palmar * (lighter - base)
     skin = skin + rng.uniform(0, 1) * hand.tip * (0.06, -0.03, -0.02)
@@ -646,11 +805,17 @@ def _skin(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def paint_hand(image: np.ndarray, scene: Scene, colors: np.ndarray) -> None:
-    """Draw the shaded surface into a picture (S, S, 3) of float32 0..255, in place."""
+    """Draw the shaded hand into a picture (S, S, 3) of float32 0..255, in place."""
+    paint_surface(image, scene.surface, hand_surface().faces, scene.K, colors)
+
+
+def paint_surface(image: np.ndarray, surface: np.ndarray, faces: np.ndarray, K: np.ndarray,
+                  colors: np.ndarray) -> None:
+    """Draw a closed surface (V, 3), principal point in the middle, into float32 0..255, in place.
+    """
     size = len(image)
-    z = scene.surface[:, 2:]
-    pixels = np.concatenate([scene.surface[:, :2] / z * scene.K[0, 0] + size / 2, z], 1)
-    faces = hand_surface().faces
+    z = surface[:, 2:]
+    pixels = np.concatenate([surface[:, :2] / z * K[0, 0] + size / 2, z], 1)
     x, y = pixels[:, 0][faces.T], pixels[:, 1][faces.T]
     area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
     faces = faces[area < 0]  # outside faces turned to the camera; the surface is closed
@@ -716,6 +881,14 @@ def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
         draw.polygon([tuple(point) for point in points.tolist()], fill)
 
 
+def occlude(rng: np.random.Generator, picture: Image.Image) -> None:
+    """Draw one or two shapes over a third of the pictures."""
+    if rng.random() < 0.35:
+        occluder = ImageDraw.Draw(picture)
+        for _ in range(int(rng.integers(1, 3))):
+            draw_shape(occluder, rng, picture.width, rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18))
+
+
 def develop(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
     """Lens and sensor: blur (the picture's only anti-aliasing), white balance, noise; uint8."""
     radius = rng.uniform(0.35, 0.6) if rng.random() < 0.7 else rng.uniform(0.6, 1.6)
@@ -728,7 +901,61 @@ def develop(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
     return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
-class RenderedHands(HandDataset):
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Rendered:
+    """For data sets whose pictures are rendered: on the fly, or once, into a packed file.
+
+    What inherits has split, seed and length, a dtype of records, and `render(index)`.
+    """
+
+    LENGTHS: dict[str, int]  # of each split, by default
+    path: Path | None = None
+    _packed: np.ndarray | None = None
+
+    def open_cache(self, cache: str | os.PathLike | None, kind: str, settings: dict,
+                   progress: bool) -> None:
+        """Find or build the packed file in the folder `cache`; its name holds the settings."""
+        if cache is not None:
+            name = f"{kind}_{self.split}_{self.size}_{fingerprint(settings)}.npy"
+            self.path = Path(cache) / name
+            build_packed(self.path, self.dtype, self.length, lambda out: self._fill(out, progress))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None}  # workers map the file themselves
+
+    def record(self, index: int) -> np.ndarray:
+        """A packed record, from the cache if there is one."""
+        if self.path is None:
+            return self.render(index)
+        if self._packed is None:
+            self._packed = build_packed(self.path, self.dtype, self.length,
+                                        lambda out: self._fill(out, False))
+        return self._packed[index]
+
+    def _render_batch(self, indices: list[int]) -> np.ndarray:
+        return np.stack([self.render(index) for index in indices])
+
+    def _fill(self, records: np.ndarray, progress: bool) -> None:
+        """Render the whole split, on all cores."""
+        workers = available_cores() if self.length >= 256 else 0
+        loader = DataLoader(range(self.length), batch_size=32, num_workers=workers,
+                            collate_fn=self._render_batch,
+                            generator=torch.Generator())  # not the global one, which it would move
+        bar = tqdm(loader, f"Rendering {self.path.name}", unit="batch", disable=not progress)
+        for number, batch in enumerate(bar):
+            records[32 * number:32 * number + len(batch)] = batch
+
+
+class RenderedHands(Rendered, HandDataset):
     """Pictures of the free right hand, rendered on the fly: no download, exact labels.
 
     split: "train" or "test", made of different random numbers. length: 40,000 and 1,000 by
@@ -759,17 +986,9 @@ class RenderedHands(HandDataset):
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("joints", np.float32, (NUM_JOINTS, 3)), ("vertices", np.float32, (NUM_VERTICES, 3)),
             ("keypoints_2d", np.float32, (NUM_JOINTS, 2))])
-        self.path: Path | None = None
-        self._packed: np.ndarray | None = None
-        if cache is not None:
-            self.path = self._cache_path(Path(cache))
-            build_packed(self.path, self.dtype, self.length, lambda out: self._fill(out, progress))
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None}  # workers map the file themselves
+        settings = {name: getattr(self, name) for name in
+                    ("split", "size", "length", "seed", "views", "in_plane", "sides")}
+        self.open_cache(cache, "rendered_hands", settings | {"version": RENDER_VERSION}, progress)
 
     def render(self, index: int) -> np.ndarray:
         """The packed record of one sample, made from nothing but seed, split and index."""
@@ -778,10 +997,7 @@ class RenderedHands(HandDataset):
         image = paint_background(rng, self.size).astype(np.float32)
         paint_hand(image, scene, shade(rng, scene.surface))
         picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
-        if rng.random() < 0.35:
-            occluder = ImageDraw.Draw(picture)
-            for _ in range(int(rng.integers(1, 3))):
-                draw_shape(occluder, rng, self.size, rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18))
+        occlude(rng, picture)
         record = np.zeros((), self.dtype)
         record["image"] = develop(rng, picture)
         record["K"], record["joints"] = scene.K, scene.joints
@@ -789,15 +1005,6 @@ class RenderedHands(HandDataset):
         projected = scene.joints @ scene.K.T
         record["keypoints_2d"] = projected[:, :2] / projected[:, 2:]
         return record
-
-    def record(self, index: int) -> np.ndarray:
-        """A packed record, from the cache if there is one."""
-        if self.path is None:
-            return self.render(index)
-        if self._packed is None:
-            self._packed = build_packed(self.path, self.dtype, self.length,
-                                        lambda out: self._fill(out, False))
-        return self._packed[index]
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = self.record(index)
@@ -811,31 +1018,297 @@ class RenderedHands(HandDataset):
         return sample | {"keypoints_valid": valid, "mesh_valid": 1.0, "crop": np.eye(3),
                          "camera_rotation": np.eye(3)}
 
-    def _cache_path(self, folder: Path) -> Path:
-        settings = {name: getattr(self, name) for name in
-                    ("split", "size", "length", "seed", "views", "in_plane", "sides")}
-        name = fingerprint(settings | {"version": RENDER_VERSION})
-        return folder / f"rendered_hands_{self.split}_{self.size}_{name}.npy"
 
-    def _render_batch(self, indices: list[int]) -> np.ndarray:
-        return np.stack([self.render(index) for index in indices])
+# --------------------------------------------------------------------------- rendered bodies
 
-    def _fill(self, records: np.ndarray, progress: bool) -> None:
-        """Render the whole split, on all cores."""
-        workers = available_cores() if self.length >= 256 else 0
-        loader = DataLoader(range(self.length), batch_size=32, num_workers=workers,
-                            collate_fn=self._render_batch,
-                            generator=torch.Generator())  # not the global one, which it would move
-        bar = tqdm(loader, f"Rendering {self.path.name}", unit="batch", disable=not progress)
-        for number, batch in enumerate(bar):
-            records[32 * number:32 * number + len(batch)] = batch
+BODY_RENDER_VERSION = 1  # count up whenever the same settings would give other pictures
+BODY_FOCAL = 5000 / 256  # GenHMR's and HMR2.0's: 5000 pixels for a crop of 256
+SEEN_WIDTH = 0.75  # of the crop: GenHMR's and HMR2.0's encoder leaves out an eighth on each side
+HAIR_COLORS = np.array([[0.05, 0.04, 0.04], [0.16, 0.10, 0.07], [0.33, 0.21, 0.12],
+                        [0.72, 0.56, 0.33], [0.45, 0.18, 0.08], [0.55, 0.54, 0.53]])
+SLEEVES = (0.2, 0.24, 0.38, 0.42, 0.5, 0.66, 0.68, 0.7)  # m from the middle, arms outstretched
+HEMS = (-0.42, -0.55, -0.62, -0.85, -1.02, -1.04, -1.06, -1.08)  # m, shorts to long trousers
+BODY_PARTS = {  # what the box of a truncated picture holds: its keypoints, how often
+    "above the knees": (r"^(?!.*(ankle|foot|toe|heel))", 0.3),
+    "above the hips": (r"^(?!.*(knee|ankle|foot|toe|heel))", 0.3),
+    "head and shoulders": (r"head|neck|shoulder|nose|eye|ear", 0.1),
+    "torso": (r"pelvis|hip|spine|shoulder|neck", 0.1),
+    "legs": (r"hip|knee|ankle|foot|toe|heel", 0.08),
+    "left side": (r"left|spine|neck", 0.06),
+    "right side": (r"right|spine|neck", 0.06),
+}
 
 
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def draw_body_part(rng: np.random.Generator) -> list[int]:
+    """The keypoints (indices of smpl45) of one of BODY_PARTS."""
+    patterns, chances = zip(*BODY_PARTS.values(), strict=True)
+    pattern = patterns[rng.choice(len(patterns), p=chances)]
+    return [index for index, name in enumerate(SMPL_KEYPOINTS) if re.search(pattern, name)]
+
+
+def body_box(points: np.ndarray) -> tuple[np.ndarray, float]:
+    """Centre (2,) and side of a square crop of points (N, 2) in which the encoder sees them all."""
+    center, (width, height) = keypoint_box(points)
+    return center, max(height, width / SEEN_WIDTH)
+
+
+class BodySurface:
+    """The free body, and where on its template skin, hair and clothes are."""
+
+    def __init__(self) -> None:
+        self.model = bodymodels.load_model("body")
+        self.faces = self.model.faces.numpy()
+        self.template = self.model.v_template.numpy().astype(np.float64)
+        x, y, z = self.template.T
+        weights = self.model.skinning_weights.numpy().astype(np.float64)  # (24, V)
+        self.head = weights[[SMPL_JOINTS.index(name) for name in ("neck", "head")]].sum(0)
+        self.arm = weights[[i for i, name in enumerate(SMPL_JOINTS)
+                            if re.search("shoulder|elbow|wrist|hand", name)]].sum(0)
+        self.reach = np.where(self.arm > 0.3, np.abs(x), 0)  # along the arms, from the middle
+        nose, right_eye, left_eye = self.template[list(self.model.surface_vertex_ids[:3])]
+        self.eyes = _spot(self.template, left_eye, 0.012) + _spot(self.template, right_eye, 0.012)
+        mouth = nose - (0, 0.045, 0.015)
+        self.mouth = _spot((self.template - mouth) * (0.5, 1.5, 1), np.zeros(3), 0.012)
+        self.jaw = (y < nose[1] - 0.01) & (z > nose[2] - 0.1) & (self.head > 0.5)
+        self.forehead = (y - nose[1] + 0.05) - 0.9 * (z - nose[2] + 0.14)  # positive: hair
+
+    def pose(self, betas: np.ndarray, rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices (6890, 3) and keypoints (45, 3), always one sample at a time, float32.
+
+        A batched product may round differently, and the same sample must come out bit for bit.
+        """
+        betas, rotations = (torch.from_numpy(array)[None] for array in (betas, rotations))
+        with torch.inference_mode():
+            output = self.model(betas, rotations)
+            return output.vertices[0].numpy(), self.model.keypoints(output)[0].numpy()
+
+
+def _spot(points: np.ndarray, center: np.ndarray, radius: float) -> np.ndarray:
+    return np.exp(-np.square((points - center) / radius).sum(1))
+
+
+@cache
+def body_surface() -> BodySurface:
+    return BodySurface()
+
+
+class BodyScene(NamedTuple):
+    """A body in the frame of its crop's camera."""
+
+    surface: np.ndarray  # (6890, 3) metres
+    keypoints: np.ndarray  # (45, 3) metres
+    K: np.ndarray  # (3, 3) pixels
+    pose: np.ndarray  # (24, 3, 3)
+    betas: np.ndarray  # (10,)
+    transl: np.ndarray  # (3,) metres
+
+
+def body_camera(size: int) -> np.ndarray:
+    """The intrinsics (3, 3) of every crop: a long, fixed focal length, as the papers have it."""
+    focal = BODY_FOCAL * size
+    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+
+
+def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float) -> BodyScene:
+    """Pose, shape, a camera a little above or below, and a detector-like box, some truncated."""
+    pose, betas = sample_body_pose(rng, split, views), sample_betas(rng)
+    pitch, roll = np.clip(rng.normal((0.1, 0), (0.2, 0.08)), -0.6, 0.6)
+    cos, sin = np.cos(pitch), np.sin(pitch)
+    tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    pose[0] = _roll_and_mirror(roll, False) @ tilt @ pose[0]
+    pose, betas = pose.astype(np.float32), betas.astype(np.float32)
+    vertices, keypoints = body_surface().pose(betas, pose)
+    visible = vertices if rng.random() < 0.8 else keypoints[draw_body_part(rng)]
+    center, side = body_box(visible[:, :2].astype(np.float64))
+    side *= rng.uniform(1.05, 1.35)
+    center = center + rng.uniform(-0.06, 0.06, 2) * side
+    transl = np.array([*-center, BODY_FOCAL * side]).astype(np.float32)
+    return BodyScene(vertices + transl, keypoints + transl, body_camera(size), pose, betas, transl)
+
+
+class Outfit(NamedTuple):
+    """What a body's surface is made of."""
+
+    albedo: np.ndarray  # (6890, 3)
+    thickness: np.ndarray  # (6890,) metres of cloth and hair on the skin
+
+
+def sample_outfit(rng: np.random.Generator) -> Outfit:
+    """Skin with a face and hair, then shirt, trousers or dress, and shoes, each of random cut."""
+    body = body_surface()
+    y, z = body.template[:, 1], body.template[:, 2]
+    albedo = _face(rng, random_skin(rng))
+    thickness = np.zeros(len(y))
+
+    def wear(mask: np.ndarray, color: np.ndarray, thick: float) -> None:
+        albedo[mask] = (color * _cloth(rng))[mask]
+        thickness[mask] = thick
+
+    waist, hem = rng.uniform(-0.28, -0.1), rng.choice(HEMS)
+    clothes = random_color(rng)
+    wear((y < waist) & (y > hem), random_color(rng), rng.uniform(0, 0.015))
+    if rng.random() < 0.85:
+        wear(y < rng.uniform(-1.1, -1.04), random_color(rng), rng.uniform(0, 0.01))
+    if rng.random() < 0.1:
+        waist = rng.uniform(-0.8, -0.35)  # a dress
+    neckline, scoop = rng.uniform(0.26, 0.33), rng.uniform(0, 0.12)
+    low_neck = neckline - scoop * np.clip(z / 0.1, 0, 1) * np.exp(-np.square(
+        body.template[:, 0] / 0.07))
+    wear((y > waist) & (y < low_neck) & (body.reach < rng.choice(SLEEVES)), clothes,
+         rng.uniform(0, 0.015))
+    if rng.random() < 0.93:
+        length = rng.uniform(0, 0.25) * (rng.random() < 0.4)
+        hair = (body.forehead > 0) & (y > 0.36) | (z < 0.01) & (body.arm < 0.1) & (
+            y > 0.36 - length) & (np.abs(body.template[:, 0]) < 0.1)
+        wear(hair & (y > 0.1), _hair_color(rng), rng.uniform(0, 0.02))
+    return Outfit(albedo, thickness)
+
+
+def _face(rng: np.random.Generator, skin: np.ndarray) -> np.ndarray:
+    """Albedo (6890, 3) of a bare body: darker eyes, redder mouth, perhaps a beard."""
+    body = body_surface()
+    albedo = np.tile(skin, (len(body.template), 1))
+    albedo *= 1 - rng.uniform(0.4, 0.9) * np.minimum(body.eyes, 1)[:, None]
+    albedo *= 1 - body.mouth[:, None] * rng.uniform(0, 1) * np.array([0.1, 0.5, 0.5])
+    if rng.random() < 0.15:
+        albedo[body.jaw] = 0.4 * albedo[body.jaw] + 0.6 * _hair_color(rng)
+    return albedo
+
+
+def _hair_color(rng: np.random.Generator) -> np.ndarray:
+    return np.clip(HAIR_COLORS[rng.integers(len(HAIR_COLORS))] * rng.uniform(0.7, 1.3), 0, 1)
+
+
+def _cloth(rng: np.random.Generator) -> np.ndarray:
+    """Factors (6890, 1) of a garment's colour: folds, and on some of them stripes."""
+    template = body_surface().template
+    waves = np.cos(template @ rng.normal(0, 40, (3, 4)) + rng.uniform(0, 6.3, 4)).mean(1)
+    factor = 1 + rng.uniform(0, 0.15) * waves
+    if rng.random() < 0.25:
+        direction = rng.choice((0, 1, 1, 2))
+        phase = template[:, direction] / rng.uniform(0.05, 0.16) + rng.random()
+        factor *= np.where(phase % 1 < rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.9), 1)
+    return factor[:, None]
+
+
+def paint_body(image: np.ndarray, scene: BodyScene, rng: np.random.Generator) -> None:
+    """Dress the body, light it, and draw it into a picture (S, S, 3) of float32 0..255."""
+    faces, outfit = body_surface().faces, sample_outfit(rng)
+    normals = bodymodels.vertex_normals(scene.surface, faces)
+    surface = scene.surface + normals * outfit.thickness[:, None]
+    paint_surface(image, surface, faces, scene.K, light(rng, surface, faces, outfit.albedo))
+
+
+class RenderedBodies(Rendered, ImageDataset):
+    """Pictures of the free body in clothes, rendered on the fly: no download, exact labels.
+
+    One sample; S is the crop's side, keypoints are in smpl45 order:
+
+        image            (3, S, S)   uint8    RGB
+        K                (3, 3)      float32  intrinsics of the crop, in its pixels
+        pose             (24, 3, 3)  float32  SMPL rotations, the root's in the camera's frame
+        betas            (10,)       float32  shape of the free body
+        transl           (3,)        float32  metres: keypoints_3d are the body model's plus this
+        keypoints_3d     (45, 3)     float32  metres, the crop's camera frame
+        keypoints_2d     (45, 2)     float32  crop pixels
+        keypoints_valid  (45,)       float32  1 inside the crop
+        pose_valid, betas_valid (), keypoints_3d_valid (45,)  float32  1: all is known here
+        index            ()          int64    index within the split
+
+    Without augmentation K is the papers' camera, 5000 pixels of focal length for a crop of 256;
+    recipes that zoom or shift change K, so that it stays exact. A fifth of the boxes hold only a
+    part of the body. split: "train" or "test", of different clips and random numbers. views: see
+    `sample_body_pose`. length and cache: as for RenderedHands; 3 S^2 + 1.9 kB a sample.
+    """
+
+    LENGTHS = {"train": 40_000, "test": 1_000}
+    KNOWN = {"pose_valid": 1.0, "betas_valid": 1.0,
+             "keypoints_3d_valid": np.ones(len(SMPL_KEYPOINTS))}
+
+    def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
+                 seed: int = 0, views: float = 180.0,
+                 augmentation: str | Augmentation | None = None,
+                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
+        super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
+        self.length = self.LENGTHS[split] if length is None else length
+        if self.length < 1 or not 0 <= views <= 180:
+            raise ValueError("expected a positive length and views in 0..180 degrees, "
+                             f"got {self.length} and {views}")
+        self.views, count = float(views), len(SMPL_KEYPOINTS)
+        self.dtype = np.dtype([
+            ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
+            ("pose", np.float32, (24, 3, 3)), ("betas", np.float32, 10),
+            ("transl", np.float32, 3), ("keypoints_3d", np.float32, (count, 3)),
+            ("keypoints_2d", np.float32, (count, 2))])
+        settings = {name: getattr(self, name)
+                    for name in ("split", "size", "length", "seed", "views")}
+        self.open_cache(cache, "rendered_bodies", settings | {"version": BODY_RENDER_VERSION},
+                        progress)
+
+    def render(self, index: int) -> np.ndarray:
+        """The packed record of one sample, made from nothing but seed, split and index."""
+        rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
+        scene = sample_body_scene(rng, self.split, self.size, self.views)
+        image = paint_background(rng, self.size).astype(np.float32)
+        paint_body(image, scene, rng)
+        picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+        occlude(rng, picture)
+        record = np.zeros((), self.dtype)
+        record["image"] = develop(rng, picture)
+        for name in ("K", "pose", "betas", "transl"):
+            record[name] = getattr(scene, name)
+        record["keypoints_3d"] = scene.keypoints
+        projected = scene.keypoints @ scene.K.T
+        record["keypoints_2d"] = projected[:, :2] / projected[:, 2:]
+        return record
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.record(index)
+        sample = {name: record[name] for name in self.dtype.names}
+        if self.augmentation is not None and self.augmentation.moves:
+            sample = augment_body(sample, self.augmentation, rng)
+        else:
+            sample["image"] = sample["image"].transpose(2, 0, 1)
+        valid = inside(sample["keypoints_2d"], self.size, self.size)
+        return sample | self.KNOWN | {"keypoints_valid": valid}
+
+
+def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
+                 rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Crop the picture (S, S, 3) of a body anew, as the recipe says, and move its labels along."""
+    size = len(sample["image"])
+    center, side = np.array([size, size]) / 2, float(size)
+    if rng.random() < recipe.extreme:
+        center, side = body_box(sample["keypoints_2d"][draw_body_part(rng)])
+        side = max(1.2 * side, size / 8)
+    shift, scale, roll = recipe.draw_motion(rng)
+    mirror = bool(rng.random() < recipe.flip)
+    homography = crop_homography(center + shift * side, side * scale, size, roll=roll,
+                                 mirror=mirror)
+    image = warp(sample["image"], homography, size).transpose(2, 0, 1)
+    return move_body(sample, homography, roll, mirror) | {"image": image}
+
+
+def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float,
+              mirror: bool) -> dict[str, np.ndarray]:
+    """The sample's labels after `crop_homography` with this roll and mirror, still exact.
+
+    The camera turns about its axis, which turns the body about that axis in the camera's frame;
+    what shifts and zooms goes into K. A mirrored body is a body with left and right exchanged.
+    """
+    turn = _roll_and_mirror(roll, False)
+    pose, keypoints = sample["pose"].copy(), sample["keypoints_3d"] @ turn.T
+    pose[0] = turn @ pose[0]
+    keypoints_2d = transform_points(homography, sample["keypoints_2d"])
+    rest_root = sample["keypoints_3d"][0] - sample["transl"]
+    if mirror:
+        order = bodymodels.mirror_indices(SMPL_KEYPOINTS)
+        flip = np.diag([-1.0, 1.0, 1.0])
+        pose = bodymodels.mirror_pose(torch.from_numpy(pose), SMPL_JOINTS).numpy()
+        keypoints, keypoints_2d = keypoints[order] @ flip, keypoints_2d[order]
+    camera = homography @ sample["K"] @ np.linalg.inv(_roll_and_mirror(roll, mirror))
+    return sample | {"pose": pose, "keypoints_3d": keypoints, "keypoints_2d": keypoints_2d,
+                     "K": camera, "transl": keypoints[0] - rest_root}
 
 
 # --------------------------------------------------------------------------------- FreiHAND

@@ -1,0 +1,1282 @@
+"""GenHMR: a human body from one picture as a sentence of 96 words, the whole paper in one file.
+
+Muhammad Usama Saleem, Ekkasit Pinyoanuntapong, Pu Wang, Hongfei Xue, Srijan Das, Chen Chen:
+"GenHMR: Generative Human Mesh Recovery", AAAI 2025.
+
+The claim: depth is ambiguous, so do not regress a pose, *generate* it. A tokenizer (stage 1, a
+VQ-VAE on motion capture) turns a pose into 96 words of a codebook of 2048. A transformer (stage 2)
+learns to fill in masked words, looking at the picture. At test time all words start masked; in
+each of a few iterations the surest are kept and the others guessed again. Gradient steps on the
+words' embeddings then pull the body onto 2D keypoints.
+
+    where in the paper             what                                      where in this file
+    "Pose Tokenizer"   argmin_k    nearest code                              Quantiser.nearest
+                       L_vq, L_re  loss of stage 1                           tokenizer_total_loss
+    "Masked Transformer Decoder"   MSDA, deformable attention                DeformableAttention
+    "Generative Masking" gamma     how many words are masked in training     random_mask
+    Eq. 1              L_mask      -log p(y_i | Y_M, X)                      losses
+    Eq. 5              tau_t       temperature of the Gumbel noise           gumbel_temperature
+    Eq. 6              p_mk        Gumbel-softmax, straight-through          relax
+    "Camera Model"     Pi(K(J+T))  projection                                project
+    "Training Strategy" L_total    loss of stage 2                           total_loss
+    "Uncertainty-Guided Sampling"  iterative decoding                        sample
+    "Mask Scheduling Function"     four gammas                               SCHEDULES
+    Eq. 2, 3, 4        G, L_2D, Y+ 2D pose-guided refinement                 refine
+
+No code of the authors is public. Their loss weights, learning rate and batch size are those of
+HMR2.0 (Goel et al., "Humans in 4D", ICCV 2023), so where the paper is silent we do as HMR2.0 or
+TokenHMR (Dwivedi et al., CVPR 2024) do, or, last, choose. Every field of the two configs says
+which: (paper), (HMR2.0), (TokenHMR), (our choice). Where the paper contradicts itself, a comment
+beside the line says so.
+
+Metres, radians, and OpenCV camera axes (x right, y down, z away from the camera) throughout; 6D
+rotations are [column 0, column 1]. Letters in shapes: B batch, L words of a pose (96), V words of
+the codebook (2048), C their dimension (256), S side of the crop in pixels, H heads, P points.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+JOINTS = 24  # of SMPL: global orientation, 21 of the body, 2 of the hands; all are tokenised
+
+# ------------------------------------------------------------------------------------ config
+
+
+def require(condition: object, message: str) -> None:
+    """Raise ValueError with `message` unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Everything that defines a pose tokenizer and its training, stage 1. Defaults: the paper's."""
+
+    # Network
+    num_tokens: int = 96  # words of a pose, 24 * 2^k (paper, Table 6: 48, 96, 192, 384)
+    codebook_size: int = 2048  # (paper, Table 5: 1024, 2048, 4096)
+    code_dim: int = 256  # (paper, Table 5: 128, 256)
+    width: int = 512  # channels of the convolutions (TokenHMR)
+    depth: int = 2  # residual blocks on either side (TokenHMR)
+    dilation_growth: int = 3  # of their kernels, block by block (TokenHMR)
+
+    # Codebook: moving averages, and codes that nobody uses start anew (paper)
+    momentum: float = 0.99  # of the averages (TokenHMR; the paper is silent)
+    legacy_reset: bool = False  # True: a restarted code keeps its stale averages, as in TokenHMR,
+    # which bring it back to where nobody used it as soon as somebody does (our choice)
+
+    # Loss. L_vq = re L_re + E |sg[z] - c| + alpha |z - sg[c]|, L_re = pose + vertices + joints
+    weight_reconstruction: float = 1.0  # lambda_re (paper)
+    weight_embedding: float = 0.02  # lambda_E (paper); no gradient, as averages move the codes
+    weight_commitment: float = 0.02  # lambda_alpha (TokenHMR; the paper never gives it)
+    weight_pose: float = 1.0  # lambda_theta (paper)
+    weight_vertices: float = 0.5  # lambda_V, per metre (paper)
+    weight_joints: float = 0.3  # lambda_J, per metre (paper)
+
+    # Augmentation: "we rotate the poses at varying degrees" (paper), see augment_rotation
+    tilt: float = 45.0  # degrees, the most that a body leans; its heading is any (our choice)
+    uniform_rotation: float = 0.2  # part of the bodies turned any way at all (our choice)
+
+    # Optimisation: Adam
+    batch_size: int = 512  # samples per process (paper)
+    accumulate: int = 1  # batches per optimiser step (our choice)
+    steps: int = 200_000  # optimiser steps (paper)
+    learning_rate: float = 1e-4  # (paper)
+    schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (our choice)
+    warmup_steps: int = 1_000  # linear from 0 (our choice)
+    weight_decay: float = 0.0  # Adam (paper)
+    gradient_clip: float = 1.0  # norm (our choice)
+    precision: str = "fp32"  # words must not depend on it: always computed in fp32 (our choice)
+    channels_last: bool = False  # no meaning for sequences (our choice)
+    ema_decay: float = 0.0  # of a moving average of the weights, 0 = off (our choice)
+    eval_every: int = 5_000  # steps between evaluations (our choice)
+    seed: int = 0  # of initialisation, order and augmentation (our choice)
+    train_samples: int = 1_000_000  # poses of an epoch of the free motion data (our choice)
+    test_samples: int = 2_000  # (our choice)
+
+    def __post_init__(self) -> None:
+        multiplier = self.num_tokens // JOINTS
+        require(multiplier >= 2 and self.num_tokens == JOINTS * multiplier
+                and multiplier & (multiplier - 1) == 0,
+                f"num_tokens is {self.num_tokens}: expected 48, 96, 192, 384, ... (24 * 2^k)")
+        require(0.0 <= self.momentum < 1.0, f"momentum is {self.momentum}: expected 0 <= m < 1")
+        for name in ("codebook_size", "code_dim", "width", "depth", "dilation_growth"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: expected > 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that defines a GenHMR and its training, stage 2. Defaults are the paper's."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()  # of the frozen tokenizer inside (paper)
+
+    # Input. The crop is square; the encoder sees its middle three quarters (HMR2.0)
+    image_size: int = 256  # px, S, a multiple of 64 (HMR2.0)
+
+    # Image encoder: ViT-H/16 (paper)
+    patch_size: int = 16  # px (paper)
+    vit_dim: int = 1280  # (ViT-H)
+    vit_depth: int = 32  # (ViT-H)
+    vit_heads: int = 16  # (ViT-H)
+    vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HMR2.0)
+
+    # Feature maps, "inspired by ViT-Det"
+    scales: tuple[int, ...] = (1, 4, 8)  # times the encoder's resolution, powers of 2 (paper)
+    pyramid_width: int = 256  # channels of the maps (our choice: ViTDet's)
+
+    # Masked transformer
+    width: int = 256  # channels of the queries (our choice: Deformable-DETR's)
+    heads: int = 8  # H, of both attentions (our choice: Deformable-DETR's)
+    points: int = 4  # P, sampled per head and map (our choice: Deformable-DETR's)
+    layers: int = 4  # (paper, Table 16)
+    ffn: int = 1024  # hidden width of the MLPs (our choice: Deformable-DETR's)
+
+    # Shape and camera, "directly regressed from the image features" (paper)
+    regressor_width: int = 1024  # hidden width (our choice)
+    focal_length: float = 5000.0  # px at a crop of 256 px; fixed (paper), this value (HMR2.0)
+
+    # Loss. L_mask is a mean over words and samples, the others see `reduction`
+    mask_loss_on: str = "all"  # words (paper, Eq. 1), or "masked" ones alone (MaskGIT)
+    reduction: str = "hmr2_sum"  # sums over joints and batch (HMR2.0; the weights are its own), or
+    # "mean": over the batch, times 48, for batches of other sizes (our choice)
+    weight_mask: float = 1.0  # (paper)
+    weight_keypoints_3d: float = 5e-2  # per metre (paper)
+    weight_keypoints_2d: float = 1e-2  # per side of the crop (paper)
+    weight_pose: float = 1e-3  # lambda_theta (paper). lambda_SMPL = 1.5e-3 is only the sum of
+    weight_betas: float = 5e-4  # these two (paper), no further factor
+
+    # Temperature of the Gumbel-softmax, Eq. 5
+    temperature_start: float = 1.0  # (paper)
+    temperature_end: float = 0.01  # (paper)
+    temperature_duration: float = 0.5  # of the steps; then it stays at the end (paper)
+
+    # Optimisation: Adam on 2 GPUs
+    batch_size: int = 48  # samples per process (paper, read as HMR2.0 means its 48)
+    accumulate: int = 1  # batches per optimiser step (our choice)
+    steps: int = 300_000  # optimiser steps (our choice: the paper is silent)
+    learning_rate: float = 1e-5  # (paper)
+    schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (HMR2.0)
+    warmup_steps: int = 1_000  # linear from 0 (our choice)
+    weight_decay: float = 0.0  # Adam (paper); HMR2.0 has 1e-4
+    gradient_clip: float = 1.0  # norm; Gumbel gradients grow as it cools (our choice)
+    precision: str = "bf16"  # "fp32", "bf16" or "fp16" with a gradient scaler (our choice)
+    channels_last: bool = True  # memory format, for speed alone (our choice)
+    ema_decay: float = 0.0  # of a moving average of the weights, 0 = off (our choice)
+    eval_every: int = 10_000  # steps between evaluations (our choice)
+    seed: int = 0  # of initialisation, order, masks and augmentation (our choice)
+
+    # Data
+    augmentation: str = "official_hmr"  # a recipe of data.py: scale, rotation, flip, colour (paper)
+    train_samples: int = 300_000  # rendered bodies of an epoch, the free stand-in (our choice)
+    test_samples: int = 1_000  # (our choice)
+    views: float = 180.0  # degrees of heading away from the camera, either way (our choice)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tokenizer, Mapping):  # from a checkpoint
+            object.__setattr__(self, "tokenizer", TokenizerConfig(**self.tokenizer))
+        object.__setattr__(self, "scales", tuple(self.scales))
+        for name, valid, rule in (
+            ("image_size", self.image_size > 0 and self.image_size % (4 * self.patch_size) == 0,
+             f"a multiple of {4 * self.patch_size}, four patches"),
+            ("vit_heads", self.vit_dim % self.vit_heads == 0, "a divisor of vit_dim"),
+            ("scales", self.scales and all(scale > 0 and scale & (scale - 1) == 0
+                                           and self.vit_dim % scale == 0 for scale in self.scales),
+             "powers of 2 that divide vit_dim"),
+            ("heads", self.width % self.heads == 0, "a divisor of width"),
+            ("mask_loss_on", self.mask_loss_on in ("all", "masked"), "'all' or 'masked'"),
+            ("reduction", self.reduction in ("hmr2_sum", "mean"), "'hmr2_sum' or 'mean'"),
+            ("temperature_end", 0 < self.temperature_end <= self.temperature_start,
+             "above 0, at most temperature_start"),
+            ("temperature_duration", self.temperature_duration > 0, "a part of the steps, above 0"),
+        ):
+            require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
+
+    @property
+    def focal(self) -> float:
+        """Focal length in sides of the crop."""
+        return self.focal_length / 256.0
+
+
+TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
+    "paper": TokenizerConfig(),
+    # One H200: four times the batch, a quarter of the steps and, Adam's rule, twice the rate.
+    "h200": TokenizerConfig(
+        batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250, eval_every=1_250),
+    # One GPU with 11 GB: the paper's run, step for step, in two halves.
+    "single_gpu": TokenizerConfig(batch_size=256, accumulate=2),
+    # Two CPU cores: the same design and the same 96 words, small enough to learn in minutes.
+    "cpu": TokenizerConfig(
+        codebook_size=256, code_dim=32, width=64, depth=1, batch_size=64, steps=6_000,
+        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=1_000,
+        train_samples=100_000, test_samples=1_000),
+}
+
+PRESETS: dict[str, Config] = {
+    # torchrun with 2 processes, RTX A6000.
+    "paper": Config(),
+    # One H200: twice the paper's 2 x 48, so half of the steps and, Adam's rule, the learning rate
+    # times sqrt(2).
+    "h200": Config(
+        batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500, reduction="mean",
+        eval_every=5_000),
+    # One GPU with 24 GB: one process's share of the paper's run, in four parts.
+    "single_gpu": Config(batch_size=12, accumulate=4, reduction="mean"),
+    # Two CPU cores: the same design with a tiny encoder, at half the resolution.
+    "cpu": Config(
+        tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, vit_dim=96, vit_depth=3, vit_heads=3,
+        vit_drop_path=0.0, scales=(1, 2, 4), pyramid_width=32, width=64, heads=4, ffn=128,
+        regressor_width=96, reduction="mean", batch_size=32, steps=4_000, learning_rate=1e-3,
+        schedule="cosine", warmup_steps=200, precision="fp32", channels_last=False,
+        eval_every=1_000, augmentation="rendered_bodies", train_samples=20_000, views=60.0),
+}
+
+# ------------------------------------------------------------------------ rotations, cameras
+
+
+def unit(vector: Tensor, fallback: Tensor, shortest: float) -> Tensor:
+    """Vectors (..., 3) of length 1; `fallback`, without gradient, for those below `shortest`."""
+    degenerate = vector.abs().amax(-1, keepdim=True) <= shortest
+    vector = torch.where(degenerate, fallback, vector)
+    vector = vector / vector.detach().abs().amax(-1, keepdim=True)  # 1e20 squared would overflow
+    return vector / vector.norm(dim=-1, keepdim=True)
+
+
+def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
+    """[column 0, column 1] (..., 6) -> rotation matrices (..., 3, 3), by Gram-Schmidt.
+
+    Zhou et al., "On the Continuity of Rotation Representations", CVPR 2019. Zero and parallel
+    columns fall back to an axis, so values and gradients are always finite.
+    """
+    first, second = rotation_6d.unflatten(-1, (2, 3)).unbind(-2)
+    first = unit(first, first.new_tensor([1, 0, 0]), 1e-12)
+    axis = F.one_hot(first.abs().argmin(-1), 3).to(first)  # the one least parallel to `first`
+
+    def orthogonal(vector: Tensor) -> Tensor:
+        return vector - (first * vector).sum(-1, keepdim=True) * first
+
+    second = unit(second, first, 1e-12)
+    second = unit(orthogonal(second), orthogonal(axis), 8 * torch.finfo(first.dtype).eps)
+    second = unit(orthogonal(second), second, 0.0)  # again: cancellation left a part of `first`
+    return torch.stack((first, second, torch.linalg.cross(first, second)), -1)
+
+
+def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
+    """Rotation matrices (..., 3, 3) -> [column 0, column 1] (..., 6)."""
+    return matrix[..., :2].mT.flatten(-2)
+
+
+def axis_rotation(axis: Tensor, angle: Tensor) -> Tensor:
+    """Rotation about unit axes (..., 3) by angles (...) in radians, Rodrigues' formula."""
+    x, y, z = axis.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    angle = angle[..., None, None]
+    return torch.eye(3).to(axis) + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
+
+
+def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None,
+                     config: TokenizerConfig = TOKENIZER_PRESETS["paper"]) -> Tensor:
+    """Turn each body as a whole: poses (B, 24, 3, 3) -> the same with another global orientation.
+
+    "We rotate the poses at varying degrees" (appendix). The tokenizer sees the global orientation
+    too, and stage 2 meets it in camera axes, so it has to know all of SO(3): a standing body (y
+    down) takes any heading and leans up to config.tilt degrees, a part of them takes any rotation
+    (our choice). A body turns about its rest pelvis: vertices V become R (V - J_0) + J_0.
+    """
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator, device=rotations.device)
+
+    batch = len(rotations)
+    heading, lean, towards = (2 * uniform(3, batch) - 1).unbind()
+    towards = math.pi * towards
+    flat = torch.stack((towards.cos(), torch.zeros_like(lean), towards.sin()), -1)
+    turn = axis_rotation(flat, math.radians(config.tilt) * lean) @ axis_rotation(
+        flat.new_tensor([0, 1, 0]).expand_as(flat), math.pi * heading)
+    normal = torch.randn(batch, 6, generator=generator, device=rotations.device)
+    anyhow = uniform(batch) < config.uniform_rotation
+    turn = torch.where(anyhow[:, None, None], rotation_6d_to_matrix(normal), turn)
+    root, body = rotations.split((1, JOINTS - 1), 1)
+    return torch.cat((turn.to(rotations)[:, None] @ root, body), 1)
+
+
+def camera_translation(camera: Tensor, focal: float, size: float = 1.0) -> Tensor:
+    """Camera [s, tx, ty] (B, 3) -> translation T (B, 3) in metres (HMR2.0).
+
+    focal and size: focal length and side of the crop in the same unit, so 5000 and 256 pixels, or
+    config.focal and 1. Called "weak perspective camera" in the paper: s only sets the depth of a
+    perspective one. A metre at that depth covers s / 2 of the crop; s = 0.9 is 43.4 m away.
+    """
+    s, x, y = camera.unbind(-1)
+    return torch.stack((x, y, 2.0 * focal / (size * s + 1e-9)), -1)
+
+
+def project(points: Tensor, camera: Tensor, focal: float) -> Tensor:
+    """J_2D = Pi(K (J_3D + T)): points (B, N, 3), camera (B, 3) -> (B, N, 2), crop in -0.5..0.5.
+
+    focal: in sides of the crop, as config.focal. The camera's rotation is the identity.
+    """
+    points = points + camera_translation(camera, focal)[:, None]  # Eq. 3 forgets T
+    return focal * points[..., :2] / points[..., 2:]
+
+
+# ------------------------------------------------------------------- stage 1: pose tokenizer
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(dilated conv(relu(x)))), without norms: (B, D, n) -> the same."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.dilated = nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation)
+        self.pointwise = nn.Conv1d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.pointwise(F.relu(self.dilated(F.relu(x))))
+
+
+def residual_blocks(config: TokenizerConfig) -> list[ResidualBlock]:
+    """The widest dilation first."""
+    return [ResidualBlock(config.width, config.dilation_growth**power)
+            for power in reversed(range(config.depth))]
+
+
+def pose_encoder(config: TokenizerConfig) -> nn.Sequential:
+    """E: 6D rotations along the sequence of joints (B, 6, 24) -> embeddings z (B, C, L).
+
+    As TokenHMR's, whose lengths are rounded to multiples of ten; without that rounding, which
+    could never give 96, its grid of lengths becomes exactly the one of Table 6.
+    """
+    width, length = config.width, 2 * JOINTS
+    layers = [nn.Conv1d(6, width, 3, padding=1), nn.ReLU(),
+              nn.Upsample(length), nn.Conv1d(width, width, 3, padding=1), nn.ReLU()]
+    while length < 2 * config.num_tokens:
+        length *= 2
+        layers += [nn.Upsample(length), nn.Conv1d(width, width, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(
+        *layers, nn.Conv1d(width, width, 4, stride=2, padding=1),  # 2 L -> L
+        *residual_blocks(config), nn.Conv1d(width, config.code_dim, 3, padding=1))
+
+
+def pose_decoder(config: TokenizerConfig) -> nn.Sequential:
+    """Embeddings (B, C, L) -> 6D rotations (B, 6, 24), the length shrinking in four equal steps."""
+    width = config.width
+    layers = [nn.Conv1d(config.code_dim, width, 3, padding=1), nn.ReLU()]
+    for step in (3, 2, 1, 0):  # 78, 60, 42, 24
+        length = JOINTS + step * (config.num_tokens - JOINTS) // 4
+        layers += [nn.Upsample(length), nn.Conv1d(width, width, 3, padding=1), nn.ReLU()]
+    last = nn.Conv1d(width, 6, 3, padding=1)
+    with torch.no_grad():  # start near the rest pose, where 6D is well-conditioned (our choice)
+        last.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
+    return nn.Sequential(*layers, *residual_blocks(config),
+                         nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), last)
+
+
+class Quantiser(nn.Module):
+    """The codebook (V, C), moved by averages of what it is used for (VQ-VAE's EMA variant).
+
+    Codebook and averages are buffers, so a checkpoint has them and training resumes exactly.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        size = (config.codebook_size, config.code_dim)
+        self.momentum, self.legacy_reset = config.momentum, config.legacy_reset
+        self.register_buffer("codebook", torch.randn(size))
+        self.register_buffer("code_sum", torch.zeros(size))  # average of the sum of z per code
+        self.register_buffer("code_count", torch.zeros(len(self.codebook)))  # of their number
+        self.register_buffer("initialised", torch.tensor(False))
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """argmin_k ||z_i - c_k||_2: embeddings (..., C) -> words (...), int64."""
+        # |z - c|^2 = |z|^2 - 2 (z.c - |c|^2 / 2), of which one matrix product finds the least.
+        half_norms = 0.5 * self.codebook.square().sum(1)
+        products = torch.addmm(-half_norms, z.flatten(0, -2), self.codebook.T)  # (N, V)
+        return products.argmax(1).view(z.shape[:-1])
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """Words (...) -> codes (..., C)."""
+        return F.embedding(tokens, self.codebook)
+
+    def forward(self, z: Tensor) -> dict[str, Tensor]:
+        """Quantise embeddings (B, L, C); in training mode, also learn from them."""
+        if self.training and not self.initialised:
+            self.initialise(z.detach().flatten(0, 1))
+        tokens = self.nearest(z)
+        codes = self.lookup(tokens)
+        usage = torch.bincount(tokens.flatten(), minlength=len(self.codebook)).to(z)
+        if self.training:
+            usage = all_reduced(usage)
+            self.update(z.detach().flatten(0, 1), tokens.flatten(), usage)
+        probability = usage / usage.sum()
+        entropy = -torch.special.xlogy(probability, probability).sum()
+        return {
+            "embeddings": z + (codes - z).detach(),  # straight-through: d codes / d z = 1
+            "tokens": tokens,
+            # The paper writes the norm, all code of this family its mean square.
+            "embedding_loss": F.mse_loss(codes, z.detach()),  # ||sg[z] - c||, no gradient: see EMA
+            "commitment_loss": F.mse_loss(z, codes.detach()),  # ||z - sg[c]||
+            "perplexity": entropy.exp(),  # of this batch's words, 1..V
+            "dead_codes": (usage == 0).sum(),  # codes that this batch has no use for, 0..V-1
+        }
+
+    @torch.no_grad()
+    def update(self, z: Tensor, tokens: Tensor, usage: Tensor) -> None:
+        """Move every code towards the mean of the embeddings (N, C) that chose it."""
+        sums = torch.zeros_like(self.code_sum).index_add_(0, tokens, z)
+        self.code_sum.lerp_(all_reduced(sums), 1.0 - self.momentum)
+        self.code_count.lerp_(usage, 1.0 - self.momentum)
+        alive = self.code_count >= 1.0
+        fresh = random_rows(z, len(self.codebook))
+        means = self.code_sum / self.code_count.clamp_min(1.0)[:, None]
+        self.codebook.copy_(torch.where(alive[:, None], means, fresh))
+        if not self.legacy_reset:  # or the next to choose it would find it back among stale sums
+            self.code_sum.copy_(torch.where(alive[:, None], self.code_sum, fresh))
+            self.code_count.clamp_min_(1.0)
+
+    @torch.no_grad()
+    def initialise(self, z: Tensor) -> None:
+        """Start with embeddings of the first batch, each as if it had been used once."""
+        self.codebook.copy_(random_rows(z, len(self.codebook)))
+        self.code_sum.copy_(self.codebook)
+        self.code_count.fill_(1.0)
+        self.initialised.fill_(True)
+
+
+def all_reduced(x: Tensor) -> Tensor:
+    """The sum over all processes, if there are several."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def random_rows(x: Tensor, count: int) -> Tensor:
+    """`count` rows of x (N, C) in random order, the same on all processes.
+
+    Really random: Jukebox's permutation was lost in T2M-GPT, MoMask and TokenHMR, whose codes
+    restart from the first rows of the batch. Fewer rows than asked for repeat, a little moved.
+    """
+    rows = x[torch.randperm(len(x), device=x.device)[:count]]
+    if len(rows) < count:
+        rows = rows.repeat(-(-count // len(rows)), 1)[:count]
+        rows = rows + 0.01 * rows.std() * torch.randn_like(rows)
+    rows = rows.contiguous()
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(rows, 0)
+    return rows
+
+
+class Tokenizer(nn.Module):
+    """Poses to words and back: encoder, codebook, decoder (Fig. 2a). Always in full precision.
+
+    Four words per joint by number only: in this net a word sees four to eight joints, neighbours
+    in SMPL's order rather than in the body, and a joint depends on a third or more of the words.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = pose_encoder(config)
+        self.quantiser = Quantiser(config)
+        self.decoder = pose_decoder(config)
+
+    @property
+    def codebook(self) -> Tensor:
+        """(V, C)."""
+        return self.quantiser.codebook
+
+    def embed(self, rotations: Tensor) -> Tensor:
+        """Rotation matrices (B, 24, 3, 3) -> embeddings z (B, L, C), not quantised."""
+        require(tuple(rotations.shape[1:]) == (JOINTS, 3, 3),
+                f"poses of shape {tuple(rotations.shape)}: expected matrices (B, {JOINTS}, 3, 3)")
+        with torch.autocast(rotations.device.type, enabled=False):
+            x = matrix_to_rotation_6d(rotations.float()).mT  # (B, 6, 24)
+            return self.encoder(x).mT  # (B, L, C)
+
+    def encode(self, rotations: Tensor) -> Tensor:
+        """Poses (B, 24, 3, 3), global orientation first -> words (B, L), int64 in 0..V-1."""
+        z = self.embed(rotations)
+        with torch.autocast(z.device.type, enabled=False):
+            return self.quantiser.nearest(z)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Words (B, L) -> poses (B, 24, 3, 3)."""
+        return self.decode_embeddings(self.quantiser.lookup(tokens))
+
+    def decode_embeddings(self, embeddings: Tensor) -> Tensor:
+        """Embeddings Y (B, L, C), of the codebook or not -> poses (B, 24, 3, 3)."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return rotation_6d_to_matrix(self.decoder(embeddings.float().mT).mT)
+
+    def forward(self, rotations: Tensor) -> dict[str, Tensor]:
+        """Encode, quantise, decode; in training mode this also moves the codebook.
+
+        Returns rotations (B, 24, 3, 3) and what Quantiser.forward does.
+        """
+        z = self.embed(rotations)
+        with torch.autocast(z.device.type, enabled=False):
+            quantised = self.quantiser(z)
+        return {"rotations": self.decode_embeddings(quantised.pop("embeddings")), **quantised}
+
+
+def tokenizer_losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
+                     body: Callable) -> dict[str, Tensor]:
+    """The unweighted terms of L_vq and L_re, each a scalar.
+
+    prediction: of Tokenizer.forward. batch: pose (B, 24, 3, 3), what the tokenizer was given, and
+    betas (B, 10). body(betas, rotations) returns a body's vertices and joints, in metres.
+    """
+    with torch.no_grad():
+        true = body(batch["betas"], batch["pose"])
+    predicted = body(batch["betas"], prediction["rotations"])
+    return {
+        "pose": F.l1_loss(prediction["rotations"], batch["pose"]),  # L_theta, of matrices
+        "vertices": F.l1_loss(predicted.vertices, true.vertices),  # L_V
+        "joints": F.l1_loss(predicted.joints, true.joints),  # L_J
+        "embedding": prediction["embedding_loss"],
+        "commitment": prediction["commitment_loss"],
+    }
+
+
+def tokenizer_total_loss(terms: dict[str, Tensor], config: TokenizerConfig) -> Tensor:
+    """L_vq."""
+    reconstruction = (config.weight_pose * terms["pose"]  # L_re
+                      + config.weight_vertices * terms["vertices"]
+                      + config.weight_joints * terms["joints"])
+    return (config.weight_reconstruction * reconstruction
+            + config.weight_embedding * terms["embedding"]
+            + config.weight_commitment * terms["commitment"])
+
+
+# ------------------------------------------------------------------ stage 2: image encoder
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples while training, scaled to keep its mean."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * keep.to(x.dtype) / (1.0 - self.rate)
+
+
+def mlp(width: int, hidden: int, width_out: int) -> nn.Sequential:
+    """Linear, GELU, linear."""
+    return nn.Sequential(OrderedDict(
+        fc1=nn.Linear(width, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, width_out)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, (B, N, D) -> the same."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(*qkv)  # (B, H, N, D / H)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm transformer block, (B, N, D) -> the same."""
+
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = mlp(width, 4 * width, width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ViT(nn.Module):
+    """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
+        cells = config.image_size // patch
+        self.grid = (cells, 3 * cells // 4)  # (16, 12)
+        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
+        # The first position belongs to a class token that is gone, and is added to all others.
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.ModuleList([
+            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
+            for n in range(depth)])
+        self.last_norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
+        x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+        for block in self.blocks:
+            x = block(x)
+        return self.last_norm(x)
+
+
+class MapNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map (B, C, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def pyramid_level(width: int, scale: int, width_out: int) -> nn.Sequential:
+    """A map of `scale` times the resolution, as ViTDet's simple feature pyramid makes it."""
+    layers: list[nn.Module] = []
+    for doubling in range(scale.bit_length() - 1):
+        if doubling:
+            layers += [MapNorm(width, eps=1e-6), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(width, width // 2, 2, 2))
+        width //= 2
+    return nn.Sequential(
+        *layers, nn.Conv2d(width, width_out, 1, bias=False), MapNorm(width_out, eps=1e-6),
+        nn.Conv2d(width_out, width_out, 3, padding=1, bias=False), MapNorm(width_out, eps=1e-6))
+
+
+class Regressor(nn.Module):
+    """Shape and camera from the encoder's tokens (B, N, D) -> (B, 13), starting at the mean."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.vit_dim)
+        self.mlp = mlp(config.vit_dim, config.regressor_width, 13)
+        with torch.no_grad():  # no shape, the body as high as most of the crop (HMR2.0)
+            self.mlp.fc2.weight.mul_(0.01)
+            self.mlp.fc2.bias.copy_(torch.tensor([0.0] * 10 + [0.9, 0.0, 0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # bf16 knows no depth between 40 and 41
+            return self.mlp(self.norm(x.float()).mean(1))
+
+
+# -------------------------------------------------------------- stage 2: masked transformer
+
+
+def sample_maps(values: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor,
+                weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of bilinear samples: sum_l sum_k A_lyk x^l(p_lyk).
+
+    values: (B, N, C), the maps x^l of `shapes` ((height, width), ...) row by row, one behind the
+    other. locations: (B, Q, H, maps, P, 2), x and y in 0..1 over each map. weights: A, (B, Q, H,
+    maps, P). Returns sums (B, Q, H, C), and (B, Q, H) the sums of the weights of what lies inside.
+    Outside the maps is zero; a NaN stays in its own query.
+
+    One embedding bag per query and head, of four neighbours for each point. Nothing of the size
+    of the maps is made, forward.
+    """
+    sizes = torch.tensor(shapes, device=values.device).flip(1)[:, None]  # (maps, 1, 2), x first
+    areas = sizes.prod(-1)  # (maps, 1)
+    starts = (areas.cumsum(0) - areas)[..., None, None]
+    xy = locations * sizes - 0.5  # pixels: 0 is the *centre* of the first
+    xy = torch.minimum(xy.clamp_min(-1.0), sizes.to(xy))  # farther out is outside just the same
+    low = xy.detach().floor()
+    near = torch.stack((low + 1.0 - xy, xy - low), -2)  # (..., P, 2 corners, 2)
+    corner = torch.arange(2, device=values.device)[:, None]
+    cells = low.nan_to_num(0.0).long()[..., None, :] + corner  # NaN is no index
+    sizes = sizes[..., None, :]
+    near = near * ((cells >= 0) & (cells < sizes))
+    cells = torch.minimum(cells.clamp_min(0), sizes - 1)
+
+    (x, y), (near_x, near_y) = cells.unbind(-1), near.unbind(-1)  # (B, Q, H, maps, P, 2)
+    index = starts + (y * sizes[..., 0])[..., :, None] + x[..., None, :]  # (..., P, 2 y, 2 x)
+    index = index + values.shape[1] * torch.arange(len(values), device=values.device).view(
+        -1, *[1] * 6)
+    weights = weights[..., None, None] * near_y[..., :, None] * near_x[..., None, :]
+    weights = weights.flatten(3).to(values)  # (B, Q, H, 4 P maps)
+    sums = F.embedding_bag(index.flatten(3).flatten(0, 2), values.flatten(0, 1), mode="sum",
+                           per_sample_weights=weights.flatten(0, 2))
+    return sums.view(*weights.shape[:3], -1), weights.sum(-1)
+
+
+class DeformableAttention(nn.Module):
+    """MSDA(Y, p_y, {x^l}) = sum_l sum_k A_lyk W x^l(p_y + dp_lyk), per head (Zhu et al., 2020).
+
+    Under the names of Deformable-DETR, whose code projects every cell of every map by W and then
+    samples. Sampling and projecting are both linear, so here the few sampled vectors are projected
+    instead: the same result at a twentieth of the time.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, heads, maps, points = (
+            config.width, config.heads, len(config.scales), config.points)
+        self.shape = (heads, maps, points)
+        self.sampling_offsets = nn.Linear(width, 2 * math.prod(self.shape))
+        self.attention_weights = nn.Linear(width, math.prod(self.shape))
+        self.value_proj = nn.Linear(config.pyramid_width, width)
+        self.output_proj = nn.Linear(width, width)
+
+    def initialise(self) -> None:
+        """Head h looks into direction h, its point k at k + 1 cells; all weights are equal."""
+        heads, maps, points = self.shape
+        angle = 2.0 * math.pi * torch.arange(heads) / heads
+        ring = torch.stack((angle.cos(), angle.sin()), -1)
+        ring = ring / ring.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, points + 1)[:, None]
+        ring = (ring[:, None, None] * steps).expand(heads, maps, points, 2)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(ring.flatten())
+        for weight in (self.sampling_offsets.weight, self.attention_weights.weight):
+            nn.init.zeros_(weight)
+
+    def forward(self, queries: Tensor, reference: Tensor, values: Tensor,
+                shapes: tuple[tuple[int, int], ...]) -> Tensor:
+        """queries (B, L, D), reference (L, 2) in 0..1, maps as in sample_maps -> (B, L, D)."""
+        heads, maps, points = self.shape
+        offsets = self.sampling_offsets(queries).float().unflatten(2, (*self.shape, 2))
+        weights = self.attention_weights(queries).float().unflatten(2, (heads, -1))
+        weights = weights.softmax(-1).unflatten(3, (maps, points))  # A, over maps and points
+        sizes = torch.tensor(shapes, device=queries.device).flip(1)[:, None]
+        locations = reference.view(-1, 1, 1, 1, 2) + offsets / sizes  # p_y + dp_lyk
+        sampled, inside = sample_maps(values, shapes, locations, weights)  # (B, L, H, C)
+        projection = self.value_proj.weight.unflatten(0, (heads, -1))  # W, (H, D / H, C)
+        x = torch.einsum("blhc,hdc->blhd", sampled, projection)
+        x = x + inside[..., None] * self.value_proj.bias.unflatten(0, (heads, -1))
+        return self.output_proj(x.flatten(2).to(queries))
+
+
+class DecoderLayer(nn.Module):
+    """Words look at one another, at the picture, and think: (B, L, D) -> the same, pre-norm."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width)
+        self.self_attention = SelfAttention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.cross_attention = DeformableAttention(config)
+        self.norm3 = nn.LayerNorm(config.width)
+        self.mlp = mlp(config.width, config.ffn, config.width)
+
+    def forward(self, x: Tensor, reference: Tensor, values: Tensor,
+                shapes: tuple[tuple[int, int], ...]) -> Tensor:
+        x = x + self.self_attention(self.norm1(x))
+        x = x + self.cross_attention(self.norm2(x), reference, values, shapes)
+        return x + self.mlp(self.norm3(x))
+
+
+class MaskedTransformer(nn.Module):
+    """p(y_i | Y_M, X): words, some of them masked, and a picture's maps -> logits (B, L, V)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        length, words = config.tokenizer.num_tokens, config.tokenizer.codebook_size
+        self.word_embedding = nn.Linear(config.tokenizer.code_dim, config.width)
+        self.mask_embedding = nn.Parameter(torch.empty(config.width))  # the learned [MASK]
+        self.position_embedding = nn.Parameter(torch.empty(length, config.width))
+        self.reference = nn.Parameter(torch.empty(length, 2))  # p_y, before the sigmoid
+        self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.layers)])
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, words)  # [MASK] is never an output
+
+    def forward(self, tokens: Tensor, codebook: Tensor, values: Tensor,
+                shapes: tuple[tuple[int, int], ...]) -> Tensor:
+        masked = tokens == len(codebook)
+        codes = F.embedding(tokens.masked_fill(masked, 0), codebook)  # (B, L, C), frozen
+        x = torch.where(masked[..., None], self.mask_embedding.to(codes),
+                        self.word_embedding(codes).to(codes))
+        x = x + self.position_embedding
+        reference = self.reference.sigmoid()
+        for layer in self.layers:
+            x = layer(x, reference, values, shapes)
+        return self.head(self.norm(x))
+
+
+class Features(NamedTuple):
+    """All that the picture has to say, computed once per picture."""
+
+    values: Tensor  # (B, N, C) feature maps row by row, one behind the other
+    shapes: tuple[tuple[int, int], ...]  # their (height, width)
+    betas: Tensor  # (B, 10)
+    camera: Tensor  # (B, 3), s, tx, ty
+
+
+class GenHMR(nn.Module):
+    """Encoder, masked transformer, and inside, frozen, the tokenizer of stage 1 (Fig. 2)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = ViT(config)
+        self.pyramid = nn.ModuleList([
+            pyramid_level(config.vit_dim, scale, config.pyramid_width) for scale in config.scales])
+        self.regressor = Regressor(config)
+        self.transformer = MaskedTransformer(config)
+        self.initialise()
+        self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False).eval()
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet
+        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Xavier for all linear layers (MAE's way, and Deformable-DETR's) but the regressor's."""
+        for part in (self.backbone, self.transformer):
+            for module in part.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+        for layer in self.transformer.layers:
+            layer.cross_attention.initialise()
+        nn.init.normal_(self.transformer.mask_embedding, std=0.02)
+        nn.init.normal_(self.transformer.position_embedding, std=0.02)
+        nn.init.uniform_(self.transformer.reference, 0.1, 0.9).logit_()
+
+    def train(self, mode: bool = True) -> GenHMR:
+        """As every module, but the tokenizer stays as stage 1 left it."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    @property
+    def mask_token(self) -> int:
+        """The number that stands for [MASK], one behind the last word."""
+        return self.config.tokenizer.codebook_size
+
+    def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Predict shape, camera, and the words of the pose from some of them.
+
+        images: (B, 3, S, S) RGB, uint8 or floats in 0..255. tokens: (B, L) int64, `mask_token`
+            where masked.
+        Returns logits (B, L, V), betas (B, 10), camera (B, 3) = s, tx, ty.
+        Raises ValueError for other shapes.
+        """
+        features = self.encode(images)
+        return {"logits": self.predict_logits(features, tokens), "betas": features.betas,
+                "camera": features.camera}
+
+    def encode(self, images: Tensor) -> Features:
+        """What does not depend on the words; images as in `forward`."""
+        tokens = self.backbone(self.normalise(images))  # (B, 192, 1280)
+        betas, camera = self.regressor(tokens).split((10, 3), 1)
+        grid = tokens.transpose(1, 2).unflatten(2, self.backbone.grid)  # (B, 1280, 16, 12)
+        maps = [level(grid) for level in self.pyramid]  # (B, 256, 16, 12), (.., 64, 48), ...
+        return Features(torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1),
+                        tuple(tuple(x.shape[2:]) for x in maps), betas, camera)
+
+    def predict_logits(self, features: Features, tokens: Tensor) -> Tensor:
+        """Logits (B, L, V) of every word; masked words are `mask_token` in tokens (B, L)."""
+        expected = (len(features.values), self.config.tokenizer.num_tokens)
+        require(tuple(tokens.shape) == expected and tokens.dtype == torch.int64,
+                f"tokens of {tokens.dtype} and shape {tuple(tokens.shape)}: expected int64 of "
+                f"shape {expected}")
+        return self.transformer(tokens, self.tokenizer.codebook, features.values, features.shapes)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB 0..255 (B, 3, S, S) -> ImageNet statistics, the middle (B, 3, S, 3/4 S)."""
+        size, shape = self.config.image_size, tuple(images.shape)
+        require(len(shape) == 4 and shape[1:] == (3, size, size),
+                f"images of shape {shape}: expected (B, 3, {size}, {size})")
+        images = images[..., size // 8 : -(size // 8)]
+        return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
+
+
+# ------------------------------------------------------------------------ stage 2: training
+
+
+def random_mask(tokens: Tensor, mask_token: int,
+                generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Generative masking: words (B, L) -> the words with some masked, and the mask (B, L).
+
+    m = ceil(gamma(tau) L), gamma(tau) = cos(pi tau / 2), tau ~ U(0, 1), in random positions. That
+    is 64 % of the words on average, and all of them for 9 % of the poses.
+    """
+    batch, length = tokens.shape
+    tau = torch.rand(batch, 1, dtype=torch.float64, generator=generator, device=tokens.device)
+    count = (torch.cos(0.5 * math.pi * tau) * length).ceil().clamp_min(1)
+    order = torch.rand(batch, length, generator=generator, device=tokens.device).argsort(1)
+    mask = order.argsort(1) < count
+    return tokens.masked_fill(mask, mask_token), mask
+
+
+def mask_batch(model: GenHMR, batch: dict[str, Tensor],
+               generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """The batch with what stage 2 reads and is to write: tokens, masked_tokens, mask (B, L).
+
+    batch: pose (B, 24, 3, 3) and pose_valid (B,), as data.py makes them. Samples without a pose
+    have all words masked.
+    """
+    unknown = batch["pose_valid"][:, None] == 0
+    tokens = model.tokenizer.encode(batch["pose"])
+    masked, mask = random_mask(tokens, model.mask_token, generator)
+    return batch | {"tokens": tokens, "mask": mask | unknown,
+                    "masked_tokens": masked.masked_fill(unknown, model.mask_token)}
+
+
+def gumbel_temperature(step: int, config: Config) -> float:
+    """tau_t of Eq. 5 at step t; T is `temperature_duration` of all steps.
+
+    After T it stays at its end: Eq. 5 itself would climb again, up to its start.
+    """
+    progress = min(step / (config.temperature_duration * config.steps), 1.0)
+    start, end = config.temperature_start, config.temperature_end
+    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * progress))  # Eq. 5
+
+
+def relax(model: GenHMR, logits: Tensor, temperature: float,
+          generator: torch.Generator | None = None) -> Tensor:
+    """A random pose (B, 24, 3, 3) from logits (B, L, V), differentiable (Jang et al., 2016).
+
+    Forward, words drawn from the categorical distribution of the logits; backward, the gradient
+    of their Gumbel-softmax.
+    """
+    logits = logits.float()
+    exponential = torch.empty_like(logits).exponential_(generator=generator)
+    noise = -exponential.clamp_min(torch.finfo(logits.dtype).tiny).log()  # n_k
+    probability = ((logits + noise) / temperature).softmax(-1)  # p_mk, Eq. 6
+    soft = probability @ model.tokenizer.codebook  # (B, L, C)
+    hard = model.tokenizer.quantiser.lookup(probability.argmax(-1))
+    return model.tokenizer.decode_embeddings(hard + (soft - soft.detach()))  # straight-through
+
+
+def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHMR, body: Callable,
+           temperature: float) -> dict[str, Tensor]:
+    """The unweighted terms of L_total, each a scalar.
+
+    prediction: of GenHMR.forward on batch["masked_tokens"]. batch: as data.py makes it (image,
+    pose, betas, keypoints_3d (B, J, 3) in metres, keypoints_2d (B, J, 2) in pixels, and who is
+    valid), after mask_batch. body(betas, rotations) returns a body, body.keypoints of that its
+    keypoints (B, J, 3), of which the first is the pelvis. What is invalid counts as zero.
+    """
+    config = model.config
+    rotations = relax(model, prediction["logits"], temperature)
+    keypoints = body.keypoints(body(prediction["betas"], rotations))
+    flat = project(keypoints, prediction["camera"], config.focal)  # J_2D
+    true, true_flat = batch["keypoints_3d"], batch["keypoints_2d"] / batch["image"].shape[-1] - 0.5
+    keypoints, true = keypoints - keypoints[:, :1], true - true[:, :1]
+
+    def reduced(error: Tensor, valid: Tensor) -> Tensor:
+        """Sum over all (HMR2.0), or 48 times the mean over the batch of sums over the rest."""
+        while valid.ndim < error.ndim:
+            valid = valid[..., None]
+        total = torch.where(valid > 0, error * valid, 0.0).sum()  # what is invalid may be NaN
+        return total if config.reduction == "hmr2_sum" else 48.0 / len(error) * total
+
+    return {
+        "mask": mask_loss(prediction["logits"], batch, config),
+        "keypoints_3d": reduced((keypoints - true).abs(), batch["keypoints_3d_valid"]),  # L_3D
+        "keypoints_2d": reduced((flat - true_flat).abs(), batch["keypoints_valid"]),  # L_2D
+        "pose": reduced((rotations - batch["pose"]).square(), batch["pose_valid"]),  # L_SMPL
+        "betas": reduced((prediction["betas"] - batch["betas"]).square(), batch["betas_valid"]),
+    }
+
+
+def mask_loss(logits: Tensor, batch: dict[str, Tensor], config: Config) -> Tensor:
+    """L_mask of Eq. 1, as a mean over words and samples; of samples without a pose it is zero.
+
+    A sum over the 96 words would drown all other terms: 732 where nothing is known, not 7.6. The
+    sum in Eq. 1 runs over all words, the text speaks of the masked ones.
+    """
+    nll = F.cross_entropy(logits.float().transpose(1, 2), batch["tokens"], reduction="none")
+    weight = batch["mask"].to(nll) if config.mask_loss_on == "masked" else torch.ones_like(nll)
+    per_sample = (weight * nll).sum(1) / weight.sum(1)  # a mask has one word or more
+    return (per_sample * batch["pose_valid"]).mean()
+
+
+def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
+    """L_total = L_mask + L_SMPL + L_3D + L_2D."""
+    return (config.weight_mask * terms["mask"]
+            + config.weight_keypoints_3d * terms["keypoints_3d"]
+            + config.weight_keypoints_2d * terms["keypoints_2d"]
+            + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Groups for AdamW: weight decay on matrices and kernels alone, frozen parameters left out."""
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim < 2 or re.search(r"(pos_embed|_embedding|\.reference)$", name)
+        if parameter.requires_grad:
+            groups[not spared].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay},
+            {"params": groups[False], "weight_decay": 0.0}]
+
+
+# ---------------------------------------------------------------- uncertainty-guided sampling
+
+# gamma(t / T), the part of the words that is masked again after iteration t of T.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda x: 0.5 * (1.0 + math.cos(math.pi * x)),  # the square of "training"
+    "linear": lambda x: 1.0 - x,
+    "cubic": lambda x: 1.0 - x**3,
+    # "A convex curve, enabling rapid initial exploration" fits MaskGIT's 1 - sqrt(x); as printed
+    # the curve is concave and slow at first.
+    "sqrt": lambda x: math.sqrt(1.0 - x**2),
+    "training": lambda x: math.cos(0.5 * math.pi * x),  # also called "cosine" in the paper
+}
+
+
+def mask_counts(length: int, iterations: int, schedule: str = "cosine",
+                force_progress: bool = False) -> list[int]:
+    """How many of `length` words are masked before iteration 1 and after iterations 1..T.
+
+    ceil(gamma(t / T) L): at 96 words and T = 5, cosine, 96, 87, 63, 34, 10, 0. Curves that start
+    slowly may mask all of them again (cubic: 96, 96, 90, 76, 47, 0), an iteration for nothing;
+    force_progress keeps at least one word each time.
+    """
+    require(schedule in SCHEDULES, f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+    require(iterations >= 1, f"{iterations} iterations: expected 1 or more")
+    counts = [length]
+    for t in range(1, iterations):
+        # Without the 1e-9 an exact 24 of 96 becomes 25: cos(2 pi / 3) is not -1/2 in floats.
+        count = math.ceil(SCHEDULES[schedule](t / iterations) * length - 1e-9)
+        counts.append(max(min(count, counts[-1] - force_progress), 0))
+    return [*counts, 0]  # cos(pi / 2) is not 0 either, but the last iteration keeps every word
+
+
+class Sampled(NamedTuple):
+    """A pose per picture, and how it came about."""
+
+    tokens: Tensor  # (B, L) int64
+    rotations: Tensor  # (B, 24, 3, 3)
+    betas: Tensor  # (B, 10)
+    camera: Tensor  # (B, 3), s, tx, ty
+    masks: Tensor  # (T + 1, B, L) bool: before iteration 1, after 1, ..., after T (Fig. 5)
+    confidences: Tensor  # (T, B, L): the probability each word had when chosen (Fig. 6)
+
+
+def sample(model: GenHMR, images: Tensor, **options) -> Sampled:
+    """Poses of pictures (B, 3, S, S), as GenHMR.forward takes them; options of sample_from."""
+    with torch.no_grad():
+        features = model.encode(images)
+    return sample_from(model, features, **options)
+
+
+@torch.no_grad()
+def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
+                schedule: str = "cosine", top_k: int = 1, force_progress: bool = False,
+                remask: str = "never", generator: torch.Generator | None = None) -> Sampled:
+    """Uncertainty-guided sampling: start with masks, keep the surest words, guess the rest again.
+
+    features: of GenHMR.encode, used by all iterations. top_k: words are drawn among the k most
+    likely. "Stochastic" in the text, but the paper's 1, the best by far (Table 12), is greedy.
+    remask: "never" masks a word again that was kept (MaskGIT), or "any" if it is among the least
+    sure ones (Mask-Predict); the paper can be read either way.
+    Raises ValueError for bad options and a model in training mode.
+    """
+    require(not model.training, "the model is in training mode: call model.eval() first")
+    require(remask in ("never", "any"), f"remask {remask!r}: expected 'never' or 'any'")
+    words = model.config.tokenizer.codebook_size
+    require(1 <= top_k <= words, f"top_k is {top_k}: expected 1 to {words}")
+    length = model.config.tokenizer.num_tokens
+    counts = mask_counts(length, iterations, schedule, force_progress)
+    tokens = torch.full((len(features.values), length), model.mask_token,
+                        device=features.values.device)  # Y_1
+    masks, confidences = [tokens == model.mask_token], []
+    confidence = torch.zeros(tokens.shape, device=tokens.device)
+    for count in counts[1:]:
+        probability = model.predict_logits(features, tokens).float().softmax(-1)  # p(y_i | Y_M, X)
+        chosen = choose(probability, top_k, generator)
+        tokens = torch.where(masks[-1], chosen, tokens)
+        sure = probability.gather(2, chosen[..., None])[..., 0]
+        confidence = torch.where(masks[-1], sure, confidence)
+        score = confidence
+        if remask == "never":
+            score = confidence.masked_fill(~masks[-1], math.inf)
+        rank = score.argsort(dim=1, stable=True).argsort(dim=1)
+        masks.append(rank < count)
+        confidences.append(confidence)
+        tokens = tokens.masked_fill(masks[-1], model.mask_token)
+    return Sampled(tokens, model.tokenizer.decode(tokens), features.betas, features.camera,
+                   torch.stack(masks), torch.stack(confidences))
+
+
+def choose(probability: Tensor, top_k: int, generator: torch.Generator | None) -> Tensor:
+    """Words (B, L) drawn from the k largest of the probabilities (B, L, V)."""
+    if top_k == 1:
+        return probability.argmax(-1)
+    largest, words = probability.topk(top_k, -1)
+    drawn = torch.multinomial(largest.flatten(0, 1), 1, generator=generator)
+    return words.gather(2, drawn.view(*words.shape[:2], 1))[..., 0]
+
+
+# ------------------------------------------------------------------ 2D pose-guided refinement
+
+
+class Refined(NamedTuple):
+    """Poses pulled onto 2D keypoints."""
+
+    rotations: Tensor  # (B, 24, 3, 3)
+    embeddings: Tensor  # Y, (B, L, C), between the words of the codebook
+    energies: Tensor  # (P + 1, B), G before the first step, after it, ..., after the last
+
+
+def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoints_2d: Tensor,
+           confidence: Tensor, keypoints: Callable[[Tensor, Tensor], Tensor], *,
+           iterations: int = 10, step_size: float = 1.0, weight_pose: float = 1e-3,
+           optimizer: str = "gd") -> Refined:
+    """2D pose-guided refinement: gradient steps on the words' embeddings, all else frozen.
+
+    tokens (B, L), betas (B, 10), camera (B, 3): of `sample`. keypoints_2d: J_2D (B, J, 2) in the
+    crop, its sides at -0.5 and 0.5; confidence (B, J), 0 where not seen. keypoints(betas,
+    rotations) returns J'_3D (B, J, 3) in metres. The paper gives neither eta (step_size) nor
+    lambda_theta' (weight_pose), and does not weigh by confidence. Camera and shape stay (our
+    reading). optimizer: "gd", the paper's, or "adam" with step_size as its rate.
+    Raises ValueError for another optimizer or shapes.
+    """
+    require(optimizer in ("gd", "adam"), f"optimizer {optimizer!r}: expected 'gd' or 'adam'")
+    require(confidence.shape == keypoints_2d.shape[:2] and len(tokens) == len(confidence),
+            f"keypoints {tuple(keypoints_2d.shape)}, confidence {tuple(confidence.shape)}: "
+            f"expected ({len(tokens)}, J, 2) and ({len(tokens)}, J)")
+    with torch.no_grad():
+        initial = model.tokenizer.decode(tokens)
+        embeddings = model.tokenizer.quantiser.lookup(tokens).clone()
+
+    def energy(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """G (B,), Eq. 2, and the pose it belongs to."""
+        rotations = model.tokenizer.decode_embeddings(embeddings)
+        flat = project(keypoints(betas, rotations), camera, model.config.focal)
+        error = (flat - keypoints_2d).square().sum(-1)  # Eq. 3
+        error = torch.where(confidence > 0, confidence * error, 0.0)  # may be NaN where not seen
+        change = (rotations - initial).square().sum((1, 2, 3))  # L_theta', 0 at the start
+        return error.sum(1) + weight_pose * change, rotations
+
+    embeddings.requires_grad_()
+    adam = torch.optim.Adam([embeddings], lr=step_size) if optimizer == "adam" else None
+    energies = []
+    with torch.enable_grad():
+        for _ in range(iterations):
+            before, _ = energy(embeddings)
+            energies.append(before.detach())
+            gradient, = torch.autograd.grad(before.sum(), embeddings)  # of its own row each
+            with torch.no_grad():
+                if adam is None:
+                    embeddings -= step_size * gradient  # Eq. 4
+                else:
+                    embeddings.grad = gradient
+                    adam.step()
+    with torch.no_grad():
+        last, rotations = energy(embeddings)
+    return Refined(rotations, embeddings.detach(), torch.stack([*energies, last]))
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+
+class Foreign:
+    """What becomes of objects in a checkpoint that are no tensors, as of yacs or OmegaConf: an
+    empty dictionary. Their own code is not imported, let alone run."""
+
+    def __new__(cls, *_) -> OrderedDict:
+        return OrderedDict()
+
+
+def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
+    """State dict and config, if any, of a checkpoint or its file, never running code in it.
+
+    Takes train.py's {"model", "config", "ema", ...}, of which the moving average is preferred,
+    {"state_dict"} and bare state dicts. Raises FileNotFoundError or ValueError.
+    """
+    if not isinstance(source, Mapping):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
+        try:
+            names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
+                     if zipfile.is_zipfile(source) else [])
+            with torch.serialization.safe_globals([(Foreign, name) for name in names]):
+                source = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged files raise half a dozen types
+            reason = str(error).split("\n")[0][:100]
+            raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
+        require(isinstance(source, Mapping), "the checkpoint is no dictionary of weights")
+    state = next((source[name] for name in ("ema", "model", "state_dict") if source.get(name)),
+                 source)
+    require(isinstance(state, Mapping), "the checkpoint has no dictionary of weights")
+    return {name.removeprefix("module."): value for name, value in state.items()
+            if isinstance(value, Tensor) and name != "n_averaged"}, source.get("config")
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy weights by name, in the module's own precision; any difference is a ValueError."""
+    own = module.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [name for name in own
+                             if name in state and state[name].shape != own[name].shape],
+    }
+    report = "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for kind, names in problems.items() if names)
+    require(not report, f"these weights are not {type(module).__name__}'s: {report}")
+    module.load_state_dict(state)
+
+
+def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
+    """The model in a checkpoint of stage 2, with its tokenizer, in evaluation mode on the CPU.
+
+    source: a file of train.py or its content, {"model", "config", ...}.
+    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
+    """
+    state, config = read_checkpoint(source)
+    require(config is not None and any(name.startswith("transformer.") for name in state),
+            "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes stage 1's, "
+            "load_backbone the weights of a ViT alone)")
+    try:
+        model = GenHMR(Config(**config))
+    except TypeError as error:
+        raise ValueError(f"the checkpoint's config is not GenHMR's: {error}") from error
+    load_weights(model, state)
+    return model.eval()
+
+
+def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
+    """The tokenizer in a checkpoint of stage 1, or inside one of stage 2, in evaluation mode.
+
+    source and errors: as of load_checkpoint.
+    """
+    state, config = read_checkpoint(source)
+    if config is not None and "tokenizer" in config:
+        config = config["tokenizer"]
+        state = {name.removeprefix("tokenizer."): value for name, value in state.items()
+                 if name.startswith("tokenizer.")}
+    require(config is not None and any(name.startswith("quantiser.") for name in state),
+            "no tokenizer in this checkpoint: expected train.py's of stage 1 or 2")
+    try:
+        tokenizer = Tokenizer(TokenizerConfig(**config))
+    except TypeError as error:
+        raise ValueError(f"the checkpoint's config is not a tokenizer's: {error}") from error
+    load_weights(tokenizer, state)
+    return tokenizer.eval()
+
+
+def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:
+    """Load the encoder of a 4D-Humans, TokenHMR or ViTPose checkpoint into the model.
+
+    What belongs to no encoder (heads, discriminators, body models) is left out and reported.
+    Raises FileNotFoundError, or ValueError where the encoder does not fit.
+    """
+    state, _ = read_checkpoint(source)
+    own = {name.removeprefix("backbone."): value for name, value in state.items()
+           if name.startswith("backbone.")}
+    unused = sorted({name.split(".")[0] for name in state if own and name[:9] != "backbone."})
+    load_weights(model.backbone, own or state)
+    if unused:
+        print(f"left out, no part of the encoder: {', '.join(unused)}")
