@@ -496,6 +496,10 @@ def _from_buffer(_, data, dtype: np.dtype, shape: tuple, order: str, axes=None) 
     return array if axes is None else array.transpose(axes)
 
 
+def _joblib_array(state: dict, data: bytes) -> np.ndarray:
+    return _array(state["shape"], state["dtype"], state["order"], data)
+
+
 def _sparse(state: dict, by_column: bool) -> np.ndarray:
     """The dense array of a scipy.sparse csc matrix (stored by column), or csr (by row)."""
     shape = state["_shape"] if "_shape" in state else state["shape"]
@@ -536,6 +540,7 @@ _NAMES: dict[str, Callable | None] = {  # all that a pickle may name
     "chumpy.reordering.Select": _Kind(_select),
     "chumpy.reordering.Reshape": _Kind(lambda state: state["a"].reshape(state["newshape"])),
     "chumpy.reordering.transpose": _Kind(lambda state: state["a"].transpose(state.get("axes"))),
+    "joblib.numpy_pickle.NumpyArrayWrapper": _Kind(_joblib_array),
     "_codecs.encode": _latin1,
     "collections.OrderedDict": lambda: {},
 }
@@ -573,6 +578,16 @@ class _DataUnpickler(pickle._Unpickler):
         state = self.stack.pop()
         _expect(type(self.stack[-1]) is _StandIn, "it sets the state of something unknown")
         self.stack[-1].state = state
+        if self.stack[-1].rebuild is _joblib_array:
+            self._read_joblib_array(self.stack[-1])
+
+    def _read_joblib_array(self, array: _StandIn) -> None:
+        """joblib puts an array's bytes, perhaps aligned, into the file between two instructions."""
+        if array.state.get("numpy_array_alignment_bytes") is not None:
+            self._file_read(self._file_read(1)[0])
+        array.state = {key: array.state[key] for key in ("shape", "dtype", "order")}
+        size = _resolved(array.state["dtype"], {}).itemsize * math.prod(array.state["shape"])
+        array.arguments = (self._file_read(size),)
 
     def _store(self, dictionary: dict, items: list) -> None:
         _expect(all(isinstance(key, (str, bytes, int, float)) for key in items[::2]),
@@ -629,6 +644,7 @@ def safe_unpickle(source: str | Path | bytes):
 
     Containers, text, numbers and numpy arrays come back as they are, sets as lists; chumpy
     objects and scipy's csc and csr matrices as dense arrays, with neither package installed.
+    What joblib wrote, uncompressed, is read as well.
     Raises UnsafeFileError, a ValueError, if there is anything else in it, and executes nothing.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()

@@ -1,8 +1,13 @@
-"""Images and annotations: pictures, crops, augmentation, rendered hands and FreiHAND.
+"""Images and annotations: pictures, crops, augmentation; hands, bodies and their motion.
+
+    RenderedHands, FreiHAND     pictures of hands
+    RenderedBodies              pictures of bodies
+    MotionPoses, AMASS, MOYO    poses of bodies, without pictures; Joined makes several one
 
 Every data set is a `torch.utils.data.Dataset`. `dataset[key]` takes key = epoch * len(dataset) +
 index and is a pure function of (seed, split, epoch, index): no state, so any worker, any rank and
-any resumed run sees the same sample. One sample is a dict of tensors; S is the crop's side:
+any resumed run sees the same sample. A sample is a dict of tensors. RenderedBodies and MotionPoses
+tell what theirs hold; that of a hand, where S is the crop's side:
 
     image            (3, S, S)  uint8    RGB
     K                (3, 3)     float32  intrinsics of the crop, in its pixels
@@ -17,7 +22,8 @@ any resumed run sees the same sample. One sample is a dict of tensors; S is the 
     camera_rotation  (3, 3)     float32  X_crop = camera_rotation @ X_original
 
 Pixels: a W x H picture spans [0, W] x [0, H] and the centre of its first pixel is (0.5, 0.5).
-Joints are in `hand21` order. Try it: `python data.py rendered --draw 8`.
+A hand's joints are in `hand21` order, a body's in `smpl45`. Try it: `python data.py rendered
+--draw 8`, or bodies in place of rendered.
 """
 
 from __future__ import annotations
@@ -399,21 +405,23 @@ def fingerprint(settings: dict) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_packed(path: Path, dtype: np.dtype, length: int) -> np.ndarray | None:
-    """The memory-mapped records (length,) of a complete file, else None."""
+def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray | None:
+    """The memory-mapped records (length,) of a complete file, else None; length None is any."""
     try:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return records if records.dtype == dtype and records.shape == (length,) else None
+    expected = records.shape[:1] if length is None else (length,)
+    return records if records.dtype == dtype and records.shape == expected else None
 
 
-def build_packed(path: Path, dtype: np.dtype, length: int,
-                 fill: Callable[[np.ndarray], None]) -> np.ndarray:
+def build_packed(path: Path, dtype: np.dtype, length: int | None,
+                 fill: Callable[..., np.ndarray | None]) -> np.ndarray:
     """Memory-map `path`, building it first with `fill(records)` unless it is complete.
 
-    Readers never see half a file: it is written beside its place and renamed. Of several
-    processes that ask at once one builds and the others wait; a killed builder's lock dies with it.
+    With length None the records are those that `fill()` returns, however many they are. Readers
+    never see half a file: it is written beside its place and renamed. Of several processes that
+    ask at once one builds and the others wait; a killed builder's lock dies with it.
     """
     records = open_packed(path, dtype, length)
     if records is not None:
@@ -425,17 +433,22 @@ def build_packed(path: Path, dtype: np.dtype, length: int,
         raise ValueError(f"cannot write the cache {path.parent} ({error}): "
                          "give cache=FOLDER on a disk with room and permission") from error
     temporary = path.with_suffix(".tmp" if fcntl else f".{os.getpid()}.tmp")
-    needed = dtype.itemsize * length
     with lock:
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)
         if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
+            ready = fill() if length is None else None
+            count = length if ready is None else len(ready)
+            needed = dtype.itemsize * count
             if shutil.disk_usage(path.parent).free < 1.05 * needed:  # a full disk kills by SIGBUS
                 raise ValueError(f"{path.parent} has no room for {needed / 1e9:.1f} GB: "
                                  "give cache=FOLDER elsewhere")
             try:
-                records = np.lib.format.open_memmap(temporary, "w+", dtype, (length,))
-                fill(records)
+                records = np.lib.format.open_memmap(temporary, "w+", dtype, (count,))
+                if ready is None:
+                    fill(records)
+                else:
+                    records[:] = ready
                 records.flush()  # to the disk
                 os.replace(temporary, path)
             finally:
@@ -649,6 +662,250 @@ class MotionPoses(KeyedDataset):
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"pose": sample_body_pose(rng, self.split, self.views), "betas": sample_betas(rng)}
+
+
+# -------------------------------------------------------------------- recorded body motion
+
+
+class MotionCapture(KeyedDataset):
+    """What AMASS and MOYO share: files of recorded motion, read once into a packed file.
+
+    A sample is that of MotionPoses. Recordings are z up; the root is turned into the frame of an
+    upright camera and keeps its heading. Only poses transfer exactly from SMPL-H and SMPL-X to
+    SMPL: betas, the files' first ten, mean a different shape there.
+
+    trim, stride: the share of each sequence dropped at both ends, and every how many of the other
+    frames one is taken; the defaults are TokenHMR's, GenHMR does not tell. hands: SMPL's joints
+    left_hand and right_hand are "still", or turn with the "index" finger, as AMASS's own tools
+    have it. cache: folder for the packed file (0.33 kB a frame), `root` by default; it is made
+    again when the files change.
+    """
+
+    DTYPE = np.dtype([("pose", np.float32, (24, 3)), ("betas", np.float32, 10)])
+    SPLITS: tuple[str, ...]
+
+    def __init__(self, root: str | os.PathLike, split: str, trim: float, stride: int, hands: str,
+                 seed: int, cache: str | os.PathLike | None, progress: bool) -> None:
+        super().__init__(split, self.SPLITS, seed)
+        if not 0 <= trim < 0.5 or stride < 1 or hands not in ("still", "index"):
+            raise ValueError("expected trim in 0..0.5, a stride of 1 or more and hands still or "
+                             f"index, got {trim}, {stride} and {hands!r}")
+        self.root, self.trim, self.stride, self.hands = Path(root), trim, stride, hands
+        self.progress = progress
+        self.files = self.find_files()
+        marks = {path.relative_to(self.root).as_posix(): (path.stat().st_size,
+                                                          path.stat().st_mtime_ns)
+                 for path in self.files}
+        name = fingerprint({"files": marks, "trim": trim, "stride": stride, "hands": hands})
+        self.path = ((self.root if cache is None else Path(cache))
+                     / f"{type(self).__name__.lower()}_{split}_{name}.npy")
+        self._packed: np.ndarray | None = None
+        if not len(self._records()):
+            raise ValueError(f"the {len(self.files)} files of {self.root}, split {split}, have no "
+                             f"frame left with trim={trim} and stride={stride}")
+
+    def find_files(self) -> list[Path]:
+        """The split's recordings, in an order that is always the same."""
+        raise NotImplementedError
+
+    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """One recording: SMPL poses (T, 24, 3), axis-angle, and betas (10,) or (T, 10)."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self._records())
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None}  # workers map the file themselves
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self._records()[index]
+        pose = torch.from_numpy(record["pose"].astype(np.float64))
+        rotations = bodymodels.axis_angle_to_matrix(pose).numpy()
+        rotations[0] = Z_UP_TO_CAMERA @ rotations[0]
+        return {"pose": rotations, "betas": record["betas"]}
+
+    def _records(self) -> np.ndarray:
+        if self._packed is None:
+            self._packed = build_packed(self.path, self.DTYPE, None, self._gather)
+        return self._packed
+
+    def _gather(self) -> np.ndarray:
+        bar = tqdm(self.files, f"Packing {self.path.name}", disable=not self.progress)
+        return np.concatenate([self._excerpt(path) for path in bar])
+
+    def _excerpt(self, path: Path) -> np.ndarray:
+        poses, betas = self.read(path)
+        kept = slice(int(self.trim * len(poses)), int((1 - self.trim) * len(poses)), self.stride)
+        records = np.zeros(len(poses[kept]), self.DTYPE)
+        records["pose"] = poses[kept]
+        records["betas"] = betas[kept] if betas.ndim == 2 else betas
+        if self.hands == "still":
+            records["pose"][:, 22:] = 0
+        if not np.isfinite(records["pose"]).all() or not np.isfinite(records["betas"]).all():
+            raise ValueError(f"{path} has poses or betas that are not finite: copy it again, or "
+                             "take it away")
+        return records
+
+
+def smpl_pose(path: Path, poses: np.ndarray) -> np.ndarray:
+    """SMPL's 24 joints (T, 24, 3) of SMPL-H's (T, 156) or SMPL-X's (T, 165) axis-angles."""
+    joints = {156: "smplh52", 165: "smplx55"}
+    if poses.ndim != 2 or poses.shape[1] not in joints:
+        raise ValueError(f"{path}: expected poses (T, 156), SMPL-H, or (T, 165), SMPL-X, got "
+                         f"{poses.shape}")
+    order = bodymodels.joint_indices(joints[poses.shape[1]], "amass24")
+    return poses.reshape(len(poses), -1, 3)[:, order]
+
+
+def first_betas(path: Path, betas: np.ndarray, frames: int) -> np.ndarray:
+    """The first ten of betas (N,) or (frames, N), filled up with zeros."""
+    if betas.ndim not in (1, 2) or betas.ndim == 2 and len(betas) != frames:
+        raise ValueError(f"{path}: expected betas (N,) or ({frames}, N), got {betas.shape}")
+    betas = betas[..., :10]
+    return np.pad(betas, [(0, 0)] * (betas.ndim - 1) + [(0, 10 - betas.shape[-1])])
+
+
+class AMASS(MotionCapture):
+    """AMASS (Mahmood et al. 2019) in its official layout, the SMPL+H or the SMPL-X download.
+
+    root: the folder with CMU/, KIT/, ... and in them <subject>/<sequence>_poses.npz (SMPL+H) or
+    <sequence>_stageii.npz (SMPL-X; ignored beside the same sequence of SMPL+H). Split by data
+    set as in TokenHMR; `missing` names what a split has and root has not. subsets: other data sets
+    instead, by either release's name; then all must be there. See MotionCapture for the others.
+    """
+
+    SPLITS = ("train", "val", "test")
+    SUBSETS = {
+        "train": ("CMU", "KIT", "BMLrub", "DanceDB", "BMLmovi", "EyesJapanDataset", "BMLhandball",
+                  "TotalCapture", "EKUT", "ACCAD", "TCDHands", "PosePrior"),
+        "val": ("HumanEva", "HDM05", "SFU", "MoSh"),
+        "test": ("Transitions", "SSM"),
+    }
+    ALIASES = {  # names of earlier releases
+        "BMLrub": ("BioMotionLab_NTroje", "BML"), "EyesJapanDataset": ("Eyes_Japan_Dataset",),
+        "HDM05": ("MPI_HDM05",), "PosePrior": ("MPI_Limits",), "MoSh": ("MPI_mosh",),
+        "SSM": ("SSM_synced",), "Transitions": ("Transitions_mocap",),
+        "TCDHands": ("TCD_handMocap",), "DFaust": ("DFaust_67",),
+    }
+
+    def __init__(self, root: str | os.PathLike, split: str = "train", *,
+                 subsets: Sequence[str] | None = None, trim: float = 0.2, stride: int = 10,
+                 hands: str = "still", seed: int = 0, cache: str | os.PathLike | None = None,
+                 progress: bool = True) -> None:
+        self.subsets = subsets
+        self.missing: list[str] = []
+        super().__init__(root, split, trim, stride, hands, seed, cache, progress)
+
+    def find_files(self) -> list[Path]:
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"no folder {self.root}: expected AMASS there, see "
+                                    "amass.is.tue.mpg.de")
+        folders = {path.name.lower(): path for path in sorted(self.root.iterdir())
+                   if path.is_dir()}
+        files: list[Path] = []
+        for subset in self.subsets or self.SUBSETS[self.split]:
+            found = [folders[name.lower()] for name in self._names(subset)
+                     if name.lower() in folders]
+            files += [path for folder in found for path in self._sequences(folder)]
+            self.missing += [] if found else [subset]
+        if self.missing and self.subsets or not files:
+            wanted = ", ".join(self.missing if self.missing and self.subsets else
+                               self.SUBSETS[self.split])
+            raise FileNotFoundError(f"no recordings of {wanted} in {self.root}: expected folders "
+                                    "of these names with SUBJECT/SEQUENCE_poses.npz or "
+                                    "_stageii.npz in them")
+        return files
+
+    def _names(self, subset: str) -> list[str]:
+        """A data set's name in each release."""
+        known = {name: [name, *self.ALIASES.get(name, ())]
+                 for name in (*self.ALIASES, *sum(self.SUBSETS.values(), ()))}
+        return next((names for names in known.values()
+                     if subset.lower() in (name.lower() for name in names)), [subset])
+
+    @staticmethod
+    def _sequences(folder: Path) -> list[Path]:
+        """A data set's recordings, without its shape files."""
+        found = {str(path).removesuffix(ending): path for ending in ("_stageii.npz", "_poses.npz")
+                 for path in folder.glob(f"*/*{ending}")}  # SMPL+H last: it replaces SMPL-X
+        return sorted(found.values())
+
+    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:  # other arrays may hold objects
+                poses, betas = (np.asarray(arrays[name], np.float64) for name in ("poses", "betas"))
+        except Exception as error:  # what a damaged archive raises is nearly anything
+            raise ValueError(f"{path} cannot be read as AMASS's .npz with poses and betas "
+                             f"({error}): download it again") from error
+        return smpl_pose(path, poses), first_betas(path, betas, len(poses))
+
+
+class MOYO(MotionCapture):
+    """MOYO (Tripathi et al. 2023), yoga, in its official layout.
+
+    root: the folder with mosh_smpl/ (SMPL fits) or mosh/ (SMPL-X fits), or the one above it; in
+    them train/ and val/ with one .pkl a sequence. The SMPL fits are taken if they are there. One
+    subject, whose shape SMPL-X fits do not tell as betas: they are 0. Nothing in a file is
+    executed. See MotionCapture for the other arguments; hands="index" keeps an SMPL fit's own.
+    """
+
+    SPLITS = ("train", "val")
+    LAYOUTS = ("mosh_smpl/{split}/*.pkl", "mosh/{split}/*_stageii.pkl")
+
+    def __init__(self, root: str | os.PathLike, split: str = "train", *, trim: float = 0.1,
+                 stride: int = 5, hands: str = "still", seed: int = 0,
+                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
+        super().__init__(root, split, trim, stride, hands, seed, cache, progress)
+
+    def find_files(self) -> list[Path]:
+        for layout in self.LAYOUTS:
+            pattern = layout.format(split=self.split)
+            files = [*self.root.glob(pattern), *self.root.glob(f"*/{pattern}")]
+            if files:
+                return sorted(files)
+        wanted = " or ".join(layout.format(split=self.split) for layout in self.LAYOUTS)
+        raise FileNotFoundError(f"no {wanted} in {self.root}: expected MOYO there, see "
+                                "moyo.is.tue.mpg.de")
+
+    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        arrays = bodymodels.load_arrays(path)
+        try:
+            if "fullpose" in arrays:
+                poses = smpl_pose(path, np.asarray(arrays["fullpose"], np.float64))
+            else:
+                root, body = (np.asarray(arrays[name], np.float64).reshape(-1, width)
+                              for name, width in (("global_orient", 3), ("body_pose", 69)))
+                poses = np.concatenate([root, body], 1).reshape(-1, 24, 3)
+            betas = np.asarray(arrays["betas"], np.float64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no recording of MOYO ({error}): expected fullpose "
+                             "(T, 165), or global_orient (T, 3) and body_pose (T, 69), and betas"
+                             ) from error
+        return poses, first_betas(path, betas, len(poses))
+
+
+class Joined(KeyedDataset):
+    """Data sets of one split, one after the other, as one: AMASS and MOYO, for example."""
+
+    def __init__(self, datasets: Sequence[KeyedDataset]) -> None:
+        if not datasets:
+            raise ValueError("expected at least one data set to join")
+        super().__init__(datasets[0].split, [datasets[0].split], datasets[0].seed)
+        self.datasets = list(datasets)
+        self.ends = np.cumsum([len(dataset) for dataset in datasets])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, key: int) -> dict[str, Tensor]:
+        if key < 0:
+            raise IndexError(f"keys count up from 0 (epoch * length + index), got {key}")
+        epoch, index = divmod(int(key), len(self))
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        dataset = self.datasets[number]
+        own = index - int(self.ends[number]) + len(dataset)
+        return dataset[epoch * len(dataset) + own] | {"index": torch.tensor(index)}
 
 
 # ---------------------------------------------------------------------------- rendered hands
@@ -1151,7 +1408,7 @@ def sample_outfit(rng: np.random.Generator) -> Outfit:
         wear(y < rng.uniform(-1.1, -1.04), random_color(rng), rng.uniform(0, 0.01))
     if rng.random() < 0.1:
         waist = rng.uniform(-0.8, -0.35)  # a dress
-    neckline, scoop = rng.uniform(0.26, 0.33), rng.uniform(0, 0.12)
+    neckline, scoop = rng.uniform(0.295, 0.34), rng.uniform(0, 0.14)
     low_neck = neckline - scoop * np.clip(z / 0.1, 0, 1) * np.exp(-np.square(
         body.template[:, 0] / 0.07))
     wear((y > waist) & (y < low_neck) & (body.reach < rng.choice(SLEEVES)), clothes,
@@ -1464,17 +1721,24 @@ def stream_json_list(path: Path, chunk: int = 1 << 22) -> Iterator[object]:
 # ---------------------------------------------------------------------------------- looking
 
 FINGER_COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
+HAND_CHAINS = tuple((0, *range(1 + 4 * finger, 5 + 4 * finger)) for finger in range(5))
+BODY_CHAINS = tuple(tuple(SMPL_KEYPOINTS.index(name) for name in chain.split()) for chain in (
+    "left_hip left_knee left_ankle left_foot left_big_toe",
+    "right_hip right_knee right_ankle right_foot right_big_toe",
+    "left_shoulder left_elbow left_wrist left_hand left_middle_tip",
+    "right_shoulder right_elbow right_wrist right_hand right_middle_tip",
+    "pelvis spine1 spine2 spine3 neck head nose"))
 
 
 def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
                    zoom: int = 3) -> np.ndarray:
-    """Picture (S, S, 3) uint8, `zoom` times larger, with the hand21 skeleton drawn on it."""
+    """Picture (S, S, 3) uint8, `zoom` times larger, with a hand's or a body's skeleton on it."""
     side = image.shape[0] * zoom
     picture = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
     points = [tuple(point) for point in (keypoints * zoom).tolist()]
-    for finger, color in enumerate(FINGER_COLORS):
-        chain = [0, *range(1 + 4 * finger, 5 + 4 * finger)]
+    chains = HAND_CHAINS if len(keypoints) == NUM_JOINTS else BODY_CHAINS
+    for chain, color in zip(chains, FINGER_COLORS, strict=True):
         for start, end in zip(chain, chain[1:], strict=False):
             if valid[start] and valid[end]:
                 draw.line([points[start], points[end]], color, width=2)
@@ -1485,26 +1749,59 @@ def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
     return np.asarray(picture)
 
 
-def draw_samples(dataset: HandDataset, keys: Sequence[int], path: str | os.PathLike,
+def draw_pose(sample: dict[str, Tensor], size: int = 384) -> np.ndarray:
+    """The free body in a sample's pose and shape, as a picture (size, size, 3) uint8."""
+    body = body_surface()
+    vertices, _ = body.pose(sample["betas"].numpy(), sample["pose"].numpy())
+    center, side = body_box(vertices[:, :2])
+    vertices = vertices + np.array([*-center, 1.2 * BODY_FOCAL * side], np.float32)
+    picture = bodymodels.render(vertices, body.faces, body_camera(size), (size, size),
+                                background=(0.5, 0.55, 0.6))
+    return (255 * picture.image).astype(np.uint8)
+
+
+def draw_sample(sample: dict[str, Tensor]) -> np.ndarray:
+    """A sample's picture and its projected keypoints, or its pose if it has no picture."""
+    if "image" not in sample:
+        return draw_pose(sample)
+    return draw_keypoints(sample["image"].permute(1, 2, 0).numpy(), sample["keypoints_2d"].numpy(),
+                          sample["keypoints_valid"].numpy())
+
+
+def draw_samples(dataset: KeyedDataset, keys: Sequence[int], path: str | os.PathLike,
                  columns: int = 4) -> None:
-    """Write a PNG with the pictures of some samples and their projected keypoints."""
-    tiles = []
-    for key in keys:
-        sample = dataset[key]
-        tiles.append(draw_keypoints(sample["image"].permute(1, 2, 0).numpy(),
-                                    sample["keypoints_2d"].numpy(),
-                                    sample["keypoints_valid"].numpy()))
+    """Write a PNG with the pictures of some samples."""
+    tiles = [draw_sample(dataset[key]) for key in keys]
     blank = np.zeros_like(tiles[0])
     tiles += [blank] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)]
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
+def open_dataset(args: argparse.Namespace) -> KeyedDataset:
+    """The data set that the command line asks for."""
+    pictures = {"size": args.size, "augmentation": args.augmentation}
+    packed = {"seed": args.seed, "cache": args.cache}
+    split = args.split or ("training" if args.name == "freihand" else "train")
+    if args.name in OFFICIAL:
+        if args.data_root is None:
+            raise ValueError(f"{args.name} needs --data-root FOLDER")
+        options = packed | (pictures if args.name == "freihand" else {})
+        return OFFICIAL[args.name](args.data_root, split, **options)
+    if args.name == "motion":
+        return MotionPoses(split, seed=args.seed)
+    kind = RenderedHands if args.name == "rendered" else RenderedBodies
+    return kind(split, **pictures, **packed)
+
+
+OFFICIAL = {"freihand": FreiHAND, "amass": AMASS, "moyo": MOYO}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data.py NAME`: count a data set's samples, print one, draw some."""
     parser = argparse.ArgumentParser(description="Look at a data set.")
-    parser.add_argument("name", choices=("rendered", "freihand"))
-    parser.add_argument("--data-root", type=Path, help="the data set's folder (freihand)")
+    parser.add_argument("name", choices=("rendered", "bodies", "motion", *OFFICIAL))
+    parser.add_argument("--data-root", type=Path, help=f"the folder of {', '.join(OFFICIAL)}")
     parser.add_argument("--split", help="default: the training split")
     parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
     parser.add_argument("--seed", type=int, default=0)
@@ -1513,15 +1810,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--draw", type=int, default=0, metavar="N", help="draw N samples")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="where to draw")
     args = parser.parse_args(argv)
-    options = {"size": args.size, "seed": args.seed, "augmentation": args.augmentation,
-               "cache": args.cache}
     try:
-        if args.name == "freihand":
-            if args.data_root is None:
-                parser.error("freihand needs --data-root FOLDER")
-            dataset = FreiHAND(args.data_root, args.split or "training", **options)
-        else:
-            dataset = RenderedHands(args.split or "train", **options)
+        dataset = open_dataset(args)
         print(f"{args.name}, split {dataset.split}: {len(dataset):,} samples")
         for name, value in dataset[0].items():
             print(f"  {name:16} {str(tuple(value.shape)):14} {str(value.dtype):14}"

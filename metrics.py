@@ -320,13 +320,14 @@ class Protocol:
 
     joints: str  # a name of bodymodels.JOINT_SETS
     root: tuple[int, ...]  # joints whose mean is the origin of the unaligned errors; (): as given
-    alignment: str  # "similarity", or "rigid": without scale
+    alignment: str  # "similarity", or "rigid": without scale, or "": no aligned errors
     allow_reflection: bool  # whether the alignment may mirror
     norm_guard: float  # m, see procrustes_align
     unit: str  # of the reported distances, a name of UNITS
-    f_thresholds: tuple[float, ...]  # m
-    auc_thresholds: tuple[float, float, int]  # first and last in m, and how many
+    f_thresholds: tuple[float, ...]  # m; (): no F-scores
+    auc_thresholds: tuple[float, float, int] | tuple[()]  # first and last in m, and how many
     source: str  # where these rules are written
+    vertex_error: str = "MPVPE"  # what the field calls it: of bodies, MVE
 
 
 PROTOCOLS = {
@@ -339,6 +340,16 @@ PROTOCOLS = {
         unit="mm", f_thresholds=(0.005, 0.015), auc_thresholds=(0.0, 0.05, 100),
         source="Ours: a single image does not tell how far a hand is, so unaligned errors are "
                "relative to each hand's root; a mirrored hand is an error"),
+    "rendered_bodies": Protocol(
+        joints="smpl24", root=(0,), alignment="similarity", allow_reflection=False, norm_guard=0.0,
+        unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE",
+        source="Ours, after what papers report on 3DPW: relative to the pelvis, the body models' "
+               "own joints; vertices are aligned on their own"),
+    "pose_reconstruction": Protocol(
+        joints="smpl24", root=(), alignment="", allow_reflection=False, norm_guard=0.0,
+        unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE",
+        source="GenHMR, AAAI 2025, Tables 5 and 6: what a pose tokenizer loses, global orientation "
+               "included"),
 }
 
 
@@ -348,28 +359,34 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
 
     `prediction` and `target` hold "joints" (B, J, 3) and "vertices" (B, V, 3) in metres, in the
     same frame. Lengths come in the protocol's unit, F-scores and areas from 0 to 1. As papers
-    do, F@5 (5 mm), F@15 and AUC are taken after alignment; "raw" names those before.
+    do, F@5 (5 mm), F@15 and AUC are taken after alignment; "raw" names those before. A protocol
+    without alignment, or without these, leaves them out.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: expected one of {sorted(PROTOCOLS)}")
     rules = PROTOCOLS[protocol]
     prediction, target = (_rooted(points, rules) for points in (prediction, target))
-    aligned = {name: procrustes_align(prediction[name], target[name],
-                                      allow_reflection=rules.allow_reflection,
-                                      norm_guard=rules.norm_guard,
-                                      scale=rules.alignment == "similarity")
-               for name in ("joints", "vertices")}
+    stages = [(prediction, "", " raw" if rules.alignment else "")]
+    if rules.alignment:
+        aligned = {name: procrustes_align(prediction[name], target[name],
+                                          allow_reflection=rules.allow_reflection,
+                                          norm_guard=rules.norm_guard,
+                                          scale=rules.alignment == "similarity")
+                   for name in ("joints", "vertices")}
+        stages.insert(0, (aligned, "PA-", ""))
     per_metre = UNITS[rules.unit]
     report = {}
-    for points, before, after in ((aligned, "PA-", ""), (prediction, "", " raw")):
+    for points, before, after in stages:
         joints, vertices = ((points[name], target[name]) for name in ("joints", "vertices"))
         report[f"{before}MPJPE"] = per_metre * mpjpe(*joints).mean()
-        report[f"{before}MPVPE"] = per_metre * pve(*vertices).mean()
-        for threshold, mean in zip(rules.f_thresholds,
-                                   f_score(*vertices, rules.f_thresholds).mean(0), strict=True):
-            report[f"F@{1000 * threshold:g}{after}"] = mean
-        report[f"AUC-J{after}"] = pck_auc(*joints, *rules.auc_thresholds)
-        report[f"AUC-V{after}"] = pck_auc(*vertices, *rules.auc_thresholds)
+        report[f"{before}{rules.vertex_error}"] = per_metre * pve(*vertices).mean()
+        if rules.f_thresholds:
+            scores = f_score(*vertices, rules.f_thresholds).mean(0)
+            for threshold, mean in zip(rules.f_thresholds, scores, strict=True):
+                report[f"F@{1000 * threshold:g}{after}"] = mean
+        if rules.auc_thresholds:
+            report[f"AUC-J{after}"] = pck_auc(*joints, *rules.auc_thresholds)
+            report[f"AUC-V{after}"] = pck_auc(*vertices, *rules.auc_thresholds)
     return {name: float(value) for name, value in report.items()}
 
 
@@ -588,7 +605,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Errors of hand and body meshes, by protocol.")
     parser.add_argument("files", nargs="*", metavar="JSON",
                         help="pred.json evaluation_xyz.json evaluation_verts.json")
-    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="freihand")
+    hands = sorted(name for name, rules in PROTOCOLS.items() if rules.joints == "hand21")
+    parser.add_argument("--protocol", choices=hands, default="freihand")
     parser.add_argument("--benchmark", action="store_true", help="time this file and its peers")
     arguments = parser.parse_args(argv)
     if arguments.benchmark:
