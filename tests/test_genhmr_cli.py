@@ -242,6 +242,7 @@ def test_the_person_who_is_seen_best_is_taken():
     assert genhmr.choose_person([unsure, sure], None, 120, 90) is sure
     assert genhmr.choose_person([unsure, sure], (0, 0, 40, 90), 120, 90) is unsure
     assert genhmr.choose_person([person(500, 1.0), unsure], None, 120, 90) is unsure
+    assert genhmr.choose_person([unsure, sure], (40, 0, 40, 90), 120, 90) is None
 
 
 def test_mediapipe_finds_the_astronaut():
@@ -262,10 +263,10 @@ def test_mediapipe_finds_the_astronaut():
 
 @given(st.tuples(st.floats(-20, 100), st.floats(-20, 80), st.floats(1, 200), st.floats(1, 200)))
 def test_the_network_sees_the_whole_box(box):
-    """The crop's middle three quarters hold the box and touch it on two sides."""
+    """The crop's middle three quarters hold the box, with a margin of a fifth one way."""
     center, side = genhmr.crop_square(picture(), box, np.zeros((45, 3)))
     assert np.allclose(center, (box[0] + box[2] / 2, box[1] + box[3] / 2))
-    assert math.isclose(max(box[2] / (0.75 * side), box[3] / side), 1.0)
+    assert math.isclose(max(box[2] / (0.75 * side), box[3] / side), 1 / 1.2)
 
 
 def test_default_boxes():
@@ -356,7 +357,7 @@ def test_prediction_is_consistent(model, body):
     pixels = bodymodels.project(torch.from_numpy(found["keypoints_3d"]).double(),
                                 torch.from_numpy(found["K"]).double())
     assert np.allclose(pixels, found["keypoints_2d"], atol=0.01)
-    assert np.allclose(found["box"], (12.5, 20, 80, 60)) or found["box"][2] == found["box"][3]
+    assert np.allclose(found["box"], (16.5, 14, 72, 72))
     assert found["masks"].sum(1).tolist() == [96, 87, 63, 34, 10, 0]  # the cosine's, L = 96, T = 5
 
 
@@ -435,7 +436,7 @@ def test_only_the_box_matters(model, body, x, y):
     ({"keypoints": np.zeros((45, 2))}, "confidence"),
     ({"keypoints": np.full((45, 3), np.nan)}, "not finite"),
     ({"iterations": 0}, "iterations"),
-    ({"refinement": -1, "keypoints": np.full((45, 3), 1.0)}, "iterations"),
+    ({"refinement": -1}, "refinement"),
     ({"schedule": "sine"}, "schedule"),
 ])
 def test_bad_input_is_named(model, body, changes, message):
@@ -472,9 +473,11 @@ def test_sampling_picture_shows_masks_and_confidences(model, body, iterations, t
     found = genhmr.predict(model, body, picture(), iterations=iterations)
     (tmp_path / "sampling.png").write_bytes(genhmr.draw_sampling(found, picture(), body))
     image = data.read_image(tmp_path / "sampling.png").astype(int)
-    orange, black = ((abs(image - color).max(-1) < 3).sum() for color in ((255, 165, 0), (0,) * 3))
+    height, width = image.shape[0] // 2, image.shape[1] // 2
+    plot = image[:height, :width]
+    orange, black = ((abs(plot - color).max(-1) < 3).sum() for color in ((255, 165, 0), (0,) * 3))
     masked = found["masks"].mean()
-    assert orange > 1000 and abs(black / (black + orange) - masked) < 0.12
+    assert orange > 10_000 and abs(black / (black + orange) - masked) < 0.05
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 500  # heat map and meshes
 
 
