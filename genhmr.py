@@ -1602,10 +1602,10 @@ def detect_keypoints(image: np.ndarray, box: Sequence[float] | None) -> np.ndarr
 # ----------------------------------------------------------------------------------- summary
 
 PARTS = {  # name -> its modules and buffers, and parameters of the paper's size as specified
-    "image encoder, ViT-H/16": (r"backbone\.", 630.9e6),
-    "feature maps, 1x": (r"pyramid\.0\.", 0.92e6),
-    "feature maps, 4x": (r"pyramid\.1\.", 4.77e6),
-    "feature maps, 8x": (r"pyramid\.2\.", 4.94e6),
+    "image encoder, ViT": (r"backbone\.", 630.9e6),
+    "feature map 1, coarse": (r"pyramid\.0\.", 0.92e6),
+    "feature map 2": (r"pyramid\.1\.", 4.77e6),
+    "feature map 3, fine": (r"pyramid\.2\.", 4.94e6),
     "shape and camera": (r"regressor\.", 1.3e6),
     "masked transformer": (r"transformer\.", 4.60e6),
     "pose tokenizer, encoder": (r"tokenizer\.encoder\.", 5.91e6),
