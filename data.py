@@ -1551,7 +1551,8 @@ def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float
     """The sample's labels after `crop_homography` with this roll and mirror, still exact.
 
     The camera turns about its axis, which turns the body about that axis in the camera's frame;
-    what shifts and zooms goes into K. A mirrored body is a body with left and right exchanged.
+    what shifts and zooms goes into K. A mirrored body has left and right exchanged; there pose and
+    betas tell the keypoints to millimetres only, as shapes are not quite symmetric.
     """
     turn = _roll_and_mirror(roll, False)
     pose, keypoints = sample["pose"].copy(), sample["keypoints_3d"] @ turn.T

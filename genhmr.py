@@ -768,8 +768,8 @@ class DeformableAttention(nn.Module):
                 shapes: tuple[tuple[int, int], ...]) -> Tensor:
         """queries (B, L, D), reference (L, 2) in 0..1, maps as in sample_maps -> (B, L, D)."""
         heads, maps, points = self.shape
-        offsets = self.sampling_offsets(queries).float().unflatten(2, (*self.shape, 2))
-        weights = self.attention_weights(queries).float().unflatten(2, (heads, -1))
+        offsets = self.sampling_offsets(queries).to(reference).unflatten(2, (*self.shape, 2))
+        weights = self.attention_weights(queries).to(reference).unflatten(2, (heads, -1))
         weights = weights.softmax(-1).unflatten(3, (maps, points))  # A, over maps and points
         sizes = torch.tensor(shapes, device=queries.device).flip(1)[:, None]
         locations = reference.view(-1, 1, 1, 1, 2) + offsets / sizes  # p_y + dp_lyk
@@ -989,19 +989,19 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
     true, true_flat = batch["keypoints_3d"], batch["keypoints_2d"] / batch["image"].shape[-1] - 0.5
     keypoints, true = keypoints - keypoints[:, :1], true - true[:, :1]
 
-    def reduced(error: Tensor, valid: Tensor) -> Tensor:
+    def reduced(error: Callable, difference: Tensor, valid: Tensor) -> Tensor:
         """Sum over all (HMR2.0), or 48 times the mean over the batch of sums over the rest."""
-        while valid.ndim < error.ndim:
-            valid = valid[..., None]
-        total = torch.where(valid > 0, error * valid, 0.0).sum()  # what is invalid may be NaN
-        return total if config.reduction == "hmr2_sum" else 48.0 / len(error) * total
+        valid = valid.view(*valid.shape, *[1] * (difference.ndim - valid.ndim))
+        difference = torch.where(valid > 0, difference, 0.0)  # what is invalid may be NaN
+        total = (valid * error(difference)).sum()
+        return total if config.reduction == "hmr2_sum" else 48.0 / len(difference) * total
 
     return {
         "mask": mask_loss(prediction["logits"], batch, config),
-        "keypoints_3d": reduced((keypoints - true).abs(), batch["keypoints_3d_valid"]),  # L_3D
-        "keypoints_2d": reduced((flat - true_flat).abs(), batch["keypoints_valid"]),  # L_2D
-        "pose": reduced((rotations - batch["pose"]).square(), batch["pose_valid"]),  # L_SMPL
-        "betas": reduced((prediction["betas"] - batch["betas"]).square(), batch["betas_valid"]),
+        "keypoints_3d": reduced(torch.abs, keypoints - true, batch["keypoints_3d_valid"]),  # L_3D
+        "keypoints_2d": reduced(torch.abs, flat - true_flat, batch["keypoints_valid"]),  # L_2D
+        "pose": reduced(torch.square, rotations - batch["pose"], batch["pose_valid"]),  # L_SMPL
+        "betas": reduced(torch.square, prediction["betas"] - batch["betas"], batch["betas_valid"]),
     }
 
 
@@ -1170,8 +1170,8 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
         """G (B,), Eq. 2, and the pose it belongs to."""
         rotations = model.tokenizer.decode_embeddings(embeddings)
         flat = project(keypoints(betas, rotations), camera, model.config.focal)
-        error = (flat - keypoints_2d).square().sum(-1)  # Eq. 3
-        error = torch.where(confidence > 0, confidence * error, 0.0)  # may be NaN where not seen
+        away = torch.where(confidence[..., None] > 0, flat - keypoints_2d, 0.0)
+        error = confidence * away.square().sum(-1)  # Eq. 3
         change = (rotations - initial).square().sum((1, 2, 3))  # L_theta', 0 at the start
         return error.sum(1) + weight_pose * change, rotations
 
