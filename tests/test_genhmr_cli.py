@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -450,6 +452,75 @@ def test_training_mode_is_refused(body):
     """Dropped paths in a picture's result would be a silent mistake."""
     with pytest.raises(ValueError, match="eval"):
         genhmr.predict(GenHMR(TINY).train(), body, picture())
+
+
+# ---------------------------------------------------------------------- summary and benchmark
+
+
+@pytest.mark.parametrize("name", genhmr.PRESETS)
+def test_summary_counts_every_parameter_once(name):
+    """The parts add up to the whole model, and those of the paper's size are as specified."""
+    counts = genhmr.count_parameters(genhmr.PRESETS[name])
+    with torch.device("meta"):
+        model = GenHMR(genhmr.PRESETS[name])
+    total = sum(p.numel() for p in model.parameters()) + model.tokenizer.codebook.numel()
+    parts = [count for part, count in counts.items() if part not in ("total", "pose tokenizer")]
+    assert sum(parts) == counts["total"] == total and min(parts) > 0
+    assert sum(counts[part] for part in counts if part.startswith("pose tokenizer, ")) == counts[
+        "pose tokenizer"]
+    for part, (_, specified) in genhmr.PARTS.items() if name != "cpu" else ():
+        assert math.isclose(counts[part], specified, rel_tol=0.025), part
+
+
+def test_summary_as_text_and_as_json(capsys):
+    """Both print the same numbers for every preset."""
+    assert genhmr.main(["--summary", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert genhmr.main(["--summary"]) == 0
+    text = capsys.readouterr().out
+    assert set(summary["parameters"]) == set(genhmr.PRESETS)
+    for counts in summary["parameters"].values():
+        assert all(f"{count:,}" in text for count in counts.values())
+    assert "12,873,478" in text and "630.90 M" in text and summary["remark"] in text
+    assert summary["specified"]["cpu"] == {}
+
+
+@pytest.mark.parametrize("peer", ["project_then_sample", "transformers"])
+def test_benchmark_compares_what_is_equal(peer):
+    """Both compute the same attention, with the same gradients, also near and over the borders."""
+    if peer == "transformers":
+        pytest.importorskip("transformers.models.deformable_detr.modeling_deformable_detr",
+                            exc_type=Exception)
+    torch.manual_seed(0)
+    config = Config(width=32, pyramid_width=32, heads=4, scales=(1, 2, 4), points=3)
+    attention = genhmr.DeformableAttention(config).double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter)
+    shapes = ((5, 3), (9, 7), (4, 12))
+    inputs = [torch.randn(2, 6, 32), torch.randn(2, sum(h * w for h, w in shapes), 32),
+              torch.rand(6, 2)]
+    queries, values, reference = [x.double().requires_grad_() for x in inputs]
+    other = partial(genhmr.project_then_sample, attention)
+    if peer == "transformers":
+        other = genhmr.peer_attention(attention)
+        assert not isinstance(other, partial)
+    weight = torch.randn(2, 6, 32, dtype=torch.float64)
+    results = [function(queries, reference, values, shapes) for function in (attention, other)]
+    gradients = [torch.autograd.grad((result * weight).sum(), (queries, values, reference))
+                 for result in results]
+    assert torch.allclose(*results, atol=1e-10)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-9)
+
+
+def test_benchmark_prints_ratios_and_parts(capsys):
+    """With equal outputs, whatever the times."""
+    genhmr.benchmark(genhmr.PRESETS["cpu"], seconds=0.0, widths=(32,))
+    output = capsys.readouterr().out
+    assert "width 32, forward + backward" in output and "T = 5" in output
+    differences = re.findall(r"differs by (\S+)", output)
+    assert len(differences) == 2 and all(float(number) < 1e-4 for number in differences)
+    assert output.count(" ms") >= 12 and "refinement, 10 steps" in output
 
 
 # ------------------------------------------------------------------------------ command line
