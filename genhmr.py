@@ -1575,12 +1575,12 @@ def choose_person(people: Sequence[np.ndarray], box: Sequence[float] | None,
         inside = ((seen[:, :2] >= (x, y)) & (seen[:, :2] <= (x + w, y + h))).all(1)
         return (seen[:, 2] * inside).sum()
 
-    best = max(people, key=score)
-    return best if score(best) > 0 else None
+    best = max(people, key=score, default=None)
+    return None if best is None or score(best) == 0 else best
 
 
-def detect_keypoints(image: np.ndarray, box: Sequence[float] | None) -> np.ndarray | None:
-    """MediaPipe's 33 keypoints (33, 3) of the person in the box, None if it finds nobody.
+def detect_keypoints(image: np.ndarray, box: Sequence[float] | None) -> list[np.ndarray]:
+    """MediaPipe's 33 keypoints (33, 3) of the one person that it finds in the box, if any.
 
     Needs `mediapipe==0.10.21`, whose wheel brings its weights; raises ImportError without it.
     """
@@ -1593,10 +1593,9 @@ def detect_keypoints(image: np.ndarray, box: Sequence[float] | None) -> np.ndarr
     with mediapipe.solutions.pose.Pose(static_image_mode=True) as detector:
         found = detector.process(part).pose_landmarks
     if found is None:
-        return None
-    rows = [(left + mark.x * part.shape[1], top + mark.y * part.shape[0], mark.visibility)
-            for mark in found.landmark]
-    return np.array(rows, np.float64)
+        return []
+    return [np.array([(left + mark.x * part.shape[1], top + mark.y * part.shape[0],
+                       mark.visibility) for mark in found.landmark], np.float64)]
 
 
 # ----------------------------------------------------------------------------------- summary
@@ -1776,20 +1775,20 @@ def refinement_run(model: GenHMR, features: Features, tokens: Tensor) -> Callabl
 
 def find_keypoints(arguments: argparse.Namespace, image: np.ndarray,
                    box: Sequence[float] | None) -> tuple[np.ndarray | None, str]:
-    """The person's keypoints (J, 3) and where they are from; or None, and why there are none."""
+    """The person's keypoints (45, 3) and where they are from; or None, and why there are none."""
     if arguments.keypoints is not None:
-        people = read_keypoints(arguments.keypoints, arguments.image)
-        person = choose_person(people, box, *image.shape[1::-1])
-        where = "" if box is None else " in the box"
-        origin = f"no keypoint of {arguments.keypoints} is seen{where}"
-        return person, origin if person is None else arguments.keypoints
-    if arguments.refine == 0:
+        people, origin = read_keypoints(arguments.keypoints, arguments.image), arguments.keypoints
+    elif arguments.refine == 0:
         return None, "--refine 0"
-    try:
-        person = detect_keypoints(image, box)
-        return person, "MediaPipe finds nobody" if person is None else "MediaPipe"
-    except ImportError:
-        return None, "no --keypoints, and mediapipe is not installed"
+    else:
+        try:
+            people, origin = detect_keypoints(image, box), "MediaPipe"
+        except ImportError:
+            return None, "no --keypoints, and mediapipe is not installed"
+    person = choose_person([to_smpl45(person) for person in people], box, *image.shape[1::-1])
+    if person is None:
+        origin = f"{origin} sees nobody{'' if box is None else ' in the box'}"
+    return person, origin
 
 
 def draw_sampling(found: dict[str, np.ndarray], image: np.ndarray, body: Callable) -> bytes:
@@ -1802,7 +1801,9 @@ def draw_sampling(found: dict[str, np.ndarray], image: np.ndarray, body: Callabl
     count, length = found["confidences"].shape
     shown = np.unique(np.linspace(0, count - 1, min(count, 6)).round().astype(int))
     poses = np.concatenate((found["poses"][shown], found["pose"][None]))
-    titles = [f"iteration {index + 1}" for index in shown] + ["result"]
+    titles = [f"iteration {index + 1}" for index in shown] + ["refined"]
+    if len(found["energies"]) == 1:  # not refined: the last iteration is the result
+        poses, titles = poses[:-1], titles[:-1]
     betas = torch.from_numpy(found["betas"])[None]
     meshes = body(betas, torch.from_numpy(poses)).vertices.numpy() + found["transl"]
     x, y, side, _ = found["box"]
@@ -1810,17 +1811,20 @@ def draw_sampling(found: dict[str, np.ndarray], image: np.ndarray, body: Callabl
     crop = crop.permute(1, 2, 0).numpy() / 255
     K = np.diag([256 / side, 256 / side, 1]) @ (found["K"] - [[0, 0, x], [0, 0, y], [0, 0, 0]])
 
-    figure = Figure(figsize=(2.2 * len(poses), 5.2), layout="constrained")
+    figure = Figure(figsize=(max(2.2 * len(poses), 10), 5.2), layout="constrained")
     rows = figure.subfigures(2, 1, height_ratios=(1, 1))
     left, right = rows[0].subplots(1, 2)
     left.imshow(found["masks"], cmap=ListedColormap(["orange", "black"]), vmin=0, vmax=1,
                 aspect="auto", interpolation="nearest")
     left.set(title="masked tokens (black) after each iteration", xlabel="token", ylabel="iteration")
+    for axis in (left.yaxis, right.yaxis):
+        axis.get_major_locator().set_params(integer=True)
     bar = right.imshow(found["confidences"], vmin=0, vmax=1, aspect="auto",
                        interpolation="nearest", extent=(-0.5, length - 0.5, count + 0.5, 0.5))
     right.set(title="confidence of each iteration", xlabel="token", ylabel="iteration")
     rows[0].colorbar(bar, ax=right)
-    for panel, vertices, title in zip(rows[1].subplots(1, len(poses)), meshes, titles, strict=True):
+    panels = rows[1].subplots(1, len(poses), squeeze=False)[0]
+    for panel, vertices, title in zip(panels, meshes, titles, strict=True):
         panel.imshow(bodymodels.render(vertices, body.faces, K, (256, 256), background=crop,
                                        supersample=2).image)
         panel.set_title(title)
@@ -1848,7 +1852,6 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     check_picture(image, box)
     model = load_checkpoint(arguments.checkpoint)
     keypoints, origin = find_keypoints(arguments, image, box)
-    keypoints = None if keypoints is None else to_smpl45(keypoints)
     found = predict(model, body, image, box=box, keypoints=keypoints,
                     iterations=arguments.iterations, refinement=arguments.refine)
     overlay = bodymodels.render(found["vertices"], body.faces, found["K"], image.shape[:2],

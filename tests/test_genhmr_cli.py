@@ -248,16 +248,21 @@ def test_the_person_who_is_seen_best_is_taken():
 
 
 def test_mediapipe_finds_the_astronaut():
-    """Nose and shoulders within 15 px of the shipped file, inside a box as in the whole picture."""
+    """The shipped file is what it sees; in a box it sees what that part alone would show it.
+
+    Exactly, but for rounding. The two are not near each other: in a crop of this portrait the
+    detector moves the elbows by up to 100 px.
+    """
     pytest.importorskip("mediapipe")
     image = data.read_image(ASTRONAUT)
     shipped = genhmr.to_smpl45(genhmr.read_keypoints(ASTRONAUT_KEYPOINTS)[0])
-    for box in (None, (10.0, 0.0, 400.0, 512.0)):
-        found = genhmr.to_smpl45(genhmr.detect_keypoints(image, box))
-        for name in ("nose", "left_shoulder", "right_shoulder"):
-            index = SMPL45.index(name)
-            assert np.abs(found[index, :2] - shipped[index, :2]).max() < 15
-    assert genhmr.detect_keypoints(np.zeros((64, 64, 3), np.uint8), None) is None
+    (whole,) = genhmr.detect_keypoints(image, None)
+    seen = shipped[:, 2] > 0
+    assert seen.sum() == 9 and np.allclose(genhmr.to_smpl45(whole)[seen], shipped[seen], atol=0.1)
+    (boxed,) = genhmr.detect_keypoints(image, (10.5, 3.2, 390.3, 500.0))
+    (alone,) = genhmr.detect_keypoints(image[3:504, 10:401], None)
+    assert np.allclose(boxed, alone + (10, 3, 0), atol=1e-6)
+    assert genhmr.detect_keypoints(np.zeros((64, 64, 3), np.uint8), None) == []
 
 
 # ---------------------------------------------------------------------------- crop and camera
@@ -581,7 +586,7 @@ def test_command_line_on_a_picture(model, body, checkpoint_file, tmp_path, capsy
 
 @pytest.mark.parametrize(("arguments", "line"), [
     (["--refine", "0"], "not refined: --refine 0"),
-    (["--keypoints", "unseen.json"], "not refined: no keypoint of unseen.json is seen"),
+    (["--keypoints", "unseen.json"], "not refined: unseen.json sees nobody"),
     ([], "not refined: no --keypoints, and mediapipe is not installed"),
 ])
 def test_without_keypoints_there_is_one_line(arguments, line, checkpoint_file, tmp_path,
