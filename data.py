@@ -1019,13 +1019,13 @@ def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: fl
 
 def shade(rng: np.random.Generator, surface: np.ndarray) -> np.ndarray:
     """Colours (V, 3) of the vertices of a hand with its skin or sleeve, lit."""
-    return light(rng, surface, hand_surface().faces, _skin(rng, len(surface)))
+    normals = bodymodels.vertex_normals(surface, hand_surface().faces)
+    return light(rng, surface, normals, _skin(rng, len(surface)))
 
 
-def light(rng: np.random.Generator, surface: np.ndarray, faces: np.ndarray,
+def light(rng: np.random.Generator, surface: np.ndarray, normals: np.ndarray,
           albedo: np.ndarray) -> np.ndarray:
     """Colours (V, 3) of a surface's vertices: a key light, ambient light, a highlight."""
-    normals = bodymodels.vertex_normals(surface, faces)
     towards_light = rng.normal(0, 1, 3) + (0, -0.5, -0.8)  # rather from above and the camera
     towards_light /= np.linalg.norm(towards_light)
     warmth = rng.uniform(-0.12, 0.12) * np.array([1, 0, -1])
@@ -1398,7 +1398,7 @@ def sample_outfit(rng: np.random.Generator) -> Outfit:
     thickness = np.zeros(len(y))
 
     def wear(mask: np.ndarray, color: np.ndarray, thick: float) -> None:
-        albedo[mask] = (color * _cloth(rng))[mask]
+        albedo[mask] = color * _cloth(rng, body.template[mask])
         thickness[mask] = thick
 
     waist, hem = rng.uniform(-0.28, -0.1), rng.choice(HEMS)
@@ -1436,9 +1436,8 @@ def _hair_color(rng: np.random.Generator) -> np.ndarray:
     return np.clip(HAIR_COLORS[rng.integers(len(HAIR_COLORS))] * rng.uniform(0.7, 1.3), 0, 1)
 
 
-def _cloth(rng: np.random.Generator) -> np.ndarray:
-    """Factors (6890, 1) of a garment's colour: folds, and on some of them stripes."""
-    template = body_surface().template
+def _cloth(rng: np.random.Generator, template: np.ndarray) -> np.ndarray:
+    """Factors (N, 1) of a garment's colour at template points (N, 3): folds, perhaps stripes."""
     waves = np.cos(template @ rng.normal(0, 40, (3, 4)) + rng.uniform(0, 6.3, 4)).mean(1)
     factor = 1 + rng.uniform(0, 0.15) * waves
     if rng.random() < 0.25:
@@ -1453,7 +1452,7 @@ def paint_body(image: np.ndarray, scene: BodyScene, rng: np.random.Generator) ->
     faces, outfit = body_surface().faces, sample_outfit(rng)
     normals = bodymodels.vertex_normals(scene.surface, faces)
     surface = scene.surface + normals * outfit.thickness[:, None]
-    paint_surface(image, surface, faces, scene.K, light(rng, surface, faces, outfit.albedo))
+    paint_surface(image, surface, faces, scene.K, light(rng, surface, normals, outfit.albedo))
 
 
 class RenderedBodies(Rendered, ImageDataset):

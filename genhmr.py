@@ -94,6 +94,7 @@ class TokenizerConfig:
     weight_pose: float = 1.0  # lambda_theta (paper)
     weight_vertices: float = 0.5  # lambda_V, per metre (paper)
     weight_joints: float = 0.3  # lambda_J, per metre (paper)
+    vertex_stride: int = 1  # L_V is a mean over every n-th vertex; 1: over all of them (paper)
 
     # Augmentation: "we rotate the poses at varying degrees" (paper), see augment_rotation
     tilt: float = 45.0  # degrees, the most that a body leans; its heading is any (our choice)
@@ -122,7 +123,8 @@ class TokenizerConfig:
                 and multiplier & (multiplier - 1) == 0,
                 f"num_tokens is {self.num_tokens}: expected 48, 96, 192, 384, ... (24 * 2^k)")
         require(0.0 <= self.momentum < 1.0, f"momentum is {self.momentum}: expected 0 <= m < 1")
-        for name in ("codebook_size", "code_dim", "width", "depth", "dilation_growth"):
+        for name in ("codebook_size", "code_dim", "width", "depth", "dilation_growth",
+                     "vertex_stride"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: expected > 0")
 
 
@@ -228,7 +230,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     "single_gpu": TokenizerConfig(batch_size=256, accumulate=2),
     # Two CPU cores: the same design and the same 96 words, small enough to learn in minutes.
     "cpu": TokenizerConfig(
-        codebook_size=256, code_dim=32, width=64, depth=1, batch_size=64, steps=6_000,
+        codebook_size=256, code_dim=32, width=64, depth=1, vertex_stride=20, batch_size=64, steps=6_000,
         learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=1_000,
         train_samples=100_000, test_samples=1_000),
 }

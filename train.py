@@ -6,19 +6,22 @@
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST train.py ...
     python train.py --model simplehand --resume --set steps=9000      # prolong the run in OUT
     python train.py --model simplehand --eval --checkpoint FILE [--export FILE]
+    python train.py --model genhmr --stage tokenizer                  # papers with stages: each
+    python train.py --model genhmr --stage transformer --tokenizer FILE   # is a run of its own
 
-OUT (runs/<model> unless given) receives checkpoint.pt, log.csv with one row per step, scores.csv
-with one row per evaluation and, at the end, results.json, predictions.png and curves.png. The
-same command given again continues its run, also by itself under torchrun --max-restarts.
+OUT (runs/<model>[-<stage>] unless given) receives checkpoint.pt, log.csv with one row per step,
+scores.csv with one row per evaluation and, at the end, results.json, predictions.png and
+curves.png. The same command given again continues its run, also by itself under torchrun
+--max-restarts.
 
 A run killed at any moment and resumed ends in the weights of an uninterrupted one, bit for bit on
 a CPU, because a step depends on nothing but its checkpoint and its number:
 - order: the samples of step n are a function of (seed, n), see `rank_batches`;
-- chance: dropout and all else draws from generators seeded by (seed, step, rank);
+- chance: dropout and all else draws from generators seeded by (seed, step, batch of the step);
 - state: a checkpoint is the rest, and replaces its predecessor in one instant.
 The number of processes is no hyperparameter: batch norm spans them all, the order does not know
 them, and eight processes with batch 4 take the step that one takes with batch 32 (but for what
-dropout drops).
+dropout drops, which is the same as in one that accumulates eight batches of 4).
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
 import data
+import genhmr
 import metrics
 import simplehand
 
@@ -328,16 +332,17 @@ class Trainer:
         """Gradients of the mean loss over the batches; returns that loss and its terms."""
         total: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
-            seed_everything(self.config.seed, self.step, self.world.rank, number)
+            part = self.world.rank * len(batches) + number  # of the step, whoever takes it
+            seed_everything(self.config.seed, self.step, 0, part)
             apart = number + 1 < len(batches) and self.world.size > 1  # reduce gradients once
             with self.parallel.no_sync() if apart else contextlib.nullcontext():
-                loss, terms = self.task.loss(self.forward, batch)
+                loss, terms = self.task.loss(self, batch)
                 self.scaler.scale(loss / len(batches)).backward()
             for name, term in {"loss": loss, **terms}.items():
                 total[name] = total.get(name, 0.0) + term.detach() / len(batches)
         return dict(zip(total, torch.stack(list(total.values())).tolist(), strict=True))
 
-    def forward(self, *inputs: Tensor) -> typing.Any:
+    def __call__(self, *inputs: Tensor) -> typing.Any:
         """The model in mixed precision; losses are computed outside, in full precision."""
         dtype = PRECISIONS[self.config.precision]
         with torch.autocast(self.world.device.type, dtype, enabled=dtype != torch.float32):
@@ -431,7 +436,8 @@ class Journal:
     def __init__(self, trainer: Trainer, out: Path) -> None:
         config = trainer.config
         self.trainer, self.out, self.steps = trainer, out, config.steps
-        self.images = config.batch_size * config.accumulate * trainer.world.size
+        self.samples = config.batch_size * config.accumulate * trainer.world.size
+        self.unit = trainer.task.UNIT
         self.rows: Table | None = None  # opened with the first row, which tells the columns
         self.scores: Table | None = None
         self.seconds: collections.deque[float] = collections.deque(maxlen=50)  # of recent steps
@@ -440,7 +446,8 @@ class Journal:
     def add(self, row: dict[str, float], seconds: float) -> None:
         """One step, which took so many seconds."""
         self.seconds.append(seconds)
-        row = row | {"images_per_second": self.images / seconds, "seconds": self.trainer.seconds}
+        row = row | {f"{self.unit}_per_second": self.samples / seconds,
+                     "seconds": self.trainer.seconds}
         self.rows = self.rows or Table(self.out / "log.csv", list(row), row["step"] - 1)
         self.rows.add(row)
         if self.trainer.skipped:
@@ -454,13 +461,13 @@ class Journal:
             print(self.progress(row), end=end, flush=True)
 
     def progress(self, row: dict[str, float]) -> str:
-        """Step, losses, images per second and time left."""
+        """Step, losses, samples per second and time left."""
         losses = list(row)[1:list(row).index("learning_rate")]
         pace = sum(self.seconds) / len(self.seconds)
         left = timedelta(seconds=round((self.steps - row["step"]) * pace))
         return (f"step {row['step']}/{self.steps}  "
                 + "  ".join(f"{name} {row[name]:.4f}" for name in losses)
-                + f"  {self.images / pace:.0f} images/s  {left} left ")
+                + f"  {self.samples / pace:.0f} {self.unit}/s  {left} left ")
 
     def add_scores(self, scores: Scores) -> None:
         """One evaluation."""
@@ -478,14 +485,14 @@ Scores = dict[str, dict[str, float]]  # predictor -> metric -> value; the model 
 
 
 @torch.no_grad()
-def evaluate(task: typing.Any, model: nn.Module,
-             world: World) -> tuple[Scores, dict[str, np.ndarray]]:
+def evaluate(task: typing.Any, model: nn.Module, world: World,
+             final: bool = False) -> tuple[Scores, dict[str, np.ndarray]]:
     """Score the test split, split among the ranks; the leader gets scores and predictions."""
     share, size = range(world.rank, len(task.test_set), world.size), task.config.batch_size
     keys = [list(share[start:start + size]) for start in range(0, len(share), size)]
     model.eval()
     outputs = [
-        {name: value.cpu().numpy() for name, value in task.predict(model, batch).items()}
+        {name: value.cpu().numpy() for name, value in task.predict(model, batch, final).items()}
         for batch in load_batches(task.test_set, keys, world)
     ]
     model.train()
@@ -501,14 +508,20 @@ def evaluate(task: typing.Any, model: nn.Module,
 
 
 def score_table(scores: Scores) -> str:
-    """A line per metric and a column per predictor, then the model's part of the last one's."""
+    """A line per metric and a column per predictor, or across if these are more.
+
+    The last column (line) is the first predictor's part of the last one's.
+    """
     names = list(scores)
-    lines = [f"{'':12}" + "".join(f"{name:>14}" for name in [*names, "ratio"])]
+    cells = {}
     for metric in scores[names[0]]:
         values = [scores[name][metric] for name in names]
-        ratio = values[0] / values[-1] if values[-1] else math.nan
-        lines.append(f"{metric:12}" + "".join(f"{value:14.3f}" for value in [*values, ratio]))
-    return "\n".join(lines)
+        cells[metric] = [*values, values[0] / values[-1] if values[-1] else math.nan]
+    heads, lines = [*names, "ratio"], list(cells.items())
+    if len(names) > len(cells):
+        heads, lines = list(cells), list(zip(heads, zip(*cells.values(), strict=True), strict=True))
+    return "\n".join([f"{'':12}" + "".join(f"{head:>14}" for head in heads)] + [
+        f"{name:12}" + "".join(f"{value:14.3f}" for value in values) for name, values in lines])
 
 
 def draw_curves(out: Path) -> None:
@@ -614,47 +627,108 @@ def give_up(trainer: Trainer, out: Path, batches: list[dict[str, Tensor]]) -> No
 # ------------------------------------------------------------------------------------- tasks
 
 
-class SimpleHandTask:
-    """Hand meshes from crops: the model, its data, its loss and its scores, as the loop asks.
+class Task:
+    """What the loop asks of a paper, or of one stage of it: model, data, loss and scores.
 
     config: of the model and the run; arguments: all flags; origin: the checkpoint to continue or
-    to score, or nothing.
+    to score, or nothing. Beside the methods here a task has `faces` and `data_set`, `build`,
+    `loss`, `predict`, `points`, `scores` and `picture`; see those of SimpleHandTask.
     """
 
-    paper = simplehand
-    PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand"}  # by kind of data
+    Config: type  # the dataclass whose fields --set takes
+    PRESETS: Mapping[str, typing.Any]  # its instances by name
+    load_checkpoint: Callable[..., nn.Module]  # from a file, the model with its config
+    parameters: Callable[..., list[dict]]  # from model and weight decay, groups for AdamW
+    PROTOCOLS: Mapping[str, str]  # of metrics, by kind of data
+    FLAGS: tuple[str, ...] = ()  # those of OPTIONAL that mean something here
+    TITLE: str  # of predictions.png
+    UNIT = "images"  # what a sample is
+    REMARK = ""  # printed below the table of scores
 
-    def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
+    def __init__(self, config: typing.Any, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
         self.config, self.arguments = config, arguments
-        self.baseline: Tensor | None = origin.get("baseline")  # (2, 778, 3), see set_baseline
+        self.baseline: Tensor | None = origin.get("baseline")  # (2, N, 3), see set_baseline
         self.data = arguments.data or origin.get("data", "rendered")
         if self.data not in self.PROTOCOLS:
             raise ValueError(f"--data {self.data}: expected one of {', '.join(self.PROTOCOLS)}")
-        if self.data == "freihand" and not arguments.data_root:
-            raise ValueError("--data freihand: say where its folder is with --data-root")
+        if self.data != "rendered" and not arguments.data_root:
+            raise ValueError(f"--data {self.data}: say where its folder is with --data-root")
+
+    @classmethod
+    def adapt(cls, config: typing.Any, arguments: argparse.Namespace) -> typing.Any:
+        """The config of a run, with what files named by the flags decide."""
+        return config
+
+    @functools.cached_property
+    def train_set(self) -> Dataset:
+        """The training split, augmented."""
+        return self.data_set("train", self.config.train_samples)
+
+    @functools.cached_property
+    def test_set(self) -> Dataset:
+        """The test split, as it is."""
+        return self.data_set("test", self.config.test_samples)
+
+    def parameter_groups(self, model: nn.Module) -> list[dict]:
+        """For AdamW."""
+        return type(self).parameters(model, self.config.weight_decay)
+
+    def set_baseline(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Two means of the `points` (N, 3) of these training samples.
+
+        The plain mean is the best constant for MPJPE, but no hand or body: views from all sides
+        cancel. The second is the mean after turning all onto one another, the best for PA-MPJPE.
+        """
+        points = torch.cat([self.points(batch).cpu() for batch in batches])
+        mean, shape = points.mean(0), points[0]
+        for _ in range(5):
+            shape = metrics.procrustes_align(points, shape.expand_as(points), scale=False).mean(0)
+        self.baseline = torch.stack([mean, shape])
+
+    def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
+        """Pictures of the first samples of the test split."""
+        images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
+        draw_grid(images, out / "predictions.png", columns=3, title=self.TITLE)
+
+    def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """A mesh (V, 3) over a picture (H, W, 3)."""
+        return bodymodels.render(mesh, self.faces, K, background.shape[:2], background=background,
+                                 supersample=2).image
+
+
+def better(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """In each row the better of two scores: the smaller error (MPJPE, ...), else the larger."""
+    return {name: (min if name.endswith("E") else max)(first[name], second[name])
+            for name in first}
+
+
+class SimpleHandTask(Task):
+    """Hand meshes from crops."""
+
+    Config, PRESETS = simplehand.Config, simplehand.PRESETS
+    load_checkpoint = staticmethod(simplehand.load_checkpoint)
+    parameters = staticmethod(simplehand.parameter_groups)
+    PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand"}
+    FLAGS = ("hand", "backbone")
+    TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
+
+    def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
+                 origin: Mapping[str, typing.Any]) -> None:
+        super().__init__(config, arguments, origin)
         if self.data == "freihand" and not arguments.hand:
             raise ValueError("--data freihand: its meshes are MANO's, whose faces and joints the "
                              "free hand does not have; give MANO_RIGHT.pkl with --hand")
         hand = bodymodels.load_model(arguments.hand or "hand_right")
         self.keypoint_regressor, self.faces = hand.keypoint_regressor, hand.faces
 
-    @functools.cached_property
-    def train_set(self) -> Dataset:
-        """The training split, augmented."""
-        return self.data_set("train", "training", self.config.train_samples)
-
-    @functools.cached_property
-    def test_set(self) -> Dataset:
-        """The test split, as it is."""
-        return self.data_set("test", "evaluation", self.config.test_samples)
-
-    def data_set(self, split: str, freihand_split: str, length: int) -> Dataset:
+    def data_set(self, split: str, length: int) -> Dataset:
         """A split of the chosen data."""
         config, training = self.config, split == "train"
         if self.data == "freihand":
             return data.FreiHAND(
-                self.arguments.data_root, freihand_split, config.image_size, seed=config.seed,
+                self.arguments.data_root, "training" if training else "evaluation",
+                config.image_size, seed=config.seed,
                 augmentation="official_simplehand" if training else None,
                 cache=self.arguments.cache)
         return data.RenderedHands(
@@ -669,39 +743,33 @@ class SimpleHandTask:
             simplehand.load_backbone(model.backbone, self.arguments.backbone)
         return model
 
-    def parameter_groups(self, model: nn.Module) -> list[dict]:
-        """For AdamW."""
-        return simplehand.parameter_groups(model, self.config.weight_decay)
+    def loss(self, trainer: Trainer,
+             batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, and its unweighted terms for the log.
 
-    def loss(self, model: Callable, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and its unweighted terms for the log."""
-        prediction = model(batch["image"])
+        Called, the trainer is the model; it also has that model's weights and the step.
+        """
+        prediction = trainer(batch["image"])
         terms = simplehand.losses(prediction, batch,
                                   self.keypoint_regressor.to(batch["image"].device))
         return simplehand.total_loss(terms, self.config), terms
 
-    def predict(self, model: Callable, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What `scores` needs: meshes in the axes of the original camera, beside the truth."""
-        root = batch["joints"][:, 9:10]
+    def predict(self, model: nn.Module, batch: dict[str, Tensor],
+                final: bool = False) -> dict[str, Tensor]:
+        """What `scores` needs: meshes in the axes of the original camera, beside the truth.
+
+        final: at the end of a run; add what only the last table shows.
+        """
         meshes = {"vertices": model(batch["image"])["vertices"],
-                  "true_vertices": batch["vertices"] - root,
-                  "true_joints": batch["joints"] - root}
+                  "true_vertices": self.points(batch),
+                  "true_joints": batch["joints"] - batch["joints"][:, 9:10]}
         back = batch["camera_rotation"]  # x_original = R^T x_crop, so for row vectors x R
         return {name: points @ back for name, points in meshes.items()} | {
             name: batch[name] for name in ("index", "mesh_valid")}
 
-    def set_baseline(self, batches: Iterable[dict[str, Tensor]]) -> None:
-        """Two mean hands of these training samples, root-relative.
-
-        The plain mean is the best constant for MPJPE, but no hand: views from all sides cancel.
-        The second is the mean after turning the hands onto one another, the best for PA-MPJPE.
-        """
-        hands = torch.cat([(batch["vertices"] - batch["joints"][:, 9:10]).cpu()
-                           for batch in batches])
-        mean, shape = hands.mean(0), hands[0]
-        for _ in range(5):
-            shape = metrics.procrustes_align(hands, shape.expand_as(hands), scale=False).mean(0)
-        self.baseline = torch.stack([mean, shape])
+    def points(self, batch: dict[str, Tensor]) -> Tensor:
+        """Root-relative true meshes (B, 778, 3)."""
+        return batch["vertices"] - batch["joints"][:, 9:10]
 
     def scores(self, predictions: dict[str, np.ndarray]) -> Scores:
         """The model's and the mean hand's; nothing if the test split has no annotation."""
@@ -711,15 +779,13 @@ class SimpleHandTask:
         truth = {name: predictions[f"true_{name}"][known] for name in ("joints", "vertices")}
 
         def score(hands: np.ndarray) -> dict[str, float]:
+            hands = np.broadcast_to(hands, truth["vertices"].shape)
             return metrics.evaluate(self.PROTOCOLS[self.data],
                                     {"vertices": hands, "joints": self.joints(hands)}, truth)
 
         scores = {"SimpleHand": score(predictions["vertices"][known])}
         if self.baseline is not None:
-            mean, shape = (score(np.broadcast_to(hand.numpy(), truth["vertices"].shape))
-                           for hand in self.baseline)
-            scores["mean hand"] = {  # in each row the better of the two
-                name: (min if "MP" in name else max)(mean[name], shape[name]) for name in mean}
+            scores["mean hand"] = better(*map(score, self.baseline.numpy()))
         return scores
 
     def joints(self, vertices: np.ndarray) -> np.ndarray:
@@ -731,47 +797,284 @@ class SimpleHandTask:
         if self.data == "freihand":
             vertices = predictions["vertices"]
             metrics.write_predictions(out / "pred.json", self.joints(vertices), vertices)
-        images = [self.overlay(index, predictions) for index in range(min(12, len(self.test_set)))]
-        draw_grid(images, out / "predictions.png", columns=3,
-                  title="image, predicted mesh, true mesh (both placed at the true root joint)")
+        super().write(predictions, out)
 
-    def overlay(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
+    def picture(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
         """A test image (S, S, 3) beside the predicted and the true mesh over it."""
         sample = self.test_set[index]
         photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
         rotation, root = sample["camera_rotation"].numpy(), sample["joints"][9].numpy()
         meshes = [predictions[name][index] @ rotation.T + root
                   for name in ("vertices", "true_vertices")]
+        return np.concatenate([photo] + [self.draw(mesh, sample["K"], photo) for mesh in meshes], 1)
+
+
+class BodyTask(Task):
+    """What both stages of GenHMR share: predictions are poses, scored as joints and meshes.
+
+    `predict` names each predictor's rotations (B, 24, 3, 3) "pose of <predictor>".
+    """
+
+    PIECE = 500  # samples whose meshes are in memory at a time
+    REMARK = "Mean pose: the mean body, or that of bodies turned onto one another if better.\n"
+
+    def __init__(self, config: typing.Any, arguments: argparse.Namespace,
+                 origin: Mapping[str, typing.Any]) -> None:
+        super().__init__(config, arguments, origin)
+        self.body = bodymodels.load_model(arguments.body or "body")
+        if len(self.body.parents) != 24:
+            raise ValueError(f"--body {arguments.body}: it has {len(self.body.parents)} joints; "
+                             "expected a SMPL model, with 24")
+        self.faces = self.body.faces
+
+    def points(self, batch: dict[str, Tensor]) -> Tensor:
+        """True joints and vertices (B, 24 + V, 3)."""
+        posed = self.body.to(batch["pose"].device)(batch["betas"], batch["pose"])
+        return torch.cat([posed.joints, posed.vertices], 1)
+
+    def mesh(self, betas: np.ndarray, pose: np.ndarray) -> dict[str, np.ndarray]:
+        """Joints (B, 24, 3) and vertices (B, V, 3) without translation."""
+        posed = self.body.cpu()(*map(torch.from_numpy, (betas, pose)))
+        return {"joints": posed.joints.numpy(), "vertices": posed.vertices.numpy()}
+
+    def scores(self, predictions: dict[str, np.ndarray]) -> Scores:
+        """Of all predictors and the mean pose."""
+        pieces = [{name: value[start:start + self.PIECE] for name, value in predictions.items()}
+                  for start in range(0, len(predictions["index"]), self.PIECE)]
+        parts = [self.score_piece(piece) for piece in pieces]
+        weights = [len(piece["index"]) for piece in pieces]
+        scores = {name: {metric: float(np.average([part[name][metric] for part in parts],
+                                                  weights=weights)) for metric in parts[0][name]}
+                  for name in parts[0]}
+        if self.baseline is not None:
+            scores["mean pose"] = better(scores.pop("mean"), scores.pop("mean shape"))
+        return scores
+
+    def score_piece(self, predictions: dict[str, np.ndarray]) -> Scores:
+        """Of some samples, for every predictor and for both constants of the baseline."""
+        truth = self.mesh(predictions["true_betas"], predictions["true_pose"])
+        meshes = {name.removeprefix("pose of "): self.mesh(predictions["betas"], pose)
+                  for name, pose in predictions.items() if name.startswith("pose of ")}
+        if self.baseline is not None:
+            for name, points in zip(("mean", "mean shape"), self.baseline.numpy(), strict=True):
+                points = np.broadcast_to(points, (len(predictions["index"]), *points.shape))
+                meshes[name] = {"joints": points[:, :24], "vertices": points[:, 24:]}
+        return {name: metrics.evaluate(self.PROTOCOLS[self.data], mesh, truth)
+                for name, mesh in meshes.items()}
+
+
+class TokenizerTask(BodyTask):
+    """GenHMR, stage 1: poses to tokens and back."""
+
+    Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
+    load_checkpoint = staticmethod(genhmr.load_tokenizer)
+    parameters = staticmethod(genhmr.parameter_groups)
+    PROTOCOLS = dict.fromkeys(("rendered", "amass", "moyo", "amass+moyo"), "pose_reconstruction")
+    FLAGS = ("body",)
+    UNIT = "poses"
+    TITLE = "the pose, and what its tokens tell of it"
+
+    def __init__(self, config: genhmr.TokenizerConfig, arguments: argparse.Namespace,
+                 origin: Mapping[str, typing.Any]) -> None:
+        super().__init__(config, arguments, origin)
+        vertices = range(0, len(self.body.v_template), config.vertex_stride)
+        self.thin_body = self.body.at_vertices(vertices)  # for the loss
+
+    def data_set(self, split: str, length: int) -> Dataset:
+        """A split of the free clips; or of the official data, each sequence in its proportion."""
+        seed, folder = self.config.seed if split == "train" else 0, self.arguments.data_root
+        if self.data == "rendered":
+            return data.MotionPoses(split, length, seed)
+        held_out = {"amass": "test", "moyo": "val"}
+        parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
+            Path(folder, name) if "+" in self.data else folder,
+            split if split == "train" else held_out[name], seed=seed, cache=self.arguments.cache)
+            for name in self.data.split("+")]
+        return data.Joined(parts) if len(parts) > 1 else parts[0]
+
+    def build(self) -> nn.Module:
+        """The tokenizer with new weights."""
+        return genhmr.Tokenizer(self.config)
+
+    def loss(self, trainer: Trainer,
+             batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_vq of poses that are turned at random; perplexity and dead codes for the log."""
+        pose = genhmr.augment_rotation(batch["pose"], config=self.config)
+        prediction = trainer(pose)
+        terms = genhmr.tokenizer_losses(prediction, batch | {"pose": pose},
+                                        self.thin_body.to(pose.device))
+        statistics = {name: prediction[name] for name in ("perplexity", "dead_codes")}
+        return genhmr.tokenizer_total_loss(terms, self.config), terms | statistics
+
+    def predict(self, model: nn.Module, batch: dict[str, Tensor],
+                final: bool = False) -> dict[str, Tensor]:
+        """What the tokens tell of each pose, beside the pose."""
+        return {"index": batch["index"], "pose of tokenizer": model(batch["pose"])["rotations"],
+                "betas": batch["betas"], "true_pose": batch["pose"], "true_betas": batch["betas"]}
+
+    def picture(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
+        """True and decoded pose side by side, seen from 4 m."""
+        K, white = np.array([[240.0, 0, 80], [0, 240, 80], [0, 0, 1]]), np.ones((160, 160, 3))
+        sample = {name: value[index:index + 1] for name, value in predictions.items()}
+        meshes = [self.mesh(sample["betas"], sample[name])["vertices"][0]
+                  for name in ("true_pose", "pose of tokenizer")]
+        return np.concatenate([self.draw(mesh + (0, 0, 4), K, white) for mesh in meshes], 1)
+
+
+class TransformerTask(BodyTask):
+    """GenHMR, stage 2: tokens from images."""
+
+    Config, PRESETS = genhmr.Config, genhmr.PRESETS
+    load_checkpoint = staticmethod(genhmr.load_checkpoint)
+    parameters = staticmethod(genhmr.parameter_groups)
+    PROTOCOLS = {"rendered": "rendered_bodies"}
+    FLAGS = ("backbone", "tokenizer", "iterations")  # the rendered body is the free one
+    TITLE = "image, predicted mesh (where the predicted camera puts it), true mesh"
+    NOISE = 0.02  # of the crop: sigma of the 2D joints that refinement sees (our choice)
+    REMARK = ("T: iterations of sampling. P: steps of refinement after it, against the true 2D "
+              "joints (those\nof the 24 inside the crop) with noise of sigma 2 % of the crop's "
+              f"side. {BodyTask.REMARK}")
+
+    @classmethod
+    def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
+        """With the config of the tokenizer that is given."""
+        if not arguments.tokenizer:
+            return config
+        tokenizer = genhmr.load_tokenizer(arguments.tokenizer)
+        return dataclasses.replace(config, tokenizer=tokenizer.config)
+
+    def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
+                 origin: Mapping[str, typing.Any]) -> None:
+        super().__init__(config, arguments, origin)
+        if not origin and not arguments.tokenizer:
+            raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
+                             "one with --stage tokenizer and give its checkpoint with --tokenizer")
+        self.iterations = 5 if arguments.iterations is None else arguments.iterations
+        if self.iterations < 1:
+            raise ValueError(f"--iterations {self.iterations}: expected at least 1")
+        if origin and arguments.tokenizer:
+            given, own = (genhmr.load_tokenizer(source).state_dict()
+                          for source in (arguments.tokenizer, origin))
+            if given.keys() != own.keys() or not all(
+                    value.equal(own[name]) for name, value in given.items()):
+                raise ValueError("these weights were trained with another tokenizer than "
+                                 f"{arguments.tokenizer}, which they hold: leave --tokenizer out")
+        self.light_body = self.body.for_keypoints()  # training needs no other vertices
+
+    def data_set(self, split: str, length: int) -> Dataset:
+        """A split of rendered people."""
+        config, training = self.config, split == "train"
+        return data.RenderedBodies(
+            split, config.image_size, length=length, seed=config.seed if training else 0,
+            views=config.views, augmentation=config.augmentation if training else None,
+            cache=self.arguments.cache)
+
+    def build(self) -> nn.Module:
+        """New weights around the tokenizer, but for the backbone if there is a file of it."""
+        model = genhmr.GenHMR(self.config)
+        if self.arguments.tokenizer:
+            tokenizer = genhmr.load_tokenizer(self.arguments.tokenizer)
+            model.tokenizer.load_state_dict(tokenizer.state_dict())
+        if self.arguments.backbone:
+            genhmr.load_backbone(model, self.arguments.backbone)
+        return model
+
+    def loss(self, trainer: Trainer,
+             batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_total of all tokens, predicted from those that are not masked."""
+        batch = genhmr.mask_batch(trainer.model, batch)
+        terms = genhmr.losses(
+            trainer(batch["image"], batch["masked_tokens"]), batch, trainer.model,
+            self.light_body.to(batch["image"].device),
+            genhmr.gumbel_temperature(trainer.step, self.config))
+        return genhmr.total_loss(terms, self.config), terms
+
+    def predict(self, model: nn.Module, batch: dict[str, Tensor],
+                final: bool = False) -> dict[str, Tensor]:
+        """Poses sampled and, in the end, also with other T and refined, beside the truth."""
+        features = model.encode(batch["image"])
+        runs = {T: genhmr.sample_from(model, features, iterations=T)
+                for T in dict.fromkeys((self.iterations, 1, 5, 10) if final else
+                                       (self.iterations,))}
+        found = runs[self.iterations]
+        poses = {f"T={T}": run.rotations for T, run in runs.items()}
+        for P in (5, 10, 20) if final else ():
+            poses[f"T={self.iterations} P={P}"] = self.refined(model, found, batch, P)
+        config = model.config
+        transl = genhmr.camera_translation(found.camera, config.focal)
+        return {"index": batch["index"], "betas": found.betas, "transl": transl,
+                "true_pose": batch["pose"], "true_betas": batch["betas"]} | {
+            f"pose of {name}": pose for name, pose in poses.items()}
+
+    def refined(self, model: nn.Module, found: genhmr.Sampled, batch: dict[str, Tensor],
+                steps: int) -> Tensor:
+        """The poses after so many steps towards the true 2D joints with noise."""
+        noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (24, 2))
+                          for index in batch["index"].tolist()])
+        joints = batch["keypoints_2d"][:, :24] / model.config.image_size - 0.5
+        body = self.light_body.to(joints.device)
+        return genhmr.refine(
+            model, found.tokens, found.betas, found.camera,
+            joints + torch.from_numpy(noise).to(joints), batch["keypoints_valid"][:, :24],
+            lambda betas, pose: body(betas, pose).joints, iterations=steps).rotations
+
+    def picture(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
+        """A test image (S, S, 3) beside the predicted and the true mesh over it."""
+        sample = self.test_set[index]
+        photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
+        one = {name: value[index:index + 1] for name, value in predictions.items()}
+        found = self.mesh(one["betas"], one[f"pose of T={self.iterations}"])["vertices"][0]
+        truth = self.mesh(one["true_betas"], one["true_pose"])["vertices"][0]
         return np.concatenate([photo] + [
-            bodymodels.render(mesh, self.faces, sample["K"], photo.shape[:2], background=photo,
-                              supersample=2).image for mesh in meshes], 1)
+            self.draw(mesh + shift, sample["K"], photo) for mesh, shift in (
+                (found, one["transl"]), (truth, sample["transl"].numpy()))], 1)
 
 
-TASKS = {"simplehand": SimpleHandTask}
+TASKS = {"simplehand": SimpleHandTask, "genhmr-tokenizer": TokenizerTask,
+         "genhmr-transformer": TransformerTask}  # by model, or by model-stage
 
 # ------------------------------------------------------------------------------ command line
+
+
+OPTIONAL = ("hand", "body", "backbone", "tokenizer", "iterations")  # flags of some tasks only
+
+
+def find_task(model: str | None, stage: str | None) -> str | None:
+    """The name in TASKS, if there is one."""
+    name = f"{model}-{stage}" if stage else model
+    return name if name in TASKS else None
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The flags; with --model, --help also lists the fields that --set takes."""
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument("--model")
-    task = TASKS.get(chosen.parse_known_args(argv)[0].model)
+    chosen.add_argument("--stage")
+    known = chosen.parse_known_args(argv)[0]
+    task = TASKS.get(find_task(known.model, known.stage))
     parser = argparse.ArgumentParser(
         prog="train.py", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__, epilog=inspect.getsource(task.paper.Config) if task else
-        "Add --model to --help to see the fields that --set takes.")
+        description=__doc__, epilog=inspect.getsource(task.Config) if task else
+        "Add --model, and --stage if it has stages, to see the fields that --set takes.")
     add = parser.add_argument
-    add("--model", required=True, choices=list(TASKS))
+    add("--model", required=True, choices=list(dict.fromkeys(name.split("-")[0] for name in TASKS)))
+    add("--stage", help="of a model that is trained in stages: "
+        + ", ".join(name.replace("-", ": ", 1) for name in TASKS if "-" in name))
     add("--preset", help="a named Config (default: one that suits this machine)")
     add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="overrides",
         help="change fields of the Config; --model M --help lists them")
-    add("--data", help="kind of data: rendered (default) or freihand")
-    add("--data-root", help="folder of data that are not rendered")
+    add("--data", help="kind of data: rendered (default), or freihand for simplehand, or amass, "
+        "moyo or amass+moyo for genhmr's tokenizer")
+    add("--data-root", help="folder of data that are not rendered; of amass+moyo, the one with "
+        "the folders amass and moyo")
     add("--hand", help="hand model: MANO_RIGHT.pkl for FreiHAND (default: the free one)")
+    add("--body", help="body model: a file of SMPL's (default: the free one)")
+    add("--tokenizer", help="checkpoint of the tokenizer that --stage transformer builds on")
+    add("--iterations", type=int, help="of sampling, for the scores (default: 5)")
     add("--cache", help="folder for rendered images (default: runs/cache)", default="runs/cache")
-    add("--backbone", help="ImageNet weights to start from, a file of timm's or Apple's FastViT")
-    add("--out", type=Path, help="folder of the run (default: runs/MODEL)")
+    add("--backbone", help="weights to start from: timm's or Apple's FastViT for simplehand, "
+        "4D-Humans', TokenHMR's or ViTPose's ViT for genhmr")
+    add("--out", type=Path, help="folder of the run (default: runs/MODEL[-STAGE])")
     add("--resume", action="store_true",
         help="continue the run in --out; its settings hold, but for those given here")
     add("--eval", action="store_true", help="only score --checkpoint (default: that in --out)")
@@ -781,17 +1084,32 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--save-every", type=float, default=60.0, metavar="SECONDS", help="(default: 60)")
     add("--compile", action="store_true", help="torch.compile the model")
     arguments = parser.parse_args(argv)
-    if arguments.checkpoint and not arguments.eval:
-        parser.error("--checkpoint goes with --eval; to continue a run use --resume")
-    arguments.argv = argv
+    arguments.argv, arguments.name = argv, find_task(arguments.model, arguments.stage)
+    check_arguments(arguments, parser.error)
     arguments.out = arguments.out or Path("runs") / (
-        f"{arguments.model}-eval" if arguments.checkpoint else arguments.model)
+        f"{arguments.name}-eval" if arguments.checkpoint else arguments.name)
     return arguments
+
+
+def check_arguments(arguments: argparse.Namespace, error: Callable[[str], None]) -> None:
+    """Call error with a message unless the flags go together."""
+    stages = [name.partition("-")[2] for name in TASKS if name.split("-")[0] == arguments.model]
+    if arguments.name is None:
+        error(f"{arguments.model} is trained without --stage" if stages == [""] else
+              f"{arguments.model} is trained in stages, each with a run of its own: add --stage "
+              + ", then --stage ".join(stages))
+    for flag in OPTIONAL:
+        if getattr(arguments, flag) is not None and flag not in TASKS[arguments.name].FLAGS:
+            error(f"--{flag} means nothing to {arguments.name.replace('-', ' --stage ')}")
+    if arguments.checkpoint and not arguments.eval:
+        error("--checkpoint goes with --eval; to continue a run use --resume")
 
 
 def override(config: typing.Any, assignments: list[str]) -> typing.Any:
     """The config with "field=value" applied; raises ValueError for what does not fit."""
-    kinds, values = typing.get_type_hints(type(config)), {}
+    values = {}
+    kinds = {name: kind for name, kind in typing.get_type_hints(type(config)).items()
+             if not dataclasses.is_dataclass(kind)}  # a part's config comes with the part
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or name not in kinds:
@@ -834,16 +1152,16 @@ def choose_config(arguments: argparse.Namespace, run: dict | None) -> typing.Any
     A run that is there is continued, be it the command that is repeated, as torchrun does after
     a failure, or --resume; ValueError if it is another one.
     """
-    paper = TASKS[arguments.model].paper
-    known = run if run and arguments.resume and run["name"] == arguments.model else None
+    task = TASKS[arguments.name]
+    known = run if run and arguments.resume and run["name"] == arguments.name else None
     arguments.preset = arguments.preset or (known["preset"] if known else suitable_preset())
-    if arguments.preset not in paper.PRESETS:
-        raise ValueError(f"no preset {arguments.preset!r} for {arguments.model}: expected one of "
-                         + ", ".join(paper.PRESETS))
-    base = paper.Config(**known["config"]) if known else paper.PRESETS[arguments.preset]
-    config = override(base, arguments.overrides)
+    if arguments.preset not in task.PRESETS:
+        raise ValueError(f"no preset {arguments.preset!r} for {arguments.name}: expected one of "
+                         + ", ".join(task.PRESETS))
+    base = task.Config(**known["config"]) if known else task.PRESETS[arguments.preset]
+    config = override(task.adapt(base, arguments), arguments.overrides)
     if run:
-        wanted = {"name": arguments.model, "preset": arguments.preset,
+        wanted = {"name": arguments.name, "preset": arguments.preset,
                   "data": arguments.data or run["data"]}
         other = [name for name, value in wanted.items() if run[name] != value]
         if not arguments.resume:
@@ -890,7 +1208,7 @@ def describe(task: typing.Any, origin: dict, launcher: str) -> dict[str, typing.
     arguments = task.arguments
     command = f"{launcher} train.py {shlex.join(arguments.argv)}"
     return {
-        "name": arguments.model, "preset": arguments.preset or origin.get("preset"),
+        "name": arguments.name, "preset": arguments.preset or origin.get("preset"),
         "data": task.data, "config": dataclasses.asdict(task.config),
         "command": origin.get("command", command),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
@@ -905,10 +1223,11 @@ def finish(task: typing.Any, model: nn.Module, step: int | None, world: World,
     if export:  # rounds the weights first, so that the scores are those of the file
         weights |= {name: value.detach().half() for name, value in model.named_parameters()}
         model.load_state_dict(weights)
-    scores, predictions = evaluate(task, model, world)
+    scores, predictions = evaluate(task, model, world, final=True)
     if not world.leader:
         return
-    print(f"\n{score_table(scores)}\n" if scores else "\nno annotation to score against\n")
+    print(f"\n{score_table(scores)}\n{task.REMARK}" if scores else
+          "\nno annotation to score against\n")
     out.mkdir(parents=True, exist_ok=True)
     results = {**about, "step": step, "scores": scores}
     bodymodels.write_atomically(out / "results.json", json.dumps(results, indent=2).encode())
@@ -925,11 +1244,11 @@ def finish(task: typing.Any, model: nn.Module, step: int | None, world: World,
 def main(argv: list[str] | None = None) -> None:
     """Train, then evaluate; or evaluate alone."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    task_class = TASKS[arguments.model]
+    task_class = TASKS[arguments.name]
     try:
         if arguments.eval:
             path = arguments.checkpoint or arguments.out / "checkpoint.pt"
-            model = task_class.paper.load_checkpoint(path)
+            model = task_class.load_checkpoint(path)
             origin = torch.load(path, map_location="cpu", weights_only=True)
             task = task_class(override(model.config, arguments.overrides), arguments, origin)
         else:

@@ -473,6 +473,9 @@ for step in range(3):
     out = quantiser(z.chunk(world)[rank])
 if rank == world - 1:
     torch.save({**quantiser.state_dict(), "perplexity": out["perplexity"]}, sys.argv[5])
+if world > 1:
+    dist.barrier()  # or the first to leave would take the connection away from the other
+    dist.destroy_process_group()
 """
 
 
@@ -1439,7 +1442,7 @@ def test_no_refinement_is_the_identity(task):
 
 def test_energy_falls(task):
     """Small steps of either optimiser lower the energy of every row, all the way."""
-    for optimizer, step_size in (("gd", 0.05), ("adam", 0.005)):
+    for optimizer, step_size in (("gd", 0.01), ("adam", 0.005)):
         refined = pull(task, iterations=20, step_size=step_size, optimizer=optimizer)
         assert refined.energies.shape == (21, 3)
         assert (refined.energies.diff(dim=0) < 0).all(), optimizer
@@ -1475,7 +1478,8 @@ def test_unseen_joints_do_not_pull(task):
 
 def test_confidence_weighs(task):
     """Twice the confidence is twice the energy, hence half of the step for the same move."""
-    once, twice = pull(task), pull(task, confidence=2 * task[3], step_size=0.025)
+    once = pull(task, weight_pose=0.0, step_size=0.01, iterations=5)
+    twice = pull(task, confidence=2 * task[3], weight_pose=0.0, step_size=0.005, iterations=5)
     assert torch.allclose(once.embeddings, twice.embeddings, atol=1e-5)
     assert torch.allclose(2 * once.energies[0], twice.energies[0])
 
@@ -1483,22 +1487,24 @@ def test_confidence_weighs(task):
 def test_rows_are_refined_independently(task):
     """A row ends where it would end alone."""
     model, words, flat, ones, of = task
-    together = pull(task, iterations=5)
+    together = pull(task, iterations=5, step_size=0.01)
     for row in range(3):
         only = slice(row, row + 1)
         alone = genhmr.refine(model, *(word[only] for word in words), flat[only], ones[only], of,
-                              iterations=5, step_size=0.05)
+                              iterations=5, step_size=0.01)
         assert torch.allclose(together.embeddings[only], alone.embeddings, atol=1e-5)
 
 
 def test_strong_regulariser_keeps_the_pose(task):
     """The more the change of pose costs, the less it changes."""
     start = pull(task, iterations=0).rotations
-    changes = []
-    for weight, step_size in ((0.0, 0.05), (10.0, 0.002), (1e4, 2e-6)):
-        refined = pull(task, iterations=50, step_size=step_size, weight_pose=weight)
-        changes.append((refined.rotations - start).abs().max().item())
-    assert changes[0] > changes[1] > changes[2] and changes[2] < 1e-3
+
+    def change(weight: float, step_size: float) -> Tensor:
+        refined = pull(task, iterations=40, step_size=step_size, weight_pose=weight)
+        return (refined.rotations - start).square().sum((1, 2, 3))
+
+    assert (change(1.0, 2e-3) < 0.6 * change(0.0, 2e-3)).all()
+    assert (change(100.0, 2e-4) < 0.1 * change(0.0, 2e-4)).all()
 
 
 def test_everything_else_is_frozen(task):

@@ -142,6 +142,21 @@ def test_fused_model_computes_the_same(attention, official):
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_patch_deconvolution_is_torchs_deconvolution(bias):
+    """Values and gradients are those of a transposed convolution with kernel = stride."""
+    torch.manual_seed(0)
+    ours = simplehand.PatchDeconv(6, 5, 4, 4, bias=bias).double()
+    x = torch.randn(2, 6, 3, 2, dtype=torch.float64)
+    expected = nn.functional.conv_transpose2d(x, ours.weight, ours.bias, stride=4)
+    assert torch.allclose(ours(x), expected)
+    upstream = torch.randn_like(expected)
+    for value, reference in zip(torch.autograd.grad(ours(x), list(ours.parameters()), upstream),
+                                torch.autograd.grad(expected, list(ours.parameters()), upstream),
+                                strict=True):
+        assert torch.allclose(value, reference)
+
+
 def test_full_backbone_collapses_to_the_same_function():
     """MA36, reparameterised and fused, equals its training-time branches to 1e-5."""
     torch.manual_seed(0)
@@ -953,7 +968,8 @@ def test_command_line_on_a_picture(checkpoint_file, tmp_path, capsys, side):
 
 @pytest.mark.parametrize("case", [
     "missing picture", "empty picture", "no picture", "text", "no checkpoint", "bad checkpoint",
-    "letters in box", "three numbers in box", "box beside the picture", "out is a file"])
+    "no hand model", "letters in box", "three numbers in box", "box beside the picture",
+    "out is a file"])
 def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys):
     """Exit code 2, one line on stderr, nothing written."""
     photo = save_picture(tmp_path / "photo.png")
@@ -969,6 +985,7 @@ def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys)
         "text": [text],
         "no checkpoint": [photo, "--checkpoint", "nowhere.pt"],
         "bad checkpoint": [photo, "--checkpoint", broken],
+        "no hand model": [photo, "--hand", "nowhere.pkl"],
         "letters in box": [photo, "--box", "a,b"],
         "three numbers in box": [photo, "--box", "1,2,3"],
         "box beside the picture": [photo, "--box", "500,500,10,10"],

@@ -1,0 +1,337 @@
+"""train.py's two stages of GenHMR for real, on a tiny model: runs, kills, ranks, tables."""
+
+import argparse
+import csv
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_bodies import write_amass, write_moyo
+from test_train import Run, assert_same_state, flag
+
+import data
+import genhmr
+import train
+
+TINY = {
+    "tokenizer": {
+        "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "width": 16, "depth": 1,
+        "learning_rate": 1e-3, "warmup_steps": 2, "steps": 12, "batch_size": 8, "eval_every": 5,
+        "train_samples": 44, "test_samples": 19},
+    "transformer": {
+        "image_size": 64, "vit_dim": 32, "vit_depth": 1, "vit_heads": 2, "vit_drop_path": 0.1,
+        "scales": (1, 2), "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1,
+        "ffn": 32, "regressor_width": 16, "learning_rate": 1e-3, "warmup_steps": 2, "steps": 12,
+        "batch_size": 4, "accumulate": 2, "ema_decay": 0.5, "eval_every": 5, "train_samples": 44,
+        "test_samples": 19},
+}
+STAGES = list(TINY)
+TIMES = ("seconds", "poses_per_second", "images_per_second")
+STATISTICS = ("perplexity", "dead_codes")  # of a batch, or over all ranks
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Where all runs of these tests are."""
+    return tmp_path_factory.mktemp("genhmr")
+
+
+def command_line(folder, stage, out, *extra, **fields):
+    settings = [f"{name}={flag(value)}" for name, value in (TINY[stage] | fields).items()]
+    needed = ["--tokenizer", str(folder / "tokenizer" / "checkpoint.pt"),
+              "--cache", str(folder / "cache")] if stage == "transformer" else []
+    return ["--model", "genhmr", "--stage", stage, "--preset", "cpu", "--out", str(out),
+            "--save-every", "0", *needed, *map(str, extra), "--set", *settings]
+
+
+@pytest.fixture(scope="session")
+def finished(folder):
+    """Both stages run without interruption: their folders."""
+    outs = {stage: folder / stage for stage in STAGES}
+    for stage, out in outs.items():
+        train.main(command_line(folder, stage, out))
+    return outs
+
+
+def rows(path):
+    """Without the times."""
+    with open(path, newline="") as file:
+        return [{name: float(value) for name, value in row.items() if name not in TIMES}
+                for row in csv.DictReader(file)]
+
+
+def load(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+# ------------------------------------------------------------------------- what a run leaves
+
+
+def test_the_tokenizer_logs_every_loss_and_its_codebook(finished):
+    """Every term of L_vq, perplexity and dead codes per step; the total is the weighted sum."""
+    log = rows(finished["tokenizer"] / "log.csv")
+    assert [row["step"] for row in log] == list(range(1, 13))
+    config = genhmr.load_tokenizer(finished["tokenizer"] / "checkpoint.pt").config
+    for row in log:
+        total = (config.weight_reconstruction * (
+                     config.weight_pose * row["pose"] + config.weight_vertices * row["vertices"]
+                     + config.weight_joints * row["joints"])
+                 + config.weight_embedding * row["embedding"]
+                 + config.weight_commitment * row["commitment"])
+        assert row["loss"] == pytest.approx(total, rel=1e-5)
+        assert 1 <= row["perplexity"] <= config.codebook_size
+        assert 0 <= row["dead_codes"] < config.codebook_size
+
+
+def test_tables_hold_the_required_rows(finished, folder, capsys):
+    """The same command again prints the tables: reconstruction; T, P and the mean pose."""
+    for stage, names in (
+        ("tokenizer", ["tokenizer", "mean pose"]),
+        ("transformer", ["T=5", "T=1", "T=10", "T=5 P=5", "T=5 P=10", "T=5 P=20", "mean pose"]),
+    ):
+        before = (finished[stage] / "checkpoint.pt").read_bytes()
+        train.main(command_line(folder, stage, finished[stage]))
+        assert (finished[stage] / "checkpoint.pt").read_bytes() == before
+        output = capsys.readouterr().out
+        scores = json.loads((finished[stage] / "results.json").read_text())["scores"]
+        assert list(scores) == names
+        metrics = (["MPJPE", "MVE"] if stage == "tokenizer" else
+                   ["MPJPE", "PA-MPJPE", "MVE", "PA-MVE"])
+        assert all(sorted(row) == sorted(metrics) for row in scores.values())
+        across = stage == "transformer"  # a line per predictor where they are more than metrics
+        for line in names if across else metrics:
+            found = re.search(rf"^{line}((?: +[\d.]+)+)$", output, re.MULTILINE)
+            values = list(map(float, found[1].split()))
+            expected = (list(scores[line].values()) if across else
+                        [scores[name][line] for name in names])
+            np.testing.assert_allclose(values[:len(expected)], expected, atol=6e-4)
+        first, last = (np.array(list(scores[name].values())) for name in (names[0], names[-1]))
+        assert "ratio" in output and np.isfinite(first / last).all()
+        assert ("sigma 2 % of the crop" in output) == across
+        assert "from step 12 to 12" in output
+        for name in ("predictions.png", "curves.png"):
+            assert data.read_image(finished[stage] / name).std() > 5
+
+
+def test_stage_two_is_self_contained(finished, folder, tmp_path):
+    """Its checkpoint holds the tokenizer, untouched; without the file, --eval and --resume work."""
+    moved = tmp_path / "alone"
+    shutil.copytree(finished["transformer"], moved)
+    tokenizer = genhmr.load_tokenizer(finished["tokenizer"] / "checkpoint.pt")
+    model = genhmr.load_checkpoint(moved / "checkpoint.pt")
+    assert model.config.tokenizer == tokenizer.config
+    assert_same_state(dict(model.tokenizer.state_dict()), dict(tokenizer.state_dict()))
+    arguments = ["--model", "genhmr", "--stage", "transformer", "--cache", str(folder / "cache")]
+    train.main([*arguments, "--eval", "--checkpoint", str(moved / "checkpoint.pt"), "--out",
+                str(tmp_path / "eval")])
+    run, again = (json.loads((out / "results.json").read_text())
+                  for out in (finished["transformer"], tmp_path / "eval"))
+    assert run["scores"] == again["scores"] and run["command"] == again["command"]
+    train.main([*arguments, "--resume", "--out", str(moved), "--set", "steps=13"])
+    assert load(moved)["step"] == 13
+    longer = genhmr.load_checkpoint(moved / "checkpoint.pt")
+    assert_same_state(dict(longer.tokenizer.state_dict()), dict(tokenizer.state_dict()))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_exports_score_what_they_claim(finished, folder, tmp_path, stage):
+    """A file in half precision gives, evaluated, the scores that are written in it."""
+    cache = ["--cache", str(folder / "cache")]
+    arguments = ["--model", "genhmr", "--stage", stage, *cache, "--eval", "--checkpoint"]
+    train.main([*arguments, str(finished[stage] / "checkpoint.pt"), "--out", str(tmp_path / "a"),
+                "--export", str(tmp_path / "small.pt")])
+    train.main([*arguments, str(tmp_path / "small.pt"), "--out", str(tmp_path / "b")])
+    small = torch.load(tmp_path / "small.pt", weights_only=True)
+    again = json.loads((tmp_path / "b" / "results.json").read_text())["scores"]
+    for name, scores in small["scores"].items():
+        assert again[name] == pytest.approx(scores, rel=1e-5)
+    assert "optimizer" not in small
+    original = (finished[stage] / "checkpoint.pt").stat().st_size
+    assert (tmp_path / "small.pt").stat().st_size < original
+
+
+# ------------------------------------------------------------------- kill, resume, many ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_and_resumed_is_the_same_run(finished, folder, tmp_path, stage):
+    """SIGKILL in the middle; the command again ends in the same checkpoint, bit for bit."""
+    out = tmp_path / "killed"
+    arguments = command_line(folder, stage, out)
+    run = Run(out, arguments)
+    run.wait_for_step(4)
+    run.kill()
+    assert load(out)["step"] < 12
+    train.main(arguments)
+    assert_same_state(load(finished[stage]), load(out))
+    for name in ("log.csv", "scores.csv"):
+        assert rows(finished[stage] / name) == rows(out / name)
+    assert [row["step"] for row in rows(out / "log.csv")] == list(range(1, 13))
+    assert [row["step"] for row in rows(out / "scores.csv")] == [5, 10, 12]
+
+
+@pytest.mark.slow
+def test_two_ranks_are_two_accumulated_batches_of_stage_one(folder):
+    """The same losses and code counts: chance belongs to the batch, not to who takes it.
+
+    Accumulating, the codebook moves between the batches of a step, so here it hardly moves.
+    """
+    fields = {"batch_size": 4, "codebook_size": 2, "momentum": 1 - 1e-6, "learning_rate": 1e-4}
+    outs = [folder / "tokenizer accumulates", folder / "tokenizer of two"]
+    train.main(command_line(folder, "tokenizer", outs[0], accumulate=2, **fields))
+    Run(outs[1], command_line(folder, "tokenizer", outs[1], **fields), ranks=2).end()
+    assert_same_losses(*outs)
+    counts = [load(out)["model"]["quantiser.code_count"] - 1 for out in outs]
+    assert counts[0].min() > 1e-5  # none was started anew
+    torch.testing.assert_close(*counts, rtol=0.02, atol=0)
+
+
+@pytest.mark.slow
+def test_two_ranks_are_two_accumulated_batches_of_stage_two(finished, folder):
+    """The same losses: masks, Gumbel noise, dropped paths and the annealing do not know ranks."""
+    out = folder / "transformer of two"
+    Run(out, command_line(folder, "transformer", out, accumulate=1), ranks=2).end()
+    assert_same_losses(finished["transformer"], out)
+
+
+def assert_same_losses(first, second):
+    for name in ("log.csv", "scores.csv"):
+        one, two = ([[value for key, value in row.items() if key not in STATISTICS]
+                     for row in rows(out / name)] for out in (first, second))
+        np.testing.assert_allclose(one, two, rtol=1e-2)
+        np.testing.assert_allclose(one[:1], two[:1], rtol=1e-4 if name == "log.csv" else 1e-2)
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], r"trained in stages.*add --stage tokenizer, then --stage transformer"),
+    (["--stage", "mesh"], "add --stage tokenizer, then --stage transformer"),
+    (["--stage", "tokenizer", "--iterations", "3"],
+     "--iterations means nothing to genhmr --stage tokenizer"),
+    (["--stage", "tokenizer", "--hand", "x.pkl"], "--hand means nothing"),
+    (["--stage", "transformer"], "--stage tokenizer and give its checkpoint with --tokenizer"),
+    (["--stage", "transformer", "--tokenizer", "absent.pt"], "absent.pt"),
+    (["--stage", "transformer", "--tokenizer", __file__], "not a readable checkpoint"),
+    (["--stage", "transformer", "--data", "amass"], "--data amass: expected one of rendered"),
+    (["--stage", "tokenizer", "--data", "amass"], "--data-root"),
+    (["--stage", "tokenizer", "--data", "moyo", "--data-root", "nowhere"], "nowhere"),
+    (["--stage", "tokenizer", "--body", "hand_right"], "expected a SMPL model, with 24"),
+    (["--stage", "tokenizer", "--set", "num_tokens=95"], "num_tokens is 95"),
+    (["--stage", "transformer", "--set", "tokenizer=x"], "field of: image_size"),
+    (["--stage", "transformer", "--eval", "--checkpoint", "absent.pt"], "no checkpoint absent.pt"),
+    (["--stage", "tokenizer", "--preset", "toy"], "no preset 'toy' for genhmr-tokenizer"),
+])
+def test_bad_arguments_are_one_clear_error(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        train.main(["--model", "genhmr", "--out", str(tmp_path / "new"), *arguments])
+    text = str(error.value) if isinstance(error.value.code, str) else capsys.readouterr().err
+    assert re.search(message, text) and "Traceback" not in text
+    assert not (tmp_path / "new").exists()
+
+
+def test_simplehand_has_no_stages(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--model", "simplehand", "--stage", "tokenizer"])
+    assert "simplehand is trained without --stage" in capsys.readouterr().err
+
+
+def test_another_tokenizer_is_another_run(finished, folder, tmp_path):
+    """Continuing stage 2 on the tokens of another tokenizer is refused: they mean other poses."""
+    other = load(finished["tokenizer"])
+    other["model"]["quantiser.codebook"] += 0.01
+    torch.save(other, tmp_path / "other.pt")
+    arguments = command_line(folder, "transformer", finished["transformer"])
+    arguments[arguments.index("--tokenizer") + 1] = str(tmp_path / "other.pt")
+    with pytest.raises(SystemExit, match="another tokenizer than .*leave --tokenizer out"):
+        train.main(arguments)
+    other["config"]["momentum"] = 0.5
+    torch.save(other, tmp_path / "other.pt")
+    with pytest.raises(SystemExit, match="another run .it differs in tokenizer"):
+        train.main(arguments)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_lists_the_fields_of_the_stage(stage, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--model", "genhmr", "--stage", stage, "--help"])
+    output = capsys.readouterr().out
+    config = train.TASKS[f"genhmr-{stage}"].Config
+    assert all(field.name in output for field in dataclasses.fields(config))
+
+
+@pytest.mark.parametrize("name", train.TASKS)
+def test_every_preset_has_the_fields_of_the_loop(name):
+    """Their values pass the checks, also for those of no data set at hand."""
+    for config in train.TASKS[name].PRESETS.values():
+        assert train.override(config, ["steps=3"]).steps == 3
+
+
+# -------------------------------------------------------------------------- data and scores
+
+
+def make_task(folder, stage, **fields):
+    task_class = train.TASKS[f"genhmr-{stage}"]
+    config = dataclasses.replace(task_class.PRESETS["cpu"], **TINY[stage] | fields)
+    flags = {"data": None, "data_root": None, "body": None, "backbone": None, "iterations": None,
+             "tokenizer": folder / "tokenizer" / "checkpoint.pt", "cache": folder / "cache"}
+    arguments = argparse.Namespace(**flags)
+    return task_class(task_class.adapt(config, arguments), arguments, {})
+
+
+def batch_of(dataset, indices):
+    return next(train.load_batches(dataset, [list(indices)], train.World()))
+
+
+def test_scores_do_not_depend_on_the_pieces(finished, folder):
+    """The truth scores 0; meshes in pieces of 7 and 6 give the scores of all 13 at once."""
+    task = make_task(folder, "tokenizer")
+    batch = batch_of(task.test_set, range(13))
+    task.set_baseline([batch])
+    pose, betas, index = (batch[name].numpy() for name in ("pose", "betas", "index"))
+    predictions = {"index": index, "betas": betas, "true_betas": betas, "true_pose": pose,
+                   "pose of truth": pose, "pose of next": np.roll(pose, 1, 0)}
+    whole = task.scores(predictions)
+    task.PIECE = 7
+    assert whole.keys() == {"truth", "next", "mean pose"}
+    assert whole["truth"] == pytest.approx({"MPJPE": 0.0, "MVE": 0.0}, abs=1e-6)
+    for name, scores in task.scores(predictions).items():
+        assert scores == pytest.approx(whole[name], rel=1e-5, abs=1e-6)
+    assert 0 < whole["mean pose"]["MPJPE"] < whole["next"]["MPJPE"]
+
+
+def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
+    """Refined in any batch, a sample comes out the same, and not as it was."""
+    task = make_task(folder, "transformer")
+    model = genhmr.load_checkpoint(finished["transformer"] / "checkpoint.pt")
+    whole = task.predict(model, batch_of(task.test_set, range(6)), final=True)
+    part = task.predict(model, batch_of(task.test_set, [4, 1]), final=True)
+    assert {name for name in whole if name.startswith("pose of")} == {
+        f"pose of {name}" for name in ("T=5", "T=1", "T=10", "T=5 P=5", "T=5 P=10", "T=5 P=20")}
+    for name, value in part.items():
+        torch.testing.assert_close(value, whole[name][[4, 1]], rtol=1e-4, atol=1e-4)
+    moved = (whole["pose of T=5 P=20"] - whole["pose of T=5"]).abs().amax((1, 2, 3))
+    assert (moved > 1e-7).all()
+
+
+def test_official_motion_trains_the_tokenizer(folder, tmp_path):
+    """AMASS and MOYO in their own layouts, both splits, from one folder with both."""
+    write_amass(tmp_path / "amass")
+    write_moyo(tmp_path / "moyo", smpl=True)
+    out = tmp_path / "out"
+    train.main(command_line(folder, "tokenizer", out, "--data", "amass+moyo", "--data-root",
+                            tmp_path, "--cache", tmp_path / "cache", steps=2))
+    task = train.TokenizerTask(genhmr.load_tokenizer(out / "checkpoint.pt").config,
+                               argparse.Namespace(data=None, data_root=tmp_path, body=None,
+                                                  cache=tmp_path / "cache"), load(out))
+    assert [(type(part), part.split) for part in task.test_set.datasets] == [
+        (data.AMASS, "test"), (data.MOYO, "val")]
+    assert len(task.train_set) == sum(len(part) for part in task.train_set.datasets)
+    scores = json.loads((out / "results.json").read_text())["scores"]
+    assert np.isfinite(list(scores["tokenizer"].values())).all()
