@@ -1420,7 +1420,7 @@ def iteration_poses(model: GenHMR, features: Features, sampled: Sampled) -> Tens
 def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
             iterations: int = 5, schedule: str = "cosine", refinement: int = 10,
-            K: np.ndarray | None = None) -> dict[str, np.ndarray]:
+            K: np.ndarray | None = None, **options) -> dict[str, np.ndarray]:
     """The inference loop: one person of a whole picture, in that picture's camera.
 
     body: a bodymodels.BodyModel of SMPL's 24 joints. image: (H, W, 3) uint8 RGB.
@@ -1429,7 +1429,8 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     keypoints: (45, 3) of x, y in pixels of the picture and confidence, in the order of
         bodymodels.JOINT_SETS["smpl45"] (see to_smpl45); zeros for joints that are not seen.
     iterations: of the sampling (T). refinement: steps against the keypoints (P), 0 for none;
-        none are made without keypoints. K: (3, 3) of the picture, see picture_camera.
+        none are made without keypoints. Too large a step_size makes the energy rise: look at
+        energies. K: (3, 3) of the picture, see picture_camera. options: of `refine`.
     Returns float32 arrays vertices (V, 3), joints (24, 3) and keypoints_3d (45, 3), metres in the
     camera's frame; keypoints_2d (45, 2), the latter in the picture; pose (24, 3, 3); betas (10,);
     transl (3,), which is part of the vertices already; camera (3,), the network's s, tx, ty; K
@@ -1458,7 +1459,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             model, sampled.tokens, betas, camera, torch.from_numpy(in_crop)[None].to(betas),
             torch.from_numpy(seen[:, 2])[None].to(betas),
             lambda betas, rotations: light.keypoints(light(betas, rotations)),
-            iterations=refinement)
+            iterations=refinement, **options)
     require(all(x.isfinite().all() for x in (rotations, betas, camera)),
             "the network's output is not finite: its weights are damaged, or training diverged")
 
@@ -1857,7 +1858,8 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     model = load_checkpoint(arguments.checkpoint)
     keypoints, origin = find_keypoints(arguments, image, box)
     found = predict(model, body, image, box=box, keypoints=keypoints,
-                    iterations=arguments.iterations, refinement=arguments.refine)
+                    iterations=arguments.iterations, refinement=arguments.refine,
+                    **({} if arguments.step_size is None else {"step_size": arguments.step_size}))
     overlay = bodymodels.render(found["vertices"], body.faces, found["K"], image.shape[:2],
                                 background=image / np.float32(255), supersample=2)
     png, npz = io.BytesIO(), io.BytesIO()
@@ -1875,8 +1877,9 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     energies = found["energies"]
     if len(energies) > 1:
         origin = f"{(found['confidence'] > 0).sum()} keypoints ({origin})"
+        rose = ", it rose: give a smaller --step-size" if energies[-1] > energies[0] else ""
         print(f"refined against {origin}: energy {energies[0]:.3g} -> {energies[-1]:.3g} "
-              f"in {len(energies) - 1} steps")
+              f"in {len(energies) - 1} steps{rose}")
     else:
         print(f"not refined: {origin if keypoints is None or arguments.refine else '--refine 0'}")
     print(f"wrote {base}_overlay.png, {base.name}_sampling.png, .npz, .obj, .ply and .glb")
@@ -1899,6 +1902,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                                             "JSON (default: MediaPipe's, where installed)")
     add("--iterations", type=int, default=5, help="of the sampling (default: 5)")
     add("--refine", type=int, default=10, help="steps of the refinement (default: 10)")
+    add("--step-size", type=float, help="of the refinement (default: that of genhmr.refine)")
     add("--body", default="body", metavar="FILE",
         help="SMPL_NEUTRAL.pkl, for checkpoints trained on SMPL (default: the free body)")
     add("--out", type=Path, default=Path("output"), help="folder to write to (default: output)")

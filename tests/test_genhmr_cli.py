@@ -378,11 +378,15 @@ def test_iterations_end_in_the_result(model, body):
 
 @pytest.mark.parametrize("names", [("nose", "left_wrist"), SMPL45])
 def test_refinement_follows_the_keypoints(model, body, names):
-    """Energy falls, and the seen keypoints are nearer to their targets."""
+    """For small steps the energy falls, and the seen keypoints are nearer to their targets.
+
+    Small for this model, whose random weights are steeper than a trained tokenizer's.
+    """
     before = genhmr.predict(model, body, picture(), box=BOX)
     targets = keypoints_of(before, *names, shift=(2, -1))
-    after = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets, refinement=20)
-    assert after["energies"].shape == (21,) and after["energies"][-1] < after["energies"][0]
+    after = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets, refinement=20,
+                           step_size=0.1)
+    assert after["energies"].shape == (21,) and (np.diff(after["energies"]) < 0).all()
     seen = targets[:, 2] > 0
 
     def error(found: dict) -> float:
@@ -562,19 +566,21 @@ def test_command_line_on_a_picture(model, body, checkpoint_file, tmp_path, capsy
     photo = save_picture(tmp_path / "photo.png")
     rows = [[40 + index, 50 + index, 0.9] for index in range(17)]
     keypoints = save(tmp_path / "keypoints.json", [{"image_id": 1, "keypoints": sum(rows, [])}])
+    step = 0.03
     arguments = [photo, "--checkpoint", checkpoint_file, "--out", tmp_path / "out",
                  "--box", "30,20,45,60", "--keypoints", keypoints, "--refine", "4",
-                 "--iterations", "3"]
+                 "--iterations", "3", "--step-size", step]
     assert genhmr.main([str(argument) for argument in arguments]) == 0
     output = capsys.readouterr().out
-    assert "refined against 17 keypoints" in output and "4 steps" in output
+    assert "refined against 17 keypoints" in output and "in 4 steps\n" in output
     names = ("_overlay.png", "_sampling.png", ".npz", ".obj", ".ply", ".glb")
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {f"photo{name}" for name in names} and output.count("\n") == 2
     overlay = data.read_image(tmp_path / "out" / "photo_overlay.png")
     assert overlay.shape == (90, 120, 3) and (overlay != picture()).any()
     expected = genhmr.predict(model, body, picture(), box=(30, 20, 45, 60), iterations=3,
-                              keypoints=genhmr.to_smpl45(np.array(rows)), refinement=4)
+                              keypoints=genhmr.to_smpl45(np.array(rows)), refinement=4,
+                              step_size=step)
     with np.load(tmp_path / "out" / "photo.npz") as arrays:
         assert set(arrays) == set(expected) | {"faces"}
         for name, value in expected.items():
@@ -582,6 +588,18 @@ def test_command_line_on_a_picture(model, body, checkpoint_file, tmp_path, capsy
         assert np.array_equal(arrays["faces"], body.faces)
     lines = (tmp_path / "out" / "photo.obj").read_text().splitlines()
     assert sum(line.startswith("v ") for line in lines) == 6890
+
+
+def test_steps_too_large_are_not_passed_over_in_silence(checkpoint_file, tmp_path, capsys):
+    """When the energy rises, the line about the refinement says so, and what to change."""
+    numbers = [number for index in range(17) for number in (60 - index, 30 + 3 * index, 1)]
+    keypoints = save(tmp_path / "k.json", {"people": [{"pose_keypoints_2d": numbers}]})
+    assert genhmr.main([str(argument) for argument in (
+        save_picture(tmp_path / "photo.png"), "--checkpoint", checkpoint_file, "--out", tmp_path,
+        "--keypoints", keypoints, "--step-size", 1e4)]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    before, after = map(float, re.search(r"energy (\S+) -> (\S+)", line).groups())
+    assert after > before and line.endswith("it rose: give a smaller --step-size")
 
 
 @pytest.mark.parametrize(("arguments", "line"), [
