@@ -36,16 +36,24 @@ the codebook (2048), C their dimension (256), S side of the crop in pixels, H he
 
 from __future__ import annotations
 
+import argparse
+import functools
+import io
+import json
 import math
 import re
+import statistics
+import sys
+import time
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -1299,3 +1307,629 @@ def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:
     load_weights(model.backbone, own or state)
     if unused:
         print(f"left out, no part of the encoder: {', '.join(unused)}")
+
+
+# --------------------------------------------------------------------- inference on a picture
+
+LEAST_CONFIDENCE = 0.3  # of a 2D keypoint that counts as seen (inherited: HMR2.0's filter)
+BOX_MARGIN = 1.2  # side of the crop, per extent of the box or keypoints (our choice)
+ASPECT = 4 / 3  # height of the part of a crop that the network sees, per its width
+
+
+def check_picture(image: np.ndarray, box: Sequence[float] | None) -> None:
+    """ValueError unless this is an RGB picture and the box, if any, a box that overlaps it."""
+    require(isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
+            and image.size and image.dtype == np.uint8,
+            f"image {getattr(image, 'shape', '')} of {getattr(image, 'dtype', type(image))}: "
+            f"expected (H, W, 3) uint8 RGB")
+    if box is not None:
+        height, width = image.shape[:2]
+        box = np.asarray(box, np.float64)
+        require(box.shape == (4,) and np.isfinite(box).all() and min(box[2:]) > 0
+                and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
+                f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture")
+
+
+def seen_keypoints(keypoints: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Keypoints (J, 3) of x, y, confidence with all zeros for those that nobody can see.
+
+    Not seen are those below LEAST_CONFIDENCE and, as detectors extrapolate, those outside of the
+    picture: in a portrait the legs must not drag the pose to where a detector imagines them.
+    Raises ValueError for other shapes and for numbers that are not finite, unless unseen.
+    """
+    keypoints = np.asarray(keypoints, np.float64)
+    require(keypoints.ndim == 2 and keypoints.shape[1] == 3,
+            f"keypoints of shape {keypoints.shape}: expected (J, 3) of x, y, confidence")
+    check_finite(keypoints, "keypoints")
+    x, y, confidence = keypoints.T
+    seen = (confidence >= LEAST_CONFIDENCE) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+    clipped = np.stack((x, y, confidence.clip(0, 1)), 1)
+    return np.where(seen[:, None], clipped, 0.0)  # also where x or y is NaN
+
+
+def check_finite(keypoints: np.ndarray, origin: str) -> None:
+    """ValueError if keypoints (J, 3) with any confidence are not finite numbers."""
+    x, y, confidence = keypoints.T
+    bad = ~np.isfinite(confidence) | (confidence > 0) & ~(np.isfinite(x) & np.isfinite(y))
+    require(not bad.any(), f"{origin}: number {', '.join(map(str, np.flatnonzero(bad)))} not "
+                           f"finite, expected confidence 0 for what is not seen")
+
+
+def crop_square(image: np.ndarray, box: Sequence[float] | None,
+                keypoints: np.ndarray) -> tuple[np.ndarray, float]:
+    """Centre (2,) and side in pixels of the square to crop.
+
+    In it the network sees the whole box and, as in training, a margin around it. Without a box it
+    is the one around the seen keypoints or, without those, the whole picture without a margin.
+    """
+    seen = keypoints[keypoints[:, 2] > 0, :2]
+    if box is not None:
+        corner, extent, margin = *np.split(np.asarray(box, np.float64), 2), BOX_MARGIN
+    elif len(seen) > 1 and (np.ptp(seen, 0) > 1).any():
+        corner, extent, margin = seen.min(0), np.ptp(seen, 0), BOX_MARGIN
+    else:
+        corner, extent, margin = np.zeros(2), np.array(image.shape[1::-1], np.float64), 1.0
+    return corner + extent / 2, margin * max(extent[0] * ASPECT, extent[1])
+
+
+def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) -> Tensor:
+    """The square as a picture (3, size, size) of floats 0..255, black outside of the image.
+
+    Each pixel is the mean of several bilinear samples where the picture is finer than the crop,
+    against aliasing (HMR2.0's demo blurs for it).
+    """
+    samples = min(math.ceil(side / size), 8)
+    steps = (torch.arange(size * samples, dtype=torch.float64) + 0.5) / (size * samples) - 0.5
+    x, y = (2 * (middle + side * steps) / extent - 1
+            for middle, extent in zip(center, image.shape[1::-1], strict=True))
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None].float()
+    pixels = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    return F.avg_pool2d(F.grid_sample(pixels, grid, align_corners=False), samples)[0]
+
+
+def picture_camera(translation: np.ndarray, config: Config, center: np.ndarray, side: float,
+                   K: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The whole picture's K (3, 3) and the body's translation (3,) before it.
+
+    Without K it is the crop's own camera, whose principal point is the centre of the crop: the
+    mesh covers in the picture exactly what it covered in the crop. With K, so that several
+    people share one camera, the plane through the body's origin stays where it was and, as in
+    HMR2.0's demo, what is before and behind it moves a little (12 px were seen).
+    """
+    focal = config.focal * side  # pixels of the picture
+    if K is None:
+        return np.array([[focal, 0, center[0]], [0, focal, center[1]], [0, 0, 1]]), translation
+    K = np.asarray(K, np.float64)
+    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
+            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
+    depth = translation[2] * math.sqrt(K[0, 0] * K[1, 1]) / focal
+    pixel = center + focal * translation[:2] / translation[2]
+    return K, np.append((pixel - K[:2, 2]) / np.diag(K)[:2] * depth, depth)
+
+
+@torch.no_grad()
+def iteration_poses(model: GenHMR, features: Features, sampled: Sampled) -> Tensor:
+    """The poses (T, B, 24, 3, 3) that each iteration of `sample` would have ended with.
+
+    Its tokens are those kept before it and, for all others, its best guesses. Kept tokens never
+    change, so the input of every iteration follows from its mask and the final tokens.
+    """
+    poses = []
+    for mask in sampled.masks[:-1]:  # as each iteration found it
+        tokens = sampled.tokens.masked_fill(mask, model.mask_token)
+        guesses = model.predict_logits(features, tokens).argmax(-1)
+        poses.append(model.tokenizer.decode(torch.where(mask, guesses, sampled.tokens)))
+    return torch.stack(poses)
+
+
+@torch.no_grad()
+def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
+            box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
+            iterations: int = 5, schedule: str = "cosine", refinement: int = 10,
+            K: np.ndarray | None = None, **options) -> dict[str, np.ndarray]:
+    """The inference loop: one person of a whole picture, in that picture's camera.
+
+    body: a bodymodels.BodyModel of SMPL's 24 joints. image: (H, W, 3) uint8 RGB.
+    box: x, y, width, height of the person in pixels; by default that of the seen keypoints or,
+        without keypoints, the whole picture. A fifth is added as a margin.
+    keypoints: (45, 3) of x, y in pixels of the picture and confidence, in the order of
+        bodymodels.JOINT_SETS["smpl45"] (see to_smpl45); zeros for joints that are not seen.
+    iterations: of the sampling (T). refinement: steps against the keypoints (P), 0 for none;
+        none are made without keypoints. Too large a step_size makes the energy rise: look at
+        energies. K: (3, 3) of the picture, see picture_camera. options: of `refine`.
+    Returns float32 arrays vertices (V, 3), joints (24, 3) and keypoints_3d (45, 3), metres in the
+    camera's frame; keypoints_2d (45, 2), the latter in the picture; pose (24, 3, 3); betas (10,);
+    transl (3,), which is part of the vertices already; camera (3,), the network's s, tx, ty; K
+    (3, 3); box (4,), the square that was cropped; confidence (45,) of the keypoints that were
+    used; energies (P + 1,) of the refinement; poses (T, 24, 3, 3), of each iteration; confidences
+    (T, L); and tokens (L,), int64, masks (T + 1, L), bool. Raises ValueError for bad input.
+    """
+    require(not model.training, "the model is in training mode: call model.eval() first")
+    require(refinement >= 0, f"refinement is {refinement}: expected 0 or more steps")
+    check_picture(image, box)
+    seen = seen_keypoints(np.zeros((45, 3)) if keypoints is None else keypoints,
+                          *image.shape[1::-1])
+    require(len(seen) == 45, f"{len(seen)} keypoints: expected the 45 of smpl45, see to_smpl45")
+    center, side = crop_square(image, box, seen)
+    device = next(model.parameters()).device
+    crop = crop_picture(image, center, side, model.config.image_size).to(device)
+
+    features = model.encode(crop[None])
+    sampled = sample_from(model, features, iterations=iterations, schedule=schedule)
+    betas, camera, rotations = sampled.betas, sampled.camera, sampled.rotations
+    energies = rotations.new_zeros(1, 1)
+    if refinement and seen[:, 2].any():
+        light = body.for_keypoints()
+        in_crop = (seen[:, :2] - center) / side  # [-0.5, 0.5]
+        rotations, _, energies = refine(
+            model, sampled.tokens, betas, camera, torch.from_numpy(in_crop)[None].to(betas),
+            torch.from_numpy(seen[:, 2])[None].to(betas),
+            lambda betas, rotations: light.keypoints(light(betas, rotations)),
+            iterations=refinement, **options)
+    require(all(x.isfinite().all() for x in (rotations, betas, camera)),
+            "the network's output is not finite: its weights are damaged, or training diverged")
+
+    posed = body(betas, rotations)
+    translation = camera_translation(camera, model.config.focal)
+    K, translation = picture_camera(
+        translation[0].double().cpu().numpy(), model.config, center, side, K)
+    in_camera = [points[0].double().cpu().numpy() + translation
+                 for points in (posed.vertices, posed.joints, body.keypoints(posed))]
+    arrays = dict(zip(("vertices", "joints", "keypoints_3d"), in_camera, strict=True))
+    in_image = arrays["keypoints_3d"] @ K.T
+    arrays |= {"keypoints_2d": in_image[:, :2] / in_image[:, 2:], "transl": translation, "K": K,
+               "box": np.append(center - side / 2, (side, side)), "confidence": seen[:, 2]}
+    tensors = {"pose": rotations[0], "betas": betas[0], "camera": camera[0],
+               "energies": energies[:, 0], "confidences": sampled.confidences[:, 0],
+               "poses": iteration_poses(model, features, sampled)[:, 0]}
+    arrays |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return arrays | {"tokens": sampled.tokens[0].cpu().numpy(),
+                     "masks": sampled.masks[:, 0].cpu().numpy()}
+
+
+# ------------------------------------------------------------------------------ 2D keypoints
+
+KEYPOINT_SETS = {17: "coco17", 18: "openpose18", 25: "openpose25", 33: "mediapipe33"}
+
+
+def read_keypoints(path: str | PathLike, picture: str | PathLike = "") -> list[np.ndarray]:
+    """The people in a file of 2D keypoints, each (J, 3): x, y in pixels, confidence in [0, 1].
+
+    Reads OpenPose's JSON, {"people": [{"pose_keypoints_2d": [...]}]}, and COCO's, of annotations
+    ({"images": ..., "annotations": [{"keypoints": [...]}]}, confidence is its visibility flag) or
+    of results ([{"image_id": ..., "keypoints": [...]}]); of a COCO file about several pictures,
+    those whose name or number is that of `picture`.
+    Raises FileNotFoundError or ValueError: other contents, no people, or another number of
+    keypoints than COCO's 17, OpenPose's 18 or 25 or MediaPipe's 33.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no keypoints {path}: expected OpenPose's or COCO's JSON")
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({str(error)[:80]})") from error
+    if isinstance(content, Mapping) and "people" in content:
+        people = content["people"]
+    else:
+        people = coco_people(content, Path(picture), path)
+    require(isinstance(people, list) and all(isinstance(person, Mapping) for person in people),
+            f"{path} has neither OpenPose's nor COCO's layout of people")
+    rows = [person[key] for person in people
+            for key in ("pose_keypoints_2d", "pose_keypoints", "keypoints") if key in person]
+    require(rows, f"{path} has no people with body keypoints")
+    return [keypoint_rows(numbers, f"person {index} of {path}")
+            for index, numbers in enumerate(rows)]
+
+
+def coco_people(content, picture: Path, path: str | PathLike) -> list:
+    """The entries of COCO annotations or results that are about this picture."""
+    images = []
+    if isinstance(content, Mapping):
+        images, content = content.get("images", []), content.get("annotations")
+    try:
+        pictures = {entry["image_id"]: str(entry["image_id"]) for entry in content}
+        pictures |= {entry["id"]: Path(entry["file_name"]).stem for entry in images}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} has neither OpenPose's nor COCO's layout of people") from error
+    if len(pictures) > 1:  # COCO's 000000000139.jpg is number 139
+        pictures = {number: name for number, name in pictures.items()
+                    if name.lstrip("0") == picture.stem.lstrip("0")}
+        require(pictures, f"{path} is about several pictures, but not about {picture.name}")
+    return [entry for entry in content if entry["image_id"] in pictures]
+
+
+def keypoint_rows(numbers, origin: str) -> np.ndarray:
+    """A flat list of x, y, confidence as rows (J, 3); ValueErrors begin with `origin`."""
+    try:
+        numbers = np.asarray(numbers, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{origin}: its keypoints are not a list of numbers") from None
+    expected = ", ".join(f"{count} ({name})" for count, name in KEYPOINT_SETS.items())
+    require(numbers.ndim == 1 and numbers.size % 3 == 0 and numbers.size // 3 in KEYPOINT_SETS,
+            f"{origin} has {numbers.size} numbers: expected x, y and confidence of {expected} "
+            f"keypoints")
+    rows = numbers.reshape(-1, 3)
+    check_finite(rows, origin)
+    x_and_y = rows[rows[:, 2] > 0, :2]
+    require(not len(x_and_y) or not np.abs(x_and_y).max() <= 2,
+            f"{origin}: coordinates of up to {np.abs(x_and_y).max(initial=0):.2f} look like "
+            f"fractions, expected pixels")
+    return np.concatenate((rows[:, :2], rows[:, 2:].clip(0, 1)), 1)
+
+
+def to_smpl45(keypoints: np.ndarray) -> np.ndarray:
+    """Keypoints (J, 3) of COCO, OpenPose or MediaPipe -> (45, 3) of the body, joints by name.
+
+    Joints that the detector does not have get zeros: coordinates and confidence.
+    """
+    from bodymodels import JOINT_SETS
+
+    place = {name: index for index, name in enumerate(JOINT_SETS["smpl45"])}
+    result = np.zeros((45, 3))
+    for name, row in zip(JOINT_SETS[KEYPOINT_SETS[len(keypoints)]], keypoints, strict=True):
+        if name in place:
+            result[place[name]] = row
+    return result
+
+
+def choose_person(people: Sequence[np.ndarray], box: Sequence[float] | None,
+                  width: int, height: int) -> np.ndarray | None:
+    """The keypoints of whoever is seen best: the largest sum of confidence, in the box if given.
+
+    None if nobody is seen there.
+    """
+    x, y, w, h = (0, 0, width, height) if box is None else box
+
+    def score(person: np.ndarray) -> float:
+        seen = seen_keypoints(person, width, height)
+        inside = ((seen[:, :2] >= (x, y)) & (seen[:, :2] <= (x + w, y + h))).all(1)
+        return (seen[:, 2] * inside).sum()
+
+    best = max(people, key=score, default=None)
+    return None if best is None or score(best) == 0 else best
+
+
+def detect_keypoints(image: np.ndarray, box: Sequence[float] | None) -> list[np.ndarray]:
+    """MediaPipe's 33 keypoints (33, 3) of the one person that it finds in the box, if any.
+
+    Needs `mediapipe==0.10.21`, whose wheel brings its weights; raises ImportError without it.
+    """
+    import mediapipe
+
+    height, width = image.shape[:2]
+    x, y, w, h = (0, 0, width, height) if box is None else box
+    left, top = max(int(x), 0), max(int(y), 0)
+    part = np.ascontiguousarray(image[top : math.ceil(y + h), left : math.ceil(x + w)])
+    with mediapipe.solutions.pose.Pose(static_image_mode=True) as detector:
+        found = detector.process(part).pose_landmarks
+    if found is None:
+        return []
+    return [np.array([(left + mark.x * part.shape[1], top + mark.y * part.shape[0],
+                       mark.visibility) for mark in found.landmark], np.float64)]
+
+
+# ----------------------------------------------------------------------------------- summary
+
+PARTS = {  # name -> its modules and buffers, and parameters of the paper's size as specified
+    "image encoder, ViT": (r"backbone\.", 630.9e6),
+    "feature map 1, coarse": (r"pyramid\.0\.", 0.92e6),
+    "feature map 2": (r"pyramid\.1\.", 4.77e6),
+    "feature map 3, fine": (r"pyramid\.2\.", 4.94e6),
+    "shape and camera": (r"regressor\.", 1.3e6),
+    "masked transformer": (r"transformer\.", 4.60e6),
+    "pose tokenizer, encoder": (r"tokenizer\.encoder\.", 5.91e6),
+    "pose tokenizer, decoder": (r"tokenizer\.decoder\.", 6.44e6),
+    "pose tokenizer, codebook": (r"tokenizer\.quantiser\.codebook$", 0.52e6),
+    "pose tokenizer": (r"tokenizer\.(encoder|decoder|quantiser\.codebook$)", 12.87e6),
+    "total": ("", 660e6),
+}
+REMARK = """\
+The paper gives no parameter counts. Those specified are of its ViT-H/16, of the tokenizer that
+satisfies all of its tables (TokenHMR's, by the same count, has the size of TokenHMR's file), and
+of our choices for what it leaves open: 256 channels in the maps and in the masked transformer."""
+
+
+def count_parameters(config: Config) -> dict[str, int]:
+    """Parameters of each of PARTS, and the codebook, which is no parameter, without memory."""
+    with torch.device("meta"):
+        model = GenHMR(config)
+    sizes = {name: value.numel() for name, value in model.state_dict().items()
+             if not re.search(r"quantiser\.(?!codebook$)", name)}  # the codebook's averages
+    return {part: sum(size for name, size in sizes.items() if re.match(pattern, name))
+            for part, (pattern, _) in PARTS.items()}
+
+
+def print_summary(as_json: bool) -> None:
+    """Every preset's parameters, part by part, beside the specified ones if it is of that size."""
+    counts = {name: count_parameters(config) for name, config in PRESETS.items()}
+    specified = {name: {} if name == "cpu" else {part: int(count) for part, (_, count)
+                                                 in PARTS.items()} for name in PRESETS}
+    if as_json:
+        print(json.dumps({"parameters": counts, "specified": specified, "remark": REMARK},
+                         indent=1))
+        return
+    for name, parts in counts.items():
+        print(f"{name:<29}{'parameters':>13}{'specified':>12}")
+        for part, number in parts.items():
+            reference = f"{specified[name][part] / 1e6:.2f} M" if specified[name] else "-"
+            print(f"  {part:<27}{number:>13,}{reference:>12}")
+    print(f"\n{REMARK}")
+
+
+# --------------------------------------------------------------------------------- benchmark
+
+
+def project_then_sample(attention: DeformableAttention, queries: Tensor, reference: Tensor,
+                        values: Tensor, shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    """DeformableAttention as everyone computes it: project all cells, then sample map by map."""
+    heads, maps, points = attention.shape
+    batch, length, _ = queries.shape
+    offsets = attention.sampling_offsets(queries).unflatten(2, (*attention.shape, 2))
+    weights = attention.attention_weights(queries).unflatten(2, (heads, -1)).softmax(-1)
+    projected = attention.value_proj(values).unflatten(2, (heads, -1))  # (B, N, H, D / H)
+    cells, total = [height * width for height, width in shapes], 0.0
+    for level, (part, (height, width)) in enumerate(
+            zip(projected.split(cells, 1), shapes, strict=True)):
+        grid = 2.0 * reference[:, None, None] - 1.0 + 2.0 * offsets[:, :, :, level] / (
+            torch.tensor([width, height], device=queries.device))  # (B, L, H, P, 2)
+        sampled = F.grid_sample(part.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width),
+                                grid.transpose(1, 2).flatten(0, 1), align_corners=False)
+        weight = weights.unflatten(3, (maps, points))[:, :, :, level].transpose(1, 2)
+        total = total + (sampled * weight.flatten(0, 1)[:, None]).sum(3)  # (B H, D / H, L)
+    return attention.output_proj(total.view(batch, -1, length).transpose(1, 2))
+
+
+def peer_attention(attention: DeformableAttention) -> Callable:
+    """Hugging Face's module with the same weights; project_then_sample without transformers."""
+    try:
+        from transformers.models.deformable_detr import modeling_deformable_detr as detr
+    except Exception:  # its optional dependencies break in many ways
+        return functools.partial(project_then_sample, attention)
+    heads, maps, points = attention.shape
+    config = argparse.Namespace(d_model=attention.value_proj.out_features,
+                                num_feature_levels=maps, disable_custom_kernels=True)
+    peer = detr.DeformableDetrMultiscaleDeformableAttention(config, heads, points)
+    peer.to(attention.value_proj.weight).load_state_dict(attention.state_dict())
+
+    def forward(queries: Tensor, reference: Tensor, values: Tensor, shapes: tuple) -> Tensor:
+        sizes = torch.tensor(shapes, device=queries.device)
+        areas = sizes.prod(1)
+        return peer(queries, encoder_hidden_states=values, spatial_shapes=sizes,
+                    spatial_shapes_list=list(shapes), level_start_index=areas.cumsum(0) - areas,
+                    reference_points=reference[None, :, None].expand(len(values), -1, maps, -1))[0]
+
+    return forward
+
+
+def medians(functions: Sequence[Callable], seconds: float) -> list[float]:
+    """Median times in ms of functions that take turns, so that a busy machine slows all alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times[0]) < 4:
+        for function, spent in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            spent.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(spent[1:]) for spent in times]
+
+
+def benchmark_attention(width: int, seconds: float, batch: int = 1) -> None:
+    """Print our deformable attention's time per the usual one's, at the paper's sizes."""
+    torch.manual_seed(0)
+    attention = DeformableAttention(replace(Config(), width=width, pyramid_width=width))
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    shapes = ((16, 12), (64, 48), (128, 96))
+    queries, values = torch.randn(batch, 96, width), torch.randn(batch, 15_552, width)
+    reference, peer = torch.rand(96, 2), peer_attention(attention)
+
+    def run(function: Callable, backward: bool) -> list[Tensor]:
+        with torch.set_grad_enabled(backward):
+            inputs = [x.detach().requires_grad_(backward) for x in (queries, values)]
+            output = function(inputs[0], reference, inputs[1], shapes)
+            return [output, *torch.autograd.grad(output.sum(), inputs)] if backward else [output]
+
+    for label, backward in (("forward", False), ("forward + backward", True)):
+        runs = [functools.partial(run, function, backward) for function in (attention, peer)]
+        ours, theirs = medians(runs, seconds)
+        difference = max(((x - y).abs().max() / y.abs().max()).item()
+                         for x, y in zip(runs[0](), runs[1](), strict=True))
+        print(f"  {f'width {width}, {label}':<32}{ours:>9.1f} ms{theirs:>9.1f} ms"
+              f"{ours / theirs:>8.3f}   differs by {difference:.0e}", flush=True)
+
+
+def benchmark(config: Config, seconds: float = 4.0, widths: Sequence[int] = (1024, 256)) -> None:
+    """Print times on this CPU: deformable attention, T = 5 per T = 1, and every part."""
+    print(f"{torch.get_num_threads()} threads, float32, batch 1, medians of interleaved runs\n")
+    print("deformable attention of 96 queries on 15,552 cells: this file's, the usual one, ratio")
+    for width in widths:
+        benchmark_attention(width, seconds)
+    torch.manual_seed(0)
+    model = GenHMR(config).eval()
+    images = torch.zeros(1, 3, config.image_size, config.image_size)
+    with torch.no_grad():
+        features, tokens = model.encode(images), torch.zeros(1, 96, dtype=torch.int64)
+        once, five = medians([lambda: sample(model, images, iterations=1),
+                              lambda: sample(model, images, iterations=5)], 2 * seconds)
+        print(f"\npicture to pose, T = 1: {once:.1f} ms, T = 5: {five:.1f} ms, "
+              f"ratio {five / once:.2f} (in the paper's Table 2: 3.2)\n")
+        grid = torch.zeros(1, config.vit_dim, *model.backbone.grid)
+        parts = {
+            "image encoder": lambda: model.backbone(model.normalise(images)),
+            "feature maps": lambda: [level(grid) for level in model.pyramid],
+            "shape and camera": lambda: model.regressor(grid.flatten(2).transpose(1, 2)),
+            "masked transformer, an iteration": lambda: model.predict_logits(features, tokens),
+            "pose tokenizer, decoder": lambda: model.tokenizer.decode(tokens),
+            "refinement, 10 steps": refinement_run(model, features, tokens),
+        }
+        for part, spent in zip(parts, medians(list(parts.values()), 2 * seconds), strict=True):
+            print(f"  {part:<32}{spent:>9.1f} ms")
+    print()
+    for part, count in count_parameters(config).items():
+        specified = f"{PARTS[part][1] / 1e6:.2f} M" if config.vit_dim == 1280 else "-"
+        print(f"  {part:<32}{count:>13,}{specified:>12}")
+
+
+def refinement_run(model: GenHMR, features: Features, tokens: Tensor) -> Callable:
+    """Ten steps of refinement against the free body's keypoints, as a function to time."""
+    import bodymodels
+
+    body = bodymodels.load_model("body").for_keypoints()
+    return lambda: refine(
+        model, tokens, features.betas, features.camera, torch.zeros(1, 45, 2), torch.ones(1, 45),
+        lambda betas, rotations: body.keypoints(body(betas, rotations)))
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def find_keypoints(arguments: argparse.Namespace, image: np.ndarray,
+                   box: Sequence[float] | None) -> tuple[np.ndarray | None, str]:
+    """The person's keypoints (45, 3) and where they are from; or None, and why there are none."""
+    if arguments.keypoints is not None:
+        people, origin = read_keypoints(arguments.keypoints, arguments.image), arguments.keypoints
+    elif arguments.refine == 0:
+        return None, "--refine 0"
+    else:
+        try:
+            people, origin = detect_keypoints(image, box), "MediaPipe"
+        except ImportError:
+            return None, "no --keypoints, and mediapipe is not installed"
+    person = choose_person([to_smpl45(person) for person in people], box, *image.shape[1::-1])
+    if person is None:
+        origin = f"{origin} sees nobody{'' if box is None else ' in the box'}"
+    return person, origin
+
+
+def draw_sampling(found: dict[str, np.ndarray], image: np.ndarray, body: Callable) -> bytes:
+    """A PNG of the sampling process: Fig. 5, Fig. 6 and the mesh after each iteration."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+
+    import bodymodels
+
+    count, length = found["confidences"].shape
+    shown = np.unique(np.linspace(0, count - 1, min(count, 6)).round().astype(int))
+    poses = np.concatenate((found["poses"][shown], found["pose"][None]))
+    titles = [f"iteration {index + 1}" for index in shown] + ["refined"]
+    if len(found["energies"]) == 1:  # not refined: the last iteration is the result
+        poses, titles = poses[:-1], titles[:-1]
+    betas = torch.from_numpy(found["betas"])[None]
+    meshes = body(betas, torch.from_numpy(poses)).vertices.numpy() + found["transl"]
+    x, y, side, _ = found["box"]
+    crop = crop_picture(image, np.array([x, y]) + side / 2, float(side), 256)
+    crop = crop.permute(1, 2, 0).numpy() / 255
+    K = np.diag([256 / side, 256 / side, 1]) @ (found["K"] - [[0, 0, x], [0, 0, y], [0, 0, 0]])
+
+    figure = Figure(figsize=(max(2.2 * len(poses), 10), 5.2), layout="constrained")
+    rows = figure.subfigures(2, 1, height_ratios=(1, 1))
+    left, right = rows[0].subplots(1, 2)
+    left.imshow(found["masks"], cmap=ListedColormap(["orange", "black"]), vmin=0, vmax=1,
+                aspect="auto", interpolation="nearest")
+    left.set(title="masked tokens (black) after each iteration", xlabel="token", ylabel="iteration")
+    for axis in (left.yaxis, right.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    bar = right.imshow(found["confidences"], vmin=0, vmax=1, aspect="auto",
+                       interpolation="nearest", extent=(-0.5, length - 0.5, count + 0.5, 0.5))
+    right.set(title="confidence of each iteration", xlabel="token", ylabel="iteration")
+    rows[0].colorbar(bar, ax=right)
+    panels = rows[1].subplots(1, len(poses), squeeze=False)[0]
+    for panel, vertices, title in zip(panels, meshes, titles, strict=True):
+        panel.imshow(bodymodels.render(vertices, body.faces, K, (256, 256), background=crop,
+                                       supersample=2).image)
+        panel.set_title(title)
+        panel.axis("off")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=100)
+    return png.getvalue()
+
+
+def reconstruct(arguments: argparse.Namespace) -> None:
+    """Predict the person in a picture; write overlay, sampling process, arrays and mesh."""
+    import matplotlib.image
+
+    import bodymodels
+    import data
+
+    try:
+        box = arguments.box and [float(number) for number in arguments.box.split(",")]
+    except ValueError:
+        raise ValueError(f"--box {arguments.box}: expected x,y,width,height") from None
+    body = bodymodels.load_model(arguments.body)
+    require(len(body.parents) == 24, f"--body {arguments.body}: GenHMR needs SMPL's 24 joints, "
+                                     f"this model has {len(body.parents)}")
+    image = data.read_image(arguments.image)
+    check_picture(image, box)
+    model = load_checkpoint(arguments.checkpoint)
+    keypoints, origin = find_keypoints(arguments, image, box)
+    found = predict(model, body, image, box=box, keypoints=keypoints,
+                    iterations=arguments.iterations, refinement=arguments.refine,
+                    **({} if arguments.step_size is None else {"step_size": arguments.step_size}))
+    overlay = bodymodels.render(found["vertices"], body.faces, found["K"], image.shape[:2],
+                                background=image / np.float32(255), supersample=2)
+    png, npz = io.BytesIO(), io.BytesIO()
+    matplotlib.image.imsave(png, overlay.image, format="png")
+    np.savez_compressed(npz, faces=body.faces.numpy(), **found)
+    sampling = draw_sampling(found, image, body)
+    base = arguments.out / Path(arguments.image).stem
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    bodymodels.write_atomically(f"{base}_overlay.png", png.getvalue())  # base.png may be IMAGE
+    bodymodels.write_atomically(f"{base}_sampling.png", sampling)
+    bodymodels.write_atomically(f"{base}.npz", npz.getvalue())
+    upright = (found["vertices"] - found["joints"][0]) * (1, -1, -1)  # y up, as viewers expect
+    for ending in ("obj", "ply", "glb"):
+        bodymodels.save_mesh(f"{base}.{ending}", upright, body.faces)
+    energies = found["energies"]
+    if len(energies) > 1:
+        origin = f"{(found['confidence'] > 0).sum()} keypoints ({origin})"
+        rose = ", it rose: give a smaller --step-size" if energies[-1] > energies[0] else ""
+        print(f"refined against {origin}: energy {energies[0]:.3g} -> {energies[-1]:.3g} "
+              f"in {len(energies) - 1} steps{rose}")
+    else:
+        print(f"not refined: {origin if keypoints is None or arguments.refine else '--refine 0'}")
+    print(f"wrote {base}_overlay.png, {base.name}_sampling.png, .npz, .obj, .ply and .glb")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code, 2 after one line about bad input."""
+    parser = argparse.ArgumentParser(
+        description="GenHMR: the mesh of the person in a picture.",
+        epilog="Writes the mesh over the picture (_overlay.png), the sampling process "
+               "(_sampling.png), the mesh (.obj, .ply, .glb: metres, pelvis at the origin, y up) "
+               "and the arrays of genhmr.predict (.npz).")
+    add = parser.add_argument
+    add("image", nargs="?", help="a picture with one person")
+    add("--checkpoint", default=Path(__file__).with_name("assets") / "genhmr_cpu.pt",
+        help="train.py's, of stage transformer (default: the small one that comes with this file)")
+    add("--box", help="x,y,w,h of the person in pixels (default: around the keypoints, without "
+                      "keypoints the whole picture)")
+    add("--keypoints", metavar="FILE", help="2D keypoints to refine against, OpenPose's or COCO's "
+                                            "JSON (default: MediaPipe's, where installed)")
+    add("--iterations", type=int, default=5, help="of the sampling (default: 5)")
+    add("--refine", type=int, default=10, help="steps of the refinement (default: 10)")
+    add("--step-size", type=float, help="of the refinement (default: that of genhmr.refine)")
+    add("--body", default="body", metavar="FILE",
+        help="SMPL_NEUTRAL.pkl, for checkpoints trained on SMPL (default: the free body)")
+    add("--out", type=Path, default=Path("output"), help="folder to write to (default: output)")
+    add("--summary", action="store_true", help="print the parameters of every preset instead")
+    add("--json", action="store_true", help="print them as JSON")
+    add("--benchmark", action="store_true", help="print times and ratios instead")
+    add("--preset", default="paper", choices=PRESETS, help="to benchmark (default: paper)")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.summary:
+            print_summary(arguments.json)
+        elif arguments.benchmark:
+            benchmark(PRESETS[arguments.preset])
+        else:
+            require(arguments.image is not None, "name a picture, or give --summary or --benchmark")
+            reconstruct(arguments)
+    except (ValueError, OSError) as error:
+        print(f"genhmr.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,719 @@
+"""GenHMR on a picture: keypoint files, crops, cameras, refinement, drawings, command line."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bodymodels
+import data
+import genhmr
+from genhmr import Config, GenHMR, TokenizerConfig
+
+TINY = Config(
+    tokenizer=TokenizerConfig(codebook_size=64, code_dim=16, width=32, depth=1),
+    image_size=128, vit_dim=32, vit_depth=1, vit_heads=2, vit_drop_path=0.0, scales=(1, 2),
+    pyramid_width=16, width=16, heads=2, points=2, layers=2, ffn=32, regressor_width=16,
+)
+ROOT = Path(genhmr.__file__).parent
+SMPL45 = bodymodels.JOINT_SETS["smpl45"]
+ASTRONAUT = ROOT / "assets" / "astronaut.jpg"
+ASTRONAUT_KEYPOINTS = ROOT / "assets" / "astronaut_keypoints.json"
+
+
+@pytest.fixture(scope="module")
+def model() -> GenHMR:
+    """An untrained model whose outputs are all its own: nothing is zero or uniform."""
+    torch.manual_seed(0)
+    model = GenHMR(TINY).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def checkpoint_file(model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
+    torch.save({"model": model.state_dict(), "config": asdict(TINY)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def body() -> bodymodels.BodyModel:
+    return bodymodels.load_model("body")
+
+
+def picture(width: int = 120, height: int = 90) -> np.ndarray:
+    """A colourful photograph of nobody."""
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(x / 9) + np.cos(y / 7), np.sin(x / 5 + y / 11), np.cos(x / 13)], -1)
+    return (127.5 + 60 * waves).clip(0, 255).astype(np.uint8)
+
+
+BOX = (30.0, 20.0, 45.0, 60.0)
+
+
+def keypoints_of(found: dict, *names: str, shift: tuple[float, float] = (0, 0)) -> np.ndarray:
+    """Keypoints (45, 3) as predicted, of these joints, moved by `shift` pixels."""
+    keypoints = np.zeros((45, 3))
+    for name in names:
+        index = SMPL45.index(name)
+        keypoints[index] = *(found["keypoints_2d"][index] + shift), 1.0
+    return keypoints
+
+
+# ------------------------------------------------------------------------------ 2D keypoints
+
+
+@pytest.mark.parametrize(("count", "name"), genhmr.KEYPOINT_SETS.items())
+def test_convention_keypoints_go_to_joints_of_their_name(count, name):
+    """Every joint that detector and body share arrives, everything else is zero."""
+    names = bodymodels.JOINT_SETS[name]
+    assert len(names) == count
+    rows = np.arange(1.0, 3 * count + 1).reshape(count, 3)
+    result = genhmr.to_smpl45(rows)
+    shared = set(names) & set(SMPL45)
+    assert len(shared) >= 16 and {"nose", "left_wrist", "right_knee"} <= shared
+    for joint, row in zip(SMPL45, result, strict=True):
+        assert np.array_equal(row, rows[names.index(joint)] if joint in shared else np.zeros(3))
+
+
+def test_sides_are_the_person_s_own():
+    """Known indices of the formats' own documentation, against a mix-up of left and right."""
+    for count, name, index in ((17, "left_shoulder", 5), (17, "right_ankle", 16),
+                               (18, "right_wrist", 4), (18, "left_knee", 12), (25, "pelvis", 8),
+                               (25, "left_wrist", 7), (25, "right_heel", 24),
+                               (33, "right_shoulder", 12), (33, "left_big_toe", 31)):
+        keypoints = np.zeros((count, 3))
+        keypoints[index] = 7, 8, 1
+        assert genhmr.to_smpl45(keypoints)[SMPL45.index(name)].tolist() == [7, 8, 1]
+
+
+def flat(count: int, offset: float = 10.0) -> list[float]:
+    """x, y, confidence of `count` keypoints."""
+    rows = [(offset + index, offset + 2 * index, 0.5) for index in range(count)]
+    return [number for row in rows for number in row]
+
+
+def save(path: Path, content) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def annotations(*images: tuple[int, str], entries) -> dict:
+    return {"images": [{"id": number, "file_name": name} for number, name in images],
+            "annotations": entries, "categories": []}
+
+
+@pytest.mark.parametrize(("content", "people"), [
+    ({"version": 1.3, "people": [{"pose_keypoints_2d": flat(25)}]}, [25]),
+    ({"people": [{"pose_keypoints_2d": flat(18), "face_keypoints_2d": []}]}, [18]),
+    ({"people": [{"pose_keypoints": flat(18)}, {"pose_keypoints": flat(18)}]}, [18, 18]),
+    ({"people": [{"pose_keypoints_2d": flat(33)}]}, [33]),
+    ([{"image_id": 3, "category_id": 1, "keypoints": flat(17), "score": 0.9}], [17]),
+    (annotations((1, "x/photo.jpg"), entries=[{"image_id": 1, "keypoints": flat(17)},
+                                              {"image_id": 1, "bbox": [0, 0, 1, 1]}]), [17]),
+    (annotations((1, "other.jpg"), (2, "a/photo.jpg"), entries=[
+        {"image_id": 1, "keypoints": flat(17)}, {"image_id": 1, "keypoints": flat(17)},
+        {"image_id": 2, "keypoints": flat(17)}]), [17]),
+])
+def test_layouts_of_openpose_and_coco_are_read(content, people, tmp_path):
+    """The people about this picture, in order, numbers as they are in the file."""
+    found = genhmr.read_keypoints(save(tmp_path / "k.json", content), "photo.png")
+    assert [len(person) for person in found] == people
+    assert all(np.array_equal(person.ravel(), flat(len(person))) for person in found)
+
+
+def test_coco_results_are_told_apart_by_the_number_in_the_picture_s_name(tmp_path):
+    """Picture 000000000139.jpg is image_id 139."""
+    results = [{"image_id": number, "keypoints": flat(17, number)} for number in (39, 139, 1390)]
+    path = save(tmp_path / "k.json", results)
+    (person,) = genhmr.read_keypoints(path, "val2017/000000000139.jpg")
+    assert person[0, 0] == 139
+    with pytest.raises(ValueError, match="several pictures, but not about photo.jpg"):
+        genhmr.read_keypoints(path, "photo.jpg")
+
+
+def test_convention_coco_visibility(tmp_path):
+    """COCO's flags 0, 1 (occluded) and 2 (visible) are confidences 0, 1 and 1."""
+    numbers = flat(17)
+    numbers[2:9:3] = [0, 1, 2]
+    path = save(tmp_path / "k.json", annotations((1, "a.jpg"), entries=[
+        {"image_id": 1, "keypoints": numbers}]))
+    assert genhmr.read_keypoints(path, "a.jpg")[0][:3, 2].tolist() == [0, 1, 1]
+
+
+BAD_FILES = {
+    "broken": ('{"people": [', "not JSON"),
+    "empty": ("", "not JSON"),
+    "deep": ("[" * 100_000, "not JSON"),
+    "number": (3, "layout"),
+    "text": ('"people"', "layout"),
+    "object": ({"pictures": []}, "layout"),
+    "people is a number": ({"people": 3}, "layout"),
+    "people of numbers": ({"people": [1, 2]}, "layout"),
+    "list of numbers": ([1, 2], "layout"),
+    "no image_id": ([{"keypoints": flat(17)}], "layout"),
+    "unhashable image_id": ([{"image_id": [], "keypoints": flat(17)}], "layout"),
+    "nobody": ({"people": []}, "no people"),
+    "no results": ([], "no people"),
+    "no annotations": (annotations((1, "a.jpg"), entries=[]), "no people"),
+    "hands only": ({"people": [{"hand_left_keypoints_2d": flat(21)}]}, "no people"),
+    "21 keypoints": ({"people": [{"pose_keypoints_2d": flat(21)}]}, "63 numbers.*17"),
+    "50 numbers": ({"people": [{"pose_keypoints_2d": flat(17)[:-1]}]}, "50 numbers"),
+    "no numbers": ({"people": [{"pose_keypoints_2d": []}]}, "0 numbers"),
+    "nested": ({"people": [{"pose_keypoints_2d": [flat(25)]}]}, "75 numbers"),
+    "words": ({"people": [{"pose_keypoints_2d": ["a"] * 75}]}, "not a list of numbers"),
+    "ragged": ({"people": [{"pose_keypoints_2d": [[1], [2, 3]]}]}, "not a list of numbers"),
+    "null": ({"people": [{"pose_keypoints_2d": [None] * 75}]}, "not finite"),
+    "fractions": ({"people": [{"pose_keypoints_2d": [0.4, 0.5, 1.0] * 25}]}, "expected pixels"),
+    "NaN": ('{"people": [{"pose_keypoints_2d": [NaN, 5, 1' + ", 0" * 72 + "]}]}", "not finite"),
+    "infinite": ('{"people": [{"pose_keypoints_2d": [5, 1e999, 1' + ", 0" * 72 + "]}]}",
+                 "not finite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_keypoint_files_are_named(case, tmp_path):
+    """One ValueError that says what was expected, whatever the JSON."""
+    content, message = BAD_FILES[case]
+    with pytest.raises(ValueError, match=message):
+        genhmr.read_keypoints(save(tmp_path / "k.json", content), "a.jpg")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.just(flat(17)),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(
+        st.sampled_from(["people", "pose_keypoints_2d", "annotations", "keypoints", "image_id",
+                         "images", "file_name", "id"]), values, max_size=4), max_leaves=12)
+
+
+@given(json_values)
+@settings(max_examples=200)
+def test_any_json_is_people_or_one_error(content):
+    """Whatever a JSON file holds: rows of finite keypoints, or a ValueError."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = save(Path(folder) / "k.json", content)
+        try:
+            people = genhmr.read_keypoints(path, "a.jpg")
+        except ValueError:
+            return
+    assert people and all(person.shape == (17, 3) for person in people)
+
+
+numbers = st.floats(-50, 250) | st.sampled_from([math.nan, math.inf, 0.0])
+
+
+@given(st.lists(st.tuples(numbers, numbers, st.floats(-0.5, 1.5)), min_size=1, max_size=6))
+def test_unseen_keypoints_are_all_zeros(rows):
+    """Unsure ones and those outside of the picture vanish, the others stay as they are."""
+    keypoints = np.array(rows)
+    confident = keypoints[:, 2] > 0
+    if not np.isfinite(keypoints[confident, :2]).all():
+        with pytest.raises(ValueError, match="not finite"):
+            genhmr.seen_keypoints(keypoints, 120, 90)
+        return
+    seen = genhmr.seen_keypoints(keypoints, 120, 90)
+    for (x, y, confidence), row in zip(rows, seen, strict=True):
+        if confidence >= genhmr.LEAST_CONFIDENCE and 0 <= x <= 120 and 0 <= y <= 90:
+            assert row.tolist() == [x, y, min(confidence, 1.0)]
+        else:
+            assert not row.any()
+
+
+def test_the_person_who_is_seen_best_is_taken():
+    """In the box, if one is given; confidence outside of it does not count."""
+    def person(x: float, confidence: float) -> np.ndarray:
+        return np.tile([x, 50.0, confidence], (17, 1))
+
+    unsure, sure = person(20, 0.5), person(90, 0.9)
+    assert genhmr.choose_person([unsure, sure], None, 120, 90) is sure
+    assert genhmr.choose_person([unsure, sure], (0, 0, 40, 90), 120, 90) is unsure
+    assert genhmr.choose_person([person(500, 1.0), unsure], None, 120, 90) is unsure
+    assert genhmr.choose_person([unsure, sure], (40, 0, 40, 90), 120, 90) is None
+
+
+def test_mediapipe_finds_the_astronaut():
+    """The shipped file is what it sees; in a box it sees what that part alone would show it.
+
+    Exactly, but for rounding. The two are not near each other: in a crop of this portrait the
+    detector moves the elbows by up to 100 px.
+    """
+    pytest.importorskip("mediapipe")
+    image = data.read_image(ASTRONAUT)
+    shipped = genhmr.to_smpl45(genhmr.read_keypoints(ASTRONAUT_KEYPOINTS)[0])
+    (whole,) = genhmr.detect_keypoints(image, None)
+    seen = shipped[:, 2] > 0
+    assert seen.sum() == 9 and np.allclose(genhmr.to_smpl45(whole)[seen], shipped[seen], atol=0.1)
+    (boxed,) = genhmr.detect_keypoints(image, (10.5, 3.2, 390.3, 500.0))
+    (alone,) = genhmr.detect_keypoints(image[3:504, 10:401], None)
+    assert np.allclose(boxed, alone + (10, 3, 0), atol=1e-6)
+    assert genhmr.detect_keypoints(np.zeros((64, 64, 3), np.uint8), None) == []
+
+
+# ---------------------------------------------------------------------------- crop and camera
+
+
+@given(st.tuples(st.floats(-20, 100), st.floats(-20, 80), st.floats(1, 200), st.floats(1, 200)))
+def test_the_network_sees_the_whole_box(box):
+    """The crop's middle three quarters hold the box, with a margin of a fifth one way."""
+    center, side = genhmr.crop_square(picture(), box, np.zeros((45, 3)))
+    assert np.allclose(center, (box[0] + box[2] / 2, box[1] + box[3] / 2))
+    assert math.isclose(max(box[2] / (0.75 * side), box[3] / side), 1 / 1.2)
+
+
+def test_default_boxes():
+    """Around the keypoints that are seen, else the whole picture."""
+    keypoints = np.zeros((45, 3))
+    center, side = genhmr.crop_square(picture(), None, keypoints)
+    assert center.tolist() == [60, 45] and side == 160  # 120 px wide, of which 3/4 are seen
+    keypoints[3] = 40, 60, 1
+    assert genhmr.crop_square(picture(), None, keypoints)[1] == 160  # one point is no box
+    keypoints[7] = 50, 20, 1
+    center, side = genhmr.crop_square(picture(), None, keypoints)
+    assert center.tolist() == [45, 40] and math.isclose(side, 1.2 * 40)
+
+
+def test_convention_crops_are_sampled_at_pixel_centres():
+    """In a picture whose colour is its coordinate, crops show where they are: x + 0.5 exactly."""
+    y, x = np.mgrid[:80, :100]
+    image = np.stack([x, y, 0 * x], -1).astype(np.uint8)
+    center, side, size = np.array([50.0, 40.0]), 40.0, 20
+    crop = genhmr.crop_picture(image, center, side, size)
+    coordinates = (torch.arange(size) + 0.5) / size * side - side / 2
+    assert torch.allclose(crop[0], coordinates + 50 - 0.5, atol=1e-3)
+    assert torch.allclose(crop[1], coordinates[:, None] + 40 - 0.5, atol=1e-3)
+
+
+def test_crops_are_black_outside_of_the_picture():
+    """As the crops of training are."""
+    image = np.full((60, 60, 3), 200, np.uint8)
+    crop = genhmr.crop_picture(image, np.array([0.0, 30.0]), 60.0, 32)
+    assert not crop[:, :, :15].any() and torch.allclose(crop[:, 2:-2, 17:], torch.tensor(200.0))
+
+
+def test_large_crops_are_averaged_not_skipped():
+    """Shrinking a fine chessboard gives grey, not aliases."""
+    board = np.indices((512, 512)).sum(0) % 2 * 255
+    board = np.repeat(board[..., None], 3, 2).astype(np.uint8)
+    crop = genhmr.crop_picture(board, np.array([256.0, 256.0]), 512.0, 64)
+    assert (crop[:, 1:-1, 1:-1] - 127.5).abs().max() < 1.0
+
+
+cameras = st.tuples(st.floats(0.2, 2), st.floats(-0.5, 0.5), st.floats(-0.5, 0.5))
+
+
+@given(cameras, st.tuples(st.floats(0, 500), st.floats(0, 500)), st.floats(20, 900))
+def test_the_mesh_covers_in_the_picture_what_it_covered_in_the_crop(camera, center, side):
+    """Projected by the picture's K = projected by the crop's camera, moved to the crop's place."""
+    camera, center = torch.tensor([camera], dtype=torch.float64), np.array(center)
+    points = torch.randn(1, 30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    in_crop = genhmr.project(points, camera, TINY.focal)[0].numpy()
+    translation = genhmr.camera_translation(camera, TINY.focal)[0].numpy()
+    K, moved = genhmr.picture_camera(translation, TINY, center, side, None)
+    pixels = bodymodels.project(points[0] + torch.from_numpy(moved), torch.from_numpy(K)).numpy()
+    assert np.allclose(pixels, center + side * in_crop, atol=1e-6)
+
+
+@given(cameras, st.tuples(st.floats(0, 500), st.floats(0, 500)), st.floats(20, 900),
+       st.floats(300, 20_000))
+def test_given_camera_keeps_the_plane_of_the_body(camera, center, side, focal):
+    """With a K of one's own, points at the depth of the body's origin stay where they were."""
+    camera, center = torch.tensor([camera], dtype=torch.float64), np.array(center)
+    plane = torch.tensor([[[0.0, 0, 0], [0.3, -0.2, 0], [-0.5, 0.8, 0]]], dtype=torch.float64)
+    in_crop = genhmr.project(plane, camera, TINY.focal)[0].numpy()
+    K = np.array([[focal, 0, 250], [0, focal, 200], [0, 0, 1]])
+    translation = genhmr.camera_translation(camera, TINY.focal)[0].numpy()
+    same, moved = genhmr.picture_camera(translation, TINY, center, side, K)
+    pixels = bodymodels.project(plane[0] + torch.from_numpy(moved), torch.from_numpy(K)).numpy()
+    assert np.array_equal(same, K) and np.allclose(pixels, center + side * in_crop, atol=1e-6)
+
+
+# -------------------------------------------------------------------------------- prediction
+
+
+def test_prediction_is_consistent(model, body):
+    """Shapes, types, one camera for everything, every count as scheduled."""
+    found = genhmr.predict(model, body, picture(), box=BOX)
+    assert {name: value.shape for name, value in found.items()} == {
+        "vertices": (6890, 3), "joints": (24, 3), "keypoints_3d": (45, 3), "keypoints_2d": (45, 2),
+        "pose": (24, 3, 3), "betas": (10,), "transl": (3,), "camera": (3,), "K": (3, 3),
+        "box": (4,), "confidence": (45,), "energies": (1,), "poses": (5, 24, 3, 3),
+        "confidences": (5, 96), "tokens": (96,), "masks": (6, 96)}
+    assert all(value.dtype == {"tokens": np.int64, "masks": bool}.get(name, np.float32)
+               for name, value in found.items())
+    pose, betas = torch.from_numpy(found["pose"])[None], torch.from_numpy(found["betas"])[None]
+    posed = body(betas, pose, transl=torch.from_numpy(found["transl"])[None])
+    assert np.allclose(posed.vertices[0], found["vertices"], atol=1e-4)
+    assert np.allclose(body.keypoints(posed)[0], found["keypoints_3d"], atol=1e-4)
+    assert np.array_equal(found["joints"], found["keypoints_3d"][:24])
+    pixels = bodymodels.project(torch.from_numpy(found["keypoints_3d"]).double(),
+                                torch.from_numpy(found["K"]).double())
+    assert np.allclose(pixels, found["keypoints_2d"], atol=0.01)
+    assert np.allclose(found["box"], (16.5, 14, 72, 72))
+    assert found["masks"].sum(1).tolist() == [96, 87, 63, 34, 10, 0]  # the cosine's, L = 96, T = 5
+
+
+def test_iterations_end_in_the_result(model, body):
+    """The last iteration's pose is the result, and an iteration's pose has its kept tokens."""
+    found = genhmr.predict(model, body, picture(), iterations=4)
+    assert np.allclose(found["poses"][-1], found["pose"], atol=1e-6)
+    once = genhmr.predict(model, body, picture(), iterations=1)
+    assert np.allclose(found["poses"][0], once["pose"], atol=1e-5)  # T = 1 is the first guess
+
+
+@pytest.mark.parametrize("names", [("nose", "left_wrist"), SMPL45])
+def test_refinement_follows_the_keypoints(model, body, names):
+    """For small steps the energy falls, and the seen keypoints are nearer to their targets.
+
+    Small for this model, whose random weights are steeper than a trained tokenizer's.
+    """
+    before = genhmr.predict(model, body, picture(), box=BOX)
+    targets = keypoints_of(before, *names, shift=(2, -1))
+    after = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets, refinement=20,
+                           step_size=0.1)
+    assert after["energies"].shape == (21,) and (np.diff(after["energies"]) < 0).all()
+    seen = targets[:, 2] > 0
+
+    def error(found: dict) -> float:
+        return np.square(found["keypoints_2d"] - targets[:, :2])[seen].sum()
+
+    assert error(after) < error(before)
+    assert np.array_equal(before["tokens"], after["tokens"])  # refinement leaves the codebook
+    assert np.array_equal(before["betas"], after["betas"])
+    assert np.array_equal(before["K"], after["K"])
+
+
+def test_joints_that_are_not_seen_do_not_drag(model, body):
+    """Their coordinates, whatever they are, change no bit of the result."""
+    before = genhmr.predict(model, body, picture(), box=BOX)
+    targets = keypoints_of(before, "nose", "left_shoulder", "right_shoulder", shift=(3, 0))
+    wild = targets.copy()
+    ankles = [SMPL45.index("left_ankle"), SMPL45.index("right_ankle"), SMPL45.index("pelvis")]
+    wild[ankles] = [(math.nan, math.inf, 0.0), (1e9, -1e9, 1.0), (5.0, 5.0, 0.1)]
+    expected = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets)
+    found = genhmr.predict(model, body, picture(), box=BOX, keypoints=wild)
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    assert not np.array_equal(before["pose"], found["pose"])
+
+
+def test_nothing_seen_is_nothing_refined(model, body):
+    """Zero confidence everywhere is the same as no keypoints at all, also for the box."""
+    keypoints = np.concatenate((np.full((45, 2), 40.0), np.zeros((45, 1))), 1)
+    expected = genhmr.predict(model, body, picture())
+    found = genhmr.predict(model, body, picture(), keypoints=keypoints)
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+@settings(max_examples=4)
+def test_only_the_box_matters(model, body, x, y):
+    """In a larger black picture the body is the same, moved along."""
+    canvas = np.zeros((140, 180, 3), np.uint8)
+    canvas[y : y + 90, x : x + 120] = picture()
+    here = genhmr.predict(model, body, picture(), box=BOX)
+    there = genhmr.predict(model, body, canvas, box=(BOX[0] + x, BOX[1] + y, *BOX[2:]))
+    assert np.array_equal(here["tokens"], there["tokens"])
+    assert np.allclose(here["vertices"], there["vertices"], atol=1e-3)
+    assert np.allclose(here["keypoints_2d"] + (x, y), there["keypoints_2d"], atol=0.01)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"image": np.zeros((64, 64), np.uint8)}, "uint8 RGB"),
+    ({"image": np.zeros((64, 64, 3))}, "uint8 RGB"),
+    ({"image": np.zeros((0, 64, 3), np.uint8)}, "uint8 RGB"),
+    ({"image": [[1]]}, "uint8 RGB"),
+    ({"box": (0, 0, 10)}, "x,y,width,height"),
+    ({"box": (0, 0, -5, 10)}, "x,y,width,height"),
+    ({"box": (500, 0, 10, 10)}, "64 x 64"),
+    ({"box": (0, math.nan, 10, 10)}, "x,y,width,height"),
+    ({"K": np.eye(4)}, "intrinsics"),
+    ({"K": np.zeros((3, 3))}, "intrinsics"),
+    ({"keypoints": np.zeros((25, 3))}, "45"),
+    ({"keypoints": np.zeros((45, 2))}, "confidence"),
+    ({"keypoints": np.full((45, 3), np.nan)}, "not finite"),
+    ({"iterations": 0}, "iterations"),
+    ({"refinement": -1}, "refinement"),
+    ({"schedule": "sine"}, "schedule"),
+])
+def test_bad_input_is_named(model, body, changes, message):
+    """One ValueError that says what was expected."""
+    arguments = {"image": np.zeros((64, 64, 3), np.uint8)} | changes
+    with pytest.raises(ValueError, match=message):
+        genhmr.predict(model, body, **arguments)
+
+
+def test_training_mode_is_refused(body):
+    """Dropped paths in a picture's result would be a silent mistake."""
+    with pytest.raises(ValueError, match="eval"):
+        genhmr.predict(GenHMR(TINY).train(), body, picture())
+
+
+# ---------------------------------------------------------------------- summary and benchmark
+
+
+@pytest.mark.parametrize("name", genhmr.PRESETS)
+def test_summary_counts_every_parameter_once(name):
+    """The parts add up to the whole model, and those of the paper's size are as specified."""
+    counts = genhmr.count_parameters(genhmr.PRESETS[name])
+    with torch.device("meta"):
+        model = GenHMR(genhmr.PRESETS[name])
+    total = sum(p.numel() for p in model.parameters()) + model.tokenizer.codebook.numel()
+    parts = [count for part, count in counts.items() if part not in ("total", "pose tokenizer")]
+    assert sum(parts) == counts["total"] == total and min(parts) > 0
+    assert sum(counts[part] for part in counts if part.startswith("pose tokenizer, ")) == counts[
+        "pose tokenizer"]
+    for part, (_, specified) in genhmr.PARTS.items() if name != "cpu" else ():
+        assert math.isclose(counts[part], specified, rel_tol=0.025), part
+
+
+def test_summary_as_text_and_as_json(capsys):
+    """Both print the same numbers for every preset."""
+    assert genhmr.main(["--summary", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert genhmr.main(["--summary"]) == 0
+    text = capsys.readouterr().out
+    assert set(summary["parameters"]) == set(genhmr.PRESETS)
+    for counts in summary["parameters"].values():
+        assert all(f"{count:,}" in text for count in counts.values())
+    assert "12,873,478" in text and "630.90 M" in text and summary["remark"] in text
+    assert summary["specified"]["cpu"] == {}
+
+
+@pytest.mark.parametrize("peer", ["project_then_sample", "transformers"])
+def test_benchmark_compares_what_is_equal(peer):
+    """Both compute the same attention, with the same gradients, also near and over the borders."""
+    if peer == "transformers":
+        pytest.importorskip("transformers.models.deformable_detr.modeling_deformable_detr",
+                            exc_type=Exception)
+    torch.manual_seed(0)
+    config = Config(width=32, pyramid_width=32, heads=4, scales=(1, 2, 4), points=3)
+    attention = genhmr.DeformableAttention(config).double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter)
+    shapes = ((5, 3), (9, 7), (4, 12))
+    inputs = [torch.randn(2, 6, 32), torch.randn(2, sum(h * w for h, w in shapes), 32),
+              torch.rand(6, 2)]
+    queries, values, reference = [x.double().requires_grad_() for x in inputs]
+    other = partial(genhmr.project_then_sample, attention)
+    if peer == "transformers":
+        other = genhmr.peer_attention(attention)
+        assert not isinstance(other, partial)
+    weight = torch.randn(2, 6, 32, dtype=torch.float64)
+    results = [function(queries, reference, values, shapes) for function in (attention, other)]
+    gradients = [torch.autograd.grad((result * weight).sum(), (queries, values, reference))
+                 for result in results]
+    assert torch.allclose(*results, atol=1e-10)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-9)
+
+
+def test_benchmark_prints_ratios_and_parts(capsys):
+    """With equal outputs, whatever the times."""
+    genhmr.benchmark(genhmr.PRESETS["cpu"], seconds=0.0, widths=(32,))
+    output = capsys.readouterr().out
+    assert "width 32, forward + backward" in output and "T = 5" in output
+    differences = re.findall(r"differs by (\S+)", output)
+    assert len(differences) == 2 and all(float(number) < 1e-4 for number in differences)
+    assert output.count(" ms") >= 12 and "refinement, 10 steps" in output
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+def command(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True,
+                          text=True)
+
+
+def save_picture(path: Path) -> Path:
+    from matplotlib.image import imsave
+
+    imsave(path, picture())
+    return path
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 12])
+def test_sampling_picture_shows_masks_and_confidences(model, body, iterations, tmp_path):
+    """Black and orange for masked and kept tokens; a PNG for any number of iterations."""
+    found = genhmr.predict(model, body, picture(), iterations=iterations)
+    (tmp_path / "sampling.png").write_bytes(genhmr.draw_sampling(found, picture(), body))
+    image = data.read_image(tmp_path / "sampling.png").astype(int)
+    height, width = image.shape[0] // 2, image.shape[1] // 2
+    plot = image[:height, :width]
+    orange, black = ((abs(plot - color).max(-1) < 3).sum() for color in ((255, 165, 0), (0,) * 3))
+    masked = found["masks"].mean()
+    assert orange > 10_000 and abs(black / (black + orange) - masked) < 0.05
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 500  # heat map and meshes
+
+
+def test_command_line_on_a_picture(model, body, checkpoint_file, tmp_path, capsys):
+    """Writes overlay, sampling process, three mesh files and the arrays of `predict`."""
+    photo = save_picture(tmp_path / "photo.png")
+    rows = [[40 + index, 50 + index, 0.9] for index in range(17)]
+    keypoints = save(tmp_path / "keypoints.json", [{"image_id": 1, "keypoints": sum(rows, [])}])
+    step = 0.03
+    arguments = [photo, "--checkpoint", checkpoint_file, "--out", tmp_path / "out",
+                 "--box", "30,20,45,60", "--keypoints", keypoints, "--refine", "4",
+                 "--iterations", "3", "--step-size", step]
+    assert genhmr.main([str(argument) for argument in arguments]) == 0
+    output = capsys.readouterr().out
+    assert "refined against 17 keypoints" in output and "in 4 steps\n" in output
+    names = ("_overlay.png", "_sampling.png", ".npz", ".obj", ".ply", ".glb")
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {f"photo{name}" for name in names} and output.count("\n") == 2
+    overlay = data.read_image(tmp_path / "out" / "photo_overlay.png")
+    assert overlay.shape == (90, 120, 3) and (overlay != picture()).any()
+    expected = genhmr.predict(model, body, picture(), box=(30, 20, 45, 60), iterations=3,
+                              keypoints=genhmr.to_smpl45(np.array(rows)), refinement=4,
+                              step_size=step)
+    with np.load(tmp_path / "out" / "photo.npz") as arrays:
+        assert set(arrays) == set(expected) | {"faces"}
+        for name, value in expected.items():
+            assert np.allclose(arrays[name], value, atol=1e-3), name
+        assert np.array_equal(arrays["faces"], body.faces)
+    lines = (tmp_path / "out" / "photo.obj").read_text().splitlines()
+    assert sum(line.startswith("v ") for line in lines) == 6890
+
+
+def test_steps_too_large_are_not_passed_over_in_silence(checkpoint_file, tmp_path, capsys):
+    """When the energy rises, the line about the refinement says so, and what to change."""
+    numbers = [number for index in range(17) for number in (60 - index, 30 + 3 * index, 1)]
+    keypoints = save(tmp_path / "k.json", {"people": [{"pose_keypoints_2d": numbers}]})
+    assert genhmr.main([str(argument) for argument in (
+        save_picture(tmp_path / "photo.png"), "--checkpoint", checkpoint_file, "--out", tmp_path,
+        "--keypoints", keypoints, "--step-size", 1e4)]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    before, after = map(float, re.search(r"energy (\S+) -> (\S+)", line).groups())
+    assert after > before and line.endswith("it rose: give a smaller --step-size")
+
+
+@pytest.mark.parametrize(("arguments", "line"), [
+    (["--refine", "0"], "not refined: --refine 0"),
+    (["--keypoints", "unseen.json"], "not refined: unseen.json sees nobody"),
+    ([], "not refined: no --keypoints, and mediapipe is not installed"),
+])
+def test_without_keypoints_there_is_one_line(arguments, line, checkpoint_file, tmp_path,
+                                             monkeypatch, capsys):
+    """The command succeeds and says why it did not refine."""
+    monkeypatch.setitem(sys.modules, "mediapipe", None)  # as if it were not installed
+    monkeypatch.chdir(tmp_path)
+    save_picture(tmp_path / "photo.png")
+    save(tmp_path / "unseen.json", {"people": [{"pose_keypoints_2d": [0] * 75}]})
+    assert genhmr.main(["photo.png", "--checkpoint", str(checkpoint_file), *arguments]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == line and second.startswith("wrote output/photo_overlay.png")
+
+
+@pytest.fixture(scope="module")
+def other_checkpoints(model, tmp_path_factory) -> Path:
+    """Checkpoints that are not GenHMR's: a tokenizer's, SimpleHand's, a damaged one."""
+    folder = tmp_path_factory.mktemp("others")
+    tokenizer = {"model": model.tokenizer.state_dict(), "config": asdict(TINY.tokenizer)}
+    torch.save(tokenizer, folder / "tokenizer.pt")
+    shutil.copy(ROOT / "assets" / "simplehand_cpu.pt", folder / "simplehand.pt")
+    (folder / "broken.pt").write_bytes((folder / "tokenizer.pt").read_bytes()[:1000])
+    diverged = {name: value * math.nan if value.is_floating_point() else value
+                for name, value in model.state_dict().items()}
+    torch.save({"model": diverged, "config": asdict(TINY)}, folder / "diverged.pt")
+    return folder
+
+
+BAD_ARGUMENTS = {
+    "no picture": ([], "name a picture"),
+    "missing picture": (["nowhere.png"], "nowhere.png"),
+    "empty picture": (["empty.png"], "empty"),
+    "text": (["text.jpg"], "picture"),
+    "no checkpoint": (["photo.png", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
+    "bad checkpoint": (["photo.png", "--checkpoint", "OTHERS/broken.pt"], "broken.pt"),
+    "tokenizer's": (["photo.png", "--checkpoint", "OTHERS/tokenizer.pt"], "tokenizer"),
+    "SimpleHand's": (["photo.png", "--checkpoint", "OTHERS/simplehand.pt"], "GenHMR"),
+    "diverged": (["photo.png", "--checkpoint", "OTHERS/diverged.pt"], "not finite"),
+    "letters in box": (["photo.png", "--box", "a,b"], "x,y,width,height"),
+    "three numbers in box": (["photo.png", "--box", "1,2,3"], "x,y,width,height"),
+    "box beside the picture": (["photo.png", "--box", "500,500,10,10"], "120 x 90"),
+    "missing keypoints": (["photo.png", "--keypoints", "nowhere.json"], "nowhere.json"),
+    "keypoints are a picture": (["photo.png", "--keypoints", "photo.png"], "not JSON"),
+    "keypoints of nobody": (["photo.png", "--keypoints", "nobody.json"], "no people"),
+    "no iterations": (["photo.png", "--iterations", "0"], "iterations"),
+    "negative refinement": (["photo.png", "--refine", "-1"], "refine"),
+    "a hand": (["photo.png", "--body", "hand_right"], "24 joints"),
+    "missing body": (["photo.png", "--body", "SMPL_NEUTRAL.pkl"], "SMPL_NEUTRAL.pkl"),
+    "out is a file": (["photo.png", "--out", "text.jpg"], "text.jpg"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_command_line_refuses_bad_input(case, checkpoint_file, other_checkpoints, tmp_path,
+                                        monkeypatch, capsys):
+    """Exit code 2, one line on stderr that names the matter, nothing written."""
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    monkeypatch.chdir(tmp_path)
+    save_picture(tmp_path / "photo.png")
+    save(tmp_path / "text.jpg", "this is no picture")
+    save(tmp_path / "nobody.json", {"people": []})
+    (tmp_path / "empty.png").touch()
+    arguments, message = BAD_ARGUMENTS[case]
+    arguments = [argument.replace("OTHERS", str(other_checkpoints)) for argument in arguments]
+    before = sorted(tmp_path.iterdir())
+    assert genhmr.main(["--checkpoint", str(checkpoint_file), *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("genhmr.py: ") and output.err.count("\n") == 1
+    assert message in output.err and not output.out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_command_line_as_a_process(checkpoint_file, tmp_path):
+    """Run from another folder, as a user does; a bad picture is one line and exit code 2."""
+    script = ROOT / "genhmr.py"
+    shutil.copy(ASTRONAUT, tmp_path)
+    before = ASTRONAUT.read_bytes()
+    result = command(script, "astronaut.jpg", "--checkpoint", checkpoint_file, "--out", ".",
+                     "--keypoints", ASTRONAUT_KEYPOINTS, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "refined against 9 keypoints" in result.stdout
+    assert (tmp_path / "astronaut_overlay.png").is_file()
+    assert (tmp_path / "astronaut.jpg").read_bytes() == before
+    result = command(script, checkpoint_file, "--checkpoint", checkpoint_file, cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+
+
+def test_file_alone_predicts(tmp_path):
+    """Copied into an empty folder it crops, samples, refines and counts with torch and numpy."""
+    shutil.copy(genhmr.__file__, tmp_path)
+    code = f"""
+import sys, types, numpy, torch, genhmr
+from genhmr import Config, TokenizerConfig
+model = genhmr.GenHMR({TINY!r}).eval()
+class Sticks:  # a body of bones alone
+    def __call__(self, betas, rotations):
+        joints = rotations[..., 0].cumsum(1) / 24
+        return types.SimpleNamespace(vertices=joints.repeat(1, 2, 1), joints=joints)
+    def keypoints(self, output):
+        return torch.cat((output.joints, output.joints[:, :21]), 1)
+    def for_keypoints(self):
+        return self
+found = genhmr.predict(model, Sticks(), numpy.zeros((40, 50, 3), numpy.uint8),
+                       keypoints=numpy.tile([20.0, 20.0, 1.0], (45, 1)))
+assert found["vertices"].shape == (48, 3) and len(found["energies"]) == 11
+foreign = {{"bodymodels", "data", "metrics", "train", "matplotlib", "transformers", "mediapipe"}}
+assert not foreign & set(sys.modules), foreign & set(sys.modules)
+"""
+    result = command("-I", "-c", f"import sys; sys.path.insert(0, '.'){code}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    result = command("genhmr.py", "--summary", cwd=tmp_path)
+    assert result.returncode == 0 and "codebook" in result.stdout
