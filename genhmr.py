@@ -1085,6 +1085,7 @@ class Sampled(NamedTuple):
     camera: Tensor  # (B, 3), s, tx, ty
     masks: Tensor  # (T + 1, B, L) bool: before iteration 1, after 1, ..., after T (Fig. 5)
     confidences: Tensor  # (T, B, L): the probability each word had when chosen (Fig. 6)
+    guesses: Tensor  # (T, B, L) int64: all words, before the least sure are masked again
 
 
 def sample(model: GenHMR, images: Tensor, **options) -> Sampled:
@@ -1114,7 +1115,7 @@ def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
     counts = mask_counts(length, iterations, schedule, force_progress)
     tokens = torch.full((len(features.values), length), model.mask_token,
                         device=features.values.device)  # Y_1
-    masks, confidences = [tokens == model.mask_token], []
+    masks, confidences, guesses = [tokens == model.mask_token], [], []
     confidence = torch.zeros(tokens.shape, device=tokens.device)
     for count in counts[1:]:
         probability = model.predict_logits(features, tokens).float().softmax(-1)  # p(y_i | Y_M, X)
@@ -1128,9 +1129,10 @@ def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
         rank = score.argsort(dim=1, stable=True).argsort(dim=1)
         masks.append(rank < count)
         confidences.append(confidence)
+        guesses.append(tokens)
         tokens = tokens.masked_fill(masks[-1], model.mask_token)
     return Sampled(tokens, model.tokenizer.decode(tokens), features.betas, features.camera,
-                   torch.stack(masks), torch.stack(confidences))
+                   torch.stack(masks), torch.stack(confidences), torch.stack(guesses))
 
 
 def choose(probability: Tensor, top_k: int, generator: torch.Generator | None) -> Tensor:
@@ -1408,21 +1410,6 @@ def picture_camera(translation: np.ndarray, config: Config, center: np.ndarray, 
 
 
 @torch.no_grad()
-def iteration_poses(model: GenHMR, features: Features, sampled: Sampled) -> Tensor:
-    """The poses (T, B, 24, 3, 3) that each iteration of `sample` would have ended with.
-
-    Its tokens are those kept before it and, for all others, its best guesses. Kept tokens never
-    change, so the input of every iteration follows from its mask and the final tokens.
-    """
-    poses = []
-    for mask in sampled.masks[:-1]:  # as each iteration found it
-        tokens = sampled.tokens.masked_fill(mask, model.mask_token)
-        guesses = model.predict_logits(features, tokens).argmax(-1)
-        poses.append(model.tokenizer.decode(torch.where(mask, guesses, sampled.tokens)))
-    return torch.stack(poses)
-
-
-@torch.no_grad()
 def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
             iterations: int = 5, schedule: str = "cosine", refinement: int = 10,
@@ -1481,7 +1468,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
                "box": np.append(center - side / 2, (side, side)), "confidence": seen[:, 2]}
     tensors = {"pose": rotations[0], "betas": betas[0], "camera": camera[0],
                "energies": energies[:, 0], "confidences": sampled.confidences[:, 0],
-               "poses": iteration_poses(model, features, sampled)[:, 0]}
+               "poses": model.tokenizer.decode(sampled.guesses[:, 0])}
     arrays |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     return arrays | {"tokens": sampled.tokens[0].cpu().numpy(),

@@ -1296,6 +1296,8 @@ def test_sampling_invariants(length, seed, options):
     for t in range(iterations):
         before, after, score = masks[t], masks[t + 1], confidences[t]
         chosen = (inputs[t + 1] if t + 1 < iterations else found.tokens)
+        assert torch.equal(found.guesses[t].masked_fill(after, 32).eq(32), after)
+        assert torch.equal(found.guesses[t][~after], chosen[~after])  # all words, then the kept
         new = before & ~after  # guessed now, and kept
         probability = steps[t][1].gather(2, chosen.clamp(max=31)[..., None])[..., 0]
         assert torch.equal(score[new], probability[new])  # its plain probability
