@@ -160,6 +160,7 @@ class Config:
     focal_length: float = 5000.0  # px at a crop of 256 px; fixed (paper), this value (HMR2.0)
 
     # Loss. L_mask is a mean over words and samples, the others see `reduction`
+    tau_max: float = 1.0  # tau ~ U(0, tau_max) of generative masking (paper, Table 4: 0.3 to 1)
     mask_loss_on: str = "all"  # words (paper, Eq. 1), or "masked" ones alone (MaskGIT)
     reduction: str = "hmr2_sum"  # sums over joints and batch (HMR2.0; the weights are its own), or
     # "mean": over the batch, times 48, for batches of other sizes (our choice)
@@ -207,6 +208,7 @@ class Config:
                                            and self.vit_dim % scale == 0 for scale in self.scales),
              "powers of 2 that divide vit_dim"),
             ("heads", self.width % self.heads == 0, "a divisor of width"),
+            ("tau_max", 0 < self.tau_max <= 1, "above 0, at most 1"),
             ("mask_loss_on", self.mask_loss_on in ("all", "masked"), "'all' or 'masked'"),
             ("reduction", self.reduction in ("hmr2_sum", "mean"), "'hmr2_sum' or 'mean'"),
             ("temperature_end", 0 < self.temperature_end <= self.temperature_start,
@@ -253,11 +255,12 @@ PRESETS: dict[str, Config] = {
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, vit_dim=96, vit_depth=3, vit_heads=3,
         vit_drop_path=0.0, scales=(1, 2, 4), pyramid_width=32, width=64, heads=4, points=2,
-        layers=2, ffn=128, regressor_width=96, reduction="mean", weight_keypoints_3d=2.5e-3,
-        weight_keypoints_2d=5e-4, weight_pose=5e-5, weight_betas=2.5e-5, temperature_end=0.5,
-        batch_size=32, steps=4_000, learning_rate=1e-3, schedule="cosine", warmup_steps=200,
-        precision="fp32", channels_last=False, eval_every=1_000, augmentation="rendered_bodies",
-        train_samples=16_000, test_samples=500, views=30.0),
+        layers=2, ffn=128, regressor_width=96, tau_max=0.7, reduction="mean",
+        weight_keypoints_3d=2.5e-3, weight_keypoints_2d=5e-4, weight_pose=5e-5,
+        weight_betas=2.5e-5, temperature_end=0.5, batch_size=32, steps=4_000, learning_rate=1e-3,
+        schedule="cosine", warmup_steps=200, precision="fp32", channels_last=False,
+        eval_every=1_000, augmentation="rendered_bodies", train_samples=16_000, test_samples=500,
+        views=30.0),
 }
 
 # ------------------------------------------------------------------------ rotations, cameras
@@ -926,15 +929,17 @@ class GenHMR(nn.Module):
 # ------------------------------------------------------------------------ stage 2: training
 
 
-def random_mask(tokens: Tensor, mask_token: int,
+def random_mask(tokens: Tensor, mask_token: int, tau_max: float = 1.0,
                 generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Generative masking: words (B, L) -> the words with some masked, and the mask (B, L).
 
     m = ceil(gamma(tau) L), gamma(tau) = cos(pi tau / 2), tau ~ U(0, 1), in random positions. That
-    is 64 % of the words on average, and all of them for 9 % of the poses.
+    is 64 % of the words on average, and all of them for 9 % of the poses. tau_max below 1 masks
+    more, never less: gamma decreases, although Table 4 calls U(0, 0.3) "narrower ratios".
     """
     batch, length = tokens.shape
-    tau = torch.rand(batch, 1, dtype=torch.float64, generator=generator, device=tokens.device)
+    tau = tau_max * torch.rand(batch, 1, dtype=torch.float64, generator=generator,
+                               device=tokens.device)
     count = (torch.cos(0.5 * math.pi * tau) * length).ceil().clamp_min(1)
     order = torch.rand(batch, length, generator=generator, device=tokens.device).argsort(1)
     mask = order.argsort(1) < count
@@ -950,7 +955,7 @@ def mask_batch(model: GenHMR, batch: dict[str, Tensor],
     """
     unknown = batch["pose_valid"][:, None] == 0
     tokens = model.tokenizer.encode(batch["pose"])
-    masked, mask = random_mask(tokens, model.mask_token, generator)
+    masked, mask = random_mask(tokens, model.mask_token, model.config.tau_max, generator)
     return batch | {"tokens": tokens, "mask": mask | unknown,
                     "masked_tokens": masked.masked_fill(unknown, model.mask_token)}
 

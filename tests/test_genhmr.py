@@ -924,9 +924,19 @@ def test_masks_follow_the_cosine_ratio():
     assert (number == 96).double().mean().item() == pytest.approx(everything, abs=0.005)
     assert mask.double().mean(0) == pytest.approx([ratio] * 96, abs=0.02)  # no favourite places
     assert len(mask[:100].unique(dim=0)) > 80  # each sample its own
-    first, second = (genhmr.random_mask(tokens[:5], 32, torch.Generator().manual_seed(1))
+    first, second = (genhmr.random_mask(tokens[:5], 32,
+                                                generator=torch.Generator().manual_seed(1))
                      for _ in range(2))
     assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("tau_max", [0.3, 0.7])
+def test_a_smaller_range_of_tau_masks_more(tau_max):
+    """No fewer words than gamma(tau_max) of them are masked, and all of them at times."""
+    _, mask = genhmr.random_mask(torch.zeros(3000, 96, dtype=torch.int64), 32, tau_max)
+    counts = mask.sum(1)
+    least = math.ceil(96 * math.cos(0.5 * math.pi * tau_max))
+    assert least <= counts.min() <= least + 2 and counts.max() == 96
 
 
 def test_at_least_one_word_is_masked(monkeypatch):
