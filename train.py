@@ -30,6 +30,7 @@ import argparse
 import collections
 import contextlib
 import csv
+import ctypes
 import dataclasses
 import functools
 import inspect
@@ -139,6 +140,7 @@ def choose_device() -> torch.device:
     if not torch.cuda.is_available():
         if neighbours > 1:  # torchrun would give each a single core
             torch.set_num_threads(max(1, available_cores() // neighbours))
+        keep_freed_memory()
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(f"process {local_rank} on this machine has no GPU of its own: start at "
@@ -148,6 +150,18 @@ def choose_device() -> torch.device:
     torch.set_float32_matmul_precision("high")  # TF32, as convolutions have by default
     torch.backends.cudnn.benchmark = True
     return device
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the buffers that a step frees for the next step.
+
+    It gives large ones back to the system, and each page that comes again costs a fault.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_... of malloc.h
+    with contextlib.suppress(AttributeError, OSError):  # another libc: it does as it likes
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 2**25)  # the largest that all versions take
+        mallopt(trim_threshold, 2**30)
 
 
 def available_cores() -> int:
