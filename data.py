@@ -577,8 +577,10 @@ OTHER_NOISE = 0.03
 
 
 @cache
-def motion_frames(split: str) -> np.ndarray:
+def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
     """Poses (N, 24, 3) of a split's clips, axis-angle, y up, then their mirror images.
+
+    lean: degrees, the most that the pelvis leans from upright; 180 keeps somersaults too.
 
     The clips of `assets/motion.npz` are divided as wholes. Of frames that hardly differ the first
     stays. All are turned about the vertical until they face +z, as nearly as they can.
@@ -594,7 +596,8 @@ def motion_frames(split: str) -> np.ndarray:
         trace = (rotations[kept] * frame).sum((2, 3))  # of the relative rotation
         if (((trace.clamp(-1, 3) - 1) / 2).acos().amax(1) >= NEAR_DUPLICATE).all():
             kept.append(index)
-    frames = bodymodels.matrix_to_axis_angle(rotations[kept])
+    upright = rotations[kept, 0, 1, 1] > np.cos(np.deg2rad(lean)) - 1e-6  # cosine of its lean
+    frames = bodymodels.matrix_to_axis_angle(rotations[kept][upright])
     return torch.cat([frames, bodymodels.mirror_pose(frames, SMPL_JOINTS)]).numpy()
 
 
@@ -606,14 +609,16 @@ def face_forward(roots: Tensor) -> Tensor:
     return bodymodels.axis_angle_to_matrix(turn) @ roots
 
 
-def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0) -> np.ndarray:
+def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0,
+                     lean: float = 180.0) -> np.ndarray:
     """A plausible body: SMPL rotations (24, 3, 3), the root's in an upright camera's frame.
 
     Half are frames of the split's clips, the other half have legs, left arm or right arm of other
     frames; noise moves all joints but the root, most where the clips are still. The body faces
-    the camera and is then turned about the vertical by up to +- `views` degrees.
+    the camera and is then turned about the vertical by up to +- `views` degrees. lean: see
+    `motion_frames`.
     """
-    frames = motion_frames(split)
+    frames = motion_frames(split, lean)
     pose = frames[rng.integers(len(frames))].copy()
     if rng.random() < 0.5:
         for limb in LIMBS:
@@ -1366,9 +1371,10 @@ def body_camera(size: int) -> np.ndarray:
     return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
 
 
-def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float) -> BodyScene:
+def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
+                      lean: float) -> BodyScene:
     """Pose, shape, a camera a little above or below, and a detector-like box, some truncated."""
-    pose, betas = sample_body_pose(rng, split, views), sample_betas(rng)
+    pose, betas = sample_body_pose(rng, split, views, lean), sample_betas(rng)
     pitch, roll = np.clip(rng.normal((0.1, 0), (0.2, 0.08)), -0.6, 0.6)
     cos, sin = np.cos(pitch), np.sin(pitch)
     tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
@@ -1473,8 +1479,8 @@ class RenderedBodies(Rendered, ImageDataset):
 
     Without augmentation K is the papers' camera, 5000 pixels of focal length for a crop of 256;
     recipes that zoom or shift change K, so that it stays exact. A fifth of the boxes hold only a
-    part of the body. split: "train" or "test", of different clips and random numbers. views: see
-    `sample_body_pose`. length and cache: as for RenderedHands; 3 S^2 + 1.9 kB a sample.
+    part of the body. split: "train" or "test", of different clips and random numbers. views, lean:
+    see `sample_body_pose`. length and cache: as for RenderedHands; 3 S^2 + 1.9 kB a sample.
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}
@@ -1482,29 +1488,29 @@ class RenderedBodies(Rendered, ImageDataset):
              "keypoints_3d_valid": np.ones(len(SMPL_KEYPOINTS))}
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
-                 seed: int = 0, views: float = 180.0,
+                 seed: int = 0, views: float = 180.0, lean: float = 180.0,
                  augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
         super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
-        if self.length < 1 or not 0 <= views <= 180:
-            raise ValueError("expected a positive length and views in 0..180 degrees, "
-                             f"got {self.length} and {views}")
-        self.views, count = float(views), len(SMPL_KEYPOINTS)
+        if self.length < 1 or not 0 <= views <= 180 or not 30 <= lean <= 180:
+            raise ValueError("expected a positive length, views in 0..180 and lean in 30..180 "
+                             f"degrees, got {self.length}, {views} and {lean}")
+        self.views, self.lean, count = float(views), float(lean), len(SMPL_KEYPOINTS)
         self.dtype = np.dtype([
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("pose", np.float32, (24, 3, 3)), ("betas", np.float32, 10),
             ("transl", np.float32, 3), ("keypoints_3d", np.float32, (count, 3)),
             ("keypoints_2d", np.float32, (count, 2))])
         settings = {name: getattr(self, name)
-                    for name in ("split", "size", "length", "seed", "views")}
+                    for name in ("split", "size", "length", "seed", "views", "lean")}
         self.open_cache(cache, "rendered_bodies", settings | {"version": BODY_RENDER_VERSION},
                         progress)
 
     def render(self, index: int) -> np.ndarray:
         """The packed record of one sample, made from nothing but seed, split and index."""
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
-        scene = sample_body_scene(rng, self.split, self.size, self.views)
+        scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean)
         image = paint_background(rng, self.size).astype(np.float32)
         paint_body(image, scene, rng)
         picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))

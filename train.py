@@ -980,8 +980,8 @@ class TransformerTask(BodyTask):
         config, training = self.config, split == "train"
         return data.RenderedBodies(
             split, config.image_size, length=length, seed=config.seed if training else 0,
-            views=config.views, augmentation=config.augmentation if training else None,
-            cache=self.arguments.cache)
+            views=config.views, lean=config.lean, cache=self.arguments.cache,
+            augmentation=config.augmentation if training else None)
 
     def build(self) -> nn.Module:
         """New weights around the tokenizer, but for the backbone if there is a file of it."""

@@ -835,3 +835,16 @@ def test_command_line_reads_recordings(tmp_path, capsys):
 def test_command_line_explains(arguments, message):
     with pytest.raises(SystemExit, match=message):
         data.main(arguments)
+
+
+def test_lean_keeps_upright_bodies():
+    """No pelvis leans further than asked, all frames lean less than 180, and both splits differ."""
+    for split in ("train", "test"):
+        everything, upright = data.motion_frames(split), data.motion_frames(split, 45.0)
+        assert 0 < len(upright) < len(everything)
+        roots = bm.axis_angle_to_matrix(torch.from_numpy(upright[:, 0]))
+        assert roots[:, 1, 1].min() >= np.cos(np.deg2rad(45)) - 1e-6
+    upright = data.RenderedBodies("test", 64, length=4, lean=45.0)
+    assert all(sample["pose"][0, 1, 1] < 0 for sample in upright)  # y is down there
+    with pytest.raises(ValueError, match="lean"):
+        data.RenderedBodies("test", 64, lean=10.0)
