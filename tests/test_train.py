@@ -163,7 +163,7 @@ def test_a_run_prints_and_writes_what_it_promises(finished):
         "step", "loss", "joints", "keypoints_2d", "vertices", "learning_rate", "grad_norm",
         "images_per_second", "seconds"]
     for row in rows(out / "log.csv"):
-        total = 10 * row["joints"] + row["keypoints_2d"] + 10 * row["vertices"]
+        total = 10 * row["joints"] + 40 * row["keypoints_2d"] + 10 * row["vertices"]
         assert math.isclose(row["loss"], total, rel_tol=1e-5)
         assert row["learning_rate"] == pytest.approx(train.learning_rate(CONFIG, row["step"] - 1))
     for name in ("predictions.png", "curves.png"):
