@@ -617,7 +617,7 @@ def test_pictures_show_the_body():
     """Where the surface projects to, and hardly anywhere else, the picture is painted."""
     faces = data.body_surface().faces
     for seed in range(12):
-        scene = data.sample_body_scene(np.random.default_rng(seed), "train", 96, 180.0)
+        scene = data.sample_body_scene(np.random.default_rng(seed), "train", 96, 180.0, 180.0)
         image = np.full((96, 96, 3), -1, np.float32)
         data.paint_body(image, scene, np.random.default_rng(seed))
         painted = image[..., 0] >= 0
@@ -634,7 +634,7 @@ def test_boxes_hold_the_body_or_a_part_of_it():
     """Most crops hold all keypoints in the part the encoder sees; some are truncated, not many."""
     whole = seen = 0
     for seed in range(200):
-        scene = data.sample_body_scene(np.random.default_rng(seed), "train", 128, 180.0)
+        scene = data.sample_body_scene(np.random.default_rng(seed), "train", 128, 180.0, 180.0)
         projected = scene.keypoints @ scene.K.T
         pixels = projected[:, :2] / projected[:, 2:]
         whole += data.inside(pixels, 128, 128).all()
