@@ -1323,3 +1323,678 @@ def in_boxes(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]
     return torch.stack((right, left), 1), inside
 
 
+# ------------------------------------------------------------------------------------- losses
+
+
+def hand_samples(batch: Mapping[str, Tensor], arm: str = "arm") -> dict[str, Tensor]:
+    """Both hands of people as 2 B samples, all of them right-handed, to train with (3.5.1).
+
+    batch: as data.py makes it, pairs [right, left], the left one's values mirrored: hand_images
+    (B, 2, 3, S, S), hand_pose (B, 2, 16, 3, 3), hand_joints (B, 2, 21, 3) in metres,
+    hand_keypoints_2d (B, 2, 21, 2) in pixels of the crops, hand_valid (B, 2), body_pose
+    (B, 55, 3, 3). Where they are known also hand_vertices (B, 2, 778, 3), hand_betas (B, 2, 10)
+    and body_pose_valid (B,), default 1. arm: of HandConfig.
+    Returns images, pose, joints, keypoints_2d from -0.5 to 0.5, valid, arm, arm_valid; perhaps
+    vertices and betas.
+    """
+    flat = {name.removeprefix("hand_"): value.flatten(0, 1) for name, value in batch.items()
+            if name.startswith("hand_") and value.ndim >= 2}
+    size = batch["hand_images"].shape[-1]
+    known = batch.get("body_pose_valid", torch.ones_like(batch["hand_valid"][:, 0]))
+    samples = {name: flat[name] for name in ("images", "pose", "joints", "vertices", "betas",
+                                             "valid") if name in flat}
+    return samples | {
+        "keypoints_2d": flat["keypoints_2d"] / size - 0.5,
+        "arm": arm_pose(batch["body_pose"], arm).flatten(0, 1),  # the true one (3.5.1)
+        "arm_valid": known[:, None].expand(-1, 2).flatten()}
+
+
+def pose_distance(predicted: Tensor, true: Tensor, term: str) -> tuple[Tensor, Tensor]:
+    """The two terms of Eq. 6 for each joint: rotations (B, J, 3, 3) twice -> (B, J) twice.
+
+    term: "l2sq" as in the equation, or "l1" as in the text above it. Of rotation matrices
+    1 - cos = ||difference||^2 / 6, so with "l2sq" Eq. 6 is one loss under two names.
+    """
+    predicted, true = predicted.flatten(2), true.flatten(2)
+    difference = predicted - true
+    norm = difference.square() if term == "l2sq" else difference.abs()
+    return norm.sum(-1), 1 - F.cosine_similarity(predicted, true, dim=-1)
+
+
+def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor], hand: Callable,
+                config: HandConfig | HandExpertConfig) -> dict[str, Tensor]:
+    """The unweighted terms of Eq. 5, each a scalar: sums over a hand, means over the batch.
+
+    prediction: of HandAdapter.forward. samples: of hand_samples. hand(betas, rotations) returns a
+    right hand's vertices (B, 778, 3) in metres, of which hand.keypoint_regressor (21, 778) makes
+    joints. 3D is relative to the wrist. What is invalid counts as zero; what is not known at all,
+    vertices or betas, is 0.
+    """
+    vertices = hand(prediction["betas"], prediction["hand_pose"]).vertices
+    joints = torch.einsum("jv,bvc->bjc", hand.keypoint_regressor.to(vertices), vertices)
+    focal = getattr(config, "expert", config).focal
+    flat = project(joints, hand_translation(prediction["camera"], focal), focal)
+    wrist, true_wrist = joints[:, :1], samples["joints"][:, :1]
+    valid = samples["valid"]
+
+    def reduced(error: Tensor) -> Tensor:
+        known = valid.view(-1, *[1] * (error.ndim - 1)) > 0  # what is invalid may be NaN
+        return torch.where(known, error, 0.0).flatten(1).sum(1).mean()
+
+    rotation, cosine = pose_distance(prediction["hand_pose"], samples["pose"], config.pose_term)
+    terms = {
+        "keypoints_2d": reduced((flat - samples["keypoints_2d"]).abs()),  # L_2D
+        "keypoints_3d": reduced((joints - wrist - samples["joints"] + true_wrist).abs()),  # L_3D
+        "vertices": vertices.new_zeros(()), "betas": vertices.new_zeros(()),
+        "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1],  # L_theta, Eq. 6
+    }
+    if "vertices" in samples:  # L_v
+        terms["vertices"] = reduced(
+            (vertices - wrist - samples["vertices"] + true_wrist).abs())
+    if "betas" in samples:  # L_beta
+        terms["betas"] = reduced((prediction["betas"] - samples["betas"]).square())
+    return terms
+
+
+def hand_total_loss(terms: Mapping[str, Tensor], config: HandTraining) -> Tensor:
+    """Eq. 5. There is no adversarial loss ("we do not use")."""
+    return (config.weight_keypoints_2d * terms["keypoints_2d"]
+            + config.weight_keypoints_3d * terms["keypoints_3d"]
+            + config.weight_vertices * terms["vertices"]
+            + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
+
+
+def true_knuckles(batch: Mapping[str, Tensor]) -> Tensor:
+    """MCP joints (B, 2, 4, 2) in pixels of the images, for BodyAdapter.forward (3.5.2)."""
+    return batch["keypoints_2d"][:, torch.tensor(HANDS)[:, 1:][:, KNUCKLES]]
+
+
+def heat_map_targets(batch: Mapping[str, Tensor], expert: BodyExpert,
+                     boxes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What both position nets should say, and where that counts: body (B, 25, 3), (B, 25), and
+    hands (B, 2, 20, 3), (B, 2, 20).
+
+    boxes: the hands' maps (B, 2, 4) in cells, as predicted. Depths, relative to pelvis or wrist,
+    are bins: 2 m for the body, 0.3 m for a hand (SMPLer-X).
+    """
+    config, size = expert.config, batch["image"].shape[-1]
+    cells, valid = expert.to_cells(batch["keypoints_2d"], size), batch["keypoints_valid"] > 0
+    depth, hands = batch["keypoints_3d"][..., 2], torch.tensor(HANDS)
+    half = config.depth_bins / 2
+    body = torch.cat((cells[:, POSITIONED], (1 + (depth[:, POSITIONED, None] - depth[:, :1, None])
+                                             / (BODY_DEPTH / 2)) * half), 2)
+    limit = body.new_tensor([*reversed(config.grid), config.depth_bins])
+    in_map = ((body >= 0) & (body < limit)).all(-1)
+    at, in_box = in_boxes(cells[:, hands[:, 1:]], boxes, config.hand_cells)
+    bins = 1 + (depth[:, hands[:, 1:]] - depth[:, hands[:, :1]]) / (HAND_DEPTH / 2)
+    hand = torch.cat((at, bins[..., None] * half), 3)
+    return [(body, valid[:, POSITIONED] & in_map), (hand, valid[:, hands[:, 1:]] & in_box)]
+
+
+def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], body: Callable,
+                expert: BodyExpert, config: BodyConfig | BodyExpertConfig) -> dict[str, Tensor]:
+    """The unweighted terms of Eq. 7 and 8 and of SMPLer-X, each a scalar: means over everything.
+
+    prediction: of BodyAdapter.forward or BodyExpert.forward. batch: as data.py makes it: image
+    (B, 3, S, S), body_pose (B, 55, 3, 3), betas, expression (B, 10), keypoints_3d (B, 76, 3) in
+    metres, keypoints_2d (B, 76, 2) in pixels, keypoints_valid (B, 76), hand_boxes (B, 2, 4) x, y,
+    width, height in pixels, tight, and hand_valid (B, 2). body(betas, rotations, expression)
+    returns a body, body.keypoints of that its 76 keypoints. Invalid counts as zero.
+    """
+    keypoints = body.keypoints(body(prediction["betas"], prediction["body_pose"],
+                                    prediction["expression"]))
+    rows, _ = expert.config.grid
+    flat = project(keypoints, prediction["translation"], expert.config.focal) * rows
+    true_flat = (batch["keypoints_2d"] / batch["image"].shape[-1] - 0.5) * rows  # cells
+    true = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
+
+    def mean(error: Tensor, valid: Tensor) -> Tensor:
+        return torch.where(valid[..., None] > 0, error.abs(), 0.0).mean()
+
+    joints, hand_joints = heat_map_targets(batch, expert, prediction["map_boxes"])
+    x, y, *sides = expert.to_cells(batch["hand_boxes"].unflatten(2, (2, 2)),
+                                   batch["image"].shape[-1]).flatten(2).unbind(2)
+    corner, side = torch.stack((x, y), 2), batch["hand_boxes"][..., 2:] * (
+        rows / batch["image"].shape[-1])
+    posed = [*range(23), *range(25, 55)]  # 53: SMPL-X's 55 without the eyes
+    rotation, cosine = pose_distance(prediction["body_pose"][:, posed],
+                                     batch["body_pose"][:, posed], config.pose_term)
+    return {
+        "keypoints_img": mean(prediction["joints"] - joints[0], joints[1])
+        + mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
+        "keypoints_proj": mean(flat - true_flat, batch["keypoints_valid"]),  # L_proj
+        "keypoints_3d": (keypoints - keypoints[:, :1] - true).abs().mean(),  # L_3D
+        "pose": (rotation / 9 + cosine).mean(),  # L_theta
+        "betas": (prediction["betas"] - batch["betas"]).abs().mean(),  # L_beta
+        "expression": (prediction["expression"] - batch["expression"]).abs().mean(),
+        "boxes": mean(prediction["box_centers"][:, :2] - corner - side / 2, batch["hand_valid"])
+        + mean(prediction["box_sizes"][:, :2] - side, batch["hand_valid"]),
+    }
+
+
+def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpertConfig) -> Tensor:
+    """Eq. 7. What nothing trainable can change is left out: beside a frozen expert L_img, L_beta.
+
+    The expert itself, and the rivals that train its head, learn from all of SMPLer-X's terms.
+    """
+    loss = (config.weight_keypoints_2d * terms["keypoints_proj"]
+            + config.weight_keypoints_3d * terms["keypoints_3d"]
+            + config.weight_pose * terms["pose"])
+    if getattr(config, "trainable", "all") == "adapter":
+        return loss
+    expert = getattr(config, "expert", config)
+    return (loss + config.weight_keypoints_2d * terms["keypoints_img"]  # Eq. 8
+            + config.weight_betas * terms["betas"]
+            + expert.weight_expression * terms["expression"]
+            + expert.weight_boxes * terms["boxes"])
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Groups for AdamW: weight decay on matrices and kernels alone, frozen parameters left out."""
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim < 2 or re.search(r"(pos_embed|_embedding|task_tokens)$", name)
+        if parameter.requires_grad:
+            groups[not spared].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay},
+            {"params": groups[False], "weight_decay": 0.0}]
+
+
+# ----------------------------------------------------------------------------------- dual path
+
+
+def share_twist(elbow: Tensor, wrist: Tensor, most: float) -> tuple[Tensor, Tensor]:
+    """Give what a wrist twists beyond `most` radians to its elbow, (B, 3, 3) twice -> the same.
+
+    The forearm twists, not the wrist (PyMAF-X). In SMPL-X's rest pose the arms lie along x, so a
+    rotation about x leaves the wrist where it is; elbow @ wrist does not change.
+    """
+    def root(square: Tensor) -> Tensor:
+        return square.clamp_min(0).sqrt()
+
+    xx, yy, zz = wrist.diagonal(dim1=1, dim2=2).unbind(1)
+    sign = torch.where(wrist[:, 2, 1] < wrist[:, 1, 2], -1.0, 1.0)
+    angle = 2 * torch.atan2(sign * root(1 + xx - yy - zz), root(1 + xx + yy + zz))
+    excess = angle - angle.clamp(-most, most)
+    turn = axis_angle_to_matrix(F.pad(excess[:, None], (0, 2)))
+    return elbow @ turn, turn.mT @ wrist
+
+
+def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None, *, wrist: str = "ik",
+          max_twist: float = 0.4 * math.pi) -> Tensor:
+    """Put MANO hands on an SMPL-X body: the most asked question about these two models.
+
+    body_pose: (B, 55, 3, 3). hand_pose: (B, 2, 16, 3, 3) of the hand network, global orientation
+    in the camera's frame and absolute fingers; the left one mirrored. valid: (B, 2), 0 for hands
+    that stay the body's. Returns (B, 55, 3, 3).
+
+    1. The left hand is mirrored back: M R M for all sixteen rotations.
+    2. A MANO hand's orientation is global, an SMPL-X wrist is relative to its elbow. So wrist =
+       (product of all rotations from the pelvis to the elbow)^T times orientation ("ik").
+    3. Fingers are copied. They are absolute here: smplx's layers with flat_hand_mean=False (their
+       default) add a mean hand, which smplx_parameters takes off.
+    wrist: "ik"; "twist", the same with share_twist; "body" keeps the body's.
+    """
+    pose = body_pose.clone()
+    hands = torch.stack((hand_pose[:, 0], mirror(hand_pose[:, 1])), 1)
+    for side, fingers in enumerate((RIGHT_FINGERS, LEFT_FINGERS)):
+        *chain, last = ARMS["arm"][side]
+        pose[:, fingers] = hands[:, side, 1:]
+        if wrist != "body":
+            elbow = chain_product(body_pose[:, chain])  # its global rotation
+            pose[:, last] = elbow.mT @ hands[:, side, 0]
+        if wrist == "twist":
+            pose[:, chain[-1]], pose[:, last] = share_twist(
+                pose[:, chain[-1]], pose[:, last], max_twist)
+        if valid is not None:
+            unseen, part = valid[:, side] <= 0, [chain[-1], last, *range(55)[fingers]]
+            pose[:, part] = torch.where(unseen[:, None, None, None], body_pose[:, part],
+                                        pose[:, part])
+    return pose
+
+
+def crop_square(images: Tensor, centers: Tensor, sides: Tensor, size: int,
+                mirrored: bool = False) -> Tensor:
+    """Square crops (B, 3, size, size) in 0..255 of images (B, 3, H, W), black outside of them.
+
+    centers (B, 2) and sides (B,) in pixels. Each pixel is the mean of several, against aliasing.
+    """
+    samples = int((sides.amax() / size).ceil().clamp(1, 8)) if len(sides) else 1
+    at = (torch.arange(size * samples, device=sides.device) + 0.5) / (size * samples) - 0.5
+    steps = at * sides[:, None]  # (B, size * samples)
+    x, y = centers[:, :1] + steps * (-1 if mirrored else 1), centers[:, 1:] + steps
+    grid = torch.stack((x[:, None].expand(-1, len(at), -1), y[..., None].expand(-1, -1, len(at))),
+                       -1)
+    size_of_image = sides.new_tensor([images.shape[3], images.shape[2]])
+    pixels = F.grid_sample(images.to(grid), 2 * grid / size_of_image - 1, align_corners=False)
+    return F.avg_pool2d(pixels, samples)
+
+
+def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Squares around both hands: (B, 3, H, W), (B, 2, 4) -> (B, 2, 3, size, size) in 0..255.
+
+    boxes: x, y, width, height in pixels; those of SMPLer-X are twice as wide as the hand already,
+    so nothing is added but what makes them 3 : 4, which is what HaMeR sees of a square. The left
+    hand is mirrored.
+    """
+    centers = boxes[..., :2] + boxes[..., 2:] / 2
+    sides = torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3)  # (B, 2)
+    return torch.stack([crop_square(images, centers[:, hand], sides[:, hand], size, hand == 1)
+                        for hand in range(2)], 1)
+
+
+class HMRAdapter(nn.Module):
+    """Both adapted experts: from pictures of people to SMPL-X (3.1, Fig. 2)."""
+
+    def __init__(self, config: Config, hand: HandAdapter | None = None,
+                 body: BodyAdapter | None = None) -> None:
+        """hand, body: trained ones, of the configs in `config`."""
+        super().__init__()
+        self.config = config
+        self.hand = HandAdapter(config.hand) if hand is None else hand
+        self.body = BodyAdapter(config.body) if body is None else body
+
+    def forward(self, images: Tensor, hand_images: Tensor | None = None, *,
+                body_scale: float = 1.0, hand_scale: float = 1.0) -> dict[str, Tensor]:
+        """images (B, 3, S, S) as BodyExpert.look takes them.
+
+        hand_images: (B, 2, 3, H, H) as HandExpert.forward takes them, the left one mirrored; by
+        default cut out of the images where the body expert sees hands.
+        body_scale, hand_scale: of the adapters; with 0 and 0 these are the two experts combined.
+        Returns what BodyAdapter.forward does, its body_pose as body_path, with hand_pose
+        (B, 2, 16, 3, 3), the left one mirrored, and body_pose (B, 55, 3, 3), the two merged.
+        """
+        found = self.body(images, scale=body_scale)
+        if hand_images is None:
+            size = self.hand.config.expert.image_size
+            hand_images = crop_hands(images, found["hand_boxes"], size)
+        return self.join(found, hand_images, scale=hand_scale)
+
+    def join(self, found: dict[str, Tensor], hand_images: Tensor, valid: Tensor | None = None, *,
+             scale: float = 1.0) -> dict[str, Tensor]:
+        """The hand path and the merge, after the body path; valid: (B, 2), of `merge`."""
+        body_pose, config = found["body_pose"], self.config
+        guide = body_pose if config.guide == "refined" else found["initial_pose"]
+        arms = arm_pose(guide, self.hand.config.arm).flatten(0, 1)
+        hands = self.hand(hand_images.flatten(0, 1), arms, scale=scale)
+        hand_pose = hands["hand_pose"].unflatten(0, (len(body_pose), 2))
+        return found | {"body_path": body_pose, "hand_pose": hand_pose, "body_pose": merge(
+            body_pose, hand_pose, valid, wrist=config.wrist, max_twist=config.max_twist)}
+
+
+# --------------------------------------------------------------------------------- checkpoints
+
+
+class Foreign:
+    """What becomes of objects in a checkpoint that are no tensors, as of yacs or OmegaConf: an
+    empty dictionary. Their own code is not imported, let alone run."""
+
+    def __new__(cls, *_) -> OrderedDict:
+        return OrderedDict()
+
+
+def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
+    """State dict and config, if any, of a checkpoint or its file, never running code in it.
+
+    Takes train.py's {"model", "config", "ema", ...}, of which the moving average is preferred,
+    HaMeR's {"state_dict"}, SMPLer-X's {"network"} and bare state dicts. Raises FileNotFoundError
+    or ValueError.
+    """
+    if not isinstance(source, Mapping):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
+        try:
+            names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
+                     if zipfile.is_zipfile(source) else [])
+            with torch.serialization.safe_globals([(Foreign, name) for name in names]):
+                source = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged files raise half a dozen types
+            reason = str(error).split("\n")[0][:100]
+            raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
+        require(isinstance(source, Mapping), "the checkpoint is no dictionary of weights")
+    state = next((source[name] for name in ("ema", "model", "state_dict", "network")
+                  if source.get(name)), source)
+    require(isinstance(state, Mapping), "the checkpoint has no dictionary of weights")
+    return {name.removeprefix("module."): value for name, value in state.items()
+            if isinstance(value, Tensor) and name != "n_averaged"}, source.get("config")
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy weights by name, in the module's own precision; any difference is a ValueError."""
+    own = module.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [name for name in own
+                             if name in state and state[name].shape != own[name].shape],
+    }
+    report = "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for kind, names in problems.items() if names)
+    require(not report, f"these weights are not {type(module).__name__}'s: {report}")
+    module.load_state_dict(state)
+
+
+def load_checkpoint(source: str | PathLike | Mapping
+                    ) -> HandExpert | BodyExpert | HandAdapter | BodyAdapter:
+    """The model in one of train.py's checkpoints, whichever it is, in evaluation mode on the CPU.
+
+    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
+    """
+    state, config = read_checkpoint(source)
+    kinds = {"expert.mano_head.": (HandAdapter, HandConfig), "mano_head.": (HandExpert,
+             HandExpertConfig), "expert.encoder.": (BodyAdapter, BodyConfig),
+             "encoder.": (BodyExpert, BodyExpertConfig)}
+    kind = next((kinds[prefix] for prefix in kinds if any(
+        name.startswith(prefix) for name in state)), None)
+    require(config is not None and kind is not None,
+            "no checkpoint of train.py for HMR-Adapter: load_hand_expert and load_body_expert take "
+            "the released weights of HaMeR and SMPLer-X")
+    try:
+        model = kind[0](kind[1](**config))
+    except TypeError as error:
+        raise ValueError(f"the checkpoint's config is not {kind[1].__name__}: {error}") from error
+    load_weights(model, state)
+    return model.eval()
+
+
+def load_released(expert: nn.Module, state: Mapping[str, Tensor], ignored: str,
+                  strict: bool) -> None:
+    """Copy released weights by name; `ignored`, a pattern, is what the expert has no use for.
+
+    What is ignored is printed. So is any other difference if not strict; else it is a ValueError.
+    """
+    own = expert.state_dict()
+    unused = {name for name in state if re.match(ignored, name)}
+    own_alone = {name: value for name, value in own.items()  # that no release has
+                 if name not in state and re.search(r"(hand_mean|num_batches_tracked)$", name)}
+    state = {name: value for name, value in state.items() if name not in unused} | own_alone
+    if unused:
+        roots = sorted({name.split(".")[0] for name in unused})
+        print(f"left out, {type(expert).__name__} has no use for them: {', '.join(roots)}")
+    try:
+        load_weights(expert, state)
+    except ValueError as error:
+        if strict:
+            raise
+        print(f"loaded in part: {error}")
+        expert.load_state_dict({name: value for name, value in state.items()
+                                if name in own and value.shape == own[name].shape}, strict=False)
+
+
+def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:
+    """The hand expert in train.py's checkpoint, alone or in an adapter, or in HaMeR's release.
+
+    source: a file or its content. Raises like load_checkpoint; strict=False prints what does not
+    fit and loads the rest.
+    """
+    state, config = read_checkpoint(source)
+    if config is not None:
+        return expert_of(load_checkpoint(source), HandExpert)
+    require(any(name.startswith("mano_head.") for name in state),
+            "no hand expert in this checkpoint: expected train.py's or HaMeR's")
+    expert = HandExpert(HandExpertConfig())
+    load_released(expert, state, r"(discriminator|mano)\.|initialized$", strict)
+    return expert.eval()
+
+
+def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | None = None,
+                     strict: bool = True) -> BodyExpert:
+    """The whole-body expert in train.py's checkpoint, alone or in an adapter, or in SMPLer-X-H's.
+
+    hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands (hands_meanr, hands_meanl), to which
+    the released weights' fingers are relative. source, strict and errors: as load_hand_expert's.
+    """
+    state, config = read_checkpoint(source)
+    if config is not None:
+        return expert_of(load_checkpoint(source), BodyExpert)
+    for pattern, name in SMPLER_X_NAMES:
+        state = {re.sub(pattern, name, key): value for key, value in state.items()}
+    require(any(name.startswith("body_regressor.") for name in state),
+            "no whole-body expert in this checkpoint: expected train.py's or SMPLer-X's")
+    expert = BodyExpert(BodyExpertConfig())
+    load_released(expert, state, r"smplx_layer\.", strict)
+    if hand_mean is None:
+        print("fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to make "
+              "them absolute (the dual path takes no fingers from this expert)")
+    else:
+        expert.hand_mean.copy_(hand_mean)
+    return expert.eval()
+
+
+SMPLER_X_NAMES = (  # what older releases call their parts
+    (r"^(module\.)+", ""), (r"^backbone\.", "encoder."),
+    (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
+
+
+def expert_of(model: nn.Module, kind: type) -> nn.Module:
+    """The model, or the expert inside it; ValueError if that is of another kind."""
+    expert = getattr(model, "expert", model)
+    require(isinstance(expert, kind),
+            f"this checkpoint has a {type(expert).__name__}: expected a {kind.__name__}")
+    return expert
+
+
+# ----------------------------------------------------------------------------------- inference
+
+
+def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict[str, Tensor]:
+    """Rotations (B, 55, 3, 3) as the axis-angles that smplx's SMPLX layers take, by their names.
+
+    hand_mean: (2, 15, 3), hands_meanr and hands_meanl of the model file, for layers made with
+    flat_hand_mean=False, smplx's default; None: for flat_hand_mean=True.
+    """
+    pose = matrix_to_axis_angle(body_pose)
+    if hand_mean is not None:
+        right, left = hand_mean.to(pose)
+        pose[:, RIGHT_FINGERS] -= right
+        pose[:, LEFT_FINGERS] -= left
+    parts = {"global_orient": slice(0, 1), "body_pose": slice(1, 22), "jaw_pose": JAW,
+             "leye_pose": slice(23, 24), "reye_pose": slice(24, 25),
+             "left_hand_pose": LEFT_FINGERS, "right_hand_pose": RIGHT_FINGERS}
+    return {name: pose[:, part].flatten(1) for name, part in parts.items()}
+
+
+def person_square(shape: Sequence[int], box: Sequence[float] | None) -> tuple[np.ndarray, float]:
+    """Centre (2,) and side of the square crop of a person in a picture of this (height, width).
+
+    box: x, y, width, height in pixels, made 3 : 4 and a quarter larger (SMPLer-X); None: the
+    whole picture, not enlarged. ValueError for a box that is not on the picture.
+    """
+    height, width = shape[:2]
+    if box is None:
+        return np.array([width, height]) / 2, max(height, width * 4 / 3)
+    box = np.asarray(box, np.float64)
+    require(box.shape == (4,) and np.isfinite(box).all() and min(box[2:]) > 0
+            and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
+            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture")
+    return box[:2] + box[2:] / 2, 1.25 * max(box[3], box[2] * 4 / 3)
+
+
+@torch.inference_mode()
+def predict(model: HMRAdapter, image: np.ndarray, body: Callable, *,
+            box: Sequence[float] | None = None) -> dict[str, np.ndarray]:
+    """The inference loop: one person of a whole picture as an SMPL-X mesh in front of it.
+
+    image: (H, W, 3) uint8 RGB. body(betas, rotations, expression, transl) returns vertices and
+    joints, as bodymodels.load_model("wholebody"). box: see person_square.
+    Hands are cut out of the picture itself, not of the person's crop, which has few pixels of
+    them. A hand whose box has its centre outside of the picture stays the body expert's.
+    Returns float32 arrays: vertices (V, 3), joints (K, 3) in metres, the frame of a camera with
+    intrinsics K (3, 3) (its axis goes through the middle of the box); transl (3,); rotations
+    (55, 3, 3); betas, expression (10,); the axis-angles of smplx_parameters, fingers absolute;
+    hand_boxes (2, 4) x, y, width, height in pixels, [right, left]; hand_valid (2,); and box, the
+    person's square. Raises ValueError for bad input.
+    """
+    require(not model.training, "the model is in training mode: call model.eval() first")
+    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
+            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
+    center, side = person_square(image.shape, box)
+    parameter = next(model.parameters())
+    picture = torch.tensor(image.transpose(2, 0, 1)[None]).to(parameter)  # (1, 3, H, W)
+    size = model.body.config.expert.image_size
+    at, sides = torch.tensor(center[None]).to(parameter), parameter.new_tensor([side])
+    found = model.body(crop_square(picture, at, sides, size))
+    boxes = found["hand_boxes"] * (side / size)
+    boxes[..., :2] += at[:, None] - side / 2
+    middles = boxes[..., :2] + boxes[..., 2:] / 2
+    valid = ((middles >= 0) & (middles < middles.new_tensor(image.shape[1::-1]))).all(-1)
+    hand_size = model.hand.config.expert.image_size
+    found = model.join(found, crop_hands(picture, boxes, hand_size), valid.float())
+
+    require(all(value.isfinite().all() for value in found.values()),
+            "the network's output is not finite: its weights are damaged, or training diverged")
+    found = {name: value.float().cpu() for name, value in found.items()}
+    mesh = body(found["betas"], found["body_pose"], found["expression"], found["translation"])
+    focal = model.body.config.expert.focal * side
+    arrays = {
+        "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
+        "rotations": found["body_pose"], "betas": found["betas"],
+        "expression": found["expression"], "hand_boxes": boxes.cpu(), "hand_valid": valid.cpu(),
+    } | smplx_parameters(found["body_pose"])
+    return {name: value[0].numpy().astype(np.float32) for name, value in arrays.items()} | {
+        "K": np.array([[focal, 0, center[0]], [0, focal, center[1]], [0, 0, 1]], np.float32),
+        "box": np.array([*(center - side / 2), side, side], np.float32)}
+
+
+# -------------------------------------------------------------------------------- command line
+
+DISCRIMINATOR = 1_545_211  # parameters of HaMeR's adversary, which no result depends on
+PAPER_SAYS = {  # trainable parameters in the paper's tables
+    "Table 3, No. 1": "671M", "Table 3, No. 3": "39M", "Table 3, No. 4": "39M",
+    "Table 3, No. 5": "27M", "Table 3, No. 6": "27M", "Table 4, No. 1": "662M",
+    "Table 4, No. 3": "31M", "Table 4, No. 4": "31M", "Table 4, No. 5": "37M",
+    "Table 4, No. 6": "37M",
+}
+REMARK = f"""\
+671M is HaMeR with its discriminator, {DISCRIMINATOR:,} parameters more than here, cut off, not
+rounded. 27M: out-projections are copied and trained too, or it would be 24M. 37M: no composition
+follows from the paper; this one, of HaMeR's numbers alone, rounds to it. With one query a
+softmax is 1: of either adapter's SA the thirds for q and k, 6,291,456, never change."""
+
+
+def count(module: nn.Module, trainable: bool = False) -> int:
+    """Parameters of a module, or those that train."""
+    return sum(parameter.numel() for parameter in module.parameters()
+               if parameter.requires_grad or not trainable)
+
+
+def on_meta(config: HandConfig | BodyConfig) -> HandAdapter | BodyAdapter:
+    """The model of a config without its numbers, to count them."""
+    with torch.device("meta"):
+        return (HandAdapter if isinstance(config, HandConfig) else BodyAdapter)(config)
+
+
+def count_parameters(config: Config) -> dict[str, tuple[int, int]]:
+    """(all, trainable) parameters of each part of both paths, without allocating them."""
+    counts = {}
+    for path, model in (("hand", on_meta(config.hand)), ("body", on_meta(config.body))):
+        for owner, label in ((model.expert, "expert"), (model, "adapter")):
+            for name, part in owner.named_children():
+                if part is not model.expert:
+                    counts[f"{path} {label}: {name}"] = count(part), count(part, True)
+            for name, parameter in owner.named_parameters(recurse=False):
+                counts[f"{path} {label}: {name}"] = (parameter.numel(),) * 2
+        counts[f"{path} expert"] = count(model.expert), count(model.expert, True)
+        new, trainable = (count(model, flag) - count(model.expert, flag) for flag in (False, True))
+        counts[f"{path} adapter"] = new, trainable
+    return counts
+
+
+def print_summary(as_json: bool) -> None:
+    """Parameters of the paper's and the cpu preset by part, and of the tables' rows."""
+    presets = {name: count_parameters(PRESETS[name]) for name in ("paper", "cpu")}
+    rows = {row: (count(on_meta(baseline(row)), True), says) for row, says in PAPER_SAYS.items()}
+    if as_json:
+        print(json.dumps({
+            "parameters": {name: {part: {"all": both[0], "trainable": both[1]}
+                                  for part, both in parts.items()}
+                           for name, parts in presets.items()},
+            "rows": {row: {"trainable": number, "paper": says}
+                     for row, (number, says) in rows.items()}, "remark": REMARK}, indent=1))
+        return
+    for name, parts in presets.items():
+        print(f"{name:<34}{'parameters':>14}{'trainable':>14}")
+        for part, (number, trainable) in parts.items():
+            print(f"  {part:<32}{number:>14,}{trainable:>14,}")
+    print(f"\n{'trainable in the tables':<34}{'here':>14}{'paper':>14}")
+    for row, (number, says) in rows.items():
+        print(f"  {row:<32}{number:>14,}{says:>14}")
+    print(f"\n{REMARK}")
+
+
+def load_paths(hand: str | PathLike, body: str | PathLike) -> HMRAdapter:
+    """Both paths from train.py's checkpoints of stages "hand" and "body", in evaluation mode."""
+    models = {}
+    for name, source, kind in (("hand", hand, HandAdapter), ("body", body, BodyAdapter)):
+        models[name] = load_checkpoint(source)
+        require(isinstance(models[name], kind), f"{source} has a {type(models[name]).__name__}: "
+                f"expected a {kind.__name__}, of train.py --stage {name}")
+    config = Config(models["hand"].config, models["body"].config)
+    return HMRAdapter(config, **models).eval()
+
+
+def reconstruct(arguments: argparse.Namespace) -> None:
+    """Predict the person in a picture; write overlay, arrays and mesh."""
+    import matplotlib.image
+
+    import bodymodels
+    import data
+
+    try:
+        box = arguments.box and [float(number) for number in arguments.box.split(",")]
+    except ValueError:
+        raise ValueError(f"--box {arguments.box}: expected x,y,width,height") from None
+    body = bodymodels.load_model(arguments.model)
+    require(len(body.parents) == 55, f"--model {arguments.model} has {len(body.parents)} joints: "
+            "expected an SMPL-X model, with 55")
+    image, faces = data.read_image(arguments.image), body.faces.numpy()
+    found = predict(load_paths(arguments.hand, arguments.body), image, body, box=box)
+    overlay = bodymodels.render(found["vertices"], faces, found["K"], image.shape[:2],
+                                background=image / np.float32(255), supersample=2)
+    png, npz = io.BytesIO(), io.BytesIO()
+    matplotlib.image.imsave(png, overlay.image, format="png")
+    np.savez_compressed(npz, faces=faces, **found)
+    base = arguments.out / Path(arguments.image).stem
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    bodymodels.write_atomically(f"{base}_overlay.png", png.getvalue())  # base.png may be IMAGE
+    bodymodels.write_atomically(f"{base}.npz", npz.getvalue())
+    upright = (found["vertices"] - found["joints"][0]) * (1, -1, -1)  # y up, as viewers expect
+    for ending in ("obj", "ply", "glb"):
+        bodymodels.save_mesh(f"{base}.{ending}", upright, faces)
+    print(f"wrote {base}_overlay.png, .npz, .obj, .ply and .glb")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code, 2 after one line about bad input."""
+    parser = argparse.ArgumentParser(
+        description="HMR-Adapter: the body, hands and face of the person in a picture.",
+        epilog="Writes the mesh over the picture (_overlay.png), the mesh (.obj, .ply, .glb: "
+               "metres, pelvis at the origin, y up) and the arrays of hmr_adapter.predict (.npz).")
+    add, assets = parser.add_argument, Path(__file__).with_name("assets")
+    add("image", nargs="?", help="a picture with one person")
+    add("--hand", default=assets / "hmr_adapter_hand_cpu.pt", metavar="FILE",
+        help="checkpoint of train.py --stage hand (default: the small one beside this file)")
+    add("--body", default=assets / "hmr_adapter_body_cpu.pt", metavar="FILE",
+        help="checkpoint of train.py --stage body (default: the small one beside this file)")
+    add("--model", default="wholebody", metavar="FILE",
+        help="SMPLX_NEUTRAL.npz, for checkpoints trained on SMPL-X (default: the free body)")
+    add("--box", help="x,y,w,h of the person in pixels (default: the whole picture)")
+    add("--out", type=Path, default=Path("output"), help="folder to write to (default: output)")
+    add("--summary", action="store_true", help="print the parameters of every part instead")
+    add("--json", action="store_true", help="print them as JSON")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.summary:
+            print_summary(arguments.json)
+        else:
+            require(arguments.image is not None, "name a picture, or give --summary")
+            reconstruct(arguments)
+    except (ValueError, OSError) as error:
+        print(f"hmr_adapter.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
