@@ -1640,14 +1640,14 @@ def sample_person(rng: np.random.Generator, split: str, size: int, views: float)
     """A posture with articulated hands and a face, before the camera as `sample_body_scene` does.
 
     The fingers of both hands are drawn independently by `sample_hand_pose`, left ones as mirror
-    images. The jaw opens in half of the people; eyes look straight ahead.
+    images. The jaw opens a little, the eyes look straight ahead.
     """
     posture, betas = sample_posture(rng, split, views)
     pose = np.tile(np.eye(3, dtype=np.float32), (len(SMPLX_JOINTS), 1, 1))
     pose[:22] = posture[:22]  # SMPL's hands are SMPL-X's wrists
     angles = np.stack([sample_hand_pose(rng), sample_hand_pose(rng),  # (3, 15, 3)
                        np.zeros((15, 3))])
-    angles[2, 0, 0] = max(0, rng.uniform(-0.3, 0.3))  # jaw
+    angles[2, 0, 0] = min(rng.exponential(0.1), 0.35)  # jaw
     fingers = bodymodels.axis_angle_to_matrix(torch.from_numpy(angles))
     fingers[1] = bodymodels.mirror_matrix(fingers[1])
     for joints, rotations in zip(HAND_JOINTS, fingers[:2].numpy(), strict=True):
@@ -1723,7 +1723,7 @@ class Person:
         for occluder in self.occluders:
             draw_occluder(picture, occluder, view)
         depth[(bare != np.asarray(picture)).any(-1)] = 0
-        image = develop(random_generator(DETAILS, self.lens, view.size), picture)
+        image = develop(random_generator(DETAILS, self.lens), picture)  # one camera
         outside = self._outside(view)
         image[outside], depth[outside] = 0, 0
         return image, depth
@@ -1736,8 +1736,11 @@ class Person:
         columns, rows = ((pixels < low) | (pixels > high)).T
         return rows[:, None] | columns
 
-    def paint_hand(self, hand: int, size: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """Crop of a hand (s, s, 3), mirrored if it is the left; its K; how much of it is seen."""
+    def paint_hand(self, hand: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Crop of a hand (s, s, 3), its vertices (778, 3), its K, how much of it is seen.
+
+        Of the left hand it is all mirrored.
+        """
         center, side = hand_square(self.keypoints_2d[HAND_KEYPOINTS[hand]])
         view = View(crop_homography(center, side, size), size)
         image, depth = self.paint(view)
@@ -1746,10 +1749,11 @@ class Person:
         alone = bodymodels.rasterize(pixels, hand_faces()[hand], (size, size))[2]
         silhouette = alone < np.inf
         seen = (depth[silhouette] > alone[silhouette] - 1e-3).sum() / max(silhouette.sum(), 1)
+        vertices = self.scene.surface[hand_vertices()[hand]]
         if HANDS[hand] == "left":
-            flip = np.diag([-1.0, 1, 1])
-            image, K = image[:, ::-1], np.array([[-1, 0, size], [0, 1, 0], [0, 0, 1]]) @ K @ flip
-        return image, K, seen
+            K = np.array([[-1, 0, size], [0, 1, 0], [0, 0, 1]]) @ K @ np.diag([-1.0, 1, 1])
+            image, vertices = image[:, ::-1], vertices * (-1, 1, 1)
+        return image, vertices, K, seen
 
 
 @cache
@@ -1793,22 +1797,23 @@ class RenderedPeople(Rendered, ImageDataset):
                                                      tight box of the hand's 21 keypoints
         hand_pose            (2, 16, 3, 3)  float32  MANO: orientation in the camera, 15 fingers
         hand_joints          (2, 21, 3)     float32  metres, the camera's frame, "hand21"
+        hand_vertices        (2, 778, 3)    float32  the same, MANO's topology
         hand_keypoints_2d    (2, 21, 2)     float32  pixels of the hand's crop
         hand_valid           (2,)           float32  1 if most of its keypoints are in `image`
         hand_visible         (2,)           float32  share of the hand that nothing hides
         arm_pose             (2, 8, 3, 3)   float32  from the pelvis to the wrist, "right_arm8"
         index                ()             int64    index within the split
 
-    Left hands look right-handed: hand_images[1] is mirrored, and hand_pose, hand_joints,
-    hand_keypoints_2d, hand_K and arm_pose of the left are what a right hand would have in it. The
-    product of a hand's arm_pose is the first of its hand_pose. keypoints_3d are those of the body
-    model plus transl; the vertices of the hands are `at_vertices` of `hand_vertex_ids`.
+    Left hands look right-handed: hand_images[1] is mirrored, and all but hand_boxes is what a
+    right hand has that looks so. The product of a hand's arm_pose is the first of its hand_pose:
+    whoever knows the true arm knows the hand's orientation. keypoints_3d are those of the body
+    model plus transl.
 
     A hand's crop is the square of `hand_square`, painted at its own resolution; augmentation
     moves and turns crops further. occlusion: the share of hands that a shape covers, wholly or in
     part. It changes the shapes alone: people, clothes and cameras stay. Poses and boxes are as
     in RenderedBodies, so some hands are out of the picture, and their crops black there.
-    split, length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2 + 3.7 kB a sample.
+    split, length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2 + 22 kB a sample.
     hand_size: H, by default S.
     """
 
@@ -1830,6 +1835,7 @@ class RenderedPeople(Rendered, ImageDataset):
         self.dtype = np.dtype([
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("hand_images", np.uint8, (2, self.hand_size, self.hand_size, 3)),
+            ("hand_vertices", np.float32, (2, NUM_VERTICES, 3)),
             ("hand_K", np.float32, (2, 3, 3)), ("hand_visible", np.float32, 2),
             ("pose", np.float32, (len(SMPLX_JOINTS), 3, 3)), ("betas", np.float32, 10),
             ("expression", np.float32, 10), ("transl", np.float32, 3),
@@ -1849,8 +1855,8 @@ class RenderedPeople(Rendered, ImageDataset):
         record["image"], _ = person.paint(View(np.eye(3), self.size))
         for hand in range(2):
             parts = person.paint_hand(hand, self.hand_size)
-            for name, value in zip(("hand_images", "hand_K", "hand_visible"), parts, strict=True):
-                record[name][hand] = value
+            for name, value in zip(("images", "vertices", "K", "visible"), parts, strict=True):
+                record[f"hand_{name}"][hand] = value
         for name in ("K", "pose", "betas", "expression", "transl"):
             record[name] = getattr(scene, name)
         record["keypoints_3d"], record["keypoints_2d"] = scene.keypoints, person.keypoints_2d
@@ -1894,7 +1900,7 @@ def arm_and_hand_poses(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Of the left, what its mirror image has: M R M with M = diag(-1, 1, 1).
     """
-    rotations = torch.from_numpy(pose)
+    rotations = torch.tensor(pose)
     arms, hands = rotations[torch.tensor(ARMS)], rotations[torch.tensor(HAND_JOINTS)]
     hands[:, 0] = bodymodels.chain_rotation(arms)  # in the camera's frame, not the elbow's
     for rotations in (arms, hands):
@@ -1913,22 +1919,22 @@ def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,
     homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"],
                                          SMPLX_KEYPOINTS)
     moved = move_body(sample, homography, roll, mirror, "smplx55", "smplx76")
-    views = [move_hand(image, K, turn, recipe, rng) for image, K, turn in zip(
-        sample["hand_images"], sample["hand_K"], (roll, -roll), strict=True)]
-    images, intrinsics = (np.stack(values) for values in zip(*views, strict=True))
-    order = [1, 0] if mirror else [0, 1]
-    return moved | {"image": warp(sample["image"], homography, size),
-                    "hand_images": images[order], "hand_K": intrinsics[order],
-                    "hand_visible": sample["hand_visible"][order]}
+    hands = [move_hand({name: sample[name][hand] for name in sample if name.startswith("hand_")},
+                       turn, recipe, rng) for hand, turn in enumerate((roll, -roll))]
+    hands = hands[::-1] if mirror else hands
+    return moved | {"image": warp(sample["image"], homography, size)} | {
+        name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
 
 
-def move_hand(image: np.ndarray, K: np.ndarray, roll: float, recipe: Augmentation,
-              rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A hand's crop (H, H, 3) turned by `roll`, shifted and scaled as the recipe draws; its K."""
-    size = len(image)
+def move_hand(hand: dict[str, np.ndarray], roll: float, recipe: Augmentation,
+              rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A hand's crop (H, H, 3) turned by `roll`, shifted and scaled as the recipe draws."""
+    size, turn = len(hand["hand_images"]), _roll_and_mirror(roll, False)
     shift, scale, _ = recipe.draw_motion(rng)
     homography = crop_homography(size * (0.5 + shift), size * scale, size, roll=roll)
-    return warp(image, homography, size), homography @ K @ _roll_and_mirror(-roll, False)
+    return hand | {"hand_images": warp(hand["hand_images"], homography, size),
+                   "hand_vertices": hand["hand_vertices"] @ turn.T,
+                   "hand_K": homography @ hand["hand_K"] @ turn.T}
 
 
 # --------------------------------------------------------------------------------- FreiHAND
