@@ -164,6 +164,15 @@ def rotation_6d_to_interleaved(rotation_6d: Tensor) -> Tensor:
     return rotation_6d.unflatten(-1, (2, 3)).transpose(-1, -2).flatten(-2)
 
 
+def chain_rotation(rotations: Tensor) -> Tensor:
+    """What a chain of joints (..., J, 3, 3), the root's first, adds up to: (..., 3, 3).
+
+    Each is relative to the joint before it. Of an arm, "left_arm8" of JOINT_SETS, that is the
+    orientation of the hand: MANO's global rotation, in the frame of the root's rotation.
+    """
+    return functools.reduce(torch.matmul, rotations.unbind(-3))
+
+
 # --------------------------------------------------------------------------------- cameras
 # OpenCV frame: x right, y down, z forward. An image spans [0, W] x [0, H] and the centre of its
 # first pixel is (0.5, 0.5); K is in pixels of the image it comes with.
@@ -284,6 +293,10 @@ def _pairs(order: str, parts: str) -> tuple[str, ...]:
     return tuple(f"{side}_{part}" for part in parts.split() for side in order.split())
 
 
+def _arm(side: str) -> tuple[str, ...]:
+    return ("pelvis", "spine1", "spine2", "spine3", *_sided(side, "collar shoulder elbow wrist"))
+
+
 _TIPS = _fingers("thumb index middle ring pinky", "_tip")
 _MANO_FINGERS = _fingers("index middle pinky ring thumb", "1", "2", "3")  # pinky before ring
 _HAND_21 = ("wrist", *_fingers("thumb index middle ring pinky", "1", "2", "3", "_tip"))
@@ -350,6 +363,10 @@ JOINT_SETS: dict[str, tuple[str, ...]] = {
     "eft49": (*_OPENPOSE_IN_44, *_J24),
     "smpl14": (*_pairs("left right", "hip knee ankle"), "neck", "head",  # SMPLer-X's LSP-14
                *_pairs("left right", "shoulder elbow wrist")),
+    # HMR-Adapter: from the pelvis to either wrist, and the four knuckles of both hands
+    "left_arm8": _arm("left"),
+    "right_arm8": _arm("right"),
+    "mcp8": _sided("left right", "index1 middle1 ring1 pinky1"),
     # Human3.6M regressors: two incompatible files of one name, SPIN's left leg first, Moon's right
     "h36m17_spin": ("pelvis", *_sided("left right", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
     "h36m17_moon": ("pelvis", *_sided("right left", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
@@ -693,6 +710,7 @@ def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 FREE_MODELS = ("hand_right", "hand_left", "body", "wholebody")
+_HAND_VERTICES = ASSETS / "hand_vertex_ids.npz"
 _FAMILIES = {  # joint set, endings of hands_mean and hands_components, official file names
     "mano": ("mano16", ("",), ("MANO_{side}",)),
     "smpl": ("smpl24", (), ("SMPL_{gender}", "basic[mM]odel_{g}_lbs_*")),
@@ -1117,6 +1135,23 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
             raise ValueError("fix_left_shapedirs is for the official MANO_LEFT file alone")
         arrays["shapedirs"] = arrays["shapedirs"] * np.array([-1, 1, 1])[:, None]
     return BodyModel(arrays, name=name, side=side, **options)
+
+
+def hand_vertex_ids(source: str | Path = "wholebody") -> dict[str, Tensor]:
+    """Where a body's mesh holds MANO's vertices: {"left", "right"}, indices (778,) each.
+
+    source: the free "body" or "wholebody", or an official file, MANO_SMPLX_vertex_ids.pkl.
+    """
+    if source in FREE_MODELS:
+        keys, path = {side: f"{source}_{side}" for side in ("left", "right")}, _HAND_VERTICES
+    else:
+        keys, path = {"left": "left_hand", "right": "right_hand"}, Path(source)
+    arrays = load_arrays(path)
+    if not set(keys.values()) <= set(arrays):
+        raise ValueError(f"{source} tells no hands: expected body, wholebody or a file that holds "
+                         f"left_hand and right_hand, as MANO_SMPLX_vertex_ids.pkl does")
+    return {side: torch.from_numpy(np.asarray(arrays[key]).astype(np.int64))
+            for side, key in keys.items()}
 
 
 # ------------------------------------------------------------------------------ mesh files

@@ -2,12 +2,13 @@
 
     RenderedHands, FreiHAND     pictures of hands
     RenderedBodies              pictures of bodies
+    RenderedPeople              pictures of whole bodies, and of their hands
     MotionPoses, AMASS, MOYO    poses of bodies, without pictures; Joined makes several one
 
 Every data set is a `torch.utils.data.Dataset`. `dataset[key]` takes key = epoch * len(dataset) +
 index and is a pure function of (seed, split, epoch, index): no state, so any worker, any rank and
-any resumed run sees the same sample. A sample is a dict of tensors. RenderedBodies and MotionPoses
-tell what theirs hold; that of a hand, where S is the crop's side:
+any resumed run sees the same sample. A sample is a dict of tensors. RenderedBodies, RenderedPeople
+and MotionPoses tell what theirs hold; that of a hand, where S is the crop's side:
 
     image            (3, S, S)  uint8    RGB
     K                (3, 3)     float32  intrinsics of the crop, in its pixels
@@ -22,8 +23,8 @@ tell what theirs hold; that of a hand, where S is the crop's side:
     camera_rotation  (3, 3)     float32  X_crop = camera_rotation @ X_original
 
 Pixels: a W x H picture spans [0, W] x [0, H] and the centre of its first pixel is (0.5, 0.5).
-A hand's joints are in `hand21` order, a body's in `smpl45`. Try it: `python data.py rendered
---draw 8`, or bodies in place of rendered.
+A hand's joints are in `hand21` order, a body's in `smpl45`, a whole body's in `smplx76`. Try it:
+`python data.py rendered --draw 8`, or bodies or people in place of rendered.
 """
 
 from __future__ import annotations
@@ -277,7 +278,7 @@ def find_augmentation(recipe: str | Augmentation | None) -> Augmentation | None:
 
 
 # First words: independent streams of random numbers.
-AUGMENTING, RENDERING, NOISE, RENDERING_BODIES = range(4)
+AUGMENTING, RENDERING, NOISE, RENDERING_BODIES, RENDERING_PEOPLE, DETAILS = range(6)
 
 
 def random_generator(*words: int) -> np.random.Generator:
@@ -1071,21 +1072,28 @@ def paint_hand(image: np.ndarray, scene: Scene, colors: np.ndarray) -> None:
     paint_surface(image, scene.surface, hand_surface().faces, scene.K, colors)
 
 
-def paint_surface(image: np.ndarray, surface: np.ndarray, faces: np.ndarray, K: np.ndarray,
-                  colors: np.ndarray) -> None:
-    """Draw a closed surface (V, 3), principal point in the middle, into float32 0..255, in place.
-    """
-    size = len(image)
+def project_surface(surface: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """What `rasterize` wants of points (V, 3): their pixels and their depth (V, 3)."""
     z = surface[:, 2:]
-    pixels = np.concatenate([surface[:, :2] / z * K[0, 0] + size / 2, z], 1)
+    return np.concatenate([surface[:, :2] / z * K[0, 0] + K[:2, 2], z], 1)
+
+
+def paint_surface(image: np.ndarray, surface: np.ndarray, faces: np.ndarray, K: np.ndarray,
+                  colors: np.ndarray) -> np.ndarray:
+    """Draw a closed surface (V, 3) into float32 0..255, in place; its depth (S, S) in metres."""
+    size, pixels = len(image), project_surface(surface, K)
+    beyond = np.concatenate([pixels[:, :2] < 0, pixels[:, :2] > size], 1)  # each of the 4 borders
+    beyond = np.packbits(beyond, 1).ravel()[faces.T]
+    faces = faces[beyond[0] & beyond[1] & beyond[2] == 0]
     x, y = pixels[:, 0][faces.T], pixels[:, 1][faces.T]
     area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
     faces = faces[area < 0]  # outside faces turned to the camera; the surface is closed
-    face_ids, barycentric, _ = bodymodels.rasterize(pixels, faces, (size, size))
+    face_ids, barycentric, depth = bodymodels.rasterize(pixels, faces, (size, size))
     drawn = np.flatnonzero(face_ids >= 0)
     corners = (255 * colors).astype(np.float32)[faces].take(face_ids.ravel()[drawn], 0)
     weights = barycentric.reshape(-1, 3)[drawn]
     image.reshape(-1, 3)[drawn] = np.einsum("pk,pkc->pc", weights, corners)  # (pixels, 3)
+    return depth
 
 
 # Backgrounds, occluders and the camera's imperfections
@@ -1301,11 +1309,11 @@ BODY_PARTS = {  # what the box of a truncated picture holds: its keypoints, how 
 }
 
 
-def draw_body_part(rng: np.random.Generator) -> list[int]:
-    """The keypoints (indices of smpl45) of one of BODY_PARTS."""
+def draw_body_part(rng: np.random.Generator, names: Sequence[str] = SMPL_KEYPOINTS) -> list[int]:
+    """The keypoints (indices of `names`) of one of BODY_PARTS."""
     patterns, chances = zip(*BODY_PARTS.values(), strict=True)
     pattern = patterns[rng.choice(len(patterns), p=chances)]
-    return [index for index, name in enumerate(SMPL_KEYPOINTS) if re.search(pattern, name)]
+    return [index for index, name in enumerate(names) if re.search(pattern, name)]
 
 
 def body_box(points: np.ndarray) -> tuple[np.ndarray, float]:
@@ -1315,17 +1323,19 @@ def body_box(points: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 class BodySurface:
-    """The free body, and where on its template skin, hair and clothes are."""
+    """A free body ("body" or "wholebody"): where on its template skin, hair and clothes are."""
 
-    def __init__(self) -> None:
-        self.model = bodymodels.load_model("body")
+    def __init__(self, name: str) -> None:
+        self.model = bodymodels.load_model(name)
         self.faces = self.model.faces.numpy()
         self.template = self.model.v_template.numpy().astype(np.float64)
         x, y, z = self.template.T
-        weights = self.model.skinning_weights.numpy().astype(np.float64)  # (24, V)
-        self.head = weights[[SMPL_JOINTS.index(name) for name in ("neck", "head")]].sum(0)
-        self.arm = weights[[i for i, name in enumerate(SMPL_JOINTS)
-                            if re.search("shoulder|elbow|wrist|hand", name)]].sum(0)
+        weights = self.model.skinning_weights.numpy().astype(np.float64)  # (K, V)
+        self.head, self.arm = (
+            weights[[i for i, joint in enumerate(self.model.joint_names)
+                     if re.search(parts, joint)]].sum(0)
+            for parts in ("neck|head|jaw|eyeball",
+                          "shoulder|elbow|wrist|hand|thumb|index|middle|ring|pinky"))
         self.reach = np.where(self.arm > 0.3, np.abs(x), 0)  # along the arms, from the middle
         nose, right_eye, left_eye = self.template[list(self.model.surface_vertex_ids[:3])]
         self.eyes = _spot(self.template, left_eye, 0.012) + _spot(self.template, right_eye, 0.012)
@@ -1334,14 +1344,14 @@ class BodySurface:
         self.jaw = (y < nose[1] - 0.01) & (z > nose[2] - 0.1) & (self.head > 0.5)
         self.forehead = (y - nose[1] + 0.05) - 0.9 * (z - nose[2] + 0.14)  # positive: hair
 
-    def pose(self, betas: np.ndarray, rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vertices (6890, 3) and keypoints (45, 3), always one sample at a time, float32.
+    def pose(self, *parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices (V, 3) and keypoints (45 or 76, 3) from betas, rotations and any expression.
 
-        A batched product may round differently, and the same sample must come out bit for bit.
+        Always one sample at a time, float32: a batched product may round differently, and the
+        same sample must come out bit for bit.
         """
-        betas, rotations = (torch.from_numpy(array)[None] for array in (betas, rotations))
         with torch.inference_mode():
-            output = self.model(betas, rotations)
+            output = self.model(*(torch.from_numpy(array)[None] for array in parameters))
             return output.vertices[0].numpy(), self.model.keypoints(output)[0].numpy()
 
 
@@ -1350,19 +1360,20 @@ def _spot(points: np.ndarray, center: np.ndarray, radius: float) -> np.ndarray:
 
 
 @cache
-def body_surface() -> BodySurface:
-    return BodySurface()
+def body_surface(name: str = "body") -> BodySurface:
+    return BodySurface(name)
 
 
 class BodyScene(NamedTuple):
     """A body in the frame of its crop's camera."""
 
-    surface: np.ndarray  # (6890, 3) metres
-    keypoints: np.ndarray  # (45, 3) metres
+    surface: np.ndarray  # (V, 3) metres
+    keypoints: np.ndarray  # (45 or 76, 3) metres
     K: np.ndarray  # (3, 3) pixels
-    pose: np.ndarray  # (24, 3, 3)
+    pose: np.ndarray  # (24 or 55, 3, 3)
     betas: np.ndarray  # (10,)
     transl: np.ndarray  # (3,) metres
+    expression: np.ndarray | None = None  # (10,) of a whole body
 
 
 def body_camera(size: int) -> np.ndarray:
@@ -1373,34 +1384,48 @@ def body_camera(size: int) -> np.ndarray:
 
 def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
                       lean: float) -> BodyScene:
-    """Pose, shape, a camera a little above or below, and a detector-like box, some truncated."""
+    """A posture, and a detector-like box around all of it or a part."""
+    pose, betas = sample_posture(rng, split, views, lean)
+    vertices, keypoints = body_surface().pose(betas, pose)
+    transl = sample_transl(rng, vertices, keypoints, SMPL_KEYPOINTS)
+    return BodyScene(vertices + transl, keypoints + transl, body_camera(size), pose, betas, transl)
+
+
+def sample_posture(rng: np.random.Generator, split: str, views: float, lean: float = 180.0
+                   ) -> tuple[np.ndarray, np.ndarray]:
+    """Pose (24, 3, 3) and betas (10,), float32, seen by a camera a little above or below."""
     pose, betas = sample_body_pose(rng, split, views, lean), sample_betas(rng)
     pitch, roll = np.clip(rng.normal((0.1, 0), (0.2, 0.08)), -0.6, 0.6)
     cos, sin = np.cos(pitch), np.sin(pitch)
     tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     pose[0] = _roll_and_mirror(roll, False) @ tilt @ pose[0]
-    pose, betas = pose.astype(np.float32), betas.astype(np.float32)
-    vertices, keypoints = body_surface().pose(betas, pose)
-    visible = vertices if rng.random() < 0.8 else keypoints[draw_body_part(rng)]
+    return pose.astype(np.float32), betas.astype(np.float32)
+
+
+def sample_transl(rng: np.random.Generator, vertices: np.ndarray, keypoints: np.ndarray,
+                  names: Sequence[str]) -> np.ndarray:
+    """Where the body stands (3,), so that a detector-like box, some truncated, is the crop."""
+    visible = vertices if rng.random() < 0.8 else keypoints[draw_body_part(rng, names)]
     center, side = body_box(visible[:, :2].astype(np.float64))
     side *= rng.uniform(1.05, 1.35)
     center = center + rng.uniform(-0.06, 0.06, 2) * side
-    transl = np.array([*-center, BODY_FOCAL * side]).astype(np.float32)
-    return BodyScene(vertices + transl, keypoints + transl, body_camera(size), pose, betas, transl)
+    return np.array([*-center, BODY_FOCAL * side]).astype(np.float32)
 
 
 class Outfit(NamedTuple):
     """What a body's surface is made of."""
 
-    albedo: np.ndarray  # (6890, 3)
-    thickness: np.ndarray  # (6890,) metres of cloth and hair on the skin
+    albedo: np.ndarray  # (V, 3)
+    thickness: np.ndarray  # (V,) metres of cloth and hair on the skin
 
 
-def sample_outfit(rng: np.random.Generator) -> Outfit:
+def sample_outfit(rng: np.random.Generator, name: str = "body") -> Outfit:
     """Skin with a face and hair, then shirt, trousers or dress, and shoes, each of random cut."""
-    body = body_surface()
+    body = body_surface(name)
     y, z = body.template[:, 1], body.template[:, 2]
-    albedo = _face(rng, random_skin(rng))
+    albedo = _face(rng, random_skin(rng), body)
+    if name == "wholebody":  # whose hands are seen from near
+        _tint_hands(rng, albedo)
     thickness = np.zeros(len(y))
 
     def wear(mask: np.ndarray, color: np.ndarray, thick: float) -> None:
@@ -1427,9 +1452,8 @@ def sample_outfit(rng: np.random.Generator) -> Outfit:
     return Outfit(albedo, thickness)
 
 
-def _face(rng: np.random.Generator, skin: np.ndarray) -> np.ndarray:
-    """Albedo (6890, 3) of a bare body: darker eyes, redder mouth, perhaps a beard."""
-    body = body_surface()
+def _face(rng: np.random.Generator, skin: np.ndarray, body: BodySurface) -> np.ndarray:
+    """Albedo (V, 3) of a bare body: darker eyes, redder mouth, perhaps a beard."""
     albedo = np.tile(skin, (len(body.template), 1))
     albedo *= 1 - rng.uniform(0.4, 0.9) * np.minimum(body.eyes, 1)[:, None]
     albedo *= 1 - body.mouth[:, None] * rng.uniform(0, 1) * np.array([0.1, 0.5, 0.5])
@@ -1455,10 +1479,17 @@ def _cloth(rng: np.random.Generator, template: np.ndarray) -> np.ndarray:
 
 def paint_body(image: np.ndarray, scene: BodyScene, rng: np.random.Generator) -> None:
     """Dress the body, light it, and draw it into a picture (S, S, 3) of float32 0..255."""
-    faces, outfit = body_surface().faces, sample_outfit(rng)
-    normals = bodymodels.vertex_normals(scene.surface, faces)
+    surface, colors = dress(rng, scene, "body")
+    paint_surface(image, surface, body_surface().faces, scene.K, colors)
+
+
+def dress(rng: np.random.Generator, scene: BodyScene, name: str
+          ) -> tuple[np.ndarray, np.ndarray]:
+    """The clothed surface (V, 3) of a scene's body and its lit colours (V, 3)."""
+    outfit = sample_outfit(rng, name)
+    normals = bodymodels.vertex_normals(scene.surface, body_surface(name).faces)
     surface = scene.surface + normals * outfit.thickness[:, None]
-    paint_surface(image, surface, faces, scene.K, light(rng, surface, normals, outfit.albedo))
+    return surface, light(rng, surface, normals, outfit.albedo)
 
 
 class RenderedBodies(Rendered, ImageDataset):
@@ -1539,20 +1570,26 @@ def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
                  rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Crop the picture (S, S, 3) of a body anew, as the recipe says, and move its labels along."""
     size = len(sample["image"])
-    center, side = np.array([size, size]) / 2, float(size)
-    if rng.random() < recipe.extreme:
-        center, side = body_box(sample["keypoints_2d"][draw_body_part(rng)])
-        side = max(1.2 * side, size / 8)
-    shift, scale, roll = recipe.draw_motion(rng)
-    mirror = bool(rng.random() < recipe.flip)
-    homography = crop_homography(center + shift * side, side * scale, size, roll=roll,
-                                 mirror=mirror)
+    homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"], SMPL_KEYPOINTS)
     image = warp(sample["image"], homography, size).transpose(2, 0, 1)
     return move_body(sample, homography, roll, mirror) | {"image": image}
 
 
-def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float,
-              mirror: bool) -> dict[str, np.ndarray]:
+def draw_crop(rng: np.random.Generator, recipe: Augmentation, size: int, keypoints: np.ndarray,
+              names: Sequence[str]) -> tuple[np.ndarray, float, bool]:
+    """A new crop of a body's picture: its homography, and the roll and mirror in it."""
+    center, side = np.array([size, size]) / 2, float(size)
+    if rng.random() < recipe.extreme:
+        center, side = body_box(keypoints[draw_body_part(rng, names)])
+        side = max(1.2 * side, size / 8)
+    shift, scale, roll = recipe.draw_motion(rng)
+    mirror = bool(rng.random() < recipe.flip)
+    return crop_homography(center + shift * side, side * scale, size, roll=roll,
+                           mirror=mirror), roll, mirror
+
+
+def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float, mirror: bool,
+              joints: str = "smpl24", keypoint_set: str = "smpl45") -> dict[str, np.ndarray]:
     """The sample's labels after `crop_homography` with this roll and mirror, still exact.
 
     The camera turns about its axis, which turns the body about that axis in the camera's frame;
@@ -1565,13 +1602,345 @@ def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float
     keypoints_2d = transform_points(homography, sample["keypoints_2d"])
     rest_root = sample["keypoints_3d"][0] - sample["transl"]
     if mirror:
-        order = bodymodels.mirror_indices(SMPL_KEYPOINTS)
+        order = bodymodels.mirror_indices(keypoint_set)
         flip = np.diag([-1.0, 1.0, 1.0])
-        pose = bodymodels.mirror_pose(torch.from_numpy(pose), SMPL_JOINTS).numpy()
+        names = bodymodels.JOINT_SETS[joints]
+        pose = bodymodels.mirror_pose(torch.from_numpy(pose), names).numpy()
         keypoints, keypoints_2d = keypoints[order] @ flip, keypoints_2d[order]
     camera = homography @ sample["K"] @ np.linalg.inv(_roll_and_mirror(roll, mirror))
     return sample | {"pose": pose, "keypoints_3d": keypoints, "keypoints_2d": keypoints_2d,
                      "K": camera, "transl": keypoints[0] - rest_root}
+
+
+# --------------------------------------------------------------------------- rendered people
+
+PEOPLE_RENDER_VERSION = 1  # count up whenever the same settings would give other pictures
+SMPLX_JOINTS, SMPLX_KEYPOINTS = bodymodels.JOINT_SETS["smplx55"], bodymodels.JOINT_SETS["smplx76"]
+HANDS = ("right", "left")  # the order of everything that a sample holds once per hand
+ARMS, HAND_JOINTS, HAND_KEYPOINTS = (  # (2, 8) and (2, 16) joints, (2, 21) keypoints
+    [bodymodels.joint_indices(source, target(side)) for side in HANDS]
+    for source, target in (
+        ("smplx55", lambda side: f"{side}_arm8"),
+        ("smplx55", lambda side: [f"{side}_{name}" for name in bodymodels.JOINT_SETS["mano16"]]),
+        ("smplx76", lambda side: f"{side}_hand21")))
+HAND_MARGIN = 2.0  # HaMeR's: the crop is so many times as large as the keypoints' box
+FINE = 2  # times the picture's resolution the background has, for the hands' crops
+
+
+class Occluder(NamedTuple):
+    """A shape in front of the body, the same in every view."""
+
+    center: np.ndarray  # (2,) pixels of the picture
+    radius: float  # pixels of the picture
+    seed: int  # of its kind, colour and form
+
+
+class View(NamedTuple):
+    """A square part of a picture at its own resolution."""
+
+    homography: np.ndarray  # (3, 3) picture's pixels -> view's pixels; scales and shifts only
+    size: int  # pixels
+
+
+def sample_person(rng: np.random.Generator, split: str, size: int, views: float) -> BodyScene:
+    """A posture with articulated hands and a face, before the camera as `sample_body_scene` does.
+
+    The fingers of both hands are drawn independently by `sample_hand_pose`, left ones as mirror
+    images. The jaw opens a little, the eyes look straight ahead.
+    """
+    posture, betas = sample_posture(rng, split, views)
+    pose = np.tile(np.eye(3, dtype=np.float32), (len(SMPLX_JOINTS), 1, 1))
+    pose[:22] = posture[:22]  # SMPL's hands are SMPL-X's wrists
+    angles = np.stack([sample_hand_pose(rng), sample_hand_pose(rng),  # (3, 15, 3)
+                       np.zeros((15, 3))])
+    angles[2, 0, 0] = min(rng.exponential(0.1), 0.35)  # jaw
+    fingers = bodymodels.axis_angle_to_matrix(torch.from_numpy(angles))
+    fingers[1] = bodymodels.mirror_matrix(fingers[1])
+    for joints, rotations in zip(HAND_JOINTS, fingers[:2].numpy(), strict=True):
+        pose[joints[1:]] = rotations
+    pose[SMPLX_JOINTS.index("jaw")] = fingers[2, 0]
+    expression = np.clip(rng.normal(0, 0.7, 10), -2, 2).astype(np.float32)
+    vertices, keypoints = body_surface("wholebody").pose(betas, pose, expression)
+    transl = sample_transl(rng, vertices, keypoints, SMPLX_KEYPOINTS)
+    return BodyScene(vertices + transl, keypoints + transl, body_camera(size), pose, betas, transl,
+                     expression)
+
+
+def hand_square(keypoints: np.ndarray) -> tuple[np.ndarray, float]:
+    """Centre (2,) and side of a hand's crop around its keypoints (N, 2).
+
+    As HaMeR does it: twice the tight box, made as wide as the part of the crop the encoder sees.
+    """
+    center, side = body_box(keypoints)
+    return center, HAND_MARGIN * side
+
+
+def sample_occluders(rng: np.random.Generator, size: int, hands: np.ndarray, occlusion: float
+                     ) -> list[Occluder]:
+    """Shapes anywhere in a third of the pictures, and over each hand at the rate `occlusion`.
+
+    hands (2, 21, 2): keypoints in pixels. The numbers drawn do not depend on the rate, and what a
+    rate hides a higher one hides too.
+    """
+    count = int(rng.integers(1, 3)) * (rng.random() < 0.35)
+    shapes = [Occluder(rng.uniform(0, size, 2), size * rng.uniform(0.04, 0.18),
+                       int(rng.integers(2**31))) for _ in range(count)]
+    for center, (width, height) in map(keypoint_box, hands):
+        extent = np.hypot(width, height)
+        over = Occluder(center + rng.uniform(-0.3, 0.3, 2) * (width, height),
+                        extent * rng.uniform(0.3, 0.6), int(rng.integers(2**31)))
+        shapes += [over] * (rng.random() < occlusion)
+    return shapes
+
+
+def draw_occluder(picture: Image.Image, occluder: Occluder, view: View) -> None:
+    """Draw an occluder of the whole picture as a view shows it."""
+    rng = random_generator(DETAILS, occluder.seed)
+    center = transform_points(view.homography, occluder.center)
+    draw_shape(ImageDraw.Draw(picture), rng, view.size, center / view.size,
+               occluder.radius * view.homography[0, 0] / view.size)
+
+
+class Person:
+    """A dressed person before a background, ready to be painted in any view."""
+
+    def __init__(self, rng: np.random.Generator, scene: BodyScene, size: int, occlusion: float
+                 ) -> None:
+        self.body, self.scene, self.size = body_surface("wholebody"), scene, size
+        self.surface, self.colors = dress(rng, scene, "wholebody")
+        self.background = paint_background(rng, FINE * size)
+        projected = scene.keypoints @ scene.K.T
+        self.keypoints_2d = projected[:, :2] / projected[:, 2:]
+        self.lens = int(rng.integers(2**31))
+        hands = self.keypoints_2d[HAND_KEYPOINTS]
+        self.occluders = sample_occluders(rng, size, hands, occlusion)
+
+    def paint(self, view: View) -> tuple[np.ndarray, np.ndarray]:
+        """A view (s, s, 3) uint8, and the depth (s, s) of what it shows, 0 where that is hidden.
+
+        Nothing is known outside the picture: it is black there.
+        """
+        to_view = view.homography @ np.diag([1 / FINE, 1 / FINE, 1])
+        image = warp(self.background, to_view, view.size).astype(np.float32)
+        depth = paint_surface(image, self.surface, self.body.faces,
+                              view.homography @ self.scene.K, self.colors)
+        picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+        bare = np.array(picture)
+        for occluder in self.occluders:
+            draw_occluder(picture, occluder, view)
+        depth[(bare != np.asarray(picture)).any(-1)] = 0
+        image = develop(random_generator(DETAILS, self.lens), picture)  # one camera
+        outside = self._outside(view)
+        image[outside], depth[outside] = 0, 0
+        return image, depth
+
+    def _outside(self, view: View) -> np.ndarray:
+        """Which pixels (s, s) of a view lie outside the picture."""
+        corners = np.array([[0, 0], [self.size, self.size]], np.float64)
+        low, high = transform_points(view.homography, corners)[:, None] - 1e-6
+        pixels = np.arange(view.size)[:, None] + 0.5
+        columns, rows = ((pixels < low) | (pixels > high)).T
+        return rows[:, None] | columns
+
+    def paint_hand(self, hand: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Crop of a hand (s, s, 3), its vertices (778, 3), its K, how much of it is seen.
+
+        Of the left hand it is all mirrored.
+        """
+        center, side = hand_square(self.keypoints_2d[HAND_KEYPOINTS[hand]])
+        view = View(crop_homography(center, side, size), size)
+        image, depth = self.paint(view)
+        K = view.homography @ self.scene.K
+        pixels = project_surface(self.surface, K)
+        alone = bodymodels.rasterize(pixels, hand_faces()[hand], (size, size))[2]
+        silhouette = alone < np.inf
+        seen = (depth[silhouette] > alone[silhouette] - 1e-3).sum() / max(silhouette.sum(), 1)
+        vertices = self.scene.surface[hand_vertices()[hand]]
+        if HANDS[hand] == "left":
+            K = np.array([[-1, 0, size], [0, 1, 0], [0, 0, 1]]) @ K @ np.diag([-1.0, 1, 1])
+            image, vertices = image[:, ::-1], vertices * (-1, 1, 1)
+        return image, vertices, K, seen
+
+
+@cache
+def hand_vertices() -> list[np.ndarray]:
+    """The hands' vertices (778,) in the whole body, in the order of HANDS."""
+    return [bodymodels.hand_vertex_ids("wholebody")[side].numpy() for side in HANDS]
+
+
+@cache
+def hand_faces() -> list[np.ndarray]:
+    """The whole body's faces of each hand."""
+    faces = body_surface("wholebody").faces
+    return [faces[np.isin(faces, vertices).all(1)] for vertices in hand_vertices()]
+
+
+def _tint_hands(rng: np.random.Generator, albedo: np.ndarray) -> None:
+    """Lighter palms and redder finger tips on the bare skin (10475, 3), in place."""
+    hand, palm, tip = hand_surface(), rng.uniform(0, 1), rng.uniform(0, 1)
+    for vertices in hand_vertices():
+        lighter = np.clip(albedo[vertices] * 1.1 + (0.06, 0.03, 0.03), 0, 1) - albedo[vertices]
+        albedo[vertices] += palm * hand.palmar * lighter + tip * hand.tip * (0.06, -0.03, -0.02)
+
+
+class RenderedPeople(Rendered, ImageDataset):
+    """Pictures of the free whole body with a crop of each hand, rendered: exact labels.
+
+    One sample; S and H are the sides of the crops, "hand" arrays hold the right one first:
+
+        image                (3, S, S)      uint8    RGB, the whole body
+        K                    (3, 3)         float32  its intrinsics, in its pixels
+        body_pose            (55, 3, 3)     float32  SMPL-X rotations, the root's in the camera's
+                                                     frame, fingers absolute
+        betas, expression    (10,) each     float32  of the free whole body
+        transl               (3,)           float32  metres, see below
+        keypoints_3d         (76, 3)        float32  metres, the camera's frame, "smplx76"
+        keypoints_2d         (76, 2)        float32  pixels of `image`
+        keypoints_valid      (76,)          float32  1 inside `image`
+        hand_images          (2, 3, H, H)   uint8    RGB
+        hand_K               (2, 3, 3)      float32  their intrinsics
+        hand_boxes           (2, 4)         float32  x, y, width, height in pixels of `image`: the
+                                                     tight box of the hand's 21 keypoints
+        hand_pose            (2, 16, 3, 3)  float32  MANO: orientation in the camera, 15 fingers
+        hand_joints          (2, 21, 3)     float32  metres, the camera's frame, "hand21"
+        hand_vertices        (2, 778, 3)    float32  the same, MANO's topology
+        hand_keypoints_2d    (2, 21, 2)     float32  pixels of the hand's crop
+        hand_valid           (2,)           float32  1 if most of its keypoints are in `image`
+        hand_visible         (2,)           float32  share of the hand that nothing hides
+        arm_pose             (2, 8, 3, 3)   float32  from the pelvis to the wrist, "right_arm8"
+        index                ()             int64    index within the split
+
+    Left hands look right-handed: hand_images[1] is mirrored, and all but hand_boxes is what a
+    right hand has that looks so. The product of a hand's arm_pose is the first of its hand_pose:
+    whoever knows the true arm knows the hand's orientation. keypoints_3d are those of the body
+    model plus transl.
+
+    A hand's crop is the square of `hand_square`, painted at its own resolution; augmentation
+    moves and turns crops further. occlusion: the share of hands that a shape covers, wholly or in
+    part. It changes the shapes alone: people, clothes and cameras stay. Poses and boxes are as
+    in RenderedBodies, so some hands are out of the picture, and their crops black there.
+    split, length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2 + 22 kB a sample.
+    hand_size: H, by default S.
+    """
+
+    LENGTHS = {"train": 20_000, "test": 1_000}
+
+    def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
+                 seed: int = 0, occlusion: float = 0.5, hand_size: int | None = None,
+                 views: float = 180.0, augmentation: str | Augmentation | None = None,
+                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
+        super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
+        self.length = self.LENGTHS[split] if length is None else length
+        self.hand_size = size if hand_size is None else hand_size
+        if self.length < 1 or self.hand_size < 16 or not 0 <= views <= 180:
+            raise ValueError("expected a positive length, hand_size >= 16 and views in 0..180 "
+                             f"degrees, got {self.length}, {self.hand_size} and {views}")
+        if not 0 <= occlusion <= 1:
+            raise ValueError(f"expected an occlusion rate in 0..1, got {occlusion}")
+        self.views, self.occlusion = float(views), float(occlusion)
+        self.dtype = np.dtype([
+            ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
+            ("hand_images", np.uint8, (2, self.hand_size, self.hand_size, 3)),
+            ("hand_vertices", np.float32, (2, NUM_VERTICES, 3)),
+            ("hand_K", np.float32, (2, 3, 3)), ("hand_visible", np.float32, 2),
+            ("pose", np.float32, (len(SMPLX_JOINTS), 3, 3)), ("betas", np.float32, 10),
+            ("expression", np.float32, 10), ("transl", np.float32, 3),
+            ("keypoints_3d", np.float32, (len(SMPLX_KEYPOINTS), 3)),
+            ("keypoints_2d", np.float32, (len(SMPLX_KEYPOINTS), 2))])
+        settings = {name: getattr(self, name) for name in (
+            "split", "size", "length", "seed", "views", "hand_size", "occlusion")}
+        self.open_cache(cache, "rendered_people", settings | {"version": PEOPLE_RENDER_VERSION},
+                        progress)
+
+    def render(self, index: int) -> np.ndarray:
+        """The packed record of one sample, made from nothing but seed, split and index."""
+        rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)
+        scene = sample_person(rng, self.split, self.size, self.views)
+        person = Person(rng, scene, self.size, self.occlusion)
+        record = np.zeros((), self.dtype)
+        record["image"], _ = person.paint(View(np.eye(3), self.size))
+        for hand in range(2):
+            parts = person.paint_hand(hand, self.hand_size)
+            for name, value in zip(("images", "vertices", "K", "visible"), parts, strict=True):
+                record[f"hand_{name}"][hand] = value
+        for name in ("K", "pose", "betas", "expression", "transl"):
+            record[name] = getattr(scene, name)
+        record["keypoints_3d"], record["keypoints_2d"] = scene.keypoints, person.keypoints_2d
+        return record
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.record(index)
+        sample = {name: record[name] for name in self.dtype.names}
+        if self.augmentation is not None and self.augmentation.moves:
+            sample = augment_person(sample, self.augmentation, rng)
+        sample["image"] = sample["image"].transpose(2, 0, 1)
+        sample["hand_images"] = sample["hand_images"].transpose(0, 3, 1, 2)
+        return person_labels(sample, self.size)
+
+    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        super().finish(sample, rng)
+        if self.augmentation is not None:
+            sample["hand_images"] = np.stack([self.augmentation.recolor(image, rng)
+                                              for image in sample["hand_images"]])
+
+
+def person_labels(sample: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """A sample of RenderedPeople with the labels that follow from the others; "pose" is renamed."""
+    pose = sample.pop("pose")
+    arms, hands = arm_and_hand_poses(pose)
+    hand_joints = sample["keypoints_3d"][HAND_KEYPOINTS]  # (2, 21, 3)
+    hand_joints[1] *= (-1, 1, 1)
+    projected = hand_joints @ sample["hand_K"].swapaxes(1, 2)
+    valid = inside(sample["keypoints_2d"], size, size)
+    low, high = (function(sample["keypoints_2d"][HAND_KEYPOINTS], 1)
+                 for function in (np.min, np.max))
+    return sample | {
+        "body_pose": pose, "keypoints_valid": valid, "arm_pose": arms, "hand_pose": hands,
+        "hand_joints": hand_joints, "hand_keypoints_2d": projected[..., :2] / projected[..., 2:],
+        "hand_boxes": np.concatenate([low, high - low], 1),
+        "hand_valid": (valid[HAND_KEYPOINTS].mean(1) > 0.5).astype(np.float32)}
+
+
+def arm_and_hand_poses(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """SMPL-X rotations (55, 3, 3) as those of the arms (2, 8, 3, 3) and of MANO (2, 16, 3, 3).
+
+    Of the left, what its mirror image has: M R M with M = diag(-1, 1, 1).
+    """
+    rotations = torch.tensor(pose)
+    arms, hands = rotations[torch.tensor(ARMS)], rotations[torch.tensor(HAND_JOINTS)]
+    hands[:, 0] = bodymodels.chain_rotation(arms)  # in the camera's frame, not the elbow's
+    for rotations in (arms, hands):
+        rotations[1] = bodymodels.mirror_matrix(rotations[1])
+    return arms.numpy(), hands.numpy()
+
+
+def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,
+                   rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Crop all pictures (S, S, 3) and (2, H, H, 3) of a person anew, and move the labels along.
+
+    All turn alike, since it is the camera that turns; each is shifted and scaled on its own. In a
+    mirrored picture the right hand is what was the left.
+    """
+    size = len(sample["image"])
+    homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"],
+                                         SMPLX_KEYPOINTS)
+    moved = move_body(sample, homography, roll, mirror, "smplx55", "smplx76")
+    hands = [move_hand({name: sample[name][hand] for name in sample if name.startswith("hand_")},
+                       turn, recipe, rng) for hand, turn in enumerate((roll, -roll))]
+    hands = hands[::-1] if mirror else hands
+    return moved | {"image": warp(sample["image"], homography, size)} | {
+        name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
+
+
+def move_hand(hand: dict[str, np.ndarray], roll: float, recipe: Augmentation,
+              rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A hand's crop (H, H, 3) turned by `roll`, shifted and scaled as the recipe draws."""
+    size, turn = len(hand["hand_images"]), _roll_and_mirror(roll, False)
+    shift, scale, _ = recipe.draw_motion(rng)
+    homography = crop_homography(size * (0.5 + shift), size * scale, size, roll=roll)
+    return hand | {"hand_images": warp(hand["hand_images"], homography, size),
+                   "hand_vertices": hand["hand_vertices"] @ turn.T,
+                   "hand_K": homography @ hand["hand_K"] @ turn.T}
 
 
 # --------------------------------------------------------------------------------- FreiHAND
@@ -1728,23 +2097,29 @@ def stream_json_list(path: Path, chunk: int = 1 << 22) -> Iterator[object]:
 
 FINGER_COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
 HAND_CHAINS = tuple((0, *range(1 + 4 * finger, 5 + 4 * finger)) for finger in range(5))
-BODY_CHAINS = tuple(tuple(SMPL_KEYPOINTS.index(name) for name in chain.split()) for chain in (
-    "left_hip left_knee left_ankle left_foot left_big_toe",
-    "right_hip right_knee right_ankle right_foot right_big_toe",
-    "left_shoulder left_elbow left_wrist left_hand left_middle_tip",
-    "right_shoulder right_elbow right_wrist right_hand right_middle_tip",
-    "pelvis spine1 spine2 spine3 neck head nose"))
+BODY_CHAINS, PEOPLE_CHAINS = (
+    tuple(tuple(names.index(name) for name in chain.split() if name in names) for chain in (
+        "left_hip left_knee left_ankle left_foot left_big_toe",
+        "right_hip right_knee right_ankle right_foot right_big_toe",
+        "left_shoulder left_elbow left_wrist left_hand left_middle1 left_middle_tip",
+        "right_shoulder right_elbow right_wrist right_hand right_middle1 right_middle_tip",
+        "pelvis spine1 spine2 spine3 neck head nose"))
+    for names in (SMPL_KEYPOINTS, SMPLX_KEYPOINTS))
+CHAINS = {NUM_JOINTS: HAND_CHAINS, len(SMPL_KEYPOINTS): BODY_CHAINS,
+          len(SMPLX_KEYPOINTS): PEOPLE_CHAINS}
 
 
 def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
                    zoom: int = 3) -> np.ndarray:
-    """Picture (S, S, 3) uint8, `zoom` times larger, with a hand's or a body's skeleton on it."""
+    """Picture (S, S, 3) uint8, `zoom` times larger, with a hand's or a body's skeleton on it.
+
+    keypoints (21, 45 or 76, 2) pixels: "hand21", "smpl45" or "smplx76".
+    """
     side = image.shape[0] * zoom
     picture = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
     points = [tuple(point) for point in (keypoints * zoom).tolist()]
-    chains = HAND_CHAINS if len(keypoints) == NUM_JOINTS else BODY_CHAINS
-    for chain, color in zip(chains, FINGER_COLORS, strict=True):
+    for chain, color in zip(CHAINS[len(keypoints)], FINGER_COLORS, strict=True):
         for start, end in zip(chain, chain[1:], strict=False):
             if valid[start] and valid[end]:
                 draw.line([points[start], points[end]], color, width=2)
@@ -1770,8 +2145,23 @@ def draw_sample(sample: dict[str, Tensor]) -> np.ndarray:
     """A sample's picture and its projected keypoints, or its pose if it has no picture."""
     if "image" not in sample:
         return draw_pose(sample)
-    return draw_keypoints(sample["image"].permute(1, 2, 0).numpy(), sample["keypoints_2d"].numpy(),
-                          sample["keypoints_valid"].numpy())
+    picture = draw_keypoints(sample["image"].permute(1, 2, 0).numpy(),
+                             sample["keypoints_2d"].numpy(), sample["keypoints_valid"].numpy())
+    return draw_hands(sample, picture) if "hand_images" in sample else picture
+
+
+def draw_hands(sample: dict[str, Tensor], picture: np.ndarray) -> np.ndarray:
+    """A whole body's picture with both hands' boxes on it, and their crops beside it."""
+    zoom = len(picture) / sample["image"].shape[1]
+    canvas = Image.fromarray(picture)
+    for x, y, width, height in (zoom * sample["hand_boxes"]).tolist():
+        ImageDraw.Draw(canvas).rectangle((x, y, x + width, y + height), outline="white")
+    tiles = [np.asarray(canvas)]
+    for image, keypoints in zip(sample["hand_images"], sample["hand_keypoints_2d"], strict=True):
+        hand = draw_keypoints(image.permute(1, 2, 0).numpy(), keypoints.numpy(),
+                              np.ones(NUM_JOINTS))
+        tiles.append(np.asarray(Image.fromarray(hand).resize(canvas.size)))
+    return np.concatenate(tiles, 1)
 
 
 def draw_samples(dataset: KeyedDataset, keys: Sequence[int], path: str | os.PathLike,
@@ -1796,6 +2186,8 @@ def open_dataset(args: argparse.Namespace) -> KeyedDataset:
         return OFFICIAL[args.name](args.data_root, split, **options)
     if args.name == "motion":
         return MotionPoses(split, seed=args.seed)
+    if args.name == "people":
+        return RenderedPeople(split, occlusion=args.occlusion, **pictures, **packed)
     kind = RenderedHands if args.name == "rendered" else RenderedBodies
     return kind(split, **pictures, **packed)
 
@@ -1806,12 +2198,14 @@ OFFICIAL = {"freihand": FreiHAND, "amass": AMASS, "moyo": MOYO}
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data.py NAME`: count a data set's samples, print one, draw some."""
     parser = argparse.ArgumentParser(description="Look at a data set.")
-    parser.add_argument("name", choices=("rendered", "bodies", "motion", *OFFICIAL))
+    parser.add_argument("name", choices=("rendered", "bodies", "people", "motion", *OFFICIAL))
     parser.add_argument("--data-root", type=Path, help=f"the folder of {', '.join(OFFICIAL)}")
     parser.add_argument("--split", help="default: the training split")
     parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
+    parser.add_argument("--occlusion", type=float, default=0.5, help="share of covered hands of "
+                        "people")
     parser.add_argument("--cache", type=Path, help="folder for packed files")
     parser.add_argument("--draw", type=int, default=0, metavar="N", help="draw N samples")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="where to draw")
@@ -1820,10 +2214,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset = open_dataset(args)
         print(f"{args.name}, split {dataset.split}: {len(dataset):,} samples")
         for name, value in dataset[0].items():
-            print(f"  {name:16} {str(tuple(value.shape)):14} {str(value.dtype):14}"
+            print(f"  {name:17} {str(tuple(value.shape)):14} {str(value.dtype):14}"
                   f"{value.min():10.4g} to {value.max():.4g}")
         if args.draw:
-            draw_samples(dataset, range(min(args.draw, len(dataset))), args.out)
+            columns = 2 if args.name == "people" else 4  # people have three pictures each
+            draw_samples(dataset, range(min(args.draw, len(dataset))), args.out, columns)
             print(f"drawn: {args.out}")
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -328,6 +328,8 @@ class Protocol:
     auc_thresholds: tuple[float, float, int] | tuple[()]  # first and last in m, and how many
     source: str  # where these rules are written
     vertex_error: str = "MPVPE"  # what the field calls it: of bodies, MVE
+    scored: str = ""  # the joints whose errors count, a name of JOINT_SETS; "": all
+    hands: str = ""  # the protocol by which both hands of a whole body are judged as well
 
 
 PROTOCOLS = {
@@ -345,6 +347,17 @@ PROTOCOLS = {
         unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE",
         source="Ours, after what papers report on 3DPW: relative to the pelvis, the body models' "
                "own joints; vertices are aligned on their own"),
+    "rendered_people": Protocol(
+        joints="smplx76", root=(0,), alignment="similarity", allow_reflection=False,
+        norm_guard=0.0, unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="PVE",
+        scored="smpl14", hands="rendered_people_hands",
+        source="SMPLer-X's evaluation, which HMR-Adapter follows: vertices relative to the pelvis, "
+               "14 joints. There both come from regressors on the mesh, here from the body model"),
+    "rendered_people_hands": Protocol(
+        joints="hand21", root=(0,), alignment="similarity", allow_reflection=False, norm_guard=0.0,
+        unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="PVE",
+        source="The same: a hand's 778 vertices relative to its wrist, which moves them but does "
+               "not turn them, and its 21 joints; the mean over all hands, seen or not"),
     "pose_reconstruction": Protocol(
         joints="smpl24", root=(), alignment="", allow_reflection=False, norm_guard=0.0,
         unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE",
@@ -360,12 +373,14 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
     `prediction` and `target` hold "joints" (B, J, 3) and "vertices" (B, V, 3) in metres, in the
     same frame. Lengths come in the protocol's unit, F-scores and areas from 0 to 1. As papers
     do, F@5 (5 mm), F@15 and AUC are taken after alignment; "raw" names those before. A protocol
-    without alignment, or without these, leaves them out.
+    without alignment, or without these, leaves them out. One for whole bodies adds the rows of
+    its hands, named "hands ...".
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: expected one of {sorted(PROTOCOLS)}")
     rules = PROTOCOLS[protocol]
-    prediction, target = (_rooted(points, rules) for points in (prediction, target))
+    both = prediction, target
+    prediction, target = (_rooted(points, rules) for points in both)
     stages = [(prediction, "", " raw" if rules.alignment else "")]
     if rules.alignment:
         aligned = {name: procrustes_align(prediction[name], target[name],
@@ -387,7 +402,27 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
         if rules.auc_thresholds:
             report[f"AUC-J{after}"] = pck_auc(*joints, *rules.auc_thresholds)
             report[f"AUC-V{after}"] = pck_auc(*vertices, *rules.auc_thresholds)
+    if rules.hands:
+        hands = evaluate(rules.hands, *map(both_hands, both))
+        report |= {f"hands {name}": value for name, value in hands.items()}
     return {name: float(value) for name, value in report.items()}
+
+
+def both_hands(points: Mapping[str, Points]) -> dict[str, Tensor]:
+    """Joints (2B, 21, 3) and vertices (2B, 778, 3) of the hands of B free whole bodies.
+
+    points: "joints" (B, 76, 3) in "smplx76" order and "vertices" (B, 10475, 3). All left hands
+    come first, then all right ones, as they are: nothing is mirrored.
+    """
+    joints, vertices = (_tensor(points[name]) for name in ("joints", "vertices"))
+    ids = bodymodels.hand_vertex_ids("wholebody")
+    if vertices.shape[1] <= max(int(part.max()) for part in ids.values()):
+        raise ValueError("the hands' vertices are those of the free whole body, (B, 10475, 3), "
+                         f"got {tuple(vertices.shape)}")
+    order = [bodymodels.joint_indices("smplx76", f"{side}_hand21") for side in ids]
+    return {"joints": torch.cat([joints[:, places] for places in order]),
+            "vertices": torch.cat([vertices[:, part.to(vertices.device)]
+                                   for part in ids.values()])}
 
 
 def _rooted(points: Mapping[str, Points], rules: Protocol) -> dict[str, Tensor]:
@@ -402,10 +437,13 @@ def _rooted(points: Mapping[str, Points], rules: Protocol) -> dict[str, Tensor]:
                          f"got {tuple(points['joints'].shape)}")
     if not len(points["joints"]):
         raise ValueError("evaluate needs at least one sample")
-    if not rules.root:
-        return points
-    root = points["joints"][:, list(rules.root)].mean(1, keepdim=True)
-    return {name: values - root for name, values in points.items()}
+    if rules.root:
+        root = points["joints"][:, list(rules.root)].mean(1, keepdim=True)
+        points = {name: values - root for name, values in points.items()}
+    if rules.scored:
+        scored = bodymodels.joint_indices(rules.joints, rules.scored)
+        points["joints"] = points["joints"][:, scored]
+    return points
 
 
 # --------------------------------------------------------------------------- prediction files
