@@ -167,7 +167,7 @@ def rotation_6d_to_interleaved(rotation_6d: Tensor) -> Tensor:
 def chain_rotation(rotations: Tensor) -> Tensor:
     """What a chain of joints (..., J, 3, 3), the root's first, adds up to: (..., 3, 3).
 
-    Each is relative to the joint before it. Of an arm, "left_arm8" of JOINT_SETS, that is the
+    Each is relative to the joint before it. Of an arm, "left_arm08" of JOINT_SETS, that is the
     orientation of the hand: MANO's global rotation, in the frame of the root's rotation.
     """
     return functools.reduce(torch.matmul, rotations.unbind(-3))
@@ -364,9 +364,9 @@ JOINT_SETS: dict[str, tuple[str, ...]] = {
     "smpl14": (*_pairs("left right", "hip knee ankle"), "neck", "head",  # SMPLer-X's LSP-14
                *_pairs("left right", "shoulder elbow wrist")),
     # HMR-Adapter: from the pelvis to either wrist, and the four knuckles of both hands
-    "left_arm8": _arm("left"),
-    "right_arm8": _arm("right"),
-    "mcp8": _sided("left right", "index1 middle1 ring1 pinky1"),
+    "left_arm08": _arm("left"),
+    "right_arm08": _arm("right"),
+    "mcp08": _sided("left right", "index1 middle1 ring1 pinky1"),
     # Human3.6M regressors: two incompatible files of one name, SPIN's left leg first, Moon's right
     "h36m17_spin": ("pelvis", *_sided("left right", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
     "h36m17_moon": ("pelvis", *_sided("right left", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),

@@ -1620,7 +1620,7 @@ HANDS = ("right", "left")  # the order of everything that a sample holds once pe
 ARMS, HAND_JOINTS, HAND_KEYPOINTS = (  # (2, 8) and (2, 16) joints, (2, 21) keypoints
     [bodymodels.joint_indices(source, target(side)) for side in HANDS]
     for source, target in (
-        ("smplx55", lambda side: f"{side}_arm8"),
+        ("smplx55", lambda side: f"{side}_arm08"),
         ("smplx55", lambda side: [f"{side}_{name}" for name in bodymodels.JOINT_SETS["mano16"]]),
         ("smplx76", lambda side: f"{side}_hand21")))
 HAND_MARGIN = 2.0  # HaMeR's: the crop is so many times as large as the keypoints' box
@@ -1807,7 +1807,7 @@ class RenderedPeople(Rendered, ImageDataset):
         hand_keypoints_2d    (2, 21, 2)     float32  pixels of the hand's crop
         hand_valid           (2,)           float32  1 if most of its keypoints are in `image`
         hand_visible         (2,)           float32  share of the hand that nothing hides
-        arm_pose             (2, 8, 3, 3)   float32  from the pelvis to the wrist, "right_arm8"
+        arm_pose             (2, 8, 3, 3)   float32  from the pelvis to the wrist, "right_arm08"
         index                ()             int64    index within the split
 
     Left hands look right-handed: hand_images[1] is mirrored, and all but hand_boxes is what a

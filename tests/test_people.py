@@ -67,12 +67,12 @@ def posed(sample):
 
 def test_convention_joints_of_the_arms_and_knuckles():
     """SMPL-X's indices of each arm, pelvis to wrist, and of the MCP joints, left hand first."""
-    assert bm.joint_indices("smplx55", "left_arm8") == [0, 3, 6, 9, 13, 16, 18, 20]
-    assert bm.joint_indices("smplx55", "right_arm8") == [0, 3, 6, 9, 14, 17, 19, 21]
-    assert bm.joint_indices("left_hand21", bm.JOINT_SETS["mcp8"][:4]) == [5, 9, 13, 17]
-    assert bm.joint_indices("smplx55", "mcp8") == [25, 28, 34, 31, 40, 43, 49, 46]
+    assert bm.joint_indices("smplx55", "left_arm08") == [0, 3, 6, 9, 13, 16, 18, 20]
+    assert bm.joint_indices("smplx55", "right_arm08") == [0, 3, 6, 9, 14, 17, 19, 21]
+    assert bm.joint_indices("left_hand21", bm.JOINT_SETS["mcp08"][:4]) == [5, 9, 13, 17]
+    assert bm.joint_indices("smplx55", "mcp08") == [25, 28, 34, 31, 40, 43, 49, 46]
     for side in ("left", "right"):
-        chain = bm.joint_indices("smplx55", f"{side}_arm8")
+        chain = bm.joint_indices("smplx55", f"{side}_arm08")
         assert [WHOLE.parents[joint] for joint in chain] == [-1, *chain[:-1]]
 
 
@@ -84,7 +84,7 @@ def test_chain_of_an_arm_is_its_hands_orientation(seed):
     pose = bm.axis_angle_to_matrix(torch.randn(2, 55, 3, generator=generator))
     transforms = LIGHT(torch.zeros(1, 10), pose).transforms
     for side in ("left", "right"):
-        chain = bm.chain_rotation(pose[:, bm.joint_indices("smplx55", f"{side}_arm8")])
+        chain = bm.chain_rotation(pose[:, bm.joint_indices("smplx55", f"{side}_arm08")])
         wrist = transforms[:, SMPLX55.index(f"{side}_wrist"), :3, :3]
         torch.testing.assert_close(chain, wrist, atol=1e-5, rtol=0)
 
@@ -183,7 +183,7 @@ def test_convention_left_hands_are_mirrored(packed):
     """Of the left hand and arm, what is stored is M R M; the arm's product is the orientation."""
     for sample in packed(augmentation=MOVING):
         pose, arms, hands = (sample[name] for name in ("body_pose", "arm_pose", "hand_pose"))
-        right, left = (pose[bm.joint_indices("smplx55", f"{side}_arm8")]
+        right, left = (pose[bm.joint_indices("smplx55", f"{side}_arm08")]
                        for side in ("right", "left"))
         torch.testing.assert_close(arms, torch.stack([right, MIRROR @ left @ MIRROR]))
         torch.testing.assert_close(hands[0, 1:], pose[40:])
