@@ -140,7 +140,8 @@ def choose_device() -> torch.device:
     if not torch.cuda.is_available():
         if neighbours > 1:  # torchrun would give each a single core
             torch.set_num_threads(max(1, available_cores() // neighbours))
-        keep_freed_memory()
+        else:
+            keep_freed_memory()
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ValueError(f"process {local_rank} on this machine has no GPU of its own: start at "
