@@ -114,7 +114,7 @@ def join_world(workers: int | None = None) -> World:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = choose_device()
     if workers is None:  # a CPU that trains has none to spare
-        share = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        share = data.available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = min(16, share) if device.type == "cuda" else 0
     if size == 1:
         return World(device=device, workers=workers)
@@ -139,7 +139,7 @@ def choose_device() -> torch.device:
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not torch.cuda.is_available():
         if neighbours > 1:  # torchrun would give each a single core
-            torch.set_num_threads(max(1, available_cores() // neighbours))
+            torch.set_num_threads(max(1, data.available_cores() // neighbours))
         else:
             keep_freed_memory()
         return torch.device("cpu")
@@ -163,13 +163,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_threshold, 2**25)  # the largest that all versions take
         mallopt(trim_threshold, 2**30)
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class MeanOverRanks(torch.autograd.Function):
