@@ -261,7 +261,7 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     # HMR2.0: SCALE .3, ROT 30, TRANS .02, FLIP .5, COLOR 20 %, extreme crops 10 %
     "official_hmr": Augmentation(center_jitter=0.02, scale=(0.7, 1.3), rotation=30.0, flip=0.5,
                                  extreme=0.1, hmr_draws=True, gain=(0.8, 1.2)),
-    "rendered_bodies": Augmentation(center_jitter=0.03, scale=(0.85, 1.1), rotation=15.0, flip=0.5,
+    "rendered_bodies": Augmentation(center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0, flip=0.5,
                                     gain=(0.8, 1.2), brightness=(-0.15, 0.15),
                                     contrast=(-0.2, 0.2)),
 }

@@ -97,7 +97,8 @@ class TokenizerConfig:
     vertex_stride: int = 1  # L_V is a mean over every n-th vertex; 1: over all of them (paper)
 
     # Augmentation: "we rotate the poses at varying degrees" (paper), see augment_rotation
-    tilt: float = 45.0  # degrees, the most that a body leans; its heading is any (our choice)
+    heading: float = 180.0  # degrees, the most that a body is turned about the vertical and
+    tilt: float = 45.0  # degrees, the most that it leans (our choice, both)
     uniform_rotation: float = 0.2  # part of the bodies turned any way at all (our choice)
 
     # Optimisation: Adam
@@ -143,6 +144,8 @@ class Config:
     vit_depth: int = 32  # (ViT-H)
     vit_heads: int = 16  # (ViT-H)
     vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HMR2.0)
+    stem: tuple[int, ...] = ()  # channels of convolutions before the patches, each halving the
+    # picture: a ViT without weights from elsewhere learns much faster with them (our choice)
 
     # Feature maps, "inspired by ViT-Det"
     scales: tuple[int, ...] = (1, 4, 8)  # times the encoder's resolution, powers of 2 (paper)
@@ -157,6 +160,10 @@ class Config:
 
     # Shape and camera, "directly regressed from the image features" (paper)
     regressor_width: int = 1024  # hidden width (our choice)
+    # A summary of all cells, in place of their mean, from which the words start too. It is asked
+    # for so many 2D keypoints: ViTPose was trained on those before, a new encoder was not, and
+    # learns little from words in minutes (our choice)
+    summary_keypoints: int = 0
     focal_length: float = 5000.0  # px at a crop of 256 px; fixed (paper), this value (HMR2.0)
 
     # Loss. L_mask is a mean over words and samples, the others see `reduction`
@@ -167,6 +174,7 @@ class Config:
     weight_mask: float = 1.0  # (paper)
     weight_keypoints_3d: float = 5e-2  # per metre (paper)
     weight_keypoints_2d: float = 1e-2  # per side of the crop (paper)
+    weight_summary: float = 0.0  # 2D keypoints of the summary, per side of the crop (our choice)
     weight_pose: float = 1e-3  # lambda_theta (paper). lambda_SMPL = 1.5e-3 is only the sum of
     weight_betas: float = 5e-4  # these two (paper), no further factor
 
@@ -201,9 +209,11 @@ class Config:
         if isinstance(self.tokenizer, Mapping):  # from a checkpoint
             object.__setattr__(self, "tokenizer", TokenizerConfig(**self.tokenizer))
         object.__setattr__(self, "scales", tuple(self.scales))
+        object.__setattr__(self, "stem", tuple(self.stem))
         for name, valid, rule in (
             ("image_size", self.image_size > 0 and self.image_size % (4 * self.patch_size) == 0,
              f"a multiple of {4 * self.patch_size}, four patches"),
+            ("stem", self.patch_size % 2 ** len(self.stem) == 0, "halvings within a patch"),
             ("vit_heads", self.vit_dim % self.vit_heads == 0, "a divisor of vit_dim"),
             ("scales", self.scales and all(scale > 0 and scale & (scale - 1) == 0
                                            and self.vit_dim % scale == 0 for scale in self.scales),
@@ -219,6 +229,11 @@ class Config:
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
 
     @property
+    def cells(self) -> int:
+        """Patches of a crop."""
+        return 3 * (self.image_size // self.patch_size) ** 2 // 4
+
+    @property
     def focal(self) -> float:
         """Focal length in sides of the crop."""
         return self.focal_length / 256.0
@@ -232,11 +247,13 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     # One GPU with 11 GB: the paper's run, step for step, in two halves.
     "single_gpu": TokenizerConfig(batch_size=256, accumulate=2),
     # Two CPU cores: the same design and the same 96 words, small enough to learn in minutes. It
-    # knows the bodies that its stage 2 will meet: before an upright camera.
+    # knows the bodies that its stage 2 will meet, which face an upright camera. Few codes, as few
+    # are told apart by an encoder as small as that of stage 2.
     "cpu": TokenizerConfig(
-        codebook_size=512, code_dim=64, width=96, depth=1, vertex_stride=20, tilt=20.0,
-        uniform_rotation=0.0, batch_size=64, steps=4_000, learning_rate=2e-3, schedule="cosine",
-        warmup_steps=100, eval_every=1_000, train_samples=20_000, test_samples=1_000),
+        codebook_size=128, code_dim=64, width=96, depth=1, vertex_stride=20, heading=20.0,
+        tilt=20.0, uniform_rotation=0.0, batch_size=64, steps=4_000, learning_rate=2e-3,
+        schedule="cosine", warmup_steps=100, eval_every=1_000, train_samples=20_000,
+        test_samples=1_000),
 }
 
 PRESETS: dict[str, Config] = {
@@ -250,18 +267,19 @@ PRESETS: dict[str, Config] = {
     # One GPU with 24 GB: one process's share of the paper's run, in four parts.
     "single_gpu": Config(batch_size=12, accumulate=4, reduction="mean"),
     # Two CPU cores: the same design with a tiny encoder, at half the resolution, for bodies that
-    # stand and turn no further than 30 degrees from the camera: cartwheels take longer. With the
-    # paper's weights L_3D starts ten times as large as L_mask, and its Gumbel noise drowns the
-    # little that can be learned in minutes: here the terms beside L_mask weigh a twentieth.
+    # stand and turn no further than 30 degrees from the camera: cartwheels take longer. That
+    # encoder has seen nothing before, so it begins with convolutions and is asked for keypoints.
+    # With the paper's weights L_3D starts ten times as large as L_mask, and its Gumbel noise drowns
+    # the little that can be learned in minutes: here the terms beside L_mask weigh far less.
     "cpu": Config(
-        tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, vit_dim=96, vit_depth=3, vit_heads=3,
-        vit_drop_path=0.0, scales=(1, 2, 4), pyramid_width=32, width=64, heads=4, points=2,
-        layers=2, ffn=128, regressor_width=96, tau_max=0.7, reduction="mean",
-        weight_keypoints_3d=2.5e-3, weight_keypoints_2d=5e-4, weight_pose=5e-5,
-        weight_betas=2.5e-5, temperature_end=0.5, batch_size=32, steps=4_000, learning_rate=1e-3,
-        schedule="cosine", warmup_steps=200, precision="fp32", channels_last=False,
-        eval_every=1_000, augmentation="rendered_bodies", train_samples=16_000, test_samples=500,
-        views=30.0, lean=45.0),
+        tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, vit_dim=128, vit_depth=2, vit_heads=4,
+        vit_drop_path=0.0, stem=(24, 48, 96, 128), scales=(1, 2), pyramid_width=32, width=64,
+        heads=4, points=2, layers=2, ffn=128, regressor_width=256, summary_keypoints=45,
+        reduction="mean", weight_keypoints_3d=2.5e-4, weight_keypoints_2d=1e-4,
+        weight_summary=0.05, weight_pose=5e-6, weight_betas=1e-4, temperature_end=0.5,
+        batch_size=32, steps=4_000, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
+        precision="fp32", channels_last=False, eval_every=1_000, augmentation="rendered_bodies",
+        train_samples=16_000, test_samples=500, views=30.0, lean=45.0),
 }
 
 # ------------------------------------------------------------------------ rotations, cameras
@@ -325,7 +343,7 @@ def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None
     towards = math.pi * towards
     flat = torch.stack((towards.cos(), torch.zeros_like(lean), towards.sin()), -1)
     turn = axis_rotation(flat, math.radians(config.tilt) * lean) @ axis_rotation(
-        flat.new_tensor([0, 1, 0]).expand_as(flat), math.pi * heading)
+        flat.new_tensor([0, 1, 0]).expand_as(flat), math.radians(config.heading) * heading)
     normal = torch.randn(batch, 6, generator=generator, device=rotations.device)
     anyhow = uniform(batch) < config.uniform_rotation
     turn = torch.where(anyhow[:, None, None], rotation_6d_to_matrix(normal), turn)
@@ -635,6 +653,16 @@ class ViTBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+def conv_stem(widths: tuple[int, ...]) -> nn.Sequential:
+    """Convolutions that halve the picture each: Xiao et al., "Early Convolutions Help
+    Transformers See Better", 2021."""
+    layers: list[nn.Module] = []
+    for width_in, width in zip((3, *widths), widths, strict=False):
+        layers += [nn.Conv2d(width_in, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width),
+                   nn.GELU()]
+    return nn.Sequential(*layers)
+
+
 class ViT(nn.Module):
     """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
 
@@ -645,6 +673,11 @@ class ViT(nn.Module):
         self.grid = (cells, 3 * cells // 4)  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
+        if config.stem:
+            rest = patch // 2 ** len(config.stem)
+            self.patch_embed = nn.ModuleDict({
+                "stem": conv_stem(config.stem),
+                "proj": nn.Conv2d(config.stem[-1], width, rest, rest)})
         # The first position belongs to a class token that is gone, and is added to all others.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -654,7 +687,9 @@ class ViT(nn.Module):
         self.last_norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
+        for layer in self.patch_embed.values():
+            images = layer(images)
+        x = images.flatten(2).transpose(1, 2)  # (B, 192, 1280)
         x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
         for block in self.blocks:
             x = block(x)
@@ -682,19 +717,27 @@ def pyramid_level(width: int, scale: int, width_out: int) -> nn.Sequential:
 
 
 class Regressor(nn.Module):
-    """Shape and camera from the encoder's tokens (B, N, D) -> (B, 13), starting at the mean."""
+    """Shape and camera from the encoder's tokens (B, N, D) -> (B, 13), starting at the mean.
+
+    config.summary_keypoints: cell by cell, and beside those the summary and its 2D keypoints.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(config.vit_dim)
-        self.mlp = mlp(config.vit_dim, config.regressor_width, 13)
+        inputs, outputs = config.vit_dim, 13
+        if config.summary_keypoints:
+            self.reduce = nn.Linear(config.vit_dim, 16)
+            inputs, outputs = 16 * config.cells, 13 + config.width + 2 * config.summary_keypoints
+        self.mlp = mlp(inputs, config.regressor_width, outputs)
         with torch.no_grad():  # no shape, the body as high as most of the crop (HMR2.0)
-            self.mlp.fc2.weight.mul_(0.01)
-            self.mlp.fc2.bias.copy_(torch.tensor([0.0] * 10 + [0.9, 0.0, 0.0]))
+            self.mlp.fc2.weight.mul_(0.1 if config.summary_keypoints else 0.01)
+            self.mlp.fc2.bias[:13].copy_(torch.tensor([0.0] * 10 + [0.9, 0.0, 0.0]))
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # bf16 knows no depth between 40 and 41
-            return self.mlp(self.norm(x.float()).mean(1))
+            x = self.norm(x.float())
+            return self.mlp(self.reduce(x).flatten(1) if hasattr(self, "reduce") else x.mean(1))
 
 
 # -------------------------------------------------------------- stage 2: masked transformer
@@ -825,16 +868,17 @@ class MaskedTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, words)  # [MASK] is never an output
 
-    def forward(self, tokens: Tensor, codebook: Tensor, values: Tensor,
-                shapes: tuple[tuple[int, int], ...]) -> Tensor:
+    def forward(self, tokens: Tensor, codebook: Tensor, features: Features) -> Tensor:
         masked = tokens == len(codebook)
         codes = F.embedding(tokens.masked_fill(masked, 0), codebook)  # (B, L, C), frozen
         x = torch.where(masked[..., None], self.mask_embedding.to(codes),
                         self.word_embedding(codes).to(codes))
         x = x + self.position_embedding
+        if features.summary.shape[1]:
+            x = x + features.summary[:, None]
         reference = self.reference.sigmoid()
         for layer in self.layers:
-            x = layer(x, reference, values, shapes)
+            x = layer(x, reference, features.values, features.shapes)
         return self.head(self.norm(x))
 
 
@@ -845,6 +889,8 @@ class Features(NamedTuple):
     shapes: tuple[tuple[int, int], ...]  # their (height, width)
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
+    summary: Tensor  # (B, width), what the words start from, or (B, 0)
+    keypoints_2d: Tensor  # (B, J, 2) of the summary, crop in -0.5..0.5; J may be 0
 
 
 class GenHMR(nn.Module):
@@ -894,21 +940,24 @@ class GenHMR(nn.Module):
 
         images: (B, 3, S, S) RGB, uint8 or floats in 0..255. tokens: (B, L) int64, `mask_token`
             where masked.
-        Returns logits (B, L, V), betas (B, 10), camera (B, 3) = s, tx, ty.
+        Returns logits (B, L, V), betas (B, 10), camera (B, 3) = s, tx, ty, and of the summary
+        keypoints_2d (B, config.summary_keypoints, 2), crop in -0.5..0.5.
         Raises ValueError for other shapes.
         """
         features = self.encode(images)
         return {"logits": self.predict_logits(features, tokens), "betas": features.betas,
-                "camera": features.camera}
+                "camera": features.camera, "keypoints_2d": features.keypoints_2d}
 
     def encode(self, images: Tensor) -> Features:
         """What does not depend on the words; images as in `forward`."""
         tokens = self.backbone(self.normalise(images))  # (B, 192, 1280)
-        betas, camera = self.regressor(tokens).split((10, 3), 1)
+        betas, camera, summary, keypoints = self.regressor(tokens).tensor_split(
+            (10, 13, 13 + self.config.width), 1)
         grid = tokens.transpose(1, 2).unflatten(2, self.backbone.grid)  # (B, 1280, 16, 12)
         maps = [level(grid) for level in self.pyramid]  # (B, 256, 16, 12), (.., 64, 48), ...
         return Features(torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1),
-                        tuple(tuple(x.shape[2:]) for x in maps), betas, camera)
+                        tuple(tuple(x.shape[2:]) for x in maps), betas, camera, summary,
+                        keypoints.unflatten(1, (-1, 2)))
 
     def predict_logits(self, features: Features, tokens: Tensor) -> Tensor:
         """Logits (B, L, V) of every word; masked words are `mask_token` in tokens (B, L)."""
@@ -916,7 +965,7 @@ class GenHMR(nn.Module):
         require(tuple(tokens.shape) == expected and tokens.dtype == torch.int64,
                 f"tokens of {tokens.dtype} and shape {tuple(tokens.shape)}: expected int64 of "
                 f"shape {expected}")
-        return self.transformer(tokens, self.tokenizer.codebook, features.values, features.shapes)
+        return self.transformer(tokens, self.tokenizer.codebook, features)
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB 0..255 (B, 3, S, S) -> ImageNet statistics, the middle (B, 3, S, 3/4 S)."""
@@ -979,8 +1028,8 @@ def relax(model: GenHMR, logits: Tensor, temperature: float,
     of their Gumbel-softmax.
     """
     logits = logits.float()
-    exponential = torch.empty_like(logits).exponential_(generator=generator)
-    noise = -exponential.clamp_min(torch.finfo(logits.dtype).tiny).log()  # n_k
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device)  # below 1
+    noise = -(-uniform.log()).log()  # n_k; -inf for a uniform of 0, a word that is not drawn
     probability = ((logits + noise) / temperature).softmax(-1)  # p_mk, Eq. 6
     soft = probability @ model.tokenizer.codebook  # (B, L, C)
     hard = model.tokenizer.quantiser.lookup(probability.argmax(-1))
@@ -1010,13 +1059,17 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
         total = (valid * error(difference)).sum()
         return total if config.reduction == "hmr2_sum" else 48.0 / len(difference) * total
 
-    return {
+    terms = {
         "mask": mask_loss(prediction["logits"], batch, config),
         "keypoints_3d": reduced(torch.abs, keypoints - true, batch["keypoints_3d_valid"]),  # L_3D
         "keypoints_2d": reduced(torch.abs, flat - true_flat, batch["keypoints_valid"]),  # L_2D
         "pose": reduced(torch.square, rotations - batch["pose"], batch["pose_valid"]),  # L_SMPL
         "betas": reduced(torch.square, prediction["betas"] - batch["betas"], batch["betas_valid"]),
     }
+    if config.summary_keypoints:
+        terms["summary"] = reduced(torch.abs, prediction["keypoints_2d"] - true_flat,
+                                   batch["keypoints_valid"])
+    return terms
 
 
 def mask_loss(logits: Tensor, batch: dict[str, Tensor], config: Config) -> Tensor:
@@ -1036,7 +1089,8 @@ def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
     return (config.weight_mask * terms["mask"]
             + config.weight_keypoints_3d * terms["keypoints_3d"]
             + config.weight_keypoints_2d * terms["keypoints_2d"]
-            + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
+            + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"]
+            + config.weight_summary * terms.get("summary", 0.0))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

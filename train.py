@@ -892,7 +892,7 @@ class TokenizerTask(BodyTask):
         """A split of the free clips; or of the official data, each sequence in its proportion."""
         seed, folder = self.config.seed if split == "train" else 0, self.arguments.data_root
         if self.data == "rendered":
-            return data.MotionPoses(split, length, seed)
+            return data.MotionPoses(split, length, seed, views=self.config.heading)
         held_out = {"amass": "test", "moyo": "val"}
         parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
             Path(folder, name) if "+" in self.data else folder,
