@@ -280,6 +280,9 @@ def test_augmentation_covers_what_stage_2_meets():
     config = replace(TokenizerConfig(), uniform_rotation=0.0, tilt=0.0)
     turns = genhmr.augment_rotation(upright[:100], config=config)[:, 0]
     assert torch.allclose(turns[:, 1], torch.tensor([0.0, 1, 0]).expand(100, 3), atol=1e-6)
+    turns = genhmr.augment_rotation(upright[:100], config=replace(config, heading=20.0))[:, 0]
+    headings = torch.rad2deg(torch.atan2(turns[:, 0, 2], turns[:, 2, 2])).abs()
+    assert 15.0 < headings.max() <= 20.001
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
     first, second = (genhmr.augment_rotation(upright[:5], generator) for generator in generators)
     assert torch.equal(first, second)
@@ -1146,7 +1149,7 @@ def test_parameter_groups():
 
 
 def test_convolutions_in_front_keep_the_grid():
-    """With a stem the patches are as many and as large, and the backbone sees all of the picture."""
+    """With a stem the patches are as many and as large, and the whole picture is seen."""
     vit = genhmr.ViT(replace(TINY, patch_size=16, stem=(4, 8, 8)))
     assert vit.patch_embed["proj"].stride == (2, 2)
     pixels = torch.rand(2, 3, 64, 48, requires_grad=True)
