@@ -34,7 +34,7 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -45,6 +45,10 @@ from torch import Tensor, nn
 
 # ------------------------------------------------------------------------------------ config
 
+BACKBONES = ("fastvit", "hrnet", "hiera")
+SAMPLINGS = ("global", "grid", "point", "coarse_mesh")
+MIXERS = ("attention", "identity", "convolution")
+COARSE = 4  # every fourth vertex makes the coarse mesh: 195, as many as FastMETRO's has
 
 @dataclass(frozen=True)
 class Config:
@@ -57,24 +61,30 @@ class Config:
     # align_corners=True (up to 4 px off at the borders) and adds a sine map the paper does not
     # mention. False, for new training: RGB with ImageNet statistics, exact sampling, no sine map.
 
-    # Backbone: FastViT-MA36 (Sec. 4.1; the numbers are FastViT's Table 2)
-    embed_dims: tuple[int, ...] = (76, 152, 304, 608)  # channels of the four stages
-    depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of the four stages
-    large_kernel: int = 7  # px, of downsampling, position encoding and MLPs
-    mlp_ratio: float = 4.0  # hidden width of the convolutional MLPs
-    attention: bool = True  # last stage mixes by self-attention (MA36), else by RepMixer
-    feature_width: int = 1216  # channels of the last map, a multiple of embed_dims[-1]
-    layer_scale: float = 1e-5  # initial value (timm)
+    # Backbone (Sec. 4.1; the numbers are those of FastViT-MA36, FastViT's Table 2)
+    backbone: str = "fastvit"  # "fastvit", "hrnet" (Sec. 4.1) or "hiera" (Sec. 4.5)
+    embed_dims: tuple[int, ...] = (76, 152, 304, 608)  # channels of stages; HRNet: of branches
+    depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of stages; HRNet: modules, but in the first
+    large_kernel: int = 7  # px, of FastViT's downsampling, position encoding and MLPs
+    mlp_ratio: float = 4.0  # hidden width of the MLPs of FastViT and Hiera
+    attention: bool = True  # FastViT's last stage: self-attention (MA36), else RepMixer
+    feature_width: int = 1216  # channels of the last map: X_b but in HRNet, there only averaged
+    layer_scale: float = 1e-5  # initial value in FastViT (timm)
     backbone_drop_path: float = 0.2  # rate at the last block, rising linearly (release)
 
-    # Token generator
-    token_width: int = 256  # channels after the 4x deconvolution (Sec. 4.1: first dimension)
+    # Token generator (Fig. 2, Table 5)
+    sampling: str = "point"  # where: "global", "grid", "point" or "coarse_mesh" (Fig. 2 A, B, D, F)
+    upsample: tuple[int, ...] = (4,)  # deconvolutions of X_b by these factors; 1: none (Fig. 2-C)
+    refine: int = 0  # 3 x 3 convolutions after them (Fig. 2-E, "enhanced")
+    token_width: int = 256  # channels after the first of either (Sec. 4.1: first dimension)
 
     # Mesh regressor
     tokens: tuple[int, ...] = (21, 84, 336)  # tokens entering each decoder layer (Sec. 4.1)
     num_vertices: int = 778  # tokens leaving the last one (MANO)
     dims: tuple[int, ...] = (256, 128, 64)  # feature dimension of each layer (Sec. 4.1)
     blocks: tuple[int, ...] = (1, 1, 1)  # MetaFormer blocks in each layer (Table 7)
+    mixer: str = "attention"  # of tokens: "attention", "identity" or "convolution" (Table 8)
+    position_embedding: bool = True  # Eq. 3 (Table 8)
     heads: int = 4  # attention heads (release)
     regressor_mlp_ratio: float = 4.0  # (release)
     dropout: float = 0.1  # of the attention weights (release)
@@ -109,20 +119,46 @@ class Config:
     in_plane: float = 180.0  # degrees, largest turn in the image plane, either way
 
     def __post_init__(self) -> None:
+        fastvit, first = self.backbone == "fastvit", self.tokens[0]
         for name, valid, rule in (
+            ("backbone", self.backbone in BACKBONES, f"one of {', '.join(BACKBONES)}"),
+            ("sampling", self.sampling in SAMPLINGS, f"one of {', '.join(SAMPLINGS)}"),
+            ("mixer", self.mixer in MIXERS, f"one of {', '.join(MIXERS)}"),
             ("image_size", self.image_size > 0 and self.image_size % 32 == 0, "a multiple of 32"),
             ("depths", len(self.depths) == len(self.embed_dims) == 4, "four, as of embed_dims"),
-            ("embed_dims", not self.attention or self.embed_dims[-1] % 32 == 0,
+            ("embed_dims", not fastvit or not self.attention or self.embed_dims[-1] % 32 == 0,
              "the last a multiple of 32, the width of an attention head"),
-            ("feature_width", self.feature_width % self.embed_dims[-1] == 0,
-             "a multiple of the last of embed_dims"),
+            ("feature_width", self.feature_width % self.last_width == 0
+             and (self.backbone != "hiera" or self.feature_width == self.last_width),
+             f"{self.last_width}" if self.backbone == "hiera" else
+             f"a multiple of {self.last_width}"),
             ("large_kernel", self.large_kernel in range(3, 99, 2), "an odd number from 3 on"),
-            ("tokens", self.tokens[0] == 21, "the 21 keypoints first"),
+            ("upsample", min(self.upsample, default=0) >= 1, "factors, or 1 for none"),
+            ("tokens", math.isqrt(first) ** 2 == first if self.sampling == "grid"
+             else first == self.points, "a square number of cells first" if self.sampling == "grid"
+             else f"the {self.points} points first"),
             ("dims", len(self.tokens) == len(self.dims) == len(self.blocks),
              "as many as tokens and blocks"),
             ("heads", not any(dim % self.heads for dim in self.dims), "a divisor of all dims"),
         ):
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
+
+    @property
+    def last_width(self) -> int:
+        """Channels that feature_width has to be a multiple of."""
+        return 64 if self.backbone == "hrnet" else self.embed_dims[-1]
+
+    @property
+    def backbone_width(self) -> int:
+        """Channels of X_b; of "global" sampling, of its average over the last map."""
+        hrnet_map = self.backbone == "hrnet" and self.sampling != "global"
+        return self.embed_dims[1] if hrnet_map else self.feature_width
+
+    @property
+    def points(self) -> int:
+        """Points of the image that the model predicts: the keypoints, and the coarse mesh."""
+        coarse = self.sampling == "coarse_mesh"
+        return 21 + (len(range(0, self.num_vertices, COARSE)) if coarse else 0)
 
 
 def require(condition: object, message: str) -> None:
@@ -134,6 +170,13 @@ def require(condition: object, message: str) -> None:
 PRESETS: dict[str, Config] = {
     # Sec. 4.1: torchrun with 8 processes, RTX 2080 Ti, 7 hours.
     "paper": Config(),
+    # The same with HRNet-W64, whose map at S/8 needs no deconvolution (Sec. 3.3; 11 hours), and
+    # with Hiera-Tiny, as in the paper's ablations (Sec. 4.5).
+    "paper_hrnet": Config(
+        backbone="hrnet", embed_dims=(64, 128, 256, 512), depths=(4, 1, 4, 3), feature_width=2048,
+        upsample=(1,)),
+    "paper_hiera": Config(
+        backbone="hiera", embed_dims=(96, 192, 384, 768), depths=(1, 2, 7, 2), feature_width=768),
     # One H200: global batch 512 is twice the paper's, so half of the steps and, AdamW's rule,
     # the learning rate times sqrt(2).
     "h200": Config(
@@ -153,6 +196,10 @@ PRESETS: dict[str, Config] = {
         train_samples=20_000, views=15.0, in_plane=15.0,
     ),
 }
+# What train.py --ablate trains unless told otherwise: the same with the paper's three blocks, and
+# fewer steps.
+PRESETS["ablation"] = replace(
+    PRESETS["cpu"], blocks=(1, 1, 1), steps=1_000, eval_every=1_000)
 
 # ------------------------------------------------------------------------------------ method
 
@@ -177,21 +224,46 @@ def mlp(width: int, hidden: int) -> nn.Sequential:
         fc1=nn.Linear(width, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, width)))
 
 
+class SeparableConv(nn.Module):
+    """The convolution mixer (our reading): wider, 7 tokens of their row depthwise, back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 2 * width)
+        self.depthwise = nn.Conv1d(2 * width, 2 * width, 7, padding=3, groups=2 * width)
+        self.reduce = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, C) -> (B, N, C)
+        x = F.gelu(self.expand(x))
+        return self.reduce(self.depthwise(x.transpose(1, 2)).transpose(1, 2))
+
+
 class MetaFormerBlock(nn.Module):
-    """MF_k of Eq. 2 with the attention mixer, pre-norm: (B, N, C) -> (B, N, C)."""
+    """MF_k of Eq. 2, pre-norm: (B, N, C) -> (B, N, C).
+
+    The identity mixer is one, so its branch adds the normed tokens. (The release would leave that
+    branch out; its identity and convolution blocks cannot be built.)
+    """
 
     def __init__(self, width: int, config: Config) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.token_mixer = nn.MultiheadAttention(width, config.heads, config.dropout,
-                                                 batch_first=True)
+        if config.mixer == "attention":
+            self.token_mixer = nn.MultiheadAttention(width, config.heads, config.dropout,
+                                                     batch_first=True)
+        else:
+            self.token_mixer = (nn.Identity() if config.mixer == "identity"
+                                else SeparableConv(width))
         self.norm2 = nn.LayerNorm(width)
         self.mlp = mlp(width, int(width * config.regressor_mlp_ratio))
         self.drop_path = DropPath(config.drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        x = x + self.drop_path(self.token_mixer(y, y, y, need_weights=False)[0])
+        attention = isinstance(self.token_mixer, nn.MultiheadAttention)
+        mixed = (self.token_mixer(y, y, y, need_weights=False)[0] if attention
+                 else self.token_mixer(y))
+        x = x + self.drop_path(mixed)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -207,16 +279,66 @@ class LinearUpsample(nn.Module):
 
 
 class PatchDeconv(nn.ConvTranspose2d):
-    """4x deconvolution whose kernel is its stride: each cell of X_b becomes a patch of its own.
+    """Deconvolution whose kernel is its stride: each cell of X_b becomes a patch of its own.
 
     That is one matrix product, on a CPU three times faster than the general deconvolution.
     """
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', 4 H, 4 W)
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', 4 H, 4 W), if by 4
         patches = x.permute(0, 2, 3, 1) @ self.weight.flatten(1)  # (B, H, W, C' * 4 * 4)
         patches = patches.unflatten(3, self.weight.shape[1:]).permute(0, 3, 1, 4, 2, 5)
         y = patches.flatten(4).flatten(2, 3)  # (B, C', H, 4, W, 4) -> (B, C', 4 H, 4 W)
         return y if self.bias is None else y + self.bias[:, None, None]
+
+
+def upsampler(config: Config) -> tuple[nn.Sequential, int]:
+    """What the token generator does to X_b before it samples (Fig. 2 C to E); the new channels.
+
+    One deconvolution by 4 is the paper's (and the release's names); a map as fine as HRNet's, or
+    the average of "global", stays as it is.
+    """
+    layers, width = [], config.backbone_width
+    factors = () if config.sampling == "global" else config.upsample
+    kernels = [factor for factor in factors if factor > 1]
+    for size in (*kernels, *[0] * (config.refine if factors else 0)):
+        shape = (width, config.token_width)
+        layers += [PatchDeconv(*shape, size, size, bias=False) if size
+                   else nn.Conv2d(*shape, 3, padding=1, bias=False),
+                   nn.BatchNorm2d(config.token_width), nn.ReLU()]
+        width = config.token_width
+    return nn.Sequential(*layers), width
+
+
+class SampledDeconv(nn.Module):
+    """The one deconvolution and its ReLU, fused, at the cells that points need: at most 4 each.
+
+    21 points need 84 of 784 cells at most, and each of those is a cell of X_b times one of 16
+    matrices. The values are exact; the shapes depend on the points, so for inference alone.
+    """
+
+    def __init__(self, deconv: PatchDeconv) -> None:
+        super().__init__()
+        self.factor = deconv.stride[0]
+        self.weight = nn.Parameter(deconv.weight.flatten(2).permute(2, 0, 1).contiguous())
+        self.bias = nn.Parameter(deconv.bias.detach().clone())
+
+    def forward(self, x: Tensor, points: Tensor, corners: bool) -> Tensor:
+        """X_b (B, C, H, W), points (B, N, 2) in 0..1 -> (B, N, C'); corners: as the release."""
+        limit = self.factor * torch.tensor(x.shape[:1:-1], device=x.device) - 1  # last x, last y
+        place = points * limit if corners else points * (limit + 1) - 0.5
+        place = place.clamp(torch.zeros_like(limit), limit)  # (B, N, 2)
+        low, step = place.floor(), torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=x.device)
+        cell = torch.minimum(low.long()[:, :, None] + step, limit)  # (B, N, 4, 2)
+        share = torch.where(step > 0, (place - low)[:, :, None], 1 - (place - low)[:, :, None])
+        coarse, phase = cell // self.factor, (cell % self.factor) @ torch.tensor(
+            [1, self.factor], device=x.device)
+        sample = torch.arange(len(x), device=x.device)[:, None, None]
+        rows = x[sample, :, coarse[..., 1], coarse[..., 0]].flatten(0, 2)  # (B N 4, C)
+        values = rows.new_empty(len(rows), len(self.bias))
+        for index, matrix in enumerate(self.weight):  # (C, C'), of one of the 16 phases
+            chosen = (phase.flatten() == index).nonzero()[:, 0]
+            values[chosen] = torch.addmm(self.bias, rows[chosen], matrix).relu()
+        return (share.prod(-1, keepdim=True) * values.view(*cell.shape[:3], -1)).sum(2)
 
 
 class MeshHead(nn.Module):
@@ -224,17 +346,16 @@ class MeshHead(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.official = config.official
-        self.deconv = nn.Sequential(
-            PatchDeconv(config.feature_width, config.token_width, 4, 4, bias=False),
-            nn.BatchNorm2d(config.token_width), nn.ReLU())
-        widths = (config.token_width, *config.dims)
+        self.official, self.sampling = config.official, config.sampling
+        self.deconv, width = upsampler(config)
+        widths = (width, *config.dims)
         tokens = (*config.tokens, config.num_vertices)
-        self.num_layers = len(config.tokens)
+        self.num_layers, self.cells = len(config.tokens), math.isqrt(config.tokens[0])
         for k in range(1, self.num_layers + 1):
             embedding = torch.empty(1, tokens[k - 1], widths[k - 1])
             blocks = [MetaFormerBlock(widths[k], config) for _ in range(config.blocks[k - 1])]
-            setattr(self, f"pos_emb_{k}", nn.Parameter(nn.init.trunc_normal_(embedding, std=0.02)))
+            embedding = nn.Parameter(nn.init.trunc_normal_(embedding, std=0.02))
+            setattr(self, f"pos_emb_{k}", embedding if config.position_embedding else None)
             setattr(self, f"proj_{k}", nn.Linear(widths[k - 1], widths[k]))
             setattr(self, f"encoder_{k}", nn.Sequential(*blocks))
             setattr(self, f"upsample_{k}", LinearUpsample(tokens[k - 1], tokens[k]))
@@ -246,7 +367,13 @@ class MeshHead(nn.Module):
         return self.regress(self.tokens(features, keypoints_2d))
 
     def tokens(self, features: Tensor, keypoints_2d: Tensor) -> Tensor:
-        """Token generator: X_b (B, C, S/32, S/32), keypoints (B, 21, 2) in 0..1 -> (B, 21, C')."""
+        """Token generator: X_b (B, C, S/32, S/32), points (B, N, 2) in 0..1 -> (B, N, C')."""
+        if self.sampling == "grid":  # the centres of cells, wherever the keypoints are
+            side = (torch.arange(self.cells, device=features.device) + 0.5) / self.cells
+            keypoints_2d = torch.cartesian_prod(side, side).flip(1).to(keypoints_2d).expand(
+                len(features), -1, 2)
+        if isinstance(self.deconv, SampledDeconv):
+            return self.deconv(features, keypoints_2d, self.official)
         features = self.deconv(features)  # (B, C', S/8, S/8)
         if self.official:
             features = features + sine_map(features)
@@ -269,7 +396,8 @@ class MeshHead(nn.Module):
         """H_k: more tokens, fewer channels, as (B, 21, 256) -> (B, 84, 256) -> (B, 336, 128)."""
         emb, project, metaformer, upsample = (
             getattr(self, f"{part}_{k}") for part in ("pos_emb", "proj", "encoder", "upsample"))
-        x = x + emb  # Eq. 3; on the layer's input, before P_k (release), as Sec. 3.3 can be read
+        if emb is not None:
+            x = x + emb  # Eq. 3; before P_k (release), as Sec. 3.3 can be read
         return upsample(metaformer(project(x)))  # Eq. 2
 
 
@@ -301,8 +429,9 @@ class SimpleHand(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.backbone = FastViT(config)
-        self.keypoints_2d_head = nn.Linear(config.feature_width, 2 * config.tokens[0])
+        backbone = {"fastvit": FastViT, "hrnet": HRNet, "hiera": Hiera}[config.backbone]
+        self.backbone = backbone(config)
+        self.keypoints_2d_head = nn.Linear(config.feature_width, 2 * config.points)
         self.mesh_head = MeshHead(config)
         if not config.official:  # start in the middle of the crop, where sampling has a gradient
             nn.init.constant_(self.keypoints_2d_head.bias, 0.5 / config.output_scale)
@@ -318,14 +447,20 @@ class SimpleHand(nn.Module):
         images: (B, 3, S, S) RGB of *right* hands (mirror left ones first), uint8 or floats in
             0..255, S a multiple of 32.
         Returns vertices (B, 778, 3), metres in the crop's camera axes with joint 9 (base of the
-        middle finger) as origin, and keypoints_2d (B, 21, 2), fractions of the crop 0..1.
+        middle finger) as origin, and keypoints_2d (B, 21, 2), fractions of the crop 0..1;
+        with "coarse_mesh" sampling also coarse_2d (B, 195, 2), those of every fourth vertex.
         Raises ValueError for another shape.
         """
-        features = self.backbone(self.normalise(images))  # X_b, (B, C, S/32, S/32)
-        pooled = features.mean((2, 3))  # "global feature" of Fig. 4
-        keypoints_2d = full_precision(self.keypoints_2d_head, pooled).unflatten(1, (-1, 2))
-        keypoints_2d = self.config.output_scale * keypoints_2d
-        return {"vertices": self.mesh_head(features, keypoints_2d), "keypoints_2d": keypoints_2d}
+        dtype = next(self.backbone.parameters()).dtype  # bf16 in fuse(bf16=True)
+        features = self.backbone(self.normalise(images).to(dtype))  # X_b, (B, C, S/32, S/32)
+        features, last = features if isinstance(features, tuple) else (features, features)
+        pooled = last.mean((2, 3))  # "global feature" of Fig. 4
+        points = full_precision(self.keypoints_2d_head, pooled).unflatten(1, (-1, 2))
+        points = self.config.output_scale * points
+        if self.config.sampling == "global":  # a map of one cell: every sample is its value
+            features = pooled[:, :, None, None]
+        prediction = {"vertices": self.mesh_head(features, points), "keypoints_2d": points[:, :21]}
+        return prediction | ({"coarse_2d": points[:, 21:]} if points.shape[1] > 21 else {})
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB 0..255 -> what the backbone was trained on; the release's BGR when official."""
@@ -337,17 +472,329 @@ class SimpleHand(nn.Module):
         return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
 
     @torch.no_grad()
-    def fuse(self) -> SimpleHand:
-        """A copy for inference: branches and norms folded into their convolutions."""
+    def fuse(self, *, sampled: bool = False, bf16: bool = False) -> SimpleHand:
+        """A copy for inference: branches, norms and scales folded into the layers next to them.
+
+        sampled: compute the deconvolution only where it is sampled, see SampledDeconv: exact.
+        bf16: run the backbone in bfloat16, channels last: not exact. Coordinates stay float32.
+        """
         fused = copy.deepcopy(self).eval()
         fused.backbone.fuse()
-        deconv, norm, _ = fused.mesh_head.deconv
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-        deconv.weight.mul_(scale[:, None, None])  # (C, C', 4, 4)
-        deconv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
-        fused.mesh_head.deconv[1] = nn.Identity()
+        fold_norms(fused.mesh_head)
+        if sampled:
+            layers = [layer for layer in fused.mesh_head.deconv if type(layer) is not nn.Identity]
+            require([type(layer) for layer in layers] == [PatchDeconv, nn.ReLU]
+                    and not self.config.official,
+                    "sampled: expected a model with one deconvolution, and not the release's")
+            fused.mesh_head.deconv = SampledDeconv(layers[0])
+        if bf16:
+            fused.backbone.to(torch.bfloat16, memory_format=torch.channels_last)
         return fused
 
+
+def fold_norms(module: nn.Module) -> None:
+    """Fold every batch norm that follows a convolution, in place, as evaluation mode has it."""
+    for parent in list(module.modules()):
+        children = list(parent.named_children())
+        for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
+            if (isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+                    and isinstance(norm, nn.BatchNorm2d)):
+                transposed = isinstance(conv, nn.ConvTranspose2d)
+                conv.weight, conv.bias = nn.utils.fusion.fuse_conv_bn_weights(
+                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+                    norm.weight, norm.bias, transpose=transposed)
+                setattr(parent, name, nn.Identity())
+
+
+# ------------------------------------------------------------------------------------ losses
+
+
+def regress_joints(vertices: Tensor, keypoint_regressor: Tensor) -> Tensor:
+    """J_3d = J V_3d (Sec. 3.4): (B, 778, 3) -> (B, 21, 3), wrist, thumb to pinky, base to tip.
+
+    keypoint_regressor (21, 778) acts on the *posed* vertices: sixteen rows of MANO's joint
+    regressor and five fingertip vertices. Joints from MANO's skeleton are another quantity:
+    scored against those, a perfect mesh has a PA-MPJPE of 3.26 mm.
+    """
+    return torch.einsum("jv,bvc->bjc", keypoint_regressor, vertices)
+
+
+def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
+           keypoint_regressor: Tensor) -> dict[str, Tensor]:
+    """The unweighted terms of Eq. 4 to 6, each a scalar.
+
+    batch: as data.py makes it, camera-frame metres and crop pixels; here they become relative to
+    joint 9 (release; the paper is silent) and fractions of the crop.
+    1/M ||.||_1 is read as the release does: summed over coordinates, mean over the M points. What
+    is invalid counts as zero error, so the mean over a batch is the mean of those of its parts.
+    """
+    vertices, keypoints_2d = prediction["vertices"], prediction["keypoints_2d"]
+    root, mesh_valid = batch["joints"][:, 9:10], batch["mesh_valid"][:, None]
+
+    def l1(predicted: Tensor, true: Tensor, valid: Tensor) -> Tensor:
+        return ((predicted - true).abs().sum(-1) * valid).mean()
+
+    joints = regress_joints(vertices, keypoint_regressor)
+    true_2d = batch["keypoints_2d"] / batch["image"].shape[-1]
+    terms = {
+        "joints": l1(joints, batch["joints"] - root, mesh_valid),  # Eq. 4
+        "keypoints_2d": l1(keypoints_2d, true_2d, batch["keypoints_valid"]),  # Eq. 5
+        "vertices": l1(vertices, batch["vertices"] - root, mesh_valid),  # Eq. 6
+    }
+    if "coarse_2d" in prediction:  # Eq. 5 for the coarse mesh that guides the sampling (Fig. 2-F)
+        pixels = batch["vertices"][:, ::COARSE] @ batch["K"].mT
+        true_2d = pixels[..., :2] / pixels[..., 2:].clamp(min=1e-3) / batch["image"].shape[-1]
+        inside = ((true_2d >= 0) & (true_2d <= 1)).all(-1)
+        terms["coarse_2d"] = l1(prediction["coarse_2d"], true_2d, inside * mesh_valid)
+    return terms
+
+
+def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
+    """Eq. 7."""
+    total = (config.weight_joints * terms["joints"]
+             + config.weight_keypoints_2d * terms["keypoints_2d"]
+             + config.weight_vertices * terms["vertices"])
+    return total + config.weight_keypoints_2d * terms.get("coarse_2d", 0.0)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Groups for AdamW: weight decay on matrices and kernels alone.
+
+    Biases, norms, layer scales and position embeddings are spared (our choice). The release
+    spares only names with "bn" or "bias" in them, so it decays most of these too.
+    """
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        embedding = "pos_emb_" in name or "pos_embed" in name
+        spared = name.endswith((".bias", ".gamma")) or parameter.ndim < 2 or embedding
+        groups[not spared].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay},
+            {"params": groups[False], "weight_decay": 0.0}]
+
+
+# --------------------------------------------------------------------------------- inference
+
+
+def crop_camera(K: np.ndarray, box: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Turn the camera to the centre of a box and zoom in until the box fills the crop.
+
+    K (3, 3), box (x, y, width, height) in pixels. Returns the crop's K and the rotation in
+    X_crop = rotation @ X_camera, both (3, 3). Training crops are made like this (release); in
+    an affine crop hands off the camera's axis would look sheared.
+    """
+    inverse, size_of_box = np.linalg.inv(K), np.diag([*box[2:], 0])[:2] / 2
+    center = np.append(box[:2] + box[2:] / 2, 1.0)
+    x, y, z = inverse @ center / np.linalg.norm(inverse @ center)
+    cross = np.array([[0, 0, -x], [0, 0, -y], [x, y, 0]])
+    rotation = np.eye(3) + cross + cross @ cross / (1 + z)  # the shortest, ray -> z axis
+    edges = (center + np.concatenate((size_of_box, -size_of_box))) @ (rotation @ inverse).T
+    focal = size / 2 / np.abs(edges[:, :2] / edges[:, 2:]).max()
+    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]), rotation
+
+
+def transform(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Apply a homography (3, 3) to points (..., 2)."""
+    points = points @ homography[:, :2].T + homography[:, 2]
+    return points[..., :2] / points[..., 2:]
+
+
+def warp(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: int) -> Tensor:
+    """Crop (3, size, size) float of an image (H, W, 3), black outside of it.
+
+    Each pixel is the mean of samples x samples bilinear ones, against aliasing.
+    """
+    centers = (np.arange(size * samples) + 0.5) / samples
+    points = transform(crop_to_image, np.stack(np.meshgrid(centers, centers), -1))
+    grid = torch.from_numpy(2 * points / (image.shape[1], image.shape[0]) - 1).float()
+    pixels = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1).float()
+    return F.avg_pool2d(F.grid_sample(pixels[None], grid[None], align_corners=False), samples)[0]
+
+
+def fit_translation(points: np.ndarray, pixels: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Translation t (3,) that puts points (N, 3) onto pixels (N, 2) best, by least squares.
+
+    f (x + tx) = (u - cx) (z + tz), and the same for y, are linear in t. Nothing is put nearer
+    than 0.1 m, so that predictions that agree on no depth still give a picture.
+    """
+    rays = (pixels - K[:2, 2]) / np.diag(K)[:2]  # (N, 2)
+    right = rays * points[:, 2:] - points[:, :2]  # t_xy - rays t_z = right
+    left = np.concatenate((np.tile(np.eye(2), (len(points), 1)), -rays.reshape(-1, 1)), 1)
+    depth = np.linalg.lstsq(left, right.reshape(-1), rcond=None)[0][2]
+    depth = max(depth, 0.1 - points[:, 2].min())
+    return np.append((right + rays * depth).mean(0), depth)
+
+
+def check_view(image: np.ndarray, box: Sequence[float] | None, side: str,
+               K: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The padded box and K that `predict` works with; its ValueErrors and defaults."""
+    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
+            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
+    require(side in ("right", "left"), f"side {side!r}: expected right or left")
+    height, width = image.shape[:2]
+    if K is None:
+        focal = math.hypot(width, height)
+        K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    K = np.asarray(K, np.float64)
+    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
+            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
+    if box is None:
+        return np.array([0.0, 0.0, width, height]), K
+    box = np.asarray(box, np.float64)
+    require(box.shape == (4,) and np.isfinite(box).all() and min(box[2:]) > 0
+            and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
+            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture")
+    return np.concatenate((box[:2] - box[2:] / 8, box[2:] * 1.25)), K
+
+
+@torch.inference_mode()
+def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
+            box: Sequence[float] | None = None, side: str = "right",
+            K: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The inference loop: one hand of a whole picture, in that picture's camera.
+
+    image: (H, W, 3) uint8 RGB. keypoint_regressor: (21, 778), see regress_joints.
+    box: x, y, width, height of the hand in pixels, enlarged by a quarter as the release does; by
+        default the whole picture, not enlarged.
+    side: "right" or "left"; left hands are mirrored for the network and back.
+    K: (3, 3) of the picture; by default its focal length is the picture's diagonal (our choice,
+        53 degrees), and the distance is only as good as that.
+    Returns float32 arrays vertices (778, 3) and joints (21, 3), metres in the camera's frame;
+    root (3,), the origin of the network's root-relative mesh there (subtract it to get that);
+    keypoints_2d (21, 2), where the network saw the joints, in pixels of the picture; K (3, 3);
+    box (4,), as cropped; and side, int64, 1 right, 0 left. Raises ValueError for bad input.
+    """
+    require(not model.training, "the model is in training mode: call model.eval() first")
+    box, K = check_view(image, box, side, K)
+    size = model.config.image_size
+    crop_K, rotation = crop_camera(K, box, size)
+    if side == "left":
+        rotation = np.diag([-1.0, 1.0, 1.0]) @ rotation  # the mirror becomes part of the camera
+    crop_to_image = K @ rotation.T @ np.linalg.inv(crop_K)
+    crop = warp(image, crop_to_image, size, min(math.ceil(max(box[2:]) / size), 8))
+
+    hand = {name: value.double().cpu() for name, value in model(crop[None].to(model.mean)).items()}
+    require(all(value.isfinite().all() for value in hand.values()),
+            "the network's output is not finite: its weights are damaged, or training diverged")
+    joints = regress_joints(hand["vertices"], keypoint_regressor.double().cpu())[0].numpy()
+    vertices, pixels = hand["vertices"][0].numpy(), hand["keypoints_2d"][0].numpy() * size
+    root = fit_translation(joints, pixels, crop_K)
+    arrays = {
+        "vertices": (vertices + root) @ rotation,  # rotation^T x, of row vectors
+        "joints": (joints + root) @ rotation, "root": root @ rotation,
+        "keypoints_2d": transform(crop_to_image, pixels), "K": K, "box": box,
+    }
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return arrays | {"side": np.array(int(side == "right"))}
+
+
+# ------------------------------------------------------------------------------- checkpoints
+
+APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which are ours
+    (r"^patch_embed\.", "stem."),
+    # stages and the downsampling before them are numbered in one row there
+    (r"^network\.0\.", "stages.0.blocks."), (r"^network\.1\.", "stages.1.downsample."),
+    (r"^network\.2\.", "stages.1.blocks."), (r"^network\.3\.", "stages.2.downsample."),
+    (r"^network\.4\.", "stages.2.blocks."), (r"^network\.5\.", "stages.3.downsample."),
+    (r"^network\.6\.pe\.", "stages.3.pos_emb.pos_enc."), (r"^network\.7\.", "stages.3.blocks."),
+    (r"^conv_exp\.", "final_conv."), (r"^head\.(weight|bias)$", r"head.fc.\1"),
+    (r"\.rbr_conv\.", ".conv_kxk."), (r"\.rbr_scale\.", ".conv_scale."),
+    (r"\.rbr_skip\.", ".identity."), (r"\.lkb_origin\.", ".large_conv."),
+    (r"\.convffn\.", ".mlp."), (r"\.(layer_scale(_[12])?)$", r".\1.gamma"),
+    (r"\.se\.reduce\.", ".se.fc1."), (r"\.se\.expand\.", ".se.fc2."),
+    # and two more in its inference weights
+    (r"^network\.6\.reparam_conv\.", "stages.3.pos_emb.reparam_conv."),
+    (r"\.lkb_reparam\.", ".reparam_conv."),
+)
+
+
+CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
+    r"^(backbone\.)?(head\.fc|classifier|head\.norm|head\.projection|norm)\.(weight|bias)$")
+
+
+def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
+    """State dict and config, if any, of a checkpoint or its file, never running code in it.
+
+    Takes train.py's {"model", "config", "ema", ...}, of which the moving average is preferred,
+    {"state_dict"}, Hiera's {"model_state"} and bare state dicts. Raises FileNotFoundError or
+    ValueError.
+    """
+    if not isinstance(source, Mapping):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
+        try:
+            source = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged files raise half a dozen types
+            reason = str(error).split("\n")[0][:100]
+            raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
+        require(isinstance(source, Mapping), "the checkpoint is no dictionary of weights")
+    names = ("ema", "model", "state_dict", "model_state")
+    state = next((source[name] for name in names if source.get(name)), source)
+    require(isinstance(state, Mapping), "the checkpoint has no dictionary of weights")
+    return {name.removeprefix("module."): value for name, value in state.items()
+            if isinstance(value, Tensor) and name != "n_averaged"}, source.get("config")
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
+    """Copy weights by name, in the module's own precision.
+
+    The ImageNet classifier of a backbone, which the release drags along unused, is left out and
+    reported. Any other difference in names or shapes is a ValueError, or is printed if not strict.
+    """
+    own = module.state_dict()
+    unused = [name for name in state if re.search(CLASSIFIERS, name) and name not in own]
+    fitting = {name: value for name, value in state.items()
+               if name in own and value.shape == own[name].shape}
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own and name not in unused],
+        "of another shape": [name for name in own if name in state and name not in fitting],
+    }
+    report = "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for kind, names in problems.items() if names)
+    require(not (strict and report), f"these weights are not {type(module).__name__}'s: {report}")
+    if unused:
+        print(f"left out, SimpleHand does not use them: {', '.join(unused)}")
+    if report:
+        print(f"loaded in part: {report}")
+    module.load_state_dict(fitting, strict=False)
+
+
+def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
+    """The model in a checkpoint, in evaluation mode on the CPU.
+
+    source: a file or its content: train.py's {"model", "config", ...}, or the release's
+    {"state_dict": ...}, which becomes a Config(official=True).
+    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit;
+    strict=False prints what does not fit and loads the rest.
+    """
+    state, config = read_checkpoint(source)
+    require(any(name.startswith("mesh_head.") for name in state),
+            "no SimpleHand checkpoint: expected train.py's or the release's "
+            "(load_backbone takes the weights of FastViT alone)")
+    try:
+        model = SimpleHand(Config(official=True) if config is None else Config(**config))
+    except TypeError as error:
+        raise ValueError(f"the checkpoint's config is not SimpleHand's: {error}") from error
+    load_weights(model, state, strict)
+    return model.eval()
+
+
+def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Mapping, *,
+                  strict: bool = True) -> None:
+    """Load a backbone's ImageNet weights, by timm's names or its authors'.
+
+    FastViT's may be of training or inference; for the latter the backbone is reparameterised.
+    Raises like load_checkpoint.
+    """
+    state, _ = read_checkpoint(source)
+    if not isinstance(backbone, FastViT):
+        return load_weights(backbone, state, strict)
+    for pattern, replacement in APPLE_NAMES:
+        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+    if any(".reparam_conv." in name for name in state):
+        backbone.reparameterize()
+    load_weights(backbone, state, strict)
 
 # ------------------------------------------------------------------------- backbone: FastViT
 # Vasu, Gabriel, Zhu, Tuzel, Ranjan: "FastViT: A Fast Hybrid Vision Transformer using Structural
@@ -480,6 +927,12 @@ class LayerScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
 
+    def fold_into(self, layer: nn.Linear | nn.Conv2d) -> nn.Identity:
+        """Scale the layer's output channels instead; returns what remains of this one."""
+        layer.weight.mul_(self.gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
+        layer.bias.mul_(self.gamma.flatten())
+        return nn.Identity()
+
 
 class RepMixer(Collapsible):
     """Token mixing by depthwise convolution."""
@@ -517,6 +970,12 @@ class RepMixerBlock(nn.Module):
         x = self.token_mixer(x)
         return x + self.drop_path(self.layer_scale(self.mlp(x)))
 
+    def fold(self) -> None:
+        """Fold the scale into the layer before it, in place, if not done."""
+        if isinstance(self.layer_scale, nn.Identity):
+            return
+        self.layer_scale = self.layer_scale.fold_into(self.mlp.fc2)
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the cells of a map, heads 32 wide."""
@@ -550,6 +1009,18 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.layer_scale_1(self.token_mixer(self.norm(x))))
         return x + self.drop_path(self.layer_scale_2(self.mlp(x)))
+
+    def fold(self) -> None:
+        """Fold the norm into the layer after it and the scales into those before, if not done."""
+        if isinstance(self.norm, nn.Identity):
+            return
+        qkv, scale = self.token_mixer.qkv, self.norm.weight / (
+            self.norm.running_var + self.norm.eps).sqrt()
+        qkv.bias = nn.Parameter(qkv.weight @ (self.norm.bias - self.norm.running_mean * scale))
+        qkv.weight.mul_(scale)
+        self.norm = nn.Identity()
+        self.layer_scale_1 = self.layer_scale_1.fold_into(self.token_mixer.proj)
+        self.layer_scale_2 = self.layer_scale_2.fold_into(self.mlp.fc2)
 
 
 def downsample(channels_in: int, channels_out: int, size: int) -> nn.Sequential:
@@ -605,287 +1076,239 @@ class FastViT(nn.Module):
                 else:
                     waiting.append(child)
 
+    @torch.no_grad()
     def fuse(self) -> None:
-        """Reparameterise, then fold in place the norms that layout leaves, but attention's."""
+        """Reparameterise, then fold in place what that layout leaves: norms, layer scales."""
         self.reparameterize()
         for module in list(self.modules()):
             if isinstance(module, ConvNorm):
                 module.collapse()
+            if isinstance(module, RepMixerBlock | AttentionBlock):
+                module.fold()
 
 
-# ------------------------------------------------------------------------------------ losses
+# --------------------------------------------------------------------------- backbone: HRNet
+# Wang et al.: "Deep High-Resolution Representation Learning for Visual Recognition", TPAMI 2020,
+# in the form for classification, under its authors' parameter names, which are timm's too.
 
 
-def regress_joints(vertices: Tensor, keypoint_regressor: Tensor) -> Tensor:
-    """J_3d = J V_3d (Sec. 3.4): (B, 778, 3) -> (B, 21, 3), wrist, thumb to pinky, base to tip.
+def conv_norm(channels_in: int, channels_out: int, size: int, stride: int = 1,
+              activate: bool = True, bias: bool = False) -> nn.Sequential:
+    """Convolution, batch norm and, if wanted, ReLU."""
+    conv = nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=bias)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), *[nn.ReLU()] * activate)
 
-    keypoint_regressor (21, 778) acts on the *posed* vertices: sixteen rows of MANO's joint
-    regressor and five fingertip vertices. Joints from MANO's skeleton are another quantity:
-    scored against those, a perfect mesh has a PA-MPJPE of 3.26 mm.
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a skip."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_norm(channels, channels, 3, activate=False)
+        self.conv2, self.bn2 = conv_norm(channels, channels, 3, activate=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(x + self.bn2(self.conv2(y)))
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions, the last to four times the width, and a skip."""
+
+    def __init__(self, channels_in: int, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_norm(channels_in, width, 1, activate=False)
+        self.conv2, self.bn2 = conv_norm(width, width, 3, activate=False)
+        self.conv3, self.bn3 = conv_norm(width, 4 * width, 1, activate=False)
+        self.downsample = (conv_norm(channels_in, 4 * width, 1, activate=False)
+                           if channels_in != 4 * width else nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.downsample(x) + self.bn3(self.conv3(y)))
+
+
+def resize(widths: Sequence[int], source: int, target: int) -> nn.Module:
+    """From one branch's channels and resolution to another's; each is half of the one before."""
+    if source == target:
+        return nn.Identity()
+    if source > target:
+        return nn.Sequential(*conv_norm(widths[source], widths[target], 1, activate=False),
+                             nn.Upsample(scale_factor=2 ** (source - target)))
+    last = target - source - 1
+    return nn.Sequential(*[
+        conv_norm(widths[source], widths[source] if step < last else widths[target], 3, 2,
+                  activate=step < last) for step in range(last + 1)])
+
+
+class Exchange(nn.Module):
+    """Four blocks on every branch; then each branch becomes the sum of all, resized."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        branches = range(len(widths))
+        self.branches = nn.ModuleList(
+            nn.Sequential(*[BasicBlock(width) for _ in range(4)]) for width in widths)
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(resize(widths, source, target) for source in branches)
+            for target in branches)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
+        return [F.relu(sum(layer(x) for layer, x in zip(layers, maps, strict=True)))
+                for layers in self.fuse_layers]
+
+
+def transition(before: Sequence[int], widths: Sequence[int]) -> nn.ModuleList:
+    """New widths for the branches that are there, and one more branch of half the resolution."""
+    same = [nn.Identity() if old == new else conv_norm(old, new, 3)
+            for old, new in zip(before, widths, strict=False)]
+    return nn.ModuleList([*same, nn.Sequential(conv_norm(before[-1], widths[-1], 3, 2))])
+
+
+class HRNet(nn.Module):
+    """Images (B, 3, S, S) -> two maps: S/8, and the last one of the classifier, S/32.
+
+    The map at S/8 is the second branch, (B, embed_dims[1], S/8, S/8); the other, (B,
+    feature_width, S/32, S/32), is what ImageNet's classes were averaged from and what the
+    keypoints are here (our reading: the paper says neither, and the release has no HRNet).
     """
-    return torch.einsum("jv,bvc->bjc", keypoint_regressor, vertices)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        widths, (bottlenecks, *modules) = config.embed_dims, config.depths
+        self.conv1, self.bn1 = conv_norm(3, 64, 3, 2, activate=False)  # S/2
+        self.conv2, self.bn2 = conv_norm(64, 64, 3, 2, activate=False)  # S/4
+        self.layer1 = nn.Sequential(*[
+            Bottleneck(64 if index == 0 else 256, 64) for index in range(bottlenecks)])
+        before: Sequence[int] = (256,)
+        for number, count in enumerate(modules, 1):  # stages 2, 3, 4 with as many branches
+            branches = widths[:number + 1]
+            setattr(self, f"transition{number}", transition(before, branches))
+            setattr(self, f"stage{number + 1}",
+                    nn.Sequential(*[Exchange(branches) for _ in range(count)]))
+            before = branches
+        narrow = [config.feature_width // 64 * 2**index for index in range(4)]  # 32, ..., 256
+        self.incre_modules = nn.ModuleList(
+            nn.Sequential(Bottleneck(*pair)) for pair in zip(widths, narrow, strict=True))
+        self.downsamp_modules = nn.ModuleList(
+            conv_norm(4 * width, 8 * width, 3, 2, bias=True) for width in narrow[:3])
+        self.final_layer = conv_norm(4 * narrow[3], config.feature_width, 1, bias=True)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.bn1(self.conv1(x)))
+        maps = [self.layer1(F.relu(self.bn2(self.conv2(x))))]
+        for number in (1, 2, 3):
+            layers = getattr(self, f"transition{number}")  # the new branch comes from the last
+            maps = [layer(maps[min(index, len(maps) - 1)]) for index, layer in enumerate(layers)]
+            maps = getattr(self, f"stage{number + 1}")(maps)
+        widened = [layer(x) for layer, x in zip(self.incre_modules, maps, strict=True)]
+        last = widened[0]
+        for layer, wide in zip(self.downsamp_modules, widened[1:], strict=True):
+            last = wide + layer(last)
+        return maps[1], self.final_layer(last)
+
+    def fuse(self) -> None:
+        """Fold the norms into their convolutions, in place."""
+        fold_norms(self)
 
 
-def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
-           keypoint_regressor: Tensor) -> dict[str, Tensor]:
-    """The three unweighted terms of Eq. 4 to 6, each a scalar.
+# --------------------------------------------------------------------------- backbone: Hiera
+# Ryali et al.: "Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles", ICML
+# 2023, under timm's parameter names. Tokens stay in their picture, (B, H, W, C): the authors sort
+# them so that mask units are contiguous, which masked pretraining needs and inference does not.
 
-    batch: as data.py makes it, camera-frame metres and crop pixels; here they become relative to
-    joint 9 (release; the paper is silent) and fractions of the crop.
-    1/M ||.||_1 is read as the release does: summed over coordinates, mean over the M points. What
-    is invalid counts as zero error, so the mean over a batch is the mean of those of its parts.
+
+def pool(x: Tensor) -> Tensor:
+    """Maximum of 2 x 2 tokens, (B, H, W, C) -> (B, H/2, W/2, C)."""
+    return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).amax((2, 4))
+
+
+class UnitAttention(nn.Module):
+    """Self-attention inside mask units of unit x unit tokens, 0: among all; queries may pool."""
+
+    def __init__(self, width_in: int, width: int, heads: int, unit: int, pools: bool) -> None:
+        super().__init__()
+        self.heads, self.unit, self.pools = heads, unit, pools
+        self.qkv = nn.Linear(width_in, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H', W', C')
+        unit = self.unit or x.shape[1]
+        units = (x.shape[0], x.shape[1] // unit, x.shape[2] // unit)
+        x = x.unflatten(2, (-1, unit)).unflatten(1, (-1, unit)).transpose(2, 3).flatten(0, 2)
+        q, k, v = self.qkv(x).chunk(3, -1)  # (B units, unit, unit, C')
+        q = pool(q) if self.pools else q
+        side = q.shape[1]
+        q, k, v = (y.flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
+                   for y in (q, k, v))  # (B units, heads, tokens, C' / heads)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.proj(x).unflatten(1, (side, side)).unflatten(0, units)
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+class HieraBlock(nn.Module):
+    """Transformer block, (B, H, W, C) -> the same, or half the resolution and wider."""
+
+    def __init__(self, width_in: int, width: int, heads: int, unit: int, config: Config,
+                 drop_path: float) -> None:
+        super().__init__()
+        pools = width_in != width
+        self.norm1 = nn.LayerNorm(width_in, eps=1e-6)
+        self.proj = nn.Linear(width_in, width) if pools else None
+        self.attn = UnitAttention(width_in, width, heads, unit, pools)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = mlp(width, int(width * config.mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x if self.proj is None else pool(self.proj(y))
+        x = x + self.drop_path(self.attn(y))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Hiera(nn.Module):
+    """Images (B, 3, S, S) -> the last feature map X_b, (B, embed_dims[3], S/32, S/32).
+
+    S is the configured one, which the position embedding belongs to. The norm before ImageNet's
+    classifier is not applied, as in timm's feature maps.
     """
-    vertices, keypoints_2d = prediction["vertices"], prediction["keypoints_2d"]
-    root, mesh_valid = batch["joints"][:, 9:10], batch["mesh_valid"][:, None]
 
-    def l1(predicted: Tensor, true: Tensor, valid: Tensor) -> Tensor:
-        return ((predicted - true).abs().sum(-1) * valid).mean()
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        widths, self.side = config.embed_dims, config.image_size // 4
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, widths[0], 7, 4, 3)))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.side**2, widths[0]))
+        depth, blocks, before, unit = sum(config.depths), [], widths[0], 8
+        for stage, (width, count) in enumerate(zip(widths, config.depths, strict=True)):
+            for index in range(count):
+                rate = config.backbone_drop_path * len(blocks) / max(depth - 1, 1)
+                blocks.append(HieraBlock(before, width, width // widths[0], unit, config, rate))
+                before = width
+                if index == 0:  # a stage's first block pools, and still sees the stage's before
+                    unit = (8, 4, 0, 0)[stage]
+        self.blocks = nn.Sequential(*blocks)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
-    joints = regress_joints(vertices, keypoint_regressor)
-    true_2d = batch["keypoints_2d"] / batch["image"].shape[-1]
-    return {
-        "joints": l1(joints, batch["joints"] - root, mesh_valid),  # Eq. 4
-        "keypoints_2d": l1(keypoints_2d, true_2d, batch["keypoints_valid"]),  # Eq. 5
-        "vertices": l1(vertices, batch["vertices"] - root, mesh_valid),  # Eq. 6
-    }
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, S/4, S/4, C)
+        require(x.shape[1] == x.shape[2] == self.side,
+                f"images {4 * x.shape[1]} px high: expected {4 * self.side} x {4 * self.side}, "
+                "the size of Hiera's position embedding")
+        x = x + self.pos_embed.unflatten(1, (self.side, self.side))
+        return self.blocks(x).permute(0, 3, 1, 2)
 
-
-def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
-    """Eq. 7."""
-    return (config.weight_joints * terms["joints"]
-            + config.weight_keypoints_2d * terms["keypoints_2d"]
-            + config.weight_vertices * terms["vertices"])
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Groups for AdamW: weight decay on matrices and kernels alone.
-
-    Biases, norms, layer scales and position embeddings are spared (our choice). The release
-    spares only names with "bn" or "bias" in them, so it decays most of these too.
-    """
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        spared = name.endswith((".bias", ".gamma")) or parameter.ndim < 2 or "pos_emb_" in name
-        groups[not spared].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay},
-            {"params": groups[False], "weight_decay": 0.0}]
-
-
-# ------------------------------------------------------------------------------- checkpoints
-
-APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which are ours
-    (r"^patch_embed\.", "stem."),
-    # stages and the downsampling before them are numbered in one row there
-    (r"^network\.0\.", "stages.0.blocks."), (r"^network\.1\.", "stages.1.downsample."),
-    (r"^network\.2\.", "stages.1.blocks."), (r"^network\.3\.", "stages.2.downsample."),
-    (r"^network\.4\.", "stages.2.blocks."), (r"^network\.5\.", "stages.3.downsample."),
-    (r"^network\.6\.pe\.", "stages.3.pos_emb.pos_enc."), (r"^network\.7\.", "stages.3.blocks."),
-    (r"^conv_exp\.", "final_conv."), (r"^head\.(weight|bias)$", r"head.fc.\1"),
-    (r"\.rbr_conv\.", ".conv_kxk."), (r"\.rbr_scale\.", ".conv_scale."),
-    (r"\.rbr_skip\.", ".identity."), (r"\.lkb_origin\.", ".large_conv."),
-    (r"\.convffn\.", ".mlp."), (r"\.(layer_scale(_[12])?)$", r".\1.gamma"),
-    (r"\.se\.reduce\.", ".se.fc1."), (r"\.se\.expand\.", ".se.fc2."),
-    # and two more in its inference weights
-    (r"^network\.6\.reparam_conv\.", "stages.3.pos_emb.reparam_conv."),
-    (r"\.lkb_reparam\.", ".reparam_conv."),
-)
-
-
-def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
-    """State dict and config, if any, of a checkpoint or its file, never running code in it.
-
-    Takes train.py's {"model", "config", "ema", ...}, of which the moving average is preferred,
-    {"state_dict"} and bare state dicts. Raises FileNotFoundError or ValueError.
-    """
-    if not isinstance(source, Mapping):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
-        try:
-            source = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged files raise half a dozen types
-            reason = str(error).split("\n")[0][:100]
-            raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
-        require(isinstance(source, Mapping), "the checkpoint is no dictionary of weights")
-    state = next((source[name] for name in ("ema", "model", "state_dict") if source.get(name)),
-                 source)
-    require(isinstance(state, Mapping), "the checkpoint has no dictionary of weights")
-    return {name.removeprefix("module."): value for name, value in state.items()
-            if isinstance(value, Tensor) and name != "n_averaged"}, source.get("config")
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
-    """Copy weights by name, in the module's own precision.
-
-    The ImageNet classifier `head.fc`, which the release drags along unused, is left out and
-    reported. Any other difference in names or shapes is a ValueError, or is printed if not strict.
-    """
-    own = module.state_dict()
-    unused = [name for name in state if re.search(r"\bhead\.fc\.(weight|bias)$", name)]
-    fitting = {name: value for name, value in state.items()
-               if name in own and value.shape == own[name].shape}
-    problems = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own and name not in unused],
-        "of another shape": [name for name in own if name in state and name not in fitting],
-    }
-    report = "; ".join(
-        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for kind, names in problems.items() if names)
-    require(not (strict and report), f"these weights are not {type(module).__name__}'s: {report}")
-    if unused:
-        print(f"left out, SimpleHand does not use them: {', '.join(unused)}")
-    if report:
-        print(f"loaded in part: {report}")
-    module.load_state_dict(fitting, strict=False)
-
-
-def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
-    """The model in a checkpoint, in evaluation mode on the CPU.
-
-    source: a file or its content: train.py's {"model", "config", ...}, or the release's
-    {"state_dict": ...}, which becomes a Config(official=True).
-    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit;
-    strict=False prints what does not fit and loads the rest.
-    """
-    state, config = read_checkpoint(source)
-    require(any(name.startswith("mesh_head.") for name in state),
-            "no SimpleHand checkpoint: expected train.py's or the release's "
-            "(load_backbone takes the weights of FastViT alone)")
-    try:
-        model = SimpleHand(Config(official=True) if config is None else Config(**config))
-    except TypeError as error:
-        raise ValueError(f"the checkpoint's config is not SimpleHand's: {error}") from error
-    load_weights(model, state, strict)
-    return model.eval()
-
-
-def load_backbone(backbone: FastViT, source: str | PathLike | Mapping, *,
-                  strict: bool = True) -> None:
-    """Load FastViT's ImageNet weights, by timm's or Apple's names, of training or inference.
-
-    For inference weights the backbone is reparameterised. Raises like load_checkpoint.
-    """
-    state, _ = read_checkpoint(source)
-    for pattern, replacement in APPLE_NAMES:
-        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
-    if any(".reparam_conv." in name for name in state):
-        backbone.reparameterize()
-    load_weights(backbone, state, strict)
-
-
-# --------------------------------------------------------------------------------- inference
-
-
-def crop_camera(K: np.ndarray, box: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Turn the camera to the centre of a box and zoom in until the box fills the crop.
-
-    K (3, 3), box (x, y, width, height) in pixels. Returns the crop's K and the rotation in
-    X_crop = rotation @ X_camera, both (3, 3). Training crops are made like this (release); in
-    an affine crop hands off the camera's axis would look sheared.
-    """
-    inverse, size_of_box = np.linalg.inv(K), np.diag([*box[2:], 0])[:2] / 2
-    center = np.append(box[:2] + box[2:] / 2, 1.0)
-    x, y, z = inverse @ center / np.linalg.norm(inverse @ center)
-    cross = np.array([[0, 0, -x], [0, 0, -y], [x, y, 0]])
-    rotation = np.eye(3) + cross + cross @ cross / (1 + z)  # the shortest, ray -> z axis
-    edges = (center + np.concatenate((size_of_box, -size_of_box))) @ (rotation @ inverse).T
-    focal = size / 2 / np.abs(edges[:, :2] / edges[:, 2:]).max()
-    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]), rotation
-
-
-def transform(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Apply a homography (3, 3) to points (..., 2)."""
-    points = points @ homography[:, :2].T + homography[:, 2]
-    return points[..., :2] / points[..., 2:]
-
-
-def warp(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: int) -> Tensor:
-    """Crop (3, size, size) float of an image (H, W, 3), black outside of it.
-
-    Each pixel is the mean of samples x samples bilinear ones, against aliasing.
-    """
-    centers = (np.arange(size * samples) + 0.5) / samples
-    points = transform(crop_to_image, np.stack(np.meshgrid(centers, centers), -1))
-    grid = torch.from_numpy(2 * points / (image.shape[1], image.shape[0]) - 1).float()
-    pixels = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1).float()
-    return F.avg_pool2d(F.grid_sample(pixels[None], grid[None], align_corners=False), samples)[0]
-
-
-def fit_translation(points: np.ndarray, pixels: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """Translation t (3,) that puts points (N, 3) onto pixels (N, 2) best, by least squares.
-
-    f (x + tx) = (u - cx) (z + tz), and the same for y, are linear in t. Nothing is put nearer
-    than 0.1 m, so that predictions that agree on no depth still give a picture.
-    """
-    rays = (pixels - K[:2, 2]) / np.diag(K)[:2]  # (N, 2)
-    right = rays * points[:, 2:] - points[:, :2]  # t_xy - rays t_z = right
-    left = np.concatenate((np.tile(np.eye(2), (len(points), 1)), -rays.reshape(-1, 1)), 1)
-    depth = np.linalg.lstsq(left, right.reshape(-1), rcond=None)[0][2]
-    depth = max(depth, 0.1 - points[:, 2].min())
-    return np.append((right + rays * depth).mean(0), depth)
-
-
-def check_view(image: np.ndarray, box: Sequence[float] | None, side: str,
-               K: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The padded box and K that `predict` works with; its ValueErrors and defaults."""
-    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
-            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
-    require(side in ("right", "left"), f"side {side!r}: expected right or left")
-    height, width = image.shape[:2]
-    if K is None:
-        focal = math.hypot(width, height)
-        K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    K = np.asarray(K, np.float64)
-    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
-            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
-    if box is None:
-        return np.array([0.0, 0.0, width, height]), K
-    box = np.asarray(box, np.float64)
-    require(box.shape == (4,) and np.isfinite(box).all() and min(box[2:]) > 0
-            and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
-            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture")
-    return np.concatenate((box[:2] - box[2:] / 8, box[2:] * 1.25)), K
-
-
-@torch.inference_mode()
-def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
-            box: Sequence[float] | None = None, side: str = "right",
-            K: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The inference loop: one hand of a whole picture, in that picture's camera.
-
-    image: (H, W, 3) uint8 RGB. keypoint_regressor: (21, 778), see regress_joints.
-    box: x, y, width, height of the hand in pixels, enlarged by a quarter as the release does; by
-        default the whole picture, not enlarged.
-    side: "right" or "left"; left hands are mirrored for the network and back.
-    K: (3, 3) of the picture; by default its focal length is the picture's diagonal (our choice,
-        53 degrees), and the distance is only as good as that.
-    Returns float32 arrays vertices (778, 3) and joints (21, 3), metres in the camera's frame;
-    root (3,), the origin of the network's root-relative mesh there (subtract it to get that);
-    keypoints_2d (21, 2), where the network saw the joints, in pixels of the picture; K (3, 3);
-    box (4,), as cropped; and side, int64, 1 right, 0 left. Raises ValueError for bad input.
-    """
-    require(not model.training, "the model is in training mode: call model.eval() first")
-    box, K = check_view(image, box, side, K)
-    size = model.config.image_size
-    crop_K, rotation = crop_camera(K, box, size)
-    if side == "left":
-        rotation = np.diag([-1.0, 1.0, 1.0]) @ rotation  # the mirror becomes part of the camera
-    crop_to_image = K @ rotation.T @ np.linalg.inv(crop_K)
-    crop = warp(image, crop_to_image, size, min(math.ceil(max(box[2:]) / size), 8))
-
-    hand = {name: value.double().cpu() for name, value in model(crop[None].to(model.mean)).items()}
-    require(all(value.isfinite().all() for value in hand.values()),
-            "the network's output is not finite: its weights are damaged, or training diverged")
-    joints = regress_joints(hand["vertices"], keypoint_regressor.double().cpu())[0].numpy()
-    vertices, pixels = hand["vertices"][0].numpy(), hand["keypoints_2d"][0].numpy() * size
-    root = fit_translation(joints, pixels, crop_K)
-    arrays = {
-        "vertices": (vertices + root) @ rotation,  # rotation^T x, of row vectors
-        "joints": (joints + root) @ rotation, "root": root @ rotation,
-        "keypoints_2d": transform(crop_to_image, pixels), "K": K, "box": box,
-    }
-    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return arrays | {"side": np.array(int(side == "right"))}
+    def fuse(self) -> None:
+        """Nothing to fold: its norms depend on the input."""
 
 
 # ------------------------------------------------------------------------------ command line
