@@ -6,6 +6,7 @@
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST train.py ...
     python train.py --model simplehand --resume --set steps=9000      # prolong the run in OUT
     python train.py --model simplehand --eval --checkpoint FILE [--export FILE]
+    python train.py --model simplehand --ablate table5 --seeds 3      # a table of the paper
     python train.py --model genhmr --stage tokenizer                  # papers with stages: each
     python train.py --model genhmr --stage transformer --tokenizer FILE   # is a run of its own
 
@@ -651,6 +652,7 @@ class Task:
     FLAGS: tuple[str, ...] = ()  # those of OPTIONAL that mean something here
     TITLE: str  # of predictions.png
     UNIT = "images"  # what a sample is
+    ABLATIONS: Mapping[str, Mapping] = {}  # tables of --ablate
     REMARK = ""  # printed below the table of scores
 
     def __init__(self, config: typing.Any, arguments: argparse.Namespace,
@@ -719,6 +721,7 @@ class SimpleHandTask(Task):
     parameters = staticmethod(simplehand.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand"}
     FLAGS = ("hand", "backbone")
+    ABLATIONS = simplehand.ABLATIONS
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
 
     def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
@@ -1091,11 +1094,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--workers", type=int, help="data processes beside each training process")
     add("--save-every", type=float, default=60.0, metavar="SECONDS", help="(default: 60)")
     add("--compile", action="store_true", help="torch.compile the model")
+    add("--ablate", help="train every row of this table of the paper instead, and write the table: "
+        + ", ".join(simplehand.ABLATIONS))
+    add("--seeds", type=int, default=1, help="of each row, from the config's on (default: 1)")
     arguments = parser.parse_args(argv)
     arguments.argv, arguments.name = argv, find_task(arguments.model, arguments.stage)
     check_arguments(arguments, parser.error)
     arguments.out = arguments.out or Path("runs") / (
-        f"{arguments.name}-eval" if arguments.checkpoint else arguments.name)
+        f"{arguments.name}-eval" if arguments.checkpoint
+        else f"{arguments.name}-ablations" if arguments.ablate else arguments.name)
     return arguments
 
 
@@ -1111,6 +1118,11 @@ def check_arguments(arguments: argparse.Namespace, error: Callable[[str], None])
             error(f"--{flag} means nothing to {arguments.name.replace('-', ' --stage ')}")
     if arguments.checkpoint and not arguments.eval:
         error("--checkpoint goes with --eval; to continue a run use --resume")
+    if arguments.ablate and arguments.ablate not in TASKS[arguments.name].ABLATIONS:
+        error(f"--ablate {arguments.ablate}: {arguments.name} has "
+              + (", ".join(TASKS[arguments.name].ABLATIONS) or "no such tables"))
+    if arguments.ablate and (arguments.eval or "RANK" in os.environ):
+        error("--ablate trains, in one process: use it without --eval and torchrun")
 
 
 def override(config: typing.Any, assignments: list[str]) -> typing.Any:
@@ -1249,9 +1261,56 @@ def finish(task: typing.Any, model: nn.Module, step: int | None, world: World,
     print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())), flush=True)
 
 
+def ablate(arguments: argparse.Namespace) -> None:
+    """Train every row of a table with every seed, one after another; what is done is kept.
+
+    Each is a run of its own in OUT, named by what it changes, so tables share rows. The table is
+    written after each. Several processes may work on one OUT with seeds of their own.
+    """
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--ablate")
+    own.add_argument("--seeds")
+    rest = own.parse_known_args(arguments.argv)[1]  # the flags that the runs get too
+    preset = arguments.preset or "ablation"
+    config = override(simplehand.PRESETS[preset], arguments.overrides)
+    out, found = arguments.out, collections.defaultdict(dict)
+    for seed in range(config.seed, config.seed + arguments.seeds):
+        for row, (changes, _) in simplehand.ABLATIONS[arguments.ablate].items():
+            changed = dataclasses.asdict(simplehand.ablated(config, changes))
+            differing = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+                         for name, value in changed.items() if value != getattr(config, name)}
+            settings = [f"{name}={value}" for name, value in differing.items()]
+            run = out / " ".join(settings or ["unchanged"]) / f"seed {seed}"
+            if not (run / "results.json").exists():
+                print(f"\n{arguments.ablate}, {row}, seed {seed}", flush=True)
+                main([*rest, "--preset", preset, "--out", str(run), "--set", *settings,
+                      f"seed={seed}"])
+            if not (run / "results.json").exists():  # a signal ended it
+                return
+            results = json.loads((run / "results.json").read_text())
+            require_same_run(results, changed | {"seed": seed}, run)
+            scores = next(iter(results["scores"].values()))
+            found[row][seed] = scores["PA-MPJPE"], scores["PA-MPVPE"]
+            command = f"python train.py {shlex.join(arguments.argv)}"
+            text = simplehand.ablation_table(arguments.ablate, found, config, command)
+            bodymodels.write_atomically(out / f"{arguments.ablate}.md", text.encode())
+    print(f"\n{text}\nin {out / arguments.ablate}.md")
+
+
+def require_same_run(results: dict, config: dict, run: Path) -> None:
+    """Raise SystemExit if a finished run of an ablation had other settings than asked for now."""
+    other = [name for name, value in json.loads(json.dumps(config)).items()
+             if results["config"].get(name) != value]
+    if other:
+        sys.exit(f"train.py: {run} holds another run (it differs in {', '.join(other)}): give "
+                 "another folder with --out")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train, then evaluate; or evaluate alone."""
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if arguments.ablate:
+        return ablate(arguments)
     task_class = TASKS[arguments.name]
     try:
         if arguments.eval:
