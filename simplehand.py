@@ -31,9 +31,11 @@ import io
 import json
 import math
 import re
+import statistics
 import sys
+import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -482,11 +484,9 @@ class SimpleHand(nn.Module):
         fused.backbone.fuse()
         fold_norms(fused.mesh_head)
         if sampled:
-            layers = [layer for layer in fused.mesh_head.deconv if type(layer) is not nn.Identity]
-            require([type(layer) for layer in layers] == [PatchDeconv, nn.ReLU]
-                    and not self.config.official,
-                    "sampled: expected a model with one deconvolution, and not the release's")
-            fused.mesh_head.deconv = SampledDeconv(layers[0])
+            require(config_samples(self.config), "sampled: expected points sampled from one "
+                    "deconvolution, without the release's sine map")
+            fused.mesh_head.deconv = SampledDeconv(fused.mesh_head.deconv[0])
         if bf16:
             fused.backbone.to(torch.bfloat16, memory_format=torch.channels_last)
         return fused
@@ -902,6 +902,147 @@ def spread(values: np.ndarray) -> str:
     if len(values) < 2:
         return f"{values[0]:.2f}" if len(values) else "-"
     return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+
+
+# ----------------------------------------------------------------------- export and benchmark
+
+
+def export(model: SimpleHand, path: str | PathLike) -> float:
+    """Write the fused model for programs without this file; how far its answers are from ours.
+
+    FILE.onnx is ONNX, anything else `torch.export.load(FILE).module()`. Either takes uint8 RGB
+    (B, 3, S, S), any B, and returns vertices (B, 778, 3) and keypoints_2d (B, 21, 2) as `forward`
+    does. Returns the largest absolute difference for a batch of 3, NaN for ONNX without
+    onnxruntime. Raises ValueError where ONNX's exporter is not installed.
+    """
+    model, size = model.fuse(), model.config.image_size
+    images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(images)
+        if Path(path).suffix == ".onnx":
+            found = export_onnx(model, images, path)
+        else:
+            program = torch.export.export(
+                model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            torch.export.save(program, path)
+            found = torch.export.load(path).module()(images)
+    return max(((found[name] - value).abs().max().item() for name, value in expected.items()
+                if name in found), default=math.nan)
+
+
+def export_onnx(model: SimpleHand, images: Tensor, path: str | PathLike) -> dict[str, Tensor]:
+    """Write FILE.onnx; what onnxruntime, if installed, makes of the images with it."""
+    try:
+        import onnxscript  # noqa: F401, what torch.onnx writes with
+    except ImportError:
+        raise ValueError("ONNX: expected its exporter, pip install onnx onnxscript") from None
+    names = list(model(images))
+    torch.onnx.export(model, (images[:2],), str(path), input_names=["images"], output_names=names,
+                      dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True,
+                      external_data=False, verbose=False)
+    try:
+        import onnxruntime
+    except ImportError:
+        return {}
+    session = onnxruntime.InferenceSession(str(path))
+    arrays = session.run(names, {"images": images.numpy()})
+    return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
+
+
+def variants(model: SimpleHand, images: Tensor) -> dict[str, Callable[[], dict[str, Tensor]]]:
+    """Ways to run the model on these images, by name; the plain model is the first."""
+    def call(model: Callable) -> Callable:
+        return lambda: model(images)
+
+    fused = model.fuse()
+    ways = {"plain": call(model), "fused": call(fused)}
+    last = images.contiguous(memory_format=torch.channels_last)
+    best, half = model.fuse(), model.fuse(bf16=True)
+    best.backbone.to(memory_format=torch.channels_last)
+    if config_samples(model.config):
+        ways["fused, sampled cells"] = call(model.fuse(sampled=True))
+        best, half = model.fuse(sampled=True), model.fuse(sampled=True, bf16=True)
+        best.backbone.to(memory_format=torch.channels_last)
+    ways["the same, channels last"] = lambda: best(last)
+    ways["the same, bf16"] = lambda: half(last)
+    ways["fused, torch.compile"] = call(torch.compile(model.fuse(), dynamic=False))
+    if images.is_cuda:
+        ways["fused, bf16, CUDA graph"] = cuda_graph(model.fuse(bf16=True), last)
+    return ways
+
+
+def config_samples(config: Config) -> bool:
+    """Whether `fuse(sampled=True)` is for models of this config."""
+    factors = [factor for factor in config.upsample if factor > 1]
+    return len(factors) == 1 and not config.refine and not config.official and (
+        config.sampling != "global")
+
+
+def cuda_graph(model: SimpleHand, images: Tensor) -> Callable[[], dict[str, Tensor]]:
+    """The model recorded once on these images; calls replay it, without a launch per kernel."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries choose and allocate before the recording
+        for _ in range(3):
+            model(images)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = model(images)
+
+    def replay() -> dict[str, Tensor]:
+        graph.replay()
+        return output
+
+    return replay
+
+
+@torch.inference_mode()
+def medians(ways: Mapping[str, Callable], seconds: float, rounds: int = 3) -> dict[str, float]:
+    """Median times in ms of functions that take turns, so that a busy machine slows all alike."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["plain"]) < rounds:
+        for name, function in ways.items():
+            wait()
+            start = time.perf_counter()
+            function()
+            wait()
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(spent) for name, spent in times.items()}
+
+
+def benchmark(config: Config, seconds: float = 20.0, batches: Sequence[int] = (1, 32)) -> None:
+    """Print milliseconds, images per second, ratio to the plain model and difference from it."""
+    torch.manual_seed(0)
+    model = SimpleHand(config).eval()
+    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
+        for batch in batches:
+            shape = (batch, 3, config.image_size, config.image_size)
+            images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+            print(f"\n{device}, batch {batch}, {torch.get_num_threads()} threads, float32 but "
+                  f"where said, medians of interleaved runs\n{'':28}{'ms':>10}{'images/s':>11}"
+                  f"{'ratio':>8}   largest difference, mm", flush=True)
+            benchmark_batch(model.to(device), images, seconds)
+
+
+@torch.inference_mode()
+def benchmark_batch(model: SimpleHand, images: Tensor, seconds: float) -> None:
+    """The lines of one device and batch size."""
+    ways, outputs = variants(model, images), {}
+    for name, function in list(ways.items()):
+        try:
+            outputs[name] = function()["vertices"].clone()
+        except Exception as error:  # torch.compile, say, without a compiler
+            print(f"  {name:26}  not possible here: {str(error).splitlines()[0][:60]}")
+            del ways[name]
+    times = medians(ways, seconds)
+    for name, spent in times.items():
+        difference = 1e3 * (outputs[name] - outputs["plain"]).abs().max().item()
+        print(f"  {name:26}{spent:>10.2f}{1e3 * len(images) / spent:>11.1f}"
+              f"{spent / times['plain']:>8.2f}   {difference:.1e}", flush=True)
 
 
 # ------------------------------------------------------------------------- backbone: FastViT
@@ -1515,12 +1656,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, default=Path("output"), help="folder to write to (default: output)")
     add("--summary", action="store_true", help="print the parameters of every preset instead")
     add("--json", action="store_true", help="print them as JSON")
+    add("--export", type=Path, metavar="FILE",
+        help="write the fused --checkpoint for torch.export.load, or FILE.onnx, instead")
+    add("--benchmark", action="store_true", help="print times and ratios instead")
+    add("--preset", default="paper", choices=PRESETS, help="to benchmark (default: paper)")
     arguments = parser.parse_args(argv)
     try:
         if arguments.summary:
             print_summary(arguments.json)
+        elif arguments.benchmark:
+            benchmark(PRESETS[arguments.preset])
+        elif arguments.export:
+            difference = export(load_checkpoint(arguments.checkpoint), arguments.export)
+            print(f"wrote {arguments.export}; read back, it differs by {difference:.0e}")
         else:
-            require(arguments.image is not None, "name a picture, or give --summary")
+            require(arguments.image is not None,
+                    "name a picture, or give --summary, --export or --benchmark")
             reconstruct(arguments)
     except (ValueError, OSError) as error:
         print(f"simplehand.py: {error}", file=sys.stderr)
