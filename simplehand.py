@@ -15,8 +15,10 @@ that grows those 21 tokens into 778 vertices in a few steps, 21 -> 84 -> 336 -> 
     Sec. 3.3, Fig. 4    R(T(X_b))          framework                         SimpleHand.forward
     Eq. 4, 5, 6         L1 terms           joints, 2D keypoints, vertices    losses
     Eq. 7               weighted sum       w = 10, 1, 10                     total_loss
-    Sec. 4.1            backbone           FastViT-MA36                      FastViT
+    Sec. 4.1, 4.5       backbones          FastViT-MA36, HRNet, Hiera-Tiny   FastViT, HRNet, Hiera
+    Tables 4 to 8       ablations          what a row changes                ABLATIONS
 
+The method comes first; the backbones, which are not the paper's, are the last sections.
 "The release" is the authors' code of 2024-05-27; where paper and release disagree or are silent,
 a comment beside the line says so. Metres, pixels and OpenCV camera axes (x right, y down, z away
 from the camera) throughout; an image spans [0, W] x [0, H], so the centre of its first pixel is
@@ -311,6 +313,13 @@ def upsampler(config: Config) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers), width
 
 
+def samples_cells(config: Config) -> bool:
+    """Whether SampledDeconv is for models of this config."""
+    factors = [factor for factor in config.upsample if factor > 1]
+    return len(factors) == 1 and not config.refine and not config.official and (
+        config.sampling != "global")
+
+
 class SampledDeconv(nn.Module):
     """The one deconvolution and its ReLU, fused, at the cells that points need: at most 4 each.
 
@@ -453,9 +462,8 @@ class SimpleHand(nn.Module):
         with "coarse_mesh" sampling also coarse_2d (B, 195, 2), those of every fourth vertex.
         Raises ValueError for another shape.
         """
-        dtype = next(self.backbone.parameters()).dtype  # bf16 in fuse(bf16=True)
-        features = self.backbone(self.normalise(images).to(dtype))  # X_b, (B, C, S/32, S/32)
-        features, last = features if isinstance(features, tuple) else (features, features)
+        maps = self.extract(self.normalise(images))
+        features, last = maps if isinstance(maps, tuple) else (maps, maps)  # X_b: S/32, HRNet S/8
         pooled = last.mean((2, 3))  # "global feature" of Fig. 4
         points = full_precision(self.keypoints_2d_head, pooled).unflatten(1, (-1, 2))
         points = self.config.output_scale * points
@@ -463,6 +471,14 @@ class SimpleHand(nn.Module):
             features = pooled[:, :, None, None]
         prediction = {"vertices": self.mesh_head(features, points), "keypoints_2d": points[:, :21]}
         return prediction | ({"coarse_2d": points[:, 21:]} if points.shape[1] > 21 else {})
+
+    def extract(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """The backbone; in and out of its own precision, if fuse(bf16=True) gave it one."""
+        own, others = next(self.backbone.parameters()).dtype, self.keypoints_2d_head.weight.dtype
+        if own == others:
+            return self.backbone(images)
+        maps = self.backbone(images.to(own))
+        return maps.to(others) if isinstance(maps, Tensor) else tuple(x.to(others) for x in maps)
 
     def normalise(self, images: Tensor) -> Tensor:
         """RGB 0..255 -> what the backbone was trained on; the release's BGR when official."""
@@ -480,12 +496,12 @@ class SimpleHand(nn.Module):
         sampled: compute the deconvolution only where it is sampled, see SampledDeconv: exact.
         bf16: run the backbone in bfloat16, channels last: not exact. Coordinates stay float32.
         """
+        require(not sampled or samples_cells(self.config), "sampled: expected points sampled "
+                "from one deconvolution, without the release's sine map")
         fused = copy.deepcopy(self).eval()
         fused.backbone.fuse()
         fold_norms(fused.mesh_head)
         if sampled:
-            require(config_samples(self.config), "sampled: expected points sampled from one "
-                    "deconvolution, without the release's sine map")
             fused.mesh_head.deconv = SampledDeconv(fused.mesh_head.deconv[0])
         if bf16:
             fused.backbone.to(torch.bfloat16, memory_format=torch.channels_last)
@@ -655,7 +671,8 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
     image: (H, W, 3) uint8 RGB. keypoint_regressor: (21, 778), see regress_joints.
     box: x, y, width, height of the hand in pixels, enlarged by a quarter as the release does; by
         default the whole picture, not enlarged.
-    side: "right" or "left"; left hands are mirrored for the network and back.
+    side: "right" or "left"; left hands are mirrored for the network and back. You have to know
+        which: the network makes a right hand of either, as data sets and detectors say whose.
     K: (3, 3) of the picture; by default its focal length is the picture's diagonal (our choice,
         53 degrees), and the distance is only as good as that.
     Returns float32 arrays vertices (778, 3) and joints (21, 3), metres in the camera's frame;
@@ -955,28 +972,19 @@ def variants(model: SimpleHand, images: Tensor) -> dict[str, Callable[[], dict[s
     def call(model: Callable) -> Callable:
         return lambda: model(images)
 
-    fused = model.fuse()
+    fused, sampled = model.fuse(), samples_cells(model.config)
     ways = {"plain": call(model), "fused": call(fused)}
     last = images.contiguous(memory_format=torch.channels_last)
-    best, half = model.fuse(), model.fuse(bf16=True)
+    best, half = fused.fuse(sampled=sampled), fused.fuse(sampled=sampled, bf16=True)
+    if sampled:
+        ways["fused, sampled cells"] = call(fused.fuse(sampled=True))
     best.backbone.to(memory_format=torch.channels_last)
-    if config_samples(model.config):
-        ways["fused, sampled cells"] = call(model.fuse(sampled=True))
-        best, half = model.fuse(sampled=True), model.fuse(sampled=True, bf16=True)
-        best.backbone.to(memory_format=torch.channels_last)
     ways["the same, channels last"] = lambda: best(last)
     ways["the same, bf16"] = lambda: half(last)
-    ways["fused, torch.compile"] = call(torch.compile(model.fuse(), dynamic=False))
+    ways["fused, torch.compile"] = call(torch.compile(fused.fuse(), dynamic=False))
     if images.is_cuda:
-        ways["fused, bf16, CUDA graph"] = cuda_graph(model.fuse(bf16=True), last)
+        ways["fused, bf16, CUDA graph"] = cuda_graph(fused.fuse(bf16=True), last)
     return ways
-
-
-def config_samples(config: Config) -> bool:
-    """Whether `fuse(sampled=True)` is for models of this config."""
-    factors = [factor for factor in config.upsample if factor > 1]
-    return len(factors) == 1 and not config.refine and not config.official and (
-        config.sampling != "global")
 
 
 def cuda_graph(model: SimpleHand, images: Tensor) -> Callable[[], dict[str, Tensor]]:
@@ -1650,7 +1658,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--checkpoint", default=Path(__file__).with_name("assets") / "simplehand_cpu.pt",
         help="train.py's or the authors' (default: the small one that comes with this file)")
     add("--box", help="x,y,w,h of the hand in pixels (default: the whole picture)")
-    add("--left", action="store_true", help="it is a left hand")
+    add("--left", action="store_true",
+        help="it is a left hand: mirrored for the network, the mesh mirrored back")
     add("--hand", default="hand_right", metavar="FILE",
         help="MANO_RIGHT.pkl, for checkpoints trained on MANO (default: the free hand)")
     add("--out", type=Path, default=Path("output"), help="folder to write to (default: output)")

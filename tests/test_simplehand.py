@@ -1,5 +1,6 @@
 """SimpleHand: counts, weights of others, numerics of the release, losses, inference, CLI."""
 
+import functools
 import json
 import math
 import os
@@ -106,7 +107,8 @@ def test_summary_agrees_with_the_release(capsys):
     assert set(summary["parameters"]) == set(PRESETS) and "1.9 M" in summary["remark"]
     for name, counts in summary["parameters"].items():
         assert counts["total"] == count(on_meta(PRESETS[name]))
-        assert summary["released"][name] == ({} if name == "cpu" else counts)
+        same = name in ("paper", "single_gpu", "h200")
+        assert summary["released"][name] == (counts if same else {})
     assert summary["released"]["paper"]["total"] == 49_391_003
     assert simplehand.main(["--summary"]) == 0
     assert "49,391,003" in capsys.readouterr().out
@@ -114,14 +116,29 @@ def test_summary_agrees_with_the_release(capsys):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_build_and_say_what_the_paper_says(name):
-    """Every preset builds, and all but the tiny one see the paper's 13.1 M samples."""
+    """Every preset builds, and all but the tiny ones see the paper's 13.1 M samples."""
     config = PRESETS[name]
     assert count(on_meta(config)) > 0
-    processes = 8 if name == "paper" else 1
+    processes = 8 if name.startswith("paper") else 1
     samples = config.steps * config.batch_size * config.accumulate * processes
-    assert name == "cpu" or samples == 200 * 256 * 256
-    assert name == "cpu" or samples / 130_240 == pytest.approx(100.6, abs=0.1)
+    tiny = name in ("cpu", "ablation")
+    assert tiny or samples == 200 * 256 * 256
+    assert tiny or samples / 130_240 == pytest.approx(100.6, abs=0.1)
     assert config.warmup_steps < config.steps / 2
+
+
+def test_parameter_counts_of_the_other_backbones():
+    """With their ImageNet classifiers, HRNet-W64 and Hiera-Tiny have their authors' counts."""
+    hrnet, hiera = on_meta(PRESETS["paper_hrnet"]), on_meta(PRESETS["paper_hiera"])
+    assert count(hrnet.backbone) + 2048 * 1000 + 1000 == 128_059_944
+    assert count(hiera.backbone) + 2 * 768 + 768 * 1000 + 1000 == 27_910_216
+    stages = [value.numel() for name, value in hrnet.backbone.named_parameters()
+              if not name.startswith(("incre", "downsamp", "final"))]
+    assert sum(stages) == 115_697_600
+    assert len(hrnet.backbone.state_dict()) == 1956 - 2
+    assert len(hiera.backbone.state_dict()) == 157 - 4
+    heads = [count(model.mesh_head) + count(model.keypoints_2d_head) for model in (hrnet, hiera)]
+    assert heads == [1_558_239, 4_686_175]
 
 
 # ---------------------------------------------------------------------------------- backbone
@@ -140,6 +157,67 @@ def test_fused_model_computes_the_same(attention, official):
         assert torch.equal(again[name], value)
     if not attention:  # the norm before attention cannot be folded into a layer without bias
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+
+
+HRNET = {"backbone": "hrnet", "embed_dims": (8, 16, 32, 64), "upsample": (1,)}
+HIERA = {"backbone": "hiera", "embed_dims": (8, 16, 32, 64), "depths": (1, 2, 2, 1)}
+VARIANTS = [HRNET, HIERA, {"sampling": "global"}, {"sampling": "global", **HRNET}, {"refine": 1},
+            {"sampling": "grid", "tokens": (4, 84, 336), "upsample": (1,)}, {"upsample": (2, 2)},
+            {"sampling": "coarse_mesh", "tokens": (216, 84, 336)}, {"mixer": "identity"},
+            {"mixer": "convolution", "position_embedding": False}]
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=str)
+def test_every_variant_fuses(fields):
+    """Whatever the backbone, sampling and mixer: fuse() computes the same, without batch norms."""
+    model = randomise(SimpleHand(replace(TINY, depths=(1, 1, 1, 1), **fields)
+                                 if "depths" not in fields else replace(TINY, **fields)))
+    for module in model.backbone.modules():  # random statistics 100 norms deep overflow, near 1 not
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(2.0, 4.0)
+    with torch.no_grad():
+        fused = model.fuse()
+        for name, value in model(images()).items():
+            difference = (fused(images())[name] - value).abs().max()
+            assert difference < 3e-5 * max(1.0, value.abs().max()), name
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+
+
+@functools.cache
+def dense_and_sampled() -> list[nn.Module]:
+    torch.manual_seed(0)
+    fused = randomise(SimpleHand(replace(TINY, depths=(1, 1, 1, 1)))).fuse()
+    return [fused.mesh_head, fused.fuse(sampled=True).mesh_head]
+
+
+@given(st.lists(st.one_of(st.floats(-0.5, 1.5, width=32), st.sampled_from([0.0, 0.5, 1.0])),
+                min_size=6, max_size=6), st.integers(1, 3))
+def test_sampled_cells_are_those_of_the_whole_map(values, batch):
+    """Computing the deconvolution only where it is sampled gives the same tokens."""
+    dense, sampled = dense_and_sampled()
+    points = torch.tensor(values).view(3, 2).expand(batch, 3, 2)
+    features = torch.randn(batch, 64, 2, 3)
+    with torch.no_grad():
+        expected = dense.tokens(features, points)
+        assert torch.allclose(sampled.tokens(features, points), expected, atol=1e-5)
+    assert expected.abs().max() > 0.01
+
+
+def test_sampled_cells_need_one_deconvolution():
+    """Asked for what cannot be, fuse says what it expected."""
+    for fields in ({"upsample": (2, 2)}, {"refine": 1}, {"official": True}, HRNET):
+        with pytest.raises(ValueError, match="one deconvolution"):
+            on_meta(replace(TINY, **{"depths": (1, 1, 1, 1)} | fields)).fuse(sampled=True)
+
+
+def test_bf16_backbones_leave_coordinates_in_full_precision():
+    """fuse(bf16=True) is close, and its outputs are finer than bf16."""
+    model = randomise(SimpleHand(TINY))
+    with torch.no_grad():
+        expected, found = model(images()), model.fuse(bf16=True)(images())
+    for name, value in found.items():
+        assert value.dtype == torch.float32 and not torch.equal(value, value.bfloat16().float())
+        assert 0 < (value - expected[name]).abs().max() < 0.05 * expected[name].abs().max()
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -246,6 +324,65 @@ def test_backbone_equals_reparameterised_timm(timm_fastvit):
         expected = collapsed.forward_features(x)
         assert (ours(x) - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
         assert (own(x) - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
+
+
+@pytest.mark.parametrize(("name", "preset"), [
+    ("hrnet_w64", "paper_hrnet"), ("hiera_tiny_224", "paper_hiera")])
+def test_other_backbones_equal_timm(timm_fastvit, name, preset, capsys):
+    """HRNet's two maps and Hiera's last one are timm's to 1e-5, weights copied by name."""
+    torch.manual_seed(0)
+    theirs = timm_fastvit[0].create_model(name).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            nn.init.normal_(module.bias, std=0.2)
+    ours = SimpleHand(PRESETS[preset]).backbone.eval()
+    simplehand.load_backbone(ours, theirs.state_dict())
+    assert "left out" in capsys.readouterr().out
+    x = torch.rand(1, 3, 224, 224) if name.startswith("hiera") else torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        found = ours(x)
+        if name.startswith("hiera"):
+            pairs = [(found, theirs.forward_intermediates(x, intermediates_only=True)[-1])]
+        else:
+            stem = theirs.act2(theirs.bn2(theirs.conv2(theirs.act1(theirs.bn1(theirs.conv1(x))))))
+            pairs = list(zip(found, (theirs.stages(stem)[1], theirs.forward_features(x)),
+                             strict=True))
+    for ours, expected in pairs:
+        assert (ours - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
+
+
+def test_hrnet_is_sampled_at_an_eighth():
+    """W64: the map has 128 channels at S/8, the keypoints see 2048 at S/32, no deconvolution."""
+    model = on_meta(PRESETS["paper_hrnet"])
+    finer, last = model.backbone(torch.zeros(1, 3, 224, 224, device="meta"))
+    assert finer.shape == (1, 128, 28, 28) and last.shape == (1, 2048, 7, 7)
+    assert len(model.mesh_head.deconv) == 0
+    assert model.mesh_head.pos_emb_1.shape == (1, 21, 128)
+
+
+def test_mask_units_do_not_see_each_other():
+    """Inside units: a token changes its own unit alone. Among all: every token, and it is torch's
+    attention. Pooled queries are the maxima of 2 x 2."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 8, 6)
+    moved = x.clone()
+    moved[0, 5, 2] += 1.0
+    units = simplehand.UnitAttention(6, 12, 2, 4, pools=True)
+    changed = (units(moved) != units(x)).any(-1)[0]
+    assert changed.shape == (4, 4) and changed[2:, :2].all() and changed.sum() == 4
+    whole = simplehand.UnitAttention(6, 6, 2, 0, pools=False)
+    q, k, v = (part.view(1, 64, 2, 3).transpose(1, 2) for part in whole.qkv(x).chunk(3, -1))
+    expected = whole.proj((q @ k.mT / 3**0.5).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
+    assert torch.allclose(whole(x).flatten(1, 2), expected, atol=1e-5)
+    maxima = nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    assert torch.equal(simplehand.pool(x), maxima)
+
+
+def test_hiera_is_for_one_image_size():
+    """Its position embedding belongs to the configured size; another is refused by name."""
+    model = SimpleHand(replace(TINY, **HIERA)).eval()
+    with pytest.raises(ValueError, match="expected 64 x 64"):
+        model(images(1, 96))
 
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -449,6 +586,89 @@ def test_batch_equals_loop():
                 assert torch.allclose(value[0], together[name][index], atol=1e-5)
 
 
+def test_token_generators():
+    """Global: the same token everywhere. Grid: the cells of X_b, row by row, wherever the
+    keypoints are. Point: the value between cells."""
+    features = torch.randn(2, 64, 2, 2)
+    keypoints = torch.rand(2, 21, 2)
+    grid = simplehand.MeshHead(replace(TINY, sampling="grid", tokens=(4, 84), dims=(16, 8),
+                                       blocks=(1, 1), upsample=(1,)))
+    assert torch.allclose(grid.tokens(features, keypoints), features.flatten(2).mT, atol=1e-6)
+    point = simplehand.MeshHead(replace(TINY, upsample=(1,)))
+    middle = point.tokens(features, torch.full((2, 21, 2), 0.5))
+    assert torch.allclose(middle, features.mean((2, 3))[:, None].expand_as(middle), atol=1e-6)
+    model = SimpleHand(replace(TINY, sampling="global"))
+    tokens = []
+    model.mesh_head.regress = lambda x: tokens.append(x) or x
+    model(images())
+    assert tokens[0].shape == (2, 21, 64) and torch.equal(*tokens[0][:, [0, 20]].unbind(1))
+    assert not torch.equal(*tokens[0][:, 0])
+
+
+def test_mixers():
+    """Identity adds the normed tokens; convolution reaches three tokens to either side."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 21, 16)
+    block = simplehand.MetaFormerBlock(16, replace(TINY, mixer="identity")).eval()
+    mixed = x + block.norm1(x)
+    assert torch.equal(block(x), mixed + block.mlp(block.norm2(mixed)))
+    mixer = simplehand.SeparableConv(16)
+    moved = x.clone()
+    moved[:, 10] += 1.0
+    changed = (mixer(moved) - mixer(x)).abs().amax((0, 2)) > 1e-6
+    assert changed.nonzero()[:, 0].tolist() == list(range(7, 14))
+
+
+def unique_rows() -> dict[str, Config]:
+    """The different configs of all ablation tables, at a size for tests."""
+    base = replace(TINY, depths=(1, 1, 1, 1), heads=1, dims=(32, 16, 8), embed_dims=(8, 8, 16, 32))
+    rows = {simplehand.ablated(base, changes): f"{table}: {row}"
+            for table, rows in simplehand.ABLATIONS.items() for row, (changes, _) in rows.items()}
+    return {name: config for config, name in rows.items()}
+
+
+@pytest.mark.parametrize("name", unique_rows())
+def test_every_ablation_trains(name):
+    """Each row of each table builds and predicts, and every parameter gets a gradient."""
+    model, batch = SimpleHand(unique_rows()[name]), batch_of(2)
+    batch["K"] = torch.tensor(camera(64, 64, 100.0)).float().expand(2, 3, 3)
+    prediction = model(batch["image"])
+    assert prediction["vertices"].shape == (2, 778, 3)
+    assert prediction["keypoints_2d"].shape == (2, 21, 2)
+    terms = simplehand.losses(prediction, batch, regressor())
+    simplehand.total_loss(terms, model.config).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert ("coarse_2d" in terms) == ("coarse" in name)
+
+
+def test_ablations_say_what_the_paper_says():
+    """Equal models have equal scores in all tables, and sizes follow the config's scale."""
+    scores = {}
+    for rows in simplehand.ABLATIONS.values():
+        for changes, score in rows.values():
+            assert scores.setdefault(simplehand.ablated(Config(), changes), score) == score
+    assert scores[Config()] == (6.2, 6.5) and len(scores) == 24
+    grid = simplehand.ABLATIONS["table5"]["grid, 7 x 7"][0]
+    assert simplehand.ablated(Config(), grid).tokens == (49, 84, 336)
+    assert simplehand.ablated(PRESETS["ablation"], grid).tokens == (4, 84, 336)
+    wide = simplehand.ABLATIONS["table7"]["dimensions 512, 256, 128"][0]
+    assert simplehand.ablated(PRESETS["ablation"], wide).dims == (128, 64, 32)
+
+
+def test_ablation_tables_judge_by_common_seeds():
+    """Means and spreads by hand; an ordering holds if the mean over seeds of both rows does."""
+    found = {"ours": {0: (10.0, 12.0), 1: (12.0, 14.0)}, "identity mixer": {0: (11.0, 13.0)},
+             "without position embedding": {0: (10.5, 11.0), 1: (10.0, 11.0)}}
+    table = simplehand.ablation_table("table8", found, PRESETS["ablation"], "the command")
+    assert "| ours | 6.2 | 6.5 | 11.00 ± 1.41 | 13.00 ± 1.41 | 2 |" in table
+    assert "| identity mixer | 6.3 | 6.6 | 11.00 | 13.00 | 1 |" in table
+    assert "| separable convolution mixer | - | - | - | - | 0 |" in table
+    assert "| ours < identity mixer | 0.1 | 1.00 | yes, in 1 of 1 seeds |" in table
+    assert ("| ours < without position embedding | 0.1 | -0.75 ± 1.77 | **no**, in 1 of 2 seeds |"
+            in table)
+    assert table.count(" < ") == 2 and "`the command`" in table
+
+
 @given(st.permutations(range(9)))
 def test_metaformer_block_is_permutation_equivariant(order):
     """Without position embeddings, tokens in another order give outputs in that order."""
@@ -551,6 +771,8 @@ def test_other_image_shapes_are_refused(shape):
 @pytest.mark.parametrize("fields", [
     {"image_size": 100}, {"depths": (1, 1, 1)}, {"feature_width": 100}, {"dims": (16, 8)},
     {"tokens": (20, 84, 336)}, {"heads": 3}, {"embed_dims": (16, 16, 32, 16)},
+    {"backbone": "resnet"}, {"sampling": "everywhere"}, {"mixer": "pooling"}, {"upsample": (0,)},
+    {"tokens": (21, 84, 336), "sampling": "grid"}, {"feature_width": 128, "backbone": "hiera"},
 ])
 def test_impossible_configs_are_refused(fields):
     """A config that cannot be built says which field is wrong."""
@@ -620,6 +842,25 @@ def test_invalid_annotations_pull_at_nothing():
     assert (prediction["vertices"].grad[0] != 0).any()
     moved = (prediction["keypoints_2d"].grad != 0).all(-1)
     assert torch.equal(moved, batch["keypoints_valid"] > 0)
+
+
+def test_coarse_mesh_loss():
+    """Every fourth vertex, projected with K, is the target; those outside the crop are not."""
+    batch = batch_of(2)
+    batch["K"] = torch.tensor(camera(64, 64, 100.0)).float().expand(2, 3, 3)
+    vertices = batch["vertices"][:, ::4]
+    true = 100.0 / 64 * vertices[..., :2] / vertices[..., 2:] + 0.5
+    prediction = perfect(batch) | {"coarse_2d": true.clone()}
+    assert true.shape == (2, 195, 2)
+    assert simplehand.losses(prediction, batch, regressor())["coarse_2d"] < 1e-5
+    prediction["coarse_2d"] += torch.tensor([0.25, -0.5])
+    inside = ((true >= 0) & (true <= 1)).all(-1)
+    terms = simplehand.losses(prediction, batch, regressor())
+    assert terms["coarse_2d"].item() == pytest.approx(0.75 * inside.float().mean().item(), rel=1e-4)
+    assert 0.1 < inside.float().mean() < 1.0
+    total = simplehand.total_loss(terms, Config()) - simplehand.total_loss(
+        {name: value for name, value in terms.items() if name != "coarse_2d"}, Config())
+    assert total.item() == pytest.approx(terms["coarse_2d"].item(), rel=1e-3)
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1))
@@ -996,6 +1237,49 @@ def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys)
     output = capsys.readouterr()
     assert output.err.startswith("simplehand.py: ") and output.err.count("\n") == 1
     assert not (tmp_path / "out").exists() and not output.out
+
+
+def test_exported_files_compute_the_same(checkpoint_file, trained, tmp_path, capsys):
+    """--export writes a file that torch.export alone loads, for any batch, with our answers."""
+    path = tmp_path / "hand.pt2"
+    arguments = ["--checkpoint", str(checkpoint_file), "--export", str(path)]
+    assert simplehand.main(arguments) == 0
+    assert "differs by" in capsys.readouterr().out
+    module = torch.export.load(path).module()
+    for batch in (1, 5):
+        with torch.no_grad():
+            expected, found = trained(images(batch)), module(images(batch))
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, atol=1e-5), name
+
+
+def test_onnx_is_written_or_its_exporter_named(checkpoint_file, tmp_path, capsys):
+    """With the exporter: the same answers, as onnxruntime says; without: one line names it."""
+    arguments = ["--checkpoint", str(checkpoint_file), "--export", str(tmp_path / "hand.onnx")]
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        assert simplehand.main(arguments) == 2
+        assert "pip install onnx onnxscript" in capsys.readouterr().err
+    else:
+        assert simplehand.main(arguments) == 0
+        difference = float(capsys.readouterr().out.split()[-1])
+        assert math.isnan(difference) or difference < 1e-4
+
+
+def test_benchmark_compares_what_computes_the_same(capsys):
+    """Every way to run the model is timed against the plain one and computes nearly the same."""
+    torch.compiler.set_stance("force_eager")  # compiling takes longer than this whole file
+    try:
+        simplehand.benchmark(replace(TINY, depths=(1, 1, 1, 1)), seconds=0.0, batches=(2,))
+    finally:
+        torch.compiler.set_stance("default")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "e-" in line
+             or "0.0e+00" in line]
+    assert len(lines) >= 6 and lines[0][0] == "plain"
+    for *name, spent, rate, ratio, difference in lines:
+        assert float(spent) > 0 and float(rate) > 0 and float(ratio) > 0
+        assert float(difference) < (50.0 if "bf16" in name else 1e-2)
 
 
 def test_file_alone_imports_builds_and_runs(tmp_path):
