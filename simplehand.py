@@ -66,7 +66,6 @@ class Config:
     # mention. False, for new training: RGB with ImageNet statistics, exact sampling, no sine map.
 
     # Backbone (Sec. 4.1; the numbers are those of FastViT-MA36, FastViT's Table 2)
-    backbone: str = "fastvit"  # "fastvit", "hrnet" (Sec. 4.1) or "hiera" (Sec. 4.5)
     embed_dims: tuple[int, ...] = (76, 152, 304, 608)  # channels of stages; HRNet: of branches
     depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of stages; HRNet: modules, but in the first
     large_kernel: int = 7  # px, of FastViT's downsampling, position encoding and MLPs
@@ -75,6 +74,7 @@ class Config:
     feature_width: int = 1216  # channels of the last map: X_b but in HRNet, there only averaged
     layer_scale: float = 1e-5  # initial value in FastViT (timm)
     backbone_drop_path: float = 0.2  # rate at the last block, rising linearly (release)
+    backbone: str = "fastvit"  # "fastvit", "hrnet" (Sec. 4.1) or "hiera" (Sec. 4.5)
 
     # Token generator (Fig. 2, Table 5)
     sampling: str = "point"  # where: "global", "grid", "point" or "coarse_mesh" (Fig. 2 A, B, D, F)
