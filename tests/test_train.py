@@ -505,7 +505,7 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
 
 def test_an_ablation_trains_every_row_once(cache, tmp_path, capsys):
     """Every row is a run of its own, unless it is done; the table has their scores."""
-    arguments = command_line(cache, tmp_path, "--ablate", "table8", steps=1, test_samples=3)
+    arguments = command_line(cache, tmp_path, "--ablate", "table8", steps=1, test_samples=1)
     train.main(arguments)
     assert capsys.readouterr().out.count("from step 0 to 1,") == 4
     runs = {path.parent.parent.name: path for path in tmp_path.glob("*/seed 0/results.json")}
