@@ -1083,7 +1083,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--tokenizer", help="checkpoint of the tokenizer that --stage transformer builds on")
     add("--iterations", type=int, help="of sampling, for the scores (default: 5)")
     add("--cache", help="folder for rendered images (default: runs/cache)", default="runs/cache")
-    add("--backbone", help="weights to start from: timm's or Apple's FastViT for simplehand, "
+    add("--backbone", help="weights to start from: FastViT's, HRNet's or Hiera's for simplehand, "
         "4D-Humans', TokenHMR's or ViTPose's ViT for genhmr")
     add("--out", type=Path, help="folder of the run (default: runs/MODEL[-STAGE])")
     add("--resume", action="store_true",
@@ -1121,8 +1121,10 @@ def check_arguments(arguments: argparse.Namespace, error: Callable[[str], None])
     if arguments.ablate and arguments.ablate not in TASKS[arguments.name].ABLATIONS:
         error(f"--ablate {arguments.ablate}: {arguments.name} has "
               + (", ".join(TASKS[arguments.name].ABLATIONS) or "no such tables"))
-    if arguments.ablate and (arguments.eval or "RANK" in os.environ):
-        error("--ablate trains, in one process: use it without --eval and torchrun")
+    if arguments.ablate and (arguments.eval or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        error("--ablate trains, in one process: use it without --eval and --nproc-per-node")
+    if arguments.seeds < 1:
+        error(f"--seeds {arguments.seeds}: expected at least 1")
 
 
 def override(config: typing.Any, assignments: list[str]) -> typing.Any:
@@ -1175,10 +1177,8 @@ def choose_config(arguments: argparse.Namespace, run: dict | None) -> typing.Any
     task = TASKS[arguments.name]
     known = run if run and arguments.resume and run["name"] == arguments.name else None
     arguments.preset = arguments.preset or (known["preset"] if known else suitable_preset())
-    if arguments.preset not in task.PRESETS:
-        raise ValueError(f"no preset {arguments.preset!r} for {arguments.name}: expected one of "
-                         + ", ".join(task.PRESETS))
-    base = task.Config(**known["config"]) if known else task.PRESETS[arguments.preset]
+    preset = choose_preset(arguments, arguments.preset)
+    base = task.Config(**known["config"]) if known else preset
     config = override(task.adapt(base, arguments), arguments.overrides)
     if run:
         wanted = {"name": arguments.name, "preset": arguments.preset,
@@ -1192,6 +1192,15 @@ def choose_config(arguments: argparse.Namespace, run: dict | None) -> typing.Any
                              f"{', '.join(other)}): continue that one with --resume, or start "
                              "this one with --out FOLDER")
     return config
+
+
+def choose_preset(arguments: argparse.Namespace, name: str) -> typing.Any:
+    """The task's preset of this name; raises ValueError if it has none."""
+    presets = TASKS[arguments.name].PRESETS
+    if name not in presets:
+        raise ValueError(f"no preset {name!r} for {arguments.name}: expected one of "
+                         + ", ".join(presets))
+    return presets[name]
 
 
 def suitable_preset() -> str:
@@ -1271,15 +1280,19 @@ def ablate(arguments: argparse.Namespace) -> None:
     own.add_argument("--ablate")
     own.add_argument("--seeds")
     rest = own.parse_known_args(arguments.argv)[1]  # the flags that the runs get too
-    preset = arguments.preset or "ablation"
-    config = override(simplehand.PRESETS[preset], arguments.overrides)
+    preset, rows = arguments.preset or "ablation", simplehand.ABLATIONS[arguments.ablate]
+    try:
+        config = override(choose_preset(arguments, preset), arguments.overrides)
+        configs = {row: simplehand.ablated(config, changes) for row, (changes, _) in rows.items()}
+    except ValueError as error:
+        sys.exit(f"train.py: {error}")
     out, found = arguments.out, collections.defaultdict(dict)
     for seed in range(config.seed, config.seed + arguments.seeds):
-        for row, (changes, _) in simplehand.ABLATIONS[arguments.ablate].items():
-            changed = dataclasses.asdict(simplehand.ablated(config, changes))
-            differing = {name: ",".join(map(str, value)) if isinstance(value, tuple) else value
-                         for name, value in changed.items() if value != getattr(config, name)}
-            settings = [f"{name}={value}" for name, value in differing.items()]
+        for row, changed in configs.items():
+            fields = {name: value for name, value in dataclasses.asdict(changed).items()
+                      if value != getattr(config, name)}
+            settings = [f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+                        for name, value in fields.items()]
             run = out / " ".join(settings or ["unchanged"]) / f"seed {seed}"
             if not (run / "results.json").exists():
                 print(f"\n{arguments.ablate}, {row}, seed {seed}", flush=True)
@@ -1288,7 +1301,7 @@ def ablate(arguments: argparse.Namespace) -> None:
             if not (run / "results.json").exists():  # a signal ended it
                 return
             results = json.loads((run / "results.json").read_text())
-            require_same_run(results, changed | {"seed": seed}, run)
+            require_same_run(results, dataclasses.asdict(changed) | {"seed": seed}, run)
             scores = next(iter(results["scores"].values()))
             found[row][seed] = scores["PA-MPJPE"], scores["PA-MPVPE"]
             command = f"python train.py {shlex.join(arguments.argv)}"

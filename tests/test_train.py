@@ -530,11 +530,14 @@ def test_an_ablation_trains_every_row_once(cache, tmp_path, capsys):
 @pytest.mark.parametrize(("extra", "message"), [
     (["--ablate", "table9"], "simplehand has table4, table5, table6, table7, table8"),
     (["--ablate", "table5", "--eval"], "without --eval"),
+    (["--ablate", "table5", "--seeds", "0"], "--seeds 0: expected at least 1"),
+    (["--ablate", "table5", "--preset", "laptop"], "no preset 'laptop'"),
+    (["--ablate", "table7", "--set", "heads=3"], "heads is 3"),
 ])
 def test_ablations_that_cannot_be_are_one_line(extra, message, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as error:
         train.main(["--model", "simplehand", *extra])
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().err + str(error.value)
 
 
 # ------------------------------------------------------------------------ order and schedule
