@@ -32,11 +32,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,10 +62,13 @@ NUM_JOINTS, NUM_VERTICES = 21, 778  # hand21, MANO topology
 # ------------------------------------------------------------------------------- pictures
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike, *, upright: bool = True,
+               part: tuple[int, int] = (0, 0)) -> np.ndarray:
     """A picture file as (H, W, 3) uint8 RGB, upright.
 
-    EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to
+    upright=False leaves the pixels as they are stored, whatever EXIF says of them. part: the first
+    byte and the number of bytes that hold the picture, if the file is an archive; 0 bytes: all.
+    Otherwise EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to
     8 bits, palettes, grey and CMYK are converted, and of an animation the first frame is taken.
     Raises FileNotFoundError for a missing file, ValueError for anything that is not a picture.
     """
@@ -76,14 +80,20 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): copy or download it again")
     try:
-        with Image.open(path) as picture:
+        with Image.open(_bytes_of(path, *part) if part[1] else path) as picture:
             picture.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(picture)))
+            return np.array(_to_rgb(ImageOps.exif_transpose(picture) if upright else picture))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large a picture ({error}): scale it down first") from error
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise ValueError(f"{path} cannot be read as a picture ({error}): "
                          "expected an undamaged JPEG, PNG or similar") from error
+
+
+def _bytes_of(path: Path, start: int, count: int) -> io.BytesIO:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return io.BytesIO(file.read(count))
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -300,6 +310,7 @@ class Annotated:
     keypoints_2d: np.ndarray  # (21, 2) pixels
     keypoints_valid: np.ndarray  # (21,)
     mesh_valid: float
+    side: int = 1  # 1 right, 0 left
 
 
 def inside(keypoints: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -322,18 +333,35 @@ def crop_sample(source: Annotated, center: np.ndarray, box: np.ndarray, size: in
         "mesh_valid": source.mesh_valid,
         "crop": crop.homography,
         "camera_rotation": crop.rotation,
+        "side": np.int64(source.side),
     }
 
 
 def augmented_crop(source: Annotated, center: np.ndarray, box: np.ndarray, size: int,
                    recipe: Augmentation, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Jitter, scale, turn and mirror the box as the recipe says, then crop."""
+    """Jitter, scale, turn and mirror the box as the recipe says, then crop. Left hands are mirrored
+    once more: they come out right, and `camera_rotation` has determinant -1 unless flipped."""
     height, width = source.image.shape[:2]
     jitter = rng.uniform(-recipe.center_jitter, recipe.center_jitter, 2) * box[0]
     center = np.clip(center + jitter, 0, (width, height))
     box = box * rng.uniform(*recipe.scale)
-    roll, mirror = recipe.draw_roll(rng), bool(rng.random() < recipe.flip)
+    roll, mirror = recipe.draw_roll(rng), bool(rng.random() < recipe.flip) != (source.side == 0)
     return crop_sample(source, center, box, size, roll=roll, mirror=mirror)
+
+
+TIGHT_BOX = Augmentation(scale=(1.25, 1.25))  # how the papers crop a hand to evaluate it
+
+
+def hand_sample(source: Annotated, size: int, recipe: Augmentation | None,
+                rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The crop of a hand around its keypoints, or the whole picture if none is known."""
+    height, width = source.image.shape[:2]
+    if source.keypoints_valid.any():
+        center, box = keypoint_box(source.keypoints_2d[source.keypoints_valid > 0])
+        return augmented_crop(source, center, np.maximum(box, 1.0), size, recipe or TIGHT_BOX, rng)
+    whole = np.array([width, height], np.float64)
+    sample = augmented_crop(source, whole / 2, whole, size, recipe or Augmentation(), rng)
+    return sample | {"keypoints_2d": source.keypoints_2d}  # unknown stays zero
 
 
 class KeyedDataset(Dataset):
@@ -387,7 +415,7 @@ class HandDataset(ImageDataset):
 
     def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
         super().finish(sample, rng)
-        sample["side"] = np.int64(1)
+        sample.setdefault("side", np.int64(1))
         if self.augmentation is not None and not sample["keypoints_valid"][[0, 9]].any():
             sample["mesh_valid"] = 0.0  # official: no 3-D loss, wrist and knuckle are out
 
@@ -417,10 +445,10 @@ def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray |
 
 
 def build_packed(path: Path, dtype: np.dtype, length: int | None,
-                 fill: Callable[..., np.ndarray | None]) -> np.ndarray:
+                 fill: Callable[..., Iterator[np.ndarray] | None]) -> np.ndarray:
     """Memory-map `path`, building it first with `fill(records)` unless it is complete.
 
-    With length None the records are those that `fill()` returns, however many they are. Readers
+    With length None the records are those that `fill()` yields, however many they are. Readers
     never see half a file: it is written beside its place and renamed. Of several processes that
     ask at once one builds and the others wait; a killed builder's lock dies with it.
     """
@@ -438,23 +466,36 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None,
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)
         if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
-            ready = fill() if length is None else None
-            count = length if ready is None else len(ready)
-            needed = dtype.itemsize * count
+            needed = dtype.itemsize * (length or 0)
             if shutil.disk_usage(path.parent).free < 1.05 * needed:  # a full disk kills by SIGBUS
                 raise ValueError(f"{path.parent} has no room for {needed / 1e9:.1f} GB: "
                                  "give cache=FOLDER elsewhere")
             try:
-                records = np.lib.format.open_memmap(temporary, "w+", dtype, (count,))
-                if ready is None:
-                    fill(records)
+                if length is None:
+                    write_records(temporary, dtype, fill())
                 else:
-                    records[:] = ready
-                records.flush()  # to the disk
+                    records = np.lib.format.open_memmap(temporary, "w+", dtype, (length,))
+                    fill(records)
+                    records.flush()  # to the disk
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
     return open_packed(path, dtype, length)
+
+
+def write_records(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
+    """A .npy file of all records of the chunks, of which one at a time is in memory."""
+    count = 0
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+        np.lib.format.write_array_header_2_0(file, header | {"shape": (0,)})
+        for chunk in chunks:
+            file.write(chunk.tobytes())
+            count += len(chunk)
+        file.seek(0)  # numpy leaves room in the header for any number of records
+        np.lib.format.write_array_header_2_0(file, header | {"shape": (count,)})
+        file.flush()
+        os.fsync(file.fileno())
 
 
 # ---------------------------------------------------------------------- hand poses and views
@@ -736,9 +777,9 @@ class MotionCapture(KeyedDataset):
             self._packed = build_packed(self.path, self.DTYPE, None, self._gather)
         return self._packed
 
-    def _gather(self) -> np.ndarray:
+    def _gather(self) -> Iterator[np.ndarray]:
         bar = tqdm(self.files, f"Packing {self.path.name}", disable=not self.progress)
-        return np.concatenate([self._excerpt(path) for path in bar])
+        return (self._excerpt(path) for path in bar)
 
     def _excerpt(self, path: Path) -> np.ndarray:
         poses, betas = self.read(path)
@@ -1962,7 +2003,6 @@ class FreiHAND(HandDataset):
     annotation's own error. Joints are the given xyz, never regressed.
     """
 
-    EVALUATION = Augmentation(scale=(1.25, 1.25))
     BACKGROUNDS = ("gs", "hom", "sample", "auto")
     SHAPES = {"K": (3, 3), "xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3)}
 
@@ -2024,18 +2064,7 @@ class FreiHAND(HandDataset):
                          mesh_valid=float(known and "verts" in self.sources))
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        source = self.annotated(index)
-        height, width = source.image.shape[:2]
-        center, box = np.array([width, height]) / 2, np.array([width, height], np.float64)
-        recipe = Augmentation() if self.augmentation is None else self.augmentation
-        if source.keypoints_valid.any():
-            center, box = keypoint_box(source.keypoints_2d[source.keypoints_valid > 0])
-            box = np.maximum(box, 1.0)
-            recipe = self.augmentation or self.EVALUATION
-        sample = augmented_crop(source, center, box, self.size, recipe, rng)
-        if "xyz" not in self.sources:
-            sample["keypoints_2d"] = source.keypoints_2d  # unknown stays zero
-        return sample
+        return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
 
     def _records(self) -> np.ndarray:
         if self._packed is None:
