@@ -37,6 +37,8 @@ import json
 import os
 import re
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -66,10 +68,10 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
                part: tuple[int, int] = (0, 0)) -> np.ndarray:
     """A picture file as (H, W, 3) uint8 RGB, upright.
 
+    EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to
+    8 bits, palettes, grey and CMYK are converted, and of an animation the first frame is taken.
     upright=False leaves the pixels as they are stored, whatever EXIF says of them. part: the first
     byte and the number of bytes that hold the picture, if the file is an archive; 0 bytes: all.
-    Otherwise EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to
-    8 bits, palettes, grey and CMYK are converted, and of an animation the first frame is taken.
     Raises FileNotFoundError for a missing file, ValueError for anything that is not a picture.
     """
     path = Path(path)
@@ -2095,17 +2097,22 @@ class FreiHAND(HandDataset):
                                  "the files do not belong together")
 
 
-def stream_json_list(path: Path, chunk: int = 1 << 22) -> Iterator[object]:
+def stream_json_list(path: Path, chunk: int = 1 << 22, key: str = "") -> Iterator[object]:
     """The items of a JSON file that holds one long list, one at a time, in little memory.
 
-    Raises ValueError if the file is damaged, or if one item is longer than 16 chunks of characters.
+    key: the list is the value of this key, which occurs once, of the file's dictionary. Raises
+    ValueError if the file is damaged, or if one item is longer than 16 chunks of characters.
     """
     decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
     with open(path, encoding="utf-8") as file:
         text = file.read(chunk).lstrip()
-        if not text.startswith("["):
-            raise ValueError("it does not start with [")
-        position = 1
+        start = re.compile(rf'"{key}"\s*:\s*\[' if key else r"\[")
+        while key and not start.search(text) and (more := file.read(chunk)):
+            text = text[-100:] + more  # the key may have been cut in two
+        found = start.search(text) if key else start.match(text)
+        if not found:
+            raise ValueError(f"it has no list {key!r}" if key else "it does not start with [")
+        position = found.end()
         while True:
             position = gap.match(text, position).end()
             if text.startswith("]", position):
@@ -2120,6 +2127,482 @@ def stream_json_list(path: Path, chunk: int = 1 << 22) -> Iterator[object]:
             if not more or len(text) - position > 16 * chunk:
                 raise ValueError("damaged or cut off")
             text, position = text[position:] + more, 0
+
+
+# ---------------------------------------------------------------- official pictures and labels
+
+GENDERS = ("neutral", "male", "female")
+BOX_MARGIN = 1.2  # of a body's crop: every lineage's; what a data set's own boxes include is undone
+UNKNOWN_FOCAL = 5000.0  # pixels, where a data set does not tell: HMR's and its heirs' custom
+UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError, EOFError, SyntaxError,
+              tarfile.TarError, zipfile.BadZipFile)  # what a reader meets in files that are not so
+
+
+def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
+    """What is packed of one person in one picture; Pictures tells what it means."""
+    return np.dtype([
+        ("image", "S160"), ("part", np.int64, 2), ("turns", np.int8), ("image_size", np.int32, 2),
+        ("K", np.float32, (3, 3)), ("center", np.float32, 2), ("box", np.float32, 2),
+        ("keypoints_2d", np.float32, (joints, 3)), ("keypoints_3d", np.float32, (joints, 4)),
+        ("pose", np.float32, (pose, 3)), ("betas", np.float32, betas), ("transl", np.float32, 3),
+        ("world_to_camera", np.float32, (3, 4)), ("has_pose", np.float32),
+        ("has_hands", np.float32), ("has_betas", np.float32), ("has_transl", np.float32),
+        ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("frame", np.int32),
+        ("sequence", "S96"), ("mesh", "S96")])
+
+
+def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
+    """One person (columns["image"] is a text) or many (it is a list) as records.
+
+    What is not given is 0, "", or -1 for the side and the identity for world_to_camera; what has
+    the shape of one record's field holds for all. ValueError names a column that does not fit.
+    """
+    count = 1 if isinstance(columns["image"], str) else len(columns["image"])
+    records = np.zeros(count, dtype)
+    records["side"], records["world_to_camera"] = -1, np.eye(3, 4)
+    for name, value in columns.items():
+        array, shape = np.asarray(value), dtype[name].shape
+        if array.shape not in (shape, (count, *shape)):
+            raise ValueError(f"{name} has shape {array.shape}, expected {(count, *shape)}")
+        if array.dtype.kind in "SU":
+            array = np.char.encode(array) if array.dtype.kind == "U" else array
+            if array.dtype.itemsize > dtype[name].itemsize:
+                raise ValueError(f"{name} is longer than {dtype[name].itemsize} bytes")
+        elif not np.isfinite(array.astype(np.float64)).all():
+            raise ValueError(f"{name} has numbers that are not finite")
+        records[name] = array
+    return records
+
+
+def rigid(R: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """(..., 3, 4) of rotations (..., 3, 3) and translations (..., 3)."""
+    return np.concatenate([R, np.broadcast_to(t, R.shape[:-1])[..., None]], -1)
+
+
+def turned(R: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Axis-angles (N, 3) of a root's orientations (N, 3) after R (3, 3) or (N, 3, 3)."""
+    rotations = bodymodels.axis_angle_to_matrix(torch.as_tensor(root, dtype=torch.float64))
+    product = torch.as_tensor(R, dtype=torch.float64) @ rotations
+    return bodymodels.matrix_to_axis_angle(product).numpy()
+
+
+def moved_translation(transl: np.ndarray, world_to_camera: np.ndarray, rest_root: np.ndarray
+                      ) -> np.ndarray:
+    """A body's translation (3,) in the camera's frame, where its root is turned, too.
+
+    A body turns about its resting root joint and not about the origin: R T + t would be wrong by
+    |R j - j|, about 0.2 m for SMPL. rest_root (3,) depends on shape and gender.
+    """
+    R, t = world_to_camera[:, :3], world_to_camera[:, 3]
+    return R @ (rest_root + transl) + t - rest_root
+
+
+def pixels(points: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Points (..., J, 3) in front of cameras K (..., 3, 3), as pixels (..., J, 2)."""
+    projected = points @ K.swapaxes(-1, -2)
+    return projected[..., :2] / projected[..., 2:]
+
+
+def intrinsics(focal: Sequence[float], center: Sequence[float]) -> np.ndarray:
+    """K (3, 3) of focal lengths (2,) and principal point (2,)."""
+    return np.array([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]])
+
+
+def with_confidence(points: np.ndarray, confidence: np.ndarray | float = 1.0) -> np.ndarray:
+    """Points (..., J, D) and a column of confidences, zero where those are."""
+    confidence = np.broadcast_to(confidence, points.shape[:-1])[..., None]
+    return np.concatenate([np.where(confidence > 0, points, 0.0), confidence], -1)
+
+
+def boxes_around(keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres and sizes (N, 2) of the tight boxes of known keypoints (N, J, 3); 0 if none is."""
+    known = keypoints[..., 2:] > 0
+    low = np.where(known, keypoints[..., :2], np.inf).min(-2)
+    high = np.where(known, keypoints[..., :2], -np.inf).max(-2)
+    some = known.any(-2)
+    return np.where(some, (low + high) / 2, 0.0), np.where(some, high - low, 0.0)
+
+
+@cache
+def joint_places(source: str, target: str) -> np.ndarray:
+    """First and second choice (J, 2) of the target's joints in the source; -1: none.
+
+    OpenPose's hips and shoulders in "hmr44" are SMPL's, LSP's are the others'. Neither's neck and
+    head are SMPL's joints of these names.
+    """
+    to_model, from_model = target.startswith("smpl"), source.startswith("smpl")
+    place = {name: index for index, name in enumerate(bodymodels.JOINT_SETS[source])}
+    rows = []
+    for name in bodymodels.JOINT_SETS[target]:
+        plain = -1 if name in ("neck", "head") and to_model != from_model else place.get(name, -1)
+        openpose = place.get(f"{name}_openpose", -1)
+        rows.append((openpose, plain) if to_model else (plain, openpose))
+    return np.array(rows)
+
+
+def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Keypoints (J, C) of one joint set, confidence last, as those of another; 0 if unknown."""
+    padded = np.concatenate([keypoints, np.zeros_like(keypoints[:1])])
+    first, second = padded[joint_places(source, target).T]
+    return np.where(first[:, -1:] > 0, first, second)
+
+
+class Pictures(ImageDataset):
+    """What the data sets below share: official files, read once; pictures, read when asked for.
+
+    root: the folder as the authors ship it. Its annotation is packed once into a memory-mapped
+    file in `cache` (default: root), and again when a source file changes: the file's name holds a
+    checksum of theirs. Nothing in a file is executed. `annotation(index)` is what is known of one
+    person in one picture, the same for all data sets; what is unknown is zero and flagged 0:
+
+        image            str      picture, below root        part, turns   see `picture`
+        image_size       (2,)     width and height, 0: not told
+        K                (3, 3)   intrinsics, 0: unknown
+        center, box      (2,)     pixels: middle, width and height of a tight box, never padded
+        keypoints_2d     (J, 3)   pixels and confidence, in the order JOINTS
+        keypoints_3d     (J, 4)   metres in the camera's frame, and confidence; not relative to
+                                  the root, unless the data set only tells that
+        pose             (P, 3)   axis-angles of MODEL: its root's in the camera's frame, fingers
+                                  absolute (has_hands)
+        betas            (B,)     of the model of this gender (an index of GENDERS)
+        transl           (3,)     metres, in the data set's frame: `moved_translation` needs a model
+        world_to_camera  (3, 4)   from that frame to the camera's
+        has_pose, has_hands, has_betas, has_transl
+        side             1 right hand, 0 left, -1 a body
+        person, frame    numbers  sequence, mesh     texts, as the data set's docstring tells
+
+    models: a folder of official body models, for what needs them: meshes, and fingers that are
+    told relative to the models' mean hand or as coefficients of their components. options: see
+    OPTIONS of each data set.
+    """
+
+    SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
+    SOURCES: tuple[str, ...]  # patterns of files; every one must be there. {split} is replaced
+    JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
+    HAND_SPACE = ""  # what finger angles are in the files, if not absolute: see load_model
+    MODEL_OPTIONS: dict = {}  # for load_model
+    OPTIONS: dict = {}  # names and defaults
+    CHOICES: dict[str, Sequence] = {}  # of some options: what they may be
+    HOME = ""  # where it is to be had
+
+    def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
+                 augmentation: str | Augmentation | None = None, seed: int = 0,
+                 cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
+                 progress: bool = True, **options) -> None:
+        split = next(iter(self.SPLITS)) if split is None else split
+        super().__init__(split, tuple(self.SPLITS), size, seed, augmentation)
+        self.root, self.progress = Path(root), progress
+        self.models = None if models is None else Path(models)
+        unknown = set(options) - set(self.OPTIONS)
+        if unknown:
+            raise ValueError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}: "
+                             f"expected {', '.join(self.OPTIONS) or 'none'}")
+        self.options = self.OPTIONS | options
+        for name, allowed in self.CHOICES.items():
+            if self.options[name] not in allowed:
+                raise ValueError(f"{type(self).__name__}: {name}={self.options[name]!r}, expected "
+                                 f"one of {', '.join(map(str, allowed))}")
+        poses = len(bodymodels.JOINT_SETS[{"mano": "mano16", "smpl": "smpl24",
+                                           "smplx": "smplx55"}[self.MODEL]])
+        self.dtype = record_dtype(len(bodymodels.JOINT_SETS[self.JOINTS]), poses, self.NUM_BETAS)
+        self.sources = self.find_sources()
+        files = [path for paths in self.sources.values() for path in paths]
+        if self.HAND_SPACE and self.models:
+            files += [path for path in sorted(self.models.rglob("*")) if path.is_file()]
+        marks = {os.path.relpath(path, self.root): (path.stat().st_size, path.stat().st_mtime_ns)
+                 for path in files}
+        name = fingerprint({"files": marks, "options": repr(sorted(self.options.items())),
+                            "version": READER_VERSION})
+        self.path = ((self.root if cache is None else Path(cache))
+                     / f"{type(self).__name__.lower()}_{split}_{name}.npy")
+        self.reading = self.root  # what an error is about
+        self._packed: np.ndarray | None = None
+        self._bodies: dict[tuple, bodymodels.BodyModel] = {}
+        self.records()
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        """The files that each pattern of SOURCES finds."""
+        found = {}
+        for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
+            found[pattern] = sorted(self.root.glob(pattern))
+            if not found[pattern]:
+                raise FileNotFoundError(f"no {self.root / pattern}: expected "
+                                        f"{type(self).__name__} there in its official layout, see "
+                                        f"{self.HOME}")
+        return found
+
+    def rows(self) -> Iterator[dict]:
+        """The people of the split, in an order that is always the same; see `to_records`."""
+        raise NotImplementedError
+
+    def file(self, path: str | os.PathLike) -> Path:
+        """A file below root, which is read from now on."""
+        self.reading = self.root / path
+        if not self.reading.is_file():
+            raise FileNotFoundError(f"no {self.reading}: expected {type(self).__name__} there in "
+                                    f"its official layout, see {self.HOME}")
+        return self.reading
+
+    def json(self, path: str | os.PathLike) -> dict | list:
+        """The content of a JSON file below root."""
+        return json.loads(self.file(path).read_bytes())
+
+    def records(self) -> np.ndarray:
+        """All annotation, memory-mapped."""
+        if self._packed is None:
+            self._packed = build_packed(self.path, self.dtype, None, self._gather)
+        return self._packed
+
+    def _gather(self) -> Iterator[np.ndarray]:
+        count = 0
+        try:
+            for columns in tqdm(self.rows(), f"Packing {self.path.name}",
+                                disable=not self.progress):
+                records = to_records(columns, self.dtype)
+                count += len(records)
+                yield records
+        except FileNotFoundError:
+            raise
+        except UNREADABLE as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{self.reading} is not as {type(self).__name__} is shipped "
+                             f"({reason}): copy or download it again, see {self.HOME}") from error
+        if not count:
+            raise ValueError(f"no sample of the split {self.split} is left in {self.root}: "
+                             f"expected all of {type(self).__name__}, see {self.HOME}")
+
+    def __len__(self) -> int:
+        return len(self.records())
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None, "_bodies": {}}  # workers have their own
+
+    def annotation(self, index: int) -> dict:
+        """One record: arrays, numbers and texts by name."""
+        record = self.records()[index]
+        values = {name: record[name].copy() for name in self.dtype.names}
+        return {name: value.decode() if isinstance(value, bytes) else value
+                for name, value in values.items()}
+
+    def picture(self, record: np.ndarray) -> np.ndarray:
+        """The picture (H, W, 3) of a record, as it is stored: EXIF is no part of the annotation.
+
+        part: the first byte and the number of bytes of it in an archive, 0 bytes: a file of its
+        own. turns: quarter turns clockwise that the data set asks for.
+        """
+        path = self.root / record["image"].decode()
+        image = read_image(path, upright=False, part=tuple(record["part"].tolist()))
+        image = np.ascontiguousarray(np.rot90(image, -int(record["turns"])))
+        told = tuple(record["image_size"].tolist())
+        if any(told) and told != image.shape[1::-1]:
+            raise ValueError(f"{path} has {image.shape[1]} x {image.shape[0]} pixels where the "
+                             f"annotation tells {told[0]} x {told[1]}: take the original pictures")
+        return image
+
+    def body(self, gender: str = "neutral", side: str = "right", **options) -> bodymodels.BodyModel:
+        """The model from the folder `models`."""
+        if side == "right":  # what mends a left hand
+            options.pop("fix_left_shapedirs", None)
+        key = (gender, side, *sorted(options))
+        if key not in self._bodies:
+            self._bodies[key] = bodymodels.load_model(
+                self.models, family=self.MODEL, gender=gender, side=side, **options)
+        return self._bodies[key]
+
+    def absolute(self, pose: np.ndarray, gender: str = "neutral", side: str = "right", **options
+                 ) -> np.ndarray | None:
+        """Poses (N, ...) of HAND_SPACE as absolute axis-angles (N, P, 3); None without models."""
+        if self.models is None:
+            return None
+        model = self.body(gender, side, hand_pose=self.HAND_SPACE, dtype=torch.float64, **options)
+        return bodymodels.matrix_to_axis_angle(
+            model.rotations(torch.as_tensor(pose, dtype=torch.float64))).numpy()
+
+    def posed(self, record: np.ndarray
+              ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
+        """A record's body in the camera's frame, its model, and its translation there (3,)."""
+        model = self.body(GENDERS[record["gender"]], "left" if record["side"] == 0 else "right",
+                          num_betas=self.NUM_BETAS, **self.MODEL_OPTIONS)
+        betas, pose = (torch.tensor(record[name][None]) for name in ("betas", "pose"))
+        root = model.rest_joints(betas)[0, 0].numpy()
+        transl = torch.from_numpy(moved_translation(record["transl"], record["world_to_camera"],
+                                                    root).astype(np.float32))
+        return model(betas, pose, transl=transl[None]), model, transl
+
+
+READER_VERSION = 1  # count up whenever the same files would give other records
+
+
+# ------------------------------------------------------------------------------ hands, official
+
+
+class HandPictures(Pictures, HandDataset):
+    """Pictures of hands, cropped as those of FreiHAND; left hands are mirrored.
+
+    A sample's joints are the given ones, never the mesh's: TIPS tells which vertices the data
+    set's own fingertips are, for whoever compares them with a mesh. Vertices need `models`, the
+    folder with MANO_RIGHT and MANO_LEFT; without, or with a joint unknown, mesh_valid is 0.
+    """
+
+    JOINTS, MODEL = "hand21", "mano"
+    TIPS = "smplx"
+
+    def annotated(self, index: int) -> Annotated:
+        """A picture and its annotation as they are in the data set."""
+        record = self.records()[index]
+        image = self.picture(record)
+        keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
+        vertices, known = np.zeros((NUM_VERTICES, 3)), 0.0
+        if self.models is not None and record["has_pose"] and (joints[:, 3] > 0).all():
+            vertices, known = self.posed(record)[0].vertices[0].numpy(), 1.0
+        valid = (keypoints[:, 2] > 0) * inside(keypoints[:, :2], image.shape[1], image.shape[0])
+        return Annotated(image, record["K"].astype(np.float64), joints[:, :3], vertices,
+                         keypoints[:, :2], valid, known, int(record["side"]))
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+
+
+DEXYCB_SETUPS: dict[str, Callable[[int, int, int], str]] = {  # split of subject, sequence, camera
+    "s0": lambda subject, sequence, camera:
+        "train" if sequence % 5 != 4 else "val" if subject < 2 else "test",
+    "s1": lambda subject, sequence, camera:
+        {6: "val", 7: "test", 8: "test"}.get(subject, "train"),
+    "s2": lambda subject, sequence, camera: {6: "val", 7: "test"}.get(camera, "train"),
+    "s3": lambda subject, sequence, camera:
+        {3: "val", 19: "val", 7: "test", 11: "test", 15: "test"}.get(sequence // 5, "train"),
+}
+
+
+class DexYCB(HandPictures):
+    """DexYCB (Chao et al. 2021): 20200709-subject-01/ to 20201022-subject-10/ and calibration/.
+
+    Options: setup, "s0" to "s3", the official splits; sequences, how many a subject must have,
+    since the splits count them (0: do not check). Frames without a hand, all -1 in the files, are
+    left out: 406,888 of s0's train and 78,768 of its test stay. person is the official number of
+    the sample, which result files want (invalid samples count).
+
+    pose_m is 45 coefficients of the principal components of its own side's MANO, relative to the
+    mean hand, in the camera's frame. It was made with MANO_LEFT as it is, mistake included.
+    Joints are the given joint_3d, whose tips are manopth's vertices.
+    """
+
+    SOURCES = ("20*-subject-*/*/meta.yml", "20*-subject-*/*/[0-9]*/",
+               "calibration/intrinsics/*_640x480.yml", "calibration/mano_*/mano.yml")
+    HAND_SPACE, TIPS = "pca", "manopth_right"
+    OPTIONS, CHOICES = {"setup": "s0", "sequences": 100}, {"setup": tuple(DEXYCB_SETUPS)}
+    HOME = "dex-ycb.github.io"
+    CAMERAS = ("836212060125", "839512060362", "840412060917", "841412060263", "932122060857",
+               "932122060861", "932122061900", "932122062010")
+
+    def rows(self) -> Iterator[dict]:
+        number, wanted = 0, self.options["sequences"]
+        for folder in sorted(self.root.glob("20*-subject-*")):
+            sequences = sorted(path for path in folder.iterdir() if path.is_dir())
+            self.reading = folder
+            if wanted and len(sequences) != wanted:
+                raise ValueError(f"{len(sequences)} sequences where the splits count {wanted}")
+            subject = int(folder.name[-2:]) - 1
+            for order, sequence in enumerate(sequences):
+                meta = self._yaml(sequence / "meta.yml")
+                for camera, serial in enumerate(self.CAMERAS):
+                    if serial not in map(str, meta["serials"]) or self.split != DEXYCB_SETUPS[
+                            self.options["setup"]](subject, order, camera):
+                        continue
+                    yield from self._camera(sequence, serial, meta, number)
+                    number += meta["num_frames"]
+
+    def _yaml(self, path: Path) -> dict:
+        import yaml  # comes with jupyterlab; nothing else here wants it
+        try:
+            return yaml.safe_load(self.file(path).read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+
+    def _camera(self, sequence: Path, serial: str, meta: dict, number: int) -> Iterator[dict]:
+        """The frames of one camera in one sequence that show the hand."""
+        color = self._yaml(f"calibration/intrinsics/{serial}_640x480.yml")["color"]
+        K = intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"]))
+        betas = self._yaml(f"calibration/mano_{meta['mano_calib'][0]}/mano.yml")["betas"]
+        side, labels, frames = meta["mano_sides"][0], [], []
+        for frame in range(meta["num_frames"]):
+            with np.load(self.file(sequence / serial / f"labels_{frame:06d}.npz")) as arrays:
+                label = [arrays[name][0] for name in ("pose_m", "joint_3d", "joint_2d")]
+            if not (label[1] == -1).all():
+                labels.append(label)
+                frames.append(frame)
+        if not frames:
+            return
+        pose, joints, keypoints = map(np.stack, zip(*labels, strict=True))
+        absolute = self.absolute(pose[:, :48], side=side)
+        folder = (sequence / serial).relative_to(self.root).as_posix()
+        center, box = boxes_around(with_confidence(keypoints))
+        yield {
+            "image": [f"{folder}/color_{frame:06d}.jpg" for frame in frames],
+            "image_size": (640, 480), "K": K, "center": center, "box": box,
+            "sequence": sequence.name,
+            "keypoints_2d": with_confidence(keypoints), "keypoints_3d": with_confidence(joints),
+            "betas": betas, "has_betas": 1, "transl": pose[:, 48:], "has_transl": 1,
+            "side": int(side == "right"), "person": number + np.array(frames), "frame": frames,
+        } | ({} if absolute is None else {"pose": absolute, "has_pose": 1, "has_hands": 1})
+
+
+class InterHand(HandPictures):
+    """InterHand2.6M (Moon et al. 2020): images/ and annotations/, the 5 or the 30 fps release.
+
+    One sample a hand: two of an interacting pair, each with the box of its own projected joints.
+    joint_3d is in millimetres of the world, MANO's fits (NeuralAnnot; many are missing) in metres
+    of the world and relative to the mean hand, made with a mended MANO_LEFT. camera.json has
+    camera positions, not translations. Joints run from tip to base there.
+    """
+
+    SOURCES = ("annotations/{split}/InterHand2.6M_{split}_data.json",
+               "annotations/{split}/InterHand2.6M_{split}_camera.json",
+               "annotations/{split}/InterHand2.6M_{split}_joint_3d.json",
+               "annotations/{split}/InterHand2.6M_{split}_MANO_NeuralAnnot.json")
+    HAND_SPACE = "mean_relative"
+    MODEL_OPTIONS = {"fix_left_shapedirs": True}
+    HOME = "mks0601.github.io/InterHand2.6M"
+
+    def rows(self) -> Iterator[dict]:
+        data, *others = (next(iter(paths)) for paths in self.sources.values())
+        cameras, joints, manos = map(self.json, others)
+        pictures = {item["id"]: item for item in stream_json_list(self.file(data), key="images")}
+        for item in stream_json_list(self.file(data), key="annotations"):
+            picture = pictures[item["image_id"]]
+            capture, frame = str(picture["capture"]), str(picture["frame_idx"])
+            camera = {name: np.array(cameras[capture][name][str(picture["camera"])])
+                      for name in ("campos", "camrot", "focal", "princpt")}
+            fits = manos.get(capture, {}).get(frame, {})
+            for hand, side in enumerate(("right", "left")):
+                if item["hand_type"] in (side, "interacting"):
+                    yield from self._hand(side, slice(21 * hand, 21 * hand + 21), picture, camera,
+                                          joints[capture][frame], fits.get(side), item["id"])
+
+    def _hand(self, side: str, part: slice, picture: dict, camera: dict, world: dict,
+              fit: dict | None, person: int) -> Iterator[dict]:
+        order = bodymodels.joint_indices("interhand21", "hand21")
+        valid = np.array(world["joint_valid"], np.float64).reshape(42)[part][order]
+        if not valid.any():
+            return
+        R, t = camera["camrot"], -camera["camrot"] @ camera["campos"] / 1000
+        K = intrinsics(camera["focal"], camera["princpt"])
+        points = np.array(world["world_coord"])[part][order] / 1000 @ R.T + t
+        keypoints = with_confidence(pixels(np.where(valid[:, None] > 0, points, 1.0), K), valid)
+        center, box = boxes_around(keypoints[None])
+        row = {"image": f"images/{self.SPLITS[self.split]}/{picture['file_name']}",
+               "image_size": (picture["width"], picture["height"]), "K": K, "center": center[0],
+               "box": box[0], "keypoints_2d": keypoints, "world_to_camera": rigid(R, t),
+               "keypoints_3d": with_confidence(points, valid), "side": int(side == "right"),
+               "person": person, "frame": picture["frame_idx"],
+               "sequence": f"{picture['capture']}/{picture['seq_name']}"}
+        if fit:
+            row |= {"betas": fit["shape"], "transl": fit["trans"], "has_betas": 1, "has_transl": 1}
+            pose = self.absolute(np.array(fit["pose"]).reshape(1, 16, 3), side=side)
+            if pose is not None:
+                pose[:, 0] = turned(R, pose[:, 0])
+                row |= {"pose": pose[0], "has_pose": 1, "has_hands": 1}
+        yield row
 
 
 # ---------------------------------------------------------------------------------- looking
@@ -2221,7 +2704,8 @@ def open_dataset(args: argparse.Namespace) -> KeyedDataset:
     return kind(split, **pictures, **packed)
 
 
-OFFICIAL = {"freihand": FreiHAND, "amass": AMASS, "moyo": MOYO}
+OFFICIAL = {"freihand": FreiHAND, "amass": AMASS, "moyo": MOYO, "dexycb": DexYCB,
+            "interhand": InterHand}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
