@@ -1619,12 +1619,20 @@ def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
 
 
 def draw_crop(rng: np.random.Generator, recipe: Augmentation, size: int, keypoints: np.ndarray,
-              names: Sequence[str]) -> tuple[np.ndarray, float, bool]:
-    """A new crop of a body's picture: its homography, and the roll and mirror in it."""
-    center, side = np.array([size, size]) / 2, float(size)
+              names: Sequence[str], box: tuple[np.ndarray, float] | None = None,
+              known: np.ndarray | None = None) -> tuple[np.ndarray, float, bool]:
+    """A new crop of a body's picture: its homography, and the roll and mirror in it.
+
+    box: centre and side of the crop before (default: of a whole picture, size x size); known: of
+    the keypoints (default: all), of which a part of the body needs three.
+    """
+    center, side = (np.array([size, size]) / 2, float(size)) if box is None else box
     if rng.random() < recipe.extreme:
-        center, side = body_box(keypoints[draw_body_part(rng, names)])
-        side = max(1.2 * side, size / 8)
+        part = [joint for joint in draw_body_part(rng, names) if known is None or known[joint]]
+        if len(part) > 2:
+            least = side / 8
+            center, side = body_box(keypoints[part])
+            side = max(1.2 * side, least)
     shift, scale, roll = recipe.draw_motion(rng)
     mirror = bool(rng.random() < recipe.flip)
     return crop_homography(center + shift * side, side * scale, size, roll=roll,
@@ -2241,10 +2249,10 @@ def joint_places(source: str, target: str) -> np.ndarray:
 
 
 def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Keypoints (J, C) of one joint set, confidence last, as those of another; 0 if unknown."""
-    padded = np.concatenate([keypoints, np.zeros_like(keypoints[:1])])
-    first, second = padded[joint_places(source, target).T]
-    return np.where(first[:, -1:] > 0, first, second)
+    """Keypoints (..., J, C) of one joint set, confidence last, as another's; 0 if unknown."""
+    padded = np.concatenate([keypoints, np.zeros_like(keypoints[..., :1, :])], -2)
+    first, second = (padded[..., places, :] for places in joint_places(source, target).T)
+    return np.where(first[..., -1:] > 0, first, second)
 
 
 class Pictures(ImageDataset):
@@ -2605,33 +2613,568 @@ class InterHand(HandPictures):
         yield row
 
 
+# ----------------------------------------------------------------------------- bodies, official
+
+
+class BodyPictures(Pictures):
+    """Pictures of bodies; a sample is that of RenderedBodies, and flags what is not known:
+
+        keypoints_*      in the order `joint_set`, "smpl45" unless asked for another
+        K_valid          ()  0 if the data set does not tell K, which then is a guess
+        pose_valid, betas_valid, transl_valid ()   SMPL's; of SMPL-X's pose the 21 body joints
+                         transfer to SMPL exactly, its betas do not and are 0
+        gender           ()  int64, an index of GENDERS
+
+    The crop is square, a body's box x 1.2 in what an encoder sees of it. With `models` a body
+    whose pose, shape and place are known also has the keypoints of its own model.
+    """
+
+    def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 256, *,
+                 joint_set: str = "smpl45", **options) -> None:
+        if joint_set not in bodymodels.JOINT_SETS:
+            raise ValueError(f"unknown joint set {joint_set!r}")
+        self.joint_set = joint_set
+        super().__init__(root, split, size, **options)
+
+    def keypoints(self, record: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keypoints (J, 3) and (J, 4) of `joint_set`, and the translation before the camera (3,).
+
+        Points in space whose pelvis is not known are of no use to losses on SMPL: they are hidden.
+        """
+        flat, solid = (relabelled(record[name], self.JOINTS, self.joint_set)
+                       for name in ("keypoints_2d", "keypoints_3d"))
+        transl, of_smpl = np.zeros(3, np.float32), self.joint_set.startswith("smpl")
+        if (self.models is not None and self.MODEL == "smpl" and self.joint_set == "smpl45"
+                and record["has_pose"] * record["has_betas"] * record["has_transl"]):
+            output, model, place = self.posed(record)
+            solid, transl = with_confidence(model.keypoints(output)[0].numpy()), place.numpy()
+            known = with_confidence(pixels(solid[:, :3], record["K"]), float(record["K"][2, 2]))
+            flat = np.where(flat[:, 2:] > 0, flat, known)
+        elif of_smpl and not solid[0, 3]:
+            solid = np.zeros_like(solid)
+        return flat, solid, transl
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.records()[index]
+        image = self.picture(record)
+        (flat, solid, transl), (height, width) = self.keypoints(record), image.shape[:2]
+        K, told = record["K"].astype(np.float64), float(record["K"][2, 2])
+        if not told:
+            K = intrinsics((UNKNOWN_FOCAL, UNKNOWN_FOCAL), (width / 2, height / 2))
+        pose = bodymodels.axis_angle_to_matrix(torch.tensor(self.smpl_pose(record["pose"])))
+        is_smpl = self.MODEL == "smpl"
+        sample = {"pose": pose.numpy(), "K": K, "transl": transl,
+                  "betas": record["betas"][:10] * is_smpl,
+                  "keypoints_2d": flat[:, :2], "keypoints_3d": solid[:, :3]}
+        homography, roll, mirror = self.crop(record, flat, (width, height), rng)
+        sample = move_body(sample, homography, roll, mirror, keypoint_set=self.joint_set)
+        order = bodymodels.mirror_indices(self.joint_set) if mirror else slice(None)
+        seen = inside(sample["keypoints_2d"], self.size, self.size)
+        placed = float(transl.any())
+        return sample | {
+            "image": warp(image, homography, self.size).transpose(2, 0, 1),
+            "transl": sample["transl"] * placed, "transl_valid": placed, "K_valid": told,
+            "keypoints_valid": flat[order, 2] * seen, "keypoints_3d_valid": solid[order, 3],
+            "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl,
+            "gender": np.int64(record["gender"])}
+
+    def smpl_pose(self, pose: np.ndarray) -> np.ndarray:
+        """SMPL's axis-angles (24, 3) of a record's: those of SMPL-X without fingers and face."""
+        return pose if self.MODEL == "smpl" else np.concatenate([pose[:22], 0 * pose[:2]])
+
+    def crop(self, record: np.ndarray, flat: np.ndarray, size: tuple[int, int],
+             rng: np.random.Generator) -> tuple[np.ndarray, float, bool]:
+        """Homography of the crop, and the roll and mirror in it. Without a box: all the picture."""
+        center, (width, height) = record["center"].astype(np.float64), record["box"]
+        side = BOX_MARGIN * max(height, width / SEEN_WIDTH)
+        if side <= 0:
+            center, side = np.array(size) / 2, max(size[1], size[0] / SEEN_WIDTH)
+        if self.augmentation is None or not self.augmentation.moves:
+            return crop_homography(center, side, self.size), 0.0, False
+        return draw_crop(rng, self.augmentation, self.size, flat[:, :2],
+                         bodymodels.JOINT_SETS[self.joint_set], (center, side), flat[:, 2] > 0)
+
+    def with_model_keypoints(self, columns: dict, gender: str = "neutral",
+                             v_template: np.ndarray | None = None) -> dict:
+        """Columns of SMPL-X bodies with their keypoints, "smplx76", and the boxes of those."""
+        if self.models is None:
+            raise FileNotFoundError(f"{type(self).__name__} tells poses and no keypoints: give the "
+                                    "folder of SMPL-X's models with models=, or --models")
+        template = {} if v_template is None else {"v_template": v_template}
+        model = self.body(gender, num_betas=self.NUM_BETAS, **template).for_keypoints()
+        betas, pose = (torch.as_tensor(np.asarray(columns[name]), dtype=torch.float32)
+                       for name in ("betas", "pose"))
+        betas = betas.expand(len(pose), -1)
+        roots = model.rest_joints(betas)[:, 0].numpy()
+        transl = np.stack([moved_translation(*moved) for moved in zip(
+            np.broadcast_to(columns["transl"], roots.shape), np.broadcast_to(
+                columns["world_to_camera"], (len(roots), 3, 4)), roots, strict=True)])
+        points = model.keypoints(model(betas, pose, transl=torch.from_numpy(transl))).numpy()
+        front = (points[..., 2] > 0.05).astype(np.float32)  # metres
+        flat = pixels(np.where(front[..., None] > 0, points, 1.0), np.asarray(columns["K"]))
+        center, box = boxes_around(with_confidence(flat, front))
+        return columns | {"keypoints_2d": with_confidence(flat, front), "center": center,
+                          "keypoints_3d": with_confidence(points), "box": box}
+
+
+def xywh_box(box: Sequence[float]) -> dict[str, np.ndarray]:
+    """Centre and size of a box given as left, top, width and height (..., 4)."""
+    box = np.asarray(box, np.float64)
+    return {"center": box[..., :2] + box[..., 2:4] / 2, "box": box[..., 2:4]}
+
+
+def corner_box(box: np.ndarray) -> dict[str, np.ndarray]:
+    """Centre and size of boxes given as left, top, right and bottom (..., 4)."""
+    return {"center": (box[..., :2] + box[..., 2:4]) / 2, "box": box[..., 2:4] - box[..., :2]}
+
+
+class ThreeDPW(BodyPictures):
+    """3DPW (von Marcard et al. 2018): imageFiles/ and sequenceFiles/.
+
+    A person's frame counts if its camera pose is valid and its 2D keypoints are there: 35,515 of
+    the test split. Poses and jointPositions are of the world, cam_poses lead from there to the
+    camera. poses2d are (3, 18) a frame. Pictures are numbered 0, 1, ..., whatever img_frame_ids
+    say. The box is that of the 2D keypoints, as SPIN makes it. keypoints_2d are a detector's,
+    keypoints_3d the 24 joints of the gendered body.
+    """
+
+    SPLITS = {"test": "test", "train": "train", "val": "validation"}
+    SOURCES = ("sequenceFiles/{split}/*.pkl",)
+    JOINTS = "smpl45"
+    HOME = "virtualhumans.mpi-inf.mpg.de/3DPW"
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            content = bodymodels.safe_unpickle(self.file(path))
+            for person, gender in enumerate(content["genders"]):
+                yield self._person(path.stem, content, person, gender)
+
+    @staticmethod
+    def _person(sequence: str, content: dict, person: int, gender: str) -> dict:
+        detected = content["poses2d"][person].swapaxes(1, 2)  # (N, 18, 3)
+        kept = np.flatnonzero((content["campose_valid"][person] > 0)
+                              & (detected[..., 2] > 0).any(1))
+        detected, motion = detected[kept], content["cam_poses"][kept, :3]
+        R, t = motion[..., :3], motion[..., 3]
+        detected = with_confidence(detected[..., :2], detected[..., 2])
+        center, box = boxes_around(detected)
+        joints = content["jointPositions"][person].reshape(-1, 24, 3)[kept] @ R.swapaxes(1, 2)
+        solid = np.zeros((len(kept), 45, 4))
+        solid[:, :24] = with_confidence(joints + t[:, None])
+        pose = content["poses"][person].reshape(-1, 24, 3)[kept]
+        pose[:, 0] = turned(R, pose[:, 0])
+        return {
+            "image": [f"imageFiles/{sequence}/image_{frame:05d}.jpg" for frame in kept],
+            "K": content["cam_intrinsics"], "center": center, "box": box, "pose": pose,
+            "keypoints_2d": relabelled(detected, "openpose18", "smpl45"), "keypoints_3d": solid,
+            "betas": content["betas"][person][:10], "transl": content["trans"][person][kept],
+            "world_to_camera": motion, "has_pose": 1, "has_betas": 1, "has_transl": 1,
+            "gender": {"n": 0, "m": 1, "f": 2}[gender[0]], "person": person, "frame": kept,
+            "sequence": sequence}
+
+
+class ThreeDPWMoon(BodyPictures):
+    """3DPW as Moon's lineage packs it: 3DPW_test.json, 3DPW_train.json, ... and imageFiles/.
+
+    SMPL's parameters are in the camera's frame there, for the neutral model. Other people than
+    the rows of ThreeDPW: scores of the two do not compare. joint_cam is not read.
+    """
+
+    SPLITS = ThreeDPW.SPLITS
+    SOURCES = ("3DPW_{split}.json",)
+    JOINTS = "smpl45"
+    HOME = "github.com/mks0601/3DMPPE_POSENET_RELEASE"
+
+    def rows(self) -> Iterator[dict]:
+        content = self.json(f"3DPW_{self.SPLITS[self.split]}.json")
+        pictures = {item["id"]: item for item in content["images"]}
+        for item in content["annotations"]:
+            picture, fit = pictures[item["image_id"]], item["smpl_param"]
+            camera = item.get("cam_param") or picture["cam_param"]
+            yield xywh_box(item["bbox"]) | {
+                "image": f"imageFiles/{picture['sequence']}/{picture['file_name']}",
+                "K": intrinsics(camera["focal"], camera["princpt"]),
+                "pose": np.reshape(fit["pose"], (24, 3)), "betas": fit["shape"][:10],
+                "transl": fit["trans"], "has_pose": 1, "has_betas": 1, "has_transl": 1,
+                "person": item["id"], "sequence": picture["sequence"],
+                "image_size": (picture["width"], picture["height"])}
+
+
+class EMDB(BodyPictures):
+    """EMDB (Kaufmann et al. 2023): P0/ to P9/, in them 14_outdoor_climb/ and so on.
+
+    Which of its two benchmarks a sequence belongs to, the file's own flags tell. Frames count by
+    good_frames_mask. The world's y is up, extrinsics lead to the camera.
+    """
+
+    SPLITS = {"emdb1": "emdb1", "emdb2": "emdb2"}
+    SOURCES = ("P*/*/*_data.pkl",)
+    JOINTS = "smpl24"
+    HOME = "eth-ait.github.io/emdb"
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            content = bodymodels.safe_unpickle(self.file(path))
+            if content[self.split]:
+                yield self._sequence(path.parent.relative_to(self.root).as_posix(), content)
+
+    @staticmethod
+    def _sequence(folder: str, content: dict) -> dict:
+        kept = np.flatnonzero(content["good_frames_mask"])
+        camera, body = content["camera"], content["smpl"]
+        motion = camera["extrinsics"][kept, :3]
+        root = turned(motion[..., :3], body["poses_root"][kept])
+        return corner_box(content["bboxes"]["bboxes"][kept]) | {
+            "image": [f"{folder}/images/{frame:05d}.jpg" for frame in kept],
+            "image_size": (int(camera["width"]), int(camera["height"])),
+            "K": camera["intrinsics"], "keypoints_2d": with_confidence(content["kp2d"][kept]),
+            "pose": np.concatenate([root, body["poses_body"][kept]], 1).reshape(-1, 24, 3),
+            "betas": body["betas"][:10], "transl": body["trans"][kept], "frame": kept,
+            "world_to_camera": motion, "has_pose": 1, "has_betas": 1, "has_transl": 1,
+            "gender": GENDERS.index(content["gender"]), "sequence": content["name"]}
+
+
+class SPIN(BodyPictures):
+    """The flat files of SPIN (Kolotouros et al. 2019): dataset_extras/*.npz beside the pictures.
+
+    root: the folder of one data set with the names that imgname tells, and dataset_extras/ in it.
+    A split is a file's name. scale is a side / 200, whatever margin its maker had: crops show that
+    square. `S` is relative to the pelvis. Any annotation may be missing.
+    """
+
+    SPLITS = {name: name for name in (
+        "h36m_train", "h36m_valid_protocol1", "h36m_valid_protocol2", "3dpw_test", "mpii_train",
+        "coco_2014_train", "mpi_inf_3dhp_train", "mpi_inf_3dhp_valid", "lsp_dataset_test")}
+    SOURCES = ("dataset_extras/{split}.npz",)
+    JOINTS = "eft49"
+    HOME = "github.com/nkolot/SPIN"
+
+    def rows(self) -> Iterator[dict]:
+        arrays = bodymodels.load_arrays(self.file(self.SOURCES[0].format(
+            split=self.SPLITS[self.split])))
+        names = texts(arrays["imgname"])
+        kept = [index for index, name in enumerate(names) if self.wanted(name)]
+        arrays = {name: value[kept] for name, value in arrays.items() if len(value) == len(names)}
+        count = len(kept)
+        side = np.asarray(arrays["scale"], np.float64) * 200 / BOX_MARGIN
+        known = arrays.get("has_smpl", np.full(count, float("pose" in arrays)))
+        flat = [arrays.get("openpose", np.zeros((count, 25, 3))),
+                arrays.get("part", np.zeros((count, 24, 3)))]
+        solid = arrays.get("S", np.zeros((count, 24, 4)))
+        flat = np.concatenate(flat, 1)
+        genders = [gender_number(value) for value in arrays.get("gender", ["n"] * count)]
+        if count:
+            yield {"image": [names[index] for index in kept], "center": arrays["center"],
+                   "box": np.stack([side, side], 1), "has_pose": known, "has_betas": known,
+                   "keypoints_2d": with_confidence(flat[..., :2], flat[..., 2]),
+                   "keypoints_3d": np.pad(solid, ((0, 0), (25, 0), (0, 0))),
+                   "pose": arrays.get("pose", np.zeros((count, 72))).reshape(-1, 24, 3),
+                   "betas": arrays.get("shape", np.zeros((count, 10)))[:, :10], "frame": kept,
+                   "gender": genders}
+
+    def wanted(self, name: str) -> bool:
+        """Whether the picture belongs to the split."""
+        return True
+
+
+def texts(names: np.ndarray) -> list[str]:
+    """Names that a file holds as text or as bytes."""
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def gender_number(value: object) -> int:
+    """Where in GENDERS a name ("m", b"female") or a number (-1 neutral, 0 male, 1 female) leads.
+
+    The numbers are those of HMR2.0's files for evaluation as far as we know: unverified.
+    """
+    value = value.decode() if isinstance(value, bytes) else value
+    if isinstance(value, str):
+        return {"n": 0, "m": 1, "f": 2}[value[:1].lower()]
+    return int(value) + 1
+
+
+class Human36M(SPIN):
+    """Human3.6M (Ionescu et al. 2014) in SPIN's files: images/ and dataset_extras/h36m_*.npz.
+
+    p2 is protocol 2: the frontal camera 60457274 alone, of subjects 9 and 11.
+    """
+
+    SPLITS = {"train": "h36m_train", "p1": "h36m_valid_protocol1", "p2": "h36m_valid_protocol2"}
+    HOME = "vision.imar.ro/human3.6m and github.com/nkolot/SPIN"
+
+    def wanted(self, name: str) -> bool:
+        return self.split != "p2" or ".60457274" in name
+
+
+class Human36MMoon(BodyPictures):
+    """Human3.6M as Moon's lineage packs it: images/ and annotations/Human36M_subject*_*.json.
+
+    All is in the world's frame, joints and translations of cameras in millimetres; joints run
+    right leg first. Options: stride, of the 50 frames a second. SMPL's fits (NeuralAnnot) are
+    taken where they are. p1: all cameras of subjects 9 and 11; p2: the fourth alone.
+    """
+
+    SPLITS = {"train": "train", "p1": "test", "p2": "test"}
+    SUBJECTS = {"train": (1, 5, 6, 7, 8), "test": (9, 11)}
+    JOINTS, OPTIONS = "h36m17_moon", {"stride": 5}
+    HOME = "github.com/mks0601/3DMPPE_POSENET_RELEASE"
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        found = {}
+        for subject in self.SUBJECTS[self.SPLITS[self.split]]:
+            names = [f"annotations/Human36M_subject{subject}_{kind}.json"
+                     for kind in ("data", "camera", "joint_3d", "SMPL_NeuralAnnot")]
+            fits = self.root / names.pop()
+            found |= {name: [self.file(name)] for name in names}
+            found |= {fits.name: [fits]} if fits.is_file() else {}
+        return found
+
+    def rows(self) -> Iterator[dict]:
+        for subject in self.SUBJECTS[self.SPLITS[self.split]]:
+            data, cameras, joints = (self.json(f"annotations/Human36M_subject{subject}_{kind}.json")
+                                     for kind in ("data", "camera", "joint_3d"))
+            fits = self.sources.get(f"Human36M_subject{subject}_SMPL_NeuralAnnot.json")
+            fits = self.json(fits[0]) if fits else {}
+            pictures = {item["id"]: item for item in data["images"]}
+            for item in data["annotations"]:
+                picture = pictures[item["image_id"]]
+                place = [str(picture[f"{kind}_idx"]) for kind in ("action", "subaction", "frame")]
+                if picture["frame_idx"] % self.options["stride"] == 0 and (
+                        self.split != "p2" or picture["cam_idx"] == 4):
+                    yield self._person(item, picture, cameras[str(picture["cam_idx"])],
+                                       nested(joints, place), nested(fits, place))
+
+    @staticmethod
+    def _person(item: dict, picture: dict, camera: dict, world: list | None, fit: dict | None
+                ) -> dict:
+        R, t = np.array(camera["R"]), np.array(camera["t"]) / 1000
+        K = intrinsics(camera["f"], camera["c"])
+        row = xywh_box(item["bbox"]) | {
+            "image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
+            "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
+            "world_to_camera": rigid(R, t), "sequence": Path(picture["file_name"]).parent.name}
+        if world is not None:
+            points = np.array(world) / 1000 @ R.T + t
+            row |= {"keypoints_3d": with_confidence(points),
+                    "keypoints_2d": with_confidence(pixels(points, K))}
+        if fit is not None:
+            pose = np.reshape(fit["pose"], (24, 3))
+            pose[:1] = turned(R, pose[:1])
+            row |= {"pose": pose, "betas": fit["shape"], "transl": fit["trans"], "has_pose": 1,
+                    "has_betas": 1, "has_transl": 1}
+        return row
+
+
+def nested(tree: dict, keys: Sequence[str]) -> object:
+    """tree[a][b][c], or None where a key is missing."""
+    for key in keys:
+        tree = tree.get(key) if tree else None
+    return tree
+
+
+class COCO(BodyPictures):
+    """COCO (Lin et al. 2014): annotations/person_keypoints_*.json, train2014/, val2014/, ...
+
+    17 keypoints in the plane; v = 1 and 2 (covered, visible) count alike. Options: min_keypoints,
+    how many of the twelve of the limbs a person must have (SPIN: 12); crowds are left out.
+    """
+
+    SPLITS = {"train": "train2014", "val": "val2014", "train2017": "train2017",
+              "val2017": "val2017"}
+    SOURCES = ("annotations/person_keypoints_{split}.json",)
+    JOINTS, OPTIONS = "coco17", {"min_keypoints": 12}
+    HOME = "cocodataset.org"
+
+    def rows(self) -> Iterator[dict]:
+        folder = self.SPLITS[self.split]
+        content = self.json(f"annotations/person_keypoints_{folder}.json")
+        pictures = {item["id"]: item for item in content["images"]}
+        for item in content["annotations"]:
+            keypoints = np.reshape(np.array(item["keypoints"], np.float64), (17, 3))
+            if item["iscrowd"] or (keypoints[5:, 2] > 0).sum() < self.options["min_keypoints"]:
+                continue
+            picture = pictures[item["image_id"]]
+            yield xywh_box(item["bbox"]) | {
+                "image": f"{folder}/{picture['file_name']}", "person": item["id"],
+                "image_size": (picture["width"], picture["height"]),
+                "keypoints_2d": with_confidence(keypoints[:, :2], keypoints[:, 2] > 0)}
+
+
+class AIC(BodyPictures):
+    """AI Challenger's keypoints: keypoint_train_annotations_20170902.json and the pictures' folder.
+
+    v = 1 is visible, 2 covered and 3 absent: not as in COCO. Names have no ending.
+    """
+
+    SPLITS = {"train": "20170902"}
+    SOURCES = ("keypoint_train_annotations_{split}.json",)
+    JOINTS, OPTIONS = "aic14", {"min_keypoints": 1}
+    HOME = "github.com/AIChallenger/AI_Challenger_2017"
+
+    def rows(self) -> Iterator[dict]:
+        for item in stream_json_list(self.file("keypoint_train_annotations_20170902.json")):
+            for number, (name, box) in enumerate(sorted(item["human_annotations"].items())):
+                keypoints = np.reshape(np.array(item["keypoint_annotations"][name], float), (14, 3))
+                known = (keypoints[:, 2] == 1) | (keypoints[:, 2] == 2)
+                if known.sum() >= self.options["min_keypoints"]:
+                    yield corner_box(np.array(box, np.float64)) | {
+                        "image": f"keypoint_train_images_20170902/{item['image_id']}.jpg",
+                        "keypoints_2d": with_confidence(keypoints[:, :2], known), "person": number}
+
+
+def read_mat(path: Path) -> dict:
+    """The variables of a MATLAB file before version 7.3, structs as objects with attributes."""
+    from scipy.io import loadmat  # takes a while to import
+    try:
+        return loadmat(path, squeeze_me=True, struct_as_record=False)
+    except Exception as error:  # what damaged files raise is nearly anything
+        raise ValueError(f"no MATLAB file before version 7.3: {error}") from error
+
+
+def listed(value: object) -> list:
+    """A MATLAB array of objects as a list: of one it makes the thing itself, of none nothing."""
+    return list(np.atleast_1d(np.asarray(value, object)))
+
+
+class MPII(BodyPictures):
+    """MPII Human Pose (Andriluka et al. 2014): mpii_human_pose_v1_u12_1.mat and images/.
+
+    Only the training pictures have labels. Points have an id and come in any order, some missing;
+    pixels count from 1 there and from 0 here. The box is a square of the person's height, scale x
+    200, around objpos. Options: min_keypoints of 16 (SPIN: all).
+    """
+
+    SPLITS = {"train": "train"}
+    SOURCES = ("mpii_human_pose_v1_u12_1.mat",)
+    JOINTS, OPTIONS = "mpii16", {"min_keypoints": 16}
+    HOME = "human-pose.mpi-inf.mpg.de"
+
+    def rows(self) -> Iterator[dict]:
+        release = read_mat(self.file(self.SOURCES[0]))["RELEASE"]
+        for item, training in zip(listed(release.annolist), listed(release.img_train), strict=True):
+            for number, person in enumerate(listed(getattr(item, "annorect", []))):
+                points = listed(getattr(getattr(person, "annopoints", None), "point", []))
+                keypoints = np.zeros((16, 3))
+                for point in points:
+                    keypoints[int(point.id)] = point.x - 1, point.y - 1, 1
+                if training and keypoints[:, 2].sum() >= self.options["min_keypoints"]:
+                    height = float(person.scale) * 200
+                    yield {"image": f"images/{item.image.name}", "person": number,
+                           "center": (person.objpos.x - 1, person.objpos.y - 1),
+                           "box": (height, height), "keypoints_2d": keypoints}
+
+
+class MPIINF3DHP(BodyPictures):
+    """MPI-INF-3DHP (Mehta et al. 2017): S1/ to S8/ to train, mpi_inf_3dhp_test_set/ to evaluate.
+
+    The frames of the videos have to be extracted by whoever has them, to S1/Seq1/imageFrames/
+    video_0/frame_000001.jpg, counted from 1. Training: the eight cameras at chest height, every
+    10th frame (option stride), all 17 joints in the picture; annot3, millimetres before the
+    camera. Test: files of HDF5 (h5py reads them), valid frames with all joints in the picture, and
+    by default univ_annot3 as in SPIN's files (option universal).
+    """
+
+    SPLITS = {"train": "S*/Seq*/annot.mat", "test": "mpi_inf_3dhp_test_set/TS*/annot_data.mat"}
+    SOURCES = ("{split}",)
+    JOINTS, OPTIONS = "h36m17_spin", {"stride": 10, "universal": True}
+    HOME = "vcai.mpi-inf.mpg.de/3dhp-dataset"
+    CAMERAS = (0, 1, 2, 4, 5, 6, 7, 8)
+    OF_28 = (4, 18, 19, 20, 23, 24, 25, 3, 5, 6, 7, 9, 10, 11, 14, 15, 16)
+    OF_17 = (14, 11, 12, 13, 8, 9, 10, 15, 1, 16, 0, 5, 6, 7, 2, 3, 4)
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        found = super().find_sources()
+        if self.split == "train":
+            found["camera.calibration"] = [self.file(path.with_name("camera.calibration"))
+                                           for path in next(iter(found.values()))]
+        return found
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            folder = path.parent.relative_to(self.root)
+            yield from (self._training if self.split == "train" else self._test)(path, folder)
+
+    def _training(self, path: Path, folder: Path) -> Iterator[dict]:
+        lines = self.file(folder / "camera.calibration").read_text().splitlines()
+        matrices = [np.array(lines[7 * camera + 5].split()[1:], np.float64).reshape(4, 4)
+                    for camera in range(14)]  # seven lines a camera, the fifth are the intrinsics
+        content = read_mat(self.file(path))
+        for camera in self.CAMERAS:
+            K = matrices[camera][:3, :3]
+            flat = content["annot2"][camera].reshape(-1, 28, 2)[:, self.OF_28]
+            solid = content["annot3"][camera].reshape(-1, 28, 3)[:, self.OF_28] / 1000
+            kept = np.arange(0, len(flat), self.options["stride"])
+            name = f"{folder.as_posix()}/imageFrames/video_{camera}/frame_{{:06d}}.jpg"
+            yield from self._frames(name, kept, flat, solid, (2048, 2048), K)
+
+    def _test(self, path: Path, folder: Path) -> Iterator[dict]:
+        import h5py  # only these six files are of this kind
+        try:
+            with h5py.File(self.file(path), "r") as content:
+                flat, solid, valid = (content[name][()] for name in (
+                    "annot2", "univ_annot3" if self.options["universal"] else "annot3",
+                    "valid_frame"))
+        except OSError as error:
+            raise ValueError(f"no HDF5: {error}") from error
+        name = f"{folder.as_posix()}/imageSequence/img_{{:06d}}.jpg"
+        with Image.open(self.file(name.format(1))) as picture:
+            size = picture.size
+        yield from self._frames(name, np.flatnonzero(valid), flat[:, 0, self.OF_17],
+                                solid[:, 0, self.OF_17] / 1000, size, np.zeros((3, 3)))
+
+    @staticmethod
+    def _frames(name: str, kept: np.ndarray, flat: np.ndarray, solid: np.ndarray,
+                size: tuple[int, int], K: np.ndarray) -> Iterator[dict]:
+        """The frames of those kept that have all joints in the picture."""
+        kept = kept[inside(flat[kept], *size).all(1)]
+        flat = with_confidence(flat[kept])
+        center, box = boxes_around(flat)
+        if len(kept):
+            yield {"image": [name.format(frame + 1) for frame in kept], "image_size": size,
+                   "center": center, "box": box, "K": K, "frame": kept, "keypoints_2d": flat,
+                   "keypoints_3d": with_confidence(solid[kept])}
+
+
 # ---------------------------------------------------------------------------------- looking
 
 FINGER_COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
 HAND_CHAINS = tuple((0, *range(1 + 4 * finger, 5 + 4 * finger)) for finger in range(5))
-BODY_CHAINS, PEOPLE_CHAINS = (
-    tuple(tuple(names.index(name) for name in chain.split() if name in names) for chain in (
-        "left_hip left_knee left_ankle left_foot left_big_toe",
-        "right_hip right_knee right_ankle right_foot right_big_toe",
-        "left_shoulder left_elbow left_wrist left_hand left_middle1 left_middle_tip",
-        "right_shoulder right_elbow right_wrist right_hand right_middle1 right_middle_tip",
-        "pelvis spine1 spine2 spine3 neck head nose"))
-    for names in (SMPL_KEYPOINTS, SMPLX_KEYPOINTS))
-CHAINS = {NUM_JOINTS: HAND_CHAINS, len(SMPL_KEYPOINTS): BODY_CHAINS,
-          len(SMPLX_KEYPOINTS): PEOPLE_CHAINS}
+LIMB_NAMES = (
+    "left_hip left_knee left_ankle left_foot left_big_toe",
+    "right_hip right_knee right_ankle right_foot right_big_toe",
+    "left_shoulder left_elbow left_wrist left_hand left_middle1 left_middle_tip",
+    "right_shoulder right_elbow right_wrist right_hand right_middle1 right_middle_tip",
+    "pelvis spine1 spine spine2 spine3 thorax neck head nose")
+
+
+@cache
+def chains(joint_set: str) -> tuple[tuple[int, ...], ...]:
+    """The lines of a skeleton, as indices of a joint set."""
+    if joint_set == "hand21":
+        return HAND_CHAINS
+    names = bodymodels.JOINT_SETS[joint_set]
+    places = {name.removesuffix("_openpose"): place
+              for place, name in reversed(list(enumerate(names)))}
+    return tuple(tuple(places[name] for name in chain.split() if name in places)
+                 for chain in LIMB_NAMES)
+
+
+JOINT_SET_OF = {NUM_JOINTS: "hand21", len(SMPL_KEYPOINTS): "smpl45",
+                len(SMPLX_KEYPOINTS): "smplx76"}  # of rendered pictures
 
 
 def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
-                   zoom: int = 3) -> np.ndarray:
+                   zoom: int = 3, joint_set: str | None = None) -> np.ndarray:
     """Picture (S, S, 3) uint8, `zoom` times larger, with a hand's or a body's skeleton on it.
 
-    keypoints (21, 45 or 76, 2) pixels: "hand21", "smpl45" or "smplx76".
+    keypoints (J, 2) pixels of a joint set, by default "hand21", "smpl45" or "smplx76".
     """
+    lines = chains(joint_set or JOINT_SET_OF[len(keypoints)])
     side = image.shape[0] * zoom
     picture = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
     points = [tuple(point) for point in (keypoints * zoom).tolist()]
-    for chain, color in zip(CHAINS[len(keypoints)], FINGER_COLORS, strict=True):
+    for chain, color in zip(lines, FINGER_COLORS, strict=True):
         for start, end in zip(chain, chain[1:], strict=False):
             if valid[start] and valid[end]:
                 draw.line([points[start], points[end]], color, width=2)
@@ -2653,12 +3196,13 @@ def draw_pose(sample: dict[str, Tensor], size: int = 384) -> np.ndarray:
     return (255 * picture.image).astype(np.uint8)
 
 
-def draw_sample(sample: dict[str, Tensor]) -> np.ndarray:
+def draw_sample(sample: dict[str, Tensor], joint_set: str | None = None) -> np.ndarray:
     """A sample's picture and its projected keypoints, or its pose if it has no picture."""
     if "image" not in sample:
         return draw_pose(sample)
     picture = draw_keypoints(sample["image"].permute(1, 2, 0).numpy(),
-                             sample["keypoints_2d"].numpy(), sample["keypoints_valid"].numpy())
+                             sample["keypoints_2d"].numpy(), sample["keypoints_valid"].numpy(),
+                             joint_set=joint_set)
     return draw_hands(sample, picture) if "hand_images" in sample else picture
 
 
@@ -2679,7 +3223,8 @@ def draw_hands(sample: dict[str, Tensor], picture: np.ndarray) -> np.ndarray:
 def draw_samples(dataset: KeyedDataset, keys: Sequence[int], path: str | os.PathLike,
                  columns: int = 4) -> None:
     """Write a PNG with the pictures of some samples."""
-    tiles = [draw_sample(dataset[key]) for key in keys]
+    joint_set = getattr(dataset, "joint_set", None)
+    tiles = [draw_sample(dataset[key], joint_set) for key in keys]
     blank = np.zeros_like(tiles[0])
     tiles += [blank] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)]
@@ -2704,8 +3249,11 @@ def open_dataset(args: argparse.Namespace) -> KeyedDataset:
     return kind(split, **pictures, **packed)
 
 
-OFFICIAL = {"freihand": FreiHAND, "amass": AMASS, "moyo": MOYO, "dexycb": DexYCB,
-            "interhand": InterHand}
+OFFICIAL = {
+    "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
+    "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
+    "h36m-moon": Human36MMoon, "spin": SPIN, "coco": COCO, "aic": AIC, "mpii": MPII,
+    "mpi-inf-3dhp": MPIINF3DHP}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
