@@ -33,17 +33,20 @@ import argparse
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import shutil
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -2142,8 +2145,8 @@ def stream_json_list(path: Path, chunk: int = 1 << 22, key: str = "") -> Iterato
 GENDERS = ("neutral", "male", "female")
 BOX_MARGIN = 1.2  # of a body's crop: every lineage's; what a data set's own boxes include is undone
 UNKNOWN_FOCAL = 5000.0  # pixels, where a data set does not tell: HMR's and its heirs' custom
-UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError, EOFError, SyntaxError,
-              tarfile.TarError, zipfile.BadZipFile)  # what a reader meets in files that are not so
+UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError, EOFError,
+              tarfile.TarError, zipfile.BadZipFile, ElementTree.ParseError)  # from damaged files
 
 
 def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
@@ -2407,14 +2410,16 @@ class Pictures(ImageDataset):
                              f"annotation tells {told[0]} x {told[1]}: take the original pictures")
         return image
 
-    def body(self, gender: str = "neutral", side: str = "right", **options) -> bodymodels.BodyModel:
-        """The model from the folder `models`."""
+    def body(self, gender: str = "neutral", side: str = "right", template: str = "", **options
+             ) -> bodymodels.BodyModel:
+        """The model from the folder `models`; template: a mesh below root, in its own's place."""
         if side == "right":  # what mends a left hand
             options.pop("fix_left_shapedirs", None)
-        key = (gender, side, *sorted(options))
+        key = (gender, side, template, repr(sorted(options.items())))
         if key not in self._bodies:
+            own = {"v_template": bodymodels.load_vertices(self.root / template)} if template else {}
             self._bodies[key] = bodymodels.load_model(
-                self.models, family=self.MODEL, gender=gender, side=side, **options)
+                self.models, family=self.MODEL, gender=gender, side=side, **options, **own)
         return self._bodies[key]
 
     def absolute(self, pose: np.ndarray, gender: str = "neutral", side: str = "right", **options
@@ -2430,7 +2435,8 @@ class Pictures(ImageDataset):
               ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
         """A record's body in the camera's frame, its model, and its translation there (3,)."""
         model = self.body(GENDERS[record["gender"]], "left" if record["side"] == 0 else "right",
-                          num_betas=self.NUM_BETAS, **self.MODEL_OPTIONS)
+                          record["mesh"].decode(), num_betas=self.NUM_BETAS,
+                          **self.MODEL_OPTIONS)
         betas, pose = (torch.tensor(record[name][None]) for name in ("betas", "pose"))
         root = model.rest_joints(betas)[0, 0].numpy()
         transl = torch.from_numpy(moved_translation(record["transl"], record["world_to_camera"],
@@ -2456,15 +2462,18 @@ class HandPictures(Pictures, HandDataset):
     TIPS = "smplx"
 
     def annotated(self, index: int) -> Annotated:
-        """A picture and its annotation as they are in the data set."""
+        """A picture and its annotation as they are in the data set; an unknown K is guessed."""
         record = self.records()[index]
         image = self.picture(record)
+        K = record["K"].astype(np.float64)
+        if not K[2, 2]:
+            K = intrinsics((UNKNOWN_FOCAL,) * 2, (image.shape[1] / 2, image.shape[0] / 2))
         keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
         vertices, known = np.zeros((NUM_VERTICES, 3)), 0.0
         if self.models is not None and record["has_pose"] and (joints[:, 3] > 0).all():
             vertices, known = self.posed(record)[0].vertices[0].numpy(), 1.0
         valid = (keypoints[:, 2] > 0) * inside(keypoints[:, :2], image.shape[1], image.shape[0])
-        return Annotated(image, record["K"].astype(np.float64), joints[:, :3], vertices,
+        return Annotated(image, K, joints[:, :3], vertices,
                          keypoints[:, :2], valid, known, int(record["side"]))
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -2694,14 +2703,13 @@ class BodyPictures(Pictures):
         return draw_crop(rng, self.augmentation, self.size, flat[:, :2],
                          bodymodels.JOINT_SETS[self.joint_set], (center, side), flat[:, 2] > 0)
 
-    def with_model_keypoints(self, columns: dict, gender: str = "neutral",
-                             v_template: np.ndarray | None = None) -> dict:
+    def with_model_keypoints(self, columns: dict, gender: str = "neutral", template: str = ""
+                             ) -> dict:
         """Columns of SMPL-X bodies with their keypoints, "smplx76", and the boxes of those."""
         if self.models is None:
             raise FileNotFoundError(f"{type(self).__name__} tells poses and no keypoints: give the "
                                     "folder of SMPL-X's models with models=, or --models")
-        template = {} if v_template is None else {"v_template": v_template}
-        model = self.body(gender, num_betas=self.NUM_BETAS, **template).for_keypoints()
+        model = self.body(gender, template=template, num_betas=self.NUM_BETAS).for_keypoints()
         betas, pose = (torch.as_tensor(np.asarray(columns[name]), dtype=torch.float32)
                        for name in ("betas", "pose"))
         betas = betas.expand(len(pose), -1)
@@ -3135,6 +3143,421 @@ class MPIINF3DHP(BodyPictures):
                    "keypoints_3d": with_confidence(solid[kept])}
 
 
+# --------------------------------------------------------------- official, packed by others
+
+
+def shard_items(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Keys of a tar file and for each {ending: (first byte, bytes)}.
+
+    Members belong together while their names up to the base name's first dot are the same.
+    """
+    with tarfile.open(path, "r:") as archive:
+        files = (member for member in archive if member.isfile())
+
+        def key(member: tarfile.TarInfo) -> str:
+            folder, slash, base = member.name.rpartition("/")
+            return folder + slash + base.partition(".")[0]
+
+        for name, members in itertools.groupby(files, key):
+            yield name, {member.name.rpartition("/")[2].partition(".")[2]:
+                         (member.offset_data, member.size) for member in members}
+        if _bytes_of(path, archive.offset, 512).read() != bytes(512):  # tarfile would just stop
+            raise ValueError(f"damaged or cut off at byte {archive.offset}")
+
+
+class Shards(Pictures):
+    """Tar files of HMR2.0's and HaMeR's training sets: 000000.tar, ... of one set in a folder.
+
+    A key is a picture and data.pyd, a pickled list of the people in it; masks (detection.npz) are
+    not read. scale is the box's width and height / 200 and the crop shows that box. A key that is
+    damaged is left out with a warning, a damaged shard is an error. Pictures stay in the shards.
+    """
+
+    SPLITS = {"train": ""}
+    SOURCES = ("*.tar",)
+    PICTURES = ("jpg", "jpeg", "png")
+
+    def rows(self) -> Iterator[dict]:
+        for path in self.sources["*.tar"]:
+            for key, parts in shard_items(self.file(path)):
+                unknown = set(parts) - {*self.PICTURES, "data.pyd", "detection.npz"}
+                if unknown:
+                    raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
+                picture = next((parts[ending] for ending in self.PICTURES if ending in parts), None)
+                try:
+                    people = bodymodels.safe_unpickle(_bytes_of(path, *parts["data.pyd"]).read())
+                    rows = [self.person(person) for person in people]
+                except UNREADABLE as error:
+                    warnings.warn(f"{path}: {key} is damaged and left out ({error})", stacklevel=1)
+                    continue
+                for number, row in enumerate(rows):
+                    if row is not None and picture is not None:
+                        yield row | {"image": path.name, "part": picture, "person": number,
+                                     "sequence": key[-96:]}
+
+    def person(self, person: dict) -> dict | None:
+        """The columns of one person; None leaves it out."""
+        raise NotImplementedError
+
+
+class HMRShards(Shards, BodyPictures):
+    """HMR2.0's training sets (Goel et al. 2023): dataset_tars/coco-train-2014-pruned and so on.
+
+    filters: as in HMR2.0's training: keypoints below a confidence of 0.3 do not count; people with
+    four keypoints or fewer, or a reprojection loss of 31,000 or more, are left out; a pose goes
+    with its shape, which is not believed if a coefficient is beyond 3; a shape that is unknown is
+    the mean one. SUPPRESS_BAD_POSES, which needs a histogram of AMASS, is not done, and the nine
+    bad pictures of AI Challenger are not left out by name.
+    """
+
+    JOINTS, OPTIONS = "hmr44", {"filters": True}
+    HOME = "github.com/shubham-goel/4D-Humans"
+
+    def person(self, person: dict) -> dict | None:
+        keypoints = np.array(person["keypoints_2d"], np.float64)
+        betas = np.array(person["betas"], np.float64)
+        has_pose, has_betas = (float(np.asarray(person[name])) > 0
+                               for name in ("has_body_pose", "has_betas"))
+        if self.options["filters"]:
+            keypoints[keypoints[:, 2] < 0.3] = 0
+            if (keypoints[:, 2] > 0).sum() <= 4 or reprojection_loss(person) >= 31_000:
+                return None
+            has_pose = has_betas = has_pose and has_betas and np.abs(betas).max() <= 3
+            betas, has_betas = betas * has_betas, True
+        return {"keypoints_2d": keypoints, "keypoints_3d": person["keypoints_3d"],
+                "center": person["center"],
+                "box": np.broadcast_to(person["scale"], 2) * 200 / BOX_MARGIN,
+                "pose": np.reshape(person["body_pose"], (24, 3)), "betas": betas,
+                "has_pose": has_pose, "has_betas": has_betas}
+
+
+def reprojection_loss(person: dict) -> float:
+    """Of the fit behind a person of HMR2.0's; 0 if the file does not tell."""
+    losses = person.get("extra_info", {}).get("fitting_loss", {})
+    losses = losses.item() if isinstance(losses, np.ndarray) else losses
+    return float(losses.get("reprojection_loss", 0.0))
+
+
+class HaMeRShards(Shards, HandPictures):
+    """HaMeR's training sets (Pavlakos et al. 2024): dataset_tars/freihand-train and so on.
+
+    hand_pose is absolute (as HaMeR's layer and its author's answers say; not seen in a real tar).
+    K is not told: the crop's camera is a guess, and joints may be relative to the wrist.
+    """
+
+    HOME = "github.com/geopavlakos/hamer"
+    MODEL_OPTIONS = {"fix_left_shapedirs": True}
+
+    def person(self, person: dict) -> dict | None:
+        return {"keypoints_2d": person["keypoints_2d"], "keypoints_3d": person["keypoints_3d"],
+                "center": person["center"], "box": np.broadcast_to(person["scale"], 2) * 200,
+                "pose": np.reshape(person["hand_pose"], (16, 3)), "betas": person["betas"],
+                "has_pose": np.asarray(person["has_hand_pose"]) > 0,
+                "has_hands": np.asarray(person["has_hand_pose"]) > 0,
+                "has_betas": np.asarray(person["has_betas"]) > 0,
+                "side": int(np.asarray(person["right"]))}
+
+
+class Flat(Pictures):
+    """Files for evaluation of HMR2.0 and HaMeR: SPLIT.npz and a folder of pictures.
+
+    Options: images, the pictures' folder below root. scale is in pixels here, not in 200 of them,
+    but in TokenHMR's emdb_for_hmr2. Only imgname, center and scale must be there.
+    """
+
+    SOURCES = ("{split}.npz",)
+    OPTIONS = {"images": "images"}
+
+    def rows(self) -> Iterator[dict]:
+        arrays = bodymodels.load_arrays(self.file(f"{self.SPLITS[self.split]}.npz"))
+        scale = np.asarray(arrays["scale"], np.float64)
+        box = np.broadcast_to(scale if scale.ndim == 2 else scale[:, None], (len(scale), 2))
+        box = box * (200 if self.split == "emdb_for_hmr2" else 1) / BOX_MARGIN
+        yield {"image": [f"{self.options['images']}/{name}" for name in texts(arrays["imgname"])],
+               "center": arrays["center"], "box": box, "person": arrays.get("personid", 0)
+               } | self.labels(arrays, len(box))
+
+    def labels(self, arrays: dict, count: int) -> dict:
+        """The columns that may be missing."""
+        raise NotImplementedError
+
+
+class HMRFlat(Flat, BodyPictures):
+    """HMR2.0's and TokenHMR's hmr2_evaluation_data: 3dpw_test.npz, h36m_val_p2.npz, ...
+
+    Of body_keypoints_3d the joints 1 to 14 do not count. How gender is told as a number is
+    unverified, see `gender_number`.
+    """
+
+    SPLITS = {name: name for name in ("3dpw_test", "h36m_val_p2", "coco_val", "emdb_for_hmr2",
+                                      "posetrack_2018_val", "hr-lspet_train")}
+    JOINTS, HOME = "hmr44", "github.com/shubham-goel/4D-Humans"
+
+    def labels(self, arrays: dict, count: int) -> dict:
+        def joined(kind: str, width: int) -> np.ndarray:
+            parts = [arrays.get(f"{part}_keypoints_{kind}", np.zeros((count, joints, width)))
+                     for part, joints in (("body", 25), ("extra", 19))]
+            return np.concatenate(parts, 1)
+
+        flat, solid = arrays.get("keypoints_2d", joined("2d", 3)), joined("3d", 4)
+        solid[:, 1:15, 3] = 0
+        pose = arrays.get("body_pose", np.zeros((count, 72)))
+        has_pose = arrays.get("has_body_pose", float("body_pose" in arrays))
+        has_betas = arrays.get("has_betas", float("betas" in arrays))
+        return {"keypoints_2d": flat, "keypoints_3d": solid, "pose": pose.reshape(-1, 24, 3),
+                "betas": arrays.get("betas", np.zeros((count, 10)))[:, :10], "has_pose": has_pose,
+                "has_betas": has_betas,
+                "gender": [gender_number(value) for value in arrays.get("gender", ["n"] * count)]}
+
+
+class HaMeRFlat(Flat, HandPictures):
+    """HaMeR's hamer_evaluation_data: freihand_val.npz, ho3d_val.npz and HInt's.
+
+    Left hands (right = 0) are mirrored, hand_pose is absolute, K is not told.
+    """
+
+    SPLITS = {name: name for name in ("freihand_val", "ho3d_val", *(
+        f"TEST_{part}_img_{kind}" for part in ("newdays", "vid", "ego4d")
+        for kind in ("all", "vis", "occ")))}
+    HOME = HaMeRShards.HOME
+    MODEL_OPTIONS = HaMeRShards.MODEL_OPTIONS
+
+    def labels(self, arrays: dict, count: int) -> dict:
+        known = float("hand_pose" in arrays)
+        return {"keypoints_2d": arrays.get("hand_keypoints_2d", np.zeros((count, 21, 3))),
+                "keypoints_3d": arrays.get("hand_keypoints_3d", np.zeros((count, 21, 4))),
+                "pose": arrays.get("hand_pose", np.zeros((count, 48))).reshape(-1, 16, 3),
+                "betas": arrays.get("betas", np.zeros((count, 10))), "has_pose": known,
+                "has_hands": known, "has_betas": float("betas" in arrays),
+                "side": np.asarray(arrays.get("right", np.ones(count)))}
+
+
+# ------------------------------------------------------------------------ whole bodies, official
+
+
+class HumanData(BodyPictures):
+    """HumanData of mmhuman3d and SMPLer-X: SPLIT.npz and the pictures that it names.
+
+    Boxes are padded by 1.2 in the file. Fingers are relative to the mean hand unless misc says
+    flat_hand_mean: then they need `models` (or stay unknown). The 190 keypoints, compressed or
+    not, and intrinsics are not read.
+    """
+
+    SPLITS = {name: name for name in ("p1_train", "p1_val", "rich_train_fix_betas",
+                                      "bedlam_train")}
+    SOURCES = ("{split}.npz",)
+    JOINTS, MODEL, HAND_SPACE = "smplx76", "smplx", "mean_relative"
+    HOME = "github.com/SMPLCap/SMPLer-X"
+
+    def rows(self) -> Iterator[dict]:
+        arrays = bodymodels.load_arrays(self.file(f"{self.SPLITS[self.split]}.npz"))
+        body, meta, misc = (arrays.get(name, {}) for name in ("smplx", "meta", "misc"))
+        count = len(arrays["image_path"])
+        parts = [np.reshape(body.get(name, np.zeros((count, joints, 3))), (count, joints, 3))
+                 for name, joints in (("global_orient", 1), ("body_pose", 21), ("jaw_pose", 1),
+                                      ("leye_pose", 1), ("reye_pose", 1), ("left_hand_pose", 15),
+                                      ("right_hand_pose", 15))]
+        pose, has_hands = np.concatenate(parts, 1), "left_hand_pose" in body
+        if has_hands and not misc.get("flat_hand_mean", False):
+            absolute = self.absolute(pose)
+            has_hands, pose = absolute is not None, pose if absolute is None else absolute
+        columns = {"pose": pose, "has_pose": "global_orient" in body, "has_hands": has_hands}
+        for name, column in (("betas", "betas"), ("transl", "transl")):
+            if name in body:
+                columns |= {column: body[name][:, :10], f"has_{column}": 1}
+        if {"height", "width"} <= set(meta):
+            columns["image_size"] = np.stack([meta["width"], meta["height"]], 1)
+        box = xywh_box(arrays["bbox_xywh"][:, :4])
+        yield columns | {"image": texts(arrays["image_path"]), "center": box["center"],
+                         "box": box["box"] / 1.2}
+
+
+class BEDLAM(BodyPictures):
+    """BEDLAM (Black et al. 2023): all_npz_12_training/*.npz and SCENE_6fps/png/seq_000000/....
+
+    Poses are absolute and already before the camera; the translation is trans_cam plus that of
+    cam_ext. The bodies are of the neutral SMPL-X with 11 shape coefficients (AGORA's have 10),
+    whatever `gender` was rendered. Pictures of close-ups lie on their side: they are turned
+    clockwise. People with fewer than eight joints in the picture are left out (option
+    min_keypoints; option picture_size: width and height as stored).
+    """
+
+    SPLITS = {"train": "all_npz_12_training", "val": "all_npz_12_validation"}
+    SOURCES = ("{split}/*.npz",)
+    JOINTS, MODEL, NUM_BETAS = "smplx76", "smplx", 11
+    OPTIONS = {"min_keypoints": 8, "picture_size": (1280, 720)}
+    HOME = "bedlam.is.tue.mpg.de"
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            arrays = bodymodels.load_arrays(self.file(path))
+            names, closeup = texts(arrays["imgname"]), "closeup" in path.stem
+            size = self.options["picture_size"][::-1 if closeup else 1]
+            points = arrays["gtkps"][:, :76, :2]
+            kept = np.flatnonzero(inside(points, *size).sum(1) >= self.options["min_keypoints"])
+            side = arrays["scale"][kept] * 200 / BOX_MARGIN
+            betas = arrays["shape"][kept]
+            if len(kept):
+                yield {
+                    "image": [f"{path.stem}/png/{names[index]}" for index in kept],
+                    "turns": int(closeup), "center": arrays["center"][kept],
+                    "box": np.stack([side, side], 1), "K": arrays["cam_int"][kept],
+                    "keypoints_2d": with_confidence(points[kept]), "has_pose": 1, "has_hands": 1,
+                    "pose": arrays["pose_cam"][kept].reshape(-1, 55, 3), "has_betas": 1,
+                    "betas": np.pad(betas, ((0, 0), (0, 11)))[:, :11], "has_transl": 1,
+                    "transl": arrays["trans_cam"][kept] + arrays["cam_ext"][kept, :3, 3],
+                    "person": kept, "sequence": path.stem}
+
+
+class RICH(BodyPictures):
+    """RICH (Huang et al. 2022): bodies/, images/, scan_calibration/ and resource/.
+
+    One sample for each person, frame and camera of resource/meta's view_id. Bodies are of the
+    gendered SMPL-X (resource/gender.json), before the first camera of several; fingers are 12
+    coefficients a hand. `models` is a must: keypoints and boxes are those of the bodies. A
+    person's name is the folder's; sequences of two people have two numbers in theirs.
+    """
+
+    SOURCES = ("resource/meta/{split}.txt", "resource/gender.json", "resource/imgext.json",
+               "bodies/{split}/*/", "scan_calibration/*/calibration/*.xml")
+    JOINTS, MODEL, HAND_SPACE = "smplx76", "smplx", "pca"
+    HOME = "rich.is.tue.mpg.de"
+    PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
+             "right_hand_pose")
+
+    def rows(self) -> Iterator[dict]:
+        genders, endings = (self.json(f"resource/{name}.json") for name in ("gender", "imgext"))
+        split = self.SPLITS[self.split]
+        lines = self.file(f"resource/meta/{split}.txt").read_text().splitlines()
+        fields = lines[0].split("\t")
+        for line in lines[1:]:
+            meta = dict(zip(fields, line.split("\t"), strict=True))
+            sequence = meta["sequence_name"]
+            scene = sequence.split("_")[0]
+            frames = sorted((self.root / "bodies" / split / sequence).glob("*/*.pkl"))
+            if not frames:
+                raise FileNotFoundError(f"no bodies/{split}/{sequence}/*/*.pkl in {self.root}: "
+                                        f"expected RICH's official layout, see {self.HOME}")
+            cameras = {int(view): self._camera(scene, int(view))
+                       for view in meta["view_id"].split(",")}
+            for path in frames:
+                body = bodymodels.load_arrays(self.file(path))
+                for view, (motion, K) in cameras.items():
+                    yield self._person(path, body, genders[str(int(path.stem))], motion, K) | {
+                        "image": f"images/{split}/{sequence}/cam_{view:02d}/{path.parent.name}_"
+                                 f"{view:02d}.{endings[scene]}", "sequence": sequence}
+
+    def _camera(self, scene: str, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """World to camera (3, 4), and K."""
+        path = self.file(f"scan_calibration/{scene}/calibration/{view:03d}.xml")
+        tree = ElementTree.parse(path)
+        return tuple(np.array(tree.find(f"{name}/data").text.split(), np.float64).reshape(shape)
+                     for name, shape in (("CameraMatrix", (3, 4)), ("Intrinsics", (3, 3))))
+
+    def _person(self, path: Path, body: dict, gender: str, motion: np.ndarray, K: np.ndarray
+                ) -> dict:
+        vector = np.concatenate([np.reshape(body[name], -1) for name in self.PARTS])[None]
+        pose = self.absolute(vector, gender, num_pca_comps=12)
+        if pose is not None:
+            pose[:, 0] = turned(motion[:, :3], pose[:, 0])
+        columns = {"pose": pose, "betas": np.reshape(body["betas"], (1, 10)),
+                   "transl": np.reshape(body["transl"], (1, 3)), "world_to_camera": motion, "K": K}
+        found = self.with_model_keypoints(columns, gender)
+        alone = {name: value[0] for name, value in found.items()
+                 if name not in ("K", "world_to_camera")}
+        return found | alone | {"has_pose": 1, "has_hands": 1, "has_betas": 1, "has_transl": 1,
+                                "gender": GENDERS.index(gender), "person": int(path.stem),
+                                "frame": int(path.parent.name)}
+
+
+class ARCTIC(BodyPictures):
+    """ARCTIC (Fan et al. 2023), the eight cameras around: raw_seqs/, meta/, images/, splits_json/.
+
+    root: the folder `data` of arctic_data. Protocol 1; HMR-Adapter scores its val (the test set's
+    truth is withheld). Ten frames at either end are dropped, of the others every tenth is taken
+    (option interval: SMPLer-X's, which HMR-Adapter does not tell). A picture's number is that of
+    its frame plus the subject's ioi_offset; view v has entry v - 1 of the cameras and v of the
+    picture sizes. Bodies have the subject's own template, which `mesh` names, and no betas;
+    fingers are absolute. Frames without a finite fit are left out. `models` is a must.
+    """
+
+    SPLITS = {"val": "val", "train": "train"}
+    SOURCES = ("splits_json/protocol_p1.json", "meta/misc.json", "meta/subject_vtemplates/s*.obj",
+               "raw_seqs/s*/*.smplx.npy")
+    JOINTS, MODEL, OPTIONS = "smplx76", "smplx", {"interval": 10}
+    HOME = "arctic.is.tue.mpg.de"
+    TRIM = 10
+    PARTS = RICH.PARTS
+
+    def rows(self) -> Iterator[dict]:
+        misc = self.json("meta/misc.json")
+        for name in sorted(self.json("splits_json/protocol_p1.json")[self.SPLITS[self.split]]):
+            subject, sequence = name.split("/")
+            body = bodymodels.load_arrays(self.file(f"raw_seqs/{subject}/{sequence}.smplx.npy"))
+            pose = np.concatenate([np.reshape(body[part], (len(body["transl"]), -1))
+                                   for part in self.PARTS], 1).reshape(-1, 55, 3)
+            frames = np.arange(self.TRIM, len(pose) - self.TRIM, self.options["interval"])
+            whole = np.isfinite(pose).all((1, 2)) & np.isfinite(body["transl"]).all(1)
+            frames = frames[whole[frames]]
+            for view in range(1, 9) if len(frames) else ():
+                yield self._view(misc[subject], subject, sequence, view, frames,
+                                 pose[frames].astype(np.float64), body["transl"][frames])
+
+    def _view(self, misc: dict, subject: str, sequence: str, view: int, frames: np.ndarray,
+              pose: np.ndarray, transl: np.ndarray) -> dict:
+        motion = np.array(misc["world2cam"][view - 1], np.float64)[:3]
+        pose[:, 0] = turned(motion[:, :3], pose[:, 0])
+        template, gender = f"meta/subject_vtemplates/{subject}.obj", misc["gender"]
+        columns = self.with_model_keypoints(
+            {"pose": pose, "betas": np.zeros((1, 10)), "transl": transl,
+             "world_to_camera": motion, "K": np.array(misc["intris_mat"][view - 1])},
+            gender, template)
+        return columns | {
+            "image": [f"images/{subject}/{sequence}/{view}/{frame + misc['ioi_offset']:05d}.jpg"
+                      for frame in frames], "image_size": misc["image_size"][view],
+            "betas": np.zeros(10), "has_pose": 1, "has_hands": 1, "has_transl": 1, "frame": frames,
+            "mesh": template, "gender": GENDERS.index(gender), "sequence": f"{subject}/{sequence}",
+            "person": view}
+
+
+class EHF(BodyPictures):
+    """EHF (Pavlakos et al. 2019): 01_img.jpg, 01_align.ply, 01_2Djnt.json, ..., 100_..., flat.
+
+    The truth is a mesh in SMPL-X's topology in the scanner's frame, `vertices(index)` before the
+    camera; there are no parameters. Keypoints are OpenPose's, and the box is theirs.
+    """
+
+    SPLITS = {"test": "test"}
+    SOURCES = ("*_align.ply", "*_2Djnt.json")
+    JOINTS, MODEL = "openpose25", "smplx"
+    HOME = "smpl-x.is.tue.mpg.de"
+    ROTATION = (-2.98747896, 0.01172457, -0.05704687)  # axis-angle
+    TRANSLATION = (-0.03609917, 0.43416458, 2.37101226)  # metres
+    K = intrinsics((1498.22426237, 1498.22426237), (790.263706, 578.90334))
+
+    def rows(self) -> Iterator[dict]:
+        R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
+        motion = rigid(R.numpy(), np.array(self.TRANSLATION))
+        for path in sorted(self.sources["*_align.ply"], key=lambda path: int(path.name[:-10])):
+            number = path.name[:-10]
+            bodymodels.load_vertices(self.file(path))  # a damaged one is found now
+            people = self.json(f"{number}_2Djnt.json")["people"]
+            keypoints = np.reshape(people[0]["pose_keypoints_2d"], (25, 3))
+            keypoints = with_confidence(keypoints[:, :2], keypoints[:, 2])
+            center, box = boxes_around(keypoints[None])
+            ending = "jpg" if (self.root / f"{number}_img.jpg").is_file() else "png"
+            yield {"image": f"{number}_img.{ending}", "K": self.K, "center": center[0],
+                   "box": box[0], "keypoints_2d": keypoints, "world_to_camera": motion,
+                   "mesh": path.name, "frame": int(number)}
+
+    def vertices(self, index: int) -> np.ndarray:
+        """The true mesh (V, 3) in metres before the camera."""
+        record = self.annotation(index)
+        vertices = bodymodels.load_vertices(self.root / record["mesh"])
+        motion = record["world_to_camera"]
+        return vertices @ motion[:, :3].T + motion[:, 3]
+
+
 # ---------------------------------------------------------------------------------- looking
 
 FINGER_COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
@@ -3253,7 +3676,9 @@ OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
     "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
     "h36m-moon": Human36MMoon, "spin": SPIN, "coco": COCO, "aic": AIC, "mpii": MPII,
-    "mpi-inf-3dhp": MPIINF3DHP}
+    "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
+    "hmr2-npz": HMRFlat, "hamer-npz": HaMeRFlat, "humandata": HumanData, "bedlam": BEDLAM,
+    "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
