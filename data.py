@@ -4,6 +4,8 @@
     RenderedBodies              pictures of bodies
     RenderedPeople              pictures of whole bodies, and of their hands
     MotionPoses, AMASS, MOYO    poses of bodies, without pictures; Joined makes several one
+    HandPictures, BodyPictures  the other official data sets of hands and bodies, see OFFICIAL;
+                                Mixed has several in proportions, see MIXTURES
 
 Every data set is a `torch.utils.data.Dataset`. `dataset[key]` takes key = epoch * len(dataset) +
 index and is a pure function of (seed, split, epoch, index): no state, so any worker, any rank and
@@ -219,7 +221,7 @@ class Augmentation:
     radians_quirk: bool = False  # rotation as the official SimpleHand code draws it, see below
     flip: float = 0.0  # probability of mirroring: pictures of the other hand, same topology
     extreme: float = 0.0  # probability of a box around a part of the body, bodies only
-    hmr_draws: bool = False  # motion drawn as HMR2.0 does, bodies only, see `draw_motion`
+    hmr_draws: bool = False  # motion drawn as HMR2.0 does, see `draw_motion`
     gain: tuple[float, float] = (1.0, 1.0)  # factor of each colour channel
     brightness: tuple[float, float] = (0.0, 0.0)  # offset, fraction of white
     contrast: tuple[float, float] = (0.0, 0.0)  # factor - 1
@@ -276,6 +278,9 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     # HMR2.0: SCALE .3, ROT 30, TRANS .02, FLIP .5, COLOR 20 %, extreme crops 10 %
     "official_hmr": Augmentation(center_jitter=0.02, scale=(0.7, 1.3), rotation=30.0, flip=0.5,
                                  extreme=0.1, hmr_draws=True, gain=(0.8, 1.2)),
+    # HaMeR: the same but for flips and extreme crops, of a box twice as large as the hand's
+    "official_hamer": Augmentation(center_jitter=0.04, scale=(1.4, 2.6), rotation=30.0,
+                                   hmr_draws=True, gain=(0.8, 1.2)),
     "rendered_bodies": Augmentation(center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0, flip=0.5,
                                     gain=(0.8, 1.2), brightness=(-0.15, 0.15),
                                     contrast=(-0.2, 0.2)),
@@ -293,7 +298,7 @@ def find_augmentation(recipe: str | Augmentation | None) -> Augmentation | None:
 
 
 # First words: independent streams of random numbers.
-AUGMENTING, RENDERING, NOISE, RENDERING_BODIES, RENDERING_PEOPLE, DETAILS = range(6)
+AUGMENTING, RENDERING, NOISE, RENDERING_BODIES, RENDERING_PEOPLE, DETAILS, MIXING = range(7)
 
 
 def random_generator(*words: int) -> np.random.Generator:
@@ -347,11 +352,10 @@ def augmented_crop(source: Annotated, center: np.ndarray, box: np.ndarray, size:
     """Jitter, scale, turn and mirror the box as the recipe says, then crop. Left hands are mirrored
     once more: they come out right, and `camera_rotation` has determinant -1 unless flipped."""
     height, width = source.image.shape[:2]
-    jitter = rng.uniform(-recipe.center_jitter, recipe.center_jitter, 2) * box[0]
-    center = np.clip(center + jitter, 0, (width, height))
-    box = box * rng.uniform(*recipe.scale)
-    roll, mirror = recipe.draw_roll(rng), bool(rng.random() < recipe.flip) != (source.side == 0)
-    return crop_sample(source, center, box, size, roll=roll, mirror=mirror)
+    shift, scale, roll = recipe.draw_motion(rng)
+    center = np.clip(center + shift * box[0], 0, (width, height))
+    mirror = bool(rng.random() < recipe.flip) != (source.side == 0)
+    return crop_sample(source, center, box * scale, size, roll=roll, mirror=mirror)
 
 
 TIGHT_BOX = Augmentation(scale=(1.25, 1.25))  # how the papers crop a hand to evaluate it
@@ -3558,6 +3562,121 @@ class EHF(BodyPictures):
         return vertices @ motion[:, :3].T + motion[:, 3]
 
 
+# ------------------------------------------------------------------------------------ mixtures
+
+
+class Mixed(KeyedDataset):
+    """Data sets of one sample layout in proportions: weights choose a set for each sample anew.
+
+    Within the set the sample and its epoch, which decides its augmentation, are drawn as well. An
+    epoch is as long as all sets together, or `length`.
+    """
+
+    def __init__(self, datasets: Sequence[KeyedDataset], weights: Sequence[float],
+                 length: int | None = None, seed: int = 0) -> None:
+        if not datasets or len(datasets) != len(weights) or min(weights) <= 0:
+            raise ValueError("expected data sets and as many weights above 0")
+        super().__init__("train", ["train"], seed)
+        self.datasets = list(datasets)
+        self.weights = np.array(weights, np.float64) / sum(weights)
+        self.length = sum(map(len, datasets)) if length is None else length
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def joint_set(self) -> str | None:
+        """That of the bodies' keypoints, None for hands."""
+        return getattr(self.datasets[0], "joint_set", None)
+
+    def __getitem__(self, key: int) -> dict[str, Tensor]:
+        if key < 0:
+            raise IndexError(f"keys count up from 0 (epoch * length + index), got {key}")
+        rng = random_generator(MIXING, self.seed, *divmod(int(key), len(self)))
+        dataset = self.datasets[rng.choice(len(self.datasets), p=self.weights)]
+        own = int(rng.integers(2**31)) * len(dataset) + int(rng.integers(len(dataset)))
+        return dataset[own] | {"index": torch.tensor(int(key) % len(self))}
+
+
+def _tars(reader: str, weights: dict[str, float]) -> dict[tuple[str, str], float]:
+    return {(reader, folder): weight for folder, weight in weights.items()}
+
+
+HMR2_SETS = ("h36m-train", "mpii-train", "coco-train-2014-pruned",
+             "coco-train-2014-vitpose-pruned", "mpi-inf-train-pruned",
+             "ava-train-midframes-1fps-vitpose", "aic-train-vitpose",
+             "insta-train-vitpose-replicate")
+# Of each: {(data set, folder below the root): weight}; in a folder of the mixture's data sets.
+MIXTURES: dict[str, dict[tuple[str, str], float]] = {
+    # GenHMR's "SD", with the weights of HMR2.0a: from HMR2.0's shards, and from the sets themselves
+    "genhmr-sd": _tars("hmr2-tars", {"h36m-train": 0.3, "mpii-train": 0.1, "mpi-inf-train-pruned":
+                                     0.2, "coco-train-2014-pruned": 0.4}),
+    "genhmr-sd-official": {("h36m-moon", "h36m"): 0.3, ("mpii", "mpii"): 0.1,
+                           ("mpi-inf-3dhp", "mpi-inf-3dhp"): 0.2, ("coco", "coco"): 0.4},
+    # "ITW", with HMR2.0b's, and "BL", with TokenHMR's
+    "genhmr-itw": _tars("hmr2-tars", dict(zip(HMR2_SETS, (
+        0.1, 0.1, 0.1, 0.1, 0.02, 0.19, 0.19, 0.2), strict=True))),
+    "genhmr-bl": _tars("hmr2-tars", dict(zip(HMR2_SETS, (
+        0.1, 0.1, 0.1, 0.1, 0.04, 0.13, 0.13, 0.12), strict=True))) | {("bedlam", "bedlam"): 0.18},
+    # HMR-Adapter's training sets; equal weights are our choice for bodies and HaMeR's for hands
+    "hmr-adapter-body": {("h36m-moon", "h36m"): 1.0, ("rich", "rich"): 1.0,
+                         ("bedlam", "bedlam"): 1.0},
+    "hmr-adapter-hands": {("freihand", "freihand"): 0.5, ("interhand", "interhand"): 0.5},
+    "hamer": _tars("hamer-tars", {
+        "freihand-train": 0.25, "interhand26m-train": 0.25, "mtc-train": 0.1, "cocow-train": 0.1,
+        "rhd-train": 0.05, "halpe-train": 0.05, "mpiinzsl-train": 0.05, "ho3d-train": 0.05,
+        "h2o3d-train": 0.05, "dex-train": 0.05}),
+}
+OFFICIAL = {
+    "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
+    "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
+    "h36m-moon": Human36MMoon, "spin": SPIN, "coco": COCO, "aic": AIC, "mpii": MPII,
+    "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
+    "hmr2-npz": HMRFlat, "hamer-npz": HaMeRFlat, "humandata": HumanData, "bedlam": BEDLAM,
+    "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
+
+
+def open_official(name: str, root: str | os.PathLike, split: str | None = None, *,
+                  size: int = 128, augmentation: str | Augmentation | None = None, seed: int = 0,
+                  cache: str | os.PathLike | None = None,
+                  models: str | os.PathLike | None = None, **options) -> KeyedDataset:
+    """A data set of OFFICIAL, or a mixture of MIXTURES, in the folder root; options: its own."""
+    pictures = {"size": size, "augmentation": augmentation}
+    if name in MIXTURES:
+        if split not in (None, "train"):
+            raise ValueError(f"{name} is a mixture to train on, it has no split {split!r}")
+        parts = [open_official(part, Path(root, folder), seed=seed, cache=cache, models=models,
+                               **pictures) for part, folder in MIXTURES[name]]
+        return Mixed(parts, list(MIXTURES[name].values()), seed=seed)
+    kind, packed = OFFICIAL[name], {"seed": seed, "cache": cache}
+    if issubclass(kind, MotionCapture):
+        return kind(root, split or "train", **packed)
+    if kind is FreiHAND:
+        return kind(root, split or "training", **pictures, **packed)
+    return kind(root, split, **pictures, **packed, models=models, **options)
+
+
+def look_for_pictures(dataset: KeyedDataset, most: int = 1000) -> str:
+    """Looks for pictures of samples all over a data set; FileNotFoundError tells of missing ones.
+
+    Returns what is to be said of it, and how many of the samples are known in which respect.
+    """
+    if not isinstance(dataset, Pictures):
+        return ""
+    records = dataset.records()
+    names = {name.decode() for name in records["image"][::max(1, len(records) // most)]}
+    missing = sorted(name for name in names if not (dataset.root / name).is_file())
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(names)} pictures looked for are missing, "
+                                f"{dataset.root / missing[0]} for one")
+    known = {"keypoints_2d": (records["keypoints_2d"][..., 2] > 0).any(1),
+             "keypoints_3d": (records["keypoints_3d"][..., 3] > 0).any(1),
+             "K": records["K"][:, 2, 2] > 0}
+    known |= {name: records[f"has_{name}"] > 0 for name in ("pose", "hands", "betas", "transl")}
+    return (f"{len(names)} pictures looked for, all there; known: " + ", ".join(
+        f"{name} {100 * values.mean():.0f} %" for name, values in known.items()))
+
+
 # ---------------------------------------------------------------------------------- looking
 
 FINGER_COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
@@ -3658,12 +3777,14 @@ def open_dataset(args: argparse.Namespace) -> KeyedDataset:
     """The data set that the command line asks for."""
     pictures = {"size": args.size, "augmentation": args.augmentation}
     packed = {"seed": args.seed, "cache": args.cache}
-    split = args.split or ("training" if args.name == "freihand" else "train")
-    if args.name in OFFICIAL:
+    if args.name in (*OFFICIAL, *MIXTURES):
         if args.data_root is None:
             raise ValueError(f"{args.name} needs --data-root FOLDER")
-        options = packed | (pictures if args.name == "freihand" else {})
-        return OFFICIAL[args.name](args.data_root, split, **options)
+        options = dict(option.split("=", 1) for option in args.option)
+        options = {name: int(text) if text.isdigit() else text for name, text in options.items()}
+        return open_official(args.name, args.data_root, args.split, models=args.models,
+                             **pictures, **packed, **options)
+    split = args.split or "train"
     if args.name == "motion":
         return MotionPoses(split, seed=args.seed)
     if args.name == "people":
@@ -3672,21 +3793,20 @@ def open_dataset(args: argparse.Namespace) -> KeyedDataset:
     return kind(split, **pictures, **packed)
 
 
-OFFICIAL = {
-    "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
-    "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
-    "h36m-moon": Human36MMoon, "spin": SPIN, "coco": COCO, "aic": AIC, "mpii": MPII,
-    "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
-    "hmr2-npz": HMRFlat, "hamer-npz": HaMeRFlat, "humandata": HumanData, "bedlam": BEDLAM,
-    "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data.py NAME`: count a data set's samples, print one, draw some."""
     parser = argparse.ArgumentParser(description="Look at a data set.")
-    parser.add_argument("name", choices=("rendered", "bodies", "people", "motion", *OFFICIAL))
-    parser.add_argument("--data-root", type=Path, help=f"the folder of {', '.join(OFFICIAL)}")
-    parser.add_argument("--split", help="default: the training split")
+    parser.add_argument("name", metavar="NAME", choices=(
+        "rendered", "bodies", "people", "motion", *OFFICIAL, *MIXTURES),
+        help=f"rendered, bodies, people, motion; {', '.join(OFFICIAL)}; or a mixture: "
+             + ", ".join(MIXTURES))
+    parser.add_argument("--data-root", type=Path, help="the folder of a data set as its authors "
+                        "ship it; of a mixture, the one with its data sets' folders")
+    parser.add_argument("--models", type=Path, help="the folder of official body models, for "
+                        "meshes, and poses that are told relative to a mean hand")
+    parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE",
+                        help="of the data set, as OPTIONS of its class: setup=s1, stride=1, ...")
+    parser.add_argument("--split", help="default: the training split, if it has one")
     parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
@@ -3699,6 +3819,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         dataset = open_dataset(args)
         print(f"{args.name}, split {dataset.split}: {len(dataset):,} samples")
+        for part in getattr(dataset, "datasets", [dataset]):
+            print(look_for_pictures(part) or f"{type(part).__name__}: {len(part):,} samples")
         for name, value in dataset[0].items():
             print(f"  {name:17} {str(tuple(value.shape)):14} {str(value.dtype):14}"
                   f"{value.min():10.4g} to {value.max():.4g}")

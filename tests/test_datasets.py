@@ -16,6 +16,7 @@ from PIL import Image
 
 import bodymodels
 import data
+import metrics
 
 RNG = np.random.default_rng(0)
 HAND_SHAPES = {
@@ -1338,3 +1339,176 @@ def test_columns_that_do_not_fit_are_named():
             ({"image": "a" * 161}, "image is longer than 160 bytes")):
         with pytest.raises(ValueError, match=message):
             data.to_records(columns, dtype)
+
+
+# ------------------------------------------------------------------- mixtures and command line
+
+
+def test_mixtures_have_the_papers_weights():
+    """They name data sets that exist, and sum to one where a paper tells them."""
+    for name, parts in data.MIXTURES.items():
+        assert all(reader in data.OFFICIAL for reader, _ in parts)
+        if name != "hmr-adapter-body":
+            assert sum(parts.values()) == pytest.approx(1.0)
+    itw, bl = data.MIXTURES["genhmr-itw"], data.MIXTURES["genhmr-bl"]
+    assert itw["hmr2-tars", "insta-train-vitpose-replicate"] == 0.2 and len(itw) == 8
+    assert bl["bedlam", "bedlam"] == 0.18 and bl["hmr2-tars", "mpi-inf-train-pruned"] == 0.04
+    assert data.MIXTURES["genhmr-sd"]["hmr2-tars", "coco-train-2014-pruned"] == 0.4
+
+
+class Numbers(data.KeyedDataset):
+    """So many samples that tell their set, their index and a random number."""
+
+    def __init__(self, name, length):
+        super().__init__("train", ["train"], seed=0)
+        self.name, self.length = name, length
+
+    def __len__(self):
+        return self.length
+
+    def load(self, index, rng):
+        return {"x": np.array([self.name, index, rng.random()])}
+
+
+def test_mixed_samples_follow_their_weights_and_keys():
+    """Three of four are of the first set; the same key gives the same sample, and epochs differ."""
+    mixed = data.Mixed([Numbers(0, 5), Numbers(1, 50)], (3, 1), length=400)
+    samples = [mixed[key] for key in range(400)]
+    drawn = torch.stack([sample["x"] for sample in samples])
+    assert 0.2 < drawn[:, 0].mean() < 0.3
+    assert drawn[drawn[:, 0] == 0, 1].unique().tolist() == [0, 1, 2, 3, 4]
+    assert [int(sample["index"]) for sample in samples] == list(range(400))
+    assert torch.equal(mixed[7]["x"], drawn[7]) and not torch.equal(mixed[407]["x"], drawn[7])
+    assert len(drawn[:, 2].unique()) == 400  # each has an augmentation of its own
+    assert len(data.Mixed([Numbers(0, 5), Numbers(1, 50)], (3, 1))) == 55
+    with pytest.raises(ValueError, match="as many weights above 0"):
+        data.Mixed([Numbers(0, 5)], (0,))
+
+
+def test_a_mixture_of_shards_is_opened_by_name(tmp_path):
+    """Each data set is looked for in its folder; samples of all can be put in one batch."""
+    for folder in ("h36m-train", "mpii-train", "coco-train-2014-pruned", "mpi-inf-train-pruned"):
+        (tmp_path / folder).mkdir()
+        write_shard(tmp_path / folder / "000000.tar", {
+            "a.jpg": jpeg(), "a.data.pyd": pickle.dumps([tar_person()])})
+    mixed = data.open_official("genhmr-sd", tmp_path, size=32, augmentation="official_hmr")
+    batch = torch.utils.data.default_collate([mixed[key] for key in range(4)])
+    assert batch["image"].shape == (4, 3, 32, 32) and mixed.joint_set == "smpl45"
+    (tmp_path / "mpii-train/000000.tar").unlink()
+    with pytest.raises(FileNotFoundError, match="mpii-train"):
+        data.open_official("genhmr-sd", tmp_path, size=32, cache=tmp_path / "new")
+    with pytest.raises(ValueError, match="no split 'val'"):
+        data.open_official("genhmr-sd", tmp_path, "val")
+
+
+@pytest.mark.parametrize("arguments,expected", [
+    (["3dpw", "--draw", "2"], "test: 4 samples"),
+    (["bedlam", "--option", "min_keypoints=1", "--draw", "1"], "train: 4 samples"),
+    (["interhand", "--draw", "1"], "train: 5 samples")])
+def test_command_line_looks_at_data(folders, models, tmp_path, capsys, arguments, expected):
+    """It counts, looks for the pictures, tells what is known and draws."""
+    name = arguments[0]
+    data.main([*arguments, "--data-root", str(folders(name)), "--cache", str(tmp_path), "--size",
+               "32", "--models", str(models), "--out", str(tmp_path / "drawn.png")])
+    printed = capsys.readouterr().out
+    assert expected in printed and "all there; known: keypoints_2d 100 %" in printed
+    assert data.read_image(tmp_path / "drawn.png").shape[1] == 4 * 96
+
+
+def test_command_line_tells_of_missing_pictures(fresh, capsys):
+    root = fresh("coco")
+    next(root.glob("train2014/*.jpg")).unlink()
+    with pytest.raises(SystemExit, match="1 of 2 pictures looked for are missing, .*jpg for one"):
+        data.main(["coco", "--data-root", str(root)])
+
+
+# ----------------------------------------------------------------------------------- protocols
+
+
+def bodies_apart(joints, error=0.01):
+    """Targets (4, J, 3) and (4, 9, 3), and predictions whose last joint is off by `error` in x."""
+    target = {"joints": RNG.normal(0, 0.3, (4, joints, 3)), "vertices": RNG.normal(0, 1, (4, 9, 3))}
+    prediction = {name: points.copy() for name, points in target.items()}
+    prediction["joints"][:, -1, 0] += error
+    return prediction, target
+
+
+def test_golden_dexycb_is_relative_to_the_wrist_and_may_mirror():
+    """One of 21 joints off by 10 mm is 10 / 21 mm; a mirrored hand is perfect once aligned."""
+    prediction, target = bodies_apart(21)
+    report = metrics.evaluate("dexycb", prediction, target)
+    assert report["MPJPE"] == pytest.approx(10 / 21) and report["MPVPE"] == 0
+    moved = {name: points + (0.1, 0, 0.3) for name, points in target.items()}
+    assert metrics.evaluate("dexycb", moved, target)["MPJPE"] == pytest.approx(0, abs=1e-9)
+    mirrored = {name: points * (-1, 1, 1) for name, points in target.items()}
+    report = metrics.evaluate("dexycb", mirrored, target)
+    assert report["PA-MPJPE"] < 1e-6 and report["PA-MPVPE"] < 1e-6 and report["MPJPE"] > 10
+
+
+def test_golden_lsp14_has_its_pelvis_outside_of_what_is_scored():
+    """3DPW and Human3.6M: a wrong pelvis shifts all 14 joints and the mesh; spine and jaw are not
+    scored; Human3.6M knows no vertices."""
+    prediction, target = bodies_apart(17)  # the last joint is the jaw
+    assert metrics.evaluate("3dpw_lsp14", prediction, target)["MPJPE"] == 0
+    prediction["joints"][:, 14, 1] += 0.02  # the pelvis
+    for name in ("3dpw_lsp14", "h36m_p2_lsp14"):
+        report = metrics.evaluate(name, prediction, target)
+        assert report["MPJPE"] == pytest.approx(20) and report["PA-MPJPE"] < 1e-6
+        assert ("MVE" in report) == (name == "3dpw_lsp14") and "PA-MVE" not in report
+    assert metrics.evaluate("3dpw_lsp14", prediction, target)["MVE"] == pytest.approx(20)
+    del prediction["vertices"]
+    metrics.evaluate("h36m_p2_lsp14", prediction, target)
+    with pytest.raises(ValueError, match="vertices"):
+        metrics.evaluate("3dpw_lsp14", prediction, target)
+    mirrored = {name: points * (-1, 1, 1) for name, points in target.items()}
+    assert metrics.evaluate("3dpw_lsp14", mirrored, target)["PA-MPJPE"] > 10
+
+
+def test_golden_emdb_is_relative_to_the_middle_of_the_hips():
+    """A hip off by 10 mm counts 5 mm in all 24 joints and 5 more, less, in itself."""
+    prediction, target = bodies_apart(24, error=0.0)
+    prediction["joints"][:, 1, 0] += 0.01
+    report = metrics.evaluate("emdb1_24", prediction, target)
+    assert report["MPJPE"] == pytest.approx(5) and report["MVE"] == pytest.approx(5)
+    prediction["joints"][:, 0] += 1.0  # a wrong pelvis is one wrong joint
+    assert metrics.evaluate("emdb1_24", prediction, target)["MVE"] == pytest.approx(5)
+
+
+def test_golden_smplx_lineage_of_3dpw_scores_fourteen_joints_of_smpl():
+    """Of the 24 joints spines, collars, toes and hands do not count."""
+    prediction, target = bodies_apart(24)  # the last is a hand
+    assert metrics.evaluate("3dpw_smplx_lineage", prediction, target)["MPJPE"] == 0
+    prediction["joints"][:, 1, 2] += 0.014
+    assert metrics.evaluate("3dpw_smplx_lineage", prediction, target)["MPJPE"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("protocol", ["ehf", "arctic_p1val"])
+def test_golden_whole_bodies_have_hands_relative_to_their_wrists(protocol):
+    """A left hand that is shifted as a whole is wrong in the body, and right as a hand."""
+    body = bodymodels.load_model("wholebody")
+    posed = body(torch.zeros(1, 10), torch.zeros(1, 55, 3))
+    target = {"joints": body.keypoints(posed), "vertices": posed.vertices}
+    prediction = {name: points.clone() for name, points in target.items()}
+    ids = bodymodels.hand_vertex_ids()["left"]
+    prediction["vertices"][:, ids, 0] += 0.01
+    names = bodymodels.JOINT_SETS["smplx76"]
+    hand = bodymodels.joint_indices(names, "left_hand21")
+    prediction["joints"][:, hand, 0] += 0.01
+    report = metrics.evaluate(protocol, prediction, target)
+    assert report["PVE"] == pytest.approx(10 * 778 / 10475, rel=1e-3)
+    assert report["hands PVE"] == pytest.approx(0, abs=1e-3) and report["MPJPE"] > 0
+    assert report["MPJPE"] == pytest.approx(10 / 14, rel=1e-3)  # the left wrist
+
+
+def test_every_evaluation_of_the_papers_has_a_protocol():
+    assert {"h36m_p2_lsp14", "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "freihand", "dexycb",
+            "arctic_p1val", "ehf", "amass_test", "moyo_val"} <= set(metrics.PROTOCOLS)
+
+
+def test_dexycb_result_files(tmp_path):
+    """The toolkit's lines: the sample's number and 63 millimetres."""
+    joints = RNG.normal(0, 0.2, (2, 21, 3))
+    metrics.write_dexycb(tmp_path / "s0.txt", [4, 17], joints)
+    rows = [line.split(",") for line in (tmp_path / "s0.txt").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["4", "17"] and {len(row) for row in rows} == {64}
+    np.testing.assert_allclose(np.array(rows[1][1:], float), 1000 * joints[1].ravel(), atol=1e-4)
