@@ -45,7 +45,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -2262,6 +2262,18 @@ def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
     return np.where(first[..., -1:] > 0, first, second)
 
 
+@lru_cache(maxsize=16)
+def official_body(folder: Path, template: Path | None, light: bool, **options
+                  ) -> bodymodels.BodyModel:
+    """A model from a folder, with options for `load_model`; loaded once in a process.
+
+    template: a mesh file in the place of the model's own. light: for joints and keypoints alone.
+    """
+    own = {} if template is None else {"v_template": bodymodels.load_vertices(template)}
+    model = bodymodels.load_model(folder, **options, **own)
+    return model.for_keypoints() if light else model
+
+
 class Pictures(ImageDataset):
     """What the data sets below share: official files, read once; pictures, read when asked for.
 
@@ -2332,7 +2344,6 @@ class Pictures(ImageDataset):
                      / f"{type(self).__name__.lower()}_{split}_{name}.npy")
         self.reading = self.root  # what an error is about
         self._packed: np.ndarray | None = None
-        self._bodies: dict[tuple, bodymodels.BodyModel] = {}
         self.records()
 
     def find_sources(self) -> dict[str, list[Path]]:
@@ -2390,7 +2401,7 @@ class Pictures(ImageDataset):
         return len(self.records())
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None, "_bodies": {}}  # workers have their own
+        return self.__dict__ | {"_packed": None}  # workers map the file themselves
 
     def annotation(self, index: int) -> dict:
         """One record: arrays, numbers and texts by name."""
@@ -2414,17 +2425,13 @@ class Pictures(ImageDataset):
                              f"annotation tells {told[0]} x {told[1]}: take the original pictures")
         return image
 
-    def body(self, gender: str = "neutral", side: str = "right", template: str = "", **options
-             ) -> bodymodels.BodyModel:
-        """The model from the folder `models`; template: a mesh below root, in its own's place."""
+    def body(self, gender: str = "neutral", side: str = "right", template: str = "",
+             light: bool = False, **options) -> bodymodels.BodyModel:
+        """The model from the folder `models`, see `official_body`; template: a file below root."""
         if side == "right":  # what mends a left hand
             options.pop("fix_left_shapedirs", None)
-        key = (gender, side, template, repr(sorted(options.items())))
-        if key not in self._bodies:
-            own = {"v_template": bodymodels.load_vertices(self.root / template)} if template else {}
-            self._bodies[key] = bodymodels.load_model(
-                self.models, family=self.MODEL, gender=gender, side=side, **options, **own)
-        return self._bodies[key]
+        return official_body(self.models, self.root / template if template else None, light,
+                             family=self.MODEL, gender=gender, side=side, **options)
 
     def absolute(self, pose: np.ndarray, gender: str = "neutral", side: str = "right", **options
                  ) -> np.ndarray | None:
@@ -2435,11 +2442,11 @@ class Pictures(ImageDataset):
         return bodymodels.matrix_to_axis_angle(
             model.rotations(torch.as_tensor(pose, dtype=torch.float64))).numpy()
 
-    def posed(self, record: np.ndarray
+    def posed(self, record: np.ndarray, light: bool = False
               ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
         """A record's body in the camera's frame, its model, and its translation there (3,)."""
         model = self.body(GENDERS[record["gender"]], "left" if record["side"] == 0 else "right",
-                          record["mesh"].decode(), num_betas=self.NUM_BETAS,
+                          record["mesh"].decode(), light, num_betas=self.NUM_BETAS,
                           **self.MODEL_OPTIONS)
         betas, pose = (torch.tensor(record[name][None]) for name in ("betas", "pose"))
         root = model.rest_joints(betas)[0, 0].numpy()
@@ -2659,7 +2666,7 @@ class BodyPictures(Pictures):
         transl, of_smpl = np.zeros(3, np.float32), self.joint_set.startswith("smpl")
         if (self.models is not None and self.MODEL == "smpl" and self.joint_set == "smpl45"
                 and record["has_pose"] * record["has_betas"] * record["has_transl"]):
-            output, model, place = self.posed(record)
+            output, model, place = self.posed(record, light=True)
             solid, transl = with_confidence(model.keypoints(output)[0].numpy()), place.numpy()
             known = with_confidence(pixels(solid[:, :3], record["K"]), float(record["K"][2, 2]))
             flat = np.where(flat[:, 2:] > 0, flat, known)
@@ -2713,7 +2720,7 @@ class BodyPictures(Pictures):
         if self.models is None:
             raise FileNotFoundError(f"{type(self).__name__} tells poses and no keypoints: give the "
                                     "folder of SMPL-X's models with models=, or --models")
-        model = self.body(gender, template=template, num_betas=self.NUM_BETAS).for_keypoints()
+        model = self.body(gender, template=template, light=True, num_betas=self.NUM_BETAS)
         betas, pose = (torch.as_tensor(np.asarray(columns[name]), dtype=torch.float32)
                        for name in ("betas", "pose"))
         betas = betas.expand(len(pose), -1)
