@@ -2263,13 +2263,14 @@ def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def official_body(folder: Path, template: Path | None, light: bool, **options
+def official_body(folder: Path, template: tuple[Path, int] | None, light: bool, **options
                   ) -> bodymodels.BodyModel:
     """A model from a folder, with options for `load_model`; loaded once in a process.
 
-    template: a mesh file in the place of the model's own. light: for joints and keypoints alone.
+    template: a mesh file in the place of the model's own, and its age. light: for joints and
+    keypoints alone.
     """
-    own = {} if template is None else {"v_template": bodymodels.load_vertices(template)}
+    own = {} if template is None else {"v_template": bodymodels.load_vertices(template[0])}
     model = bodymodels.load_model(folder, **options, **own)
     return model.for_keypoints() if light else model
 
@@ -2430,8 +2431,10 @@ class Pictures(ImageDataset):
         """The model from the folder `models`, see `official_body`; template: a file below root."""
         if side == "right":  # what mends a left hand
             options.pop("fix_left_shapedirs", None)
-        return official_body(self.models, self.root / template if template else None, light,
-                             family=self.MODEL, gender=gender, side=side, **options)
+        path = self.root / template
+        own = (path, path.stat().st_mtime_ns) if template else None
+        return official_body(self.models, own, light, family=self.MODEL, gender=gender, side=side,
+                             **options)
 
     def absolute(self, pose: np.ndarray, gender: str = "neutral", side: str = "right", **options
                  ) -> np.ndarray | None:
