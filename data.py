@@ -1841,7 +1841,17 @@ def _tint_hands(rng: np.random.Generator, albedo: np.ndarray) -> None:
         albedo[vertices] += palm * hand.palmar * lighter + tip * hand.tip * (0.06, -0.03, -0.02)
 
 
-class RenderedPeople(Rendered, ImageDataset):
+class PeopleDataset(ImageDataset):
+    """A data set of whole bodies with crops of their hands."""
+
+    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        super().finish(sample, rng)
+        if self.augmentation is not None:
+            sample["hand_images"] = np.stack([self.augmentation.recolor(image, rng)
+                                              for image in sample["hand_images"]])
+
+
+class RenderedPeople(Rendered, PeopleDataset):
     """Pictures of the free whole body with a crop of each hand, rendered: exact labels.
 
     One sample; S and H are the sides of the crops, "hand" arrays hold the right one first:
@@ -1934,13 +1944,6 @@ class RenderedPeople(Rendered, ImageDataset):
         sample["image"] = sample["image"].transpose(2, 0, 1)
         sample["hand_images"] = sample["hand_images"].transpose(0, 3, 1, 2)
         return person_labels(sample, self.size)
-
-    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        super().finish(sample, rng)
-        if self.augmentation is not None:
-            sample["hand_images"] = np.stack([self.augmentation.recolor(image, rng)
-                                              for image in sample["hand_images"]])
-
 
 def person_labels(sample: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     """A sample of RenderedPeople with the labels that follow from the others; "pose" is renamed."""
@@ -2485,7 +2488,10 @@ class HandPictures(Pictures, HandDataset):
         keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
         vertices, known = np.zeros((NUM_VERTICES, 3)), 0.0
         if self.models is not None and record["has_pose"] and (joints[:, 3] > 0).all():
-            vertices, known = self.posed(record)[0].vertices[0].numpy(), 1.0
+            output, known = self.posed(record)[0], 1.0
+            vertices = output.vertices[0].numpy()
+            if not record["has_transl"]:  # then where the joints are
+                vertices += joints[0, :3] - output.joints[0, 0].numpy()
         valid = (keypoints[:, 2] > 0) * inside(keypoints[:, :2], image.shape[1], image.shape[0])
         return Annotated(image, K, joints[:, :3], vertices,
                          keypoints[:, :2], valid, known, int(record["side"]))
@@ -2598,9 +2604,11 @@ class InterHand(HandPictures):
     def rows(self) -> Iterator[dict]:
         data, *others = (next(iter(paths)) for paths in self.sources.values())
         cameras, joints, manos = map(self.json, others)
-        pictures = {item["id"]: item for item in stream_json_list(self.file(data), key="images")}
+        fields = ("file_name", "width", "height", "capture", "seq_name", "camera", "frame_idx")
+        pictures = {item["id"]: tuple(item[field] for field in fields)  # over a million
+                    for item in stream_json_list(self.file(data), key="images")}
         for item in stream_json_list(self.file(data), key="annotations"):
-            picture = pictures[item["image_id"]]
+            picture = dict(zip(fields, pictures[item["image_id"]], strict=True))
             capture, frame = str(picture["capture"]), str(picture["frame_idx"])
             camera = {name: np.array(cameras[capture][name][str(picture["camera"])])
                       for name in ("campos", "camrot", "focal", "princpt")}
@@ -3009,9 +3017,9 @@ class COCO(BodyPictures):
 
     def rows(self) -> Iterator[dict]:
         folder = self.SPLITS[self.split]
-        content = self.json(f"annotations/person_keypoints_{folder}.json")
-        pictures = {item["id"]: item for item in content["images"]}
-        for item in content["annotations"]:
+        path = self.file(f"annotations/person_keypoints_{folder}.json")
+        pictures = {item["id"]: item for item in stream_json_list(path, key="images")}
+        for item in stream_json_list(path, key="annotations"):
             keypoints = np.reshape(np.array(item["keypoints"], np.float64), (17, 3))
             if item["iscrowd"] or (keypoints[5:, 2] > 0).sum() < self.options["min_keypoints"]:
                 continue
@@ -3570,6 +3578,60 @@ class EHF(BodyPictures):
         vertices = bodymodels.load_vertices(self.root / record["mesh"])
         motion = record["world_to_camera"]
         return vertices @ motion[:, :3].T + motion[:, 3]
+
+
+class OfficialPeople(PeopleDataset):
+    """Whole bodies of BEDLAM, RICH or ARCTIC with crops of their hands, as RenderedPeople has them.
+
+    pictures: one of those, with a folder `models` in which MANO_SMPLX_vertex_ids.pkl lies as well.
+    Nothing tells expressions and hidden hands: expression is 0 and hand_visible 1. Of BEDLAM's
+    eleven betas the first ten are told; keypoints and hands are those of all. Augmentation crops
+    the crops anew, as of rendered people: what lies outside of them is black.
+    """
+
+    def __init__(self, pictures: BodyPictures, hand_size: int | None = None, *,
+                 augmentation: str | Augmentation | None = None) -> None:
+        if pictures.MODEL != "smplx" or pictures.models is None:
+            raise ValueError("expected BEDLAM, RICH or ARCTIC, opened with a folder of models")
+        super().__init__(pictures.split, [pictures.split], pictures.size, pictures.seed,
+                         augmentation)
+        self.pictures, self.hand_size = pictures, hand_size or pictures.size
+        ids = bodymodels.hand_vertex_ids(pictures.models / "MANO_SMPLX_vertex_ids.pkl")
+        self.hand_vertices = [ids[side] for side in HANDS]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.pictures.records()[index]
+        image, K = self.pictures.picture(record), record["K"].astype(np.float64)
+        output, model, transl = self.pictures.posed(record)
+        points = model.keypoints(output)[0].numpy()
+        flat = pixels(points, K)
+        size = image.shape[1], image.shape[0]
+        homography = self.pictures.crop(record, with_confidence(flat), size, rng)[0]
+        pose = bodymodels.axis_angle_to_matrix(torch.tensor(record["pose"])).numpy()
+        sample = {"image": warp(image, homography, self.size), "K": homography @ K, "pose": pose,
+                  "betas": record["betas"][:10], "expression": np.zeros(10), "keypoints_3d": points,
+                  "keypoints_2d": transform_points(homography, flat), "transl": transl.numpy(),
+                  "hand_visible": np.ones(2)}
+        hands = [self._hand(hand, image, K, flat, output.vertices[0]) for hand in range(2)]
+        sample |= {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
+        if self.augmentation is not None and self.augmentation.moves:
+            sample = augment_person(sample, self.augmentation, rng)
+        sample["image"] = sample["image"].transpose(2, 0, 1)
+        sample["hand_images"] = sample["hand_images"].transpose(0, 3, 1, 2)
+        return person_labels(sample, self.size)
+
+    def _hand(self, hand: int, image: np.ndarray, K: np.ndarray, flat: np.ndarray,
+              vertices: Tensor) -> dict[str, np.ndarray]:
+        """Crop, mesh and K of a hand; of the left all mirrored."""
+        mirror, size = HANDS[hand] == "left", self.hand_size
+        center, side = hand_square(flat[HAND_KEYPOINTS[hand]])
+        view = crop_homography(center, max(side, 1.0), size, mirror=mirror)
+        flip = np.diag([-1.0 if mirror else 1.0, 1, 1])
+        return {"hand_images": warp(image, view, size), "hand_K": view @ K @ flip,
+                "hand_vertices": vertices[self.hand_vertices[hand]].numpy() @ flip}
 
 
 # ------------------------------------------------------------------------------------ mixtures

@@ -69,6 +69,8 @@ def write_models(folder):
     for gender in ("NEUTRAL", "MALE", "FEMALE"):
         for family, name in (("SMPL", "body"), ("SMPLX", "wholebody")):
             (folder / f"{family}_{gender}.npz").symlink_to(bodymodels.ASSETS / f"{name}.npz")
+    ids = {f"{side}_hand": ids.numpy() for side, ids in bodymodels.hand_vertex_ids().items()}
+    (folder / "MANO_SMPLX_vertex_ids.pkl").write_bytes(pickle.dumps(ids))
     names = {"spine": "spine2", "jaw": "head"}
     rows = bodymodels.joint_indices("smpl24", [
         names.get(name, name) for name in bodymodels.JOINT_SETS["h36m17_spin"]])
@@ -884,6 +886,21 @@ def test_wart_hamer_poses_are_absolute_and_left_hands_come_out_right(folders):
                                atol=1e-3, rtol=0)
 
 
+def test_wart_hamer_meshes_stand_where_their_wrist_is(folders, models):
+    """The shards tell no translation: mesh and joints share the wrist, also after mirroring."""
+    dataset = hamer(folders("hamer-tars"), models=models)
+    for index, side in enumerate(("right", "left")):
+        sample = dataset[index]
+        assert sample["mesh_valid"] == 1
+        hand = bodymodels.load_model(models, family="mano", side=side,
+                                     fix_left_shapedirs=side == "left")
+        pose = torch.tensor(dataset.records()["pose"][index][None].copy())
+        posed = hand(torch.zeros(1, 10), pose)
+        expected = posed.vertices[0] - posed.joints[0, 0]
+        found = (sample["vertices"] - sample["joints"][0]) @ sample["camera_rotation"]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def write_hmr2_npz(root):
     """Two rows without optional keys; TokenHMR's exception."""
     names = np.array([b"a.jpg", b"b.jpg"])
@@ -1069,6 +1086,29 @@ def test_wart_rich_two_people_cameras_and_twelve_coefficients(folders, models):
     found = records[3]["keypoints_3d"][:, :3]
     np.testing.assert_allclose(data.pixels(found, data.intrinsics((30, 30), (16, 12))),
                                records[3]["keypoints_2d"][:, :2], atol=1e-3)
+
+
+@pytest.mark.parametrize("recipe", [None, "official_hmr"])
+def test_official_people_keep_the_contract_of_rendered_ones(folders, models, recipe):
+    """Keys, shapes and types are those of RenderedPeople; meshes and joints fit each crop."""
+    people = data.OfficialPeople(rich(folders("rich"), models=models), augmentation=recipe)
+    rendered = data.RenderedPeople("train", 32, length=1)[0]
+    sample = people[2]
+    assert {name: (value.shape, value.dtype) for name, value in sample.items()} == {
+        name: (value.shape, value.dtype) for name, value in rendered.items()}
+    for points, K, expected in (("hand_joints", "hand_K", "hand_keypoints_2d"),
+                                ("keypoints_3d", "K", "keypoints_2d")):
+        torch.testing.assert_close(bodymodels.project(sample[points], sample[K]), sample[expected],
+                                   atol=1e-2, rtol=1e-4)
+    if recipe is None:  # a hand's box is half as large as its crop, in the middle
+        for keypoints in sample["hand_keypoints_2d"].numpy():
+            center, side = data.body_box(keypoints)
+            np.testing.assert_allclose([*center, side], 16, atol=1e-2)
+    assert (sample["hand_vertices"].mean(1) - sample["hand_joints"].mean(1)).norm(dim=1).max() < 0.1
+    arms = bodymodels.chain_rotation(sample["arm_pose"])
+    torch.testing.assert_close(arms, sample["hand_pose"][:, 0], atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="opened with a folder of models"):
+        data.OfficialPeople(bedlam(folders("bedlam")))
 
 
 def test_bodies_without_keypoints_need_models(folders, tmp_path):
