@@ -690,22 +690,23 @@ def _npy(path: Path):
         raise UnsafeFileError(f"{path} is damaged or unsafe ({_reason(error)})") from error
 
 
-def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
+def load_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
     """The named arrays of a file, executing nothing that is in it.
 
-    The file is .npz, or .npy with a dictionary in it, or else a pickle. Raises FileNotFoundError,
-    and UnsafeFileError for a file that is damaged or not plain data.
+    The file is .npz, or .npy with a dictionary in it, or else a pickle. prefix: of the arrays that
+    are wanted; of an .npz no others are read. Raises FileNotFoundError, and UnsafeFileError for a
+    file that is damaged or not plain data.
     """
     path = Path(path)
     if path.suffix != ".npz":
         arrays = _npy(path) if path.suffix == ".npy" else safe_unpickle(path)
         _expect(isinstance(arrays, dict), f"{path} holds a {type(arrays).__name__}, not arrays")
-        return arrays
+        return {name: value for name, value in arrays.items() if name.startswith(prefix)}
     data = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return {name.removesuffix(".npy"): _array_member(archive.read(name))
-                    for name in archive.namelist()}
+                    for name in archive.namelist() if name.startswith(prefix)}
     except Exception as error:
         raise UnsafeFileError(f"{path} is damaged or unsafe ({_reason(error)})") from error
 
@@ -1083,7 +1084,7 @@ def _hand_space(arrays: dict, family: str, hand_pose: str, num_pca_comps: int) -
     return space
 
 
-def _find_model(folder: Path, family: str | None, side: str, gender: str) -> Path:
+def find_model(folder: Path, family: str | None, side: str, gender: str) -> Path:
     """The one model file with an official name in the folder or its usual sub-folders."""
     if family is not None and family not in _FAMILIES:
         raise ValueError(f"family={family!r}: expected one of {', '.join(_FAMILIES)}")
@@ -1130,7 +1131,7 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
     if source in FREE_MODELS:
         path = ASSETS / f"{source}.npz"
     elif path.is_dir():
-        path = _find_model(path, family, side, gender)
+        path = find_model(path, family, side, gender)
         name = path.stem
     elif not path.is_file():
         raise FileNotFoundError(f"{source} is not a file or folder, nor one of the free models "

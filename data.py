@@ -2266,16 +2266,33 @@ def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def official_body(folder: Path, template: tuple[Path, int] | None, light: bool, **options
+def official_body(folder: Path, template: bytes | None, light: bool, **options
                   ) -> bodymodels.BodyModel:
     """A model from a folder, with options for `load_model`; loaded once in a process.
 
-    template: a mesh file in the place of the model's own, and its age. light: for joints and
-    keypoints alone.
+    template: see `template_bytes`. light: for joints and keypoints alone.
     """
-    own = {} if template is None else {"v_template": bodymodels.load_vertices(template[0])}
-    model = bodymodels.load_model(folder, **options, **own)
-    return model.for_keypoints() if light else model
+    if light:
+        return official_body(folder, template, False, **options).for_keypoints()
+    own = {} if template is None else {
+        "v_template": np.frombuffer(template, np.float32).reshape(-1, 3)}
+    return bodymodels.load_model(folder, **options, **own)
+
+
+@lru_cache(maxsize=64)
+def template_bytes(path: Path, age: int) -> bytes:
+    """The vertices of a mesh file that was written at `age`, as float32."""
+    return bodymodels.load_vertices(path).tobytes()
+
+
+@lru_cache(maxsize=16)
+def hand_space(folder: Path, family: str, side: str, gender: str
+               ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Mean hand (45,) and principal components (45, 45) of a model's hand, or left and right."""
+    arrays = bodymodels.load_arrays(bodymodels.find_model(folder, family, side, gender), "hands_")
+    ends = ("",) if family == "mano" else ("l", "r")
+    return [(np.reshape(arrays[f"hands_mean{end}"], 45), arrays[f"hands_components{end}"])
+            for end in ends]
 
 
 class Pictures(ImageDataset):
@@ -2435,18 +2452,27 @@ class Pictures(ImageDataset):
         if side == "right":  # what mends a left hand
             options.pop("fix_left_shapedirs", None)
         path = self.root / template
-        own = (path, path.stat().st_mtime_ns) if template else None
+        own = template_bytes(path, path.stat().st_mtime_ns) if template else None
         return official_body(self.models, own, light, family=self.MODEL, gender=gender, side=side,
                              **options)
 
-    def absolute(self, pose: np.ndarray, gender: str = "neutral", side: str = "right", **options
+    def absolute(self, pose: np.ndarray, gender: str = "neutral", side: str = "right"
                  ) -> np.ndarray | None:
-        """Poses (N, ...) of HAND_SPACE as absolute axis-angles (N, P, 3); None without models."""
+        """Poses (N, ...) of HAND_SPACE as absolute axis-angles (N, P, 3); None without models.
+
+        What is relative to the mean hand is added to it number by number, as smplx does.
+        """
         if self.models is None:
             return None
-        model = self.body(gender, side, hand_pose=self.HAND_SPACE, dtype=torch.float64, **options)
-        return bodymodels.matrix_to_axis_angle(
-            model.rotations(torch.as_tensor(pose, dtype=torch.float64))).numpy()
+        pose = np.asarray(pose, np.float64).reshape(len(pose), -1)
+        hands = hand_space(self.models, self.MODEL, side, gender)
+        others = 3 * self.dtype["pose"].shape[0] - 45 * len(hands)
+        fingers = np.split(pose[:, others:], len(hands), 1)
+        if self.HAND_SPACE == "pca":
+            fingers = [values @ components[:values.shape[1]]
+                       for values, (_, components) in zip(fingers, hands, strict=True)]
+        fingers = [values + mean for values, (mean, _) in zip(fingers, hands, strict=True)]
+        return np.concatenate([pose[:, :others], *fingers], 1).reshape(len(pose), -1, 3)
 
     def posed(self, record: np.ndarray, light: bool = False
               ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
@@ -3479,7 +3505,7 @@ class RICH(BodyPictures):
     def _person(self, path: Path, body: dict, gender: str, motion: np.ndarray, K: np.ndarray
                 ) -> dict:
         vector = np.concatenate([np.reshape(body[name], -1) for name in self.PARTS])[None]
-        pose = self.absolute(vector, gender, num_pca_comps=12)
+        pose = self.absolute(vector, gender)
         if pose is not None:
             pose[:, 0] = turned(motion[:, :3], pose[:, 0])
         columns = {"pose": pose, "betas": np.reshape(body["betas"], (1, 10)),
@@ -3530,6 +3556,7 @@ class ARCTIC(BodyPictures):
         motion = np.array(misc["world2cam"][view - 1], np.float64)[:3]
         pose[:, 0] = turned(motion[:, :3], pose[:, 0])
         template, gender = f"meta/subject_vtemplates/{subject}.obj", misc["gender"]
+        self.file(template)
         columns = self.with_model_keypoints(
             {"pose": pose, "betas": np.zeros((1, 10)), "transl": transl,
              "world_to_camera": motion, "K": np.array(misc["intris_mat"][view - 1])},
