@@ -70,6 +70,7 @@ EVALUATIONS = {  # data set and split that a protocol of metrics judges
     "freihand": ("freihand", "evaluation"), "dexycb": ("dexycb", "test"),
     "3dpw_lsp14": ("3dpw", "test"), "3dpw_smplx_lineage": ("3dpw-moon", "test"),
     "emdb1_24": ("emdb", "emdb1"), "h36m_p2_lsp14": ("h36m", "p2"),
+    "amass_test": ("amass", "test"), "moyo_val": ("moyo", "val"),
 }
 SCHEDULES = ("constant", "step", "cosine")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
@@ -918,8 +919,9 @@ class TokenizerTask(BodyTask):
     Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
     load_checkpoint = staticmethod(genhmr.load_tokenizer)
     parameters = staticmethod(genhmr.parameter_groups)
-    PROTOCOLS = dict.fromkeys(("rendered", "amass", "moyo", "amass+moyo"), "pose_reconstruction")
-    FLAGS = ("body",)
+    PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
+                 "amass+moyo": "pose_reconstruction"}
+    FLAGS = ("body", "protocol")
     UNIT = "poses"
     TITLE = "the pose, and what its tokens tell of it"
 
@@ -934,7 +936,7 @@ class TokenizerTask(BodyTask):
         seed, folder = self.config.seed if split == "train" else 0, self.arguments.data_root
         if self.data == "rendered":
             return data.MotionPoses(split, length, seed, views=self.config.heading)
-        held_out = {"amass": "test", "moyo": "val"}
+        held_out = dict(EVALUATIONS.values())
         parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
             Path(folder, name) if "+" in self.data else folder,
             split if split == "train" else held_out[name], seed=seed, cache=self.arguments.cache)
@@ -979,7 +981,8 @@ class TransformerTask(BodyTask):
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
         "genhmr-sd", "genhmr-sd-official", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon",
         "coco", "mpii", "mpi-inf-3dhp", "aic", "bedlam"), "") | {
-        name: protocol for protocol, (name, _) in EVALUATIONS.items() if "_" in protocol}
+        EVALUATIONS[protocol][0]: protocol for protocol in (
+            "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14")}
     FLAGS = ("backbone", "tokenizer", "iterations", "models", "protocol", "test_root")
     TITLE = "image, predicted mesh (where the predicted camera puts it), true mesh"
     NOISE = 0.02  # of the crop: sigma of the 2D joints that refinement sees (our choice)

@@ -336,6 +336,11 @@ def test_official_motion_trains_the_tokenizer(folder, tmp_path):
     assert len(task.train_set) == sum(len(part) for part in task.train_set.datasets)
     scores = json.loads((out / "results.json").read_text())["scores"]
     assert np.isfinite(list(scores["tokenizer"].values())).all()
+    train.main(["--model", "genhmr", "--stage", "tokenizer", "--eval", "--protocol", "moyo_val",
+                "--checkpoint", str(out / "checkpoint.pt"), "--data-root", str(tmp_path / "moyo"),
+                "--out", str(tmp_path / "eval"), "--cache", str(tmp_path / "cache")])
+    about = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert about["data"] == "moyo" and about["scores"] != scores
 
 
 # ------------------------------------------------------------------------- official pictures
