@@ -674,6 +674,9 @@ class Task:
         if self.protocol not in self.PROTOCOLS.values() or not self.protocol:
             raise ValueError(f"--data {self.data}: choose what to judge by with --protocol, one of "
                              + ", ".join(sorted({*self.PROTOCOLS.values()} - {""})))
+        if self.PROTOCOLS[self.data] not in ("", self.protocol):
+            raise ValueError(f"--data {self.data} is judged by {self.PROTOCOLS[self.data]}, and "
+                             f"not by {self.protocol}")
 
     def official(self, split: str, size: int, **options) -> Dataset:
         """The official training data, or those that the protocol judges."""
@@ -740,7 +743,7 @@ class SimpleHandTask(Task):
     load_checkpoint = staticmethod(simplehand.load_checkpoint)
     parameters = staticmethod(simplehand.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb"}
-    FLAGS = ("hand", "backbone", "protocol", "test_root")
+    FLAGS = ("hand", "backbone", "protocol")
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
 
     def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
@@ -861,9 +864,7 @@ class BodyTask(Task):
     def __init__(self, config: typing.Any, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
         super().__init__(config, arguments, origin)
-        self.body = (bodymodels.load_model(arguments.models, family="smpl")
-                     if self.data != "rendered" and getattr(arguments, "models", None) else
-                     bodymodels.load_model(arguments.body or "body"))
+        self.body = bodymodels.load_model(arguments.body or "body")
         if len(self.body.parents) != 24:
             raise ValueError(f"--body {arguments.body}: it has {len(self.body.parents)} joints; "
                              "expected a SMPL model, with 24")
@@ -894,23 +895,15 @@ class BodyTask(Task):
 
     def score_piece(self, predictions: dict[str, np.ndarray]) -> Scores:
         """Of some samples, for every predictor and for both constants of the baseline."""
-        truth = self.truth(predictions)
-        meshes = {name.removeprefix("pose of "): self.judged(self.mesh(predictions["betas"], pose))
+        truth = self.mesh(predictions["true_betas"], predictions["true_pose"])
+        meshes = {name.removeprefix("pose of "): self.mesh(predictions["betas"], pose)
                   for name, pose in predictions.items() if name.startswith("pose of ")}
         if self.baseline is not None:
             for name, points in zip(("mean", "mean shape"), self.baseline.numpy(), strict=True):
                 points = np.broadcast_to(points, (len(predictions["index"]), *points.shape))
-                meshes[name] = self.judged({"joints": points[:, :24], "vertices": points[:, 24:]})
-        return {name: metrics.evaluate(self.protocol, mesh, truth)
+                meshes[name] = {"joints": points[:, :24], "vertices": points[:, 24:]}
+        return {name: metrics.evaluate(self.PROTOCOLS[self.data], mesh, truth)
                 for name, mesh in meshes.items()}
-
-    def truth(self, predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The true joints and meshes of these samples, as the protocol wants them."""
-        return self.mesh(predictions["true_betas"], predictions["true_pose"])
-
-    def judged(self, mesh: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A predicted body with the joints that the protocol judges."""
-        return mesh
 
 
 class TokenizerTask(BodyTask):
@@ -1001,6 +994,13 @@ class TransformerTask(BodyTask):
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
         super().__init__(config, arguments, origin)
+        if self.data != "rendered":
+            if not arguments.models:
+                raise ValueError(f"--data {self.data}: its bodies are SMPL's; give the folder of "
+                                 "SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE and, for protocols of 14 "
+                                 "joints, J_regressor_h36m.npy with --models")
+            self.body = bodymodels.load_model(arguments.models, family="smpl")
+            self.faces = self.body.faces
         if not origin and not arguments.tokenizer:
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
                              "one with --stage tokenizer and give its checkpoint with --tokenizer")
@@ -1015,10 +1015,6 @@ class TransformerTask(BodyTask):
                 raise ValueError("these weights were trained with another tokenizer than "
                                  f"{arguments.tokenizer}, which they hold: leave --tokenizer out")
         self.light_body = self.body.for_keypoints()  # training needs no other vertices
-        if self.data != "rendered" and not arguments.models:
-            raise ValueError(f"--data {self.data}: its bodies are SMPL's; give the folder of "
-                             "SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE and, for protocols of 14 "
-                             "joints, J_regressor_h36m.npy with --models")
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
@@ -1041,55 +1037,28 @@ class TransformerTask(BodyTask):
             genhmr.load_backbone(model, self.arguments.backbone)
         return model
 
-    def loss(self, trainer: Trainer,
-             batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_total of all tokens, predicted from those that are not masked."""
-        batch = genhmr.mask_batch(trainer.model, batch)
-        terms = genhmr.losses(
-            trainer(batch["image"], batch["masked_tokens"]), batch, trainer.model,
-            self.light_body.to(batch["image"].device),
-            genhmr.gumbel_temperature(trainer.step, self.config))
-        return genhmr.total_loss(terms, self.config), terms
-
-    def predict(self, model: nn.Module, batch: dict[str, Tensor],
-                final: bool = False) -> dict[str, Tensor]:
-        """Poses sampled and, in the end, also with other T and refined, beside the truth."""
-        features = model.encode(batch["image"])
-        runs = {T: genhmr.sample_from(model, features, iterations=T)
-                for T in dict.fromkeys((self.iterations, 1, 5, 10) if final else
-                                       (self.iterations,))}
-        found = runs[self.iterations]
-        poses = {f"T={T}": run.rotations for T, run in runs.items()}
-        for P in (5, 10, 20) if final else ():
-            poses[f"T={self.iterations} P={P}"] = self.refined(model, found, batch, P)
-        config = model.config
-        transl = genhmr.camera_translation(found.camera, config.focal)
-        return {"index": batch["index"], "betas": found.betas, "transl": transl,
-                "true_pose": batch["pose"], "true_betas": batch["betas"]} | {
-            f"pose of {name}": pose for name, pose in poses.items()}
-
-    def refined(self, model: nn.Module, found: genhmr.Sampled, batch: dict[str, Tensor],
-                steps: int) -> Tensor:
-        """The poses after so many steps towards the true 2D joints with noise."""
-        noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (24, 2))
-                          for index in batch["index"].tolist()])
-        joints = batch["keypoints_2d"][:, :24] / model.config.image_size - 0.5
-        body = self.light_body.to(joints.device)
-        return genhmr.refine(
-            model, found.tokens, found.betas, found.camera,
-            joints + torch.from_numpy(noise).to(joints), batch["keypoints_valid"][:, :24],
-            lambda betas, pose: body(betas, pose).joints, iterations=steps).rotations
-
     def points(self, batch: dict[str, Tensor]) -> Tensor:
         """True joints and vertices (B, 24 + V, 3) of those whose pose is known, if any is."""
         known = batch["pose_valid"] > 0
         return super().points({name: batch[name][known] if known.any() else batch[name]
                                for name in ("betas", "pose")})
 
+    def score_piece(self, predictions: dict[str, np.ndarray]) -> Scores:
+        """Of some samples, for every predictor and for both constants of the baseline."""
+        if self.data == "rendered":
+            return super().score_piece(predictions)
+        truth = self.truth(predictions)
+        meshes = {name.removeprefix("pose of "): self.mesh(predictions["betas"], pose)
+                  for name, pose in predictions.items() if name.startswith("pose of ")}
+        if self.baseline is not None:
+            for name, points in zip(("mean", "mean shape"), self.baseline.numpy(), strict=True):
+                points = np.broadcast_to(points, (len(predictions["index"]), *points.shape))
+                meshes[name] = {"joints": points[:, :24], "vertices": points[:, 24:]}
+        return {name: metrics.evaluate(self.protocol, self.judged(mesh), truth)
+                for name, mesh in meshes.items()}
+
     def truth(self, predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Joints of motion capture, or bodies of each one's gender."""
-        if self.data == "rendered":
-            return super().truth(predictions)
         records = self.test_set.records()[predictions["index"]]
         if self.protocol == "h36m_p2_lsp14":
             return {"joints": data.relabelled(records["keypoints_3d"], self.test_set.JOINTS,
@@ -1134,6 +1103,61 @@ class TransformerTask(BodyTask):
                          for start in range(0, len(pose), self.PIECE)]))
         super().write(predictions, out)
 
+    def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """A mesh (V, 3) over a picture (H, W, 3); not one around the camera, of unknown place."""
+        if self.data != "rendered" and mesh[:, 2].min() <= 0:
+            return background
+        return super().draw(mesh, K, background)
+
+    def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
+        """Translations (B, 3) before the model's camera as those before the crops' K (B, 3, 3)."""
+        model = data.body_camera(self.config.image_size)
+        x, y, z = transl.unbind(1)
+        z = z * K[:, 0, 0] / model[0, 0]
+        return torch.stack((x - (K[:, 0, 2] - model[0, 2]) * z / K[:, 0, 0],
+                            y - (K[:, 1, 2] - model[1, 2]) * z / K[:, 1, 1], z), 1)
+
+    def loss(self, trainer: Trainer,
+             batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_total of all tokens, predicted from those that are not masked."""
+        batch = genhmr.mask_batch(trainer.model, batch)
+        terms = genhmr.losses(
+            trainer(batch["image"], batch["masked_tokens"]), batch, trainer.model,
+            self.light_body.to(batch["image"].device),
+            genhmr.gumbel_temperature(trainer.step, self.config))
+        return genhmr.total_loss(terms, self.config), terms
+
+    def predict(self, model: nn.Module, batch: dict[str, Tensor],
+                final: bool = False) -> dict[str, Tensor]:
+        """Poses sampled and, in the end, also with other T and refined, beside the truth."""
+        features = model.encode(batch["image"])
+        runs = {T: genhmr.sample_from(model, features, iterations=T)
+                for T in dict.fromkeys((self.iterations, 1, 5, 10) if final else
+                                       (self.iterations,))}
+        found = runs[self.iterations]
+        poses = {f"T={T}": run.rotations for T, run in runs.items()}
+        for P in (5, 10, 20) if final else ():
+            poses[f"T={self.iterations} P={P}"] = self.refined(model, found, batch, P)
+        config = model.config
+        transl = genhmr.camera_translation(found.camera, config.focal)
+        if self.data != "rendered":
+            transl = self.in_crop(transl, batch["K"])
+        return {"index": batch["index"], "betas": found.betas, "transl": transl,
+                "true_pose": batch["pose"], "true_betas": batch["betas"]} | {
+            f"pose of {name}": pose for name, pose in poses.items()}
+
+    def refined(self, model: nn.Module, found: genhmr.Sampled, batch: dict[str, Tensor],
+                steps: int) -> Tensor:
+        """The poses after so many steps towards the true 2D joints with noise."""
+        noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (24, 2))
+                          for index in batch["index"].tolist()])
+        joints = batch["keypoints_2d"][:, :24] / model.config.image_size - 0.5
+        body = self.light_body.to(joints.device)
+        return genhmr.refine(
+            model, found.tokens, found.betas, found.camera,
+            joints + torch.from_numpy(noise).to(joints), batch["keypoints_valid"][:, :24],
+            lambda betas, pose: body(betas, pose).joints, iterations=steps).rotations
+
     def picture(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
         """A test image (S, S, 3) beside the predicted and the true mesh over it."""
         sample = self.test_set[index]
@@ -1141,12 +1165,9 @@ class TransformerTask(BodyTask):
         one = {name: value[index:index + 1] for name, value in predictions.items()}
         found = self.mesh(one["betas"], one[f"pose of T={self.iterations}"])["vertices"][0]
         truth = self.mesh(one["true_betas"], one["true_pose"])["vertices"][0]
-        K, place = data.body_camera(len(photo)), (sample["K"], sample["transl"].numpy())
-        if not sample.get("transl_valid", True):  # unknown: where the model puts it
-            place = K, one["transl"]
         return np.concatenate([photo] + [
-            self.draw(mesh + shift, camera, photo) for mesh, camera, shift in (
-                (found, K, one["transl"]), (truth, *place))], 1)
+            self.draw(mesh + shift, sample["K"], photo) for mesh, shift in (
+                (found, one["transl"]), (truth, sample["transl"].numpy()))], 1)
 
 
 TASKS = {"simplehand": SimpleHandTask, "genhmr-tokenizer": TokenizerTask,

@@ -14,6 +14,7 @@ from test_bodies import write_amass, write_moyo
 from test_datasets import write_3dpw, write_coco, write_h36m, write_models
 from test_train import Run, assert_same_state, flag
 
+import bodymodels
 import data
 import genhmr
 import train
@@ -412,9 +413,22 @@ def test_wart_human36m_is_judged_by_joints_and_a_regressor_of_the_right_order(
         task.judged({"vertices": np.zeros((1, 6890, 3))})
 
 
+def test_translations_before_the_models_camera_and_before_the_crops(finished, folder, official):
+    """A body's root lands at the same pixel with either K, as far away as that K makes it."""
+    task = judge(folder, official, "3dpw_lsp14")
+    K = torch.tensor([[[300.0, 0, 20], [0, 300, 45], [0, 0, 1]]])
+    transl = torch.tensor([[0.2, -0.1, 30.0]])
+    moved = task.in_crop(transl, K)
+    model = torch.from_numpy(data.body_camera(64)).float()[None]
+    torch.testing.assert_close(bodymodels.project(moved[:, None], K),
+                               bodymodels.project(transl[:, None], model), atol=1e-3, rtol=0)
+    assert moved[0, 2] == pytest.approx(30 * 300 / float(model[0, 0, 0]))
+
+
 def test_official_pictures_need_models_and_a_protocol(finished, folder, official, tmp_path):
     for extra, message in (
             ((), "choose what to judge by with --protocol, one of 3dpw_lsp14, "),
+            (("--protocol", "dexycb"), "choose what to judge by with --protocol, one of 3dpw"),
             (("--protocol", "3dpw_lsp14"), "SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE")):
         with pytest.raises(SystemExit, match=message):
             train.main(command_line(folder, "transformer", tmp_path / "no", "--data", "coco",
