@@ -200,6 +200,19 @@ def test_dexycb_refuses(folders, tmp_path):
 
 # ------------------------------------------------------------------------------ InterHand2.6M
 
+
+def test_lists_of_a_dictionary_are_streamed(tmp_path):
+    """By their key, whatever stands before them and wherever the chunks end."""
+    content = {"info": {"images": 3, "text": "x" * 300}, "images": [{"id": 1}, {"id": 2}],
+               "annotations": [{"id": 7, "of": [1, 2]}] * 3}
+    write(tmp_path / "x.json", content)
+    for chunk in range(30, 120, 7):
+        for key in ("images", "annotations"):
+            assert list(data.stream_json_list(tmp_path / "x.json", chunk, key)) == content[key]
+    with pytest.raises(ValueError, match="it has no list 'people'"):
+        list(data.stream_json_list(tmp_path / "x.json", key="people"))
+
+
 INTERHAND_R, CAMPOS = rodrigues([0.2, 1.1, -0.3]), np.array([100.0, -400, 900])  # mm
 
 
