@@ -683,21 +683,30 @@ def _array_member(data: bytes):
     return objects.item() if objects.ndim == 0 else objects
 
 
-def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The named arrays of a model file, .npz or .pkl, executing nothing that is in the file.
+def _npy(path: Path):
+    try:
+        return _array_member(path.read_bytes())
+    except (ValueError, IndexError, EOFError) as error:
+        raise UnsafeFileError(f"{path} is damaged or unsafe ({_reason(error)})") from error
 
-    Raises FileNotFoundError, and UnsafeFileError for a file that is damaged or not plain data.
+
+def load_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
+    """The named arrays of a file, executing nothing that is in it.
+
+    The file is .npz, or .npy with a dictionary in it, or else a pickle. prefix: of the arrays that
+    are wanted; of an .npz no others are read. Raises FileNotFoundError, and UnsafeFileError for a
+    file that is damaged or not plain data.
     """
     path = Path(path)
     if path.suffix != ".npz":
-        arrays = safe_unpickle(path)
+        arrays = _npy(path) if path.suffix == ".npy" else safe_unpickle(path)
         _expect(isinstance(arrays, dict), f"{path} holds a {type(arrays).__name__}, not arrays")
-        return arrays
+        return {name: value for name, value in arrays.items() if name.startswith(prefix)}
     data = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return {name.removesuffix(".npy"): _array_member(archive.read(name))
-                    for name in archive.namelist()}
+                    for name in archive.namelist() if name.startswith(prefix)}
     except Exception as error:
         raise UnsafeFileError(f"{path} is damaged or unsafe ({_reason(error)})") from error
 
@@ -1075,7 +1084,7 @@ def _hand_space(arrays: dict, family: str, hand_pose: str, num_pca_comps: int) -
     return space
 
 
-def _find_model(folder: Path, family: str | None, side: str, gender: str) -> Path:
+def find_model(folder: Path, family: str | None, side: str, gender: str) -> Path:
     """The one model file with an official name in the folder or its usual sub-folders."""
     if family is not None and family not in _FAMILIES:
         raise ValueError(f"family={family!r}: expected one of {', '.join(_FAMILIES)}")
@@ -1099,7 +1108,7 @@ def _find_model(folder: Path, family: str | None, side: str, gender: str) -> Pat
 
 def load_model(source: str | Path = "hand_right", *, family: str | None = None,
                side: str = "right", gender: str = "neutral", fix_left_shapedirs: bool = False,
-               **options) -> BodyModel:
+               v_template: np.ndarray | None = None, **options) -> BodyModel:
     """A body model from the free assets, a file or a folder.
 
     source: "hand_right", "hand_left", "body" or "wholebody"; or an official MANO, SMPL, SMPL-H or
@@ -1113,7 +1122,8 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
     components, plus the mean).
 
     fix_left_shapedirs=True mirrors x of MANO_LEFT's shape components, which the official file
-    forgot. InterHand2.6M's annotations need it, DexYCB's were made without.
+    forgot. InterHand2.6M's annotations need it, DexYCB's were made without. v_template (V, 3): a
+    subject's own body at rest, in the place of the file's.
 
     Raises FileNotFoundError, and ValueError for a file that is unsafe or not a body model.
     """
@@ -1121,7 +1131,7 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
     if source in FREE_MODELS:
         path = ASSETS / f"{source}.npz"
     elif path.is_dir():
-        path = _find_model(path, family, side, gender)
+        path = find_model(path, family, side, gender)
         name = path.stem
     elif not path.is_file():
         raise FileNotFoundError(f"{source} is not a file or folder, nor one of the free models "
@@ -1134,6 +1144,8 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
         if side != "left" or "side" in arrays:
             raise ValueError("fix_left_shapedirs is for the official MANO_LEFT file alone")
         arrays["shapedirs"] = arrays["shapedirs"] * np.array([-1, 1, 1])[:, None]
+    if v_template is not None:
+        arrays["v_template"] = np.asarray(v_template, np.float64)
     return BodyModel(arrays, name=name, side=side, **options)
 
 
@@ -1306,6 +1318,32 @@ def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:
         raise ValueError(f"cannot save {path}: the mesh has no faces")
     colors = None if colors is None else _vertex_colors(colors, len(vertices))
     write_atomically(path, _MESH_FORMATS[path.suffix.lower()](vertices, faces, colors))
+
+
+def load_vertices(path: str | Path) -> np.ndarray:
+    """Vertices (V, 3) float32 of an OBJ file, or of a PLY that is binary, little endian.
+
+    Of a PLY the first element must be vertices whose first properties are x, y and z as floats.
+    ValueError for anything else.
+    """
+    data = Path(path).read_bytes()
+    if Path(path).suffix.lower() == ".obj":
+        rows = [line.split()[1:4] for line in data.decode().splitlines() if line[:2] == "v "]
+        if not rows or any(len(row) < 3 for row in rows):
+            raise ValueError(f"{path} has no vertices of three numbers")
+        return np.array(rows, np.float32)
+    header, _, body = data.partition(b"end_header\n")
+    found = re.search(rb"^ply\s+format binary_little_endian 1\.0\s(?:(?!element).)*"
+                      rb"element vertex (\d+)\s+((?:property \w+ \w+\s+)+)", header, re.DOTALL)
+    _, kinds, names = np.reshape(found[2].decode().split(), (-1, 3)).T if found else ((), (), ())
+    sizes = {"float": 4, "float32": 4, "uchar": 1, "uint8": 1, "double": 8, "int": 4}
+    if [*names[:3]] != [*"xyz"] or not {*kinds[:3]} <= {"float", "float32"} or {*kinds} - {*sizes}:
+        raise ValueError(f"{path} is no binary little-endian PLY of vertices with x, y, z as float")
+    stride, count = sum(sizes[kind] for kind in kinds), int(found[1])
+    if len(body) < stride * count:
+        raise ValueError(f"{path} ends before its {count} vertices do: copy it again")
+    rows = np.frombuffer(body, np.uint8, stride * count).reshape(count, stride)
+    return np.ascontiguousarray(rows[:, :12]).view("<f4")
 
 
 # ------------------------------------------------------------------------------- rendering

@@ -4,6 +4,8 @@
     RenderedBodies              pictures of bodies
     RenderedPeople              pictures of whole bodies, and of their hands
     MotionPoses, AMASS, MOYO    poses of bodies, without pictures; Joined makes several one
+    HandPictures, BodyPictures  the other official data sets of hands and bodies, see OFFICIAL;
+                                Mixed has several in proportions, see MIXTURES
 
 Every data set is a `torch.utils.data.Dataset`. `dataset[key]` takes key = epoch * len(dataset) +
 index and is a pure function of (seed, split, epoch, index): no state, so any worker, any rank and
@@ -32,15 +34,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import io
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -61,11 +69,14 @@ NUM_JOINTS, NUM_VERTICES = 21, 778  # hand21, MANO topology
 # ------------------------------------------------------------------------------- pictures
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(path: str | os.PathLike, *, upright: bool = True,
+               part: tuple[int, int] = (0, 0)) -> np.ndarray:
     """A picture file as (H, W, 3) uint8 RGB, upright.
 
     EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to
     8 bits, palettes, grey and CMYK are converted, and of an animation the first frame is taken.
+    upright=False leaves the pixels as they are stored, whatever EXIF says of them. part: the first
+    byte and the number of bytes that hold the picture, if the file is an archive; 0 bytes: all.
     Raises FileNotFoundError for a missing file, ValueError for anything that is not a picture.
     """
     path = Path(path)
@@ -76,14 +87,20 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): copy or download it again")
     try:
-        with Image.open(path) as picture:
+        with Image.open(_bytes_of(path, *part) if part[1] else path) as picture:
             picture.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(picture)))
+            return np.array(_to_rgb(ImageOps.exif_transpose(picture) if upright else picture))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large a picture ({error}): scale it down first") from error
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise ValueError(f"{path} cannot be read as a picture ({error}): "
                          "expected an undamaged JPEG, PNG or similar") from error
+
+
+def _bytes_of(path: Path, start: int, count: int) -> io.BytesIO:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return io.BytesIO(file.read(count))
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -204,7 +221,7 @@ class Augmentation:
     radians_quirk: bool = False  # rotation as the official SimpleHand code draws it, see below
     flip: float = 0.0  # probability of mirroring: pictures of the other hand, same topology
     extreme: float = 0.0  # probability of a box around a part of the body, bodies only
-    hmr_draws: bool = False  # motion drawn as HMR2.0 does, bodies only, see `draw_motion`
+    hmr_draws: bool = False  # motion drawn as HMR2.0 does, see `draw_motion`
     gain: tuple[float, float] = (1.0, 1.0)  # factor of each colour channel
     brightness: tuple[float, float] = (0.0, 0.0)  # offset, fraction of white
     contrast: tuple[float, float] = (0.0, 0.0)  # factor - 1
@@ -261,6 +278,9 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     # HMR2.0: SCALE .3, ROT 30, TRANS .02, FLIP .5, COLOR 20 %, extreme crops 10 %
     "official_hmr": Augmentation(center_jitter=0.02, scale=(0.7, 1.3), rotation=30.0, flip=0.5,
                                  extreme=0.1, hmr_draws=True, gain=(0.8, 1.2)),
+    # HaMeR: the same but for flips and extreme crops, of a box twice as large as the hand's
+    "official_hamer": Augmentation(center_jitter=0.04, scale=(1.4, 2.6), rotation=30.0,
+                                   hmr_draws=True, gain=(0.8, 1.2)),
     "rendered_bodies": Augmentation(center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0, flip=0.5,
                                     gain=(0.8, 1.2), brightness=(-0.15, 0.15),
                                     contrast=(-0.2, 0.2)),
@@ -278,7 +298,7 @@ def find_augmentation(recipe: str | Augmentation | None) -> Augmentation | None:
 
 
 # First words: independent streams of random numbers.
-AUGMENTING, RENDERING, NOISE, RENDERING_BODIES, RENDERING_PEOPLE, DETAILS = range(6)
+AUGMENTING, RENDERING, NOISE, RENDERING_BODIES, RENDERING_PEOPLE, DETAILS, MIXING = range(7)
 
 
 def random_generator(*words: int) -> np.random.Generator:
@@ -300,6 +320,7 @@ class Annotated:
     keypoints_2d: np.ndarray  # (21, 2) pixels
     keypoints_valid: np.ndarray  # (21,)
     mesh_valid: float
+    side: int = 1  # 1 right, 0 left
 
 
 def inside(keypoints: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -322,18 +343,34 @@ def crop_sample(source: Annotated, center: np.ndarray, box: np.ndarray, size: in
         "mesh_valid": source.mesh_valid,
         "crop": crop.homography,
         "camera_rotation": crop.rotation,
+        "side": np.int64(source.side),
     }
 
 
 def augmented_crop(source: Annotated, center: np.ndarray, box: np.ndarray, size: int,
                    recipe: Augmentation, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Jitter, scale, turn and mirror the box as the recipe says, then crop."""
+    """Jitter, scale, turn and mirror the box as the recipe says, then crop. Left hands are mirrored
+    once more: they come out right, and `camera_rotation` has determinant -1 unless flipped."""
     height, width = source.image.shape[:2]
-    jitter = rng.uniform(-recipe.center_jitter, recipe.center_jitter, 2) * box[0]
-    center = np.clip(center + jitter, 0, (width, height))
-    box = box * rng.uniform(*recipe.scale)
-    roll, mirror = recipe.draw_roll(rng), bool(rng.random() < recipe.flip)
-    return crop_sample(source, center, box, size, roll=roll, mirror=mirror)
+    shift, scale, roll = recipe.draw_motion(rng)
+    center = np.clip(center + shift * box[0], 0, (width, height))
+    mirror = bool(rng.random() < recipe.flip) != (source.side == 0)
+    return crop_sample(source, center, box * scale, size, roll=roll, mirror=mirror)
+
+
+TIGHT_BOX = Augmentation(scale=(1.25, 1.25))  # how the papers crop a hand to evaluate it
+
+
+def hand_sample(source: Annotated, size: int, recipe: Augmentation | None,
+                rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The crop of a hand around its keypoints, or the whole picture if none is known."""
+    height, width = source.image.shape[:2]
+    if source.keypoints_valid.any():
+        center, box = keypoint_box(source.keypoints_2d[source.keypoints_valid > 0])
+        return augmented_crop(source, center, np.maximum(box, 1.0), size, recipe or TIGHT_BOX, rng)
+    whole = np.array([width, height], np.float64)
+    sample = augmented_crop(source, whole / 2, whole, size, recipe or Augmentation(), rng)
+    return sample | {"keypoints_2d": source.keypoints_2d}  # unknown stays zero
 
 
 class KeyedDataset(Dataset):
@@ -387,7 +424,7 @@ class HandDataset(ImageDataset):
 
     def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
         super().finish(sample, rng)
-        sample["side"] = np.int64(1)
+        sample.setdefault("side", np.int64(1))
         if self.augmentation is not None and not sample["keypoints_valid"][[0, 9]].any():
             sample["mesh_valid"] = 0.0  # official: no 3-D loss, wrist and knuckle are out
 
@@ -417,10 +454,10 @@ def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray |
 
 
 def build_packed(path: Path, dtype: np.dtype, length: int | None,
-                 fill: Callable[..., np.ndarray | None]) -> np.ndarray:
+                 fill: Callable[..., Iterator[np.ndarray] | None]) -> np.ndarray:
     """Memory-map `path`, building it first with `fill(records)` unless it is complete.
 
-    With length None the records are those that `fill()` returns, however many they are. Readers
+    With length None the records are those that `fill()` yields, however many they are. Readers
     never see half a file: it is written beside its place and renamed. Of several processes that
     ask at once one builds and the others wait; a killed builder's lock dies with it.
     """
@@ -438,23 +475,36 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None,
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)
         if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
-            ready = fill() if length is None else None
-            count = length if ready is None else len(ready)
-            needed = dtype.itemsize * count
+            needed = dtype.itemsize * (length or 0)
             if shutil.disk_usage(path.parent).free < 1.05 * needed:  # a full disk kills by SIGBUS
                 raise ValueError(f"{path.parent} has no room for {needed / 1e9:.1f} GB: "
                                  "give cache=FOLDER elsewhere")
             try:
-                records = np.lib.format.open_memmap(temporary, "w+", dtype, (count,))
-                if ready is None:
-                    fill(records)
+                if length is None:
+                    write_records(temporary, dtype, fill())
                 else:
-                    records[:] = ready
-                records.flush()  # to the disk
+                    records = np.lib.format.open_memmap(temporary, "w+", dtype, (length,))
+                    fill(records)
+                    records.flush()  # to the disk
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
     return open_packed(path, dtype, length)
+
+
+def write_records(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
+    """A .npy file of all records of the chunks, of which one at a time is in memory."""
+    count = 0
+    with open(path, "wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+        np.lib.format.write_array_header_2_0(file, header | {"shape": (0,)})
+        for chunk in chunks:
+            file.write(chunk.tobytes())
+            count += len(chunk)
+        file.seek(0)  # numpy leaves room in the header for any number of records
+        np.lib.format.write_array_header_2_0(file, header | {"shape": (count,)})
+        file.flush()
+        os.fsync(file.fileno())
 
 
 # ---------------------------------------------------------------------- hand poses and views
@@ -736,9 +786,9 @@ class MotionCapture(KeyedDataset):
             self._packed = build_packed(self.path, self.DTYPE, None, self._gather)
         return self._packed
 
-    def _gather(self) -> np.ndarray:
+    def _gather(self) -> Iterator[np.ndarray]:
         bar = tqdm(self.files, f"Packing {self.path.name}", disable=not self.progress)
-        return np.concatenate([self._excerpt(path) for path in bar])
+        return (self._excerpt(path) for path in bar)
 
     def _excerpt(self, path: Path) -> np.ndarray:
         poses, betas = self.read(path)
@@ -1576,12 +1626,20 @@ def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
 
 
 def draw_crop(rng: np.random.Generator, recipe: Augmentation, size: int, keypoints: np.ndarray,
-              names: Sequence[str]) -> tuple[np.ndarray, float, bool]:
-    """A new crop of a body's picture: its homography, and the roll and mirror in it."""
-    center, side = np.array([size, size]) / 2, float(size)
+              names: Sequence[str], box: tuple[np.ndarray, float] | None = None,
+              known: np.ndarray | None = None) -> tuple[np.ndarray, float, bool]:
+    """A new crop of a body's picture: its homography, and the roll and mirror in it.
+
+    box: centre and side of the crop before (default: of a whole picture, size x size); known: of
+    the keypoints (default: all), of which a part of the body needs three.
+    """
+    center, side = (np.array([size, size]) / 2, float(size)) if box is None else box
     if rng.random() < recipe.extreme:
-        center, side = body_box(keypoints[draw_body_part(rng, names)])
-        side = max(1.2 * side, size / 8)
+        part = [joint for joint in draw_body_part(rng, names) if known is None or known[joint]]
+        if len(part) > 2:
+            least = side / 8
+            center, side = body_box(keypoints[part])
+            side = max(1.2 * side, least)
     shift, scale, roll = recipe.draw_motion(rng)
     mirror = bool(rng.random() < recipe.flip)
     return crop_homography(center + shift * side, side * scale, size, roll=roll,
@@ -1783,7 +1841,17 @@ def _tint_hands(rng: np.random.Generator, albedo: np.ndarray) -> None:
         albedo[vertices] += palm * hand.palmar * lighter + tip * hand.tip * (0.06, -0.03, -0.02)
 
 
-class RenderedPeople(Rendered, ImageDataset):
+class PeopleDataset(ImageDataset):
+    """A data set of whole bodies with crops of their hands."""
+
+    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        super().finish(sample, rng)
+        if self.augmentation is not None:
+            sample["hand_images"] = np.stack([self.augmentation.recolor(image, rng)
+                                              for image in sample["hand_images"]])
+
+
+class RenderedPeople(Rendered, PeopleDataset):
     """Pictures of the free whole body with a crop of each hand, rendered: exact labels.
 
     One sample; S and H are the sides of the crops, "hand" arrays hold the right one first:
@@ -1877,13 +1945,6 @@ class RenderedPeople(Rendered, ImageDataset):
         sample["hand_images"] = sample["hand_images"].transpose(0, 3, 1, 2)
         return person_labels(sample, self.size)
 
-    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        super().finish(sample, rng)
-        if self.augmentation is not None:
-            sample["hand_images"] = np.stack([self.augmentation.recolor(image, rng)
-                                              for image in sample["hand_images"]])
-
-
 def person_labels(sample: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     """A sample of RenderedPeople with the labels that follow from the others; "pose" is renamed."""
     pose = sample.pop("pose")
@@ -1962,7 +2023,6 @@ class FreiHAND(HandDataset):
     annotation's own error. Joints are the given xyz, never regressed.
     """
 
-    EVALUATION = Augmentation(scale=(1.25, 1.25))
     BACKGROUNDS = ("gs", "hom", "sample", "auto")
     SHAPES = {"K": (3, 3), "xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3)}
 
@@ -2024,18 +2084,7 @@ class FreiHAND(HandDataset):
                          mesh_valid=float(known and "verts" in self.sources))
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        source = self.annotated(index)
-        height, width = source.image.shape[:2]
-        center, box = np.array([width, height]) / 2, np.array([width, height], np.float64)
-        recipe = Augmentation() if self.augmentation is None else self.augmentation
-        if source.keypoints_valid.any():
-            center, box = keypoint_box(source.keypoints_2d[source.keypoints_valid > 0])
-            box = np.maximum(box, 1.0)
-            recipe = self.augmentation or self.EVALUATION
-        sample = augmented_crop(source, center, box, self.size, recipe, rng)
-        if "xyz" not in self.sources:
-            sample["keypoints_2d"] = source.keypoints_2d  # unknown stays zero
-        return sample
+        return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
 
     def _records(self) -> np.ndarray:
         if self._packed is None:
@@ -2066,17 +2115,22 @@ class FreiHAND(HandDataset):
                                  "the files do not belong together")
 
 
-def stream_json_list(path: Path, chunk: int = 1 << 22) -> Iterator[object]:
+def stream_json_list(path: Path, chunk: int = 1 << 22, key: str = "") -> Iterator[object]:
     """The items of a JSON file that holds one long list, one at a time, in little memory.
 
-    Raises ValueError if the file is damaged, or if one item is longer than 16 chunks of characters.
+    key: the list is the value of this key, which occurs once, of the file's dictionary. Raises
+    ValueError if the file is damaged, or if one item is longer than 16 chunks of characters.
     """
     decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
     with open(path, encoding="utf-8") as file:
         text = file.read(chunk).lstrip()
-        if not text.startswith("["):
-            raise ValueError("it does not start with [")
-        position = 1
+        start = re.compile(rf'"{key}"\s*:\s*\[' if key else r"\[")
+        while key and not start.search(text) and (more := file.read(chunk)):
+            text = text[-100:] + more  # the key may have been cut in two
+        found = start.search(text) if key else start.match(text)
+        if not found:
+            raise ValueError(f"it has no list {key!r}" if key else "it does not start with [")
+        position = found.end()
         while True:
             position = gap.match(text, position).end()
             if text.startswith("]", position):
@@ -2093,33 +2147,1675 @@ def stream_json_list(path: Path, chunk: int = 1 << 22) -> Iterator[object]:
             text, position = text[position:] + more, 0
 
 
+# ---------------------------------------------------------------- official pictures and labels
+
+GENDERS = ("neutral", "male", "female")
+BOX_MARGIN = 1.2  # of a body's crop: every lineage's; what a data set's own boxes include is undone
+UNKNOWN_FOCAL = 5000.0  # pixels, where a data set does not tell: HMR's and its heirs' custom
+UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError, EOFError,
+              tarfile.TarError, zipfile.BadZipFile, ElementTree.ParseError)  # from damaged files
+
+
+def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
+    """What is packed of one person in one picture; Pictures tells what it means."""
+    return np.dtype([
+        ("image", "S160"), ("part", np.int64, 2), ("turns", np.int8), ("image_size", np.int32, 2),
+        ("K", np.float32, (3, 3)), ("center", np.float32, 2), ("box", np.float32, 2),
+        ("keypoints_2d", np.float32, (joints, 3)), ("keypoints_3d", np.float32, (joints, 4)),
+        ("pose", np.float32, (pose, 3)), ("betas", np.float32, betas), ("transl", np.float32, 3),
+        ("world_to_camera", np.float32, (3, 4)), ("has_pose", np.float32),
+        ("has_hands", np.float32), ("has_betas", np.float32), ("has_transl", np.float32),
+        ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("frame", np.int32),
+        ("sequence", "S96"), ("mesh", "S96")])
+
+
+def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
+    """One person (columns["image"] is a text) or many (it is a list) as records.
+
+    What is not given is 0, "", or -1 for the side and the identity for world_to_camera; what has
+    the shape of one record's field holds for all. ValueError names a column that does not fit.
+    """
+    count = 1 if isinstance(columns["image"], str) else len(columns["image"])
+    records = np.zeros(count, dtype)
+    records["side"], records["world_to_camera"] = -1, np.eye(3, 4)
+    for name, value in columns.items():
+        array, shape = np.asarray(value), dtype[name].shape
+        if array.shape not in (shape, (count, *shape)):
+            raise ValueError(f"{name} has shape {array.shape}, expected {(count, *shape)}")
+        if array.dtype.kind in "SU":
+            array = np.char.encode(array) if array.dtype.kind == "U" else array
+            if array.dtype.itemsize > dtype[name].itemsize:
+                raise ValueError(f"{name} is longer than {dtype[name].itemsize} bytes")
+        elif not np.isfinite(array.astype(np.float64)).all():
+            raise ValueError(f"{name} has numbers that are not finite")
+        records[name] = array
+    return records
+
+
+def rigid(R: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """(..., 3, 4) of rotations (..., 3, 3) and translations (..., 3)."""
+    return np.concatenate([R, np.broadcast_to(t, R.shape[:-1])[..., None]], -1)
+
+
+def turned(R: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Axis-angles (N, 3) of a root's orientations (N, 3) after R (3, 3) or (N, 3, 3)."""
+    rotations = bodymodels.axis_angle_to_matrix(torch.as_tensor(root, dtype=torch.float64))
+    product = torch.as_tensor(R, dtype=torch.float64) @ rotations
+    return bodymodels.matrix_to_axis_angle(product).numpy()
+
+
+def moved_translation(transl: np.ndarray, world_to_camera: np.ndarray, rest_root: np.ndarray
+                      ) -> np.ndarray:
+    """A body's translation (3,) in the camera's frame, where its root is turned, too.
+
+    A body turns about its resting root joint and not about the origin: R T + t would be wrong by
+    |R j - j|, about 0.2 m for SMPL. rest_root (3,) depends on shape and gender.
+    """
+    R, t = world_to_camera[:, :3], world_to_camera[:, 3]
+    return R @ (rest_root + transl) + t - rest_root
+
+
+def pixels(points: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Points (..., J, 3) in front of cameras K (..., 3, 3), as pixels (..., J, 2)."""
+    projected = points @ K.swapaxes(-1, -2)
+    return projected[..., :2] / projected[..., 2:]
+
+
+def intrinsics(focal: Sequence[float], center: Sequence[float]) -> np.ndarray:
+    """K (3, 3) of focal lengths (2,) and principal point (2,)."""
+    return np.array([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]])
+
+
+def with_confidence(points: np.ndarray, confidence: np.ndarray | float = 1.0) -> np.ndarray:
+    """Points (..., J, D) and a column of confidences, zero where those are."""
+    confidence = np.broadcast_to(confidence, points.shape[:-1])[..., None]
+    return np.concatenate([np.where(confidence > 0, points, 0.0), confidence], -1)
+
+
+def boxes_around(keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres and sizes (N, 2) of the tight boxes of known keypoints (N, J, 3); 0 if none is."""
+    known = keypoints[..., 2:] > 0
+    low = np.where(known, keypoints[..., :2], np.inf).min(-2)
+    high = np.where(known, keypoints[..., :2], -np.inf).max(-2)
+    some = known.any(-2)
+    return np.where(some, (low + high) / 2, 0.0), np.where(some, high - low, 0.0)
+
+
+@cache
+def joint_places(source: str, target: str) -> np.ndarray:
+    """First and second choice (J, 2) of the target's joints in the source; -1: none.
+
+    OpenPose's hips and shoulders in "hmr44" are SMPL's, LSP's are the others'. Neither's neck and
+    head are SMPL's joints of these names.
+    """
+    to_model, from_model = target.startswith("smpl"), source.startswith("smpl")
+    place = {name: index for index, name in enumerate(bodymodels.JOINT_SETS[source])}
+    rows = []
+    for name in bodymodels.JOINT_SETS[target]:
+        plain = -1 if name in ("neck", "head") and to_model != from_model else place.get(name, -1)
+        openpose = place.get(f"{name}_openpose", -1)
+        rows.append((openpose, plain) if to_model else (plain, openpose))
+    return np.array(rows)
+
+
+def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Keypoints (..., J, C) of one joint set, confidence last, as another's; 0 if unknown."""
+    padded = np.concatenate([keypoints, np.zeros_like(keypoints[..., :1, :])], -2)
+    first, second = (padded[..., places, :] for places in joint_places(source, target).T)
+    return np.where(first[..., -1:] > 0, first, second)
+
+
+@lru_cache(maxsize=16)
+def official_body(folder: Path, template: bytes | None, light: bool, **options
+                  ) -> bodymodels.BodyModel:
+    """A model from a folder, with options for `load_model`; loaded once in a process.
+
+    template: see `template_bytes`. light: for joints and keypoints alone.
+    """
+    if light:
+        return official_body(folder, template, False, **options).for_keypoints()
+    own = {} if template is None else {
+        "v_template": np.frombuffer(template, np.float32).reshape(-1, 3)}
+    return bodymodels.load_model(folder, **options, **own)
+
+
+@lru_cache(maxsize=64)
+def template_bytes(path: Path, age: int) -> bytes:
+    """The vertices of a mesh file that was written at `age`, as float32."""
+    return bodymodels.load_vertices(path).tobytes()
+
+
+@lru_cache(maxsize=16)
+def hand_space(folder: Path, family: str, side: str, gender: str
+               ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Mean hand (45,) and principal components (45, 45) of a model's hand, or left and right."""
+    arrays = bodymodels.load_arrays(bodymodels.find_model(folder, family, side, gender), "hands_")
+    ends = ("",) if family == "mano" else ("l", "r")
+    return [(np.reshape(arrays[f"hands_mean{end}"], 45), arrays[f"hands_components{end}"])
+            for end in ends]
+
+
+class Pictures(ImageDataset):
+    """What the data sets below share: official files, read once; pictures, read when asked for.
+
+    root: the folder as the authors ship it. Its annotation is packed once into a memory-mapped
+    file in `cache` (default: root), and again when a source file changes: the file's name holds a
+    checksum of theirs. Nothing in a file is executed. `annotation(index)` is what is known of one
+    person in one picture, the same for all data sets; what is unknown is zero and flagged 0:
+
+        image            str      picture, below root        part, turns   see `picture`
+        image_size       (2,)     width and height, 0: not told
+        K                (3, 3)   intrinsics, 0: unknown
+        center, box      (2,)     pixels: middle, width and height of a tight box, never padded
+        keypoints_2d     (J, 3)   pixels and confidence, in the order JOINTS
+        keypoints_3d     (J, 4)   metres in the camera's frame, and confidence; not relative to
+                                  the root, unless the data set only tells that
+        pose             (P, 3)   axis-angles of MODEL: its root's in the camera's frame, fingers
+                                  absolute (has_hands)
+        betas            (B,)     of the model of this gender (an index of GENDERS)
+        transl           (3,)     metres, in the data set's frame: `moved_translation` needs a model
+        world_to_camera  (3, 4)   from that frame to the camera's
+        has_pose, has_hands, has_betas, has_transl
+        side             1 right hand, 0 left, -1 a body
+        person, frame    numbers  sequence, mesh     texts, as the data set's docstring tells
+
+    models: a folder of official body models, for what needs them: meshes, and fingers that are
+    told relative to the models' mean hand or as coefficients of their components. options: see
+    OPTIONS of each data set.
+    """
+
+    SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
+    SOURCES: tuple[str, ...]  # patterns of files; every one must be there. {split} is replaced
+    JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
+    HAND_SPACE = ""  # what finger angles are in the files, if not absolute: see load_model
+    MODEL_OPTIONS: dict = {}  # for load_model
+    OPTIONS: dict = {}  # names and defaults
+    CHOICES: dict[str, Sequence] = {}  # of some options: what they may be
+    HOME = ""  # where it is to be had
+
+    def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
+                 augmentation: str | Augmentation | None = None, seed: int = 0,
+                 cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
+                 progress: bool = True, **options) -> None:
+        split = next(iter(self.SPLITS)) if split is None else split
+        super().__init__(split, tuple(self.SPLITS), size, seed, augmentation)
+        self.root, self.progress = Path(root), progress
+        self.models = None if models is None else Path(models)
+        unknown = set(options) - set(self.OPTIONS)
+        if unknown:
+            raise ValueError(f"{type(self).__name__} has no option {', '.join(sorted(unknown))}: "
+                             f"expected {', '.join(self.OPTIONS) or 'none'}")
+        self.options = self.OPTIONS | options
+        for name, allowed in self.CHOICES.items():
+            if self.options[name] not in allowed:
+                raise ValueError(f"{type(self).__name__}: {name}={self.options[name]!r}, expected "
+                                 f"one of {', '.join(map(str, allowed))}")
+        poses = len(bodymodels.JOINT_SETS[{"mano": "mano16", "smpl": "smpl24",
+                                           "smplx": "smplx55"}[self.MODEL]])
+        self.dtype = record_dtype(len(bodymodels.JOINT_SETS[self.JOINTS]), poses, self.NUM_BETAS)
+        self.sources = self.find_sources()
+        files = [path for paths in self.sources.values() for path in paths]
+        if self.HAND_SPACE and self.models:
+            files += [path for path in sorted(self.models.rglob("*")) if path.is_file()]
+        marks = {os.path.relpath(path, self.root): (path.stat().st_size, path.stat().st_mtime_ns)
+                 for path in files}
+        name = fingerprint({"files": marks, "options": repr(sorted(self.options.items())),
+                            "version": READER_VERSION})
+        self.path = ((self.root if cache is None else Path(cache))
+                     / f"{type(self).__name__.lower()}_{split}_{name}.npy")
+        self.reading = self.root  # what an error is about
+        self._packed: np.ndarray | None = None
+        self.records()
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        """The files that each pattern of SOURCES finds."""
+        found = {}
+        for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
+            found[pattern] = sorted(self.root.glob(pattern))
+            if not found[pattern]:
+                raise FileNotFoundError(f"no {self.root / pattern}: expected "
+                                        f"{type(self).__name__} there in its official layout, see "
+                                        f"{self.HOME}")
+        return found
+
+    def rows(self) -> Iterator[dict]:
+        """The people of the split, in an order that is always the same; see `to_records`."""
+        raise NotImplementedError
+
+    def file(self, path: str | os.PathLike) -> Path:
+        """A file below root, which is read from now on."""
+        self.reading = self.root / path
+        if not self.reading.is_file():
+            raise FileNotFoundError(f"no {self.reading}: expected {type(self).__name__} there in "
+                                    f"its official layout, see {self.HOME}")
+        return self.reading
+
+    def json(self, path: str | os.PathLike) -> dict | list:
+        """The content of a JSON file below root."""
+        return json.loads(self.file(path).read_bytes())
+
+    def records(self) -> np.ndarray:
+        """All annotation, memory-mapped."""
+        if self._packed is None:
+            self._packed = build_packed(self.path, self.dtype, None, self._gather)
+        return self._packed
+
+    def _gather(self) -> Iterator[np.ndarray]:
+        count = 0
+        try:
+            for columns in tqdm(self.rows(), f"Packing {self.path.name}",
+                                disable=not self.progress):
+                records = to_records(columns, self.dtype)
+                count += len(records)
+                yield records
+        except FileNotFoundError:
+            raise
+        except UNREADABLE as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{self.reading} is not as {type(self).__name__} is shipped "
+                             f"({reason}): copy or download it again, see {self.HOME}") from error
+        if not count:
+            raise ValueError(f"no sample of the split {self.split} is left in {self.root}: "
+                             f"expected all of {type(self).__name__}, see {self.HOME}")
+
+    def __len__(self) -> int:
+        return len(self.records())
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None}  # workers map the file themselves
+
+    def annotation(self, index: int) -> dict:
+        """One record: arrays, numbers and texts by name."""
+        record = self.records()[index]
+        values = {name: record[name].copy() for name in self.dtype.names}
+        return {name: value.decode() if isinstance(value, bytes) else value
+                for name, value in values.items()}
+
+    def picture(self, record: np.ndarray) -> np.ndarray:
+        """The picture (H, W, 3) of a record, as it is stored: EXIF is no part of the annotation.
+
+        part: the first byte and the number of bytes of it in an archive, 0 bytes: a file of its
+        own. turns: quarter turns clockwise that the data set asks for.
+        """
+        path = self.root / record["image"].decode()
+        image = read_image(path, upright=False, part=tuple(record["part"].tolist()))
+        image = np.ascontiguousarray(np.rot90(image, -int(record["turns"])))
+        told = tuple(record["image_size"].tolist())
+        if any(told) and told != image.shape[1::-1]:
+            raise ValueError(f"{path} has {image.shape[1]} x {image.shape[0]} pixels where the "
+                             f"annotation tells {told[0]} x {told[1]}: take the original pictures")
+        return image
+
+    def body(self, gender: str = "neutral", side: str = "right", template: str = "",
+             light: bool = False, **options) -> bodymodels.BodyModel:
+        """The model from the folder `models`, see `official_body`; template: a file below root."""
+        if side == "right":  # what mends a left hand
+            options.pop("fix_left_shapedirs", None)
+        path = self.root / template
+        own = template_bytes(path, path.stat().st_mtime_ns) if template else None
+        return official_body(self.models, own, light, family=self.MODEL, gender=gender, side=side,
+                             **options)
+
+    def absolute(self, pose: np.ndarray, gender: str = "neutral", side: str = "right"
+                 ) -> np.ndarray | None:
+        """Poses (N, ...) of HAND_SPACE as absolute axis-angles (N, P, 3); None without models.
+
+        What is relative to the mean hand is added to it number by number, as smplx does.
+        """
+        if self.models is None:
+            return None
+        pose = np.asarray(pose, np.float64).reshape(len(pose), -1)
+        hands = hand_space(self.models, self.MODEL, side, gender)
+        others = 3 * self.dtype["pose"].shape[0] - 45 * len(hands)
+        fingers = np.split(pose[:, others:], len(hands), 1)
+        if self.HAND_SPACE == "pca":
+            fingers = [values @ components[:values.shape[1]]
+                       for values, (_, components) in zip(fingers, hands, strict=True)]
+        fingers = [values + mean for values, (mean, _) in zip(fingers, hands, strict=True)]
+        return np.concatenate([pose[:, :others], *fingers], 1).reshape(len(pose), -1, 3)
+
+    def posed(self, record: np.ndarray, light: bool = False
+              ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
+        """A record's body in the camera's frame, its model, and its translation there (3,)."""
+        model = self.body(GENDERS[record["gender"]], "left" if record["side"] == 0 else "right",
+                          record["mesh"].decode(), light, num_betas=self.NUM_BETAS,
+                          **self.MODEL_OPTIONS)
+        betas, pose = (torch.tensor(record[name][None]) for name in ("betas", "pose"))
+        root = model.rest_joints(betas)[0, 0].numpy()
+        transl = torch.from_numpy(moved_translation(record["transl"], record["world_to_camera"],
+                                                    root).astype(np.float32))
+        return model(betas, pose, transl=transl[None]), model, transl
+
+
+READER_VERSION = 1  # count up whenever the same files would give other records
+
+
+# ------------------------------------------------------------------------------ hands, official
+
+
+class HandPictures(Pictures, HandDataset):
+    """Pictures of hands, cropped as those of FreiHAND; left hands are mirrored.
+
+    A sample's joints are the given ones, never the mesh's: TIPS tells which vertices the data
+    set's own fingertips are, for whoever compares them with a mesh. Vertices need `models`, the
+    folder with MANO_RIGHT and MANO_LEFT; without, or with a joint unknown, mesh_valid is 0.
+    """
+
+    JOINTS, MODEL = "hand21", "mano"
+    TIPS = "smplx"
+
+    def annotated(self, index: int) -> Annotated:
+        """A picture and its annotation as they are in the data set; an unknown K is guessed."""
+        record = self.records()[index]
+        image = self.picture(record)
+        K = record["K"].astype(np.float64)
+        if not K[2, 2]:
+            K = intrinsics((UNKNOWN_FOCAL,) * 2, (image.shape[1] / 2, image.shape[0] / 2))
+        keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
+        vertices, known = np.zeros((NUM_VERTICES, 3)), 0.0
+        if self.models is not None and record["has_pose"] and (joints[:, 3] > 0).all():
+            output, known = self.posed(record)[0], 1.0
+            vertices = output.vertices[0].numpy()
+            if not record["has_transl"]:  # then where the joints are
+                vertices += joints[0, :3] - output.joints[0, 0].numpy()
+        valid = (keypoints[:, 2] > 0) * inside(keypoints[:, :2], image.shape[1], image.shape[0])
+        return Annotated(image, K, joints[:, :3], vertices,
+                         keypoints[:, :2], valid, known, int(record["side"]))
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+
+
+DEXYCB_SETUPS: dict[str, Callable[[int, int, int], str]] = {  # split of subject, sequence, camera
+    "s0": lambda subject, sequence, camera:
+        "train" if sequence % 5 != 4 else "val" if subject < 2 else "test",
+    "s1": lambda subject, sequence, camera:
+        {6: "val", 7: "test", 8: "test"}.get(subject, "train"),
+    "s2": lambda subject, sequence, camera: {6: "val", 7: "test"}.get(camera, "train"),
+    "s3": lambda subject, sequence, camera:
+        {3: "val", 19: "val", 7: "test", 11: "test", 15: "test"}.get(sequence // 5, "train"),
+}
+
+
+class DexYCB(HandPictures):
+    """DexYCB (Chao et al. 2021): 20200709-subject-01/ to 20201022-subject-10/ and calibration/.
+
+    Options: setup, "s0" to "s3", the official splits; sequences, how many a subject must have,
+    since the splits count them (0: do not check). Frames without a hand, all -1 in the files, are
+    left out: 406,888 of s0's train and 78,768 of its test stay. person is the official number of
+    the sample, which result files want (invalid samples count).
+
+    pose_m is 45 coefficients of the principal components of its own side's MANO, relative to the
+    mean hand, in the camera's frame. It was made with MANO_LEFT as it is, mistake included.
+    Joints are the given joint_3d, whose tips are manopth's vertices.
+    """
+
+    SOURCES = ("20*-subject-*/*/meta.yml", "20*-subject-*/*/[0-9]*/",
+               "calibration/intrinsics/*_640x480.yml", "calibration/mano_*/mano.yml")
+    HAND_SPACE, TIPS = "pca", "manopth_right"
+    OPTIONS, CHOICES = {"setup": "s0", "sequences": 100}, {"setup": tuple(DEXYCB_SETUPS)}
+    HOME = "dex-ycb.github.io"
+    CAMERAS = ("836212060125", "839512060362", "840412060917", "841412060263", "932122060857",
+               "932122060861", "932122061900", "932122062010")
+
+    def rows(self) -> Iterator[dict]:
+        number, wanted = 0, self.options["sequences"]
+        for folder in sorted(self.root.glob("20*-subject-*")):
+            sequences = sorted(path for path in folder.iterdir() if path.is_dir())
+            self.reading = folder
+            if wanted and len(sequences) != wanted:
+                raise ValueError(f"{len(sequences)} sequences where the splits count {wanted}")
+            subject = int(folder.name[-2:]) - 1
+            for order, sequence in enumerate(sequences):
+                meta = self._yaml(sequence / "meta.yml")
+                for camera, serial in enumerate(self.CAMERAS):
+                    if serial not in map(str, meta["serials"]) or self.split != DEXYCB_SETUPS[
+                            self.options["setup"]](subject, order, camera):
+                        continue
+                    yield from self._camera(sequence, serial, meta, number)
+                    number += meta["num_frames"]
+
+    def _yaml(self, path: Path) -> dict:
+        import yaml  # comes with jupyterlab; nothing else here wants it
+        try:
+            return yaml.safe_load(self.file(path).read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+
+    def _camera(self, sequence: Path, serial: str, meta: dict, number: int) -> Iterator[dict]:
+        """The frames of one camera in one sequence that show the hand."""
+        color = self._yaml(f"calibration/intrinsics/{serial}_640x480.yml")["color"]
+        K = intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"]))
+        betas = self._yaml(f"calibration/mano_{meta['mano_calib'][0]}/mano.yml")["betas"]
+        side, labels, frames = meta["mano_sides"][0], [], []
+        for frame in range(meta["num_frames"]):
+            with np.load(self.file(sequence / serial / f"labels_{frame:06d}.npz")) as arrays:
+                label = [arrays[name][0] for name in ("pose_m", "joint_3d", "joint_2d")]
+            if not (label[1] == -1).all():
+                labels.append(label)
+                frames.append(frame)
+        if not frames:
+            return
+        pose, joints, keypoints = map(np.stack, zip(*labels, strict=True))
+        absolute = self.absolute(pose[:, :48], side=side)
+        folder = (sequence / serial).relative_to(self.root).as_posix()
+        center, box = boxes_around(with_confidence(keypoints))
+        yield {
+            "image": [f"{folder}/color_{frame:06d}.jpg" for frame in frames],
+            "image_size": (640, 480), "K": K, "center": center, "box": box,
+            "sequence": sequence.name,
+            "keypoints_2d": with_confidence(keypoints), "keypoints_3d": with_confidence(joints),
+            "betas": betas, "has_betas": 1, "transl": pose[:, 48:], "has_transl": 1,
+            "side": int(side == "right"), "person": number + np.array(frames), "frame": frames,
+        } | ({} if absolute is None else {"pose": absolute, "has_pose": 1, "has_hands": 1})
+
+
+class InterHand(HandPictures):
+    """InterHand2.6M (Moon et al. 2020): images/ and annotations/, the 5 or the 30 fps release.
+
+    One sample a hand: two of an interacting pair, each with the box of its own projected joints.
+    joint_3d is in millimetres of the world, MANO's fits (NeuralAnnot; many are missing) in metres
+    of the world and relative to the mean hand, made with a mended MANO_LEFT. camera.json has
+    camera positions, not translations. Joints run from tip to base there.
+    """
+
+    SOURCES = ("annotations/{split}/InterHand2.6M_{split}_data.json",
+               "annotations/{split}/InterHand2.6M_{split}_camera.json",
+               "annotations/{split}/InterHand2.6M_{split}_joint_3d.json",
+               "annotations/{split}/InterHand2.6M_{split}_MANO_NeuralAnnot.json")
+    HAND_SPACE = "mean_relative"
+    MODEL_OPTIONS = {"fix_left_shapedirs": True}
+    HOME = "mks0601.github.io/InterHand2.6M"
+
+    def rows(self) -> Iterator[dict]:
+        data, *others = (next(iter(paths)) for paths in self.sources.values())
+        cameras, joints, manos = map(self.json, others)
+        fields = ("file_name", "width", "height", "capture", "seq_name", "camera", "frame_idx")
+        pictures = {item["id"]: tuple(item[field] for field in fields)  # over a million
+                    for item in stream_json_list(self.file(data), key="images")}
+        for item in stream_json_list(self.file(data), key="annotations"):
+            picture = dict(zip(fields, pictures[item["image_id"]], strict=True))
+            capture, frame = str(picture["capture"]), str(picture["frame_idx"])
+            camera = {name: np.array(cameras[capture][name][str(picture["camera"])])
+                      for name in ("campos", "camrot", "focal", "princpt")}
+            fits = manos.get(capture, {}).get(frame, {})
+            for hand, side in enumerate(("right", "left")):
+                if item["hand_type"] in (side, "interacting"):
+                    yield from self._hand(side, slice(21 * hand, 21 * hand + 21), picture, camera,
+                                          joints[capture][frame], fits.get(side), item["id"])
+
+    def _hand(self, side: str, part: slice, picture: dict, camera: dict, world: dict,
+              fit: dict | None, person: int) -> Iterator[dict]:
+        order = bodymodels.joint_indices("interhand21", "hand21")
+        valid = np.array(world["joint_valid"], np.float64).reshape(42)[part][order]
+        if not valid.any():
+            return
+        R, t = camera["camrot"], -camera["camrot"] @ camera["campos"] / 1000
+        K = intrinsics(camera["focal"], camera["princpt"])
+        points = np.array(world["world_coord"])[part][order] / 1000 @ R.T + t
+        keypoints = with_confidence(pixels(np.where(valid[:, None] > 0, points, 1.0), K), valid)
+        center, box = boxes_around(keypoints[None])
+        row = {"image": f"images/{self.SPLITS[self.split]}/{picture['file_name']}",
+               "image_size": (picture["width"], picture["height"]), "K": K, "center": center[0],
+               "box": box[0], "keypoints_2d": keypoints, "world_to_camera": rigid(R, t),
+               "keypoints_3d": with_confidence(points, valid), "side": int(side == "right"),
+               "person": person, "frame": picture["frame_idx"],
+               "sequence": f"{picture['capture']}/{picture['seq_name']}"}
+        if fit:
+            row |= {"betas": fit["shape"], "transl": fit["trans"], "has_betas": 1, "has_transl": 1}
+            pose = self.absolute(np.array(fit["pose"]).reshape(1, 16, 3), side=side)
+            if pose is not None:
+                pose[:, 0] = turned(R, pose[:, 0])
+                row |= {"pose": pose[0], "has_pose": 1, "has_hands": 1}
+        yield row
+
+
+# ----------------------------------------------------------------------------- bodies, official
+
+
+class BodyPictures(Pictures):
+    """Pictures of bodies; a sample is that of RenderedBodies, and flags what is not known:
+
+        keypoints_*      in the order `joint_set`, "smpl45" unless asked for another
+        K_valid          ()  0 if the data set does not tell K, which then is a guess
+        pose_valid, betas_valid, transl_valid ()   SMPL's; of SMPL-X's pose the 21 body joints
+                         transfer to SMPL exactly, its betas do not and are 0
+        gender           ()  int64, an index of GENDERS
+
+    The crop is square, a body's box x 1.2 in what an encoder sees of it. With `models` a body
+    whose pose, shape and place are known also has the keypoints of its own model.
+    """
+
+    def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 256, *,
+                 joint_set: str = "smpl45", **options) -> None:
+        if joint_set not in bodymodels.JOINT_SETS:
+            raise ValueError(f"unknown joint set {joint_set!r}")
+        self.joint_set = joint_set
+        super().__init__(root, split, size, **options)
+
+    def keypoints(self, record: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keypoints (J, 3) and (J, 4) of `joint_set`, and the translation before the camera (3,).
+
+        Points in space whose pelvis is not known are of no use to losses on SMPL: they are hidden.
+        """
+        flat, solid = (relabelled(record[name], self.JOINTS, self.joint_set)
+                       for name in ("keypoints_2d", "keypoints_3d"))
+        transl, of_smpl = np.zeros(3, np.float32), self.joint_set.startswith("smpl")
+        if (self.models is not None and self.MODEL == "smpl" and self.joint_set == "smpl45"
+                and record["has_pose"] * record["has_betas"] * record["has_transl"]):
+            output, model, place = self.posed(record, light=True)
+            solid, transl = with_confidence(model.keypoints(output)[0].numpy()), place.numpy()
+            known = with_confidence(pixels(solid[:, :3], record["K"]), float(record["K"][2, 2]))
+            flat = np.where(flat[:, 2:] > 0, flat, known)
+        elif of_smpl and not solid[0, 3]:
+            solid = np.zeros_like(solid)
+        return flat, solid, transl
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.records()[index]
+        image = self.picture(record)
+        (flat, solid, transl), (height, width) = self.keypoints(record), image.shape[:2]
+        K, told = record["K"].astype(np.float64), float(record["K"][2, 2])
+        if not told:
+            K = intrinsics((UNKNOWN_FOCAL, UNKNOWN_FOCAL), (width / 2, height / 2))
+        pose = bodymodels.axis_angle_to_matrix(torch.tensor(self.smpl_pose(record["pose"])))
+        is_smpl = self.MODEL == "smpl"
+        sample = {"pose": pose.numpy(), "K": K, "transl": transl,
+                  "betas": record["betas"][:10] * is_smpl,
+                  "keypoints_2d": flat[:, :2], "keypoints_3d": solid[:, :3]}
+        homography, roll, mirror = self.crop(record, flat, (width, height), rng)
+        sample = move_body(sample, homography, roll, mirror, keypoint_set=self.joint_set)
+        order = bodymodels.mirror_indices(self.joint_set) if mirror else slice(None)
+        seen = inside(sample["keypoints_2d"], self.size, self.size)
+        placed = float(transl.any())
+        return sample | {
+            "image": warp(image, homography, self.size).transpose(2, 0, 1),
+            "transl": sample["transl"] * placed, "transl_valid": placed, "K_valid": told,
+            "keypoints_valid": flat[order, 2] * seen, "keypoints_3d_valid": solid[order, 3],
+            "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl,
+            "gender": np.int64(record["gender"])}
+
+    def smpl_pose(self, pose: np.ndarray) -> np.ndarray:
+        """SMPL's axis-angles (24, 3) of a record's: those of SMPL-X without fingers and face."""
+        return pose if self.MODEL == "smpl" else np.concatenate([pose[:22], 0 * pose[:2]])
+
+    def crop(self, record: np.ndarray, flat: np.ndarray, size: tuple[int, int],
+             rng: np.random.Generator) -> tuple[np.ndarray, float, bool]:
+        """Homography of the crop, and the roll and mirror in it. Without a box: all the picture."""
+        center, (width, height) = record["center"].astype(np.float64), record["box"]
+        side = BOX_MARGIN * max(height, width / SEEN_WIDTH)
+        if side <= 0:
+            center, side = np.array(size) / 2, max(size[1], size[0] / SEEN_WIDTH)
+        if self.augmentation is None or not self.augmentation.moves:
+            return crop_homography(center, side, self.size), 0.0, False
+        return draw_crop(rng, self.augmentation, self.size, flat[:, :2],
+                         bodymodels.JOINT_SETS[self.joint_set], (center, side), flat[:, 2] > 0)
+
+    def with_model_keypoints(self, columns: dict, gender: str = "neutral", template: str = ""
+                             ) -> dict:
+        """Columns of SMPL-X bodies with their keypoints, "smplx76", and the boxes of those."""
+        if self.models is None:
+            raise FileNotFoundError(f"{type(self).__name__} tells poses and no keypoints: give the "
+                                    "folder of SMPL-X's models with models=, or --models")
+        model = self.body(gender, template=template, light=True, num_betas=self.NUM_BETAS)
+        betas, pose = (torch.as_tensor(np.asarray(columns[name]), dtype=torch.float32)
+                       for name in ("betas", "pose"))
+        betas = betas.expand(len(pose), -1)
+        roots = model.rest_joints(betas)[:, 0].numpy()
+        transl = np.stack([moved_translation(*moved) for moved in zip(
+            np.broadcast_to(columns["transl"], roots.shape), np.broadcast_to(
+                columns["world_to_camera"], (len(roots), 3, 4)), roots, strict=True)])
+        points = model.keypoints(model(betas, pose, transl=torch.from_numpy(transl))).numpy()
+        front = (points[..., 2] > 0.05).astype(np.float32)  # metres
+        flat = pixels(np.where(front[..., None] > 0, points, 1.0), np.asarray(columns["K"]))
+        center, box = boxes_around(with_confidence(flat, front))
+        return columns | {"keypoints_2d": with_confidence(flat, front), "center": center,
+                          "keypoints_3d": with_confidence(points), "box": box}
+
+
+def xywh_box(box: Sequence[float]) -> dict[str, np.ndarray]:
+    """Centre and size of a box given as left, top, width and height (..., 4)."""
+    box = np.asarray(box, np.float64)
+    return {"center": box[..., :2] + box[..., 2:4] / 2, "box": box[..., 2:4]}
+
+
+def corner_box(box: np.ndarray) -> dict[str, np.ndarray]:
+    """Centre and size of boxes given as left, top, right and bottom (..., 4)."""
+    return {"center": (box[..., :2] + box[..., 2:4]) / 2, "box": box[..., 2:4] - box[..., :2]}
+
+
+class ThreeDPW(BodyPictures):
+    """3DPW (von Marcard et al. 2018): imageFiles/ and sequenceFiles/.
+
+    A person's frame counts if its camera pose is valid and its 2D keypoints are there: 35,515 of
+    the test split. Poses and jointPositions are of the world, cam_poses lead from there to the
+    camera. poses2d are (3, 18) a frame. Pictures are numbered 0, 1, ..., whatever img_frame_ids
+    say. The box is that of the 2D keypoints, as SPIN makes it. keypoints_2d are a detector's,
+    keypoints_3d the 24 joints of the gendered body.
+    """
+
+    SPLITS = {"test": "test", "train": "train", "val": "validation"}
+    SOURCES = ("sequenceFiles/{split}/*.pkl",)
+    JOINTS = "smpl45"
+    HOME = "virtualhumans.mpi-inf.mpg.de/3DPW"
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            content = bodymodels.safe_unpickle(self.file(path))
+            for person, gender in enumerate(content["genders"]):
+                yield self._person(path.stem, content, person, gender)
+
+    @staticmethod
+    def _person(sequence: str, content: dict, person: int, gender: str) -> dict:
+        detected = content["poses2d"][person].swapaxes(1, 2)  # (N, 18, 3)
+        kept = np.flatnonzero((content["campose_valid"][person] > 0)
+                              & (detected[..., 2] > 0).any(1))
+        detected, motion = detected[kept], content["cam_poses"][kept, :3]
+        R, t = motion[..., :3], motion[..., 3]
+        detected = with_confidence(detected[..., :2], detected[..., 2])
+        center, box = boxes_around(detected)
+        joints = content["jointPositions"][person].reshape(-1, 24, 3)[kept] @ R.swapaxes(1, 2)
+        solid = np.zeros((len(kept), 45, 4))
+        solid[:, :24] = with_confidence(joints + t[:, None])
+        pose = content["poses"][person].reshape(-1, 24, 3)[kept]
+        pose[:, 0] = turned(R, pose[:, 0])
+        return {
+            "image": [f"imageFiles/{sequence}/image_{frame:05d}.jpg" for frame in kept],
+            "K": content["cam_intrinsics"], "center": center, "box": box, "pose": pose,
+            "keypoints_2d": relabelled(detected, "openpose18", "smpl45"), "keypoints_3d": solid,
+            "betas": content["betas"][person][:10], "transl": content["trans"][person][kept],
+            "world_to_camera": motion, "has_pose": 1, "has_betas": 1, "has_transl": 1,
+            "gender": {"n": 0, "m": 1, "f": 2}[gender[0]], "person": person, "frame": kept,
+            "sequence": sequence}
+
+
+class ThreeDPWMoon(BodyPictures):
+    """3DPW as Moon's lineage packs it: 3DPW_test.json, 3DPW_train.json, ... and imageFiles/.
+
+    SMPL's parameters are in the camera's frame there, for the neutral model. Other people than
+    the rows of ThreeDPW: scores of the two do not compare. joint_cam is not read.
+    """
+
+    SPLITS = ThreeDPW.SPLITS
+    SOURCES = ("3DPW_{split}.json",)
+    JOINTS = "smpl45"
+    HOME = "github.com/mks0601/3DMPPE_POSENET_RELEASE"
+
+    def rows(self) -> Iterator[dict]:
+        content = self.json(f"3DPW_{self.SPLITS[self.split]}.json")
+        pictures = {item["id"]: item for item in content["images"]}
+        for item in content["annotations"]:
+            picture, fit = pictures[item["image_id"]], item["smpl_param"]
+            camera = item.get("cam_param") or picture["cam_param"]
+            yield xywh_box(item["bbox"]) | {
+                "image": f"imageFiles/{picture['sequence']}/{picture['file_name']}",
+                "K": intrinsics(camera["focal"], camera["princpt"]),
+                "pose": np.reshape(fit["pose"], (24, 3)), "betas": fit["shape"][:10],
+                "transl": fit["trans"], "has_pose": 1, "has_betas": 1, "has_transl": 1,
+                "person": item["id"], "sequence": picture["sequence"],
+                "image_size": (picture["width"], picture["height"])}
+
+
+class EMDB(BodyPictures):
+    """EMDB (Kaufmann et al. 2023): P0/ to P9/, in them 14_outdoor_climb/ and so on.
+
+    Which of its two benchmarks a sequence belongs to, the file's own flags tell. Frames count by
+    good_frames_mask. The world's y is up, extrinsics lead to the camera.
+    """
+
+    SPLITS = {"emdb1": "emdb1", "emdb2": "emdb2"}
+    SOURCES = ("P*/*/*_data.pkl",)
+    JOINTS = "smpl24"
+    HOME = "eth-ait.github.io/emdb"
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            content = bodymodels.safe_unpickle(self.file(path))
+            if content[self.split]:
+                yield self._sequence(path.parent.relative_to(self.root).as_posix(), content)
+
+    @staticmethod
+    def _sequence(folder: str, content: dict) -> dict:
+        kept = np.flatnonzero(content["good_frames_mask"])
+        camera, body = content["camera"], content["smpl"]
+        motion = camera["extrinsics"][kept, :3]
+        root = turned(motion[..., :3], body["poses_root"][kept])
+        return corner_box(content["bboxes"]["bboxes"][kept]) | {
+            "image": [f"{folder}/images/{frame:05d}.jpg" for frame in kept],
+            "image_size": (int(camera["width"]), int(camera["height"])),
+            "K": camera["intrinsics"], "keypoints_2d": with_confidence(content["kp2d"][kept]),
+            "pose": np.concatenate([root, body["poses_body"][kept]], 1).reshape(-1, 24, 3),
+            "betas": body["betas"][:10], "transl": body["trans"][kept], "frame": kept,
+            "world_to_camera": motion, "has_pose": 1, "has_betas": 1, "has_transl": 1,
+            "gender": GENDERS.index(content["gender"]), "sequence": content["name"]}
+
+
+class SPIN(BodyPictures):
+    """The flat files of SPIN (Kolotouros et al. 2019): dataset_extras/*.npz beside the pictures.
+
+    root: the folder of one data set with the names that imgname tells, and dataset_extras/ in it.
+    A split is a file's name. scale is a side / 200, whatever margin its maker had: crops show that
+    square. `S` is relative to the pelvis. Any annotation may be missing.
+    """
+
+    SPLITS = {name: name for name in (
+        "h36m_train", "h36m_valid_protocol1", "h36m_valid_protocol2", "3dpw_test", "mpii_train",
+        "coco_2014_train", "mpi_inf_3dhp_train", "mpi_inf_3dhp_valid", "lsp_dataset_test")}
+    SOURCES = ("dataset_extras/{split}.npz",)
+    JOINTS = "eft49"
+    HOME = "github.com/nkolot/SPIN"
+
+    def rows(self) -> Iterator[dict]:
+        arrays = bodymodels.load_arrays(self.file(self.SOURCES[0].format(
+            split=self.SPLITS[self.split])))
+        names = texts(arrays["imgname"])
+        kept = [index for index, name in enumerate(names) if self.wanted(name)]
+        arrays = {name: value[kept] for name, value in arrays.items() if len(value) == len(names)}
+        count = len(kept)
+        side = np.asarray(arrays["scale"], np.float64) * 200 / BOX_MARGIN
+        known = arrays.get("has_smpl", np.full(count, float("pose" in arrays)))
+        flat = [arrays.get("openpose", np.zeros((count, 25, 3))),
+                arrays.get("part", np.zeros((count, 24, 3)))]
+        solid = arrays.get("S", np.zeros((count, 24, 4)))
+        flat = np.concatenate(flat, 1)
+        genders = [gender_number(value) for value in arrays.get("gender", ["n"] * count)]
+        if count:
+            yield {"image": [names[index] for index in kept], "center": arrays["center"],
+                   "box": np.stack([side, side], 1), "has_pose": known, "has_betas": known,
+                   "keypoints_2d": with_confidence(flat[..., :2], flat[..., 2]),
+                   "keypoints_3d": np.pad(solid, ((0, 0), (25, 0), (0, 0))),
+                   "pose": arrays.get("pose", np.zeros((count, 72))).reshape(-1, 24, 3),
+                   "betas": arrays.get("shape", np.zeros((count, 10)))[:, :10], "frame": kept,
+                   "gender": genders}
+
+    def wanted(self, name: str) -> bool:
+        """Whether the picture belongs to the split."""
+        return True
+
+
+def texts(names: np.ndarray) -> list[str]:
+    """Names that a file holds as text or as bytes."""
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def gender_number(value: object) -> int:
+    """Where in GENDERS a name ("m", b"female") or a number (-1 neutral, 0 male, 1 female) leads.
+
+    The numbers are those of HMR2.0's files for evaluation as far as we know: unverified.
+    """
+    value = value.decode() if isinstance(value, bytes) else value
+    if isinstance(value, str):
+        return {"n": 0, "m": 1, "f": 2}[value[:1].lower()]
+    return int(value) + 1
+
+
+class Human36M(SPIN):
+    """Human3.6M (Ionescu et al. 2014) in SPIN's files: images/ and dataset_extras/h36m_*.npz.
+
+    p2 is protocol 2: the frontal camera 60457274 alone, of subjects 9 and 11.
+    """
+
+    SPLITS = {"train": "h36m_train", "p1": "h36m_valid_protocol1", "p2": "h36m_valid_protocol2"}
+    HOME = "vision.imar.ro/human3.6m and github.com/nkolot/SPIN"
+
+    def wanted(self, name: str) -> bool:
+        return self.split != "p2" or ".60457274" in name
+
+
+class Human36MMoon(BodyPictures):
+    """Human3.6M as Moon's lineage packs it: images/ and annotations/Human36M_subject*_*.json.
+
+    All is in the world's frame, joints and translations of cameras in millimetres; joints run
+    right leg first. Options: stride, of the 50 frames a second. SMPL's fits (NeuralAnnot) are
+    taken where they are. p1: all cameras of subjects 9 and 11; p2: the fourth alone.
+    """
+
+    SPLITS = {"train": "train", "p1": "test", "p2": "test"}
+    SUBJECTS = {"train": (1, 5, 6, 7, 8), "test": (9, 11)}
+    JOINTS, OPTIONS = "h36m17_moon", {"stride": 5}
+    HOME = "github.com/mks0601/3DMPPE_POSENET_RELEASE"
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        found = {}
+        for subject in self.SUBJECTS[self.SPLITS[self.split]]:
+            names = [f"annotations/Human36M_subject{subject}_{kind}.json"
+                     for kind in ("data", "camera", "joint_3d", "SMPL_NeuralAnnot")]
+            fits = self.root / names.pop()
+            found |= {name: [self.file(name)] for name in names}
+            found |= {fits.name: [fits]} if fits.is_file() else {}
+        return found
+
+    def rows(self) -> Iterator[dict]:
+        for subject in self.SUBJECTS[self.SPLITS[self.split]]:
+            data, cameras, joints = (self.json(f"annotations/Human36M_subject{subject}_{kind}.json")
+                                     for kind in ("data", "camera", "joint_3d"))
+            fits = self.sources.get(f"Human36M_subject{subject}_SMPL_NeuralAnnot.json")
+            fits = self.json(fits[0]) if fits else {}
+            pictures = {item["id"]: item for item in data["images"]}
+            for item in data["annotations"]:
+                picture = pictures[item["image_id"]]
+                place = [str(picture[f"{kind}_idx"]) for kind in ("action", "subaction", "frame")]
+                if picture["frame_idx"] % self.options["stride"] == 0 and (
+                        self.split != "p2" or picture["cam_idx"] == 4):
+                    yield self._person(item, picture, cameras[str(picture["cam_idx"])],
+                                       nested(joints, place), nested(fits, place))
+
+    @staticmethod
+    def _person(item: dict, picture: dict, camera: dict, world: list | None, fit: dict | None
+                ) -> dict:
+        R, t = np.array(camera["R"]), np.array(camera["t"]) / 1000
+        K = intrinsics(camera["f"], camera["c"])
+        row = xywh_box(item["bbox"]) | {
+            "image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
+            "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
+            "world_to_camera": rigid(R, t), "sequence": Path(picture["file_name"]).parent.name}
+        if world is not None:
+            points = np.array(world) / 1000 @ R.T + t
+            row |= {"keypoints_3d": with_confidence(points),
+                    "keypoints_2d": with_confidence(pixels(points, K))}
+        if fit is not None:
+            pose = np.reshape(fit["pose"], (24, 3))
+            pose[:1] = turned(R, pose[:1])
+            row |= {"pose": pose, "betas": fit["shape"], "transl": fit["trans"], "has_pose": 1,
+                    "has_betas": 1, "has_transl": 1}
+        return row
+
+
+def nested(tree: dict, keys: Sequence[str]) -> object:
+    """tree[a][b][c], or None where a key is missing."""
+    for key in keys:
+        tree = tree.get(key) if tree else None
+    return tree
+
+
+class COCO(BodyPictures):
+    """COCO (Lin et al. 2014): annotations/person_keypoints_*.json, train2014/, val2014/, ...
+
+    17 keypoints in the plane; v = 1 and 2 (covered, visible) count alike. Options: min_keypoints,
+    how many of the twelve of the limbs a person must have (SPIN: 12); crowds are left out.
+    """
+
+    SPLITS = {"train": "train2014", "val": "val2014", "train2017": "train2017",
+              "val2017": "val2017"}
+    SOURCES = ("annotations/person_keypoints_{split}.json",)
+    JOINTS, OPTIONS = "coco17", {"min_keypoints": 12}
+    HOME = "cocodataset.org"
+
+    def rows(self) -> Iterator[dict]:
+        folder = self.SPLITS[self.split]
+        path = self.file(f"annotations/person_keypoints_{folder}.json")
+        pictures = {item["id"]: item for item in stream_json_list(path, key="images")}
+        for item in stream_json_list(path, key="annotations"):
+            keypoints = np.reshape(np.array(item["keypoints"], np.float64), (17, 3))
+            if item["iscrowd"] or (keypoints[5:, 2] > 0).sum() < self.options["min_keypoints"]:
+                continue
+            picture = pictures[item["image_id"]]
+            yield xywh_box(item["bbox"]) | {
+                "image": f"{folder}/{picture['file_name']}", "person": item["id"],
+                "image_size": (picture["width"], picture["height"]),
+                "keypoints_2d": with_confidence(keypoints[:, :2], keypoints[:, 2] > 0)}
+
+
+class AIC(BodyPictures):
+    """AI Challenger's keypoints: keypoint_train_annotations_20170902.json and the pictures' folder.
+
+    v = 1 is visible, 2 covered and 3 absent: not as in COCO. Names have no ending.
+    """
+
+    SPLITS = {"train": "20170902"}
+    SOURCES = ("keypoint_train_annotations_{split}.json",)
+    JOINTS, OPTIONS = "aic14", {"min_keypoints": 1}
+    HOME = "github.com/AIChallenger/AI_Challenger_2017"
+
+    def rows(self) -> Iterator[dict]:
+        for item in stream_json_list(self.file("keypoint_train_annotations_20170902.json")):
+            for number, (name, box) in enumerate(sorted(item["human_annotations"].items())):
+                keypoints = np.reshape(np.array(item["keypoint_annotations"][name], float), (14, 3))
+                known = (keypoints[:, 2] == 1) | (keypoints[:, 2] == 2)
+                if known.sum() >= self.options["min_keypoints"]:
+                    yield corner_box(np.array(box, np.float64)) | {
+                        "image": f"keypoint_train_images_20170902/{item['image_id']}.jpg",
+                        "keypoints_2d": with_confidence(keypoints[:, :2], known), "person": number}
+
+
+def read_mat(path: Path) -> dict:
+    """The variables of a MATLAB file before version 7.3, structs as objects with attributes."""
+    from scipy.io import loadmat  # takes a while to import
+    try:
+        return loadmat(path, squeeze_me=True, struct_as_record=False)
+    except Exception as error:  # what damaged files raise is nearly anything
+        raise ValueError(f"no MATLAB file before version 7.3: {error}") from error
+
+
+def listed(value: object) -> list:
+    """A MATLAB array of objects as a list: of one it makes the thing itself, of none nothing."""
+    return list(np.atleast_1d(np.asarray(value, object)))
+
+
+class MPII(BodyPictures):
+    """MPII Human Pose (Andriluka et al. 2014): mpii_human_pose_v1_u12_1.mat and images/.
+
+    Only the training pictures have labels. Points have an id and come in any order, some missing;
+    pixels count from 1 there and from 0 here. The box is a square of the person's height, scale x
+    200, around objpos. Options: min_keypoints of 16 (SPIN: all).
+    """
+
+    SPLITS = {"train": "train"}
+    SOURCES = ("mpii_human_pose_v1_u12_1.mat",)
+    JOINTS, OPTIONS = "mpii16", {"min_keypoints": 16}
+    HOME = "human-pose.mpi-inf.mpg.de"
+
+    def rows(self) -> Iterator[dict]:
+        release = read_mat(self.file(self.SOURCES[0]))["RELEASE"]
+        for item, training in zip(listed(release.annolist), listed(release.img_train), strict=True):
+            for number, person in enumerate(listed(getattr(item, "annorect", []))):
+                points = listed(getattr(getattr(person, "annopoints", None), "point", []))
+                keypoints = np.zeros((16, 3))
+                for point in points:
+                    keypoints[int(point.id)] = point.x - 1, point.y - 1, 1
+                if training and keypoints[:, 2].sum() >= self.options["min_keypoints"]:
+                    height = float(person.scale) * 200
+                    yield {"image": f"images/{item.image.name}", "person": number,
+                           "center": (person.objpos.x - 1, person.objpos.y - 1),
+                           "box": (height, height), "keypoints_2d": keypoints}
+
+
+class MPIINF3DHP(BodyPictures):
+    """MPI-INF-3DHP (Mehta et al. 2017): S1/ to S8/ to train, mpi_inf_3dhp_test_set/ to evaluate.
+
+    The frames of the videos have to be extracted by whoever has them, to S1/Seq1/imageFrames/
+    video_0/frame_000001.jpg, counted from 1. Training: the eight cameras at chest height, every
+    10th frame (option stride), all 17 joints in the picture; annot3, millimetres before the
+    camera. Test: files of HDF5 (h5py reads them), valid frames with all joints in the picture, and
+    by default univ_annot3 as in SPIN's files (option universal).
+    """
+
+    SPLITS = {"train": "S*/Seq*/annot.mat", "test": "mpi_inf_3dhp_test_set/TS*/annot_data.mat"}
+    SOURCES = ("{split}",)
+    JOINTS, OPTIONS = "h36m17_spin", {"stride": 10, "universal": True}
+    HOME = "vcai.mpi-inf.mpg.de/3dhp-dataset"
+    CAMERAS = (0, 1, 2, 4, 5, 6, 7, 8)
+    OF_28 = (4, 18, 19, 20, 23, 24, 25, 3, 5, 6, 7, 9, 10, 11, 14, 15, 16)
+    OF_17 = (14, 11, 12, 13, 8, 9, 10, 15, 1, 16, 0, 5, 6, 7, 2, 3, 4)
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        found = super().find_sources()
+        if self.split == "train":
+            found["camera.calibration"] = [self.file(path.with_name("camera.calibration"))
+                                           for path in next(iter(found.values()))]
+        return found
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            folder = path.parent.relative_to(self.root)
+            yield from (self._training if self.split == "train" else self._test)(path, folder)
+
+    def _training(self, path: Path, folder: Path) -> Iterator[dict]:
+        lines = self.file(folder / "camera.calibration").read_text().splitlines()
+        matrices = [np.array(lines[7 * camera + 5].split()[1:], np.float64).reshape(4, 4)
+                    for camera in range(14)]  # seven lines a camera, the fifth are the intrinsics
+        content = read_mat(self.file(path))
+        for camera in self.CAMERAS:
+            K = matrices[camera][:3, :3]
+            flat = content["annot2"][camera].reshape(-1, 28, 2)[:, self.OF_28]
+            solid = content["annot3"][camera].reshape(-1, 28, 3)[:, self.OF_28] / 1000
+            kept = np.arange(0, len(flat), self.options["stride"])
+            name = f"{folder.as_posix()}/imageFrames/video_{camera}/frame_{{:06d}}.jpg"
+            yield from self._frames(name, kept, flat, solid, (2048, 2048), K)
+
+    def _test(self, path: Path, folder: Path) -> Iterator[dict]:
+        import h5py  # only these six files are of this kind
+        try:
+            with h5py.File(self.file(path), "r") as content:
+                flat, solid, valid = (content[name][()] for name in (
+                    "annot2", "univ_annot3" if self.options["universal"] else "annot3",
+                    "valid_frame"))
+        except OSError as error:
+            raise ValueError(f"no HDF5: {error}") from error
+        name = f"{folder.as_posix()}/imageSequence/img_{{:06d}}.jpg"
+        with Image.open(self.file(name.format(1))) as picture:
+            size = picture.size
+        yield from self._frames(name, np.flatnonzero(valid), flat[:, 0, self.OF_17],
+                                solid[:, 0, self.OF_17] / 1000, size, np.zeros((3, 3)))
+
+    @staticmethod
+    def _frames(name: str, kept: np.ndarray, flat: np.ndarray, solid: np.ndarray,
+                size: tuple[int, int], K: np.ndarray) -> Iterator[dict]:
+        """The frames of those kept that have all joints in the picture."""
+        kept = kept[inside(flat[kept], *size).all(1)]
+        flat = with_confidence(flat[kept])
+        center, box = boxes_around(flat)
+        if len(kept):
+            yield {"image": [name.format(frame + 1) for frame in kept], "image_size": size,
+                   "center": center, "box": box, "K": K, "frame": kept, "keypoints_2d": flat,
+                   "keypoints_3d": with_confidence(solid[kept])}
+
+
+# --------------------------------------------------------------- official, packed by others
+
+
+def shard_items(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """Keys of a tar file and for each {ending: (first byte, bytes)}.
+
+    Members belong together while their names up to the base name's first dot are the same.
+    """
+    with tarfile.open(path, "r:") as archive:
+        files = (member for member in archive if member.isfile())
+
+        def key(member: tarfile.TarInfo) -> str:
+            folder, slash, base = member.name.rpartition("/")
+            return folder + slash + base.partition(".")[0]
+
+        for name, members in itertools.groupby(files, key):
+            yield name, {member.name.rpartition("/")[2].partition(".")[2]:
+                         (member.offset_data, member.size) for member in members}
+        if _bytes_of(path, archive.offset, 512).read() != bytes(512):  # tarfile would just stop
+            raise ValueError(f"damaged or cut off at byte {archive.offset}")
+
+
+class Shards(Pictures):
+    """Tar files of HMR2.0's and HaMeR's training sets: 000000.tar, ... of one set in a folder.
+
+    A key is a picture and data.pyd, a pickled list of the people in it; masks (detection.npz) are
+    not read. scale is the box's width and height / 200 and the crop shows that box. A key that is
+    damaged is left out with a warning, a damaged shard is an error. Pictures stay in the shards.
+    """
+
+    SPLITS = {"train": ""}
+    SOURCES = ("*.tar",)
+    PICTURES = ("jpg", "jpeg", "png")
+
+    def rows(self) -> Iterator[dict]:
+        for path in self.sources["*.tar"]:
+            for key, parts in shard_items(self.file(path)):
+                unknown = set(parts) - {*self.PICTURES, "data.pyd", "detection.npz"}
+                if unknown:
+                    raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
+                picture = next((parts[ending] for ending in self.PICTURES if ending in parts), None)
+                try:
+                    people = bodymodels.safe_unpickle(_bytes_of(path, *parts["data.pyd"]).read())
+                    rows = [self.person(person) for person in people]
+                except UNREADABLE as error:
+                    warnings.warn(f"{path}: {key} is damaged and left out ({error})", stacklevel=1)
+                    continue
+                for number, row in enumerate(rows):
+                    if row is not None and picture is not None:
+                        yield row | {"image": path.name, "part": picture, "person": number,
+                                     "sequence": key[-96:]}
+
+    def person(self, person: dict) -> dict | None:
+        """The columns of one person; None leaves it out."""
+        raise NotImplementedError
+
+
+class HMRShards(Shards, BodyPictures):
+    """HMR2.0's training sets (Goel et al. 2023): dataset_tars/coco-train-2014-pruned and so on.
+
+    filters: as in HMR2.0's training: keypoints below a confidence of 0.3 do not count; people with
+    four keypoints or fewer, or a reprojection loss of 31,000 or more, are left out; a pose goes
+    with its shape, which is not believed if a coefficient is beyond 3; a shape that is unknown is
+    the mean one. SUPPRESS_BAD_POSES, which needs a histogram of AMASS, is not done, and the nine
+    bad pictures of AI Challenger are not left out by name.
+    """
+
+    JOINTS, OPTIONS = "hmr44", {"filters": True}
+    HOME = "github.com/shubham-goel/4D-Humans"
+
+    def person(self, person: dict) -> dict | None:
+        keypoints = np.array(person["keypoints_2d"], np.float64)
+        betas = np.array(person["betas"], np.float64)
+        has_pose, has_betas = (float(np.asarray(person[name])) > 0
+                               for name in ("has_body_pose", "has_betas"))
+        if self.options["filters"]:
+            keypoints[keypoints[:, 2] < 0.3] = 0
+            if (keypoints[:, 2] > 0).sum() <= 4 or reprojection_loss(person) >= 31_000:
+                return None
+            has_pose = has_betas = has_pose and has_betas and np.abs(betas).max() <= 3
+            betas, has_betas = betas * has_betas, True
+        return {"keypoints_2d": keypoints, "keypoints_3d": person["keypoints_3d"],
+                "center": person["center"],
+                "box": np.broadcast_to(person["scale"], 2) * 200 / BOX_MARGIN,
+                "pose": np.reshape(person["body_pose"], (24, 3)), "betas": betas,
+                "has_pose": has_pose, "has_betas": has_betas}
+
+
+def reprojection_loss(person: dict) -> float:
+    """Of the fit behind a person of HMR2.0's; 0 if the file does not tell."""
+    losses = person.get("extra_info", {}).get("fitting_loss", {})
+    losses = losses.item() if isinstance(losses, np.ndarray) else losses
+    return float(losses.get("reprojection_loss", 0.0))
+
+
+class HaMeRShards(Shards, HandPictures):
+    """HaMeR's training sets (Pavlakos et al. 2024): dataset_tars/freihand-train and so on.
+
+    hand_pose is absolute (as HaMeR's layer and its author's answers say; not seen in a real tar).
+    K is not told: the crop's camera is a guess, and joints may be relative to the wrist.
+    """
+
+    HOME = "github.com/geopavlakos/hamer"
+    MODEL_OPTIONS = {"fix_left_shapedirs": True}
+
+    def person(self, person: dict) -> dict | None:
+        return {"keypoints_2d": person["keypoints_2d"], "keypoints_3d": person["keypoints_3d"],
+                "center": person["center"], "box": np.broadcast_to(person["scale"], 2) * 200,
+                "pose": np.reshape(person["hand_pose"], (16, 3)), "betas": person["betas"],
+                "has_pose": np.asarray(person["has_hand_pose"]) > 0,
+                "has_hands": np.asarray(person["has_hand_pose"]) > 0,
+                "has_betas": np.asarray(person["has_betas"]) > 0,
+                "side": int(np.asarray(person["right"]))}
+
+
+class Flat(Pictures):
+    """Files for evaluation of HMR2.0 and HaMeR: SPLIT.npz and a folder of pictures.
+
+    Options: images, the pictures' folder below root. scale is in pixels here, not in 200 of them,
+    but in TokenHMR's emdb_for_hmr2. Only imgname, center and scale must be there.
+    """
+
+    SOURCES = ("{split}.npz",)
+    OPTIONS = {"images": "images"}
+
+    def rows(self) -> Iterator[dict]:
+        arrays = bodymodels.load_arrays(self.file(f"{self.SPLITS[self.split]}.npz"))
+        scale = np.asarray(arrays["scale"], np.float64)
+        box = np.broadcast_to(scale if scale.ndim == 2 else scale[:, None], (len(scale), 2))
+        box = box * (200 if self.split == "emdb_for_hmr2" else 1) / BOX_MARGIN
+        yield {"image": [f"{self.options['images']}/{name}" for name in texts(arrays["imgname"])],
+               "center": arrays["center"], "box": box, "person": arrays.get("personid", 0)
+               } | self.labels(arrays, len(box))
+
+    def labels(self, arrays: dict, count: int) -> dict:
+        """The columns that may be missing."""
+        raise NotImplementedError
+
+
+class HMRFlat(Flat, BodyPictures):
+    """HMR2.0's and TokenHMR's hmr2_evaluation_data: 3dpw_test.npz, h36m_val_p2.npz, ...
+
+    Of body_keypoints_3d the joints 1 to 14 do not count. How gender is told as a number is
+    unverified, see `gender_number`.
+    """
+
+    SPLITS = {name: name for name in ("3dpw_test", "h36m_val_p2", "coco_val", "emdb_for_hmr2",
+                                      "posetrack_2018_val", "hr-lspet_train")}
+    JOINTS, HOME = "hmr44", "github.com/shubham-goel/4D-Humans"
+
+    def labels(self, arrays: dict, count: int) -> dict:
+        def joined(kind: str, width: int) -> np.ndarray:
+            parts = [arrays.get(f"{part}_keypoints_{kind}", np.zeros((count, joints, width)))
+                     for part, joints in (("body", 25), ("extra", 19))]
+            return np.concatenate(parts, 1)
+
+        flat, solid = arrays.get("keypoints_2d", joined("2d", 3)), joined("3d", 4)
+        solid[:, 1:15, 3] = 0
+        pose = arrays.get("body_pose", np.zeros((count, 72)))
+        has_pose = arrays.get("has_body_pose", float("body_pose" in arrays))
+        has_betas = arrays.get("has_betas", float("betas" in arrays))
+        return {"keypoints_2d": flat, "keypoints_3d": solid, "pose": pose.reshape(-1, 24, 3),
+                "betas": arrays.get("betas", np.zeros((count, 10)))[:, :10], "has_pose": has_pose,
+                "has_betas": has_betas,
+                "gender": [gender_number(value) for value in arrays.get("gender", ["n"] * count)]}
+
+
+class HaMeRFlat(Flat, HandPictures):
+    """HaMeR's hamer_evaluation_data: freihand_val.npz, ho3d_val.npz and HInt's.
+
+    Left hands (right = 0) are mirrored, hand_pose is absolute, K is not told.
+    """
+
+    SPLITS = {name: name for name in ("freihand_val", "ho3d_val", *(
+        f"TEST_{part}_img_{kind}" for part in ("newdays", "vid", "ego4d")
+        for kind in ("all", "vis", "occ")))}
+    HOME = HaMeRShards.HOME
+    MODEL_OPTIONS = HaMeRShards.MODEL_OPTIONS
+
+    def labels(self, arrays: dict, count: int) -> dict:
+        known = float("hand_pose" in arrays)
+        return {"keypoints_2d": arrays.get("hand_keypoints_2d", np.zeros((count, 21, 3))),
+                "keypoints_3d": arrays.get("hand_keypoints_3d", np.zeros((count, 21, 4))),
+                "pose": arrays.get("hand_pose", np.zeros((count, 48))).reshape(-1, 16, 3),
+                "betas": arrays.get("betas", np.zeros((count, 10))), "has_pose": known,
+                "has_hands": known, "has_betas": float("betas" in arrays),
+                "side": np.asarray(arrays.get("right", np.ones(count)))}
+
+
+# ------------------------------------------------------------------------ whole bodies, official
+
+
+class HumanData(BodyPictures):
+    """HumanData of mmhuman3d and SMPLer-X: SPLIT.npz and the pictures that it names.
+
+    Boxes are padded by 1.2 in the file. Fingers are relative to the mean hand unless misc says
+    flat_hand_mean: then they need `models` (or stay unknown). The 190 keypoints, compressed or
+    not, and intrinsics are not read.
+    """
+
+    SPLITS = {name: name for name in ("p1_train", "p1_val", "rich_train_fix_betas",
+                                      "bedlam_train")}
+    SOURCES = ("{split}.npz",)
+    JOINTS, MODEL, HAND_SPACE = "smplx76", "smplx", "mean_relative"
+    HOME = "github.com/SMPLCap/SMPLer-X"
+
+    def rows(self) -> Iterator[dict]:
+        arrays = bodymodels.load_arrays(self.file(f"{self.SPLITS[self.split]}.npz"))
+        body, meta, misc = (arrays.get(name, {}) for name in ("smplx", "meta", "misc"))
+        count = len(arrays["image_path"])
+        parts = [np.reshape(body.get(name, np.zeros((count, joints, 3))), (count, joints, 3))
+                 for name, joints in (("global_orient", 1), ("body_pose", 21), ("jaw_pose", 1),
+                                      ("leye_pose", 1), ("reye_pose", 1), ("left_hand_pose", 15),
+                                      ("right_hand_pose", 15))]
+        pose, has_hands = np.concatenate(parts, 1), "left_hand_pose" in body
+        if has_hands and not misc.get("flat_hand_mean", False):
+            absolute = self.absolute(pose)
+            has_hands, pose = absolute is not None, pose if absolute is None else absolute
+        columns = {"pose": pose, "has_pose": "global_orient" in body, "has_hands": has_hands}
+        for name, column in (("betas", "betas"), ("transl", "transl")):
+            if name in body:
+                columns |= {column: body[name][:, :10], f"has_{column}": 1}
+        if {"height", "width"} <= set(meta):
+            columns["image_size"] = np.stack([meta["width"], meta["height"]], 1)
+        box = xywh_box(arrays["bbox_xywh"][:, :4])
+        yield columns | {"image": texts(arrays["image_path"]), "center": box["center"],
+                         "box": box["box"] / 1.2}
+
+
+class BEDLAM(BodyPictures):
+    """BEDLAM (Black et al. 2023): all_npz_12_training/*.npz and SCENE_6fps/png/seq_000000/....
+
+    Poses are absolute and already before the camera; the translation is trans_cam plus that of
+    cam_ext. The bodies are of the neutral SMPL-X with 11 shape coefficients (AGORA's have 10),
+    whatever `gender` was rendered. Pictures of close-ups lie on their side: they are turned
+    clockwise. People with fewer than eight joints in the picture are left out (option
+    min_keypoints; option picture_size: width and height as stored).
+    """
+
+    SPLITS = {"train": "all_npz_12_training", "val": "all_npz_12_validation"}
+    SOURCES = ("{split}/*.npz",)
+    JOINTS, MODEL, NUM_BETAS = "smplx76", "smplx", 11
+    OPTIONS = {"min_keypoints": 8, "picture_size": (1280, 720)}
+    HOME = "bedlam.is.tue.mpg.de"
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            arrays = bodymodels.load_arrays(self.file(path))
+            names, closeup = texts(arrays["imgname"]), "closeup" in path.stem
+            size = self.options["picture_size"][::-1 if closeup else 1]
+            points = arrays["gtkps"][:, :76, :2]
+            kept = np.flatnonzero(inside(points, *size).sum(1) >= self.options["min_keypoints"])
+            side = arrays["scale"][kept] * 200 / BOX_MARGIN
+            betas = arrays["shape"][kept]
+            if len(kept):
+                yield {
+                    "image": [f"{path.stem}/png/{names[index]}" for index in kept],
+                    "turns": int(closeup), "center": arrays["center"][kept],
+                    "box": np.stack([side, side], 1), "K": arrays["cam_int"][kept],
+                    "keypoints_2d": with_confidence(points[kept]), "has_pose": 1, "has_hands": 1,
+                    "pose": arrays["pose_cam"][kept].reshape(-1, 55, 3), "has_betas": 1,
+                    "betas": np.pad(betas, ((0, 0), (0, 11)))[:, :11], "has_transl": 1,
+                    "transl": arrays["trans_cam"][kept] + arrays["cam_ext"][kept, :3, 3],
+                    "person": kept, "sequence": path.stem}
+
+
+class RICH(BodyPictures):
+    """RICH (Huang et al. 2022): bodies/, images/, scan_calibration/ and resource/.
+
+    One sample for each person, frame and camera of resource/meta's view_id. Bodies are of the
+    gendered SMPL-X (resource/gender.json), before the first camera of several; fingers are 12
+    coefficients a hand. `models` is a must: keypoints and boxes are those of the bodies. A
+    person's name is the folder's; sequences of two people have two numbers in theirs.
+    """
+
+    SOURCES = ("resource/meta/{split}.txt", "resource/gender.json", "resource/imgext.json",
+               "bodies/{split}/*/", "scan_calibration/*/calibration/*.xml")
+    JOINTS, MODEL, HAND_SPACE = "smplx76", "smplx", "pca"
+    HOME = "rich.is.tue.mpg.de"
+    PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
+             "right_hand_pose")
+
+    def rows(self) -> Iterator[dict]:
+        genders, endings = (self.json(f"resource/{name}.json") for name in ("gender", "imgext"))
+        split = self.SPLITS[self.split]
+        lines = self.file(f"resource/meta/{split}.txt").read_text().splitlines()
+        fields = lines[0].split("\t")
+        for line in lines[1:]:
+            meta = dict(zip(fields, line.split("\t"), strict=True))
+            sequence = meta["sequence_name"]
+            scene = sequence.split("_")[0]
+            frames = sorted((self.root / "bodies" / split / sequence).glob("*/*.pkl"))
+            if not frames:
+                raise FileNotFoundError(f"no bodies/{split}/{sequence}/*/*.pkl in {self.root}: "
+                                        f"expected RICH's official layout, see {self.HOME}")
+            cameras = {int(view): self._camera(scene, int(view))
+                       for view in meta["view_id"].split(",")}
+            for path in frames:
+                body = bodymodels.load_arrays(self.file(path))
+                for view, (motion, K) in cameras.items():
+                    yield self._person(path, body, genders[str(int(path.stem))], motion, K) | {
+                        "image": f"images/{split}/{sequence}/cam_{view:02d}/{path.parent.name}_"
+                                 f"{view:02d}.{endings[scene]}", "sequence": sequence}
+
+    def _camera(self, scene: str, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """World to camera (3, 4), and K."""
+        path = self.file(f"scan_calibration/{scene}/calibration/{view:03d}.xml")
+        tree = ElementTree.parse(path)
+        return tuple(np.array(tree.find(f"{name}/data").text.split(), np.float64).reshape(shape)
+                     for name, shape in (("CameraMatrix", (3, 4)), ("Intrinsics", (3, 3))))
+
+    def _person(self, path: Path, body: dict, gender: str, motion: np.ndarray, K: np.ndarray
+                ) -> dict:
+        vector = np.concatenate([np.reshape(body[name], -1) for name in self.PARTS])[None]
+        pose = self.absolute(vector, gender)
+        if pose is not None:
+            pose[:, 0] = turned(motion[:, :3], pose[:, 0])
+        columns = {"pose": pose, "betas": np.reshape(body["betas"], (1, 10)),
+                   "transl": np.reshape(body["transl"], (1, 3)), "world_to_camera": motion, "K": K}
+        found = self.with_model_keypoints(columns, gender)
+        alone = {name: value[0] for name, value in found.items()
+                 if name not in ("K", "world_to_camera")}
+        return found | alone | {"has_pose": 1, "has_hands": 1, "has_betas": 1, "has_transl": 1,
+                                "gender": GENDERS.index(gender), "person": int(path.stem),
+                                "frame": int(path.parent.name)}
+
+
+class ARCTIC(BodyPictures):
+    """ARCTIC (Fan et al. 2023), the eight cameras around: raw_seqs/, meta/, images/, splits_json/.
+
+    root: the folder `data` of arctic_data. Protocol 1; HMR-Adapter scores its val (the test set's
+    truth is withheld). Ten frames at either end are dropped, of the others every tenth is taken
+    (option interval: SMPLer-X's, which HMR-Adapter does not tell). A picture's number is that of
+    its frame plus the subject's ioi_offset; view v has entry v - 1 of the cameras and v of the
+    picture sizes. Bodies have the subject's own template, which `mesh` names, and no betas;
+    fingers are absolute. Frames without a finite fit are left out. `models` is a must.
+    """
+
+    SPLITS = {"val": "val", "train": "train"}
+    SOURCES = ("splits_json/protocol_p1.json", "meta/misc.json", "meta/subject_vtemplates/s*.obj",
+               "raw_seqs/s*/*.smplx.npy")
+    JOINTS, MODEL, OPTIONS = "smplx76", "smplx", {"interval": 10}
+    HOME = "arctic.is.tue.mpg.de"
+    TRIM = 10
+    PARTS = RICH.PARTS
+
+    def rows(self) -> Iterator[dict]:
+        misc = self.json("meta/misc.json")
+        for name in sorted(self.json("splits_json/protocol_p1.json")[self.SPLITS[self.split]]):
+            subject, sequence = name.split("/")
+            body = bodymodels.load_arrays(self.file(f"raw_seqs/{subject}/{sequence}.smplx.npy"))
+            pose = np.concatenate([np.reshape(body[part], (len(body["transl"]), -1))
+                                   for part in self.PARTS], 1).reshape(-1, 55, 3)
+            frames = np.arange(self.TRIM, len(pose) - self.TRIM, self.options["interval"])
+            whole = np.isfinite(pose).all((1, 2)) & np.isfinite(body["transl"]).all(1)
+            frames = frames[whole[frames]]
+            for view in range(1, 9) if len(frames) else ():
+                yield self._view(misc[subject], subject, sequence, view, frames,
+                                 pose[frames].astype(np.float64), body["transl"][frames])
+
+    def _view(self, misc: dict, subject: str, sequence: str, view: int, frames: np.ndarray,
+              pose: np.ndarray, transl: np.ndarray) -> dict:
+        motion = np.array(misc["world2cam"][view - 1], np.float64)[:3]
+        pose[:, 0] = turned(motion[:, :3], pose[:, 0])
+        template, gender = f"meta/subject_vtemplates/{subject}.obj", misc["gender"]
+        self.file(template)
+        columns = self.with_model_keypoints(
+            {"pose": pose, "betas": np.zeros((1, 10)), "transl": transl,
+             "world_to_camera": motion, "K": np.array(misc["intris_mat"][view - 1])},
+            gender, template)
+        return columns | {
+            "image": [f"images/{subject}/{sequence}/{view}/{frame + misc['ioi_offset']:05d}.jpg"
+                      for frame in frames], "image_size": misc["image_size"][view],
+            "betas": np.zeros(10), "has_pose": 1, "has_hands": 1, "has_transl": 1, "frame": frames,
+            "mesh": template, "gender": GENDERS.index(gender), "sequence": f"{subject}/{sequence}",
+            "person": view}
+
+
+class EHF(BodyPictures):
+    """EHF (Pavlakos et al. 2019): 01_img.jpg, 01_align.ply, 01_2Djnt.json, ..., 100_..., flat.
+
+    The truth is a mesh in SMPL-X's topology in the scanner's frame, `vertices(index)` before the
+    camera; there are no parameters. Keypoints are OpenPose's, and the box is theirs.
+    """
+
+    SPLITS = {"test": "test"}
+    SOURCES = ("*_align.ply", "*_2Djnt.json")
+    JOINTS, MODEL = "openpose25", "smplx"
+    HOME = "smpl-x.is.tue.mpg.de"
+    ROTATION = (-2.98747896, 0.01172457, -0.05704687)  # axis-angle
+    TRANSLATION = (-0.03609917, 0.43416458, 2.37101226)  # metres
+    K = intrinsics((1498.22426237, 1498.22426237), (790.263706, 578.90334))
+
+    def rows(self) -> Iterator[dict]:
+        R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
+        motion = rigid(R.numpy(), np.array(self.TRANSLATION))
+        for path in sorted(self.sources["*_align.ply"], key=lambda path: int(path.name[:-10])):
+            number = path.name[:-10]
+            bodymodels.load_vertices(self.file(path))  # a damaged one is found now
+            people = self.json(f"{number}_2Djnt.json")["people"]
+            keypoints = np.reshape(people[0]["pose_keypoints_2d"], (25, 3))
+            keypoints = with_confidence(keypoints[:, :2], keypoints[:, 2])
+            center, box = boxes_around(keypoints[None])
+            ending = "jpg" if (self.root / f"{number}_img.jpg").is_file() else "png"
+            yield {"image": f"{number}_img.{ending}", "K": self.K, "center": center[0],
+                   "box": box[0], "keypoints_2d": keypoints, "world_to_camera": motion,
+                   "mesh": path.name, "frame": int(number)}
+
+    def vertices(self, index: int) -> np.ndarray:
+        """The true mesh (V, 3) in metres before the camera."""
+        record = self.annotation(index)
+        vertices = bodymodels.load_vertices(self.root / record["mesh"])
+        motion = record["world_to_camera"]
+        return vertices @ motion[:, :3].T + motion[:, 3]
+
+
+class OfficialPeople(PeopleDataset):
+    """Whole bodies of BEDLAM, RICH or ARCTIC with crops of their hands, as RenderedPeople has them.
+
+    pictures: one of those, with a folder `models` in which MANO_SMPLX_vertex_ids.pkl lies as well.
+    Nothing tells expressions and hidden hands: expression is 0 and hand_visible 1. Of BEDLAM's
+    eleven betas the first ten are told; keypoints and hands are those of all. Augmentation crops
+    the crops anew, as of rendered people: what lies outside of them is black.
+    """
+
+    def __init__(self, pictures: BodyPictures, hand_size: int | None = None, *,
+                 augmentation: str | Augmentation | None = None) -> None:
+        if pictures.MODEL != "smplx" or pictures.models is None:
+            raise ValueError("expected BEDLAM, RICH or ARCTIC, opened with a folder of models")
+        super().__init__(pictures.split, [pictures.split], pictures.size, pictures.seed,
+                         augmentation)
+        self.pictures, self.hand_size = pictures, hand_size or pictures.size
+        ids = bodymodels.hand_vertex_ids(pictures.models / "MANO_SMPLX_vertex_ids.pkl")
+        self.hand_vertices = [ids[side] for side in HANDS]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.pictures.records()[index]
+        image, K = self.pictures.picture(record), record["K"].astype(np.float64)
+        output, model, transl = self.pictures.posed(record)
+        points = model.keypoints(output)[0].numpy()
+        flat = pixels(points, K)
+        size = image.shape[1], image.shape[0]
+        homography = self.pictures.crop(record, with_confidence(flat), size, rng)[0]
+        pose = bodymodels.axis_angle_to_matrix(torch.tensor(record["pose"])).numpy()
+        sample = {"image": warp(image, homography, self.size), "K": homography @ K, "pose": pose,
+                  "betas": record["betas"][:10], "expression": np.zeros(10), "keypoints_3d": points,
+                  "keypoints_2d": transform_points(homography, flat), "transl": transl.numpy(),
+                  "hand_visible": np.ones(2)}
+        hands = [self._hand(hand, image, K, flat, output.vertices[0]) for hand in range(2)]
+        sample |= {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
+        if self.augmentation is not None and self.augmentation.moves:
+            sample = augment_person(sample, self.augmentation, rng)
+        sample["image"] = sample["image"].transpose(2, 0, 1)
+        sample["hand_images"] = sample["hand_images"].transpose(0, 3, 1, 2)
+        return person_labels(sample, self.size)
+
+    def _hand(self, hand: int, image: np.ndarray, K: np.ndarray, flat: np.ndarray,
+              vertices: Tensor) -> dict[str, np.ndarray]:
+        """Crop, mesh and K of a hand; of the left all mirrored."""
+        mirror, size = HANDS[hand] == "left", self.hand_size
+        center, side = hand_square(flat[HAND_KEYPOINTS[hand]])
+        view = crop_homography(center, max(side, 1.0), size, mirror=mirror)
+        flip = np.diag([-1.0 if mirror else 1.0, 1, 1])
+        return {"hand_images": warp(image, view, size), "hand_K": view @ K @ flip,
+                "hand_vertices": vertices[self.hand_vertices[hand]].numpy() @ flip}
+
+
+# ------------------------------------------------------------------------------------ mixtures
+
+
+class Mixed(KeyedDataset):
+    """Data sets of one sample layout in proportions: weights choose a set for each sample anew.
+
+    Within the set the sample and its epoch, which decides its augmentation, are drawn as well. An
+    epoch is as long as all sets together, or `length`.
+    """
+
+    def __init__(self, datasets: Sequence[KeyedDataset], weights: Sequence[float],
+                 length: int | None = None, seed: int = 0) -> None:
+        if not datasets or len(datasets) != len(weights) or min(weights) <= 0:
+            raise ValueError("expected data sets and as many weights above 0")
+        super().__init__("train", ["train"], seed)
+        self.datasets = list(datasets)
+        self.weights = np.array(weights, np.float64) / sum(weights)
+        self.length = sum(map(len, datasets)) if length is None else length
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def joint_set(self) -> str | None:
+        """That of the bodies' keypoints, None for hands."""
+        return getattr(self.datasets[0], "joint_set", None)
+
+    def __getitem__(self, key: int) -> dict[str, Tensor]:
+        if key < 0:
+            raise IndexError(f"keys count up from 0 (epoch * length + index), got {key}")
+        rng = random_generator(MIXING, self.seed, *divmod(int(key), len(self)))
+        dataset = self.datasets[rng.choice(len(self.datasets), p=self.weights)]
+        own = int(rng.integers(2**31)) * len(dataset) + int(rng.integers(len(dataset)))
+        return dataset[own] | {"index": torch.tensor(int(key) % len(self))}
+
+
+def _tars(reader: str, weights: dict[str, float]) -> dict[tuple[str, str], float]:
+    return {(reader, folder): weight for folder, weight in weights.items()}
+
+
+HMR2_SETS = ("h36m-train", "mpii-train", "coco-train-2014-pruned",
+             "coco-train-2014-vitpose-pruned", "mpi-inf-train-pruned",
+             "ava-train-midframes-1fps-vitpose", "aic-train-vitpose",
+             "insta-train-vitpose-replicate")
+# Of each: {(data set, folder below the root): weight}; in a folder of the mixture's data sets.
+MIXTURES: dict[str, dict[tuple[str, str], float]] = {
+    # GenHMR's "SD", with the weights of HMR2.0a: from HMR2.0's shards, and from the sets themselves
+    "genhmr-sd": _tars("hmr2-tars", {"h36m-train": 0.3, "mpii-train": 0.1, "mpi-inf-train-pruned":
+                                     0.2, "coco-train-2014-pruned": 0.4}),
+    "genhmr-sd-official": {("h36m-moon", "h36m"): 0.3, ("mpii", "mpii"): 0.1,
+                           ("mpi-inf-3dhp", "mpi-inf-3dhp"): 0.2, ("coco", "coco"): 0.4},
+    # "ITW", with HMR2.0b's, and "BL", with TokenHMR's
+    "genhmr-itw": _tars("hmr2-tars", dict(zip(HMR2_SETS, (
+        0.1, 0.1, 0.1, 0.1, 0.02, 0.19, 0.19, 0.2), strict=True))),
+    "genhmr-bl": _tars("hmr2-tars", dict(zip(HMR2_SETS, (
+        0.1, 0.1, 0.1, 0.1, 0.04, 0.13, 0.13, 0.12), strict=True))) | {("bedlam", "bedlam"): 0.18},
+    # HMR-Adapter's training sets; equal weights are our choice for bodies and HaMeR's for hands
+    "hmr-adapter-body": {("h36m-moon", "h36m"): 1.0, ("rich", "rich"): 1.0,
+                         ("bedlam", "bedlam"): 1.0},
+    "hmr-adapter-hands": {("freihand", "freihand"): 0.5, ("interhand", "interhand"): 0.5},
+    "hamer": _tars("hamer-tars", {
+        "freihand-train": 0.25, "interhand26m-train": 0.25, "mtc-train": 0.1, "cocow-train": 0.1,
+        "rhd-train": 0.05, "halpe-train": 0.05, "mpiinzsl-train": 0.05, "ho3d-train": 0.05,
+        "h2o3d-train": 0.05, "dex-train": 0.05}),
+}
+OFFICIAL = {
+    "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
+    "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
+    "h36m-moon": Human36MMoon, "spin": SPIN, "coco": COCO, "aic": AIC, "mpii": MPII,
+    "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
+    "hmr2-npz": HMRFlat, "hamer-npz": HaMeRFlat, "humandata": HumanData, "bedlam": BEDLAM,
+    "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
+
+
+def open_official(name: str, root: str | os.PathLike, split: str | None = None, *,
+                  size: int = 128, augmentation: str | Augmentation | None = None, seed: int = 0,
+                  cache: str | os.PathLike | None = None,
+                  models: str | os.PathLike | None = None, **options) -> KeyedDataset:
+    """A data set of OFFICIAL, or a mixture of MIXTURES, in the folder root; options: its own."""
+    pictures = {"size": size, "augmentation": augmentation}
+    if name in MIXTURES:
+        if split not in (None, "train"):
+            raise ValueError(f"{name} is a mixture to train on, it has no split {split!r}")
+        parts = [open_official(part, Path(root, folder), seed=seed, cache=cache, models=models,
+                               **pictures) for part, folder in MIXTURES[name]]
+        return Mixed(parts, list(MIXTURES[name].values()), seed=seed)
+    kind, packed = OFFICIAL[name], {"seed": seed, "cache": cache}
+    if issubclass(kind, MotionCapture):
+        return kind(root, split or "train", **packed)
+    if kind is FreiHAND:
+        return kind(root, split or "training", **pictures, **packed)
+    return kind(root, split, **pictures, **packed, models=models, **options)
+
+
+def look_for_pictures(dataset: KeyedDataset, most: int = 1000) -> str:
+    """Looks for pictures of samples all over a data set; FileNotFoundError tells of missing ones.
+
+    Returns what is to be said of it, and how many of the samples are known in which respect.
+    """
+    if not isinstance(dataset, Pictures):
+        return ""
+    records = dataset.records()
+    names = {name.decode() for name in records["image"][::max(1, len(records) // most)]}
+    missing = sorted(name for name in names if not (dataset.root / name).is_file())
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(names)} pictures looked for are missing, "
+                                f"{dataset.root / missing[0]} for one")
+    known = {"keypoints_2d": (records["keypoints_2d"][..., 2] > 0).any(1),
+             "keypoints_3d": (records["keypoints_3d"][..., 3] > 0).any(1),
+             "K": records["K"][:, 2, 2] > 0}
+    known |= {name: records[f"has_{name}"] > 0 for name in ("pose", "hands", "betas", "transl")}
+    return (f"{len(names)} pictures looked for, all there; known: " + ", ".join(
+        f"{name} {100 * values.mean():.0f} %" for name, values in known.items()))
+
+
 # ---------------------------------------------------------------------------------- looking
 
 FINGER_COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
 HAND_CHAINS = tuple((0, *range(1 + 4 * finger, 5 + 4 * finger)) for finger in range(5))
-BODY_CHAINS, PEOPLE_CHAINS = (
-    tuple(tuple(names.index(name) for name in chain.split() if name in names) for chain in (
-        "left_hip left_knee left_ankle left_foot left_big_toe",
-        "right_hip right_knee right_ankle right_foot right_big_toe",
-        "left_shoulder left_elbow left_wrist left_hand left_middle1 left_middle_tip",
-        "right_shoulder right_elbow right_wrist right_hand right_middle1 right_middle_tip",
-        "pelvis spine1 spine2 spine3 neck head nose"))
-    for names in (SMPL_KEYPOINTS, SMPLX_KEYPOINTS))
-CHAINS = {NUM_JOINTS: HAND_CHAINS, len(SMPL_KEYPOINTS): BODY_CHAINS,
-          len(SMPLX_KEYPOINTS): PEOPLE_CHAINS}
+LIMB_NAMES = (
+    "left_hip left_knee left_ankle left_foot left_big_toe",
+    "right_hip right_knee right_ankle right_foot right_big_toe",
+    "left_shoulder left_elbow left_wrist left_hand left_middle1 left_middle_tip",
+    "right_shoulder right_elbow right_wrist right_hand right_middle1 right_middle_tip",
+    "pelvis spine1 spine spine2 spine3 thorax neck head nose")
+
+
+@cache
+def chains(joint_set: str) -> tuple[tuple[int, ...], ...]:
+    """The lines of a skeleton, as indices of a joint set."""
+    if joint_set == "hand21":
+        return HAND_CHAINS
+    names = bodymodels.JOINT_SETS[joint_set]
+    places = {name.removesuffix("_openpose"): place
+              for place, name in reversed(list(enumerate(names)))}
+    return tuple(tuple(places[name] for name in chain.split() if name in places)
+                 for chain in LIMB_NAMES)
+
+
+JOINT_SET_OF = {NUM_JOINTS: "hand21", len(SMPL_KEYPOINTS): "smpl45",
+                len(SMPLX_KEYPOINTS): "smplx76"}  # of rendered pictures
 
 
 def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
-                   zoom: int = 3) -> np.ndarray:
+                   zoom: int = 3, joint_set: str | None = None) -> np.ndarray:
     """Picture (S, S, 3) uint8, `zoom` times larger, with a hand's or a body's skeleton on it.
 
-    keypoints (21, 45 or 76, 2) pixels: "hand21", "smpl45" or "smplx76".
+    keypoints (J, 2) pixels of a joint set, by default "hand21", "smpl45" or "smplx76".
     """
+    lines = chains(joint_set or JOINT_SET_OF[len(keypoints)])
     side = image.shape[0] * zoom
     picture = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
     points = [tuple(point) for point in (keypoints * zoom).tolist()]
-    for chain, color in zip(CHAINS[len(keypoints)], FINGER_COLORS, strict=True):
+    for chain, color in zip(lines, FINGER_COLORS, strict=True):
         for start, end in zip(chain, chain[1:], strict=False):
             if valid[start] and valid[end]:
                 draw.line([points[start], points[end]], color, width=2)
@@ -2141,12 +3837,13 @@ def draw_pose(sample: dict[str, Tensor], size: int = 384) -> np.ndarray:
     return (255 * picture.image).astype(np.uint8)
 
 
-def draw_sample(sample: dict[str, Tensor]) -> np.ndarray:
+def draw_sample(sample: dict[str, Tensor], joint_set: str | None = None) -> np.ndarray:
     """A sample's picture and its projected keypoints, or its pose if it has no picture."""
     if "image" not in sample:
         return draw_pose(sample)
     picture = draw_keypoints(sample["image"].permute(1, 2, 0).numpy(),
-                             sample["keypoints_2d"].numpy(), sample["keypoints_valid"].numpy())
+                             sample["keypoints_2d"].numpy(), sample["keypoints_valid"].numpy(),
+                             joint_set=joint_set)
     return draw_hands(sample, picture) if "hand_images" in sample else picture
 
 
@@ -2167,7 +3864,8 @@ def draw_hands(sample: dict[str, Tensor], picture: np.ndarray) -> np.ndarray:
 def draw_samples(dataset: KeyedDataset, keys: Sequence[int], path: str | os.PathLike,
                  columns: int = 4) -> None:
     """Write a PNG with the pictures of some samples."""
-    tiles = [draw_sample(dataset[key]) for key in keys]
+    joint_set = getattr(dataset, "joint_set", None)
+    tiles = [draw_sample(dataset[key], joint_set) for key in keys]
     blank = np.zeros_like(tiles[0])
     tiles += [blank] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)]
@@ -2178,12 +3876,14 @@ def open_dataset(args: argparse.Namespace) -> KeyedDataset:
     """The data set that the command line asks for."""
     pictures = {"size": args.size, "augmentation": args.augmentation}
     packed = {"seed": args.seed, "cache": args.cache}
-    split = args.split or ("training" if args.name == "freihand" else "train")
-    if args.name in OFFICIAL:
+    if args.name in (*OFFICIAL, *MIXTURES):
         if args.data_root is None:
             raise ValueError(f"{args.name} needs --data-root FOLDER")
-        options = packed | (pictures if args.name == "freihand" else {})
-        return OFFICIAL[args.name](args.data_root, split, **options)
+        options = dict(option.split("=", 1) for option in args.option)
+        options = {name: int(text) if text.isdigit() else text for name, text in options.items()}
+        return open_official(args.name, args.data_root, args.split, models=args.models,
+                             **pictures, **packed, **options)
+    split = args.split or "train"
     if args.name == "motion":
         return MotionPoses(split, seed=args.seed)
     if args.name == "people":
@@ -2192,15 +3892,20 @@ def open_dataset(args: argparse.Namespace) -> KeyedDataset:
     return kind(split, **pictures, **packed)
 
 
-OFFICIAL = {"freihand": FreiHAND, "amass": AMASS, "moyo": MOYO}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """`python data.py NAME`: count a data set's samples, print one, draw some."""
     parser = argparse.ArgumentParser(description="Look at a data set.")
-    parser.add_argument("name", choices=("rendered", "bodies", "people", "motion", *OFFICIAL))
-    parser.add_argument("--data-root", type=Path, help=f"the folder of {', '.join(OFFICIAL)}")
-    parser.add_argument("--split", help="default: the training split")
+    parser.add_argument("name", metavar="NAME", choices=(
+        "rendered", "bodies", "people", "motion", *OFFICIAL, *MIXTURES),
+        help=f"rendered, bodies, people, motion; {', '.join(OFFICIAL)}; or a mixture: "
+             + ", ".join(MIXTURES))
+    parser.add_argument("--data-root", type=Path, help="the folder of a data set as its authors "
+                        "ship it; of a mixture, the one with its data sets' folders")
+    parser.add_argument("--models", type=Path, help="the folder of official body models, for "
+                        "meshes, and poses that are told relative to a mean hand")
+    parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE",
+                        help="of the data set, as OPTIONS of its class: setup=s1, stride=1, ...")
+    parser.add_argument("--split", help="default: the training split, if it has one")
     parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
@@ -2213,6 +3918,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         dataset = open_dataset(args)
         print(f"{args.name}, split {dataset.split}: {len(dataset):,} samples")
+        for part in getattr(dataset, "datasets", [dataset]):
+            print(look_for_pictures(part) or f"{type(part).__name__}: {len(part):,} samples")
         for name, value in dataset[0].items():
             print(f"  {name:17} {str(tuple(value.shape)):14} {str(value.dtype):14}"
                   f"{value.min():10.4g} to {value.max():.4g}")

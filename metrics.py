@@ -27,7 +27,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -316,7 +316,10 @@ UNITS = {"m": 1.0, "cm": 100.0, "mm": 1000.0}  # per metre
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a benchmark measures. Joints and vertices are each aligned on their own."""
+    """What a benchmark measures. Joints and vertices are each aligned on their own.
+
+    Its target is the data set's truth: of bodies the mesh of the gendered model, or joints alone.
+    """
 
     joints: str  # a name of bodymodels.JOINT_SETS
     root: tuple[int, ...]  # joints whose mean is the origin of the unaligned errors; (): as given
@@ -327,7 +330,8 @@ class Protocol:
     f_thresholds: tuple[float, ...]  # m; (): no F-scores
     auc_thresholds: tuple[float, float, int] | tuple[()]  # first and last in m, and how many
     source: str  # where these rules are written
-    vertex_error: str = "MPVPE"  # what the field calls it: of bodies, MVE
+    vertex_error: str = "MPVPE"  # what the field calls it: of bodies, MVE; "": joints alone
+    aligned_vertices: bool = True  # whether the vertices' error after alignment is reported
     scored: str = ""  # the joints whose errors count, a name of JOINT_SETS; "": all
     hands: str = ""  # the protocol by which both hands of a whole body are judged as well
 
@@ -358,23 +362,60 @@ PROTOCOLS = {
         unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="PVE",
         source="The same: a hand's 778 vertices relative to its wrist, which moves them but does "
                "not turn them, and its 21 joints; the mean over all hands, seen or not"),
+    "dexycb": Protocol(
+        joints="hand21", root=(0,), alignment="similarity", allow_reflection=True, norm_guard=0.0,
+        unit="mm", f_thresholds=(), auc_thresholds=(0.0, 0.05, 100),
+        source="Chao et al., CVPR 2021: relative to the wrist, of joint_3d (whose tips are "
+               "manopth's vertices) and of the meshes of pose_m; the toolkit's Procrustes may "
+               "mirror. Frames without a hand do not count: 78,768 of s0's test"),
+    "h36m_p2_lsp14": Protocol(
+        joints="j17", root=(14,), alignment="similarity", allow_reflection=False, norm_guard=0.0,
+        unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="", scored="lsp14",
+        source="SPIN and HMR2.0, which GenHMR follows: joints of motion capture against those that "
+               "SPIN's J_regressor_h36m takes from the mesh, relative to either's own pelvis"),
+    "3dpw_lsp14": Protocol(
+        joints="j17", root=(14,), alignment="similarity", allow_reflection=False, norm_guard=0.0,
+        unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE", scored="lsp14",
+        aligned_vertices=False,
+        source="SPIN, HMR2.0 and GenHMR: both meshes' joints by J_regressor_h36m, the true mesh of "
+               "the gendered SMPL; 35,515 people of the test split"),
+    "3dpw_smplx_lineage": Protocol(
+        joints="smpl24", root=(0,), alignment="similarity", allow_reflection=False,
+        norm_guard=0.0, unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="",
+        scored="smpl14",
+        source="SMPLer-X and HMR-Adapter: 14 of SMPL's own joints, Moon's files, neutral SMPL; not "
+               "to be compared with 3dpw_lsp14"),
+    "emdb1_24": Protocol(
+        joints="smpl24", root=(1, 2), alignment="similarity", allow_reflection=False,
+        norm_guard=0.0, unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE",
+        aligned_vertices=False,
+        source="Kaufmann et al., ICCV 2023: 24 joints relative to the middle of the hips, gendered "
+               "SMPL, all good frames of EMDB-1 (its vertices after alignment follow the joints' "
+               "transform: not reported here)"),
     "pose_reconstruction": Protocol(
         joints="smpl24", root=(), alignment="", allow_reflection=False, norm_guard=0.0,
         unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE",
         source="GenHMR, AAAI 2025, Tables 5 and 6: what a pose tokenizer loses, global orientation "
                "included"),
 }
+PROTOCOLS |= {name: PROTOCOLS["pose_reconstruction"] for name in ("amass_test", "moyo_val")}
+PROTOCOLS |= {name: replace(PROTOCOLS["rendered_people"], source=(
+    f"{data} as SMPLer-X and HMR-Adapter judge: vertices relative to the pelvis, those of hands to "
+    "the wrist. Their 14 joints are SMPLX_to_J14.pkl's and hands' orig_hand_regressor's, here all "
+    "are the model's own; faces are not judged"))
+    for name, data in (("ehf", "EHF's 100 meshes"), ("arctic_p1val", "ARCTIC's p1 val, views 1-8"))}
 
 
-def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points]
-             ) -> dict[str, float]:
+def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points],
+             hand_vertices: str | Path = "wholebody") -> dict[str, float]:
     """The table of one protocol, means over the samples.
 
-    `prediction` and `target` hold "joints" (B, J, 3) and "vertices" (B, V, 3) in metres, in the
-    same frame. Lengths come in the protocol's unit, F-scores and areas from 0 to 1. As papers
-    do, F@5 (5 mm), F@15 and AUC are taken after alignment; "raw" names those before. A protocol
-    without alignment, or without these, leaves them out. One for whole bodies adds the rows of
-    its hands, named "hands ...".
+    `prediction` and `target` hold "joints" (B, J, 3) and, unless it judges joints alone,
+    "vertices" (B, V, 3) in metres, in the same frame. hand_vertices: of a whole body, the source
+    of `bodymodels.hand_vertex_ids`; MANO_SMPLX_vertex_ids.pkl for SMPL-X. Lengths come in the
+    protocol's unit, F-scores and areas from 0 to 1. As papers do, F@5 (5 mm), F@15 and AUC are
+    taken after alignment; "raw" names those before. A protocol without alignment, or without
+    these, leaves them out. One for whole bodies adds the rows of its hands, named "hands ...".
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: expected one of {sorted(PROTOCOLS)}")
@@ -387,13 +428,16 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
                                           allow_reflection=rules.allow_reflection,
                                           norm_guard=rules.norm_guard,
                                           scale=rules.alignment == "similarity")
-                   for name in ("joints", "vertices")}
+                   for name in prediction}
         stages.insert(0, (aligned, "PA-", ""))
     per_metre = UNITS[rules.unit]
     report = {}
     for points, before, after in stages:
-        joints, vertices = ((points[name], target[name]) for name in ("joints", "vertices"))
+        joints = points["joints"], target["joints"]
         report[f"{before}MPJPE"] = per_metre * mpjpe(*joints).mean()
+        if not rules.vertex_error or before and not rules.aligned_vertices:
+            continue
+        vertices = points["vertices"], target["vertices"]
         report[f"{before}{rules.vertex_error}"] = per_metre * pve(*vertices).mean()
         if rules.f_thresholds:
             scores = f_score(*vertices, rules.f_thresholds).mean(0)
@@ -403,21 +447,22 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
             report[f"AUC-J{after}"] = pck_auc(*joints, *rules.auc_thresholds)
             report[f"AUC-V{after}"] = pck_auc(*vertices, *rules.auc_thresholds)
     if rules.hands:
-        hands = evaluate(rules.hands, *map(both_hands, both))
+        hands = evaluate(rules.hands, *(both_hands(points, hand_vertices) for points in both))
         report |= {f"hands {name}": value for name, value in hands.items()}
     return {name: float(value) for name, value in report.items()}
 
 
-def both_hands(points: Mapping[str, Points]) -> dict[str, Tensor]:
-    """Joints (2B, 21, 3) and vertices (2B, 778, 3) of the hands of B free whole bodies.
+def both_hands(points: Mapping[str, Points], source: str | Path = "wholebody"
+               ) -> dict[str, Tensor]:
+    """Joints (2B, 21, 3) and vertices (2B, 778, 3) of the hands of B whole bodies.
 
     points: "joints" (B, 76, 3) in "smplx76" order and "vertices" (B, 10475, 3). All left hands
     come first, then all right ones, as they are: nothing is mirrored.
     """
     joints, vertices = (_tensor(points[name]) for name in ("joints", "vertices"))
-    ids = bodymodels.hand_vertex_ids("wholebody")
+    ids = bodymodels.hand_vertex_ids(source)
     if vertices.shape[1] <= max(int(part.max()) for part in ids.values()):
-        raise ValueError("the hands' vertices are those of the free whole body, (B, 10475, 3), "
+        raise ValueError("the hands' vertices are those of a whole body, (B, 10475, 3), "
                          f"got {tuple(vertices.shape)}")
     order = [bodymodels.joint_indices("smplx76", f"{side}_hand21") for side in ids]
     return {"joints": torch.cat([joints[:, places] for places in order]),
@@ -426,11 +471,12 @@ def both_hands(points: Mapping[str, Points]) -> dict[str, Tensor]:
 
 
 def _rooted(points: Mapping[str, Points], rules: Protocol) -> dict[str, Tensor]:
-    """Joints and vertices in float64, minus the root of the joints."""
-    missing = {"joints", "vertices"} - set(points)
+    """Joints and, if they are judged, vertices, in float64, minus the root of the joints."""
+    wanted = ["joints", "vertices"] if rules.vertex_error else ["joints"]
+    missing = set(wanted) - set(points)
     if missing:
         raise ValueError(f"evaluate needs joints and vertices, {sorted(missing)} is missing")
-    points = {name: _tensor(points[name]).double() for name in ("joints", "vertices")}
+    points = {name: _tensor(points[name]).double() for name in wanted}
     expected = len(bodymodels.JOINT_SETS[rules.joints])
     if points["joints"].shape[1:] != (expected, 3):
         raise ValueError(f"the joints of {rules.joints} are (B, {expected}, 3), "
@@ -447,6 +493,18 @@ def _rooted(points: Mapping[str, Points], rules: Protocol) -> dict[str, Tensor]:
 
 
 # --------------------------------------------------------------------------- prediction files
+
+
+def write_dexycb(path: str | Path, numbers: Sequence[int], joints: Points) -> None:
+    """Predictions for the toolkit of DexYCB: a line of number and 63 millimetres for each sample.
+
+    numbers: the official ones of the split, `person` of data.DexYCB's records. joints (N, 21, 3):
+    metres in the camera's frame, left hands as left hands.
+    """
+    millimetres = 1000 * np.asarray(_tensor(joints).cpu(), np.float64).reshape(len(numbers), 63)
+    lines = (",".join([str(int(number)), *(f"{value:.4f}" for value in row)])
+             for number, row in zip(numbers, millimetres, strict=True))
+    bodymodels.write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
 def read_predictions(path: str | Path, samples: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -67,6 +67,12 @@ import metrics
 import simplehand
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+EVALUATIONS = {  # data set and split that a protocol of metrics judges
+    "freihand": ("freihand", "evaluation"), "dexycb": ("dexycb", "test"),
+    "3dpw_lsp14": ("3dpw", "test"), "3dpw_smplx_lineage": ("3dpw-moon", "test"),
+    "emdb1_24": ("emdb", "emdb1"), "h36m_p2_lsp14": ("h36m", "p2"),
+    "amass_test": ("amass", "test"), "moyo_val": ("moyo", "val"),
+}
 SCHEDULES = ("constant", "step", "cosine")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
 BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline
@@ -648,7 +654,7 @@ class Task:
     PRESETS: Mapping[str, typing.Any]  # its instances by name
     load_checkpoint: Callable[..., nn.Module]  # from a file, the model with its config
     parameters: Callable[..., list[dict]]  # from model and weight decay, groups for AdamW
-    PROTOCOLS: Mapping[str, str]  # of metrics, by kind of data
+    PROTOCOLS: Mapping[str, str]  # of metrics, by kind of data; "": ask for one
     FLAGS: tuple[str, ...] = ()  # those of OPTIONAL that mean something here
     TITLE: str  # of predictions.png
     UNIT = "images"  # what a sample is
@@ -659,11 +665,30 @@ class Task:
                  origin: Mapping[str, typing.Any]) -> None:
         self.config, self.arguments = config, arguments
         self.baseline: Tensor | None = origin.get("baseline")  # (2, N, 3), see set_baseline
-        self.data = arguments.data or origin.get("data", "rendered")
+        asked = getattr(arguments, "protocol", None)  # decides what an evaluation alone is of
+        judged = EVALUATIONS.get(asked, ("",))[0] if getattr(arguments, "eval", False) else ""
+        self.data = arguments.data or judged or origin.get("data", "rendered")
         if self.data not in self.PROTOCOLS:
             raise ValueError(f"--data {self.data}: expected one of {', '.join(self.PROTOCOLS)}")
         if self.data != "rendered" and not arguments.data_root:
             raise ValueError(f"--data {self.data}: say where its folder is with --data-root")
+        self.protocol = asked or self.PROTOCOLS[self.data]
+        if self.protocol not in self.PROTOCOLS.values() or not self.protocol:
+            raise ValueError(f"--data {self.data}: choose what to judge by with --protocol, one of "
+                             + ", ".join(sorted({*self.PROTOCOLS.values()} - {""})))
+        if self.PROTOCOLS[self.data] not in ("", self.protocol):
+            raise ValueError(f"--data {self.data} is judged by {self.PROTOCOLS[self.data]}, and "
+                             f"not by {self.protocol}")
+
+    def official(self, split: str, size: int, **options) -> Dataset:
+        """The official training data, or those that the protocol judges."""
+        arguments, config = self.arguments, self.config
+        name, part, root = self.data, None, arguments.data_root
+        if split == "test":
+            name, part = EVALUATIONS[self.protocol]
+            root = arguments.test_root or root
+        return data.open_official(name, root, part, size=size, seed=config.seed,
+                                  cache=arguments.cache, **options)
 
     @classmethod
     def adapt(cls, config: typing.Any, arguments: argparse.Namespace) -> typing.Any:
@@ -719,18 +744,22 @@ class SimpleHandTask(Task):
     Config, PRESETS = simplehand.Config, simplehand.PRESETS
     load_checkpoint = staticmethod(simplehand.load_checkpoint)
     parameters = staticmethod(simplehand.parameter_groups)
-    PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand"}
-    FLAGS = ("hand", "backbone")
+    PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb"}
+    FLAGS = ("hand", "backbone", "protocol")
     ABLATIONS = simplehand.ABLATIONS
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
 
     def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
         super().__init__(config, arguments, origin)
-        if self.data == "freihand" and not arguments.hand:
-            raise ValueError("--data freihand: its meshes are MANO's, whose faces and joints the "
-                             "free hand does not have; give MANO_RIGHT.pkl with --hand")
-        hand = bodymodels.load_model(arguments.hand or "hand_right")
+        if self.data != "rendered" and not arguments.hand:
+            raise ValueError(f"--data {self.data}: its meshes are MANO's, whose faces and joints "
+                             "the free hand does not have; give MANO_RIGHT.pkl with --hand")
+        if self.data == "dexycb" and not Path(arguments.hand).is_dir():
+            raise ValueError("--data dexycb has left hands, too: give the folder of MANO_RIGHT and "
+                             "MANO_LEFT with --hand")
+        tips = data.DexYCB.TIPS if self.protocol == "dexycb" else None
+        hand = bodymodels.load_model(arguments.hand or "hand_right", family="mano", tips=tips)
         self.keypoint_regressor, self.faces = hand.keypoint_regressor, hand.faces
 
     def data_set(self, split: str, length: int) -> Dataset:
@@ -742,6 +771,9 @@ class SimpleHandTask(Task):
                 config.image_size, seed=config.seed,
                 augmentation="official_simplehand" if training else None,
                 cache=self.arguments.cache)
+        if self.data != "rendered":
+            return self.official(split, config.image_size, models=self.arguments.hand,
+                                 augmentation="official_simplehand" if training else None)
         return data.RenderedHands(
             split, config.image_size, length=length, seed=config.seed if training else 0,
             views=config.views, in_plane=config.in_plane,
@@ -791,7 +823,7 @@ class SimpleHandTask(Task):
 
         def score(hands: np.ndarray) -> dict[str, float]:
             hands = np.broadcast_to(hands, truth["vertices"].shape)
-            return metrics.evaluate(self.PROTOCOLS[self.data],
+            return metrics.evaluate(self.protocol,
                                     {"vertices": hands, "joints": self.joints(hands)}, truth)
 
         scores = {"SimpleHand": score(predictions["vertices"][known])}
@@ -805,9 +837,12 @@ class SimpleHandTask(Task):
 
     def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
         """Pictures and, for FreiHAND, the file that its evaluation server takes."""
+        vertices = predictions["vertices"]
         if self.data == "freihand":
-            vertices = predictions["vertices"]
             metrics.write_predictions(out / "pred.json", self.joints(vertices), vertices)
+        elif self.data == "dexycb":  # relative to the middle knuckle, as the model tells hands
+            numbers = self.test_set.records()["person"][predictions["index"]]
+            metrics.write_dexycb(out / "dexycb.txt", numbers, self.joints(vertices))
         super().write(predictions, out)
 
     def picture(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
@@ -880,8 +915,9 @@ class TokenizerTask(BodyTask):
     Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
     load_checkpoint = staticmethod(genhmr.load_tokenizer)
     parameters = staticmethod(genhmr.parameter_groups)
-    PROTOCOLS = dict.fromkeys(("rendered", "amass", "moyo", "amass+moyo"), "pose_reconstruction")
-    FLAGS = ("body",)
+    PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
+                 "amass+moyo": "pose_reconstruction"}
+    FLAGS = ("body", "protocol")
     UNIT = "poses"
     TITLE = "the pose, and what its tokens tell of it"
 
@@ -896,7 +932,7 @@ class TokenizerTask(BodyTask):
         seed, folder = self.config.seed if split == "train" else 0, self.arguments.data_root
         if self.data == "rendered":
             return data.MotionPoses(split, length, seed, views=self.config.heading)
-        held_out = {"amass": "test", "moyo": "val"}
+        held_out = dict(EVALUATIONS.values())
         parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
             Path(folder, name) if "+" in self.data else folder,
             split if split == "train" else held_out[name], seed=seed, cache=self.arguments.cache)
@@ -938,8 +974,12 @@ class TransformerTask(BodyTask):
     Config, PRESETS = genhmr.Config, genhmr.PRESETS
     load_checkpoint = staticmethod(genhmr.load_checkpoint)
     parameters = staticmethod(genhmr.parameter_groups)
-    PROTOCOLS = {"rendered": "rendered_bodies"}
-    FLAGS = ("backbone", "tokenizer", "iterations")  # the rendered body is the free one
+    PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
+        "genhmr-sd", "genhmr-sd-official", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon",
+        "coco", "mpii", "mpi-inf-3dhp", "aic", "bedlam"), "") | {
+        EVALUATIONS[protocol][0]: protocol for protocol in (
+            "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14")}
+    FLAGS = ("backbone", "tokenizer", "iterations", "models", "protocol", "test_root")
     TITLE = "image, predicted mesh (where the predicted camera puts it), true mesh"
     NOISE = 0.02  # of the crop: sigma of the 2D joints that refinement sees (our choice)
     REMARK = ("T: iterations of sampling. P: steps of refinement after it, against the true 2D "
@@ -957,6 +997,13 @@ class TransformerTask(BodyTask):
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
         super().__init__(config, arguments, origin)
+        if self.data != "rendered":
+            if not arguments.models:
+                raise ValueError(f"--data {self.data}: its bodies are SMPL's; give the folder of "
+                                 "SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE and, for protocols of 14 "
+                                 "joints, J_regressor_h36m.npy with --models")
+            self.body = bodymodels.load_model(arguments.models, family="smpl")
+            self.faces = self.body.faces
         if not origin and not arguments.tokenizer:
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
                              "one with --stage tokenizer and give its checkpoint with --tokenizer")
@@ -973,8 +1020,11 @@ class TransformerTask(BodyTask):
         self.light_body = self.body.for_keypoints()  # training needs no other vertices
 
     def data_set(self, split: str, length: int) -> Dataset:
-        """A split of rendered people."""
+        """A split of rendered people, or of official data."""
         config, training = self.config, split == "train"
+        if self.data != "rendered":
+            return self.official(split, config.image_size, models=self.arguments.models,
+                                 augmentation="official_hmr" if training else None)
         return data.RenderedBodies(
             split, config.image_size, length=length, seed=config.seed if training else 0,
             views=config.views, lean=config.lean, cache=self.arguments.cache,
@@ -989,6 +1039,86 @@ class TransformerTask(BodyTask):
         if self.arguments.backbone:
             genhmr.load_backbone(model, self.arguments.backbone)
         return model
+
+    def points(self, batch: dict[str, Tensor]) -> Tensor:
+        """True joints and vertices (B, 24 + V, 3) of those whose pose is known, if any is."""
+        known = batch["pose_valid"] > 0
+        return super().points({name: batch[name][known] if known.any() else batch[name]
+                               for name in ("betas", "pose")})
+
+    def score_piece(self, predictions: dict[str, np.ndarray]) -> Scores:
+        """Of some samples, for every predictor and for both constants of the baseline."""
+        if self.data == "rendered":
+            return super().score_piece(predictions)
+        truth = self.truth(predictions)
+        meshes = {name.removeprefix("pose of "): self.mesh(predictions["betas"], pose)
+                  for name, pose in predictions.items() if name.startswith("pose of ")}
+        if self.baseline is not None:
+            for name, points in zip(("mean", "mean shape"), self.baseline.numpy(), strict=True):
+                points = np.broadcast_to(points, (len(predictions["index"]), *points.shape))
+                meshes[name] = {"joints": points[:, :24], "vertices": points[:, 24:]}
+        return {name: metrics.evaluate(self.protocol, self.judged(mesh), truth)
+                for name, mesh in meshes.items()}
+
+    def truth(self, predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Joints of motion capture, or bodies of each one's gender."""
+        records = self.test_set.records()[predictions["index"]]
+        if self.protocol == "h36m_p2_lsp14":
+            return {"joints": data.relabelled(records["keypoints_3d"], self.test_set.JOINTS,
+                                              "j17")[..., :3]}
+        truth = {name: np.empty((len(records), count, 3), np.float32)
+                 for name, count in (("joints", 24), ("vertices", len(self.body.v_template)))}
+        for number in np.unique(records["gender"]):
+            of = records["gender"] == number
+            body = self.test_set.body(data.GENDERS[number], num_betas=10)
+            posed = body(*(torch.from_numpy(predictions[name][of])
+                           for name in ("true_betas", "true_pose")))
+            truth["joints"][of], truth["vertices"][of] = posed.joints, posed.vertices
+        return self.judged(truth)
+
+    def judged(self, mesh: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """With the 17 joints of SPIN's regressor, for protocols of 14 of them."""
+        if metrics.PROTOCOLS[self.protocol].joints != "j17":
+            return mesh
+        joints = np.einsum("jv,nvc->njc", self.h36m_regressor, mesh["vertices"])
+        return mesh | {"joints": joints[:, bodymodels.joint_indices("h36m17_spin", "j17")]}
+
+    @functools.cached_property
+    def h36m_regressor(self) -> np.ndarray:
+        """SPIN's J_regressor_h36m (17, V): left leg first, as the other file of its role is not."""
+        path = Path(self.arguments.models, "J_regressor_h36m.npy")
+        regressor = np.load(path, allow_pickle=False).astype(np.float32)
+        rest = regressor @ self.body.v_template.numpy()
+        if rest[1, 0] <= rest[4, 0]:
+            raise ValueError(f"{path} has the right leg first: take SPIN's file, not Moon's")
+        return regressor
+
+    def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
+        """Pictures and, of official data, predictions.npz: whose picture, poses, shapes, joints."""
+        if self.data != "rendered":
+            records = self.test_set.records()[predictions["index"]]
+            pose = predictions[f"pose of T={self.iterations}"]
+            told = {name: records[name] for name in ("image", "sequence", "person", "frame")}
+            np.savez(out / "predictions.npz", **told, pose=pose, betas=predictions["betas"],
+                     transl=predictions["transl"], joints=np.concatenate([
+                         self.mesh(predictions["betas"][start:start + self.PIECE],
+                                   pose[start:start + self.PIECE])["joints"]
+                         for start in range(0, len(pose), self.PIECE)]))
+        super().write(predictions, out)
+
+    def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """A mesh (V, 3) over a picture (H, W, 3); not one around the camera, of unknown place."""
+        if self.data != "rendered" and mesh[:, 2].min() <= 0:
+            return background
+        return super().draw(mesh, K, background)
+
+    def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
+        """Translations (B, 3) before the model's camera as those before the crops' K (B, 3, 3)."""
+        model = data.body_camera(self.config.image_size)
+        x, y, z = transl.unbind(1)
+        z = z * K[:, 0, 0] / model[0, 0]
+        return torch.stack((x - (K[:, 0, 2] - model[0, 2]) * z / K[:, 0, 0],
+                            y - (K[:, 1, 2] - model[1, 2]) * z / K[:, 1, 1], z), 1)
 
     def loss(self, trainer: Trainer,
              batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -1013,6 +1143,8 @@ class TransformerTask(BodyTask):
             poses[f"T={self.iterations} P={P}"] = self.refined(model, found, batch, P)
         config = model.config
         transl = genhmr.camera_translation(found.camera, config.focal)
+        if self.data != "rendered":
+            transl = self.in_crop(transl, batch["K"])
         return {"index": batch["index"], "betas": found.betas, "transl": transl,
                 "true_pose": batch["pose"], "true_betas": batch["betas"]} | {
             f"pose of {name}": pose for name, pose in poses.items()}
@@ -1047,7 +1179,8 @@ TASKS = {"simplehand": SimpleHandTask, "genhmr-tokenizer": TokenizerTask,
 # ------------------------------------------------------------------------------ command line
 
 
-OPTIONAL = ("hand", "body", "backbone", "tokenizer", "iterations")  # flags of some tasks only
+OPTIONAL = ("hand", "body", "backbone", "tokenizer", "iterations", "models", "protocol",
+            "test_root")  # flags of some tasks only
 
 
 def find_task(model: str | None, stage: str | None) -> str | None:
@@ -1074,11 +1207,18 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--preset", help="a named Config (default: one that suits this machine)")
     add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="overrides",
         help="change fields of the Config; --model M --help lists them")
-    add("--data", help="kind of data: rendered (default), or freihand for simplehand, or amass, "
-        "moyo or amass+moyo for genhmr's tokenizer")
+    add("--data", help="kind of data: rendered (default), or freihand or dexycb for simplehand, or "
+        "amass, moyo or amass+moyo for genhmr's tokenizer, or for its transformer a data set or "
+        "mixture of data.py: genhmr-sd, genhmr-itw, genhmr-bl, coco, ...")
+    add("--protocol", choices=tuple(EVALUATIONS), help="how, and so on which data set, to judge "
+        "what is trained or evaluated on official data")
+    add("--test-root", help="folder of the data set that --protocol judges (default: --data-root)")
+    add("--models", help="folder of SMPL's models, of J_regressor_h36m.npy as well for protocols "
+        "of 14 joints")
     add("--data-root", help="folder of data that are not rendered; of amass+moyo, the one with "
         "the folders amass and moyo")
-    add("--hand", help="hand model: MANO_RIGHT.pkl for FreiHAND (default: the free one)")
+    add("--hand", help="hand model: MANO_RIGHT.pkl for FreiHAND, the folder of both sides' for "
+        "DexYCB (default: the free one)")
     add("--body", help="body model: a file of SMPL's (default: the free one)")
     add("--tokenizer", help="checkpoint of the tokenizer that --stage transformer builds on")
     add("--iterations", type=int, help="of sampling, for the scores (default: 5)")
@@ -1115,6 +1255,7 @@ def check_arguments(arguments: argparse.Namespace, error: Callable[[str], None])
               + ", then --stage ".join(stages))
     for flag in OPTIONAL:
         if getattr(arguments, flag) is not None and flag not in TASKS[arguments.name].FLAGS:
+            flag = flag.replace("_", "-")
             error(f"--{flag} means nothing to {arguments.name.replace('-', ' --stage ')}")
     if arguments.checkpoint and not arguments.eval:
         error("--checkpoint goes with --eval; to continue a run use --resume")

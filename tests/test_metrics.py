@@ -535,7 +535,7 @@ def test_a_bad_prediction_shows_in_the_table():
 
 
 @pytest.mark.parametrize(("protocol", "change", "message"), [
-    ("frei", {}, r"unknown protocol 'frei': expected one of \['freihand', .*'rendered_hands'.*\]"),
+    ("frei", {}, r"protocol 'frei': expected one of \[.*'freihand', .*'rendered_hands'.*\]"),
     ("freihand", {"joints": np.zeros((2, 16, 3))}, r"hand21 are \(B, 21, 3\), got \(2, 16, 3\)"),
     ("freihand", {"vertices": np.zeros((2, 777, 3))}, "same shape"),
     ("freihand", {"vertices": np.zeros((1, 778, 3))}, "same shape"),

@@ -594,7 +594,7 @@ def test_hands_are_aligned_one_by_one():
 
 def test_other_meshes_are_no_whole_bodies():
     points = {"joints": np.zeros((1, 76, 3)), "vertices": np.zeros((1, 6890, 3))}
-    with pytest.raises(ValueError, match="free whole body"):
+    with pytest.raises(ValueError, match="those of a whole body"):
         metrics.evaluate("rendered_people", points, points)
 
 

@@ -23,6 +23,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_data import write_freihand
+from test_datasets import write_dexycb, write_models
 from torch import nn
 
 import data
@@ -719,3 +720,23 @@ def test_freihand_trains_and_writes_the_prediction_file(tmp_path, capsys):
     joints, vertices = json.loads((out / "pred.json").read_text())
     count = len(data.FreiHAND(root, "evaluation", cache=cache))
     assert np.shape(joints) == (count, 21, 3) and np.shape(vertices) == (count, 778, 3)
+
+
+def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys, monkeypatch):
+    """Left and right hands in one folder; the toolkit's lines carry the official numbers."""
+    root, cache, out, hands = (tmp_path / name for name in ("dexycb", "cache", "out", "models"))
+    for path, fill in ((root, write_dexycb), (hands, write_models)):
+        path.mkdir()
+        fill(path)
+    monkeypatch.setitem(data.DexYCB.OPTIONS, "sequences", 5)
+    for path in hands.glob("SMPL*"):
+        path.unlink()
+    train.main(command_line(cache, out, "--data", "dexycb", "--data-root", root, "--hand", hands,
+                            steps=1, batch_size=4))
+    table = capsys.readouterr().out
+    assert "PA-MPVPE" in table and "F@5" not in table and "mean hand" in table
+    lines = (out / "dexycb.txt").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in lines] == [0, 2, 3]
+    with pytest.raises(SystemExit, match="the folder of MANO_RIGHT and MANO_LEFT"):
+        train.main(command_line(cache, tmp_path / "no", "--data", "dexycb", "--data-root", root,
+                                "--hand", hands / "MANO_RIGHT.npz"))

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from test_bodies import write_amass, write_moyo
+from test_datasets import write_3dpw, write_coco, write_h36m, write_models
 from test_train import Run, assert_same_state, flag
 
+import bodymodels
 import data
 import genhmr
 import train
@@ -335,3 +337,99 @@ def test_official_motion_trains_the_tokenizer(folder, tmp_path):
     assert len(task.train_set) == sum(len(part) for part in task.train_set.datasets)
     scores = json.loads((out / "results.json").read_text())["scores"]
     assert np.isfinite(list(scores["tokenizer"].values())).all()
+    train.main(["--model", "genhmr", "--stage", "tokenizer", "--eval", "--protocol", "moyo_val",
+                "--checkpoint", str(out / "checkpoint.pt"), "--data-root", str(tmp_path / "moyo"),
+                "--out", str(tmp_path / "eval"), "--cache", str(tmp_path / "cache")])
+    about = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert about["data"] == "moyo" and about["scores"] != scores
+
+
+# ------------------------------------------------------------------------- official pictures
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """Folders of data sets, and models, in the official formats."""
+    base = tmp_path_factory.mktemp("official")
+    for name, fill in (("coco", write_coco), ("3dpw", write_3dpw), ("h36m", write_h36m),
+                       ("models", write_models)):
+        (base / name).mkdir()
+        fill(base / name)
+    return base
+
+
+def judge(folder, official, protocol):
+    """The task of one protocol alone."""
+    flags = {"data": None, "data_root": official / train.EVALUATIONS[protocol][0], "body": None,
+             "backbone": None, "iterations": None, "models": official / "models", "eval": True,
+             "tokenizer": folder / "tokenizer" / "checkpoint.pt", "cache": folder / "cache",
+             "protocol": protocol, "test_root": None}
+    config = dataclasses.replace(genhmr.PRESETS["cpu"], **TINY["transformer"])
+    arguments = argparse.Namespace(**flags)
+    return train.TransformerTask(train.TransformerTask.adapt(config, arguments), arguments, {})
+
+
+def test_official_pictures_train_and_are_judged(finished, folder, official, tmp_path):
+    """COCO trains, 3DPW judges; predictions tell whose they are."""
+    out = tmp_path / "out"
+    train.main(command_line(folder, "transformer", out, "--data", "coco", "--data-root",
+                            official / "coco", "--protocol", "3dpw_lsp14", "--test-root",
+                            official / "3dpw", "--models", official / "models", steps=1,
+                            batch_size=2, accumulate=1))
+    scores = json.loads((out / "results.json").read_text())["scores"]
+    assert sorted(scores["T=5"]) == ["MPJPE", "MVE", "PA-MPJPE"]
+    with np.load(out / "predictions.npz") as told:
+        assert told["image"][1] == b"imageFiles/courtyard_arguing_00/image_00002.jpg"
+        assert told["pose"].shape == (4, 24, 3, 3) and told["joints"].shape == (4, 24, 3)
+    assert sorted(path.name for path in out.glob("*.png")) == ["curves.png", "predictions.png"]
+
+
+def test_perfect_predictions_have_no_error(finished, folder, official):
+    """The truth of 3DPW is the gendered body in the camera's frame; here all genders are one."""
+    task = judge(folder, official, "3dpw_lsp14")
+    batch = {name: value.numpy() for name, value in batch_of(task.test_set, range(4)).items()}
+    predictions = {"index": batch["index"], "true_pose": batch["pose"], "betas": batch["betas"],
+                   "true_betas": batch["betas"], "pose of T=5": batch["pose"]}
+    report = task.score_piece(predictions)["T=5"]
+    assert max(report.values()) < 1e-2
+    predictions["pose of T=5"] = np.tile(np.eye(3, dtype=np.float32), (4, 24, 1, 1))
+    assert task.score_piece(predictions)["T=5"]["MPJPE"] > 50
+
+
+def test_wart_human36m_is_judged_by_joints_and_a_regressor_of_the_right_order(
+        finished, folder, official, tmp_path):
+    """The truth are the file's joints in LSP's order; Moon's regressor, right leg first, is
+    refused."""
+    task = judge(folder, official, "h36m_p2_lsp14")
+    truth = task.truth({"index": np.arange(1)})
+    record = task.test_set.records()[0]["keypoints_3d"][25:]  # SPIN's 24
+    np.testing.assert_array_equal(truth["joints"][0, 13], record[18, :3])  # Human3.6M's head
+    np.testing.assert_array_equal(truth["joints"][0, 14], record[14, :3])
+    assert list(truth) == ["joints"]
+    regressor = np.load(official / "models" / "J_regressor_h36m.npy")
+    np.save(tmp_path / "J_regressor_h36m.npy", regressor[[0, 4, 5, 6, 1, 2, 3, *range(7, 17)]])
+    task.arguments.models = tmp_path
+    with pytest.raises(ValueError, match="right leg first: take SPIN's file"):
+        task.judged({"vertices": np.zeros((1, 6890, 3))})
+
+
+def test_translations_before_the_models_camera_and_before_the_crops(finished, folder, official):
+    """A body's root lands at the same pixel with either K, as far away as that K makes it."""
+    task = judge(folder, official, "3dpw_lsp14")
+    K = torch.tensor([[[300.0, 0, 20], [0, 300, 45], [0, 0, 1]]])
+    transl = torch.tensor([[0.2, -0.1, 30.0]])
+    moved = task.in_crop(transl, K)
+    model = torch.from_numpy(data.body_camera(64)).float()[None]
+    torch.testing.assert_close(bodymodels.project(moved[:, None], K),
+                               bodymodels.project(transl[:, None], model), atol=1e-3, rtol=0)
+    assert moved[0, 2] == pytest.approx(30 * 300 / float(model[0, 0, 0]))
+
+
+def test_official_pictures_need_models_and_a_protocol(finished, folder, official, tmp_path):
+    for extra, message in (
+            ((), "choose what to judge by with --protocol, one of 3dpw_lsp14, "),
+            (("--protocol", "dexycb"), "choose what to judge by with --protocol, one of 3dpw"),
+            (("--protocol", "3dpw_lsp14"), "SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE")):
+        with pytest.raises(SystemExit, match=message):
+            train.main(command_line(folder, "transformer", tmp_path / "no", "--data", "coco",
+                                    "--data-root", official / "coco", *extra))
