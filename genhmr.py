@@ -1681,8 +1681,8 @@ def count_parameters(config: Config) -> dict[str, int]:
     """Parameters of each of PARTS, and the codebook, which is no parameter, without memory."""
     with torch.device("meta"):
         model = GenHMR(config)
-    sizes = {name: value.numel() for name, value in model.state_dict().items()
-             if not re.search(r"quantiser\.(?!codebook$)", name)}  # the codebook's averages
+    sizes = {name: value.numel() for name, value in (
+        *model.named_parameters(), ("tokenizer.quantiser.codebook", model.tokenizer.codebook))}
     return {part: sum(size for name, size in sizes.items() if re.match(pattern, name))
             for part, (pattern, _) in PARTS.items()}
 

@@ -1292,7 +1292,8 @@ def override(config: typing.Any, assignments: list[str]) -> typing.Any:
 def parse_value(kind: typing.Any, text: str) -> typing.Any:
     """Text as a bool, int, float, str or comma-separated tuple of them."""
     if typing.get_origin(kind) is tuple:
-        return tuple(parse_value(typing.get_args(kind)[0], part) for part in text.split(","))
+        kind = typing.get_args(kind)[0]
+        return tuple(parse_value(kind, part) for part in text.split(",") if text)  # () for none
     return {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
 
 

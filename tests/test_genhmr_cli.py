@@ -473,8 +473,12 @@ def test_summary_counts_every_parameter_once(name):
     with torch.device("meta"):
         model = GenHMR(genhmr.PRESETS[name])
     total = sum(p.numel() for p in model.parameters()) + model.tokenizer.codebook.numel()
-    parts = [count for part, count in counts.items() if part not in ("total", "pose tokenizer")]
-    assert sum(parts) == counts["total"] == total and min(parts) > 0
+    parts = {part: count for part, count in counts.items()
+             if part not in ("total", "pose tokenizer")}
+    assert sum(parts.values()) == counts["total"] == total
+    maps = len(genhmr.PRESETS[name].scales)
+    assert sum(part.startswith("feature map") for part, count in parts.items() if count) == maps
+    assert all(count for part, count in parts.items() if not part.startswith("feature map"))
     assert sum(counts[part] for part in counts if part.startswith("pose tokenizer, ")) == counts[
         "pose tokenizer"]
     for part, (_, specified) in genhmr.PARTS.items() if name != "cpu" else ():

@@ -237,13 +237,12 @@ def test_sigterm_saves_the_same_step_on_every_rank(finished_by_two, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_torchrun_recovers_from_killed_ranks_by_itself(finished_by_two, tmp_path, cache):
-    """SIGKILL to one rank, then to the other, under --max-restarts: the same run in the end."""
+def test_torchrun_recovers_from_a_killed_rank_by_itself(finished_by_two, tmp_path, cache):
+    """SIGKILL to one rank under --max-restarts: the same run in the end."""
     out = tmp_path / "restarted"
-    run = Run(out, command_line(cache, out, batch_size=4), ranks=2, restarts=2)
-    for rank, step in ((1, 3), (0, 8)):
-        run.wait_for_step(step)
-        os.kill(run.ranks()[rank], signal.SIGKILL)
+    run = Run(out, command_line(cache, out, batch_size=4), ranks=2, restarts=1)
+    run.wait_for_step(3)
+    os.kill(run.ranks()[1], signal.SIGKILL)
     run.end()
     assert_same_run(finished_by_two, out)
 
