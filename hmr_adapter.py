@@ -132,7 +132,11 @@ class Training:
     seed: int = 0  # of initialisation, order and augmentation (our choice)
     train_samples: int = 100_000  # rendered people of an epoch, the free stand-in (our choice)
     test_samples: int = 1_000  # (our choice)
-    occlusion: float = 0.5  # part of the rendered hands that something hides (our choice)
+    body_size: int = 512  # px, side of their pictures (SMPLer-X)
+    hand_size: int = 256  # px, side of their hands' crops (HaMeR)
+    views: float = 180.0  # degrees that they turn from the camera, either way (our choice)
+    occlusion: float = 0.5  # part of their hands that something hides (our choice)
+    augmentation: str = "rendered_bodies"  # of data.AUGMENTATIONS (our choice)
 
 
 @dataclass(frozen=True)
@@ -312,12 +316,13 @@ def cpu_preset() -> Config:
     encoder = dict(image_size=128, vit_dim=96, vit_depth=3, vit_heads=3, vit_drop_path=0.0)
     decoder = dict(decoder_dim=96, decoder_layers=2, decoder_heads=4, decoder_head_dim=16,
                    decoder_ffn=96)
-    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=20_000,
-               eval_every=500)
+    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=5_000,
+               body_size=128, hand_size=64, eval_every=500)
     expert = run | dict(steps=2_500, learning_rate=1e-3, weight_decay=1e-4, warmup_steps=100)
     adapter = run | dict(steps=1_500, learning_rate=5e-4, joint_embedding="learned")
     return Config(
-        HandConfig(expert=HandExpertConfig(**encoder, **decoder, **expert), **adapter),
+        HandConfig(expert=HandExpertConfig(**encoder | dict(image_size=64, patch_size=8),
+                                           **decoder, **expert), **adapter),
         BodyConfig(expert=BodyExpertConfig(**encoder, **expert, depth_bins=8, hand_cells=8,
                                            box_dim=32, joint_dim=48),
                    **decoder, **adapter, offset_hidden=96))
