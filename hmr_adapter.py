@@ -135,6 +135,7 @@ class Training:
     body_size: int = 512  # px, side of their pictures (SMPLer-X)
     hand_size: int = 256  # px, side of their hands' crops (HaMeR)
     views: float = 180.0  # degrees that they turn from the camera, either way (our choice)
+    lean: float = 180.0  # degrees that they lean, at most (our choice)
     occlusion: float = 0.5  # part of their hands that something hides (our choice)
     augmentation: str = "rendered_bodies"  # of data.AUGMENTATIONS (our choice)
 
@@ -176,9 +177,14 @@ class EncoderConfig:
     vit_depth: int = 32  # (HaMeR)
     vit_heads: int = 16  # (HaMeR)
     vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HaMeR)
+    stem: tuple[int, ...] = ()  # channels of convolutions before the patches, each halving the
+    # picture: a ViT without weights from elsewhere learns much faster with them (our choice)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stem", tuple(self.stem))
         cell = 4 * self.patch_size
+        require(self.patch_size % 2 ** len(self.stem) == 0,
+                f"stem is {self.stem}: expected as many halvings as fit in a patch")
         require(self.image_size > 0 and self.image_size % cell == 0,
                 f"image_size is {self.image_size}: expected a multiple of {cell}, four patches")
         require(self.vit_dim % self.vit_heads == 0,
@@ -324,7 +330,7 @@ def cpu_preset() -> Config:
         HandConfig(expert=HandExpertConfig(**encoder | dict(image_size=64, patch_size=8),
                                            **decoder, **expert), **adapter),
         BodyConfig(expert=BodyExpertConfig(**encoder, **expert, depth_bins=8, hand_cells=8,
-                                           box_dim=32, joint_dim=48),
+                                           box_dim=16, joint_dim=48),
                    **decoder, **adapter, offset_hidden=96))
 
 
@@ -538,6 +544,16 @@ class ViTBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+def conv_stem(widths: tuple[int, ...]) -> nn.Sequential:
+    """Convolutions that halve the picture each: Xiao et al., "Early Convolutions Help
+    Transformers See Better", 2021."""
+    layers: list[nn.Module] = []
+    for width_in, width in zip((3, *widths), widths, strict=False):
+        layers += [nn.Conv2d(width_in, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width),
+                   nn.GELU()]
+    return nn.Sequential(*layers)
+
+
 class ViT(nn.Module):
     """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
 
@@ -548,6 +564,11 @@ class ViT(nn.Module):
         self.grid = (cells, 3 * cells // 4)  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
+        if config.stem:
+            rest = patch // 2 ** len(config.stem)
+            self.patch_embed = nn.ModuleDict({
+                "stem": conv_stem(config.stem),
+                "proj": nn.Conv2d(config.stem[-1], width, rest, rest)})
         # The first position belongs to a class token that is gone, and is added to all others.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -557,7 +578,9 @@ class ViT(nn.Module):
         self.last_norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
+        for layer in self.patch_embed.values():
+            images = layer(images)
+        x = images.flatten(2).transpose(1, 2)  # (B, 192, 1280)
         x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
         for block in self.blocks:
             x = block(x)
@@ -573,7 +596,9 @@ class TaskViT(ViT):
         nn.init.trunc_normal_(self.task_tokens, std=0.02)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
+        for layer in self.patch_embed.values():
+            images = layer(images)
+        x = images.flatten(2).transpose(1, 2)
         x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]  # task tokens have no position
         x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)
         for block in self.blocks:

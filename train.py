@@ -1066,12 +1066,9 @@ class PeopleTask(Task):
 
     @classmethod
     def load_checkpoint(cls, path: str | Path) -> nn.Module:
-        """The model of this stage."""
+        """The model of this stage; an expert also out of an adapter."""
         model = hmr_adapter.load_checkpoint(path)
-        if not isinstance(model, cls.MODEL):
-            raise ValueError(f"{path} has a {type(model).__name__}: expected a "
-                             f"{cls.MODEL.__name__}")
-        return model
+        return model if isinstance(model, cls.MODEL) else hmr_adapter.expert_of(model, cls.MODEL)
 
     @classmethod
     def adapt(cls, config: typing.Any, arguments: argparse.Namespace) -> typing.Any:
@@ -1097,8 +1094,9 @@ class PeopleTask(Task):
         config, training = self.config, split == "train"
         return data.RenderedPeople(
             split, config.body_size, hand_size=config.hand_size, length=length,
-            seed=config.seed if training else 0, views=config.views, occlusion=config.occlusion,
-            augmentation=config.augmentation if training else None, cache=self.arguments.cache)
+            seed=config.seed if training else 0, views=config.views, lean=config.lean,
+            occlusion=config.occlusion, cache=self.arguments.cache,
+            augmentation=config.augmentation if training else None)
 
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
@@ -1114,7 +1112,7 @@ class HandExpertTask(PeopleTask):
     PRESETS = {name: preset.hand.expert for name, preset in hmr_adapter.PRESETS.items()}
     PROTOCOLS = {"rendered": "rendered_people_hands"}
     MODEL = hmr_adapter.HandExpert
-    load_expert = load_checkpoint = staticmethod(hmr_adapter.load_hand_expert)
+    load_expert = staticmethod(hmr_adapter.load_hand_expert)
     TITLE = "hand (left ones mirrored), predicted mesh, true mesh (both at the true wrist)"
     CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
     REMARK = ("Hands in the picture, relative to their wrists; occluded: less than half of it is "
@@ -1206,7 +1204,6 @@ class HandAdapterTask(HandExpertTask):
     Config = hmr_adapter.HandConfig
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
     MODEL = hmr_adapter.HandAdapter
-    load_checkpoint = PeopleTask.load_checkpoint
     FLAGS = ("expert", "guide")
     REMARK = ("True arm: hears the true pose of the arm, whose product is the hand's orientation. "
               "Found arm: that of\nthe whole-body model in --guide. No arm: hears that it is "
@@ -1243,7 +1240,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
     PRESETS = {name: preset.body.expert for name, preset in hmr_adapter.PRESETS.items()}
     PROTOCOLS = {"rendered": "rendered_people"}
     MODEL = hmr_adapter.BodyExpert
-    load_expert = load_checkpoint = staticmethod(hmr_adapter.load_body_expert)
+    load_expert = staticmethod(hmr_adapter.load_body_expert)
     BODY = "wholebody"
     PIECE = 200
     TITLE = "image, predicted mesh (where the predicted camera puts it), true mesh"
@@ -1301,7 +1298,6 @@ class BodyAdapterTask(BodyExpertTask):
     Config = hmr_adapter.BodyConfig
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
     MODEL = hmr_adapter.BodyAdapter
-    load_checkpoint = PeopleTask.load_checkpoint
     FLAGS = ("expert",)
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
