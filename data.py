@@ -1700,13 +1700,14 @@ class View(NamedTuple):
     size: int  # pixels
 
 
-def sample_person(rng: np.random.Generator, split: str, size: int, views: float) -> BodyScene:
+def sample_person(rng: np.random.Generator, split: str, size: int, views: float,
+                  lean: float = 180.0) -> BodyScene:
     """A posture with articulated hands and a face, before the camera as `sample_body_scene` does.
 
     The fingers of both hands are drawn independently by `sample_hand_pose`, left ones as mirror
     images. The jaw opens a little, the eyes look straight ahead.
     """
-    posture, betas = sample_posture(rng, split, views)
+    posture, betas = sample_posture(rng, split, views, lean)
     pose = np.tile(np.eye(3, dtype=np.float32), (len(SMPLX_JOINTS), 1, 1))
     pose[:22] = posture[:22]  # SMPL's hands are SMPL-X's wrists
     angles = np.stack([sample_hand_pose(rng), sample_hand_pose(rng),  # (3, 15, 3)
@@ -1888,24 +1889,27 @@ class RenderedPeople(Rendered, PeopleDataset):
     part. It changes the shapes alone: people, clothes and cameras stay. Poses and boxes are as
     in RenderedBodies, so some hands are out of the picture, and their crops black there.
     split, length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2 + 22 kB a sample.
-    hand_size: H, by default S.
+    hand_size: H, by default S. views, lean: see `sample_body_pose`.
     """
 
     LENGTHS = {"train": 20_000, "test": 1_000}
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, occlusion: float = 0.5, hand_size: int | None = None,
-                 views: float = 180.0, augmentation: str | Augmentation | None = None,
+                 views: float = 180.0, lean: float = 180.0,
+                 augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
         super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
         self.hand_size = size if hand_size is None else hand_size
-        if self.length < 1 or self.hand_size < 16 or not 0 <= views <= 180:
-            raise ValueError("expected a positive length, hand_size >= 16 and views in 0..180 "
-                             f"degrees, got {self.length}, {self.hand_size} and {views}")
+        if (self.length < 1 or self.hand_size < 16 or not 0 <= views <= 180
+                or not 30 <= lean <= 180):
+            raise ValueError("expected a positive length, hand_size >= 16, views in 0..180 and "
+                             "lean in 30..180 degrees, "
+                             f"got {self.length}, {self.hand_size}, {views} and {lean}")
         if not 0 <= occlusion <= 1:
             raise ValueError(f"expected an occlusion rate in 0..1, got {occlusion}")
-        self.views, self.occlusion = float(views), float(occlusion)
+        self.views, self.lean, self.occlusion = float(views), float(lean), float(occlusion)
         self.dtype = np.dtype([
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("hand_images", np.uint8, (2, self.hand_size, self.hand_size, 3)),
@@ -1916,14 +1920,14 @@ class RenderedPeople(Rendered, PeopleDataset):
             ("keypoints_3d", np.float32, (len(SMPLX_KEYPOINTS), 3)),
             ("keypoints_2d", np.float32, (len(SMPLX_KEYPOINTS), 2))])
         settings = {name: getattr(self, name) for name in (
-            "split", "size", "length", "seed", "views", "hand_size", "occlusion")}
+            "split", "size", "length", "seed", "views", "lean", "hand_size", "occlusion")}
         self.open_cache(cache, "rendered_people", settings | {"version": PEOPLE_RENDER_VERSION},
                         progress)
 
     def render(self, index: int) -> np.ndarray:
         """The packed record of one sample, made from nothing but seed, split and index."""
         rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)
-        scene = sample_person(rng, self.split, self.size, self.views)
+        scene = sample_person(rng, self.split, self.size, self.views, self.lean)
         person = Person(rng, scene, self.size, self.occlusion)
         record = np.zeros((), self.dtype)
         record["image"], _ = person.paint(View(np.eye(3), self.size))

@@ -132,7 +132,12 @@ class Training:
     seed: int = 0  # of initialisation, order and augmentation (our choice)
     train_samples: int = 100_000  # rendered people of an epoch, the free stand-in (our choice)
     test_samples: int = 1_000  # (our choice)
-    occlusion: float = 0.5  # part of the rendered hands that something hides (our choice)
+    body_size: int = 512  # px, side of their pictures (SMPLer-X)
+    hand_size: int = 256  # px, side of their hands' crops (HaMeR)
+    views: float = 180.0  # degrees that they turn from the camera, either way (our choice)
+    lean: float = 180.0  # degrees that they lean, at most (our choice)
+    occlusion: float = 0.5  # part of their hands that something hides (our choice)
+    augmentation: str = "rendered_bodies"  # of data.AUGMENTATIONS (our choice)
 
 
 @dataclass(frozen=True)
@@ -172,9 +177,14 @@ class EncoderConfig:
     vit_depth: int = 32  # (HaMeR)
     vit_heads: int = 16  # (HaMeR)
     vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HaMeR)
+    stem: tuple[int, ...] = ()  # channels of convolutions before the patches, each halving the
+    # picture: a ViT without weights from elsewhere learns much faster with them (our choice)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stem", tuple(self.stem))
         cell = 4 * self.patch_size
+        require(self.patch_size % 2 ** len(self.stem) == 0,
+                f"stem is {self.stem}: expected as many halvings as fit in a patch")
         require(self.image_size > 0 and self.image_size % cell == 0,
                 f"image_size is {self.image_size}: expected a multiple of {cell}, four patches")
         require(self.vit_dim % self.vit_heads == 0,
@@ -312,14 +322,15 @@ def cpu_preset() -> Config:
     encoder = dict(image_size=128, vit_dim=96, vit_depth=3, vit_heads=3, vit_drop_path=0.0)
     decoder = dict(decoder_dim=96, decoder_layers=2, decoder_heads=4, decoder_head_dim=16,
                    decoder_ffn=96)
-    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=20_000,
-               eval_every=500)
+    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=5_000,
+               body_size=128, hand_size=64, eval_every=500)
     expert = run | dict(steps=2_500, learning_rate=1e-3, weight_decay=1e-4, warmup_steps=100)
     adapter = run | dict(steps=1_500, learning_rate=5e-4, joint_embedding="learned")
     return Config(
-        HandConfig(expert=HandExpertConfig(**encoder, **decoder, **expert), **adapter),
+        HandConfig(expert=HandExpertConfig(**encoder | dict(image_size=64, patch_size=8),
+                                           **decoder, **expert), **adapter),
         BodyConfig(expert=BodyExpertConfig(**encoder, **expert, depth_bins=8, hand_cells=8,
-                                           box_dim=32, joint_dim=48),
+                                           box_dim=16, joint_dim=48),
                    **decoder, **adapter, offset_hidden=96))
 
 
@@ -533,6 +544,16 @@ class ViTBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+def conv_stem(widths: tuple[int, ...]) -> nn.Sequential:
+    """Convolutions that halve the picture each: Xiao et al., "Early Convolutions Help
+    Transformers See Better", 2021."""
+    layers: list[nn.Module] = []
+    for width_in, width in zip((3, *widths), widths, strict=False):
+        layers += [nn.Conv2d(width_in, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width),
+                   nn.GELU()]
+    return nn.Sequential(*layers)
+
+
 class ViT(nn.Module):
     """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
 
@@ -543,6 +564,11 @@ class ViT(nn.Module):
         self.grid = (cells, 3 * cells // 4)  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
+        if config.stem:
+            rest = patch // 2 ** len(config.stem)
+            self.patch_embed = nn.ModuleDict({
+                "stem": conv_stem(config.stem),
+                "proj": nn.Conv2d(config.stem[-1], width, rest, rest)})
         # The first position belongs to a class token that is gone, and is added to all others.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -552,7 +578,9 @@ class ViT(nn.Module):
         self.last_norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
+        for layer in self.patch_embed.values():
+            images = layer(images)
+        x = images.flatten(2).transpose(1, 2)  # (B, 192, 1280)
         x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
         for block in self.blocks:
             x = block(x)
@@ -568,7 +596,9 @@ class TaskViT(ViT):
         nn.init.trunc_normal_(self.task_tokens, std=0.02)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
+        for layer in self.patch_embed.values():
+            images = layer(images)
+        x = images.flatten(2).transpose(1, 2)
         x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]  # task tokens have no position
         x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)
         for block in self.blocks:

@@ -9,6 +9,7 @@
     python train.py --model simplehand --ablate table5 --seeds 3      # a table of the paper
     python train.py --model genhmr --stage tokenizer                  # papers with stages: each
     python train.py --model genhmr --stage transformer --tokenizer FILE   # is a run of its own
+    python train.py --model hmr_adapter --stage all                   # or all of them in a row
 
 OUT (runs/<model>[-<stage>] unless given) receives checkpoint.pt, log.csv with one row per step,
 scores.csv with one row per evaluation and, at the end, results.json, predictions.png and
@@ -63,6 +64,7 @@ from torch.utils.data import DataLoader, Dataset
 import bodymodels
 import data
 import genhmr
+import hmr_adapter
 import metrics
 import simplehand
 
@@ -535,8 +537,10 @@ def score_table(scores: Scores) -> str:
     heads, lines = [*names, "ratio"], list(cells.items())
     if len(names) > len(cells):
         heads, lines = list(cells), list(zip(heads, zip(*cells.values(), strict=True), strict=True))
-    return "\n".join([f"{'':12}" + "".join(f"{head:>14}" for head in heads)] + [
-        f"{name:12}" + "".join(f"{value:14.3f}" for value in values) for name, values in lines])
+    width = max(12, *(len(name) for name, _ in lines))
+    return "\n".join([" " * width + "".join(f"{head:>14}" for head in heads)] + [
+        f"{name:{width}}" + "".join(f"{value:14.3f}" for value in values)
+        for name, values in lines])
 
 
 def draw_curves(out: Path) -> None:
@@ -721,6 +725,16 @@ class Task:
             shape = metrics.procrustes_align(points, shape.expand_as(points), scale=False).mean(0)
         self.baseline = torch.stack([mean, shape])
 
+    def check_same(self, flag: str, load: Callable[..., nn.Module],
+                   origin: Mapping[str, typing.Any]) -> None:
+        """Refuse the flag's file unless the checkpoint to continue holds the same weights."""
+        file = getattr(self.arguments, flag)
+        given, own = (load(source).state_dict() for source in (file, origin))
+        if given.keys() != own.keys() or not all(
+                value.equal(own[name]) for name, value in given.items()):
+            raise ValueError(f"these weights were trained with another {flag} than {file}, which "
+                             f"they hold: leave --{flag} out")
+
     def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
         """Pictures of the first samples of the test split."""
         images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
@@ -856,32 +870,37 @@ class SimpleHandTask(Task):
 
 
 class BodyTask(Task):
-    """What both stages of GenHMR share: predictions are poses, scored as joints and meshes.
+    """What tasks share whose predictions are poses of a body, scored as joints and meshes.
 
-    `predict` names each predictor's rotations (B, 24, 3, 3) "pose of <predictor>".
+    `predict` names each predictor's rotations (B, K, 3, 3) "pose of <predictor>".
     """
 
+    BODY = "body"
     PIECE = 500  # samples whose meshes are in memory at a time
     REMARK = "Mean pose: the mean body, or that of bodies turned onto one another if better.\n"
 
     def __init__(self, config: typing.Any, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
         super().__init__(config, arguments, origin)
-        self.body = bodymodels.load_model(arguments.body or "body")
-        if len(self.body.parents) != 24:
+        self.body = bodymodels.load_model(arguments.body or self.BODY)
+        if arguments.body and len(self.body.parents) != 24:
             raise ValueError(f"--body {arguments.body}: it has {len(self.body.parents)} joints; "
                              "expected a SMPL model, with 24")
         self.faces = self.body.faces
 
     def points(self, batch: dict[str, Tensor]) -> Tensor:
-        """True joints and vertices (B, 24 + V, 3)."""
-        posed = self.body.to(batch["pose"].device)(batch["betas"], batch["pose"])
-        return torch.cat([posed.joints, posed.vertices], 1)
+        """True joints and vertices (B, J + V, 3)."""
+        return torch.cat(self.posed(batch["betas"], batch["pose"]), 1)
+
+    def posed(self, betas: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints (B, J, 3) and vertices (B, V, 3) without translation."""
+        output = self.body.to(pose.device)(betas, pose)
+        return output.joints, output.vertices
 
     def mesh(self, betas: np.ndarray, pose: np.ndarray) -> dict[str, np.ndarray]:
-        """Joints (B, 24, 3) and vertices (B, V, 3) without translation."""
-        posed = self.body.cpu()(*map(torch.from_numpy, (betas, pose)))
-        return {"joints": posed.joints.numpy(), "vertices": posed.vertices.numpy()}
+        """The same by name."""
+        joints, vertices = self.posed(*map(torch.from_numpy, (betas, pose)))
+        return {"joints": joints.numpy(), "vertices": vertices.numpy()}
 
     def scores(self, predictions: dict[str, np.ndarray]) -> Scores:
         """Of all predictors and the mean pose."""
@@ -904,9 +923,22 @@ class BodyTask(Task):
         if self.baseline is not None:
             for name, points in zip(("mean", "mean shape"), self.baseline.numpy(), strict=True):
                 points = np.broadcast_to(points, (len(predictions["index"]), *points.shape))
-                meshes[name] = {"joints": points[:, :24], "vertices": points[:, 24:]}
+                count = truth["joints"].shape[1]
+                meshes[name] = {"joints": points[:, :count], "vertices": points[:, count:]}
         return {name: metrics.evaluate(self.PROTOCOLS[self.data], mesh, truth)
                 for name, mesh in meshes.items()}
+
+    def picture(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
+        """A test image (S, S, 3) beside the first predictor's and the true mesh over it."""
+        sample = self.test_set[index]
+        photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
+        one = {name: value[index:index + 1] for name, value in predictions.items()}
+        pose = next(value for name, value in one.items() if name.startswith("pose of "))
+        found = self.mesh(one["betas"], pose)["vertices"][0]
+        truth = self.mesh(one["true_betas"], one["true_pose"])["vertices"][0]
+        return np.concatenate([photo] + [
+            self.draw(mesh + shift, sample["K"], photo) for mesh, shift in (
+                (found, one["transl"]), (truth, sample["transl"].numpy()))], 1)
 
 
 class TokenizerTask(BodyTask):
@@ -1011,12 +1043,7 @@ class TransformerTask(BodyTask):
         if self.iterations < 1:
             raise ValueError(f"--iterations {self.iterations}: expected at least 1")
         if origin and arguments.tokenizer:
-            given, own = (genhmr.load_tokenizer(source).state_dict()
-                          for source in (arguments.tokenizer, origin))
-            if given.keys() != own.keys() or not all(
-                    value.equal(own[name]) for name, value in given.items()):
-                raise ValueError("these weights were trained with another tokenizer than "
-                                 f"{arguments.tokenizer}, which they hold: leave --tokenizer out")
+            self.check_same("tokenizer", genhmr.load_tokenizer, origin)
         self.light_body = self.body.for_keypoints()  # training needs no other vertices
 
     def data_set(self, split: str, length: int) -> Dataset:
@@ -1161,26 +1188,295 @@ class TransformerTask(BodyTask):
             joints + torch.from_numpy(noise).to(joints), batch["keypoints_valid"][:, :24],
             lambda betas, pose: body(betas, pose).joints, iterations=steps).rotations
 
+
+class PeopleTask(Task):
+    """What the stages of HMR-Adapter share: rendered people, and experts to build on.
+
+    An expert is trained from pictures alone; an adapter is what is new around it.
+    """
+
+    parameters = staticmethod(hmr_adapter.parameter_groups)
+    load_expert: Callable[..., nn.Module]  # from a file
+    MODEL: type  # what this stage trains
+
+    @classmethod
+    def load_checkpoint(cls, path: str | Path) -> nn.Module:
+        """The model of this stage; an expert also out of an adapter."""
+        model = hmr_adapter.load_checkpoint(path)
+        return model if isinstance(model, cls.MODEL) else hmr_adapter.expert_of(model, cls.MODEL)
+
+    @classmethod
+    def adapt(cls, config: typing.Any, arguments: argparse.Namespace) -> typing.Any:
+        """With the config of the expert that is given."""
+        if not arguments.expert:
+            return config
+        return dataclasses.replace(config, expert=cls.load_expert(arguments.expert).config)
+
+    def __init__(self, config: typing.Any, arguments: argparse.Namespace,
+                 origin: Mapping[str, typing.Any]) -> None:
+        super().__init__(config, arguments, origin)
+        if "expert" in self.FLAGS and not origin and not arguments.expert:
+            stage = arguments.stage
+            raise ValueError(f"--stage {stage} adapts a trained expert: make one with --stage "
+                             f"{stage}_expert and give its checkpoint with --expert")
+        if getattr(config, "inject", "") == "none" and config.trainable == "adapter":
+            raise ValueError("inject=none leaves nothing to train: set trainable=head or all")
+        if origin and arguments.expert and config.trainable == "adapter":
+            self.check_same("expert", self.load_expert, origin)
+
+    def data_set(self, split: str, length: int) -> Dataset:
+        """A split of rendered people."""
+        config, training = self.config, split == "train"
+        return data.RenderedPeople(
+            split, config.body_size, hand_size=config.hand_size, length=length,
+            seed=config.seed if training else 0, views=config.views, lean=config.lean,
+            occlusion=config.occlusion, cache=self.arguments.cache,
+            augmentation=config.augmentation if training else None)
+
+    def build(self) -> nn.Module:
+        """The expert with new weights, or the adapter around the trained one."""
+        if not self.arguments.expert:
+            return self.MODEL(self.config)
+        return self.MODEL(self.config, self.load_expert(self.arguments.expert))
+
+
+class HandExpertTask(PeopleTask):
+    """HMR-Adapter's first expert, HaMeR: hands from their crops."""
+
+    Config = hmr_adapter.HandExpertConfig
+    PRESETS = {name: preset.hand.expert for name, preset in hmr_adapter.PRESETS.items()}
+    PROTOCOLS = {"rendered": "rendered_people_hands"}
+    MODEL = hmr_adapter.HandExpert
+    load_expert = staticmethod(hmr_adapter.load_hand_expert)
+    TITLE = "hand (left ones mirrored), predicted mesh, true mesh (both at the true wrist)"
+    CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
+    REMARK = ("Hands in the picture, relative to their wrists; occluded: less than half of it is "
+              "seen. Mean\nhand: the mean mesh, or that of meshes turned onto one another if "
+              "better.\n")
+
+    def __init__(self, config: typing.Any, arguments: argparse.Namespace,
+                 origin: Mapping[str, typing.Any]) -> None:
+        super().__init__(config, arguments, origin)
+        self.hand = bodymodels.load_model("hand_right")
+        self.faces = self.hand.faces
+
+    def inputs(self, samples: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What the model sees of `hand_samples` while it is trained."""
+        return (samples["images"],)
+
+    def loss(self, trainer: Trainer,
+             batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 5."""
+        samples = hmr_adapter.hand_samples(batch, getattr(self.config, "arm", "arm"))
+        hand = self.hand.to(samples["images"].device)
+        terms = hmr_adapter.hand_losses(trainer(*self.inputs(samples)), samples, hand, self.config)
+        return hmr_adapter.hand_total_loss(terms, self.config), terms
+
+    def found(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """The model's output for both hands (2 B) of the people, by predictor."""
+        return {"expert": model(batch["hand_images"].flatten(0, 1))}
+
+    def predict(self, model: nn.Module, batch: dict[str, Tensor],
+                final: bool = False) -> dict[str, Tensor]:
+        """Both hands of people as joints and vertices (B, 2, 21 + 778, 3), beside the truth."""
+        hands = {name: self.mesh(output).unflatten(0, (-1, 2))
+                 for name, output in self.found(model, batch).items()}
+        return {name: batch[name] for name in ("index", "hand_valid", "hand_visible")} | {
+            "true hands": self.true_hands(batch)} | {
+            f"hands of {name}": points for name, points in hands.items()}
+
+    def mesh(self, output: dict[str, Tensor]) -> Tensor:
+        """Joints and vertices (B, 21 + 778, 3), relative to the wrist."""
+        hand = self.hand.to(output["betas"].device)
+        vertices = hand(output["betas"], output["hand_pose"]).vertices
+        joints = torch.einsum("jv,bvc->bjc", hand.keypoint_regressor, vertices)
+        return torch.cat([joints, vertices], 1) - joints[:, :1]
+
+    def true_hands(self, batch: dict[str, Tensor]) -> Tensor:
+        """The same of the truth, (B, 2, 21 + 778, 3)."""
+        joints = batch["hand_joints"]
+        return torch.cat([joints, batch["hand_vertices"]], 2) - joints[:, :, :1]
+
+    def points(self, batch: dict[str, Tensor]) -> Tensor:
+        """The same of all true hands that are in the picture."""
+        return self.true_hands(batch)[batch["hand_valid"] > 0]
+
+    def scores(self, predictions: dict[str, np.ndarray]) -> Scores:
+        """Of all predictors and the mean hand, for clear and for occluded hands."""
+        valid, visible = predictions["hand_valid"] > 0, predictions["hand_visible"]
+        truth = predictions["true hands"]
+        groups = {"clear": valid & (visible >= self.CLEAR),
+                  "occluded": valid & (visible < self.CLEAR)}
+
+        def score(hands: np.ndarray) -> dict[str, float]:
+            hands, scores = np.broadcast_to(hands, truth.shape), {}
+            for group, chosen in groups.items():
+                both = [{"joints": points[chosen][:, :21], "vertices": points[chosen][:, 21:]}
+                        for points in (hands, truth)]
+                scores |= {f"{group} {metric}": value for metric, value in metrics.evaluate(
+                    self.PROTOCOLS[self.data], *both).items()} if chosen.any() else {}
+            return scores
+
+        scores = {name.removeprefix("hands of "): score(hands)
+                  for name, hands in predictions.items() if name.startswith("hands of ")}
+        if self.baseline is not None:
+            scores["mean hand"] = better(*map(score, self.baseline.numpy()))
+        return scores
+
     def picture(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
-        """A test image (S, S, 3) beside the predicted and the true mesh over it."""
-        sample = self.test_set[index]
-        photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
-        one = {name: value[index:index + 1] for name, value in predictions.items()}
-        found = self.mesh(one["betas"], one[f"pose of T={self.iterations}"])["vertices"][0]
-        truth = self.mesh(one["true_betas"], one["true_pose"])["vertices"][0]
-        return np.concatenate([photo] + [
-            self.draw(mesh + shift, sample["K"], photo) for mesh, shift in (
-                (found, one["transl"]), (truth, sample["transl"].numpy()))], 1)
+        """A crop (H, H, 3), the right hand's or the left's, beside predicted and true mesh."""
+        sample, hand = self.test_set[index], index % 2
+        photo = sample["hand_images"][hand].permute(1, 2, 0).numpy() / np.float32(255)
+        first = next(name for name in predictions if name.startswith("hands of "))
+        return np.concatenate([photo] + [self.draw(
+            predictions[name][index, hand, 21:] + sample["hand_joints"][hand, 0].numpy(),
+            sample["hand_K"][hand].numpy(), photo) for name in (first, "true hands")], 1)
 
 
-TASKS = {"simplehand": SimpleHandTask, "genhmr-tokenizer": TokenizerTask,
-         "genhmr-transformer": TransformerTask}  # by model, or by model-stage
+class HandAdapterTask(HandExpertTask):
+    """HMR-Adapter's first adapter: hands from their crops and the pose of the arm."""
+
+    Config = hmr_adapter.HandConfig
+    PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
+    MODEL = hmr_adapter.HandAdapter
+    FLAGS = ("expert", "guide")
+    REMARK = ("True arm: hears the true pose of the arm, whose product is the hand's orientation. "
+              "Found arm: that of\nthe whole-body model in --guide. No arm: hears that it is "
+              "unknown. Expert: alone.\n" + HandExpertTask.REMARK)
+
+    @functools.cached_property
+    def guide(self) -> nn.Module:
+        """The whole-body model."""
+        return hmr_adapter.load_checkpoint(self.arguments.guide)
+
+    def inputs(self, samples: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """With the true arm."""
+        return samples["images"], samples["arm"], samples["arm_valid"]
+
+    def found(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """With the true arm, one found in the person's picture, an unknown one; and the expert."""
+        images, arm = batch["hand_images"].flatten(0, 1), model.config.arm
+        arms = {"true arm": batch["body_pose"]}
+        if self.arguments.guide:
+            guide = self.guide.to(images.device)
+            arms["found arm"] = guide(batch["image"])["body_pose"]
+        return {name: model(images, hmr_adapter.arm_pose(pose, arm).flatten(0, 1))
+                for name, pose in arms.items()} | {
+            "no arm": model(images), "expert": model.expert(images)}
+
+
+class BodyExpertTask(PeopleTask, BodyTask):
+    """HMR-Adapter's second expert, SMPLer-X: whole bodies from pictures of people.
+
+    In its predictions "betas" are shape and expression together, (B, 20).
+    """
+
+    Config = hmr_adapter.BodyExpertConfig
+    PRESETS = {name: preset.body.expert for name, preset in hmr_adapter.PRESETS.items()}
+    PROTOCOLS = {"rendered": "rendered_people"}
+    MODEL = hmr_adapter.BodyExpert
+    load_expert = staticmethod(hmr_adapter.load_body_expert)
+    BODY = "wholebody"
+    PIECE = 200
+    TITLE = "image, predicted mesh (where the predicted camera puts it), true mesh"
+
+    def __init__(self, config: typing.Any, arguments: argparse.Namespace,
+                 origin: Mapping[str, typing.Any]) -> None:
+        super().__init__(config, arguments, origin)
+        self.light_body = self.body.for_keypoints()  # training needs no other vertices
+
+    def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What the model sees while it is trained."""
+        return (batch["image"],)
+
+    def loss(self, trainer: Trainer,
+             batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 7 and 8."""
+        body = self.light_body.to(batch["image"].device)
+        expert = hmr_adapter.expert_of(trainer.model, hmr_adapter.BodyExpert)
+        terms = hmr_adapter.body_losses(trainer(*self.inputs(batch)), batch, body, expert,
+                                        self.config)
+        return hmr_adapter.body_total_loss(terms, self.config), terms
+
+    def found(self, model: nn.Module, batch: dict[str, Tensor]
+              ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The model's output, and the rotations (B, 55, 3, 3) by predictor."""
+        output = model(batch["image"])
+        return output, {"expert": output["body_pose"]}
+
+    def predict(self, model: nn.Module, batch: dict[str, Tensor],
+                final: bool = False) -> dict[str, Tensor]:
+        """The poses, one shape for all of them, and the truth."""
+        output, poses = self.found(model, batch)
+        return {"index": batch["index"], "transl": output["translation"],
+                "betas": self.shape(output), "true_betas": self.shape(batch),
+                "true_pose": batch["body_pose"]} | {
+            f"pose of {name}": pose for name, pose in poses.items()}
+
+    def shape(self, values: dict[str, Tensor]) -> Tensor:
+        """Betas and expression (B, 20)."""
+        return torch.cat([values["betas"], values["expression"]], 1)
+
+    def points(self, batch: dict[str, Tensor]) -> Tensor:
+        """True keypoints and vertices (B, 76 + 10475, 3)."""
+        return torch.cat(self.posed(self.shape(batch), batch["body_pose"]), 1)
+
+    def posed(self, betas: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Keypoints (B, 76, 3) and vertices (B, 10475, 3) without translation."""
+        output = self.body.to(pose.device)(betas[:, :10], pose, betas[:, 10:])
+        return self.body.keypoints(output), output.vertices
+
+
+class BodyAdapterTask(BodyExpertTask):
+    """HMR-Adapter's second adapter: whole bodies, refined by what is seen at the knuckles."""
+
+    Config = hmr_adapter.BodyConfig
+    PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
+    MODEL = hmr_adapter.BodyAdapter
+    FLAGS = ("expert",)
+
+    def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """With the true knuckles."""
+        return batch["image"], hmr_adapter.true_knuckles(batch), batch["hand_valid"]
+
+    def found(self, model: nn.Module, batch: dict[str, Tensor]
+              ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The adapter's with knuckles where the expert sees them, and the expert's."""
+        output = model(batch["image"])
+        return output, {"adapter": output["body_pose"],
+                        "expert": model(batch["image"], scale=0.0)["body_pose"]}
+
+
+class DualPathTask(BodyAdapterTask):
+    """Both paths of HMR-Adapter and the merge, which nothing trains: scores alone."""
+
+    Config = hmr_adapter.Training  # what all stages have; each has more
+    FLAGS = ("guide",)
+    REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
+              "Ours: the same\nwith both adapters. Hands are cut out where they are; those outside "
+              f"of the picture stay the body's.\n{BodyTask.REMARK}")
+
+    def found(self, model: hmr_adapter.HMRAdapter, batch: dict[str, Tensor]
+              ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Both paths with and without adapters, and the whole-body expert alone."""
+        ours, experts = (model.join(
+            model.body(batch["image"], scale=scale), batch["hand_images"], batch["hand_valid"],
+            scale=scale) for scale in (1.0, 0.0))
+        return ours, {"ours": ours["body_pose"], "experts": experts["body_pose"],
+                      "expert": experts["body_path"]}
+
+
+TASKS = {  # by model, or by model-stage
+    "simplehand": SimpleHandTask, "genhmr-tokenizer": TokenizerTask,
+    "genhmr-transformer": TransformerTask, "hmr_adapter-hand_expert": HandExpertTask,
+    "hmr_adapter-body_expert": BodyExpertTask, "hmr_adapter-hand": HandAdapterTask,
+    "hmr_adapter-body": BodyAdapterTask, "hmr_adapter-all": DualPathTask}
 
 # ------------------------------------------------------------------------------ command line
 
 
 OPTIONAL = ("hand", "body", "backbone", "tokenizer", "iterations", "models", "protocol",
-            "test_root")  # flags of some tasks only
+            "test_root", "expert", "guide")  # flags of some tasks only
 
 
 def find_task(model: str | None, stage: str | None) -> str | None:
@@ -1221,6 +1517,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "DexYCB (default: the free one)")
     add("--body", help="body model: a file of SMPL's (default: the free one)")
     add("--tokenizer", help="checkpoint of the tokenizer that --stage transformer builds on")
+    add("--expert", help="checkpoint of the expert that --stage hand or body adapts: train.py's, "
+        "HaMeR's or SMPLer-X's")
+    add("--guide", help="checkpoint of a whole-body stage: to score --stage hand with its arm "
+        "poses, too, or with --stage all --eval")
     add("--iterations", type=int, help="of sampling, for the scores (default: 5)")
     add("--cache", help="folder for rendered images (default: runs/cache)", default="runs/cache")
     add("--backbone", help="weights to start from: FastViT's, HRNet's or Hiera's for simplehand, "
@@ -1229,8 +1529,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--resume", action="store_true",
         help="continue the run in --out; its settings hold, but for those given here")
     add("--eval", action="store_true", help="only score --checkpoint (default: that in --out)")
-    add("--checkpoint", type=Path, help="the file to score with --eval")
-    add("--export", type=Path, help="write the final weights in half precision, to ship")
+    add("--checkpoint", type=Path, help="the file to score with --eval; of --stage all, the hand's")
+    add("--export", type=Path, help="write the final weights in half precision, to ship, to this "
+        "file; of --stage all, to this folder")
     add("--workers", type=int, help="data processes beside each training process")
     add("--save-every", type=float, default=60.0, metavar="SECONDS", help="(default: 60)")
     add("--compile", action="store_true", help="torch.compile the model")
@@ -1266,6 +1567,8 @@ def check_arguments(arguments: argparse.Namespace, error: Callable[[str], None])
         error("--ablate trains, in one process: use it without --eval and --nproc-per-node")
     if arguments.seeds < 1:
         error(f"--seeds {arguments.seeds}: expected at least 1")
+    if arguments.name == "hmr_adapter-all" and arguments.guide and not arguments.eval:
+        error("--stage all trains its own --guide: that flag goes with --eval")
 
 
 def override(config: typing.Any, assignments: list[str]) -> typing.Any:
@@ -1374,10 +1677,11 @@ def begin(trainer: Trainer, run: dict | None, out: Path) -> None:
               flush=True)
 
 
-def describe(task: typing.Any, origin: dict, launcher: str) -> dict[str, typing.Any]:
+def describe(task: typing.Any, origin: dict, world: World) -> dict[str, typing.Any]:
     """What a checkpoint tells about itself; a continued run keeps its first command."""
     arguments = task.arguments
-    command = f"{launcher} train.py {shlex.join(arguments.argv)}"
+    launcher = "python" if world.size == 1 else f"torchrun --nproc-per-node {world.size}"
+    command = f"{launcher} train.py {shlex.join(map(without_folder, arguments.argv))}"
     return {
         "name": arguments.name, "preset": arguments.preset or origin.get("preset"),
         "data": task.data, "config": dataclasses.asdict(task.config),
@@ -1385,6 +1689,12 @@ def describe(task: typing.Any, origin: dict, launcher: str) -> dict[str, typing.
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
                      "numpy": np.__version__},
     }
+
+
+def without_folder(word: str) -> str:
+    """A flag's value, but of an absolute path its end: the rest belongs to this machine."""
+    before, equals, value = word.rpartition("=")
+    return before + equals + (Path(value).name if os.path.isabs(value) else value)
 
 
 def finish(task: typing.Any, model: nn.Module, step: int | None, world: World,
@@ -1461,11 +1771,8 @@ def require_same_run(results: dict, config: dict, run: Path) -> None:
                  "another folder with --out")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train, then evaluate; or evaluate alone."""
-    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    if arguments.ablate:
-        return ablate(arguments)
+def run_stage(arguments: argparse.Namespace, world: World | None = None) -> tuple[World, bool]:
+    """Train, then evaluate; or evaluate alone. Returns the world and whether all is done."""
     task_class = TASKS[arguments.name]
     try:
         if arguments.eval:
@@ -1480,20 +1787,74 @@ def main(argv: list[str] | None = None) -> None:
             task = task_class(choose_config(arguments, origin), arguments, origin or {})
         # Data are prepared before the processes meet, because then none of them waits in vain.
         _ = task.test_set, arguments.eval or task.train_set
-        world = join_world(arguments.workers)
+        world = world or join_world(arguments.workers)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"train.py: {error}")
-    launcher = "python" if world.size == 1 else f"torchrun --nproc-per-node {world.size}"
-    about = describe(task, origin or {}, launcher)
+    about = describe(task, origin or {}, world)
     if arguments.eval:
         finish(task, model.to(world.device), origin.get("step"), world, about)
-    else:
-        trainer = Trainer(task, world, arguments.compile)
-        begin(trainer, origin, arguments.out)
-        with signals_noted() as signals:
-            done = train(trainer, arguments.out, about, arguments.save_every, signals)
-        if done:
-            finish(task, trainer.best_model, trainer.step, world, about)
+        return world, True
+    trainer = Trainer(task, world, arguments.compile)
+    begin(trainer, origin, arguments.out)
+    with signals_noted() as signals:
+        done = train(trainer, arguments.out, about, arguments.save_every, signals)
+    if done:
+        finish(task, trainer.best_model, trainer.step, world, about)
+    return world, done
+
+
+ALL = ("hand_expert", "body_expert", "hand", "body")  # stages of HMR-Adapter, in order
+
+
+def run_all(arguments: argparse.Namespace) -> tuple[World, bool]:
+    """HMR-Adapter's four stages, each in its folder in OUT, and the scores of the dual path."""
+    world, done, out = None, True, arguments.out
+    for stage in () if arguments.eval else ALL:
+        world, done = run_stage(stage_arguments(arguments, stage), world) if done else (world, done)
+    if not done:
+        return world, False
+    files = [arguments.checkpoint or out / "hand" / "checkpoint.pt",
+             arguments.guide or out / "body" / "checkpoint.pt"]
+    part = argparse.Namespace(**vars(stage_arguments(arguments, "body")) | {
+        "name": arguments.name, "out": out, "eval": True, "expert": None, "export": None})
+    try:
+        model = hmr_adapter.load_paths(*files)
+        origin = torch.load(files[1], map_location="cpu", weights_only=True)
+        task = DualPathTask(override(model.body.config, part.overrides), part, origin)
+        _ = task.test_set
+        world = world or join_world(arguments.workers)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"train.py: {error}")
+    finish(task, model.to(world.device), None, world, describe(task, origin, world))
+    return world, True
+
+
+def stage_arguments(arguments: argparse.Namespace, stage: str) -> argparse.Namespace:
+    """The flags of one of all stages; what --set sets, it sets in each that has the field."""
+    def fields(task: str) -> set[str]:
+        return {field.name for field in dataclasses.fields(TASKS[task].Config)}
+
+    name = f"{arguments.model}-{stage}"
+    elsewhere = set().union(*(fields(f"{arguments.model}-{other}") for other in ALL)) - fields(name)
+    changes = {"stage": stage, "name": name, "out": arguments.out / stage,
+               "overrides": [text for text in arguments.overrides
+                             if text.partition("=")[0] not in elsewhere], "export": None}
+    if stage in ("hand", "body"):
+        preset = arguments.preset or suitable_preset()
+        changes |= {"expert": arguments.out / f"{stage}_expert" / "checkpoint.pt",
+                    "export": arguments.export and
+                    arguments.export / f"hmr_adapter_{stage}_{preset}.pt"}
+    if stage == "hand":
+        changes["guide"] = arguments.out / "body_expert" / "checkpoint.pt"
+    return argparse.Namespace(**vars(arguments) | changes)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if arguments.ablate:
+        return ablate(arguments)
+    world, _ = (run_all if arguments.name == "hmr_adapter-all" else run_stage)(arguments)
     if world.size > 1:
         dist.destroy_process_group()
 

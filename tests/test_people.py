@@ -256,9 +256,9 @@ def test_people_are_pure_functions_of_their_keys(tmp_path):
     assert digest(cached[2]) == digest(pickle.loads(pickle.dumps(cached))[2]) == sample
     assert [path.name for path in tmp_path.glob("*.npy")] == [
         f"rendered_people_train_48_{data.fingerprint(self_settings(cached))}.npy"]
-    others = [people("test"), people(seed=1), people(views=30.0), people(hand_size=40),
-              people(augmentation="official_hmr")]
-    assert len({sample, *(digest(dataset[2]) for dataset in others)}) == 6
+    others = [people("test"), people(seed=1), people(views=30.0), people(lean=30.0),
+              people(hand_size=40), people(augmentation="official_hmr")]
+    assert len({sample, *(digest(dataset[2]) for dataset in others)}) == 7
     moving = people(length=3, augmentation="rendered_bodies", cache=tmp_path)
     assert digest(moving[2]) == digest(people(augmentation="rendered_bodies")[2])
     assert digest(moving[2]) != digest(moving[5])  # the next epoch
@@ -268,7 +268,8 @@ def test_people_are_pure_functions_of_their_keys(tmp_path):
 def self_settings(dataset):
     """What the name of a packed file has to depend on."""
     return {"split": "train", "size": SIZE, "length": len(dataset), "seed": 0, "views": 180.0,
-            "hand_size": CROP, "occlusion": 0.5, "version": data.PEOPLE_RENDER_VERSION}
+            "lean": 180.0, "hand_size": CROP, "occlusion": 0.5,
+            "version": data.PEOPLE_RENDER_VERSION}
 
 
 def test_people_do_not_depend_on_threads():
@@ -498,6 +499,7 @@ def test_colors_of_all_pictures_change(packed):
 @pytest.mark.parametrize("options,message", [
     ({"occlusion": 1.5}, "occlusion rate in 0..1, got 1.5"), ({"length": 0}, "positive length"),
     ({"hand_size": 8}, "hand_size >= 16"), ({"views": 200}, "views in 0..180"),
+    ({"lean": 20}, "lean in 30..180"),
     ({"split": "val"}, "unknown split 'val'"), ({"size": 8}, "expected size >= 16, got 8"),
 ])
 def test_rendered_people_refuse(options, message):

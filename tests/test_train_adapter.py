@@ -1,0 +1,329 @@
+"""train.py's four stages of HMR-Adapter and its dual path for real, on tiny models."""
+
+import argparse
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from test_train import assert_same_state, flag
+
+import data
+import hmr_adapter
+import train
+
+TINY = {  # set in every stage that has the field
+    "image_size": 32, "patch_size": 8, "vit_dim": 16, "vit_depth": 1, "vit_heads": 2,
+    "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_head_dim": 4,
+    "decoder_ffn": 16, "depth_bins": 4, "hand_cells": 4, "box_dim": 8, "joint_dim": 8,
+    "offset_hidden": 16, "body_size": 32, "hand_size": 32, "batch_size": 4, "steps": 4,
+    "eval_every": 3, "warmup_steps": 1, "learning_rate": 1e-2, "train_samples": 20,
+    "test_samples": 9}
+TIMES = ("seconds", "images_per_second")
+ERRORS = ["PA-MPJPE", "PA-PVE", "MPJPE", "PVE"]
+OF_HANDS = [f"{group} {name}" for group in ("clear", "occluded") for name in ERRORS]
+OF_BODIES = ERRORS + [f"hands {name}" for name in ERRORS]
+TABLES = {
+    "hand_expert": (["expert", "mean hand"], OF_HANDS),
+    "body_expert": (["expert", "mean pose"], OF_BODIES),
+    "hand": (["true arm", "found arm", "no arm", "expert", "mean hand"], OF_HANDS),
+    "body": (["adapter", "expert", "mean pose"], OF_BODIES),
+    ".": (["ours", "experts", "expert", "mean pose"], OF_BODIES),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all runs of these tests are."""
+    return tmp_path_factory.mktemp("adapter")
+
+
+def command_line(folder, stage, out, *extra, **fields):
+    config = train.TASKS[f"hmr_adapter-{stage}"].PRESETS["cpu"]
+    settings = [f"{name}={flag(value)}" for name, value in (TINY | fields).items()
+                if stage == "all" or hasattr(config, name)]
+    return ["--model", "hmr_adapter", "--stage", stage, "--preset", "cpu", "--out", str(out),
+            "--cache", str(folder / "cache"), "--save-every", "0", *map(str, extra), "--set",
+            *settings]
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    """All stages run without interruption: their folder."""
+    train.main(command_line(folder, "all", folder / "all", "--export", folder / "small"))
+    return folder / "all"
+
+
+def rows(path):
+    """Without the times."""
+    with open(path, newline="") as file:
+        return [{name: float(value) for name, value in row.items() if name not in TIMES}
+                for row in csv.DictReader(file)]
+
+
+def load(path):
+    return torch.load(path / "checkpoint.pt", weights_only=True)
+
+
+def scores_of(out):
+    return json.loads((out / "results.json").read_text())["scores"]
+
+
+# ------------------------------------------------------------------------- what a run leaves
+
+
+def test_tables_hold_the_required_rows(finished):
+    """Experts, adapters and the dual path: every predictor with every error, and pictures."""
+    for stage, (predictors, errors) in TABLES.items():
+        scores = scores_of(finished / stage)
+        assert list(scores) == predictors
+        assert all(list(row) == errors for row in scores.values())
+        assert np.isfinite([list(row.values()) for row in scores.values()]).all()
+        assert data.read_image(finished / stage / "predictions.png").std() > 5
+    assert not (finished / "log.csv").exists()
+
+
+@pytest.mark.parametrize("stage", ["hand_expert", "body_expert", "hand", "body"])
+def test_logs_hold_the_terms_of_the_loss(finished, stage):
+    """The total is the weighted sum of what is logged; it falls; no step is missing."""
+    log = rows(finished / stage / "log.csv")
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    config = hmr_adapter.load_checkpoint(finished / stage / "checkpoint.pt").config
+    total = hmr_adapter.hand_total_loss if "hand" in stage else hmr_adapter.body_total_loss
+    for row in log:
+        assert row["loss"] == pytest.approx(total(row, config), rel=1e-5)
+    assert [row["step"] for row in rows(finished / stage / "scores.csv")] == [3, 4]
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("hand", hmr_adapter.HandExpert),
+                                             ("body", hmr_adapter.BodyExpert)])
+def test_frozen_experts_stay_bit_for_bit(finished, stage, kind):
+    """After training, the adapter holds the expert of the stage before; all else has moved."""
+    expert, adapter = (hmr_adapter.load_checkpoint(finished / name / "checkpoint.pt")
+                       for name in (f"{stage}_expert", stage))
+    assert isinstance(expert, kind)
+    assert_same_state(dict(expert.state_dict()), dict(adapter.expert.state_dict()))
+    train.seed_everything(0)
+    new = type(adapter)(adapter.config, expert)
+    trained = dict(adapter.named_parameters())
+    moved = {name: not parameter.equal(trained[name]) for name, parameter in new.named_parameters()}
+    assert all(change != name.startswith("expert.") for name, change in moved.items())
+
+
+def test_the_scores_of_an_expert_stay_the_same_in_every_table(finished):
+    """Alone, beside its adapter and, of bodies, in the dual path."""
+    for stages in (("hand_expert", "hand"), ("body_expert", "body", ".")):
+        first, *others = (scores_of(finished / stage)["expert"] for stage in stages)
+        for other in others:
+            assert other == pytest.approx(first, rel=1e-4)
+
+
+def test_checkpoints_name_no_folder_of_this_machine(finished, folder):
+    """Their command is the one that was given, with the ends of absolute paths."""
+    for stage in ("hand_expert", "body"):
+        command = load(finished / stage)["command"]
+        assert command.startswith("python train.py --model hmr_adapter --stage all --preset cpu "
+                                  "--out all --cache cache --save-every 0 --export small --set")
+    assert str(folder) not in json.dumps(
+        torch.load(folder / "small" / "hmr_adapter_hand_cpu.pt", weights_only=True)["command"])
+    assert train.without_folder("--out=/home/me/run") == "--out=run"
+    assert train.without_folder("runs/x.pt") == "runs/x.pt"
+
+
+def test_exports_score_what_they_claim(finished, folder, tmp_path):
+    """A file in half precision gives, evaluated, the scores in it; both, those of the dual path;
+    and the hand's, as --stage hand_expert, those of the expert inside."""
+    hand, body = (folder / "small" / f"hmr_adapter_{stage}_cpu.pt" for stage in ("hand", "body"))
+    arguments = ["--model", "hmr_adapter", "--cache", str(folder / "cache"), "--eval", "--out",
+                 str(tmp_path), "--checkpoint", str(hand), "--stage"]
+    small = torch.load(hand, weights_only=True)
+    assert "optimizer" not in small
+    train.main([*arguments, "hand"])
+    for name, scores in scores_of(tmp_path).items():
+        assert scores == pytest.approx(small["scores"][name], rel=1e-4)
+    train.main([*arguments, "hand_expert"])
+    assert scores_of(tmp_path)["expert"] == pytest.approx(small["scores"]["expert"], rel=1e-4)
+    train.main([*arguments, "all", "--guide", str(body)])
+    for name, scores in scores_of(tmp_path).items():
+        assert scores == pytest.approx(scores_of(finished)[name], rel=0.02)
+
+
+def terminate_after_a_row(log):
+    """SIGTERM to this process as soon as the log has a step."""
+    while not (log.exists() and log.read_text().count("\n") > 1):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_same_command_continues_where_it_stopped(finished, folder, tmp_path, capsys):
+    """SIGTERM in the third stage; again, it ends in the checkpoints of an uninterrupted run."""
+    out = tmp_path / "stopped"
+    arguments = command_line(folder, "all", out)
+    for stage in ("hand_expert", "body_expert"):
+        shutil.copytree(finished / stage, out / stage)
+    with train.signals_noted():  # so that a late one does not end the tests
+        watch = threading.Thread(target=terminate_after_a_row, args=(out / "hand" / "log.csv",))
+        watch.start()
+        train.main(arguments)
+        watch.join()
+    assert "the same command continues" in capsys.readouterr().out
+    assert load(out / "hand")["step"] < 4 and not (out / "body").exists()
+    train.main(arguments)
+    for stage in ("hand", "body"):
+        assert_same_state(load(finished / stage), load(out / stage))
+        assert rows(finished / stage / "log.csv") == rows(out / stage / "log.csv")
+    assert scores_of(out) == scores_of(finished)
+
+
+# ------------------------------------------------------------------------------ command line
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ([], "add --stage hand_expert, then --stage body_expert, then --stage hand"),
+    (["--stage", "hand"], "--stage hand_expert and give its checkpoint with --expert"),
+    (["--stage", "body"], "--stage body_expert and give its checkpoint with --expert"),
+    (["--stage", "hand_expert", "--expert", "x.pt"], "--expert means nothing to hmr_adapter"),
+    (["--stage", "body", "--guide", "x.pt"], "--guide means nothing to hmr_adapter"),
+    (["--stage", "all", "--guide", "x.pt"], "that flag goes with --eval"),
+    (["--stage", "all", "--eval"], "no checkpoint .*hand.checkpoint.pt"),
+    (["--stage", "hand", "--expert", "absent.pt"], "no checkpoint absent.pt"),
+    (["--stage", "hand", "--expert", __file__], "not a readable checkpoint"),
+    (["--stage", "hand", "--expert", "{body_expert}"], "has a BodyExpert: expected a HandExpert"),
+    (["--stage", "body", "--expert", "{hand}"], "has a HandExpert: expected a BodyExpert"),
+    (["--stage", "hand", "--eval", "--checkpoint", "{hand_expert}"],
+     "has a HandExpert: expected a HandAdapter"),
+    (["--stage", "all", "--eval", "--checkpoint", "{hand}", "--guide", "{hand}"],
+     "has a HandAdapter: expected a BodyAdapter"),
+    (["--stage", "hand", "--expert", "{hand_expert}", "--set", "inject=none"], "nothing to train"),
+    (["--stage", "hand", "--expert", "{hand_expert}", "--set", "arm=leg"], "arm is 'leg'"),
+    (["--stage", "all", "--set", "arms=arm"], "expected FIELD=VALUE with a field of: image_size"),
+    (["--stage", "body_expert", "--data", "freihand"], "--data freihand: expected one of rendered"),
+])
+def test_bad_arguments_are_one_clear_error(finished, arguments, message, tmp_path, capsys):
+    arguments = [re.sub(r"^{(\w+)}$", lambda found: str(finished / found[1] / "checkpoint.pt"),
+                        argument) for argument in arguments]
+    with pytest.raises(SystemExit) as error:
+        train.main(["--model", "hmr_adapter", "--out", str(tmp_path / "new"), *arguments])
+    text = str(error.value) if isinstance(error.value.code, str) else capsys.readouterr().err
+    assert re.search(message, text) and "Traceback" not in text
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_expert_is_another_run(finished, folder, tmp_path):
+    """Continuing an adapter around another expert is refused."""
+    other = load(finished / "hand_expert")
+    other["model"]["mano_head.decpose.bias"] += 0.01
+    torch.save(other, tmp_path / "other.pt")
+    arguments = command_line(folder, "hand", finished / "hand", "--expert", tmp_path / "other.pt")
+    with pytest.raises(SystemExit, match="another expert than .*leave --expert out"):
+        train.main(arguments)
+
+
+def test_settings_reach_the_stages_that_have_them():
+    """Of --stage all: common ones everywhere, others where they exist, unknown ones to be refused.
+    """
+    arguments = train.parse_arguments([
+        "--model", "hmr_adapter", "--stage", "all", "--preset", "cpu", "--set", "steps=7",
+        "arm=whole_body", "offset_hidden=3", "vit_depth=2", "typo=1"])
+    settings = {stage: train.stage_arguments(arguments, stage).overrides for stage in train.ALL}
+    assert settings == {
+        "hand_expert": ["steps=7", "vit_depth=2", "typo=1"],
+        "body_expert": ["steps=7", "vit_depth=2", "typo=1"],
+        "hand": ["steps=7", "arm=whole_body", "typo=1"],
+        "body": ["steps=7", "offset_hidden=3", "typo=1"]}
+
+
+@pytest.mark.parametrize("row", ["Table 3, No. 5", "Table 4, No. 4"])
+def test_rows_of_the_tables_train(finished, folder, tmp_path, row):
+    """The rivals are settings of --stage hand and body, and are scored like ours."""
+    stage, changes = hmr_adapter.BASELINES[row]
+    expert = finished / f"{stage}_expert" / "checkpoint.pt"
+    arguments = command_line(folder, stage, tmp_path / "run", "--expert", expert)
+    own = getattr(hmr_adapter.PRESETS["cpu"], stage)
+    arguments[arguments.index("--set") + 1:] = [
+        f"{name}={value}" for name, value in (TINY | changes | {"steps": 1}).items()
+        if hasattr(own, name)]
+    train.main(arguments)
+    scores = scores_of(tmp_path / "run")
+    assert np.isfinite([list(one.values()) for one in scores.values()]).all()
+    trained = hmr_adapter.load_checkpoint(tmp_path / "run" / "checkpoint.pt").config
+    assert {name: getattr(trained, name) for name in changes} == changes
+
+
+# -------------------------------------------------------------------------- data and scores
+
+
+def make_task(finished, folder, stage):
+    checkpoint = load(finished / stage)
+    names = ("data", "data_root", "body", "expert", "stage", "guide")
+    arguments = argparse.Namespace(**dict.fromkeys(names), cache=folder / "cache")
+    task_class = train.TASKS[f"hmr_adapter-{stage}"]
+    return task_class(task_class.Config(**checkpoint["config"]), arguments, checkpoint)
+
+
+def batch_of(dataset, indices):
+    return next(train.load_batches(dataset, [list(indices)], train.World()))
+
+
+def test_hands_are_scored_in_their_group(finished, folder):
+    """The truth scores 0; a metre at occluded hands is no error of clear ones; absent ones (NaN)
+    count nowhere."""
+    task = make_task(finished, folder, "hand_expert")
+    task.baseline = None
+    rng = np.random.default_rng(0)
+    truth = rng.normal(0, 0.1, (3, 2, 799, 3))
+    truth -= truth[:, :, :1]
+    wrong = truth.copy()
+    valid, visible = np.array([[1, 1], [1, 0], [1, 1.0]]), np.array([[1, 0.6], [0.4, 1], [0, 0.9]])
+    wrong[visible < 0.5] += np.linspace(0, 2, 799)[:, None]
+    wrong[valid == 0] = np.nan
+    scores = task.scores({"index": np.arange(3), "hand_valid": valid, "hand_visible": visible,
+                          "true hands": truth, "hands of truth": truth, "hands of wrong": wrong})
+    assert list(scores) == ["truth", "wrong"]
+    assert scores["truth"] == pytest.approx(dict.fromkeys(OF_HANDS, 0.0), abs=1e-4)
+    for name in ERRORS:
+        assert scores["wrong"][f"clear {name}"] == pytest.approx(0, abs=1e-4)
+        assert scores["wrong"][f"occluded {name}"] > 10
+
+
+def test_arms_of_the_table_are_what_they_say(finished, folder):
+    """True arm: the sample's; found arm: the guide's; no arm: unknown. Hands wait at the wrist."""
+    task = make_task(finished, folder, "hand")
+    batch = batch_of(task.test_set, range(4))
+    model = hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt")
+    assert "hands of found arm" not in task.predict(model, batch)
+    task.arguments.guide = finished / "body_expert" / "checkpoint.pt"
+    with torch.no_grad():
+        found = task.predict(model, batch)
+        images = batch["hand_images"].flatten(0, 1)
+        guide = hmr_adapter.load_checkpoint(task.arguments.guide)(batch["image"])["body_pose"]
+        for name, arm in (("true", batch["arm_pose"]), ("found", hmr_adapter.arm_pose(guide))):
+            expected = task.mesh(model(images, arm.flatten(0, 1)))
+            torch.testing.assert_close(found[f"hands of {name} arm"].flatten(0, 1), expected)
+        torch.testing.assert_close(found["hands of no arm"].flatten(0, 1), task.mesh(model(images)))
+    hands = [value for name, value in found.items() if name.startswith("hands of ")]
+    assert len({value.double().sum().item() for value in hands}) == 4
+    assert all((value[:, :, 0] == 0).all() for value in [*hands, found["true hands"]])
+
+
+def test_truth_scores_zero_in_the_dual_path(finished, folder):
+    """True poses and shapes through the task's own mesh have no error; those of others have."""
+    task = make_task(finished, folder, "body")
+    task.baseline, task.PIECE = None, 3
+    batch = batch_of(task.test_set, range(5))
+    shape, pose = task.shape(batch).numpy(), batch["body_pose"].numpy()
+    scores = task.scores({"index": np.arange(5), "betas": shape, "true_betas": shape,
+                          "true_pose": pose, "pose of truth": pose,
+                          "pose of next": np.roll(pose, 1, 0)})
+    assert scores["truth"] == pytest.approx(dict.fromkeys(OF_BODIES, 0.0), abs=1e-3)
+    assert min(scores["next"].values()) > 5
+    points = task.points(batch)
+    torch.testing.assert_close(points[:, :76] + batch["transl"][:, None], batch["keypoints_3d"],
+                               atol=1e-4, rtol=0)
