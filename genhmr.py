@@ -1876,7 +1876,7 @@ def draw_sampling(found: dict[str, np.ndarray], image: np.ndarray, body: Callabl
                 aspect="auto", interpolation="nearest")
     left.set(title="masked tokens (black) after each iteration", xlabel="token", ylabel="iteration")
     for axis in (left.yaxis, right.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+        axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     bar = right.imshow(found["confidences"], vmin=0, vmax=1, aspect="auto",
                        interpolation="nearest", extent=(-0.5, length - 0.5, count + 0.5, 0.5))
     right.set(title="confidence of each iteration", xlabel="token", ylabel="iteration")
