@@ -682,7 +682,7 @@ def test_command_line_refuses_bad_input(case, checkpoint_file, other_checkpoints
 
 
 def test_command_line_as_a_process(checkpoint_file, tmp_path):
-    """Run from another folder, as a user does; a bad picture is one line and exit code 2."""
+    """Run from another folder, as a user does."""
     script = ROOT / "genhmr.py"
     shutil.copy(ASTRONAUT, tmp_path)
     before = ASTRONAUT.read_bytes()
@@ -692,8 +692,6 @@ def test_command_line_as_a_process(checkpoint_file, tmp_path):
     assert "refined against 9 keypoints" in result.stdout
     assert (tmp_path / "astronaut_overlay.png").is_file()
     assert (tmp_path / "astronaut.jpg").read_bytes() == before
-    result = command(script, checkpoint_file, "--checkpoint", checkpoint_file, cwd=tmp_path)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
 
 
 def test_file_alone_predicts(tmp_path):
