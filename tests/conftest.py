@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,5 +18,16 @@ settings.register_profile(
 settings.load_profile("reference")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--notebooks", action="store_true", help="run the notebooks too, as CI does")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("notebooks") and not config.getoption("--notebooks"):
+            item.add_marker(pytest.mark.skip(reason="runs a notebook: pytest --notebooks"))
+
+
 def pytest_configure(config):
+    config.addinivalue_line("markers", "notebooks: runs a notebook, given --notebooks (CI does)")
     config.addinivalue_line("markers", "slow: more than ten seconds on two cores (CI runs it too)")
