@@ -207,6 +207,9 @@ class HandExpertConfig(HandTraining, DecoderConfig, EncoderConfig):
     """HaMeR. Only who has no weights of it needs to train it."""
 
     weight_vertices: float = 0.0  # it had no such loss (HaMeR)
+    weight_keypoints_img: float = 0.0  # of keypoints that a position net reads off the encoder's
+    # map, per side of the crop; 0: no such net. HaMeR's encoder had learned that before, as
+    # ViTPose's; one that begins with nothing learns no rotation in minutes without (our choice)
     learning_rate: float = 1e-5  # (HaMeR)
     steps: int = 1_000_000  # (HaMeR)
     focal_length: float = 5000.0  # px at a crop of 256 px (HaMeR)
@@ -742,6 +745,8 @@ class HandExpert(nn.Module):
         self.config = config
         self.backbone = ViT(config)
         self.mano_head = ManoHead(config)
+        if config.weight_keypoints_img:
+            self.position_net = PositionNet(config.vit_dim, 21, 1)
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet
         self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(3, 1, 1), persistent=False)
@@ -754,10 +759,17 @@ class HandExpert(nn.Module):
         """RGB crops (B, 3, S, S), uint8 or floats in 0..255, of right-handed hands.
 
         Returns hand_pose (B, 16, 3, 3), the global orientation first, fingers absolute; betas
-        (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. Raises ValueError for other
-        shapes.
+        (B, 10); camera (B, 3) = s, tx, ty, see hand_translation; with a position net also its
+        keypoints_img (B, 21, 2), from -0.5 to 0.5. Raises ValueError for other shapes.
         """
-        return self.mano_head.readout(self.mano_head.transformer(self.look(images)))
+        features = self.look(images)
+        found = self.mano_head.readout(self.mano_head.transformer(features))
+        if self.config.weight_keypoints_img:
+            rows, columns = self.backbone.grid
+            _, cells = self.position_net(features.mT.unflatten(2, self.backbone.grid))
+            middle = cells.new_tensor([columns - 1, rows - 1]) / 2
+            found["keypoints_img"] = (cells[..., :2] - middle) / rows
+        return found
 
 
 # ---------------------------------------------------- whole-body expert: SMPLer-X
@@ -1418,6 +1430,9 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
         "vertices": vertices.new_zeros(()), "betas": vertices.new_zeros(()),
         "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1],  # L_theta, Eq. 6
     }
+    if "keypoints_img" in prediction:
+        terms["keypoints_img"] = reduced(
+            (prediction["keypoints_img"] - samples["keypoints_2d"]).abs())
     if "vertices" in samples:  # L_v
         terms["vertices"] = reduced(
             (vertices - wrist - samples["vertices"] + true_wrist).abs())
@@ -1428,10 +1443,13 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
 
 def hand_total_loss(terms: Mapping[str, Tensor], config: HandTraining) -> Tensor:
     """Eq. 5. There is no adversarial loss ("we do not use")."""
-    return (config.weight_keypoints_2d * terms["keypoints_2d"]
+    loss = (config.weight_keypoints_2d * terms["keypoints_2d"]
             + config.weight_keypoints_3d * terms["keypoints_3d"]
             + config.weight_vertices * terms["vertices"]
             + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
+    if "keypoints_img" in terms:
+        loss = loss + config.weight_keypoints_img * terms["keypoints_img"]
+    return loss
 
 
 def true_knuckles(batch: Mapping[str, Tensor]) -> Tensor:
