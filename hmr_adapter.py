@@ -264,6 +264,8 @@ class HandConfig(HandTraining):
     zero_init: bool = False  # the new out-projections begin at 0: as the expert (our choice)
     missing: str = "zeros"  # unknown theta_b (paper), "identity", "mask": no adapter (our choice)
     arm_noise: float = 0.0  # rad, sigma of noise on theta_b while training (our choice)
+    arm_drop: float = 0.0  # part of theta_b that is hidden while training (our choice); FreiHAND's
+    # and InterHand2.6M's hands, which the paper trains on, have none anyway
 
     def __post_init__(self) -> None:
         nested(self, "expert", HandExpertConfig)
@@ -1213,6 +1215,8 @@ class HandAdapter(Adapter):
         if self.training and self.config.arm_noise:
             noise = self.config.arm_noise * torch.randn_like(arm[..., 0])
             arm = arm @ axis_angle_to_matrix(noise)
+        if self.training and self.config.arm_drop:
+            valid = valid * (torch.rand(batch, device=valid.device) >= self.config.arm_drop)
         return self.arm(arm, valid), valid
 
     def decode(self, features: Tensor, guide: Tensor, scale: float | Tensor) -> Tensor:

@@ -260,7 +260,8 @@ def test_config_of_a_checkpoint_becomes_the_config():
 def test_shared_blocks_are_copies():
     """What this file has in common with genhmr.py is the same, letter by letter."""
     for name in ("require", "unit", "rotation_6d_to_matrix", "matrix_to_rotation_6d", "DropPath",
-                 "mlp", "SelfAttention", "ViTBlock", "ViT", "Foreign", "load_weights"):
+                 "mlp", "SelfAttention", "ViTBlock", "conv_stem", "ViT", "Foreign",
+                 "load_weights"):
         copied = inspect.getsource(getattr(hmr, name)).replace("EncoderConfig", "Config")
         assert copied == inspect.getsource(getattr(genhmr, name)), name
 
@@ -720,6 +721,18 @@ def test_noise_on_arms_is_for_training():
     assert error.std().item() == pytest.approx(0.3, rel=0.1)
 
 
+def test_dropped_arms_are_unknown_ones():
+    """arm_drop hides its part of the arms while training, and what is unknown stays so."""
+    model, arms = hand_adapter(arm_drop=0.3), rotations(400, 8)
+    features, valid = torch.zeros(400, 12, 32), torch.arange(400) % 2
+    assert torch.equal(model.guide(features, arms, valid)[1], valid)
+    heard, left = model.train().guide(features, arms, valid)
+    assert not left[valid == 0].any() and 0.6 < left[valid == 1].float().mean() < 0.8
+    unknown = model.guide(features, None, None)[0]
+    assert torch.equal(heard[left == 0], unknown[left == 0])
+    assert (heard[left == 1] != unknown[left == 1]).any((1, 2)).all()
+
+
 def test_image_as_context_ignores_the_arm():
     """Table 3, No. 5 has the picture's own features in place of the arm's."""
     model = hand_adapter(context="image")
@@ -857,6 +870,33 @@ def test_hand_losses_vanish_for_the_truth():
     assert sums["betas"].item() == pytest.approx(10, rel=1e-3)  # sums over a hand, not means
     assert sums["keypoints_2d"].item() == pytest.approx(0.1 * 42, rel=1e-3)
     assert min(value.item() for value in sums.values()) > 0.1
+
+
+def test_position_net_reads_keypoints_off_the_map():
+    """Where its heat is, in the whole crop's -0.5 to 0.5; its error is a term of the loss; and a
+    hand expert without has neither."""
+    config = replace(TINY_HAND.expert, weight_keypoints_img=2.0)
+    model = HandExpert(config).eval()
+    rows, columns = model.backbone.grid  # (4, 3), the middle three quarters of the crop
+    with torch.no_grad():
+        model.position_net.conv[0].weight.zero_()
+        model.backbone.last_norm.weight.zero_()  # so that all cells are alike
+        found = model(images(3))["keypoints_img"]
+    assert found.shape == (3, 21, 2) and torch.allclose(found, torch.zeros(()), atol=1e-6)
+    heat = torch.full((1, 1, 1, rows, columns), -1e4)
+    heat[..., 3, 2] = 0
+    model.position_net.forward = lambda features: hmr.expectation(heat, 3)
+    corner = model(images(1))["keypoints_img"][0, 0]
+    assert torch.allclose(corner, torch.tensor([(2.5 - 1.5) / 4, (3.5 - 2) / 4]))
+
+    prediction, samples = free_hand_truth()
+    seen = {"keypoints_img": samples["keypoints_2d"] + 0.1}
+    terms = hmr.hand_losses(prediction | seen, samples, free_hand(), config)
+    assert terms["keypoints_img"].item() == pytest.approx(4.2, rel=1e-4)
+    without = {name: value for name, value in terms.items() if name != "keypoints_img"}
+    assert hmr.hand_total_loss(terms, config) - hmr.hand_total_loss(without, config) == (
+        pytest.approx(8.4, rel=1e-3))
+    assert "keypoints_img" not in HandExpert(TINY_HAND.expert).eval()(images(1))
 
 
 def test_unknown_hands_count_as_nothing():
