@@ -19,15 +19,14 @@ settings.load_profile("reference")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--notebooks", action="store_true", help="run the notebooks too, as CI does")
+    parser.addoption("--slow", action="store_true", help="run the slow tests too, as CI does")
 
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if item.get_closest_marker("notebooks") and not config.getoption("--notebooks"):
-            item.add_marker(pytest.mark.skip(reason="runs a notebook: pytest --notebooks"))
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: python -m pytest --slow"))
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "notebooks: runs a notebook, given --notebooks (CI does)")
-    config.addinivalue_line("markers", "slow: more than ten seconds on two cores (CI runs it too)")
+    config.addinivalue_line("markers", "slow: ten seconds or more; skipped without --slow")

@@ -511,6 +511,7 @@ def test_cache_survives_a_killed_builder(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_ranks_may_build_at_once(tmp_path):
     """Processes that want the same file at the same moment build it once and agree."""
     program = ("import data, hashlib, pathlib, sys, time\n"

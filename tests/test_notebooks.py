@@ -1,6 +1,6 @@
 """Notebooks: cells are short, links lead somewhere, outputs are there, and all of it runs.
 
-Running takes a while: `python -m pytest --notebooks tests/test_notebooks.py`, as CI does. The rest
+Running takes a while: `python -m pytest --slow tests/test_notebooks.py`, as CI does. The rest
 reads the files as they are. A notebook put into notebooks/ is tested from then on.
 """
 
@@ -114,7 +114,7 @@ def test_three_exercises_with_asserts_and_folded_solutions(path):
 
 
 @pytest.mark.slow
-@pytest.mark.notebooks
+@pytest.mark.slow
 @every_notebook
 def test_notebook_runs_and_its_solutions_are_right(path):
     """In a fresh kernel every cell has the kinds of output it is committed with.

@@ -246,6 +246,7 @@ def test_torchrun_recovers_from_a_killed_rank_by_itself(finished_by_two, tmp_pat
     assert_same_run(finished_by_two, out)
 
 
+@pytest.mark.slow
 def test_number_of_processes_is_no_hyperparameter(finished, finished_by_two):
     """One process with batch 8 and two with batch 4 log the same losses and scores."""
     for name in ("log.csv", "scores.csv"):

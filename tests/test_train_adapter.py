@@ -162,6 +162,7 @@ def terminate_after_a_row(log):
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_the_same_command_continues_where_it_stopped(finished, folder, tmp_path, capsys):
     """SIGTERM in the third stage; again, it ends in the checkpoints of an uninterrupted run."""
     out = tmp_path / "stopped"
