@@ -417,6 +417,7 @@ def test_samples_do_not_depend_on_workers(context):
     assert [digest(sample) for sample in loader] == [digest(sample) for sample in dataset]
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_threads():
     """Processes with other thread counts make the same bits."""
     program = ("import data, hashlib, torch; torch.set_num_threads({}); h = hashlib.sha256();"

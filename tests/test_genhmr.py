@@ -484,6 +484,7 @@ if world > 1:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_one_codebook(tmp_path):
     """Averages run over the samples of all processes, and random restarts agree."""
     results = {}

@@ -891,6 +891,7 @@ def test_weight_decay_spares_what_is_not_a_matrix():
             "mesh_head.deconv.0.weight"} <= groups[0]
 
 
+@pytest.mark.slow
 def test_one_batch_can_be_learned_by_heart():
     """The loss on one batch of rendered hands falls to a quarter within 120 steps."""
     torch.manual_seed(0)
@@ -1242,6 +1243,7 @@ def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys)
     assert not (tmp_path / "out").exists() and not output.out
 
 
+@pytest.mark.slow
 def test_exported_files_compute_the_same(tmp_path, capsys):
     """--export writes a file that torch.export alone loads, for any batch, with our answers."""
     path, checkpoint = tmp_path / "hand.pt2", tmp_path / "hand.pt"

@@ -119,6 +119,7 @@ def test_tables_hold_the_required_rows(finished, folder, capsys):
             assert data.read_image(finished[stage] / name).std() > 5
 
 
+@pytest.mark.slow
 def test_stage_two_is_self_contained(finished, folder, tmp_path):
     """Its checkpoint holds the tokenizer, untouched; without the file, --eval and --resume work."""
     moved = tmp_path / "alone"
