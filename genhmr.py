@@ -168,6 +168,9 @@ class Config:
 
     # Loss. L_mask is a mean over words and samples, the others see `reduction`
     tau_max: float = 1.0  # tau ~ U(0, tau_max) of generative masking (paper, Table 4: 0.3 to 1)
+    guesses: float = 0.0  # highest part of the words left unmasked that are the model's own, as
+    # when it samples; 0: all of them are true (paper). Without, what it believes after one
+    # iteration misleads a small model in the next (our choice)
     mask_loss_on: str = "all"  # words (paper, Eq. 1), or "masked" ones alone (MaskGIT)
     reduction: str = "hmr2_sum"  # sums over joints and batch (HMR2.0; the weights are its own), or
     # "mean": over the batch, times 48, for batches of other sizes (our choice)
@@ -220,6 +223,7 @@ class Config:
              "powers of 2 that divide vit_dim"),
             ("heads", self.width % self.heads == 0, "a divisor of width"),
             ("tau_max", 0 < self.tau_max <= 1, "above 0, at most 1"),
+            ("guesses", 0 <= self.guesses <= 1, "0 to 1"),
             ("mask_loss_on", self.mask_loss_on in ("all", "masked"), "'all' or 'masked'"),
             ("reduction", self.reduction in ("hmr2_sum", "mean"), "'hmr2_sum' or 'mean'"),
             ("temperature_end", 0 < self.temperature_end <= self.temperature_start,
@@ -275,7 +279,7 @@ PRESETS: dict[str, Config] = {
         tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, vit_dim=128, vit_depth=2, vit_heads=4,
         vit_drop_path=0.0, stem=(24, 48, 96, 128), scales=(1, 2), pyramid_width=32, width=64,
         heads=4, points=2, layers=2, ffn=128, regressor_width=256, summary_keypoints=45,
-        reduction="mean", weight_keypoints_3d=2.5e-4, weight_keypoints_2d=1e-4,
+        guesses=1.0, reduction="mean", weight_keypoints_3d=2.5e-4, weight_keypoints_2d=1e-4,
         weight_summary=0.05, weight_pose=5e-6, weight_betas=1e-4, temperature_end=0.5,
         batch_size=32, steps=4_000, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
         precision="fp32", channels_last=False, eval_every=1_000, augmentation="rendered_bodies",
@@ -935,16 +939,23 @@ class GenHMR(nn.Module):
         """The number that stands for [MASK], one behind the last word."""
         return self.config.tokenizer.codebook_size
 
-    def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, tokens: Tensor,
+                guessed: Tensor | None = None) -> dict[str, Tensor]:
         """Predict shape, camera, and the words of the pose from some of them.
 
         images: (B, 3, S, S) RGB, uint8 or floats in 0..255. tokens: (B, L) int64, `mask_token`
-            where masked.
+            where masked. guessed: (B, L) bool, words to replace by what the model believes where
+            it knows none.
         Returns logits (B, L, V), betas (B, 10), camera (B, 3) = s, tx, ty, and of the summary
         keypoints_2d (B, config.summary_keypoints, 2), crop in -0.5..0.5.
         Raises ValueError for other shapes.
         """
         features = self.encode(images)
+        if guessed is not None:
+            with torch.no_grad():
+                unknown = torch.full_like(tokens, self.mask_token)
+                guess = self.predict_logits(features, unknown).argmax(-1)
+            tokens = torch.where(guessed, guess, tokens)
         return {"logits": self.predict_logits(features, tokens), "betas": features.betas,
                 "camera": features.camera, "keypoints_2d": features.keypoints_2d}
 
@@ -1001,13 +1012,19 @@ def mask_batch(model: GenHMR, batch: dict[str, Tensor],
     """The batch with what stage 2 reads and is to write: tokens, masked_tokens, mask (B, L).
 
     batch: pose (B, 24, 3, 3) and pose_valid (B,), as data.py makes them. Samples without a pose
-    have all words masked.
+    have all words masked. With config.guesses also guessed (B, L): see GenHMR.forward.
     """
     unknown = batch["pose_valid"][:, None] == 0
     tokens = model.tokenizer.encode(batch["pose"])
     masked, mask = random_mask(tokens, model.mask_token, model.config.tau_max, generator)
-    return batch | {"tokens": tokens, "mask": mask | unknown,
-                    "masked_tokens": masked.masked_fill(unknown, model.mask_token)}
+    found = batch | {"tokens": tokens, "mask": mask | unknown,
+                     "masked_tokens": masked.masked_fill(unknown, model.mask_token)}
+    if model.config.guesses:
+        part = model.config.guesses * torch.rand(len(tokens), 1, generator=generator,
+                                                 device=tokens.device)
+        chance = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+        found["guessed"] = (chance < part) & ~found["mask"]
+    return found
 
 
 def gumbel_temperature(step: int, config: Config) -> float:

@@ -324,19 +324,24 @@ class Config:
 
 def cpu_preset() -> Config:
     """Two CPU cores: the same design with tiny experts, which train.py has to train first."""
-    encoder = dict(image_size=128, vit_dim=96, vit_depth=3, vit_heads=3, vit_drop_path=0.0)
+    encoder = dict(image_size=128, vit_dim=96, vit_depth=3, vit_heads=3, vit_drop_path=0.0,
+                   stem=(16, 32, 64, 128))
     decoder = dict(decoder_dim=96, decoder_layers=2, decoder_heads=4, decoder_head_dim=16,
                    decoder_ffn=96)
-    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=5_000,
-               body_size=128, hand_size=64, eval_every=500)
-    expert = run | dict(steps=2_500, learning_rate=1e-3, weight_decay=1e-4, warmup_steps=100)
-    adapter = run | dict(steps=1_500, learning_rate=5e-4, joint_embedding="learned")
-    return Config(
-        HandConfig(expert=HandExpertConfig(**encoder | dict(image_size=64, patch_size=8),
-                                           **decoder, **expert), **adapter),
-        BodyConfig(expert=BodyExpertConfig(**encoder, **expert, depth_bins=8, hand_cells=8,
-                                           box_dim=16, joint_dim=48),
-                   **decoder, **adapter, offset_hidden=96))
+    run = dict(batch_size=16, schedule="cosine", precision="fp32", train_samples=12_000,
+               body_size=128, hand_size=64, views=30.0, lean=45.0, augmentation="rendered",
+               eval_every=1_000)
+    expert = run | dict(weight_decay=1e-4, warmup_steps=100)
+    adapter = run | dict(steps=1_200, learning_rate=5e-4, joint_embedding="learned")
+    hand = HandExpertConfig(
+        **encoder | dict(image_size=64, patch_size=8, stem=(24, 48, 96)), **decoder, **expert,
+        steps=3_000, learning_rate=3e-3, weight_keypoints_2d=0.05, weight_pose=0.01,
+        weight_keypoints_img=0.1)
+    body = BodyExpertConfig(
+        **encoder, **expert, steps=2_700, learning_rate=2e-3, weight_keypoints_2d=20.0,
+        weight_boxes=5.0, depth_bins=8, hand_cells=8, box_dim=8, joint_dim=48)
+    return Config(HandConfig(expert=hand, **adapter),
+                  BodyConfig(expert=body, **decoder, **adapter, offset_hidden=96))
 
 
 PRESETS: dict[str, Config] = {

@@ -1152,8 +1152,8 @@ class TransformerTask(BodyTask):
         """L_total of all tokens, predicted from those that are not masked."""
         batch = genhmr.mask_batch(trainer.model, batch)
         terms = genhmr.losses(
-            trainer(batch["image"], batch["masked_tokens"]), batch, trainer.model,
-            self.light_body.to(batch["image"].device),
+            trainer(batch["image"], batch["masked_tokens"], batch.get("guessed")), batch,
+            trainer.model, self.light_body.to(batch["image"].device),
             genhmr.gumbel_temperature(trainer.step, self.config))
         return genhmr.total_loss(terms, self.config), terms
 

@@ -964,6 +964,25 @@ def test_samples_without_a_pose_are_all_masked(body):
     assert not logits.grad[[1, 3]].any() and logits.grad[[0, 2]].any()
 
 
+def test_guesses_stand_in_for_true_words(body):
+    """Up to the share that is asked for, never for a masked word; they are the model's own."""
+    assert "guessed" not in genhmr.mask_batch(GenHMR(TINY), batch_of(body))
+    model = GenHMR(replace(TINY, guesses=1.0, tau_max=0.5)).eval()
+    batch = batch_of(body)
+    batch["pose_valid"] = torch.tensor([1.0, 0, 1, 1])
+    batch = genhmr.mask_batch(model, batch, torch.Generator().manual_seed(0))
+    guessed = batch["guessed"]
+    assert guessed.any() and not (guessed & batch["mask"]).any()
+    assert not guessed[1].any() and (~guessed & ~batch["mask"]).any()
+    alone = genhmr.sample(model, batch["image"], iterations=1).tokens
+    words = torch.where(guessed, alone, batch["masked_tokens"])
+    assert (words != batch["masked_tokens"]).any()
+    torch.testing.assert_close(model(batch["image"], batch["masked_tokens"], guessed)["logits"],
+                               model(batch["image"], words)["logits"])
+    with pytest.raises(ValueError, match="guesses is 2"):
+        replace(TINY, guesses=2.0)
+
+
 def test_mask_loss_of_ignorance_is_the_log_of_the_vocabulary(body):
     """ln V for equal logits, 0 for certainty, over all words or over the masked ones alone."""
     model = GenHMR(TINY).eval()
