@@ -47,6 +47,7 @@ import signal
 import sys
 import time
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -307,6 +308,8 @@ class Trainer:
         self.model = share_batch_norm(model, world.device) if world.size > 1 else model
         if compile:
             self.model.compile()
+        # Of 1 x 1 convolutions, whose two layouts in memory are the same.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         self.parallel = self.model if world.size == 1 else DistributedDataParallel(
             self.model, [world.device] if world.device.type == "cuda" else None)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
