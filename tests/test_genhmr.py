@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bodymodels
 import genhmr
@@ -719,6 +721,33 @@ def test_attention_equals_projecting_everything_first():
     for a, b in zip(torch.autograd.grad((weights * ours).sum(), leaves),
                     torch.autograd.grad((weights * theirs).sum(), leaves), strict=True):
         assert torch.allclose(a, b, atol=1e-10)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most elements of a tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **kwargs or {})
+        for tensor in (made if isinstance(made, tuple | list) else [made]):
+            if isinstance(tensor, Tensor) and not operation.is_view:
+                self.elements = max(self.elements, tensor.numel())
+        return made
+
+
+def test_attention_makes_nothing_of_the_size_of_the_maps():
+    """Its largest tensor has the sampled vectors, not the projected maps."""
+    config = Config(width=64, pyramid_width=64, vit_dim=64, vit_heads=4)
+    attention, shapes = DeformableAttention(config), ((16, 12), (64, 48), (128, 96))
+    queries, values = torch.randn(1, 96, 64), torch.randn(1, 15_552, 64)
+    largest = {}
+    for function in (attention, partial(genhmr.project_then_sample, attention)):
+        with torch.no_grad(), Largest() as noted:
+            function(queries, torch.rand(96, 2), values, shapes)
+        largest[function] = noted.elements
+    ours, usual = largest.values()
+    assert ours == 96 * 8 * 64 and usual >= values.numel()
 
 
 def test_attention_equals_transformers():
