@@ -33,7 +33,7 @@ What one should know before trusting a number:
 - The product of the eight rotations in theta_b IS the hand's global orientation. Trained with the
   true theta_b (3.5.1), the adapter is handed the answer to one of its sixteen outputs; at test
   time theta_b is predicted. Table 3 agrees: PVE gains much, PA-PVE, which forgets orientation,
-  little. Report both arm poses; `arm` and `arm_noise` in HandConfig weaken the leak.
+  little. Report both arm poses; `arm`, `arm_source` and `arm_noise` in HandConfig weaken the leak.
 - The decoder has one query, and a softmax over one is 1. So the q and k thirds of every to_qkv in
   it are never used: 6,291,456 of the hand adapter's 26.8 M weights stay what they were.
 - Without an embedding of its own, a joint is nobody: Eq. 2 is the same for all orders of the arm's
@@ -263,6 +263,8 @@ class HandConfig(HandTraining):
     trainable: str = "adapter"  # (paper), "head": the decoder too, "all" (Table 3)
     zero_init: bool = False  # the new out-projections begin at 0: as the expert (our choice)
     missing: str = "zeros"  # unknown theta_b (paper), "identity", "mask": no adapter (our choice)
+    arm_source: str = "true"  # theta_b while training (paper), or "found" in the person's picture
+    # by the whole-body expert, errors included (our choice)
     arm_noise: float = 0.0  # rad, sigma of noise on theta_b while training (our choice)
     arm_drop: float = 0.0  # part of theta_b that is hidden while training (our choice); FreiHAND's
     # and InterHand2.6M's hands, which the paper trains on, have none anyway
@@ -272,7 +274,8 @@ class HandConfig(HandTraining):
         check_choices(self, inject=("adapter", "none", "concat", "weighted"),
                       context=("arm", "image"), arm=tuple(ARMS), trainable=TRAINABLE,
                       joint_embedding=("none", "learned", "flat"),
-                      missing=("zeros", "identity", "mask"), pose_term=("l2sq", "l1"))
+                      missing=("zeros", "identity", "mask"), arm_source=("true", "found"),
+                      pose_term=("l2sq", "l1"))
 
 
 @dataclass(frozen=True)
@@ -288,6 +291,8 @@ class BodyConfig(BodyTraining, DecoderConfig):
     context: str = "knuckles"  # of the adapter (paper), or "tokens": the 25 of the pose (Table 4)
     joint_proj: str = "conv"  # 1280 -> 512 (paper), "reuse_hand_conv": the expert's, frozen, or
     # "separate": one per side, with norm and ReLU (our choice: Hand4Whole's)
+    knuckle_source: str = "true"  # where features are taken while training (paper), or "found":
+    # where the expert believes the knuckles are, as later in use (our choice)
     offset_hidden: int = 1024  # of the FFN in Eq. 4; 0: one linear layer (our choice)
     joint_embedding: str = "none"  # (paper, literally), or "learned", one vector a knuckle
     trainable: str = "adapter"  # (paper), "head": all but the encoder, "all" (Table 4)
@@ -300,6 +305,7 @@ class BodyConfig(BodyTraining, DecoderConfig):
         check_choices(self, inject=("adapter", "none", "concat", "weighted"),
                       context=("knuckles", "tokens"), trainable=TRAINABLE,
                       joint_proj=("conv", "reuse_hand_conv", "separate"),
+                      knuckle_source=("true", "found"),
                       joint_embedding=("none", "learned"), missing=("zeros", "mask"),
                       concat_init=("random", "zero_pad"), pose_term=("l2sq", "l1"))
 
@@ -332,7 +338,7 @@ def cpu_preset() -> Config:
                body_size=128, hand_size=64, views=30.0, lean=45.0, augmentation="rendered",
                eval_every=1_000)
     expert = run | dict(weight_decay=1e-4, warmup_steps=100)
-    adapter = run | dict(steps=1_200, learning_rate=5e-4, joint_embedding="learned")
+    adapter = run | dict(joint_embedding="learned")
     hand = HandExpertConfig(
         **encoder | dict(image_size=64, patch_size=8, stem=(24, 48, 96)), **decoder, **expert,
         steps=3_000, learning_rate=3e-3, weight_keypoints_2d=0.05, weight_pose=0.01,
@@ -340,8 +346,12 @@ def cpu_preset() -> Config:
     body = BodyExpertConfig(
         **encoder, **expert, steps=2_700, learning_rate=2e-3, weight_keypoints_2d=20.0,
         weight_boxes=5.0, depth_bins=8, hand_cells=8, box_dim=8, joint_dim=48)
-    return Config(HandConfig(expert=hand, **adapter),
-                  BodyConfig(expert=body, **decoder, **adapter, offset_hidden=96))
+    # Such a body expert is far from the truth: who is trained with the truth believes it too much.
+    return Config(
+        HandConfig(expert=hand, **adapter, steps=2_500, learning_rate=2e-3, arm_source="found",
+                   arm_noise=0.1, arm_drop=0.1),
+        BodyConfig(expert=body, **decoder, **adapter, steps=800, learning_rate=3e-3,
+                   knuckle_source="found", offset_hidden=96))
 
 
 PRESETS: dict[str, Config] = {

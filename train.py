@@ -1222,6 +1222,10 @@ class PeopleTask(Task):
             stage = arguments.stage
             raise ValueError(f"--stage {stage} adapts a trained expert: make one with --stage "
                              f"{stage}_expert and give its checkpoint with --expert")
+        if (getattr(config, "arm_source", "") == "found" and not arguments.guide
+                and not arguments.eval):
+            raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
+                             "give its checkpoint with --guide")
         if getattr(config, "inject", "") == "none" and config.trainable == "adapter":
             raise ValueError("inject=none leaves nothing to train: set trainable=head or all")
         if origin and arguments.expert and config.trainable == "adapter":
@@ -1352,8 +1356,21 @@ class HandAdapterTask(HandExpertTask):
         """The whole-body model."""
         return hmr_adapter.load_checkpoint(self.arguments.guide)
 
+    @torch.no_grad()
+    def find_pose(self, batch: dict[str, Tensor]) -> Tensor:
+        """The guide's rotations (B, 55, 3, 3)."""
+        return self.guide.to(batch["image"].device)(batch["image"])["body_pose"]
+
+    def loss(self, trainer: Trainer,
+             batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Eq. 5, with the true arm or the one that the guide finds."""
+        if self.config.arm_source == "found":
+            batch = batch | {"body_pose": self.find_pose(batch)}
+            batch["body_pose_valid"] = torch.ones_like(batch["hand_valid"][:, 0])
+        return super().loss(trainer, batch)
+
     def inputs(self, samples: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """With the true arm."""
+        """With the arm."""
         return samples["images"], samples["arm"], samples["arm_valid"]
 
     def found(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -1361,8 +1378,7 @@ class HandAdapterTask(HandExpertTask):
         images, arm = batch["hand_images"].flatten(0, 1), model.config.arm
         arms = {"true arm": batch["body_pose"]}
         if self.arguments.guide:
-            guide = self.guide.to(images.device)
-            arms["found arm"] = guide(batch["image"])["body_pose"]
+            arms["found arm"] = self.find_pose(batch)
         return {name: model(images, hmr_adapter.arm_pose(pose, arm).flatten(0, 1))
                 for name, pose in arms.items()} | {
             "no arm": model(images), "expert": model.expert(images)}
@@ -1439,7 +1455,9 @@ class BodyAdapterTask(BodyExpertTask):
     FLAGS = ("expert",)
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """With the true knuckles."""
+        """With the true knuckles, or without."""
+        if self.config.knuckle_source == "found":
+            return (batch["image"],)
         return batch["image"], hmr_adapter.true_knuckles(batch), batch["hand_valid"]
 
     def found(self, model: nn.Module, batch: dict[str, Tensor]

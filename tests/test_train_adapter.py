@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import hmr_adapter
 import train
 
 TINY = {  # set in every stage that has the field
-    "image_size": 32, "patch_size": 8, "vit_dim": 16, "vit_depth": 1, "vit_heads": 2,
+    "image_size": 32, "patch_size": 8, "stem": (8,), "vit_dim": 16, "vit_depth": 1, "vit_heads": 2,
     "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_head_dim": 4,
     "decoder_ffn": 16, "depth_bins": 4, "hand_cells": 4, "box_dim": 8, "joint_dim": 8,
     "offset_hidden": 16, "body_size": 32, "hand_size": 32, "batch_size": 4, "steps": 4,
@@ -204,6 +205,8 @@ def test_the_same_command_continues_where_it_stopped(finished, folder, tmp_path,
      "has a HandAdapter: expected a BodyAdapter"),
     (["--stage", "hand", "--expert", "{hand_expert}", "--set", "inject=none"], "nothing to train"),
     (["--stage", "hand", "--expert", "{hand_expert}", "--set", "arm=leg"], "arm is 'leg'"),
+    (["--stage", "hand", "--expert", "{hand_expert}", "--set", "arm_source=found"],
+     "arm_source=found .* give its checkpoint with --guide"),
     (["--stage", "all", "--set", "arms=arm"], "expected FIELD=VALUE with a field of: image_size"),
     (["--stage", "body_expert", "--data", "freihand"], "--data freihand: expected one of rendered"),
 ])
@@ -263,7 +266,7 @@ def test_rows_of_the_tables_train(finished, folder, tmp_path, row):
 
 def make_task(finished, folder, stage):
     checkpoint = load(finished / stage)
-    names = ("data", "data_root", "body", "expert", "stage", "guide")
+    names = ("data", "data_root", "body", "expert", "stage", "guide", "eval")
     arguments = argparse.Namespace(**dict.fromkeys(names), cache=folder / "cache")
     task_class = train.TASKS[f"hmr_adapter-{stage}"]
     return task_class(task_class.Config(**checkpoint["config"]), arguments, checkpoint)
@@ -312,6 +315,24 @@ def test_arms_of_the_table_are_what_they_say(finished, folder):
     hands = [value for name, value in found.items() if name.startswith("hands of ")]
     assert len({value.double().sum().item() for value in hands}) == 4
     assert all((value[:, :, 0] == 0).all() for value in [*hands, found["true hands"]])
+
+
+@pytest.mark.parametrize("source", ["true", "found"])
+def test_adapters_train_with_what_their_source_says(finished, folder, source):
+    """The hand's hears the true arm or the guide's; the body's is told the knuckles or is not."""
+    task = make_task(finished, folder, "hand")
+    task.config = dataclasses.replace(task.config, arm_source=source)
+    task.arguments.guide = finished / "body_expert" / "checkpoint.pt"
+    batch = batch_of(task.test_set, range(4))
+    model, heard = hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt"), []
+    task.loss(lambda *inputs: heard.append(inputs[1]) or model(*inputs), batch)
+    with torch.no_grad():
+        found = hmr_adapter.load_checkpoint(task.arguments.guide)(batch["image"])["body_pose"]
+    arms = {"true": batch["arm_pose"], "found": hmr_adapter.arm_pose(found)}
+    assert torch.equal(heard[0], arms[source].flatten(0, 1))
+    body = make_task(finished, folder, "body")
+    body.config = dataclasses.replace(body.config, knuckle_source=source)
+    assert len(body.inputs(batch)) == {"true": 3, "found": 1}[source]
 
 
 def test_truth_scores_zero_in_the_dual_path(finished, folder):
