@@ -350,7 +350,7 @@ def cpu_preset() -> Config:
     return Config(
         HandConfig(expert=hand, **adapter, steps=2_500, learning_rate=2e-3, arm_source="found",
                    arm_noise=0.1, arm_drop=0.1),
-        BodyConfig(expert=body, **decoder, **adapter, steps=800, learning_rate=3e-3,
+        BodyConfig(expert=body, **decoder, **adapter, steps=400, learning_rate=3e-4,
                    knuckle_source="found", offset_hidden=96))
 
 
