@@ -37,6 +37,7 @@ import hashlib
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -2022,19 +2023,23 @@ class FreiHAND(HandDataset):
     Without augmentation the crop is the box of the true keypoints x 1.25, as the papers evaluate.
 
     cache: folder for the packed annotation, `root` by default. The JSON lists, over a gigabyte of
-    text, are packed once into a memory-mapped file (9.6 kB an id) and again when they change.
+    text, are packed once into a memory-mapped file (9.9 kB an id) and again when they change.
     K is used as it is: if its pixel centres are at integers that is half a pixel, below the
-    annotation's own error. Joints are the given xyz, never regressed.
+    annotation's own error. Joints are the given xyz, never regressed. models: the folder of
+    MANO_RIGHT, whose mean hand `hand_pose` needs.
     """
 
     BACKGROUNDS = ("gs", "hom", "sample", "auto")
-    SHAPES = {"K": (3, 3), "xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3)}
+    SHAPES = {"K": (3, 3), "xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
+    COUNTS = {"training": 130_240, "evaluation": 3_960}
 
     def __init__(self, root: str | os.PathLike, split: str = "training", size: int = 224, *,
                  augmentation: str | Augmentation | None = None, seed: int = 0,
-                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
+                 cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
+                 progress: bool = True) -> None:
         super().__init__(split, ("training", "evaluation"), size, seed, augmentation)
         self.root, self.progress = Path(root), progress
+        self.models = None if models is None else Path(models)
         self.pictures = self.root / split / "rgb"
         sources = {name: self.root / f"{split}_{name}.json" for name in self.SHAPES}
         self.sources = {name: path for name, path in sources.items() if path.is_file()}
@@ -2089,6 +2094,21 @@ class FreiHAND(HandDataset):
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+
+    def whole_hands(self) -> np.ndarray:
+        """Indices of hands whose pose, mesh and joints are all known."""
+        return np.arange(len(self) if {"mano", "xyz", "verts"} <= set(self.sources) else 0)
+
+    def hand_pose(self, index: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """MANO's absolute axis-angles (16, 3), betas (10,) and 1.0: they are known.
+
+        The orientation is taken as the camera's, as the data set's own tools do; somebody who
+        fitted it anew came to another.
+        """
+        mano = self._records()["mano"][index % self.db_size][0].astype(np.float64)
+        [(mean, _)] = hand_space(self.models, "mano", "right", "neutral")
+        pose = mano[:48] + np.concatenate([np.zeros(3), mean])
+        return pose.reshape(16, 3), mano[48:58], 1.0
 
     def _records(self) -> np.ndarray:
         if self._packed is None:
@@ -2170,7 +2190,7 @@ def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
         ("world_to_camera", np.float32, (3, 4)), ("has_pose", np.float32),
         ("has_hands", np.float32), ("has_betas", np.float32), ("has_transl", np.float32),
         ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("frame", np.int32),
-        ("sequence", "S96"), ("mesh", "S96")])
+        ("sequence", "S96"), ("mesh", "S96"), ("mask", np.int64, 3)])
 
 
 def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
@@ -2320,7 +2340,7 @@ class Pictures(ImageDataset):
         transl           (3,)     metres, in the data set's frame: `moved_translation` needs a model
         world_to_camera  (3, 4)   from that frame to the camera's
         has_pose, has_hands, has_betas, has_transl
-        side             1 right hand, 0 left, -1 a body
+        side             1 right hand, 0 left, -1 a body        mask     (3,), of Shards
         person, frame    numbers  sequence, mesh     texts, as the data set's docstring tells
 
     models: a folder of official body models, for what needs them: meshes, and fingers that are
@@ -2335,6 +2355,9 @@ class Pictures(ImageDataset):
     MODEL_OPTIONS: dict = {}  # for load_model
     OPTIONS: dict = {}  # names and defaults
     CHOICES: dict[str, Sequence] = {}  # of some options: what they may be
+    FILES: tuple[str, ...] = ()  # options that name a file below root, or none
+    COUNTS: dict[str, int] = {}  # samples of whole official splits, or folders
+    UNIT = "part"  # what `rows` yields
     HOME = ""  # where it is to be had
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
@@ -2380,11 +2403,17 @@ class Pictures(ImageDataset):
                 raise FileNotFoundError(f"no {self.root / pattern}: expected "
                                         f"{type(self).__name__} there in its official layout, see "
                                         f"{self.HOME}")
-        return found
+        return found | {name: [self.file(self.options[name])] for name in self.FILES
+                        if self.options[name]}
 
-    def rows(self) -> Iterator[dict]:
-        """The people of the split, in an order that is always the same; see `to_records`."""
+    def rows(self) -> Iterator[dict | np.ndarray]:
+        """The people of the split, in an order that is always the same: what `to_records` takes
+        or makes."""
         raise NotImplementedError
+
+    def count_rows(self) -> int | None:
+        """How much `rows` will yield, if that is known."""
+        return None
 
     def file(self, path: str | os.PathLike) -> Path:
         """A file below root, which is read from now on."""
@@ -2398,18 +2427,19 @@ class Pictures(ImageDataset):
         """The content of a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
 
-    def records(self) -> np.ndarray:
-        """All annotation, memory-mapped."""
+    def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Annotation, all of it or of some samples, memory-mapped."""
         if self._packed is None:
             self._packed = build_packed(self.path, self.dtype, None, self._gather)
-        return self._packed
+        return self._packed[indices]
 
     def _gather(self) -> Iterator[np.ndarray]:
         count = 0
         try:
-            for columns in tqdm(self.rows(), f"Packing {self.path.name}",
-                                disable=not self.progress):
-                records = to_records(columns, self.dtype)
+            for columns in tqdm(self.rows(), f"Packing {self.path.name}", self.count_rows(),
+                                unit=self.UNIT, disable=not self.progress):
+                packed = isinstance(columns, np.ndarray)
+                records = columns if packed else to_records(columns, self.dtype)
                 count += len(records)
                 yield records
         except FileNotFoundError:
@@ -2491,7 +2521,7 @@ class Pictures(ImageDataset):
         return model(betas, pose, transl=transl[None]), model, transl
 
 
-READER_VERSION = 1  # count up whenever the same files would give other records
+READER_VERSION = 2  # count up whenever the same files would give other records
 
 
 # ------------------------------------------------------------------------------ hands, official
@@ -2529,6 +2559,17 @@ class HandPictures(Pictures, HandDataset):
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
 
+    def whole_hands(self) -> np.ndarray:
+        """Indices of hands whose pose, mesh and joints are all known."""
+        records = self.records()
+        return np.flatnonzero((records["has_pose"] > 0)
+                              & (records["keypoints_3d"][..., 3] > 0).all(1))
+
+    def hand_pose(self, index: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """MANO's absolute axis-angles (16, 3), before any mirroring, betas (10,) and has_betas."""
+        record = self.records()[index]
+        return (record["pose"].astype(np.float64), record["betas"], float(record["has_betas"]))
+
 
 DEXYCB_SETUPS: dict[str, Callable[[int, int, int], str]] = {  # split of subject, sequence, camera
     "s0": lambda subject, sequence, camera:
@@ -2558,6 +2599,7 @@ class DexYCB(HandPictures):
                "calibration/intrinsics/*_640x480.yml", "calibration/mano_*/mano.yml")
     HAND_SPACE, TIPS = "pca", "manopth_right"
     OPTIONS, CHOICES = {"setup": "s0", "sequences": 100}, {"setup": tuple(DEXYCB_SETUPS)}
+    COUNTS = {"s0 train": 406_888, "s0 test": 78_768}
     HOME = "dex-ycb.github.io"
     CAMERAS = ("836212060125", "839512060362", "840412060917", "841412060263", "932122060857",
                "932122060861", "932122061900", "932122062010")
@@ -2743,6 +2785,19 @@ class BodyPictures(Pictures):
         """SMPL's axis-angles (24, 3) of a record's: those of SMPL-X without fingers and face."""
         return pose if self.MODEL == "smpl" else np.concatenate([pose[:22], 0 * pose[:2]])
 
+    def neural_annot(self, fit: dict) -> dict:
+        """The columns of a body that NeuralAnnot fitted, SMPL's or SMPL-X's; none without one."""
+        row = {"betas": fit["shape"][:10], "transl": fit["trans"], "has_pose": 1, "has_betas": 1,
+               "has_transl": 1}
+        if self.MODEL == "smpl":
+            return row | {"pose": np.reshape(fit["pose"], (24, 3))}
+        parts = [fit[name] for name in ("root_pose", "body_pose", "jaw_pose")] + [np.zeros(6)] + [
+            fit[name] for name in ("lhand_pose", "rhand_pose")]
+        vector = np.concatenate([np.reshape(part, -1) for part in parts])[None]
+        pose = self.absolute(vector)
+        return row | {"pose": (vector.reshape(1, 55, 3) if pose is None else pose)[0],
+                      "has_hands": pose is not None}
+
     def crop(self, record: np.ndarray, flat: np.ndarray, size: tuple[int, int],
              rng: np.random.Generator) -> tuple[np.ndarray, float, bool]:
         """Homography of the crop, and the roll and mirror in it. Without a box: all the picture."""
@@ -2800,7 +2855,7 @@ class ThreeDPW(BodyPictures):
 
     SPLITS = {"test": "test", "train": "train", "val": "validation"}
     SOURCES = ("sequenceFiles/{split}/*.pkl",)
-    JOINTS = "smpl45"
+    JOINTS, COUNTS = "smpl45", {"test": 35_515}
     HOME = "virtualhumans.mpi-inf.mpg.de/3DPW"
 
     def rows(self) -> Iterator[dict]:
@@ -2849,15 +2904,14 @@ class ThreeDPWMoon(BodyPictures):
         content = self.json(f"3DPW_{self.SPLITS[self.split]}.json")
         pictures = {item["id"]: item for item in content["images"]}
         for item in content["annotations"]:
-            picture, fit = pictures[item["image_id"]], item["smpl_param"]
+            picture = pictures[item["image_id"]]
             camera = item.get("cam_param") or picture["cam_param"]
             yield xywh_box(item["bbox"]) | {
                 "image": f"imageFiles/{picture['sequence']}/{picture['file_name']}",
                 "K": intrinsics(camera["focal"], camera["princpt"]),
-                "pose": np.reshape(fit["pose"], (24, 3)), "betas": fit["shape"][:10],
-                "transl": fit["trans"], "has_pose": 1, "has_betas": 1, "has_transl": 1,
                 "person": item["id"], "sequence": picture["sequence"],
-                "image_size": (picture["width"], picture["height"])}
+                "image_size": (picture["width"], picture["height"])
+            } | self.neural_annot(item["smpl_param"])
 
 
 class EMDB(BodyPictures):
@@ -2906,7 +2960,8 @@ class SPIN(BodyPictures):
         "h36m_train", "h36m_valid_protocol1", "h36m_valid_protocol2", "3dpw_test", "mpii_train",
         "coco_2014_train", "mpi_inf_3dhp_train", "mpi_inf_3dhp_valid", "lsp_dataset_test")}
     SOURCES = ("dataset_extras/{split}.npz",)
-    JOINTS = "eft49"
+    JOINTS, COUNTS = "eft49", {"3dpw_test": 35_515, "h36m_valid_protocol1": 109_867,
+                               "h36m_valid_protocol2": 27_558, "mpi_inf_3dhp_valid": 2_929}
     HOME = "github.com/nkolot/SPIN"
 
     def rows(self) -> Iterator[dict]:
@@ -2953,6 +3008,33 @@ def gender_number(value: object) -> int:
     return int(value) + 1
 
 
+class EFT(BodyPictures):
+    """EFT's fits of SMPL (Joo et al. 2021): COCO2014-Part-ver01.json and so on, beside pictures.
+
+    A split is a file's name. Poses are rotation matrices; scale is a side / 200, and crops show
+    that square. Neither K nor a place before the camera is told. Option images: the pictures'
+    folder below root, by default that of COCO's.
+    """
+
+    COUNTS = {"COCO2014-Part-ver01": 28_344, "COCO2014-All-ver01": 79_051,
+              "COCO2014-Val-ver10": 10_510, "MPII_ver01": 14_361, "LSPet_ver01": 2_946}
+    SPLITS = {name: name for name in COUNTS}
+    SOURCES = ("{split}.json",)
+    JOINTS, OPTIONS = "eft49", {"images": "train2014"}
+    HOME = "github.com/facebookresearch/eft"
+
+    def rows(self) -> Iterator[dict]:
+        for item in stream_json_list(self.file(f"{self.split}.json"), key="data"):
+            pose = torch.tensor(item["parm_pose"], dtype=torch.float64).reshape(24, 3, 3)
+            keypoints = np.reshape(np.array(item["gt_keypoint_2d"], np.float64), (49, 3))
+            yield {"image": f"{self.options['images']}/{item['imageName']}",
+                   "center": item["bbox_center"],
+                   "box": np.full(2, item["bbox_scale"] * 200 / BOX_MARGIN),
+                   "pose": bodymodels.matrix_to_axis_angle(pose).numpy(), "has_pose": 1,
+                   "betas": item["parm_shape"], "has_betas": 1, "person": item["annotId"],
+                   "keypoints_2d": with_confidence(keypoints[:, :2], keypoints[:, 2])}
+
+
 class Human36M(SPIN):
     """Human3.6M (Ionescu et al. 2014) in SPIN's files: images/ and dataset_extras/h36m_*.npz.
 
@@ -2960,6 +3042,7 @@ class Human36M(SPIN):
     """
 
     SPLITS = {"train": "h36m_train", "p1": "h36m_valid_protocol1", "p2": "h36m_valid_protocol2"}
+    COUNTS = {"p1": 109_867, "p2": 27_558}
     HOME = "vision.imar.ro/human3.6m and github.com/nkolot/SPIN"
 
     def wanted(self, name: str) -> bool:
@@ -2976,14 +3059,14 @@ class Human36MMoon(BodyPictures):
 
     SPLITS = {"train": "train", "p1": "test", "p2": "test"}
     SUBJECTS = {"train": (1, 5, 6, 7, 8), "test": (9, 11)}
-    JOINTS, OPTIONS = "h36m17_moon", {"stride": 5}
+    JOINTS, OPTIONS, FITS = "h36m17_moon", {"stride": 5}, "SMPL_NeuralAnnot"
     HOME = "github.com/mks0601/3DMPPE_POSENET_RELEASE"
 
     def find_sources(self) -> dict[str, list[Path]]:
         found = {}
         for subject in self.SUBJECTS[self.SPLITS[self.split]]:
             names = [f"annotations/Human36M_subject{subject}_{kind}.json"
-                     for kind in ("data", "camera", "joint_3d", "SMPL_NeuralAnnot")]
+                     for kind in ("data", "camera", "joint_3d", self.FITS)]
             fits = self.root / names.pop()
             found |= {name: [self.file(name)] for name in names}
             found |= {fits.name: [fits]} if fits.is_file() else {}
@@ -2993,7 +3076,7 @@ class Human36MMoon(BodyPictures):
         for subject in self.SUBJECTS[self.SPLITS[self.split]]:
             data, cameras, joints = (self.json(f"annotations/Human36M_subject{subject}_{kind}.json")
                                      for kind in ("data", "camera", "joint_3d"))
-            fits = self.sources.get(f"Human36M_subject{subject}_SMPL_NeuralAnnot.json")
+            fits = self.sources.get(f"Human36M_subject{subject}_{self.FITS}.json")
             fits = self.json(fits[0]) if fits else {}
             pictures = {item["id"]: item for item in data["images"]}
             for item in data["annotations"]:
@@ -3004,9 +3087,8 @@ class Human36MMoon(BodyPictures):
                     yield self._person(item, picture, cameras[str(picture["cam_idx"])],
                                        nested(joints, place), nested(fits, place))
 
-    @staticmethod
-    def _person(item: dict, picture: dict, camera: dict, world: list | None, fit: dict | None
-                ) -> dict:
+    def _person(self, item: dict, picture: dict, camera: dict, world: list | None,
+                fit: dict | None) -> dict:
         R, t = np.array(camera["R"]), np.array(camera["t"]) / 1000
         K = intrinsics(camera["f"], camera["c"])
         row = xywh_box(item["bbox"]) | {
@@ -3018,11 +3100,18 @@ class Human36MMoon(BodyPictures):
             row |= {"keypoints_3d": with_confidence(points),
                     "keypoints_2d": with_confidence(pixels(points, K))}
         if fit is not None:
-            pose = np.reshape(fit["pose"], (24, 3))
-            pose[:1] = turned(R, pose[:1])
-            row |= {"pose": pose, "betas": fit["shape"], "transl": fit["trans"], "has_pose": 1,
-                    "has_betas": 1, "has_transl": 1}
+            row |= self.neural_annot(fit)
+            row["pose"][:1] = turned(R, row["pose"][:1])
         return row
+
+
+class Human36MSMPLX(Human36MMoon):
+    """The same with NeuralAnnot's fits of SMPL-X, which HMR-Adapter trains on.
+
+    Fingers are relative to the mean hand there: without `models` they stay unknown.
+    """
+
+    MODEL, HAND_SPACE, FITS = "smplx", "mean_relative", "SMPLX_NeuralAnnot"
 
 
 def nested(tree: dict, keys: Sequence[str]) -> object:
@@ -3036,17 +3125,20 @@ class COCO(BodyPictures):
     """COCO (Lin et al. 2014): annotations/person_keypoints_*.json, train2014/, val2014/, ...
 
     17 keypoints in the plane; v = 1 and 2 (covered, visible) count alike. Options: min_keypoints,
-    how many of the twelve of the limbs a person must have (SPIN: 12); crowds are left out.
+    how many of the twelve of the limbs a person must have (SPIN: 12); crowds are left out; fits,
+    a file of NeuralAnnot's below root, by annotation: many people have none. Its K is a guess made
+    with the fit, not the picture's own, and differs between people.
     """
 
     SPLITS = {"train": "train2014", "val": "val2014", "train2017": "train2017",
               "val2017": "val2017"}
     SOURCES = ("annotations/person_keypoints_{split}.json",)
-    JOINTS, OPTIONS = "coco17", {"min_keypoints": 12}
+    JOINTS, OPTIONS, FILES = "coco17", {"min_keypoints": 12, "fits": ""}, ("fits",)
     HOME = "cocodataset.org"
 
     def rows(self) -> Iterator[dict]:
         folder = self.SPLITS[self.split]
+        fits = self.json(self.options["fits"]) if self.options["fits"] else {}
         path = self.file(f"annotations/person_keypoints_{folder}.json")
         pictures = {item["id"]: item for item in stream_json_list(path, key="images")}
         for item in stream_json_list(path, key="annotations"):
@@ -3057,7 +3149,16 @@ class COCO(BodyPictures):
             yield xywh_box(item["bbox"]) | {
                 "image": f"{folder}/{picture['file_name']}", "person": item["id"],
                 "image_size": (picture["width"], picture["height"]),
-                "keypoints_2d": with_confidence(keypoints[:, :2], keypoints[:, 2] > 0)}
+                "keypoints_2d": with_confidence(keypoints[:, :2], keypoints[:, 2] > 0)
+            } | self._fit(fits.get(str(item["id"])))
+
+    def _fit(self, fit: dict | None) -> dict:
+        """The columns of a fit, which has a camera of its own."""
+        if fit is None:
+            return {}
+        camera = fit["cam_param"]
+        return {"K": intrinsics(camera["focal"], camera["princpt"])
+                } | self.neural_annot(fit["smpl_param"])
 
 
 class AIC(BodyPictures):
@@ -3137,6 +3238,7 @@ class MPIINF3DHP(BodyPictures):
     SPLITS = {"train": "S*/Seq*/annot.mat", "test": "mpi_inf_3dhp_test_set/TS*/annot_data.mat"}
     SOURCES = ("{split}",)
     JOINTS, OPTIONS = "h36m17_spin", {"stride": 10, "universal": True}
+    COUNTS = {"test": 2_929}
     HOME = "vcai.mpi-inf.mpg.de/3dhp-dataset"
     CAMERAS = (0, 1, 2, 4, 5, 6, 7, 8)
     OF_28 = (4, 18, 19, 20, 23, 24, 25, 3, 5, 6, 7, 9, 10, 11, 14, 15, 16)
@@ -3220,32 +3322,76 @@ def shard_items(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
 class Shards(Pictures):
     """Tar files of HMR2.0's and HaMeR's training sets: 000000.tar, ... of one set in a folder.
 
-    A key is a picture and data.pyd, a pickled list of the people in it; masks (detection.npz) are
-    not read. scale is the box's width and height / 200 and the crop shows that box. A key that is
-    damaged is left out with a warning, a damaged shard is an error. Pictures stay in the shards.
+    A key is a picture, data.pyd, a pickled list of the people in it, and perhaps detection.npz,
+    their masks: `mask(index)`. scale is the box's width and height / 200 and a body's crop shows
+    that box. A key that is damaged is left out with a warning, a damaged shard is an error, and
+    what a file exclude.txt beside the shards names, a key without its folder a line, is left out,
+    too. Pictures stay in the shards, which all cores read at once.
     """
 
-    SPLITS = {"train": ""}
+    SPLITS, UNIT = {"train": ""}, "shard"
     SOURCES = ("*.tar",)
     PICTURES = ("jpg", "jpeg", "png")
 
-    def rows(self) -> Iterator[dict]:
-        for path in self.sources["*.tar"]:
-            for key, parts in shard_items(self.file(path)):
-                unknown = set(parts) - {*self.PICTURES, "data.pyd", "detection.npz"}
-                if unknown:
-                    raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
-                picture = next((parts[ending] for ending in self.PICTURES if ending in parts), None)
-                try:
-                    people = bodymodels.safe_unpickle(_bytes_of(path, *parts["data.pyd"]).read())
-                    rows = [self.person(person) for person in people]
-                except UNREADABLE as error:
-                    warnings.warn(f"{path}: {key} is damaged and left out ({error})", stacklevel=1)
-                    continue
-                for number, row in enumerate(rows):
-                    if row is not None and picture is not None:
-                        yield row | {"image": path.name, "part": picture, "person": number,
-                                     "sequence": key[-96:]}
+    def find_sources(self) -> dict[str, list[Path]]:
+        path = self.root / "exclude.txt"
+        self.excluded = set(path.read_text().split()) if path.is_file() else set()
+        return super().find_sources() | ({path.name: [path]} if path.is_file() else {})
+
+    def count_rows(self) -> int:
+        return len(self.sources["*.tar"])
+
+    def rows(self) -> Iterator[np.ndarray]:
+        paths = self.sources["*.tar"]
+        alone = multiprocessing.current_process().daemon  # which may have no children
+        workers = 1 if alone else min(available_cores(), len(paths))
+        with multiprocessing.Pool(workers) if workers > 1 else contextlib.nullcontext() as pool:
+            found = pool.imap(self.shard, paths, 8) if pool else map(self.shard, paths)
+            for self.reading, shard in zip(paths, found, strict=True):
+                if isinstance(shard, Exception):
+                    raise shard
+                records, complaints = shard
+                for complaint in complaints:
+                    warnings.warn(complaint, stacklevel=1)
+                yield records
+
+    def shard(self, path: Path) -> tuple[np.ndarray, list[str]] | Exception:
+        """`people`, or why they cannot be read."""
+        try:
+            return self.people(path)
+        except UNREADABLE as error:
+            return error
+
+    def people(self, path: Path) -> tuple[np.ndarray, list[str]]:
+        """The people of one shard, and what was left out because it is damaged."""
+        rows, complaints = [np.zeros(0, self.dtype)], []
+        for key, parts in shard_items(path):
+            unknown = set(parts) - {*self.PICTURES, "data.pyd", "detection.npz"}
+            if unknown:
+                raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
+            picture = next((parts[ending] for ending in self.PICTURES if ending in parts), None)
+            if picture is None or key.rpartition("/")[2] in self.excluded:
+                continue
+            try:
+                people = bodymodels.safe_unpickle(_bytes_of(path, *parts["data.pyd"]).read())
+                rows += [to_records(row | {
+                    "image": path.name, "part": picture, "person": number, "sequence": key[-96:],
+                    "mask": (*parts.get("detection.npz", (0, 0)), mask_number(people[number]))
+                }, self.dtype) for number, row in enumerate(map(self.person, people)) if row]
+            except UNREADABLE as error:
+                complaints.append(f"{path}: {key} is damaged and left out ({error})")
+        return np.concatenate(rows), complaints
+
+    def mask(self, index: int) -> np.ndarray:
+        """Where in its picture (H, W) a person was detected; all of it if the shard does not tell.
+        """
+        record = self.records()[index]
+        start, count, number = record["mask"].tolist()
+        if not count or number < 0:
+            return np.ones(self.picture(record).shape[:2], bool)
+        member = _bytes_of(self.root / record["image"].decode(), start, count)
+        with np.load(member, allow_pickle=False) as arrays:
+            return arrays["masks"][number].astype(bool)
 
     def person(self, person: dict) -> dict | None:
         """The columns of one person; None leaves it out."""
@@ -3258,8 +3404,9 @@ class HMRShards(Shards, BodyPictures):
     filters: as in HMR2.0's training: keypoints below a confidence of 0.3 do not count; people with
     four keypoints or fewer, or a reprojection loss of 31,000 or more, are left out; a pose goes
     with its shape, which is not believed if a coefficient is beyond 3; a shape that is unknown is
-    the mean one. SUPPRESS_BAD_POSES, which needs a histogram of AMASS, is not done, and the nine
-    bad pictures of AI Challenger are not left out by name.
+    the mean one. SUPPRESS_BAD_POSES is not done: it needs a histogram of AMASS whose layout and
+    threshold are not documented. The nine bad pictures of AI Challenger that HMR2.0 leaves out by
+    name want an exclude.txt, see Shards.
     """
 
     JOINTS, OPTIONS = "hmr44", {"filters": True}
@@ -3283,6 +3430,11 @@ class HMRShards(Shards, BodyPictures):
                 "has_pose": has_pose, "has_betas": has_betas}
 
 
+def mask_number(person: dict) -> int:
+    """Which of its picture's masks is a person's; -1 if the file does not tell."""
+    return int(person.get("extra_info", {}).get("detection_npz_idx", -1))
+
+
 def reprojection_loss(person: dict) -> float:
     """Of the fit behind a person of HMR2.0's; 0 if the file does not tell."""
     losses = person.get("extra_info", {}).get("fitting_loss", {})
@@ -3294,9 +3446,14 @@ class HaMeRShards(Shards, HandPictures):
     """HaMeR's training sets (Pavlakos et al. 2024): dataset_tars/freihand-train and so on.
 
     hand_pose is absolute (as HaMeR's layer and its author's answers say; not seen in a real tar).
-    K is not told: the crop's camera is a guess, and joints may be relative to the wrist.
+    K is not told: the crop's camera is a guess, and joints may be relative to the wrist. The crop
+    is around the keypoints: scale is not used.
     """
 
+    COUNTS = {"freihand-train": 130_240, "interhand26m-train": 1_424_632, "dex-train": 406_888,
+              "halpe-train": 34_289, "cocow-train": 78_666, "mtc-train": 363_947,
+              "rhd-train": 61_705, "mpiinzsl-train": 15_184, "ho3d-train": 83_325,
+              "h2o3d-train": 121_996}  # as HaMeR's epochs count
     HOME = "github.com/geopavlakos/hamer"
     MODEL_OPTIONS = {"fix_left_shapedirs": True}
 
@@ -3391,8 +3548,10 @@ class HumanData(BodyPictures):
     """HumanData of mmhuman3d and SMPLer-X: SPLIT.npz and the pictures that it names.
 
     Boxes are padded by 1.2 in the file. Fingers are relative to the mean hand unless misc says
-    flat_hand_mean: then they need `models` (or stay unknown). The 190 keypoints, compressed or
-    not, and intrinsics are not read.
+    flat_hand_mean: then they need `models` (or stay unknown). Of 190 keypoints, compressed or not,
+    the first 144 are SMPL-X's in its own order as mmhuman3d documents it, and 76 of these ours:
+    not checked on a file. Intrinsics are focal_length and principal_point (or focal, princpt) of
+    meta or misc, for each person or for all.
     """
 
     SPLITS = {name: name for name in ("p1_train", "p1_val", "rich_train_fix_betas",
@@ -3419,9 +3578,40 @@ class HumanData(BodyPictures):
                 columns |= {column: body[name][:, :10], f"has_{column}": 1}
         if {"height", "width"} <= set(meta):
             columns["image_size"] = np.stack([meta["width"], meta["height"]], 1)
+        for focal, center in (("focal_length", "principal_point"), ("focal", "princpt")):
+            for told in (misc, meta):
+                if {focal, center} <= set(told):
+                    columns["K"] = self._cameras(told[focal], told[center], count)
+        columns |= {f"keypoints_{kind}": self._keypoints(arrays, kind, count)
+                    for kind in ("2d", "3d")}
         box = xywh_box(arrays["bbox_xywh"][:, :4])
         yield columns | {"image": texts(arrays["image_path"]), "center": box["center"],
                          "box": box["box"] / 1.2}
+
+    @staticmethod
+    def _cameras(focal: object, center: object, count: int) -> np.ndarray:
+        """K (count, 3, 3) of numbers or pairs, of one for all or one each."""
+        def pairs(value: object) -> np.ndarray:
+            array = np.asarray(value, np.float64)
+            array = array[:, None] if array.ndim == 1 and array.shape != (2,) else array
+            return np.broadcast_to(array, (count, 2))
+
+        K = np.tile(np.eye(3), (count, 1, 1))
+        K[:, [0, 1], [0, 1]], K[:, :2, 2] = pairs(focal), pairs(center)
+        return K
+
+    def _keypoints(self, arrays: dict, kind: str, count: int) -> np.ndarray:
+        """Those of SMPL-X, or else the original ones, with confidences; zeros without any."""
+        names = [f"keypoints{kind}{suffix}" for suffix in ("_smplx", "_original", "")]
+        name = next((name for name in names if name in arrays), None)
+        if name is None:
+            return np.zeros((count, 76, int(kind[0]) + 1))
+        points, mask = np.asarray(arrays[name], np.float64), np.asarray(arrays[f"{name}_mask"]) > 0
+        if arrays.get("__keypoints_compressed__", False):
+            whole = np.zeros((count, len(mask), points.shape[2]))
+            whole[:, mask] = points
+            points = whole
+        return with_confidence(points[:, :76, :-1], points[:, :76, -1] * mask[:76])
 
 
 class BEDLAM(BodyPictures):
@@ -3448,7 +3638,7 @@ class BEDLAM(BodyPictures):
             points = arrays["gtkps"][:, :76, :2]
             kept = np.flatnonzero(inside(points, *size).sum(1) >= self.options["min_keypoints"])
             side = arrays["scale"][kept] * 200 / BOX_MARGIN
-            betas = arrays["shape"][kept]
+            betas, count = arrays["shape"][kept], self.NUM_BETAS
             if len(kept):
                 yield {
                     "image": [f"{path.stem}/png/{names[index]}" for index in kept],
@@ -3456,7 +3646,7 @@ class BEDLAM(BodyPictures):
                     "box": np.stack([side, side], 1), "K": arrays["cam_int"][kept],
                     "keypoints_2d": with_confidence(points[kept]), "has_pose": 1, "has_hands": 1,
                     "pose": arrays["pose_cam"][kept].reshape(-1, 55, 3), "has_betas": 1,
-                    "betas": np.pad(betas, ((0, 0), (0, 11)))[:, :11], "has_transl": 1,
+                    "betas": np.pad(betas, ((0, 0), (0, count)))[:, :count], "has_transl": 1,
                     "transl": arrays["trans_cam"][kept] + arrays["cam_ext"][kept, :3, 3],
                     "person": kept, "sequence": path.stem}
 
@@ -3467,12 +3657,15 @@ class RICH(BodyPictures):
     One sample for each person, frame and camera of resource/meta's view_id. Bodies are of the
     gendered SMPL-X (resource/gender.json), before the first camera of several; fingers are 12
     coefficients a hand. `models` is a must: keypoints and boxes are those of the bodies. A
-    person's name is the folder's; sequences of two people have two numbers in theirs.
+    person's name is the folder's; sequences of two people have two numbers in theirs. Option
+    picture_size: width and height, or the other way round where K's middle is; pictures of another
+    size, as in the reduced release, are refused, since K is not theirs.
     """
 
     SOURCES = ("resource/meta/{split}.txt", "resource/gender.json", "resource/imgext.json",
                "bodies/{split}/*/", "scan_calibration/*/calibration/*.xml")
     JOINTS, MODEL, HAND_SPACE = "smplx76", "smplx", "pca"
+    OPTIONS = {"picture_size": (4112, 3008)}
     HOME = "rich.is.tue.mpg.de"
     PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
              "right_hand_pose")
@@ -3517,7 +3710,9 @@ class RICH(BodyPictures):
         found = self.with_model_keypoints(columns, gender)
         alone = {name: value[0] for name, value in found.items()
                  if name not in ("K", "world_to_camera")}
+        upright = K[1, 2] > K[0, 2]
         return found | alone | {"has_pose": 1, "has_hands": 1, "has_betas": 1, "has_transl": 1,
+                                "image_size": self.options["picture_size"][::-1 if upright else 1],
                                 "gender": GENDERS.index(gender), "person": int(path.stem),
                                 "frame": int(path.parent.name)}
 
@@ -3576,11 +3771,11 @@ class ARCTIC(BodyPictures):
 class EHF(BodyPictures):
     """EHF (Pavlakos et al. 2019): 01_img.jpg, 01_align.ply, 01_2Djnt.json, ..., 100_..., flat.
 
-    The truth is a mesh in SMPL-X's topology in the scanner's frame, `vertices(index)` before the
+    The truth is a mesh in SMPL-X's topology in the scanner's frame, `vertices(record)` before the
     camera; there are no parameters. Keypoints are OpenPose's, and the box is theirs.
     """
 
-    SPLITS = {"test": "test"}
+    SPLITS, COUNTS = {"test": "test"}, {"test": 100}
     SOURCES = ("*_align.ply", "*_2Djnt.json")
     JOINTS, MODEL = "openpose25", "smplx"
     HOME = "smpl-x.is.tue.mpg.de"
@@ -3603,18 +3798,35 @@ class EHF(BodyPictures):
                    "box": box[0], "keypoints_2d": keypoints, "world_to_camera": motion,
                    "mesh": path.name, "frame": int(number)}
 
-    def vertices(self, index: int) -> np.ndarray:
-        """The true mesh (V, 3) in metres before the camera."""
-        record = self.annotation(index)
-        vertices = bodymodels.load_vertices(self.root / record["mesh"])
+    def vertices(self, record: np.ndarray) -> np.ndarray:
+        """A record's true mesh (V, 3) in metres before the camera."""
+        vertices = bodymodels.load_vertices(self.root / record["mesh"].decode())
         motion = record["world_to_camera"]
         return vertices @ motion[:, :3].T + motion[:, 3]
 
+    def posed(self, record: np.ndarray, light: bool = False
+              ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
+        """The true mesh with the joints that SMPL-X's regressor takes from it; no translation."""
+        model = self.body()
+        vertices = torch.from_numpy(self.vertices(record))[None]
+        unknown = torch.full((1, len(model.parents), 4, 4), torch.nan)
+        return (bodymodels.BodyOutput(vertices, model.J_regressor @ vertices, unknown), model,
+                torch.zeros(3))
+
 
 class OfficialPeople(PeopleDataset):
-    """Whole bodies of BEDLAM, RICH or ARCTIC with crops of their hands, as RenderedPeople has them.
+    """Whole bodies of official data with crops of their hands, as RenderedPeople has them.
 
-    pictures: one of those, with a folder `models` in which MANO_SMPLX_vertex_ids.pkl lies as well.
+    pictures: of a data set of SMPL-X's bodies before a known camera, with a folder `models` in
+    which MANO_SMPLX_vertex_ids.pkl lies as well; people without a body there are left out. Of EHF
+    poses are unknown, of SMPL's bodies all that their 24 joints do not tell. Beside the rest of
+    the sample there is what is known:
+
+        body_pose_valid, betas_valid, expression_valid   ()       float32  betas: those of the
+                                                                           neutral body alone
+        hand_betas                                       (2, 10)  float32  MANO's: unknown, 0
+        hand_betas_valid                                 (2,)     float32
+
     Nothing tells expressions and hidden hands: expression is 0 and hand_visible 1. Of BEDLAM's
     eleven betas the first ten are told; keypoints and hands are those of all. Augmentation crops
     the crops anew, as of rendered people: what lies outside of them is black.
@@ -3622,26 +3834,44 @@ class OfficialPeople(PeopleDataset):
 
     def __init__(self, pictures: BodyPictures, hand_size: int | None = None, *,
                  augmentation: str | Augmentation | None = None) -> None:
-        if pictures.MODEL != "smplx" or pictures.models is None:
-            raise ValueError("expected BEDLAM, RICH or ARCTIC, opened with a folder of models")
+        if pictures.models is None:
+            raise ValueError(f"people of {type(pictures).__name__}: expected it opened with a "
+                             "folder of models")
         super().__init__(pictures.split, [pictures.split], pictures.size, pictures.seed,
                          augmentation)
         self.pictures, self.hand_size = pictures, hand_size or pictures.size
-        ids = bodymodels.hand_vertex_ids(pictures.models / "MANO_SMPLX_vertex_ids.pkl")
-        self.hand_vertices = [ids[side] for side in HANDS]
+        records = pictures.records()
+        self.kept = np.flatnonzero((records["K"][:, 2, 2] > 0) & (
+            (records["has_pose"] * records["has_transl"] > 0) | (records["mesh"] != b"")))
+        if not len(self.kept):
+            raise ValueError(f"{type(pictures).__name__} in {pictures.root} has no body before a "
+                             "known camera: it cannot be read as people")
+        self.hand_vertices = [np.zeros(NUM_VERTICES, np.int64)] * 2  # SMPL's hands do not count
+        if pictures.MODEL == "smplx":
+            ids = bodymodels.hand_vertex_ids(pictures.models / "MANO_SMPLX_vertex_ids.pkl")
+            self.hand_vertices = [ids[side] for side in HANDS]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.kept)
+
+    def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Those of `pictures` behind samples, all of them or some."""
+        return self.pictures.records()[self.kept[indices]]
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record = self.pictures.records()[index]
+        record = self.records(index)
         image, K = self.pictures.picture(record), record["K"].astype(np.float64)
         output, model, transl = self.pictures.posed(record)
-        points = model.keypoints(output)[0].numpy()
+        points = relabelled(with_confidence(model.keypoints(output)[0].numpy()),
+                            f"{self.pictures.MODEL}{len(model.parents) + 21}", "smplx76")
+        known = points[:, 3]
+        points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # 0 has no place in pictures
         flat = pixels(points, K)
         size = image.shape[1], image.shape[0]
-        homography = self.pictures.crop(record, with_confidence(flat), size, rng)[0]
-        pose = bodymodels.axis_angle_to_matrix(torch.tensor(record["pose"])).numpy()
+        homography = self.pictures.crop(record, with_confidence(flat, known), size, rng)[0]
+        pose = np.tile(np.eye(3), (55, 1, 1))
+        told = record["pose"] if self.pictures.MODEL == "smplx" else record["pose"][:22]
+        pose[:len(told)] = bodymodels.axis_angle_to_matrix(torch.tensor(told)).numpy()
         sample = {"image": warp(image, homography, self.size), "K": homography @ K, "pose": pose,
                   "betas": record["betas"][:10], "expression": np.zeros(10), "keypoints_3d": points,
                   "keypoints_2d": transform_points(homography, flat), "transl": transl.numpy(),
@@ -3652,7 +3882,14 @@ class OfficialPeople(PeopleDataset):
             sample = augment_person(sample, self.augmentation, rng)
         sample["image"] = sample["image"].transpose(2, 0, 1)
         sample["hand_images"] = sample["hand_images"].transpose(0, 3, 1, 2)
-        return person_labels(sample, self.size)
+        labels = person_labels(sample, self.size)
+        neutral = self.pictures.MODEL == "smplx" and GENDERS[record["gender"]] == "neutral"
+        return labels | {
+            "keypoints_valid": labels["keypoints_valid"] * known,
+            "hand_valid": labels["hand_valid"] * known[HAND_KEYPOINTS].all(1),
+            "body_pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * neutral,
+            "expression_valid": 0.0, "hand_betas": np.zeros((2, 10)),
+            "hand_betas_valid": np.zeros(2)}
 
     def _hand(self, hand: int, image: np.ndarray, K: np.ndarray, flat: np.ndarray,
               vertices: Tensor) -> dict[str, np.ndarray]:
@@ -3663,6 +3900,56 @@ class OfficialPeople(PeopleDataset):
         flip = np.diag([-1.0 if mirror else 1.0, 1, 1])
         return {"hand_images": warp(image, view, size), "hand_K": view @ K @ flip,
                 "hand_vertices": vertices[self.hand_vertices[hand]].numpy() @ flip}
+
+
+class HandPairs(PeopleDataset):
+    """Official hands, two by two, in the layout of OfficialPeople: to be mixed with people.
+
+    hands: FreiHAND, InterHand2.6M, DexYCB or HaMeR's sets, with the recipe of their augmentation
+    and a folder `models`. Those of unknown pose, mesh or joints are left out. Either of a pair may
+    be a right or a left hand; all look right. There is no person around them: the picture is black
+    and body_pose_valid 0. size: its side.
+    """
+
+    def __init__(self, hands: FreiHAND | HandPictures, size: int) -> None:
+        if hands.models is None:
+            raise ValueError(f"pairs of {type(hands).__name__}: expected it opened with a folder "
+                             "of models")
+        super().__init__(hands.split, [hands.split], size, hands.seed, None)
+        self.hands, self.kept = hands, hands.whole_hands()
+        if not len(self.kept):
+            raise ValueError(f"{type(hands).__name__} in {hands.root} has no hand whose pose, mesh "
+                             "and joints are known")
+
+    def __len__(self) -> int:
+        return (len(self.kept) + 1) // 2
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        pair = [self._hand(int(self.kept[number % len(self.kept)]), rng)
+                for number in (2 * index, 2 * index + 1)]
+        one = np.eye(3)
+        return {name: np.stack([hand[name] for hand in pair]) for name in pair[0]} | {
+            "image": np.zeros((3, self.size, self.size), np.uint8), "K": one,
+            "body_pose": np.tile(one, (55, 1, 1)), "arm_pose": np.tile(one, (2, 8, 1, 1)),
+            "keypoints_3d": np.zeros((76, 3)), "keypoints_2d": np.zeros((76, 2)),
+            "keypoints_valid": np.zeros(76), "hand_boxes": np.zeros((2, 4)),
+            "transl": np.zeros(3), "betas": np.zeros(10), "expression": np.zeros(10),
+            "hand_visible": np.ones(2)} | dict.fromkeys(
+                ("body_pose_valid", "betas_valid", "expression_valid"), 0.0)
+
+    def _hand(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """One hand's crop and labels; its pose turns and is mirrored as the crop's camera was."""
+        sample = self.hands.load(index, rng)
+        self.hands.finish(sample, rng)
+        pose, betas, betas_valid = self.hands.hand_pose(index)
+        turn = sample["camera_rotation"]
+        flip = np.diag([np.sign(np.linalg.det(turn)), 1, 1])
+        pose = flip @ bodymodels.axis_angle_to_matrix(torch.from_numpy(pose)).numpy() @ flip
+        pose[0] = turn @ flip @ pose[0]
+        return {"hand_images": sample["image"], "hand_K": sample["K"], "hand_pose": pose,
+                "hand_joints": sample["joints"], "hand_vertices": sample["vertices"],
+                "hand_keypoints_2d": sample["keypoints_2d"], "hand_valid": sample["mesh_valid"],
+                "hand_betas": betas, "hand_betas_valid": betas_valid}
 
 
 # ------------------------------------------------------------------------------------ mixtures
@@ -3721,10 +4008,13 @@ MIXTURES: dict[str, dict[tuple[str, str], float]] = {
         0.1, 0.1, 0.1, 0.1, 0.02, 0.19, 0.19, 0.2), strict=True))),
     "genhmr-bl": _tars("hmr2-tars", dict(zip(HMR2_SETS, (
         0.1, 0.1, 0.1, 0.1, 0.04, 0.13, 0.13, 0.12), strict=True))) | {("bedlam", "bedlam"): 0.18},
-    # HMR-Adapter's training sets; equal weights are our choice for bodies and HaMeR's for hands
-    "hmr-adapter-body": {("h36m-moon", "h36m"): 1.0, ("rich", "rich"): 1.0,
+    # HMR-Adapter's, always in the layout of RenderedPeople; equal weights are our choice. Its hands
+    # are those of the bodies' sets and of two more
+    "hmr-adapter-body": {("h36m-smplx", "h36m"): 1.0, ("rich", "rich"): 1.0,
                          ("bedlam", "bedlam"): 1.0},
-    "hmr-adapter-hands": {("freihand", "freihand"): 0.5, ("interhand", "interhand"): 0.5},
+    "hmr-adapter-hands": {("h36m-smplx", "h36m"): 1.0, ("rich", "rich"): 1.0,
+                          ("bedlam", "bedlam"): 1.0, ("freihand", "freihand"): 1.0,
+                          ("interhand", "interhand"): 1.0},
     "hamer": _tars("hamer-tars", {
         "freihand-train": 0.25, "interhand26m-train": 0.25, "mtc-train": 0.1, "cocow-train": 0.1,
         "rhd-train": 0.05, "halpe-train": 0.05, "mpiinzsl-train": 0.05, "ho3d-train": 0.05,
@@ -3733,30 +4023,46 @@ MIXTURES: dict[str, dict[tuple[str, str], float]] = {
 OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
     "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
-    "h36m-moon": Human36MMoon, "spin": SPIN, "coco": COCO, "aic": AIC, "mpii": MPII,
-    "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
-    "hmr2-npz": HMRFlat, "hamer-npz": HaMeRFlat, "humandata": HumanData, "bedlam": BEDLAM,
-    "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
+    "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "spin": SPIN, "eft": EFT,
+    "coco": COCO, "aic": AIC, "mpii": MPII, "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards,
+    "hamer-tars": HaMeRShards, "hmr2-npz": HMRFlat, "hamer-npz": HaMeRFlat,
+    "humandata": HumanData, "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
 
 
 def open_official(name: str, root: str | os.PathLike, split: str | None = None, *,
                   size: int = 128, augmentation: str | Augmentation | None = None, seed: int = 0,
                   cache: str | os.PathLike | None = None,
-                  models: str | os.PathLike | None = None, **options) -> KeyedDataset:
-    """A data set of OFFICIAL, or a mixture of MIXTURES, in the folder root; options: its own."""
-    pictures = {"size": size, "augmentation": augmentation}
+                  models: str | os.PathLike | None = None, hand_size: int = 0, **options
+                  ) -> KeyedDataset:
+    """A data set of OFFICIAL, or a mixture of MIXTURES, in the folder root; options: its own.
+
+    hand_size: if it is given samples are those of OfficialPeople, with crops of hands so large;
+    the augmentation of sets that have hands alone is then HaMeR's, if there is any.
+    """
+    packed = {"seed": seed, "cache": cache}
     if name in MIXTURES:
         if split not in (None, "train"):
             raise ValueError(f"{name} is a mixture to train on, it has no split {split!r}")
-        parts = [open_official(part, Path(root, folder), seed=seed, cache=cache, models=models,
-                               **pictures) for part, folder in MIXTURES[name]]
+        if name.startswith("hmr-adapter"):
+            hand_size = hand_size or size
+        parts = [open_official(part, Path(root, folder), "train", size=size, models=models,
+                               augmentation=augmentation, hand_size=hand_size, **packed)
+                 for part, folder in MIXTURES[name]]
         return Mixed(parts, list(MIXTURES[name].values()), seed=seed)
-    kind, packed = OFFICIAL[name], {"seed": seed, "cache": cache}
+    kind = OFFICIAL[name]
     if issubclass(kind, MotionCapture):
         return kind(root, split or "train", **packed)
-    if kind is FreiHAND:
-        return kind(root, split or "training", **pictures, **packed)
-    return kind(root, split, **pictures, **packed, models=models, **options)
+    if kind is FreiHAND and split in (None, "train"):
+        split = "training"
+    of_hands, pictures = issubclass(kind, HandDataset), {"size": size, "augmentation": augmentation}
+    if hand_size:
+        pictures = {"size": hand_size, "augmentation": augmentation and "official_hamer"
+                    } if of_hands else {"size": size}
+    found = kind(root, split, **pictures, **packed, models=models, **options)
+    if not hand_size:
+        return found
+    return HandPairs(found, size) if of_hands else OfficialPeople(found, hand_size,
+                                                                  augmentation=augmentation)
 
 
 def look_for_pictures(dataset: KeyedDataset, most: int = 1000) -> str:
@@ -3764,8 +4070,15 @@ def look_for_pictures(dataset: KeyedDataset, most: int = 1000) -> str:
 
     Returns what is to be said of it, and how many of the samples are known in which respect.
     """
+    if isinstance(dataset, OfficialPeople | HandPairs):
+        dataset = dataset.pictures if isinstance(dataset, OfficialPeople) else dataset.hands
+    setup, split = getattr(dataset, "options", {}).get("setup"), dataset.split
+    whole = next((count for name, count in getattr(dataset, "COUNTS", {}).items()
+                  if name in (split, f"{setup} {split}", dataset.root.name)), 0)
+    counted = f"{type(dataset).__name__}: {len(dataset):,} samples" + (
+        f", officially {whole:,}" if whole else "")
     if not isinstance(dataset, Pictures):
-        return ""
+        return counted
     records = dataset.records()
     names = {name.decode() for name in records["image"][::max(1, len(records) // most)]}
     missing = sorted(name for name in names if not (dataset.root / name).is_file())
@@ -3776,7 +4089,7 @@ def look_for_pictures(dataset: KeyedDataset, most: int = 1000) -> str:
              "keypoints_3d": (records["keypoints_3d"][..., 3] > 0).any(1),
              "K": records["K"][:, 2, 2] > 0}
     known |= {name: records[f"has_{name}"] > 0 for name in ("pose", "hands", "betas", "transl")}
-    return (f"{len(names)} pictures looked for, all there; known: " + ", ".join(
+    return (f"{counted}; {len(names)} pictures looked for, all there; known: " + ", ".join(
         f"{name} {100 * values.mean():.0f} %" for name, values in known.items()))
 
 
@@ -3876,6 +4189,14 @@ def draw_samples(dataset: KeyedDataset, keys: Sequence[int], path: str | os.Path
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
+def parse_option(text: str) -> bool | int | str | tuple:
+    """A data set's option as the command line tells it: true, 12, 1280,720 or a text."""
+    words = {"true": True, "false": False}
+    parts = tuple(words.get(part, int(part) if part.isdigit() else part)
+                  for part in text.split(","))
+    return parts if len(parts) > 1 else parts[0]
+
+
 def open_dataset(args: argparse.Namespace) -> KeyedDataset:
     """The data set that the command line asks for."""
     pictures = {"size": args.size, "augmentation": args.augmentation}
@@ -3884,7 +4205,7 @@ def open_dataset(args: argparse.Namespace) -> KeyedDataset:
         if args.data_root is None:
             raise ValueError(f"{args.name} needs --data-root FOLDER")
         options = dict(option.split("=", 1) for option in args.option)
-        options = {name: int(text) if text.isdigit() else text for name, text in options.items()}
+        options = {name: parse_option(text) for name, text in options.items()}
         return open_official(args.name, args.data_root, args.split, models=args.models,
                              **pictures, **packed, **options)
     split = args.split or "train"
@@ -3908,7 +4229,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, help="the folder of official body models, for "
                         "meshes, and poses that are told relative to a mean hand")
     parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE",
-                        help="of the data set, as OPTIONS of its class: setup=s1, stride=1, ...")
+                        help="of the data set, as OPTIONS of its class: setup=s1, stride=1, ...; "
+                        "hand_size=128 shows people with crops of their hands")
     parser.add_argument("--split", help="default: the training split, if it has one")
     parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
     parser.add_argument("--seed", type=int, default=0)
@@ -3923,12 +4245,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset = open_dataset(args)
         print(f"{args.name}, split {dataset.split}: {len(dataset):,} samples")
         for part in getattr(dataset, "datasets", [dataset]):
-            print(look_for_pictures(part) or f"{type(part).__name__}: {len(part):,} samples")
+            print(look_for_pictures(part))
         for name, value in dataset[0].items():
             print(f"  {name:17} {str(tuple(value.shape)):14} {str(value.dtype):14}"
                   f"{value.min():10.4g} to {value.max():.4g}")
         if args.draw:
-            columns = 2 if args.name == "people" else 4  # people have three pictures each
+            columns = 2 if "hand_images" in dataset[0] else 4  # people have three pictures each
             draw_samples(dataset, range(min(args.draw, len(dataset))), args.out, columns)
             print(f"drawn: {args.out}")
     except (OSError, ValueError) as error:

@@ -1394,16 +1394,16 @@ def hand_samples(batch: Mapping[str, Tensor], arm: str = "arm") -> dict[str, Ten
     (B, 2, 3, S, S), hand_pose (B, 2, 16, 3, 3), hand_joints (B, 2, 21, 3) in metres,
     hand_keypoints_2d (B, 2, 21, 2) in pixels of the crops, hand_valid (B, 2), body_pose
     (B, 55, 3, 3). Where they are known also hand_vertices (B, 2, 778, 3), hand_betas (B, 2, 10)
-    and body_pose_valid (B,), default 1. arm: of HandConfig.
+    with hand_betas_valid (B, 2), and body_pose_valid (B,), default 1. arm: of HandConfig.
     Returns images, pose, joints, keypoints_2d from -0.5 to 0.5, valid, arm, arm_valid; perhaps
-    vertices and betas.
+    vertices, betas and betas_valid.
     """
     flat = {name.removeprefix("hand_"): value.flatten(0, 1) for name, value in batch.items()
             if name.startswith("hand_") and value.ndim >= 2}
     size = batch["hand_images"].shape[-1]
     known = batch.get("body_pose_valid", torch.ones_like(batch["hand_valid"][:, 0]))
     samples = {name: flat[name] for name in ("images", "pose", "joints", "vertices", "betas",
-                                             "valid") if name in flat}
+                                             "betas_valid", "valid") if name in flat}
     return samples | {
         "keypoints_2d": flat["keypoints_2d"] / size - 0.5,
         "arm": arm_pose(batch["body_pose"], arm).flatten(0, 1),  # the true one (3.5.1)
@@ -1456,7 +1456,8 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
         terms["vertices"] = reduced(
             (vertices - wrist - samples["vertices"] + true_wrist).abs())
     if "betas" in samples:  # L_beta
-        terms["betas"] = reduced((prediction["betas"] - samples["betas"]).square())
+        known = samples.get("betas_valid", valid)[:, None]
+        terms["betas"] = reduced(known * (prediction["betas"] - samples["betas"]).square())
     return terms
 
 
@@ -1505,8 +1506,9 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
     prediction: of BodyAdapter.forward or BodyExpert.forward. batch: as data.py makes it: image
     (B, 3, S, S), body_pose (B, 55, 3, 3), betas, expression (B, 10), keypoints_3d (B, 76, 3) in
     metres, keypoints_2d (B, 76, 2) in pixels, keypoints_valid (B, 76), hand_boxes (B, 2, 4) x, y,
-    width, height in pixels, tight, and hand_valid (B, 2). body(betas, rotations, expression)
-    returns a body, body.keypoints of that its 76 keypoints. Invalid counts as zero.
+    width, height in pixels, tight, and hand_valid (B, 2); perhaps betas_valid and
+    expression_valid (B,), default 1. body(betas, rotations, expression) returns a body,
+    body.keypoints of that its 76 keypoints. Invalid counts as zero.
     """
     keypoints = body.keypoints(body(prediction["betas"], prediction["body_pose"],
                                     prediction["expression"]))
@@ -1517,6 +1519,10 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
 
     def mean(error: Tensor, valid: Tensor) -> Tensor:
         return torch.where(valid[..., None] > 0, error.abs(), 0.0).mean()
+
+    def shape(name: str) -> Tensor:
+        known = batch.get(f"{name}_valid", torch.ones_like(batch[name][:, 0]))
+        return mean(prediction[name] - batch[name], known)
 
     joints, hand_joints = heat_map_targets(batch, expert, prediction["map_boxes"])
     x, y, *sides = expert.to_cells(batch["hand_boxes"].unflatten(2, (2, 2)),
@@ -1532,8 +1538,7 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
         "keypoints_proj": mean(flat - true_flat, batch["keypoints_valid"]),  # L_proj
         "keypoints_3d": (keypoints - keypoints[:, :1] - true).abs().mean(),  # L_3D
         "pose": (rotation / 9 + cosine).mean(),  # L_theta
-        "betas": (prediction["betas"] - batch["betas"]).abs().mean(),  # L_beta
-        "expression": (prediction["expression"] - batch["expression"]).abs().mean(),
+        "betas": shape("betas"), "expression": shape("expression"),  # L_beta
         "boxes": mean(prediction["box_centers"][:, :2] - corner - side / 2, batch["hand_valid"])
         + mean(prediction["box_sizes"][:, :2] - side, batch["hand_valid"]),
     }

@@ -362,7 +362,7 @@ PROTOCOLS = {
         unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="PVE",
         source="The same: a hand's 778 vertices relative to its wrist, which moves them but does "
                "not turn them, and its 21 joints; the mean over all hands, seen or not"),
-    "dexycb": Protocol(
+    "dexycb_s0": Protocol(
         joints="hand21", root=(0,), alignment="similarity", allow_reflection=True, norm_guard=0.0,
         unit="mm", f_thresholds=(), auc_thresholds=(0.0, 0.05, 100),
         source="Chao et al., CVPR 2021: relative to the wrist, of joint_3d (whose tips are "
@@ -401,13 +401,14 @@ PROTOCOLS = {
 PROTOCOLS |= {name: PROTOCOLS["pose_reconstruction"] for name in ("amass_test", "moyo_val")}
 PROTOCOLS |= {name: replace(PROTOCOLS["rendered_people"], source=(
     f"{data} as SMPLer-X and HMR-Adapter judge: vertices relative to the pelvis, those of hands to "
-    "the wrist. Their 14 joints are SMPLX_to_J14.pkl's and hands' orig_hand_regressor's, here all "
-    "are the model's own; faces are not judged"))
+    "the wrist, those of EHF's faces to the neck. Joints are what the neutral J_regressor takes "
+    "from either mesh, but the 14 of the body, which are SMPLX_to_J14.pkl's"))
     for name, data in (("ehf", "EHF's 100 meshes"), ("arctic_p1val", "ARCTIC's p1 val, views 1-8"))}
 
 
 def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points],
-             hand_vertices: str | Path = "wholebody") -> dict[str, float]:
+             hand_vertices: str | Path = "wholebody", face_vertices: str | Path | None = None
+             ) -> dict[str, float]:
     """The table of one protocol, means over the samples.
 
     `prediction` and `target` hold "joints" (B, J, 3) and, unless it judges joints alone,
@@ -415,7 +416,10 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
     of `bodymodels.hand_vertex_ids`; MANO_SMPLX_vertex_ids.pkl for SMPL-X. Lengths come in the
     protocol's unit, F-scores and areas from 0 to 1. As papers do, F@5 (5 mm), F@15 and AUC are
     taken after alignment; "raw" names those before. A protocol without alignment, or without
-    these, leaves them out. One for whole bodies adds the rows of its hands, named "hands ...".
+    these, leaves them out. One for whole bodies adds the rows of its hands, named "hands ...", and
+    with face_vertices, SMPL-X__FLAME_vertex_ids.npy, those of its face, relative to the neck. If
+    both hold "scored", joints that another regressor took from the meshes, those are scored in the
+    place of the protocol's; the root stays.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: expected one of {sorted(PROTOCOLS)}")
@@ -449,6 +453,13 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
     if rules.hands:
         hands = evaluate(rules.hands, *(both_hands(points, hand_vertices) for points in both))
         report |= {f"hands {name}": value for name, value in hands.items()}
+    if face_vertices is not None:
+        ids = np.load(face_vertices, allow_pickle=False)
+        neck = bodymodels.JOINT_SETS[rules.joints].index("neck")
+        faces = [_tensor(points["vertices"])[:, ids] - _tensor(points["joints"])[:, [neck]]
+                 for points in both]
+        report |= {f"face {before}PVE": per_metre * error(*faces).mean()
+                   for before, error in (("PA-", pa_pve), ("", pve))}
     return {name: float(value) for name, value in report.items()}
 
 
@@ -476,7 +487,7 @@ def _rooted(points: Mapping[str, Points], rules: Protocol) -> dict[str, Tensor]:
     missing = set(wanted) - set(points)
     if missing:
         raise ValueError(f"evaluate needs joints and vertices, {sorted(missing)} is missing")
-    points = {name: _tensor(points[name]).double() for name in wanted}
+    given, points = points, {name: _tensor(points[name]).double() for name in wanted}
     expected = len(bodymodels.JOINT_SETS[rules.joints])
     if points["joints"].shape[1:] != (expected, 3):
         raise ValueError(f"the joints of {rules.joints} are (B, {expected}, 3), "
@@ -486,7 +497,9 @@ def _rooted(points: Mapping[str, Points], rules: Protocol) -> dict[str, Tensor]:
     if rules.root:
         root = points["joints"][:, list(rules.root)].mean(1, keepdim=True)
         points = {name: values - root for name, values in points.items()}
-    if rules.scored:
+    if "scored" in given:
+        points["joints"] = _tensor(given["scored"]).double() - (root if rules.root else 0)
+    elif rules.scored:
         scored = bodymodels.joint_indices(rules.joints, rules.scored)
         points["joints"] = points["joints"][:, scored]
     return points

@@ -71,10 +71,11 @@ import simplehand
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EVALUATIONS = {  # data set and split that a protocol of metrics judges
-    "freihand": ("freihand", "evaluation"), "dexycb": ("dexycb", "test"),
+    "freihand": ("freihand", "evaluation"), "dexycb_s0": ("dexycb", "test"),
     "3dpw_lsp14": ("3dpw", "test"), "3dpw_smplx_lineage": ("3dpw-moon", "test"),
     "emdb1_24": ("emdb", "emdb1"), "h36m_p2_lsp14": ("h36m", "p2"),
     "amass_test": ("amass", "test"), "moyo_val": ("moyo", "val"),
+    "arctic_p1val": ("arctic", "val"), "ehf": ("ehf", "test"),
 }
 SCHEDULES = ("constant", "step", "cosine")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
@@ -663,6 +664,7 @@ class Task:
     parameters: Callable[..., list[dict]]  # from model and weight decay, groups for AdamW
     PROTOCOLS: Mapping[str, str]  # of metrics, by kind of data; "": ask for one
     FLAGS: tuple[str, ...] = ()  # those of OPTIONAL that mean something here
+    MODELS = ""  # what official data need in --models
     TITLE: str  # of predictions.png
     UNIT = "images"  # what a sample is
     ABLATIONS: Mapping[str, Mapping] = {}  # tables of --ablate
@@ -686,11 +688,14 @@ class Task:
         if self.PROTOCOLS[self.data] not in ("", self.protocol):
             raise ValueError(f"--data {self.data} is judged by {self.PROTOCOLS[self.data]}, and "
                              f"not by {self.protocol}")
+        if self.data != "rendered" and self.MODELS and not arguments.models:
+            raise ValueError(f"--data {self.data}: its bodies are official models'; give the "
+                             f"folder of {self.MODELS} with --models")
 
     def official(self, split: str, size: int, **options) -> Dataset:
         """The official training data, or those that the protocol judges."""
         arguments, config = self.arguments, self.config
-        name, part, root = self.data, None, arguments.data_root
+        name, part, root = self.data, "train", arguments.data_root
         if split == "test":
             name, part = EVALUATIONS[self.protocol]
             root = arguments.test_root or root
@@ -738,6 +743,12 @@ class Task:
             raise ValueError(f"these weights were trained with another {flag} than {file}, which "
                              f"they hold: leave --{flag} out")
 
+    def dump(self, out: Path, predictions: dict[str, np.ndarray], **found: np.ndarray) -> None:
+        """predictions.npz, for others to score: what was found, and in which official picture."""
+        records = self.test_set.records(predictions["index"])
+        told = {name: records[name] for name in ("image", "sequence", "person", "frame")}
+        np.savez(out / "predictions.npz", **told, **found)
+
     def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
         """Pictures of the first samples of the test split."""
         images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
@@ -761,7 +772,7 @@ class SimpleHandTask(Task):
     Config, PRESETS = simplehand.Config, simplehand.PRESETS
     load_checkpoint = staticmethod(simplehand.load_checkpoint)
     parameters = staticmethod(simplehand.parameter_groups)
-    PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb"}
+    PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     FLAGS = ("hand", "backbone", "protocol")
     ABLATIONS = simplehand.ABLATIONS
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
@@ -775,7 +786,7 @@ class SimpleHandTask(Task):
         if self.data == "dexycb" and not Path(arguments.hand).is_dir():
             raise ValueError("--data dexycb has left hands, too: give the folder of MANO_RIGHT and "
                              "MANO_LEFT with --hand")
-        tips = data.DexYCB.TIPS if self.protocol == "dexycb" else None
+        tips = data.DexYCB.TIPS if self.protocol == "dexycb_s0" else None
         hand = bodymodels.load_model(arguments.hand or "hand_right", family="mano", tips=tips)
         self.keypoint_regressor, self.faces = hand.keypoint_regressor, hand.faces
 
@@ -858,7 +869,7 @@ class SimpleHandTask(Task):
         if self.data == "freihand":
             metrics.write_predictions(out / "pred.json", self.joints(vertices), vertices)
         elif self.data == "dexycb":  # relative to the middle knuckle, as the model tells hands
-            numbers = self.test_set.records()["person"][predictions["index"]]
+            numbers = self.test_set.records(predictions["index"])["person"]
             metrics.write_dexycb(out / "dexycb.txt", numbers, self.joints(vertices))
         super().write(predictions, out)
 
@@ -878,14 +889,17 @@ class BodyTask(Task):
     `predict` names each predictor's rotations (B, K, 3, 3) "pose of <predictor>".
     """
 
-    BODY = "body"
+    BODY, FAMILY = "body", "smpl"  # the free body, and what that of official data is
     PIECE = 500  # samples whose meshes are in memory at a time
     REMARK = "Mean pose: the mean body, or that of bodies turned onto one another if better.\n"
 
     def __init__(self, config: typing.Any, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
         super().__init__(config, arguments, origin)
-        self.body = bodymodels.load_model(arguments.body or self.BODY)
+        if self.data != "rendered" and self.MODELS:
+            self.body = bodymodels.load_model(arguments.models, family=self.FAMILY)
+        else:
+            self.body = bodymodels.load_model(arguments.body or self.BODY)
         if arguments.body and len(self.body.parents) != 24:
             raise ValueError(f"--body {arguments.body}: it has {len(self.body.parents)} joints; "
                              "expected a SMPL model, with 24")
@@ -920,28 +934,56 @@ class BodyTask(Task):
 
     def score_piece(self, predictions: dict[str, np.ndarray]) -> Scores:
         """Of some samples, for every predictor and for both constants of the baseline."""
-        truth = self.mesh(predictions["true_betas"], predictions["true_pose"])
         meshes = {name.removeprefix("pose of "): self.mesh(predictions["betas"], pose)
                   for name, pose in predictions.items() if name.startswith("pose of ")}
-        if self.baseline is not None:
-            for name, points in zip(("mean", "mean shape"), self.baseline.numpy(), strict=True):
-                points = np.broadcast_to(points, (len(predictions["index"]), *points.shape))
-                count = truth["joints"].shape[1]
-                meshes[name] = {"joints": points[:, :count], "vertices": points[:, count:]}
-        return {name: metrics.evaluate(self.PROTOCOLS[self.data], mesh, truth)
-                for name, mesh in meshes.items()}
+        count = next(iter(meshes.values()))["joints"].shape[1]
+        constants = () if self.baseline is None else zip(
+            ("mean", "mean shape"), self.baseline.numpy(), strict=True)
+        for name, points in constants:
+            points = np.broadcast_to(points, (len(predictions["index"]), *points.shape))
+            meshes[name] = {"joints": points[:, :count], "vertices": points[:, count:]}
+        truth = self.truth(predictions)
+        return {name: self.judge(mesh, truth) for name, mesh in meshes.items()}
+
+    def truth(self, predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the protocol compares with."""
+        return self.mesh(predictions["true_betas"], predictions["true_pose"])
+
+    def judge(self, mesh: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> dict[str, float]:
+        """The protocol's table for joints and vertices as `mesh` makes them."""
+        return metrics.evaluate(self.protocol, mesh, truth)
 
     def picture(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
         """A test image (S, S, 3) beside the first predictor's and the true mesh over it."""
         sample = self.test_set[index]
         photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
         one = {name: value[index:index + 1] for name, value in predictions.items()}
-        pose = next(value for name, value in one.items() if name.startswith("pose of "))
-        found = self.mesh(one["betas"], pose)["vertices"][0]
+        found = self.mesh(one["betas"], self.first_pose(one))["vertices"][0]
         truth = self.mesh(one["true_betas"], one["true_pose"])["vertices"][0]
         return np.concatenate([photo] + [
             self.draw(mesh + shift, sample["K"], photo) for mesh, shift in (
                 (found, one["transl"]), (truth, sample["transl"].numpy()))], 1)
+
+    def first_pose(self, predictions: dict[str, np.ndarray]) -> np.ndarray:
+        """That of the first predictor in the table."""
+        return next(value for name, value in predictions.items() if name.startswith("pose of "))
+
+    def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """A mesh (V, 3) over a picture (H, W, 3); not one around the camera, of unknown place."""
+        if self.data != "rendered" and mesh[:, 2].min() <= 0:
+            return background
+        return super().draw(mesh, K, background)
+
+    def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
+        """Pictures and, of official pictures, the first predictor's poses, shapes and joints."""
+        if self.data != "rendered" and self.MODELS:
+            pose, betas = self.first_pose(predictions), predictions["betas"]
+            pieces = [slice(start, start + self.PIECE)
+                      for start in range(0, len(pose), self.PIECE)]
+            self.dump(out, predictions, pose=pose, betas=betas, transl=predictions["transl"],
+                      joints=np.concatenate([self.mesh(betas[piece], pose[piece])["joints"]
+                                             for piece in pieces]))
+        super().write(predictions, out)
 
 
 class TokenizerTask(BodyTask):
@@ -1015,6 +1057,8 @@ class TransformerTask(BodyTask):
         EVALUATIONS[protocol][0]: protocol for protocol in (
             "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14")}
     FLAGS = ("backbone", "tokenizer", "iterations", "models", "protocol", "test_root")
+    MODELS = ("SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE and, for protocols of 14 joints, "
+              "J_regressor_h36m.npy")
     TITLE = "image, predicted mesh (where the predicted camera puts it), true mesh"
     NOISE = 0.02  # of the crop: sigma of the 2D joints that refinement sees (our choice)
     REMARK = ("T: iterations of sampling. P: steps of refinement after it, against the true 2D "
@@ -1032,13 +1076,6 @@ class TransformerTask(BodyTask):
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
         super().__init__(config, arguments, origin)
-        if self.data != "rendered":
-            if not arguments.models:
-                raise ValueError(f"--data {self.data}: its bodies are SMPL's; give the folder of "
-                                 "SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE and, for protocols of 14 "
-                                 "joints, J_regressor_h36m.npy with --models")
-            self.body = bodymodels.load_model(arguments.models, family="smpl")
-            self.faces = self.body.faces
         if not origin and not arguments.tokenizer:
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
                              "one with --stage tokenizer and give its checkpoint with --tokenizer")
@@ -1076,23 +1113,11 @@ class TransformerTask(BodyTask):
         return super().points({name: batch[name][known] if known.any() else batch[name]
                                for name in ("betas", "pose")})
 
-    def score_piece(self, predictions: dict[str, np.ndarray]) -> Scores:
-        """Of some samples, for every predictor and for both constants of the baseline."""
-        if self.data == "rendered":
-            return super().score_piece(predictions)
-        truth = self.truth(predictions)
-        meshes = {name.removeprefix("pose of "): self.mesh(predictions["betas"], pose)
-                  for name, pose in predictions.items() if name.startswith("pose of ")}
-        if self.baseline is not None:
-            for name, points in zip(("mean", "mean shape"), self.baseline.numpy(), strict=True):
-                points = np.broadcast_to(points, (len(predictions["index"]), *points.shape))
-                meshes[name] = {"joints": points[:, :24], "vertices": points[:, 24:]}
-        return {name: metrics.evaluate(self.protocol, self.judged(mesh), truth)
-                for name, mesh in meshes.items()}
-
     def truth(self, predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Joints of motion capture, or bodies of each one's gender."""
-        records = self.test_set.records()[predictions["index"]]
+        if self.data == "rendered":
+            return super().truth(predictions)
+        records = self.test_set.records(predictions["index"])
         if self.protocol == "h36m_p2_lsp14":
             return {"joints": data.relabelled(records["keypoints_3d"], self.test_set.JOINTS,
                                               "j17")[..., :3]}
@@ -1105,6 +1130,9 @@ class TransformerTask(BodyTask):
                            for name in ("true_betas", "true_pose")))
             truth["joints"][of], truth["vertices"][of] = posed.joints, posed.vertices
         return self.judged(truth)
+
+    def judge(self, mesh: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> dict[str, float]:
+        return super().judge(self.judged(mesh), truth)
 
     def judged(self, mesh: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """With the 17 joints of SPIN's regressor, for protocols of 14 of them."""
@@ -1122,25 +1150,6 @@ class TransformerTask(BodyTask):
         if rest[1, 0] <= rest[4, 0]:
             raise ValueError(f"{path} has the right leg first: take SPIN's file, not Moon's")
         return regressor
-
-    def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
-        """Pictures and, of official data, predictions.npz: whose picture, poses, shapes, joints."""
-        if self.data != "rendered":
-            records = self.test_set.records()[predictions["index"]]
-            pose = predictions[f"pose of T={self.iterations}"]
-            told = {name: records[name] for name in ("image", "sequence", "person", "frame")}
-            np.savez(out / "predictions.npz", **told, pose=pose, betas=predictions["betas"],
-                     transl=predictions["transl"], joints=np.concatenate([
-                         self.mesh(predictions["betas"][start:start + self.PIECE],
-                                   pose[start:start + self.PIECE])["joints"]
-                         for start in range(0, len(pose), self.PIECE)]))
-        super().write(predictions, out)
-
-    def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
-        """A mesh (V, 3) over a picture (H, W, 3); not one around the camera, of unknown place."""
-        if self.data != "rendered" and mesh[:, 2].min() <= 0:
-            return background
-        return super().draw(mesh, K, background)
 
     def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
         """Translations (B, 3) before the model's camera as those before the crops' K (B, 3, 3)."""
@@ -1193,7 +1202,7 @@ class TransformerTask(BodyTask):
 
 
 class PeopleTask(Task):
-    """What the stages of HMR-Adapter share: rendered people, and experts to build on.
+    """What the stages of HMR-Adapter share: rendered or official people, and experts to build on.
 
     An expert is trained from pictures alone; an adapter is what is new around it.
     """
@@ -1201,6 +1210,10 @@ class PeopleTask(Task):
     parameters = staticmethod(hmr_adapter.parameter_groups)
     load_expert: Callable[..., nn.Module]  # from a file
     MODEL: type  # what this stage trains
+    FLAGS = ("models", "protocol", "test_root")
+    MODELS = ("SMPL-X's of all genders, MANO_RIGHT, MANO_LEFT, MANO_SMPLX_vertex_ids.pkl and, to "
+              "judge bodies, SMPLX_to_J14.pkl, for faces SMPL-X__FLAME_vertex_ids.npy, for 3DPW "
+              "SMPL_NEUTRAL")
 
     @classmethod
     def load_checkpoint(cls, path: str | Path) -> nn.Module:
@@ -1232,8 +1245,12 @@ class PeopleTask(Task):
             self.check_same("expert", self.load_expert, origin)
 
     def data_set(self, split: str, length: int) -> Dataset:
-        """A split of rendered people."""
+        """A split of rendered people, or of official data."""
         config, training = self.config, split == "train"
+        if self.data != "rendered":
+            return self.official(split, config.body_size, hand_size=config.hand_size,
+                                 models=self.arguments.models,
+                                 augmentation="official_hmr" if training else None)
         return data.RenderedPeople(
             split, config.body_size, hand_size=config.hand_size, length=length,
             seed=config.seed if training else 0, views=config.views, lean=config.lean,
@@ -1244,7 +1261,15 @@ class PeopleTask(Task):
         """The expert with new weights, or the adapter around the trained one."""
         if not self.arguments.expert:
             return self.MODEL(self.config)
-        return self.MODEL(self.config, self.load_expert(self.arguments.expert))
+        return self.MODEL(self.config, self.load_expert(self.arguments.expert, **self.mean_hand()))
+
+    def mean_hand(self) -> dict[str, Tensor]:
+        """What the weights of SMPLer-X's release need beside them, if there are models."""
+        if self.load_expert is not hmr_adapter.load_body_expert or self.data == "rendered":
+            return {}
+        (left, _), (right, _) = data.hand_space(Path(self.arguments.models), "smplx", "right",
+                                                "neutral")
+        return {"hand_mean": torch.tensor(np.stack([right, left])).float().view(2, 15, 3)}
 
 
 class HandExpertTask(PeopleTask):
@@ -1252,19 +1277,24 @@ class HandExpertTask(PeopleTask):
 
     Config = hmr_adapter.HandExpertConfig
     PRESETS = {name: preset.hand.expert for name, preset in hmr_adapter.PRESETS.items()}
-    PROTOCOLS = {"rendered": "rendered_people_hands"}
+    PROTOCOLS = {"rendered": "rendered_people_hands", "arctic": "arctic_p1val"} | dict.fromkeys((
+        "hmr-adapter-hands", "h36m-smplx", "rich", "bedlam", "freihand", "interhand", "hamer",
+        "hamer-tars"), "")
     MODEL = hmr_adapter.HandExpert
     load_expert = staticmethod(hmr_adapter.load_hand_expert)
     TITLE = "hand (left ones mirrored), predicted mesh, true mesh (both at the true wrist)"
     CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
-    REMARK = ("Hands in the picture, relative to their wrists; occluded: less than half of it is "
-              "seen. Mean\nhand: the mean mesh, or that of meshes turned onto one another if "
-              "better.\n")
+    REMARK = ("Hands relative to their wrists. Rendered ones: those in the picture; occluded: less "
+              "than half of it\nis seen. Mean hand: the mean mesh, or that of meshes turned onto "
+              "one another if better.\n")
 
     def __init__(self, config: typing.Any, arguments: argparse.Namespace,
                  origin: Mapping[str, typing.Any]) -> None:
         super().__init__(config, arguments, origin)
-        self.hand = bodymodels.load_model("hand_right")
+        if self.data == "rendered":
+            self.hand = bodymodels.load_model("hand_right")
+        else:
+            self.hand = bodymodels.load_model(arguments.models, family="mano", tips="smplx")
         self.faces = self.hand.faces
 
     def inputs(self, samples: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -1311,17 +1341,19 @@ class HandExpertTask(PeopleTask):
     def scores(self, predictions: dict[str, np.ndarray]) -> Scores:
         """Of all predictors and the mean hand, for clear and for occluded hands."""
         valid, visible = predictions["hand_valid"] > 0, predictions["hand_visible"]
-        truth = predictions["true hands"]
-        groups = {"clear": valid & (visible >= self.CLEAR),
-                  "occluded": valid & (visible < self.CLEAR)}
+        truth, protocol = predictions["true hands"], metrics.PROTOCOLS[self.protocol].hands
+        groups = {"clear ": valid & (visible >= self.CLEAR),
+                  "occluded ": valid & (visible < self.CLEAR)}
+        if self.data != "rendered":  # SMPLer-X leaves no hand out
+            groups = {"": np.ones_like(valid)}
 
         def score(hands: np.ndarray) -> dict[str, float]:
             hands, scores = np.broadcast_to(hands, truth.shape), {}
             for group, chosen in groups.items():
                 both = [{"joints": points[chosen][:, :21], "vertices": points[chosen][:, 21:]}
                         for points in (hands, truth)]
-                scores |= {f"{group} {metric}": value for metric, value in metrics.evaluate(
-                    self.PROTOCOLS[self.data], *both).items()} if chosen.any() else {}
+                scores |= {f"{group}{metric}": value for metric, value in metrics.evaluate(
+                    protocol or self.protocol, *both).items()} if chosen.any() else {}
             return scores
 
         scores = {name.removeprefix("hands of "): score(hands)
@@ -1330,11 +1362,23 @@ class HandExpertTask(PeopleTask):
             scores["mean hand"] = better(*map(score, self.baseline.numpy()))
         return scores
 
+    def write(self, predictions: dict[str, np.ndarray], out: Path) -> None:
+        """Pictures and, of official ones, the first predictor's [right, left] hands, relative to
+        the wrist, left ones as they are."""
+        if self.data != "rendered":
+            hands = predictions[self.first(predictions)] * [[[1.0, 1, 1]], [[-1, 1, 1]]]
+            self.dump(out, predictions, joints=hands[:, :, :21], vertices=hands[:, :, 21:])
+        super().write(predictions, out)
+
+    def first(self, predictions: dict[str, np.ndarray]) -> str:
+        """The name of the first predictor's hands."""
+        return next(name for name in predictions if name.startswith("hands of "))
+
     def picture(self, index: int, predictions: dict[str, np.ndarray]) -> np.ndarray:
         """A crop (H, H, 3), the right hand's or the left's, beside predicted and true mesh."""
         sample, hand = self.test_set[index], index % 2
         photo = sample["hand_images"][hand].permute(1, 2, 0).numpy() / np.float32(255)
-        first = next(name for name in predictions if name.startswith("hands of "))
+        first = self.first(predictions)
         return np.concatenate([photo] + [self.draw(
             predictions[name][index, hand, 21:] + sample["hand_joints"][hand, 0].numpy(),
             sample["hand_K"][hand].numpy(), photo) for name in (first, "true hands")], 1)
@@ -1346,7 +1390,7 @@ class HandAdapterTask(HandExpertTask):
     Config = hmr_adapter.HandConfig
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
     MODEL = hmr_adapter.HandAdapter
-    FLAGS = ("expert", "guide")
+    FLAGS = (*PeopleTask.FLAGS, "expert", "guide")
     REMARK = ("True arm: hears the true pose of the arm, whose product is the hand's orientation. "
               "Found arm: that of\nthe whole-body model in --guide. No arm: hears that it is "
               "unknown. Expert: alone.\n" + HandExpertTask.REMARK)
@@ -1392,10 +1436,12 @@ class BodyExpertTask(PeopleTask, BodyTask):
 
     Config = hmr_adapter.BodyExpertConfig
     PRESETS = {name: preset.body.expert for name, preset in hmr_adapter.PRESETS.items()}
-    PROTOCOLS = {"rendered": "rendered_people"}
+    PROTOCOLS = {"rendered": "rendered_people", "arctic": "arctic_p1val", "ehf": "ehf",
+                 "3dpw-moon": "3dpw_smplx_lineage"} | dict.fromkeys((
+                     "hmr-adapter-body", "h36m-smplx", "rich", "bedlam"), "")
     MODEL = hmr_adapter.BodyExpert
     load_expert = staticmethod(hmr_adapter.load_body_expert)
-    BODY = "wholebody"
+    BODY, FAMILY = "wholebody", "smplx"
     PIECE = 200
     TITLE = "image, predicted mesh (where the predicted camera puts it), true mesh"
 
@@ -1432,6 +1478,50 @@ class BodyExpertTask(PeopleTask, BodyTask):
                 "true_pose": batch["body_pose"]} | {
             f"pose of {name}": pose for name, pose in poses.items()}
 
+    def truth(self, predictions: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of official data the meshes of their own models, SMPL-X's or SMPL's."""
+        if self.data == "rendered":
+            return super().truth(predictions)
+        pictures = self.test_set.pictures
+        vertices = [pictures.posed(record)[0].vertices[0].numpy()
+                    for record in self.test_set.records(predictions["index"])]
+        return {"vertices": np.stack(vertices)}
+
+    def judge(self, mesh: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> dict[str, float]:
+        """Of official data all joints are those that regressors take from the meshes."""
+        if self.data == "rendered":
+            return super().judge(mesh, truth)
+        if self.protocol == "3dpw_smplx_lineage":  # the 14 that count are among SMPL-X's first 24
+            smpl = self.test_set.pictures.body().J_regressor.numpy()
+            regressors = self.body.J_regressor.numpy()[:24], smpl
+            return metrics.evaluate(self.protocol, *(
+                {"joints": np.einsum("jv,nvc->njc", regressor, points["vertices"])}
+                for regressor, points in zip(regressors, (mesh, truth), strict=True)))
+        folder = Path(self.arguments.models)
+        return metrics.evaluate(
+            self.protocol, *map(self.regressed, (mesh, truth)),
+            folder / "MANO_SMPLX_vertex_ids.pkl",
+            folder / "SMPL-X__FLAME_vertex_ids.npy" if self.protocol == "ehf" else None)
+
+    def regressed(self, mesh: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A mesh with its 76 keypoints and, as "scored", the 14 joints of SMPLX_to_J14."""
+        vertices = mesh["vertices"]
+        joints, scored = (np.einsum("jv,nvc->njc", regressor, vertices) for regressor in (
+            self.body.J_regressor.numpy(), self.j14_regressor))
+        surface = vertices[:, list(self.body.surface_vertex_ids)]
+        return {"vertices": vertices, "joints": np.concatenate([joints, surface], 1),
+                "scored": scored}
+
+    @functools.cached_property
+    def j14_regressor(self) -> np.ndarray:
+        """SMPLX_to_J14.pkl (14, V)."""
+        path = Path(self.arguments.models, "SMPLX_to_J14.pkl")
+        regressor = np.asarray(bodymodels.safe_unpickle(path), np.float32)
+        if regressor.shape != (14, len(self.body.v_template)):
+            raise ValueError(f"{path} has shape {regressor.shape}: expected 14 rows for the "
+                             f"{len(self.body.v_template)} vertices of SMPL-X")
+        return regressor
+
     def shape(self, values: dict[str, Tensor]) -> Tensor:
         """Betas and expression (B, 20)."""
         return torch.cat([values["betas"], values["expression"]], 1)
@@ -1452,7 +1542,7 @@ class BodyAdapterTask(BodyExpertTask):
     Config = hmr_adapter.BodyConfig
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
     MODEL = hmr_adapter.BodyAdapter
-    FLAGS = ("expert",)
+    FLAGS = (*PeopleTask.FLAGS, "expert")
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """With the true knuckles, or without."""
@@ -1472,7 +1562,7 @@ class DualPathTask(BodyAdapterTask):
     """Both paths of HMR-Adapter and the merge, which nothing trains: scores alone."""
 
     Config = hmr_adapter.Training  # what all stages have; each has more
-    FLAGS = ("guide",)
+    FLAGS = (*PeopleTask.FLAGS, "guide")
     REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
               "Ours: the same\nwith both adapters. Hands are cut out where they are; those outside "
               f"of the picture stay the body's.\n{BodyTask.REMARK}")
@@ -1525,13 +1615,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="overrides",
         help="change fields of the Config; --model M --help lists them")
     add("--data", help="kind of data: rendered (default), or freihand or dexycb for simplehand, or "
-        "amass, moyo or amass+moyo for genhmr's tokenizer, or for its transformer a data set or "
-        "mixture of data.py: genhmr-sd, genhmr-itw, genhmr-bl, coco, ...")
+        "amass, moyo or amass+moyo for genhmr's tokenizer, or for its transformer and for "
+        "hmr_adapter a data set or mixture of data.py: genhmr-sd, genhmr-itw, genhmr-bl, coco, "
+        "..., hmr-adapter-hands, hmr-adapter-body, rich, ...")
     add("--protocol", choices=tuple(EVALUATIONS), help="how, and so on which data set, to judge "
         "what is trained or evaluated on official data")
     add("--test-root", help="folder of the data set that --protocol judges (default: --data-root)")
-    add("--models", help="folder of SMPL's models, of J_regressor_h36m.npy as well for protocols "
-        "of 14 joints")
+    add("--models", help="folder of official body models: for genhmr "
+        + f"{TransformerTask.MODELS}; for hmr_adapter {PeopleTask.MODELS}")
     add("--data-root", help="folder of data that are not rendered; of amass+moyo, the one with "
         "the folders amass and moyo")
     add("--hand", help="hand model: MANO_RIGHT.pkl for FreiHAND, the folder of both sides' for "

@@ -13,6 +13,7 @@ import pytest
 import scipy.io
 import torch
 from PIL import Image
+from test_data import write_freihand
 from test_people import CONTRACT as PEOPLE
 
 import bodymodels
@@ -536,9 +537,9 @@ def test_wart_spin_scale_is_a_side_over_200(folders):
     np.testing.assert_array_equal(dataset[0]["keypoints_3d_valid"], np.ones(24))
 
 
-def write_h36m_moon(root):
-    """Subjects 9 and 11: cameras 1 and 4, frames 0 and 3; the second frame has no fit."""
-    for subject in (9, 11):
+def write_h36m_moon(root, subjects=(9, 11)):
+    """Each subject: cameras 1 and 4, frames 0 and 3; the second frame has no fit."""
+    for subject in subjects:
         base = f"annotations/Human36M_subject{subject}_"
         folder = f"s_{subject:02d}_act_02_subact_01_ca_0"
         pictures = [{"id": number, "width": 40,
@@ -559,8 +560,17 @@ def write_h36m_moon(root):
         write(root / f"{base}SMPL_NeuralAnnot.json", {"2": {"1": {"0": {
             "pose": RNG.normal(0, 0.2, 72).tolist(), "shape": [0.2] * 10,
             "trans": [0.1, 0.2, 0.9]}}}})
+        write(root / f"{base}SMPLX_NeuralAnnot.json", {"2": {"1": {"0": smplx_fit()}}})
         for picture in pictures:
             write_picture(root / "images" / picture["file_name"], (40, 42))
+
+
+def smplx_fit():
+    """A body by the names of NeuralAnnot."""
+    sizes = {"root_pose": 3, "body_pose": 63, "shape": 10, "expr": 10, "jaw_pose": 3,
+             "lhand_pose": 45, "rhand_pose": 45}
+    return {name: RNG.normal(0, 0.2, size).tolist() for name, size in sizes.items()} | {
+        "trans": [0.1, 0.2, 0.9]}
 
 
 H36M_R, H36M_T = rodrigues([1.4, 0.2, 0.1]), np.array([100.0, 900, 5200])  # mm
@@ -586,6 +596,29 @@ def test_human36m_of_moon(folders, models):
     np.testing.assert_allclose(
         rodrigues(record["pose"][0]),
         H36M_R @ rodrigues(fit["2"]["1"]["0"]["pose"][:3]), atol=1e-5)
+
+
+def h36m_smplx(root, split="p1", **options):
+    return data.Human36MSMPLX(root, split, 32, progress=False, **options)
+
+
+def test_wart_neural_annots_fingers_are_relative_to_the_mean_hand(folders, models):
+    """SMPL-X's parts come by name; the root is turned into the camera, fingers made absolute; a
+    frame without a fit is no person."""
+    root = folders("h36m-smplx")
+    dataset = h36m_smplx(root, models=models)
+    fit = json.loads((root / "annotations/Human36M_subject9_SMPLX_NeuralAnnot.json").read_text())
+    fit, pose = fit["2"]["1"]["0"], dataset.records()["pose"][0]
+    np.testing.assert_allclose(rodrigues(pose[0]), H36M_R @ rodrigues(fit["root_pose"]), atol=1e-5)
+    np.testing.assert_allclose(pose[1:22].ravel(), fit["body_pose"], rtol=1e-5)
+    mean = bodymodels.load_arrays(models / "SMPLX_NEUTRAL.npz")["hands_meanr"]
+    np.testing.assert_allclose(pose[40:].ravel(), fit["rhand_pose"] + mean.ravel(), atol=1e-6)
+    assert not h36m_smplx(root).records()["has_hands"].any()  # without models
+    people = data.OfficialPeople(dataset, 32)
+    assert people.kept.tolist() == [0, 1, 3, 4]  # of six, every third has no fit
+    flags = {name: float(people[0][f"{name}_valid"]) for name in ("body_pose", "betas",
+                                                                  "expression")}
+    assert flags == {"body_pose": 1, "betas": 1, "expression": 0}
 
 
 def test_wart_h36m_regressors_differ_in_the_legs():
@@ -628,6 +661,43 @@ def test_coco_keeps_people_with_enough_joints(folders):
     assert coco(folders("coco"), min_keypoints=4).records()["person"].tolist() == [10, 11, 13]
     assert records["keypoints_2d"][0, :, 2].tolist() == [0] + 16 * [1]  # covered counts as seen
     assert records["center"][0].tolist() == [17, 24] and records["box"][0].tolist() == [30, 40]
+
+
+def test_wart_neural_annot_of_coco_is_by_annotation_and_has_its_own_camera(fresh):
+    """Only people in the file have a pose; K is the fit's, and of the others unknown."""
+    root = fresh("coco")
+    write(root / "fits.json", {"13": {
+        "smpl_param": {"pose": [0.1] * 72, "shape": [0.2] * 10, "trans": [0, 0, 3]},
+        "cam_param": {"focal": [70.0, 71], "princpt": [32.0, 24]}}})
+    records = coco(root, fits="fits.json").records()
+    assert records["has_pose"].tolist() == [0, 1] and records["has_transl"].tolist() == [0, 1]
+    assert not records["K"][0].any() and records["K"][1, 1, 1] == 71
+    with pytest.raises(FileNotFoundError, match="no .*other.json"):
+        coco(root, fits="other.json")
+
+
+def write_eft(root):
+    """One person of EFT's COCO."""
+    pose = [rodrigues([0.1 * joint, 0.2, 0]).tolist() for joint in range(24)]
+    points = np.concatenate([RNG.uniform(5, 40, (49, 2)), np.ones((49, 1))], 1)
+    write(root / "COCO2014-Part-ver01.json", {"ver": 0.1, "data": [{
+        "parm_pose": pose, "parm_shape": [0.1] * 10, "parm_cam": [0.9, 0, 0], "bbox_scale": 0.15,
+        "bbox_center": [20.0, 24], "gt_keypoint_2d": points.tolist(), "annotId": 77,
+        "joint_validity_openpose18": [True] * 18, "smpltype": "smpl", "subjectId": "default",
+        "imageName": "COCO_train2014_000000000001.jpg"}]})
+    write_picture(root / "train2014/COCO_train2014_000000000001.jpg")
+
+
+def eft(root, **options):
+    return data.EFT(root, "COCO2014-Part-ver01", 32, progress=False, **options)
+
+
+def test_wart_eft_poses_are_matrices_and_its_scale_is_a_side_over_200(folders):
+    record = eft(folders("eft")).records()[0]
+    np.testing.assert_allclose(record["pose"], [[0.1 * joint, 0.2, 0] for joint in range(24)],
+                               atol=1e-6)
+    np.testing.assert_allclose(1.2 * record["box"], (30, 30), rtol=1e-6)
+    assert record["person"] == 77 and not record["K"].any() and record["has_betas"] == 1
 
 
 def test_wart_coco_pictures_are_not_turned(folders):
@@ -802,6 +872,9 @@ def jpeg(size=(64, 48), color=90):
     return buffer.getvalue()
 
 
+MASKS = np.random.default_rng(2).random((2, 48, 64)) < 0.5
+
+
 def write_hmr2(root):
     """A picture of three people, of whom two pass the filters; one with a mask and one person
     whose pose is not known; and one key that is damaged."""
@@ -809,8 +882,8 @@ def write_hmr2(root):
     few[:4, 2] = 1
     lost = np.array({"reprojection_loss": np.array(32_000.0)})
     mask = io.BytesIO()
-    np.savez(mask, masks=np.ones((1, 48, 64), bool))
-    flat = tar_person(has_body_pose=np.array(0.0))
+    np.savez(mask, masks=MASKS)
+    flat = tar_person(has_body_pose=np.array(0.0), extra_info={"detection_npz_idx": 1})
     flat["keypoints_2d"][3, 2] = 0.1
     people = [tar_person(), tar_person(keypoints_2d=few), tar_person(betas=np.full(10, 3.5)),
               tar_person(extra_info={"fitting_loss": lost})]
@@ -841,6 +914,36 @@ def test_wart_tar_scale_is_width_and_height_over_200(folders):
     """Stored boxes are tight: 200 * scale is what the crop shows, 1.2 times the box."""
     record = hmr2(folders("hmr2-tars")).records()[0]
     np.testing.assert_allclose(1.2 * record["box"], (20, 40), rtol=1e-6)
+
+
+def test_wart_tar_masks_belong_to_people_and_may_be_missing(folders):
+    """detection_npz_idx chooses; without detection.npz all of the picture is the person's."""
+    dataset = hmr2(folders("hmr2-tars"))
+    assert dataset.mask(0).shape == (48, 64) and dataset.mask(0).all()
+    np.testing.assert_array_equal(dataset.mask(2), MASKS[1])
+
+
+def test_shards_are_read_by_all_cores_in_their_order(tmp_path):
+    """As by one; a damaged one is named, also if another process reads it; excluded keys are not
+    read."""
+    for number in range(3):
+        people = pickle.dumps([tar_person(center=np.array([number, key])) for key in range(2)])
+        write_shard(tmp_path / f"{number:06d}.tar", {
+            f"aic-train/k{number}.jpg": jpeg(), f"aic-train/k{number}.data.pyd": people,
+            f"b{number}.jpg": jpeg(), f"b{number}.data.pyd": b"no pickle"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "available_cores", lambda: 2)
+        with pytest.warns(UserWarning, match="000001.tar: b1 is damaged and left out"):
+            records = hmr2(tmp_path).records()
+        assert records["center"].tolist() == [[n, key] for n in range(3) for key in range(2)]
+        (tmp_path / "exclude.txt").write_text("k1\nk7\n")
+        assert [name.decode() for name in hmr2(tmp_path).records()["sequence"]] == [
+            "aic-train/k0"] * 2 + ["aic-train/k2"] * 2
+        path = tmp_path / "000001.tar"
+        path.write_bytes(path.read_bytes()[:700])
+        with pytest.raises(ValueError, match="000001.tar is not as HMRShards is shipped"):
+            hmr2(tmp_path)
+    assert not [*tmp_path.glob("*.tmp")]
 
 
 def test_tar_pictures_are_read_where_they_lie(folders):
@@ -997,10 +1100,38 @@ def write_humandata(root):
         np.savez(root / f"{name}.npz", image_path=np.array(["i/a.jpg", "i/b.jpg"]),
                  bbox_xywh=np.array([[6.0, 8, 24, 36, 1]] * 2), smplx=np.array(body),
                  meta=np.array({"height": [48, 48], "width": [64, 64], "gender": ["male"] * 2}),
-                 misc=np.array({"flat_hand_mean": flat}), __keypoints_compressed__=np.array(True),
-                 keypoints2d_smplx=np.zeros((2, 144, 3)), keypoints2d_smplx_mask=np.ones(190))
+                 misc=np.array({"flat_hand_mean": flat, "focal_length": 50.0,
+                                "principal_point": (32.0, 24.0)}),
+                 __keypoints_compressed__=np.array(not flat), **humandata_keypoints(not flat))
     for name in ("a", "b"):
         write_picture(root / f"i/{name}.jpg")
+
+
+HUMANDATA = np.concatenate([np.random.default_rng(1).uniform(5, 40, (2, 190, 2)),
+                            np.ones((2, 190, 1))], 2)
+HUMANDATA_MASK = (np.arange(190) % 5 > 0).astype(np.uint8)  # pelvis, left_ankle, ... are unknown
+
+
+def humandata_keypoints(compressed):
+    """The same keypoints, in a file that holds the known ones alone and in one that holds all."""
+    points = HUMANDATA[:, HUMANDATA_MASK > 0] if compressed else HUMANDATA
+    return {"keypoints2d_smplx": points, "keypoints2d_smplx_mask": HUMANDATA_MASK}
+
+
+def test_wart_humandata_keypoints_are_compressed_or_not(folders):
+    """Either way the first 76 of 190 are SMPL-X's, and what the mask leaves out is unknown; one K
+    holds for all."""
+    for split in ("p1_val", "p1_train"):
+        records = humandata(folders("humandata"), split).records()
+        expected = HUMANDATA[:, :76] * HUMANDATA_MASK[:76, None]
+        np.testing.assert_allclose(records["keypoints_2d"], expected, rtol=1e-6)
+        assert records["K"][1].tolist() == [[50, 0, 32], [0, 50, 24], [0, 0, 1]]
+        assert not records["keypoints_3d"].any()
+    for focal, center in (([[50, 51]] * 2, [[32, 24]] * 2), (np.array([50, 51]), (32, 24))):
+        K = data.HumanData._cameras(focal, center, 2)
+        assert K[1].tolist() == [[50, 0, 32], [0, 51, 24], [0, 0, 1]]
+    assert data.HumanData._cameras([50, 51, 52], [[1, 2]] * 3, 3)[2].tolist() == [
+        [52, 0, 1], [0, 52, 2], [0, 0, 1]]
 
 
 def humandata(root, split="p1_val", **options):
@@ -1102,7 +1233,14 @@ def write_rich(root):
 
 
 def rich(root, **options):
-    return data.RICH(root, "train", 32, progress=False, **options)
+    return data.RICH(root, "train", 32, picture_size=(32, 24), progress=False, **options)
+
+
+def test_wart_rich_pictures_of_another_size_are_refused(folders, models, tmp_path):
+    """The reduced release has other pictures; the calibration is of the large ones."""
+    dataset = data.RICH(folders("rich"), "train", 32, models=models, progress=False)
+    with pytest.raises(ValueError, match="32 x 24 pixels where the annotation tells 4112 x 3008"):
+        dataset[0]
 
 
 def test_wart_rich_two_people_cameras_and_twelve_coefficients(folders, models):
@@ -1128,12 +1266,19 @@ def test_wart_rich_two_people_cameras_and_twelve_coefficients(folders, models):
                                records[3]["keypoints_2d"][:, :2], atol=1e-3)
 
 
+KNOWN = {  # what official people and hands have beside
+    **{f"{name}_valid": ((), torch.float32) for name in ("body_pose", "betas", "expression")},
+    "hand_betas": ((2, 10), torch.float32), "hand_betas_valid": ((2,), torch.float32)}
+
+
 @pytest.mark.parametrize("recipe", [None, "official_hmr"])
 def test_official_people_keep_the_contract_of_rendered_ones(folders, models, recipe):
     """Keys, shapes and types are those of RenderedPeople; meshes and joints fit each crop."""
-    pictures = data.RICH(folders("rich"), "train", 48, models=models, progress=False)
+    pictures = data.RICH(folders("rich"), "train", 48, models=models, picture_size=(32, 24),
+                         progress=False)
     sample = data.OfficialPeople(pictures, 32, augmentation=recipe)[2]
-    assert {name: (tuple(value.shape), value.dtype) for name, value in sample.items()} == PEOPLE
+    assert {name: (tuple(value.shape), value.dtype)
+            for name, value in sample.items()} == PEOPLE | KNOWN
     for points, K, expected in (("hand_joints", "hand_K", "hand_keypoints_2d"),
                                 ("keypoints_3d", "K", "keypoints_2d")):
         torch.testing.assert_close(bodymodels.project(sample[points], sample[K]), sample[expected],
@@ -1145,8 +1290,70 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
     assert (sample["hand_vertices"].mean(1) - sample["hand_joints"].mean(1)).norm(dim=1).max() < 0.1
     arms = bodymodels.chain_rotation(sample["arm_pose"])
     torch.testing.assert_close(arms, sample["hand_pose"][:, 0], atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match="opened with a folder of models"):
-        data.OfficialPeople(bedlam(folders("bedlam")))
+    for kind, source in ((data.OfficialPeople, bedlam(folders("bedlam"))),
+                         (data.HandPairs, interhand(folders("interhand")))):
+        with pytest.raises(ValueError, match="opened with a folder of models"):
+            kind(source, 32)
+    with pytest.raises(ValueError, match="no body before a known camera"):
+        data.OfficialPeople(coco(folders("coco"), models=models))
+
+
+@pytest.mark.parametrize("recipe", [None, "official_hamer"])
+def test_official_hands_make_people_without_bodies(folders, models, recipe):
+    """InterHand's hands of known pose by two, all right-looking: a right MANO in the sample's pose
+    and shape is the sample's mesh, of left and augmented hands, too."""
+    hands = data.InterHand(folders("interhand"), "train", 32, models=models, augmentation=recipe,
+                           progress=False)
+    pairs = data.HandPairs(hands, 48)
+    assert pairs.kept.tolist() == [0, 1, 2] and len(pairs) == 2  # the last pair's second is first
+    sample = pairs[0]
+    assert {name: (tuple(value.shape), value.dtype)
+            for name, value in pairs[1].items()} == PEOPLE | KNOWN
+    assert not sample["image"].any() and hands.records()["side"].tolist()[:3] == [1, 1, 0]
+    assert not sample["body_pose_valid"] and sample["hand_betas_valid"].tolist() == [1, 1]
+    right = bodymodels.load_model(models, family="mano", tips="smplx")
+    for number in range(2):
+        sample = pairs[number]
+        posed = right(sample["hand_betas"], sample["hand_pose"])
+        found = sample["hand_vertices"] - sample["hand_vertices"].mean(1, keepdim=True)
+        expected = posed.vertices - posed.vertices.mean(1, keepdim=True)
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(bodymodels.project(sample["hand_joints"], sample["hand_K"]),
+                                   sample["hand_keypoints_2d"], atol=1e-2, rtol=1e-4)
+
+
+def test_freihands_poses_are_absolute_with_the_mean_hand(tmp_path, models):
+    """mano is nested, mean-relative, and follows the picture's id through all backgrounds."""
+    write_freihand(tmp_path)
+    path = tmp_path / "training_mano.json"
+    mano = RNG.normal(0, 0.3, (len(json.loads(path.read_text())), 1, 61))
+    write(path, mano.tolist())
+    dataset = data.FreiHAND(tmp_path, size=32, models=models, progress=False)
+    pose, betas, known = dataset.hand_pose(dataset.db_size + 1)
+    mean = bodymodels.load_arrays(models / "MANO_RIGHT.npz")["hands_mean"].ravel()
+    np.testing.assert_allclose(pose.ravel()[3:], mano[1, 0, 3:48] + mean, atol=1e-6)
+    np.testing.assert_allclose([*pose[0], *betas], [*mano[1, 0, :3], *mano[1, 0, 48:58]], atol=1e-6)
+    assert known == 1 and len(data.HandPairs(dataset, 32)) == (len(dataset) + 1) // 2
+
+
+def test_ehf_and_smpls_people_flag_what_they_do_not_know(folders, fresh, models):
+    """EHF's hands are where its mesh has them, its pose is unknown; 3DPW's hands are unknown."""
+    root = fresh("ehf")
+    body = data.official_body(models, None, False, family="smplx", gender="neutral", side="right")
+    mesh = (body.v_template.numpy() + (0, 0.1, 0)).astype(np.float32)
+    bodymodels.save_mesh(root / "100_align.ply", mesh, [[0, 1, 2]])
+    people = data.OfficialPeople(ehf(root, models=models), 32)
+    sample, record = people[1], people.records(1)
+    assert sample["hand_images"].shape == (2, 3, 32, 32) and not sample["body_pose_valid"]
+    true = torch.from_numpy(people.pictures.vertices(record))
+    joints = body.J_regressor @ true
+    torch.testing.assert_close(sample["keypoints_3d"][:55], joints.float(), atol=1e-4, rtol=0)
+    people = data.OfficialPeople(threedpw_moon(folders("3dpw-moon"), models=models), 32)
+    sample = people[0]
+    assert not sample["hand_valid"].any() and sample["body_pose_valid"] == 1
+    assert not sample["keypoints_valid"][25:55].any() and sample["betas_valid"] == 0
+    assert {name: tuple(value.shape) for name, value in sample.items()}.keys() == (
+        PEOPLE | KNOWN).keys()
 
 
 def test_bodies_without_keypoints_need_models(folders, tmp_path):
@@ -1222,7 +1429,7 @@ def test_wart_ehf_meshes_are_the_scanners_and_numbers_have_no_constant_width(fol
     dataset = ehf(folders("ehf"))
     assert dataset.records()["frame"].tolist() == [1, 100]
     assert np.rad2deg(np.linalg.norm(dataset.ROTATION)) == pytest.approx(171.2, abs=0.05)
-    found = dataset.vertices(1)
+    found = dataset.vertices(dataset.records()[1])
     np.testing.assert_allclose(found[0], dataset.TRANSLATION, atol=1e-6)
     assert found[2, 1] < found[0, 1] - 0.19  # the scanner's y is up, the camera's down
 
@@ -1251,19 +1458,22 @@ def test_vertices_of_mesh_files(tmp_path):
 WRITERS = {
     "dexycb": write_dexycb, "interhand": write_interhand, "3dpw": write_3dpw,
     "3dpw-moon": write_3dpw_moon, "emdb": write_emdb, "h36m": write_h36m,
-    "h36m-moon": write_h36m_moon, "coco": write_coco, "aic": write_aic, "mpii": write_mpii,
+    "h36m-moon": write_h36m_moon, "h36m-smplx": write_h36m_moon, "eft": write_eft,
+    "coco": write_coco, "aic": write_aic, "mpii": write_mpii,
     "mpi-inf-3dhp": write_mpi_inf, "hmr2-tars": write_hmr2, "hamer-tars": write_hamer,
     "hmr2-npz": write_hmr2_npz, "hamer-npz": write_hamer_npz, "humandata": write_humandata,
     "bedlam": write_bedlam, "rich": write_rich, "arctic": write_arctic, "ehf": write_ehf}
 READERS = {
     "dexycb": dexycb, "interhand": interhand, "3dpw": threedpw, "3dpw-moon": threedpw_moon,
-    "emdb": emdb, "h36m": human36m, "h36m-moon": h36m_moon, "coco": coco, "aic": aic,
+    "emdb": emdb, "h36m": human36m, "h36m-moon": h36m_moon, "h36m-smplx": h36m_smplx, "eft": eft,
+    "coco": coco, "aic": aic,
     "mpii": mpii, "mpi-inf-3dhp": mpi_inf, "hmr2-tars": hmr2, "hamer-tars": hamer,
     "hmr2-npz": hmr2_npz, "hamer-npz": hamer_npz, "humandata": humandata, "bedlam": bedlam,
     "rich": rich, "arctic": arctic, "ehf": ehf}
 HANDS = ("dexycb", "interhand", "hamer-tars", "hamer-npz")
 NEED_MODELS = ("rich", "arctic")
-OPTIONAL = [f"Human36M_subject{subject}_SMPL_NeuralAnnot.json" for subject in (9, 11)]
+OPTIONAL = [f"Human36M_subject{subject}_{model}_NeuralAnnot.json" for subject in (9, 11)
+            for model in ("SMPL", "SMPLX")]
 BODIES = tuple(name for name in READERS if name not in HANDS)
 
 
@@ -1435,7 +1645,7 @@ def test_mixtures_have_the_papers_weights():
     """They name data sets that exist, and sum to one where a paper tells them."""
     for name, parts in data.MIXTURES.items():
         assert all(reader in data.OFFICIAL for reader, _ in parts)
-        if name != "hmr-adapter-body":
+        if not name.startswith("hmr-adapter"):
             assert sum(parts.values()) == pytest.approx(1.0)
     itw, bl = data.MIXTURES["genhmr-itw"], data.MIXTURES["genhmr-bl"]
     assert itw["hmr2-tars", "insta-train-vitpose-replicate"] == 0.2 and len(itw) == 8
@@ -1488,9 +1698,33 @@ def test_a_mixture_of_shards_is_opened_by_name(tmp_path):
         data.open_official("genhmr-sd", tmp_path, "val")
 
 
+def test_the_mixture_of_hands_has_people_and_pairs(folders, models, tmp_path, monkeypatch):
+    """HMR-Adapter's hands: of three sets of bodies and of two of hands, in one layout."""
+    for kind, size in ((data.RICH, (32, 24)), (data.BEDLAM, (64, 36))):
+        monkeypatch.setitem(kind.OPTIONS, "picture_size", size)
+    monkeypatch.setattr(data.BEDLAM, "NUM_BETAS", 10)  # all that the free model has
+    write_h36m_moon(tmp_path / "h36m", data.Human36MMoon.SUBJECTS["train"])
+    write_freihand(tmp_path / "freihand")
+    for name in ("rich", "bedlam", "interhand"):
+        (tmp_path / name).symlink_to(folders(name))
+    mixed = data.open_official("hmr-adapter-hands", tmp_path, size=48, models=models, hand_size=32,
+                               augmentation="official_hmr", cache=tmp_path / "cache")
+    assert [type(part) for part in mixed.datasets] == [data.OfficialPeople] * 3 + [
+        data.HandPairs] * 2
+    assert mixed.datasets[3].hands.augmentation == data.AUGMENTATIONS["official_hamer"]
+    batch = torch.utils.data.default_collate([part[0] for part in mixed.datasets])
+    assert batch["hand_images"].shape == (5, 2, 3, 32, 32)
+    assert batch["body_pose_valid"].tolist() == [1, 1, 1, 0, 0]
+    assert batch["betas_valid"].tolist() == [1, 0, 1, 0, 0]  # RICH's are a gendered model's
+    assert batch["hand_betas_valid"].sum(1).tolist() == [0, 0, 0, 2, 2]
+    assert mixed[0].keys() == batch.keys()
+
+
 @pytest.mark.parametrize("arguments,expected", [
-    (["3dpw", "--draw", "2"], "test: 4 samples"),
-    (["bedlam", "--option", "min_keypoints=1", "--draw", "1"], "train: 4 samples"),
+    (["3dpw", "--draw", "2"], "ThreeDPW: 4 samples, officially 35,515"),
+    (["bedlam", "--option", "min_keypoints=1", "picture_size=64,36", "--draw", "1"],
+     "train: 4 samples"),
+    (["arctic", "--option", "hand_size=32", "--draw", "1"], "val: 8 samples"),
     (["interhand", "--draw", "1"], "train: 5 samples")])
 def test_command_line_looks_at_data(folders, models, tmp_path, capsys, arguments, expected):
     """It counts, looks for the pictures, tells what is known and draws."""
@@ -1499,7 +1733,8 @@ def test_command_line_looks_at_data(folders, models, tmp_path, capsys, arguments
                "32", "--models", str(models), "--out", str(tmp_path / "drawn.png")])
     printed = capsys.readouterr().out
     assert expected in printed and "all there; known: keypoints_2d 100 %" in printed
-    assert data.read_image(tmp_path / "drawn.png").shape[1] == 4 * 96
+    columns = 2 * 3 if "hand_size=32" in arguments else 4
+    assert data.read_image(tmp_path / "drawn.png").shape[1] == columns * 96
 
 
 def test_command_line_tells_of_missing_pictures(fresh, capsys):
@@ -1523,12 +1758,12 @@ def bodies_apart(joints, error=0.01):
 def test_golden_dexycb_is_relative_to_the_wrist_and_may_mirror():
     """One of 21 joints off by 10 mm is 10 / 21 mm; a mirrored hand is perfect once aligned."""
     prediction, target = bodies_apart(21)
-    report = metrics.evaluate("dexycb", prediction, target)
+    report = metrics.evaluate("dexycb_s0", prediction, target)
     assert report["MPJPE"] == pytest.approx(10 / 21) and report["MPVPE"] == 0
     moved = {name: points + (0.1, 0, 0.3) for name, points in target.items()}
-    assert metrics.evaluate("dexycb", moved, target)["MPJPE"] == pytest.approx(0, abs=1e-9)
+    assert metrics.evaluate("dexycb_s0", moved, target)["MPJPE"] == pytest.approx(0, abs=1e-9)
     mirrored = {name: points * (-1, 1, 1) for name, points in target.items()}
-    report = metrics.evaluate("dexycb", mirrored, target)
+    report = metrics.evaluate("dexycb_s0", mirrored, target)
     assert report["PA-MPJPE"] < 1e-6 and report["PA-MPVPE"] < 1e-6 and report["MPJPE"] > 10
 
 
@@ -1589,9 +1824,27 @@ def test_golden_whole_bodies_have_hands_relative_to_their_wrists(models):
         assert report["MPJPE"] == pytest.approx(10 / 14, rel=1e-3)  # the left wrist
 
 
+def test_golden_faces_are_relative_to_the_neck_and_other_joints_may_be_scored(models, tmp_path):
+    """One of five vertices of a face off by 10 mm is 2 mm; "scored" replaces the 14 joints."""
+    target = {"joints": RNG.normal(0, 0.3, (2, 76, 3)), "vertices": RNG.normal(0, 1, (2, 1577, 3))}
+    target["scored"] = RNG.normal(0, 0.3, (2, 14, 3))
+    prediction = {name: points.copy() for name, points in target.items()}
+    np.save(tmp_path / "face.npy", [0, 3, 5, 7, 9])
+    prediction["vertices"][:, 7, 2] += 0.01
+    prediction["scored"][:, 2, 0] += 0.14
+    files = models / "MANO_SMPLX_vertex_ids.pkl", tmp_path / "face.npy"
+    report = metrics.evaluate("ehf", prediction, target, *files)
+    assert report["face PVE"] == pytest.approx(2) and report["face PA-PVE"] > 0
+    assert report["MPJPE"] == pytest.approx(10) and report["hands MPJPE"] < 1e-6
+    prediction["joints"][:, 12] += 0.1  # the neck: all of the face is off
+    assert metrics.evaluate("ehf", prediction, target, *files)["face PVE"] > 150
+    prediction["joints"][:, 0, 1] += 0.03  # the pelvis
+    assert metrics.evaluate("ehf", prediction, target, *files)["PVE"] == pytest.approx(30, rel=1e-2)
+
+
 def test_every_evaluation_of_the_papers_has_a_protocol():
-    assert {"h36m_p2_lsp14", "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "freihand", "dexycb",
-            "arctic_p1val", "ehf", "amass_test", "moyo_val"} <= set(metrics.PROTOCOLS)
+    assert {"h36m_p2_lsp14", "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "freihand",
+            "dexycb_s0", "arctic_p1val", "ehf", "amass_test", "moyo_val"} <= set(metrics.PROTOCOLS)
 
 
 def test_dexycb_result_files(tmp_path):

@@ -415,7 +415,7 @@ def test_translations_before_the_models_camera_and_before_the_crops(finished, fo
 def test_official_pictures_need_models_and_a_protocol(finished, folder, official, tmp_path):
     for extra, message in (
             ((), "choose what to judge by with --protocol, one of 3dpw_lsp14, "),
-            (("--protocol", "dexycb"), "choose what to judge by with --protocol, one of 3dpw"),
+            (("--protocol", "dexycb_s0"), "choose what to judge by with --protocol, one of 3dpw"),
             (("--protocol", "3dpw_lsp14"), "SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE")):
         with pytest.raises(SystemExit, match=message):
             train.main(command_line(folder, "transformer", tmp_path / "no", "--data", "coco",

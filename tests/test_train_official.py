@@ -1,0 +1,171 @@
+"""HMR-Adapter's stages in train.py on official data, in the formats the tests of readers write."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_datasets import (
+    write_3dpw_moon,
+    write_arctic,
+    write_ehf,
+    write_interhand,
+    write_models,
+    write_rich,
+)
+from test_train_adapter import ERRORS, OF_BODIES, TINY, flag, scores_of
+
+import bodymodels
+import data
+import hmr_adapter
+import train
+
+VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_bodies():
+    """Whole bodies of landmarks and hands alone, and pictures as small as RICH's are here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(bodymodels.SURFACE_VERTEX_IDS, "smplx", tuple(range(21)))
+        patch.setitem(data.RICH.OPTIONS, "picture_size", (32, 24))
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The folder of all data sets, and of models with the files that judge bodies."""
+    base = tmp_path_factory.mktemp("official")
+    for name, fill in (("rich", write_rich), ("arctic", write_arctic), ("ehf", write_ehf),
+                       ("interhand", write_interhand), ("3dpw-moon", write_3dpw_moon),
+                       ("models", write_models)):
+        (base / name).mkdir()
+        fill(base / name)
+    regressor = np.zeros((14, VERTICES))
+    regressor[range(14), range(14)] = 1  # the first landmarks
+    (base / "models/SMPLX_to_J14.pkl").write_bytes(pickle.dumps(regressor))
+    np.save(base / "models/SMPL-X__FLAME_vertex_ids.npy", np.arange(5))  # nose, eyes and ears
+    body = bodymodels.load_model(base / "models", family="smplx")
+    for number in ("01", "100"):
+        mesh = body.v_template.numpy() + (0, 0.1 * len(number), 0)
+        bodymodels.save_mesh(base / f"ehf/{number}_align.ply", mesh, [[0, 1, 2]])
+    return base
+
+
+def command_line(base, stage, out, *extra, **fields):
+    config = train.TASKS[f"hmr_adapter-{stage}"].PRESETS["cpu"]
+    settings = [f"{name}={flag(value)}" for name, value in (
+        TINY | {"steps": 1, "batch_size": 2, "stem": ()} | fields).items() if hasattr(config, name)]
+    return ["--model", "hmr_adapter", "--stage", stage, "--preset", "cpu", "--out", str(out),
+            "--cache", str(base / "cache"), "--models", str(base / "models"), *map(str, extra),
+            "--set", *settings]
+
+
+@pytest.fixture(scope="module")
+def trained(base):
+    """All four stages after a step: hands of InterHand2.6M, bodies of RICH; ARCTIC judges."""
+    judged = ("--protocol", "arctic_p1val", "--test-root", base / "arctic")
+    for stage, name in (("hand_expert", "interhand"), ("body_expert", "rich"), ("hand", "rich"),
+                        ("body", "rich")):
+        expert = ("--expert", base / f"runs/{stage}_expert/checkpoint.pt") if stage in (
+            "hand", "body") else ()
+        train.main(command_line(base, stage, base / "runs" / stage, "--data", name, "--data-root",
+                                base / name, *judged, *expert))
+    return base / "runs"
+
+
+def evaluate(base, trained, stage, protocol, out, *extra):
+    train.main(["--model", "hmr_adapter", "--stage", stage, "--eval", "--protocol", protocol,
+                "--data-root", str(base / train.EVALUATIONS[protocol][0]), "--models",
+                str(base / "models"), "--cache", str(base / "cache"), "--out", str(out), *extra])
+    return scores_of(out)
+
+
+def test_stages_train_and_tell_what_they_found(trained):
+    """Every predictor is scored by ARCTIC's protocol; predictions tell whose they are."""
+    assert list(scores_of(trained / "hand_expert")["expert"]) == ERRORS
+    assert list(scores_of(trained / "hand")) == ["true arm", "no arm", "expert", "mean hand"]
+    assert list(scores_of(trained / "body")["adapter"]) == OF_BODIES
+    for stage in ("hand_expert", "body_expert", "hand", "body"):
+        scores = scores_of(trained / stage)
+        assert np.isfinite([list(row.values()) for row in scores.values()]).all()
+    with np.load(trained / "body/predictions.npz") as found:
+        assert found["image"][2] == b"images/s05/box_grab_01/3/00014.jpg"
+        assert found["pose"].shape == (8, 55, 3, 3) and found["joints"].shape == (8, 76, 3)
+    with np.load(trained / "hand/predictions.npz") as found:
+        assert found["vertices"].shape == (8, 2, 778, 3) and found["frame"].tolist() == [10] * 8
+        span = found["joints"].mean((0, 2))[:, 0]  # thumbs apart: the left is no mirrored right
+        assert not np.allclose(span[0], span[1])
+
+
+def test_the_dual_path_is_judged_on_ehf_with_faces(base, trained, tmp_path):
+    """EHF has meshes alone; hands are cut out where those are."""
+    scores = evaluate(base, trained, "all", "ehf", tmp_path, "--checkpoint",
+                      str(trained / "hand/checkpoint.pt"), "--guide",
+                      str(trained / "body/checkpoint.pt"))
+    assert list(scores) == ["ours", "experts", "expert", "mean pose"]
+    assert list(scores["ours"]) == [*OF_BODIES, "face PA-PVE", "face PVE"]
+    assert np.isfinite([list(row.values()) for row in scores.values()]).all()
+    assert json.loads((tmp_path / "results.json").read_text())["data"] == "ehf"
+    with np.load(tmp_path / "predictions.npz") as found:
+        assert found["frame"].tolist() == [1, 100]
+
+
+def test_bodies_are_judged_on_3dpw_by_smpls_joints(base, trained, tmp_path):
+    scores = evaluate(base, trained, "body_expert", "3dpw_smplx_lineage", tmp_path, "--checkpoint",
+                      str(trained / "body_expert/checkpoint.pt"))
+    assert list(scores["expert"]) == ["PA-MPJPE", "MPJPE"]
+
+
+def test_perfect_meshes_have_no_error_by_the_official_protocols(base, trained):
+    """Whatever the pose or the subject's own template: the truth alone scores 0."""
+    config = hmr_adapter.load_checkpoint(trained / "body/checkpoint.pt").config
+    for protocol in ("arctic_p1val", "ehf"):
+        name = train.EVALUATIONS[protocol][0]
+        arguments = train.parse_arguments(command_line(
+            base, "body", base / "no", "--data", name, "--data-root", base / name))
+        task = train.BodyAdapterTask(config, arguments, {"data": name})
+        truth = task.truth({"index": np.arange(2)})
+        assert max(task.judge(truth, truth).values()) < 1e-3
+        moved = {"vertices": truth["vertices"] + (np.arange(VERTICES) == 3)[:, None] * [0.14, 0, 0]}
+        report = task.judge(moved, truth)  # one of J14's joints, and one of the face's five
+        assert report["MPJPE"] > 8 and (report.get("face PVE", 0) > 20) == (protocol == "ehf")
+
+
+def test_official_people_need_models_protocols_and_splits(base, trained, tmp_path):
+    rich = ("--data", "rich", "--data-root", base / "rich")
+    judged = ("--protocol", "arctic_p1val", "--test-root", base / "arctic")
+    for stage, extra, message in (
+            ("body_expert", rich, "choose what to judge by with --protocol, one of 3dpw_smplx"),
+            ("hand_expert", (*rich, "--protocol", "ehf"), "one of arctic_p1val"),
+            ("body_expert", ("--data", "ehf", "--data-root", base / "ehf"), "unknown split"),
+            ("body_expert", (*rich, *judged, "--models", tmp_path), "no body model in")):
+        arguments = command_line(base, stage, tmp_path / "no", *extra)
+        with pytest.raises(SystemExit, match=message):
+            train.main(arguments)
+    arguments = command_line(base, "body_expert", tmp_path / "no", *rich, *judged)
+    del arguments[arguments.index("--models"):][:2]
+    place = arguments.index("--models")
+    with pytest.raises(SystemExit, match="give the folder of SMPL-X's of all genders, MANO_RIGHT"):
+        train.main(arguments[:place] + arguments[place + 2:])
+    shutil.copytree(base / "models", tmp_path / "models", symlinks=True)
+    (tmp_path / "models/SMPLX_to_J14.pkl").write_bytes(pickle.dumps(np.zeros((17, VERTICES))))
+    with pytest.raises(ValueError, match="has shape .17, 1577.: expected 14 rows"):
+        evaluate(base, trained, "body", "ehf", tmp_path / "out", "--checkpoint",
+                 str(trained / "body/checkpoint.pt"), "--models", str(tmp_path / "models"))
+
+
+def test_released_body_experts_get_the_mean_hand_of_the_models(base):
+    """SMPLer-X's fingers are relative to it: right hand first."""
+    arguments = train.parse_arguments(command_line(
+        base, "body", base / "no", "--expert", "x", "--data", "arctic", "--data-root",
+        base / "arctic"))
+    task = object.__new__(train.BodyAdapterTask)
+    task.arguments, task.data = arguments, "arctic"
+    mean = task.mean_hand()["hand_mean"]
+    arrays = bodymodels.load_arrays(base / "models/SMPLX_NEUTRAL.npz")
+    torch.testing.assert_close(mean[0].flatten().double(),
+                               torch.from_numpy(np.ravel(arrays["hands_meanr"])), check_dtype=False,
+                               atol=1e-6, rtol=0)
