@@ -1852,6 +1852,15 @@ class PeopleDataset(ImageDataset):
             sample["hand_images"] = np.stack([self.augmentation.recolor(image, rng)
                                               for image in sample["hand_images"]])
 
+    def labelled(self, sample: dict[str, np.ndarray], rng: np.random.Generator
+                 ) -> dict[str, np.ndarray]:
+        """A person's pictures and labels, moved as the augmentation says, with `person_labels`."""
+        if self.augmentation is not None and self.augmentation.moves:
+            sample = augment_person(sample, self.augmentation, rng)
+        return person_labels(sample | {
+            "image": sample["image"].transpose(2, 0, 1),
+            "hand_images": sample["hand_images"].transpose(0, 3, 1, 2)}, self.size)
+
 
 class RenderedPeople(Rendered, PeopleDataset):
     """Pictures of the free whole body with a crop of each hand, rendered: exact labels.
@@ -1943,12 +1952,8 @@ class RenderedPeople(Rendered, PeopleDataset):
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = self.record(index)
-        sample = {name: record[name] for name in self.dtype.names}
-        if self.augmentation is not None and self.augmentation.moves:
-            sample = augment_person(sample, self.augmentation, rng)
-        sample["image"] = sample["image"].transpose(2, 0, 1)
-        sample["hand_images"] = sample["hand_images"].transpose(0, 3, 1, 2)
-        return person_labels(sample, self.size)
+        return self.labelled({name: record[name] for name in self.dtype.names}, rng)
+
 
 def person_labels(sample: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     """A sample of RenderedPeople with the labels that follow from the others; "pose" is renamed."""
@@ -3878,11 +3883,7 @@ class OfficialPeople(PeopleDataset):
                   "hand_visible": np.ones(2)}
         hands = [self._hand(hand, image, K, flat, output.vertices[0]) for hand in range(2)]
         sample |= {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
-        if self.augmentation is not None and self.augmentation.moves:
-            sample = augment_person(sample, self.augmentation, rng)
-        sample["image"] = sample["image"].transpose(2, 0, 1)
-        sample["hand_images"] = sample["hand_images"].transpose(0, 3, 1, 2)
-        labels = person_labels(sample, self.size)
+        labels = self.labelled(sample, rng)
         neutral = self.pictures.MODEL == "smplx" and GENDERS[record["gender"]] == "neutral"
         return labels | {
             "keypoints_valid": labels["keypoints_valid"] * known,

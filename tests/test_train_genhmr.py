@@ -374,6 +374,7 @@ def test_official_pictures_train_and_are_judged(finished, folder, official, tmp_
 def test_perfect_predictions_have_no_error(finished, folder, official):
     """The truth of 3DPW is the gendered body in the camera's frame; here all genders are one."""
     task = judge(folder, official, "3dpw_lsp14")
+    assert task.test_set.split == "test" and task.data_set("train", 0).split == "train"
     batch = {name: value.numpy() for name, value in batch_of(task.test_set, range(4)).items()}
     predictions = {"index": batch["index"], "true_pose": batch["pose"], "betas": batch["betas"],
                    "true_betas": batch["betas"], "pose of T=5": batch["pose"]}

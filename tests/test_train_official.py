@@ -31,6 +31,8 @@ def small_bodies():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(bodymodels.SURFACE_VERTEX_IDS, "smplx", tuple(range(21)))
         patch.setitem(data.RICH.OPTIONS, "picture_size", (32, 24))
+        for name in ("draw_grid", "draw_curves"):  # matplotlib's part alone: it takes its time
+            patch.setattr(train, name, lambda *_, **__: None)
         yield
 
 
