@@ -32,6 +32,7 @@ A hand's joints are in `hand21` order, a body's in `smpl45`, a whole body's in `
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import io
@@ -101,7 +102,8 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
 def _bytes_of(path: Path, start: int, count: int) -> io.BytesIO:
     with open(path, "rb") as file:
         file.seek(start)
-        return io.BytesIO(file.read(count))
+        content = file.read(count)
+    return io.BytesIO(base64.b64decode(content) if path.suffix == ".tsv" else content)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -2432,6 +2434,14 @@ class Pictures(ImageDataset):
         """The content of a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
 
+    def yaml(self, path: str | os.PathLike) -> dict:
+        """The content of a YAML file below root, tuples of Python left out."""
+        import yaml  # comes with jupyterlab; little here wants it
+        try:
+            return yaml.safe_load(self.file(path).read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+
     def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
         """Annotation, all of it or of some samples, memory-mapped."""
         if self._packed is None:
@@ -2618,7 +2628,7 @@ class DexYCB(HandPictures):
                 raise ValueError(f"{len(sequences)} sequences where the splits count {wanted}")
             subject = int(folder.name[-2:]) - 1
             for order, sequence in enumerate(sequences):
-                meta = self._yaml(sequence / "meta.yml")
+                meta = self.yaml(sequence / "meta.yml")
                 for camera, serial in enumerate(self.CAMERAS):
                     if serial not in map(str, meta["serials"]) or self.split != DEXYCB_SETUPS[
                             self.options["setup"]](subject, order, camera):
@@ -2626,18 +2636,11 @@ class DexYCB(HandPictures):
                     yield from self._camera(sequence, serial, meta, number)
                     number += meta["num_frames"]
 
-    def _yaml(self, path: Path) -> dict:
-        import yaml  # comes with jupyterlab; nothing else here wants it
-        try:
-            return yaml.safe_load(self.file(path).read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from error
-
     def _camera(self, sequence: Path, serial: str, meta: dict, number: int) -> Iterator[dict]:
         """The frames of one camera in one sequence that show the hand."""
-        color = self._yaml(f"calibration/intrinsics/{serial}_640x480.yml")["color"]
+        color = self.yaml(f"calibration/intrinsics/{serial}_640x480.yml")["color"]
         K = intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"]))
-        betas = self._yaml(f"calibration/mano_{meta['mano_calib'][0]}/mano.yml")["betas"]
+        betas = self.yaml(f"calibration/mano_{meta['mano_calib'][0]}/mano.yml")["betas"]
         side, labels, frames = meta["mano_sides"][0], [], []
         for frame in range(meta["num_frames"]):
             with np.load(self.file(sequence / serial / f"labels_{frame:06d}.npz")) as arrays:
@@ -3038,6 +3041,56 @@ class EFT(BodyPictures):
                    "pose": bodymodels.matrix_to_axis_angle(pose).numpy(), "has_pose": 1,
                    "betas": item["parm_shape"], "has_betas": 1, "person": item["annotId"],
                    "keypoints_2d": with_confidence(keypoints[:, :2], keypoints[:, 2])}
+
+
+class METRO(BodyPictures):
+    """METRO's and FastMETRO's tables of bodies (Lin et al. 2021): a .yaml that names those of one
+    split, *.label.tsv and *.img.tsv, with *.img.lineidx beside it.
+
+    Option table: the .yaml. A line is a key, a tab and a value: a JSON list of one dictionary, or
+    in the last column a picture in base64, which stays where it is. scale is a side / 200. Joints
+    in the plane may be placeholders: has_2d_joints. linelist, which chooses lines, tables that join
+    others (composite) and those of hands are not read.
+    """
+
+    SPLITS, SOURCES = {"train": ""}, ()
+    JOINTS, OPTIONS, FILES = "j24", {"table": "train.yaml"}, ("table",)
+    HOME = "github.com/microsoft/MeshTransformer"
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        found = super().find_sources()
+        try:
+            names = self.yaml(self.options["table"])
+            self.pictures = names["img"]
+            wanted = names["label"], Path(names["img"]).with_suffix(".lineidx")
+        except UNREADABLE as error:
+            raise ValueError(f"{self.reading} is not as METRO is shipped ({error}): expected the "
+                             "names of label and img") from error
+        return found | {str(name): [self.file(name)] for name in wanted}
+
+    def rows(self) -> Iterator[dict]:
+        _, labels, index = (paths[0] for paths in self.sources.values())
+        path = self.file(self.pictures)
+        starts = [int(line) for line in self.file(index).read_text().split()]
+        lines = self.file(labels).read_text().splitlines()
+        with open(path, "rb") as pictures:
+            for line, start, end in zip(lines, starts, [*starts[1:], path.stat().st_size],
+                                        strict=True):
+                pictures.seek(start)
+                tab = pictures.read(min(end - start, 4096)).rindex(b"\t") + 1  # base64 has none
+                yield self._person(json.loads(line.split("\t", 1)[1])[0]) | {
+                    "image": self.pictures, "part": (start + tab, end - start - tab)}
+
+    @staticmethod
+    def _person(label: dict) -> dict:
+        flat, solid = (np.reshape(label[f"{kind}_joints"], (24, width)).astype(np.float64)
+                       for kind, width in (("2d", 3), ("3d", 4)))
+        return {"center": label["center"], "box": np.full(2, label["scale"] * 200 / BOX_MARGIN),
+                "keypoints_2d": with_confidence(flat[:, :2], flat[:, 2] * label["has_2d_joints"]),
+                "keypoints_3d": with_confidence(solid[:, :3], solid[:, 3] * label["has_3d_joints"]),
+                "pose": np.reshape(label["pose"], (24, 3)), "has_pose": label["has_smpl"],
+                "betas": label["betas"], "has_betas": label["has_smpl"],
+                "gender": gender_number(label.get("gender", "n"))}
 
 
 class Human36M(SPIN):
@@ -4025,6 +4078,7 @@ OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
     "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
     "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "spin": SPIN, "eft": EFT,
+    "metro": METRO,
     "coco": COCO, "aic": AIC, "mpii": MPII, "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards,
     "hamer-tars": HaMeRShards, "hmr2-npz": HMRFlat, "hamer-npz": HaMeRFlat,
     "humandata": HumanData, "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}

@@ -1,6 +1,7 @@
 """Every data set's reader, on tiny folders in the official format: the data themselves are not ours
 to ship. test_wart_*: what the formats have in store for those who do not know them."""
 
+import base64
 import io
 import json
 import os
@@ -698,6 +699,40 @@ def test_wart_eft_poses_are_matrices_and_its_scale_is_a_side_over_200(folders):
                                atol=1e-6)
     np.testing.assert_allclose(1.2 * record["box"], (30, 30), rtol=1e-6)
     assert record["person"] == 77 and not record["K"].any() and record["has_betas"] == 1
+
+
+def write_metro(root):
+    """Two people of METRO's, of whom the second has neither SMPL nor joints in the plane."""
+    table, starts, labels = b"", [], []
+    for number in range(2):
+        starts.append(len(table))
+        table += f"k{number}\tunused\t".encode() + base64.b64encode(jpeg(color=90 + 80 * number))
+        table += b"\n"
+        known = 1 - number
+        labels.append(f"k{number}\t" + json.dumps([{
+            "center": [20.0, 24], "scale": 0.15, "has_smpl": known, "has_2d_joints": known,
+            "has_3d_joints": 1, "2d_joints": [[[9.0, 8, 1]] * 24], "gender": "f",
+            "3d_joints": [[[0.1, 0.2, 0.3, 1]] * 24], "pose": [0.1] * 72, "betas": [0.2] * 10}]))
+    (root / "train.img.tsv").write_bytes(table)
+    write(root / "train.img.lineidx", "\n".join(map(str, starts)) + "\n")
+    write(root / "train.label.tsv", "\n".join(labels) + "\n")
+    write(root / "train.yaml", "img: train.img.tsv\nlabel: train.label.tsv\nhw: train.hw.tsv\n")
+
+
+def metro(root, **options):
+    return data.METRO(root, "train", 32, progress=False, **options)
+
+
+def test_wart_metro_pictures_are_base64_inside_of_tables(folders):
+    """They are decoded where they lie, in the last column; what has no flag is unknown."""
+    dataset = metro(folders("metro"))
+    records = dataset.records()
+    shades = [int(dataset.picture(record)[0, 0, 0]) for record in records]
+    assert abs(shades[0] - 90) < 3 and abs(shades[1] - 170) < 3
+    assert records["has_pose"].tolist() == [1, 0] == records["has_betas"].tolist()
+    assert records["keypoints_2d"][:, 0].tolist() == [[9, 8, 1], [0, 0, 0]]
+    assert records["keypoints_3d"][1, :, 3].all() and records["gender"].tolist() == [2, 2]
+    np.testing.assert_allclose(1.2 * records["box"], 30, rtol=1e-6)
 
 
 def test_wart_coco_pictures_are_not_turned(folders):
@@ -1460,6 +1495,7 @@ WRITERS = {
     "dexycb": write_dexycb, "interhand": write_interhand, "3dpw": write_3dpw,
     "3dpw-moon": write_3dpw_moon, "emdb": write_emdb, "h36m": write_h36m,
     "h36m-moon": write_h36m_moon, "h36m-smplx": write_h36m_moon, "eft": write_eft,
+    "metro": write_metro,
     "coco": write_coco, "aic": write_aic, "mpii": write_mpii,
     "mpi-inf-3dhp": write_mpi_inf, "hmr2-tars": write_hmr2, "hamer-tars": write_hamer,
     "hmr2-npz": write_hmr2_npz, "hamer-npz": write_hamer_npz, "humandata": write_humandata,
@@ -1467,6 +1503,7 @@ WRITERS = {
 READERS = {
     "dexycb": dexycb, "interhand": interhand, "3dpw": threedpw, "3dpw-moon": threedpw_moon,
     "emdb": emdb, "h36m": human36m, "h36m-moon": h36m_moon, "h36m-smplx": h36m_smplx, "eft": eft,
+    "metro": metro,
     "coco": coco, "aic": aic,
     "mpii": mpii, "mpi-inf-3dhp": mpi_inf, "hmr2-tars": hmr2, "hamer-tars": hamer,
     "hmr2-npz": hmr2_npz, "hamer-npz": hamer_npz, "humandata": humandata, "bedlam": bedlam,
