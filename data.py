@@ -6,6 +6,7 @@
     MotionPoses, AMASS, MOYO    poses of bodies, without pictures; Joined makes several one
     HandPictures, BodyPictures  the other official data sets of hands and bodies, see OFFICIAL;
                                 Mixed has several in proportions, see MIXTURES
+    OfficialPeople, HandPairs   the same with samples as of RenderedPeople
 
 Every data set is a `torch.utils.data.Dataset`. `dataset[key]` takes key = epoch * len(dataset) +
 index and is a pure function of (seed, split, epoch, index): no state, so any worker, any rank and
@@ -2435,7 +2436,7 @@ class Pictures(ImageDataset):
         return json.loads(self.file(path).read_bytes())
 
     def yaml(self, path: str | os.PathLike) -> dict:
-        """The content of a YAML file below root, tuples of Python left out."""
+        """The content of a YAML file below root, of plain data alone."""
         import yaml  # comes with jupyterlab; little here wants it
         try:
             return yaml.safe_load(self.file(path).read_text())
@@ -3580,7 +3581,8 @@ class HMRFlat(Flat, BodyPictures):
 class HaMeRFlat(Flat, HandPictures):
     """HaMeR's hamer_evaluation_data: freihand_val.npz, ho3d_val.npz and HInt's.
 
-    Left hands (right = 0) are mirrored, hand_pose is absolute, K is not told.
+    Left hands (right = 0) are mirrored, hand_pose is absolute, K is not told. The crop is around
+    the keypoints: HaMeR's own evaluation takes FreiHAND's boxes as they are.
     """
 
     SPLITS = {name: name for name in ("freihand_val", "ho3d_val", *(
@@ -4078,10 +4080,10 @@ OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
     "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
     "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "spin": SPIN, "eft": EFT,
-    "metro": METRO,
-    "coco": COCO, "aic": AIC, "mpii": MPII, "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards,
-    "hamer-tars": HaMeRShards, "hmr2-npz": HMRFlat, "hamer-npz": HaMeRFlat,
-    "humandata": HumanData, "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
+    "metro": METRO, "coco": COCO, "aic": AIC, "mpii": MPII, "mpi-inf-3dhp": MPIINF3DHP,
+    "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards, "hmr2-npz": HMRFlat,
+    "hamer-npz": HaMeRFlat, "humandata": HumanData, "bedlam": BEDLAM, "rich": RICH,
+    "arctic": ARCTIC, "ehf": EHF}
 
 
 def open_official(name: str, root: str | os.PathLike, split: str | None = None, *,
