@@ -958,7 +958,7 @@ def test_wart_tar_masks_belong_to_people_and_may_be_missing(folders):
     np.testing.assert_array_equal(dataset.mask(2), MASKS[1])
 
 
-@pytest.mark.filterwarnings("ignore:.*: b. is damaged and left out")
+@pytest.mark.filterwarnings("ignore:.*b. is damaged and left out")
 def test_shards_are_read_by_all_cores_in_their_order(tmp_path):
     """As by one; a damaged one is named, also if another process reads it; excluded keys are not
     read."""
