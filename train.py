@@ -1409,8 +1409,8 @@ class HandAdapterTask(HandExpertTask):
              batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 5, with the true arm or the one that the guide finds."""
         if self.config.arm_source == "found":
-            batch = batch | {"body_pose": self.find_pose(batch)}
-            batch["body_pose_valid"] = torch.ones_like(batch["hand_valid"][:, 0])
+            someone = torch.ones_like(batch["hand_valid"][:, 0])  # unless data say: hands alone
+            batch = {"body_pose_valid": someone} | batch | {"body_pose": self.find_pose(batch)}
         return super().loss(trainer, batch)
 
     def inputs(self, samples: dict[str, Tensor]) -> tuple[Tensor, ...]:

@@ -73,6 +73,8 @@ def trained(base):
                         ("body", "rich")):
         expert = ("--expert", base / f"runs/{stage}_expert/checkpoint.pt") if stage in (
             "hand", "body") else ()
+        if stage == "hand":
+            expert += "--guide", base / "runs/body_expert/checkpoint.pt"
         train.main(command_line(base, stage, base / "runs" / stage, "--data", name, "--data-root",
                                 base / name, *judged, *expert))
     return base / "runs"
@@ -88,7 +90,8 @@ def evaluate(base, trained, stage, protocol, out, *extra):
 def test_stages_train_and_tell_what_they_found(trained):
     """Every predictor is scored by ARCTIC's protocol; predictions tell whose they are."""
     assert list(scores_of(trained / "hand_expert")["expert"]) == ERRORS
-    assert list(scores_of(trained / "hand")) == ["true arm", "no arm", "expert", "mean hand"]
+    assert list(scores_of(trained / "hand")) == ["true arm", "found arm", "no arm", "expert",
+                                                 "mean hand"]
     assert list(scores_of(trained / "body")["adapter"]) == OF_BODIES
     for stage in ("hand_expert", "body_expert", "hand", "body"):
         scores = scores_of(trained / stage)
@@ -100,6 +103,26 @@ def test_stages_train_and_tell_what_they_found(trained):
         assert found["vertices"].shape == (8, 2, 778, 3) and found["frame"].tolist() == [10] * 8
         span = found["joints"].mean((0, 2))[:, 0]  # thumbs apart: the left is no mirrored right
         assert not np.allclose(span[0], span[1])
+
+
+def test_hands_alone_have_no_arm_to_be_found(base, trained):
+    """A guide finds arms in pictures of people, not in the black ones of pairs of hands."""
+    arguments = train.parse_arguments(command_line(
+        base, "hand", base / "no", "--data", "interhand", "--data-root", base / "interhand",
+        "--protocol", "arctic_p1val", "--guide", trained / "body_expert/checkpoint.pt"))
+    model = hmr_adapter.load_checkpoint(trained / "hand/checkpoint.pt")
+    task = train.HandAdapterTask(model.config, arguments, {"data": "interhand"})
+    assert task.config.arm_source == "found"
+    heard = []
+
+    def trainer(images, arm, arm_valid):
+        heard.append(arm_valid)
+        return model(images, arm, arm_valid)
+
+    pairs = next(train.load_batches(task.train_set, [[0, 1]], train.World()))
+    task.loss(trainer, pairs)
+    task.loss(trainer, {name: value for name, value in pairs.items() if name != "body_pose_valid"})
+    assert [valid.tolist() for valid in heard] == [[0] * 4, [1] * 4]
 
 
 def test_the_dual_path_is_judged_on_ehf_with_faces(base, trained, tmp_path):
