@@ -282,8 +282,8 @@ PRESETS: dict[str, Config] = {
         heads=4, points=2, layers=2, ffn=128, regressor_width=256, summary_keypoints=45,
         guesses=1.0, reduction="mean", weight_keypoints_3d=2.5e-4, weight_keypoints_2d=1e-4,
         weight_summary=0.05, weight_pose=5e-6, weight_betas=1e-4, temperature_end=0.5,
-        batch_size=16, steps=3_600, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
-        precision="fp32", channels_last=False, eval_every=1_800, augmentation="rendered_bodies",
+        batch_size=16, steps=2_400, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
+        precision="fp32", channels_last=False, eval_every=1_200, augmentation="rendered_bodies",
         train_samples=16_000, test_samples=500, views=30.0, lean=45.0),
 }
 

@@ -24,9 +24,9 @@ TINY = {  # set in every stage that has the field
     "image_size": 32, "patch_size": 8, "stem": (8,), "vit_dim": 16, "vit_depth": 1, "vit_heads": 2,
     "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_head_dim": 4,
     "decoder_ffn": 16, "depth_bins": 4, "hand_cells": 4, "box_dim": 8, "joint_dim": 8,
-    "offset_hidden": 16, "body_size": 32, "hand_size": 32, "batch_size": 4, "steps": 4,
-    "eval_every": 3, "warmup_steps": 1, "learning_rate": 1e-2, "train_samples": 20,
-    "test_samples": 9}
+    "offset_hidden": 16, "arm_source": "true", "knuckle_source": "true", "body_size": 32,
+    "hand_size": 32, "batch_size": 4, "steps": 4, "eval_every": 3, "warmup_steps": 1,
+    "learning_rate": 1e-2, "train_samples": 20, "test_samples": 9}
 TIMES = ("seconds", "images_per_second")
 ERRORS = ["PA-MPJPE", "PA-PVE", "MPJPE", "PVE"]
 OF_HANDS = [f"{group} {name}" for group in ("clear", "occluded") for name in ERRORS]
@@ -203,7 +203,8 @@ def test_the_same_command_continues_where_it_stopped(finished, folder, tmp_path,
      "has a HandExpert: expected a HandAdapter"),
     (["--stage", "all", "--eval", "--checkpoint", "{hand}", "--guide", "{hand}"],
      "has a HandAdapter: expected a BodyAdapter"),
-    (["--stage", "hand", "--expert", "{hand_expert}", "--set", "inject=none"], "nothing to train"),
+    (["--stage", "hand", "--expert", "{hand_expert}", "--set", "arm_source=true", "inject=none"],
+     "nothing to train"),
     (["--stage", "hand", "--expert", "{hand_expert}", "--set", "arm=leg"], "arm is 'leg'"),
     (["--stage", "hand", "--expert", "{hand_expert}", "--set", "arm_source=found"],
      "arm_source=found .* give its checkpoint with --guide"),
