@@ -344,7 +344,7 @@ def cpu_preset() -> Config:
         steps=3_000, learning_rate=3e-3, weight_keypoints_2d=0.05, weight_pose=0.01,
         weight_keypoints_img=0.1)
     body = BodyExpertConfig(
-        **encoder, **expert, steps=2_700, learning_rate=2e-3, weight_keypoints_2d=20.0,
+        **encoder, **expert, steps=1_800, learning_rate=2e-3, weight_keypoints_2d=20.0,
         weight_boxes=5.0, depth_bins=8, hand_cells=8, box_dim=8, joint_dim=48)
     # Such a body expert is far from the truth: who is trained with the truth believes it too much.
     return Config(
@@ -797,6 +797,19 @@ def single(layer: nn.Module) -> nn.Sequential:
     return nn.Sequential(layer)
 
 
+def rotations_of(width: int, joints: int, second: float = 1.0) -> nn.Sequential:
+    """A linear layer to interleaved 6D that begins near one rotation whatever it sees: identity.
+
+    second: -1 for half a turn around x, as people stand before an OpenCV camera. SMPLer-X begins
+    anywhere; then rotations may stay wrong for good, as those behind them undo it (our choice).
+    """
+    layer = nn.Linear(width, 6 * joints)
+    nn.init.xavier_uniform_(layer.weight, gain=0.01)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([1.0, 0, 0, second, 0, 0]).repeat(joints))
+    return single(layer)
+
+
 def deconvolutions(*widths: int) -> nn.Sequential:
     """Maps of twice the size, again and again, each with norm and ReLU."""
     layers: list[nn.Module] = []
@@ -874,8 +887,8 @@ class BodyRegressor(nn.Module):
         super().__init__()
         width, joints = config.vit_dim, 25 * (config.joint_dim + 3)
         self.body_conv = single(nn.Linear(width, config.joint_dim))
-        self.root_pose_out = single(nn.Linear(joints, 6))
-        self.body_pose_out = single(nn.Linear(joints, 21 * 6))
+        self.root_pose_out = rotations_of(joints, 1, second=-1.0)
+        self.body_pose_out = rotations_of(joints, 21)
         self.shape_out = single(nn.Linear(width, 10))
         self.cam_out = single(nn.Linear(width, 3))
 
@@ -950,7 +963,7 @@ class HandRegressor(nn.Module):
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
         self.hand_conv = conv_norm_relu(config.vit_dim, config.joint_dim)
-        self.hand_pose_out = single(nn.Linear(20 * (config.joint_dim + 3), 15 * 6))
+        self.hand_pose_out = rotations_of(20 * (config.joint_dim + 3), 15)
 
     def forward(self, features: Tensor, joints: Tensor) -> Tensor:
         """joints: (B, 20, 3) in cells. Returns (B, 15, 6)."""
@@ -971,7 +984,7 @@ class FaceRegressor(nn.Module):
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
         self.expr_out = single(nn.Linear(config.vit_dim, 10))
-        self.jaw_pose_out = single(nn.Linear(config.vit_dim, 6))
+        self.jaw_pose_out = rotations_of(config.vit_dim, 1)
 
 
 class Seen(NamedTuple):
@@ -1103,7 +1116,8 @@ class Adapter(nn.Module):
             self.config.trainable]
 
     def freeze(self) -> None:
-        """At the end of __init__."""
+        """At the end of __init__; the expert may come frozen, out of another adapter."""
+        self.expert.requires_grad_(True)
         for module in self.frozen():
             module.requires_grad_(False)
         self.train()
@@ -1802,7 +1816,7 @@ def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -
     """
     state, config = read_checkpoint(source)
     if config is not None:
-        return expert_of(load_checkpoint(source), HandExpert)
+        return expert_of(load_checkpoint(source), HandExpert).requires_grad_(True)
     require(any(name.startswith("mano_head.") for name in state),
             "no hand expert in this checkpoint: expected train.py's or HaMeR's")
     expert = HandExpert(HandExpertConfig())
@@ -1819,7 +1833,7 @@ def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | No
     """
     state, config = read_checkpoint(source)
     if config is not None:
-        return expert_of(load_checkpoint(source), BodyExpert)
+        return expert_of(load_checkpoint(source), BodyExpert).requires_grad_(True)
     for pattern, name in SMPLER_X_NAMES:
         state = {re.sub(pattern, name, key): value for key, value in state.items()}
     require(any(name.startswith("body_regressor.") for name in state),
