@@ -250,13 +250,13 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
         batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250, eval_every=1_250),
     # One GPU with 11 GB: the paper's run, step for step, in two halves.
     "single_gpu": TokenizerConfig(batch_size=256, accumulate=2),
-    # Two CPU cores, a process each: the same design and the same 96 words, small enough to learn
-    # in minutes. It knows the bodies that its stage 2 will meet, which face an upright camera. Few
-    # codes, as few are told apart by an encoder as small as that of stage 2.
+    # Two CPU cores: the same design and the same 96 words, small enough to learn in minutes. It
+    # knows the bodies that its stage 2 will meet, which face an upright camera. Few codes, as few
+    # are told apart by an encoder as small as that of stage 2.
     "cpu": TokenizerConfig(
         codebook_size=128, code_dim=64, width=96, depth=1, vertex_stride=20, heading=20.0,
-        tilt=20.0, uniform_rotation=0.0, batch_size=32, steps=3_600, learning_rate=2e-3,
-        schedule="cosine", warmup_steps=100, eval_every=1_800, train_samples=20_000,
+        tilt=20.0, uniform_rotation=0.0, batch_size=64, steps=4_000, learning_rate=2e-3,
+        schedule="cosine", warmup_steps=100, eval_every=1_000, train_samples=20_000,
         test_samples=1_000),
 }
 
@@ -270,20 +270,19 @@ PRESETS: dict[str, Config] = {
         eval_every=5_000),
     # One GPU with 24 GB: one process's share of the paper's run, in four parts.
     "single_gpu": Config(batch_size=12, accumulate=4, reduction="mean"),
-    # Two CPU cores, a process each: the same design with a tiny encoder, at half the resolution,
-    # for bodies that stand and turn no further than 30 degrees from the camera: cartwheels take
-    # longer. That encoder has seen nothing before, so it begins with convolutions and is asked for
-    # keypoints. With the paper's weights L_3D starts ten times as large as L_mask, and its Gumbel
-    # noise drowns the little that can be learned in minutes: here the terms beside L_mask weigh far
-    # less.
+    # Two CPU cores: the same design with a tiny encoder, at half the resolution, for bodies that
+    # stand and turn no further than 30 degrees from the camera: cartwheels take longer. That
+    # encoder has seen nothing before, so it begins with convolutions and is asked for keypoints.
+    # With the paper's weights L_3D starts ten times as large as L_mask, and its Gumbel noise drowns
+    # the little that can be learned in minutes: here the terms beside L_mask weigh far less.
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, vit_dim=128, vit_depth=2, vit_heads=4,
         vit_drop_path=0.0, stem=(24, 48, 96, 128), scales=(1, 2), pyramid_width=32, width=64,
         heads=4, points=2, layers=2, ffn=128, regressor_width=256, summary_keypoints=45,
-        guesses=1.0, reduction="mean", weight_keypoints_3d=2.5e-4, weight_keypoints_2d=1e-4,
+        reduction="mean", weight_keypoints_3d=2.5e-4, weight_keypoints_2d=1e-4,
         weight_summary=0.05, weight_pose=5e-6, weight_betas=1e-4, temperature_end=0.5,
-        batch_size=16, steps=2_400, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
-        precision="fp32", channels_last=False, eval_every=1_200, augmentation="rendered_bodies",
+        batch_size=32, steps=4_000, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
+        precision="fp32", channels_last=False, eval_every=1_000, augmentation="rendered_bodies",
         train_samples=16_000, test_samples=500, views=30.0, lean=45.0),
 }
 
