@@ -1056,7 +1056,7 @@ def test_overfits_one_batch(stage):
     samples = hmr.hand_samples(batch)
     optimizer = torch.optim.AdamW(hmr.parameter_groups(model, 0.0), lr=3e-3)
     history = []
-    for _ in range(40):
+    for _ in range(40 if "hand" in stage else 80):
         if "hand" in stage:
             extra = (samples["arm"], samples["arm_valid"]) if stage == "hand" else ()
             terms = hmr.hand_losses(model(samples["images"], *extra), samples, free_hand(), config)
@@ -1070,7 +1070,8 @@ def test_overfits_one_batch(stage):
         loss.backward()
         optimizer.step()
         history.append(loss.item())
-    assert min(history[-5:]) < 0.75 * history[0], history[::10]
+    most = 0.85 if stage == "body" else 0.75  # the offset alone moves no shape, face or box
+    assert min(history[-5:]) < most * history[0], history[::10]
 
 
 # --------------------------------------------------------------------------------------- dual path
