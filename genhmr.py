@@ -1234,7 +1234,7 @@ class Refined(NamedTuple):
 
 def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoints_2d: Tensor,
            confidence: Tensor, keypoints: Callable[[Tensor, Tensor], Tensor], *,
-           iterations: int = 10, step_size: float = 30.0, weight_pose: float = 1e-2,
+           iterations: int = 10, step_size: float = 100.0, weight_pose: float = 1e-2,
            optimizer: str = "gd") -> Refined:
     """2D pose-guided refinement: gradient steps on the words' embeddings, all else frozen.
 
