@@ -597,11 +597,15 @@ class ViT(nn.Module):
             for n in range(depth)])
         self.last_norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> Tensor:
+        """The patches, with their positions (B, N, D)."""
         for layer in self.patch_embed.values():
             images = layer(images)
         x = images.flatten(2).transpose(1, 2)  # (B, 192, 1280)
-        x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+        return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)
         for block in self.blocks:
             x = block(x)
         return self.last_norm(x)
@@ -616,11 +620,8 @@ class TaskViT(ViT):
         nn.init.trunc_normal_(self.task_tokens, std=0.02)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        for layer in self.patch_embed.values():
-            images = layer(images)
-        x = images.flatten(2).transpose(1, 2)
-        x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]  # task tokens have no position
-        x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)
+        x = self.embed(images)
+        x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # they have no position
         for block in self.blocks:
             x = block(x)
         tokens, patches = self.last_norm(x).split((31, x.shape[1] - 31), 1)

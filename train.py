@@ -1235,14 +1235,10 @@ class PeopleTask(Task):
             stage = arguments.stage
             raise ValueError(f"--stage {stage} adapts a trained expert: make one with --stage "
                              f"{stage}_expert and give its checkpoint with --expert")
-        if (getattr(config, "arm_source", "") == "found" and not arguments.guide
-                and not arguments.eval):
-            raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
-                             "give its checkpoint with --guide")
         if getattr(config, "inject", "") == "none" and config.trainable == "adapter":
             raise ValueError("inject=none leaves nothing to train: set trainable=head or all")
         if origin and arguments.expert and config.trainable == "adapter":
-            self.check_same("expert", self.load_expert, origin)
+            self.check_same("expert", self.load_given, origin)
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
@@ -1261,15 +1257,11 @@ class PeopleTask(Task):
         """The expert with new weights, or the adapter around the trained one."""
         if not self.arguments.expert:
             return self.MODEL(self.config)
-        return self.MODEL(self.config, self.load_expert(self.arguments.expert, **self.mean_hand()))
+        return self.MODEL(self.config, self.load_given(self.arguments.expert))
 
-    def mean_hand(self) -> dict[str, Tensor]:
-        """What the weights of SMPLer-X's release need beside them, if there are models."""
-        if self.load_expert is not hmr_adapter.load_body_expert or self.data == "rendered":
-            return {}
-        (left, _), (right, _) = data.hand_space(Path(self.arguments.models), "smplx", "right",
-                                                "neutral")
-        return {"hand_mean": torch.tensor(np.stack([right, left])).float().view(2, 15, 3)}
+    def load_given(self, source: str | Path | Mapping[str, typing.Any]) -> nn.Module:
+        """An expert, with all that its weights need beside them."""
+        return self.load_expert(source)
 
 
 class HandExpertTask(PeopleTask):
@@ -1395,6 +1387,13 @@ class HandAdapterTask(HandExpertTask):
               "Found arm: that of\nthe whole-body model in --guide. No arm: hears that it is "
               "unknown. Expert: alone.\n" + HandExpertTask.REMARK)
 
+    def __init__(self, config: typing.Any, arguments: argparse.Namespace,
+                 origin: Mapping[str, typing.Any]) -> None:
+        super().__init__(config, arguments, origin)
+        if config.arm_source == "found" and not arguments.guide and not arguments.eval:
+            raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
+                             "give its checkpoint with --guide")
+
     @functools.cached_property
     def guide(self) -> nn.Module:
         """The whole-body model."""
@@ -1409,8 +1408,7 @@ class HandAdapterTask(HandExpertTask):
              batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 5, with the true arm or the one that the guide finds."""
         if self.config.arm_source == "found":
-            someone = torch.ones_like(batch["hand_valid"][:, 0])  # unless data say: hands alone
-            batch = {"body_pose_valid": someone} | batch | {"body_pose": self.find_pose(batch)}
+            batch = batch | {"body_pose": self.find_pose(batch)}
         return super().loss(trainer, batch)
 
     def inputs(self, samples: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -1449,6 +1447,15 @@ class BodyExpertTask(PeopleTask, BodyTask):
                  origin: Mapping[str, typing.Any]) -> None:
         super().__init__(config, arguments, origin)
         self.light_body = self.body.for_keypoints()  # training needs no other vertices
+
+    def load_given(self, source: str | Path | Mapping[str, typing.Any]) -> nn.Module:
+        """The expert; SMPLer-X's own weights need the mean hand of its models."""
+        if self.data == "rendered":
+            return self.load_expert(source)
+        (left, _), (right, _) = data.hand_space(Path(self.arguments.models), "smplx", "right",
+                                                "neutral")
+        mean = torch.tensor(np.stack([right, left])).float().view(2, 15, 3)
+        return self.load_expert(source, hand_mean=mean)
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """What the model sees while it is trained."""
@@ -1631,8 +1638,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--tokenizer", help="checkpoint of the tokenizer that --stage transformer builds on")
     add("--expert", help="checkpoint of the expert that --stage hand or body adapts: train.py's, "
         "HaMeR's or SMPLer-X's")
-    add("--guide", help="checkpoint of a whole-body stage: to score --stage hand with its arm "
-        "poses, too, or with --stage all --eval")
+    add("--guide", help="checkpoint of a whole-body stage: its arm poses train --stage hand with "
+        "arm_source=found and are scored there; or with --stage all --eval")
     add("--iterations", type=int, help="of sampling, for the scores (default: 5)")
     add("--cache", help="folder for rendered images (default: runs/cache)", default="runs/cache")
     add("--backbone", help="weights to start from: FastViT's, HRNet's or Hiera's for simplehand, "

@@ -1041,6 +1041,21 @@ def test_parameter_groups():
     assert all(parameter.ndim >= 2 for parameter in decayed)
 
 
+@pytest.mark.parametrize("part", ["hand", "body"])
+def test_an_expert_out_of_an_adapter_can_be_trained(part):
+    """It was frozen there; a new adapter trains as much of it as of one with new weights."""
+    kind, config, load = {"hand": (HandAdapter, TINY_HAND, hmr.load_hand_expert),
+                          "body": (BodyAdapter, TINY_BODY, hmr.load_body_expert)}[part]
+    old = kind(config)
+    assert not any(parameter.requires_grad for parameter in old.expert.parameters())
+    rival = replace(config, inject="concat", trainable="head")
+    fresh, around = kind(rival), kind(rival, old.expert)
+    assert hmr.count(around, True) == hmr.count(fresh, True)
+    content = {"model": kind(config).state_dict(), "config": asdict(config),
+               "name": f"hmr_adapter-{part}"}
+    assert all(parameter.requires_grad for parameter in load(content).parameters())
+
+
 STAGES = {"hand_expert": HandExpert, "hand": HandAdapter, "body_expert": BodyExpert,
           "body": BodyAdapter}
 

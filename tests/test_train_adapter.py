@@ -1,7 +1,6 @@
 """train.py's four stages of HMR-Adapter and its dual path for real, on tiny models."""
 
 import argparse
-import csv
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from test_train import assert_same_state, flag
+from test_train_genhmr import load, rows
 
 import data
 import hmr_adapter
@@ -27,7 +27,6 @@ TINY = {  # set in every stage that has the field
     "offset_hidden": 16, "arm_source": "true", "knuckle_source": "true", "body_size": 32,
     "hand_size": 32, "batch_size": 4, "steps": 4, "eval_every": 3, "warmup_steps": 1,
     "learning_rate": 1e-2, "train_samples": 20, "test_samples": 9}
-TIMES = ("seconds", "images_per_second")
 ERRORS = ["PA-MPJPE", "PA-PVE", "MPJPE", "PVE"]
 OF_HANDS = [f"{group} {name}" for group in ("clear", "occluded") for name in ERRORS]
 OF_BODIES = ERRORS + [f"hands {name}" for name in ERRORS]
@@ -60,17 +59,6 @@ def finished(folder):
     """All stages run without interruption: their folder."""
     train.main(command_line(folder, "all", folder / "all", "--export", folder / "small"))
     return folder / "all"
-
-
-def rows(path):
-    """Without the times."""
-    with open(path, newline="") as file:
-        return [{name: float(value) for name, value in row.items() if name not in TIMES}
-                for row in csv.DictReader(file)]
-
-
-def load(path):
-    return torch.load(path / "checkpoint.pt", weights_only=True)
 
 
 def scores_of(out):
