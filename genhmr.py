@@ -160,10 +160,10 @@ class Config:
 
     # Shape and camera, "directly regressed from the image features" (paper)
     regressor_width: int = 1024  # hidden width (our choice)
-    # A summary of all cells, in place of their mean, from which the words start too. It is asked
-    # for so many 2D keypoints: ViTPose was trained on those before, a new encoder was not, and
-    # learns little from words in minutes (our choice)
-    summary_keypoints: int = 0
+    # Heat maps over the cells for so many 2D keypoints, 0: none (paper). Shape, camera and words
+    # then start from where these are and what is there, not from a mean of all cells: ViTPose's
+    # encoder knows keypoints already, a new one learns little from words in minutes (our choice)
+    heat_maps: int = 0
     focal_length: float = 5000.0  # px at a crop of 256 px; fixed (paper), this value (HMR2.0)
 
     # Loss. L_mask is a mean over words and samples, the others see `reduction`
@@ -177,7 +177,7 @@ class Config:
     weight_mask: float = 1.0  # (paper)
     weight_keypoints_3d: float = 5e-2  # per metre (paper)
     weight_keypoints_2d: float = 1e-2  # per side of the crop (paper)
-    weight_summary: float = 0.0  # 2D keypoints of the summary, per side of the crop (our choice)
+    weight_heat: float = 0.0  # of the heat maps' L_heat, a sum over keypoints (our choice)
     weight_pose: float = 1e-3  # lambda_theta (paper). lambda_SMPL = 1.5e-3 is only the sum of
     weight_betas: float = 5e-4  # these two (paper), no further factor
 
@@ -254,9 +254,9 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     # knows the bodies that its stage 2 will meet, which face an upright camera. Few codes, as few
     # are told apart by an encoder as small as that of stage 2.
     "cpu": TokenizerConfig(
-        codebook_size=128, code_dim=64, width=96, depth=1, vertex_stride=20, heading=20.0,
-        tilt=20.0, uniform_rotation=0.0, batch_size=64, steps=4_000, learning_rate=2e-3,
-        schedule="cosine", warmup_steps=100, eval_every=1_000, train_samples=20_000,
+        codebook_size=32, code_dim=64, width=96, depth=1, vertex_stride=20, heading=20.0,
+        tilt=20.0, uniform_rotation=0.0, batch_size=64, steps=2_600, learning_rate=2e-3,
+        schedule="cosine", warmup_steps=100, eval_every=1_300, train_samples=20_000,
         test_samples=1_000),
 }
 
@@ -278,11 +278,12 @@ PRESETS: dict[str, Config] = {
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, vit_dim=128, vit_depth=2, vit_heads=4,
         vit_drop_path=0.0, stem=(24, 48, 96, 128), scales=(1, 2), pyramid_width=32, width=64,
-        heads=4, points=2, layers=2, ffn=128, regressor_width=256, summary_keypoints=45,
+        heads=4, points=2, layers=2, ffn=128, regressor_width=256, heat_maps=45,
         reduction="mean", weight_keypoints_3d=2.5e-4, weight_keypoints_2d=1e-4,
-        weight_summary=0.05, weight_pose=5e-6, weight_betas=1e-4, temperature_end=0.5,
-        batch_size=32, steps=4_000, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
-        precision="fp32", channels_last=False, eval_every=1_000, augmentation="rendered_bodies",
+        weight_heat=1e-3, weight_pose=5e-6, weight_betas=1e-4, guesses=1.0,
+        temperature_end=0.5,
+        batch_size=32, steps=2_300, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
+        precision="fp32", channels_last=False, eval_every=1_150, augmentation="rendered_bodies",
         train_samples=16_000, test_samples=500, views=30.0, lean=45.0),
 }
 
@@ -724,28 +725,55 @@ def pyramid_level(width: int, scale: int, width_out: int) -> nn.Sequential:
         nn.Conv2d(width_out, width_out, 3, padding=1, bias=False), MapNorm(width_out, eps=1e-6))
 
 
-class Regressor(nn.Module):
-    """Shape and camera from the encoder's tokens (B, N, D) -> (B, 13), starting at the mean.
+def cell_centres(config: Config) -> Tensor:
+    """Centres of the encoder's cells (N, 2), row by row, x and y in the crop, -0.5..0.5."""
+    rows = config.image_size // config.patch_size
+    y, x = ((torch.arange(count) + 0.5 - count / 2) / rows for count in (rows, 3 * rows // 4))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
 
-    config.summary_keypoints: cell by cell, and beside those the summary and its 2D keypoints.
+
+class Regressed(NamedTuple):
+    """What is read from the encoder's tokens at once."""
+
+    betas: Tensor  # (B, 10)
+    camera: Tensor  # (B, 3), s, tx, ty
+    start: Tensor  # (B, L, width), what the words start from, or (B, 0, width)
+    heat: Tensor  # (B, J, N) log probability of each keypoint for each cell; J may be 0
+
+
+class Regressor(nn.Module):
+    """Shape and camera from the encoder's tokens (B, N, D), starting at the mean.
+
+    config.heat_maps: from the places of keypoints and what is there, and a start for each word.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        self.width, count = config.width, config.heat_maps
         self.norm = nn.LayerNorm(config.vit_dim)
         inputs, outputs = config.vit_dim, 13
-        if config.summary_keypoints:
+        if count:
+            self.register_buffer("centres", cell_centres(config), persistent=False)
+            self.heat = nn.Linear(config.vit_dim, count)
             self.reduce = nn.Linear(config.vit_dim, 16)
-            inputs, outputs = 16 * config.cells, 13 + config.width + 2 * config.summary_keypoints
+            inputs, outputs = count * (2 + 16), 13 + config.tokenizer.num_tokens * config.width
         self.mlp = mlp(inputs, config.regressor_width, outputs)
         with torch.no_grad():  # no shape, the body as high as most of the crop (HMR2.0)
-            self.mlp.fc2.weight.mul_(0.1 if config.summary_keypoints else 0.01)
+            self.mlp.fc2.weight.mul_(0.1 if count else 0.01)
             self.mlp.fc2.bias[:13].copy_(torch.tensor([0.0] * 10 + [0.9, 0.0, 0.0]))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Regressed:
         with torch.autocast(x.device.type, enabled=False):  # bf16 knows no depth between 40 and 41
             x = self.norm(x.float())
-            return self.mlp(self.reduce(x).flatten(1) if hasattr(self, "reduce") else x.mean(1))
+            heat, found = x.new_zeros(len(x), 0, x.shape[1]), x.mean(1)
+            if hasattr(self, "heat"):
+                heat = self.heat(x).mT.log_softmax(-1)
+                seen = heat.exp() @ torch.cat((4 * self.centres.expand(len(x), -1, -1),
+                                               self.reduce(x)), 2)  # (B, J, 2 + 16)
+                found = seen.flatten(1)
+            betas, camera, start = self.mlp(found).tensor_split((10, 13), 1)
+            words = start.shape[1] // self.width
+            return Regressed(betas, camera, start.unflatten(1, (words, self.width)), heat)
 
 
 # -------------------------------------------------------------- stage 2: masked transformer
@@ -882,8 +910,8 @@ class MaskedTransformer(nn.Module):
         x = torch.where(masked[..., None], self.mask_embedding.to(codes),
                         self.word_embedding(codes).to(codes))
         x = x + self.position_embedding
-        if features.summary.shape[1]:
-            x = x + features.summary[:, None]
+        if features.start.shape[1]:
+            x = x + features.start
         reference = self.reference.sigmoid()
         for layer in self.layers:
             x = layer(x, reference, features.values, features.shapes)
@@ -897,8 +925,8 @@ class Features(NamedTuple):
     shapes: tuple[tuple[int, int], ...]  # their (height, width)
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
-    summary: Tensor  # (B, width), what the words start from, or (B, 0)
-    keypoints_2d: Tensor  # (B, J, 2) of the summary, crop in -0.5..0.5; J may be 0
+    start: Tensor  # as of Regressed
+    heat: Tensor  # as of Regressed
 
 
 class GenHMR(nn.Module):
@@ -950,8 +978,8 @@ class GenHMR(nn.Module):
         images: (B, 3, S, S) RGB, uint8 or floats in 0..255. tokens: (B, L) int64, `mask_token`
             where masked. guessed: (B, L) bool, words to replace by what the model believes where
             it knows none.
-        Returns logits (B, L, V), betas (B, 10), camera (B, 3) = s, tx, ty, and of the summary
-        keypoints_2d (B, config.summary_keypoints, 2), crop in -0.5..0.5.
+        Returns logits (B, L, V), betas (B, 10), camera (B, 3) = s, tx, ty, and heat (B,
+        config.heat_maps, N), the log probability of each keypoint for each of the N cells.
         Raises ValueError for other shapes.
         """
         features = self.encode(images)
@@ -961,18 +989,15 @@ class GenHMR(nn.Module):
                 guess = self.predict_logits(features, unknown).argmax(-1)
             tokens = torch.where(guessed, guess, tokens)
         return {"logits": self.predict_logits(features, tokens), "betas": features.betas,
-                "camera": features.camera, "keypoints_2d": features.keypoints_2d}
+                "camera": features.camera, "heat": features.heat}
 
     def encode(self, images: Tensor) -> Features:
         """What does not depend on the words; images as in `forward`."""
         tokens = self.backbone(self.normalise(images))  # (B, 192, 1280)
-        betas, camera, summary, keypoints = self.regressor(tokens).tensor_split(
-            (10, 13, 13 + self.config.width), 1)
         grid = tokens.transpose(1, 2).unflatten(2, self.backbone.grid)  # (B, 1280, 16, 12)
         maps = [level(grid) for level in self.pyramid]  # (B, 256, 16, 12), (.., 64, 48), ...
         return Features(torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1),
-                        tuple(tuple(x.shape[2:]) for x in maps), betas, camera, summary,
-                        keypoints.unflatten(1, (-1, 2)))
+                        tuple(tuple(x.shape[2:]) for x in maps), *self.regressor(tokens))
 
     def predict_logits(self, features: Features, tokens: Tensor) -> Tensor:
         """Logits (B, L, V) of every word; masked words are `mask_token` in tokens (B, L)."""
@@ -1087,9 +1112,9 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
         "pose": reduced(torch.square, rotations - batch["pose"], batch["pose_valid"]),  # L_SMPL
         "betas": reduced(torch.square, prediction["betas"] - batch["betas"], batch["betas_valid"]),
     }
-    if config.summary_keypoints:
-        terms["summary"] = reduced(torch.abs, prediction["keypoints_2d"] - true_flat,
-                                   batch["keypoints_valid"])
+    if config.heat_maps:
+        terms["heat"] = reduced(torch.abs, heat_loss(prediction["heat"], true_flat, config),
+                                batch["keypoints_valid"])
     return terms
 
 
@@ -1105,13 +1130,25 @@ def mask_loss(logits: Tensor, batch: dict[str, Tensor], config: Config) -> Tenso
     return (per_sample * batch["pose_valid"]).mean()
 
 
+def heat_loss(heat: Tensor, keypoints: Tensor, config: Config) -> Tensor:
+    """L_heat (B, J): cross-entropy of log probabilities (B, J, N) with where keypoints are.
+
+    keypoints: (B, J, 2), crop in -0.5..0.5. Each is shared by the four cells around it, in the
+    parts of bilinear interpolation; one outside counts as at the border.
+    """
+    centres = cell_centres(config).to(heat)
+    at = keypoints.nan_to_num().clamp(centres.amin(0), centres.amax(0))[:, :, None]
+    cells = config.image_size / config.patch_size * (at - centres).abs()  # away, (B, J, N, 2)
+    return -((1 - cells).clamp_min(0).prod(-1) * heat).sum(-1)
+
+
 def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
     """L_total = L_mask + L_SMPL + L_3D + L_2D."""
     return (config.weight_mask * terms["mask"]
             + config.weight_keypoints_3d * terms["keypoints_3d"]
             + config.weight_keypoints_2d * terms["keypoints_2d"]
             + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"]
-            + config.weight_summary * terms.get("summary", 0.0))
+            + config.weight_heat * terms.get("heat", 0.0))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -184,7 +184,7 @@ def test_presets_say_what_the_paper_says():
         assert samples == 200_000 * 512 or name == "cpu"
     assert (paper.learning_rate, paper.batch_size) == (1e-5, 48)
     assert (paper.scales, paper.width, paper.heads, paper.points) == ((1, 4, 8), 256, 8, 4)
-    assert small.tokenizer == TOKENIZER_PRESETS["cpu"] and count(on_meta(small)) < 2e6
+    assert small.tokenizer == TOKENIZER_PRESETS["cpu"] and count(on_meta(small)) < 3e6
     stage_1 = TOKENIZER_PRESETS["paper"]
     assert (stage_1.weight_pose, stage_1.weight_vertices, stage_1.weight_joints) == (1.0, 0.5, 0.3)
     assert (paper.weight_mask, paper.weight_keypoints_3d, paper.weight_keypoints_2d,
@@ -1210,32 +1210,61 @@ def test_convolutions_in_front_keep_the_grid():
         replace(TINY, stem=(4,) * 5)
 
 
-def test_summary_knows_where(body):
-    """The summary tells cells apart, which their mean does not, and words start from it."""
+def test_heat_maps_know_where(body):
+    """Heat maps tell cells apart, which their mean does not, and every word starts from them."""
     torch.manual_seed(0)
     count = body.of(torch.zeros(1, 10), poses(1)).shape[1]
-    config = replace(TINY, reduction="mean", summary_keypoints=count, weight_summary=1.0)
+    config = replace(TINY, reduction="mean", heat_maps=count, weight_heat=0.1)
     model = lively_model(config)
     tokens = torch.randn(2, config.cells, config.vit_dim)
     turned = tokens.roll(1, 1)
     mean = genhmr.Regressor(TINY)
-    assert torch.allclose(mean(tokens), mean(turned), atol=1e-6)
-    assert not torch.allclose(model.regressor(tokens), model.regressor(turned), atol=1e-3)
+    assert mean(tokens).start.shape[1] == mean(tokens).heat.shape[1] == 0
+    assert torch.allclose(mean(tokens).camera, mean(turned).camera, atol=1e-6)
+    first, second = model.regressor(tokens), model.regressor(turned)
+    assert torch.allclose(first.heat.roll(1, 2), second.heat, atol=1e-5)
+    assert torch.allclose(first.heat.exp().sum(2), torch.ones(2, count))
+    assert not torch.allclose(first.camera, second.camera, atol=1e-3)
     data = genhmr.mask_batch(model, batch_of(body))
     features = model.encode(data["image"])
-    assert features.summary.shape == (4, config.width)
-    assert features.keypoints_2d.shape == (4, count, 2)
-    other = features._replace(summary=features.summary + torch.randn(4, config.width))
-    assert not torch.allclose(*(model.predict_logits(x, data["masked_tokens"])
-                                for x in (features, other)), atol=1e-2)
-    true = data["keypoints_2d"] / data["image"].shape[-1] - 0.5
-    prediction = model(data["image"], data["masked_tokens"]) | {"keypoints_2d": true + 0.01}
-    terms = genhmr.losses(prediction, data, model, body, 1.0)
-    assert terms["summary"].item() == pytest.approx(
-        48 * 0.02 * data["keypoints_valid"].sum().item() / 4, rel=1e-3)
-    without = genhmr.total_loss(terms, replace(config, weight_summary=0.0))
-    assert genhmr.total_loss(terms, config).item() == pytest.approx(
-        (without + terms["summary"]).item())
+    assert features.start.shape == (4, config.tokenizer.num_tokens, config.width)
+    moved = features.start.clone()
+    moved[:, 5] += torch.randn(config.width)
+    logits, other = (model.predict_logits(x, data["masked_tokens"])
+                     for x in (features, features._replace(start=moved)))
+    change = (logits - other).abs().amax((0, 2))
+    assert change[5] > 1e-3 and change.argmax() == 5
+    data["keypoints_2d"][0, 0] = torch.nan  # of somebody who has no keypoints
+    data["keypoints_valid"][0] = 0
+    terms = genhmr.losses(model(data["image"], data["masked_tokens"]), data, model, body, 1.0)
+    nll = genhmr.heat_loss(model(data["image"], data["masked_tokens"])["heat"],
+                           data["keypoints_2d"] / data["image"].shape[-1] - 0.5, config)
+    assert terms["heat"].item() == pytest.approx(
+        48 * (nll * data["keypoints_valid"]).sum().item() / 4, rel=1e-4)
+    without = genhmr.total_loss(terms, replace(config, weight_heat=0.0))
+    total = genhmr.total_loss(terms, config)
+    assert total.item() == pytest.approx((without + 0.1 * terms["heat"]).item())
+    gradient, = torch.autograd.grad(total, model.regressor.heat.weight)
+    assert gradient.isfinite().all() and gradient.abs().max() > 0
+
+
+@given(st.lists(st.tuples(st.floats(-0.8, 0.8), st.floats(-0.8, 0.8)), min_size=1, max_size=4))
+def test_heat_loss_is_least_where_the_keypoint_is(places):
+    """The best heat has its mean at the keypoint, or nearest to it among the cells' centres."""
+    centres = genhmr.cell_centres(TINY)
+    assert centres.shape == (TINY.cells, 2) and centres.mean(0).abs().max() < 1e-6
+    low, high = centres.amin(0), centres.amax(0)
+    side = TINY.patch_size / TINY.image_size
+    assert torch.allclose(high - low + side, torch.tensor([0.75, 1.0]))
+    places = torch.tensor(places)[None]
+    heat = torch.zeros(1, places.shape[1], TINY.cells, requires_grad=True)
+    loss = genhmr.heat_loss(heat.log_softmax(-1), places, TINY).sum()
+    gradient, = torch.autograd.grad(loss, heat)
+    wanted = 1 / TINY.cells - gradient  # of cross-entropy: what is believed less what is true
+    assert wanted.min() > -1e-6
+    assert torch.allclose(wanted @ centres, places.clamp(low, high), atol=1e-5)
+    best = genhmr.heat_loss(wanted.clamp_min(1e-9).log(), places, TINY).sum()
+    assert best <= loss
 
 
 def test_overfits_one_batch(body):
