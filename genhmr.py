@@ -767,9 +767,9 @@ class Regressor(nn.Module):
             heat, found = x.new_zeros(len(x), 0, x.shape[1]), x.mean(1)
             if hasattr(self, "heat"):
                 heat = self.heat(x).mT.log_softmax(-1)
-                seen = heat.exp() @ torch.cat((4 * self.centres.expand(len(x), -1, -1),
-                                               self.reduce(x)), 2)  # (B, J, 2 + 16)
-                found = seen.flatten(1)
+                where = 4.0 * self.centres.expand(len(x), -1, -1)  # about -2..2
+                cells = torch.cat((where, self.reduce(x)), 2)  # and what is there
+                found = (heat.exp() @ cells).flatten(1)  # (B, J * (2 + 16))
             betas, camera, start = self.mlp(found).tensor_split((10, 13), 1)
             words = start.shape[1] // self.width
             return Regressed(betas, camera, start.unflatten(1, (words, self.width)), heat)
