@@ -274,15 +274,16 @@ PRESETS: dict[str, Config] = {
     # stand and turn no further than 30 degrees from the camera: cartwheels take longer. That
     # encoder has seen nothing before, so it begins with convolutions and is asked for keypoints.
     # With the paper's weights L_3D starts ten times as large as L_mask, and its Gumbel noise drowns
-    # the little that can be learned in minutes; with none the likeliest words fit badly together.
+    # the little that can be learned in minutes: here the terms beside L_mask weigh far less. (Once
+    # words are learned, more of L_3D makes the likeliest ones fit together: see assets/README.md.)
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, vit_dim=128, vit_depth=2, vit_heads=4,
         vit_drop_path=0.0, stem=(24, 48, 96, 128), scales=(1, 2), pyramid_width=32, width=64,
         heads=4, points=2, layers=2, ffn=128, regressor_width=256, heat_maps=45,
-        reduction="mean", weight_keypoints_3d=3e-3, weight_keypoints_2d=1e-3,
-        weight_heat=1e-3, weight_pose=5e-5, weight_betas=1e-4, guesses=1.0, temperature_end=0.5,
-        batch_size=32, steps=2_600, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
-        precision="fp32", channels_last=False, eval_every=1_300, augmentation="rendered_bodies",
+        reduction="mean", weight_keypoints_3d=2.5e-4, weight_keypoints_2d=1e-4,
+        weight_heat=1e-3, weight_pose=5e-6, weight_betas=1e-4, guesses=1.0, temperature_end=0.5,
+        batch_size=32, steps=2_300, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
+        precision="fp32", channels_last=False, eval_every=1_150, augmentation="rendered_bodies",
         train_samples=16_000, test_samples=500, views=30.0, lean=45.0),
 }
 
@@ -1283,8 +1284,8 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
     rotations) returns J'_3D (B, J, 3) in metres. Camera and shape stay (our reading).
     optimizer: "gd", the paper's, or "adam" with step_size as its rate (0.1, say).
     The paper gives neither eta (step_size) nor lambda_theta' (weight_pose), and does not weigh by
-    confidence. For the shipped `cpu` model, 100 helps less than 300 and that less than 1000, with
-    which the energy no longer falls at every step: notebooks/02_genhmr.ipynb draws it.
+    confidence. For the shipped `cpu` model, 30 helps less than 300; with 3000 the energy rises
+    before it falls: notebooks/02_genhmr.ipynb draws it.
     Raises ValueError for another optimizer or shapes.
     """
     require(optimizer in ("gd", "adam"), f"optimizer {optimizer!r}: expected 'gd' or 'adam'")
