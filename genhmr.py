@@ -233,9 +233,10 @@ class Config:
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
 
     @property
-    def cells(self) -> int:
-        """Patches of a crop."""
-        return 3 * (self.image_size // self.patch_size) ** 2 // 4
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the encoder's cells, the patches of a crop."""
+        rows = self.image_size // self.patch_size
+        return rows, 3 * rows // 4
 
     @property
     def focal(self) -> float:
@@ -674,8 +675,7 @@ class ViT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
-        cells = config.image_size // patch
-        self.grid = (cells, 3 * cells // 4)  # (16, 12)
+        self.grid = config.grid  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
         if config.stem:
@@ -727,8 +727,7 @@ def pyramid_level(width: int, scale: int, width_out: int) -> nn.Sequential:
 
 def cell_centres(config: Config) -> Tensor:
     """Centres of the encoder's cells (N, 2), row by row, x and y in the crop, -0.5..0.5."""
-    rows = config.image_size // config.patch_size
-    y, x = ((torch.arange(count) + 0.5 - count / 2) / rows for count in (rows, 3 * rows // 4))
+    y, x = ((torch.arange(count) + 0.5 - count / 2) / config.grid[0] for count in config.grid)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
 
 
@@ -1138,7 +1137,7 @@ def heat_loss(heat: Tensor, keypoints: Tensor, config: Config) -> Tensor:
     """
     centres = cell_centres(config).to(heat)
     at = keypoints.nan_to_num().clamp(centres.amin(0), centres.amax(0))[:, :, None]
-    cells = config.image_size / config.patch_size * (at - centres).abs()  # away, (B, J, N, 2)
+    cells = config.grid[0] * (at - centres).abs()  # away, (B, J, N, 2)
     return -((1 - cells).clamp_min(0).prod(-1) * heat).sum(-1)
 
 

@@ -1218,7 +1218,7 @@ def test_heat_maps_know_where(body):
     count = body.of(torch.zeros(1, 10), poses(1)).shape[1]
     config = replace(TINY, reduction="mean", heat_maps=count, weight_heat=0.1)
     model = lively_model(config)
-    tokens = torch.randn(2, config.cells, config.vit_dim)
+    tokens = torch.randn(2, math.prod(config.grid), config.vit_dim)
     turned = tokens.roll(1, 1)
     mean = genhmr.Regressor(TINY)
     assert mean(tokens).start.shape[1] == mean(tokens).heat.shape[1] == 0
@@ -1254,15 +1254,15 @@ def test_heat_maps_know_where(body):
 def test_heat_loss_is_least_where_the_keypoint_is(places):
     """The best heat has its mean at the keypoint, or nearest to it among the cells' centres."""
     centres = genhmr.cell_centres(TINY)
-    assert centres.shape == (TINY.cells, 2) and centres.mean(0).abs().max() < 1e-6
+    assert centres.shape == (math.prod(TINY.grid), 2) and centres.mean(0).abs().max() < 1e-6
     low, high = centres.amin(0), centres.amax(0)
     side = TINY.patch_size / TINY.image_size
     assert torch.allclose(high - low + side, torch.tensor([0.75, 1.0]))
     places = torch.tensor(places)[None]
-    heat = torch.zeros(1, places.shape[1], TINY.cells, requires_grad=True)
+    heat = torch.zeros(1, places.shape[1], math.prod(TINY.grid), requires_grad=True)
     loss = genhmr.heat_loss(heat.log_softmax(-1), places, TINY).sum()
     gradient, = torch.autograd.grad(loss, heat)
-    wanted = 1 / TINY.cells - gradient  # of cross-entropy: what is believed less what is true
+    wanted = 1 / len(centres) - gradient  # of cross-entropy: what is believed less what is true
     assert wanted.min() > -1e-6
     assert torch.allclose(wanted @ centres, places.clamp(low, high), atol=1e-5)
     best = genhmr.heat_loss(wanted.clamp_min(1e-9).log(), places, TINY).sum()
