@@ -190,6 +190,12 @@ class EncoderConfig:
         require(self.vit_dim % self.vit_heads == 0,
                 f"vit_heads is {self.vit_heads}: expected a divisor of vit_dim, {self.vit_dim}")
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the encoder's cells, the patches of a crop: (16, 12)."""
+        rows = self.image_size // self.patch_size
+        return rows, 3 * rows // 4
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -243,11 +249,6 @@ class BodyExpertConfig(BodyTraining, EncoderConfig):
     def focal(self) -> float:
         """Focal length in sides of the crop."""
         return self.focal_length / 256.0
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the feature map, (16, 12)."""
-        return self.image_size // self.patch_size, 3 * self.image_size // self.patch_size // 4
 
 
 @dataclass(frozen=True)
@@ -580,8 +581,7 @@ class ViT(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
-        cells = config.image_size // patch
-        self.grid = (cells, 3 * cells // 4)  # (16, 12)
+        self.grid = config.grid  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
         if config.stem:
