@@ -1323,6 +1323,33 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
     return Refined(rotations, embeddings.detach(), torch.stack([*energies, last]))
 
 
+def fit_camera(camera: Tensor, keypoints_2d: Tensor, confidence: Tensor, keypoints_3d: Tensor,
+               focal: float) -> Tensor:
+    """The camera (B, 3) that brings a pose nearest to its 2D keypoints: least squares of Eq. 3.
+
+    Ours, off by default: the paper trusts the network's camera. A picture unlike those of its
+    training leads that astray, and then refinement can only bend the body.
+    camera: the network's. keypoints_2d, confidence: as in `refine`. keypoints_3d: of the pose,
+    (B, J, 3) in metres. A row of fewer than two seen keypoints, or of a pose that has nothing in
+    common with them, keeps its camera.
+    """
+    weight = confidence.sqrt()[..., None]
+    seen = weight * torch.where(weight > 0, keypoints_2d, 0.0)
+    half, zero = torch.zeros_like(camera[:, :1, None]), torch.zeros_like(weight)  # half of s
+    for _ in range(4):  # nearer points look larger: by how much depends on s
+        scale = weight / (1.0 + keypoints_3d[..., 2:] * half / focal)
+        x, y = (scale * keypoints_3d[..., :2]).split(1, -1)
+        # What is seen, s / 2 (x + tx, y + ty), is linear in s / 2, s tx / 2 and s ty / 2
+        rows = torch.stack((torch.cat((x, scale, zero), -1), torch.cat((y, zero, scale), -1)), 2)
+        rows = rows.flatten(1, 2)
+        solution, _ = torch.linalg.solve_ex(rows.mT @ rows, rows.mT @ seen.flatten(1)[..., None])
+        half = solution[:, :1]
+    found = (solution / half)[..., 0]  # 1, tx, ty
+    found = torch.cat((2.0 * half[:, 0], found[:, 1:]), 1)
+    usable = found.isfinite().all(1) & (found[:, 0] > 0) & ((confidence > 0).sum(1) > 1)
+    return torch.where(usable[:, None], found, camera)
+
+
 # ------------------------------------------------------------------------------- checkpoints
 
 
@@ -1530,7 +1557,8 @@ def picture_camera(translation: np.ndarray, config: Config, center: np.ndarray, 
 def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
             iterations: int = 5, schedule: str = "cosine", refinement: int = 10,
-            K: np.ndarray | None = None, **options) -> dict[str, np.ndarray]:
+            fitted_camera: bool = False, K: np.ndarray | None = None, **options
+            ) -> dict[str, np.ndarray]:
     """The inference loop: one person of a whole picture, in that picture's camera.
 
     body: a bodymodels.BodyModel of SMPL's 24 joints. image: (H, W, 3) uint8 RGB.
@@ -1540,10 +1568,11 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
         bodymodels.JOINT_SETS["smpl45"] (see to_smpl45); zeros for joints that are not seen.
     iterations: of the sampling (T). refinement: steps against the keypoints (P), 0 for none;
         none are made without keypoints. Too large a step_size makes the energy rise: look at
-        energies. K: (3, 3) of the picture, see picture_camera. options: of `refine`.
+        energies. fitted_camera: before it, see `fit_camera`. K: (3, 3) of the picture, see
+        picture_camera. options: of `refine`.
     Returns float32 arrays vertices (V, 3), joints (24, 3) and keypoints_3d (45, 3), metres in the
     camera's frame; keypoints_2d (45, 2), the latter in the picture; pose (24, 3, 3); betas (10,);
-    transl (3,), which is part of the vertices already; camera (3,), the network's s, tx, ty; K
+    transl (3,), which is part of the vertices already; camera (3,), s, tx and ty in the crop; K
     (3, 3); box (4,), the square that was cropped; confidence (45,) of the keypoints that were
     used; energies (P + 1,) of the refinement; poses (T, 24, 3, 3), of each iteration; confidences
     (T, L); and tokens (L,), int64, masks (T + 1, L), bool. Raises ValueError for bad input.
@@ -1562,14 +1591,20 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     sampled = sample_from(model, features, iterations=iterations, schedule=schedule)
     betas, camera, rotations = sampled.betas, sampled.camera, sampled.rotations
     energies = rotations.new_zeros(1, 1)
-    if refinement and seen[:, 2].any():
+    if seen[:, 2].any():
         light = body.for_keypoints()
-        in_crop = (seen[:, :2] - center) / side  # [-0.5, 0.5]
-        rotations, _, energies = refine(
-            model, sampled.tokens, betas, camera, torch.from_numpy(in_crop)[None].to(betas),
-            torch.from_numpy(seen[:, 2])[None].to(betas),
-            lambda betas, rotations: light.keypoints(light(betas, rotations)),
-            iterations=refinement, **options)
+        aim = torch.from_numpy((seen[:, :2] - center) / side)[None].to(betas)  # [-0.5, 0.5]
+        confidence = torch.from_numpy(seen[:, 2])[None].to(betas)
+
+        def keypoints_3d(betas: Tensor, rotations: Tensor) -> Tensor:
+            return light.keypoints(light(betas, rotations))
+
+        if fitted_camera:
+            camera = fit_camera(camera, aim, confidence, keypoints_3d(betas, rotations),
+                                model.config.focal)
+        if refinement:
+            rotations, _, energies = refine(model, sampled.tokens, betas, camera, aim, confidence,
+                                            keypoints_3d, iterations=refinement, **options)
     require(all(x.isfinite().all() for x in (rotations, betas, camera)),
             "the network's output is not finite: its weights are damaged, or training diverged")
 
@@ -1893,7 +1928,7 @@ def find_keypoints(arguments: argparse.Namespace, image: np.ndarray,
     """The person's keypoints (45, 3) and where they are from; or None, and why there are none."""
     if arguments.keypoints is not None:
         people, origin = read_keypoints(arguments.keypoints, arguments.image), arguments.keypoints
-    elif arguments.refine == 0:
+    elif arguments.refine == 0 and not arguments.fit_camera:
         return None, "--refine 0"
     else:
         try:
@@ -1969,6 +2004,7 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     keypoints, origin = find_keypoints(arguments, image, box)
     found = predict(model, body, image, box=box, keypoints=keypoints,
                     iterations=arguments.iterations, refinement=arguments.refine,
+                    fitted_camera=arguments.fit_camera,
                     **({} if arguments.step_size is None else {"step_size": arguments.step_size}))
     overlay = bodymodels.render(found["vertices"], body.faces, found["K"], image.shape[:2],
                                 background=image / np.float32(255), supersample=2)
@@ -1984,14 +2020,16 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     upright = (found["vertices"] - found["joints"][0]) * (1, -1, -1)  # y up, as viewers expect
     for ending in ("obj", "ply", "glb"):
         bodymodels.save_mesh(f"{base}.{ending}", upright, body.faces)
-    energies = found["energies"]
+    energies, count = found["energies"], (found["confidence"] > 0).sum()
+    if arguments.fit_camera:
+        print(f"camera fitted to {count} keypoints" if count else f"camera not fitted: {origin}")
     if len(energies) > 1:
-        origin = f"{(found['confidence'] > 0).sum()} keypoints ({origin})"
+        origin = f"{count} keypoints ({origin})"
         rose = ", it rose: give a smaller --step-size" if energies[-1] > energies[0] else ""
         print(f"refined against {origin}: energy {energies[0]:.3g} -> {energies[-1]:.3g} "
               f"in {len(energies) - 1} steps{rose}")
     else:
-        print(f"not refined: {origin if keypoints is None or arguments.refine else '--refine 0'}")
+        print(f"not refined: {origin if arguments.refine else '--refine 0'}")
     print(f"wrote {base}_overlay.png, {base.name}_sampling.png, .npz, .obj, .ply and .glb")
 
 
@@ -2012,6 +2050,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                                             "JSON (default: MediaPipe's, where installed)")
     add("--iterations", type=int, default=5, help="of the sampling (default: 5)")
     add("--refine", type=int, default=10, help="steps of the refinement (default: 10)")
+    add("--fit-camera", action="store_true",
+        help="before it, put the body where the keypoints are (default: where the network says)")
     add("--step-size", type=float, help="of the refinement (default: that of genhmr.refine)")
     add("--body", default="body", metavar="FILE",
         help="SMPL_NEUTRAL.pkl, for checkpoints trained on SMPL (default: the free body)")

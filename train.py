@@ -1063,7 +1063,7 @@ class TransformerTask(BodyTask):
     NOISE = 0.02  # of the crop: sigma of the 2D joints that refinement sees (our choice)
     REMARK = ("T: iterations of sampling. P: steps of refinement after it, against the true 2D "
               "joints (those\nof the 24 inside the crop) with noise of sigma 2 % of the crop's "
-              f"side. {BodyTask.REMARK}")
+              f"side; fitted: the camera\nto them before, by genhmr.fit_camera. {BodyTask.REMARK}")
 
     @classmethod
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
@@ -1178,8 +1178,9 @@ class TransformerTask(BodyTask):
                                        (self.iterations,))}
         found = runs[self.iterations]
         poses = {f"T={T}": run.rotations for T, run in runs.items()}
-        for P in (5, 10, 20) if final else ():
-            poses[f"T={self.iterations} P={P}"] = self.refined(model, found, batch, P)
+        for P, fitted in ((5, ""), (10, ""), (20, ""), (20, " fitted")) if final else ():
+            poses[f"T={self.iterations} P={P}{fitted}"] = self.refined(
+                model, found, batch, P, bool(fitted))
         config = model.config
         transl = genhmr.camera_translation(found.camera, config.focal)
         if self.data != "rendered":
@@ -1189,16 +1190,21 @@ class TransformerTask(BodyTask):
             f"pose of {name}": pose for name, pose in poses.items()}
 
     def refined(self, model: nn.Module, found: genhmr.Sampled, batch: dict[str, Tensor],
-                steps: int) -> Tensor:
+                steps: int, fitted: bool = False) -> Tensor:
         """The poses after so many steps towards the true 2D joints with noise."""
         noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (24, 2))
                           for index in batch["index"].tolist()])
         joints = batch["keypoints_2d"][:, :24] / model.config.image_size - 0.5
-        body = self.light_body.to(joints.device)
-        return genhmr.refine(
-            model, found.tokens, found.betas, found.camera,
-            joints + torch.from_numpy(noise).to(joints), batch["keypoints_valid"][:, :24],
-            lambda betas, pose: body(betas, pose).joints, iterations=steps).rotations
+        joints = joints + torch.from_numpy(noise).to(joints)
+        seen = batch["keypoints_valid"][:, :24]
+        body, camera = self.light_body.to(joints.device), found.camera
+        if fitted:
+            camera = genhmr.fit_camera(camera, joints, seen,
+                                       body(found.betas, found.rotations).joints,
+                                       model.config.focal)
+        return genhmr.refine(model, found.tokens, found.betas, camera, joints, seen,
+                             lambda betas, pose: body(betas, pose).joints,
+                             iterations=steps).rotations
 
 
 class PeopleTask(Task):

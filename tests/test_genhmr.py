@@ -1658,6 +1658,55 @@ def test_everything_else_is_frozen(task):
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+@given(seed=st.integers(0, 10**6), s=st.floats(0.1, 4.0), x=st.floats(-2, 2), y=st.floats(-2, 2))
+def test_fitted_camera_is_the_true_one(seed, s, x, y):
+    """Points projected by a camera give it back, whatever the network's and what is not seen."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(2, 24, 3, generator=generator, dtype=torch.float64) * 0.4
+    camera = torch.tensor([[s, x, y], [0.9, 0.0, 0.0]], dtype=torch.float64)
+    flat = genhmr.project(points, camera, TINY.focal)
+    confidence = torch.rand(2, 24, generator=generator, dtype=torch.float64)
+    confidence[:, ::5], flat[:, ::5] = 0, math.nan
+    network = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    found = genhmr.fit_camera(network, flat, confidence, points, TINY.focal)
+    assert torch.allclose(found, camera, rtol=1e-4, atol=1e-4)
+
+
+def test_fitted_camera_has_the_least_energy(task):
+    """Of a pose that fits its keypoints badly, too: moved either way it fits no better."""
+    model, (tokens, betas, camera), _, _, of = task
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        points = of(betas, model.tokenizer.decode(tokens))
+    flat = genhmr.project(points, camera, TINY.focal)
+    flat = flat + 0.03 * torch.randn(flat.shape, generator=generator)
+    confidence = torch.rand(3, 45, generator=generator)
+
+    def energy(camera: Tensor) -> Tensor:
+        away = genhmr.project(points, camera, TINY.focal) - flat
+        return (confidence * away.square().sum(-1)).sum(1)
+
+    found = genhmr.fit_camera(camera, flat, confidence, points, TINY.focal)
+    assert (energy(found) < energy(camera)).all()
+    for step in 0.02 * torch.eye(3):
+        assert (energy(found) < energy(found + step)).all()
+        assert (energy(found) < energy(found - step)).all()
+
+
+def test_camera_stays_where_nothing_tells_another():
+    """No or one keypoint, keypoints in one place, a body upside down: row by row."""
+    points = torch.randn(5, 24, 3, generator=torch.Generator().manual_seed(1)) * 0.4
+    camera = torch.tensor([[0.9, 0.1, -0.2]]).expand(5, 3)
+    flat = genhmr.project(points, camera + 0.3, TINY.focal)
+    confidence = torch.ones(5, 24)
+    confidence[0] = 0
+    confidence[1, 1:] = 0
+    points[2], flat[3] = 0, -flat[3]
+    found = genhmr.fit_camera(camera, flat, confidence, points, TINY.focal)
+    assert torch.equal(found[:4], camera[:4])
+    assert torch.allclose(found[4], camera[4] + 0.3, atol=1e-3)
+
+
 def test_bad_refinement_is_refused(task):
     """An unknown optimizer and keypoints that do not fit are ValueErrors."""
     with pytest.raises(ValueError, match="'gd' or 'adam'"):

@@ -398,6 +398,25 @@ def test_refinement_follows_the_keypoints(model, body, names):
     assert np.array_equal(before["K"], after["K"])
 
 
+def test_fitted_camera_puts_the_body_where_its_keypoints_are(model, body):
+    """A body seen elsewhere, twice as large: the same pose there; then refinement, if asked for."""
+    before = genhmr.predict(model, body, picture(), box=BOX)
+    targets = keypoints_of(before, "nose", "left_wrist", "right_wrist", "left_ankle")
+    targets[:, :2] = 2 * (targets[:, :2] - 40) + (30, 25)
+    found = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets, refinement=0,
+                           fitted_camera=True)
+    seen = targets[:, 2] > 0
+    assert np.abs(found["keypoints_2d"] - targets[:, :2])[seen].max() < 1  # perspective remains
+    assert found["camera"][0] == pytest.approx(2 * before["camera"][0], rel=0.05)
+    assert np.array_equal(found["pose"], before["pose"])
+    refined = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets, refinement=1,
+                             step_size=0.1, fitted_camera=True)
+    away = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets, refinement=1,
+                          step_size=0.1)
+    assert np.array_equal(refined["camera"], found["camera"])
+    assert refined["energies"][0] < 0.01 * away["energies"][0]
+
+
 def test_joints_that_are_not_seen_do_not_drag(model, body):
     """Their coordinates, whatever they are, change no bit of the result."""
     before = genhmr.predict(model, body, picture(), box=BOX)
@@ -610,17 +629,24 @@ def test_steps_too_large_are_not_passed_over_in_silence(checkpoint_file, tmp_pat
     (["--refine", "0"], "not refined: --refine 0"),
     (["--keypoints", "unseen.json"], "not refined: unseen.json sees nobody"),
     ([], "not refined: no --keypoints, and mediapipe is not installed"),
+    (["--refine", "0", "--fit-camera"],
+     "camera not fitted: no --keypoints, and mediapipe is not installed"),
+    (["--refine", "0", "--fit-camera", "--keypoints", "seen.json"],
+     "camera fitted to 2 keypoints"),
 ])
-def test_without_keypoints_there_is_one_line(arguments, line, checkpoint_file, tmp_path,
-                                             monkeypatch, capsys):
-    """The command succeeds and says why it did not refine."""
+def test_what_was_not_done_is_said(arguments, line, checkpoint_file, tmp_path, monkeypatch,
+                                   capsys):
+    """The command succeeds and says why it did not refine, or had no keypoints to fit."""
     monkeypatch.setitem(sys.modules, "mediapipe", None)  # as if it were not installed
     monkeypatch.chdir(tmp_path)
     save_picture(tmp_path / "photo.png")
     save(tmp_path / "unseen.json", {"people": [{"pose_keypoints_2d": [0] * 75}]})
+    save(tmp_path / "seen.json", {"people": [
+        {"pose_keypoints_2d": [50, 20, 1, 0, 0, 0, 60, 40, 1] + [0] * 66}]})
     assert genhmr.main(["photo.png", "--checkpoint", str(checkpoint_file), *arguments]) == 0
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == line and second.startswith("wrote output/photo_overlay.png")
+    first, *rest, last = capsys.readouterr().out.splitlines()
+    assert first == line and last.startswith("wrote output/photo_overlay.png")
+    assert rest == (["not refined: --refine 0"] if "--fit-camera" in arguments else [])
 
 
 @pytest.fixture(scope="module")
