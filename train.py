@@ -1063,7 +1063,7 @@ class TransformerTask(BodyTask):
     NOISE = 0.02  # of the crop: sigma of the 2D joints that refinement sees (our choice)
     REMARK = ("T: iterations of sampling. P: steps of refinement after it, against the true 2D "
               "joints (those\nof the 24 inside the crop) with noise of sigma 2 % of the crop's "
-              f"side; fitted: the camera\nto them before, by genhmr.fit_camera. {BodyTask.REMARK}")
+              f"side; fitted: the camera\nto them before, by genhmr.fit_camera.\n{BodyTask.REMARK}")
 
     @classmethod
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
