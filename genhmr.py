@@ -2022,7 +2022,8 @@ def reconstruct(arguments: argparse.Namespace) -> None:
         bodymodels.save_mesh(f"{base}.{ending}", upright, body.faces)
     energies, count = found["energies"], (found["confidence"] > 0).sum()
     if arguments.fit_camera:
-        print(f"camera fitted to {count} keypoints" if count else f"camera not fitted: {origin}")
+        print(f"camera fitted to {count} keypoints" if count > 1 else
+              f"camera not fitted: {'one keypoint is too few' if count else origin}")
     if len(energies) > 1:
         origin = f"{count} keypoints ({origin})"
         rose = ", it rose: give a smaller --step-size" if energies[-1] > energies[0] else ""

@@ -633,6 +633,8 @@ def test_steps_too_large_are_not_passed_over_in_silence(checkpoint_file, tmp_pat
      "camera not fitted: no --keypoints, and mediapipe is not installed"),
     (["--refine", "0", "--fit-camera", "--keypoints", "seen.json"],
      "camera fitted to 2 keypoints"),
+    (["--refine", "0", "--fit-camera", "--keypoints", "one.json"],
+     "camera not fitted: one keypoint is too few"),
 ])
 def test_what_was_not_done_is_said(arguments, line, checkpoint_file, tmp_path, monkeypatch,
                                    capsys):
@@ -641,8 +643,9 @@ def test_what_was_not_done_is_said(arguments, line, checkpoint_file, tmp_path, m
     monkeypatch.chdir(tmp_path)
     save_picture(tmp_path / "photo.png")
     save(tmp_path / "unseen.json", {"people": [{"pose_keypoints_2d": [0] * 75}]})
-    save(tmp_path / "seen.json", {"people": [
-        {"pose_keypoints_2d": [50, 20, 1, 0, 0, 0, 60, 40, 1] + [0] * 66}]})
+    for name, second in (("seen", [60, 40, 1]), ("one", [0, 0, 0])):
+        numbers = [50, 20, 1, 0, 0, 0, *second] + [0] * 66
+        save(tmp_path / f"{name}.json", {"people": [{"pose_keypoints_2d": numbers}]})
     assert genhmr.main(["photo.png", "--checkpoint", str(checkpoint_file), *arguments]) == 0
     first, *rest, last = capsys.readouterr().out.splitlines()
     assert first == line and last.startswith("wrote output/photo_overlay.png")
