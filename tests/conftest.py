@@ -29,4 +29,4 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: ten seconds or more; skipped without --slow")
+    config.addinivalue_line("markers", "slow: long, or several processes; skipped without --slow")

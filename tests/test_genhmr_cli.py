@@ -710,6 +710,7 @@ def test_command_line_refuses_bad_input(case, checkpoint_file, other_checkpoints
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_command_line_as_a_process(checkpoint_file, tmp_path):
     """Run from another folder, as a user does."""
     script = ROOT / "genhmr.py"

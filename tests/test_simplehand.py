@@ -1307,6 +1307,7 @@ assert not foreign & set(sys.modules), foreign & set(sys.modules)
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_command_line_as_a_process(checkpoint_file, tmp_path):
     """Run from another folder, as a user does."""
     photo = save_picture(tmp_path / "photo.png")

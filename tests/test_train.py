@@ -465,6 +465,7 @@ def test_an_overflow_of_the_scaler_is_not_an_error(cache):
     assert trainer.skipped == 0 and trainer.scaler.get_scale() == 2.0 ** 39
 
 
+@pytest.mark.slow
 def test_ten_non_finite_steps_end_the_run_with_the_batch(cache, tmp_path):
     """A learning rate of 1e30 destroys the weights in a step: ten are skipped, then it stops."""
     run = Run(tmp_path, command_line(cache, tmp_path, learning_rate=1e30, steps=50, eval_every=99))
@@ -503,6 +504,7 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
 # --------------------------------------------------------------------------------- ablations
 
 
+@pytest.mark.slow
 def test_an_ablation_trains_every_row_once(cache, tmp_path, capsys):
     """Every row is a run of its own, unless it is done; the table has their scores."""
     arguments = command_line(cache, tmp_path, "--ablate", "table8", steps=1, test_samples=1)

@@ -141,6 +141,7 @@ def test_stage_two_is_self_contained(finished, folder, tmp_path):
     assert_same_state(dict(longer.tokenizer.state_dict()), dict(tokenizer.state_dict()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_exports_score_what_they_claim(finished, folder, tmp_path, stage):
     """A file in half precision gives, evaluated, the scores that are written in it."""
