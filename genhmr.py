@@ -1575,7 +1575,8 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     transl (3,), which is part of the vertices already; camera (3,), s, tx and ty in the crop; K
     (3, 3); box (4,), the square that was cropped; confidence (45,) of the keypoints that were
     used; energies (P + 1,) of the refinement; poses (T, 24, 3, 3), of each iteration; confidences
-    (T, L); and tokens (L,), int64, masks (T + 1, L), bool. Raises ValueError for bad input.
+    (T, L); and tokens (L,), int64, masks (T + 1, L), bool, and fitted (), bool, whether camera is
+    not the network's. Raises ValueError for bad input.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
     require(refinement >= 0, f"refinement is {refinement}: expected 0 or more steps")
@@ -1624,7 +1625,8 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     arrays |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     return arrays | {"tokens": sampled.tokens[0].cpu().numpy(),
-                     "masks": sampled.masks[:, 0].cpu().numpy()}
+                     "masks": sampled.masks[:, 0].cpu().numpy(),
+                     "fitted": np.array(not torch.equal(camera, sampled.camera))}
 
 
 # ------------------------------------------------------------------------------ 2D keypoints
@@ -2022,8 +2024,8 @@ def reconstruct(arguments: argparse.Namespace) -> None:
         bodymodels.save_mesh(f"{base}.{ending}", upright, body.faces)
     energies, count = found["energies"], (found["confidence"] > 0).sum()
     if arguments.fit_camera:
-        print(f"camera fitted to {count} keypoints" if count > 1 else
-              f"camera not fitted: {'one keypoint is too few' if count else origin}")
+        print(f"camera fitted to {count} keypoints" if found["fitted"] else
+              f"camera not fitted: {'the keypoints do not tell it' if count else origin}")
     if len(energies) > 1:
         origin = f"{count} keypoints ({origin})"
         rose = ", it rose: give a smaller --step-size" if energies[-1] > energies[0] else ""

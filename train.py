@@ -1178,9 +1178,9 @@ class TransformerTask(BodyTask):
                                        (self.iterations,))}
         found = runs[self.iterations]
         poses = {f"T={T}": run.rotations for T, run in runs.items()}
-        for P, fitted in ((5, ""), (10, ""), (20, ""), (20, " fitted")) if final else ():
-            poses[f"T={self.iterations} P={P}{fitted}"] = self.refined(
-                model, found, batch, P, bool(fitted))
+        for P, fitted in ((5, False), (10, False), (20, False), (20, True)) if final else ():
+            poses[f"T={self.iterations} P={P}{' fitted' * fitted}"] = self.refined(
+                model, found, batch, P, fitted)
         config = model.config
         transl = genhmr.camera_translation(found.camera, config.focal)
         if self.data != "rendered":

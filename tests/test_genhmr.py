@@ -1694,7 +1694,7 @@ def test_fitted_camera_has_the_least_energy(task):
 
 
 def test_camera_stays_where_nothing_tells_another():
-    """No or one keypoint, keypoints in one place, a body upside down: row by row."""
+    """No or one keypoint, a body without size, a body upside down: row by row."""
     points = torch.randn(5, 24, 3, generator=torch.Generator().manual_seed(1)) * 0.4
     camera = torch.tensor([[0.9, 0.1, -0.2]]).expand(5, 3)
     flat = genhmr.project(points, camera + 0.3, TINY.focal)

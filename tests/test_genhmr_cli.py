@@ -353,9 +353,9 @@ def test_prediction_is_consistent(model, body):
         "vertices": (6890, 3), "joints": (24, 3), "keypoints_3d": (45, 3), "keypoints_2d": (45, 2),
         "pose": (24, 3, 3), "betas": (10,), "transl": (3,), "camera": (3,), "K": (3, 3),
         "box": (4,), "confidence": (45,), "energies": (1,), "poses": (5, 24, 3, 3),
-        "confidences": (5, 96), "tokens": (96,), "masks": (6, 96)}
-    assert all(value.dtype == {"tokens": np.int64, "masks": bool}.get(name, np.float32)
-               for name, value in found.items())
+        "confidences": (5, 96), "tokens": (96,), "masks": (6, 96), "fitted": ()}
+    assert all(value.dtype == {"tokens": np.int64, "masks": bool, "fitted": bool}.get(
+        name, np.float32) for name, value in found.items())
     pose, betas = torch.from_numpy(found["pose"])[None], torch.from_numpy(found["betas"])[None]
     posed = body(betas, pose, transl=torch.from_numpy(found["transl"])[None])
     assert np.allclose(posed.vertices[0], found["vertices"], atol=1e-4)
@@ -414,6 +414,7 @@ def test_fitted_camera_puts_the_body_where_its_keypoints_are(model, body):
     away = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets, refinement=1,
                           step_size=0.1)
     assert np.array_equal(refined["camera"], found["camera"])
+    assert refined["fitted"] and found["fitted"] and not away["fitted"]
     assert refined["energies"][0] < 0.01 * away["energies"][0]
 
 
@@ -634,7 +635,7 @@ def test_steps_too_large_are_not_passed_over_in_silence(checkpoint_file, tmp_pat
     (["--refine", "0", "--fit-camera", "--keypoints", "seen.json"],
      "camera fitted to 2 keypoints"),
     (["--refine", "0", "--fit-camera", "--keypoints", "one.json"],
-     "camera not fitted: one keypoint is too few"),
+     "camera not fitted: the keypoints do not tell it"),
 ])
 def test_what_was_not_done_is_said(arguments, line, checkpoint_file, tmp_path, monkeypatch,
                                    capsys):

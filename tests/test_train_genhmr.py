@@ -305,7 +305,7 @@ def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
     part = task.predict(model, batch_of(task.test_set, [4, 1]), final=True)
     assert {name for name in whole if name.startswith("pose of")} == {
         f"pose of {name}" for name in ("T=5", "T=1", "T=10", "T=5 P=5", "T=5 P=10", "T=5 P=20",
-                                 "T=5 P=20 fitted")}
+                                     "T=5 P=20 fitted")}
     for name, value in part.items():
         torch.testing.assert_close(value, whole[name][[4, 1]], rtol=1e-4, atol=1e-4)
     moved = (whole["pose of T=5 P=20"] - whole["pose of T=5"]).abs().amax((1, 2, 3))
