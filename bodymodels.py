@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import io
@@ -12,9 +11,7 @@ import os
 import pickle
 import re
 import secrets
-import statistics
 import struct
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -1522,87 +1519,3 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.92, 0.76, 0.6
     nearest = depths.argmin(0)[None]
     face_ids = np.take_along_axis(_samples(face_ids, supersample), nearest, 0)[0]
     return Rendered(image.clip(0, 1), mask, depths.min(0), face_ids)
-
-
-# ------------------------------------------------------------------------------- benchmark
-
-
-def _peer(model: BodyModel, lbs: Callable) -> Callable:
-    """smplx.lbs on the same arrays, in the layouts of smplx's own modules.
-
-    Those keep posedirs as a transposed view (P, 3V) with strides (1, P): part of what it costs.
-    """
-    count, vertices = model.J_regressor.shape
-    offsets = model.offsets.view(-1, 3, vertices).transpose(1, 2)  # (S + P, V, 3)
-    components = model.num_betas + model.num_expression
-    shapedirs = offsets[:components].permute(1, 2, 0).contiguous()
-    posedirs = offsets[components:].flatten(1).T.contiguous().T
-    weights, parents = model.skinning_weights.T.contiguous(), torch.tensor(model.parents)
-
-    def vertices_of(shape: Tensor, pose: Tensor) -> Tensor:
-        return lbs(shape, pose.flatten(1), model.v_template, shapedirs, posedirs,
-                   model.J_regressor, parents, weights)[0]
-
-    return vertices_of
-
-
-def _medians(functions: Sequence[Callable], seconds: float) -> list[float]:
-    """Median times in ms of functions that take turns, so that a busy machine slows all alike."""
-    times: list[list[float]] = [[] for _ in functions]
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times[0]) < 5:
-        for function, spent in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            spent.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(spent[1:]) for spent in times]
-
-
-BENCHMARKED = (("hand_right", 1), ("hand_right", 64), ("body", 1), ("body", 64),
-               ("wholebody", 1), ("wholebody", 16))  # model, batch
-
-
-def benchmark(seconds: float = 4.0) -> None:
-    """Print the time of posing a batch on this CPU beside that of smplx, where installed."""
-    try:
-        from smplx.lbs import lbs
-    except ImportError:
-        lbs = None
-        print("smplx is not installed: our times alone (pip install smplx for the comparison)")
-    print(f"{torch.get_num_threads()} threads, float32, medians of interleaved runs; smplx.lbs on "
-          f"buffers laid out as in smplx's modules")
-    print(f"{'model':12}{'batch':>6}  {'pass':18}{'ours ms':>9}{'smplx ms':>10}{'ratio':>7}")
-    for name, batch in BENCHMARKED:
-        model = load_model(name)
-        generator = torch.Generator().manual_seed(0)
-        shape = torch.randn(batch, len(model.skeleton_basis), generator=generator)
-        pose = 0.4 * torch.randn(batch, len(model.parents), 3, generator=generator)
-        posers = [lambda s, p, m=model: m(s[:, :m.num_betas], p, s[:, m.num_betas:]).vertices]
-        posers += [_peer(model, lbs)] if lbs else []
-        for label, with_backward in (("forward", False), ("forward + backward", True)):
-            runs = [functools.partial(_run, poser, shape, pose, with_backward) for poser in posers]
-            ours, *peer = _medians(runs, seconds)
-            comparison = f"{peer[0]:10.2f}{ours / peer[0]:7.2f}" if peer else ""
-            print(f"{name:12}{batch:6}  {label:18}{ours:9.2f}{comparison}", flush=True)
-
-
-def _run(poser: Callable, shape: Tensor, pose: Tensor, with_backward: bool) -> None:
-    with torch.set_grad_enabled(with_backward):
-        shape, pose = (x.clone().requires_grad_(with_backward) for x in (shape, pose))
-        vertices = poser(shape, pose)
-        if with_backward:
-            vertices.backward(torch.ones_like(vertices))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--benchmark", action="store_true",
-                        help="time linear blend skinning beside the smplx package")
-    if parser.parse_args().benchmark:
-        benchmark()
-    else:
-        parser.print_help()
-
-
-if __name__ == "__main__":
-    main()

@@ -15,7 +15,6 @@ batch are not touched. `evaluate` alone leaves metres, for the unit its protocol
     read_predictions    FreiHAND's pred.json, and write_predictions
 
     python metrics.py pred.json evaluation_xyz.json evaluation_verts.json
-    python metrics.py --benchmark
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import argparse
 import functools
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -587,141 +585,19 @@ def _read_json(path: str | Path) -> object:
         raise ValueError(f"{path} is not a JSON file: {error}") from None
 
 
-# --------------------------------------------------------------------------------- benchmark
-
-
-def benchmark() -> None:
-    """Print our times beside those of the code people use today, in about two minutes."""
-    print(f"{torch.get_num_threads()} threads, medians of interleaved runs\n"
-          "procrustes_align, float32, against the common batched torch SVD:")
-    _benchmark_procrustes(3960, 778)
-    _benchmark_procrustes(1000, 6890)
-    print("evaluate('freihand'), 3960 samples, against the structure of the official script,\n"
-          "a loop over samples with a k-d tree for each score (scipy's in place of Open3D's):")
-    _benchmark_protocol(3960)
-
-
-def _benchmark_procrustes(samples: int, points: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    source = 0.05 * torch.randn(samples, points, 3, generator=generator)
-    target = source + 0.01 * torch.randn(samples, points, 3, generator=generator)
-    pieces = list(zip(source.split(64), target.split(64), strict=True))  # for its sake: fits caches
-    ours, whole, split = _interleaved(5, [
-        lambda: procrustes_align(source, target),
-        lambda: _common_procrustes(source, target),
-        lambda: torch.cat([_common_procrustes(*piece) for piece in pieces])])
-    exact = _common_procrustes(source.double(), target.double())
-    error = (procrustes_align(source, target) - exact).abs().max()
-    print(f"  {samples} x {points}: {1000 * ours:.0f} ms; common {1000 * whole:.0f} ms, "
-          f"{whole / ours:.2f} times as long; common in batches of 64 {1000 * split:.0f} ms, "
-          f"{split / ours:.2f} times; largest difference {error:.0e} m")
-
-
-def _benchmark_protocol(samples: int) -> None:
-    random = np.random.default_rng(0)
-    target = {name: 0.05 * random.normal(size=(samples, count, 3))
-              for name, count in (("joints", 21), ("vertices", 778))}
-    prediction = {name: points + 0.006 * random.normal(size=points.shape) + 0.01
-                  for name, points in target.items()}
-    tables = {}
-    ours, official = _interleaved(3, [
-        lambda: tables.update(ours=evaluate("freihand", prediction, target)),
-        lambda: tables.update(official=_official_structure(prediction, target))])
-    difference = max(abs(tables["ours"][name] - value)
-                     for name, value in tables["official"].items())
-    print(f"  {ours:.1f} s; official structure {official:.1f} s; {ours / official:.3f} of it; "
-          f"largest difference in the table {difference:.0e}")
-
-
-def _interleaved(rounds: int, functions: Sequence[Callable[[], object]]) -> list[float]:
-    """The median seconds of each function."""
-    times = np.empty((rounds, len(functions)))
-    for row in times:
-        for column, function in enumerate(functions):
-            start = time.perf_counter()
-            function()
-            row[column] = time.perf_counter() - start
-    return np.median(times, axis=0).tolist()
-
-
-def _common_procrustes(source: Tensor, target: Tensor) -> Tensor:
-    """Similarity alignment as most repositories of the field write it: one batch, torch.svd."""
-    source, target = source.transpose(1, 2), target.transpose(1, 2)
-    source_mean, target_mean = source.mean(2, keepdim=True), target.mean(2, keepdim=True)
-    x, y = source - source_mean, target - target_mean
-    variance = (x**2).sum(dim=(1, 2))
-    cross = torch.matmul(x, y.transpose(1, 2))
-    u, _, v = torch.svd(cross)
-    flip = torch.eye(3, dtype=source.dtype).repeat(len(source), 1, 1)
-    flip[:, 2, 2] = torch.sign(torch.linalg.det(u @ v.transpose(1, 2)))
-    rotation = v @ flip @ u.transpose(1, 2)
-    scale = (rotation @ cross).diagonal(dim1=1, dim2=2).sum(1) / variance
-    scale = scale[:, None, None]
-    offset = target_mean - scale * (rotation @ source_mean)
-    return (scale * (rotation @ source) + offset).transpose(1, 2)
-
-
-def _official_structure(prediction: Mapping[str, np.ndarray], target: Mapping[str, np.ndarray]
-                        ) -> dict[str, float]:
-    """FreiHAND's table the way its script goes about it: sample by sample, point by point."""
-    from scipy.spatial import cKDTree  # comes with smplx; only this comparison wants it
-
-    def align(truth, points):
-        x, y = points - points.mean(0), truth - truth.mean(0)
-        x_norm, y_norm = np.linalg.norm(x) + 1e-8, np.linalg.norm(y) + 1e-8
-        u, singular, vh = np.linalg.svd((y / y_norm).T @ (x / x_norm))
-        return x / x_norm @ (u @ vh).T * singular.sum() * y_norm + truth.mean(0)
-
-    def f_score(truth, points, threshold):
-        to_points, _ = cKDTree(points).query(truth)
-        to_truth, _ = cKDTree(truth).query(points)
-        recall = sum(d < threshold for d in to_points) / len(to_points)
-        precision = sum(d < threshold for d in to_truth) / len(to_truth)
-        return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
-
-    kinds = [(name, aligned) for name in ("joints", "vertices") for aligned in (True, False)]
-    errors = {kind: [[] for _ in range(target[kind[0]].shape[1])] for kind in kinds}
-    scores = {}
-    for index in range(len(target["joints"])):
-        for name, aligned in kinds:
-            truth, points = target[name][index], prediction[name][index]
-            points = align(truth, points) if aligned else points
-            for keypoint, error in enumerate(np.sqrt(np.sum((truth - points)**2, 1))):
-                errors[name, aligned][keypoint].append(error)
-            for threshold in (0.005, 0.015) if name == "vertices" else ():
-                key = f"F@{1000 * threshold:g}{'' if aligned else ' raw'}"
-                scores.setdefault(key, []).append(f_score(truth, points, threshold))
-
-    report = {name: np.mean(values) for name, values in scores.items()}
-    steps = np.linspace(0, 0.05, 100)
-    for (name, aligned), keypoints in errors.items():
-        means, areas = [], []
-        for keypoint in map(np.array, keypoints):
-            curve = np.array([np.mean((keypoint <= step).astype(float)) for step in steps])
-            areas.append(((curve[1:] + curve[:-1]) / 2 * np.diff(steps)).sum() / steps[-1])
-            means.append(keypoint.mean())
-        short, mean = ("J", "MPJPE") if name == "joints" else ("V", "MPVPE")
-        report[f"{'PA-' if aligned else ''}{mean}"] = 1000 * np.mean(means)
-        report[f"AUC-{short}{'' if aligned else ' raw'}"] = np.mean(areas)
-    return report
-
-
 # -------------------------------------------------------------------------------- command line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score a pred.json against FreiHAND's annotation, or time this file."""
+    """Score a pred.json against FreiHAND's annotation."""
     parser = argparse.ArgumentParser(description="Errors of hand and body meshes, by protocol.")
     parser.add_argument("files", nargs="*", metavar="JSON",
                         help="pred.json evaluation_xyz.json evaluation_verts.json")
     hands = sorted(name for name, rules in PROTOCOLS.items() if rules.joints == "hand21")
     parser.add_argument("--protocol", choices=hands, default="freihand")
-    parser.add_argument("--benchmark", action="store_true", help="time this file and its peers")
     arguments = parser.parse_args(argv)
-    if arguments.benchmark:
-        return benchmark()
     if len(arguments.files) != 3:
-        parser.error("give pred.json evaluation_xyz.json evaluation_verts.json, or --benchmark")
+        parser.error("give pred.json evaluation_xyz.json evaluation_verts.json")
     try:
         report = _evaluate_files(arguments.protocol, *arguments.files)
     except (OSError, ValueError) as error:

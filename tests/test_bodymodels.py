@@ -3,7 +3,6 @@
 import copy
 import functools
 import pickle
-import sys
 
 import numpy as np
 import pytest
@@ -654,18 +653,3 @@ def test_unknown_sources_and_options(tmp_path):
         bm.load_model("hand_right", hand_pose="pca", num_pca_comps=46)
     with pytest.raises(TypeError, match="num_beta"):
         bm.load_model("hand_right", num_beta=10)
-
-
-# -------------------------------------------------------------------------------------- benchmark
-
-
-def test_benchmark_prints_ratios(capsys, monkeypatch):
-    """A line for every model, batch and pass; without smplx, our own times and a word on it."""
-    monkeypatch.setattr(bm, "BENCHMARKED", (("hand_right", 2),))
-    bm.benchmark(seconds=0.01)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines[-2:]] == [["hand_right", "2", "forward"]] * 2
-    assert all(float(line.split()[-1]) > 0 for line in lines[-2:])
-    monkeypatch.setitem(sys.modules, "smplx.lbs", None)
-    bm.benchmark(seconds=0.01)
-    assert "smplx is not installed" in capsys.readouterr().out

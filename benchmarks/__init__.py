@@ -1,0 +1,1 @@
+"""Speed of the papers and rooms: `python -m benchmarks NAME` (see `__main__.py`)."""

@@ -1,0 +1,65 @@
+"""The benchmarks run, compare like with like, and are found from any folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import metrics
+from benchmarks import __main__ as command
+from benchmarks import bodymodels as bodies_room
+from benchmarks import metrics as metrics_room
+from benchmarks.timing import medians
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_medians_run_every_function_equally_often():
+    """Functions take turns: each runs as often as the others, and has a time."""
+    calls = []
+    times = medians({name: lambda n=name: calls.append(n) for name in "abc"}, seconds=0, rounds=4)
+    assert calls == [*"abc"] * 5 and set(times) == {*"abc"}
+    assert all(spent >= 0 for spent in times.values())
+
+
+def test_the_command_lists_its_benchmarks_from_any_folder(tmp_path):
+    """`python path/to/benchmarks --help` works in an empty folder and names every benchmark."""
+    done = subprocess.run([sys.executable, ROOT / "benchmarks", "--help"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and all(name in done.stdout for name in command.NAMES)
+
+
+def test_the_command_passes_options_on(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["metrics", "--help"])
+    assert stop.value.code == 0 and "--samples" in capsys.readouterr().out
+
+
+def test_skinning_prints_a_ratio_for_every_case(capsys, monkeypatch):
+    """One line for every model, batch and pass; without smplx, our own times and a note."""
+    monkeypatch.setattr(bodies_room, "CASES", (("hand_right", 2),))
+    bodies_room.main(["--seconds", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[-2:]] == [["hand_right", "2", "forward"]] * 2
+    assert all(float(line.split()[-1]) > 0 for line in lines[-2:])
+    monkeypatch.setitem(sys.modules, "smplx.lbs", None)
+    bodies_room.main(["--seconds", "0"])
+    assert "smplx is not installed" in capsys.readouterr().out
+
+
+def test_metrics_compares_equals(capsys):
+    """The two peers compute what we compute, so that their times mean something."""
+    random = np.random.default_rng(0)
+    source, target = (torch.from_numpy(random.normal(size=(64, 778, 3))) for _ in range(2))
+    torch.testing.assert_close(metrics_room.common_procrustes(source, target),
+                               metrics.procrustes_align(source, target), rtol=0, atol=1e-12)
+    target = {"joints": random.normal(size=(2, 21, 3)), "vertices": random.normal(size=(2, 778, 3))}
+    prediction = {name: points + 0.01 for name, points in target.items()}
+    official = metrics_room.official_structure(prediction, target)
+    ours = metrics.evaluate("freihand", prediction, target)
+    assert official == pytest.approx({name: ours[name] for name in official}, abs=1e-6)
+    metrics_room.main(["--samples", "2"])
+    assert capsys.readouterr().out.count("largest difference") == 3
