@@ -1713,19 +1713,21 @@ class HMRAdapter(nn.Module):
 
 
 class Foreign:
-    """What becomes of objects in a checkpoint that are no tensors, as of yacs or OmegaConf: an
-    empty dictionary. Their own code is not imported, let alone run."""
+    """Stand-in for objects in a checkpoint that are not tensors (of yacs or OmegaConf, say).
+
+    They load as an empty dictionary; their own code is neither imported nor run.
+    """
 
     def __new__(cls, *_) -> OrderedDict:
         return OrderedDict()
 
 
 def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
-    """State dict and config, if any, of a checkpoint or its file, never running code in it.
+    """Read the weights of a checkpoint, and its config if it has one, without running its code.
 
-    Takes train.py's {"model", "config", "ema", ...}, of which the moving average is preferred,
-    HaMeR's {"state_dict"}, SMPLer-X's {"network"} and bare state dicts. Raises FileNotFoundError
-    or ValueError.
+    source: a file or its content, which is train.py's {"model", "ema", "config", ...} (the moving
+    average is preferred), {"state_dict"}, {"model_state"}, {"network"}, or the weights alone.
+    Raises FileNotFoundError or ValueError.
     """
     if not isinstance(source, Mapping):
         if not Path(source).is_file():
@@ -1738,28 +1740,75 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
         except Exception as error:  # damaged files raise half a dozen types
             reason = str(error).split("\n")[0][:100]
             raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
-        require(isinstance(source, Mapping), "the checkpoint is no dictionary of weights")
-    state = next((source[name] for name in ("ema", "model", "state_dict", "network")
-                  if source.get(name)), source)
-    require(isinstance(state, Mapping), "the checkpoint has no dictionary of weights")
-    return {name.removeprefix("module."): value for name, value in state.items()
-            if isinstance(value, Tensor) and name != "n_averaged"}, source.get("config")
+    require(isinstance(source, Mapping), "this checkpoint is not a dictionary of weights")
+    nested = (source.get(name) for name in ("ema", "model", "state_dict", "model_state", "network"))
+    weights = next((value for value in nested if isinstance(value, Mapping) and value), source)
+    state = {name.removeprefix("module."): value for name, value in weights.items()
+             if isinstance(value, Tensor) and name != "n_averaged"}
+    require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
+                   "torch.save(model.state_dict(), FILE) writes it")
+    return state, source.get("config")
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy weights by name, in the module's own precision; any difference is a ValueError."""
+def compare_weights(module: nn.Module, state: Mapping[str, Tensor], ignored: str | None,
+                    strict: bool) -> tuple[dict[str, Tensor], str]:
+    """Return the weights that fit a module, by name and shape, and a report of all others.
+
+    A name whose start matches `ignored`, a pattern, is not part of the report. ValueError if
+    strict and there is something to report.
+    """
     own = module.state_dict()
+    fitting = {name: value for name, value in state.items()
+               if name in own and value.shape == own[name].shape}
     problems = {
         "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own],
-        "of another shape": [name for name in own
-                             if name in state and state[name].shape != own[name].shape],
+        "unexpected": [name for name in state if name not in own and not (
+            ignored and re.match(ignored, name))],
+        "of another shape": [name for name in own if name in state and name not in fitting],
     }
     report = "; ".join(
         f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         for kind, names in problems.items() if names)
-    require(not report, f"these weights are not {type(module).__name__}'s: {report}")
-    module.load_state_dict(state)
+    require(not (strict and report), f"these weights are not {type(module).__name__}'s: {report}")
+    return fitting, report
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str | None = None,
+                 strict: bool = True) -> None:
+    """Copy weights by name, in the module's own precision.
+
+    ignored: a pattern for the start of names that the module does not use; these are left out,
+    and printed. Any other difference in names or shapes raises ValueError, or is printed if not
+    strict.
+    """
+    fitting, report = compare_weights(module, state, ignored, strict)
+    unused = {found[0].rstrip(".") for name in state if ignored and name not in fitting
+              and (found := re.match(ignored, name))}
+    if unused:
+        print(f"left out, {type(module).__name__} does not use it: {', '.join(sorted(unused))}")
+    if report:
+        print(f"loaded in part: {report}")
+    module.load_state_dict(fitting, strict=False)
+
+
+def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
+                    state: Mapping[str, Tensor], *, ignored: str | None = None,
+                    strict: bool = True) -> nn.Module:
+    """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
+
+    ignored, strict: as in load_weights. Raises ValueError if the config is not the model's.
+    """
+    require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
+            f"save dataclasses.asdict({config_kind.__name__}(...))")
+    try:
+        config = config_kind(**config)
+        with torch.device("meta"):  # a damaged config may ask for any amount of memory
+            compare_weights(kind(config), state, ignored, strict)
+    except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
+        raise ValueError(f"the checkpoint's config is not {kind.__name__}'s: {error}") from error
+    model = kind(config)
+    load_weights(model, state, ignored=ignored, strict=strict)
+    return model.eval()
 
 
 def load_checkpoint(source: str | PathLike | Mapping
@@ -1777,36 +1826,15 @@ def load_checkpoint(source: str | PathLike | Mapping
     require(config is not None and kind is not None,
             "no checkpoint of train.py for HMR-Adapter: load_hand_expert and load_body_expert take "
             "the released weights of HaMeR and SMPLer-X")
-    try:
-        model = kind[0](kind[1](**config))
-    except TypeError as error:
-        raise ValueError(f"the checkpoint's config is not {kind[1].__name__}: {error}") from error
-    load_weights(model, state)
-    return model.eval()
+    return from_checkpoint(*kind, config, state)
 
 
 def load_released(expert: nn.Module, state: Mapping[str, Tensor], ignored: str,
                   strict: bool) -> None:
-    """Copy released weights by name; `ignored`, a pattern, is what the expert has no use for.
-
-    What is ignored is printed. So is any other difference if not strict; else it is a ValueError.
-    """
-    own = expert.state_dict()
-    unused = {name for name in state if re.match(ignored, name)}
-    own_alone = {name: value for name, value in own.items()  # that no release has
-                 if name not in state and re.search(r"(hand_mean|num_batches_tracked)$", name)}
-    state = {name: value for name, value in state.items() if name not in unused} | own_alone
-    if unused:
-        roots = sorted({name.split(".")[0] for name in unused})
-        print(f"left out, {type(expert).__name__} has no use for them: {', '.join(roots)}")
-    try:
-        load_weights(expert, state)
-    except ValueError as error:
-        if strict:
-            raise
-        print(f"loaded in part: {error}")
-        expert.load_state_dict({name: value for name, value in state.items()
-                                if name in own and value.shape == own[name].shape}, strict=False)
+    """Copy a release's weights, as load_weights; buffers that no release has keep their values."""
+    own = {name: value for name, value in expert.state_dict().items()
+           if name not in state and re.search(r"(hand_mean|num_batches_tracked)$", name)}
+    load_weights(expert, own | state, ignored=ignored, strict=strict)
 
 
 def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:

@@ -36,6 +36,7 @@ import re
 import statistics
 import sys
 import time
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -728,53 +729,103 @@ CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
     r"^(backbone\.)?(head\.fc|classifier|head\.norm|head\.projection|norm)\.(weight|bias)$")
 
 
-def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
-    """State dict and config, if any, of a checkpoint or its file, never running code in it.
+class Foreign:
+    """Stand-in for objects in a checkpoint that are not tensors (of yacs or OmegaConf, say).
 
-    Takes train.py's {"model", "config", "ema", ...}, of which the moving average is preferred,
-    {"state_dict"}, Hiera's {"model_state"} and bare state dicts. Raises FileNotFoundError or
-    ValueError.
+    They load as an empty dictionary; their own code is neither imported nor run.
+    """
+
+    def __new__(cls, *_) -> OrderedDict:
+        return OrderedDict()
+
+
+def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
+    """Read the weights of a checkpoint, and its config if it has one, without running its code.
+
+    source: a file or its content, which is train.py's {"model", "ema", "config", ...} (the moving
+    average is preferred), {"state_dict"}, {"model_state"}, {"network"}, or the weights alone.
+    Raises FileNotFoundError or ValueError.
     """
     if not isinstance(source, Mapping):
         if not Path(source).is_file():
             raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
         try:
-            source = torch.load(source, map_location="cpu", weights_only=True)
+            names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
+                     if zipfile.is_zipfile(source) else [])
+            with torch.serialization.safe_globals([(Foreign, name) for name in names]):
+                source = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged files raise half a dozen types
             reason = str(error).split("\n")[0][:100]
             raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
-        require(isinstance(source, Mapping), "the checkpoint is no dictionary of weights")
-    names = ("ema", "model", "state_dict", "model_state")
-    state = next((source[name] for name in names if source.get(name)), source)
-    require(isinstance(state, Mapping), "the checkpoint has no dictionary of weights")
-    return {name.removeprefix("module."): value for name, value in state.items()
-            if isinstance(value, Tensor) and name != "n_averaged"}, source.get("config")
+    require(isinstance(source, Mapping), "this checkpoint is not a dictionary of weights")
+    nested = (source.get(name) for name in ("ema", "model", "state_dict", "model_state", "network"))
+    weights = next((value for value in nested if isinstance(value, Mapping) and value), source)
+    state = {name.removeprefix("module."): value for name, value in weights.items()
+             if isinstance(value, Tensor) and name != "n_averaged"}
+    require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
+                   "torch.save(model.state_dict(), FILE) writes it")
+    return state, source.get("config")
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
-    """Copy weights by name, in the module's own precision.
+def compare_weights(module: nn.Module, state: Mapping[str, Tensor], ignored: str | None,
+                    strict: bool) -> tuple[dict[str, Tensor], str]:
+    """Return the weights that fit a module, by name and shape, and a report of all others.
 
-    The ImageNet classifier of a backbone, which the release drags along unused, is left out and
-    reported. Any other difference in names or shapes is a ValueError, or is printed if not strict.
+    A name whose start matches `ignored`, a pattern, is not part of the report. ValueError if
+    strict and there is something to report.
     """
     own = module.state_dict()
-    unused = [name for name in state if re.search(CLASSIFIERS, name) and name not in own]
     fitting = {name: value for name, value in state.items()
                if name in own and value.shape == own[name].shape}
     problems = {
         "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own and name not in unused],
+        "unexpected": [name for name in state if name not in own and not (
+            ignored and re.match(ignored, name))],
         "of another shape": [name for name in own if name in state and name not in fitting],
     }
     report = "; ".join(
         f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         for kind, names in problems.items() if names)
     require(not (strict and report), f"these weights are not {type(module).__name__}'s: {report}")
+    return fitting, report
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str | None = None,
+                 strict: bool = True) -> None:
+    """Copy weights by name, in the module's own precision.
+
+    ignored: a pattern for the start of names that the module does not use; these are left out,
+    and printed. Any other difference in names or shapes raises ValueError, or is printed if not
+    strict.
+    """
+    fitting, report = compare_weights(module, state, ignored, strict)
+    unused = {found[0].rstrip(".") for name in state if ignored and name not in fitting
+              and (found := re.match(ignored, name))}
     if unused:
-        print(f"left out, SimpleHand does not use them: {', '.join(unused)}")
+        print(f"left out, {type(module).__name__} does not use it: {', '.join(sorted(unused))}")
     if report:
         print(f"loaded in part: {report}")
     module.load_state_dict(fitting, strict=False)
+
+
+def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
+                    state: Mapping[str, Tensor], *, ignored: str | None = None,
+                    strict: bool = True) -> nn.Module:
+    """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
+
+    ignored, strict: as in load_weights. Raises ValueError if the config is not the model's.
+    """
+    require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
+            f"save dataclasses.asdict({config_kind.__name__}(...))")
+    try:
+        config = config_kind(**config)
+        with torch.device("meta"):  # a damaged config may ask for any amount of memory
+            compare_weights(kind(config), state, ignored, strict)
+    except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
+        raise ValueError(f"the checkpoint's config is not {kind.__name__}'s: {error}") from error
+    model = kind(config)
+    load_weights(model, state, ignored=ignored, strict=strict)
+    return model.eval()
 
 
 def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
@@ -789,12 +840,8 @@ def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) ->
     require(any(name.startswith("mesh_head.") for name in state),
             "no SimpleHand checkpoint: expected train.py's or the release's "
             "(load_backbone takes the weights of FastViT alone)")
-    try:
-        model = SimpleHand(Config(official=True) if config is None else Config(**config))
-    except TypeError as error:
-        raise ValueError(f"the checkpoint's config is not SimpleHand's: {error}") from error
-    load_weights(model, state, strict)
-    return model.eval()
+    return from_checkpoint(SimpleHand, Config, {"official": True} if config is None else config,
+                           state, ignored=CLASSIFIERS, strict=strict)
 
 
 def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Mapping, *,
@@ -806,12 +853,12 @@ def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Ma
     """
     state, _ = read_checkpoint(source)
     if not isinstance(backbone, FastViT):
-        return load_weights(backbone, state, strict)
+        return load_weights(backbone, state, ignored=CLASSIFIERS, strict=strict)
     for pattern, replacement in APPLE_NAMES:
         state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
     if any(".reparam_conv." in name for name in state):
         backbone.reparameterize()
-    load_weights(backbone, state, strict)
+    load_weights(backbone, state, ignored=CLASSIFIERS, strict=strict)
 
 
 # --------------------------------------------------------------------------------- ablations

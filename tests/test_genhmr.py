@@ -220,7 +220,8 @@ def test_config_of_a_checkpoint_becomes_the_config():
 
 def test_shared_blocks_are_copies():
     """What this file has in common with simplehand.py is the same, letter by letter."""
-    for name in ("require", "DropPath"):
+    for name in ("require", "DropPath", "Foreign", "read_checkpoint", "compare_weights",
+                 "load_weights", "from_checkpoint"):
         assert (inspect.getsource(getattr(genhmr, name))
                 == inspect.getsource(getattr(simplehand, name)))
 
@@ -1769,6 +1770,28 @@ def test_bad_checkpoints_are_refused(tmp_path, lively):
     with pytest.raises(ValueError, match="1 missing: transformer.norm.bias; 1 unexpected: new"):
         odd = {name: value for name, value in state.items() if name != "transformer.norm.bias"}
         genhmr.load_checkpoint({"model": {**odd, "new": torch.ones(1)}, "config": config})
+    for wrong in ({"vit_dim": -16}, {"layers": -1}, {"width": 10**9}, {"ffn": 10**13},
+                  {"heads": 0}, {"tokenizer": {**config["tokenizer"], "codebook_size": 10**12}}):
+        with pytest.raises(ValueError):  # before any memory is allocated for it
+            genhmr.load_checkpoint({"model": state, "config": {**config, **wrong}})
+    torch.save({"model": state, "config": TINY}, tmp_path / "object.pt")
+    for source in (tmp_path / "object.pt", {"model": state, "config": TINY}):
+        with pytest.raises(ValueError, match="not a dictionary: save dataclasses.asdict"):
+            genhmr.load_checkpoint(source)
+    torch.save(lively, tmp_path / "module.pt")
+    for source in (tmp_path / "module.pt", {}, {"epoch": 3}):
+        with pytest.raises(ValueError, match="no weights in this checkpoint"):
+            genhmr.load_checkpoint(source)
+
+
+def test_loading_draws_the_same_random_numbers_as_building(lively):
+    """Comparing shapes first leaves the random state to the model, so that runs stay the same."""
+    torch.manual_seed(3)
+    GenHMR(TINY)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    genhmr.load_checkpoint({"model": lively.state_dict(), "config": asdict(TINY)})
+    assert torch.equal(torch.rand(1), expected)
 
 
 class Evil:
