@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 import json
 import math
 import re
@@ -1664,34 +1663,20 @@ def print_summary(as_json: bool) -> None:
 
 def reconstruct(arguments: argparse.Namespace) -> None:
     """Predict the hand in a picture; write overlay, arrays and mesh."""
-    import matplotlib.image
-
     import bodymodels
     import data
+    from sets import pictures
 
-    try:
-        box = arguments.box and [float(number) for number in arguments.box.split(",")]
-    except ValueError:
-        raise ValueError(f"--box {arguments.box}: expected x,y,width,height") from None
+    box = pictures.parse_box(arguments.box)
+    pictures.check_folder(arguments.out)
     hand = bodymodels.load_model(arguments.hand)
     faces = hand.faces.numpy()[:, ::-1 if arguments.left else 1]  # mirrored, they face inwards
     image = data.read_image(arguments.image)
     model = load_checkpoint(arguments.checkpoint).fuse()
     found = predict(model, image, hand.keypoint_regressor, box=box,
                     side="left" if arguments.left else "right")
-    overlay = bodymodels.render(found["vertices"], faces, found["K"], image.shape[:2],
-                                background=image / np.float32(255), supersample=2)
-    png, npz = io.BytesIO(), io.BytesIO()
-    matplotlib.image.imsave(png, overlay.image, format="png")
-    np.savez_compressed(npz, faces=faces, **found)
-    base = arguments.out / Path(arguments.image).stem
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    bodymodels.write_atomically(f"{base}_overlay.png", png.getvalue())  # base.png may be IMAGE
-    bodymodels.write_atomically(f"{base}.npz", npz.getvalue())
-    upright = (found["vertices"] - found["root"]) * (1, -1, -1)  # y up, as viewers expect
-    for ending in ("obj", "ply", "glb"):
-        bodymodels.save_mesh(f"{base}.{ending}", upright, faces)
-    print(f"wrote {base}_overlay.png, .npz, .obj, .ply and .glb")
+    print(pictures.write_result(arguments.image, arguments.out, image, found, faces,
+                                found["root"]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
