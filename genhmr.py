@@ -102,8 +102,8 @@ class TokenizerConfig:
     uniform_rotation: float = 0.2  # part of the bodies turned any way at all (our choice)
 
     # Optimisation: Adam
-    batch_size: int = 512  # samples per process (paper)
-    accumulate: int = 1  # batches per optimiser step (our choice)
+    batch_size: int = 512  # samples per optimiser step, over all processes (paper)
+    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 200_000  # optimiser steps (paper)
     learning_rate: float = 1e-4  # (paper)
     schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (our choice)
@@ -187,8 +187,9 @@ class Config:
     temperature_duration: float = 0.5  # of the steps; then it stays at the end (paper)
 
     # Optimisation: Adam on 2 GPUs
-    batch_size: int = 48  # samples per process (paper, read as HMR2.0 means its 48)
-    accumulate: int = 1  # batches per optimiser step (our choice)
+    batch_size: int = 96  # samples per optimiser step, over all processes: 2 GPUs x 48 (paper,
+    # read as HMR2.0 means its 48)
+    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 300_000  # optimiser steps (our choice: the paper is silent)
     learning_rate: float = 1e-5  # (paper)
     schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (HMR2.0)
@@ -250,7 +251,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     "h200": TokenizerConfig(
         batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250, eval_every=1_250),
     # One GPU with 11 GB: the paper's run, step for step, in two halves.
-    "single_gpu": TokenizerConfig(batch_size=256, accumulate=2),
+    "single_gpu": TokenizerConfig(accumulate=2),
     # Two CPU cores: the same design and the same 96 words, small enough to learn in minutes. It
     # knows the bodies that its stage 2 will meet, which face an upright camera. Few codes, as few
     # are told apart by an encoder as small as that of stage 2.
@@ -262,15 +263,16 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
 }
 
 PRESETS: dict[str, Config] = {
-    # torchrun with 2 processes, RTX A6000.
-    "paper": Config(),
+    # torchrun with 2 processes, RTX A6000. With 48 samples each, "mean" is HMR2.0's sum; with any
+    # other number of processes it stays so.
+    "paper": Config(reduction="mean"),
     # One H200: twice the paper's 2 x 48, so half of the steps and, Adam's rule, the learning rate
     # times sqrt(2).
     "h200": Config(
         batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500, reduction="mean",
         eval_every=5_000),
-    # One GPU with 24 GB: one process's share of the paper's run, in four parts.
-    "single_gpu": Config(batch_size=12, accumulate=4, reduction="mean"),
+    # One GPU with 24 GB: the paper's run, step for step, in eight batches of 12.
+    "single_gpu": Config(accumulate=8, reduction="mean"),
     # Two CPU cores: the same design with a tiny encoder, at half the resolution, for bodies that
     # stand and turn no further than 30 degrees from the camera: cartwheels take longer. That
     # encoder has seen nothing before, so it begins with convolutions and is asked for keypoints.

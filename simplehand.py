@@ -102,8 +102,8 @@ class Config:
 
     # Optimisation. 100 epochs of FreiHAND's 130,240 images are 13.0 M samples; the release counts
     # 200 "epochs" of 256 steps x 256 samples = 13.1 M. Both halve in the same place.
-    batch_size: int = 32  # samples per process (Sec. 4.1: 8 GPUs x 32)
-    accumulate: int = 1  # batches per optimiser step (our choice)
+    batch_size: int = 256  # samples per optimiser step, over all processes (Sec. 4.1: 8 x 32)
+    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 51_200  # optimiser steps: 200 x 256 (release)
     learning_rate: float = 5e-4  # (Sec. 4.1)
     schedule: str = "step"  # "step": / 10 at half of the steps (Sec. 4.1); "cosine"; "constant"
@@ -186,7 +186,7 @@ PRESETS: dict[str, Config] = {
     "h200": Config(
         batch_size=512, steps=25_600, warmup_steps=640, learning_rate=7.07e-4, precision="bf16",
         eval_every=1_280),
-    # One GPU with 11 GB: the paper's run, step for step, its eight batches one after another.
+    # One GPU with 11 GB: the paper's run, step for step, in eight batches of 32.
     "single_gpu": Config(accumulate=8),
     # Two CPU cores: the same design, small enough to learn in minutes, from hands that turn no
     # further than 15 degrees: in that time the whole sphere of views does not fit. Nothing there
@@ -933,8 +933,8 @@ def ablation_table(name: str, found: Scores, config: Config, command: str) -> st
     """
     rows, cells = ABLATIONS[name], config.image_size // 32
     lines = [f"# SimpleHand, {name.replace('table', 'Table ')}", "", f"`{command}`", "",
-             f"Ours: {config.backbone}, {config.steps:,} steps of {config.batch_size} x "
-             f"{config.accumulate} images of {config.image_size} px, so X_b has {cells} x {cells} "
+             f"Ours: {config.backbone}, {config.steps:,} steps of {config.batch_size} "
+             f"images of {config.image_size} px, so X_b has {cells} x {cells} "
              f"cells, where the paper's has 7 x 7; dimensions times {config.dims[0] / 256:g}. "
              "The paper's: FreiHAND, Hiera-Tiny. Errors in mm; mean ± standard deviation over "
              "seeds.", "",

@@ -21,9 +21,9 @@ a CPU, because a step depends on nothing but its checkpoint and its number:
 - order: the samples of step n are a function of (seed, n), see `rank_batches`;
 - chance: dropout and all else draws from generators seeded by (seed, step, batch of the step);
 - state: a checkpoint is the rest, and replaces its predecessor in one instant.
-The number of processes is no hyperparameter: batch norm spans them all, the order does not know
-them, and eight processes with batch 4 take the step that one takes with batch 32 (but for what
-dropout drops, which is the same as in one that accumulates eight batches of 4).
+The number of processes is not a hyperparameter: batch_size counts the samples of a step over all
+processes, batch norm spans them, and the order of samples does not depend on them. Only what
+dropout drops differs, as it does between one batch and several accumulated ones.
 """
 
 from __future__ import annotations
@@ -256,14 +256,14 @@ def rank_batches(position: int, steps: int, batch_size: int, accumulate: int, wo
                  length: int, seed: int) -> Iterator[list[int]]:
     """Keys of this rank's batches, `accumulate` per step, from the position-th sample on.
 
-    A step takes the next batch_size * accumulate * world.size samples of the run, whoever they
-    are split among.
+    A step takes the next batch_size samples of the run: an equal, contiguous share for each rank.
     """
-    share = batch_size * accumulate
+    share = batch_size // world.size
+    part = share // accumulate
     for step in range(steps):
-        first = position + (step * world.size + world.rank) * share
-        for start in range(first, first + share, batch_size):
-            yield [key_at(start + offset, length, seed) for offset in range(batch_size)]
+        first = position + step * batch_size + world.rank * share
+        for start in range(first, first + share, part):
+            yield [key_at(start + offset, length, seed) for offset in range(part)]
 
 
 # -------------------------------------------------------------------------------------- data
@@ -382,7 +382,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.skipped = 0 if finite else self.skipped + 1
         self.step += 1
-        self.position += self.config.batch_size * self.config.accumulate * self.world.size
+        self.position += self.config.batch_size
 
     def state_dict(self) -> dict[str, typing.Any]:
         """Everything a checkpoint keeps; rates and random states are functions of the step."""
@@ -457,7 +457,7 @@ class Journal:
     def __init__(self, trainer: Trainer, out: Path) -> None:
         config = trainer.config
         self.trainer, self.out, self.steps = trainer, out, config.steps
-        self.samples = config.batch_size * config.accumulate * trainer.world.size
+        self.samples = config.batch_size
         self.unit = trainer.task.UNIT
         self.rows: Table | None = None  # opened with the first row, which tells the columns
         self.scores: Table | None = None
@@ -509,7 +509,8 @@ Scores = dict[str, dict[str, float]]  # predictor -> metric -> value; the model 
 def evaluate(task: typing.Any, model: nn.Module, world: World,
              final: bool = False) -> tuple[Scores, dict[str, np.ndarray]]:
     """Score the test split, split among the ranks; the leader gets scores and predictions."""
-    share, size = range(world.rank, len(task.test_set), world.size), task.config.batch_size
+    share = range(world.rank, len(task.test_set), world.size)
+    size = max(1, task.config.batch_size // (world.size * task.config.accumulate))
     keys = [list(share[start:start + size]) for start in range(0, len(share), size)]
     model.eval()
     outputs = [
@@ -1738,6 +1739,14 @@ def check_config(config: typing.Any) -> None:
         raise ValueError(f"ema_decay is {config.ema_decay}: expected 0 (off) or up to 1")
 
 
+def check_shares(config: typing.Any, world: World) -> None:
+    """Raise ValueError unless the step's samples split evenly among processes and parts."""
+    parts = world.size * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(f"batch_size is {config.batch_size}: expected a multiple of {parts}, "
+                         f"{world.size} processes x accumulate={config.accumulate}")
+
+
 def choose_config(arguments: argparse.Namespace, run: dict | None) -> typing.Any:
     """Preset and config from the flags, or with --resume from the run in --out and the flags.
 
@@ -1919,6 +1928,10 @@ def run_stage(arguments: argparse.Namespace, world: World | None = None) -> tupl
     if arguments.eval:
         finish(task, model.to(world.device), origin.get("step"), world, about)
         return world, True
+    try:
+        check_shares(task.config, world)
+    except ValueError as error:
+        sys.exit(f"train.py: {error}")
     trainer = Trainer(task, world, arguments.compile)
     begin(trainer, origin, arguments.out)
     with signals_noted() as signals:

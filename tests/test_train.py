@@ -142,9 +142,9 @@ def finished(tmp_path_factory, cache):
 
 @pytest.fixture(scope="session")
 def finished_by_two(tmp_path_factory, cache):
-    """The same of two processes with half of the batch each."""
+    """The same of two processes, each with half of the batch."""
     out = tmp_path_factory.mktemp("runs") / "two"
-    Run(out, command_line(cache, out, batch_size=4), ranks=2).end()
+    Run(out, command_line(cache, out), ranks=2).end()
     return out
 
 
@@ -225,7 +225,7 @@ def test_killed_at_any_moment_and_resumed_is_the_same_run(finished, tmp_path, ca
 def test_sigterm_saves_the_same_step_on_every_rank(tmp_path, cache):
     """SIGTERM to one of two ranks: both stop after one step, cleanly."""
     out = tmp_path / "stopped"
-    arguments = command_line(cache, out, "--workers", 1, batch_size=4)
+    arguments = command_line(cache, out, "--workers", 1)
     run = Run(out, arguments, ranks=2)
     run.wait_for_step(3)
     os.kill(run.ranks()[1], signal.SIGTERM)
@@ -239,7 +239,7 @@ def test_sigterm_saves_the_same_step_on_every_rank(tmp_path, cache):
 def test_torchrun_recovers_from_a_killed_rank_by_itself(finished_by_two, tmp_path, cache):
     """SIGKILL to one rank under --max-restarts: the same run in the end."""
     out = tmp_path / "restarted"
-    run = Run(out, command_line(cache, out, batch_size=4), ranks=2, restarts=1)
+    run = Run(out, command_line(cache, out), ranks=2, restarts=1)
     run.wait_for_step(3)
     os.kill(run.ranks()[1], signal.SIGKILL)
     run.end()
@@ -248,7 +248,7 @@ def test_torchrun_recovers_from_a_killed_rank_by_itself(finished_by_two, tmp_pat
 
 @pytest.mark.slow
 def test_number_of_processes_is_no_hyperparameter(finished, finished_by_two):
-    """One process with batch 8 and two with batch 4 log the same losses and scores."""
+    """One process and two log the same losses and scores: the batch is split between them."""
     for name in ("log.csv", "scores.csv"):
         one, two = ([[value for key, value in row.items()
                       if key not in ("seconds", "images_per_second")]
@@ -338,7 +338,7 @@ def make_trainer(cache, **fields):
     trainer = train.Trainer(task, train.World())
 
     def batches(step):
-        position = step * config.batch_size * config.accumulate
+        position = step * config.batch_size
         keys = train.rank_batches(position, 1, config.batch_size, config.accumulate,
                                   trainer.world, len(task.train_set), config.seed)
         return list(train.load_batches(task.train_set, keys, trainer.world))
@@ -405,7 +405,7 @@ def test_accumulation_is_a_bigger_batch():
              for start in range(0, 16, 4)]
     rows, weights = [], []
     for accumulate, batches in ((1, [batch]), (4, parts)):
-        config = dataclasses.replace(CONFIG, accumulate=accumulate, batch_size=16 // accumulate)
+        config = dataclasses.replace(CONFIG, accumulate=accumulate, batch_size=16)
         trainer = train.Trainer(LineTask(config), train.World())
         rows.append(trainer.train_step(batches)[0])
         weights.append(trainer.model.weight.detach())
@@ -571,8 +571,9 @@ def test_ranks_partition_the_steps_of_one_process(batch_size, accumulate, ranks,
                                                     length, seed=7) for key in batch]
 
     share = batch_size * accumulate
-    parts = [keys(batch_size, accumulate, train.World(rank, ranks)) for rank in range(ranks)]
-    alone = keys(share * ranks, 1, train.World())
+    total = share * ranks
+    parts = [keys(total, accumulate, train.World(rank, ranks)) for rank in range(ranks)]
+    alone = keys(total, 1, train.World())
     joined = [key for step in range(steps) for part in parts
               for key in part[step * share:(step + 1) * share]]
     assert joined == alone
@@ -583,9 +584,9 @@ def test_a_resumed_order_is_the_rest_of_the_order(batch_size, ranks, steps, data
     """Starting at the position of step n gives the batches that follow step n."""
     done = data.draw(st.integers(0, steps - 1))
     world = train.World(data.draw(st.integers(0, ranks - 1)), ranks)
-    whole = list(train.rank_batches(0, steps, batch_size, 2, world, 30, seed=1))
-    rest = list(train.rank_batches(done * 2 * batch_size * ranks, steps - done, batch_size, 2,
-                                   world, 30, seed=1))
+    total = 2 * batch_size * ranks
+    whole = list(train.rank_batches(0, steps, total, 2, world, 30, seed=1))
+    rest = list(train.rank_batches(done * total, steps - done, total, 2, world, 30, seed=1))
     assert whole[2 * done:] == rest
 
 
@@ -741,3 +742,10 @@ def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys, monkeypatch)
     with pytest.raises(SystemExit, match="the folder of MANO_RIGHT and MANO_LEFT"):
         train.main(command_line(cache, tmp_path / "no", "--data", "dexycb", "--data-root", root,
                                 "--hand", hands / "MANO_RIGHT.npz"))
+
+
+def test_a_batch_that_does_not_split_is_refused(tmp_path):
+    """batch_size counts the samples of a step over all processes and accumulated parts."""
+    with pytest.raises(SystemExit, match="batch_size is 8: expected a multiple of 3"):
+        train.main(command_line(tmp_path, tmp_path / "out", accumulate=3))
+    assert not (tmp_path / "out").exists()

@@ -28,7 +28,7 @@ TINY = {
         "image_size": 64, "vit_dim": 32, "vit_depth": 1, "vit_heads": 2, "vit_drop_path": 0.1,
         "stem": (), "scales": (1, 2), "pyramid_width": 16, "width": 16, "heads": 2, "points": 2,
         "layers": 1, "ffn": 32, "regressor_width": 16, "learning_rate": 1e-3, "warmup_steps": 2,
-        "steps": 12, "batch_size": 4, "accumulate": 2, "ema_decay": 0.5, "eval_every": 5,
+        "steps": 12, "batch_size": 8, "accumulate": 2, "ema_decay": 0.5, "eval_every": 5,
         "train_samples": 44, "test_samples": 19},
 }
 STAGES = list(TINY)
