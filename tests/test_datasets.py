@@ -1,7 +1,6 @@
 """Every data set's reader, on tiny folders in the official format: the data themselves are not ours
 to ship. test_wart_*: what the formats have in store for those who do not know them."""
 
-import base64
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from test_people import CONTRACT as PEOPLE
 import bodymodels
 import data
 import metrics
+import sets.shards
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("ignore:.*d is damaged and left out")  # of write_hmr2
@@ -677,64 +677,6 @@ def test_wart_neural_annot_of_coco_is_by_annotation_and_has_its_own_camera(fresh
         coco(root, fits="other.json")
 
 
-def write_eft(root):
-    """One person of EFT's COCO."""
-    pose = [rodrigues([0.1 * joint, 0.2, 0]).tolist() for joint in range(24)]
-    points = np.concatenate([RNG.uniform(5, 40, (49, 2)), np.ones((49, 1))], 1)
-    write(root / "COCO2014-Part-ver01.json", {"ver": 0.1, "data": [{
-        "parm_pose": pose, "parm_shape": [0.1] * 10, "parm_cam": [0.9, 0, 0], "bbox_scale": 0.15,
-        "bbox_center": [20.0, 24], "gt_keypoint_2d": points.tolist(), "annotId": 77,
-        "joint_validity_openpose18": [True] * 18, "smpltype": "smpl", "subjectId": "default",
-        "imageName": "COCO_train2014_000000000001.jpg"}]})
-    write_picture(root / "train2014/COCO_train2014_000000000001.jpg")
-
-
-def eft(root, **options):
-    return data.EFT(root, "COCO2014-Part-ver01", 32, progress=False, **options)
-
-
-def test_wart_eft_poses_are_matrices_and_its_scale_is_a_side_over_200(folders):
-    record = eft(folders("eft")).records()[0]
-    np.testing.assert_allclose(record["pose"], [[0.1 * joint, 0.2, 0] for joint in range(24)],
-                               atol=1e-6)
-    np.testing.assert_allclose(1.2 * record["box"], (30, 30), rtol=1e-6)
-    assert record["person"] == 77 and not record["K"].any() and record["has_betas"] == 1
-
-
-def write_metro(root):
-    """Two people of METRO's, of whom the second has neither SMPL nor joints in the plane."""
-    table, starts, labels = b"", [], []
-    for number in range(2):
-        starts.append(len(table))
-        table += f"k{number}\tunused\t".encode() + base64.b64encode(jpeg(color=90 + 80 * number))
-        table += b"\n"
-        known = 1 - number
-        labels.append(f"k{number}\t" + json.dumps([{
-            "center": [20.0, 24], "scale": 0.15, "has_smpl": known, "has_2d_joints": known,
-            "has_3d_joints": 1, "2d_joints": [[[9.0, 8, 1]] * 24], "gender": "f",
-            "3d_joints": [[[0.1, 0.2, 0.3, 1]] * 24], "pose": [0.1] * 72, "betas": [0.2] * 10}]))
-    (root / "train.img.tsv").write_bytes(table)
-    write(root / "train.img.lineidx", "\n".join(map(str, starts)) + "\n")
-    write(root / "train.label.tsv", "\n".join(labels) + "\n")
-    write(root / "train.yaml", "img: train.img.tsv\nlabel: train.label.tsv\nhw: train.hw.tsv\n")
-
-
-def metro(root, **options):
-    return data.METRO(root, "train", 32, progress=False, **options)
-
-
-def test_wart_metro_pictures_are_base64_inside_of_tables(folders):
-    """They are decoded where they lie, in the last column; what has no flag is unknown."""
-    dataset = metro(folders("metro"))
-    records = dataset.records()
-    shades = [int(dataset.picture(record)[0, 0, 0]) for record in records]
-    assert abs(shades[0] - 90) < 3 and abs(shades[1] - 170) < 3
-    assert records["has_pose"].tolist() == [1, 0] == records["has_betas"].tolist()
-    assert records["keypoints_2d"][:, 0].tolist() == [[9, 8, 1], [0, 0, 0]]
-    assert records["keypoints_3d"][1, :, 3].all() and records["gender"].tolist() == [2, 2]
-    np.testing.assert_allclose(1.2 * records["box"], 30, rtol=1e-6)
-
-
 def test_wart_coco_pictures_are_not_turned(folders):
     """Keypoints are of the pixels as stored; EXIF would make this picture upright, and wrong."""
     dataset = coco(folders("coco"))
@@ -968,7 +910,7 @@ def test_shards_are_read_by_all_cores_in_their_order(tmp_path):
             f"aic-train/k{number}.jpg": jpeg(), f"aic-train/k{number}.data.pyd": people,
             f"b{number}.jpg": jpeg(), f"b{number}.data.pyd": b"no pickle"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "available_cores", lambda: 2)
+        patch.setattr(sets.shards, "available_cores", lambda: 2)
         with pytest.warns(UserWarning, match="000001.tar: b1 is damaged and left out"):
             records = hmr2(tmp_path).records()
         assert records["center"].tolist() == [[n, key] for n in range(3) for key in range(2)]
@@ -1080,112 +1022,7 @@ def test_wart_hamer_meshes_stand_where_their_wrist_is(folders, models):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def write_hmr2_npz(root):
-    """Two rows without optional keys; TokenHMR's exception."""
-    names = np.array([b"a.jpg", b"b.jpg"])
-    np.savez(root / "3dpw_test.npz", imgname=names, center=np.full((2, 2), 24.0),
-             scale=np.array([30.0, 36]))
-    np.savez(root / "emdb_for_hmr2.npz", imgname=names.astype(str), center=np.full((2, 2), 24.0),
-             scale=np.array([[0.15, 0.18]] * 2), gender=np.array(["f", "m"]),
-             body_pose=RNG.normal(0, 0.2, (2, 72)), keypoints_2d=np.ones((2, 44, 3)))
-    for name in ("a", "b"):
-        write_picture(root / f"images/{name}.jpg")
-
-
-def hmr2_npz(root, split="3dpw_test", **options):
-    return data.HMRFlat(root, split, 32, progress=False, **options)
-
-
-def test_wart_npz_scale_is_in_pixels(folders):
-    """The opposite of the shards, (N,) or (N, 2), but not in TokenHMR's EMDB; names may be bytes;
-    what is absent is zero and flagged."""
-    root = folders("hmr2-npz")
-    records = hmr2_npz(root).records()
-    np.testing.assert_allclose(1.2 * records["box"], [[30, 30], [36, 36]], rtol=1e-6)
-    assert records["image"].tolist() == [b"images/a.jpg", b"images/b.jpg"]
-    for name in ("has_pose", "has_betas", "keypoints_2d", "keypoints_3d", "pose", "gender"):
-        assert not records[name].any()
-    emdb = hmr2_npz(root, "emdb_for_hmr2").records()
-    np.testing.assert_allclose(1.2 * emdb["box"][0], (30, 36), rtol=1e-6)
-    assert emdb["gender"].tolist() == [2, 1] and emdb["has_pose"].all()
-    assert [data.gender_number(value) for value in (-1, 0, 1, b"female", "m")] == [0, 1, 2, 2, 1]
-
-
-def write_hamer_npz(root):
-    np.savez(root / "freihand_val.npz", imgname=np.array(["a.jpg"]), center=np.full((1, 2), 24.0),
-             scale=np.array([30.0]), right=np.array([0.0]),
-             hand_keypoints_2d=np.concatenate([RNG.uniform(9, 40, (1, 21, 2)),
-                                               np.ones((1, 21, 1))], 2))
-    write_picture(root / "images/a.jpg")
-
-
-def hamer_npz(root, **options):
-    return data.HaMeRFlat(root, "freihand_val", 32, progress=False, **options)
-
-
 # ------------------------------------------------------------------------------- whole bodies
-
-
-def write_humandata(root):
-    """Two people; the fingers of p1_val are relative to the mean hand, those of p1_train flat."""
-    body = {"body_pose": RNG.normal(0, 0.2, (2, 21, 3)), "global_orient": np.ones((2, 3)),
-            "left_hand_pose": RNG.normal(0, 0.2, (2, 15, 3)), "betas": RNG.normal(0, 1, (2, 10)),
-            "right_hand_pose": RNG.normal(0, 0.2, (2, 15, 3)), "transl": np.ones((2, 3)),
-            "jaw_pose": np.zeros((2, 3)), "expression": np.zeros((2, 10))}
-    for name, flat in (("p1_val", False), ("p1_train", True)):
-        np.savez(root / f"{name}.npz", image_path=np.array(["i/a.jpg", "i/b.jpg"]),
-                 bbox_xywh=np.array([[6.0, 8, 24, 36, 1]] * 2), smplx=np.array(body),
-                 meta=np.array({"height": [48, 48], "width": [64, 64], "gender": ["male"] * 2}),
-                 misc=np.array({"flat_hand_mean": flat, "focal_length": 50.0,
-                                "principal_point": (32.0, 24.0)}),
-                 __keypoints_compressed__=np.array(not flat), **humandata_keypoints(not flat))
-    for name in ("a", "b"):
-        write_picture(root / f"i/{name}.jpg")
-
-
-HUMANDATA = np.concatenate([np.random.default_rng(1).uniform(5, 40, (2, 190, 2)),
-                            np.ones((2, 190, 1))], 2)
-HUMANDATA_MASK = (np.arange(190) % 5 > 0).astype(np.uint8)  # pelvis, left_ankle, ... are unknown
-
-
-def humandata_keypoints(compressed):
-    """The same keypoints, in a file that holds the known ones alone and in one that holds all."""
-    points = HUMANDATA[:, HUMANDATA_MASK > 0] if compressed else HUMANDATA
-    return {"keypoints2d_smplx": points, "keypoints2d_smplx_mask": HUMANDATA_MASK}
-
-
-def test_wart_humandata_keypoints_are_compressed_or_not(folders):
-    """Either way the first 76 of 190 are SMPL-X's, and what the mask leaves out is unknown; one K
-    holds for all."""
-    for split in ("p1_val", "p1_train"):
-        records = humandata(folders("humandata"), split).records()
-        expected = HUMANDATA[:, :76] * HUMANDATA_MASK[:76, None]
-        np.testing.assert_allclose(records["keypoints_2d"], expected, rtol=1e-6)
-        assert records["K"][1].tolist() == [[50, 0, 32], [0, 50, 24], [0, 0, 1]]
-        assert not records["keypoints_3d"].any()
-    for focal, center in (([[50, 51]] * 2, [[32, 24]] * 2), (np.array([50, 51]), (32, 24))):
-        K = data.HumanData._cameras(focal, center, 2)
-        assert K[1].tolist() == [[50, 0, 32], [0, 51, 24], [0, 0, 1]]
-    assert data.HumanData._cameras([50, 51, 52], [[1, 2]] * 3, 3)[2].tolist() == [
-        [52, 0, 1], [0, 52, 2], [0, 0, 1]]
-
-
-def humandata(root, split="p1_val", **options):
-    return data.HumanData(root, split, 32, progress=False, **options)
-
-
-def test_wart_humandata_tells_what_its_fingers_are_relative_to(folders, models):
-    """misc.flat_hand_mean decides whether the mean hand is added, component by component."""
-    root = folders("humandata")
-    relative, flat = (humandata(root, split, models=models).records()
-                      for split in ("p1_val", "p1_train"))
-    mean = bodymodels.load_arrays(models / "SMPLX_NEUTRAL.npz")
-    mean = np.concatenate([mean["hands_meanl"], mean["hands_meanr"]]).reshape(30, 3)
-    np.testing.assert_allclose(rodrigues(relative["pose"][0, 25:]),
-                               rodrigues(flat["pose"][0, 25:] + mean), atol=1e-5)
-    assert relative["has_hands"].all() and not humandata(root).records()["has_hands"].any()
-    np.testing.assert_allclose(flat["box"][0], (20, 30), rtol=1e-6)  # less the margin of 1.2
-    np.testing.assert_allclose(flat["center"][0], (18, 26))
 
 
 def write_bedlam(root):
@@ -1494,21 +1331,18 @@ def test_vertices_of_mesh_files(tmp_path):
 WRITERS = {
     "dexycb": write_dexycb, "interhand": write_interhand, "3dpw": write_3dpw,
     "3dpw-moon": write_3dpw_moon, "emdb": write_emdb, "h36m": write_h36m,
-    "h36m-moon": write_h36m_moon, "h36m-smplx": write_h36m_moon, "eft": write_eft,
-    "metro": write_metro,
+    "h36m-moon": write_h36m_moon, "h36m-smplx": write_h36m_moon,
     "coco": write_coco, "aic": write_aic, "mpii": write_mpii,
     "mpi-inf-3dhp": write_mpi_inf, "hmr2-tars": write_hmr2, "hamer-tars": write_hamer,
-    "hmr2-npz": write_hmr2_npz, "hamer-npz": write_hamer_npz, "humandata": write_humandata,
     "bedlam": write_bedlam, "rich": write_rich, "arctic": write_arctic, "ehf": write_ehf}
 READERS = {
     "dexycb": dexycb, "interhand": interhand, "3dpw": threedpw, "3dpw-moon": threedpw_moon,
-    "emdb": emdb, "h36m": human36m, "h36m-moon": h36m_moon, "h36m-smplx": h36m_smplx, "eft": eft,
-    "metro": metro,
+    "emdb": emdb, "h36m": human36m, "h36m-moon": h36m_moon, "h36m-smplx": h36m_smplx,
     "coco": coco, "aic": aic,
     "mpii": mpii, "mpi-inf-3dhp": mpi_inf, "hmr2-tars": hmr2, "hamer-tars": hamer,
-    "hmr2-npz": hmr2_npz, "hamer-npz": hamer_npz, "humandata": humandata, "bedlam": bedlam,
+    "bedlam": bedlam,
     "rich": rich, "arctic": arctic, "ehf": ehf}
-HANDS = ("dexycb", "interhand", "hamer-tars", "hamer-npz")
+HANDS = ("dexycb", "interhand", "hamer-tars")
 NEED_MODELS = ("rich", "arctic")
 OPTIONAL = [f"Human36M_subject{subject}_{model}_NeuralAnnot.json" for subject in (9, 11)
             for model in ("SMPL", "SMPLX")]

@@ -1,0 +1,59 @@
+"""Ehf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import bodymodels
+from sets.official_bodies import BodyPictures
+from sets.records import boxes_around, intrinsics, rigid, with_confidence
+
+
+class EHF(BodyPictures):
+    """EHF (Pavlakos et al. 2019): 01_img.jpg, 01_align.ply, 01_2Djnt.json, ..., 100_..., flat.
+
+    The truth is a mesh in SMPL-X's topology in the scanner's frame, `vertices(record)` before the
+    camera; there are no parameters. Keypoints are OpenPose's, and the box is theirs.
+    """
+
+    SPLITS, COUNTS = {"test": "test"}, {"test": 100}
+    SOURCES = ("*_align.ply", "*_2Djnt.json")
+    JOINTS, MODEL = "openpose25", "smplx"
+    HOME = "smpl-x.is.tue.mpg.de"
+    ROTATION = (-2.98747896, 0.01172457, -0.05704687)  # axis-angle
+    TRANSLATION = (-0.03609917, 0.43416458, 2.37101226)  # metres
+    K = intrinsics((1498.22426237, 1498.22426237), (790.263706, 578.90334))
+
+    def rows(self) -> Iterator[dict]:
+        R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
+        motion = rigid(R.numpy(), np.array(self.TRANSLATION))
+        for path in sorted(self.sources["*_align.ply"], key=lambda path: int(path.name[:-10])):
+            number = path.name[:-10]
+            bodymodels.load_vertices(self.file(path))  # a damaged one is found now
+            people = self.json(f"{number}_2Djnt.json")["people"]
+            keypoints = np.reshape(people[0]["pose_keypoints_2d"], (25, 3))
+            keypoints = with_confidence(keypoints[:, :2], keypoints[:, 2])
+            center, box = boxes_around(keypoints[None])
+            ending = "jpg" if (self.root / f"{number}_img.jpg").is_file() else "png"
+            yield {"image": f"{number}_img.{ending}", "K": self.K, "center": center[0],
+                   "box": box[0], "keypoints_2d": keypoints, "world_to_camera": motion,
+                   "mesh": path.name, "frame": int(number)}
+
+    def vertices(self, record: np.ndarray) -> np.ndarray:
+        """A record's true mesh (V, 3) in metres before the camera."""
+        vertices = bodymodels.load_vertices(self.root / record["mesh"].decode())
+        motion = record["world_to_camera"]
+        return vertices @ motion[:, :3].T + motion[:, 3]
+
+    def posed(self, record: np.ndarray, light: bool = False
+              ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
+        """The true mesh with the joints that SMPL-X's regressor takes from it; no translation."""
+        model = self.body()
+        vertices = torch.from_numpy(self.vertices(record))[None]
+        unknown = torch.full((1, len(model.parents), 4, 4), torch.nan)
+        return (bodymodels.BodyOutput(vertices, model.J_regressor @ vertices, unknown), model,
+                torch.zeros(3))

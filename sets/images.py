@@ -1,0 +1,61 @@
+"""Images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def read_image(path: str | os.PathLike, *, upright: bool = True,
+               part: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """A picture file as (H, W, 3) uint8 RGB, upright.
+
+    EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to
+    8 bits, palettes, grey and CMYK are converted, and of an animation the first frame is taken.
+    upright=False leaves the pixels as they are stored, whatever EXIF says of them. part: the first
+    byte and the number of bytes that hold the picture, if the file is an archive; 0 bytes: all.
+    Raises FileNotFoundError for a missing file, ValueError for anything that is not a picture.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no picture at {path}: check the path")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: give the path of one picture")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty (0 bytes): copy or download it again")
+    try:
+        with Image.open(bytes_of(path, *part) if part[1] else path) as picture:
+            picture.load()
+            return np.array(_to_rgb(ImageOps.exif_transpose(picture) if upright else picture))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large a picture ({error}): scale it down first") from error
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        raise ValueError(f"{path} cannot be read as a picture ({error}): "
+                         "expected an undamaged JPEG, PNG or similar") from error
+
+
+def bytes_of(path: Path, start: int, count: int) -> io.BytesIO:
+    with open(path, "rb") as file:
+        file.seek(start)
+        content = file.read(count)
+    return io.BytesIO(base64.b64decode(content) if path.suffix == ".tsv" else content)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # "I;16", "I;16B" and, for some 16-bit files, "I"
+        grey = np.asarray(picture).astype(np.float64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("its grey values do not fit 16 bits")
+        return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError("floating-point pictures have no fixed white; save it with 8 bits")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")

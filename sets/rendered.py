@@ -1,0 +1,193 @@
+"""Rendered."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import bodymodels
+from sets.packing import available_cores, build_packed, fingerprint
+from sets.samples import NOISE, random_generator
+
+SKIN_TONES = np.array([[0.93, 0.76, 0.65], [0.87, 0.66, 0.53], [0.76, 0.54, 0.41],
+                       [0.55, 0.37, 0.27], [0.36, 0.23, 0.17]])
+
+
+@cache
+def _noise_bank() -> np.ndarray:  # drawing it anew for each picture would cost more than LBS
+    return random_generator(NOISE).standard_normal(2**20, dtype=np.float32)
+
+
+def light(rng: np.random.Generator, surface: np.ndarray, normals: np.ndarray,
+          albedo: np.ndarray) -> np.ndarray:
+    """Colours (V, 3) of a surface's vertices: a key light, ambient light, a highlight."""
+    towards_light = rng.normal(0, 1, 3) + (0, -0.5, -0.8)  # rather from above and the camera
+    towards_light /= np.linalg.norm(towards_light)
+    warmth = rng.uniform(-0.12, 0.12) * np.array([1, 0, -1])
+    key = rng.uniform(0.3, 0.9) * (1 + warmth)
+    ambient = rng.uniform(0.3, 0.7) * (1 - 0.5 * warmth)
+    overhead = 1 - rng.uniform(0, 0.4) * (1 + normals[:, 1:2]) / 2  # less light from below
+    lambert = np.clip(normals @ towards_light, 0, None)[:, None]
+    view = -surface / np.linalg.norm(surface, axis=1, keepdims=True)
+    halfway = towards_light + view
+    halfway /= np.linalg.norm(halfway, axis=1, keepdims=True)
+    glint = np.clip((normals * halfway).sum(1, keepdims=True), 0, None) ** 16
+    return albedo * (ambient * overhead + key * lambert) + rng.uniform(0, 0.15) * glint
+
+
+def random_skin(rng: np.random.Generator) -> np.ndarray:
+    """A skin colour (3,) between two of SKIN_TONES."""
+    tone = rng.uniform(0, len(SKIN_TONES) - 1)
+    base = SKIN_TONES[int(tone)] + (tone % 1) * (SKIN_TONES[int(tone) + 1]
+                                                 - SKIN_TONES[int(tone)])
+    return base * (1 + rng.normal(0, 0.05, 3))
+
+
+def project_surface(surface: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """What `rasterize` wants of points (V, 3): their pixels and their depth (V, 3)."""
+    z = surface[:, 2:]
+    return np.concatenate([surface[:, :2] / z * K[0, 0] + K[:2, 2], z], 1)
+
+
+def paint_surface(image: np.ndarray, surface: np.ndarray, faces: np.ndarray, K: np.ndarray,
+                  colors: np.ndarray) -> np.ndarray:
+    """Draw a closed surface (V, 3) into float32 0..255, in place; its depth (S, S) in metres."""
+    size, pixels = len(image), project_surface(surface, K)
+    beyond = np.concatenate([pixels[:, :2] < 0, pixels[:, :2] > size], 1)  # each of the 4 borders
+    beyond = np.packbits(beyond, 1).ravel()[faces.T]
+    faces = faces[beyond[0] & beyond[1] & beyond[2] == 0]
+    x, y = pixels[:, 0][faces.T], pixels[:, 1][faces.T]
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
+    faces = faces[area < 0]  # outside faces turned to the camera; the surface is closed
+    face_ids, barycentric, depth = bodymodels.rasterize(pixels, faces, (size, size))
+    drawn = np.flatnonzero(face_ids >= 0)
+    corners = (255 * colors).astype(np.float32)[faces].take(face_ids.ravel()[drawn], 0)
+    weights = barycentric.reshape(-1, 3)[drawn]
+    image.reshape(-1, 3)[drawn] = np.einsum("pk,pkc->pc", weights, corners)  # (pixels, 3)
+    return depth
+
+
+def paint_background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A picture (size, size, 3) uint8 of nothing in particular, as out of focus as it happens.
+
+    Soft colour fields with finer texture, and clutter: bars, discs and polygons, some of them in
+    skin colours, so that colour alone does not give the hand away.
+    """
+    side = size // int(rng.choice((1, 2, 4)))
+    grid = int(rng.integers(1, 6))
+    field = rng.normal(0, rng.uniform(10, 45), (grid, grid, 3)) + 255 * random_color(rng)
+    picture = _enlarge(field, side).astype(np.float32)
+    if rng.random() < 0.7:
+        grid = int(rng.integers(6, max(side // 2, 7)))
+        texture = rng.normal(0, 1, (grid, grid)) * rng.uniform(5, 25) + 128
+        picture += _enlarge(texture, side)[..., None].astype(np.float32) - 128
+    canvas = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(canvas)
+    for _ in range(int(rng.integers(0, 12))):
+        draw_shape(draw, rng, side, rng.uniform(-0.1, 1.1, 2), rng.uniform(0.03, 0.4))
+    return np.array(canvas.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def random_color(rng: np.random.Generator) -> np.ndarray:
+    """RGB (3,) 0..1, mostly greyish, as most things are."""
+    return np.clip(rng.uniform(0.05, 0.95) + rng.exponential(0.12) * rng.normal(0, 1, 3), 0, 1)
+
+
+def _enlarge(values: np.ndarray, side: int) -> np.ndarray:
+    small = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    return np.asarray(small.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
+               center: np.ndarray, radius: float) -> None:
+    """A bar, disc or polygon; centre and radius are fractions of the picture's side."""
+    tone = SKIN_TONES[rng.integers(len(SKIN_TONES))] * rng.uniform(0.5, 1.1)
+    color = tone if rng.random() < 0.3 else random_color(rng)
+    fill = tuple(int(255 * min(value, 1)) for value in color)
+    (x, y), radius = center * side, radius * side
+    kind = rng.integers(3)
+    if kind == 0:
+        angle, reach = rng.uniform(0, np.pi), radius * 2.5
+        dx, dy = reach * np.cos(angle), reach * np.sin(angle)
+        draw.line((x - dx, y - dy, x + dx, y + dy), fill, width=max(1, int(radius * 0.7)))
+    elif kind == 1:
+        height = radius * rng.uniform(0.4, 1)
+        draw.ellipse((x - radius, y - height, x + radius, y + height), fill)
+    else:
+        angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 7))))
+        points = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1)
+        draw.polygon([tuple(point) for point in points.tolist()], fill)
+
+
+def occlude(rng: np.random.Generator, picture: Image.Image) -> None:
+    """Draw one or two shapes over a third of the pictures."""
+    if rng.random() < 0.35:
+        occluder = ImageDraw.Draw(picture)
+        for _ in range(int(rng.integers(1, 3))):
+            draw_shape(occluder, rng, picture.width, rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18))
+
+
+def develop(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
+    """Lens and sensor: blur (the picture's only anti-aliasing), white balance, noise; uint8."""
+    radius = rng.uniform(0.35, 0.6) if rng.random() < 0.7 else rng.uniform(0.6, 1.6)
+    radius *= picture.width / 128
+    image = np.array(picture.filter(ImageFilter.BoxBlur(radius)), np.float32)
+    image *= (rng.uniform(0.75, 1.2) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
+    start = int(rng.integers(len(_noise_bank()) - image.size))
+    noise = _noise_bank()[start:start + image.size].reshape(image.shape)
+    image += noise * np.float32(rng.exponential(3.0))
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
+
+
+class Rendered:
+    """For data sets whose pictures are rendered: on the fly, or once, into a packed file.
+
+    What inherits has split, seed and length, a dtype of records, and `render(index)`.
+    """
+
+    LENGTHS: dict[str, int]  # of each split, by default
+    path: Path | None = None
+    _packed: np.ndarray | None = None
+
+    def open_cache(self, cache: str | os.PathLike | None, kind: str, settings: dict,
+                   progress: bool) -> None:
+        """Find or build the packed file in the folder `cache`; its name holds the settings."""
+        if cache is not None:
+            name = f"{kind}_{self.split}_{self.size}_{fingerprint(settings)}.npy"
+            self.path = Path(cache) / name
+            build_packed(self.path, self.dtype, self.length, lambda out: self._fill(out, progress))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None}  # workers map the file themselves
+
+    def record(self, index: int) -> np.ndarray:
+        """A packed record, from the cache if there is one."""
+        if self.path is None:
+            return self.render(index)
+        if self._packed is None:
+            self._packed = build_packed(self.path, self.dtype, self.length,
+                                        lambda out: self._fill(out, False))
+        return self._packed[index]
+
+    def _render_batch(self, indices: list[int]) -> np.ndarray:
+        return np.stack([self.render(index) for index in indices])
+
+    def _fill(self, records: np.ndarray, progress: bool) -> None:
+        """Render the whole split, on all cores."""
+        workers = available_cores() if self.length >= 256 else 0
+        loader = DataLoader(range(self.length), batch_size=32, num_workers=workers,
+                            collate_fn=self._render_batch,
+                            generator=torch.Generator())  # not the global one, which it would move
+        bar = tqdm(loader, f"Rendering {self.path.name}", unit="batch", disable=not progress)
+        for number, batch in enumerate(bar):
+            records[32 * number:32 * number + len(batch)] = batch

@@ -1,0 +1,299 @@
+"""Rendered bodies."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+import bodymodels
+from sets.augmentation import Augmentation
+from sets.body_crops import BODY_FOCAL, body_box, body_camera, draw_body_part, draw_crop, move_body
+from sets.body_poses import SMPL_KEYPOINTS, sample_betas, sample_body_pose
+from sets.crops import inside, roll_and_mirror, warp
+from sets.people import HANDS
+from sets.rendered import (
+    Rendered,
+    develop,
+    light,
+    occlude,
+    paint_background,
+    paint_surface,
+    random_color,
+    random_skin,
+)
+from sets.rendered_hands import hand_surface
+from sets.samples import RENDERING_BODIES, ImageDataset, random_generator
+
+BODY_RENDER_VERSION = 1  # count up whenever the same settings would give other pictures
+HAIR_COLORS = np.array([[0.05, 0.04, 0.04], [0.16, 0.10, 0.07], [0.33, 0.21, 0.12],
+                        [0.72, 0.56, 0.33], [0.45, 0.18, 0.08], [0.55, 0.54, 0.53]])
+SLEEVES = (0.2, 0.24, 0.38, 0.42, 0.5, 0.66, 0.68, 0.7)  # m from the middle, arms outstretched
+HEMS = (-0.42, -0.55, -0.62, -0.85, -1.02, -1.04, -1.06, -1.08)  # m, shorts to long trousers
+
+
+class BodySurface:
+    """A free body ("body" or "wholebody"): where on its template skin, hair and clothes are."""
+
+    def __init__(self, name: str) -> None:
+        self.model = bodymodels.load_model(name)
+        self.faces = self.model.faces.numpy()
+        self.template = self.model.v_template.numpy().astype(np.float64)
+        x, y, z = self.template.T
+        weights = self.model.skinning_weights.numpy().astype(np.float64)  # (K, V)
+        self.head, self.arm = (
+            weights[[i for i, joint in enumerate(self.model.joint_names)
+                     if re.search(parts, joint)]].sum(0)
+            for parts in ("neck|head|jaw|eyeball",
+                          "shoulder|elbow|wrist|hand|thumb|index|middle|ring|pinky"))
+        self.reach = np.where(self.arm > 0.3, np.abs(x), 0)  # along the arms, from the middle
+        nose, right_eye, left_eye = self.template[list(self.model.surface_vertex_ids[:3])]
+        self.eyes = _spot(self.template, left_eye, 0.012) + _spot(self.template, right_eye, 0.012)
+        mouth = nose - (0, 0.045, 0.015)
+        self.mouth = _spot((self.template - mouth) * (0.5, 1.5, 1), np.zeros(3), 0.012)
+        self.jaw = (y < nose[1] - 0.01) & (z > nose[2] - 0.1) & (self.head > 0.5)
+        self.forehead = (y - nose[1] + 0.05) - 0.9 * (z - nose[2] + 0.14)  # positive: hair
+
+    def pose(self, *parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices (V, 3) and keypoints (45 or 76, 3) from betas, rotations and any expression.
+
+        Always one sample at a time, float32: a batched product may round differently, and the
+        same sample must come out bit for bit.
+        """
+        with torch.inference_mode():
+            output = self.model(*(torch.from_numpy(array)[None] for array in parameters))
+            return output.vertices[0].numpy(), self.model.keypoints(output)[0].numpy()
+
+
+def _spot(points: np.ndarray, center: np.ndarray, radius: float) -> np.ndarray:
+    return np.exp(-np.square((points - center) / radius).sum(1))
+
+
+@cache
+def body_surface(name: str = "body") -> BodySurface:
+    return BodySurface(name)
+
+
+class BodyScene(NamedTuple):
+    """A body in the frame of its crop's camera."""
+
+    surface: np.ndarray  # (V, 3) metres
+    keypoints: np.ndarray  # (45 or 76, 3) metres
+    K: np.ndarray  # (3, 3) pixels
+    pose: np.ndarray  # (24 or 55, 3, 3)
+    betas: np.ndarray  # (10,)
+    transl: np.ndarray  # (3,) metres
+    expression: np.ndarray | None = None  # (10,) of a whole body
+
+
+def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
+                      lean: float) -> BodyScene:
+    """A posture, and a detector-like box around all of it or a part."""
+    pose, betas = sample_posture(rng, split, views, lean)
+    vertices, keypoints = body_surface().pose(betas, pose)
+    transl = sample_transl(rng, vertices, keypoints, SMPL_KEYPOINTS)
+    return BodyScene(vertices + transl, keypoints + transl, body_camera(size), pose, betas, transl)
+
+
+def sample_posture(rng: np.random.Generator, split: str, views: float, lean: float = 180.0
+                   ) -> tuple[np.ndarray, np.ndarray]:
+    """Pose (24, 3, 3) and betas (10,), float32, seen by a camera a little above or below."""
+    pose, betas = sample_body_pose(rng, split, views, lean), sample_betas(rng)
+    pitch, roll = np.clip(rng.normal((0.1, 0), (0.2, 0.08)), -0.6, 0.6)
+    cos, sin = np.cos(pitch), np.sin(pitch)
+    tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    pose[0] = roll_and_mirror(roll, False) @ tilt @ pose[0]
+    return pose.astype(np.float32), betas.astype(np.float32)
+
+
+def sample_transl(rng: np.random.Generator, vertices: np.ndarray, keypoints: np.ndarray,
+                  names: Sequence[str]) -> np.ndarray:
+    """Where the body stands (3,), so that a detector-like box, some truncated, is the crop."""
+    visible = vertices if rng.random() < 0.8 else keypoints[draw_body_part(rng, names)]
+    center, side = body_box(visible[:, :2].astype(np.float64))
+    side *= rng.uniform(1.05, 1.35)
+    center = center + rng.uniform(-0.06, 0.06, 2) * side
+    return np.array([*-center, BODY_FOCAL * side]).astype(np.float32)
+
+
+class Outfit(NamedTuple):
+    """What a body's surface is made of."""
+
+    albedo: np.ndarray  # (V, 3)
+    thickness: np.ndarray  # (V,) metres of cloth and hair on the skin
+
+
+def sample_outfit(rng: np.random.Generator, name: str = "body") -> Outfit:
+    """Skin with a face and hair, then shirt, trousers or dress, and shoes, each of random cut."""
+    body = body_surface(name)
+    y, z = body.template[:, 1], body.template[:, 2]
+    albedo = _face(rng, random_skin(rng), body)
+    if name == "wholebody":  # whose hands are seen from near
+        _tint_hands(rng, albedo)
+    thickness = np.zeros(len(y))
+
+    def wear(mask: np.ndarray, color: np.ndarray, thick: float) -> None:
+        albedo[mask] = color * _cloth(rng, body.template[mask])
+        thickness[mask] = thick
+
+    waist, hem = rng.uniform(-0.28, -0.1), rng.choice(HEMS)
+    clothes = random_color(rng)
+    wear((y < waist) & (y > hem), random_color(rng), rng.uniform(0, 0.015))
+    if rng.random() < 0.85:
+        wear(y < rng.uniform(-1.1, -1.04), random_color(rng), rng.uniform(0, 0.01))
+    if rng.random() < 0.1:
+        waist = rng.uniform(-0.8, -0.35)  # a dress
+    neckline, scoop = rng.uniform(0.295, 0.34), rng.uniform(0, 0.14)
+    low_neck = neckline - scoop * np.clip(z / 0.1, 0, 1) * np.exp(-np.square(
+        body.template[:, 0] / 0.07))
+    wear((y > waist) & (y < low_neck) & (body.reach < rng.choice(SLEEVES)), clothes,
+         rng.uniform(0, 0.015))
+    if rng.random() < 0.93:
+        length = rng.uniform(0, 0.25) * (rng.random() < 0.4)
+        hair = (body.forehead > 0) & (y > 0.36) | (z < 0.01) & (body.arm < 0.1) & (
+            y > 0.36 - length) & (np.abs(body.template[:, 0]) < 0.1)
+        wear(hair & (y > 0.1), _hair_color(rng), rng.uniform(0, 0.02))
+    return Outfit(albedo, thickness)
+
+
+def _face(rng: np.random.Generator, skin: np.ndarray, body: BodySurface) -> np.ndarray:
+    """Albedo (V, 3) of a bare body: darker eyes, redder mouth, perhaps a beard."""
+    albedo = np.tile(skin, (len(body.template), 1))
+    albedo *= 1 - rng.uniform(0.4, 0.9) * np.minimum(body.eyes, 1)[:, None]
+    albedo *= 1 - body.mouth[:, None] * rng.uniform(0, 1) * np.array([0.1, 0.5, 0.5])
+    if rng.random() < 0.15:
+        albedo[body.jaw] = 0.4 * albedo[body.jaw] + 0.6 * _hair_color(rng)
+    return albedo
+
+
+def _hair_color(rng: np.random.Generator) -> np.ndarray:
+    return np.clip(HAIR_COLORS[rng.integers(len(HAIR_COLORS))] * rng.uniform(0.7, 1.3), 0, 1)
+
+
+def _cloth(rng: np.random.Generator, template: np.ndarray) -> np.ndarray:
+    """Factors (N, 1) of a garment's colour at template points (N, 3): folds, perhaps stripes."""
+    waves = np.cos(template @ rng.normal(0, 40, (3, 4)) + rng.uniform(0, 6.3, 4)).mean(1)
+    factor = 1 + rng.uniform(0, 0.15) * waves
+    if rng.random() < 0.25:
+        direction = rng.choice((0, 1, 1, 2))
+        phase = template[:, direction] / rng.uniform(0.05, 0.16) + rng.random()
+        factor *= np.where(phase % 1 < rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.9), 1)
+    return factor[:, None]
+
+
+def paint_body(image: np.ndarray, scene: BodyScene, rng: np.random.Generator) -> None:
+    """Dress the body, light it, and draw it into a picture (S, S, 3) of float32 0..255."""
+    surface, colors = dress(rng, scene, "body")
+    paint_surface(image, surface, body_surface().faces, scene.K, colors)
+
+
+def dress(rng: np.random.Generator, scene: BodyScene, name: str
+          ) -> tuple[np.ndarray, np.ndarray]:
+    """The clothed surface (V, 3) of a scene's body and its lit colours (V, 3)."""
+    outfit = sample_outfit(rng, name)
+    normals = bodymodels.vertex_normals(scene.surface, body_surface(name).faces)
+    surface = scene.surface + normals * outfit.thickness[:, None]
+    return surface, light(rng, surface, normals, outfit.albedo)
+
+
+class RenderedBodies(Rendered, ImageDataset):
+    """Pictures of the free body in clothes, rendered on the fly: no download, exact labels.
+
+    One sample; S is the crop's side, keypoints are in smpl45 order:
+
+        image            (3, S, S)   uint8    RGB
+        K                (3, 3)      float32  intrinsics of the crop, in its pixels
+        pose             (24, 3, 3)  float32  SMPL rotations, the root's in the camera's frame
+        betas            (10,)       float32  shape of the free body
+        transl           (3,)        float32  metres: keypoints_3d are the body model's plus this
+        keypoints_3d     (45, 3)     float32  metres, the crop's camera frame
+        keypoints_2d     (45, 2)     float32  crop pixels
+        keypoints_valid  (45,)       float32  1 inside the crop
+        pose_valid, betas_valid (), keypoints_3d_valid (45,)  float32  1: all is known here
+        index            ()          int64    index within the split
+
+    Without augmentation K is the papers' camera, 5000 pixels of focal length for a crop of 256;
+    recipes that zoom or shift change K, so that it stays exact. A fifth of the boxes hold only a
+    part of the body. split: "train" or "test", of different clips and random numbers. views, lean:
+    see `sample_body_pose`. length and cache: as for RenderedHands; 3 S^2 + 1.9 kB a sample.
+    """
+
+    LENGTHS = {"train": 40_000, "test": 1_000}
+    KNOWN = {"pose_valid": 1.0, "betas_valid": 1.0,
+             "keypoints_3d_valid": np.ones(len(SMPL_KEYPOINTS))}
+
+    def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
+                 seed: int = 0, views: float = 180.0, lean: float = 180.0,
+                 augmentation: str | Augmentation | None = None,
+                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
+        super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
+        self.length = self.LENGTHS[split] if length is None else length
+        if self.length < 1 or not 0 <= views <= 180 or not 30 <= lean <= 180:
+            raise ValueError("expected a positive length, views in 0..180 and lean in 30..180 "
+                             f"degrees, got {self.length}, {views} and {lean}")
+        self.views, self.lean, count = float(views), float(lean), len(SMPL_KEYPOINTS)
+        self.dtype = np.dtype([
+            ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
+            ("pose", np.float32, (24, 3, 3)), ("betas", np.float32, 10),
+            ("transl", np.float32, 3), ("keypoints_3d", np.float32, (count, 3)),
+            ("keypoints_2d", np.float32, (count, 2))])
+        settings = {name: getattr(self, name)
+                    for name in ("split", "size", "length", "seed", "views", "lean")}
+        self.open_cache(cache, "rendered_bodies", settings | {"version": BODY_RENDER_VERSION},
+                        progress)
+
+    def render(self, index: int) -> np.ndarray:
+        """The packed record of one sample, made from nothing but seed, split and index."""
+        rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
+        scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean)
+        image = paint_background(rng, self.size).astype(np.float32)
+        paint_body(image, scene, rng)
+        picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+        occlude(rng, picture)
+        record = np.zeros((), self.dtype)
+        record["image"] = develop(rng, picture)
+        for name in ("K", "pose", "betas", "transl"):
+            record[name] = getattr(scene, name)
+        record["keypoints_3d"] = scene.keypoints
+        projected = scene.keypoints @ scene.K.T
+        record["keypoints_2d"] = projected[:, :2] / projected[:, 2:]
+        return record
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.record(index)
+        sample = {name: record[name] for name in self.dtype.names}
+        if self.augmentation is not None and self.augmentation.moves:
+            sample = augment_body(sample, self.augmentation, rng)
+        else:
+            sample["image"] = sample["image"].transpose(2, 0, 1)
+        valid = inside(sample["keypoints_2d"], self.size, self.size)
+        return sample | self.KNOWN | {"keypoints_valid": valid}
+
+
+def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
+                 rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Crop the picture (S, S, 3) of a body anew, as the recipe says, and move its labels along."""
+    size = len(sample["image"])
+    homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"], SMPL_KEYPOINTS)
+    image = warp(sample["image"], homography, size).transpose(2, 0, 1)
+    return move_body(sample, homography, roll, mirror) | {"image": image}
+
+
+@cache
+def hand_vertices() -> list[np.ndarray]:
+    """The hands' vertices (778,) in the whole body, in the order of HANDS."""
+    return [bodymodels.hand_vertex_ids("wholebody")[side].numpy() for side in HANDS]
+
+
+def _tint_hands(rng: np.random.Generator, albedo: np.ndarray) -> None:
+    """Lighter palms and redder finger tips on the bare skin (10475, 3), in place."""
+    hand, palm, tip = hand_surface(), rng.uniform(0, 1), rng.uniform(0, 1)
+    for vertices in hand_vertices():
+        lighter = np.clip(albedo[vertices] * 1.1 + (0.06, 0.03, 0.03), 0, 1) - albedo[vertices]
+        albedo[vertices] += palm * hand.palmar * lighter + tip * hand.tip * (0.06, -0.03, -0.02)
