@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
 import json
-import math
 import os
-import pickle
-import re
 import secrets
 import struct
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from sets.mesh_files import load_vertices as load_vertices
+from sets.safe_pickle import UnsafeFileError as UnsafeFileError
+from sets.safe_pickle import load_arrays
+from sets.safe_pickle import safe_unpickle as safe_unpickle
 
 # ------------------------------------------------------------------------------- rotations
 # Any leading shape, also empty. Half precision is computed in float32 and returned in half.
@@ -438,276 +438,6 @@ def keypoint_regressor(J_regressor: Tensor, tip_vertex_ids: Sequence[int]) -> Te
     return torch.cat([J_regressor, tips])[joint_indices("mano21", "hand21")]
 
 
-# ------------------------------------------------------------------------------ safe files
-# A pickle is a program, and loading it runs it: an official model file could do anything. Here
-# Python's interpreter of that language is left with the instructions that build data, and the
-# few names it may call are functions of this section: it imports nothing on a file's behalf.
-
-
-class UnsafeFileError(ValueError):
-    """The file is damaged, or asks for something other than data."""
-
-
-def _expect(condition: bool, complaint: str) -> None:
-    if not condition:
-        raise UnsafeFileError(complaint)
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, UnsafeFileError) else repr(error)
-
-
-class _StandIn:
-    """An object of the file; rebuild(state, *arguments) becomes its value once all is read."""
-
-    def __init__(self, rebuild: Callable, *arguments) -> None:
-        self.rebuild, self.arguments, self.state = rebuild, arguments, None
-
-
-class _Kind(NamedTuple):
-    """A class of the file; its objects get their whole content as state."""
-
-    rebuild: Callable
-
-    def __call__(self, *_) -> _StandIn:
-        return _StandIn(self.rebuild)
-
-
-def _dtype(state, code: str, *_) -> np.dtype:
-    order = state[1] if state else "="
-    _expect(re.fullmatch(r"[biufcSUO]\d{1,9}", code) and order in ("<", ">", "=", "|"),
-            f"array type {order}{code}")
-    return np.dtype(code).newbyteorder(order)
-
-
-def _array(shape: tuple, dtype: np.dtype, order: str, data) -> np.ndarray:
-    """The array whose elements are the bytes `data`, or the list `data` if they are objects."""
-    if isinstance(data, str):  # the bytes of Python 2
-        data = data.encode("latin1")
-    kind, size = (list, 1) if dtype.hasobject else (bytes, dtype.itemsize)
-    _expect(all(type(length) is int and length >= 0 for length in shape) and size > 0
-            and isinstance(data, kind) and len(data) == size * math.prod(shape),
-            f"an array of shape {shape} and type {dtype} does not match its data")
-    if dtype.hasobject:
-        elements = np.empty(len(data), object)
-        for index, element in enumerate(data):
-            elements[index] = element
-        return elements.reshape(shape, order=order)
-    return np.ndarray(shape, dtype, data, order=order).astype(dtype.newbyteorder("="))
-
-
-def _ndarray(state: tuple) -> np.ndarray:
-    *_, shape, dtype, is_fortran, data = state
-    return _array(shape, dtype, "F" if is_fortran else "C", data)
-
-
-def _scalar(_, dtype: np.dtype, data) -> np.generic:
-    return _array((), dtype, "C", data)[()]
-
-
-def _from_buffer(_, data, dtype: np.dtype, shape: tuple, order: str, axes=None) -> np.ndarray:
-    array = _array(shape, dtype, "C" if order == "K" else order, data)
-    return array if axes is None else array.transpose(axes)
-
-
-def _joblib_array(state: dict, data: bytes) -> np.ndarray:
-    return _array(state["shape"], state["dtype"], state["order"], data)
-
-
-def _sparse(state: dict, by_column: bool) -> np.ndarray:
-    """The dense array of a scipy.sparse csc matrix (stored by column), or csr (by row)."""
-    shape = state["_shape"] if "_shape" in state else state["shape"]
-    columns, rows = reversed(shape) if by_column else shape
-    values = state["data"]
-    indices, starts = (state[key].astype(np.int64, casting="safe") for key in ("indices", "indptr"))
-    lengths = np.diff(starts)
-    _expect(0 <= rows * columns <= 2 ** 24  # no small file may claim a huge matrix
-            and values.dtype.kind in "biuf" and values.shape == indices.shape
-            and starts.shape == (columns + 1,) and starts[0] == 0 and starts[-1] == values.size
-            and (lengths >= 0).all() and ((indices >= 0) & (indices < rows)).all(),
-            f"a sparse matrix of shape {shape} does not match its data")
-    dense = np.zeros((columns, rows), values.dtype)
-    np.add.at(dense, (np.repeat(np.arange(columns), lengths), indices), values)
-    return dense.T.copy() if by_column else dense
-
-
-def _select(state: dict) -> np.ndarray:
-    chosen = state["a"].ravel()[state["idxs"]]
-    return chosen.reshape(state.get("preferred_shape", chosen.shape))
-
-
-def _elementwise(state: dict, operation: Callable) -> np.ndarray:
-    a, b = state["a"], state["b"]
-    _expect(a.shape == b.shape or 1 in (a.size, b.size), f"shapes {a.shape} and {b.shape}")
-    return operation(a, b)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    _expect(encoding == "latin1", f"encoding {encoding}")
-    return text.encode("latin1")
-
-
-_NAMES: dict[str, Callable | None] = {  # all that a pickle may name
-    "numpy.dtype": functools.partial(_StandIn, _dtype),
-    "numpy.ndarray": _Kind(_ndarray),
-    "chumpy.ch.Ch": _Kind(lambda state: np.asarray(state["x"], np.float64)),
-    "chumpy.reordering.Select": _Kind(_select),
-    "chumpy.reordering.Reshape": _Kind(lambda state: state["a"].reshape(state["newshape"])),
-    "chumpy.reordering.transpose": _Kind(lambda state: state["a"].transpose(state.get("axes"))),
-    "joblib.numpy_pickle.NumpyArrayWrapper": _Kind(_joblib_array),
-    "_codecs.encode": _latin1,
-    "collections.OrderedDict": lambda: {},
-}
-for _name in ("add", "subtract", "multiply"):
-    _NAMES[f"chumpy.ch_ops.{_name}"] = _Kind(
-        functools.partial(_elementwise, operation=getattr(np, _name)))
-for _core in ("numpy.core", "numpy._core"):
-    _NAMES[f"{_core}.multiarray._reconstruct"] = _Kind(_ndarray)
-    _NAMES[f"{_core}.multiarray.scalar"] = functools.partial(_StandIn, _scalar)
-    _NAMES[f"{_core}.numeric._frombuffer"] = functools.partial(_StandIn, _from_buffer)
-for _name in ("csc.csc", "_csc.csc", "csr.csr", "_csr.csr"):
-    _kind = _Kind(functools.partial(_sparse, by_column=_name.endswith("csc")))
-    _NAMES[f"scipy.sparse.{_name}_matrix"] = _NAMES[f"scipy.sparse.{_name}_array"] = _kind
-for _name in ("copyreg", "copy_reg"):
-    _NAMES[f"{_name}._reconstructor"] = lambda kind, *_: kind()
-for _name in ("builtins", "__builtin__"):
-    _NAMES |= {f"{_name}.object": None, f"{_name}.bytes": lambda: b"", f"{_name}.set": list}
-
-
-class _DataUnpickler(pickle._Unpickler):
-    """Python's pickle interpreter, unable to do anything but build data.
-
-    It is the one written in Python: its instructions can be replaced, and its memo is a
-    dictionary, where the C one allocates as many slots as a file claims.
-    """
-
-    def find_class(self, module: str, name: str) -> Callable | None:
-        _expect(f"{module}.{name}" in _NAMES, f"it asks for {module}.{name}")
-        return _NAMES[f"{module}.{name}"]
-
-    def _refuse(self) -> None:
-        raise UnsafeFileError("it contains an instruction that data does not need")
-
-    def _build(self) -> None:
-        state = self.stack.pop()
-        _expect(type(self.stack[-1]) is _StandIn, "it sets the state of something unknown")
-        self.stack[-1].state = state
-        if self.stack[-1].rebuild is _joblib_array:
-            self._read_joblib_array(self.stack[-1])
-
-    def _read_joblib_array(self, array: _StandIn) -> None:
-        """joblib puts an array's bytes, perhaps aligned, into the file between two instructions."""
-        if array.state.get("numpy_array_alignment_bytes") is not None:
-            self._file_read(self._file_read(1)[0])
-        array.state = {key: array.state[key] for key in ("shape", "dtype", "order")}
-        size = _resolved(array.state["dtype"], {}).itemsize * math.prod(array.state["shape"])
-        array.arguments = (self._file_read(size),)
-
-    def _store(self, dictionary: dict, items: list) -> None:
-        _expect(all(isinstance(key, (str, bytes, int, float)) for key in items[::2]),
-                "a dictionary key is neither text nor number")  # hashing nested tuples can hang
-        dictionary.update(zip(items[::2], items[1::2], strict=True))
-
-    def _dictionary(self) -> None:
-        items = self.pop_mark()
-        self.append({})
-        self._store(self.stack[-1], items)
-
-    def _set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._store(self.stack[-1], [key, value])
-
-    def _set_items(self) -> None:
-        items = self.pop_mark()
-        self._store(self.stack[-1], items)
-
-    dispatch = dict(pickle._Unpickler.dispatch)
-    for _code in (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.PERSID, pickle.BINPERSID,
-                  pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER,
-                  pickle.READONLY_BUFFER):
-        dispatch[_code[0]] = _refuse
-    for _code, _run in (
-        (pickle.BUILD, _build), (pickle.DICT, _dictionary), (pickle.SETITEM, _set_item),
-        (pickle.SETITEMS, _set_items), (pickle.NEWOBJ, pickle._Unpickler.load_reduce),
-        (pickle.BYTEARRAY8, pickle._Unpickler.load_binbytes8),
-        (pickle.EMPTY_SET, pickle._Unpickler.load_empty_list),  # sets are read as lists
-        (pickle.ADDITEMS, pickle._Unpickler.load_appends),
-        (pickle.FROZENSET, pickle._Unpickler.load_list),
-    ):
-        dispatch[_code[0]] = _run
-
-
-def _resolved(value, done: dict):
-    """The value with every stand-in in it replaced by what it stands for."""
-    if value is None or isinstance(value, (str, bytes, bool, int, float)):
-        return value
-    if id(value) not in done:
-        if isinstance(value, _StandIn):
-            parts = (_resolved(part, done) for part in (value.state, *value.arguments))
-            done[id(value)] = value.rebuild(*parts)
-        elif isinstance(value, dict):
-            done[id(value)] = {key: _resolved(item, done) for key, item in value.items()}
-        else:
-            _expect(type(value) in (list, tuple), "it contains something other than data")
-            done[id(value)] = type(value)(_resolved(item, done) for item in value)
-    return done[id(value)]
-
-
-def safe_unpickle(source: str | Path | bytes):
-    """The data in a pickle (a path, or its bytes), of any protocol and of Python 2 as well.
-
-    Containers, text, numbers and numpy arrays come back as they are, sets as lists; chumpy
-    objects and scipy's csc and csr matrices as dense arrays, with neither package installed.
-    What joblib wrote, uncompressed, is read as well.
-    Raises UnsafeFileError, a ValueError, if there is anything else in it, and executes nothing.
-    """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    try:
-        return _resolved(_DataUnpickler(io.BytesIO(data), encoding="latin1").load(), {})
-    except Exception as error:  # whatever a damaged program stumbles over
-        name = "the pickle" if isinstance(source, bytes) else source
-        raise UnsafeFileError(f"{name} is damaged or is not plain data ({_reason(error)}): only "
-                              f"text, numbers, arrays and containers of them are read") from error
-
-
-def _array_member(data: bytes):
-    """The array in a .npy file's bytes; an array of Python objects is a pickle after a header."""
-    size = 2 if data[6] == 1 else 4
-    start = 8 + size + int.from_bytes(data[8:8 + size], "little")
-    if b"'descr': '|O'" not in data[:start]:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    objects = safe_unpickle(data[start:])
-    return objects.item() if objects.ndim == 0 else objects
-
-
-def _npy(path: Path):
-    try:
-        return _array_member(path.read_bytes())
-    except (ValueError, IndexError, EOFError) as error:
-        raise UnsafeFileError(f"{path} is damaged or unsafe ({_reason(error)})") from error
-
-
-def load_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
-    """The named arrays of a file, executing nothing that is in it.
-
-    The file is .npz, or .npy with a dictionary in it, or else a pickle. prefix: of the arrays that
-    are wanted; of an .npz no others are read. Raises FileNotFoundError, and UnsafeFileError for a
-    file that is damaged or not plain data.
-    """
-    path = Path(path)
-    if path.suffix != ".npz":
-        arrays = _npy(path) if path.suffix == ".npy" else safe_unpickle(path)
-        _expect(isinstance(arrays, dict), f"{path} holds a {type(arrays).__name__}, not arrays")
-        return {name: value for name, value in arrays.items() if name.startswith(prefix)}
-    data = path.read_bytes()
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return {name.removesuffix(".npy"): _array_member(archive.read(name))
-                    for name in archive.namelist() if name.startswith(prefix)}
-    except Exception as error:
-        raise UnsafeFileError(f"{path} is damaged or unsafe ({_reason(error)})") from error
-
-
 # -------------------------------------------------------------------- linear blend skinning
 # One model for MANO, SMPL, SMPL-H and SMPL-X: a template plus offsets that are linear in shape,
 # expression and pose, then every vertex moves with a weighted mean of its joints' transforms
@@ -986,7 +716,8 @@ def _checked(arrays: dict, name: str) -> dict:
              "f": np.int64}
     missing = [key for key in kinds if key not in arrays]
     if missing:
-        raise ValueError(f"{name} lacks {', '.join(missing)}: is it a MANO, SMPL or SMPL-X model?")
+        raise ValueError(f"{name} lacks {', '.join(missing)}, or has it as an expression that is "
+                         "not evaluated: is it a MANO, SMPL or SMPL-X model?")
     arrays = arrays | {key: np.asarray(arrays[key]) for key in kinds}
     for key, kind in kinds.items():
         if arrays[key].dtype.kind not in "biuf":
@@ -1315,32 +1046,6 @@ def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:
         raise ValueError(f"cannot save {path}: the mesh has no faces")
     colors = None if colors is None else _vertex_colors(colors, len(vertices))
     write_atomically(path, _MESH_FORMATS[path.suffix.lower()](vertices, faces, colors))
-
-
-def load_vertices(path: str | Path) -> np.ndarray:
-    """Vertices (V, 3) float32 of an OBJ file, or of a PLY that is binary, little endian.
-
-    Of a PLY the first element must be vertices whose first properties are x, y and z as floats.
-    ValueError for anything else.
-    """
-    data = Path(path).read_bytes()
-    if Path(path).suffix.lower() == ".obj":
-        rows = [line.split()[1:4] for line in data.decode().splitlines() if line[:2] == "v "]
-        if not rows or any(len(row) < 3 for row in rows):
-            raise ValueError(f"{path} has no vertices of three numbers")
-        return np.array(rows, np.float32)
-    header, _, body = data.partition(b"end_header\n")
-    found = re.search(rb"^ply\s+format binary_little_endian 1\.0\s(?:(?!element).)*"
-                      rb"element vertex (\d+)\s+((?:property \w+ \w+\s+)+)", header, re.DOTALL)
-    _, kinds, names = np.reshape(found[2].decode().split(), (-1, 3)).T if found else ((), (), ())
-    sizes = {"float": 4, "float32": 4, "uchar": 1, "uint8": 1, "double": 8, "int": 4}
-    if [*names[:3]] != [*"xyz"] or not {*kinds[:3]} <= {"float", "float32"} or {*kinds} - {*sizes}:
-        raise ValueError(f"{path} is no binary little-endian PLY of vertices with x, y, z as float")
-    stride, count = sum(sizes[kind] for kind in kinds), int(found[1])
-    if len(body) < stride * count:
-        raise ValueError(f"{path} ends before its {count} vertices do: copy it again")
-    rows = np.frombuffer(body, np.uint8, stride * count).reshape(count, stride)
-    return np.ascontiguousarray(rows[:, :12]).view("<f4")
 
 
 # ------------------------------------------------------------------------------- rendering

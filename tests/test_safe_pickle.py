@@ -15,6 +15,7 @@ import runpy
 import struct
 import subprocess
 import sys
+import tempfile
 import timeit
 import types
 import zipfile
@@ -27,7 +28,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bodymodels import ASSETS, UnsafeFileError, load_arrays, load_model, safe_unpickle
+from bodymodels import ASSETS, load_model
+from sets.safe_pickle import UnsafeFileError, load_array, load_arrays, safe_unpickle
 
 PROTOCOLS = range(6)
 
@@ -205,6 +207,34 @@ def test_official_pickle_loads_as_the_model_it_holds(foreign, tmp_path, protocol
     for name, buffer in expected.named_buffers():
         assert np.allclose(buffer, model.get_buffer(name), atol=1e-7), name
     assert model.parents == expected.parents and model.side == "right"
+
+
+def concatenation(foreign):
+    """The expression that official SMPL files hold as `J`: regressed joints, stacked and turned."""
+    regressor = foreign("scipy.sparse.csc", "csc_matrix")(**sparse_state(np.eye(3), True))
+    column = foreign("chumpy.ch", "MatVecMult")(
+        mtx=regressor, vec=foreign("chumpy.ch", "Ch")(x=np.arange(3.0)))
+    stacked = foreign("chumpy.reordering", "Concatenate")(axis=0, our_args=[column] * 3)
+    return foreign("chumpy.reordering", "transpose")(a=stacked, axes=None)
+
+
+def test_an_expression_that_nobody_needs_does_not_matter(foreign, tmp_path):
+    """`J` of official SMPL files is not evaluated; the model loads without it."""
+    path = tmp_path / "MANO_RIGHT.pkl"
+    path.write_bytes(pickle.dumps(official(foreign, "hand_right") | {"J": concatenation(foreign)}, 2))
+    assert "J" not in load_arrays(path)
+    model, expected = load_model(path), load_model("hand_right")
+    assert torch.allclose(model.v_template, expected.v_template, atol=1e-7)
+
+
+def test_an_expression_that_is_needed_is_named(foreign, tmp_path):
+    """A model whose template cannot be evaluated is refused, and so is a bare expression."""
+    arrays = official(foreign, "hand_right") | {"v_template": concatenation(foreign)}
+    (tmp_path / "MANO_RIGHT.pkl").write_bytes(pickle.dumps(arrays))
+    with pytest.raises(ValueError, match="lacks v_template, or has it as an expression"):
+        load_model(tmp_path / "MANO_RIGHT.pkl")
+    with pytest.raises(UnsafeFileError, match="chumpy.ch.MatVecMult is not evaluated"):
+        safe_unpickle(pickle.dumps([concatenation(foreign)]))
 
 
 # --------------------------------------------------------------------------------------- hostile
@@ -451,6 +481,39 @@ def test_a_small_file_cannot_ask_for_a_huge_sum(foreign):
         safe_unpickle(pickle.dumps(value))
 
 
+def many_sparse(foreign):
+    """Empty matrices of 16 MB each when dense."""
+    kind = foreign("scipy.sparse.csr", "csr_matrix")
+    state = sparse_state(np.zeros((4096, 1), np.int8), False) | {"_shape": (4096, 4096)}
+    return [kind(**state) for _ in range(40)]
+
+
+def many_arrays(foreign):
+    """Arrays that share their bytes in the file but not in memory."""
+    array = (b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01"
+             b"J\x00\x00\x10\x00\x85cnumpy\ndtype\nX\x02\x00\x00\x00u1K\x00K\x01\x87R\x89h\x00tb")
+    return (b"\x80\x04B" + struct.pack("<I", 2**20) + bytes(2**20) + b"q\x00" + b"0("
+            + array * 1000 + b"l.")
+
+
+def nested_lists(foreign):
+    """Ten references to ten references to ten ... : as an array, a billion numbers."""
+    value = [1.0] * 10
+    for _ in range(8):
+        value = [value] * 10
+    return value
+
+
+@pytest.mark.parametrize("bomb", [many_sparse, many_arrays, nested_lists])
+def test_a_small_pickle_cannot_fill_the_memory(foreign, bomb):
+    """What a file may become is limited by its size, for all of its parts together."""
+    content = bomb(foreign)
+    content = content if isinstance(content, bytes) else pickle.dumps(content)
+    assert len(content) < 2**21
+    with pytest.raises(UnsafeFileError, match="far more memory|repeat one another"):
+        safe_unpickle(content)
+
+
 @pytest.fixture
 def specimens(foreign):
     """Small files with everything in them: pickles of all protocols and an npz."""
@@ -514,6 +577,14 @@ def test_fuzz(specimens, tmp_path):
         with contextlib.suppress(UnsafeFileError):
             load_arrays(path)
     assert 0 < read < 400  # the mutations are neither all fatal nor all harmless
+    path = tmp_path / "array.npy"
+    for array in (np.eye(3), np.array(["ab", "c"]), np.array([{"k": 1}], object)):
+        np.save(path, array)
+        content = path.read_bytes()
+        for _ in range(150):
+            path.write_bytes(mutated(content, source))
+            with contextlib.suppress(UnsafeFileError):
+                load_array(path)
 
 
 # ------------------------------------------------------------------------------------------- npz
@@ -546,6 +617,53 @@ def test_npz_array_larger_than_its_bytes(tmp_path):
         archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
     with pytest.raises(UnsafeFileError):
         load_arrays(tmp_path / "a.npz")
+
+
+def npy(header: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
+
+
+@pytest.mark.parametrize("header", [
+    b"{'descr': '<f8', 'fortran_order': False, 'shape': (3,",  # a TokenError of tokenize
+    b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}\n",
+    b"{'descr': '<f8', 'fortran_order': False, 'shape': (4611686018427387904,)}\n",
+    b"{'descr': '|S0', 'fortran_order': False, 'shape': (4611686018427387904,)}\n",
+    b"{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (1,)}\n",
+    b"{'descr': 7, 'fortran_order': False, 'shape': (1,)}\n",
+    b"['descr']\n", b"", b"\xff" * 60,
+])
+def test_damaged_npy_is_refused(tmp_path, header):
+    """Whatever numpy stumbles over becomes one UnsafeFileError that names the file."""
+    (tmp_path / "a.npy").write_bytes(npy(header))
+    for load in (load_array, load_arrays):
+        with pytest.raises(UnsafeFileError, match="a.npy is damaged or unsafe"):
+            load(tmp_path / "a.npy")
+
+
+@given(arrays)
+def test_npy_files_come_back_unchanged(array):
+    """load_array reads what np.save wrote, in its layout."""
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f"{folder}/a.npy", array)
+        if array.dtype.itemsize:
+            result = load_array(f"{folder}/a.npy")
+            np.testing.assert_array_equal(result, np.load(f"{folder}/a.npy"))
+            assert result.dtype == array.dtype and result.flags.writeable
+
+
+def test_a_small_npz_cannot_fill_the_memory(tmp_path):
+    """An archive is refused for what its members claim to unpack to, before any is read."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in "abc":
+            archive.writestr(f"{name}.npy", npy(b"{}"))
+            archive.infolist()[-1].file_size = 2**27
+    with pytest.raises(UnsafeFileError, match="far more memory than its size explains"):
+        load_arrays(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", npy(b"{}"))
+    with pytest.raises(UnsafeFileError, match="a compression that numpy does not write"):
+        load_arrays(path)
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
