@@ -265,14 +265,13 @@ class _Resolver:
             size = getattr(result, "nbytes", 8)
             self.budget.spend(size)
             return result, size
-        _expect(type(value) in (list, tuple, _Table), "it contains something other than data")
-        parts = [self._resolve(item) for item in
-                 (value.values() if type(value) is _Table else value)]
+        is_table = isinstance(value, dict)
+        _expect(is_table or type(value) in (list, tuple), "it contains something other than data")
+        parts = [self._resolve(item) for item in (value.values() if is_table else value)]
         size = 8 + sum(size for _, size in parts)
         _expect(size <= self.limit, "its containers repeat one another too often")
-        items = (item for item, _ in parts)
-        return dict(zip(value, items, strict=True)) if type(value) is _Table else type(value)(
-            items), size
+        items = [item for item, _ in parts]
+        return dict(zip(value, items, strict=True)) if is_table else type(value)(items), size
 
 
 # ------------------------------------------------------------------------------------------ files

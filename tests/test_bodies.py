@@ -13,6 +13,7 @@ import smplx
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from joblib_files import joblib_dump
 from smplx.vertex_ids import vertex_ids
 from torch.utils.data import DataLoader
 
@@ -129,74 +130,6 @@ def test_body_of_few_vertices_keeps_what_it_can():
 def test_keypoint_errors(ask, message):
     with pytest.raises(ValueError, match=message):
         ask()
-
-
-# ------------------------------------------------------------------------------ joblib pickles
-
-
-class Wrapper:
-    """What joblib pickles in the place of an array whose bytes follow."""
-
-
-class JoblibPickler(pickle._Pickler):
-    """Writes arrays as joblib does: a wrapper object, padding to 16 bytes, the array's bytes."""
-
-    def save(self, value, save_persistent_id=True):
-        if type(value) is not np.ndarray:
-            return super().save(value, save_persistent_id)
-        wrapper = Wrapper()
-        wrapper.__dict__.update(subclass=np.ndarray, shape=value.shape, dtype=value.dtype,
-                                order="F" if value.flags.fnc else "C", allow_mmap=True,
-                                numpy_array_alignment_bytes=16)
-        super().save(wrapper)
-        if self.proto >= 4:
-            self.framer.commit_frame(force=True)
-        padding = 16 - (self.file.tell() + 1) % 16
-        self.file.write(bytes([padding]) + b"\xff" * padding + value.tobytes("A"))
-
-
-def joblib_dump(value, path, protocol=4):
-    Wrapper.__module__, Wrapper.__qualname__ = "joblib.numpy_pickle", "NumpyArrayWrapper"
-    with open(path, "wb") as file:
-        pickler = JoblibPickler(file, protocol)
-        pickler.file = file
-        known = pickle._Pickler.save_global
-
-        def save_global(self, obj, name=None):  # the class's module need not be installed
-            if obj is not Wrapper:
-                return known(self, obj, name)
-            self.write(pickle.GLOBAL + b"joblib.numpy_pickle\nNumpyArrayWrapper\n")
-            self.memoize(obj)
-
-        pickler.dispatch = pickle._Pickler.dispatch | {type: save_global}
-        pickler.dump(value)
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_arrays_that_joblib_wrote(tmp_path, protocol):
-    """They come back as they were, in either memory order, and so does what follows them."""
-    arrays = {"c": np.arange(12.0).reshape(3, 4), "empty": np.zeros((0, 3), np.float32),
-              "f": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)), "after": "text"}
-    joblib_dump(arrays, tmp_path / "x.pkl", protocol)
-    loaded = bm.load_arrays(tmp_path / "x.pkl")
-    assert list(loaded) == list(arrays) and loaded["after"] == "text"
-    for name in ("c", "empty", "f"):
-        assert loaded[name].dtype == arrays[name].dtype
-        np.testing.assert_array_equal(loaded[name], arrays[name])
-    content = (tmp_path / "x.pkl").read_bytes()
-    for cut in range(10, len(content), 37):
-        with pytest.raises(bm.UnsafeFileError):
-            bm.safe_unpickle(content[:cut])
-
-
-def test_joblib_itself(tmp_path):
-    """The same with the real package, where it is installed."""
-    joblib = pytest.importorskip("joblib")
-    array = np.random.default_rng(0).normal(size=(5, 7))
-    joblib.dump({"a": array, "b": np.asfortranarray(array)}, tmp_path / "x.pkl")
-    loaded = bm.load_arrays(tmp_path / "x.pkl")
-    np.testing.assert_array_equal(loaded["a"], array)
-    np.testing.assert_array_equal(loaded["b"], array)
 
 
 # ------------------------------------------------------------------------------- motion clips

@@ -27,6 +27,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from joblib_files import joblib_dump
 
 from bodymodels import ASSETS, load_model
 from sets.safe_pickle import UnsafeFileError, load_array, load_arrays, safe_unpickle
@@ -221,7 +222,8 @@ def concatenation(foreign):
 def test_an_expression_that_nobody_needs_does_not_matter(foreign, tmp_path):
     """`J` of official SMPL files is not evaluated; the model loads without it."""
     path = tmp_path / "MANO_RIGHT.pkl"
-    path.write_bytes(pickle.dumps(official(foreign, "hand_right") | {"J": concatenation(foreign)}, 2))
+    arrays = official(foreign, "hand_right") | {"J": concatenation(foreign)}
+    path.write_bytes(pickle.dumps(arrays, 2))
     assert "J" not in load_arrays(path)
     model, expected = load_model(path), load_model("hand_right")
     assert torch.allclose(model.v_template, expected.v_template, atol=1e-7)
@@ -235,6 +237,36 @@ def test_an_expression_that_is_needed_is_named(foreign, tmp_path):
         load_model(tmp_path / "MANO_RIGHT.pkl")
     with pytest.raises(UnsafeFileError, match="chumpy.ch.MatVecMult is not evaluated"):
         safe_unpickle(pickle.dumps([concatenation(foreign)]))
+
+
+# ------------------------------------------------------------------------------ joblib pickles
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_arrays_that_joblib_wrote(tmp_path, protocol):
+    """They come back as they were, in either memory order, and so does what follows them."""
+    arrays = {"c": np.arange(12.0).reshape(3, 4), "empty": np.zeros((0, 3), np.float32),
+              "f": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)), "after": "text"}
+    joblib_dump(arrays, tmp_path / "x.pkl", protocol)
+    loaded = load_arrays(tmp_path / "x.pkl")
+    assert list(loaded) == list(arrays) and loaded["after"] == "text"
+    for name in ("c", "empty", "f"):
+        assert loaded[name].dtype == arrays[name].dtype
+        np.testing.assert_array_equal(loaded[name], arrays[name])
+    content = (tmp_path / "x.pkl").read_bytes()
+    for cut in range(10, len(content), 37):
+        with pytest.raises(UnsafeFileError):
+            safe_unpickle(content[:cut])
+
+
+def test_joblib_itself(tmp_path):
+    """The same with the real package, where it is installed."""
+    joblib = pytest.importorskip("joblib")
+    array = np.random.default_rng(0).normal(size=(5, 7))
+    joblib.dump({"a": array, "b": np.asfortranarray(array)}, tmp_path / "x.pkl")
+    loaded = load_arrays(tmp_path / "x.pkl")
+    np.testing.assert_array_equal(loaded["a"], array)
+    np.testing.assert_array_equal(loaded["b"], array)
 
 
 # --------------------------------------------------------------------------------------- hostile
