@@ -1,58 +1,57 @@
-"""HMR-Adapter: a body model and a hand model that tell each other what they see, in one file.
+"""HMR-Adapter: two adapters that let a frozen body model and a frozen hand model inform each other.
 
 Anonymous authors: "HMR-Adapter: A Lightweight Adapter with Dual-Path Cross Augmentation for
 Expressive Human Mesh Recovery", ACM MM 2024.
 
-The claim: two large experts know bodies (SMPLer-X) and hands (HaMeR), and neither knows what the
-other does. Freeze both; teach a small adapter inside the hand expert's decoder to listen to the
-pose of the arm, and a small decoder beside the body expert to listen to the picture's features at
-the knuckles. Then join the refined body and the refined hands in one SMPL-X mesh.
+The method starts from two large pre-trained experts: SMPLer-X for whole bodies and HaMeR for hands.
+Both stay frozen. The hand adapter adds attention to the pose of the arm inside the hand expert's
+decoder. The body adapter is a small decoder that reads image features at the knuckles and corrects
+the body expert's pose. The refined body and the refined hands are then merged into one SMPL-X mesh.
 
     where in the paper         what                                    where in this file
     3.2.2, Eq. 1   Z'          cross-attention of the hand expert      CrossAttention, Decoder
-    3.2.3          theta_0     body pose of the whole-body expert      BodyExpert
+    3.2.3          theta_0     body pose of the whole-body expert      BodyExpert.initial_pose
     3.3            theta_b     the arm joint group, (J, 6)             arm_pose
                    F^B         its features, (J, 1280)                 ArmFeatures
     Eq. 2          Z''         cross-attention to the body pose        HandAdapter.decode
-    Eq. 3          Z^new       the two, added                          HandAdapter.decode
-    3.4            F^J         features at eight MCP joints, (8, 512)  BodyAdapter.knuckles
+    Eq. 3          Z^new       the sum of both                         HandAdapter.decode
+    3.4            F^J         features at eight MCP joints, (8, 512)  BodyAdapter.knuckle_features
     Eq. 4          theta-hat   theta_0 + FFN(CA(Q'', K'', V''))        BodyAdapter.forward
     Eq. 5          L (hand)    weighted sum                            hand_total_loss
-    Eq. 6          L_theta     distance of rotations                   pose_distance
+    Eq. 6          L_theta     distance between rotations              pose_distance
     Eq. 7          L (body)    weighted sum                            body_total_loss
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
-    Table 3 to 6   baselines   as changes of the config                BASELINES
+    Table 3 to 6   baselines   rivals, as changes of the config        BASELINES
 
-No code of the authors is public. They share names with SMPLer-X, so where the paper is silent we
-do as HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023) do, or, last,
-choose. Every field of the configs says which: (paper), (HaMeR), (SMPLer-X), (our choice). The
-experts keep the names of their released weights, so those load; nothing else is theirs.
+The authors have published no code. They share names with SMPLer-X, so where the paper is silent we
+follow HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only
+where these do not help. Every config field names its source: (paper), (HaMeR), (SMPLer-X) or (our
+choice). The experts use the parameter names of the released weights, so those load.
 
-What one should know before trusting a number:
-- The product of the eight rotations in theta_b IS the hand's global orientation. Trained with the
-  true theta_b (3.5.1), the adapter is handed the answer to one of its sixteen outputs; at test
-  time theta_b is predicted. Table 3 agrees: PVE gains much, PA-PVE, which forgets orientation,
-  little. Report both arm poses; `arm`, `arm_source` and `arm_noise` in HandConfig weaken the leak.
-- The decoder has one query, and a softmax over one is 1. So the q and k thirds of every to_qkv in
-  it are never used: 6,291,456 of the hand adapter's 26.8 M weights stay what they were.
-- Without an embedding of its own, a joint is nobody: Eq. 2 is the same for all orders of the arm's
-  joints, and Eq. 4 for all orders of the knuckles, left or right. Hence `joint_embedding`.
-- Delta theta sees the eight knuckles and nothing else, neither theta_0 nor the body.
-- L_img and L_beta of Eq. 7 depend on frozen weights alone: no gradient comes of them.
+What to know before you trust a number:
+- The product of the eight rotations in theta_b is the hand's global orientation. Trained with the
+  true theta_b (3.5.1), the adapter is given the answer to one of its sixteen outputs; at test time
+  theta_b is predicted. Table 3 agrees: PVE improves much, PA-PVE, which ignores orientation, does
+  not. Report both; `arm`, `arm_source` and `arm_noise` in HandConfig weaken this leak.
+- The decoder has one query token, and a softmax over one token is 1. The q and k thirds of every
+  to_qkv get no gradient: 6,291,456 of the hand adapter's 26.8 M parameters change by decay alone.
+- Without `joint_embedding`, Eq. 2 does not depend on the order of the arm joints, nor Eq. 4 on that
+  of the knuckles. Delta theta depends on the eight knuckle features alone, not on theta_0.
+- L_img and L_beta of Eq. 7 depend on frozen weights alone, so they give no gradient.
 
-Metres, radians, OpenCV camera axes (x right, y down, z away). 6D rotations are [column 0, column
-1] but for what SMPLer-X's regressors write (see from_interleaved). Finger rotations are absolute.
-Pairs of hands are [right, left], and whatever a hand network sees or says of a left hand is
-mirrored, M R M with M = diag(-1, 1, 1): it knows right hands alone. Letters in shapes: B batch,
-S side of a square crop in pixels, N tokens, D width, J joints of the arm (8).
+Units are metres and radians, camera axes OpenCV's (x right, y down, z forward). 6D rotations are
+[column 0, column 1], except for the output of SMPLer-X's regressors (see from_interleaved). Finger
+rotations are absolute (they include the mean hand). Pairs of hands are [right, left]; image, arm
+and pose of a left hand are mirrored, M R M with M = diag(-1, 1, 1), because the hand networks know
+only right hands. Letters in shapes: B batch, S side of a square crop in pixels, N tokens, D width,
+J joints of the arm (8).
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import io
 import json
 import math
 import re
@@ -70,26 +69,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Joints of SMPL-X by number: 22 of the body, jaw, two eyes, 15 of the left hand, 15 of the right.
-# Behind them, 55 to 75, the landmarks that the smplx package appends: nose, eyes, ears, feet, tips.
+# Joint numbers of SMPL-X: 22 of the body, jaw, two eyes, 15 of the left hand, 15 of the right.
+# Numbers 55 to 75 are the landmarks that the smplx package appends: nose, eyes, ears, feet, tips.
 BODY, JAW, EYES, LEFT_FINGERS, RIGHT_FINGERS = (
     slice(0, 22), slice(22, 23), slice(23, 25), slice(25, 40), slice(40, 55))
 MIRRORED_BODY = [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20]
-ARMS = {  # theta_b of [right, left]: which rotations the hand expert gets to know
+ARMS = {  # joints of theta_b, [right, left]
     # "from the root joint to the wrist along the kinematic chain": J = 8
     "arm": ([0, 3, 6, 9, 14, 17, 19, 21], [0, 3, 6, 9, 13, 16, 18, 20]),
     "arm_without_wrist": ([0, 3, 6, 9, 14, 17, 19], [0, 3, 6, 9, 13, 16, 18]),
     "whole_body": (list(range(22)), MIRRORED_BODY),  # Table 5
 }
-POSITIONED = [  # the 25 joints whose position SMPLer-X predicts, among the 76
+POSITIONED = [  # the 25 joints, of the 76, whose positions SMPLer-X predicts
     0, 1, 2, 4, 5, 7, 8, 12, 16, 17, 18, 19, 20, 21, 60, 61, 62, 63, 64, 65, 59, 58, 57, 56, 55]
-HANDS = [  # wrist, then thumb to pinky, base to tip, among the 76: [right, left]
+HANDS = [  # the 21 hand joints, of the 76: wrist, then thumb to pinky, base to tip; [right, left]
     [21, 52, 53, 54, 71, 40, 41, 42, 72, 43, 44, 45, 73, 49, 50, 51, 74, 46, 47, 48, 75],
     [20, 37, 38, 39, 66, 25, 26, 27, 67, 28, 29, 30, 68, 34, 35, 36, 69, 31, 32, 33, 70]]
-KNUCKLES = [4, 8, 12, 16]  # MCP joints of index to pinky among a hand's 20, which has no wrist
-TRAINABLE = ("adapter", "head", "all")
+KNUCKLES = [4, 8, 12, 16]  # MCP joints, index to pinky, of a hand's 20 joints without the wrist
 TASKS = {"betas": 0, "camera": 1, "expression": 2, "jaw": 3, "pose": slice(6, 31)}  # 4, 5: unused
-BODY_DEPTH, HAND_DEPTH = 2.0, 0.3  # metres of depth that a heat map's bins span (SMPLer-X)
+BODY_DEPTH, HAND_DEPTH = 2.0, 0.3  # metres of depth that the bins of a heat map span (SMPLer-X)
 
 # ------------------------------------------------------------------------------------ config
 
@@ -100,14 +98,14 @@ def require(condition: object, message: str) -> None:
         raise ValueError(message)
 
 
-def nested(config: object, name: str, kind: type) -> None:
-    """Turn the field `name`, a dictionary if it comes from a checkpoint, into its config."""
+def nest(config: object, name: str, kind: type) -> None:
+    """Convert the field `name`, a dictionary if it comes from a checkpoint, to its config class."""
     if isinstance(getattr(config, name), Mapping):
         object.__setattr__(config, name, kind(**getattr(config, name)))
 
 
 def check_choices(config: object, **choices: tuple[str, ...]) -> None:
-    """Refuse any field that is none of its choices."""
+    """Raise ValueError for a field whose value is not among its choices."""
     for name, allowed in choices.items():
         require(getattr(config, name) in allowed,
                 f"{name} is {getattr(config, name)!r}: expected one of {', '.join(allowed)}")
@@ -115,50 +113,52 @@ def check_choices(config: object, **choices: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """How anything here is trained. Defaults: the adapters', "10K steps" on 4 V100 (paper)."""
+    """Settings of every training run. Defaults: the adapters', 10K steps on 4 V100 (paper)."""
 
     batch_size: int = 128  # samples per optimiser step, over all processes: 4 x 32 (paper)
     accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 10_000  # optimiser steps (paper)
-    learning_rate: float = 1e-4  # AdamW (our choice: the paper is silent, the experts had 1e-5)
+    learning_rate: float = 1e-4  # of AdamW (our choice: the paper is silent, the experts had 1e-5)
     schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (HaMeR)
-    warmup_steps: int = 100  # linear from 0 (our choice)
+    warmup_steps: int = 100  # linear, from 0 (our choice)
     weight_decay: float = 1e-4  # (HaMeR)
     gradient_clip: float = 1.0  # norm (our choice)
-    precision: str = "bf16"  # "fp32", "bf16" or "fp16" with a gradient scaler (our choice)
-    channels_last: bool = False  # memory format, for speed alone (our choice)
-    ema_decay: float = 0.0  # of a moving average of the weights, 0 = off (our choice)
+    precision: str = "fp16"  # with a gradient scaler: V100 has no bf16 (our choice); "bf16", "fp32"
+    channels_last: bool = False  # memory format, affects only speed (our choice)
+    ema_decay: float = 0.0  # of the moving average of the weights, 0 = off (our choice)
     eval_every: int = 500  # steps between evaluations (our choice)
     seed: int = 0  # of initialisation, order and augmentation (our choice)
-    train_samples: int = 100_000  # rendered people of an epoch, the free stand-in (our choice)
-    test_samples: int = 1_000  # (our choice)
-    body_size: int = 512  # px, side of their pictures (SMPLer-X)
-    hand_size: int = 256  # px, side of their hands' crops (HaMeR)
-    views: float = 180.0  # degrees that they turn from the camera, either way (our choice)
-    lean: float = 180.0  # degrees that they lean, at most (our choice)
-    occlusion: float = 0.5  # part of their hands that something hides (our choice)
-    augmentation: str = "rendered_bodies"  # of data.AUGMENTATIONS (our choice)
+    train_samples: int = 100_000  # rendered people per epoch, the free data (our choice)
+    test_samples: int = 1_000  # rendered people of the test split (our choice)
+    body_size: int = 512  # px, side of the pictures of people (SMPLer-X)
+    hand_size: int = 256  # px, side of the crops of hands (HaMeR)
+    views: float = 180.0  # degrees, largest heading of rendered people, either way (our choice)
+    lean: float = 180.0  # degrees, how far rendered people lean at most (our choice)
+    occlusion: float = 0.5  # share of rendered hands that something covers (our choice)
+    augmentation: str = "rendered_bodies"  # a name of data.AUGMENTATIONS (our choice)
 
 
 @dataclass(frozen=True)
 class HandTraining(Training):
-    """Eq. 5, whose weights the paper does not give. Sums over a sample, means over the batch.
+    """Weights of Eq. 5, which the paper does not give: sums over a hand, means over the batch.
 
-    HaMeR sums over the batch too, so its learning rate of 1e-5 belongs to a loss as many times
-    larger as the batch has samples.
+    HaMeR also sums over the batch. Its learning rate of 1e-5 therefore belongs to a loss that is
+    larger by a factor of the batch size.
     """
 
-    weight_keypoints_2d: float = 0.01  # lambda_2D, per side of the crop (HaMeR)
+    weight_keypoints_2d: float = 0.01  # lambda_2D, unit: side of the crop (HaMeR)
     weight_keypoints_3d: float = 0.05  # lambda_3D, per metre (HaMeR)
-    weight_vertices: float = 0.05 * 21 / 778  # lambda_v, per metre: as heavy as L_3D (our choice)
+    weight_vertices: float = 0.05 * 21 / 778  # lambda_v, per metre: L_3D per joint (our choice)
     weight_pose: float = 1e-3  # lambda_theta (HaMeR)
     weight_betas: float = 5e-4  # lambda_beta (HaMeR)
+    weight_betas_prior: float = 0.0  # of squared betas where the truth is unknown; 0 = off (our
+    # choice: without it nothing limits the betas on data without hand shapes)
     pose_term: str = "l2sq"  # (paper, Eq. 6), or "l1" (paper, the text above Eq. 6)
 
 
 @dataclass(frozen=True)
 class BodyTraining(Training):
-    """Eq. 7, whose weights the paper does not give. Means over everything, as SMPLer-X's."""
+    """Weights of Eq. 7, which the paper does not give: means over all elements, as in SMPLer-X."""
 
     weight_keypoints_2d: float = 1.0  # lambda_2D, per cell of the feature map (SMPLer-X)
     weight_keypoints_3d: float = 100.0  # lambda_3D, per metre (SMPLer-X)
@@ -169,22 +169,24 @@ class BodyTraining(Training):
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The image encoder of both experts: ViT-H/16 (paper)."""
+    """The image encoder and camera of both experts: ViT-H/16 (paper)."""
 
-    image_size: int = 256  # px, S, a multiple of 64; the encoder sees the middle 3/4 (HaMeR)
+    image_size: int = 256  # px, S, a multiple of 64; the encoder uses the middle 3/4 (HaMeR)
     patch_size: int = 16  # px (HaMeR)
     vit_dim: int = 1280  # (paper)
     vit_depth: int = 32  # (HaMeR)
     vit_heads: int = 16  # (HaMeR)
     vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HaMeR)
-    stem: tuple[int, ...] = ()  # channels of convolutions before the patches, each halving the
-    # picture: a ViT without weights from elsewhere learns much faster with them (our choice)
+    stem: tuple[int, ...] = ()  # channels of stride-2 convolutions before the patches; a ViT with
+    # random weights learns much faster with them (our choice)
+    focal_length: float = 5000.0  # px for a crop of 256 px (HaMeR, SMPLer-X)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stem", tuple(self.stem))
         cell = 4 * self.patch_size
         require(self.patch_size % 2 ** len(self.stem) == 0,
-                f"stem is {self.stem}: expected as many halvings as fit in a patch")
+                f"stem is {self.stem}: each convolution halves the patch, which has "
+                f"{self.patch_size} px: expected fewer of them")
         require(self.image_size > 0 and self.image_size % cell == 0,
                 f"image_size is {self.image_size}: expected a multiple of {cell}, four patches")
         require(self.vit_dim % self.vit_heads == 0,
@@ -192,14 +194,19 @@ class EncoderConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the encoder's cells, the patches of a crop: (16, 12)."""
+        """Rows and columns of the encoder's feature map: (16, 12)."""
         rows = self.image_size // self.patch_size
         return rows, 3 * rows // 4
+
+    @property
+    def focal(self) -> float:
+        """Focal length, unit: side of the crop."""
+        return self.focal_length / 256.0
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The transformer decoder of the hand expert, of which the body adapter is another (HaMeR)."""
+    """The transformer decoder of the hand expert; the body adapter has one of the same shape."""
 
     decoder_dim: int = 1024  # (HaMeR)
     decoder_layers: int = 6  # (paper)
@@ -210,33 +217,26 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class HandExpertConfig(HandTraining, DecoderConfig, EncoderConfig):
-    """HaMeR. Only who has no weights of it needs to train it."""
+    """HaMeR. Train it only if you do not have its released weights."""
 
-    weight_vertices: float = 0.0  # it had no such loss (HaMeR)
-    weight_keypoints_img: float = 0.0  # of keypoints that a position net reads off the encoder's
-    # map, per side of the crop; 0: no such net. HaMeR's encoder had learned that before, as
-    # ViTPose's; one that begins with nothing learns no rotation in minutes without (our choice)
+    weight_vertices: float = 0.0  # HaMeR has no such loss
+    weight_keypoints_img: float = 0.0  # of 2D keypoints that a position net predicts from the
+    # feature map, unit: side of the crop; 0: no such net. HaMeR's encoder was pre-trained on 2D
+    # keypoints; from random weights it learns no rotations in minutes without this (our choice)
     learning_rate: float = 1e-5  # (HaMeR)
     steps: int = 1_000_000  # (HaMeR)
-    focal_length: float = 5000.0  # px at a crop of 256 px (HaMeR)
-
-    @property
-    def focal(self) -> float:
-        """Focal length in sides of the crop."""
-        return self.focal_length / 256.0
 
 
 @dataclass(frozen=True)
 class BodyExpertConfig(BodyTraining, EncoderConfig):
-    """SMPLer-X-H. Only who has no weights of it needs to train it."""
+    """SMPLer-X-H. Train it only if you do not have its released weights."""
 
-    depth_bins: int = 16  # of the body's and the hands' heat maps (SMPLer-X)
+    depth_bins: int = 16  # of the heat maps of body and hands (SMPLer-X)
     hand_cells: int = 16  # width and height of a hand's feature map (SMPLer-X)
-    hand_upscale: int = 4  # of the map that it is cut from, 2^k (SMPLer-X)
+    hand_upscale: int = 4  # 2^k, of the feature map before hands are cut from it (SMPLer-X)
     box_dim: int = 256  # channels of the box net (SMPLer-X)
-    joint_dim: int = 512  # features of a joint, in all regressors (SMPLer-X)
-    hand_extension: float = 2.0  # the hand's map covers so many predicted boxes (SMPLer-X)
-    focal_length: float = 5000.0  # px at a crop of 256 px (SMPLer-X)
+    joint_dim: int = 512  # channels per joint in all regressors (SMPLer-X)
+    hand_extension: float = 2.0  # side of a hand's feature map, in predicted box sides (SMPLer-X)
     weight_expression: float = 1.0  # (SMPLer-X)
     weight_boxes: float = 1.0  # per cell of the feature map (SMPLer-X)
     batch_size: int = 64  # 16 on each of four GPUs (SMPLer-X: 16 each)
@@ -245,92 +245,103 @@ class BodyExpertConfig(BodyTraining, EncoderConfig):
     weight_decay: float = 0.0  # (SMPLer-X)
     steps: int = 350_000  # for its ten epochs (our choice)
 
-    @property
-    def focal(self) -> float:
-        """Focal length in sides of the crop."""
-        return self.focal_length / 256.0
-
 
 @dataclass(frozen=True)
 class HandConfig(HandTraining):
-    """The adapter of the hand expert, and the rivals it is compared with. Defaults: the paper's."""
+    """The hand adapter and the rivals it is compared with. Defaults: the paper's."""
 
     expert: HandExpertConfig = HandExpertConfig()  # (paper)
     inject: str = "adapter"  # (paper), or "none", "concat" (Table 3), "weighted" (Table 5)
-    context: str = "arm"  # of the adapter (paper), or "image": F^H once more (Table 3, No. 5)
+    context: str = "arm"  # of the adapter (paper), or "image": F^H again (Table 3, No. 5)
     arm: str = "arm"  # theta_b (paper), "arm_without_wrist" (our choice), "whole_body" (Table 5)
-    joint_embedding: str = "none"  # (paper, literally), "learned", one vector a joint, or "flat",
+    joint_embedding: str = "none"  # (paper, literally), "learned": one vector per joint, or "flat":
     # one linear layer for all joints together (our choice)
     trainable: str = "adapter"  # (paper), "head": the decoder too, "all" (Table 3)
-    zero_init: bool = False  # the new out-projections begin at 0: as the expert (our choice)
+    zero_init: bool = False  # start as the expert: new out-projections are 0 (our choice)
     missing: str = "zeros"  # unknown theta_b (paper), "identity", "mask": no adapter (our choice)
-    arm_source: str = "true"  # theta_b while training (paper), or "found" in the person's picture
-    # by the whole-body expert, errors included (our choice)
-    arm_noise: float = 0.0  # rad, sigma of noise on theta_b while training (our choice)
-    arm_drop: float = 0.0  # part of theta_b that is hidden while training (our choice); FreiHAND's
-    # and InterHand2.6M's hands, which the paper trains on, have none anyway
+    arm_source: str = "true"  # theta_b in training (paper), or "found": predicted by the whole-body
+    # expert from the person's picture, errors included (our choice)
+    arm_noise: float = 0.0  # rad, sigma of noise on theta_b in training (our choice)
+    arm_drop: float = 0.0  # share of theta_b hidden in training (our choice; the paper's FreiHAND
+    # and InterHand2.6M have no theta_b)
 
     def __post_init__(self) -> None:
-        nested(self, "expert", HandExpertConfig)
+        nest(self, "expert", HandExpertConfig)
         check_choices(self, inject=("adapter", "none", "concat", "weighted"),
-                      context=("arm", "image"), arm=tuple(ARMS), trainable=TRAINABLE,
+                      context=("arm", "image"), arm=tuple(ARMS),
+                      trainable=("adapter", "head", "all"),
                       joint_embedding=("none", "learned", "flat"),
                       missing=("zeros", "identity", "mask"), arm_source=("true", "found"),
                       pose_term=("l2sq", "l1"))
 
+    @property
+    def needs_guide(self) -> bool:
+        """Whether training needs a whole-body model that predicts theta_b."""
+        uses_arm = self.context == "arm" if self.inject == "adapter" else self.inject != "none"
+        return uses_arm and self.arm_source == "found"
+
 
 @dataclass(frozen=True)
 class BodyConfig(BodyTraining, DecoderConfig):
-    """The adapter of the body expert, and its rivals. Defaults: the paper's.
+    """The body adapter and the rivals it is compared with. Defaults: the paper's.
 
-    The paper gives 37M and no shapes; nothing fits alone. This reading, 36,508,292, has no number
-    that is not HaMeR's; "reuse_hand_conv" with offset_hidden=2048 has 37,037,188.
+    The paper gives 37M parameters and no shapes; several readings fit. This one, 36,508,292, uses
+    only numbers of HaMeR; "reuse_hand_conv" with offset_hidden=2048 has 37,037,188.
     """
 
     expert: BodyExpertConfig = BodyExpertConfig()  # (paper)
     inject: str = "adapter"  # (paper), or "none", "concat" (Table 4), "weighted" (Table 6)
     context: str = "knuckles"  # of the adapter (paper), or "tokens": the 25 of the pose (Table 4)
     joint_proj: str = "conv"  # 1280 -> 512 (paper), "reuse_hand_conv": the expert's, frozen, or
-    # "separate": one per side, with norm and ReLU (our choice: Hand4Whole's)
-    knuckle_source: str = "true"  # where features are taken while training (paper), or "found":
-    # where the expert believes the knuckles are, as later in use (our choice)
+    # "separate": one per hand, with norm and ReLU (our choice: Hand4Whole's)
+    knuckle_source: str = "true"  # knuckle positions in training (paper), or "found": predicted by
+    # the expert, as at test time (our choice)
     offset_hidden: int = 1024  # of the FFN in Eq. 4; 0: one linear layer (our choice)
-    joint_embedding: str = "none"  # (paper, literally), or "learned", one vector a knuckle
+    joint_embedding: str = "none"  # (paper, literally), or "learned": one vector per knuckle
     trainable: str = "adapter"  # (paper), "head": all but the encoder, "all" (Table 4)
-    zero_init: bool = True  # Delta theta = 0 to begin with (our choice)
-    missing: str = "zeros"  # features of unseen knuckles, or "mask": not looked at (our choice)
-    concat_init: str = "random"  # of a widened regressor, or "zero_pad": as before (our choice)
+    zero_init: bool = True  # Delta theta starts at 0 (our choice)
+    missing: str = "zeros"  # features of unseen knuckles, or "mask": no attention (our choice)
+    concat_init: str = "random"  # of widened regressors, or "zero_pad": as before (our choice)
 
     def __post_init__(self) -> None:
-        nested(self, "expert", BodyExpertConfig)
+        nest(self, "expert", BodyExpertConfig)
         check_choices(self, inject=("adapter", "none", "concat", "weighted"),
-                      context=("knuckles", "tokens"), trainable=TRAINABLE,
+                      context=("knuckles", "tokens"), trainable=("adapter", "head", "all"),
                       joint_proj=("conv", "reuse_hand_conv", "separate"),
                       knuckle_source=("true", "found"),
                       joint_embedding=("none", "learned"), missing=("zeros", "mask"),
                       concat_init=("random", "zero_pad"), pose_term=("l2sq", "l1"))
+        require(self.inject != "concat" or self.trainable != "adapter",
+                "inject=concat replaces the expert's regressors: set trainable to head or all")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Both paths, and how they meet. Defaults: the paper's."""
+    """Both paths, and how they are combined. Defaults: the paper's."""
 
     hand: HandConfig = HandConfig()
     body: BodyConfig = BodyConfig()
-    guide: str = "refined"  # the hand hears theta-hat, nearer to the truth it was trained with, or
-    # "initial": theta_0, the two paths in parallel (our choice: the paper can be read either way)
-    wrist: str = "ik"  # by inverse kinematics (paper, of its baseline), "twist": as PyMAF-X, or
+    guidance: str = "refined"  # the hand path's theta_b is of theta-hat, nearer to the true one of
+    # its training, or "initial": of theta_0 (our choice: the paper can be read either way)
+    wrist: str = "ik"  # inverse kinematics (paper, of its baseline), "twist": as PyMAF-X, or
     # "body": the body expert's (our choice)
-    max_twist: float = 0.4 * math.pi  # rad; "twist" hands what is beyond to the elbow (PyMAF-X)
+    max_twist: float = 0.4 * math.pi  # rad; "twist" gives the rest to the elbow (PyMAF-X)
 
     def __post_init__(self) -> None:
-        nested(self, "hand", HandConfig)
-        nested(self, "body", BodyConfig)
-        check_choices(self, guide=("refined", "initial"), wrist=("ik", "twist", "body"))
+        nest(self, "hand", HandConfig)
+        nest(self, "body", BodyConfig)
+        check_choices(self, guidance=("refined", "initial"), wrist=("ik", "twist", "body"))
+
+
+def gpu_preset(accumulate: int) -> Config:
+    """Return the paper's design for one GPU: the same samples per step, in bf16."""
+    run = dict(accumulate=accumulate, precision="bf16", joint_embedding="learned")
+    return Config(HandConfig(expert=HandExpertConfig(precision="bf16"), **run),
+                  BodyConfig(expert=BodyExpertConfig(precision="bf16"), **run))
 
 
 def cpu_preset() -> Config:
-    """Two CPU cores: the same design with tiny experts, which train.py has to train first."""
+    """Return the same design with tiny experts, which train.py has to train first: 2 CPU cores."""
     encoder = dict(image_size=128, vit_dim=96, vit_depth=3, vit_heads=3, vit_drop_path=0.0,
                    stem=(16, 32, 64, 128))
     decoder = dict(decoder_dim=96, decoder_layers=2, decoder_heads=4, decoder_head_dim=16,
@@ -347,7 +358,7 @@ def cpu_preset() -> Config:
     body = BodyExpertConfig(
         **encoder, **expert, steps=1_800, learning_rate=2e-3, weight_keypoints_2d=20.0,
         weight_boxes=5.0, depth_bins=8, hand_cells=8, box_dim=8, joint_dim=48)
-    # Such a body expert is far from the truth: who is trained with the truth believes it too much.
+    # This body expert is inaccurate, and adapters trained on true poses would rely on it too much.
     return Config(
         HandConfig(expert=hand, **adapter, steps=2_500, learning_rate=2e-3, arm_source="found",
                    arm_noise=0.1, arm_drop=0.1),
@@ -356,54 +367,13 @@ def cpu_preset() -> Config:
 
 
 PRESETS: dict[str, Config] = {
-    # torchrun with 4 processes, V100, six hours. To the letter, so joints have no embedding.
-    "paper": Config(),
-    # One H200: the paper's 4 x 32 as one batch.
-    "h200": Config(HandConfig(joint_embedding="learned"), BodyConfig(joint_embedding="learned")),
-    # One GPU with 24 GB: the paper's 4 x 32 as eight batches.
-    "single_gpu": Config(
-        HandConfig(accumulate=8, joint_embedding="learned"),
-        BodyConfig(accumulate=8, joint_embedding="learned")),
+    "paper": Config(),  # torchrun with 4 processes, V100, six hours; no joint embeddings
+    "h200": gpu_preset(accumulate=1),  # one H200
+    "single_gpu": gpu_preset(accumulate=8),  # one GPU with 24 GB
     "cpu": cpu_preset(),
 }
 
-# Rows of the paper's tables as changes of a preset's `hand` (Tables 3, 5) or `body` (4, 6): see
-# `baseline`. Where no expert's weights are loaded first, the run is "not pre-trained".
-BASELINES: dict[str, tuple[str, dict[str, object]]] = {
-    "Table 3, HaMeR": ("hand", dict(inject="none")),
-    "Table 3, No. 1": ("hand", dict(inject="none", trainable="all")),
-    "Table 3, No. 2": ("hand", dict(inject="none", trainable="all", steps=20_000)),  # from scratch
-    "Table 3, No. 3": ("hand", dict(inject="none", trainable="head")),
-    "Table 3, No. 4": ("hand", dict(inject="concat", trainable="head")),
-    "Table 3, No. 5": ("hand", dict(context="image")),
-    "Table 3, No. 6": ("hand", dict()),
-    "Table 4, SMPLer-X": ("body", dict(inject="none")),
-    "Table 4, No. 1": ("body", dict(inject="none", trainable="all")),
-    "Table 4, No. 2": ("body", dict(inject="none", trainable="all", steps=20_000)),  # from scratch
-    "Table 4, No. 3": ("body", dict(inject="none", trainable="head")),
-    "Table 4, No. 4": ("body", dict(inject="concat", trainable="head",
-                                    joint_proj="reuse_hand_conv")),
-    "Table 4, No. 5": ("body", dict(context="tokens")),
-    "Table 4, No. 6": ("body", dict()),
-    "Table 5, Concatenation": ("hand", dict(inject="concat", trainable="head")),
-    "Table 5, Weighted sum": ("hand", dict(inject="weighted", trainable="head")),
-    "Table 5, Whole-body pose": ("hand", dict(arm="whole_body")),
-    "Table 5, HMR-Adapter": ("hand", dict()),
-    "Table 6, Concatenation": ("body", dict(inject="concat", trainable="head",
-                                            joint_proj="reuse_hand_conv")),
-    "Table 6, Weighted sum": ("body", dict(inject="weighted", trainable="head",
-                                           joint_proj="reuse_hand_conv")),
-    "Table 6, HMR-Adapter": ("body", dict()),
-}
-
-
-def baseline(row: str, preset: str = "paper") -> HandConfig | BodyConfig:
-    """The config of a row of the paper's tables, by its name in BASELINES."""
-    require(row in BASELINES, f"row {row!r}: expected one of {'; '.join(BASELINES)}")
-    part, changes = BASELINES[row]
-    return replace(getattr(PRESETS[preset], part), **changes)
-
-# --------------------------------------------------------------------------------- rotations
+# ---------------------------------------------------------------- rotations and projection
 
 
 def unit(vector: Tensor, fallback: Tensor, shortest: float) -> Tensor:
@@ -439,15 +409,15 @@ def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
 
 
 def from_interleaved(rotation_6d: Tensor) -> Tensor:
-    """SMPLer-X's 6D, the (3, 2) matrix of two columns row by row -> [column 0, column 1] (..., 6).
+    """Convert SMPLer-X's 6D (..., 6), two columns as a (3, 2) matrix, to [column 0, column 1].
 
-    HaMeR's, and ours, is the latter: smplerx = hamer[[0, 3, 1, 4, 2, 5]].
+    HaMeR's 6D, and ours, is the latter: smplerx = hamer[[0, 3, 1, 4, 2, 5]].
     """
     return rotation_6d.unflatten(-1, (3, 2)).mT.flatten(-2)
 
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
-    """Axis times angle in radians (..., 3) -> rotation matrices (..., 3, 3)."""
+    """Convert axis times angle in radians (..., 3) to rotation matrices (..., 3, 3)."""
     x, y, z = axis_angle.unbind(-1)
     zero = torch.zeros_like(x)
     cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
@@ -455,9 +425,9 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
 
 
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) -> axis times angle (..., 3), angle in 0..pi.
+    """Convert rotation matrices (..., 3, 3) to axis times angle (..., 3), angle in 0..pi.
 
-    The axis is the eigenvector of R + R^T to its largest eigenvalue: exact at 180 degrees too.
+    The axis is the eigenvector of R + R^T with the largest eigenvalue: exact at 180 degrees too.
     """
     double = matrix.double()
     axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]
@@ -470,15 +440,16 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
 
 
 def mirror(rotations: Tensor) -> Tensor:
-    """M R M with M = diag(-1, 1, 1): a left hand's rotations as a right one's, and back.
+    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1).
 
-    (..., 3, 3); of axis-angle (x, y, z) it makes (x, -y, -z).
+    Left-hand rotations become a right hand's, and back; an axis-angle (x, y, z) becomes
+    (x, -y, -z).
     """
     return rotations * rotations.new_tensor([[1, -1, -1], [-1, 1, 1], [-1, 1, 1]])
 
 
 def chain_product(rotations: Tensor) -> Tensor:
-    """R_0 R_1 ... of a kinematic chain (B, J, 3, 3), root first -> its end's rotation (B, 3, 3)."""
+    """Multiply a kinematic chain's rotations (B, J, 3, 3), root first -> (B, 3, 3)."""
     product = rotations[:, 0]
     for joint in range(1, rotations.shape[1]):
         product = product @ rotations[:, joint]
@@ -486,26 +457,26 @@ def chain_product(rotations: Tensor) -> Tensor:
 
 
 def arm_pose(body_pose: Tensor, arm: str = "arm") -> Tensor:
-    """theta_b of both hands as matrices: (B, >= 22, 3, 3) -> (B, 2, J, 3, 3), the left mirrored.
+    """Select theta_b of both hands: (B, >= 22, 3, 3) -> (B, 2, J, 3, 3), the left one mirrored.
 
-    body_pose: SMPL-X's, the root's rotation in the camera's frame, where the hand's is too (that
-    a crop's own camera looks a little aside is ignored, as in both experts).
+    body_pose: SMPL-X's rotations, the root's in the camera frame, as the hand's orientation is.
+    (Both experts ignore that the camera of a crop looks slightly sideways.) arm: a key of ARMS.
     """
     right, left = ARMS[arm]
     return torch.stack((body_pose[:, right], mirror(body_pose[:, left])), 1)
 
 
-def project(points: Tensor, translation: Tensor, focal: float) -> Tensor:
-    """Points (B, N, 3), translation (B, 3) in metres -> (B, N, 2) in a crop from -0.5 to 0.5.
+def project_to_crop(points: Tensor, translation: Tensor, focal: float) -> Tensor:
+    """Project points (B, N, 3) + translation (B, 3), metres, to a crop: (B, N, 2) in -0.5..0.5.
 
-    focal: in sides of the crop, as config.focal.
+    focal: config.focal, unit: side of the crop.
     """
     points = points + translation[:, None]
     return focal * points[..., :2] / points[..., 2:]
 
 
 def hand_translation(camera: Tensor, focal: float) -> Tensor:
-    """HaMeR's camera [s, tx, ty] (B, 3) -> translation (B, 3) in metres."""
+    """Convert HaMeR's camera [s, tx, ty] (B, 3) to a translation (B, 3) in metres."""
     s, x, y = camera.unbind(-1)
     return torch.stack((x, y, 2.0 * focal / (s + 1e-9)), -1)
 
@@ -611,7 +582,7 @@ class ViT(nn.Module):
 
 
 class TaskViT(ViT):
-    """The same with 31 learned task tokens in front: (B, 3, S, 3/4 S) -> (B, 31, D), (B, N, D)."""
+    """A ViT with 31 learned task tokens: (B, 3, S, 3/4 S) -> (B, 31, D) and (B, N, D)."""
 
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__(config)
@@ -619,18 +590,18 @@ class TaskViT(ViT):
         nn.init.trunc_normal_(self.task_tokens, std=0.02)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.embed(images)
-        x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # they have no position
+        x = self.embed(images)  # (B, 192, 1280)
+        x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # (B, 223, 1280)
         for block in self.blocks:
             x = block(x)
         tokens, patches = self.last_norm(x).split((31, x.shape[1] - 31), 1)
         return tokens, patches
 
 
-def middle(images: Tensor, config: EncoderConfig) -> Tensor:
-    """RGB 0..255 (B, 3, k S, k S) -> 0..1, the middle (B, 3, S, 3/4 S), every k-th pixel of it.
+def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
+    """Scale RGB crops (B, 3, k S, k S) from 0..255 to 0..1, and keep the middle (B, 3, S, 3/4 S).
 
-    k is 1, or 2 for SMPLer-X's crops of 512 x 384, which it halves like this ("nearest").
+    k is 1, or 2 for SMPLer-X's crops of 512 px, of which it keeps every second pixel ("nearest").
     """
     size, shape = config.image_size, tuple(images.shape)
     require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % size == 0
@@ -639,11 +610,11 @@ def middle(images: Tensor, config: EncoderConfig) -> Tensor:
     return images[..., ::k, ::k][..., size // 8 : -(size // 8)].float() / 255.0
 
 
-# ------------------------------------------------------------------- hand expert: HaMeR
+# --------------------------------------------------------------------- hand expert: HaMeR
 
 
 class TokenAttention(nn.Module):
-    """SA: self-attention of the decoder, (B, Q, D) -> the same, under HaMeR's names."""
+    """SA: self-attention of the decoder's tokens, (B, Q, D) -> (B, Q, D)."""
 
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -653,12 +624,12 @@ class TokenAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(*qkv)  # (B, H, Q, D'); with Q = 1 this is v
-        return self.to_out(x.transpose(1, 2).flatten(2))
+        x = F.scaled_dot_product_attention(*qkv)  # (B, H, Q, D'); for Q = 1 this is v
+        return self.to_out(x.transpose(1, 2).flatten(2))  # (B, Q, D)
 
 
 class CrossAttention(nn.Module):
-    """CA of Eq. 1: queries (B, Q, D) look at a context (B, N, C) -> (B, Q, D)."""
+    """CA of Eq. 1: queries (B, Q, D) attend to a context (B, N, C) -> (B, Q, D)."""
 
     def __init__(self, width: int, heads: int, head_dim: int, context_width: int) -> None:
         super().__init__()
@@ -667,17 +638,17 @@ class CrossAttention(nn.Module):
         self.to_kv = nn.Linear(context_width, 2 * heads * head_dim, bias=False)  # W_k, W_v
         self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
 
-    def forward(self, x: Tensor, context: Tensor, seen: Tensor | None = None) -> Tensor:
-        """seen: (B, N) bool, what of the context may be looked at; default: all of it."""
-        q = self.to_q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+    def forward(self, x: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:
+        """visible: (B, N) bool, the context tokens that may be attended to; None: all of them."""
+        q = self.to_q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, Q, D')
         k, v = self.to_kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if seen is None else seen[:, None, None]
+        mask = None if visible is None else visible[:, None, None]  # (B, 1, 1, N)
         x = F.scaled_dot_product_attention(q, k, v, mask)  # Eq. 1: softmax(Q K^T / sqrt(d)) V
-        return self.to_out(x.transpose(1, 2).flatten(2))
+        return self.to_out(x.transpose(1, 2).flatten(2))  # (B, Q, D)
 
 
 class PreNorm(nn.Module):
-    """A layer behind a norm of its queries; the context is not normalised (HaMeR)."""
+    """A layer after layer norm of its queries; the context is not normalised (HaMeR)."""
 
     def __init__(self, width: int, fn: nn.Module) -> None:
         super().__init__()
@@ -689,13 +660,13 @@ class PreNorm(nn.Module):
 
 
 def feed_forward(width: int, hidden: int) -> nn.Sequential:
-    """Linear, GELU, linear as net.0 and net.3: HaMeR has dropouts, of rate 0, in between."""
+    """Return linear, GELU, linear as net.0 and net.3: HaMeR has dropouts of rate 0 in between."""
     return nn.Sequential(OrderedDict(net=nn.Sequential(
         nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, width))))
 
 
 class Decoder(nn.Module):
-    """A single token that reads a context (B, N, C) -> (B, 1, D). Eq. 1 in every layer."""
+    """A transformer decoder with one query token: context (B, N, C) -> (B, 1, D)."""
 
     def __init__(self, config: DecoderConfig, context_width: int) -> None:
         super().__init__()
@@ -715,15 +686,15 @@ class Decoder(nn.Module):
         return self.transformer["layers"]
 
     def query(self, context: Tensor) -> Tensor:
-        """The empty token z after its embedding, (B, 1, D): a zero, so a learned constant."""
+        """Embed the empty token z: (B, 1, D). Its input is 0, so this is a learned constant."""
         zero = self.to_token_embedding.weight.new_zeros(len(context), 1, 1)
         return self.to_token_embedding(zero) + self.pos_embedding
 
-    def forward(self, context: Tensor, seen: Tensor | None = None) -> Tensor:
-        x = self.query(context)
+    def forward(self, context: Tensor, visible: Tensor | None = None) -> Tensor:
+        x = self.query(context)  # Z (B, 1, 1024)
         for self_attention, cross_attention, ffn in self.layers:
             x = x + self_attention(x)  # SA(Z)
-            x = x + cross_attention(x, context, seen)  # Z', Eq. 1
+            x = x + cross_attention(x, context, visible)  # Z', Eq. 1
             x = x + ffn(x)
         return x
 
@@ -738,24 +709,48 @@ class ManoHead(nn.Module):
         self.decshape = nn.Linear(config.decoder_dim, 10)
         self.deccam = nn.Linear(config.decoder_dim, 3)
         for layer in (self.decpose, self.decshape, self.deccam):
-            nn.init.xavier_uniform_(layer.weight, gain=0.01)  # start at the mean hand (HaMeR)
+            nn.init.xavier_uniform_(layer.weight, gain=0.01)  # start near the mean hand (HaMeR)
             nn.init.zeros_(layer.bias)
         self.register_buffer("init_hand_pose", torch.tensor([[1.0, 0, 0, 0, 1, 0] * 16]))
         self.register_buffer("init_betas", torch.zeros(1, 10))
         self.register_buffer("init_cam", torch.tensor([[0.9, 0.0, 0.0]]))
 
     def readout(self, token: Tensor) -> dict[str, Tensor]:
-        """Token (B, 1, D) -> what HandExpert.forward returns, in full precision."""
+        """Regress what HandExpert.forward returns from the token (B, 1, D), in full precision."""
         with torch.autocast(token.device.type, enabled=False):
-            token = token[:, 0].float()
+            token = token[:, 0].float()  # (B, 1024)
             pose_6d = (self.decpose(token) + self.init_hand_pose).unflatten(1, (16, 6))
             return {"hand_pose": rotation_6d_to_matrix(pose_6d),
                     "betas": self.decshape(token) + self.init_betas,
                     "camera": self.deccam(token) + self.init_cam}
 
 
+def expectation(heat: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+    """Softmax over the last dimensions, and the mean position (..., x y [z]) in cells."""
+    shape = heat.shape[-dimensions:]
+    heat = heat.float().flatten(-dimensions).softmax(-1).unflatten(-1, shape)
+    position = []
+    for axis in range(dimensions):
+        others = [-1 - other for other in range(dimensions) if other != axis]
+        cells = torch.arange(shape[-1 - axis], device=heat.device, dtype=heat.dtype)
+        position.append((heat.sum(others) * cells).sum(-1))
+    return heat, torch.stack(position, -1)
+
+
+class PositionNet(nn.Module):
+    """Joint positions from a map (B, D, h, w): heat (B, J, d, h, w) and x, y, z (B, J, 3)."""
+
+    def __init__(self, width: int, joints: int, bins: int) -> None:
+        super().__init__()
+        self.shape = (joints, bins)
+        self.conv = nn.Sequential(nn.Conv2d(width, math.prod(self.shape), 1))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return expectation(self.conv(features).unflatten(1, self.shape), 3)
+
+
 class HandExpert(nn.Module):
-    """HaMeR: a right hand, or a mirrored left one, from its picture (3.2.2)."""
+    """HaMeR: a right hand, or a mirrored left hand, from its image (3.2.2)."""
 
     def __init__(self, config: HandExpertConfig) -> None:
         super().__init__()
@@ -768,50 +763,51 @@ class HandExpert(nn.Module):
         self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(3, 1, 1), persistent=False)
 
-    def look(self, images: Tensor) -> Tensor:
-        """F^H: RGB crops (B, 3, S, S), uint8 or floats in 0..255 -> tokens (B, 192, 1280)."""
-        return self.backbone((middle(images, self.config) - self.mean) / self.std)
+    def features(self, images: Tensor) -> Tensor:
+        """Encode RGB crops (B, 3, S, S), uint8 or floats in 0..255, to F^H (B, 192, 1280)."""
+        return self.backbone((middle_of(images, self.config) - self.mean) / self.std)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """RGB crops (B, 3, S, S), uint8 or floats in 0..255, of right-handed hands.
+        """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
 
-        Returns hand_pose (B, 16, 3, 3), the global orientation first, fingers absolute; betas
-        (B, 10); camera (B, 3) = s, tx, ty, see hand_translation; with a position net also its
-        keypoints_img (B, 21, 2), from -0.5 to 0.5. Raises ValueError for other shapes.
+        Returns hand_pose (B, 16, 3, 3): the global orientation, then 15 absolute finger rotations;
+        betas (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. With a position net also
+        keypoints_img (B, 21, 2), in -0.5..0.5 of the crop. Raises ValueError for other shapes.
         """
-        features = self.look(images)
-        found = self.mano_head.readout(self.mano_head.transformer(features))
+        features = self.features(images)  # F^H (B, 192, 1280)
+        token = self.mano_head.transformer(features)  # (B, 1, 1024)
+        prediction = self.mano_head.readout(token)
         if self.config.weight_keypoints_img:
-            rows, columns = self.backbone.grid
-            _, cells = self.position_net(features.mT.unflatten(2, self.backbone.grid))
-            middle = cells.new_tensor([columns - 1, rows - 1]) / 2
-            found["keypoints_img"] = (cells[..., :2] - middle) / rows
-        return found
+            prediction["keypoints_img"] = self.keypoints(features)
+        return prediction
+
+    def keypoints(self, features: Tensor) -> Tensor:
+        """Predict 2D keypoints (B, 21, 2), in -0.5..0.5 of the crop, with the position net."""
+        rows, columns = self.backbone.grid
+        _, cells = self.position_net(features.mT.unflatten(2, self.backbone.grid))
+        center = cells.new_tensor([columns - 1, rows - 1]) / 2
+        return (cells[..., :2] - center) / rows
 
 
-# ---------------------------------------------------- whole-body expert: SMPLer-X
+# --------------------------------------------------------- whole-body expert: SMPLer-X
 
 
-def single(layer: nn.Module) -> nn.Sequential:
-    """A layer under the name "0", as SMPLer-X has many."""
-    return nn.Sequential(layer)
+def rotation_layer(width: int, joints: int, second: float = 1.0) -> nn.Sequential:
+    """Return a linear layer to interleaved 6D whose output starts near the identity.
 
-
-def rotations_of(width: int, joints: int, second: float = 1.0) -> nn.Sequential:
-    """A linear layer to interleaved 6D that begins near one rotation whatever it sees: identity.
-
-    second: -1 for half a turn around x, as people stand before an OpenCV camera. SMPLer-X begins
-    anywhere; then rotations may stay wrong for good, as those behind them undo it (our choice).
+    second: -1 starts at half a turn around x, the root rotation of a person who stands upright
+    before an OpenCV camera. SMPLer-X starts at random; a wrong parent rotation can then persist,
+    because its children learn to cancel it (our choice).
     """
     layer = nn.Linear(width, 6 * joints)
     nn.init.xavier_uniform_(layer.weight, gain=0.01)
     with torch.no_grad():
         layer.bias.copy_(torch.tensor([1.0, 0, 0, second, 0, 0]).repeat(joints))
-    return single(layer)
+    return nn.Sequential(layer)
 
 
 def deconvolutions(*widths: int) -> nn.Sequential:
-    """Maps of twice the size, again and again, each with norm and ReLU."""
+    """Return transposed convolutions that double the map, each with batch norm and ReLU."""
     layers: list[nn.Module] = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False),
@@ -819,30 +815,26 @@ def deconvolutions(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def expectation(heat: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
-    """Softmax over the last dimensions, and its mean position (..., x y [z]) in cells."""
-    shape = heat.shape[-dimensions:]
-    heat = heat.float().flatten(-dimensions).softmax(-1).unflatten(-1, shape)
-    position = []
-    for axis in range(dimensions):
-        others = [-1 - other for other in range(dimensions) if other != axis]
-        cells = torch.arange(shape[-1 - axis], device=heat.device, dtype=heat.dtype)
-        position.append((heat.sum(others) * cells).sum(-1))
-    return heat, torch.stack(position, -1)
+def conv_norm_relu(width: int, width_out: int) -> nn.Sequential:
+    """Return a 1-by-1 convolution with batch norm and ReLU."""
+    return nn.Sequential(nn.Conv2d(width, width_out, 1), nn.BatchNorm2d(width_out), nn.ReLU())
 
 
 def sample_at(features: Tensor, positions: Tensor) -> Tensor:
-    """Bilinear samples of maps (B, C, h, w) at x, y in cells (B, N, 2) -> (B, N, C), 0 outside."""
+    """Sample maps (B, C, h, w) bilinearly at x, y in cells (B, N, 2) -> (B, N, C); 0 outside."""
     size = positions.new_tensor([features.shape[3] - 1, features.shape[2] - 1])
-    grid = 2 * positions[:, None] / size - 1  # cells have their centres at whole numbers
+    grid = 2 * positions[:, None] / size - 1  # cell centres are at integers
     samples = F.grid_sample(features.to(grid), grid, align_corners=True)  # (B, C, 1, N)
     return samples[:, :, 0].mT
 
 
 def roi_weights(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
-    """One axis of roi_align: (B,), (B,) -> (B, cells, size), rows sum to 1 inside the map."""
+    """Sampling matrix of roi_align along one axis: (B,), (B,) -> (B, cells, size).
+
+    Inside the map its rows sum to 1.
+    """
     length = (high - low).clamp_min(1.0)
-    counts = (length / cells).ceil().clamp(1, 64)  # samples a cell, by its size (64: our limit)
+    counts = (length / cells).ceil().clamp(1, 64)  # samples per cell (64: our limit)
     most = int(counts.max()) if len(counts) else 1
     sample = torch.arange(most, device=low.device)
     used = sample < counts[:, None]  # (B, most)
@@ -856,28 +848,16 @@ def roi_weights(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
 
 
 def roi_align(features: Tensor, boxes: Tensor, cells: int) -> Tensor:
-    """Mean features of the cells of one box a map: (B, C, h, w), (B, 4) -> (B, C, cells, cells).
+    """Average features over the cells of one box per map: (B, C, h, w) -> (B, C, cells, cells).
 
-    boxes: x0, y0, x1, y1 in cells of the map, the first cell at 0. He et al., "Mask R-CNN", ICCV
-    2017; torchvision's roi_align(sampling_ratio=-1, aligned=False). Means of bilinear samples on
-    a grid are a product of one matrix for each axis, so no sample is ever made.
+    boxes: (B, 4) x0, y0, x1, y1 in cells of the map, the first cell at 0. He et al., "Mask R-CNN",
+    ICCV 2017; torchvision's roi_align(sampling_ratio=-1, aligned=False). A mean of bilinear samples
+    on a grid is linear in rows and in columns, so two matrix products replace the samples.
     """
     boxes = boxes.float()
     rows = roi_weights(boxes[:, 1], boxes[:, 3], cells, features.shape[2])
     columns = roi_weights(boxes[:, 0], boxes[:, 2], cells, features.shape[3])
     return rows.to(features)[:, None] @ features @ columns.to(features).mT[:, None]
-
-
-class PositionNet(nn.Module):
-    """Where joints are: a map (B, D, h, w) -> heat (B, J, d, h, w), their x, y, z (B, J, 3)."""
-
-    def __init__(self, width: int, joints: int, bins: int) -> None:
-        super().__init__()
-        self.shape = (joints, bins)
-        self.conv = single(nn.Conv2d(width, math.prod(self.shape), 1))
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return expectation(self.conv(features).unflatten(1, self.shape), 3)
 
 
 class BodyRegressor(nn.Module):
@@ -886,33 +866,20 @@ class BodyRegressor(nn.Module):
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
         width, joints = config.vit_dim, 25 * (config.joint_dim + 3)
-        self.body_conv = single(nn.Linear(width, config.joint_dim))
-        self.root_pose_out = rotations_of(joints, 1, second=-1.0)
-        self.body_pose_out = rotations_of(joints, 21)
-        self.shape_out = single(nn.Linear(width, 10))
-        self.cam_out = single(nn.Linear(width, 3))
+        self.body_conv = nn.Sequential(nn.Linear(width, config.joint_dim))
+        self.root_pose_out = rotation_layer(joints, 1, second=-1.0)
+        self.body_pose_out = rotation_layer(joints, 21)
+        self.shape_out = nn.Sequential(nn.Linear(width, 10))
+        self.cam_out = nn.Sequential(nn.Linear(width, 3))
 
-    def rotations(self, features: Tensor, positions: Tensor, extra: Tensor | None = None) -> Tensor:
-        """features (B, 25, 512) of body_conv, positions (B, 25, 3) -> interleaved 6D (B, 22, 6).
+    def joined(self, features: Tensor, joints: Tensor) -> Tensor:
+        """Join features (B, 25, 512) of body_conv and joints (B, 25, 3) -> (B, 12875)."""
+        return torch.cat((features, joints.detach().to(features)), 2).flatten(1)
 
-        extra: (B, E), more input of regressors that `widen` has made.
-        """
-        joined = torch.cat((features, positions.detach().to(features)), 2).flatten(1)
-        if extra is not None:
-            joined = torch.cat((joined, extra.to(joined)), 1)
+    def rotations(self, joined: Tensor) -> Tensor:
+        """Regress interleaved 6D (B, 22, 6)."""
         pose = torch.cat((self.root_pose_out(joined), self.body_pose_out(joined)), 1)
         return pose.float().unflatten(1, (22, 6))
-
-    def widen(self, extra: int, keep: bool) -> None:
-        """Let both regressors see `extra` more numbers; keep what they do, or start anew."""
-        for name in ("root_pose_out", "body_pose_out"):
-            old = getattr(self, name)[0]
-            new = nn.Linear(old.in_features + extra, old.out_features).to(old.weight)
-            if keep:
-                with torch.no_grad():
-                    new.weight.copy_(F.pad(old.weight, (0, extra)))
-                    new.bias.copy_(old.bias)
-            setattr(self, name, single(new))
 
 
 class BoxNet(nn.Module):
@@ -922,7 +889,7 @@ class BoxNet(nn.Module):
         super().__init__()
         width = config.box_dim
         self.deconv = deconvolutions(config.vit_dim + 25 * config.depth_bins, *[width] * 3)
-        self.bbox_center = single(nn.Conv2d(width, 3, 1))
+        self.bbox_center = nn.Sequential(nn.Conv2d(width, 3, 1))
         self.lhand_size, self.rhand_size, self.face_size = (
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
             for _ in range(3))
@@ -932,21 +899,21 @@ class BoxNet(nn.Module):
         features = self.deconv(features)  # (B, 256, 128, 96)
         _, centers = expectation(self.bbox_center(features), 2)
         centers = centers[:, [1, 0, 2]]  # the released weights have the left hand first
-        at_centers = sample_at(features, centers.detach())
+        at_centers = sample_at(features, centers.detach())  # (B, 3, 256)
         sizes = [net(at_centers[:, part]) for part, net in enumerate(
             (self.rhand_size, self.lhand_size, self.face_size))]
         return centers / 8, torch.stack(sizes, 1).float()
 
 
 class HandRoiNet(nn.Module):
-    """The hands' part of the body's map, larger: (B, D, h, w), (B, 2, 4) -> (B, 2, D, 16, 16)."""
+    """Feature maps of both hands: (B, D, h, w) and boxes (B, 2, 4) -> (B, 2, D, 16, 16)."""
 
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
         width, doublings = config.vit_dim, config.hand_upscale.bit_length() - 1
         self.upscale, self.cells = config.hand_upscale, config.hand_cells
         self.deconv = deconvolutions(*(width >> n for n in range(doublings + 1)))
-        self.conv = single(nn.Conv2d(width >> doublings, width, 1))
+        self.conv = nn.Sequential(nn.Conv2d(width >> doublings, width, 1))
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
         """boxes: x, y, width, height in cells of the map. The left hand's map is mirrored."""
@@ -958,49 +925,44 @@ class HandRoiNet(nn.Module):
 
 
 class HandRegressor(nn.Module):
-    """Fingers of right-handed hands: a map (B, D, 16, 16), 20 joints -> interleaved 6D."""
+    """Fingers of right hands: a map (B, D, 16, 16) and 20 joints -> interleaved 6D (B, 15, 6)."""
 
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
         self.hand_conv = conv_norm_relu(config.vit_dim, config.joint_dim)
-        self.hand_pose_out = rotations_of(20 * (config.joint_dim + 3), 15)
+        self.hand_pose_out = rotation_layer(20 * (config.joint_dim + 3), 15)
 
     def forward(self, features: Tensor, joints: Tensor) -> Tensor:
-        """joints: (B, 20, 3) in cells. Returns (B, 15, 6)."""
+        """joints: (B, 20, 3) in cells."""
         joints = joints.detach()
-        sampled = sample_at(self.hand_conv(features), joints[..., :2])
+        sampled = sample_at(self.hand_conv(features), joints[..., :2])  # (B, 20, 512)
         pose = self.hand_pose_out(torch.cat((sampled, joints), 2).flatten(1))
         return pose.float().unflatten(1, (15, 6))
 
 
-def conv_norm_relu(width: int, width_out: int) -> nn.Sequential:
-    """A 1-by-1 convolution with batch norm and ReLU."""
-    return nn.Sequential(nn.Conv2d(width, width_out, 1), nn.BatchNorm2d(width_out), nn.ReLU())
-
-
 class FaceRegressor(nn.Module):
-    """Expression and jaw, from a task token each."""
+    """Linear layers for expression and jaw, each from one task token."""
 
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
-        self.expr_out = single(nn.Linear(config.vit_dim, 10))
-        self.jaw_pose_out = rotations_of(config.vit_dim, 1)
+        self.expr_out = nn.Sequential(nn.Linear(config.vit_dim, 10))
+        self.jaw_pose_out = rotation_layer(config.vit_dim, 1)
 
 
-class Seen(NamedTuple):
-    """What the whole-body expert sees before it says a rotation; cells are those of its map."""
+class BodyFeatures(NamedTuple):
+    """Intermediate outputs of BodyExpert, before any rotation is regressed."""
 
     tokens: Tensor  # (B, 31, 1280), see TASKS
-    joints: Tensor  # (B, 25, 3) x, y, z of POSITIONED, in cells and depth bins
-    box_centers: Tensor  # (B, 3, 2) in cells: right hand, left hand, face
-    box_sizes: Tensor  # (B, 3, 2) in cells
-    hand_boxes: Tensor  # (B, 2, 4) x, y, width, height of the hands' maps, in cells
-    hand_maps: Tensor  # (B, 2, 1280, 16, 16) the left one mirrored
-    hand_joints: Tensor  # (B, 2, 20, 3) in cells of the hands' maps
+    joints: Tensor  # (B, 25, 3) x, y, z of POSITIONED, in cells of the feature map and depth bins
+    box_centers: Tensor  # (B, 3, 2) in cells of the feature map: right hand, left hand, face
+    box_sizes: Tensor  # (B, 3, 2) in cells of the feature map
+    hand_boxes: Tensor  # (B, 2, 4) x, y, width, height of the hand maps, in cells
+    hand_maps: Tensor  # (B, 2, 1280, 16, 16), the left one mirrored
+    hand_joints: Tensor  # (B, 2, 20, 3) in cells of the hand maps
 
 
 class BodyExpert(nn.Module):
-    """SMPLer-X: body, hands, face from the picture of a person (3.2.3)."""
+    """SMPLer-X: body, hands and face from the image of a person (3.2.3)."""
 
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
@@ -1013,56 +975,60 @@ class BodyExpert(nn.Module):
         self.hand_position_net = PositionNet(config.vit_dim, 20, config.depth_bins)
         self.hand_regressor = HandRegressor(config)
         self.face_regressor = FaceRegressor(config)
-        # Axis-angles that are added to all fingers (right, left). The released weights' fingers
-        # are relative to SMPL-X's mean hand, ours are absolute.
+        # Axis-angles added to all fingers, [right, left]: the released weights predict fingers
+        # relative to SMPL-X's mean hand, ours predict absolute ones.
         self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
 
-    def look(self, images: Tensor) -> Seen:
-        """RGB crops (B, 3, S, S), uint8 or floats in 0..255, of a person -> Seen.
+    def features(self, images: Tensor) -> BodyFeatures:
+        """Encode RGB crops (B, 3, S, S) of people, uint8 or floats in 0..255.
 
-        The person's box, of 3 : 4, is the middle three quarters of the square.
+        The person's 3:4 box is the middle three quarters of the square.
         """
-        tokens, patches = self.encoder(middle(images, self.config))  # no mean, no std
+        tokens, patches = self.encoder(middle_of(images, self.config))  # no mean, no std
         features = patches.mT.unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
-        heat, joints = self.body_position_net(features)
-        centers, sizes = self.box_net(features, heat.detach())
-        boxes = self.square(centers[:, :2].detach(), sizes[:, :2].detach())
-        maps = self.hand_roi_net(features, boxes)
-        _, hand_joints = self.hand_position_net(maps.flatten(0, 1))
-        return Seen(tokens, joints, centers, sizes, boxes, maps,
-                    hand_joints.unflatten(0, maps.shape[:2]))
+        heat, joints = self.body_position_net(features)  # (B, 25, 16, 16, 12), (B, 25, 3)
+        centers, sizes = self.box_net(features, heat.detach())  # (B, 3, 2) each
+        boxes = self.hand_squares(centers[:, :2].detach(), sizes[:, :2].detach())  # (B, 2, 4)
+        maps = self.hand_roi_net(features, boxes)  # (B, 2, 1280, 16, 16)
+        _, hand_joints = self.hand_position_net(maps.flatten(0, 1))  # (2 B, 20, 3)
+        return BodyFeatures(tokens, joints, centers, sizes, boxes, maps,
+                            hand_joints.unflatten(0, maps.shape[:2]))
 
-    def square(self, centers: Tensor, sizes: Tensor) -> Tensor:
-        """Boxes (B, 2, 4) x, y, width, height, twice the larger of width and height each way.
+    def hand_squares(self, centers: Tensor, sizes: Tensor) -> Tensor:
+        """Enlarge hand boxes to squares (B, 2, 4) x, y, width, height: twice the longer side.
 
-        No smaller than half a cell and no larger than twice the map: an untrained net says that.
+        Limited to half a cell and twice the map, because untrained networks predict any size.
         """
         rows, _ = self.config.grid
         side = (self.config.hand_extension * sizes.amax(-1, keepdim=True)).clamp(0.5, 2.0 * rows)
         return torch.cat((centers - side / 2, side, side), -1)
 
-    def initial_pose(self, seen: Seen) -> Tensor:
-        """theta_0: interleaved 6D (B, 22, 6) of root and body."""
+    def pose_features(self, features: BodyFeatures) -> Tensor:
+        """Reduce the 25 pose tokens: (B, 25, 512)."""
+        return self.body_regressor.body_conv(features.tokens[:, TASKS["pose"]])
+
+    def initial_pose(self, features: BodyFeatures) -> Tensor:
+        """Regress theta_0: interleaved 6D (B, 22, 6) of root and body."""
         regressor = self.body_regressor
-        return regressor.rotations(regressor.body_conv(seen.tokens[:, TASKS["pose"]]), seen.joints)
+        return regressor.rotations(regressor.joined(self.pose_features(features), features.joints))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """images: as `look` takes them. Returns what `assemble` does."""
-        seen = self.look(images)
-        return self.assemble(seen, self.initial_pose(seen), images.shape[-1])
+        """Predict people from images (B, 3, S, S), as `features` takes them; see `assemble`."""
+        features = self.features(images)
+        return self.assemble(features, self.initial_pose(features), images.shape[-1])
 
-    def assemble(self, seen: Seen, pose_6d: Tensor, size: int) -> dict[str, Tensor]:
-        """All that is predicted, from what is seen and theta, interleaved 6D (B, 22, 6).
+    def assemble(self, features: BodyFeatures, pose_6d: Tensor, size: int) -> dict[str, Tensor]:
+        """Return all predictions for a body pose, interleaved 6D (B, 22, 6).
 
-        size: S, the side of the pictures in pixels. Returns pose_6d; body_pose (B, 55, 3, 3),
-        SMPL-X's rotations with absolute fingers; betas (B, 10); expression (B, 10); translation
-        (B, 3) in metres; hand_boxes (B, 2, 4), the squares x, y, width, height around the hands
-        in pixels; and `seen`'s joints, box_centers, box_sizes, map_boxes and hand_joints, in cells.
+        size: S, side of the images in pixels. Returns pose_6d; body_pose (B, 55, 3, 3), SMPL-X's
+        rotations with absolute fingers; betas (B, 10); expression (B, 10); translation (B, 3) in
+        metres; hand_boxes (B, 2, 4), squares around the hands: x, y, width, height in pixels; and
+        joints, box_centers, box_sizes, map_boxes and hand_joints of `features`, in cells.
         """
-        regressor, face, tokens = self.body_regressor, self.face_regressor, seen.tokens
-        jaw = face.jaw_pose_out(tokens[:, TASKS["jaw"]]).float()[:, None]
+        regressor, face, tokens = self.body_regressor, self.face_regressor, features.tokens
+        jaw = face.jaw_pose_out(tokens[:, TASKS["jaw"]]).float()[:, None]  # (B, 1, 6)
         rotations = rotation_6d_to_matrix(from_interleaved(torch.cat((pose_6d, jaw), 1)))
-        right, left = self.fingers(seen).unbind(1)
+        right, left = self.fingers(features).unbind(1)  # (B, 15, 3, 3) each
         eyes = torch.eye(3).to(rotations).expand(len(rotations), 2, 3, 3)
         camera = regressor.cam_out(tokens[:, TASKS["camera"]]).float()
         return {
@@ -1073,67 +1039,372 @@ class BodyExpert(nn.Module):
             # sqrt(f^2 2.5^2 / area of the crop) in metres: 56.38
             "translation": torch.cat((camera[:, :2], self.config.focal * 2.5 / 0.75**0.5
                                       * camera[:, 2:].sigmoid()), 1),
-            "hand_boxes": self.to_pixels(seen.hand_boxes, size), "joints": seen.joints,
-            "box_centers": seen.box_centers, "box_sizes": seen.box_sizes,
-            "map_boxes": seen.hand_boxes, "hand_joints": seen.hand_joints,
+            "hand_boxes": self.to_pixels(features.hand_boxes, size), "joints": features.joints,
+            "box_centers": features.box_centers, "box_sizes": features.box_sizes,
+            "map_boxes": features.hand_boxes, "hand_joints": features.hand_joints,
         }
 
-    def fingers(self, seen: Seen) -> Tensor:
-        """Absolute finger rotations (B, 2, 15, 3, 3) of right-handed hands."""
-        pose_6d = self.hand_regressor(seen.hand_maps.flatten(0, 1), seen.hand_joints.flatten(0, 1))
+    def fingers(self, features: BodyFeatures) -> Tensor:
+        """Regress absolute finger rotations (B, 2, 15, 3, 3) of right hands."""
+        pose_6d = self.hand_regressor(features.hand_maps.flatten(0, 1),
+                                      features.hand_joints.flatten(0, 1))
         rotations = rotation_6d_to_matrix(from_interleaved(pose_6d))
-        rotations = rotations.unflatten(0, seen.hand_maps.shape[:2])
+        rotations = rotations.unflatten(0, features.hand_maps.shape[:2])
         if self.hand_mean.any():
             mean = self.hand_mean.clone()
-            mean[1, :, 1:] *= -1  # the left one's, mirrored
+            mean[1, :, 1:] *= -1  # the left mean hand, mirrored
             rotations = axis_angle_to_matrix(matrix_to_axis_angle(rotations) + mean)
         return rotations
 
     def to_cells(self, pixels: Tensor, size: int) -> Tensor:
-        """Points (..., 2) in pixels of the square pictures of this size -> cells of the map."""
+        """Convert points (..., 2) from pixels of images (size, size) to cells of the map."""
         rows, _ = self.config.grid
         return pixels * (rows / size) - pixels.new_tensor([rows / 8, 0])
 
     def to_pixels(self, boxes: Tensor, size: int) -> Tensor:
-        """Boxes (..., 4), x, y, width, height, in cells of the map -> pixels of the pictures."""
+        """Convert boxes (..., 4), x, y, width, height, from cells of the map to pixels."""
         rows, _ = self.config.grid
         return (boxes + boxes.new_tensor([rows / 8, 0, 0, 0])) * (size / rows)
 
 
-# ------------------------------------------------------------------------------------ adapters
+# ---------------------------------------------------------------------------------- adapters
 
 
 class Adapter(nn.Module):
-    """An expert, frozen as far as `config.trainable` says, and what is new around it.
+    """An expert, frozen as far as `config.trainable` says, and new modules around it.
 
-    Frozen means without gradient AND in evaluation mode, whatever train() says: batch norms left
-    in training mode would forget what they know, and drop-path would drop a half of ViT-H.
+    Frozen means no gradient and evaluation mode, whatever train() says: in training mode batch
+    norms would change their statistics, and drop-path would drop half of ViT-H's blocks.
     """
 
-    def frozen(self) -> list[nn.Module]:
-        """The modules that training leaves alone."""
-        return {"adapter": [self.expert], "head": [self.encoder()], "all": []}[
-            self.config.trainable]
-
-    def freeze(self) -> None:
-        """At the end of __init__; the expert may come frozen, out of another adapter."""
-        self.expert.requires_grad_(True)
+    def __init__(self, config: HandConfig | BodyConfig, expert: HandExpert | BodyExpert) -> None:
+        """expert: becomes a part of this model. `build` creates the new modules around it."""
+        super().__init__()
+        kind = model_class(type(config), vars(config))
+        require(type(self) is kind, f"this config is {kind.__name__}'s: use build_model(config)")
+        self.config, self.expert = config, expert
+        self.build()
+        self.expert.requires_grad_(True)  # it may come frozen, from another adapter
         for module in self.frozen():
             module.requires_grad_(False)
         self.train()
 
+    @property
+    def keeps_expert(self) -> bool:
+        """Whether self.expert stays the pre-trained expert; else train.py changes it too."""
+        return self.config.trainable == "adapter"
+
+    def frozen(self) -> list[nn.Module]:
+        """Return the modules that training does not change."""
+        return {"adapter": [self.expert], "head": [self.encoder], "all": []}[self.config.trainable]
+
     def train(self, mode: bool = True) -> Adapter:
-        """As every module, but what is frozen stays in evaluation mode."""
+        """Set training mode; frozen modules stay in evaluation mode."""
         super().train(mode)
         for module in self.frozen():
             module.eval()
         return self
 
+    def check_scale(self, scale: float) -> None:
+        """Raise ValueError for a scale that the model does not have."""
+        require(scale == 1.0 or self.config.inject in ("adapter", "none"),
+                f"scale is {scale}: inject={self.config.inject} has none; compare with the "
+                "pre-trained expert's own checkpoint")
+
+
+class FlatLinear(nn.Linear):
+    """joint_embedding="flat": one linear layer from all joints to all features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1)).unflatten(1, (x.shape[1], -1))
+
+
+class ArmFeatures(nn.Module):
+    """F^B: theta_b as rotation matrices (B, J, 3, 3) -> features (B, J, 1280)."""
+
+    def __init__(self, config: HandConfig) -> None:
+        super().__init__()
+        joints, width = len(ARMS[config.arm][0]), config.expert.vit_dim
+        self.projection = (FlatLinear(joints * 6, joints * width)
+                           if config.joint_embedding == "flat" else nn.Linear(6, width))
+        self.joint_embedding = None
+        if config.joint_embedding == "learned":
+            self.joint_embedding = nn.Parameter(0.02 * torch.randn(joints, width))
+        # "We set the additional body pose to zero" where it is unknown: no rotation is 0 in 6D.
+        unknown = [1.0, 0, 0, 0, 1, 0] if config.missing == "identity" else [0.0] * 6
+        self.register_buffer("unknown", torch.tensor(unknown), persistent=False)
+
+    def forward(self, rotations: Tensor, valid: Tensor) -> Tensor:
+        """valid: (B,), 0 where the arm's pose is unknown."""
+        pose_6d = matrix_to_rotation_6d(rotations)  # (B, J, 6)
+        pose_6d = torch.where(valid[:, None, None] > 0, pose_6d, self.unknown.to(pose_6d))
+        features = self.projection(pose_6d)  # (B, J, 1280)
+        return features if self.joint_embedding is None else features + self.joint_embedding
+
+
+class HandAdapter(Adapter):
+    """The hand expert, conditioned on the pose of the arm (3.3)."""
+
+    def __init__(self, config: HandConfig, expert: HandExpert | None = None) -> None:
+        """expert: None for random weights. `build_model` chooses between this class and rivals."""
+        super().__init__(config, HandExpert(config.expert) if expert is None else expert)
+
+    def build(self) -> None:
+        """Create F^B's layer, and SA' and CA' as copies of the expert's SA and CA."""
+        self.arm = ArmFeatures(self.config)
+        self.build_layers()
+
+    def build_layers(self) -> None:
+        """Create SA', W'_q, W'_k, W'_v and both out-projections of every layer."""
+        self.layers = nn.ModuleList([nn.ModuleDict({
+            "self_attention": copy.deepcopy(self_attention.fn),
+            "cross_attention": copy.deepcopy(cross_attention.fn),
+        }) for self_attention, cross_attention, _ in self.decoder.layers])
+        self.layers.requires_grad_(True)
+        if self.config.zero_init:  # without it the first output already differs from the expert's
+            for layer in self.layers:
+                nn.init.zeros_(layer["cross_attention"].to_out[0].weight)
+                nn.init.zeros_(layer["cross_attention"].to_out[0].bias)
+
+    @property
+    def encoder(self) -> ViT:
+        """The expert's image encoder."""
+        return self.expert.backbone
+
+    @property
+    def decoder(self) -> Decoder:
+        """The expert's decoder."""
+        return self.expert.mano_head.transformer
+
+    def frozen(self) -> list[nn.Module]:
+        """Return the modules that training does not change, the expert's position net among them:
+        no adapter uses it, and DDP stops at trainable parameters without a gradient."""
+        unused = [self.expert.position_net] if self.config.expert.weight_keypoints_img else []
+        return super().frozen() + unused
+
+    def forward(self, images: Tensor, arm: Tensor | None = None, arm_valid: Tensor | None = None, *,
+                scale: float = 1.0) -> dict[str, Tensor]:
+        """Predict right hands from images (B, 3, S, S), left hands mirrored, and theta_b.
+
+        arm: theta_b as matrices (B, J, 3, 3), one hand's part of `arm_pose`; None: unknown.
+        arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3. With 0 the
+        result equals self.expert's, bit for bit; concat and weighted take only 1.
+        Returns hand_pose, betas and camera, as HandExpert.forward; ValueError for other shapes.
+        """
+        self.check_scale(scale)
+        features = self.expert.features(images)  # F^H (B, 192, 1280)
+        token = self.token(features, arm, arm_valid, scale)  # Z^new (B, 1, 1024)
+        return self.expert.mano_head.readout(token)
+
+    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
+              scale: float) -> Tensor:
+        """Decode F^H (B, 192, 1280) and theta_b (B, J, 3, 3) to the output token (B, 1, 1024)."""
+        arm, arm_valid = self.prepare_arm(arm, arm_valid, len(features))
+        return self.decode(features, self.arm(arm, arm_valid), scale)
+
+    def prepare_arm(self, arm: Tensor | None, arm_valid: Tensor | None,
+                    batch: int) -> tuple[Tensor, Tensor]:
+        """Return theta_b (B, J, 3, 3) and where it is known (B,); add noise in training."""
+        joints, like = len(ARMS[self.config.arm][0]), self.arm.unknown
+        valid = torch.ones(batch, device=like.device) if arm_valid is None else arm_valid
+        if arm is None:
+            arm, valid = torch.eye(3).to(like).expand(batch, joints, 3, 3), 0 * valid
+        require(tuple(arm.shape) == (batch, joints, 3, 3),
+                f"arm of shape {tuple(arm.shape)}: expected ({batch}, {joints}, 3, 3)")
+        if self.training and self.config.arm_noise:
+            noise = self.config.arm_noise * torch.randn_like(arm[..., 0])
+            arm = arm @ axis_angle_to_matrix(noise)
+        if self.training and self.config.arm_drop:
+            valid = valid * (torch.rand(batch, device=valid.device) >= self.config.arm_drop)
+        return arm, valid
+
+    def decode(self, features: Tensor, arm_features: Tensor, scale: float | Tensor) -> Tensor:
+        """Run the decoder with parallel layers: F^H (B, 192, 1280), F^B (B, J, 1280) -> (B, 1, D).
+
+        Norms and MLPs are the expert's. The paper's equations omit residuals; these are HaMeR's.
+        """
+        x = self.decoder.query(features)  # Z (B, 1, 1024)
+        for (self_attention, cross_attention, ffn), new in zip(
+                self.decoder.layers, self.layers, strict=True):
+            own = x + self_attention(x)  # SA(Z)
+            other = x + new["self_attention"](self_attention.norm(x))  # SA'(Z)
+            own = own + cross_attention(own, features)  # CA(Q, K, V), Eq. 1
+            other = new["cross_attention"](cross_attention.norm(other), arm_features)  # Eq. 2
+            x = own + scale * other  # Z^new, Eq. 3
+            x = x + ffn(x)
+        return x
+
+
+class BodyAdapter(Adapter):
+    """The whole-body expert, and a decoder beside it that reads features at the knuckles (3.4)."""
+
+    def __init__(self, config: BodyConfig, expert: BodyExpert | None = None) -> None:
+        """expert: None for random weights. `build_model` chooses between this class and rivals."""
+        super().__init__(config, BodyExpert(config.expert) if expert is None else expert)
+
+    def build(self) -> None:
+        """Create the 1-by-1 convolution, the decoder and the FFN."""
+        self.build_projection()
+        self.build_decoder()
+
+    @property
+    def encoder(self) -> TaskViT:
+        """The expert's image encoder."""
+        return self.expert.encoder
+
+    def build_projection(self) -> None:
+        """Create the projection of hand maps, 1280 -> 512, and the knuckles' embedding."""
+        config, expert = self.config, self.config.expert
+        if config.joint_proj == "conv":
+            self.joint_proj = nn.Conv2d(expert.vit_dim, expert.joint_dim, 1)
+        elif config.joint_proj == "separate":
+            self.joint_proj = nn.ModuleList([
+                conv_norm_relu(expert.vit_dim, expert.joint_dim) for _ in range(2)])
+        self.joint_embedding = None
+        if config.joint_embedding == "learned":
+            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, expert.joint_dim))
+
+    def build_decoder(self) -> None:
+        """Create SA'', W''_q, W''_k, W''_v and the FFN of Eq. 4."""
+        config, width, outputs = self.config, self.config.decoder_dim, 22 * 6
+        self.decoder = Decoder(config, config.expert.joint_dim)
+        self.offset = (mlp(width, config.offset_hidden, outputs) if config.offset_hidden
+                       else nn.Linear(width, outputs))
+        if config.zero_init:
+            last = self.offset.fc2 if config.offset_hidden else self.offset
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, images: Tensor, knuckles: Tensor | None = None,
+                hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
+        """Predict people from images (B, 3, S, S), as BodyExpert.features takes them.
+
+        knuckles: true MCP joints (B, 2, 4, 2) in pixels of the images, index to pinky, [right,
+        left], for training (3.5.2); None: those that the expert predicts. hand_valid: (B, 2), 0
+        for hands that cannot be seen. scale: of Delta theta in Eq. 4. With 0 the result equals
+        self.expert's, bit for bit; concat and weighted take only 1.
+        Returns what BodyExpert.assemble does, and theta_0's rotations: initial_pose (B, 22, 3, 3).
+        """
+        self.check_scale(scale)
+        features, size = self.expert.features(images), images.shape[-1]
+        initial, refined = self.poses(features, size, knuckles, hand_valid, scale)
+        return self.expert.assemble(features, refined, size) | {
+            "initial_pose": rotation_6d_to_matrix(from_interleaved(initial))}
+
+    def poses(self, features: BodyFeatures, size: int, knuckles: Tensor | None,
+              hand_valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+        """Return theta_0 and theta-hat, interleaved 6D (B, 22, 6) each."""
+        initial = self.expert.initial_pose(features)  # theta_0 (B, 22, 6)
+        context, visible = self.knuckle_features(features, size, knuckles, hand_valid)  # F^J
+        token = self.decoder(context, visible)[:, 0]  # CA(Q'', K'', V'') (B, 1024)
+        offset = self.offset(token).float().unflatten(1, (22, 6))  # Delta theta (B, 22, 6)
+        return initial, initial + scale * offset  # Eq. 4
+
+    def knuckle_features(self, features: BodyFeatures, size: int, pixels: Tensor | None,
+                         hand_valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Sample F^J (B, 8, 512) at the MCP joints; also which ones may be attended to (B, 8).
+
+        A knuckle outside its hand map, or of a hand that cannot be seen, samples zeros, to which
+        the joint embedding, if there is one, is added like to all others.
+        """
+        last = self.config.expert.hand_cells - 1
+        if pixels is None:
+            positions = features.hand_joints[:, :, KNUCKLES, :2]  # (B, 2, 4, 2)
+            inside = torch.ones_like(positions[..., 0], dtype=torch.bool)  # (B, 2, 4)
+        else:
+            positions, inside = to_hand_maps(self.expert.to_cells(pixels, size),
+                                             features.hand_boxes, last + 1)
+        if hand_valid is not None:
+            inside = inside & (hand_valid[..., None] > 0)
+        positions = torch.where(inside[..., None], positions, 0.0).clamp(0, last)
+        maps = self.project_maps(features.hand_maps)  # (2 B, 512, 16, 16), both hands of a person
+        sampled = sample_at(maps, positions.flatten(0, 1)).unflatten(0, inside.shape[:2])
+        sampled = (sampled * inside[..., None]).flatten(1, 2)  # (B, 8, 512)
+        if self.joint_embedding is not None:
+            sampled = sampled + self.joint_embedding
+        if self.config.missing == "zeros":
+            return sampled, None
+        inside = inside.flatten(1)
+        return sampled, inside | ~inside.any(1, keepdim=True)  # softmax needs at least one token
+
+    def project_maps(self, maps: Tensor) -> Tensor:
+        """Apply the 1-by-1 convolution: (B, 2, 1280, 16, 16) -> (2 B, 512, 16, 16)."""
+        if self.config.joint_proj == "separate":
+            return torch.stack([net(maps[:, side]) for side, net in enumerate(self.joint_proj)],
+                               1).flatten(0, 1)
+        reuse = self.config.joint_proj == "reuse_hand_conv"
+        conv = self.expert.hand_regressor.hand_conv if reuse else self.joint_proj
+        return conv(maps.flatten(0, 1))
+
+
+def to_hand_maps(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Convert points (B, 2, N, 2) to cells of the hand maps; also say which are inside (B, 2, N).
+
+    boxes: (B, 2, 4) x, y, width, height, in the unit of the points. The left hand's map is
+    mirrored: x -> cells - 1 - x. SMPLer-X makes the targets of its position net like this, half a
+    cell off roi_align's cell centres; true and predicted joints then agree.
+    """
+    at = (points - boxes[:, :, None, :2]) * (cells / boxes[:, :, None, 2:])
+    inside = ((at >= 0) & (at <= cells)).all(-1)
+    right, left = at.unbind(1)
+    left = torch.stack((cells - 1 - left[..., 0], left[..., 1]), -1)
+    return torch.stack((right, left), 1), inside
+
+
+# ----------------------------------------------- rivals and options of Tables 3 to 6
+
+
+class MaskedHandAdapter(HandAdapter):
+    """missing="mask": the expert's own result where the arm is unknown."""
+
+    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
+              scale: float) -> Tensor:
+        arm, valid = self.prepare_arm(arm, arm_valid, len(features))
+        scale = scale * valid[:, None, None].to(features)  # (B, 1, 1)
+        return self.decode(features, self.arm(arm, valid), scale)
+
+
+class HandImageAdapter(HandAdapter):
+    """context="image": F^H in place of F^B, an adapter without guidance (Table 3, No. 5)."""
+
+    def build(self) -> None:
+        self.build_layers()
+
+    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
+              scale: float) -> Tensor:
+        return self.decode(features, features, scale)  # (B, 1, 1024)
+
+
+class FineTunedHand(HandAdapter):
+    """inject="none": the expert alone, trained as far as `trainable` says (Table 3, No. 1 to 3)."""
+
+    def build(self) -> None:
+        """Add nothing."""
+
+    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
+              scale: float) -> Tensor:
+        return self.decoder(features)
+
+
+class ConcatHand(HandAdapter):
+    """inject="concat": F^B as more tokens of the decoder's context (Table 3, No. 4; Table 5).
+
+    More tokens, not more channels: the latter would train 47M parameters, not the paper's 39M.
+    """
+
+    def build(self) -> None:
+        self.arm = ArmFeatures(self.config)
+
+    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
+              scale: float) -> Tensor:
+        arm_features = self.arm(*self.prepare_arm(arm, arm_valid, len(features)))  # (B, 8, 1280)
+        return self.decoder(torch.cat((features, arm_features), 1))
+
 
 class Moderator(nn.Module):
-    """Weighted sum of two features (B, N, D), weights by PIXIE's moderator: a rival (Table 5, 6).
+    """Weighted sum of two features (B, N, D), with the moderator of PIXIE (Feng et al., 2021).
 
-    Softmax of T times what an MLP says of both; T is learned.
+    The weights are a softmax of T times the output of an MLP that reads both; T is learned.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -1148,289 +1419,185 @@ class Moderator(nn.Module):
         return weights[..., :1] * own + weights[..., 1:] * other
 
 
-class ArmFeatures(nn.Module):
-    """F^B: theta_b as rotation matrices (B, J, 3, 3) -> features (B, J, 1280)."""
+class WeightedHand(HandAdapter):
+    """inject="weighted": a weighted sum of F^H and the mean of F^B (Table 5)."""
 
-    def __init__(self, config: HandConfig) -> None:
-        super().__init__()
-        self.missing = config.missing
-        joints, width = len(ARMS[config.arm][0]), config.expert.vit_dim
-        self.flat = config.joint_embedding == "flat"
-        factor = joints if self.flat else 1
-        self.projection = nn.Linear(factor * 6, factor * width)
-        self.joint_embedding = None
-        if config.joint_embedding == "learned":
-            self.joint_embedding = nn.Parameter(0.02 * torch.randn(joints, width))
+    def build(self) -> None:
+        self.arm = ArmFeatures(self.config)
+        self.moderator = Moderator(self.config.expert.vit_dim, 1024)
 
-    def forward(self, rotations: Tensor, valid: Tensor) -> Tensor:
-        """valid: (B,), 0 where the arm's pose is not known."""
-        unknown = torch.zeros(6).to(rotations)  # "we set the additional body pose to zero", which
-        if self.missing == "identity":  # no rotation is; an unknown arm cannot be mistaken for one
-            unknown = unknown.new_tensor([1, 0, 0, 0, 1, 0])
-        known = valid[:, None, None] > 0
-        pose_6d = torch.where(known, matrix_to_rotation_6d(rotations), unknown)  # (B, J, 6)
-        if self.flat:
-            return self.projection(pose_6d.flatten(1)).unflatten(1, (rotations.shape[1], -1))
-        features = self.projection(pose_6d)  # (B, J, 1280)
-        return features if self.joint_embedding is None else features + self.joint_embedding
+    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
+              scale: float) -> Tensor:
+        arm_features = self.arm(*self.prepare_arm(arm, arm_valid, len(features)))  # (B, 8, 1280)
+        return self.decoder(self.moderator(features, arm_features.mean(1, keepdim=True)))
 
 
-class HandAdapter(Adapter):
-    """The hand expert, listening to the arm (3.3)."""
+class BodyTokenAdapter(BodyAdapter):
+    """context="tokens": the 25 pose tokens in place of the knuckles (Table 4, No. 5)."""
 
-    def __init__(self, config: HandConfig, expert: HandExpert | None = None) -> None:
-        """expert: becomes a part of this; SA' and CA' begin as copies of its SA and CA."""
-        super().__init__()
-        self.config = config
-        self.expert = HandExpert(config.expert) if expert is None else expert
-        if config.inject != "none" and config.context == "arm":
-            self.arm = ArmFeatures(config)
-        if config.inject == "weighted":
-            self.moderator = Moderator(config.expert.vit_dim, 1024)
-        if config.inject == "adapter":
-            self.layers = nn.ModuleList([nn.ModuleDict({
-                "self_attention": copy.deepcopy(self_attention.fn),  # SA'
-                "cross_attention": copy.deepcopy(cross_attention.fn),  # W'_q, W'_k, W'_v, and out
-            }) for self_attention, cross_attention, _ in self.decoder.layers])
-            self.layers.requires_grad_(True)
-            if config.zero_init:  # else the first output is already another than the expert's
-                for layer in self.layers:
-                    nn.init.zeros_(layer["cross_attention"].to_out[0].weight)
-                    nn.init.zeros_(layer["cross_attention"].to_out[0].bias)
-        self.freeze()
+    def build(self) -> None:
+        self.token_proj = nn.Linear(self.config.expert.vit_dim, self.config.expert.joint_dim)
+        self.build_decoder()
 
-    @property
-    def decoder(self) -> Decoder:
-        """The expert's."""
-        return self.expert.mano_head.transformer
-
-    def encoder(self) -> nn.Module:
-        """What "head" leaves frozen."""
-        return self.expert.backbone
-
-    def forward(self, images: Tensor, arm: Tensor | None = None, arm_valid: Tensor | None = None, *,
-                scale: float = 1.0) -> dict[str, Tensor]:
-        """images (B, 3, S, S) as HandExpert.forward takes them, left hands mirrored.
-
-        arm: theta_b as matrices (B, J, 3, 3), a hand's part of `arm_pose`; None: not known.
-        arm_valid: (B,), 0 for unknown ones. scale: of what the adapter adds; with 0 the result is
-        the expert's, bit for bit. Returns what the expert does.
-        """
-        features = self.expert.look(images)  # F^H (B, 192, 1280)
-        if self.config.inject == "none":
-            return self.expert.mano_head.readout(self.decoder(features))
-        guide, valid = self.guide(features, arm, arm_valid)
-        if self.config.inject == "concat":
-            token = self.decoder(torch.cat((features, guide), 1))  # as tokens: 39M, not 47M
-        elif self.config.inject == "weighted":
-            token = self.decoder(self.moderator(features, guide.mean(1, keepdim=True)))
-        else:
-            if self.config.missing == "mask":
-                scale = scale * valid[:, None, None].to(features)
-            token = self.decode(features, guide, scale)
-        return self.expert.mano_head.readout(token)
-
-    def guide(self, features: Tensor, arm: Tensor | None,
-              arm_valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """F^B (B, J, 1280), or F^H once more, and whose arm is known (B,)."""
-        batch, joints = len(features), len(ARMS[self.config.arm][0])
-        valid = torch.ones(batch, device=features.device) if arm_valid is None else arm_valid
-        if self.config.context == "image" and self.config.inject == "adapter":
-            return features, torch.ones_like(valid)
-        if arm is None:
-            arm, valid = torch.eye(3).to(features).expand(batch, joints, 3, 3), 0 * valid
-        require(tuple(arm.shape) == (batch, joints, 3, 3),
-                f"arm of shape {tuple(arm.shape)}: expected ({batch}, {joints}, 3, 3)")
-        if self.training and self.config.arm_noise:
-            noise = self.config.arm_noise * torch.randn_like(arm[..., 0])
-            arm = arm @ axis_angle_to_matrix(noise)
-        if self.training and self.config.arm_drop:
-            valid = valid * (torch.rand(batch, device=valid.device) >= self.config.arm_drop)
-        return self.arm(arm, valid), valid
-
-    def decode(self, features: Tensor, guide: Tensor, scale: float | Tensor) -> Tensor:
-        """The decoder with its new, parallel layers; norms and MLPs are the expert's, shared.
-
-        features: F^H (B, 192, 1280). guide: F^B (B, J, 1280). Returns the token (B, 1, 1024).
-        The paper's equations have no residuals; these are HaMeR's.
-        """
-        x = self.decoder.query(features)  # Z
-        for (self_attention, cross_attention, ffn), new in zip(
-                self.decoder.layers, self.layers, strict=True):
-            own = x + self_attention(x)  # SA(Z)
-            other = x + new["self_attention"](self_attention.norm(x))  # SA'(Z)
-            x = own + cross_attention(own, features)  # CA(Q, K, V), Eq. 1
-            other = new["cross_attention"](cross_attention.norm(other), guide)  # Z'', Eq. 2
-            x = x + scale * other  # Z^new, Eq. 3
-            x = x + ffn(x)
-        return x
+    def knuckle_features(self, features: BodyFeatures, *_) -> tuple[Tensor, None]:
+        return self.token_proj(features.tokens[:, TASKS["pose"]]), None  # (B, 25, 512)
 
 
-class BodyAdapter(Adapter):
-    """The whole-body expert, and a decoder beside it that looks at the knuckles (3.4)."""
+class FineTunedBody(BodyAdapter):
+    """inject="none": the expert alone, trained as far as `trainable` says (Table 4, No. 1 to 3)."""
 
-    def __init__(self, config: BodyConfig, expert: BodyExpert | None = None) -> None:
-        """expert: becomes a part of this; "concat" widens its regressors."""
-        super().__init__()
-        self.config = config
-        self.expert = BodyExpert(config.expert) if expert is None else expert
-        width, joint_dim = config.expert.vit_dim, config.expert.joint_dim
-        if config.inject != "none" and config.context == "knuckles":
-            self.build_projection(width, joint_dim)
-        if config.inject == "adapter":
-            if config.context == "tokens":
-                self.token_proj = nn.Linear(width, joint_dim)
-            self.decoder = Decoder(config, joint_dim)  # SA'', W''_q, W''_k, W''_v
-            self.offset = (mlp(config.decoder_dim, config.offset_hidden, 22 * 6)
-                           if config.offset_hidden else nn.Linear(config.decoder_dim, 22 * 6))
-            if config.zero_init:
-                last = self.offset.fc2 if config.offset_hidden else self.offset
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
-        elif config.inject == "weighted":
-            self.moderator = Moderator(joint_dim, joint_dim)
-        elif config.inject == "concat":
-            self.expert.body_regressor.widen(8 * joint_dim, keep=config.concat_init == "zero_pad")
-        self.freeze()
+    def build(self) -> None:
+        """Add nothing."""
 
-    def build_projection(self, width: int, joint_dim: int) -> None:
-        """What takes the hands' maps from 1280 to 512 channels, and who a knuckle is."""
-        if self.config.joint_proj == "conv":
-            self.joint_proj = nn.Conv2d(width, joint_dim, 1)
-        elif self.config.joint_proj == "separate":
-            self.joint_proj = nn.ModuleList([conv_norm_relu(width, joint_dim) for _ in range(2)])
-        if self.config.joint_embedding == "learned":
-            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, joint_dim))
+    def poses(self, features: BodyFeatures, *_) -> tuple[Tensor, Tensor]:
+        pose_6d = self.expert.initial_pose(features)
+        return pose_6d, pose_6d
 
-    def encoder(self) -> nn.Module:
-        """What "head" leaves frozen."""
-        return self.expert.encoder
 
-    def forward(self, images: Tensor, knuckles: Tensor | None = None,
-                hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
-        """images (B, 3, S, S) as BodyExpert.look takes them.
+def widen(layer: nn.Linear, extra: int, init: str) -> nn.Linear:
+    """Return a linear layer with `extra` more inputs, ignored at first if init is "zero_pad"."""
+    new = nn.Linear(layer.in_features + extra, layer.out_features).to(layer.weight)
+    if init == "zero_pad":
+        with torch.no_grad():
+            new.weight.copy_(F.pad(layer.weight, (0, extra)))
+            new.bias.copy_(layer.bias)
+    return new
 
-        knuckles: true MCP joints (B, 2, 4, 2) in pixels of the images, index to pinky, of the
-        right and the left hand, to train with (3.5.2); None: those that the expert predicts.
-        hand_valid: (B, 2), 0 for hands that cannot be seen. scale: of Delta theta; with 0 the
-        result is the expert's, bit for bit.
-        Returns what BodyExpert.assemble does, and initial_pose (B, 22, 3, 3), theta_0's rotations.
-        """
-        config, expert = self.config, self.expert
-        seen, size = expert.look(images), images.shape[-1]
-        if config.inject == "none":
-            pose_6d = initial = expert.initial_pose(seen)
-        elif config.inject == "adapter":
-            initial = expert.initial_pose(seen)
-            pose_6d = initial + scale * self.pose_offset(seen, size, knuckles, hand_valid)  # Eq. 4
-        else:
-            features, _ = self.knuckles(seen, size, knuckles, hand_valid)
-            pose_6d = initial = self.rival_pose(seen, features)
-        return expert.assemble(seen, pose_6d, size) | {
-            "initial_pose": rotation_6d_to_matrix(from_interleaved(initial))}
 
-    def pose_offset(self, seen: Seen, size: int, knuckles: Tensor | None,
-                    hand_valid: Tensor | None) -> Tensor:
-        """Delta theta (B, 22, 6), to be added to SMPLer-X's 6D before it becomes a rotation."""
-        if self.config.context == "tokens":
-            context, visible = self.token_proj(seen.tokens[:, TASKS["pose"]]), None
-        else:
-            context, visible = self.knuckles(seen, size, knuckles, hand_valid)
-        token = self.decoder(context, visible)[:, 0]  # CA(Q'', K'', V'') of Eq. 4
-        return self.offset(token).float().unflatten(1, (22, 6))
+class ConcatBody(BodyAdapter):
+    """inject="concat": F^J as more inputs of widened regressors (Table 4, No. 4; Table 6)."""
 
-    def rival_pose(self, seen: Seen, knuckles: Tensor) -> Tensor:
-        """Interleaved 6D (B, 22, 6) of the expert's own regressor, with F^J (B, 8, 512) in it."""
+    def build(self) -> None:
+        self.build_projection()
+        regressor, extra = self.expert.body_regressor, 8 * self.config.expert.joint_dim
+        for name in ("root_pose_out", "body_pose_out"):
+            widened = widen(getattr(regressor, name)[0], extra, self.config.concat_init)
+            setattr(regressor, name, nn.Sequential(widened))
+
+    def poses(self, features: BodyFeatures, size: int, knuckles: Tensor | None,
+              hand_valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+        knuckle_features, _ = self.knuckle_features(features, size, knuckles, hand_valid)
+        pose_6d = self.regress(features, knuckle_features)
+        return pose_6d, pose_6d
+
+    def regress(self, features: BodyFeatures, knuckle_features: Tensor) -> Tensor:
+        """Regress interleaved 6D (B, 22, 6) with F^J (B, 8, 512)."""
         regressor = self.expert.body_regressor
-        features = regressor.body_conv(seen.tokens[:, TASKS["pose"]])
-        if self.config.inject == "weighted":
-            features = self.moderator(features, knuckles.mean(1, keepdim=True))
-            return regressor.rotations(features, seen.joints)
-        return regressor.rotations(features, seen.joints, knuckles.flatten(1))
-
-    def knuckles(self, seen: Seen, size: int, pixels: Tensor | None,
-                 hand_valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """F^J: features (B, 8, 512) at the MCP joints, and which may be looked at (B, 8).
-
-        What is off the hand's map, or a hand that cannot be seen, has features of zero.
-        """
-        last = self.config.expert.hand_cells - 1
-        if pixels is None:
-            positions = seen.hand_joints[:, :, KNUCKLES, :2]  # (B, 2, 4, 2)
-            inside = torch.ones_like(positions[..., 0], dtype=torch.bool)
-        else:
-            positions, inside = in_boxes(self.expert.to_cells(pixels, size), seen.hand_boxes,
-                                         last + 1)
-        if hand_valid is not None:
-            inside = inside & (hand_valid[..., None] > 0)
-        positions = torch.where(inside[..., None], positions, 0.0).clamp(0, last)
-        maps = self.project_maps(seen.hand_maps)  # (2 B, 512, 16, 16), both hands of a picture
-        features = sample_at(maps, positions.flatten(0, 1)).unflatten(0, inside.shape[:2])
-        features = (features * inside[..., None]).flatten(1, 2)
-        if self.config.joint_embedding == "learned":
-            features = features + self.joint_embedding
-        if self.config.missing == "zeros":
-            return features, None
-        inside = inside.flatten(1)
-        return features, inside | ~inside.any(1, keepdim=True)  # a softmax needs something
-
-    def project_maps(self, maps: Tensor) -> Tensor:
-        """The 1-by-1 convolution: (B, 2, 1280, 16, 16) -> (2 B, 512, 16, 16)."""
-        if self.config.joint_proj == "separate":
-            return torch.stack([net(maps[:, side]) for side, net in enumerate(self.joint_proj)],
-                               1).flatten(0, 1)
-        reuse = self.config.joint_proj == "reuse_hand_conv"
-        return (self.expert.hand_regressor.hand_conv if reuse else self.joint_proj)(
-            maps.flatten(0, 1))
+        joined = regressor.joined(self.expert.pose_features(features), features.joints)
+        return regressor.rotations(torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1))
 
 
-def in_boxes(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Points (B, 2, N, 2) and boxes (B, 2, 4) in one unit -> positions in maps of these boxes.
+class WeightedBody(ConcatBody):
+    """inject="weighted": a weighted sum of the pose tokens' features and the mean F^J (Table 6)."""
 
-    The left hand's map is mirrored: x -> cells - 1 - x. Also returns which of them are in their
-    box (B, 2, N). SMPLer-X makes the targets of its position net like this, half a cell beside
-    where roi_align has the middles of cells; so true and predicted joints are one kind of number.
+    def build(self) -> None:
+        self.build_projection()
+        self.moderator = Moderator(self.config.expert.joint_dim, self.config.expert.joint_dim)
+
+    def regress(self, features: BodyFeatures, knuckle_features: Tensor) -> Tensor:
+        moderated = self.moderator(self.expert.pose_features(features),
+                                   knuckle_features.mean(1, keepdim=True))
+        regressor = self.expert.body_regressor
+        return regressor.rotations(regressor.joined(moderated, features.joints))
+
+
+def model_class(config_class: type, fields: Mapping[str, object]) -> type[nn.Module]:
+    """Return the class of the model that a config's fields describe."""
+    inject, context = str(fields.get("inject")), str(fields.get("context"))
+    if config_class is HandConfig:
+        adapter = MaskedHandAdapter if fields.get("missing") == "mask" else HandAdapter
+        rivals = {"none": FineTunedHand, "concat": ConcatHand, "weighted": WeightedHand}
+        return rivals.get(inject, HandImageAdapter if context == "image" else adapter)
+    if config_class is BodyConfig:
+        rivals = {"none": FineTunedBody, "concat": ConcatBody, "weighted": WeightedBody}
+        return rivals.get(inject, BodyTokenAdapter if context == "tokens" else BodyAdapter)
+    return {HandExpertConfig: HandExpert, BodyExpertConfig: BodyExpert}[config_class]
+
+
+def build_model(config: HandExpertConfig | BodyExpertConfig | HandConfig | BodyConfig,
+                expert: HandExpert | BodyExpert | None = None) -> nn.Module:
+    """Build the expert, adapter or rival of a config, with random weights.
+
+    expert: the pre-trained one of an adapter or rival, of config.expert; becomes a part of it.
     """
-    at = (points - boxes[:, :, None, :2]) * (cells / boxes[:, :, None, 2:])
-    inside = ((at >= 0) & (at <= cells)).all(-1)
-    right, left = at.unbind(1)
-    left = torch.stack((cells - 1 - left[..., 0], left[..., 1]), -1)
-    return torch.stack((right, left), 1), inside
+    kind = model_class(type(config), vars(config))
+    return kind(config) if expert is None else kind(config, expert)
+
+
+# The rows of the paper's tables: changes of a preset's `hand` (Tables 3, 5) or `body` (4, 6).
+BASELINES: dict[str, tuple[str, dict[str, object]]] = {
+    "Table 3, HaMeR": ("hand", dict(inject="none")),
+    "Table 3, No. 1": ("hand", dict(inject="none", trainable="all")),
+    "Table 3, No. 2": ("hand", dict(inject="none", trainable="all")),
+    "Table 3, No. 3": ("hand", dict(inject="none", trainable="head")),
+    "Table 3, No. 4": ("hand", dict(inject="concat", trainable="head")),
+    "Table 3, No. 5": ("hand", dict(context="image")),
+    "Table 3, No. 6": ("hand", dict()),
+    "Table 4, SMPLer-X": ("body", dict(inject="none")),
+    "Table 4, No. 1": ("body", dict(inject="none", trainable="all")),
+    "Table 4, No. 2": ("body", dict(inject="none", trainable="all")),
+    "Table 4, No. 3": ("body", dict(inject="none", trainable="head")),
+    "Table 4, No. 4": ("body", dict(inject="concat", trainable="head",
+                                    joint_proj="reuse_hand_conv")),
+    "Table 4, No. 5": ("body", dict(context="tokens")),
+    "Table 4, No. 6": ("body", dict()),
+    "Table 5, Concatenation": ("hand", dict(inject="concat", trainable="head")),
+    "Table 5, Weighted sum": ("hand", dict(inject="weighted", trainable="head")),
+    "Table 5, Whole-body pose": ("hand", dict(arm="whole_body")),
+    "Table 5, HMR-Adapter": ("hand", dict()),
+    "Table 6, Concatenation": ("body", dict(inject="concat", trainable="head",
+                                            joint_proj="reuse_hand_conv")),
+    "Table 6, Weighted sum": ("body", dict(inject="weighted", trainable="head",
+                                           joint_proj="reuse_hand_conv")),
+    "Table 6, HMR-Adapter": ("body", dict()),
+}
+FROM_SCRATCH = ("Table 3, No. 2", "Table 4, No. 2")  # not pre-trained, "double steps"
+
+
+def baseline(row: str, preset: str = "paper") -> HandConfig | BodyConfig:
+    """Return the config of a row of the paper's tables, a key of BASELINES.
+
+    The rows of FROM_SCRATCH have twice the preset's steps and start without a trained expert.
+    """
+    require(row in BASELINES, f"row {row!r}: expected one of {'; '.join(BASELINES)}")
+    part, changes = BASELINES[row]
+    config = replace(getattr(PRESETS[preset], part), **changes)
+    return replace(config, steps=2 * config.steps) if row in FROM_SCRATCH else config
 
 
 # ------------------------------------------------------------------------------------- losses
 
 
 def hand_samples(batch: Mapping[str, Tensor], arm: str = "arm") -> dict[str, Tensor]:
-    """Both hands of people as 2 B samples, all of them right-handed, to train with (3.5.1).
+    """Turn both hands of B people into 2 B samples of right hands, for training (3.5.1).
 
-    batch: as data.py makes it, pairs [right, left], the left one's values mirrored: hand_images
-    (B, 2, 3, S, S), hand_pose (B, 2, 16, 3, 3), hand_joints (B, 2, 21, 3) in metres,
-    hand_keypoints_2d (B, 2, 21, 2) in pixels of the crops, hand_valid (B, 2), body_pose
-    (B, 55, 3, 3). Where they are known also hand_vertices (B, 2, 778, 3), hand_betas (B, 2, 10)
-    with hand_betas_valid (B, 2), and body_pose_valid (B,), default 1. arm: of HandConfig.
-    Returns images, pose, joints, keypoints_2d from -0.5 to 0.5, valid, arm, arm_valid; perhaps
-    vertices, betas and betas_valid.
+    batch, pairs being [right, left] with all of the left one mirrored:
+        hand_images (B, 2, 3, S, S); hand_pose (B, 2, 16, 3, 3); hand_joints (B, 2, 21, 3), metres;
+        hand_keypoints_2d (B, 2, 21, 2), pixels of the crops; hand_valid (B, 2); body_pose
+        (B, 55, 3, 3); and where they are known hand_vertices (B, 2, 778, 3), hand_betas (B, 2, 10)
+        with hand_betas_valid (B, 2), and body_pose_valid (B,), default 1.
+    arm: HandConfig.arm. Returns images, pose, joints, keypoints_2d in -0.5..0.5, valid, arm and
+    arm_valid, each (2 B, ...), and of vertices, betas and betas_valid what the batch has.
     """
-    flat = {name.removeprefix("hand_"): value.flatten(0, 1) for name, value in batch.items()
-            if name.startswith("hand_") and value.ndim >= 2}
+    pairs = {name.removeprefix("hand_"): value.flatten(0, 1) for name, value in batch.items()
+             if name.startswith("hand_") and value.ndim >= 2}
     size = batch["hand_images"].shape[-1]
     known = batch.get("body_pose_valid", torch.ones_like(batch["hand_valid"][:, 0]))
-    samples = {name: flat[name] for name in ("images", "pose", "joints", "vertices", "betas",
-                                             "betas_valid", "valid") if name in flat}
+    samples = {name: pairs[name] for name in ("images", "pose", "joints", "vertices", "betas",
+                                              "betas_valid", "valid") if name in pairs}
     return samples | {
-        "keypoints_2d": flat["keypoints_2d"] / size - 0.5,
-        "arm": arm_pose(batch["body_pose"], arm).flatten(0, 1),  # the true one (3.5.1)
+        "keypoints_2d": pairs["keypoints_2d"] / size - 0.5,
+        "arm": arm_pose(batch["body_pose"], arm).flatten(0, 1),  # (2 B, J, 3, 3)
         "arm_valid": known[:, None].expand(-1, 2).flatten()}
 
 
 def pose_distance(predicted: Tensor, true: Tensor, term: str) -> tuple[Tensor, Tensor]:
-    """The two terms of Eq. 6 for each joint: rotations (B, J, 3, 3) twice -> (B, J) twice.
+    """Compute both terms of Eq. 6 per joint: rotations (B, J, 3, 3) twice -> (B, J) twice.
 
-    term: "l2sq" as in the equation, or "l1" as in the text above it. Of rotation matrices
-    1 - cos = ||difference||^2 / 6, so with "l2sq" Eq. 6 is one loss under two names.
+    term: "l2sq" as in the equation, or "l1" as in the text above it. For rotation matrices
+    1 - cos = ||difference||^2 / 6, so with "l2sq" the two terms of Eq. 6 are proportional.
     """
-    predicted, true = predicted.flatten(2), true.flatten(2)
+    predicted, true = predicted.flatten(2), true.flatten(2)  # (B, J, 9)
     difference = predicted - true
     norm = difference.square() if term == "l2sq" else difference.abs()
     return norm.sum(-1), 1 - F.cosine_similarity(predicted, true, dim=-1)
@@ -1438,27 +1605,28 @@ def pose_distance(predicted: Tensor, true: Tensor, term: str) -> tuple[Tensor, T
 
 def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor], hand: Callable,
                 config: HandConfig | HandExpertConfig) -> dict[str, Tensor]:
-    """The unweighted terms of Eq. 5, each a scalar: sums over a hand, means over the batch.
+    """Compute the unweighted terms of Eq. 5, scalars: sums over a hand, means over the batch.
 
-    prediction: of HandAdapter.forward. samples: of hand_samples. hand(betas, rotations) returns a
-    right hand's vertices (B, 778, 3) in metres, of which hand.keypoint_regressor (21, 778) makes
-    joints. 3D is relative to the wrist. What is invalid counts as zero; what is not known at all,
-    vertices or betas, is 0.
+    prediction: of HandAdapter or HandExpert. samples: of hand_samples. hand: a right hand's model;
+    hand(betas, rotations).vertices are (B, 778, 3) in metres, hand.keypoint_regressor (21, 778).
+    3D errors are relative to the wrist. Invalid samples count as zero, and so do vertices and betas
+    that the samples lack.
     """
     vertices = hand(prediction["betas"], prediction["hand_pose"]).vertices
     joints = torch.einsum("jv,bvc->bjc", hand.keypoint_regressor.to(vertices), vertices)
     focal = getattr(config, "expert", config).focal
-    flat = project(joints, hand_translation(prediction["camera"], focal), focal)
+    projected = project_to_crop(joints, hand_translation(prediction["camera"], focal), focal)
     wrist, true_wrist = joints[:, :1], samples["joints"][:, :1]
     valid = samples["valid"]
 
     def reduced(error: Tensor) -> Tensor:
-        known = valid.view(-1, *[1] * (error.ndim - 1)) > 0  # what is invalid may be NaN
+        known = valid.view(-1, *[1] * (error.ndim - 1)) > 0  # invalid values may be NaN
         return torch.where(known, error, 0.0).flatten(1).sum(1).mean()
 
     rotation, cosine = pose_distance(prediction["hand_pose"], samples["pose"], config.pose_term)
+    betas_known = torch.zeros_like(valid)
     terms = {
-        "keypoints_2d": reduced((flat - samples["keypoints_2d"]).abs()),  # L_2D
+        "keypoints_2d": reduced((projected - samples["keypoints_2d"]).abs()),  # L_2D
         "keypoints_3d": reduced((joints - wrist - samples["joints"] + true_wrist).abs()),  # L_3D
         "vertices": vertices.new_zeros(()), "betas": vertices.new_zeros(()),
         "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1],  # L_theta, Eq. 6
@@ -1470,34 +1638,40 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
         terms["vertices"] = reduced(
             (vertices - wrist - samples["vertices"] + true_wrist).abs())
     if "betas" in samples:  # L_beta
-        known = samples.get("betas_valid", valid)[:, None]
-        terms["betas"] = reduced(known * (prediction["betas"] - samples["betas"]).square())
+        betas_known = samples.get("betas_valid", valid)
+        terms["betas"] = reduced(
+            betas_known[:, None] * (prediction["betas"] - samples["betas"]).square())
+    if config.weight_betas_prior:
+        terms["betas_prior"] = reduced(torch.where(
+            betas_known[:, None] > 0, 0.0, prediction["betas"].square()))
     return terms
 
 
 def hand_total_loss(terms: Mapping[str, Tensor], config: HandTraining) -> Tensor:
-    """Eq. 5. There is no adversarial loss ("we do not use")."""
+    """Eq. 5: the weighted sum. There is no adversarial loss ("we do not use")."""
     loss = (config.weight_keypoints_2d * terms["keypoints_2d"]
             + config.weight_keypoints_3d * terms["keypoints_3d"]
             + config.weight_vertices * terms["vertices"]
             + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
-    if "keypoints_img" in terms:
-        loss = loss + config.weight_keypoints_img * terms["keypoints_img"]
+    for name in ("keypoints_img", "betas_prior"):  # ours
+        if name in terms:
+            loss = loss + getattr(config, f"weight_{name}") * terms[name]
     return loss
 
 
 def true_knuckles(batch: Mapping[str, Tensor]) -> Tensor:
-    """MCP joints (B, 2, 4, 2) in pixels of the images, for BodyAdapter.forward (3.5.2)."""
+    """Select the true MCP joints (B, 2, 4, 2), pixels of the images, for BodyAdapter (3.5.2)."""
     return batch["keypoints_2d"][:, torch.tensor(HANDS)[:, 1:][:, KNUCKLES]]
 
 
 def heat_map_targets(batch: Mapping[str, Tensor], expert: BodyExpert,
                      boxes: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What both position nets should say, and where that counts: body (B, 25, 3), (B, 25), and
-    hands (B, 2, 20, 3), (B, 2, 20).
+    """Return targets and validity of both position nets: body (B, 25, 3), (B, 25); hands
+    (B, 2, 20, 3), (B, 2, 20).
 
-    boxes: the hands' maps (B, 2, 4) in cells, as predicted. Depths, relative to pelvis or wrist,
-    are bins: 2 m for the body, 0.3 m for a hand (SMPLer-X).
+    batch: as of body_losses. boxes: of the hand maps (B, 2, 4) in cells, as predicted. Depths,
+    relative to pelvis or wrist, are in bins that span 2 m for the body, 0.3 m for a hand
+    (SMPLer-X).
     """
     config, size = expert.config, batch["image"].shape[-1]
     cells, valid = expert.to_cells(batch["keypoints_2d"], size), batch["keypoints_valid"] > 0
@@ -1507,61 +1681,69 @@ def heat_map_targets(batch: Mapping[str, Tensor], expert: BodyExpert,
                                              / (BODY_DEPTH / 2)) * half), 2)
     limit = body.new_tensor([*reversed(config.grid), config.depth_bins])
     in_map = ((body >= 0) & (body < limit)).all(-1)
-    at, in_box = in_boxes(cells[:, hands[:, 1:]], boxes, config.hand_cells)
+    at, in_box = to_hand_maps(cells[:, hands[:, 1:]], boxes, config.hand_cells)
     bins = 1 + (depth[:, hands[:, 1:]] - depth[:, hands[:, :1]]) / (HAND_DEPTH / 2)
     hand = torch.cat((at, bins[..., None] * half), 3)
     return [(body, valid[:, POSITIONED] & in_map), (hand, valid[:, hands[:, 1:]] & in_box)]
 
 
+def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute error over all elements (..., C), where valid (...) is 0 counted as zero."""
+    return torch.where(valid[..., None] > 0, error.abs(), 0.0).mean()
+
+
 def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], body: Callable,
                 expert: BodyExpert, config: BodyConfig | BodyExpertConfig) -> dict[str, Tensor]:
-    """The unweighted terms of Eq. 7 and 8 and of SMPLer-X, each a scalar: means over everything.
+    """Compute the unweighted terms of Eq. 7, Eq. 8 and SMPLer-X, scalars: means over all elements.
 
-    prediction: of BodyAdapter.forward or BodyExpert.forward. batch: as data.py makes it: image
-    (B, 3, S, S), body_pose (B, 55, 3, 3), betas, expression (B, 10), keypoints_3d (B, 76, 3) in
-    metres, keypoints_2d (B, 76, 2) in pixels, keypoints_valid (B, 76), hand_boxes (B, 2, 4) x, y,
-    width, height in pixels, tight, and hand_valid (B, 2); perhaps betas_valid and
-    expression_valid (B,), default 1. body(betas, rotations, expression) returns a body,
-    body.keypoints of that its 76 keypoints. Invalid counts as zero.
+    prediction: of BodyAdapter or BodyExpert. batch, of which invalid values count as zero:
+        image (B, 3, S, S); body_pose (B, 55, 3, 3); betas, expression (B, 10); keypoints_3d
+        (B, 76, 3), metres; keypoints_2d (B, 76, 2), pixels, with keypoints_valid (B, 76);
+        hand_boxes (B, 2, 4), tight: x, y, width, height in pixels, with hand_valid (B, 2); and,
+        default 1, keypoints_3d_valid (B, 76), body_pose_valid (B,), rotations_valid (B, 55),
+        betas_valid and expression_valid (B,).
+    body: a whole-body model; body.keypoints(body(betas, rotations, expression)) are its 76
+    keypoints (B, 76, 3) in metres.
     """
     keypoints = body.keypoints(body(prediction["betas"], prediction["body_pose"],
                                     prediction["expression"]))
-    rows, _ = expert.config.grid
-    flat = project(keypoints, prediction["translation"], expert.config.focal) * rows
-    true_flat = (batch["keypoints_2d"] / batch["image"].shape[-1] - 0.5) * rows  # cells
-    true = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
+    rows, size = expert.config.grid[0], batch["image"].shape[-1]
+    projected = project_to_crop(keypoints, prediction["translation"], expert.config.focal) * rows
+    true_projected = (batch["keypoints_2d"] / size - 0.5) * rows  # cells
+    relative = keypoints - keypoints[:, :1]
+    true_relative = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
 
-    def mean(error: Tensor, valid: Tensor) -> Tensor:
-        return torch.where(valid[..., None] > 0, error.abs(), 0.0).mean()
-
-    def shape(name: str) -> Tensor:
-        known = batch.get(f"{name}_valid", torch.ones_like(batch[name][:, 0]))
-        return mean(prediction[name] - batch[name], known)
+    def known(name: str, *shape: int) -> Tensor:
+        return batch.get(f"{name}_valid", keypoints.new_ones(len(keypoints), *shape))
 
     joints, hand_joints = heat_map_targets(batch, expert, prediction["map_boxes"])
-    x, y, *sides = expert.to_cells(batch["hand_boxes"].unflatten(2, (2, 2)),
-                                   batch["image"].shape[-1]).flatten(2).unbind(2)
-    corner, side = torch.stack((x, y), 2), batch["hand_boxes"][..., 2:] * (
-        rows / batch["image"].shape[-1])
+    corner = expert.to_cells(batch["hand_boxes"][..., :2], size)  # (B, 2, 2) in cells
+    side = batch["hand_boxes"][..., 2:] * (rows / size)
     posed = [*range(23), *range(25, 55)]  # 53: SMPL-X's 55 without the eyes
     rotation, cosine = pose_distance(prediction["body_pose"][:, posed],
                                      batch["body_pose"][:, posed], config.pose_term)
+    pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
+    keypoints_known = known("keypoints_3d", 76)
     return {
-        "keypoints_img": mean(prediction["joints"] - joints[0], joints[1])
-        + mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
-        "keypoints_proj": mean(flat - true_flat, batch["keypoints_valid"]),  # L_proj
-        "keypoints_3d": (keypoints - keypoints[:, :1] - true).abs().mean(),  # L_3D
-        "pose": (rotation / 9 + cosine).mean(),  # L_theta
-        "betas": shape("betas"), "expression": shape("expression"),  # L_beta
-        "boxes": mean(prediction["box_centers"][:, :2] - corner - side / 2, batch["hand_valid"])
-        + mean(prediction["box_sizes"][:, :2] - side, batch["hand_valid"]),
+        "keypoints_img": masked_mean(prediction["joints"] - joints[0], joints[1])
+        + masked_mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
+        "keypoints_proj": masked_mean(projected - true_projected, batch["keypoints_valid"]),
+        "keypoints_3d": masked_mean(relative - true_relative,
+                                    keypoints_known * keypoints_known[:, :1]),  # L_3D
+        "pose": torch.where(pose_known > 0, rotation / 9 + cosine, 0.0).mean(),  # L_theta
+        "betas": masked_mean(prediction["betas"] - batch["betas"], known("betas")),  # L_beta
+        "expression": masked_mean(prediction["expression"] - batch["expression"],
+                                  known("expression")),
+        "boxes": masked_mean(prediction["box_centers"][:, :2] - corner - side / 2,
+                             batch["hand_valid"])
+        + masked_mean(prediction["box_sizes"][:, :2] - side, batch["hand_valid"]),
     }
 
 
 def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpertConfig) -> Tensor:
-    """Eq. 7. What nothing trainable can change is left out: beside a frozen expert L_img, L_beta.
+    """Eq. 7: the weighted sum. With a frozen expert L_img and L_beta have no gradient: left out.
 
-    The expert itself, and the rivals that train its head, learn from all of SMPLer-X's terms.
+    The expert itself, and rivals that train its head, learn from all of SMPLer-X's terms.
     """
     loss = (config.weight_keypoints_2d * terms["keypoints_proj"]
             + config.weight_keypoints_3d * terms["keypoints_3d"]
@@ -1576,7 +1758,7 @@ def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpert
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Groups for AdamW: weight decay on matrices and kernels alone, frozen parameters left out."""
+    """Group trainable parameters for AdamW: weight decay only on matrices and kernels."""
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         spared = parameter.ndim < 2 or re.search(r"(pos_embed|_embedding|task_tokens)$", name)
@@ -1586,14 +1768,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
             {"params": groups[False], "weight_decay": 0.0}]
 
 
-# ----------------------------------------------------------------------------------- dual path
+# --------------------------------------------------------------------------------- dual path
 
 
 def share_twist(elbow: Tensor, wrist: Tensor, most: float) -> tuple[Tensor, Tensor]:
-    """Give what a wrist twists beyond `most` radians to its elbow, (B, 3, 3) twice -> the same.
+    """Move a wrist's twist beyond `most` radians to its elbow: (B, 3, 3) twice -> the same.
 
-    The forearm twists, not the wrist (PyMAF-X). In SMPL-X's rest pose the arms lie along x, so a
-    rotation about x leaves the wrist where it is; elbow @ wrist does not change.
+    The forearm twists, not the wrist (PyMAF-X). In SMPL-X's rest pose the arms lie along x, so
+    twist is rotation about x; elbow @ wrist does not change.
     """
     def root(square: Tensor) -> Tensor:
         return square.clamp_min(0).sqrt()
@@ -1608,18 +1790,17 @@ def share_twist(elbow: Tensor, wrist: Tensor, most: float) -> tuple[Tensor, Tens
 
 def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None, *, wrist: str = "ik",
           max_twist: float = 0.4 * math.pi) -> Tensor:
-    """Put MANO hands on an SMPL-X body: the most asked question about these two models.
+    """Put MANO hands on an SMPL-X body: (B, 55, 3, 3) -> (B, 55, 3, 3).
 
-    body_pose: (B, 55, 3, 3). hand_pose: (B, 2, 16, 3, 3) of the hand network, global orientation
-    in the camera's frame and absolute fingers; the left one mirrored. valid: (B, 2), 0 for hands
-    that stay the body's. Returns (B, 55, 3, 3).
+    hand_pose: (B, 2, 16, 3, 3) of the hand network, the left one mirrored: orientation in the
+    camera frame, absolute fingers. valid: (B, 2), 0 for hands that keep the body's pose.
 
-    1. The left hand is mirrored back: M R M for all sixteen rotations.
-    2. A MANO hand's orientation is global, an SMPL-X wrist is relative to its elbow. So wrist =
-       (product of all rotations from the pelvis to the elbow)^T times orientation ("ik").
-    3. Fingers are copied. They are absolute here: smplx's layers with flat_hand_mean=False (their
-       default) add a mean hand, which smplx_parameters takes off.
-    wrist: "ik"; "twist", the same with share_twist; "body" keeps the body's.
+    1. Mirror the left hand back: M R M for all sixteen rotations.
+    2. A MANO hand's orientation is global, an SMPL-X wrist is relative to its elbow: wrist =
+       (product of the rotations from the pelvis to the elbow)^T times orientation ("ik").
+    3. Copy the fingers. They are absolute here; smplx's layers with flat_hand_mean=False (their
+       default) add the mean hand, which smplx_parameters subtracts.
+    wrist: "ik"; "twist": the same, then share_twist; "body": keep the body's wrist.
     """
     pose = body_pose.clone()
     hands = torch.stack((hand_pose[:, 0], mirror(hand_pose[:, 1])), 1)
@@ -1639,11 +1820,11 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None, *, 
     return pose
 
 
-def crop_square(images: Tensor, centers: Tensor, sides: Tensor, size: int,
-                mirrored: bool = False) -> Tensor:
-    """Square crops (B, 3, size, size) in 0..255 of images (B, 3, H, W), black outside of them.
+def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
+                   mirrored: bool = False) -> Tensor:
+    """Crop squares (B, 3, size, size), 0..255, from images (B, 3, H, W); black outside of them.
 
-    centers (B, 2) and sides (B,) in pixels. Each pixel is the mean of several, against aliasing.
+    centers (B, 2) and sides (B,) in pixels. Each pixel averages several samples, against aliasing.
     """
     samples = int((sides.amax() / size).ceil().clamp(1, 8)) if len(sides) else 1
     at = (torch.arange(size * samples, device=sides.device) + 0.5) / (size * samples) - 0.5
@@ -1657,58 +1838,63 @@ def crop_square(images: Tensor, centers: Tensor, sides: Tensor, size: int,
 
 
 def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Squares around both hands: (B, 3, H, W), (B, 2, 4) -> (B, 2, 3, size, size) in 0..255.
+    """Crop both hands: (B, 3, H, W) and boxes (B, 2, 4) -> (B, 2, 3, size, size), 0..255.
 
-    boxes: x, y, width, height in pixels; those of SMPLer-X are twice as wide as the hand already,
-    so nothing is added but what makes them 3 : 4, which is what HaMeR sees of a square. The left
-    hand is mirrored.
+    boxes: x, y, width, height in pixels, as BodyExpert predicts them: already twice as wide as the
+    hand, so they only grow to 3:4, the part of a square that HaMeR sees. The left crop is mirrored.
     """
     centers = boxes[..., :2] + boxes[..., 2:] / 2
     sides = torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3)  # (B, 2)
-    return torch.stack([crop_square(images, centers[:, hand], sides[:, hand], size, hand == 1)
+    return torch.stack([sample_squares(images, centers[:, hand], sides[:, hand], size, hand == 1)
                         for hand in range(2)], 1)
 
 
 class HMRAdapter(nn.Module):
-    """Both adapted experts: from pictures of people to SMPL-X (3.1, Fig. 2)."""
+    """Both adapted experts: from images of people to SMPL-X (3.1, Fig. 2)."""
 
     def __init__(self, config: Config, hand: HandAdapter | None = None,
                  body: BodyAdapter | None = None) -> None:
-        """hand, body: trained ones, of the configs in `config`."""
+        """hand, body: trained models of the configs in `config`; None: random weights."""
         super().__init__()
         self.config = config
-        self.hand = HandAdapter(config.hand) if hand is None else hand
-        self.body = BodyAdapter(config.body) if body is None else body
+        self.hand = build_model(config.hand) if hand is None else hand
+        self.body = build_model(config.body) if body is None else body
 
-    def forward(self, images: Tensor, hand_images: Tensor | None = None, *,
-                body_scale: float = 1.0, hand_scale: float = 1.0) -> dict[str, Tensor]:
-        """images (B, 3, S, S) as BodyExpert.look takes them.
+    def forward(self, images: Tensor, hand_images: Tensor | None = None,
+                hand_valid: Tensor | None = None, *, body_scale: float = 1.0,
+                hand_scale: float = 1.0) -> dict[str, Tensor]:
+        """Predict SMPL-X from images (B, 3, S, S), as BodyExpert.features takes them.
 
-        hand_images: (B, 2, 3, H, H) as HandExpert.forward takes them, the left one mirrored; by
-        default cut out of the images where the body expert sees hands.
-        body_scale, hand_scale: of the adapters; with 0 and 0 these are the two experts combined.
-        Returns what BodyAdapter.forward does, its body_pose as body_path, with hand_pose
-        (B, 2, 16, 3, 3), the left one mirrored, and body_pose (B, 55, 3, 3), the two merged.
+        hand_images: (B, 2, 3, H, H), as HandExpert takes them, the left one mirrored; None, as in
+        the paper: cut out of the images at the predicted boxes. hand_valid: (B, 2), 0 for hands
+        that keep the body path's pose; None: both are merged. body_scale, hand_scale: of the
+        adapters; with 0 and 0 these are the two experts, merged.
+        Returns what BodyAdapter.forward does, with its body_pose as body_path; hand_pose
+        (B, 2, 16, 3, 3), the left one mirrored; and the merged body_pose (B, 55, 3, 3).
         """
-        found = self.body(images, scale=body_scale)
+        prediction = self.body(images, scale=body_scale)
         if hand_images is None:
-            size = self.hand.config.expert.image_size
-            hand_images = crop_hands(images, found["hand_boxes"], size)
-        return self.join(found, hand_images, scale=hand_scale)
+            hand_images = self.crop_hands(images, prediction)
+        return self.join(prediction, hand_images, hand_valid, scale=hand_scale)
 
-    def join(self, found: dict[str, Tensor], hand_images: Tensor, valid: Tensor | None = None, *,
-             scale: float = 1.0) -> dict[str, Tensor]:
-        """The hand path and the merge, after the body path; valid: (B, 2), of `merge`."""
-        body_pose, config = found["body_pose"], self.config
-        guide = body_pose if config.guide == "refined" else found["initial_pose"]
-        arms = arm_pose(guide, self.hand.config.arm).flatten(0, 1)
+    def crop_hands(self, images: Tensor, prediction: Mapping[str, Tensor]) -> Tensor:
+        """Crop the hands (B, 2, 3, H, H) of images (B, 3, S, S) at the predicted boxes (3.1)."""
+        return crop_hands(images, prediction["hand_boxes"], self.hand.config.expert.image_size)
+
+    def join(self, prediction: dict[str, Tensor], hand_images: Tensor,
+             hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
+        """Run the hand path after the body path's prediction, and merge both; see `forward`."""
+        body_pose, config = prediction["body_pose"], self.config
+        source = body_pose if config.guidance == "refined" else prediction["initial_pose"]
+        arms = arm_pose(source, self.hand.config.arm).flatten(0, 1)  # theta_b (2 B, J, 3, 3)
         hands = self.hand(hand_images.flatten(0, 1), arms, scale=scale)
         hand_pose = hands["hand_pose"].unflatten(0, (len(body_pose), 2))
-        return found | {"body_path": body_pose, "hand_pose": hand_pose, "body_pose": merge(
-            body_pose, hand_pose, valid, wrist=config.wrist, max_twist=config.max_twist)}
+        merged = merge(body_pose, hand_pose, hand_valid, wrist=config.wrist,
+                       max_twist=config.max_twist)
+        return prediction | {"body_path": body_pose, "hand_pose": hand_pose, "body_pose": merged}
 
 
-# --------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------------- checkpoints
 
 
 class Foreign:
@@ -1810,34 +1996,32 @@ def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
     return model.eval()
 
 
+CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
+                  "expert.encoder.": BodyConfig, "encoder.": BodyExpertConfig}
+SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
+    (r"^(module\.)+", ""), (r"^backbone\.", "encoder."),
+    (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
+
+
 def load_checkpoint(source: str | PathLike | Mapping
                     ) -> HandExpert | BodyExpert | HandAdapter | BodyAdapter:
-    """The model in one of train.py's checkpoints, whichever it is, in evaluation mode on the CPU.
+    """Load the model of one of train.py's checkpoints, in evaluation mode on the CPU.
 
+    source: a file or its content, {"model": state dict, "config": dataclasses.asdict(config)}.
     Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
     """
     state, config = read_checkpoint(source)
-    kinds = {"expert.mano_head.": (HandAdapter, HandConfig), "mano_head.": (HandExpert,
-             HandExpertConfig), "expert.encoder.": (BodyAdapter, BodyConfig),
-             "encoder.": (BodyExpert, BodyExpertConfig)}
-    kind = next((kinds[prefix] for prefix in kinds if any(
+    config_class = next((CONFIG_CLASSES[prefix] for prefix in CONFIG_CLASSES if any(
         name.startswith(prefix) for name in state)), None)
-    require(config is not None and kind is not None,
-            "no checkpoint of train.py for HMR-Adapter: load_hand_expert and load_body_expert take "
-            "the released weights of HaMeR and SMPLer-X")
-    return from_checkpoint(*kind, config, state)
-
-
-def load_released(expert: nn.Module, state: Mapping[str, Tensor], ignored: str,
-                  strict: bool) -> None:
-    """Copy a release's weights, as load_weights; buffers that no release has keep their values."""
-    own = {name: value for name, value in expert.state_dict().items()
-           if name not in state and re.search(r"(hand_mean|num_batches_tracked)$", name)}
-    load_weights(expert, own | state, ignored=ignored, strict=strict)
+    require(config is not None and config_class is not None,
+            "this is not a checkpoint of train.py for HMR-Adapter: for the released weights of "
+            "HaMeR and SMPLer-X use load_hand_expert and load_body_expert")
+    fields = config if isinstance(config, Mapping) else {}
+    return from_checkpoint(model_class(config_class, fields), config_class, config, state)
 
 
 def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:
-    """The hand expert in train.py's checkpoint, alone or in an adapter, or in HaMeR's release.
+    """Load the hand expert of train.py's checkpoint, also from inside an adapter, or of HaMeR's.
 
     source: a file or its content. Raises like load_checkpoint; strict=False prints what does not
     fit and loads the rest.
@@ -1854,7 +2038,7 @@ def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -
 
 def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | None = None,
                      strict: bool = True) -> BodyExpert:
-    """The whole-body expert in train.py's checkpoint, alone or in an adapter, or in SMPLer-X-H's.
+    """Load the whole-body expert of train.py's checkpoint, also from an adapter, or of SMPLer-X-H.
 
     hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands (hands_meanr, hands_meanl), to which
     the released weights' fingers are relative. source, strict and errors: as load_hand_expert's.
@@ -1869,36 +2053,50 @@ def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | No
     expert = BodyExpert(BodyExpertConfig())
     load_released(expert, state, r"smplx_layer\.", strict)
     if hand_mean is None:
-        print("fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to make "
-              "them absolute (the dual path takes no fingers from this expert)")
+        print("the fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to "
+              "make them absolute (the dual path does not use this expert's fingers)")
     else:
         expert.hand_mean.copy_(hand_mean)
     return expert.eval()
 
 
-SMPLER_X_NAMES = (  # what older releases call their parts
-    (r"^(module\.)+", ""), (r"^backbone\.", "encoder."),
-    (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
+def load_released(expert: nn.Module, state: Mapping[str, Tensor], ignored: str,
+                  strict: bool) -> None:
+    """Copy a release's weights, as load_weights; buffers that no release has keep their values."""
+    own = {name: value for name, value in expert.state_dict().items()
+           if name not in state and re.search(r"(hand_mean|num_batches_tracked)$", name)}
+    load_weights(expert, own | state, ignored=ignored, strict=strict)
 
 
 def expert_of(model: nn.Module, kind: type) -> nn.Module:
-    """The model, or the expert inside it; ValueError if that is of another kind."""
+    """Return the model, or the expert inside it; ValueError if that is of another kind."""
     expert = getattr(model, "expert", model)
     require(isinstance(expert, kind),
             f"this checkpoint has a {type(expert).__name__}: expected a {kind.__name__}")
     return expert
 
 
-# ----------------------------------------------------------------------------------- inference
+def load_paths(hand: str | PathLike, body: str | PathLike) -> HMRAdapter:
+    """Load both paths from train.py's checkpoints of stages "hand" and "body", for evaluation."""
+    models = {}
+    for name, source, kind in (("hand", hand, HandAdapter), ("body", body, BodyAdapter)):
+        models[name] = load_checkpoint(source)
+        require(isinstance(models[name], kind), f"{source} has a {type(models[name]).__name__}: "
+                f"expected a {kind.__name__}, of train.py --stage {name}")
+    config = Config(models["hand"].config, models["body"].config)
+    return HMRAdapter(config, **models).eval()
+
+
+# --------------------------------------------------------------------------------- inference
 
 
 def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict[str, Tensor]:
-    """Rotations (B, 55, 3, 3) as the axis-angles that smplx's SMPLX layers take, by their names.
+    """Convert rotations (B, 55, 3, 3) to the axis-angles that smplx.SMPLX takes, by their names.
 
     hand_mean: (2, 15, 3), hands_meanr and hands_meanl of the model file, for layers made with
     flat_hand_mean=False, smplx's default; None: for flat_hand_mean=True.
     """
-    pose = matrix_to_axis_angle(body_pose)
+    pose = matrix_to_axis_angle(body_pose)  # (B, 55, 3)
     if hand_mean is not None:
         right, left = hand_mean.to(pose)
         pose[:, RIGHT_FINGERS] -= right
@@ -1910,10 +2108,10 @@ def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict
 
 
 def person_square(shape: Sequence[int], box: Sequence[float] | None) -> tuple[np.ndarray, float]:
-    """Centre (2,) and side of the square crop of a person in a picture of this (height, width).
+    """Return centre (2,) and side of a person's square in a picture of (height, width), pixels.
 
-    box: x, y, width, height in pixels, made 3 : 4 and a quarter larger (SMPLer-X); None: the
-    whole picture, not enlarged. ValueError for a box that is not on the picture.
+    box: x, y, width, height in pixels, grown to 3:4 and by a quarter (SMPLer-X); None: the whole
+    picture, grown only to 3:4. Raises ValueError for a box outside the picture.
     """
     height, width = shape[:2]
     if box is None:
@@ -1928,17 +2126,18 @@ def person_square(shape: Sequence[int], box: Sequence[float] | None) -> tuple[np
 @torch.inference_mode()
 def predict(model: HMRAdapter, image: np.ndarray, body: Callable, *,
             box: Sequence[float] | None = None) -> dict[str, np.ndarray]:
-    """The inference loop: one person of a whole picture as an SMPL-X mesh in front of it.
+    """Predict the SMPL-X mesh of one person in a picture, in camera coordinates.
 
-    image: (H, W, 3) uint8 RGB. body(betas, rotations, expression, transl) returns vertices and
-    joints, as bodymodels.load_model("wholebody"). box: see person_square.
-    Hands are cut out of the picture itself, not of the person's crop, which has few pixels of
-    them. A hand whose box has its centre outside of the picture stays the body expert's.
-    Returns float32 arrays: vertices (V, 3), joints (K, 3) in metres, the frame of a camera with
-    intrinsics K (3, 3) (its axis goes through the middle of the box); transl (3,); rotations
-    (55, 3, 3); betas, expression (10,); the axis-angles of smplx_parameters, fingers absolute;
-    hand_boxes (2, 4) x, y, width, height in pixels, [right, left]; hand_valid (2,); and box, the
-    person's square. Raises ValueError for bad input.
+    image: (H, W, 3) uint8 RGB. body: a whole-body model; body(betas, rotations, expression,
+    transl) returns vertices and joints, as bodymodels.load_model("wholebody") does. box: see
+    person_square. Hands are cut out of the picture, where they have more pixels than in the
+    person's crop. A hand whose predicted box has its centre outside the picture keeps the body
+    expert's pose.
+    Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
+    intrinsics, whose axis goes through the centre of the box; transl (3,); rotations (55, 3, 3);
+    betas, expression (10,); smplx_parameters, fingers absolute; hand_boxes (2, 4), x, y, width,
+    height in pixels, [right, left]; hand_valid (2,); box, the person's square. Raises ValueError
+    for bad input.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
     require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
@@ -1948,32 +2147,34 @@ def predict(model: HMRAdapter, image: np.ndarray, body: Callable, *,
     picture = torch.tensor(image.transpose(2, 0, 1)[None]).to(parameter)  # (1, 3, H, W)
     size = model.body.config.expert.image_size
     at, sides = torch.tensor(center[None]).to(parameter), parameter.new_tensor([side])
-    found = model.body(crop_square(picture, at, sides, size))
-    boxes = found["hand_boxes"] * (side / size)
+    prediction = model.body(sample_squares(picture, at, sides, size))
+    boxes = prediction["hand_boxes"] * (side / size)  # (1, 2, 4), pixels of the picture
     boxes[..., :2] += at[:, None] - side / 2
-    middles = boxes[..., :2] + boxes[..., 2:] / 2
-    valid = ((middles >= 0) & (middles < middles.new_tensor(image.shape[1::-1]))).all(-1)
-    hand_size = model.hand.config.expert.image_size
-    found = model.join(found, crop_hands(picture, boxes, hand_size), valid.float())
+    centers = boxes[..., :2] + boxes[..., 2:] / 2
+    valid = ((centers >= 0) & (centers < centers.new_tensor(image.shape[1::-1]))).all(-1)
+    hand_images = crop_hands(picture, boxes, model.hand.config.expert.image_size)
+    prediction = model.join(prediction, hand_images, valid.float())
 
-    require(all(value.isfinite().all() for value in found.values()),
+    require(all(value.isfinite().all() for value in prediction.values()),
             "the network's output is not finite: its weights are damaged, or training diverged")
-    found = {name: value.float().cpu() for name, value in found.items()}
-    mesh = body(found["betas"], found["body_pose"], found["expression"], found["translation"])
+    prediction = {name: value.float().cpu() for name, value in prediction.items()}
+    mesh = body(*(prediction[name] for name in ("betas", "body_pose", "expression",
+                                                "translation")))
     focal = model.body.config.expert.focal * side
     arrays = {
-        "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
-        "rotations": found["body_pose"], "betas": found["betas"],
-        "expression": found["expression"], "hand_boxes": boxes.cpu(), "hand_valid": valid.cpu(),
-    } | smplx_parameters(found["body_pose"])
+        "vertices": mesh.vertices, "joints": mesh.joints, "transl": prediction["translation"],
+        "rotations": prediction["body_pose"], "betas": prediction["betas"],
+        "expression": prediction["expression"], "hand_boxes": boxes.cpu(),
+        "hand_valid": valid.cpu(),
+    } | smplx_parameters(prediction["body_pose"])
     return {name: value[0].numpy().astype(np.float32) for name, value in arrays.items()} | {
         "K": np.array([[focal, 0, center[0]], [0, focal, center[1]], [0, 0, 1]], np.float32),
         "box": np.array([*(center - side / 2), side, side], np.float32)}
 
 
-# -------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------------------------ command line
 
-DISCRIMINATOR = 1_545_211  # parameters of HaMeR's adversary, which no result depends on
+DISCRIMINATOR = 1_545_211  # parameters of HaMeR's discriminator, which no prediction depends on
 PAPER_SAYS = {  # trainable parameters in the paper's tables
     "Table 3, No. 1": "671M", "Table 3, No. 3": "39M", "Table 3, No. 4": "39M",
     "Table 3, No. 5": "27M", "Table 3, No. 6": "27M", "Table 4, No. 1": "662M",
@@ -1981,26 +2182,26 @@ PAPER_SAYS = {  # trainable parameters in the paper's tables
     "Table 4, No. 6": "37M",
 }
 REMARK = f"""\
-671M is HaMeR with its discriminator, {DISCRIMINATOR:,} parameters more than here, cut off, not
-rounded. 27M: out-projections are copied and trained too, or it would be 24M. 37M: no composition
-follows from the paper; this one, of HaMeR's numbers alone, rounds to it. With one query a
-softmax is 1: of either adapter's SA the thirds for q and k, 6,291,456, never change."""
+671M is HaMeR with its discriminator, {DISCRIMINATOR:,} parameters more than here, truncated, not
+rounded. 27M includes copied, trained out-projections; without them it would be 24M. 37M does not
+follow from the paper; our composition uses only HaMeR's numbers. With one query token the softmax
+of either adapter's SA is 1: its q and k weights, 6,291,456, change only by weight decay."""
 
 
 def count(module: nn.Module, trainable: bool = False) -> int:
-    """Parameters of a module, or those that train."""
+    """Count the parameters of a module, or the trainable ones."""
     return sum(parameter.numel() for parameter in module.parameters()
                if parameter.requires_grad or not trainable)
 
 
 def on_meta(config: HandConfig | BodyConfig) -> HandAdapter | BodyAdapter:
-    """The model of a config without its numbers, to count them."""
+    """Build the model of a config without allocating its weights, to count them."""
     with torch.device("meta"):
-        return (HandAdapter if isinstance(config, HandConfig) else BodyAdapter)(config)
+        return build_model(config)
 
 
 def count_parameters(config: Config) -> dict[str, tuple[int, int]]:
-    """(all, trainable) parameters of each part of both paths, without allocating them."""
+    """Count (all, trainable) parameters of each part of both paths, without allocating them."""
     counts = {}
     for path, model in (("hand", on_meta(config.hand)), ("body", on_meta(config.body))):
         for owner, label in ((model.expert, "expert"), (model, "adapter")):
@@ -2016,16 +2217,15 @@ def count_parameters(config: Config) -> dict[str, tuple[int, int]]:
 
 
 def print_summary(as_json: bool) -> None:
-    """Parameters of the paper's and the cpu preset by part, and of the tables' rows."""
+    """Print the parameters of the paper's and the cpu preset by part, and of the tables' rows."""
     presets = {name: count_parameters(PRESETS[name]) for name in ("paper", "cpu")}
     rows = {row: (count(on_meta(baseline(row)), True), says) for row, says in PAPER_SAYS.items()}
     if as_json:
-        print(json.dumps({
-            "parameters": {name: {part: {"all": both[0], "trainable": both[1]}
-                                  for part, both in parts.items()}
-                           for name, parts in presets.items()},
-            "rows": {row: {"trainable": number, "paper": says}
-                     for row, (number, says) in rows.items()}, "remark": REMARK}, indent=1))
+        parameters = {name: {part: dict(zip(("all", "trainable"), both, strict=True))
+                             for part, both in parts.items()} for name, parts in presets.items()}
+        counted = {row: dict(zip(("trainable", "paper"), both, strict=True))
+                   for row, both in rows.items()}
+        print(json.dumps({"parameters": parameters, "rows": counted, "remark": REMARK}, indent=1))
         return
     for name, parts in presets.items():
         print(f"{name:<34}{'parameters':>14}{'trainable':>14}")
@@ -2037,60 +2237,35 @@ def print_summary(as_json: bool) -> None:
     print(f"\n{REMARK}")
 
 
-def load_paths(hand: str | PathLike, body: str | PathLike) -> HMRAdapter:
-    """Both paths from train.py's checkpoints of stages "hand" and "body", in evaluation mode."""
-    models = {}
-    for name, source, kind in (("hand", hand, HandAdapter), ("body", body, BodyAdapter)):
-        models[name] = load_checkpoint(source)
-        require(isinstance(models[name], kind), f"{source} has a {type(models[name]).__name__}: "
-                f"expected a {kind.__name__}, of train.py --stage {name}")
-    config = Config(models["hand"].config, models["body"].config)
-    return HMRAdapter(config, **models).eval()
-
-
-def reconstruct(arguments: argparse.Namespace) -> None:
-    """Predict the person in a picture; write overlay, arrays and mesh."""
-    import matplotlib.image
-
+def reconstruct(arguments: argparse.Namespace) -> str:
+    """Predict the person in a picture and write the result; return what was written."""
     import bodymodels
     import data
+    from sets import pictures
 
-    try:
-        box = arguments.box and [float(number) for number in arguments.box.split(",")]
-    except ValueError:
-        raise ValueError(f"--box {arguments.box}: expected x,y,width,height") from None
+    box = pictures.parse_box(arguments.box)
+    pictures.check_folder(arguments.out)
     body = bodymodels.load_model(arguments.model)
     require(len(body.parents) == 55, f"--model {arguments.model} has {len(body.parents)} joints: "
             "expected an SMPL-X model, with 55")
-    image, faces = data.read_image(arguments.image), body.faces.numpy()
-    found = predict(load_paths(arguments.hand, arguments.body), image, body, box=box)
-    overlay = bodymodels.render(found["vertices"], faces, found["K"], image.shape[:2],
-                                background=image / np.float32(255), supersample=2)
-    png, npz = io.BytesIO(), io.BytesIO()
-    matplotlib.image.imsave(png, overlay.image, format="png")
-    np.savez_compressed(npz, faces=faces, **found)
-    base = arguments.out / Path(arguments.image).stem
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    bodymodels.write_atomically(f"{base}_overlay.png", png.getvalue())  # base.png may be IMAGE
-    bodymodels.write_atomically(f"{base}.npz", npz.getvalue())
-    upright = (found["vertices"] - found["joints"][0]) * (1, -1, -1)  # y up, as viewers expect
-    for ending in ("obj", "ply", "glb"):
-        bodymodels.save_mesh(f"{base}.{ending}", upright, faces)
-    print(f"wrote {base}_overlay.png, .npz, .obj, .ply and .glb")
+    image = data.read_image(arguments.image)
+    prediction = predict(load_paths(arguments.hand, arguments.body), image, body, box=box)
+    return pictures.write_result(arguments.image, arguments.out, image, prediction,
+                                 body.faces.numpy(), prediction["joints"][0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code, 2 after one line about bad input."""
+    """Run the command line; return the exit code, 2 after one line about bad input."""
     parser = argparse.ArgumentParser(
-        description="HMR-Adapter: the body, hands and face of the person in a picture.",
+        description="HMR-Adapter: body, hands and face of the person in a picture.",
         epilog="Writes the mesh over the picture (_overlay.png), the mesh (.obj, .ply, .glb: "
                "metres, pelvis at the origin, y up) and the arrays of hmr_adapter.predict (.npz).")
     add, assets = parser.add_argument, Path(__file__).with_name("assets")
     add("image", nargs="?", help="a picture with one person")
     add("--hand", default=assets / "hmr_adapter_hand_cpu.pt", metavar="FILE",
-        help="checkpoint of train.py --stage hand (default: the small one beside this file)")
+        help="checkpoint of train.py --stage hand (default: the small one in assets/)")
     add("--body", default=assets / "hmr_adapter_body_cpu.pt", metavar="FILE",
-        help="checkpoint of train.py --stage body (default: the small one beside this file)")
+        help="checkpoint of train.py --stage body (default: the small one in assets/)")
     add("--model", default="wholebody", metavar="FILE",
         help="SMPLX_NEUTRAL.npz, for checkpoints trained on SMPL-X (default: the free body)")
     add("--box", help="x,y,w,h of the person in pixels (default: the whole picture)")
@@ -2103,7 +2278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_summary(arguments.json)
         else:
             require(arguments.image is not None, "name a picture, or give --summary")
-            reconstruct(arguments)
+            print(reconstruct(arguments))
     except (ValueError, OSError) as error:
         print(f"hmr_adapter.py: {error}", file=sys.stderr)
         return 2

@@ -1263,8 +1263,8 @@ class PeopleTask(Task):
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
         if not self.arguments.expert:
-            return self.MODEL(self.config)
-        return self.MODEL(self.config, self.load_given(self.arguments.expert))
+            return hmr_adapter.build_model(self.config)
+        return hmr_adapter.build_model(self.config, self.load_given(self.arguments.expert))
 
     def load_given(self, source: str | Path | Mapping[str, typing.Any]) -> nn.Module:
         """An expert, with all that its weights need beside them."""
@@ -1568,8 +1568,10 @@ class BodyAdapterTask(BodyExpertTask):
               ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The adapter's with knuckles where the expert sees them, and the expert's."""
         output = model(batch["image"])
-        return output, {"adapter": output["body_pose"],
-                        "expert": model(batch["image"], scale=0.0)["body_pose"]}
+        poses = {"adapter": output["body_pose"]}
+        if model.keeps_expert:
+            poses["expert"] = model.expert(batch["image"])["body_pose"]
+        return output, poses
 
 
 class DualPathTask(BodyAdapterTask):

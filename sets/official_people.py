@@ -27,6 +27,9 @@ class OfficialPeople(PeopleDataset):
 
         body_pose_valid, betas_valid, expression_valid   ()       float32  betas: those of the
                                                                            neutral body alone
+        rotations_valid                                  (55,)    float32  of body_pose: SMPL has
+                                                                           the first 22 alone
+        keypoints_3d_valid                               (76,)    float32
         hand_betas                                       (2, 10)  float32  MANO's: unknown, 0
         hand_betas_valid                                 (2,)     float32
 
@@ -84,7 +87,8 @@ class OfficialPeople(PeopleDataset):
         labels = self.labelled(sample, rng)
         neutral = self.pictures.MODEL == "smplx" and GENDERS[record["gender"]] == "neutral"
         return labels | {
-            "keypoints_valid": labels["keypoints_valid"] * known,
+            "keypoints_valid": labels["keypoints_valid"] * known, "keypoints_3d_valid": known,
+            "rotations_valid": record["has_pose"] * (np.arange(55) < len(told)),
             "hand_valid": labels["hand_valid"] * known[HAND_KEYPOINTS].all(1),
             "body_pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * neutral,
             "expression_valid": 0.0, "hand_betas": np.zeros((2, 10)),
@@ -131,7 +135,8 @@ class HandPairs(PeopleDataset):
             "image": np.zeros((3, self.size, self.size), np.uint8), "K": one,
             "body_pose": np.tile(one, (55, 1, 1)), "arm_pose": np.tile(one, (2, 8, 1, 1)),
             "keypoints_3d": np.zeros((76, 3)), "keypoints_2d": np.zeros((76, 2)),
-            "keypoints_valid": np.zeros(76), "hand_boxes": np.zeros((2, 4)),
+            "keypoints_valid": np.zeros(76), "keypoints_3d_valid": np.zeros(76),
+            "rotations_valid": np.zeros(55), "hand_boxes": np.zeros((2, 4)),
             "transl": np.zeros(3), "betas": np.zeros(10), "expression": np.zeros(10),
             "hand_visible": np.ones(2)} | dict.fromkeys(
                 ("body_pose_valid", "betas_valid", "expression_valid"), 0.0)

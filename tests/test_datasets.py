@@ -1141,6 +1141,7 @@ def test_wart_rich_two_people_cameras_and_twelve_coefficients(folders, models):
 
 KNOWN = {  # what official people and hands have beside
     **{f"{name}_valid": ((), torch.float32) for name in ("body_pose", "betas", "expression")},
+    "keypoints_3d_valid": ((76,), torch.float32), "rotations_valid": ((55,), torch.float32),
     "hand_betas": ((2, 10), torch.float32), "hand_betas_valid": ((2,), torch.float32)}
 
 
@@ -1218,6 +1219,7 @@ def test_ehf_and_smpls_people_flag_what_they_do_not_know(folders, fresh, models)
     people = data.OfficialPeople(ehf(root, models=models), 32)
     sample, record = people[1], people.records(1)
     assert sample["hand_images"].shape == (2, 3, 32, 32) and not sample["body_pose_valid"]
+    assert not sample["rotations_valid"].any() and sample["keypoints_3d_valid"].all()
     true = torch.from_numpy(people.pictures.vertices(record))
     joints = body.J_regressor @ true
     torch.testing.assert_close(sample["keypoints_3d"][:55], joints.float(), atol=1e-4, rtol=0)
@@ -1225,6 +1227,8 @@ def test_ehf_and_smpls_people_flag_what_they_do_not_know(folders, fresh, models)
     sample = people[0]
     assert not sample["hand_valid"].any() and sample["body_pose_valid"] == 1
     assert not sample["keypoints_valid"][25:55].any() and sample["betas_valid"] == 0
+    assert not sample["keypoints_3d_valid"][25:55].any() and sample["keypoints_3d_valid"][0] == 1
+    assert sample["rotations_valid"].tolist() == [1] * 22 + [0] * 33  # SMPL has no fingers
     assert {name: tuple(value.shape) for name, value in sample.items()}.keys() == (
         PEOPLE | KNOWN).keys()
 

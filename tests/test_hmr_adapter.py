@@ -91,12 +91,12 @@ def lively(module: nn.Module) -> nn.Module:
 
 def hand_adapter(**changes) -> HandAdapter:
     torch.manual_seed(2)
-    return lively(HandAdapter(replace(TINY_HAND, **changes))).eval()
+    return lively(hmr.build_model(replace(TINY_HAND, **changes))).eval()
 
 
 def body_adapter(**changes) -> BodyAdapter:
     torch.manual_seed(3)
-    return lively(BodyAdapter(replace(TINY_BODY, **changes))).eval()
+    return lively(hmr.build_model(replace(TINY_BODY, **changes))).eval()
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -220,6 +220,44 @@ def test_cpu_checkpoints_are_small():
     assert size < 12e6
 
 
+def test_precision_suits_the_hardware():
+    """The paper's V100 has no bf16; the presets for newer GPUs use it in all four stages."""
+    for preset, precision in (("paper", "fp16"), ("h200", "bf16"), ("single_gpu", "bf16")):
+        for part in (PRESETS[preset].hand, PRESETS[preset].body):
+            assert part.precision == part.expert.precision == precision
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("row", BASELINES)
+def test_rows_from_scratch_take_twice_the_steps(row, preset):
+    """"Double steps of other settings", whatever the preset; other rows keep its steps."""
+    part, changes = BASELINES[row]
+    config, own = hmr.baseline(row, preset), getattr(PRESETS[preset], part)
+    assert config.steps == own.steps * (2 if row.endswith("No. 2") else 1)
+    assert config == replace(own, **changes, steps=config.steps)
+    assert config.trainable == "all" or row not in hmr.FROM_SCRATCH
+
+
+@pytest.mark.parametrize("changes, needed", [
+    ({}, True), ({"inject": "concat"}, True), ({"inject": "weighted"}, True),
+    ({"inject": "none"}, False), ({"context": "image"}, False), ({"arm_source": "true"}, False)])
+def test_guides_are_needed_for_predicted_arms_alone(changes, needed):
+    """A model without theta_b, or trained with the true one, needs no whole-body model."""
+    assert replace(TINY_HAND, **{"arm_source": "found"} | changes).needs_guide == needed
+
+
+@pytest.mark.parametrize("row", BASELINES)
+def test_each_row_has_its_class(row):
+    """build_model makes it, and a class refuses the config of another one."""
+    part, changes = BASELINES[row]
+    config = replace(TINY_HAND if part == "hand" else TINY_BODY, **changes)
+    base, model = (HandAdapter if part == "hand" else BodyAdapter), hmr.build_model(config)
+    assert isinstance(model, base) and model.keeps_expert == (config.trainable == "adapter")
+    if type(model) is not base:
+        with pytest.raises(ValueError, match=f"{type(model).__name__}.*build_model"):
+            base(config)
+
+
 @pytest.mark.parametrize("bad", [
     {"inject": "some"}, {"context": "knuckles"}, {"arm": "leg"}, {"joint_embedding": "sine"},
     {"trainable": "none"}, {"missing": "nan"}, {"pose_term": "l3"}])
@@ -231,7 +269,8 @@ def test_bad_hand_configs_are_refused_by_name(bad):
 
 @pytest.mark.parametrize("bad", [
     {"inject": "some"}, {"context": "arm"}, {"joint_proj": "none"}, {"joint_embedding": "flat"},
-    {"trainable": "none"}, {"missing": "identity"}, {"concat_init": "ones"}])
+    {"trainable": "none"}, {"missing": "identity"}, {"concat_init": "ones"},
+    {"inject": "concat"}])
 def test_bad_body_configs_are_refused_by_name(bad):
     """The same for the body."""
     with pytest.raises(ValueError, match=next(iter(bad))):
@@ -240,7 +279,7 @@ def test_bad_body_configs_are_refused_by_name(bad):
 
 def test_other_bad_settings_are_refused_by_name():
     """So are those of the dual path, of encoders, and unknown rows."""
-    for bad in ({"guide": "true"}, {"wrist": "fk"}):
+    for bad in ({"guidance": "true"}, {"wrist": "fk"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             replace(TINY, **bad)
     for bad in ({"image_size": 100}, {"vit_heads": 3}):
@@ -637,7 +676,7 @@ def test_only_what_is_trainable_trains(row):
     norms included; gradients reach every module that it trains."""
     part, changes = BASELINES[row]
     config = replace(TINY_HAND if part == "hand" else TINY_BODY, **changes)
-    model = lively((HandAdapter if part == "hand" else BodyAdapter)(config)).train()
+    model = lively(hmr.build_model(config)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     allowed = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     expected = {"adapter": "expert.", "head": ("expert.backbone.", "expert.encoder."),
@@ -656,6 +695,45 @@ def test_only_what_is_trainable_trains(row):
     for module in model.frozen():
         assert not any(each.training for each in module.modules())
     assert model.training
+
+
+@pytest.mark.parametrize("row", BASELINES)
+def test_all_that_trains_gets_a_gradient(row):
+    """DDP stops at trainable parameters without one: no row has any, with a position net or not."""
+    part, changes = BASELINES[row]
+    tiny = TINY_HAND if part == "hand" else TINY_BODY
+    if part == "hand":
+        tiny = replace(tiny, expert=replace(tiny.expert, weight_keypoints_img=0.1))
+    model, batch = lively(hmr.build_model(replace(tiny, **changes))).train(), people()
+    if part == "hand":
+        samples = hmr.hand_samples(batch, model.config.arm)
+        samples |= {"vertices": torch.zeros(4, 778, 3), "betas": torch.zeros(4, 10)}
+        prediction = model(samples["images"], samples["arm"], samples["arm_valid"])
+        terms = hmr.hand_losses(prediction, samples, free_hand(), model.config)
+        loss = hmr.hand_total_loss(terms, model.config)
+    else:
+        prediction = model(batch["image"], hmr.true_knuckles(batch), batch["hand_valid"])
+        terms = hmr.body_losses(prediction, batch, whole_body(), model.expert, model.config)
+        loss = hmr.body_total_loss(terms, model.config)
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    if trained:
+        loss.backward()
+    assert not [name for name, value in trained.items() if value.grad is None]
+    assert not [name for name in trained if "expert.position_net" in name]
+
+
+@pytest.mark.parametrize("row", BASELINES)
+def test_scale_zero_is_the_expert_inside_or_refused(row):
+    """Bit for bit for all that have a scale; concat and weighted take 1 alone, and say so."""
+    part, changes = BASELINES[row]
+    model = hand_adapter(**changes) if part == "hand" else body_adapter(**changes)
+    inputs = (images(), rotations(2, len(ARMS[model.config.arm][0]))) if part == "hand" else (
+        images(), 64 * torch.rand(2, 2, 4, 2))
+    if model.config.inject in ("concat", "weighted"):
+        with pytest.raises(ValueError, match=f"inject={model.config.inject} has none"):
+            model(*inputs, scale=0.0)
+    else:
+        assert same(model.expert(images()), model(*inputs, scale=0.0))
 
 
 def test_queries_and_keys_of_a_single_token_get_no_gradient():
@@ -721,15 +799,16 @@ def test_noise_on_arms_is_for_training():
 
 
 def test_dropped_arms_are_unknown_ones():
-    """arm_drop hides its part of the arms while training, and what is unknown stays so."""
+    """arm_drop hides its share of the arms in training; unknown arms stay unknown."""
     model, arms = hand_adapter(arm_drop=0.3), rotations(400, 8)
-    features, valid = torch.zeros(400, 12, 32), torch.arange(400) % 2
-    assert torch.equal(model.guide(features, arms, valid)[1], valid)
-    heard, left = model.train().guide(features, arms, valid)
+    valid = torch.arange(400) % 2
+    assert torch.equal(model.prepare_arm(arms, valid, 400)[1], valid)
+    same_arms, left = model.train().prepare_arm(arms, valid, 400)
+    assert torch.equal(same_arms, arms)
     assert not left[valid == 0].any() and 0.6 < left[valid == 1].float().mean() < 0.8
-    unknown = model.guide(features, None, None)[0]
-    assert torch.equal(heard[left == 0], unknown[left == 0])
-    assert (heard[left == 1] != unknown[left == 1]).any((1, 2)).all()
+    features, unknown = model.arm(arms, left), model.arm(*model.prepare_arm(None, None, 400))
+    assert torch.equal(features[left == 0], unknown[left == 0])
+    assert (features[left == 1] != unknown[left == 1]).any((1, 2)).all()
 
 
 def test_image_as_context_ignores_the_arm():
@@ -758,8 +837,8 @@ def test_scale_zero_is_the_body_expert():
 def test_offset_is_added_in_6d():
     """Eq. 4: theta-hat = theta_0 + scale FFN(CA(...)), in the layout of SMPLer-X."""
     model, pictures = body_adapter(), images()
-    seen = model.expert.look(pictures)
-    context, _ = model.knuckles(seen, 64, None, None)
+    seen = model.expert.features(pictures)
+    context, _ = model.knuckle_features(seen, 64, None, None)
     offset = model.offset(model.decoder(context))[:, 0].unflatten(1, (22, 6))
     pose_6d = model.expert.initial_pose(seen) + 0.5 * offset
     found = model(pictures, scale=0.5)
@@ -772,15 +851,15 @@ def test_offset_is_added_in_6d():
 def test_knuckles_go_through_the_box_and_its_mirror(proj):
     """True knuckles where the expert predicts them, left and right, have the predicted features."""
     model, pictures = body_adapter(joint_proj=proj), images(3)
-    seen = model.expert.look(pictures)
+    seen = model.expert.features(pictures)
     seen = seen._replace(hand_maps=torch.randn_like(seen.hand_maps),
                          hand_joints=3 * torch.rand_like(seen.hand_joints))
     at = seen.hand_joints[:, :, KNUCKLES, :2].clone()
     at[:, LEFT, :, 0] = 3 - at[:, LEFT, :, 0]  # the left hand's map is mirrored
     cells = seen.hand_boxes[:, :, None, :2] + at * seen.hand_boxes[:, :, None, 2:] / 4
     pixels = 16 * (cells + torch.tensor([0.5, 0]))
-    found, _ = model.knuckles(seen, 64, pixels, None)
-    assert torch.allclose(found, model.knuckles(seen, 64, None, None)[0], atol=1e-3)
+    found, _ = model.knuckle_features(seen, 64, pixels, None)
+    assert torch.allclose(found, model.knuckle_features(seen, 64, None, None)[0], atol=1e-3)
     assert not torch.allclose(found[:, :4], found[:, 4:], atol=1e-2)
 
 
@@ -790,9 +869,9 @@ def test_unseen_knuckles_say_nothing():
     batch = people()
     for missing in ("zeros", "mask"):
         model = body_adapter(missing=missing)
-        seen = model.expert.look(pictures)
+        seen = model.expert.features(pictures)
         valid = torch.tensor([[1.0, 0], [0, 0]])
-        features, visible = model.knuckles(seen, 64, None, valid)
+        features, visible = model.knuckle_features(seen, 64, None, valid)
         assert features[0, :4].any() and not features[0, 4:].any() and not features[1].any()
         if missing == "mask":
             assert visible[0].tolist() == [True] * 4 + [False] * 4 and visible[1].all()
@@ -801,7 +880,7 @@ def test_unseen_knuckles_say_nothing():
         assert model(pictures, None, valid)["body_pose"].isfinite().all()
         far = hmr.true_knuckles(batch) + 1e4
         far[0, 0, 0] = math.nan
-        features, _ = model.knuckles(seen, 64, far, None)
+        features, _ = model.knuckle_features(seen, 64, far, None)
         assert not features.any()
 
 
@@ -822,7 +901,7 @@ def test_zero_padded_concatenation_keeps_the_expert():
     before = expert(pictures)["body_pose"]
     changes = dict(inject="concat", trainable="head")
     for init, kept in (("zero_pad", True), ("random", False)):
-        model = BodyAdapter(replace(TINY_BODY, **changes, concat_init=init), expert).eval()
+        model = hmr.build_model(replace(TINY_BODY, **changes, concat_init=init), expert).eval()
         assert torch.allclose(model(pictures)["body_pose"], before, atol=1e-5) == kept
         assert expert.body_regressor.root_pose_out[0].in_features == 25 * 11 + 64
         expert = lively(BodyExpert(TINY_BODY.expert)).eval()
@@ -853,7 +932,7 @@ def free_hand_truth() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     translation = hmr.hand_translation(camera, focal)
     return {"hand_pose": pose, "betas": betas, "camera": camera}, {
         "pose": pose, "betas": betas, "joints": joints + 3.0, "vertices": vertices + 3.0,
-        "keypoints_2d": hmr.project(joints, translation, focal), "valid": torch.ones(4)}
+        "keypoints_2d": hmr.project_to_crop(joints, translation, focal), "valid": torch.ones(4)}
 
 
 def test_hand_losses_vanish_for_the_truth():
@@ -918,6 +997,24 @@ def test_unknown_hands_count_as_nothing():
     assert torch.equal(bare["keypoints_3d"], full["keypoints_3d"])
 
 
+def test_unknown_betas_are_held_near_zero():
+    """weight_betas_prior squares the betas of hands whose own are unknown, and no others'."""
+    prediction, samples = free_hand_truth()
+    config = replace(TINY_HAND, weight_betas_prior=0.5)
+    assert "betas_prior" not in hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
+    squares = prediction["betas"].square().sum(1)
+    for betas_valid, expected in (([1, 1, 1, 1], 0.0), ([0, 1, 1, 0], squares[[0, 3]].sum() / 4)):
+        known = samples | {"betas_valid": torch.tensor(betas_valid, dtype=torch.float32)}
+        terms = hmr.hand_losses(prediction, known, free_hand(), config)
+        assert terms["betas_prior"].item() == pytest.approx(float(expected), rel=1e-5)
+    without = {name: value for name, value in samples.items() if name != "betas"}
+    terms = hmr.hand_losses(prediction, without, free_hand(), config)
+    assert terms["betas_prior"].item() == pytest.approx(squares.mean().item(), rel=1e-5)
+    rest = {name: value for name, value in terms.items() if name != "betas_prior"}
+    assert (hmr.hand_total_loss(terms, config) - hmr.hand_total_loss(rest, config)).item() == (
+        pytest.approx(0.5 * squares.mean().item(), rel=1e-3))
+
+
 def test_equation_6_of_matrices_is_one_loss():
     """1 - cos = ||difference||^2 / 6; with L1 the two terms are two."""
     first, second = rotations(5, 16, dtype=torch.float64), rotations(5, 16, dtype=torch.float64)
@@ -962,6 +1059,40 @@ def test_body_losses_vanish_for_the_truth():
         changed = found | {name: found[name] + 0.5}
         wrong = hmr.body_losses(changed, batch, whole_body(), expert, TINY_BODY)
         assert wrong[term] > 0.01, name
+
+
+def test_unknown_labels_of_bodies_count_as_nothing():
+    """With all flags 0 every term is 0, whatever the labels are; each flag has its own values."""
+    found, batch, expert = body_truth()
+    found["body_pose"] = rotations(2, 55)
+    flags = {"keypoints_valid": (76,), "keypoints_3d_valid": (76,), "body_pose_valid": (),
+             "rotations_valid": (55,), "betas_valid": (), "expression_valid": (),
+             "hand_valid": (2,)}
+    wrong = batch | {"betas": batch["betas"] + 1, "expression": batch["expression"] + 1,
+                     "keypoints_3d": batch["keypoints_3d"] + torch.randn(2, 76, 3),
+                     "hand_boxes": batch["hand_boxes"] + 1,
+                     "keypoints_2d": batch["keypoints_2d"] + torch.randn(2, 76, 2)}
+
+    def terms_of(**changes):
+        return hmr.body_losses(found, wrong | changes, whole_body(), expert, TINY_BODY)
+
+    unknown = {name: torch.zeros(2, *shape) for name, shape in flags.items()}
+    assert all(value == 0 for value in terms_of(**unknown).values())
+    full = terms_of()
+    assert all(value > 0 for value in full.values())
+    for name, term in (("keypoints_3d_valid", "keypoints_3d"), ("body_pose_valid", "pose"),
+                       ("rotations_valid", "pose"), ("betas_valid", "betas"),
+                       ("expression_valid", "expression"), ("keypoints_valid", "keypoints_proj")):
+        changed = terms_of(**{name: unknown[name]})
+        assert changed[term] == 0 and changed["boxes"] == full["boxes"]
+        first = terms_of(**{name: torch.stack((torch.ones(flags[name]), unknown[name][1]))})
+        assert 0 < first[term] < full[term]
+    body_alone = (torch.arange(55) < 22).float().expand(2, 55)  # SMPL tells nothing of fingers
+    changed = found["body_pose"].clone()
+    changed[:, 22:] = rotations(2, 33)
+    assert terms_of(rotations_valid=body_alone)["pose"] == hmr.body_losses(
+        found | {"body_pose": changed}, wrong | {"rotations_valid": body_alone}, whole_body(),
+        expert, TINY_BODY)["pose"]
 
 
 def test_targets_of_heat_maps():
@@ -1048,7 +1179,7 @@ def test_an_expert_out_of_an_adapter_can_be_trained(part):
     old = kind(config)
     assert not any(parameter.requires_grad for parameter in old.expert.parameters())
     rival = replace(config, inject="concat", trainable="head")
-    fresh, around = kind(rival), kind(rival, old.expert)
+    fresh, around = hmr.build_model(rival), hmr.build_model(rival, old.expert)
     assert hmr.count(around, True) == hmr.count(fresh, True)
     content = {"model": kind(config).state_dict(), "config": asdict(config),
                "name": f"hmr_adapter-{part}"}
@@ -1173,10 +1304,10 @@ def test_dual_path_joins_both_experts():
 
 
 def test_hands_hear_the_refined_body_or_the_initial_one():
-    """`guide` chooses whose arms the hand path hears."""
+    """`guidance` chooses the body pose whose arms the hand path gets."""
     pictures, hands = images(2), images(4, seed=7)
-    for guide, key in (("refined", "body_path"), ("initial", "initial_pose")):
-        model = tiny_paths(guide=guide)
+    for guidance, key in (("refined", "body_path"), ("initial", "initial_pose")):
+        model = tiny_paths(guidance=guidance)
         found = model(pictures, hands.unflatten(0, (2, 2)))
         arms = hmr.arm_pose(found[key]).flatten(0, 1)
         expected = model.hand(hands, arms)["hand_pose"].unflatten(0, (2, 2))
@@ -1191,6 +1322,18 @@ def test_hands_are_cut_out_where_the_body_sees_them():
     assert same(found, model(pictures, crops))
 
 
+def test_hands_that_are_not_valid_keep_the_body_path():
+    """In batches, with predicted boxes or with given crops."""
+    model, pictures, valid = tiny_paths(), images(3), torch.tensor([[1.0, 1], [0, 0], [1, 0]])
+    whole = model(pictures)
+    for hand_images in (None, model.crop_hands(pictures, whole)):
+        found = model(pictures, hand_images, valid)
+        assert torch.equal(found["body_pose"][0], whole["body_pose"][0])
+        assert torch.equal(found["body_pose"][1], whole["body_path"][1])
+        assert torch.equal(found["body_pose"][2], hmr.merge(
+            whole["body_path"], whole["hand_pose"], valid)[2])
+
+
 def test_predict_projects_where_the_crop_did():
     """The picture's camera sees the mesh where the crop's does, and names all parameters."""
     model, body = tiny_paths(), bodymodels.load_model("wholebody")
@@ -1200,7 +1343,8 @@ def test_predict_projects_where_the_crop_did():
     side = 1.25 * 60
     assert np.allclose(found["box"], [50 - side / 2, 40 - side / 2, side, side])
     pixels = found["joints"] @ found["K"].T
-    in_crop = hmr.project(torch.tensor(found["joints"])[None], torch.zeros(1, 3), 5000 / 256)[0]
+    joints = torch.tensor(found["joints"])[None]
+    in_crop = hmr.project_to_crop(joints, torch.zeros(1, 3), 5000 / 256)[0]
     assert np.allclose(pixels[:, :2] / pixels[:, 2:], (in_crop.numpy() + 0.5) * side
                        + found["box"][:2], atol=0.05)
     pose = np.concatenate([found[name] for name in (
