@@ -1,28 +1,29 @@
-"""SimpleHand: the 778 vertices of a hand from one RGB crop, the whole paper in one file.
+"""SimpleHand: the 778 vertices of a hand from one RGB crop. The whole paper in one file.
 
 Zhishan Zhou, Shihao Zhou, Zhi Lv, Minqiang Zou, Yao Tang, Jiajun Liang:
 "A Simple Baseline for Efficient Hand Mesh Reconstruction", CVPR 2024.
 
-The claim: a mesh decoder needs two things and nothing else. A *token generator* that looks where
-the 21 keypoints are, in a feature map fine enough to tell fingers apart, and a *mesh regressor*
-that grows those 21 tokens into 778 vertices in a few steps, 21 -> 84 -> 336 -> 778.
+The paper's claim: a mesh decoder needs only two parts. A *token generator* samples a feature map
+at the 21 keypoints; the map must be fine enough to separate the fingers. A *mesh regressor* turns
+those 21 tokens into 778 vertices in a few steps: 21 -> 84 -> 336 -> 778.
 
-    where in the paper                     what                              where in this file
+    in the paper                           what                              in this file
     Sec. 3.1, Fig. 2-D  T(X_b)             token generator                   MeshHead.tokens
     Eq. 1               R = H_k ... H_0    mesh regressor                    MeshHead.regress
-    Eq. 2               U_k(MF_k(P_k(.)))  decoder layer                     MeshHead.decoder_layer
-    Eq. 3               X_k + emb_k        position embedding                MeshHead.decoder_layer
+    Eq. 2               U_k(MF_k(P_k(.)))  decoder layer                     DecoderLayer
+    Eq. 3               X_k + emb_k        position embedding                MeshHead.regress
     Sec. 3.3, Fig. 4    R(T(X_b))          framework                         SimpleHand.forward
     Eq. 4, 5, 6         L1 terms           joints, 2D keypoints, vertices    losses
     Eq. 7               weighted sum       w = 10, 1, 10                     total_loss
     Sec. 4.1, 4.5       backbones          FastViT-MA36, HRNet, Hiera-Tiny   FastViT, HRNet, Hiera
-    Tables 4 to 8       ablations          what a row changes                ABLATIONS
+    Tables 5, 8         alternatives       samplings, mixers                 GridHead, GlobalHead
 
-The method comes first; the backbones, which are not the paper's, are the last sections.
-"The release" is the authors' code of 2024-05-27; where paper and release disagree or are silent,
-a comment beside the line says so. Metres, pixels and OpenCV camera axes (x right, y down, z away
-from the camera) throughout; an image spans [0, W] x [0, H], so the centre of its first pixel is
-(0.5, 0.5). Letters in shapes: B batch, S side of the crop in pixels, C channels, N tokens.
+The method comes first. The three backbones are other papers' work and come last.
+
+"The release" is the authors' code of 2024-05-27. Where paper and release disagree or are silent, a
+comment says so. Units are metres and pixels. The camera frame is OpenCV's: x right, y down, z away
+from the camera. An image spans [0, W] x [0, H], so the centre of its first pixel is (0.5, 0.5).
+Letters in shapes: B batch, S side of the crop in pixels, C channels, N tokens.
 """
 
 from __future__ import annotations
@@ -32,12 +33,10 @@ import copy
 import json
 import math
 import re
-import statistics
 import sys
-import time
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -52,26 +51,27 @@ from torch import Tensor, nn
 BACKBONES = ("fastvit", "hrnet", "hiera")
 SAMPLINGS = ("global", "grid", "point", "coarse_mesh")
 MIXERS = ("attention", "identity", "convolution")
-COARSE = 4  # every fourth vertex makes the coarse mesh: 195, as many as FastMETRO's has
+COARSE = 4  # the coarse mesh is every fourth vertex: 195 of them, as many as FastMETRO's has
+
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that defines a model and its training run. Defaults are the paper's."""
+    """Everything that defines a model and its training run. The defaults are the paper's."""
 
     # Input
     image_size: int = 224  # px, side of the square crop, a multiple of 32 (release)
-    official: bool = False  # True: exactly the release, for its checkpoints. It feeds BGR scaled
-    # to +-0.5 to weights pretrained on RGB with ImageNet statistics, samples with
-    # align_corners=True (up to 4 px off at the borders) and adds a sine map the paper does not
-    # mention. False, for new training: RGB with ImageNet statistics, exact sampling, no sine map.
+    official: bool = False  # True reproduces the release, for its checkpoints: BGR images scaled
+    # to +-0.5 (though its backbone was pretrained on RGB with ImageNet statistics), sampling with
+    # align_corners=True (up to 4 px off at the borders), a sine map that the paper does not
+    # mention, and its crop. False, for new training: RGB with ImageNet statistics, exact sampling.
 
     # Backbone (Sec. 4.1; the numbers are those of FastViT-MA36, FastViT's Table 2)
     embed_dims: tuple[int, ...] = (76, 152, 304, 608)  # channels of stages; HRNet: of branches
-    depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of stages; HRNet: modules, but in the first
+    depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of stages; HRNet: see HRNet.__init__
     large_kernel: int = 7  # px, of FastViT's downsampling, position encoding and MLPs
     mlp_ratio: float = 4.0  # hidden width of the MLPs of FastViT and Hiera
     attention: bool = True  # FastViT's last stage: self-attention (MA36), else RepMixer
-    feature_width: int = 1216  # channels of the last map: X_b but in HRNet, there only averaged
+    feature_width: int = 1216  # channels of the backbone's last map
     layer_scale: float = 1e-5  # initial value in FastViT (timm)
     backbone_drop_path: float = 0.2  # rate at the last block, rising linearly (release)
     backbone: str = "fastvit"  # "fastvit", "hrnet" (Sec. 4.1) or "hiera" (Sec. 4.5)
@@ -144,23 +144,25 @@ class Config:
             ("dims", len(self.tokens) == len(self.dims) == len(self.blocks),
              "as many as tokens and blocks"),
             ("heads", not any(dim % self.heads for dim in self.dims), "a divisor of all dims"),
+            ("official", not self.official or self.sampling in ("point", "coarse_mesh"),
+             "False: the release knows no other sampling than at points"),
         ):
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
 
     @property
     def last_width(self) -> int:
-        """Channels that feature_width has to be a multiple of."""
+        """Number of channels that feature_width must be a multiple of."""
         return 64 if self.backbone == "hrnet" else self.embed_dims[-1]
 
     @property
     def backbone_width(self) -> int:
-        """Channels of X_b; of "global" sampling, of its average over the last map."""
+        """Channels of X_b, the map that the tokens are sampled from."""
         hrnet_map = self.backbone == "hrnet" and self.sampling != "global"
         return self.embed_dims[1] if hrnet_map else self.feature_width
 
     @property
     def points(self) -> int:
-        """Points of the image that the model predicts: the keypoints, and the coarse mesh."""
+        """Number of image points that the model predicts: the keypoints, and the coarse mesh."""
         coarse = self.sampling == "coarse_mesh"
         return 21 + (len(range(0, self.num_vertices, COARSE)) if coarse else 0)
 
@@ -172,7 +174,9 @@ def require(condition: object, message: str) -> None:
 
 
 PRESETS: dict[str, Config] = {
-    # Sec. 4.1: torchrun with 8 processes, RTX 2080 Ti, 7 hours.
+    # Sec. 4.1: torchrun with 8 processes, RTX 2080 Ti, 7 hours. The paper starts from FastViT's
+    # ImageNet weights (train.py --backbone FILE) and does not say whether the processes share
+    # the statistics of their batch norms. train.py shares them, over all 256 samples.
     "paper": Config(),
     # The same with HRNet-W64, whose map at S/8 needs no deconvolution (Sec. 3.3; 11 hours), and
     # with Hiera-Tiny, as in the paper's ablations (Sec. 4.5).
@@ -181,16 +185,17 @@ PRESETS: dict[str, Config] = {
         upsample=(1,)),
     "paper_hiera": Config(
         backbone="hiera", embed_dims=(96, 192, 384, 768), depths=(1, 2, 7, 2), feature_width=768),
-    # One H200: global batch 512 is twice the paper's, so half of the steps and, AdamW's rule,
-    # the learning rate times sqrt(2).
+    # One H200: a batch of 512 is twice the paper's, so half of the steps and, AdamW's rule, the
+    # learning rate times sqrt(2). Batch norms see all 512 samples.
     "h200": Config(
         batch_size=512, steps=25_600, warmup_steps=640, learning_rate=7.07e-4, precision="bf16",
         eval_every=1_280),
-    # One GPU with 11 GB: the paper's run, step for step, in eight batches of 32.
+    # One GPU with 11 GB: the paper's samples per step, in eight parts of 32. Batch norms see 32
+    # samples each, not 256, so this run is not equal to that of "paper".
     "single_gpu": Config(accumulate=8),
-    # Two CPU cores: the same design, small enough to learn in minutes, from hands that turn no
-    # further than 15 degrees: in that time the whole sphere of views does not fit. Nothing there
-    # knows any picture yet, so the 2D keypoints, the most direct lesson, weigh as much as the mesh.
+    # Two CPU cores: the same design, small enough to learn in minutes, from hands within 15
+    # degrees of a frontal view: the whole sphere of views takes longer. Its backbone is not
+    # pretrained, so the 2D keypoints, its most direct supervision, weigh as much as the mesh.
     "cpu": Config(
         image_size=64, embed_dims=(32, 64, 128, 256), depths=(1, 1, 1, 1), large_kernel=3,
         mlp_ratio=2.0, feature_width=256, layer_scale=1.0, backbone_drop_path=0.0,
@@ -200,8 +205,7 @@ PRESETS: dict[str, Config] = {
         train_samples=20_000, views=15.0, in_plane=15.0,
     ),
 }
-# What train.py --ablate trains unless told otherwise: the same with the paper's three blocks, and
-# fewer steps, so that three seeds of Tables 4, 5, 6 and 8 take two hours.
+# The default of train.py --ablate: as above with the paper's three blocks and fewer steps.
 PRESETS["ablation"] = replace(
     PRESETS["cpu"], blocks=(1, 1, 1), steps=500, eval_every=500, train_samples=16_000)
 
@@ -228,67 +232,71 @@ def mlp(width: int, hidden: int) -> nn.Sequential:
         fc1=nn.Linear(width, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, width)))
 
 
-class SeparableConv(nn.Module):
-    """The convolution mixer (our reading): wider, 7 tokens of their row depthwise, back."""
+class TokenAttention(nn.MultiheadAttention):
+    """Multi-head self-attention over tokens, (B, N, C) -> (B, N, C)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, config: Config) -> None:
+        super().__init__(width, config.heads, config.dropout, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
+class SeparableConv(nn.Module):
+    """Convolution mixer (our reading of Table 8): expand, depthwise over 7 tokens, reduce."""
+
+    def __init__(self, width: int, config: Config) -> None:
         super().__init__()
         self.expand = nn.Linear(width, 2 * width)
         self.depthwise = nn.Conv1d(2 * width, 2 * width, 7, padding=3, groups=2 * width)
         self.reduce = nn.Linear(2 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, N, C) -> (B, N, C)
-        x = F.gelu(self.expand(x))
-        return self.reduce(self.depthwise(x.transpose(1, 2)).transpose(1, 2))
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.expand(x)).transpose(1, 2)  # (B, 2 C, N)
+        return self.reduce(self.depthwise(x).transpose(1, 2))  # (B, N, C)
 
 
 class MetaFormerBlock(nn.Module):
     """MF_k of Eq. 2, pre-norm: (B, N, C) -> (B, N, C).
 
-    The identity mixer is one, so its branch adds the normed tokens. (The release would leave that
-    branch out; its identity and convolution blocks cannot be built.)
+    With the identity mixer (Table 8) the first branch adds the normed tokens. The release would
+    leave that branch out, but its identity and convolution blocks cannot be built.
     """
 
     def __init__(self, width: int, config: Config) -> None:
         super().__init__()
+        mixer = {"attention": TokenAttention, "identity": nn.Identity, "convolution": SeparableConv}
         self.norm1 = nn.LayerNorm(width)
-        if config.mixer == "attention":
-            self.token_mixer = nn.MultiheadAttention(width, config.heads, config.dropout,
-                                                     batch_first=True)
-        else:
-            self.token_mixer = (nn.Identity() if config.mixer == "identity"
-                                else SeparableConv(width))
+        self.token_mixer = mixer[config.mixer](width, config)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = mlp(width, int(width * config.regressor_mlp_ratio))
         self.drop_path = DropPath(config.drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm1(x)
-        attention = isinstance(self.token_mixer, nn.MultiheadAttention)
-        mixed = (self.token_mixer(y, y, y, need_weights=False)[0] if attention
-                 else self.token_mixer(y))
-        x = x + self.drop_path(mixed)
+        x = x + self.drop_path(self.token_mixer(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class LinearUpsample(nn.Module):
-    """U_k of Eq. 2: a single linear layer over the tokens, (B, N, C) -> (B, N', C)."""
+class DecoderLayer(nn.Module):
+    """H_k of Eq. 1: more tokens, fewer channels.
 
-    def __init__(self, tokens_in: int, tokens_out: int) -> None:
+    project is P_k, a linear layer over channels; metaformer is MF_k; upsample is U_k, a single
+    linear layer over tokens.
+    """
+
+    def __init__(self, project: nn.Linear, metaformer: nn.Sequential, upsample: nn.Linear) -> None:
         super().__init__()
-        self.upsample = nn.Linear(tokens_in, tokens_out)
+        self.project, self.metaformer, self.upsample = project, metaformer, upsample
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.upsample(x.transpose(1, 2)).transpose(1, 2)
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, C)
+        x = self.metaformer(self.project(x))  # (B, N, C')
+        return self.upsample(x.transpose(1, 2)).transpose(1, 2)  # (B, N', C'), Eq. 2
 
 
 class PatchDeconv(nn.ConvTranspose2d):
-    """Deconvolution whose kernel is its stride: each cell of X_b becomes a patch of its own.
+    """Deconvolution with kernel = stride: one matrix product turns each cell into a patch."""
 
-    That is one matrix product, on a CPU three times faster than the general deconvolution.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C', 4 H, 4 W), if by 4
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), here for stride 4
         patches = x.permute(0, 2, 3, 1) @ self.weight.flatten(1)  # (B, H, W, C' * 4 * 4)
         patches = patches.unflatten(3, self.weight.shape[1:]).permute(0, 3, 1, 4, 2, 5)
         y = patches.flatten(4).flatten(2, 3)  # (B, C', H, 4, W, 4) -> (B, C', 4 H, 4 W)
@@ -296,10 +304,10 @@ class PatchDeconv(nn.ConvTranspose2d):
 
 
 def upsampler(config: Config) -> tuple[nn.Sequential, int]:
-    """What the token generator does to X_b before it samples (Fig. 2 C to E); the new channels.
+    """Build what the token generator does to X_b before it samples, and its output channels.
 
-    One deconvolution by 4 is the paper's (and the release's names); a map as fine as HRNet's, or
-    the average of "global", stays as it is.
+    By default one deconvolution by 4, batch norm and ReLU (Fig. 2-D, release); no layer where X_b
+    is fine enough (HRNet's) or never sampled ("global").
     """
     layers, width = [], config.backbone_width
     factors = () if config.sampling == "global" else config.upsample
@@ -313,124 +321,112 @@ def upsampler(config: Config) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers), width
 
 
-def samples_cells(config: Config) -> bool:
-    """Whether SampledDeconv is for models of this config."""
-    factors = [factor for factor in config.upsample if factor > 1]
-    return len(factors) == 1 and not config.refine and not config.official and (
-        config.sampling != "global")
+def sample(features: Tensor, points: Tensor, align_corners: bool = False) -> Tensor:
+    """Read a map (B, C, H, W) at points (B, N, 2), fractions of the image 0..1 -> (B, N, C).
 
-
-class SampledDeconv(nn.Module):
-    """The one deconvolution and its ReLU, fused, at the cells that points need: at most 4 each.
-
-    21 points need 84 of 784 cells at most, and each of those is a cell of X_b times one of 16
-    matrices. The values are exact; the shapes depend on the points, so for inference alone.
+    Bilinear; beyond the centres of the border cells the border repeats. The points are not
+    detached, so mesh losses move the keypoints too; where clamped, their gradient is zero.
     """
-
-    def __init__(self, deconv: PatchDeconv) -> None:
-        super().__init__()
-        self.factor = deconv.stride[0]
-        self.weight = nn.Parameter(deconv.weight.flatten(2).permute(2, 0, 1).contiguous())
-        self.bias = nn.Parameter(deconv.bias.detach().clone())
-
-    def forward(self, x: Tensor, points: Tensor, corners: bool) -> Tensor:
-        """X_b (B, C, H, W), points (B, N, 2) in 0..1 -> (B, N, C'); corners: as the release."""
-        limit = self.factor * torch.tensor(x.shape[:1:-1], device=x.device) - 1  # last x, last y
-        place = points * limit if corners else points * (limit + 1) - 0.5
-        place = place.clamp(torch.zeros_like(limit), limit)  # (B, N, 2)
-        low, step = place.floor(), torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]], device=x.device)
-        cell = torch.minimum(low.long()[:, :, None] + step, limit)  # (B, N, 4, 2)
-        share = torch.where(step > 0, (place - low)[:, :, None], 1 - (place - low)[:, :, None])
-        coarse, phase = cell // self.factor, (cell % self.factor) @ torch.tensor(
-            [1, self.factor], device=x.device)
-        sample = torch.arange(len(x), device=x.device)[:, None, None]
-        rows = x[sample, :, coarse[..., 1], coarse[..., 0]].flatten(0, 2)  # (B N 4, C)
-        values = rows.new_empty(len(rows), len(self.bias))
-        for index, matrix in enumerate(self.weight):  # (C, C'), of one of the 16 phases
-            chosen = (phase.flatten() == index).nonzero()[:, 0]
-            values[chosen] = torch.addmm(self.bias, rows[chosen], matrix).relu()
-        return (share.prod(-1, keepdim=True) * values.view(*cell.shape[:3], -1)).sum(2)
+    grid = (2.0 * points - 1.0).clamp(-1.0, 1.0).unsqueeze(2)  # (B, N, 1, 2)
+    grid = grid.nan_to_num(0.0)  # sampling at NaN crashes; let the loss show that training diverged
+    sampled = F.grid_sample(features.to(grid.dtype), grid, padding_mode="border",
+                            align_corners=align_corners)  # (B, C, N, 1)
+    return sampled.squeeze(3).transpose(1, 2)
 
 
-class MeshHead(nn.Module):
-    """Token generator T and mesh regressor R (Fig. 4), under the release's parameter names."""
+def full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply the layer outside autocast: in bf16 a coordinate of 0.1 m is only good to 0.4 mm.
 
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.official, self.sampling = config.official, config.sampling
-        self.deconv, width = upsampler(config)
-        widths = (width, *config.dims)
-        tokens = (*config.tokens, config.num_vertices)
-        self.num_layers, self.cells = len(config.tokens), math.isqrt(config.tokens[0])
-        for k in range(1, self.num_layers + 1):
-            embedding = torch.empty(1, tokens[k - 1], widths[k - 1])
-            blocks = [MetaFormerBlock(widths[k], config) for _ in range(config.blocks[k - 1])]
-            embedding = nn.Parameter(nn.init.trunc_normal_(embedding, std=0.02))
-            setattr(self, f"pos_emb_{k}", embedding if config.position_embedding else None)
-            setattr(self, f"proj_{k}", nn.Linear(widths[k - 1], widths[k]))
-            setattr(self, f"encoder_{k}", nn.Sequential(*blocks))
-            setattr(self, f"upsample_{k}", LinearUpsample(tokens[k - 1], tokens[k]))
-        self.pred_final = nn.Linear(widths[-1], 3)
-        self.output_scale = config.output_scale
-
-    def forward(self, features: Tensor, keypoints_2d: Tensor) -> Tensor:
-        """Vertices R(T(X_b)), (B, 778, 3) metres, from X_b and the keypoints to sample at."""
-        return self.regress(self.tokens(features, keypoints_2d))
-
-    def tokens(self, features: Tensor, keypoints_2d: Tensor) -> Tensor:
-        """Token generator: X_b (B, C, S/32, S/32), points (B, N, 2) in 0..1 -> (B, N, C')."""
-        if self.sampling == "grid":  # the centres of cells, wherever the keypoints are
-            side = (torch.arange(self.cells, device=features.device) + 0.5) / self.cells
-            keypoints_2d = torch.cartesian_prod(side, side).flip(1).to(keypoints_2d).expand(
-                len(features), -1, 2)
-        if isinstance(self.deconv, SampledDeconv):
-            return self.deconv(features, keypoints_2d, self.official)
-        features = self.deconv(features)  # (B, C', S/8, S/8)
-        if self.official:
-            features = features + sine_map(features)
-        # Not detached: mesh losses also move the keypoints (zero gradient where clamped).
-        grid = (2.0 * keypoints_2d - 1.0).clamp(-1.0, 1.0).unsqueeze(2)  # (B, 21, 1, 2)
-        grid = grid.nan_to_num(0.0)  # NaN is no place: sampling there would crash, not diverge
-        # The release puts 0 and 1 on the *centres* of the border cells, (S/8 - 1) u instead of
-        # S/8 u - 0.5. Beyond those centres ours repeats the border; the release never gets there.
-        sampled = F.grid_sample(features.to(grid.dtype), grid, padding_mode="border",
-                                align_corners=self.official)
-        return sampled.squeeze(3).transpose(1, 2)  # (B, 21, C')
-
-    def regress(self, x: Tensor) -> Tensor:
-        """Mesh regressor: tokens X_0 = X_m (B, 21, C') -> vertices (B, 778, 3)."""
-        for k in range(1, self.num_layers + 1):  # Eq. 1; the release counts from 1, not 0
-            x = self.decoder_layer(k, x)
-        return self.output_scale * full_precision(self.pred_final, x)
-
-    def decoder_layer(self, k: int, x: Tensor) -> Tensor:
-        """H_k: more tokens, fewer channels, as (B, 21, 256) -> (B, 84, 256) -> (B, 336, 128)."""
-        emb, project, metaformer, upsample = (
-            getattr(self, f"{part}_{k}") for part in ("pos_emb", "proj", "encoder", "upsample"))
-        if emb is not None:
-            x = x + emb  # Eq. 3; before P_k (release), as Sec. 3.3 can be read
-        return upsample(metaformer(project(x)))  # Eq. 2
-
-
-def full_precision(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply the layer outside autocast: in bf16 a coordinate of 0.1 m is only good to 0.4 mm."""
+    On GPUs, torch.set_float32_matmul_precision("high") still rounds its inputs to TF32.
+    """
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.to(layer.weight.dtype))
 
 
+class MeshHead(nn.Module):
+    """Token generator T and mesh regressor R of Fig. 4."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        deconv, width = upsampler(config)
+        widths, tokens = (width, *config.dims), (*config.tokens, config.num_vertices)
+        embeddings, layers = [], []
+        for k, blocks in enumerate(config.blocks):
+            metaformer = nn.Sequential(
+                *[MetaFormerBlock(widths[k + 1], config) for _ in range(blocks)])
+            embedding = torch.empty(1, tokens[k], widths[k])
+            embeddings.append(nn.init.trunc_normal_(embedding, std=0.02))
+            layers.append(DecoderLayer(nn.Linear(widths[k], widths[k + 1]), metaformer,
+                                       nn.Linear(tokens[k], tokens[k + 1])))
+        self.position_embeddings = (nn.ParameterList(embeddings) if config.position_embedding
+                                    else [0.0] * len(layers))  # Table 8
+        self.deconv = deconv
+        self.layers = nn.ModuleList(layers)
+        self.pred_final = nn.Linear(widths[-1], 3)
+        self.output_scale = config.output_scale
+
+    def forward(self, features: Tensor, points: Tensor) -> Tensor:
+        """Vertices R(T(X_b)), (B, 778, 3) metres, from X_b and the points to sample at."""
+        return self.regress(self.tokens(features, points))
+
+    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+        """Token generator: X_b (B, C, S/32, S/32), points (B, N, 2) in 0..1 -> (B, N, C')."""
+        features = self.deconv(features)  # (B, C', S/8, S/8)
+        return sample(features, points)  # (B, 21, C')
+
+    def regress(self, x: Tensor) -> Tensor:
+        """Mesh regressor: tokens X_0 (B, 21, C') -> vertices (B, 778, 3)."""
+        for layer, embedding in zip(self.layers, self.position_embeddings, strict=True):  # Eq. 1
+            x = layer(x + embedding)  # Eq. 3, then 2; (B, 84, 256), (B, 336, 128), (B, 778, 64)
+        return self.output_scale * full_precision(self.pred_final, x)  # (B, 778, 3)
+
+
+class GridHead(MeshHead):
+    """Fig. 2-B: samples the centres of a grid, wherever the keypoints are."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        cells = math.isqrt(config.tokens[0])
+        centers = (torch.arange(cells) + 0.5) / cells
+        grid = torch.cartesian_prod(centers, centers).flip(1)  # (N, 2), row by row
+        self.register_buffer("grid", grid, persistent=False)
+
+    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+        return super().tokens(features, self.grid.to(points).expand(len(features), -1, 2))
+
+
+class GlobalHead(MeshHead):
+    """Fig. 2-A: every token is the average of the last map."""
+
+    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+        return sample(features.mean((2, 3), keepdim=True), points)  # a map of one cell
+
+
+class ReleasedHead(MeshHead):
+    """The release's token generator.
+
+    It adds a sine map and puts 0 and 1 on the *centres* of the border cells: it reads column
+    (S/8 - 1) u of the map instead of S/8 u - 0.5.
+    """
+
+    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+        features = self.deconv(features)  # (B, C', S/8, S/8)
+        return sample(features + sine_map(features), points, align_corners=True)
+
+
 def sine_map(features: Tensor) -> Tensor:
-    """Fixed position map of the release (DETR's), (C, H, W) like `features`: y first, then x."""
+    """Compute the release's fixed position map (DETR's), (C, H, W) as `features`: y, then x."""
     channels, height, width = features.shape[1:]
     half = channels // 2
-    exponent = torch.arange(half, device=features.device) // 2 * 2 / half
+    # Ones of the features' device, not torch.arange, which an exported file would tie to a CPU
+    ones = torch.ones_like(features[0], dtype=torch.float32)
+    exponent = (ones[:half, :1, :1].cumsum(0) - 1).div(2, rounding_mode="floor") * 2 / half
 
-    def encode(length: int) -> Tensor:  # (half, length), sine and cosine interleaved
-        position = torch.arange(1, length + 1, device=features.device) / (length + 1e-6)
-        angle = 2.0 * math.pi * position / 10_000.0 ** exponent[:, None]
+    def encode(position: Tensor, length: int) -> Tensor:  # (1, H, W) -> (C / 2, H, W)
+        angle = 2.0 * math.pi * (position / (length + 1e-6)) / 10_000.0 ** exponent
         return torch.stack((angle[0::2].sin(), angle[1::2].cos()), 1).flatten(0, 1)
 
-    y = encode(height)[:, :, None].expand(half, height, width)
-    x = encode(width)[:, None, :].expand(half, height, width)
+    y, x = encode(ones[:1].cumsum(1), height), encode(ones[:1].cumsum(2), width)
     return torch.cat((y, x)).to(features.dtype)
 
 
@@ -441,16 +437,18 @@ class SimpleHand(nn.Module):
         super().__init__()
         self.config = config
         backbone = {"fastvit": FastViT, "hrnet": HRNet, "hiera": Hiera}[config.backbone]
+        head = {"point": MeshHead, "coarse_mesh": MeshHead, "grid": GridHead, "global": GlobalHead}
         self.backbone = backbone(config)
         self.keypoints_2d_head = nn.Linear(config.feature_width, 2 * config.points)
-        self.mesh_head = MeshHead(config)
-        if not config.official:  # start in the middle of the crop, where sampling has a gradient
-            nn.init.constant_(self.keypoints_2d_head.bias, 0.5 / config.output_scale)
+        self.mesh_head = (ReleasedHead if config.official else head[config.sampling])(config)
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet
         if config.official:
             mean, std = torch.full((3,), 0.5), torch.ones(3)
+        else:  # start in the middle of the crop, where sampling has a gradient
+            nn.init.constant_(self.keypoints_2d_head.bias, 0.5 / config.output_scale)
         self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(3, 1, 1), persistent=False)
+        self.register_load_state_dict_pre_hook(accept_released_names)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict the hand of each crop.
@@ -462,87 +460,71 @@ class SimpleHand(nn.Module):
         with "coarse_mesh" sampling also coarse_2d (B, 195, 2), those of every fourth vertex.
         Raises ValueError for another shape.
         """
-        maps = self.extract(self.normalise(images))
-        features, last = maps if isinstance(maps, tuple) else (maps, maps)  # X_b: S/32, HRNet S/8
-        pooled = last.mean((2, 3))  # "global feature" of Fig. 4
+        features, last = self.backbone(self.normalise(images))  # X_b and the last map, see there
+        pooled = last.mean((2, 3))  # (B, C), the "global feature" of Fig. 4
         points = full_precision(self.keypoints_2d_head, pooled).unflatten(1, (-1, 2))
-        points = self.config.output_scale * points
-        if self.config.sampling == "global":  # a map of one cell: every sample is its value
-            features = pooled[:, :, None, None]
+        points = self.config.output_scale * points  # (B, 21, 2)
         prediction = {"vertices": self.mesh_head(features, points), "keypoints_2d": points[:, :21]}
         return prediction | ({"coarse_2d": points[:, 21:]} if points.shape[1] > 21 else {})
 
-    def extract(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """The backbone; in and out of its own precision, if fuse(bf16=True) gave it one."""
-        own, others = next(self.backbone.parameters()).dtype, self.keypoints_2d_head.weight.dtype
-        if own == others:
-            return self.backbone(images)
-        maps = self.backbone(images.to(own))
-        return maps.to(others) if isinstance(maps, Tensor) else tuple(x.to(others) for x in maps)
-
     def normalise(self, images: Tensor) -> Tensor:
-        """RGB 0..255 -> what the backbone was trained on; the release's BGR when official."""
+        """Scale RGB 0..255 to what the backbone was trained on; the release's BGR if official."""
         shape = tuple(images.shape)
-        require(len(shape) == 4 and shape[1] == 3 and not any(side % 32 for side in shape[2:]),
+        require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % 32 == 0,
                 f"images of shape {shape}: expected (B, 3, S, S), S a multiple of 32")
         if self.config.official:
             images = images.flip(1)
         return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
 
-    @torch.no_grad()
-    def fuse(self, *, sampled: bool = False, bf16: bool = False) -> SimpleHand:
-        """A copy for inference: branches, norms and scales folded into the layers next to them.
-
-        sampled: compute the deconvolution only where it is sampled, see SampledDeconv: exact.
-        bf16: run the backbone in bfloat16, channels last: not exact. Coordinates stay float32.
-        """
-        require(not sampled or samples_cells(self.config), "sampled: expected points sampled "
-                "from one deconvolution, without the release's sine map")
-        fused = copy.deepcopy(self).eval()
-        fused.backbone.fuse()
-        fold_norms(fused.mesh_head)
-        if sampled:
-            fused.mesh_head.deconv = SampledDeconv(fused.mesh_head.deconv[0])
-        if bf16:
-            fused.backbone.to(torch.bfloat16, memory_format=torch.channels_last)
-        return fused
-
-
-def fold_norms(module: nn.Module) -> None:
-    """Fold every batch norm that follows a convolution, in place, as evaluation mode has it."""
-    for parent in list(module.modules()):
-        children = list(parent.named_children())
-        for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
-            if (isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
-                    and isinstance(norm, nn.BatchNorm2d)):
-                transposed = isinstance(conv, nn.ConvTranspose2d)
-                conv.weight, conv.bias = nn.utils.fusion.fuse_conv_bn_weights(
-                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-                    norm.weight, norm.bias, transpose=transposed)
-                setattr(parent, name, nn.Identity())
+    def fuse(self, *, bf16: bool = False) -> SimpleHand:
+        """Return a faster copy for inference; see the function `fuse`."""
+        return fuse(self, bf16=bf16)
 
 
 # ------------------------------------------------------------------------------------ losses
+
+MANO_ORDER = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
+MANO_TIPS = (744, 320, 443, 555, 672)  # vertex ids: thumb, index, middle, ring, pinky
+
+
+def mano_keypoint_regressor(J_regressor: Tensor) -> Tensor:
+    """Build the keypoint regressor (21, 778) from MANO_RIGHT.pkl's J_regressor (16, 778), dense.
+
+    MANO's rows are the wrist, then three joints each of index, middle, pinky, ring and thumb. The
+    result adds the five fingertips, which are vertices, and sorts into the order of FreiHAND:
+    wrist, then thumb, index, middle, ring and pinky, each from base to tip.
+    """
+    tips = F.one_hot(torch.tensor(MANO_TIPS), J_regressor.shape[1]).to(J_regressor)  # (5, 778)
+    return torch.cat((J_regressor, tips))[list(MANO_ORDER)]
 
 
 def regress_joints(vertices: Tensor, keypoint_regressor: Tensor) -> Tensor:
     """J_3d = J V_3d (Sec. 3.4): (B, 778, 3) -> (B, 21, 3), wrist, thumb to pinky, base to tip.
 
-    keypoint_regressor (21, 778) acts on the *posed* vertices: sixteen rows of MANO's joint
-    regressor and five fingertip vertices. Joints from MANO's skeleton are another quantity:
-    scored against those, a perfect mesh has a PA-MPJPE of 3.26 mm.
+    keypoint_regressor: (21, 778), see mano_keypoint_regressor. It acts on the *posed* vertices, as
+    FreiHAND defines its joints. The joints of MANO's posed skeleton (DexYCB's, smplx's) are other
+    points, some millimetres away: never compare the two.
     """
     return torch.einsum("jv,bvc->bjc", keypoint_regressor, vertices)
 
 
 def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
            keypoint_regressor: Tensor) -> dict[str, Tensor]:
-    """The unweighted terms of Eq. 4 to 6, each a scalar.
+    """Compute the unweighted terms of Eq. 4 to 6, each a scalar.
 
-    batch: as data.py makes it, camera-frame metres and crop pixels; here they become relative to
-    joint 9 (release; the paper is silent) and fractions of the crop.
-    1/M ||.||_1 is read as the release does: summed over coordinates, mean over the M points. What
-    is invalid counts as zero error, so the mean over a batch is the mean of those of its parts.
+    prediction: what SimpleHand.forward returns. keypoint_regressor: see regress_joints.
+    batch, with all lengths in metres, in the camera frame of the crop:
+        image            (B, 3, S, S)   only its size S is used
+        vertices         (B, 778, 3)    true mesh, any origin
+        joints           (B, 21, 3)     true joints, same origin
+        keypoints_2d     (B, 21, 2)     pixels of the crop, 0..S
+        keypoints_valid  (B, 21)        1 where keypoints_2d counts, else 0
+        mesh_valid       (B,)           1 where vertices and joints count, else 0
+        K                (B, 3, 3)      intrinsics of the crop in pixels, with "coarse_mesh" only;
+                                        vertices then need the camera as origin
+    Meshes are compared relative to joint 9 (release; the paper is silent). 1/M ||.||_1 is read as
+    in the release: summed over coordinates, mean over the M points. What is invalid counts as zero
+    error, so the mean over a batch is the mean of the means over its parts.
     """
     vertices, keypoints_2d = prediction["vertices"], prediction["keypoints_2d"]
     root, mesh_valid = batch["joints"][:, 9:10], batch["mesh_valid"][:, None]
@@ -574,14 +556,14 @@ def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Groups for AdamW: weight decay on matrices and kernels alone.
+    """Split the parameters into two groups for AdamW: only matrices and kernels decay.
 
-    Biases, norms, layer scales and position embeddings are spared (our choice). The release
-    spares only names with "bn" or "bias" in them, so it decays most of these too.
+    Biases, norms, layer scales and position embeddings do not (our choice). The release excludes
+    only names with "bn" or "bias" in them, so it decays most of these too.
     """
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
-        embedding = "pos_emb_" in name or "pos_embed" in name
+        embedding = "position_embeddings." in name or "pos_embed" in name
         spared = name.endswith((".bias", ".gamma")) or parameter.ndim < 2 or embedding
         groups[not spared].append(parameter)
     return [{"params": groups[True], "weight_decay": weight_decay},
@@ -591,21 +573,35 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 # --------------------------------------------------------------------------------- inference
 
 
-def crop_camera(K: np.ndarray, box: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def crop_camera(K: np.ndarray, box: np.ndarray, size: int,
+                official: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Turn the camera to the centre of a box and zoom in until the box fills the crop.
 
     K (3, 3), box (x, y, width, height) in pixels. Returns the crop's K and the rotation in
     X_crop = rotation @ X_camera, both (3, 3). Training crops are made like this (release); in
     an affine crop hands off the camera's axis would look sheared.
+
+    The crop shows the midpoints of the box's sides, of the longer pair exactly. official=True
+    repeats two details of the release. It fits the bounding box of the turned corners and keeps
+    the ratio of the focal lengths, which changes the zoom by up to 2 %. And it puts the optical
+    axis on the centre of pixel S/2, which is S/2 + 0.5 in our coordinates.
     """
-    inverse, size_of_box = np.linalg.inv(K), np.diag([*box[2:], 0])[:2] / 2
-    center = np.append(box[:2] + box[2:] / 2, 1.0)
+    inverse, half = np.linalg.inv(K), box[2:] / 2
+    center = np.append(box[:2] + half, 1.0)
     x, y, z = inverse @ center / np.linalg.norm(inverse @ center)
     cross = np.array([[0, 0, -x], [0, 0, -y], [x, y, 0]])
     rotation = np.eye(3) + cross + cross @ cross / (1 + z)  # the shortest, ray -> z axis
-    edges = (center + np.concatenate((size_of_box, -size_of_box))) @ (rotation @ inverse).T
-    focal = size / 2 / np.abs(edges[:, :2] / edges[:, 2:]).max()
-    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]]), rotation
+    edges = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
+    corners = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    offsets = np.pad((corners if official else edges) * half, ((0, 0), (0, 1)))
+    points = (center + offsets) @ (rotation @ inverse).T
+    points = points[:, :2] / points[:, 2:]  # in units of the focal length
+    if official:
+        focal = np.diag(K)[:2]
+        focal, middle = size / np.ptp(focal * points, axis=0).max() * focal, size / 2 + 0.5
+    else:
+        focal, middle = np.full(2, size / 2 / np.abs(points).max()), size / 2
+    return np.array([[focal[0], 0, middle], [0, focal[1], middle], [0, 0, 1]]), rotation
 
 
 def transform(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -614,8 +610,8 @@ def transform(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points[..., :2] / points[..., 2:]
 
 
-def warp(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: int) -> Tensor:
-    """Crop (3, size, size) float of an image (H, W, 3), black outside of it.
+def cut_out(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: int) -> Tensor:
+    """Cut a crop (3, size, size) float out of an image (H, W, 3), black outside of it.
 
     Each pixel is the mean of samples x samples bilinear ones, against aliasing.
     """
@@ -629,8 +625,8 @@ def warp(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: int) 
 def fit_translation(points: np.ndarray, pixels: np.ndarray, K: np.ndarray) -> np.ndarray:
     """Translation t (3,) that puts points (N, 3) onto pixels (N, 2) best, by least squares.
 
-    f (x + tx) = (u - cx) (z + tz), and the same for y, are linear in t. Nothing is put nearer
-    than 0.1 m, so that predictions that agree on no depth still give a picture.
+    f (x + tx) = (u - cx) (z + tz), and the same for y, are linear in t. No point ends nearer than
+    0.1 m, so that a prediction whose keypoints fit no depth can still be drawn.
     """
     rays = (pixels - K[:2, 2]) / np.diag(K)[:2]  # (N, 2)
     right = rays * points[:, 2:] - points[:, :2]  # t_xy - rays t_z = right
@@ -642,7 +638,7 @@ def fit_translation(points: np.ndarray, pixels: np.ndarray, K: np.ndarray) -> np
 
 def check_view(image: np.ndarray, box: Sequence[float] | None, side: str,
                K: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The padded box and K that `predict` works with; its ValueErrors and defaults."""
+    """Check the arguments of `predict`; return its padded box and K, by default or as given."""
     require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
             f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
     require(side in ("right", "left"), f"side {side!r}: expected right or left")
@@ -656,9 +652,11 @@ def check_view(image: np.ndarray, box: Sequence[float] | None, side: str,
     if box is None:
         return np.array([0.0, 0.0, width, height]), K
     box = np.asarray(box, np.float64)
-    require(box.shape == (4,) and np.isfinite(box).all() and min(box[2:]) > 0
+    require(box.shape == (4,) and np.isfinite(box).all() and min(box[2:]) >= 1
+            and max(box[2:]) <= 10 * max(width, height)
             and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
-            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture")
+            f"box {box.tolist()}: expected x,y,width,height of a part of the {width} x {height} "
+            f"picture, with sides from 1 px to {10 * max(width, height)} px")
     return np.concatenate((box[:2] - box[2:] / 8, box[2:] * 1.25)), K
 
 
@@ -666,34 +664,39 @@ def check_view(image: np.ndarray, box: Sequence[float] | None, side: str,
 def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
             box: Sequence[float] | None = None, side: str = "right",
             K: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The inference loop: one hand of a whole picture, in that picture's camera.
+    """Reconstruct one hand of a whole picture in that picture's camera.
 
     image: (H, W, 3) uint8 RGB. keypoint_regressor: (21, 778), see regress_joints.
     box: x, y, width, height of the hand in pixels, enlarged by a quarter as the release does; by
         default the whole picture, not enlarged.
-    side: "right" or "left"; left hands are mirrored for the network and back. You have to know
-        which: the network makes a right hand of either, as data sets and detectors say whose.
+    side: "right" or "left". The picture of a left hand is mirrored for the network, and its mesh
+        back. The network cannot tell the side: you must know it (data set, detector). Networks
+        trained on rendered hands have seen right hands only. Training on FreiHAND or DexYCB, like
+        the release's, also mirrors half of its pictures: such a network turns a left hand given as
+        "right" into a left hand's mesh, whose faces point inwards.
     K: (3, 3) of the picture; by default its focal length is the picture's diagonal (our choice,
-        53 degrees), and the distance is only as good as that.
+        53 degrees). The distance is only as good as this focal length.
     Returns float32 arrays vertices (778, 3) and joints (21, 3), metres in the camera's frame;
     root (3,), the origin of the network's root-relative mesh there (subtract it to get that);
-    keypoints_2d (21, 2), where the network saw the joints, in pixels of the picture; K (3, 3);
-    box (4,), as cropped; and side, int64, 1 right, 0 left. Raises ValueError for bad input.
+    keypoints_2d (21, 2), the network's 2D keypoints, in pixels of the picture; K (3, 3); box (4,),
+    as cropped; and side, int64, 1 right, 0 left. Raises ValueError for bad input.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
     box, K = check_view(image, box, side, K)
-    size = model.config.image_size
-    crop_K, rotation = crop_camera(K, box, size)
+    size, official = model.config.image_size, model.config.official
+    crop_K, rotation = crop_camera(K, box, size, official)
     if side == "left":
         rotation = np.diag([-1.0, 1.0, 1.0]) @ rotation  # the mirror becomes part of the camera
     crop_to_image = K @ rotation.T @ np.linalg.inv(crop_K)
-    crop = warp(image, crop_to_image, size, min(math.ceil(max(box[2:]) / size), 8))
+    samples = 1 if official else min(math.ceil(max(box[2:]) / size), 8)
+    crop = cut_out(image, crop_to_image, size, samples)
 
     hand = {name: value.double().cpu() for name, value in model(crop[None].to(model.mean)).items()}
     require(all(value.isfinite().all() for value in hand.values()),
             "the network's output is not finite: its weights are damaged, or training diverged")
     joints = regress_joints(hand["vertices"], keypoint_regressor.double().cpu())[0].numpy()
     vertices, pixels = hand["vertices"][0].numpy(), hand["keypoints_2d"][0].numpy() * size
+    pixels += 0.5 * official  # the release counts pixels from the centre of the first one
     root = fit_translation(joints, pixels, crop_K)
     arrays = {
         "vertices": (vertices + root) @ rotation,  # rotation^T x, of row vectors
@@ -704,11 +707,54 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
     return arrays | {"side": np.array(int(side == "right"))}
 
 
+# -------------------------------------------------------------------------- faster inference
+
+
+@torch.no_grad()
+def fuse(model: SimpleHand, *, bf16: bool = False) -> SimpleHand:
+    """Return a copy for inference, in which norms, branches and scales are part of the layers.
+
+    bf16: run the backbone in bfloat16, channels last: not exact. Coordinates stay float32.
+    """
+    fused = copy.deepcopy(model).eval()
+    fused.backbone.fuse()
+    fold_norms(fused.mesh_head)
+    if bf16:
+        fused.backbone = InBfloat16(fused.backbone)
+    return fused
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Fold every batch norm that follows a convolution, in place, as evaluation mode has it."""
+    for parent in list(module.modules()):
+        children = list(parent.named_children())
+        for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
+            if (isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+                    and isinstance(norm, nn.BatchNorm2d)):
+                transposed = isinstance(conv, nn.ConvTranspose2d)
+                conv.weight, conv.bias = nn.utils.fusion.fuse_conv_bn_weights(
+                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+                    norm.weight, norm.bias, transpose=transposed)
+                setattr(parent, name, nn.Identity())
+
+
+class InBfloat16(nn.Module):
+    """A backbone in bfloat16, channels last; its maps come back in the precision of its input."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone.to(torch.bfloat16, memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features, last = self.backbone(x.to(torch.bfloat16))
+        return features.to(x.dtype), last.to(x.dtype)
+
+
 # ------------------------------------------------------------------------------- checkpoints
 
 APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which are ours
     (r"^patch_embed\.", "stem."),
-    # stages and the downsampling before them are numbered in one row there
+    # Apple numbers the stages and the downsampling before them in one row
     (r"^network\.0\.", "stages.0.blocks."), (r"^network\.1\.", "stages.1.downsample."),
     (r"^network\.2\.", "stages.1.blocks."), (r"^network\.3\.", "stages.2.downsample."),
     (r"^network\.4\.", "stages.2.blocks."), (r"^network\.5\.", "stages.3.downsample."),
@@ -722,10 +768,26 @@ APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which 
     (r"^network\.6\.reparam_conv\.", "stages.3.pos_emb.reparam_conv."),
     (r"\.lkb_reparam\.", ".reparam_conv."),
 )
-
-
 CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
     r"^(backbone\.)?(head\.fc|classifier|head\.norm|head\.projection|norm)\.(weight|bias)$")
+
+
+def our_name(name: str) -> str:
+    """Map a parameter name of the release, and of our older checkpoints, to ours."""
+    parts = r"(.*mesh_head\.)(pos_emb|proj|encoder|upsample)_(\d)(?:\.upsample)?(.*)"
+    found = re.match(parts, name)
+    if not found:
+        return name
+    start, part, number, end = found.groups()
+    ours = {"pos_emb": "position_embeddings.{}", "proj": "layers.{}.project",
+            "encoder": "layers.{}.metaformer", "upsample": "layers.{}.upsample"}[part]
+    return start + ours.format(int(number) - 1) + end
+
+
+def accept_released_names(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
+    """Rename in place what load_state_dict was given, so that it takes the release's names too."""
+    for name in list(state):
+        state[our_name(name)] = state.pop(name)
 
 
 class Foreign:
@@ -826,19 +888,20 @@ def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
     load_weights(model, state, ignored=ignored, strict=strict)
     return model.eval()
 
-
 def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
-    """The model in a checkpoint, in evaluation mode on the CPU.
+    """Load the model in a checkpoint, in evaluation mode on the CPU.
 
     source: a file or its content: train.py's {"model", "config", ...}, or the release's
-    {"state_dict": ...}, which becomes a Config(official=True).
-    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit;
-    strict=False prints what does not fit and loads the rest.
+        {"state_dict": ...}, which becomes a Config(official=True). To write one of your own:
+        torch.save({"model": model.state_dict(), "config": dataclasses.asdict(model.config)}, FILE)
+    strict: False prints what does not fit and loads the rest.
+    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
     """
     state, config = read_checkpoint(source)
     require(any(name.startswith("mesh_head.") for name in state),
             "no SimpleHand checkpoint: expected train.py's or the release's "
             "(load_backbone takes the weights of FastViT alone)")
+    state = {our_name(name): value for name, value in state.items()}
     return from_checkpoint(SimpleHand, Config, {"official": True} if config is None else config,
                            state, ignored=CLASSIFIERS, strict=strict)
 
@@ -851,12 +914,11 @@ def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Ma
     Raises like load_checkpoint.
     """
     state, _ = read_checkpoint(source)
-    if not isinstance(backbone, FastViT):
-        return load_weights(backbone, state, ignored=CLASSIFIERS, strict=strict)
-    for pattern, replacement in APPLE_NAMES:
-        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
-    if any(".reparam_conv." in name for name in state):
-        backbone.reparameterize()
+    if isinstance(backbone, FastViT):
+        for pattern, replacement in APPLE_NAMES:
+            state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+        if any(".reparam_conv." in name for name in state):
+            backbone.reparameterize()
     load_weights(backbone, state, ignored=CLASSIFIERS, strict=strict)
 
 
@@ -967,35 +1029,52 @@ def spread(values: np.ndarray) -> str:
     return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
 
 
-# ----------------------------------------------------------------------- export and benchmark
+# ------------------------------------------------------------------------------------ export
 
 
 def export(model: SimpleHand, path: str | PathLike) -> float:
-    """Write the fused model for programs without this file; how far its answers are from ours.
+    """Write the fused model for programs without this file; return how far its outputs are off.
 
-    FILE.onnx is ONNX, anything else `torch.export.load(FILE).module()`. Either takes uint8 RGB
-    (B, 3, S, S), any B, and returns vertices (B, 778, 3) and keypoints_2d (B, 21, 2) as `forward`
-    does. Returns the largest absolute difference for a batch of 3, NaN for ONNX without
-    onnxruntime. Raises ValueError where ONNX's exporter is not installed.
+    FILE.onnx is ONNX, anything else torch.export.load(FILE).module(), which runs on the CPU and,
+    after .to("cuda"), on a GPU. Either takes uint8 RGB (B, 3, S, S), any B, and returns vertices
+    (B, 778, 3) and keypoints_2d (B, 21, 2) as SimpleHand.forward does. The result is the largest
+    absolute difference for a batch of 3, NaN for ONNX without onnxruntime.
+    Raises ValueError where ONNX's exporter is not installed, FileNotFoundError for a missing
+    folder. The file is replaced as a whole.
     """
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
     model, size = model.fuse(), model.config.image_size
     images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = model(images)
-        if Path(path).suffix == ".onnx":
-            found = export_onnx(model, images, path)
-        else:
-            program = torch.export.export(
-                model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-            torch.export.save(program, path)
-            found = torch.export.load(path).module()(images)
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        with torch.no_grad():
+            expected = model(images)
+            write = export_onnx if path.suffix == ".onnx" else export_program
+            found = write(model, images, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return max(((found[name] - value).abs().max().item() for name, value in expected.items()
                 if name in found), default=math.nan)
 
 
-def export_onnx(model: SimpleHand, images: Tensor, path: str | PathLike) -> dict[str, Tensor]:
-    """Write FILE.onnx; what onnxruntime, if installed, makes of the images with it."""
+def export_program(model: SimpleHand, images: Tensor, path: Path) -> dict[str, Tensor]:
+    """Write a torch.export file; return its outputs for the images."""
+    program = torch.export.export(
+        model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in list(program.graph.nodes):  # these would insist on the device of this export
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    torch.export.save(program, path)
+    return torch.export.load(path).module()(images)
+
+
+def export_onnx(model: SimpleHand, images: Tensor, path: Path) -> dict[str, Tensor]:
+    """Write an ONNX file; return its outputs for the images, nothing without onnxruntime."""
     try:
         import onnxscript  # noqa: F401, what torch.onnx writes with
     except ImportError:
@@ -1013,99 +1092,14 @@ def export_onnx(model: SimpleHand, images: Tensor, path: str | PathLike) -> dict
     return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
 
-def variants(model: SimpleHand, images: Tensor) -> dict[str, Callable[[], dict[str, Tensor]]]:
-    """Ways to run the model on these images, by name; the plain model is the first."""
-    def call(model: Callable) -> Callable:
-        return lambda: model(images)
-
-    fused, sampled = model.fuse(), samples_cells(model.config)
-    ways = {"plain": call(model), "fused": call(fused)}
-    last = images.contiguous(memory_format=torch.channels_last)
-    best, half = fused.fuse(sampled=sampled), fused.fuse(sampled=sampled, bf16=True)
-    if sampled:
-        ways["fused, sampled cells"] = call(fused.fuse(sampled=True))
-    best.backbone.to(memory_format=torch.channels_last)
-    ways["the same, channels last"] = lambda: best(last)
-    ways["the same, bf16"] = lambda: half(last)
-    ways["fused, torch.compile"] = call(torch.compile(fused.fuse(), dynamic=False))
-    if images.is_cuda:
-        ways["fused, bf16, CUDA graph"] = cuda_graph(fused.fuse(bf16=True), last)
-    return ways
-
-
-def cuda_graph(model: SimpleHand, images: Tensor) -> Callable[[], dict[str, Tensor]]:
-    """The model recorded once on these images; calls replay it, without a launch per kernel."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries choose and allocate before the recording
-        for _ in range(3):
-            model(images)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = model(images)
-
-    def replay() -> dict[str, Tensor]:
-        graph.replay()
-        return output
-
-    return replay
-
-
-@torch.inference_mode()
-def medians(ways: Mapping[str, Callable], seconds: float, rounds: int = 3) -> dict[str, float]:
-    """Median times in ms of functions that take turns, so that a busy machine slows all alike."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["plain"]) < rounds:
-        for name, function in ways.items():
-            wait()
-            start = time.perf_counter()
-            function()
-            wait()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(spent) for name, spent in times.items()}
-
-
-def benchmark(config: Config, seconds: float = 20.0, batches: Sequence[int] = (1, 32)) -> None:
-    """Print milliseconds, images per second, ratio to the plain model and difference from it."""
-    torch.manual_seed(0)
-    model = SimpleHand(config).eval()
-    for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-        for batch in batches:
-            shape = (batch, 3, config.image_size, config.image_size)
-            images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
-            print(f"\n{device}, batch {batch}, {torch.get_num_threads()} threads, float32 but "
-                  f"where said, medians of interleaved runs\n{'':28}{'ms':>10}{'images/s':>11}"
-                  f"{'ratio':>8}   largest difference, mm", flush=True)
-            benchmark_batch(model.to(device), images, seconds)
-
-
-@torch.inference_mode()
-def benchmark_batch(model: SimpleHand, images: Tensor, seconds: float) -> None:
-    """The lines of one device and batch size."""
-    ways, outputs = variants(model, images), {}
-    for name, function in list(ways.items()):
-        try:
-            outputs[name] = function()["vertices"].clone()
-        except Exception as error:  # torch.compile, say, without a compiler
-            print(f"  {name:26}  not possible here: {str(error).splitlines()[0][:60]}")
-            del ways[name]
-    times = medians(ways, seconds)
-    for name, spent in times.items():
-        difference = 1e3 * (outputs[name] - outputs["plain"]).abs().max().item()
-        print(f"  {name:26}{spent:>10.2f}{1e3 * len(images) / spent:>11.1f}"
-              f"{spent / times['plain']:>8.2f}   {difference:.1e}", flush=True)
-
-
 # ------------------------------------------------------------------------- backbone: FastViT
 # Vasu, Gabriel, Zhu, Tuzel, Ranjan: "FastViT: A Fast Hybrid Vision Transformer using Structural
-# Reparameterization", ICCV 2023, under timm's parameter names.
+# Reparameterization", ICCV 2023, under timm's parameter names. New weights start from PyTorch's
+# defaults; timm starts from a truncated normal distribution.
 
 
 class Collapsible(nn.Module):
-    """Branches, computed in `branched`, that are one convolution in disguise; see `collapse`."""
+    """Base of layers whose branches, in evaluation mode, add up to one convolution."""
 
     def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1,
                  groups: int = 1) -> None:
@@ -1113,15 +1107,19 @@ class Collapsible(nn.Module):
         self.shape = (channels_in, channels_out, size, stride, size // 2, 1, groups)
         self.reparam_conv: nn.Conv2d | None = None
 
+    def branched(self, x: Tensor) -> Tensor:
+        """The sum of the branches."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> Tensor:
         return self.branched(x) if self.reparam_conv is None else self.reparam_conv(x)
 
     @torch.no_grad()
     def collapse(self) -> None:
-        """Replace the branches by their convolution.
+        """Replace the branches by their convolution, in place.
 
-        In evaluation mode all of them are linear and local, batch norms included, so the kernel
-        of their sum is its response to single ones, and the bias its response to zeros.
+        In evaluation mode every branch is linear and local, batch norm included. So the response
+        of their sum to an image of zeros is the bias, and to images with a single one the kernel.
         """
         if self.reparam_conv is not None:
             return
@@ -1129,7 +1127,7 @@ class Collapsible(nn.Module):
         exact = copy.deepcopy(self).double().eval()
         like, width = next(self.parameters()), channels_in // groups
         ones = torch.eye(width * size**2, dtype=torch.float64, device=like.device)
-        ones = ones.view(-1, width, size, size)  # one 1 each, at every place of the kernel
+        ones = ones.view(-1, width, size, size)  # a single one each, at every place of the kernel
         start = middle * (stride - 1)  # where the window of output pixel (middle, middle) starts
         ones = F.pad(ones, (start, 0, start, 0)).repeat(1, groups, 1, 1)
         bias = exact.branched(torch.zeros_like(ones[:1]))[0, :, middle, middle]
@@ -1138,7 +1136,7 @@ class Collapsible(nn.Module):
         conv.weight.copy_(kernel.reshape(conv.weight.shape))
         conv.bias.copy_(bias)
         for name, _ in list(self.named_children()):
-            if name not in ("se", "act"):  # these come after the sum
+            if name not in ("se", "act"):  # MobileOne applies these after the sum
                 delattr(self, name)
         self.reparam_conv = conv
 
@@ -1150,18 +1148,18 @@ class ConvNorm(Collapsible):
                  groups: int = 1) -> None:
         super().__init__(channels_in, channels_out, size, stride, groups)
         # With channels last, torch 2.13 on CPUs crashes in the backward pass of a strided 1 x 1
-        # convolution that is not depthwise: slicing takes the same stride.
-        self.step = stride if size == groups == 1 else 1
-        self.conv = nn.Conv2d(channels_in, channels_out, size, stride // self.step, size // 2,
+        # convolution that is not depthwise, so such a one slices its input instead.
+        self.slicing = stride if size == groups == 1 else 1
+        self.conv = nn.Conv2d(channels_in, channels_out, size, stride // self.slicing, size // 2,
                               groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(channels_out)
 
     def branched(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x[:, :, :: self.step, :: self.step]))
+        return self.bn(self.conv(x[:, :, :: self.slicing, :: self.slicing]))
 
 
 class MobileOne(Collapsible):
-    """k x k, 1 x 1 and identity branches, each with batch norm; then excitation, activation."""
+    """k x k, 1 x 1 and identity branches, each with batch norm; then squeeze-excite and GELU."""
 
     def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1,
                  groups: int = 1, convolve: bool = True, excite: bool = False,
@@ -1185,7 +1183,7 @@ class MobileOne(Collapsible):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale channels by a gate computed from their means."""
+    """Scales channels by a gate that is computed from their means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -1197,8 +1195,11 @@ class SqueezeExcite(nn.Module):
 
 
 class LargeKernelConv(Collapsible):
-    """Large kernel plus 3 x 3, stride 2. No activation after it: the authors' code computes one and
-    discards the result, so their weights never saw it."""
+    """Large kernel plus 3 x 3, stride 2.
+
+    No activation follows: the authors' code computes one and discards it, so their weights were
+    trained without.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, size: int) -> None:
         super().__init__(channels_in, channels_out, size, 2, channels_in)
@@ -1231,7 +1232,7 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
     def fold_into(self, layer: nn.Linear | nn.Conv2d) -> nn.Identity:
-        """Scale the layer's output channels instead; returns what remains of this one."""
+        """Scale the layer's output channels instead; return what replaces this module."""
         layer.weight.mul_(self.gamma.view(-1, *[1] * (layer.weight.ndim - 1)))
         layer.bias.mul_(self.gamma.flatten())
         return nn.Identity()
@@ -1274,7 +1275,7 @@ class RepMixerBlock(nn.Module):
         return x + self.drop_path(self.layer_scale(self.mlp(x)))
 
     def fold(self) -> None:
-        """Fold the scale into the layer before it, in place, if not done."""
+        """Fold the scale into the layer before it, in place; a second call does nothing."""
         if isinstance(self.layer_scale, nn.Identity):
             return
         self.layer_scale = self.layer_scale.fold_into(self.mlp.fc2)
@@ -1289,7 +1290,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[2:]
+        size = x.shape[2:]  # (B, C, H, W)
         x = self.qkv(x.flatten(2).transpose(1, 2))  # (B, HW, 3C)
         x = x.unflatten(2, (3, -1, 32)).permute(2, 0, 3, 1, 4)  # (3, B, heads, HW, 32)
         x = F.scaled_dot_product_attention(*x)  # (B, heads, HW, 32)
@@ -1314,7 +1315,7 @@ class AttentionBlock(nn.Module):
         return x + self.drop_path(self.layer_scale_2(self.mlp(x)))
 
     def fold(self) -> None:
-        """Fold the norm into the layer after it and the scales into those before, if not done."""
+        """Fold norm and scales into their neighbours, in place; a second call does nothing."""
         if isinstance(self.norm, nn.Identity):
             return
         qkv, scale = self.token_mixer.qkv, self.norm.weight / (
@@ -1327,14 +1328,14 @@ class AttentionBlock(nn.Module):
 
 
 def downsample(channels_in: int, channels_out: int, size: int) -> nn.Sequential:
-    """Half the resolution: depthwise large kernel, then pointwise."""
+    """Halve the resolution: depthwise large kernel, then pointwise."""
     return nn.Sequential(OrderedDict(proj=nn.Sequential(
         LargeKernelConv(channels_in, channels_out, size),
         MobileOne(channels_out, channels_out, 1))))
 
 
 class Stage(nn.Module):
-    """Downsampling (but in the first stage), position encoding before attention, blocks."""
+    """Downsampling (not in the first stage), position encoding before attention, blocks."""
 
     def __init__(self, index: int, config: Config, drop_paths: list[float]) -> None:
         super().__init__()
@@ -1351,7 +1352,7 @@ class Stage(nn.Module):
 
 
 class FastViT(nn.Module):
-    """Images (B, 3, S, S) -> the last feature map X_b, (B, feature_width, S/32, S/32)."""
+    """Images (B, 3, S, S) -> X_b, (B, feature_width, S/32, S/32), and again as the last map."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -1366,11 +1367,14 @@ class FastViT(nn.Module):
             for index, blocks in enumerate(config.depths)])
         self.final_conv = MobileOne(last, config.feature_width, 3, 1, last, excite=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.final_conv(self.stages(self.stem(x)))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)  # (B, 76, S/4, S/4)
+        x = self.stages(x)  # (B, 608, S/32, S/32)
+        x = self.final_conv(x)  # (B, 1216, S/32, S/32)
+        return x, x
 
     def reparameterize(self) -> None:
-        """Collapse branches in place, into the layout of timm's and Apple's inference weights."""
+        """Collapse the branches, in place: the layout of timm's and Apple's inference weights."""
         waiting = [self]
         while waiting:
             for child in waiting.pop().children():
@@ -1381,7 +1385,7 @@ class FastViT(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Reparameterise, then fold in place what that layout leaves: norms, layer scales."""
+        """Reparameterise, then fold the remaining norms and layer scales, in place."""
         self.reparameterize()
         for module in list(self.modules()):
             if isinstance(module, ConvNorm):
@@ -1392,12 +1396,12 @@ class FastViT(nn.Module):
 
 # --------------------------------------------------------------------------- backbone: HRNet
 # Wang et al.: "Deep High-Resolution Representation Learning for Visual Recognition", TPAMI 2020,
-# in the form for classification, under its authors' parameter names, which are timm's too.
+# as for classification, under its authors' parameter names, which are also timm's.
 
 
 def conv_norm(channels_in: int, channels_out: int, size: int, stride: int = 1,
               activate: bool = True, bias: bool = False) -> nn.Sequential:
-    """Convolution, batch norm and, if wanted, ReLU."""
+    """Convolution, batch norm and, if `activate`, ReLU."""
     conv = nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=bias)
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out), *[nn.ReLU()] * activate)
 
@@ -1433,16 +1437,15 @@ class Bottleneck(nn.Module):
 
 
 def resize(widths: Sequence[int], source: int, target: int) -> nn.Module:
-    """From one branch's channels and resolution to another's; each is half of the one before."""
+    """Bring one branch to another's channels and resolution; each has half of the one before."""
     if source == target:
         return nn.Identity()
     if source > target:
         return nn.Sequential(*conv_norm(widths[source], widths[target], 1, activate=False),
                              nn.Upsample(scale_factor=2 ** (source - target)))
-    last = target - source - 1
-    return nn.Sequential(*[
-        conv_norm(widths[source], widths[source] if step < last else widths[target], 3, 2,
-                  activate=step < last) for step in range(last + 1)])
+    halvings = [conv_norm(widths[source], widths[source], 3, 2) for _ in range(source + 1, target)]
+    return nn.Sequential(
+        *halvings, conv_norm(widths[source], widths[target], 3, 2, activate=False))
 
 
 class Exchange(nn.Module):
@@ -1464,23 +1467,25 @@ class Exchange(nn.Module):
 
 
 def transition(before: Sequence[int], widths: Sequence[int]) -> nn.ModuleList:
-    """New widths for the branches that are there, and one more branch of half the resolution."""
+    """Give the branches new widths and add one of half the resolution, from the last branch."""
     same = [nn.Identity() if old == new else conv_norm(old, new, 3)
             for old, new in zip(before, widths, strict=False)]
     return nn.ModuleList([*same, nn.Sequential(conv_norm(before[-1], widths[-1], 3, 2))])
 
 
 class HRNet(nn.Module):
-    """Images (B, 3, S, S) -> two maps: S/8, and the last one of the classifier, S/32.
+    """Images (B, 3, S, S) -> X_b, (B, embed_dims[1], S/8, S/8), and the last map.
 
-    The map at S/8 is the second branch, (B, embed_dims[1], S/8, S/8); the other, (B,
-    feature_width, S/32, S/32), is what ImageNet's classes were averaged from and what the
-    keypoints are here (our reading: the paper says neither, and the release has no HRNet).
+    X_b is the second branch. The last map, (B, feature_width, S/32, S/32), is the one whose average
+    ImageNet's classifier reads; here the keypoints are read from it, and all of "global" sampling
+    (our reading: the paper says neither, and the release has no HRNet).
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        widths, (bottlenecks, *modules) = config.embed_dims, config.depths
+        widths = config.embed_dims
+        bottlenecks, *modules = config.depths  # the first stage counts blocks, the others modules
+        self.pooled = config.sampling == "global"
         self.conv1, self.bn1 = conv_norm(3, 64, 3, 2, activate=False)  # S/2
         self.conv2, self.bn2 = conv_norm(64, 64, 3, 2, activate=False)  # S/4
         self.layer1 = nn.Sequential(*[
@@ -1500,7 +1505,7 @@ class HRNet(nn.Module):
         self.final_layer = conv_norm(4 * narrow[3], config.feature_width, 1, bias=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(x)))  # (B, 64, S/2, S/2)
         maps = [self.layer1(F.relu(self.bn2(self.conv2(x))))]
         for number in (1, 2, 3):
             layers = getattr(self, f"transition{number}")  # the new branch comes from the last
@@ -1510,7 +1515,8 @@ class HRNet(nn.Module):
         last = widened[0]
         for layer, wide in zip(self.downsamp_modules, widened[1:], strict=True):
             last = wide + layer(last)
-        return maps[1], self.final_layer(last)
+        last = self.final_layer(last)  # (B, 2048, S/32, S/32)
+        return last if self.pooled else maps[1], last
 
     def fuse(self) -> None:
         """Fold the norms into their convolutions, in place."""
@@ -1519,17 +1525,20 @@ class HRNet(nn.Module):
 
 # --------------------------------------------------------------------------- backbone: Hiera
 # Ryali et al.: "Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles", ICML
-# 2023, under timm's parameter names. Tokens stay in their picture, (B, H, W, C): the authors sort
-# them so that mask units are contiguous, which masked pretraining needs and inference does not.
+# 2023, under timm's parameter names. Tokens keep their place in the image, (B, H, W, C); the
+# authors sort them so that mask units are contiguous, which only masked pretraining needs.
 
 
 def pool(x: Tensor) -> Tensor:
-    """Maximum of 2 x 2 tokens, (B, H, W, C) -> (B, H/2, W/2, C)."""
+    """Maximum over 2 x 2 tokens, (B, H, W, C) -> (B, H/2, W/2, C)."""
     return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).amax((2, 4))
 
 
 class UnitAttention(nn.Module):
-    """Self-attention inside mask units of unit x unit tokens, 0: among all; queries may pool."""
+    """Self-attention inside mask units of unit x unit tokens, 0: among all tokens.
+
+    With `pools` the queries are the maxima over 2 x 2 tokens, so the map has half the resolution.
+    """
 
     def __init__(self, width_in: int, width: int, heads: int, unit: int, pools: bool) -> None:
         super().__init__()
@@ -1573,10 +1582,10 @@ class HieraBlock(nn.Module):
 
 
 class Hiera(nn.Module):
-    """Images (B, 3, S, S) -> the last feature map X_b, (B, embed_dims[3], S/32, S/32).
+    """Images (B, 3, S, S) -> X_b, (B, embed_dims[3], S/32, S/32), and again as the last map.
 
-    S is the configured one, which the position embedding belongs to. The norm before ImageNet's
-    classifier is not applied, as in timm's feature maps.
+    S must be config.image_size, to which the position embedding belongs. The norm before
+    ImageNet's classifier is not applied, as in timm's feature maps.
     """
 
     def __init__(self, config: Config) -> None:
@@ -1590,7 +1599,7 @@ class Hiera(nn.Module):
                 rate = config.backbone_drop_path * len(blocks) / max(depth - 1, 1)
                 blocks.append(HieraBlock(before, width, width // widths[0], unit, config, rate))
                 before = width
-                if index == 0:  # a stage's first block pools, and still sees the stage's before
+                if index == 0:  # a stage's first block still has the unit of the stage before
                     unit = (8, 4, 0, 0)[stage]
         self.blocks = nn.Sequential(*blocks)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -1599,16 +1608,17 @@ class Hiera(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, S/4, S/4, C)
         require(x.shape[1] == x.shape[2] == self.side,
                 f"images {4 * x.shape[1]} px high: expected {4 * self.side} x {4 * self.side}, "
                 "the size of Hiera's position embedding")
         x = x + self.pos_embed.unflatten(1, (self.side, self.side))
-        return self.blocks(x).permute(0, 3, 1, 2)
+        x = self.blocks(x).permute(0, 3, 1, 2)  # (B, 768, S/32, S/32)
+        return x, x
 
     def fuse(self) -> None:
-        """Nothing to fold: its norms depend on the input."""
+        """Do nothing: layer norms depend on the input."""
 
 
 # ------------------------------------------------------------------------------ command line
@@ -1627,13 +1637,14 @@ With HRNet as we read the paper it is 1.56 M."""
 
 
 def count_parameters(config: Config) -> dict[str, int]:
-    """Parameters of each part of the model, without allocating them."""
+    """Count the parameters of each part of the model, without allocating them."""
     with torch.device("meta"):
         model = SimpleHand(config)
     counts = dict.fromkeys(RELEASED, 0)
     for name, parameter in model.named_parameters():
-        part = re.sub(r"^[a-z_]+_(\d)$", r"decoder layer \1",
-                      name.removeprefix("mesh_head.").split(".")[0])
+        layer = re.search(r"(?:layers|position_embeddings)\.(\d+)", name)
+        part = (f"decoder layer {int(layer[1]) + 1}" if layer and name.startswith("mesh_head")
+                else name.removeprefix("mesh_head.").split(".")[0])
         counts[part] = counts.get(part, 0) + parameter.numel()
     counts["total"] = sum(counts.values())
     counts["all but the backbone"] = counts["total"] - counts["backbone"]
@@ -1646,7 +1657,7 @@ def count_parameters(config: Config) -> dict[str, int]:
 
 
 def print_summary(as_json: bool) -> None:
-    """Every preset's parameters, part by part, beside the released model's if it is that one."""
+    """Print every preset's parameters by part, beside the release's where it is that model."""
     counts = {name: count_parameters(config) for name, config in PRESETS.items()}
     released = {name: RELEASED if name in ("paper", "single_gpu", "h200") else {}
                 for name in PRESETS}
@@ -1661,26 +1672,48 @@ def print_summary(as_json: bool) -> None:
     print(f"\n{REMARK}")
 
 
+def check_hand(model: SimpleHand, checkpoint: str | PathLike, is_free: bool) -> None:
+    """Raise ValueError unless the hand model is the one that a checkpoint was trained with.
+
+    MANO and the free hand have as many vertices, but not the same ones. train.py notes the kind of
+    its data in a checkpoint; the release was trained with MANO.
+    """
+    try:
+        data = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("data")
+    except Exception:  # load_checkpoint has read it; only ours are sure to open like this
+        data = None
+    official = model.config.official or data in ("freihand", "dexycb")
+    require(not (official and is_free), f"{checkpoint} was trained on MANO's meshes, whose faces "
+            "and joints the free hand does not have: add --hand MANO_RIGHT.pkl")
+    require(is_free or data != "rendered", f"{checkpoint} was trained on the free hand, whose "
+            "faces and joints MANO does not have: leave out --hand")
+
+
 def reconstruct(arguments: argparse.Namespace) -> None:
     """Predict the hand in a picture; write overlay, arrays and mesh."""
-    import bodymodels
-    import data
-    from sets import pictures
-
+    try:
+        import bodymodels
+        import data
+        from sets import pictures
+    except ImportError as error:
+        raise ValueError(f"a picture needs the rest of the project beside this file ({error}); "
+                         "simplehand.predict does not") from error
     box = pictures.parse_box(arguments.box)
     pictures.check_folder(arguments.out)
-    hand = bodymodels.load_model(arguments.hand)
-    faces = hand.faces.numpy()[:, ::-1 if arguments.left else 1]  # mirrored, they face inwards
+    hand = bodymodels.load_model(arguments.hand, family="mano")
     image = data.read_image(arguments.image)
-    model = load_checkpoint(arguments.checkpoint).fuse()
-    found = predict(model, image, hand.keypoint_regressor, box=box,
-                    side="left" if arguments.left else "right")
-    print(pictures.write_result(arguments.image, arguments.out, image, found, faces,
-                                found["root"]))
+    model = load_checkpoint(arguments.checkpoint)
+    free = bodymodels.load_model("hand_right")
+    check_hand(model, arguments.checkpoint, torch.equal(hand.faces, free.faces))
+    prediction = predict(model.fuse(), image, hand.keypoint_regressor, box=box,
+                         side="left" if arguments.left else "right")
+    faces = hand.faces.numpy()[:, ::-1 if arguments.left else 1]  # mirrored, they face inwards
+    print(pictures.write_result(arguments.image, arguments.out, image, prediction, faces,
+                                prediction["root"]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code, 2 after one line about bad input."""
+    """Run the command line; return the exit code, 2 after one line about bad input."""
     parser = argparse.ArgumentParser(
         description="SimpleHand: the mesh of the hand in a picture.",
         epilog="Writes the mesh over the picture (_overlay.png), the mesh (.obj, .ply, .glb: "
@@ -1699,20 +1732,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", action="store_true", help="print them as JSON")
     add("--export", type=Path, metavar="FILE",
         help="write the fused --checkpoint for torch.export.load, or FILE.onnx, instead")
-    add("--benchmark", action="store_true", help="print times and ratios instead")
-    add("--preset", default="paper", choices=PRESETS, help="to benchmark (default: paper)")
     arguments = parser.parse_args(argv)
     try:
         if arguments.summary:
             print_summary(arguments.json)
-        elif arguments.benchmark:
-            benchmark(PRESETS[arguments.preset])
         elif arguments.export:
             difference = export(load_checkpoint(arguments.checkpoint), arguments.export)
             print(f"wrote {arguments.export}; read back, it differs by {difference:.0e}")
         else:
-            require(arguments.image is not None,
-                    "name a picture, or give --summary, --export or --benchmark")
+            require(arguments.image is not None, "name a picture, or give --summary or --export")
             reconstruct(arguments)
     except (ValueError, OSError) as error:
         print(f"simplehand.py: {error}", file=sys.stderr)

@@ -1,0 +1,98 @@
+"""benchmarks/simplehand.py: every way to run the model computes what the plain one does."""
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from benchmarks import simplehand as room
+from simplehand import Config, SimpleHand
+
+TINY = Config(
+    image_size=64, embed_dims=(16, 16, 32, 32), depths=(1, 1, 1, 1), mlp_ratio=2.0,
+    feature_width=64, layer_scale=0.5, token_width=16, dims=(16, 8, 8), heads=2,
+    backbone_drop_path=0.0, drop_path=0.0, dropout=0.0,
+)
+
+
+@functools.cache
+def dense_and_sampled() -> list[nn.Module]:
+    torch.manual_seed(0)
+    model = SimpleHand(TINY).eval()
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.normal_(norm.bias, 0.3, 0.2)
+    return [model.fuse().mesh_head, room.with_sampled_cells(model.fuse()).mesh_head]
+
+
+@given(st.lists(st.one_of(st.floats(-0.5, 1.5, width=32), st.sampled_from([0.0, 0.5, 1.0])),
+                min_size=6, max_size=6), st.integers(1, 3))
+def test_sampled_cells_are_those_of_the_whole_map(values, batch):
+    """Computing the deconvolution only where it is read gives the same tokens."""
+    dense, sampled = dense_and_sampled()
+    points = torch.tensor(values).view(3, 2).expand(batch, 3, 2)
+    features = torch.randn(batch, 64, 2, 3)
+    with torch.no_grad():
+        expected = dense.tokens(features, points)
+        assert torch.allclose(sampled.tokens(features, points), expected, atol=1e-5)
+    assert expected.abs().max() > 0.01
+
+
+def test_sampled_cells_multiply_no_integers():
+    """CUDA has no matrix product of integers: those in the graph are all of floating point."""
+    sampled = dense_and_sampled()[1]
+    dtypes = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+            if any(name in str(operator) for name in ("mm", "mv", "dot")):
+                dtypes.extend(x.dtype for x in arguments if isinstance(x, torch.Tensor))
+            return operator(*arguments, **(options or {}))
+
+    with torch.no_grad(), Record():
+        sampled.tokens(torch.randn(1, 64, 2, 2), torch.rand(1, 21, 2))
+    assert dtypes and all(dtype.is_floating_point for dtype in dtypes)
+
+
+@pytest.mark.parametrize("fields", [
+    {"upsample": (2, 2)}, {"refine": 1}, {"official": True},
+    {"backbone": "hrnet", "embed_dims": (8, 16, 32, 64), "upsample": (1,)}], ids=str)
+def test_sampled_cells_need_one_deconvolution(fields):
+    """For any other config the message says what was expected."""
+    with torch.device("meta"):
+        model = SimpleHand(replace(TINY, **fields))
+    with pytest.raises(ValueError, match="one deconvolution"):
+        room.with_sampled_cells(model)
+
+
+def printed(capsys, model_config: Config) -> list[list[str]]:
+    torch.compiler.set_stance("force_eager")  # compiling takes longer than this whole file
+    try:
+        room.benchmark(model_config, seconds=0.0, batches=(2,))
+    finally:
+        torch.compiler.set_stance("default")
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_benchmark_compares_what_computes_the_same(capsys):
+    """Every way to run the model is timed against the plain one and computes nearly the same."""
+    lines = [line for line in printed(capsys, TINY) if line and "e" in line[-1][1:-1]
+             and line[-1][0].isdigit()]
+    assert len(lines) >= 6 and lines[0][0] == "plain"
+    for *name, spent, rate, ratio, difference in lines:
+        assert float(spent) > 0 and float(rate) > 0 and float(ratio) > 0
+        assert float(difference) < (50.0 if "bf16" in name else 1e-2)
+
+
+def test_a_way_that_fails_leaves_the_others(capsys, monkeypatch):
+    """What this machine cannot do is one line; the rest of the table is printed all the same."""
+    def fail(*_, **__):
+        raise RuntimeError("no compiler found\nwith details")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    lines = [" ".join(line) for line in printed(capsys, TINY)]
+    assert "fused, torch.compile not possible here: no compiler found" in lines
+    assert any(line.startswith("the same, bf16") for line in lines)
