@@ -1,6 +1,5 @@
-"""train.py for real: runs are started, killed, resumed and compared as a user would see them."""
+"""The training loop: runs are started, killed, resumed and compared as a user sees them."""
 
-import argparse
 import contextlib
 import csv
 import dataclasses
@@ -22,13 +21,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_data import write_freihand
-from test_datasets import write_dexycb, write_models
 from torch import nn
 
 import data
 import simplehand
 import train
+from tasks.settings import SCHEDULES, override, suitable_preset
+from tasks.simplehand import SimpleHandTask
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -326,16 +325,22 @@ def test_table_continues_without_gap_or_double_row(tmp_path):
 # -------------------------------------------------------------------------- the training step
 
 
-def arguments_of(cache, **changes):
-    flags = {"data": None, "data_root": None, "cache": cache, "backbone": None, "hand": None}
-    return argparse.Namespace(**(flags | changes))
+def task_of(cache, config=CONFIG, *extra):
+    """The task of a config, as the command line makes it."""
+    arguments = train.parse_arguments(["--model", "simplehand", "--cache", str(cache), *extra])
+    return SimpleHandTask(config, arguments, {})
+
+
+def trainer_of(task, **options):
+    """A trainer of one process for a task with new weights."""
+    return train.Trainer(task, train.World(), train.build(task, None), **options)
 
 
 def make_trainer(cache, **fields):
     """A trainer of the tiny model and a function from step to its batches."""
     config = dataclasses.replace(CONFIG, **fields)
-    task = train.SimpleHandTask(config, arguments_of(cache), {})
-    trainer = train.Trainer(task, train.World())
+    task = task_of(cache, config)
+    trainer = trainer_of(task)
 
     def batches(step):
         position = step * config.batch_size
@@ -392,7 +397,10 @@ class LineTask:
     def parameter_groups(self, model):
         return [{"params": list(model.parameters())}]
 
-    def loss(self, model, batch):
+    def to(self, device):
+        pass
+
+    def loss(self, model, batch, step):
         error = (model(batch["x"]) - batch["y"]).square().mean()
         return error, {"error": error}
 
@@ -406,7 +414,7 @@ def test_accumulation_is_a_bigger_batch():
     rows, weights = [], []
     for accumulate, batches in ((1, [batch]), (4, parts)):
         config = dataclasses.replace(CONFIG, accumulate=accumulate, batch_size=16)
-        trainer = train.Trainer(LineTask(config), train.World())
+        trainer = trainer_of(LineTask(config))
         rows.append(trainer.train_step(batches)[0])
         weights.append(trainer.model.weight.detach())
         assert trainer.position == 16
@@ -416,7 +424,7 @@ def test_accumulation_is_a_bigger_batch():
 
 def test_moving_average_is_one():
     """After each step: average = decay * average + (1 - decay) * weights, from the first step's."""
-    trainer = train.Trainer(LineTask(dataclasses.replace(CONFIG, ema_decay=0.75)), train.World())
+    trainer = trainer_of(LineTask(dataclasses.replace(CONFIG, ema_decay=0.75)))
     average = None
     for _ in range(5):
         trainer.train_step([{"x": torch.randn(4, 3), "y": torch.randn(4, 2)}])
@@ -428,7 +436,7 @@ def test_moving_average_is_one():
 
 def test_gradients_are_clipped():
     """The logged norm is the one before clipping; the step sees one of at most the limit."""
-    trainer = train.Trainer(LineTask(dataclasses.replace(CONFIG, gradient_clip=0.5)), train.World())
+    trainer = trainer_of(LineTask(dataclasses.replace(CONFIG, gradient_clip=0.5)))
     seen = []
     trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(
         torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm().item()))
@@ -501,47 +509,6 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-# --------------------------------------------------------------------------------- ablations
-
-
-@pytest.mark.slow
-def test_an_ablation_trains_every_row_once(cache, tmp_path, capsys):
-    """Every row is a run of its own, unless it is done; the table has their scores."""
-    arguments = command_line(cache, tmp_path, "--ablate", "table8", steps=1, test_samples=1)
-    train.main(arguments)
-    assert capsys.readouterr().out.count("from step 0 to 1,") == 4
-    runs = {path.parent.parent.name: path for path in tmp_path.glob("*/seed 0/results.json")}
-    assert set(runs) == {"unchanged", "mixer=identity", "mixer=convolution",
-                         "position_embedding=False"}
-    table = (tmp_path / "table8.md").read_text()
-    for name, row in (("unchanged", "ours"), ("mixer=identity", "identity mixer")):
-        results = json.loads(runs[name].read_text())
-        assert results["config"]["mixer"] == ("identity" if "=" in name else "attention")
-        error = results["scores"]["SimpleHand"]["PA-MPJPE"]
-        assert re.search(rf"^\| {row} \| [\d.]+ \| [\d.]+ \| {error:.2f} \|", table, re.MULTILINE)
-    before = runs["unchanged"].stat().st_mtime_ns
-    shutil.rmtree(runs["mixer=identity"].parent)
-    train.main(arguments)
-    assert capsys.readouterr().out.count("from step 0 to 1,") == 1
-    assert (tmp_path / "table8.md").read_text() == table
-    assert runs["unchanged"].stat().st_mtime_ns == before
-    with pytest.raises(SystemExit, match="differs in learning_rate"):
-        train.main([*arguments, "learning_rate=1"])
-
-
-@pytest.mark.parametrize(("extra", "message"), [
-    (["--ablate", "table9"], "simplehand has table4, table5, table6, table7, table8"),
-    (["--ablate", "table5", "--eval"], "without --eval"),
-    (["--ablate", "table5", "--seeds", "0"], "--seeds 0: expected at least 1"),
-    (["--ablate", "table5", "--preset", "laptop"], "no preset 'laptop'"),
-    (["--ablate", "table7", "--set", "heads=3"], "heads is 3"),
-])
-def test_ablations_that_cannot_be_are_one_line(extra, message, capsys):
-    with pytest.raises(SystemExit) as error:
-        train.main(["--model", "simplehand", *extra])
-    assert message in capsys.readouterr().err + str(error.value)
-
-
 # ------------------------------------------------------------------------ order and schedule
 
 sizes = st.integers(1, 9)
@@ -590,7 +557,7 @@ def test_a_resumed_order_is_the_rest_of_the_order(batch_size, ranks, steps, data
     assert whole[2 * done:] == rest
 
 
-@given(schedule=st.sampled_from(train.SCHEDULES), steps=st.integers(1, 500),
+@given(schedule=st.sampled_from(SCHEDULES), steps=st.integers(1, 500),
        warmup=st.integers(0, 600))
 def test_learning_rate_rises_then_never_does(schedule, steps, warmup):
     """In (0, 1] of the rate at each step; rises through the warm-up, then never again."""
@@ -641,11 +608,11 @@ def test_chance_is_a_function_of_the_seed(words):
 ])
 def test_bad_settings_are_one_clear_error(assignment, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        train.override(CONFIG, [assignment])
+        override(CONFIG, [assignment])
 
 
 def test_settings_are_typed():
-    config = train.override(CONFIG, ["official=True", "learning_rate=3e-4", "steps=7",
+    config = override(CONFIG, ["official=True", "learning_rate=3e-4", "steps=7",
                                      "embed_dims=8,16,32,64", "feature_width=64"])
     assert (config.official, config.learning_rate, config.steps) == (True, 3e-4, 7)
     assert config.embed_dims == (8, 16, 32, 64)
@@ -677,71 +644,9 @@ def test_help_lists_the_fields_of_the_config(capsys):
 
 def test_a_machine_without_gpu_gets_the_cpu_preset():
     if torch.cuda.is_available():
-        assert train.suitable_preset() in ("single_gpu", "h200")
+        assert suitable_preset() in ("single_gpu", "h200")
     else:
-        assert train.suitable_preset() == "cpu"
-
-
-@pytest.mark.parametrize("name", simplehand.PRESETS)
-def test_every_preset_fits_the_loop_and_the_data(name):
-    config = train.override(simplehand.PRESETS[name], ["train_samples=3", "test_samples=2"])
-    task = train.SimpleHandTask(config, arguments_of(None), {})
-    assert (len(task.train_set), len(task.test_set)) == (3, 2)
-    assert task.train_set[0]["image"].shape == (3, config.image_size, config.image_size)
-
-
-def test_the_mean_hand_is_hard_to_beat():
-    """The baseline takes, row by row, the better of the mean and the mean of aligned hands."""
-    task = train.SimpleHandTask(CONFIG, arguments_of(None), {})
-    samples = [task.test_set[index] for index in range(32)]
-    batch = {name: torch.stack([sample[name] for sample in samples])
-             for name in ("joints", "vertices", "mesh_valid")}
-    task.set_baseline([batch])
-    root = batch["joints"][:, 9:10]
-    truth = {"true_vertices": batch["vertices"] - root, "true_joints": batch["joints"] - root,
-             "mesh_valid": batch["mesh_valid"]}
-    truth = {name: value.numpy() for name, value in truth.items()}
-    scores = {}
-    for name, hand in zip(("mean", "shape"), task.baseline, strict=True):
-        constant = np.broadcast_to(hand.numpy(), truth["true_vertices"].shape)
-        scores[name] = task.scores({"vertices": constant, **truth})
-    assert scores["mean"]["SimpleHand"]["MPJPE"] < scores["shape"]["SimpleHand"]["MPJPE"]
-    assert scores["shape"]["SimpleHand"]["PA-MPJPE"] < scores["mean"]["SimpleHand"]["PA-MPJPE"]
-    baseline = scores["mean"]["mean hand"]
-    assert baseline["MPJPE"] == scores["mean"]["SimpleHand"]["MPJPE"]
-    assert baseline["PA-MPJPE"] == scores["shape"]["SimpleHand"]["PA-MPJPE"]
-
-
-def test_freihand_trains_and_writes_the_prediction_file(tmp_path, capsys):
-    """The same loop on FreiHAND's layout, down to the file its evaluation server takes."""
-    root, cache, out = (tmp_path / name for name in ("freihand", "cache", "out"))
-    write_freihand(root)
-    train.main(command_line(cache, out, "--data", "freihand", "--data-root", root, "--hand",
-                            "hand_right", steps=2, batch_size=4))
-    assert "PA-MPVPE" in capsys.readouterr().out
-    joints, vertices = json.loads((out / "pred.json").read_text())
-    count = len(data.FreiHAND(root, "evaluation", cache=cache))
-    assert np.shape(joints) == (count, 21, 3) and np.shape(vertices) == (count, 778, 3)
-
-
-def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys, monkeypatch):
-    """Left and right hands in one folder; the toolkit's lines carry the official numbers."""
-    root, cache, out, hands = (tmp_path / name for name in ("dexycb", "cache", "out", "models"))
-    for path, fill in ((root, write_dexycb), (hands, write_models)):
-        path.mkdir()
-        fill(path)
-    monkeypatch.setitem(data.DexYCB.OPTIONS, "sequences", 5)
-    for path in hands.glob("SMPL*"):
-        path.unlink()
-    train.main(command_line(cache, out, "--data", "dexycb", "--data-root", root, "--hand", hands,
-                            steps=1, batch_size=4))
-    table = capsys.readouterr().out
-    assert "PA-MPVPE" in table and "F@5" not in table and "mean hand" in table
-    lines = (out / "dexycb.txt").read_text().splitlines()
-    assert [int(line.split(",")[0]) for line in lines] == [0, 2, 3]
-    with pytest.raises(SystemExit, match="the folder of MANO_RIGHT and MANO_LEFT"):
-        train.main(command_line(cache, tmp_path / "no", "--data", "dexycb", "--data-root", root,
-                                "--hand", hands / "MANO_RIGHT.npz"))
+        assert suitable_preset() == "cpu"
 
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path):

@@ -1,6 +1,5 @@
-"""train.py's two stages of GenHMR for real, on a tiny model: runs, kills, ranks, tables."""
+"""GenHMR's two stages: runs on a tiny model, kills, ranks, tables, official data."""
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -18,6 +17,9 @@ import bodymodels
 import data
 import genhmr
 import train
+from tasks.base import EVALUATIONS, Predictions
+from tasks.genhmr import TokenizerTask, TransformerTask
+from tasks.settings import override
 
 TINY = {
     "tokenizer": {
@@ -32,6 +34,8 @@ TINY = {
         "train_samples": 44, "test_samples": 19},
 }
 STAGES = list(TINY)
+ROWS = ["T=5", "T=1", "T=3", "T=10", "T=15", "T=20", "T=5 P=1", "T=5 P=3", "T=5 P=5", "T=5 P=10",
+        "T=5 P=20", "T=5 P=20 fitted"]  # of the last table: Tables 2 and 3 of the paper
 TIMES = ("seconds", "poses_per_second", "images_per_second")
 STATISTICS = ("perplexity", "dead_codes")  # of a batch, or over all ranks
 
@@ -93,8 +97,7 @@ def test_tables_hold_the_required_rows(finished, folder, capsys):
     """The same command again prints the tables: reconstruction; T, P and the mean pose."""
     for stage, names in (
         ("tokenizer", ["tokenizer", "mean pose"]),
-        ("transformer", ["T=5", "T=1", "T=10", "T=5 P=5", "T=5 P=10", "T=5 P=20",
-                         "T=5 P=20 fitted", "mean pose"]),
+        ("transformer", [*ROWS, "mean pose"]),
     ):
         before = (finished[stage] / "checkpoint.pt").read_bytes()
         train.main(command_line(folder, stage, finished[stage]))
@@ -261,7 +264,7 @@ def test_help_lists_the_fields_of_the_stage(stage, capsys):
 def test_every_preset_has_the_fields_of_the_loop(name):
     """Their values pass the checks, also for those of no data set at hand."""
     for config in train.TASKS[name].PRESETS.values():
-        assert train.override(config, ["steps=3"]).steps == 3
+        assert override(config, ["steps=3"]).steps == 3
 
 
 # -------------------------------------------------------------------------- data and scores
@@ -270,9 +273,7 @@ def test_every_preset_has_the_fields_of_the_loop(name):
 def make_task(folder, stage, **fields):
     task_class = train.TASKS[f"genhmr-{stage}"]
     config = dataclasses.replace(task_class.PRESETS["cpu"], **TINY[stage] | fields)
-    flags = {"data": None, "data_root": None, "body": None, "backbone": None, "iterations": None,
-             "tokenizer": folder / "tokenizer" / "checkpoint.pt", "cache": folder / "cache"}
-    arguments = argparse.Namespace(**flags)
+    arguments = train.parse_arguments(command_line(folder, stage, folder / "no"))
     return task_class(task_class.adapt(config, arguments), arguments, {})
 
 
@@ -286,8 +287,9 @@ def test_scores_do_not_depend_on_the_pieces(finished, folder):
     batch = batch_of(task.test_set, range(13))
     task.set_baseline([batch])
     pose, betas, index = (batch[name].numpy() for name in ("pose", "betas", "index"))
-    predictions = {"index": index, "betas": betas, "true_betas": betas, "true_pose": pose,
-                   "pose of truth": pose, "pose of next": np.roll(pose, 1, 0)}
+    truth = {"pose": pose, "betas": betas}
+    predictions = Predictions(index, {
+        "truth": truth, "next": {"pose": np.roll(pose, 1, 0), "betas": betas}}, truth)
     whole = task.scores(predictions)
     task.PIECE = 7
     assert whole.keys() == {"truth", "next", "mean pose"}
@@ -303,12 +305,12 @@ def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
     model = genhmr.load_checkpoint(finished["transformer"] / "checkpoint.pt")
     whole = task.predict(model, batch_of(task.test_set, range(6)), final=True)
     part = task.predict(model, batch_of(task.test_set, [4, 1]), final=True)
-    assert {name for name in whole if name.startswith("pose of")} == {
-        f"pose of {name}" for name in ("T=5", "T=1", "T=10", "T=5 P=5", "T=5 P=10", "T=5 P=20",
-                                     "T=5 P=20 fitted")}
-    for name, value in part.items():
-        torch.testing.assert_close(value, whole[name][[4, 1]], rtol=1e-4, atol=1e-4)
-    moved = (whole["pose of T=5 P=20"] - whole["pose of T=5"]).abs().amax((1, 2, 3))
+    assert list(whole.found) == ROWS
+    for name, values in part.found.items():
+        for key, value in values.items():
+            torch.testing.assert_close(value, whole.found[name][key][[4, 1]], rtol=1e-4, atol=1e-4)
+    moved = whole.found["T=5 P=20"]["pose"] - whole.found["T=5"]["pose"]
+    moved = moved.abs().amax((1, 2, 3))
     assert (moved > 1e-7).all()
 
 
@@ -319,9 +321,10 @@ def test_official_motion_trains_the_tokenizer(folder, tmp_path):
     out = tmp_path / "out"
     train.main(command_line(folder, "tokenizer", out, "--data", "amass+moyo", "--data-root",
                             tmp_path, "--cache", tmp_path / "cache", steps=2))
-    task = train.TokenizerTask(genhmr.load_tokenizer(out / "checkpoint.pt").config,
-                               argparse.Namespace(data=None, data_root=tmp_path, body=None,
-                                                  cache=tmp_path / "cache"), load(out))
+    task = TokenizerTask(genhmr.load_tokenizer(out / "checkpoint.pt").config,
+                         train.parse_arguments(["--model", "genhmr", "--stage", "tokenizer",
+                                                "--data-root", str(tmp_path), "--cache",
+                                                str(tmp_path / "cache")]), load(out))
     assert [(type(part), part.split) for part in task.test_set.datasets] == [
         (data.AMASS, "test"), (data.MOYO, "val")]
     assert len(task.train_set) == sum(len(part) for part in task.train_set.datasets)
@@ -350,13 +353,11 @@ def official(tmp_path_factory):
 
 def judge(folder, official, protocol):
     """The task of one protocol alone."""
-    flags = {"data": None, "data_root": official / train.EVALUATIONS[protocol][0], "body": None,
-             "backbone": None, "iterations": None, "models": official / "models", "eval": True,
-             "tokenizer": folder / "tokenizer" / "checkpoint.pt", "cache": folder / "cache",
-             "protocol": protocol, "test_root": None}
     config = dataclasses.replace(genhmr.PRESETS["cpu"], **TINY["transformer"])
-    arguments = argparse.Namespace(**flags)
-    return train.TransformerTask(train.TransformerTask.adapt(config, arguments), arguments, {})
+    arguments = train.parse_arguments(command_line(
+        folder, "transformer", folder / "no", "--eval", "--protocol", protocol, "--data-root",
+        official / EVALUATIONS[protocol][0], "--models", official / "models"))
+    return TransformerTask(TransformerTask.adapt(config, arguments), arguments, {})
 
 
 def test_official_pictures_train_and_are_judged(finished, folder, official, tmp_path):
@@ -379,11 +380,11 @@ def test_perfect_predictions_have_no_error(finished, folder, official):
     task = judge(folder, official, "3dpw_lsp14")
     assert task.test_set.split == "test" and task.data_set("train", 0).split == "train"
     batch = {name: value.numpy() for name, value in batch_of(task.test_set, range(4)).items()}
-    predictions = {"index": batch["index"], "true_pose": batch["pose"], "betas": batch["betas"],
-                   "true_betas": batch["betas"], "pose of T=5": batch["pose"]}
+    truth = {name: batch[name] for name in ("pose", "betas")}
+    predictions = Predictions(batch["index"], {"T=5": dict(truth)}, truth)
     report = task.score_piece(predictions)["T=5"]
     assert max(report.values()) < 1e-2
-    predictions["pose of T=5"] = np.tile(np.eye(3, dtype=np.float32), (4, 24, 1, 1))
+    predictions.found["T=5"]["pose"] = np.tile(np.eye(3, dtype=np.float32), (4, 24, 1, 1))
     assert task.score_piece(predictions)["T=5"]["MPJPE"] > 50
 
 
@@ -392,7 +393,7 @@ def test_wart_human36m_is_judged_by_joints_and_a_regressor_of_the_right_order(
     """The truth are the file's joints in LSP's order; Moon's regressor, right leg first, is
     refused."""
     task = judge(folder, official, "h36m_p2_lsp14")
-    truth = task.truth({"index": np.arange(1)})
+    truth = task.truth(Predictions(np.arange(1), {}, {}))
     record = task.test_set.records()[0]["keypoints_3d"][25:]  # SPIN's 24
     np.testing.assert_array_equal(truth["joints"][0, 13], record[18, :3])  # Human3.6M's head
     np.testing.assert_array_equal(truth["joints"][0, 14], record[14, :3])
@@ -401,7 +402,7 @@ def test_wart_human36m_is_judged_by_joints_and_a_regressor_of_the_right_order(
     np.save(tmp_path / "J_regressor_h36m.npy", regressor[[0, 4, 5, 6, 1, 2, 3, *range(7, 17)]])
     task.arguments.models = tmp_path
     with pytest.raises(ValueError, match="right leg first: take SPIN's file"):
-        task.judged({"vertices": np.zeros((1, 6890, 3))})
+        task.regressed({"vertices": np.zeros((1, 6890, 3))})
 
 
 def test_translations_before_the_models_camera_and_before_the_crops(finished, folder, official):

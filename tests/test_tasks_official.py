@@ -1,4 +1,4 @@
-"""HMR-Adapter's stages in train.py on official data, in the formats the tests of readers write."""
+"""HMR-Adapter's stages on official data, in the formats that the tests of the readers write."""
 
 import dataclasses
 import json
@@ -16,12 +16,14 @@ from test_datasets import (
     write_models,
     write_rich,
 )
-from test_train_adapter import ERRORS, OF_BODIES, TINY, flag, scores_of
+from test_tasks_adapter import ERRORS, OF_BODIES, TINY, flag, scores_of
 
 import bodymodels
 import data
 import hmr_adapter
 import train
+from tasks.base import EVALUATIONS, Predictions
+from tasks.hmr_adapter import BodyAdapterTask, HandAdapterTask
 
 VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
 
@@ -32,8 +34,8 @@ def small_bodies():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(bodymodels.SURFACE_VERTEX_IDS, "smplx", tuple(range(21)))
         patch.setitem(data.RICH.OPTIONS, "picture_size", (32, 24))
-        for name in ("draw_grid", "draw_curves"):  # matplotlib's part alone: it takes its time
-            patch.setattr(train, name, lambda *_, **__: None)
+        for name in ("tasks.base.draw_grid", "train.draw_curves"):  # slow, and tested elsewhere
+            patch.setattr(name, lambda *_, **__: None)
         yield
 
 
@@ -83,7 +85,7 @@ def trained(base):
 
 def evaluate(base, trained, stage, protocol, out, *extra):
     train.main(["--model", "hmr_adapter", "--stage", stage, "--eval", "--protocol", protocol,
-                "--data-root", str(base / train.EVALUATIONS[protocol][0]), "--models",
+                "--data-root", str(base / EVALUATIONS[protocol][0]), "--models",
                 str(base / "models"), "--cache", str(base / "cache"), "--out", str(out), *extra])
     return scores_of(out)
 
@@ -112,7 +114,7 @@ def test_hands_alone_have_no_arm_to_be_found(base, trained):
         base, "hand", base / "no", "--data", "interhand", "--data-root", base / "interhand",
         "--protocol", "arctic_p1val", "--guide", trained / "body_expert/checkpoint.pt"))
     model = hmr_adapter.load_checkpoint(trained / "hand/checkpoint.pt")
-    task = train.HandAdapterTask(model.config, arguments, {"data": "interhand"})
+    task = HandAdapterTask(model.config, arguments, {"data": "interhand"})
     task.config = dataclasses.replace(task.config, arm_source="found")
     heard = []
 
@@ -121,8 +123,9 @@ def test_hands_alone_have_no_arm_to_be_found(base, trained):
         return model(images, arm, arm_valid)
 
     pairs = next(train.load_batches(task.train_set, [[0, 1]], train.World()))
-    task.loss(trainer, pairs)
-    task.loss(trainer, {name: value for name, value in pairs.items() if name != "body_pose_valid"})
+    task.loss(trainer, pairs, 0)
+    del pairs["body_pose_valid"]
+    task.loss(trainer, pairs, 0)
     assert [valid.tolist() for valid in heard] == [[0] * 4, [1] * 4]
 
 
@@ -131,7 +134,8 @@ def test_the_dual_path_is_judged_on_ehf_with_faces(base, trained, tmp_path):
     scores = evaluate(base, trained, "all", "ehf", tmp_path, "--checkpoint",
                       str(trained / "hand/checkpoint.pt"), "--guide",
                       str(trained / "body/checkpoint.pt"))
-    assert list(scores) == ["ours", "experts", "expert", "mean pose"]
+    assert list(scores) == ["ours", "ours, true boxes", "experts", "experts, true boxes", "expert",
+                            "mean pose"]
     assert list(scores["ours"]) == [*OF_BODIES, "face PA-PVE", "face PVE"]
     assert np.isfinite([list(row.values()) for row in scores.values()]).all()
     assert json.loads((tmp_path / "results.json").read_text())["data"] == "ehf"
@@ -149,11 +153,11 @@ def test_perfect_meshes_have_no_error_by_the_official_protocols(base, trained):
     """Whatever the pose or the subject's own template: the truth alone scores 0."""
     config = hmr_adapter.load_checkpoint(trained / "body/checkpoint.pt").config
     for protocol in ("arctic_p1val", "ehf"):
-        name = train.EVALUATIONS[protocol][0]
+        name = EVALUATIONS[protocol][0]
         arguments = train.parse_arguments(command_line(
             base, "body", base / "no", "--data", name, "--data-root", base / name))
-        task = train.BodyAdapterTask(config, arguments, {"data": name})
-        truth = task.truth({"index": np.arange(2)})
+        task = BodyAdapterTask(config, arguments, {"data": name})
+        truth = task.truth(Predictions(np.arange(2), {}, {}))
         assert max(task.judge(truth, truth).values()) < 1e-3
         moved = {"vertices": truth["vertices"] + (np.arange(VERTICES) == 3)[:, None] * [0.14, 0, 0]}
         report = task.judge(moved, truth)  # one of J14's joints, and one of the face's five
@@ -188,7 +192,7 @@ def test_released_body_experts_get_the_mean_hand_of_the_models(base):
     arguments = train.parse_arguments(command_line(
         base, "body", base / "no", "--expert", "x", "--data", "arctic", "--data-root",
         base / "arctic"))
-    task = object.__new__(train.BodyAdapterTask)
+    task = object.__new__(BodyAdapterTask)
     task.arguments, task.data = arguments, "arctic"
     task.load_expert = lambda source, hand_mean: hand_mean
     mean = task.load_given("x")

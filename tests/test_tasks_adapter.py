@@ -1,6 +1,5 @@
-"""train.py's four stages of HMR-Adapter and its dual path for real, on tiny models."""
+"""HMR-Adapter's four stages and its dual path: runs on tiny models, tables, official rows."""
 
-import argparse
 import dataclasses
 import json
 import os
@@ -13,12 +12,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from test_tasks_genhmr import load, rows
 from test_train import assert_same_state, flag
-from test_train_genhmr import load, rows
 
 import data
 import hmr_adapter
 import train
+from tasks.base import Predictions
+from tasks.hmr_adapter import PARTS, stage_arguments
 
 TINY = {  # set in every stage that has the field
     "image_size": 32, "patch_size": 8, "stem": (8,), "vit_dim": 16, "vit_depth": 1, "vit_heads": 2,
@@ -35,7 +36,8 @@ TABLES = {
     "body_expert": (["expert", "mean pose"], OF_BODIES),
     "hand": (["true arm", "found arm", "no arm", "expert", "mean hand"], OF_HANDS),
     "body": (["adapter", "expert", "mean pose"], OF_BODIES),
-    ".": (["ours", "experts", "expert", "mean pose"], OF_BODIES),
+    ".": (["ours", "ours, true boxes", "experts", "experts, true boxes", "expert", "mean pose"],
+          OF_BODIES),
 }
 
 
@@ -225,7 +227,7 @@ def test_settings_reach_the_stages_that_have_them():
     arguments = train.parse_arguments([
         "--model", "hmr_adapter", "--stage", "all", "--preset", "cpu", "--set", "steps=7",
         "arm=whole_body", "offset_hidden=3", "vit_depth=2", "typo=1"])
-    settings = {stage: train.stage_arguments(arguments, stage).overrides for stage in train.ALL}
+    settings = {stage: stage_arguments(arguments, stage).overrides for stage in PARTS}
     assert settings == {
         "hand_expert": ["steps=7", "vit_depth=2", "typo=1"],
         "body_expert": ["steps=7", "vit_depth=2", "typo=1"],
@@ -253,10 +255,9 @@ def test_rows_of_the_tables_train(finished, folder, tmp_path, row):
 # -------------------------------------------------------------------------- data and scores
 
 
-def make_task(finished, folder, stage):
+def make_task(finished, folder, stage, *extra):
     checkpoint = load(finished / stage)
-    names = ("data", "data_root", "body", "expert", "stage", "guide", "eval")
-    arguments = argparse.Namespace(**dict.fromkeys(names), cache=folder / "cache")
+    arguments = train.parse_arguments(command_line(folder, stage, folder / "no", *extra))
     task_class = train.TASKS[f"hmr_adapter-{stage}"]
     return task_class(task_class.Config(**checkpoint["config"]), arguments, checkpoint)
 
@@ -277,8 +278,9 @@ def test_hands_are_scored_in_their_group(finished, folder):
     valid, visible = np.array([[1, 1], [1, 0], [1, 1.0]]), np.array([[1, 0.6], [0.4, 1], [0, 0.9]])
     wrong[visible < 0.5] += np.linspace(0, 2, 799)[:, None]
     wrong[valid == 0] = np.nan
-    scores = task.scores({"index": np.arange(3), "hand_valid": valid, "hand_visible": visible,
-                          "true hands": truth, "hands of truth": truth, "hands of wrong": wrong})
+    scores = task.scores(Predictions(
+        np.arange(3), {"truth": {"points": truth}, "wrong": {"points": wrong}},
+        {"points": truth, "valid": valid, "visible": visible}))
     assert list(scores) == ["truth", "wrong"]
     assert scores["truth"] == pytest.approx(dict.fromkeys(OF_HANDS, 0.0), abs=1e-4)
     for name in ERRORS:
@@ -291,32 +293,34 @@ def test_arms_of_the_table_are_what_they_say(finished, folder):
     task = make_task(finished, folder, "hand")
     batch = batch_of(task.test_set, range(4))
     model = hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt")
-    assert "hands of found arm" not in task.predict(model, batch)
-    task.arguments.guide = finished / "body_expert" / "checkpoint.pt"
+    assert "found arm" not in task.predict(model, batch).found
+    file = finished / "body_expert" / "checkpoint.pt"
+    task = make_task(finished, folder, "hand", "--guide", file)
     with torch.no_grad():
-        found = task.predict(model, batch)
+        predictions = task.predict(model, batch)
+        found = {name: values["points"] for name, values in predictions.found.items()}
         images = batch["hand_images"].flatten(0, 1)
-        guide = hmr_adapter.load_checkpoint(task.arguments.guide)(batch["image"])["body_pose"]
+        guide = hmr_adapter.load_checkpoint(file)(batch["image"])["body_pose"]
         for name, arm in (("true", batch["arm_pose"]), ("found", hmr_adapter.arm_pose(guide))):
             expected = task.mesh(model(images, arm.flatten(0, 1)))
-            torch.testing.assert_close(found[f"hands of {name} arm"].flatten(0, 1), expected)
-        torch.testing.assert_close(found["hands of no arm"].flatten(0, 1), task.mesh(model(images)))
-    hands = [value for name, value in found.items() if name.startswith("hands of ")]
-    assert len({value.double().sum().item() for value in hands}) == 4
-    assert all((value[:, :, 0] == 0).all() for value in [*hands, found["true hands"]])
+            torch.testing.assert_close(found[f"{name} arm"].flatten(0, 1), expected)
+        torch.testing.assert_close(found["no arm"].flatten(0, 1), task.mesh(model(images)))
+    assert len({value.double().sum().item() for value in found.values()}) == 4
+    hands = [*found.values(), predictions.truth["points"]]
+    assert all((value[:, :, 0] == 0).all() for value in hands)
 
 
 @pytest.mark.parametrize("source", ["true", "found"])
 def test_adapters_train_with_what_their_source_says(finished, folder, source):
     """The hand's hears the true arm or the guide's; the body's is told the knuckles or is not."""
-    task = make_task(finished, folder, "hand")
+    file = finished / "body_expert" / "checkpoint.pt"
+    task = make_task(finished, folder, "hand", "--guide", file)
     task.config = dataclasses.replace(task.config, arm_source=source)
-    task.arguments.guide = finished / "body_expert" / "checkpoint.pt"
     batch = batch_of(task.test_set, range(4))
     model, heard = hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt"), []
-    task.loss(lambda *inputs: heard.append(inputs[1]) or model(*inputs), batch)
+    task.loss(lambda *inputs: heard.append(inputs[1]) or model(*inputs), batch, 0)
     with torch.no_grad():
-        found = hmr_adapter.load_checkpoint(task.arguments.guide)(batch["image"])["body_pose"]
+        found = hmr_adapter.load_checkpoint(file)(batch["image"])["body_pose"]
     arms = {"true": batch["arm_pose"], "found": hmr_adapter.arm_pose(found)}
     assert torch.equal(heard[0], arms[source].flatten(0, 1))
     body = make_task(finished, folder, "body")
@@ -330,9 +334,9 @@ def test_truth_scores_zero_in_the_dual_path(finished, folder):
     task.baseline, task.PIECE = None, 3
     batch = batch_of(task.test_set, range(5))
     shape, pose = task.shape(batch).numpy(), batch["body_pose"].numpy()
-    scores = task.scores({"index": np.arange(5), "betas": shape, "true_betas": shape,
-                          "true_pose": pose, "pose of truth": pose,
-                          "pose of next": np.roll(pose, 1, 0)})
+    truth = {"pose": pose, "betas": shape}
+    scores = task.scores(Predictions(np.arange(5), {
+        "truth": truth, "next": {"pose": np.roll(pose, 1, 0), "betas": shape}}, truth))
     assert scores["truth"] == pytest.approx(dict.fromkeys(OF_BODIES, 0.0), abs=1e-3)
     assert min(scores["next"].values()) > 5
     points = task.points(batch)

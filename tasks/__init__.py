@@ -1,0 +1,1 @@
+"""What train.py must know of each paper."""

@@ -1,0 +1,371 @@
+"""What the training loop asks of a task: of a paper, or of one of its training stages.
+
+A task brings data, model, loss, predictions and scores; train.py brings steps, processes and files.
+`Task` declares everything that the loop calls. The classes of a paper are in the file of its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import io
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import bodymodels
+import data
+import metrics
+
+EVALUATIONS = {  # data set and split on which a protocol of metrics.py is defined
+    "freihand": ("freihand", "evaluation"), "dexycb_s0": ("dexycb", "test"),
+    "3dpw_lsp14": ("3dpw", "test"), "3dpw_smplx_lineage": ("3dpw-moon", "test"),
+    "emdb1_24": ("emdb", "emdb1"), "h36m_p2_lsp14": ("h36m", "p2"),
+    "amass_test": ("amass", "test"), "moyo_val": ("moyo", "val"),
+    "arctic_p1val": ("arctic", "val"), "ehf": ("ehf", "test"),
+}
+Scores = dict[str, dict[str, float]]  # predictor -> metric -> value; the model comes first
+Terms = Mapping[str, Tensor]  # named scalars of a loss
+Batch = dict[str, Tensor]
+
+
+class RunConfig(Protocol):
+    """The fields of a config that the loop reads; each paper's Config documents its own values.
+
+    A config may have `precision`, "fp32" without, and `channels_last`, False without.
+    """
+
+    batch_size: int
+    accumulate: int
+    steps: int
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    gradient_clip: float
+    ema_decay: float
+    eval_every: int
+    seed: int
+    train_samples: int
+    test_samples: int
+
+
+RUN_FIELDS = (*RunConfig.__annotations__, "precision", "channels_last")
+
+
+# -------------------------------------------------------------------------------- predictions
+
+
+@dataclasses.dataclass
+class Predictions:
+    """What predictors found in test samples, and the truth: tensors or arrays, samples first."""
+
+    index: Tensor | np.ndarray  # (N,) int64, of the samples in the test split
+    found: dict[str, dict[str, Tensor | np.ndarray]]  # predictor -> name -> values (N, ...)
+    truth: dict[str, Tensor | np.ndarray]  # name -> values (N, ...)
+
+    @property
+    def first(self) -> dict[str, np.ndarray]:
+        """The values of the first predictor, the one that the pictures show."""
+        return next(iter(self.found.values()))
+
+    def map(self, function: Callable) -> Predictions:
+        """The same structure with the function applied to every tensor or array."""
+        return Predictions(
+            function(self.index),
+            {name: {key: function(value) for key, value in values.items()}
+             for name, values in self.found.items()},
+            {key: function(value) for key, value in self.truth.items()})
+
+    def numpy(self) -> Predictions:
+        """The same as NumPy arrays in memory."""
+        return self.map(lambda value: value.cpu().numpy())
+
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Predictions:
+        """Those of some samples."""
+        return self.map(lambda value: value[rows])
+
+    @staticmethod
+    def join(parts: Sequence[Predictions]) -> Predictions:
+        """Those of several batches, in the order of the test split."""
+        order = np.concatenate([part.index for part in parts]).argsort()
+
+        def joined(pick: Callable[[Predictions], np.ndarray]) -> np.ndarray:
+            return np.concatenate([pick(part) for part in parts])[order]
+
+        first = parts[0]
+        return Predictions(
+            joined(lambda part: part.index),
+            {name: {key: joined(lambda part, name=name, key=key: part.found[name][key])
+                    for key in values} for name, values in first.found.items()},
+            {key: joined(lambda part, key=key: part.truth[key]) for key in first.truth})
+
+
+def better(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
+    """The better of two scores in each row: the smaller error, else the larger."""
+    return {name: (min if is_error(name) else max)(first[name], second[name]) for name in first}
+
+
+def is_error(metric: str) -> bool:
+    """Whether smaller is better: MPJPE, PA-MPVPE, MVE, ..., but not F-scores and AUC."""
+    return metric.endswith("E")
+
+
+# --------------------------------------------------------------------------------------- task
+
+
+class Task(ABC):
+    """A paper, or one of its stages.
+
+    config: of the model and the run. arguments: the flags. origin: the content of the checkpoint
+    that is continued, evaluated or started from; empty for new weights.
+    Raises ValueError if flags, config and data do not go together.
+    """
+
+    Config: ClassVar[type]  # the dataclass whose fields --set changes
+    PRESETS: ClassVar[Mapping[str, RunConfig]]
+    load_checkpoint: ClassVar[Callable[..., nn.Module]]  # from a file; the model has a `config`
+    parameters: ClassVar[Callable[[nn.Module, float], list[dict]]]  # groups for AdamW
+    PROTOCOLS: ClassVar[Mapping[str, str]]  # kind of data -> protocol of metrics; "": ask for one
+    ARGUMENTS: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # its own flags, for argparse
+    MODELS: ClassVar[str] = ""  # the body models that official data need in --models
+    TITLE: ClassVar[str]  # of predictions.png
+    UNIT: ClassVar[str] = "images"  # what a sample is
+    BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
+    REMARK: ClassVar[str] = ""  # printed below the table of scores
+    TRY: ClassVar[str] = ""  # the next command, with {checkpoint} or its {folder}
+
+    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
+                 origin: Mapping[str, object]) -> None:
+        self.config, self.arguments = config, arguments
+        self.baseline: Tensor | None = origin.get("baseline")  # (2, N, 3), see set_baseline
+        self.device = torch.device("cpu")
+        asked = getattr(arguments, "protocol", None)
+        judged = EVALUATIONS.get(asked, ("",))[0] if getattr(arguments, "eval", False) else ""
+        self.data = arguments.data or judged or origin.get("data", "rendered")
+        self.protocol = asked or self.PROTOCOLS.get(self.data, "")
+        self.check_data()
+
+    def check_data(self) -> None:
+        """Raise ValueError unless the kind of data, its folder and the protocol go together."""
+        name, arguments, known = f"--data {self.data}", self.arguments, self.PROTOCOLS
+        if self.data not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}")
+        if self.data != "rendered" and not arguments.data_root:
+            raise ValueError(f"{name}: give its folder with --data-root")
+        if not self.protocol or self.protocol not in known.values():
+            raise ValueError(f"{name}: choose the protocol with --protocol, one of "
+                             + ", ".join(sorted({*known.values()} - {""})))
+        if known[self.data] not in ("", self.protocol):
+            raise ValueError(f"{name} is evaluated by {known[self.data]}, not by {self.protocol}")
+        if self.data != "rendered" and self.MODELS and not arguments.models:
+            raise ValueError(f"{name} needs official body models: give the folder of {self.MODELS} "
+                             "with --models")
+
+    # ---- the command
+
+    @classmethod
+    def plan(cls, arguments: argparse.Namespace,
+             parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
+        """The runs that the command stands for, one after another: usually this one.
+
+        parse: from command line to flags. The loop asks for the next run when one has ended, and
+        for none if a signal ended it.
+        """
+        yield arguments
+
+    @classmethod
+    def folder(cls, arguments: argparse.Namespace) -> Path:
+        """The default of --out."""
+        scored = arguments.eval and arguments.checkpoint
+        return Path("runs", f"{arguments.name}-eval" if scored else arguments.name)
+
+    @classmethod
+    def check_arguments(cls, arguments: argparse.Namespace) -> None:
+        """Raise ValueError if the task's own flags do not go together."""
+        return
+
+    @classmethod
+    def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
+        """The config, changed as files named by the flags demand."""
+        return config
+
+    @classmethod
+    def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
+        """The model to evaluate or to start from, and the rest of its checkpoint.
+
+        Raises FileNotFoundError or ValueError.
+        """
+        path = arguments.checkpoint or arguments.out / "checkpoint.pt"
+        model = cls.load_checkpoint(path)
+        return model, read_content(path)
+
+    @staticmethod
+    def config_of(model: nn.Module) -> RunConfig:
+        """The config of a model that `load` returned."""
+        return model.config
+
+    def notes(self) -> list[str]:
+        """What a user should know before a training run begins."""
+        return []
+
+    # ---- data
+
+    @functools.cached_property
+    def train_set(self) -> Dataset:
+        """The training split, augmented."""
+        return self.data_set("train", self.config.train_samples)
+
+    @functools.cached_property
+    def test_set(self) -> Dataset:
+        """The test split, not augmented."""
+        return self.data_set("test", self.config.test_samples)
+
+    @abstractmethod
+    def data_set(self, split: str, length: int) -> Dataset:
+        """The split "train" or "test"; length: of rendered ones."""
+
+    def official(self, split: str, size: int, **options: object) -> Dataset:
+        """The official training data, or the data that the protocol is defined on."""
+        arguments, config = self.arguments, self.config
+        name, part, root = self.data, "train", arguments.data_root
+        if split == "test":
+            name, part = EVALUATIONS[self.protocol]
+            root = arguments.test_root or root
+        return data.open_official(name, root, part, size=size, seed=config.seed,
+                                  cache=arguments.cache, **options)
+
+    # ---- training
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The model as training begins."""
+
+    def parameter_groups(self, model: nn.Module) -> list[dict]:
+        """Parameter groups for AdamW."""
+        return type(self).parameters(model, self.config.weight_decay)
+
+    def to(self, device: torch.device) -> None:
+        """Move what losses and predictions need to a device, once."""
+        self.device = device
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """The scalar to minimise, and the terms to log.
+
+        model: to be called, so that gradients are reduced over processes; `bare(model)` has its
+        attributes. step: finished optimiser steps.
+        """
+
+    # ---- evaluation
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
+        """What the model and its rivals find, beside the truth.
+
+        final: at the end of a run; adds predictors that only the last table shows.
+        """
+
+    @abstractmethod
+    def scores(self, predictions: Predictions) -> Scores:
+        """The scores of every predictor and of the baseline; empty without annotation."""
+
+    @abstractmethod
+    def points(self, batch: Batch) -> Tensor:
+        """True points (B, N, 3) that the baseline is the mean of."""
+
+    def set_baseline(self, batches: Iterable[Batch]) -> None:
+        """Compute the constant predictions (2, N, 3): two means of `points` of training samples.
+
+        The plain mean has the least MPJPE of all constants, but no human shape: views from all
+        sides cancel. The second, after aligning all samples with one another, has the least
+        PA-MPJPE.
+        """
+        points = torch.cat([self.points(batch).cpu() for batch in batches])
+        mean, shape = points.mean(0), points[0]
+        for _ in range(5):
+            shape = metrics.procrustes_align(points, shape.expand_as(points), scale=False).mean(0)
+        self.baseline = torch.stack([mean, shape])
+
+    # ---- files
+
+    def write(self, predictions: Predictions, out: Path) -> None:
+        """Write predictions.png: the first samples of the test split."""
+        images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
+        draw_grid(images, out / "predictions.png", columns=3, title=self.TITLE)
+
+    @abstractmethod
+    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
+        """A test image (H, W, 3) of 0..1, the predicted and the true mesh, side by side."""
+
+    def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """A mesh (V, 3) drawn over a picture (H, W, 3)."""
+        return bodymodels.render(mesh, self.faces, K, background.shape[:2], background=background,
+                                 supersample=2).image
+
+    def write_npz(self, out: Path, predictions: Predictions, **values: np.ndarray) -> None:
+        """Write predictions.npz: values by sample, and the official picture each belongs to."""
+        records = self.test_set.records(predictions.index)
+        names = {name: records[name] for name in ("image", "sequence", "person", "frame")}
+        content = io.BytesIO()
+        np.savez(content, **names, **values)
+        bodymodels.write_atomically(out / "predictions.npz", content.getvalue())
+
+    def require_same(self, flag: str, load: Callable[..., nn.Module],
+                     origin: Mapping[str, object]) -> None:
+        """Raise ValueError unless the flag's file has the weights that the checkpoint holds."""
+        file = getattr(self.arguments, flag)
+        given, own = (load(source).state_dict() for source in (file, origin))
+        if given.keys() != own.keys() or not all(
+                value.equal(own[name]) for name, value in given.items()):
+            raise ValueError(f"the checkpoint was trained with another {flag} than {file}, and "
+                             f"holds it: leave --{flag} out")
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The paper's module inside the wrappers of the loop."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def read_content(path: str | Path) -> dict[str, object]:
+    """The content of a checkpoint of train.py; empty for one of another program."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # readable, since the model has been loaded: objects of another program
+        return {}
+    ours = isinstance(content, dict) and "config" in content and "name" in content
+    return content if ours else {}
+
+
+# ------------------------------------------------------------------------------------ drawing
+
+
+def draw_grid(images: Sequence[np.ndarray], path: Path, columns: int, title: str) -> None:
+    """Write images (H, W, 3) of 0..1 in a grid, as one PNG."""
+    rows = math.ceil(len(images) / columns)
+    height, width = images[0].shape[:2]
+    figure = Figure(figsize=(12, 12 * rows * height / (columns * width) + 0.4), layout="tight")
+    for number, image in enumerate(images, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.axis("off")
+        axes.imshow(image.clip(0, 1))
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a matplotlib figure as PNG."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    bodymodels.write_atomically(path, png.getvalue())

@@ -1,0 +1,116 @@
+"""What the tasks of bodies share: predictions that are poses, scored as joints and meshes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import bodymodels
+import metrics
+from tasks.base import Batch, Predictions, RunConfig, Scores, Task, better
+
+Mesh = dict[str, np.ndarray]  # joints (N, J, 3) and vertices (N, V, 3), in metres
+
+
+class BodyTask(Task):
+    """A task whose predictors find a pose (B, K, 3, 3), betas (B, S) and perhaps a translation.
+
+    The truth has `pose` and `betas`.
+    """
+
+    BODY, FAMILY = "body", "smpl"  # the free body, and the family of official data
+    PIECE = 500  # samples whose meshes are in memory at a time
+    REMARK = ("Mean pose: the mean body of the training samples, or the mean after aligning them "
+              "with one another, in\neach column the better one.\n")
+
+    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
+                 origin: Mapping[str, object]) -> None:
+        super().__init__(config, arguments, origin)
+        file = getattr(arguments, "body", None)
+        if self.data != "rendered" and self.MODELS:
+            self.body = bodymodels.load_model(arguments.models, family=self.FAMILY)
+        else:
+            self.body = bodymodels.load_model(file or self.BODY)
+        if file and len(self.body.parents) != 24:
+            raise ValueError(f"--body {file}: it has {len(self.body.parents)} joints; expected a "
+                             "SMPL model, with 24")
+        self.faces = self.body.faces
+
+    def points(self, batch: Batch) -> Tensor:
+        """True joints and vertices (B, J + V, 3)."""
+        return torch.cat(self.posed(batch["betas"], batch["pose"]), 1)
+
+    def posed(self, betas: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints (B, J, 3) and vertices (B, V, 3) of untranslated bodies."""
+        output = self.body.to(pose.device)(betas, pose)
+        return output.joints, output.vertices
+
+    def mesh(self, values: Mapping[str, np.ndarray]) -> Mesh:
+        """Joints and vertices of poses and betas."""
+        joints, vertices = self.posed(*(torch.from_numpy(values[name])
+                                        for name in ("betas", "pose")))
+        return {"joints": joints.numpy(), "vertices": vertices.numpy()}
+
+    def scores(self, predictions: Predictions) -> Scores:
+        """The scores of all predictors and of the mean pose."""
+        pieces = [predictions[start:start + self.PIECE]
+                  for start in range(0, len(predictions.index), self.PIECE)]
+        parts = [self.score_piece(piece) for piece in pieces]
+        weights = [len(piece.index) for piece in pieces]
+        scores = {name: {metric: float(np.average([part[name][metric] for part in parts],
+                                                  weights=weights)) for metric in parts[0][name]}
+                  for name in parts[0]}
+        if self.baseline is not None:
+            scores["mean pose"] = better(scores.pop("mean"), scores.pop("mean shape"))
+        return scores
+
+    def score_piece(self, predictions: Predictions) -> Scores:
+        """The scores in some samples, with both constants of the baseline."""
+        meshes = {name: self.mesh(values) for name, values in predictions.found.items()}
+        count = next(iter(meshes.values()))["joints"].shape[1]
+        constants = () if self.baseline is None else zip(
+            ("mean", "mean shape"), self.baseline.numpy(), strict=True)
+        for name, points in constants:
+            points = np.broadcast_to(points, (len(predictions.index), *points.shape))
+            meshes[name] = {"joints": points[:, :count], "vertices": points[:, count:]}
+        truth = self.truth(predictions)
+        return {name: self.judge(mesh, truth) for name, mesh in meshes.items()}
+
+    def truth(self, predictions: Predictions) -> Mesh:
+        """What the protocol compares meshes with."""
+        return self.mesh(predictions.truth)
+
+    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, float]:
+        """The protocol's table for one predictor's meshes."""
+        return metrics.evaluate(self.protocol, mesh, truth)
+
+    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
+        """A test image (S, S, 3) beside the first predictor's and the true mesh over it."""
+        sample, one = self.test_set[index], predictions[index:index + 1]
+        photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
+        found, truth = (self.mesh(values)["vertices"][0] for values in (one.first, one.truth))
+        return np.concatenate([photo] + [
+            self.draw(mesh + shift, sample["K"], photo) for mesh, shift in (
+                (found, one.first["transl"]), (truth, sample["transl"].numpy()))], 1)
+
+    def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """A mesh (V, 3) drawn over a picture; the picture alone if its translation is unknown."""
+        if self.data != "rendered" and mesh[:, 2].min() <= 0:
+            return background
+        return super().draw(mesh, K, background)
+
+    def write(self, predictions: Predictions, out: Path) -> None:
+        """Write pictures and, for official ones, the first predictor's bodies."""
+        if self.data != "rendered" and self.MODELS:
+            first = predictions.first
+            pieces = [predictions[start:start + self.PIECE].first
+                      for start in range(0, len(first["pose"]), self.PIECE)]
+            joints = np.concatenate([self.mesh(piece)["joints"] for piece in pieces])
+            self.write_npz(out, predictions, joints=joints,
+                           **{name: first[name] for name in ("pose", "betas", "transl")})
+        super().write(predictions, out)

@@ -1,0 +1,293 @@
+"""GenHMR for train.py: the pose tokenizer (stage 1) and the masked transformer (stage 2)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import bodymodels
+import data
+import genhmr
+import metrics
+from tasks.base import EVALUATIONS, Batch, Predictions, Terms, bare
+from tasks.bodies import BodyTask, Mesh
+
+BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
+
+
+class TokenizerTask(BodyTask):
+    """Stage 1: poses to tokens and back."""
+
+    Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
+    load_checkpoint = staticmethod(genhmr.load_tokenizer)
+    parameters = staticmethod(genhmr.parameter_groups)
+    PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
+                 "amass+moyo": "pose_reconstruction"}
+    ARGUMENTS = {"body": BODY_ARGUMENT}
+    UNIT = "poses"
+    BEST = "MPJPE"
+    TITLE = "true pose, pose decoded from its tokens"
+    TRY = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
+
+    def __init__(self, config: genhmr.TokenizerConfig, arguments: argparse.Namespace,
+                 origin: Mapping[str, object]) -> None:
+        super().__init__(config, arguments, origin)
+        vertices = range(0, len(self.body.v_template), config.vertex_stride)
+        self.thin_body = self.body.at_vertices(vertices)  # for the loss
+
+    def data_set(self, split: str, length: int) -> Dataset:
+        """A split of the free clips, or of official data: each sequence in its proportion."""
+        arguments, training = self.arguments, split == "train"
+        seed = self.config.seed if training else 0
+        if self.data == "rendered":
+            return data.MotionPoses(split, length, seed, views=self.config.heading)
+        root = arguments.data_root if training else arguments.test_root or arguments.data_root
+        held_out = dict(EVALUATIONS.values())
+        parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
+            Path(root, name) if "+" in self.data else root,
+            split if training else held_out[name], seed=seed, cache=arguments.cache)
+            for name in self.data.split("+")]
+        return data.Joined(parts) if len(parts) > 1 else parts[0]
+
+    def build(self) -> nn.Module:
+        """The tokenizer with new weights."""
+        return genhmr.Tokenizer(self.config)
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.thin_body.to(device)
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """L_vq of randomly rotated poses; perplexity and dead codes for the log."""
+        pose = genhmr.augment_rotation(batch["pose"], config=self.config)
+        prediction = model(pose)
+        terms = genhmr.tokenizer_losses(prediction, batch | {"pose": pose}, self.thin_body)
+        statistics = {name: prediction[name] for name in ("perplexity", "dead_codes")}
+        return genhmr.tokenizer_total_loss(terms, self.config), terms | statistics
+
+    def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
+        """Each pose decoded from its tokens, beside the pose."""
+        decoded = {"pose": model(batch["pose"])["rotations"], "betas": batch["betas"]}
+        return Predictions(batch["index"], {"tokenizer": decoded},
+                           {name: batch[name] for name in ("pose", "betas")})
+
+    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
+        """True and decoded pose side by side, seen from 4 m."""
+        K, white = np.array([[240.0, 0, 80], [0, 240, 80], [0, 0, 1]]), np.ones((160, 160, 3))
+        one = predictions[index:index + 1]
+        meshes = [self.mesh(values)["vertices"][0] for values in (one.truth, one.first)]
+        return np.concatenate([self.draw(mesh + (0, 0, 4), K, white) for mesh in meshes], 1)
+
+
+class TransformerTask(BodyTask):
+    """Stage 2: tokens from images."""
+
+    Config, PRESETS = genhmr.Config, genhmr.PRESETS
+    load_checkpoint = staticmethod(genhmr.load_checkpoint)
+    parameters = staticmethod(genhmr.parameter_groups)
+    PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
+        "genhmr-sd", "genhmr-sd-official", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon",
+        "coco", "mpii", "mpi-inf-3dhp", "aic", "bedlam"), "") | {
+        EVALUATIONS[protocol][0]: protocol for protocol in (
+            "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14")}
+    MODELS = ("SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE and, for protocols of 14 joints, "
+              "J_regressor_h36m.npy")
+    ARGUMENTS = {
+        "tokenizer": {"metavar": "FILE", "help": "checkpoint of the tokenizer to build on"},
+        "backbone": {"metavar": "FILE", "help": "weights of the image encoder to start from: "
+                     "4D-Humans', TokenHMR's or ViTPose's (default: random weights)"},
+        "models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
+        "iterations": {"type": int, "metavar": "T", "help": "iterations of sampling in the first "
+                       "row of scores (default: 5)"},
+        "schedule": {"choices": tuple(genhmr.SCHEDULES), "help": "masking schedule of sampling, "
+                     "Table 11 (default: cosine)"},
+        "top_k": {"type": int, "metavar": "K", "help": "draw each token among the K most likely, "
+                  "Table 12 (default: 1)"},
+    }
+    TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
+    TRY = "python genhmr.py PICTURE --checkpoint {checkpoint}"
+    ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)
+    REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
+    NOISE = 0.02  # of the crop: sigma of the 2D joints given to refinement (our choice)
+    REMARK = ("T: iterations of sampling. P: refinement steps after sampling, towards the true 2D "
+              "joints (of the 24,\nthose inside the crop) with noise of sigma 2 % of the crop's "
+              "side; fitted: genhmr.fit_camera\nfits the camera to these joints first.\n"
+              f"{BodyTask.REMARK}")
+
+    @classmethod
+    def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
+        """The config with that of the given tokenizer."""
+        if not arguments.tokenizer:
+            return config
+        tokenizer = genhmr.load_tokenizer(arguments.tokenizer)
+        return dataclasses.replace(config, tokenizer=tokenizer.config)
+
+    def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
+                 origin: Mapping[str, object]) -> None:
+        super().__init__(config, arguments, origin)
+        starts = origin or arguments.checkpoint
+        if not starts and not arguments.tokenizer:
+            raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
+                             "one with --stage tokenizer and give its checkpoint with --tokenizer")
+        self.iterations = 5 if arguments.iterations is None else arguments.iterations
+        self.schedule, self.top_k = arguments.schedule or "cosine", arguments.top_k or 1
+        for name, value in (("iterations", self.iterations), ("top-k", arguments.top_k)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: expected at least 1")
+        if self.top_k > config.tokenizer.codebook_size:
+            raise ValueError(f"--top-k {self.top_k}: the codebook has "
+                             f"{config.tokenizer.codebook_size} tokens")
+        if origin and arguments.tokenizer:
+            self.require_same("tokenizer", genhmr.load_tokenizer, origin)
+        self.light_body = self.body.for_keypoints()  # losses need no other vertices
+
+    def notes(self) -> list[str]:
+        """Random weights where the paper starts from a trained encoder."""
+        if self.arguments.preset == "cpu" or self.arguments.backbone or self.arguments.checkpoint:
+            return []
+        return ["the image encoder starts from random weights; the paper starts from a trained "
+                "ViT-H: --backbone FILE"]
+
+    def data_set(self, split: str, length: int) -> Dataset:
+        """A split of rendered people, or of official data."""
+        config, training = self.config, split == "train"
+        augmentation = config.augmentation if training else None
+        if self.data != "rendered":
+            return self.official(split, config.image_size, models=self.arguments.models,
+                                 augmentation=augmentation)
+        return data.RenderedBodies(
+            split, config.image_size, length=length, seed=config.seed if training else 0,
+            views=config.views, lean=config.lean, cache=self.arguments.cache,
+            augmentation=augmentation)
+
+    def build(self) -> nn.Module:
+        """New weights around the tokenizer, but for the encoder if a file has it."""
+        model = genhmr.GenHMR(self.config)
+        if self.arguments.tokenizer:
+            tokenizer = genhmr.load_tokenizer(self.arguments.tokenizer)
+            model.tokenizer.load_state_dict(tokenizer.state_dict())
+        if self.arguments.backbone:
+            genhmr.load_backbone(model, self.arguments.backbone)
+        return model
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.light_body.to(device)
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """L_total of all tokens, predicted from those that are not masked."""
+        network = bare(model)
+        batch = genhmr.mask_batch(network, batch)
+        prediction = model(batch["image"], batch["masked_tokens"], batch.get("guessed"))
+        terms = genhmr.losses(prediction, batch, network, self.light_body,
+                              genhmr.gumbel_temperature(step, self.config))
+        return genhmr.total_loss(terms, self.config), terms
+
+    def points(self, batch: Batch) -> Tensor:
+        """True joints and vertices (B, 24 + V, 3) of the samples whose pose is known, if any is."""
+        known = batch["pose_valid"] > 0
+        return super().points({name: batch[name][known] if known.any() else batch[name]
+                               for name in ("betas", "pose")})
+
+    def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
+        """Sampled poses; at the end of a run for every T, and refined by every P."""
+        features, first = model.encode(batch["image"]), self.iterations
+        counts = dict.fromkeys((first, *self.ITERATIONS)) if final else (first,)
+        runs = {T: self.sample(model, features, batch, T) for T in counts}
+        sampled = runs[first]
+        poses = {f"T={T}": run.rotations for T, run in runs.items()}
+        refinements = [(P, False) for P in self.REFINEMENTS] + [(self.REFINEMENTS[-1], True)]
+        for P, fitted in refinements if final else ():
+            poses[f"T={first} P={P}{' fitted' * fitted}"] = self.refined(
+                model, sampled, batch, P, fitted)
+        transl = genhmr.camera_translation(sampled.camera, model.config.focal)
+        if self.data != "rendered":
+            transl = self.in_crop(transl, batch["K"])
+        shared = {"betas": sampled.betas, "transl": transl}
+        return Predictions(batch["index"], {name: {"pose": pose} | shared
+                                            for name, pose in poses.items()},
+                           {name: batch[name] for name in ("pose", "betas")})
+
+    def sample(self, model: nn.Module, features: genhmr.Features, batch: Batch,
+               iterations: int) -> genhmr.Sampled:
+        """Poses of a batch; what top-k draws depends on the batch's first sample alone."""
+        generator = torch.Generator(features.values.device).manual_seed(int(batch["index"][0]))
+        return genhmr.sample_from(model, features, iterations=iterations, schedule=self.schedule,
+                                  top_k=self.top_k, generator=generator)
+
+    def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch, steps: int,
+                fitted: bool = False) -> Tensor:
+        """The poses after so many steps towards the true 2D joints with noise."""
+        noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (24, 2))
+                          for index in batch["index"].tolist()])
+        joints = batch["keypoints_2d"][:, :24] / model.config.image_size - 0.5
+        joints = joints + torch.from_numpy(noise).to(joints)
+        seen = batch["keypoints_valid"][:, :24]
+        body, camera = self.light_body, sampled.camera
+        if fitted:
+            camera = genhmr.fit_camera(camera, joints, seen,
+                                       body(sampled.betas, sampled.rotations).joints,
+                                       model.config.focal)
+        return genhmr.refine(model, sampled.tokens, sampled.betas, camera, joints, seen,
+                             lambda betas, pose: body(betas, pose).joints,
+                             iterations=steps).rotations
+
+    def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
+        """Translations (B, 3) for the model's camera -> for the cameras K (B, 3, 3) of crops."""
+        model = data.body_camera(self.config.image_size)
+        x, y, z = transl.unbind(1)
+        z = z * K[:, 0, 0] / model[0, 0]
+        return torch.stack((x - (K[:, 0, 2] - model[0, 2]) * z / K[:, 0, 0],
+                            y - (K[:, 1, 2] - model[1, 2]) * z / K[:, 1, 1], z), 1)
+
+    # ---- official protocols
+
+    def truth(self, predictions: Predictions) -> Mesh:
+        """Joints of motion capture, or bodies of each person's gender."""
+        if self.data == "rendered":
+            return super().truth(predictions)
+        records = self.test_set.records(predictions.index)
+        if self.protocol == "h36m_p2_lsp14":
+            return {"joints": data.relabelled(records["keypoints_3d"], self.test_set.JOINTS,
+                                              "j17")[..., :3]}
+        truth = {name: np.empty((len(records), count, 3), np.float32)
+                 for name, count in (("joints", 24), ("vertices", len(self.body.v_template)))}
+        for number in np.unique(records["gender"]):
+            rows = records["gender"] == number
+            body = self.test_set.body(data.GENDERS[number], num_betas=10)
+            posed = body(*(torch.from_numpy(predictions.truth[name][rows])
+                           for name in ("betas", "pose")))
+            truth["joints"][rows], truth["vertices"][rows] = posed.joints, posed.vertices
+        return self.regressed(truth)
+
+    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, float]:
+        """The protocol's table; of official data with the joints that it regresses."""
+        return super().judge(self.regressed(mesh), truth)
+
+    def regressed(self, mesh: Mesh) -> Mesh:
+        """A mesh with the 17 joints of SPIN's regressor, for protocols of 14 of them."""
+        if metrics.PROTOCOLS[self.protocol].joints != "j17":
+            return mesh
+        joints = np.einsum("jv,nvc->njc", self.h36m_regressor, mesh["vertices"])
+        return mesh | {"joints": joints[:, bodymodels.joint_indices("h36m17_spin", "j17")]}
+
+    @functools.cached_property
+    def h36m_regressor(self) -> np.ndarray:
+        """SPIN's J_regressor_h36m (17, V), left leg first; Moon's file of that name is refused."""
+        path = Path(self.arguments.models, "J_regressor_h36m.npy")
+        regressor = np.load(path, allow_pickle=False).astype(np.float32)
+        rest = regressor @ self.body.v_template.numpy()
+        if rest[1, 0] <= rest[4, 0]:
+            raise ValueError(f"{path} has the right leg first: take SPIN's file, not Moon's")
+        return regressor
+
+
+STAGES = {"tokenizer": TokenizerTask, "transformer": TransformerTask}

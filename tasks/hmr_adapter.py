@@ -1,0 +1,555 @@
+"""HMR-Adapter for train.py: two experts, their adapters, and the dual path that joins them.
+
+An expert is trained from pictures alone; an adapter is what is new around it. Stage "all" trains
+the four one after another and then scores the dual path, which has no training of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import bodymodels
+import data
+import hmr_adapter
+import metrics
+from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
+from tasks.bodies import BodyTask, Mesh
+from tasks.settings import suitable_preset
+
+Output = dict[str, Tensor]  # of a model's forward
+EXPERT_ARGUMENT = {"metavar": "FILE", "help": "checkpoint of the expert to adapt: train.py's, "
+                   "HaMeR's or SMPLer-X's"}
+ROW_ARGUMENT = {"metavar": "NAME", "help": "train this row of the paper's tables, such as "
+                "'Table 3, No. 4'; No. 2 starts without --expert"}
+
+
+class PeopleTask(Task):
+    """What the four stages share: rendered or official people, and experts to build on."""
+
+    parameters = staticmethod(hmr_adapter.parameter_groups)
+    load_expert: ClassVar[Callable[..., nn.Module]]  # from a file
+    MODEL: ClassVar[type]  # what this stage trains
+    MODELS = ("SMPL-X's of all genders, MANO_RIGHT, MANO_LEFT, MANO_SMPLX_vertex_ids.pkl and, to "
+              "judge bodies, SMPLX_to_J14.pkl, for faces SMPL-X__FLAME_vertex_ids.npy, for 3DPW "
+              "SMPL_NEUTRAL")
+    ARGUMENTS = {"models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"}}
+    ADAPTS = False  # whether the stage builds on an expert
+
+    @classmethod
+    def load_checkpoint(cls, path: str | Path) -> nn.Module:
+        """The model of this stage; an expert also out of an adapter or a release."""
+        if not cls.ADAPTS:
+            return cls.load_expert(path)
+        model = hmr_adapter.load_checkpoint(path)
+        return model if isinstance(model, cls.MODEL) else hmr_adapter.expert_of(model, cls.MODEL)
+
+    @classmethod
+    def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
+        """The config with that of the given expert, and the changes of --row."""
+        if cls.ADAPTS and arguments.row:
+            config = cls.row(config, arguments)
+        if not cls.ADAPTS or not arguments.expert:
+            return config
+        return dataclasses.replace(config, expert=cls.load_expert(arguments.expert).config)
+
+    @classmethod
+    def row(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
+        """The config of a row of the paper's tables; "double steps" are twice the preset's."""
+        rows = {name: changes for name, (stage, changes) in hmr_adapter.BASELINES.items()
+                if stage == arguments.stage}
+        if arguments.row not in rows:
+            raise ValueError(f"--row {arguments.row!r}: expected one of {'; '.join(rows)}")
+        changes = dict(rows[arguments.row])
+        if "steps" in changes:
+            changes["steps"] = 2 * cls.PRESETS[arguments.preset].steps
+        return dataclasses.replace(config, **changes)
+
+    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
+                 origin: Mapping[str, object]) -> None:
+        super().__init__(config, arguments, origin)
+        if not self.ADAPTS:
+            return
+        stage, starts = arguments.stage, origin or arguments.checkpoint or arguments.expert
+        if not starts and config.trainable != "all":
+            raise ValueError(f"--stage {stage} adapts a trained expert: make one with --stage "
+                             f"{stage}_expert and give its checkpoint with --expert")
+        if config.inject == "none" and config.trainable == "adapter":
+            raise ValueError("inject=none leaves nothing to train: set trainable=head or all")
+        if origin and arguments.expert and config.trainable == "adapter":
+            self.require_same("expert", self.load_given, origin)
+
+    def notes(self) -> list[str]:
+        """What starts from random weights."""
+        start = self.arguments
+        if start.checkpoint or self.ADAPTS and start.expert:
+            return []
+        if self.ADAPTS:
+            return ["no --expert: the expert is trained from random weights, too"]
+        return [] if start.preset == "cpu" else [
+            "the expert starts from random weights; if you have its released ones, leave out this "
+            "stage and give them to the next with --expert"]
+
+    def data_set(self, split: str, length: int) -> Dataset:
+        """A split of rendered people, or of official data."""
+        config, training = self.config, split == "train"
+        augmentation = config.augmentation if training else None
+        if self.data != "rendered":
+            return self.official(split, config.body_size, hand_size=config.hand_size,
+                                 models=self.arguments.models, augmentation=augmentation)
+        return data.RenderedPeople(
+            split, config.body_size, hand_size=config.hand_size, length=length,
+            seed=config.seed if training else 0, views=config.views, lean=config.lean,
+            occlusion=config.occlusion, cache=self.arguments.cache, augmentation=augmentation)
+
+    def build(self) -> nn.Module:
+        """The expert with new weights, or the adapter around the trained one."""
+        if not self.ADAPTS or not self.arguments.expert:
+            return self.MODEL(self.config)
+        return self.MODEL(self.config, self.load_given(self.arguments.expert))
+
+    def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
+        """An expert, with all that its weights need beside them."""
+        return self.load_expert(source)
+
+    def expert_beside(self, model: nn.Module) -> nn.Module | None:
+        """The expert as it was before the adapter came, or nothing if it is not at hand.
+
+        A run that trains the expert's head, too, holds a changed expert: the original is --expert.
+        """
+        if model.config.trainable == "adapter":
+            return model.expert
+        return self.given_expert.to(self.device) if self.arguments.expert else None
+
+    @functools.cached_property
+    def given_expert(self) -> nn.Module:
+        """The expert of --expert."""
+        return self.load_given(self.arguments.expert).eval()
+
+
+# -------------------------------------------------------------------------------------- hands
+
+
+class HandExpertTask(PeopleTask):
+    """The hand expert, HaMeR: hands from their crops.
+
+    Its predictions are `points` (B, 2, 21 + 778, 3): joints and vertices of the [right, left] hand
+    relative to the wrist, the left one mirrored.
+    """
+
+    Config = hmr_adapter.HandExpertConfig
+    PRESETS = {name: preset.hand.expert for name, preset in hmr_adapter.PRESETS.items()}
+    PROTOCOLS = {"rendered": "rendered_people_hands", "arctic": "arctic_p1val"} | dict.fromkeys((
+        "hmr-adapter-hands", "h36m-smplx", "rich", "bedlam", "freihand", "interhand", "hamer",
+        "hamer-tars"), "")
+    MODEL = hmr_adapter.HandExpert
+    load_expert = staticmethod(hmr_adapter.load_hand_expert)
+    TITLE = "hand (left ones mirrored), predicted mesh, true mesh (both at the true wrist)"
+    TRY = "python train.py --model hmr_adapter --stage hand --expert {checkpoint} --guide BODY"
+    CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
+    REMARK = ("Hands relative to their wrists. Rendered ones: those in the picture; occluded: less "
+              "than half of it\nis visible. Mean hand: the mean mesh of the training samples, or "
+              "that of meshes aligned with one\nanother, in each column the better one.\n")
+
+    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
+                 origin: Mapping[str, object]) -> None:
+        super().__init__(config, arguments, origin)
+        if self.data == "rendered":
+            self.hand = bodymodels.load_model("hand_right")
+        else:
+            self.hand = bodymodels.load_model(arguments.models, family="mano", tips="smplx")
+        self.faces = self.hand.faces
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.hand.to(device)
+
+    def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
+        """What the model is given of `hand_samples` while it is trained."""
+        return (samples["images"],)
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """Eq. 5."""
+        samples = hmr_adapter.hand_samples(batch, getattr(self.config, "arm", "arm"))
+        terms = hmr_adapter.hand_losses(model(*self.inputs(samples)), samples, self.hand,
+                                        self.config)
+        return hmr_adapter.hand_total_loss(terms, self.config), terms
+
+    def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
+        """The output for both hands (2 B) of the people, by predictor."""
+        return {"expert": model(batch["hand_images"].flatten(0, 1))}
+
+    def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
+        """Both hands of people by every predictor, beside the truth."""
+        found = {name: {"points": self.mesh(output).unflatten(0, (-1, 2))}
+                 for name, output in self.outputs(model, batch).items()}
+        return Predictions(batch["index"], found, {
+            "points": self.true_hands(batch), "valid": batch["hand_valid"],
+            "visible": batch["hand_visible"]})
+
+    def mesh(self, output: Output) -> Tensor:
+        """Joints and vertices (B, 21 + 778, 3) relative to the wrist."""
+        vertices = self.hand(output["betas"], output["hand_pose"]).vertices
+        joints = torch.einsum("jv,bvc->bjc", self.hand.keypoint_regressor, vertices)
+        return torch.cat([joints, vertices], 1) - joints[:, :1]
+
+    def true_hands(self, batch: Batch) -> Tensor:
+        """The same of the truth, (B, 2, 21 + 778, 3)."""
+        joints = batch["hand_joints"]
+        return torch.cat([joints, batch["hand_vertices"]], 2) - joints[:, :, :1]
+
+    def points(self, batch: Batch) -> Tensor:
+        """The same of all true hands that are in the picture."""
+        return self.true_hands(batch)[batch["hand_valid"] > 0]
+
+    def scores(self, predictions: Predictions) -> Scores:
+        """The scores of all predictors and of the mean hand, for clear and for occluded hands."""
+        truth = predictions.truth["points"]
+        valid, visible = predictions.truth["valid"] > 0, predictions.truth["visible"]
+        protocol = metrics.PROTOCOLS[self.protocol].hands or self.protocol
+        groups = {"clear ": valid & (visible >= self.CLEAR),
+                  "occluded ": valid & (visible < self.CLEAR)}
+        if self.data != "rendered":  # SMPLer-X leaves no hand out
+            groups = {"": np.ones_like(valid)}
+
+        def score(hands: np.ndarray) -> dict[str, float]:
+            hands, scores = np.broadcast_to(hands, truth.shape), {}
+            for group, chosen in groups.items():
+                both = [{"joints": points[chosen][:, :21], "vertices": points[chosen][:, 21:]}
+                        for points in (hands, truth)]
+                scores |= {f"{group}{metric}": value for metric, value in metrics.evaluate(
+                    protocol, *both).items()} if chosen.any() else {}
+            return scores
+
+        scores = {name: score(values["points"]) for name, values in predictions.found.items()}
+        if self.baseline is not None:
+            scores["mean hand"] = better(*map(score, self.baseline.numpy()))
+        return scores
+
+    def write(self, predictions: Predictions, out: Path) -> None:
+        """Write pictures and, for official ones, the first predictor's hands, none mirrored."""
+        if self.data != "rendered":
+            hands = predictions.first["points"] * [[[1.0, 1, 1]], [[-1, 1, 1]]]
+            self.write_npz(out, predictions, joints=hands[:, :, :21], vertices=hands[:, :, 21:])
+        super().write(predictions, out)
+
+    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
+        """A crop (H, H, 3), the right hand's or the left's, beside predicted and true mesh."""
+        sample, hand = self.test_set[index], index % 2
+        photo = sample["hand_images"][hand].permute(1, 2, 0).numpy() / np.float32(255)
+        wrist, K = (sample[name][hand].numpy() for name in ("hand_joints", "hand_K"))
+        return np.concatenate([photo] + [
+            self.draw(values["points"][index, hand, 21:] + wrist[0], K, photo)
+            for values in (predictions.first, predictions.truth)], 1)
+
+
+class HandAdapterTask(HandExpertTask):
+    """The hand adapter: hands from their crops and the pose of the arm."""
+
+    Config = hmr_adapter.HandConfig
+    PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
+    MODEL, ADAPTS = hmr_adapter.HandAdapter, True
+    ARGUMENTS = PeopleTask.ARGUMENTS | {
+        "expert": EXPERT_ARGUMENT, "row": ROW_ARGUMENT,
+        "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, which finds the "
+                  "arm for the row 'found arm' and to train with arm_source=found"}}
+    TRY = "python hmr_adapter.py PICTURE --hand {checkpoint}"
+    REMARK = ("True arm: is given the true pose of the arm, whose product is the hand's "
+              "orientation. Found arm: that of\nthe whole-body model in --guide. No arm: is told "
+              "that it is unknown. Expert: without the adapter.\n" + HandExpertTask.REMARK)
+
+    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
+                 origin: Mapping[str, object]) -> None:
+        super().__init__(config, arguments, origin)
+        trains = not arguments.eval and config.inject != "none" and config.context == "arm"
+        if trains and config.arm_source == "found" and not arguments.guide:
+            raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
+                             "give its checkpoint with --guide")
+        # Loaded here, before training is seeded: building a module draws random numbers.
+        self.guide = hmr_adapter.load_checkpoint(arguments.guide) if arguments.guide else None
+
+    def build(self) -> nn.Module:
+        model = super().build()
+        # Its output is no part of the adapter's: DDP expects a gradient of all that trains.
+        for parameter in getattr(model.expert, "position_net", nn.Module()).parameters():
+            parameter.requires_grad_(False)
+        return model
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        if self.guide is not None:
+            self.guide.to(device)
+
+    @torch.no_grad()
+    def find_pose(self, batch: Batch) -> Tensor:
+        """The guide's rotations (B, 55, 3, 3)."""
+        return self.guide(batch["image"])["body_pose"]
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """Eq. 5, with the true arm or the one that the guide finds."""
+        if self.config.arm_source == "found" and self.guide is not None:
+            batch = batch | {"body_pose": self.find_pose(batch)}
+        return super().loss(model, batch, step)
+
+    def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
+        """What the model is given while it is trained: also the arm."""
+        return samples["images"], samples["arm"], samples["arm_valid"]
+
+    def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
+        """With the true arm, one found in the person's picture, an unknown one; and the expert."""
+        images, arm = batch["hand_images"].flatten(0, 1), model.config.arm
+        arms = {"true arm": batch["body_pose"]}
+        if self.guide is not None:
+            arms["found arm"] = self.find_pose(batch)
+        outputs = {name: model(images, hmr_adapter.arm_pose(pose, arm).flatten(0, 1))
+                   for name, pose in arms.items()} | {"no arm": model(images)}
+        expert = self.expert_beside(model)
+        return outputs if expert is None else outputs | {"expert": expert(images)}
+
+
+# ------------------------------------------------------------------------------------- bodies
+
+
+class BodyExpertTask(PeopleTask, BodyTask):
+    """The whole-body expert, SMPLer-X: bodies from pictures of people.
+
+    The "betas" of its predictions are shape and expression together, (B, 20).
+    """
+
+    Config = hmr_adapter.BodyExpertConfig
+    PRESETS = {name: preset.body.expert for name, preset in hmr_adapter.PRESETS.items()}
+    PROTOCOLS = {"rendered": "rendered_people", "arctic": "arctic_p1val", "ehf": "ehf",
+                 "3dpw-moon": "3dpw_smplx_lineage"} | dict.fromkeys((
+                     "hmr-adapter-body", "h36m-smplx", "rich", "bedlam"), "")
+    MODEL = hmr_adapter.BodyExpert
+    load_expert = staticmethod(hmr_adapter.load_body_expert)
+    BODY, FAMILY = "wholebody", "smplx"
+    PIECE = 200
+    TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
+    TRY = "python train.py --model hmr_adapter --stage body --expert {checkpoint}"
+
+    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
+                 origin: Mapping[str, object]) -> None:
+        super().__init__(config, arguments, origin)
+        self.light_body = self.body.for_keypoints()  # losses need no other vertices
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.light_body.to(device)
+
+    def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
+        """The expert; SMPLer-X's own weights need the mean hand of its models."""
+        if self.data == "rendered":
+            return self.load_expert(source)
+        (left, _), (right, _) = data.hand_space(Path(self.arguments.models), "smplx", "right",
+                                                "neutral")
+        mean = torch.tensor(np.stack([right, left])).float().view(2, 15, 3)
+        return self.load_expert(source, hand_mean=mean)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the model is given while it is trained."""
+        return (batch["image"],)
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """Eq. 7 and 8."""
+        expert = hmr_adapter.expert_of(bare(model), hmr_adapter.BodyExpert)
+        terms = hmr_adapter.body_losses(model(*self.inputs(batch)), batch, self.light_body, expert,
+                                        self.config)
+        return hmr_adapter.body_total_loss(terms, self.config), terms
+
+    def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
+        """The model's output, and the rotations (B, 55, 3, 3) by predictor."""
+        output = model(batch["image"])
+        return output, {"expert": output["body_pose"]}
+
+    def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
+        """The poses by every predictor, with the shape and translation of the first."""
+        output, poses = self.outputs(model, batch)
+        shared = {"betas": self.shape(output), "transl": output["translation"]}
+        return Predictions(
+            batch["index"], {name: {"pose": pose} | shared for name, pose in poses.items()},
+            {"pose": batch["body_pose"], "betas": self.shape(batch)})
+
+    def shape(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Betas and expression (B, 20)."""
+        return torch.cat([values["betas"], values["expression"]], 1)
+
+    def points(self, batch: Batch) -> Tensor:
+        """True keypoints and vertices (B, 76 + 10475, 3)."""
+        return torch.cat(self.posed(self.shape(batch), batch["body_pose"]), 1)
+
+    def posed(self, betas: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Keypoints (B, 76, 3) and vertices (B, 10475, 3) of untranslated bodies."""
+        output = self.body.to(pose.device)(betas[:, :10], pose, betas[:, 10:])
+        return self.body.keypoints(output), output.vertices
+
+    # ---- official protocols
+
+    def truth(self, predictions: Predictions) -> Mesh:
+        """Of official data the meshes of their own models, SMPL-X's or SMPL's."""
+        if self.data == "rendered":
+            return super().truth(predictions)
+        pictures = self.test_set.pictures
+        vertices = [pictures.posed(record)[0].vertices[0].numpy()
+                    for record in self.test_set.records(predictions.index)]
+        return {"vertices": np.stack(vertices)}
+
+    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, float]:
+        """The protocol's table; of official data all joints are regressed from the meshes."""
+        if self.data == "rendered":
+            return super().judge(mesh, truth)
+        if self.protocol == "3dpw_smplx_lineage":  # the 14 that count are among SMPL-X's first 24
+            smpl = self.test_set.pictures.body().J_regressor.numpy()
+            regressors = self.body.J_regressor.numpy()[:24], smpl
+            return metrics.evaluate(self.protocol, *(
+                {"joints": np.einsum("jv,nvc->njc", regressor, points["vertices"])}
+                for regressor, points in zip(regressors, (mesh, truth), strict=True)))
+        folder = Path(self.arguments.models)
+        return metrics.evaluate(
+            self.protocol, *map(self.regressed, (mesh, truth)),
+            folder / "MANO_SMPLX_vertex_ids.pkl",
+            folder / "SMPL-X__FLAME_vertex_ids.npy" if self.protocol == "ehf" else None)
+
+    def regressed(self, mesh: Mesh) -> Mesh:
+        """A mesh with its 76 keypoints and, as "scored", the 14 joints of SMPLX_to_J14."""
+        vertices = mesh["vertices"]
+        joints, scored = (np.einsum("jv,nvc->njc", regressor, vertices) for regressor in (
+            self.body.J_regressor.numpy(), self.j14_regressor))
+        surface = vertices[:, list(self.body.surface_vertex_ids)]
+        return {"vertices": vertices, "joints": np.concatenate([joints, surface], 1),
+                "scored": scored}
+
+    @functools.cached_property
+    def j14_regressor(self) -> np.ndarray:
+        """SMPLX_to_J14.pkl (14, V)."""
+        path = Path(self.arguments.models, "SMPLX_to_J14.pkl")
+        regressor = np.asarray(bodymodels.safe_unpickle(path), np.float32)
+        if regressor.shape != (14, len(self.body.v_template)):
+            raise ValueError(f"{path} has shape {regressor.shape}: expected 14 rows for the "
+                             f"{len(self.body.v_template)} vertices of SMPL-X")
+        return regressor
+
+
+class BodyAdapterTask(BodyExpertTask):
+    """The body adapter: whole bodies, refined by the features at the knuckles."""
+
+    Config = hmr_adapter.BodyConfig
+    PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
+    MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
+    ARGUMENTS = PeopleTask.ARGUMENTS | {"expert": EXPERT_ARGUMENT, "row": ROW_ARGUMENT}
+    TRY = "python hmr_adapter.py PICTURE --body {checkpoint}"
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What the model is given while it is trained: the true knuckles, or not."""
+        if self.config.knuckle_source == "found":
+            return (batch["image"],)
+        return batch["image"], hmr_adapter.true_knuckles(batch), batch["hand_valid"]
+
+    def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
+        """The adapter's, with knuckles where the expert finds them, and the expert's."""
+        output, expert = model(batch["image"]), self.expert_beside(model)
+        poses = {"adapter": output["body_pose"]}
+        if expert is not None:
+            poses["expert"] = expert(batch["image"])["body_pose"]
+        return output, poses
+
+
+# ---------------------------------------------------------------------------------- dual path
+
+PARTS = ("hand_expert", "body_expert", "hand", "body")  # the stages of "all", in order
+
+
+class DualPathTask(BodyAdapterTask):
+    """Both paths and their merge, which nothing trains: the four stages, then scores."""
+
+    Config = hmr_adapter.Training  # the fields that all stages have; each has more
+    ARGUMENTS = PeopleTask.ARGUMENTS | {
+        "guide": {"metavar": "FILE", "help": "with --eval: the body's checkpoint, beside the "
+                  "hand's in --checkpoint"}}
+    TRY = "python hmr_adapter.py PICTURE --hand {folder}/hand/checkpoint.pt " \
+        "--body {folder}/body/checkpoint.pt"
+    REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
+              "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
+              "path finds them, as in use;\n\"true boxes\": where they are, those outside of the "
+              f"picture left to the body.\n{BodyTask.REMARK}")
+
+    @classmethod
+    def plan(cls, arguments: argparse.Namespace,
+             parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
+        """The four stages, each in its folder in OUT, and the scores of the dual path."""
+        out = arguments.out
+        for stage in () if arguments.eval else PARTS:
+            yield stage_arguments(arguments, stage)
+        yield argparse.Namespace(**vars(stage_arguments(arguments, "body")) | {
+            "name": arguments.name, "out": out, "eval": True, "expert": None, "export": None,
+            "checkpoint": arguments.checkpoint or out / "hand" / "checkpoint.pt",
+            "guide": arguments.guide or out / "body" / "checkpoint.pt"})
+
+    @classmethod
+    def check_arguments(cls, arguments: argparse.Namespace) -> None:
+        """Raise ValueError for files of stages that are yet to be trained."""
+        for flag in ("guide", "checkpoint"):
+            if getattr(arguments, flag) and not arguments.eval:
+                raise ValueError(f"--stage all trains its own --{flag}: that flag goes with --eval")
+
+    @classmethod
+    def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
+        """Both adapters; the baseline and the data are those of the body's checkpoint."""
+        model = hmr_adapter.load_paths(arguments.checkpoint, arguments.guide)
+        return model, torch.load(arguments.guide, map_location="cpu", weights_only=True)
+
+    @staticmethod
+    def config_of(model: hmr_adapter.HMRAdapter) -> hmr_adapter.BodyConfig:
+        """The body path's config."""
+        return model.body.config
+
+    def outputs(self, model: hmr_adapter.HMRAdapter, batch: Batch
+                ) -> tuple[Output, dict[str, Tensor]]:
+        """Both paths with and without adapters, for both kinds of boxes; and the body expert."""
+        poses, bodies = {}, {}
+        adapters = (model.hand, model.body)
+        frozen = all(part.config.trainable == "adapter" for part in adapters)
+        for name, scale in (("ours", 1.0), ("experts", 0.0)):
+            if name == "experts" and not frozen:
+                continue  # the experts inside were trained on
+            body = bodies[name] = model.body(batch["image"], scale=scale)
+            crops = hmr_adapter.crop_hands(batch["image"], body["hand_boxes"],
+                                           model.hand.config.expert.image_size)
+            poses[name] = model.join(body, crops, scale=scale)["body_pose"]
+            poses[f"{name}, true boxes"] = model.join(
+                body, batch["hand_images"], batch["hand_valid"], scale=scale)["body_pose"]
+        if frozen:
+            poses["expert"] = bodies["experts"]["body_pose"]
+        return bodies["ours"], poses
+
+
+def stage_arguments(arguments: argparse.Namespace, stage: str) -> argparse.Namespace:
+    """The flags of one of the four stages; --set reaches each stage that has the field."""
+    def fields(stage: str) -> set[str]:
+        return {field.name for field in dataclasses.fields(STAGES[stage].Config)}
+
+    elsewhere = set().union(*map(fields, PARTS)) - fields(stage)
+    changes = {"stage": stage, "name": f"{arguments.model}-{stage}", "out": arguments.out / stage,
+               "overrides": [text for text in arguments.overrides
+                             if text.partition("=")[0] not in elsewhere], "export": None}
+    if stage in ("hand", "body"):
+        preset = arguments.preset or suitable_preset()
+        changes |= {"expert": arguments.out / f"{stage}_expert" / "checkpoint.pt",
+                    "export": arguments.export and
+                    arguments.export / f"hmr_adapter_{stage}_{preset}.pt"}
+    if stage == "hand":
+        changes["guide"] = arguments.out / "body_expert" / "checkpoint.pt"
+    return argparse.Namespace(**vars(arguments) | changes)
+
+
+STAGES = {"hand_expert": HandExpertTask, "body_expert": BodyExpertTask, "hand": HandAdapterTask,
+          "body": BodyAdapterTask, "all": DualPathTask}

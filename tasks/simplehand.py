@@ -1,0 +1,242 @@
+"""SimpleHand for train.py: hand meshes from crops, and the ablations of the paper's tables."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import bodymodels
+import data
+import metrics
+import simplehand
+from tasks.base import Batch, Predictions, Scores, Task, Terms, better
+from tasks.settings import as_text, override
+
+ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
+
+
+class SimpleHandTask(Task):
+    """Hand meshes from crops."""
+
+    Config, PRESETS = simplehand.Config, simplehand.PRESETS
+    load_checkpoint = staticmethod(simplehand.load_checkpoint)
+    parameters = staticmethod(simplehand.parameter_groups)
+    PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
+    ARGUMENTS = {
+        "hand": {"metavar": "FILE", "help": "hand model: MANO_RIGHT.pkl for FreiHAND, the folder "
+                 "of both sides for DexYCB (default: the free hand)"},
+        "backbone": {"metavar": "FILE", "help": "ImageNet weights to start from: FastViT's, "
+                     "HRNet's or Hiera's (default: random weights)"},
+        "ablate": {"metavar": "TABLE", "help": "train every row of this table of the paper instead "
+                   f"and write the table: {', '.join(simplehand.ABLATIONS)}"},
+        "seeds": {"type": int, "help": "seeds of each row of --ablate, counted up from the "
+                  "config's (default: 1)"},
+    }
+    TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
+    TRY = "python simplehand.py PICTURE --checkpoint {checkpoint}"
+
+    def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
+                 origin: Mapping[str, object]) -> None:
+        super().__init__(config, arguments, origin)
+        file = arguments.hand
+        if self.data != "rendered" and not file:
+            raise ValueError(f"--data {self.data}: its meshes are MANO's, whose faces and joints "
+                             "the free hand does not have; give MANO_RIGHT.pkl with --hand")
+        if self.data == "dexycb" and not Path(file).is_dir():
+            raise ValueError("--data dexycb has left hands, too: give the folder of MANO_RIGHT and "
+                             "MANO_LEFT with --hand")
+        tips = data.DexYCB.TIPS if self.protocol == "dexycb_s0" else None
+        hand = bodymodels.load_model(file or "hand_right", family="mano", tips=tips)
+        self.keypoint_regressor, self.faces = hand.keypoint_regressor, hand.faces
+        count = self.keypoint_regressor.shape[1]
+        if config.num_vertices != count:
+            raise ValueError(f"num_vertices is {config.num_vertices}: expected {count}, as the "
+                             "hand model has")
+
+    @classmethod
+    def plan(cls, arguments: argparse.Namespace,
+             parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
+        """This run, or those of the rows of --ablate."""
+        return ablation_runs(arguments, parse) if arguments.ablate else iter([arguments])
+
+    @classmethod
+    def folder(cls, arguments: argparse.Namespace) -> Path:
+        """The default of --out."""
+        return Path("runs", f"{arguments.name}-ablations") if arguments.ablate else super().folder(
+            arguments)
+
+    @classmethod
+    def check_arguments(cls, arguments: argparse.Namespace) -> None:
+        """Raise ValueError for an ablation that cannot be."""
+        if arguments.seeds is not None and arguments.seeds < 1:
+            raise ValueError(f"--seeds {arguments.seeds}: expected at least 1")
+        if not arguments.ablate:
+            return
+        if arguments.ablate not in simplehand.ABLATIONS:
+            raise ValueError(f"--ablate {arguments.ablate}: simplehand has "
+                             + ", ".join(simplehand.ABLATIONS))
+        if arguments.eval or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError("--ablate trains, in one process: use it without --eval and torchrun")
+
+    def notes(self) -> list[str]:
+        """Random weights where the paper has ImageNet's, and data without meshes."""
+        notes = []
+        paper = self.arguments.preset not in ("cpu", "ablation")
+        if paper and not self.arguments.backbone and not self.arguments.checkpoint:
+            notes.append("the backbone starts from random weights; the paper starts from ImageNet: "
+                         "--backbone FILE")
+        if self.data == "freihand" and "verts" not in self.train_set.sources:
+            notes.append(f"{self.arguments.data_root} has no training_verts.json: only L_2D is "
+                         "trained, and the meshes will mean nothing. Download FreiHAND v2 with it")
+        return notes
+
+    def data_set(self, split: str, length: int) -> Dataset:
+        """A split of the chosen data."""
+        config, arguments, training = self.config, self.arguments, split == "train"
+        augmentation = "official_simplehand" if training else None
+        if self.data == "freihand":
+            root = arguments.data_root if training else arguments.test_root or arguments.data_root
+            return data.FreiHAND(root, "training" if training else "evaluation", config.image_size,
+                                 seed=config.seed, augmentation=augmentation, cache=arguments.cache)
+        if self.data != "rendered":
+            return self.official(split, config.image_size, models=arguments.hand,
+                                 augmentation=augmentation)
+        return data.RenderedHands(
+            split, config.image_size, length=length, seed=config.seed if training else 0,
+            views=config.views, in_plane=config.in_plane,
+            augmentation="rendered" if training else None, cache=arguments.cache)
+
+    def build(self) -> nn.Module:
+        """The model with new weights, but for the backbone if a file has them."""
+        model = simplehand.SimpleHand(self.config)
+        if self.arguments.backbone:
+            simplehand.load_backbone(model.backbone, self.arguments.backbone)
+        return model
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.keypoint_regressor = self.keypoint_regressor.to(device)
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """Eq. 7."""
+        terms = simplehand.losses(model(batch["image"]), batch, self.keypoint_regressor)
+        return simplehand.total_loss(terms, self.config), terms
+
+    def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
+        """Meshes relative to the root joint, in the axes of the original camera."""
+        back = batch["camera_rotation"]  # x_original = R^T x_crop, so for row vectors x R
+        truth = {"vertices": self.points(batch) @ back,
+                 "joints": (batch["joints"] - batch["joints"][:, ROOT_JOINT:ROOT_JOINT + 1]) @ back}
+        return Predictions(
+            batch["index"], {"SimpleHand": {"vertices": model(batch["image"])["vertices"] @ back}},
+            truth | {"mesh_valid": batch["mesh_valid"]})
+
+    def points(self, batch: Batch) -> Tensor:
+        """True meshes (B, 778, 3) relative to the root joint."""
+        return batch["vertices"] - batch["joints"][:, ROOT_JOINT:ROOT_JOINT + 1]
+
+    def scores(self, predictions: Predictions) -> Scores:
+        """The model's and the mean hand's; empty if the test split has no annotation."""
+        known = predictions.truth["mesh_valid"] > 0
+        if not known.any():
+            return {}
+        truth = {name: predictions.truth[name][known] for name in ("joints", "vertices")}
+
+        def score(hands: np.ndarray) -> dict[str, float]:
+            hands = np.broadcast_to(hands, truth["vertices"].shape)
+            return metrics.evaluate(self.protocol,
+                                    {"vertices": hands, "joints": self.joints(hands)}, truth)
+
+        scores = {name: score(values["vertices"][known])
+                  for name, values in predictions.found.items()}
+        if self.baseline is not None:
+            scores["mean hand"] = better(*map(score, self.baseline.numpy()))
+        return scores
+
+    def joints(self, vertices: np.ndarray) -> np.ndarray:
+        """The 21 joints of meshes: (N, 778, 3) -> (N, 21, 3)."""
+        return np.einsum("jv,nvc->njc", self.keypoint_regressor.cpu().numpy(), vertices)
+
+    def write(self, predictions: Predictions, out: Path) -> None:
+        """Write pictures and the file that the data set's evaluation server or toolkit takes."""
+        vertices = predictions.first["vertices"]
+        if self.data == "freihand":
+            metrics.write_predictions(out / "pred.json", self.joints(vertices), vertices)
+        elif self.data == "dexycb":
+            numbers = self.test_set.records(predictions.index)["person"]
+            metrics.write_dexycb(out / "dexycb.txt", numbers, self.joints(vertices))
+        super().write(predictions, out)
+
+    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
+        """A test image (S, S, 3) beside the predicted and the true mesh over it."""
+        sample = self.test_set[index]
+        photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
+        rotation, root = sample["camera_rotation"].numpy(), sample["joints"][ROOT_JOINT].numpy()
+        meshes = [values["vertices"][index] @ rotation.T + root
+                  for values in (predictions.first, predictions.truth)]
+        return np.concatenate([photo] + [self.draw(mesh, sample["K"], photo) for mesh in meshes], 1)
+
+
+# --------------------------------------------------------------------------------- ablations
+
+
+def ablation_runs(arguments: argparse.Namespace,
+                  parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
+    """The runs of a table, every row with every seed; writes the table after each.
+
+    A run has a folder in OUT named by the fields it changes, so tables share rows, and finished
+    runs are kept. Several processes may work on one OUT with different seeds.
+    """
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--ablate")
+    own.add_argument("--seeds")
+    flags = own.parse_known_args(arguments.argv)[1]  # what the runs get too
+    preset, rows = arguments.preset or "ablation", simplehand.ABLATIONS[arguments.ablate]
+    if preset not in simplehand.PRESETS:
+        raise ValueError(f"no preset {preset!r} for simplehand: expected one of "
+                         + ", ".join(simplehand.PRESETS))
+    config = override(simplehand.PRESETS[preset], arguments.overrides)
+    configs = {row: simplehand.ablated(config, changes) for row, (changes, _) in rows.items()}
+    command = f"python train.py {shlex.join(arguments.argv)}"
+    table, found = arguments.out / f"{arguments.ablate}.md", collections.defaultdict(dict)
+    for seed in range(config.seed, config.seed + (arguments.seeds or 1)):
+        for row, changed in configs.items():
+            settings = [f"{name}={as_text(value)}"
+                        for name, value in dataclasses.asdict(changed).items()
+                        if value != getattr(config, name)]
+            out = arguments.out / " ".join(settings or ["unchanged"]) / f"seed {seed}"
+            if not (out / "results.json").exists():
+                print(f"\n{arguments.ablate}, {row}, seed {seed}", flush=True)
+                yield parse([*flags, "--preset", preset, "--out", str(out), "--set", *settings,
+                             f"seed={seed}"])
+            results = json.loads((out / "results.json").read_text())
+            require_same_run(results, dataclasses.asdict(changed) | {"seed": seed}, out)
+            scores = next(iter(results["scores"].values()))
+            found[row][seed] = scores["PA-MPJPE"], scores["PA-MPVPE"]
+            text = simplehand.ablation_table(arguments.ablate, found, config, command)
+            bodymodels.write_atomically(table, text.encode())
+    print(f"\n{text}\nin {table}")
+
+
+def require_same_run(results: Mapping[str, Mapping], config: Mapping[str, object],
+                     out: Path) -> None:
+    """Raise ValueError if a finished run of an ablation had other settings than asked for now."""
+    other = [name for name, value in json.loads(json.dumps(config)).items()
+             if results["config"].get(name) != value]
+    if other:
+        raise ValueError(f"{out} holds another run (it differs in {', '.join(other)}): give "
+                         "another folder with --out")
+
+
+STAGES = {"": SimpleHandTask}

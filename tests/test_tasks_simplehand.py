@@ -1,0 +1,124 @@
+"""SimpleHand's task: ablations, official hands and scores, as a user would run them."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_data import write_freihand
+from test_datasets import write_dexycb, write_models
+from test_train import command_line, task_of
+
+import data
+import simplehand
+import train
+from tasks.base import Predictions
+from tasks.settings import override
+
+# --------------------------------------------------------------------------------- ablations
+
+
+@pytest.mark.slow
+def test_an_ablation_trains_every_row_once(cache, tmp_path, capsys):
+    """Every row is a run of its own, unless it is done; the table has their scores."""
+    arguments = command_line(cache, tmp_path, "--ablate", "table8", steps=1, test_samples=1)
+    train.main(arguments)
+    assert capsys.readouterr().out.count("from step 0 to 1,") == 4
+    runs = {path.parent.parent.name: path for path in tmp_path.glob("*/seed 0/results.json")}
+    assert set(runs) == {"unchanged", "mixer=identity", "mixer=convolution",
+                         "position_embedding=False"}
+    table = (tmp_path / "table8.md").read_text()
+    for name, row in (("unchanged", "ours"), ("mixer=identity", "identity mixer")):
+        results = json.loads(runs[name].read_text())
+        assert results["config"]["mixer"] == ("identity" if "=" in name else "attention")
+        error = results["scores"]["SimpleHand"]["PA-MPJPE"]
+        assert re.search(rf"^\| {row} \| [\d.]+ \| [\d.]+ \| {error:.2f} \|", table, re.MULTILINE)
+    before = runs["unchanged"].stat().st_mtime_ns
+    shutil.rmtree(runs["mixer=identity"].parent)
+    train.main(arguments)
+    assert capsys.readouterr().out.count("from step 0 to 1,") == 1
+    assert (tmp_path / "table8.md").read_text() == table
+    assert runs["unchanged"].stat().st_mtime_ns == before
+    with pytest.raises(SystemExit, match="differs in learning_rate"):
+        train.main([*arguments, "learning_rate=1"])
+
+
+@pytest.mark.parametrize(("extra", "message"), [
+    (["--ablate", "table9"], "simplehand has table4, table5, table6, table7, table8"),
+    (["--ablate", "table5", "--eval"], "without --eval"),
+    (["--ablate", "table5", "--seeds", "0"], "--seeds 0: expected at least 1"),
+    (["--ablate", "table5", "--preset", "laptop"], "no preset 'laptop'"),
+    (["--ablate", "table7", "--set", "heads=3"], "heads is 3"),
+])
+def test_ablations_that_cannot_be_are_one_line(extra, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        train.main(["--model", "simplehand", *extra])
+    assert message in capsys.readouterr().err + str(error.value)
+
+
+# ---------------------------------------------------------------------------- data and scores
+
+
+@pytest.mark.parametrize("name", simplehand.PRESETS)
+def test_every_preset_fits_the_loop_and_the_data(name, tmp_path):
+    config = override(simplehand.PRESETS[name], ["train_samples=3", "test_samples=2"])
+    task = task_of(tmp_path, config)
+    assert (len(task.train_set), len(task.test_set)) == (3, 2)
+    assert task.train_set[0]["image"].shape == (3, config.image_size, config.image_size)
+
+
+def test_the_mean_hand_is_hard_to_beat(tmp_path):
+    """The baseline takes, row by row, the better of the mean and the mean of aligned hands."""
+    task = task_of(tmp_path)
+    samples = [task.test_set[index] for index in range(32)]
+    batch = {name: torch.stack([sample[name] for sample in samples])
+             for name in ("joints", "vertices", "mesh_valid")}
+    task.set_baseline([batch])
+    root = batch["joints"][:, 9:10]
+    truth = {"vertices": batch["vertices"] - root, "joints": batch["joints"] - root,
+             "mesh_valid": batch["mesh_valid"]}
+    truth = {name: value.numpy() for name, value in truth.items()}
+    scores = {}
+    for name, hand in zip(("mean", "shape"), task.baseline, strict=True):
+        constant = np.broadcast_to(hand.numpy(), truth["vertices"].shape)
+        found = {"SimpleHand": {"vertices": constant}}
+        scores[name] = task.scores(Predictions(np.arange(32), found, truth))
+    assert scores["mean"]["SimpleHand"]["MPJPE"] < scores["shape"]["SimpleHand"]["MPJPE"]
+    assert scores["shape"]["SimpleHand"]["PA-MPJPE"] < scores["mean"]["SimpleHand"]["PA-MPJPE"]
+    baseline = scores["mean"]["mean hand"]
+    assert baseline["MPJPE"] == scores["mean"]["SimpleHand"]["MPJPE"]
+    assert baseline["PA-MPJPE"] == scores["shape"]["SimpleHand"]["PA-MPJPE"]
+
+
+def test_freihand_trains_and_writes_the_prediction_file(tmp_path, capsys):
+    """The same loop on FreiHAND's layout, down to the file its evaluation server takes."""
+    root, cache, out = (tmp_path / name for name in ("freihand", "cache", "out"))
+    write_freihand(root)
+    train.main(command_line(cache, out, "--data", "freihand", "--data-root", root, "--hand",
+                            "hand_right", steps=2, batch_size=4))
+    assert "PA-MPVPE" in capsys.readouterr().out
+    joints, vertices = json.loads((out / "pred.json").read_text())
+    count = len(data.FreiHAND(root, "evaluation", cache=cache))
+    assert np.shape(joints) == (count, 21, 3) and np.shape(vertices) == (count, 778, 3)
+
+
+def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys, monkeypatch):
+    """Left and right hands in one folder; the toolkit's lines carry the official numbers."""
+    root, cache, out, hands = (tmp_path / name for name in ("dexycb", "cache", "out", "models"))
+    for path, fill in ((root, write_dexycb), (hands, write_models)):
+        path.mkdir()
+        fill(path)
+    monkeypatch.setitem(data.DexYCB.OPTIONS, "sequences", 5)
+    for path in hands.glob("SMPL*"):
+        path.unlink()
+    train.main(command_line(cache, out, "--data", "dexycb", "--data-root", root, "--hand", hands,
+                            steps=1, batch_size=4))
+    table = capsys.readouterr().out
+    assert "PA-MPVPE" in table and "F@5" not in table and "mean hand" in table
+    lines = (out / "dexycb.txt").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in lines] == [0, 2, 3]
+    with pytest.raises(SystemExit, match="the folder of MANO_RIGHT and MANO_LEFT"):
+        train.main(command_line(cache, tmp_path / "no", "--data", "dexycb", "--data-root", root,
+                                "--hand", hands / "MANO_RIGHT.npz"))
