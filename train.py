@@ -32,12 +32,9 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import csv
-import ctypes
 import dataclasses
 import functools
 import inspect
-import io
 import json
 import math
 import os
@@ -49,26 +46,33 @@ import signal
 import sys
 import time
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
-import data
 from tasks import genhmr, hmr_adapter, simplehand
-from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task, is_error, save_figure
+from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
+from tasks.files import (
+    Table,
+    add_scores,
+    draw_curves,
+    first_line,
+    read_run,
+    save,
+    score_table,
+    size_of,
+)
+from tasks.ranks import World, fail, join_world, share_batch_norm
 from tasks.settings import (
     PRECISIONS,
     check_shares,
@@ -86,147 +90,6 @@ TASKS: dict[str, type[Task]] = {  # by model, or by model-stage
     for model, paper in PAPERS.items() for stage, task in paper.STAGES.items()}
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
 BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline
-TIMEOUT = timedelta(minutes=30)  # of collectives in a step: a slow loader, a first compilation
-PATIENCE = timedelta(hours=12)  # of everything else: data preparation, evaluation, saving
-Value = TypeVar("Value")
-
-# ------------------------------------------------------------------------------------- ranks
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes that train together."""
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = torch.device("cpu")
-    workers: int = 0  # data processes of each rank
-    patient: dist.ProcessGroup | None = None  # for waits outside of steps
-
-    @property
-    def leader(self) -> bool:
-        """Whether this process is the one that writes files and prints."""
-        return self.rank == 0
-
-    def mean(self, values: Iterable[float]) -> list[float]:
-        """The mean of each value over all processes, the same bits on each of them."""
-        total = torch.tensor(list(values), dtype=torch.float64)
-        if self.size > 1:
-            dist.all_reduce(total)
-        return (total / self.size).tolist()
-
-    def share(self, value: Value) -> Value:
-        """The leader's value, on every process; returns when all have asked for it."""
-        values = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(values, 0, group=self.patient)
-        return values[0]
-
-    def gather(self, value: Value) -> list[Value]:
-        """Every process's value on the leader, in order of rank; nothing elsewhere."""
-        if self.size == 1:
-            return [value]
-        values = [None] * self.size if self.leader else None
-        dist.gather_object(value, values, group=self.patient)
-        return values or []
-
-
-def join_world(workers: int | None = None) -> World:
-    """Meet the other processes if torchrun started several."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = choose_device()
-    if workers is None:  # a CPU that trains has no core to spare
-        cores = data.available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = min(16, cores) if device.type == "cuda" else 0
-    if size == 1:
-        return World(device=device, workers=workers)
-    # After a restart the store still has the addresses of the last attempt: use new names.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    served = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
-                          is_master=served, timeout=timedelta(seconds=60))
-    store = dist.PrefixStore(f"attempt {attempt}", store)
-    store.set(f"rank {rank}", "ready")  # another machine may still be preparing its data
-    store.wait([f"rank {number}" for number in range(size)], PATIENCE)
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    return World(rank, size, device, workers, dist.new_group(backend="gloo", timeout=PATIENCE))
-
-
-def choose_device() -> torch.device:
-    """This process's GPU, or the CPU with its share of the cores."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if not torch.cuda.is_available():
-        if neighbours > 1:  # torchrun would give each a single core
-            torch.set_num_threads(max(1, data.available_cores() // neighbours))
-        else:
-            keep_freed_memory()
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise ValueError(f"process {local_rank} on this machine has no GPU of its own: start at "
-                         f"most {torch.cuda.device_count()} with --nproc-per-node")
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    torch.set_float32_matmul_precision("high")  # TF32, as convolutions have by default
-    torch.backends.cudnn.benchmark = True
-    return device
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep the buffers that a step frees for the next step.
-
-    Otherwise it returns large ones to the system, and each page that comes again costs a fault.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    trim_threshold, mmap_threshold = -1, -3  # M_... of malloc.h
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 2**25)  # the largest that all versions accept
-        mallopt(trim_threshold, 2**30)
-
-
-class MeanOverRanks(torch.autograd.Function):
-    """The mean of a tensor over all processes, and of its gradient."""
-
-    @staticmethod
-    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total / dist.get_world_size()
-
-    backward = forward
-
-
-class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes (PyTorch's SyncBatchNorm needs CUDA)."""
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
-        if not self.training:
-            return super().forward(x)
-        var, mean = (v.double() for v in torch.var_mean(x.float(), (0, 2, 3), correction=0))
-        moments = MeanOverRanks.apply(torch.stack((mean, var + mean.square())))
-        mean, var = moments[0], moments[1] - moments[0].square()
-        with torch.no_grad():
-            count = x.numel() // x.shape[1] * dist.get_world_size()
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var), self.momentum)
-        scale = self.weight * (var + self.eps).rsqrt()
-        shift = self.bias - mean * scale
-        return x * scale.to(x.dtype).view(-1, 1, 1) + shift.to(x.dtype).view(-1, 1, 1)
-
-
-def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Make every batch norm of the model span all processes; names and weights stay."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm
-    return model
-
 
 # --------------------------------------------------------------------- functions of the step
 
@@ -456,24 +319,6 @@ def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
 # ------------------------------------------------------------------------------------- files
 
 
-def save(content: Mapping[str, object], path: Path) -> None:
-    """torch.save that replaces the file atomically; OSError leaves the old file and no other."""
-    temporary = path.with_name(f".{path.name}.unfinished")  # the same name each time: none pile up
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for a full disk
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        kept = "; the file that was there is kept" if path.exists() else ""
-        raise OSError(f"cannot write {path} ({first_line(error)}){kept}: make room or choose "
-                      "another --out") from error
-
-
 def save_on_leader(world: World, content: Mapping[str, object], path: Path) -> None:
     """Save on the leader; if that fails, all processes end with its message."""
     problem = ""
@@ -485,65 +330,6 @@ def save_on_leader(world: World, content: Mapping[str, object], path: Path) -> N
     problem = world.share(problem)
     if problem:
         fail(problem)
-
-
-def read_run(path: Path) -> dict[str, object] | None:
-    """The checkpoint of a run; nothing if there is none, ValueError if it is damaged."""
-    if not path.exists():
-        return None
-    advice = "restore it from a copy, or move it away to start anew"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch.load does not compare checksums
-                raise ValueError("a checksum differs")
-        run = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise half a dozen types
-        raise ValueError(f"{path} is damaged ({first_line(error)}): {advice}") from error
-    needed = ("model", "optimizer", "scaler", "ema", "step", "position", "skipped", "seconds",
-              "name", "preset", "data", "config")
-    missing = [name for name in needed if not isinstance(run, dict) or name not in run]
-    if missing:
-        raise ValueError(f"{path} is not a run's checkpoint, it lacks {', '.join(missing)}: "
-                         f"{advice}; to start from its weights use --checkpoint and another --out")
-    return run
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, in one line."""
-    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
-
-
-def size_of(folder: Path) -> str:
-    """How much is in a folder, in words."""
-    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return f"{total / 2**20:,.0f} MiB"
-
-
-class Table:
-    """A csv file that a resumed run continues; rows of steps that it takes again are dropped."""
-
-    def __init__(self, path: Path, columns: list[str], step: int) -> None:
-        rows = [row for row in read_table(path) if int(row["step"]) <= step]
-        self.steps = {int(row["step"]) for row in rows}
-        text = io.StringIO()
-        csv.DictWriter(text, columns).writerows([dict(zip(columns, columns, strict=True)), *rows])
-        bodymodels.write_atomically(path, text.getvalue().encode())
-        self.file = open(path, "a", newline="")
-        self.writer = csv.DictWriter(self.file, columns)
-
-    def add(self, row: dict[str, float]) -> None:
-        """Write one row, at once."""
-        self.steps.add(row["step"])
-        self.writer.writerow({name: f"{value:.9g}" for name, value in row.items()})
-        self.file.flush()
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The complete rows of a csv file; the last may be torn. Empty without a file."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 class Journal:
@@ -584,24 +370,6 @@ class Journal:
                 + f"  {self.samples / pace:.0f} {self.unit}/s  {left} left ")
 
 
-def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:
-    """Write a row of scores.csv; returns whether its score `best` is the best so far."""
-    row = {"step": step, **next(iter(scores.values()), {})}
-    earlier = [other for other in read_table(out / "scores.csv") if int(other["step"]) < step]
-    metric = next((name for name in row if name.endswith(best)), None)  # "clear PA-MPJPE", say
-    table = Table(out / "scores.csv", list(row), step)
-    if step not in table.steps:
-        table.add(row)
-        print(f"\ntest at step {step}: " + "  ".join(
-            f"{name} {value:.4g}" for name, value in list(row.items())[1:]), flush=True)
-    table.file.close()
-    if metric is None or not math.isfinite(row[metric]):
-        return False
-    values = [float(other[metric]) for other in earlier if metric in other]
-    sign = 1 if is_error(metric) else -1
-    return all(sign * float(f"{row[metric]:.9g}") < sign * value for value in values)
-
-
 # -------------------------------------------------------------------------------- evaluation
 
 
@@ -623,44 +391,6 @@ def evaluate(task: Task, model: nn.Module, world: World,
         scores = task.scores(predictions)
     world.share(None)
     return scores, predictions
-
-
-def score_table(scores: Scores) -> str:
-    """A line per metric and a column per predictor, or the other way round if these are more.
-
-    The last column (line) is the ratio of the first predictor's scores to the last one's.
-    """
-    names = list(scores)
-    cells = {}
-    for metric in scores[names[0]]:
-        values = [scores[name][metric] for name in names]
-        cells[metric] = [*values, values[0] / values[-1] if values[-1] else math.nan]
-    heads, lines = [*names, "ratio"], list(cells.items())
-    if len(names) > len(cells):
-        heads, lines = list(cells), list(zip(heads, zip(*cells.values(), strict=True), strict=True))
-    width = max(12, *(len(name) for name, _ in lines))
-    column = max(14, *(len(head) + 2 for head in heads))
-    return "\n".join([" " * width + "".join(f"{head:>{column}}" for head in heads)] + [
-        f"{name:{width}}" + "".join(f"{value:{column}.3f}" for value in values)
-        for name, values in lines])
-
-
-def draw_curves(out: Path) -> None:
-    """Draw losses and test errors over the steps, from log.csv and scores.csv, to curves.png."""
-    losses, scores = read_table(out / "log.csv"), read_table(out / "scores.csv")
-    loss_names = list(losses[0])[1:list(losses[0]).index("learning_rate")]
-    error_names = [name for name in scores[0] if is_error(name)]
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    panels = (("training losses", losses, loss_names), ("test errors", scores, error_names))
-    for axes, (title, rows, names) in zip(figure.subplots(1, 2), panels, strict=True):
-        window = np.ones(max(1, len(rows) // 100))  # running mean over a hundredth
-        steps = [int(row["step"]) for row in rows[len(window) - 1:]]
-        for name in names:
-            values = np.convolve([float(row[name]) for row in rows], window / len(window), "valid")
-            axes.plot(steps, values, label=name, marker="." if len(rows) < 50 else "")
-            axes.legend(fontsize="small")
-        axes.set(title=title, xlabel="step", yscale="log")
-    save_figure(figure, out / "curves.png")
 
 
 # ------------------------------------------------------------------------------ training loop
@@ -729,15 +459,6 @@ def give_up(trainer: Trainer, out: Path, batches: list[dict[str, Tensor]]) -> No
     trainer.world.share(None)
     fail(f"{MAX_SKIPPED} steps in a row were not finite: gave up at step {trainer.step}; the last "
          f"batch is in {path}. Try a smaller learning_rate")
-
-
-def fail(message: str) -> NoReturn:
-    """End this process with one message, which torchrun repeats behind its own report."""
-    text, file = f"train.py: {message}", os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        details = {"py_callstack": text, "timestamp": str(int(time.time()))}
-        Path(file).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
-    raise SystemExit(text)
 
 
 # ---------------------------------------------------------------------------------- one run

@@ -22,6 +22,7 @@ import bodymodels
 import data
 import hmr_adapter
 import metrics
+from sets.safe_pickle import safe_unpickle
 from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import suitable_preset
@@ -432,7 +433,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
     def j14_regressor(self) -> np.ndarray:
         """SMPLX_to_J14.pkl (14, V)."""
         path = Path(self.arguments.models, "SMPLX_to_J14.pkl")
-        regressor = np.asarray(bodymodels.safe_unpickle(path), np.float32)
+        regressor = np.asarray(safe_unpickle(path), np.float32)
         if regressor.shape != (14, len(self.body.v_template)):
             raise ValueError(f"{path} has shape {regressor.shape}: expected 14 rows for the "
                              f"{len(self.body.v_template)} vertices of SMPL-X")

@@ -26,6 +26,7 @@ from torch import nn
 import data
 import simplehand
 import train
+from tasks.ranks import SharedBatchNorm, share_batch_norm
 from tasks.settings import SCHEDULES, override, suitable_preset
 from tasks.simplehand import SimpleHandTask
 
@@ -493,8 +494,8 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
         "gloo", rank=0, world_size=1, store=torch.distributed.FileStore(str(tmp_path / "store"), 1))
     try:
         own, reference = nn.BatchNorm2d(5), nn.BatchNorm2d(5)
-        train.share_batch_norm(nn.Sequential(own), torch.device("cpu"))
-        assert type(own) is train.SharedBatchNorm
+        share_batch_norm(nn.Sequential(own), torch.device("cpu"))
+        assert type(own) is SharedBatchNorm
         x = (1e3 + torch.randn(4, 5, 6, 7)).requires_grad_()
         weight = torch.randn(4, 5, 6, 7)
         results = []

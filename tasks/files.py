@@ -1,0 +1,152 @@
+"""The files of a run: checkpoints, tables of steps and scores, curves."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import bodymodels
+from tasks.base import Scores, is_error, save_figure
+
+
+def save(content: Mapping[str, object], path: Path) -> None:
+    """torch.save that replaces the file atomically; OSError leaves the old file and no other."""
+    temporary = path.with_name(f".{path.name}.unfinished")  # the same name each time: none pile up
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for a full disk
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        kept = "; the file that was there is kept" if path.exists() else ""
+        raise OSError(f"cannot write {path} ({first_line(error)}){kept}: make room or choose "
+                      "another --out") from error
+
+
+def read_run(path: Path) -> dict[str, object] | None:
+    """The checkpoint of a run; nothing if there is none, ValueError if it is damaged."""
+    if not path.exists():
+        return None
+    advice = "restore it from a copy, or move it away to start anew"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():  # torch.load does not compare checksums
+                raise ValueError("a checksum differs")
+        run = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise half a dozen types
+        raise ValueError(f"{path} is damaged ({first_line(error)}): {advice}") from error
+    needed = ("model", "optimizer", "scaler", "ema", "step", "position", "skipped", "seconds",
+              "name", "preset", "data", "config")
+    missing = [name for name in needed if not isinstance(run, dict) or name not in run]
+    if missing:
+        raise ValueError(f"{path} is not a run's checkpoint, it lacks {', '.join(missing)}: "
+                         f"{advice}; to start from its weights use --checkpoint and another --out")
+    return run
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
+
+
+def size_of(folder: Path) -> str:
+    """How much is in a folder, in words."""
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return f"{total / 2**20:,.0f} MiB"
+
+
+class Table:
+    """A csv file that a resumed run continues; rows of steps that it takes again are dropped."""
+
+    def __init__(self, path: Path, columns: list[str], step: int) -> None:
+        rows = [row for row in read_table(path) if int(row["step"]) <= step]
+        self.steps = {int(row["step"]) for row in rows}
+        text = io.StringIO()
+        csv.DictWriter(text, columns).writerows([dict(zip(columns, columns, strict=True)), *rows])
+        bodymodels.write_atomically(path, text.getvalue().encode())
+        self.file = open(path, "a", newline="")
+        self.writer = csv.DictWriter(self.file, columns)
+
+    def add(self, row: dict[str, float]) -> None:
+        """Write one row, at once."""
+        self.steps.add(row["step"])
+        self.writer.writerow({name: f"{value:.9g}" for name, value in row.items()})
+        self.file.flush()
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The complete rows of a csv file; the last may be torn. Empty without a file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:
+    """Write a row of scores.csv; returns whether its score `best` is the best so far."""
+    row = {"step": step, **next(iter(scores.values()), {})}
+    earlier = [other for other in read_table(out / "scores.csv") if int(other["step"]) < step]
+    metric = next((name for name in row if name.endswith(best)), None)  # "clear PA-MPJPE", say
+    table = Table(out / "scores.csv", list(row), step)
+    if step not in table.steps:
+        table.add(row)
+        print(f"\ntest at step {step}: " + "  ".join(
+            f"{name} {value:.4g}" for name, value in list(row.items())[1:]), flush=True)
+    table.file.close()
+    if metric is None or not math.isfinite(row[metric]):
+        return False
+    values = [float(other[metric]) for other in earlier if metric in other]
+    sign = 1 if is_error(metric) else -1
+    return all(sign * float(f"{row[metric]:.9g}") < sign * value for value in values)
+
+
+def score_table(scores: Scores) -> str:
+    """A line per metric and a column per predictor, or the other way round if these are more.
+
+    The last column (line) is the ratio of the first predictor's scores to the last one's.
+    """
+    names = list(scores)
+    cells = {}
+    for metric in scores[names[0]]:
+        values = [scores[name][metric] for name in names]
+        cells[metric] = [*values, values[0] / values[-1] if values[-1] else math.nan]
+    heads, lines = [*names, "ratio"], list(cells.items())
+    if len(names) > len(cells):
+        heads, lines = list(cells), list(zip(heads, zip(*cells.values(), strict=True), strict=True))
+    width = max(12, *(len(name) for name, _ in lines))
+    column = max(14, *(len(head) + 2 for head in heads))
+    return "\n".join([" " * width + "".join(f"{head:>{column}}" for head in heads)] + [
+        f"{name:{width}}" + "".join(f"{value:{column}.3f}" for value in values)
+        for name, values in lines])
+
+
+def draw_curves(out: Path) -> None:
+    """Draw losses and test errors over the steps, from log.csv and scores.csv, to curves.png."""
+    losses, scores = read_table(out / "log.csv"), read_table(out / "scores.csv")
+    loss_names = list(losses[0])[1:list(losses[0]).index("learning_rate")]
+    error_names = [name for name in scores[0] if is_error(name)]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    panels = (("training losses", losses, loss_names), ("test errors", scores, error_names))
+    for axes, (title, rows, names) in zip(figure.subplots(1, 2), panels, strict=True):
+        window = np.ones(max(1, len(rows) // 100))  # running mean over a hundredth
+        steps = [int(row["step"]) for row in rows[len(window) - 1:]]
+        for name in names:
+            values = np.convolve([float(row[name]) for row in rows], window / len(window), "valid")
+            axes.plot(steps, values, label=name, marker="." if len(rows) < 50 else "")
+            axes.legend(fontsize="small")
+        axes.set(title=title, xlabel="step", yscale="log")
+    save_figure(figure, out / "curves.png")

@@ -1,0 +1,169 @@
+"""The processes that train together: torchrun's ranks, their devices and their batch norm."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import data
+
+TIMEOUT = timedelta(minutes=30)  # of collectives in a step: a slow loader, a first compilation
+PATIENCE = timedelta(hours=12)  # of everything else: data preparation, evaluation, saving
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+    workers: int = 0  # data processes of each rank
+    patient: dist.ProcessGroup | None = None  # for waits outside of steps
+
+    @property
+    def leader(self) -> bool:
+        """Whether this process is the one that writes files and prints."""
+        return self.rank == 0
+
+    def mean(self, values: Iterable[float]) -> list[float]:
+        """The mean of each value over all processes, the same bits on each of them."""
+        total = torch.tensor(list(values), dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(total)
+        return (total / self.size).tolist()
+
+    def share(self, value: Value) -> Value:
+        """The leader's value, on every process; returns when all have asked for it."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, 0, group=self.patient)
+        return values[0]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every process's value on the leader, in order of rank; nothing elsewhere."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size if self.leader else None
+        dist.gather_object(value, values, group=self.patient)
+        return values or []
+
+
+def join_world(workers: int | None = None) -> World:
+    """Meet the other processes if torchrun started several."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = choose_device()
+    if workers is None:  # a CPU that trains has no core to spare
+        cores = data.available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = min(16, cores) if device.type == "cuda" else 0
+    if size == 1:
+        return World(device=device, workers=workers)
+    # After a restart the store still has the addresses of the last attempt: use new names.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    served = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
+                          is_master=served, timeout=timedelta(seconds=60))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    store.set(f"rank {rank}", "ready")  # another machine may still be preparing its data
+    store.wait([f"rank {number}" for number in range(size)], PATIENCE)
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    return World(rank, size, device, workers, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
+def choose_device() -> torch.device:
+    """This process's GPU, or the CPU with its share of the cores."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not torch.cuda.is_available():
+        if neighbours > 1:  # torchrun would give each a single core
+            torch.set_num_threads(max(1, data.available_cores() // neighbours))
+        else:
+            keep_freed_memory()
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(f"process {local_rank} on this machine has no GPU of its own: start at "
+                         f"most {torch.cuda.device_count()} with --nproc-per-node")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")  # TF32, as convolutions have by default
+    torch.backends.cudnn.benchmark = True
+    return device
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the buffers that a step frees for the next step.
+
+    Otherwise it returns large ones to the system, and each page that comes again costs a fault.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_... of malloc.h
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 2**25)  # the largest that all versions accept
+        mallopt(trim_threshold, 2**30)
+
+
+class MeanOverRanks(torch.autograd.Function):
+    """The mean of a tensor over all processes, and of its gradient."""
+
+    @staticmethod
+    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
+    backward = forward
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes (PyTorch's SyncBatchNorm needs CUDA)."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        if not self.training:
+            return super().forward(x)
+        var, mean = (v.double() for v in torch.var_mean(x.float(), (0, 2, 3), correction=0))
+        moments = MeanOverRanks.apply(torch.stack((mean, var + mean.square())))
+        mean, var = moments[0], moments[1] - moments[0].square()
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * dist.get_world_size()
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((var * count / (count - 1)).to(self.running_var), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return x * scale.to(x.dtype).view(-1, 1, 1) + shift.to(x.dtype).view(-1, 1, 1)
+
+
+def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Make every batch norm of the model span all processes; names and weights stay."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SharedBatchNorm
+    return model
+
+
+def fail(message: str) -> NoReturn:
+    """End this process with one message, which torchrun repeats behind its own report."""
+    text, file = f"train.py: {message}", os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        details = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        Path(file).write_text(json.dumps({"message": {"message": text, "extraInfo": details}}))
+    raise SystemExit(text)
