@@ -71,7 +71,7 @@ class PeopleTask(Task):
         if arguments.row not in rows:
             raise ValueError(f"--row {arguments.row!r}: expected one of {'; '.join(rows)}")
         changes = dict(rows[arguments.row])
-        if "steps" in changes:
+        if arguments.row in hmr_adapter.FROM_SCRATCH:
             changes["steps"] = 2 * cls.PRESETS[arguments.preset].steps
         return dataclasses.replace(config, **changes)
 
@@ -115,8 +115,8 @@ class PeopleTask(Task):
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
         if not self.ADAPTS or not self.arguments.expert:
-            return self.MODEL(self.config)
-        return self.MODEL(self.config, self.load_given(self.arguments.expert))
+            return hmr_adapter.build_model(self.config)
+        return hmr_adapter.build_model(self.config, self.load_given(self.arguments.expert))
 
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
         """An expert, with all that its weights need beside them."""
@@ -127,7 +127,7 @@ class PeopleTask(Task):
 
         A run that trains the expert's head, too, holds a changed expert: the original is --expert.
         """
-        if model.config.trainable == "adapter":
+        if model.keeps_expert:
             return model.expert
         return self.given_expert.to(self.device) if self.arguments.expert else None
 
@@ -277,13 +277,6 @@ class HandAdapterTask(HandExpertTask):
                              "give its checkpoint with --guide")
         # Loaded here, before training is seeded: building a module draws random numbers.
         self.guide = hmr_adapter.load_checkpoint(arguments.guide) if arguments.guide else None
-
-    def build(self) -> nn.Module:
-        model = super().build()
-        # Its output is no part of the adapter's: DDP expects a gradient of all that trains.
-        for parameter in getattr(model.expert, "position_net", nn.Module()).parameters():
-            parameter.requires_grad_(False)
-        return model
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -518,13 +511,12 @@ class DualPathTask(BodyAdapterTask):
         """Both paths with and without adapters, for both kinds of boxes; and the body expert."""
         poses, bodies = {}, {}
         adapters = (model.hand, model.body)
-        frozen = all(part.config.trainable == "adapter" for part in adapters)
+        frozen = all(part.keeps_expert for part in adapters)
         for name, scale in (("ours", 1.0), ("experts", 0.0)):
             if name == "experts" and not frozen:
                 continue  # the experts inside were trained on
             body = bodies[name] = model.body(batch["image"], scale=scale)
-            crops = hmr_adapter.crop_hands(batch["image"], body["hand_boxes"],
-                                           model.hand.config.expert.image_size)
+            crops = model.crop_hands(batch["image"], body)
             poses[name] = model.join(body, crops, scale=scale)["body_pose"]
             poses[f"{name}, true boxes"] = model.join(
                 body, batch["hand_images"], batch["hand_valid"], scale=scale)["body_pose"]

@@ -168,7 +168,7 @@ def test_official_people_need_models_protocols_and_splits(base, trained, tmp_pat
     rich = ("--data", "rich", "--data-root", base / "rich")
     judged = ("--protocol", "arctic_p1val", "--test-root", base / "arctic")
     for stage, extra, message in (
-            ("body_expert", rich, "choose what to judge by with --protocol, one of 3dpw_smplx"),
+            ("body_expert", rich, "choose the protocol with --protocol, one of 3dpw_smplx"),
             ("hand_expert", (*rich, "--protocol", "ehf"), "one of arctic_p1val"),
             ("body_expert", ("--data", "ehf", "--data-root", base / "ehf"), "unknown split"),
             ("body_expert", (*rich, *judged, "--models", tmp_path), "no body model in")):
