@@ -1,17 +1,18 @@
-"""Images and annotations: pictures, crops, augmentation; hands, bodies and their motion.
+"""Images and annotations: the door to every data set, rendered or official.
 
-    RenderedHands, FreiHAND     pictures of hands
-    RenderedBodies              pictures of bodies
-    RenderedPeople              pictures of whole bodies, and of their hands
-    MotionPoses, AMASS, MOYO    poses of bodies, without pictures; Joined makes several one
-    HandPictures, BodyPictures  the other official data sets of hands and bodies, see OFFICIAL;
-                                Mixed has several in proportions, see MIXTURES
-    OfficialPeople, HandPairs   the same with samples as of RenderedPeople
+    RenderedHands, FreiHAND, DexYCB, ...    pictures of hands
+    RenderedBodies, COCO, ThreeDPW, ...     pictures of bodies
+    RenderedPeople, OfficialPeople          pictures of whole bodies, with crops of their hands
+    MotionPoses, AMASS, MOYO                poses of bodies, without pictures
+    Joined, Mixed                           several data sets, one after the other or in proportions
+
+Each data set has a short file in sets/; sets/README.md says what to download. Rendered data need no
+download. Try it: `python data.py rendered --draw 8`, or bodies or people instead of rendered.
 
 Every data set is a `torch.utils.data.Dataset`. `dataset[key]` takes key = epoch * len(dataset) +
-index and is a pure function of (seed, split, epoch, index): no state, so any worker, any rank and
-any resumed run sees the same sample. A sample is a dict of tensors. RenderedBodies, RenderedPeople
-and MotionPoses tell what theirs hold; that of a hand, where S is the crop's side:
+index and is a pure function of (seed, split, epoch, index). It keeps no state, so that any worker,
+any rank and any resumed run gets the same sample. A sample is a dictionary of tensors. That of a
+hand, where S is the crop's side:
 
     image            (3, S, S)  uint8    RGB
     K                (3, 3)     float32  intrinsics of the crop, in its pixels
@@ -25,9 +26,10 @@ and MotionPoses tell what theirs hold; that of a hand, where S is the crop's sid
     crop             (3, 3)     float32  homography, original pixels -> crop pixels
     camera_rotation  (3, 3)     float32  X_crop = camera_rotation @ X_original
 
+RenderedBodies, RenderedPeople and MotionPoses describe their own samples. Joints are in the order
+`hand21` (hands), `smpl45` (bodies) or `smplx76` (whole bodies) of `bodymodels.JOINT_SETS`.
+
 Pixels: a W x H picture spans [0, W] x [0, H] and the centre of its first pixel is (0.5, 0.5).
-A hand's joints are in `hand21` order, a body's in `smpl45`, a whole body's in `smplx76`. Try it:
-`python data.py rendered --draw 8`, or bodies or people in place of rendered.
 """
 
 from __future__ import annotations
@@ -44,107 +46,58 @@ from torch import Tensor
 
 import bodymodels
 from sets.arctic import ARCTIC
-from sets.augmentation import AUGMENTATIONS, Augmentation
+from sets.augmentation import AUGMENTATIONS, Augmentation, find_augmentation, for_hands
 from sets.bedlam import BEDLAM
-from sets.body_crops import BODY_FOCAL, BODY_PARTS, body_box, body_camera, move_body  # noqa: F401
-from sets.body_poses import (  # noqa: F401
-    LIMBS,
-    NEAR_DUPLICATE,
-    OTHER_NOISE,
-    SMPL_KEYPOINTS,
-    TEST_CLIPS,
-    MotionPoses,
-    face_forward,
-    motion_frames,
-    sample_body_pose,
-)
-from sets.crops import (  # noqa: F401
-    crop_homography,
-    inside,
-    perspective_crop,
-    transform_points,
-    warp,
-)
+from sets.body_crops import BODY_FOCAL, body_box, body_camera
+from sets.body_poses import SMPL_KEYPOINTS, MotionPoses
+from sets.crops import crop_homography, perspective_crop
 from sets.dexycb import DexYCB
 from sets.ehf import EHF
 from sets.emdb import EMDB
 from sets.freihand import FreiHAND
-from sets.hand_crops import NUM_JOINTS, Annotated, HandDataset, augmented_crop, crop_sample  # noqa: F401
-from sets.hand_poses import (  # noqa: F401
-    FINGER_SLOTS,
-    LOWER_LIMIT,
-    PALM_NORMAL_UP,
-    PINCHES,
-    THUMB_SLOT,
-    UPPER_LIMIT,
-    hinge_axes,
-    sample_hand_pose,
-    sample_view,
-)
+from sets.hand_crops import NUM_JOINTS, HandDataset
+from sets.hand_poses import FINGER_SLOTS, PALM_NORMAL_UP, hinge_axes, sample_hand_pose
 from sets.human36m import Human36M, Human36MMoon, Human36MSMPLX
-from sets.images import read_image  # noqa: F401
+from sets.images import read_image
 from sets.interhand import InterHand
 from sets.keypoints_2d import AIC, COCO, MPII
-from sets.motion import (
-    AMASS,
-    MOYO,
-    Z_UP_TO_CAMERA,  # noqa: F401
-    MotionCapture,
-)
+from sets.motion import AMASS, MOYO, MotionCapture
 from sets.mpi_inf_3dhp import MPIINF3DHP
-from sets.official import Pictures, hand_space, official_body  # noqa: F401
+from sets.official import Pictures
+from sets.official_models import hand_space
 from sets.official_people import HandPairs, OfficialPeople
-from sets.packing import (  # noqa: F401
-    available_cores,
-    build_packed,
-    fingerprint,
-    stream_json_list,
-)
-from sets.people import (  # noqa: F401
-    HAND_KEYPOINTS,
-    SMPLX_KEYPOINTS,
-    augment_person,
-    hand_square,
-    person_labels,
-)
-from sets.records import (  # noqa: F401
-    GENDERS,
-    intrinsics,
-    moved_translation,
-    pixels,
-    record_dtype,
-    relabelled,
-    to_records,
-)
-from sets.rendered import paint_background, paint_surface, project_surface  # noqa: F401
-from sets.rendered_bodies import (  # noqa: F401
-    RenderedBodies,
-    augment_body,
-    body_surface,
-    hand_vertices,
-    paint_body,
-    sample_body_scene,
-    sample_outfit,
-)
-from sets.rendered_hands import RenderedHands, hand_surface, paint_hand, sample_scene, shade  # noqa: F401
-from sets.rendered_people import (  # noqa: F401
-    PEOPLE_RENDER_VERSION,
-    Occluder,
-    Person,
-    RenderedPeople,
-    View,
-    draw_occluder,
-    hand_faces,
-    sample_occluders,
-    sample_person,
-)
+from sets.packing import available_cores
+from sets.people import SMPLX_KEYPOINTS, hand_square
+from sets.records import GENDERS, relabelled
+from sets.rendered import paint_background, paint_surface
+from sets.rendered_bodies import RenderedBodies, body_surface
+from sets.rendered_hands import RenderedHands, hand_surface, shade
+from sets.rendered_people import RenderedPeople
 from sets.rich import RICH
-from sets.samples import Joined, KeyedDataset, Mixed, random_generator  # noqa: F401
+from sets.samples import Joined, KeyedDataset, Mixed, random_generator
 from sets.shards import HaMeRShards, HMRShards
 from sets.threedpw import ThreeDPW, ThreeDPWMoon
 
+__all__ = [  # what the rest of the house and the notebooks import from here
+    "AMASS", "AUGMENTATIONS", "Augmentation", "DexYCB", "FINGER_SLOTS", "FreiHAND", "GENDERS",
+    "HandPairs", "Joined", "KeyedDataset", "MIXTURES", "MOYO", "Mixed", "MotionPoses", "OFFICIAL",
+    "OfficialPeople", "PALM_NORMAL_UP", "RenderedBodies", "RenderedHands", "RenderedPeople",
+    "available_cores", "body_camera", "crop_homography", "draw_keypoints", "draw_samples",
+    "find_augmentation", "hand_space", "hand_square", "hand_surface", "hinge_axes", "main",
+    "open_official", "paint_background", "paint_surface", "perspective_crop", "random_generator",
+    "read_image", "relabelled", "sample_hand_pose", "shade",
+]
 
-def _tars(reader: str, weights: dict[str, float]) -> dict[tuple[str, str], float]:
+RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": RenderedPeople}
+OFFICIAL = {
+    "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
+    "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
+    "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "coco": COCO, "aic": AIC, "mpii": MPII,
+    "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
+    "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
+
+
+def _shards(reader: str, weights: dict[str, float]) -> dict[tuple[str, str], float]:
     return {(reader, folder): weight for folder, weight in weights.items()}
 
 
@@ -152,36 +105,34 @@ HMR2_SETS = ("h36m-train", "mpii-train", "coco-train-2014-pruned",
              "coco-train-2014-vitpose-pruned", "mpi-inf-train-pruned",
              "ava-train-midframes-1fps-vitpose", "aic-train-vitpose",
              "insta-train-vitpose-replicate")
-# Of each: {(data set, folder below the root): weight}; in a folder of the mixture's data sets.
+# {name: {(data set, its folder below the root): weight}}
 MIXTURES: dict[str, dict[tuple[str, str], float]] = {
-    # GenHMR's "SD", with the weights of HMR2.0a: from HMR2.0's shards, and from the sets themselves
-    "genhmr-sd": _tars("hmr2-tars", {"h36m-train": 0.3, "mpii-train": 0.1, "mpi-inf-train-pruned":
-                                     0.2, "coco-train-2014-pruned": 0.4}),
+    # GenHMR's "SD" with HMR2.0a's weights: from HMR2.0's shards, and from the data sets themselves
+    "genhmr-sd": _shards("hmr2-tars", {"h36m-train": 0.3, "mpii-train": 0.1,
+                                       "mpi-inf-train-pruned": 0.2, "coco-train-2014-pruned": 0.4}),
     "genhmr-sd-official": {("h36m-moon", "h36m"): 0.3, ("mpii", "mpii"): 0.1,
                            ("mpi-inf-3dhp", "mpi-inf-3dhp"): 0.2, ("coco", "coco"): 0.4},
-    # "ITW", with HMR2.0b's, and "BL", with TokenHMR's
-    "genhmr-itw": _tars("hmr2-tars", dict(zip(HMR2_SETS, (
+    # "ITW" with HMR2.0b's weights, and "BL" with TokenHMR's
+    "genhmr-itw": _shards("hmr2-tars", dict(zip(HMR2_SETS, (
         0.1, 0.1, 0.1, 0.1, 0.02, 0.19, 0.19, 0.2), strict=True))),
-    "genhmr-bl": _tars("hmr2-tars", dict(zip(HMR2_SETS, (
+    "genhmr-bl": _shards("hmr2-tars", dict(zip(HMR2_SETS, (
         0.1, 0.1, 0.1, 0.1, 0.04, 0.13, 0.13, 0.12), strict=True))) | {("bedlam", "bedlam"): 0.18},
-    # HMR-Adapter's, always in the layout of RenderedPeople; equal weights are our choice. Its hands
-    # are those of the bodies' sets and of two more
+    # HMR-Adapter's, with samples as of RenderedPeople; equal weights are our choice. Its hands come
+    # from the sets of bodies and from two sets of hands
     "hmr-adapter-body": {("h36m-smplx", "h36m"): 1.0, ("rich", "rich"): 1.0,
                          ("bedlam", "bedlam"): 1.0},
     "hmr-adapter-hands": {("h36m-smplx", "h36m"): 1.0, ("rich", "rich"): 1.0,
                           ("bedlam", "bedlam"): 1.0, ("freihand", "freihand"): 1.0,
                           ("interhand", "interhand"): 1.0},
-    "hamer": _tars("hamer-tars", {
+    # HaMeR's
+    "hamer": _shards("hamer-tars", {
         "freihand-train": 0.25, "interhand26m-train": 0.25, "mtc-train": 0.1, "cocow-train": 0.1,
         "rhd-train": 0.05, "halpe-train": 0.05, "mpiinzsl-train": 0.05, "ho3d-train": 0.05,
         "h2o3d-train": 0.05, "dex-train": 0.05}),
 }
-OFFICIAL = {
-    "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
-    "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
-    "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "coco": COCO, "aic": AIC,
-    "mpii": MPII, "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
-    "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
+PEOPLE_MIXTURES = ("hmr-adapter-body", "hmr-adapter-hands")  # their samples have crops of hands
+
+# ----------------------------------------------------------------------------------- opening
 
 
 def open_official(name: str, root: str | os.PathLike, split: str | None = None, *,
@@ -189,64 +140,70 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
                   cache: str | os.PathLike | None = None,
                   models: str | os.PathLike | None = None, hand_size: int = 0, **options
                   ) -> KeyedDataset:
-    """A data set of OFFICIAL, or a mixture of MIXTURES, in the folder root; options: its own.
+    """Open a data set of OFFICIAL, or a mixture of MIXTURES, in the folder `root`.
 
-    hand_size: if it is given samples are those of OfficialPeople, with crops of hands so large;
-    the augmentation of sets that have hands alone is then HaMeR's, if there is any.
+    split: by default the training split, if there is one. augmentation: a recipe or its name in
+    AUGMENTATIONS. models: a folder of official body models. options: those of the data set.
+    hand_size: if given, samples are those of OfficialPeople, with crops of hands of this side; sets
+    of hands alone are then augmented by `for_hands` of the recipe.
+    Raises ValueError or FileNotFoundError that says what is missing.
     """
-    packed = {"seed": seed, "cache": cache}
     if name in MIXTURES:
         if split not in (None, "train"):
-            raise ValueError(f"{name} is a mixture to train on, it has no split {split!r}")
-        if name.startswith("hmr-adapter"):
+            raise ValueError(f"{name} is a mixture for training: it has no split {split!r}")
+        if name in PEOPLE_MIXTURES:
             hand_size = hand_size or size
-        parts = [open_official(part, Path(root, folder), "train", size=size, models=models,
-                               augmentation=augmentation, hand_size=hand_size, **packed)
+        parts = [open_official(part, Path(root, folder), "train", size=size, seed=seed, cache=cache,
+                               models=models, augmentation=augmentation, hand_size=hand_size)
                  for part, folder in MIXTURES[name]]
         return Mixed(parts, list(MIXTURES[name].values()), seed=seed)
-    kind = OFFICIAL[name]
+    kind, packed = OFFICIAL[name], {"seed": seed, "cache": cache}
     if issubclass(kind, MotionCapture):
         return kind(root, split or "train", **packed)
     if kind is FreiHAND and split in (None, "train"):
         split = "training"
-    of_hands, pictures = issubclass(kind, HandDataset), {"size": size, "augmentation": augmentation}
-    if hand_size:
-        pictures = {"size": hand_size, "augmentation": augmentation and "official_hamer"
-                    } if of_hands else {"size": size}
-    found = kind(root, split, **pictures, **packed, models=models, **options)
     if not hand_size:
-        return found
-    return HandPairs(found, size) if of_hands else OfficialPeople(found, hand_size,
-                                                                  augmentation=augmentation)
+        return kind(root, split, size, augmentation=augmentation, models=models, **packed,
+                    **options)
+    if issubclass(kind, HandDataset):
+        recipe = find_augmentation(augmentation)
+        hands = kind(root, split, hand_size, augmentation=recipe and for_hands(recipe),
+                     models=models, **packed, **options)
+        return HandPairs(hands, size)
+    bodies = kind(root, split, size, models=models, **packed, **options)
+    return OfficialPeople(bodies, hand_size, augmentation=augmentation)
 
 
-def look_for_pictures(dataset: KeyedDataset, most: int = 1000) -> str:
-    """Looks for pictures of samples all over a data set; FileNotFoundError tells of missing ones.
+def describe(dataset: KeyedDataset, most: int = 1000) -> str:
+    """Check that pictures of up to `most` evenly spaced samples exist; return a one-line summary.
 
-    Returns what is to be said of it, and how many of the samples are known in which respect.
+    The summary has the number of samples, the official number, and the share of samples with each
+    kind of annotation. Raises FileNotFoundError if a picture is missing.
     """
     if isinstance(dataset, OfficialPeople | HandPairs):
         dataset = dataset.pictures if isinstance(dataset, OfficialPeople) else dataset.hands
     setup, split = getattr(dataset, "options", {}).get("setup"), dataset.split
-    whole = next((count for name, count in getattr(dataset, "COUNTS", {}).items()
-                  if name in (split, f"{setup} {split}", dataset.root.name)), 0)
-    counted = f"{type(dataset).__name__}: {len(dataset):,} samples" + (
-        f", officially {whole:,}" if whole else "")
+    official = next((count for name, count in getattr(dataset, "COUNTS", {}).items()
+                     if name in (split, f"{setup} {split}", dataset.root.name)), 0)
+    summary = f"{type(dataset).__name__}: {len(dataset):,} samples" + (
+        f", officially {official:,}" if official else "")
     if not isinstance(dataset, Pictures):
-        return counted
+        return summary
     records = dataset.records()
     names = {name.decode() for name in records["image"][::max(1, len(records) // most)]}
     missing = sorted(name for name in names if not (dataset.root / name).is_file())
     if missing:
         raise FileNotFoundError(f"{len(missing)} of {len(names)} pictures looked for are missing, "
-                                f"{dataset.root / missing[0]} for one")
+                                f"for example {dataset.root / missing[0]}")
     known = {"keypoints_2d": (records["keypoints_2d"][..., 2] > 0).any(1),
              "keypoints_3d": (records["keypoints_3d"][..., 3] > 0).any(1),
              "K": records["K"][:, 2, 2] > 0}
     known |= {name: records[f"has_{name}"] > 0 for name in ("pose", "hands", "betas", "transl")}
-    return (f"{counted}; {len(names)} pictures looked for, all there; known: " + ", ".join(
+    return (f"{summary}; {len(names)} pictures looked for, all there; known: " + ", ".join(
         f"{name} {100 * values.mean():.0f} %" for name, values in known.items()))
 
+
+# ----------------------------------------------------------------------------------- drawing
 
 FINGER_COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
 HAND_CHAINS = tuple((0, *range(1 + 4 * finger, 5 + 4 * finger)) for finger in range(5))
@@ -256,11 +213,13 @@ LIMB_NAMES = (
     "left_shoulder left_elbow left_wrist left_hand left_middle1 left_middle_tip",
     "right_shoulder right_elbow right_wrist right_hand right_middle1 right_middle_tip",
     "pelvis spine1 spine spine2 spine3 thorax neck head nose")
+JOINT_SET_OF = {NUM_JOINTS: "hand21", len(SMPL_KEYPOINTS): "smpl45",
+                len(SMPLX_KEYPOINTS): "smplx76"}  # of rendered pictures, by the number of joints
 
 
 @cache
 def chains(joint_set: str) -> tuple[tuple[int, ...], ...]:
-    """The lines of a skeleton, as indices of a joint set."""
+    """Return the lines of a skeleton as indices of a joint set."""
     if joint_set == "hand21":
         return HAND_CHAINS
     names = bodymodels.JOINT_SETS[joint_set]
@@ -270,15 +229,11 @@ def chains(joint_set: str) -> tuple[tuple[int, ...], ...]:
                  for chain in LIMB_NAMES)
 
 
-JOINT_SET_OF = {NUM_JOINTS: "hand21", len(SMPL_KEYPOINTS): "smpl45",
-                len(SMPLX_KEYPOINTS): "smplx76"}  # of rendered pictures
-
-
 def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
                    zoom: int = 3, joint_set: str | None = None) -> np.ndarray:
-    """Picture (S, S, 3) uint8, `zoom` times larger, with a hand's or a body's skeleton on it.
+    """Enlarge a picture (S, S, 3) uint8 `zoom` times and draw the skeleton of a hand or body on it.
 
-    keypoints (J, 2) pixels of a joint set, by default "hand21", "smpl45" or "smplx76".
+    keypoints (J, 2): pixels in the order of joint_set, by default "hand21", "smpl45" or "smplx76".
     """
     lines = chains(joint_set or JOINT_SET_OF[len(keypoints)])
     side = image.shape[0] * zoom
@@ -297,7 +252,7 @@ def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
 
 
 def draw_pose(sample: dict[str, Tensor], size: int = 384) -> np.ndarray:
-    """The free body in a sample's pose and shape, as a picture (size, size, 3) uint8."""
+    """Render the free body in a sample's pose and shape, as (size, size, 3) uint8."""
     body = body_surface()
     vertices, _ = body.pose(sample["betas"].numpy(), sample["pose"].numpy())
     center, side = body_box(vertices[:, :2])
@@ -308,7 +263,7 @@ def draw_pose(sample: dict[str, Tensor], size: int = 384) -> np.ndarray:
 
 
 def draw_sample(sample: dict[str, Tensor], joint_set: str | None = None) -> np.ndarray:
-    """A sample's picture and its projected keypoints, or its pose if it has no picture."""
+    """Draw a sample's picture with its keypoints, or its pose if it has no picture."""
     if "image" not in sample:
         return draw_pose(sample)
     picture = draw_keypoints(sample["image"].permute(1, 2, 0).numpy(),
@@ -318,7 +273,7 @@ def draw_sample(sample: dict[str, Tensor], joint_set: str | None = None) -> np.n
 
 
 def draw_hands(sample: dict[str, Tensor], picture: np.ndarray) -> np.ndarray:
-    """A whole body's picture with both hands' boxes on it, and their crops beside it."""
+    """Draw the boxes of both hands on a whole body's picture, and put their crops beside it."""
     zoom = len(picture) / sample["image"].shape[1]
     canvas = Image.fromarray(picture)
     for x, y, width, height in (zoom * sample["hand_boxes"]).tolist():
@@ -342,63 +297,74 @@ def draw_samples(dataset: KeyedDataset, keys: Sequence[int], path: str | os.Path
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
-def parse_option(text: str) -> bool | int | str | tuple:
-    """A data set's option as the command line tells it: true, 12, 1280,720 or a text."""
+# ------------------------------------------------------------------------------ command line
+
+
+def parse_option(text: str) -> tuple[str, bool | int | str | tuple]:
+    """Split NAME=VALUE of the command line; a value is true, false, 12, 1280,720 or a text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--option {text}: expected NAME=VALUE")
     words = {"true": True, "false": False}
     parts = tuple(words.get(part, int(part) if part.isdigit() else part)
-                  for part in text.split(","))
-    return parts if len(parts) > 1 else parts[0]
+                  for part in value.split(","))
+    return name, parts if len(parts) > 1 else parts[0]
 
 
 def open_dataset(args: argparse.Namespace) -> KeyedDataset:
-    """The data set that the command line asks for."""
-    pictures = {"size": args.size, "augmentation": args.augmentation}
-    packed = {"seed": args.seed, "cache": args.cache}
+    """Open the data set that the command line asks for."""
+    common = {"size": args.size, "augmentation": args.augmentation, "seed": args.seed,
+              "cache": args.cache}
     if args.name in (*OFFICIAL, *MIXTURES):
         if args.data_root is None:
             raise ValueError(f"{args.name} needs --data-root FOLDER")
-        options = dict(option.split("=", 1) for option in args.option)
-        options = {name: parse_option(text) for name, text in options.items()}
-        return open_official(args.name, args.data_root, args.split, models=args.models,
-                             **pictures, **packed, **options)
+        return open_official(args.name, args.data_root, args.split, models=args.models, **common,
+                             **dict(map(parse_option, args.option)))
     split = args.split or "train"
     if args.name == "motion":
         return MotionPoses(split, seed=args.seed)
     if args.name == "people":
-        return RenderedPeople(split, occlusion=args.occlusion, **pictures, **packed)
-    kind = RenderedHands if args.name == "rendered" else RenderedBodies
-    return kind(split, **pictures, **packed)
+        common["occlusion"] = args.occlusion
+    return RENDERED[args.name](split, **common)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python data.py NAME`: count a data set's samples, print one, draw some."""
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the flags of `python data.py`."""
     parser = argparse.ArgumentParser(description="Look at a data set.")
-    parser.add_argument("name", metavar="NAME", choices=(
-        "rendered", "bodies", "people", "motion", *OFFICIAL, *MIXTURES),
-        help=f"rendered, bodies, people, motion; {', '.join(OFFICIAL)}; or a mixture: "
-             + ", ".join(MIXTURES))
+    parser.add_argument("name", metavar="NAME", choices=(*RENDERED, "motion", *OFFICIAL, *MIXTURES),
+                        help=f"{', '.join(RENDERED)}, motion; {', '.join(OFFICIAL)}; or a mixture: "
+                             + ", ".join(MIXTURES))
     parser.add_argument("--data-root", type=Path, help="the folder of a data set as its authors "
-                        "ship it; of a mixture, the one with its data sets' folders")
-    parser.add_argument("--models", type=Path, help="the folder of official body models, for "
-                        "meshes, and poses that are told relative to a mean hand")
+                        "ship it; for a mixture, the folder above those of its data sets")
+    parser.add_argument("--models", type=Path, help="a folder of official body models, for meshes "
+                        "and for poses that are stored relative to a mean hand")
     parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE",
-                        help="of the data set, as OPTIONS of its class: setup=s1, stride=1, ...; "
+                        help="options of the data set, see its docstring: setup=s1, stride=1, ...; "
                         "hand_size=128 shows people with crops of their hands")
-    parser.add_argument("--split", help="default: the training split, if it has one")
+    parser.add_argument("--split", help="default: the training split, if there is one")
     parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
-    parser.add_argument("--occlusion", type=float, default=0.5, help="share of covered hands of "
-                        "people")
+    parser.add_argument("--occlusion", type=float, default=0.5,
+                        help="people: share of hands that are covered")
     parser.add_argument("--cache", type=Path, help="folder for packed files")
     parser.add_argument("--draw", type=int, default=0, metavar="N", help="draw N samples")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="where to draw")
+    parser.add_argument("--out", type=Path, help="file of the drawing (default: NAME.png)")
     args = parser.parse_args(argv)
+    if args.draw < 0:
+        parser.error(f"--draw {args.draw}: expected 0 or more")
+    args.out = args.out or Path(f"{args.name}.png")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `python data.py NAME`: count a data set's samples, print one, draw some."""
+    args = parse_arguments(argv)
     try:
         dataset = open_dataset(args)
         print(f"{args.name}, split {dataset.split}: {len(dataset):,} samples")
         for part in getattr(dataset, "datasets", [dataset]):
-            print(look_for_pictures(part))
+            print(describe(part))
         for name, value in dataset[0].items():
             print(f"  {name:17} {str(tuple(value.shape)):14} {str(value.dtype):14}"
                   f"{value.min():10.4g} to {value.max():.4g}")
@@ -408,3 +374,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"drawn: {args.out}")
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

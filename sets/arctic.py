@@ -1,4 +1,4 @@
-"""Arctic."""
+"""ARCTIC: people who handle articulated objects, before eight cameras."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Iterator
 
 import numpy as np
 
-import bodymodels
 from sets.official_bodies import BodyPictures
-from sets.records import GENDERS, turned
-from sets.rich import RICH
+from sets.records import GENDERS, rotate_root
+from sets.rich import SMPLX_PARTS
+from sets.safe_pickle import load_arrays
 
 
 class ARCTIC(BodyPictures):
-    """ARCTIC (Fan et al. 2023), the eight cameras around: raw_seqs/, meta/, images/, splits_json/.
+    """ARCTIC (Fan et al. 2023), eight allocentric cameras: raw_seqs/, meta/, images/, splits_json/.
 
-    root: the folder `data` of arctic_data. Protocol 1; HMR-Adapter scores its val (the test set's
-    truth is withheld). Ten frames at either end are dropped, of the others every tenth is taken
-    (option interval: SMPLer-X's, which HMR-Adapter does not tell). A picture's number is that of
-    its frame plus the subject's ioi_offset; view v has entry v - 1 of the cameras and v of the
-    picture sizes. Bodies have the subject's own template, which `mesh` names, and no betas;
-    fingers are absolute. Frames without a finite fit are left out. `models` is a must.
+    root: the folder `data` of arctic_data. Protocol 1; HMR-Adapter scores its val split, since the
+    truth of the test split is withheld. As in the official code, pictures are numbered from the
+    frame plus the subject's ioi_offset, and the numbers 10 to length - 11 are used. Option
+    interval: take every interval-th of them (our choice; HMR-Adapter's files are not public).
+
+    View v has entry v - 1 of the cameras and v of the picture sizes. Bodies have the subject's own
+    template (`mesh`) and no betas; fingers are absolute. Frames without a finite fit are left out.
+    Keypoints and boxes are those of the bodies, so that `models` is required.
     """
 
     SPLITS = {"val": "val", "train": "train"}
@@ -28,19 +30,19 @@ class ARCTIC(BodyPictures):
                "raw_seqs/s*/*.smplx.npy")
     JOINTS, MODEL, OPTIONS = "smplx76", "smplx", {"interval": 10}
     HOME = "arctic.is.tue.mpg.de"
-    TRIM = 10
-    PARTS = RICH.PARTS
+    TRIM = 10  # pictures at either end
 
     def rows(self) -> Iterator[dict]:
         misc = self.json("meta/misc.json")
         for name in sorted(self.json("splits_json/protocol_p1.json")[self.SPLITS[self.split]]):
             subject, sequence = name.split("/")
-            body = bodymodels.load_arrays(self.file(f"raw_seqs/{subject}/{sequence}.smplx.npy"))
+            body = load_arrays(self.file(f"raw_seqs/{subject}/{sequence}.smplx.npy"))
             pose = np.concatenate([np.reshape(body[part], (len(body["transl"]), -1))
-                                   for part in self.PARTS], 1).reshape(-1, 55, 3)
-            frames = np.arange(self.TRIM, len(pose) - self.TRIM, self.options["interval"])
-            whole = np.isfinite(pose).all((1, 2)) & np.isfinite(body["transl"]).all(1)
-            frames = frames[whole[frames]]
+                                   for part in SMPLX_PARTS], 1).reshape(-1, 55, 3)
+            pictures = np.arange(self.TRIM, len(pose) - self.TRIM, self.options["interval"])
+            frames = pictures - misc[subject]["ioi_offset"]
+            finite = np.isfinite(pose).all((1, 2)) & np.isfinite(body["transl"]).all(1)
+            frames = frames[(frames >= 0) & finite[frames]]
             for view in range(1, 9) if len(frames) else ():
                 yield self._view(misc[subject], subject, sequence, view, frames,
                                  pose[frames].astype(np.float64), body["transl"][frames])
@@ -48,7 +50,7 @@ class ARCTIC(BodyPictures):
     def _view(self, misc: dict, subject: str, sequence: str, view: int, frames: np.ndarray,
               pose: np.ndarray, transl: np.ndarray) -> dict:
         motion = np.array(misc["world2cam"][view - 1], np.float64)[:3]
-        pose[:, 0] = turned(motion[:, :3], pose[:, 0])
+        pose[:, 0] = rotate_root(motion[:, :3], pose[:, 0])
         template, gender = f"meta/subject_vtemplates/{subject}.obj", misc["gender"]
         self.file(template)
         columns = self.with_model_keypoints(

@@ -1,50 +1,50 @@
-"""Augmentation."""
+"""Recipes of data augmentation, by name."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A recipe. Ranges are uniform; geometry moves the crop's camera, so labels stay exact."""
+    """One recipe. Ranges are uniform unless `draws` says otherwise; labels stay exact."""
 
-    center_jitter: float = 0.0  # centre moves by +- this fraction of the box's width, both axes
-    scale: tuple[float, float] = (1.0, 1.0)  # box side factor; a data set's box is tight or whole
-    rotation: float = 0.0  # degrees, +- in the image plane
-    radians_quirk: bool = False  # rotation as the official SimpleHand code draws it, see below
-    flip: float = 0.0  # probability of mirroring: pictures of the other hand, same topology
-    extreme: float = 0.0  # probability of a box around a part of the body, bodies only
-    hmr_draws: bool = False  # motion drawn as HMR2.0 does, see `draw_motion`
+    center_jitter: float = 0.0  # fraction of the box's width: the centre moves by up to +- this
+    scale: tuple[float, float] = (1.0, 1.0)  # factor of the box's side
+    rotation: float = 0.0  # degrees: the picture turns by up to +- this in its plane
+    flip: float = 0.0  # probability of mirroring the picture
+    extreme: float = 0.0  # probability of a box around a part of the body (bodies only)
+    draws: str = "uniform"  # "uniform", or as the code of "simplehand" or "hmr2" draws them
+    release_crop: bool = False  # crop and resample hands as SimpleHand's release, see `crops`
     gain: tuple[float, float] = (1.0, 1.0)  # factor of each colour channel
     brightness: tuple[float, float] = (0.0, 0.0)  # offset, fraction of white
     contrast: tuple[float, float] = (0.0, 0.0)  # factor - 1
 
     @property
     def moves(self) -> bool:
-        """Whether the recipe changes the crop and not only colours."""
-        return (self.center_jitter, self.scale, self.rotation, self.radians_quirk, self.flip,
-                self.extreme) != (0.0, (1.0, 1.0), 0.0, False, 0.0, 0.0)
+        """Whether the recipe changes the crop, and not only colours."""
+        return (self.center_jitter, self.scale, self.rotation, self.draws == "simplehand",
+                self.flip, self.extreme) != (0.0, (1.0, 1.0), 0.0, False, 0.0, 0.0)
 
     def draw_roll(self, rng: np.random.Generator) -> float:
-        """An in-plane rotation in radians.
+        """Draw an in-plane rotation in radians.
 
-        The official code draws N(0, 90) clipped to +-180, meant as degrees, and passes it to cos
-        and sin as radians: nearly uniform over the circle, with spikes at +-180 rad (4.6 %).
+        SimpleHand's code draws N(0, 90) clipped to +-180, meant as degrees, and passes it to cos
+        and sin as radians. The result is nearly uniform over the circle; 4.6 % are +-180 rad.
         """
-        if self.radians_quirk:
+        if self.draws == "simplehand":
             return float(np.clip(rng.normal(0, 90), -180, 180))
         return float(np.deg2rad(rng.uniform(-self.rotation, self.rotation)))
 
     def draw_motion(self, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
-        """Shift of the centre (2,) in box widths, factor of the box's side, roll in radians.
+        """Draw the shift of the centre (2,) in box widths, the factor of the side, and the roll.
 
-        HMR2.0 draws shift and scale from a normal distribution cut off at one deviation, which is
-        the range, and turns 60 % of the pictures, by one cut off at two.
+        HMR2.0 draws shift and scale from a normal distribution clipped at one deviation, which is
+        the range. It turns 60 % of the pictures, by a normal distribution clipped at two.
         """
-        if self.hmr_draws:
+        if self.draws == "hmr2":
             low, high = self.scale
             shift, normal = np.clip(rng.normal(0, 1, 2), -1, 1), np.clip(rng.normal(), -1, 1)
             turn = np.clip(rng.normal(), -2, 2) * (rng.random() < 0.6)
@@ -54,37 +54,53 @@ class Augmentation:
         return shift, rng.uniform(*self.scale), self.draw_roll(rng)
 
     def recolor(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Gain, then brightness and contrast, of (3, S, S) uint8, through one table per channel."""
+        """Apply gain, then brightness and contrast, to (3, S, S) uint8."""
         gain = rng.uniform(*self.gain, (3, 1))
         brightness, contrast = rng.uniform(*self.brightness), rng.uniform(*self.contrast)
-        table = np.clip(np.arange(256) * gain, 0, 255)
+        table = np.clip(np.arange(256) * gain, 0, 255)  # one look-up table per channel
         table = np.clip(table * (1 + contrast) + 255 * brightness, 0, 255).round().astype(np.uint8)
         return np.stack([row[channel] for row, channel in zip(table, image, strict=True)])
 
 
-COLOR = {"gain": (0.6, 1.4), "brightness": (-0.4, 0.1), "contrast": (-0.2, 0.2)}  # official
+def for_hands(recipe: Augmentation) -> Augmentation:
+    """Adapt a recipe of bodies to crops of hands, as HaMeR does.
+
+    The crop is twice as large as the hand's tight box; there are no flips and no extreme crops.
+    """
+    low, high = recipe.scale
+    return replace(recipe, center_jitter=2 * recipe.center_jitter, scale=(2 * low, 2 * high),
+                   flip=0.0, extreme=0.0)
+
+
+TIGHT_BOX = Augmentation(scale=(1.25, 1.25))  # how papers crop a hand for evaluation
+SIMPLEHAND = Augmentation(
+    center_jitter=0.1, scale=(1.0, 1.5), flip=0.5, draws="simplehand", gain=(0.6, 1.4),
+    brightness=(-0.4, 0.1), contrast=(-0.2, 0.2))  # released code
+HMR2 = Augmentation(center_jitter=0.02, scale=(0.7, 1.3), rotation=30.0, flip=0.5, extreme=0.1,
+                    draws="hmr2", gain=(0.8, 1.2))  # released configuration
+RENDERED = Augmentation(gain=(0.8, 1.2), brightness=(-0.15, 0.15), contrast=(-0.2, 0.2))
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
-    "official_simplehand": Augmentation(center_jitter=0.1, scale=(1.0, 1.5), radians_quirk=True,
-                                        flip=0.5, **COLOR),
-    "rendered": Augmentation(gain=(0.8, 1.2), brightness=(-0.15, 0.15), contrast=(-0.2, 0.2)),
-    "rendered_moving": Augmentation(center_jitter=0.05, scale=(0.85, 1.15), rotation=30.0,
-                                    gain=(0.8, 1.2), brightness=(-0.15, 0.15),
-                                    contrast=(-0.2, 0.2)),
-    # HMR2.0: SCALE .3, ROT 30, TRANS .02, FLIP .5, COLOR 20 %, extreme crops 10 %
-    "official_hmr": Augmentation(center_jitter=0.02, scale=(0.7, 1.3), rotation=30.0, flip=0.5,
-                                 extreme=0.1, hmr_draws=True, gain=(0.8, 1.2)),
-    # HaMeR: the same but for flips and extreme crops, of a box twice as large as the hand's
-    "official_hamer": Augmentation(center_jitter=0.04, scale=(1.4, 2.6), rotation=30.0,
-                                   hmr_draws=True, gain=(0.8, 1.2)),
-    "rendered_bodies": Augmentation(center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0, flip=0.5,
-                                    gain=(0.8, 1.2), brightness=(-0.15, 0.15),
-                                    contrast=(-0.2, 0.2)),
+    # SimpleHand's recipe with our exact crop; then with the release's own crop, to train and to
+    # evaluate networks that use its weights
+    "official_simplehand": SIMPLEHAND,
+    "release_simplehand": replace(SIMPLEHAND, release_crop=True),
+    "release_simplehand_test": replace(TIGHT_BOX, release_crop=True),
+    "official_hmr": HMR2,
+    "official_hamer": for_hands(HMR2),
+    # our choice, for rendered pictures
+    "rendered": RENDERED,
+    "rendered_moving": replace(RENDERED, center_jitter=0.05, scale=(0.85, 1.15), rotation=30.0),
+    "rendered_bodies": replace(RENDERED, center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0,
+                               flip=0.5),
 }
 
 
 def find_augmentation(recipe: str | Augmentation | None) -> Augmentation | None:
-    """A recipe by name, or the recipe itself."""
+    """Return the recipe of this name, or the given recipe itself.
+
+    Raises ValueError for an unknown name.
+    """
     if isinstance(recipe, str):
         if recipe not in AUGMENTATIONS:
             raise ValueError(f"unknown augmentation {recipe!r}: expected one of "

@@ -1,4 +1,4 @@
-"""Emdb."""
+"""EMDB: people in the wild with electromagnetic sensors."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 
-import bodymodels
 from sets.official_bodies import BodyPictures
-from sets.records import GENDERS, corner_box, turned, with_confidence
+from sets.records import GENDERS, corner_box, rotate_root, with_confidence
+from sets.safe_pickle import safe_unpickle
 
 
 class EMDB(BodyPictures):
-    """EMDB (Kaufmann et al. 2023): P0/ to P9/, in them 14_outdoor_climb/ and so on.
+    """EMDB (Kaufmann et al. 2023): P0/ to P9/, with 14_outdoor_climb/ and so on in them.
 
-    Which of its two benchmarks a sequence belongs to, the file's own flags tell. Frames count by
-    good_frames_mask. The world's y is up, extrinsics lead to the camera.
+    A sequence's own flags say to which of the two benchmarks it belongs; good_frames_mask says
+    which frames count. The world's y is up, and the extrinsics lead from the world to the camera.
     """
 
     SPLITS = {"emdb1": "emdb1", "emdb2": "emdb2"}
@@ -25,7 +25,7 @@ class EMDB(BodyPictures):
 
     def rows(self) -> Iterator[dict]:
         for path in next(iter(self.sources.values())):
-            content = bodymodels.safe_unpickle(self.file(path))
+            content = safe_unpickle(self.file(path))
             if content[self.split]:
                 yield self._sequence(path.parent.relative_to(self.root).as_posix(), content)
 
@@ -34,7 +34,7 @@ class EMDB(BodyPictures):
         kept = np.flatnonzero(content["good_frames_mask"])
         camera, body = content["camera"], content["smpl"]
         motion = camera["extrinsics"][kept, :3]
-        root = turned(motion[..., :3], body["poses_root"][kept])
+        root = rotate_root(motion[..., :3], body["poses_root"][kept])
         return corner_box(content["bboxes"]["bboxes"][kept]) | {
             "image": [f"{folder}/images/{frame:05d}.jpg" for frame in kept],
             "image_size": (int(camera["width"]), int(camera["height"])),

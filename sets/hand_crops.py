@@ -1,4 +1,7 @@
-"""Hand crops."""
+"""Crops of annotated hands: what all data sets of hands share.
+
+A sample of a hand is described in data.py.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sets.augmentation import Augmentation
-from sets.crops import inside, keypoint_box, perspective_crop, transform_points, warp
+from sets import crops
+from sets.augmentation import TIGHT_BOX, Augmentation
+from sets.crops import inside, keypoint_box, transform_points
 from sets.samples import ImageDataset
 
 NUM_JOINTS, NUM_VERTICES = 21, 778  # hand21, MANO topology
@@ -15,25 +19,76 @@ NUM_JOINTS, NUM_VERTICES = 21, 778  # hand21, MANO topology
 
 @dataclass
 class Annotated:
-    """A picture and what is known about its hand, in the original camera."""
+    """A picture and the annotation of one hand in it, in the original camera."""
 
     image: np.ndarray  # (H, W, 3) uint8
-    K: np.ndarray  # (3, 3)
+    K: np.ndarray  # (3, 3) pixels
     joints: np.ndarray  # (21, 3) metres
     vertices: np.ndarray  # (778, 3) metres
     keypoints_2d: np.ndarray  # (21, 2) pixels
-    keypoints_valid: np.ndarray  # (21,)
-    mesh_valid: float
+    keypoints_valid: np.ndarray  # (21,) 1 if known
+    mesh_valid: float  # 1 if joints and vertices are known
     side: int = 1  # 1 right, 0 left
 
 
+class HandDataset(ImageDataset):
+    """A data set of hands. Left hands are mirrored, so that the labels are those of right hands.
+
+    A recipe with flips mirrors pictures once more: half of them then look like left hands, with
+    the topology of right ones. `side` tells the real hand.
+    """
+
+    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+        super().finish(sample, rng)
+        sample.setdefault("side", np.int64(1))
+        if self.augmentation is not None and not sample["keypoints_valid"][[0, 9]].any():
+            sample["mesh_valid"] = 0.0  # SimpleHand's release: no 3D loss without joints 0 and 9
+
+
+def hand_sample(source: Annotated, size: int, recipe: Augmentation | None,
+                rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Crop a hand around its known keypoints, or take the whole picture if none is known.
+
+    Without a recipe the crop is the keypoints' tight box x 1.25.
+    """
+    height, width = source.image.shape[:2]
+    if source.keypoints_valid.any():
+        center, box = keypoint_box(source.keypoints_2d[source.keypoints_valid > 0])
+        return augmented_crop(source, center, np.maximum(box, 1.0), size, recipe or TIGHT_BOX, rng)
+    whole = np.array([width, height], np.float64)
+    sample = augmented_crop(source, whole / 2, whole, size, recipe or Augmentation(), rng)
+    return sample | {"keypoints_2d": source.keypoints_2d}  # unknown keypoints stay zero
+
+
+def augmented_crop(source: Annotated, center: np.ndarray, box: np.ndarray, size: int,
+                   recipe: Augmentation, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Shift, scale, turn and mirror the box as the recipe draws it, then crop.
+
+    Left hands are mirrored once more than the recipe says: `camera_rotation` of a left hand has
+    determinant -1 unless the recipe flips it.
+    """
+    height, width = source.image.shape[:2]
+    shift, scale, roll = recipe.draw_motion(rng)
+    center = np.clip(center + shift * box[0], 0, (width, height))
+    mirror = bool(rng.random() < recipe.flip) != (source.side == 0)
+    return crop_sample(source, center, box * scale, size, roll=roll, mirror=mirror,
+                       release=recipe.release_crop)
+
+
 def crop_sample(source: Annotated, center: np.ndarray, box: np.ndarray, size: int, *,
-                roll: float = 0.0, mirror: bool = False) -> dict[str, np.ndarray]:
-    """The perspective crop of a picture and its annotation, as numpy arrays of a sample."""
-    crop = perspective_crop(source.K, center, box, size, roll=roll, mirror=mirror)
+                roll: float = 0.0, mirror: bool = False, release: bool = False
+                ) -> dict[str, np.ndarray]:
+    """Crop a picture and its annotation with a virtual camera.
+
+    release: crop and resample as SimpleHand's released code does. Then K, crop and keypoints_2d
+    have pixel centres at integers.
+    """
+    make_crop = crops.release_crop if release else crops.perspective_crop
+    resample = crops.release_warp if release else crops.warp
+    crop = make_crop(source.K, center, box, size, roll=roll, mirror=mirror)
     keypoints = transform_points(crop.homography, source.keypoints_2d)
     return {
-        "image": warp(source.image, crop.homography, size).transpose(2, 0, 1),
+        "image": resample(source.image, crop.homography, size).transpose(2, 0, 1),
         "K": crop.K,
         "keypoints_2d": keypoints,
         "keypoints_valid": source.keypoints_valid * inside(keypoints, size, size),
@@ -44,39 +99,3 @@ def crop_sample(source: Annotated, center: np.ndarray, box: np.ndarray, size: in
         "camera_rotation": crop.rotation,
         "side": np.int64(source.side),
     }
-
-
-def augmented_crop(source: Annotated, center: np.ndarray, box: np.ndarray, size: int,
-                   recipe: Augmentation, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Jitter, scale, turn and mirror the box as the recipe says, then crop. Left hands are mirrored
-    once more: they come out right, and `camera_rotation` has determinant -1 unless flipped."""
-    height, width = source.image.shape[:2]
-    shift, scale, roll = recipe.draw_motion(rng)
-    center = np.clip(center + shift * box[0], 0, (width, height))
-    mirror = bool(rng.random() < recipe.flip) != (source.side == 0)
-    return crop_sample(source, center, box * scale, size, roll=roll, mirror=mirror)
-
-
-TIGHT_BOX = Augmentation(scale=(1.25, 1.25))  # how the papers crop a hand to evaluate it
-
-
-def hand_sample(source: Annotated, size: int, recipe: Augmentation | None,
-                rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The crop of a hand around its keypoints, or the whole picture if none is known."""
-    height, width = source.image.shape[:2]
-    if source.keypoints_valid.any():
-        center, box = keypoint_box(source.keypoints_2d[source.keypoints_valid > 0])
-        return augmented_crop(source, center, np.maximum(box, 1.0), size, recipe or TIGHT_BOX, rng)
-    whole = np.array([width, height], np.float64)
-    sample = augmented_crop(source, whole / 2, whole, size, recipe or Augmentation(), rng)
-    return sample | {"keypoints_2d": source.keypoints_2d}  # unknown stays zero
-
-
-class HandDataset(ImageDataset):
-    """A data set of hands, right ones after any mirroring."""
-
-    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        super().finish(sample, rng)
-        sample.setdefault("side", np.int64(1))
-        if self.augmentation is not None and not sample["keypoints_valid"][[0, 9]].any():
-            sample["mesh_valid"] = 0.0  # official: no 3-D loss, wrist and knuckle are out

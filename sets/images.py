@@ -1,8 +1,7 @@
-"""Images."""
+"""Read picture files as RGB arrays."""
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 from pathlib import Path
@@ -13,13 +12,14 @@ from PIL import Image, ImageOps
 
 def read_image(path: str | os.PathLike, *, upright: bool = True,
                part: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """A picture file as (H, W, 3) uint8 RGB, upright.
+    """Read a picture file as (H, W, 3) uint8 RGB.
 
-    EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled to
-    8 bits, palettes, grey and CMYK are converted, and of an animation the first frame is taken.
-    upright=False leaves the pixels as they are stored, whatever EXIF says of them. part: the first
-    byte and the number of bytes that hold the picture, if the file is an archive; 0 bytes: all.
-    Raises FileNotFoundError for a missing file, ValueError for anything that is not a picture.
+    Transparency is composited on white, 16-bit grey is scaled to 8 bits, palettes, grey and CMYK
+    are converted to RGB, and an animation gives its first frame.
+
+    upright: apply the EXIF orientation; False returns the pixels as they are stored.
+    part: first byte and number of bytes of the picture inside an archive; 0 bytes: the whole file.
+    Raises FileNotFoundError for a missing file and ValueError for a file that is not a picture.
     """
     path = Path(path)
     if not path.exists():
@@ -34,16 +34,16 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
             return np.array(_to_rgb(ImageOps.exif_transpose(picture) if upright else picture))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large a picture ({error}): scale it down first") from error
-    except Exception as error:  # decoders raise nearly anything on damaged files
+    except Exception as error:  # decoders raise almost any error on damaged files
         raise ValueError(f"{path} cannot be read as a picture ({error}): "
                          "expected an undamaged JPEG, PNG or similar") from error
 
 
 def bytes_of(path: Path, start: int, count: int) -> io.BytesIO:
+    """Return `count` bytes of a file, from byte `start` on."""
     with open(path, "rb") as file:
         file.seek(start)
-        content = file.read(count)
-    return io.BytesIO(base64.b64decode(content) if path.suffix == ".tsv" else content)
+        return io.BytesIO(file.read(count))
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -53,7 +53,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
             raise ValueError("its grey values do not fit 16 bits")
         return Image.fromarray(np.round(grey / 257).astype(np.uint8)).convert("RGB")
     if picture.mode == "F":
-        raise ValueError("floating-point pictures have no fixed white; save it with 8 bits")
+        raise ValueError("floating-point pictures have no defined white; save it with 8 bits")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -1,12 +1,12 @@
-"""Keypoints 2d."""
+"""Data sets of 2D keypoints: COCO, AI Challenger, MPII Human Pose."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
+from sets.files import as_list, read_mat
 from sets.official_bodies import BodyPictures
 from sets.packing import stream_json_list
 from sets.records import corner_box, intrinsics, with_confidence, xywh_box
@@ -15,10 +15,11 @@ from sets.records import corner_box, intrinsics, with_confidence, xywh_box
 class COCO(BodyPictures):
     """COCO (Lin et al. 2014): annotations/person_keypoints_*.json, train2014/, val2014/, ...
 
-    17 keypoints in the plane; v = 1 and 2 (covered, visible) count alike. Options: min_keypoints,
-    how many of the twelve of the limbs a person must have (SPIN: 12); crowds are left out; fits,
-    a file of NeuralAnnot's below root, by annotation: many people have none. Its K is a guess made
-    with the fit, not the picture's own, and differs between people.
+    17 keypoints; hidden (v = 1) and visible ones (v = 2) count alike. Crowds are left out.
+    Options:
+        min_keypoints  how many of the twelve limb keypoints a person must have (SPIN: 12).
+        fits           a file of NeuralAnnot's fits below root, by annotation; many people have
+                       none. Its K is a guess made with the fit, and differs between people.
     """
 
     SPLITS = {"train": "train2014", "val": "val2014", "train2017": "train2017",
@@ -44,7 +45,7 @@ class COCO(BodyPictures):
             } | self._fit(fits.get(str(item["id"])))
 
     def _fit(self, fit: dict | None) -> dict:
-        """The columns of a fit, which has a camera of its own."""
+        """Return the columns of a fit, which has a camera of its own."""
         if fit is None:
             return {}
         camera = fit["cam_param"]
@@ -53,9 +54,10 @@ class COCO(BodyPictures):
 
 
 class AIC(BodyPictures):
-    """AI Challenger's keypoints: keypoint_train_annotations_20170902.json and the pictures' folder.
+    """AI Challenger: keypoint_train_annotations_20170902.json and the pictures' folder.
 
-    v = 1 is visible, 2 covered and 3 absent: not as in COCO. Names have no ending.
+    v = 1 is visible, 2 hidden and 3 absent, unlike COCO. Picture names have no extension. Option
+    min_keypoints: how many of the 14 keypoints a person must have.
     """
 
     SPLITS = {"train": "20170902"}
@@ -74,26 +76,13 @@ class AIC(BodyPictures):
                         "keypoints_2d": with_confidence(keypoints[:, :2], known), "person": number}
 
 
-def read_mat(path: Path) -> dict:
-    """The variables of a MATLAB file before version 7.3, structs as objects with attributes."""
-    from scipy.io import loadmat  # takes a while to import
-    try:
-        return loadmat(path, squeeze_me=True, struct_as_record=False)
-    except Exception as error:  # what damaged files raise is nearly anything
-        raise ValueError(f"no MATLAB file before version 7.3: {error}") from error
-
-
-def listed(value: object) -> list:
-    """A MATLAB array of objects as a list: of one it makes the thing itself, of none nothing."""
-    return list(np.atleast_1d(np.asarray(value, object)))
-
-
 class MPII(BodyPictures):
     """MPII Human Pose (Andriluka et al. 2014): mpii_human_pose_v1_u12_1.mat and images/.
 
-    Only the training pictures have labels. Points have an id and come in any order, some missing;
-    pixels count from 1 there and from 0 here. The box is a square of the person's height, scale x
-    200, around objpos. Options: min_keypoints of 16 (SPIN: all).
+    Only training pictures have labels. Points have an id and come in any order, some are missing.
+    Pixels count from 1 in the file and from 0 here. The box is a square with the person's height as
+    its side (scale x 200), around objpos. Option min_keypoints: how many of the 16 keypoints a
+    person must have (SPIN: all).
     """
 
     SPLITS = {"train": "train"}
@@ -103,9 +92,10 @@ class MPII(BodyPictures):
 
     def rows(self) -> Iterator[dict]:
         release = read_mat(self.file(self.SOURCES[0]))["RELEASE"]
-        for item, training in zip(listed(release.annolist), listed(release.img_train), strict=True):
-            for number, person in enumerate(listed(getattr(item, "annorect", []))):
-                points = listed(getattr(getattr(person, "annopoints", None), "point", []))
+        for item, training in zip(as_list(release.annolist), as_list(release.img_train),
+                                  strict=True):
+            for number, person in enumerate(as_list(getattr(item, "annorect", []))):
+                points = as_list(getattr(getattr(person, "annopoints", None), "point", []))
                 keypoints = np.zeros((16, 3))
                 for point in points:
                     keypoints[int(point.id)] = point.x - 1, point.y - 1, 1

@@ -1,4 +1,4 @@
-"""Motion."""
+"""Recorded body motion without pictures: AMASS and MOYO."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ import torch
 from tqdm import tqdm
 
 import bodymodels
+from sets.files import read_npz
 from sets.packing import build_packed, fingerprint
+from sets.safe_pickle import load_arrays
 from sets.samples import KeyedDataset
 
 Z_UP_TO_CAMERA = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 
 
 class MotionCapture(KeyedDataset):
-    """What AMASS and MOYO share: files of recorded motion, read once into a packed file.
+    """Recorded poses of bodies, read once into a packed file; samples are those of MotionPoses.
 
-    A sample is that of MotionPoses. Recordings are z up; the root is turned into the frame of an
-    upright camera and keeps its heading. Only poses transfer exactly from SMPL-H and SMPL-X to
-    SMPL: betas, the files' first ten, mean a different shape there.
+    Recordings are z up; the root is turned into the frame of an upright camera and keeps its
+    heading. Poses transfer exactly from SMPL-H and SMPL-X to SMPL. Betas, the first ten of a file,
+    mean another shape there.
 
-    trim, stride: the share of each sequence dropped at both ends, and every how many of the other
-    frames one is taken; the defaults are TokenHMR's, GenHMR does not tell. hands: SMPL's joints
-    left_hand and right_hand are "still", or turn with the "index" finger, as AMASS's own tools
-    have it. cache: folder for the packed file (0.33 kB a frame), `root` by default; it is made
-    again when the files change.
+    trim: share of each sequence to drop at either end. stride: take every stride-th of the other
+    frames. The defaults are TokenHMR's; GenHMR gives none. hands: SMPL's joints left_hand and
+    right_hand are "still", or turn with the "index" finger, as in AMASS's own tools.
+    cache: folder of the packed file (0.33 kB a frame), by default root; it is made again when the
+    files change.
     """
 
     DTYPE = np.dtype([("pose", np.float32, (24, 3)), ("betas", np.float32, 10)])
@@ -55,11 +57,11 @@ class MotionCapture(KeyedDataset):
                              f"frame left with trim={trim} and stride={stride}")
 
     def find_files(self) -> list[Path]:
-        """The split's recordings, in an order that is always the same."""
+        """Return the split's recordings in a fixed order."""
         raise NotImplementedError
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """One recording: SMPL poses (T, 24, 3), axis-angle, and betas (10,) or (T, 10)."""
+        """Read one recording: SMPL poses (T, 24, 3), axis-angle, and betas (10,) or (T, 10)."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -94,12 +96,12 @@ class MotionCapture(KeyedDataset):
             records["pose"][:, 22:] = 0
         if not np.isfinite(records["pose"]).all() or not np.isfinite(records["betas"]).all():
             raise ValueError(f"{path} has poses or betas that are not finite: copy it again, or "
-                             "take it away")
+                             "remove it")
         return records
 
 
 def smpl_pose(path: Path, poses: np.ndarray) -> np.ndarray:
-    """SMPL's 24 joints (T, 24, 3) of SMPL-H's (T, 156) or SMPL-X's (T, 165) axis-angles."""
+    """Select SMPL's 24 joints (T, 24, 3) from SMPL-H (T, 156) or SMPL-X (T, 165) axis-angles."""
     joints = {156: "smplh52", 165: "smplx55"}
     if poses.ndim != 2 or poses.shape[1] not in joints:
         raise ValueError(f"{path}: expected poses (T, 156), SMPL-H, or (T, 165), SMPL-X, got "
@@ -109,7 +111,7 @@ def smpl_pose(path: Path, poses: np.ndarray) -> np.ndarray:
 
 
 def first_betas(path: Path, betas: np.ndarray, frames: int) -> np.ndarray:
-    """The first ten of betas (N,) or (frames, N), filled up with zeros."""
+    """Return the first ten of betas (N,) or (frames, N), padded with zeros."""
     if betas.ndim not in (1, 2) or betas.ndim == 2 and len(betas) != frames:
         raise ValueError(f"{path}: expected betas (N,) or ({frames}, N), got {betas.shape}")
     betas = betas[..., :10]
@@ -119,10 +121,10 @@ def first_betas(path: Path, betas: np.ndarray, frames: int) -> np.ndarray:
 class AMASS(MotionCapture):
     """AMASS (Mahmood et al. 2019) in its official layout, the SMPL+H or the SMPL-X download.
 
-    root: the folder with CMU/, KIT/, ... and in them <subject>/<sequence>_poses.npz (SMPL+H) or
-    <sequence>_stageii.npz (SMPL-X; ignored beside the same sequence of SMPL+H). Split by data
-    set as in TokenHMR; `missing` names what a split has and root has not. subsets: other data sets
-    instead, by either release's name; then all must be there. See MotionCapture for the others.
+    root: the folder of CMU/, KIT/, ..., with <subject>/<sequence>_poses.npz (SMPL+H) or
+    <sequence>_stageii.npz (SMPL-X; ignored beside the same sequence of SMPL+H). Splits are
+    TokenHMR's; `missing` lists data sets of the split that root does not have. subsets: use these
+    data sets instead, by the name of either release; all must be there.
     """
 
     SPLITS = ("train", "val", "test")
@@ -155,10 +157,10 @@ class AMASS(MotionCapture):
                    if path.is_dir()}
         files: list[Path] = []
         for subset in self.subsets or self.SUBSETS[self.split]:
-            found = [folders[name.lower()] for name in self._names(subset)
-                     if name.lower() in folders]
-            files += [path for folder in found for path in self._sequences(folder)]
-            self.missing += [] if found else [subset]
+            matches = [folders[name.lower()] for name in self._names(subset)
+                       if name.lower() in folders]
+            files += [path for folder in matches for path in self._sequences(folder)]
+            self.missing += [] if matches else [subset]
         if self.missing and self.subsets or not files:
             wanted = ", ".join(self.missing if self.missing and self.subsets else
                                self.SUBSETS[self.split])
@@ -168,7 +170,7 @@ class AMASS(MotionCapture):
         return files
 
     def _names(self, subset: str) -> list[str]:
-        """A data set's name in each release."""
+        """Return a data set's names in all releases."""
         known = {name: [name, *self.ALIASES.get(name, ())]
                  for name in (*self.ALIASES, *sum(self.SUBSETS.values(), ()))}
         return next((names for names in known.values()
@@ -176,16 +178,16 @@ class AMASS(MotionCapture):
 
     @staticmethod
     def _sequences(folder: Path) -> list[Path]:
-        """A data set's recordings, without its shape files."""
-        found = {str(path).removesuffix(ending): path for ending in ("_stageii.npz", "_poses.npz")
+        """Return a data set's recordings, without its shape files."""
+        files = {str(path).removesuffix(ending): path for ending in ("_stageii.npz", "_poses.npz")
                  for path in folder.glob(f"*/*{ending}")}  # SMPL+H last: it replaces SMPL-X
-        return sorted(found.values())
+        return sorted(files.values())
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         try:
-            with np.load(path, allow_pickle=False) as arrays:  # other arrays may hold objects
-                poses, betas = (np.asarray(arrays[name], np.float64) for name in ("poses", "betas"))
-        except Exception as error:  # what a damaged archive raises is nearly anything
+            poses, betas = (np.asarray(array, np.float64)
+                            for array in read_npz(path, "poses", "betas"))
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as AMASS's .npz with poses and betas "
                              f"({error}): download it again") from error
         return smpl_pose(path, poses), first_betas(path, betas, len(poses))
@@ -195,9 +197,10 @@ class MOYO(MotionCapture):
     """MOYO (Tripathi et al. 2023), yoga, in its official layout.
 
     root: the folder with mosh_smpl/ (SMPL fits) or mosh/ (SMPL-X fits), or the one above it; in
-    them train/ and val/ with one .pkl a sequence. The SMPL fits are taken if they are there. One
-    subject, whose shape SMPL-X fits do not tell as betas: they are 0. Nothing in a file is
-    executed. See MotionCapture for the other arguments; hands="index" keeps an SMPL fit's own.
+    them train/ and val/ with one .pkl a sequence. SMPL fits are preferred. If the folders above
+    include captures with and without hands (..._with_hands), only those with hands are read, as in
+    TokenHMR. There is one subject, whose shape SMPL-X fits do not store as betas: they are 0.
+    Nothing in a file is executed. hands="index" keeps the hand joints of an SMPL fit.
     """
 
     SPLITS = ("train", "val")
@@ -211,7 +214,10 @@ class MOYO(MotionCapture):
     def find_files(self) -> list[Path]:
         for layout in self.LAYOUTS:
             pattern = layout.format(split=self.split)
-            files = [*self.root.glob(pattern), *self.root.glob(f"*/{pattern}")]
+            above = list(self.root.glob(f"*/{pattern}"))
+            with_hands = [path for path in above
+                          if "with_hands" in path.relative_to(self.root).parts[0]]
+            files = [*self.root.glob(pattern), *(with_hands or above)]
             if files:
                 return sorted(files)
         wanted = " or ".join(layout.format(split=self.split) for layout in self.LAYOUTS)
@@ -219,7 +225,7 @@ class MOYO(MotionCapture):
                                 "moyo.is.tue.mpg.de")
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        arrays = bodymodels.load_arrays(path)
+        arrays = load_arrays(path)
         try:
             if "fullpose" in arrays:
                 poses = smpl_pose(path, np.asarray(arrays["fullpose"], np.float64))

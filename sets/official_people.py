@@ -11,10 +11,10 @@ from sets.augmentation import Augmentation
 from sets.crops import crop_homography, transform_points, warp
 from sets.freihand import FreiHAND
 from sets.hand_crops import NUM_VERTICES
-from sets.official import HandPictures
 from sets.official_bodies import BodyPictures
+from sets.official_hands import HandPictures
 from sets.people import HAND_KEYPOINTS, HANDS, PeopleDataset, hand_square
-from sets.records import GENDERS, pixels, relabelled, with_confidence
+from sets.records import GENDERS, relabelled, to_pixels, with_confidence
 
 
 class OfficialPeople(PeopleDataset):
@@ -72,7 +72,7 @@ class OfficialPeople(PeopleDataset):
                             f"{self.pictures.MODEL}{len(model.parents) + 21}", "smplx76")
         known = points[:, 3]
         points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # 0 has no place in pictures
-        flat = pixels(points, K)
+        flat = to_pixels(points, K)
         size = image.shape[1], image.shape[0]
         homography = self.pictures.crop(record, with_confidence(flat, known), size, rng)[0]
         pose = np.tile(np.eye(3), (55, 1, 1))

@@ -1,8 +1,9 @@
-"""Packing."""
+"""Packed files: annotation or rendered samples, stored once and memory-mapped afterwards."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,15 +21,18 @@ except ImportError:  # not POSIX: concurrent builders then repeat each other's w
 
 
 def fingerprint(settings: dict) -> str:
-    """Sixteen hexadecimal digits that change with any of the settings."""
+    """Return sixteen hexadecimal digits that change with any of the settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray | None:
-    """The memory-mapped records (length,) of a complete file, else None; length None is any."""
+    """Memory-map the records (length,) of a complete file, or return None.
+
+    length None accepts any number of records.
+    """
     try:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # missing or damaged; numpy raises almost any error on a damaged header
         return None
     expected = records.shape[:1] if length is None else (length,)
     return records if records.dtype == dtype and records.shape == expected else None
@@ -36,11 +40,12 @@ def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray |
 
 def build_packed(path: Path, dtype: np.dtype, length: int | None,
                  fill: Callable[..., Iterator[np.ndarray] | None]) -> np.ndarray:
-    """Memory-map `path`, building it first with `fill(records)` unless it is complete.
+    """Memory-map `path`; build it first with `fill(records)` unless it is complete.
 
-    With length None the records are those that `fill()` yields, however many they are. Readers
-    never see half a file: it is written beside its place and renamed. Of several processes that
-    ask at once one builds and the others wait; a killed builder's lock dies with it.
+    With length None, `fill()` yields the records in chunks. The file is written beside its place
+    and renamed, so that readers never see half of it. When several processes ask at once, one
+    builds and the others wait; the lock of a killed builder dies with it.
+    Raises ValueError if the folder cannot be written or has no room.
     """
     records = open_packed(path, dtype, length)
     if records is not None:
@@ -49,32 +54,43 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None,
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.with_suffix(".lock"), "w")
     except OSError as error:
-        raise ValueError(f"cannot write the cache {path.parent} ({error}): "
-                         "give cache=FOLDER on a disk with room and permission") from error
+        raise _not_written(path, error) from error
     temporary = path.with_suffix(".tmp" if fcntl else f".{os.getpid()}.tmp")
     with lock:
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)
         if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
-            needed = dtype.itemsize * (length or 0)
-            if shutil.disk_usage(path.parent).free < 1.05 * needed:  # a full disk kills by SIGBUS
-                raise ValueError(f"{path.parent} has no room for {needed / 1e9:.1f} GB: "
-                                 "give cache=FOLDER elsewhere")
             try:
                 if length is None:
                     write_records(temporary, dtype, fill())
                 else:
+                    _check_room(path, dtype.itemsize * length)
                     records = np.lib.format.open_memmap(temporary, "w+", dtype, (length,))
                     fill(records)
                     records.flush()  # to the disk
                 os.replace(temporary, path)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # a full disk
+                    raise _not_written(path, error) from error
+                raise
             finally:
                 temporary.unlink(missing_ok=True)
     return open_packed(path, dtype, length)
 
 
+def _check_room(path: Path, needed: int) -> None:
+    """Raise ValueError if the disk has no room: writing to a memory map would kill the process."""
+    if shutil.disk_usage(path.parent).free < 1.05 * needed:
+        raise _not_written(path, f"no room for {needed / 1e9:.1f} GB")
+
+
+def _not_written(path: Path, reason: object) -> ValueError:
+    return ValueError(f"cannot write the cache {path.parent} ({reason}): "
+                      "give cache=FOLDER on a disk with room and permission")
+
+
 def write_records(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
-    """A .npy file of all records of the chunks, of which one at a time is in memory."""
+    """Write the records of all chunks as one .npy file, with one chunk in memory at a time."""
     count = 0
     with open(path, "wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
@@ -89,16 +105,16 @@ def write_records(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> 
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def stream_json_list(path: Path, chunk: int = 1 << 22, key: str = "") -> Iterator[object]:
-    """The items of a JSON file that holds one long list, one at a time, in little memory.
+    """Yield the items of a JSON file that holds one long list, using little memory.
 
-    key: the list is the value of this key, which occurs once, of the file's dictionary. Raises
+    key: the list is the value of this key of the file's dictionary; the key occurs once. Raises
     ValueError if the file is damaged, or if one item is longer than 16 chunks of characters.
     """
     decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
@@ -106,18 +122,18 @@ def stream_json_list(path: Path, chunk: int = 1 << 22, key: str = "") -> Iterato
         text = file.read(chunk).lstrip()
         start = re.compile(rf'"{key}"\s*:\s*\[' if key else r"\[")
         while key and not start.search(text) and (more := file.read(chunk)):
-            text = text[-100:] + more  # the key may have been cut in two
-        found = start.search(text) if key else start.match(text)
-        if not found:
+            text = text[-100:] + more  # a chunk may end inside the key
+        match = start.search(text) if key else start.match(text)
+        if not match:
             raise ValueError(f"it has no list {key!r}" if key else "it does not start with [")
-        position = found.end()
+        position = match.end()
         while True:
             position = gap.match(text, position).end()
             if text.startswith("]", position):
                 return
-            with contextlib.suppress(json.JSONDecodeError):  # perhaps only cut by the chunk's end
-                item, end = decoder.raw_decode(text, position)
-                if text[end:end + 1] in tuple(",] \t\r\n"):  # else a number may go on
+            with contextlib.suppress(json.JSONDecodeError):  # the chunk may end inside the item
+                item, end = _decode(decoder, text, position)
+                if text[end:end + 1] in tuple(",] \t\r\n"):  # otherwise a number may continue
                     yield item
                     position = end
                     continue
@@ -125,3 +141,10 @@ def stream_json_list(path: Path, chunk: int = 1 << 22, key: str = "") -> Iterato
             if not more or len(text) - position > 16 * chunk:
                 raise ValueError("damaged or cut off")
             text, position = text[position:] + more, 0
+
+
+def _decode(decoder: json.JSONDecoder, text: str, position: int) -> tuple[object, int]:
+    try:
+        return decoder.raw_decode(text, position)
+    except RecursionError as error:
+        raise ValueError("lists nested too deeply") from error

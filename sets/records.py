@@ -1,12 +1,9 @@
-"""Records."""
+"""Annotation records of official data sets, and the geometry that their readers share."""
 
 from __future__ import annotations
 
-import tarfile
-import zipfile
 from collections.abc import Sequence
 from functools import cache
-from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -14,12 +11,10 @@ import torch
 import bodymodels
 
 GENDERS = ("neutral", "male", "female")
-UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError, EOFError,
-              tarfile.TarError, zipfile.BadZipFile, ElementTree.ParseError)  # from damaged files
 
 
 def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
-    """What is packed of one person in one picture; Pictures tells what it means."""
+    """Return the dtype of one person in one picture; `official.Pictures` explains the fields."""
     return np.dtype([
         ("image", "S160"), ("part", np.int64, 2), ("turns", np.int8), ("image_size", np.int32, 2),
         ("K", np.float32, (3, 3)), ("center", np.float32, 2), ("box", np.float32, 2),
@@ -32,10 +27,11 @@ def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
 
 
 def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
-    """One person (columns["image"] is a text) or many (it is a list) as records.
+    """Convert columns to records: one person (columns["image"] is a text) or many (it is a list).
 
-    What is not given is 0, "", or -1 for the side and the identity for world_to_camera; what has
-    the shape of one record's field holds for all. ValueError names a column that does not fit.
+    A column in the shape of one record's field holds for all records. Missing columns become 0 or
+    "", side becomes -1 and world_to_camera the identity. Raises ValueError with the name of a
+    column of the wrong shape or length, or with numbers that are not finite.
     """
     count = 1 if isinstance(columns["image"], str) else len(columns["image"])
     records = np.zeros(count, dtype)
@@ -54,13 +50,16 @@ def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
     return records
 
 
+# ---------------------------------------------------------------------------------- geometry
+
+
 def rigid(R: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """(..., 3, 4) of rotations (..., 3, 3) and translations (..., 3)."""
+    """Join rotations (..., 3, 3) and translations (..., 3) to (..., 3, 4)."""
     return np.concatenate([R, np.broadcast_to(t, R.shape[:-1])[..., None]], -1)
 
 
-def turned(R: np.ndarray, root: np.ndarray) -> np.ndarray:
-    """Axis-angles (N, 3) of a root's orientations (N, 3) after R (3, 3) or (N, 3, 3)."""
+def rotate_root(R: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Apply R (3, 3) or (N, 3, 3) to root orientations (N, 3), all as axis-angles (N, 3)."""
     rotations = bodymodels.axis_angle_to_matrix(torch.as_tensor(root, dtype=torch.float64))
     product = torch.as_tensor(R, dtype=torch.float64) @ rotations
     return bodymodels.matrix_to_axis_angle(product).numpy()
@@ -68,34 +67,37 @@ def turned(R: np.ndarray, root: np.ndarray) -> np.ndarray:
 
 def moved_translation(transl: np.ndarray, world_to_camera: np.ndarray, rest_root: np.ndarray
                       ) -> np.ndarray:
-    """A body's translation (3,) in the camera's frame, where its root is turned, too.
+    """Return a body's translation (3,) in the camera's frame, for a root rotated into that frame.
 
-    A body turns about its resting root joint and not about the origin: R T + t would be wrong by
-    |R j - j|, about 0.2 m for SMPL. rest_root (3,) depends on shape and gender.
+    A body turns about its resting root joint j (rest_root, metres), not about the origin: R T + t
+    would be wrong by |R j - j|, about 0.2 m for SMPL. j depends on shape and gender.
     """
     R, t = world_to_camera[:, :3], world_to_camera[:, 3]
     return R @ (rest_root + transl) + t - rest_root
 
 
-def pixels(points: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """Points (..., J, 3) in front of cameras K (..., 3, 3), as pixels (..., J, 2)."""
+def to_pixels(points: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Project points (..., J, 3) in front of cameras K (..., 3, 3) to pixels (..., J, 2)."""
     projected = points @ K.swapaxes(-1, -2)
     return projected[..., :2] / projected[..., 2:]
 
 
 def intrinsics(focal: Sequence[float], center: Sequence[float]) -> np.ndarray:
-    """K (3, 3) of focal lengths (2,) and principal point (2,)."""
+    """Return K (3, 3) from focal lengths (2,) and principal point (2,)."""
     return np.array([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]])
 
 
+# ------------------------------------------------------------------------- keypoints and boxes
+
+
 def with_confidence(points: np.ndarray, confidence: np.ndarray | float = 1.0) -> np.ndarray:
-    """Points (..., J, D) and a column of confidences, zero where those are."""
+    """Append confidences (..., J) to points (..., J, D); points of confidence 0 become 0."""
     confidence = np.broadcast_to(confidence, points.shape[:-1])[..., None]
     return np.concatenate([np.where(confidence > 0, points, 0.0), confidence], -1)
 
 
 def boxes_around(keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and sizes (N, 2) of the tight boxes of known keypoints (N, J, 3); 0 if none is."""
+    """Return centre and size (N, 2) of the tight boxes of known keypoints (N, J, 3); 0 if none."""
     known = keypoints[..., 2:] > 0
     low = np.where(known, keypoints[..., :2], np.inf).min(-2)
     high = np.where(known, keypoints[..., :2], -np.inf).max(-2)
@@ -103,12 +105,23 @@ def boxes_around(keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(some, (low + high) / 2, 0.0), np.where(some, high - low, 0.0)
 
 
+def xywh_box(box: Sequence[float]) -> dict[str, np.ndarray]:
+    """Return centre and size of boxes given as left, top, width and height (..., 4)."""
+    box = np.asarray(box, np.float64)
+    return {"center": box[..., :2] + box[..., 2:4] / 2, "box": box[..., 2:4]}
+
+
+def corner_box(box: np.ndarray) -> dict[str, np.ndarray]:
+    """Return centre and size of boxes given as left, top, right and bottom (..., 4)."""
+    return {"center": (box[..., :2] + box[..., 2:4]) / 2, "box": box[..., 2:4] - box[..., :2]}
+
+
 @cache
 def joint_places(source: str, target: str) -> np.ndarray:
-    """First and second choice (J, 2) of the target's joints in the source; -1: none.
+    """Return where each joint of `target` is in `source`: first and second choice (J, 2), or -1.
 
-    OpenPose's hips and shoulders in "hmr44" are SMPL's, LSP's are the others'. Neither's neck and
-    head are SMPL's joints of these names.
+    In "hmr44", hips and shoulders of OpenPose correspond to SMPL's, those of LSP to the others'.
+    SMPL's neck and head are other points than the joints of these names elsewhere.
     """
     to_model, from_model = target.startswith("smpl"), source.startswith("smpl")
     place = {name: index for index, name in enumerate(bodymodels.JOINT_SETS[source])}
@@ -121,23 +134,7 @@ def joint_places(source: str, target: str) -> np.ndarray:
 
 
 def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Keypoints (..., J, C) of one joint set, confidence last, as another's; 0 if unknown."""
+    """Reorder keypoints (..., J, C), confidence last, to another joint set; unknown ones are 0."""
     padded = np.concatenate([keypoints, np.zeros_like(keypoints[..., :1, :])], -2)
     first, second = (padded[..., places, :] for places in joint_places(source, target).T)
     return np.where(first[..., -1:] > 0, first, second)
-
-
-def xywh_box(box: Sequence[float]) -> dict[str, np.ndarray]:
-    """Centre and size of a box given as left, top, width and height (..., 4)."""
-    box = np.asarray(box, np.float64)
-    return {"center": box[..., :2] + box[..., 2:4] / 2, "box": box[..., 2:4]}
-
-
-def corner_box(box: np.ndarray) -> dict[str, np.ndarray]:
-    """Centre and size of boxes given as left, top, right and bottom (..., 4)."""
-    return {"center": (box[..., :2] + box[..., 2:4]) / 2, "box": box[..., 2:4] - box[..., :2]}
-
-
-def texts(names: np.ndarray) -> list[str]:
-    """Names that a file holds as text or as bytes."""
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]

@@ -1,4 +1,4 @@
-"""Samples."""
+"""What all data sets share: keys, random numbers, tensors; data sets joined and mixed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.utils.data import Dataset
 
 from sets.augmentation import Augmentation, find_augmentation
 
-# First words: independent streams of random numbers.
+# The first number of a generator's seed: one independent stream of random numbers for each use.
 AUGMENTING, RENDERING, NOISE, RENDERING_BODIES, RENDERING_PEOPLE, DETAILS, MIXING = range(7)
 
 
-def random_generator(*words: int) -> np.random.Generator:
-    """A counter-based generator that depends on the words alone, all of them non-negative."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
+def random_generator(*seed: int) -> np.random.Generator:
+    """Return a counter-based generator that depends on these non-negative numbers alone."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
 
 
 class KeyedDataset(Dataset):
-    """What all data sets share: splits, keys, epochs, random numbers, tensors."""
+    """A data set whose samples are pure functions of their keys: epoch * length + index."""
 
     def __init__(self, split: str, splits: Sequence[str], seed: int) -> None:
         if split not in splits:
@@ -32,27 +32,31 @@ class KeyedDataset(Dataset):
         self.split_id = list(splits).index(split)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The sample's arrays after the geometric part of the augmentation."""
+        """Return the sample's arrays after the geometric part of the augmentation."""
         raise NotImplementedError
 
     def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        """The rest of the augmentation, in place."""
+        """Apply the rest of the augmentation in place."""
 
-    def __getitem__(self, key: int) -> dict[str, Tensor]:
+    def locate(self, key: int) -> tuple[int, int]:
+        """Return the epoch and the index of a key; IndexError if it is negative."""
         if key < 0:
             raise IndexError(f"keys count up from 0 (epoch * length + index), got {key}")
-        epoch, index = divmod(int(key), len(self))
+        return divmod(int(key), len(self))
+
+    def __getitem__(self, key: int) -> dict[str, Tensor]:
+        epoch, index = self.locate(key)
         rng = random_generator(AUGMENTING, self.seed, self.split_id, epoch, index)
         sample = {"index": np.int64(index)} | self.load(index, rng)
         self.finish(sample, rng)
         return {name: _tensor(value) for name, value in sample.items()}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return (self[index] for index in range(len(self)))  # one epoch: keys alone never end
+        return (self[index] for index in range(len(self)))  # one epoch; keys have no end
 
 
 class ImageDataset(KeyedDataset):
-    """A data set of square pictures, whose colours the augmentation changes last."""
+    """A data set of square crops. The colours are augmented last."""
 
     def __init__(self, split: str, splits: Sequence[str], size: int, seed: int,
                  augmentation: str | Augmentation | None) -> None:
@@ -66,14 +70,8 @@ class ImageDataset(KeyedDataset):
             sample["image"] = self.augmentation.recolor(sample["image"], rng)
 
 
-def _tensor(value: np.ndarray | float) -> Tensor:
-    array = np.asarray(value)
-    kept = array.dtype in (np.uint8, np.int64)
-    return torch.from_numpy(np.array(array, array.dtype if kept else np.float32, order="C"))
-
-
 class Joined(KeyedDataset):
-    """Data sets of one split, one after the other, as one: AMASS and MOYO, for example."""
+    """Several data sets of one split, one after the other: AMASS and MOYO, for example."""
 
     def __init__(self, datasets: Sequence[KeyedDataset]) -> None:
         if not datasets:
@@ -86,9 +84,7 @@ class Joined(KeyedDataset):
         return int(self.ends[-1])
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
-        if key < 0:
-            raise IndexError(f"keys count up from 0 (epoch * length + index), got {key}")
-        epoch, index = divmod(int(key), len(self))
+        epoch, index = self.locate(key)
         number = int(np.searchsorted(self.ends, index, side="right"))
         dataset = self.datasets[number]
         own = index - int(self.ends[number]) + len(dataset)
@@ -96,10 +92,10 @@ class Joined(KeyedDataset):
 
 
 class Mixed(KeyedDataset):
-    """Data sets of one sample layout in proportions: weights choose a set for each sample anew.
+    """Several data sets in proportions: the weights choose the set of each sample at random.
 
-    Within the set the sample and its epoch, which decides its augmentation, are drawn as well. An
-    epoch is as long as all sets together, or `length`.
+    The index and the epoch within the set, which decides the augmentation, are drawn as well. An
+    epoch is as long as all data sets together, or `length`. All must have one sample layout.
     """
 
     def __init__(self, datasets: Sequence[KeyedDataset], weights: Sequence[float],
@@ -116,13 +112,18 @@ class Mixed(KeyedDataset):
 
     @property
     def joint_set(self) -> str | None:
-        """That of the bodies' keypoints, None for hands."""
+        """The joint set of the bodies' keypoints; None for hands."""
         return getattr(self.datasets[0], "joint_set", None)
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
-        if key < 0:
-            raise IndexError(f"keys count up from 0 (epoch * length + index), got {key}")
-        rng = random_generator(MIXING, self.seed, *divmod(int(key), len(self)))
+        epoch, index = self.locate(key)
+        rng = random_generator(MIXING, self.seed, epoch, index)
         dataset = self.datasets[rng.choice(len(self.datasets), p=self.weights)]
         own = int(rng.integers(2**31)) * len(dataset) + int(rng.integers(len(dataset)))
-        return dataset[own] | {"index": torch.tensor(int(key) % len(self))}
+        return dataset[own] | {"index": torch.tensor(index)}
+
+
+def _tensor(value: np.ndarray | float) -> Tensor:
+    array = np.asarray(value)
+    kept = array.dtype in (np.uint8, np.int64)
+    return torch.from_numpy(np.array(array, array.dtype if kept else np.float32, order="C"))

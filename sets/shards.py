@@ -1,4 +1,4 @@
-"""Shards."""
+"""Tar shards, in which HMR2.0 and HaMeR ship their training sets."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-import bodymodels
 from sets.images import bytes_of
-from sets.official import BOX_MARGIN, HandPictures, Pictures
+from sets.official import BOX_MARGIN, Pictures
 from sets.official_bodies import BodyPictures
+from sets.official_hands import HandPictures
 from sets.packing import available_cores
-from sets.records import UNREADABLE, to_records
+from sets.records import to_records
+from sets.safe_pickle import safe_unpickle
 
 
 def shard_items(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """Keys of a tar file and for each {ending: (first byte, bytes)}.
+    """Yield the keys of a tar file, each with {extension: (first byte, number of bytes)}.
 
-    Members belong together while their names up to the base name's first dot are the same.
+    Members whose names agree up to the first dot of the base name belong to one key.
     """
     with tarfile.open(path, "r:") as archive:
         files = (member for member in archive if member.isfile())
@@ -40,18 +41,19 @@ def shard_items(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
 
 
 class Shards(Pictures):
-    """Tar files of HMR2.0's and HaMeR's training sets: 000000.tar, ... of one set in a folder.
+    """Tar files 000000.tar, ... of one training set in a folder.
 
-    A key is a picture, data.pyd, a pickled list of the people in it, and perhaps detection.npz,
-    their masks: `mask(index)`. scale is the box's width and height / 200 and a body's crop shows
-    that box. A key that is damaged is left out with a warning, a damaged shard is an error, and
-    what a file exclude.txt beside the shards names, a key without its folder a line, is left out,
-    too. Pictures stay in the shards, which all cores read at once.
+    A key has a picture, data.pyd, which is a pickled list of the people in it, and perhaps
+    detection.npz with their masks, see `mask`. scale is the box's width and height / 200; the crop
+    of a body shows that box. Pictures stay in the shards; all cores read the annotation at once.
+
+    A damaged key is left out with a warning, a damaged shard is an error. A file exclude.txt beside
+    the shards lists keys to leave out, one a line and without their folders.
     """
 
     SPLITS, UNIT = {"train": ""}, "shard"
     SOURCES = ("*.tar",)
-    PICTURES = ("jpg", "jpeg", "png")
+    EXTENSIONS = ("jpg", "jpeg", "png")
 
     def find_sources(self) -> dict[str, list[Path]]:
         path = self.root / "exclude.txt"
@@ -63,11 +65,11 @@ class Shards(Pictures):
 
     def rows(self) -> Iterator[np.ndarray]:
         paths = self.sources["*.tar"]
-        alone = multiprocessing.current_process().daemon  # which may have no children
+        alone = multiprocessing.current_process().daemon  # a daemon may have no children
         workers = 1 if alone else min(available_cores(), len(paths))
         with multiprocessing.Pool(workers) if workers > 1 else contextlib.nullcontext() as pool:
-            found = pool.imap(self.shard, paths, 8) if pool else map(self.shard, paths)
-            for self.reading, shard in zip(paths, found, strict=True):
+            results = pool.imap(self.shard, paths, 8) if pool else map(self.shard, paths)
+            for self.reading, shard in zip(paths, results, strict=True):
                 if isinstance(shard, Exception):
                     raise shard
                 records, complaints = shard
@@ -76,57 +78,69 @@ class Shards(Pictures):
                 yield records
 
     def shard(self, path: Path) -> tuple[np.ndarray, list[str]] | Exception:
-        """`people`, or why they cannot be read."""
+        """Return `people`, or the error that reading them raised."""
         try:
             return self.people(path)
-        except UNREADABLE as error:
-            return error
+        except Exception as error:  # damaged files raise almost any error
+            return ValueError(f"{type(error).__name__}: {error}")
 
     def people(self, path: Path) -> tuple[np.ndarray, list[str]]:
-        """The people of one shard, and what was left out because it is damaged."""
+        """Return the people of one shard, and a message for each key that is damaged."""
         rows, complaints = [np.zeros(0, self.dtype)], []
         for key, parts in shard_items(path):
-            unknown = set(parts) - {*self.PICTURES, "data.pyd", "detection.npz"}
+            unknown = set(parts) - {*self.EXTENSIONS, "data.pyd", "detection.npz"}
             if unknown:
                 raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
-            picture = next((parts[ending] for ending in self.PICTURES if ending in parts), None)
+            picture = next((parts[name] for name in self.EXTENSIONS if name in parts), None)
             if picture is None or key.rpartition("/")[2] in self.excluded:
                 continue
             try:
-                people = bodymodels.safe_unpickle(bytes_of(path, *parts["data.pyd"]).read())
+                people = safe_unpickle(bytes_of(path, *parts["data.pyd"]).read())
                 rows += [to_records(row | {
                     "image": path.name, "part": picture, "person": number, "sequence": key[-96:],
                     "mask": (*parts.get("detection.npz", (0, 0)), mask_number(people[number]))
                 }, self.dtype) for number, row in enumerate(map(self.person, people)) if row]
-            except UNREADABLE as error:
+            except Exception as error:  # damaged files raise almost any error
                 complaints.append(f"{path}: {key} is damaged and left out ({error})")
         return np.concatenate(rows), complaints
 
     def mask(self, index: int) -> np.ndarray:
-        """Where in its picture (H, W) a person was detected; all of it if the shard does not tell.
+        """Return where in its picture (H, W) a person was detected; everywhere if unknown.
+
+        Raises ValueError if the mask is damaged.
         """
         record = self.records()[index]
         start, count, number = record["mask"].tolist()
         if not count or number < 0:
             return np.ones(self.picture(record).shape[:2], bool)
-        member = bytes_of(self.root / record["image"].decode(), start, count)
-        with np.load(member, allow_pickle=False) as arrays:
-            return arrays["masks"][number].astype(bool)
+        path = self.root / record["image"].decode()
+        try:
+            with np.load(bytes_of(path, start, count), allow_pickle=False) as arrays:
+                return arrays["masks"][number].astype(bool)
+        except Exception as error:  # damaged files raise almost any error
+            raise ValueError(f"{path}: the mask of {record['sequence'].decode()} is damaged "
+                             f"({error}): copy or download the shard again") from error
 
     def person(self, person: dict) -> dict | None:
-        """The columns of one person; None leaves it out."""
+        """Return the columns of one person; None leaves the person out."""
         raise NotImplementedError
+
+
+def mask_number(person: dict) -> int:
+    """Return which of the picture's masks is this person's, or -1 if it is unknown."""
+    return int(person.get("extra_info", {}).get("detection_npz_idx", -1))
 
 
 class HMRShards(Shards, BodyPictures):
     """HMR2.0's training sets (Goel et al. 2023): dataset_tars/coco-train-2014-pruned and so on.
 
-    filters: as in HMR2.0's training: keypoints below a confidence of 0.3 do not count; people with
-    four keypoints or fewer, or a reprojection loss of 31,000 or more, are left out; a pose goes
-    with its shape, which is not believed if a coefficient is beyond 3; a shape that is unknown is
-    the mean one. SUPPRESS_BAD_POSES is not done: it needs a histogram of AMASS whose layout and
-    threshold are not documented. The nine bad pictures of AI Challenger that HMR2.0 leaves out by
-    name want an exclude.txt, see Shards.
+    Option filters, as in HMR2.0's training: keypoints of confidence below 0.3 do not count. People
+    with four keypoints or fewer, or a reprojection loss of 31,000 or more, are left out. A pose is
+    used only with its shape, and not if a coefficient exceeds 3. An unknown shape becomes the mean.
+
+    SUPPRESS_BAD_POSES is not done: it needs a histogram of AMASS whose layout and threshold are not
+    documented. HMR2.0 leaves out nine bad pictures of AI Challenger by name: list them in
+    exclude.txt.
     """
 
     JOINTS, OPTIONS = "hmr44", {"filters": True}
@@ -150,13 +164,8 @@ class HMRShards(Shards, BodyPictures):
                 "has_pose": has_pose, "has_betas": has_betas}
 
 
-def mask_number(person: dict) -> int:
-    """Which of its picture's masks is a person's; -1 if the file does not tell."""
-    return int(person.get("extra_info", {}).get("detection_npz_idx", -1))
-
-
 def reprojection_loss(person: dict) -> float:
-    """Of the fit behind a person of HMR2.0's; 0 if the file does not tell."""
+    """Return the loss of the fit behind a person of HMR2.0, or 0 if it is unknown."""
     losses = person.get("extra_info", {}).get("fitting_loss", {})
     losses = losses.item() if isinstance(losses, np.ndarray) else losses
     return float(losses.get("reprojection_loss", 0.0))
@@ -165,9 +174,9 @@ def reprojection_loss(person: dict) -> float:
 class HaMeRShards(Shards, HandPictures):
     """HaMeR's training sets (Pavlakos et al. 2024): dataset_tars/freihand-train and so on.
 
-    hand_pose is absolute (as HaMeR's layer and its author's answers say; not seen in a real tar).
-    K is not told: the crop's camera is a guess, and joints may be relative to the wrist. The crop
-    is around the keypoints: scale is not used.
+    hand_pose is absolute, according to HaMeR's layer and its author's answers (not seen in a real
+    shard). K is unknown: the crop's camera is a guess, and joints may be relative to the wrist. The
+    crop is made around the keypoints, not with `scale`.
     """
 
     COUNTS = {"freihand-train": 130_240, "interhand26m-train": 1_424_632, "dex-train": 406_888,

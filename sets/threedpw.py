@@ -1,4 +1,4 @@
-"""Threedpw."""
+"""3DPW: people outdoors, in its official files and in Moon's."""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ from collections.abc import Iterator
 
 import numpy as np
 
-import bodymodels
 from sets.official_bodies import BodyPictures
-from sets.records import boxes_around, intrinsics, relabelled, turned, with_confidence, xywh_box
+from sets.records import (
+    boxes_around,
+    intrinsics,
+    relabelled,
+    rotate_root,
+    with_confidence,
+    xywh_box,
+)
+from sets.safe_pickle import safe_unpickle
 
 
 class ThreeDPW(BodyPictures):
     """3DPW (von Marcard et al. 2018): imageFiles/ and sequenceFiles/.
 
-    A person's frame counts if its camera pose is valid and its 2D keypoints are there: 35,515 of
-    the test split. Poses and jointPositions are of the world, cam_poses lead from there to the
-    camera. poses2d are (3, 18) a frame. Pictures are numbered 0, 1, ..., whatever img_frame_ids
-    say. The box is that of the 2D keypoints, as SPIN makes it. keypoints_2d are a detector's,
-    keypoints_3d the 24 joints of the gendered body.
+    A person counts in the frames with a valid camera and 2D keypoints: 35,515 of the test split.
+    Poses and jointPositions are in the world's frame, cam_poses lead to the camera. poses2d are
+    (3, 18) a frame. Pictures are numbered 0, 1, ..., not by img_frame_ids. The box is that of the
+    2D keypoints, as in SPIN. keypoints_2d come from a detector; keypoints_3d are the 24 joints of
+    the gendered body.
     """
 
     SPLITS = {"test": "test", "train": "train", "val": "validation"}
@@ -28,7 +35,7 @@ class ThreeDPW(BodyPictures):
 
     def rows(self) -> Iterator[dict]:
         for path in next(iter(self.sources.values())):
-            content = bodymodels.safe_unpickle(self.file(path))
+            content = safe_unpickle(self.file(path))
             for person, gender in enumerate(content["genders"]):
                 yield self._person(path.stem, content, person, gender)
 
@@ -42,14 +49,15 @@ class ThreeDPW(BodyPictures):
         detected = with_confidence(detected[..., :2], detected[..., 2])
         center, box = boxes_around(detected)
         joints = content["jointPositions"][person].reshape(-1, 24, 3)[kept] @ R.swapaxes(1, 2)
-        solid = np.zeros((len(kept), 45, 4))
-        solid[:, :24] = with_confidence(joints + t[:, None])
+        keypoints_3d = np.zeros((len(kept), 45, 4))
+        keypoints_3d[:, :24] = with_confidence(joints + t[:, None])
         pose = content["poses"][person].reshape(-1, 24, 3)[kept]
-        pose[:, 0] = turned(R, pose[:, 0])
+        pose[:, 0] = rotate_root(R, pose[:, 0])
         return {
             "image": [f"imageFiles/{sequence}/image_{frame:05d}.jpg" for frame in kept],
             "K": content["cam_intrinsics"], "center": center, "box": box, "pose": pose,
-            "keypoints_2d": relabelled(detected, "openpose18", "smpl45"), "keypoints_3d": solid,
+            "keypoints_2d": relabelled(detected, "openpose18", "smpl45"),
+            "keypoints_3d": keypoints_3d,
             "betas": content["betas"][person][:10], "transl": content["trans"][person][kept],
             "world_to_camera": motion, "has_pose": 1, "has_betas": 1, "has_transl": 1,
             "gender": {"n": 0, "m": 1, "f": 2}[gender[0]], "person": person, "frame": kept,
@@ -59,8 +67,8 @@ class ThreeDPW(BodyPictures):
 class ThreeDPWMoon(BodyPictures):
     """3DPW as Moon's lineage packs it: 3DPW_test.json, 3DPW_train.json, ... and imageFiles/.
 
-    SMPL's parameters are in the camera's frame there, for the neutral model. Other people than
-    the rows of ThreeDPW: scores of the two do not compare. joint_cam is not read.
+    SMPL's parameters are in the camera's frame and for the neutral model. The people are not those
+    of ThreeDPW, so that scores of the two cannot be compared. joint_cam is not read.
     """
 
     SPLITS = ThreeDPW.SPLITS

@@ -1,5 +1,6 @@
 """Puts the repository on the path and makes every run of the suite the same run."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -30,3 +31,46 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: long, or several processes; skipped without --slow")
+
+
+@pytest.fixture(scope="module")
+def few_vertices():
+    """SMPL-X's landmarks are those of `write_few_vertices`: whole bodies would cost too much."""
+    import bodymodels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(bodymodels.SURFACE_VERTEX_IDS, "smplx", tuple(range(21)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """The folder of body models with official names."""
+    from official_folders import write_models
+    folder = tmp_path_factory.mktemp("models")
+    write_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """folders(NAME): the data set's folder, written once. Tests must not change it."""
+    from official_folders import WRITERS
+    base, done = tmp_path_factory.mktemp("datasets"), set()
+
+    def folder(name):
+        if name not in done:
+            (base / name).mkdir()
+            WRITERS[name](base / name)
+            done.add(name)
+        return base / name
+
+    return folder
+
+
+@pytest.fixture
+def fresh(folders, tmp_path):
+    """fresh(NAME): a copy of the data set's folder that a test may change."""
+    def folder(name):
+        return shutil.copytree(folders(name), tmp_path / name, symlinks=True,
+                               ignore=shutil.ignore_patterns("*_????????????????.npy"))
+    return folder

@@ -9,8 +9,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_bodies import write_amass, write_moyo
-from test_datasets import write_3dpw, write_coco, write_h36m, write_models
+from official_folders import (
+    write_3dpw,
+    write_amass,
+    write_coco,
+    write_h36m,
+    write_models,
+    write_moyo,
+)
 from test_train import Run, assert_same_state, flag
 
 import bodymodels

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_datasets import (
+from official_folders import (
     write_3dpw_moon,
     write_arctic,
     write_ehf,

@@ -7,8 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_data import write_freihand
-from test_datasets import write_dexycb, write_models
+from official_folders import write_dexycb, write_freihand, write_models
 from test_train import command_line, task_of
 
 import data

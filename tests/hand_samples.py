@@ -1,0 +1,41 @@
+"""Rendered hands and what several tests ask of samples."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+import bodymodels
+import data
+from sets.hand_crops import Annotated
+from sets.rendered_hands import RenderedHands
+
+ROOT = Path(data.__file__).parent
+CONTRACT = {
+    "image": ((3, 48, 48), torch.uint8), "K": ((3, 3), torch.float32),
+    "keypoints_2d": ((21, 2), torch.float32), "keypoints_valid": ((21,), torch.float32),
+    "joints": ((21, 3), torch.float32), "vertices": ((778, 3), torch.float32),
+    "mesh_valid": ((), torch.float32), "side": ((), torch.int64), "index": ((), torch.int64),
+    "crop": ((3, 3), torch.float32), "camera_rotation": ((3, 3), torch.float32),
+}
+
+
+def hands(split="train", size=48, length=40, **options):
+    return RenderedHands(split, size, length=length, progress=False, **options)
+
+
+def digest(sample):
+    joined = b"".join(sample[name].numpy().tobytes() for name in sorted(sample))
+    return hashlib.sha256(joined).hexdigest()
+
+
+def assert_projects(sample, atol=2e-3):
+    projected = bodymodels.project(sample["joints"], sample["K"])
+    torch.testing.assert_close(projected, sample["keypoints_2d"], atol=atol, rtol=1e-5)
+
+
+def source_picture():
+    sample = hands(size=64)[3]
+    return Annotated(
+        sample["image"].permute(1, 2, 0).numpy(), *(sample[name].numpy() for name in (
+            "K", "joints", "vertices", "keypoints_2d", "keypoints_valid")), mesh_valid=1.0)

@@ -1,0 +1,107 @@
+"""sets/crops.py."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sets.crops import crop_homography, perspective_crop, transform_points, warp
+
+
+def blob(width, height, x, y, spread=3.0):
+    """A picture (height, width, 3) with one bright Gaussian spot at pixel (x, y)."""
+    columns, rows = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
+    value = 250 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * spread**2))
+    return np.repeat(value[..., None], 3, 2).round().astype(np.uint8)
+
+
+def centroid(image):
+    weight = image[..., 0].astype(np.float64)
+    rows, columns = np.indices(weight.shape) + 0.5
+    return np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
+
+
+intrinsics = st.builds(
+    lambda fx, ratio, cx, cy: np.array([[fx, 0, cx], [0, fx * ratio, cy], [0, 0, 1]]),
+    st.floats(80, 2000), st.floats(0.8, 1.25), st.floats(20, 300), st.floats(20, 300))
+centers = st.tuples(st.floats(0, 320), st.floats(0, 240)).map(np.array)
+boxes = st.tuples(st.floats(4, 120), st.floats(4, 120)).map(np.array)
+rolls = st.floats(-7, 7)
+
+
+@given(intrinsics, centers, boxes, rolls, st.booleans(), st.integers(0, 2**32 - 1))
+def test_perspective_crop_is_a_rotated_camera(K, center, box, roll, mirror, seed):
+    """Projecting rotated points with the crop's K equals moving the original's pixels."""
+    crop = perspective_crop(K, center, box, 96, roll=roll, mirror=mirror)
+    np.testing.assert_allclose(crop.rotation @ crop.rotation.T, np.eye(3), atol=1e-12)
+    assert np.isclose(np.linalg.det(crop.rotation), -1 if mirror else 1)
+    np.testing.assert_allclose(transform_points(crop.homography, center), [48, 48], atol=1e-6)
+    pixels = center + np.random.default_rng(seed).uniform(-0.5, 0.5, (8, 2)) * box
+    points = np.column_stack([pixels, np.ones(8)]) @ np.linalg.inv(K).T * 0.7
+    turned = points @ crop.rotation.T @ crop.K.T
+    np.testing.assert_allclose(turned[:, :2] / turned[:, 2:],
+                               transform_points(crop.homography, pixels), atol=1e-6)
+
+
+@given(intrinsics, centers, boxes)
+def test_perspective_crop_holds_the_box(K, center, box):
+    """The middles of the box's sides lie in the crop, and the outermost on its border."""
+    crop = perspective_crop(K, center, box, 96)
+    sides = center + np.array([[-1, 0], [1, 0], [0, -1], [0, 1]]) * box / 2
+    reach = np.abs(transform_points(crop.homography, sides) - 48).max()
+    assert reach == pytest.approx(48, abs=1e-6)
+
+
+@given(intrinsics)
+def test_perspective_crop_at_the_principal_point_does_not_turn(K):
+    """No turn at all is finite: the official code divides by the angle's sine there."""
+    crop = perspective_crop(K, K[:2, 2], (50, 40), 64)
+    np.testing.assert_allclose(crop.rotation, np.eye(3), atol=1e-12)
+    assert np.isfinite(crop.homography).all()
+
+
+@given(centers, st.floats(4, 200), rolls, st.booleans())
+def test_affine_crop_maps_the_turned_box_to_the_corners(center, side, roll, mirror):
+    """Box corners, turned by -roll about the centre, become the corners of the crop."""
+    homography = crop_homography(center, side, 64, roll=roll, mirror=mirror)
+    cos, sin = np.cos(roll), np.sin(roll)
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * side / 2 @ [[cos, -sin], [sin, cos]]
+    expected = np.array([[0, 0], [64, 0], [64, 64], [0, 64]], np.float64)
+    if mirror:
+        expected[:, 0] = 64 - expected[:, 0]
+    np.testing.assert_allclose(transform_points(homography, center + corners), expected,
+                               atol=1e-6)
+
+
+@given(st.floats(70, 250), st.floats(60, 180), st.floats(50, 130), rolls, st.booleans())
+def test_convention_pixels_are_half_open_squares(x, y, side, roll, mirror):
+    """A warped spot is where the homography puts it, to a twentieth of a pixel: no half pixel."""
+    center = (x + 5, y - 3)
+    homography = crop_homography(center, side, 96, roll=roll, mirror=mirror)
+    warped = warp(blob(320, 240, x, y), homography, 96)
+    expected = transform_points(homography, np.array([x, y]))
+    np.testing.assert_allclose(centroid(warped), expected, atol=0.05)
+
+
+@given(st.floats(300, 900), st.floats(250, 700), st.floats(300, 1100))
+def test_reducing_warp_keeps_positions(x, y, side):
+    """Averaging blocks before a strong reduction moves nothing, whatever the picture's size."""
+    homography = crop_homography((x, y), side, 64)
+    warped = warp(blob(1201, 967, x + 31, y - 17, spread=20), homography, 64)
+    inside = transform_points(homography, np.array([x + 31, y - 17]))
+    np.testing.assert_allclose(centroid(warped), inside, atol=0.15)
+
+
+def test_warp_identity_returns_the_picture():
+    """A crop of the whole picture at its own size changes no value."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    homography = crop_homography((32, 32), 64, 64)
+    np.testing.assert_array_equal(warp(image, homography, 64), image)
+
+
+@pytest.mark.parametrize("box,size", [((0, 5), 32), ((5, -1), 32), ((5, 5), 0)])
+def test_crops_refuse_empty_boxes(box, size):
+    with pytest.raises(ValueError, match="positive box"):
+        perspective_crop(np.eye(3), (0, 0), box, size)
+    with pytest.raises(ValueError, match="positive box"):
+        crop_homography((0, 0), min(box), size)

@@ -1,0 +1,135 @@
+"""sets/packing.py."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hand_samples import ROOT, digest, hands
+from hypothesis import given
+from hypothesis import strategies as st
+from official_folders import write
+
+from sets.packing import build_packed, stream_json_list
+
+
+def test_cached_samples_are_the_rendered_ones(tmp_path):
+    """Bit for bit, augmented or not, also for a pickled copy; building leaves global RNG alone."""
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    for recipe in ("none", "rendered_moving"):
+        plain = hands(augmentation=recipe)
+        cached = hands(augmentation=recipe, cache=tmp_path)
+        copy = pickle.loads(pickle.dumps(cached))
+        for key in (0, 7, 39, 40, 83):
+            assert digest(plain[key]) == digest(cached[key]) == digest(copy[key])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(list(tmp_path.glob("*.npy"))) == 1  # the recipe is not part of the file
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_cache_is_built_by_all_cores_alike(tmp_path):
+    """A split large enough for worker processes is packed in order."""
+    cached, plain = hands(size=16, length=260, cache=tmp_path), hands(size=16, length=260)
+    for index in (0, 31, 32, 100, 255, 259):
+        assert digest(cached[index]) == digest(plain[index])
+
+
+def test_cache_follows_the_settings(tmp_path):
+    """Each setting that changes pictures gets its own file; a finished file is not rebuilt."""
+    paths = {hands(length=2, cache=tmp_path, **options).path for options in (
+        {}, {"seed": 1}, {"views": 30.0}, {"in_plane": 10.0}, {"sides": "palm"}, {"size": 32},
+        {"split": "test"})}
+    assert len(paths) == 7
+    before = hands(length=2, cache=tmp_path).path.stat().st_mtime_ns
+    assert hands(length=2, cache=tmp_path).path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "other length", "other type"])
+def test_damaged_cache_is_rebuilt(tmp_path, damage):
+    """A file that is short, empty, or holds something else is replaced by a good one."""
+    path = hands(length=3, cache=tmp_path).path
+    whole = path.read_bytes()
+    if damage.startswith("other"):
+        np.save(path, np.load(path)[:2] if damage == "other length" else np.zeros(3))
+    else:
+        path.write_bytes({"truncate": whole[:-100], "empty": b"", "garbage": b"no array"}[damage])
+    hands(length=3, cache=tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_failed_build_leaves_nothing(tmp_path):
+    """When filling fails, neither a half file nor its temporary stays behind."""
+    def fill(records):
+        records[0] = 1
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        build_packed(tmp_path / "x.npy", np.dtype(np.int64), 5, fill)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.lock"}
+
+
+def test_cache_survives_a_killed_builder(tmp_path):
+    """A builder killed half way blocks nobody and leaves no file under the final name."""
+    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.packing import build_packed\n"
+               "def fill(records):\n    records[0] = 7\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+               "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 3, fill)")
+    path = tmp_path / "x.npy"
+    run = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT)
+    assert run.returncode == -9 and not path.exists()
+    records = build_packed(path, np.dtype(np.int64), 3, lambda out: out.fill(5))
+    assert records.tolist() == [5, 5, 5]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_ranks_may_build_at_once(tmp_path):
+    """Processes that want the same file at the same moment build it once and agree."""
+    program = ("import hashlib, numpy, pathlib, sys, time\nfrom sets.packing import build_packed\n"
+               "def fill(records):\n"
+               "    open(sys.argv[1] + '/built', 'a').write('x'); time.sleep(0.3)\n"
+               "    records[:] = range(1000)\n"
+               "r = build_packed(pathlib.Path(sys.argv[1]) / 'x.npy', numpy.dtype('i8'), "
+               "1000, fill)\nprint(int(r.sum()))")
+    runs = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT,
+                             stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [run.communicate()[0].strip() for run in runs] == ["499500"] * 3
+    assert (tmp_path / "built").read_text() == "x"
+
+
+def test_unwritable_cache_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write the cache.*give cache=FOLDER"):
+        hands(length=2, cache=tmp_path / "file" / "inside")
+    with pytest.raises(ValueError, match="no room for .* GB.*give cache=FOLDER"):
+        hands(length=10**15, cache=tmp_path)
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-10**6, 10**6)
+
+
+@given(st.lists(st.recursive(numbers, lambda inner: st.lists(inner, max_size=4), max_leaves=12)),
+       st.integers(40, 90), st.sampled_from([None, 1]))
+def test_streamed_json_is_the_parsed_json(tmp_path_factory, items, chunk, indent):
+    """Whatever the list, the layout and the chunks it is read in: the items of json.loads."""
+    path = tmp_path_factory.getbasetemp() / "list.json"
+    path.write_text(json.dumps(items, indent=indent))
+    try:
+        assert list(stream_json_list(path, chunk)) == items
+    except ValueError:  # only an item longer than sixteen chunks may be refused
+        assert max(len(json.dumps(item, indent=indent)) for item in items) > 10 * chunk
+
+
+def test_lists_of_a_dictionary_are_streamed(tmp_path):
+    """By their key, whatever stands before them and wherever the chunks end."""
+    content = {"info": {"images": 3, "text": "x" * 300}, "images": [{"id": 1}, {"id": 2}],
+               "annotations": [{"id": 7, "of": [1, 2]}] * 3}
+    write(tmp_path / "x.json", content)
+    for chunk in range(30, 120, 7):
+        for key in ("images", "annotations"):
+            assert list(stream_json_list(tmp_path / "x.json", chunk, key)) == content[key]
+    with pytest.raises(ValueError, match="it has no list 'people'"):
+        list(stream_json_list(tmp_path / "x.json", key="people"))

@@ -1,0 +1,150 @@
+"""sets/shards.py."""
+
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from official_folders import MASKS, hamer, hmr2, jpeg, tar_person, write_shard
+
+import bodymodels
+import sets.shards
+from sets.records import relabelled
+from sets.safe_pickle import safe_unpickle
+
+pytestmark = [pytest.mark.usefixtures("few_vertices"),
+              pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2
+
+
+def test_wart_tar_filters_of_hmr2(folders):
+    """Weak keypoints, few of them, bad fits, wild shapes; an unknown shape becomes the mean one."""
+    root = folders("hmr2-tars")
+    records = hmr2(root).records()
+    assert list(zip(records["sequence"].tolist(), records["person"].tolist(), strict=True)) == [
+        (b"aic-train/a", 0), (b"aic-train/a", 2), (b"c", 0)]
+    assert records["has_pose"].tolist() == [1, 0, 0] and records["has_betas"].tolist() == [1, 1, 1]
+    assert not records["betas"][1:].any() and records["keypoints_2d"][2, 3].tolist() == [0, 0, 0]
+    raw = hmr2(root, filters=False).records()
+    assert len(raw) == 5 and raw["has_betas"].tolist() == [1] * 5
+    assert raw["has_pose"].tolist() == [1, 1, 1, 1, 0]
+
+
+def test_wart_tar_scale_is_width_and_height_over_200(folders):
+    """Stored boxes are tight: 200 * scale is what the crop shows, 1.2 times the box."""
+    record = hmr2(folders("hmr2-tars")).records()[0]
+    np.testing.assert_allclose(1.2 * record["box"], (20, 40), rtol=1e-6)
+
+
+def test_wart_tar_masks_belong_to_people_and_may_be_missing(folders):
+    """detection_npz_idx chooses; without detection.npz all of the picture is the person's."""
+    dataset = hmr2(folders("hmr2-tars"))
+    assert dataset.mask(0).shape == (48, 64) and dataset.mask(0).all()
+    np.testing.assert_array_equal(dataset.mask(2), MASKS[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*b. is damaged and left out")
+def test_shards_are_read_by_all_cores_in_their_order(tmp_path):
+    """As by one; a damaged one is named, also if another process reads it; excluded keys are not
+    read."""
+    for number in range(3):
+        people = pickle.dumps([tar_person(center=np.array([number, key])) for key in range(2)])
+        write_shard(tmp_path / f"{number:06d}.tar", {
+            f"aic-train/k{number}.jpg": jpeg(), f"aic-train/k{number}.data.pyd": people,
+            f"b{number}.jpg": jpeg(), f"b{number}.data.pyd": b"no pickle"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sets.shards, "available_cores", lambda: 2)
+        with pytest.warns(UserWarning, match="000001.tar: b1 is damaged and left out"):
+            records = hmr2(tmp_path).records()
+        assert records["center"].tolist() == [[n, key] for n in range(3) for key in range(2)]
+        (tmp_path / "exclude.txt").write_text("k1\nk7\n")
+        assert [name.decode() for name in hmr2(tmp_path).records()["sequence"]] == [
+            "aic-train/k0"] * 2 + ["aic-train/k2"] * 2
+        path = tmp_path / "000001.tar"
+        path.write_bytes(path.read_bytes()[:700])
+        with pytest.raises(ValueError, match="000001.tar is not as HMRShards is shipped"):
+            hmr2(tmp_path)
+    assert not [*tmp_path.glob("*.tmp")]
+
+
+def test_tar_pictures_are_read_where_they_lie(folders):
+    """Nothing is unpacked: a record holds the place of its picture in the shard."""
+    dataset = hmr2(folders("hmr2-tars"))
+    shades = [dataset.picture(record)[0, 0, 0] for record in dataset.records()]
+    assert abs(int(shades[0]) - 90) < 3 and abs(int(shades[2]) - 200) < 3
+    assert dataset.records()["image"][0] == b"000000.tar"
+
+
+def test_wart_tar_damaged_keys_are_left_out_and_unknown_kinds_are_not(tmp_path):
+    good = {"a.jpg": jpeg(), "a.data.pyd": pickle.dumps([tar_person()])}
+    write_shard(tmp_path / "000000.tar", good | {"b.jpg": jpeg(), "b.data.pyd": b"\x80\x04."})
+    with pytest.warns(UserWarning, match="b is damaged and left out"):
+        assert len(hmr2(tmp_path)) == 1
+    write_shard(tmp_path / "000000.tar", good | {"a.tiff": b""})
+    with pytest.raises(ValueError, match="a has a part of unknown kind, tiff"):
+        hmr2(tmp_path)
+
+
+def test_wart_tar_cut_between_members(tmp_path):
+    """tarfile takes a shard that ends early for a whole one; we do not."""
+    write_shard(tmp_path / "000000.tar", {
+        "a.jpg": jpeg(), "a.data.pyd": pickle.dumps([tar_person()]), "b.jpg": jpeg()})
+    with tarfile.open(tmp_path / "000000.tar") as archive:
+        end = archive.getmembers()[2].offset
+    path = tmp_path / "000000.tar"
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(ValueError, match=f"damaged or cut off at byte {end}"):
+        hmr2(tmp_path)
+
+
+def test_wart_pickles_in_shards_are_not_executed(tmp_path):
+    class Malice:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    write_shard(tmp_path / "000000.tar", {
+        "a.jpg": jpeg(), "a.data.pyd": pickle.dumps([Malice()]),
+        "b.jpg": jpeg(), "b.data.pyd": pickle.dumps([tar_person()])})
+    with pytest.warns(UserWarning, match="a is damaged and left out.*mkdir"):
+        assert len(hmr2(tmp_path)) == 1
+    assert not (tmp_path / "executed").exists()
+
+
+def test_wart_hips_of_openpose_are_smpls_and_those_of_lsp_are_not():
+    """"hmr44" has two right hips: for SMPL the first counts, for LSP the second."""
+    points = np.arange(44.0)[:, None] * [1, 1] + [0, 1]
+    names = bodymodels.JOINT_SETS
+    smpl = relabelled(points, "hmr44", "smpl45")
+    assert smpl[names["smpl45"].index("right_hip"), 0] == 9
+    lsp = relabelled(points, "hmr44", "lsp14")
+    assert lsp[names["lsp14"].index("right_hip"), 0] == 27
+    order = [24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, *range(25, 35)]  # smplx's 45
+    np.testing.assert_array_equal(smpl[order, 0], range(25))
+
+
+def test_wart_hamer_poses_are_absolute_and_left_hands_come_out_right(folders):
+    dataset = hamer(folders("hamer-tars"))
+    record, sample = dataset.records()[1], dataset[1]
+    assert record["side"] == 0 and torch.linalg.det(sample["camera_rotation"]) < 0
+    with tarfile.open(folders("hamer-tars") / "000000.tar") as archive:
+        hands = safe_unpickle(archive.extractfile("k.data.pyd").read())
+    np.testing.assert_allclose(record["pose"].ravel(), hands[1]["hand_pose"], rtol=1e-5)
+    plain = dataset[0]  # the same picture and keypoints, not mirrored
+    torch.testing.assert_close(sample["keypoints_2d"][:, 0], 32 - plain["keypoints_2d"][:, 0],
+                               atol=1e-3, rtol=0)
+
+
+def test_wart_hamer_meshes_stand_where_their_wrist_is(folders, models):
+    """The shards tell no translation: mesh and joints share the wrist, also after mirroring."""
+    dataset = hamer(folders("hamer-tars"), models=models)
+    for index, side in enumerate(("right", "left")):
+        sample = dataset[index]
+        assert sample["mesh_valid"] == 1
+        hand = bodymodels.load_model(models, family="mano", side=side,
+                                     fix_left_shapedirs=side == "left")
+        pose = torch.tensor(dataset.records()["pose"][index][None].copy())
+        posed = hand(torch.zeros(1, 10), pose)
+        expected = posed.vertices[0] - posed.joints[0, 0]
+        found = (sample["vertices"] - sample["joints"][0]) @ sample["camera_rotation"]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

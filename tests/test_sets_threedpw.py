@@ -1,0 +1,77 @@
+"""sets/threedpw.py."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from official_folders import CAMERA_3DPW, K_3DPW, REST_ROOT, TRANSL_3DPW, threedpw, threedpw_moon
+
+import bodymodels
+from sets.records import moved_translation, to_pixels
+from sets.safe_pickle import safe_unpickle
+
+pytestmark = pytest.mark.usefixtures("few_vertices")
+
+
+def test_wart_3dpw_counts_valid_people_and_numbers_pictures_by_row(folders):
+    """campose_valid and keypoints decide; img_frame_ids, at 60 Hz, are no file names."""
+    dataset = threedpw(folders("3dpw"))
+    rows = [(record["person"], record["image"][-9:-4].decode()) for record in dataset.records()]
+    assert rows == [(0, "00000"), (0, "00002"), (1, "00000"), (1, "00001")]
+    assert len(threedpw(folders("3dpw"), "train")) == 4
+    assert dataset.records()["gender"].tolist() == [2, 2, 1, 1]
+
+
+def test_wart_3dpw_keypoints_are_transposed(folders):
+    """poses2d are (3, 18): its 15th column, the right eye, is the joint after the nose."""
+    root = folders("3dpw")
+    content = safe_unpickle(root / "sequenceFiles/test/courtyard_arguing_00.pkl")
+    record = threedpw(root).records()[0]
+    names = bodymodels.JOINT_SETS["smpl45"]
+    for name, column in (("nose", 0), ("right_eye", 14), ("left_ankle", 13)):
+        found = record["keypoints_2d"][names.index(name)]
+        np.testing.assert_allclose(found, content["poses2d"][0][0][:, column], rtol=1e-6)
+    assert record["keypoints_2d"][names.index("left_ear"), 2] == 0  # column 17
+    known = content["poses2d"][0][0][:2, :17]
+    np.testing.assert_allclose(record["box"], np.ptp(known, 1), rtol=1e-5)
+    np.testing.assert_allclose(record["center"], (known.min(1) + known.max(1)) / 2, rtol=1e-5)
+
+
+def test_golden_3dpw_camera_leads_from_the_world(folders):
+    """A real frame's pelvis lands where its hips were detected, and not with the inverse."""
+    record = threedpw(folders("3dpw")).records()[0]
+    motion = record["world_to_camera"].astype(np.float64)
+    pelvis = moved_translation(record["transl"], motion, REST_ROOT) + REST_ROOT
+    np.testing.assert_allclose(to_pixels(pelvis[None], K_3DPW)[0], (271.1, 958.1), atol=0.1)
+    R, t = motion[:, :3].T, -motion[:, :3].T @ motion[:, 3]
+    wrong = to_pixels((R @ (TRANSL_3DPW + REST_ROOT) + t)[None], K_3DPW)[0]
+    assert wrong[0] > 1080  # outside of the picture
+
+
+def test_wart_3dpw_bodies_turn_with_the_camera(folders, models):
+    """The gendered body in the camera's frame is that of the world, moved; so are the joints."""
+    root = folders("3dpw")
+    content = safe_unpickle(root / "sequenceFiles/test/courtyard_arguing_00.pkl")
+    dataset = threedpw(root, models=models)
+    body = bodymodels.load_model(models, family="smpl", gender="male")
+    pose, betas, transl = (torch.tensor(np.asarray(values)[None], dtype=torch.float32)
+                           for values in (content["poses"][1][1].reshape(24, 3),
+                                          content["betas"][1][:10], content["trans"][1][1]))
+    world = body(betas, pose, transl=transl).vertices[0].numpy()
+    expected = world @ CAMERA_3DPW[:3, :3].T + CAMERA_3DPW[:3, 3]
+    found = dataset.posed(dataset.records()[3])[0].vertices[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    joints = content["jointPositions"][1][1].reshape(24, 3) @ CAMERA_3DPW[:3, :3].T
+    np.testing.assert_allclose(dataset.records()[3]["keypoints_3d"][:24, :3],
+                               joints + CAMERA_3DPW[:3, 3], atol=1e-5)
+
+
+def test_wart_3dpw_of_moon_is_in_the_cameras_frame_and_neutral(folders):
+    """Nothing is turned, and the gender does not choose the model."""
+    root = folders("3dpw-moon")
+    fit = json.loads((root / "3DPW_test.json").read_text())["annotations"][1]["smpl_param"]
+    record = threedpw_moon(root).records()[1]
+    np.testing.assert_allclose(record["pose"].ravel(), fit["pose"], rtol=1e-6)
+    np.testing.assert_array_equal(record["world_to_camera"], np.eye(3, 4))
+    assert record["gender"] == 0 and record["center"].tolist() == [15, 40]
