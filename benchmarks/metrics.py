@@ -90,11 +90,11 @@ def benchmark_procrustes(samples: int, points: int, rounds: int = 5) -> None:
           f"largest difference {error:.0e} m", flush=True)
 
 
-def benchmark_protocol(samples: int, rounds: int = 3) -> None:
+def benchmark_protocol(samples: int, rounds: int = 3, vertices: int = 778) -> None:
     """Print the time of evaluate("freihand") and of the official script's structure."""
     random = np.random.default_rng(0)
     target = {name: 0.05 * random.normal(size=(samples, count, 3))
-              for name, count in (("joints", 21), ("vertices", 778))}
+              for name, count in (("joints", 21), ("vertices", vertices))}
     prediction = {name: points + 0.006 * random.normal(size=points.shape) + 0.01
                   for name, points in target.items()}
     tables = {}

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+import genhmr
 import metrics
+import simplehand
 from benchmarks import __main__ as command
 from benchmarks import bodymodels as bodies_room
+from benchmarks import gpu
 from benchmarks import metrics as metrics_room
 from benchmarks.timing import medians
 
@@ -56,10 +59,56 @@ def test_metrics_compares_equals(capsys):
     source, target = (torch.from_numpy(random.normal(size=(64, 778, 3))) for _ in range(2))
     torch.testing.assert_close(metrics_room.common_procrustes(source, target),
                                metrics.procrustes_align(source, target), rtol=0, atol=1e-12)
-    target = {"joints": random.normal(size=(2, 21, 3)), "vertices": random.normal(size=(2, 778, 3))}
+    target = {"joints": random.normal(size=(1, 21, 3)), "vertices": random.normal(size=(1, 60, 3))}
     prediction = {name: points + 0.01 for name, points in target.items()}
     official = metrics_room.official_structure(prediction, target)
     ours = metrics.evaluate("freihand", prediction, target)
     assert official == pytest.approx({name: ours[name] for name in official}, abs=1e-6)
-    metrics_room.main(["--samples", "2"])
-    assert capsys.readouterr().out.count("largest difference") == 3
+    metrics_room.benchmark_procrustes(2, 50, rounds=1)
+    metrics_room.benchmark_protocol(1, rounds=1, vertices=60)
+    assert capsys.readouterr().out.count("largest difference") == 2
+
+
+# --------------------------------------------------------------------------------------- GPU
+
+
+CPU = torch.device("cpu")
+
+
+def test_without_a_gpu_nothing_is_run(tmp_path, capsys, monkeypatch):
+    """Every part of the table says so, and the file holds what was printed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.main(["--out", str(tmp_path / "new" / "gpu.md")])
+    written = (tmp_path / "new" / "gpu.md").read_text()
+    assert written in capsys.readouterr().out
+    assert written.count("| not run |") == len(gpu.groups(CPU, 0.0)) == 3
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_sampling_has_a_line_for_each_number_of_iterations():
+    """The code of GenHMR's rows runs on the CPU, with its smallest preset."""
+    lines = list(gpu.genhmr_lines(genhmr.PRESETS["cpu"], CPU, 0.0))
+    assert [cells(line)[0][-5:] for line in lines] == ["T = 1", "T = 5"]
+    assert all(float(cells(line)[1]) > 0 for line in lines)
+
+
+def test_simplehand_has_a_line_for_each_way(monkeypatch):
+    """The code of SimpleHand's rows runs on the CPU; a way that fails says why, the rest go on."""
+    def broken():
+        raise RuntimeError("no compiler\nsecond line")
+
+    ways = {"plain": lambda: lambda: None, "fused, torch.compile": broken}
+    monkeypatch.setattr(gpu, "variants", lambda model, images: ways)
+    lines = list(gpu.simplehand_lines(simplehand.PRESETS["cpu"], CPU, 0.0))
+    assert float(cells(lines[0])[1]) >= 0 and "failed: no compiler |" in lines[1]
+
+
+@pytest.mark.parametrize("name", ["simplehand", "genhmr-tokenizer"])
+def test_a_training_step_is_the_trainers_own(tmp_path, name):
+    """The code of the training rows runs on the CPU: samples, loss, backward, optimiser."""
+    pytest.importorskip("tasks.settings")
+    line = gpu.training_line(name, "cpu", CPU, 0.0, str(tmp_path), batch_size=2, accumulate=2)
+    assert "2 samples in 2 parts, fp32" in line and float(cells(line)[1]) > 0
