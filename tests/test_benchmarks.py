@@ -109,6 +109,5 @@ def test_simplehand_has_a_line_for_each_way(monkeypatch):
 @pytest.mark.parametrize("name", ["simplehand", "genhmr-tokenizer"])
 def test_a_training_step_is_the_trainers_own(tmp_path, name):
     """The code of the training rows runs on the CPU: samples, loss, backward, optimiser."""
-    pytest.importorskip("tasks.settings")
     line = gpu.training_line(name, "cpu", CPU, 0.0, str(tmp_path), batch_size=2, accumulate=2)
     assert "2 samples in 2 parts, fp32" in line and float(cells(line)[1]) > 0
