@@ -98,14 +98,11 @@ def require(condition: object, message: str) -> None:
         raise ValueError(message)
 
 
-def nest(config: object, name: str, kind: type) -> None:
-    """Convert the field `name`, a dictionary if it comes from a checkpoint, to its config class."""
-    if isinstance(getattr(config, name), Mapping):
-        object.__setattr__(config, name, kind(**getattr(config, name)))
-
-
-def check_choices(config: object, **choices: tuple[str, ...]) -> None:
-    """Raise ValueError for a field whose value is not among its choices."""
+def check_fields(config: object, nested: Mapping[str, type], **choices: tuple[str, ...]) -> None:
+    """Raise ValueError for a value that is not among its choices; convert nested dictionaries."""
+    for name, kind in nested.items():
+        if isinstance(getattr(config, name), Mapping):  # a checkpoint's
+            object.__setattr__(config, name, kind(**getattr(config, name)))
     for name, allowed in choices.items():
         require(getattr(config, name) in allowed,
                 f"{name} is {getattr(config, name)!r}: expected one of {', '.join(allowed)}")
@@ -142,8 +139,7 @@ class Training:
 class HandTraining(Training):
     """Weights of Eq. 5, which the paper does not give: sums over a hand, means over the batch.
 
-    HaMeR also sums over the batch. Its learning rate of 1e-5 therefore belongs to a loss that is
-    larger by a factor of the batch size.
+    HaMeR also sums over the batch, so its learning rate of 1e-5 is not comparable.
     """
 
     weight_keypoints_2d: float = 0.01  # lambda_2D, unit: side of the crop (HaMeR)
@@ -151,8 +147,7 @@ class HandTraining(Training):
     weight_vertices: float = 0.05 * 21 / 778  # lambda_v, per metre: L_3D per joint (our choice)
     weight_pose: float = 1e-3  # lambda_theta (HaMeR)
     weight_betas: float = 5e-4  # lambda_beta (HaMeR)
-    weight_betas_prior: float = 0.0  # of squared betas where the truth is unknown; 0 = off (our
-    # choice: without it nothing limits the betas on data without hand shapes)
+    weight_betas_prior: float = 0.0  # of squared betas of hands of unknown shape (our choice)
     pose_term: str = "l2sq"  # (paper, Eq. 6), or "l1" (paper, the text above Eq. 6)
 
 
@@ -185,8 +180,7 @@ class EncoderConfig:
         object.__setattr__(self, "stem", tuple(self.stem))
         cell = 4 * self.patch_size
         require(self.patch_size % 2 ** len(self.stem) == 0,
-                f"stem is {self.stem}: each convolution halves the patch, which has "
-                f"{self.patch_size} px: expected fewer of them")
+                f"stem is {self.stem}: expected at most as many halvings as patch_size allows")
         require(self.image_size > 0 and self.image_size % cell == 0,
                 f"image_size is {self.image_size}: expected a multiple of {cell}, four patches")
         require(self.vit_dim % self.vit_heads == 0,
@@ -266,13 +260,11 @@ class HandConfig(HandTraining):
     # and InterHand2.6M have no theta_b)
 
     def __post_init__(self) -> None:
-        nest(self, "expert", HandExpertConfig)
-        check_choices(self, inject=("adapter", "none", "concat", "weighted"),
-                      context=("arm", "image"), arm=tuple(ARMS),
-                      trainable=("adapter", "head", "all"),
-                      joint_embedding=("none", "learned", "flat"),
-                      missing=("zeros", "identity", "mask"), arm_source=("true", "found"),
-                      pose_term=("l2sq", "l1"))
+        check_fields(self, {"expert": HandExpertConfig}, pose_term=("l2sq", "l1"),
+                     inject=("adapter", "none", "concat", "weighted"), context=("arm", "image"),
+                     arm=tuple(ARMS), trainable=("adapter", "head", "all"),
+                     joint_embedding=("none", "learned", "flat"),
+                     missing=("zeros", "identity", "mask"), arm_source=("true", "found"))
 
     @property
     def needs_guide(self) -> bool:
@@ -304,13 +296,12 @@ class BodyConfig(BodyTraining, DecoderConfig):
     concat_init: str = "random"  # of widened regressors, or "zero_pad": as before (our choice)
 
     def __post_init__(self) -> None:
-        nest(self, "expert", BodyExpertConfig)
-        check_choices(self, inject=("adapter", "none", "concat", "weighted"),
-                      context=("knuckles", "tokens"), trainable=("adapter", "head", "all"),
-                      joint_proj=("conv", "reuse_hand_conv", "separate"),
-                      knuckle_source=("true", "found"),
-                      joint_embedding=("none", "learned"), missing=("zeros", "mask"),
-                      concat_init=("random", "zero_pad"), pose_term=("l2sq", "l1"))
+        check_fields(self, {"expert": BodyExpertConfig}, pose_term=("l2sq", "l1"),
+                     inject=("adapter", "none", "concat", "weighted"),
+                     context=("knuckles", "tokens"), trainable=("adapter", "head", "all"),
+                     joint_proj=("conv", "reuse_hand_conv", "separate"),
+                     knuckle_source=("true", "found"), joint_embedding=("none", "learned"),
+                     missing=("zeros", "mask"), concat_init=("random", "zero_pad"))
         require(self.inject != "concat" or self.trainable != "adapter",
                 "inject=concat replaces the expert's regressors: set trainable to head or all")
 
@@ -328,9 +319,8 @@ class Config:
     max_twist: float = 0.4 * math.pi  # rad; "twist" gives the rest to the elbow (PyMAF-X)
 
     def __post_init__(self) -> None:
-        nest(self, "hand", HandConfig)
-        nest(self, "body", BodyConfig)
-        check_choices(self, guidance=("refined", "initial"), wrist=("ik", "twist", "body"))
+        check_fields(self, {"hand": HandConfig, "body": BodyConfig},
+                     guidance=("refined", "initial"), wrist=("ik", "twist", "body"))
 
 
 def gpu_preset(accumulate: int) -> Config:
@@ -659,25 +649,20 @@ class PreNorm(nn.Module):
         return self.fn(self.norm(x), *context)
 
 
-def feed_forward(width: int, hidden: int) -> nn.Sequential:
-    """Return linear, GELU, linear as net.0 and net.3: HaMeR has dropouts of rate 0 in between."""
-    return nn.Sequential(OrderedDict(net=nn.Sequential(
-        nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, width))))
-
-
 class Decoder(nn.Module):
     """A transformer decoder with one query token: context (B, N, C) -> (B, 1, D)."""
 
     def __init__(self, config: DecoderConfig, context_width: int) -> None:
         super().__init__()
-        width, attention = config.decoder_dim, (
-            config.decoder_dim, config.decoder_heads, config.decoder_head_dim)
+        width, hidden = config.decoder_dim, config.decoder_ffn
+        attention = width, config.decoder_heads, config.decoder_head_dim
         self.to_token_embedding = nn.Linear(1, width)
         self.pos_embedding = nn.Parameter(torch.randn(1, 1, width))
         self.transformer = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleList([
             PreNorm(width, TokenAttention(*attention)),
             PreNorm(width, CrossAttention(*attention, context_width)),
-            PreNorm(width, feed_forward(width, config.decoder_ffn)),
+            PreNorm(width, nn.Sequential(OrderedDict(net=nn.Sequential(  # HaMeR's 2 is a dropout
+                nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, width))))),
         ]) for _ in range(config.decoder_layers)])})
 
     @property
@@ -778,15 +763,11 @@ class HandExpert(nn.Module):
         token = self.mano_head.transformer(features)  # (B, 1, 1024)
         prediction = self.mano_head.readout(token)
         if self.config.weight_keypoints_img:
-            prediction["keypoints_img"] = self.keypoints(features)
+            rows, columns = self.backbone.grid
+            _, cells = self.position_net(features.mT.unflatten(2, self.backbone.grid))
+            center = cells.new_tensor([columns - 1, rows - 1]) / 2
+            prediction["keypoints_img"] = (cells[..., :2] - center) / rows
         return prediction
-
-    def keypoints(self, features: Tensor) -> Tensor:
-        """Predict 2D keypoints (B, 21, 2), in -0.5..0.5 of the crop, with the position net."""
-        rows, columns = self.backbone.grid
-        _, cells = self.position_net(features.mT.unflatten(2, self.backbone.grid))
-        center = cells.new_tensor([columns - 1, rows - 1]) / 2
-        return (cells[..., :2] - center) / rows
 
 
 # --------------------------------------------------------- whole-body expert: SMPLer-X
@@ -829,10 +810,7 @@ def sample_at(features: Tensor, positions: Tensor) -> Tensor:
 
 
 def roi_weights(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
-    """Sampling matrix of roi_align along one axis: (B,), (B,) -> (B, cells, size).
-
-    Inside the map its rows sum to 1.
-    """
+    """Sampling matrix of roi_align along one axis: (B,), (B,) -> (B, cells, size)."""
     length = (high - low).clamp_min(1.0)
     counts = (length / cells).ceil().clamp(1, 64)  # samples per cell (64: our limit)
     most = int(counts.max()) if len(counts) else 1
@@ -940,15 +918,6 @@ class HandRegressor(nn.Module):
         return pose.float().unflatten(1, (15, 6))
 
 
-class FaceRegressor(nn.Module):
-    """Linear layers for expression and jaw, each from one task token."""
-
-    def __init__(self, config: BodyExpertConfig) -> None:
-        super().__init__()
-        self.expr_out = nn.Sequential(nn.Linear(config.vit_dim, 10))
-        self.jaw_pose_out = rotation_layer(config.vit_dim, 1)
-
-
 class BodyFeatures(NamedTuple):
     """Intermediate outputs of BodyExpert, before any rotation is regressed."""
 
@@ -974,7 +943,9 @@ class BodyExpert(nn.Module):
         self.hand_roi_net = HandRoiNet(config)
         self.hand_position_net = PositionNet(config.vit_dim, 20, config.depth_bins)
         self.hand_regressor = HandRegressor(config)
-        self.face_regressor = FaceRegressor(config)
+        self.face_regressor = nn.ModuleDict({
+            "expr_out": nn.Sequential(nn.Linear(config.vit_dim, 10)),
+            "jaw_pose_out": rotation_layer(config.vit_dim, 1)})
         # Axis-angles added to all fingers, [right, left]: the released weights predict fingers
         # relative to SMPL-X's mean hand, ours predict absolute ones.
         self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
@@ -1026,7 +997,7 @@ class BodyExpert(nn.Module):
         joints, box_centers, box_sizes, map_boxes and hand_joints of `features`, in cells.
         """
         regressor, face, tokens = self.body_regressor, self.face_regressor, features.tokens
-        jaw = face.jaw_pose_out(tokens[:, TASKS["jaw"]]).float()[:, None]  # (B, 1, 6)
+        jaw = face["jaw_pose_out"](tokens[:, TASKS["jaw"]]).float()[:, None]  # (B, 1, 6)
         rotations = rotation_6d_to_matrix(from_interleaved(torch.cat((pose_6d, jaw), 1)))
         right, left = self.fingers(features).unbind(1)  # (B, 15, 3, 3) each
         eyes = torch.eye(3).to(rotations).expand(len(rotations), 2, 3, 3)
@@ -1035,7 +1006,7 @@ class BodyExpert(nn.Module):
             "pose_6d": pose_6d,
             "body_pose": torch.cat((rotations, eyes, mirror(left), right), 1),
             "betas": regressor.shape_out(tokens[:, TASKS["betas"]]).float(),
-            "expression": face.expr_out(tokens[:, TASKS["expression"]]).float(),
+            "expression": face["expr_out"](tokens[:, TASKS["expression"]]).float(),
             # sqrt(f^2 2.5^2 / area of the crop) in metres: 56.38
             "translation": torch.cat((camera[:, :2], self.config.focal * 2.5 / 0.75**0.5
                                       * camera[:, 2:].sigmoid()), 1),
@@ -1078,7 +1049,6 @@ class Adapter(nn.Module):
     """
 
     def __init__(self, config: HandConfig | BodyConfig, expert: HandExpert | BodyExpert) -> None:
-        """expert: becomes a part of this model. `build` creates the new modules around it."""
         super().__init__()
         kind = model_class(type(config), vars(config))
         require(type(self) is kind, f"this config is {kind.__name__}'s: use build_model(config)")
@@ -1096,7 +1066,8 @@ class Adapter(nn.Module):
 
     def frozen(self) -> list[nn.Module]:
         """Return the modules that training does not change."""
-        return {"adapter": [self.expert], "head": [self.encoder], "all": []}[self.config.trainable]
+        encoder = self.expert.get_submodule(self.ENCODER)
+        return {"adapter": [self.expert], "head": [encoder], "all": []}[self.config.trainable]
 
     def train(self, mode: bool = True) -> Adapter:
         """Set training mode; frozen modules stay in evaluation mode."""
@@ -1112,21 +1083,15 @@ class Adapter(nn.Module):
                 "pre-trained expert's own checkpoint")
 
 
-class FlatLinear(nn.Linear):
-    """joint_embedding="flat": one linear layer from all joints to all features."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(1)).unflatten(1, (x.shape[1], -1))
-
-
 class ArmFeatures(nn.Module):
     """F^B: theta_b as rotation matrices (B, J, 3, 3) -> features (B, J, 1280)."""
 
     def __init__(self, config: HandConfig) -> None:
         super().__init__()
         joints, width = len(ARMS[config.arm][0]), config.expert.vit_dim
-        self.projection = (FlatLinear(joints * 6, joints * width)
-                           if config.joint_embedding == "flat" else nn.Linear(6, width))
+        self.split = 1 if config.joint_embedding == "flat" else joints  # "flat": all in one
+        together = joints // self.split
+        self.projection = nn.Linear(together * 6, together * width)
         self.joint_embedding = None
         if config.joint_embedding == "learned":
             self.joint_embedding = nn.Parameter(0.02 * torch.randn(joints, width))
@@ -1138,24 +1103,27 @@ class ArmFeatures(nn.Module):
         """valid: (B,), 0 where the arm's pose is unknown."""
         pose_6d = matrix_to_rotation_6d(rotations)  # (B, J, 6)
         pose_6d = torch.where(valid[:, None, None] > 0, pose_6d, self.unknown.to(pose_6d))
-        features = self.projection(pose_6d)  # (B, J, 1280)
+        features = self.projection(pose_6d.view(len(pose_6d), self.split, -1))
+        features = features.view(*rotations.shape[:2], -1)  # (B, J, 1280)
         return features if self.joint_embedding is None else features + self.joint_embedding
 
 
 class HandAdapter(Adapter):
     """The hand expert, conditioned on the pose of the arm (3.3)."""
 
+    ENCODER = "backbone"
+
     def __init__(self, config: HandConfig, expert: HandExpert | None = None) -> None:
         """expert: None for random weights. `build_model` chooses between this class and rivals."""
         super().__init__(config, HandExpert(config.expert) if expert is None else expert)
 
     def build(self) -> None:
-        """Create F^B's layer, and SA' and CA' as copies of the expert's SA and CA."""
+        """Create all that is new."""
         self.arm = ArmFeatures(self.config)
         self.build_layers()
 
     def build_layers(self) -> None:
-        """Create SA', W'_q, W'_k, W'_v and both out-projections of every layer."""
+        """Copy SA and CA, out-projections included, to SA' and CA' of every layer."""
         self.layers = nn.ModuleList([nn.ModuleDict({
             "self_attention": copy.deepcopy(self_attention.fn),
             "cross_attention": copy.deepcopy(cross_attention.fn),
@@ -1165,11 +1133,6 @@ class HandAdapter(Adapter):
             for layer in self.layers:
                 nn.init.zeros_(layer["cross_attention"].to_out[0].weight)
                 nn.init.zeros_(layer["cross_attention"].to_out[0].bias)
-
-    @property
-    def encoder(self) -> ViT:
-        """The expert's image encoder."""
-        return self.expert.backbone
 
     @property
     def decoder(self) -> Decoder:
@@ -1200,6 +1163,8 @@ class HandAdapter(Adapter):
               scale: float) -> Tensor:
         """Decode F^H (B, 192, 1280) and theta_b (B, J, 3, 3) to the output token (B, 1, 1024)."""
         arm, arm_valid = self.prepare_arm(arm, arm_valid, len(features))
+        if self.config.missing == "mask":
+            scale = scale * arm_valid[:, None, None].to(features)  # (B, 1, 1)
         return self.decode(features, self.arm(arm, arm_valid), scale)
 
     def prepare_arm(self, arm: Tensor | None, arm_valid: Tensor | None,
@@ -1235,25 +1200,36 @@ class HandAdapter(Adapter):
         return x
 
 
+def to_hand_maps(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Convert points (B, 2, N, 2) to cells of the hand maps; also say which are inside (B, 2, N).
+
+    boxes: (B, 2, 4) x, y, width, height, in the unit of the points. The left hand's map is
+    mirrored: x -> cells - 1 - x. SMPLer-X makes the targets of its position net like this, half a
+    cell off roi_align's cell centres; true and predicted joints then agree.
+    """
+    at = (points - boxes[:, :, None, :2]) * (cells / boxes[:, :, None, 2:])
+    inside = ((at >= 0) & (at <= cells)).all(-1)
+    right, left = at.unbind(1)
+    left = torch.stack((cells - 1 - left[..., 0], left[..., 1]), -1)
+    return torch.stack((right, left), 1), inside
+
+
 class BodyAdapter(Adapter):
     """The whole-body expert, and a decoder beside it that reads features at the knuckles (3.4)."""
+
+    ENCODER = "encoder"
 
     def __init__(self, config: BodyConfig, expert: BodyExpert | None = None) -> None:
         """expert: None for random weights. `build_model` chooses between this class and rivals."""
         super().__init__(config, BodyExpert(config.expert) if expert is None else expert)
 
     def build(self) -> None:
-        """Create the 1-by-1 convolution, the decoder and the FFN."""
+        """Create all that is new."""
         self.build_projection()
         self.build_decoder()
 
-    @property
-    def encoder(self) -> TaskViT:
-        """The expert's image encoder."""
-        return self.expert.encoder
-
     def build_projection(self) -> None:
-        """Create the projection of hand maps, 1280 -> 512, and the knuckles' embedding."""
+        """Create the 1-by-1 convolution, 1280 -> 512, and the knuckles' embedding."""
         config, expert = self.config, self.config.expert
         if config.joint_proj == "conv":
             self.joint_proj = nn.Conv2d(expert.vit_dim, expert.joint_dim, 1)
@@ -1265,7 +1241,7 @@ class BodyAdapter(Adapter):
             self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, expert.joint_dim))
 
     def build_decoder(self) -> None:
-        """Create SA'', W''_q, W''_k, W''_v and the FFN of Eq. 4."""
+        """Create the decoder and the FFN of Eq. 4."""
         config, width, outputs = self.config, self.config.decoder_dim, 22 * 6
         self.decoder = Decoder(config, config.expert.joint_dim)
         self.offset = (mlp(width, config.offset_hidden, outputs) if config.offset_hidden
@@ -1337,31 +1313,7 @@ class BodyAdapter(Adapter):
         return conv(maps.flatten(0, 1))
 
 
-def to_hand_maps(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Convert points (B, 2, N, 2) to cells of the hand maps; also say which are inside (B, 2, N).
-
-    boxes: (B, 2, 4) x, y, width, height, in the unit of the points. The left hand's map is
-    mirrored: x -> cells - 1 - x. SMPLer-X makes the targets of its position net like this, half a
-    cell off roi_align's cell centres; true and predicted joints then agree.
-    """
-    at = (points - boxes[:, :, None, :2]) * (cells / boxes[:, :, None, 2:])
-    inside = ((at >= 0) & (at <= cells)).all(-1)
-    right, left = at.unbind(1)
-    left = torch.stack((cells - 1 - left[..., 0], left[..., 1]), -1)
-    return torch.stack((right, left), 1), inside
-
-
 # ----------------------------------------------- rivals and options of Tables 3 to 6
-
-
-class MaskedHandAdapter(HandAdapter):
-    """missing="mask": the expert's own result where the arm is unknown."""
-
-    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
-              scale: float) -> Tensor:
-        arm, valid = self.prepare_arm(arm, arm_valid, len(features))
-        scale = scale * valid[:, None, None].to(features)  # (B, 1, 1)
-        return self.decode(features, self.arm(arm, valid), scale)
 
 
 class HandImageAdapter(HandAdapter):
@@ -1372,33 +1324,17 @@ class HandImageAdapter(HandAdapter):
 
     def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
               scale: float) -> Tensor:
-        return self.decode(features, features, scale)  # (B, 1, 1024)
+        return self.decode(features, features, scale)
 
 
 class FineTunedHand(HandAdapter):
     """inject="none": the expert alone, trained as far as `trainable` says (Table 3, No. 1 to 3)."""
 
     def build(self) -> None:
-        """Add nothing."""
+        pass
 
-    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
-              scale: float) -> Tensor:
-        return self.decoder(features)
-
-
-class ConcatHand(HandAdapter):
-    """inject="concat": F^B as more tokens of the decoder's context (Table 3, No. 4; Table 5).
-
-    More tokens, not more channels: the latter would train 47M parameters, not the paper's 39M.
-    """
-
-    def build(self) -> None:
-        self.arm = ArmFeatures(self.config)
-
-    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
-              scale: float) -> Tensor:
-        arm_features = self.arm(*self.prepare_arm(arm, arm_valid, len(features)))  # (B, 8, 1280)
-        return self.decoder(torch.cat((features, arm_features), 1))
+    def token(self, features: Tensor, *_) -> Tensor:
+        return self.decoder(features)  # (B, 1, 1024)
 
 
 class Moderator(nn.Module):
@@ -1419,17 +1355,33 @@ class Moderator(nn.Module):
         return weights[..., :1] * own + weights[..., 1:] * other
 
 
-class WeightedHand(HandAdapter):
-    """inject="weighted": a weighted sum of F^H and the mean of F^B (Table 5)."""
+class ConcatHand(HandAdapter):
+    """inject="concat": F^B as more tokens of the decoder's context (Table 3, No. 4; Table 5).
+
+    More tokens, not more channels: the latter would train 47M parameters, not the paper's 39M.
+    """
 
     def build(self) -> None:
         self.arm = ArmFeatures(self.config)
-        self.moderator = Moderator(self.config.expert.vit_dim, 1024)
 
     def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
               scale: float) -> Tensor:
         arm_features = self.arm(*self.prepare_arm(arm, arm_valid, len(features)))  # (B, 8, 1280)
-        return self.decoder(self.moderator(features, arm_features.mean(1, keepdim=True)))
+        return self.decoder(self.context(features, arm_features))
+
+    def context(self, features: Tensor, arm_features: Tensor) -> Tensor:
+        return torch.cat((features, arm_features), 1)  # (B, 200, 1280)
+
+
+class WeightedHand(ConcatHand):
+    """inject="weighted": a weighted sum of F^H and the mean of F^B (Table 5)."""
+
+    def build(self) -> None:
+        super().build()
+        self.moderator = Moderator(self.config.expert.vit_dim, 1024)
+
+    def context(self, features: Tensor, arm_features: Tensor) -> Tensor:
+        return self.moderator(features, arm_features.mean(1, keepdim=True))  # (B, 192, 1280)
 
 
 class BodyTokenAdapter(BodyAdapter):
@@ -1447,21 +1399,11 @@ class FineTunedBody(BodyAdapter):
     """inject="none": the expert alone, trained as far as `trainable` says (Table 4, No. 1 to 3)."""
 
     def build(self) -> None:
-        """Add nothing."""
+        pass
 
     def poses(self, features: BodyFeatures, *_) -> tuple[Tensor, Tensor]:
         pose_6d = self.expert.initial_pose(features)
         return pose_6d, pose_6d
-
-
-def widen(layer: nn.Linear, extra: int, init: str) -> nn.Linear:
-    """Return a linear layer with `extra` more inputs, ignored at first if init is "zero_pad"."""
-    new = nn.Linear(layer.in_features + extra, layer.out_features).to(layer.weight)
-    if init == "zero_pad":
-        with torch.no_grad():
-            new.weight.copy_(F.pad(layer.weight, (0, extra)))
-            new.bias.copy_(layer.bias)
-    return new
 
 
 class ConcatBody(BodyAdapter):
@@ -1471,8 +1413,13 @@ class ConcatBody(BodyAdapter):
         self.build_projection()
         regressor, extra = self.expert.body_regressor, 8 * self.config.expert.joint_dim
         for name in ("root_pose_out", "body_pose_out"):
-            widened = widen(getattr(regressor, name)[0], extra, self.config.concat_init)
-            setattr(regressor, name, nn.Sequential(widened))
+            old = getattr(regressor, name)[0]
+            new = nn.Linear(old.in_features + extra, old.out_features).to(old.weight)
+            if self.config.concat_init == "zero_pad":  # the new inputs have no effect at first
+                with torch.no_grad():
+                    new.weight.copy_(F.pad(old.weight, (0, extra)))
+                    new.bias.copy_(old.bias)
+            setattr(regressor, name, nn.Sequential(new))
 
     def poses(self, features: BodyFeatures, size: int, knuckles: Tensor | None,
               hand_valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -1481,7 +1428,6 @@ class ConcatBody(BodyAdapter):
         return pose_6d, pose_6d
 
     def regress(self, features: BodyFeatures, knuckle_features: Tensor) -> Tensor:
-        """Regress interleaved 6D (B, 22, 6) with F^J (B, 8, 512)."""
         regressor = self.expert.body_regressor
         joined = regressor.joined(self.expert.pose_features(features), features.joints)
         return regressor.rotations(torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1))
@@ -1505,9 +1451,8 @@ def model_class(config_class: type, fields: Mapping[str, object]) -> type[nn.Mod
     """Return the class of the model that a config's fields describe."""
     inject, context = str(fields.get("inject")), str(fields.get("context"))
     if config_class is HandConfig:
-        adapter = MaskedHandAdapter if fields.get("missing") == "mask" else HandAdapter
         rivals = {"none": FineTunedHand, "concat": ConcatHand, "weighted": WeightedHand}
-        return rivals.get(inject, HandImageAdapter if context == "image" else adapter)
+        return rivals.get(inject, HandImageAdapter if context == "image" else HandAdapter)
     if config_class is BodyConfig:
         rivals = {"none": FineTunedBody, "concat": ConcatBody, "weighted": WeightedBody}
         return rivals.get(inject, BodyTokenAdapter if context == "tokens" else BodyAdapter)
@@ -2023,8 +1968,8 @@ def load_checkpoint(source: str | PathLike | Mapping
 def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:
     """Load the hand expert of train.py's checkpoint, also from inside an adapter, or of HaMeR's.
 
-    source: a file or its content. Raises like load_checkpoint; strict=False prints what does not
-    fit and loads the rest.
+    source: a file or its content. strict=False prints what does not fit and loads the rest. Raises
+    like load_checkpoint.
     """
     state, config = read_checkpoint(source)
     if config is not None:
@@ -2032,7 +1977,7 @@ def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -
     require(any(name.startswith("mano_head.") for name in state),
             "no hand expert in this checkpoint: expected train.py's or HaMeR's")
     expert = HandExpert(HandExpertConfig())
-    load_released(expert, state, r"(discriminator|mano)\.|initialized$", strict)
+    load_weights(expert, state, ignored=r"(discriminator|mano)\.|initialized$", strict=strict)
     return expert.eval()
 
 
@@ -2051,21 +1996,15 @@ def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | No
     require(any(name.startswith("body_regressor.") for name in state),
             "no whole-body expert in this checkpoint: expected train.py's or SMPLer-X's")
     expert = BodyExpert(BodyExpertConfig())
-    load_released(expert, state, r"smplx_layer\.", strict)
+    unreleased = {name: value for name, value in expert.state_dict().items()
+                  if re.search(r"(hand_mean|num_batches_tracked)$", name)}
+    load_weights(expert, unreleased | state, ignored=r"smplx_layer\.", strict=strict)
     if hand_mean is None:
         print("the fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to "
               "make them absolute (the dual path does not use this expert's fingers)")
     else:
         expert.hand_mean.copy_(hand_mean)
     return expert.eval()
-
-
-def load_released(expert: nn.Module, state: Mapping[str, Tensor], ignored: str,
-                  strict: bool) -> None:
-    """Copy a release's weights, as load_weights; buffers that no release has keep their values."""
-    own = {name: value for name, value in expert.state_dict().items()
-           if name not in state and re.search(r"(hand_mean|num_batches_tracked)$", name)}
-    load_weights(expert, own | state, ignored=ignored, strict=strict)
 
 
 def expert_of(model: nn.Module, kind: type) -> nn.Module:
