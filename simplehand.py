@@ -392,7 +392,7 @@ class GridHead(MeshHead):
         self.register_buffer("grid", grid, persistent=False)
 
     def tokens(self, features: Tensor, points: Tensor) -> Tensor:
-        return super().tokens(features, self.grid.to(points).expand(len(features), -1, 2))
+        return super().tokens(features, self.grid.to(points.dtype).expand(features.shape[0], -1, 2))
 
 
 class GlobalHead(MeshHead):
@@ -1701,6 +1701,8 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     box = pictures.parse_box(arguments.box)
     pictures.check_folder(arguments.out)
     hand = bodymodels.load_model(arguments.hand, family="mano")
+    require(len(hand.parents) == 16, f"--hand {arguments.hand} has {len(hand.parents)} joints: "
+                                     "expected a hand model, with MANO's 16")
     image = data.read_image(arguments.image)
     model = load_checkpoint(arguments.checkpoint)
     free = bodymodels.load_model("hand_right")

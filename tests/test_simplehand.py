@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -484,6 +485,33 @@ def test_released_checkpoint_layout_loads(capsys):
     assert all(value.dtype == torch.float32 for value in model.parameters())
 
 
+def older_name(name: str) -> str:
+    """The release's name of a parameter of ours."""
+    name = re.sub(r"position_embeddings\.(\d)", lambda found: f"pos_emb_{int(found[1]) + 1}", name)
+    for ours, theirs in (("project", "proj"), ("metaformer", "encoder"), ("upsample", "upsample")):
+        more = ".upsample" if ours == "upsample" else ""
+        name = re.sub(rf"layers\.(\d)\.{ours}\b(?=.*$)",
+                      lambda found, t=theirs, m=more: f"{t}_{int(found[1]) + 1}{m}", name)
+    return name
+
+
+def test_older_names_of_weights_load_everywhere():
+    """load_state_dict takes the release's names too, so runs begun with them can be resumed."""
+    torch.manual_seed(0)
+    source, target = SimpleHand(TINY), SimpleHand(TINY)
+    older = {older_name(name): value for name, value in source.state_dict().items()}
+    assert {"mesh_head.pos_emb_1", "mesh_head.proj_3.bias", "mesh_head.upsample_2.upsample.weight",
+            "mesh_head.encoder_1.0.norm1.weight"} <= set(older)
+    target.load_state_dict(older)
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value), name
+    average = torch.optim.swa_utils.AveragedModel(SimpleHand(TINY))
+    average.load_state_dict({"n_averaged": torch.tensor(1)} | {
+        f"module.{name}": value for name, value in older.items()})
+    assert torch.equal(average.module.mesh_head.layers[1].upsample.weight,
+                       source.mesh_head.layers[1].upsample.weight)
+
+
 def test_sine_map_of_the_release():
     """The map follows its definition, value by value, y in the first half of the channels."""
     channels, size = 256, 28
@@ -745,7 +773,8 @@ def test_channels_last_trains():
     assert torch.allclose(*gradients, atol=1e-3 * gradients[0].abs().max())
 
 
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 64, 65), (1, 64, 64, 3)])
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 64, 65), (1, 64, 64, 3),
+                                   (1, 3, 64, 96)])
 def test_other_image_shapes_are_refused(shape):
     """One clear error says which shape was expected."""
     with pytest.raises(ValueError, match=r"expected \(B, 3, S, S\)"):
@@ -756,6 +785,7 @@ def test_other_image_shapes_are_refused(shape):
     {"image_size": 100}, {"depths": (1, 1, 1)}, {"feature_width": 100}, {"dims": (16, 8)},
     {"tokens": (20, 84, 336)}, {"heads": 3}, {"embed_dims": (16, 16, 32, 16)},
     {"backbone": "resnet"}, {"sampling": "everywhere"}, {"mixer": "pooling"}, {"upsample": (0,)},
+    {"official": True, "sampling": "global"},
     {"tokens": (21, 84, 336), "sampling": "grid"}, {"feature_width": 128, "backbone": "hiera"},
 ])
 def test_impossible_configs_are_refused(fields):
@@ -854,6 +884,19 @@ def test_joints_move_with_the_mesh(x, z):
     shift = torch.tensor([x, 0.0, z])
     moved = simplehand.regress_joints(vertices + shift, regressor()) - shift
     assert torch.allclose(moved, simplehand.regress_joints(vertices, regressor()), atol=1e-4)
+
+
+def test_keypoint_regressor_of_mano():
+    """Each of the 21 keypoints is the joint of that name among MANO's 16, or a fingertip."""
+    J_regressor = torch.rand(16, 778).softmax(1)
+    rows = simplehand.mano_keypoint_regressor(J_regressor)
+    mano = bodymodels.JOINT_SETS["mano16"]
+    tips = iter((744, 320, 443, 555, 672))
+    for row, name in zip(rows, bodymodels.JOINT_SETS["hand21"], strict=True):
+        expected = (J_regressor[mano.index(name)] if name in mano
+                    else nn.functional.one_hot(torch.tensor(next(tips)), 778).float())
+        assert torch.equal(row, expected), name
+    assert next(tips, None) is None
 
 
 def test_weight_decay_spares_what_is_not_a_matrix():
@@ -1050,6 +1093,45 @@ def test_crop_camera_looks_at_the_box(box):
     assert np.allclose(reference.K, crop_K) and np.allclose(reference.rotation, rotation)
 
 
+def test_convention_release_s_crop():
+    """official=True: the turned corners' bounding box fills the crop, the focal lengths keep their
+    ratio, and the optical axis goes through the centre of pixel S/2."""
+    K, box, size = camera(600, 500), np.array([40, 30, 90, 60]), 224
+    K[0, 0], K[1, 1] = 500, 450
+    crop_K, rotation = simplehand.crop_camera(K, box, size, official=True)
+    assert np.allclose(rotation, simplehand.crop_camera(K, box, size)[1])
+    assert np.allclose(crop_K[:2, 2], size / 2 + 0.5)
+    assert crop_K[1, 1] / crop_K[0, 0] == pytest.approx(450 / 500)
+    corners = box[:2] + np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * box[2:]
+    spanned = np.ptp(simplehand.transform(crop_K @ rotation @ np.linalg.inv(K), corners), axis=0)
+    assert spanned.max() == pytest.approx(size)
+
+
+def test_convention_release_s_pixels(monkeypatch):
+    """official=True: the network sees what a warp that counts pixels from the centre of the first
+    one gives it, and its keypoints are counted like that, too."""
+    from scipy import ndimage
+
+    seen = []
+    model = randomise(SimpleHand(replace(TINY, official=True)))
+    monkeypatch.setattr(model, "forward", lambda x: seen.append(x) or {
+        "vertices": torch.zeros(1, 778, 3), "keypoints_2d": torch.full((1, 21, 2), 0.25)})
+    image, K, box = picture(), camera(120, 90), (30.0, 20.0, 60.0, 40.0)
+    prediction = simplehand.predict(model, image, regressor(), box=box, K=K)
+
+    half = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])  # our pixels -> counted from a centre
+    crop_K, rotation = simplehand.crop_camera(K, prediction["box"].astype(float), 64, True)
+    to_image = half @ K @ rotation.T @ np.linalg.inv(half @ crop_K)
+    x, y = np.meshgrid(np.arange(64), np.arange(64))
+    source = simplehand.transform(to_image, np.stack((x, y), -1).astype(float))
+    expected = np.stack([ndimage.map_coordinates(
+        image[..., channel].astype(float), (source[..., 1], source[..., 0]), order=1,
+        mode="grid-constant") for channel in range(3)])
+    assert np.allclose(seen[0][0].numpy(), expected, atol=0.05)
+    keypoint = simplehand.transform(to_image, np.array([16.0, 16.0])) + 0.5
+    assert np.allclose(prediction["keypoints_2d"], keypoint, atol=1e-3)
+
+
 def test_convention_whole_square_picture_is_its_own_crop(trained):
     """A 64 x 64 picture without a box reaches the network unchanged."""
     image = picture(60, 60)[:60, :60]
@@ -1124,6 +1206,8 @@ def test_large_boxes_are_averaged_not_skipped():
     ({"box": (500, 0, 10, 10)}, "64 x 64"),
     ({"box": (-50, 0, 50, 10)}, "64 x 64"),
     ({"box": (0, math.nan, 10, 10)}, "x,y,width,height"),
+    ({"box": (0, 0, 1e30, 1e30)}, "from 1 px to 640 px"),
+    ({"box": (0, 0, 1e-30, 1e-30)}, "from 1 px to 640 px"),
     ({"side": "both"}, "right or left"),
     ({"K": np.eye(4)}, "intrinsics"),
     ({"K": np.zeros((3, 3))}, "intrinsics"),
@@ -1197,7 +1281,8 @@ def test_command_line_on_a_picture(checkpoint_file, tmp_path, capsys, side):
 @pytest.mark.parametrize("case", [
     "missing picture", "empty picture", "no picture", "text", "no checkpoint", "bad checkpoint",
     "no hand model", "letters in box", "three numbers in box", "box beside the picture",
-    "out is a file"])
+    "out is a file", "empty box", "endless box", "body for a hand", "MANO's without --hand",
+    "free hand's with another", "no folder to export to"])
 def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys):
     """Exit code 2, one line on stderr, nothing written."""
     photo = save_picture(tmp_path / "photo.png")
@@ -1206,6 +1291,9 @@ def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys)
     text = tmp_path / "text.jpg"
     text.write_text("this is no picture")
     (tmp_path / "empty.png").touch()
+    kinds = {kind: tmp_path / f"{kind}.pt" for kind in ("freihand", "rendered")}
+    for kind, path in kinds.items():
+        torch.save(torch.load(checkpoint_file, weights_only=True) | {"data": kind}, path)
     arguments = {
         "missing picture": [tmp_path / "nowhere.png"],
         "empty picture": [tmp_path / "empty.png"],
@@ -1218,20 +1306,31 @@ def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys)
         "three numbers in box": [photo, "--box", "1,2,3"],
         "box beside the picture": [photo, "--box", "500,500,10,10"],
         "out is a file": [photo, "--out", text],
+        "empty box": [photo, "--box="],
+        "endless box": [photo, "--box", "0,0,1e30,1e30"],
+        "body for a hand": [photo, "--hand", ROOT / "assets" / "body.npz"],
+        "MANO's without --hand": [photo, "--checkpoint", kinds["freihand"]],
+        "free hand's with another": [photo, "--checkpoint", kinds["rendered"],
+                                     "--hand", ROOT / "assets" / "hand_left.npz"],
+        "no folder to export to": ["--export", tmp_path / "nowhere" / "hand.pt2"],
     }[case]
     defaults = ["--checkpoint", checkpoint_file, "--out", tmp_path / "out"]
     assert simplehand.main([str(part) for part in defaults + arguments]) == 2
     output = capsys.readouterr()
+    assert {"MANO's without --hand": "add --hand MANO_RIGHT.pkl",
+            "no folder to export to": "create the folder"}.get(case, "") in output.err
     assert output.err.startswith("simplehand.py: ") and output.err.count("\n") == 1
     assert not (tmp_path / "out").exists() and not output.out
 
 
 @pytest.mark.slow
-def test_exported_files_compute_the_same(tmp_path, capsys):
-    """--export writes a file that torch.export alone loads, for any batch, with our answers."""
+@pytest.mark.parametrize("official", [False, True])
+def test_exported_files_compute_the_same(tmp_path, capsys, official):
+    """--export writes a file that torch.export alone loads, for any batch and on any device, with
+    our answers."""
     path, checkpoint = tmp_path / "hand.pt2", tmp_path / "hand.pt"
     trained = randomise(SimpleHand(replace(TINY, depths=(1, 1, 1, 1), tokens=(21,), dims=(8,),
-                                           blocks=(1,))))
+                                           blocks=(1,), official=official)))
     torch.save(checkpoint_of(trained), checkpoint)
     assert simplehand.main(["--checkpoint", str(checkpoint), "--export", str(path)]) == 0
     assert "differs by" in capsys.readouterr().out
@@ -1241,6 +1340,9 @@ def test_exported_files_compute_the_same(tmp_path, capsys):
             expected, found = trained(images(batch)), module(images(batch))
         for name, value in expected.items():
             assert torch.allclose(found[name], value, atol=1e-5), name
+    assert {file.name for file in tmp_path.iterdir()} == {"hand.pt", "hand.pt2"}
+    found = module.to("meta")(images(2).to("meta"))
+    assert all(value.device.type == "meta" for value in found.values())
 
 
 def test_onnx_is_written_or_its_exporter_named(checkpoint_file, tmp_path, capsys):
@@ -1273,6 +1375,14 @@ assert not foreign & set(sys.modules), foreign & set(sys.modules)
 """
     result = command("-I", "-c", f"import sys; sys.path.insert(0, '.'){code}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_file_alone_names_what_a_picture_needs(tmp_path):
+    """Copied into an empty folder, a picture is refused in one line that says what is missing."""
+    shutil.copy(simplehand.__file__, tmp_path)
+    result = command("-P", "simplehand.py", "photo.png", cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert "rest of the project" in result.stderr and "bodymodels" in result.stderr
 
 
 @pytest.mark.slow
