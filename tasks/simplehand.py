@@ -20,6 +20,7 @@ import bodymodels
 import data
 import metrics
 import simplehand
+from tasks import simplehand_tables as tables
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
 from tasks.settings import as_text, override
 
@@ -39,7 +40,7 @@ class SimpleHandTask(Task):
         "backbone": {"metavar": "FILE", "help": "ImageNet weights to start from: FastViT's, "
                      "HRNet's or Hiera's (default: random weights)"},
         "ablate": {"metavar": "TABLE", "help": "train every row of this table of the paper instead "
-                   f"and write the table: {', '.join(simplehand.ABLATIONS)}"},
+                   f"and write the table: {', '.join(tables.ABLATIONS)}"},
         "seeds": {"type": int, "help": "seeds of each row of --ablate, counted up from the "
                   "config's (default: 1)"},
     }
@@ -83,9 +84,9 @@ class SimpleHandTask(Task):
             raise ValueError(f"--seeds {arguments.seeds}: expected at least 1")
         if not arguments.ablate:
             return
-        if arguments.ablate not in simplehand.ABLATIONS:
+        if arguments.ablate not in tables.ABLATIONS:
             raise ValueError(f"--ablate {arguments.ablate}: simplehand has "
-                             + ", ".join(simplehand.ABLATIONS))
+                             + ", ".join(tables.ABLATIONS))
         if arguments.eval or int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ValueError("--ablate trains, in one process: use it without --eval and torchrun")
 
@@ -202,12 +203,12 @@ def ablation_runs(arguments: argparse.Namespace,
     own.add_argument("--ablate")
     own.add_argument("--seeds")
     flags = own.parse_known_args(arguments.argv)[1]  # what the runs get too
-    preset, rows = arguments.preset or "ablation", simplehand.ABLATIONS[arguments.ablate]
+    preset, rows = arguments.preset or "ablation", tables.ABLATIONS[arguments.ablate]
     if preset not in simplehand.PRESETS:
         raise ValueError(f"no preset {preset!r} for simplehand: expected one of "
                          + ", ".join(simplehand.PRESETS))
     config = override(simplehand.PRESETS[preset], arguments.overrides)
-    configs = {row: simplehand.ablated(config, changes) for row, (changes, _) in rows.items()}
+    configs = {row: tables.ablated(config, changes) for row, (changes, _) in rows.items()}
     command = f"python train.py {shlex.join(arguments.argv)}"
     table, found = arguments.out / f"{arguments.ablate}.md", collections.defaultdict(dict)
     for seed in range(config.seed, config.seed + (arguments.seeds or 1)):
@@ -224,7 +225,7 @@ def ablation_runs(arguments: argparse.Namespace,
             require_same_run(results, dataclasses.asdict(changed) | {"seed": seed}, out)
             scores = next(iter(results["scores"].values()))
             found[row][seed] = scores["PA-MPJPE"], scores["PA-MPVPE"]
-            text = simplehand.ablation_table(arguments.ablate, found, config, command)
+            text = tables.ablation_table(arguments.ablate, found, config, command)
             bodymodels.write_atomically(table, text.encode())
     print(f"\n{text}\nin {table}")
 

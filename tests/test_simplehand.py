@@ -21,6 +21,7 @@ from torch import nn
 import bodymodels
 import data
 import simplehand
+from sets import crops
 from simplehand import PRESETS, Config, SimpleHand
 
 TINY = Config(
@@ -630,56 +631,6 @@ def test_mixers():
     assert changed.nonzero()[:, 0].tolist() == list(range(7, 14))
 
 
-def unique_rows() -> dict[str, Config]:
-    """The different configs of all ablation tables, at a size for tests."""
-    base = replace(TINY, depths=(1, 1, 1, 1), heads=1, dims=(32, 16, 8), embed_dims=(8, 8, 16, 32))
-    rows = {simplehand.ablated(base, changes): f"{table}: {row}"
-            for table, rows in simplehand.ABLATIONS.items() for row, (changes, _) in rows.items()}
-    return {name: config for config, name in rows.items()}
-
-
-@pytest.mark.parametrize("name", unique_rows())
-def test_every_ablation_trains(name):
-    """Each row of each table builds and predicts, and every parameter gets a gradient."""
-    model, batch = SimpleHand(unique_rows()[name]), batch_of(2)
-    batch["K"] = torch.tensor(camera(64, 64, 100.0)).float().expand(2, 3, 3)
-    prediction = model(batch["image"])
-    assert prediction["vertices"].shape == (2, 778, 3)
-    assert prediction["keypoints_2d"].shape == (2, 21, 2)
-    terms = simplehand.losses(prediction, batch, regressor())
-    simplehand.total_loss(terms, model.config).backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert ("coarse_2d" in terms) == ("coarse" in name)
-
-
-def test_ablations_say_what_the_paper_says():
-    """Equal models have equal scores in all tables, and sizes follow the config's scale."""
-    scores = {}
-    for rows in simplehand.ABLATIONS.values():
-        for changes, score in rows.values():
-            assert scores.setdefault(simplehand.ablated(Config(), changes), score) == score
-    assert scores[Config()] == (6.2, 6.5) and len(scores) == 24
-    grid = simplehand.ABLATIONS["table5"]["grid, 7 x 7"][0]
-    assert simplehand.ablated(Config(), grid).tokens == (49, 84, 336)
-    assert simplehand.ablated(PRESETS["ablation"], grid).tokens == (4, 84, 336)
-    wide = simplehand.ABLATIONS["table7"]["dimensions 512, 256, 128"][0]
-    assert simplehand.ablated(PRESETS["ablation"], wide).dims == (128, 64, 32)
-
-
-def test_ablation_tables_judge_by_common_seeds():
-    """Means and spreads by hand; an ordering holds if the mean over seeds of both rows does."""
-    found = {"ours": {0: (10.0, 12.0), 1: (12.0, 14.0)}, "identity mixer": {0: (11.0, 13.0)},
-             "without position embedding": {0: (10.5, 11.0), 1: (10.0, 11.0)}}
-    table = simplehand.ablation_table("table8", found, PRESETS["ablation"], "the command")
-    assert "| ours | 6.2 | 6.5 | 11.00 ± 1.41 | 13.00 ± 1.41 | 2 |" in table
-    assert "| identity mixer | 6.3 | 6.6 | 11.00 | 13.00 | 1 |" in table
-    assert "| separable convolution mixer | - | - | - | - | 0 |" in table
-    assert "| ours < identity mixer | 0.1 | 1.00 | yes, in 1 of 1 seeds |" in table
-    assert ("| ours < without position embedding | 0.1 | -0.75 ± 1.77 | **no**, in 1 of 2 seeds |"
-            in table)
-    assert table.count(" < ") == 2 and "`the command`" in table
-
-
 @given(st.permutations(range(9)))
 def test_metaformer_block_is_permutation_equivariant(order):
     """Without position embeddings, tokens in another order give outputs in that order."""
@@ -1105,6 +1056,9 @@ def test_convention_release_s_crop():
     corners = box[:2] + np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * box[2:]
     spanned = np.ptp(simplehand.transform(crop_K @ rotation @ np.linalg.inv(K), corners), axis=0)
     assert spanned.max() == pytest.approx(size)
+    half = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])  # theirs count from the first centre
+    reference = crops.release_crop(K - half, box[:2] + box[2:] / 2 - 0.5, box[2:], size)
+    assert np.allclose(reference.K + half, crop_K) and np.allclose(reference.rotation, rotation)
 
 
 def test_convention_release_s_pixels(monkeypatch):
