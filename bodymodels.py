@@ -1049,16 +1049,19 @@ def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:
 
 
 # ------------------------------------------------------------------------------- rendering
-# A z-buffer in numpy without a loop over triangles: every triangle becomes rows, every row
-# becomes pixels, each as one flat array. Where an edge crosses a row is the same number for the
-# two triangles that share the edge, so meshes have no holes; coverage is exact, edges included.
+# A z-buffer in numpy without a loop over triangles: every triangle becomes rows of pixels, every
+# row becomes fragments (one triangle in one pixel), each as one flat array. Two triangles that
+# share an edge compute the same crossing of a row with it, so meshes have no holes. Large pictures
+# are drawn band by band, many fragments piece by piece, so that the memory needed is bounded.
 
 
 NEAR = 1e-6  # metres in front of the camera that a face must keep to be drawn
+_BAND_PIXELS = 2**20  # of a picture that are drawn at a time
+_PIECE = 2**21  # rows of triangles, or fragments, that are in memory at a time
 
 
 class Rendered(NamedTuple):
-    """A picture of a mesh and what is seen where."""
+    """A picture of a mesh and what is seen in each pixel."""
 
     image: np.ndarray  # (h, w, 3) float32 RGB, 0..1
     mask: np.ndarray  # (h, w) float32, the part of the pixel that the mesh covers, 0..1
@@ -1066,34 +1069,104 @@ class Rendered(NamedTuple):
     face_ids: np.ndarray  # (h, w) int32, the face at that depth, -1 for background
 
 
-def _centers_between(low: np.ndarray, high: np.ndarray, size: int):
-    """First and one past the last pixel whose centre, at + 0.5, lies in [low, high]."""
-    first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
-    return first.clip(0, size).astype(np.int64), (last + 1).clip(0, size).astype(np.int64)
+class _Triangles(NamedTuple):
+    """The F triangles that can be seen; columns of one array belong to one triangle."""
+
+    face: np.ndarray  # (F,) its number in the mesh
+    x: np.ndarray  # (3, F) its corners, pixels
+    y: np.ndarray  # (3, F)
+    inverse: np.ndarray  # (3, F) 1 / z of the corners
+    grow_x: np.ndarray  # (2, F) how the weights of corners 1 and 2 grow along x
+    grow_y: np.ndarray  # (2, F) and along y
+    rise_x: np.ndarray  # (F,) how 1 / z grows along x
+    rise_y: np.ndarray  # (F,)
+    sorted_x: np.ndarray  # (3, F) the corners from top to bottom
+    sorted_y: np.ndarray  # (3, F)
+
+    def part(self, which: slice | np.ndarray) -> _Triangles:
+        return _Triangles(*(array[..., which] for array in self))
 
 
-def _pixel_rows(x: np.ndarray, y: np.ndarray, height: int):
-    """Triangles (3, F) cut into rows of pixels: each row's face, number, left end, right end."""
+def _triangles(vertices: np.ndarray, faces: np.ndarray, near: float) -> _Triangles:
+    """Triangles in front of `near` that have an area, of vertices (V, 3) [pixel x, y, depth]."""
+    x, y, z = vertices.astype(np.float64).T[:, faces.T]  # (3 corners, F) each
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
+    kept = np.flatnonzero((z > near).all(0) & (area != 0))
+    x, y, inverse, area = x[:, kept], y[:, kept], 1 / z[:, kept], area[kept]
+    grow_x = np.stack([y[2] - y[0], y[0] - y[1]]) / area
+    grow_y = np.stack([x[0] - x[2], x[1] - x[0]]) / area
+    rise = inverse[1:] - inverse[0]
     order = y.argsort(0)
-    x, y = np.take_along_axis(x, order, 0), np.take_along_axis(y, order, 0)
-    first, end = _centers_between(y[0], y[2], height)
-    count = end - first
-    face = np.repeat(np.arange(len(count)), count)
-    row = np.arange(len(face)) + np.repeat(first - count.cumsum() + count, count)
+    return _Triangles(kept, x, y, inverse, grow_x, grow_y, (rise * grow_x).sum(0),
+                      (rise * grow_y).sum(0), np.take_along_axis(x, order, 0),
+                      np.take_along_axis(y, order, 0))
+
+
+def _centers_between(low: np.ndarray, high: np.ndarray, start: int, stop: int):
+    """First and one past the last pixel in start..stop whose centre, at + 0.5, is in [low, high].
+    """
+    first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
+    return first.clip(start, stop).astype(np.int64), (last + 1).clip(start, stop).astype(np.int64)
+
+
+def _pieces(counts: np.ndarray) -> Iterator[slice]:
+    """Slices of neighbours whose counts add up to _PIECE at most, or of a single one."""
+    total, start = counts.cumsum(), 0
+    while start < len(counts):
+        done = total[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(total, done + _PIECE, "right")))
+        yield slice(start, stop)
+        start = stop
+
+
+def _pixel_rows(triangles: _Triangles, first: np.ndarray, count: np.ndarray):
+    """Triangles cut into `count` rows of pixels: each row's triangle, number, left, right end."""
+    x, y = triangles.sorted_x, triangles.sorted_y
+    owner = np.repeat(np.arange(len(count)), count)
+    row = np.arange(len(owner)) + np.repeat(first - count.cumsum() + count, count)
     starts, ends = [0, 0, 1], [2, 1, 2]  # top to bottom, top to middle, middle to bottom
     edges = np.stack([x[starts], y[starts], x[ends] - x[starts], y[ends] - y[starts]])
-    above = (row + 0.5 < y[1, face]) | (y[1] == y[2])[face]  # the edge crossed is not horizontal
+    above = (row + 0.5 < y[1, owner]) | (y[1] == y[2])[owner]  # the edge crossed is not horizontal
 
     def crossing(edge) -> np.ndarray:
-        x, y, step_x, step_y = edges[:, edge, face]
+        x, y, step_x, step_y = edges[:, edge, owner]
         return x + (row + 0.5 - y) * step_x / step_y  # the product first: exact on pixel centres
 
     short, long = crossing(np.where(above, 1, 2)), crossing(0)
-    return face, row, np.minimum(short, long), np.maximum(short, long)
+    return owner, row, np.minimum(short, long), np.maximum(short, long)
+
+
+def _fragments(triangles: _Triangles, rows: slice, columns: slice
+               ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pieces of the fragments in a window: their pixel in it, 1 / z as float32, and triangle."""
+    width = columns.stop - columns.start
+    above, below = _centers_between(triangles.sorted_y[0], triangles.sorted_y[2],
+                                    rows.start, rows.stop)
+    for part in _pieces(below - above):
+        chosen = triangles.part(part)
+        owner, row, left, right = _pixel_rows(chosen, above[part], (below - above)[part])
+        first, end = _centers_between(left, right, columns.start, columns.stop)
+        offset_y = row + 0.5 - chosen.y[0, owner]
+        low, high = chosen.inverse.min(0)[owner], chosen.inverse.max(0)[owner]
+        begin, last = (
+            (chosen.inverse[0, owner] + chosen.rise_y[owner] * offset_y
+             + chosen.rise_x[owner] * (column + 0.5 - chosen.x[0, owner])
+             ).clip(low, high) for column in (first, end - 1))  # slivers round wildly
+        step = (last - begin) / np.maximum(end - first - 1, 1)
+        for piece in _pieces(end - first):
+            count = (end - first)[piece]
+            before = count.cumsum() - count  # fragment i of the piece is i - before of its row
+            fragment = np.arange(count.sum())
+            pixel = fragment + np.repeat((row[piece] - rows.start) * width
+                                         + first[piece] - columns.start - before, count)
+            nearness = (np.repeat(begin[piece] - step[piece] * before, count)
+                        + np.repeat(step[piece], count) * fragment)
+            yield (pixel, nearness.astype(np.float32),
+                   np.repeat(owner[piece] + part.start, count))
 
 
 def _nearest(pixel: np.ndarray, inverse: np.ndarray, count: int) -> np.ndarray:
-    """Of `count` pixels those with any fragment: their nearest one, the first of equally near."""
+    """Index of the nearest fragment of each covered pixel; ties go to the first."""
     winner = np.full(count, -1)
     rival, rival_inverse = np.arange(len(pixel))[::-1], inverse[::-1]
     pixel = pixel[::-1]
@@ -1104,69 +1177,86 @@ def _nearest(pixel: np.ndarray, inverse: np.ndarray, count: int) -> np.ndarray:
     return winner[winner >= 0]
 
 
+def _draw(triangles: _Triangles, rows: slice, columns: slice
+          ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The N covered pixels of a window, in order.
+
+    Returns: pixel (N,), its index in the window; face (N,); barycentric (N, 3) float32; depth (N,)
+    float32.
+    """
+    width = columns.stop - columns.start
+    size = (rows.stop - rows.start) * width
+    owner, nearest = np.full(size, -1), np.zeros(size, np.float32)
+    for pixel, nearness, triangle in _fragments(triangles, rows, columns):
+        seen = _nearest(pixel, nearness, size)
+        pixel, nearness, triangle = pixel[seen], nearness[seen], triangle[seen]
+        nearer = nearness > nearest[pixel]  # ties go to the earlier piece
+        owner[pixel[nearer]], nearest[pixel[nearer]] = triangle[nearer], nearness[nearer]
+
+    pixel = np.flatnonzero(owner >= 0)
+    triangle = owner[pixel]
+    offset_x = pixel % width + columns.start + 0.5 - triangles.x[0, triangle]
+    offset_y = pixel // width + rows.start + 0.5 - triangles.y[0, triangle]
+    second, third = (triangles.grow_x[:, triangle] * offset_x
+                     + triangles.grow_y[:, triangle] * offset_y)
+    weights = np.stack([1 - second - third, second, third]).clip(0) * triangles.inverse[:, triangle]
+    barycentric = (weights / weights.sum(0)).T.astype(np.float32)
+    return pixel, triangles.face[triangle], barycentric, 1 / nearest[pixel]
+
+
+def _windows(triangles: _Triangles, size: tuple[int, int], factor: int = 1
+             ) -> Iterator[tuple[slice, slice, _Triangles]]:
+    """Cut the part of a picture that triangles reach into bands of at most _BAND_PIXELS samples.
+
+    Yields the rows and columns of each, and the triangles that reach these rows.
+    """
+    (top, bottom), (left, right) = (
+        (np.array([axis.min(initial=length * factor) // factor, -(-axis.max(initial=0) // factor)])
+         .clip(0, length).astype(int).tolist())
+        for axis, length in zip((triangles.y, triangles.x), size, strict=True))
+    height = max(1, _BAND_PIXELS // max(1, (right - left) * factor**2))
+    for start in range(top, bottom if right > left else top, height):
+        stop = min(start + height, bottom)
+        if stop - start < bottom - top:
+            first, end = _centers_between(triangles.sorted_y[0], triangles.sorted_y[2],
+                                          start * factor, stop * factor)
+            yield slice(start, stop), slice(left, right), triangles.part(first < end)
+        else:
+            yield slice(start, stop), slice(left, right), triangles
+
+
 def rasterize(vertices, faces, size: tuple[int, int], near: float = NEAR):
-    """Which triangle is seen in every pixel.
+    """Find the triangle that is seen in every pixel.
 
     Args: vertices (V, 3), x and y in pixels and depth z; faces (F, 3); size (height, width).
     Triangles that reach z <= near are dropped, also those without area. Both sides are seen.
     Returns: face_ids (h, w) int32, -1 for background; barycentric (h, w, 3) float32, correct in
     perspective, so that they interpolate what is linear on the surface; depth (h, w) float32,
     inf for background. A pixel shows what covers its centre, nearest first, then lowest face.
+    Raises ValueError for what is not a triangle mesh.
     """
-    height, width = size
-    vertices, faces = _check_mesh(_single(vertices), faces)
-    x, y, z = vertices.astype(np.float64).T[:, faces.T]  # (3 corners, F) each
-    area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
-    kept = np.flatnonzero((z > near).all(0) & (area != 0))
-    x, y, inverse, area = x[:, kept], y[:, kept], 1 / z[:, kept], area[kept]
-
-    # How the weights of corners 1 and 2, and with them the inverse depth, grow along x and y.
-    grow_x = np.stack([y[2] - y[0], y[0] - y[1]]) / area
-    grow_y = np.stack([x[0] - x[2], x[1] - x[0]]) / area
-    rise = inverse[1:] - inverse[0]
-    rise_x, rise_y = (rise * grow_x).sum(0), (rise * grow_y).sum(0)
-
-    face, row, left, right = _pixel_rows(x, y, height)
-    first, end = _centers_between(left, right, width)
-    count = end - first
-    offset_y = row + 0.5 - y[0, face]
-    low, high = inverse.min(0)[face], inverse.max(0)[face]
-    begin, last = (
-        (inverse[0, face] + rise_y[face] * offset_y + rise_x[face] * (column + 0.5 - x[0, face])
-         ).clip(low, high) for column in (first, end - 1))  # slivers round wildly
-    step = (last - begin) / np.maximum(count - 1, 1)
-
-    # Rows become pixels: fragment i of all is fragment i - before of its row.
-    before = count.cumsum() - count
-    fragment = np.arange(count.sum())
-    pixel = fragment + np.repeat(row * width + first - before, count)
-    nearness = np.repeat(begin - step * before, count) + np.repeat(step, count) * fragment
-    nearness = nearness.astype(np.float32)
-    seen = _nearest(pixel, nearness, height * width)
-
-    owner = np.repeat(np.arange(len(count)), count)[seen]
-    pixel, triangle = pixel[seen], face[owner]
-    offset_x = pixel - row[owner] * width + 0.5 - x[0, triangle]
-    second, third = grow_x[:, triangle] * offset_x + grow_y[:, triangle] * offset_y[owner]
-    weights = np.stack([1 - second - third, second, third]).clip(0) * inverse[:, triangle]
-
-    face_ids = np.full(height * width, -1, np.int32)
-    face_ids[pixel] = kept[triangle]
-    barycentric = np.zeros((height * width, 3), np.float32)
-    barycentric[pixel] = (weights / weights.sum(0)).T
-    depth = np.full(height * width, np.inf, np.float32)
-    depth[pixel] = 1 / nearness[seen]
-    return (face_ids.reshape(height, width), barycentric.reshape(height, width, 3),
-            depth.reshape(height, width))
+    triangles = _triangles(*_check_mesh(_single(vertices), faces), near)
+    face_ids, depth = np.full(size, -1, np.int32), np.full(size, np.inf, np.float32)
+    barycentric = np.zeros((*size, 3), np.float32)
+    for rows, columns, reaching in _windows(triangles, size):
+        pixel, seen, weights, depths = _draw(reaching, rows, columns)
+        row, column = np.divmod(pixel, columns.stop - columns.start)
+        places = row + rows.start, column + columns.start
+        face_ids[places], barycentric[places], depth[places] = seen, weights, depths
+    return face_ids, barycentric, depth
 
 
 def _canvas(background, size: tuple[int, int]) -> np.ndarray:
     """The picture (h, w, 3) to draw on: a copy of an image, a plain colour, or white."""
-    background = np.asarray(1.0 if background is None else _to_numpy(background), np.float32)
+    background = np.asarray(1.0 if background is None else _to_numpy(background))
     if background.shape not in [(), (3,), (*size, 3)]:
         raise ValueError(f"background must be a colour (3,) or an image {(*size, 3)} in 0..1, "
                          f"got shape {background.shape}")
-    return np.broadcast_to(background, (*size, 3)).copy()
+    canvas = np.empty((*size, 3), np.float32)
+    canvas[:] = background
+    if background.dtype == np.uint8:
+        canvas /= 255
+    return canvas
 
 
 def _samples(image: np.ndarray, factor: int) -> np.ndarray:
@@ -1183,44 +1273,61 @@ def _unit_rows(vectors: np.ndarray) -> np.ndarray:
 def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.92, 0.76, 0.67),
            background=None, light=(-0.5, -0.8, -0.8), ambient: float = 0.18,
            headlight: float = 0.2, supersample: int = 1) -> Rendered:
-    """A shaded picture of a mesh as the pinhole camera K sees it.
+    """Render a shaded picture of a mesh as the pinhole camera K sees it.
 
     Args: vertices (V, 3) metres, OpenCV camera frame; faces (F, 3), counter-clockwise seen from
     outside; K (3, 3) pixels; size (height, width). Arrays or tensors. colors 0..1, (3,) or one
-    per vertex (V, 3); background a colour (3,) or an image (h, w, 3), white by default; light
-    the direction towards the light; ambient and headlight the parts of the light that come from
-    everywhere and from the camera; supersample the samples along each side of a pixel.
-    Faces that reach behind the camera are not drawn; both sides of the others are.
+    per vertex (V, 3); background a colour (3,) or an image (h, w, 3), 0..1 or uint8, white by
+    default; light the direction towards the light; ambient and headlight the parts of the light
+    that come from everywhere and from the camera; supersample the samples along each side of a
+    pixel. Faces that reach behind the camera are not drawn; both sides of the others are.
+    Raises ValueError for what is not a triangle mesh, or another background.
     """
     vertices, faces = _check_mesh(vertices, faces)
     colors = _vertex_colors(colors, len(vertices))
-    canvas = _canvas(background, size)
-    fine = (size[0] * supersample, size[1] * supersample)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         pixels = supersample * project(vertices, _to_numpy(K))
     pixels = np.where(vertices[:, 2:] > NEAR, pixels, 0)  # behind the camera: not drawn below
-    face_ids, barycentric, depth = rasterize(
-        np.concatenate([pixels, vertices[:, 2:]], 1), faces, fine)
-
-    pixel = np.flatnonzero(face_ids >= 0)
-    seen, weights = face_ids.ravel()[pixel], barycentric.reshape(-1, 3)[pixel]
+    triangles = _triangles(_check_mesh(_single(np.concatenate([pixels, vertices[:, 2:]], 1)),
+                                       faces)[0], faces, NEAR)
     at_vertices = np.concatenate([vertex_normals(vertices, faces), colors, vertices], 1)
-    at_pixels = sum(weights[:, corner, None] * at_vertices.take(faces[:, corner].take(seen), 0)
-                    for corner in range(3))
-    normal, color, position = np.split(at_pixels, 3, 1)
     x, y = pixels.T[:, faces.T]
     inside_out = (x[1] - x[0]) * (y[2] - y[0]) > (x[2] - x[0]) * (y[1] - y[0])
-    normal = _unit_rows(np.where(inside_out[seen, None], -normal, normal))
-    toward_light = normal @ _unit_rows(np.asarray(light, normal.dtype))
-    toward_camera = -np.einsum("ni,ni->n", normal, _unit_rows(position))
-    brightness = (ambient + (1 - ambient - headlight) * toward_light.clip(0)
-                  + headlight * toward_camera.clip(0))
 
-    image = np.zeros((*fine, 3), np.float32)
-    image.reshape(-1, 3)[pixel] = color * np.sqrt(brightness)[:, None]  # colours have gamma 2
-    mask = _samples((face_ids >= 0).astype(np.float32), supersample).mean(0)
-    image = _samples(image, supersample).mean(0) + canvas * (1 - mask[..., None])
-    depths = _samples(depth, supersample)
-    nearest = depths.argmin(0)[None]
-    face_ids = np.take_along_axis(_samples(face_ids, supersample), nearest, 0)[0]
-    return Rendered(image.clip(0, 1), mask, depths.min(0), face_ids)
+    def shade(seen: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Colours (N, 3) of points on the faces `seen` (N,) with barycentric weights (N, 3)."""
+        at_pixels = sum(weights[:, corner, None] * at_vertices.take(faces[:, corner].take(seen), 0)
+                        for corner in range(3))
+        normal, color, position = np.split(at_pixels, 3, 1)
+        normal = _unit_rows(np.where(inside_out[seen, None], -normal, normal))
+        toward_light = normal @ _unit_rows(np.asarray(light, normal.dtype))
+        toward_camera = -np.einsum("ni,ni->n", normal, _unit_rows(position))
+        brightness = (ambient + (1 - ambient - headlight) * toward_light.clip(0)
+                      + headlight * toward_camera.clip(0))
+        return color * np.sqrt(brightness)[:, None]  # colours have gamma 2
+
+    result = Rendered(_canvas(background, size), np.zeros(size, np.float32),
+                      np.full(size, np.inf, np.float32), np.full(size, -1, np.int32))
+    for rows, columns, reaching in _windows(triangles, size, supersample):
+        fine = [slice(part.start * supersample, part.stop * supersample)
+                for part in (rows, columns)]
+        pixel, seen, weights, depths = _draw(reaching, *fine)
+        shape = [part.stop - part.start for part in fine]
+        image, depth = np.zeros((*shape, 3), np.float32), np.full(shape, np.inf, np.float32)
+        face_ids = np.full(shape, -1, np.int32)
+        image.reshape(-1, 3)[pixel] = shade(seen, weights)
+        depth.reshape(-1)[pixel], face_ids.reshape(-1)[pixel] = depths, seen
+        _average([part[rows, columns] for part in result], image, depth, face_ids, supersample)
+    result.image.clip(0, 1, out=result.image)
+    return result
+
+
+def _average(result: Sequence[np.ndarray], image: np.ndarray, depth: np.ndarray,
+             face_ids: np.ndarray, factor: int) -> None:
+    """Store the mean of each pixel's samples, before what was there, and the nearest surface."""
+    canvas, mask, nearest_depth, nearest_face = result
+    mask[:] = _samples((face_ids >= 0).astype(np.float32), factor).mean(0)
+    canvas[:] = _samples(image, factor).mean(0) + canvas * (1 - mask[..., None])
+    depths = _samples(depth, factor)
+    nearest_depth[:] = depths.min(0)
+    nearest_face[:] = np.take_along_axis(_samples(face_ids, factor), depths.argmin(0)[None], 0)[0]

@@ -367,7 +367,7 @@ PRESETS: dict[str, Config] = {
 
 
 def unit(vector: Tensor, fallback: Tensor, shortest: float) -> Tensor:
-    """Vectors (..., 3) of length 1; `fallback`, without gradient, for those below `shortest`."""
+    """Scale vectors (..., 3) to length 1; those below `shortest` become `fallback`, no gradient."""
     degenerate = vector.abs().amax(-1, keepdim=True) <= shortest
     vector = torch.where(degenerate, fallback, vector)
     vector = vector / vector.detach().abs().amax(-1, keepdim=True)  # 1e20 squared would overflow
@@ -375,13 +375,13 @@ def unit(vector: Tensor, fallback: Tensor, shortest: float) -> Tensor:
 
 
 def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
-    """[column 0, column 1] (..., 6) -> rotation matrices (..., 3, 3), by Gram-Schmidt.
+    """Convert [column 0, column 1] (..., 6) to rotation matrices (..., 3, 3), by Gram-Schmidt.
 
     Zhou et al., "On the Continuity of Rotation Representations", CVPR 2019. Zero and parallel
     columns fall back to an axis, so values and gradients are always finite.
     """
     first, second = rotation_6d.unflatten(-1, (2, 3)).unbind(-2)
-    first = unit(first, first.new_tensor([1, 0, 0]), 1e-12)
+    first = unit(first, torch.eye(3, dtype=first.dtype, device=first.device)[0], 1e-12)
     axis = F.one_hot(first.abs().argmin(-1), 3).to(first)  # the one least parallel to `first`
 
     def orthogonal(vector: Tensor) -> Tensor:
@@ -394,7 +394,7 @@ def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
 
 
 def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) -> [column 0, column 1] (..., 6)."""
+    """Convert rotation matrices (..., 3, 3) to [column 0, column 1] (..., 6)."""
     return matrix[..., :2].mT.flatten(-2)
 
 
@@ -526,8 +526,7 @@ class ViTBlock(nn.Module):
 
 
 def conv_stem(widths: tuple[int, ...]) -> nn.Sequential:
-    """Convolutions that halve the picture each: Xiao et al., "Early Convolutions Help
-    Transformers See Better", 2021."""
+    """Make convolutions that halve a picture (Xiao et al., "Early Convolutions Help ...", 2021)."""
     layers: list[nn.Module] = []
     for width_in, width in zip((3, *widths), widths, strict=False):
         layers += [nn.Conv2d(width_in, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width),
@@ -549,7 +548,7 @@ class ViT(nn.Module):
             self.patch_embed = nn.ModuleDict({
                 "stem": conv_stem(config.stem),
                 "proj": nn.Conv2d(config.stem[-1], width, rest, rest)})
-        # The first position belongs to a class token that is gone, and is added to all others.
+        # The first position was a class token's; that token is gone, its position is added to all.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList([
@@ -558,14 +557,14 @@ class ViT(nn.Module):
         self.last_norm = nn.LayerNorm(width, eps=1e-6)
 
     def embed(self, images: Tensor) -> Tensor:
-        """The patches, with their positions (B, N, D)."""
+        """Patches with their positions (B, N, D)."""
         for layer in self.patch_embed.values():
             images = layer(images)
         x = images.flatten(2).transpose(1, 2)  # (B, 192, 1280)
         return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)
+        x = self.embed(images)  # (B, 192, 1280)
         for block in self.blocks:
             x = block(x)
         return self.last_norm(x)
@@ -1880,64 +1879,52 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
     return state, source.get("config")
 
 
-def compare_weights(module: nn.Module, state: Mapping[str, Tensor], ignored: str | None,
-                    strict: bool) -> tuple[dict[str, Tensor], str]:
-    """Return the weights that fit a module, by name and shape, and a report of all others.
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
+                 strict: bool = True) -> None:
+    """Copy weights by name, in the module's own precision.
 
-    A name whose start matches `ignored`, a pattern, is not part of the report. ValueError if
-    strict and there is something to report.
+    ignored: a pattern for the start of names that the module does not use; they are left out, and
+    printed. Any other difference in names or shapes is a ValueError, or is printed if not strict.
     """
-    own = module.state_dict()
+    own, kind = module.state_dict(), type(module).__name__
+    unused = {name: re.match(ignored, name)[0].rstrip(".") for name in state
+              if name not in own and re.match(ignored, name)}
     fitting = {name: value for name, value in state.items()
                if name in own and value.shape == own[name].shape}
     problems = {
         "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own and not (
-            ignored and re.match(ignored, name))],
-        "of another shape": [name for name in own if name in state and name not in fitting],
-    }
+        "unexpected": [name for name in state if name not in own and name not in unused],
+        "of another shape": [name for name in own if name in state and name not in fitting]}
     report = "; ".join(
-        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for kind, names in problems.items() if names)
-    require(not (strict and report), f"these weights are not {type(module).__name__}'s: {report}")
-    return fitting, report
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str | None = None,
-                 strict: bool = True) -> None:
-    """Copy weights by name, in the module's own precision.
-
-    ignored: a pattern for the start of names that the module does not use; these are left out,
-    and printed. Any other difference in names or shapes raises ValueError, or is printed if not
-    strict.
-    """
-    fitting, report = compare_weights(module, state, ignored, strict)
-    unused = {found[0].rstrip(".") for name in state if ignored and name not in fitting
-              and (found := re.match(ignored, name))}
+        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for problem, names in problems.items() if names)
+    require(not (strict and report), f"these weights are not {kind}'s: {report}")
     if unused:
-        print(f"left out, {type(module).__name__} does not use it: {', '.join(sorted(unused))}")
+        print(f"left out, {kind} does not use it: {', '.join(sorted(set(unused.values())))}")
     if report:
         print(f"loaded in part: {report}")
     module.load_state_dict(fitting, strict=False)
 
 
 def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
-                    state: Mapping[str, Tensor], *, ignored: str | None = None,
-                    strict: bool = True) -> nn.Module:
+                    state: Mapping[str, Tensor], **options) -> nn.Module:
     """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
 
-    ignored, strict: as in load_weights. Raises ValueError if the config is not the model's.
+    options: of load_weights. Raises ValueError if the config is not the model's.
     """
     require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
             f"save dataclasses.asdict({config_kind.__name__}(...))")
     try:
         config = config_kind(**config)
-        with torch.device("meta"):  # a damaged config may ask for any amount of memory
-            compare_weights(kind(config), state, ignored, strict)
+        with torch.device("meta"):  # takes no memory
+            size = sum(value.numel() for value in kind(config).state_dict().values())
     except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
         raise ValueError(f"the checkpoint's config is not {kind.__name__}'s: {error}") from error
+    stored = sum(value.numel() for value in state.values())
+    require(size <= max(10 * stored, 10**8), f"the checkpoint's config is not that of its weights: "
+            f"it describes {size:,} numbers, they are {stored:,}")
     model = kind(config)
-    load_weights(model, state, ignored=ignored, strict=strict)
+    load_weights(model, state, **options)
     return model.eval()
 
 

@@ -828,64 +828,52 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
     return state, source.get("config")
 
 
-def compare_weights(module: nn.Module, state: Mapping[str, Tensor], ignored: str | None,
-                    strict: bool) -> tuple[dict[str, Tensor], str]:
-    """Return the weights that fit a module, by name and shape, and a report of all others.
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
+                 strict: bool = True) -> None:
+    """Copy weights by name, in the module's own precision.
 
-    A name whose start matches `ignored`, a pattern, is not part of the report. ValueError if
-    strict and there is something to report.
+    ignored: a pattern for the start of names that the module does not use; they are left out, and
+    printed. Any other difference in names or shapes is a ValueError, or is printed if not strict.
     """
-    own = module.state_dict()
+    own, kind = module.state_dict(), type(module).__name__
+    unused = {name: re.match(ignored, name)[0].rstrip(".") for name in state
+              if name not in own and re.match(ignored, name)}
     fitting = {name: value for name, value in state.items()
                if name in own and value.shape == own[name].shape}
     problems = {
         "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own and not (
-            ignored and re.match(ignored, name))],
-        "of another shape": [name for name in own if name in state and name not in fitting],
-    }
+        "unexpected": [name for name in state if name not in own and name not in unused],
+        "of another shape": [name for name in own if name in state and name not in fitting]}
     report = "; ".join(
-        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for kind, names in problems.items() if names)
-    require(not (strict and report), f"these weights are not {type(module).__name__}'s: {report}")
-    return fitting, report
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str | None = None,
-                 strict: bool = True) -> None:
-    """Copy weights by name, in the module's own precision.
-
-    ignored: a pattern for the start of names that the module does not use; these are left out,
-    and printed. Any other difference in names or shapes raises ValueError, or is printed if not
-    strict.
-    """
-    fitting, report = compare_weights(module, state, ignored, strict)
-    unused = {found[0].rstrip(".") for name in state if ignored and name not in fitting
-              and (found := re.match(ignored, name))}
+        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for problem, names in problems.items() if names)
+    require(not (strict and report), f"these weights are not {kind}'s: {report}")
     if unused:
-        print(f"left out, {type(module).__name__} does not use it: {', '.join(sorted(unused))}")
+        print(f"left out, {kind} does not use it: {', '.join(sorted(set(unused.values())))}")
     if report:
         print(f"loaded in part: {report}")
     module.load_state_dict(fitting, strict=False)
 
 
 def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
-                    state: Mapping[str, Tensor], *, ignored: str | None = None,
-                    strict: bool = True) -> nn.Module:
+                    state: Mapping[str, Tensor], **options) -> nn.Module:
     """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
 
-    ignored, strict: as in load_weights. Raises ValueError if the config is not the model's.
+    options: of load_weights. Raises ValueError if the config is not the model's.
     """
     require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
             f"save dataclasses.asdict({config_kind.__name__}(...))")
     try:
         config = config_kind(**config)
-        with torch.device("meta"):  # a damaged config may ask for any amount of memory
-            compare_weights(kind(config), state, ignored, strict)
+        with torch.device("meta"):  # takes no memory
+            size = sum(value.numel() for value in kind(config).state_dict().values())
     except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
         raise ValueError(f"the checkpoint's config is not {kind.__name__}'s: {error}") from error
+    stored = sum(value.numel() for value in state.values())
+    require(size <= max(10 * stored, 10**8), f"the checkpoint's config is not that of its weights: "
+            f"it describes {size:,} numbers, they are {stored:,}")
     model = kind(config)
-    load_weights(model, state, ignored=ignored, strict=strict)
+    load_weights(model, state, **options)
     return model.eval()
 
 def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:

@@ -1,5 +1,7 @@
 """The benchmarks run, compare like with like, and are found from any folder."""
 
+import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import metrics
 import simplehand
 from benchmarks import __main__ as command
 from benchmarks import bodymodels as bodies_room
+from benchmarks import genhmr as genhmr_room
 from benchmarks import gpu
 from benchmarks import metrics as metrics_room
 from benchmarks.timing import medians
@@ -67,6 +70,44 @@ def test_metrics_compares_equals(capsys):
     metrics_room.benchmark_procrustes(2, 50, rounds=1)
     metrics_room.benchmark_protocol(1, rounds=1, vertices=60)
     assert capsys.readouterr().out.count("largest difference") == 2
+
+
+@pytest.mark.parametrize("peer", ["project_then_sample", "transformers"])
+def test_genhmr_compares_what_is_equal(peer):
+    """Both compute the same attention, with the same gradients, also near and over the borders."""
+    if peer == "transformers":
+        pytest.importorskip("transformers.models.deformable_detr.modeling_deformable_detr",
+                            exc_type=Exception)
+    torch.manual_seed(0)
+    config = genhmr.Config(width=32, pyramid_width=32, heads=4, scales=(1, 2, 4), points=3)
+    attention = genhmr.DeformableAttention(config).double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter)
+    sizes = torch.tensor([(5, 3), (9, 7), (4, 12)])
+    inputs = [torch.randn(2, 6, 32), torch.randn(2, int(sizes.prod(1).sum()), 32),
+              torch.rand(6, 2)]
+    queries, values, reference = [x.double().requires_grad_() for x in inputs]
+    other = functools.partial(genhmr_room.project_then_sample, attention)
+    if peer == "transformers":
+        other = genhmr_room.peer_attention(attention)
+        assert not isinstance(other, functools.partial)
+    weight = torch.randn(2, 6, 32, dtype=torch.float64)
+    results = [function(queries, reference, values, sizes) for function in (attention, other)]
+    gradients = [torch.autograd.grad((result * weight).sum(), (queries, values, reference))
+                 for result in results]
+    assert torch.allclose(*results, atol=1e-10)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-9)
+
+
+def test_genhmr_prints_ratios_and_parts(capsys):
+    """With equal outputs, whatever the times."""
+    genhmr_room.main(["--preset", "cpu", "--widths", "32", "--seconds", "0"])
+    output = capsys.readouterr().out
+    assert "width 32, forward + backward" in output and "T = 5" in output
+    differences = re.findall(r"differs by (\S+)", output)
+    assert len(differences) == 2 and all(float(number) < 1e-4 for number in differences)
+    assert output.count(" ms") >= 12 and "refinement, 10 steps" in output
 
 
 # --------------------------------------------------------------------------------------- GPU

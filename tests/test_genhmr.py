@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bodymodels
 import genhmr
 import simplehand
+from benchmarks.genhmr import project_then_sample
 from genhmr import (
     PRESETS,
     SCHEDULES,
@@ -41,6 +42,7 @@ TINY = Config(
     vit_drop_path=0.1, scales=(1, 2, 4), pyramid_width=8, width=16, heads=2, points=2, layers=2,
     ffn=32, regressor_width=16, steps=100)
 SHAPES = ((4, 3), (8, 6), (16, 12))  # of three maps, not square: a swap of x and y shows
+SIZES = torch.tensor(SHAPES)
 SPEC_COUNTS = {"cosine": [96, 87, 63, 34, 10, 0], "linear": [96, 77, 58, 39, 20, 0],
                "cubic": [96, 96, 90, 76, 47, 0], "sqrt": [96, 95, 88, 77, 58, 0],
                "training": [96, 92, 78, 57, 30, 0]}
@@ -74,7 +76,7 @@ def body() -> Body:
 
 @pytest.fixture(scope="module")
 def lively() -> GenHMR:
-    """A tiny model whose probabilities differ from word to word, as those of a trained one do."""
+    """A tiny model whose probabilities differ from token to token, as those of a trained one do."""
     return lively_model()
 
 
@@ -117,7 +119,7 @@ def batch_of(body: Body, size: int = 4, image_size: int = 64, seed: int = 0) -> 
     pose, betas = poses(size, seed), 0.5 * torch.randn(size, 10, generator=generator)
     camera = torch.tensor([0.9, 0.0, 0.2]) + 0.05 * torch.randn(size, 3, generator=generator)
     keypoints = body.of(betas, pose)
-    flat = genhmr.project(keypoints, camera, TINY.focal)
+    flat = genhmr.project_to_crop(keypoints, camera, TINY.focal)
     translation = genhmr.camera_translation(camera, TINY.focal)[:, None]
     ones = torch.ones(size)
     return {"image": images(size, image_size, seed), "pose": pose, "pose_valid": ones,
@@ -147,12 +149,12 @@ def test_parameter_counts():
 
 @pytest.mark.parametrize("tokens", [48, 96, 192, 384])
 def test_every_length_of_table_6(tokens):
-    """24 joints become 48, 96, 192 or 384 words and 24 joints again."""
+    """24 joints become 48, 96, 192 or 384 tokens and 24 joints again."""
     tokenizer = Tokenizer(replace(TINY_TOKENIZER, num_tokens=tokens)).eval()
     pose = poses(2)
-    words = tokenizer.encode(pose)
-    assert words.shape == (2, tokens) and words.dtype == torch.int64
-    decoded = tokenizer.decode(words)
+    encoded = tokenizer.encode(pose)
+    assert encoded.shape == (2, tokens) and encoded.dtype == torch.int64
+    decoded = tokenizer.decode(encoded)
     assert decoded.shape == (2, 24, 3, 3)
     assert torch.allclose(decoded @ decoded.mT, torch.eye(3).expand_as(decoded), atol=1e-5)
     assert torch.allclose(decoded, tokenizer(pose)["rotations"], atol=1e-5)
@@ -218,7 +220,7 @@ def test_config_of_a_checkpoint_becomes_the_config():
 
 def test_shared_blocks_are_copies():
     """What this file has in common with simplehand.py is the same, letter by letter."""
-    for name in ("require", "DropPath", "Foreign", "read_checkpoint", "compare_weights",
+    for name in ("require", "DropPath", "Foreign", "read_checkpoint",
                  "load_weights", "from_checkpoint"):
         assert (inspect.getsource(getattr(genhmr, name))
                 == inspect.getsource(getattr(simplehand, name)))
@@ -303,7 +305,7 @@ def test_convention_camera():
     K = torch.tensor([[5000.0, 0, 128], [0, 5000.0, 128], [0, 0, 1]])
     translation = genhmr.camera_translation(camera, 5000.0, 256.0)
     pixels = bodymodels.project(points + translation[:, None], K)
-    flat = genhmr.project(points, camera, Config().focal)
+    flat = genhmr.project_to_crop(points, camera, Config().focal)
     assert torch.allclose(flat, pixels / 256 - 0.5, atol=1e-5)
     assert torch.allclose(translation, genhmr.camera_translation(camera, Config().focal))
     assert genhmr.camera_translation(torch.tensor([[0.9, 0, 0]]), 5000, 256)[0, 2] == (
@@ -313,7 +315,8 @@ def test_convention_camera():
 def test_convention_scale():
     """At the depth that s sets, a metre covers s / 2 of the crop, and s (x + tx) / 2 is exact."""
     camera = torch.tensor([[0.8, 0.3, -0.1]])
-    flat = genhmr.project(torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]]), camera, 19.53)[0]
+    points = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]])
+    flat = genhmr.project_to_crop(points, camera, 19.53)[0]
     assert (flat[1:] - flat[0]).diagonal() == pytest.approx([0.4, 0.4])
     weak = bodymodels.weak_perspective_project(torch.zeros(1, 1, 3), camera)[0, 0]
     assert flat[0] == pytest.approx(weak / 2)
@@ -331,7 +334,7 @@ def trained_quantiser(**options) -> Quantiser:
 
 
 def test_nearest_is_the_argmin_of_all_distances():
-    """Words equal torch.cdist's argmin, for any leading shape."""
+    """Tokens equal torch.cdist's argmin, for any leading shape."""
     quantiser = Quantiser(replace(TINY_TOKENIZER, codebook_size=300)).double()
     z = torch.randn(5, 48, 8, dtype=torch.float64)
     expected = torch.cdist(z.flatten(0, 1), quantiser.codebook).argmin(1).view(5, 48)
@@ -382,8 +385,8 @@ def test_only_the_commitment_term_has_a_gradient():
     assert torch.allclose(gradient, 2 * (z.detach() - codes) / z.numel(), atol=1e-6)
 
 
-def test_perplexity_counts_the_words_in_use():
-    """1 if all words are one, V if all are equally frequent; dead codes are the unused."""
+def test_perplexity_counts_the_tokens_in_use():
+    """1 if all tokens are one, V if all are equally frequent; dead codes are the unused."""
     quantiser = Quantiser(TINY_TOKENIZER).eval()
     every = quantiser(quantiser.codebook[None])
     assert every["perplexity"] == pytest.approx(32) and every["dead_codes"] == 0
@@ -503,14 +506,14 @@ def test_two_processes_learn_one_codebook(tmp_path):
 # --------------------------------------------------------------------------------- tokenizer
 
 
-def test_joints_and_words_are_neighbours_in_number():
-    """A word sees 4 to 8 joints and no word none; a joint depends on a third of the words or
-    more: four words per joint, but not of one joint."""
+def test_joints_and_tokens_are_neighbours_in_number():
+    """A token sees 4 to 8 joints and no token none; a joint depends on a third of the tokens or
+    more: four tokens per joint, but not of one joint."""
     tokenizer = Tokenizer(replace(TINY_TOKENIZER, num_tokens=96)).eval()
     pose = poses(1)[0].requires_grad_()
     seen = torch.stack([
-        torch.autograd.grad(word.sum(), pose, retain_graph=True)[0].abs().sum((1, 2)) > 0
-        for word in tokenizer.embed(pose[None])[0]])  # (96, 24)
+        torch.autograd.grad(token.sum(), pose, retain_graph=True)[0].abs().sum((1, 2)) > 0
+        for token in tokenizer.embed(pose[None])[0]])  # (96, 24)
     assert seen.sum(1).min() >= 4 and seen.sum(1).max() <= 8
     for row in seen:
         joints = row.nonzero().flatten()
@@ -529,16 +532,16 @@ def test_tokenizer_starts_near_the_rest_pose():
     assert (rotations - torch.eye(3)).abs().max() < 0.5
 
 
-def test_words_do_not_depend_on_the_precision():
+def test_tokens_do_not_depend_on_the_precision():
     """Under autocast the tokenizer computes as without it."""
     tokenizer = Tokenizer(TINY_TOKENIZER).train()
     tokenizer(poses(8))
     tokenizer.eval()
-    words, rotations = tokenizer.encode(poses(4)), tokenizer(poses(4))["rotations"]
+    tokens, rotations = tokenizer.encode(poses(4)), tokenizer(poses(4))["rotations"]
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(tokenizer.encode(poses(4)), words)
+        assert torch.equal(tokenizer.encode(poses(4)), tokens)
         assert torch.equal(tokenizer(poses(4))["rotations"], rotations)
-        assert tokenizer.decode(words).dtype == torch.float32
+        assert tokenizer.decode(tokens).dtype == torch.float32
 
 
 def test_bad_poses_are_refused():
@@ -658,7 +661,7 @@ def random_attention(dtype: torch.dtype = torch.float64) -> DeformableAttention:
 def test_sampling_equals_four_neighbours_in_loops():
     """sample_maps is its definition, to rounding, also across borders."""
     values, locations, weights = attention_input()
-    sums, inside = sample_maps(values, SHAPES, locations, weights)
+    sums, inside = sample_maps(values, SIZES, locations, weights)
     assert torch.allclose(sums, naive_sample_maps(values, locations, weights), atol=1e-14)
     ones = naive_sample_maps(torch.ones_like(values), locations, weights)[..., 0]
     assert torch.allclose(inside, ones, atol=1e-14)
@@ -672,28 +675,28 @@ def test_sampling_of_simple_fields_is_exact():
         (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width,
         indexing="ij"), -1).flatten(0, 1) for height, width in SHAPES]).double()
     ramps = torch.cat((ramps, torch.full_like(ramps, 3.0)), 1).expand(2, -1, -1)
-    sums, inside = sample_maps(ramps, SHAPES, inner, weights)
+    sums, inside = sample_maps(ramps, SIZES, inner, weights)
     expected = (weights[..., None] * inner).sum((3, 4))
     assert torch.allclose(sums[..., 1], expected[..., 0], atol=1e-7)  # x, along the width
     assert torch.allclose(sums[..., 0], expected[..., 1], atol=1e-7)
     assert torch.allclose(sums[..., 2:], torch.full_like(sums[..., 2:], 3.0))
     assert torch.allclose(inside, torch.ones_like(inside))
     for far in (-5.0, 7.0, 1e30, -1e30, math.inf, -math.inf):
-        sums, inside = sample_maps(values, SHAPES, torch.full_like(locations, far), weights)
+        sums, inside = sample_maps(values, SIZES, torch.full_like(locations, far), weights)
         assert not sums.any() and not inside.any()
 
 
 def test_sampling_at_centres_is_a_lookup():
     """At the centre of a cell, the cell; half a cell outside of the border, half of it."""
-    shape = (4, 3)
+    sizes = torch.tensor([(4, 3)])
     values = torch.randn(1, 12, 5)
     rows, columns = torch.meshgrid(torch.arange(4), torch.arange(3), indexing="ij")
     centres = torch.stack(((columns + 0.5) / 3, (rows + 0.5) / 4), -1).view(1, 12, 1, 1, 1, 2)
     weights = torch.ones(1, 12, 1, 1, 1)
-    assert torch.allclose(sample_maps(values, (shape,), centres, weights)[0][:, :, 0], values,
+    assert torch.allclose(sample_maps(values, sizes, centres, weights)[0][:, :, 0], values,
                           atol=1e-5)
     border = torch.tensor([0.5 / 3, 0.0]).expand(1, 1, 1, 1, 1, 2)
-    half = sample_maps(values, (shape,), border, weights[:, :1])
+    half = sample_maps(values, sizes, border, weights[:, :1])
     assert torch.allclose(half[0][0, 0, 0], 0.5 * values[0, 0], atol=1e-6)
     assert half[1].item() == pytest.approx(0.5)
 
@@ -703,7 +706,7 @@ def test_sampling_gradients():
     values, locations, weights = attention_input(1, 2, 2, 1, 2)
     inputs = [x.requires_grad_() for x in (values, locations, weights)]
     assert torch.autograd.gradcheck(
-        lambda v, at, w: sample_maps(v, SHAPES, at, w), inputs, atol=1e-6)
+        lambda v, at, w: sample_maps(v, SIZES, at, w), inputs, atol=1e-6)
 
 
 def test_attention_equals_projecting_everything_first():
@@ -713,7 +716,7 @@ def test_attention_equals_projecting_everything_first():
     leaves = [queries, reference, values, *module.parameters()]
     for leaf in leaves:
         leaf.requires_grad_()
-    ours = module(queries, reference, values, SHAPES)
+    ours = module(queries, reference, values, SIZES)
     theirs = grid_sample_attention(module, queries, reference, values)
     assert torch.allclose(ours, theirs, atol=1e-12)
     weights = torch.randn_like(ours)
@@ -738,12 +741,12 @@ class Largest(TorchDispatchMode):
 def test_attention_makes_nothing_of_the_size_of_the_maps():
     """Its largest tensor has the sampled vectors, not the projected maps."""
     config = Config(width=64, pyramid_width=64, vit_dim=64, vit_heads=4)
-    attention, shapes = DeformableAttention(config), ((16, 12), (64, 48), (128, 96))
+    attention, sizes = DeformableAttention(config), torch.tensor([(16, 12), (64, 48), (128, 96)])
     queries, values = torch.randn(1, 96, 64), torch.randn(1, 15_552, 64)
     largest = {}
-    for function in (attention, partial(genhmr.project_then_sample, attention)):
+    for function in (attention, partial(project_then_sample, attention)):
         with torch.no_grad(), Largest() as noted:
-            function(queries, torch.rand(96, 2), values, shapes)
+            function(queries, torch.rand(96, 2), values, sizes)
         largest[function] = noted.elements
     ours, usual = largest.values()
     assert ours == 96 * 8 * 64 and usual >= values.numel()
@@ -771,17 +774,17 @@ def test_attention_equals_transformers():
         queries, encoder_hidden_states=values,
         reference_points=reference[None, :, None].expand(2, -1, 3, -1), spatial_shapes=shapes,
         spatial_shapes_list=list(SHAPES), level_start_index=starts)
-    assert torch.allclose(module(queries, reference, values, SHAPES), expected, atol=1e-12)
+    assert torch.allclose(module(queries, reference, values, SIZES), expected, atol=1e-12)
 
 
 def test_nan_stays_in_its_query():
     """A location or weight that is NaN spoils its own query and head, forward and backward."""
     values, locations, weights = attention_input()
-    expected, _ = sample_maps(values, SHAPES, locations, weights)
+    expected, _ = sample_maps(values, SIZES, locations, weights)
     locations[1, 2, 0, 1, 1, 0] = math.nan
     weights[0, 1, 2, 0, 0] = math.nan
     locations.requires_grad_()
-    sums, inside = sample_maps(values, SHAPES, locations, weights)
+    sums, inside = sample_maps(values, SIZES, locations, weights)
     bad = torch.zeros_like(inside, dtype=torch.bool)
     bad[1, 2, 0] = bad[0, 1, 2] = True
     assert torch.equal(sums.isnan().all(-1), bad) and torch.equal(inside.isnan(), bad)
@@ -837,15 +840,15 @@ def test_maps_have_the_scales_of_the_config():
     """Heights and widths are those of the encoder's map times 1, 4, 8 (and 16, if asked for)."""
     config = replace(PRESETS["paper"], vit_dim=16, vit_heads=2, vit_depth=1, pyramid_width=4)
     features = GenHMR(config).encode(images(2, 256))
-    assert features.shapes == ((16, 12), (64, 48), (128, 96))
+    assert features.sizes.tolist() == [[16, 12], [64, 48], [128, 96]]
     assert features.values.shape == (2, 15_552, 4)
     assert features.betas.shape == (2, 10) and features.camera.shape == (2, 3)
     features = GenHMR(replace(config, scales=(1, 4, 8, 16))).encode(images(1, 256))
-    assert features.shapes[-1] == (256, 192)  # as fine as the picture
+    assert features.sizes[-1].tolist() == [256, 192]  # as fine as the picture
 
 
 def test_maps_lie_one_behind_the_other_row_by_row():
-    """`values` are the maps of `shapes`: cell (y, x) of a level is at its start + y w + x."""
+    """`values` are the maps of `sizes`: cell (y, x) of a level is at its start + y w + x."""
     model = lively_model()
     features = model.encode(images())
     tokens = model.backbone(model.normalise(images()))
@@ -861,8 +864,8 @@ def test_regressor_starts_at_the_mean():
     assert torch.allclose(features.camera, torch.tensor([0.9, 0.0, 0.0]).expand(4, 3), atol=0.1)
 
 
-def test_masked_words_are_not_seen(lively):
-    """[MASK] hides which word it replaces; any other word changes the prediction of all."""
+def test_masked_tokens_are_not_seen(lively):
+    """[MASK] hides which token it replaces; any other token changes the prediction of all."""
     features = lively.encode(images(1))
     tokens = torch.randint(32, (1, 48))
     masked = tokens.clone()
@@ -878,7 +881,7 @@ def test_masked_words_are_not_seen(lively):
 
 
 def test_bad_input_is_refused(lively):
-    """Pictures and words of other shapes or kinds are a ValueError that says what is expected."""
+    """Pictures and tokens of other shapes or kinds are a ValueError that says what is expected."""
     for bad in (images(2, 32), images(2)[0], images(2)[:, :1]):
         with pytest.raises(ValueError, match="expected \\(B, 3, 64, 64\\)"):
             lively.encode(bad)
@@ -947,14 +950,14 @@ def test_mixed_precision():
 
 
 def test_masks_follow_the_cosine_ratio():
-    """Between 1 and L words are masked, 2 / pi of them on average, all of them in 9.2 %."""
+    """Between 1 and L tokens are masked, 2 / pi of them on average, all of them in 9.2 %."""
     tokens = torch.randint(32, (40_000, 96))
     masked, mask = genhmr.random_mask(tokens, 32)
     assert torch.equal(masked == 32, mask) and torch.equal(masked[~mask], tokens[~mask])
     number = mask.sum(1)
     assert number.min() >= 1 and number.max() == 96
     ratio = number.double().mean().item() / 96
-    assert ratio == pytest.approx(2 / math.pi + 0.5 / 96, abs=0.005)  # ceil adds half a word
+    assert ratio == pytest.approx(2 / math.pi + 0.5 / 96, abs=0.005)  # ceil adds half a token
     everything = 2 / math.pi * math.acos(95 / 96)
     assert everything == pytest.approx(0.092, abs=0.0005)
     assert (number == 96).double().mean().item() == pytest.approx(everything, abs=0.005)
@@ -968,22 +971,22 @@ def test_masks_follow_the_cosine_ratio():
 
 @pytest.mark.parametrize("tau_max", [0.3, 0.7])
 def test_a_smaller_range_of_tau_masks_more(tau_max):
-    """No fewer words than gamma(tau_max) of them are masked, and all of them at times."""
+    """No fewer tokens than gamma(tau_max) of them are masked, and all of them at times."""
     _, mask = genhmr.random_mask(torch.zeros(3000, 96, dtype=torch.int64), 32, tau_max)
     counts = mask.sum(1)
     least = math.ceil(96 * math.cos(0.5 * math.pi * tau_max))
     assert least <= counts.min() <= least + 2 and counts.max() == 96
 
 
-def test_at_least_one_word_is_masked(monkeypatch):
-    """Where tau rounds to 1 the ratio is 0, or less: still one word is masked."""
+def test_at_least_one_token_is_masked(monkeypatch):
+    """Where tau rounds to 1 the ratio is 0, or less: still one token is masked."""
     monkeypatch.setattr(torch, "cos", lambda x: torch.full_like(x, -4e-8))  # float32's cos(pi / 2)
     _, mask = genhmr.random_mask(torch.zeros(3, 96, dtype=torch.int64), 32)
     assert mask.sum(1).tolist() == [1, 1, 1]
 
 
 def test_samples_without_a_pose_are_all_masked(body):
-    """Their words are unknown: nothing of them is shown, and L_mask does not see them."""
+    """Their tokens are unknown: nothing of them is shown, and L_mask does not see them."""
     model, batch = GenHMR(TINY).eval(), batch_of(body)
     batch["pose_valid"] = torch.tensor([1.0, 0, 1, 0])
     batch = genhmr.mask_batch(model, batch)
@@ -994,8 +997,8 @@ def test_samples_without_a_pose_are_all_masked(body):
     assert not logits.grad[[1, 3]].any() and logits.grad[[0, 2]].any()
 
 
-def test_guesses_stand_in_for_true_words(body):
-    """Up to the share that is asked for, never for a masked word; they are the model's own."""
+def test_guesses_stand_in_for_true_tokens(body):
+    """Up to the share that is asked for, never for a masked token; they are the model's own."""
     assert "guessed" not in genhmr.mask_batch(GenHMR(TINY), batch_of(body))
     model = GenHMR(replace(TINY, guesses=1.0, tau_max=0.5)).eval()
     batch = batch_of(body)
@@ -1005,16 +1008,16 @@ def test_guesses_stand_in_for_true_words(body):
     assert guessed.any() and not (guessed & batch["mask"]).any()
     assert not guessed[1].any() and (~guessed & ~batch["mask"]).any()
     alone = genhmr.sample(model, batch["image"], iterations=1).tokens
-    words = torch.where(guessed, alone, batch["masked_tokens"])
-    assert (words != batch["masked_tokens"]).any()
+    tokens = torch.where(guessed, alone, batch["masked_tokens"])
+    assert (tokens != batch["masked_tokens"]).any()
     torch.testing.assert_close(model(batch["image"], batch["masked_tokens"], guessed)["logits"],
-                               model(batch["image"], words)["logits"])
+                               model(batch["image"], tokens)["logits"])
     with pytest.raises(ValueError, match="guesses is 2"):
         replace(TINY, guesses=2.0)
 
 
 def test_mask_loss_of_ignorance_is_the_log_of_the_vocabulary(body):
-    """ln V for equal logits, 0 for certainty, over all words or over the masked ones alone."""
+    """ln V for equal logits, 0 for certainty, over all tokens or over the masked ones alone."""
     model = GenHMR(TINY).eval()
     batch = genhmr.mask_batch(model, batch_of(body))
     assert genhmr.mask_loss(torch.zeros(4, 48, 32), batch, TINY).item() == (
@@ -1039,7 +1042,7 @@ def test_temperature_falls_and_stays():
     assert all(a > b for a, b in zip(values, values[1:], strict=False))
 
 
-def test_relaxed_words_are_words_and_have_the_soft_gradient():
+def test_relaxed_tokens_are_tokens_and_have_the_soft_gradient():
     """Forward codes of the codebook, exactly; backward the gradient of Eq. 6."""
     model = GenHMR(TINY).eval()
     logits, weights = torch.randn(2, 48, 32, requires_grad=True), torch.randn(2, 48, 8)
@@ -1061,14 +1064,14 @@ def test_relaxed_words_are_words_and_have_the_soft_gradient():
         assert gradient.abs().sum() > 0
 
 
-def test_relaxed_words_follow_the_categorical_distribution():
-    """Whatever the temperature, words are drawn with the probabilities of the logits."""
+def test_relaxed_tokens_follow_the_categorical_distribution():
+    """Whatever the temperature, tokens are drawn with the probabilities of the logits."""
     model = GenHMR(TINY).eval()
     logits = torch.linspace(-2, 2, 32).expand(500, 48, 32)
     model.tokenizer.decode_embeddings = lambda y: y
     for temperature in (1.0, 0.01):
-        words = model.tokenizer.quantiser.nearest(genhmr.relax(model, logits, temperature))
-        frequency = torch.bincount(words.flatten(), minlength=32) / words.numel()
+        tokens = model.tokenizer.quantiser.nearest(genhmr.relax(model, logits, temperature))
+        frequency = torch.bincount(tokens.flatten(), minlength=32) / tokens.numel()
         assert torch.allclose(frequency, logits[0, 0].softmax(-1), atol=0.01)
 
 
@@ -1088,7 +1091,7 @@ def test_relaxed_gradients_reach_every_logit_of_a_pose():
 
 
 def perfect(body: Body, model: GenHMR, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A prediction that is certain of the words, and right about all else."""
+    """A prediction that is certain of the tokens, and right about all else."""
     return {"logits": 1e4 * F.one_hot(batch["tokens"], 32).float(), "betas": batch["betas"],
             "camera": batch["camera"]}
 
@@ -1099,7 +1102,8 @@ def decodable_batch(body: Body, model: GenHMR, size: int = 4) -> dict[str, Tenso
     batch["tokens"] = torch.randint(32, (size, 48))
     batch["pose"] = model.tokenizer.decode(batch["tokens"])
     keypoints = body.of(batch["betas"], batch["pose"])
-    batch["keypoints_2d"] = 64 * (genhmr.project(keypoints, batch["camera"], TINY.focal) + 0.5)
+    in_crop = genhmr.project_to_crop(keypoints, batch["camera"], TINY.focal)
+    batch["keypoints_2d"] = 64 * (in_crop + 0.5)
     batch["keypoints_3d"] = keypoints + torch.tensor([0.3, -0.2, 40.0])
     batch["mask"] = torch.rand(size, 48) < 0.5
     batch["mask"][:, 0] = True
@@ -1107,7 +1111,7 @@ def decodable_batch(body: Body, model: GenHMR, size: int = 4) -> dict[str, Tenso
 
 
 def test_losses_vanish_for_the_truth(body):
-    """Words, shape and camera of the truth have no loss; 3D does not depend on where it is."""
+    """Tokens, shape and camera of the truth have no loss; 3D does not depend on where it is."""
     model = GenHMR(TINY).eval()
     batch = decodable_batch(body, model)
     terms = genhmr.losses(perfect(body, model, batch), batch, model, body, 1.0)
@@ -1126,7 +1130,7 @@ def test_loss_reductions(body):
     terms = genhmr.losses(prediction, batch, model, body, 1.0)
     assert terms["betas"].item() == pytest.approx(4 * 10 * 0.25)
     guess = body.of(prediction["betas"], batch["pose"])
-    flat = (genhmr.project(guess, prediction["camera"], TINY.focal)
+    flat = (genhmr.project_to_crop(guess, prediction["camera"], TINY.focal)
             - (batch["keypoints_2d"] / 64 - 0.5)).abs().sum()
     assert terms["keypoints_2d"].item() == pytest.approx(flat.item(), rel=1e-3)
     true = batch["keypoints_3d"]
@@ -1212,7 +1216,7 @@ def test_convolutions_in_front_keep_the_grid():
 
 
 def test_heat_maps_know_where(body):
-    """Heat maps tell cells apart, which their mean does not, and every word starts from them."""
+    """Heat maps tell cells apart, which their mean does not, and every token starts from them."""
     torch.manual_seed(0)
     count = body.of(torch.zeros(1, 10), poses(1)).shape[1]
     config = replace(TINY, reduction="mean", heat_maps=count, weight_heat=0.1)
@@ -1220,7 +1224,7 @@ def test_heat_maps_know_where(body):
     tokens = torch.randn(2, math.prod(config.grid), config.vit_dim)
     turned = tokens.roll(1, 1)
     mean = genhmr.Regressor(TINY)
-    assert mean(tokens).start.shape[1] == mean(tokens).heat.shape[1] == 0
+    assert mean(tokens).heat.shape[1] == 0 and not mean(tokens).start.any()
     assert torch.allclose(mean(tokens).camera, mean(turned).camera, atol=1e-6)
     first, second = model.regressor(tokens), model.regressor(turned)
     assert torch.allclose(first.heat.roll(1, 2), second.heat, atol=1e-5)
@@ -1269,7 +1273,7 @@ def test_heat_loss_is_least_where_the_keypoint_is(places):
 
 
 def test_overfits_one_batch(body):
-    """Some steps on one batch teach words, shape and camera, with every parameter moving."""
+    """Some steps on one batch teach tokens, shape and camera, with every parameter moving."""
     model = GenHMR(replace(TINY, reduction="mean", vit_drop_path=0.0, layers=1))
     model.tokenizer.quantiser.codebook.mul_(3.0)
     model.train()
@@ -1298,7 +1302,7 @@ def test_overfits_one_batch(body):
 
 
 def test_schedules_of_the_paper():
-    """At 96 words and 5 iterations the counts are those of the printed formulas."""
+    """At 96 tokens and 5 iterations the counts are those of the printed formulas."""
     assert {name: mask_counts(96, 5, name) for name in SCHEDULES} == SPEC_COUNTS
 
 
@@ -1359,7 +1363,7 @@ def test_counts_are_exact(length, iterations):
 
 
 def test_wart_float_traps_of_the_schedules():
-    """The three that plain ceil(gamma L) falls into: an exact 24, a leftover word, 48 for 49."""
+    """The three that plain ceil(gamma L) falls into: an exact 24, a leftover token, 48 for 49."""
     assert math.ceil(SCHEDULES["cosine"](2 / 3) * 96) == 25
     assert mask_counts(96, 3)[2] == 24
     assert math.ceil(SCHEDULES["training"](1.0) * 96) == 1
@@ -1403,7 +1407,7 @@ MODELS = {length: lively_model(replace(TINY, tokenizer=replace(TINY_TOKENIZER, n
 @given(length=st.sampled_from([48, 96]), seed=st.integers(0, 99), options=st.fixed_dictionaries(
     OPTIONS))
 def test_sampling_invariants(length, seed, options):
-    """Counts as scheduled, kept words stay, the surest are kept, all words are there at the end."""
+    """Counts as scheduled; the most confident tokens stay to the end, which has no masks."""
     model, steps, rows = MODELS[length], [], images(2, seed=seed)
     features, predict = model.encode(rows), model.predict_logits
 
@@ -1432,7 +1436,7 @@ def test_sampling_invariants(length, seed, options):
         before, after, score = masks[t], masks[t + 1], confidences[t]
         chosen = (inputs[t + 1] if t + 1 < iterations else found.tokens)
         assert torch.equal(found.guesses[t].masked_fill(after, 32).eq(32), after)
-        assert torch.equal(found.guesses[t][~after], chosen[~after])  # all words, then the kept
+        assert torch.equal(found.guesses[t][~after], chosen[~after])  # all tokens, then the kept
         new = before & ~after  # guessed now, and kept
         probability = steps[t][1].gather(2, chosen.clamp(max=31)[..., None])[..., 0]
         assert torch.equal(score[new], probability[new])  # its plain probability
@@ -1449,7 +1453,7 @@ def test_sampling_invariants(length, seed, options):
 
 
 def test_one_iteration_is_the_argmax(lively):
-    """T = 1 fills in the most likely words at once, whatever the schedule."""
+    """T = 1 fills in the most likely tokens at once, whatever the schedule."""
     features = lively.encode(images(3))
     logits = lively.predict_logits(features, torch.full((3, 48), 32))
     for schedule in SCHEDULES:
@@ -1469,7 +1473,7 @@ def test_rows_are_independent(lively):
 
 
 def test_iterations_differ_from_one(lively):
-    """Looking at kept words changes guesses: iterating is not the argmax in disguise."""
+    """Looking at kept tokens changes guesses: iterating is not the argmax in disguise."""
     features = lively.encode(images(8))
     tokens = [genhmr.sample_from(lively, features, iterations=t).tokens for t in (1, 5)]
     assert not torch.equal(*tokens)
@@ -1490,12 +1494,12 @@ def test_chance_comes_from_the_generator(lively):
     assert torch.equal(tokens(1, 1), tokens(2, 1))
 
 
-def test_words_are_drawn_in_proportion():
+def test_tokens_are_drawn_in_proportion():
     """Among the k largest, with their probabilities scaled to one."""
     probability = torch.tensor([0.1, 0.4, 0.2, 0.3]).expand(2, 20_000, 4)
-    words = genhmr.choose(probability, 2, None)
-    assert set(words.unique().tolist()) == {1, 3}
-    assert (words == 1).float().mean().item() == pytest.approx(4 / 7, abs=0.01)
+    tokens = genhmr.choose(probability, 2, None)
+    assert set(tokens.unique().tolist()) == {1, 3}
+    assert (tokens == 1).float().mean().item() == pytest.approx(4 / 7, abs=0.01)
     assert (genhmr.choose(probability, 1, None) == 1).all()
 
 
@@ -1512,8 +1516,8 @@ def test_the_encoder_runs_once(lively):
     assert calls == {"backbone": 1, "pyramid": 1, "regressor": 1, "transformer": 7}
 
 
-def test_remasking_any_can_take_words_back():
-    """Mask-Predict's reading gives up early words for surer late ones; MaskGIT's never does."""
+def test_remasking_any_can_take_tokens_back():
+    """Mask-Predict's reading gives up early tokens for surer late ones; MaskGIT's never does."""
     model = lively_model()
     features, found = model.encode(images(8)), {}
     for remask in ("never", "any"):
@@ -1546,10 +1550,10 @@ def test_bad_options_of_sampling_are_refused(lively):
 
 @pytest.fixture(scope="module")
 def task(body) -> tuple:
-    """A model, words, and the 2D joints of other poses to be pulled to."""
+    """A model, tokens, and the 2D joints of other poses to be pulled to."""
     torch.manual_seed(4)
     model = GenHMR(TINY).eval()
-    with torch.no_grad():  # words that matter, as those of a trained tokenizer do
+    with torch.no_grad():  # tokens that matter, as those of a trained tokenizer do
         for name, parameter in model.tokenizer.decoder.named_parameters():
             parameter.mul_(2.0 if name.endswith("weight") else 1.0)
     batch = batch_of(body, 3)
@@ -1559,22 +1563,33 @@ def task(body) -> tuple:
 
 
 def pull(task: tuple, flat=None, confidence=None, **options) -> genhmr.Refined:
-    model, words, keypoints, ones, of = task
-    return genhmr.refine(model, *words, keypoints if flat is None else flat,
+    model, sampled, keypoints, ones, of = task
+    return genhmr.refine(model, *sampled, keypoints if flat is None else flat,
                          ones if confidence is None else confidence, of,
                          **{"step_size": 0.05, **options})
 
 
 def test_no_refinement_is_the_identity(task):
-    """P = 0 returns the words' own pose and its energy, the squared distances in the picture."""
+    """P = 0 returns the tokens' own pose and its energy, the squared distances in the picture."""
     model, (tokens, betas, camera), flat, _, of = task
     refined = pull(task, iterations=0)
     rotations = model.tokenizer.decode(tokens)
     assert torch.equal(refined.rotations, rotations)
     assert torch.equal(refined.embeddings, model.tokenizer.codebook[tokens])
-    expected = (genhmr.project(of(betas, rotations), camera, TINY.focal) - flat).square()
+    expected = (genhmr.project_to_crop(of(betas, rotations), camera, TINY.focal) - flat).square()
     assert refined.energies.shape == (1, 3)
     assert torch.allclose(refined.energies[0], expected.sum((1, 2)), rtol=1e-4)
+    assert torch.equal(refined.poses, rotations[None])
+
+
+def test_every_step_of_refinement_is_kept(task):
+    """poses[n] is the result of n steps, as Fig. 4 and 11 show them, and has energies[n]."""
+    refined = pull(task, iterations=6)
+    assert refined.poses.shape == (7, 3, 24, 3, 3)
+    for steps in (0, 2, 6):
+        alone = pull(task, iterations=steps)
+        assert torch.equal(alone.rotations, refined.poses[steps])
+        assert torch.equal(alone.energies, refined.energies[: steps + 1])
 
 
 def test_energy_falls(task):
@@ -1599,7 +1614,7 @@ def test_step_is_the_gradient_of_the_energy(task):
 
 
 def test_unseen_joints_do_not_pull(task):
-    """Confidence 0 leaves the words alone, even where the keypoint is NaN; so does each joint."""
+    """Confidence 0 leaves the tokens alone, even where the keypoint is NaN; so does each joint."""
     nothing = torch.zeros(3, 45)
     nowhere = torch.full((3, 45, 2), math.nan)
     for optimizer in ("gd", "adam"):
@@ -1623,11 +1638,11 @@ def test_confidence_weighs(task):
 
 def test_rows_are_refined_independently(task):
     """A row ends where it would end alone."""
-    model, words, flat, ones, of = task
+    model, sampled, flat, ones, of = task
     together = pull(task, iterations=5, step_size=0.01)
     for row in range(3):
         only = slice(row, row + 1)
-        alone = genhmr.refine(model, *(word[only] for word in words), flat[only], ones[only], of,
+        alone = genhmr.refine(model, *(x[only] for x in sampled), flat[only], ones[only], of,
                               iterations=5, step_size=0.01)
         assert torch.allclose(together.embeddings[only], alone.embeddings, atol=1e-5)
 
@@ -1663,7 +1678,7 @@ def test_fitted_camera_is_the_true_one(seed, s, x, y):
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(2, 24, 3, generator=generator, dtype=torch.float64) * 0.4
     camera = torch.tensor([[s, x, y], [0.9, 0.0, 0.0]], dtype=torch.float64)
-    flat = genhmr.project(points, camera, TINY.focal)
+    flat = genhmr.project_to_crop(points, camera, TINY.focal)
     confidence = torch.rand(2, 24, generator=generator, dtype=torch.float64)
     confidence[:, ::5], flat[:, ::5] = 0, math.nan
     network = torch.randn(2, 3, generator=generator, dtype=torch.float64)
@@ -1677,12 +1692,12 @@ def test_fitted_camera_has_the_least_energy(task):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         points = of(betas, model.tokenizer.decode(tokens))
-    flat = genhmr.project(points, camera, TINY.focal)
+    flat = genhmr.project_to_crop(points, camera, TINY.focal)
     flat = flat + 0.03 * torch.randn(flat.shape, generator=generator)
     confidence = torch.rand(3, 45, generator=generator)
 
     def energy(camera: Tensor) -> Tensor:
-        away = genhmr.project(points, camera, TINY.focal) - flat
+        away = genhmr.project_to_crop(points, camera, TINY.focal) - flat
         return (confidence * away.square().sum(-1)).sum(1)
 
     found = genhmr.fit_camera(camera, flat, confidence, points, TINY.focal)
@@ -1696,7 +1711,7 @@ def test_camera_stays_where_nothing_tells_another():
     """No or one keypoint, a body without size, a body upside down: row by row."""
     points = torch.randn(5, 24, 3, generator=torch.Generator().manual_seed(1)) * 0.4
     camera = torch.tensor([[0.9, 0.1, -0.2]]).expand(5, 3)
-    flat = genhmr.project(points, camera + 0.3, TINY.focal)
+    flat = genhmr.project_to_crop(points, camera + 0.3, TINY.focal)
     confidence = torch.ones(5, 24)
     confidence[0] = 0
     confidence[1, 1:] = 0

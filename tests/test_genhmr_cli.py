@@ -1,5 +1,6 @@
-"""GenHMR on a picture: keypoint files, crops, cameras, refinement, drawings, command line."""
+"""GenHMR on a picture: crops, cameras, refinement, drawings, summary, command line."""
 
+import io
 import json
 import math
 import re
@@ -7,9 +8,9 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ import bodymodels
 import data
 import genhmr
 from genhmr import Config, GenHMR, TokenizerConfig
+from sets import drawing, keypoint_files
 
 TINY = Config(
     tokenizer=TokenizerConfig(codebook_size=64, code_dim=16, width=32, depth=1),
@@ -74,145 +76,7 @@ def keypoints_of(found: dict, *names: str, shift: tuple[float, float] = (0, 0)) 
     return keypoints
 
 
-# ------------------------------------------------------------------------------ 2D keypoints
-
-
-@pytest.mark.parametrize(("count", "name"), genhmr.KEYPOINT_SETS.items())
-def test_convention_keypoints_go_to_joints_of_their_name(count, name):
-    """Every joint that detector and body share arrives, everything else is zero."""
-    names = bodymodels.JOINT_SETS[name]
-    assert len(names) == count
-    rows = np.arange(1.0, 3 * count + 1).reshape(count, 3)
-    result = genhmr.to_smpl45(rows)
-    shared = set(names) & set(SMPL45)
-    assert len(shared) >= 16 and {"nose", "left_wrist", "right_knee"} <= shared
-    for joint, row in zip(SMPL45, result, strict=True):
-        assert np.array_equal(row, rows[names.index(joint)] if joint in shared else np.zeros(3))
-
-
-def test_sides_are_the_person_s_own():
-    """Known indices of the formats' own documentation, against a mix-up of left and right."""
-    for count, name, index in ((17, "left_shoulder", 5), (17, "right_ankle", 16),
-                               (18, "right_wrist", 4), (18, "left_knee", 12), (25, "pelvis", 8),
-                               (25, "left_wrist", 7), (25, "right_heel", 24),
-                               (33, "right_shoulder", 12), (33, "left_big_toe", 31)):
-        keypoints = np.zeros((count, 3))
-        keypoints[index] = 7, 8, 1
-        assert genhmr.to_smpl45(keypoints)[SMPL45.index(name)].tolist() == [7, 8, 1]
-
-
-def flat(count: int, offset: float = 10.0) -> list[float]:
-    """x, y, confidence of `count` keypoints."""
-    rows = [(offset + index, offset + 2 * index, 0.5) for index in range(count)]
-    return [number for row in rows for number in row]
-
-
-def save(path: Path, content) -> Path:
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def annotations(*images: tuple[int, str], entries) -> dict:
-    return {"images": [{"id": number, "file_name": name} for number, name in images],
-            "annotations": entries, "categories": []}
-
-
-@pytest.mark.parametrize(("content", "people"), [
-    ({"version": 1.3, "people": [{"pose_keypoints_2d": flat(25)}]}, [25]),
-    ({"people": [{"pose_keypoints_2d": flat(18), "face_keypoints_2d": []}]}, [18]),
-    ({"people": [{"pose_keypoints": flat(18)}, {"pose_keypoints": flat(18)}]}, [18, 18]),
-    ({"people": [{"pose_keypoints_2d": flat(33)}]}, [33]),
-    ([{"image_id": 3, "category_id": 1, "keypoints": flat(17), "score": 0.9}], [17]),
-    (annotations((1, "x/photo.jpg"), entries=[{"image_id": 1, "keypoints": flat(17)},
-                                              {"image_id": 1, "bbox": [0, 0, 1, 1]}]), [17]),
-    (annotations((1, "other.jpg"), (2, "a/photo.jpg"), entries=[
-        {"image_id": 1, "keypoints": flat(17)}, {"image_id": 1, "keypoints": flat(17)},
-        {"image_id": 2, "keypoints": flat(17)}]), [17]),
-])
-def test_layouts_of_openpose_and_coco_are_read(content, people, tmp_path):
-    """The people about this picture, in order, numbers as they are in the file."""
-    found = genhmr.read_keypoints(save(tmp_path / "k.json", content), "photo.png")
-    assert [len(person) for person in found] == people
-    assert all(np.array_equal(person.ravel(), flat(len(person))) for person in found)
-
-
-def test_coco_results_are_told_apart_by_the_number_in_the_picture_s_name(tmp_path):
-    """Picture 000000000139.jpg is image_id 139."""
-    results = [{"image_id": number, "keypoints": flat(17, number)} for number in (39, 139, 1390)]
-    path = save(tmp_path / "k.json", results)
-    (person,) = genhmr.read_keypoints(path, "val2017/000000000139.jpg")
-    assert person[0, 0] == 139
-    with pytest.raises(ValueError, match="several pictures, but not about photo.jpg"):
-        genhmr.read_keypoints(path, "photo.jpg")
-
-
-def test_convention_coco_visibility(tmp_path):
-    """COCO's flags 0, 1 (occluded) and 2 (visible) are confidences 0, 1 and 1."""
-    numbers = flat(17)
-    numbers[2:9:3] = [0, 1, 2]
-    path = save(tmp_path / "k.json", annotations((1, "a.jpg"), entries=[
-        {"image_id": 1, "keypoints": numbers}]))
-    assert genhmr.read_keypoints(path, "a.jpg")[0][:3, 2].tolist() == [0, 1, 1]
-
-
-BAD_FILES = {
-    "broken": ('{"people": [', "not JSON"),
-    "empty": ("", "not JSON"),
-    "deep": ("[" * 100_000, "not JSON"),
-    "number": (3, "layout"),
-    "text": ('"people"', "layout"),
-    "object": ({"pictures": []}, "layout"),
-    "people is a number": ({"people": 3}, "layout"),
-    "people of numbers": ({"people": [1, 2]}, "layout"),
-    "list of numbers": ([1, 2], "layout"),
-    "no image_id": ([{"keypoints": flat(17)}], "layout"),
-    "unhashable image_id": ([{"image_id": [], "keypoints": flat(17)}], "layout"),
-    "nobody": ({"people": []}, "no people"),
-    "no results": ([], "no people"),
-    "no annotations": (annotations((1, "a.jpg"), entries=[]), "no people"),
-    "hands only": ({"people": [{"hand_left_keypoints_2d": flat(21)}]}, "no people"),
-    "21 keypoints": ({"people": [{"pose_keypoints_2d": flat(21)}]}, "63 numbers.*17"),
-    "50 numbers": ({"people": [{"pose_keypoints_2d": flat(17)[:-1]}]}, "50 numbers"),
-    "no numbers": ({"people": [{"pose_keypoints_2d": []}]}, "0 numbers"),
-    "nested": ({"people": [{"pose_keypoints_2d": [flat(25)]}]}, "75 numbers"),
-    "words": ({"people": [{"pose_keypoints_2d": ["a"] * 75}]}, "not a list of numbers"),
-    "ragged": ({"people": [{"pose_keypoints_2d": [[1], [2, 3]]}]}, "not a list of numbers"),
-    "null": ({"people": [{"pose_keypoints_2d": [None] * 75}]}, "not finite"),
-    "fractions": ({"people": [{"pose_keypoints_2d": [0.4, 0.5, 1.0] * 25}]}, "expected pixels"),
-    "NaN": ('{"people": [{"pose_keypoints_2d": [NaN, 5, 1' + ", 0" * 72 + "]}]}", "not finite"),
-    "infinite": ('{"people": [{"pose_keypoints_2d": [5, 1e999, 1' + ", 0" * 72 + "]}]}",
-                 "not finite"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_keypoint_files_are_named(case, tmp_path):
-    """One ValueError that says what was expected, whatever the JSON."""
-    content, message = BAD_FILES[case]
-    with pytest.raises(ValueError, match=message):
-        genhmr.read_keypoints(save(tmp_path / "k.json", content), "a.jpg")
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.just(flat(17)),
-    lambda values: st.lists(values, max_size=3) | st.dictionaries(
-        st.sampled_from(["people", "pose_keypoints_2d", "annotations", "keypoints", "image_id",
-                         "images", "file_name", "id"]), values, max_size=4), max_leaves=12)
-
-
-@given(json_values)
-@settings(max_examples=200)
-def test_any_json_is_people_or_one_error(content):
-    """Whatever a JSON file holds: rows of finite keypoints, or a ValueError."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = save(Path(folder) / "k.json", content)
-        try:
-            people = genhmr.read_keypoints(path, "a.jpg")
-        except ValueError:
-            return
-    assert people and all(person.shape == (17, 3) for person in people)
+# ---------------------------------------------------------------------------- crop and camera
 
 
 numbers = st.floats(-50, 250) | st.sampled_from([math.nan, math.inf, 0.0])
@@ -235,43 +99,10 @@ def test_unseen_keypoints_are_all_zeros(rows):
             assert not row.any()
 
 
-def test_the_person_who_is_seen_best_is_taken():
-    """In the box, if one is given; confidence outside of it does not count."""
-    def person(x: float, confidence: float) -> np.ndarray:
-        return np.tile([x, 50.0, confidence], (17, 1))
-
-    unsure, sure = person(20, 0.5), person(90, 0.9)
-    assert genhmr.choose_person([unsure, sure], None, 120, 90) is sure
-    assert genhmr.choose_person([unsure, sure], (0, 0, 40, 90), 120, 90) is unsure
-    assert genhmr.choose_person([person(500, 1.0), unsure], None, 120, 90) is unsure
-    assert genhmr.choose_person([unsure, sure], (40, 0, 40, 90), 120, 90) is None
-
-
-def test_mediapipe_finds_the_astronaut():
-    """The shipped file is what it sees; in a box it sees what that part alone would show it.
-
-    Exactly, but for rounding. The two are not near each other: in a crop of this portrait the
-    detector moves the elbows by up to 100 px.
-    """
-    pytest.importorskip("mediapipe")
-    image = data.read_image(ASTRONAUT)
-    shipped = genhmr.to_smpl45(genhmr.read_keypoints(ASTRONAUT_KEYPOINTS)[0])
-    (whole,) = genhmr.detect_keypoints(image, None)
-    seen = shipped[:, 2] > 0
-    assert seen.sum() == 9 and np.allclose(genhmr.to_smpl45(whole)[seen], shipped[seen], atol=0.1)
-    (boxed,) = genhmr.detect_keypoints(image, (10.5, 3.2, 390.3, 500.0))
-    (alone,) = genhmr.detect_keypoints(image[3:504, 10:401], None)
-    assert np.allclose(boxed, alone + (10, 3, 0), atol=1e-6)
-    assert genhmr.detect_keypoints(np.zeros((64, 64, 3), np.uint8), None) == []
-
-
-# ---------------------------------------------------------------------------- crop and camera
-
-
 @given(st.tuples(st.floats(-20, 100), st.floats(-20, 80), st.floats(1, 200), st.floats(1, 200)))
 def test_the_network_sees_the_whole_box(box):
     """The crop's middle three quarters hold the box, with a margin of a fifth one way."""
-    center, side = genhmr.crop_square(picture(), box, np.zeros((45, 3)))
+    center, side = genhmr.square_box(picture(), box, np.zeros((45, 3)))
     assert np.allclose(center, (box[0] + box[2] / 2, box[1] + box[3] / 2))
     assert math.isclose(max(box[2] / (0.75 * side), box[3] / side), 1 / 1.2)
 
@@ -279,12 +110,12 @@ def test_the_network_sees_the_whole_box(box):
 def test_default_boxes():
     """Around the keypoints that are seen, else the whole picture."""
     keypoints = np.zeros((45, 3))
-    center, side = genhmr.crop_square(picture(), None, keypoints)
+    center, side = genhmr.square_box(picture(), None, keypoints)
     assert center.tolist() == [60, 45] and side == 160  # 120 px wide, of which 3/4 are seen
     keypoints[3] = 40, 60, 1
-    assert genhmr.crop_square(picture(), None, keypoints)[1] == 160  # one point is no box
+    assert genhmr.square_box(picture(), None, keypoints)[1] == 160  # one point is no box
     keypoints[7] = 50, 20, 1
-    center, side = genhmr.crop_square(picture(), None, keypoints)
+    center, side = genhmr.square_box(picture(), None, keypoints)
     assert center.tolist() == [45, 40] and math.isclose(side, 1.2 * 40)
 
 
@@ -322,7 +153,7 @@ def test_the_mesh_covers_in_the_picture_what_it_covered_in_the_crop(camera, cent
     """Projected by the picture's K = projected by the crop's camera, moved to the crop's place."""
     camera, center = torch.tensor([camera], dtype=torch.float64), np.array(center)
     points = torch.randn(1, 30, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    in_crop = genhmr.project(points, camera, TINY.focal)[0].numpy()
+    in_crop = genhmr.project_to_crop(points, camera, TINY.focal)[0].numpy()
     translation = genhmr.camera_translation(camera, TINY.focal)[0].numpy()
     K, moved = genhmr.picture_camera(translation, TINY, center, side, None)
     pixels = bodymodels.project(points[0] + torch.from_numpy(moved), torch.from_numpy(K)).numpy()
@@ -335,7 +166,7 @@ def test_given_camera_keeps_the_plane_of_the_body(camera, center, side, focal):
     """With a K of one's own, points at the depth of the body's origin stay where they were."""
     camera, center = torch.tensor([camera], dtype=torch.float64), np.array(center)
     plane = torch.tensor([[[0.0, 0, 0], [0.3, -0.2, 0], [-0.5, 0.8, 0]]], dtype=torch.float64)
-    in_crop = genhmr.project(plane, camera, TINY.focal)[0].numpy()
+    in_crop = genhmr.project_to_crop(plane, camera, TINY.focal)[0].numpy()
     K = np.array([[focal, 0, 250], [0, focal, 200], [0, 0, 1]])
     translation = genhmr.camera_translation(camera, TINY.focal)[0].numpy()
     same, moved = genhmr.picture_camera(translation, TINY, center, side, K)
@@ -353,6 +184,7 @@ def test_prediction_is_consistent(model, body):
         "vertices": (6890, 3), "joints": (24, 3), "keypoints_3d": (45, 3), "keypoints_2d": (45, 2),
         "pose": (24, 3, 3), "betas": (10,), "transl": (3,), "camera": (3,), "K": (3, 3),
         "box": (4,), "confidence": (45,), "energies": (1,), "poses": (5, 24, 3, 3),
+        "refined_poses": (1, 24, 3, 3),
         "confidences": (5, 96), "tokens": (96,), "masks": (6, 96), "fitted": ()}
     assert all(value.dtype == {"tokens": np.int64, "masks": bool, "fitted": bool}.get(
         name, np.float32) for name, value in found.items())
@@ -376,6 +208,16 @@ def test_iterations_end_in_the_result(model, body):
     assert np.allclose(found["poses"][0], once["pose"], atol=1e-5)  # T = 1 is the first guess
 
 
+def test_schedules_and_chance_reach_the_sampling(model, body):
+    """Rows of Tables 11 and 12: another schedule masks other numbers, top_k draws other tokens."""
+    found = genhmr.predict(model, body, picture(), schedule="linear")
+    assert found["masks"].sum(1).tolist() == [96, 77, 58, 39, 20, 0]
+    drawn = [genhmr.predict(model, body, picture(), iterations=1, top_k=8,
+                            generator=torch.Generator().manual_seed(seed))["tokens"]
+             for seed in (0, 0, 1)]
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+
+
 @pytest.mark.parametrize("names", [("nose", "left_wrist"), SMPL45])
 def test_refinement_follows_the_keypoints(model, body, names):
     """For small steps the energy falls, and the seen keypoints are nearer to their targets.
@@ -387,6 +229,8 @@ def test_refinement_follows_the_keypoints(model, body, names):
     after = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets, refinement=20,
                            step_size=0.1)
     assert after["energies"].shape == (21,) and (np.diff(after["energies"]) < 0).all()
+    assert after["refined_poses"].shape == (21, 24, 3, 3)
+    assert np.array_equal(after["refined_poses"][[0, -1]], [before["pose"], after["pose"]])
     seen = targets[:, 2] > 0
 
     def error(found: dict) -> float:
@@ -469,6 +313,9 @@ def test_only_the_box_matters(model, body, x, y):
     ({"iterations": 0}, "iterations"),
     ({"refinement": -1}, "refinement"),
     ({"schedule": "sine"}, "schedule"),
+    ({"top_k": 0}, "top_k"),
+    ({"box": (0, 0, 1e30, 1e30)}, "on the 64 x 64 picture, in pixels"),
+    ({"box": (0, 0, 1e-30, 1e-30)}, "on the 64 x 64 picture, in pixels"),
 ])
 def test_bad_input_is_named(model, body, changes, message):
     """One ValueError that says what was expected."""
@@ -483,7 +330,14 @@ def test_training_mode_is_refused(body):
         genhmr.predict(GenHMR(TINY).train(), body, picture())
 
 
-# ---------------------------------------------------------------------- summary and benchmark
+# ----------------------------------------------------------------------------------- summary
+
+
+SPECIFIED = {  # parameters of the paper's size: ViT-H/16, the tokenizer that fits all its tables,
+    "backbone": 630.9e6,  # and our choices for what it leaves open
+    "pyramid.0": 0.92e6, "pyramid.1": 4.77e6, "pyramid.2": 4.94e6, "regressor": 1.3e6,
+    "transformer": 4.60e6, "tokenizer.encoder": 5.91e6, "tokenizer.decoder": 6.44e6,
+    "tokenizer.codebook": 0.52e6, "total": 660e6}
 
 
 @pytest.mark.parametrize("name", genhmr.PRESETS)
@@ -493,15 +347,10 @@ def test_summary_counts_every_parameter_once(name):
     with torch.device("meta"):
         model = GenHMR(genhmr.PRESETS[name])
     total = sum(p.numel() for p in model.parameters()) + model.tokenizer.codebook.numel()
-    parts = {part: count for part, count in counts.items()
-             if part not in ("total", "pose tokenizer")}
-    assert sum(parts.values()) == counts["total"] == total
+    assert sum(counts.values()) == 2 * counts["total"] == 2 * total
     maps = len(genhmr.PRESETS[name].scales)
-    assert sum(part.startswith("feature map") for part, count in parts.items() if count) == maps
-    assert all(count for part, count in parts.items() if not part.startswith("feature map"))
-    assert sum(counts[part] for part in counts if part.startswith("pose tokenizer, ")) == counts[
-        "pose tokenizer"]
-    for part, (_, specified) in genhmr.PARTS.items() if name != "cpu" else ():
+    assert sum(part.startswith("pyramid") for part in counts) == maps and all(counts.values())
+    for part, specified in SPECIFIED.items() if name != "cpu" else ():
         assert math.isclose(counts[part], specified, rel_tol=0.025), part
 
 
@@ -514,46 +363,7 @@ def test_summary_as_text_and_as_json(capsys):
     assert set(summary["parameters"]) == set(genhmr.PRESETS)
     for counts in summary["parameters"].values():
         assert all(f"{count:,}" in text for count in counts.values())
-    assert "12,873,478" in text and "630.90 M" in text and summary["remark"] in text
-    assert summary["specified"]["cpu"] == {}
-
-
-@pytest.mark.parametrize("peer", ["project_then_sample", "transformers"])
-def test_benchmark_compares_what_is_equal(peer):
-    """Both compute the same attention, with the same gradients, also near and over the borders."""
-    if peer == "transformers":
-        pytest.importorskip("transformers.models.deformable_detr.modeling_deformable_detr",
-                            exc_type=Exception)
-    torch.manual_seed(0)
-    config = Config(width=32, pyramid_width=32, heads=4, scales=(1, 2, 4), points=3)
-    attention = genhmr.DeformableAttention(config).double()
-    for parameter in attention.parameters():
-        torch.nn.init.normal_(parameter)
-    shapes = ((5, 3), (9, 7), (4, 12))
-    inputs = [torch.randn(2, 6, 32), torch.randn(2, sum(h * w for h, w in shapes), 32),
-              torch.rand(6, 2)]
-    queries, values, reference = [x.double().requires_grad_() for x in inputs]
-    other = partial(genhmr.project_then_sample, attention)
-    if peer == "transformers":
-        other = genhmr.peer_attention(attention)
-        assert not isinstance(other, partial)
-    weight = torch.randn(2, 6, 32, dtype=torch.float64)
-    results = [function(queries, reference, values, shapes) for function in (attention, other)]
-    gradients = [torch.autograd.grad((result * weight).sum(), (queries, values, reference))
-                 for result in results]
-    assert torch.allclose(*results, atol=1e-10)
-    for ours, theirs in zip(*gradients, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-9)
-
-
-def test_benchmark_prints_ratios_and_parts(capsys):
-    """With equal outputs, whatever the times."""
-    genhmr.benchmark(genhmr.PRESETS["cpu"], seconds=0.0, widths=(32,))
-    output = capsys.readouterr().out
-    assert "width 32, forward + backward" in output and "T = 5" in output
-    differences = re.findall(r"differs by (\S+)", output)
-    assert len(differences) == 2 and all(float(number) < 1e-4 for number in differences)
-    assert output.count(" ms") >= 12 and "refinement, 10 steps" in output
+    assert "630,912,000" in text and "tokenizer.codebook" in text
 
 
 # ------------------------------------------------------------------------------ command line
@@ -564,25 +374,16 @@ def command(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
                           text=True)
 
 
+def save(path: Path, content) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
 def save_picture(path: Path) -> Path:
     from matplotlib.image import imsave
 
     imsave(path, picture())
     return path
-
-
-@pytest.mark.parametrize("iterations", [1, 3, 12])
-def test_sampling_picture_shows_masks_and_confidences(model, body, iterations, tmp_path):
-    """Black and orange for masked and kept tokens; a PNG for any number of iterations."""
-    found = genhmr.predict(model, body, picture(), iterations=iterations)
-    (tmp_path / "sampling.png").write_bytes(genhmr.draw_sampling(found, picture(), body))
-    image = data.read_image(tmp_path / "sampling.png").astype(int)
-    height, width = image.shape[0] // 2, image.shape[1] // 2
-    plot = image[:height, :width]
-    orange, black = ((abs(plot - color).max(-1) < 3).sum() for color in ((255, 165, 0), (0,) * 3))
-    masked = found["masks"].mean()
-    assert orange > 10_000 and abs(black / (black + orange) - masked) < 0.05
-    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 500  # heat map and meshes
 
 
 def test_command_line_on_a_picture(model, body, checkpoint_file, tmp_path, capsys):
@@ -603,7 +404,7 @@ def test_command_line_on_a_picture(model, body, checkpoint_file, tmp_path, capsy
     overlay = data.read_image(tmp_path / "out" / "photo_overlay.png")
     assert overlay.shape == (90, 120, 3) and (overlay != picture()).any()
     expected = genhmr.predict(model, body, picture(), box=(30, 20, 45, 60), iterations=3,
-                              keypoints=genhmr.to_smpl45(np.array(rows)), refinement=4,
+                              keypoints=keypoint_files.to_smpl45(np.array(rows)), refinement=4,
                               step_size=step)
     with np.load(tmp_path / "out" / "photo.npz") as arrays:
         assert set(arrays) == set(expected) | {"faces"}
@@ -629,13 +430,15 @@ def test_steps_too_large_are_not_passed_over_in_silence(checkpoint_file, tmp_pat
 @pytest.mark.parametrize(("arguments", "line"), [
     (["--refine", "0"], "not refined: --refine 0"),
     (["--keypoints", "unseen.json"], "not refined: unseen.json sees nobody"),
-    ([], "not refined: no --keypoints, and mediapipe is not installed"),
+    ([], "not refined: no --keypoints, and mediapipe is not installed: "
+         "pip install mediapipe==0.10.21"),
     (["--refine", "0", "--fit-camera"],
-     "camera not fitted: no --keypoints, and mediapipe is not installed"),
+     "camera not fitted: no --keypoints, and mediapipe is not installed: "
+     "pip install mediapipe==0.10.21"),
     (["--refine", "0", "--fit-camera", "--keypoints", "seen.json"],
      "camera fitted to 2 keypoints"),
     (["--refine", "0", "--fit-camera", "--keypoints", "one.json"],
-     "camera not fitted: the keypoints do not tell it"),
+     "camera not fitted: the keypoints do not determine it"),
 ])
 def test_what_was_not_done_is_said(arguments, line, checkpoint_file, tmp_path, monkeypatch,
                                    capsys):
@@ -678,6 +481,8 @@ BAD_ARGUMENTS = {
     "SimpleHand's": (["photo.png", "--checkpoint", "OTHERS/simplehand.pt"], "GenHMR"),
     "diverged": (["photo.png", "--checkpoint", "OTHERS/diverged.pt"], "not finite"),
     "letters in box": (["photo.png", "--box", "a,b"], "x,y,width,height"),
+    "no numbers in box": (["photo.png", "--box="], "x,y,width,height"),
+    "box without size": (["photo.png", "--box", "0,0,1e-30,1e-30"], "in pixels"),
     "three numbers in box": (["photo.png", "--box", "1,2,3"], "x,y,width,height"),
     "box beside the picture": (["photo.png", "--box", "500,500,10,10"], "120 x 90"),
     "missing keypoints": (["photo.png", "--keypoints", "nowhere.json"], "nowhere.json"),
@@ -709,6 +514,34 @@ def test_command_line_refuses_bad_input(case, checkpoint_file, other_checkpoints
     assert output.err.startswith("genhmr.py: ") and output.err.count("\n") == 1
     assert message in output.err and not output.out
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 12])
+def test_sampling_picture_shows_masks_and_confidences(model, body, iterations):
+    """Black and orange for masked and kept tokens; a PNG for any number of iterations."""
+    prediction = genhmr.predict(model, body, picture(), iterations=iterations)
+    image = drawn(prediction, body)
+    height, width = image.shape[0] // 2, image.shape[1] // 2
+    plot = image[:height, :width]
+    orange, black = ((abs(plot - color).max(-1) < 3).sum() for color in ((255, 165, 0), (0,) * 3))
+    masked = prediction["masks"].mean()
+    assert orange > 10_000 and abs(black / (black + orange) - masked) < 0.05
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 500  # heat map and meshes
+
+
+def drawn(prediction: dict, body) -> np.ndarray:
+    png = drawing.draw_sampling(prediction, picture(), body, genhmr.crop_picture)
+    return (255 * matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3]).astype(int)
+
+
+def test_sampling_picture_shows_the_refinement(model, body):
+    """With keypoints there is one more row, of the mesh before and after steps of refinement."""
+    targets = keypoints_of(genhmr.predict(model, body, picture(), box=BOX), *SMPL45, shift=(9, 0))
+    found = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets, iterations=1,
+                           refinement=3, step_size=0.1)
+    whole, plain = drawn(found, body), drawn({**found, "energies": found["energies"][:1]}, body)
+    assert len(whole) > 1.3 * len(plain) and whole.shape[1] == plain.shape[1]
+    assert len(np.unique(whole[len(plain):].reshape(-1, 3), axis=0)) > 500
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import math
 import re
 import struct
 import threading
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -873,6 +874,42 @@ def test_supersampling_averages_the_fine_picture():
     assert np.array_equal(picture.depth, fine.depth.reshape(64, 3, 64, 3).min((1, 3)))
     assert np.array_equal(picture.face_ids >= 0, picture.mask > 0)
     assert 0.1 < picture.mask.mean() < 0.9
+
+
+@pytest.mark.parametrize("supersample", [1, 2])
+def test_bands_and_pieces_give_the_same_picture(supersample, monkeypatch):
+    """Drawn in many bands and pieces, a picture is what it is drawn at once."""
+    vertices, faces, K = hand_in_view()
+    background = np.random.default_rng(0).random((64, 64, 3), np.float32)
+    arguments = vertices, faces, K, (64, 64)
+    whole = bm.render(*arguments, background=background, supersample=supersample)
+    monkeypatch.setattr(bm, "_BAND_PIXELS", 500)
+    monkeypatch.setattr(bm, "_PIECE", 300)
+    parts = bm.render(*arguments, background=background, supersample=supersample)
+    assert np.allclose(parts.image, whole.image, atol=1e-6)
+    assert np.array_equal(parts.mask, whole.mask)
+    assert np.allclose(parts.depth, whole.depth, rtol=1e-6)
+    assert (parts.face_ids == whole.face_ids).mean() > 0.999  # ties may round differently
+
+
+def test_the_memory_of_a_picture_is_bounded():
+    """A hundred layers that fill the picture take no more memory than a few."""
+    corners = np.array([[-900, -900, 1], [2000, -900, 1], [-900, 2000, 1]], np.float32)
+    layers = np.concatenate([corners * [1, 1, 1 + 0.01 * layer] for layer in range(100)])
+    tracemalloc.start()
+    face_ids = bm.rasterize(layers, np.arange(300).reshape(100, 3), (400, 400))[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (face_ids == 0).all() and peak < 200 * 2**20  # 16 million fragments of 48 bytes
+
+
+def test_bytes_are_a_background():
+    """A uint8 image is the background that it is when divided by 255."""
+    vertices, faces, K = hand_in_view()
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    results = [bm.render(vertices, faces, K, (64, 64), background=image).image
+               for image in (picture, picture / np.float32(255))]
+    assert np.array_equal(*results)
 
 
 def test_background_shows_where_the_mesh_is_not():

@@ -299,7 +299,7 @@ def test_shared_blocks_are_copies():
     """What this file has in common with genhmr.py is the same, letter by letter."""
     for name in ("require", "unit", "rotation_6d_to_matrix", "matrix_to_rotation_6d", "DropPath",
                  "mlp", "SelfAttention", "ViTBlock", "conv_stem", "ViT", "Foreign",
-                 "read_checkpoint", "compare_weights", "load_weights", "from_checkpoint"):
+                 "read_checkpoint", "load_weights", "from_checkpoint"):
         copied = inspect.getsource(getattr(hmr, name)).replace("EncoderConfig", "Config")
         assert copied == inspect.getsource(getattr(genhmr, name)), name
 
