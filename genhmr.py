@@ -24,11 +24,10 @@ body onto 2D keypoints.
     "Mask Scheduling Function"     four mask schedules                    SCHEDULES
     Eq. 2, 3, 4        G, L_2D, Y+ 2D pose-guided refinement              refine
 
-The authors have not published code. Their loss weights, learning rate and batch size are those of
-HMR2.0 (Goel et al., "Humans in 4D", ICCV 2023). Where the paper is silent we follow HMR2.0 or
-TokenHMR (Dwivedi et al., CVPR 2024) or choose ourselves. Every field of the two configs names its
-source: (paper), (HMR2.0), (TokenHMR) or (our choice). Where the paper contradicts itself, a comment
-beside the line says so.
+The authors have not published code. Where the paper is silent we follow HMR2.0 (Goel et al.,
+"Humans in 4D", ICCV 2023), whose loss weights, learning rate and batch size it has, or TokenHMR
+(Dwivedi et al., CVPR 2024), or choose ourselves; every field of the two configs names its source.
+Where the paper contradicts itself, a comment beside the line says so.
 
 Units are metres and radians; camera axes are OpenCV's (x right, y down, z away from the camera); a
 6D rotation is [column 0, column 1]. Letters in shapes: B batch, L tokens of a pose (96), V codes
@@ -122,8 +121,9 @@ class TokenizerConfig:
                 and multiplier & (multiplier - 1) == 0,
                 f"num_tokens is {self.num_tokens}: expected 48, 96, 192, 384, ... (24 * 2^k)")
         require(0.0 <= self.momentum < 1.0, f"momentum is {self.momentum}: expected 0 <= m < 1")
-        require(0 < self.depth <= 100, f"depth is {self.depth}: expected 1 to 100")
-        for name in ("codebook_size", "code_dim", "width", "dilation_growth", "vertex_stride"):
+        require(self.depth <= 100, f"depth is {self.depth}: expected 1 to 100")
+        for name in ("codebook_size", "code_dim", "width", "depth", "dilation_growth",
+                     "vertex_stride"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: expected > 0")
 
 
@@ -397,8 +397,7 @@ def residual_blocks(config: TokenizerConfig) -> list[ResidualBlock]:
 def pose_encoder(config: TokenizerConfig) -> nn.Sequential:
     """Make E: 6D rotations along the list of joints (B, 6, 24) -> embeddings z (B, C, L).
 
-    TokenHMR's network, but for its rounding of lengths to multiples of ten, which cannot give 96.
-    Without it, the possible lengths are exactly those of Table 6.
+    TokenHMR's network without its rounding of lengths to tens: the lengths are those of Table 6.
     """
     width, length = config.width, 2 * JOINTS
     layers = [nn.Conv1d(6, width, 3, padding=1), nn.ReLU(),
@@ -531,8 +530,8 @@ class Quantiser(nn.Module):
 class Tokenizer(nn.Module):
     """Convert poses to tokens and back: encoder, codebook, decoder (Fig. 2a). Always in fp32.
 
-    There are four tokens per joint, but a token is not one joint's: it depends on four to eight
-    joints that are neighbours in SMPL's list, and a joint depends on a third or more of the tokens.
+    Four tokens per joint, but not of one joint: a token depends on four to eight joints that are
+    neighbours in SMPL's list, and a joint on a third or more of the tokens.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -806,7 +805,7 @@ def neighbours(at: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
     """
     at = torch.minimum((at * size - 0.5).clamp_min(-1.0), size.to(at))  # farther out is the same
     low = at.detach().floor()
-    cell = low.nan_to_num(0.0).long()  # a NaN stays in the weights, hence in its own query
+    cell = low.nan_to_num(0.0).long()  # a NaN stays in the weights of its own query
     last = size - 1
     first = torch.where((cell < 0) | (cell > last), 0.0, low + 1.0 - at)
     second = torch.where(cell >= last, 0.0, at - low)
@@ -972,7 +971,7 @@ class GenHMR(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Initialise linear layers by Xavier, as MAE and Deformable-DETR; not the regressor's."""
+        """Xavier for linear layers, as in MAE and Deformable-DETR, but not for the regressor's."""
         for part in (self.backbone, self.transformer):
             for module in part.modules():
                 if isinstance(module, nn.Linear):
@@ -1047,9 +1046,9 @@ def random_mask(tokens: Tensor, mask_token: int, tau_max: float = 1.0,
                 generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Generative masking: tokens (B, L) -> the tokens with some masked, and the mask (B, L).
 
-    m = ceil(gamma(tau) L), gamma(tau) = cos(pi tau / 2), tau ~ U(0, 1), in random positions. That
-    is 64 % of the tokens on average, and all of them for 9 % of the poses. tau_max below 1 masks
-    more, never less: gamma decreases, although Table 4 calls U(0, 0.3) "narrower ratios".
+    m = ceil(gamma(tau) L) random positions, gamma(tau) = cos(pi tau / 2), tau ~ U(0, 1): 64 % of
+    the tokens on average, all of them for 9 % of the poses. tau_max below 1 masks more, as gamma
+    decreases, although Table 4 calls U(0, 0.3) "narrower ratios".
     """
     batch, length = tokens.shape
     tau = tau_max * torch.rand(batch, 1, dtype=torch.float64, generator=generator,
@@ -1109,9 +1108,8 @@ def relax(model: GenHMR, logits: Tensor, temperature: float,
 def mask_loss(logits: Tensor, batch: dict[str, Tensor], config: Config) -> Tensor:
     """L_mask of Eq. 1, as a mean over tokens and samples; zero for samples without a pose.
 
-    logits: (B, L, V). batch: tokens, mask (B, L) of mask_batch, pose_valid (B,).
-    A sum over the 96 tokens would be 732 for an untrained model and hide all other terms; the mean
-    is 7.6. The sum in Eq. 1 runs over all tokens, while the text says masked ones.
+    logits: (B, L, V). batch: tokens, mask (B, L) of mask_batch, pose_valid (B,). Eq. 1 sums over
+    all tokens, while the text says masked ones. A sum would start at 732 and hide the other terms.
     """
     nll = F.cross_entropy(logits.float().transpose(1, 2), batch["tokens"], reduction="none")
     weight = batch["mask"].to(nll) if config.mask_loss_on == "masked" else torch.ones_like(nll)
@@ -1526,10 +1524,7 @@ ASPECT = 4 / 3  # height of the part of a crop that the network sees, per its wi
 
 
 def check_picture(image: np.ndarray, box: Sequence[float] | None) -> None:
-    """Raise ValueError unless this is an RGB picture, and the box, if any, overlaps it.
-
-    A box is at least a pixel and at most ten pictures wide and high.
-    """
+    """Raise ValueError unless this is an RGB picture and the box, if any, a box of a part of it."""
     require(isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
             and image.size and image.dtype == np.uint8,
             f"image {getattr(image, 'shape', '')} of {getattr(image, 'dtype', type(image))}: "
@@ -1583,8 +1578,7 @@ def square_box(image: np.ndarray, box: Sequence[float] | None,
 def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) -> Tensor:
     """Crop a square as floats 0..255 (3, size, size), black outside of the picture.
 
-    Where the picture is finer than the crop, each pixel is the mean of several bilinear samples,
-    against aliasing (HMR2.0's demo blurs instead).
+    Each pixel is the mean of several bilinear samples, against aliasing (HMR2.0's demo blurs).
     """
     samples = min(math.ceil(side / size), 8)
     steps = (torch.arange(size * samples, dtype=torch.float64) + 0.5) / (size * samples) - 0.5
@@ -1717,11 +1711,10 @@ def count_parameters(config: Config) -> dict[str, int]:
     """Count the parameters of each part, and the numbers of the codebook; takes no memory."""
     with torch.device("meta"):
         model = GenHMR(config)
-    counts: Counter[str] = Counter()
-    named = (*model.named_parameters(), ("tokenizer.codebook", model.tokenizer.codebook))
-    for name, value in named:
+    counts: Counter[str] = Counter({"tokenizer.codebook": model.tokenizer.codebook.numel()})
+    for name, value in model.named_parameters():
         counts[re.match(r"pyramid\.\d|tokenizer\.\w+|\w+", name)[0]] += value.numel()
-    return dict(counts) | {"total": counts.total()}
+    return {**counts, "total": counts.total()}
 
 
 def print_summary(as_json: bool) -> None:
@@ -1767,8 +1760,8 @@ def reconstruct(arguments: argparse.Namespace) -> None:
                                     {"sampling.png": sampling})
     print_steps(prediction, arguments, source)
     if arguments.checkpoint == SHIPPED:
-        print("this small checkpoint was trained for minutes on rendered bodies: expect little of "
-              "it on photographs, more with --keypoints FILE --fit-camera")
+        print("the shipped checkpoint is small and has seen rendered bodies only: photographs "
+              "need --keypoints FILE --fit-camera, and their poses stay rough")
     print(written)
 
 
@@ -1806,8 +1799,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--iterations", type=int, default=5, help="of the sampling, T (default: 5)")
     add("--schedule", default="cosine", choices=SCHEDULES,
         help="how many tokens are masked after each iteration (default: cosine)")
-    add("--top-k", type=int, default=1,
-        help="draw each token among its k most likely ones (default: 1)")
+    add("--top-k", type=int, default=1, help="draw each token among its k likeliest (default: 1)")
     add("--refine", type=int, default=10, help="steps of the refinement, P (default: 10)")
     add("--fit-camera", action="store_true",
         help="before it, put the body where the keypoints are (default: where the network says)")

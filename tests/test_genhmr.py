@@ -162,7 +162,7 @@ def test_every_length_of_table_6(tokens):
 
 @pytest.mark.parametrize("codes, dim", [(1024, 256), (2048, 128), (4096, 256)])
 def test_every_codebook_of_table_5(codes, dim):
-    """The other codebooks change the codebook, the head and the layers next to them alone."""
+    """Another codebook changes only the codebook, the head and the layers next to them."""
     tokenizer = replace(TokenizerConfig(), codebook_size=codes, code_dim=dim)
     model = on_meta(replace(PRESETS["paper"], tokenizer=tokenizer))
     assert model.tokenizer.codebook.shape == (codes, dim) and model.mask_token == codes
@@ -171,7 +171,7 @@ def test_every_codebook_of_table_5(codes, dim):
 
 
 def test_presets_say_what_the_paper_says():
-    """All presets build; all but the small one are the paper's model and see its samples."""
+    """All presets build; all but `cpu` have the paper's model and number of samples."""
     paper, small = PRESETS["paper"], PRESETS["cpu"]
     assert set(PRESETS) == set(TOKENIZER_PRESETS) == {"paper", "h200", "single_gpu", "cpu"}
     for name, config in PRESETS.items():
@@ -205,7 +205,7 @@ def test_bad_configs_are_refused_by_name(bad):
 @pytest.mark.parametrize("bad", [{"num_tokens": 24}, {"num_tokens": 100}, {"num_tokens": 72},
                                  {"momentum": 1.0}, {"codebook_size": 0}])
 def test_bad_tokenizer_configs_are_refused_by_name(bad):
-    """The same for stage 1."""
+    """A value of TokenizerConfig that cannot work is a ValueError that names its field."""
     with pytest.raises(ValueError, match=next(iter(bad))):
         replace(TINY_TOKENIZER, **bad)
 
@@ -245,7 +245,7 @@ def test_convention_rotations_are_those_of_bodymodels():
 
 
 def test_degenerate_6d_has_finite_gradients():
-    """Zero and parallel columns break no training step."""
+    """Gradients are finite where columns are zero or parallel."""
     x = torch.tensor([[0.0] * 6, [1, 2, 3, 2, 4, 6], [0, 0, 0, 1, 2, 3]], requires_grad=True)
     genhmr.rotation_6d_to_matrix(x).square().cumsum(-1).sum().backward()
     assert x.grad.isfinite().all()
@@ -272,7 +272,7 @@ def test_augmentation_turns_bodies_about_their_rest_pelvis(body):
 
 
 def test_augmentation_covers_what_stage_2_meets():
-    """Any heading, leans up to the tilt, and a fifth of the bodies upside down and all else."""
+    """Any heading, leans up to the tilt, and a uniform rotation for a fifth of the bodies."""
     upright = torch.eye(3).expand(20_000, 24, 3, 3)
     turns = genhmr.augment_rotation(upright)[:, 0]
     lean = torch.rad2deg(turns[:, 1, 1].clamp(-1, 1).acos())  # between down and its image
@@ -292,7 +292,7 @@ def test_augmentation_covers_what_stage_2_meets():
 
 
 def test_uniform_rotations_are_uniform():
-    """Turned any way at all, a fixed vector lands evenly on the sphere."""
+    """Uniform rotations move a fixed vector uniformly over the sphere."""
     config = replace(TokenizerConfig(), uniform_rotation=1.0)
     turns = genhmr.augment_rotation(torch.eye(3).expand(20_000, 24, 3, 3), config=config)[:, 0]
     for coordinate in (turns[:, 0, 2], turns[:, 1, 1], turns[:, 2, 0]):  # uniform: Archimedes
@@ -375,7 +375,7 @@ def test_gradient_passes_straight_through():
 
 
 def test_only_the_commitment_term_has_a_gradient():
-    """With moving averages lambda_E trains nothing, whatever its weight; lambda_alpha does."""
+    """With moving averages the lambda_E term has no gradient; the lambda_alpha term has one."""
     quantiser, z = trained_quantiser(), torch.randn(2, 48, 8, requires_grad=True)
     out = quantiser(z)
     assert not out["embedding_loss"].requires_grad
@@ -386,7 +386,7 @@ def test_only_the_commitment_term_has_a_gradient():
 
 
 def test_perplexity_counts_the_tokens_in_use():
-    """1 if all tokens are one, V if all are equally frequent; dead codes are the unused."""
+    """1 if all tokens are equal, V if all codes are equally frequent; unused codes are dead."""
     quantiser = Quantiser(TINY_TOKENIZER).eval()
     every = quantiser(quantiser.codebook[None])
     assert every["perplexity"] == pytest.approx(32) and every["dead_codes"] == 0
@@ -397,7 +397,7 @@ def test_perplexity_counts_the_tokens_in_use():
 
 
 def test_evaluation_leaves_the_codebook_alone():
-    """In evaluation mode nothing is learnt, not even the first codes."""
+    """In evaluation mode the codebook never changes, not even with the first batch."""
     for quantiser in (Quantiser(TINY_TOKENIZER).eval(), trained_quantiser().eval()):
         before = {name: value.clone() for name, value in quantiser.state_dict().items()}
         quantiser(torch.randn(4, 48, 8))
@@ -406,7 +406,7 @@ def test_evaluation_leaves_the_codebook_alone():
 
 
 def test_first_batch_gives_the_first_codes():
-    """Codes start as different embeddings of the first batch, or, if too few, near them."""
+    """Codes start as different embeddings of the first batch, or near them if it has too few."""
     quantiser, z = Quantiser(TINY_TOKENIZER).train(), torch.randn(2, 48, 8)
     quantiser.initialise(z.flatten(0, 1))
     assert (quantiser.codebook[:, None] == z.flatten(0, 1)).all(-1).any(1).all()
@@ -419,7 +419,7 @@ def test_first_batch_gives_the_first_codes():
 
 
 def starved_quantiser(**options) -> tuple[Quantiser, Tensor]:
-    """One whose codes 3.. were far from everything in the last batch, and that batch."""
+    """A quantiser whose codes from 3 on were far from all of the last batch, and that batch."""
     quantiser = trained_quantiser(**options)
     quantiser.codebook[3:] += 1e3
     quantiser.code_count[3:] = 0.5
@@ -430,7 +430,7 @@ def starved_quantiser(**options) -> tuple[Quantiser, Tensor]:
 
 
 def test_unused_codes_restart_at_random_embeddings():
-    """Restarted codes are rows of the batch, not its first ones, and forget their averages."""
+    """Restarted codes are random rows of the batch, not the first, with new averages."""
     quantiser, z = starved_quantiser()
     same = (quantiser.codebook[3:, None] == z).all(-1)  # (29, N)
     assert (same.sum(1) == 1).all()
@@ -441,7 +441,7 @@ def test_unused_codes_restart_at_random_embeddings():
 
 
 def test_wart_legacy_restart_keeps_stale_averages():
-    """As in TokenHMR: the code is new, its averages are not, and pull it back once it is used."""
+    """As in TokenHMR: a restarted code keeps its old averages, which pull it back once used."""
     quantiser, z = starved_quantiser(legacy_reset=True)
     assert (quantiser.codebook[3:, None] == z).all(-1).any(1).all()
     assert (quantiser.code_sum[3:] == 0.99 * 7.0).all()
@@ -527,7 +527,7 @@ def test_joints_and_tokens_are_neighbours_in_number():
 
 
 def test_tokenizer_starts_near_the_rest_pose():
-    """New decoders give moderate rotations, where 6D is well-conditioned."""
+    """An untrained decoder gives small rotations, where 6D is well-conditioned."""
     rotations = Tokenizer(TOKENIZER_PRESETS["cpu"])(poses(8))["rotations"]
     assert (rotations - torch.eye(3)).abs().max() < 0.5
 
@@ -575,7 +575,7 @@ def test_tokenizer_losses(body):
 
 
 def test_tokenizer_overfits_one_batch(body):
-    """A few hundred steps on one batch take the loss of reconstruction down to a quarter."""
+    """A few hundred steps on one batch reduce the reconstruction loss to a quarter."""
     tokenizer = Tokenizer(replace(TINY_TOKENIZER, width=32, codebook_size=64))
     batch = {"pose": poses(8, spread=0.4), "betas": torch.zeros(8, 10)}
     optimizer = torch.optim.Adam(tokenizer.parameters(), 2e-3)
@@ -659,7 +659,7 @@ def random_attention(dtype: torch.dtype = torch.float64) -> DeformableAttention:
 
 
 def test_sampling_equals_four_neighbours_in_loops():
-    """sample_maps is its definition, to rounding, also across borders."""
+    """sample_maps equals its definition to rounding, also across borders."""
     values, locations, weights = attention_input()
     sums, inside = sample_maps(values, SIZES, locations, weights)
     assert torch.allclose(sums, naive_sample_maps(values, locations, weights), atol=1e-14)
@@ -668,7 +668,7 @@ def test_sampling_equals_four_neighbours_in_loops():
 
 
 def test_sampling_of_simple_fields_is_exact():
-    """Constants give constants, ramps the location; far outside there is nothing."""
+    """A constant field gives the constant, a ramp the location; far outside the sum is zero."""
     values, locations, weights = attention_input(queries=200)
     inner = 0.5 / 3 + (1 - 1 / 3) * torch.rand_like(locations)  # between the outermost centres
     ramps = torch.cat([torch.stack(torch.meshgrid(
@@ -687,7 +687,7 @@ def test_sampling_of_simple_fields_is_exact():
 
 
 def test_sampling_at_centres_is_a_lookup():
-    """At the centre of a cell, the cell; half a cell outside of the border, half of it."""
+    """A sample at the centre of a cell is the cell; on the border it is half of the cell."""
     sizes = torch.tensor([(4, 3)])
     values = torch.randn(1, 12, 5)
     rows, columns = torch.meshgrid(torch.arange(4), torch.arange(3), indexing="ij")
@@ -702,7 +702,7 @@ def test_sampling_at_centres_is_a_lookup():
 
 
 def test_sampling_gradients():
-    """gradcheck of maps, locations and weights."""
+    """Gradients of maps, locations and weights pass gradcheck."""
     values, locations, weights = attention_input(1, 2, 2, 1, 2)
     inputs = [x.requires_grad_() for x in (values, locations, weights)]
     assert torch.autograd.gradcheck(
@@ -710,7 +710,7 @@ def test_sampling_gradients():
 
 
 def test_attention_equals_projecting_everything_first():
-    """The layer equals Deformable-DETR's order of things, in values and all gradients."""
+    """Sampling before projecting equals projecting before sampling, in values and gradients."""
     module, reference = random_attention(), torch.rand(5, 2).double()
     queries, values = torch.randn(2, 5, 12).double(), attention_input()[0]
     leaves = [queries, reference, values, *module.parameters()]
@@ -726,7 +726,7 @@ def test_attention_equals_projecting_everything_first():
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most elements of a tensor that is made."""
+    """Record the size of the largest tensor that is created."""
 
     elements = 0
 
@@ -739,7 +739,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_attention_makes_nothing_of_the_size_of_the_maps():
-    """Its largest tensor has the sampled vectors, not the projected maps."""
+    """Its largest tensor holds the sampled vectors, not the projected maps."""
     config = Config(width=64, pyramid_width=64, vit_dim=64, vit_heads=4)
     attention, sizes = DeformableAttention(config), torch.tensor([(16, 12), (64, 48), (128, 96)])
     queries, values = torch.randn(1, 96, 64), torch.randn(1, 15_552, 64)
@@ -881,7 +881,7 @@ def test_masked_tokens_are_not_seen(lively):
 
 
 def test_bad_input_is_refused(lively):
-    """Pictures and tokens of other shapes or kinds are a ValueError that says what is expected."""
+    """Pictures and tokens of other shapes or types are a ValueError that says what is expected."""
     for bad in (images(2, 32), images(2)[0], images(2)[:, :1]):
         with pytest.raises(ValueError, match="expected \\(B, 3, 64, 64\\)"):
             lively.encode(bad)
@@ -893,7 +893,7 @@ def test_bad_input_is_refused(lively):
 
 
 def test_tokenizer_stays_frozen():
-    """train() of the model or of everything leaves the tokenizer in evaluation mode."""
+    """train(), of the model or of a parent module, leaves the tokenizer in evaluation mode."""
     model = GenHMR(TINY)
     assert model.train() is model and model.training and model.backbone.training
     assert not any(module.training for module in model.tokenizer.modules())
@@ -923,7 +923,7 @@ def test_vit_blocks_are_pre_norm_transformers():
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """Norms and biases with values behind which a forgotten one could not hide."""
+    """Random norms and biases, so that a forgotten one changes the output."""
     for parameter in module.parameters():
         if parameter.ndim == 1:
             nn.init.uniform_(parameter, 0.5, 1.5)
@@ -986,7 +986,7 @@ def test_at_least_one_token_is_masked(monkeypatch):
 
 
 def test_samples_without_a_pose_are_all_masked(body):
-    """Their tokens are unknown: nothing of them is shown, and L_mask does not see them."""
+    """All tokens of a sample without a pose are masked, and L_mask ignores them."""
     model, batch = GenHMR(TINY).eval(), batch_of(body)
     batch["pose_valid"] = torch.tensor([1.0, 0, 1, 0])
     batch = genhmr.mask_batch(model, batch)
@@ -998,7 +998,7 @@ def test_samples_without_a_pose_are_all_masked(body):
 
 
 def test_guesses_stand_in_for_true_tokens(body):
-    """Up to the share that is asked for, never for a masked token; they are the model's own."""
+    """Up to the given fraction of visible tokens become the model's own predictions."""
     assert "guessed" not in genhmr.mask_batch(GenHMR(TINY), batch_of(body))
     model = GenHMR(replace(TINY, guesses=1.0, tau_max=0.5)).eval()
     batch = batch_of(body)
@@ -1017,7 +1017,7 @@ def test_guesses_stand_in_for_true_tokens(body):
 
 
 def test_mask_loss_of_ignorance_is_the_log_of_the_vocabulary(body):
-    """ln V for equal logits, 0 for certainty, over all tokens or over the masked ones alone."""
+    """ln V for equal logits, 0 for certainty, over all tokens or only the masked ones."""
     model = GenHMR(TINY).eval()
     batch = genhmr.mask_batch(model, batch_of(body))
     assert genhmr.mask_loss(torch.zeros(4, 48, 32), batch, TINY).item() == (
@@ -1032,7 +1032,7 @@ def test_mask_loss_of_ignorance_is_the_log_of_the_vocabulary(body):
 
 
 def test_temperature_falls_and_stays():
-    """Eq. 5 over half of the steps, then its end, where the formula alone would climb again."""
+    """Eq. 5 over half of the steps, then constant, where the formula alone would rise again."""
     config = replace(TINY, steps=1000)
     assert genhmr.gumbel_temperature(0, config) == 1.0
     assert genhmr.gumbel_temperature(250, config) == pytest.approx(0.505)
@@ -1043,7 +1043,7 @@ def test_temperature_falls_and_stays():
 
 
 def test_relaxed_tokens_are_tokens_and_have_the_soft_gradient():
-    """Forward codes of the codebook, exactly; backward the gradient of Eq. 6."""
+    """Forward, exact codes of the codebook; backward, the gradient of Eq. 6."""
     model = GenHMR(TINY).eval()
     logits, weights = torch.randn(2, 48, 32, requires_grad=True), torch.randn(2, 48, 8)
     seen = []
@@ -1076,7 +1076,7 @@ def test_relaxed_tokens_follow_the_categorical_distribution():
 
 
 def test_relaxed_gradients_reach_every_logit_of_a_pose():
-    """Through codebook, decoder and 6D, finite also when cold; nothing frozen is touched."""
+    """Finite at low temperatures too, through codebook, decoder and 6D; frozen weights get none."""
     model = GenHMR(TINY).eval()
     logits = (10 * torch.randn(2, 48, 32)).requires_grad_()
     for temperature in (1.0, 0.01):
@@ -1097,7 +1097,7 @@ def perfect(body: Body, model: GenHMR, batch: dict[str, Tensor]) -> dict[str, Te
 
 
 def decodable_batch(body: Body, model: GenHMR, size: int = 4) -> dict[str, Tensor]:
-    """A batch whose poses the tokenizer can say, so that the best prediction has no error."""
+    """A batch of poses that the tokenizer can represent: a perfect prediction has no error."""
     batch = batch_of(body, size)
     batch["tokens"] = torch.randint(32, (size, 48))
     batch["pose"] = model.tokenizer.decode(batch["tokens"])
@@ -1111,7 +1111,7 @@ def decodable_batch(body: Body, model: GenHMR, size: int = 4) -> dict[str, Tenso
 
 
 def test_losses_vanish_for_the_truth(body):
-    """Tokens, shape and camera of the truth have no loss; 3D does not depend on where it is."""
+    """True tokens, shape and camera have no loss; L_3D does not depend on the translation."""
     model = GenHMR(TINY).eval()
     batch = decodable_batch(body, model)
     terms = genhmr.losses(perfect(body, model, batch), batch, model, body, 1.0)
@@ -1182,14 +1182,14 @@ def test_what_is_invalid_counts_as_nothing(body):
 
 
 def test_total_loss_is_the_weighted_sum():
-    """Each weight goes to its own term."""
+    """Each weight multiplies its own term."""
     terms = {"mask": 2.0, "keypoints_3d": 3.0, "keypoints_2d": 5.0, "pose": 7.0, "betas": 11.0}
     expected = 2.0 + 5e-2 * 3 + 1e-2 * 5 + 1e-3 * 7 + 5e-4 * 11
     assert genhmr.total_loss(terms, Config()) == pytest.approx(expected)
 
 
 def test_parameter_groups():
-    """Every trainable parameter once, decay on matrices alone, nothing of the tokenizer."""
+    """Every trainable parameter once, decay on matrices only, nothing of the tokenizer."""
     model = GenHMR(TINY)
     decayed, spared = genhmr.parameter_groups(model, 0.1)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
@@ -1203,7 +1203,7 @@ def test_parameter_groups():
 
 
 def test_convolutions_in_front_keep_the_grid():
-    """With a stem the patches are as many and as large, and the whole picture is seen."""
+    """A stem keeps the number and size of the patches, and the whole picture is seen."""
     vit = genhmr.ViT(replace(TINY, patch_size=16, stem=(4, 8, 8)))
     assert vit.patch_embed["proj"].stride == (2, 2)
     pixels = torch.rand(2, 3, 64, 48, requires_grad=True)
@@ -1255,7 +1255,7 @@ def test_heat_maps_know_where(body):
 
 @given(st.lists(st.tuples(st.floats(-0.8, 0.8), st.floats(-0.8, 0.8)), min_size=1, max_size=4))
 def test_heat_loss_is_least_where_the_keypoint_is(places):
-    """The best heat has its mean at the keypoint, or nearest to it among the cells' centres."""
+    """The heat of least loss has its mean at the keypoint, or at the nearest possible place."""
     centres = genhmr.cell_centres(TINY)
     assert centres.shape == (math.prod(TINY.grid), 2) and centres.mean(0).abs().max() < 1e-6
     low, high = centres.amin(0), centres.amax(0)
@@ -1273,7 +1273,7 @@ def test_heat_loss_is_least_where_the_keypoint_is(places):
 
 
 def test_overfits_one_batch(body):
-    """Some steps on one batch teach tokens, shape and camera, with every parameter moving."""
+    """Some steps on one batch learn tokens, shape and camera, and change every parameter."""
     model = GenHMR(replace(TINY, reduction="mean", vit_drop_path=0.0, layers=1))
     model.tokenizer.quantiser.codebook.mul_(3.0)
     model.train()
@@ -1345,7 +1345,7 @@ def test_identities_of_the_schedules():
 @given(length=st.integers(1, 384), iterations=st.integers(1, 100),
        schedule=st.sampled_from(list(SCHEDULES)), force=st.booleans())
 def test_counts_never_rise(length, iterations, schedule, force):
-    """T + 1 counts from L to 0, never more than before; forced, always fewer while any is left."""
+    """T + 1 counts fall from L to 0; with force_progress strictly, while any token is left."""
     counts = mask_counts(length, iterations, schedule, force)
     assert len(counts) == iterations + 1 and counts[0] == length and counts[-1] == 0
     assert all(a >= b >= 0 for a, b in zip(counts, counts[1:], strict=False))
@@ -1363,7 +1363,7 @@ def test_counts_are_exact(length, iterations):
 
 
 def test_wart_float_traps_of_the_schedules():
-    """The three that plain ceil(gamma L) falls into: an exact 24, a leftover token, 48 for 49."""
+    """Where plain ceil(gamma L) is wrong: an exact 24, a leftover token, 48 for 49."""
     assert math.ceil(SCHEDULES["cosine"](2 / 3) * 96) == 25
     assert mask_counts(96, 3)[2] == 24
     assert math.ceil(SCHEDULES["training"](1.0) * 96) == 1
@@ -1377,7 +1377,7 @@ def stalls(schedule: str, iterations: int, length: int = 96) -> int:
 
 
 def test_wart_some_iterations_change_nothing():
-    """Slow curves mask all again: do not assume progress. force_progress removes the stalls."""
+    """Slow curves mask all tokens again; force_progress prevents it."""
     assert [stalls("cubic", t) for t in (5, 10, 15, 20)] == [1, 2, 3, 4]
     assert [stalls("sqrt", t) for t in (5, 10, 15, 20)] == [0, 1, 2, 3]
     assert [stalls("cosine", t) for t in (5, 10, 15, 20)] == [0, 0, 0, 1]
@@ -1387,7 +1387,7 @@ def test_wart_some_iterations_change_nothing():
 
 
 def test_bad_schedules_are_refused():
-    """An unknown name lists the known ones; no iterations are too few."""
+    """An unknown name lists the known ones; less than one iteration is refused."""
     with pytest.raises(ValueError, match="cosine, linear, cubic, sqrt, training"):
         mask_counts(96, 5, "square root")
     with pytest.raises(ValueError, match="1 or more"):
@@ -1453,7 +1453,7 @@ def test_sampling_invariants(length, seed, options):
 
 
 def test_one_iteration_is_the_argmax(lively):
-    """T = 1 fills in the most likely tokens at once, whatever the schedule."""
+    """T = 1 takes the most likely tokens at once, whatever the schedule."""
     features = lively.encode(images(3))
     logits = lively.predict_logits(features, torch.full((3, 48), 32))
     for schedule in SCHEDULES:
@@ -1473,7 +1473,7 @@ def test_rows_are_independent(lively):
 
 
 def test_iterations_differ_from_one(lively):
-    """Looking at kept tokens changes guesses: iterating is not the argmax in disguise."""
+    """Kept tokens change the predictions of others: T = 5 differs from the argmax of T = 1."""
     features = lively.encode(images(8))
     tokens = [genhmr.sample_from(lively, features, iterations=t).tokens for t in (1, 5)]
     assert not torch.equal(*tokens)
@@ -1482,7 +1482,7 @@ def test_iterations_differ_from_one(lively):
 
 
 def test_chance_comes_from_the_generator(lively):
-    """With k > 1 equal generators give equal poses, others others; k > 1 is a real choice."""
+    """With k > 1 equal generators give equal poses, different generators different ones."""
     features = lively.encode(images(4))
 
     def tokens(seed: int, top_k: int) -> Tensor:
@@ -1517,7 +1517,7 @@ def test_the_encoder_runs_once(lively):
 
 
 def test_remasking_any_can_take_tokens_back():
-    """Mask-Predict's reading gives up early tokens for surer late ones; MaskGIT's never does."""
+    """Mask-Predict may mask early tokens again for more confident late ones; MaskGIT never."""
     model = lively_model()
     features, found = model.encode(images(8)), {}
     for remask in ("never", "any"):
@@ -1550,7 +1550,7 @@ def test_bad_options_of_sampling_are_refused(lively):
 
 @pytest.fixture(scope="module")
 def task(body) -> tuple:
-    """A model, tokens, and the 2D joints of other poses to be pulled to."""
+    """A model, sampled tokens, shape and camera, and 2D joints of other poses as targets."""
     torch.manual_seed(4)
     model = GenHMR(TINY).eval()
     with torch.no_grad():  # tokens that matter, as those of a trained tokenizer do
@@ -1593,7 +1593,7 @@ def test_every_step_of_refinement_is_kept(task):
 
 
 def test_energy_falls(task):
-    """Small steps of either optimiser lower the energy of every row, all the way."""
+    """Every small step of either optimiser lowers the energy of every row."""
     for optimizer, step_size in (("gd", 0.01), ("adam", 0.005)):
         refined = pull(task, iterations=20, step_size=step_size, optimizer=optimizer)
         assert refined.energies.shape == (21, 3)
@@ -1614,7 +1614,7 @@ def test_step_is_the_gradient_of_the_energy(task):
 
 
 def test_unseen_joints_do_not_pull(task):
-    """Confidence 0 leaves the tokens alone, even where the keypoint is NaN; so does each joint."""
+    """Keypoints of confidence 0 change nothing, even where they are NaN."""
     nothing = torch.zeros(3, 45)
     nowhere = torch.full((3, 45, 2), math.nan)
     for optimizer in ("gd", "adam"):
@@ -1629,7 +1629,7 @@ def test_unseen_joints_do_not_pull(task):
 
 
 def test_confidence_weighs(task):
-    """Twice the confidence is twice the energy, hence half of the step for the same move."""
+    """Twice the confidence is twice the energy: half of the step makes the same move."""
     once = pull(task, weight_pose=0.0, step_size=0.01, iterations=5)
     twice = pull(task, confidence=2 * task[3], weight_pose=0.0, step_size=0.005, iterations=5)
     assert torch.allclose(once.embeddings, twice.embeddings, atol=1e-5)
@@ -1648,7 +1648,7 @@ def test_rows_are_refined_independently(task):
 
 
 def test_strong_regulariser_keeps_the_pose(task):
-    """The more the change of pose costs, the less it changes."""
+    """The larger weight_pose, the less the pose changes."""
     start = pull(task, iterations=0).rotations
 
     def change(weight: float, step_size: float) -> Tensor:
@@ -1674,7 +1674,7 @@ def test_everything_else_is_frozen(task):
 
 @given(seed=st.integers(0, 10**6), s=st.floats(0.1, 4.0), x=st.floats(-2, 2), y=st.floats(-2, 2))
 def test_fitted_camera_is_the_true_one(seed, s, x, y):
-    """Points projected by a camera give it back, whatever the network's and what is not seen."""
+    """From projected points the fit finds their camera, whatever the network's and the unseen."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(2, 24, 3, generator=generator, dtype=torch.float64) * 0.4
     camera = torch.tensor([[s, x, y], [0.9, 0.0, 0.0]], dtype=torch.float64)
@@ -1687,7 +1687,7 @@ def test_fitted_camera_is_the_true_one(seed, s, x, y):
 
 
 def test_fitted_camera_has_the_least_energy(task):
-    """Of a pose that fits its keypoints badly, too: moved either way it fits no better."""
+    """For a pose that fits badly, too, no small change of the fitted camera fits better."""
     model, (tokens, betas, camera), _, _, of = task
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -1708,7 +1708,7 @@ def test_fitted_camera_has_the_least_energy(task):
 
 
 def test_camera_stays_where_nothing_tells_another():
-    """No or one keypoint, a body without size, a body upside down: row by row."""
+    """Rows keep their camera: fewer than two keypoints, a body without size or upside down."""
     points = torch.randn(5, 24, 3, generator=torch.Generator().manual_seed(1)) * 0.4
     camera = torch.tensor([[0.9, 0.1, -0.2]]).expand(5, 3)
     flat = genhmr.project_to_crop(points, camera + 0.3, TINY.focal)
@@ -1722,7 +1722,7 @@ def test_camera_stays_where_nothing_tells_another():
 
 
 def test_bad_refinement_is_refused(task):
-    """An unknown optimizer and keypoints that do not fit are ValueErrors."""
+    """An unknown optimizer and keypoints of other shapes are ValueErrors."""
     with pytest.raises(ValueError, match="'gd' or 'adam'"):
         pull(task, optimizer="sgd")
     with pytest.raises(ValueError, match="expected \\(3, J, 2\\)"):
@@ -1752,7 +1752,7 @@ def test_checkpoints_return_the_model(tmp_path, lively):
 
 
 def test_tokenizers_come_from_either_stage(lively):
-    """Stage 1's checkpoint has one, stage 2's has one inside."""
+    """load_tokenizer reads checkpoints of both stages."""
     tokenizer = lively.tokenizer
     sources = ({"model": tokenizer.state_dict(), "config": asdict(TINY_TOKENIZER)},
                {"model": lively.state_dict(), "config": asdict(TINY)})
@@ -1797,6 +1797,17 @@ def test_bad_checkpoints_are_refused(tmp_path, lively):
             genhmr.load_checkpoint(source)
 
 
+def test_old_names_still_load(lively):
+    """Checkpoints that say `word_embedding` load, whole and to resume a run."""
+    old = {name.replace("token_embedding", "word_embedding"): value
+           for name, value in lively.state_dict().items()}
+    assert "transformer.word_embedding.weight" in old
+    for model in (genhmr.load_checkpoint({"model": old, "config": asdict(TINY)}), GenHMR(TINY)):
+        model.load_state_dict(old)
+        assert torch.equal(model.transformer.token_embedding.weight,
+                           lively.transformer.token_embedding.weight)
+
+
 def test_loading_draws_the_same_random_numbers_as_building(lively):
     """Comparing shapes first leaves the random state to the model, so that runs stay the same."""
     torch.manual_seed(3)
@@ -1818,7 +1829,7 @@ class Evil:
 
 
 def test_checkpoints_run_no_code(tmp_path, lively):
-    """Foreign objects, as the hyperparameters in Lightning's files, become nothing."""
+    """Foreign objects, as in Lightning's hyperparameters, load as empty dictionaries."""
     path, traces = tmp_path / "evil.pt", tmp_path / "traces"
     torch.save({"model": lively.state_dict(), "config": asdict(TINY),
                 "hyper_parameters": {"cfg": Evil(traces)}}, path)

@@ -36,7 +36,7 @@ ASTRONAUT_KEYPOINTS = ROOT / "assets" / "astronaut_keypoints.json"
 
 @pytest.fixture(scope="module")
 def model() -> GenHMR:
-    """An untrained model whose outputs are all its own: nothing is zero or uniform."""
+    """An untrained model with random weights everywhere: no output is zero or uniform."""
     torch.manual_seed(0)
     model = GenHMR(TINY).eval()
     with torch.no_grad():
@@ -84,7 +84,7 @@ numbers = st.floats(-50, 250) | st.sampled_from([math.nan, math.inf, 0.0])
 
 @given(st.lists(st.tuples(numbers, numbers, st.floats(-0.5, 1.5)), min_size=1, max_size=6))
 def test_unseen_keypoints_are_all_zeros(rows):
-    """Unsure ones and those outside of the picture vanish, the others stay as they are."""
+    """Keypoints of low confidence or outside of the picture become zero, others stay."""
     keypoints = np.array(rows)
     confident = keypoints[:, 2] > 0
     if not np.isfinite(keypoints[confident, :2]).all():
@@ -131,7 +131,7 @@ def test_convention_crops_are_sampled_at_pixel_centres():
 
 
 def test_crops_are_black_outside_of_the_picture():
-    """As the crops of training are."""
+    """Pixels outside of the picture are black, as in training."""
     image = np.full((60, 60, 3), 200, np.uint8)
     crop = genhmr.crop_picture(image, np.array([0.0, 30.0]), 60.0, 32)
     assert not crop[:, :, :15].any() and torch.allclose(crop[:, 2:-2, 17:], torch.tensor(200.0))
@@ -163,7 +163,7 @@ def test_the_mesh_covers_in_the_picture_what_it_covered_in_the_crop(camera, cent
 @given(cameras, st.tuples(st.floats(0, 500), st.floats(0, 500)), st.floats(20, 900),
        st.floats(300, 20_000))
 def test_given_camera_keeps_the_plane_of_the_body(camera, center, side, focal):
-    """With a K of one's own, points at the depth of the body's origin stay where they were."""
+    """With a given K, points at the depth of the body's origin stay where they were."""
     camera, center = torch.tensor([camera], dtype=torch.float64), np.array(center)
     plane = torch.tensor([[[0.0, 0, 0], [0.3, -0.2, 0], [-0.5, 0.8, 0]]], dtype=torch.float64)
     in_crop = genhmr.project_to_crop(plane, camera, TINY.focal)[0].numpy()
@@ -263,7 +263,7 @@ def test_fitted_camera_puts_the_body_where_its_keypoints_are(model, body):
 
 
 def test_joints_that_are_not_seen_do_not_drag(model, body):
-    """Their coordinates, whatever they are, change no bit of the result."""
+    """The coordinates of unseen keypoints change no bit of the result."""
     before = genhmr.predict(model, body, picture(), box=BOX)
     targets = keypoints_of(before, "nose", "left_shoulder", "right_shoulder", shift=(3, 0))
     wild = targets.copy()
@@ -325,7 +325,7 @@ def test_bad_input_is_named(model, body, changes, message):
 
 
 def test_training_mode_is_refused(body):
-    """Dropped paths in a picture's result would be a silent mistake."""
+    """A model in training mode, which drops paths, is refused."""
     with pytest.raises(ValueError, match="eval"):
         genhmr.predict(GenHMR(TINY).train(), body, picture())
 
@@ -416,7 +416,7 @@ def test_command_line_on_a_picture(model, body, checkpoint_file, tmp_path, capsy
 
 
 def test_steps_too_large_are_not_passed_over_in_silence(checkpoint_file, tmp_path, capsys):
-    """When the energy rises, the line about the refinement says so, and what to change."""
+    """If the energy rises, the line about the refinement says so, and what to change."""
     numbers = [number for index in range(17) for number in (60 - index, 30 + 3 * index, 1)]
     keypoints = save(tmp_path / "k.json", {"people": [{"pose_keypoints_2d": numbers}]})
     assert genhmr.main([str(argument) for argument in (
@@ -499,7 +499,7 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize("case", BAD_ARGUMENTS)
 def test_command_line_refuses_bad_input(case, checkpoint_file, other_checkpoints, tmp_path,
                                         monkeypatch, capsys):
-    """Exit code 2, one line on stderr that names the matter, nothing written."""
+    """Exit code 2, one line on stderr that names the problem, nothing written."""
     monkeypatch.setitem(sys.modules, "mediapipe", None)
     monkeypatch.chdir(tmp_path)
     save_picture(tmp_path / "photo.png")
