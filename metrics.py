@@ -1,18 +1,18 @@
 """Errors between predicted and true joints and meshes, and the protocols that papers report.
 
 Points are (B, N, 3) in metres: B samples of N corresponding joints or vertices. Every function
-takes torch tensors (any float type, CPU or CUDA) or numpy arrays and answers in kind; none
-carries a gradient. A sample that holds a NaN or an infinity scores NaN, its neighbours in the
-batch are not touched. `evaluate` alone leaves metres, for the unit its protocol reports.
+takes torch tensors (any float type, CPU or CUDA) or numpy arrays and returns the same kind;
+gradients are not tracked. A sample with a NaN or an infinity scores NaN; the other samples of its
+batch are not affected. Only `evaluate` converts metres, to the unit of its protocol.
 
     procrustes_align    the best similarity transform of each sample onto its target
     mpjpe, pve          mean distance of the joints, of the vertices
     pa_mpjpe, pa_pve    the same after procrustes_align
     f_score             harmonic mean of precision and recall of two point clouds
     pck_auc             area under the curve "share of points within t"
-    PROTOCOLS           what one benchmark measures, by name
-    evaluate            one protocol's table for one set of predictions
-    read_predictions    FreiHAND's pred.json, and write_predictions
+    PROTOCOLS           by name, what a benchmark measures
+    evaluate            the scores of one protocol
+    read_predictions    FreiHAND's pred.json; also write_predictions, and write_dexycb
 
     python metrics.py pred.json evaluation_xyz.json evaluation_verts.json
 """
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,25 +34,29 @@ from torch import Tensor
 from torch.nn import functional
 
 import bodymodels
+from sets.prediction_files import pair, read_json, read_predictions
+from sets.prediction_files import write_dexycb as write_dexycb
+from sets.prediction_files import write_predictions as write_predictions
+from sets.safe_pickle import load_array
 
 Points = TypeVar("Points", Tensor, np.ndarray)
 
-# Scratch memory of one chunk of samples. A batch whose temporaries fall out of the processor's
-# cache spends its time waiting for memory; a GPU wants few, large pieces.
+# Memory for the temporaries of one chunk of samples: they should fit the CPU's cache. A GPU is
+# faster with few, large chunks.
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
 
 
 def _chunks(samples: int, bytes_each: int, device: torch.device) -> list[slice]:
-    """Slices of equal length, but for the last, that cover all samples."""
+    """Slices of equal length that cover all samples; the last may be shorter."""
     size = max(1, CHUNK_BYTES[device.type] // bytes_each)
     return [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
 
 
 def _share_out(work: Callable[..., None], bytes_each: int, *batches: Tensor) -> None:
-    """work(*batches), the samples shared out among as many threads as torch may use.
+    """Call work(*batches) on parts of the samples, one part for each thread that torch may use.
 
-    Torch by itself divides each operation. Its threads then meet thousands of times, and where
-    another program holds a core every meeting costs milliseconds. These meet once.
+    Torch itself divides every single operation among threads, and waits for all of them each time.
+    These threads wait for each other once.
     """
     samples, device, threads = len(batches[0]), batches[0].device, torch.get_num_threads()
     parts = min(threads, len(_chunks(samples, bytes_each, device)))
@@ -67,10 +70,7 @@ def _share_out(work: Callable[..., None], bytes_each: int, *batches: Tensor) -> 
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`torch.empty`, but on the CPU from numpy.
-
-    That asks the system for huge pages: megabytes never used before are written six times faster.
-    """
+    """Like torch.empty; on the CPU numpy allocates, in huge pages, which are faster to fill."""
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or size == 0:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -84,7 +84,7 @@ def _tensor(points: Points) -> Tensor:
 
 
 def _in_kind(function: Callable) -> Callable:
-    """Turns a function of two tensors (B, N, 3) into one that checks and takes arrays, too."""
+    """Let a function of two tensors (B, N, 3) take arrays too, and check its arguments."""
 
     @functools.wraps(function)
     @torch.no_grad()
@@ -111,39 +111,45 @@ def _in_kind(function: Callable) -> Callable:
 
 @_in_kind
 def procrustes_align(source: Points, target: Points, *, allow_reflection: bool = False,
-                     scale: bool = True, norm_guard: float = 0.0) -> Points:
-    """Each source moved onto its target by the best similarity transform (B, N, 3).
+                     scale: bool = True, norm_guard: float = 0.0, moved: Points | None = None
+                     ) -> Points:
+    """Move each source onto its target by the best similarity transform: (B, N, 3).
 
     Minimises sum ||s R x + t - y||^2 over rotations R, translations t and, if `scale`, s >= 0;
-    with `allow_reflection` R may mirror, too. Umeyama, "Least-squares estimation of
-    transformation parameters between two point patterns", PAMI 1991. Defined for any points:
-    where several transforms are best (one, two or collinear points) it returns one of them, and
-    a source without extent lands on the target's mean. Computed in float64 (sizes 1e-150 to
-    1e150), returned in the source's type. FreiHAND's script adds a `norm_guard` (m) to the norm
-    that s divides by: a tiny source stays too small, and a perfect one is off by nanometres.
-    """
-    aligned = _empty(source.shape, source.dtype, source.device)
+    with `allow_reflection` R may also mirror. Umeyama, "Least-squares estimation of transformation
+    parameters between two point patterns", PAMI 1991. If several transforms are best (one, two or
+    collinear points), it takes one of them; a source whose points coincide lands on the target's
+    mean. Computed in float64 (for sizes from 1e-150 to 1e150), returned in the source's type.
 
-    def align(source: Tensor, target: Tensor, aligned: Tensor) -> None:
-        chunks = _chunks(len(source), 48 * source.shape[1], source.device)
-        buffers = _empty((2, chunks[0].stop if chunks else 0, 3, source.shape[1]),
-                         torch.float64, source.device)
+    moved (B, M, 3): apply the transform to these points instead of the source. norm_guard (m):
+    added to the norm that s divides by, as FreiHAND's script does; it makes tiny sources too small,
+    and shifts a perfect one by nanometres.
+    """
+    moved = source if moved is None else _tensor(moved).to(source)
+    aligned = _empty(moved.shape, source.dtype, source.device)
+    most = max(source.shape[1], moved.shape[1])
+
+    def align(source: Tensor, target: Tensor, moved: Tensor, aligned: Tensor) -> None:
+        chunks = _chunks(len(source), 48 * most, source.device)
+        buffers = _empty((2, chunks[0].stop if chunks else 0, 3, most), torch.float64,
+                         source.device)
         source_mean, target_mean, cross, norm = _moments(source, target, chunks, buffers)
         linear = _best_linear(cross, norm + norm_guard, allow_reflection, scale)
         offset = target_mean - linear @ source_mean
         for chunk in chunks:
-            x = _columns(source[chunk], buffers[0])
-            y = torch.baddbmm(offset[chunk], linear[chunk], x, out=buffers[1, :len(x)])
+            x = _columns(moved[chunk], buffers[0])
+            y = torch.baddbmm(offset[chunk], linear[chunk], x,
+                              out=buffers[1, :len(x), :, :x.shape[2]])
             for axis in range(3):
                 aligned[chunk, :, axis] = y[:, axis]
 
-    _share_out(align, 48 * source.shape[1], source, target, aligned)
+    _share_out(align, 48 * most, source, target, moved, aligned)
     return aligned
 
 
 def _columns(points: Tensor, buffer: Tensor) -> Tensor:
-    """Points (C, N, 3) as float64 columns (C, 3, N), written into the buffer."""
-    return buffer[:len(points)].copy_(points.transpose(1, 2))
+    """Write points (C, N, 3) into the buffer as float64 columns (C, 3, N)."""
+    return buffer[:len(points), :, :points.shape[1]].copy_(points.transpose(1, 2))
 
 
 def _moments(source: Tensor, target: Tensor, chunks: Sequence[slice], buffers: Tensor
@@ -162,10 +168,10 @@ def _moments(source: Tensor, target: Tensor, chunks: Sequence[slice], buffers: T
 
 
 def _best_linear(cross: Tensor, norm: Tensor, allow_reflection: bool, scale: bool) -> Tensor:
-    """The matrices s R (B, 3, 3) that fit best, NaN where the moments are not finite."""
+    """The best matrices s R (B, 3, 3); NaN where the moments are not finite."""
     invalid = ~(cross.sum((1, 2)) + norm).isfinite()[:, None, None]
     u, singular, vh = torch.linalg.svd(cross.masked_fill(invalid, 0))  # x y^T = U S V^T
-    if not allow_reflection:  # turn a mirror into the best rotation: give up the last direction
+    if not allow_reflection:  # flip the least important direction
         sign = (torch.linalg.det(u) * torch.linalg.det(vh)).sign()
         singular[:, 2] *= sign
         vh[:, 2] *= sign[:, None]
@@ -184,13 +190,13 @@ def _distances(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def _error_type(points: Tensor) -> torch.dtype:
-    """A half float cannot tell millimetres apart: errors are float32 at least."""
+    """The type of errors: at least float32, as float16 does not resolve millimetres."""
     return torch.promote_types(points.dtype, torch.float32)
 
 
 @_in_kind
 def mpjpe(prediction: Points, target: Points) -> Points:
-    """Mean per-joint position error (B,), of joints as given: subtract the root first."""
+    """Mean per-joint position error (B,) of the joints as given: subtract the root first."""
     return _distances(prediction, target).mean(1).to(_error_type(prediction))
 
 
@@ -217,16 +223,15 @@ def pa_pve(prediction: Points, target: Points, *, allow_reflection: bool = False
 @_in_kind
 def pck_auc(prediction: Points, target: Points, low: float = 0.0, high: float = 0.05,
             steps: int = 100) -> Points:
-    """Area under the curve of PCK, a number from 0 to 1 for the whole batch.
+    """Area under the PCK curve, from 0 to 1, one number for the whole batch.
 
-    PCK(t), "percentage of correct keypoints", is the share of points with an error <= t, here at
-    `steps` thresholds from `low` to `high` metres (FreiHAND's by default); the trapezoids are
-    divided by the range. The official mean over keypoints is this pooled curve, as every
-    keypoint is seen equally often.
+    PCK(t), "percentage of correct keypoints", is the share of points with an error <= t, at `steps`
+    thresholds from `low` to `high` metres (default: FreiHAND's). The trapezoidal area is divided by
+    the range. All keypoints are equally frequent, so this equals the official mean over keypoints.
     """
     thresholds = torch.from_numpy(np.linspace(low, high, steps)).to(prediction.device)
     distances = _distances(prediction, target).flatten()
-    first = torch.bucketize(distances, thresholds)  # the first threshold that the error passes
+    first = torch.bucketize(distances, thresholds)  # the first threshold >= the error
     correct = torch.bincount(first, minlength=steps + 1)[:steps].cumsum(0)
     return torch.trapezoid(correct / len(distances), thresholds) / (high - low)
 
@@ -234,11 +239,11 @@ def pck_auc(prediction: Points, target: Points, low: float = 0.0, high: float = 
 @_in_kind
 def f_score(prediction: Points, target: Points, thresholds: Sequence[float] = (0.005, 0.015)
             ) -> Points:
-    """F-scores (B, T) of two point clouds at T thresholds, compared with a strict <.
+    """F-scores (B, T) of two point clouds at T thresholds in metres; distances are strictly below.
 
-    Precision is the share of predicted points with a true point nearby, recall the share of true
-    points with a predicted one; correspondence plays no part. Knapitsch et al., "Tanks and
-    Temples", 2017.
+    Precision is the share of predicted points with a true point within the threshold, recall the
+    share of true points with a predicted one. Correspondence plays no role. Knapitsch et al.,
+    "Tanks and Temples", 2017.
     """
     limits = torch.tensor(thresholds, dtype=torch.float64, device=prediction.device)
     scores = limits.new_empty(len(prediction), len(limits))
@@ -259,14 +264,12 @@ def f_score(prediction: Points, target: Points, thresholds: Sequence[float] = (0
 
 
 def _nearest_squared(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """|a_i - b_j|^2 at its least for each a_i and each b_j (C, N), and a bound (C, 1) on rounding.
+    """Smallest |a_i - b_j|^2 of each a_i and of each b_j (C, N), and a bound (C, 1) on its error.
 
-    |a|^2 - 2 a.b + |b|^2 is a matrix product of five columns. Terms cancel, so the error is
-    relative to the size of the clouds: at most 7 roundings, half an eps each.
-
-    On the CPU the product is float32, twice as fast, by numpy, whose float32 is one whatever
-    precision torch is allowed to use, and in blocks of rows that are too small for its BLAS to
-    divide among threads (2^18 multiplications).
+    |a|^2 - 2 a.b + |b|^2 is a matrix product of five columns. Its terms cancel, so the error is
+    relative to the size of the clouds: at most 7 roundings of half an eps. On the CPU the product
+    is in float32, by numpy, whose precision no setting of torch changes, and in blocks of rows so
+    small (2^18 multiplications) that its BLAS does not divide them among threads.
     """
     centre = b.mean(1, keepdim=True)
     a, b = a - centre, b - centre
@@ -291,10 +294,10 @@ def _nearest_squared(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _share_within(points: Tensor, others: Tensor, nearest: Tensor, rounding: Tensor,
                   limits: Tensor) -> Tensor:
-    """The share (T, C) of points (C, N, 3) with one of the others strictly within each limit.
+    """The share (T, C) of points (C, N, 3) that have one of the others strictly within each limit.
 
-    `nearest` (C, N) are squared distances up to `rounding`. Where that could decide, the point
-    is compared with all the others once more, exactly as the official script would.
+    `nearest` (C, N): squared distances with errors up to `rounding`. Where the error could matter,
+    the point's distances are computed again in float64.
     """
     beyond = nearest - limits.square()[:, None, None]  # (T, C, N)
     inside = beyond < 0
@@ -314,151 +317,158 @@ UNITS = {"m": 1.0, "cm": 100.0, "mm": 1000.0}  # per metre
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a benchmark measures. Joints and vertices are each aligned on their own.
+    """What a benchmark measures. Joints and vertices are each aligned on their own by default.
 
-    Its target is the data set's truth: of bodies the mesh of the gendered model, or joints alone.
+    The target is the data set's truth: for bodies the mesh of the gendered model, or joints only.
     """
 
+    source: str  # where these rules are written, and what is special about them
     joints: str  # a name of bodymodels.JOINT_SETS
-    root: tuple[int, ...]  # joints whose mean is the origin of the unaligned errors; (): as given
-    alignment: str  # "similarity", or "rigid": without scale, or "": no aligned errors
-    allow_reflection: bool  # whether the alignment may mirror
-    norm_guard: float  # m, see procrustes_align
-    unit: str  # of the reported distances, a name of UNITS
-    f_thresholds: tuple[float, ...]  # m; (): no F-scores
-    auc_thresholds: tuple[float, float, int] | tuple[()]  # first and last in m, and how many
-    source: str  # where these rules are written
-    vertex_error: str = "MPVPE"  # what the field calls it: of bodies, MVE; "": joints alone
-    aligned_vertices: bool = True  # whether the vertices' error after alignment is reported
+    root: tuple[int, ...] = ()  # joints whose mean is the origin before alignment; (): as given
+    alignment: str = "similarity"  # or "rigid": without scale, or "": no aligned errors
+    allow_reflection: bool = False  # whether the alignment may mirror
+    norm_guard: float = 0.0  # m, see procrustes_align
+    unit: str = "mm"  # of the reported distances, a name of UNITS
+    f_thresholds: tuple[float, ...] = ()  # m; (): no F-scores
+    auc_thresholds: tuple[float, float, int] | tuple[()] = ()  # first and last in m, and how many
+    vertex_error: str = "MPVPE"  # the field's name for it: for bodies, MVE or PVE; "": joints only
+    vertices_optional: bool = False  # without vertices, their rows are left out
+    aligned_vertices: str = "own"  # aligned "own": by themselves, "joints": like them; "": no row
     scored: str = ""  # the joints whose errors count, a name of JOINT_SETS; "": all
-    hands: str = ""  # the protocol by which both hands of a whole body are judged as well
+    hands: str = ""  # the protocol for both hands of a whole body
 
 
+FREIHAND_CURVES = {"f_thresholds": (0.005, 0.015), "auc_thresholds": (0.0, 0.05, 100)}
 PROTOCOLS = {
     "freihand": Protocol(
-        joints="hand21", root=(), alignment="similarity", allow_reflection=True, norm_guard=1e-8,
-        unit="mm", f_thresholds=(0.005, 0.015), auc_thresholds=(0.0, 0.05, 100),
-        source="Zimmermann et al., ICCV 2019, and eval.py of the data set's repository"),
+        "Zimmermann et al., ICCV 2019, and eval.py of the data set's repository. Rows before "
+        "alignment compare positions as given, and the official ones are in the camera's frame. "
+        "train.py gives positions relative to a joint, so its raw rows are not FreiHAND's",
+        joints="hand21", allow_reflection=True, norm_guard=1e-8, **FREIHAND_CURVES),
     "rendered_hands": Protocol(
-        joints="hand21", root=(9,), alignment="similarity", allow_reflection=False, norm_guard=0.0,
-        unit="mm", f_thresholds=(0.005, 0.015), auc_thresholds=(0.0, 0.05, 100),
-        source="Ours: a single image does not tell how far a hand is, so unaligned errors are "
-               "relative to each hand's root; a mirrored hand is an error"),
+        "Ours: one image does not show how far away a hand is, so errors before alignment are "
+        "relative to each hand's root; a mirrored hand is an error",
+        joints="hand21", root=(9,), **FREIHAND_CURVES),
     "rendered_bodies": Protocol(
-        joints="smpl24", root=(0,), alignment="similarity", allow_reflection=False, norm_guard=0.0,
-        unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE",
-        source="Ours, after what papers report on 3DPW: relative to the pelvis, the body models' "
-               "own joints; vertices are aligned on their own"),
+        "Ours, like the rows that papers report on 3DPW: relative to the pelvis, joints of the "
+        "body model",
+        joints="smpl24", root=(0,), vertex_error="MVE"),
     "rendered_people": Protocol(
-        joints="smplx76", root=(0,), alignment="similarity", allow_reflection=False,
-        norm_guard=0.0, unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="PVE",
-        scored="smpl14", hands="rendered_people_hands",
-        source="SMPLer-X's evaluation, which HMR-Adapter follows: vertices relative to the pelvis, "
-               "14 joints. There both come from regressors on the mesh, here from the body model"),
+        "SMPLer-X's evaluation, which HMR-Adapter follows: vertices relative to the pelvis, 14 "
+        "joints. There regressors take both from the mesh, here the body model gives them",
+        joints="smplx76", root=(0,), vertex_error="PVE", scored="smpl14",
+        hands="rendered_people_hands"),
     "rendered_people_hands": Protocol(
-        joints="hand21", root=(0,), alignment="similarity", allow_reflection=False, norm_guard=0.0,
-        unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="PVE",
-        source="The same: a hand's 778 vertices relative to its wrist, which moves them but does "
-               "not turn them, and its 21 joints; the mean over all hands, seen or not"),
+        "The same: a hand's 778 vertices and 21 joints, shifted but not rotated to its wrist; the "
+        "mean over all hands, visible or not",
+        joints="hand21", root=(0,), vertex_error="PVE"),
     "dexycb_s0": Protocol(
-        joints="hand21", root=(0,), alignment="similarity", allow_reflection=True, norm_guard=0.0,
-        unit="mm", f_thresholds=(), auc_thresholds=(0.0, 0.05, 100),
-        source="Chao et al., CVPR 2021: relative to the wrist, of joint_3d (whose tips are "
-               "manopth's vertices) and of the meshes of pose_m; the toolkit's Procrustes may "
-               "mirror. Frames without a hand do not count: 78,768 of s0's test"),
+        "Chao et al., CVPR 2021: relative to the wrist; the toolkit's Procrustes may mirror; "
+        "frames without a hand do not count (78,768 of s0's test). Truth and prediction must have "
+        "the same kind of joints. data.py regresses both from the mesh, with manopth's tip "
+        "vertices, so that a perfect mesh has no error. The toolkit compares with joint_3d, the "
+        "joints of the skinning skeleton (data.py: joints=given)",
+        joints="hand21", root=(0,), allow_reflection=True, auc_thresholds=(0.0, 0.05, 100)),
     "h36m_p2_lsp14": Protocol(
-        joints="j17", root=(14,), alignment="similarity", allow_reflection=False, norm_guard=0.0,
-        unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="", scored="lsp14",
-        source="SPIN and HMR2.0, which GenHMR follows: joints of motion capture against those that "
-               "SPIN's J_regressor_h36m takes from the mesh, relative to either's own pelvis"),
+        "SPIN and HMR2.0, which GenHMR follows: motion-capture joints against those that SPIN's "
+        "J_regressor_h36m takes from the predicted mesh, each relative to its own pelvis",
+        joints="j17", root=(14,), vertex_error="", scored="lsp14"),
     "3dpw_lsp14": Protocol(
-        joints="j17", root=(14,), alignment="similarity", allow_reflection=False, norm_guard=0.0,
-        unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE", scored="lsp14",
-        aligned_vertices=False,
-        source="SPIN, HMR2.0 and GenHMR: both meshes' joints by J_regressor_h36m, the true mesh of "
-               "the gendered SMPL; 35,515 people of the test split"),
+        "SPIN, HMR2.0 and GenHMR: joints of both meshes by J_regressor_h36m, the true mesh from "
+        "the gendered SMPL; 35,515 people of the test split",
+        joints="j17", root=(14,), vertex_error="MVE", scored="lsp14", aligned_vertices=""),
     "3dpw_smplx_lineage": Protocol(
-        joints="smpl24", root=(0,), alignment="similarity", allow_reflection=False,
-        norm_guard=0.0, unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="",
-        scored="smpl14",
-        source="SMPLer-X and HMR-Adapter: 14 of SMPL's own joints, Moon's files, neutral SMPL; not "
-               "to be compared with 3dpw_lsp14"),
+        "SMPLer-X and HMR-Adapter: 14 of SMPL's own joints, Moon's files, neutral SMPL; not "
+        "comparable with 3dpw_lsp14. PVE (HMR-Adapter, Table 2) needs SMPL's vertices of the "
+        "predicted SMPL-X mesh; how the paper gets them is not published",
+        joints="smpl24", root=(0,), vertex_error="PVE", vertices_optional=True, scored="smpl14",
+        aligned_vertices=""),
     "emdb1_24": Protocol(
-        joints="smpl24", root=(1, 2), alignment="similarity", allow_reflection=False,
-        norm_guard=0.0, unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE",
-        aligned_vertices=False,
-        source="Kaufmann et al., ICCV 2023: 24 joints relative to the middle of the hips, gendered "
-               "SMPL, all good frames of EMDB-1 (its vertices after alignment follow the joints' "
-               "transform: not reported here)"),
+        "Kaufmann et al., ICCV 2023: 24 joints relative to the middle of the hips, gendered SMPL, "
+        "all good frames of EMDB-1; vertices are aligned by the transform of the joints",
+        joints="smpl24", root=(1, 2), vertex_error="MVE", aligned_vertices="joints"),
     "pose_reconstruction": Protocol(
-        joints="smpl24", root=(), alignment="", allow_reflection=False, norm_guard=0.0,
-        unit="mm", f_thresholds=(), auc_thresholds=(), vertex_error="MVE",
-        source="GenHMR, AAAI 2025, Tables 5 and 6: what a pose tokenizer loses, global orientation "
-               "included"),
+        "GenHMR, AAAI 2025, Tables 5 and 6: the error of a pose tokenizer, global orientation "
+        "included", joints="smpl24", alignment="", vertex_error="MVE"),
 }
 PROTOCOLS |= {name: PROTOCOLS["pose_reconstruction"] for name in ("amass_test", "moyo_val")}
 PROTOCOLS |= {name: replace(PROTOCOLS["rendered_people"], source=(
-    f"{data} as SMPLer-X and HMR-Adapter judge: vertices relative to the pelvis, those of hands to "
-    "the wrist, those of EHF's faces to the neck. Joints are what the neutral J_regressor takes "
-    "from either mesh, but the 14 of the body, which are SMPLX_to_J14.pkl's"))
+    f"{data} by the rules of SMPLer-X and HMR-Adapter: vertices relative to the pelvis, hands to "
+    "the wrist, EHF's faces to the neck. The neutral J_regressor takes joints from both meshes, "
+    "and SMPLX_to_J14.pkl the body's 14"))
     for name, data in (("ehf", "EHF's 100 meshes"), ("arctic_p1val", "ARCTIC's p1 val, views 1-8"))}
 
 
 def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points],
              hand_vertices: str | Path = "wholebody", face_vertices: str | Path | None = None
              ) -> dict[str, float]:
-    """The table of one protocol, means over the samples.
+    """The scores of one protocol, means over the samples.
 
-    `prediction` and `target` hold "joints" (B, J, 3) and, unless it judges joints alone,
-    "vertices" (B, V, 3) in metres, in the same frame. hand_vertices: of a whole body, the source
-    of `bodymodels.hand_vertex_ids`; MANO_SMPLX_vertex_ids.pkl for SMPL-X. Lengths come in the
-    protocol's unit, F-scores and areas from 0 to 1. As papers do, F@5 (5 mm), F@15 and AUC are
-    taken after alignment; "raw" names those before. A protocol without alignment, or without
-    these, leaves them out. One for whole bodies adds the rows of its hands, named "hands ...", and
-    with face_vertices, SMPL-X__FLAME_vertex_ids.npy, those of its face, relative to the neck. If
-    both hold "scored", joints that another regressor took from the meshes, those are scored in the
-    place of the protocol's; the root stays.
+    Args:
+        protocol: a name of PROTOCOLS.
+        prediction, target: "joints" (B, J, 3) and, unless the protocol has none, "vertices"
+            (B, V, 3), metres, in one frame. If both hold "scored" (B, S, 3), joints that another
+            regressor took from the meshes, these are scored; the root is still one of "joints".
+        hand_vertices: for whole bodies, the source of bodymodels.hand_vertex_ids.
+        face_vertices: for whole bodies, SMPL-X__FLAME_vertex_ids.npy; adds rows "face ...".
+
+    Distances are in the protocol's unit; F-scores and areas are from 0 to 1. "PA-" rows are after
+    alignment, and so are F@5 (5 mm), F@15 and AUC; "raw" marks those before it. "hands ..." are the
+    rows of both hands of a whole body. Raises ValueError for an unknown protocol or other shapes.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: expected one of {sorted(PROTOCOLS)}")
-    rules = PROTOCOLS[protocol]
-    both = prediction, target
-    prediction, target = (_rooted(points, rules) for points in both)
-    stages = [(prediction, "", " raw" if rules.alignment else "")]
-    if rules.alignment:
-        aligned = {name: procrustes_align(prediction[name], target[name],
-                                          allow_reflection=rules.allow_reflection,
-                                          norm_guard=rules.norm_guard,
-                                          scale=rules.alignment == "similarity")
-                   for name in prediction}
-        stages.insert(0, (aligned, "PA-", ""))
-    per_metre = UNITS[rules.unit]
+    rules, both = PROTOCOLS[protocol], (prediction, target)
+    prediction, target = (_rooted(points, rules, both) for points in both)
     report = {}
-    for points, before, after in stages:
-        joints = points["joints"], target["joints"]
-        report[f"{before}MPJPE"] = per_metre * mpjpe(*joints).mean()
-        if not rules.vertex_error or before and not rules.aligned_vertices:
-            continue
-        vertices = points["vertices"], target["vertices"]
-        report[f"{before}{rules.vertex_error}"] = per_metre * pve(*vertices).mean()
-        if rules.f_thresholds:
-            scores = f_score(*vertices, rules.f_thresholds).mean(0)
-            for threshold, mean in zip(rules.f_thresholds, scores, strict=True):
-                report[f"F@{1000 * threshold:g}{after}"] = mean
-        if rules.auc_thresholds:
-            report[f"AUC-J{after}"] = pck_auc(*joints, *rules.auc_thresholds)
-            report[f"AUC-V{after}"] = pck_auc(*vertices, *rules.auc_thresholds)
+    if rules.alignment:
+        report |= _scores(_aligned(prediction, target, rules), target, rules, "PA-", "")
+    report |= _scores(prediction, target, rules, "", " raw" if rules.alignment else "")
     if rules.hands:
         hands = evaluate(rules.hands, *(both_hands(points, hand_vertices) for points in both))
         report |= {f"hands {name}": value for name, value in hands.items()}
     if face_vertices is not None:
-        ids = np.load(face_vertices, allow_pickle=False)
+        ids = load_array(face_vertices)
         neck = bodymodels.JOINT_SETS[rules.joints].index("neck")
         faces = [_tensor(points["vertices"])[:, ids] - _tensor(points["joints"])[:, [neck]]
                  for points in both]
-        report |= {f"face {before}PVE": per_metre * error(*faces).mean()
+        report |= {f"face {before}PVE": UNITS[rules.unit] * error(*faces).mean()
                    for before, error in (("PA-", pa_pve), ("", pve))}
     return {name: float(value) for name, value in report.items()}
+
+
+def _aligned(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Protocol
+             ) -> dict[str, Tensor]:
+    """The prediction after the protocol's alignment, without vertices if none are reported."""
+    options = {"allow_reflection": rules.allow_reflection, "norm_guard": rules.norm_guard,
+               "scale": rules.alignment == "similarity"}
+    kinds = [name for name in prediction if name == "joints" or rules.aligned_vertices]
+    aligned = {}
+    for name in kinds:
+        by = "joints" if rules.aligned_vertices == "joints" else name
+        aligned[name] = procrustes_align(prediction[by], target[by], moved=prediction[name],
+                                         **options)
+    return aligned
+
+
+def _scores(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Protocol,
+            before: str, after: str) -> dict[str, Tensor]:
+    """The rows of one stage, with `before` and `after` around their names."""
+    per_metre = UNITS[rules.unit]
+    joints = prediction["joints"], target["joints"]
+    report = {f"{before}MPJPE": per_metre * mpjpe(*joints).mean()}
+    if "vertices" not in prediction:
+        return report
+    vertices = prediction["vertices"], target["vertices"]
+    report[f"{before}{rules.vertex_error}"] = per_metre * pve(*vertices).mean()
+    if rules.f_thresholds:
+        scores = f_score(*vertices, rules.f_thresholds).mean(0)
+        for threshold, mean in zip(rules.f_thresholds, scores, strict=True):
+            report[f"F@{1000 * threshold:g}{after}"] = mean
+    if rules.auc_thresholds:
+        report[f"AUC-J{after}"] = pck_auc(*joints, *rules.auc_thresholds)
+        report[f"AUC-V{after}"] = pck_auc(*vertices, *rules.auc_thresholds)
+    return report
 
 
 def both_hands(points: Mapping[str, Points], source: str | Path = "wholebody"
@@ -466,7 +476,7 @@ def both_hands(points: Mapping[str, Points], source: str | Path = "wholebody"
     """Joints (2B, 21, 3) and vertices (2B, 778, 3) of the hands of B whole bodies.
 
     points: "joints" (B, 76, 3) in "smplx76" order and "vertices" (B, 10475, 3). All left hands
-    come first, then all right ones, as they are: nothing is mirrored.
+    come first, then all right hands; nothing is mirrored.
     """
     joints, vertices = (_tensor(points[name]) for name in ("joints", "vertices"))
     ids = bodymodels.hand_vertex_ids(source)
@@ -479,9 +489,11 @@ def both_hands(points: Mapping[str, Points], source: str | Path = "wholebody"
                                    for part in ids.values()])}
 
 
-def _rooted(points: Mapping[str, Points], rules: Protocol) -> dict[str, Tensor]:
-    """Joints and, if they are judged, vertices, in float64, minus the root of the joints."""
-    wanted = ["joints", "vertices"] if rules.vertex_error else ["joints"]
+def _rooted(points: Mapping[str, Points], rules: Protocol, both: Sequence[Mapping]
+            ) -> dict[str, Tensor]:
+    """Joints and, if they are scored, vertices, in float64, relative to the root of the joints."""
+    optional = rules.vertices_optional and not all("vertices" in points for points in both)
+    wanted = ["joints", "vertices"] if rules.vertex_error and not optional else ["joints"]
     missing = set(wanted) - set(points)
     if missing:
         raise ValueError(f"evaluate needs joints and vertices, {sorted(missing)} is missing")
@@ -501,88 +513,6 @@ def _rooted(points: Mapping[str, Points], rules: Protocol) -> dict[str, Tensor]:
         scored = bodymodels.joint_indices(rules.joints, rules.scored)
         points["joints"] = points["joints"][:, scored]
     return points
-
-
-# --------------------------------------------------------------------------- prediction files
-
-
-def write_dexycb(path: str | Path, numbers: Sequence[int], joints: Points) -> None:
-    """Predictions for the toolkit of DexYCB: a line of number and 63 millimetres for each sample.
-
-    numbers: the official ones of the split, `person` of data.DexYCB's records. joints (N, 21, 3):
-    metres in the camera's frame, left hands as left hands.
-    """
-    millimetres = 1000 * np.asarray(_tensor(joints).cpu(), np.float64).reshape(len(numbers), 63)
-    lines = (",".join([str(int(number)), *(f"{value:.4f}" for value in row)])
-             for number, row in zip(numbers, millimetres, strict=True))
-    bodymodels.write_atomically(path, ("\n".join(lines) + "\n").encode())
-
-
-def read_predictions(path: str | Path, samples: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Joints (N, 21, 3) and vertices (N, 778, 3) of a pred.json in FreiHAND's layout.
-
-    The file is a list of two, [xyz_list, verts_list], in metres and in the order of the data
-    set. ValueError says what is wrong in it, or that it does not hold `samples` samples.
-    """
-    content = _read_json(path)
-    if not isinstance(content, list) or len(content) != 2:
-        raise ValueError(f"{path}: expected a list of two, [xyz_list, verts_list]")
-    joints, vertices = _pair(content[0], content[1], f"{path}: ")
-    if samples is not None and len(joints) != samples:
-        raise ValueError(f"{path}: expected {samples} samples, got {len(joints)}")
-    return joints.astype(np.float64), vertices.astype(np.float64)
-
-
-def write_predictions(path: str | Path, joints: Points, vertices: Points) -> None:
-    """Write joints (N, 21, 3) and vertices (N, 778, 3), in metres, as FreiHAND's pred.json.
-
-    The digits written give back the same float32 or float64.
-    """
-    joints, vertices = (points.to(_error_type(points)).numpy(force=True)
-                        for points in map(_tensor, (joints, vertices)))
-    texts = []
-    for points in _pair(joints, vertices):
-        digits = "%.9g" if points.dtype == np.float32 else "%.17g"
-        row = "[" + ",".join([digits] * 3) + "]"
-        sample = "[" + ",".join([row] * points.shape[1]) + "]"
-        texts.append("[" + ",".join(sample % tuple(values.ravel()) for values in points) + "]")
-    bodymodels.write_atomically(path, f"[{texts[0]},{texts[1]}]".encode())
-
-
-def _pair(joints: Sequence, vertices: Sequence, where: str = "") -> tuple[np.ndarray, np.ndarray]:
-    joints = _samples(joints, 21, f"{where}joints")
-    vertices = _samples(vertices, 778, f"{where}vertices")
-    if len(joints) != len(vertices):
-        raise ValueError(f"{where}expected joints and vertices of the same samples, "
-                         f"got {len(joints)} and {len(vertices)}")
-    return joints, vertices
-
-
-def _samples(samples: Sequence, count: int, name: str) -> np.ndarray:
-    """Samples as one array (N, count, 3). ValueError names the first that cannot be."""
-    if not isinstance(samples, list | np.ndarray):
-        raise ValueError(f"{name}: expected a list with one entry per sample, got {samples!r:.40}")
-    arrays = [_sample(sample, count, f"{name}[{index}]") for index, sample in enumerate(samples)]
-    return np.stack(arrays) if arrays else np.empty((0, count, 3))
-
-
-def _sample(sample: Sequence, count: int, name: str) -> np.ndarray:
-    try:
-        values = np.array(sample)  # no dtype asked for: text must not pass for numbers
-    except ValueError:  # ragged
-        values = np.array(None)
-    if values.shape != (count, 3) or values.dtype.kind not in "fiu":
-        raise ValueError(f"{name}: expected {count} points of 3 numbers, got {sample!r:.60}")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name}: not finite at point {np.argwhere(~np.isfinite(values))[0, 0]}")
-    return values
-
-
-def _read_json(path: str | Path) -> object:
-    try:
-        return json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:  # no JSON, no text
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
 
 
 # -------------------------------------------------------------------------------- command line
@@ -608,7 +538,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _evaluate_files(protocol: str, prediction: str, joints: str, vertices: str
                     ) -> dict[str, float]:
-    truth = _pair(_read_json(joints), _read_json(vertices), f"{joints}, {vertices}: ")
+    truth = pair(read_json(joints), read_json(vertices), f"{joints}, {vertices}: ")
     guess = read_predictions(prediction, len(truth[0]))
     return evaluate(protocol, *({"joints": points[0], "vertices": points[1]}
                                 for points in (guess, truth)))

@@ -126,6 +126,16 @@ def test_without_scale_distances_within_the_source_stay(seed, points, allow_refl
     torch.testing.assert_close(after.norm(dim=3), before.norm(dim=3), rtol=0, atol=1e-12)
 
 
+@given(seeds, st.integers(4, 30), st.sampled_from([1, 4, 40]))
+def test_other_points_move_with_the_source(seed, points, others):
+    """`moved` gets the transform that aligns the source, whatever its number of points."""
+    target = clouds(seed, 3, points + others)
+    source = similarities(seed, target)
+    moved = metrics.procrustes_align(source[:, :points], target[:, :points],
+                                     moved=source[:, points:])
+    torch.testing.assert_close(moved, target[:, points:], rtol=0, atol=1e-9)
+
+
 @given(seeds, st.integers(4, 30))
 def test_convention_reflection_is_explicit(seed, points):
     """A mirror image is matched exactly if reflections are allowed, and never if they are not."""

@@ -139,6 +139,38 @@ def test_golden_emdb_is_relative_to_the_middle_of_the_hips():
     assert metrics.evaluate("emdb1_24", prediction, target)["MVE"] == pytest.approx(5)
 
 
+def test_golden_emdb_aligns_vertices_like_the_joints():
+    """A similarity transform of the whole body is perfect after alignment; a mesh that is shifted
+    against its joints stays shifted, though on its own it could be aligned."""
+    target = {name: RNG.normal(0, 0.3, (2, count, 3)) for name, count in (
+        ("joints", 24), ("vertices", 60))}
+    turn = bm.axis_angle_to_matrix(torch.tensor([0.3, -0.8, 0.5]).double()).numpy()
+    moved = {name: 1.3 * points @ turn + (1, 2, 3) for name, points in target.items()}
+    report = metrics.evaluate("emdb1_24", moved, target)
+    assert list(report) == ["PA-MPJPE", "PA-MVE", "MPJPE", "MVE"]
+    assert report["PA-MVE"] < 1e-6 and report["MVE"] > 10
+    shifted = {"joints": target["joints"], "vertices": target["vertices"] + (0, 0, 0.01)}
+    assert metrics.evaluate("emdb1_24", shifted, target)["PA-MVE"] == pytest.approx(10)
+
+
+def test_golden_smplx_lineage_of_3dpw_has_pve_where_both_have_vertices():
+    """The mesh counts relative to the pelvis, and its row is left out without vertices."""
+    prediction, target = bodies_apart(24, error=0.0)
+    assert list(metrics.evaluate("3dpw_smplx_lineage", prediction, target)) == [
+        "PA-MPJPE", "MPJPE", "PVE"]
+    prediction["joints"][:, 0, 0] += 0.02
+    assert metrics.evaluate("3dpw_smplx_lineage", prediction, target)["PVE"] == pytest.approx(20)
+    del target["vertices"]
+    assert "PVE" not in metrics.evaluate("3dpw_smplx_lineage", prediction, target)
+
+
+def test_damaged_face_vertices_are_one_error(models, tmp_path):
+    (tmp_path / "face.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': ")
+    target = whole_bodies(0, batch=1)
+    with pytest.raises(ValueError, match="face.npy is damaged"):
+        metrics.evaluate("rendered_people", target, target, face_vertices=tmp_path / "face.npy")
+
+
 def test_golden_smplx_lineage_of_3dpw_scores_fourteen_joints_of_smpl():
     """Of the 24 joints spines, collars, toes and hands do not count."""
     prediction, target = bodies_apart(24)  # the last is a hand
