@@ -22,7 +22,7 @@ import bodymodels
 import data
 import hmr_adapter
 import metrics
-from sets.safe_pickle import safe_unpickle
+from sets.safe_pickle import load_arrays, safe_unpickle
 from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import suitable_preset
@@ -42,7 +42,7 @@ class PeopleTask(Task):
     MODEL: ClassVar[type]  # what this stage trains
     MODELS = ("SMPL-X's of all genders, MANO_RIGHT, MANO_LEFT, MANO_SMPLX_vertex_ids.pkl and, to "
               "judge bodies, SMPLX_to_J14.pkl, for faces SMPL-X__FLAME_vertex_ids.npy, for 3DPW "
-              "SMPL_NEUTRAL")
+              "SMPL_NEUTRAL and, for its PVE, PyMAF-X's smplx_to_smpl.pkl")
     ARGUMENTS = {"models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"}}
     ADAPTS = False  # whether the stage builds on an expert
 
@@ -401,13 +401,17 @@ class BodyExpertTask(PeopleTask, BodyTask):
         """The protocol's table; of official data all joints are regressed from the meshes."""
         if self.data == "rendered":
             return super().judge(mesh, truth)
+        folder = Path(self.arguments.models)
         if self.protocol == "3dpw_smplx_lineage":  # the 14 that count are among SMPL-X's first 24
             smpl = self.test_set.pictures.body().J_regressor.numpy()
             regressors = self.body.J_regressor.numpy()[:24], smpl
-            return metrics.evaluate(self.protocol, *(
-                {"joints": np.einsum("jv,nvc->njc", regressor, points["vertices"])}
-                for regressor, points in zip(regressors, (mesh, truth), strict=True)))
-        folder = Path(self.arguments.models)
+            both = [{"joints": np.einsum("jv,nvc->njc", regressor, points["vertices"])}
+                    for regressor, points in zip(regressors, (mesh, truth), strict=True)]
+            if (folder / "smplx_to_smpl.pkl").is_file():
+                to_smpl = load_arrays(folder / "smplx_to_smpl.pkl")["matrix"]  # (6890, 10475)
+                both[0]["vertices"] = to_smpl @ mesh["vertices"]
+                both[1]["vertices"] = truth["vertices"]
+            return metrics.evaluate(self.protocol, *both)
         return metrics.evaluate(
             self.protocol, *map(self.regressed, (mesh, truth)),
             folder / "MANO_SMPLX_vertex_ids.pkl",

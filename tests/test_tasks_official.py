@@ -149,6 +149,18 @@ def test_bodies_are_judged_on_3dpw_by_smpls_joints(base, trained, tmp_path):
     assert list(scores["expert"]) == ["PA-MPJPE", "MPJPE"]
 
 
+def test_3dpw_has_a_vertex_error_with_the_mapping_from_smplx_to_smpl(base, trained, tmp_path):
+    """With smplx_to_smpl.pkl in --models the table has PVE, as Table 2 of the paper does."""
+    mapping = base / "models/smplx_to_smpl.pkl"
+    mapping.write_bytes(pickle.dumps({"matrix": np.eye(6890, VERTICES, dtype=np.float32)}))
+    try:
+        scores = evaluate(base, trained, "body_expert", "3dpw_smplx_lineage", tmp_path,
+                          "--checkpoint", str(trained / "body_expert/checkpoint.pt"))
+    finally:
+        mapping.unlink()
+    assert list(scores["expert"]) == ["PA-MPJPE", "MPJPE", "PVE"] and scores["expert"]["PVE"] > 0
+
+
 def test_perfect_meshes_have_no_error_by_the_official_protocols(base, trained):
     """Whatever the pose or the subject's own template: the truth alone scores 0."""
     config = hmr_adapter.load_checkpoint(trained / "body/checkpoint.pt").config
