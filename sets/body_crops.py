@@ -1,4 +1,4 @@
-"""Body crops."""
+"""Crops of bodies, and how their labels move along."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from sets.augmentation import Augmentation
 from sets.body_poses import SMPL_KEYPOINTS
 from sets.crops import crop_homography, keypoint_box, roll_and_mirror, transform_points
 
-BODY_FOCAL = 5000 / 256  # GenHMR's and HMR2.0's: 5000 pixels for a crop of 256
-SEEN_WIDTH = 0.75  # of the crop: GenHMR's and HMR2.0's encoder leaves out an eighth on each side
-BODY_PARTS = {  # what the box of a truncated picture holds: its keypoints, how often
+BODY_FOCAL = 5000 / 256  # focal length in crop sides: 5000 pixels for a crop of 256 (HMR2.0)
+SEEN_WIDTH = 0.75  # share of the crop: the encoder cuts an eighth off either side (HMR2.0)
+BODY_PARTS = {  # what the box of a truncated body contains: keypoint names, probability
     "above the knees": (r"^(?!.*(ankle|foot|toe|heel))", 0.3),
     "above the hips": (r"^(?!.*(knee|ankle|foot|toe|heel))", 0.3),
     "head and shoulders": (r"head|neck|shoulder|nose|eye|ear", 0.1),
@@ -27,20 +27,20 @@ BODY_PARTS = {  # what the box of a truncated picture holds: its keypoints, how 
 
 
 def draw_body_part(rng: np.random.Generator, names: Sequence[str] = SMPL_KEYPOINTS) -> list[int]:
-    """The keypoints (indices of `names`) of one of BODY_PARTS."""
+    """Draw one of BODY_PARTS; return its keypoints as indices of `names`."""
     patterns, chances = zip(*BODY_PARTS.values(), strict=True)
     pattern = patterns[rng.choice(len(patterns), p=chances)]
     return [index for index, name in enumerate(names) if re.search(pattern, name)]
 
 
 def body_box(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """Centre (2,) and side of a square crop of points (N, 2) in which the encoder sees them all."""
+    """Return centre (2,) and side of the square crop in which the encoder sees points (N, 2)."""
     center, (width, height) = keypoint_box(points)
     return center, max(height, width / SEEN_WIDTH)
 
 
 def body_camera(size: int) -> np.ndarray:
-    """The intrinsics (3, 3) of every crop: a long, fixed focal length, as the papers have it."""
+    """Return K (3, 3) of every crop: a long, fixed focal length, as in the papers."""
     focal = BODY_FOCAL * size
     return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
 
@@ -48,10 +48,10 @@ def body_camera(size: int) -> np.ndarray:
 def draw_crop(rng: np.random.Generator, recipe: Augmentation, size: int, keypoints: np.ndarray,
               names: Sequence[str], box: tuple[np.ndarray, float] | None = None,
               known: np.ndarray | None = None) -> tuple[np.ndarray, float, bool]:
-    """A new crop of a body's picture: its homography, and the roll and mirror in it.
+    """Draw a crop of a body's picture; return its homography, roll and mirror.
 
-    box: centre and side of the crop before (default: of a whole picture, size x size); known: of
-    the keypoints (default: all), of which a part of the body needs three.
+    box: centre and side of the crop without augmentation; by default the whole picture, size x
+    size. known: which keypoints (J,) are known, by default all; a part of the body needs three.
     """
     center, side = (np.array([size, size]) / 2, float(size)) if box is None else box
     if rng.random() < recipe.extreme:
@@ -68,11 +68,11 @@ def draw_crop(rng: np.random.Generator, recipe: Augmentation, size: int, keypoin
 
 def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float, mirror: bool,
               joints: str = "smpl24", keypoint_set: str = "smpl45") -> dict[str, np.ndarray]:
-    """The sample's labels after `crop_homography` with this roll and mirror, still exact.
+    """Return the sample's labels after a `crop_homography` with this roll and mirror.
 
-    The camera turns about its axis, which turns the body about that axis in the camera's frame;
-    what shifts and zooms goes into K. A mirrored body has left and right exchanged; there pose and
-    betas tell the keypoints to millimetres only, as shapes are not quite symmetric.
+    Rolling the camera rotates the body about the camera's axis; shift and zoom go into K. A
+    mirrored body has left and right exchanged. Pose and betas then give its keypoints to within
+    millimetres only, since shapes are not quite symmetric.
     """
     turn = roll_and_mirror(roll, False)
     pose, keypoints = sample["pose"].copy(), sample["keypoints_3d"] @ turn.T

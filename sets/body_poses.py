@@ -1,4 +1,4 @@
-"""Body poses."""
+"""Random poses of bodies from the free motion clips."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from sets.samples import KeyedDataset
 
 SMPL_JOINTS, SMPL_KEYPOINTS = bodymodels.JOINT_SETS["smpl24"], bodymodels.JOINT_SETS["smpl45"]
 TEST_CLIPS = ("dance_b", "getup_faceup", "kick", "run", "turn_right1")  # of motion.npz
-NEAR_DUPLICATE = 0.1  # rad: a frame has a joint at least so far from its like in each other frame
-Y_UP_TO_CAMERA = np.diag([1.0, -1, -1])  # a body that faces +z then faces the camera
+NEAR_DUPLICATE = 0.1  # rad: keep a frame only if some joint differs by this from every kept one
+Y_UP_TO_CAMERA = np.diag([1.0, -1, -1])  # a body facing +z then faces the camera
 LIMBS = tuple(
     [index for index, name in enumerate(SMPL_JOINTS) if re.search(pattern, name)]
     for pattern in ("hip|knee|ankle|foot", "left_(collar|shoulder|elbow|wrist|hand)",
                     "right_(collar|shoulder|elbow|wrist|hand)"))
-# Standard deviations in radians. Wrists, collars and toes never move in the clips.
+# Standard deviations of joint noise in radians. Wrists, collars and toes never move in the clips.
 JOINT_NOISE = {"wrist": 0.25, "collar": 0.08, "neck": 0.12, "head": 0.12, "foot": 0.1}
 OTHER_NOISE = 0.03
 
 
 @cache
 def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
-    """Poses (N, 24, 3) of a split's clips, axis-angle, y up, then their mirror images.
+    """Return the poses (N, 24, 3) of a split's clips, axis-angle, y up, then their mirror images.
 
-    lean: degrees, the most that the pelvis leans from upright; 180 keeps somersaults too.
-
-    The clips of `assets/motion.npz` are divided as wholes. Of frames that hardly differ the first
-    stays. All are turned about the vertical until they face +z, as nearly as they can.
+    Whole clips of `assets/motion.npz` belong to one split. Of frames that hardly differ, the first
+    is kept. All are turned about the vertical to face +z as far as possible. lean: largest angle in
+    degrees between the pelvis and upright; 180 keeps somersaults too.
     """
     with np.load(bodymodels.ASSETS / "motion.npz") as arrays:
         clips = arrays["clip_names"][arrays["clip"]]
@@ -51,7 +50,7 @@ def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
 
 
 def face_forward(roots: Tensor) -> Tensor:
-    """Root orientations (N, 3, 3), y up, without the part of the turn that is about y."""
+    """Remove the rotation about y from root orientations (N, 3, 3), y up."""
     w, _, y, _ = bodymodels.matrix_to_quaternion(roots).unbind(1)
     turn = torch.zeros(len(roots), 3, dtype=roots.dtype)
     turn[:, 1] = -2 * torch.atan2(y, w)
@@ -60,11 +59,11 @@ def face_forward(roots: Tensor) -> Tensor:
 
 def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0,
                      lean: float = 180.0) -> np.ndarray:
-    """A plausible body: SMPL rotations (24, 3, 3), the root's in an upright camera's frame.
+    """Draw a plausible pose: SMPL rotations (24, 3, 3), the root's in an upright camera's frame.
 
-    Half are frames of the split's clips, the other half have legs, left arm or right arm of other
-    frames; noise moves all joints but the root, most where the clips are still. The body faces
-    the camera and is then turned about the vertical by up to +- `views` degrees. lean: see
+    Half are frames of the split's clips; the other half take legs, left arm and right arm from
+    other frames. Noise moves all joints but the root, most where the clips are still. The body
+    faces the camera and is then turned about the vertical by up to +- `views` degrees. lean: see
     `motion_frames`.
     """
     frames = motion_frames(split, lean)
@@ -87,17 +86,16 @@ def _joint_noise() -> np.ndarray:
 
 
 def sample_betas(rng: np.random.Generator) -> np.ndarray:
-    """A body shape (10,) of our free models."""
+    """Draw a shape (10,) of the free body models."""
     return np.clip(rng.standard_normal(10), -2.5, 2.5)
 
 
 class MotionPoses(KeyedDataset):
-    """Body poses without pictures, from the free motion clips: all that a pose tokenizer needs.
+    """Body poses without pictures, from the free motion clips, to train a pose tokenizer.
 
-    A sample is {"pose": (24, 3, 3) rotations, "betas": (10,), "index": ()}; every epoch brings
-    other poses. The root is in the frame of a camera that stands upright: tilting it is left to
-    the training's augmentation. split: "train" or "test", of different clips. views: see
-    `sample_body_pose`.
+    A sample is {"pose": (24, 3, 3) rotations, "betas": (10,), "index": ()}; every epoch has other
+    poses. The root is in the frame of an upright camera; the training may tilt it. split: "train"
+    or "test", from different clips. views: see `sample_body_pose`.
     """
 
     LENGTHS = {"train": 40_000, "test": 2_000}

@@ -1,4 +1,4 @@
-"""Hand poses."""
+"""Random poses and views of the free right hand."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 from sets.crops import roll_and_mirror, rotation_to_axis
 
-FINGER_SLOTS = {"index": 0, "middle": 3, "ring": 9, "pinky": 6}  # first joint, MANO order less root
+FINGER_SLOTS = {"index": 0, "middle": 3, "ring": 9, "pinky": 6}  # in MANO's order, no root
 THUMB_SLOT = 12
 PALM_NORMAL_UP = np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])  # back to the camera, fingers up
-# Angles of the thumb in radians: saddle joint flexion, abduction and twist, then flexion of the
-# two hinges. The pinches were fitted once so that pad meets pad on the mean free hand.
+# Angles of the thumb in radians: flexion, abduction and twist of the saddle joint, then flexion of
+# the two hinges. The pinches were fitted so that the finger pads meet on the mean free hand.
 THUMB_POSES = {
     "rest": (0.10, -0.20, 0.00, 0.15, 0.20),
     "flat": (0.00, -0.60, 0.00, -0.10, -0.10),
@@ -20,12 +20,12 @@ THUMB_POSES = {
     "folded": (0.50, -0.10, 0.30, 0.70, 0.70),
     "grasp": (0.30, 0.25, 0.20, 0.35, 0.35),
 }
-PINCHES = {  # thumb as above; flexion of the finger's three joints, abduction of its first
+PINCHES = {  # thumb as above; flexion of the finger's three joints, abduction of the first
     "index": ((0.26, -0.02, 0.18, 0.28, 0.30), (0.85, 0.85, 0.41), 0.00),
     "middle": ((0.44, 0.24, 0.04, 0.45, 0.44), (1.00, 0.98, 0.48), 0.07),
     "ring": ((0.61, 0.53, -0.05, 0.55, 0.47), (1.16, 0.91, 0.44), 0.17),
 }
-LOWER_LIMIT, UPPER_LIMIT = np.full((15, 3), -0.35), np.full((15, 3), 0.35)  # flexion, abduction..
+LOWER_LIMIT, UPPER_LIMIT = np.full((15, 3), -0.35), np.full((15, 3), 0.35)  # radians
 LOWER_LIMIT[:, 0], UPPER_LIMIT[:, 0] = -0.3, 1.9
 LOWER_LIMIT[12], UPPER_LIMIT[12] = (-0.5, -0.8, -0.4), (0.9, 0.7, 0.5)
 LOWER_LIMIT[13:, 1:] = UPPER_LIMIT[13:, 1:] = 0.0
@@ -33,10 +33,10 @@ LOWER_LIMIT[13:, 1:] = UPPER_LIMIT[13:, 1:] = 0.0
 
 @cache
 def hinge_axes() -> np.ndarray:
-    """Each joint's flexion, abduction and twist axis (15, 3, 3), rest frame of the right hand.
+    """Return each joint's flexion, abduction and twist axis (15, 3, 3), rest frame, right hand.
 
-    Fingers point along -x with the palm down (-y) and the index towards +z; positive flexion
-    closes the hand, positive abduction of a finger goes towards the thumb.
+    Fingers point along -x, the palm faces down (-y) and the index finger is on the +z side.
+    Positive flexion closes the hand, positive abduction moves a finger towards the thumb.
     """
     flexion = np.tile([0.0, 0.0, 1.0], (15, 1))
     twist = np.tile([-1.0, 0.0, 0.0], (15, 1))
@@ -49,9 +49,9 @@ def hinge_axes() -> np.ndarray:
 
 
 def sample_hand_pose(rng: np.random.Generator) -> np.ndarray:
-    """A plausible hand: axis-angle (15, 3), absolute, MANO joint order without the wrist.
+    """Draw a plausible hand pose: axis-angles (15, 3), absolute, MANO's joints without the wrist.
 
-    Half are grasps and relaxed hands, whose fingers close together; the others are gestures (each
+    45 % are grasps and relaxed hands, whose fingers close together; the others are gestures (each
     finger straight or folded), pinches, and independent fingers. All stay within joint limits.
     """
     kind = rng.choice(4, p=(0.45, 0.25, 0.15, 0.15))
@@ -77,10 +77,10 @@ def sample_hand_pose(rng: np.random.Generator) -> np.ndarray:
 
 
 def _finger_angles(curl: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Joint angles (15, 3) from how far index, middle, ring and pinky are closed (4,)."""
+    """Return joint angles (15, 3) for index, middle, ring and pinky closed to 0..1, `curl` (4,)."""
     angles = np.zeros((15, 3))
-    hook = rng.uniform(-1, 1)  # -1 bends the knuckles first, +1 the middle joints first
-    coupling = rng.uniform(0.45, 0.75)  # last joint follows the middle one
+    hook = rng.uniform(-1, 1)  # -1: knuckles bend first, +1: middle joints bend first
+    coupling = rng.uniform(0.45, 0.75)  # the last joint follows the middle one
     spread = rng.uniform(-0.3, 1.0) * np.array([0.2, 0.03, -0.12, -0.28])
     converge = np.array([-0.05, 0.0, 0.12, 0.3])  # folded fingers aim at the base of the thumb
     for finger, slot in enumerate(FINGER_SLOTS.values()):
@@ -94,11 +94,11 @@ def _finger_angles(curl: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def sample_view(rng: np.random.Generator, views: float, in_plane: float,
                 sides: str = "both") -> np.ndarray:
-    """Rotation (3, 3) of the rest hand into the camera frame.
+    """Draw the rotation (3, 3) of the resting hand into the camera's frame.
 
-    The hand starts with its back or palm to the camera and its fingers up, is tilted until the
-    normal is up to `views` degrees off the camera's axis (uniform on the cap; 90 with both sides
-    is the whole sphere) and turned in the image plane by up to +- `in_plane` degrees.
+    The hand starts with its back or palm to the camera and its fingers up. It is tilted until the
+    palm's normal is up to `views` degrees off the camera's axis (uniform on the cap; 90 with both
+    sides is the whole sphere), and turned in the image plane by up to +- `in_plane` degrees.
     """
     palm = {"both": bool(rng.integers(2)), "palm": True, "back": False}[sides]
     base = np.diag([-1.0, 1.0, -1.0]) @ PALM_NORMAL_UP if palm else PALM_NORMAL_UP

@@ -1,4 +1,4 @@
-"""Official people."""
+"""Official data in the layout of RenderedPeople: whole bodies, and pairs of hands."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ from sets.records import GENDERS, relabelled, to_pixels, with_confidence
 
 
 class OfficialPeople(PeopleDataset):
-    """Whole bodies of official data with crops of their hands, as RenderedPeople has them.
+    """Whole bodies of an official data set with crops of their hands; samples as RenderedPeople's.
 
-    pictures: of a data set of SMPL-X's bodies before a known camera, with a folder `models` in
-    which MANO_SMPLX_vertex_ids.pkl lies as well; people without a body there are left out. Of EHF
-    poses are unknown, of SMPL's bodies all that their 24 joints do not tell. Beside the rest of
-    the sample there is what is known:
+    pictures: a data set of SMPL-X bodies before a known camera. Its folder `models` must have
+    MANO_SMPLX_vertex_ids.pkl as well. People without a body or a camera are left out. EHF has no
+    poses, and SMPL's bodies have only 24 joints, so that a sample has these flags as well:
 
-        body_pose_valid, betas_valid, expression_valid   ()       float32  betas: those of the
-                                                                           neutral body alone
+        body_pose_valid, betas_valid, expression_valid   ()       float32  betas: only those of the
+                                                                           neutral body
         rotations_valid                                  (55,)    float32  of body_pose: SMPL has
-                                                                           the first 22 alone
+                                                                           only the first 22
         keypoints_3d_valid                               (76,)    float32
         hand_betas                                       (2, 10)  float32  MANO's: unknown, 0
         hand_betas_valid                                 (2,)     float32
 
-    Nothing tells expressions and hidden hands: expression is 0 and hand_visible 1. Of BEDLAM's
-    eleven betas the first ten are told; keypoints and hands are those of all. Augmentation crops
-    the crops anew, as of rendered people: what lies outside of them is black.
+    No data set has expressions or visibility: expression is 0 and hand_visible 1. Of BEDLAM's
+    eleven betas a sample has the first ten; keypoints and hands follow from all. Augmentation crops
+    the crops again, as for rendered people: outside of them the picture is black.
     """
 
     def __init__(self, pictures: BodyPictures, hand_size: int | None = None, *,
                  augmentation: str | Augmentation | None = None) -> None:
         if pictures.models is None:
-            raise ValueError(f"people of {type(pictures).__name__}: expected it opened with a "
+            raise ValueError(f"people of {type(pictures).__name__} need meshes: open it with a "
                              "folder of models")
         super().__init__(pictures.split, [pictures.split], pictures.size, pictures.seed,
                          augmentation)
@@ -51,8 +50,8 @@ class OfficialPeople(PeopleDataset):
             (records["has_pose"] * records["has_transl"] > 0) | (records["mesh"] != b"")))
         if not len(self.kept):
             raise ValueError(f"{type(pictures).__name__} in {pictures.root} has no body before a "
-                             "known camera: it cannot be read as people")
-        self.hand_vertices = [np.zeros(NUM_VERTICES, np.int64)] * 2  # SMPL's hands do not count
+                             "known camera: it has no samples of people")
+        self.hand_vertices = [np.zeros(NUM_VERTICES, np.int64)] * 2  # SMPL: unused
         if pictures.MODEL == "smplx":
             ids = bodymodels.hand_vertex_ids(pictures.models / "MANO_SMPLX_vertex_ids.pkl")
             self.hand_vertices = [ids[side] for side in HANDS]
@@ -61,7 +60,7 @@ class OfficialPeople(PeopleDataset):
         return len(self.kept)
 
     def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Those of `pictures` behind samples, all of them or some."""
+        """Return the records of `pictures` behind all samples or some."""
         return self.pictures.records()[self.kept[indices]]
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -71,34 +70,35 @@ class OfficialPeople(PeopleDataset):
         points = relabelled(with_confidence(model.keypoints(output)[0].numpy()),
                             f"{self.pictures.MODEL}{len(model.parents) + 21}", "smplx76")
         known = points[:, 3]
-        points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # 0 has no place in pictures
-        flat = to_pixels(points, K)
+        points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # (0, 0, 0) has no pixel
+        keypoints_2d = to_pixels(points, K)
         size = image.shape[1], image.shape[0]
-        homography = self.pictures.crop(record, with_confidence(flat, known), size, rng)[0]
+        homography = self.pictures.crop(record, with_confidence(keypoints_2d, known), size,
+                                        rng)[0]
         pose = np.tile(np.eye(3), (55, 1, 1))
-        told = record["pose"] if self.pictures.MODEL == "smplx" else record["pose"][:22]
-        pose[:len(told)] = bodymodels.axis_angle_to_matrix(torch.tensor(told)).numpy()
+        angles = record["pose"] if self.pictures.MODEL == "smplx" else record["pose"][:22]
+        pose[:len(angles)] = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()
         sample = {"image": warp(image, homography, self.size), "K": homography @ K, "pose": pose,
                   "betas": record["betas"][:10], "expression": np.zeros(10), "keypoints_3d": points,
-                  "keypoints_2d": transform_points(homography, flat), "transl": transl.numpy(),
-                  "hand_visible": np.ones(2)}
-        hands = [self._hand(hand, image, K, flat, output.vertices[0]) for hand in range(2)]
+                  "keypoints_2d": transform_points(homography, keypoints_2d),
+                  "transl": transl.numpy(), "hand_visible": np.ones(2)}
+        hands = [self._hand(hand, image, K, keypoints_2d, output.vertices[0]) for hand in range(2)]
         sample |= {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
         labels = self.labelled(sample, rng)
         neutral = self.pictures.MODEL == "smplx" and GENDERS[record["gender"]] == "neutral"
         return labels | {
             "keypoints_valid": labels["keypoints_valid"] * known, "keypoints_3d_valid": known,
-            "rotations_valid": record["has_pose"] * (np.arange(55) < len(told)),
+            "rotations_valid": record["has_pose"] * (np.arange(55) < len(angles)),
             "hand_valid": labels["hand_valid"] * known[HAND_KEYPOINTS].all(1),
             "body_pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * neutral,
             "expression_valid": 0.0, "hand_betas": np.zeros((2, 10)),
             "hand_betas_valid": np.zeros(2)}
 
-    def _hand(self, hand: int, image: np.ndarray, K: np.ndarray, flat: np.ndarray,
+    def _hand(self, hand: int, image: np.ndarray, K: np.ndarray, keypoints_2d: np.ndarray,
               vertices: Tensor) -> dict[str, np.ndarray]:
-        """Crop, mesh and K of a hand; of the left all mirrored."""
+        """Return crop, mesh and K of a hand; the left one is mirrored."""
         mirror, size = HANDS[hand] == "left", self.hand_size
-        center, side = hand_square(flat[HAND_KEYPOINTS[hand]])
+        center, side = hand_square(keypoints_2d[HAND_KEYPOINTS[hand]])
         view = crop_homography(center, max(side, 1.0), size, mirror=mirror)
         flip = np.diag([-1.0 if mirror else 1.0, 1, 1])
         return {"hand_images": warp(image, view, size), "hand_K": view @ K @ flip,
@@ -106,17 +106,17 @@ class OfficialPeople(PeopleDataset):
 
 
 class HandPairs(PeopleDataset):
-    """Official hands, two by two, in the layout of OfficialPeople: to be mixed with people.
+    """Pairs of official hands in the layout of OfficialPeople, to be mixed with people.
 
-    hands: FreiHAND, InterHand2.6M, DexYCB or HaMeR's sets, with the recipe of their augmentation
-    and a folder `models`. Those of unknown pose, mesh or joints are left out. Either of a pair may
-    be a right or a left hand; all look right. There is no person around them: the picture is black
-    and body_pose_valid 0. size: its side.
+    hands: FreiHAND, InterHand2.6M, DexYCB or HaMeR's sets, opened with an augmentation and a folder
+    `models`. Hands without a known pose, mesh and joints are left out. Either hand of a pair may be
+    a right or a left one; left ones are mirrored. There is no person: the picture (side `size`) is
+    black and body_pose_valid is 0.
     """
 
     def __init__(self, hands: FreiHAND | HandPictures, size: int) -> None:
         if hands.models is None:
-            raise ValueError(f"pairs of {type(hands).__name__}: expected it opened with a folder "
+            raise ValueError(f"pairs of {type(hands).__name__} need meshes: open it with a folder "
                              "of models")
         super().__init__(hands.split, [hands.split], size, hands.seed, None)
         self.hands, self.kept = hands, hands.whole_hands()
@@ -142,7 +142,7 @@ class HandPairs(PeopleDataset):
                 ("body_pose_valid", "betas_valid", "expression_valid"), 0.0)
 
     def _hand(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """One hand's crop and labels; its pose turns and is mirrored as the crop's camera was."""
+        """Return a hand's crop and labels; its pose turns like the crop's camera."""
         sample = self.hands.load(index, rng)
         self.hands.finish(sample, rng)
         pose, betas, betas_valid = self.hands.hand_pose(index)

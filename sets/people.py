@@ -1,4 +1,4 @@
-"""People."""
+"""What all data sets of whole bodies with crops of their hands share."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from sets.crops import crop_homography, inside, roll_and_mirror, warp
 from sets.samples import ImageDataset
 
 SMPLX_JOINTS, SMPLX_KEYPOINTS = bodymodels.JOINT_SETS["smplx55"], bodymodels.JOINT_SETS["smplx76"]
-HANDS = ("right", "left")  # the order of everything that a sample holds once per hand
-ARMS, HAND_JOINTS, HAND_KEYPOINTS = (  # (2, 8) and (2, 16) joints, (2, 21) keypoints
+HANDS = ("right", "left")  # the order of all "hand" arrays of a sample
+ARMS, HAND_JOINTS, HAND_KEYPOINTS = (  # indices: (2, 8) and (2, 16) joints, (2, 21) keypoints
     [bodymodels.joint_indices(source, target(side)) for side in HANDS]
     for source, target in (
         ("smplx55", lambda side: f"{side}_arm08"),
         ("smplx55", lambda side: [f"{side}_{name}" for name in bodymodels.JOINT_SETS["mano16"]]),
         ("smplx76", lambda side: f"{side}_hand21")))
-HAND_MARGIN = 2.0  # HaMeR's: the crop is so many times as large as the keypoints' box
+HAND_MARGIN = 2.0  # side of a hand's crop / side of the keypoints' box (HaMeR)
 
 
 def hand_square(keypoints: np.ndarray) -> tuple[np.ndarray, float]:
-    """Centre (2,) and side of a hand's crop around its keypoints (N, 2).
+    """Return centre (2,) and side of a hand's crop around its keypoints (N, 2).
 
-    As HaMeR does it: twice the tight box, made as wide as the part of the crop the encoder sees.
+    As in HaMeR, it is twice the tight box, widened to the part of the crop that the encoder sees.
     """
     center, side = body_box(keypoints)
     return center, HAND_MARGIN * side
@@ -42,7 +42,7 @@ class PeopleDataset(ImageDataset):
 
     def labelled(self, sample: dict[str, np.ndarray], rng: np.random.Generator
                  ) -> dict[str, np.ndarray]:
-        """A person's pictures and labels, moved as the augmentation says, with `person_labels`."""
+        """Augment a person's pictures and labels, and add `person_labels`."""
         if self.augmentation is not None and self.augmentation.moves:
             sample = augment_person(sample, self.augmentation, rng)
         return person_labels(sample | {
@@ -51,7 +51,7 @@ class PeopleDataset(ImageDataset):
 
 
 def person_labels(sample: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """A sample of RenderedPeople with the labels that follow from the others; "pose" is renamed."""
+    """Add the labels that follow from the others, and rename "pose" to "body_pose"."""
     pose = sample.pop("pose")
     arms, hands = arm_and_hand_poses(pose)
     hand_joints = sample["keypoints_3d"][HAND_KEYPOINTS]  # (2, 21, 3)
@@ -68,9 +68,9 @@ def person_labels(sample: dict[str, np.ndarray], size: int) -> dict[str, np.ndar
 
 
 def arm_and_hand_poses(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """SMPL-X rotations (55, 3, 3) as those of the arms (2, 8, 3, 3) and of MANO (2, 16, 3, 3).
+    """Split SMPL-X rotations (55, 3, 3) into arms (2, 8, 3, 3) and MANO's hands (2, 16, 3, 3).
 
-    Of the left, what its mirror image has: M R M with M = diag(-1, 1, 1).
+    The left arm and hand are those of the mirrored person: M R M with M = diag(-1, 1, 1).
     """
     rotations = torch.tensor(pose)
     arms, hands = rotations[torch.tensor(ARMS)], rotations[torch.tensor(HAND_JOINTS)]
@@ -82,10 +82,10 @@ def arm_and_hand_poses(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,
                    rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Crop all pictures (S, S, 3) and (2, H, H, 3) of a person anew, and move the labels along.
+    """Crop all pictures (S, S, 3) and (2, H, H, 3) of a person again, and move the labels along.
 
-    All turn alike, since it is the camera that turns; each is shifted and scaled on its own. In a
-    mirrored picture the right hand is what was the left.
+    All pictures turn by the same angle, since the camera turns; each has its own shift and scale.
+    Mirroring exchanges the right and the left hand.
     """
     size = len(sample["image"])
     homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"],
@@ -100,7 +100,7 @@ def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,
 
 def move_hand(hand: dict[str, np.ndarray], roll: float, recipe: Augmentation,
               rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """A hand's crop (H, H, 3) turned by `roll`, shifted and scaled as the recipe draws."""
+    """Turn a hand's crop (H, H, 3) by `roll`; draw its shift and scale from the recipe."""
     size, turn = len(hand["hand_images"]), roll_and_mirror(roll, False)
     shift, scale, _ = recipe.draw_motion(rng)
     homography = crop_homography(size * (0.5 + shift), size * scale, size, roll=roll)

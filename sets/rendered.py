@@ -1,4 +1,4 @@
-"""Rendered."""
+"""What rendered pictures share: backgrounds, shading, occluders, lens, packed files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ SKIN_TONES = np.array([[0.93, 0.76, 0.65], [0.87, 0.66, 0.53], [0.76, 0.54, 0.41
 
 
 @cache
-def _noise_bank() -> np.ndarray:  # drawing it anew for each picture would cost more than LBS
+def _noise_bank() -> np.ndarray:
+    """Return noise drawn once: drawing it for each picture would cost more than posing the body."""
     return random_generator(NOISE).standard_normal(2**20, dtype=np.float32)
 
 
-def light(rng: np.random.Generator, surface: np.ndarray, normals: np.ndarray,
+def shade_surface(rng: np.random.Generator, surface: np.ndarray, normals: np.ndarray,
           albedo: np.ndarray) -> np.ndarray:
-    """Colours (V, 3) of a surface's vertices: a key light, ambient light, a highlight."""
-    towards_light = rng.normal(0, 1, 3) + (0, -0.5, -0.8)  # rather from above and the camera
+    """Return the colours (V, 3) of vertices under a random key light, ambient light, highlight."""
+    towards_light = rng.normal(0, 1, 3) + (0, -0.5, -0.8)  # mostly from above and from the camera
     towards_light /= np.linalg.norm(towards_light)
     warmth = rng.uniform(-0.12, 0.12) * np.array([1, 0, -1])
     key = rng.uniform(0.3, 0.9) * (1 + warmth)
@@ -43,7 +44,7 @@ def light(rng: np.random.Generator, surface: np.ndarray, normals: np.ndarray,
 
 
 def random_skin(rng: np.random.Generator) -> np.ndarray:
-    """A skin colour (3,) between two of SKIN_TONES."""
+    """Draw a skin colour (3,) between two of SKIN_TONES."""
     tone = rng.uniform(0, len(SKIN_TONES) - 1)
     base = SKIN_TONES[int(tone)] + (tone % 1) * (SKIN_TONES[int(tone) + 1]
                                                  - SKIN_TONES[int(tone)])
@@ -51,21 +52,21 @@ def random_skin(rng: np.random.Generator) -> np.ndarray:
 
 
 def project_surface(surface: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """What `rasterize` wants of points (V, 3): their pixels and their depth (V, 3)."""
+    """Return the pixels and depth (V, 3) of points (V, 3), for `bodymodels.rasterize`."""
     z = surface[:, 2:]
     return np.concatenate([surface[:, :2] / z * K[0, 0] + K[:2, 2], z], 1)
 
 
 def paint_surface(image: np.ndarray, surface: np.ndarray, faces: np.ndarray, K: np.ndarray,
                   colors: np.ndarray) -> np.ndarray:
-    """Draw a closed surface (V, 3) into float32 0..255, in place; its depth (S, S) in metres."""
+    """Draw a closed surface (V, 3) into float32 0..255, in place; return its depth (S, S)."""
     size, pixels = len(image), project_surface(surface, K)
-    beyond = np.concatenate([pixels[:, :2] < 0, pixels[:, :2] > size], 1)  # each of the 4 borders
+    beyond = np.concatenate([pixels[:, :2] < 0, pixels[:, :2] > size], 1)  # one bit for each border
     beyond = np.packbits(beyond, 1).ravel()[faces.T]
     faces = faces[beyond[0] & beyond[1] & beyond[2] == 0]
     x, y = pixels[:, 0][faces.T], pixels[:, 1][faces.T]
     area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
-    faces = faces[area < 0]  # outside faces turned to the camera; the surface is closed
+    faces = faces[area < 0]  # front faces suffice: the surface is closed
     face_ids, barycentric, depth = bodymodels.rasterize(pixels, faces, (size, size))
     drawn = np.flatnonzero(face_ids >= 0)
     corners = (255 * colors).astype(np.float32)[faces].take(face_ids.ravel()[drawn], 0)
@@ -75,10 +76,10 @@ def paint_surface(image: np.ndarray, surface: np.ndarray, faces: np.ndarray, K: 
 
 
 def paint_background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A picture (size, size, 3) uint8 of nothing in particular, as out of focus as it happens.
+    """Draw a background (size, size, 3) uint8: colours, texture, clutter, random blur.
 
-    Soft colour fields with finer texture, and clutter: bars, discs and polygons, some of them in
-    skin colours, so that colour alone does not give the hand away.
+    Clutter is bars, discs and polygons. Some have skin colours, so that a network cannot find the
+    hand by its colour.
     """
     side = size // int(rng.choice((1, 2, 4)))
     grid = int(rng.integers(1, 6))
@@ -96,7 +97,7 @@ def paint_background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def random_color(rng: np.random.Generator) -> np.ndarray:
-    """RGB (3,) 0..1, mostly greyish, as most things are."""
+    """Draw an RGB colour (3,) in 0..1, mostly greyish."""
     return np.clip(rng.uniform(0.05, 0.95) + rng.exponential(0.12) * rng.normal(0, 1, 3), 0, 1)
 
 
@@ -107,7 +108,7 @@ def _enlarge(values: np.ndarray, side: int) -> np.ndarray:
 
 def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
                center: np.ndarray, radius: float) -> None:
-    """A bar, disc or polygon; centre and radius are fractions of the picture's side."""
+    """Draw a random bar, disc or polygon; centre and radius are fractions of the side."""
     tone = SKIN_TONES[rng.integers(len(SKIN_TONES))] * rng.uniform(0.5, 1.1)
     color = tone if rng.random() < 0.3 else random_color(rng)
     fill = tuple(int(255 * min(value, 1)) for value in color)
@@ -127,15 +128,15 @@ def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
 
 
 def occlude(rng: np.random.Generator, picture: Image.Image) -> None:
-    """Draw one or two shapes over a third of the pictures."""
+    """Draw one or two shapes over 35 % of the pictures."""
     if rng.random() < 0.35:
         occluder = ImageDraw.Draw(picture)
         for _ in range(int(rng.integers(1, 3))):
             draw_shape(occluder, rng, picture.width, rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18))
 
 
-def develop(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
-    """Lens and sensor: blur (the picture's only anti-aliasing), white balance, noise; uint8."""
+def add_lens_and_noise(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
+    """Apply blur (the only anti-aliasing), exposure, white balance and noise; return uint8."""
     radius = rng.uniform(0.35, 0.6) if rng.random() < 0.7 else rng.uniform(0.6, 1.6)
     radius *= picture.width / 128
     image = np.array(picture.filter(ImageFilter.BoxBlur(radius)), np.float32)
@@ -147,18 +148,18 @@ def develop(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
 
 
 class Rendered:
-    """For data sets whose pictures are rendered: on the fly, or once, into a packed file.
+    """A data set of rendered pictures: on the fly, or once into a packed file.
 
-    What inherits has split, seed and length, a dtype of records, and `render(index)`.
+    Subclasses have split, seed and length, a dtype of records, and `render(index)`.
     """
 
-    LENGTHS: dict[str, int]  # of each split, by default
+    LENGTHS: dict[str, int]  # default length of each split
     path: Path | None = None
     _packed: np.ndarray | None = None
 
     def open_cache(self, cache: str | os.PathLike | None, kind: str, settings: dict,
                    progress: bool) -> None:
-        """Find or build the packed file in the folder `cache`; its name holds the settings."""
+        """Find or build the packed file in the folder `cache`; its name holds a checksum."""
         if cache is not None:
             name = f"{kind}_{self.split}_{self.size}_{fingerprint(settings)}.npy"
             self.path = Path(cache) / name
@@ -171,7 +172,7 @@ class Rendered:
         return self.__dict__ | {"_packed": None}  # workers map the file themselves
 
     def record(self, index: int) -> np.ndarray:
-        """A packed record, from the cache if there is one."""
+        """Return a packed record, from the cache if there is one."""
         if self.path is None:
             return self.render(index)
         if self._packed is None:
@@ -183,11 +184,11 @@ class Rendered:
         return np.stack([self.render(index) for index in indices])
 
     def _fill(self, records: np.ndarray, progress: bool) -> None:
-        """Render the whole split, on all cores."""
+        """Render the whole split on all cores."""
         workers = available_cores() if self.length >= 256 else 0
         loader = DataLoader(range(self.length), batch_size=32, num_workers=workers,
                             collate_fn=self._render_batch,
-                            generator=torch.Generator())  # not the global one, which it would move
+                            generator=torch.Generator())  # the loader would advance the global one
         bar = tqdm(loader, f"Rendering {self.path.name}", unit="batch", disable=not progress)
         for number, batch in enumerate(bar):
             records[32 * number:32 * number + len(batch)] = batch

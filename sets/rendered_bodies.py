@@ -1,4 +1,4 @@
-"""Rendered bodies."""
+"""Rendered pictures of the free body in clothes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from sets.crops import inside, roll_and_mirror, warp
 from sets.people import HANDS
 from sets.rendered import (
     Rendered,
-    develop,
-    light,
+    add_lens_and_noise,
     occlude,
     paint_background,
     paint_surface,
     random_color,
     random_skin,
+    shade_surface,
 )
 from sets.rendered_hands import hand_surface
 from sets.samples import RENDERING_BODIES, ImageDataset, random_generator
 
-BODY_RENDER_VERSION = 1  # count up whenever the same settings would give other pictures
+BODY_RENDER_VERSION = 1  # increase it whenever the same settings would give other pictures
 HAIR_COLORS = np.array([[0.05, 0.04, 0.04], [0.16, 0.10, 0.07], [0.33, 0.21, 0.12],
                         [0.72, 0.56, 0.33], [0.45, 0.18, 0.08], [0.55, 0.54, 0.53]])
 SLEEVES = (0.2, 0.24, 0.38, 0.42, 0.5, 0.66, 0.68, 0.7)  # m from the middle, arms outstretched
@@ -39,7 +39,7 @@ HEMS = (-0.42, -0.55, -0.62, -0.85, -1.02, -1.04, -1.06, -1.08)  # m, shorts to 
 
 
 class BodySurface:
-    """A free body ("body" or "wholebody"): where on its template skin, hair and clothes are."""
+    """A free body ("body" or "wholebody"), with masks of face, hair and arms on its template."""
 
     def __init__(self, name: str) -> None:
         self.model = bodymodels.load_model(name)
@@ -61,10 +61,10 @@ class BodySurface:
         self.forehead = (y - nose[1] + 0.05) - 0.9 * (z - nose[2] + 0.14)  # positive: hair
 
     def pose(self, *parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vertices (V, 3) and keypoints (45 or 76, 3) from betas, rotations and any expression.
+        """Return vertices (V, 3) and keypoints (45 or 76, 3) of one body, float32.
 
-        Always one sample at a time, float32: a batched product may round differently, and the
-        same sample must come out bit for bit.
+        parameters: betas, rotations and, for the whole body, expression. A batch may round
+        differently, and a sample must be the same bit for bit.
         """
         with torch.inference_mode():
             output = self.model(*(torch.from_numpy(array)[None] for array in parameters))
@@ -94,7 +94,7 @@ class BodyScene(NamedTuple):
 
 def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
                       lean: float) -> BodyScene:
-    """A posture, and a detector-like box around all of it or a part."""
+    """Draw a posture, and a detector-like box around all of the body or a part of it."""
     pose, betas = sample_posture(rng, split, views, lean)
     vertices, keypoints = body_surface().pose(betas, pose)
     transl = sample_transl(rng, vertices, keypoints, SMPL_KEYPOINTS)
@@ -103,7 +103,7 @@ def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: fl
 
 def sample_posture(rng: np.random.Generator, split: str, views: float, lean: float = 180.0
                    ) -> tuple[np.ndarray, np.ndarray]:
-    """Pose (24, 3, 3) and betas (10,), float32, seen by a camera a little above or below."""
+    """Draw pose (24, 3, 3) and betas (10,), float32, before a slightly pitched camera."""
     pose, betas = sample_body_pose(rng, split, views, lean), sample_betas(rng)
     pitch, roll = np.clip(rng.normal((0.1, 0), (0.2, 0.08)), -0.6, 0.6)
     cos, sin = np.cos(pitch), np.sin(pitch)
@@ -114,7 +114,7 @@ def sample_posture(rng: np.random.Generator, split: str, views: float, lean: flo
 
 def sample_transl(rng: np.random.Generator, vertices: np.ndarray, keypoints: np.ndarray,
                   names: Sequence[str]) -> np.ndarray:
-    """Where the body stands (3,), so that a detector-like box, some truncated, is the crop."""
+    """Draw the translation (3,) that makes a detector-like box, truncated for a fifth, the crop."""
     visible = vertices if rng.random() < 0.8 else keypoints[draw_body_part(rng, names)]
     center, side = body_box(visible[:, :2].astype(np.float64))
     side *= rng.uniform(1.05, 1.35)
@@ -130,12 +130,12 @@ class Outfit(NamedTuple):
 
 
 def sample_outfit(rng: np.random.Generator, name: str = "body") -> Outfit:
-    """Skin with a face and hair, then shirt, trousers or dress, and shoes, each of random cut."""
+    """Draw skin, face, hair, shirt, trousers or dress, and shoes, each of random cut."""
     body = body_surface(name)
     y, z = body.template[:, 1], body.template[:, 2]
     albedo = _face(rng, random_skin(rng), body)
-    if name == "wholebody":  # whose hands are seen from near
-        _tint_hands(rng, albedo)
+    if name == "wholebody":  # whose hands have crops of their own
+        tint_hands(rng, albedo)
     thickness = np.zeros(len(y))
 
     def wear(mask: np.ndarray, color: np.ndarray, thick: float) -> None:
@@ -163,7 +163,7 @@ def sample_outfit(rng: np.random.Generator, name: str = "body") -> Outfit:
 
 
 def _face(rng: np.random.Generator, skin: np.ndarray, body: BodySurface) -> np.ndarray:
-    """Albedo (V, 3) of a bare body: darker eyes, redder mouth, perhaps a beard."""
+    """Return albedo (V, 3) of bare skin: darker eyes, redder mouth, perhaps a beard."""
     albedo = np.tile(skin, (len(body.template), 1))
     albedo *= 1 - rng.uniform(0.4, 0.9) * np.minimum(body.eyes, 1)[:, None]
     albedo *= 1 - body.mouth[:, None] * rng.uniform(0, 1) * np.array([0.1, 0.5, 0.5])
@@ -177,7 +177,7 @@ def _hair_color(rng: np.random.Generator) -> np.ndarray:
 
 
 def _cloth(rng: np.random.Generator, template: np.ndarray) -> np.ndarray:
-    """Factors (N, 1) of a garment's colour at template points (N, 3): folds, perhaps stripes."""
+    """Draw factors (N, 1) of a garment's colour at points (N, 3): folds, perhaps stripes."""
     waves = np.cos(template @ rng.normal(0, 40, (3, 4)) + rng.uniform(0, 6.3, 4)).mean(1)
     factor = 1 + rng.uniform(0, 0.15) * waves
     if rng.random() < 0.25:
@@ -188,18 +188,18 @@ def _cloth(rng: np.random.Generator, template: np.ndarray) -> np.ndarray:
 
 
 def paint_body(image: np.ndarray, scene: BodyScene, rng: np.random.Generator) -> None:
-    """Dress the body, light it, and draw it into a picture (S, S, 3) of float32 0..255."""
+    """Dress, shade and draw the body into a picture (S, S, 3), float32 0..255, in place."""
     surface, colors = dress(rng, scene, "body")
     paint_surface(image, surface, body_surface().faces, scene.K, colors)
 
 
 def dress(rng: np.random.Generator, scene: BodyScene, name: str
           ) -> tuple[np.ndarray, np.ndarray]:
-    """The clothed surface (V, 3) of a scene's body and its lit colours (V, 3)."""
+    """Return the clothed surface (V, 3) of a scene's body and its shaded colours (V, 3)."""
     outfit = sample_outfit(rng, name)
     normals = bodymodels.vertex_normals(scene.surface, body_surface(name).faces)
     surface = scene.surface + normals * outfit.thickness[:, None]
-    return surface, light(rng, surface, normals, outfit.albedo)
+    return surface, shade_surface(rng, surface, normals, outfit.albedo)
 
 
 class RenderedBodies(Rendered, ImageDataset):
@@ -215,13 +215,13 @@ class RenderedBodies(Rendered, ImageDataset):
         keypoints_3d     (45, 3)     float32  metres, the crop's camera frame
         keypoints_2d     (45, 2)     float32  crop pixels
         keypoints_valid  (45,)       float32  1 inside the crop
-        pose_valid, betas_valid (), keypoints_3d_valid (45,)  float32  1: all is known here
+        pose_valid, betas_valid (), keypoints_3d_valid (45,)  float32  1: all labels are known
         index            ()          int64    index within the split
 
-    Without augmentation K is the papers' camera, 5000 pixels of focal length for a crop of 256;
-    recipes that zoom or shift change K, so that it stays exact. A fifth of the boxes hold only a
-    part of the body. split: "train" or "test", of different clips and random numbers. views, lean:
-    see `sample_body_pose`. length and cache: as for RenderedHands; 3 S^2 + 1.9 kB a sample.
+    Without augmentation K is the papers' camera: a focal length of 5000 pixels for a crop of 256.
+    Recipes that zoom or shift change K, so that it stays exact. A fifth of the boxes contain only a
+    part of the body. split: "train" or "test", from different clips and random numbers. views,
+    lean: see `sample_body_pose`. length and cache: as for RenderedHands; 3 S^2 + 1.9 kB a sample.
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}
@@ -249,7 +249,7 @@ class RenderedBodies(Rendered, ImageDataset):
                         progress)
 
     def render(self, index: int) -> np.ndarray:
-        """The packed record of one sample, made from nothing but seed, split and index."""
+        """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
         scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean)
         image = paint_background(rng, self.size).astype(np.float32)
@@ -257,7 +257,7 @@ class RenderedBodies(Rendered, ImageDataset):
         picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
         occlude(rng, picture)
         record = np.zeros((), self.dtype)
-        record["image"] = develop(rng, picture)
+        record["image"] = add_lens_and_noise(rng, picture)
         for name in ("K", "pose", "betas", "transl"):
             record[name] = getattr(scene, name)
         record["keypoints_3d"] = scene.keypoints
@@ -278,7 +278,7 @@ class RenderedBodies(Rendered, ImageDataset):
 
 def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
                  rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Crop the picture (S, S, 3) of a body anew, as the recipe says, and move its labels along."""
+    """Crop the picture (S, S, 3) of a body again by a recipe, and move its labels along."""
     size = len(sample["image"])
     homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"], SMPL_KEYPOINTS)
     image = warp(sample["image"], homography, size).transpose(2, 0, 1)
@@ -287,12 +287,12 @@ def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
 
 @cache
 def hand_vertices() -> list[np.ndarray]:
-    """The hands' vertices (778,) in the whole body, in the order of HANDS."""
+    """Return the indices (778,) of each hand's vertices, in the order of HANDS."""
     return [bodymodels.hand_vertex_ids("wholebody")[side].numpy() for side in HANDS]
 
 
-def _tint_hands(rng: np.random.Generator, albedo: np.ndarray) -> None:
-    """Lighter palms and redder finger tips on the bare skin (10475, 3), in place."""
+def tint_hands(rng: np.random.Generator, albedo: np.ndarray) -> None:
+    """Make the palms of bare skin (10475, 3) lighter and the finger tips redder, in place."""
     hand, palm, tip = hand_surface(), rng.uniform(0, 1), rng.uniform(0, 1)
     for vertices in hand_vertices():
         lighter = np.clip(albedo[vertices] * 1.1 + (0.06, 0.03, 0.03), 0, 1) - albedo[vertices]

@@ -1,4 +1,4 @@
-"""Rendered hands."""
+"""Rendered pictures of the free right hand."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from sets.hand_crops import NUM_JOINTS, NUM_VERTICES, Annotated, HandDataset, au
 from sets.hand_poses import sample_hand_pose, sample_view
 from sets.rendered import (
     Rendered,
-    develop,
-    light,
+    add_lens_and_noise,
     occlude,
     paint_background,
     paint_surface,
     random_color,
     random_skin,
+    shade_surface,
 )
 from sets.samples import RENDERING, random_generator
 
-RENDER_VERSION = 1  # count up whenever the same settings would give other pictures
+RENDER_VERSION = 1  # increase it whenever the same settings would give other pictures
 FOREARM_RINGS = 3
 
 
 class HandSurface:
-    """The free right hand with a forearm: a closed surface, so only front faces need drawing."""
+    """The free right hand with a forearm. It is closed, so that only front faces are drawn."""
 
     def __init__(self) -> None:
         self.model = bodymodels.load_model("hand_right", dtype=torch.float64)
@@ -48,7 +48,7 @@ class HandSurface:
         self.tip = np.exp(-np.square(nearest / 0.012))
 
     def _forearm_faces(self) -> np.ndarray:
-        """Strips between copies of the wrist's rim, and a fan that closes the last one."""
+        """Return strips between copies of the wrist's rim, and a fan that closes the last copy."""
         count = len(self.wrist)
         copies = NUM_VERTICES + np.arange(FOREARM_RINGS * count).reshape(FOREARM_RINGS, count)
         rings = np.vstack([self.wrist, copies])
@@ -59,9 +59,9 @@ class HandSurface:
         return np.concatenate([lower, upper, np.stack([b[-1], a[-1], center], -1)])
 
     def pose(self, betas: np.ndarray, hand_pose: np.ndarray) -> np.ndarray:
-        """Vertices (778, 3) in the rest frame, float64, always one sample at a time.
+        """Return the vertices (778, 3) of one hand in the rest frame, float64.
 
-        A batched product may round differently, and the same sample must come out bit for bit.
+        A batch may round differently, and a sample must be the same bit for bit.
         """
         pose = torch.from_numpy(np.concatenate([np.zeros((1, 3)), hand_pose]))
         with torch.inference_mode():
@@ -69,7 +69,7 @@ class HandSurface:
 
     def with_forearm(self, vertices: np.ndarray, direction: np.ndarray, length: float,
                      taper: float) -> np.ndarray:
-        """Append the forearm's rings and end point to hand vertices (778, 3)."""
+        """Append the forearm's rings and end point to the hand's vertices (778, 3)."""
         rim = vertices[self.wrist]
         center = rim.mean(0)
         steps = np.linspace(0, 1, FOREARM_RINGS + 1)[1:, None, None]
@@ -78,7 +78,7 @@ class HandSurface:
 
 
 def boundary_loop(faces: np.ndarray) -> np.ndarray:
-    """The vertices of a mesh's only hole, in the order of its border edges."""
+    """Return the vertices around a mesh's only hole, in the order of its border edges."""
     edges = {(int(a), int(b)) for face in faces for a, b in zip(face, np.roll(face, -1),
                                                                 strict=True)}
     following = dict(edge for edge in edges if edge[::-1] not in edges)
@@ -103,7 +103,7 @@ class Scene(NamedTuple):
 
 def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: float,
                  sides: str) -> Scene:
-    """Pose, shape, view, distance and a detector-like box around the projected keypoints."""
+    """Draw pose, shape, view, distance and a detector-like box around the keypoints."""
     hand = hand_surface()
     betas = np.clip(rng.standard_normal(10), -2.5, 2.5)
     vertices = hand.pose(betas, sample_hand_pose(rng))
@@ -122,19 +122,20 @@ def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: fl
     forearm /= np.linalg.norm(forearm)
     forearm += rng.normal(0, 0.25, 3)
     forearm /= np.linalg.norm(forearm)
-    length = rng.uniform(0.02, 0.25) * (1 + 0.95 * min(forearm[2], 0))  # never hide the hand
+    # short if it points at the camera, so that it does not hide the hand
+    length = rng.uniform(0.02, 0.25) * (1 + 0.95 * min(forearm[2], 0))
     surface = hand.with_forearm(vertices, forearm, length, rng.uniform(0, 0.3))
     return Scene(surface, joints, crop.K)
 
 
 def shade(rng: np.random.Generator, surface: np.ndarray) -> np.ndarray:
-    """Colours (V, 3) of the vertices of a hand with its skin or sleeve, lit."""
+    """Return the shaded colours (V, 3) of a hand with its skin or sleeve."""
     normals = bodymodels.vertex_normals(surface, hand_surface().faces)
-    return light(rng, surface, normals, _skin(rng, len(surface)))
+    return shade_surface(rng, surface, normals, _skin(rng, len(surface)))
 
 
 def _skin(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Albedo (count, 3): a skin tone, lighter palms, redder tips, blotches; perhaps a sleeve."""
+    """Draw albedo (count, 3): skin tone, lighter palm, redder tips, blotches, perhaps a sleeve."""
     hand = hand_surface()
     base = random_skin(rng)
     lighter = np.clip(base * 1.1 + (0.06, 0.03, 0.03), 0, 1)
@@ -147,21 +148,22 @@ def _skin(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def paint_hand(image: np.ndarray, scene: Scene, colors: np.ndarray) -> None:
-    """Draw the shaded hand into a picture (S, S, 3) of float32 0..255, in place."""
+    """Draw the shaded hand into a picture (S, S, 3), float32 0..255, in place."""
     paint_surface(image, scene.surface, hand_surface().faces, scene.K, colors)
 
 
 class RenderedHands(Rendered, HandDataset):
     """Pictures of the free right hand, rendered on the fly: no download, exact labels.
 
-    split: "train" or "test", made of different random numbers. length: 40,000 and 1,000 by
-    default; the first samples of a longer split are those of a shorter one.
-    views, in_plane, sides: see `sample_view`; the default is the whole sphere.
-    cache: a folder; the split is rendered once, by all cores, into one memory-mapped file there
+    split: "train" or "test", made of different random numbers. length: by default 40,000 and 1,000;
+    a longer split starts with the samples of a shorter one. views, in_plane, sides: see
+    `sample_view`; the default is the whole sphere.
+
+    cache: a folder. The split is rendered once, by all cores, into one memory-mapped file there
     (3 S^2 + 9.9 kB a sample) and read from it afterwards, bit for bit the same. The file's name
-    holds a fingerprint of the settings. Old files are not removed: delete the folder at will.
-    Without geometric augmentation `crop` and `camera_rotation` are identities: the picture is its
-    own original.
+    holds a checksum of the settings. Old files stay; you may delete the folder at any time.
+
+    Without geometric augmentation `crop` and `camera_rotation` are identities.
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}
@@ -187,7 +189,7 @@ class RenderedHands(Rendered, HandDataset):
         self.open_cache(cache, "rendered_hands", settings | {"version": RENDER_VERSION}, progress)
 
     def render(self, index: int) -> np.ndarray:
-        """The packed record of one sample, made from nothing but seed, split and index."""
+        """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING, self.seed, self.split_id, index)
         scene = sample_scene(rng, self.size, self.views, self.in_plane, self.sides)
         image = paint_background(rng, self.size).astype(np.float32)
@@ -195,7 +197,7 @@ class RenderedHands(Rendered, HandDataset):
         picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
         occlude(rng, picture)
         record = np.zeros((), self.dtype)
-        record["image"] = develop(rng, picture)
+        record["image"] = add_lens_and_noise(rng, picture)
         record["K"], record["joints"] = scene.K, scene.joints
         record["vertices"] = scene.surface[:NUM_VERTICES]
         projected = scene.joints @ scene.K.T

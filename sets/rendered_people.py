@@ -1,4 +1,4 @@
-"""Rendered people."""
+"""Rendered pictures of the free whole body, with crops of its hands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sets.people import (
 )
 from sets.rendered import (
     Rendered,
-    develop,
+    add_lens_and_noise,
     draw_shape,
     paint_background,
     paint_surface,
@@ -43,8 +43,8 @@ from sets.rendered_bodies import (
 )
 from sets.samples import DETAILS, RENDERING_PEOPLE, random_generator
 
-PEOPLE_RENDER_VERSION = 1  # count up whenever the same settings would give other pictures
-FINE = 2  # times the picture's resolution the background has, for the hands' crops
+PEOPLE_RENDER_VERSION = 1  # increase it whenever the same settings would give other pictures
+FINE = 2  # resolution of the background / of the picture, for the crops of hands
 
 
 class Occluder(NamedTuple):
@@ -52,22 +52,22 @@ class Occluder(NamedTuple):
 
     center: np.ndarray  # (2,) pixels of the picture
     radius: float  # pixels of the picture
-    seed: int  # of its kind, colour and form
+    seed: int  # for its kind, colour and form
 
 
 class View(NamedTuple):
     """A square part of a picture at its own resolution."""
 
-    homography: np.ndarray  # (3, 3) picture's pixels -> view's pixels; scales and shifts only
+    homography: np.ndarray  # (3, 3) picture pixels -> view pixels; scale and shift only
     size: int  # pixels
 
 
 def sample_person(rng: np.random.Generator, split: str, size: int, views: float,
                   lean: float = 180.0) -> BodyScene:
-    """A posture with articulated hands and a face, before the camera as `sample_body_scene` does.
+    """Draw a posture with hand poses and a face, and place it as `sample_body_scene` does.
 
-    The fingers of both hands are drawn independently by `sample_hand_pose`, left ones as mirror
-    images. The jaw opens a little, the eyes look straight ahead.
+    `sample_hand_pose` draws the fingers of each hand; left ones are mirrored. The jaw opens a
+    little, the eyes look straight ahead.
     """
     posture, betas = sample_posture(rng, split, views, lean)
     pose = np.tile(np.eye(3, dtype=np.float32), (len(SMPLX_JOINTS), 1, 1))
@@ -89,10 +89,10 @@ def sample_person(rng: np.random.Generator, split: str, size: int, views: float,
 
 def sample_occluders(rng: np.random.Generator, size: int, hands: np.ndarray, occlusion: float
                      ) -> list[Occluder]:
-    """Shapes anywhere in a third of the pictures, and over each hand at the rate `occlusion`.
+    """Draw shapes anywhere in 35 % of the pictures, and over each hand at the rate `occlusion`.
 
-    hands (2, 21, 2): keypoints in pixels. The numbers drawn do not depend on the rate, and what a
-    rate hides a higher one hides too.
+    hands (2, 21, 2): keypoints in pixels. The random numbers do not depend on the rate: what is
+    hidden at one rate is hidden at a higher one, too.
     """
     count = int(rng.integers(1, 3)) * (rng.random() < 0.35)
     shapes = [Occluder(rng.uniform(0, size, 2), size * rng.uniform(0.04, 0.18),
@@ -106,7 +106,7 @@ def sample_occluders(rng: np.random.Generator, size: int, hands: np.ndarray, occ
 
 
 def draw_occluder(picture: Image.Image, occluder: Occluder, view: View) -> None:
-    """Draw an occluder of the whole picture as a view shows it."""
+    """Draw an occluder, given in the whole picture, into a view of it."""
     rng = random_generator(DETAILS, occluder.seed)
     center = transform_points(view.homography, occluder.center)
     draw_shape(ImageDraw.Draw(picture), rng, view.size, center / view.size,
@@ -114,7 +114,7 @@ def draw_occluder(picture: Image.Image, occluder: Occluder, view: View) -> None:
 
 
 class Person:
-    """A dressed person before a background, ready to be painted in any view."""
+    """A dressed person before a background, to be painted in any view."""
 
     def __init__(self, rng: np.random.Generator, scene: BodyScene, size: int, occlusion: float
                  ) -> None:
@@ -128,9 +128,9 @@ class Person:
         self.occluders = sample_occluders(rng, size, hands, occlusion)
 
     def paint(self, view: View) -> tuple[np.ndarray, np.ndarray]:
-        """A view (s, s, 3) uint8, and the depth (s, s) of what it shows, 0 where that is hidden.
+        """Return a view (s, s, 3) uint8 and the person's depth in it (s, s), 0 where hidden.
 
-        Nothing is known outside the picture: it is black there.
+        The view is black outside the picture.
         """
         to_view = view.homography @ np.diag([1 / FINE, 1 / FINE, 1])
         image = warp(self.background, to_view, view.size).astype(np.float32)
@@ -141,13 +141,13 @@ class Person:
         for occluder in self.occluders:
             draw_occluder(picture, occluder, view)
         depth[(bare != np.asarray(picture)).any(-1)] = 0
-        image = develop(random_generator(DETAILS, self.lens), picture)  # one camera
+        image = add_lens_and_noise(random_generator(DETAILS, self.lens), picture)
         outside = self._outside(view)
         image[outside], depth[outside] = 0, 0
         return image, depth
 
     def _outside(self, view: View) -> np.ndarray:
-        """Which pixels (s, s) of a view lie outside the picture."""
+        """Return which pixels (s, s) of a view lie outside the picture."""
         corners = np.array([[0, 0], [self.size, self.size]], np.float64)
         low, high = transform_points(view.homography, corners)[:, None] - 1e-6
         pixels = np.arange(view.size)[:, None] + 0.5
@@ -155,9 +155,9 @@ class Person:
         return rows[:, None] | columns
 
     def paint_hand(self, hand: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Crop of a hand (s, s, 3), its vertices (778, 3), its K, how much of it is seen.
+        """Return a hand's crop (s, s, 3), vertices (778, 3), K, and the share of it that is seen.
 
-        Of the left hand it is all mirrored.
+        The left hand is mirrored.
         """
         center, side = hand_square(self.keypoints_2d[HAND_KEYPOINTS[hand]])
         view = View(crop_homography(center, side, size), size)
@@ -176,7 +176,7 @@ class Person:
 
 @cache
 def hand_faces() -> list[np.ndarray]:
-    """The whole body's faces of each hand."""
+    """Return the faces of each hand in the whole body."""
     faces = body_surface("wholebody").faces
     return [faces[np.isin(faces, vertices).all(1)] for vertices in hand_vertices()]
 
@@ -197,8 +197,8 @@ class RenderedPeople(Rendered, PeopleDataset):
         keypoints_valid      (76,)          float32  1 inside `image`
         hand_images          (2, 3, H, H)   uint8    RGB
         hand_K               (2, 3, 3)      float32  their intrinsics
-        hand_boxes           (2, 4)         float32  x, y, width, height in pixels of `image`: the
-                                                     tight box of the hand's 21 keypoints
+        hand_boxes           (2, 4)         float32  x, y, width, height of the tight box of the
+                                                     hand's 21 keypoints, pixels of `image`
         hand_pose            (2, 16, 3, 3)  float32  MANO: orientation in the camera, 15 fingers
         hand_joints          (2, 21, 3)     float32  metres, the camera's frame, "hand21"
         hand_vertices        (2, 778, 3)    float32  the same, MANO's topology
@@ -208,17 +208,18 @@ class RenderedPeople(Rendered, PeopleDataset):
         arm_pose             (2, 8, 3, 3)   float32  from the pelvis to the wrist, "right_arm08"
         index                ()             int64    index within the split
 
-    Left hands look right-handed: hand_images[1] is mirrored, and all but hand_boxes is what a
-    right hand has that looks so. The product of a hand's arm_pose is the first of its hand_pose:
-    whoever knows the true arm knows the hand's orientation. keypoints_3d are those of the body
-    model plus transl.
+    Left hands are mirrored: hand_images[1] and all "hand" and "arm" labels except hand_boxes are
+    those of the mirrored picture's right hand. The product of a hand's arm_pose is the first
+    rotation of its hand_pose, so that the true arm gives away the hand's orientation. keypoints_3d
+    are those of the body model plus transl.
 
-    A hand's crop is the square of `hand_square`, painted at its own resolution; augmentation
-    moves and turns crops further. occlusion: the share of hands that a shape covers, wholly or in
-    part. It changes the shapes alone: people, clothes and cameras stay. Poses and boxes are as
-    in RenderedBodies, so some hands are out of the picture, and their crops black there.
-    split, length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2 + 22 kB a sample.
-    hand_size: H, by default S. views, lean: see `sample_body_pose`.
+    A hand's crop is the square of `hand_square`, painted at its own resolution; augmentation moves
+    and turns it further. occlusion: share of the hands that a shape covers, wholly or in part; it
+    changes nothing but the shapes. Poses and boxes are as in RenderedBodies, so that some hands are
+    outside the picture; their crops are black there.
+
+    split, length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2 + 22 kB a sample. hand_size: H,
+    by default S. views, lean: see `sample_body_pose`.
     """
 
     LENGTHS = {"train": 20_000, "test": 1_000}
@@ -254,7 +255,7 @@ class RenderedPeople(Rendered, PeopleDataset):
                         progress)
 
     def render(self, index: int) -> np.ndarray:
-        """The packed record of one sample, made from nothing but seed, split and index."""
+        """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)
         scene = sample_person(rng, self.split, self.size, self.views, self.lean)
         person = Person(rng, scene, self.size, self.occlusion)

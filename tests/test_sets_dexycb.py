@@ -78,3 +78,22 @@ def test_dexycb_refuses(folders, tmp_path):
         dexycb(root, setup="s9")
     with pytest.raises(ValueError, match="has no option colour"):
         dexycb(root, colour=1)
+
+
+def test_dexycb_truth_is_regressed_like_predictions(folders, models):
+    """A perfect mesh has no error, also of mirrored left hands; given joints are other points."""
+    dataset = dexycb(folders("dexycb"), models=models)
+    regressor = bodymodels.load_model(models, family="mano", tips=DexYCB.TIPS).keypoint_regressor
+    sides = set()
+    for index in (0, 6):
+        sample = dataset[index]
+        sides.add(int(sample["side"]))
+        torch.testing.assert_close(regressor @ sample["vertices"], sample["joints"],
+                                   atol=1e-6, rtol=0)
+        torch.testing.assert_close(bodymodels.project(sample["joints"], sample["K"]),
+                                   sample["keypoints_2d"], atol=1e-2, rtol=0)
+    given = dexycb(folders("dexycb"), models=models, joints="given")
+    np.testing.assert_array_equal(given.annotated(0).joints,
+                                  given.records()[0]["keypoints_3d"][:, :3])
+    assert sides == {0, 1} and np.abs(given.annotated(0).joints
+                                      - dataset.annotated(0).joints).max() > 1e-3

@@ -138,3 +138,33 @@ def test_freihand_counts_the_backgrounds_it_finds(freihand):
     for index in range(4, 8):
         (root / f"training/rgb/{index:08d}.jpg").unlink()
     assert len(reader(root)) == 4
+
+
+def test_freihand_without_meshes_has_to_be_asked_for(freihand):
+    """Training without training_verts.json would learn 2D keypoints alone, without a word."""
+    root, _ = freihand
+    (root / "training_verts.json").unlink()
+    with pytest.raises(FileNotFoundError, match="training_verts.json: without it no sample has a"):
+        reader(root)
+    assert reader(root, without_mesh=True)[0]["mesh_valid"] == 0
+
+
+@pytest.mark.parametrize("item", [None, {"a": 1}, "text", [[1, None, 3]], [["a", "b", "c"]],
+                                  [[1e400, 0, 0]] * 3, True])
+def test_freihand_items_of_another_kind_are_one_clear_error(freihand, item):
+    """Whatever JSON an item is, it is named with its file and number."""
+    root, _ = freihand
+    (root / "training_K.json").write_text(json.dumps([np.eye(3).tolist(), item]))
+    with pytest.raises(ValueError, match=r"training_K.json, item 1: expected \(3, 3\) numbers"):
+        reader(root)
+
+
+def test_release_crop_on_freihand(freihand):
+    """The release's recipes crop with its own camera, and labels stay exact in its pixels."""
+    root, samples = freihand
+    for recipe in ("release_simplehand", "release_simplehand_test"):
+        for key in range(4):
+            assert_projects(reader(root, augmentation=recipe)[key])
+    sample = reader(root, augmentation="release_simplehand_test")[0]
+    low, high = sample["keypoints_2d"].amin(0), sample["keypoints_2d"].amax(0)
+    assert (high - low).max().item() == pytest.approx(48 / 1.25, rel=0.05)

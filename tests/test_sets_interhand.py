@@ -48,3 +48,20 @@ def test_wart_interhand_fits_turn_about_the_rest_root(folders, models):
         np.testing.assert_allclose(found, expected, atol=1e-5)
         naive = INTERHAND_R @ (fits[side]["trans"] - CAMPOS / 1000)
         assert np.abs(naive - dataset.posed(dataset.records()[index])[2].numpy()).max() > 0.01
+
+
+def test_wart_interhand_validity_is_stored_for_each_picture(fresh):
+    """data.json decides, not joint_3d.json; a hand without a valid wrist is left out."""
+    root = fresh("interhand")
+    path = root / "annotations/train/InterHand2.6M_train_data.json"
+    content = json.loads(path.read_text())
+    valid = np.array(content["annotations"][0]["joint_valid"])
+    valid[3] = 0  # one joint of the first right hand
+    content["annotations"][0]["joint_valid"] = valid.tolist()
+    valid = np.array(content["annotations"][1]["joint_valid"])
+    valid[41] = 0  # the wrist of the first left hand
+    content["annotations"][1]["joint_valid"] = valid.tolist()
+    path.write_text(json.dumps(content))
+    records = interhand(root).records()
+    assert records["side"].tolist() == [1, 1, 1, 0]
+    assert records["keypoints_3d"][0, :, 3].sum() == 20

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,13 @@ def test_joined_data_sets(tmp_path):
         joined[-1]
     with pytest.raises(ValueError, match="at least one data set"):
         Joined([])
+
+
+def test_moyo_takes_the_captures_with_hands_alone(tmp_path):
+    """Of two captures below root, that with hands; of one capture, whatever its name."""
+    folder, _ = write_moyo(tmp_path, smpl=False)
+    other = tmp_path / "20220923_20220926_with_com"
+    shutil.copytree(folder, other)
+    assert [path.relative_to(tmp_path).parts[0] for path in MOYO(tmp_path, progress=False).files
+            ] == [folder.name]
+    assert len(MOYO(other, progress=False)) == len(MOYO(tmp_path, progress=False))

@@ -9,10 +9,10 @@ pytestmark = pytest.mark.usefixtures("few_vertices")
 
 
 def test_wart_mpi_inf_counts_frames_from_one_and_joints_of_28(folders):
-    """Every tenth frame of eight cameras, named one later; the fifth of 28 joints is the root."""
+    """Every tenth frame, named one later; the fifth of 28 joints is the root."""
     root = folders("mpi-inf-3dhp")
     records = mpi_inf(root).records()
-    assert len(records) == 8 + 1  # frame 10 has a joint outside but before the first camera
+    assert len(records) == 9  # of 11 + 7 * 10: frame 10 has a joint outside seven pictures
     assert records["image"][1] == b"S1/Seq1/imageFrames/video_0/frame_000011.jpg"
     content = scipy.io.loadmat(root / "S1/Seq1/annot.mat")
     solid = content["annot3"][0, 0].reshape(11, 28, 3) / 1000
@@ -38,3 +38,10 @@ def test_wart_mpi_inf_test_files_are_hdf5_and_universal(tmp_path):
                                rtol=1e-6)
     real = mpi_inf(tmp_path, "test", universal=False).records()
     np.testing.assert_allclose(real["keypoints_3d"][0, 0, :3], 1e-3 * solid[0, 0, 14], rtol=1e-6)
+
+
+def test_wart_mpi_inf_counts_frames_with_all_joints_over_all_videos(folders):
+    """Every stride-th of the frames that are kept, as SPIN counts them: not of each video anew."""
+    every = mpi_inf(folders("mpi-inf-3dhp"), stride=1).records()["image"]
+    np.testing.assert_array_equal(mpi_inf(folders("mpi-inf-3dhp"), stride=7).records()["image"],
+                                  every[::7])

@@ -158,3 +158,33 @@ def test_columns_that_do_not_fit_are_named():
             ({"image": "a" * 161}, "image is longer than 160 bytes")):
         with pytest.raises(ValueError, match=message):
             to_records(columns, dtype)
+
+
+@pytest.mark.parametrize("options,message", [
+    ({"stride": 0}, "stride=0, expected a value like 5"),
+    ({"stride": "x"}, "stride='x', expected"),
+    ({"stride": True}, "stride=True, expected a value like 5"),
+    ({"pace": 1}, "has no option pace")])
+def test_options_of_the_wrong_kind_are_refused(folders, options, message):
+    with pytest.raises(ValueError, match=message):
+        READERS["h36m-moon"](folders("h36m-moon"), **options)
+
+
+@pytest.mark.parametrize("name", ["coco", "aic", "3dpw-moon", "interhand", "dexycb", "arctic"])
+def test_mutated_annotation_is_read_or_is_a_clear_error(fresh, models, name):
+    """Whatever bytes change in a text file: a reader, a ValueError or a missing file, no crash."""
+    root, rng = fresh(name), np.random.default_rng(0)
+    options = {"models": models} if name in NEED_MODELS else {}
+    paths = [path for path in sorted(root.rglob("*")) if path.suffix in (".json", ".yml")]
+    for trial in range(12):
+        path = paths[trial % len(paths)]
+        whole = path.read_bytes()
+        content = bytearray(whole)
+        for place in rng.integers(len(content), size=3):
+            content[place] = rng.choice(np.frombuffer(b'0{}[]":,-x\n', np.uint8))
+        path.write_bytes(content)
+        try:
+            READERS[name](root, cache=root / str(trial), **options)
+        except (ValueError, FileNotFoundError) as error:
+            assert str(root) in str(error)
+        path.write_bytes(whole)

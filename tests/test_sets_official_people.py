@@ -47,7 +47,7 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
     torch.testing.assert_close(arms, sample["hand_pose"][:, 0], atol=1e-4, rtol=0)
     for kind, source in ((OfficialPeople, bedlam(folders("bedlam"))),
                          (HandPairs, interhand(folders("interhand")))):
-        with pytest.raises(ValueError, match="opened with a folder of models"):
+        with pytest.raises(ValueError, match="open it with a folder of models"):
             kind(source, 32)
     with pytest.raises(ValueError, match="no body before a known camera"):
         OfficialPeople(coco(folders("coco"), models=models))

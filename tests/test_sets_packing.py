@@ -133,3 +133,34 @@ def test_lists_of_a_dictionary_are_streamed(tmp_path):
             assert list(stream_json_list(tmp_path / "x.json", chunk, key)) == content[key]
     with pytest.raises(ValueError, match="it has no list 'people'"):
         list(stream_json_list(tmp_path / "x.json", key="people"))
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    """The message says where to write instead, and nothing half-written is left."""
+    def rows():
+        yield np.zeros(3)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ValueError, match="cannot write the cache.*No space left.*give cache="):
+        build_packed(tmp_path / "x.npy", np.dtype(np.float64), None, rows)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.lock"}
+
+
+def test_damaged_headers_are_rebuilt(tmp_path):
+    """Whatever bytes change in a packed file's header, it is built again: never an error."""
+    path, rng = tmp_path / "x.npy", np.random.default_rng(0)
+    np.save(path, np.arange(5))
+    whole = path.read_bytes()
+    for _ in range(200):
+        content = bytearray(whole)
+        for place in rng.integers(128, size=3):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        made = build_packed(path, np.dtype(np.int64), 5, lambda out: np.copyto(out, np.arange(5)))
+        assert made.shape == (5,) and made.dtype == np.int64
+
+
+def test_lists_nested_too_deeply_are_refused(tmp_path):
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply|cut off"):
+        list(stream_json_list(tmp_path / "x.json"))

@@ -1,5 +1,6 @@
 """sets/shards.py."""
 
+import io
 import os
 import pickle
 import tarfile
@@ -148,3 +149,17 @@ def test_wart_hamer_meshes_stand_where_their_wrist_is(folders, models):
         expected = posed.vertices[0] - posed.joints[0, 0]
         found = (sample["vertices"] - sample["joints"][0]) @ sample["camera_rotation"]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("damage", [b"PK\3\4", b"", b"\0" * 40])
+def test_a_damaged_mask_is_one_clear_error(tmp_path, damage):
+    """Whatever bytes a mask is, the shard and the key are named."""
+    people = [tar_person(extra_info={"detection_npz_idx": 0})]
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, masks=np.ones((1, 48, 64), bool))
+    whole = buffer.getvalue()
+    spoiled = damage + whole[len(damage) + 30:]
+    write_shard(tmp_path / "000000.tar", {"a.jpg": jpeg(), "a.data.pyd": pickle.dumps(people),
+                                          "a.detection.npz": spoiled})
+    with pytest.raises(ValueError, match="000000.tar: the mask of a is damaged"):
+        hmr2(tmp_path).mask(0)

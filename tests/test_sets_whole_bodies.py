@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from official_folders import RNG, arctic, bedlam, ehf, rich, rodrigues
+from official_folders import RNG, arctic, bedlam, ehf, rich, rodrigues, write
 from PIL import Image
 
 import bodymodels
@@ -121,3 +121,21 @@ def test_vertices_of_mesh_files(tmp_path):
     (tmp_path / "y.obj").write_text("v 1 2\n")
     with pytest.raises(ValueError, match="no vertices of three numbers"):
         load_vertices(tmp_path / "y.obj")
+
+
+def test_wart_agoras_files_beside_bedlams_are_left_out(fresh):
+    """agora-*.npz have other keys; percent takes the first rows of each file."""
+    root = fresh("bedlam")
+    np.savez(root / "all_npz_12_training/agora-bfh.npz", imgname=np.array(["a.png"]))
+    assert len(bedlam(root)) == 3
+    assert bedlam(root, percent=40).records()["person"].tolist() == [0]
+
+
+def test_ehf_takes_the_boxes_of_smplerx_if_asked_for(fresh):
+    """A box of the file by the picture's name; pictures without one keep that of the keypoints."""
+    root = fresh("ehf")
+    write(root / "EHF.json", {"images": [{"id": 5, "file_name": "100_img.jpg"}],
+                              "annotations": [{"image_id": 5, "body_bbox": [10, 20, 30, 40]}]})
+    records = ehf(root, boxes="EHF.json").records()
+    assert records["center"][1].tolist() == [25, 40] and records["box"][1].tolist() == [30, 40]
+    np.testing.assert_array_equal(records["box"][0], ehf(root).records()["box"][0])

@@ -1,0 +1,65 @@
+"""The house has layers: no module imports one above it, at module level."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BELOW = {"sets.safe_pickle", "sets.mesh_files", "sets"}  # sets that bodymodels uses
+PAPERS = {"simplehand", "genhmr", "hmr_adapter"}
+LAYERS = [BELOW, {"bodymodels"}, {"metrics"}, "sets.", {"data"}, PAPERS, "tasks", {"train"},
+          "benchmarks"]
+
+
+def name_of(path):
+    """sets/rich.py is sets.rich; a folder's __init__.py is the folder."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path):
+    """The modules of the house that a file imports at module level."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in FILES else node.module
+
+
+FILES = {name_of(path): path for folder in (".", "sets", "tasks", "benchmarks")
+         for path in (ROOT / folder).glob("*.py")}
+
+
+def layer(name):
+    for number, names in enumerate(LAYERS):
+        if name in names if isinstance(names, set) else name.startswith(names):
+            return number
+    raise AssertionError(f"{name} has no layer: add it to LAYERS")
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_no_import_runs_upward(name):
+    """A module imports its own layer and those below it; paper files nothing of the house."""
+    for other in set(imports(FILES[name])) & set(FILES):
+        assert name not in PAPERS, f"{name} imports {other}"
+        assert layer(other) <= layer(name), f"{name} imports {other}"
+
+
+def test_imports_have_no_circle():
+    """Following imports never leads back."""
+    above = {name: set(imports(path)) & set(FILES) - {name} for name, path in FILES.items()}
+    while above:
+        free = {name for name, others in above.items() if not others}
+        assert free, f"a circle among {sorted(above)}"
+        above = {name: others - free for name, others in above.items() if name not in free}
+
+
+@pytest.mark.parametrize("name", ["sets", "tasks", "benchmarks"])
+def test_folders_hold_no_logic_in_their_init(name):
+    """__init__.py is empty or a docstring."""
+    path = ROOT / name / "__init__.py"
+    nodes = ast.parse(path.read_text()).body if path.exists() else []
+    assert all(isinstance(node, ast.Expr) for node in nodes)
