@@ -476,9 +476,18 @@ class SimpleHand(nn.Module):
             images = images.flip(1)
         return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
 
+    @torch.no_grad()
     def fuse(self, *, bf16: bool = False) -> SimpleHand:
-        """Return a faster copy for inference; see the function `fuse`."""
-        return fuse(self, bf16=bf16)
+        """Return a copy for inference, in which norms, branches and scales are part of the layers.
+
+        bf16: run the backbone in bfloat16, channels last: not exact. Coordinates stay float32.
+        """
+        fused = copy.deepcopy(self).eval()
+        fused.backbone.fuse()
+        fold_norms(fused.mesh_head)
+        if bf16:
+            fused.backbone = InBfloat16(fused.backbone)
+        return fused
 
 
 # ------------------------------------------------------------------------------------ losses
@@ -708,20 +717,6 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
 
 
 # -------------------------------------------------------------------------- faster inference
-
-
-@torch.no_grad()
-def fuse(model: SimpleHand, *, bf16: bool = False) -> SimpleHand:
-    """Return a copy for inference, in which norms, branches and scales are part of the layers.
-
-    bf16: run the backbone in bfloat16, channels last: not exact. Coordinates stay float32.
-    """
-    fused = copy.deepcopy(model).eval()
-    fused.backbone.fuse()
-    fold_norms(fused.mesh_head)
-    if bf16:
-        fused.backbone = InBfloat16(fused.backbone)
-    return fused
 
 
 def fold_norms(module: nn.Module) -> None:
@@ -1504,12 +1499,6 @@ class Hiera(nn.Module):
 
 # ------------------------------------------------------------------------------ command line
 
-RELEASED = {  # parameters: the backbone's by timm, the others' in the release
-    "backbone": 42_851_004, "backbone, reparameterised": 42_767_632, "keypoints_2d_head": 51_114,
-    "deconv": 4_981_248, "decoder layer 1": 862_776, "decoder layer 2": 281_232,
-    "decoder layer 3": 363_434, "pred_final": 195, "mesh regressor": 1_507_637,
-    "all but the backbone": 6_539_999, "total": 49_391_003,
-}
 REMARK = """\
 Table 2 of the paper gives 1.9 M parameters for all but the backbone, next to HRNet's scores. HRNet
 needs no deconvolution, and the release has no HRNet: nothing in it adds up to 1.9 M. With FastViT
@@ -1521,43 +1510,40 @@ def count_parameters(config: Config) -> dict[str, int]:
     """Count the parameters of each part of the model, without allocating them."""
     with torch.device("meta"):
         model = SimpleHand(config)
-    counts = dict.fromkeys(RELEASED, 0)
+    counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        layer = re.search(r"(?:layers|position_embeddings)\.(\d+)", name)
-        part = (f"decoder layer {int(layer[1]) + 1}" if layer and name.startswith("mesh_head")
-                else name.removeprefix("mesh_head.").split(".")[0])
+        part = re.sub(r"(?:layers|position_embeddings)\.(\d+)",
+                      lambda found: f"decoder layer {int(found[1]) + 1}",
+                      name.removeprefix("mesh_head.")).split(".")[0]
         counts[part] = counts.get(part, 0) + parameter.numel()
     counts["total"] = sum(counts.values())
     counts["all but the backbone"] = counts["total"] - counts["backbone"]
-    counts["mesh regressor"] = sum(
-        count for part, count in counts.items() if part.startswith(("decoder", "pred_final")))
-    if isinstance(model.backbone, FastViT):
+    counts["mesh regressor"] = sum(p.numel() for p in model.mesh_head.parameters()) - counts.get(
+        "deconv", 0)
+    if config.backbone == "fastvit":
         model.backbone.reparameterize()
         counts["backbone, reparameterised"] = sum(p.numel() for p in model.backbone.parameters())
     return counts
 
 
 def print_summary(as_json: bool) -> None:
-    """Print every preset's parameters by part, beside the release's where it is that model."""
+    """Print the parameters of every preset, part by part. "paper" is the released model."""
     counts = {name: count_parameters(config) for name, config in PRESETS.items()}
-    released = {name: RELEASED if name in ("paper", "single_gpu", "h200") else {}
-                for name in PRESETS}
     if as_json:
-        print(json.dumps({"parameters": counts, "released": released, "remark": REMARK}, indent=1))
+        print(json.dumps({"parameters": counts, "remark": REMARK}, indent=1))
         return
     for name, parts in counts.items():
-        print(f"{name:<27}{'parameters':>14}{'released':>14}")
+        print(f"{name:<27}{'parameters':>14}")
         for part, number in parts.items():
-            reference = f"{released[name][part]:,}" if released[name] else "-"
-            print(f"  {part:<25}{number:>14,}{reference:>14}")
+            print(f"  {part:<25}{number:>14,}")
     print(f"\n{REMARK}")
 
 
 def check_hand(model: SimpleHand, checkpoint: str | PathLike, is_free: bool) -> None:
     """Raise ValueError unless the hand model is the one that a checkpoint was trained with.
 
-    MANO and the free hand have as many vertices, but not the same ones. train.py notes the kind of
-    its data in a checkpoint; the release was trained with MANO.
+    MANO and the free hand both have 778 vertices, but different ones. train.py writes the kind of
+    its data into a checkpoint; the release was trained with MANO.
     """
     try:
         data = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("data")

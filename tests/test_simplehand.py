@@ -102,17 +102,26 @@ def test_parameter_counts_of_the_release():
     assert len(model.backbone.state_dict()) == 538 - 2
 
 
-def test_summary_agrees_with_the_release(capsys, monkeypatch):
-    """--summary --json counts every preset, and equals the reference where there is one."""
+def test_summary_counts_every_preset(capsys, monkeypatch):
+    """--summary, as text and as JSON, counts every part; parts and wholes agree with the model."""
+    presets = {name: PRESETS[name] for name in ("paper", "paper_hrnet", "cpu")}
+    monkeypatch.setattr(simplehand, "PRESETS", presets)
     assert simplehand.main(["--summary", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert set(summary["parameters"]) == set(PRESETS) and "1.9 M" in summary["remark"]
+    assert set(summary["parameters"]) == set(presets) and "1.9 M" in summary["remark"]
     for name, counts in summary["parameters"].items():
-        assert counts["total"] == count(on_meta(PRESETS[name]))
-        same = name in ("paper", "single_gpu", "h200")
-        assert summary["released"][name] == (counts if same else {})
-    assert summary["released"]["paper"]["total"] == 49_391_003
-    monkeypatch.setattr(simplehand, "PRESETS", {"paper": PRESETS["paper"]})  # as text
+        assert counts["total"] == count(on_meta(presets[name]))
+        assert counts["total"] == counts["backbone"] + counts["all but the backbone"]
+        regressor = sum(number for part, number in counts.items() if "decoder layer" in part)
+        assert counts["mesh regressor"] == regressor + counts["pred_final"]
+        assert counts["all but the backbone"] == (
+            counts["mesh regressor"] + counts.get("deconv", 0) + counts["keypoints_2d_head"])
+    released = {"backbone": 42_851_004, "backbone, reparameterised": 42_767_632,
+                "keypoints_2d_head": 51_114, "deconv": 4_981_248, "decoder layer 1": 862_776,
+                "decoder layer 2": 281_232, "decoder layer 3": 363_434, "pred_final": 195,
+                "mesh regressor": 1_507_637, "all but the backbone": 6_539_999,
+                "total": 49_391_003}  # the backbone's by timm, the others' in the release
+    assert summary["parameters"]["paper"] == released
     assert simplehand.main(["--summary"]) == 0
     assert "49,391,003" in capsys.readouterr().out
 
