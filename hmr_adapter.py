@@ -144,7 +144,7 @@ class HandTraining(Training):
 
     weight_keypoints_2d: float = 0.01  # lambda_2D, unit: side of the crop (HaMeR)
     weight_keypoints_3d: float = 0.05  # lambda_3D, per metre (HaMeR)
-    weight_vertices: float = 0.05 * 21 / 778  # lambda_v, per metre: L_3D per joint (our choice)
+    weight_vertices: float = 0.05 * 21 / 778  # lambda_v, per metre: in all as L_3D (our choice)
     weight_pose: float = 1e-3  # lambda_theta (HaMeR)
     weight_betas: float = 5e-4  # lambda_beta (HaMeR)
     weight_betas_prior: float = 0.0  # of squared betas of hands of unknown shape (our choice)

@@ -56,7 +56,7 @@ def seeded():
 
 @cache
 def whole_body() -> bodymodels.BodyModel:
-    """The free whole body, with the vertices of its 76 keypoints alone."""
+    """The free whole body, reduced to the vertices of its 76 keypoints."""
     return bodymodels.load_model("wholebody").for_keypoints()
 
 
@@ -75,7 +75,7 @@ def rotations(*shape: int, spread: float = 1.0, dtype: torch.dtype = torch.float
 
 
 def lively(module: nn.Module) -> nn.Module:
-    """Weights and norms as different from one another as those of a trained network."""
+    """Make weights and norm statistics as varied as those of a trained network."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -144,7 +144,7 @@ def trainable(config: HandConfig | BodyConfig) -> int:
 
 
 def test_parameters_of_the_experts():
-    """HaMeR has 630,912,000 + 39,497,837, SMPLer-X-H 661,827,096, part by part."""
+    """HaMeR has 630,912,000 + 39,497,837 parameters, SMPLer-X-H 661,827,096, part by part."""
     with torch.device("meta"):
         hand, body = HandExpert(HandExpertConfig()), BodyExpert(BodyExpertConfig())
     assert hmr.count(hand.backbone) == 630_912_000
@@ -169,7 +169,7 @@ def test_parameters_of_the_experts():
     ({"inject": "concat", "trainable": "head"}, 39_506_797),
     ({"inject": "weighted", "trainable": "head"}, 39_497_837 + 8_960 + 3_674_115)])
 def test_trainable_parameters_of_the_hand_path(changes, number):
-    """Every composition that the paper's 27M, 39M and 671M follow from."""
+    """The compositions that give the paper's 27M, 39M and 671M."""
     assert trainable(replace(PRESETS["paper"].hand, **changes)) == number
 
 
@@ -184,12 +184,13 @@ def test_trainable_parameters_of_the_hand_path(changes, number):
     ({"inject": "weighted", "trainable": "head", "joint_proj": "reuse_hand_conv"},
      30_875_416 + 788_483)])
 def test_trainable_parameters_of_the_body_path(changes, number):
-    """Every composition that the paper's 31M, 37M and 662M may follow from."""
+    """The compositions that may give the paper's 31M, 37M and 662M."""
     assert trainable(replace(PRESETS["paper"].body, **changes)) == number
 
 
 def test_rows_of_the_tables_have_their_parameters():
-    """Rounded to millions, or cut off where Lightning's summary did that, all is as printed."""
+    """The counts are the printed ones when rounded to millions, or truncated as Lightning's summary
+    does."""
     for row, says in hmr.PAPER_SAYS.items():
         number = trainable(hmr.baseline(row))
         if says == "671M":
@@ -201,7 +202,8 @@ def test_rows_of_the_tables_have_their_parameters():
 
 
 def test_presets_say_what_the_paper_says():
-    """128 samples a step, 10K steps, six layers, both experts ViT-H; the defaults are the paper."""
+    """128 samples per step, 10K steps, six layers, ViT-H in both experts; the defaults are the
+    paper."""
     assert PRESETS["paper"] == Config()
     for preset in ("paper", "h200", "single_gpu"):
         for part in (PRESETS[preset].hand, PRESETS[preset].body):
@@ -214,7 +216,7 @@ def test_presets_say_what_the_paper_says():
 
 
 def test_cpu_checkpoints_are_small():
-    """Both tiny paths together fit into 12 MB."""
+    """Both tiny paths together take less than 12 MB."""
     size = sum(value.numel() * value.element_size() for part in ("hand", "body")
                for value in hmr.on_meta(getattr(PRESETS["cpu"], part)).state_dict().values())
     assert size < 12e6
@@ -230,7 +232,8 @@ def test_precision_suits_the_hardware():
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("row", BASELINES)
 def test_rows_from_scratch_take_twice_the_steps(row, preset):
-    """"Double steps of other settings", whatever the preset; other rows keep its steps."""
+    """They take "double steps of other settings" in every preset; other rows keep the preset's
+    steps."""
     part, changes = BASELINES[row]
     config, own = hmr.baseline(row, preset), getattr(PRESETS[preset], part)
     assert config.steps == own.steps * (2 if row.endswith("No. 2") else 1)
@@ -248,7 +251,7 @@ def test_guides_are_needed_for_predicted_arms_alone(changes, needed):
 
 @pytest.mark.parametrize("row", BASELINES)
 def test_each_row_has_its_class(row):
-    """build_model makes it, and a class refuses the config of another one."""
+    """build_model picks the class of every row, and a class refuses another one's config."""
     part, changes = BASELINES[row]
     config = replace(TINY_HAND if part == "hand" else TINY_BODY, **changes)
     base, model = (HandAdapter if part == "hand" else BodyAdapter), hmr.build_model(config)
@@ -262,7 +265,7 @@ def test_each_row_has_its_class(row):
     {"inject": "some"}, {"context": "knuckles"}, {"arm": "leg"}, {"joint_embedding": "sine"},
     {"trainable": "none"}, {"missing": "nan"}, {"pose_term": "l3"}])
 def test_bad_hand_configs_are_refused_by_name(bad):
-    """A value that cannot work is a ValueError that names its field."""
+    """An invalid value raises a ValueError that names its field."""
     with pytest.raises(ValueError, match=next(iter(bad))):
         replace(TINY_HAND, **bad)
 
@@ -272,13 +275,13 @@ def test_bad_hand_configs_are_refused_by_name(bad):
     {"trainable": "none"}, {"missing": "identity"}, {"concat_init": "ones"},
     {"inject": "concat"}])
 def test_bad_body_configs_are_refused_by_name(bad):
-    """The same for the body."""
+    """An invalid value of the body's config raises a ValueError that names its field."""
     with pytest.raises(ValueError, match=next(iter(bad))):
         replace(TINY_BODY, **bad)
 
 
 def test_other_bad_settings_are_refused_by_name():
-    """So are those of the dual path, of encoders, and unknown rows."""
+    """So do invalid values of the dual path and the encoders, and unknown rows."""
     for bad in ({"guidance": "true"}, {"wrist": "fk"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             replace(TINY, **bad)
@@ -296,7 +299,7 @@ def test_config_of_a_checkpoint_becomes_the_config():
 
 
 def test_shared_blocks_are_copies():
-    """What this file has in common with genhmr.py is the same, letter by letter."""
+    """Blocks shared with genhmr.py are equal, letter by letter."""
     for name in ("require", "unit", "rotation_6d_to_matrix", "matrix_to_rotation_6d", "DropPath",
                  "mlp", "SelfAttention", "ViTBlock", "conv_stem", "ViT", "Foreign",
                  "read_checkpoint", "load_weights", "from_checkpoint"):
@@ -305,7 +308,7 @@ def test_shared_blocks_are_copies():
 
 
 def test_joints_have_the_numbers_of_bodymodels():
-    """Every list of joint numbers is what the names of bodymodels.JOINT_SETS say."""
+    """Every list of joint numbers agrees with the names in bodymodels.JOINT_SETS."""
     names = bodymodels.JOINT_SETS["smplx76"]
     for side, word in ((RIGHT, "right"), (LEFT, "left")):
         assert [names[joint] for joint in ARMS["arm"][side]] == [
@@ -341,14 +344,16 @@ def test_convention_6d_of_both_experts():
 
 
 def test_wart_three_rotations_are_crossed_along_the_last_axis():
-    """torch.cross without dim, as upstream, crosses a batch of exactly three along the batch."""
+    """Three rotations are converted like one; torch.cross without dim, as upstream has it, crosses
+    a batch of exactly three along the batch."""
     six = torch.randn(3, 6, dtype=torch.float64)
     one_by_one = torch.cat([hmr.rotation_6d_to_matrix(row[None]) for row in six])
     assert torch.allclose(hmr.rotation_6d_to_matrix(six), one_by_one, atol=1e-12)
 
 
 def test_axis_angles_are_those_of_bodymodels():
-    """Both ways, also at 0 and at 180 degrees, where either axis will do."""
+    """Both conversions agree with bodymodels, also at 0 and 180 degrees, where two axes are
+    valid."""
     angles = torch.cat((torch.randn(50, 3).clamp(-1.8, 1.8), torch.zeros(1, 3), torch.tensor(
         [[math.pi, 0, 0], [0, math.pi - 1e-6, 0], [1e-7, 0, 0], [0.6 * math.pi, 0.8 * math.pi, 0]]
     ))).double()
@@ -361,7 +366,7 @@ def test_axis_angles_are_those_of_bodymodels():
 
 
 def test_convention_mirror_is_m_r_m():
-    """M R M, (x, -y, -z) of axis-angles, an involution."""
+    """mirror is M R M, maps axis-angles to (x, -y, -z), and is an involution."""
     flip, matrices = torch.diag(torch.tensor([-1.0, 1, 1])), rotations(20)
     assert torch.allclose(hmr.mirror(matrices), flip @ matrices @ flip)
     assert torch.equal(hmr.mirror(hmr.mirror(matrices)), matrices)
@@ -371,8 +376,8 @@ def test_convention_mirror_is_m_r_m():
 
 
 def test_arm_chain_is_the_global_rotation_of_the_wrist():
-    """The product of theta_b's eight rotations is what forward kinematics gives the wrist, and so
-    the hand's orientation: the leak that the header warns of."""
+    """The product of theta_b's eight rotations is the wrist's rotation of forward kinematics, and
+    so the hand's orientation: the leak that the header describes."""
     pose = rotations(3, 55, spread=0.7)
     world = whole_body()(torch.zeros(3, 10), pose).transforms[..., :3, :3]
     arms = hmr.arm_pose(pose)
@@ -385,7 +390,7 @@ def test_arm_chain_is_the_global_rotation_of_the_wrist():
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_arms_of_a_mirrored_body_change_places(arm):
-    """What the expert hears of a left arm is what it would hear of the mirror image's right one."""
+    """theta_b of a left arm equals theta_b of the mirror image's right arm."""
     pose = rotations(2, 55)
     mirrored = bodymodels.mirror_pose(pose, whole_body().joint_names)
     assert torch.allclose(hmr.arm_pose(mirrored, arm), hmr.arm_pose(pose, arm).flip(1))
@@ -395,7 +400,7 @@ def test_arms_of_a_mirrored_body_change_places(arm):
 
 
 def naive_roi_align(features: Tensor, box: list[float], cells: int) -> Tensor:
-    """Mean of bilinear samples, one by one, as Mask R-CNN's description has it."""
+    """Mean of bilinear samples, computed one by one as Mask R-CNN describes it."""
     (x0, y0, x1, y1), (height, width) = box, features.shape[1:]
     w, h = max(x1 - x0, 1.0), max(y1 - y0, 1.0)
     across, down = math.ceil(w / cells), math.ceil(h / cells)
@@ -423,7 +428,8 @@ BOXES = [[1.3, 2.1, 6.7, 9.9], [-3.0, -2.5, 5.0, 4.0], [4.0, 4.0, 4.2, 4.1], [5.
 
 
 def test_roi_align_is_the_loop():
-    """Inside, across the border, tiny, larger than the map, and wholly outside."""
+    """It equals a loop for boxes inside, across the border, tiny, larger than the map, and
+    outside."""
     features = torch.randn(len(BOXES), 3, 11, 9, dtype=torch.float64)
     found = hmr.roi_align(features, torch.tensor(BOXES, dtype=torch.float64), 4)
     for index, box in enumerate(torch.tensor(BOXES).tolist()):
@@ -432,7 +438,7 @@ def test_roi_align_is_the_loop():
 
 
 def test_roi_align_is_torchvisions():
-    """The same as torchvision's, where that is installed."""
+    """It equals torchvision's, where that is installed."""
     try:
         from torchvision.ops import roi_align
     except Exception as error:  # a torchvision of another torch raises RuntimeError
@@ -445,13 +451,13 @@ def test_roi_align_is_torchvisions():
 
 
 def test_roi_align_survives_any_box():
-    """Untrained nets say anything."""
+    """Any box of an untrained network gives finite values."""
     boxes = torch.tensor([[1e6, 0, -1e6, 3], [-1e6, -1e6, 1e6, 1e6]])
     assert hmr.roi_align(torch.randn(2, 3, 8, 6), boxes, 4).isfinite().all()
 
 
 def test_expectation_is_where_the_peak_is():
-    """x, y, z in cells, softmax sums to one."""
+    """The position is the peak, x, y, z in cells; the softmax sums to 1."""
     heat = torch.zeros(2, 3, 4, 5, 6)
     heat[1, 2, 1, 3, 4] = 100.0
     probability, position = hmr.expectation(heat, 3)
@@ -463,7 +469,7 @@ def test_expectation_is_where_the_peak_is():
 
 
 def test_samples_at_whole_cells_are_the_cells():
-    """Positions count cells, the first one's centre is 0."""
+    """Positions count cells; the first cell's centre is 0."""
     features = torch.randn(2, 3, 5, 4)
     found = hmr.sample_at(features, torch.tensor([[[1.0, 2], [3, 4]], [[0, 0], [2.5, 1]]]))
     assert torch.allclose(found[0, 0], features[0, :, 2, 1], atol=1e-6)
@@ -472,7 +478,7 @@ def test_samples_at_whole_cells_are_the_cells():
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Eq. 1 and 2, head by head, with plain products."""
+    """Eq. 1 and 2, head by head, with plain matrix products."""
     out = []
     for q_h, k_h, v_h in zip(q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1),
                              strict=True):
@@ -491,7 +497,7 @@ def self_attend(layer: hmr.TokenAttention, x: Tensor) -> Tensor:
 
 
 def test_decoder_is_equation_1():
-    """x + SA, x + CA over the context as it is, x + MLP, each behind a norm of x alone."""
+    """Each layer adds SA, CA over the unnormalised context, and an MLP, each after a norm of x."""
     decoder, context = lively(hmr.Decoder(TINY_HAND.expert, 32)), torch.randn(3, 7, 32)
     x = decoder.to_token_embedding.bias + decoder.pos_embedding.expand(3, 1, 16)
     for first, second, third in decoder.layers:
@@ -503,14 +509,14 @@ def test_decoder_is_equation_1():
 
 
 def test_hidden_context_is_not_seen():
-    """Of a context with a mask only what may be seen counts."""
+    """With a mask, only the visible part of the context has an effect."""
     decoder, context = lively(hmr.Decoder(TINY_HAND.expert, 32)), torch.randn(2, 7, 32)
     seen = torch.arange(7).expand(2, 7) < 4
     assert torch.allclose(decoder(context, seen), decoder(context[:, :4]), atol=1e-5)
 
 
 def test_task_tokens_have_no_position_and_come_first():
-    """Tokens and patches come of the blocks on [tokens; patches + position]."""
+    """The blocks run on [task tokens; patches + position]."""
     encoder = lively(hmr.TaskViT(TINY_BODY.expert)).eval()
     picture = torch.rand(2, 3, 64, 48)
     tokens, patches = encoder(picture)
@@ -524,7 +530,8 @@ def test_task_tokens_have_no_position_and_come_first():
 
 
 def test_encoders_see_the_middle():
-    """A square's outer eighths do not count; of a square twice as large every second pixel does."""
+    """A square's outer eighths have no effect; of a square twice as large, every second pixel
+    counts."""
     for expert in (hand_adapter().expert, body_adapter().expert):
         picture = images()
         other = picture.clone()
@@ -545,7 +552,7 @@ def test_encoders_see_the_middle():
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_rows_of_a_batch_do_not_meet(batch):
-    """Also in batches of three, where upstream's cross product goes wrong."""
+    """Samples do not affect one another, also in batches of three (see the cross product above)."""
     body, hand, pictures = body_adapter(), hand_adapter(), images(batch)
     found = body(pictures)
     arms = hmr.arm_pose(found["body_pose"])[:, RIGHT]
@@ -558,7 +565,8 @@ def test_rows_of_a_batch_do_not_meet(batch):
 
 
 def test_body_expert_says_smplx():
-    """55 rotations; eyes straight on; the camera in front; squares twice as wide as the boxes."""
+    """It returns 55 valid rotations, identity eyes, a positive depth, and squares twice as wide as
+    the hand boxes."""
     expert = body_adapter().expert
     found = expert(images(3))
     pose = found["body_pose"]
@@ -576,7 +584,7 @@ def test_body_expert_says_smplx():
 
 
 def test_cells_and_pixels():
-    """The first cell of the map begins an eighth of the picture from the left, at its top."""
+    """The map's first cell starts an eighth of the picture from the left, at the top."""
     expert = body_adapter().expert
     corner = expert.to_cells(torch.tensor([[8.0, 0], [56, 64]]), 64)
     assert torch.equal(corner, torch.tensor([[0.0, 0], [3, 4]]))
@@ -587,7 +595,7 @@ def test_cells_and_pixels():
 
 
 def test_left_hand_is_seen_in_the_mirror():
-    """Mirrored features with mirrored boxes: the two hands change places."""
+    """Mirrored features with mirrored boxes exchange the maps of the two hands."""
     net = lively(hmr.HandRoiNet(TINY_BODY.expert)).eval()
     for deconvolution in net.deconv:
         if isinstance(deconvolution, nn.ConvTranspose2d):  # symmetric kernels, so maps can mirror
@@ -603,7 +611,7 @@ def test_left_hand_is_seen_in_the_mirror():
 
 
 def test_mean_hands_make_fingers_absolute():
-    """With hand_mean the fingers' axis-angles grow by it; the left hand's in its own frame."""
+    """hand_mean is added to the fingers' axis-angles, the left hand's in its own frame."""
     expert, mean = body_adapter().expert, 0.2 * torch.randn(2, 15, 3)
     before = expert(images())["body_pose"]
     expert.hand_mean.copy_(mean)
@@ -617,7 +625,7 @@ def test_mean_hands_make_fingers_absolute():
 
 
 def test_scale_zero_is_the_hand_expert():
-    """Bit for bit, for any arm; with scale one it is not."""
+    """With scale 0 the result is bit for bit the expert's for any arm; with scale 1 it differs."""
     model, pictures = hand_adapter(), images(3)
     arms, expert = rotations(3, 8), model.expert(pictures)
     assert same(expert, model(pictures, arms, scale=0.0))
@@ -625,7 +633,7 @@ def test_scale_zero_is_the_hand_expert():
 
 
 def test_decoder_is_equation_3():
-    """Z_new = Z + SA + CA(Q, K, V) + CA(Q', K', V') with shared norms, layer by layer."""
+    """Z_new = Z + SA + CA(Q, K, V) + scale CA(Q', K', V'), with shared norms, in every layer."""
     model, features, guide = hand_adapter(), torch.randn(2, 12, 32), torch.randn(2, 8, 32)
     x = model.decoder.query(features)
     for (first, second, third), new in zip(model.decoder.layers, model.layers, strict=True):
@@ -638,7 +646,7 @@ def test_decoder_is_equation_3():
 
 
 def test_adapter_starts_as_a_copy():
-    """SA' and CA' equal SA and CA at first, and are no views of them."""
+    """SA' and CA' start equal to SA and CA, in memory of their own."""
     expert = lively(HandExpert(TINY_HAND.expert))
     model = HandAdapter(TINY_HAND, expert)
     for (first, second, _), new in zip(model.decoder.layers, model.layers, strict=True):
@@ -651,7 +659,7 @@ def test_adapter_starts_as_a_copy():
 
 
 def step_of(model: nn.Module, loss: Tensor) -> None:
-    """One step of plain gradient descent on whatever is trainable."""
+    """Do one step of plain gradient descent on all that is trainable."""
     model.zero_grad()
     loss.backward()
     with torch.no_grad():
@@ -661,7 +669,7 @@ def step_of(model: nn.Module, loss: Tensor) -> None:
 
 
 def outputs(model: nn.Module) -> Tensor:
-    """A number that depends on all that the model says of rotations."""
+    """A number that depends on every predicted rotation."""
     pictures = images(3)
     if isinstance(model, HandAdapter):
         found = model(pictures, rotations(3, len(ARMS[model.config.arm][0])))["hand_pose"]
@@ -672,8 +680,8 @@ def outputs(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("row", list(BASELINES))
 def test_only_what_is_trainable_trains(row):
-    """In training mode a step moves what the row trains and nothing else, statistics of batch
-    norms included; gradients reach every module that it trains."""
+    """In training mode a step changes what the row trains and nothing else, batch norm statistics
+    included; gradients reach every module that it trains."""
     part, changes = BASELINES[row]
     config = replace(TINY_HAND if part == "hand" else TINY_BODY, **changes)
     model = lively(hmr.build_model(config)).train()
@@ -699,7 +707,7 @@ def test_only_what_is_trainable_trains(row):
 
 @pytest.mark.parametrize("row", BASELINES)
 def test_all_that_trains_gets_a_gradient(row):
-    """DDP stops at trainable parameters without one: no row has any, with a position net or not."""
+    """No row has trainable parameters without a gradient, at which DDP would stop."""
     part, changes = BASELINES[row]
     tiny = TINY_HAND if part == "hand" else TINY_BODY
     if part == "hand":
@@ -724,7 +732,8 @@ def test_all_that_trains_gets_a_gradient(row):
 
 @pytest.mark.parametrize("row", BASELINES)
 def test_scale_zero_is_the_expert_inside_or_refused(row):
-    """Bit for bit for all that have a scale; concat and weighted take 1 alone, and say so."""
+    """With scale 0 a row is its expert bit for bit; concat and weighted accept only 1, and say
+    so."""
     part, changes = BASELINES[row]
     model = hand_adapter(**changes) if part == "hand" else body_adapter(**changes)
     inputs = (images(), rotations(2, len(ARMS[model.config.arm][0]))) if part == "hand" else (
@@ -736,8 +745,30 @@ def test_scale_zero_is_the_expert_inside_or_refused(row):
         assert same(model.expert(images()), model(*inputs, scale=0.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("part", ["hand", "body"])
+def test_half_precision_keeps_losses_and_gradients_finite(part, dtype):
+    """Under autocast, in both precisions of the GPU presets, poses are rotations in full precision
+    near those without it."""
+    batch = people()
+    model = (hand_adapter() if part == "hand" else body_adapter()).train()
+    samples = hmr.hand_samples(batch)
+    inputs = ((samples["images"], samples["arm"]) if part == "hand" else
+              (batch["image"], hmr.true_knuckles(batch)))
+    key = "hand_pose" if part == "hand" else "body_pose"
+    with torch.autocast("cpu", dtype):
+        pose = model(*inputs)[key]
+    assert pose.dtype == torch.float32
+    assert torch.allclose(pose @ pose.mT, torch.eye(3).expand_as(pose), atol=1e-4)
+    assert (pose - model(*inputs)[key]).abs().mean() < 0.05
+    (pose * torch.randn_like(pose)).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters()
+               if parameter.requires_grad)
+
+
 def test_queries_and_keys_of_a_single_token_get_no_gradient():
-    """Its softmax is 1, so two thirds of SA' are inert: 6 x 2 x 1024 x 512 in the paper's size."""
+    """A softmax over one token is 1, so two thirds of SA' have no gradient: 6 x 2 x 1024 x 512
+    weights in the paper's size."""
     for model in (hand_adapter().train(), body_adapter().train()):
         outputs(model).backward()
         for layer in (model.layers if isinstance(model, HandAdapter) else model.decoder.layers):
@@ -750,7 +781,8 @@ def test_queries_and_keys_of_a_single_token_get_no_gradient():
 
 
 def test_order_of_joints_matters_with_an_embedding_alone():
-    """A shared linear layer makes Eq. 2 blind to which joint is which; embeddings end that."""
+    """With a shared linear layer Eq. 2 ignores the order of the joints; with an embedding it does
+    not."""
     pictures, arms = images(), rotations(2, 8)
     order = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
     for embedding, blind in (("none", True), ("learned", False), ("flat", False)):
@@ -760,7 +792,8 @@ def test_order_of_joints_matters_with_an_embedding_alone():
 
 
 def test_unknown_arms():
-    """Zeros do not depend on the arm and are no rotation; "mask" leaves the expert as it is."""
+    """An unknown arm has no effect; zeros differ from every rotation; "mask" gives the expert's
+    result."""
     pictures, valid = images(), torch.tensor([1.0, 0.0])
     arms, others = rotations(2, 8), rotations(2, 8)
     for missing in ("zeros", "identity", "mask"):
@@ -786,7 +819,7 @@ def test_zeroed_arms_leave_the_bias():
 
 
 def test_noise_on_arms_is_for_training():
-    """arm_noise changes what is heard in training mode only, by rotations of its size."""
+    """arm_noise rotates the arms in training mode only, by angles of its size."""
     model, pictures, arms = hand_adapter(arm_noise=0.3), images(), rotations(2, 8)
     assert same(model(pictures, arms), model(pictures, arms))
     heard = []
@@ -812,7 +845,7 @@ def test_dropped_arms_are_unknown_ones():
 
 
 def test_image_as_context_ignores_the_arm():
-    """Table 3, No. 5 has the picture's own features in place of the arm's."""
+    """Table 3, No. 5 uses the image's own features in place of the arm's."""
     model = hand_adapter(context="image")
     assert not hasattr(model, "arm")
     assert same(model(images()), model(images(), rotations(2, 8)))
@@ -822,7 +855,8 @@ def test_image_as_context_ignores_the_arm():
 
 
 def test_scale_zero_is_the_body_expert():
-    """Bit for bit; with scale one it is not; a zero-initialised adapter starts there."""
+    """With scale 0 the result is bit for bit the expert's; with scale 1 it differs; a zero-
+    initialised adapter starts at the expert."""
     model, pictures = body_adapter(), images(3)
     expert, found = model.expert(pictures), model(pictures, scale=0.0)
     assert same(expert, found)
@@ -835,7 +869,7 @@ def test_scale_zero_is_the_body_expert():
 
 
 def test_offset_is_added_in_6d():
-    """Eq. 4: theta-hat = theta_0 + scale FFN(CA(...)), in the layout of SMPLer-X."""
+    """Eq. 4: theta-hat = theta_0 + scale FFN(CA(...)), in SMPLer-X's 6D."""
     model, pictures = body_adapter(), images()
     seen = model.expert.features(pictures)
     context, _ = model.knuckle_features(seen, 64, None, None)
@@ -849,7 +883,7 @@ def test_offset_is_added_in_6d():
 
 @pytest.mark.parametrize("proj", ["conv", "reuse_hand_conv", "separate"])
 def test_knuckles_go_through_the_box_and_its_mirror(proj):
-    """True knuckles where the expert predicts them, left and right, have the predicted features."""
+    """True knuckles at the predicted positions, left and right, sample the predicted features."""
     model, pictures = body_adapter(joint_proj=proj), images(3)
     seen = model.expert.features(pictures)
     seen = seen._replace(hand_maps=torch.randn_like(seen.hand_maps),
@@ -864,7 +898,8 @@ def test_knuckles_go_through_the_box_and_its_mirror(proj):
 
 
 def test_unseen_knuckles_say_nothing():
-    """Off the box or on a hand that cannot be seen they are zero, or with "mask" not looked at."""
+    """Knuckles outside the box or of an unseen hand sample zeros; with "mask" they get no
+    attention."""
     pictures = images()
     batch = people()
     for missing in ("zeros", "mask"):
@@ -885,7 +920,7 @@ def test_unseen_knuckles_say_nothing():
 
 
 def test_the_body_cannot_tell_hands_without_an_embedding():
-    """All orders of the eight knuckles are one to Eq. 4, exchanged hands too."""
+    """Eq. 4 does not depend on the order of the eight knuckles, even if the hands are exchanged."""
     order = torch.tensor([4, 5, 6, 7, 3, 2, 1, 0])
     features = torch.randn(2, 8, 8)
     model = body_adapter()
@@ -896,7 +931,7 @@ def test_the_body_cannot_tell_hands_without_an_embedding():
 
 
 def test_zero_padded_concatenation_keeps_the_expert():
-    """A widened regressor does what it did; with random weights it does not."""
+    """A zero-padded regressor gives the same output; one with random weights does not."""
     expert, pictures = lively(BodyExpert(TINY_BODY.expert)).eval(), images()
     before = expert(pictures)["body_pose"]
     changes = dict(inject="concat", trainable="head")
@@ -908,7 +943,7 @@ def test_zero_padded_concatenation_keeps_the_expert():
 
 
 def test_moderator_weighs():
-    """Weights of the two features are positive, sum to one and follow the temperature."""
+    """The weights of the two features are positive, sum to 1 and follow the temperature."""
     moderator = lively(hmr.Moderator(4, 8))
     own, other = torch.zeros(2, 5, 4), torch.ones(2, 1, 4)
     with torch.no_grad():
@@ -923,7 +958,7 @@ def test_moderator_weighs():
 
 
 def free_hand_truth() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A prediction and samples that it fits exactly."""
+    """A prediction, and samples that it fits exactly."""
     hand, focal = free_hand(), TINY_HAND.expert.focal
     pose, betas = rotations(4, 16, spread=0.3), 0.5 * torch.randn(4, 10)
     camera = torch.tensor([[6.0, 0.0, 0.1]]).expand(4, 3)
@@ -936,7 +971,7 @@ def free_hand_truth() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def test_hand_losses_vanish_for_the_truth():
-    """Wherever the hand is; any term grows with its own error."""
+    """All terms are 0 for the truth, wherever the hand is, and each grows with its own error."""
     prediction, samples = free_hand_truth()
     for value in hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND).values():
         assert value.item() == pytest.approx(0, abs=2e-4)
@@ -951,8 +986,8 @@ def test_hand_losses_vanish_for_the_truth():
 
 
 def test_position_net_reads_keypoints_off_the_map():
-    """Where its heat is, in the whole crop's -0.5 to 0.5; its error is a term of the loss; and a
-    hand expert without has neither."""
+    """It returns the position of its heat, in -0.5..0.5 of the whole crop; its error is a term of
+    the loss; a hand expert without it has neither."""
     config = replace(TINY_HAND.expert, weight_keypoints_img=2.0)
     model = HandExpert(config).eval()
     rows, columns = model.backbone.grid  # (4, 3), the middle three quarters of the crop
@@ -978,7 +1013,7 @@ def test_position_net_reads_keypoints_off_the_map():
 
 
 def test_unknown_hands_count_as_nothing():
-    """NaN where a hand is not valid; no vertices and no betas where nobody knows them."""
+    """Invalid hands may be NaN; missing vertices and betas give a loss of 0."""
     prediction, samples = free_hand_truth()
     samples["joints"] = samples["joints"] + 0.1 * torch.randn(4, 21, 3)
     full = hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
@@ -998,7 +1033,7 @@ def test_unknown_hands_count_as_nothing():
 
 
 def test_unknown_betas_are_held_near_zero():
-    """weight_betas_prior squares the betas of hands whose own are unknown, and no others'."""
+    """weight_betas_prior squares the betas of hands of unknown shape, and no others."""
     prediction, samples = free_hand_truth()
     config = replace(TINY_HAND, weight_betas_prior=0.5)
     assert "betas_prior" not in hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
@@ -1016,7 +1051,7 @@ def test_unknown_betas_are_held_near_zero():
 
 
 def test_equation_6_of_matrices_is_one_loss():
-    """1 - cos = ||difference||^2 / 6; with L1 the two terms are two."""
+    """1 - cos = ||difference||^2 / 6; with L1 the two terms differ."""
     first, second = rotations(5, 16, dtype=torch.float64), rotations(5, 16, dtype=torch.float64)
     square, cosine = hmr.pose_distance(first, second, "l2sq")
     assert torch.allclose(cosine, square / 6)
@@ -1030,7 +1065,7 @@ def test_equation_6_of_matrices_is_one_loss():
 
 
 def body_truth() -> tuple[dict[str, Tensor], dict[str, Tensor], BodyExpert]:
-    """A prediction and people that it fits exactly."""
+    """A prediction, and people that it fits exactly."""
     expert, batch = body_adapter().expert, people()
     found = expert(batch["image"])
     size = batch["hand_boxes"][..., 2:] / 16
@@ -1047,7 +1082,7 @@ def body_truth() -> tuple[dict[str, Tensor], dict[str, Tensor], BodyExpert]:
 
 
 def test_body_losses_vanish_for_the_truth():
-    """All seven terms; any of them grows with its own error."""
+    """All seven terms are 0 for the truth, and each grows with its own error."""
     found, batch, expert = body_truth()
     terms = hmr.body_losses(found, batch, whole_body(), expert, TINY_BODY)
     for name, value in terms.items():
@@ -1062,7 +1097,8 @@ def test_body_losses_vanish_for_the_truth():
 
 
 def test_unknown_labels_of_bodies_count_as_nothing():
-    """With all flags 0 every term is 0, whatever the labels are; each flag has its own values."""
+    """With all flags 0 every term is 0, whatever the labels are; each flag has an effect on its own
+    term."""
     found, batch, expert = body_truth()
     found["body_pose"] = rotations(2, 55)
     flags = {"keypoints_valid": (76,), "keypoints_3d_valid": (76,), "body_pose_valid": (),
@@ -1096,8 +1132,8 @@ def test_unknown_labels_of_bodies_count_as_nothing():
 
 
 def test_targets_of_heat_maps():
-    """Pelvis in the middle bin; wrist-relative depth of 0.15 m is the last; a hand fills half of
-    its map; the left one is mirrored there."""
+    """The pelvis is in the middle bin; a depth of 0.15 m behind the wrist is in the last; a hand
+    fills half of its map, the left one mirrored."""
     found, batch, expert = body_truth()
     (body, in_map), (hands, in_box) = hmr.heat_map_targets(batch, expert, found["map_boxes"])
     assert torch.equal(body[:, 0, 2], torch.full((2,), 2.0))
@@ -1130,7 +1166,7 @@ def test_frozen_terms_have_no_gradient():
 
 
 def test_total_losses_are_weighted_sums():
-    """Eq. 5, and Eq. 7 with all of the expert's terms."""
+    """Eq. 5 and Eq. 7 with their default weights, and all of the expert's terms."""
     terms = {name: torch.tensor(float(n)) for n, name in enumerate(
         ("keypoints_2d", "keypoints_3d", "vertices", "pose", "betas"), 1)}
     assert hmr.hand_total_loss(terms, HandConfig()).item() == pytest.approx(
@@ -1144,7 +1180,7 @@ def test_total_losses_are_weighted_sums():
 
 
 def test_hand_samples_are_right_handed():
-    """Pairs become samples in the order right, left, right, left, with true arms beside them."""
+    """Pairs become samples in the order right, left, right, left, with their true arms."""
     batch = people()
     samples = hmr.hand_samples(batch)
     assert torch.equal(samples["images"][1], batch["hand_images"][0, LEFT])
@@ -1160,7 +1196,8 @@ def test_hand_samples_are_right_handed():
 
 
 def test_parameter_groups():
-    """Matrices decay; biases, norms, positions and embeddings do not; what is frozen is absent."""
+    """Matrices decay; biases, norms, positions and embeddings do not; frozen parameters are left
+    out."""
     model = body_adapter(joint_embedding="learned")
     decayed, spared = (group["params"] for group in hmr.parameter_groups(model, 0.1))
     numbers = sum(parameter.numel() for parameter in [*decayed, *spared])
@@ -1173,7 +1210,8 @@ def test_parameter_groups():
 
 @pytest.mark.parametrize("part", ["hand", "body"])
 def test_an_expert_out_of_an_adapter_can_be_trained(part):
-    """It was frozen there; a new adapter trains as much of it as of one with new weights."""
+    """An expert from an adapter is frozen there; a new rival trains as much of it as of a new
+    expert."""
     kind, config, load = {"hand": (HandAdapter, TINY_HAND, hmr.load_hand_expert),
                           "body": (BodyAdapter, TINY_BODY, hmr.load_body_expert)}[part]
     old = kind(config)
@@ -1192,7 +1230,7 @@ STAGES = {"hand_expert": HandExpert, "hand": HandAdapter, "body_expert": BodyExp
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_overfits_one_batch(stage):
-    """Each of the four stages can learn one batch of its own."""
+    """Each of the four stages can learn a batch."""
     config = {"hand_expert": TINY_HAND.expert, "hand": replace(TINY_HAND, joint_embedding="flat"),
               "body_expert": TINY_BODY.expert, "body": replace(TINY_BODY, zero_init=True)}[stage]
     model, batch = STAGES[stage](config).train(), people()
@@ -1238,14 +1276,14 @@ def test_merged_wrist_has_the_orientation_of_the_hand(wrist):
 
 
 def test_merge_of_the_truth_is_the_truth():
-    """A body and its own hands, as data.py has them, are that body again."""
+    """A body merged with its own hands, as data.py has them, is that body."""
     batch = people()
     pose = hmr.merge(batch["body_pose"], batch["hand_pose"])
     assert torch.allclose(pose, batch["body_pose"], atol=1e-5)
 
 
 def test_merge_keeps_what_it_is_told_to():
-    """wrist="body" leaves wrists; hands that are not valid leave fingers and elbows too."""
+    """wrist="body" keeps the wrists; invalid hands keep fingers, wrists and elbows."""
     body_pose, hand_pose = rotations(2, 55), rotations(2, 2, 16)
     kept = hmr.merge(body_pose, hand_pose, wrist="body")
     assert torch.equal(kept[:, :25], body_pose[:, :25])
@@ -1259,7 +1297,7 @@ def test_merge_keeps_what_it_is_told_to():
 
 
 def test_twist_beyond_the_limit_goes_to_the_elbow():
-    """The wrist keeps at most 72 degrees about the forearm; small twists stay where they are."""
+    """The wrist keeps at most 72 degrees of twist about the forearm; smaller twists stay."""
     axis = torch.zeros(5, 3)
     axis[:, 0] = torch.tensor([0.5, 1.2, 2.0, -2.9, math.pi])
     wrist, elbow, most = hmr.axis_angle_to_matrix(axis), rotations(5), 0.4 * math.pi
@@ -1271,7 +1309,7 @@ def test_twist_beyond_the_limit_goes_to_the_elbow():
 
 
 def test_crops_of_hands():
-    """A crop shows what is in its square; the left one mirrored; the outside is black."""
+    """A crop shows its square, the left one mirrored; the outside of the picture is black."""
     picture = torch.zeros(1, 3, 40, 60)
     picture[..., :] = torch.arange(60.0)
     boxes = torch.tensor([[[12.0, 8, 12, 12], [33, 8, 12, 12]]])
@@ -1291,7 +1329,7 @@ def tiny_paths(**changes) -> HMRAdapter:
 
 
 def test_dual_path_joins_both_experts():
-    """With scales of zero: the body expert's body, the hand expert's hands, merged."""
+    """With both scales 0 it merges the body expert's body and the hand expert's hands."""
     model, pictures, hands = tiny_paths(), images(3), images(6, seed=7).unflatten(0, (3, 2))
     found = model(pictures, hands, body_scale=0.0, hand_scale=0.0)
     body = model.body.expert(pictures)
@@ -1315,7 +1353,7 @@ def test_hands_hear_the_refined_body_or_the_initial_one():
 
 
 def test_hands_are_cut_out_where_the_body_sees_them():
-    """Without hand pictures they come from the predicted boxes."""
+    """By default hands are cut out at the predicted boxes."""
     model, pictures = tiny_paths(), images(2)
     found = model(pictures)
     crops = hmr.crop_hands(pictures, found["hand_boxes"], 64)
@@ -1323,7 +1361,8 @@ def test_hands_are_cut_out_where_the_body_sees_them():
 
 
 def test_hands_that_are_not_valid_keep_the_body_path():
-    """In batches, with predicted boxes or with given crops."""
+    """An invalid hand keeps its pose of the body path, with predicted boxes and with given
+    crops."""
     model, pictures, valid = tiny_paths(), images(3), torch.tensor([[1.0, 1], [0, 0], [1, 0]])
     whole = model(pictures)
     for hand_images in (None, model.crop_hands(pictures, whole)):
@@ -1335,7 +1374,8 @@ def test_hands_that_are_not_valid_keep_the_body_path():
 
 
 def test_predict_projects_where_the_crop_did():
-    """The picture's camera sees the mesh where the crop's does, and names all parameters."""
+    """The picture's camera projects the mesh to the same place as the crop's, and the returned
+    parameters reproduce the mesh."""
     model, body = tiny_paths(), bodymodels.load_model("wholebody")
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     found = hmr.predict(model, picture, body, box=(30, 10, 40, 60))
@@ -1358,7 +1398,7 @@ def test_predict_projects_where_the_crop_did():
 
 
 def test_mean_hands_come_off_for_smplx_layers():
-    """With flat_hand_mean=False a layer adds the mean to what smplx_parameters gives."""
+    """A layer with flat_hand_mean=False adds the mean hand that smplx_parameters subtracts."""
     pose, mean = rotations(2, 55, spread=0.3), 0.1 * torch.randn(2, 15, 3)
     flat, relative = hmr.smplx_parameters(pose), hmr.smplx_parameters(pose, mean)
     for side, name in ((RIGHT, "right_hand_pose"), (LEFT, "left_hand_pose")):
@@ -1369,7 +1409,7 @@ def test_mean_hands_come_off_for_smplx_layers():
 
 
 def test_bad_input_is_refused():
-    """Training mode, other arrays, boxes beside the picture."""
+    """predict refuses training mode, other arrays, and boxes outside the picture."""
     model, picture = tiny_paths(), np.zeros((20, 20, 3), np.uint8)
     for bad in (picture[..., 0], picture / 255, picture[:0]):
         with pytest.raises(ValueError, match="expected"):
@@ -1386,7 +1426,7 @@ def test_bad_input_is_refused():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_checkpoints_return_the_model(stage, tmp_path):
-    """Whichever of the four it is, from a file, the same weights, configs and outputs."""
+    """Each of the four models loads from a file with the same weights, config and outputs."""
     config = {"hand_expert": TINY_HAND.expert, "hand": TINY_HAND, "body_expert": TINY_BODY.expert,
               "body": TINY_BODY}[stage]
     model = lively(STAGES[stage](config)).eval()
@@ -1404,7 +1444,7 @@ def test_checkpoints_return_the_model(stage, tmp_path):
 
 
 def fake_release(kind: type, config: object, renames: tuple = (), extra: tuple = ()) -> dict:
-    """A released state dict's names and shapes, without numbers."""
+    """A released state dict's names and shapes, without values."""
     with torch.device("meta"):
         model = kind(config)
     state = {name: value for name, value in model.state_dict().items() if name != "hand_mean"}
@@ -1446,7 +1486,7 @@ SMPLER_X_NAMES = {
 
 
 def test_hamer_checkpoints_load(capsys):
-    """Full size, with discriminator and MANO, which are left out loudly."""
+    """A full-size checkpoint loads; discriminator and MANO are left out, with a message."""
     state = fake_release(HandExpert, HandExpertConfig(), extra=(
         "discriminator.D_conv1.weight", "mano.faces_tensor", "initialized"))
     assert {name: tuple(state[name].shape) for name in HAMER_NAMES} == HAMER_NAMES
@@ -1460,7 +1500,7 @@ def test_hamer_checkpoints_load(capsys):
     (), (("encoder.", "backbone."), ("body_regressor.", "body_rotation_net."),
          ("hand_regressor.", "hand_rotation_net."))])
 def test_smpler_x_checkpoints_load(renames, capsys):
-    """Full size, under the present and the older names, behind "module."."""
+    """A full-size checkpoint loads under the present and the older names, after "module."."""
     state = fake_release(BodyExpert, BodyExpertConfig(), renames, ("smplx_layer.faces",))
     if not renames:
         assert {name: tuple(state[name].shape) for name in SMPLER_X_NAMES} == SMPLER_X_NAMES
@@ -1473,7 +1513,7 @@ def test_smpler_x_checkpoints_load(renames, capsys):
 
 
 def test_differences_are_loud(capsys):
-    """Missing, unexpected and misshapen weights are an error, or told and the rest loaded."""
+    """Missing, unexpected and misshapen weights raise, or are printed and the rest is loaded."""
     with torch.device("meta"):
         state = fake_release(HandExpert, HandExpertConfig())
         del state["mano_head.decpose.bias"]
@@ -1487,7 +1527,7 @@ def test_differences_are_loud(capsys):
 
 
 def test_bad_checkpoints_are_refused(tmp_path):
-    """No file, no checkpoint, another's config: one line that says what was expected."""
+    """No file, no checkpoint, another model's config: one line says what was expected."""
     with pytest.raises(FileNotFoundError, match="nowhere"):
         hmr.load_checkpoint(tmp_path / "nowhere.pt")
     (tmp_path / "text.pt").write_text("no checkpoint")
@@ -1506,7 +1546,7 @@ def test_bad_checkpoints_are_refused(tmp_path):
 
 
 def test_file_alone_imports_builds_and_runs(tmp_path):
-    """Copied into an empty folder it needs nothing but torch and numpy."""
+    """Copied into an empty folder the file needs only torch and numpy."""
     shutil.copy(hmr.__file__, tmp_path)
     code = f"""
 import sys; sys.path.insert(0, ".")
@@ -1526,7 +1566,7 @@ assert not foreign & set(sys.modules), foreign & set(sys.modules)
 
 
 def test_summary_is_json_and_text(capsys):
-    """--summary has every part, and the paper's numbers beside ours."""
+    """--summary prints every part, and the paper's numbers beside ours."""
     assert hmr.main(["--summary", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     paper = told["parameters"]["paper"]
@@ -1546,7 +1586,7 @@ def test_summary_is_json_and_text(capsys):
 
 
 def test_command_line_writes_everything(tmp_path, capsys):
-    """A picture and two checkpoints become an overlay, meshes and arrays."""
+    """A picture and two checkpoints give an overlay, meshes and arrays."""
     import matplotlib.image
     picture = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
     matplotlib.image.imsave(tmp_path / "one.png", picture)
