@@ -1000,6 +1000,16 @@ def test_bad_checkpoints_are_one_clear_error(content, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value) and not (tmp_path / "exploded").exists()
 
 
+def test_own_checkpoints_need_the_config_as_a_dictionary(trained, tmp_path):
+    """The recipe of load_checkpoint's docstring works; the dataclass itself is refused with it."""
+    path = tmp_path / "own.pt"
+    torch.save({"model": trained.state_dict(), "config": asdict(trained.config)}, path)
+    assert simplehand.load_checkpoint(path).config == TINY
+    torch.save({"model": trained.state_dict(), "config": trained.config}, path)
+    with pytest.raises(ValueError, match="save dataclasses.asdict"):
+        simplehand.load_checkpoint(path)
+
+
 def test_foreign_config_and_missing_file(trained, tmp_path):
     """A config with other fields and a path without a file say so."""
     with pytest.raises(ValueError, match="config"):
@@ -1343,7 +1353,7 @@ assert not foreign & set(sys.modules), foreign & set(sys.modules)
 def test_file_alone_names_what_a_picture_needs(tmp_path):
     """Copied into an empty folder, a picture is refused in one line that says what is missing."""
     shutil.copy(simplehand.__file__, tmp_path)
-    result = command("-P", "simplehand.py", "photo.png", cwd=tmp_path)
+    result = command("simplehand.py", "photo.png", cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert "rest of the project" in result.stderr and "bodymodels" in result.stderr
 
