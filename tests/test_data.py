@@ -188,3 +188,22 @@ def test_command_line_tells_of_missing_pictures(fresh, capsys):
     next(root.glob("train2014/*.jpg")).unlink()
     with pytest.raises(SystemExit, match="1 of 2 pictures looked for are missing, for .*jpg"):
         data.main(["coco", "--data-root", str(root)])
+
+
+def test_drawings_are_named_after_their_data_set(tmp_path, monkeypatch, capsys):
+    """Drawing bodies does not overwrite drawn hands; a negative number is refused."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("rendered", "bodies"):
+        data.main([name, "--draw", "1", "--size", "32"])
+    assert {path.name for path in tmp_path.iterdir()} == {"rendered.png", "bodies.png"}
+    with pytest.raises(SystemExit):
+        data.main(["rendered", "--draw", "-1"])
+    assert "--draw -1: expected 0 or more" in capsys.readouterr().err
+
+
+def test_hands_beside_people_follow_the_chosen_recipe():
+    """A recipe of bodies is widened for crops of hands; HaMeR's is HMR2.0's, widened."""
+    hmr, hamer = (data.AUGMENTATIONS[f"official_{name}"] for name in ("hmr", "hamer"))
+    assert data.for_hands(hmr) == hamer
+    recipe = data.for_hands(data.AUGMENTATIONS["rendered_bodies"])
+    assert recipe.scale == (1.8, 2.2) and recipe.flip == 0 and recipe.gain == (0.8, 1.2)

@@ -1,4 +1,4 @@
-"""sets/body_poses.py."""
+"""Random poses of bodies: splits, mirror images, limits, headings."""
 
 import re
 
@@ -30,7 +30,7 @@ def source_clips():
 
 
 def test_splits_share_no_clip():
-    """Every frame of a split is, but for its heading, one of a clip that the split owns."""
+    """Apart from its heading, every frame of a split comes from one of the split's clips."""
     poses, clips = source_clips()
     for split in ("train", "test"):
         frames = motion_frames(split)
@@ -44,7 +44,7 @@ def test_splits_share_no_clip():
 
 
 def test_frames_differ_and_are_mirrored():
-    """No two frames are near duplicates; the second half mirrors the first."""
+    """No two frames are near duplicates; the second half is the mirrored first half."""
     frames = torch.from_numpy(motion_frames("test"))
     half = frames[:len(frames) // 2]
     torch.testing.assert_close(frames[len(half):], bm.mirror_pose(half, SMPL24))
@@ -78,7 +78,7 @@ def test_sampled_poses_are_rotations(seed, split, views):
 
 @pytest.mark.parametrize("views", [0.0, 40.0])
 def test_convention_bodies_stand_and_face_the_camera(views):
-    """Most bodies are upright with y down; of those none faces away by more than `views`, nearly.
+    """Most bodies are upright with y down, and these face the camera to about `views` degrees.
     """
     poses = [MotionPoses("test", views=views)[key]["pose"].numpy() for key in range(150)]
     up = np.array([-pose[0, 1, 1] for pose in poses])
@@ -133,7 +133,7 @@ def test_motion_poses_refuse(options, message):
 
 
 def test_lean_keeps_upright_bodies():
-    """No pelvis leans further than asked, all frames lean less than 180, and both splits differ."""
+    """No pelvis leans more than `lean`; 180 keeps all frames; the splits differ."""
     for split in ("train", "test"):
         everything, upright = motion_frames(split), motion_frames(split, 45.0)
         assert 0 < len(upright) < len(everything)

@@ -1,4 +1,4 @@
-"""sets/crops.py."""
+"""Crops: homographies, virtual cameras, resampling, and the crop of SimpleHand's release."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_perspective_crop_holds_the_box(K, center, box):
 
 @given(intrinsics)
 def test_perspective_crop_at_the_principal_point_does_not_turn(K):
-    """No turn at all is finite: the official code divides by the angle's sine there."""
+    """A box in the middle gives finite numbers: the official code divides by sin(angle) there."""
     crop = perspective_crop(K, K[:2, 2], (50, 40), 64)
     np.testing.assert_allclose(crop.rotation, np.eye(3), atol=1e-12)
     assert np.isfinite(crop.homography).all()
@@ -83,7 +83,7 @@ def test_affine_crop_maps_the_turned_box_to_the_corners(center, side, roll, mirr
 
 @given(st.floats(70, 250), st.floats(60, 180), st.floats(50, 130), rolls, st.booleans())
 def test_convention_pixels_are_half_open_squares(x, y, side, roll, mirror):
-    """A warped spot is where the homography puts it, to a twentieth of a pixel: no half pixel."""
+    """A warped spot is where the homography puts it, to a twentieth of a pixel."""
     center = (x + 5, y - 3)
     homography = crop_homography(center, side, 96, roll=roll, mirror=mirror)
     warped = warp(blob(320, 240, x, y), homography, 96)

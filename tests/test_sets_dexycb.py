@@ -1,4 +1,4 @@
-"""sets/dexycb.py."""
+"""DexYCB: splits, frames without a hand, poses, sides, joints."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_dexycb_s0_is_every_fifth_sequence(folders):
 
 
 def test_wart_dexycb_frames_without_a_hand_are_minus_one(folders):
-    """They are left out, but count in the official number of a sample."""
+    """Frames without a hand are left out, but count in the official number of a sample."""
     dataset = dexycb(folders("dexycb"))
     assert (dataset.records()["keypoints_3d"][..., 2] > 0.3).all()
     assert dataset.records()["person"][:6].tolist() == [0, 2, 3, 4, 6, 7]
@@ -49,7 +49,7 @@ def test_wart_dexycb_poses_are_coefficients(folders, models):
 
 
 def test_wart_dexycb_left_hands_are_mirrored_from_unmended_meshes(folders, models):
-    """A left hand's sample looks right; undone, its mesh is that of the official MANO_LEFT."""
+    """A left hand's mesh, mirrored back, is that of the official MANO_LEFT."""
     dataset = dexycb(folders("dexycb"), models=models)
     record, sample = dataset.records()[6], dataset[6]
     assert sample["side"] == 0 and torch.linalg.det(sample["camera_rotation"]) < 0
@@ -65,7 +65,7 @@ def test_wart_dexycb_left_hands_are_mirrored_from_unmended_meshes(folders, model
 
 
 def test_wart_dexycb_fingertips_are_manopths():
-    """Its joints end at other vertices than FreiHAND's and smplx's, in all fingers."""
+    """The fingertips are other vertices than FreiHAND's and smplx's, for all fingers."""
     tips = [bodymodels.TIP_VERTEX_IDS[name] for name in (DexYCB.TIPS, "freihand", "smplx")]
     assert all(tips[0][finger] not in (tips[1][finger], tips[2][finger]) for finger in range(5))
 

@@ -1,4 +1,4 @@
-"""sets/emdb.py."""
+"""EMDB: which sequences and frames count, and a real frame's camera."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("few_vertices")
 
 
 def test_wart_emdb_flags_choose_sequences_and_the_mask_frames(folders):
-    """invalid_idxs is empty here and says nothing of the frame that is not good."""
+    """good_frames_mask decides; invalid_idxs is empty although one frame is bad."""
     records = emdb(folders("emdb")).records()
     assert records["frame"].tolist() == [0, 1, 3]
     assert set(records["sequence"]) == {b"P0_01_mvs_b"}
@@ -19,7 +19,7 @@ def test_wart_emdb_flags_choose_sequences_and_the_mask_frames(folders):
 
 
 def test_golden_emdb_extrinsics_lead_to_the_camera(folders):
-    """A real frame's root lands beside the official keypoint, and not with the inverse."""
+    """A real frame's root projects beside the official keypoint; with the inverse it does not."""
     record = emdb(folders("emdb")).records()[0]
     motion = record["world_to_camera"].astype(np.float64)
     root = moved_translation(record["transl"], motion, REST_ROOT) + REST_ROOT

@@ -1,4 +1,4 @@
-"""sets/freihand.py."""
+"""FreiHAND: backgrounds, crops, packed annotation, missing and damaged files."""
 
 import json
 import pickle
@@ -61,7 +61,7 @@ def test_freihand_evaluation_crop_is_the_box_times_125(freihand):
 
 
 def test_freihand_without_released_annotation(tmp_path):
-    """Then the crop is the whole picture, and keypoints and mesh are flagged unknown."""
+    """Without it the crop is the whole picture, and keypoints and mesh are flagged as unknown."""
     root = tmp_path / "FreiHAND"
     write_freihand(root, annotated=False)
     sample = reader(root, "evaluation", size=64)[0]

@@ -1,4 +1,4 @@
-"""sets/hand_crops.py."""
+"""Crops of hands and recipes of augmentation."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""sets/hand_poses.py."""
+"""Random hand poses and views: limits, variety, pinches."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""sets/human36m.py."""
+"""Human3.6M in SPIN's files and in Moon's."""
 
 import json
 
@@ -52,8 +52,8 @@ def test_human36m_of_moon(folders, models):
 
 
 def test_wart_neural_annots_fingers_are_relative_to_the_mean_hand(folders, models):
-    """SMPL-X's parts come by name; the root is turned into the camera, fingers made absolute; a
-    frame without a fit is no person."""
+    """The root is turned into the camera's frame and the mean hand is added to the fingers; frames
+    without a fit are not people."""
     root = folders("h36m-smplx")
     dataset = h36m_smplx(root, models=models)
     fit = json.loads((root / "annotations/Human36M_subject9_SMPLX_NeuralAnnot.json").read_text())
@@ -71,7 +71,7 @@ def test_wart_neural_annots_fingers_are_relative_to_the_mean_hand(folders, model
 
 
 def test_wart_h36m_regressors_differ_in_the_legs():
-    """Two files of one role: SPIN's has the left leg in rows 1 to 3, Moon's the right one."""
+    """SPIN's regressor has the left leg in rows 1 to 3, Moon's the right leg."""
     spin, moon = (bodymodels.JOINT_SETS[f"h36m17_{name}"] for name in ("spin", "moon"))
     assert spin[1] == "left_hip" and moon[1] == "right_hip" and spin[7:] == moon[7:]
     with_left_first = relabelled(np.eye(17, 4) + [0, 0, 0, 1], "h36m17_spin", "h36m17_moon")

@@ -1,4 +1,4 @@
-"""sets/images.py."""
+"""Picture files: modes, orientation, damage."""
 
 import struct
 import zlib
@@ -37,7 +37,7 @@ def test_read_image_converts_every_mode(tmp_path, mode):
 
 
 def test_read_image_composites_transparency_on_white(tmp_path):
-    """Half transparent red on nothing is pink; fully transparent is white, palettes included."""
+    """Half-transparent red becomes pink and full transparency white, also with a palette."""
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[:, :2] = (255, 0, 0, 128)
     Image.fromarray(rgba).save(tmp_path / "rgba.png")

@@ -1,4 +1,4 @@
-"""sets/interhand.py."""
+"""InterHand2.6M: hands, validity, cameras, fits."""
 
 import json
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("few_vertices")
 
 
 def test_interhand_has_one_sample_a_hand(folders, models):
-    """Right, right and left, right and left; a null or missing fit is flagged, not invented."""
+    """An interacting pair gives two samples; a missing fit is flagged."""
     records = interhand(folders("interhand"), models=models).records()
     assert records["side"].tolist() == [1, 1, 0, 1, 0]
     assert records["has_pose"].tolist() == [1, 1, 1, 0, 0] == records["has_betas"].tolist()
@@ -32,7 +32,7 @@ def test_wart_interhand_camera_positions_millimetres_and_order(folders):
 
 
 def test_wart_interhand_fits_turn_about_the_rest_root(folders, models):
-    """World to camera of a mesh is not R T + t: the reader's mesh is the world's mesh, moved."""
+    """The reader's mesh is the world's in the camera's frame; its translation is not R T + t."""
     root = folders("interhand")
     dataset = interhand(root, models=models)
     fits = json.loads((root / "annotations/train/InterHand2.6M_train_MANO_NeuralAnnot.json")

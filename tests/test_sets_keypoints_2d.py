@@ -1,4 +1,4 @@
-"""sets/keypoints_2d.py."""
+"""COCO, AI Challenger and MPII: which people count, and how keypoints are stored."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def test_coco_keeps_people_with_enough_joints(folders):
 
 
 def test_wart_neural_annot_of_coco_is_by_annotation_and_has_its_own_camera(fresh):
-    """Only people in the file have a pose; K is the fit's, and of the others unknown."""
+    """Only people in the file have a pose and a K, which is the fit's own."""
     root = fresh("coco")
     write(root / "fits.json", {"13": {
         "smpl_param": {"pose": [0.1] * 72, "shape": [0.2] * 10, "trans": [0, 0, 3]},
@@ -31,7 +31,7 @@ def test_wart_neural_annot_of_coco_is_by_annotation_and_has_its_own_camera(fresh
 
 
 def test_wart_coco_pictures_are_not_turned(folders):
-    """Keypoints are of the pixels as stored; EXIF would make this picture upright, and wrong."""
+    """Keypoints belong to the pixels as stored, so that EXIF must not turn the picture."""
     dataset = coco(folders("coco"))
     assert dataset.picture(dataset.records()[0]).shape == (48, 64, 3)
     path = folders("coco") / dataset.annotation(0)["image"]
@@ -46,7 +46,7 @@ def test_wart_aic_three_means_absent(folders):
 
 
 def test_wart_mpii_points_have_ids_and_count_from_one(folders):
-    """Whatever their order, point 3 is joint 3; a single person is no list; test has no labels."""
+    """A point's id is its joint; a single person is no list; test pictures have no labels."""
     root = folders("mpii")
     records = mpii(root).records()
     assert [name.decode() for name in records["image"]] == ["images/one.jpg", "images/two.jpg"]

@@ -1,4 +1,4 @@
-"""sets/motion.py."""
+"""AMASS and MOYO: layouts, options, packed files, damage; joined data sets."""
 
 import os
 import pickle
@@ -43,7 +43,7 @@ def test_amass_reads_both_downloads(tmp_path):
 
 
 def test_amass_options(tmp_path):
-    """Splits and subsets choose by any release's name; hands are still; every frame can be had."""
+    """Subsets have any release's names; hands are still; stride=1, trim=0 give every frame."""
     poses = write_amass(tmp_path)
     test = AMASS(tmp_path, "test", trim=0, stride=1, progress=False)
     frames = poses["SSM_synced/04/d_poses.npz"]
@@ -57,7 +57,7 @@ def test_amass_options(tmp_path):
 
 
 def test_convention_recordings_stand_before_the_camera(tmp_path):
-    """Who stands upright in AMASS's z-up world stands upright, y down, and faces the camera."""
+    """An upright body of AMASS's z-up world is upright with y down and faces the camera."""
     (tmp_path / "KIT/1").mkdir(parents=True)
     standing = np.zeros((10, 156))
     standing[:, 0] = np.pi / 2
@@ -120,7 +120,7 @@ def test_amass_refuses(tmp_path, options, error, message):
 
 @pytest.mark.parametrize("smpl", [True, False])
 def test_moyo_reads_both_fits(tmp_path, smpl):
-    """SMPL fits, which joblib wrote, go before SMPL-X fits; 10 % trim, every fifth frame."""
+    """SMPL fits are preferred to SMPL-X fits; 10 % are trimmed, every fifth frame is taken."""
     folder, poses = write_moyo(tmp_path, smpl)
     for root in (tmp_path, folder):
         for split in ("train", "val"):
@@ -143,7 +143,7 @@ class Attack:
 
 
 def test_bad_recordings_of_moyo(tmp_path):
-    """A file that is a program is not run; other content is named; so is a missing split."""
+    """A pickle that would run a program is refused; wrong content and missing splits are named."""
     folder, _ = write_moyo(tmp_path, smpl=False)
     path, mark = folder / "mosh/val/yoga_stageii.pkl", tmp_path / "mark"
     for content, message in (
@@ -163,7 +163,7 @@ def test_bad_recordings_of_moyo(tmp_path):
 
 
 def test_joined_data_sets(tmp_path):
-    """One after the other, with the joined set's keys: each sample of an epoch comes once."""
+    """Each sample of an epoch comes once, in order, with keys of the joined set."""
     write_amass(tmp_path / "amass")
     write_moyo(tmp_path / "moyo", smpl=False)
     parts = [AMASS(tmp_path / "amass", progress=False),
@@ -182,7 +182,7 @@ def test_joined_data_sets(tmp_path):
 
 
 def test_moyo_takes_the_captures_with_hands_alone(tmp_path):
-    """Of two captures below root, that with hands; of one capture, whatever its name."""
+    """Of two captures only that with hands is read; a single capture is read whatever its name."""
     folder, _ = write_moyo(tmp_path, smpl=False)
     other = tmp_path / "20220923_20220926_with_com"
     shutil.copytree(folder, other)

@@ -1,4 +1,4 @@
-"""sets/mpi_inf_3dhp.py."""
+"""MPI-INF-3DHP: frames, joints, cameras, test files."""
 
 import numpy as np
 import pytest

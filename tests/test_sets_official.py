@@ -1,4 +1,4 @@
-"""sets/official.py."""
+"""What all official readers promise: samples, damaged and missing files, packing, options."""
 
 import os
 
@@ -68,7 +68,7 @@ def test_body_samples_keep_the_contract(folders, models, name):
 
 
 def test_a_mirrored_body_exchanges_left_and_right(folders):
-    """Flags go with their joints: the covered left ear of one is the right ear of the other."""
+    """Flags move with their joints: a hidden left ear becomes a hidden right ear."""
     dataset = threedpw(folders("3dpw"), augmentation=Augmentation(flip=1.0))
     plain = threedpw(folders("3dpw"))[0]
     mirrored = dataset[0]
@@ -84,7 +84,7 @@ def test_a_mirrored_body_exchanges_left_and_right(folders):
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_missing_file_is_named(fresh, models, tmp_path, name):
-    """Without any one of its sources, or in a wrong folder, one message tells what is wanted."""
+    """If any source file is missing, one message says what was expected and where to get it."""
     root = fresh(name)
     with pytest.raises(FileNotFoundError, match="official layout, see"):
         READERS[name](tmp_path / "nowhere")
@@ -105,7 +105,7 @@ def test_a_missing_file_is_named(fresh, models, tmp_path, name):
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_named(fresh, models, name):
-    """Half of a file and then noise is one ValueError that names it; nothing is left behind."""
+    """Half a file followed by noise is one ValueError that names it; nothing is left behind."""
     root = fresh(name)
     options = {"models": models} if name in NEED_MODELS else {}
     for paths in READERS[name](root, **options).sources.values():
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_named(fresh, models, name):
 
 @pytest.mark.parametrize("name", READERS)
 def test_annotation_is_packed_once(fresh, models, tmp_path, name):
-    """A second reader uses the packed file; one whose source was touched packs anew."""
+    """A second reader uses the packed file; a changed source is packed again."""
     root, options = fresh(name), {"cache": tmp_path / "cache"}
     options |= {"models": models} if name in NEED_MODELS else {}
     first = READERS[name](root, **options)
@@ -140,7 +140,7 @@ def test_annotation_is_packed_once(fresh, models, tmp_path, name):
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_missing_picture_is_named(fresh, models, name):
-    """Pictures are looked for when asked for, and then named."""
+    """A missing picture is an error that names it, when it is asked for."""
     root = fresh(name)
     dataset = READERS[name](root, **({"models": models} if name in NEED_MODELS else {}))
     path = root / dataset.annotation(0)["image"]

@@ -1,4 +1,4 @@
-"""sets/official_people.py."""
+"""Official bodies and hands in the layout of RenderedPeople."""
 
 import json
 
@@ -55,8 +55,8 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
 
 @pytest.mark.parametrize("recipe", [None, "official_hamer"])
 def test_official_hands_make_people_without_bodies(folders, models, recipe):
-    """InterHand's hands of known pose by two, all right-looking: a right MANO in the sample's pose
-    and shape is the sample's mesh, of left and augmented hands, too."""
+    """The right MANO in a sample's pose and shape gives the sample's mesh, also for left and
+    augmented hands."""
     hands = InterHand(folders("interhand"), "train", 32, models=models, augmentation=recipe,
                            progress=False)
     pairs = HandPairs(hands, 48)
@@ -92,7 +92,7 @@ def test_freihands_poses_are_absolute_with_the_mean_hand(tmp_path, models):
 
 
 def test_ehf_and_smpls_people_flag_what_they_do_not_know(folders, fresh, models):
-    """EHF's hands are where its mesh has them, its pose is unknown; 3DPW's hands are unknown."""
+    """EHF has hands but no pose; 3DPW's SMPL bodies have a pose but no hands."""
     root = fresh("ehf")
     body = official_body(models, None, False, family="smplx", gender="neutral", side="right")
     mesh = (body.v_template.numpy() + (0, 0.1, 0)).astype(np.float32)

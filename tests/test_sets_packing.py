@@ -1,4 +1,4 @@
-"""sets/packing.py."""
+"""Packed files: built once, rebuilt if damaged, safe if killed; streamed JSON."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ from sets.packing import build_packed, stream_json_list
 
 
 def test_cached_samples_are_the_rendered_ones(tmp_path):
-    """Bit for bit, augmented or not, also for a pickled copy; building leaves global RNG alone."""
+    """Cached samples are the same bits, also augmented and pickled; the global RNG is not used."""
     torch.manual_seed(0)
     state = torch.get_rng_state()
     for recipe in ("none", "rendered_moving"):
@@ -114,7 +114,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-10**6,
 @given(st.lists(st.recursive(numbers, lambda inner: st.lists(inner, max_size=4), max_leaves=12)),
        st.integers(40, 90), st.sampled_from([None, 1]))
 def test_streamed_json_is_the_parsed_json(tmp_path_factory, items, chunk, indent):
-    """Whatever the list, the layout and the chunks it is read in: the items of json.loads."""
+    """The items are those of json.loads for any list, layout and chunk size."""
     path = tmp_path_factory.getbasetemp() / "list.json"
     path.write_text(json.dumps(items, indent=indent))
     try:
@@ -124,7 +124,7 @@ def test_streamed_json_is_the_parsed_json(tmp_path_factory, items, chunk, indent
 
 
 def test_lists_of_a_dictionary_are_streamed(tmp_path):
-    """By their key, whatever stands before them and wherever the chunks end."""
+    """A list is found by its key, whatever precedes it and wherever chunks end."""
     content = {"info": {"images": 3, "text": "x" * 300}, "images": [{"id": 1}, {"id": 2}],
                "annotations": [{"id": 7, "of": [1, 2]}] * 3}
     write(tmp_path / "x.json", content)

@@ -1,4 +1,4 @@
-"""sets/people.py."""
+"""Augmentation of whole bodies with crops of their hands."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def spotted_person(x, y, size=64):
 
 @given(seeds, st.floats(26, 38), st.floats(26, 38))
 def test_all_pictures_move_with_their_labels(seed, x, y):
-    """Whatever a recipe draws, each picture's spot is where its labels and its camera put it."""
+    """After any augmentation, a spot in each picture is where its labels and camera put it."""
     recipe = Augmentation(center_jitter=0.03, scale=(0.8, 1.2), rotation=40, flip=0.5)
     moved = augment_person(spotted_person(x, y), recipe, np.random.default_rng(seed))
     pictures = [moved["image"], *moved["hand_images"]]
@@ -65,7 +65,7 @@ def test_all_pictures_move_with_their_labels(seed, x, y):
 
 
 def test_mirrored_people_exchange_their_hands(packed):
-    """In a mirror the right hand's crop, pose and arm are what was stored of the left."""
+    """Mirroring makes the stored left hand's crop, pose and arm those of the right hand."""
     mirrored = packed(augmentation=Augmentation(flip=1.0))
     for one, two in zip(packed(), mirrored, strict=True):
         for name in ("hand_images", "hand_pose", "arm_pose", "hand_visible", "hand_valid"):

@@ -1,4 +1,4 @@
-"""sets/rendered_bodies.py."""
+"""Rendered bodies: exact labels, determinism, boxes, outfits, augmentation."""
 
 import pickle
 import re
@@ -78,7 +78,7 @@ def test_convention_the_camera_is_the_papers():
 
 
 def test_bodies_are_pure_functions_of_their_keys(tmp_path):
-    """Anew, in another order, from a longer split or from the cache: the same sample."""
+    """A sample is the same in a new instance, another order, a longer split, the cache."""
     sample = digest(bodies()[4])
     again = bodies()
     again[9]
@@ -108,7 +108,7 @@ def test_bodies_do_not_depend_on_threads():
 
 
 def test_poses_of_a_split_come_from_its_clips():
-    """A test picture's spine is, up to noise and its mirror image, that of a test clip's frame."""
+    """Up to noise and mirroring, a test picture's spine is that of a frame of a test clip."""
     spine = [SMPL24.index(name) for name in ("spine1", "spine2", "spine3")]
     frames = motion_frames("test")[:, spine]
     for sample in map(bodies("test").__getitem__, range(12)):
@@ -147,7 +147,7 @@ def test_boxes_hold_the_body_or_a_part_of_it():
 
 
 def test_parts_of_the_body():
-    """The parts are made of the keypoints that their names tell."""
+    """Each part contains the keypoints that its name says."""
     parts = {name: {joint for joint in SMPL45 if re.search(pattern, joint)}
              for name, (pattern, _) in BODY_PARTS.items()}
     assert {"nose", "left_knee"} < parts["above the knees"]
@@ -160,7 +160,7 @@ def test_parts_of_the_body():
 
 @given(seeds)
 def test_outfits_differ_between_parts(seed):
-    """Colours are colours; cloth is at most centimetres thick; a shirt is not all there is."""
+    """Colours lie in 0..1, cloth is at most centimetres thick, and a body has several colours."""
     outfit = sample_outfit(np.random.default_rng(seed))
     assert outfit.albedo.shape == (6890, 3) and outfit.thickness.shape == (6890,)
     assert (outfit.albedo >= 0).all() and outfit.albedo.max() < 1.5
@@ -184,7 +184,7 @@ def spotted_sample(x, y, size=96):
 
 @given(seeds, st.floats(38, 58), st.floats(38, 58))
 def test_pictures_move_with_their_labels(seed, x, y):
-    """Whatever a recipe draws, the spot is where the moved keypoints are, and where K puts them."""
+    """After any augmentation, a spot is where the moved keypoints are and where K projects it."""
     recipe = Augmentation(center_jitter=0.03, scale=(0.8, 1.2), rotation=40, flip=0.5)
     moved = augment_body(spotted_sample(x, y), recipe, np.random.default_rng(seed))
     weight = moved["image"][0].astype(np.float64)
@@ -198,7 +198,7 @@ def test_pictures_move_with_their_labels(seed, x, y):
 
 @given(seeds, st.floats(-3, 3), st.booleans())
 def test_moving_a_body_can_be_undone(seed, roll, mirror):
-    """Turned and mirrored back, every label is what it was."""
+    """Turning and mirroring back restores every label."""
     record = bodies().render(seed % 1000)
     sample = {name: record[name].astype(np.float64) for name in record.dtype.names}
     there = crop_homography((24, 24), 48, 48, roll=roll, mirror=mirror)
@@ -213,7 +213,7 @@ def test_moving_a_body_can_be_undone(seed, roll, mirror):
 
 
 def test_mirrored_bodies_exchange_left_and_right():
-    """After a mirror the left hand's keypoint is on what was the right hand's, mirrored."""
+    """After mirroring, the left hand's keypoint is the mirrored one of the right hand."""
     record = bodies().render(3)
     sample = {name: record[name] for name in record.dtype.names}
     homography = crop_homography((24, 24), 48, 48, mirror=True)

@@ -1,4 +1,4 @@
-"""sets/rendered_hands.py."""
+"""Rendered hands: exact labels, closed surface, determinism."""
 
 import os
 import pickle
@@ -55,7 +55,7 @@ def test_projected_joints_land_on_the_hand():
 
 
 def test_painted_surface_is_closed():
-    """Drawing only front faces shows what drawing all faces shows: the nearest, without holes."""
+    """Drawing only front faces gives the same depth as drawing all faces."""
     for seed in range(8):
         scene = sample_scene(np.random.default_rng(seed), 96, 90.0, 180.0, "both")
         z = scene.surface[:, 2:]

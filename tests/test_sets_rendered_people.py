@@ -1,4 +1,4 @@
-"""sets/rendered_people.py."""
+"""Rendered people: exact labels, hand crops, views, occluders."""
 
 import pickle
 
@@ -84,7 +84,7 @@ def test_labels_of_people_are_exact(packed, recipe, atol):
 
 @pytest.mark.parametrize("recipe,atol", [(None, 1e-4), (MOVING, 1e-4), (MIRRORED, 0.02)])
 def test_hand_pose_is_manos(packed, recipe, atol):
-    """It turns the free right hand into the body's hand, or the left one's mirror image.
+    """hand_pose turns the free right hand into the body's hand, or the mirrored left hand.
 
     To 6 mm: the hands' shapes differ. Relative to the wrist, in the camera's frame. The stored
     vertices are the body's.
@@ -105,7 +105,7 @@ def test_hand_pose_is_manos(packed, recipe, atol):
 
 
 def test_convention_left_hands_are_mirrored(packed):
-    """Of the left hand and arm, what is stored is M R M; the arm's product is the orientation."""
+    """The left hand and arm are stored as M R M; the arm's product is the hand's orientation."""
     for sample in packed(augmentation=MOVING):
         pose, arms, hands = (sample[name] for name in ("body_pose", "arm_pose", "hand_pose"))
         right, left = (pose[bm.joint_indices("smplx55", f"{side}_arm08")]
@@ -158,7 +158,7 @@ def test_boxes_and_validity_of_hands(packed):
 
 
 def test_convention_hand_crops_are_hamers(packed):
-    """Twice the tight box, in the part three quarters wide that the encoder sees, centred."""
+    """A crop is twice the tight box, widened to the three quarters that the encoder sees."""
     for sample in packed():
         for hand in range(2):
             x, y, width, height = sample["hand_boxes"][hand].tolist()
@@ -171,7 +171,7 @@ def test_convention_hand_crops_are_hamers(packed):
 
 
 def test_people_are_pure_functions_of_their_keys(tmp_path):
-    """Anew, from a longer split or from the cache: the same sample."""
+    """A sample is the same from a new instance, from a longer split and from the cache."""
     sample = digest(people()[2])
     assert sample == digest(people(length=31)[2])
     cached = people(length=3, cache=tmp_path)
@@ -207,7 +207,7 @@ def test_people_do_not_depend_on_threads():
 
 
 def test_other_sets_kept_their_files(tmp_path):
-    """Hands and bodies are found in the packed files that were written before there were people."""
+    """Packed files of hands and bodies keep their names, so that old caches are found."""
     RenderedHands("train", 32, length=3, cache=tmp_path, progress=False)
     RenderedBodies("test", 32, length=3, cache=tmp_path, progress=False)
     assert sorted(path.name for path in tmp_path.glob("*.npy")) == [
@@ -216,7 +216,7 @@ def test_other_sets_kept_their_files(tmp_path):
 
 
 def test_pictures_show_the_person():
-    """Whatever the surface covers is nearer than nothing, and painted in other colours than behind.
+    """Where the surface is, the depth is finite and the colours differ from the background.
     """
     for seed in range(4):
         person = person_of(seed)
@@ -271,7 +271,7 @@ def test_left_hands_are_painted_mirrored():
 
 
 def test_occluders_hide_hands_at_the_rate_asked_for():
-    """Of many hands a share `occlusion` is covered, the same ones and more at a higher rate."""
+    """A share `occlusion` of the hands is covered; a higher rate covers the same hands and more."""
     hands = np.random.default_rng(0).uniform(20, 40, (2, 21, 2))
     counts, fewer = [], []
     for occlusion in (0.0, 0.3, 1.0):
@@ -354,7 +354,7 @@ def test_rendered_people_refuse(options, message):
 
 @given(seeds)
 def test_outfits_of_whole_bodies(seed):
-    """Colours are colours; hands stay bare; palms are not darker than backs."""
+    """Colours lie in 0..1, hands stay bare, and palms are not darker than backs."""
     outfit = sample_outfit(np.random.default_rng(seed), "wholebody")
     assert outfit.albedo.shape == (10475, 3) and outfit.thickness.shape == (10475,)
     assert outfit.albedo.min() > -0.05 and outfit.albedo.max() < 1.5

@@ -1,4 +1,4 @@
-"""sets/shards.py."""
+"""Tar shards of HMR2.0 and HaMeR: filters, masks, damage, joint sets."""
 
 import io
 import os
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.usefixtures("few_vertices"),
 
 
 def test_wart_tar_filters_of_hmr2(folders):
-    """Weak keypoints, few of them, bad fits, wild shapes; an unknown shape becomes the mean one."""
+    """HMR2.0's filters drop weak keypoints, people with few, bad fits and extreme shapes."""
     root = folders("hmr2-tars")
     records = hmr2(root).records()
     assert list(zip(records["sequence"].tolist(), records["person"].tolist(), strict=True)) == [
@@ -39,7 +39,7 @@ def test_wart_tar_scale_is_width_and_height_over_200(folders):
 
 
 def test_wart_tar_masks_belong_to_people_and_may_be_missing(folders):
-    """detection_npz_idx chooses; without detection.npz all of the picture is the person's."""
+    """detection_npz_idx chooses the mask; without detection.npz the mask is the whole picture."""
     dataset = hmr2(folders("hmr2-tars"))
     assert dataset.mask(0).shape == (48, 64) and dataset.mask(0).all()
     np.testing.assert_array_equal(dataset.mask(2), MASKS[1])
@@ -47,8 +47,7 @@ def test_wart_tar_masks_belong_to_people_and_may_be_missing(folders):
 
 @pytest.mark.filterwarnings("ignore:.*b. is damaged and left out")
 def test_shards_are_read_by_all_cores_in_their_order(tmp_path):
-    """As by one; a damaged one is named, also if another process reads it; excluded keys are not
-    read."""
+    """The order is that of one process; a damaged shard is named; excluded keys are not read."""
     for number in range(3):
         people = pickle.dumps([tar_person(center=np.array([number, key])) for key in range(2)])
         write_shard(tmp_path / f"{number:06d}.tar", {
@@ -88,7 +87,7 @@ def test_wart_tar_damaged_keys_are_left_out_and_unknown_kinds_are_not(tmp_path):
 
 
 def test_wart_tar_cut_between_members(tmp_path):
-    """tarfile takes a shard that ends early for a whole one; we do not."""
+    """A shard that ends early is an error, although tarfile accepts it."""
     write_shard(tmp_path / "000000.tar", {
         "a.jpg": jpeg(), "a.data.pyd": pickle.dumps([tar_person()]), "b.jpg": jpeg()})
     with tarfile.open(tmp_path / "000000.tar") as archive:
@@ -137,7 +136,7 @@ def test_wart_hamer_poses_are_absolute_and_left_hands_come_out_right(folders):
 
 
 def test_wart_hamer_meshes_stand_where_their_wrist_is(folders, models):
-    """The shards tell no translation: mesh and joints share the wrist, also after mirroring."""
+    """Shards have no translation: mesh and joints share the wrist, also after mirroring."""
     dataset = hamer(folders("hamer-tars"), models=models)
     for index, side in enumerate(("right", "left")):
         sample = dataset[index]

@@ -1,4 +1,4 @@
-"""sets/threedpw.py."""
+"""3DPW in its official files and in Moon's."""
 
 import json
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("few_vertices")
 
 
 def test_wart_3dpw_counts_valid_people_and_numbers_pictures_by_row(folders):
-    """campose_valid and keypoints decide; img_frame_ids, at 60 Hz, are no file names."""
+    """campose_valid and keypoints decide which frames count; pictures are numbered by row."""
     dataset = threedpw(folders("3dpw"))
     rows = [(record["person"], record["image"][-9:-4].decode()) for record in dataset.records()]
     assert rows == [(0, "00000"), (0, "00002"), (1, "00000"), (1, "00001")]
@@ -39,7 +39,7 @@ def test_wart_3dpw_keypoints_are_transposed(folders):
 
 
 def test_golden_3dpw_camera_leads_from_the_world(folders):
-    """A real frame's pelvis lands where its hips were detected, and not with the inverse."""
+    """A real frame's pelvis projects to its detected hips; with the inverse it does not."""
     record = threedpw(folders("3dpw")).records()[0]
     motion = record["world_to_camera"].astype(np.float64)
     pelvis = moved_translation(record["transl"], motion, REST_ROOT) + REST_ROOT
@@ -50,7 +50,7 @@ def test_golden_3dpw_camera_leads_from_the_world(folders):
 
 
 def test_wart_3dpw_bodies_turn_with_the_camera(folders, models):
-    """The gendered body in the camera's frame is that of the world, moved; so are the joints."""
+    """Mesh and joints of the gendered body are those of the world in the camera's frame."""
     root = folders("3dpw")
     content = safe_unpickle(root / "sequenceFiles/test/courtyard_arguing_00.pkl")
     dataset = threedpw(root, models=models)

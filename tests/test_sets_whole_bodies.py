@@ -1,4 +1,4 @@
-"""sets/whole_bodies.py."""
+"""BEDLAM, RICH, ARCTIC and EHF: frames of reference, options, missing models."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_wart_bedlam_translation_shape_and_close_ups(folders):
 
 
 def test_wart_bedlam_turns_close_ups_clockwise(tmp_path):
-    """What is at the left of the stored picture comes to the top."""
+    """The left of the stored picture becomes its top."""
     image = np.zeros((36, 64, 3), np.uint8)
     image[:, :8] = 255
     Image.fromarray(image).save(tmp_path / "x.png")
@@ -43,7 +43,7 @@ def test_wart_bedlam_turns_close_ups_clockwise(tmp_path):
 
 
 def test_wart_rich_pictures_of_another_size_are_refused(folders, models, tmp_path):
-    """The reduced release has other pictures; the calibration is of the large ones."""
+    """The calibration belongs to the large pictures, not to those of the reduced release."""
     dataset = RICH(folders("rich"), "train", 32, models=models, progress=False)
     with pytest.raises(ValueError, match="32 x 24 pixels, but the annotation is for 4112 x 3008"):
         dataset[0]
@@ -95,7 +95,7 @@ def test_wart_arctic_offsets_views_and_templates(folders, models):
 
 
 def test_wart_ehf_meshes_are_the_scanners_and_numbers_have_no_constant_width(folders):
-    """Frame 100 follows 99; without the rotation of 171 degrees bodies would hang head down."""
+    """Frames are sorted by number; the scanner's rotation of 171 degrees puts y down."""
     dataset = ehf(folders("ehf"))
     assert dataset.records()["frame"].tolist() == [1, 100]
     assert np.rad2deg(np.linalg.norm(dataset.ROTATION)) == pytest.approx(171.2, abs=0.05)
