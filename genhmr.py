@@ -1655,7 +1655,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             generator: torch.Generator | None = None, **options) -> dict[str, np.ndarray]:
     """Predict one person of a whole picture, in that picture's camera: the inference loop.
 
-    body: a bodymodels.BodyModel of SMPL's 24 joints. image: (H, W, 3) uint8 RGB.
+    body: a bodymodels.BodyModel of SMPL's 24 joints, on the model's device. image: (H, W, 3) uint8.
     box: x, y, width, height of the person in pixels; by default that of the seen keypoints or,
         without keypoints, the whole picture. A margin of a fifth is added.
     keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for unseen ones, in the
@@ -1769,10 +1769,11 @@ def print_steps(prediction: Mapping[str, np.ndarray], arguments: argparse.Namesp
                 source: str) -> None:
     """Print whether the camera was fitted and the pose refined, or why not."""
     energies, count = prediction["energies"], (prediction["confidence"] > 0).sum()
-    if arguments.fit_camera:
+    if arguments.fit_camera and prediction["fitted"]:
+        print(f"camera fitted to {count} keypoints")
+    elif arguments.fit_camera:
         reason = "the keypoints do not determine it" if count else source
-        print(f"camera fitted to {count} keypoints" if prediction["fitted"] else
-              f"camera not fitted: {reason}")
+        print(f"camera not fitted: {reason}")
     if len(energies) == 1:
         print(f"not refined: {source if arguments.refine else '--refine 0'}")
         return
