@@ -2100,6 +2100,8 @@ def predict(model: HMRAdapter, image: np.ndarray, body: Callable, *,
 
 # ------------------------------------------------------------------------------ command line
 
+SHIPPED = {name: Path(__file__).with_name("assets") / f"hmr_adapter_{name}_cpu.pt"
+           for name in ("hand", "body")}
 DISCRIMINATOR = 1_545_211  # parameters of HaMeR's discriminator, which no prediction depends on
 PAPER_SAYS = {  # trainable parameters in the paper's tables
     "Table 3, No. 1": "671M", "Table 3, No. 3": "39M", "Table 3, No. 4": "39M",
@@ -2163,21 +2165,44 @@ def print_summary(as_json: bool) -> None:
     print(f"\n{REMARK}")
 
 
-def reconstruct(arguments: argparse.Namespace) -> str:
-    """Predict the person in a picture and write the result; return what was written."""
-    import bodymodels
-    import data
-    from sets import pictures
+def check_body(checkpoint: str | PathLike, is_free: bool) -> None:
+    """Raise ValueError unless the body model is the one that a checkpoint was trained with.
 
+    train.py writes the kind of its data into a checkpoint.
+    """
+    data = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("data")
+    require(is_free or data != "rendered", f"{checkpoint} was trained on the free body, whose "
+            "shapes SMPL-X does not have: leave out --model")
+    require(not is_free or data in (None, "rendered"), f"{checkpoint} was trained on SMPL-X, whose "
+            "shapes the free body does not have: add --model SMPLX_NEUTRAL.npz")
+
+
+def reconstruct(arguments: argparse.Namespace) -> None:
+    """Predict the person in a picture; write overlay, arrays and mesh."""
+    try:
+        import bodymodels
+        import data
+        from sets import pictures
+    except ImportError as error:
+        raise ValueError(f"a picture needs the rest of the project beside this file ({error}); "
+                         "hmr_adapter.predict does not") from error
     box = pictures.parse_box(arguments.box)
     pictures.check_folder(arguments.out)
     body = bodymodels.load_model(arguments.model)
     require(len(body.parents) == 55, f"--model {arguments.model} has {len(body.parents)} joints: "
             "expected an SMPL-X model, with 55")
     image = data.read_image(arguments.image)
-    prediction = predict(load_paths(arguments.hand, arguments.body), image, body, box=box)
-    return pictures.write_result(arguments.image, arguments.out, image, prediction,
-                                 body.faces.numpy(), prediction["joints"][0])
+    model = load_paths(arguments.hand, arguments.body)
+    check_body(arguments.body, arguments.model == "wholebody")
+    prediction = predict(model, image, body, box=box)
+    written = pictures.write_result(arguments.image, arguments.out, image, prediction,
+                                    body.faces.numpy(), prediction["joints"][0])
+    if arguments.body == SHIPPED["body"]:
+        print("the shipped checkpoints are small and have seen rendered people only: poses in "
+              "photographs are rough")
+    if box is None:
+        print("no --box: the whole picture was taken as the person's box")
+    print(written)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2186,11 +2211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="HMR-Adapter: body, hands and face of the person in a picture.",
         epilog="Writes the mesh over the picture (_overlay.png), the mesh (.obj, .ply, .glb: "
                "metres, pelvis at the origin, y up) and the arrays of hmr_adapter.predict (.npz).")
-    add, assets = parser.add_argument, Path(__file__).with_name("assets")
+    add = parser.add_argument
     add("image", nargs="?", help="a picture with one person")
-    add("--hand", default=assets / "hmr_adapter_hand_cpu.pt", metavar="FILE",
+    add("--hand", default=SHIPPED["hand"], metavar="FILE",
         help="checkpoint of train.py --stage hand (default: the small one in assets/)")
-    add("--body", default=assets / "hmr_adapter_body_cpu.pt", metavar="FILE",
+    add("--body", default=SHIPPED["body"], metavar="FILE",
         help="checkpoint of train.py --stage body (default: the small one in assets/)")
     add("--model", default="wholebody", metavar="FILE",
         help="SMPLX_NEUTRAL.npz, for checkpoints trained on SMPL-X (default: the free body)")
@@ -2204,7 +2229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_summary(arguments.json)
         else:
             require(arguments.image is not None, "name a picture, or give --summary")
-            print(reconstruct(arguments))
+            reconstruct(arguments)
     except (ValueError, OSError) as error:
         print(f"hmr_adapter.py: {error}", file=sys.stderr)
         return 2

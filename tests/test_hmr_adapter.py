@@ -1607,3 +1607,14 @@ def test_command_line_writes_everything(tmp_path, capsys):
         assert hmr.main([*command, *bad]) == 2
         assert capsys.readouterr().err.startswith("hmr_adapter.py: ")
     assert hmr.main([]) == 2
+
+
+@pytest.mark.parametrize("data, is_free", [("rendered", False), ("bedlam", True)])
+def test_checkpoints_of_another_body_are_refused(tmp_path, data, is_free):
+    """One trained on the free body needs it, one trained on SMPL-X does not fit it."""
+    torch.save({"data": data}, tmp_path / "one.pt")
+    hmr.check_body(tmp_path / "one.pt", not is_free)
+    with pytest.raises(ValueError, match="one.pt was trained on"):
+        hmr.check_body(tmp_path / "one.pt", is_free)
+    torch.save({"model": {}}, tmp_path / "one.pt")  # a checkpoint that does not tell
+    hmr.check_body(tmp_path / "one.pt", is_free)
