@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import os
 import secrets
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,18 +16,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from sets.mesh_files import load_vertices as load_vertices
-from sets.safe_pickle import UnsafeFileError as UnsafeFileError
+from sets.mesh_files import MESH_FORMATS
 from sets.safe_pickle import load_arrays
-from sets.safe_pickle import safe_unpickle as safe_unpickle
 
 # ------------------------------------------------------------------------------- rotations
-# Any leading shape, also empty. Half precision is computed in float32 and returned in half.
-# Values and gradients stay finite everywhere: at angle 0 and pi and for degenerate input.
+# Tensors may have any leading dimensions, or none. Values and gradients are finite everywhere: at
+# angles 0 and pi, and for degenerate input. Half precision is computed in float32 and rounded at
+# the end; only float16 gradients of very short 6D vectors and quaternions overflow, as 1 / length.
 
 
 def _rotation_function(*trailing: int):
-    """Check that the argument ends in the dimensions `trailing`; compute halves in float32."""
+    """Check that the argument ends in the dimensions `trailing`; compute half floats in float32."""
 
     def decorate(function):
         @functools.wraps(function)
@@ -46,7 +43,7 @@ def _rotation_function(*trailing: int):
 
 
 def _unit(x: Tensor, fallback: Tensor, shortest: float = 1e-12) -> Tensor:
-    """Vectors (..., D) divided by their length; `fallback` for those no longer than `shortest`."""
+    """Normalise vectors (..., D); those no longer than `shortest` become `fallback`."""
     degenerate = x.abs().amax(-1, keepdim=True) <= shortest  # false for NaN: NaN stays NaN
     x = torch.where(degenerate, fallback, x)
     x = x / x.detach().abs().amax(-1, keepdim=True)  # the square of 1e20 overflows float32
@@ -55,9 +52,9 @@ def _unit(x: Tensor, fallback: Tensor, shortest: float = 1e-12) -> Tensor:
 
 @_rotation_function(3)
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
-    """Rodrigues' formula: axis times angle in radians (..., 3) -> rotation matrices (..., 3, 3)."""
+    """Axis times angle in radians (..., 3) -> rotation matrices (..., 3, 3); Rodrigues' formula."""
     squared = axis_angle.square().sum(-1, keepdim=True)
-    angle = squared.clamp(min=1e-12).sqrt()  # below 1e-6 rad the factors are at their limits
+    angle = squared.clamp(min=1e-12).sqrt()  # below 1e-6 rad both factors equal their limits
     sine = angle.sin() / angle
     versine = 0.5 * ((0.5 * angle).sin() / (0.5 * angle)).square()  # (1 - cos) / angle^2
     x, y, z = (sine * axis_angle).unbind(-1)
@@ -70,8 +67,8 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     """Rotation matrices (..., 3, 3) -> axis times angle (..., 3), angle in [0, pi].
 
-    Goes through the quaternion, which is accurate at every angle; at exactly pi the axis and
-    its opposite are the same rotation and either may come back.
+    Computed from the quaternion, which is accurate at every angle. At pi both the axis and its
+    opposite are right, and either may be returned.
     """
     quaternion = matrix_to_quaternion(matrix)
     w, axis = quaternion[..., :1], quaternion[..., 1:]
@@ -83,7 +80,7 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
 def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
     """Quaternions (w, x, y, z) of any length (..., 4) -> rotation matrices (..., 3, 3).
 
-    A zero quaternion, which has no rotation, falls back to the identity.
+    A zero quaternion gives the identity.
     """
     w, x, y, z = _unit(quaternion, quaternion.new_tensor([1, 0, 0, 0])).unbind(-1)
     return torch.stack([
@@ -114,10 +111,9 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
 def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
     """[column 0, column 1] (..., 6) -> rotation matrices (..., 3, 3), by Gram-Schmidt.
 
-    The 6D representation of Zhou et al., "On the Continuity of Rotation Representations",
-    CVPR 2019, laid out as HaMeR has it. A zero first column falls back to the x axis; a second
-    column that is zero or parallel to the first falls back to the coordinate axis least aligned
-    with the first. All zeros is therefore the identity.
+    Zhou et al., "On the Continuity of Rotation Representations", CVPR 2019, in HaMeR's layout. A
+    zero first column is replaced by the x axis; a second column that is zero or parallel to the
+    first, by the coordinate axis least aligned with the first. Six zeros give the identity.
     """
     def orthogonal(vector: Tensor) -> Tensor:
         return vector - (first * vector).sum(-1, keepdim=True) * first
@@ -127,7 +123,7 @@ def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
     axis = functional.one_hot(first.abs().argmin(-1), 3).to(first)
     parallel = 8 * torch.finfo(first.dtype).eps
     second = _unit(orthogonal(_unit(second, first)), orthogonal(axis), parallel)
-    second = _unit(orthogonal(second), second)  # once more: cancellation left a part of `first`
+    second = _unit(orthogonal(second), second)  # again: cancellation left a part of `first`
     return torch.stack([first, second, torch.linalg.cross(first, second)], -1)
 
 
@@ -139,91 +135,71 @@ def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
 
 @_rotation_function(6)
 def rotation_6d_from_rows(rows: Tensor) -> Tensor:
-    """PyTorch3D's 6D, the matrix's first two rows (..., 6) -> [column 0, column 1] (..., 6)."""
+    """PyTorch3D's 6D, the first two rows (..., 6) -> [column 0, column 1] (..., 6), and back."""
     return matrix_to_rotation_6d(rotation_6d_to_matrix(rows).transpose(-1, -2))
 
 
 @_rotation_function(6)
-def rotation_6d_to_rows(rotation_6d: Tensor) -> Tensor:
-    """[column 0, column 1] (..., 6) -> PyTorch3D's 6D, the matrix's first two rows (..., 6)."""
-    return rotation_6d_from_rows(rotation_6d)  # transposing undoes itself
-
-
-@_rotation_function(6)
 def rotation_6d_from_interleaved(interleaved: Tensor) -> Tensor:
-    """SPIN's and HMR's 6D, the (3, 2) matrix of two columns row by row -> [column 0, column 1]."""
+    """SPIN's and HMR's 6D, a (3, 2) matrix flattened by rows (..., 6) -> [column 0, column 1]."""
     return interleaved.unflatten(-1, (3, 2)).transpose(-1, -2).flatten(-2)
 
 
 @_rotation_function(6)
 def rotation_6d_to_interleaved(rotation_6d: Tensor) -> Tensor:
-    """[column 0, column 1] (..., 6) -> SPIN's and HMR's row by row layout (..., 6)."""
+    """[column 0, column 1] (..., 6) -> SPIN's and HMR's 6D (..., 6)."""
     return rotation_6d.unflatten(-1, (2, 3)).transpose(-1, -2).flatten(-2)
 
 
 def chain_rotation(rotations: Tensor) -> Tensor:
-    """What a chain of joints (..., J, 3, 3), the root's first, adds up to: (..., 3, 3).
+    """The product (..., 3, 3) of the rotations (..., J, 3, 3) of a chain of joints, root first.
 
-    Each is relative to the joint before it. Of an arm, "left_arm08" of JOINT_SETS, that is the
-    orientation of the hand: MANO's global rotation, in the frame of the root's rotation.
+    Each rotation is relative to the joint before. For an arm, "left_arm08" of JOINT_SETS, the
+    product is the hand's orientation: MANO's global rotation, in the frame of the root's rotation.
     """
     return functools.reduce(torch.matmul, rotations.unbind(-3))
 
 
 # --------------------------------------------------------------------------------- cameras
-# OpenCV frame: x right, y down, z forward. An image spans [0, W] x [0, H] and the centre of its
-# first pixel is (0.5, 0.5); K is in pixels of the image it comes with.
+# OpenCV frame: x right, y down, z forward. An image spans [0, W] x [0, H], so the centre of its
+# first pixel is (0.5, 0.5). K is in pixels of the image that it belongs to.
 
 
 def project(points: Tensor, K: Tensor) -> Tensor:
-    """Camera-frame points (..., N, 3) through K (..., 3, 3) -> pixels (..., N, 2).
+    """Project camera-frame points (..., N, 3) by K (..., 3, 3) to pixels (..., N, 2).
 
-    Depth is not checked: points behind the camera come out mirrored, those at depth 0 infinite.
+    Depth is not checked: points behind the camera are mirrored, points at depth 0 are infinite.
     """
     homogeneous = points @ K.swapaxes(-1, -2)
     return homogeneous[..., :2] / homogeneous[..., 2:]
 
 
-def unproject(pixels: Tensor, depth: Tensor, K: Tensor) -> Tensor:
-    """Pixels (..., N, 2) at depth z (..., N) -> camera-frame points (..., N, 3): undoes project."""
-    homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], -1)
-    return homogeneous @ torch.linalg.inv(K).transpose(-1, -2) * depth[..., None]
-
-
 def weak_perspective_project(points: Tensor, camera: Tensor) -> Tensor:
-    """Points (..., N, 3), camera [s, tx, ty] (..., 3) -> s (xy + t) (..., N, 2), HMR's camera.
+    """Project points (..., N, 3) by HMR's camera [s, tx, ty] (..., 3): s (xy + t) (..., N, 2).
 
-    The result is in units of half the crop, from its centre: -1 and 1 are the crop's borders.
+    The result is relative to the crop's centre, in units of half its side: -1..1 in the crop.
     """
     return camera[..., None, :1] * (points[..., :2] + camera[..., None, 1:])
 
 
 def crop_to_full_translation(camera: Tensor, center: Tensor, side: Tensor, image_size: Tensor,
                              focal: Tensor) -> Tensor:
-    """A crop's weak-perspective camera -> translation in front of the full image's camera.
+    """Convert a crop's weak-perspective camera to a translation in the full image's camera frame.
 
-    As HMR2 and HaMeR: the full image's principal point is its centre, and the depth is where
-    a perspective camera gives the crop the size that the weak-perspective one gives it.
+    As HMR2.0 and HaMeR do: the principal point is the image's centre; the depth is the one where
+    the perspective camera shows the body as large as the weak-perspective camera does.
 
     Args: camera (B, 3) [s, tx, ty], s > 0; center (B, 2) and side (B,) of the square crop in
     pixels of the full image; image_size (B, 2) its (width, height); focal (B,) in its pixels.
-    Returns: (B, 3) metres, to be added to the body's points.
+    Returns: (B, 3) metres, to add to the body's points.
     """
     size = (side * camera[:, 0])[:, None]  # pixels per unit length, times two
     offset = 2 * (center - image_size / 2) / size
     return torch.cat([camera[:, 1:] + offset, 2 * focal[:, None] / size], -1)
 
 
-def full_to_crop_camera(translation: Tensor, center: Tensor, side: Tensor, image_size: Tensor,
-                        focal: Tensor) -> Tensor:
-    """The inverse of crop_to_full_translation: translation (B, 3) -> [s, tx, ty] (B, 3)."""
-    size = (2 * focal / translation[:, 2])[:, None]
-    offset = 2 * (center - image_size / 2) / size
-    return torch.cat([size / side[:, None], translation[:, :2] - offset], -1)
-
-
 # ---------------------------------------------------------------------------------- mirror
-# The reflection M = diag(-1, 1, 1) turns left hands into right ones. Each function undoes itself.
+# M = diag(-1, 1, 1) turns left hands into right hands. Each function is its own inverse.
 
 
 def mirror_points(points: Tensor) -> Tensor:
@@ -241,20 +217,11 @@ def mirror_axis_angle(axis_angle: Tensor) -> Tensor:
     return axis_angle * axis_angle.new_tensor([1, -1, -1])
 
 
-def mirror_keypoints_2d(keypoints: Tensor, width: float | Tensor) -> Tensor:
-    """Pixels (..., 2), or with more columns such as confidence: x -> width - x.
-
-    That is for an image that spans [0, width]. A data set that counts pixel centres as integers
-    flips with W - 1 - x: pass width = W - 1 there.
-    """
-    return torch.cat([width - keypoints[..., :1], keypoints[..., 1:]], -1)
-
-
 def mirror_pose(pose: Tensor, joint_names: Sequence[str] | None = None) -> Tensor:
-    """The mirrored pose: axis-angle (..., K, 3) or matrices (..., K, 3, 3), at least (1, 3, 3).
+    """Mirror a pose: axis-angle (..., K, 3) or matrices (..., K, 3, 3), at least (1, 3, 3).
 
-    With the K joint names, left and right joints change places: a body stays the same body.
-    Without, joints keep their places: a hand's pose becomes the other hand's.
+    With the K joint names, left and right joints are exchanged, as a body needs. Without names,
+    joints keep their order: a hand's pose becomes that of the other hand.
     """
     is_matrix = pose.dim() > 2 and pose.shape[-2] == 3
     if joint_names is not None:
@@ -268,8 +235,8 @@ def mirror_pose(pose: Tensor, joint_names: Sequence[str] | None = None) -> Tenso
 
 
 # ------------------------------------------------------------------------------ joint sets
-# Joints by name. Equal names in two sets mean that published mappings equate the joints, not
-# that two regressors put them at the same point: an LSP hip is not quite an SMPL hip.
+# Joints by name. If two sets share a name, published mappings treat these joints as the same. Their
+# regressors may still differ: an LSP hip is not exactly an SMPL hip.
 
 
 def _fingers(order: str, *parts: str) -> tuple[str, ...]:
@@ -281,12 +248,12 @@ def _named(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _sided(order: str, parts: str) -> tuple[str, ...]:
-    """Limb by limb: _sided("left right", "hip knee") is left_hip, left_knee, right_hip, ..."""
+    """Names by side: _sided("left right", "hip knee") is left_hip, left_knee, right_hip, ..."""
     return tuple(f"{side}_{part}" for side in order.split() for part in parts.split())
 
 
 def _pairs(order: str, parts: str) -> tuple[str, ...]:
-    """Part by part: _pairs("left right", "hip knee") is left_hip, right_hip, left_knee, ..."""
+    """Names by part: _pairs("left right", "hip knee") is left_hip, right_hip, left_knee, ..."""
     return tuple(f"{side}_{part}" for part in parts.split() for side in order.split())
 
 
@@ -364,7 +331,7 @@ JOINT_SETS: dict[str, tuple[str, ...]] = {
     "left_arm08": _arm("left"),
     "right_arm08": _arm("right"),
     "mcp08": _sided("left right", "index1 middle1 ring1 pinky1"),
-    # Human3.6M regressors: two incompatible files of one name, SPIN's left leg first, Moon's right
+    # Human3.6M regressors, two files of one name: SPIN's has the left leg first, Moon's the right
     "h36m17_spin": ("pelvis", *_sided("left right", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
     "h36m17_moon": ("pelvis", *_sided("right left", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
     # data sets
@@ -377,7 +344,7 @@ JOINT_SETS: dict[str, tuple[str, ...]] = {
                "head_top", "nose", *_pairs("left right", "eye ear big_toe small_toe ankle")),
 }
 
-# The five fingertips as vertices of MANO, thumb to pinky. Four conventions are in use.
+# The five fingertips as vertices of MANO, thumb to pinky, in the conventions in use.
 TIP_VERTEX_IDS: dict[str, tuple[int, ...]] = {
     "freihand": (744, 320, 443, 555, 672),  # FreiHAND's tools, SimpleHand, HandMesh
     "smplx": (744, 320, 443, 554, 671),  # smplx, HaMeR, WiLoR; our free hands
@@ -386,8 +353,8 @@ TIP_VERTEX_IDS: dict[str, tuple[int, ...]] = {
     "moon": (728, 353, 442, 576, 694),  # I2L-MeshNet, HandOccNet
 }
 
-# The 21 vertices behind the joints in "smpl45" and "smplx76", in that order: nose, eyes, ears, toes
-# and heels, fingertips. SMPL-H has SMPL's mesh. Our free bodies keep these landmarks there.
+# The 21 vertices that "smpl45" and "smplx76" append to the joints, in that order: nose, eyes, ears,
+# toes and heels, fingertips. SMPL-H has SMPL's mesh. The free bodies have the same landmarks there.
 SURFACE_VERTEX_IDS: dict[str, tuple[int, ...]] = {
     "smpl": (332, 6260, 2800, 4071, 583, 3216, 3226, 3387, 6617, 6624, 6787,
              2746, 2319, 2445, 2556, 2673, 6191, 5782, 5905, 6016, 6133),
@@ -405,10 +372,10 @@ def _joint_names(joints: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def joint_indices(source: str | Sequence[str], target: str | Sequence[str]) -> list[int]:
-    """Where the target's joints stand in the source: source_joints[..., indices, :].
+    """The indices of the target's joints in the source: source_joints[..., indices, :].
 
-    Both are names of JOINT_SETS or sequences of joint names. ValueError lists joints of the
-    target that the source does not have.
+    Both are names of JOINT_SETS or sequences of joint names. Raises ValueError if the source lacks
+    joints of the target.
     """
     place = {name: index for index, name in enumerate(_joint_names(source))}
     missing = [name for name in _joint_names(target) if name not in place]
@@ -418,7 +385,7 @@ def joint_indices(source: str | Sequence[str], target: str | Sequence[str]) -> l
 
 
 def mirror_indices(joints: str | Sequence[str]) -> list[int]:
-    """The permutation that makes left joints right and right joints left, others unmoved."""
+    """The permutation that exchanges left and right joints and keeps the others."""
     opposite = {"left": "right", "right": "left"}
     names = [name.split("_") for name in _joint_names(joints)]
     swapped = ["_".join([opposite.get(side, side), *rest]) for side, *rest in names]
@@ -426,26 +393,31 @@ def mirror_indices(joints: str | Sequence[str]) -> list[int]:
 
 
 def keypoint_regressor(J_regressor: Tensor, tip_vertex_ids: Sequence[int]) -> Tensor:
-    """One matrix (21, V) that takes a hand's posed vertices to its hand21 keypoints.
+    """The matrix (21, V) from a hand's posed vertices to its hand21 keypoints.
 
-    J_regressor (16, V) gives MANO's joints, tip_vertex_ids (thumb to pinky) the fingertips.
+    J_regressor (16, V) gives MANO's joints, tip_vertex_ids (thumb to pinky) the fingertips. Raises
+    ValueError for other sizes, and for tips that the mesh does not have.
     """
     if len(J_regressor) != 16 or len(tip_vertex_ids) != 5:
         raise ValueError(f"expected a joint regressor of 16 rows and 5 tip vertices, got "
                          f"{tuple(J_regressor.shape)} and {len(tip_vertex_ids)}")
+    if not 0 <= min(tip_vertex_ids) <= max(tip_vertex_ids) < J_regressor.shape[1]:
+        raise ValueError(f"tip vertices {tuple(tip_vertex_ids)} do not fit a mesh of "
+                         f"{J_regressor.shape[1]} vertices: give others with tips=")
     tips = torch.zeros_like(J_regressor[:5])
     tips[range(5), list(tip_vertex_ids)] = 1
     return torch.cat([J_regressor, tips])[joint_indices("mano21", "hand21")]
 
 
 # -------------------------------------------------------------------- linear blend skinning
-# One model for MANO, SMPL, SMPL-H and SMPL-X: a template plus offsets that are linear in shape,
-# expression and pose, then every vertex moves with a weighted mean of its joints' transforms
+# One model for MANO, SMPL, SMPL-H and SMPL-X: offsets that are linear in shape, expression and pose
+# are added to a template; then a weighted mean of the joints' transforms moves every vertex
 # (Loper et al. 2015, Romero et al. 2017, Pavlakos et al. 2019).
 # B batch, V vertices, K joints, S shape and expression, P = 9 (K - 1) pose coefficients.
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 FREE_MODELS = ("hand_right", "hand_left", "body", "wholebody")
+HAND_POSES = ("absolute", "mean_relative", "pca", "pca_flat")  # see load_model
 _HAND_VERTICES = ASSETS / "hand_vertex_ids.npz"
 _FAMILIES = {  # joint set, endings of hands_mean and hands_components, official file names
     "mano": ("mano16", ("",), ("MANO_{side}",)),
@@ -453,7 +425,7 @@ _FAMILIES = {  # joint set, endings of hands_mean and hands_components, official
     "smplh": ("smplh52", ("l", "r"), ("SMPLH_{gender}",)),
     "smplx": ("smplx55", ("l", "r"), ("SMPLX_{gender}",)),
 }
-_CACHED_BYTES = 5 * 2 ** 19  # of blended transforms at a time: about a CPU core's own cache
+_CACHED_BYTES = 5 * 2**19  # of blended transforms at a time: about the cache of a CPU core
 
 
 class BodyOutput(NamedTuple):
@@ -467,8 +439,8 @@ class BodyOutput(NamedTuple):
 class _Skinning(torch.autograd.Function):
     """Vertices (B, 3, V) from shaped (B, 3, V), transforms (B, 3, 4, K) and weights (K, V).
 
-    The blended transforms (B, 3, 4, V) are by far the largest array. On a CPU they are made for
-    as many samples at a time as the cache holds, and in the backward pass made again, not kept.
+    The blended transforms (B, 3, 4, V) are the largest array. On a CPU they are computed for as
+    many samples at a time as fit the cache, and again in the backward pass instead of being stored.
     """
 
     @staticmethod
@@ -504,21 +476,21 @@ class _Skinning(torch.autograd.Function):
             blend = _Skinning.blend(joint_transforms, weights)
             (row_x, row_y, row_z), (x, y, z) = blend[:, :, :3].unbind(1), g.unbind(1)
             torch.mul(row_x, x, out=to_part).addcmul_(row_y, y).addcmul_(row_z, z)
-            torch.mul(g, part.unsqueeze(1), out=blend[:, :, :3])  # now the blend's gradient
+            torch.mul(g, part.unsqueeze(1), out=blend[:, :, :3])  # the blend's gradient
             blend[:, :, 3:] = g
             torch.mm(blend.flatten(0, 2), weights.T, out=to_joints.flatten(0, 2))
         return to_shaped, to_transforms, None
 
 
 class BodyModel(nn.Module):
-    """A skinned mesh of the MANO, SMPL, SMPL-H or SMPL-X kind; `load_model` makes it.
+    """A skinned mesh such as MANO, SMPL, SMPL-H or SMPL-X; `load_model` makes it.
 
     Attributes: faces (F, 3) int64, parents (K indices, -1 for the root), joint_names, v_template
     (V, 3), J_regressor (K, V), skinning_weights (K, V), num_betas, num_expression, name, side
     ("left", "right" or ""). A hand also has tip_vertex_ids, thumb to pinky, and
-    keypoint_regressor (21, V), which gives the hand21 keypoints of posed vertices. An SMPL or
-    SMPL-X body has surface_vertex_ids, the 21 vertices that `keypoints` puts behind its joints.
-    state_dict() is empty: a licensed model does not travel inside a checkpoint.
+    keypoint_regressor (21, V), from posed vertices to hand21 keypoints. An SMPL or SMPL-X body has
+    surface_vertex_ids, the 21 vertices that `keypoints` appends to its joints. state_dict() is
+    empty, so that checkpoints do not contain a licensed model.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], *, name: str = "", side: str = "",
@@ -540,11 +512,11 @@ class BodyModel(nn.Module):
         pose_basis = arrays["posedirs"].transpose(2, 0, 1)  # (P, V, 3)
         self._store(
             dtype, faces=arrays["f"], J_regressor=regressor, skinning_weights=arrays["weights"].T,
-            # all offsets in one matrix (S + P, 3V), x of every vertex first: a single product
+            # one matrix (S + P, 3V) of all offsets, x of every vertex first: one product
             template=template.T.flatten(),
             offsets=np.concatenate([shape_basis, pose_basis]).swapaxes(1, 2).reshape(
                 -1, template.size),
-            # joints are linear in the vertices, hence in the shape: no vertex is needed
+            # joints are linear in the vertices, so they are linear in the shape
             skeleton=_with_bones(regressor @ template, self.parents),  # (6K,)
             skeleton_basis=_with_bones(regressor @ shape_basis, self.parents),  # (S, 6K)
             jumps=_jumps(self.parents), identity=np.eye(3), affine=_affine(len(self.parents)),
@@ -567,15 +539,19 @@ class BodyModel(nn.Module):
 
     def forward(self, betas: Tensor, pose: Tensor, expression: Tensor | None = None,
                 transl: Tensor | None = None) -> BodyOutput:
-        """Pose a batch.
+        """Compute the posed meshes of a batch.
 
-        betas (B, num_betas). pose: axis-angle (B, K, 3) in radians or rotation matrices
-        (B, K, 3, 3), root first, each relative to its parent; with hand_pose="pca", (B, 3 x other
-        joints + coefficients), left hand's coefficients first. expression (B, num_expression),
-        default zero; transl (B, 3) in metres is added last. A batch of 1 serves all poses (or
-        shapes). The root turns about its rest position: v = R (v_rest - j_0) + j_0 + transl.
-        Computed in the model's dtype, also under autocast; on CUDA leave TF32 off (torch's
-        default), its 11 bits would cost a millimetre.
+        Args:
+            betas: (B, num_betas).
+            pose: axis-angle (B, K, 3) in radians or rotation matrices (B, K, 3, 3), root first,
+                each relative to its parent; with PCA (B, 3 x other joints + coefficients), the left
+                hand's coefficients first.
+            expression: (B, num_expression), default zero.
+            transl: (B, 3) metres, added last.
+
+        One shape may go with many poses, and one pose with many shapes. The root rotates about its
+        rest position: v = R (v_rest - j_0) + j_0 + transl. Computed in the model's dtype, also
+        under autocast. On CUDA leave TF32 off, as torch does: its 11 bits would cost a millimetre.
         """
         device = self.offsets.device.type
         if torch.is_autocast_enabled(device):
@@ -606,7 +582,7 @@ class BodyModel(nn.Module):
         joints, bones = skeleton.view(batch, 2, count, 3).unbind(1)  # (B, K, 3)
         to_parent = torch.cat([rotations, bones.unsqueeze(3)], 3)  # (B, K, 3, 4)
         transforms = functional.pad(to_parent, (0, 0, 0, 1, 0, 1)) + self.affine
-        for ancestors in self.jumps.unbind():  # each doubles how far up the chain they reach
+        for ancestors in self.jumps.unbind():  # each doubles the length of the chains
             transforms = transforms.index_select(1, ancestors) @ transforms
         transforms = transforms[:, :count]  # (B, K, 4, 4) to world
 
@@ -618,42 +594,42 @@ class BodyModel(nn.Module):
         return vertices.transpose(1, 2), transforms
 
     def keypoints(self, output: BodyOutput) -> Tensor:
-        """Joints and landmarks of posed bodies, as the smplx package orders them.
+        """Joints and landmarks of posed bodies in the order of the smplx package.
 
-        (B, 45, 3), "smpl45" of JOINT_SETS, for SMPL; (B, 76, 3), "smplx76", for SMPL-X.
+        SMPL: (B, 45, 3), "smpl45" of JOINT_SETS. SMPL-X: (B, 76, 3), "smplx76".
         """
         if not self.surface_vertex_ids:
-            raise ValueError(f"{self.name} has no landmarks on its surface: keypoints are for SMPL "
-                             f"and SMPL-X bodies, or those of their vertices that hold them")
+            raise ValueError(f"{self.name} has no landmarks on its surface: expected SMPL or "
+                             "SMPL-X with the vertices of surface_vertex_ids")
         landmarks = [output.vertices[:, vertex] for vertex in self.surface_vertex_ids]
         return torch.cat([output.joints, torch.stack(landmarks, 1)], 1)
 
     def at_vertices(self, vertex_ids: Sequence[int]) -> BodyModel:
-        """The same body with these vertices alone, in this order; joints are what they were.
+        """A copy of the body with only these vertices, in this order, and the same joints.
 
-        For losses on keypoints: 21 vertices cost a fraction of 6890. It has no faces, and neither
-        J_regressor nor keypoint_regressor, whose other vertices it lacks: those are None.
+        For losses on keypoints: 21 vertices are much faster than 6,890. The copy has no faces, and
+        its J_regressor and keypoint_regressor, which need all vertices, are None.
         """
         ids, count = [int(vertex) for vertex in vertex_ids], self.skinning_weights.shape[1]
         if not ids or min(ids) < 0 or max(ids) >= count:
             raise ValueError(f"expected vertices of {self.name}, 0 to {count - 1}, got {ids}")
-        light = copy.deepcopy(self)
-        light.template = self.v_template[ids].T.flatten()
-        light.offsets = self.offsets.unflatten(1, (3, count))[:, :, ids].flatten(1)
-        light.skinning_weights = self.skinning_weights[:, ids].contiguous()
-        light.faces = self.faces[:0]
-        light.J_regressor = light.keypoint_regressor = None
+        reduced = copy.deepcopy(self)
+        reduced.template = self.v_template[ids].T.flatten()
+        reduced.offsets = self.offsets.unflatten(1, (3, count))[:, :, ids].flatten(1)
+        reduced.skinning_weights = self.skinning_weights[:, ids].contiguous()
+        reduced.faces = self.faces[:0]
+        reduced.J_regressor = reduced.keypoint_regressor = None
         for name in ("tip_vertex_ids", "surface_vertex_ids"):
             kept = [ids.index(vertex) for vertex in getattr(self, name) if vertex in ids]
-            setattr(light, name, tuple(kept) if len(kept) == len(getattr(self, name)) else ())
-        return light
+            setattr(reduced, name, tuple(kept) if len(kept) == len(getattr(self, name)) else ())
+        return reduced
 
     def for_keypoints(self) -> BodyModel:
-        """`at_vertices` of the landmarks: all that `keypoints` needs."""
+        """A copy of the body with only the landmarks, which is all that `keypoints` needs."""
         return self.at_vertices(self.surface_vertex_ids)
 
     def rest_joints(self, betas: Tensor, expression: Tensor | None = None) -> Tensor:
-        """Joints (B, K, 3) of the unposed shape; the first is the point the root turns about."""
+        """Joints (B, K, 3) of the unposed shape; the root rotates about the first."""
         shape = self._shape(betas, expression)
         skeleton = torch.addmm(self.skeleton, shape, self.skeleton_basis)
         return skeleton.unflatten(1, (2, -1, 3))[:, 0]
@@ -673,12 +649,12 @@ class BodyModel(nn.Module):
             return pose
         if self.hand_pose == "mean_relative" and size == joints:
             return axis_angle_to_matrix(pose + self.hand_mean)
-        if self.hand_pose == "pca" and size == (len(self.hand_basis),):
+        if self.hand_pose.startswith("pca") and size == (len(self.hand_basis),):
             pose = (pose @ self.hand_basis).unflatten(1, joints)
             return axis_angle_to_matrix(pose + self.hand_mean)
         expected = {"absolute": f"(B, {joints[0]}, 3) or (B, {joints[0]}, 3, 3)",
-                    "mean_relative": f"(B, {joints[0]}, 3), axis-angle",
-                    "pca": f"(B, {len(getattr(self, 'hand_basis', ()))})"}[self.hand_pose]
+                    "mean_relative": f"(B, {joints[0]}, 3), axis-angle"}.get(
+            self.hand_pose, f"(B, {len(getattr(self, 'hand_basis', ()))})")
         raise ValueError(f"pose has shape {tuple(pose.shape)}, but {self.name} with "
                          f"hand_pose={self.hand_pose!r} expects {expected}")
 
@@ -710,7 +686,7 @@ def _family(joint_count: int) -> str:
 
 
 def _checked(arrays: dict, name: str) -> dict:
-    """The arrays as float64 or int64, after a look at their names, kinds, shapes and indices."""
+    """The arrays as float64 or int64; ValueError unless names, types, shapes and indices fit."""
     kinds = {"v_template": np.float64, "shapedirs": np.float64, "posedirs": np.float64,
              "J_regressor": np.float64, "weights": np.float64, "kintree_table": np.int64,
              "f": np.int64}
@@ -743,7 +719,7 @@ def _shape_bases(shapedirs: np.ndarray, family: str, num_betas: int | None,
                  num_expression: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The shape and the expression part of shapedirs (V, 3, components), 10 each by default.
 
-    SMPL-X has its expression behind 300 shape components, in its small files behind 10.
+    In SMPL-X the expression follows 300 shape components, in its small files 10.
     """
     available = shapedirs.shape[2]
     start = available
@@ -759,7 +735,7 @@ def _shape_bases(shapedirs: np.ndarray, family: str, num_betas: int | None,
 
 
 def _jumps(parents: Sequence[int]) -> np.ndarray:
-    """Each joint's ancestor 1, 2, 4, 8... bones up (steps, K + 1); K stands for "none"."""
+    """Each joint's ancestor 1, 2, 4, 8, ... bones up (steps, K + 1); K means "none"."""
     none = len(parents)
     ancestors = np.array([none, *parents[1:], none])
     steps = []
@@ -770,14 +746,14 @@ def _jumps(parents: Sequence[int]) -> np.ndarray:
 
 
 def _with_bones(joints: np.ndarray, parents: Sequence[int]) -> np.ndarray:
-    """Joints (..., K, 3), then the same relative to their parents, as one row (..., 6K)."""
+    """Joints (..., K, 3) and their offsets from their parents, as one row (..., 6K)."""
     bones = joints.copy()
     bones[..., 1:, :] -= joints[..., list(parents[1:]), :]
     return np.concatenate([joints, bones], -2).reshape(*joints.shape[:-2], -1)
 
 
 def _affine(joints: int) -> np.ndarray:
-    """What turns zero-padded 3x4 transforms into 4x4 ones, entry K into the identity."""
+    """What must be added to zero-padded 3x4 transforms: the last row, and entry K's identity."""
     ones = np.zeros((joints + 1, 4, 4))
     ones[:, 3, 3] = 1
     ones[joints] = np.eye(4)
@@ -785,9 +761,9 @@ def _affine(joints: int) -> np.ndarray:
 
 
 def _hand_space(arrays: dict, family: str, hand_pose: str, num_pca_comps: int) -> dict:
-    """What turns `pose` into absolute axis-angle (K, 3): the hands' mean and their components."""
-    if hand_pose not in ("absolute", "mean_relative", "pca"):
-        raise ValueError(f"hand_pose={hand_pose!r}: expected absolute, mean_relative or pca")
+    """The hands' mean and components, which turn `pose` into absolute axis-angle (K, 3)."""
+    if hand_pose not in HAND_POSES:
+        raise ValueError(f"hand_pose={hand_pose!r}: expected one of {', '.join(HAND_POSES)}")
     if hand_pose == "absolute":
         return {}
     hands = _FAMILIES[family][1] if family else ()
@@ -801,19 +777,22 @@ def _hand_space(arrays: dict, family: str, hand_pose: str, num_pca_comps: int) -
     others = 3 * joints - 45 * len(hands)  # the fingers come last in every family
     means, components = keys[:len(hands)], keys[len(hands):]
     mean = np.concatenate([np.zeros(others), *(arrays[key].reshape(45) for key in means)])
-    space = {"hand_mean": mean.reshape(joints, 3)}
-    if hand_pose == "pca":
-        basis = np.zeros((others + num_pca_comps * len(hands), 3 * joints))
-        basis[:others, :others] = np.eye(others)
-        for hand, key in enumerate(components):
-            rows, columns = others + hand * num_pca_comps, others + hand * 45
-            basis[rows:rows + num_pca_comps, columns:columns + 45] = arrays[key][:num_pca_comps]
-        space["hand_basis"] = basis
-    return space
+    space = {"hand_mean": mean.reshape(joints, 3) * (hand_pose != "pca_flat")}
+    if hand_pose == "mean_relative":
+        return space
+    basis = np.zeros((others + num_pca_comps * len(hands), 3 * joints))
+    basis[:others, :others] = np.eye(others)
+    for hand, key in enumerate(components):
+        rows, columns = others + hand * num_pca_comps, others + hand * 45
+        basis[rows:rows + num_pca_comps, columns:columns + 45] = arrays[key][:num_pca_comps]
+    return space | {"hand_basis": basis}
 
 
 def find_model(folder: Path, family: str | None, side: str, gender: str) -> Path:
-    """The one model file with an official name in the folder or its usual sub-folders."""
+    """The model file with an official name in the folder or its usual sub-folders.
+
+    Raises FileNotFoundError for none, and ValueError for several families or an unknown one.
+    """
     if family is not None and family not in _FAMILIES:
         raise ValueError(f"family={family!r}: expected one of {', '.join(_FAMILIES)}")
     words = {"side": side.upper(), "gender": gender.upper(),
@@ -837,21 +816,24 @@ def find_model(folder: Path, family: str | None, side: str, gender: str) -> Path
 def load_model(source: str | Path = "hand_right", *, family: str | None = None,
                side: str = "right", gender: str = "neutral", fix_left_shapedirs: bool = False,
                v_template: np.ndarray | None = None, **options) -> BodyModel:
-    """A body model from the free assets, a file or a folder.
+    """Load a body model: a free one, a file, or one of a folder's.
 
-    source: "hand_right", "hand_left", "body" or "wholebody"; or an official MANO, SMPL, SMPL-H or
-    SMPL-X file (.npz, .pkl); or a folder of such files, where family ("mano", "smpl", "smplh",
-    "smplx"), side and gender choose one. Nothing in a file is executed.
-
-    options: dtype; num_betas and num_expression, at most 10 by default; tips, a name of
-    TIP_VERTEX_IDS or five vertices (default: the file's own, else FreiHAND's); num_pca_comps; and
-    hand_pose, what the finger angles in `pose` mean: "absolute", "mean_relative" (the file's mean
-    hand is added to axis-angles, as smplx does by default) or "pca" (coefficients of the file's
-    components, plus the mean).
-
-    fix_left_shapedirs=True mirrors x of MANO_LEFT's shape components, which the official file
-    forgot. InterHand2.6M's annotations need it, DexYCB's were made without. v_template (V, 3): a
-    subject's own body at rest, in the place of the file's.
+    Args:
+        source: "hand_right", "hand_left", "body" or "wholebody"; or an official MANO, SMPL, SMPL-H
+            or SMPL-X file (.npz, .pkl), of which nothing is executed; or a folder of such files.
+        family, side, gender: which file of a folder; family is mano, smpl, smplh or smplx.
+        fix_left_shapedirs: mirror x of MANO_LEFT's shape components, which the official file does
+            not. InterHand2.6M's annotation needs this; DexYCB's was made without it.
+        v_template: (V, 3) metres, a subject's own body at rest, instead of the file's.
+        options: dtype; num_betas and num_expression (default: at most 10); tips, a name of
+            TIP_VERTEX_IDS or five vertices (default: the file's, else FreiHAND's); hand_pose and
+            num_pca_comps, what the finger angles in `pose` mean:
+            "absolute": rotations as they are; the default.
+            "mean_relative": axis-angle, the file's mean hand is added (smplx: use_pca=False).
+            "pca": num_pca_comps (45) coefficients of the file's components, plus the mean. The
+                smplx package turns PCA off for MANO with 45 coefficients; here they stay
+                coefficients, as DexYCB needs.
+            "pca_flat": the same without the mean (smplx: flat_hand_mean=True).
 
     Raises FileNotFoundError, and ValueError for a file that is unsafe or not a body model.
     """
@@ -864,8 +846,7 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
     elif not path.is_file():
         raise FileNotFoundError(f"{source} is not a file or folder, nor one of the free models "
                                 f"{', '.join(FREE_MODELS)}")
-    arrays = load_arrays(path)
-    side = ""
+    arrays, side = load_arrays(path), ""
     if _family(np.shape(arrays.get("weights", [[]]))[-1]) == "mano":
         side = str(arrays.get("side", "left" if "LEFT" in path.stem.upper() else "right"))
     if fix_left_shapedirs:
@@ -878,9 +859,9 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
 
 
 def hand_vertex_ids(source: str | Path = "wholebody") -> dict[str, Tensor]:
-    """Where a body's mesh holds MANO's vertices: {"left", "right"}, indices (778,) each.
+    """The vertices of a body that are MANO's: {"left", "right"}, indices (778,) each.
 
-    source: the free "body" or "wholebody", or an official file, MANO_SMPLX_vertex_ids.pkl.
+    source: the free "body" or "wholebody", or the official file MANO_SMPLX_vertex_ids.pkl.
     """
     if source in FREE_MODELS:
         keys, path = {side: f"{source}_{side}" for side in ("left", "right")}, _HAND_VERTICES
@@ -888,15 +869,15 @@ def hand_vertex_ids(source: str | Path = "wholebody") -> dict[str, Tensor]:
         keys, path = {"left": "left_hand", "right": "right_hand"}, Path(source)
     arrays = load_arrays(path)
     if not set(keys.values()) <= set(arrays):
-        raise ValueError(f"{source} tells no hands: expected body, wholebody or a file that holds "
-                         f"left_hand and right_hand, as MANO_SMPLX_vertex_ids.pkl does")
+        raise ValueError(f"{source} has no hands: expected body, wholebody or a file with "
+                         "left_hand and right_hand, such as MANO_SMPLX_vertex_ids.pkl")
     return {side: torch.from_numpy(np.asarray(arrays[key]).astype(np.int64))
             for side, key in keys.items()}
 
 
 # ------------------------------------------------------------------------------ mesh files
-# Vertices are written as given. Viewers expect y up: turn an OpenCV camera frame (y down) around
-# first, vertices * (1, -1, -1).
+# Vertices are written as given. Viewers expect y up, the OpenCV camera frame has y down: multiply
+# vertices by (1, -1, -1) first.
 
 
 def _to_numpy(array) -> np.ndarray:
@@ -904,12 +885,12 @@ def _to_numpy(array) -> np.ndarray:
 
 
 def _single(array) -> np.ndarray:
-    with np.errstate(over="ignore"):  # infinities are refused where they matter
+    with np.errstate(over="ignore"):  # _check_mesh refuses infinities
         return _to_numpy(array).astype(np.float32)
 
 
 def _check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
-    """The mesh as numpy arrays, floats and int64; ValueError where it is not a triangle mesh."""
+    """The mesh as numpy arrays, floats and int64; ValueError for what is not a triangle mesh."""
     vertices, faces = _to_numpy(vertices), _to_numpy(faces)
     if vertices.ndim != 2 or vertices.shape[1] != 3 or vertices.dtype.kind not in "fiu":
         raise ValueError(f"vertices must be numbers of shape (V, 3), got {vertices.dtype} of "
@@ -927,7 +908,7 @@ def _check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _vertex_colors(colors, count: int) -> np.ndarray:
-    """One colour per vertex (V, 3) float32 in 0..1, from one for all or one for each."""
+    """One colour for each vertex (V, 3) float32 in 0..1, from one for all or one for each."""
     colors = _single(colors)
     if colors.shape not in [(3,), (count, 3)] or not ((colors >= 0) & (colors <= 1)).all():
         raise ValueError(f"colors must be (3,) or {(count, 3)} numbers in 0..1, got shape "
@@ -936,10 +917,9 @@ def _vertex_colors(colors, count: int) -> np.ndarray:
 
 
 def vertex_normals(vertices, faces) -> np.ndarray:
-    """Unit normals (V, 3), each the mean of its faces' by area; zero where a vertex has none.
+    """Unit normals (V, 3): the area-weighted mean of the faces' normals, zero without a face.
 
-    They point out of a mesh whose faces turn counter-clockwise seen from outside, in whatever
-    frame the vertices (V, 3) are.
+    They point outwards if faces are counter-clockwise seen from outside.
     """
     vertices, faces = _check_mesh(vertices, faces)
     corners = vertices[faces]
@@ -951,7 +931,7 @@ def vertex_normals(vertices, faces) -> np.ndarray:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    """Write a file as a whole: readers, and crashes, leave the old content or the new one."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
@@ -966,86 +946,24 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _obj(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None) -> bytes:
-    """Wavefront OBJ, with colours as three more numbers behind each vertex, as MeshLab reads."""
-    rows = vertices if colors is None else np.concatenate([vertices, colors], 1)
-    lines = ["v " + " ".join(f"{number:.9g}" for number in row) for row in rows.tolist()]
-    lines += ["f {} {} {}".format(*face) for face in (faces + 1).tolist()]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _ply(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None) -> bytes:
-    """Stanford PLY, binary little endian, colours as bytes."""
-    fields = [(name, "<f4") for name in "xyz"]
-    properties = [f"property float {name}" for name in "xyz"]
-    if colors is not None:
-        fields += [(name, "u1") for name in ("red", "green", "blue")]
-        properties += [f"property uchar {name}" for name in ("red", "green", "blue")]
-    vertex = np.empty(len(vertices), fields)
-    columns = vertices.T if colors is None else (*vertices.T, *(colors * 255).round().T)
-    for (name, _), column in zip(fields, columns, strict=True):
-        vertex[name] = column
-    face = np.empty(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
-    face["count"], face["corners"] = 3, faces
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}",
-              *properties, f"element face {len(faces)}",
-              "property list uchar int vertex_indices", "end_header", ""]
-    return "\n".join(header).encode() + vertex.tobytes() + face.tobytes()
-
-
-def _glb(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None) -> bytes:
-    """Binary glTF 2.0: one mesh with normals and, where given, colours (linear, as glTF asks)."""
-    attributes = {"POSITION": vertices, "NORMAL": vertex_normals(vertices, faces)}
-    if colors is not None:
-        attributes["COLOR_0"] = colors**2.2
-    arrays = [*(array.astype("<f4") for array in attributes.values()), faces.astype("<u4")]
-    offsets = np.cumsum([0, *(array.nbytes for array in arrays)]).tolist()
-    views = [{"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": 34962}
-             for offset, array in zip(offsets, arrays, strict=False)]  # 34962: vertex data
-    accessors = [{"bufferView": i, "componentType": 5126, "count": len(vertices), "type": "VEC3"}
-                 for i in range(len(attributes))]  # 5126: float32
-    accessors[0] |= {"min": arrays[0].min(0).tolist(), "max": arrays[0].max(0).tolist()}
-    views[-1]["target"] = 34963  # indices
-    accessors.append({"bufferView": len(attributes), "componentType": 5125,  # uint32
-                      "count": faces.size, "type": "SCALAR"})
-    surface = {"metallicFactor": 0, "roughnessFactor": 0.7}
-    description = {
-        "asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [{
-            "attributes": {name: i for i, name in enumerate(attributes)},
-            "indices": len(attributes), "material": 0}]}],
-        "materials": [{"pbrMetallicRoughness": surface, "doubleSided": True}],
-        "buffers": [{"byteLength": offsets[-1]}], "bufferViews": views, "accessors": accessors,
-    }
-    text = json.dumps(description, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)  # chunks start at multiples of four bytes
-    binary = b"".join(array.tobytes() for array in arrays)
-    return b"".join([
-        struct.pack("<4sII", b"glTF", 2, 28 + len(text) + len(binary)),
-        struct.pack("<I4s", len(text), b"JSON"), text,
-        struct.pack("<I4s", len(binary), b"BIN\0"), binary])
-
-
-_MESH_FORMATS = {".obj": _obj, ".ply": _ply, ".glb": _glb}
-
-
 def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:
-    """Write a triangle mesh as OBJ, PLY (binary) or GLB, whichever the path ends in.
+    """Write a triangle mesh as .obj, .ply (binary) or .glb, by the ending of the path.
 
     Args: vertices (V, 3), written as float32; faces (F, 3), at least one; colors 0..1, one for
     all (3,) or one per vertex (V, 3). Arrays or tensors. The file is replaced as a whole.
-    ValueError for another ending or a mesh that is not one, FileNotFoundError for a missing
-    folder.
+    Raises ValueError for another ending or what is not a triangle mesh, FileNotFoundError for a
+    missing folder.
     """
     path = Path(path)
-    if path.suffix.lower() not in _MESH_FORMATS:
+    suffix = path.suffix.lower()
+    if suffix not in MESH_FORMATS:
         raise ValueError(f"cannot save {path}: the name must end in .obj, .ply or .glb")
     vertices, faces = _check_mesh(_single(vertices), faces)
     if not len(faces):
         raise ValueError(f"cannot save {path}: the mesh has no faces")
     colors = None if colors is None else _vertex_colors(colors, len(vertices))
-    write_atomically(path, _MESH_FORMATS[path.suffix.lower()](vertices, faces, colors))
+    normals = vertex_normals(vertices, faces)
+    write_atomically(path, MESH_FORMATS[suffix](vertices, faces, colors, normals))
 
 
 # ------------------------------------------------------------------------------- rendering
@@ -1103,8 +1021,7 @@ def _triangles(vertices: np.ndarray, faces: np.ndarray, near: float) -> _Triangl
 
 
 def _centers_between(low: np.ndarray, high: np.ndarray, start: int, stop: int):
-    """First and one past the last pixel in start..stop whose centre, at + 0.5, is in [low, high].
-    """
+    """First and end of the pixels in start..stop whose centre, at + 0.5, is in [low, high]."""
     first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
     return first.clip(start, stop).astype(np.int64), (last + 1).clip(start, stop).astype(np.int64)
 
@@ -1130,7 +1047,7 @@ def _pixel_rows(triangles: _Triangles, first: np.ndarray, count: np.ndarray):
 
     def crossing(edge) -> np.ndarray:
         x, y, step_x, step_y = edges[:, edge, owner]
-        return x + (row + 0.5 - y) * step_x / step_y  # the product first: exact on pixel centres
+        return x + (row + 0.5 - y) * step_x / step_y  # multiplied first: exact on pixel centres
 
     short, long = crossing(np.where(above, 1, 2)), crossing(0)
     return owner, row, np.minimum(short, long), np.maximum(short, long)
@@ -1151,7 +1068,7 @@ def _fragments(triangles: _Triangles, rows: slice, columns: slice
         begin, last = (
             (chosen.inverse[0, owner] + chosen.rise_y[owner] * offset_y
              + chosen.rise_x[owner] * (column + 0.5 - chosen.x[0, owner])
-             ).clip(low, high) for column in (first, end - 1))  # slivers round wildly
+             ).clip(low, high) for column in (first, end - 1))  # slivers: large rounding errors
         step = (last - begin) / np.maximum(end - first - 1, 1)
         for piece in _pieces(end - first):
             count = (end - first)[piece]

@@ -122,6 +122,7 @@ def folder(tmp_path_factory):
     ("absolute", {"use_pca": False, "flat_hand_mean": True}),
     ("mean_relative", {"use_pca": False, "flat_hand_mean": False}),
     ("pca", {"use_pca": True, "num_pca_comps": 12, "flat_hand_mean": False}),
+    ("pca_flat", {"use_pca": True, "num_pca_comps": 12, "flat_hand_mean": True}),
 ])
 def test_hand_agrees_with_smplx_create(folder, side, hand_pose, options):
     """Flat, mean-relative and PCA hands of either side are smplx's, translation included."""
@@ -129,9 +130,9 @@ def test_hand_agrees_with_smplx_create(folder, side, hand_pose, options):
                           **options)
     ours = bm.load_model(folder, family="mano", side=side, hand_pose=hand_pose, num_pca_comps=12)
     betas, pose, _, transl = inputs(ours, 3)
-    hand = pose[:, 1:].flatten(1)[:, :12 if hand_pose == "pca" else 45]
+    hand = pose[:, 1:].flatten(1)[:, :12 if hand_pose.startswith("pca") else 45]
     expected = theirs(betas=betas, global_orient=pose[:, 0], hand_pose=hand, transl=transl)
-    output = ours(betas, torch.cat([pose[:, 0], hand], 1) if hand_pose == "pca" else pose,
+    output = ours(betas, torch.cat([pose[:, 0], hand], 1) if hand_pose.startswith("pca") else pose,
                   transl=transl)
     assert apart(output.vertices, expected.vertices) < 1e-5
     assert apart(output.joints, expected.joints[:, :16]) < 1e-5
@@ -141,6 +142,7 @@ def test_hand_agrees_with_smplx_create(folder, side, hand_pose, options):
     ("absolute", {"use_pca": False, "flat_hand_mean": True}),
     ("mean_relative", {"use_pca": False, "flat_hand_mean": False}),
     ("pca", {"use_pca": True, "num_pca_comps": 6, "flat_hand_mean": False}),
+    ("pca_flat", {"use_pca": True, "num_pca_comps": 6, "flat_hand_mean": True}),
 ])
 def test_wholebody_agrees_with_smplx_create(folder, hand_pose, options):
     """SMPL-X's joints, expression and both hands' parametrisations are smplx's."""
@@ -148,13 +150,13 @@ def test_wholebody_agrees_with_smplx_create(folder, hand_pose, options):
     ours = bm.load_model(folder, family="smplx", hand_pose=hand_pose, num_pca_comps=6)
     betas, pose, expression, transl = inputs(ours, 2)
     left, right = (pose[:, start:start + 15].flatten(1) for start in (25, 40))
-    if hand_pose == "pca":
+    if hand_pose.startswith("pca"):
         left, right = left[:, :6], right[:, :6]
     expected = theirs(betas=betas, expression=expression, transl=transl, global_orient=pose[:, 0],
                       body_pose=pose[:, 1:22].flatten(1), jaw_pose=pose[:, 22],
                       leye_pose=pose[:, 23], reye_pose=pose[:, 24],
                       left_hand_pose=left, right_hand_pose=right)
-    if hand_pose == "pca":
+    if hand_pose.startswith("pca"):
         pose = torch.cat([pose[:, :25].flatten(1), left, right], 1)
     output = ours(betas, pose, expression, transl)
     assert apart(output.vertices, expected.vertices) < 1e-5
@@ -645,7 +647,7 @@ def test_broken_model_files(tmp_path, change, message):
 def test_unknown_sources_and_options(tmp_path):
     with pytest.raises(FileNotFoundError, match="hand_middle.*free models hand_right, hand_left"):
         bm.load_model("hand_middle")
-    with pytest.raises(ValueError, match="expected absolute, mean_relative or pca"):
+    with pytest.raises(ValueError, match="expected one of absolute, mean_relative, pca, pca_flat"):
         bm.load_model("hand_right", hand_pose="flat")
     with pytest.raises(ValueError, match="needs a model with hands_mean"):
         bm.load_model("body", hand_pose="pca")
@@ -653,3 +655,25 @@ def test_unknown_sources_and_options(tmp_path):
         bm.load_model("hand_right", hand_pose="pca", num_pca_comps=46)
     with pytest.raises(TypeError, match="num_beta"):
         bm.load_model("hand_right", num_beta=10)
+
+
+def test_convention_45_pca_coefficients_stay_coefficients():
+    """All 45 components rotate fingers, where the smplx package would take axis-angles for MANO."""
+    pca, flat = (bm.load_model("hand_right", hand_pose=hand_pose, num_pca_comps=45)
+                 for hand_pose in ("pca_flat", "absolute"))
+    coefficients = 0.3 * torch.randn(2, 45, generator=torch.Generator().manual_seed(0))
+    components = torch.from_numpy(arrays("hand_right")["hands_components"]).float()
+    fingers = (coefficients @ components).unflatten(1, (15, 3))
+    pose = torch.cat([torch.zeros(2, 1, 3), fingers], 1)
+    found = pca(torch.zeros(2, 10), torch.cat([torch.zeros(2, 3), coefficients], 1)).vertices
+    torch.testing.assert_close(found, flat(torch.zeros(2, 10), pose).vertices, atol=1e-6, rtol=0)
+
+
+def test_a_hand_without_its_tips_is_refused(tmp_path):
+    """A model of 16 joints whose mesh lacks the tip vertices is an error that names tips=."""
+    content = dict(random_model(30, [-1, *range(15)], seed=0))
+    np.savez(tmp_path / "small.npz", **content)
+    with pytest.raises(ValueError, match="do not fit a mesh of 30 vertices: .* tips="):
+        bm.load_model(tmp_path / "small.npz")
+    hand = bm.load_model(tmp_path / "small.npz", tips=(1, 2, 3, 4, 29))
+    assert hand.keypoint_regressor.shape == (21, 30)

@@ -61,7 +61,7 @@ def is_rotation(matrix: torch.Tensor, tolerance: float) -> bool:
 
 FROM_VECTOR = {  # function -> length of the vector it takes
     bm.axis_angle_to_matrix: 3, bm.quaternion_to_matrix: 4, bm.rotation_6d_to_matrix: 6,
-    bm.rotation_6d_from_rows: 6, bm.rotation_6d_to_rows: 6,
+    bm.rotation_6d_from_rows: 6,
     bm.rotation_6d_from_interleaved: 6, bm.rotation_6d_to_interleaved: 6,
 }
 FROM_MATRIX = (bm.matrix_to_axis_angle, bm.matrix_to_quaternion, bm.matrix_to_rotation_6d)
@@ -148,7 +148,7 @@ def test_convention_6d_layouts(matrix):
     rows, interleaved = matrix[:2].flatten(), matrix[:, :2].reshape(6)
     assert torch.equal(bm.matrix_to_rotation_6d(matrix), ours)
     assert torch.allclose(bm.rotation_6d_from_rows(rows), ours)
-    assert torch.allclose(bm.rotation_6d_to_rows(ours), rows)
+    assert torch.allclose(bm.rotation_6d_from_rows(ours), rows)  # its own inverse
     assert torch.equal(bm.rotation_6d_from_interleaved(interleaved), ours)
     assert torch.equal(bm.rotation_6d_to_interleaved(ours), interleaved)
 
@@ -266,31 +266,10 @@ def test_convention_camera_is_opencv():
     assert torch.allclose(pixels, torch.tensor([[110.0, 120], [360, 120], [110, 360]]))
 
 
-@given(seeds)
-def test_unproject_undoes_project(seed):
-    """Points seen at their pixels and depths are found again, with one camera or one each."""
-    points = random(seed, 4, 7, 3)
-    points[..., 2] = points[..., 2].abs() + 0.1
-    for K in (K_EXAMPLE, K_EXAMPLE.expand(4, 3, 3)):
-        pixels = bm.project(points, K)
-        assert torch.allclose(bm.unproject(pixels, points[..., 2], K), points, atol=1e-10)
-
-
 def random_crops(seed: int, count: int = 5) -> dict[str, torch.Tensor]:
     draw = torch.rand(count, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return {"center": 2000 * draw[:, :2] - 300, "side": 50 + 900 * draw[:, 2],
             "image_size": (100 + 1900 * draw[:, 3:5]).round(), "focal": 300 + 5000 * draw[:, 5]}
-
-
-@given(seeds)
-def test_crop_and_full_camera_undo_each_other(seed):
-    """crop -> full -> crop is the identity, and full -> crop -> full."""
-    crops, camera = random_crops(seed), random(seed, 5, 3)
-    camera[:, 0] = camera[:, 0].abs() + 0.1
-    translation = bm.crop_to_full_translation(camera, **crops)
-    back = bm.full_to_crop_camera(translation, **crops)
-    assert torch.allclose(back, camera, rtol=1e-10, atol=1e-10)
-    assert torch.allclose(bm.crop_to_full_translation(back, **crops), translation, rtol=1e-10)
 
 
 @given(seeds)
@@ -330,9 +309,6 @@ def test_mirrors_are_involutions(seed):
         (lambda x: bm.mirror_pose(x, names), matrices),
     ]:
         assert torch.equal(mirror(mirror(x)), x) and not torch.equal(mirror(x), x)
-    keypoints = 128 * points
-    again = bm.mirror_keypoints_2d(bm.mirror_keypoints_2d(keypoints, 128), 128)
-    assert torch.allclose(again, keypoints)
 
 
 @given(rotations())
@@ -347,12 +323,10 @@ def test_mirror_commutes_with_rotation(matrix):
 
 
 def test_convention_mirror_is_along_x():
-    """Points: x -> -x. Axis-angle: (a, b, c) -> (a, -b, -c). Pixels: x -> W - x, rest kept."""
+    """Points: x -> -x. Axis-angle: (a, b, c) -> (a, -b, -c)."""
     ones = torch.ones(3)
     assert bm.mirror_points(ones).tolist() == [-1, 1, 1]
     assert bm.mirror_axis_angle(ones).tolist() == [1, -1, -1]
-    assert bm.mirror_keypoints_2d(torch.tensor([10.0, 7, 0.9]), 64).tolist() == pytest.approx(
-        [54, 7, 0.9])
 
 
 @given(seeds)
@@ -360,7 +334,7 @@ def test_mirrored_projection_is_the_flipped_image(seed):
     """The mirrored scene through a centred camera lands on the flipped pixels."""
     points = random(seed, 5, 3) + torch.tensor([0, 0, 8.0])
     K = torch.tensor([[300.0, 0, 64], [0, 300, 64], [0, 0, 1]], dtype=torch.float64)
-    flipped = bm.mirror_keypoints_2d(bm.project(points, K), 128)
+    flipped = bm.project(points, K) * torch.tensor([-1, 1]) + torch.tensor([128, 0])
     assert torch.allclose(bm.project(bm.mirror_points(points), K), flipped)
 
 

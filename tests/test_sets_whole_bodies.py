@@ -111,10 +111,10 @@ def test_vertices_of_mesh_files(tmp_path):
         bodymodels.save_mesh(tmp_path / name, mesh, [[0, 1, 2]], colors=(1, 0, 0))
         np.testing.assert_allclose(load_vertices(tmp_path / name), mesh, atol=1e-6)
     whole = (tmp_path / "x.ply").read_bytes()
-    for content, message in ((whole[:-40], "ends before its 5 vertices do"),
-                             (whole.replace(b"little", b"big"), "no binary little-endian PLY"),
-                             (whole.replace(b"float x", b"uchar x"), "no binary little-endian"),
-                             (b"ply\n", "no binary little-endian PLY")):
+    for content, message in ((whole[:-40], "ends before its 5 vertices"),
+                             (whole.replace(b"little", b"big"), "a binary little-endian PLY"),
+                             (whole.replace(b"float x", b"uchar x"), "a binary little-endian"),
+                             (b"ply\n", "a binary little-endian PLY")):
         (tmp_path / "y.ply").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             load_vertices(tmp_path / "y.ply")
