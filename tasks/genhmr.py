@@ -17,6 +17,7 @@ import bodymodels
 import data
 import genhmr
 import metrics
+from sets.safe_pickle import load_array
 from tasks.base import EVALUATIONS, Batch, Predictions, Terms, bare
 from tasks.bodies import BodyTask, Mesh
 
@@ -204,10 +205,12 @@ class TransformerTask(BodyTask):
         runs = {T: self.sample(model, features, batch, T) for T in counts}
         sampled = runs[first]
         poses = {f"T={T}": run.rotations for T, run in runs.items()}
-        refinements = [(P, False) for P in self.REFINEMENTS] + [(self.REFINEMENTS[-1], True)]
-        for P, fitted in refinements if final else ():
-            poses[f"T={first} P={P}{' fitted' * fitted}"] = self.refined(
-                model, sampled, batch, P, fitted)
+        if final:
+            most = max(self.REFINEMENTS)
+            refined = self.refined(model, sampled, batch, most)  # (P + 1, B, 24, 3, 3)
+            poses |= {f"T={first} P={P}": refined[P] for P in self.REFINEMENTS}
+            poses[f"T={first} P={most} fitted"] = self.refined(
+                model, sampled, batch, most, fitted=True)[-1]
         transl = genhmr.camera_translation(sampled.camera, model.config.focal)
         if self.data != "rendered":
             transl = self.in_crop(transl, batch["K"])
@@ -225,7 +228,7 @@ class TransformerTask(BodyTask):
 
     def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch, steps: int,
                 fitted: bool = False) -> Tensor:
-        """The poses after so many steps towards the true 2D joints with noise."""
+        """The poses (P + 1, B, 24, 3, 3) after 0 to P steps towards true 2D joints with noise."""
         noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (24, 2))
                           for index in batch["index"].tolist()])
         joints = batch["keypoints_2d"][:, :24] / model.config.image_size - 0.5
@@ -238,7 +241,7 @@ class TransformerTask(BodyTask):
                                        model.config.focal)
         return genhmr.refine(model, sampled.tokens, sampled.betas, camera, joints, seen,
                              lambda betas, pose: body(betas, pose).joints,
-                             iterations=steps).rotations
+                             iterations=steps).poses
 
     def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
         """Translations (B, 3) for the model's camera -> for the cameras K (B, 3, 3) of crops."""
@@ -283,7 +286,7 @@ class TransformerTask(BodyTask):
     def h36m_regressor(self) -> np.ndarray:
         """SPIN's J_regressor_h36m (17, V), left leg first; Moon's file of that name is refused."""
         path = Path(self.arguments.models, "J_regressor_h36m.npy")
-        regressor = np.load(path, allow_pickle=False).astype(np.float32)
+        regressor = load_array(path).astype(np.float32)
         rest = regressor @ self.body.v_template.numpy()
         if rest[1, 0] <= rest[4, 0]:
             raise ValueError(f"{path} has the right leg first: take SPIN's file, not Moon's")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from test_tasks_genhmr import load, rows
-from test_train import assert_same_state, flag
+from test_train import Run, assert_same_state, flag
 
 import data
 import hmr_adapter
@@ -146,6 +146,89 @@ def test_exports_score_what_they_claim(finished, folder, tmp_path):
         assert scores == pytest.approx(scores_of(finished)[name], rel=0.02)
 
 
+def test_the_experts_column_is_the_experts(finished, folder, tmp_path):
+    """A rival that trains the expert's head is compared with the expert of before; alone it has no
+    such column."""
+    expert = finished / "hand_expert" / "checkpoint.pt"
+    arguments = command_line(folder, "hand", tmp_path, "--expert", expert, "--row",
+                             "Table 3, No. 3", steps=2)
+    train.main(arguments)
+    scores = scores_of(tmp_path)
+    before = scores_of(finished / "hand_expert")["expert"]
+    assert scores["expert"] == pytest.approx(before, rel=1e-4)
+    assert scores["no arm"] != scores["expert"]
+    task = make_task(tmp_path.parent, folder, tmp_path.name, stage="hand")
+    model = hmr_adapter.load_checkpoint(tmp_path / "checkpoint.pt")
+    with torch.no_grad():
+        assert "expert" not in task.predict(model, batch_of(task.test_set, range(2))).found
+
+
+@pytest.mark.parametrize("stage", ["hand", "body"])
+def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, capsys):
+    """No. 2 of Tables 3 and 4: all of the network, no weights of an expert, twice the steps."""
+    row = f"Table {3 if stage == 'hand' else 4}, No. 2"
+    task_class = train.TASKS[f"hmr_adapter-{stage}"]
+    arguments = train.parse_arguments(["--model", "hmr_adapter", "--stage", stage, "--row", row])
+    arguments.preset = "cpu"
+    config = task_class.adapt(task_class.PRESETS["cpu"], arguments)
+    assert config.steps == 2 * task_class.PRESETS["cpu"].steps
+    assert (config.inject, config.trainable) == ("none", "all")
+    train.main(command_line(folder, stage, tmp_path, "--row", row, steps=1, test_samples=2))
+    assert "note: no --expert: the expert is trained from random weights" in capsys.readouterr().out
+    assert "expert" not in scores_of(tmp_path)
+
+
+@pytest.mark.slow
+def test_rivals_train_in_two_processes(finished, folder, tmp_path):
+    """Trained heads: every trainable parameter has a gradient, as DDP expects."""
+    for row in ("Table 3, No. 1", "Table 5, Weighted sum"):
+        out = tmp_path / row
+        Run(out, command_line(folder, "hand", out, "--expert",
+                              finished / "hand_expert" / "checkpoint.pt", "--row", row, steps=1),
+            ranks=2).end()
+
+
+def test_found_arms_continue_in_the_same_bits(finished, folder, tmp_path):
+    """With a guide, noise and dropped arms: stopped after two steps and continued is the run that
+    was not stopped."""
+    files = {"expert": "hand_expert", "guide": "body_expert"}
+    flags = [word for flag, stage in files.items()
+             for word in (f"--{flag}", finished / stage / "checkpoint.pt")]
+    fields = {"arm_source": "found", "arm_noise": 0.1, "arm_drop": 0.3, "schedule": "constant",
+              "test_samples": 2}
+    for out, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
+        train.main(command_line(folder, "hand", tmp_path / out, "--resume", *flags,
+                                **fields | {"steps": steps}))
+    whole, parts = (load(tmp_path / out) for out in ("whole", "parts"))
+    assert_same_state(whole["model"], parts["model"])
+    assert_same_state(whole["optimizer"], parts["optimizer"])
+
+
+def test_the_dual_path_is_scored_as_it_is_used(finished, folder):
+    """Hands are cut out at the boxes that the body path predicts; true boxes are another row."""
+    arguments = train.parse_arguments([
+        "--model", "hmr_adapter", "--stage", "all", "--eval", "--cache", str(folder / "cache"),
+        "--checkpoint", str(finished / "hand/checkpoint.pt"), "--guide",
+        str(finished / "body/checkpoint.pt")])
+    task_class = train.TASKS["hmr_adapter-all"]
+    model, origin = task_class.load(arguments)
+    task = task_class(model.body.config, arguments, origin)
+    batch = batch_of(task.test_set, range(3))
+    with torch.no_grad():
+        found = task.predict(model, batch).found
+        expected = model(batch["image"])["body_pose"]
+        true = model(batch["image"], batch["hand_images"], batch["hand_valid"])["body_pose"]
+    torch.testing.assert_close(found["ours"]["pose"], expected)
+    torch.testing.assert_close(found["ours, true boxes"]["pose"], true)
+    assert not torch.allclose(expected, true)
+
+
+def test_augmentation_is_the_configs(finished, folder):
+    task = make_task(finished, folder, "body_expert")
+    task.config = dataclasses.replace(task.config, augmentation="official_hmr")
+    assert task.data_set("train", 3).augmentation == data.AUGMENTATIONS["official_hmr"]
+
+
 def terminate_after_a_row(log):
     """SIGTERM to this process as soon as the log has a step."""
     while not (log.exists() and log.read_text().count("\n") > 1):
@@ -255,8 +338,8 @@ def test_rows_of_the_tables_train(finished, folder, tmp_path, row):
 # -------------------------------------------------------------------------- data and scores
 
 
-def make_task(finished, folder, stage, *extra):
-    checkpoint = load(finished / stage)
+def make_task(finished, folder, out, *extra, stage=None):
+    checkpoint, stage = load(finished / out), stage or out
     arguments = train.parse_arguments(command_line(folder, stage, folder / "no", *extra))
     task_class = train.TASKS[f"hmr_adapter-{stage}"]
     return task_class(task_class.Config(**checkpoint["config"]), arguments, checkpoint)

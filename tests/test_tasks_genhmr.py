@@ -319,6 +319,26 @@ def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
     assert (moved > 1e-7).all()
 
 
+def test_schedules_and_top_k_reach_the_scores(finished, folder):
+    """--schedule and --top-k change what is sampled (Tables 11 and 12), the same each time."""
+    def poses(*extra):
+        arguments = train.parse_arguments(command_line(
+            folder, "transformer", folder / "no", *extra))
+        task = TransformerTask(model.config, arguments, {})
+        with torch.no_grad():
+            return task.predict(model, batch_of(task.test_set, range(4))).found["T=5"]["pose"]
+
+    model = genhmr.load_checkpoint(finished["transformer"] / "checkpoint.pt")
+    usual = poses()
+    assert torch.equal(usual, poses("--schedule", "cosine", "--top-k", 1))
+    drawn = poses("--top-k", 16)
+    assert not torch.equal(usual, drawn) and torch.equal(drawn, poses("--top-k", 16))
+    assert not torch.equal(drawn, poses("--top-k", 16, "--schedule", "linear"))
+    for value, message in ((0, "expected at least 1"), (17, "the codebook has 16 tokens")):
+        with pytest.raises(ValueError, match=f"--top-k {value}: {message}"):
+            poses("--top-k", value)
+
+
 def test_official_motion_trains_the_tokenizer(folder, tmp_path):
     """AMASS and MOYO in their own layouts, both splits, from one folder with both."""
     write_amass(tmp_path / "amass")
@@ -378,6 +398,14 @@ def test_official_pictures_train_and_are_judged(finished, folder, official, tmp_
         assert told["image"][1] == b"imageFiles/courtyard_arguing_00/image_00002.jpg"
         assert told["pose"].shape == (4, 24, 3, 3) and told["joints"].shape == (4, 24, 3)
     assert sorted(path.name for path in out.glob("*.png")) == ["curves.png", "predictions.png"]
+
+
+def test_augmentation_is_the_configs_with_official_pictures(finished, folder, official):
+    task = judge(folder, official, "3dpw_lsp14")
+    for name in ("official_hmr", "rendered"):
+        task.config = dataclasses.replace(task.config, augmentation=name)
+        assert task.data_set("train", 0).augmentation == data.AUGMENTATIONS[name]
+    assert task.data_set("test", 0).augmentation is None
 
 
 def test_perfect_predictions_have_no_error(finished, folder, official):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from official_folders import write_dexycb, write_freihand, write_models
-from test_train import command_line, task_of
+from test_train import CONFIG, command_line, task_of
 
 import data
 import simplehand
@@ -101,6 +101,30 @@ def test_freihand_trains_and_writes_the_prediction_file(tmp_path, capsys):
     joints, vertices = json.loads((out / "pred.json").read_text())
     count = len(data.FreiHAND(root, "evaluation", cache=cache))
     assert np.shape(joints) == (count, 21, 3) and np.shape(vertices) == (count, 778, 3)
+
+
+def test_freihand_is_judged_in_a_folder_of_its_own(tmp_path):
+    """Training and evaluation come as two downloads: --data-root and --test-root."""
+    for name in ("pub", "eval"):
+        write_freihand(tmp_path / name)
+    shutil.rmtree(tmp_path / "pub/evaluation")
+    shutil.rmtree(tmp_path / "eval/training")
+    task = task_of(tmp_path / "cache", CONFIG, "--data", "freihand", "--hand", "hand_right",
+                   "--data-root", str(tmp_path / "pub"), "--test-root", str(tmp_path / "eval"))
+    assert task.train_set.root == tmp_path / "pub" and task.test_set.root == tmp_path / "eval"
+
+
+def test_what_a_run_lacks_is_said_before_it_begins(tmp_path):
+    """Random weights where the paper has ImageNet's; pictures without meshes."""
+    write_freihand(tmp_path / "freihand")
+    flags = ("--data", "freihand", "--hand", "hand_right", "--data-root",
+             str(tmp_path / "freihand"), "--preset")
+    cpu, paper = (task_of(tmp_path, CONFIG, *flags, name) for name in ("cpu", "paper"))
+    assert cpu.notes() == []
+    assert ["--backbone FILE" in note for note in paper.notes()] == [True]
+    (tmp_path / "freihand/training_verts.json").unlink()
+    blind = task_of(tmp_path, CONFIG, *flags, "cpu")
+    assert "has no training_verts.json: only L_2D is trained" in blind.notes()[0]
 
 
 def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys, monkeypatch):

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -26,8 +27,10 @@ from torch import nn
 import data
 import simplehand
 import train
+from tasks import ranks
+from tasks.files import add_scores
 from tasks.ranks import SharedBatchNorm, share_batch_norm
-from tasks.settings import SCHEDULES, override, suitable_preset
+from tasks.settings import SCHEDULES, override, suitable_preset, supported_precision
 from tasks.simplehand import SimpleHandTask
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,6 +174,35 @@ def test_a_run_prints_and_writes_what_it_promises(finished):
         assert data.read_image(out / name).std() > 10
 
 
+def test_first_and_last_lines_say_what_a_user_needs(finished, cache):
+    """Batch, cache with its size, and at the end the command that tries the result."""
+    out, output = finished
+    assert "8 images per step: 8 in each process, where the preset has 32" in output
+    assert re.search(rf"cached data: [\d,]+ MiB in {re.escape(str(cache))}, which you can", output)
+    assert f"next: python simplehand.py PICTURE --checkpoint {out}/checkpoint.pt" in output
+
+
+def test_the_best_weights_are_kept(finished):
+    """best.pt has the evaluation with the least PA-MPJPE of scores.csv, and loads as a model."""
+    out, _ = finished
+    best = torch.load(out / "best.pt", weights_only=True)
+    errors = {int(row["step"]): row["PA-MPJPE"] for row in rows(out / "scores.csv")}
+    assert best["step"] == min(errors, key=errors.get)
+    assert best["scores"]["SimpleHand"]["PA-MPJPE"] == pytest.approx(min(errors.values()))
+    assert simplehand.load_checkpoint(out / "best.pt").config == CONFIG
+
+
+@given(values=st.lists(st.integers(0, 5), min_size=1, max_size=8), larger=st.booleans())
+def test_an_evaluation_is_the_best_if_it_beats_all_before_it(values, larger, tmp_path_factory):
+    """Of equal ones the first; F-scores and AUC are better if they are larger."""
+    out, metric = tmp_path_factory.mktemp("scores"), "F@5" if larger else "clear PA-MPJPE"
+    found = [add_scores(out, step, {"model": {metric: value}}, metric.split()[-1])
+             for step, value in enumerate(values)]
+    signed = [value if larger else -value for value in values]
+    assert found == [all(one > other for other in signed[:place])
+                     for place, one in enumerate(signed)]
+
+
 def test_a_checkpoint_holds_everything_and_loads_safely(finished):
     out, _ = finished
     checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
@@ -288,6 +320,39 @@ def test_a_finished_run_can_be_prolonged(finished, cache, tmp_path):
     assert config == dataclasses.replace(CONFIG, steps=14, learning_rate=1e-4)
 
 
+def test_resume_without_a_run_says_so(cache, tmp_path, capsys):
+    train.main(command_line(cache, tmp_path / "new", "--resume", steps=1))
+    assert capsys.readouterr().out.startswith(f"--resume: no run in {tmp_path / 'new'}, a new one")
+
+
+def test_a_run_can_start_from_weights(finished, cache, tmp_path):
+    """--checkpoint: the network of the file, the optimisation of the flags, step 0; the command
+    given again continues."""
+    file = finished[0] / "best.pt"
+    arguments = ["--model", "simplehand", "--preset", "cpu", "--cache", str(cache), "--out",
+                 str(tmp_path / "tuned"), "--checkpoint", str(file), "--set", "batch_size=8",
+                 "train_samples=44", "test_samples=19", "learning_rate=1e-9", "warmup_steps=0"]
+    train.main([*arguments, "steps=1"])
+    start, tuned = (simplehand.load_checkpoint(path)
+                    for path in (file, tmp_path / "tuned/checkpoint.pt"))
+    assert tuned.config.dims == CONFIG.dims and tuned.config.steps == 1
+    for one, other in zip(start.parameters(), tuned.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=0)
+    train.main([*arguments, "steps=2", "--resume"])
+    assert torch.load(tmp_path / "tuned/checkpoint.pt", weights_only=True)["step"] == 2
+    with pytest.raises(SystemExit, match="do not fit the weights of --checkpoint"):
+        train.main([*arguments, "dims=32,8,8", "--out", str(tmp_path / "no")])
+
+
+def test_other_processes_keep_the_batch_and_say_so(cache):
+    """A run of two processes that one continues: the same samples per step, and a note."""
+    trainer, _ = make_trainer(cache)
+    trainer.task.arguments.preset, trainer.task.arguments.out = "cpu", Path("out")
+    lines = list(train.opening(trainer, {"processes": 2}))
+    assert "note: 2 processes trained this run before" in lines[-1]
+    assert not any(line.startswith("note") for line in train.opening(trainer, {"processes": 1}))
+
+
 def test_a_reader_never_sees_half_a_checkpoint(tmp_path):
     """While one process saves again and again and is killed doing so, every load succeeds."""
     path = tmp_path / "checkpoint.pt"
@@ -306,6 +371,71 @@ def test_a_reader_never_sees_half_a_checkpoint(tmp_path):
         os.waitpid(child, 0)
         assert torch.equal(torch.load(path)["weights"], content["weights"])
     assert len(list(tmp_path.iterdir())) <= 2  # kills do not pile up files
+
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "truncated": lambda data: data[:len(data) // 2],
+    "text": lambda data: b"not a checkpoint",
+    "one bit": lambda data: data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 1])
+    + data[len(data) // 2 + 1:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_one_message_and_kept(damage, finished, cache, tmp_path):
+    """Nothing is trained, nothing is overwritten."""
+    data = DAMAGES[damage]((finished[0] / "checkpoint.pt").read_bytes())
+    (tmp_path / "checkpoint.pt").write_bytes(data)
+    with pytest.raises(SystemExit, match="checkpoint.pt is damaged .*: restore it from a copy"):
+        train.main(command_line(cache, tmp_path, "--resume"))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == data
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_an_exported_file_is_no_run_to_continue(finished, cache, tmp_path):
+    shutil.copy(finished[0] / "best.pt", tmp_path / "checkpoint.pt")
+    with pytest.raises(SystemExit, match="lacks optimizer, .*use --checkpoint and another --out"):
+        train.main(command_line(cache, tmp_path))
+
+
+def test_another_network_cannot_continue_a_run(finished, cache, tmp_path):
+    """--resume with other dimensions: one message, the checkpoint stays."""
+    shutil.copy(finished[0] / "checkpoint.pt", tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(SystemExit, match="does not fit these settings .*without changing the netw"):
+        train.main(command_line(cache, tmp_path, "--resume", dims="32,8,8", steps=13))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(tmp_path):
+    """A file that cannot grow: OSError with advice, the old content, nothing half-written."""
+    path = tmp_path / "checkpoint.pt"
+    train.save({"step": 1}, path)
+    before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="cannot write .*; the file that was there is kept: make"):
+            train.save({"step": 2, "weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_out_that_cannot_be_written_is_one_message(cache, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="train.py: .*Not a directory"):
+        train.main(command_line(cache, tmp_path / "file" / "out", steps=1))
+
+
+def test_errors_reach_torchrun(tmp_path, monkeypatch):
+    """torchrun ends with the content of the file that it names, not with a pointer to a page."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    with pytest.raises(SystemExit, match="^train.py: no such data$"):
+        train.fail("no such data")
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert message["message"] == "train.py: no such data"
+    assert message["extraInfo"]["timestamp"].isdigit()
 
 
 def test_table_continues_without_gap_or_double_row(tmp_path):
@@ -510,6 +640,67 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+def test_batch_norm_of_ranks_takes_half_precision(tmp_path):
+    """Mixed precision gives it bfloat16: running statistics stay in full precision."""
+    torch.distributed.init_process_group(
+        "gloo", rank=0, world_size=1, store=torch.distributed.FileStore(str(tmp_path / "store"), 1))
+    try:
+        norm = share_batch_norm(nn.BatchNorm2d(5), torch.device("cpu"))
+        assert norm(torch.randn(4, 5, 6, 7).bfloat16()).dtype == torch.bfloat16
+        assert norm.running_mean.dtype == torch.float32 and norm.running_mean.abs().min() > 0
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_bf16_is_replaced_where_the_gpu_has_none(monkeypatch):
+    """A V100 has units for fp16 alone; a CPU takes bf16."""
+    assert supported_precision("bf16") == "bf16" or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for units in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda units=units, **_: units)
+        assert supported_precision("bf16") == ("bf16" if units else "fp16")
+        assert supported_precision("fp32") == "fp32"
+
+
+def test_memory_is_tuned_where_glibc_is(monkeypatch):
+    """On Windows and with musl, ctypes is left alone."""
+    opened = []
+    monkeypatch.setattr(ranks.ctypes, "CDLL", opened.append)
+    for libc, count in (("", 0), ("musl", 0), ("glibc", 1)):
+        monkeypatch.setattr(ranks.platform, "libc_ver", lambda libc=libc: (libc, ""))
+        ranks.keep_freed_memory()
+        assert len(opened) == count
+
+
+class Dying(torch.utils.data.Dataset):
+    """A data set whose process is killed, as by the kernel."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, key):
+        os._exit(1)
+
+
+def test_a_dead_data_process_points_at_shared_memory():
+    """The usual reason in a container; PyTorch's message does not say what to do."""
+    world = train.World(workers=1)
+    with pytest.raises(RuntimeError, match=r"shared memory.*--shm-size=16g.*--workers 0"):
+        list(train.load_batches(Dying(), [[0]], world))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_a_compiled_model_takes_the_same_steps(cache):
+    """--compile: the losses of three steps, to rounding."""
+    losses = []
+    for compile in (False, True):
+        _, batches = make_trainer(cache)
+        trainer = trainer_of(task_of(cache), compile=compile)
+        losses.append([trainer.train_step(batches(step))[0]["loss"] for step in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 # ------------------------------------------------------------------------ order and schedule
 
 sizes = st.integers(1, 9)
@@ -606,10 +797,27 @@ def test_chance_is_a_function_of_the_seed(words):
     ("precision=fp8", "expected one of fp32, bf16, fp16"),
     ("ema_decay=1.5", "ema_decay is 1.5"),
     ("image_size=100", "image_size is 100"),
+    ("dropout=2", "dropout is 2.0: expected a part of all, from 0 to below 1"),
+    ("heads=0", "heads"), ("heads=-1", "heads is -1: expected finite numbers from 0 on"),
+    ("embed_dims=0,0,0,0", "embed_dims"), ("embed_dims=8,-8,16,32", "embed_dims is 8,-8,16,32"),
+    ("learning_rate=-1", "learning_rate is -1.0"), ("learning_rate=0", "learning_rate is 0"),
+    ("learning_rate=nan", "learning_rate is nan"), ("learning_rate=inf", "learning_rate is inf"),
+    ("gradient_clip=nan", "gradient_clip is nan"), ("gradient_clip=-1", "gradient_clip is -1"),
+    ("weight_decay=nan", "weight_decay is nan"), ("layer_scale=nan", "layer_scale is nan"),
+    ("warmup_steps=-3", "warmup_steps is -3"), ("train_samples=0", "train_samples is 0"),
 ])
 def test_bad_settings_are_one_clear_error(assignment, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         override(CONFIG, [assignment])
+
+
+@pytest.mark.parametrize("assignment", ["num_vertices=5", "embed_dims=0,0,0,0", "heads=0"])
+def test_settings_without_a_model_are_one_line(assignment, tmp_path):
+    """Refused before any data are prepared."""
+    with pytest.raises(SystemExit) as error:
+        train.main(command_line(tmp_path / "cache", tmp_path / "out") + [assignment])
+    assert "\n" not in str(error.value).strip() and assignment.split("=")[0] in str(error.value)
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "out").exists()
 
 
 def test_settings_are_typed():
