@@ -72,7 +72,7 @@ from tasks.files import (
     score_table,
     size_of,
 )
-from tasks.ranks import World, fail, join_world, share_batch_norm
+from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
     PRECISIONS,
     check_shares,
@@ -484,7 +484,7 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
         base = with_run_fields(start.config, base)
     config = override(task.adapt(base, arguments), arguments.overrides)
     if supported_precision(precision_of(config)) != precision_of(config):
-        print("this GPU has no bf16: training in fp16, with a gradient scaler", flush=True)
+        announce("this GPU has no bf16: training in fp16, with a gradient scaler")
         config = dataclasses.replace(config, precision="fp16")
     if run:
         require_same_run(arguments, run, config)
@@ -610,8 +610,8 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
     if not task.arguments.eval:
         draw_curves(out)
     print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())), flush=True)
-    if task.TRY and not task.arguments.eval or task.TRY and "{folder}" in task.TRY:
-        print("next: " + task.TRY.format(checkpoint=out / "checkpoint.pt", folder=out), flush=True)
+    if "{folder}" in task.TRY or not task.arguments.eval:
+        print(f"next: {task.next_command(out)}", flush=True)
 
 
 def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, bool]:
@@ -624,13 +624,15 @@ def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, 
         else:
             run = read_run(path)
             if arguments.resume and run is None:
-                print(f"--resume: no run in {arguments.out}, a new one begins", flush=True)
+                announce(f"--resume: no run in {arguments.out}, a new one begins")
             start, origin = kind.load(arguments) if arguments.checkpoint else (None, {})
             config = choose_config(arguments, run, start)
             check_shares(config, int(os.environ.get("WORLD_SIZE", 1)))
             origin = run or origin
             task = kind(config, arguments, origin)
             model = build(task, start)
+        announce(f"data: {task.data}; what is rendered or packed once is kept in "
+                 f"{arguments.cache}")
         # Data are prepared before the processes meet, so that none of them waits in vain.
         _ = task.test_set, arguments.eval or task.train_set
         world = world or join_world(arguments.workers)

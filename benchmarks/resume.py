@@ -35,20 +35,20 @@ ENCODER = {"vit_dim": 16, "vit_depth": 1, "vit_heads": 2}
 HAND = {"image_size": 32, "patch_size": 8, "stem": "8", **ENCODER}
 DECODER = {"decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_head_dim": 4,
            "decoder_ffn": 16}
-PEOPLE = {"body_size": 32, "hand_size": 32, "train_samples": 24, "test_samples": 4}
+PEOPLE = {"body_size": 32, "hand_size": 32, "train_samples": 24, "test_samples": 2}
 SETTINGS: dict[str, dict[str, object]] = {
     "simplehand": {
         "image_size": 32, "embed_dims": "8,8,16,32", "depths": "1,1,1,1", "feature_width": 32,
         "token_width": 16, "dims": "16,8,8", "heads": 2, "dropout": 0.1, "drop_path": 0.1,
-        "ema_decay": 0.9, "train_samples": 44, "test_samples": 8},
+        "ema_decay": 0.9, "train_samples": 44, "test_samples": 2},
     "genhmr-tokenizer": {
         "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "width": 16, "depth": 1,
-        "train_samples": 44, "test_samples": 8},
+        "train_samples": 44, "test_samples": 2},
     "genhmr-transformer": {
         "image_size": 64, **ENCODER, "vit_drop_path": 0.1, "stem": "8,8", "scales": "1,2",
         "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,
         "regressor_width": 16, "ema_decay": 0.5, "accumulate": 2, "train_samples": 44,
-        "test_samples": 4},
+        "test_samples": 2},
     "hmr_adapter-hand_expert": {**HAND, **DECODER, **PEOPLE},
     "hmr_adapter-body_expert": {
         **HAND, **PEOPLE, "depth_bins": 4, "hand_cells": 4, "box_dim": 8, "joint_dim": 8},

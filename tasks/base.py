@@ -298,6 +298,10 @@ class Task(ABC):
 
     # ---- files
 
+    def next_command(self, out: Path) -> str:
+        """The command that uses the result of a run, if there is one."""
+        return self.TRY.format(checkpoint=out / "checkpoint.pt", folder=out)
+
     def write(self, predictions: Predictions, out: Path) -> None:
         """Write predictions.png: the first samples of the test split."""
         images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]

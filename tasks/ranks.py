@@ -160,6 +160,12 @@ def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+def announce(text: str) -> None:
+    """Print a line, also before the processes meet, and only from the first of them."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(text, flush=True)
+
+
 def fail(message: str) -> NoReturn:
     """End this process with one message, which torchrun repeats behind its own report."""
     text, file = f"train.py: {message}", os.environ.get("TORCHELASTIC_ERROR_FILE")

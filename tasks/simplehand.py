@@ -106,6 +106,8 @@ class SimpleHandTask(Task):
         """A split of the chosen data."""
         config, arguments, training = self.config, self.arguments, split == "train"
         augmentation = "official_simplehand" if training else None
+        if config.official:  # weights of the release have seen its crops
+            augmentation = "release_simplehand" if training else "release_simplehand_test"
         if self.data == "freihand":
             root = arguments.data_root if training else arguments.test_root or arguments.data_root
             return data.FreiHAND(root, "training" if training else "evaluation", config.image_size,
@@ -168,6 +170,11 @@ class SimpleHandTask(Task):
     def joints(self, vertices: np.ndarray) -> np.ndarray:
         """The 21 joints of meshes: (N, 778, 3) -> (N, 21, 3)."""
         return np.einsum("jv,nvc->njc", self.keypoint_regressor.cpu().numpy(), vertices)
+
+    def next_command(self, out: Path) -> str:
+        """The command for a photograph, with the hand model if it is not the free one."""
+        hand = self.arguments.hand
+        return super().next_command(out) + (f" --hand {hand}" if hand else "")
 
     def write(self, predictions: Predictions, out: Path) -> None:
         """Write pictures and the file that the data set's evaluation server or toolkit takes."""

@@ -1,5 +1,6 @@
 """SimpleHand's task: ablations, official hands and scores, as a user would run them."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,6 +16,12 @@ import simplehand
 import train
 from tasks.base import Predictions
 from tasks.settings import override
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
 
 # --------------------------------------------------------------------------------- ablations
 
@@ -112,6 +119,19 @@ def test_freihand_is_judged_in_a_folder_of_its_own(tmp_path):
     task = task_of(tmp_path / "cache", CONFIG, "--data", "freihand", "--hand", "hand_right",
                    "--data-root", str(tmp_path / "pub"), "--test-root", str(tmp_path / "eval"))
     assert task.train_set.root == tmp_path / "pub" and task.test_set.root == tmp_path / "eval"
+
+
+@pytest.mark.parametrize(("official", "names"), [
+    (False, ("official_simplehand", None)),
+    (True, ("release_simplehand", "release_simplehand_test"))])
+def test_weights_of_the_release_see_its_crops(tmp_path, official, names):
+    """official=True: the release's crop in both splits; else ours, and augmentation to train."""
+    write_freihand(tmp_path / "freihand")
+    config = dataclasses.replace(CONFIG, official=official)
+    task = task_of(tmp_path, config, "--data", "freihand", "--hand", "hand_right", "--data-root",
+                   str(tmp_path / "freihand"))
+    assert tuple(dataset.augmentation for dataset in (task.train_set, task.test_set)) == tuple(
+        name and data.AUGMENTATIONS[name] for name in names)
 
 
 def test_what_a_run_lacks_is_said_before_it_begins(tmp_path):
