@@ -774,13 +774,18 @@ def check_arguments(arguments: argparse.Namespace, others: Iterable[str], parser
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and do all runs that it stands for."""
     arguments, world = parse_arguments(sys.argv[1:] if argv is None else argv), None
-    try:
-        for run in TASKS[arguments.name].plan(arguments, parse_arguments):
+    plan, done = TASKS[arguments.name].plan(arguments, parse_arguments), True
+    while done:
+        try:
+            run = next(plan, None)
+        except ValueError as error:
+            fail(str(error))
+        if run is None:
+            break
+        try:
             world, done = run_one(run, world)
-            if not done:
-                break
-    except (ValueError, OSError) as error:
-        fail(str(error))
+        except OSError as error:  # a full disk, a folder that may not be written
+            fail(str(error))
     if world is not None and world.size > 1:
         dist.destroy_process_group()
 

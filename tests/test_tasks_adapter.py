@@ -63,6 +63,13 @@ def finished(folder):
     return folder / "all"
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves out the pictures, which take most of the time of a tiny run."""
+    for name in ("tasks.base.Task.write", "train.draw_curves"):
+        monkeypatch.setattr(name, lambda *_: None)
+
+
 def scores_of(out):
     return json.loads((out / "results.json").read_text())["scores"]
 
@@ -146,7 +153,7 @@ def test_exports_score_what_they_claim(finished, folder, tmp_path):
         assert scores == pytest.approx(scores_of(finished)[name], rel=0.02)
 
 
-def test_the_experts_column_is_the_experts(finished, folder, tmp_path):
+def test_the_experts_column_is_the_experts(finished, folder, tmp_path, undrawn):
     """A rival that trains the expert's head is compared with the expert of before; alone it has no
     such column."""
     expert = finished / "hand_expert" / "checkpoint.pt"
@@ -164,7 +171,7 @@ def test_the_experts_column_is_the_experts(finished, folder, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["hand", "body"])
-def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, capsys):
+def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, capsys, undrawn):
     """No. 2 of Tables 3 and 4: all of the network, no weights of an expert, twice the steps."""
     row = f"Table {3 if stage == 'hand' else 4}, No. 2"
     task_class = train.TASKS[f"hmr_adapter-{stage}"]
@@ -173,7 +180,8 @@ def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, caps
     config = task_class.adapt(task_class.PRESETS["cpu"], arguments)
     assert config.steps == 2 * task_class.PRESETS["cpu"].steps
     assert (config.inject, config.trainable) == ("none", "all")
-    train.main(command_line(folder, stage, tmp_path, "--row", row, steps=1, test_samples=2))
+    train.main(command_line(folder, stage, tmp_path, "--row", row, steps=1, batch_size=2,
+                            train_samples=4, test_samples=1, body_size=128, hand_size=64))
     assert "note: no --expert: the expert is trained from random weights" in capsys.readouterr().out
     assert "expert" not in scores_of(tmp_path)
 
@@ -188,7 +196,7 @@ def test_rivals_train_in_two_processes(finished, folder, tmp_path):
             ranks=2).end()
 
 
-def test_found_arms_continue_in_the_same_bits(finished, folder, tmp_path):
+def test_found_arms_continue_in_the_same_bits(finished, folder, tmp_path, undrawn):
     """With a guide, noise and dropped arms: stopped after two steps and continued is the run that
     was not stopped."""
     files = {"expert": "hand_expert", "guide": "body_expert"}

@@ -136,6 +136,13 @@ def assert_same_run(first, second):
     assert [row["step"] for row in rows(second / "scores.csv")] == [5, 10, 12]
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves out the pictures, which take most of the time of a tiny run."""
+    for name in ("tasks.base.Task.write", "train.draw_curves"):
+        monkeypatch.setattr(name, lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, cache):
     """An uninterrupted run of one process, and what it printed."""
@@ -320,12 +327,12 @@ def test_a_finished_run_can_be_prolonged(finished, cache, tmp_path):
     assert config == dataclasses.replace(CONFIG, steps=14, learning_rate=1e-4)
 
 
-def test_resume_without_a_run_says_so(cache, tmp_path, capsys):
+def test_resume_without_a_run_says_so(cache, tmp_path, capsys, undrawn):
     train.main(command_line(cache, tmp_path / "new", "--resume", steps=1))
     assert capsys.readouterr().out.startswith(f"--resume: no run in {tmp_path / 'new'}, a new one")
 
 
-def test_a_run_can_start_from_weights(finished, cache, tmp_path):
+def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
     """--checkpoint: the network of the file, the optimisation of the flags, step 0; the command
     given again continues."""
     file = finished[0] / "best.pt"
