@@ -590,10 +590,10 @@ def crop_camera(K: np.ndarray, box: np.ndarray, size: int,
     X_crop = rotation @ X_camera, both (3, 3). Training crops are made like this (release); in
     an affine crop hands off the camera's axis would look sheared.
 
-    The crop shows the midpoints of the box's sides, of the longer pair exactly. official=True
-    repeats two details of the release. It fits the bounding box of the turned corners and keeps
-    the ratio of the focal lengths, which changes the zoom by up to 2 %. And it puts the optical
-    axis on the centre of pixel S/2, which is S/2 + 0.5 in our coordinates.
+    The midpoints of the box's sides fit into the crop, the outermost one exactly. official=True
+    repeats the release instead. It fits the bounding box of the turned corners and keeps the ratio
+    of the focal lengths, which changes the zoom by up to 2 %, and it puts the optical axis on the
+    centre of a pixel: S/2 where the first pixel's centre is 0, S/2 + 0.5 in our coordinates.
     """
     inverse, half = np.linalg.inv(K), box[2:] / 2
     center = np.append(box[:2] + half, 1.0)
@@ -975,17 +975,13 @@ def export_onnx(model: SimpleHand, images: Tensor, path: Path) -> dict[str, Tens
 
 
 class Collapsible(nn.Module):
-    """Base of layers whose branches, in evaluation mode, add up to one convolution."""
+    """Base of layers whose `branched`, in evaluation mode, is equal to one convolution."""
 
     def __init__(self, channels_in: int, channels_out: int, size: int, stride: int = 1,
                  groups: int = 1) -> None:
         super().__init__()
         self.shape = (channels_in, channels_out, size, stride, size // 2, 1, groups)
         self.reparam_conv: nn.Conv2d | None = None
-
-    def branched(self, x: Tensor) -> Tensor:
-        """The sum of the branches."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         return self.branched(x) if self.reparam_conv is None else self.reparam_conv(x)
