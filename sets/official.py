@@ -95,6 +95,8 @@ class Pictures(ImageDataset):
         if unknown:
             raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}: "
                              f"expected {', '.join(self.OPTIONS) or 'none'}")
+        options = {option: os.fspath(value) if isinstance(value, os.PathLike) else value
+                   for option, value in options.items()}
         for option, value in options.items():
             allowed, kind = self.CHOICES.get(option), type(self.OPTIONS[option])
             if allowed and value not in allowed:

@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from sets.official_hands import HandPictures
 from sets.packing import available_cores
 from sets.records import to_records
 from sets.safe_pickle import safe_unpickle
+
+MASK_BYTES = 2**28  # the most that the masks of one picture may fill
 
 
 def shard_items(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
@@ -115,7 +118,11 @@ class Shards(Pictures):
             return np.ones(self.picture(record).shape[:2], bool)
         path = self.root / record["image"].decode()
         try:
-            with np.load(bytes_of(path, start, count), allow_pickle=False) as arrays:
+            content = bytes_of(path, start, count)
+            with zipfile.ZipFile(content) as archive:
+                if archive.getinfo("masks.npy").file_size > MASK_BYTES:
+                    raise ValueError(f"it asks for more than {MASK_BYTES:,} bytes")
+            with np.load(content, allow_pickle=False) as arrays:
                 return arrays["masks"][number].astype(bool)
         except Exception as error:  # damaged files raise almost any error
             raise ValueError(f"{path}: the mask of {record['sequence'].decode()} is damaged "

@@ -162,3 +162,16 @@ def test_a_damaged_mask_is_one_clear_error(tmp_path, damage):
                                           "a.detection.npz": spoiled})
     with pytest.raises(ValueError, match="000000.tar: the mask of a is damaged"):
         hmr2(tmp_path).mask(0)
+
+
+def test_a_mask_that_asks_for_too_much_memory_is_refused(tmp_path, monkeypatch):
+    """The size of the unpacked mask is checked before it is unpacked."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, masks=np.zeros((1, 1024, 1024), bool))
+    people = [tar_person(extra_info={"detection_npz_idx": 0})]
+    write_shard(tmp_path / "000000.tar", {"a.jpg": jpeg(), "a.data.pyd": pickle.dumps(people),
+                                          "a.detection.npz": buffer.getvalue()})
+    assert hmr2(tmp_path).mask(0).shape == (1024, 1024)
+    monkeypatch.setattr(sets.shards, "MASK_BYTES", 2**20)
+    with pytest.raises(ValueError, match="asks for more than 1,048,576 bytes"):
+        hmr2(tmp_path).mask(0)
