@@ -26,6 +26,12 @@ HEADER = "| what | ms | images/s | peak GiB |\n|---|---|---|---|"
 CPU_PRESETS = ("cpu", "ablation")
 
 
+def failed(name: str, error: Exception) -> str:
+    """The line of what could not be measured."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return f"| {name} | failed: {reason[:80].replace('|', '/')} | | |"
+
+
 def measure(name: str, prepare: Callable[[], Callable[[], object]], samples: int,
             device: torch.device, seconds: float) -> str:
     """One line of the table. prepare: returns the function to time, which handles `samples`."""
@@ -37,8 +43,7 @@ def measure(name: str, prepare: Callable[[], Callable[[], object]], samples: int
         memory = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}" if is_cuda else "-"
         line = f"| {name} | {time:.2f} | {1e3 * samples / time:,.1f} | {memory} |"
     except Exception as error:  # out of memory, torch.compile without a compiler, ...
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        line = f"| {name} | failed: {reason[:80]} | | |".replace("\n", " ")
+        line = failed(name, error)
     gc.collect()
     if is_cuda:
         torch.cuda.empty_cache()
@@ -128,11 +133,18 @@ def table(parts: dict[str, Callable[[], Iterator[str]]], out: Path, device: torc
              if device.type == "cuda" else "No GPU can be used on this machine.")
     lines = [title, "", HEADER]
     print(f"{title}\n\n{HEADER}", flush=True)
+
+    def add(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+        write_atomically(out, ("\n".join(lines) + "\n").encode())
+
     for name, run in parts.items():
-        for line in run() if device.type == "cuda" else [f"| {name} | not run | | |"]:
-            print(line, flush=True)
-            lines.append(line)
-            write_atomically(out, ("\n".join(lines) + "\n").encode())
+        try:
+            for line in run() if device.type == "cuda" else [f"| {name} | not run | | |"]:
+                add(line)
+        except Exception as error:  # the other parts are measured all the same
+            add(failed(name, error))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -72,7 +72,7 @@ def write_result(picture: str | os.PathLike, out: str | os.PathLike, image: np.n
     """
     vertices = prediction["vertices"]
     rendered = bodymodels.render(vertices, faces, prediction["K"], image.shape[:2],
-                                 background=image / np.float32(255), supersample=2)
+                                 background=image, supersample=2)
     files = {"overlay.png": png(rendered.image)} | dict(extra or {})
     arrays = io.BytesIO()
     np.savez_compressed(arrays, faces=faces, **prediction)

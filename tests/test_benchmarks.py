@@ -125,6 +125,20 @@ def test_without_a_gpu_nothing_is_run(tmp_path, capsys, monkeypatch):
     assert written.count("| not run |") == len(gpu.groups(CPU, 0.0)) == 3
 
 
+def test_a_part_that_fails_costs_no_other(tmp_path, capsys, monkeypatch):
+    """Its reason is a line of the table, and the next part is measured."""
+    def broken():
+        yield "| first | 1.00 | 1.0 | - |"
+        raise RuntimeError("out of | memory")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    parts = {"a": broken, "b": lambda: iter(["| second | 2.00 | 1.0 | - |"])}
+    gpu.table(parts, tmp_path / "gpu.md", torch.device("cuda"))
+    assert (tmp_path / "gpu.md").read_text().splitlines()[-3:] == [
+        "| first | 1.00 | 1.0 | - |", "| a | failed: out of / memory | | |",
+        "| second | 2.00 | 1.0 | - |"]
+
+
 def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
