@@ -63,5 +63,5 @@ def test_hand_vertices_of_official_files(tmp_path):
     path.write_bytes(pickle.dumps({"left_hand": np.arange(3), "right_hand": np.arange(4, 7)}))
     ids = bm.hand_vertex_ids(path)
     assert ids["left"].tolist() == [0, 1, 2] and ids["right"].tolist() == [4, 5, 6]
-    with pytest.raises(ValueError, match="hand_right tells no hands"):
+    with pytest.raises(ValueError, match="hand_right has no hands"):
         bm.hand_vertex_ids("hand_right")
