@@ -1655,7 +1655,8 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             generator: torch.Generator | None = None, **options) -> dict[str, np.ndarray]:
     """Predict one person of a whole picture, in that picture's camera: the inference loop.
 
-    body: a bodymodels.BodyModel of SMPL's 24 joints, on the model's device. image: (H, W, 3) uint8.
+    body: a bodymodels.BodyModel of SMPL's 24 joints, on the model's device.
+    image: (H, W, 3) uint8 RGB.
     box: x, y, width, height of the person in pixels; by default that of the seen keypoints or,
         without keypoints, the whole picture. A margin of a fifth is added.
     keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for unseen ones, in the
