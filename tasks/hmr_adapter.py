@@ -271,8 +271,7 @@ class HandAdapterTask(HandExpertTask):
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:
         super().__init__(config, arguments, origin)
-        trains = not arguments.eval and config.inject != "none" and config.context == "arm"
-        if trains and config.arm_source == "found" and not arguments.guide:
+        if config.needs_guide and not arguments.eval and not arguments.guide:
             raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
                              "give its checkpoint with --guide")
         # Loaded here, before training is seeded: building a module draws random numbers.
