@@ -1,1 +1,1 @@
-"""Speed of the papers and rooms: `python -m benchmarks NAME` (see `__main__.py`)."""
+"""What is measured: `python -m benchmarks NAME` (see `__main__.py`)."""

@@ -1,7 +1,8 @@
-"""Measure speed: python -m benchmarks {simplehand,genhmr,bodymodels,metrics,gpu} [options]
+"""Run one benchmark: python -m benchmarks NAME [options]
 
-Each name is a file of this folder with a function `main(argv)`; `--help` behind a name lists its
-options. Every figure is the median of interleaved runs on the machine at hand.
+simplehand, genhmr, bodymodels and metrics measure speed beside the usual code; gpu measures all
+that needs a GPU; resume kills training runs and compares their weights. `--help` behind a name
+lists its options. Times are medians of interleaved runs on the machine at hand.
 """
 
 import argparse
