@@ -610,8 +610,7 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
     if not task.arguments.eval:
         draw_curves(out)
     print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())), flush=True)
-    if "{folder}" in task.TRY or not task.arguments.eval:
-        print(f"next: {task.next_command(out)}", flush=True)
+    print(f"next: {task.next_command(out)}", flush=True)
 
 
 def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, bool]:

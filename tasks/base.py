@@ -142,7 +142,7 @@ class Task(ABC):
     UNIT: ClassVar[str] = "images"  # what a sample is
     BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
     REMARK: ClassVar[str] = ""  # printed below the table of scores
-    TRY: ClassVar[str] = ""  # the next command, with {checkpoint} or its {folder}
+    TRY: ClassVar[str] = ""  # the next command, with {checkpoint}
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:
@@ -299,8 +299,9 @@ class Task(ABC):
     # ---- files
 
     def next_command(self, out: Path) -> str:
-        """The command that uses the result of a run, if there is one."""
-        return self.TRY.format(checkpoint=out / "checkpoint.pt", folder=out)
+        """The command that uses the checkpoint that was trained or scored."""
+        scored = self.arguments.checkpoint if self.arguments.eval else None
+        return self.TRY.format(checkpoint=scored or out / "checkpoint.pt")
 
     def write(self, predictions: Predictions, out: Path) -> None:
         """Write predictions.png: the first samples of the test split."""

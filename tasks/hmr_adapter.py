@@ -472,8 +472,6 @@ class DualPathTask(BodyAdapterTask):
     ARGUMENTS = PeopleTask.ARGUMENTS | {
         "guide": {"metavar": "FILE", "help": "with --eval: the body's checkpoint, beside the "
                   "hand's in --checkpoint"}}
-    TRY = "python hmr_adapter.py PICTURE --hand {folder}/hand/checkpoint.pt " \
-        "--body {folder}/body/checkpoint.pt"
     REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
               "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
               "path finds them, as in use;\n\"true boxes\": where they are, those outside of the "
@@ -508,6 +506,11 @@ class DualPathTask(BodyAdapterTask):
     def config_of(model: hmr_adapter.HMRAdapter) -> hmr_adapter.BodyConfig:
         """The body path's config."""
         return model.body.config
+
+    def next_command(self, out: Path) -> str:
+        """The command for a photograph, with both paths' files."""
+        return (f"python hmr_adapter.py PICTURE --hand {self.arguments.checkpoint} "
+                f"--body {self.arguments.guide}")
 
     def outputs(self, model: hmr_adapter.HMRAdapter, batch: Batch
                 ) -> tuple[Output, dict[str, Tensor]]:

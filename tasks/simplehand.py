@@ -91,16 +91,12 @@ class SimpleHandTask(Task):
             raise ValueError("--ablate trains, in one process: use it without --eval and torchrun")
 
     def notes(self) -> list[str]:
-        """Random weights where the paper has ImageNet's, and data without meshes."""
-        notes = []
+        """Random weights where the paper has ImageNet's."""
         paper = self.arguments.preset not in ("cpu", "ablation")
-        if paper and not self.arguments.backbone and not self.arguments.checkpoint:
-            notes.append("the backbone starts from random weights; the paper starts from ImageNet: "
-                         "--backbone FILE")
-        if self.data == "freihand" and "verts" not in self.train_set.sources:
-            notes.append(f"{self.arguments.data_root} has no training_verts.json: only L_2D is "
-                         "trained, and the meshes will mean nothing. Download FreiHAND v2 with it")
-        return notes
+        if not paper or self.arguments.backbone or self.arguments.checkpoint:
+            return []
+        return ["the backbone starts from random weights; the paper starts from ImageNet: "
+                "--backbone FILE"]
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the chosen data."""

@@ -37,6 +37,8 @@ def pytest_configure(config):
 def few_vertices():
     """SMPL-X's landmarks are those of `write_few_vertices`: whole bodies would cost too much."""
     import bodymodels
+    from sets.rendered_bodies import body_surface
+    body_surface("wholebody")  # cached with its own landmarks, for the tests that come later
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(bodymodels.SURFACE_VERTEX_IDS, "smplx", tuple(range(21)))
         yield

@@ -161,6 +161,7 @@ def test_simplehand_has_a_line_for_each_way(monkeypatch):
     assert float(cells(lines[0])[1]) >= 0 and "failed: no compiler |" in lines[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["simplehand", "genhmr-tokenizer"])
 def test_a_training_step_is_the_trainers_own(tmp_path, name):
     """The code of the training rows runs on the CPU: samples, loss, backward, optimiser."""

@@ -77,6 +77,7 @@ def printed(capsys, model_config: Config) -> list[list[str]]:
     return [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow
 def test_benchmark_compares_what_computes_the_same(capsys):
     """Every way to run the model is timed against the plain one and computes nearly the same."""
     lines = [line for line in printed(capsys, TINY) if line and "e" in line[-1][1:-1]
@@ -87,6 +88,7 @@ def test_benchmark_compares_what_computes_the_same(capsys):
         assert float(difference) < (50.0 if "bf16" in name else 1e-2)
 
 
+@pytest.mark.slow
 def test_a_way_that_fails_leaves_the_others(capsys, monkeypatch):
     """What this machine cannot do is one line; the rest of the table is printed all the same."""
     def fail(*_, **__):

@@ -175,6 +175,7 @@ def test_body_agrees_with_smplx_create(folder):
     assert apart(output.joints, expected.joints[:, :24]) < 1e-5
 
 
+@pytest.mark.slow
 def test_large_official_shape_spaces(folder, tmp_path):
     """Of 300 shape and 100 expression components the first ten of each are used, as in smplx."""
     generator = np.random.default_rng(0)

@@ -11,7 +11,7 @@ from benchmarks import resume
 @pytest.mark.parametrize("stage", resume.SETTINGS)
 def test_killed_runs_end_in_the_same_bits(stage, ranks, capsys):
     """Two trials of every stage: killed at random moments and continued, to the same weights."""
-    code = resume.main(["--stage", stage, "--ranks", ranks, "--trials", "2"])
+    code = resume.main(["--stage", stage, "--ranks", ranks, "--trials", "2", "--steps", "16"])
     assert code == 0, capsys.readouterr().out
 
 

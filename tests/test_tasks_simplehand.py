@@ -143,8 +143,8 @@ def test_what_a_run_lacks_is_said_before_it_begins(tmp_path):
     assert cpu.notes() == []
     assert ["--backbone FILE" in note for note in paper.notes()] == [True]
     (tmp_path / "freihand/training_verts.json").unlink()
-    blind = task_of(tmp_path, CONFIG, *flags, "cpu")
-    assert "has no training_verts.json: only L_2D is trained" in blind.notes()[0]
+    with pytest.raises(FileNotFoundError, match="training learns 2D keypoints alone"):
+        _ = task_of(tmp_path, CONFIG, *flags, "cpu").train_set
 
 
 def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys, monkeypatch):
