@@ -424,8 +424,9 @@ def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> 
             keep_scores(task, trainer.best_model, trainer.step, world, about, scores)
         start = time.monotonic()
         step_batches = [next(batches) for _ in range(config.accumulate)]
-        # Save when it is time, and for at most a twentieth of the time.
-        due = world.leader and start - saved > max(arguments.save_every, 20 * save_seconds)
+        # Save when it is time, and for at most a twentieth of the time; with 0 after every step.
+        pause = arguments.save_every and max(arguments.save_every, 20 * save_seconds)
+        due = world.leader and start - saved > pause
         row, (stopping, saving) = trainer.train_step(step_batches, (bool(signals), due))
         trainer.seconds += time.monotonic() - start
         if world.leader:
@@ -746,7 +747,8 @@ def add_process_flags(group: argparse._ArgumentGroup) -> None:
         "ship; of a command that trains several stages, a folder")
     add("--workers", type=int, help="data processes of each training process (default: with a "
         "GPU one per core, at most 16; none on a CPU)")
-    add("--save-every", type=float, default=60.0, metavar="SECONDS", help="between checkpoints")
+    add("--save-every", type=float, default=60.0, metavar="SECONDS",
+        help="between checkpoints; 0: after every step")
 
 
 def check_arguments(arguments: argparse.Namespace, others: Iterable[str], parser: Parser) -> None:
