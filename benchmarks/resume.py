@@ -87,9 +87,9 @@ def start(argv: Sequence[str], ranks: int, log: Path) -> list[int]:
         code = 1
         try:
             os.setpgrp()
-            with open(log, "a") as file:
-                os.dup2(file.fileno(), sys.stdout.fileno())
-                os.dup2(file.fileno(), sys.stderr.fileno())
+            sys.stdout = sys.stderr = file = open(log, "a", buffering=1)
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                            "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost",
                            "MASTER_PORT": str(port)}
