@@ -183,8 +183,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=40, help="of each run (default: 40)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     arguments = parser.parse_args(argv)
+    rng, failed, threads = random.Random(arguments.seed), 0, torch.get_num_threads()
     torch.set_num_threads(1)  # a fork inherits no threads
-    rng, failed = random.Random(arguments.seed), 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for stage in SETTINGS:  # what others build on, once
@@ -199,4 +199,5 @@ def main(argv: Sequence[str] | None = None) -> int:
                 failed += same < arguments.trials
                 print(f"{stage:26}{ranks:10}{len(met):7}{arguments.trials:8}{same:11}   "
                       + " ".join(map(str, sorted(met))), flush=True)
+    torch.set_num_threads(threads)
     return int(failed > 0)

@@ -33,6 +33,15 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: long, or several processes; skipped without --slow")
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Sums depend on the number of threads: no test leaves another number to the next one."""
+    import torch
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def few_vertices():
     """SMPL-X's landmarks are those of `write_few_vertices`: whole bodies would cost too much."""
