@@ -93,7 +93,7 @@ class TokenizerConfig:
     weight_joints: float = 0.3  # lambda_J, per metre (paper)
     vertex_stride: int = 1  # L_V uses every n-th vertex; 1: all of them (paper)
 
-    # Augmentation: "we rotate the poses at varying degrees" (paper), see augment_rotation
+    # Augmentation: "we rotate the poses at varying degrees" (paper), see tasks/genhmr.py
     heading: float = 180.0  # degrees, largest turn about the vertical (our choice)
     tilt: float = 45.0  # degrees, largest lean (our choice)
     uniform_rotation: float = 0.2  # fraction of bodies with any orientation at all (our choice)
@@ -314,42 +314,6 @@ def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
 def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
     """Convert rotation matrices (..., 3, 3) to [column 0, column 1] (..., 6)."""
     return matrix[..., :2].mT.flatten(-2)
-
-
-def axis_rotation(axis: Tensor, angle: Tensor) -> Tensor:
-    """Convert unit axes (..., 3) and angles (...), radians, to matrices (..., 3, 3) (Rodrigues)."""
-    x, y, z = axis.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
-    angle = angle[..., None, None]
-    identity = torch.eye(3, dtype=axis.dtype, device=axis.device)
-    return identity + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
-
-
-def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None,
-                     config: TokenizerConfig = TOKENIZER_PRESETS["paper"]) -> Tensor:
-    """Turn each body as a whole: poses (B, 24, 3, 3) -> the same with another global orientation.
-
-    "We rotate the poses at varying degrees" (appendix): the tokenizer must know every orientation
-    that stage 2 meets. A standing body (y down) takes a heading within config.heading and leans up
-    to config.tilt; a fraction of the bodies takes any rotation (our choice). Bodies turn about
-    their rest pelvis: vertices V become R (V - J_0) + J_0.
-    """
-    def uniform(*size: int) -> Tensor:
-        return torch.rand(*size, generator=generator, device=rotations.device)
-
-    batch = len(rotations)
-    heading, lean, direction = (2 * uniform(3, batch) - 1).unbind()
-    direction = math.pi * direction
-    level = torch.stack((direction.cos(), torch.zeros_like(lean), direction.sin()), -1)
-    vertical = torch.eye(3, device=level.device)[1].expand_as(level)
-    turn = (axis_rotation(level, math.radians(config.tilt) * lean)
-            @ axis_rotation(vertical, math.radians(config.heading) * heading))
-    normal = torch.randn(batch, 6, generator=generator, device=rotations.device)
-    any_way = uniform(batch) < config.uniform_rotation
-    turn = torch.where(any_way[:, None, None], rotation_6d_to_matrix(normal), turn)
-    root, body = rotations.split((1, JOINTS - 1), 1)
-    return torch.cat((turn.to(rotations)[:, None] @ root, body), 1)
 
 
 def camera_translation(camera: Tensor, focal: float, size: float = 1.0) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,42 @@ from tasks.base import EVALUATIONS, Batch, Predictions, Terms, bare
 from tasks.bodies import BodyTask, Mesh
 
 BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
+
+
+def axis_rotation(axis: Tensor, angle: Tensor) -> Tensor:
+    """Convert unit axes (..., 3) and angles (...), radians, to matrices (..., 3, 3) (Rodrigues)."""
+    x, y, z = axis.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    angle = angle[..., None, None]
+    identity = torch.eye(3, dtype=axis.dtype, device=axis.device)
+    return identity + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
+
+
+def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None,
+                     config: genhmr.TokenizerConfig = genhmr.TOKENIZER_PRESETS["paper"]) -> Tensor:
+    """Turn each body as a whole: poses (B, 24, 3, 3) -> the same with another global orientation.
+
+    "We rotate the poses at varying degrees" (appendix): the tokenizer must know every orientation
+    that stage 2 meets. A standing body (y down) takes a heading within config.heading and leans up
+    to config.tilt; a fraction of the bodies takes any rotation (our choice). Bodies turn about
+    their rest pelvis: vertices V become R (V - J_0) + J_0.
+    """
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(*size, generator=generator, device=rotations.device)
+
+    batch = len(rotations)
+    heading, lean, direction = (2 * uniform(3, batch) - 1).unbind()
+    direction = math.pi * direction
+    level = torch.stack((direction.cos(), torch.zeros_like(lean), direction.sin()), -1)
+    vertical = torch.eye(3, device=level.device)[1].expand_as(level)
+    turn = (axis_rotation(level, math.radians(config.tilt) * lean)
+            @ axis_rotation(vertical, math.radians(config.heading) * heading))
+    normal = torch.randn(batch, 6, generator=generator, device=rotations.device)
+    any_way = uniform(batch) < config.uniform_rotation
+    turn = torch.where(any_way[:, None, None], genhmr.rotation_6d_to_matrix(normal), turn)
+    root, body = rotations.split((1, genhmr.JOINTS - 1), 1)
+    return torch.cat((turn.to(rotations)[:, None] @ root, body), 1)
 
 
 class TokenizerTask(BodyTask):
@@ -68,7 +105,7 @@ class TokenizerTask(BodyTask):
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """L_vq of randomly rotated poses; perplexity and dead codes for the log."""
-        pose = genhmr.augment_rotation(batch["pose"], config=self.config)
+        pose = augment_rotation(batch["pose"], config=self.config)
         prediction = model(pose)
         terms = genhmr.tokenizer_losses(prediction, batch | {"pose": pose}, self.thin_body)
         statistics = {name: prediction[name] for name in ("perplexity", "dead_codes")}

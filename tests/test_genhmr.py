@@ -35,6 +35,7 @@ from genhmr import (
     mask_counts,
     sample_maps,
 )
+from tasks.genhmr import augment_rotation, axis_rotation
 
 TINY_TOKENIZER = TokenizerConfig(num_tokens=48, codebook_size=32, code_dim=8, width=16, depth=2)
 TINY = Config(
@@ -110,7 +111,7 @@ def poses(count: int, seed: int = 0, spread: float = 0.3) -> Tensor:
     """Bodies with random joints and headings, (count, 24, 3, 3)."""
     generator = torch.Generator().manual_seed(seed)
     angles = spread * torch.randn(count, 24, 3, generator=generator)
-    return genhmr.augment_rotation(bodymodels.axis_angle_to_matrix(angles), generator)
+    return augment_rotation(bodymodels.axis_angle_to_matrix(angles), generator)
 
 
 def batch_of(body: Body, size: int = 4, image_size: int = 64, seed: int = 0) -> dict[str, Tensor]:
@@ -255,13 +256,13 @@ def test_axis_rotation_is_rodrigues():
     """The rotation about an axis equals bodymodels' of axis times angle."""
     axis, angle = F.normalize(torch.randn(50, 3), dim=-1), 4.0 * torch.randn(50)
     expected = bodymodels.axis_angle_to_matrix(axis * angle[:, None])
-    assert torch.allclose(genhmr.axis_rotation(axis, angle), expected, atol=1e-5)
+    assert torch.allclose(axis_rotation(axis, angle), expected, atol=1e-5)
 
 
 def test_augmentation_turns_bodies_about_their_rest_pelvis(body):
     """V' = R (V - J_0) + J_0 with the pelvis of the unposed shape, one R per body."""
     pose, betas = poses(6), torch.randn(6, 10)
-    turned = genhmr.augment_rotation(pose)
+    turned = augment_rotation(pose)
     assert torch.equal(turned[:, 1:], pose[:, 1:])
     rotation = turned[:, 0] @ pose[:, 0].mT
     pelvis = body.model.rest_joints(betas)[:, :1]
@@ -274,27 +275,27 @@ def test_augmentation_turns_bodies_about_their_rest_pelvis(body):
 def test_augmentation_covers_what_stage_2_meets():
     """Any heading, leans up to the tilt, and a uniform rotation for a fifth of the bodies."""
     upright = torch.eye(3).expand(20_000, 24, 3, 3)
-    turns = genhmr.augment_rotation(upright)[:, 0]
+    turns = augment_rotation(upright)[:, 0]
     lean = torch.rad2deg(turns[:, 1, 1].clamp(-1, 1).acos())  # between down and its image
     beyond = (lean > 45.001).float().mean()
     assert beyond == pytest.approx(0.2 * (1 + math.cos(math.pi / 4)) / 2, abs=0.01)
     heading = torch.atan2(turns[:, 0, 2], turns[:, 2, 2])
     assert torch.histc(heading, 8, -math.pi, math.pi) == pytest.approx([2500] * 8, rel=0.1)
     config = replace(TokenizerConfig(), uniform_rotation=0.0, tilt=0.0)
-    turns = genhmr.augment_rotation(upright[:100], config=config)[:, 0]
+    turns = augment_rotation(upright[:100], config=config)[:, 0]
     assert torch.allclose(turns[:, 1], torch.tensor([0.0, 1, 0]).expand(100, 3), atol=1e-6)
-    turns = genhmr.augment_rotation(upright[:100], config=replace(config, heading=20.0))[:, 0]
+    turns = augment_rotation(upright[:100], config=replace(config, heading=20.0))[:, 0]
     headings = torch.rad2deg(torch.atan2(turns[:, 0, 2], turns[:, 2, 2])).abs()
     assert 15.0 < headings.max() <= 20.001
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
-    first, second = (genhmr.augment_rotation(upright[:5], generator) for generator in generators)
+    first, second = (augment_rotation(upright[:5], generator) for generator in generators)
     assert torch.equal(first, second)
 
 
 def test_uniform_rotations_are_uniform():
     """Uniform rotations move a fixed vector uniformly over the sphere."""
     config = replace(TokenizerConfig(), uniform_rotation=1.0)
-    turns = genhmr.augment_rotation(torch.eye(3).expand(20_000, 24, 3, 3), config=config)[:, 0]
+    turns = augment_rotation(torch.eye(3).expand(20_000, 24, 3, 3), config=config)[:, 0]
     for coordinate in (turns[:, 0, 2], turns[:, 1, 1], turns[:, 2, 0]):  # uniform: Archimedes
         assert torch.histc(coordinate, 8, -1, 1) == pytest.approx([2500] * 8, rel=0.1)
 
