@@ -18,7 +18,7 @@ the end, results.json, predictions.png and curves.png. Repeat the command to con
 torchrun --max-restarts does so by itself.
 
 A run that is killed and continued ends in the same weights as an uninterrupted one, bit for bit on
-a CPU, because a step depends only on its checkpoint and its number:
+a CPU with the same number of threads, because a step depends only on its checkpoint and its number:
 - the samples of step n are a function of (seed, n), see `rank_batches`;
 - dropout and all other random draws are seeded by (seed, step, part of the step);
 - a checkpoint holds everything else, and replaces its predecessor atomically.
@@ -40,16 +40,18 @@ import math
 import os
 import platform
 import random
+import re
 import shlex
 import shutil
 import signal
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -88,6 +90,7 @@ PAPERS = {"simplehand": simplehand, "genhmr": genhmr, "hmr_adapter": hmr_adapter
 TASKS: dict[str, type[Task]] = {  # by model, or by model-stage
     f"{model}-{stage}" if stage else model: task
     for model, paper in PAPERS.items() for stage, task in paper.STAGES.items()}
+Value = TypeVar("Value")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
 BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline
 
@@ -319,17 +322,26 @@ def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
 # ------------------------------------------------------------------------------------- files
 
 
-def save_on_leader(world: World, content: Mapping[str, object], path: Path) -> None:
-    """Save on the leader; if that fails, all processes end with its message."""
-    problem = ""
+def on_leader(world: World, work: Callable[..., Value], *values: object) -> Value | None:
+    """work(*values) on the leader, None elsewhere; all processes end if it fails for the user."""
+    result, problem = None, ""
     if world.leader:
         try:
-            save(content, path)
-        except OSError as error:
-            problem = str(error)
+            result = work(*values)
+        except (OSError, ValueError) as error:
+            if world.size == 1:
+                raise
+            problem = message_of(error)
     problem = world.share(problem)
     if problem:
         fail(problem)
+    return result
+
+
+def message_of(error: Exception) -> str:
+    """What went wrong; of an error in a data process, which brings its traceback, the last line."""
+    text = str(error).strip()
+    return re.sub(r"^\w+: ", "", text.split("\n")[-1]) if "Traceback (most" in text else text
 
 
 class Journal:
@@ -385,12 +397,8 @@ def evaluate(task: Task, model: nn.Module, world: World,
              for batch in load_batches(task.test_set, keys, world)]
     model.train()
     gathered = [part for parts in world.gather(parts) for part in parts]
-    scores, predictions = {}, None
-    if world.leader:
-        predictions = Predictions.join(gathered)
-        scores = task.scores(predictions)
-    world.share(None)
-    return scores, predictions
+    predictions = Predictions.join(gathered) if world.leader else None
+    return on_leader(world, task.scores, predictions) or {}, predictions
 
 
 # ------------------------------------------------------------------------------ training loop
@@ -435,8 +443,8 @@ def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> 
             give_up(trainer, arguments.out, step_batches)
         if stopping or saving or trainer.step == config.steps:
             saved = time.monotonic()
-            save_on_leader(world, {**trainer.state_dict(), **about, "baseline": task.baseline},
-                           arguments.out / "checkpoint.pt")
+            content = {**trainer.state_dict(), **about, "baseline": task.baseline}
+            on_leader(world, save, content, arguments.out / "checkpoint.pt")
             save_seconds = time.monotonic() - saved
     if stopping and world.leader:
         print(f"\n{' '.join(signals) or 'A signal to another process'}: saved at step "
@@ -449,8 +457,9 @@ def keep_scores(task: Task, model: nn.Module, step: int, world: World,
     """Write an evaluation to scores.csv and, if it is the best so far, the weights to best.pt."""
     out, metric = task.arguments.out, task.arguments.best or task.BEST
     if world.share(world.leader and add_scores(out, step, scores, metric)):
-        save_on_leader(world, {**about, "step": step, "scores": scores, "baseline": task.baseline,
-                               "model": model.state_dict()}, out / "best.pt")
+        content = {**about, "step": step, "scores": scores, "baseline": task.baseline,
+                   "model": model.state_dict()}
+        on_leader(world, save, content, out / "best.pt")
 
 
 def give_up(trainer: Trainer, out: Path, batches: list[dict[str, Tensor]]) -> NoReturn:
@@ -557,13 +566,21 @@ def opening(trainer: Trainer, run: Mapping | None) -> Iterator[str]:
            f"process{parts}{changed}")
     if cache.is_dir():
         yield f"cached data: {size_of(cache)} in {cache}, which you can delete after training"
-    before = run.get("processes", world.size) if run else world.size
-    if before != world.size:
-        yield (f"note: {before} processes trained this run before; the samples of each step stay "
-               "the same, the last bits of the results do not")
+    for name, number in numbers_of(world).items():
+        before = run.get(name, number) if run else number
+        if before != number:
+            yield (f"note: this run was trained with {name}={before}, and continues with "
+                   f"{name}={number}: the samples of each step stay the same, the last bits of the "
+                   "results do not")
     if world.device.type == "cpu" and arguments.preset in ("paper", "single_gpu", "h200"):
         yield "note: no GPU can be used, so this preset trains on the CPU"
     yield from (f"note: {note}" for note in ([] if run else task.notes()))
+
+
+def numbers_of(world: World) -> dict[str, int]:
+    """Processes, and threads of each on a CPU: sums round differently with other numbers."""
+    threads = {} if world.device.type == "cuda" else {"threads": torch.get_num_threads()}
+    return {"processes": world.size, **threads}
 
 
 def describe(task: Task, origin: Mapping, world: World) -> dict[str, object]:
@@ -575,7 +592,7 @@ def describe(task: Task, origin: Mapping, world: World) -> dict[str, object]:
     return {
         "name": arguments.name, "preset": arguments.preset or origin.get("preset"),
         "data": task.data, "config": dataclasses.asdict(task.config),
-        "command": known.get("command", command), "processes": world.size,
+        "command": known.get("command", command), **numbers_of(world),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
                      "numpy": np.__version__},
     }
@@ -772,6 +789,14 @@ def check_arguments(arguments: argparse.Namespace, others: Iterable[str], parser
         parser.error(str(error))
 
 
+def give_reason(error: Exception, out: Path) -> NoReturn:
+    """End with the error's message; where the code raised it goes to a file, for its authors."""
+    with contextlib.suppress(OSError):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "error.txt").write_text(traceback.format_exc())
+    fail(f"{message_of(error)} (more in {out / 'error.txt'})")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and do all runs that it stands for."""
     arguments, world = parse_arguments(sys.argv[1:] if argv is None else argv), None
@@ -786,7 +811,13 @@ def main(argv: list[str] | None = None) -> None:
         try:
             world, done = run_one(run, world)
         except OSError as error:  # a full disk, a folder that may not be written
-            fail(str(error))
+            fail(message_of(error))
+        except ValueError as error:  # a damaged picture, a regressor of another body
+            give_reason(error, run.out)
+        except RuntimeError as error:
+            if "by peer" not in str(error):
+                raise
+            fail("another process has ended: see its message")
     if world is not None and world.size > 1:
         dist.destroy_process_group()
 

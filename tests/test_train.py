@@ -352,12 +352,16 @@ def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
 
 
 def test_other_processes_keep_the_batch_and_say_so(cache):
-    """A run of two processes that one continues: the same samples per step, and a note."""
+    """Another number of processes, or of threads, continues the run: the same samples, a note."""
     trainer, _ = make_trainer(cache)
     trainer.task.arguments.preset, trainer.task.arguments.out = "cpu", Path("out")
-    lines = list(train.opening(trainer, {"processes": 2}))
-    assert "note: 2 processes trained this run before" in lines[-1]
-    assert not any(line.startswith("note") for line in train.opening(trainer, {"processes": 1}))
+    now = train.numbers_of(trainer.world)
+    assert now == {"processes": 1, "threads": torch.get_num_threads()}
+    for name in now:
+        *_, note = train.opening(trainer, now | {name: now[name] + 1})
+        assert f"with {name}={now[name] + 1}, and continues with {name}={now[name]}:" in note
+    for same in (now, {}):  # older checkpoints do not say
+        assert not any(line.startswith("note") for line in train.opening(trainer, same))
 
 
 def test_a_reader_never_sees_half_a_checkpoint(tmp_path):
@@ -433,6 +437,42 @@ def test_an_out_that_cannot_be_written_is_one_message(cache, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="train.py: .*Not a directory"):
         train.main(command_line(cache, tmp_path / "file" / "out", steps=1))
+
+
+class Judge(SimpleHandTask):
+    """Cannot score: as with a file for another body, which is read when it is needed."""
+
+    def scores(self, predictions):
+        raise ValueError("J_regressor_h36m.npy has 5 vertices, the body 6890")
+
+
+@pytest.mark.parametrize("extra", [[], ["--eval"]], ids=["train", "eval"])
+def test_data_that_cannot_be_scored_are_one_message(extra, finished, cache, tmp_path, monkeypatch):
+    """What a user did wrong ends in its message also in the middle of a run; the run is kept."""
+    monkeypatch.setitem(train.TASKS, "simplehand", Judge)
+    shutil.copy(finished[0] / "checkpoint.pt", tmp_path)
+    with pytest.raises(SystemExit, match="has 5 vertices, the body 6890 .more in .*error.txt.$"):
+        train.main(["--model", "simplehand", "--cache", str(cache), "--out", str(tmp_path),
+                    *(extra or ["--resume", "--set", "steps=13"])])
+    assert "in scores" in (tmp_path / "error.txt").read_text()
+    step = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    assert step == (12 if extra else 13)
+
+
+class Damaged(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, key):
+        raise ValueError("picture.jpg cannot be read: copy it again")
+
+
+def test_an_error_of_a_data_process_is_its_last_line():
+    """PyTorch puts the traceback of the other process into the message."""
+    for workers in (0, 1):
+        with pytest.raises(ValueError) as error:
+            list(train.load_batches(Damaged(), [[0]], train.World(workers=workers)))
+        assert train.message_of(error.value) == "picture.jpg cannot be read: copy it again"
 
 
 def test_errors_reach_torchrun(tmp_path, monkeypatch):
