@@ -38,13 +38,15 @@ def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray |
     return records if records.dtype == dtype and records.shape == expected else None
 
 
-def build_packed(path: Path, dtype: np.dtype, length: int | None,
-                 fill: Callable[..., Iterator[np.ndarray] | None]) -> np.ndarray:
+def build_packed(path: Path, dtype: np.dtype, length: int | None, fill: Callable, *,
+                 resume: bool = False) -> np.ndarray:
     """Memory-map `path`; build it first with `fill(records)` unless it is complete.
 
-    With length None, `fill()` yields the records in chunks. The file is written beside its place
-    and renamed, so that readers never see half of it. When several processes ask at once, one
-    builds and the others wait; the lock of a killed builder dies with it.
+    With length None, `fill()` yields the records in chunks. With resume, `fill(records, start)`
+    fills them from `start` on, in order, and yields now and then how many there are; a builder that
+    was killed then continues there. The file is written beside its place and renamed, so that
+    readers never see half of it. When several processes ask at once, one builds and the others
+    wait; the lock of a killed builder dies with it.
     Raises ValueError if the folder cannot be written or has no room.
     """
     records = open_packed(path, dtype, length)
@@ -64,18 +66,50 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None,
                 if length is None:
                     write_records(temporary, dtype, fill())
                 else:
-                    _check_room(path, dtype.itemsize * length)
-                    records = np.lib.format.open_memmap(temporary, "w+", dtype, (length,))
-                    fill(records)
-                    records.flush()  # to the disk
+                    _fill_records(temporary, dtype, length, fill, resume)
                 os.replace(temporary, path)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # a full disk
+                resume = False  # a full disk, for example: leave nothing
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise _not_written(path, error) from error
                 raise
             finally:
-                temporary.unlink(missing_ok=True)
+                if not resume:
+                    temporary.unlink(missing_ok=True)
+                if not temporary.exists():
+                    _count_file(temporary).unlink(missing_ok=True)
     return open_packed(path, dtype, length)
+
+
+def _fill_records(temporary: Path, dtype: np.dtype, length: int, fill: Callable,
+                  resume: bool) -> None:
+    """Fill the temporary file; with resume from where its builder was killed."""
+    counter = _count_file(temporary)
+    start = _records_done(temporary, dtype, length) if resume else 0
+    _check_room(temporary, dtype.itemsize * (length - start))
+    if not start:
+        counter.unlink(missing_ok=True)  # of an older file
+    records = np.lib.format.open_memmap(temporary, "r+" if start else "w+", dtype, (length,))
+    if resume:
+        for done in fill(records, start):
+            records.flush()  # to the disk, before they count
+            counter.write_text(str(done))  # if torn, a smaller number
+    else:
+        fill(records)
+    records.flush()
+
+
+def _count_file(temporary: Path) -> Path:
+    return temporary.with_suffix(".done")
+
+
+def _records_done(temporary: Path, dtype: np.dtype, length: int) -> int:
+    """Return how many records a killed builder left in the temporary file."""
+    counter = _count_file(temporary)
+    if open_packed(temporary, dtype, length) is None or not counter.exists():
+        return 0
+    text = counter.read_text(errors="replace")
+    return int(text) if text.isdecimal() and int(text) <= length else 0
 
 
 def _check_room(path: Path, needed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -163,7 +164,7 @@ class Rendered:
         if cache is not None:
             name = f"{kind}_{self.split}_{self.size}_{fingerprint(settings)}.npy"
             self.path = Path(cache) / name
-            build_packed(self.path, self.dtype, self.length, lambda out: self._fill(out, progress))
+            self._build(progress)
 
     def __len__(self) -> int:
         return self.length
@@ -176,19 +177,26 @@ class Rendered:
         if self.path is None:
             return self.render(index)
         if self._packed is None:
-            self._packed = build_packed(self.path, self.dtype, self.length,
-                                        lambda out: self._fill(out, False))
+            self._packed = self._build(False)
         return self._packed[index]
+
+    def _build(self, progress: bool) -> np.ndarray:
+        return build_packed(self.path, self.dtype, self.length, resume=True,
+                            fill=lambda records, start: self._fill(records, start, progress))
 
     def _render_batch(self, indices: list[int]) -> np.ndarray:
         return np.stack([self.render(index) for index in indices])
 
-    def _fill(self, records: np.ndarray, progress: bool) -> None:
-        """Render the whole split on all cores."""
+    def _fill(self, records: np.ndarray, start: int, progress: bool) -> Iterator[int]:
+        """Render the split from `start` on, on all cores; yield the number of records done."""
         workers = available_cores() if self.length >= 256 else 0
-        loader = DataLoader(range(self.length), batch_size=32, num_workers=workers,
+        loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
                             collate_fn=self._render_batch,
                             generator=torch.Generator())  # the loader would advance the global one
-        bar = tqdm(loader, f"Rendering {self.path.name}", unit="batch", disable=not progress)
-        for number, batch in enumerate(bar):
-            records[32 * number:32 * number + len(batch)] = batch
+        bar = tqdm(loader, f"Rendering {self.path.name}", unit="batch", disable=not progress,
+                   initial=start // 32, total=-(-self.length // 32))
+        for number, batch in enumerate(bar, 1):
+            records[start:start + len(batch)] = batch
+            start += len(batch)
+            if number % 16 == 0:
+                yield start

@@ -85,6 +85,63 @@ def test_cache_survives_a_killed_builder(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_killed_rendering_continues(tmp_path):
+    """What a killed builder left counts, as far as it is on the disk: the same bits in the end."""
+    path = hands(length=5, cache=tmp_path).path
+    whole = path.read_bytes()
+    left = np.load(path)
+    left[2:] = np.zeros((), left.dtype)  # the third was being written
+    mark = left["image"][0, 0, 0, 0] ^ 1
+    for known, count, kept in ((True, "2", True), (True, "two", False), (True, "9", False),
+                               (False, "2", False)):
+        path.unlink()
+        left["image"][0, 0, 0, 0] = mark  # shows who made the first picture
+        if known:
+            np.save(tmp_path / "left.npy", left)
+            (tmp_path / "left.npy").rename(path.with_suffix(".tmp"))
+        path.with_suffix(".done").write_text(count)
+        hands(length=5, cache=tmp_path)
+        made = np.load(path)
+        assert (made["image"][0, 0, 0, 0] == mark) == kept
+        made["image"][0, 0, 0, 0] = mark ^ 1
+        np.save(tmp_path / "left.npy", made)
+        assert (tmp_path / "left.npy").read_bytes()[-len(made) * made.itemsize:] == whole[
+            -len(made) * made.itemsize:]
+        (tmp_path / "left.npy").unlink()
+        assert {file.suffix for file in tmp_path.iterdir()} == {".npy", ".lock"}
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt"])
+def test_a_builder_starts_where_the_killed_one_stopped(tmp_path, end):
+    """Killed or interrupted after 4 of 6 records, of which 3 had been counted."""
+    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.packing import build_packed\n"
+               "def fill(records, start):\n    assert start == 0\n    records[:3] = 7\n"
+               f"    yield 3\n    records[3] = 7\n    {end}\n"
+               "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 6, fill, resume=True)")
+    path, seen = tmp_path / "x.npy", []
+    run = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True)
+    assert run.returncode and not path.exists()
+
+    def fill(records, start):
+        seen.append((start, records[:start].tolist()))
+        records[start:] = 8
+        yield len(records)
+
+    records = build_packed(path, np.dtype(np.int64), 6, fill, resume=True)
+    assert seen == [(3, [7, 7, 7])] and records.tolist() == [7, 7, 7, 8, 8, 8]
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "x.lock"}
+
+
+def test_a_full_disk_ends_a_rendering_without_remains(tmp_path):
+    def fill(records, start):
+        yield 1
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ValueError, match="cannot write the cache.*No space left"):
+        build_packed(tmp_path / "x.npy", np.dtype(np.int64), 5, fill, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.lock"}
+
+
 @pytest.mark.slow
 def test_ranks_may_build_at_once(tmp_path):
     """Processes that want the same file at the same moment build it once and agree."""
