@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+STRIP = 2**22  # pixels that are converted at a time
 
 
 def read_image(path: str | os.PathLike, *, upright: bool = True,
@@ -29,9 +32,13 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): copy or download it again")
     try:
-        with Image.open(bytes_of(path, *part) if part[1] else path) as picture:
-            picture.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(picture) if upright else picture))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice that is refused
+            with Image.open(bytes_of(path, *part) if part[1] else path) as picture:
+                picture.load()
+                if upright:
+                    ImageOps.exif_transpose(picture, in_place=True)
+                return _to_array(picture)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large a picture ({error}): scale it down first") from error
     except Exception as error:  # decoders raise almost any error on damaged files
@@ -44,6 +51,17 @@ def bytes_of(path: Path, start: int, count: int) -> io.BytesIO:
     with open(path, "rb") as file:
         file.seek(start)
         return io.BytesIO(file.read(count))
+
+
+def _to_array(picture: Image.Image) -> np.ndarray:
+    """Convert to (H, W, 3) uint8 strip by strip: copies of a huge picture would fill the memory."""
+    width, height = picture.size
+    image = np.empty((height, width, 3), np.uint8)
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        strip = (0, top, width, min(top + rows, height))
+        image[top:top + rows] = _to_rgb(picture.crop(strip) if height > rows else picture)
+    return image
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -36,6 +36,21 @@ def test_read_image_converts_every_mode(tmp_path, mode):
     assert np.abs(image - expected).max() <= 2
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "I;16"])
+def test_strips_of_a_huge_picture_are_the_whole(tmp_path, monkeypatch, mode):
+    """Whatever the mode and the orientation, also where the last strip is shorter."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = Image.fromarray(np.arange(96, dtype=np.uint16).reshape(8, 12) * 600)
+    picture = grey if mode == "I;16" else Image.fromarray(GRADIENT).convert(mode)
+    picture.save(tmp_path / "x.png", exif=exif)
+    whole = read_image(tmp_path / "x.png")
+    assert whole.shape == (12, 8, 3)
+    for pixels in (1, 20, 50):
+        monkeypatch.setattr("sets.images.STRIP", pixels)
+        np.testing.assert_array_equal(read_image(tmp_path / "x.png"), whole)
+
+
 def test_read_image_composites_transparency_on_white(tmp_path):
     """Half-transparent red becomes pink and full transparency white, also with a palette."""
     rgba = np.zeros((4, 4, 4), np.uint8)
