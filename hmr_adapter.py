@@ -812,7 +812,8 @@ def roi_weights(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
     """Sampling matrix of roi_align along one axis: (B,), (B,) -> (B, cells, size)."""
     length = (high - low).clamp_min(1.0)
     counts = (length / cells).ceil().clamp(1, 64)  # samples per cell (64: our limit)
-    most = int(counts.max()) if len(counts) else 1
+    # A GPU would have to be waited for; samples beyond the counts weigh nothing.
+    most = 64 if low.is_cuda or not len(counts) else int(counts.max())
     sample = torch.arange(most, device=low.device)
     used = sample < counts[:, None]  # (B, most)
     within = (sample + 0.5) / counts[:, None]
@@ -948,6 +949,12 @@ class BodyExpert(nn.Module):
         # Axis-angles added to all fingers, [right, left]: the released weights predict fingers
         # relative to SMPL-X's mean hand, ours predict absolute ones.
         self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
+        self.has_relative_fingers = False
+        self.register_load_state_dict_post_hook(BodyExpert.notice_hand_mean)
+
+    def notice_hand_mean(self, *_: object) -> None:
+        """Remember whether hand_mean is used: asking a GPU makes every forward wait for it."""
+        self.has_relative_fingers = not self.hand_mean.is_meta and bool(self.hand_mean.any())
 
     def features(self, images: Tensor) -> BodyFeatures:
         """Encode RGB crops (B, 3, S, S) of people, uint8 or floats in 0..255.
@@ -1020,7 +1027,7 @@ class BodyExpert(nn.Module):
                                       features.hand_joints.flatten(0, 1))
         rotations = rotation_6d_to_matrix(from_interleaved(pose_6d))
         rotations = rotations.unflatten(0, features.hand_maps.shape[:2])
-        if self.hand_mean.any():
+        if self.has_relative_fingers:
             mean = self.hand_mean.clone()
             mean[1, :, 1:] *= -1  # the left mean hand, mirrored
             rotations = axis_angle_to_matrix(matrix_to_axis_angle(rotations) + mean)
@@ -1991,6 +1998,7 @@ def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | No
               "make them absolute (the dual path does not use this expert's fingers)")
     else:
         expert.hand_mean.copy_(hand_mean)
+        expert.notice_hand_mean()
     return expert.eval()
 
 

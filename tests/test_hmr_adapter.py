@@ -456,6 +456,13 @@ def test_roi_align_survives_any_box():
     assert hmr.roi_align(torch.randn(2, 3, 8, 6), boxes, 4).isfinite().all()
 
 
+def test_the_weights_of_a_box_do_not_depend_on_the_others():
+    """A batch has as many samples as its longest box needs, on a GPU as the longest of all."""
+    low, high = torch.tensor([1.3, -3.0]), torch.tensor([6.7, 900.0])
+    one, both = (hmr.roi_weights(low[:count], high[:count], 4, 11) for count in (1, 2))
+    assert torch.allclose(one[0], both[0], atol=1e-6)
+
+
 def test_expectation_is_where_the_peak_is():
     """The position is the peak, x, y, z in cells; the softmax sums to 1."""
     heat = torch.zeros(2, 3, 4, 5, 6)
@@ -614,7 +621,7 @@ def test_mean_hands_make_fingers_absolute():
     """hand_mean is added to the fingers' axis-angles, the left hand's in its own frame."""
     expert, mean = body_adapter().expert, 0.2 * torch.randn(2, 15, 3)
     before = expert(images())["body_pose"]
-    expert.hand_mean.copy_(mean)
+    expert.load_state_dict(expert.state_dict() | {"hand_mean": mean})
     after = expert(images())["body_pose"]
     grown = bodymodels.matrix_to_axis_angle(before[:, 25:]) + torch.cat((mean[1], mean[0]))
     assert torch.allclose(bodymodels.axis_angle_to_matrix(grown), after[:, 25:], atol=1e-4)
