@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -20,9 +21,18 @@ LIMBS = tuple(
     [index for index, name in enumerate(SMPL_JOINTS) if re.search(pattern, name)]
     for pattern in ("hip|knee|ankle|foot", "left_(collar|shoulder|elbow|wrist|hand)",
                     "right_(collar|shoulder|elbow|wrist|hand)"))
+PARTS = ("pelvis|spine|neck|head", "left_(hip|knee|ankle|foot)", "right_(hip|knee|ankle|foot)",
+         "left_(collar|shoulder|elbow|wrist|hand)", "right_(collar|shoulder|elbow|wrist|hand)")
+PART_OF = [next(part for part, pattern in enumerate(PARTS) if re.search(pattern, name))
+           for name in SMPL_JOINTS]
 # Standard deviations of joint noise in radians. Wrists, collars and toes never move in the clips.
 JOINT_NOISE = {"wrist": 0.25, "collar": 0.08, "neck": 0.12, "head": 0.12, "foot": 0.1}
 OTHER_NOISE = 0.03
+# Standard deviations of the turns of joints in widened poses, in radians
+TURNS = {"hip": 0.25, "knee": 0.2, "ankle": 0.12, "foot": 0.1, "spine1": 0.07, "spine2": 0.07,
+         "spine3": 0.07, "neck": 0.15, "head": 0.15, "collar": 0.1, "shoulder": 0.35, "elbow": 0.3,
+         "wrist": 0.25, "pelvis": 0.0}
+OTHER_TURN = 0.05
 
 
 @cache
@@ -79,10 +89,51 @@ def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0,
     return rotations[:24]
 
 
+def sample_wide_poses(rngs: Sequence[np.random.Generator], split: str, wide: float,
+                      views: float = 180.0, lean: float = 180.0) -> np.ndarray:
+    """Draw a pose (N, 24, 3, 3) from each generator, with a share `wide` of widened poses.
+
+    The other poses are distributed as those of `sample_body_pose`. In a widened pose each of five
+    PARTS of the body may come from another frame, or lie between two frames, and most widened poses
+    have joints turned by up to TURNS: more ways of moving than the clips show.
+    """
+    frames = motion_frames(split, lean)
+    chance = np.stack([rng.random((7, 5)) for rng in rngs], 1)  # (7, N, 5), one for each part
+    noise, turn = np.stack([rng.standard_normal((2, 24, 3)) for rng in rngs], 1)
+    base, other, between = (chance[:3] * len(frames)).astype(int)  # frames
+    widened, exchanged, turned, size, heading = chance[6].T
+    widened = widened < wide
+    other[~widened, 2] = other[~widened, 1]  # the legs are one limb
+    limbs = (exchanged < 0.5)[:, None] & (np.arange(5) > 0)
+    source = np.where(np.where(widened[:, None], chance[3] < 0.5, limbs), other, base[:, :1])
+    share = chance[5] * (chance[4] < 0.4) * widened[:, None]  # of the frame `between`
+
+    joints, share = np.arange(24), share[:, PART_OF, None]
+    pose = ((1 - share) * frames[source[:, PART_OF], joints]
+            + share * frames[between[:, PART_OF], joints])  # (N, 24, 3)
+    size = 1.3 * size * (turned < 0.7) * widened
+    noise[:, 0] = 0
+    pose += noise * _joint_noise() + turn * size[:, None, None] * _joint_turns()
+    angles = np.zeros((len(rngs), 25, 3))
+    angles[:, :24], angles[:, 24, 1] = pose, np.deg2rad(views * (2 * heading - 1))
+    rotations = bodymodels.axis_angle_to_matrix(torch.from_numpy(angles)).numpy()
+    rotations[:, 0] = Y_UP_TO_CAMERA @ rotations[:, 24] @ rotations[:, 0]
+    return rotations[:, :24]
+
+
+def _by_joint(values: dict[str, float], other: float) -> np.ndarray:
+    kinds = (name.removeprefix("left_").removeprefix("right_") for name in SMPL_JOINTS)
+    return np.array([[values.get(kind, other)] for kind in kinds])
+
+
 @cache
 def _joint_noise() -> np.ndarray:
-    kinds = (name.removeprefix("left_").removeprefix("right_") for name in SMPL_JOINTS)
-    return np.array([[JOINT_NOISE.get(kind, OTHER_NOISE)] for kind in kinds])
+    return _by_joint(JOINT_NOISE, OTHER_NOISE)
+
+
+@cache
+def _joint_turns() -> np.ndarray:
+    return _by_joint(TURNS, OTHER_TURN)
 
 
 def sample_betas(rng: np.random.Generator) -> np.ndarray:
@@ -95,22 +146,44 @@ class MotionPoses(KeyedDataset):
 
     A sample is {"pose": (24, 3, 3) rotations, "betas": (10,), "index": ()}; every epoch has other
     poses. The root is in the frame of an upright camera; the training may tilt it. split: "train"
-    or "test", from different clips. views: see `sample_body_pose`.
+    or "test", from different clips. views, lean: see `sample_body_pose`. wide: share of poses that
+    go beyond the clips, see `sample_wide_poses`; a batch of them is drawn at once.
     """
 
     LENGTHS = {"train": 40_000, "test": 2_000}
 
     def __init__(self, split: str = "train", length: int | None = None, seed: int = 0, *,
-                 views: float = 180.0) -> None:
+                 views: float = 180.0, lean: float = 180.0, wide: float = 0.0) -> None:
         super().__init__(split, tuple(self.LENGTHS), seed)
         self.length = self.LENGTHS[split] if length is None else length
-        if self.length < 1 or not 0 <= views <= 180:
-            raise ValueError("expected a positive length and views in 0..180 degrees, "
-                             f"got {self.length} and {views}")
-        self.views = float(views)
+        check_poses(self.length, views, lean, wide)
+        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
 
     def __len__(self) -> int:
         return self.length
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"pose": sample_body_pose(rng, self.split, self.views), "betas": sample_betas(rng)}
+        if self.wide:
+            pose, = sample_wide_poses([rng], self.split, self.wide, self.views, self.lean)
+        else:
+            pose = sample_body_pose(rng, self.split, self.views, self.lean)
+        return {"pose": pose, "betas": sample_betas(rng)}
+
+    def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Return the samples of several keys, as a loader asks for a batch: faster if wide."""
+        if not self.wide:
+            return [self[key] for key in keys]
+        rngs = [self.generator(key) for key in keys]
+        poses = sample_wide_poses(rngs, self.split, self.wide, self.views, self.lean)
+        betas = np.clip([rng.standard_normal(10) for rng in rngs], -2.5, 2.5)
+        index = torch.tensor([self.locate(key)[1] for key in keys])
+        columns = zip(index, torch.from_numpy(poses).float(), torch.from_numpy(betas).float(),
+                      strict=True)
+        return [{"index": index, "pose": pose, "betas": betas} for index, pose, betas in columns]
+
+
+def check_poses(length: int, views: float, lean: float, wide: float) -> None:
+    """Raise ValueError unless a set of drawn poses can have these settings."""
+    if length < 1 or not 0 <= views <= 180 or not 30 <= lean <= 180 or not 0 <= wide <= 1:
+        raise ValueError("expected a positive length, views in 0..180 and lean in 30..180 degrees, "
+                         f"and wide in 0..1, got {length}, {views}, {lean} and {wide}")

@@ -15,7 +15,13 @@ from PIL import Image
 import bodymodels
 from sets.augmentation import Augmentation
 from sets.body_crops import BODY_FOCAL, body_box, body_camera, draw_body_part, draw_crop, move_body
-from sets.body_poses import SMPL_KEYPOINTS, sample_betas, sample_body_pose
+from sets.body_poses import (
+    SMPL_KEYPOINTS,
+    check_poses,
+    sample_betas,
+    sample_body_pose,
+    sample_wide_poses,
+)
 from sets.crops import inside, roll_and_mirror, warp
 from sets.people import HANDS
 from sets.rendered import (
@@ -93,18 +99,22 @@ class BodyScene(NamedTuple):
 
 
 def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
-                      lean: float) -> BodyScene:
+                      lean: float, wide: float = 0.0) -> BodyScene:
     """Draw a posture, and a detector-like box around all of the body or a part of it."""
-    pose, betas = sample_posture(rng, split, views, lean)
+    pose, betas = sample_posture(rng, split, views, lean, wide)
     vertices, keypoints = body_surface().pose(betas, pose)
     transl = sample_transl(rng, vertices, keypoints, SMPL_KEYPOINTS)
     return BodyScene(vertices + transl, keypoints + transl, body_camera(size), pose, betas, transl)
 
 
-def sample_posture(rng: np.random.Generator, split: str, views: float, lean: float = 180.0
-                   ) -> tuple[np.ndarray, np.ndarray]:
+def sample_posture(rng: np.random.Generator, split: str, views: float, lean: float = 180.0,
+                   wide: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Draw pose (24, 3, 3) and betas (10,), float32, before a slightly pitched camera."""
-    pose, betas = sample_body_pose(rng, split, views, lean), sample_betas(rng)
+    if wide:
+        pose, = sample_wide_poses([rng], split, wide, views, lean)
+    else:
+        pose = sample_body_pose(rng, split, views, lean)
+    betas = sample_betas(rng)
     pitch, roll = np.clip(rng.normal((0.1, 0), (0.2, 0.08)), -0.6, 0.6)
     cos, sin = np.cos(pitch), np.sin(pitch)
     tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
@@ -221,7 +231,8 @@ class RenderedBodies(Rendered, ImageDataset):
     Without augmentation K is the papers' camera: a focal length of 5000 pixels for a crop of 256.
     Recipes that zoom or shift change K, so that it stays exact. A fifth of the boxes contain only a
     part of the body. split: "train" or "test", from different clips and random numbers. views,
-    lean: see `sample_body_pose`. length and cache: as for RenderedHands; 3 S^2 + 1.9 kB a sample.
+    lean: see `sample_body_pose`; wide: see `sample_wide_poses`. length and cache: as for
+    RenderedHands; 3 S^2 + 1.9 kB a sample.
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}
@@ -229,15 +240,14 @@ class RenderedBodies(Rendered, ImageDataset):
              "keypoints_3d_valid": np.ones(len(SMPL_KEYPOINTS))}
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
-                 seed: int = 0, views: float = 180.0, lean: float = 180.0,
+                 seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
                  augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
         super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
-        if self.length < 1 or not 0 <= views <= 180 or not 30 <= lean <= 180:
-            raise ValueError("expected a positive length, views in 0..180 and lean in 30..180 "
-                             f"degrees, got {self.length}, {views} and {lean}")
-        self.views, self.lean, count = float(views), float(lean), len(SMPL_KEYPOINTS)
+        check_poses(self.length, views, lean, wide)
+        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
+        count = len(SMPL_KEYPOINTS)
         self.dtype = np.dtype([
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("pose", np.float32, (24, 3, 3)), ("betas", np.float32, 10),
@@ -245,13 +255,16 @@ class RenderedBodies(Rendered, ImageDataset):
             ("keypoints_2d", np.float32, (count, 2))])
         settings = {name: getattr(self, name)
                     for name in ("split", "size", "length", "seed", "views", "lean")}
+        if wide:
+            settings["wide"] = self.wide
         self.open_cache(cache, "rendered_bodies", settings | {"version": BODY_RENDER_VERSION},
                         progress)
 
     def render(self, index: int) -> np.ndarray:
         """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
-        scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean)
+        scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean,
+                                  self.wide)
         image = paint_background(rng, self.size).astype(np.float32)
         paint_body(image, scene, rng)
         picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))

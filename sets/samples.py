@@ -44,9 +44,12 @@ class KeyedDataset(Dataset):
             raise IndexError(f"keys count up from 0 (epoch * length + index), got {key}")
         return divmod(int(key), len(self))
 
+    def generator(self, key: int) -> np.random.Generator:
+        """Return the random numbers of a key: of its augmentation, or of all of it."""
+        return random_generator(AUGMENTING, self.seed, self.split_id, *self.locate(key))
+
     def __getitem__(self, key: int) -> dict[str, Tensor]:
-        epoch, index = self.locate(key)
-        rng = random_generator(AUGMENTING, self.seed, self.split_id, epoch, index)
+        index, rng = self.locate(key)[1], self.generator(key)
         sample = {"index": np.int64(index)} | self.load(index, rng)
         self.finish(sample, rng)
         return {name: _tensor(value) for name, value in sample.items()}

@@ -117,12 +117,13 @@ def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:
 def score_table(scores: Scores) -> str:
     """A line per metric and a column per predictor, or the other way round if these are more.
 
-    The last column (line) is the ratio of the first predictor's scores to the last one's.
+    The last column (line) is the ratio of the first predictor's scores to the last one's. A
+    predictor may lack a score.
     """
     names = list(scores)
     cells = {}
     for metric in scores[names[0]]:
-        values = [scores[name][metric] for name in names]
+        values = [scores[name].get(metric, math.nan) for name in names]
         cells[metric] = [*values, values[0] / values[-1] if values[-1] else math.nan]
     heads, lines = [*names, "ratio"], list(cells.items())
     if len(names) > len(cells):

@@ -19,7 +19,7 @@ import data
 import genhmr
 import metrics
 from sets.safe_pickle import load_array
-from tasks.base import EVALUATIONS, Batch, Predictions, Terms, bare
+from tasks.base import EVALUATIONS, Batch, Predictions, Scores, Terms, bare
 from tasks.bodies import BodyTask, Mesh
 
 BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
@@ -73,20 +73,28 @@ class TokenizerTask(BodyTask):
     UNIT = "poses"
     BEST = "MPJPE"
     TITLE = "true pose, pose decoded from its tokens"
+    REMARK = ("1 degree: poses with every joint turned by one degree, decoded from their tokens. "
+              "10 % random: decoded after\na tenth of the tokens was replaced by random ones. "
+              "changed %: tokens that are not the true pose's, in the last\ntwo rows and, in the "
+              f"first, if the decoded pose is encoded again.\n{BodyTask.REMARK}")
     TRY = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
     def __init__(self, config: genhmr.TokenizerConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:
         super().__init__(config, arguments, origin)
-        vertices = range(0, len(self.body.v_template), config.vertex_stride)
-        self.thin_body = self.body.at_vertices(vertices)  # for the loss
+        stride = config.vertex_stride
+        self.thin_body = self.body.for_keypoints()  # for the loss
+        if stride:
+            self.thin_body = self.body.at_vertices(range(0, len(self.body.v_template), stride))
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the free clips, or of official data: each sequence in its proportion."""
         arguments, training = self.arguments, split == "train"
         seed = self.config.seed if training else 0
         if self.data == "rendered":
-            return data.MotionPoses(split, length, seed, views=self.config.heading)
+            config = self.config
+            return data.MotionPoses(split, length, seed, views=config.heading, lean=config.lean,
+                                    wide=config.wide if training else 0.0)
         root = arguments.data_root if training else arguments.test_root or arguments.data_root
         held_out = dict(EVALUATIONS.values())
         parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
@@ -112,10 +120,43 @@ class TokenizerTask(BodyTask):
         return genhmr.tokenizer_total_loss(terms, self.config), terms | statistics
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Each pose decoded from its tokens, beside the pose."""
-        decoded = {"pose": model(batch["pose"])["rotations"], "betas": batch["betas"]}
-        return Predictions(batch["index"], {"tokenizer": decoded},
-                           {name: batch[name] for name in ("pose", "betas")})
+        """Each pose decoded from its tokens; at the end also from tokens with errors."""
+        tokens = model.encode(batch["pose"])
+        decoded = model.decode(tokens)
+        found = {"tokenizer": (decoded, model.encode(decoded))}
+        if final:
+            turned, random = self.disturbed(model, batch, tokens)
+            found |= {name: (model.decode(wrong), wrong) for name, wrong in (
+                ("1 degree", turned), ("10 % random", random))}
+        return Predictions(
+            batch["index"],
+            {name: {"pose": pose, "betas": batch["betas"], "tokens": wrong}
+             for name, (pose, wrong) in found.items()},
+            {"pose": batch["pose"], "betas": batch["betas"], "tokens": tokens})
+
+    def disturbed(self, model: nn.Module, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of slightly turned poses, and the true tokens with random ones among them.
+
+        What is drawn for a sample depends on its index alone.
+        """
+        rngs = [np.random.default_rng(index) for index in batch["index"].tolist()]
+        axes = torch.from_numpy(np.stack([rng.standard_normal((24, 3)) for rng in rngs])).to(
+            batch["pose"])
+        turns = bodymodels.axis_angle_to_matrix(
+            torch.nn.functional.normalize(axes, dim=-1) * np.deg2rad(1.0))
+        wrong, other = (torch.from_numpy(np.stack(draws)).to(tokens.device) for draws in zip(*[
+            (rng.random(tokens.shape[1]) < 0.1, rng.integers(len(model.codebook),
+                                                             size=tokens.shape[1]))
+            for rng in rngs], strict=True))
+        return model.encode(batch["pose"] @ turns), torch.where(wrong, other, tokens)
+
+    def score_piece(self, predictions: Predictions) -> Scores:
+        """The errors of all predictors, and the share of their tokens that are not the true."""
+        scores = super().score_piece(predictions)
+        for name, values in predictions.found.items():
+            changed = values["tokens"] != predictions.truth["tokens"]
+            scores[name]["changed %"] = 100 * float(changed.mean())
+        return scores
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
         """True and decoded pose side by side, seen from 4 m."""

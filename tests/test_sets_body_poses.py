@@ -15,11 +15,13 @@ from sets.body_poses import (
     LIMBS,
     NEAR_DUPLICATE,
     OTHER_NOISE,
+    PARTS,
     TEST_CLIPS,
     MotionPoses,
     face_forward,
     motion_frames,
     sample_body_pose,
+    sample_wide_poses,
 )
 from sets.rendered_bodies import RenderedBodies
 
@@ -122,10 +124,56 @@ def test_motion_poses_keep_the_contract():
     assert batch["pose"].shape == (8, 24, 3, 3)
 
 
+def gaps_to_frames(poses, split="test"):
+    """The least difference of each part of poses (N, 24, 3, 3) from all frames, (N, 5), radians."""
+    frames = motion_frames(split)
+    angles = bm.matrix_to_axis_angle(torch.from_numpy(poses)).numpy()
+    parts = [[i for i, name in enumerate(SMPL24) if re.search(part, name) and MOVES[i]]
+             for part in PARTS]
+    return np.stack([np.abs(frames[:, part] - angle[part]).max((1, 2)).min() for angle in angles
+                     for part in parts]).reshape(-1, 5)
+
+
+def test_widened_poses_go_beyond_the_clips():
+    """Without widening, every part is some frame's up to noise; widened, most parts are not."""
+    rngs = [np.random.default_rng(seed) for seed in range(40)]
+    known = gaps_to_frames(sample_wide_poses(rngs, "test", 0.0)) < 5 * OTHER_NOISE
+    assert known.all()
+    wide = gaps_to_frames(sample_wide_poses(rngs, "test", 1.0)) < 5 * OTHER_NOISE
+    assert 0.2 < wide.mean() < 0.7
+    half = gaps_to_frames(sample_wide_poses(rngs, "test", 0.5)) < 5 * OTHER_NOISE
+    assert wide.mean() < half.mean() < 1
+
+
+@given(seeds, st.floats(0, 1), st.floats(0, 180))
+def test_wide_poses_are_rotations_and_belong_to_their_generators(seed, wide, views):
+    """Proper rotations; a pose does not depend on the poses drawn beside it."""
+    rngs = [np.random.default_rng((seed, number)) for number in range(3)]
+    poses = sample_wide_poses(rngs, "test", wide, views)
+    np.testing.assert_allclose(poses @ poses.swapaxes(2, 3), np.tile(np.eye(3), (3, 24, 1, 1)),
+                               atol=1e-9)
+    alone = sample_wide_poses([np.random.default_rng((seed, 1))], "test", wide, views)
+    np.testing.assert_allclose(alone[0], poses[1], atol=1e-12)
+
+
+def test_motion_poses_come_in_batches():
+    """__getitems__, as a loader calls it, returns the samples of the keys, wide or not."""
+    for wide in (0.0, 0.6):
+        dataset = MotionPoses("train", 30, wide=wide, lean=45.0)
+        samples = dataset.__getitems__([7, 31, 7])
+        for key, sample in zip([7, 31, 7], samples, strict=True):
+            assert sample.keys() == dataset[key].keys()
+            assert sample["index"] == key % 30 and sample["pose"].dtype == torch.float32
+            for name, value in dataset[key].items():
+                torch.testing.assert_close(sample[name], value, atol=1e-6, rtol=0)
+        assert digest(dataset[7]) != digest(MotionPoses("train", 30, wide=0.3)[7])
+
+
 @pytest.mark.parametrize("options,message", [
     ({"split": "val"}, "unknown split 'val': expected one of train, test"),
-    ({"length": 0}, "positive length and views in 0..180 degrees, got 0 and"),
-    ({"views": 181}, "views in 0..180"), ({"seed": -1}, "expected seed >= 0"),
+    ({"length": 0}, "positive length, views in 0..180 and .* got 0, "),
+    ({"views": 181}, "views in 0..180"), ({"wide": 1.1}, "wide in 0..1"),
+    ({"seed": -1}, "expected seed >= 0"),
 ])
 def test_motion_poses_refuse(options, message):
     with pytest.raises(ValueError, match=message):

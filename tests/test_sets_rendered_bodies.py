@@ -89,7 +89,8 @@ def test_bodies_are_pure_functions_of_their_keys(tmp_path):
     assert len(list(tmp_path.glob("rendered_bodies_train_48_*.npy"))) == 1
     others = [bodies("test"), bodies(seed=1), bodies(views=30.0),
               bodies(augmentation="official_hmr")]
-    assert len({sample, *(digest(dataset[4]) for dataset in others)}) == 5
+    others.append(bodies(wide=1.0, cache=tmp_path))
+    assert len({sample, *(digest(dataset[4]) for dataset in others)}) == 6
     moving = bodies(augmentation="rendered_bodies", cache=tmp_path)
     assert digest(moving[4]) == digest(bodies(augmentation="rendered_bodies")[4])
     assert digest(moving[4]) != digest(moving[34])  # the next epoch

@@ -102,7 +102,7 @@ def test_the_tokenizer_logs_every_loss_and_its_codebook(finished):
 def test_tables_hold_the_required_rows(finished, folder, capsys):
     """The same command again prints the tables: reconstruction; T, P and the mean pose."""
     for stage, names in (
-        ("tokenizer", ["tokenizer", "mean pose"]),
+        ("tokenizer", ["tokenizer", "1 degree", "10 % random", "mean pose"]),
         ("transformer", [*ROWS, "mean pose"]),
     ):
         before = (finished[stage] / "checkpoint.pt").read_bytes()
@@ -113,17 +113,18 @@ def test_tables_hold_the_required_rows(finished, folder, capsys):
         assert list(scores) == names
         metrics = (["MPJPE", "MVE"] if stage == "tokenizer" else
                    ["MPJPE", "PA-MPJPE", "MVE", "PA-MVE"])
-        assert all(sorted(row) == sorted(metrics) for row in scores.values())
-        across = stage == "transformer"  # a line per predictor where they are more than metrics
-        for line in names if across else metrics:
-            found = re.search(rf"^{line}((?: +[\d.]+)+)$", output, re.MULTILINE)
+        extra = [] if stage == "transformer" else ["changed %"]
+        assert all(sorted(row) == sorted(metrics + extra) for row in list(scores.values())[:-1])
+        assert sorted(scores["mean pose"]) == sorted(metrics)
+        for line in names:
+            found = re.search(rf"^{line}((?: +(?:[\d.]+|nan))+)$", output, re.MULTILINE)
             values = list(map(float, found[1].split()))
-            expected = (list(scores[line].values()) if across else
-                        [scores[name][line] for name in names])
+            expected = list(scores[line].values())
             np.testing.assert_allclose(values[:len(expected)], expected, atol=6e-4)
-        first, last = (np.array(list(scores[name].values())) for name in (names[0], names[-1]))
+        first, last = (np.array([scores[name][metric] for metric in metrics])
+                       for name in (names[0], names[-1]))
         assert "ratio" in output and np.isfinite(first / last).all()
-        assert ("sigma 2 % of the crop" in output) == across
+        assert ("sigma 2 % of the crop" in output) == (stage == "transformer")
         assert "from step 12 to 12" in output
         for name in ("predictions.png", "curves.png"):
             assert data.read_image(finished[stage] / name).std() > 5
@@ -292,16 +293,35 @@ def test_scores_do_not_depend_on_the_pieces(finished, folder):
     batch = batch_of(task.test_set, range(13))
     task.set_baseline([batch])
     pose, betas, index = (batch[name].numpy() for name in ("pose", "betas", "index"))
-    truth = {"pose": pose, "betas": betas}
+    truth = {"pose": pose, "betas": betas, "tokens": np.zeros((13, 48), np.int64)}
     predictions = Predictions(index, {
-        "truth": truth, "next": {"pose": np.roll(pose, 1, 0), "betas": betas}}, truth)
+        "truth": truth, "next": truth | {"pose": np.roll(pose, 1, 0)}}, truth)
     whole = task.scores(predictions)
     task.PIECE = 7
     assert whole.keys() == {"truth", "next", "mean pose"}
-    assert whole["truth"] == pytest.approx({"MPJPE": 0.0, "MVE": 0.0}, abs=1e-6)
+    assert whole["truth"] == pytest.approx({"MPJPE": 0.0, "MVE": 0.0, "changed %": 0.0}, abs=1e-6)
     for name, scores in task.scores(predictions).items():
         assert scores == pytest.approx(whole[name], rel=1e-5, abs=1e-6)
     assert 0 < whole["mean pose"]["MPJPE"] < whole["next"]["MPJPE"]
+
+
+def test_the_disturbed_tokens_belong_to_the_sample(finished, folder):
+    """In any batch a sample gets the same errors: a tenth of its tokens, or one degree a joint."""
+    task = make_task(folder, "tokenizer", test_samples=60)
+    model = genhmr.load_tokenizer(finished["tokenizer"] / "checkpoint.pt")
+    batch = batch_of(task.test_set, range(60))
+    turned, random = task.disturbed(model, batch, model.encode(batch["pose"]))
+    part = batch_of(task.test_set, [4, 1])
+    for whole, again in zip((turned, random), task.disturbed(
+            model, part, model.encode(part["pose"])), strict=True):
+        assert torch.equal(whole[[4, 1]], again)
+    share = (random != model.encode(batch["pose"])).float().mean()
+    assert share == pytest.approx(0.1 * 15 / 16, abs=0.02)  # of 16 codes one is the old one
+    seen = []
+    model.encode = seen.append
+    task.disturbed(model, batch, random)
+    trace = (seen[0] * batch["pose"]).sum((2, 3)).double()
+    assert torch.rad2deg(((trace - 1) / 2).clamp(-1, 1).acos()) == pytest.approx(1.0, abs=0.05)
 
 
 def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
