@@ -534,7 +534,7 @@ def test_tokenizer_starts_near_the_rest_pose():
         config = replace(TOKENIZER_PRESETS["cpu"], network=network)
         rotations = Tokenizer(config)(poses(8))["rotations"]
         assert (rotations - torch.eye(3)).abs().max() < largest
-        assert (rotations - torch.eye(3)).abs().mean() < 0.15
+        assert (rotations - torch.eye(3)).abs().mean() < 0.3
 
 
 def test_tokens_do_not_depend_on_the_precision():
