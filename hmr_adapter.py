@@ -435,7 +435,8 @@ def mirror(rotations: Tensor) -> Tensor:
     Left-hand rotations become a right hand's, and back; an axis-angle (x, y, z) becomes
     (x, -y, -z).
     """
-    return rotations * rotations.new_tensor([[1, -1, -1], [-1, 1, 1], [-1, 1, 1]])
+    signs = 1 - 2 * torch.arange(3, device=rotations.device).clamp_max(1)  # no copy to a GPU
+    return rotations * (signs[:, None] * signs).to(rotations)
 
 
 def chain_product(rotations: Tensor) -> Tensor:
@@ -1006,7 +1007,7 @@ class BodyExpert(nn.Module):
         jaw = face["jaw_pose_out"](tokens[:, TASKS["jaw"]]).float()[:, None]  # (B, 1, 6)
         rotations = rotation_6d_to_matrix(from_interleaved(torch.cat((pose_6d, jaw), 1)))
         right, left = self.fingers(features).unbind(1)  # (B, 15, 3, 3) each
-        eyes = torch.eye(3).to(rotations).expand(len(rotations), 2, 3, 3)
+        eyes = torch.eye(3, device=rotations.device).to(rotations).expand(len(rotations), 2, 3, 3)
         camera = regressor.cam_out(tokens[:, TASKS["camera"]]).float()
         return {
             "pose_6d": pose_6d,
@@ -1179,7 +1180,8 @@ class HandAdapter(Adapter):
         joints, like = len(ARMS[self.config.arm][0]), self.arm.unknown
         valid = torch.ones(batch, device=like.device) if arm_valid is None else arm_valid
         if arm is None:
-            arm, valid = torch.eye(3).to(like).expand(batch, joints, 3, 3), 0 * valid
+            arm = torch.eye(3, device=like.device).to(like).expand(batch, joints, 3, 3)
+            valid = 0 * valid
         require(tuple(arm.shape) == (batch, joints, 3, 3),
                 f"arm of shape {tuple(arm.shape)}: expected ({batch}, {joints}, 3, 3)")
         if self.training and self.config.arm_noise:

@@ -617,8 +617,8 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
         keep_scores(task, model, step, world, about, scores)
     if not world.leader:
         return
-    print(f"\n{score_table(scores)}\n{task.REMARK}" if scores else
-          "\nno annotation to score against\n")
+    print(f"\n{score_table(scores)}\nMPJPE, PVE and the like in mm; F-scores and AUC from 0 to 1.\n"
+          f"{task.REMARK}" if scores else "\nno annotation to score against\n")
     out.mkdir(parents=True, exist_ok=True)
     results = {**about, "step": step, "scores": scores}
     bodymodels.write_atomically(out / "results.json", json.dumps(results, indent=2).encode())
@@ -664,6 +664,7 @@ def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, 
     with signals_noted() as signals:
         done = train(trainer, about, signals)
     if done:
+        announce(f"\n{trainer.step} steps took {timedelta(seconds=round(trainer.seconds))}")
         finish(task, trainer.best_model, trainer.step, world, about)
     return world, done
 

@@ -134,12 +134,14 @@ class SimpleHandTask(Task):
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Meshes relative to the root joint, in the axes of the original camera."""
+        found = model(batch["image"])["vertices"].cpu()
+        batch = {name: value.cpu() for name, value in batch.items()  # a GPU would round to TF32
+                 if name != "image"}
         back = batch["camera_rotation"]  # x_original = R^T x_crop, so for row vectors x R
         truth = {"vertices": self.points(batch) @ back,
                  "joints": (batch["joints"] - batch["joints"][:, ROOT_JOINT:ROOT_JOINT + 1]) @ back}
-        return Predictions(
-            batch["index"], {"SimpleHand": {"vertices": model(batch["image"])["vertices"] @ back}},
-            truth | {"mesh_valid": batch["mesh_valid"]})
+        return Predictions(batch["index"], {"SimpleHand": {"vertices": found @ back}},
+                           truth | {"mesh_valid": batch["mesh_valid"]})
 
     def points(self, batch: Batch) -> Tensor:
         """True meshes (B, 778, 3) relative to the root joint."""

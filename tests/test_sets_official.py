@@ -1,6 +1,7 @@
 """What all official readers promise: samples, damaged and missing files, packing, options."""
 
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -23,6 +24,11 @@ HAND_SHAPES = {
 }
 
 
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items())
+
+
 @pytest.mark.parametrize("name", HANDS)
 def test_hand_samples_keep_the_contract(folders, models, name):
     """The keys, shapes and types of rendered hands, and labels that fit the crop's camera."""
@@ -31,6 +37,7 @@ def test_hand_samples_keep_the_contract(folders, models, name):
         sample = dataset[index]
         assert {key: (tuple(value.shape), value.dtype)
                 for key, value in sample.items()} == HAND_SHAPES
+        assert same(sample, pickle.loads(pickle.dumps(dataset))[index])  # as workers get it
         if not dataset.records()["K"][index].any():
             continue
         torch.testing.assert_close(bodymodels.project(sample["joints"], sample["K"]),
@@ -58,6 +65,7 @@ def test_body_samples_keep_the_contract(folders, models, name):
         sample = dataset[0]
         assert {key: (tuple(value.shape), value.dtype)
                 for key, value in sample.items()} == BODY_SHAPES
+        assert same(sample, pickle.loads(pickle.dumps(dataset))[0])  # as workers get it
         assert all(torch.isfinite(value.float()).all() for value in sample.values())
     if sample["transl_valid"]:
         flat = relabelled(dataset.records()[0]["keypoints_2d"], dataset.JOINTS, "smpl45")

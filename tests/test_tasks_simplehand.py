@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from official_folders import write_dexycb, write_freihand, write_models
-from test_train import CONFIG, command_line, task_of
+from test_train import CONFIG, Run, command_line, task_of
 
 import data
 import simplehand
@@ -108,6 +108,21 @@ def test_freihand_trains_and_writes_the_prediction_file(tmp_path, capsys):
     joints, vertices = json.loads((out / "pred.json").read_text())
     count = len(data.FreiHAND(root, "evaluation", cache=cache))
     assert np.shape(joints) == (count, 21, 3) and np.shape(vertices) == (count, 778, 3)
+
+
+@pytest.mark.slow
+def test_a_damaged_picture_ends_all_processes_with_its_message(tmp_path):
+    """One process meets it, the other says that it has lost a partner: no traceback but torchrun's
+    own, and the message last."""
+    write_freihand(tmp_path / "freihand")
+    for path in (tmp_path / "freihand/training/rgb").glob("*.jpg"):
+        path.write_bytes(path.read_bytes()[:100])
+    run = Run(tmp_path / "out", command_line(
+        tmp_path / "cache", tmp_path / "out", "--data", "freihand", "--data-root",
+        tmp_path / "freihand", "--hand", "hand_right", steps=2, batch_size=4), ranks=2)
+    output = run.process.communicate(timeout=300)[0]
+    assert run.process.returncode == 1 and output.count("Traceback") == 1, output
+    assert "cannot be read as a picture" in output.partition("Root Cause")[2]
 
 
 def test_freihand_is_judged_in_a_folder_of_its_own(tmp_path):

@@ -260,6 +260,31 @@ def test_killed_at_any_moment_and_resumed_is_the_same_run(finished, tmp_path, ca
     assert_same_run(finished[0], out)
 
 
+SPAWNING = """
+import multiprocessing, sys
+sys.path.insert(0, {root!r})
+import train
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_spawned_data_processes_bring_the_same_run(cache, tmp_path):
+    """Windows and macOS start data processes afresh: rendering and the first steps, bit for bit."""
+    fields = {"steps": 2, "train_samples": 256, "test_samples": 2}  # rendered by all cores
+    Run(tmp_path / "fork", command_line(cache, tmp_path / "fork", **fields)).end()
+    script = tmp_path / "job.py"
+    script.write_text(SPAWNING.format(root=str(ROOT)))
+    arguments = command_line(tmp_path / "cache", tmp_path / "spawn", "--workers", "1", **fields)
+    run = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    one, other = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+                  for name in ("fork", "spawn"))
+    assert_same_state(one, other)
+
+
 @pytest.mark.slow
 def test_sigterm_saves_the_same_step_on_every_rank(tmp_path, cache):
     """SIGTERM to one of two ranks: both stop after one step, cleanly."""
