@@ -15,7 +15,8 @@
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
 best weights by test score), log.csv (a row per step), scores.csv (a row per evaluation) and, at
 the end, results.json, predictions.png and curves.png. Repeat the command to continue its run;
-torchrun --max-restarts does so by itself.
+torchrun --max-restarts does so by itself. Bad data in the middle of a run end in one message;
+error.txt then says where in the code.
 
 A run that is killed and continued ends in the same weights as an uninterrupted one, bit for bit on
 a CPU with the same number of threads, because a step depends only on its checkpoint and its number:

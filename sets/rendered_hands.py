@@ -160,8 +160,9 @@ class RenderedHands(Rendered, HandDataset):
     `sample_view`; the default is the whole sphere.
 
     cache: a folder. The split is rendered once, by all cores, into one memory-mapped file there
-    (3 S^2 + 9.9 kB a sample) and read from it afterwards, bit for bit the same. The file's name
-    holds a checksum of the settings. Old files stay; you may delete the folder at any time.
+    (3 S^2 + 9.9 kB a sample) and read from it afterwards, bit for bit the same. A rendering that
+    was killed continues where it stopped. The file's name holds a checksum of the settings. Old
+    files stay; you may delete the folder at any time.
 
     Without geometric augmentation `crop` and `camera_rotation` are identities.
     """
