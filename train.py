@@ -820,6 +820,8 @@ def main(argv: list[str] | None = None) -> None:
             if "by peer" not in str(error):
                 raise
             fail("another process has ended: see its message")
+        except KeyboardInterrupt:  # while data are prepared or scored
+            fail("interrupted: the same command continues")
     if world is not None and world.size > 1:
         dist.destroy_process_group()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -148,6 +149,11 @@ def add_lens_and_noise(rng: np.random.Generator, picture: Image.Image) -> np.nda
     return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
+def ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which then stops its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Rendered:
     """A data set of rendered pictures: on the fly, or once into a packed file.
 
@@ -191,7 +197,7 @@ class Rendered:
         """Render the split from `start` on, on all cores; yield the number of records done."""
         workers = available_cores() if self.length >= 256 else 0
         loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
-                            collate_fn=self._render_batch,
+                            collate_fn=self._render_batch, worker_init_fn=ignore_interrupt,
                             generator=torch.Generator())  # the loader would advance the global one
         bar = tqdm(loader, f"Rendering {self.path.name}", unit="batch", disable=not progress,
                    initial=start // 32, total=-(-self.length // 32))

@@ -286,6 +286,21 @@ def test_spawned_data_processes_bring_the_same_run(cache, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_interrupted_rendering_says_how_to_continue(tmp_path):
+    """Ctrl-C reaches all processes: one line, and what has been rendered stays."""
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    run = Run(out, command_line(cache, out, train_samples=5_000))
+    while not list(cache.glob("*.done")):
+        assert run.process.poll() is None, run.process.communicate()[0]
+        time.sleep(0.05)
+    os.killpg(run.process.pid, signal.SIGINT)
+    output = run.process.communicate(timeout=300)[0]
+    assert output.endswith("train.py: interrupted: the same command continues\n"), output
+    assert "Traceback" not in output and run.process.returncode == 1
+    assert int(next(cache.glob("*.done")).read_text()) >= 512 and list(cache.glob("*.tmp"))
+
+
+@pytest.mark.slow
 def test_sigterm_saves_the_same_step_on_every_rank(tmp_path, cache):
     """SIGTERM to one of two ranks: both stop after one step, cleanly."""
     out = tmp_path / "stopped"
