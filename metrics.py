@@ -11,7 +11,7 @@ batch are not affected. Only `evaluate` converts metres, to the unit of its prot
     f_score             harmonic mean of precision and recall of two point clouds
     pck_auc             area under the curve "share of points within t"
     PROTOCOLS           by name, what a benchmark measures
-    evaluate            the scores of one protocol
+    evaluate            the scores of one protocol; evaluate_each: its errors sample by sample
     read_predictions    FreiHAND's pred.json; also write_predictions, and write_dexycb
 
     python metrics.py pred.json evaluation_xyz.json evaluation_verts.json
@@ -416,25 +416,47 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
     alignment, and so are F@5 (5 mm), F@15 and AUC; "raw" marks those before it. "hands ..." are the
     rows of both hands of a whole body. Raises ValueError for an unknown protocol or other shapes.
     """
+    report = _report(protocol, prediction, target, hand_vertices, face_vertices)
+    return {name: float(value) for name, value in report.items()}
+
+
+def evaluate_each(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points],
+                  hand_vertices: str | Path = "wholebody",
+                  face_vertices: str | Path | None = None) -> dict[str, np.ndarray]:
+    """The errors (B,) of every sample, of which `evaluate` returns the means; no F-scores and areas.
+
+    Of both hands of a whole body it is their mean.
+    """
+    report = _report(protocol, prediction, target, hand_vertices, face_vertices, each=True)
+    return {name: value.cpu().numpy() for name, value in report.items()}
+
+
+def _report(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points],
+            hand_vertices: str | Path, face_vertices: str | Path | None, each: bool = False
+            ) -> dict[str, Tensor]:
+    """The rows of a protocol: means, or the errors of each sample."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: expected one of {sorted(PROTOCOLS)}")
     rules, both = PROTOCOLS[protocol], (prediction, target)
     prediction, target = (_rooted(points, rules, both) for points in both)
     report = {}
     if rules.alignment:
-        report |= _scores(_aligned(prediction, target, rules), target, rules, "PA-", "")
-    report |= _scores(prediction, target, rules, "", " raw" if rules.alignment else "")
+        report |= _scores(_aligned(prediction, target, rules), target, rules, "PA-", "", each)
+    report |= _scores(prediction, target, rules, "", " raw" if rules.alignment else "", each)
     if rules.hands:
-        hands = evaluate(rules.hands, *(both_hands(points, hand_vertices) for points in both))
-        report |= {f"hands {name}": value for name, value in hands.items()}
+        hands = _report(rules.hands, *(both_hands(points, hand_vertices) for points in both),
+                        hand_vertices, None, each)
+        report |= {f"hands {name}": value.view(2, -1).mean(0) if each else value
+                   for name, value in hands.items()}
     if face_vertices is not None:
         ids = load_array(face_vertices)
         neck = bodymodels.JOINT_SETS[rules.joints].index("neck")
         faces = [_tensor(points["vertices"])[:, ids] - _tensor(points["joints"])[:, [neck]]
                  for points in both]
-        report |= {f"face {before}PVE": UNITS[rules.unit] * error(*faces).mean()
-                   for before, error in (("PA-", pa_pve), ("", pve))}
-    return {name: float(value) for name, value in report.items()}
+        for before, error in (("PA-", pa_pve), ("", pve)):
+            errors = error(*faces)
+            report[f"face {before}PVE"] = UNITS[rules.unit] * (errors if each else errors.mean())
+    return report
 
 
 def _aligned(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Protocol
@@ -452,19 +474,22 @@ def _aligned(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Pr
 
 
 def _scores(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Protocol,
-            before: str, after: str) -> dict[str, Tensor]:
+            before: str, after: str, each: bool) -> dict[str, Tensor]:
     """The rows of one stage, with `before` and `after` around their names."""
     per_metre = UNITS[rules.unit]
     joints = prediction["joints"], target["joints"]
-    report = {f"{before}MPJPE": per_metre * mpjpe(*joints).mean()}
-    if "vertices" not in prediction:
+    errors = {"MPJPE": mpjpe(*joints)}
+    if "vertices" in prediction:
+        vertices = prediction["vertices"], target["vertices"]
+        errors[rules.vertex_error] = pve(*vertices)
+    report = {f"{before}{name}": per_metre * (error if each else error.mean())
+              for name, error in errors.items()}
+    if each or "vertices" not in prediction:
         return report
-    vertices = prediction["vertices"], target["vertices"]
-    report[f"{before}{rules.vertex_error}"] = per_metre * pve(*vertices).mean()
     if rules.f_thresholds:
         scores = f_score(*vertices, rules.f_thresholds).mean(0)
-        for threshold, mean in zip(rules.f_thresholds, scores, strict=True):
-            report[f"F@{1000 * threshold:g}{after}"] = mean
+        for threshold, score in zip(rules.f_thresholds, scores, strict=True):
+            report[f"F@{1000 * threshold:g}{after}"] = score
     if rules.auc_thresholds:
         report[f"AUC-J{after}"] = pck_auc(*joints, *rules.auc_thresholds)
         report[f"AUC-V{after}"] = pck_auc(*vertices, *rules.auc_thresholds)

@@ -34,6 +34,7 @@ EVALUATIONS = {  # data set and split on which a protocol of metrics.py is defin
     "arctic_p1val": ("arctic", "val"), "ehf": ("ehf", "test"),
 }
 Scores = dict[str, dict[str, float]]  # predictor -> metric -> value; the model comes first
+Errors = dict[str, dict[str, np.ndarray]]  # predictor -> metric -> (N,), NaN where none counts
 Terms = Mapping[str, Tensor]  # named scalars of a loss
 Batch = dict[str, Tensor]
 
@@ -72,6 +73,7 @@ class Predictions:
     index: Tensor | np.ndarray  # (N,) int64, of the samples in the test split
     found: dict[str, dict[str, Tensor | np.ndarray]]  # predictor -> name -> values (N, ...)
     truth: dict[str, Tensor | np.ndarray]  # name -> values (N, ...)
+    errors: Errors = dataclasses.field(default_factory=dict)  # from Task.scores, where it has them
 
     @property
     def first(self) -> dict[str, np.ndarray]:
@@ -304,7 +306,16 @@ class Task(ABC):
         return self.TRY.format(checkpoint=scored or out / "checkpoint.pt")
 
     def write(self, predictions: Predictions, out: Path) -> None:
-        """Write predictions.png: the first samples of the test split."""
+        """Write predictions.png, the first samples of the test split, and errors.npz.
+
+        The errors of every sample, "PREDICTOR: METRIC", compare two runs on the same samples.
+        """
+        if predictions.errors:
+            content = io.BytesIO()
+            np.savez(content, **{f"{name}: {metric}": values.astype(np.float32)
+                                 for name, rows in predictions.errors.items()
+                                 for metric, values in rows.items()})
+            bodymodels.write_atomically(out / "errors.npz", content.getvalue())
         images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
         draw_grid(images, out / "predictions.png", columns=3, title=self.TITLE)
 

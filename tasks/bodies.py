@@ -12,7 +12,7 @@ from torch import Tensor
 
 import bodymodels
 import metrics
-from tasks.base import Batch, Predictions, RunConfig, Scores, Task, better
+from tasks.base import Batch, Errors, Predictions, RunConfig, Scores, Task, better
 
 Mesh = dict[str, np.ndarray]  # joints (N, J, 3) and vertices (N, V, 3), in metres
 
@@ -60,17 +60,18 @@ class BodyTask(Task):
         """The scores of all predictors and of the mean pose."""
         pieces = [predictions[start:start + self.PIECE]
                   for start in range(0, len(predictions.index), self.PIECE)]
-        parts = [self.score_piece(piece) for piece in pieces]
-        weights = [len(piece.index) for piece in pieces]
-        scores = {name: {metric: float(np.average([part[name][metric] for part in parts],
-                                                  weights=weights)) for metric in parts[0][name]}
-                  for name in parts[0]}
+        parts = [self.piece_errors(piece) for piece in pieces]
+        errors = {name: {metric: np.concatenate([part[name][metric] for part in parts])
+                         for metric in parts[0][name]} for name in parts[0]}
+        predictions.errors = {name: errors[name] for name in predictions.found}
+        scores = {name: {metric: float(values.mean()) for metric, values in rows.items()}
+                  for name, rows in errors.items()}
         if self.baseline is not None:
             scores["mean pose"] = better(scores.pop("mean"), scores.pop("mean shape"))
         return scores
 
-    def score_piece(self, predictions: Predictions) -> Scores:
-        """The scores in some samples, with both constants of the baseline."""
+    def piece_errors(self, predictions: Predictions) -> Errors:
+        """The errors in some samples, with both constants of the baseline."""
         meshes = {name: self.mesh(values) for name, values in predictions.found.items()}
         count = next(iter(meshes.values()))["joints"].shape[1]
         constants = () if self.baseline is None else zip(
@@ -85,9 +86,9 @@ class BodyTask(Task):
         """What the protocol compares meshes with."""
         return self.mesh(predictions.truth)
 
-    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, float]:
-        """The protocol's table for one predictor's meshes."""
-        return metrics.evaluate(self.protocol, mesh, truth)
+    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
+        """The protocol's errors (N,) of one predictor's meshes."""
+        return metrics.evaluate_each(self.protocol, mesh, truth)
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
         """A test image (S, S, 3) beside the first predictor's and the true mesh over it."""

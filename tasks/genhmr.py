@@ -349,8 +349,8 @@ class TransformerTask(BodyTask):
             truth["joints"][rows], truth["vertices"][rows] = posed.joints, posed.vertices
         return self.regressed(truth)
 
-    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, float]:
-        """The protocol's table; of official data with the joints that it regresses."""
+    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
+        """The protocol's errors; of official data with the joints that it regresses."""
         return super().judge(self.regressed(mesh), truth)
 
     def regressed(self, mesh: Mesh) -> Mesh:

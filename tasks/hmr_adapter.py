@@ -222,18 +222,27 @@ class HandExpertTask(PeopleTask):
         if self.data != "rendered":  # SMPLer-X leaves no hand out
             groups = {"": np.ones_like(valid)}
 
-        def score(hands: np.ndarray) -> dict[str, float]:
-            hands, scores = np.broadcast_to(hands, truth.shape), {}
-            for group, chosen in groups.items():
-                both = [{"joints": points[chosen][:, :21], "vertices": points[chosen][:, 21:]}
-                        for points in (hands, truth)]
-                scores |= {f"{group}{metric}": value for metric, value in metrics.evaluate(
-                    protocol, *both).items()} if chosen.any() else {}
-            return scores
+        def judge(hands: np.ndarray) -> dict[str, np.ndarray]:
+            """The errors (N, 2) of all hands; of those that do not count they mean nothing."""
+            both = [{"joints": points[..., :21, :].reshape(-1, 21, 3),
+                     "vertices": points[..., 21:, :].reshape(-1, 778, 3)}
+                    for points in (np.broadcast_to(hands, truth.shape), truth)]
+            return {name: errors.reshape(-1, 2)
+                    for name, errors in metrics.evaluate_each(protocol, *both).items()}
 
-        scores = {name: score(values["points"]) for name, values in predictions.found.items()}
+        def score(each: Mapping[str, np.ndarray]) -> dict[str, float]:
+            return {f"{group}{name}": float(errors[chosen].mean())
+                    for group, chosen in groups.items() if chosen.any()
+                    for name, errors in each.items()}
+
+        each = {name: judge(values["points"]) for name, values in predictions.found.items()}
+        predictions.errors = {name: {
+            f"{group}{metric}": np.where(chosen, errors, np.nan).ravel()
+            for group, chosen in groups.items() for metric, errors in rows.items()}
+            for name, rows in each.items()}
+        scores = {name: score(rows) for name, rows in each.items()}
         if self.baseline is not None:
-            scores["mean hand"] = better(*map(score, self.baseline.numpy()))
+            scores["mean hand"] = better(*(score(judge(hands)) for hands in self.baseline.numpy()))
         return scores
 
     def write(self, predictions: Predictions, out: Path) -> None:
@@ -396,8 +405,8 @@ class BodyExpertTask(PeopleTask, BodyTask):
                     for record in self.test_set.records(predictions.index)]
         return {"vertices": np.stack(vertices)}
 
-    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, float]:
-        """The protocol's table; of official data all joints are regressed from the meshes."""
+    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
+        """The protocol's errors; of official data all joints are regressed from the meshes."""
         if self.data == "rendered":
             return super().judge(mesh, truth)
         folder = Path(self.arguments.models)
@@ -410,8 +419,8 @@ class BodyExpertTask(PeopleTask, BodyTask):
                 to_smpl = load_arrays(folder / "smplx_to_smpl.pkl")["matrix"]  # (6890, 10475)
                 both[0]["vertices"] = to_smpl @ mesh["vertices"]
                 both[1]["vertices"] = truth["vertices"]
-            return metrics.evaluate(self.protocol, *both)
-        return metrics.evaluate(
+            return metrics.evaluate_each(self.protocol, *both)
+        return metrics.evaluate_each(
             self.protocol, *map(self.regressed, (mesh, truth)),
             folder / "MANO_SMPLX_vertex_ids.pkl",
             folder / "SMPL-X__FLAME_vertex_ids.npy" if self.protocol == "ehf" else None)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import collections
-import dataclasses
-import json
-import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +16,10 @@ import bodymodels
 import data
 import metrics
 import simplehand
+from tasks import ablations
 from tasks import simplehand_tables as tables
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
-from tasks.settings import as_text, override
+from tasks.settings import override
 
 ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
 
@@ -39,11 +36,7 @@ class SimpleHandTask(Task):
                  "of both sides for DexYCB (default: the free hand)"},
         "backbone": {"metavar": "FILE", "help": "ImageNet weights to start from: FastViT's, "
                      "HRNet's or Hiera's (default: random weights)"},
-        "ablate": {"metavar": "TABLE", "help": "train every row of this table of the paper instead "
-                   f"and write the table: {', '.join(tables.ABLATIONS)}"},
-        "seeds": {"type": int, "help": "seeds of each row of --ablate, counted up from the "
-                  "config's (default: 1)"},
-    }
+    } | ablations.arguments(tables.ABLATIONS)
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
     TRY = "python simplehand.py PICTURE --checkpoint {checkpoint}"
 
@@ -80,15 +73,7 @@ class SimpleHandTask(Task):
     @classmethod
     def check_arguments(cls, arguments: argparse.Namespace) -> None:
         """Raise ValueError for an ablation that cannot be."""
-        if arguments.seeds is not None and arguments.seeds < 1:
-            raise ValueError(f"--seeds {arguments.seeds}: expected at least 1")
-        if not arguments.ablate:
-            return
-        if arguments.ablate not in tables.ABLATIONS:
-            raise ValueError(f"--ablate {arguments.ablate}: simplehand has "
-                             + ", ".join(tables.ABLATIONS))
-        if arguments.eval or int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ValueError("--ablate trains, in one process: use it without --eval and torchrun")
+        ablations.check_arguments(arguments, tables.ABLATIONS)
 
     def notes(self) -> list[str]:
         """Random weights where the paper has ImageNet's."""
@@ -198,51 +183,33 @@ class SimpleHandTask(Task):
 
 
 def ablation_runs(arguments: argparse.Namespace,
-                  parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
+                  parse: ablations.Parse) -> Iterator[argparse.Namespace]:
     """The runs of a table, every row with every seed; writes the table after each.
 
     A run has a folder in OUT named by the fields it changes, so tables share rows, and finished
     runs are kept. Several processes may work on one OUT with different seeds.
     """
-    own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--ablate")
-    own.add_argument("--seeds")
-    flags = own.parse_known_args(arguments.argv)[1]  # what the runs get too
     preset, rows = arguments.preset or "ablation", tables.ABLATIONS[arguments.ablate]
-    if preset not in simplehand.PRESETS:
-        raise ValueError(f"no preset {preset!r} for simplehand: expected one of "
-                         + ", ".join(simplehand.PRESETS))
-    config = override(simplehand.PRESETS[preset], arguments.overrides)
+    flags = ablations.without(arguments.argv, "ablate", "seeds", "preset")
+    base = ablations.preset_of(simplehand.PRESETS, arguments.preset, "simplehand")
+    config = override(base, arguments.overrides)
     configs = {row: tables.ablated(config, changes) for row, (changes, _) in rows.items()}
     command = f"python train.py {shlex.join(arguments.argv)}"
-    table, found = arguments.out / f"{arguments.ablate}.md", collections.defaultdict(dict)
-    for seed in range(config.seed, config.seed + (arguments.seeds or 1)):
-        for row, changed in configs.items():
-            settings = [f"{name}={as_text(value)}"
-                        for name, value in dataclasses.asdict(changed).items()
-                        if value != getattr(config, name)]
-            out = arguments.out / " ".join(settings or ["unchanged"]) / f"seed {seed}"
-            if not (out / "results.json").exists():
-                print(f"\n{arguments.ablate}, {row}, seed {seed}", flush=True)
-                yield parse([*flags, "--preset", preset, "--out", str(out), "--set", *settings,
-                             f"seed={seed}"])
-            results = json.loads((out / "results.json").read_text())
-            require_same_run(results, dataclasses.asdict(changed) | {"seed": seed}, out)
-            scores = next(iter(results["scores"].values()))
-            found[row][seed] = scores["PA-MPJPE"], scores["PA-MPVPE"]
-            text = tables.ablation_table(arguments.ablate, found, config, command)
-            bodymodels.write_atomically(table, text.encode())
-    print(f"\n{text}\nin {table}")
 
+    def row_run(row: str, seed: int) -> Generator[argparse.Namespace, None, np.ndarray]:
+        changes = ablations.settings(config, configs[row])
+        out = arguments.out / " ".join(changes or ["unchanged"]) / f"seed {seed}"
+        results = yield from ablations.run(
+            f"{arguments.ablate}, {row}, seed {seed}", out,
+            lambda: parse([*flags, "--preset", preset, "--out", str(out), "--set", *changes,
+                           f"seed={seed}"]), vars(configs[row]) | {"seed": seed})
+        scores = next(iter(results["scores"].values()))
+        return np.array([scores[name] for name in tables.COLUMNS])
 
-def require_same_run(results: Mapping[str, Mapping], config: Mapping[str, object],
-                     out: Path) -> None:
-    """Raise ValueError if a finished run of an ablation had other settings than asked for now."""
-    other = [name for name, value in json.loads(json.dumps(config)).items()
-             if results["config"].get(name) != value]
-    if other:
-        raise ValueError(f"{out} holds another run (it differs in {', '.join(other)}): give "
-                         "another folder with --out")
+    return ablations.score_rows(
+        arguments.out / f"{arguments.ablate}.md", rows,
+        range(config.seed, config.seed + (arguments.seeds or 1)), row_run,
+        lambda found: tables.ablation_table(arguments.ablate, found, config, command))
 
 
 STAGES = {"": SimpleHandTask}

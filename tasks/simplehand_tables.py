@@ -1,14 +1,12 @@
-"""The paper's ablations of SimpleHand: rows of Tables 4 to 8, and how to print them beside ours."""
+"""The paper's ablations of SimpleHand: the rows of Tables 4 to 8."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-
-import numpy as np
 
 from simplehand import COARSE, Config
+from tasks.ablations import Found, Row, Table, table_text
 
 LAYER, NAIVE = {"blocks": (1,)}, {"tokens": (21,), "dims": (256,), "mixer": "identity"}
 # Table -> row -> fields that differ from the paper's model, PA-MPJPE and PA-MPVPE (mm, FreiHAND,
@@ -71,45 +69,17 @@ def ablated(config: Config, changes: dict) -> Config:
     return dataclasses.replace(config, **values)
 
 
-Scores = Mapping[str, Mapping[int, tuple[float, float]]]  # row -> seed -> PA-MPJPE, PA-MPVPE in mm
+COLUMNS = ("PA-MPJPE", "PA-MPVPE")
+TABLES = {name: Table(COLUMNS, COLUMNS, {row: Row(*entry) for row, entry in rows.items()})
+          for name, rows in ABLATIONS.items()}
 
 
-def ablation_table(name: str, scores: Scores, config: Config, command: str) -> str:
-    """Write a table in Markdown: our scores beside the paper's, then each ordering of its rows.
-
-    scores may lack rows or seeds. An ordering is judged by PA-MPJPE over the seeds of both rows.
-    """
-    rows, cells = ABLATIONS[name], config.image_size // 32
-    lines = [f"# SimpleHand, {name.replace('table', 'Table ')}", "", f"`{command}`", "",
-             f"Ours: {config.backbone}, {config.steps:,} steps of {config.batch_size} "
-             f"images of {config.image_size} px, so X_b has {cells} x {cells} "
+def ablation_table(name: str, found: Found, config: Config, command: str) -> str:
+    """Write a table in Markdown: our scores beside the paper's, then each ordering of its rows."""
+    cells = config.image_size // 32
+    about = (f"`{command}`\n\nOurs: {config.backbone}, {config.steps:,} steps of "
+             f"{config.batch_size} images of {config.image_size} px, so X_b has {cells} x {cells} "
              f"cells, where the paper's has 7 x 7; dimensions times {config.dims[0] / 256:g}. "
              "The paper's: FreiHAND, Hiera-Tiny. Errors in mm; mean ± standard deviation over "
-             "seeds.", "",
-             "| | paper PA-MPJPE | paper PA-MPVPE | our PA-MPJPE | our PA-MPVPE | seeds |",
-             "|---|---|---|---|---|---|"]
-    for row, (_, paper) in rows.items():
-        ours = np.array(list(scores.get(row, {}).values())).reshape(-1, 2)
-        entries = [f"{value:.1f}" if value == value else "-" for value in paper]
-        entries += [spread(column) for column in ours.T] + [str(len(ours))]
-        lines.append(f"| {row} | {' | '.join(entries)} |")
-    lines += ["", "| the paper's ordering of PA-MPJPE | paper's difference | ours | holds |",
-              "|---|---|---|---|"]
-    for worse, (_, (high, _)) in rows.items():
-        for better, (_, (low, _)) in rows.items():
-            seeds = scores.get(worse, {}).keys() & scores.get(better, {}).keys()
-            if high > low and seeds:
-                differences = np.array([scores[worse][seed][0] - scores[better][seed][0]
-                                        for seed in seeds])
-                verdict = "yes" if differences.mean() > 0 else "**no**"
-                lines.append(
-                    f"| {better} < {worse} | {high - low:.1f} | {spread(differences)} | {verdict}, "
-                    f"in {(differences > 0).sum()} of {len(seeds)} seeds |")
-    return "\n".join(lines) + "\n"
-
-
-def spread(values: np.ndarray) -> str:
-    """Format the mean and, of several values, the sample's standard deviation."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if len(values) else "-"
-    return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+             "seeds.")
+    return table_text(f"SimpleHand, {name.replace('table', 'Table ')}", TABLES[name], found, about)
