@@ -423,7 +423,7 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
 def evaluate_each(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points],
                   hand_vertices: str | Path = "wholebody",
                   face_vertices: str | Path | None = None) -> dict[str, np.ndarray]:
-    """The errors (B,) of every sample, of which `evaluate` returns the means; no F-scores and areas.
+    """The errors (B,) of every sample, whose means `evaluate` returns; no F-scores and areas.
 
     Of both hands of a whole body it is their mean.
     """

@@ -8,6 +8,7 @@
     python train.py --model simplehand --checkpoint FILE              # a new run from these weights
     python train.py --model simplehand --eval --checkpoint FILE       # scores only
     python train.py --model simplehand --ablate table5 --seeds 3      # a table of the paper
+    python train.py --model genhmr --ablate table2                    # ... or a --figure
     python train.py --model genhmr --stage tokenizer                  # papers with stages: each
     python train.py --model genhmr --stage transformer --tokenizer FILE   # stage is a run
     python train.py --model hmr_adapter --stage all                   # all stages in a row
@@ -63,7 +64,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
-from tasks import genhmr, hmr_adapter, simplehand
+from tasks import genhmr, genhmr_tables, hmr_adapter, simplehand
 from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
 from tasks.files import (
     Table,
@@ -91,6 +92,7 @@ PAPERS = {"simplehand": simplehand, "genhmr": genhmr, "hmr_adapter": hmr_adapter
 TASKS: dict[str, type[Task]] = {  # by model, or by model-stage
     f"{model}-{stage}" if stage else model: task
     for model, paper in PAPERS.items() for stage, task in paper.STAGES.items()}
+TASKS |= {"genhmr": genhmr_tables.PaperTask}  # several stages in one command
 Value = TypeVar("Value")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
 BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline

@@ -112,7 +112,7 @@ def training_lines(device: torch.device, seconds: float) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as cache:
         for name, kind in train.TASKS.items():
             for preset in kind.PRESETS:
-                if preset not in CPU_PRESETS and not name.endswith("-all"):  # all: no stage
+                if preset not in CPU_PRESETS and kind.TRAINS:
                     yield training_line(name, preset, device, seconds, cache)
 
 

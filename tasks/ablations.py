@@ -56,9 +56,17 @@ def share_a_part(first: str, second: str) -> bool:
 
 def spread(values: np.ndarray) -> str:
     """Format the mean and, of several values, the sample's standard deviation."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if len(values) else "-"
+    if len(values) == 0 or np.isnan(values).any():
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
     return f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+
+
+def means(scores: np.ndarray) -> np.ndarray:
+    """Columns (C,) over the samples (N, C) that count; NaN for a column without any."""
+    columns = [column[~np.isnan(column)] for column in np.atleast_2d(scores).T]
+    return np.array([column.mean() if len(column) else math.nan for column in columns])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +95,13 @@ def orderings(table: Table, found: Found) -> Iterator[Ordering]:
     for (worse, high), (better, low) in itertools.permutations(table.rows.items(), 2):
         seeds = sorted(found.get(worse, {}).keys() & found.get(better, {}).keys())
         if high.paper[0] > low.paper[0] and seeds and table.related(worse, better):
-            each = np.array([np.atleast_2d(found[worse][seed])[:, 0]
-                             - np.atleast_2d(found[better][seed])[:, 0] for seed in seeds])
-            counted = each.mean(0)[~np.isnan(each).any(0)]
-            error = counted.std(ddof=1) / len(counted) ** 0.5 if len(counted) > 1 else math.nan
-            yield Ordering(better, worse, high.paper[0] - low.paper[0], np.nanmean(each, 1), error)
+            each = np.array([np.atleast_2d(found[worse][seed] - found[better][seed])[:, 0]
+                             for seed in seeds])  # (S, N)
+            each = each[:, ~np.isnan(each).any(0)]
+            count = each.shape[1]
+            error = each.mean(0).std(ddof=1) / count**0.5 if count > 1 else math.nan
+            if count:
+                yield Ordering(better, worse, high.paper[0] - low.paper[0], each.mean(1), error)
 
 
 def ordering_lines(table: Table, found: Found) -> list[str]:
@@ -101,8 +111,15 @@ def ordering_lines(table: Table, found: Found) -> list[str]:
         return []
     paired = not all(math.isnan(pair.error) for pair in all_pairs)
     hold = sum(pair.ours.mean() > 0 for pair in all_pairs)
-    always = sum((pair.ours > 0).all() for pair in all_pairs)
-    lines = [f"{hold} of {len(all_pairs)} orderings hold on average, {always} with every seed.", "",
+    words = [f"{hold} of {len(all_pairs)} orderings hold on average"]
+    if max(len(pair.ours) for pair in all_pairs) > 1 or not paired:
+        words.append(f"{sum((pair.ours > 0).all() for pair in all_pairs)} with every seed")
+    if paired:
+        sure = [np.sign(pair.ours.mean()) for pair in all_pairs
+                if abs(pair.ours.mean()) >= 2 * pair.error]
+        words.append(f"{sure.count(1)} by two standard errors or more; {sure.count(-1)} fail by "
+                     "as much")
+    lines = [", ".join(words) + ".", "",
              f"| the paper's ordering of {table.paper[0]} | paper's difference | ours "
              + ("| standard error " if paired else "") + "| holds |",
              "|---|---|---|" + "---|" * (1 + paired)]
@@ -114,17 +131,20 @@ def ordering_lines(table: Table, found: Found) -> list[str]:
 def table_text(title: str, table: Table, found: Found, about: str) -> str:
     """Write a table in Markdown: our scores beside the paper's, then each ordering of its rows.
 
-    found may lack rows or seeds. An ordering is judged by the first columns, over the seeds of
-    both rows.
+    found may lack rows or seeds.
     """
+    runs = [list(seeds.values()) for seeds in found.values()]
+    counted = all(len(scores) == 1 and np.ndim(scores[0]) == 2 for scores in runs)
     heads = [f"paper {name}" for name in table.paper] + [f"our {name}" for name in table.ours]
-    lines = [f"# {title}", "", about, "", f"| | {' | '.join(heads)} | seeds |",
+    lines = [f"# {title}", "", about, "",
+             f"| | {' | '.join(heads)} | {'samples' if counted else 'seeds'} |",
              "|---" * (len(heads) + 2) + "|"]
     for name, row in table.rows.items():
-        seeds = [np.nanmean(np.atleast_2d(scores), 0) for scores in found.get(name, {}).values()]
-        ours = np.array(seeds).reshape(-1, len(table.ours))
+        seeds = list(found.get(name, {}).values())
+        ours = np.array([means(scores) for scores in seeds]).reshape(-1, len(table.ours))
         entries = ["-" if math.isnan(value) else f"{value:.1f}" for value in row.paper]
-        entries += [spread(column) for column in ours.T] + [str(len(ours))]
+        entries += [spread(column) for column in ours.T]
+        entries.append(str(sum(len(scores) for scores in seeds) if counted else len(seeds)))
         lines.append(f"| {name} | {' | '.join(entries)} |")
     reasons = [f"- {name}: not run. {row.missing}" for name, row in table.rows.items()
                if row.missing]
@@ -197,6 +217,25 @@ def run(title: str, out: Path, flags: Callable[[], argparse.Namespace],
     return results
 
 
+def errors_of(out: Path, predictor: str, metrics: Sequence[str]) -> np.ndarray | None:
+    """Columns (N, C) of a run's errors.npz: a predictor's errors in every sample.
+
+    NaN for metrics that the run does not have, None if it does not have the predictor.
+    """
+    with np.load(out / "errors.npz") as file:
+        names = [f"{predictor}: {metric}" for metric in metrics]
+        known = [file[name] for name in names if name in file]
+        return np.stack([file[name] if name in file else np.full_like(known[0], np.nan)
+                         for name in names], 1) if known else None
+
+
+def write(path: Path, text: str) -> None:
+    """Write and print a table, on the first process alone."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        bodymodels.write_atomically(path, text.encode())
+        print(f"\n{text}\nin {path}", flush=True)
+
+
 def score_rows(path: Path, rows: Iterable[str], seeds: Iterable[int],
                row_run: Callable[[str, int], Generator[argparse.Namespace, None, np.ndarray]],
                text: Callable[[Found], str]) -> Iterator[argparse.Namespace]:
@@ -205,10 +244,8 @@ def score_rows(path: Path, rows: Iterable[str], seeds: Iterable[int],
     row_run(row, seed) yields runs and returns our columns, see Found. All rows of a seed come
     before the next seed.
     """
-    found, leader = defaultdict(dict), int(os.environ.get("RANK", 0)) == 0
+    found = defaultdict(dict)
     for seed in seeds:
         for row in rows:
             found[row][seed] = yield from row_run(row, seed)
-            if leader:
-                bodymodels.write_atomically(path, text(found).encode())
-    announce(f"\n{text(found)}\nin {path}")
+            write(path, text(found))

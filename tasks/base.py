@@ -144,6 +144,7 @@ class Task(ABC):
     UNIT: ClassVar[str] = "images"  # what a sample is
     BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
     REMARK: ClassVar[str] = ""  # printed below the table of scores
+    TRAINS: ClassVar[bool] = True  # whether a run of it trains a model of its own
     TRY: ClassVar[str] = ""  # the next command, with {checkpoint}
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,

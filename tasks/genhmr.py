@@ -190,6 +190,8 @@ class TransformerTask(BodyTask):
                      "Table 11 (default: cosine)"},
         "top_k": {"type": int, "metavar": "K", "help": "draw each token among the K most likely, "
                   "Table 12 (default: 1)"},
+        "brief": {"action": "store_true", "default": None, "help": "leave the rows of Tables 2 and "
+                  "3 out of the last scores"},
     }
     TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
     TRY = "python genhmr.py PICTURE --checkpoint {checkpoint}"
@@ -279,8 +281,10 @@ class TransformerTask(BodyTask):
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Sampled poses; at the end of a run for every T, and refined by every P."""
         features, first = model.encode(batch["image"]), self.iterations
+        final = final and not self.arguments.brief
         counts = dict.fromkeys((first, *self.ITERATIONS)) if final else (first,)
-        runs = {T: self.sample(model, features, batch, T) for T in counts}
+        runs = {T: self.sample(model, features, batch, T, self.schedule, self.top_k)
+                for T in counts}
         sampled = runs[first]
         poses = {f"T={T}": run.rotations for T, run in runs.items()}
         if final:
@@ -289,6 +293,11 @@ class TransformerTask(BodyTask):
             poses |= {f"T={first} P={P}": refined[P] for P in self.REFINEMENTS}
             poses[f"T={first} P={most} fitted"] = self.refined(
                 model, sampled, batch, most, fitted=True)[-1]
+        return self.beside_truth(model, batch, sampled, poses)
+
+    def beside_truth(self, model: nn.Module, batch: Batch, sampled: genhmr.Sampled,
+                     poses: Mapping[str, Tensor]) -> Predictions:
+        """Poses by predictor, with the shape and camera of a sampled one."""
         transl = genhmr.camera_translation(sampled.camera, model.config.focal)
         if self.data != "rendered":
             transl = self.in_crop(transl, batch["K"])
@@ -298,11 +307,11 @@ class TransformerTask(BodyTask):
                            {name: batch[name] for name in ("pose", "betas")})
 
     def sample(self, model: nn.Module, features: genhmr.Features, batch: Batch,
-               iterations: int) -> genhmr.Sampled:
+               iterations: int, schedule: str = "cosine", top_k: int = 1) -> genhmr.Sampled:
         """Poses of a batch; what top-k draws depends on the batch's first sample alone."""
         generator = torch.Generator(features.values.device).manual_seed(int(batch["index"][0]))
-        return genhmr.sample_from(model, features, iterations=iterations, schedule=self.schedule,
-                                  top_k=self.top_k, generator=generator)
+        return genhmr.sample_from(model, features, iterations=iterations, schedule=schedule,
+                                  top_k=top_k, generator=generator)
 
     def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch, steps: int,
                 fitted: bool = False) -> Tensor:

@@ -25,7 +25,7 @@ import metrics
 from sets.safe_pickle import load_arrays, safe_unpickle
 from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
 from tasks.bodies import BodyTask, Mesh
-from tasks.settings import suitable_preset
+from tasks.settings import own_overrides, suitable_preset
 
 Output = dict[str, Tensor]  # of a model's forward
 EXPERT_ARGUMENT = {"metavar": "FILE", "help": "checkpoint of the expert to adapt: train.py's, "
@@ -477,6 +477,7 @@ PARTS = ("hand_expert", "body_expert", "hand", "body")  # the stages of "all", i
 class DualPathTask(BodyAdapterTask):
     """Both paths and their merge, which nothing trains: the four stages, then scores."""
 
+    TRAINS = False
     Config = hmr_adapter.Training  # the fields that all stages have; each has more
     ARGUMENTS = PeopleTask.ARGUMENTS | {
         "guide": {"metavar": "FILE", "help": "with --eval: the body's checkpoint, beside the "
@@ -542,13 +543,9 @@ class DualPathTask(BodyAdapterTask):
 
 def stage_arguments(arguments: argparse.Namespace, stage: str) -> argparse.Namespace:
     """The flags of one of the four stages; --set reaches each stage that has the field."""
-    def fields(stage: str) -> set[str]:
-        return {field.name for field in dataclasses.fields(STAGES[stage].Config)}
-
-    elsewhere = set().union(*map(fields, PARTS)) - fields(stage)
     changes = {"stage": stage, "name": f"{arguments.model}-{stage}", "out": arguments.out / stage,
-               "overrides": [text for text in arguments.overrides
-                             if text.partition("=")[0] not in elsewhere], "export": None}
+               "overrides": own_overrides(arguments.overrides, STAGES[stage].Config,
+                                          [STAGES[part].Config for part in PARTS]), "export": None}
     if stage in ("hand", "body"):
         preset = arguments.preset or suitable_preset()
         changes |= {"expert": arguments.out / f"{stage}_expert" / "checkpoint.pt",

@@ -42,6 +42,16 @@ def override(config: RunConfig, assignments: Sequence[str]) -> RunConfig:
     return config
 
 
+def own_overrides(assignments: Sequence[str], kind: type, kinds: Sequence[type]) -> list[str]:
+    """What --set of a command of several stages means for the stage with a config of this kind.
+
+    All but the fields that only the configs of other stages have; `override` refuses the rest.
+    """
+    fields = [{field.name for field in dataclasses.fields(each)} for each in (kind, *kinds)]
+    elsewhere = set().union(*fields) - fields[0]
+    return [text for text in assignments if text.partition("=")[0] not in elsewhere]
+
+
 def parse_value(kind: type, text: str) -> Value:
     """Text as a bool, int, float, str or comma-separated tuple of them."""
     if typing.get_origin(kind) is tuple:

@@ -1,5 +1,6 @@
 """tasks/simplehand_tables.py: rows that build and train, scores of the paper, orderings."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,6 +67,8 @@ def test_ablation_tables_judge_by_common_seeds():
     """Means and spreads by hand; an ordering holds if the mean over seeds of both rows does."""
     found = {"ours": {0: (10.0, 12.0), 1: (12.0, 14.0)}, "identity mixer": {0: (11.0, 13.0)},
              "without position embedding": {0: (10.5, 11.0), 1: (10.0, 11.0)}}
+    found = {row: {seed: np.array(scores) for seed, scores in seeds.items()}
+             for row, seeds in found.items()}
     table = ablation_table("table8", found, PRESETS["ablation"], "the command")
     assert "| ours | 6.2 | 6.5 | 11.00 ± 1.41 | 13.00 ± 1.41 | 2 |" in table
     assert "| identity mixer | 6.3 | 6.6 | 11.00 | 13.00 | 1 |" in table
