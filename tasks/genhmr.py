@@ -19,7 +19,7 @@ import data
 import genhmr
 import metrics
 from sets.safe_pickle import load_array
-from tasks.base import EVALUATIONS, Batch, Predictions, Scores, Terms, bare
+from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Terms, bare
 from tasks.bodies import BodyTask, Mesh
 
 BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
@@ -150,13 +150,13 @@ class TokenizerTask(BodyTask):
             for rng in rngs], strict=True))
         return model.encode(batch["pose"] @ turns), torch.where(wrong, other, tokens)
 
-    def score_piece(self, predictions: Predictions) -> Scores:
+    def piece_errors(self, predictions: Predictions) -> Errors:
         """The errors of all predictors, and the share of their tokens that are not the true."""
-        scores = super().score_piece(predictions)
+        errors = super().piece_errors(predictions)
         for name, values in predictions.found.items():
             changed = values["tokens"] != predictions.truth["tokens"]
-            scores[name]["changed %"] = 100 * float(changed.mean())
-        return scores
+            errors[name]["changed %"] = 100 * changed.mean(1)
+        return errors
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
         """True and decoded pose side by side, seen from 4 m."""

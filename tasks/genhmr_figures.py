@@ -61,7 +61,8 @@ def draw_sampling(number: int, task: BodyTask, predictions: Predictions, picture
             shown = trace.imshow(found["confidences"][index], vmin=0, vmax=1, **area)
             title = "confidence of each token when it was chosen last"
             figure.colorbar(shown, ax=trace)
-        trace.set(title=title if index == pictures[0] else "", xlabel="token", ylabel="iteration", yticks=range(1, ITERATIONS + 1, 3))
+        trace.set(title=title if index == pictures[0] else "", xlabel="token", ylabel="iteration",
+                  yticks=range(1, ITERATIONS + 1, 3))
     save_figure(figure, path)
 
 

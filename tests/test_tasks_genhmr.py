@@ -435,10 +435,10 @@ def test_perfect_predictions_have_no_error(finished, folder, official):
     batch = {name: value.numpy() for name, value in batch_of(task.test_set, range(4)).items()}
     truth = {name: batch[name] for name in ("pose", "betas")}
     predictions = Predictions(batch["index"], {"T=5": dict(truth)}, truth)
-    report = task.score_piece(predictions)["T=5"]
+    report = task.scores(predictions)["T=5"]
     assert max(report.values()) < 1e-2
     predictions.found["T=5"]["pose"] = np.tile(np.eye(3, dtype=np.float32), (4, 24, 1, 1))
-    assert task.score_piece(predictions)["T=5"]["MPJPE"] > 50
+    assert task.scores(predictions)["T=5"]["MPJPE"] > 50
 
 
 def test_wart_human36m_is_judged_by_joints_and_a_regressor_of_the_right_order(
