@@ -64,7 +64,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
-from tasks import genhmr, genhmr_tables, hmr_adapter, simplehand
+from tasks import genhmr, genhmr_tables, hmr_adapter, hmr_adapter_tables, simplehand
 from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
 from tasks.files import (
     Table,
@@ -92,7 +92,7 @@ PAPERS = {"simplehand": simplehand, "genhmr": genhmr, "hmr_adapter": hmr_adapter
 TASKS: dict[str, type[Task]] = {  # by model, or by model-stage
     f"{model}-{stage}" if stage else model: task
     for model, paper in PAPERS.items() for stage, task in paper.STAGES.items()}
-TASKS |= {"genhmr": genhmr_tables.PaperTask}  # several stages in one command
+TASKS |= {"genhmr": genhmr_tables.PaperTask, "hmr_adapter": hmr_adapter_tables.PaperTask}
 Value = TypeVar("Value")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
 BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline

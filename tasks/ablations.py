@@ -37,12 +37,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of a paper. The first column of the paper's and of ours judge its orderings."""
+    """A table of a paper."""
 
     paper: tuple[str, ...]  # columns, errors in mm
     ours: tuple[str, ...]
     rows: Mapping[str, Row]
     note: str = ""  # what a reader has to know about it
+    judges: tuple[tuple[int, int], ...] = ((0, 0),)  # columns of the paper and of ours by which
+    # orderings are compared
     related: Callable[[str, str], bool] = lambda first, second: True  # rows that are compared
 
 
@@ -71,7 +73,7 @@ def means(scores: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Ordering:
-    """Two rows that the paper orders, and our differences worse - better of the first column."""
+    """Two rows that the paper orders, and our differences worse - better."""
 
     better: str
     worse: str
@@ -90,23 +92,25 @@ class Ordering:
         return ", ".join(words)
 
 
-def orderings(table: Table, found: Found) -> Iterator[Ordering]:
+def orderings(table: Table, found: Found, judge: tuple[int, int]) -> Iterator[Ordering]:
     """All pairs of rows that the paper orders and that have a seed of ours in common."""
+    theirs, ours = judge
     for (worse, high), (better, low) in itertools.permutations(table.rows.items(), 2):
         seeds = sorted(found.get(worse, {}).keys() & found.get(better, {}).keys())
-        if high.paper[0] > low.paper[0] and seeds and table.related(worse, better):
-            each = np.array([np.atleast_2d(found[worse][seed] - found[better][seed])[:, 0]
+        difference = high.paper[theirs] - low.paper[theirs]
+        if difference > 0 and seeds and table.related(worse, better):
+            each = np.array([np.atleast_2d(found[worse][seed] - found[better][seed])[:, ours]
                              for seed in seeds])  # (S, N)
             each = each[:, ~np.isnan(each).any(0)]
             count = each.shape[1]
             error = each.mean(0).std(ddof=1) / count**0.5 if count > 1 else math.nan
             if count:
-                yield Ordering(better, worse, high.paper[0] - low.paper[0], each.mean(1), error)
+                yield Ordering(better, worse, difference, each.mean(1), error)
 
 
-def ordering_lines(table: Table, found: Found) -> list[str]:
+def ordering_lines(table: Table, found: Found, judge: tuple[int, int]) -> list[str]:
     """A Markdown table of all orderings, with paired standard errors where samples are known."""
-    all_pairs = list(orderings(table, found))
+    all_pairs = list(orderings(table, found, judge))
     if not all_pairs:
         return []
     paired = not all(math.isnan(pair.error) for pair in all_pairs)
@@ -120,7 +124,8 @@ def ordering_lines(table: Table, found: Found) -> list[str]:
         words.append(f"{sure.count(1)} by two standard errors or more; {sure.count(-1)} fail by "
                      "as much")
     lines = [", ".join(words) + ".", "",
-             f"| the paper's ordering of {table.paper[0]} | paper's difference | ours "
+             f"| the paper's ordering of {table.paper[judge[0]]} | paper's difference "
+             f"| our {table.ours[judge[1]]} "
              + ("| standard error " if paired else "") + "| holds |",
              "|---|---|---|" + "---|" * (1 + paired)]
     return lines + [
@@ -148,7 +153,8 @@ def table_text(title: str, table: Table, found: Found, about: str) -> str:
         lines.append(f"| {name} | {' | '.join(entries)} |")
     reasons = [f"- {name}: not run. {row.missing}" for name, row in table.rows.items()
                if row.missing]
-    parts = [lines, reasons, [table.note] if table.note else [], ordering_lines(table, found)]
+    parts = [lines, reasons, [table.note] if table.note else [],
+             *(ordering_lines(table, found, judge) for judge in table.judges)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 

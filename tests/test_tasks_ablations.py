@@ -21,13 +21,13 @@ def test_orderings_are_paired_by_sample():
     """A shift by 1 that two rows share in every sample is sure, whatever the samples' own spread;
     samples that do not count in one of them count in neither."""
     easy = np.array([[10.0, 1], [1000, 1], [100, np.nan]])
-    pair, = orderings(TABLE, {"a": {0: easy + 1}, "b": {0: easy}})
+    pair, = orderings(TABLE, {"a": {0: easy + 1}, "b": {0: easy}}, (0, 0))
     assert (pair.better, pair.worse, pair.paper) == ("b", "a", 2.0)
     assert pair.ours == pytest.approx([1]) and pair.error == pytest.approx(0, abs=1e-9)
     assert pair.verdict == "yes"
     hidden = easy.copy()
     hidden[1, 0] = np.nan
-    pair, = orderings(TABLE, {"a": {0: easy + [[3, 0], [7, 0], [5, 0]]}, "b": {0: hidden}})
+    pair, = orderings(TABLE, {"a": {0: easy + [[3, 0], [7, 0], [5, 0]]}, "b": {0: hidden}}, (0, 0))
     assert pair.ours == pytest.approx([4]) and pair.error == pytest.approx(1)  # of 3 and 5
 
 
@@ -37,7 +37,7 @@ def test_the_standard_error_is_that_of_the_mean_difference(differences, seeds):
     zero = np.zeros((len(differences), 1))
     each = np.array(differences)[:, None]
     found = {"a": {seed: each + seed for seed in range(seeds)}, "b": dict.fromkeys(range(9), zero)}
-    pair, = orderings(TABLE, found)
+    pair, = orderings(TABLE, found, (0, 0))
     assert len(pair.ours) == seeds
     expected = np.std(differences, ddof=1) / len(differences) ** 0.5
     assert pair.error == pytest.approx(expected, abs=1e-9)
