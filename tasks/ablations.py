@@ -182,7 +182,7 @@ def check_arguments(arguments: argparse.Namespace, tables: Iterable[str]) -> Non
 
 def without(argv: Sequence[str], *flags: str) -> list[str]:
     """A command line without these flags, each of which has a value; "set" has several."""
-    own = argparse.ArgumentParser(add_help=False)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in flags:
         own.add_argument(f"--{flag.replace('_', '-')}", nargs="+" if flag == "set" else None,
                          action="append")

@@ -90,16 +90,14 @@ def scored(folder, finished, out, *extra):  # noqa: F811
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize("name", ["table3", "table12"])
 def test_tables_of_one_checkpoint(finished, folder, tmp_path, name):  # noqa: F811
     """Their rows are those that --eval scores, where it has them; every row is in the table."""
     scored(folder, finished, tmp_path, "--ablate", name)
     scores = json.loads((tmp_path / name / "results.json").read_text())["scores"]
     usual = json.loads((finished["transformer"] / "results.json").read_text())["scores"]
-    for row, of_eval in {"table2": {"T = 3": "T=3", "T = 20": "T=20"},
-                         "table3": {"UGS": "T=5", "P = 10": "T=5 P=10"},
-                         "table11": {"cosine, T = 10": "T=10"}, "table12": {"top-1": "T=5"},
-                         }[name].items():
+    for row, of_eval in {"table3": {"UGS": "T=5", "P = 10": "T=5 P=10"},
+                         "table12": {"top-1": "T=5"}}[name].items():
         assert scores[row] == pytest.approx(usual[of_eval], rel=1e-5)
     text = (tmp_path / f"{name}.md").read_text()
     for row in SAMPLED[name].rows:
@@ -111,7 +109,7 @@ def test_tables_of_one_checkpoint(finished, folder, tmp_path, name):  # noqa: F8
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [4, 5, 6, 11])
+@pytest.mark.parametrize("number", [4, 6])
 def test_figures_show_the_pictures_asked_for(finished, folder, tmp_path, number):  # noqa: F811
     scored(folder, finished, tmp_path, "--figure", str(number), "--pictures", "3,1")
     assert data.read_image(tmp_path / f"figure{number}" / f"figure{number}.png").std() > 5
