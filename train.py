@@ -389,10 +389,13 @@ class Journal:
 
 
 @torch.no_grad()
-def evaluate(task: Task, model: nn.Module, world: World,
-             final: bool = False) -> tuple[Scores, Predictions | None]:
-    """Score the test split, divided among the ranks; the leader gets scores and predictions."""
-    own = range(world.rank, len(task.test_set), world.size)
+def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
+             most: int | None = None) -> tuple[Scores, Predictions | None]:
+    """Score the test split, divided among the ranks; the leader gets scores and predictions.
+
+    most: score so many samples at most.
+    """
+    own = range(len(task.test_set))[:most][world.rank::world.size]
     size = max(1, share(task.config, world.size))
     keys = [list(own[start:start + size]) for start in range(0, len(own), size)]
     model.eval()
@@ -546,6 +549,8 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
         keys = (list(range(first, min(first + size, count))) for first in range(0, count, size))
         task.set_baseline(load_batches(task.train_set, keys, world))
         out.mkdir(parents=True, exist_ok=True)
+    if task.data != "rendered":  # a file that scores need is missed now, and not after hours
+        evaluate(task, trainer.best_model, world, most=2 * world.size)
     world.share(None)
     if world.mean([trainer.step]) != [trainer.step]:
         fail(f"{out} shows step {trainer.step} to process {world.rank} and another to others: "

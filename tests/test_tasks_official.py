@@ -198,6 +198,10 @@ def test_official_people_need_models_protocols_and_splits(base, trained, tmp_pat
     with pytest.raises(SystemExit, match="has shape .17, 1577.: expected 14 rows"):
         evaluate(base, trained, "body", "ehf", tmp_path / "out", "--checkpoint",
                  str(trained / "body/checkpoint.pt"), "--models", str(tmp_path / "models"))
+    arguments = command_line(base, "body_expert", tmp_path / "new", *rich, *judged)
+    with pytest.raises(SystemExit, match="has shape .17, 1577.: expected 14 rows"):
+        train.main([*arguments, "--models", str(tmp_path / "models")])
+    assert not (tmp_path / "new/log.csv").exists()  # found out before the first step
 
 
 def test_released_body_experts_get_the_mean_hand_of_the_models(base):
