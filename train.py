@@ -630,9 +630,9 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
     out.mkdir(parents=True, exist_ok=True)
     results = {**about, "step": step, "scores": scores}
     bodymodels.write_atomically(out / "results.json", json.dumps(results, indent=2).encode())
-    task.write(predictions, out)
     if export:
         save({**results, "model": weights, "baseline": task.baseline}, export)
+    task.write(predictions, out)
     if not task.arguments.eval:
         draw_curves(out)
     print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())), flush=True)

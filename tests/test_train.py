@@ -499,6 +499,24 @@ def test_data_that_cannot_be_scored_are_one_message(extra, finished, cache, tmp_
     assert step == (12 if extra else 13)
 
 
+class Painter(SimpleHandTask):
+    """Cannot draw."""
+
+    def write(self, predictions, out):
+        raise ValueError("no triangle mesh")
+
+
+def test_pictures_that_cannot_be_drawn_cost_no_results(finished, cache, tmp_path, monkeypatch):
+    """Scores and the exported weights are written before them."""
+    monkeypatch.setitem(train.TASKS, "simplehand", Painter)
+    with pytest.raises(SystemExit, match="train.py: no triangle mesh"):
+        train.main(["--model", "simplehand", "--eval", "--cache", str(cache), "--checkpoint",
+                    str(finished[0] / "best.pt"), "--out", str(tmp_path / "out"), "--export",
+                    str(tmp_path / "small.pt")])
+    assert (tmp_path / "out/results.json").exists()
+    assert simplehand.load_checkpoint(tmp_path / "small.pt").config == CONFIG
+
+
 class Damaged(torch.utils.data.Dataset):
     def __len__(self):
         return 2
