@@ -37,8 +37,6 @@ D width, H heads, P points, T iterations of sampling.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import re
 import sys
@@ -1615,6 +1613,17 @@ def square_box(image: np.ndarray, box: Sequence[float] | None,
     return corner + extent / 2, margin * max(extent[0] * ASPECT, extent[1])
 
 
+def window(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the part of a picture that bilinear sampling between two points needs, and its corner.
+
+    low, high: x, y (2,) in pixels. So a small crop of a huge picture costs little.
+    """
+    size = np.array(image.shape[1::-1])
+    (left, top), (right, bottom) = (np.clip(at, edge, size - 1 + edge).astype(int) for at, edge in (
+        (np.floor(low) - 1, 0), (np.ceil(high) + 1, 1)))
+    return image[top:bottom, left:right], np.array([left, top])
+
+
 def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) -> Tensor:
     """Crop a square as floats 0..255 (3, size, size), black outside of the picture.
 
@@ -1622,8 +1631,9 @@ def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) 
     """
     samples = min(math.ceil(side / size), 8)
     steps = (torch.arange(size * samples, dtype=torch.float64) + 0.5) / (size * samples) - 0.5
+    image, corner = window(image, center - side / 2, center + side / 2)
     x, y = (2 * (middle + side * steps) / extent - 1
-            for middle, extent in zip(center, image.shape[1::-1], strict=True))
+            for middle, extent in zip(center - corner, image.shape[1::-1], strict=True))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None].float()
     pixels = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     return F.avg_pool2d(F.grid_sample(pixels, grid, align_corners=False), samples)[0]
@@ -1745,7 +1755,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             for name, array in arrays.items()}
 
 
-# ------------------------------------------------------------------------------ command line
+# ----------------------------------------------------------------------- parameters, command
 
 
 def count_parameters(config: Config) -> dict[str, int]:
@@ -1758,115 +1768,15 @@ def count_parameters(config: Config) -> dict[str, int]:
     return {**counts, "total": counts.total()}
 
 
-def print_summary(as_json: bool) -> None:
-    """Print the parameters of every part of every preset. The paper gives no such counts."""
-    counts = {name: count_parameters(config) for name, config in PRESETS.items()}
-    if as_json:
-        print(json.dumps({"parameters": counts}, indent=1))
-        return
-    print(f"{'parameters':<20}" + "".join(f"{name:>13}" for name in counts))
-    for part in counts["paper"]:
-        print(f"{part:<20}" + "".join(f"{parts.get(part, 0):>13,}" for parts in counts.values()))
-
-
-SHIPPED = Path(__file__).with_name("assets") / "genhmr_cpu.pt"
-
-
-def reconstruct(arguments: argparse.Namespace) -> None:
-    """Predict the person in a picture; write overlay, sampling process, arrays and mesh."""
-    import bodymodels
-    import data
-    from sets import drawing, keypoint_files, pictures
-
-    box = pictures.parse_box(arguments.box)
-    pictures.check_folder(arguments.out)
-    body = bodymodels.load_model(arguments.body)
-    require(len(body.parents) == JOINTS, f"--body {arguments.body}: GenHMR needs SMPL's 24 joints, "
-                                         f"this model has {len(body.parents)}")
-    image = data.read_image(arguments.image)
-    check_picture(image, box)
-    model = load_checkpoint(arguments.checkpoint)
-    keypoints, source = None, "--refine 0"
-    if arguments.keypoints is not None or arguments.refine or arguments.fit_camera:
-        keypoints, source = keypoint_files.find_person(
-            image, box, arguments.keypoints, arguments.image)
-    options = {} if arguments.step_size is None else {"step_size": arguments.step_size}
-    prediction = predict(model, body, image, box=box, keypoints=keypoints,
-                         iterations=arguments.iterations, schedule=arguments.schedule,
-                         top_k=arguments.top_k, refinement=arguments.refine,
-                         fitted_camera=arguments.fit_camera, **options)
-    sampling = drawing.draw_sampling(prediction, image, body, crop_picture)
-    written = pictures.write_result(arguments.image, arguments.out, image, prediction,
-                                    body.faces.numpy(), prediction["joints"][0],
-                                    {"sampling.png": sampling})
-    print_steps(prediction, arguments, source)
-    if arguments.checkpoint == SHIPPED:
-        print("the shipped checkpoint is small and has seen rendered bodies only: photographs "
-              "need --keypoints FILE --fit-camera, and their poses stay rough")
-    print(written)
-
-
-def print_steps(prediction: Mapping[str, np.ndarray], arguments: argparse.Namespace,
-                source: str) -> None:
-    """Print whether the camera was fitted and the pose refined, or why not."""
-    energies, count = prediction["energies"], (prediction["confidence"] > 0).sum()
-    if arguments.fit_camera and prediction["fitted"]:
-        print(f"camera fitted to {count} keypoints")
-    elif arguments.fit_camera:
-        reason = "the keypoints do not determine it" if count else source
-        print(f"camera not fitted: {reason}")
-    if len(energies) == 1:
-        print(f"not refined: {source if arguments.refine else '--refine 0'}")
-        return
-    rose = ", it rose: give a smaller --step-size" if energies[-1] > energies[0] else ""
-    print(f"refined against {count} keypoints ({source}): energy {energies[0]:.3g} -> "
-          f"{energies[-1]:.3g} in {len(energies) - 1} steps{rose}")
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description="GenHMR: predict the mesh of the person in a picture.",
-        epilog="Writes the mesh over the picture (_overlay.png), the sampling process "
-               "(_sampling.png), the mesh (.obj, .ply, .glb: metres, pelvis at the origin, y up) "
-               "and the arrays of genhmr.predict (.npz).")
-    add = parser.add_argument
-    add("image", nargs="?", help="a picture with one person")
-    add("--checkpoint", default=SHIPPED, type=Path,
-        help="train.py's, of stage transformer (default: the small one that comes with this file)")
-    add("--box", help="x,y,width,height of the person in pixels (default: around the keypoints; "
-                      "without keypoints, the whole picture)")
-    add("--keypoints", metavar="FILE", help="2D keypoints to refine against, OpenPose's or COCO's "
-                                            "JSON (default: MediaPipe's, where installed)")
-    add("--iterations", type=int, default=5, help="of the sampling, T (default: 5)")
-    add("--schedule", default="cosine", choices=SCHEDULES,
-        help="how many tokens are masked after each iteration (default: cosine)")
-    add("--top-k", type=int, default=1, help="draw each token among its k likeliest (default: 1)")
-    add("--refine", type=int, default=10, help="steps of the refinement, P (default: 10)")
-    add("--fit-camera", action="store_true",
-        help="before it, put the body where the keypoints are (default: where the network says)")
-    add("--step-size", type=float, help="of the refinement (default: that of genhmr.refine)")
-    add("--body", default="body", metavar="FILE",
-        help="SMPL_NEUTRAL.pkl, for checkpoints trained on SMPL (default: the free body)")
-    add("--out", type=Path, default=Path("output"), help="folder to write to (default: output)")
-    add("--summary", action="store_true", help="print the parameters of every preset instead")
-    add("--json", action="store_true", help="print them as JSON")
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code, 2 after one line about bad input."""
-    arguments = parse_arguments(argv)
+    """Run this file as a command, see commands/genhmr.py; return the exit code."""
     try:
-        if arguments.summary:
-            print_summary(arguments.json)
-        else:
-            require(arguments.image is not None, "name a picture, or give --summary")
-            reconstruct(arguments)
-    except (ValueError, OSError) as error:
-        print(f"genhmr.py: {error}", file=sys.stderr)
+        from commands import genhmr as command
+    except ImportError as error:
+        print(f"genhmr.py: as a command it needs the rest of the project beside it ({error}); "
+              "as a library it needs only torch and numpy", file=sys.stderr)
         return 2
-    return 0
+    return command.main(argv)
 
 
 if __name__ == "__main__":

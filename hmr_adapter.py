@@ -22,7 +22,7 @@ the body expert's pose. The refined body and the refined hands are then merged i
     Eq. 7          L (body)    weighted sum                            body_total_loss
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
-    Table 3 to 6   baselines   rivals, as changes of the config        BASELINES
+    Table 3 to 6   baselines   rivals                                  tasks/adapter_rivals.py
 
 The authors have published no code. They share names with SMPLer-X, so where the paper is silent we
 follow HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only
@@ -50,16 +50,14 @@ J joints of the arm (8).
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import math
 import re
 import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -267,10 +265,14 @@ class HandConfig(HandTraining):
                      missing=("zeros", "identity", "mask"), arm_source=("true", "found"))
 
     @property
+    def design(self) -> str:
+        """The name of the model's design: that of its context, or of another way to inject it."""
+        return self.context if self.inject == "adapter" else self.inject
+
+    @property
     def needs_guide(self) -> bool:
         """Whether training needs a whole-body model that predicts theta_b."""
-        uses_arm = self.context == "arm" if self.inject == "adapter" else self.inject != "none"
-        return uses_arm and self.arm_source == "found"
+        return self.design not in ("image", "none") and self.arm_source == "found"
 
 
 @dataclass(frozen=True)
@@ -304,6 +306,11 @@ class BodyConfig(BodyTraining, DecoderConfig):
                      missing=("zeros", "mask"), concat_init=("random", "zero_pad"))
         require(self.inject != "concat" or self.trainable != "adapter",
                 "inject=concat replaces the expert's regressors: set trainable to head or all")
+
+    @property
+    def design(self) -> str:
+        """The name of the model's design: that of its context, or of another way to inject it."""
+        return self.context if self.inject == "adapter" else self.inject
 
 
 @dataclass(frozen=True)
@@ -1057,8 +1064,8 @@ class Adapter(nn.Module):
 
     def __init__(self, config: HandConfig | BodyConfig, expert: HandExpert | BodyExpert) -> None:
         super().__init__()
-        kind = model_class(type(config), vars(config))
-        require(type(self) is kind, f"this config is {kind.__name__}'s: use build_model(config)")
+        require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, this "
+                f"config is for {config.design!r}: build it with tasks/adapter_rivals.py")
         self.config, self.expert = config, expert
         self.build()
         self.expert.requires_grad_(True)  # it may come frozen, from another adapter
@@ -1082,12 +1089,6 @@ class Adapter(nn.Module):
         for module in self.frozen():
             module.eval()
         return self
-
-    def check_scale(self, scale: float) -> None:
-        """Raise ValueError for a scale that the model does not have."""
-        require(scale == 1.0 or self.config.inject in ("adapter", "none"),
-                f"scale is {scale}: inject={self.config.inject} has none; compare with the "
-                "pre-trained expert's own checkpoint")
 
 
 class ArmFeatures(nn.Module):
@@ -1118,10 +1119,10 @@ class ArmFeatures(nn.Module):
 class HandAdapter(Adapter):
     """The hand expert, conditioned on the pose of the arm (3.3)."""
 
-    ENCODER = "backbone"
+    ENCODER, DESIGN = "backbone", "arm"
 
     def __init__(self, config: HandConfig, expert: HandExpert | None = None) -> None:
-        """expert: None for random weights. `build_model` chooses between this class and rivals."""
+        """expert: None for random weights."""
         super().__init__(config, HandExpert(config.expert) if expert is None else expert)
 
     def build(self) -> None:
@@ -1158,10 +1159,9 @@ class HandAdapter(Adapter):
 
         arm: theta_b as matrices (B, J, 3, 3), one hand's part of `arm_pose`; None: unknown.
         arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3. With 0 the
-        result equals self.expert's, bit for bit; concat and weighted take only 1.
+        result equals self.expert's, bit for bit.
         Returns hand_pose, betas and camera, as HandExpert.forward; ValueError for other shapes.
         """
-        self.check_scale(scale)
         features = self.expert.features(images)  # F^H (B, 192, 1280)
         token = self.token(features, arm, arm_valid, scale)  # Z^new (B, 1, 1024)
         return self.expert.mano_head.readout(token)
@@ -1225,10 +1225,10 @@ def to_hand_maps(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Ten
 class BodyAdapter(Adapter):
     """The whole-body expert, and a decoder beside it that reads features at the knuckles (3.4)."""
 
-    ENCODER = "encoder"
+    ENCODER, DESIGN = "encoder", "knuckles"
 
     def __init__(self, config: BodyConfig, expert: BodyExpert | None = None) -> None:
-        """expert: None for random weights. `build_model` chooses between this class and rivals."""
+        """expert: None for random weights."""
         super().__init__(config, BodyExpert(config.expert) if expert is None else expert)
 
     def build(self) -> None:
@@ -1266,10 +1266,9 @@ class BodyAdapter(Adapter):
         knuckles: true MCP joints (B, 2, 4, 2) in pixels of the images, index to pinky, [right,
         left], for training (3.5.2); None: those that the expert predicts. hand_valid: (B, 2), 0
         for hands that cannot be seen. scale: of Delta theta in Eq. 4. With 0 the result equals
-        self.expert's, bit for bit; concat and weighted take only 1.
+        self.expert's, bit for bit.
         Returns what BodyExpert.assemble does, and theta_0's rotations: initial_pose (B, 22, 3, 3).
         """
-        self.check_scale(scale)
         features, size = self.expert.features(images), images.shape[-1]
         initial, refined = self.poses(features, size, knuckles, hand_valid, scale)
         return self.expert.assemble(features, refined, size) | {
@@ -1321,22 +1320,13 @@ class BodyAdapter(Adapter):
         return conv(maps.flatten(0, 1))
 
 
-# ----------------------------------------------- rivals and options of Tables 3 to 6
-
-
-class HandImageAdapter(HandAdapter):
-    """context="image": F^H in place of F^B, an adapter without guidance (Table 3, No. 5)."""
-
-    def build(self) -> None:
-        self.build_layers()
-
-    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
-              scale: float) -> Tensor:
-        return self.decode(features, features, scale)
+# ---------------------------------------------------------------------- the experts alone
 
 
 class FineTunedHand(HandAdapter):
     """inject="none": the expert alone, trained as far as `trainable` says (Table 3, No. 1 to 3)."""
+
+    DESIGN = "none"
 
     def build(self) -> None:
         pass
@@ -1345,66 +1335,10 @@ class FineTunedHand(HandAdapter):
         return self.decoder(features)  # (B, 1, 1024)
 
 
-class Moderator(nn.Module):
-    """Weighted sum of two features (B, N, D), with the moderator of PIXIE (Feng et al., 2021).
-
-    The weights are a softmax of T times the output of an MLP that reads both; T is learned.
-    """
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(2 * width, hidden), nn.ReLU(), nn.Linear(hidden, hidden),
-                                 nn.ReLU(), nn.Linear(hidden, 2))
-        self.temperature = nn.Parameter(torch.ones(()))
-
-    def forward(self, own: Tensor, other: Tensor) -> Tensor:
-        other = other.expand_as(own)
-        weights = (self.temperature * self.net(torch.cat((own, other), -1))).softmax(-1)
-        return weights[..., :1] * own + weights[..., 1:] * other
-
-
-class ConcatHand(HandAdapter):
-    """inject="concat": F^B as more tokens of the decoder's context (Table 3, No. 4; Table 5).
-
-    More tokens, not more channels: the latter would train 47M parameters, not the paper's 39M.
-    """
-
-    def build(self) -> None:
-        self.arm = ArmFeatures(self.config)
-
-    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
-              scale: float) -> Tensor:
-        arm_features = self.arm(*self.prepare_arm(arm, arm_valid, len(features)))  # (B, 8, 1280)
-        return self.decoder(self.context(features, arm_features))
-
-    def context(self, features: Tensor, arm_features: Tensor) -> Tensor:
-        return torch.cat((features, arm_features), 1)  # (B, 200, 1280)
-
-
-class WeightedHand(ConcatHand):
-    """inject="weighted": a weighted sum of F^H and the mean of F^B (Table 5)."""
-
-    def build(self) -> None:
-        super().build()
-        self.moderator = Moderator(self.config.expert.vit_dim, 1024)
-
-    def context(self, features: Tensor, arm_features: Tensor) -> Tensor:
-        return self.moderator(features, arm_features.mean(1, keepdim=True))  # (B, 192, 1280)
-
-
-class BodyTokenAdapter(BodyAdapter):
-    """context="tokens": the 25 pose tokens in place of the knuckles (Table 4, No. 5)."""
-
-    def build(self) -> None:
-        self.token_proj = nn.Linear(self.config.expert.vit_dim, self.config.expert.joint_dim)
-        self.build_decoder()
-
-    def knuckle_features(self, features: BodyFeatures, *_) -> tuple[Tensor, None]:
-        return self.token_proj(features.tokens[:, TASKS["pose"]]), None  # (B, 25, 512)
-
-
 class FineTunedBody(BodyAdapter):
     """inject="none": the expert alone, trained as far as `trainable` says (Table 4, No. 1 to 3)."""
+
+    DESIGN = "none"
 
     def build(self) -> None:
         pass
@@ -1412,110 +1346,6 @@ class FineTunedBody(BodyAdapter):
     def poses(self, features: BodyFeatures, *_) -> tuple[Tensor, Tensor]:
         pose_6d = self.expert.initial_pose(features)
         return pose_6d, pose_6d
-
-
-class ConcatBody(BodyAdapter):
-    """inject="concat": F^J as more inputs of widened regressors (Table 4, No. 4; Table 6)."""
-
-    def build(self) -> None:
-        self.build_projection()
-        regressor, extra = self.expert.body_regressor, 8 * self.config.expert.joint_dim
-        for name in ("root_pose_out", "body_pose_out"):
-            old = getattr(regressor, name)[0]
-            new = nn.Linear(old.in_features + extra, old.out_features).to(old.weight)
-            if self.config.concat_init == "zero_pad":  # the new inputs have no effect at first
-                with torch.no_grad():
-                    new.weight.copy_(F.pad(old.weight, (0, extra)))
-                    new.bias.copy_(old.bias)
-            setattr(regressor, name, nn.Sequential(new))
-
-    def poses(self, features: BodyFeatures, size: int, knuckles: Tensor | None,
-              hand_valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-        knuckle_features, _ = self.knuckle_features(features, size, knuckles, hand_valid)
-        pose_6d = self.regress(features, knuckle_features)
-        return pose_6d, pose_6d
-
-    def regress(self, features: BodyFeatures, knuckle_features: Tensor) -> Tensor:
-        regressor = self.expert.body_regressor
-        joined = regressor.joined(self.expert.pose_features(features), features.joints)
-        return regressor.rotations(torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1))
-
-
-class WeightedBody(ConcatBody):
-    """inject="weighted": a weighted sum of the pose tokens' features and the mean F^J (Table 6)."""
-
-    def build(self) -> None:
-        self.build_projection()
-        self.moderator = Moderator(self.config.expert.joint_dim, self.config.expert.joint_dim)
-
-    def regress(self, features: BodyFeatures, knuckle_features: Tensor) -> Tensor:
-        moderated = self.moderator(self.expert.pose_features(features),
-                                   knuckle_features.mean(1, keepdim=True))
-        regressor = self.expert.body_regressor
-        return regressor.rotations(regressor.joined(moderated, features.joints))
-
-
-def model_class(config_class: type, fields: Mapping[str, object]) -> type[nn.Module]:
-    """Return the class of the model that a config's fields describe."""
-    inject, context = str(fields.get("inject")), str(fields.get("context"))
-    if config_class is HandConfig:
-        rivals = {"none": FineTunedHand, "concat": ConcatHand, "weighted": WeightedHand}
-        return rivals.get(inject, HandImageAdapter if context == "image" else HandAdapter)
-    if config_class is BodyConfig:
-        rivals = {"none": FineTunedBody, "concat": ConcatBody, "weighted": WeightedBody}
-        return rivals.get(inject, BodyTokenAdapter if context == "tokens" else BodyAdapter)
-    return {HandExpertConfig: HandExpert, BodyExpertConfig: BodyExpert}[config_class]
-
-
-def build_model(config: HandExpertConfig | BodyExpertConfig | HandConfig | BodyConfig,
-                expert: HandExpert | BodyExpert | None = None) -> nn.Module:
-    """Build the expert, adapter or rival of a config, with random weights.
-
-    expert: the pre-trained one of an adapter or rival, of config.expert; becomes a part of it.
-    """
-    kind = model_class(type(config), vars(config))
-    return kind(config) if expert is None else kind(config, expert)
-
-
-# The rows of the paper's tables: changes of a preset's `hand` (Tables 3, 5) or `body` (4, 6).
-BASELINES: dict[str, tuple[str, dict[str, object]]] = {
-    "Table 3, HaMeR": ("hand", dict(inject="none")),
-    "Table 3, No. 1": ("hand", dict(inject="none", trainable="all")),
-    "Table 3, No. 2": ("hand", dict(inject="none", trainable="all")),
-    "Table 3, No. 3": ("hand", dict(inject="none", trainable="head")),
-    "Table 3, No. 4": ("hand", dict(inject="concat", trainable="head")),
-    "Table 3, No. 5": ("hand", dict(context="image")),
-    "Table 3, No. 6": ("hand", dict()),
-    "Table 4, SMPLer-X": ("body", dict(inject="none")),
-    "Table 4, No. 1": ("body", dict(inject="none", trainable="all")),
-    "Table 4, No. 2": ("body", dict(inject="none", trainable="all")),
-    "Table 4, No. 3": ("body", dict(inject="none", trainable="head")),
-    "Table 4, No. 4": ("body", dict(inject="concat", trainable="head",
-                                    joint_proj="reuse_hand_conv")),
-    "Table 4, No. 5": ("body", dict(context="tokens")),
-    "Table 4, No. 6": ("body", dict()),
-    "Table 5, Concatenation": ("hand", dict(inject="concat", trainable="head")),
-    "Table 5, Weighted sum": ("hand", dict(inject="weighted", trainable="head")),
-    "Table 5, Whole-body pose": ("hand", dict(arm="whole_body")),
-    "Table 5, HMR-Adapter": ("hand", dict()),
-    "Table 6, Concatenation": ("body", dict(inject="concat", trainable="head",
-                                            joint_proj="reuse_hand_conv")),
-    "Table 6, Weighted sum": ("body", dict(inject="weighted", trainable="head",
-                                           joint_proj="reuse_hand_conv")),
-    "Table 6, HMR-Adapter": ("body", dict()),
-}
-FROM_SCRATCH = ("Table 3, No. 2", "Table 4, No. 2")  # not pre-trained, "double steps"
-
-
-def baseline(row: str, preset: str = "paper") -> HandConfig | BodyConfig:
-    """Return the config of a row of the paper's tables, a key of BASELINES.
-
-    The rows of FROM_SCRATCH have twice the preset's steps and start without a trained expert.
-    """
-    require(row in BASELINES, f"row {row!r}: expected one of {'; '.join(BASELINES)}")
-    part, changes = BASELINES[row]
-    config = replace(getattr(PRESETS[preset], part), **changes)
-    return replace(config, steps=2 * config.steps) if row in FROM_SCRATCH else config
 
 
 # ------------------------------------------------------------------------------------- losses
@@ -1790,14 +1620,22 @@ def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
     return F.avg_pool2d(pixels, samples)
 
 
+def hand_squares(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return centres (B, 2, 2) and sides (B, 2) of the squares to crop for both hands' boxes.
+
+    boxes: (B, 2, 4) x, y, width, height in pixels, as BodyExpert predicts them: already twice as
+    wide as the hand, so they only grow to 3:4, the part of a square that HaMeR sees.
+    """
+    return (boxes[..., :2] + boxes[..., 2:] / 2,
+            torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3))
+
+
 def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Crop both hands: (B, 3, H, W) and boxes (B, 2, 4) -> (B, 2, 3, size, size), 0..255.
 
-    boxes: x, y, width, height in pixels, as BodyExpert predicts them: already twice as wide as the
-    hand, so they only grow to 3:4, the part of a square that HaMeR sees. The left crop is mirrored.
+    boxes: as of hand_squares. The left crop is mirrored.
     """
-    centers = boxes[..., :2] + boxes[..., 2:] / 2
-    sides = torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3)  # (B, 2)
+    centers, sides = hand_squares(boxes)
     return torch.stack([sample_squares(images, centers[:, hand], sides[:, hand], size, hand == 1)
                         for hand in range(2)], 1)
 
@@ -1810,8 +1648,8 @@ class HMRAdapter(nn.Module):
         """hand, body: trained models of the configs in `config`; None: random weights."""
         super().__init__()
         self.config = config
-        self.hand = build_model(config.hand) if hand is None else hand
-        self.body = build_model(config.body) if body is None else body
+        self.hand = HandAdapter(config.hand) if hand is None else hand
+        self.body = BodyAdapter(config.body) if body is None else body
 
     def forward(self, images: Tensor, hand_images: Tensor | None = None,
                 hand_valid: Tensor | None = None, *, body_scale: float = 1.0,
@@ -1944,11 +1782,25 @@ SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
     (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
 
 
-def load_checkpoint(source: str | PathLike | Mapping
+def model_class(config_class: type, fields: Mapping[str, object],
+                rivals: Sequence[type[Adapter]] = ()) -> type[nn.Module]:
+    """Return the class of the model that a config's fields describe, of this file or a rival."""
+    if config_class in (HandExpertConfig, BodyExpertConfig):
+        return HandExpert if config_class is HandExpertConfig else BodyExpert
+    hand = config_class is HandConfig
+    base, alone = (HandAdapter, FineTunedHand) if hand else (BodyAdapter, FineTunedBody)
+    inject = fields.get("inject", "adapter")
+    design = fields.get("context") if inject == "adapter" else inject
+    return next((kind for kind in (alone, *rivals)
+                 if issubclass(kind, base) and design == kind.DESIGN), base)
+
+
+def load_checkpoint(source: str | PathLike | Mapping, rivals: Sequence[type[Adapter]] = ()
                     ) -> HandExpert | BodyExpert | HandAdapter | BodyAdapter:
     """Load the model of one of train.py's checkpoints, in evaluation mode on the CPU.
 
     source: a file or its content, {"model": state dict, "config": dataclasses.asdict(config)}.
+    rivals: RIVALS of tasks/adapter_rivals.py, to load these too.
     Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
     """
     state, config = read_checkpoint(source)
@@ -1958,7 +1810,17 @@ def load_checkpoint(source: str | PathLike | Mapping
             "this is not a checkpoint of train.py for HMR-Adapter: for the released weights of "
             "HaMeR and SMPLer-X use load_hand_expert and load_body_expert")
     fields = config if isinstance(config, Mapping) else {}
-    return from_checkpoint(model_class(config_class, fields), config_class, config, state)
+    kind = model_class(config_class, fields, rivals)
+    return from_checkpoint(kind, config_class, config, state)
+
+
+def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn.Module:
+    """Load the expert of a checkpoint of train.py, also out of an adapter or rival."""
+    if isinstance(config, Mapping) and "expert" in config:
+        config = config["expert"]
+        state = {name.removeprefix("expert."): value for name, value in state.items()
+                 if name.startswith("expert.")}
+    return expert_of(load_checkpoint({"model": state, "config": config}), kind)
 
 
 def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:
@@ -1969,7 +1831,7 @@ def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -
     """
     state, config = read_checkpoint(source)
     if config is not None:
-        return expert_of(load_checkpoint(source), HandExpert).requires_grad_(True)
+        return expert_inside(state, config, HandExpert)
     require(any(name.startswith("mano_head.") for name in state),
             "no hand expert in this checkpoint: expected train.py's or HaMeR's")
     expert = HandExpert(HandExpertConfig())
@@ -1986,7 +1848,7 @@ def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | No
     """
     state, config = read_checkpoint(source)
     if config is not None:
-        return expert_of(load_checkpoint(source), BodyExpert).requires_grad_(True)
+        return expert_inside(state, config, BodyExpert)
     for pattern, name in SMPLER_X_NAMES:
         state = {re.sub(pattern, name, key): value for key, value in state.items()}
     require(any(name.startswith("body_regressor.") for name in state),
@@ -2012,15 +1874,33 @@ def expert_of(model: nn.Module, kind: type) -> nn.Module:
     return expert
 
 
-def load_paths(hand: str | PathLike, body: str | PathLike) -> HMRAdapter:
-    """Load both paths from train.py's checkpoints of stages "hand" and "body", for evaluation."""
-    models = {}
-    for name, source, kind in (("hand", hand, HandAdapter), ("body", body, BodyAdapter)):
-        models[name] = load_checkpoint(source)
-        require(isinstance(models[name], kind), f"{source} has a {type(models[name]).__name__}: "
-                f"expected a {kind.__name__}, of train.py --stage {name}")
-    config = Config(models["hand"].config, models["body"].config)
-    return HMRAdapter(config, **models).eval()
+def load_path(kind: type[Adapter], source: str | PathLike | Mapping,
+              rivals: Sequence[type[Adapter]] = (), **options) -> Adapter:
+    """Load one path: an adapter of train.py, or an expert alone, train.py's or a released one.
+
+    kind: HandAdapter or BodyAdapter. options: of load_hand_expert or load_body_expert, for released
+    weights. Other arguments and errors are as of load_checkpoint.
+    """
+    state, config = read_checkpoint(source)
+    content = {"model": state, "config": config}
+    if isinstance(config, Mapping) and "expert" in config:
+        model = load_checkpoint(content, rivals)
+        require(isinstance(model, kind),
+                f"{source} has a {type(model).__name__}: expected a {kind.__name__}")
+        return model
+    load, alone, config_class = {
+        HandAdapter: (load_hand_expert, FineTunedHand, HandConfig),
+        BodyAdapter: (load_body_expert, FineTunedBody, BodyConfig)}[kind]
+    expert = load(content, **options)
+    return alone(config_class(expert=expert.config, inject="none"), expert).eval()
+
+
+def load_paths(hand: str | PathLike, body: str | PathLike, rivals: Sequence[type[Adapter]] = (), *,
+               hand_mean: Tensor | None = None) -> HMRAdapter:
+    """Load both paths, see load_path, for evaluation; two experts are the paper's baseline."""
+    paths = (load_path(HandAdapter, hand, rivals),
+             load_path(BodyAdapter, body, rivals, hand_mean=hand_mean))
+    return HMRAdapter(Config(*(path.config for path in paths)), *paths).eval()
 
 
 # --------------------------------------------------------------------------------- inference
@@ -2059,71 +1939,122 @@ def person_square(shape: Sequence[int], box: Sequence[float] | None) -> tuple[np
     return box[:2] + box[2:] / 2, 1.25 * max(box[3], box[2] * 4 / 3)
 
 
-@torch.inference_mode()
-def predict(model: HMRAdapter, image: np.ndarray, body: Callable, *,
-            box: Sequence[float] | None = None) -> dict[str, np.ndarray]:
-    """Predict the SMPL-X mesh of one person in a picture, in camera coordinates.
-
-    image: (H, W, 3) uint8 RGB. body: a whole-body model; body(betas, rotations, expression,
-    transl) returns vertices and joints, as bodymodels.load_model("wholebody") does. box: see
-    person_square. Hands are cut out of the picture, where they have more pixels than in the
-    person's crop. A hand whose predicted box has its centre outside the picture keeps the body
-    expert's pose.
-    Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
-    intrinsics, whose axis goes through the centre of the box; transl (3,); rotations (55, 3, 3);
-    betas, expression (10,); smplx_parameters, fingers absolute; hand_boxes (2, 4), x, y, width,
-    height in pixels, [right, left]; hand_valid (2,); box, the person's square. Raises ValueError
-    for bad input.
-    """
+def check_view(model: nn.Module, image: np.ndarray) -> None:
+    """Raise ValueError for a model in training mode and for what is no picture."""
     require(not model.training, "the model is in training mode: call model.eval() first")
     require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
             f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
-    center, side = person_square(image.shape, box)
+
+
+def window(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the part of a picture that bilinear sampling between two points needs, and its corner.
+
+    low, high: x, y (2,) in pixels. So a small crop of a huge picture costs little.
+    """
+    size = np.array(image.shape[1::-1])
+    (left, top), (right, bottom) = (np.clip(at, edge, size - 1 + edge).astype(int) for at, edge in (
+        (np.floor(low) - 1, 0), (np.ceil(high) + 1, 1)))
+    return image[top:bottom, left:right], np.array([left, top])
+
+
+def cut_square(model: nn.Module, image: np.ndarray, center: np.ndarray, side: float, size: int,
+               mirrored: bool = False) -> Tensor:
+    """Crop a square (1, 3, size, size) of a picture (H, W, 3), on the model's device."""
+    image, corner = window(image, center - side / 2, center + side / 2)
     parameter = next(model.parameters())
-    picture = torch.tensor(image.transpose(2, 0, 1)[None]).to(parameter)  # (1, 3, H, W)
-    size = model.body.config.expert.image_size
-    at, sides = torch.tensor(center[None]).to(parameter), parameter.new_tensor([side])
-    prediction = model.body(sample_squares(picture, at, sides, size))
-    boxes = prediction["hand_boxes"] * (side / size)  # (1, 2, 4), pixels of the picture
-    boxes[..., :2] += at[:, None] - side / 2
-    centers = boxes[..., :2] + boxes[..., 2:] / 2
-    valid = ((centers >= 0) & (centers < centers.new_tensor(image.shape[1::-1]))).all(-1)
-    hand_images = crop_hands(picture, boxes, model.hand.config.expert.image_size)
-    prediction = model.join(prediction, hand_images, valid.float())
+    pixels = torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).to(parameter)
+    return sample_squares(pixels, torch.tensor((center - corner)[None]).to(parameter),
+                          parameter.new_tensor([side]), size, mirrored)
 
-    require(all(value.isfinite().all() for value in prediction.values()),
+
+def to_arrays(tensors: Mapping[str, Tensor], center: np.ndarray, side: float,
+              focal: float) -> dict[str, np.ndarray]:
+    """Convert a batch of one to float32 arrays, with the K and the box of its square crop."""
+    require(all(value.isfinite().all() for value in tensors.values()),
             "the network's output is not finite: its weights are damaged, or training diverged")
-    prediction = {name: value.float().cpu() for name, value in prediction.items()}
-    mesh = body(*(prediction[name] for name in ("betas", "body_pose", "expression",
-                                                "translation")))
-    focal = model.body.config.expert.focal * side
-    arrays = {
-        "vertices": mesh.vertices, "joints": mesh.joints, "transl": prediction["translation"],
-        "rotations": prediction["body_pose"], "betas": prediction["betas"],
-        "expression": prediction["expression"], "hand_boxes": boxes.cpu(),
-        "hand_valid": valid.cpu(),
-    } | smplx_parameters(prediction["body_pose"])
-    return {name: value[0].numpy().astype(np.float32) for name, value in arrays.items()} | {
-        "K": np.array([[focal, 0, center[0]], [0, focal, center[1]], [0, 0, 1]], np.float32),
-        "box": np.array([*(center - side / 2), side, side], np.float32)}
+    arrays = {name: value[0].float().cpu().numpy() for name, value in tensors.items()}
+    f, (x, y) = focal * side, center
+    return arrays | {"K": np.array([[f, 0, x], [0, f, y], [0, 0, 1]], np.float32),
+                     "box": np.array([*(center - side / 2), side, side], np.float32)}
 
 
-# ------------------------------------------------------------------------------ command line
+@torch.inference_mode()
+def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, *,
+            box: Sequence[float] | None = None) -> dict[str, np.ndarray]:
+    """Predict the SMPL-X mesh of one person in a picture, in camera coordinates.
 
-SHIPPED = {name: Path(__file__).with_name("assets") / f"hmr_adapter_{name}_cpu.pt"
-           for name in ("hand", "body")}
-DISCRIMINATOR = 1_545_211  # parameters of HaMeR's discriminator, which no prediction depends on
-PAPER_SAYS = {  # trainable parameters in the paper's tables
-    "Table 3, No. 1": "671M", "Table 3, No. 3": "39M", "Table 3, No. 4": "39M",
-    "Table 3, No. 5": "27M", "Table 3, No. 6": "27M", "Table 4, No. 1": "662M",
-    "Table 4, No. 3": "31M", "Table 4, No. 4": "31M", "Table 4, No. 5": "37M",
-    "Table 4, No. 6": "37M",
-}
-REMARK = f"""\
-671M is HaMeR with its discriminator, {DISCRIMINATOR:,} parameters more than here, truncated, not
-rounded. 27M includes copied, trained out-projections; without them it would be 24M. 37M does not
-follow from the paper; our composition uses only HaMeR's numbers. With one query token the softmax
-of either adapter's SA is 1: its q and k weights, 6,291,456, change only by weight decay."""
+    model: both paths, or the body path alone. image: (H, W, 3) uint8 RGB. body: a whole-body model
+    on the CPU; body(betas, rotations, expression, transl) returns vertices and joints, as
+    bodymodels.load_model("wholebody") does. box: see person_square. Hands are cut out of the
+    picture, where they have more pixels than in the person's crop. A hand whose predicted box has
+    its centre outside the picture keeps the body path's pose.
+    Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
+    intrinsics, whose axis goes through the centre of the box; transl (3,); rotations (55, 3, 3);
+    betas, expression (10,); smplx_parameters, fingers absolute; keypoints_2d (25, 2), POSITIONED
+    joints as the body expert sees them, and hand_boxes (2, 4), x, y, width, height, [right, left],
+    in pixels; hand_valid (2,), 1 for hands of the hand path; box, the person's square. Raises
+    ValueError for bad input.
+    """
+    check_view(model, image)
+    center, side = person_square(image.shape, box)
+    path, dual = getattr(model, "body", model), isinstance(model, HMRAdapter)
+    expert = path.config.expert
+    prediction = path(cut_square(path, image, center, side, expert.image_size))
+    at = torch.tensor(center).to(prediction["hand_boxes"])
+    boxes = prediction["hand_boxes"] * (side / expert.image_size)  # (1, 2, 4)
+    boxes[..., :2] += at - side / 2  # pixels of the picture
+    centers = boxes[..., :2] + boxes[..., 2:] / 2
+    valid = dual & ((centers >= 0) & (centers < centers.new_tensor(image.shape[1::-1]))).all(-1)
+    if dual:
+        middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(boxes))
+        crops = [cut_square(path, image, middles[hand], sides[hand],
+                            model.hand.config.expert.image_size, hand == 1) for hand in range(2)]
+        prediction = model.join(prediction, torch.stack(crops, 1), valid.float())
+
+    rows, columns = expert.grid
+    cells = prediction["joints"][..., :2] - at.new_tensor([columns, rows]) / 2  # from the centre
+    names = ("betas", "body_pose", "expression", "translation")
+    found = {name: prediction[name].float().cpu() for name in names}
+    mesh = body(*found.values())
+    return to_arrays({
+        "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
+        "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
+        "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes, "hand_valid": valid,
+    } | smplx_parameters(found["body_pose"]), center, side, expert.focal)
+
+
+@torch.inference_mode()
+def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
+                 box: Sequence[float] | None = None, side: str = "right") -> dict[str, np.ndarray]:
+    """Predict the MANO mesh of one hand in a picture, in camera coordinates; its arm is unknown.
+
+    image: (H, W, 3) uint8 RGB. hand: a right hand's model on the CPU; hand(betas, rotations,
+    transl) returns vertices and joints. box: x, y, width, height in pixels, grown to 3:4 and twice
+    as large (HaMeR); None: the whole picture. side: a "left" hand is mirrored for the network, and
+    its mesh back, so its faces must be reversed.
+    Returns float32 arrays: vertices (V, 3), joints (J, 3), metres; K (3, 3); transl (3,); rotations
+    (16, 3, 3), the orientation and absolute fingers, of this hand; betas (10,), those of a right
+    hand; box, the hand's square. Raises ValueError for bad input.
+    """
+    check_view(model, image)
+    require(side in ("right", "left"), f"side {side!r}: expected right or left")
+    center, length = person_square(image.shape, box)
+    length *= 1.0 if box is None else 2.0 / 1.25
+    expert = model.config.expert
+    crop = cut_square(model, image, center, length, expert.image_size, side == "left")
+    prediction = {name: value.float().cpu() for name, value in model(crop).items()}
+    transl = hand_translation(prediction["camera"], expert.focal)
+    mesh = hand(prediction["betas"], prediction["hand_pose"], transl=transl)
+    found = {"vertices": mesh.vertices, "joints": mesh.joints, "transl": transl}
+    pose = prediction["hand_pose"]
+    if side == "left":
+        pose = mirror(pose)
+        found = {name: value * value.new_tensor([-1, 1, 1]) for name, value in found.items()}
+    return to_arrays(found | {"rotations": pose, "betas": prediction["betas"]}, center, length,
+                     expert.focal)
+
+
+# ----------------------------------------------------------------------- parameters, command
 
 
 def count(module: nn.Module, trainable: bool = False) -> int:
@@ -2132,16 +2063,12 @@ def count(module: nn.Module, trainable: bool = False) -> int:
                if parameter.requires_grad or not trainable)
 
 
-def on_meta(config: HandConfig | BodyConfig) -> HandAdapter | BodyAdapter:
-    """Build the model of a config without allocating its weights, to count them."""
-    with torch.device("meta"):
-        return build_model(config)
-
-
 def count_parameters(config: Config) -> dict[str, tuple[int, int]]:
     """Count (all, trainable) parameters of each part of both paths, without allocating them."""
     counts = {}
-    for path, model in (("hand", on_meta(config.hand)), ("body", on_meta(config.body))):
+    with torch.device("meta"):
+        models = {"hand": HandAdapter(config.hand), "body": BodyAdapter(config.body)}
+    for path, model in models.items():
         for owner, label in ((model.expert, "expert"), (model, "adapter")):
             for name, part in owner.named_children():
                 if part is not model.expert:
@@ -2154,96 +2081,15 @@ def count_parameters(config: Config) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def print_summary(as_json: bool) -> None:
-    """Print the parameters of the paper's and the cpu preset by part, and of the tables' rows."""
-    presets = {name: count_parameters(PRESETS[name]) for name in ("paper", "cpu")}
-    rows = {row: (count(on_meta(baseline(row)), True), says) for row, says in PAPER_SAYS.items()}
-    if as_json:
-        parameters = {name: {part: dict(zip(("all", "trainable"), both, strict=True))
-                             for part, both in parts.items()} for name, parts in presets.items()}
-        counted = {row: dict(zip(("trainable", "paper"), both, strict=True))
-                   for row, both in rows.items()}
-        print(json.dumps({"parameters": parameters, "rows": counted, "remark": REMARK}, indent=1))
-        return
-    for name, parts in presets.items():
-        print(f"{name:<34}{'parameters':>14}{'trainable':>14}")
-        for part, (number, trainable) in parts.items():
-            print(f"  {part:<32}{number:>14,}{trainable:>14,}")
-    print(f"\n{'trainable in the tables':<34}{'here':>14}{'paper':>14}")
-    for row, (number, says) in rows.items():
-        print(f"  {row:<32}{number:>14,}{says:>14}")
-    print(f"\n{REMARK}")
-
-
-def check_body(checkpoint: str | PathLike, is_free: bool) -> None:
-    """Raise ValueError unless the body model is the one that a checkpoint was trained with.
-
-    train.py writes the kind of its data into a checkpoint.
-    """
-    data = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("data")
-    require(is_free or data != "rendered", f"{checkpoint} was trained on the free body, whose "
-            "shapes SMPL-X does not have: leave out --model")
-    require(not is_free or data in (None, "rendered"), f"{checkpoint} was trained on SMPL-X, whose "
-            "shapes the free body does not have: add --model SMPLX_NEUTRAL.npz")
-
-
-def reconstruct(arguments: argparse.Namespace) -> None:
-    """Predict the person in a picture; write overlay, arrays and mesh."""
-    try:
-        import bodymodels
-        import data
-        from sets import pictures
-    except ImportError as error:
-        raise ValueError(f"a picture needs the rest of the project beside this file ({error}); "
-                         "hmr_adapter.predict does not") from error
-    box = pictures.parse_box(arguments.box)
-    pictures.check_folder(arguments.out)
-    body = bodymodels.load_model(arguments.model)
-    require(len(body.parents) == 55, f"--model {arguments.model} has {len(body.parents)} joints: "
-            "expected an SMPL-X model, with 55")
-    image = data.read_image(arguments.image)
-    model = load_paths(arguments.hand, arguments.body)
-    check_body(arguments.body, arguments.model == "wholebody")
-    prediction = predict(model, image, body, box=box)
-    written = pictures.write_result(arguments.image, arguments.out, image, prediction,
-                                    body.faces.numpy(), prediction["joints"][0])
-    if arguments.body == SHIPPED["body"]:
-        print("the shipped checkpoints are small and have seen rendered people only: poses in "
-              "photographs are rough")
-    if box is None:
-        print("no --box: the whole picture was taken as the person's box")
-    print(written)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code, 2 after one line about bad input."""
-    parser = argparse.ArgumentParser(
-        description="HMR-Adapter: body, hands and face of the person in a picture.",
-        epilog="Writes the mesh over the picture (_overlay.png), the mesh (.obj, .ply, .glb: "
-               "metres, pelvis at the origin, y up) and the arrays of hmr_adapter.predict (.npz).")
-    add = parser.add_argument
-    add("image", nargs="?", help="a picture with one person")
-    add("--hand", default=SHIPPED["hand"], metavar="FILE",
-        help="checkpoint of train.py --stage hand (default: the small one in assets/)")
-    add("--body", default=SHIPPED["body"], metavar="FILE",
-        help="checkpoint of train.py --stage body (default: the small one in assets/)")
-    add("--model", default="wholebody", metavar="FILE",
-        help="SMPLX_NEUTRAL.npz, for checkpoints trained on SMPL-X (default: the free body)")
-    add("--box", help="x,y,w,h of the person in pixels (default: the whole picture)")
-    add("--out", type=Path, default=Path("output"), help="folder to write to (default: output)")
-    add("--summary", action="store_true", help="print the parameters of every part instead")
-    add("--json", action="store_true", help="print them as JSON")
-    arguments = parser.parse_args(argv)
+    """Run this file as a command, see commands/hmr_adapter.py; return the exit code."""
     try:
-        if arguments.summary:
-            print_summary(arguments.json)
-        else:
-            require(arguments.image is not None, "name a picture, or give --summary")
-            reconstruct(arguments)
-    except (ValueError, OSError) as error:
-        print(f"hmr_adapter.py: {error}", file=sys.stderr)
+        from commands import hmr_adapter as command
+    except ImportError as error:
+        print(f"hmr_adapter.py: as a command it needs the rest of the project beside it ({error}); "
+              "as a library it needs only torch and numpy", file=sys.stderr)
         return 2
-    return 0
+    return command.main(argv)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,7 @@ Letters in shapes: B batch, S side of the crop in pixels, C channels, N tokens.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import math
 import re
 import sys
@@ -619,6 +617,17 @@ def transform(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points[..., :2] / points[..., 2:]
 
 
+def window(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the part of a picture that bilinear sampling between two points needs, and its corner.
+
+    low, high: x, y (2,) in pixels. So a small crop of a huge picture costs little.
+    """
+    size = np.array(image.shape[1::-1])
+    (left, top), (right, bottom) = (np.clip(at, edge, size - 1 + edge).astype(int) for at, edge in (
+        (np.floor(low) - 1, 0), (np.ceil(high) + 1, 1)))
+    return image[top:bottom, left:right], np.array([left, top])
+
+
 def cut_out(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: int) -> Tensor:
     """Cut a crop (3, size, size) float out of an image (H, W, 3), black outside of it.
 
@@ -626,7 +635,8 @@ def cut_out(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: in
     """
     centers = (np.arange(size * samples) + 0.5) / samples
     points = transform(crop_to_image, np.stack(np.meshgrid(centers, centers), -1))
-    grid = torch.from_numpy(2 * points / (image.shape[1], image.shape[0]) - 1).float()
+    image, corner = window(image, points.min((0, 1)), points.max((0, 1)))
+    grid = torch.from_numpy(2 * (points - corner) / image.shape[1::-1] - 1).float()
     pixels = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1).float()
     return F.avg_pool2d(F.grid_sample(pixels[None], grid[None], align_corners=False), samples)[0]
 
@@ -903,69 +913,6 @@ def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Ma
         if any(".reparam_conv." in name for name in state):
             backbone.reparameterize()
     load_weights(backbone, state, ignored=CLASSIFIERS, strict=strict)
-
-
-# ------------------------------------------------------------------------------------ export
-
-
-def export(model: SimpleHand, path: str | PathLike) -> float:
-    """Write the fused model for programs without this file; return how far its outputs are off.
-
-    FILE.onnx is ONNX, anything else torch.export.load(FILE).module(), which runs on the CPU and,
-    after .to("cuda"), on a GPU. Either takes uint8 RGB (B, 3, S, S), any B, and returns vertices
-    (B, 778, 3) and keypoints_2d (B, 21, 2) as SimpleHand.forward does. The result is the largest
-    absolute difference for a batch of 3, NaN for ONNX without onnxruntime.
-    Raises ValueError where ONNX's exporter is not installed, FileNotFoundError for a missing
-    folder. The file is replaced as a whole.
-    """
-    path = Path(path)
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
-    model, size = model.fuse(), model.config.image_size
-    images = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8,
-                           generator=torch.Generator().manual_seed(0))
-    unfinished = path.with_name(f".{path.name}")
-    try:
-        with torch.no_grad():
-            expected = model(images)
-            write = export_onnx if path.suffix == ".onnx" else export_program
-            found = write(model, images, unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return max(((found[name] - value).abs().max().item() for name, value in expected.items()
-                if name in found), default=math.nan)
-
-
-def export_program(model: SimpleHand, images: Tensor, path: Path) -> dict[str, Tensor]:
-    """Write a torch.export file; return its outputs for the images."""
-    program = torch.export.export(
-        model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    for node in list(program.graph.nodes):  # these would insist on the device of this export
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            program.graph.erase_node(node)
-    program.graph_module.recompile()
-    torch.export.save(program, path)
-    return torch.export.load(path).module()(images)
-
-
-def export_onnx(model: SimpleHand, images: Tensor, path: Path) -> dict[str, Tensor]:
-    """Write an ONNX file; return its outputs for the images, nothing without onnxruntime."""
-    try:
-        import onnxscript  # noqa: F401, what torch.onnx writes with
-    except ImportError:
-        raise ValueError("ONNX: expected its exporter, pip install onnx onnxscript") from None
-    names = list(model(images))
-    torch.onnx.export(model, (images[:2],), str(path), input_names=["images"], output_names=names,
-                      dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True,
-                      external_data=False, verbose=False)
-    try:
-        import onnxruntime
-    except ImportError:
-        return {}
-    session = onnxruntime.InferenceSession(str(path))
-    arrays = session.run(names, {"images": images.numpy()})
-    return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
 
 # ------------------------------------------------------------------------- backbone: FastViT
@@ -1493,13 +1440,7 @@ class Hiera(nn.Module):
         """Do nothing: layer norms depend on the input."""
 
 
-# ------------------------------------------------------------------------------ command line
-
-REMARK = """\
-Table 2 of the paper gives 1.9 M parameters for all but the backbone, next to HRNet's scores. HRNet
-needs no deconvolution, and the release has no HRNet: nothing in it adds up to 1.9 M. With FastViT
-it is 6.5 M: 5.0 M for the deconvolution, 1.5 M for the mesh regressor, 0.05 M for the 2D head.
-With HRNet as we read the paper it is 1.56 M."""
+# -------------------------------------------------------------------------- parameters, command
 
 
 def count_parameters(config: Config) -> dict[str, int]:
@@ -1522,95 +1463,15 @@ def count_parameters(config: Config) -> dict[str, int]:
     return counts
 
 
-def print_summary(as_json: bool) -> None:
-    """Print the parameters of every preset, part by part. "paper" is the released model."""
-    counts = {name: count_parameters(config) for name, config in PRESETS.items()}
-    if as_json:
-        print(json.dumps({"parameters": counts, "remark": REMARK}, indent=1))
-        return
-    for name, parts in counts.items():
-        print(f"{name:<27}{'parameters':>14}")
-        for part, number in parts.items():
-            print(f"  {part:<25}{number:>14,}")
-    print(f"\n{REMARK}")
-
-
-def check_hand(model: SimpleHand, checkpoint: str | PathLike, is_free: bool) -> None:
-    """Raise ValueError unless the hand model is the one that a checkpoint was trained with.
-
-    MANO and the free hand both have 778 vertices, but different ones. train.py writes the kind of
-    its data into a checkpoint; the release was trained with MANO.
-    """
-    try:
-        data = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("data")
-    except Exception:  # load_checkpoint has read it; only ours are sure to open like this
-        data = None
-    official = model.config.official or data in ("freihand", "dexycb")
-    require(not (official and is_free), f"{checkpoint} was trained on MANO's meshes, whose faces "
-            "and joints the free hand does not have: add --hand MANO_RIGHT.pkl")
-    require(is_free or data != "rendered", f"{checkpoint} was trained on the free hand, whose "
-            "faces and joints MANO does not have: leave out --hand")
-
-
-def reconstruct(arguments: argparse.Namespace) -> None:
-    """Predict the hand in a picture; write overlay, arrays and mesh."""
-    try:
-        import bodymodels
-        import data
-        from sets import pictures
-    except ImportError as error:
-        raise ValueError(f"a picture needs the rest of the project beside this file ({error}); "
-                         "simplehand.predict does not") from error
-    box = pictures.parse_box(arguments.box)
-    pictures.check_folder(arguments.out)
-    hand = bodymodels.load_model(arguments.hand, family="mano")
-    require(len(hand.parents) == 16, f"--hand {arguments.hand} has {len(hand.parents)} joints: "
-                                     "expected a hand model, with MANO's 16")
-    image = data.read_image(arguments.image)
-    model = load_checkpoint(arguments.checkpoint)
-    free = bodymodels.load_model("hand_right")
-    check_hand(model, arguments.checkpoint, torch.equal(hand.faces, free.faces))
-    prediction = predict(model.fuse(), image, hand.keypoint_regressor, box=box,
-                         side="left" if arguments.left else "right")
-    faces = hand.faces.numpy()[:, ::-1 if arguments.left else 1]  # mirrored, they face inwards
-    print(pictures.write_result(arguments.image, arguments.out, image, prediction, faces,
-                                prediction["root"]))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code, 2 after one line about bad input."""
-    parser = argparse.ArgumentParser(
-        description="SimpleHand: the mesh of the hand in a picture.",
-        epilog="Writes the mesh over the picture (_overlay.png), the mesh (.obj, .ply, .glb: "
-               "metres, root-relative, y up) and the arrays of simplehand.predict (.npz).")
-    add = parser.add_argument
-    add("image", nargs="?", help="a picture with one hand")
-    add("--checkpoint", default=Path(__file__).with_name("assets") / "simplehand_cpu.pt",
-        help="train.py's or the authors' (default: the small one that comes with this file)")
-    add("--box", help="x,y,w,h of the hand in pixels (default: the whole picture)")
-    add("--left", action="store_true",
-        help="it is a left hand: mirrored for the network, the mesh mirrored back")
-    add("--hand", default="hand_right", metavar="FILE",
-        help="MANO_RIGHT.pkl, for checkpoints trained on MANO (default: the free hand)")
-    add("--out", type=Path, default=Path("output"), help="folder to write to (default: output)")
-    add("--summary", action="store_true", help="print the parameters of every preset instead")
-    add("--json", action="store_true", help="print them as JSON")
-    add("--export", type=Path, metavar="FILE",
-        help="write the fused --checkpoint for torch.export.load, or FILE.onnx, instead")
-    arguments = parser.parse_args(argv)
+    """Run this file as a command, see commands/simplehand.py; return the exit code."""
     try:
-        if arguments.summary:
-            print_summary(arguments.json)
-        elif arguments.export:
-            difference = export(load_checkpoint(arguments.checkpoint), arguments.export)
-            print(f"wrote {arguments.export}; read back, it differs by {difference:.0e}")
-        else:
-            require(arguments.image is not None, "name a picture, or give --summary or --export")
-            reconstruct(arguments)
-    except (ValueError, OSError) as error:
-        print(f"simplehand.py: {error}", file=sys.stderr)
+        from commands import simplehand as command
+    except ImportError as error:
+        print(f"simplehand.py: as a command it needs the rest of the project beside it ({error}); "
+              "as a library it needs only torch and numpy", file=sys.stderr)
         return 2
-    return 0
+    return command.main(argv)
 
 
 if __name__ == "__main__":

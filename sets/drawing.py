@@ -31,11 +31,11 @@ def draw_sampling(prediction: Mapping[str, np.ndarray], image: np.ndarray,
 
     def meshes(poses: np.ndarray) -> list[np.ndarray]:
         """Render poses (P, 24, 3, 3) over the crop."""
-        betas = torch.from_numpy(prediction["betas"]).expand(len(poses), -1)
-        posed = body(betas, torch.from_numpy(poses)).vertices.numpy() + prediction["transl"]
+        betas = torch.from_numpy(prediction["betas"]).to(body.template).expand(len(poses), -1)
+        posed = body(betas, torch.from_numpy(poses).to(betas)).vertices.cpu().numpy()
         return [bodymodels.render(vertices, body.faces, K, (SIDE, SIDE), supersample=2,
                                   background=background / np.float32(255)).image
-                for vertices in posed]
+                for vertices in posed + prediction["transl"]]
 
     iterations = evenly(len(prediction["poses"]))
     rows = [(meshes(prediction["poses"][iterations]),

@@ -7,7 +7,6 @@ genhmr.predict takes them.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -15,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from bodymodels import JOINT_SETS
+from sets import finders
+from sets.finders import LEAST_CONFIDENCE
 
 KEYPOINT_SETS = {17: "coco17", 18: "openpose18", 25: "openpose25", 33: "mediapipe33"}
 KEYS = ("pose_keypoints_2d", "pose_keypoints", "keypoints")  # OpenPose's, older, COCO's
-LEAST_CONFIDENCE = 0.3  # of a keypoint that counts as seen, as in genhmr.py
-INSTALL = "pip install mediapipe==0.10.21"  # the last series with `solutions` and its own weights
 
 
 def find_person(image: np.ndarray, box: Sequence[float] | None, file: str | PathLike | None,
@@ -34,7 +33,8 @@ def find_person(image: np.ndarray, box: Sequence[float] | None, file: str | Path
         people, source = read_keypoints(file, picture), str(file)
     else:
         try:
-            people, source = detect_keypoints(image, box), "MediaPipe"
+            people = [found.keypoints for found in finders.find_people(image, box)]
+            source = "MediaPipe"
         except ImportError as error:
             return None, f"no --keypoints, and {error}"
     height, width = image.shape[:2]
@@ -142,48 +142,3 @@ def choose_person(people: Sequence[np.ndarray], box: Sequence[float] | None,
 
     best = max(people, key=score, default=None)
     return None if best is None or score(best) == 0 else best
-
-
-def pose_detector() -> type:
-    """Import MediaPipe's class Pose, whose wheel brings its weights.
-
-    Raises ImportError with the command that installs it, if it is missing, broken, or a version
-    without `solutions` (1.0 and later).
-    """
-    try:
-        import mediapipe
-    except ModuleNotFoundError as error:
-        if error.name == "mediapipe":
-            raise ImportError(f"mediapipe is not installed: {INSTALL}") from None
-        raise ImportError(f"mediapipe lacks {error.name}: {INSTALL}") from error
-    except Exception as error:  # its native libraries fail in many ways
-        raise ImportError(f"mediapipe does not import ({short(error)}): {INSTALL}") from error
-    try:
-        return mediapipe.solutions.pose.Pose
-    except Exception as error:
-        version = getattr(mediapipe, "__version__", "of this version")
-        raise ImportError(f"mediapipe {version} has no pose detector with weights "
-                          f"({short(error)}): {INSTALL}") from error
-
-
-def short(error: Exception) -> str:
-    """The first line of an error's message, at most 80 characters."""
-    return (str(error) or type(error).__name__).split("\n")[0][:80]
-
-
-def detect_keypoints(image: np.ndarray, box: Sequence[float] | None) -> list[np.ndarray]:
-    """Detect MediaPipe's 33 keypoints (33, 3) of the one person in the box, if any.
-
-    Raises ImportError as pose_detector.
-    """
-    detector_class = pose_detector()
-    height, width = image.shape[:2]
-    x, y, w, h = (0, 0, width, height) if box is None else box
-    left, top = max(int(x), 0), max(int(y), 0)
-    part = np.ascontiguousarray(image[top : math.ceil(y + h), left : math.ceil(x + w)])
-    with detector_class(static_image_mode=True) as detector:
-        landmarks = detector.process(part).pose_landmarks
-    if landmarks is None:
-        return []
-    return [np.array([(left + mark.x * part.shape[1], top + mark.y * part.shape[0],
-                       mark.visibility) for mark in landmarks.landmark], np.float64)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+import bodymodels
 import genhmr
 from tasks import ablations, genhmr_figures
 from tasks.ablations import Row, Table, share_a_part
@@ -164,7 +165,7 @@ class PaperTask(TransformerTask):
         "pictures": {"metavar": "N,N", "help": "pictures of the test split that --figure shows "
                      "(default: helped most, median, helped least)"},
     }
-    SHIPPED = genhmr.SHIPPED
+    SHIPPED = bodymodels.ASSETS / "genhmr_cpu.pt"
 
     @classmethod
     def plan(cls, arguments: argparse.Namespace,

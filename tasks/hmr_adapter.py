@@ -23,6 +23,7 @@ import data
 import hmr_adapter
 import metrics
 from sets.safe_pickle import load_arrays, safe_unpickle
+from tasks import adapter_rivals
 from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import own_overrides, suitable_preset
@@ -51,7 +52,7 @@ class PeopleTask(Task):
         """The model of this stage; an expert also out of an adapter or a release."""
         if not cls.ADAPTS:
             return cls.load_expert(path)
-        model = hmr_adapter.load_checkpoint(path)
+        model = adapter_rivals.load_checkpoint(path)
         return model if isinstance(model, cls.MODEL) else hmr_adapter.expert_of(model, cls.MODEL)
 
     @classmethod
@@ -66,12 +67,12 @@ class PeopleTask(Task):
     @classmethod
     def row(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
         """The config of a row of the paper's tables; "double steps" are twice the preset's."""
-        rows = {name: changes for name, (stage, changes) in hmr_adapter.BASELINES.items()
+        rows = {name: changes for name, (stage, changes) in adapter_rivals.BASELINES.items()
                 if stage == arguments.stage}
         if arguments.row not in rows:
             raise ValueError(f"--row {arguments.row!r}: expected one of {'; '.join(rows)}")
         changes = dict(rows[arguments.row])
-        if arguments.row in hmr_adapter.FROM_SCRATCH:
+        if arguments.row in adapter_rivals.FROM_SCRATCH:
             changes["steps"] = 2 * cls.PRESETS[arguments.preset].steps
         return dataclasses.replace(config, **changes)
 
@@ -115,8 +116,8 @@ class PeopleTask(Task):
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
         if not self.ADAPTS or not self.arguments.expert:
-            return hmr_adapter.build_model(self.config)
-        return hmr_adapter.build_model(self.config, self.load_given(self.arguments.expert))
+            return adapter_rivals.build_model(self.config)
+        return adapter_rivals.build_model(self.config, self.load_given(self.arguments.expert))
 
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
         """An expert, with all that its weights need beside them."""
@@ -284,7 +285,7 @@ class HandAdapterTask(HandExpertTask):
             raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
                              "give its checkpoint with --guide")
         # Loaded here, before training is seeded: building a module draws random numbers.
-        self.guide = hmr_adapter.load_checkpoint(arguments.guide) if arguments.guide else None
+        self.guide = adapter_rivals.load_checkpoint(arguments.guide) if arguments.guide else None
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -509,7 +510,8 @@ class DualPathTask(BodyAdapterTask):
     @classmethod
     def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
         """Both adapters; the baseline and the data are those of the body's checkpoint."""
-        model = hmr_adapter.load_paths(arguments.checkpoint, arguments.guide)
+        model = hmr_adapter.load_paths(arguments.checkpoint, arguments.guide,
+                                       adapter_rivals.RIVALS)
         return model, torch.load(arguments.guide, map_location="cpu", weights_only=True)
 
     @staticmethod

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-import hmr_adapter
+import bodymodels
 from tasks import ablations
 from tasks.ablations import Row, Table
 from tasks.hmr_adapter import BodyAdapterTask, DualPathTask, HandAdapterTask
 from tasks.settings import override, own_overrides
 
+SHIPPED = {name: bodymodels.ASSETS / f"hmr_adapter_{name}_cpu.pt" for name in ("hand", "body")}
 NAN = math.nan
 OTHERS = "Another paper's model, which this project does not have."
 RUN = Generator[argparse.Namespace, None, Path]
@@ -158,8 +159,8 @@ class TableRuns:
     def __init__(self, arguments: argparse.Namespace, parse: ablations.Parse) -> None:
         self.arguments, self.parse = arguments, parse
         self.preset = arguments.preset or "cpu"
-        self.hand = arguments.checkpoint or hmr_adapter.SHIPPED["hand"]
-        self.body = Path(arguments.guide or hmr_adapter.SHIPPED["body"])
+        self.hand = arguments.checkpoint or SHIPPED["hand"]
+        self.body = Path(arguments.guide or SHIPPED["body"])
         kinds = {"hand": HandAdapterTask, "body": BodyAdapterTask}
         self.overrides = {stage: [*(() if arguments.preset else SCALE), *own_overrides(
             arguments.overrides, kind.Config, [other.Config for other in kinds.values()])]

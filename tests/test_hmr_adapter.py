@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import bodymodels
 import genhmr
 import hmr_adapter as hmr
+from commands import hmr_adapter as command
 from hmr_adapter import (
     ARMS,
-    BASELINES,
     HANDS,
     KNUCKLES,
     PRESETS,
@@ -35,6 +35,8 @@ from hmr_adapter import (
     HandExpertConfig,
     HMRAdapter,
 )
+from tasks import adapter_rivals
+from tasks.adapter_rivals import BASELINES
 
 ENCODER = dict(image_size=64, vit_dim=32, vit_depth=1, vit_heads=2, vit_drop_path=0.5)
 DECODER = dict(decoder_dim=16, decoder_layers=2, decoder_heads=2, decoder_head_dim=4,
@@ -91,12 +93,12 @@ def lively(module: nn.Module) -> nn.Module:
 
 def hand_adapter(**changes) -> HandAdapter:
     torch.manual_seed(2)
-    return lively(hmr.build_model(replace(TINY_HAND, **changes))).eval()
+    return lively(adapter_rivals.build_model(replace(TINY_HAND, **changes))).eval()
 
 
 def body_adapter(**changes) -> BodyAdapter:
     torch.manual_seed(3)
-    return lively(hmr.build_model(replace(TINY_BODY, **changes))).eval()
+    return lively(adapter_rivals.build_model(replace(TINY_BODY, **changes))).eval()
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -140,7 +142,7 @@ def people(count: int = 2, size: int = 64) -> dict[str, Tensor]:
 
 
 def trainable(config: HandConfig | BodyConfig) -> int:
-    return hmr.count(hmr.on_meta(config), True)
+    return hmr.count(adapter_rivals.on_meta(config), True)
 
 
 def test_parameters_of_the_experts():
@@ -149,7 +151,7 @@ def test_parameters_of_the_experts():
         hand, body = HandExpert(HandExpertConfig()), BodyExpert(BodyExpertConfig())
     assert hmr.count(hand.backbone) == 630_912_000
     assert hmr.count(hand.mano_head) == 39_497_837
-    assert hmr.count(hand) + hmr.DISCRIMINATOR == 671_955_048  # the paper's 671M
+    assert hmr.count(hand) + adapter_rivals.DISCRIMINATOR == 671_955_048  # the paper's 671M
     layer, = {tuple(hmr.count(part) for part in layer)
               for layer in hand.mano_head.transformer.layers}
     assert layer == (2_098_176 + 2_048, 2_360_320 + 2_048, 2_099_200 + 2_048)
@@ -191,10 +193,10 @@ def test_trainable_parameters_of_the_body_path(changes, number):
 def test_rows_of_the_tables_have_their_parameters():
     """The counts are the printed ones when rounded to millions, or truncated as Lightning's summary
     does."""
-    for row, says in hmr.PAPER_SAYS.items():
-        number = trainable(hmr.baseline(row))
+    for row, says in adapter_rivals.PAPER_SAYS.items():
+        number = trainable(adapter_rivals.baseline(row))
         if says == "671M":
-            assert (number + hmr.DISCRIMINATOR) // 10**6 == 671
+            assert (number + adapter_rivals.DISCRIMINATOR) // 10**6 == 671
         elif says in ("39M",):
             assert number // 10**6 == 39  # 39.5 rounds either way
         else:
@@ -217,8 +219,9 @@ def test_presets_say_what_the_paper_says():
 
 def test_cpu_checkpoints_are_small():
     """Both tiny paths together take less than 12 MB."""
-    size = sum(value.numel() * value.element_size() for part in ("hand", "body")
-               for value in hmr.on_meta(getattr(PRESETS["cpu"], part)).state_dict().values())
+    models = [adapter_rivals.on_meta(getattr(PRESETS["cpu"], part)) for part in ("hand", "body")]
+    size = sum(value.numel() * value.element_size() for model in models
+               for value in model.state_dict().values())
     assert size < 12e6
 
 
@@ -235,10 +238,10 @@ def test_rows_from_scratch_take_twice_the_steps(row, preset):
     """They take "double steps of other settings" in every preset; other rows keep the preset's
     steps."""
     part, changes = BASELINES[row]
-    config, own = hmr.baseline(row, preset), getattr(PRESETS[preset], part)
+    config, own = adapter_rivals.baseline(row, preset), getattr(PRESETS[preset], part)
     assert config.steps == own.steps * (2 if row.endswith("No. 2") else 1)
     assert config == replace(own, **changes, steps=config.steps)
-    assert config.trainable == "all" or row not in hmr.FROM_SCRATCH
+    assert config.trainable == "all" or row not in adapter_rivals.FROM_SCRATCH
 
 
 @pytest.mark.parametrize("changes, needed", [
@@ -251,14 +254,23 @@ def test_guides_are_needed_for_predicted_arms_alone(changes, needed):
 
 @pytest.mark.parametrize("row", BASELINES)
 def test_each_row_has_its_class(row):
-    """build_model picks the class of every row, and a class refuses another one's config."""
+    """build_model picks the class of every row, and a class refuses another one's config.
+
+    So does load_checkpoint, which knows the rivals only if it is told of them.
+    """
     part, changes = BASELINES[row]
     config = replace(TINY_HAND if part == "hand" else TINY_BODY, **changes)
-    base, model = (HandAdapter if part == "hand" else BodyAdapter), hmr.build_model(config)
+    base = HandAdapter if part == "hand" else BodyAdapter
+    model = adapter_rivals.build_model(config)
+    content = {"model": model.state_dict(), "config": asdict(config)}
+    assert type(adapter_rivals.load_checkpoint(content)) is type(model)
     assert isinstance(model, base) and model.keeps_expert == (config.trainable == "adapter")
     if type(model) is not base:
-        with pytest.raises(ValueError, match=f"{type(model).__name__}.*build_model"):
+        with pytest.raises(ValueError, match=f"{model.DESIGN}.*adapter_rivals"):
             base(config)
+    if type(model).__module__ == "tasks.adapter_rivals":
+        with pytest.raises(ValueError, match="adapter_rivals"):
+            hmr.load_checkpoint(content)
 
 
 @pytest.mark.parametrize("bad", [
@@ -289,7 +301,7 @@ def test_other_bad_settings_are_refused_by_name():
         with pytest.raises(ValueError, match=next(iter(bad))):
             replace(TINY_HAND.expert, **bad)
     with pytest.raises(ValueError, match="Table 9"):
-        hmr.baseline("Table 9, No. 1")
+        adapter_rivals.baseline("Table 9, No. 1")
 
 
 def test_config_of_a_checkpoint_becomes_the_config():
@@ -302,7 +314,7 @@ def test_shared_blocks_are_copies():
     """Blocks shared with genhmr.py are equal, letter by letter."""
     for name in ("require", "unit", "rotation_6d_to_matrix", "matrix_to_rotation_6d", "DropPath",
                  "mlp", "SelfAttention", "ViTBlock", "conv_stem", "ViT", "Foreign",
-                 "read_checkpoint", "load_weights", "from_checkpoint"):
+                 "read_checkpoint", "load_weights", "from_checkpoint", "window"):
         copied = inspect.getsource(getattr(hmr, name)).replace("EncoderConfig", "Config")
         assert copied == inspect.getsource(getattr(genhmr, name)), name
 
@@ -691,7 +703,7 @@ def test_only_what_is_trainable_trains(row):
     included; gradients reach every module that it trains."""
     part, changes = BASELINES[row]
     config = replace(TINY_HAND if part == "hand" else TINY_BODY, **changes)
-    model = lively(hmr.build_model(config)).train()
+    model = lively(adapter_rivals.build_model(config)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     allowed = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     expected = {"adapter": "expert.", "head": ("expert.backbone.", "expert.encoder."),
@@ -719,7 +731,7 @@ def test_all_that_trains_gets_a_gradient(row):
     tiny = TINY_HAND if part == "hand" else TINY_BODY
     if part == "hand":
         tiny = replace(tiny, expert=replace(tiny.expert, weight_keypoints_img=0.1))
-    model, batch = lively(hmr.build_model(replace(tiny, **changes))).train(), people()
+    model, batch = lively(adapter_rivals.build_model(replace(tiny, **changes))).train(), people()
     if part == "hand":
         samples = hmr.hand_samples(batch, model.config.arm)
         samples |= {"vertices": torch.zeros(4, 778, 3), "betas": torch.zeros(4, 10)}
@@ -943,7 +955,8 @@ def test_zero_padded_concatenation_keeps_the_expert():
     before = expert(pictures)["body_pose"]
     changes = dict(inject="concat", trainable="head")
     for init, kept in (("zero_pad", True), ("random", False)):
-        model = hmr.build_model(replace(TINY_BODY, **changes, concat_init=init), expert).eval()
+        config = replace(TINY_BODY, **changes, concat_init=init)
+        model = adapter_rivals.build_model(config, expert).eval()
         assert torch.allclose(model(pictures)["body_pose"], before, atol=1e-5) == kept
         assert expert.body_regressor.root_pose_out[0].in_features == 25 * 11 + 64
         expert = lively(BodyExpert(TINY_BODY.expert)).eval()
@@ -951,7 +964,7 @@ def test_zero_padded_concatenation_keeps_the_expert():
 
 def test_moderator_weighs():
     """The weights of the two features are positive, sum to 1 and follow the temperature."""
-    moderator = lively(hmr.Moderator(4, 8))
+    moderator = lively(adapter_rivals.Moderator(4, 8))
     own, other = torch.zeros(2, 5, 4), torch.ones(2, 1, 4)
     with torch.no_grad():
         moderator.temperature.fill_(1.0)
@@ -1224,7 +1237,7 @@ def test_an_expert_out_of_an_adapter_can_be_trained(part):
     old = kind(config)
     assert not any(parameter.requires_grad for parameter in old.expert.parameters())
     rival = replace(config, inject="concat", trainable="head")
-    fresh, around = hmr.build_model(rival), hmr.build_model(rival, old.expert)
+    fresh, around = adapter_rivals.build_model(rival), adapter_rivals.build_model(rival, old.expert)
     assert hmr.count(around, True) == hmr.count(fresh, True)
     content = {"model": kind(config).state_dict(), "config": asdict(config),
                "name": f"hmr_adapter-{part}"}
@@ -1380,11 +1393,15 @@ def test_hands_that_are_not_valid_keep_the_body_path():
             whole["body_path"], whole["hand_pose"], valid)[2])
 
 
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+
+
 def test_predict_projects_where_the_crop_did():
     """The picture's camera projects the mesh to the same place as the crop's, and the returned
     parameters reproduce the mesh."""
     model, body = tiny_paths(), bodymodels.load_model("wholebody")
-    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    picture = noise()
     found = hmr.predict(model, picture, body, box=(30, 10, 40, 60))
     assert found["vertices"].shape == (10475, 3) and found["joints"].shape == (55, 3)
     side = 1.25 * 60
@@ -1402,6 +1419,39 @@ def test_predict_projects_where_the_crop_did():
     assert np.allclose(mesh.vertices[0], found["vertices"], atol=1e-3)
     again = hmr.predict(model, picture, body)
     assert again["box"][2] == 120 * 4 / 3
+
+
+def test_the_body_path_alone_predicts_its_own_hands():
+    """Without a hand path no hand is valid; the 2D joints are where the losses put true ones."""
+    path, picture = body_adapter(), noise()
+    found = hmr.predict(path, picture, whole_body(), box=(30, 10, 40, 60))
+    assert not found["hand_valid"].any()
+    (x, y, side, _), size = found["box"].astype(float), 64
+    crop = hmr.cut_square(path, picture, np.array([x + side / 2, y + side / 2]), side, size)
+    with torch.no_grad():
+        expected = path(crop)
+    assert np.allclose(found["rotations"], expected["body_pose"][0], atol=1e-4)
+    in_crop = torch.tensor((found["keypoints_2d"] - (x, y)) * (size / side))
+    assert torch.allclose(path.expert.to_cells(in_crop, size).float(),
+                          expected["joints"][0, :, :2], atol=1e-3)
+
+
+@pytest.mark.parametrize("box", [None, (30, 10, 40, 60)])
+def test_predicted_left_hands_are_mirrored_right_hands(box):
+    """The mirrored picture gives the mirrored mesh, before the mirrored camera."""
+    path, picture = hand_adapter(), noise()
+    right = hmr.predict_hand(path, picture, free_hand(), box=box)
+    flipped = box and (120 - box[0] - box[2], *box[1:])
+    left = hmr.predict_hand(path, picture[:, ::-1], free_hand(), box=flipped, side="left")
+    for name in ("vertices", "joints", "transl"):
+        assert np.allclose(left[name], right[name] * (-1, 1, 1), atol=1e-4)
+    assert np.isclose(left["K"][0, 2], 120 - right["K"][0, 2]) and right["vertices"][:, 2].min() > 0
+    assert np.allclose(bodymodels.mirror_matrix(torch.tensor(left["rotations"])),
+                       right["rotations"], atol=1e-4)
+    if box:  # twice the box, grown to 3:4
+        assert np.allclose(right["box"], (50 - 60, 40 - 60, 120, 120))
+    with pytest.raises(ValueError, match="right or left"):
+        hmr.predict_hand(path, picture, free_hand(), side="both")
 
 
 def test_mean_hands_come_off_for_smplx_layers():
@@ -1592,36 +1642,88 @@ def test_summary_is_json_and_text(capsys):
         "26,759,936", "36,508,292", "661,827,096", "671M", "662M", "39M", "37M", "31M", "27M"))
 
 
-def test_command_line_writes_everything(tmp_path, capsys):
-    """A picture and two checkpoints give an overlay, meshes and arrays."""
+def save_picture(path) -> str:
     import matplotlib.image
-    picture = np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
-    matplotlib.image.imsave(tmp_path / "one.png", picture)
+    matplotlib.image.imsave(path, np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, str]:
+    """A picture and the checkpoints of both paths."""
     for name, model, config in (("hand", hand_adapter(), TINY_HAND),
                                 ("body", body_adapter(), TINY_BODY)):
         torch.save({"model": model.state_dict(), "config": asdict(config)}, tmp_path / f"{name}.pt")
-    command = [str(tmp_path / "one.png"), "--hand", str(tmp_path / "hand.pt"), "--body",
-               str(tmp_path / "body.pt"), "--out", str(tmp_path / "out"), "--box", "5,5,40,50"]
-    assert hmr.main(command) == 0
+    return {"picture": save_picture(tmp_path / "one.png"), "out": str(tmp_path / "out"),
+            "hand": str(tmp_path / "hand.pt"), "body": str(tmp_path / "body.pt")}
+
+
+def test_command_line_writes_everything(files, tmp_path, capsys):
+    """A picture and two checkpoints give an overlay, meshes and arrays."""
+    import matplotlib.image
+    arguments = [files["picture"], "--hand", files["hand"], "--body", files["body"], "--out",
+               files["out"], "--box", "5,5,40,50"]
+    assert hmr.main(arguments) == 0
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"one_overlay.png", "one.npz", "one.obj", "one.ply", "one.glb"}
     assert matplotlib.image.imread(tmp_path / "out" / "one_overlay.png").shape[:2] == (60, 50)
     arrays = np.load(tmp_path / "out" / "one.npz")
     assert arrays["vertices"].shape == (10475, 3) and arrays["right_hand_pose"].shape == (45,)
-    assert "wrote" in capsys.readouterr().out
-    for bad in (["--box", "1,2"], ["--box", "a,b,c,d"], ["--hand", str(tmp_path / "body.pt")],
+    *_, trained, wrote, look = capsys.readouterr().out.splitlines()
+    assert trained == "trained on unknown data" and wrote.startswith("wrote ") and "look" in look
+    for bad in (["--box", "1,2"], ["--box", "a,b,c,d"], ["--hand", files["body"]],
                 ["--hand", str(tmp_path / "none.pt")], ["--model", "body"]):
-        assert hmr.main([*command, *bad]) == 2
-        assert capsys.readouterr().err.startswith("hmr_adapter.py: ")
+        assert hmr.main([*arguments, *bad]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("hmr_adapter.py: ") and told.count("\n") == 1
     assert hmr.main([]) == 2
+
+
+def release(model: nn.Module, **more) -> dict:
+    """A checkpoint of a release's layout: weights by name, and no config of ours."""
+    state = {name: value for name, value in model.state_dict().items() if name != "hand_mean"}
+    return {"state_dict" if isinstance(model, HandExpert) else "network": state} | more
+
+
+@pytest.mark.parametrize("given", [("hand", "body"), ("hand",), ("body",)])
+def test_command_line_takes_released_weights(given, models, few_vertices, tmp_path, monkeypatch,
+                                             capsys):
+    """HaMeR's and SMPLer-X's files give one merged SMPL-X mesh, each alone its own mesh.
+
+    The fingers of SMPLer-X are relative to the mean hand of the SMPL-X file; the mesh models of
+    the project, whose shapes these weights do not know, are refused.
+    """
+    for name in ("HandExpertConfig", "BodyExpertConfig"):  # of tiny networks in place of ViT-H
+        tiny = (TINY_HAND if name[0] == "H" else TINY_BODY).expert
+        monkeypatch.setattr(hmr, name, lambda tiny=tiny: tiny)
+    experts = {"hand": lively(HandExpert(TINY_HAND.expert)).eval(),
+               "body": lively(BodyExpert(TINY_BODY.expert)).eval()}
+    arguments = [save_picture(tmp_path / "one.png"), "--box", "5,5,40,50", "--out",
+               str(tmp_path / "out")]
+    for part in given:
+        torch.save(release(experts[part], hyper_parameters={}), tmp_path / f"{part}.ckpt")
+        arguments += [f"--{part}", str(tmp_path / f"{part}.ckpt")]
+    assert hmr.main(arguments) == 2 and "add --model" in capsys.readouterr().err
+    model = models / ("SMPLX_NEUTRAL.npz" if "body" in given else "MANO_RIGHT.npz")
+    assert hmr.main([*arguments, "--model", str(model)]) == 0
+    assert "weights of the authors" in capsys.readouterr().out
+    arrays = np.load(tmp_path / "out" / "one.npz")
+    if "body" not in given:
+        assert arrays["vertices"].shape == (778, 3) and arrays["rotations"].shape == (16, 3, 3)
+        return
+    assert arrays["vertices"].shape == (1577, 3) and arrays["hand_valid"].any() == (len(given) > 1)
+    mean = command.hand_mean(str(model))
+    path = hmr.load_path(BodyAdapter, tmp_path / "body.ckpt", hand_mean=mean)
+    assert torch.equal(path.expert.hand_mean, mean) and mean.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("data, is_free", [("rendered", False), ("bedlam", True)])
 def test_checkpoints_of_another_body_are_refused(tmp_path, data, is_free):
     """One trained on the free body needs it, one trained on SMPL-X does not fit it."""
-    torch.save({"data": data}, tmp_path / "one.pt")
-    hmr.check_body(tmp_path / "one.pt", not is_free)
-    with pytest.raises(ValueError, match="one.pt was trained on"):
-        hmr.check_body(tmp_path / "one.pt", is_free)
-    torch.save({"model": {}}, tmp_path / "one.pt")  # a checkpoint that does not tell
-    hmr.check_body(tmp_path / "one.pt", is_free)
+    for path in (hand_adapter(), body_adapter()):
+        torch.save({"data": data, "config": {}}, tmp_path / "one.pt")
+        command.check_path(path, tmp_path / "one.pt", not is_free)
+        with pytest.raises(ValueError, match="one.pt was trained on"):
+            command.check_path(path, tmp_path / "one.pt", is_free)
+        torch.save({"model": {}, "config": {}}, tmp_path / "one.pt")  # which does not tell
+        command.check_path(path, tmp_path / "one.pt", is_free)

@@ -1,8 +1,6 @@
-"""sets/keypoint_files.py: OpenPose's and COCO's JSON, MediaPipe, and who is meant."""
+"""sets/keypoint_files.py: OpenPose's and COCO's JSON, and who is meant."""
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -168,86 +166,6 @@ def test_the_person_who_is_seen_best_is_taken():
     assert keypoint_files.choose_person([unsure, sure], (0, 0, 40, 90), 120, 90) is unsure
     assert keypoint_files.choose_person([person(500, 1.0), unsure], None, 120, 90) is unsure
     assert keypoint_files.choose_person([unsure, sure], (40, 0, 40, 90), 120, 90) is None
-
-
-def test_mediapipe_finds_the_astronaut():
-    """The shipped file is what it sees; in a box it sees what that part alone would show it.
-
-    Exactly, but for rounding. The two are not near each other: in a crop of this portrait the
-    detector moves the elbows by up to 100 px.
-    """
-    try:
-        keypoint_files.pose_detector()
-    except ImportError as error:
-        pytest.skip(str(error))
-    image = data.read_image(ASTRONAUT)
-    shipped = keypoint_files.to_smpl45(keypoint_files.read_keypoints(ASTRONAUT_KEYPOINTS)[0])
-    (whole,) = keypoint_files.detect_keypoints(image, None)
-    seen, placed = shipped[:, 2] > 0, keypoint_files.to_smpl45(whole)
-    assert seen.sum() == 9 and np.allclose(placed[seen], shipped[seen], atol=0.1)
-    (boxed,) = keypoint_files.detect_keypoints(image, (10.5, 3.2, 390.3, 500.0))
-    (alone,) = keypoint_files.detect_keypoints(image[3:504, 10:401], None)
-    assert np.allclose(boxed, alone + (10, 3, 0), atol=1e-6)
-    assert keypoint_files.detect_keypoints(np.zeros((64, 64, 3), np.uint8), None) == []
-
-
-def fake_mediapipe(folder: Path, monkeypatch, source: str) -> None:
-    """Put a package mediapipe with this source before all others."""
-    (folder / "mediapipe").mkdir()
-    (folder / "mediapipe" / "__init__.py").write_text(source)
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(sys.modules, "mediapipe", raising=False)
-
-
-@pytest.mark.parametrize(("source", "reason"), [
-    ("__version__ = '1.2.2'", "mediapipe 1.2.2 has no pose detector"),  # has no `solutions`
-    ("import a_missing_package", "mediapipe lacks a_missing_package"),
-    ("raise ImportError('libGL.so.1: cannot open\\nshared object')", "import .libGL.so.1: cannot"),
-    ("raise OSError('libEGL')", "does not import .libEGL"),
-    ("raise AttributeError('_ARRAY_API not found')", "does not import ._ARRAY_API not found"),
-])
-def test_unusable_mediapipe_is_named_with_the_line_to_type(source, reason, tmp_path, monkeypatch):
-    """New versions and broken installations say what is wrong and which version works."""
-    fake_mediapipe(tmp_path, monkeypatch, source)
-    image = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(ImportError, match=f"{reason}.*: pip install mediapipe==0.10.21$"):
-        keypoint_files.detect_keypoints(image, None)
-    person, why = keypoint_files.find_person(image, None, None)
-    assert person is None and why.startswith("no --keypoints, and mediapipe")
-    monkeypatch.delitem(sys.modules, "mediapipe", raising=False)
-
-
-def test_missing_mediapipe_is_named_with_the_line_to_type(monkeypatch):
-    """Without mediapipe the message says so, and how to install it."""
-    monkeypatch.setitem(sys.modules, "mediapipe", None)
-    with pytest.raises(ImportError, match="not installed: pip install mediapipe==0.10.21"):
-        keypoint_files.pose_detector()
-
-
-def test_detected_keypoints_are_in_pixels_of_the_picture(monkeypatch):
-    """Fractions of the part in the box become pixels of the whole picture."""
-    class Pose:
-        def __init__(self, static_image_mode: bool) -> None:
-            assert static_image_mode
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_) -> None:
-            pass
-
-        def process(self, part: np.ndarray):
-            assert part.shape == (20, 10, 3) and part.flags.c_contiguous
-            mark = types.SimpleNamespace(x=0.5, y=0.25, visibility=0.75)
-            return types.SimpleNamespace(
-                pose_landmarks=types.SimpleNamespace(landmark=[mark] * 33))
-
-    monkeypatch.setattr(keypoint_files, "pose_detector", lambda: Pose)
-    image = np.zeros((60, 40, 3), np.uint8)
-    (person,) = keypoint_files.detect_keypoints(image, (7, 30, 10, 20))
-    assert person.shape == (33, 3) and np.array_equal(person[4], (7 + 5, 30 + 5, 0.75))
-    placed, source = keypoint_files.find_person(image, (7, 30, 10, 20), None)
-    assert placed.shape == (45, 3) and source == "MediaPipe"
 
 
 def test_person_of_a_file_is_found(tmp_path):

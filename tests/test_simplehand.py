@@ -21,7 +21,8 @@ from torch import nn
 import bodymodels
 import data
 import simplehand
-from sets import crops
+from commands import simplehand as simplehand_command
+from sets import crops, finders
 from simplehand import PRESETS, Config, SimpleHand
 
 TINY = Config(
@@ -1233,7 +1234,9 @@ def test_command_line_on_a_picture(checkpoint_file, tmp_path, capsys, side):
     arguments = [str(photo), "--checkpoint", str(checkpoint_file), "--out", str(tmp_path / "out"),
                  "--box", "30,20,60,40"] + ["--left"] * (side == "left")
     assert simplehand.main(arguments) == 0
-    assert "photo" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"a {side} hand" and said[-3].startswith("trained on unknown data")
+    assert said[-2].startswith(f"wrote {tmp_path}/out/photo_overlay.png") and "look: " in said[-1]
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"photo_overlay.png", "photo.npz", "photo.obj", "photo.ply", "photo.glb"}
     assert data.read_image(tmp_path / "out" / "photo_overlay.png").shape == (90, 120, 3)
@@ -1255,9 +1258,11 @@ def test_command_line_on_a_picture(checkpoint_file, tmp_path, capsys, side):
     "missing picture", "empty picture", "no picture", "text", "no checkpoint", "bad checkpoint",
     "no hand model", "letters in box", "three numbers in box", "box beside the picture",
     "out is a file", "empty box", "endless box", "body for a hand", "MANO's without --hand",
-    "free hand's with another", "no folder to export to"])
-def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys):
+    "free hand's with another", "no folder to export to", "no box and no MediaPipe",
+    "no such device"])
+def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys, monkeypatch):
     """Exit code 2, one line on stderr, nothing written."""
+    monkeypatch.setitem(sys.modules, "mediapipe", None)  # as if it were not installed
     photo = save_picture(tmp_path / "photo.png")
     broken = tmp_path / "broken.pt"
     broken.write_bytes(checkpoint_file.read_bytes()[:1000])
@@ -1286,14 +1291,64 @@ def test_command_line_refuses_bad_input(case, checkpoint_file, tmp_path, capsys)
         "free hand's with another": [photo, "--checkpoint", kinds["rendered"],
                                      "--hand", ROOT / "assets" / "hand_left.npz"],
         "no folder to export to": ["--export", tmp_path / "nowhere" / "hand.pt2"],
+        "no box and no MediaPipe": [photo],
+        "no such device": [photo, "--device", "cuda:99"],
     }[case]
     defaults = ["--checkpoint", checkpoint_file, "--out", tmp_path / "out"]
     assert simplehand.main([str(part) for part in defaults + arguments]) == 2
     output = capsys.readouterr()
     assert {"MANO's without --hand": "add --hand MANO_RIGHT.pkl",
+            "no box and no MediaPipe": "give the hand's place in pixels, --box X,Y,WIDTH,HEIGHT",
+            "no such device": "--device cuda:99",
             "no folder to export to": "create the folder"}.get(case, "") in output.err
     assert output.err.startswith("simplehand.py: ") and output.err.count("\n") == 1
     assert not (tmp_path / "out").exists() and not output.out
+
+
+def test_command_line_on_a_folder(checkpoint_file, tmp_path, capsys):
+    """Every picture gets its files and lines with its name; one that fails stops no other."""
+    for name in ("a.png", "c.png"):
+        save_picture(tmp_path / name)
+    (tmp_path / "b.png").write_text("no picture")
+    arguments = [tmp_path, "--checkpoint", checkpoint_file, "--out", tmp_path / "out",
+                 "--box", "30,20,60,40", "--box=-5,-5,20,20,left"]
+    assert simplehand.main([str(argument) for argument in arguments]) == 2
+    told = capsys.readouterr()
+    lines = [line for line in told.out.splitlines() if "png: hand" in line]
+    assert [line for line in lines if "warning" not in line] == [
+        f"{name}: hand {number}: a {side} hand" for name in ("a.png", "c.png")
+        for number, side in ((1, "right"), (2, "left"))]
+    assert any("too small" in line for line in lines)
+    assert "simplehand.py: " in told.err and "b.png" in told.err and "3/3" in told.err
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {f"{name}_{number}.glb" for name in "ac" for number in (1, 2)} <= written
+    assert {"a_overlay.png", "c_overlay.png"} <= written and len(written) == 2 * 9
+
+
+def test_hands_are_found(checkpoint_file, tmp_path, capsys, monkeypatch):
+    """Without --box the hands that MediaPipe finds are taken, with their sides and keypoints."""
+    keypoints = np.tile([5.0, 5, 1], (21, 1))
+    found = [finders.Found((30, 20, 60, 40), "left", keypoints)]
+    monkeypatch.setattr(finders, "find_hands", lambda image: found)
+    arguments = [str(save_picture(tmp_path / "photo.png")), "--checkpoint", str(checkpoint_file),
+                 "--out", str(tmp_path / "out")]
+    assert simplehand.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("a left hand") and "does not fit MediaPipe's 2D keypoints" in said
+    with np.load(tmp_path / "out" / "photo.npz") as arrays:
+        assert arrays["side"] == 0 and np.allclose(arrays["box"], (22.5, 15, 75, 50))
+    found.clear()
+    assert simplehand.main(arguments) == 2
+    assert "finds no hand" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "views", "words"), [
+    ("rendered", 15, "within 15 degrees"), ("rendered", 90, "from all sides"),
+    ("freihand", 90, "trained on freihand"), (None, 90, "weights of the authors")])
+def test_the_checkpoint_says_what_it_has_seen(kind, views, words):
+    """One line from the checkpoint's data and config, not from its name."""
+    line = simplehand_command.trained_on(replace(TINY, views=views), kind)
+    assert words in line and "\n" not in line
 
 
 @pytest.mark.slow
@@ -1351,11 +1406,11 @@ assert not foreign & set(sys.modules), foreign & set(sys.modules)
 
 
 def test_file_alone_names_what_a_picture_needs(tmp_path):
-    """Copied into an empty folder, a picture is refused in one line that says what is missing."""
+    """Copied into an empty folder, the command says in one line what is missing."""
     shutil.copy(simplehand.__file__, tmp_path)
     result = command("simplehand.py", "photo.png", cwd=tmp_path)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
-    assert "rest of the project" in result.stderr and "bodymodels" in result.stderr
+    assert "rest of the project" in result.stderr and "as a library" in result.stderr
 
 
 @pytest.mark.slow
@@ -1364,6 +1419,7 @@ def test_command_line_as_a_process(checkpoint_file, tmp_path):
     photo = save_picture(tmp_path / "photo.png")
     script = ROOT / "simplehand.py"
     before = photo.read_bytes()
-    result = command(script, photo, "--checkpoint", checkpoint_file, "--out", ".", cwd=tmp_path)
+    result = command(script, photo, "--checkpoint", checkpoint_file, "--out", ".",
+                     "--box", "whole", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "photo_overlay.png").is_file() and photo.read_bytes() == before

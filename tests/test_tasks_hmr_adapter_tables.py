@@ -8,10 +8,10 @@ import pytest
 from test_tasks_adapter import TINY, finished, folder  # noqa: F401
 from test_train import Run, flag
 
-import hmr_adapter
 import train
 from tasks.hmr_adapter_tables import (
     SCORED,
+    SHIPPED,
     TABLES,
     TRAINED,
     PaperTask,
@@ -56,8 +56,8 @@ def test_shipped_checkpoints_are_the_default():
     """--ablate table1 alone scores them."""
     arguments = train.parse_arguments(["--model", "hmr_adapter", "--ablate", "table1"])
     run = next(PaperTask.plan(arguments, train.parse_arguments))
-    assert run.checkpoint == hmr_adapter.SHIPPED["hand"] and run.eval and run.out.name == "table1"
-    assert str(run.guide) == str(hmr_adapter.SHIPPED["body"])
+    assert run.checkpoint == SHIPPED["hand"] and run.eval and run.out.name == "table1"
+    assert str(run.guide) == str(SHIPPED["body"])
 
 
 def test_rows_from_scratch_have_no_expert_and_double_steps():

@@ -1,0 +1,184 @@
+"""python hmr_adapter.py: whole bodies and hands in photographs, parameters of the presets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import bodymodels
+import hmr_adapter
+from commands import pictures
+from commands.pictures import Result, Target
+from hmr_adapter import BodyAdapter, HandAdapter, HMRAdapter
+from sets.finders import LEAST_CONFIDENCE
+from sets.safe_pickle import load_arrays
+from tasks.adapter_rivals import PAPER_SAYS, REMARK, RIVALS, baseline, on_meta
+
+SMPLX55 = bodymodels.JOINT_SETS["smplx55"]
+SHIPPED = {name: bodymodels.ASSETS / f"hmr_adapter_{name}_cpu.pt" for name in ("hand", "body")}
+MISFIT = 0.1  # mean distance of mesh and 2D joints above which we warn, in sides of the crop (our
+# choice; of twelve rendered test people it is 0.02 to 0.08)
+
+
+def print_summary(as_json: bool) -> None:
+    """Print the parameters of the paper's and the cpu preset by part, and of the tables' rows."""
+    presets = {name: hmr_adapter.count_parameters(hmr_adapter.PRESETS[name])
+               for name in ("paper", "cpu")}
+    rows = {row: (hmr_adapter.count(on_meta(baseline(row)), True), says)
+            for row, says in PAPER_SAYS.items()}
+    if as_json:
+        parameters = {name: {part: dict(zip(("all", "trainable"), both, strict=True))
+                             for part, both in parts.items()} for name, parts in presets.items()}
+        counted = {row: dict(zip(("trainable", "paper"), both, strict=True))
+                   for row, both in rows.items()}
+        print(json.dumps({"parameters": parameters, "rows": counted, "remark": REMARK}, indent=1))
+        return
+    for name, parts in presets.items():
+        print(f"{name:<34}{'parameters':>14}{'trainable':>14}")
+        for part, (number, trainable) in parts.items():
+            print(f"  {part:<32}{number:>14,}{trainable:>14,}")
+    print(f"\n{'trainable in the tables':<34}{'here':>14}{'paper':>14}")
+    for row, (number, says) in rows.items():
+        print(f"  {row:<32}{number:>14,}{says:>14}")
+    print(f"\n{REMARK}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    command, groups = pictures.parser("hmr_adapter", "person", "the arrays of hmr_adapter.predict")
+    add = groups.model.add_argument
+    add("--hand", type=Path, metavar="FILE", help="the hand path: checkpoint of train.py --stage "
+        "hand, or HaMeR's hamer.ckpt; without --body it gives hands, whose boxes are X,Y,W,H or "
+        "X,Y,W,H,left (default, without --body: the small one in assets/)")
+    add("--body", type=Path, metavar="FILE", help="the body path: checkpoint of train.py --stage "
+        "body, or SMPLer-X's smpler_x_h32.pth.tar (default, without --hand: the small one in "
+        "assets/)")
+    add("--model", metavar="FILE", help="SMPLX_NEUTRAL.npz, or MANO_RIGHT.pkl for hands alone, for "
+        "checkpoints trained on them (default: the free body, or hand)")
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return pictures.main(parser(), work, argv)
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """Print the parameters, or reconstruct the people or hands in the pictures."""
+    if arguments.summary:
+        print_summary(arguments.json)
+        return 0
+    if not arguments.hand and not arguments.body:
+        arguments.hand, arguments.body = SHIPPED["hand"], SHIPPED["body"]
+    return people(arguments) if arguments.body else hands(arguments)
+
+
+def people(arguments: argparse.Namespace) -> int:
+    """Reconstruct whole bodies, by both paths or the body path alone."""
+    pictures.prepare(arguments, "person")
+    body = load_mesh_model(arguments.model or "wholebody", 55, "an SMPL-X model")
+    mean = hand_mean(arguments.model) if arguments.model else None
+    if arguments.hand:
+        model = hmr_adapter.load_paths(arguments.hand, arguments.body, RIVALS, hand_mean=mean)
+        paths = {arguments.hand: model.hand, arguments.body: model.body}
+    else:
+        model = hmr_adapter.load_path(BodyAdapter, arguments.body, RIVALS, hand_mean=mean)
+        paths = {arguments.body: model}
+    told = [check_path(path, file, not arguments.model) for file, path in paths.items()]
+    model, faces = model.to(arguments.device), body.faces.numpy()
+
+    def one(image: np.ndarray, target: Target, _: Path) -> Result:
+        arrays = hmr_adapter.predict(model, image, body, box=target.box)
+        return Result(arrays, faces, arrays["joints"][0], notes=body_notes(arrays, model, target))
+
+    return pictures.run(arguments, "person", one, told[-1])
+
+
+def hands(arguments: argparse.Namespace) -> int:
+    """Reconstruct hands alone, by the hand path, which does not know their arms."""
+    pictures.prepare(arguments, "hand")
+    hand = load_mesh_model(arguments.model or "hand_right", 16, "a hand model")
+    model = hmr_adapter.load_path(HandAdapter, arguments.hand, RIVALS)
+    told = check_path(model, arguments.hand, not arguments.model)
+    model, faces = model.to(arguments.device), hand.faces.numpy()
+
+    def one(image: np.ndarray, target: Target, _: Path) -> Result:
+        arrays = hmr_adapter.predict_hand(model, image, hand, box=target.box, side=target.side)
+        outward = faces[:, ::-1 if target.side == "left" else 1]  # mirrored, they face inwards
+        return Result(arrays, outward, arrays["joints"][0], notes=[f"a {target.side} hand"])
+
+    return pictures.run(arguments, "hand", one, told)
+
+
+def load_mesh_model(source: str, joints: int, expected: str) -> bodymodels.BodyModel:
+    """Load --model, on the CPU. Raises ValueError for one with other joints."""
+    model = bodymodels.load_model(source, family="mano" if joints == 16 else None)
+    if len(model.parents) != joints:
+        raise ValueError(f"--model {source} has {len(model.parents)} joints: expected {expected}, "
+                         f"with {joints}")
+    return model
+
+
+def hand_mean(model: str) -> Tensor | None:
+    """Read SMPL-X's mean hands (2, 15, 3), [right, left], which SMPLer-X's fingers lack."""
+    path = Path(model)
+    if path.is_dir():
+        path = bodymodels.find_model(path, "smplx", "right", "neutral")
+    arrays = load_arrays(path, "hands_") if path.is_file() else {}
+    if "hands_meanr" not in arrays:
+        return None
+    return torch.tensor(np.stack([np.reshape(arrays[f"hands_mean{side}"], (15, 3))
+                                  for side in "rl"]), dtype=torch.float32)
+
+
+def check_path(path: HandAdapter | BodyAdapter, checkpoint: Path, is_free: bool) -> str:
+    """Say what a path was trained on; ValueError unless the mesh model is that of its training.
+
+    train.py writes the kind of its data into a checkpoint; released weights have seen the official
+    models.
+    """
+    data, hand = pictures.data_of(checkpoint), isinstance(path, HandAdapter)
+    official = "MANO" if hand else "SMPL-X"
+    if not is_free and data == "rendered":
+        raise ValueError(f"{checkpoint} was trained on the free {'hand' if hand else 'body'}, "
+                         f"whose shapes {official} does not have: leave out --model")
+    if is_free and data not in ("unknown data", "rendered"):
+        file = "MANO_RIGHT.pkl or, with --body, SMPLX_NEUTRAL.npz" if hand else "SMPLX_NEUTRAL.npz"
+        raise ValueError(f"{checkpoint} was trained on {official}, whose shapes the free model "
+                         f"does not have: add --model {file}")
+    if data != "rendered":
+        return pictures.trained_on(data)
+    return ("trained on rendered people only, who face the camera within "
+            f"{path.config.views:.0f} degrees: expect rough poses in photographs")
+
+
+def body_notes(arrays: Mapping[str, np.ndarray], model: HMRAdapter | BodyAdapter,
+               target: Target) -> list[str]:
+    """Say whose hands these are; warn if the mesh does not fit the 2D joints of its person.
+
+    Those are the body expert's own and, of seen joints, MediaPipe's.
+    """
+    notes = [f"the {side} hand is outside of the picture, so it is as the body path has it"
+             for side, valid in zip(("right", "left"), arrays["hand_valid"], strict=True)
+             if not valid and isinstance(model, HMRAdapter)]
+    pixels = arrays["joints"][:55] @ arrays["K"].T
+    mesh, extent = pixels[:, :2] / pixels[:, 2:], arrays["box"][2]
+    rows = [row for row, joint in enumerate(hmr_adapter.POSITIONED) if joint < 55]  # in the mesh
+    own = [hmr_adapter.POSITIONED[row] for row in rows]
+    notes += pictures.fit_note(arrays["keypoints_2d"][rows], mesh[own], extent, MISFIT)
+    if target.keypoints is None:
+        return notes
+    names = bodymodels.JOINT_SETS["mediapipe33"]
+    seen = [(row, SMPLX55.index(name)) for row, name in enumerate(names)
+            if name in SMPLX55 and target.keypoints[row, 2] >= LEAST_CONFIDENCE]
+    if seen:
+        rows, joints = map(list, zip(*seen, strict=True))
+        notes += pictures.fit_note(target.keypoints[rows, :2], mesh[joints], extent, MISFIT,
+                                   "MediaPipe's")
+    return notes
