@@ -55,6 +55,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 JOINTS = 24  # SMPL's: the global orientation, 21 of the body, 2 of the hands; all become tokens
+KEYPOINTS = 45  # the joints and 21 points of the surface: nose, eyes, ears, toes, heels, tips
 
 # ------------------------------------------------------------------------------------ config
 
@@ -134,6 +135,67 @@ class TokenizerConfig:
         require(0.0 <= self.corruption <= 1.0, f"corruption is {self.corruption}: expected 0 to 1")
         for name in ("codebook_size", "code_dim", "width", "depth", "dilation_growth"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: expected > 0")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Everything that defines a PoseEncoder and its training, --stage encoder.
+
+    All values are our choice: the paper takes a trained encoder, the ViT-H of HMR2.0.
+    """
+
+    # Network
+    image_size: int = 128  # px, S, a multiple of 64; the encoder sees the middle three quarters
+    widths: tuple[int, ...] = (16, 32, 64, 128)  # channels at strides 2, 4, 8 and 16
+    blocks: int = 2  # of attention over the cells at stride 16
+    heads: int = 4
+    pooled: int = 24  # features of the place of each keypoint
+    lift_width: int = 640  # of the MLP from keypoints to a pose
+
+    # Loss
+    weight_heat: float = 1.0  # cross-entropy of the heat maps, a mean over keypoints
+    weight_outside: float = 0.2  # of a keypoint outside the crop, which counts as at the border
+    weight_joints: float = 5.0  # of keypoints in 3D, L1 per metre
+    weight_pose: float = 2.0  # of rotation matrices, L1
+    weight_posed: float = 8.0  # of the keypoints of the posed body, L1 per metre
+    weight_betas: float = 0.03  # squared error
+    unpictured: int = 2  # posed bodies without a picture, per picture, from which the lift learns
+    weight_unpictured: float = 0.7  # of all terms of these
+
+    # Optimisation: AdamW
+    batch_size: int = 32  # pictures per optimiser step, over all processes
+    accumulate: int = 1  # parts in which a process computes its share of them
+    steps: int = 2_600
+    learning_rate: float = 1.5e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    weight_decay: float = 1e-3
+    gradient_clip: float = 5.0  # norm
+    precision: str = "fp32"
+    channels_last: bool = True  # memory format, for speed
+    ema_decay: float = 0.0  # of a moving average of the weights, 0: none
+    eval_every: int = 1_300
+    seed: int = 0
+
+    # Data: rendered bodies
+    augmentation: str = "rendered_bodies_strong"
+    train_samples: int = 16_000
+    test_samples: int = 500
+    views: float = 30.0  # degrees, largest heading away from the camera
+    lean: float = 45.0  # degrees, largest lean from upright
+    wide: float = 0.5  # share of training poses that go beyond the clips
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        require(self.image_size > 0 and self.image_size % 64 == 0,
+                f"image_size is {self.image_size}: expected a multiple of 64")
+        require(len(self.widths) == 4 and self.widths[-1] % self.heads == 0,
+                f"widths is {self.widths}: expected four, the last a multiple of heads")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the heat maps, a quarter of the crop's pixels."""
+        return self.image_size // 4, 3 * self.image_size // 16
 
 
 @dataclass(frozen=True)
@@ -266,6 +328,12 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
         heading=20.0, tilt=20.0, uniform_rotation=0.0, batch_size=256, steps=2_400,
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, eval_every=1_200,
         train_samples=20_000, test_samples=1_000, lean=45.0, wide=0.8),
+}
+
+ENCODER_PRESETS: dict[str, EncoderConfig] = {
+    "h200": EncoderConfig(batch_size=256, steps=10_000, train_samples=100_000),
+    "single_gpu": EncoderConfig(batch_size=128, steps=10_000, train_samples=60_000),
+    "cpu": EncoderConfig(),
 }
 
 PRESETS: dict[str, Config] = {
@@ -648,6 +716,22 @@ def tokenizer_total_loss(terms: dict[str, Tensor], config: TokenizerConfig) -> T
 # ------------------------------------------------------------------ stage 2: image encoder
 
 
+def register_statistics(module: nn.Module) -> None:
+    """Give a module ImageNet's mean and standard deviation of colours."""
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    module.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+    module.register_buffer("std", std.view(3, 1, 1), persistent=False)
+
+
+def normalised_crop(module: nn.Module, images: Tensor, size: int) -> Tensor:
+    """RGB 0..255 (B, 3, S, S) -> ImageNet statistics, the middle (B, 3, S, 3/4 S)."""
+    shape = tuple(images.shape)
+    require(len(shape) == 4 and shape[1:] == (3, size, size),
+            f"images of shape {shape}: expected (B, 3, {size}, {size})")
+    images = images[..., size // 8 : -(size // 8)]
+    return (images.to(module.mean.dtype) / 255.0 - module.mean) / module.std
+
+
 class DropPath(nn.Module):
     """Drops a residual branch for whole samples while training, scaled to keep its mean."""
 
@@ -764,8 +848,8 @@ def pyramid_level(width: int, scale: int, width_out: int) -> nn.Sequential:
         nn.Conv2d(width_out, width_out, 3, padding=1, bias=False), MapNorm(width_out, eps=1e-6))
 
 
-def cell_centres(config: Config, device: torch.device | None = None) -> Tensor:
-    """Centres of the encoder's cells (N, 2), row by row: x and y in the crop, -0.5..0.5."""
+def cell_centres(config: Config | EncoderConfig, device: torch.device | None = None) -> Tensor:
+    """Centres of the config's cells (N, 2), row by row: x and y in the crop, -0.5..0.5."""
     y, x = ((torch.arange(count, device=device) + 0.5 - count / 2) / config.grid[0]
             for count in config.grid)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
@@ -831,6 +915,171 @@ class HeatMapRegressor(nn.Module):
             keypoints = (heat.exp() @ cells).flatten(1)  # (B, J * (2 + 16))
             betas, camera, start = self.mlp(keypoints).tensor_split((10, 13), 1)
             return Regressed(betas, camera, start.unflatten(1, (-1, self.width)), heat)
+
+
+# ------------------------------------------------------ a small encoder that knows poses
+
+
+def conv_norm(width_in: int, width: int, stride: int = 1) -> nn.Sequential:
+    """3 x 3 convolution, batch norm, ReLU."""
+    return nn.Sequential(nn.Conv2d(width_in, width, 3, stride, 1, bias=False),
+                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+class ResidualMapBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut: (B, D, h, w) -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
+
+
+class Lifted(NamedTuple):
+    """What 2D keypoints tell of a body."""
+
+    joints: Tensor  # (B, 45, 3) metres from the pelvis, camera axes
+    pose: Tensor  # (B, 24, 6) rotations
+    betas: Tensor  # (B, 10)
+
+
+class Lift(nn.Module):
+    """2D keypoints, and features of the picture where they are, -> a pose and a shape (ours).
+
+    It works without features, so that it can learn from posed bodies of which there is no picture.
+    """
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.keypoints = nn.Linear(5 * KEYPOINTS + 3, width)
+        self.features = nn.Linear(features, width)
+        self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
+        self.out = nn.Linear(width, 3 * KEYPOINTS + 6 * JOINTS + 10)
+        for layer in (self.features.weight, self.features.bias, self.out.bias):
+            nn.init.zeros_(layer)
+        with torch.no_grad():
+            self.out.weight.mul_(0.3)
+            self.out.bias[3 * KEYPOINTS:-10].copy_(torch.tensor([1.0, 0, 0, 0, 1, 0] * JOINTS))
+
+    def forward(self, at: Tensor, share: Tensor, features: Tensor | None = None) -> Lifted:
+        """at: (B, 45, 2), -0.5..0.5. share: (B, 45), how sure. features: (B, F), if any."""
+        weight = share[..., None] / share.sum(1)[:, None, None]
+        centre = (weight * at).sum(1, keepdim=True)  # (B, 1, 2)
+        size = (weight * (at - centre).square()).sum((1, 2), keepdim=True).sqrt().clamp_min(0.02)
+        x = self.keypoints(torch.cat((4 * at.flatten(1), share, ((at - centre) / size).flatten(1),
+                                      4 * centre[:, 0], 10 * size[:, 0]), 1))
+        x = F.gelu(x if features is None else x + self.features(features))
+        for norm, hidden in zip(self.norms, self.hidden, strict=True):
+            x = x + F.gelu(hidden(norm(x)))
+        joints, pose, betas = self.out(x).split((3 * KEYPOINTS, 6 * JOINTS, 10), 1)
+        return Lifted(joints.unflatten(1, (-1, 3)), pose.unflatten(1, (-1, 6)), betas)
+
+
+class Seen(NamedTuple):
+    """What PoseEncoder finds in a picture. J is 45, N the cells of the heat maps."""
+
+    heat: Tensor  # (B, J, N) log probability of each cell, per keypoint
+    at: Tensor  # (B, J, 2) where each is, -0.5..0.5; outside the crop: the nearest border
+    share: Tensor  # (B, J) probability within two cells of that place
+    found: Tensor  # (B, J, C) features at that place
+    whole: Tensor  # (B, D) features of the whole picture
+    lifted: Lifted
+    maps: dict[int, Tensor]  # by stride, 4, 8 and 16: features (B, D, h, w)
+
+
+class PoseEncoder(nn.Module):
+    """Crops (B, 3, S, 3/4 S) -> heat maps at stride 4, and the pose that they suggest (ours).
+
+    A ViTPose in miniature, to train in minutes: convolutions down to stride 16, attention over
+    these cells, and back up to stride 4 with shortcuts.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config, (w2, w4, w8, w16) = config, config.widths
+        cells = 3 * (config.image_size // 16) ** 2 // 4
+        self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
+        self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
+        self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(cells, w16))
+        self.blocks = nn.Sequential(*[ViTBlock(w16, config.heads, 0.0)
+                                      for _ in range(config.blocks)])
+        for block in self.blocks:
+            block.mlp = mlp(w16, 2 * w16, w16)
+        self.norm = nn.LayerNorm(w16)
+        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualMapBlock(w8)
+        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, 2 * w4)
+        self.heat = nn.Conv2d(2 * w4, KEYPOINTS, 1)
+        self.pool4 = nn.Conv2d(2 * w4, config.pooled, 1)
+        self.pool8 = nn.Conv2d(w8, config.pooled, 1)
+        self.lift = Lift(config.lift_width, KEYPOINTS * config.pooled + w16)
+        self.register_buffer("centres", cell_centres(config), persistent=False)
+        register_statistics(self)
+
+    def forward(self, images: Tensor) -> Seen:
+        """images: RGB 0..255 (B, 3, S, S), as in GenHMR.forward."""
+        x4 = self.stem(normalised_crop(self, images, self.config.image_size))  # (B, 32, 32, 24)
+        x8 = self.down8(x4)  # (B, 64, 16, 12)
+        x16 = self.down16(x8)  # (B, 128, 8, 6)
+        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, 48, 128)
+        x16 = cells.mT.unflatten(2, x16.shape[2:])
+        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
+        x4 = self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4)  # (B, 64, 32, 24)
+        with torch.autocast(x4.device.type, enabled=False):  # places are finer than bf16's steps
+            return self.read(x4.float(), x8.float(), x16.float(), cells.float())
+
+    def read(self, x4: Tensor, x8: Tensor, x16: Tensor, cells: Tensor) -> Seen:
+        """Find keypoints in the maps, and lift them."""
+        heat = self.heat(x4).flatten(2).log_softmax(-1)  # (B, 45, 768)
+        probability = heat.detach().exp()  # 3D losses must not move the heat maps
+        pooled = self.pool4(x4) + F.interpolate(self.pool8(x8), scale_factor=2.0)
+        found = probability @ pooled.flatten(2).mT  # (B, 45, 24)
+        at, share = locate(probability, self.centres, 2.5 / self.config.grid[0])
+        whole = cells.mean(1)  # (B, 128)
+        lifted = self.lift(at, share, torch.cat((found.flatten(1), whole), 1))
+        return Seen(heat, at, share, found, whole, lifted, {4: x4, 8: x8, 16: x16})
+
+
+def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Find keypoints in probabilities (B, J, N) of cells whose centres (N, 2) are given.
+
+    Returns the mean of the cells around the most probable one (B, J, 2), and their share (B, J).
+    """
+    peak = centres[probability.argmax(-1)]  # (B, J, 2)
+    near = probability * ((centres - peak[:, :, None]).abs().amax(-1) < radius)
+    share = near.sum(-1)
+    return near @ centres / share[..., None].clamp_min(1e-6), share
+
+
+def lift_losses(lifted: Lifted, batch: dict[str, Tensor], betas: Tensor,
+                body: Callable) -> dict[str, Tensor]:
+    """Compute the unweighted terms of what was lifted, each a scalar.
+
+    batch: pose (B, 24, 3, 3), betas (B, 10), keypoints_3d (B, 45, 3) in metres, the first being the
+    pelvis. betas: of the body that takes the lifted pose. body: as in `losses`.
+    """
+    rotations = rotation_6d_to_matrix(lifted.pose)
+    true = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
+    posed = body.keypoints(body(betas, rotations))
+    return {"joints": F.l1_loss(lifted.joints, true), "pose": F.l1_loss(rotations, batch["pose"]),
+            "posed": F.l1_loss(posed - posed[:, :1], true),
+            "betas": F.mse_loss(lifted.betas, batch["betas"])}
+
+
+def encoder_total_loss(terms: dict[str, Tensor], config: EncoderConfig) -> Tensor:
+    """Weigh and sum the terms of heat maps (B, J), of pictures and of bodies without pictures."""
+    lifted = sum(weight * (terms[name] + config.weight_unpictured
+                           * terms.get(f"unpictured_{name}", 0.0)) for name, weight in (
+        ("joints", config.weight_joints), ("pose", config.weight_pose),
+        ("posed", config.weight_posed), ("betas", config.weight_betas)))
+    return config.weight_heat * terms["heat"] + lifted
 
 
 # -------------------------------------------------------------- stage 2: masked transformer
@@ -1003,9 +1252,7 @@ class GenHMR(nn.Module):
         self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False).eval()
         sizes = torch.tensor([[scale * side for side in config.grid] for scale in config.scales])
         self.register_buffer("map_sizes", sizes, persistent=False)  # (maps, 2)
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
+        register_statistics(self)
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -1069,12 +1316,8 @@ class GenHMR(nn.Module):
         return self.transformer(tokens, self.tokenizer.codebook, features)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """RGB 0..255 (B, 3, S, S) -> ImageNet statistics, the middle (B, 3, S, 3/4 S)."""
-        size, shape = self.config.image_size, tuple(images.shape)
-        require(len(shape) == 4 and shape[1:] == (3, size, size),
-                f"images of shape {shape}: expected (B, 3, {size}, {size})")
-        images = images[..., size // 8 : -(size // 8)]
-        return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
+        """The middle (B, 3, S, 3/4 S) of pictures, with ImageNet's statistics."""
+        return normalised_crop(self, images, self.config.image_size)
 
 
 # ------------------------------------------------------------------------ stage 2: training
@@ -1155,7 +1398,7 @@ def mask_loss(logits: Tensor, batch: dict[str, Tensor], config: Config) -> Tenso
     return (per_sample * batch["pose_valid"]).mean()
 
 
-def heat_loss(heat: Tensor, keypoints: Tensor, config: Config) -> Tensor:
+def heat_loss(heat: Tensor, keypoints: Tensor, config: Config | EncoderConfig) -> Tensor:
     """L_heat (B, J): cross-entropy of log probabilities (B, J, N) and the keypoints' places (ours).
 
     keypoints: (B, J, 2), crop in -0.5..0.5. Each is shared by the four cells around it, weighted
@@ -1538,6 +1781,21 @@ def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
     require(config is not None and any(name.startswith("quantiser.") for name in state),
             "no tokenizer in this checkpoint: expected train.py's of stage 1 or 2")
     return from_checkpoint(Tokenizer, TokenizerConfig, config, state)
+
+
+def load_encoder(source: str | PathLike | Mapping) -> PoseEncoder:
+    """Load a checkpoint of --stage encoder, or the PoseEncoder inside a checkpoint of stage 2.
+
+    Source, errors and result are as of load_checkpoint.
+    """
+    state, config = read_checkpoint(source)
+    if isinstance(config, Mapping) and "encoder" in config:
+        config = config["encoder"]
+        state = {name.removeprefix("backbone."): value for name, value in state.items()
+                 if name.startswith("backbone.")}
+    require(config is not None and any(name.startswith("lift.") for name in state),
+            "no pose encoder in this checkpoint: expected train.py's of --stage encoder")
+    return from_checkpoint(PoseEncoder, EncoderConfig, config, state)
 
 
 def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:

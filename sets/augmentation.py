@@ -21,6 +21,7 @@ class Augmentation:
     gain: tuple[float, float] = (1.0, 1.0)  # factor of each colour channel
     brightness: tuple[float, float] = (0.0, 0.0)  # offset, fraction of white
     contrast: tuple[float, float] = (0.0, 0.0)  # factor - 1
+    patches: float = 0.0  # probability of a noisy rectangle before the picture
 
     @property
     def moves(self) -> bool:
@@ -59,7 +60,18 @@ class Augmentation:
         brightness, contrast = rng.uniform(*self.brightness), rng.uniform(*self.contrast)
         table = np.clip(np.arange(256) * gain, 0, 255)  # one look-up table per channel
         table = np.clip(table * (1 + contrast) + 255 * brightness, 0, 255).round().astype(np.uint8)
-        return np.stack([row[channel] for row, channel in zip(table, image, strict=True)])
+        image = np.stack([row[channel] for row, channel in zip(table, image, strict=True)])
+        hidden = self.patches and rng.random() < self.patches
+        return self.patch(image, rng) if hidden else image
+
+    def patch(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Hide a rectangle of (3, S, S) uint8, its sides 1/16 to 5/16 of S, behind noise."""
+        size = image.shape[1]
+        height, width = (size * rng.uniform(1 / 16, 5 / 16, 2)).astype(int)
+        top, left = rng.integers(size - height), rng.integers(size - width)
+        noise = rng.uniform(0, 255, (3, 1, 1)) + rng.normal(0, 30, (3, height, width))
+        image[:, top:top + height, left:left + width] = np.clip(noise, 0, 255)
+        return image
 
 
 def for_hands(recipe: Augmentation) -> Augmentation:
@@ -93,6 +105,9 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     "rendered_moving": replace(RENDERED, center_jitter=0.05, scale=(0.85, 1.15), rotation=30.0),
     "rendered_bodies": replace(RENDERED, center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0,
                                flip=0.5),
+    "rendered_bodies_strong": Augmentation(
+        center_jitter=0.05, scale=(0.82, 1.22), rotation=15.0, flip=0.5, gain=(0.75, 1.25),
+        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.3),
 }
 
 

@@ -111,15 +111,28 @@ def sample_posture(rng: np.random.Generator, split: str, views: float, lean: flo
                    wide: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Draw pose (24, 3, 3) and betas (10,), float32, before a slightly pitched camera."""
     if wide:
-        pose, = sample_wide_poses([rng], split, wide, views, lean)
-    else:
-        pose = sample_body_pose(rng, split, views, lean)
-    betas = sample_betas(rng)
+        poses, betas = sample_wide_postures([rng], split, wide, views, lean)
+        return poses[0], betas[0]
+    pose, betas = sample_body_pose(rng, split, views, lean), sample_betas(rng)
+    pose[0] = camera_tilt(rng) @ pose[0]
+    return pose.astype(np.float32), betas.astype(np.float32)
+
+
+def sample_wide_postures(rngs: Sequence[np.random.Generator], split: str, wide: float,
+                         views: float, lean: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw poses (N, 24, 3, 3) and betas (N, 10), float32, one of each from each generator."""
+    poses = sample_wide_poses(rngs, split, wide, views, lean)
+    betas = np.stack([sample_betas(rng) for rng in rngs])
+    poses[:, 0] = np.stack([camera_tilt(rng) for rng in rngs]) @ poses[:, 0]
+    return poses.astype(np.float32), betas.astype(np.float32)
+
+
+def camera_tilt(rng: np.random.Generator) -> np.ndarray:
+    """Draw the rotation (3, 3) of a camera that is pitched and rolled a little."""
     pitch, roll = np.clip(rng.normal((0.1, 0), (0.2, 0.08)), -0.6, 0.6)
     cos, sin = np.cos(pitch), np.sin(pitch)
     tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-    pose[0] = roll_and_mirror(roll, False) @ tilt @ pose[0]
-    return pose.astype(np.float32), betas.astype(np.float32)
+    return roll_and_mirror(roll, False) @ tilt
 
 
 def sample_transl(rng: np.random.Generator, vertices: np.ndarray, keypoints: np.ndarray,

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,9 @@ import bodymodels
 import data
 import genhmr
 import metrics
+from sets.body_crops import BODY_FOCAL, BODY_PARTS
+from sets.body_poses import SMPL_KEYPOINTS
+from sets.rendered_bodies import sample_wide_postures
 from sets.safe_pickle import load_array
 from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Terms, bare
 from tasks.bodies import BodyTask, Mesh
@@ -164,6 +168,130 @@ class TokenizerTask(BodyTask):
         one = predictions[index:index + 1]
         meshes = [self.mesh(values)["vertices"][0] for values in (one.truth, one.first)]
         return np.concatenate([self.draw(mesh + (0, 0, 4), K, white) for mesh in meshes], 1)
+
+
+class EncoderTask(BodyTask):
+    """Before stage 2: a small encoder that knows poses, as the paper's trained ViT-H does."""
+
+    Config, PRESETS = genhmr.EncoderConfig, genhmr.ENCODER_PRESETS
+    load_checkpoint = staticmethod(genhmr.load_encoder)
+    parameters = staticmethod(genhmr.parameter_groups)
+    PROTOCOLS = {"rendered": "rendered_bodies"}
+    TITLE = "image, lifted mesh (placed by the keypoints found), true mesh"
+    TRY = ("python train.py --model genhmr --stage transformer --tokenizer "
+           "runs/genhmr-tokenizer/checkpoint.pt --backbone {checkpoint}")
+    REMARK = ("median px, near %: distance of the 24 joints found from the true ones, of those in "
+              "the crop, in pixels, and\nthe share within 5 % of the crop's side.\n"
+              f"{BodyTask.REMARK}")
+
+    def __init__(self, config: genhmr.EncoderConfig, arguments: argparse.Namespace,
+                 origin: Mapping[str, object]) -> None:
+        super().__init__(config, arguments, origin)
+        self.light_body = self.body.for_keypoints()
+
+    def data_set(self, split: str, length: int) -> Dataset:
+        """A split of rendered people."""
+        config, training = self.config, split == "train"
+        return data.RenderedBodies(
+            split, config.image_size, length=length, seed=config.seed if training else 0,
+            views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
+            cache=self.arguments.cache, augmentation=config.augmentation if training else None)
+
+    def build(self) -> nn.Module:
+        """The encoder with new weights."""
+        return genhmr.PoseEncoder(self.config)
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
+        self.light_body.to(device)
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
+        """Heat maps and lifted bodies of pictures, and lifted bodies without pictures."""
+        seen, config = model(batch["image"]), self.config
+        true = batch["keypoints_2d"] / config.image_size - 0.5
+        inside = (true.abs() < true.new_tensor([0.375, 0.5])).all(-1)
+        weight = torch.where(inside, 1.0, config.weight_outside)
+        heat = (weight * genhmr.heat_loss(seen.heat, true, config)).mean()
+        terms = {"heat": heat} | genhmr.lift_losses(seen.lifted, batch, seen.lifted.betas,
+                                                    self.light_body)
+        if config.unpictured:
+            lifted, bodies = self.without_pictures(bare(model), seen, true)
+            terms |= {f"unpictured_{name}": term for name, term in genhmr.lift_losses(
+                lifted, bodies, bodies["betas"], self.light_body).items()}
+        return genhmr.encoder_total_loss(terms, config), terms
+
+    def without_pictures(self, network: nn.Module, seen: genhmr.Seen,
+                         true: Tensor) -> tuple[genhmr.Lifted, Batch]:
+        """Lift posed bodies whose keypoints have the errors that the pictures' have.
+
+        true: (B, 45, 2), where the keypoints of the pictures are. The errors of one picture stay
+        together, and are made up to 1.3 times as large.
+        """
+        config, count = self.config, len(true) * self.config.unpictured
+        rngs = np.random.default_rng(int(torch.randint(2**31, ()))).spawn(count)
+        pose, betas = (torch.from_numpy(array).to(true.device) for array in sample_wide_postures(
+            rngs, "train", config.wide, config.views, config.lean))
+        with torch.no_grad():
+            keypoints = self.light_body.keypoints(self.light_body(betas, pose))
+            low, high = network.centres.amin(0), network.centres.amax(0)
+            error = seen.at - true.clamp(low, high)
+            source = torch.randint(len(true), (count,), device=true.device)
+            gain = 0.3 + torch.rand(count, 1, 1, device=true.device)
+            at = in_random_crops(keypoints - keypoints[:, :1]).clamp(low, high)
+            at = at + gain * error[source] + 0.004 * torch.randn_like(at)
+        lifted = network.lift(at.clamp(low, high), seen.share[source].detach())
+        return lifted, {"pose": pose, "betas": betas, "keypoints_3d": keypoints}
+
+    def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
+        """The lifted bodies, and how far the joints found are from the true ones."""
+        seen = model(batch["image"])
+        pose = genhmr.rotation_6d_to_matrix(seen.lifted.pose)
+        true = batch["keypoints_2d"] / self.config.image_size - 0.5
+        inside = (true.abs() < true.new_tensor([0.375, 0.5])).all(-1)
+        distance = (seen.at - true).norm(dim=-1) * self.config.image_size
+        keypoints = self.light_body.keypoints(self.light_body(seen.lifted.betas, pose))
+        focal = genhmr.Config().focal
+        camera = genhmr.fit_camera(true.new_tensor([[0.9, 0.0, 0.0]]).expand(len(true), 3),
+                                   seen.at, seen.share, keypoints, focal)
+        found = {"pose": pose, "betas": seen.lifted.betas,
+                 "transl": genhmr.camera_translation(camera, focal),
+                 "distance": torch.where(inside, distance, torch.nan)[:, :24]}
+        return Predictions(batch["index"], {"encoder": found},
+                           {name: batch[name] for name in ("pose", "betas")})
+
+    def score_piece(self, predictions: Predictions) -> Scores:
+        """The errors of the lifted bodies, and of the joints found in 2D."""
+        scores = super().score_piece(predictions)
+        distance = predictions.first["distance"]
+        known = distance[np.isfinite(distance)]
+        scores["encoder"] |= {
+            "median px": float(np.median(known)),
+            "near %": 100 * float((known < 0.05 * self.config.image_size).mean())}
+        return scores
+
+
+def in_random_crops(keypoints: Tensor) -> Tensor:
+    """Project keypoints (B, 45, 3), metres from the pelvis, to crops as pictures have: (B, 45, 2).
+
+    As `sample_transl` of rendered bodies, but for the box, which is that of keypoints with a margin
+    instead of the surface's.
+    """
+    count, device = len(keypoints), keypoints.device
+    parts = torch.tensor([[re.search(pattern, name) is not None for name in SMPL_KEYPOINTS]
+                          for pattern, _ in BODY_PARTS.values()], device=device)  # (7, 45)
+    chances = torch.tensor([chance for _, chance in BODY_PARTS.values()], device=device)
+    part = torch.multinomial(chances.expand(count, -1), 1)[:, 0]
+    truncated = torch.rand(count, 1, device=device) < 0.2
+    boxed = parts[part] | ~truncated  # (B, 45)
+    plane = keypoints[..., :2]
+    margin = torch.where(truncated, 0.0, 0.05)
+    high = plane.masked_fill(~boxed[..., None], -torch.inf).amax(1) + margin
+    low = plane.masked_fill(~boxed[..., None], torch.inf).amin(1) - margin
+    width, height = (high - low).unbind(1)
+    side = torch.maximum(height, width / 0.75) * (1.0 + 0.45 * torch.rand(count, device=device))
+    shift = 0.07 * (2 * torch.rand(count, 2, device=device) - 1)
+    plane = plane - ((high + low) / 2 + side[:, None] * shift)[:, None]
+    return BODY_FOCAL * plane / (BODY_FOCAL * side[:, None, None] + keypoints[..., 2:])
 
 
 class TransformerTask(BodyTask):
@@ -380,4 +508,4 @@ class TransformerTask(BodyTask):
         return regressor
 
 
-STAGES = {"tokenizer": TokenizerTask, "transformer": TransformerTask}
+STAGES = {"tokenizer": TokenizerTask, "encoder": EncoderTask, "transformer": TransformerTask}

@@ -28,6 +28,7 @@ from genhmr import (
     TOKENIZER_PRESETS,
     Config,
     DeformableAttention,
+    EncoderConfig,
     GenHMR,
     Quantiser,
     Tokenizer,
@@ -226,6 +227,92 @@ def test_shared_blocks_are_copies():
                  "load_weights", "from_checkpoint", "window"):
         assert (inspect.getsource(getattr(genhmr, name))
                 == inspect.getsource(getattr(simplehand, name)))
+
+
+# ------------------------------------------------------------------------- the pose encoder
+
+
+TINY_ENCODER = EncoderConfig(image_size=64, widths=(4, 4, 8, 8), blocks=1, heads=2, pooled=4,
+                             lift_width=16)
+
+
+def test_pose_encoder_finds_what_it_says(body):
+    """Shapes; probabilities of cells sum to one; places lie among the cells."""
+    encoder = genhmr.PoseEncoder(TINY_ENCODER).eval()
+    seen = encoder(images(3))
+    rows, columns = TINY_ENCODER.grid
+    assert seen.heat.shape == (3, 45, rows * columns) and (rows, columns) == (16, 12)
+    assert torch.allclose(seen.heat.exp().sum(-1), torch.ones(3, 45), atol=1e-5)
+    assert (seen.at.abs() <= encoder.centres.amax(0)).all()
+    assert (0 < seen.share).all() and (seen.share <= 1.00001).all()
+    assert {stride: tuple(x.shape[1:]) for stride, x in seen.maps.items()} == {
+        4: (8, 16, 12), 8: (8, 8, 6), 16: (8, 4, 3)}
+    assert [tuple(x.shape) for x in seen.lifted] == [(3, 45, 3), (3, 24, 6), (3, 10)]
+    with pytest.raises(ValueError, match="expected .B, 3, 64, 64"):
+        encoder(images(1, 32))
+
+
+def test_located_keypoints_are_means_around_the_peak():
+    """One hot cell is the place; of two in reach it is between; a far one only takes share."""
+    centres = genhmr.cell_centres(TINY_ENCODER)
+    probability = torch.zeros(1, 3, len(centres))
+    probability[0, 0, 30] = 1.0
+    probability[0, 1, 30], probability[0, 1, 31] = 0.6, 0.4
+    probability[0, 2, 30], probability[0, 2, 100] = 0.7, 0.3
+    at, share = genhmr.locate(probability, centres, 2.5 / 16)
+    assert torch.allclose(at[0, 0], centres[30]) and torch.allclose(at[0, 2], centres[30])
+    assert torch.allclose(at[0, 1], 0.6 * centres[30] + 0.4 * centres[31])
+    assert torch.allclose(share, torch.tensor([[1.0, 1.0, 0.7]]))
+
+
+def test_lift_begins_without_features_near_the_rest_pose():
+    """A new lift does not read the picture, and its pose is hardly bent; shifts change little."""
+    lift = genhmr.Lift(32, 7)
+    at, share = 0.3 * torch.randn(5, 45, 2), torch.rand(5, 45)
+    lifted = lift(at, share, torch.randn(5, 7))
+    for value, without in zip(lifted, lift(at, share), strict=True):
+        assert torch.equal(value, without)
+    assert (genhmr.rotation_6d_to_matrix(lifted.pose) - torch.eye(3)).abs().mean() < 0.3
+    weights = torch.zeros(1, 45)
+    weights[:, :2] = 1.0
+    moved = at[:1].clone()
+    assert all(x.isfinite().all() for x in lift(0 * moved, weights))  # no extent
+
+
+def test_lift_losses_vanish_for_the_truth(body):
+    """Zero for the true pose, shape and keypoints from the pelvis; each term sees its error."""
+    batch = {"pose": poses(3), "betas": torch.randn(3, 10)}
+    points = body.of(batch["betas"], batch["pose"])
+    batch["keypoints_3d"] = points + 5.0
+    lifted = genhmr.Lifted(points - points[:, :1], genhmr.matrix_to_rotation_6d(batch["pose"]),
+                           batch["betas"])
+    terms = genhmr.lift_losses(lifted, batch, batch["betas"], body)
+    assert all(term < 1e-5 for term in terms.values())
+    wrong = genhmr.Lifted(*(value + 0.1 for value in lifted))
+    terms = genhmr.lift_losses(wrong, batch, wrong.betas, body)
+    assert terms["joints"] == pytest.approx(0.1, rel=1e-3) and terms["betas"] == (
+        pytest.approx(0.01, rel=1e-3))
+    assert all(term > 1e-3 for term in terms.values())
+
+
+def test_pose_encoders_come_back_from_their_files(tmp_path):
+    """Saved with its config and loaded, an encoder sees the same; others are refused."""
+    encoder = genhmr.PoseEncoder(TINY_ENCODER).eval()
+    torch.save({"model": encoder.state_dict(), "config": asdict(TINY_ENCODER)}, tmp_path / "e.pt")
+    again = genhmr.load_encoder(tmp_path / "e.pt")
+    assert again.config == TINY_ENCODER and not again.training
+    assert torch.equal(again(images(2)).heat, encoder(images(2)).heat)
+    for content in ({"model": Tokenizer(TINY_TOKENIZER).state_dict(),
+                     "config": asdict(TINY_TOKENIZER)}, encoder.state_dict()):
+        with pytest.raises(ValueError, match="no pose encoder in this checkpoint"):
+            genhmr.load_encoder(content)
+
+
+@pytest.mark.parametrize("bad", [{"image_size": 100}, {"widths": (4, 8)}, {"heads": 3}])
+def test_bad_encoder_configs_are_refused(bad):
+    """A value that cannot work is a ValueError."""
+    with pytest.raises(ValueError, match="expected"):
+        replace(TINY_ENCODER, **bad)
 
 
 # ------------------------------------------------------------------------ rotations, cameras

@@ -24,13 +24,17 @@ import data
 import genhmr
 import train
 from tasks.base import EVALUATIONS, Predictions
-from tasks.genhmr import TokenizerTask, TransformerTask
+from tasks.genhmr import TokenizerTask, TransformerTask, in_random_crops
 from tasks.settings import override
 
 TINY = {
     "tokenizer": {
         "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "width": 16, "depth": 1,
         "learning_rate": 1e-3, "warmup_steps": 2, "steps": 12, "batch_size": 8, "eval_every": 5,
+        "train_samples": 44, "test_samples": 19},
+    "encoder": {
+        "image_size": 64, "widths": (4, 4, 8, 8), "blocks": 1, "heads": 2, "pooled": 4,
+        "lift_width": 16, "warmup_steps": 2, "steps": 4, "batch_size": 8, "eval_every": 3,
         "train_samples": 44, "test_samples": 19},
     "transformer": {
         "image_size": 64, "vit_dim": 32, "vit_depth": 1, "vit_heads": 2, "vit_drop_path": 0.1,
@@ -54,8 +58,8 @@ def folder(tmp_path_factory):
 
 def command_line(folder, stage, out, *extra, **fields):
     settings = [f"{name}={flag(value)}" for name, value in (TINY[stage] | fields).items()]
-    needed = ["--tokenizer", str(folder / "tokenizer" / "checkpoint.pt"),
-              "--cache", str(folder / "cache")] if stage == "transformer" else []
+    needed = ["--tokenizer", str(folder / "tokenizer" / "checkpoint.pt")] * (stage == "transformer")
+    needed += ["--cache", str(folder / "cache")] * (stage != "tokenizer")
     return ["--model", "genhmr", "--stage", stage, "--preset", "cpu", "--out", str(out),
             "--save-every", "0", *needed, *map(str, extra), "--set", *settings]
 
@@ -167,6 +171,50 @@ def test_exports_score_what_they_claim(finished, folder, tmp_path, stage):
     assert "optimizer" not in small
     original = (finished[stage] / "checkpoint.pt").stat().st_size
     assert (tmp_path / "small.pt").stat().st_size < original
+
+
+def test_the_encoder_learns_from_pictures_and_without(finished):
+    """Each term is logged for both; the total is the weighted sum; the table tells of 2D and 3D."""
+    config = genhmr.load_encoder(finished["encoder"] / "checkpoint.pt").config
+    for row in rows(finished["encoder"] / "log.csv"):
+        total = row["heat"] + sum(weight * (row[name] + 0.7 * row[f"unpictured_{name}"])
+                                  for name, weight in (("joints", config.weight_joints),
+                                                       ("pose", config.weight_pose),
+                                                       ("posed", config.weight_posed),
+                                                       ("betas", config.weight_betas)))
+        assert row["loss"] == pytest.approx(total, rel=1e-5)
+    scores = json.loads((finished["encoder"] / "results.json").read_text())["scores"]
+    assert list(scores) == ["encoder", "mean pose"]
+    assert scores["encoder"].keys() > {"MPJPE", "PA-MPJPE", "median px", "near %"}
+
+
+def test_bodies_without_pictures_have_crops_as_pictures(folder):
+    """Four of five bodies are within the crop, most of its height; some are truncated."""
+    torch.manual_seed(0)
+    keypoints = torch.rand(400, 45, 3) * torch.tensor([0.6, 1.7, 0.4])
+    flat = in_random_crops(keypoints)
+    inside = (flat.abs() < torch.tensor([0.375, 0.5])).all(-1)
+    assert 0.7 < inside.all(1).float().mean() < 0.9
+    whole = flat[inside.all(1)]
+    height = whole[..., 1].amax(1) - whole[..., 1].amin(1)
+    assert 0.5 < height.min() and height.max() < 1
+
+
+def test_errors_of_pictures_are_those_of_bodies_without(finished, folder):
+    """Without errors in 2D, the keypoints lifted are the projected ones, up to a little noise."""
+    task = make_task(folder, "encoder", unpictured=3)
+    encoder, batch = genhmr.load_encoder(finished["encoder"] / "checkpoint.pt"), batch_of(
+        task.test_set, range(4))
+    seen, given = encoder(batch["image"]), []
+    encoder.lift = lambda at, share: given.append((at, share))
+    for error in (0.0, 0.1):
+        torch.manual_seed(0)
+        task.without_pictures(encoder, seen, seen.at - error)
+    (exact, share), (moved, _) = given
+    assert exact.shape == (12, 45, 2)
+    assert all((row == seen.share).all(1).any() for row in share)
+    gain = (moved - exact)[(moved.abs() < 0.3).all(-1) & (exact.abs() < 0.3).all(-1)] / 0.1
+    assert gain.min() > 0.25 and gain.max() < 1.35
 
 
 # ------------------------------------------------------------------- kill, resume, many ranks
