@@ -207,6 +207,10 @@ class Config:
     # Input. The crop is square; the encoder sees its middle three quarters (HMR2.0)
     image_size: int = 256  # px, S, a multiple of 64 (HMR2.0)
 
+    backbone: str = "vit"  # image encoder (paper), or "pose": a PoseEncoder (our choice)
+    encoder: EncoderConfig = EncoderConfig()  # of the PoseEncoder (our choice)
+    freeze_backbone: bool = False  # train around the encoder as it is (our choice)
+
     # Image encoder: ViT-H/16 (paper)
     patch_size: int = 16  # px (paper)
     vit_dim: int = 1280  # (ViT-H)
@@ -233,6 +237,10 @@ class Config:
     stem: tuple[int, ...] = ()  # channels of convolutions that halve the picture before the patches
     heat_maps: int = 0  # number of 2D keypoints with heat maps, see HeatMapRegressor
     guesses: float = 0.0  # up to this fraction of the visible tokens are the model's own guesses
+    own_guesses: float = 0.0  # this fraction of the samples sees its own surest guesses alone
+    token_maps: str = "shared"  # one embedding and head for all places (paper), or "per_place"
+    distance_bias: bool = False  # self-attention begins near by on the skeleton, BiasedAttention
+    unit_scales: bool = False  # codes, [MASK] and positions have the same order of magnitude
 
     # Loss. L_mask is a mean over tokens and samples; `reduction` applies to the other terms
     tau_max: float = 1.0  # tau ~ U(0, tau_max) of generative masking (paper, Table 4: 0.3 to 1)
@@ -273,16 +281,22 @@ class Config:
     test_samples: int = 1_000  # (our choice)
     views: float = 180.0  # degrees, largest heading away from the camera (our choice)
     lean: float = 180.0  # degrees, largest lean from upright (our choice)
+    wide: float = 0.0  # share of rendered training poses that go beyond the clips (our choice)
 
     def __post_init__(self) -> None:
-        if isinstance(self.tokenizer, Mapping):  # from a checkpoint
-            object.__setattr__(self, "tokenizer", TokenizerConfig(**self.tokenizer))
+        for name, kind in (("tokenizer", TokenizerConfig), ("encoder", EncoderConfig)):
+            if isinstance(getattr(self, name), Mapping):  # from a checkpoint
+                object.__setattr__(self, name, kind(**getattr(self, name)))
         object.__setattr__(self, "scales", tuple(self.scales))
         object.__setattr__(self, "stem", tuple(self.stem))
         powers = all(scale > 0 and scale & (scale - 1) == 0 for scale in self.scales)
         for name, valid, rule in (
             ("image_size", self.image_size > 0 and self.image_size % (4 * self.patch_size) == 0,
              f"a multiple of {4 * self.patch_size}, four patches"),
+            ("backbone", self.backbone == "vit" or self.backbone == "pose" and self.patch_size == 16
+             and self.image_size == self.encoder.image_size and max(self.scales, default=0) <= 4,
+             "'vit' or 'pose'; 'pose' needs its encoder's image_size, patches of 16 and scales of "
+             "1, 2 or 4"),
             ("stem", self.patch_size % 2 ** len(self.stem) == 0, "halvings within a patch"),
             ("vit_depth", 0 < self.vit_depth <= 1000, "1 to 1000"),
             ("vit_heads", self.vit_dim % self.vit_heads == 0, "a divisor of vit_dim"),
@@ -292,6 +306,8 @@ class Config:
             ("layers", 0 < self.layers <= 1000, "1 to 1000"),
             ("tau_max", 0 < self.tau_max <= 1, "above 0, at most 1"),
             ("guesses", 0 <= self.guesses <= 1, "0 to 1"),
+            ("own_guesses", 0 <= self.own_guesses <= 1, "0 to 1"),
+            ("token_maps", self.token_maps in ("shared", "per_place"), "'shared' or 'per_place'"),
             ("mask_loss_on", self.mask_loss_on in ("all", "masked"), "'all' or 'masked'"),
             ("reduction", self.reduction in ("hmr2_sum", "mean"), "'hmr2_sum' or 'mean'"),
             ("temperature_end", 0 < self.temperature_end <= self.temperature_start,
@@ -345,19 +361,19 @@ PRESETS: dict[str, Config] = {
         eval_every=5_000),
     # One GPU with 24 GB: the paper's run, each step in eight parts of 12.
     "single_gpu": Config(accumulate=8, reduction="mean"),
-    # Two CPU cores: the same design with a tiny encoder at half the resolution, for bodies that
-    # stand and turn at most 30 degrees away. With the paper's weights, L_3D starts ten times as
-    # large as L_mask and its Gumbel noise hides the signal of a run of minutes, so the terms beside
-    # L_mask weigh less here. (assets/README.md has a longer run with more L_3D.)
+    # Two CPU cores, with an encoder of --stage encoder, for bodies that stand and turn at most 30
+    # degrees away. The terms beside L_mask weigh less than the paper's, whose L_3D would start ten
+    # times as large as L_mask.
     "cpu": Config(
-        tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, vit_dim=128, vit_depth=2, vit_heads=4,
-        vit_drop_path=0.0, stem=(24, 48, 96, 128), scales=(1, 2), pyramid_width=32, width=64,
-        heads=4, points=2, layers=2, ffn=128, regressor_width=256, heat_maps=45,
-        reduction="mean", weight_keypoints_3d=2.5e-4, weight_keypoints_2d=1e-4,
-        weight_heat=1e-3, weight_pose=5e-6, weight_betas=1e-4, guesses=1.0, temperature_end=0.5,
-        batch_size=32, steps=2_300, learning_rate=2e-3, schedule="cosine", warmup_steps=100,
-        precision="fp32", channels_last=False, eval_every=1_150, augmentation="rendered_bodies",
-        train_samples=16_000, test_samples=500, views=30.0, lean=45.0),
+        tokenizer=TOKENIZER_PRESETS["cpu"], encoder=ENCODER_PRESETS["cpu"], image_size=128,
+        backbone="pose", freeze_backbone=True, scales=(2, 4), pyramid_width=32, width=64, heads=4,
+        points=2, layers=3, ffn=128, regressor_width=384, own_guesses=0.5, token_maps="per_place",
+        distance_bias=True, unit_scales=True, mask_loss_on="masked", reduction="mean",
+        weight_keypoints_3d=4.6e-3, weight_keypoints_2d=1e-4, weight_pose=5e-6, weight_betas=1e-4,
+        temperature_end=0.5, batch_size=32, steps=3_000, learning_rate=1.5e-3, schedule="cosine",
+        warmup_steps=100, precision="fp32", channels_last=False, eval_every=1_500,
+        augmentation="rendered_bodies_strong", train_samples=16_000, test_samples=500, views=30.0,
+        lean=45.0, wide=0.5),
 }
 
 # ------------------------------------------------------------------------ rotations, cameras
@@ -1004,6 +1020,7 @@ class PoseEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config, (w2, w4, w8, w16) = config, config.widths
+        self.channels = {4: 2 * w4, 8: w8, 16: w16}  # of the maps, by stride
         cells = 3 * (config.image_size // 16) ** 2 // 4
         self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
         self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
@@ -1023,9 +1040,12 @@ class PoseEncoder(nn.Module):
         self.register_buffer("centres", cell_centres(config), persistent=False)
         register_statistics(self)
 
-    def forward(self, images: Tensor) -> Seen:
-        """images: RGB 0..255 (B, 3, S, S), as in GenHMR.forward."""
-        x4 = self.stem(normalised_crop(self, images, self.config.image_size))  # (B, 32, 32, 24)
+    def normalise(self, images: Tensor) -> Tensor:
+        """Crops (B, 3, S, 3/4 S), as `forward` takes them, of pictures (B, 3, S, S), RGB 0..255."""
+        return normalised_crop(self, images, self.config.image_size)
+
+    def forward(self, crops: Tensor) -> Seen:
+        x4 = self.stem(crops)  # (B, 32, 32, 24)
         x8 = self.down8(x4)  # (B, 64, 16, 12)
         x16 = self.down16(x8)  # (B, 128, 8, 6)
         cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, 48, 128)
@@ -1160,13 +1180,15 @@ class DeformableAttention(nn.Module):
 
     def forward(self, queries: Tensor, reference: Tensor, values: Tensor,
                 sizes: Tensor) -> Tensor:
-        """queries (B, L, D), reference (L, 2) in 0..1, maps as in sample_maps -> (B, L, D)."""
+        """queries (B, L, D), reference (B or 1, L, 2) in 0..1, maps as in sample_maps -> (B, L, D)
+        """
         heads, maps, points = self.shape
         offsets = self.sampling_offsets(queries).to(reference).unflatten(2, (*self.shape, 2))
         weights = self.attention_weights(queries).to(reference).unflatten(2, (heads, -1))
         weights = weights.softmax(-1).unflatten(3, (maps, points))  # A, over maps and points
         widths_and_heights = sizes.flip(1)[:, None]  # (maps, 1, 2), as offsets are x, y
-        locations = reference.view(-1, 1, 1, 1, 2) + offsets / widths_and_heights  # p_y + dp_lyk
+        reference = reference[..., None, None, None, :]
+        locations = reference + offsets / widths_and_heights  # p_y + dp_lyk
         sampled, inside = sample_maps(values, sizes, locations, weights)  # (B, L, H, C)
         projection = self.value_proj.weight.unflatten(0, (heads, -1))  # W, (H, D / H, C)
         x = torch.einsum("blhc,hdc->blhd", sampled, projection)  # (B, L, H, D / H)
@@ -1180,7 +1202,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width)
-        self.self_attention = SelfAttention(config.width, config.heads)
+        self.self_attention = (
+            BiasedAttention(config.width, config.heads, config.tokenizer.num_tokens)
+            if config.distance_bias else SelfAttention(config.width, config.heads))
         self.norm2 = nn.LayerNorm(config.width)
         self.cross_attention = DeformableAttention(config)
         self.norm3 = nn.LayerNorm(config.width)
@@ -1201,9 +1225,115 @@ class Features(NamedTuple):
     camera: Tensor
     start: Tensor
     heat: Tensor
+    places: Tensor | None = None  # (B, L, 2) where the tokens' joints are in the maps, 0..1
 
 
 OLD_NAME = "word_embedding."  # of token_embedding, in older checkpoints
+
+
+class PlaceLinear(nn.Module):
+    """A linear map for each place of a sequence: (B, L, I) -> (B, L, O)."""
+
+    def __init__(self, length: int, width: int, width_out: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(scale * width**-0.5 * torch.randn(length, width, width_out))
+        self.bias = nn.Parameter(torch.zeros(length, width_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bli,lio->blo", x, self.weight) + self.bias
+
+
+PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
+
+
+def skeleton_distances() -> Tensor:
+    """Count the bones between every two of SMPL's joints (24, 24)."""
+    distance = torch.full((JOINTS, JOINTS), math.inf).fill_diagonal_(0)
+    for joint, parent in enumerate(PARENTS[1:], 1):
+        distance[joint, parent] = distance[parent, joint] = 1
+    for joint in range(JOINTS):  # Floyd-Warshall
+        distance = torch.minimum(distance, distance[:, joint:joint + 1] + distance[joint])
+    return distance
+
+
+class BiasedAttention(SelfAttention):
+    """Self-attention with a learned bias per head and pair of tokens, (B, L, D) -> the same (ours).
+
+    It starts as ALiBi's (Press et al., ICLR 2022): minus the distance of the tokens' joints along
+    the skeleton, times 1, 1/2, 1/4, ... by head, and times 0 in the last.
+    """
+
+    def __init__(self, width: int, heads: int, length: int) -> None:
+        super().__init__(width, heads)
+        distance = skeleton_distances()
+        for dim in (0, 1):
+            distance = distance.repeat_interleave(length // JOINTS, dim)
+        slopes = torch.tensor([0.5**head for head in range(heads - 1)] + [0.0])
+        self.bias = nn.Parameter(-slopes[:, None, None] * distance)  # (H, L, L)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(*qkv, attn_mask=self.bias.to(x))  # (B, H, L, D / H)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class PoseStart(nn.Module):
+    """Start the pose tokens from what a PoseEncoder says of their joints (ours).
+
+    Shape comes from the encoder; the camera is the one that projects its 3D keypoints onto its 2D
+    ones.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.width, self.tokens = config.width, config.tokenizer.num_tokens // JOINTS
+        self.focal, cells = config.focal, cell_centres(config.encoder)
+        pooled, hidden = config.encoder.pooled, config.regressor_width
+        self.joint = PlaceLinear(JOINTS, 12, self.tokens * self.width, scale=0.7)
+        self.found = PlaceLinear(JOINTS, pooled, self.width, scale=0.0)
+        self.z = nn.Linear(config.tokenizer.code_dim, self.width)
+        self.lifted = mlp(6 * KEYPOINTS + 6 * JOINTS, hidden, JOINTS * self.width)
+        self.seen = mlp(KEYPOINTS * pooled + config.encoder.widths[-1], hidden,
+                        JOINTS * self.width)
+        self.pelvis = nn.Linear(10, 3).requires_grad_(False)  # of unposed shapes: set_pelvis
+        with torch.no_grad():
+            self.lifted.fc2.weight.mul_(0.3)
+            for layer in (self.seen.fc2.weight, self.seen.fc2.bias):
+                layer.zero_()
+        self.register_buffer("border", cells.amax(0) - 0.5 / config.encoder.grid[0],
+                             persistent=False)
+
+    @torch.no_grad()
+    def set_pelvis(self, rest_joints: Callable[[Tensor], Tensor]) -> None:
+        """Learn where a body's pelvis is: rest_joints(betas) -> (B, 24, 3), linear in the shape."""
+        pelvis = rest_joints(torch.cat((torch.zeros(1, 10), torch.eye(10))))[:, 0]  # (11, 3)
+        self.pelvis.bias.copy_(pelvis[0])
+        self.pelvis.weight.copy_((pelvis[1:] - pelvis[0]).T)
+
+    def camera(self, seen: Seen) -> Tensor:
+        """Camera (B, 3) of the lifted keypoints, by least squares."""
+        inside = (seen.at.abs() < self.border).all(-1)
+        points = seen.lifted.joints + self.pelvis(seen.lifted.betas)[:, None]
+        usual = seen.at.new_tensor([[0.9, 0.0, 0.0]]).expand(len(points), 3)
+        return fit_camera(usual, seen.at, seen.share * inside, points, self.focal)
+
+    def forward(self, seen: Seen, z: Tensor) -> Regressed:
+        """z: (B, L, C), the lifted pose's embeddings in the tokenizer."""
+        with torch.autocast(z.device.type, enabled=False):
+            (joints, pose, betas), at, share = seen.lifted, 4 * seen.at, seen.share[..., None]
+            said = torch.cat((at, share, 2 * joints), 2)  # (B, 45, 6)
+            joint = self.joint(torch.cat((said[:, :JOINTS], pose), 2))  # (B, 24, L / 24 * D)
+            body = self.lifted(torch.cat((said.flatten(1), pose.flatten(1)), 1))
+            body = body + self.seen(torch.cat((seen.found.flatten(1), seen.whole), 1))
+            body = body.unflatten(1, (JOINTS, -1)) + self.found(seen.found[:, :JOINTS])
+            start = self.z(z) + joint.unflatten(2, (-1, self.width)).flatten(1, 2)
+            start = start + body.repeat_interleave(self.tokens, 1)  # (B, L, D)
+            return Regressed(betas, self.camera(seen), start, seen.heat)
+
+    def places(self, seen: Seen) -> Tensor:
+        """Where the joint of each token is, (B, L, 2) in 0..1 over the part that is seen."""
+        at = seen.at[:, :JOINTS] / seen.at.new_tensor([0.75, 1.0]) + 0.5
+        return at.repeat_interleave(self.tokens, 1)
 
 
 class MaskedTransformer(nn.Module):
@@ -1212,13 +1342,17 @@ class MaskedTransformer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         length, codes = config.tokenizer.num_tokens, config.tokenizer.codebook_size
-        self.token_embedding = nn.Linear(config.tokenizer.code_dim, config.width)
+        self.per_place, self.unit_scales = config.token_maps == "per_place", config.unit_scales
+        self.token_embedding = (
+            PlaceLinear(length, config.tokenizer.code_dim, config.width) if self.per_place
+            else nn.Linear(config.tokenizer.code_dim, config.width))
         self.mask_embedding = nn.Parameter(torch.empty(config.width))  # the learned [MASK]
         self.position_embedding = nn.Parameter(torch.empty(length, config.width))
         self.reference = nn.Parameter(torch.empty(length, 2))  # p_y, before the sigmoid
         self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width, codes)  # [MASK] is never an output
+        self.head = (PlaceLinear(length, config.width, codes, scale=0.5) if self.per_place
+                     else nn.Linear(config.width, codes))  # [MASK] is never an output
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *arguments) -> None:
         for name in [name for name in state if name.startswith(f"{prefix}{OLD_NAME}")]:
@@ -1227,11 +1361,14 @@ class MaskedTransformer(nn.Module):
 
     def forward(self, tokens: Tensor, codebook: Tensor, features: Features) -> Tensor:
         masked = tokens == len(codebook)  # (B, L)
+        if self.unit_scales:
+            codebook = codebook / codebook.std()
         codes = F.embedding(tokens.masked_fill(masked, 0), codebook)  # (B, L, C), frozen
         x = torch.where(masked[..., None], self.mask_embedding.to(codes),
                         self.token_embedding(codes).to(codes))  # (B, L, D)
         x = x + self.position_embedding + features.start
-        reference = self.reference.sigmoid()  # (L, 2)
+        reference = (self.reference.sigmoid() if features.places is None else
+                     features.places + self.reference)  # (L, 2) or (B, L, 2)
         for layer in self.layers:
             x = layer(x, reference, features.values, features.sizes)
         return self.head(self.norm(x))  # (B, L, V)
@@ -1243,10 +1380,18 @@ class GenHMR(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.backbone = ViT(config)
-        self.pyramid = nn.ModuleList([
-            pyramid_level(config.vit_dim, scale, config.pyramid_width) for scale in config.scales])
-        self.regressor = (HeatMapRegressor if config.heat_maps else Regressor)(config)
+        if config.backbone == "vit":
+            self.backbone = ViT(config)
+            self.pyramid = nn.ModuleList([pyramid_level(
+                config.vit_dim, scale, config.pyramid_width) for scale in config.scales])
+            self.regressor = (HeatMapRegressor if config.heat_maps else Regressor)(config)
+        else:
+            self.backbone = PoseEncoder(config.encoder)
+            self.pyramid = nn.ModuleList([nn.Conv2d(
+                self.backbone.channels[16 // scale], config.pyramid_width, 1)
+                for scale in config.scales])
+            self.regressor = PoseStart(config)
+        self.backbone.requires_grad_(not config.freeze_backbone)
         self.transformer = MaskedTransformer(config)
         self.initialise()
         self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False).eval()
@@ -1257,21 +1402,27 @@ class GenHMR(nn.Module):
     @torch.no_grad()
     def initialise(self) -> None:
         """Xavier for linear layers, as in MAE and Deformable-DETR, but not for the regressor's."""
-        for part in (self.backbone, self.transformer):
+        pose, std = self.config.backbone == "pose", 0.5 if self.config.unit_scales else 0.02
+        for part in (self.transformer,) if pose else (self.backbone, self.transformer):
             for module in part.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.xavier_uniform_(module.weight)
                     nn.init.zeros_(module.bias)
         for layer in self.transformer.layers:
             layer.cross_attention.initialise()
-        nn.init.normal_(self.transformer.mask_embedding, std=0.02)
-        nn.init.normal_(self.transformer.position_embedding, std=0.02)
-        nn.init.uniform_(self.transformer.reference, 0.1, 0.9).logit_()
+        nn.init.normal_(self.transformer.mask_embedding, std=std)
+        nn.init.normal_(self.transformer.position_embedding, std=std)
+        if pose:
+            nn.init.zeros_(self.transformer.reference)  # an offset from the joint's place
+        else:
+            nn.init.uniform_(self.transformer.reference, 0.1, 0.9).logit_()
 
     def train(self, mode: bool = True) -> GenHMR:
-        """As every module's, but the tokenizer stays in evaluation mode."""
+        """As every module's, but what is frozen stays in evaluation mode."""
         super().train(mode)
         self.tokenizer.eval()
+        if self.config.freeze_backbone:
+            self.backbone.eval()
         return self
 
     @property
@@ -1279,28 +1430,53 @@ class GenHMR(nn.Module):
         """The number that stands for [MASK], V, one after the last token."""
         return self.config.tokenizer.codebook_size
 
-    def forward(self, images: Tensor, tokens: Tensor,
-                guessed: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, tokens: Tensor, guessed: Tensor | None = None,
+                own: Tensor | None = None) -> dict[str, Tensor]:
         """Predict shape, camera, and all tokens of the pose from some of them.
 
         images: (B, 3, S, S) RGB, uint8 or floats in 0..255. tokens: (B, L) int64, `mask_token`
-        where masked. guessed: (B, L) bool, tokens to replace by guesses, see Config.guesses.
-        Returns logits (B, L, V), betas (B, 10), camera (B, 3) = s, tx, ty, and heat (B,
-        config.heat_maps, N), see Regressed. Raises ValueError for other shapes.
+        where masked. guessed: (B, L) bool, tokens to replace by guesses, see Config.guesses. own:
+        (B,) bool, samples that see their own guesses alone, see Config.own_guesses.
+        Returns logits (B, L, V), tokens (B, L) as the transformer saw them, betas (B, 10), camera
+        (B, 3) = s, tx, ty, and heat (B, J, N), see Regressed. Raises ValueError for other shapes.
         """
         features = self.encode(images)
         if guessed is not None:
             tokens = torch.where(guessed, self.guess(features, tokens), tokens)
-        return {"logits": self.predict_logits(features, tokens), "betas": features.betas,
-                "camera": features.camera, "heat": features.heat}
+        if own is not None:
+            tokens = torch.where(own[:, None], self.surest(features, tokens), tokens)
+        return {"logits": self.predict_logits(features, tokens), "tokens": tokens,
+                "betas": features.betas, "camera": features.camera, "heat": features.heat}
 
     def encode(self, images: Tensor) -> Features:
         """Compute what does not depend on the tokens; images as in `forward`."""
         x = self.backbone(self.normalise(images))  # (B, 192, 1280)
+        if self.config.backbone == "pose":
+            return self.pose_features(x)
         grid = x.transpose(1, 2).unflatten(2, self.backbone.grid)  # (B, 1280, 16, 12)
         maps = [level(grid) for level in self.pyramid]  # (B, 256, 16, 12), (.., 64, 48), ...
         values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, 15552, 256)
         return Features(values, self.map_sizes, *self.regressor(x))
+
+    def pose_features(self, seen: Seen) -> Features:
+        """Compute them from what a PoseEncoder sees; its maps have strides 16, 8 and 4."""
+        maps = [level(seen.maps[16 // scale])
+                for level, scale in zip(self.pyramid, self.config.scales, strict=True)]
+        values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
+        z = self.tokenizer.embed(rotation_6d_to_matrix(seen.lifted.pose))  # (B, L, C)
+        return Features(values, self.map_sizes, *self.regressor(seen, z),
+                        self.regressor.places(seen))
+
+    @torch.no_grad()
+    def surest(self, features: Features, tokens: Tensor) -> Tensor:
+        """Replace all tokens (B, L) by guesses, and mask as many as were masked: the least sure.
+
+        Sampling shows the model its own guesses, while training shows it the truth.
+        """
+        masked = torch.full_like(tokens, self.mask_token)
+        confidence, guesses = self.predict_logits(features, masked).float().softmax(-1).max(-1)
+        count = (tokens == self.mask_token).sum(1, keepdim=True)
+        return guesses.masked_fill(confidence.argsort(1).argsort(1) < count, self.mask_token)
 
     @torch.no_grad()
     def guess(self, features: Features, tokens: Tensor) -> Tensor:
@@ -1345,7 +1521,8 @@ def mask_batch(model: GenHMR, batch: dict[str, Tensor],
     """Add the input and the target of stage 2 to a batch: tokens, masked_tokens, mask (B, L).
 
     batch: pose (B, 24, 3, 3) and pose_valid (B,), 0 or 1. A sample without a pose has all tokens
-    masked. With config.guesses also guessed (B, L), bool, for GenHMR.forward.
+    masked. With config.guesses also guessed (B, L), bool, and with config.own_guesses own (B,),
+    bool, for GenHMR.forward.
     """
     unknown = batch["pose_valid"][:, None] == 0
     tokens = model.tokenizer.encode(batch["pose"])
@@ -1357,6 +1534,9 @@ def mask_batch(model: GenHMR, batch: dict[str, Tensor],
                                                      device=tokens.device)
         chance = torch.rand(tokens.shape, generator=generator, device=tokens.device)
         batch["guessed"] = (chance < fraction) & ~batch["mask"]
+    if model.config.own_guesses:
+        batch["own"] = torch.rand(len(tokens), generator=generator,
+                                  device=tokens.device) < model.config.own_guesses
     return batch
 
 
@@ -1371,11 +1551,11 @@ def gumbel_temperature(step: int, config: Config) -> float:
 
 
 def relax(model: GenHMR, logits: Tensor, temperature: float,
-          generator: torch.Generator | None = None) -> Tensor:
+          generator: torch.Generator | None = None, told: Tensor | None = None) -> Tensor:
     """Draw a pose (B, 24, 3, 3) from logits (B, L, V), differentiably (Jang et al., 2016).
 
     Forward, tokens drawn from the categorical distribution of the logits; backward, the gradient
-    of their Gumbel-softmax.
+    of their Gumbel-softmax. told: (B, L) tokens to take as they are, `mask_token` where to draw.
     """
     logits = logits.float()
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device)  # below 1
@@ -1383,7 +1563,12 @@ def relax(model: GenHMR, logits: Tensor, temperature: float,
     probability = ((logits + noise) / temperature).softmax(-1)  # p_mk, Eq. 6
     soft = probability @ model.tokenizer.codebook  # (B, L, C)
     hard = model.tokenizer.quantiser.lookup(probability.argmax(-1))  # (B, L, C)
-    return model.tokenizer.decode_embeddings(hard + (soft - soft.detach()))  # straight-through
+    embeddings = hard + (soft - soft.detach())  # straight-through
+    if told is not None:
+        masked = told == model.mask_token
+        codes = model.tokenizer.quantiser.lookup(told.masked_fill(masked, 0))
+        embeddings = torch.where(masked[..., None], embeddings, codes)
+    return model.tokenizer.decode_embeddings(embeddings)
 
 
 def mask_loss(logits: Tensor, batch: dict[str, Tensor], config: Config) -> Tensor:
@@ -1427,7 +1612,8 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
     temperature: tau_t, of gumbel_temperature.
     """
     config = model.config
-    rotations = relax(model, prediction["logits"], temperature)
+    told = prediction["tokens"] if config.mask_loss_on == "masked" else None  # others: no loss
+    rotations = relax(model, prediction["logits"], temperature, told=told)
     keypoints = body.keypoints(body(prediction["betas"], rotations))
     in_crop = project_to_crop(keypoints, prediction["camera"], config.focal)  # J_2D
     true_in_crop = batch["keypoints_2d"] / batch["image"].shape[-1] - 0.5
@@ -1448,8 +1634,9 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
         "pose": reduced(torch.square, rotations - batch["pose"], batch["pose_valid"]),  # L_SMPL
         "betas": reduced(torch.square, prediction["betas"] - batch["betas"], batch["betas_valid"]),
     }
-    if config.heat_maps:
-        terms["heat"] = reduced(torch.abs, heat_loss(prediction["heat"], true_in_crop, config),
+    if prediction["heat"].shape[1] and not config.freeze_backbone:
+        cells = config.encoder if config.backbone == "pose" else config
+        terms["heat"] = reduced(torch.abs, heat_loss(prediction["heat"], true_in_crop, cells),
                                 batch["keypoints_valid"])
     return terms
 
@@ -1801,8 +1988,12 @@ def load_encoder(source: str | PathLike | Mapping) -> PoseEncoder:
 def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:
     """Load the encoder of a 4D-Humans, TokenHMR or ViTPose checkpoint, or a bare one.
 
-    Heads, discriminators and body models are left out, and printed. Errors as of load_checkpoint.
+    Heads, discriminators and body models are left out, and printed. A PoseEncoder takes a file of
+    --stage encoder. Errors as of load_checkpoint.
     """
+    if model.config.backbone == "pose":
+        load_weights(model.backbone, load_encoder(source).state_dict())
+        return
     state, _ = read_checkpoint(source)
     own = {name.removeprefix("backbone."): value for name, value in state.items()
            if name.startswith("backbone.")}

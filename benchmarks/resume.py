@@ -45,9 +45,9 @@ SETTINGS: dict[str, dict[str, object]] = {
         "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "width": 16, "depth": 1,
         "train_samples": 44, "test_samples": 2},
     "genhmr-transformer": {
-        "image_size": 64, **ENCODER, "vit_drop_path": 0.1, "stem": "8,8", "scales": "1,2",
-        "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,
-        "regressor_width": 16, "ema_decay": 0.5, "accumulate": 2, "train_samples": 44,
+        "backbone": "vit", "image_size": 64, **ENCODER, "vit_drop_path": 0.1, "stem": "8,8",
+        "scales": "1,2", "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1,
+        "ffn": 32, "regressor_width": 16, "ema_decay": 0.5, "accumulate": 2, "train_samples": 44,
         "test_samples": 2},
     "hmr_adapter-hand_expert": {**HAND, **DECODER, **PEOPLE},
     "hmr_adapter-body_expert": {

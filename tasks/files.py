@@ -122,7 +122,7 @@ def score_table(scores: Scores) -> str:
     """
     names = list(scores)
     cells = {}
-    for metric in scores[names[0]]:
+    for metric in dict.fromkeys(metric for values in scores.values() for metric in values):
         values = [scores[name].get(metric, math.nan) for name in names]
         cells[metric] = [*values, values[0] / values[-1] if values[-1] else math.nan]
     heads, lines = [*names, "ratio"], list(cells.items())

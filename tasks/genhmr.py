@@ -207,7 +207,8 @@ class EncoderTask(BodyTask):
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Heat maps and lifted bodies of pictures, and lifted bodies without pictures."""
-        seen, config = model(batch["image"]), self.config
+        config = self.config
+        seen = model(bare(model).normalise(batch["image"]))
         true = batch["keypoints_2d"] / config.image_size - 0.5
         inside = (true.abs() < true.new_tensor([0.375, 0.5])).all(-1)
         weight = torch.where(inside, 1.0, config.weight_outside)
@@ -244,7 +245,7 @@ class EncoderTask(BodyTask):
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """The lifted bodies, and how far the joints found are from the true ones."""
-        seen = model(batch["image"])
+        seen = model(model.normalise(batch["image"]))
         pose = genhmr.rotation_6d_to_matrix(seen.lifted.pose)
         true = batch["keypoints_2d"] / self.config.image_size - 0.5
         inside = (true.abs() < true.new_tensor([0.375, 0.5])).all(-1)
@@ -310,7 +311,8 @@ class TransformerTask(BodyTask):
     ARGUMENTS = {
         "tokenizer": {"metavar": "FILE", "help": "checkpoint of the tokenizer to build on"},
         "backbone": {"metavar": "FILE", "help": "weights of the image encoder to start from: "
-                     "4D-Humans', TokenHMR's or ViTPose's (default: random weights)"},
+                     "4D-Humans', TokenHMR's or ViTPose's; of a pose encoder: a checkpoint of "
+                     "--stage encoder (default: random weights)"},
         "models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
         "iterations": {"type": int, "metavar": "T", "help": "iterations of sampling in the first "
                        "row of scores (default: 5)"},
@@ -325,19 +327,27 @@ class TransformerTask(BodyTask):
     TRY = "python genhmr.py PICTURE --checkpoint {checkpoint}"
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
+    TOLD = (0, 50, 90)  # % of the true tokens that the last table tells
     NOISE = 0.02  # of the crop: sigma of the 2D joints given to refinement (our choice)
     REMARK = ("T: iterations of sampling. P: refinement steps after sampling, towards the true 2D "
               "joints (of the 24,\nthose inside the crop) with noise of sigma 2 % of the crop's "
-              "side; fitted: genhmr.fit_camera\nfits the camera to these joints first.\n"
+              "side; fitted: genhmr.fit_camera\nfits the camera to these joints first. told: one "
+              "pass that is told a share of the true tokens; NLL: of the other\ntokens, falls "
+              "where tokens inform one another.\n"
               f"{BodyTask.REMARK}")
 
     @classmethod
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
-        """The config with that of the given tokenizer."""
-        if not arguments.tokenizer:
-            return config
-        tokenizer = genhmr.load_tokenizer(arguments.tokenizer)
-        return dataclasses.replace(config, tokenizer=tokenizer.config)
+        """The config with those of the given tokenizer and pose encoder."""
+        if arguments.tokenizer:
+            tokenizer = genhmr.load_tokenizer(arguments.tokenizer)
+            config = dataclasses.replace(config, tokenizer=tokenizer.config)
+        if config.backbone == "pose" and arguments.backbone:
+            encoder = genhmr.load_encoder(arguments.backbone).config
+            config = dataclasses.replace(config, encoder=encoder, image_size=encoder.image_size)
+        elif config.backbone == "pose" and not arguments.checkpoint and not arguments.resume:
+            config = dataclasses.replace(config, freeze_backbone=False)  # random weights must learn
+        return config
 
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:
@@ -360,8 +370,11 @@ class TransformerTask(BodyTask):
 
     def notes(self) -> list[str]:
         """Random weights where the paper starts from a trained encoder."""
-        if self.arguments.preset == "cpu" or self.arguments.backbone or self.arguments.checkpoint:
+        if self.arguments.backbone or self.arguments.checkpoint:
             return []
+        if self.config.backbone == "pose":
+            return ["the pose encoder starts from random weights, and 3D hardly trains it: train "
+                    "it first, with --stage encoder, and give its checkpoint with --backbone FILE"]
         return ["the image encoder starts from random weights; the paper starts from a trained "
                 "ViT-H: --backbone FILE"]
 
@@ -374,8 +387,8 @@ class TransformerTask(BodyTask):
                                  augmentation=augmentation)
         return data.RenderedBodies(
             split, config.image_size, length=length, seed=config.seed if training else 0,
-            views=config.views, lean=config.lean, cache=self.arguments.cache,
-            augmentation=augmentation)
+            views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
+            cache=self.arguments.cache, augmentation=augmentation)
 
     def build(self) -> nn.Module:
         """New weights around the tokenizer, but for the encoder if a file has it."""
@@ -385,6 +398,8 @@ class TransformerTask(BodyTask):
             model.tokenizer.load_state_dict(tokenizer.state_dict())
         if self.arguments.backbone:
             genhmr.load_backbone(model, self.arguments.backbone)
+        if self.config.backbone == "pose":
+            model.regressor.set_pelvis(self.body.rest_joints)
         return model
 
     def to(self, device: torch.device) -> None:
@@ -395,7 +410,9 @@ class TransformerTask(BodyTask):
         """L_total of all tokens, predicted from those that are not masked."""
         network = bare(model)
         batch = genhmr.mask_batch(network, batch)
-        prediction = model(batch["image"], batch["masked_tokens"], batch.get("guessed"))
+        prediction = model(batch["image"], batch["masked_tokens"], batch.get("guessed"),
+                           batch.get("own"))
+        batch["mask"] = prediction["tokens"] == network.mask_token
         terms = genhmr.losses(prediction, batch, network, self.light_body,
                               genhmr.gumbel_temperature(step, self.config))
         return genhmr.total_loss(terms, self.config), terms
@@ -430,9 +447,35 @@ class TransformerTask(BodyTask):
         if self.data != "rendered":
             transl = self.in_crop(transl, batch["K"])
         shared = {"betas": sampled.betas, "transl": transl}
-        return Predictions(batch["index"], {name: {"pose": pose} | shared
-                                            for name, pose in poses.items()},
-                           {name: batch[name] for name in ("pose", "betas")})
+        found = {name: {"pose": pose} | shared for name, pose in poses.items()}
+        if final and self.data == "rendered":
+            found |= {f"told {percent} %": self.told(model, features, batch, percent) | shared
+                      for percent in self.TOLD}
+        return Predictions(batch["index"], found, {name: batch[name] for name in ("pose", "betas")})
+
+    def told(self, model: nn.Module, features: genhmr.Features, batch: Batch,
+             percent: int) -> dict[str, Tensor]:
+        """One pass that is told some true tokens, and the NLL of the others (B,).
+
+        Which tokens are told to a sample depends on its index alone.
+        """
+        true = model.tokenizer.encode(batch["pose"])
+        ranks = np.stack([np.random.default_rng(index).permutation(true.shape[1])
+                          for index in batch["index"].tolist()])
+        hidden = torch.from_numpy(ranks).to(true) >= true.shape[1] * percent // 100
+        logits = model.predict_logits(features, true.masked_fill(hidden, model.mask_token)).float()
+        nll = torch.nn.functional.cross_entropy(logits.mT, true, reduction="none")
+        tokens = torch.where(hidden, logits.argmax(-1), true)
+        nll = (nll * hidden).sum(1) / hidden.sum(1)
+        return {"pose": model.tokenizer.decode(tokens), "nll": nll}
+
+    def score_piece(self, predictions: Predictions) -> Scores:
+        """The errors of all predictors, and the NLL of hidden tokens of those that have one."""
+        scores = super().score_piece(predictions)
+        for name, values in predictions.found.items():
+            if "nll" in values:
+                scores[name]["NLL"] = float(values["nll"].mean())
+        return scores
 
     def sample(self, model: nn.Module, features: genhmr.Features, batch: Batch,
                iterations: int, schedule: str = "cosine", top_k: int = 1) -> genhmr.Sampled:
