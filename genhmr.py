@@ -23,10 +23,11 @@ body onto 2D keypoints.
     "Uncertainty-Guided Sampling"  iterative decoding                     sample_from
     "Mask Scheduling Function"     four mask schedules                    SCHEDULES
     Eq. 2, 3, 4        G, L_2D, Y+ 2D pose-guided refinement              refine
+    ours                           image encoder for small machines       PoseEncoder, PoseStart
 
 The authors have not published code. Where the paper is silent we follow HMR2.0 (Goel et al.,
 "Humans in 4D", ICCV 2023), whose loss weights, learning rate and batch size it has, or TokenHMR
-(Dwivedi et al., CVPR 2024), or choose ourselves; every field of the two configs names its source.
+(Dwivedi et al., CVPR 2024), or choose ourselves; every field of the configs names its source.
 Where the paper contradicts itself, a comment beside the line says so.
 
 Units are metres and radians; camera axes are OpenCV's (x right, y down, z away from the camera); a
@@ -237,6 +238,7 @@ class Config:
     stem: tuple[int, ...] = ()  # channels of convolutions that halve the picture before the patches
     heat_maps: int = 0  # number of 2D keypoints with heat maps, see HeatMapRegressor
     guesses: float = 0.0  # up to this fraction of the visible tokens are the model's own guesses
+    pretrain_steps: int = 0  # first steps, on posed bodies without pictures, if it is frozen
     own_guesses: float = 0.0  # this fraction of the samples sees its own surest guesses alone
     token_maps: str = "shared"  # one embedding and head for all places (paper), or "per_place"
     distance_bias: bool = False  # self-attention begins near by on the skeleton, BiasedAttention
@@ -294,9 +296,8 @@ class Config:
             ("image_size", self.image_size > 0 and self.image_size % (4 * self.patch_size) == 0,
              f"a multiple of {4 * self.patch_size}, four patches"),
             ("backbone", self.backbone == "vit" or self.backbone == "pose" and self.patch_size == 16
-             and self.image_size == self.encoder.image_size and max(self.scales, default=0) <= 4,
-             "'vit' or 'pose'; 'pose' needs its encoder's image_size, patches of 16 and scales of "
-             "1, 2 or 4"),
+             and self.image_size == self.encoder.image_size,
+             "'vit', or 'pose' with its encoder's image_size and patches of 16"),
             ("stem", self.patch_size % 2 ** len(self.stem) == 0, "halvings within a patch"),
             ("vit_depth", 0 < self.vit_depth <= 1000, "1 to 1000"),
             ("vit_heads", self.vit_dim % self.vit_heads == 0, "a divisor of vit_dim"),
@@ -367,11 +368,12 @@ PRESETS: dict[str, Config] = {
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], encoder=ENCODER_PRESETS["cpu"], image_size=128,
         backbone="pose", freeze_backbone=True, scales=(2, 4), pyramid_width=32, width=64, heads=4,
-        points=2, layers=3, ffn=128, regressor_width=384, own_guesses=0.5, token_maps="per_place",
-        distance_bias=True, unit_scales=True, mask_loss_on="masked", reduction="mean",
+        points=2, layers=3, ffn=128, regressor_width=384, pretrain_steps=800, own_guesses=0.5,
+        token_maps="per_place", distance_bias=True, unit_scales=True, mask_loss_on="masked",
+        reduction="mean",
         weight_keypoints_3d=4.6e-3, weight_keypoints_2d=1e-4, weight_pose=5e-6, weight_betas=1e-4,
-        temperature_end=0.5, batch_size=32, steps=3_000, learning_rate=1.5e-3, schedule="cosine",
-        warmup_steps=100, precision="fp32", channels_last=False, eval_every=1_500,
+        temperature_end=0.5, batch_size=32, steps=2_300, learning_rate=1.5e-3, schedule="cosine",
+        warmup_steps=100, precision="fp32", channels_last=False, eval_every=1_150,
         augmentation="rendered_bodies_strong", train_samples=16_000, test_samples=500, views=30.0,
         lean=45.0, wide=0.5),
 }
@@ -1067,6 +1069,16 @@ class PoseEncoder(nn.Module):
         return Seen(heat, at, share, found, whole, lifted, {4: x4, 8: x8, 16: x16})
 
 
+    def imagine(self, at: Tensor, share: Tensor) -> Seen:
+        """What it would say of keypoints (B, 45, 2) and (B, 45) that no picture shows."""
+        size, batch = self.config.image_size, len(at)
+        maps = {stride: at.new_zeros(batch, width, size // stride, 3 * size // (4 * stride))
+                for stride, width in self.channels.items()}
+        return Seen(at.new_zeros(batch, KEYPOINTS, len(self.centres)), at, share,
+                    at.new_zeros(batch, KEYPOINTS, self.config.pooled),
+                    at.new_zeros(batch, self.channels[16]), self.lift(at, share), maps)
+
+
 def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """Find keypoints in probabilities (B, J, N) of cells whose centres (N, 2) are given.
 
@@ -1387,9 +1399,9 @@ class GenHMR(nn.Module):
             self.regressor = (HeatMapRegressor if config.heat_maps else Regressor)(config)
         else:
             self.backbone = PoseEncoder(config.encoder)
-            self.pyramid = nn.ModuleList([nn.Conv2d(
-                self.backbone.channels[16 // scale], config.pyramid_width, 1)
-                for scale in config.scales])
+            self.pyramid = nn.ModuleList([pyramid_level(
+                self.backbone.channels[16 // min(scale, 4)], scale // min(scale, 4),
+                config.pyramid_width) for scale in config.scales])
             self.regressor = PoseStart(config)
         self.backbone.requires_grad_(not config.freeze_backbone)
         self.transformer = MaskedTransformer(config)
@@ -1434,9 +1446,11 @@ class GenHMR(nn.Module):
                 own: Tensor | None = None) -> dict[str, Tensor]:
         """Predict shape, camera, and all tokens of the pose from some of them.
 
-        images: (B, 3, S, S) RGB, uint8 or floats in 0..255. tokens: (B, L) int64, `mask_token`
-        where masked. guessed: (B, L) bool, tokens to replace by guesses, see Config.guesses. own:
-        (B,) bool, samples that see their own guesses alone, see Config.own_guesses.
+        images: (B, 3, S, S) RGB, uint8 or floats in 0..255; for a PoseEncoder also (B, 45, 3),
+        keypoints without a picture: x, y in -0.5..0.5 and how sure. tokens: (B, L) int64,
+        `mask_token` where masked. guessed: (B, L) bool, tokens to replace by guesses, see
+        Config.guesses. own: (B,) bool, samples that see their own guesses alone, see
+        Config.own_guesses.
         Returns logits (B, L, V), tokens (B, L) as the transformer saw them, betas (B, 10), camera
         (B, 3) = s, tx, ty, and heat (B, J, N), see Regressed. Raises ValueError for other shapes.
         """
@@ -1450,6 +1464,8 @@ class GenHMR(nn.Module):
 
     def encode(self, images: Tensor) -> Features:
         """Compute what does not depend on the tokens; images as in `forward`."""
+        if self.config.backbone == "pose" and images.ndim == 3:
+            return self.pose_features(self.backbone.imagine(images[..., :2], images[..., 2]))
         x = self.backbone(self.normalise(images))  # (B, 192, 1280)
         if self.config.backbone == "pose":
             return self.pose_features(x)
@@ -1460,9 +1476,9 @@ class GenHMR(nn.Module):
 
     def pose_features(self, seen: Seen) -> Features:
         """Compute them from what a PoseEncoder sees; its maps have strides 16, 8 and 4."""
-        maps = [level(seen.maps[16 // scale])
+        maps = [level(seen.maps[16 // min(scale, 4)])
                 for level, scale in zip(self.pyramid, self.config.scales, strict=True)]
-        values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
+        values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, N, C)
         z = self.tokenizer.embed(rotation_6d_to_matrix(seen.lifted.pose))  # (B, L, C)
         return Features(values, self.map_sizes, *self.regressor(seen, z),
                         self.regressor.places(seen))
@@ -1601,7 +1617,6 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
 
     prediction: of GenHMR.forward on batch["masked_tokens"]. batch: of mask_batch, which adds
     tokens and mask (B, L) to
-        image (B, 3, S, S), of which only S is used;
         pose (B, 24, 3, 3), rotation matrices in camera axes; pose_valid (B,), 0 or 1;
         betas (B, 10); betas_valid (B,), 0 or 1;
         keypoints_3d (B, J, 3), metres, relative to anything, the first being the pelvis;
@@ -1616,7 +1631,7 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
     rotations = relax(model, prediction["logits"], temperature, told=told)
     keypoints = body.keypoints(body(prediction["betas"], rotations))
     in_crop = project_to_crop(keypoints, prediction["camera"], config.focal)  # J_2D
-    true_in_crop = batch["keypoints_2d"] / batch["image"].shape[-1] - 0.5
+    true_in_crop = batch["keypoints_2d"] / config.image_size - 0.5
     true = batch["keypoints_3d"]
     keypoints, true = keypoints - keypoints[:, :1], true - true[:, :1]
 
@@ -1634,7 +1649,7 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
         "pose": reduced(torch.square, rotations - batch["pose"], batch["pose_valid"]),  # L_SMPL
         "betas": reduced(torch.square, prediction["betas"] - batch["betas"], batch["betas_valid"]),
     }
-    if prediction["heat"].shape[1] and not config.freeze_backbone:
+    if config.heat_maps or config.backbone == "pose" and not config.freeze_backbone:
         cells = config.encoder if config.backbone == "pose" else config
         terms["heat"] = reduced(torch.abs, heat_loss(prediction["heat"], true_in_crop, cells),
                                 batch["keypoints_valid"])

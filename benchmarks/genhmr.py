@@ -91,6 +91,16 @@ def refinement_run(model: GenHMR, features: Features, tokens: Tensor) -> Callabl
         lambda betas, rotations: body.keypoints(body(betas, rotations)))
 
 
+def after_the_encoder(model: GenHMR, images: Tensor) -> dict[str, Callable]:
+    """Return functions to time: what follows on the image encoder, once per picture."""
+    if model.config.backbone == "pose":
+        seen = model.backbone(model.normalise(images))
+        return {"feature maps, start and camera": lambda: model.pose_features(seen)}
+    grid = torch.zeros(1, model.config.vit_dim, *model.backbone.grid)
+    return {"feature maps": lambda: [level(grid) for level in model.pyramid],
+            "shape and camera": lambda: model.regressor(grid.flatten(2).transpose(1, 2))}
+
+
 @torch.no_grad()
 def benchmark_parts(config: Config, seconds: float) -> None:
     """Print the time of T = 5 per T = 1, and of every part of the model."""
@@ -102,11 +112,9 @@ def benchmark_parts(config: Config, seconds: float) -> None:
     times = medians({T: lambda T=T: sample(model, images, iterations=T) for T in (1, 5)}, seconds)
     print(f"\npicture to pose, T = 1: {times[1]:.1f} ms, T = 5: {times[5]:.1f} ms, "
           f"ratio {times[5] / times[1]:.2f} (in the paper's Table 2: 3.2)\n")
-    grid = torch.zeros(1, config.vit_dim, *model.backbone.grid)
     parts = {
         "image encoder": lambda: model.backbone(model.normalise(images)),
-        "feature maps": lambda: [level(grid) for level in model.pyramid],
-        "shape and camera": lambda: model.regressor(grid.flatten(2).transpose(1, 2)),
+        **after_the_encoder(model, images),
         "masked transformer, an iteration": lambda: model.predict_logits(features, tokens),
         "pose tokenizer, decoder": lambda: model.tokenizer.decode(tokens),
         "refinement, 10 steps": refinement_run(model, features, tokens)}

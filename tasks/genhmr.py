@@ -1,4 +1,4 @@
-"""GenHMR for train.py: the pose tokenizer (stage 1) and the masked transformer (stage 2)."""
+"""GenHMR for train.py: the pose tokenizer, a small image encoder and the masked transformer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sets.body_crops import BODY_FOCAL, BODY_PARTS
 from sets.body_poses import SMPL_KEYPOINTS
 from sets.rendered_bodies import sample_wide_postures
 from sets.safe_pickle import load_array
-from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Terms, bare
+from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
 from tasks.bodies import BodyTask, Mesh
 
 BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
@@ -216,32 +216,13 @@ class EncoderTask(BodyTask):
         terms = {"heat": heat} | genhmr.lift_losses(seen.lifted, batch, seen.lifted.betas,
                                                     self.light_body)
         if config.unpictured:
-            lifted, bodies = self.without_pictures(bare(model), seen, true)
+            network = bare(model)
+            at, share, bodies = imagine_bodies(network, seen, true, config.unpictured,
+                                               self.light_body)
+            lifted = network.lift(at, share)
             terms |= {f"unpictured_{name}": term for name, term in genhmr.lift_losses(
                 lifted, bodies, bodies["betas"], self.light_body).items()}
         return genhmr.encoder_total_loss(terms, config), terms
-
-    def without_pictures(self, network: nn.Module, seen: genhmr.Seen,
-                         true: Tensor) -> tuple[genhmr.Lifted, Batch]:
-        """Lift posed bodies whose keypoints have the errors that the pictures' have.
-
-        true: (B, 45, 2), where the keypoints of the pictures are. The errors of one picture stay
-        together, and are made up to 1.3 times as large.
-        """
-        config, count = self.config, len(true) * self.config.unpictured
-        rngs = np.random.default_rng(int(torch.randint(2**31, ()))).spawn(count)
-        pose, betas = (torch.from_numpy(array).to(true.device) for array in sample_wide_postures(
-            rngs, "train", config.wide, config.views, config.lean))
-        with torch.no_grad():
-            keypoints = self.light_body.keypoints(self.light_body(betas, pose))
-            low, high = network.centres.amin(0), network.centres.amax(0)
-            error = seen.at - true.clamp(low, high)
-            source = torch.randint(len(true), (count,), device=true.device)
-            gain = 0.3 + torch.rand(count, 1, 1, device=true.device)
-            at = in_random_crops(keypoints - keypoints[:, :1]).clamp(low, high)
-            at = at + gain * error[source] + 0.004 * torch.randn_like(at)
-        lifted = network.lift(at.clamp(low, high), seen.share[source].detach())
-        return lifted, {"pose": pose, "betas": betas, "keypoints_3d": keypoints}
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """The lifted bodies, and how far the joints found are from the true ones."""
@@ -260,15 +241,40 @@ class EncoderTask(BodyTask):
         return Predictions(batch["index"], {"encoder": found},
                            {name: batch[name] for name in ("pose", "betas")})
 
-    def score_piece(self, predictions: Predictions) -> Scores:
+    def scores(self, predictions: Predictions) -> Scores:
         """The errors of the lifted bodies, and of the joints found in 2D."""
-        scores = super().score_piece(predictions)
+        scores = super().scores(predictions)
         distance = predictions.first["distance"]
         known = distance[np.isfinite(distance)]
         scores["encoder"] |= {
             "median px": float(np.median(known)),
             "near %": 100 * float((known < 0.05 * self.config.image_size).mean())}
         return scores
+
+
+@torch.no_grad()
+def imagine_bodies(encoder: genhmr.PoseEncoder, seen: genhmr.Seen, true: Tensor, times: int,
+                   body: bodymodels.BodyModel) -> tuple[Tensor, Tensor, Batch]:
+    """Pose bodies without pictures, `times` as many as there are pictures.
+
+    seen, true: what the encoder sees in the pictures, and where their keypoints are (B, 45, 2).
+    Returns keypoints as the encoder would find them, with the errors it makes in these pictures
+    (those of one picture stay together, up to 1.3 times as large): at (N, 45, 2), share (N, 45);
+    and the bodies: pose, betas, keypoints_3d, and keypoints_2d in pixels.
+    """
+    config, count, device = encoder.config, len(true) * times, true.device
+    rngs = np.random.default_rng(int(torch.randint(2**31, ()))).spawn(count)
+    pose, betas = (torch.from_numpy(array).to(device) for array in sample_wide_postures(
+        rngs, "train", config.wide, config.views, config.lean))
+    keypoints = body.keypoints(body(betas, pose))
+    flat = in_random_crops(keypoints - keypoints[:, :1])
+    low, high = encoder.centres.amin(0), encoder.centres.amax(0)
+    source = torch.randint(len(true), (count,), device=device)
+    gain = 0.3 + torch.rand(count, 1, 1, device=device)
+    at = flat.clamp(low, high) + gain * (seen.at - true.clamp(low, high))[source]
+    at = (at + 0.004 * torch.randn_like(at)).clamp(low, high)
+    return at, seen.share[source], {"pose": pose, "betas": betas, "keypoints_3d": keypoints,
+                                    "keypoints_2d": (flat + 0.5) * config.image_size}
 
 
 def in_random_crops(keypoints: Tensor) -> Tensor:
@@ -409,6 +415,8 @@ class TransformerTask(BodyTask):
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """L_total of all tokens, predicted from those that are not masked."""
         network = bare(model)
+        if self.config.freeze_backbone and step < self.config.pretrain_steps:
+            batch = self.without_pictures(network, batch)
         batch = genhmr.mask_batch(network, batch)
         prediction = model(batch["image"], batch["masked_tokens"], batch.get("guessed"),
                            batch.get("own"))
@@ -416,6 +424,20 @@ class TransformerTask(BodyTask):
         terms = genhmr.losses(prediction, batch, network, self.light_body,
                               genhmr.gumbel_temperature(step, self.config))
         return genhmr.total_loss(terms, self.config), terms
+
+    def without_pictures(self, network: nn.Module, batch: Batch) -> Batch:
+        """A batch of as many posed bodies; keypoints take the place of the picture."""
+        encoder, ones = network.backbone, torch.ones_like
+        with torch.no_grad():
+            seen = encoder(encoder.normalise(batch["image"]))
+        true = batch["keypoints_2d"] / self.config.image_size - 0.5
+        at, share, bodies = imagine_bodies(encoder, seen, true, 1, self.light_body)
+        flat = bodies["keypoints_2d"]
+        inside = ((flat > 0) & (flat < self.config.image_size)).all(-1)
+        return bodies | {
+            "image": torch.cat((at, share[..., None]), 2), "keypoints_valid": inside.float(),
+            "keypoints_3d_valid": ones(share), "pose_valid": ones(share[:, 0]),
+            "betas_valid": ones(share[:, 0])}
 
     def points(self, batch: Batch) -> Tensor:
         """True joints and vertices (B, 24 + V, 3) of the samples whose pose is known, if any is."""
@@ -438,7 +460,12 @@ class TransformerTask(BodyTask):
             poses |= {f"T={first} P={P}": refined[P] for P in self.REFINEMENTS}
             poses[f"T={first} P={most} fitted"] = self.refined(
                 model, sampled, batch, most, fitted=True)[-1]
-        return self.beside_truth(model, batch, sampled, poses)
+        predictions = self.beside_truth(model, batch, sampled, poses)
+        if final and self.data == "rendered":
+            shape = {name: predictions.first[name] for name in ("betas", "transl")}
+            predictions.found |= {f"told {percent} %": shape | self.told(
+                model, features, batch, percent) for percent in self.TOLD}
+        return predictions
 
     def beside_truth(self, model: nn.Module, batch: Batch, sampled: genhmr.Sampled,
                      poses: Mapping[str, Tensor]) -> Predictions:
@@ -448,9 +475,6 @@ class TransformerTask(BodyTask):
             transl = self.in_crop(transl, batch["K"])
         shared = {"betas": sampled.betas, "transl": transl}
         found = {name: {"pose": pose} | shared for name, pose in poses.items()}
-        if final and self.data == "rendered":
-            found |= {f"told {percent} %": self.told(model, features, batch, percent) | shared
-                      for percent in self.TOLD}
         return Predictions(batch["index"], found, {name: batch[name] for name in ("pose", "betas")})
 
     def told(self, model: nn.Module, features: genhmr.Features, batch: Batch,
@@ -469,13 +493,13 @@ class TransformerTask(BodyTask):
         nll = (nll * hidden).sum(1) / hidden.sum(1)
         return {"pose": model.tokenizer.decode(tokens), "nll": nll}
 
-    def score_piece(self, predictions: Predictions) -> Scores:
+    def piece_errors(self, predictions: Predictions) -> Errors:
         """The errors of all predictors, and the NLL of hidden tokens of those that have one."""
-        scores = super().score_piece(predictions)
+        errors = super().piece_errors(predictions)
         for name, values in predictions.found.items():
             if "nll" in values:
-                scores[name]["NLL"] = float(values["nll"].mean())
-        return scores
+                errors[name]["NLL"] = values["nll"]
+        return errors
 
     def sample(self, model: nn.Module, features: genhmr.Features, batch: Batch,
                iterations: int, schedule: str = "cosine", top_k: int = 1) -> genhmr.Sampled:

@@ -198,8 +198,8 @@ class PaperTask(TransformerTask):
         """Raise ValueError unless one table or figure is asked for, and can be."""
         if (arguments.ablate is None) == (arguments.figure is None):
             raise ValueError("genhmr is trained in stages, each a run of its own: add --stage "
-                             "tokenizer, then --stage transformer; or ask for a table or figure "
-                             "of the paper with --ablate or --figure")
+                             "tokenizer, then --stage encoder, then --stage transformer; or ask "
+                             "for a table or figure of the paper with --ablate or --figure")
         ablations.check_arguments(arguments, TABLES)
         if arguments.ablate not in (None, *SAMPLED) and arguments.data not in (None, "rendered"):
             raise ValueError(f"--ablate {arguments.ablate} trains on rendered data: leave --data "
@@ -329,7 +329,8 @@ class StageRuns:
         if arguments.backbone:
             extra += ["--backbone", arguments.backbone]
         expected = vars(dataclasses.replace(config, **fields)) | {"seed": seed}
-        del expected["tokenizer"]
+        for name in ("tokenizer", "encoder", "image_size", "freeze_backbone"):
+            del expected[name]  # these come with --tokenizer and --backbone
         return (yield from self.run("transformer", " ".join(names or ["unchanged"]), settings, seed,
                                     extra, expected))
 

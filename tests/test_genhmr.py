@@ -372,6 +372,19 @@ def test_tokens_start_at_their_joints():
     assert torch.allclose(change, z @ model.regressor.z.weight.T, atol=1e-5)
 
 
+def test_keypoints_stand_in_for_pictures():
+    """Told keypoints alone, the model starts from the lift without features."""
+    model = GenHMR(POSE).eval()
+    keypoints = torch.cat((0.2 * torch.randn(3, 45, 2), torch.rand(3, 45, 1)), 2)
+    tokens = torch.full((3, 48), model.mask_token)
+    out = model(keypoints, tokens)
+    lifted = model.backbone.lift(keypoints[..., :2], keypoints[..., 2])
+    assert torch.equal(out["betas"], lifted.betas) and out["logits"].shape == (3, 48, 32)
+    keypoints[1] += 0.1
+    moved = (model(keypoints, tokens)["logits"] != out["logits"]).flatten(1).any(1)
+    assert moved.tolist() == [False, True, False]
+
+
 def test_skeleton_distances_count_bones(body):
     """A metric on SMPL's tree: symmetric, 1 to the parent, 10 from hand to hand."""
     distance = genhmr.skeleton_distances()
@@ -460,7 +473,7 @@ def test_pose_backbones_come_whole(tmp_path, capsys):
 
 @pytest.mark.parametrize("bad", [
     {"backbone": "cnn"}, {"backbone": "pose", "image_size": 128}, {"token_maps": "own"},
-    {"own_guesses": 1.5}, {"backbone": "pose", "scales": (8,)}])
+    {"own_guesses": 1.5}, {"backbone": "pose", "patch_size": 8}])
 def test_bad_choices_of_stage_2_are_refused(bad):
     """A value that cannot work is a ValueError that names its field."""
     with pytest.raises(ValueError, match=next(iter(bad))):
@@ -822,7 +835,7 @@ def test_corruption_replaces_up_to_a_share_while_training_only():
     wrong = (corrupted != 0).any(-1)
     assert wrong.float().mean() == pytest.approx(0.25, abs=0.02)
     assert 0.35 < wrong.float().mean(1).max() < 0.75
-    assert torch.cdist(corrupted[wrong], codebook).amin(1).max() < 1e-3
+    assert torch.cdist(corrupted[wrong], codebook).amin(1).max() < 1e-2
     assert genhmr.corrupt(torch.ones(1, 48, 8), codebook, 0.0).eq(1).all()
     tokenizer = Tokenizer(ROBUST).train()
     tokenizer(poses(4))
@@ -1100,7 +1113,7 @@ def test_nan_picture_stays_in_its_row(lively):
         batch[1, 0, 5, 20] = math.nan
         spoiled = lively(batch, tokens)
     for name, value in spoiled.items():
-        assert value[1].isnan().any() or not value.numel()
+        assert name == "tokens" or value[1].isnan().any() or not value.numel()
         assert torch.allclose(value[[0, 2]], expected[name][[0, 2]], atol=1e-5)
 
 

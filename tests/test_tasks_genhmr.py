@@ -24,7 +24,12 @@ import data
 import genhmr
 import train
 from tasks.base import EVALUATIONS, Predictions
-from tasks.genhmr import TokenizerTask, TransformerTask, in_random_crops
+from tasks.genhmr import (
+    TokenizerTask,
+    TransformerTask,
+    imagine_bodies,
+    in_random_crops,
+)
 from tasks.settings import override
 
 TINY = {
@@ -38,7 +43,7 @@ TINY = {
         "train_samples": 44, "test_samples": 19},
     "transformer": {
         "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,
-        "regressor_width": 16, "learning_rate": 1e-3, "warmup_steps": 2,
+        "regressor_width": 16, "pretrain_steps": 3, "learning_rate": 1e-3, "warmup_steps": 2,
         "steps": 12, "batch_size": 8, "accumulate": 2, "ema_decay": 0.5, "eval_every": 5,
         "train_samples": 44, "test_samples": 19},
 }
@@ -201,20 +206,23 @@ def test_bodies_without_pictures_have_crops_as_pictures(folder):
     assert 0.5 < height.min() and height.max() < 1
 
 
-def test_errors_of_pictures_are_those_of_bodies_without(finished, folder):
-    """Without errors in 2D, the keypoints lifted are the projected ones, up to a little noise."""
-    task = make_task(folder, "encoder", unpictured=3)
+def test_bodies_without_pictures_have_the_errors_of_pictures(finished, folder):
+    """Where pictures have no errors in 2D, bodies have none but a little noise; errors of a picture
+    come together, at most 1.3 times as large."""
+    task = make_task(folder, "encoder")
     encoder, batch = genhmr.load_encoder(finished["encoder"] / "checkpoint.pt"), batch_of(
         task.test_set, range(4))
-    seen, given = encoder(encoder.normalise(batch["image"])), []
-    encoder.lift = lambda at, share: given.append((at, share))
+    seen = encoder(encoder.normalise(batch["image"]))
+    drawn = []
     for error in (0.0, 0.1):
         torch.manual_seed(0)
-        task.without_pictures(encoder, seen, seen.at - error)
-    (exact, share), (moved, _) = given
-    assert exact.shape == (12, 45, 2)
-    assert all((row == seen.share).all(1).any() for row in share)
-    gain = (moved - exact)[(moved.abs() < 0.3).all(-1) & (exact.abs() < 0.3).all(-1)] / 0.1
+        drawn.append(imagine_bodies(encoder, seen, seen.at - error, 3, task.light_body))
+    (exact, share, bodies), (moved, *_) = drawn
+    assert all((row == seen.share).all(1).any() for row in share) and len(share) == 12
+    flat = bodies["keypoints_2d"] / 64 - 0.5
+    within = (flat.abs() < torch.tensor([0.25, 0.35])).all(-1)
+    assert (exact - flat)[within].abs().max() < 0.03
+    gain = (moved - exact)[within & (moved.abs() < 0.3).all(-1)] / 0.1
     assert gain.min() > 0.25 and gain.max() < 1.35
 
 
@@ -383,7 +391,7 @@ def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
     assert list(whole.found) == ROWS
     for name, values in part.found.items():
         for key, value in values.items():
-            torch.testing.assert_close(value, whole.found[name][key][[4, 1]], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(value, whole.found[name][key][[4, 1]], rtol=1e-3, atol=1e-3)
     moved = whole.found["T=5 P=20"]["pose"] - whole.found["T=5"]["pose"]
     moved = moved.abs().amax((1, 2, 3))
     assert (moved > 1e-7).all()
