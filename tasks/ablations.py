@@ -206,8 +206,8 @@ def run(title: str, out: Path, flags: Callable[[], argparse.Namespace],
         expected: Mapping[str, object]) -> Runs:
     """Yield a run into a folder unless it is done; return the content of its results.json.
 
-    flags(): the run's. expected: fields that its config has to have. Raises ValueError
-    if the folder holds another run.
+    flags(): the run's. expected: fields that its config has to have; configs of its parts are not
+    compared. Raises ValueError if the folder holds another run.
     """
     if not (out / "results.json").exists():
         announce(f"\n{title}")
@@ -215,7 +215,8 @@ def run(title: str, out: Path, flags: Callable[[], argparse.Namespace],
     if dist.is_initialized():
         dist.barrier()  # the leader writes results last
     results = json.loads((out / "results.json").read_text())
-    other = [name for name, value in json.loads(json.dumps(dict(expected))).items()
+    plain = {name: value for name, value in expected.items() if not dataclasses.is_dataclass(value)}
+    other = [name for name, value in json.loads(json.dumps(plain)).items()
              if results["config"].get(name) != value]
     if other:
         raise ValueError(f"{out} holds another run (it differs in {', '.join(other)}): give "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import shlex
+from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tasks.base import Batch, Predictions
 from tasks.genhmr import TokenizerTask, TransformerTask
 from tasks.settings import override, own_overrides
 
-NAN = math.nan
+SHIPPED = bodymodels.ASSETS / "genhmr_cpu.pt"
 PAPER = ("3DPW MPJPE", "3DPW MVE", "EMDB MPJPE", "EMDB MVE")
 OURS = ("MPJPE", "MVE", "PA-MPJPE")  # on the rendered test split, or by the protocol asked for
 POSES = Table(("AMASS MPJPE", "AMASS MVE", "MOYO MPJPE", "MOYO MVE"), ("MPJPE", "MVE"), {})
@@ -131,11 +131,12 @@ TRAINED: dict[str, Table] = {  # changes: of Config, and as "tokenizer" those of
             2: (70.5, 85.9, 94.8, 107.0), 4: FIVE, 6: (69.5, 77.1, 88.1, 100.2),
             8: (70.9, 79.9, 91.9, 104.9)}.items()}),
 }
-# What rows have in place of the cpu preset's fields, if no --preset is given: a table of six rows
-# takes three seeds about two hours of one core.
+# What rows have in place of the cpu preset's fields, if no --preset is given, so that a table with
+# three seeds takes hours, not days.
 SCALE: dict[str, tuple[str, ...]] = {
     "tokenizer": ("steps=600", "eval_every=600"),
-    "transformer": ("steps=600", "eval_every=600", "train_samples=6000", "layers=4"),
+    "transformer": ("steps=600", "pretrain_steps=200", "eval_every=600", "train_samples=6000",
+                    "layers=4"),
 }
 TABLES = dict(sorted((SAMPLED | TOKENIZED | TRAINED).items(), key=lambda item: int(item[0][5:])))
 
@@ -159,13 +160,13 @@ class PaperTask(TransformerTask):
     """Tables and figures: several runs of both stages, or one evaluation with other predictors."""
 
     TRAINS = False
-    ARGUMENTS = TransformerTask.ARGUMENTS | ablations.arguments(TABLES) | {
+    ARGUMENTS = {name: TransformerTask.ARGUMENTS[name]
+                 for name in ("tokenizer", "backbone", "models")} | ablations.arguments(TABLES) | {
         "figure": {"type": int, "choices": (4, 5, 6, 7, 11), "help": "draw this figure of the "
-                   "paper with --checkpoint"},
+                   "paper, of --checkpoint (default: the shipped one)"},
         "pictures": {"metavar": "N,N", "help": "pictures of the test split that --figure shows "
                      "(default: helped most, median, helped least)"},
     }
-    SHIPPED = bodymodels.ASSETS / "genhmr_cpu.pt"
 
     @classmethod
     def plan(cls, arguments: argparse.Namespace,
@@ -176,17 +177,7 @@ class PaperTask(TransformerTask):
         elif arguments.ablate in TOKENIZED or arguments.ablate in TRAINED:
             yield from train_rows(arguments, parse)
         else:
-            out = arguments.out / (arguments.ablate or f"figure{arguments.figure}")
-            checkpoint = arguments.checkpoint or cls.SHIPPED
-            yield argparse.Namespace(**vars(arguments) | {
-                "eval": True, "out": out, "checkpoint": checkpoint})
-            if arguments.ablate:
-                found = {row: {0: errors} for row in SAMPLED[arguments.ablate].rows
-                         if (errors := ablations.errors_of(out, row, OURS)) is not None}
-                ablations.write(arguments.out / f"{arguments.ablate}.md", text_of(
-                    arguments, found,
-                    f"Ours: {checkpoint.name} on {arguments.protocol or 'the rendered test split'}"
-                    ". `python -m benchmarks genhmr` measures time, the paper's AITI."))
+            yield from score_rows(arguments, parse)
 
     @classmethod
     def folder(cls, arguments: argparse.Namespace) -> Path:
@@ -201,9 +192,13 @@ class PaperTask(TransformerTask):
                              "tokenizer, then --stage encoder, then --stage transformer; or ask "
                              "for a table or figure of the paper with --ablate or --figure")
         ablations.check_arguments(arguments, TABLES)
-        if arguments.ablate not in (None, *SAMPLED) and arguments.data not in (None, "rendered"):
+        trains = arguments.seeds or arguments.ablate not in (None, *SAMPLED)
+        if trains and arguments.checkpoint:
+            raise ValueError("a table that trains its rows starts from new weights: leave "
+                             "--checkpoint out")
+        if trains and arguments.data not in (None, "rendered"):
             raise ValueError(f"--ablate {arguments.ablate} trains on rendered data: leave --data "
-                             f"out; {', '.join(SAMPLED)} score other data, too")
+                             f"out; {', '.join(SAMPLED)} without --seeds score other data, too")
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """The poses of every row, beside the truth; of Figures 5 and 6 with what led to them."""
@@ -239,7 +234,7 @@ class PaperTask(TransformerTask):
         genhmr_figures.draw(self.arguments.figure, self, predictions, pictures, path)
 
 
-# -------------------------------------------------------------------------------- trained rows
+# ---------------------------------------------------------------------------------- the runs
 
 
 def text_of(arguments: argparse.Namespace, found: ablations.Found, about: str) -> str:
@@ -247,7 +242,35 @@ def text_of(arguments: argparse.Namespace, found: ablations.Found, about: str) -
     name = arguments.ablate
     return ablations.table_text(
         f"GenHMR, {name.replace('table', 'Table ')}", TABLES[name], found,
-        f"`python train.py {shlex.join(arguments.argv)}`\n\n{about} Errors in mm.")
+        f"`python train.py {shlex.join(arguments.argv)}`\n\n{about} Errors in mm; of several seeds "
+        "mean ± standard deviation.")
+
+
+def score_rows(arguments: argparse.Namespace,
+               parse: ablations.Parse) -> Iterator[argparse.Namespace]:
+    """The evaluations that a table or figure needs: of a checkpoint, or of a new model a seed."""
+    name = arguments.ablate or f"figure{arguments.figure}"
+    checkpoint, found = arguments.checkpoint or SHIPPED, defaultdict(dict)
+    about = f"{checkpoint.name} on {arguments.protocol or 'the rendered test split'}"
+    for seed in range(arguments.seeds or 1):
+        out = arguments.out / name
+        if arguments.seeds:
+            runs = StageRuns(arguments, parse)
+            about, out = runs.about(), out / f"seed {seed}"
+            folder = yield from runs.transformer({}, runs.configs["transformer"].seed + seed)
+            checkpoint = folder / "checkpoint.pt"
+        yield argparse.Namespace(**vars(arguments) | {
+            "eval": True, "out": out, "checkpoint": checkpoint, "tokenizer": None,
+            "overrides": own_overrides(arguments.overrides, TransformerTask.Config,
+                                       [TokenizerTask.Config])})
+        for row in SAMPLED[name].rows if arguments.ablate else ():
+            errors = ablations.errors_of(out, row, OURS)
+            if errors is not None:
+                found[row][seed] = errors
+    if arguments.ablate:
+        ablations.write(arguments.out / f"{name}.md", text_of(
+            arguments, found, f"Ours: {about}. `python -m benchmarks genhmr` measures time, the "
+                              "paper's AITI."))
 
 
 def train_rows(arguments: argparse.Namespace,
@@ -273,7 +296,7 @@ def train_rows(arguments: argparse.Namespace,
     return ablations.score_rows(
         arguments.out / f"{arguments.ablate}.md", table.rows,
         range(first, first + (arguments.seeds or 1)), row_run,
-        lambda found: text_of(arguments, found, runs.about(of_poses)))
+        lambda found: text_of(arguments, found, f"Ours: {runs.about(of_poses)}."))
 
 
 class StageRuns:
@@ -328,18 +351,18 @@ class StageRuns:
         extra = ["--tokenizer", str(tokenizer), "--brief"]
         if arguments.backbone:
             extra += ["--backbone", arguments.backbone]
-        expected = vars(dataclasses.replace(config, **fields)) | {"seed": seed}
-        for name in ("tokenizer", "encoder", "image_size", "freeze_backbone"):
-            del expected[name]  # these come with --tokenizer and --backbone
+        changed = dataclasses.replace(config, **fields)
+        expected = {name: value for name, value in vars(changed).items()
+                    if name not in ("image_size", "freeze_backbone")}  # these come with --backbone
         return (yield from self.run("transformer", " ".join(names or ["unchanged"]), settings, seed,
                                     extra, expected))
 
-    def about(self, of_poses: bool) -> str:
+    def about(self, of_poses: bool = False) -> str:
         """The scale of our rows, for the table."""
         pose, model = self.configs["tokenizer"], self.configs["transformer"]
-        text = (f"Ours: tokenizers of {pose.codebook_size} x {pose.code_dim} where the paper has "
+        text = (f"tokenizers of {pose.codebook_size} x {pose.code_dim} where the paper has "
                 f"2048 x 256, {pose.steps:,} steps of {pose.batch_size} poses")
         if not of_poses:
             text += (f"; transformers, {model.steps:,} steps of {model.batch_size} rendered "
                      f"pictures of {model.image_size} px, T = 5")
-        return text + ". Mean ± standard deviation over seeds."
+        return text

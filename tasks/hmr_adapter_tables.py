@@ -102,8 +102,8 @@ TRAINED: dict[str, Table] = {
 }
 TABLES = SCORED | TRAINED
 FROM_SCRATCH = ("Table 3, No. 2", "Table 4, No. 2")
-# What rows have in place of the cpu preset's fields, if no --preset is given: the largest table
-# takes three seeds about two hours of one core.
+# What rows have in place of the cpu preset's fields, if no --preset is given, so that a table with
+# three seeds takes hours, not days.
 SCALE = ("steps=500", "eval_every=500", "train_samples=6000")
 
 # -------------------------------------------------------------------------------------- task

@@ -57,6 +57,8 @@ def test_rows_are_changes_of_a_config(name):
     (["--ablate", "table4", "--seeds", "0"], "--seeds 0: expected at least 1"),
     (["--ablate", "table4", "--preset", "toy"], "no preset 'toy' for genhmr"),
     (["--ablate", "table4", "--data", "coco"], "trains on rendered data"),
+    (["--ablate", "table2", "--seeds", "2", "--checkpoint", "x.pt"], "leave --checkpoint out"),
+    (["--ablate", "table2", "--iterations", "3"], "--iterations means nothing to genhmr"),
     (["--ablate", "table4", "--set", "layer=3"], "field of:"),
     (["--ablate", "table2", "--checkpoint", "absent.pt"], "no checkpoint absent.pt"),
     (["--figure", "3"], "invalid choice: 3"),
@@ -138,11 +140,18 @@ def test_a_table_trains_every_row_once(finished, folder, tmp_path, capsys):  # n
             field, value = name.removeprefix("tokenizer.").split("=")
             assert results["config"]["tokenizer"][field] == int(value)
     text = (tmp_path / "table13.md").read_text()
-    error = runs["tokenizer.code_dim=4"]["scores"]["T=5"]["MPJPE"]
+
+    def error_of(name):
+        return runs[name]["scores"]["T=5"]["MPJPE"]
+
+    error = error_of("tokenizer.code_dim=4")
     assert re.search(rf"^\| 2048 x 128 \|.* {error:.2f} \|", text, re.MULTILINE)
     train.main([*arguments, "--ablate", "table5"])
+    train.main([*arguments, "--ablate", "table12", "--seeds", "1"])
     assert "from step 0" not in capsys.readouterr().out
     assert (tmp_path / "table5.md").exists()
+    assert f"| top-1 | 68.1 | 77.5 | 88.2 | 99.5 | {error_of('unchanged'):.2f} |" in (
+        tmp_path / "table12.md").read_text()
     with pytest.raises(SystemExit, match="differs in learning_rate"):
         train.main([*arguments, "learning_rate=1", "--ablate", "table5"])
 
