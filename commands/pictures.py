@@ -25,6 +25,7 @@ from sets import finders
 from sets.images import read_image
 
 MESH_ENDINGS = ("obj", "ply", "glb")
+OURS = ("_overlay", "_sampling", "_turntable")  # ends of the names of pictures that we write
 TINY = 32  # pixels, a shorter box is too small to see fingers or limbs (our choice)
 OPACITY = 0.8  # of the mesh in the overlay (our choice)
 LARGEST = 2000  # pixels, longer side of the overlay of a huge picture (our choice)
@@ -139,7 +140,7 @@ def parse_box(text: str, sides: bool = False) -> Target:
 
 
 def picture_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the pictures themselves and those in the folders, by name.
+    """Return the pictures themselves and those in the folders, by name, without our own results.
 
     Raises ValueError for no pictures, a missing file, and two pictures whose results would have
     the same name.
@@ -147,7 +148,7 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
     endings, files = Image.registered_extensions(), []
     for path in paths:
         inside = sorted(file for file in path.iterdir() if file.suffix.lower() in endings
-                        ) if path.is_dir() else [path]
+                        and not file.stem.endswith(OURS)) if path.is_dir() else [path]
         if not inside:
             raise ValueError(f"{path} has no pictures: expected files such as .jpg and .png")
         files += inside

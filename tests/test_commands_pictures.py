@@ -34,8 +34,8 @@ def test_boxes_of_hands_may_name_the_side():
 
 
 def test_folders_give_their_pictures(tmp_path):
-    """Files that are pictures by their ending, by name; other files are passed over."""
-    for name in ("b.JPG", "a.png", "notes.txt"):
+    """Files that are pictures by their ending, by name; not others, and not our own results."""
+    for name in ("b.JPG", "a.png", "notes.txt", "a_overlay.png", "b_1_turntable.gif"):
         (tmp_path / name).touch()
     other = tmp_path / "notes.txt"
     assert pictures.picture_files([tmp_path, other]) == [
