@@ -121,7 +121,7 @@ def fit_notes(arrays: Mapping[str, np.ndarray], keypoints: np.ndarray | None,
     if keypoints is None or not seen.any():
         return []
     return pictures.fit_note(keypoints[seen, :2], arrays["keypoints_2d"][seen], arrays["box"][2],
-                             MISFIT, f"the {seen.sum()}")
+                             MISFIT, f"the {seen.sum()} keypoints that are seen")
 
 
 def trained_on(config: genhmr.Config, data: str | None) -> str:

@@ -180,5 +180,5 @@ def body_notes(arrays: Mapping[str, np.ndarray], model: HMRAdapter | BodyAdapter
     if seen:
         rows, joints = map(list, zip(*seen, strict=True))
         notes += pictures.fit_note(target.keypoints[rows, :2], mesh[joints], extent, MISFIT,
-                                   "MediaPipe's")
+                                   "MediaPipe's 2D keypoints")
     return notes

@@ -286,7 +286,7 @@ def box_notes(box: Sequence[float] | None, shape: Sequence[int]) -> list[str]:
 
 
 def fit_note(found: np.ndarray, mesh: np.ndarray, extent: float, limit: float,
-             whose: str = "the network's own") -> list[str]:
+             what: str = "the network's own 2D keypoints") -> list[str]:
     """Warn if a mesh's projected keypoints (J, 2) lie far from 2D keypoints (J, 2), in pixels.
 
     limit: largest mean distance, as a part of `extent`, the side of the box.
@@ -294,8 +294,8 @@ def fit_note(found: np.ndarray, mesh: np.ndarray, extent: float, limit: float,
     distance = np.linalg.norm(found - mesh, axis=1).mean() / extent
     if distance <= limit:
         return []
-    return [f"warning: the mesh does not fit {whose} 2D keypoints: they are {100 * distance:.0f} % "
-            "of the box apart on average; do not trust this result"]
+    return [f"warning: the mesh does not fit {what}: they are {100 * distance:.0f} % of the box "
+            "apart on average; do not trust this result"]
 
 
 # ------------------------------------------------------------------------------------- files

@@ -121,7 +121,7 @@ def fit_notes(arrays: Mapping[str, np.ndarray], target: Target) -> list[str]:
     notes = pictures.fit_note(arrays["keypoints_2d"], mesh, extent, MISFIT)
     if target.keypoints is not None:  # MediaPipe's 21 are in our order
         notes += pictures.fit_note(target.keypoints[:, :2], mesh, extent, DETECTOR_MISFIT,
-                                   "MediaPipe's")
+                                   "MediaPipe's 2D keypoints")
     return notes
 
 
