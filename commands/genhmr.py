@@ -79,7 +79,7 @@ def work(arguments: argparse.Namespace) -> int:
             iterations=arguments.iterations, schedule=arguments.schedule, top_k=arguments.top_k,
             refinement=arguments.refine, fitted_camera=arguments.fit_camera, **options)
         sampling = drawing.draw_sampling(arrays, image, body, genhmr.crop_picture)
-        notes = [*step_notes(arrays, arguments, source), *fit_notes(arrays, keypoints, source)]
+        notes = [*step_notes(arrays, arguments, source), *fit_notes(arrays, keypoints)]
         return Result(arrays, body.faces.cpu().numpy(), arrays["joints"][0],
                       {"sampling.png": sampling}, notes)
 
@@ -114,8 +114,7 @@ def step_notes(arrays: Mapping[str, np.ndarray], arguments: argparse.Namespace,
             f"{energies[-1]:.3g} in {len(energies) - 1} steps{rose}"]
 
 
-def fit_notes(arrays: Mapping[str, np.ndarray], keypoints: np.ndarray | None,
-              source: str) -> list[str]:
+def fit_notes(arrays: Mapping[str, np.ndarray], keypoints: np.ndarray | None) -> list[str]:
     """Warn if the mesh does not fit the 2D keypoints that were found in the picture."""
     seen = arrays["confidence"] > 0
     if keypoints is None or not seen.any():
