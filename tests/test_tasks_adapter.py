@@ -270,7 +270,7 @@ def test_the_same_command_continues_where_it_stopped(finished, folder, tmp_path,
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ([], "add --stage hand_expert, then --stage body_expert, then --stage hand"),
+    ([], "add --stage all; or ask for a table of the paper with --ablate"),
     (["--stage", "hand"], "--stage hand_expert and give its checkpoint with --expert"),
     (["--stage", "body"], "--stage body_expert and give its checkpoint with --expert"),
     (["--stage", "hand_expert", "--expert", "x.pt"], "--expert means nothing to hmr_adapter"),
