@@ -32,7 +32,7 @@ Output = dict[str, Tensor]  # of a model's forward
 EXPERT_ARGUMENT = {"metavar": "FILE", "help": "checkpoint of the expert to adapt: train.py's, "
                    "HaMeR's or SMPLer-X's"}
 ROW_ARGUMENT = {"metavar": "NAME", "help": "train this row of the paper's tables, such as "
-                "'Table 3, No. 4'; No. 2 starts without --expert"}
+                "'Table 3, No. 4'; No. 2 takes sizes from --expert, if given, and no weights"}
 
 
 class PeopleTask(Task):
@@ -93,10 +93,12 @@ class PeopleTask(Task):
     def notes(self) -> list[str]:
         """What starts from random weights."""
         start = self.arguments
-        if start.checkpoint or self.ADAPTS and start.expert:
+        scratch = self.ADAPTS and start.row in adapter_rivals.FROM_SCRATCH
+        if start.checkpoint or self.ADAPTS and start.expert and not scratch:
             return []
         if self.ADAPTS:
-            return ["no --expert: the expert is trained from random weights, too"]
+            return [f"{'this row' if start.expert else 'no --expert'}: the expert is trained from "
+                    "random weights, too"]
         return [] if start.preset == "cpu" else [
             "the expert starts from random weights; if you have its released ones, leave out this "
             "stage and give them to the next with --expert"]
@@ -115,9 +117,10 @@ class PeopleTask(Task):
 
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
-        if not self.ADAPTS or not self.arguments.expert:
+        start = self.arguments
+        if not self.ADAPTS or not start.expert or start.row in adapter_rivals.FROM_SCRATCH:
             return adapter_rivals.build_model(self.config)
-        return adapter_rivals.build_model(self.config, self.load_given(self.arguments.expert))
+        return adapter_rivals.build_model(self.config, self.load_given(start.expert))
 
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
         """An expert, with all that its weights need beside them."""

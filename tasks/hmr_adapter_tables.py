@@ -13,6 +13,7 @@ import numpy as np
 import bodymodels
 from tasks import ablations
 from tasks.ablations import Row, Table
+from tasks.adapter_rivals import FROM_SCRATCH
 from tasks.hmr_adapter import BodyAdapterTask, DualPathTask, HandAdapterTask
 from tasks.settings import override, own_overrides
 
@@ -101,7 +102,6 @@ TRAINED: dict[str, Table] = {
         note="Body paths, merged with the hand path of Table 3, No. 6."),
 }
 TABLES = SCORED | TRAINED
-FROM_SCRATCH = ("Table 3, No. 2", "Table 4, No. 2")
 # What rows have in place of the cpu preset's fields, if no --preset is given, so that a table with
 # three seeds takes hours, not days.
 SCALE = ("steps=500", "eval_every=500", "train_samples=6000")
@@ -192,11 +192,10 @@ class TableRuns:
     def trained(self, row: str, seed: int) -> RUN:
         """A row of --row, unless it is done; returns its folder."""
         stage = "hand" if row.startswith(("Table 3", "Table 5")) else "body"
-        scratch, out = row in FROM_SCRATCH, self.arguments.out / row / f"seed {seed}"
-        steps = self.configs[stage].steps * (1 + scratch)
+        out = self.arguments.out / row / f"seed {seed}"
+        steps = self.configs[stage].steps * (2 if row in FROM_SCRATCH else 1)
         argv = [*self.flags, "--stage", stage, "--preset", self.preset, "--row", row, "--out",
-                str(out)]
-        argv += [] if scratch else ["--expert", str(self.hand if stage == "hand" else self.body)]
+                str(out), "--expert", str(self.hand if stage == "hand" else self.body)]
         argv += ["--guide", str(self.body)] if stage == "hand" else []
         yield from ablations.run(f"{row}, seed {seed}", out, lambda: self.parse([
             *argv, "--set", *self.overrides[stage], f"steps={steps}", f"seed={seed}"]),

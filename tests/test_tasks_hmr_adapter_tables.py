@@ -8,7 +8,9 @@ import pytest
 from test_tasks_adapter import TINY, finished, folder  # noqa: F401
 from test_train import Run, flag
 
+import hmr_adapter
 import train
+from tasks.hmr_adapter import HandAdapterTask
 from tasks.hmr_adapter_tables import (
     SCORED,
     SHIPPED,
@@ -60,13 +62,22 @@ def test_shipped_checkpoints_are_the_default():
     assert str(run.guide) == str(SHIPPED["body"])
 
 
-def test_rows_from_scratch_have_no_expert_and_double_steps():
+def test_rows_from_scratch_have_an_experts_sizes_no_weights_and_double_steps():
     arguments = train.parse_arguments(["--model", "hmr_adapter", "--ablate", "table3", "--set",
                                        "steps=7"])
     first = next(PaperTask.plan(arguments, train.parse_arguments))
     assert first.row == "Table 3, No. 6" and first.expert and first.guide
     scratch = next(TableRuns(arguments, train.parse_arguments).trained("Table 3, No. 2", 5))
-    assert scratch.expert is None and scratch.overrides[-2:] == ["steps=14", "seed=5"]
+    assert scratch.overrides[-2:] == ["steps=14", "seed=5"]
+    task = object.__new__(HandAdapterTask)
+    task.arguments, expert = scratch, hmr_adapter.load_hand_expert(SHIPPED["hand"])
+    task.config = HandAdapterTask.adapt(HandAdapterTask.PRESETS["cpu"], scratch)
+    assert task.config.expert == expert.config and task.config.trainable == "all"
+    new, old = dict(task.build().expert.named_parameters()), dict(expert.named_parameters())
+    assert new.keys() == old.keys() and all(
+        value.shape == old[name].shape for name, value in new.items())
+    assert not any(value.equal(old[name]) for name, value in new.items() if value.ndim > 1)
+    assert task.notes() == ["this row: the expert is trained from random weights, too"]
 
 
 def test_all_hands_are_the_clear_and_the_occluded_ones(tmp_path):
