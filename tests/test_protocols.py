@@ -41,6 +41,23 @@ def test_people_are_judged_by_body_and_hands():
     assert min(report[name] for name in set(report) - set(aligned)) > 10
 
 
+def test_errors_of_each_sample_are_those_of_the_sample_alone():
+    """Their means are `evaluate`'s; both hands of a person count once; F-scores are left out."""
+    prediction, target = whole_bodies(1), whole_bodies(2)
+    each = metrics.evaluate_each("rendered_people", prediction, target)
+    report = metrics.evaluate("rendered_people", prediction, target)
+    assert {name: errors.mean() for name, errors in each.items()} == pytest.approx(report)
+    for index in range(3):
+        one = metrics.evaluate("rendered_people", *(
+            {name: points[index:index + 1] for name, points in both.items()}
+            for both in (prediction, target)))
+        assert {name: errors[index] for name, errors in each.items()} == pytest.approx(one)
+    hands = [{"joints": points["joints"][:, :21], "vertices": points["vertices"]}
+             for points in (prediction, target)]
+    assert list(metrics.evaluate_each("freihand", *hands)) == [
+        "PA-MPJPE", "PA-MPVPE", "MPJPE", "MPVPE"]
+
+
 def test_people_against_a_loop():
     """PVE from the pelvis, 14 joints; hands from their wrist, left and right averaged."""
     prediction, target = whole_bodies(1), whole_bodies(2)
