@@ -35,6 +35,9 @@ ENCODER = {"vit_dim": 16, "vit_depth": 1, "vit_heads": 2}
 HAND = {"image_size": 32, "patch_size": 8, "stem": "8", **ENCODER}
 DECODER = {"decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_head_dim": 4,
            "decoder_ffn": 16}
+TRANSFORMER = {"pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,
+               "regressor_width": 16, "ema_decay": 0.5, "accumulate": 2, "train_samples": 44,
+               "test_samples": 2}
 PEOPLE = {"body_size": 32, "hand_size": 32, "train_samples": 24, "test_samples": 2}
 SETTINGS: dict[str, dict[str, object]] = {
     "simplehand": {
@@ -44,11 +47,13 @@ SETTINGS: dict[str, dict[str, object]] = {
     "genhmr-tokenizer": {
         "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "width": 16, "depth": 1,
         "train_samples": 44, "test_samples": 2},
-    "genhmr-transformer": {
-        "backbone": "vit", "image_size": 64, **ENCODER, "vit_drop_path": 0.1, "stem": "8,8",
-        "scales": "1,2", "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1,
-        "ffn": 32, "regressor_width": 16, "ema_decay": 0.5, "accumulate": 2, "train_samples": 44,
-        "test_samples": 2},
+    "genhmr-encoder": {
+        "image_size": 64, "widths": "4,4,8,8", "blocks": 1, "heads": 2, "pooled": 4,
+        "lift_width": 16, "train_samples": 44, "test_samples": 2},
+    "genhmr-transformer": {**TRANSFORMER, "pretrain_steps": 5},  # around an encoder, frozen
+    "genhmr-transformer vit": {  # with the paper's encoder, trained
+        **TRANSFORMER, **ENCODER, "backbone": "vit", "freeze_backbone": False, "pretrain_steps": 0,
+        "image_size": 64, "vit_drop_path": 0.1, "stem": "8,8", "scales": "1,2"},
     "hmr_adapter-hand_expert": {**HAND, **DECODER, **PEOPLE},
     "hmr_adapter-body_expert": {
         **HAND, **PEOPLE, "depth_bins": 4, "hand_cells": 4, "box_dim": 8, "joint_dim": 8},
@@ -56,7 +61,8 @@ SETTINGS: dict[str, dict[str, object]] = {
     "hmr_adapter-body": {**DECODER, **PEOPLE, "offset_hidden": 16},
 }
 NEEDED = {  # flags that name the final checkpoint of another stage
-    "genhmr-transformer": {"tokenizer": "genhmr-tokenizer"},
+    "genhmr-transformer": {"tokenizer": "genhmr-tokenizer", "backbone": "genhmr-encoder"},
+    "genhmr-transformer vit": {"tokenizer": "genhmr-tokenizer"},
     "hmr_adapter-hand": {"expert": "hmr_adapter-hand_expert", "guide": "hmr_adapter-body_expert"},
     "hmr_adapter-body": {"expert": "hmr_adapter-body_expert"},
 }
@@ -64,7 +70,7 @@ NEEDED = {  # flags that name the final checkpoint of another stage
 
 def command(stage: str, out: Path, folder: Path, steps: int) -> list[str]:
     """The command line of a stage's run in `out`; `folder` has the cache and earlier stages."""
-    model, _, part = stage.partition("-")
+    model, _, part = stage.split()[0].partition("-")
     settings = SMALL_RUN | SETTINGS[stage] | {"steps": steps}
     flags = [f"--{flag}={folder / other / 'checkpoint.pt'}"
              for flag, other in NEEDED.get(stage, {}).items()]

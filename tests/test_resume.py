@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import train
 from benchmarks import resume
 
 
@@ -13,6 +14,12 @@ def test_killed_runs_end_in_the_same_bits(stage, ranks, capsys):
     """Two trials of every stage: killed at random moments and continued, to the same weights."""
     code = resume.main(["--stage", stage, "--ranks", ranks, "--trials", "2", "--steps", "16"])
     assert code == 0, capsys.readouterr().out
+
+
+def test_every_stage_is_killed_and_continued():
+    """"all" trains nothing of its own."""
+    trained = {name for name in train.TASKS if not name.endswith("-all")}
+    assert {stage.split()[0] for stage in resume.SETTINGS} == trained
 
 
 def test_a_digest_sees_every_bit_of_a_checkpoint(tmp_path):
