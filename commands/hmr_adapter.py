@@ -111,7 +111,8 @@ def hands(arguments: argparse.Namespace) -> int:
     def one(image: np.ndarray, target: Target, _: Path) -> Result:
         arrays = hmr_adapter.predict_hand(model, image, hand, box=target.box, side=target.side)
         outward = faces[:, ::-1 if target.side == "left" else 1]  # mirrored, they face inwards
-        return Result(arrays, outward, arrays["joints"][0], notes=[f"a {target.side} hand"])
+        return Result(arrays, outward, arrays["joints"][0],
+                      notes=[f"a {target.side} hand", *hand_notes(arrays, hand, target)])
 
     return pictures.run(arguments, "hand", one, told)
 
@@ -156,6 +157,16 @@ def check_path(path: HandAdapter | BodyAdapter, checkpoint: Path, is_free: bool)
         return pictures.trained_on(data)
     return ("trained on rendered people only, who face the camera within "
             f"{path.config.views:.0f} degrees: expect rough poses in photographs")
+
+
+def hand_notes(arrays: Mapping[str, np.ndarray], hand: bodymodels.BodyModel,
+               target: Target) -> list[str]:
+    """Warn if the mesh does not fit MediaPipe's 2D keypoints, the 21 in our order."""
+    if target.keypoints is None:
+        return []
+    pixels = hand.keypoint_regressor.numpy() @ arrays["vertices"] @ arrays["K"].T
+    return pictures.fit_note(target.keypoints[:, :2], pixels[:, :2] / pixels[:, 2:],
+                             max(target.box[2:]), MISFIT, "MediaPipe's 2D keypoints")
 
 
 def body_notes(arrays: Mapping[str, np.ndarray], model: HMRAdapter | BodyAdapter,

@@ -584,7 +584,7 @@ def test_file_alone_predicts(tmp_path):
     shutil.copy(genhmr.__file__, tmp_path)
     code = f"""
 import sys, types, numpy, torch, genhmr
-from genhmr import Config, TokenizerConfig
+from genhmr import Config, EncoderConfig, TokenizerConfig
 model = genhmr.GenHMR({TINY!r}).eval()
 class Sticks:  # a body of bones alone
     def __call__(self, betas, rotations):
