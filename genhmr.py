@@ -340,7 +340,7 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     # bodies that face an upright camera. The joint loss, on 45 keypoints, is the mean over 24
     # joints and 21 points of the surface: 5 x L_45 = 5 x (24 L_J + 21 L_V) / 45.
     "cpu": TokenizerConfig(
-        codebook_size=64, code_dim=16, network="joints", normalise=True, corruption=0.12,
+        codebook_size=64, code_dim=16, width=384, network="joints", normalise=True, corruption=0.12,
         weight_commitment=0.1, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
         heading=20.0, tilt=20.0, uniform_rotation=0.0, batch_size=256, steps=2_400,
         learning_rate=2e-3, schedule="cosine", warmup_steps=100, eval_every=1_200,
@@ -368,14 +368,13 @@ PRESETS: dict[str, Config] = {
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], encoder=ENCODER_PRESETS["cpu"], image_size=128,
         backbone="pose", freeze_backbone=True, scales=(2, 4), pyramid_width=32, width=64, heads=4,
-        points=2, layers=3, ffn=128, regressor_width=384, pretrain_steps=800, own_guesses=0.5,
+        points=2, layers=3, ffn=128, regressor_width=128, pretrain_steps=300, own_guesses=0.5,
         token_maps="per_place", distance_bias=True, unit_scales=True, mask_loss_on="masked",
-        reduction="mean",
-        weight_keypoints_3d=4.6e-3, weight_keypoints_2d=1e-4, weight_pose=5e-6, weight_betas=1e-4,
-        temperature_end=0.5, batch_size=32, steps=2_300, learning_rate=1.5e-3, schedule="cosine",
-        warmup_steps=100, precision="fp32", channels_last=False, eval_every=1_150,
-        augmentation="rendered_bodies_strong", train_samples=16_000, test_samples=500, views=30.0,
-        lean=45.0, wide=0.5),
+        reduction="mean", weight_keypoints_3d=4.6e-3, weight_keypoints_2d=1e-4, weight_pose=5e-6,
+        weight_betas=1e-4, temperature_end=0.5, batch_size=32, steps=1_800, learning_rate=1.5e-3,
+        schedule="cosine", warmup_steps=100, precision="fp32", channels_last=False,
+        eval_every=900, augmentation="rendered_bodies_strong", train_samples=16_000,
+        test_samples=500, views=30.0, lean=45.0, wide=0.5),
 }
 
 # ------------------------------------------------------------------------ rotations, cameras
