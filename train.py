@@ -809,7 +809,10 @@ def give_reason(error: Exception, out: Path) -> NoReturn:
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line and do all runs that it stands for."""
     arguments, world = parse_arguments(sys.argv[1:] if argv is None else argv), None
-    plan, done = TASKS[arguments.name].plan(arguments, parse_arguments), True
+    try:
+        plan, done = TASKS[arguments.name].plan(arguments, parse_arguments), True
+    except ValueError as error:
+        fail(str(error))
     while done:
         try:
             run = next(plan, None)
