@@ -1790,7 +1790,7 @@ class Refined(NamedTuple):
 
 def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoints_2d: Tensor,
            confidence: Tensor, keypoints: Callable[[Tensor, Tensor], Tensor], *,
-           iterations: int = 10, step_size: float = 300.0, weight_pose: float = 1e-2,
+           iterations: int = 10, step_size: float = 60.0, weight_pose: float = 1e-3,
            optimizer: str = "gd") -> Refined:
     """2D pose-guided refinement: gradient steps on the embeddings of a pose, all else frozen.
 
