@@ -11,8 +11,8 @@ from benchmarks import resume
 @pytest.mark.parametrize("ranks", ["1", "2"])
 @pytest.mark.parametrize("stage", resume.SETTINGS)
 def test_killed_runs_end_in_the_same_bits(stage, ranks, capsys):
-    """Two trials of every stage: killed at random moments and continued, to the same weights."""
-    code = resume.main(["--stage", stage, "--ranks", ranks, "--trials", "2", "--steps", "16"])
+    """A trial with one process and one with two: killed at random moments, the same weights."""
+    code = resume.main(["--stage", stage, "--ranks", ranks, "--trials", "1", "--steps", "16"])
     assert code == 0, capsys.readouterr().out
 
 
