@@ -1402,7 +1402,7 @@ class GenHMR(nn.Module):
                 self.backbone.channels[16 // min(scale, 4)], scale // min(scale, 4),
                 config.pyramid_width) for scale in config.scales])
             self.regressor = PoseStart(config)
-        self.backbone.requires_grad_(not config.freeze_backbone)
+        self.backbone.requires_grad_(not config.freeze_backbone).train(not config.freeze_backbone)
         self.transformer = MaskedTransformer(config)
         self.initialise()
         self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False).eval()

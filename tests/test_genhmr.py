@@ -324,7 +324,7 @@ POSE = replace(
 
 def test_a_frozen_encoder_stays_as_it_is(body):
     """A step of stage 2 moves neither its weights nor its averages; all else has a gradient."""
-    model = GenHMR(POSE).train()
+    model = GenHMR(POSE)
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     batch = genhmr.mask_batch(model, batch_of(body))
     prediction = model(batch["image"], batch["masked_tokens"], own=batch["own"])

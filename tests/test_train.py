@@ -68,7 +68,9 @@ class Run:
             "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
         self.process = subprocess.Popen(
             [*launcher, str(ROOT / "train.py"), *arguments], text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            # a background shell ignores Ctrl-C, and so would all of its children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     def steps(self):
         path = self.out / "log.csv"
