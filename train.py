@@ -154,8 +154,9 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
     """Collated batches of the data set, one for each list of keys, on this rank's device."""
     loader = DataLoader(dataset, batch_sampler=keys, num_workers=world.workers,
                         pin_memory=world.device.type == "cuda", worker_init_fn=ignore_signals)
+    batches = iter(loader)
     try:
-        for batch in loader:
+        for batch in batches:
             yield {name: value.to(world.device, non_blocking=True)
                    for name, value in batch.items()}
     except RuntimeError as error:
@@ -165,6 +166,9 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
             f"a data worker died ({error}). Batches travel through shared memory{shared_memory()}: "
             "in a container give it more (docker run --shm-size=16g), else try fewer --workers; "
             "--workers 0 needs none") from error
+    finally:
+        if world.workers:  # they ignore SIGTERM, and an error's traceback would keep them alive
+            batches._shutdown_workers()
 
 
 def shared_memory() -> str:

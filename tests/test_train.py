@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import multiprocessing
 import os
 import re
 import resource
@@ -528,11 +529,12 @@ class Damaged(torch.utils.data.Dataset):
 
 
 def test_an_error_of_a_data_process_is_its_last_line():
-    """PyTorch puts the traceback of the other process into the message."""
+    """PyTorch puts the traceback of the other process into the message; no process stays."""
     for workers in (0, 1):
         with pytest.raises(ValueError) as error:
             list(train.load_batches(Damaged(), [[0]], train.World(workers=workers)))
         assert train.message_of(error.value) == "picture.jpg cannot be read: copy it again"
+        assert not multiprocessing.active_children()
 
 
 def test_errors_reach_torchrun(tmp_path, monkeypatch):
