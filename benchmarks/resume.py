@@ -125,6 +125,33 @@ def kill(children: Sequence[int]) -> None:
         os.waitpid(child, 0)
 
 
+def version(path: Path) -> tuple[int, int] | None:
+    """What tells one checkpoint from the next, without opening it."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def kill_at_random(children: Sequence[int], path: Path, steps: int, duration: float,
+                   rng: random.Random) -> None:
+    """Kill a run that has so many steps left, and lasts about `duration` seconds, at some moment.
+
+    Steps are counted by the checkpoints that appear in `path`, one a step, so that a run is killed
+    before its end also when the machine is busier than before. Step 0 is all that comes before.
+    """
+    after, part, last, seen = rng.randrange(steps), rng.random(), duration / 2, version(path)
+    began = time.monotonic()
+    while after and not os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.001)
+        if (now := version(path)) != seen:
+            after, seen = after - 1, now
+            last, began = time.monotonic() - began, time.monotonic()
+    time.sleep(part * last)
+    kill(children)
+
+
 def digest(out: Path) -> str:
     """A hash of everything in a checkpoint but for times, commands and software versions."""
     content = torch.load(out / "checkpoint.pt", weights_only=True)
@@ -170,9 +197,10 @@ def measure(stage: str, ranks: int, trials: int, folder: Path, steps: int,
     for _ in range(trials):
         shutil.rmtree(out, ignore_errors=True)
         for _ in range(rng.choice((1, 1, 2))):
+            if last_step(out) == steps:
+                break
             children = start(command(stage, out, folder, steps), ranks, log)
-            time.sleep(rng.uniform(0.1, 0.9) * duration)
-            kill(children)
+            kill_at_random(children, out / "checkpoint.pt", steps - last_step(out), duration, rng)
             met.append(last_step(out))
         wait(start(command(stage, out, folder, steps), ranks, log), log)
         same += digest(out) == expected
