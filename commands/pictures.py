@@ -92,8 +92,9 @@ def parser(name: str, subject: str, arrays: str, files: str = ""
     groups.found.add_argument("pictures", nargs="*", type=Path, metavar="PICTURE",
                               help="pictures, or folders of pictures")
     groups.found.add_argument(
-        "--box", action="append", metavar=f"X,Y,W,H{side}", help=f"pixels around one {subject}; "
-        "repeat it for more; 'whole' for the whole picture (default: found by MediaPipe)")
+        "--box", action="append", metavar=f"X,Y,W,H{side}", help=f"pixels around one {subject}: "
+        "upper left corner, width, height; repeat it for more; 'whole' for the whole picture "
+        "(default: found by MediaPipe)")
     groups.model.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                               help="where to compute: cpu, cuda, cuda:1, mps")
     groups.output.add_argument("--out", type=Path, default=Path("output"),
@@ -109,12 +110,22 @@ def parser(name: str, subject: str, arrays: str, files: str = ""
 def main(command: argparse.ArgumentParser, work: Callable[[argparse.Namespace], int],
          argv: Sequence[str] | None) -> int:
     """Run a command; return its exit code, 2 after one line about bad input."""
-    arguments = command.parse_args(argv)
+    arguments = command.parse_args(joined(sys.argv[1:] if argv is None else argv))
     try:
         return work(arguments)
     except (ValueError, OSError) as error:
         print(f"{command.prog}: {error}", file=sys.stderr)
         return 2
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """Write `--box -5,10,50,60` as one word with "=": argparse takes the numbers for a flag."""
+    words = []
+    for word in argv:
+        if words and words[-1] == "--box" and word[:1] == "-" and word[1:2] in set("0123456789."):
+            word = f"{words.pop()}={word}"
+        words.append(word)
+    return words
 
 
 def parse_box(text: str, sides: bool = False) -> Target:
@@ -249,8 +260,8 @@ def targets_of(arguments: argparse.Namespace, subject: str, image: np.ndarray,
     """Return what --box names, or what is found. Raises ValueError if that is nothing."""
     if arguments.box:
         return arguments.box
-    give = (f"give the {subject}'s place in pixels, --box X,Y,WIDTH,HEIGHT, or --box whole for the "
-            "whole picture")
+    give = (f"give the {subject}'s place in pixels, --box X,Y,WIDTH,HEIGHT with X,Y its upper left "
+            "corner, or --box whole for the whole picture")
     try:
         found = (find or (find_hands if subject == "hand" else find_people))(image)
     except ImportError as error:

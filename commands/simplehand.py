@@ -28,8 +28,6 @@ it is 6.5 M: 5.0 M for the deconvolution, 1.5 M for the mesh regressor, 0.05 M f
 With HRNet as we read the paper it is 1.56 M."""
 
 
-
-
 def print_summary(as_json: bool) -> None:
     """Print the parameters of every preset, part by part. "paper" is the released model."""
     counts = {name: simplehand.count_parameters(config)
@@ -94,8 +92,9 @@ def reconstruct(arguments: argparse.Namespace) -> int:
         arrays = simplehand.predict(model, image, hand.keypoint_regressor, box=target.box,
                                     side=side)
         outward = faces[:, ::-1 if side == "left" else 1]  # mirrored, they face inwards
-        return Result(arrays, outward, arrays["root"],
-                      notes=[f"a {side} hand", *fit_notes(arrays, target)])
+        kind = ("taken for a right hand; for a left one add --left"
+                if arguments.box and side == "right" else f"a {side} hand")
+        return Result(arrays, outward, arrays["root"], notes=[kind, *fit_notes(arrays, target)])
 
     return pictures.run(arguments, "hand", one, trained_on(model.config, data))
 

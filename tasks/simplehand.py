@@ -38,7 +38,7 @@ class SimpleHandTask(Task):
                      "HRNet's or Hiera's (default: random weights)"},
     } | ablations.arguments(tables.ABLATIONS)
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
-    TRY = "python simplehand.py PICTURE --checkpoint {checkpoint}"
+    TRY = "python simplehand.py PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
     def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:

@@ -24,6 +24,16 @@ def test_box_is_read_back(x, y, width, height):
     assert pictures.parse_box(text) == Target((x, y, width, height))
 
 
+@given(NUMBERS, NUMBERS)
+def test_boxes_may_start_with_a_minus(x, y):
+    """A box may begin outside of the picture; its numbers are no flag. Other flags stay flags."""
+    box = f"{x!r},{y!r},9,9"
+    read = simplehand.parser().parse_args
+    words = ["a.png", "--box", box, "--left", "--box", "whole"]
+    assert read(pictures.joined(words)).box == [box, "whole"]
+    assert pictures.joined(["--box", "--left"]) == ["--box", "--left"]
+
+
 def test_boxes_of_hands_may_name_the_side():
     """",left" may follow the numbers, of hands alone; "whole" is the whole picture."""
     assert pictures.parse_box("1,2,3,4,left", sides=True) == Target((1, 2, 3, 4), "left")

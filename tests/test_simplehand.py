@@ -1227,6 +1227,9 @@ def save_picture(path: Path) -> Path:
     return path
 
 
+KINDS = {"right": "taken for a right hand; for a left one add --left", "left": "a left hand"}
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_command_line_on_a_picture(checkpoint_file, tmp_path, capsys, side):
     """Writes the overlay, three mesh files and the documented arrays."""
@@ -1235,7 +1238,7 @@ def test_command_line_on_a_picture(checkpoint_file, tmp_path, capsys, side):
                  "--box", "30,20,60,40"] + ["--left"] * (side == "left")
     assert simplehand.main(arguments) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"a {side} hand" and said[-3].startswith("trained on unknown data")
+    assert said[0] == KINDS[side] and said[-3].startswith("trained on unknown data")
     assert said[-2].startswith(f"wrote {tmp_path}/out/photo_overlay.png") and "look: " in said[-1]
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"photo_overlay.png", "photo.npz", "photo.obj", "photo.ply", "photo.glb"}
@@ -1311,12 +1314,12 @@ def test_command_line_on_a_folder(checkpoint_file, tmp_path, capsys):
         save_picture(tmp_path / name)
     (tmp_path / "b.png").write_text("no picture")
     arguments = [tmp_path, "--checkpoint", checkpoint_file, "--out", tmp_path / "out",
-                 "--box", "30,20,60,40", "--box=-5,-5,20,20,left"]
+                 "--box", "30,20,60,40", "--box", "-5,-5,20,20,left"]
     assert simplehand.main([str(argument) for argument in arguments]) == 2
     told = capsys.readouterr()
     lines = [line for line in told.out.splitlines() if "png: hand" in line]
     assert [line for line in lines if "warning" not in line] == [
-        f"{name}: hand {number}: a {side} hand" for name in ("a.png", "c.png")
+        f"{name}: hand {number}: {KINDS[side]}" for name in ("a.png", "c.png")
         for number, side in ((1, "right"), (2, "left"))]
     assert any("too small" in line for line in lines)
     assert "simplehand.py: " in told.err and "b.png" in told.err and "3/3" in told.err
