@@ -86,8 +86,6 @@ class TokenizerConfig:
 
     # Codebook: moving averages, and a restart of unused codes (paper)
     momentum: float = 0.99  # of the averages (TokenHMR; the paper is silent)
-    legacy_reset: bool = False  # True: a restarted code keeps its old averages, as in TokenHMR;
-    # they move it back to its old, unused place as soon as a pose chooses it (our choice)
 
     # Loss. L_vq = re L_re + E |sg[z] - c| + alpha |z - sg[c]|, L_re = pose + vertices + joints
     weight_reconstruction: float = 1.0  # lambda_re (paper)
@@ -208,9 +206,8 @@ class Config:
     # Input. The crop is square; the encoder sees its middle three quarters (HMR2.0)
     image_size: int = 256  # px, S, a multiple of 64 (HMR2.0)
 
-    backbone: str = "vit"  # image encoder (paper), or "pose": a PoseEncoder (our choice)
+    backbone: str = "vit"  # image encoder (paper), or "pose": a PoseEncoder, frozen (our choice)
     encoder: EncoderConfig = EncoderConfig()  # of the PoseEncoder (our choice)
-    freeze_backbone: bool = False  # train around the encoder as it is (our choice)
 
     # Image encoder: ViT-H/16 (paper)
     patch_size: int = 16  # px (paper)
@@ -235,26 +232,21 @@ class Config:
     focal_length: float = 5000.0  # px at a crop of 256 px; fixed (paper), this value (HMR2.0)
 
     # Ours: additions with which a small model learns in minutes, off in the paper's presets
-    stem: tuple[int, ...] = ()  # channels of convolutions that halve the picture before the patches
-    heat_maps: int = 0  # number of 2D keypoints with heat maps, see HeatMapRegressor
-    guesses: float = 0.0  # up to this fraction of the visible tokens are the model's own guesses
-    pretrain_steps: int = 0  # first steps, on posed bodies without pictures, if it is frozen
+    pretrain_steps: int = 0  # first steps, on posed bodies without pictures
     own_guesses: float = 0.0  # this fraction of the samples sees its own surest guesses alone
     token_maps: str = "shared"  # one embedding and head for all places (paper), or "per_place"
     distance_bias: bool = False  # self-attention begins near by on the skeleton, BiasedAttention
     unit_scales: bool = False  # codes, [MASK] and positions have the same order of magnitude
 
-    # Loss. L_mask is a mean over tokens and samples; `reduction` applies to the other terms
+    # Loss. L_mask is a mean over tokens and samples. The other terms are 48 times a mean over
+    # samples: HMR2.0's weights are for sums over the 48 samples of a process
     tau_max: float = 1.0  # tau ~ U(0, tau_max) of generative masking (paper, Table 4: 0.3 to 1)
     mask_loss_on: str = "all"  # tokens (paper, Eq. 1), or only "masked" ones (MaskGIT)
-    reduction: str = "hmr2_sum"  # sums over joints and batch (HMR2.0, as its weights need), or
-    # "mean" over the batch, times 48, for batches of other sizes (our choice)
     weight_mask: float = 1.0  # (paper)
     weight_keypoints_3d: float = 5e-2  # per metre (paper)
     weight_keypoints_2d: float = 1e-2  # per side of the crop (paper)
     weight_pose: float = 1e-3  # lambda_theta (paper); lambda_SMPL = 1.5e-3 is the sum of this
     weight_betas: float = 5e-4  # and this (paper), not another factor
-    weight_heat: float = 0.0  # L_heat of the heat maps, a sum over keypoints (our choice)
 
     # Temperature of the Gumbel-softmax, Eq. 5
     temperature_start: float = 1.0  # (paper)
@@ -290,7 +282,6 @@ class Config:
             if isinstance(getattr(self, name), Mapping):  # from a checkpoint
                 object.__setattr__(self, name, kind(**getattr(self, name)))
         object.__setattr__(self, "scales", tuple(self.scales))
-        object.__setattr__(self, "stem", tuple(self.stem))
         powers = all(scale > 0 and scale & (scale - 1) == 0 for scale in self.scales)
         for name, valid, rule in (
             ("image_size", self.image_size > 0 and self.image_size % (4 * self.patch_size) == 0,
@@ -298,7 +289,6 @@ class Config:
             ("backbone", self.backbone == "vit" or self.backbone == "pose" and self.patch_size == 16
              and self.image_size == self.encoder.image_size,
              "'vit', or 'pose' with its encoder's image_size and patches of 16"),
-            ("stem", self.patch_size % 2 ** len(self.stem) == 0, "halvings within a patch"),
             ("vit_depth", 0 < self.vit_depth <= 1000, "1 to 1000"),
             ("vit_heads", self.vit_dim % self.vit_heads == 0, "a divisor of vit_dim"),
             ("scales", self.scales and powers and self.vit_dim % max(self.scales) == 0,
@@ -306,11 +296,9 @@ class Config:
             ("heads", self.width % self.heads == 0, "a divisor of width"),
             ("layers", 0 < self.layers <= 1000, "1 to 1000"),
             ("tau_max", 0 < self.tau_max <= 1, "above 0, at most 1"),
-            ("guesses", 0 <= self.guesses <= 1, "0 to 1"),
             ("own_guesses", 0 <= self.own_guesses <= 1, "0 to 1"),
             ("token_maps", self.token_maps in ("shared", "per_place"), "'shared' or 'per_place'"),
             ("mask_loss_on", self.mask_loss_on in ("all", "masked"), "'all' or 'masked'"),
-            ("reduction", self.reduction in ("hmr2_sum", "mean"), "'hmr2_sum' or 'mean'"),
             ("temperature_end", 0 < self.temperature_end <= self.temperature_start,
              "above 0, at most temperature_start"),
             ("temperature_duration", self.temperature_duration > 0, "a part of the steps, above 0"),
@@ -354,27 +342,25 @@ ENCODER_PRESETS: dict[str, EncoderConfig] = {
 }
 
 PRESETS: dict[str, Config] = {
-    # Two RTX A6000. With 48 samples in each of two processes, "mean" equals HMR2.0's sums.
-    "paper": Config(reduction="mean"),
+    # Two RTX A6000.
+    "paper": Config(),
     # One H200: 2 x the batch, 1/2 of the steps, sqrt(2) x the learning rate.
     "h200": Config(
-        batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500, reduction="mean",
-        eval_every=5_000),
+        batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500, eval_every=5_000),
     # One GPU with 24 GB: the paper's run, each step in eight parts of 12.
-    "single_gpu": Config(accumulate=8, reduction="mean"),
+    "single_gpu": Config(accumulate=8),
     # Two CPU cores, with an encoder of --stage encoder, for bodies that stand and turn at most 30
     # degrees away. The terms beside L_mask weigh less than the paper's, whose L_3D would start ten
     # times as large as L_mask.
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], encoder=ENCODER_PRESETS["cpu"], image_size=128,
-        backbone="pose", freeze_backbone=True, scales=(2, 4), pyramid_width=32, width=64, heads=4,
-        points=2, layers=3, ffn=128, regressor_width=128, pretrain_steps=300, own_guesses=0.5,
-        token_maps="per_place", distance_bias=True, unit_scales=True, mask_loss_on="masked",
-        reduction="mean", weight_keypoints_3d=4.6e-3, weight_keypoints_2d=1e-4, weight_pose=5e-6,
-        weight_betas=1e-4, temperature_end=0.5, batch_size=32, steps=1_800, learning_rate=1.5e-3,
-        schedule="cosine", warmup_steps=100, precision="fp32", channels_last=False,
-        eval_every=900, augmentation="rendered_bodies_strong", train_samples=16_000,
-        test_samples=500, views=30.0, lean=45.0, wide=0.5),
+        backbone="pose", scales=(2, 4), pyramid_width=32, width=64, heads=4, points=2, layers=3,
+        ffn=128, regressor_width=128, pretrain_steps=300, own_guesses=0.5, token_maps="per_place",
+        distance_bias=True, unit_scales=True, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
+        weight_keypoints_2d=1e-4, weight_pose=5e-6, weight_betas=1e-4, temperature_end=0.5,
+        batch_size=32, steps=1_800, learning_rate=1.5e-3, schedule="cosine", warmup_steps=100,
+        precision="fp32", channels_last=False, eval_every=900, train_samples=16_000,
+        augmentation="rendered_bodies_strong", test_samples=500, views=30.0, lean=45.0, wide=0.5),
 }
 
 # ------------------------------------------------------------------------ rotations, cameras
@@ -565,7 +551,7 @@ class Quantiser(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         size = (config.codebook_size, config.code_dim)
-        self.momentum, self.legacy_reset = config.momentum, config.legacy_reset
+        self.momentum = config.momentum
         self.register_buffer("codebook", torch.randn(size))
         self.register_buffer("code_sum", torch.zeros(size))  # average of the sum of z per code
         self.register_buffer("code_count", torch.zeros(len(self.codebook)))  # of their number
@@ -622,9 +608,9 @@ class Quantiser(nn.Module):
         fresh = random_rows(z, len(self.codebook))
         means = self.code_sum / self.code_count.clamp_min(1.0)[:, None]
         self.codebook.copy_(torch.where(alive[:, None], means, fresh))
-        if not self.legacy_reset:  # else the old sums move a restarted code back
-            self.code_sum.copy_(torch.where(alive[:, None], self.code_sum, fresh))
-            self.code_count.clamp_min_(1.0)
+        # TokenHMR keeps the old sums, which move a restarted code back to its old, unused place.
+        self.code_sum.copy_(torch.where(alive[:, None], self.code_sum, fresh))
+        self.code_count.clamp_min_(1.0)
 
     @torch.no_grad()
     def initialise(self, z: Tensor) -> None:
@@ -800,15 +786,6 @@ class ViTBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-def conv_stem(widths: tuple[int, ...]) -> nn.Sequential:
-    """Make convolutions that halve a picture (Xiao et al., "Early Convolutions Help ...", 2021)."""
-    layers: list[nn.Module] = []
-    for width_in, width in zip((3, *widths), widths, strict=False):
-        layers += [nn.Conv2d(width_in, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width),
-                   nn.GELU()]
-    return nn.Sequential(*layers)
-
-
 class ViT(nn.Module):
     """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
 
@@ -818,11 +795,6 @@ class ViT(nn.Module):
         self.grid = config.grid  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
-        if config.stem:
-            rest = patch // 2 ** len(config.stem)
-            self.patch_embed = nn.ModuleDict({
-                "stem": conv_stem(config.stem),
-                "proj": nn.Conv2d(config.stem[-1], width, rest, rest)})
         # The first position was a class token's; that token is gone, its position is added to all.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -833,9 +805,7 @@ class ViT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patches with their positions (B, N, D)."""
-        for layer in self.patch_embed.values():
-            images = layer(images)
-        x = images.flatten(2).transpose(1, 2)  # (B, 192, 1280)
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
         return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -865,27 +835,12 @@ def pyramid_level(width: int, scale: int, width_out: int) -> nn.Sequential:
         nn.Conv2d(width_out, width_out, 3, padding=1, bias=False), MapNorm(width_out, eps=1e-6))
 
 
-def cell_centres(config: Config | EncoderConfig, device: torch.device | None = None) -> Tensor:
-    """Centres of the config's cells (N, 2), row by row: x and y in the crop, -0.5..0.5."""
-    y, x = ((torch.arange(count, device=device) + 0.5 - count / 2) / config.grid[0]
-            for count in config.grid)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-
-
 class Regressed(NamedTuple):
     """Shape and camera, regressed from the encoder's tokens at once."""
 
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
     start: Tensor  # (B, L, D), added to the queries of the pose tokens; (B, 1, D) zeros: nothing
-    heat: Tensor  # (B, J, N) log probability of each cell, per keypoint; J may be 0
-
-
-def start_at_mean(layers: nn.Sequential, scale: float) -> None:
-    """Initialise an MLP's last layer: mean shape, body as high as most of the crop (HMR2.0)."""
-    with torch.no_grad():
-        layers.fc2.weight.mul_(scale)
-        layers.fc2.bias[:13].copy_(torch.tensor([0.0] * 10 + [0.9, 0.0, 0.0]))
 
 
 class Regressor(nn.Module):
@@ -896,42 +851,15 @@ class Regressor(nn.Module):
         self.width = config.width
         self.norm = nn.LayerNorm(config.vit_dim)
         self.mlp = mlp(config.vit_dim, config.regressor_width, 13)
-        start_at_mean(self.mlp, 0.01)
+        with torch.no_grad():  # mean shape, body as high as most of the crop (HMR2.0)
+            self.mlp.fc2.weight.mul_(0.01)
+            self.mlp.fc2.bias.copy_(torch.tensor([0.0] * 10 + [0.9, 0.0, 0.0]))
 
     def forward(self, x: Tensor) -> Regressed:
         with torch.autocast(x.device.type, enabled=False):  # at 43 m, steps of bf16 are 0.25 m
             x = self.norm(x.float())  # (B, N, D)
             betas, camera = self.mlp(x.mean(1)).split((10, 3), 1)  # (B, 10), (B, 3)
-            return Regressed(betas, camera, start=x.new_zeros(len(x), 1, self.width),
-                             heat=x.new_zeros(len(x), 0, x.shape[1]))
-
-
-class HeatMapRegressor(nn.Module):
-    """Regress shape, camera and a start for each pose token from keypoints' heat maps (ours).
-
-    A mean over all cells loses where things are; an encoder without pretrained weights needs it.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.width, count = config.width, config.heat_maps
-        self.norm = nn.LayerNorm(config.vit_dim)
-        self.register_buffer("centres", cell_centres(config), persistent=False)
-        self.heat = nn.Linear(config.vit_dim, count)
-        self.reduce = nn.Linear(config.vit_dim, 16)
-        self.mlp = mlp(count * (2 + 16), config.regressor_width,
-                       13 + config.tokenizer.num_tokens * config.width)
-        start_at_mean(self.mlp, 0.1)
-
-    def forward(self, x: Tensor) -> Regressed:
-        with torch.autocast(x.device.type, enabled=False):
-            x = self.norm(x.float())  # (B, N, D)
-            heat = self.heat(x).mT.log_softmax(-1)  # (B, J, N)
-            places = 4.0 * self.centres.expand(len(x), -1, -1)  # (B, N, 2), about -2..2
-            cells = torch.cat((places, self.reduce(x)), 2)  # (B, N, 2 + 16)
-            keypoints = (heat.exp() @ cells).flatten(1)  # (B, J * (2 + 16))
-            betas, camera, start = self.mlp(keypoints).tensor_split((10, 13), 1)
-            return Regressed(betas, camera, start.unflatten(1, (-1, self.width)), heat)
+            return Regressed(betas, camera, start=x.new_zeros(len(x), 1, self.width))
 
 
 # ------------------------------------------------------ a small encoder that knows poses
@@ -956,6 +884,12 @@ class ResidualMapBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
         return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
+
+
+def cell_centres(config: EncoderConfig) -> Tensor:
+    """Centres of the heat maps' cells (N, 2), row by row: x and y in the crop, -0.5..0.5."""
+    y, x = ((torch.arange(count) + 0.5 - count / 2) / config.grid[0] for count in config.grid)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
 
 
 class Lifted(NamedTuple):
@@ -1067,7 +1001,6 @@ class PoseEncoder(nn.Module):
         lifted = self.lift(at, share, torch.cat((found.flatten(1), whole), 1))
         return Seen(heat, at, share, found, whole, lifted, {4: x4, 8: x8, 16: x16})
 
-
     def imagine(self, at: Tensor, share: Tensor) -> Seen:
         """What it would say of keypoints (B, 45, 2) and (B, 45) that no picture shows."""
         size, batch = self.config.image_size, len(at)
@@ -1087,30 +1020,6 @@ def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor,
     near = probability * ((centres - peak[:, :, None]).abs().amax(-1) < radius)
     share = near.sum(-1)
     return near @ centres / share[..., None].clamp_min(1e-6), share
-
-
-def lift_losses(lifted: Lifted, batch: dict[str, Tensor], betas: Tensor,
-                body: Callable) -> dict[str, Tensor]:
-    """Compute the unweighted terms of what was lifted, each a scalar.
-
-    batch: pose (B, 24, 3, 3), betas (B, 10), keypoints_3d (B, 45, 3) in metres, the first being the
-    pelvis. betas: of the body that takes the lifted pose. body: as in `losses`.
-    """
-    rotations = rotation_6d_to_matrix(lifted.pose)
-    true = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
-    posed = body.keypoints(body(betas, rotations))
-    return {"joints": F.l1_loss(lifted.joints, true), "pose": F.l1_loss(rotations, batch["pose"]),
-            "posed": F.l1_loss(posed - posed[:, :1], true),
-            "betas": F.mse_loss(lifted.betas, batch["betas"])}
-
-
-def encoder_total_loss(terms: dict[str, Tensor], config: EncoderConfig) -> Tensor:
-    """Weigh and sum the terms of heat maps (B, J), of pictures and of bodies without pictures."""
-    lifted = sum(weight * (terms[name] + config.weight_unpictured
-                           * terms.get(f"unpictured_{name}", 0.0)) for name, weight in (
-        ("joints", config.weight_joints), ("pose", config.weight_pose),
-        ("posed", config.weight_posed), ("betas", config.weight_betas)))
-    return config.weight_heat * terms["heat"] + lifted
 
 
 # -------------------------------------------------------------- stage 2: masked transformer
@@ -1235,7 +1144,6 @@ class Features(NamedTuple):
     betas: Tensor  # as in Regressed, here and below
     camera: Tensor
     start: Tensor
-    heat: Tensor
     places: Tensor | None = None  # (B, L, 2) where the tokens' joints are in the maps, 0..1
 
 
@@ -1339,7 +1247,7 @@ class PoseStart(nn.Module):
             body = body.unflatten(1, (JOINTS, -1)) + self.found(seen.found[:, :JOINTS])
             start = self.z(z) + joint.unflatten(2, (-1, self.width)).flatten(1, 2)
             start = start + body.repeat_interleave(self.tokens, 1)  # (B, L, D)
-            return Regressed(betas, self.camera(seen), start, seen.heat)
+            return Regressed(betas, self.camera(seen), start)
 
     def places(self, seen: Seen) -> Tensor:
         """Where the joint of each token is, (B, L, 2) in 0..1 over the part that is seen."""
@@ -1395,20 +1303,20 @@ class GenHMR(nn.Module):
             self.backbone = ViT(config)
             self.pyramid = nn.ModuleList([pyramid_level(
                 config.vit_dim, scale, config.pyramid_width) for scale in config.scales])
-            self.regressor = (HeatMapRegressor if config.heat_maps else Regressor)(config)
+            self.regressor = Regressor(config)
         else:
-            self.backbone = PoseEncoder(config.encoder)
+            self.backbone = PoseEncoder(config.encoder).requires_grad_(False)
             self.pyramid = nn.ModuleList([pyramid_level(
                 self.backbone.channels[16 // min(scale, 4)], scale // min(scale, 4),
                 config.pyramid_width) for scale in config.scales])
             self.regressor = PoseStart(config)
-        self.backbone.requires_grad_(not config.freeze_backbone).train(not config.freeze_backbone)
         self.transformer = MaskedTransformer(config)
         self.initialise()
-        self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False).eval()
+        self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False)
         sizes = torch.tensor([[scale * side for side in config.grid] for scale in config.scales])
         self.register_buffer("map_sizes", sizes, persistent=False)  # (maps, 2)
         register_statistics(self)
+        self.train()
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -1432,7 +1340,7 @@ class GenHMR(nn.Module):
         """As every module's, but what is frozen stays in evaluation mode."""
         super().train(mode)
         self.tokenizer.eval()
-        if self.config.freeze_backbone:
+        if self.config.backbone == "pose":
             self.backbone.eval()
         return self
 
@@ -1441,25 +1349,22 @@ class GenHMR(nn.Module):
         """The number that stands for [MASK], V, one after the last token."""
         return self.config.tokenizer.codebook_size
 
-    def forward(self, images: Tensor, tokens: Tensor, guessed: Tensor | None = None,
+    def forward(self, images: Tensor, tokens: Tensor,
                 own: Tensor | None = None) -> dict[str, Tensor]:
         """Predict shape, camera, and all tokens of the pose from some of them.
 
         images: (B, 3, S, S) RGB, uint8 or floats in 0..255; for a PoseEncoder also (B, 45, 3),
         keypoints without a picture: x, y in -0.5..0.5 and how sure. tokens: (B, L) int64,
-        `mask_token` where masked. guessed: (B, L) bool, tokens to replace by guesses, see
-        Config.guesses. own: (B,) bool, samples that see their own guesses alone, see
+        `mask_token` where masked. own: (B,) bool, samples that see their own guesses alone, see
         Config.own_guesses.
-        Returns logits (B, L, V), tokens (B, L) as the transformer saw them, betas (B, 10), camera
-        (B, 3) = s, tx, ty, and heat (B, J, N), see Regressed. Raises ValueError for other shapes.
+        Returns logits (B, L, V), tokens (B, L) as the transformer saw them, betas (B, 10) and
+        camera (B, 3) = s, tx, ty. Raises ValueError for other shapes.
         """
         features = self.encode(images)
-        if guessed is not None:
-            tokens = torch.where(guessed, self.guess(features, tokens), tokens)
         if own is not None:
             tokens = torch.where(own[:, None], self.surest(features, tokens), tokens)
         return {"logits": self.predict_logits(features, tokens), "tokens": tokens,
-                "betas": features.betas, "camera": features.camera, "heat": features.heat}
+                "betas": features.betas, "camera": features.camera}
 
     def encode(self, images: Tensor) -> Features:
         """Compute what does not depend on the tokens; images as in `forward`."""
@@ -1492,11 +1397,6 @@ class GenHMR(nn.Module):
         confidence, guesses = self.predict_logits(features, masked).float().softmax(-1).max(-1)
         count = (tokens == self.mask_token).sum(1, keepdim=True)
         return guesses.masked_fill(confidence.argsort(1).argsort(1) < count, self.mask_token)
-
-    @torch.no_grad()
-    def guess(self, features: Features, tokens: Tensor) -> Tensor:
-        """Predict the most likely tokens (B, L) with every token masked."""
-        return self.predict_logits(features, torch.full_like(tokens, self.mask_token)).argmax(-1)
 
     def predict_logits(self, features: Features, tokens: Tensor) -> Tensor:
         """Predict logits (B, L, V) from tokens (B, L), `mask_token` where masked."""
@@ -1536,19 +1436,13 @@ def mask_batch(model: GenHMR, batch: dict[str, Tensor],
     """Add the input and the target of stage 2 to a batch: tokens, masked_tokens, mask (B, L).
 
     batch: pose (B, 24, 3, 3) and pose_valid (B,), 0 or 1. A sample without a pose has all tokens
-    masked. With config.guesses also guessed (B, L), bool, and with config.own_guesses own (B,),
-    bool, for GenHMR.forward.
+    masked. With config.own_guesses also own (B,), bool, for GenHMR.forward.
     """
     unknown = batch["pose_valid"][:, None] == 0
     tokens = model.tokenizer.encode(batch["pose"])
     masked, mask = random_mask(tokens, model.mask_token, model.config.tau_max, generator)
     batch = batch | {"tokens": tokens, "mask": mask | unknown,
                      "masked_tokens": masked.masked_fill(unknown, model.mask_token)}
-    if model.config.guesses:
-        fraction = model.config.guesses * torch.rand(len(tokens), 1, generator=generator,
-                                                     device=tokens.device)
-        chance = torch.rand(tokens.shape, generator=generator, device=tokens.device)
-        batch["guessed"] = (chance < fraction) & ~batch["mask"]
     if model.config.own_guesses:
         batch["own"] = torch.rand(len(tokens), generator=generator,
                                   device=tokens.device) < model.config.own_guesses
@@ -1598,18 +1492,6 @@ def mask_loss(logits: Tensor, batch: dict[str, Tensor], config: Config) -> Tenso
     return (per_sample * batch["pose_valid"]).mean()
 
 
-def heat_loss(heat: Tensor, keypoints: Tensor, config: Config | EncoderConfig) -> Tensor:
-    """L_heat (B, J): cross-entropy of log probabilities (B, J, N) and the keypoints' places (ours).
-
-    keypoints: (B, J, 2), crop in -0.5..0.5. Each is shared by the four cells around it, weighted
-    as in bilinear interpolation; a keypoint outside counts as at the border.
-    """
-    centres = cell_centres(config, heat.device)
-    at = keypoints.nan_to_num().clamp(centres.amin(0), centres.amax(0))[:, :, None]
-    distance = config.grid[0] * (at - centres).abs()  # (B, J, N, 2), in cells
-    return -((1 - distance).clamp_min(0).prod(-1) * heat).sum(-1)
-
-
 def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHMR, body: Callable,
            temperature: float) -> dict[str, Tensor]:
     """Compute the unweighted terms of L_total, each a scalar; invalid entries count as zero.
@@ -1635,24 +1517,18 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
     keypoints, true = keypoints - keypoints[:, :1], true - true[:, :1]
 
     def reduced(error: Callable, difference: Tensor, valid: Tensor) -> Tensor:
-        """Sum over all (HMR2.0), or 48 times the mean over the batch of sums over the rest."""
+        """HMR2.0's sum over a process's batch of 48, for batches of any size."""
         valid = valid.view(*valid.shape, *[1] * (difference.ndim - valid.ndim))
         difference = torch.where(valid > 0, difference, 0.0)  # invalid entries may be NaN
-        total = (valid * error(difference)).sum()
-        return total if config.reduction == "hmr2_sum" else 48.0 / len(difference) * total
+        return 48.0 / len(difference) * (valid * error(difference)).sum()
 
-    terms = {
+    return {
         "mask": mask_loss(prediction["logits"], batch, config),
         "keypoints_3d": reduced(torch.abs, keypoints - true, batch["keypoints_3d_valid"]),  # L_3D
         "keypoints_2d": reduced(torch.abs, in_crop - true_in_crop, batch["keypoints_valid"]),
         "pose": reduced(torch.square, rotations - batch["pose"], batch["pose_valid"]),  # L_SMPL
         "betas": reduced(torch.square, prediction["betas"] - batch["betas"], batch["betas_valid"]),
     }
-    if config.heat_maps or config.backbone == "pose" and not config.freeze_backbone:
-        cells = config.encoder if config.backbone == "pose" else config
-        terms["heat"] = reduced(torch.abs, heat_loss(prediction["heat"], true_in_crop, cells),
-                                batch["keypoints_valid"])
-    return terms
 
 
 def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
@@ -1660,8 +1536,7 @@ def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
     return (config.weight_mask * terms["mask"]
             + config.weight_keypoints_3d * terms["keypoints_3d"]
             + config.weight_keypoints_2d * terms["keypoints_2d"]
-            + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"]
-            + config.weight_heat * terms.get("heat", 0.0))
+            + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -1716,7 +1591,7 @@ class Sampled(NamedTuple):
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
     masks: Tensor  # (T + 1, B, L) bool: before iteration 1, after 1, ..., after T (Fig. 5)
-    confidences: Tensor  # (T, B, L): the probability each token had when chosen (Fig. 6)
+    confidences: Tensor  # (T, B, L): the probability each had when chosen (Fig. 6); inf: told
     guesses: Tensor  # (T, B, L) int64: all tokens, before the least confident are masked again
 
 
@@ -1732,25 +1607,28 @@ def choose(probability: Tensor, top_k: int, generator: torch.Generator | None) -
 @torch.no_grad()
 def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
                 schedule: str = "cosine", top_k: int = 1, force_progress: bool = False,
-                remask: str = "never", generator: torch.Generator | None = None) -> Sampled:
+                remask: str = "never", told: Tensor | None = None,
+                generator: torch.Generator | None = None) -> Sampled:
     """Uncertainty-guided sampling: keep the most confident tokens, predict the others again.
 
     features: of GenHMR.encode, shared by all iterations. iterations: T (Table 2). schedule: one of
     SCHEDULES (Table 11). top_k: draw among the k most likely (Table 12); the paper's 1 is greedy,
     although its text says "stochastic". remask: "never" masks a kept token again (MaskGIT), "any"
-    does if it is among the least confident (Mask-Predict); the paper allows both readings.
+    does if it is among the least confident (Mask-Predict); the paper allows both readings. told:
+    (B, L) tokens to keep, `mask_token` where to sample, at equally many places in every row (ours).
     Raises ValueError for bad options and a model in training mode.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
     require(remask in ("never", "any"), f"remask {remask!r}: expected 'never' or 'any'")
     codes = model.config.tokenizer.codebook_size
     require(1 <= top_k <= codes, f"top_k is {top_k}: expected 1 to {codes}")
-    length = model.config.tokenizer.num_tokens
-    counts = mask_counts(length, iterations, schedule, force_progress)
-    tokens = torch.full((len(features.values), length), model.mask_token,
-                        device=features.values.device)  # Y_1
+    shape = len(features.values), model.config.tokenizer.num_tokens
+    tokens = torch.full(shape, model.mask_token, device=features.values.device)  # Y_1
+    tokens = tokens if told is None else told
     masks, confidences, guesses = [tokens == model.mask_token], [], []
-    confidence = torch.zeros(tokens.shape, device=tokens.device)
+    counts = mask_counts(int(masks[0][0].sum()), iterations, schedule, force_progress)
+    require((masks[0].sum(1) == counts[0]).all(), "told: expected equally many tokens in every row")
+    confidence = torch.where(masks[0], 0.0, math.inf)
     for count in counts[1:]:
         probability = model.predict_logits(features, tokens).float().softmax(-1)  # p(y_i | Y_M, X)
         chosen = choose(probability, top_k, generator)  # (B, L)
@@ -1796,10 +1674,11 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
 
     tokens (B, L), betas (B, 10), camera (B, 3): of `sample`. keypoints_2d: J_2D (B, J, 2) in the
     crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for unseen ones. keypoints(betas,
-    rotations) returns J'_3D (B, J, 3) in metres. iterations: P. optimizer: "gd" (paper), or "adam"
-    with step_size as its rate (0.1, say). Camera and shape stay (our reading).
-    The paper gives neither eta (step_size) nor lambda_theta' (weight_pose), and does not weigh by
-    confidence. notebooks/02_genhmr.ipynb compares step sizes.
+    rotations) returns J'_3D (B, J, 3) in metres. iterations: P. step_size: eta for up to 24 seen
+    keypoints; more add up to a steeper energy, so eta falls with their number. optimizer: "gd"
+    (paper), or "adam" with step_size as its rate (0.1, say). Camera and shape stay (our reading).
+    The paper gives neither eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
+    notebooks/02_genhmr.ipynb compares step sizes.
     Raises ValueError for another optimizer or other shapes.
     """
     require(optimizer in ("gd", "adam"), f"optimizer {optimizer!r}: expected 'gd' or 'adam'")
@@ -1809,6 +1688,7 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
     with torch.no_grad():
         initial = model.tokenizer.decode(tokens)
         embeddings = model.tokenizer.quantiser.lookup(tokens).clone()
+    eta = step_size * JOINTS / (confidence > 0).sum(1).clamp_min(JOINTS)[:, None, None]
 
     def energy(embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """G (B,), Eq. 2, and the pose (B, 24, 3, 3) that has it."""
@@ -1830,7 +1710,7 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
             gradient, = torch.autograd.grad(before.sum(), embeddings)  # rows are independent
             with torch.no_grad():
                 if adam is None:
-                    embeddings -= step_size * gradient  # Eq. 4
+                    embeddings -= eta * gradient  # Eq. 4
                 else:
                     embeddings.grad = gradient
                     adam.step()
@@ -1955,6 +1835,16 @@ def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
     return model.eval()
 
 
+OLD_FIELDS = ("stem", "heat_maps", "guesses", "weight_heat", "freeze_backbone", "reduction",
+              "legacy_reset")  # of configs in older checkpoints; none changes what a model predicts
+
+
+def known_fields(config: object) -> object:
+    """A config of a checkpoint, and those of its parts, without OLD_FIELDS."""
+    return {name: known_fields(value) for name, value in config.items()
+            if name not in OLD_FIELDS} if isinstance(config, Mapping) else config
+
+
 def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
     """Load a checkpoint of stage 2, with its tokenizer, in evaluation mode on the CPU.
 
@@ -1966,34 +1856,31 @@ def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
             "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes stage 1's, "
             "load_backbone the weights of a ViT alone)")
     state = {name.replace(OLD_NAME, "token_embedding."): value for name, value in state.items()}
-    return from_checkpoint(GenHMR, Config, config, state)
+    return from_checkpoint(GenHMR, Config, known_fields(config), state)
+
+
+def read_part(source: str | PathLike | Mapping, name: str,
+              prefix: str) -> tuple[dict[str, Tensor], object]:
+    """Read the weights and the config of a part, from its own checkpoint or from one of stage 2."""
+    state, config = read_checkpoint(source)
+    if isinstance(config, Mapping) and name in config:
+        config = config[name]
+        state = {key.removeprefix(prefix): value for key, value in state.items()
+                 if key.startswith(prefix)}
+    return state, known_fields(config)
 
 
 def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
-    """Load the tokenizer of a checkpoint of stage 1, or the one inside a checkpoint of stage 2.
-
-    Source, errors and result are as of load_checkpoint.
-    """
-    state, config = read_checkpoint(source)
-    if isinstance(config, Mapping) and "tokenizer" in config:
-        config = config["tokenizer"]
-        state = {name.removeprefix("tokenizer."): value for name, value in state.items()
-                 if name.startswith("tokenizer.")}
+    """Load the tokenizer of a checkpoint of stage 1 or 2; all else as of load_checkpoint."""
+    state, config = read_part(source, "tokenizer", "tokenizer.")
     require(config is not None and any(name.startswith("quantiser.") for name in state),
             "no tokenizer in this checkpoint: expected train.py's of stage 1 or 2")
     return from_checkpoint(Tokenizer, TokenizerConfig, config, state)
 
 
 def load_encoder(source: str | PathLike | Mapping) -> PoseEncoder:
-    """Load a checkpoint of --stage encoder, or the PoseEncoder inside a checkpoint of stage 2.
-
-    Source, errors and result are as of load_checkpoint.
-    """
-    state, config = read_checkpoint(source)
-    if isinstance(config, Mapping) and "encoder" in config:
-        config = config["encoder"]
-        state = {name.removeprefix("backbone."): value for name, value in state.items()
-                 if name.startswith("backbone.")}
+    """Load the PoseEncoder of a checkpoint of --stage encoder or of stage 2, likewise."""
+    state, config = read_part(source, "encoder", "backbone.")
     require(config is not None and any(name.startswith("lift.") for name in state),
             "no pose encoder in this checkpoint: expected train.py's of --stage encoder")
     return from_checkpoint(PoseEncoder, EncoderConfig, config, state)

@@ -52,8 +52,8 @@ SETTINGS: dict[str, dict[str, object]] = {
         "lift_width": 16, "train_samples": 44, "test_samples": 2},
     "genhmr-transformer": {**TRANSFORMER, "pretrain_steps": 5},  # around an encoder, frozen
     "genhmr-transformer vit": {  # with the paper's encoder, trained
-        **TRANSFORMER, **ENCODER, "backbone": "vit", "freeze_backbone": False, "pretrain_steps": 0,
-        "image_size": 64, "vit_drop_path": 0.1, "stem": "8,8", "scales": "1,2"},
+        **TRANSFORMER, **ENCODER, "backbone": "vit", "image_size": 64, "vit_drop_path": 0.1,
+        "scales": "1,2"},
     "hmr_adapter-hand_expert": {**HAND, **DECODER, **PEOPLE},
     "hmr_adapter-body_expert": {
         **HAND, **PEOPLE, "depth_bins": 4, "hand_cells": 4, "box_dim": 8, "joint_dim": 8},

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -147,7 +148,7 @@ class TokenizerTask(BodyTask):
         axes = torch.from_numpy(np.stack([rng.standard_normal((24, 3)) for rng in rngs])).to(
             batch["pose"])
         turns = bodymodels.axis_angle_to_matrix(
-            torch.nn.functional.normalize(axes, dim=-1) * np.deg2rad(1.0))
+            F.normalize(axes, dim=-1) * np.deg2rad(1.0))
         wrong, other = (torch.from_numpy(np.stack(draws)).to(tokens.device) for draws in zip(*[
             (rng.random(tokens.shape[1]) < 0.1, rng.integers(len(model.codebook),
                                                              size=tokens.shape[1]))
@@ -212,17 +213,16 @@ class EncoderTask(BodyTask):
         true = batch["keypoints_2d"] / config.image_size - 0.5
         inside = (true.abs() < true.new_tensor([0.375, 0.5])).all(-1)
         weight = torch.where(inside, 1.0, config.weight_outside)
-        heat = (weight * genhmr.heat_loss(seen.heat, true, config)).mean()
-        terms = {"heat": heat} | genhmr.lift_losses(seen.lifted, batch, seen.lifted.betas,
-                                                    self.light_body)
+        network = bare(model)
+        heat = (weight * heat_loss(seen.heat, true, network)).mean()
+        terms = {"heat": heat} | lift_losses(seen.lifted, batch, seen.lifted.betas, self.light_body)
         if config.unpictured:
-            network = bare(model)
             at, share, bodies = imagine_bodies(network, seen, true, config.unpictured,
                                                self.light_body)
             lifted = network.lift(at, share)
-            terms |= {f"unpictured_{name}": term for name, term in genhmr.lift_losses(
+            terms |= {f"unpictured_{name}": term for name, term in lift_losses(
                 lifted, bodies, bodies["betas"], self.light_body).items()}
-        return genhmr.encoder_total_loss(terms, config), terms
+        return encoder_total_loss(terms, config), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """The lifted bodies, and how far the joints found are from the true ones."""
@@ -250,6 +250,42 @@ class EncoderTask(BodyTask):
             "median px": float(np.median(known)),
             "near %": 100 * float((known < 0.05 * self.config.image_size).mean())}
         return scores
+
+
+def heat_loss(heat: Tensor, keypoints: Tensor, encoder: genhmr.PoseEncoder) -> Tensor:
+    """Cross-entropy (B, J) of the encoder's log probabilities (B, J, N) and true places.
+
+    keypoints: (B, J, 2), crop in -0.5..0.5. Each is shared by the four cells around it, weighted
+    as in bilinear interpolation; a keypoint outside counts as at the border.
+    """
+    centres = encoder.centres
+    at = keypoints.nan_to_num().clamp(centres.amin(0), centres.amax(0))[:, :, None]
+    distance = encoder.config.grid[0] * (at - centres).abs()  # (B, J, N, 2), in cells
+    return -((1 - distance).clamp_min(0).prod(-1) * heat).sum(-1)
+
+
+def lift_losses(lifted: genhmr.Lifted, batch: Batch, betas: Tensor,
+                body: bodymodels.BodyModel) -> Terms:
+    """Compute the unweighted terms of what was lifted, each a scalar.
+
+    batch: pose (B, 24, 3, 3), betas (B, 10), keypoints_3d (B, 45, 3) in metres, the first being the
+    pelvis. betas: of the body that takes the lifted pose.
+    """
+    rotations = genhmr.rotation_6d_to_matrix(lifted.pose)
+    true = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
+    posed = body.keypoints(body(betas, rotations))
+    return {"joints": F.l1_loss(lifted.joints, true), "pose": F.l1_loss(rotations, batch["pose"]),
+            "posed": F.l1_loss(posed - posed[:, :1], true),
+            "betas": F.mse_loss(lifted.betas, batch["betas"])}
+
+
+def encoder_total_loss(terms: Terms, config: genhmr.EncoderConfig) -> Tensor:
+    """Weigh and sum the terms of heat maps, of pictures and of bodies without pictures."""
+    lifted = sum(weight * (terms[name] + config.weight_unpictured
+                           * terms.get(f"unpictured_{name}", 0.0)) for name, weight in (
+        ("joints", config.weight_joints), ("pose", config.weight_pose),
+        ("posed", config.weight_posed), ("betas", config.weight_betas)))
+    return config.weight_heat * terms["heat"] + lifted
 
 
 @torch.no_grad()
@@ -317,8 +353,8 @@ class TransformerTask(BodyTask):
     ARGUMENTS = {
         "tokenizer": {"metavar": "FILE", "help": "checkpoint of the tokenizer to build on"},
         "backbone": {"metavar": "FILE", "help": "weights of the image encoder to start from: "
-                     "4D-Humans', TokenHMR's or ViTPose's; of a pose encoder: a checkpoint of "
-                     "--stage encoder (default: random weights)"},
+                     "4D-Humans', TokenHMR's or ViTPose's (default: random weights); of a pose "
+                     "encoder, which cannot do without: a checkpoint of --stage encoder"},
         "models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
         "iterations": {"type": int, "metavar": "T", "help": "iterations of sampling in the first "
                        "row of scores (default: 5)"},
@@ -351,8 +387,6 @@ class TransformerTask(BodyTask):
         if config.backbone == "pose" and arguments.backbone:
             encoder = genhmr.load_encoder(arguments.backbone).config
             config = dataclasses.replace(config, encoder=encoder, image_size=encoder.image_size)
-        elif config.backbone == "pose" and not arguments.checkpoint and not arguments.resume:
-            config = dataclasses.replace(config, freeze_backbone=False)  # random weights must learn
         return config
 
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
@@ -362,6 +396,10 @@ class TransformerTask(BodyTask):
         if not starts and not arguments.tokenizer:
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
                              "one with --stage tokenizer and give its checkpoint with --tokenizer")
+        if not starts and config.backbone == "pose" and not arguments.backbone:
+            raise ValueError("--stage transformer needs a trained encoder: make one with --stage "
+                             "encoder and give its checkpoint, or assets/genhmr_cpu.pt, with "
+                             "--backbone")
         self.iterations = 5 if arguments.iterations is None else arguments.iterations
         self.schedule, self.top_k = arguments.schedule or "cosine", arguments.top_k or 1
         for name, value in (("iterations", self.iterations), ("top-k", arguments.top_k)):
@@ -376,11 +414,8 @@ class TransformerTask(BodyTask):
 
     def notes(self) -> list[str]:
         """Random weights where the paper starts from a trained encoder."""
-        if self.arguments.backbone or self.arguments.checkpoint:
+        if self.arguments.backbone or self.arguments.checkpoint or self.config.backbone == "pose":
             return []
-        if self.config.backbone == "pose":
-            return ["the pose encoder starts from random weights, and 3D hardly trains it: train "
-                    "it first, with --stage encoder, and give its checkpoint with --backbone FILE"]
         return ["the image encoder starts from random weights; the paper starts from a trained "
                 "ViT-H: --backbone FILE"]
 
@@ -415,11 +450,10 @@ class TransformerTask(BodyTask):
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """L_total of all tokens, predicted from those that are not masked."""
         network = bare(model)
-        if self.config.freeze_backbone and step < self.config.pretrain_steps:
+        if self.config.backbone == "pose" and step < self.config.pretrain_steps:
             batch = self.without_pictures(network, batch)
         batch = genhmr.mask_batch(network, batch)
-        prediction = model(batch["image"], batch["masked_tokens"], batch.get("guessed"),
-                           batch.get("own"))
+        prediction = model(batch["image"], batch["masked_tokens"], batch.get("own"))
         batch["mask"] = prediction["tokens"] == network.mask_token
         terms = genhmr.losses(prediction, batch, network, self.light_body,
                               genhmr.gumbel_temperature(step, self.config))
@@ -479,19 +513,26 @@ class TransformerTask(BodyTask):
 
     def told(self, model: nn.Module, features: genhmr.Features, batch: Batch,
              percent: int) -> dict[str, Tensor]:
-        """One pass that is told some true tokens, and the NLL of the others (B,).
+        """One pass that is told some true tokens, and the NLL of the others (B,)."""
+        true, told = self.partly_masked(model, batch, percent)
+        hidden = told == model.mask_token
+        logits = model.predict_logits(features, told).float()
+        nll = F.cross_entropy(logits.mT, true, reduction="none")
+        tokens = torch.where(hidden, logits.argmax(-1), true)
+        nll = (nll * hidden).sum(1) / hidden.sum(1)
+        return {"pose": model.tokenizer.decode(tokens), "nll": nll}
 
-        Which tokens are told to a sample depends on its index alone.
+    def partly_masked(self, model: nn.Module, batch: Batch,
+                      percent: int) -> tuple[Tensor, Tensor]:
+        """True tokens (B, L), and the same with all but a percentage masked.
+
+        Which tokens a sample keeps depends on its index alone.
         """
         true = model.tokenizer.encode(batch["pose"])
         ranks = np.stack([np.random.default_rng(index).permutation(true.shape[1])
                           for index in batch["index"].tolist()])
         hidden = torch.from_numpy(ranks).to(true) >= true.shape[1] * percent // 100
-        logits = model.predict_logits(features, true.masked_fill(hidden, model.mask_token)).float()
-        nll = torch.nn.functional.cross_entropy(logits.mT, true, reduction="none")
-        tokens = torch.where(hidden, logits.argmax(-1), true)
-        nll = (nll * hidden).sum(1) / hidden.sum(1)
-        return {"pose": model.tokenizer.decode(tokens), "nll": nll}
+        return true, true.masked_fill(hidden, model.mask_token)
 
     def piece_errors(self, predictions: Predictions) -> Errors:
         """The errors of all predictors, and the NLL of hidden tokens of those that have one."""

@@ -1,4 +1,4 @@
-"""The figures of GenHMR's paper that show what sampling and refinement do: 4, 5, 6, 7 and 11."""
+"""GenHMR's Figures 4, 5, 6, 7 and 11, what sampling and refinement do; and when iterations help."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tasks.base import Predictions, save_figure
 from tasks.bodies import BodyTask
 
 ITERATIONS = 10  # T of Figures 5 and 6
+COUNTS = (1, 2, 5, 10, 20)  # T of the figure about iterations
+TOLD = (10, 25, 50, 90)  # % of the true tokens that its oracles tell
 ZOOM = 3  # of crops, in drawings
 
 
@@ -120,6 +122,66 @@ def draw_schedules(path: Path, length: int = 96, iterations: int = 10) -> None:
     left.legend()
     save_figure(figure, path)
     print(f"in {path}", flush=True)
+
+
+def changes(predictions: Predictions) -> dict[str, np.ndarray]:
+    """By predictor, for each T: MPJPE, its change from T = 1, paired standard error (T, 3), mm."""
+    lines = {}
+    for name in dict.fromkeys(name.rsplit(", ", 1)[0] for name in predictions.found):
+        errors = np.array([predictions.errors[f"{name}, T = {T}"]["MPJPE"] for T in COUNTS])
+        change = errors - errors[0]  # (T, N)
+        error = change.std(1, ddof=1) / change.shape[1]**0.5
+        lines[name] = np.stack((errors.mean(1), change.mean(1), error), 1)
+    return lines
+
+
+def draw_iterations(predictions: Predictions, path: Path) -> None:
+    """What more iterations change, as it is and with oracles, and how sure is how right.
+
+    Writes the numbers to a Markdown table beside the figure.
+    """
+    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
+    lines = changes(predictions)
+    for place, (name, rows) in enumerate(lines.items()):
+        left.errorbar(np.arange(len(COUNTS)) + 0.05 * place, rows[:, 1], rows[:, 2], capsize=2,
+                      marker="o", markersize=3, label=f"{name}: {rows[0, 0]:.1f} mm at T = 1")
+    every = np.stack([rows[:, 1] for rows in lines.values()])
+    left.axhline(0, color="k", linewidth=0.5)
+    left.set(xticks=range(len(COUNTS)), xticklabels=COUNTS, xlabel="iterations T",
+             ylabel="MPJPE minus that of T = 1, mm",
+             title=f"More iterations change MPJPE by {every.min():+.1f} to {every.max():+.1f} mm")
+    left.legend(fontsize=7)
+    draw_calibration(right, predictions.found["as it is, T = 5"])
+    save_figure(figure, path)
+    heads = " | ".join(f"T = {T}" for T in COUNTS)
+    table = [f"| MPJPE, mm | {heads} |", "|---" * (1 + len(COUNTS)) + "|"]
+    table += [f"| {name} | {rows[0, 0]:.1f} | " + " | ".join(
+        f"{change:+.2f} ± {error:.2f}" for _, change, error in rows[1:]) + " |"
+        for name, rows in lines.items()]
+    bodymodels.write_atomically(path.with_suffix(".md"), "\n".join([*table, ""]).encode())
+
+
+def draw_calibration(axes: Axes, values: dict[str, np.ndarray]) -> None:
+    """The share of right tokens among those kept with a confidence, and in each iteration."""
+    confidence, right, kept = (values[name].ravel() for name in ("confidence", "right", "kept"))
+    order = confidence.argsort(kind="stable")
+    tenths = np.array_split(order, 10)
+    axes.plot([0, 1], [0, 1], color="k", linewidth=0.5)
+    axes.plot([confidence[tenth].mean() for tenth in tenths],
+              [right[tenth].mean() for tenth in tenths], "o-", markersize=3,
+              label="tenths of all tokens")
+    for iteration in range(1, kept.max() + 1):
+        chosen = kept == iteration
+        x, y = confidence[chosen].mean(), right[chosen].mean()
+        axes.plot(x, y, "s", color="tab:red", markersize=4,
+                  label="kept in iteration 1, 2, ..." if iteration == 1 else None)
+        axes.annotate(f"{iteration}", (x, y), (4, -9), textcoords="offset points", fontsize=8)
+    shares = 100 * right.mean(), 100 * right[kept == 1].mean()
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence of a kept token, T = 5",
+             ylabel="share that is right",
+             title="{:.0f} % of the tokens are right, {:.0f} % of the first".format(*shares))
+    axes.legend(fontsize=7)
 
 
 # ------------------------------------------------------------------------------------ panels

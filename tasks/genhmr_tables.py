@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 import bodymodels
@@ -162,8 +163,9 @@ class PaperTask(TransformerTask):
     TRAINS = False
     ARGUMENTS = {name: TransformerTask.ARGUMENTS[name]
                  for name in ("tokenizer", "backbone", "models")} | ablations.arguments(TABLES) | {
-        "figure": {"type": int, "choices": (4, 5, 6, 7, 11), "help": "draw this figure of the "
-                   "paper, of --checkpoint (default: the shipped one)"},
+        "figure": {"choices": ("4", "5", "6", "7", "11", "iterations"), "help": "draw this figure "
+                   "of the paper, or ours about iterations, of --checkpoint (default: the shipped "
+                   "one)"},
         "pictures": {"metavar": "N,N", "help": "pictures of the test split that --figure shows "
                      "(default: helped most, median, helped least)"},
     }
@@ -172,7 +174,7 @@ class PaperTask(TransformerTask):
     def plan(cls, arguments: argparse.Namespace,
              parse: ablations.Parse) -> Iterator[argparse.Namespace]:
         """The runs of a table, or the evaluation that a table or figure needs."""
-        if arguments.figure == 7:
+        if arguments.figure == "7":
             genhmr_figures.draw_schedules(arguments.out / "figure7.png")
         elif arguments.ablate in TOKENIZED or arguments.ablate in TRAINED:
             yield from train_rows(arguments, parse)
@@ -203,8 +205,10 @@ class PaperTask(TransformerTask):
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """The poses of every row, beside the truth; of Figures 5 and 6 with what led to them."""
         features = model.encode(batch["image"])
-        if self.arguments.figure in (5, 6):
+        if self.arguments.figure in ("5", "6"):
             return self.traced(model, features, batch)
+        if self.arguments.figure == "iterations":
+            return self.told_and_iterated(model, features, batch)
         poses, rows = {}, SAMPLED[self.arguments.ablate or "table3"].rows
         most = max(row.changes.get("refinement", 0) for row in rows.values())
         sampled = self.sample(model, features, batch, 5)
@@ -225,16 +229,56 @@ class PaperTask(TransformerTask):
                                      "confidences": sampled.confidences.transpose(0, 1)}
         return predictions
 
+    def told_and_iterated(self, model: nn.Module, features: genhmr.Features,
+                          batch: Batch) -> Predictions:
+        """Sampling with each T, as it is and with oracles; for T = 5, which tokens are right."""
+        poses, runs = {}, {}
+        for name, (features_of, percent) in {
+            "as it is": (features, 0),
+            **{f"told {percent} % of the tokens": (features, percent)
+               for percent in genhmr_figures.TOLD},
+            **({"told the 2D keypoints": (self.told_keypoints(model, batch), 0)}
+               if model.config.backbone == "pose" else {}),
+        }.items():
+            true, told = self.partly_masked(model, batch, percent)
+            for T in genhmr_figures.COUNTS:
+                runs[T] = genhmr.sample_from(model, features_of, iterations=T, told=told)
+                poses[f"{name}, T = {T}"] = runs[T].rotations
+            if name == "as it is":
+                first, right = runs[5], runs[5].tokens == true
+        predictions = self.beside_truth(model, batch, first, poses)
+        predictions.found["as it is, T = 5"] |= {
+            "right": right, "confidence": first.confidences[-1],
+            "kept": 1 + first.masks[1:].sum(0)}  # in which iteration, 1 to 5
+        return predictions
+
+    @staticmethod
+    def told_keypoints(model: nn.Module, batch: Batch) -> genhmr.Features:
+        """What the model makes of a picture if its encoder finds each 2D keypoint exactly."""
+        encoder = model.backbone
+        seen = encoder(encoder.normalise(batch["image"]))
+        at = batch["keypoints_2d"] / model.config.image_size - 0.5
+        at = at.clamp(encoder.centres.amin(0), encoder.centres.amax(0))
+        lifted = encoder.lift(at, seen.share, torch.cat((seen.found.flatten(1), seen.whole), 1))
+        return model.pose_features(seen._replace(at=at, lifted=lifted))
+
     def write(self, predictions: Predictions, out: Path) -> None:
         """Write the figure, or what the rows of a table have in common."""
         if self.arguments.figure is None:
             return super().write(predictions, out)
-        path = out / f"figure{self.arguments.figure}.png"
+        path = out / f"{figure_name(self.arguments)}.png"
+        if self.arguments.figure == "iterations":
+            return genhmr_figures.draw_iterations(predictions, path)
         pictures = [int(number) for number in (self.arguments.pictures or "").split(",") if number]
-        genhmr_figures.draw(self.arguments.figure, self, predictions, pictures, path)
+        genhmr_figures.draw(int(self.arguments.figure), self, predictions, pictures, path)
 
 
 # ---------------------------------------------------------------------------------- the runs
+
+
+def figure_name(arguments: argparse.Namespace) -> str:
+    """The name of the figure's folder and file: figure5, say, or iterations."""
+    return ("figure" if arguments.figure.isdigit() else "") + arguments.figure
 
 
 def text_of(arguments: argparse.Namespace, found: ablations.Found, about: str) -> str:
@@ -249,7 +293,7 @@ def text_of(arguments: argparse.Namespace, found: ablations.Found, about: str) -
 def score_rows(arguments: argparse.Namespace,
                parse: ablations.Parse) -> Iterator[argparse.Namespace]:
     """The evaluations that a table or figure needs: of a checkpoint, or of a new model a seed."""
-    name = arguments.ablate or f"figure{arguments.figure}"
+    name = arguments.ablate or figure_name(arguments)
     checkpoint, found = arguments.checkpoint or SHIPPED, defaultdict(dict)
     about = f"{checkpoint.name} on {arguments.protocol or 'the rendered test split'}"
     for seed in range(arguments.seeds or 1):
@@ -313,6 +357,11 @@ class StageRuns:
                                         self.overrides[stage]) for stage, kind in kinds.items()}
         self.flags = ablations.without(arguments.argv, "ablate", "seeds", "set", "tokenizer",
                                        "backbone", "checkpoint", "models")
+        small = self.configs["transformer"].backbone == "pose"
+        self.backbone = arguments.backbone or (SHIPPED if small else None)
+        if self.backbone and not Path(self.backbone).is_file():
+            raise ValueError(f"no encoder {self.backbone}: give one of --stage encoder with "
+                             "--backbone")
 
     def run(self, stage: str, folder: str, changes: Sequence[str], seed: int, extra: Sequence[str],
             expected: Mapping[str, object]) -> Generator[argparse.Namespace, None, Path]:
@@ -349,11 +398,11 @@ class StageRuns:
         names = [f"tokenizer.{text}" for text in ablations.settings(
             base, scaled(base, of_tokenizer))] + settings
         extra = ["--tokenizer", str(tokenizer), "--brief"]
-        if arguments.backbone:
-            extra += ["--backbone", arguments.backbone]
+        if self.backbone:
+            extra += ["--backbone", str(self.backbone)]
         changed = dataclasses.replace(config, **fields)
         expected = {name: value for name, value in vars(changed).items()
-                    if name not in ("image_size", "freeze_backbone")}  # these come with --backbone
+                    if name != "image_size"}  # this one comes with --backbone
         return (yield from self.run("transformer", " ".join(names or ["unchanged"]), settings, seed,
                                     extra, expected))
 

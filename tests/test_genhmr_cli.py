@@ -429,7 +429,7 @@ def test_command_line_on_a_picture(model, body, checkpoint_file, tmp_path, capsy
     assert sum(line.startswith("v ") for line in lines) == 6890
 
 
-def test_steps_that_raise_the_energy_are_not_passed_over_in_silence(checkpoint_file, tmp_path, capsys):
+def test_steps_that_raise_the_energy_are_reported(checkpoint_file, tmp_path, capsys):
     """If the energy rises, the line about the refinement says so, and what to change."""
     numbers = [number for index in range(17) for number in (60 - index, 30 + 3 * index, 1)]
     keypoints = save(tmp_path / "k.json", {"people": [{"pose_keypoints_2d": numbers}]})

@@ -313,10 +313,20 @@ def test_config_of_a_checkpoint_becomes_the_config():
 def test_shared_blocks_are_copies():
     """Blocks shared with genhmr.py are equal, letter by letter."""
     for name in ("require", "unit", "rotation_6d_to_matrix", "matrix_to_rotation_6d", "DropPath",
-                 "mlp", "SelfAttention", "ViTBlock", "conv_stem", "ViT", "Foreign",
-                 "read_checkpoint", "load_weights", "from_checkpoint", "window"):
+                 "mlp", "SelfAttention", "ViTBlock", "Foreign", "read_checkpoint", "load_weights",
+                 "from_checkpoint", "window"):
         copied = inspect.getsource(getattr(hmr, name)).replace("EncoderConfig", "Config")
         assert copied == inspect.getsource(getattr(genhmr, name)), name
+
+
+def test_encoders_are_the_same_function():
+    """With equal weights, the ViT of this file and that of genhmr.py give the same tokens."""
+    sizes = {"vit_dim": 16, "vit_depth": 2, "vit_heads": 2, "vit_drop_path": 0.0}
+    ours = hmr.ViT(replace(TINY_HAND.expert, image_size=64, patch_size=16, stem=(), **sizes))
+    theirs = genhmr.ViT(replace(genhmr.Config(), image_size=64, scales=(1,), **sizes))
+    theirs.load_state_dict(ours.state_dict())
+    crops = torch.randn(2, 3, 64, 48)
+    assert torch.equal(ours(crops), theirs(crops))
 
 
 def test_joints_have_the_numbers_of_bodymodels():

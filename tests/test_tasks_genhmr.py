@@ -1,5 +1,6 @@
 """GenHMR's two stages: runs on a tiny model, kills, ranks, tables, official data."""
 
+import argparse
 import csv
 import dataclasses
 import json
@@ -9,6 +10,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from official_folders import (
     write_3dpw,
     write_amass,
@@ -27,8 +30,10 @@ from tasks.base import EVALUATIONS, Predictions
 from tasks.genhmr import (
     TokenizerTask,
     TransformerTask,
+    heat_loss,
     imagine_bodies,
     in_random_crops,
+    lift_losses,
 )
 from tasks.settings import override
 
@@ -48,6 +53,7 @@ TINY = {
         "train_samples": 44, "test_samples": 19},
 }
 STAGES = list(TINY)
+SHIPPED = str(bodymodels.ASSETS / "genhmr_cpu.pt")
 ROWS = ["T=5", "T=1", "T=3", "T=10", "T=15", "T=20", "T=5 P=1", "T=5 P=3", "T=5 P=5", "T=5 P=10",
         "T=5 P=20", "T=5 P=20 fitted", "told 0 %", "told 50 %", "told 90 %"]  # of the last table
 TIMES = ("seconds", "poses_per_second", "images_per_second")
@@ -194,6 +200,44 @@ def test_the_encoder_learns_from_pictures_and_without(finished):
     assert scores["encoder"].keys() > {"MPJPE", "PA-MPJPE", "median px", "near %"}
 
 
+@given(st.lists(st.tuples(st.floats(-0.8, 0.8), st.floats(-0.8, 0.8)), min_size=1, max_size=4))
+def test_heat_loss_is_least_where_the_keypoint_is(places):
+    """The heat of least loss has its mean at the keypoint, or at the nearest possible place."""
+    config = genhmr.EncoderConfig(image_size=64)
+    centres = genhmr.cell_centres(config)
+    assert centres.shape == (16 * 12, 2) and centres.mean(0).abs().max() < 1e-6
+    low, high = centres.amin(0), centres.amax(0)
+    assert torch.allclose(high - low + 1 / 16, torch.tensor([0.75, 1.0]))
+    encoder = argparse.Namespace(config=config, centres=centres)
+    places = torch.tensor(places)[None]
+    heat = torch.zeros(1, places.shape[1], len(centres), requires_grad=True)
+    loss = heat_loss(heat.log_softmax(-1), places, encoder).sum()
+    gradient, = torch.autograd.grad(loss, heat)
+    wanted = 1 / len(centres) - gradient  # of cross-entropy: what is believed less what is true
+    assert wanted.min() > -1e-6
+    assert torch.allclose(wanted @ centres, places.clamp(low, high), atol=1e-5)
+    best = heat_loss(wanted.clamp_min(1e-9).log(), places, encoder).sum()
+    assert best <= loss
+
+
+def test_lift_losses_vanish_for_the_truth():
+    """Zero for the true pose, shape and keypoints from the pelvis; each term sees its error."""
+    body = bodymodels.load_model("body").for_keypoints()
+    pose = bodymodels.axis_angle_to_matrix(0.3 * torch.randn(3, 24, 3))
+    batch = {"pose": pose, "betas": torch.randn(3, 10)}
+    points = body.keypoints(body(batch["betas"], pose))
+    batch["keypoints_3d"] = points + 5.0
+    lifted = genhmr.Lifted(points - points[:, :1], genhmr.matrix_to_rotation_6d(pose),
+                           batch["betas"])
+    terms = lift_losses(lifted, batch, batch["betas"], body)
+    assert all(term < 1e-5 for term in terms.values())
+    wrong = genhmr.Lifted(*(value + 0.1 for value in lifted))
+    terms = lift_losses(wrong, batch, wrong.betas, body)
+    assert terms["joints"] == pytest.approx(0.1, rel=1e-3) and terms["betas"] == (
+        pytest.approx(0.01, rel=1e-3))
+    assert all(term > 1e-3 for term in terms.values())
+
+
 def test_bodies_without_pictures_have_crops_as_pictures(folder):
     """Four of five bodies are within the crop, most of its height; some are truncated."""
     torch.manual_seed(0)
@@ -276,6 +320,8 @@ def assert_same_losses(first, second):
      "--iterations means nothing to genhmr --stage tokenizer"),
     (["--stage", "tokenizer", "--hand", "x.pkl"], "--hand means nothing"),
     (["--stage", "transformer"], "--stage tokenizer and give its checkpoint with --tokenizer"),
+    (["--stage", "transformer", "--preset", "cpu", "--tokenizer", SHIPPED],
+     "needs a trained encoder: make one with --stage encoder"),
     (["--stage", "transformer", "--tokenizer", "absent.pt"], "absent.pt"),
     (["--stage", "transformer", "--tokenizer", __file__], "not a readable checkpoint"),
     (["--stage", "transformer", "--data", "amass"], "--data amass: expected one of rendered"),

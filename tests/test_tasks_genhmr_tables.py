@@ -13,7 +13,16 @@ import genhmr
 import train
 from tasks import genhmr_figures
 from tasks.base import Predictions
-from tasks.genhmr_tables import FIVE, SAMPLED, TABLES, TOKENIZED, TRAINED, PaperTask, scaled
+from tasks.genhmr_tables import (
+    FIVE,
+    SAMPLED,
+    SHIPPED,
+    TABLES,
+    TOKENIZED,
+    TRAINED,
+    PaperTask,
+    scaled,
+)
 
 ROWS = {"table2": 6, "table3": 6, "table4": 4, "table5": 4, "table6": 4, "table8": 8, "table9": 6,
         "table10": 7, "table11": 18, "table12": 5, "table13": 4, "table14": 4, "table15": 7,
@@ -61,7 +70,8 @@ def test_rows_are_changes_of_a_config(name):
     (["--ablate", "table2", "--iterations", "3"], "--iterations means nothing to genhmr"),
     (["--ablate", "table4", "--set", "layer=3"], "field of:"),
     (["--ablate", "table2", "--checkpoint", "absent.pt"], "no checkpoint absent.pt"),
-    (["--figure", "3"], "invalid choice: 3"),
+    (["--figure", "3"], "invalid choice: '3'"),
+    (["--ablate", "table4", "--backbone", "absent.pt"], "no encoder absent.pt"),
 ])
 def test_tables_that_cannot_be_are_one_line(extra, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
@@ -120,6 +130,20 @@ def test_figures_show_the_pictures_asked_for(finished, folder, tmp_path, number)
 
 
 @pytest.mark.slow
+def test_iterations_are_counted_against_one(finished, folder, tmp_path):  # noqa: F811
+    """The figure's table has each oracle's MPJPE with T = 1, and paired differences from it."""
+    scored(folder, finished, tmp_path, "--figure", "iterations")
+    out = tmp_path / "iterations"
+    assert data.read_image(out / "iterations.png").std() > 5
+    scores = json.loads((out / "results.json").read_text())["scores"]
+    table = (out / "iterations.md").read_text()
+    for name in ("as it is", "told 90 % of the tokens", "told the 2D keypoints"):
+        first, last = (scores[f"{name}, T = {T}"]["MPJPE"] for T in (1, 20))
+        assert re.search(rf"^\| {name} \| {first:.1f} \|.*\| [+-]{abs(last - first):.2f} ± ", table,
+                         re.MULTILINE)
+
+
+@pytest.mark.slow
 def test_a_table_trains_every_row_once(finished, folder, tmp_path, capsys):  # noqa: F811
     """Table 13 end to end: four tokenizers, a transformer on each; done runs are kept, and
     Table 5 finds its tokenizers here."""
@@ -154,6 +178,22 @@ def test_a_table_trains_every_row_once(finished, folder, tmp_path, capsys):  # n
         tmp_path / "table12.md").read_text()
     with pytest.raises(SystemExit, match="differs in learning_rate"):
         train.main([*arguments, "learning_rate=1", "--ablate", "table5"])
+
+
+def test_changes_are_paired():
+    """The standard error is that of the differences, not of two means."""
+    errors = {f"a, T = {T}": {"MPJPE": np.array([1.0, 50, 99]) + 0.1 * T}
+              for T in genhmr_figures.COUNTS}
+    lines = genhmr_figures.changes(Predictions(np.arange(3), dict.fromkeys(errors), {}, errors))
+    np.testing.assert_allclose(lines["a"][-1], (52.0, 1.9, 0.0), atol=1e-6)
+
+
+def test_the_shipped_encoder_is_the_default(tmp_path):
+    """Rows are trained around the encoder inside assets/genhmr_cpu.pt, if --backbone gives none."""
+    arguments = train.parse_arguments(["--model", "genhmr", "--ablate", "table4", "--out",
+                                       str(tmp_path), "--tokenizer", str(SHIPPED)])
+    run = next(PaperTask.plan(arguments, train.parse_arguments))
+    assert run.backbone == str(SHIPPED) and run.stage == "transformer"
 
 
 def test_the_shipped_checkpoint_is_the_default():
