@@ -1840,8 +1840,9 @@ OLD_FIELDS = ("stem", "heat_maps", "guesses", "weight_heat", "freeze_backbone", 
 
 
 def known_fields(config: object) -> object:
-    """A config of a checkpoint, and those of its parts, without OLD_FIELDS."""
-    return {name: known_fields(value) for name, value in config.items()
+    """A config of a checkpoint, and that of the tokenizer in it, without OLD_FIELDS."""
+    return {name: known_fields(value) if name == "tokenizer" else value
+            for name, value in config.items()
             if name not in OLD_FIELDS} if isinstance(config, Mapping) else config
 
 
@@ -1867,7 +1868,7 @@ def read_part(source: str | PathLike | Mapping, name: str,
         config = config[name]
         state = {key.removeprefix(prefix): value for key, value in state.items()
                  if key.startswith(prefix)}
-    return state, known_fields(config)
+    return state, config
 
 
 def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
@@ -1875,7 +1876,7 @@ def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
     state, config = read_part(source, "tokenizer", "tokenizer.")
     require(config is not None and any(name.startswith("quantiser.") for name in state),
             "no tokenizer in this checkpoint: expected train.py's of stage 1 or 2")
-    return from_checkpoint(Tokenizer, TokenizerConfig, config, state)
+    return from_checkpoint(Tokenizer, TokenizerConfig, known_fields(config), state)
 
 
 def load_encoder(source: str | PathLike | Mapping) -> PoseEncoder:
