@@ -122,6 +122,7 @@ class Config:
 
     def __post_init__(self) -> None:
         fastvit, first = self.backbone == "fastvit", self.tokens[0]
+        unit = 64 if self.backbone == "hrnet" else self.embed_dims[-1]  # of feature_width
         for name, valid, rule in (
             ("backbone", self.backbone in BACKBONES, f"one of {', '.join(BACKBONES)}"),
             ("sampling", self.sampling in SAMPLINGS, f"one of {', '.join(SAMPLINGS)}"),
@@ -130,10 +131,9 @@ class Config:
             ("depths", len(self.depths) == len(self.embed_dims) == 4, "four, as of embed_dims"),
             ("embed_dims", not fastvit or not self.attention or self.embed_dims[-1] % 32 == 0,
              "the last a multiple of 32, the width of an attention head"),
-            ("feature_width", self.feature_width % self.last_width == 0
-             and (self.backbone != "hiera" or self.feature_width == self.last_width),
-             f"{self.last_width}" if self.backbone == "hiera" else
-             f"a multiple of {self.last_width}"),
+            ("feature_width", self.feature_width == unit if self.backbone == "hiera"
+             else self.feature_width % unit == 0,
+             f"{unit}" if self.backbone == "hiera" else f"a multiple of {unit}"),
             ("large_kernel", self.large_kernel in range(3, 99, 2), "an odd number from 3 on"),
             ("upsample", min(self.upsample, default=0) >= 1, "factors, or 1 for none"),
             ("tokens", math.isqrt(first) ** 2 == first if self.sampling == "grid"
@@ -146,11 +146,6 @@ class Config:
              "False: the release knows no other sampling than at points"),
         ):
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
-
-    @property
-    def last_width(self) -> int:
-        """Number of channels that feature_width must be a multiple of."""
-        return 64 if self.backbone == "hrnet" else self.embed_dims[-1]
 
     @property
     def backbone_width(self) -> int:
@@ -446,7 +441,6 @@ class SimpleHand(nn.Module):
             nn.init.constant_(self.keypoints_2d_head.bias, 0.5 / config.output_scale)
         self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(3, 1, 1), persistent=False)
-        self.register_load_state_dict_pre_hook(accept_released_names)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict the hand of each crop.
@@ -475,16 +469,11 @@ class SimpleHand(nn.Module):
         return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
 
     @torch.no_grad()
-    def fuse(self, *, bf16: bool = False) -> SimpleHand:
-        """Return a copy for inference, in which norms, branches and scales are part of the layers.
-
-        bf16: run the backbone in bfloat16, channels last: not exact. Coordinates stay float32.
-        """
+    def fuse(self) -> SimpleHand:
+        """Return a copy for inference: norms, branches and scales become part of the layers."""
         fused = copy.deepcopy(self).eval()
         fused.backbone.fuse()
         fold_norms(fused.mesh_head)
-        if bf16:
-            fused.backbone = InBfloat16(fused.backbone)
         return fused
 
 
@@ -589,9 +578,8 @@ def crop_camera(K: np.ndarray, box: np.ndarray, size: int,
     an affine crop hands off the camera's axis would look sheared.
 
     The midpoints of the box's sides fit into the crop, the outermost one exactly. official=True
-    repeats the release instead. It fits the bounding box of the turned corners and keeps the ratio
-    of the focal lengths, which changes the zoom by up to 2 %, and it puts the optical axis on the
-    centre of a pixel: S/2 where the first pixel's centre is 0, S/2 + 0.5 in our coordinates.
+    repeats the release: it fits the turned corners, keeps the ratio of the focal lengths (zoom
+    differs by up to 2 %), and puts the optical axis on a pixel's centre, S/2 + 0.5.
     """
     inverse, half = np.linalg.inv(K), box[2:] / 2
     center = np.append(box[:2] + half, 1.0)
@@ -688,17 +676,15 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
     image: (H, W, 3) uint8 RGB. keypoint_regressor: (21, 778), see regress_joints.
     box: x, y, width, height of the hand in pixels, enlarged by a quarter as the release does; by
         default the whole picture, not enlarged.
-    side: "right" or "left". The picture of a left hand is mirrored for the network, and its mesh
-        back. The network cannot tell the side: you must know it (data set, detector). Networks
-        trained on rendered hands have seen right hands only. Training on FreiHAND or DexYCB, like
-        the release's, also mirrors half of its pictures: such a network turns a left hand given as
-        "right" into a left hand's mesh, whose faces point inwards.
+    side: "right" or "left"; the network cannot tell. A left hand is mirrored for the network, and
+        its mesh back. Networks trained on FreiHAND or DexYCB, like the release's, have seen both:
+        they turn a left hand given as "right" into a left hand's mesh, whose faces point inwards.
     K: (3, 3) of the picture; by default its focal length is the picture's diagonal (our choice,
         53 degrees). The distance is only as good as this focal length.
-    Returns float32 arrays vertices (778, 3) and joints (21, 3), metres in the camera's frame;
-    root (3,), the origin of the network's root-relative mesh there (subtract it to get that);
-    keypoints_2d (21, 2), the network's 2D keypoints, in pixels of the picture; K (3, 3); box (4,),
-    as cropped; and side, int64, 1 right, 0 left. Raises ValueError for bad input.
+    Returns float32 arrays vertices (778, 3), joints (21, 3) and root (3,), the origin of the
+    network's mesh, all in metres in the camera's frame; keypoints_2d (21, 2), of the network, in
+    pixels of the picture; K (3, 3); box (4,), as cropped; and side, int64, 1 right, 0 left.
+    Raises ValueError for bad input.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
     box, K = check_view(image, box, side, K)
@@ -730,29 +716,16 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
 
 
 def fold_norms(module: nn.Module) -> None:
-    """Fold every batch norm that follows a convolution, in place, as evaluation mode has it."""
+    """Fold every batch norm into the convolution before it, in place, as in evaluation mode."""
     for parent in list(module.modules()):
         children = list(parent.named_children())
         for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
             if (isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
                     and isinstance(norm, nn.BatchNorm2d)):
-                transposed = isinstance(conv, nn.ConvTranspose2d)
                 conv.weight, conv.bias = nn.utils.fusion.fuse_conv_bn_weights(
                     conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-                    norm.weight, norm.bias, transpose=transposed)
+                    norm.weight, norm.bias, transpose=isinstance(conv, nn.ConvTranspose2d))
                 setattr(parent, name, nn.Identity())
-
-
-class InBfloat16(nn.Module):
-    """A backbone in bfloat16, channels last; its maps come back in the precision of its input."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone.to(torch.bfloat16, memory_format=torch.channels_last)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features, last = self.backbone(x.to(torch.bfloat16))
-        return features.to(x.dtype), last.to(x.dtype)
 
 
 # ------------------------------------------------------------------------------- checkpoints
@@ -778,7 +751,7 @@ CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
 
 
 def our_name(name: str) -> str:
-    """Map a parameter name of the release, and of our older checkpoints, to ours."""
+    """Map a parameter name of the release to ours."""
     parts = r"(.*mesh_head\.)(pos_emb|proj|encoder|upsample)_(\d)(?:\.upsample)?(.*)"
     found = re.match(parts, name)
     if not found:
@@ -787,12 +760,6 @@ def our_name(name: str) -> str:
     ours = {"pos_emb": "position_embeddings.{}", "proj": "layers.{}.project",
             "encoder": "layers.{}.metaformer", "upsample": "layers.{}.upsample"}[part]
     return start + ours.format(int(number) - 1) + end
-
-
-def accept_released_names(module: nn.Module, state: dict[str, Tensor], *_: object) -> None:
-    """Rename in place what load_state_dict was given, so that it takes the release's names too."""
-    for name in list(state):
-        state[our_name(name)] = state.pop(name)
 
 
 class Foreign:
@@ -880,6 +847,7 @@ def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
     model = kind(config)
     load_weights(model, state, **options)
     return model.eval()
+
 
 def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
     """Load the model in a checkpoint, in evaluation mode on the CPU.
@@ -1095,9 +1063,8 @@ class RepMixerBlock(nn.Module):
 
     def fold(self) -> None:
         """Fold the scale into the layer before it, in place; a second call does nothing."""
-        if isinstance(self.layer_scale, nn.Identity):
-            return
-        self.layer_scale = self.layer_scale.fold_into(self.mlp.fc2)
+        if isinstance(self.layer_scale, LayerScale):
+            self.layer_scale = self.layer_scale.fold_into(self.mlp.fc2)
 
 
 class SelfAttention(nn.Module):
@@ -1146,13 +1113,6 @@ class AttentionBlock(nn.Module):
         self.layer_scale_2 = self.layer_scale_2.fold_into(self.mlp.fc2)
 
 
-def downsample(channels_in: int, channels_out: int, size: int) -> nn.Sequential:
-    """Halve the resolution: depthwise large kernel, then pointwise."""
-    return nn.Sequential(OrderedDict(proj=nn.Sequential(
-        LargeKernelConv(channels_in, channels_out, size),
-        MobileOne(channels_out, channels_out, 1))))
-
-
 class Stage(nn.Module):
     """Downsampling (not in the first stage), position encoding before attention, blocks."""
 
@@ -1162,7 +1122,9 @@ class Stage(nn.Module):
         attention = config.attention and index == 3
         block = AttentionBlock if attention else RepMixerBlock
         size = config.large_kernel
-        self.downsample = downsample(before, channels, size) if index else nn.Identity()
+        self.downsample = nn.Sequential(OrderedDict(proj=nn.Sequential(
+            LargeKernelConv(before, channels, size), MobileOne(channels, channels, 1)
+        ))) if index else nn.Identity()
         self.pos_emb = PositionConv(channels, size) if attention else nn.Identity()
         self.blocks = nn.Sequential(*[block(channels, config, rate) for rate in drop_paths])
 

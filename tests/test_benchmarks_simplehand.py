@@ -41,6 +41,18 @@ def test_sampled_cells_are_those_of_the_whole_map(values, batch):
     assert expected.abs().max() > 0.01
 
 
+def test_bf16_backbones_leave_coordinates_in_full_precision():
+    """In bfloat16 the results are close, and finer than bf16."""
+    torch.manual_seed(0)
+    model = SimpleHand(TINY).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected, found = model(images), room.fuse_bf16(model)(images)
+    for name, value in found.items():
+        assert value.dtype == torch.float32 and not torch.equal(value, value.bfloat16().float())
+        assert 0 < (value - expected[name]).abs().max() < 0.05 * expected[name].abs().max()
+
+
 def test_sampled_cells_multiply_no_integers():
     """CUDA has no matrix product of integers: those in the graph are all of floating point."""
     sampled = dense_and_sampled()[1]
