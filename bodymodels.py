@@ -182,22 +182,6 @@ def weak_perspective_project(points: Tensor, camera: Tensor) -> Tensor:
     return camera[..., None, :1] * (points[..., :2] + camera[..., None, 1:])
 
 
-def crop_to_full_translation(camera: Tensor, center: Tensor, side: Tensor, image_size: Tensor,
-                             focal: Tensor) -> Tensor:
-    """Convert a crop's weak-perspective camera to a translation in the full image's camera frame.
-
-    As HMR2.0 and HaMeR do: the principal point is the image's centre; the depth is the one where
-    the perspective camera shows the body as large as the weak-perspective camera does.
-
-    Args: camera (B, 3) [s, tx, ty], s > 0; center (B, 2) and side (B,) of the square crop in
-    pixels of the full image; image_size (B, 2) its (width, height); focal (B,) in its pixels.
-    Returns: (B, 3) metres, to add to the body's points.
-    """
-    size = (side * camera[:, 0])[:, None]  # pixels per unit length, times two
-    offset = 2 * (center - image_size / 2) / size
-    return torch.cat([camera[:, 1:] + offset, 2 * focal[:, None] / size], -1)
-
-
 # ---------------------------------------------------------------------------------- mirror
 # M = diag(-1, 1, 1) turns left hands into right hands. Each function is its own inverse.
 

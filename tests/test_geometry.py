@@ -266,28 +266,6 @@ def test_convention_camera_is_opencv():
     assert torch.allclose(pixels, torch.tensor([[110.0, 120], [360, 120], [110, 360]]))
 
 
-def random_crops(seed: int, count: int = 5) -> dict[str, torch.Tensor]:
-    draw = torch.rand(count, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return {"center": 2000 * draw[:, :2] - 300, "side": 50 + 900 * draw[:, 2],
-            "image_size": (100 + 1900 * draw[:, 3:5]).round(), "focal": 300 + 5000 * draw[:, 5]}
-
-
-@given(seeds)
-def test_both_cameras_show_the_same_at_the_root_depth(seed):
-    """Points at z = 0 land on the same pixels through the crop's camera and the full one."""
-    crops, camera, points = random_crops(seed), random(seed, 5, 3), random(seed + 1, 5, 9, 3)
-    camera[:, 0] = camera[:, 0].abs() + 0.1
-    points[..., 2] = 0
-    in_crop = bm.weak_perspective_project(points, camera)
-    expected = crops["center"][:, None] + in_crop * crops["side"][:, None, None] / 2
-    K = torch.zeros(5, 3, 3, dtype=torch.float64)
-    K[:, 0, 0] = K[:, 1, 1] = crops["focal"]
-    K[:, :2, 2], K[:, 2, 2] = crops["image_size"] / 2, 1
-    translation = bm.crop_to_full_translation(camera, **crops)
-    pixels = bm.project(points + translation[:, None], K)
-    assert torch.allclose(pixels, expected, rtol=1e-9, atol=1e-6)
-
-
 def test_convention_weak_perspective_moves_before_it_scales():
     """[s, tx, ty] gives s (x + tx), s (y + ty): HMR's order."""
     result = bm.weak_perspective_project(torch.tensor([[1.0, 2, 9]]), torch.tensor([2.0, 10, 20]))
