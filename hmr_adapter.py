@@ -126,9 +126,14 @@ class Training:
     train_samples: int = 100_000  # rendered people per epoch, the free data (our choice)
     test_samples: int = 1_000  # rendered people of the test split (our choice)
     body_size: int = 512  # px, side of the pictures of people (SMPLer-X)
+    test_body_size: int = 0  # px, the same of the test split, whose hands are cut from these
+    # pictures; 0: body_size (our choice)
     hand_size: int = 256  # px, side of the crops of hands (HaMeR)
+    weight_heat: float = 0.0  # of "pose" encoders' heat maps, cross-entropy (our choice)
+    weight_lift: float = 0.0  # of their keypoints in 3D, L1 per metre (our choice)
     views: float = 180.0  # degrees, largest heading of rendered people, either way (our choice)
     lean: float = 180.0  # degrees, how far rendered people lean at most (our choice)
+    wide: float = 0.0  # share of rendered training poses that go beyond the clips (our choice)
     occlusion: float = 0.5  # share of rendered hands that something covers (our choice)
     augmentation: str = "rendered_bodies"  # a name of data.AUGMENTATIONS (our choice)
 
@@ -172,10 +177,18 @@ class EncoderConfig:
     vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HaMeR)
     stem: tuple[int, ...] = ()  # channels of stride-2 convolutions before the patches; a ViT with
     # random weights learns much faster with them (our choice)
+    backbone: str = "vit"  # (paper), or "pose": convolutions that find keypoints first and lift
+    # them; then patch_size is 4 and vit_dim the width of the tokens made of them (our choice)
+    widths: tuple[int, ...] = (16, 32, 64, 128)  # "pose": channels at strides 2 to 16 (our choice)
+    blocks: int = 2  # "pose": of attention over the cells at stride 16 (our choice)
+    pooled: int = 24  # "pose": features of the place of each keypoint (our choice)
+    lift_width: int = 640  # "pose": of the MLP from keypoints to a pose (our choice)
     focal_length: float = 5000.0  # px for a crop of 256 px (HaMeR, SMPLer-X)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stem", tuple(self.stem))
+        object.__setattr__(self, "widths", tuple(self.widths))
+        check_fields(self, {}, backbone=("vit", "pose"))
         cell = 4 * self.patch_size
         require(self.patch_size % 2 ** len(self.stem) == 0,
                 f"stem is {self.stem}: expected at most as many halvings as patch_size allows")
@@ -339,28 +352,29 @@ def gpu_preset(accumulate: int) -> Config:
 
 def cpu_preset() -> Config:
     """Return the same design with tiny experts, which train.py has to train first: 2 CPU cores."""
-    encoder = dict(image_size=128, vit_dim=96, vit_depth=3, vit_heads=3, vit_drop_path=0.0,
-                   stem=(16, 32, 64, 128))
-    decoder = dict(decoder_dim=96, decoder_layers=2, decoder_heads=4, decoder_head_dim=16,
-                   decoder_ffn=96)
+    encoder = dict(backbone="pose", image_size=128, patch_size=4, vit_dim=128)
+    decoder = dict(decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_head_dim=32,
+                   decoder_ffn=256)
     run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=12_000,
-               body_size=128, hand_size=64, views=30.0, lean=45.0, augmentation="rendered",
-               eval_every=1_000)
-    expert = run | dict(weight_decay=1e-4, warmup_steps=100)
+               body_size=128, test_body_size=512, hand_size=128, views=30.0, lean=45.0, wide=0.5,
+               augmentation="rendered_people", eval_every=1_000)
+    expert = run | dict(weight_decay=1e-3, channels_last=True, gradient_clip=5.0, weight_lift=5.0)
     adapter = run | dict(joint_embedding="learned")
     hand = HandExpertConfig(
-        **encoder | dict(image_size=64, patch_size=8, stem=(24, 48, 96)), **decoder, **expert,
-        steps=3_000, learning_rate=3e-3, weight_keypoints_2d=0.05, weight_pose=0.01,
-        weight_keypoints_img=0.1)
+        **encoder, **decoder, **expert, steps=2_000, learning_rate=1.5e-3, weight_heat=1.0,
+        weight_keypoints_2d=0.2, weight_keypoints_3d=0.5, weight_vertices=0.5 * 21 / 778,
+        weight_pose=0.05, weight_betas_prior=0.05)
     body = BodyExpertConfig(
-        **encoder, **expert, steps=1_800, learning_rate=2e-3, weight_keypoints_2d=20.0,
-        weight_boxes=5.0, depth_bins=8, hand_cells=8, box_dim=8, joint_dim=48)
-    # This body expert is inaccurate, and adapters trained on true poses would rely on it too much.
+        **encoder, **expert, steps=1_800, learning_rate=1e-3, weight_heat=1.0,
+        weight_keypoints_2d=1.0, weight_keypoints_3d=30.0, weight_boxes=1.0, hand_upscale=1,
+        depth_bins=8, hand_cells=8, joint_dim=32)
+    # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
     return Config(
-        HandConfig(expert=hand, **adapter, steps=2_500, learning_rate=2e-3, arm_source="found",
-                   arm_noise=0.1, arm_drop=0.1),
-        BodyConfig(expert=body, **decoder, **adapter, steps=400, learning_rate=3e-4,
-                   knuckle_source="found", offset_hidden=96))
+        HandConfig(expert=hand, **adapter, steps=2_500, learning_rate=1e-3, arm_source="found",
+                   weight_keypoints_3d=0.5, weight_vertices=0.5 * 21 / 778, weight_pose=0.05,
+                   weight_keypoints_2d=0.2, arm_drop=0.1),
+        BodyConfig(expert=body, **decoder, **adapter, steps=1_500, learning_rate=1e-3,
+                   knuckle_source="found", offset_hidden=128, weight_keypoints_3d=30.0))
 
 
 PRESETS: dict[str, Config] = {
@@ -607,6 +621,13 @@ def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
     return images[..., ::k, ::k][..., size // 8 : -(size // 8)].float() / 255.0
 
 
+def register_statistics(module: nn.Module) -> None:
+    """Give a module ImageNet's mean and standard deviation of colours."""
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    module.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+    module.register_buffer("std", std.view(3, 1, 1), persistent=False)
+
+
 # --------------------------------------------------------------------- hand expert: HaMeR
 
 
@@ -751,13 +772,15 @@ class HandExpert(nn.Module):
         self.mano_head = ManoHead(config)
         if config.weight_keypoints_img:
             self.position_net = PositionNet(config.vit_dim, 21, 1)
-        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
+        register_statistics(self)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB crops (B, 3, S, S), uint8 or floats in 0..255, as the backbone takes them."""
+        return (middle_of(images, self.config) - self.mean) / self.std
 
     def features(self, images: Tensor) -> Tensor:
         """Encode RGB crops (B, 3, S, S), uint8 or floats in 0..255, to F^H (B, 192, 1280)."""
-        return self.backbone((middle_of(images, self.config) - self.mean) / self.std)
+        return self.backbone(self.normalise(images))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
@@ -926,6 +949,12 @@ class HandRegressor(nn.Module):
         return pose.float().unflatten(1, (15, 6))
 
 
+def face_regressor(config: BodyExpertConfig) -> nn.ModuleDict:
+    """Linear layers from a task token to expression and jaw."""
+    return nn.ModuleDict({"expr_out": nn.Sequential(nn.Linear(config.vit_dim, 10)),
+                          "jaw_pose_out": rotation_layer(config.vit_dim, 1)})
+
+
 class BodyFeatures(NamedTuple):
     """Intermediate outputs of BodyExpert, before any rotation is regressed."""
 
@@ -936,6 +965,7 @@ class BodyFeatures(NamedTuple):
     hand_boxes: Tensor  # (B, 2, 4) x, y, width, height of the hand maps, in cells
     hand_maps: Tensor  # (B, 2, 1280, 16, 16), the left one mirrored
     hand_joints: Tensor  # (B, 2, 20, 3) in cells of the hand maps
+    seen: Seen | None = None  # what a PoseEncoder found
 
 
 class BodyExpert(nn.Module):
@@ -951,11 +981,12 @@ class BodyExpert(nn.Module):
         self.hand_roi_net = HandRoiNet(config)
         self.hand_position_net = PositionNet(config.vit_dim, 20, config.depth_bins)
         self.hand_regressor = HandRegressor(config)
-        self.face_regressor = nn.ModuleDict({
-            "expr_out": nn.Sequential(nn.Linear(config.vit_dim, 10)),
-            "jaw_pose_out": rotation_layer(config.vit_dim, 1)})
-        # Axis-angles added to all fingers, [right, left]: the released weights predict fingers
-        # relative to SMPL-X's mean hand, ours predict absolute ones.
+        self.face_regressor = face_regressor(config)
+        self.register_hand_mean()
+
+    def register_hand_mean(self) -> None:
+        """Keep axis-angles added to all fingers, [right, left]: the released weights predict
+        fingers relative to SMPL-X's mean hand, ours predict absolute ones."""
         self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
         self.has_relative_fingers = False
         self.register_load_state_dict_post_hook(BodyExpert.notice_hand_mean)
@@ -994,8 +1025,12 @@ class BodyExpert(nn.Module):
 
     def initial_pose(self, features: BodyFeatures) -> Tensor:
         """Regress theta_0: interleaved 6D (B, 22, 6) of root and body."""
-        regressor = self.body_regressor
-        return regressor.rotations(regressor.joined(self.pose_features(features), features.joints))
+        joined = self.body_regressor.joined(self.pose_features(features), features.joints)
+        return self.regress(joined, features)
+
+    def regress(self, joined: Tensor, features: BodyFeatures) -> Tensor:
+        """Regress interleaved 6D (B, 22, 6) from what `joined` has joined."""
+        return self.body_regressor.rotations(joined)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict people from images (B, 3, S, S), as `features` takes them; see `assemble`."""
@@ -1050,6 +1085,285 @@ class BodyExpert(nn.Module):
         """Convert boxes (..., 4), x, y, width, height, from cells of the map to pixels."""
         rows, _ = self.config.grid
         return (boxes + boxes.new_tensor([rows / 8, 0, 0, 0])) * (size / rows)
+
+
+# ---------------------------------------------- small experts that find keypoints first
+
+
+def conv_norm(width_in: int, width: int, stride: int = 1) -> nn.Sequential:
+    """3 x 3 convolution, batch norm, ReLU."""
+    return nn.Sequential(nn.Conv2d(width_in, width, 3, stride, 1, bias=False),
+                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+class ResidualMapBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut: (B, D, h, w) -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
+
+
+class Seen(NamedTuple):
+    """What PoseEncoder finds in a crop: K keypoints, R rotations, N cells, W widths of the lift."""
+
+    heat: Tensor  # (B, K, N) log probability of each cell, per keypoint
+    at: Tensor  # (B, K, 2) where each is, -0.5..0.5; outside the crop: the nearest border
+    share: Tensor  # (B, K) probability within two cells of that place
+    found: Tensor  # (B, K, C) features at that place
+    hidden: Tensor  # (B, W) what the lift makes of all that
+    joints: Tensor  # (B, K, 3) metres from the first keypoint, camera axes
+    pose: Tensor  # (B, R, 6) rotations
+    features: Tensor  # (B, D, h, w) at stride 4
+
+
+class Lift(nn.Module):
+    """2D keypoints, and features of the picture where they are, -> 3D keypoints and rotations."""
+
+    def __init__(self, keypoints: int, rotations: int, width: int, features: int) -> None:
+        super().__init__()
+        self.keypoints = nn.Linear(5 * keypoints + 3, width)
+        self.features = nn.Linear(features, width)
+        self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
+        self.out = nn.Linear(width, 3 * keypoints + 6 * rotations)
+        for layer in (self.features.weight, self.features.bias, self.out.bias):
+            nn.init.zeros_(layer)
+        with torch.no_grad():
+            self.out.weight.mul_(0.3)
+            self.out.bias[3 * keypoints:].copy_(torch.tensor([1.0, 0, 0, 0, 1, 0] * rotations))
+
+    def forward(self, at: Tensor, share: Tensor, features: Tensor) -> tuple[Tensor, ...]:
+        """at: (B, K, 2), -0.5..0.5. share: (B, K), how sure. features: (B, F). Returns `hidden`,
+        `joints` and `pose` of Seen."""
+        weight = share[..., None] / share.sum(1)[:, None, None]
+        centre = (weight * at).sum(1, keepdim=True)  # (B, 1, 2)
+        size = (weight * (at - centre).square()).sum((1, 2), keepdim=True).sqrt().clamp_min(0.02)
+        x = self.keypoints(torch.cat((4 * at.flatten(1), share, ((at - centre) / size).flatten(1),
+                                      4 * centre[:, 0], 10 * size[:, 0]), 1))
+        x = F.gelu(x + self.features(features))
+        for norm, hidden in zip(self.norms, self.hidden, strict=True):
+            x = x + F.gelu(hidden(norm(x)))  # (B, W)
+        joints, pose = self.out(x).tensor_split((3 * at.shape[1],), 1)
+        return x, joints.unflatten(1, (-1, 3)), pose.unflatten(1, (-1, 6))
+
+
+def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Find keypoints in probabilities (B, J, N) of cells whose centres (N, 2) are given.
+
+    Returns the mean of the cells around the most probable one (B, J, 2), and their share (B, J).
+    """
+    peak = centres[probability.argmax(-1)]  # (B, J, 2)
+    near = probability * ((centres - peak[:, :, None]).abs().amax(-1) < radius)
+    share = near.sum(-1)
+    return near @ centres / share[..., None].clamp_min(1e-6), share
+
+
+def cell_centres(config: EncoderConfig, device: torch.device | None = None) -> Tensor:
+    """Centres of the config's cells (N, 2), row by row: x and y in the crop, -0.5..0.5."""
+    y, x = ((torch.arange(count, device=device) + 0.5 - count / 2) / config.grid[0]
+            for count in config.grid)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+
+
+class PoseEncoder(nn.Module):
+    """Crops (B, 3, S, 3/4 S) -> heat maps at stride 4, and what they suggest: GenHMR's, see there.
+
+    A ViTPose in miniature, to train in minutes: convolutions down to stride 16, attention over
+    these cells, and back up to stride 4 with shortcuts.
+    """
+
+    def __init__(self, config: EncoderConfig, keypoints: int, rotations: int) -> None:
+        super().__init__()
+        w2, w4, w8, w16 = config.widths
+        self.radius = 2.5 / config.grid[0]
+        self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
+        self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
+        self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(math.prod(config.grid) // 16, w16))
+        self.blocks = nn.Sequential(*[ViTBlock(w16, 4, 0.0) for _ in range(config.blocks)])
+        for block in self.blocks:
+            block.mlp = mlp(w16, 2 * w16, w16)
+        self.norm = nn.LayerNorm(w16)
+        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualMapBlock(w8)
+        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, 2 * w4)
+        self.heat = nn.Conv2d(2 * w4, keypoints, 1)
+        self.pool4 = nn.Conv2d(2 * w4, config.pooled, 1)
+        self.pool8 = nn.Conv2d(w8, config.pooled, 1)
+        self.lift = Lift(keypoints, rotations, config.lift_width, keypoints * config.pooled + w16)
+        self.register_buffer("centres", cell_centres(config), persistent=False)
+
+    def forward(self, crops: Tensor) -> Seen:
+        x4 = self.stem(crops)  # (B, 32, 32, 24)
+        x8 = self.down8(x4)  # (B, 64, 16, 12)
+        x16 = self.down16(x8)  # (B, 128, 8, 6)
+        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, 48, 128)
+        x16 = cells.mT.unflatten(2, x16.shape[2:])
+        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
+        x4 = self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4)  # (B, 64, 32, 24)
+        with torch.autocast(x4.device.type, enabled=False):  # places are finer than bf16's steps
+            return self.read(x4.float(), x8.float(), cells.float().mean(1))
+
+    def read(self, x4: Tensor, x8: Tensor, whole: Tensor) -> Seen:
+        """Find keypoints in the maps, and lift them. whole: (B, 128) of the picture."""
+        heat = self.heat(x4).flatten(2).log_softmax(-1)  # (B, K, 768)
+        probability = heat.detach().exp()  # 3D losses must not move the heat maps
+        pooled = self.pool4(x4) + F.interpolate(self.pool8(x8), scale_factor=2.0)
+        found = probability @ pooled.flatten(2).mT  # (B, K, 24)
+        at, share = locate(probability, self.centres, self.radius)
+        lifted = self.lift(at, share, torch.cat((found.flatten(1), whole), 1))
+        return Seen(heat, at, share, found, *lifted, x4)
+
+
+class KeypointTokens(nn.Module):
+    """Tokens (B, wholes + K, D) of what a PoseEncoder found: of all keypoints, then of each."""
+
+    def __init__(self, config: EncoderConfig, keypoints: int, wholes: int) -> None:
+        super().__init__()
+        self.whole = nn.Linear(config.lift_width, wholes * config.vit_dim)
+        self.each = nn.Linear(config.pooled + 6, config.vit_dim)
+        self.joint_embedding = nn.Parameter(0.02 * torch.randn(keypoints, config.vit_dim))
+
+    def forward(self, seen: Seen) -> Tensor:
+        said = torch.cat((4 * seen.at, seen.share[..., None], 2 * seen.joints, seen.found), 2)
+        each = self.each(said) + self.joint_embedding  # (B, K, D)
+        return torch.cat((self.whole(seen.hidden).unflatten(1, (-1, each.shape[2])), each), 1)
+
+
+class HandFinder(nn.Module):
+    """The encoder of PoseHandExpert: crops (B, 3, S, 3/4 S) -> F^H (B, 1 + 21, D)."""
+
+    def __init__(self, config: HandExpertConfig) -> None:
+        super().__init__()
+        self.encoder = PoseEncoder(config, 21, 16)
+        self.tokens = KeypointTokens(config, 21, 1)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return self.tokens(self.encoder(crops))
+
+
+class StartedDecoder(Decoder):
+    """A decoder whose query starts from the context's first token."""
+
+    def query(self, context: Tensor) -> Tensor:
+        return super().query(context) + context[:, :1]
+
+
+class PoseHandExpert(HandExpert):
+    """A small hand expert: HaMeR's decoder, told where keypoints are (ours)."""
+
+    def __init__(self, config: HandExpertConfig) -> None:
+        nn.Module.__init__(self)
+        self.config = config
+        self.backbone = HandFinder(config)
+        self.mano_head = ManoHead(config)
+        self.mano_head.transformer = StartedDecoder(config, config.vit_dim)
+        register_statistics(self)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """As HandExpert's; also heat and joints of Seen."""
+        seen = self.backbone.encoder(self.normalise(images))
+        token = self.mano_head.transformer(self.backbone.tokens(seen))
+        return self.mano_head.readout(token) | {"heat": seen.heat, "lifted": seen.joints}
+
+
+SEEN = [*range(22), 28, 43, *range(55, 76)]  # SMPL's 45 keypoints in SMPL-X's 76; its hands: the
+# middle knuckles. Among these: POSITIONED; wrist, knuckle and finger tips, [right, left]
+SEEN_POSITIONED = [SEEN.index(joint) for joint in POSITIONED]
+SEEN_HANDS = [[21, 23, *range(40, 45)], [20, 22, *range(35, 40)]]
+
+
+class PoseBodyExpert(BodyExpert):
+    """A small whole-body expert: SMPLer-X's regressors, told where keypoints are (ours)."""
+
+    def __init__(self, config: BodyExpertConfig) -> None:
+        nn.Module.__init__(self)
+        self.config, width = config, config.vit_dim
+        self.encoder = PoseEncoder(config, len(SEEN), 24)
+        self.tokens = KeypointTokens(config, len(SEEN), 6)
+        self.to_map = nn.Conv2d(2 * config.widths[1], width, 1)
+        self.body_regressor = BodyRegressor(config)
+        for layer in (self.body_regressor.root_pose_out, self.body_regressor.body_pose_out):
+            nn.init.zeros_(layer[0].bias)  # they correct the lifted pose
+        self.boxes = nn.ModuleList([nn.Linear(7 * 3 + config.lift_width, 4) for _ in range(2)])
+        self.hand_roi_net = HandRoiNet(config)
+        self.hand_position_net = PositionNet(width, 20, config.depth_bins)
+        self.hand_regressor = HandRegressor(config)
+        self.face_regressor = face_regressor(config)
+        self.register_hand_mean()
+        register_statistics(self)
+
+    def features(self, images: Tensor) -> BodyFeatures:
+        """As BodyExpert's."""
+        seen = self.encoder((middle_of(images, self.config) - self.mean) / self.std)
+        tokens = self.tokens(seen)  # (B, 6 + 45, D)
+        tokens = torch.cat((tokens[:, :6], tokens[:, 6:][:, SEEN_POSITIONED]), 1)  # (B, 31, D)
+        depth = (1 + seen.joints[:, SEEN_POSITIONED, 2:] / (BODY_DEPTH / 2))
+        joints = torch.cat((self.to_cells(seen.at[:, SEEN_POSITIONED] + 0.5, 1),
+                            depth * self.config.depth_bins / 2), 2)  # (B, 25, 3)
+        centers, sizes = self.find_hands(seen)  # (B, 2, 2) each
+        boxes = self.hand_squares(centers.detach(), sizes.detach())  # (B, 2, 4)
+        maps = self.hand_roi_net(self.to_map(seen.features), boxes)  # (B, 2, D, 8, 8)
+        _, hand_joints = self.hand_position_net(maps.flatten(0, 1))  # (2 B, 20, 3)
+        return BodyFeatures(tokens, joints, centers, sizes, boxes, maps,
+                            hand_joints.unflatten(0, maps.shape[:2]), seen)
+
+    def find_hands(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Centres and sizes (B, 2, 2) of the hands' tight boxes, in cells."""
+        at = self.to_cells(seen.at[:, SEEN_HANDS] + 0.5, 1)  # (B, 2, 7, 2)
+        share = seen.share[:, SEEN_HANDS][..., None]  # (B, 2, 7, 1)
+        middle = (at * share).sum(2) / share.sum(2).clamp_min(1e-6)  # (B, 2, 2)
+        around = torch.cat(((at - middle[:, :, None]) / 4, share), 3).flatten(2)  # (B, 2, 21)
+        correction = torch.stack([
+            net(torch.cat((around[:, side], seen.hidden), 1))
+            for side, net in enumerate(self.boxes)], 1)  # (B, 2, 4)
+        extent = at.amax(2) - at.amin(2)
+        return middle + correction[..., :2], extent + correction[..., 2:]
+
+    def regress(self, joined: Tensor, features: BodyFeatures) -> Tensor:
+        """The lifted pose, corrected."""
+        lifted = features.seen.pose[:, :22].unflatten(-1, (2, 3)).mT.flatten(-2)  # interleaved
+        return lifted + super().regress(joined, features)
+
+    def assemble(self, features: BodyFeatures, pose_6d: Tensor, size: int) -> dict[str, Tensor]:
+        """As BodyExpert's; also heat and joints of Seen."""
+        return super().assemble(features, pose_6d, size) | {
+            "heat": features.seen.heat, "lifted": features.seen.joints}
+
+
+def hand_expert(config: HandExpertConfig) -> HandExpert:
+    """Build a hand expert with random weights."""
+    return (PoseHandExpert if config.backbone == "pose" else HandExpert)(config)
+
+
+def body_expert(config: BodyExpertConfig) -> BodyExpert:
+    """Build a whole-body expert with random weights."""
+    return (PoseBodyExpert if config.backbone == "pose" else BodyExpert)(config)
+
+
+def keypoint_losses(prediction: Mapping[str, Tensor], keypoints_2d: Tensor, joints: Tensor,
+                    config: EncoderConfig) -> tuple[Tensor, Tensor]:
+    """Errors of what a PoseEncoder found, each sample's (B,): heat maps, and keypoints in 3D.
+
+    keypoints_2d: (B, K, 2), crop in -0.5..0.5. joints: (B, K, 3), metres. The truth in a heat map
+    is shared by the four cells around the keypoint, weighted as in bilinear interpolation; a
+    keypoint outside counts as at the border, and a fifth.
+    """
+    centres = cell_centres(config, keypoints_2d.device)
+    low, high = centres.amin(0), centres.amax(0)
+    at = keypoints_2d.nan_to_num().clamp(low, high)
+    distance = config.grid[0] * (at[:, :, None] - centres).abs()  # (B, K, N, 2), in cells
+    heat = -((1 - distance).clamp_min(0).prod(-1) * prediction["heat"]).sum(-1)  # (B, K)
+    inside = (keypoints_2d == at).all(-1)
+    error = (prediction["lifted"] - joints + joints[:, :1]).abs()
+    return (heat * torch.where(inside, 1.0, 0.2)).mean(1), error.mean((1, 2))
 
 
 # ---------------------------------------------------------------------------------- adapters
@@ -1123,7 +1437,7 @@ class HandAdapter(Adapter):
 
     def __init__(self, config: HandConfig, expert: HandExpert | None = None) -> None:
         """expert: None for random weights."""
-        super().__init__(config, HandExpert(config.expert) if expert is None else expert)
+        super().__init__(config, hand_expert(config.expert) if expert is None else expert)
 
     def build(self) -> None:
         """Create all that is new."""
@@ -1229,7 +1543,7 @@ class BodyAdapter(Adapter):
 
     def __init__(self, config: BodyConfig, expert: BodyExpert | None = None) -> None:
         """expert: None for random weights."""
-        super().__init__(config, BodyExpert(config.expert) if expert is None else expert)
+        super().__init__(config, body_expert(config.expert) if expert is None else expert)
 
     def build(self) -> None:
         """Create all that is new."""
@@ -1414,6 +1728,10 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
         "vertices": vertices.new_zeros(()), "betas": vertices.new_zeros(()),
         "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1],  # L_theta, Eq. 6
     }
+    if "heat" in prediction:
+        heat, lifted = keypoint_losses(prediction, samples["keypoints_2d"], samples["joints"],
+                                       getattr(config, "expert", config))
+        terms |= {"heat": reduced(heat[:, None]), "lift": reduced(lifted[:, None])}
     if "keypoints_img" in prediction:
         terms["keypoints_img"] = reduced(
             (prediction["keypoints_img"] - samples["keypoints_2d"]).abs())
@@ -1436,7 +1754,7 @@ def hand_total_loss(terms: Mapping[str, Tensor], config: HandTraining) -> Tensor
             + config.weight_keypoints_3d * terms["keypoints_3d"]
             + config.weight_vertices * terms["vertices"]
             + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
-    for name in ("keypoints_img", "betas_prior"):  # ours
+    for name in ("keypoints_img", "betas_prior", "heat", "lift"):  # ours
         if name in terms:
             loss = loss + getattr(config, f"weight_{name}") * terms[name]
     return loss
@@ -1507,7 +1825,11 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
                                      batch["body_pose"][:, posed], config.pose_term)
     pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
     keypoints_known = known("keypoints_3d", 76)
-    return {
+    terms = {} if "heat" not in prediction else dict(zip(("heat", "lift"), (
+        error.mean() for error in keypoint_losses(
+            prediction, batch["keypoints_2d"][:, SEEN] / size - 0.5,
+            batch["keypoints_3d"][:, SEEN], expert.config)), strict=True))
+    return terms | {
         "keypoints_img": masked_mean(prediction["joints"] - joints[0], joints[1])
         + masked_mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
         "keypoints_proj": masked_mean(projected - true_projected, batch["keypoints_valid"]),
@@ -1534,6 +1856,9 @@ def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpert
     if getattr(config, "trainable", "all") == "adapter":
         return loss
     expert = getattr(config, "expert", config)
+    for name in ("heat", "lift"):  # ours
+        if name in terms:
+            loss = loss + getattr(config, f"weight_{name}") * terms[name]
     return (loss + config.weight_keypoints_2d * terms["keypoints_img"]  # Eq. 8
             + config.weight_betas * terms["betas"]
             + expert.weight_expression * terms["expression"]
@@ -1786,7 +2111,9 @@ def model_class(config_class: type, fields: Mapping[str, object],
                 rivals: Sequence[type[Adapter]] = ()) -> type[nn.Module]:
     """Return the class of the model that a config's fields describe, of this file or a rival."""
     if config_class in (HandExpertConfig, BodyExpertConfig):
-        return HandExpert if config_class is HandExpertConfig else BodyExpert
+        kinds = (PoseHandExpert, PoseBodyExpert) if fields.get("backbone") == "pose" else (
+            HandExpert, BodyExpert)
+        return kinds[config_class is BodyExpertConfig]
     hand = config_class is HandConfig
     base, alone = (HandAdapter, FineTunedHand) if hand else (BodyAdapter, FineTunedBody)
     inject = fields.get("inject", "adapter")
@@ -1812,6 +2139,29 @@ def load_checkpoint(source: str | PathLike | Mapping, rivals: Sequence[type[Adap
     fields = config if isinstance(config, Mapping) else {}
     kind = model_class(config_class, fields, rivals)
     return from_checkpoint(kind, config_class, config, state)
+
+
+def load_pose_encoder(expert: PoseHandExpert | PoseBodyExpert, source: str | PathLike | Mapping
+                      ) -> None:
+    """Start a small expert's encoder from GenHMR's, alone or inside a checkpoint of GenHMR.
+
+    A hand expert takes what does not depend on the keypoints. Raises like load_checkpoint.
+    """
+    encoder = expert.backbone.encoder if isinstance(expert, HandExpert) else expert.encoder
+    state, _ = read_checkpoint(source)
+    prefix = "backbone." if "backbone.lift.out.weight" in state else ""
+    require(f"{prefix}lift.out.weight" in state, "this checkpoint has no pose encoder: expected "
+            "one of train.py --model genhmr, --stage encoder or --stage transformer")
+    own = encoder.state_dict()
+    found = {name: state[prefix + name][:len(value)] for name, value in own.items()
+             if value.ndim and prefix + name in state}  # its lift has betas, last
+    fitting = {name: value for name, value in found.items() if value.shape == own[name].shape}
+    require("stem.0.0.weight" in fitting, "this pose encoder has other widths than the expert's: "
+            f"expected {expert.config.widths}")
+    if isinstance(expert, HandExpert):  # heat maps and lift are of other keypoints
+        fitting = {name: value for name, value in fitting.items()
+                   if not name.startswith(("heat.", "lift."))}
+    encoder.load_state_dict(fitting, strict=False)
 
 
 def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn.Module:

@@ -108,6 +108,9 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     "rendered_bodies_strong": Augmentation(
         center_jitter=0.05, scale=(0.82, 1.22), rotation=15.0, flip=0.5, gain=(0.75, 1.25),
         brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.3),
+    "rendered_people": Augmentation(
+        center_jitter=0.07, scale=(0.8, 1.35), rotation=20.0, flip=0.5, gain=(0.75, 1.25),
+        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.2),
 }
 
 

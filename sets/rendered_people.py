@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 import bodymodels
 from sets.augmentation import Augmentation
 from sets.body_crops import body_camera
+from sets.body_poses import check_poses
 from sets.crops import crop_homography, keypoint_box, transform_points, warp
 from sets.hand_crops import NUM_VERTICES
 from sets.hand_poses import sample_hand_pose
@@ -63,13 +64,13 @@ class View(NamedTuple):
 
 
 def sample_person(rng: np.random.Generator, split: str, size: int, views: float,
-                  lean: float = 180.0) -> BodyScene:
+                  lean: float = 180.0, wide: float = 0.0) -> BodyScene:
     """Draw a posture with hand poses and a face, and place it as `sample_body_scene` does.
 
     `sample_hand_pose` draws the fingers of each hand; left ones are mirrored. The jaw opens a
     little, the eyes look straight ahead.
     """
-    posture, betas = sample_posture(rng, split, views, lean)
+    posture, betas = sample_posture(rng, split, views, lean, wide)
     pose = np.tile(np.eye(3, dtype=np.float32), (len(SMPLX_JOINTS), 1, 1))
     pose[:22] = posture[:22]  # SMPL's hands are SMPL-X's wrists
     angles = np.stack([sample_hand_pose(rng), sample_hand_pose(rng),  # (3, 15, 3)
@@ -219,27 +220,26 @@ class RenderedPeople(Rendered, PeopleDataset):
     outside the picture; their crops are black there.
 
     split, length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2 + 22 kB a sample. hand_size: H,
-    by default S. views, lean: see `sample_body_pose`.
+    by default S. views, lean: see `sample_body_pose`; wide: see `sample_wide_poses`.
     """
 
     LENGTHS = {"train": 20_000, "test": 1_000}
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, occlusion: float = 0.5, hand_size: int | None = None,
-                 views: float = 180.0, lean: float = 180.0,
+                 views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
                  augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
         super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
         self.hand_size = size if hand_size is None else hand_size
-        if (self.length < 1 or self.hand_size < 16 or not 0 <= views <= 180
-                or not 30 <= lean <= 180):
-            raise ValueError("expected a positive length, hand_size >= 16, views in 0..180 and "
-                             "lean in 30..180 degrees, "
-                             f"got {self.length}, {self.hand_size}, {views} and {lean}")
+        check_poses(self.length, views, lean, wide)
+        if self.hand_size < 16:
+            raise ValueError(f"expected hand_size >= 16, got {self.hand_size}")
         if not 0 <= occlusion <= 1:
             raise ValueError(f"expected an occlusion rate in 0..1, got {occlusion}")
-        self.views, self.lean, self.occlusion = float(views), float(lean), float(occlusion)
+        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
+        self.occlusion = float(occlusion)
         self.dtype = np.dtype([
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("hand_images", np.uint8, (2, self.hand_size, self.hand_size, 3)),
@@ -251,13 +251,15 @@ class RenderedPeople(Rendered, PeopleDataset):
             ("keypoints_2d", np.float32, (len(SMPLX_KEYPOINTS), 2))])
         settings = {name: getattr(self, name) for name in (
             "split", "size", "length", "seed", "views", "lean", "hand_size", "occlusion")}
+        if wide:
+            settings["wide"] = self.wide
         self.open_cache(cache, "rendered_people", settings | {"version": PEOPLE_RENDER_VERSION},
                         progress)
 
     def render(self, index: int) -> np.ndarray:
         """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)
-        scene = sample_person(rng, self.split, self.size, self.views, self.lean)
+        scene = sample_person(rng, self.split, self.size, self.views, self.lean, self.wide)
         person = Person(rng, scene, self.size, self.occlusion)
         record = np.zeros((), self.dtype)
         record["image"], _ = person.paint(View(np.eye(3), self.size))

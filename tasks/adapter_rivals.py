@@ -140,7 +140,8 @@ class ConcatBody(BodyAdapter):
     def regress(self, features: BodyFeatures, knuckle_features: Tensor) -> Tensor:
         regressor = self.expert.body_regressor
         joined = regressor.joined(self.expert.pose_features(features), features.joints)
-        return regressor.rotations(torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1))
+        joined = torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1)
+        return self.expert.regress(joined, features)
 
 
 class WeightedBody(ConcatBody):
@@ -156,7 +157,7 @@ class WeightedBody(ConcatBody):
         moderated = self.moderator(self.expert.pose_features(features),
                                    knuckle_features.mean(1, keepdim=True))
         regressor = self.expert.body_regressor
-        return regressor.rotations(regressor.joined(moderated, features.joints))
+        return self.expert.regress(regressor.joined(moderated, features.joints), features)
 
 
 RIVALS = (HandImageAdapter, ConcatHand, WeightedHand, BodyTokenAdapter, ConcatBody, WeightedBody)

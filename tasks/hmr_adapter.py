@@ -28,9 +28,13 @@ from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare,
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import own_overrides, suitable_preset
 
+GENHMR = Path(__file__).parent.parent / "assets" / "genhmr_cpu.pt"
 Output = dict[str, Tensor]  # of a model's forward
 EXPERT_ARGUMENT = {"metavar": "FILE", "help": "checkpoint of the expert to adapt: train.py's, "
                    "HaMeR's or SMPLer-X's"}
+BACKBONE_ARGUMENT = {"metavar": "FILE", "help": "start a small expert's encoder from GenHMR's: a "
+                     "checkpoint of --stage encoder or transformer (preset cpu: "
+                     "assets/genhmr_cpu.pt)"}
 ROW_ARGUMENT = {"metavar": "NAME", "help": "train this row of the paper's tables, such as "
                 "'Table 3, No. 4'; No. 2 takes sizes from --expert, if given, and no weights"}
 
@@ -44,7 +48,8 @@ class PeopleTask(Task):
     MODELS = ("SMPL-X's of all genders, MANO_RIGHT, MANO_LEFT, MANO_SMPLX_vertex_ids.pkl and, to "
               "judge bodies, SMPLX_to_J14.pkl, for faces SMPL-X__FLAME_vertex_ids.npy, for 3DPW "
               "SMPL_NEUTRAL and, for its PVE, PyMAF-X's smplx_to_smpl.pkl")
-    ARGUMENTS = {"models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"}}
+    ARGUMENTS = {"models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
+                 "backbone": BACKBONE_ARGUMENT}
     ADAPTS = False  # whether the stage builds on an expert
 
     @classmethod
@@ -107,19 +112,25 @@ class PeopleTask(Task):
         """A split of rendered people, or of official data."""
         config, training = self.config, split == "train"
         augmentation = config.augmentation if training else None
+        size = config.body_size if training else config.test_body_size or config.body_size
         if self.data != "rendered":
-            return self.official(split, config.body_size, hand_size=config.hand_size,
+            return self.official(split, size, hand_size=config.hand_size,
                                  models=self.arguments.models, augmentation=augmentation)
         return data.RenderedPeople(
-            split, config.body_size, hand_size=config.hand_size, length=length,
+            split, size, hand_size=config.hand_size, length=length,
             seed=config.seed if training else 0, views=config.views, lean=config.lean,
-            occlusion=config.occlusion, cache=self.arguments.cache, augmentation=augmentation)
+            wide=config.wide if training else 0.0, occlusion=config.occlusion,
+            cache=self.arguments.cache, augmentation=augmentation)
 
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
         start = self.arguments
         if not self.ADAPTS or not start.expert or start.row in adapter_rivals.FROM_SCRATCH:
-            return adapter_rivals.build_model(self.config)
+            model = adapter_rivals.build_model(self.config)
+            expert = model.expert if self.ADAPTS else model
+            if expert.config.backbone == "pose" and not getattr(start, "row", None):
+                hmr_adapter.load_pose_encoder(expert, start.backbone or GENHMR)
+            return model
         return adapter_rivals.build_model(self.config, self.load_given(start.expert))
 
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
@@ -295,15 +306,11 @@ class HandAdapterTask(HandExpertTask):
         if self.guide is not None:
             self.guide.to(device)
 
-    @torch.no_grad()
-    def find_pose(self, batch: Batch) -> Tensor:
-        """The guide's rotations (B, 55, 3, 3)."""
-        return self.guide(batch["image"])["body_pose"]
-
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 5, with the true arm or the one that the guide finds."""
         if self.config.arm_source == "found" and self.guide is not None:
-            batch = batch | {"body_pose": self.find_pose(batch)}
+            with torch.no_grad():
+                batch = batch | {"body_pose": self.guide(batch["image"])["body_pose"]}
         return super().loss(model, batch, step)
 
     def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
@@ -311,15 +318,23 @@ class HandAdapterTask(HandExpertTask):
         return samples["images"], samples["arm"], samples["arm_valid"]
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
-        """With the true arm, one found in the person's picture, an unknown one; and the expert."""
-        images, arm = batch["hand_images"].flatten(0, 1), model.config.arm
+        """With arms and boxes that the guide finds, as in use, and with true ones; the expert."""
+        outputs, true = {}, batch["hand_images"].flatten(0, 1)
         arms = {"true arm": batch["body_pose"]}
+        crops = {"true boxes" if self.guide else "": true}
         if self.guide is not None:
-            arms["found arm"] = self.find_pose(batch)
-        outputs = {name: model(images, hmr_adapter.arm_pose(pose, arm).flatten(0, 1))
-                   for name, pose in arms.items()} | {"no arm": model(images)}
+            guide = self.guide(batch["image"])
+            arms = {"found arm": guide["body_pose"]} | arms
+            found = hmr_adapter.crop_hands(batch["image"], guide["hand_boxes"], true.shape[-1])
+            crops = {"": found.flatten(0, 1)} | crops
         expert = self.expert_beside(model)
-        return outputs if expert is None else outputs | {"expert": expert(images)}
+        for boxes, images in crops.items():
+            rows = {name: model(images, hmr_adapter.arm_pose(pose, model.config.arm).flatten(0, 1))
+                    for name, pose in arms.items()} | {"no arm": model(images)}
+            if expert is not None:
+                rows["expert"] = expert(images)
+            outputs |= {", ".join(filter(None, (name, boxes))): row for name, row in rows.items()}
+        return outputs
 
 
 # ------------------------------------------------------------------------------------- bodies
