@@ -175,8 +175,6 @@ class EncoderConfig:
     vit_depth: int = 32  # (HaMeR)
     vit_heads: int = 16  # (HaMeR)
     vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HaMeR)
-    stem: tuple[int, ...] = ()  # channels of stride-2 convolutions before the patches; a ViT with
-    # random weights learns much faster with them (our choice)
     backbone: str = "vit"  # (paper), or "pose": convolutions that find keypoints first and lift
     # them; then patch_size is 4 and vit_dim the width of the tokens made of them (our choice)
     widths: tuple[int, ...] = (16, 32, 64, 128)  # "pose": channels at strides 2 to 16 (our choice)
@@ -186,12 +184,11 @@ class EncoderConfig:
     focal_length: float = 5000.0  # px for a crop of 256 px (HaMeR, SMPLer-X)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stem", tuple(self.stem))
         object.__setattr__(self, "widths", tuple(self.widths))
         check_fields(self, {}, backbone=("vit", "pose"))
         cell = 4 * self.patch_size
-        require(self.patch_size % 2 ** len(self.stem) == 0,
-                f"stem is {self.stem}: expected at most as many halvings as patch_size allows")
+        require(self.backbone == "vit" or self.patch_size == 4,
+                f"patch_size is {self.patch_size}: expected 4, the stride of a pose encoder's maps")
         require(self.image_size > 0 and self.image_size % cell == 0,
                 f"image_size is {self.image_size}: expected a multiple of {cell}, four patches")
         require(self.vit_dim % self.vit_heads == 0,
@@ -225,9 +222,6 @@ class HandExpertConfig(HandTraining, DecoderConfig, EncoderConfig):
     """HaMeR. Train it only if you do not have its released weights."""
 
     weight_vertices: float = 0.0  # HaMeR has no such loss
-    weight_keypoints_img: float = 0.0  # of 2D keypoints that a position net predicts from the
-    # feature map, unit: side of the crop; 0: no such net. HaMeR's encoder was pre-trained on 2D
-    # keypoints; from random weights it learns no rotations in minutes without this (our choice)
     learning_rate: float = 1e-5  # (HaMeR)
     steps: int = 1_000_000  # (HaMeR)
 
@@ -547,15 +541,6 @@ class ViTBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-def conv_stem(widths: tuple[int, ...]) -> nn.Sequential:
-    """Make convolutions that halve a picture (Xiao et al., "Early Convolutions Help ...", 2021)."""
-    layers: list[nn.Module] = []
-    for width_in, width in zip((3, *widths), widths, strict=False):
-        layers += [nn.Conv2d(width_in, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width),
-                   nn.GELU()]
-    return nn.Sequential(*layers)
-
-
 class ViT(nn.Module):
     """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
 
@@ -565,11 +550,6 @@ class ViT(nn.Module):
         self.grid = config.grid  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
-        if config.stem:
-            rest = patch // 2 ** len(config.stem)
-            self.patch_embed = nn.ModuleDict({
-                "stem": conv_stem(config.stem),
-                "proj": nn.Conv2d(config.stem[-1], width, rest, rest)})
         # The first position was a class token's; that token is gone, its position is added to all.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -580,9 +560,7 @@ class ViT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patches with their positions (B, N, D)."""
-        for layer in self.patch_embed.values():
-            images = layer(images)
-        x = images.flatten(2).transpose(1, 2)  # (B, 192, 1280)
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
         return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -770,8 +748,6 @@ class HandExpert(nn.Module):
         self.config = config
         self.backbone = ViT(config)
         self.mano_head = ManoHead(config)
-        if config.weight_keypoints_img:
-            self.position_net = PositionNet(config.vit_dim, 21, 1)
         register_statistics(self)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -786,18 +762,12 @@ class HandExpert(nn.Module):
         """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
 
         Returns hand_pose (B, 16, 3, 3): the global orientation, then 15 absolute finger rotations;
-        betas (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. With a position net also
-        keypoints_img (B, 21, 2), in -0.5..0.5 of the crop. Raises ValueError for other shapes.
+        betas (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. Raises ValueError for other
+        shapes.
         """
         features = self.features(images)  # F^H (B, 192, 1280)
         token = self.mano_head.transformer(features)  # (B, 1, 1024)
-        prediction = self.mano_head.readout(token)
-        if self.config.weight_keypoints_img:
-            rows, columns = self.backbone.grid
-            _, cells = self.position_net(features.mT.unflatten(2, self.backbone.grid))
-            center = cells.new_tensor([columns - 1, rows - 1]) / 2
-            prediction["keypoints_img"] = (cells[..., :2] - center) / rows
-        return prediction
+        return self.mano_head.readout(token)
 
 
 # --------------------------------------------------------- whole-body expert: SMPLer-X
@@ -1461,12 +1431,6 @@ class HandAdapter(Adapter):
         """The expert's decoder."""
         return self.expert.mano_head.transformer
 
-    def frozen(self) -> list[nn.Module]:
-        """Return the modules that training does not change, the expert's position net among them:
-        no adapter uses it, and DDP stops at trainable parameters without a gradient."""
-        unused = [self.expert.position_net] if self.config.expert.weight_keypoints_img else []
-        return super().frozen() + unused
-
     def forward(self, images: Tensor, arm: Tensor | None = None, arm_valid: Tensor | None = None, *,
                 scale: float = 1.0) -> dict[str, Tensor]:
         """Predict right hands from images (B, 3, S, S), left hands mirrored, and theta_b.
@@ -1732,9 +1696,6 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
         heat, lifted = keypoint_losses(prediction, samples["keypoints_2d"], samples["joints"],
                                        getattr(config, "expert", config))
         terms |= {"heat": reduced(heat[:, None]), "lift": reduced(lifted[:, None])}
-    if "keypoints_img" in prediction:
-        terms["keypoints_img"] = reduced(
-            (prediction["keypoints_img"] - samples["keypoints_2d"]).abs())
     if "vertices" in samples:  # L_v
         terms["vertices"] = reduced(
             (vertices - wrist - samples["vertices"] + true_wrist).abs())
@@ -1754,7 +1715,7 @@ def hand_total_loss(terms: Mapping[str, Tensor], config: HandTraining) -> Tensor
             + config.weight_keypoints_3d * terms["keypoints_3d"]
             + config.weight_vertices * terms["vertices"]
             + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
-    for name in ("keypoints_img", "betas_prior", "heat", "lift"):  # ours
+    for name in ("betas_prior", "heat", "lift"):  # ours
         if name in terms:
             loss = loss + getattr(config, f"weight_{name}") * terms[name]
     return loss
@@ -2153,8 +2114,9 @@ def load_pose_encoder(expert: PoseHandExpert | PoseBodyExpert, source: str | Pat
     require(f"{prefix}lift.out.weight" in state, "this checkpoint has no pose encoder: expected "
             "one of train.py --model genhmr, --stage encoder or --stage transformer")
     own = encoder.state_dict()
-    found = {name: state[prefix + name][:len(value)] for name, value in own.items()
-             if value.ndim and prefix + name in state}  # its lift has betas, last
+    found = {name: state[prefix + name] for name in own if prefix + name in state}
+    for name in ("lift.out.weight", "lift.out.bias"):
+        found[name] = found[name][:len(own[name])]  # the last are betas
     fitting = {name: value for name, value in found.items() if value.shape == own[name].shape}
     require("stem.0.0.weight" in fitting, "this pose encoder has other widths than the expert's: "
             f"expected {expert.config.widths}")

@@ -32,13 +32,14 @@ import train
 
 SMALL_RUN = {"warmup_steps": 2, "eval_every": 25, "batch_size": 8}
 ENCODER = {"vit_dim": 16, "vit_depth": 1, "vit_heads": 2}
-HAND = {"image_size": 32, "patch_size": 8, "stem": "8", **ENCODER}
+HAND = {"image_size": 64, "widths": "4,4,8,8", "blocks": 1, "pooled": 4, "lift_width": 16,
+        "vit_dim": 16}
 DECODER = {"decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_head_dim": 4,
            "decoder_ffn": 16}
 TRANSFORMER = {"pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,
                "regressor_width": 16, "ema_decay": 0.5, "accumulate": 2, "train_samples": 44,
                "test_samples": 2}
-PEOPLE = {"body_size": 32, "hand_size": 32, "train_samples": 24, "test_samples": 2}
+PEOPLE = {"body_size": 64, "test_body_size": 64, "hand_size": 64, "train_samples": 24, "test_samples": 2}
 SETTINGS: dict[str, dict[str, object]] = {
     "simplehand": {
         "image_size": 32, "embed_dims": "8,8,16,32", "depths": "1,1,1,1", "feature_width": 32,
@@ -56,7 +57,7 @@ SETTINGS: dict[str, dict[str, object]] = {
         "scales": "1,2"},
     "hmr_adapter-hand_expert": {**HAND, **DECODER, **PEOPLE},
     "hmr_adapter-body_expert": {
-        **HAND, **PEOPLE, "depth_bins": 4, "hand_cells": 4, "box_dim": 8, "joint_dim": 8},
+        **HAND, **PEOPLE, "depth_bins": 4, "hand_cells": 4, "joint_dim": 8},
     "hmr_adapter-hand": {**PEOPLE, "arm_noise": 0.1, "arm_drop": 0.1},  # arms that a guide finds
     "hmr_adapter-body": {**DECODER, **PEOPLE, "offset_hidden": 16},
 }

@@ -125,6 +125,12 @@ def is_error(metric: str) -> bool:
 # --------------------------------------------------------------------------------------- task
 
 
+def standard_error(values: np.ndarray) -> float:
+    """The standard error of the mean of the values that are not NaN."""
+    values = values[~np.isnan(values)]
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
 class Task(ABC):
     """A paper, or one of its stages.
 
@@ -144,6 +150,7 @@ class Task(ABC):
     UNIT: ClassVar[str] = "images"  # what a sample is
     BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
     REMARK: ClassVar[str] = ""  # printed below the table of scores
+    COMPARED: ClassVar[Sequence[tuple[str, str]]] = ()  # predictors to compare sample by sample
     TRAINS: ClassVar[bool] = True  # whether a run of it trains a model of its own
     TRY: ClassVar[str] = ""  # the next command, with {checkpoint}
 
@@ -298,6 +305,18 @@ class Task(ABC):
         for _ in range(5):
             shape = metrics.procrustes_align(points, shape.expand_as(points), scale=False).mean(0)
         self.baseline = torch.stack([mean, shape])
+
+    def comparisons(self, predictions: Predictions) -> str:
+        """The mean paired difference of the errors of two predictors, and its standard error."""
+        lines = []
+        for name, other in self.COMPARED:
+            rows, others = (predictions.errors.get(each) for each in (name, other))
+            if rows and others:
+                differences = ((metric, values - others[metric]) for metric, values in rows.items())
+                lines.append(f"{name} minus {other}: " + "  ".join(
+                    f"{metric} {np.nanmean(each):+.2f} +- {standard_error(each):.2f}"
+                    for metric, each in differences))
+        return "\n".join(["", *lines, ""]) if lines else ""
 
     # ---- files
 

@@ -28,6 +28,7 @@ from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare,
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import own_overrides, suitable_preset
 
+ELBOWS_AND_WRISTS = [18, 19, 20, 21]  # of SMPL-X's joints
 GENHMR = Path(__file__).parent.parent / "assets" / "genhmr_cpu.pt"
 Output = dict[str, Tensor]  # of a model's forward
 EXPERT_ARGUMENT = {"metavar": "FILE", "help": "checkpoint of the expert to adapt: train.py's, "
@@ -104,6 +105,8 @@ class PeopleTask(Task):
         if self.ADAPTS:
             return [f"{'this row' if start.expert else 'no --expert'}: the expert is trained from "
                     "random weights, too"]
+        if self.starts_from:
+            return [f"the expert's encoder starts from {self.starts_from}"]
         return [] if start.preset == "cpu" else [
             "the expert starts from random weights; if you have its released ones, leave out this "
             "stage and give them to the next with --expert"]
@@ -127,11 +130,18 @@ class PeopleTask(Task):
         start = self.arguments
         if not self.ADAPTS or not start.expert or start.row in adapter_rivals.FROM_SCRATCH:
             model = adapter_rivals.build_model(self.config)
-            expert = model.expert if self.ADAPTS else model
-            if expert.config.backbone == "pose" and not getattr(start, "row", None):
-                hmr_adapter.load_pose_encoder(expert, start.backbone or GENHMR)
+            if self.starts_from:
+                hmr_adapter.load_pose_encoder(model, self.starts_from)
             return model
         return adapter_rivals.build_model(self.config, self.load_given(start.expert))
+
+    @property
+    def starts_from(self) -> Path | None:
+        """The file of the pose encoder that a small expert starts from."""
+        if self.ADAPTS or self.config.backbone != "pose":
+            return None
+        usual = self.config.widths == hmr_adapter.EncoderConfig.widths and GENHMR.is_file()
+        return self.arguments.backbone or (GENHMR if usual else None)
 
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
         """An expert, with all that its weights need beside them."""
@@ -288,9 +298,13 @@ class HandAdapterTask(HandExpertTask):
         "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, which finds the "
                   "arm for the row 'found arm' and to train with arm_source=found"}}
     TRY = "python hmr_adapter.py PICTURE --hand {checkpoint}"
-    REMARK = ("True arm: is given the true pose of the arm, whose product is the hand's "
-              "orientation. Found arm: that of\nthe whole-body model in --guide. No arm: is told "
-              "that it is unknown. Expert: without the adapter.\n" + HandExpertTask.REMARK)
+    COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
+                ("found arm, true boxes", "expert, true boxes"))
+    REMARK = ("Found arm: is given the pose of the arm that the whole-body model in --guide finds, "
+              "and crops where\nit finds hands. True arm: the true pose, whose product is the hand's "
+              "orientation. No arm: is told\nthat it is unknown. Expert: without the adapter. True "
+              "boxes: crops around the true keypoints, as\nthey are without a guide.\n"
+              + HandExpertTask.REMARK)
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:
@@ -427,7 +441,10 @@ class BodyExpertTask(PeopleTask, BodyTask):
     def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
         """The protocol's errors; of official data all joints are regressed from the meshes."""
         if self.data == "rendered":
-            return super().judge(mesh, truth)
+            arms = [mesh["joints"][:, ELBOWS_AND_WRISTS] - mesh["joints"][:, :1]
+                    for mesh in (mesh, truth)]
+            return super().judge(mesh, truth) | {
+                "arms MPJPE": 1000 * np.linalg.norm(arms[0] - arms[1], axis=-1).mean(1)}
         folder = Path(self.arguments.models)
         if self.protocol == "3dpw_smplx_lineage":  # the 14 that count are among SMPL-X's first 24
             smpl = self.test_set.pictures.body().J_regressor.numpy()
@@ -472,6 +489,7 @@ class BodyAdapterTask(BodyExpertTask):
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
     ARGUMENTS = PeopleTask.ARGUMENTS | {"expert": EXPERT_ARGUMENT, "row": ROW_ARGUMENT}
     TRY = "python hmr_adapter.py PICTURE --body {checkpoint}"
+    COMPARED = (("adapter", "expert"),)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """What the model is given while it is trained: the true knuckles, or not."""
@@ -497,6 +515,7 @@ class DualPathTask(BodyAdapterTask):
     """Both paths and their merge, which nothing trains: the four stages, then scores."""
 
     TRAINS = False
+    COMPARED = (("ours", "experts"), ("ours", "expert"))
     Config = hmr_adapter.Training  # the fields that all stages have; each has more
     ARGUMENTS = PeopleTask.ARGUMENTS | {
         "guide": {"metavar": "FILE", "help": "with --eval: the body's checkpoint, beside the "

@@ -20,10 +20,11 @@ import hmr_adapter
 import train
 from tasks import adapter_rivals
 from tasks.base import Predictions
-from tasks.hmr_adapter import PARTS, stage_arguments
+from tasks.hmr_adapter import PARTS, HandAdapterTask, stage_arguments
 
 TINY = {  # set in every stage that has the field
-    "image_size": 32, "patch_size": 8, "stem": (8,), "vit_dim": 16, "vit_depth": 1, "vit_heads": 2,
+    "backbone": "vit", "image_size": 32, "patch_size": 8, "vit_dim": 16, "vit_depth": 1,
+    "vit_heads": 2, "hand_upscale": 4, "test_body_size": 0,
     "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_head_dim": 4,
     "decoder_ffn": 16, "depth_bins": 4, "hand_cells": 4, "box_dim": 8, "joint_dim": 8,
     "offset_hidden": 16, "arm_source": "true", "knuckle_source": "true", "body_size": 32,
@@ -31,11 +32,13 @@ TINY = {  # set in every stage that has the field
     "learning_rate": 1e-2, "train_samples": 20, "test_samples": 9}
 ERRORS = ["PA-MPJPE", "PA-PVE", "MPJPE", "PVE"]
 OF_HANDS = [f"{group} {name}" for group in ("clear", "occluded") for name in ERRORS]
-OF_BODIES = ERRORS + [f"hands {name}" for name in ERRORS]
+OF_BODIES = ERRORS + [f"hands {name}" for name in ERRORS] + ["arms MPJPE"]
 TABLES = {
     "hand_expert": (["expert", "mean hand"], OF_HANDS),
     "body_expert": (["expert", "mean pose"], OF_BODIES),
-    "hand": (["true arm", "found arm", "no arm", "expert", "mean hand"], OF_HANDS),
+    "hand": (["found arm", "true arm", "no arm", "expert",
+              *(f"{name}, true boxes" for name in ("found arm", "true arm", "no arm", "expert")),
+              "mean hand"], OF_HANDS),
     "body": (["adapter", "expert", "mean pose"], OF_BODIES),
     ".": (["ours", "ours, true boxes", "experts", "experts, true boxes", "expert", "mean pose"],
           OF_BODIES),
@@ -118,8 +121,9 @@ def test_frozen_experts_stay_bit_for_bit(finished, stage, kind):
 
 def test_the_scores_of_an_expert_stay_the_same_in_every_table(finished):
     """Alone, beside its adapter and, of bodies, in the dual path."""
-    for stages in (("hand_expert", "hand"), ("body_expert", "body", ".")):
-        first, *others = (scores_of(finished / stage)["expert"] for stage in stages)
+    for stages in ((("hand_expert", "expert"), ("hand", "expert, true boxes")),
+                   (("body_expert", "expert"), ("body", "expert"), (".", "expert"))):
+        first, *others = (scores_of(finished / stage)[name] for stage, name in stages)
         for other in others:
             assert other == pytest.approx(first, rel=1e-4)
 
@@ -145,10 +149,12 @@ def test_exports_score_what_they_claim(finished, folder, tmp_path):
     small = torch.load(hand, weights_only=True)
     assert "optimizer" not in small
     train.main([*arguments, "hand"])
+    claimed = small["scores"]  # with a guide
     for name, scores in scores_of(tmp_path).items():
-        assert scores == pytest.approx(small["scores"][name], rel=1e-4)
+        assert scores == pytest.approx(claimed.get(f"{name}, true boxes", claimed.get(name)),
+                                       rel=1e-4)
     train.main([*arguments, "hand_expert"])
-    assert scores_of(tmp_path)["expert"] == pytest.approx(small["scores"]["expert"], rel=1e-4)
+    assert scores_of(tmp_path)["expert"] == pytest.approx(claimed["expert, true boxes"], rel=1e-4)
     train.main([*arguments, "all", "--guide", str(body)])
     for name, scores in scores_of(tmp_path).items():
         assert scores == pytest.approx(scores_of(finished)[name], rel=0.02)
@@ -182,7 +188,7 @@ def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, caps
     assert config.steps == 2 * task_class.PRESETS["cpu"].steps
     assert (config.inject, config.trainable) == ("none", "all")
     train.main(command_line(folder, stage, tmp_path, "--row", row, steps=1, batch_size=2,
-                            train_samples=4, test_samples=1, body_size=128, hand_size=64))
+                            train_samples=4, test_samples=1, body_size=128, hand_size=128))
     assert "note: no --expert: the expert is trained from random weights" in capsys.readouterr().out
     assert "expert" not in scores_of(tmp_path)
 
@@ -380,24 +386,29 @@ def test_hands_are_scored_in_their_group(finished, folder):
         assert scores["wrong"][f"occluded {name}"] > 10
 
 
-def test_arms_of_the_table_are_what_they_say(finished, folder):
-    """True arm: the sample's; found arm: the guide's; no arm: unknown. Hands wait at the wrist."""
+def test_arms_and_boxes_of_the_table_are_what_they_say(finished, folder):
+    """True arm: the sample's; found arm: the guide's; no arm: unknown. Crops are cut where the
+    guide finds hands; "true boxes": the sample's. Hands wait at the wrist."""
     task = make_task(finished, folder, "hand")
     batch = batch_of(task.test_set, range(4))
     model = hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt")
-    assert "found arm" not in task.predict(model, batch).found
+    assert list(task.predict(model, batch).found) == ["true arm", "no arm", "expert"]
     file = finished / "body_expert" / "checkpoint.pt"
     task = make_task(finished, folder, "hand", "--guide", file)
     with torch.no_grad():
         predictions = task.predict(model, batch)
         found = {name: values["points"] for name, values in predictions.found.items()}
-        images = batch["hand_images"].flatten(0, 1)
-        guide = hmr_adapter.load_checkpoint(file)(batch["image"])["body_pose"]
-        for name, arm in (("true", batch["arm_pose"]), ("found", hmr_adapter.arm_pose(guide))):
-            expected = task.mesh(model(images, arm.flatten(0, 1)))
-            torch.testing.assert_close(found[f"{name} arm"].flatten(0, 1), expected)
-        torch.testing.assert_close(found["no arm"].flatten(0, 1), task.mesh(model(images)))
-    assert len({value.double().sum().item() for value in found.values()}) == 4
+        guide = hmr_adapter.load_checkpoint(file)(batch["image"])
+        true = batch["hand_images"].flatten(0, 1)
+        cut = hmr_adapter.crop_hands(batch["image"], guide["hand_boxes"], true.shape[-1])
+        for boxes, images in (("", cut.flatten(0, 1)), (", true boxes", true)):
+            for name, arm in (("true", batch["arm_pose"]),
+                              ("found", hmr_adapter.arm_pose(guide["body_pose"]))):
+                expected = task.mesh(model(images, arm.flatten(0, 1)))
+                torch.testing.assert_close(found[f"{name} arm{boxes}"].flatten(0, 1), expected)
+            torch.testing.assert_close(found[f"no arm{boxes}"].flatten(0, 1),
+                                       task.mesh(model(images)))
+    assert len({value.double().sum().item() for value in found.values()}) == 8
     hands = [*found.values(), predictions.truth["points"]]
     assert all((value[:, :, 0] == 0).all() for value in hands)
 
@@ -434,3 +445,17 @@ def test_truth_scores_zero_in_the_dual_path(finished, folder):
     points = task.points(batch)
     torch.testing.assert_close(points[:, :76] + batch["transl"][:, None], batch["keypoints_3d"],
                                atol=1e-4, rtol=0)
+
+
+def test_comparisons_are_paired():
+    """The mean difference of two predictors on the same samples and its standard error; samples
+    without an error (NaN) do not count, nor predictors that are not there."""
+    class Compared(HandAdapterTask):
+        COMPARED = (("ours", "theirs"), ("ours", "absent"))
+
+    errors = {"ours": {"PVE": np.array([1.0, 2.0, np.nan, 6.0])},
+              "theirs": {"PVE": np.array([2.0, 4.0, np.nan, 5.0])}}
+    predictions = Predictions(np.arange(4), {}, {}, errors)
+    text = Compared.comparisons(Compared, predictions)
+    assert text == "\nours minus theirs: PVE -0.67 +- 0.88\n"
+    assert Compared.comparisons(Compared, Predictions(np.arange(4), {}, {})) == ""

@@ -1,0 +1,161 @@
+"""HMR-Adapter's small experts: an encoder that finds keypoints, and what is made of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_hmr_adapter import DECODER, free_hand, images, lively, people, rotations, whole_body
+
+import bodymodels
+import genhmr
+import hmr_adapter as hmr
+
+ASSET = Path(__file__).parent.parent / "assets" / "genhmr_cpu.pt"
+ENCODER = dict(backbone="pose", image_size=64, patch_size=4, vit_dim=16, widths=(4, 4, 8, 8),
+               blocks=1, pooled=4, lift_width=16)
+HAND = hmr.HandConfig(expert=hmr.HandExpertConfig(
+    **ENCODER, **DECODER, weight_heat=1.0, weight_lift=1.0, weight_betas_prior=1.0))
+BODY = hmr.BodyConfig(expert=hmr.BodyExpertConfig(
+    **ENCODER, depth_bins=4, hand_cells=4, joint_dim=8, hand_upscale=1, weight_heat=1.0,
+    weight_lift=1.0), **DECODER, offset_hidden=16, zero_init=False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def body_expert() -> hmr.PoseBodyExpert:
+    return lively(hmr.body_expert(BODY.expert)).eval()
+
+
+def losses(model, config) -> torch.Tensor:
+    """The loss of a hand expert or a body expert on noise."""
+    batch = people()
+    if isinstance(model, hmr.HandExpert):
+        samples = hmr.hand_samples(batch)
+        terms = hmr.hand_losses(model(samples["images"]), samples, free_hand(), config)
+        return hmr.hand_total_loss(terms, config)
+    terms = hmr.body_losses(model(batch["image"]), batch, whole_body(), model, config)
+    return hmr.body_total_loss(terms, config)
+
+
+@pytest.mark.parametrize("config", [HAND.expert, BODY.expert], ids=["hand", "body"])
+def test_all_parameters_of_an_expert_learn(config):
+    """Every parameter gets a gradient, at the lack of which DDP would stop."""
+    model = hmr.hand_expert(config) if config is HAND.expert else hmr.body_expert(config)
+    losses(lively(model).train(), config).backward()
+    assert not [name for name, value in model.named_parameters() if value.grad is None]
+
+
+def test_adapters_wrap_small_experts():
+    """With scale 0 an adapter is its small expert bit for bit, with 1 it is not."""
+    arms = rotations(2, 8)
+    hand, body = (lively(kind(config)).eval() for kind, config in (
+        (hmr.HandAdapter, HAND), (hmr.BodyAdapter, BODY)))
+    for scale in (0.0, 1.0):
+        same = torch.equal(hand(images(), arms, scale=scale)["hand_pose"],
+                           hand.expert(images())["hand_pose"])
+        assert same == (scale == 0)
+        same = torch.equal(body(images(), scale=scale)["body_pose"],
+                           body.expert(images())["body_pose"])
+        assert same == (scale == 0)
+
+
+def test_body_encoder_is_genhmrs():
+    """Started from GenHMR's shipped encoder, it finds the same keypoints, joints and pose; a hand's
+    takes the maps and keeps its own heads; other files and widths are refused."""
+    preset = hmr.PRESETS["cpu"]
+    expert, pictures = hmr.body_expert(preset.body.expert).eval(), images(2, 128)
+    hmr.load_pose_encoder(expert, ASSET)
+    theirs = genhmr.load_encoder(ASSET)
+    with torch.no_grad():
+        seen, other = expert.features(pictures).seen, theirs(theirs.normalise(pictures))
+    for mine, its in ((seen.heat, other.heat), (seen.at, other.at), (seen.share, other.share),
+                      (seen.found, other.found), (seen.joints, other.lifted.joints),
+                      (seen.pose, other.lifted.pose)):
+        torch.testing.assert_close(mine, its, atol=1e-5, rtol=1e-4)
+    hand = hmr.hand_expert(preset.hand.expert)
+    before = hand.backbone.encoder.heat.weight.clone()
+    hmr.load_pose_encoder(hand, ASSET)
+    assert torch.equal(hand.backbone.encoder.heat.weight, before)
+    assert torch.equal(hand.backbone.encoder.join8.conv1.weight,
+                       expert.encoder.join8.conv1.weight)
+    with pytest.raises(ValueError, match="other widths than the expert's: expected .4, 4, 8, 8."):
+        hmr.load_pose_encoder(hmr.body_expert(BODY.expert), ASSET)
+    with pytest.raises(ValueError, match="no pose encoder: expected one of train.py"):
+        hmr.load_pose_encoder(expert, {"model": {"weight": torch.zeros(1)}})
+
+
+def test_keypoints_have_the_numbers_of_bodymodels():
+    """The 45 are SMPL's, in SMPL-X's numbers; hands of SMPL are middle knuckles of SMPL-X."""
+    names = bodymodels.JOINT_SETS["smplx76"]
+    renamed = {"left_hand": "left_middle1", "right_hand": "right_middle1"}
+    expected = [renamed.get(name, name) for name in bodymodels.JOINT_SETS["smpl45"]]
+    assert [names[joint] for joint in hmr.SEEN] == expected
+    for side, word in zip(hmr.SEEN_HANDS, ("right", "left"), strict=True):
+        assert all(expected[joint].startswith(word) for joint in side)
+    assert [hmr.SEEN[joint] for joint in hmr.SEEN_POSITIONED] == hmr.POSITIONED
+
+
+def test_what_is_seen_becomes_cells_and_boxes(monkeypatch):
+    """Joints are where the keypoints were seen, in cells and bins; the boxes of an expert that has
+    learned nothing are those of the seven keypoints of each hand."""
+    expert, batch = body_expert(), people()
+    for net in expert.boxes:
+        torch.nn.init.zeros_(net.weight)
+        torch.nn.init.zeros_(net.bias)
+    seen = expert.encoder(torch.zeros(2, 3, 64, 48))
+    at = batch["keypoints_2d"][:, hmr.SEEN] / 64 - 0.5
+    relative = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
+    seen = seen._replace(at=at, joints=relative[:, hmr.SEEN], share=torch.ones(2, 45))
+    monkeypatch.setattr(expert.encoder, "forward", lambda crops: seen)
+    found = expert.features(batch["image"])
+    (joints, valid), _ = hmr.heat_map_targets(batch, expert, found.hand_boxes)
+    torch.testing.assert_close(found.joints[valid], joints[valid], atol=1e-4, rtol=1e-4)
+    hand = expert.to_cells(batch["keypoints_2d"], 64)[:, [hmr.SEEN[j] for j in hmr.SEEN_HANDS[0]]]
+    torch.testing.assert_close(found.box_sizes[:, 0], hand.amax(1) - hand.amin(1))
+    torch.testing.assert_close(found.box_centers[:, 0], hand.mean(1))
+
+
+def test_larger_pictures_are_the_same_person():
+    """An encoder of 64 px takes every fourth pixel of 256 px; boxes are in pixels of it."""
+    expert, large = body_expert(), images(2, 256)
+    with torch.no_grad():
+        one, other = expert(large), expert(large[..., ::4, ::4])
+    assert torch.equal(one["body_pose"], other["body_pose"])
+    torch.testing.assert_close(one["hand_boxes"], 4 * other["hand_boxes"])
+
+
+def test_heat_loss_is_least_at_the_truth():
+    """A heat map that is sharp at the keypoint costs nothing, one that is flat log(cells), a sharp
+    one elsewhere more; a keypoint outside the crop counts a fifth; joints are relative."""
+    config = BODY.expert
+    centres = hmr.cell_centres(config)  # (192, 2)
+    at = centres[[5, 100]][None]  # (1, 2, 2)
+    joints = torch.randn(1, 2, 3)
+    lifted = joints - joints[:, :1] + 0.25
+
+    def heat_of(cells):
+        heat = torch.full((1, 2, len(centres)), -50.0)
+        heat[0, range(2), cells] = 50.0
+        return {"heat": heat.log_softmax(-1), "lifted": lifted}
+
+    right, lift = hmr.keypoint_losses(heat_of([5, 100]), at, joints, config)
+    wrong, _ = hmr.keypoint_losses(heat_of([6, 100]), at, joints, config)
+    flat, _ = hmr.keypoint_losses({"heat": torch.zeros(1, 2, 192).log_softmax(-1),
+                                   "lifted": lifted}, at, joints, config)
+    assert right.item() < 1e-6 and flat.item() == pytest.approx(5.257, abs=1e-3)
+    assert wrong > flat and lift.item() == pytest.approx(0.25)
+    outside, _ = hmr.keypoint_losses({"heat": torch.zeros(1, 2, 192).log_softmax(-1),
+                                      "lifted": lifted}, at + 2, joints, config)
+    assert outside.item() == pytest.approx(5.257 / 5, abs=1e-3)
+
+
+def test_bad_configs_of_small_experts():
+    """A stride that its maps do not have and an unknown encoder are refused."""
+    with pytest.raises(ValueError, match="patch_size is 8: expected 4"):
+        replace(BODY.expert, patch_size=8)
+    with pytest.raises(ValueError, match="backbone is 'cnn': expected one of vit, pose"):
+        replace(HAND.expert, backbone="cnn")
