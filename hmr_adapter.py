@@ -1761,7 +1761,8 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
     prediction: of BodyAdapter or BodyExpert. batch, of which invalid values count as zero:
         image (B, 3, S, S); body_pose (B, 55, 3, 3); betas, expression (B, 10); keypoints_3d
         (B, 76, 3), metres; keypoints_2d (B, 76, 2), pixels, with keypoints_valid (B, 76);
-        hand_boxes (B, 2, 4), tight: x, y, width, height in pixels, with hand_valid (B, 2); and,
+        hand_boxes (B, 2, 4), tight: x, y, width, height in pixels, with hand_valid (B, 2) or,
+        for boxes that are known outside of the image, too, hand_boxes_valid (B, 2); and,
         default 1, keypoints_3d_valid (B, 76), body_pose_valid (B,), rotations_valid (B, 55),
         betas_valid and expression_valid (B,).
     body: a whole-body model; body.keypoints(body(betas, rotations, expression)) are its 76
@@ -1786,6 +1787,7 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
                                      batch["body_pose"][:, posed], config.pose_term)
     pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
     keypoints_known = known("keypoints_3d", 76)
+    boxes_known = batch.get("hand_boxes_valid", batch["hand_valid"])
     terms = {} if "heat" not in prediction else dict(zip(("heat", "lift"), (
         error.mean() for error in keypoint_losses(
             prediction, batch["keypoints_2d"][:, SEEN] / size - 0.5,
@@ -1801,8 +1803,8 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
         "expression": masked_mean(prediction["expression"] - batch["expression"],
                                   known("expression")),
         "boxes": masked_mean(prediction["box_centers"][:, :2] - corner - side / 2,
-                             batch["hand_valid"])
-        + masked_mean(prediction["box_sizes"][:, :2] - side, batch["hand_valid"]),
+                             boxes_known)
+        + masked_mean(prediction["box_sizes"][:, :2] - side, boxes_known),
     }
 
 
@@ -1924,6 +1926,12 @@ def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     centers, sides = hand_squares(boxes)
     return torch.stack([sample_squares(images, centers[:, hand], sides[:, hand], size, hand == 1)
                         for hand in range(2)], 1)
+
+
+def in_picture(boxes: Tensor, width: int, height: int) -> Tensor:
+    """Say which boxes (B, 2, 4), x, y, width, height, have their centre in a picture: (B, 2)."""
+    centers = boxes[..., :2] + boxes[..., 2:] / 2
+    return ((centers >= 0) & (centers < centers.new_tensor([width, height]))).all(-1)
 
 
 class HMRAdapter(nn.Module):
@@ -2315,8 +2323,7 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     at = torch.tensor(center).to(prediction["hand_boxes"])
     boxes = prediction["hand_boxes"] * (side / expert.image_size)  # (1, 2, 4)
     boxes[..., :2] += at - side / 2  # pixels of the picture
-    centers = boxes[..., :2] + boxes[..., 2:] / 2
-    valid = dual & ((centers >= 0) & (centers < centers.new_tensor(image.shape[1::-1]))).all(-1)
+    valid = dual & in_picture(boxes, *image.shape[1::-1])
     if dual:
         middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(boxes))
         crops = [cut_square(path, image, middles[hand], sides[hand],

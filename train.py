@@ -629,9 +629,11 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
         keep_scores(task, model, step, world, about, scores)
     if not world.leader:
         return
-    table = (f"{score_table(scores)}\nMPJPE, PVE and the like in mm; F-scores and AUC from 0 to 1.\n"
-             f"{task.REMARK}{task.comparisons(predictions)}")
-    print(f"\n{table}" if scores else "\nno annotation to score against\n")
+    if scores:
+        print(f"\n{score_table(scores)}\nMPJPE, PVE and the like in mm; F-scores and AUC from 0 to "
+              f"1.\n{task.REMARK}{task.comparisons(predictions)}")
+    else:
+        print("\nno annotation to score against\n")
     out.mkdir(parents=True, exist_ok=True)
     results = {**about, "step": step, "scores": scores}
     bodymodels.write_atomically(out / "results.json", json.dumps(results, indent=2).encode())

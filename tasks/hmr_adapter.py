@@ -301,9 +301,10 @@ class HandAdapterTask(HandExpertTask):
     COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
                 ("found arm, true boxes", "expert, true boxes"))
     REMARK = ("Found arm: is given the pose of the arm that the whole-body model in --guide finds, "
-              "and crops where\nit finds hands. True arm: the true pose, whose product is the hand's "
-              "orientation. No arm: is told\nthat it is unknown. Expert: without the adapter. True "
-              "boxes: crops around the true keypoints, as\nthey are without a guide.\n"
+              "and crops where\nit finds hands. True arm: the true pose, whose product is the "
+              "hand's orientation. No arm: is told that\nit is unknown. Expert: without the "
+              "adapter. True boxes: crops around the true keypoints, as they are\nwithout a "
+              "guide.\n"
               + HandExpertTask.REMARK)
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
@@ -395,7 +396,9 @@ class BodyExpertTask(PeopleTask, BodyTask):
         return (batch["image"],)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
-        """Eq. 7 and 8."""
+        """Eq. 7 and 8. Boxes of rendered hands are known outside of the picture, too."""
+        if self.data == "rendered":
+            batch = batch | {"hand_boxes_valid": torch.ones_like(batch["hand_valid"])}
         expert = hmr_adapter.expert_of(bare(model), hmr_adapter.BodyExpert)
         terms = hmr_adapter.body_losses(model(*self.inputs(batch)), batch, self.light_body, expert,
                                         self.config)
@@ -410,9 +413,23 @@ class BodyExpertTask(PeopleTask, BodyTask):
         """The poses by every predictor, with the shape and translation of the first."""
         output, poses = self.outputs(model, batch)
         shared = {"betas": self.shape(output), "transl": output["translation"]}
+        truth = {"pose": batch["body_pose"], "betas": self.shape(batch)}
+        if self.data == "rendered":
+            box, knuckles = output["hand_boxes"][:, :, None], hmr_adapter.true_knuckles(batch)
+            inside = (knuckles - box[..., :2] - box[..., 2:] / 2).abs() <= box[..., 2:] / 2
+            truth["knuckles_found"] = torch.where(
+                batch["hand_valid"][..., None] > 0, inside.all(-1), torch.nan)  # (B, 2, 4)
         return Predictions(
-            batch["index"], {name: {"pose": pose} | shared for name, pose in poses.items()},
-            {"pose": batch["body_pose"], "betas": self.shape(batch)})
+            batch["index"], {name: {"pose": pose} | shared for name, pose in poses.items()}, truth)
+
+    def scores(self, predictions: Predictions) -> Scores:
+        """Also the share of true knuckles that lie in the first predictor's hand boxes."""
+        scores = super().scores(predictions)
+        if "knuckles_found" in predictions.truth:
+            first = next(iter(predictions.found))
+            scores[first]["knuckles in boxes, %"] = 100 * float(
+                np.nanmean(predictions.truth["knuckles_found"]))
+        return scores
 
     def shape(self, values: Mapping[str, Tensor]) -> Tensor:
         """Betas and expression (B, 20)."""
@@ -522,8 +539,8 @@ class DualPathTask(BodyAdapterTask):
                   "hand's in --checkpoint"}}
     REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
               "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
-              "path finds them, as in use;\n\"true boxes\": where they are, those outside of the "
-              f"picture left to the body.\n{BodyTask.REMARK}")
+              "path finds them, as in use;\n\"true boxes\": where they are. Hands outside of the "
+              f"picture are left to the body path.\n{BodyTask.REMARK}")
 
     @classmethod
     def plan(cls, arguments: argparse.Namespace,
@@ -571,8 +588,9 @@ class DualPathTask(BodyAdapterTask):
             if name == "experts" and not frozen:
                 continue  # the experts inside were trained on
             body = bodies[name] = model.body(batch["image"], scale=scale)
-            crops = model.crop_hands(batch["image"], body)
-            poses[name] = model.join(body, crops, scale=scale)["body_pose"]
+            crops, size = model.crop_hands(batch["image"], body), batch["image"].shape[-1]
+            valid = hmr_adapter.in_picture(body["hand_boxes"], size, size)
+            poses[name] = model.join(body, crops, valid, scale=scale)["body_pose"]
             poses[f"{name}, true boxes"] = model.join(
                 body, batch["hand_images"], batch["hand_valid"], scale=scale)["body_pose"]
         if frozen:
