@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -422,14 +423,13 @@ class BodyExpertTask(PeopleTask, BodyTask):
         return Predictions(
             batch["index"], {name: {"pose": pose} | shared for name, pose in poses.items()}, truth)
 
-    def scores(self, predictions: Predictions) -> Scores:
-        """Also the share of true knuckles that lie in the first predictor's hand boxes."""
-        scores = super().scores(predictions)
-        if "knuckles_found" in predictions.truth:
-            first = next(iter(predictions.found))
-            scores[first]["knuckles in boxes, %"] = 100 * float(
-                np.nanmean(predictions.truth["knuckles_found"]))
-        return scores
+    def comparisons(self, predictions: Predictions) -> str:
+        """Also the share of true knuckles that lie in the hand boxes of the body expert."""
+        text = super().comparisons(predictions)
+        if "knuckles_found" not in predictions.truth:
+            return text
+        share = np.nanmean(predictions.truth["knuckles_found"])
+        return f"{text}\n{share:.1%} of the true knuckles are in the predicted hand boxes.\n"
 
     def shape(self, values: Mapping[str, Tensor]) -> Tensor:
         """Betas and expression (B, 20)."""
@@ -532,6 +532,8 @@ class DualPathTask(BodyAdapterTask):
     """Both paths and their merge, which nothing trains: the four stages, then scores."""
 
     TRAINS = False
+    TITLE = ("image; body expert; with the hand expert's hands; both with adapters; truth; below, "
+             "the hand of which less is seen")
     COMPARED = (("ours", "experts"), ("ours", "expert"))
     Config = hmr_adapter.Training  # the fields that all stages have; each has more
     ARGUMENTS = PeopleTask.ARGUMENTS | {
@@ -578,6 +580,23 @@ class DualPathTask(BodyAdapterTask):
         return (f"python hmr_adapter.py PICTURE --hand {self.arguments.checkpoint} "
                 f"--body {self.arguments.guide}")
 
+    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
+        """An image beside the meshes by the experts and by both paths, and the truth; below, the
+        hand of which less is seen."""
+        sample, one = self.test_set[index], predictions[index:index + 1]
+        photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
+        found = [one.found[name] for name in ("expert", "experts", "ours") if name in one.found]
+        places = [values["transl"] for values in found] + [sample["transl"].numpy()]
+        meshes = [self.mesh(values)["vertices"][0] + place
+                  for values, place in zip((*found, one.truth), places, strict=True)]
+        pictures = [photo, *(self.draw(mesh, sample["K"], photo) for mesh in meshes)]
+        seen = torch.where(sample["hand_valid"] > 0, sample["hand_visible"], 2.0)
+        x, y, width, height = sample["hand_boxes"][seen.argmin()].tolist()
+        hand = np.array([x + width / 2, y + height / 2]), 2.5 * max(width, height)
+        whole = np.array([len(photo), len(photo)]) / 2, float(len(photo))
+        return np.concatenate([np.concatenate([zoomed(picture, *part, 192) for picture in pictures],
+                                              1) for part in (whole, hand)], 0)
+
     def outputs(self, model: hmr_adapter.HMRAdapter, batch: Batch
                 ) -> tuple[Output, dict[str, Tensor]]:
         """Both paths with and without adapters, for both kinds of boxes; and the body expert."""
@@ -596,6 +615,15 @@ class DualPathTask(BodyAdapterTask):
         if frozen:
             poses["expert"] = bodies["experts"]["body_pose"]
         return bodies["ours"], poses
+
+
+def zoomed(picture: np.ndarray, center: np.ndarray, side: float, size: int) -> np.ndarray:
+    """A square of a picture (S, S, 3), 0..1, at another size; grey outside of it."""
+    margin = picture.shape[0]
+    padded = np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), constant_values=0.5)
+    low = np.clip(center + margin - side / 2, 0, 3 * margin - side)
+    image = Image.fromarray((255 * padded.clip(0, 1)).astype(np.uint8))
+    return np.asarray(image.resize((size, size), Image.BICUBIC, (*low, *(low + side)))) / 255
 
 
 def stage_arguments(arguments: argparse.Namespace, stage: str) -> argparse.Namespace:

@@ -159,3 +159,9 @@ def test_bad_configs_of_small_experts():
         replace(BODY.expert, patch_size=8)
     with pytest.raises(ValueError, match="backbone is 'cnn': expected one of vit, pose"):
         replace(HAND.expert, backbone="cnn")
+
+
+def test_hands_outside_of_the_picture_are_told_apart():
+    """A hand is in the picture if its box's centre is."""
+    boxes = torch.tensor([[[-10.0, 5, 18, 4], [-10, 5, 22, 4]], [[90, 0, 22, 10], [60, 70, 8, 30]]])
+    assert hmr.in_picture(boxes, 100, 80).tolist() == [[False, True], [False, False]]

@@ -366,3 +366,15 @@ def test_outfits_of_whole_bodies(seed):
         palms, backs = (outfit.albedo[vertices[fingers & side]].mean()
                         for side in (middle > 0.9, middle < 0.1))
         assert palms >= backs - 0.01
+
+
+def test_wide_poses_go_beyond_the_clips(packed):
+    """wide=0 changes nothing; with wide=1 the poses turn further from those of the clips."""
+    plain, wide = people(length=12), people(length=12, wide=1.0)
+    assert digest(people(length=12, wide=0.0)[0]) == digest(plain[0])
+    rest = torch.eye(3)
+    turns = [torch.stack([(data[i]["body_pose"][1:22] - rest).square().sum() for i in range(6)])
+             for data in (plain, wide)]
+    assert turns[1].mean() > turns[0].mean()
+    with pytest.raises(ValueError, match="wide in 0..1"):
+        people(length=12, wide=2.0)
