@@ -1272,6 +1272,8 @@ class PoseBodyExpert(BodyExpert):
 
     def features(self, images: Tensor) -> BodyFeatures:
         """As BodyExpert's."""
+        size = self.config.image_size  # larger pictures are averaged, which leaves less noise
+        images = F.avg_pool2d(images.float(), max(1, images.shape[-1] // size))
         seen = self.encoder((middle_of(images, self.config) - self.mean) / self.std)
         tokens = self.tokens(seen)  # (B, 6 + 45, D)
         tokens = torch.cat((tokens[:, :6], tokens[:, 6:][:, SEEN_POSITIONED]), 1)  # (B, 31, D)

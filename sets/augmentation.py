@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Augmentation:
     brightness: tuple[float, float] = (0.0, 0.0)  # offset, fraction of white
     contrast: tuple[float, float] = (0.0, 0.0)  # factor - 1
     patches: float = 0.0  # probability of a noisy rectangle before the picture
+    hand_blur: float = 0.0  # half of the crops of people's hands are blurred by a box of up to this
+    # radius in pixels, as crops that were enlarged are; for crops of 128 px
 
     @property
     def moves(self) -> bool:
@@ -63,6 +66,14 @@ class Augmentation:
         image = np.stack([row[channel] for row, channel in zip(table, image, strict=True)])
         hidden = self.patches and rng.random() < self.patches
         return self.patch(image, rng) if hidden else image
+
+    def soften(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Blur a hand's crop (3, H, H) uint8."""
+        if not self.hand_blur or rng.random() < 0.5:
+            return image
+        radius = rng.uniform(0, self.hand_blur) * image.shape[1] / 128
+        picture = Image.fromarray(image.transpose(1, 2, 0)).filter(ImageFilter.BoxBlur(radius))
+        return np.asarray(picture).transpose(2, 0, 1)
 
     def patch(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Hide a rectangle of (3, S, S) uint8, its sides 1/16 to 5/16 of S, behind noise."""
@@ -110,7 +121,8 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
         brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.3),
     "rendered_people": Augmentation(
         center_jitter=0.07, scale=(0.8, 1.35), rotation=20.0, flip=0.5, gain=(0.75, 1.25),
-        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.2),
+        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.2,
+        hand_blur=2.5),
 }
 
 

@@ -37,8 +37,9 @@ class PeopleDataset(ImageDataset):
     def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
         super().finish(sample, rng)
         if self.augmentation is not None:
-            sample["hand_images"] = np.stack([self.augmentation.recolor(image, rng)
-                                              for image in sample["hand_images"]])
+            sample["hand_images"] = np.stack([
+                self.augmentation.soften(self.augmentation.recolor(image, rng), rng)
+                for image in sample["hand_images"]])
 
     def labelled(self, sample: dict[str, np.ndarray], rng: np.random.Generator
                  ) -> dict[str, np.ndarray]:

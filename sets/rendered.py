@@ -137,10 +137,14 @@ def occlude(rng: np.random.Generator, picture: Image.Image) -> None:
             draw_shape(occluder, rng, picture.width, rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18))
 
 
-def add_lens_and_noise(rng: np.random.Generator, picture: Image.Image) -> np.ndarray:
-    """Apply blur (the only anti-aliasing), exposure, white balance and noise; return uint8."""
+def add_lens_and_noise(rng: np.random.Generator, picture: Image.Image, lens_size: int = 128
+                       ) -> np.ndarray:
+    """Apply blur (the only anti-aliasing), exposure, white balance and noise; return uint8.
+
+    lens_size: side of a picture that is blurred by 0.35 to 1.6 pixels.
+    """
     radius = rng.uniform(0.35, 0.6) if rng.random() < 0.7 else rng.uniform(0.6, 1.6)
-    radius *= picture.width / 128
+    radius *= picture.width / lens_size
     image = np.array(picture.filter(ImageFilter.BoxBlur(radius)), np.float32)
     image *= (rng.uniform(0.75, 1.2) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
     start = int(rng.integers(len(_noise_bank()) - image.size))

@@ -128,10 +128,10 @@ class Person:
         hands = self.keypoints_2d[HAND_KEYPOINTS]
         self.occluders = sample_occluders(rng, size, hands, occlusion)
 
-    def paint(self, view: View) -> tuple[np.ndarray, np.ndarray]:
+    def paint(self, view: View, lens_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
         """Return a view (s, s, 3) uint8 and the person's depth in it (s, s), 0 where hidden.
 
-        The view is black outside the picture.
+        The view is black outside the picture. lens_size: see `add_lens_and_noise`.
         """
         to_view = view.homography @ np.diag([1 / FINE, 1 / FINE, 1])
         image = warp(self.background, to_view, view.size).astype(np.float32)
@@ -142,7 +142,7 @@ class Person:
         for occluder in self.occluders:
             draw_occluder(picture, occluder, view)
         depth[(bare != np.asarray(picture)).any(-1)] = 0
-        image = add_lens_and_noise(random_generator(DETAILS, self.lens), picture)
+        image = add_lens_and_noise(random_generator(DETAILS, self.lens), picture, lens_size)
         outside = self._outside(view)
         image[outside], depth[outside] = 0, 0
         return image, depth
@@ -221,6 +221,8 @@ class RenderedPeople(Rendered, PeopleDataset):
 
     split, length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2 + 22 kB a sample. hand_size: H,
     by default S. views, lean: see `sample_body_pose`; wide: see `sample_wide_poses`.
+    lens_size: see `add_lens_and_noise`; with S, a hand cut out of the picture is as sharp as its own
+    crop.
     """
 
     LENGTHS = {"train": 20_000, "test": 1_000}
@@ -228,7 +230,7 @@ class RenderedPeople(Rendered, PeopleDataset):
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, occlusion: float = 0.5, hand_size: int | None = None,
                  views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
-                 augmentation: str | Augmentation | None = None,
+                 lens_size: int = 128, augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
         super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
@@ -239,7 +241,7 @@ class RenderedPeople(Rendered, PeopleDataset):
         if not 0 <= occlusion <= 1:
             raise ValueError(f"expected an occlusion rate in 0..1, got {occlusion}")
         self.views, self.lean, self.wide = float(views), float(lean), float(wide)
-        self.occlusion = float(occlusion)
+        self.occlusion, self.lens_size = float(occlusion), int(lens_size)
         self.dtype = np.dtype([
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("hand_images", np.uint8, (2, self.hand_size, self.hand_size, 3)),
@@ -253,6 +255,8 @@ class RenderedPeople(Rendered, PeopleDataset):
             "split", "size", "length", "seed", "views", "lean", "hand_size", "occlusion")}
         if wide:
             settings["wide"] = self.wide
+        if lens_size != 128:
+            settings["lens_size"] = self.lens_size
         self.open_cache(cache, "rendered_people", settings | {"version": PEOPLE_RENDER_VERSION},
                         progress)
 
@@ -262,7 +266,7 @@ class RenderedPeople(Rendered, PeopleDataset):
         scene = sample_person(rng, self.split, self.size, self.views, self.lean, self.wide)
         person = Person(rng, scene, self.size, self.occlusion)
         record = np.zeros((), self.dtype)
-        record["image"], _ = person.paint(View(np.eye(3), self.size))
+        record["image"], _ = person.paint(View(np.eye(3), self.size), self.lens_size)
         for hand in range(2):
             parts = person.paint_hand(hand, self.hand_size)
             for name, value in zip(("images", "vertices", "K", "visible"), parts, strict=True):

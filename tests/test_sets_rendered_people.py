@@ -378,3 +378,26 @@ def test_wide_poses_go_beyond_the_clips(packed):
     assert turns[1].mean() > turns[0].mean()
     with pytest.raises(ValueError, match="wide in 0..1"):
         people(length=12, wide=2.0)
+
+
+def test_a_larger_lens_size_is_a_sharper_picture(packed):
+    """Only the picture of the person changes, and its neighbouring pixels differ more."""
+    blurred, sharp = (people(size=256, length=12, lens_size=size)[0] for size in (128, 512))
+    for name in blurred:
+        assert torch.equal(blurred[name], sharp[name]) == (name != "image"), name
+    edges = [sample["image"].float().diff(dim=2).abs().mean() for sample in (blurred, sharp)]
+    assert edges[1] > 1.2 * edges[0]
+
+
+def test_soft_hands_keep_their_labels():
+    """hand_blur blurs about half of the crops of hands and nothing else."""
+    plain = people(length=12, augmentation=Augmentation())
+    soft = people(length=12, augmentation=Augmentation(hand_blur=8.0))
+    changed = []
+    for i in range(12):
+        one, other = plain[i], soft[i]
+        assert all(torch.equal(one[name], other[name]) for name in one if name != "hand_images")
+        for before, after in zip(one["hand_images"], other["hand_images"], strict=True):
+            changed.append(not torch.equal(before, after))
+            assert after.float().std() <= before.float().std() + 0.1
+    assert 4 <= sum(changed) <= 20
