@@ -39,7 +39,8 @@ DECODER = {"decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_
 TRANSFORMER = {"pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,
                "regressor_width": 16, "ema_decay": 0.5, "accumulate": 2, "train_samples": 44,
                "test_samples": 2}
-PEOPLE = {"body_size": 64, "test_body_size": 64, "hand_size": 64, "train_samples": 24, "test_samples": 2}
+PEOPLE = {"body_size": 64, "test_body_size": 64, "hand_size": 64, "train_samples": 24,
+          "test_samples": 2}
 SETTINGS: dict[str, dict[str, object]] = {
     "simplehand": {
         "image_size": 32, "embed_dims": "8,8,16,32", "depths": "1,1,1,1", "feature_width": 32,
