@@ -1012,8 +1012,9 @@ class BodyExpert(nn.Module):
 
         size: S, side of the images in pixels. Returns pose_6d; body_pose (B, 55, 3, 3), SMPL-X's
         rotations with absolute fingers; betas (B, 10); expression (B, 10); translation (B, 3) in
-        metres; hand_boxes (B, 2, 4), squares around the hands: x, y, width, height in pixels; and
-        joints, box_centers, box_sizes, map_boxes and hand_joints of `features`, in cells.
+        metres; hand_boxes (B, 2, 4), squares from which the hands' features come, and tight_boxes
+        (B, 2, 4) of the hands: x, y, width, height in pixels; and joints, box_centers, box_sizes,
+        map_boxes and hand_joints of `features`, in cells.
         """
         regressor, face, tokens = self.body_regressor, self.face_regressor, features.tokens
         jaw = face["jaw_pose_out"](tokens[:, TASKS["jaw"]]).float()[:, None]  # (B, 1, 6)
@@ -1021,6 +1022,8 @@ class BodyExpert(nn.Module):
         right, left = self.fingers(features).unbind(1)  # (B, 15, 3, 3) each
         eyes = torch.eye(3, device=rotations.device).to(rotations).expand(len(rotations), 2, 3, 3)
         camera = regressor.cam_out(tokens[:, TASKS["camera"]]).float()
+        sizes = features.box_sizes[:, :2].clamp_min(0.1)  # untrained networks predict any size
+        tight = torch.cat((features.box_centers[:, :2] - sizes / 2, sizes), 2)
         return {
             "pose_6d": pose_6d,
             "body_pose": torch.cat((rotations, eyes, mirror(left), right), 1),
@@ -1029,7 +1032,8 @@ class BodyExpert(nn.Module):
             # sqrt(f^2 2.5^2 / area of the crop) in metres: 56.38
             "translation": torch.cat((camera[:, :2], self.config.focal * 2.5 / 0.75**0.5
                                       * camera[:, 2:].sigmoid()), 1),
-            "hand_boxes": self.to_pixels(features.hand_boxes, size), "joints": features.joints,
+            "hand_boxes": self.to_pixels(features.hand_boxes, size),
+            "tight_boxes": self.to_pixels(tight, size), "joints": features.joints,
             "box_centers": features.box_centers, "box_sizes": features.box_sizes,
             "map_boxes": features.hand_boxes, "hand_joints": features.hand_joints,
         }
@@ -1913,11 +1917,11 @@ def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
 def hand_squares(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Return centres (B, 2, 2) and sides (B, 2) of the squares to crop for both hands' boxes.
 
-    boxes: (B, 2, 4) x, y, width, height in pixels, as BodyExpert predicts them: already twice as
-    wide as the hand, so they only grow to 3:4, the part of a square that HaMeR sees.
+    boxes: (B, 2, 4) x, y, width, height in pixels, tight. They grow to 3:4, the part of a square
+    that HaMeR sees, and twice as large (HaMeR).
     """
     return (boxes[..., :2] + boxes[..., 2:] / 2,
-            torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3))
+            2 * torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3))
 
 
 def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -1966,7 +1970,7 @@ class HMRAdapter(nn.Module):
 
     def crop_hands(self, images: Tensor, prediction: Mapping[str, Tensor]) -> Tensor:
         """Crop the hands (B, 2, 3, H, H) of images (B, 3, S, S) at the predicted boxes (3.1)."""
-        return crop_hands(images, prediction["hand_boxes"], self.hand.config.expert.image_size)
+        return crop_hands(images, prediction["tight_boxes"], self.hand.config.expert.image_size)
 
     def join(self, prediction: dict[str, Tensor], hand_images: Tensor,
              hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
@@ -2323,11 +2327,13 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     expert = path.config.expert
     prediction = path(cut_square(path, image, center, side, expert.image_size))
     at = torch.tensor(center).to(prediction["hand_boxes"])
-    boxes = prediction["hand_boxes"] * (side / expert.image_size)  # (1, 2, 4)
-    boxes[..., :2] += at - side / 2  # pixels of the picture
+    boxes, tight = (prediction[f"{kind}_boxes"] * (side / expert.image_size)  # (1, 2, 4) each
+                    for kind in ("hand", "tight"))
+    for each in (boxes, tight):
+        each[..., :2] += at - side / 2  # pixels of the picture
     valid = dual & in_picture(boxes, *image.shape[1::-1])
     if dual:
-        middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(boxes))
+        middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(tight))
         crops = [cut_square(path, image, middles[hand], sides[hand],
                             model.hand.config.expert.image_size, hand == 1) for hand in range(2)]
         prediction = model.join(prediction, torch.stack(crops, 1), valid.float())

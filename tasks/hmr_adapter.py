@@ -341,7 +341,7 @@ class HandAdapterTask(HandExpertTask):
         if self.guide is not None:
             guide = self.guide(batch["image"])
             arms = {"found arm": guide["body_pose"]} | arms
-            found = hmr_adapter.crop_hands(batch["image"], guide["hand_boxes"], true.shape[-1])
+            found = hmr_adapter.crop_hands(batch["image"], guide["tight_boxes"], true.shape[-1])
             crops = {"": found.flatten(0, 1)} | crops
         expert = self.expert_beside(model)
         for boxes, images in crops.items():

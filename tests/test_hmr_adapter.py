@@ -1303,11 +1303,11 @@ def test_crops_of_hands():
     """A crop shows its square, the left one mirrored; the outside of the picture is black."""
     picture = torch.zeros(1, 3, 40, 60)
     picture[..., :] = torch.arange(60.0)
-    boxes = torch.tensor([[[12.0, 8, 12, 12], [33, 8, 12, 12]]])
-    crops = hmr.crop_hands(picture, boxes, 16)  # 12 wide: a square of 16 pixels, one for one
+    boxes = torch.tensor([[[15.0, 11, 6, 6], [36, 11, 6, 6]]])
+    crops = hmr.crop_hands(picture, boxes, 16)  # 6 wide: a square of 16 pixels, one for one
     assert torch.allclose(crops[0, RIGHT, 0, 0], torch.arange(10.0, 26), atol=1e-4)
     assert torch.allclose(crops[0, LEFT, 0, 0], torch.arange(46.0, 30, -1), atol=1e-4)
-    small = hmr.crop_hands(picture, torch.tensor([[[0.0, 0, 24, 24]] * 2]), 8)
+    small = hmr.crop_hands(picture, torch.tensor([[[6.0, 6, 12, 12]] * 2]), 8)
     inside = torch.arange(1.5, 28, 4)  # columns -4 to 28, four to a pixel, the first outside
     assert torch.allclose(small[0, RIGHT, 0, 4, 1:], inside, atol=1e-3)
     far = hmr.crop_hands(picture, boxes + 1000, 16)
@@ -1347,7 +1347,7 @@ def test_hands_are_cut_out_where_the_body_sees_them():
     """By default hands are cut out at the predicted boxes."""
     model, pictures = tiny_paths(), images(2)
     found = model(pictures)
-    crops = hmr.crop_hands(pictures, found["hand_boxes"], 64)
+    crops = hmr.crop_hands(pictures, found["tight_boxes"], 64)
     assert same(found, model(pictures, crops))
 
 

@@ -400,7 +400,7 @@ def test_arms_and_boxes_of_the_table_are_what_they_say(finished, folder):
         found = {name: values["points"] for name, values in predictions.found.items()}
         guide = hmr_adapter.load_checkpoint(file)(batch["image"])
         true = batch["hand_images"].flatten(0, 1)
-        cut = hmr_adapter.crop_hands(batch["image"], guide["hand_boxes"], true.shape[-1])
+        cut = hmr_adapter.crop_hands(batch["image"], guide["tight_boxes"], true.shape[-1])
         for boxes, images in (("", cut.flatten(0, 1)), (", true boxes", true)):
             for name, arm in (("true", batch["arm_pose"]),
                               ("found", hmr_adapter.arm_pose(guide["body_pose"]))):
