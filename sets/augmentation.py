@@ -23,6 +23,7 @@ class Augmentation:
     brightness: tuple[float, float] = (0.0, 0.0)  # offset, fraction of white
     contrast: tuple[float, float] = (0.0, 0.0)  # factor - 1
     patches: float = 0.0  # probability of a noisy rectangle before the picture
+    hand_jitter: float = 1.0  # crops of people's hands move this many times as far as their boxes
     hand_blur: float = 0.0  # half of the crops of people's hands are blurred by a box of up to this
     # radius in pixels, as crops that were enlarged are; for crops of 128 px
 
@@ -122,7 +123,7 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     "rendered_people": Augmentation(
         center_jitter=0.07, scale=(0.8, 1.35), rotation=20.0, flip=0.5, gain=(0.75, 1.25),
         brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.2,
-        hand_blur=2.5),
+        hand_jitter=2.0, hand_blur=2.5),
 }
 
 

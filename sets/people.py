@@ -104,7 +104,8 @@ def move_hand(hand: dict[str, np.ndarray], roll: float, recipe: Augmentation,
     """Turn a hand's crop (H, H, 3) by `roll`; draw its shift and scale from the recipe."""
     size, turn = len(hand["hand_images"]), roll_and_mirror(roll, False)
     shift, scale, _ = recipe.draw_motion(rng)
-    homography = crop_homography(size * (0.5 + shift), size * scale, size, roll=roll)
+    center = size * (0.5 + recipe.hand_jitter * shift)
+    homography = crop_homography(center, size * scale, size, roll=roll)
     return hand | {"hand_images": warp(hand["hand_images"], homography, size),
                    "hand_vertices": hand["hand_vertices"] @ turn.T,
                    "hand_K": homography @ hand["hand_K"] @ turn.T}

@@ -401,3 +401,14 @@ def test_soft_hands_keep_their_labels():
             changed.append(not torch.equal(before, after))
             assert after.float().std() <= before.float().std() + 0.1
     assert 4 <= sum(changed) <= 20
+
+
+def test_hands_jitter_further_than_bodies():
+    """hand_jitter multiplies the shift of a hand's crop and leaves the person's alone."""
+    near, far = (people(length=12, augmentation=Augmentation(center_jitter=0.1, hand_jitter=factor))
+                 for factor in (1.0, 3.0))
+    for i in range(4):
+        one, other = near[i], far[i]
+        assert torch.equal(one["image"], other["image"])
+        middle = CROP / 2 - one["hand_K"][:, :2, 2], CROP / 2 - other["hand_K"][:, :2, 2]
+        assert not torch.allclose(middle[0], middle[1])
