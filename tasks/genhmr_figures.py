@@ -151,7 +151,7 @@ def draw_iterations(predictions: Predictions, path: Path) -> None:
     left.set(xticks=range(len(COUNTS)), xticklabels=COUNTS, xlabel="iterations T",
              ylabel="MPJPE minus that of T = 1, mm",
              title=f"More iterations change MPJPE by {every.min():+.1f} to {every.max():+.1f} mm")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
     draw_calibration(right, predictions.found["as it is, T = 5"])
     save_figure(figure, path)
     heads = " | ".join(f"T = {T}" for T in COUNTS)
