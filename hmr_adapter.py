@@ -23,6 +23,7 @@ the body expert's pose. The refined body and the refined hands are then merged i
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
     Table 3 to 6   baselines   rivals                                  tasks/adapter_rivals.py
+    our choice     experts     small ones, to train on a CPU           PoseHandExpert, PoseBodyExpert
 
 The authors have published no code. They share names with SMPLer-X, so where the paper is silent we
 follow HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only
