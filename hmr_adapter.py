@@ -23,7 +23,7 @@ the body expert's pose. The refined body and the refined hands are then merged i
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
     Table 3 to 6   baselines   rivals                                  tasks/adapter_rivals.py
-    our choice     experts     small ones, to train on a CPU           PoseHandExpert, PoseBodyExpert
+    our choice     experts     small ones, for a CPU                   PoseHandExpert, -BodyExpert
 
 The authors have published no code. They share names with SMPLer-X, so where the paper is silent we
 follow HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only
@@ -346,7 +346,7 @@ def gpu_preset(accumulate: int) -> Config:
 
 
 def cpu_preset() -> Config:
-    """Return the same design with tiny experts, which train.py has to train first: 2 CPU cores."""
+    """Return the same design with small experts, which train.py has to train first: 2 CPU cores."""
     encoder = dict(backbone="pose", image_size=128, patch_size=4, vit_dim=128)
     decoder = dict(decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_head_dim=32,
                    decoder_ffn=256)
