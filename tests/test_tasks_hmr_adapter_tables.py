@@ -92,10 +92,9 @@ def test_all_hands_are_the_clear_and_the_occluded_ones(tmp_path):
 
 def tables(folder, finished, out, *extra):  # noqa: F811
     settings = [f"{name}={flag(value)}" for name, value in (TINY | {"steps": 1}).items()
-                if name not in ("image_size", "patch_size", "backbone", "hand_upscale", "hand_cells",
-                                "depth_bins",
-                                "box_dim", "joint_dim", "vit_dim", "vit_depth",
-                                "vit_heads", "arm_source")]
+                if name not in ("image_size", "patch_size", "backbone", "hand_upscale",
+                                "hand_cells", "depth_bins", "box_dim", "joint_dim", "vit_dim",
+                                "vit_depth", "vit_heads", "arm_source")]
     return ["--model", "hmr_adapter", "--checkpoint", str(finished / "hand" / "checkpoint.pt"),
             "--guide", str(finished / "body" / "checkpoint.pt"), "--cache", str(folder / "cache"),
             "--out", str(out), *extra, "--set", *settings]
