@@ -750,8 +750,8 @@ def add_run_flags(group: argparse._ArgumentGroup) -> None:
     add("--resume", action="store_true",
         help="continue the run in OUT with its settings, but for those given here")
     add("--checkpoint", type=Path, metavar="FILE", help="start a new run from these weights, ours "
-        "or released ones: network from the file, optimisation from the preset; with --eval: score "
-        "them (default: OUT/checkpoint.pt)")
+        "or released ones: network from the file, optimisation and data from the preset; with "
+        "--eval: score them (default: OUT/checkpoint.pt)")
     add("--eval", action="store_true", help="score a checkpoint and write pictures, no training")
     add("--best", metavar="METRIC", help="the test score by which best.pt is kept (default: "
         "PA-MPJPE; MPJPE of poses)")

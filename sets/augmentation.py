@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,9 @@ class Augmentation:
     brightness: tuple[float, float] = (0.0, 0.0)  # offset, fraction of white
     contrast: tuple[float, float] = (0.0, 0.0)  # factor - 1
     patches: float = 0.0  # probability of a noisy rectangle before the picture
+    colored_light: float = 0.0  # probability of a coloured light that falls off across the picture
+    motion_blur: float = 0.0  # probability of motion blur, by up to 1/12 of the side
+    jpeg: float = 0.0  # probability of a JPEG's artefacts, of quality 15 to 90
     hand_jitter: float = 1.0  # crops of people's hands move this many times as far as their boxes
     hand_blur: float = 0.0  # half of the crops of people's hands are blurred by a box of up to this
     # radius in pixels, as crops that were enlarged are; for crops of 128 px
@@ -59,14 +63,17 @@ class Augmentation:
         return shift, rng.uniform(*self.scale), self.draw_roll(rng)
 
     def recolor(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Apply gain, then brightness and contrast, to (3, S, S) uint8."""
+        """Apply gain, brightness and contrast to (3, S, S) uint8, then what photographs have."""
         gain = rng.uniform(*self.gain, (3, 1))
         brightness, contrast = rng.uniform(*self.brightness), rng.uniform(*self.contrast)
         table = np.clip(np.arange(256) * gain, 0, 255)  # one look-up table per channel
         table = np.clip(table * (1 + contrast) + 255 * brightness, 0, 255).round().astype(np.uint8)
         image = np.stack([row[channel] for row, channel in zip(table, image, strict=True)])
-        hidden = self.patches and rng.random() < self.patches
-        return self.patch(image, rng) if hidden else image
+        for share, change in ((self.patches, self.patch), (self.colored_light, color_light),
+                              (self.motion_blur, blur_motion), (self.jpeg, compress)):
+            if share and rng.random() < share:
+                image = change(image, rng)
+        return image
 
     def soften(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Blur a hand's crop (3, H, H) uint8."""
@@ -84,6 +91,34 @@ class Augmentation:
         noise = rng.uniform(0, 255, (3, 1, 1)) + rng.normal(0, 30, (3, height, width))
         image[:, top:top + height, left:left + width] = np.clip(noise, 0, 255)
         return image
+
+
+def color_light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Multiply (3, S, S) uint8 by a colour and by a coloured ramp across the picture."""
+    angle, side = rng.uniform(0, 2 * np.pi), np.linspace(-1, 1, image.shape[1])
+    ramp = np.cos(angle) * side + np.sin(angle) * side[:, None]  # (S, S)
+    light = rng.normal(0, 0.1, (3, 1, 1)) + rng.normal(0, 0.2, (3, 1, 1)) * ramp
+    return np.clip(image * np.exp(light), 0, 255).astype(np.uint8)
+
+
+def blur_motion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Average copies of (3, S, S) uint8 along a line of up to 1/12 of the side."""
+    size = image.shape[1]
+    angle, reach = rng.uniform(0, np.pi), rng.uniform(0, size / 24)
+    margin = int(np.ceil(reach))
+    padded = np.pad(image, ((0, 0), (margin, margin), (margin, margin)), "edge")
+    total = np.zeros(image.shape, np.float32)
+    for part in np.linspace(-reach, reach, 2 * margin + 1):
+        x, y = (margin + round(part * np.cos(angle)), margin + round(part * np.sin(angle)))
+        total += padded[:, y:y + size, x:x + size]
+    return (total / (2 * margin + 1)).round().astype(np.uint8)
+
+
+def compress(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Store (3, S, S) uint8 as a JPEG and read it again."""
+    file = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(file, "JPEG", quality=int(rng.integers(15, 91)))
+    return np.asarray(Image.open(file)).transpose(2, 0, 1)
 
 
 def for_hands(recipe: Augmentation) -> Augmentation:
@@ -115,6 +150,10 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     # our choice, for rendered pictures
     "rendered": RENDERED,
     "rendered_moving": replace(RENDERED, center_jitter=0.05, scale=(0.85, 1.15), rotation=30.0),
+    "rendered_photos": Augmentation(
+        center_jitter=0.08, scale=(0.75, 1.15), rotation=30.0, gain=(0.8, 1.2),
+        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.15, colored_light=0.3,
+        motion_blur=0.25, jpeg=0.3),
     "rendered_bodies": replace(RENDERED, center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0,
                                flip=0.5),
     "rendered_bodies_strong": Augmentation(

@@ -60,7 +60,9 @@ class RunConfig(Protocol):
     test_samples: int
 
 
-RUN_FIELDS = (*RunConfig.__annotations__, "precision", "channels_last")
+# what the preset decides where a run starts from a checkpoint, which decides the network
+RUN_FIELDS = (*RunConfig.__annotations__, "precision", "channels_last",
+              "views", "in_plane", "lean", "wide", "augmentation")
 
 
 # -------------------------------------------------------------------------------- predictions

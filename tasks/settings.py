@@ -108,7 +108,7 @@ def share(config: RunConfig, processes: int) -> int:
 
 
 def with_run_fields(config: RunConfig, source: RunConfig) -> RunConfig:
-    """The config with the optimisation of another: batch, steps, rate, seed and so on."""
+    """The config with another's optimisation and data: batch, steps, rate, views and so on."""
     return dataclasses.replace(config, **{name: getattr(source, name) for name in RUN_FIELDS
                                           if hasattr(source, name)})
 

@@ -99,7 +99,7 @@ class SimpleHandTask(Task):
         return data.RenderedHands(
             split, config.image_size, length=length, seed=config.seed if training else 0,
             views=config.views, in_plane=config.in_plane,
-            augmentation="rendered" if training else None, cache=arguments.cache)
+            augmentation=config.augmentation if training else None, cache=arguments.cache)
 
     def build(self) -> nn.Module:
         """The model with new weights, but for the backbone if a file has them."""
@@ -118,25 +118,37 @@ class SimpleHandTask(Task):
         return simplehand.total_loss(terms, self.config), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Meshes relative to the root joint, in the axes of the original camera."""
-        found = model(batch["image"])["vertices"].cpu()
+        """Meshes relative to the root joint, in the axes of the original camera; 2D keypoints."""
+        output, size = model(batch["image"]), batch["image"].shape[-1]
+        found = {name: value.float().cpu() for name, value in output.items()}
         batch = {name: value.cpu() for name, value in batch.items()  # a GPU would round to TF32
                  if name != "image"}
         back = batch["camera_rotation"]  # x_original = R^T x_crop, so for row vectors x R
         truth = {"vertices": self.points(batch) @ back,
                  "joints": (batch["joints"] - batch["joints"][:, ROOT_JOINT:ROOT_JOINT + 1]) @ back}
-        return Predictions(batch["index"], {"SimpleHand": {"vertices": found @ back}},
-                           truth | {"mesh_valid": batch["mesh_valid"]})
+        truth |= {"keypoints_2d": batch["keypoints_2d"] / size} | {
+            name: batch[name] for name in ("keypoints_valid", "mesh_valid")}
+        found = {"vertices": found["vertices"] @ back, "keypoints_2d": found["keypoints_2d"]}
+        return Predictions(batch["index"], {"SimpleHand": found}, truth)
 
     def points(self, batch: Batch) -> Tensor:
         """True meshes (B, 778, 3) relative to the root joint."""
         return batch["vertices"] - batch["joints"][:, ROOT_JOINT:ROOT_JOINT + 1]
 
     def scores(self, predictions: Predictions) -> Scores:
-        """The model's and the mean hand's; empty if the test split has no annotation."""
+        """The model's and the mean hand's; empty if the test split has no annotation.
+
+        "2D NME" is the normalised mean error of the 2D keypoints: percent of the crop's side. The
+        mean hand's are the mean of the split's.
+        """
         known = predictions.truth["mesh_valid"] > 0
         if not known.any():
             return {}
+        pixels, counts = (predictions.truth[name] for name in ("keypoints_2d", "keypoints_valid"))
+
+        def score_2d(keypoints: np.ndarray) -> dict[str, float]:
+            errors = 100 * np.linalg.norm(keypoints - pixels, axis=-1)
+            return {"2D NME": float(errors[counts > 0].mean())} if counts.any() else {}
         truth = {name: predictions.truth[name][known] for name in ("joints", "vertices")}
 
         def score(hands: np.ndarray) -> dict[str, float]:
@@ -144,10 +156,12 @@ class SimpleHandTask(Task):
             return metrics.evaluate(self.protocol,
                                     {"vertices": hands, "joints": self.joints(hands)}, truth)
 
-        scores = {name: score(values["vertices"][known])
+        scores = {name: score(values["vertices"][known]) | score_2d(values["keypoints_2d"])
                   for name, values in predictions.found.items()}
         if self.baseline is not None:
-            scores["mean hand"] = better(*map(score, self.baseline.numpy()))
+            seen = counts[..., None]
+            mean = (pixels * seen).sum(0) / np.maximum(seen.sum(0), 1)
+            scores["mean hand"] = better(*map(score, self.baseline.numpy())) | score_2d(mean)
         return scores
 
     def joints(self, vertices: np.ndarray) -> np.ndarray:

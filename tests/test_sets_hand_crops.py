@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import data
+from sets import augmentation
 from sets.crops import perspective_crop, transform_points
 from sets.hand_crops import augmented_crop, crop_sample
 
@@ -27,7 +28,7 @@ def test_mirrored_crop_mirrors_everything():
     assert np.abs(difference).max() <= 1
 
 
-@given(st.sampled_from(["official_simplehand", "rendered", "rendered_moving"]),
+@given(st.sampled_from(["official_simplehand", "rendered", "rendered_moving", "rendered_photos"]),
        st.integers(0, 3), st.integers(0, 9))
 def test_augmentation_is_a_function_of_seed_epoch_and_index(recipe, epoch, index):
     """The same key gives the same sample; another epoch or seed another, with labels exact."""
@@ -82,6 +83,33 @@ def test_recolor_is_monotone_per_channel(seed):
     colored = data.AUGMENTATIONS["official_simplehand"].recolor(image, np.random.default_rng(seed))
     assert colored.dtype == np.uint8
     assert (np.diff(colored.reshape(3, 256).astype(int), axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("change", [augmentation.blur_motion, augmentation.compress,
+                                    augmentation.color_light])
+@pytest.mark.parametrize("size", [17, 64])
+def test_what_photographs_have(change, size):
+    """All change a picture; motion blur and JPEG keep a grey one, coloured light does not."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, size, size)).astype(np.uint8)
+    grey = np.full_like(noise, 100)
+    noises, greys = (np.stack([change(picture, np.random.default_rng(seed)) for seed in range(20)])
+                     for picture in (noise, grey))
+    assert noises.dtype == np.uint8 and noises.shape == (20, *noise.shape)
+    assert ((noises != noise).mean((1, 2, 3)) > 0.3).sum() >= 5
+    assert (np.abs(greys.astype(int) - 100).max() <= 2) == (change is not augmentation.color_light)
+
+
+def test_motion_blur_draws_a_line():
+    """A point becomes a line through itself of at most a twelfth of the side, of equal sum."""
+    point = np.zeros((3, 49, 49), np.uint8)
+    point[:, 24, 24] = 255
+    for seed in range(20):
+        blurred = augmentation.blur_motion(point, np.random.default_rng(seed))[0]
+        line = np.argwhere(blurred) - 24
+        assert abs(int(blurred.sum()) - 255) <= len(line) and not line.sum()
+        assert np.linalg.norm(line, axis=1).max() <= 49 / 24 + 1
+        aside = np.linalg.svd(line)[2][1]  # the direction across the line
+        assert np.abs(line @ aside).max() < 1
 
 
 def test_keypoints_are_valid_inside_picture_and_crop():

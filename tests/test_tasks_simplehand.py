@@ -80,22 +80,27 @@ def test_the_mean_hand_is_hard_to_beat(tmp_path):
     task = task_of(tmp_path)
     samples = [task.test_set[index] for index in range(32)]
     batch = {name: torch.stack([sample[name] for sample in samples])
-             for name in ("joints", "vertices", "mesh_valid")}
+             for name in ("joints", "vertices", "mesh_valid", "keypoints_2d", "keypoints_valid")}
     task.set_baseline([batch])
     root = batch["joints"][:, 9:10]
     truth = {"vertices": batch["vertices"] - root, "joints": batch["joints"] - root,
-             "mesh_valid": batch["mesh_valid"]}
+             "mesh_valid": batch["mesh_valid"], "keypoints_valid": batch["keypoints_valid"],
+             "keypoints_2d": batch["keypoints_2d"] / task.config.image_size}
     truth = {name: value.numpy() for name, value in truth.items()}
-    scores = {}
+    scores, shifted = {}, truth["keypoints_2d"] + np.float32([0.03, 0.04])
     for name, hand in zip(("mean", "shape"), task.baseline, strict=True):
         constant = np.broadcast_to(hand.numpy(), truth["vertices"].shape)
-        found = {"SimpleHand": {"vertices": constant}}
+        found = {"SimpleHand": {"vertices": constant, "keypoints_2d": shifted}}
         scores[name] = task.scores(Predictions(np.arange(32), found, truth))
     assert scores["mean"]["SimpleHand"]["MPJPE"] < scores["shape"]["SimpleHand"]["MPJPE"]
     assert scores["shape"]["SimpleHand"]["PA-MPJPE"] < scores["mean"]["SimpleHand"]["PA-MPJPE"]
     baseline = scores["mean"]["mean hand"]
     assert baseline["MPJPE"] == scores["mean"]["SimpleHand"]["MPJPE"]
     assert baseline["PA-MPJPE"] == scores["shape"]["SimpleHand"]["PA-MPJPE"]
+    assert scores["mean"]["SimpleHand"]["2D NME"] == pytest.approx(5)  # percent of the crop
+    assert 5 < baseline["2D NME"] < 20
+    truth["keypoints_valid"][:] = 0
+    assert "2D NME" not in task.scores(Predictions(np.arange(32), found, truth))["SimpleHand"]
 
 
 def test_freihand_trains_and_writes_the_prediction_file(tmp_path, capsys):

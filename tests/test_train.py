@@ -377,16 +377,18 @@ def test_resume_without_a_run_says_so(cache, tmp_path, capsys, undrawn):
 
 
 def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
-    """--checkpoint: the network of the file, the optimisation of the flags, step 0; the command
-    given again continues."""
+    """--checkpoint: the network of the file, optimisation and data of the preset, step 0; the
+    command given again continues."""
     file = finished[0] / "best.pt"
-    arguments = ["--model", "simplehand", "--preset", "cpu", "--cache", str(cache), "--out",
+    arguments = ["--model", "simplehand", "--preset", "cpu_views", "--cache", str(cache), "--out",
                  str(tmp_path / "tuned"), "--checkpoint", str(file), "--set", "batch_size=8",
                  "train_samples=44", "test_samples=19", "learning_rate=1e-9", "warmup_steps=0"]
     train.main([*arguments, "steps=1"])
     start, tuned = (simplehand.load_checkpoint(path)
                     for path in (file, tmp_path / "tuned/checkpoint.pt"))
     assert tuned.config.dims == CONFIG.dims and tuned.config.steps == 1
+    assert (start.config.views, tuned.config.views) == (15, 90)
+    assert tuned.config.augmentation == "rendered_photos" != start.config.augmentation
     for one, other in zip(start.parameters(), tuned.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-7, rtol=0)
     train.main([*arguments, "steps=2", "--resume"])
