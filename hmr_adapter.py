@@ -236,7 +236,8 @@ class BodyExpertConfig(BodyTraining, EncoderConfig):
     hand_upscale: int = 4  # 2^k, of the feature map before hands are cut from it (SMPLer-X)
     box_dim: int = 256  # channels of the box net (SMPLer-X)
     joint_dim: int = 512  # channels per joint in all regressors (SMPLer-X)
-    hand_extension: float = 2.0  # side of a hand's feature map, in predicted box sides (SMPLer-X)
+    hand_extension: float = 2.0  # side of the square that becomes a hand's feature map, unit: the
+    # longer side of the predicted box (SMPLer-X)
     weight_expression: float = 1.0  # (SMPLer-X)
     weight_boxes: float = 1.0  # per cell of the feature map (SMPLer-X)
     batch_size: int = 64  # 16 on each of four GPUs (SMPLer-X: 16 each)
@@ -332,10 +333,14 @@ class Config:
     wrist: str = "ik"  # inverse kinematics (paper, of its baseline), "twist": as PyMAF-X, or
     # "body": the body expert's (our choice)
     max_twist: float = 0.4 * math.pi  # rad; "twist" gives the rest to the elbow (PyMAF-X)
+    least_share: float = 0.0  # a hand keeps the body path's pose if a "pose" hand expert sees its
+    # keypoints with a smaller share, see Seen, on average; 0: never (our choice)
 
     def __post_init__(self) -> None:
         check_fields(self, {"hand": HandConfig, "body": BodyConfig},
                      guidance=("refined", "initial"), wrist=("ik", "twist", "body"))
+        require(0 <= self.least_share <= 1,
+                f"least_share is {self.least_share}: expected a probability, 0 to 1")
 
 
 def gpu_preset(accumulate: int) -> Config:
@@ -352,9 +357,8 @@ def cpu_preset() -> Config:
                    decoder_ffn=256)
     run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=12_000,
                body_size=128, test_body_size=512, hand_size=128, views=30.0, lean=45.0, wide=0.5,
-               augmentation="rendered_people", eval_every=1_000)
-    expert = run | dict(weight_decay=1e-3, channels_last=True, gradient_clip=5.0, weight_heat=1.0,
-                        weight_lift=5.0)
+               augmentation="rendered_people", eval_every=1_000, weight_heat=1.0, weight_lift=5.0)
+    expert = run | dict(weight_decay=1e-3, channels_last=True, gradient_clip=5.0)
     adapter = run | dict(joint_embedding="learned", learning_rate=1e-3)
     of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
@@ -369,7 +373,8 @@ def cpu_preset() -> Config:
         HandConfig(expert=hand, **adapter, **of_hands, steps=900, arm_source="found",
                    arm_drop=0.1),
         BodyConfig(expert=body, **decoder, **adapter, steps=700, knuckle_source="found",
-                   offset_hidden=128, weight_keypoints_3d=30.0))
+                   offset_hidden=128, weight_keypoints_3d=30.0),
+        least_share=0.45)
 
 
 PRESETS: dict[str, Config] = {
@@ -757,7 +762,11 @@ class HandExpert(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Encode RGB crops (B, 3, S, S), uint8 or floats in 0..255, to F^H (B, 192, 1280)."""
-        return self.backbone(self.normalise(images))
+        return self.encode(images)[0]
+
+    def encode(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return F^H, and what the encoder predicts beside it: nothing."""
+        return self.backbone(self.normalise(images)), {}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
@@ -766,9 +775,9 @@ class HandExpert(nn.Module):
         betas (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. Raises ValueError for other
         shapes.
         """
-        features = self.features(images)  # F^H (B, 192, 1280)
+        features, found = self.encode(images)  # F^H (B, 192, 1280)
         token = self.mano_head.transformer(features)  # (B, 1, 1024)
-        return self.mano_head.readout(token)
+        return self.mano_head.readout(token) | found
 
 
 # --------------------------------------------------------- whole-body expert: SMPLer-X
@@ -982,7 +991,8 @@ class BodyExpert(nn.Module):
                             hand_joints.unflatten(0, maps.shape[:2]))
 
     def hand_squares(self, centers: Tensor, sizes: Tensor) -> Tensor:
-        """Enlarge hand boxes to squares (B, 2, 4) x, y, width, height: twice the longer side.
+        """Enlarge hand boxes to squares (B, 2, 4) x, y, width, height: `hand_extension` times
+        the longer side.
 
         Limited to half a cell and twice the map, because untrained networks predict any size.
         """
@@ -1242,11 +1252,11 @@ class PoseHandExpert(HandExpert):
         self.mano_head.transformer = StartedDecoder(config, config.vit_dim)
         register_statistics(self)
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """As HandExpert's; also heat and joints of Seen."""
+    def encode(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return F^H (B, 1 + 21, D); of Seen heat and, as "lifted", joints; mean share (B,)."""
         seen = self.backbone.encoder(self.normalise(images))
-        token = self.mano_head.transformer(self.backbone.tokens(seen))
-        return self.mano_head.readout(token) | {"heat": seen.heat, "lifted": seen.joints}
+        return self.backbone.tokens(seen), {
+            "heat": seen.heat, "lifted": seen.joints, "share": seen.share.mean(1)}
 
 
 SEEN = [*range(22), 28, 43, *range(55, 76)]  # SMPL's 45 keypoints in SMPL-X's 76; its hands: the
@@ -1445,11 +1455,11 @@ class HandAdapter(Adapter):
         arm: theta_b as matrices (B, J, 3, 3), one hand's part of `arm_pose`; None: unknown.
         arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3. With 0 the
         result equals self.expert's, bit for bit.
-        Returns hand_pose, betas and camera, as HandExpert.forward; ValueError for other shapes.
+        Returns what HandExpert.forward does; raises ValueError for other shapes.
         """
-        features = self.expert.features(images)  # F^H (B, 192, 1280)
+        features, found = self.expert.encode(images)  # F^H (B, 192, 1280)
         token = self.token(features, arm, arm_valid, scale)  # Z^new (B, 1, 1024)
-        return self.expert.mano_head.readout(token)
+        return self.expert.mano_head.readout(token) | found
 
     def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
               scale: float) -> Tensor:
@@ -1699,7 +1709,7 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
         "vertices": vertices.new_zeros(()), "betas": vertices.new_zeros(()),
         "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1],  # L_theta, Eq. 6
     }
-    if "heat" in prediction:
+    if "heat" in prediction and getattr(config, "trainable", "all") == "all":
         heat, lifted = keypoint_losses(prediction, samples["keypoints_2d"], samples["joints"],
                                        getattr(config, "expert", config))
         terms |= {"heat": reduced(heat[:, None]), "lift": reduced(lifted[:, None])}
@@ -1795,10 +1805,11 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
     pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
     keypoints_known = known("keypoints_3d", 76)
     boxes_known = batch.get("hand_boxes_valid", batch["hand_valid"])
-    terms = {} if "heat" not in prediction else dict(zip(("heat", "lift"), (
-        error.mean() for error in keypoint_losses(
-            prediction, batch["keypoints_2d"][:, SEEN] / size - 0.5,
-            batch["keypoints_3d"][:, SEEN], expert.config)), strict=True))
+    terms = {}
+    if "heat" in prediction:  # of small experts
+        heat, lift = keypoint_losses(prediction, batch["keypoints_2d"][:, SEEN] / size - 0.5,
+                                     batch["keypoints_3d"][:, SEEN], expert.config)
+        terms = {"heat": heat.mean(), "lift": lift.mean()}
     return terms | {
         "keypoints_img": masked_mean(prediction["joints"] - joints[0], joints[1])
         + masked_mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
@@ -1902,9 +1913,21 @@ def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
                    mirrored: bool = False) -> Tensor:
     """Crop squares (B, 3, size, size), 0..255, from images (B, 3, H, W); black outside of them.
 
-    centers (B, 2) and sides (B,) in pixels. Each pixel averages several samples, against aliasing.
+    centers (B, 2) and sides (B,) in pixels. Each pixel averages several samples, against aliasing:
+    as many per side as the crop's pixels are larger than the image's, up to 8.
     """
-    samples = int((sides.amax() / size).ceil().clamp(1, 8)) if len(sides) else 1
+    counts = (sides / size).ceil().clamp(1, 8)  # (B,)
+    squares = sides.new_empty(len(sides), 3, size, size)
+    for samples in counts.unique():
+        same = counts == samples
+        squares[same] = sample_alike(images[same], centers[same], sides[same], size, int(samples),
+                                     mirrored)
+    return squares
+
+
+def sample_alike(images: Tensor, centers: Tensor, sides: Tensor, size: int, samples: int,
+                 mirrored: bool) -> Tensor:
+    """Crop squares as sample_squares does, all with samples^2 samples per pixel."""
     at = (torch.arange(size * samples, device=sides.device) + 0.5) / (size * samples) - 0.5
     steps = at * sides[:, None]  # (B, size * samples)
     x, y = centers[:, :1] + steps * (-1 if mirrored else 1), centers[:, 1:] + steps
@@ -1962,7 +1985,8 @@ class HMRAdapter(nn.Module):
         that keep the body path's pose; None: both are merged. body_scale, hand_scale: of the
         adapters; with 0 and 0 these are the two experts, merged.
         Returns what BodyAdapter.forward does, with its body_pose as body_path; hand_pose
-        (B, 2, 16, 3, 3), the left one mirrored; and the merged body_pose (B, 55, 3, 3).
+        (B, 2, 16, 3, 3), the left one mirrored; the merged body_pose (B, 55, 3, 3); and hand_valid
+        (B, 2), 0 for hands that kept the body path's pose, see config.least_share.
         """
         prediction = self.body(images, scale=body_scale)
         if hand_images is None:
@@ -1981,9 +2005,12 @@ class HMRAdapter(nn.Module):
         arms = arm_pose(source, self.hand.config.arm).flatten(0, 1)  # theta_b (2 B, J, 3, 3)
         hands = self.hand(hand_images.flatten(0, 1), arms, scale=scale)
         hand_pose = hands["hand_pose"].unflatten(0, (len(body_pose), 2))
-        merged = merge(body_pose, hand_pose, hand_valid, wrist=config.wrist,
-                       max_twist=config.max_twist)
-        return prediction | {"body_path": body_pose, "hand_pose": hand_pose, "body_pose": merged}
+        valid = body_pose.new_ones(hand_pose.shape[:2]) if hand_valid is None else hand_valid
+        if "share" in hands:  # of small experts
+            valid = valid * (hands["share"].view_as(valid) >= config.least_share)
+        merged = merge(body_pose, hand_pose, valid, wrist=config.wrist, max_twist=config.max_twist)
+        return prediction | {"body_path": body_pose, "hand_pose": hand_pose, "hand_valid": valid,
+                             "body_pose": merged}
 
 
 # ------------------------------------------------------------------------------- checkpoints
@@ -2223,11 +2250,16 @@ def load_path(kind: type[Adapter], source: str | PathLike | Mapping,
 
 
 def load_paths(hand: str | PathLike, body: str | PathLike, rivals: Sequence[type[Adapter]] = (), *,
-               hand_mean: Tensor | None = None) -> HMRAdapter:
-    """Load both paths, see load_path, for evaluation; two experts are the paper's baseline."""
+               hand_mean: Tensor | None = None,
+               least_share: float = PRESETS["cpu"].least_share) -> HMRAdapter:
+    """Load both paths, see load_path, for evaluation; two experts are the paper's baseline.
+
+    least_share: of Config; HaMeR has no shares, so it does nothing there.
+    """
     paths = (load_path(HandAdapter, hand, rivals),
              load_path(BodyAdapter, body, rivals, hand_mean=hand_mean))
-    return HMRAdapter(Config(*(path.config for path in paths)), *paths).eval()
+    config = Config(*(path.config for path in paths), least_share=least_share)
+    return HMRAdapter(config, *paths).eval()
 
 
 # --------------------------------------------------------------------------------- inference
@@ -2314,13 +2346,14 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     on the CPU; body(betas, rotations, expression, transl) returns vertices and joints, as
     bodymodels.load_model("wholebody") does. box: see person_square. Hands are cut out of the
     picture, where they have more pixels than in the person's crop. A hand whose predicted box has
-    its centre outside the picture keeps the body path's pose.
+    its centre outside the picture keeps the body path's pose, and so does one that the hand path
+    doubts, see Config.least_share.
     Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
     intrinsics, whose axis goes through the centre of the box; transl (3,); rotations (55, 3, 3);
     betas, expression (10,); smplx_parameters, fingers absolute; keypoints_2d (25, 2), POSITIONED
     joints as the body expert sees them, and hand_boxes (2, 4), x, y, width, height, [right, left],
-    in pixels; hand_valid (2,), 1 for hands of the hand path; box, the person's square. Raises
-    ValueError for bad input.
+    in pixels; hand_inside (2,), 1 for boxes with their centre in the picture, and hand_valid (2,),
+    1 for hands of the hand path; box, the person's square. Raises ValueError for bad input.
     """
     check_view(model, image)
     center, side = person_square(image.shape, box)
@@ -2332,12 +2365,14 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
                     for kind in ("hand", "tight"))
     for each in (boxes, tight):
         each[..., :2] += at - side / 2  # pixels of the picture
-    valid = dual & in_picture(boxes, *image.shape[1::-1])
+    inside = in_picture(boxes, *image.shape[1::-1])
+    valid = torch.zeros_like(inside)
     if dual:
         middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(tight))
         crops = [cut_square(path, image, middles[hand], sides[hand],
                             model.hand.config.expert.image_size, hand == 1) for hand in range(2)]
-        prediction = model.join(prediction, torch.stack(crops, 1), valid.float())
+        prediction = model.join(prediction, torch.stack(crops, 1), inside)
+        valid = prediction["hand_valid"]
 
     rows, columns = expert.grid
     cells = prediction["joints"][..., :2] - at.new_tensor([columns, rows]) / 2  # from the centre
@@ -2347,7 +2382,8 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     return to_arrays({
         "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
         "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
-        "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes, "hand_valid": valid,
+        "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
+        "hand_inside": inside, "hand_valid": valid,
     } | smplx_parameters(found["body_pose"]), center, side, expert.focal)
 
 

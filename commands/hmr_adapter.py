@@ -175,9 +175,10 @@ def body_notes(arrays: Mapping[str, np.ndarray], model: HMRAdapter | BodyAdapter
 
     Those are the body expert's own and, of seen joints, MediaPipe's.
     """
-    notes = [f"the {side} hand is outside of the picture, so it is as the body path has it"
-             for side, valid in zip(("right", "left"), arrays["hand_valid"], strict=True)
-             if not valid and isinstance(model, HMRAdapter)]
+    hands = zip(("right", "left"), arrays["hand_inside"], arrays["hand_valid"], strict=True)
+    reasons = ("outside of the picture", "hard to see")
+    notes = [f"the {side} hand is {reasons[int(inside)]}, so it is as the body path has it"
+             for side, inside, valid in hands if not valid and isinstance(model, HMRAdapter)]
     pixels = arrays["joints"][:55] @ arrays["K"].T
     mesh, extent = pixels[:, :2] / pixels[:, 2:], arrays["box"][2]
     rows = [row for row, joint in enumerate(hmr_adapter.POSITIONED) if joint < 55]  # in the mesh

@@ -534,7 +534,7 @@ class DualPathTask(BodyAdapterTask):
     TRAINS = False
     TITLE = ("image; body expert; with the hand expert's hands; both with adapters; truth; below, "
              "the hand of which less is seen")
-    COMPARED = (("ours", "experts"), ("ours", "expert"))
+    COMPARED = (("ours", "experts"), ("ours", "expert"), ("ours", "ours, all hands"))
     Config = hmr_adapter.Training  # the fields that all stages have; each has more
     ARGUMENTS = PeopleTask.ARGUMENTS | {
         "guide": {"metavar": "FILE", "help": "with --eval: the body's checkpoint, beside the "
@@ -542,7 +542,8 @@ class DualPathTask(BodyAdapterTask):
     REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
               "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
               "path finds them, as in use;\n\"true boxes\": where they are. Hands outside of the "
-              f"picture are left to the body path.\n{BodyTask.REMARK}")
+              "picture are left to the body path, and\nso are those that the hand expert doubts "
+              f"(least_share), but for \"all hands\".\n{BodyTask.REMARK}")
 
     @classmethod
     def plan(cls, arguments: argparse.Namespace,
@@ -608,8 +609,12 @@ class DualPathTask(BodyAdapterTask):
                 continue  # the experts inside were trained on
             body = bodies[name] = model.body(batch["image"], scale=scale)
             crops, size = model.crop_hands(batch["image"], body), batch["image"].shape[-1]
-            valid = hmr_adapter.in_picture(body["hand_boxes"], size, size)
-            poses[name] = model.join(body, crops, valid, scale=scale)["body_pose"]
+            inside = hmr_adapter.in_picture(body["hand_boxes"], size, size)
+            joined = model.join(body, crops, inside, scale=scale)
+            poses[name] = joined["body_pose"]
+            if model.hand.config.expert.backbone == "pose":  # which may doubt
+                poses[f"{name}, all hands"] = hmr_adapter.merge(
+                    body["body_pose"], joined["hand_pose"], inside)
             poses[f"{name}, true boxes"] = model.join(
                 body, batch["hand_images"], batch["hand_valid"], scale=scale)["body_pose"]
         if frozen:

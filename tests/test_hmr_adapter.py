@@ -1314,6 +1314,18 @@ def test_crops_of_hands():
     assert not far.any()
 
 
+def test_a_crop_does_not_depend_on_its_batch():
+    """Beside a box eight times as large, which needs more samples per pixel, it is the same."""
+    pictures = images(3, 90).float()
+    boxes = torch.tensor([[30.0, 30, 6, 6], [5, 5, 48, 48], [10, 20, 9, 20]])
+    boxes = boxes[:, None].repeat(1, 2, 1)
+    together = hmr.crop_hands(pictures, boxes, 16)
+    for one in range(3):
+        alone = hmr.crop_hands(pictures[one:one + 1], boxes[one:one + 1], 16)
+        assert torch.equal(together[one], alone[0])
+    assert hmr.crop_hands(pictures[:0], boxes[:0], 16).shape == (0, 2, 3, 16, 16)
+
+
 def tiny_paths(**changes) -> HMRAdapter:
     config = replace(TINY, **changes)
     return HMRAdapter(config, hand_adapter(), body_adapter()).eval()

@@ -11,6 +11,8 @@ from test_hmr_adapter import DECODER, free_hand, images, lively, people, rotatio
 import bodymodels
 import genhmr
 import hmr_adapter as hmr
+from tasks import adapter_rivals
+from tasks.hmr_adapter import DualPathTask
 
 ASSET = Path(__file__).parent.parent / "assets" / "genhmr_cpu.pt"
 ENCODER = dict(backbone="pose", image_size=64, patch_size=4, vit_dim=16, widths=(4, 4, 8, 8),
@@ -166,3 +168,75 @@ def test_hands_outside_of_the_picture_are_told_apart():
     """A hand is in the picture if its box's centre is."""
     boxes = torch.tensor([[[-10.0, 5, 18, 4], [-10, 5, 22, 4]], [[90, 0, 22, 10], [60, 70, 8, 30]]])
     assert hmr.in_picture(boxes, 100, 80).tolist() == [[False, True], [False, False]]
+
+
+def test_doubted_hands_keep_the_body_path():
+    """Below the least share, the mean over its keypoints, a hand is the body path's; at 0 none is,
+    and what the caller leaves out stays left out."""
+    hand, body = (lively(kind(config)).eval() for kind, config in (
+        (hmr.HandAdapter, HAND), (hmr.BodyAdapter, BODY)))
+    pictures, crops = images(3), images(6, seed=7).unflatten(0, (3, 2))
+    shares = hand.expert.backbone.encoder(hand.expert.normalise(crops.flatten(0, 1))).share
+    shares = shares.mean(1).view(3, 2)
+    every = hmr.HMRAdapter(hmr.Config(HAND, BODY), hand, body)(pictures, crops)
+    assert every["hand_valid"].all()
+    limit = float(shares.median())
+    model = hmr.HMRAdapter(hmr.Config(HAND, BODY, least_share=limit), hand, body)
+    for given in (None, torch.tensor([[1.0, 1], [0, 1], [0, 0]])):
+        found = model(pictures, crops, given)
+        expected = (shares >= limit) & (torch.ones(3, 2) if given is None else given).bool()
+        assert expected.any() and not expected.all()
+        assert torch.equal(found["hand_valid"].bool(), expected)
+        assert torch.equal(found["body_pose"], hmr.merge(
+            every["body_path"], every["hand_pose"], expected))
+    with pytest.raises(ValueError, match="least_share is 1.5: expected a probability, 0 to 1"):
+        hmr.Config(least_share=1.5)
+
+
+def test_scores_without_doubt_are_another_row():
+    """Beside each predictor that leaves doubted hands, the dual path scores it with all of them."""
+    hand, body = (lively(kind(config)).eval() for kind, config in (
+        (hmr.HandAdapter, HAND), (hmr.BodyAdapter, BODY)))
+    for value in body.expert.boxes.parameters():
+        torch.nn.init.zeros_(value)  # boxes around the keypoints, which are in the picture
+    rows = {}
+    with torch.no_grad():
+        for share in (0.0, 1.0):
+            model = hmr.HMRAdapter(hmr.Config(HAND, BODY, least_share=share), hand, body)
+            rows[share] = DualPathTask.outputs(None, model, people())[1]
+    for name in ("ours", "experts"):
+        torch.testing.assert_close(rows[0.0][name], rows[1.0][f"{name}, all hands"])
+        assert not torch.allclose(rows[0.0][name], rows[1.0][name])
+    assert torch.equal(rows[1.0]["experts"], rows[1.0]["expert"])
+
+
+def test_the_paper_leaves_no_hand_and_the_shipped_files_do():
+    """The paper's presets have no least share; loaded paths have the cpu preset's."""
+    assert {name: preset.least_share for name, preset in hmr.PRESETS.items()} == {
+        "paper": 0.0, "h200": 0.0, "single_gpu": 0.0, "cpu": 0.45}
+    files = [ASSET.with_name(f"hmr_adapter_{path}_cpu.pt") for path in ("hand", "body")]
+    assert hmr.load_paths(*files).config.least_share == 0.45
+
+
+@pytest.mark.parametrize("part", ["hand", "body"])
+def test_rows_that_train_an_encoder_learn_from_keypoints(part):
+    """Trained as a whole, an expert's heat maps get a gradient; around a frozen one, no such term
+    is in the loss of a hand."""
+    config = HAND if part == "hand" else BODY
+    batch = people()
+    for trainable in ("all", "adapter"):
+        chosen = replace(config, trainable=trainable, weight_heat=1.0, weight_lift=1.0,
+                         inject="none" if trainable == "all" else "adapter")
+        model = lively(adapter_rivals.build_model(chosen)).train()
+        if part == "hand":
+            samples = hmr.hand_samples(batch)
+            terms = hmr.hand_losses(model(samples["images"]), samples, free_hand(), chosen)
+            assert ("heat" in terms) == (trainable == "all")
+            hmr.hand_total_loss(terms, chosen).backward()
+        else:
+            terms = hmr.body_losses(model(batch["image"]), batch, whole_body(), model.expert,
+                                    chosen)
+            hmr.body_total_loss(terms, chosen).backward()
+        learnt = [name for name, value in model.named_parameters()
+                  if name.endswith("encoder.heat.weight") and value.grad is not None]
+        assert bool(learnt) == (trainable == "all")
