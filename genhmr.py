@@ -1145,9 +1145,7 @@ class Features(NamedTuple):
     camera: Tensor
     start: Tensor
     places: Tensor | None = None  # (B, L, 2) where the tokens' joints are in the maps, 0..1
-
-
-OLD_NAME = "word_embedding."  # of token_embedding, in older checkpoints
+    own: Tensor | None = None  # (B, 45, 3) the encoder's 2D keypoints, -0.5..0.5, and how sure
 
 
 class PlaceLinear(nn.Module):
@@ -1229,12 +1227,15 @@ class PoseStart(nn.Module):
         self.pelvis.bias.copy_(pelvis[0])
         self.pelvis.weight.copy_((pelvis[1:] - pelvis[0]).T)
 
+    def sure(self, seen: Seen) -> Tensor:
+        """How sure the encoder is of each 2D keypoint (B, 45); 0 at the border."""
+        return seen.share * (seen.at.abs() < self.border).all(-1)
+
     def camera(self, seen: Seen) -> Tensor:
         """Camera (B, 3) of the lifted keypoints, by least squares."""
-        inside = (seen.at.abs() < self.border).all(-1)
         points = seen.lifted.joints + self.pelvis(seen.lifted.betas)[:, None]
         usual = seen.at.new_tensor([[0.9, 0.0, 0.0]]).expand(len(points), 3)
-        return fit_camera(usual, seen.at, seen.share * inside, points, self.focal)
+        return fit_camera(usual, seen.at, self.sure(seen), points, self.focal)
 
     def forward(self, seen: Seen, z: Tensor) -> Regressed:
         """z: (B, L, C), the lifted pose's embeddings in the tokenizer."""
@@ -1272,11 +1273,6 @@ class MaskedTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.head = (PlaceLinear(length, config.width, codes, scale=0.5) if self.per_place
                      else nn.Linear(config.width, codes))  # [MASK] is never an output
-
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *arguments) -> None:
-        for name in [name for name in state if name.startswith(f"{prefix}{OLD_NAME}")]:
-            state[name.replace(OLD_NAME, "token_embedding.")] = state.pop(name)
-        super()._load_from_state_dict(state, prefix, *arguments)
 
     def forward(self, tokens: Tensor, codebook: Tensor, features: Features) -> Tensor:
         masked = tokens == len(codebook)  # (B, L)
@@ -1384,8 +1380,9 @@ class GenHMR(nn.Module):
                 for level, scale in zip(self.pyramid, self.config.scales, strict=True)]
         values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, N, C)
         z = self.tokenizer.embed(rotation_6d_to_matrix(seen.lifted.pose))  # (B, L, C)
+        own = torch.cat((seen.at, self.regressor.sure(seen)[..., None]), 2)
         return Features(values, self.map_sizes, *self.regressor(seen, z),
-                        self.regressor.places(seen))
+                        self.regressor.places(seen), own)
 
     @torch.no_grad()
     def surest(self, features: Features, tokens: Tensor) -> Tensor:
@@ -1564,13 +1561,12 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
-def mask_counts(length: int, iterations: int, schedule: str = "cosine",
-                force_progress: bool = False) -> list[int]:
+def mask_counts(length: int, iterations: int, schedule: str = "cosine") -> list[int]:
     """Count the masked tokens, of `length`, before iteration 1 and after iterations 1..T.
 
     ceil(gamma(t / T) L): at 96 tokens and T = 5, cosine, 96, 87, 63, 34, 10, 0. A curve that
     starts slowly may mask all of them again (cubic: 96, 96, 90, 76, 47, 0), so that an iteration
-    changes nothing; force_progress keeps at least one token per iteration.
+    changes nothing.
     Raises ValueError for an unknown schedule and for less than one iteration.
     """
     require(schedule in SCHEDULES, f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
@@ -1579,7 +1575,7 @@ def mask_counts(length: int, iterations: int, schedule: str = "cosine",
     for t in range(1, iterations):
         # Without the 1e-9 an exact 24 of 96 becomes 25: cos(2 pi / 3) is not -1/2 in floats.
         count = math.ceil(SCHEDULES[schedule](t / iterations) * length - 1e-9)
-        counts.append(max(min(count, counts[-1] - force_progress), 0))
+        counts.append(min(count, counts[-1]))
     return [*counts, 0]  # cos(pi / 2) is not 0 either, but the last iteration keeps every token
 
 
@@ -1606,9 +1602,8 @@ def choose(probability: Tensor, top_k: int, generator: torch.Generator | None) -
 
 @torch.no_grad()
 def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
-                schedule: str = "cosine", top_k: int = 1, force_progress: bool = False,
-                remask: str = "never", told: Tensor | None = None,
-                generator: torch.Generator | None = None) -> Sampled:
+                schedule: str = "cosine", top_k: int = 1, remask: str = "never",
+                told: Tensor | None = None, generator: torch.Generator | None = None) -> Sampled:
     """Uncertainty-guided sampling: keep the most confident tokens, predict the others again.
 
     features: of GenHMR.encode, shared by all iterations. iterations: T (Table 2). schedule: one of
@@ -1626,7 +1621,7 @@ def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
     tokens = torch.full(shape, model.mask_token, device=features.values.device)  # Y_1
     tokens = tokens if told is None else told
     masks, confidences, guesses = [tokens == model.mask_token], [], []
-    counts = mask_counts(int(masks[0][0].sum()), iterations, schedule, force_progress)
+    counts = mask_counts(int(masks[0][0].sum()), iterations, schedule)
     require((masks[0].sum(1) == counts[0]).all(), "told: expected equally many tokens in every row")
     confidence = torch.where(masks[0], 0.0, math.inf)
     for count in counts[1:]:
@@ -1856,7 +1851,6 @@ def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
     require(config is not None and any(name.startswith("transformer.") for name in state),
             "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes stage 1's, "
             "load_backbone the weights of a ViT alone)")
-    state = {name.replace(OLD_NAME, "token_embedding."): value for name, value in state.items()}
     return from_checkpoint(GenHMR, Config, known_fields(config), state)
 
 
@@ -2048,6 +2042,13 @@ def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np
                      "K": K}
 
 
+def own_keypoints(features: Features, center: np.ndarray, side: float) -> np.ndarray:
+    """The 2D keypoints of `predict` that the image encoder finds in a picture, one crop of it."""
+    if features.own is None:
+        return np.zeros((0, 3))
+    return features.own[0].double().cpu().numpy() * (side, side, 1) + (*center, 0)
+
+
 @torch.no_grad()
 def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
@@ -2068,10 +2069,11 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     Returns float32 vertices (V, 3), joints (24, 3), keypoints_3d (45, 3), metres before the camera;
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
     added to the vertices; camera (3,), s, tx and ty in the crop; K (3, 3); box (4,), the square
-    that was cropped; confidence (45,) of the keypoints that were used; poses (T, 24, 3, 3) and
-    confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and energies (P + 1,),
-    before the first step and after each; tokens (L,), int64; masks (T + 1, L), bool; fitted (),
-    bool, whether the camera is not the network's. Raises ValueError for bad input.
+    that was cropped; confidence (45,) of the keypoints that were used; own_keypoints (45, 3), those
+    that a PoseEncoder finds, pixels and how sure it is, 0 at the border, or (0, 3) for a ViT; poses
+    (T, 24, 3, 3) and confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and
+    energies (P + 1,), before the first step and after each; tokens (L,), int64; masks (T + 1, L),
+    bool; fitted (), bool, whether the camera is not the network's. Raises ValueError for bad input.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
     require(refinement >= 0, f"refinement is {refinement}: expected 0 or more steps")
@@ -2082,8 +2084,9 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     center, side = square_box(image, box, seen)
     crop = crop_picture(image, center, side, model.config.image_size).to(model.mean)
 
-    sampled = sample(model, crop[None], iterations=iterations, schedule=schedule, top_k=top_k,
-                     generator=generator)
+    features = model.encode(crop[None])
+    sampled = sample_from(model, features, iterations=iterations, schedule=schedule, top_k=top_k,
+                          generator=generator)
     in_crop = torch.from_numpy((seen[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
     camera, refined = follow_keypoints(
         model, body, sampled, in_crop, torch.from_numpy(seen[:, 2])[None].to(crop),
@@ -2101,6 +2104,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
                "masks": sampled.masks[:, 0]}
     arrays |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     arrays |= {"box": np.append(center - side / 2, (side, side)), "confidence": seen[:, 2],
+               "own_keypoints": own_keypoints(features, center, side),
                "fitted": np.array(not torch.equal(camera, sampled.camera))}
     return {name: array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""GenHMR's Figures 4, 5, 6, 7 and 11, what sampling and refinement do; and when iterations help."""
+"""GenHMR's Figures 4, 5, 6, 7 and 11, and two of ours: sampling and refinement, iterations."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ TOLD = (10, 25, 50, 90)  # % of the true tokens that its oracles tell
 ZOOM = 3  # of crops, in drawings
 
 
-def draw(number: int, task: BodyTask, predictions: Predictions, pictures: Sequence[int],
+def draw(name: str, task: BodyTask, predictions: Predictions, pictures: Sequence[int],
          path: Path) -> None:
     """Write a figure of some pictures of the test split; without a choice, of telling ones."""
     if not pictures:
-        pictures = telling(predictions, 6 if number == 11 else 3)
+        pictures = telling(predictions, {"11": 6, "sampling": 2}.get(name, 3))
     if max(pictures) >= len(predictions.index) or min(pictures) < 0:
         raise ValueError(f"--pictures {','.join(map(str, pictures))}: the test split has "
                          f"{len(predictions.index)}, from 0 on")
-    draw_one = draw_refinement if number in (4, 11) else draw_sampling
-    draw_one(number, task, predictions, pictures, path)
+    draw_one = draw_tokens if name in ("5", "6") else draw_meshes
+    draw_one(name, task, predictions, pictures, path)
 
 
 def telling(predictions: Predictions, count: int) -> list[int]:
@@ -44,8 +44,8 @@ def telling(predictions: Predictions, count: int) -> list[int]:
     return order[ranks.round().astype(int)].tolist()
 
 
-def draw_sampling(number: int, task: BodyTask, predictions: Predictions, pictures: Sequence[int],
-                  path: Path) -> None:
+def draw_tokens(name: str, task: BodyTask, predictions: Predictions, pictures: Sequence[int],
+                path: Path) -> None:
     """Figure 5 or 6: a picture, its mesh, and the masks or confidences of all tokens."""
     figure = Figure(figsize=(10, 2.2 * len(pictures)), layout="constrained")
     panels = figure.subplots(len(pictures), 3, squeeze=False, width_ratios=(1, 1, 4))
@@ -56,7 +56,7 @@ def draw_sampling(number: int, task: BodyTask, predictions: Predictions, picture
         tokens = found["masks"].shape[2]
         area = dict(aspect="auto", interpolation="nearest",
                     extent=(-0.5, tokens - 0.5, ITERATIONS + 0.5, 0.5))
-        if number == 5:
+        if name == "5":
             trace.imshow(~found["masks"][index], cmap="inferno", vmin=0, vmax=1.3, **area)
             title = "after each iteration: masked tokens black, kept ones orange"
         else:
@@ -68,13 +68,18 @@ def draw_sampling(number: int, task: BodyTask, predictions: Predictions, picture
     save_figure(figure, path)
 
 
-def draw_refinement(number: int, task: BodyTask, predictions: Predictions,
-                    pictures: Sequence[int], path: Path) -> None:
-    """Figure 4 or 11: the mesh after P steps, with its way to the 2D joints or from the side."""
-    names, turned = list(predictions.found), number == 11
+def draw_meshes(figure_name: str, task: BodyTask, predictions: Predictions,
+                pictures: Sequence[int], path: Path) -> None:
+    """Figure 4, 11 or "sampling": every mesh, with its way to the 2D joints or from the side."""
+    names, turned = list(predictions.found), figure_name == "11"
     lines = len(pictures) * (1 + turned)
-    figure = Figure(figsize=(1.5 * (len(names) + 2), 1.75 * lines), layout="constrained")
+    side = 12 / (len(names) + 2)
+    figure = Figure(figsize=(12, 1.17 * side * lines), layout="constrained")
     panels = figure.subplots(lines, len(names) + 2, squeeze=False)
+    if figure_name == "sampling":
+        means = ", ".join(f"{name} {predictions.errors[name]['MPJPE'].mean():.0f} mm"
+                          for name in names)
+        figure.suptitle(f"Mean MPJPE of {len(predictions.index)} pictures: {means}")
     for place, index in enumerate(pictures):
         line = panels[place * (1 + turned)]
         show(line[0], picture(task, index), f"picture {index}")
@@ -190,7 +195,7 @@ def draw_calibration(axes: Axes, values: dict[str, np.ndarray]) -> None:
 def show(axes: Axes, image: np.ndarray, title: str = "") -> None:
     """A picture without axes."""
     axes.imshow(image.clip(0, 1))
-    axes.set_title(title, fontsize=8)
+    axes.set_title(title, fontsize=10)
     axes.axis("off")
 
 

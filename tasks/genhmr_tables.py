@@ -62,6 +62,8 @@ SAMPLED: dict[str, Table] = {  # changes: of `poses`
             10: (90.5, 110.1, 118.1, 130.6), 20: (98.9, 120.6, 130.9, 140.3)}.items()},
         note="A k above the number of codes is not run."),
 }
+SHOWN = {"T = 1": Row({"iterations": 1}, ()), "T = 5": Row({}, ()),
+         "P = 1": Row({"refinement": 1}, ()), "P = 10": Row({"refinement": 10}, ())}  # in a figure
 
 # ---------------------------------------------------------------------- rows that are trained
 
@@ -163,9 +165,9 @@ class PaperTask(TransformerTask):
     TRAINS = False
     ARGUMENTS = {name: TransformerTask.ARGUMENTS[name]
                  for name in ("tokenizer", "backbone", "models")} | ablations.arguments(TABLES) | {
-        "figure": {"choices": ("4", "5", "6", "7", "11", "iterations"), "help": "draw this figure "
-                   "of the paper, or ours about iterations, of --checkpoint (default: the shipped "
-                   "one)"},
+        "figure": {"choices": ("4", "5", "6", "7", "11", "sampling", "iterations"), "help": "draw "
+                   "this figure of the paper, or one of ours about sampling, of --checkpoint "
+                   "(default: the shipped one)"},
         "pictures": {"metavar": "N,N", "help": "pictures of the test split that --figure shows "
                      "(default: helped most, median, helped least)"},
     }
@@ -209,7 +211,9 @@ class PaperTask(TransformerTask):
             return self.traced(model, features, batch)
         if self.arguments.figure == "iterations":
             return self.told_and_iterated(model, features, batch)
-        poses, rows = {}, SAMPLED[self.arguments.ablate or "table3"].rows
+        poses, rows = {}, SHOWN
+        if self.arguments.figure != "sampling":
+            rows = SAMPLED[self.arguments.ablate or "table3"].rows
         most = max(row.changes.get("refinement", 0) for row in rows.values())
         sampled = self.sample(model, features, batch, 5)
         refined = self.refined(model, sampled, batch, most) if most else ()
@@ -270,14 +274,14 @@ class PaperTask(TransformerTask):
         if self.arguments.figure == "iterations":
             return genhmr_figures.draw_iterations(predictions, path)
         pictures = [int(number) for number in (self.arguments.pictures or "").split(",") if number]
-        genhmr_figures.draw(int(self.arguments.figure), self, predictions, pictures, path)
+        genhmr_figures.draw(self.arguments.figure, self, predictions, pictures, path)
 
 
 # ---------------------------------------------------------------------------------- the runs
 
 
 def figure_name(arguments: argparse.Namespace) -> str:
-    """The name of the figure's folder and file: figure5, say, or iterations."""
+    """The name of the figure's folder and file: figure5, say, or sampling."""
     return ("figure" if arguments.figure.isdigit() else "") + arguments.figure
 
 

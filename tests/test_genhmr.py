@@ -1530,14 +1530,12 @@ def test_identities_of_the_schedules():
 
 
 @given(length=st.integers(1, 384), iterations=st.integers(1, 100),
-       schedule=st.sampled_from(list(SCHEDULES)), force=st.booleans())
-def test_counts_never_rise(length, iterations, schedule, force):
-    """T + 1 counts fall from L to 0; with force_progress strictly, while any token is left."""
-    counts = mask_counts(length, iterations, schedule, force)
+       schedule=st.sampled_from(list(SCHEDULES)))
+def test_counts_never_rise(length, iterations, schedule):
+    """T + 1 counts fall from L to 0."""
+    counts = mask_counts(length, iterations, schedule)
     assert len(counts) == iterations + 1 and counts[0] == length and counts[-1] == 0
     assert all(a >= b >= 0 for a, b in zip(counts, counts[1:], strict=False))
-    if force:
-        assert all(a > b or a == 0 for a, b in zip(counts, counts[1:], strict=False))
 
 
 @given(length=st.sampled_from([24, 48, 72, 96, 100, 192, 384]), iterations=st.integers(1, 64))
@@ -1564,13 +1562,12 @@ def stalls(schedule: str, iterations: int, length: int = 96) -> int:
 
 
 def test_wart_some_iterations_change_nothing():
-    """Slow curves mask all tokens again; force_progress prevents it."""
+    """Slow curves mask all tokens again."""
     assert [stalls("cubic", t) for t in (5, 10, 15, 20)] == [1, 2, 3, 4]
     assert [stalls("sqrt", t) for t in (5, 10, 15, 20)] == [0, 1, 2, 3]
     assert [stalls("cosine", t) for t in (5, 10, 15, 20)] == [0, 0, 0, 1]
     assert next(t for t in range(1, 99) if stalls("cosine", t)) == 16
     assert next(t for t in range(1, 99) if stalls("linear", t)) == 97
-    assert mask_counts(96, 5, "cubic", force_progress=True) == [96, 95, 90, 76, 47, 0]
 
 
 def test_bad_schedules_are_refused():
@@ -1584,8 +1581,7 @@ def test_bad_schedules_are_refused():
 # ----------------------------------------------------------------------------------- sampling
 
 OPTIONS = {"iterations": st.integers(1, 24), "schedule": st.sampled_from(list(SCHEDULES)),
-           "top_k": st.sampled_from([1, 2, 5, 32]), "remask": st.sampled_from(["never", "any"]),
-           "force_progress": st.booleans()}
+           "top_k": st.sampled_from([1, 2, 5, 32]), "remask": st.sampled_from(["never", "any"])}
 MODELS = {length: lively_model(replace(TINY, tokenizer=replace(TINY_TOKENIZER, num_tokens=length)))
           for length in (48, 96)}
 
@@ -1609,7 +1605,7 @@ def test_sampling_invariants(length, seed, options):
     finally:
         del model.predict_logits
     iterations = options["iterations"]
-    counts = mask_counts(length, iterations, options["schedule"], options["force_progress"])
+    counts = mask_counts(length, iterations, options["schedule"])
     masks, confidences = found.masks, found.confidences
     assert masks.shape == (iterations + 1, 2, length)
     assert confidences.shape == (iterations, 2, length) and len(steps) == iterations
@@ -2025,17 +2021,6 @@ def test_bad_checkpoints_are_refused(tmp_path, lively):
     for source in (tmp_path / "module.pt", {}, {"epoch": 3}):
         with pytest.raises(ValueError, match="no weights in this checkpoint"):
             genhmr.load_checkpoint(source)
-
-
-def test_old_names_still_load(lively):
-    """Checkpoints that say `word_embedding` load, whole and to resume a run."""
-    old = {name.replace("token_embedding", "word_embedding"): value
-           for name, value in lively.state_dict().items()}
-    assert "transformer.word_embedding.weight" in old
-    for model in (genhmr.load_checkpoint({"model": old, "config": asdict(TINY)}), GenHMR(TINY)):
-        model.load_state_dict(old)
-        assert torch.equal(model.transformer.token_embedding.weight,
-                           lively.transformer.token_embedding.weight)
 
 
 def test_fields_that_are_no_more_are_ignored(lively):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import bodymodels
 import data
 import genhmr
+from commands import genhmr as genhmr_command
 from genhmr import Config, GenHMR, TokenizerConfig
 from sets import drawing, keypoint_files
 
@@ -196,7 +197,7 @@ def test_prediction_is_consistent(model, body):
         "vertices": (6890, 3), "joints": (24, 3), "keypoints_3d": (45, 3), "keypoints_2d": (45, 2),
         "pose": (24, 3, 3), "betas": (10,), "transl": (3,), "camera": (3,), "K": (3, 3),
         "box": (4,), "confidence": (45,), "energies": (1,), "poses": (5, 24, 3, 3),
-        "refined_poses": (1, 24, 3, 3),
+        "refined_poses": (1, 24, 3, 3), "own_keypoints": (0, 3),
         "confidences": (5, 96), "tokens": (96,), "masks": (6, 96), "fitted": ()}
     assert all(value.dtype == {"tokens": np.int64, "masks": bool, "fitted": bool}.get(
         name, np.float32) for name, value in found.items())
@@ -439,6 +440,32 @@ def test_steps_that_raise_the_energy_are_reported(checkpoint_file, tmp_path, cap
     line = next(row for row in capsys.readouterr().out.splitlines() if "energy" in row)
     before, after = map(float, re.search(r"energy (\S+) -> (\S+)", line).groups())
     assert after > before and line.endswith("it rose: give a smaller --step-size")
+
+
+@pytest.mark.parametrize(("moved", "sure", "warns"), [
+    ((0, 0), 1.0, False), ((0.5, 0), 1.0, False), ((1.5, 0), 1.0, True), ((1.5, 0), 0.0, False)])
+def test_the_mesh_is_compared_with_the_networks_keypoints(moved, sure, warns):
+    """Farther apart than OWN_MISFIT of the crop: a warning. What it does not see does not count."""
+    mesh = np.random.default_rng(0).uniform(0, 80, (45, 2))
+    away = 80 * genhmr_command.OWN_MISFIT * np.array(moved)
+    own = np.column_stack((mesh + away, np.full(45, sure)))
+    arrays = {"keypoints_2d": mesh, "box": np.array([0, 0, 80, 80]), "own_keypoints": own,
+              "confidence": np.zeros(45)}
+    notes = genhmr_command.fit_notes(arrays, None)
+    assert ["the network's own 2D keypoints" in note for note in notes] == [True] * warns
+
+
+@pytest.mark.slow
+def test_keypoints_of_somebody_else_are_told(body):
+    """On a rendered person the shipped checkpoint's mesh fits; pulled elsewhere, it does not."""
+    person, true = data.RenderedBodies("train", length=4, seed=5, views=30.0, lean=45.0)[1], {}
+    model = genhmr.load_checkpoint(genhmr_command.SHIPPED)
+    for name, shift in (("here", 0), ("elsewhere", 40)):
+        true[name] = np.column_stack((person["keypoints_2d"] + shift, person["keypoints_valid"]))
+        found = genhmr.predict(model, body, person["image"].permute(1, 2, 0).numpy(),
+                               keypoints=true[name], box=(16, 11, 80, 107), fitted_camera=True)
+        notes = genhmr_command.fit_notes(found, true[name])
+        assert ["own 2D keypoints" in note for note in notes] == [True] * (name == "elsewhere")
 
 
 @pytest.mark.parametrize(("arguments", "line"), [
