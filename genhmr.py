@@ -1649,6 +1649,33 @@ def sample(model: GenHMR, images: Tensor, **options) -> Sampled:
     return sample_from(model, features, **options)
 
 
+# SMPL's joints in the order of the other side's
+OTHER_SIDE = [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22]
+
+
+def mirrored_pose(rotations: Tensor) -> Tensor:
+    """Mirror poses (B, 24, 3, 3): x turns round, left and right exchange their joints."""
+    flip = rotations.new_tensor([-1.0, 1.0, 1.0])
+    return flip[:, None] * rotations[:, OTHER_SIDE] * flip
+
+
+def mean_rotation(first: Tensor, second: Tensor) -> Tensor:
+    """Find the rotation half way between each two of (..., 3, 3)."""
+    left, _, right = torch.linalg.svd(first + second)
+    sign = torch.linalg.det(left @ right)[..., None, None]  # -1 only if they are opposite
+    return torch.cat((left[..., :2], sign * left[..., 2:]), -1) @ right
+
+
+def with_mirrored(found: Sampled, other: Sampled) -> Sampled:
+    """Average poses and shapes with those sampled from the mirrored pictures (ours).
+
+    All else, tokens and camera, is that of the pictures as they are.
+    """
+    return found._replace(
+        rotations=mean_rotation(found.rotations, mirrored_pose(other.rotations)),
+        betas=(found.betas + other.betas) / 2)
+
+
 # ------------------------------------------------------------------ 2D pose-guided refinement
 
 
@@ -2053,19 +2080,19 @@ def own_keypoints(features: Features, center: np.ndarray, side: float) -> np.nda
 def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
             iterations: int = 5, schedule: str = "cosine", top_k: int = 1, refinement: int = 10,
-            fitted_camera: bool = False, K: np.ndarray | None = None,
+            fitted_camera: bool = False, mirrored: bool = False, K: np.ndarray | None = None,
             generator: torch.Generator | None = None, **options) -> dict[str, np.ndarray]:
     """Predict one person of a whole picture, in that picture's camera: the inference loop.
 
     body: a bodymodels.BodyModel of SMPL's 24 joints, on the model's device.
-    image: (H, W, 3) uint8 RGB.
-    box: x, y, width, height of the person in pixels; by default that of the seen keypoints or,
-        without keypoints, the whole picture. A margin of a fifth is added.
+    image: (H, W, 3) uint8 RGB. box: x, y, width, height of the person in pixels; by default that of
+        the seen keypoints or the whole picture. A margin of a fifth is added.
     keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for unseen ones, in the
         order of bodymodels.JOINT_SETS["smpl45"].
     iterations, schedule, top_k, generator: of sample_from. refinement: number of steps (P) if there
         are keypoints; if the energies rise, give a smaller step_size. fitted_camera: fit the camera
-        to them first. K: (3, 3), see picture_camera. options: of `refine`.
+        to them first. mirrored: average with the answer for the mirrored picture, without
+        refinement. K: (3, 3), see picture_camera. options: of `refine`.
     Returns float32 vertices (V, 3), joints (24, 3), keypoints_3d (45, 3), metres before the camera;
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
     added to the vertices; camera (3,), s, tx and ty in the crop; K (3, 3); box (4,), the square
@@ -2075,7 +2102,6 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     energies (P + 1,), before the first step and after each; tokens (L,), int64; masks (T + 1, L),
     bool; fitted (), bool, whether the camera is not the network's. Raises ValueError for bad input.
     """
-    require(not model.training, "the model is in training mode: call model.eval() first")
     require(refinement >= 0, f"refinement is {refinement}: expected 0 or more steps")
     check_picture(image, box)
     seen = seen_keypoints(np.zeros((45, 3)) if keypoints is None else keypoints,
@@ -2083,10 +2109,13 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     require(len(seen) == 45, f"{len(seen)} keypoints: expected the 45 of smpl45")
     center, side = square_box(image, box, seen)
     crop = crop_picture(image, center, side, model.config.image_size).to(model.mean)
-
     features = model.encode(crop[None])
-    sampled = sample_from(model, features, iterations=iterations, schedule=schedule, top_k=top_k,
-                          generator=generator)
+    how = dict(iterations=iterations, schedule=schedule, top_k=top_k, generator=generator)
+    sampled = sample_from(model, features, **how)
+    if mirrored:
+        require(not (refinement and seen.any()), "mirrored: a mean of two poses has no tokens to "
+                "refine, set refinement to 0 or leave the keypoints out")
+        sampled = with_mirrored(sampled, sample(model, crop[None].flip(-1), **how))
     in_crop = torch.from_numpy((seen[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
     camera, refined = follow_keypoints(
         model, body, sampled, in_crop, torch.from_numpy(seen[:, 2])[None].to(crop),

@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     add("--refine", type=int, default=10, metavar="P", help="steps of the refinement")
     add("--fit-camera", action="store_true",
         help="before it, put the body where the keypoints are, not where the network says")
+    add("--mirror", action="store_true", help="average the pose with that of the mirrored picture; "
+        "with --refine 0")
     add("--step-size", type=float, help="of the refinement (default: that of genhmr.refine)")
     return command
 
@@ -79,7 +81,8 @@ def work(arguments: argparse.Namespace) -> int:
         arrays = genhmr.predict(
             model, body, image, box=target.box, keypoints=keypoints,
             iterations=arguments.iterations, schedule=arguments.schedule, top_k=arguments.top_k,
-            refinement=arguments.refine, fitted_camera=arguments.fit_camera, **options)
+            refinement=arguments.refine, fitted_camera=arguments.fit_camera,
+            mirrored=arguments.mirror, **options)
         sampling = drawing.draw_sampling(arrays, image, body, genhmr.crop_picture)
         notes = [*step_notes(arrays, arguments, source), *fit_notes(arrays, keypoints)]
         return Result(arrays, body.faces.cpu().numpy(), arrays["joints"][0],

@@ -373,9 +373,10 @@ class TransformerTask(BodyTask):
     NOISE = 0.02  # of the crop: sigma of the 2D joints given to refinement (our choice)
     REMARK = ("T: iterations of sampling. P: refinement steps after sampling, towards the true 2D "
               "joints (of the 24,\nthose inside the crop) with noise of sigma 2 % of the crop's "
-              "side; fitted: genhmr.fit_camera\nfits the camera to these joints first. told: one "
-              "pass that is told a share of the true tokens; NLL: of the other\ntokens, falls "
-              "where tokens inform one another.\n"
+              "side; fitted: genhmr.fit_camera\nfits the camera to these joints first. mirrored: "
+              "mean of the answers for a picture and its mirror image.\ntold: one pass that is "
+              "told a share of the true tokens; NLL: of the other tokens, falls where tokens\n"
+              "inform one another.\n"
               f"{BodyTask.REMARK}")
 
     @classmethod
@@ -496,6 +497,11 @@ class TransformerTask(BodyTask):
                 model, sampled, batch, most, fitted=True)[-1]
         predictions = self.beside_truth(model, batch, sampled, poses)
         if final and self.data == "rendered":
+            other = self.sample(model, model.encode(batch["image"].flip(-1)), batch, first,
+                                self.schedule, self.top_k)
+            mean = genhmr.with_mirrored(sampled, other)
+            predictions.found[f"T={first} mirrored"] = predictions.first | {
+                "pose": mean.rotations, "betas": mean.betas}
             shape = {name: predictions.first[name] for name in ("betas", "transl")}
             predictions.found |= {f"told {percent} %": shape | self.told(
                 model, features, batch, percent) for percent in self.TOLD}

@@ -1699,6 +1699,20 @@ def test_the_encoder_runs_once(lively):
     assert calls == {"backbone": 1, "pyramid": 1, "regressor": 1, "transformer": 7}
 
 
+@given(st.integers(0, 99))
+def test_half_way_between_two_rotations(seed):
+    """The mean is a rotation, equally far from both, and of equal rotations this one."""
+    draw = torch.randn(2, 5, 6, dtype=torch.float64,
+                       generator=torch.Generator().manual_seed(seed))
+    first, second = genhmr.rotation_6d_to_matrix(draw)
+    mean = genhmr.mean_rotation(first, second)
+    assert torch.allclose(mean @ mean.mT, torch.eye(3, dtype=torch.float64).expand(5, 3, 3))
+    assert torch.allclose(torch.linalg.det(mean), torch.ones(5, dtype=torch.float64))
+    ways = [(mean * end).sum((1, 2)) for end in (first, second)]  # 1 + 2 cos of the angle
+    assert torch.allclose(*ways) and (ways[0] > 1 - 1e-9).all()
+    assert torch.allclose(genhmr.mean_rotation(first, first), first)
+
+
 def test_remasking_any_can_take_tokens_back():
     """Mask-Predict may mask early tokens again for more confident late ones; MaskGIT never."""
     model = lively_model()

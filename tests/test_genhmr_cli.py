@@ -213,6 +213,20 @@ def test_prediction_is_consistent(model, body):
     assert found["masks"].sum(1).tolist() == [96, 87, 63, 34, 10, 0]  # the cosine's, L = 96, T = 5
 
 
+def test_a_mirrored_picture_has_the_mirrored_answer(model, body):
+    """Averaged with its mirror image's, the answer does not depend on which of them is given."""
+    image = picture(96, 96)
+    one, other = (genhmr.predict(model, body, np.ascontiguousarray(pixels), mirrored=True)
+                  for pixels in (image, image[:, ::-1]))
+    pose = bodymodels.mirror_pose(torch.from_numpy(other["pose"]), bodymodels.JOINT_SETS["smpl24"])
+    assert np.allclose(one["pose"], pose, atol=1e-4)
+    assert np.allclose(one["betas"], other["betas"], atol=1e-5)
+    alone = genhmr.predict(model, body, image)
+    assert np.abs(alone["pose"] - one["pose"]).max() > 0.01
+    with pytest.raises(ValueError, match="set refinement to 0"):
+        genhmr.predict(model, body, image, mirrored=True, keypoints=keypoints_of(alone, "nose"))
+
+
 def test_iterations_end_in_the_result(model, body):
     """The last iteration's pose is the result, and an iteration's pose has its kept tokens."""
     found = genhmr.predict(model, body, picture(), iterations=4)

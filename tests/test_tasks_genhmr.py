@@ -55,7 +55,8 @@ TINY = {
 STAGES = list(TINY)
 SHIPPED = str(bodymodels.ASSETS / "genhmr_cpu.pt")
 ROWS = ["T=5", "T=1", "T=3", "T=10", "T=15", "T=20", "T=5 P=1", "T=5 P=3", "T=5 P=5", "T=5 P=10",
-        "T=5 P=20", "T=5 P=20 fitted", "told 0 %", "told 50 %", "told 90 %"]  # of the last table
+        "T=5 P=20", "T=5 P=20 fitted", "T=5 mirrored", "told 0 %", "told 50 %",
+        "told 90 %"]  # of the last table
 TIMES = ("seconds", "poses_per_second", "images_per_second")
 STATISTICS = ("perplexity", "dead_codes")  # of a batch, or over all ranks
 
