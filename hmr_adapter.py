@@ -330,15 +330,12 @@ class Config:
     body: BodyConfig = BodyConfig()
     guidance: str = "refined"  # the hand path's theta_b is of theta-hat, nearer to the true one of
     # its training, or "initial": of theta_0 (our choice: the paper can be read either way)
-    wrist: str = "ik"  # inverse kinematics (paper, of its baseline), "twist": as PyMAF-X, or
-    # "body": the body expert's (our choice)
-    max_twist: float = 0.4 * math.pi  # rad; "twist" gives the rest to the elbow (PyMAF-X)
     least_share: float = 0.0  # a hand keeps the body path's pose if a "pose" hand expert sees its
     # keypoints with a smaller share, see Seen, on average; 0: never (our choice)
 
     def __post_init__(self) -> None:
         check_fields(self, {"hand": HandConfig, "body": BodyConfig},
-                     guidance=("refined", "initial"), wrist=("ik", "twist", "body"))
+                     guidance=("refined", "initial"))
         require(0 <= self.least_share <= 1,
                 f"least_share is {self.least_share}: expected a probability, 0 to 1")
 
@@ -1892,16 +1889,16 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None, *, 
        (product of the rotations from the pelvis to the elbow)^T times orientation ("ik").
     3. Copy the fingers. They are absolute here; smplx's layers with flat_hand_mean=False (their
        default) add the mean hand, which smplx_parameters subtracts.
-    wrist: "ik"; "twist": the same, then share_twist; "body": keep the body's wrist.
+    wrist: "ik", inverse kinematics (paper, of its baseline), or "twist": the same, then share_twist
+    with max_twist in radians (PyMAF-X).
     """
     pose = body_pose.clone()
     hands = torch.stack((hand_pose[:, 0], mirror(hand_pose[:, 1])), 1)
     for side, fingers in enumerate((RIGHT_FINGERS, LEFT_FINGERS)):
         *chain, last = ARMS["arm"][side]
         pose[:, fingers] = hands[:, side, 1:]
-        if wrist != "body":
-            elbow = chain_product(body_pose[:, chain])  # its global rotation
-            pose[:, last] = elbow.mT @ hands[:, side, 0]
+        elbow = chain_product(body_pose[:, chain])  # its global rotation
+        pose[:, last] = elbow.mT @ hands[:, side, 0]
         if wrist == "twist":
             pose[:, chain[-1]], pose[:, last] = share_twist(
                 pose[:, chain[-1]], pose[:, last], max_twist)
@@ -2011,9 +2008,8 @@ class HMRAdapter(nn.Module):
         valid = body_pose.new_ones(hand_pose.shape[:2]) if hand_valid is None else hand_valid
         if "share" in hands:  # of small experts
             valid = valid * (hands["share"].view_as(valid) >= config.least_share)
-        merged = merge(body_pose, hand_pose, valid, wrist=config.wrist, max_twist=config.max_twist)
         return prediction | {"body_path": body_pose, "hand_pose": hand_pose, "hand_valid": valid,
-                             "body_pose": merged}
+                             "body_pose": merge(body_pose, hand_pose, valid)}
 
 
 # ------------------------------------------------------------------------------- checkpoints

@@ -294,7 +294,7 @@ def test_bad_body_configs_are_refused_by_name(bad):
 
 def test_other_bad_settings_are_refused_by_name():
     """So do invalid values of the dual path and the encoders, and unknown rows."""
-    for bad in ({"guidance": "true"}, {"wrist": "fk"}):
+    for bad in ({"guidance": "true"}, {"least_share": -0.1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             replace(TINY, **bad)
     for bad in ({"image_size": 100}, {"vit_heads": 3}):
@@ -1274,10 +1274,10 @@ def test_merge_of_the_truth_is_the_truth():
 
 
 def test_merge_keeps_what_it_is_told_to():
-    """wrist="body" keeps the wrists; invalid hands keep fingers, wrists and elbows."""
+    """Invalid hands keep fingers, wrists and elbows."""
     body_pose, hand_pose = rotations(2, 55), rotations(2, 2, 16)
-    kept = hmr.merge(body_pose, hand_pose, wrist="body")
-    assert torch.equal(kept[:, :25], body_pose[:, :25])
+    kept = hmr.merge(body_pose, hand_pose)
+    assert torch.equal(kept[:, :20], body_pose[:, :20])
     assert torch.equal(kept[:, hmr.RIGHT_FINGERS], hand_pose[:, RIGHT, 1:])
     valid = torch.tensor([[0.0, 1], [0, 0]])
     part = hmr.merge(body_pose, hand_pose, valid, wrist="twist")
