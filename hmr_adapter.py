@@ -255,8 +255,7 @@ class HandConfig(HandTraining):
     inject: str = "adapter"  # (paper), or "none", "concat" (Table 3), "weighted" (Table 5)
     context: str = "arm"  # of the adapter (paper), or "image": F^H again (Table 3, No. 5)
     arm: str = "arm"  # theta_b (paper), "arm_without_wrist" (our choice), "whole_body" (Table 5)
-    joint_embedding: str = "none"  # (paper, literally), "learned": one vector per joint, or "flat":
-    # one linear layer for all joints together (our choice)
+    joint_embedding: str = "none"  # (paper, literally), or "learned": one vector per joint
     trainable: str = "adapter"  # (paper), "head": the decoder too, "all" (Table 3)
     zero_init: bool = False  # start as the expert: new out-projections are 0 (our choice)
     missing: str = "zeros"  # unknown theta_b (paper), "identity", "mask": no adapter (our choice)
@@ -270,7 +269,7 @@ class HandConfig(HandTraining):
         check_fields(self, {"expert": HandExpertConfig}, pose_term=("l2sq", "l1"),
                      inject=("adapter", "none", "concat", "weighted"), context=("arm", "image"),
                      arm=tuple(ARMS), trainable=("adapter", "head", "all"),
-                     joint_embedding=("none", "learned", "flat"),
+                     joint_embedding=("none", "learned"),
                      missing=("zeros", "identity", "mask"), arm_source=("true", "found"))
 
     @property
@@ -295,8 +294,7 @@ class BodyConfig(BodyTraining, DecoderConfig):
     expert: BodyExpertConfig = BodyExpertConfig()  # (paper)
     inject: str = "adapter"  # (paper), or "none", "concat" (Table 4), "weighted" (Table 6)
     context: str = "knuckles"  # of the adapter (paper), or "tokens": the 25 of the pose (Table 4)
-    joint_proj: str = "conv"  # 1280 -> 512 (paper), "reuse_hand_conv": the expert's, frozen, or
-    # "separate": one per hand, with norm and ReLU (our choice: Hand4Whole's)
+    joint_proj: str = "conv"  # 1280 -> 512 (paper), or "reuse_hand_conv": the expert's, frozen
     knuckle_source: str = "true"  # knuckle positions in training (paper), or "found": predicted by
     # the expert, as at test time (our choice)
     offset_hidden: int = 1024  # of the FFN in Eq. 4; 0: one linear layer (our choice)
@@ -310,7 +308,7 @@ class BodyConfig(BodyTraining, DecoderConfig):
         check_fields(self, {"expert": BodyExpertConfig}, pose_term=("l2sq", "l1"),
                      inject=("adapter", "none", "concat", "weighted"),
                      context=("knuckles", "tokens"), trainable=("adapter", "head", "all"),
-                     joint_proj=("conv", "reuse_hand_conv", "separate"),
+                     joint_proj=("conv", "reuse_hand_conv"),
                      knuckle_source=("true", "found"), joint_embedding=("none", "learned"),
                      missing=("zeros", "mask"), concat_init=("random", "zero_pad"))
         require(self.inject != "concat" or self.trainable != "adapter",
@@ -1398,9 +1396,7 @@ class ArmFeatures(nn.Module):
     def __init__(self, config: HandConfig) -> None:
         super().__init__()
         joints, width = len(ARMS[config.arm][0]), config.expert.vit_dim
-        self.split = 1 if config.joint_embedding == "flat" else joints  # "flat": all in one
-        together = joints // self.split
-        self.projection = nn.Linear(together * 6, together * width)
+        self.projection = nn.Linear(6, width)
         self.joint_embedding = None
         if config.joint_embedding == "learned":
             self.joint_embedding = nn.Parameter(0.02 * torch.randn(joints, width))
@@ -1412,8 +1408,7 @@ class ArmFeatures(nn.Module):
         """valid: (B,), 0 where the arm's pose is unknown."""
         pose_6d = matrix_to_rotation_6d(rotations)  # (B, J, 6)
         pose_6d = torch.where(valid[:, None, None] > 0, pose_6d, self.unknown.to(pose_6d))
-        features = self.projection(pose_6d.view(len(pose_6d), self.split, -1))
-        features = features.view(*rotations.shape[:2], -1)  # (B, J, 1280)
+        features = self.projection(pose_6d)  # (B, J, 1280)
         return features if self.joint_embedding is None else features + self.joint_embedding
 
 
@@ -1536,9 +1531,6 @@ class BodyAdapter(Adapter):
         config, expert = self.config, self.config.expert
         if config.joint_proj == "conv":
             self.joint_proj = nn.Conv2d(expert.vit_dim, expert.joint_dim, 1)
-        elif config.joint_proj == "separate":
-            self.joint_proj = nn.ModuleList([
-                conv_norm_relu(expert.vit_dim, expert.joint_dim) for _ in range(2)])
         self.joint_embedding = None
         if config.joint_embedding == "learned":
             self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, expert.joint_dim))
@@ -1607,9 +1599,6 @@ class BodyAdapter(Adapter):
 
     def project_maps(self, maps: Tensor) -> Tensor:
         """Apply the 1-by-1 convolution: (B, 2, 1280, 16, 16) -> (2 B, 512, 16, 16)."""
-        if self.config.joint_proj == "separate":
-            return torch.stack([net(maps[:, side]) for side, net in enumerate(self.joint_proj)],
-                               1).flatten(0, 1)
         reuse = self.config.joint_proj == "reuse_hand_conv"
         conv = self.expert.hand_regressor.hand_conv if reuse else self.joint_proj
         return conv(maps.flatten(0, 1))

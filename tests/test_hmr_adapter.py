@@ -164,8 +164,8 @@ def test_parameters_of_the_experts():
 
 @pytest.mark.parametrize("changes, number", [
     ({}, 26_759_936), ({"joint_embedding": "learned"}, 26_770_176),
-    ({"joint_embedding": "flat"}, 27_252_736), ({"context": "image"}, 26_750_976),
-    ({"arm": "whole_body"}, 26_759_936), ({"inject": "none"}, 0),
+    ({"context": "image"}, 26_750_976), ({"arm": "whole_body"}, 26_759_936),
+    ({"inject": "none"}, 0),
     ({"inject": "none", "trainable": "head"}, 39_497_837),
     ({"inject": "none", "trainable": "all"}, 670_409_837),
     ({"inject": "concat", "trainable": "head"}, 39_506_797),
@@ -179,7 +179,7 @@ def test_trainable_parameters_of_the_hand_path(changes, number):
     ({}, 36_508_292), ({"joint_embedding": "learned"}, 36_512_388),
     ({"offset_hidden": 0}, 35_458_692), ({"offset_hidden": 2048}, 37_693_060),
     ({"joint_proj": "reuse_hand_conv", "offset_hidden": 2048}, 37_037_188),
-    ({"joint_proj": "separate"}, 37_166_212), ({"context": "tokens"}, 36_508_292),
+    ({"context": "tokens"}, 36_508_292),
     ({"inject": "none", "trainable": "head"}, 30_875_416),
     ({"inject": "none", "trainable": "all"}, 661_827_096),
     ({"inject": "concat", "trainable": "head", "joint_proj": "reuse_hand_conv"}, 31_416_088),
@@ -802,7 +802,7 @@ def test_order_of_joints_matters_with_an_embedding_alone():
     not."""
     pictures, arms = images(), rotations(2, 8)
     order = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
-    for embedding, blind in (("none", True), ("learned", False), ("flat", False)):
+    for embedding, blind in (("none", True), ("learned", False)):
         model = hand_adapter(joint_embedding=embedding)
         first, second = (model(pictures, each)["hand_pose"] for each in (arms, arms[:, order]))
         assert torch.allclose(first, second, atol=1e-5) == blind
@@ -898,7 +898,7 @@ def test_offset_is_added_in_6d():
         bodymodels.rotation_6d_from_interleaved(pose_6d)), atol=1e-4)
 
 
-@pytest.mark.parametrize("proj", ["conv", "reuse_hand_conv", "separate"])
+@pytest.mark.parametrize("proj", ["conv", "reuse_hand_conv"])
 def test_knuckles_go_through_the_box_and_its_mirror(proj):
     """True knuckles at the predicted positions, left and right, sample the predicted features."""
     model, pictures = body_adapter(joint_proj=proj), images(3)
@@ -1222,7 +1222,7 @@ STAGES = {"hand_expert": HandExpert, "hand": HandAdapter, "body_expert": BodyExp
 @pytest.mark.parametrize("stage", STAGES)
 def test_overfits_one_batch(stage):
     """Each of the four stages can learn a batch."""
-    config = {"hand_expert": TINY_HAND.expert, "hand": replace(TINY_HAND, joint_embedding="flat"),
+    config = {"hand_expert": TINY_HAND.expert, "hand": TINY_HAND,
               "body_expert": TINY_BODY.expert, "body": replace(TINY_BODY, zero_init=True)}[stage]
     model, batch = STAGES[stage](config).train(), people()
     if stage == "hand":  # an expert whose readouts are near zero could not be moved
