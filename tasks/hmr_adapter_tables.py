@@ -131,7 +131,7 @@ class PaperTask(DualPathTask):
         out = arguments.out / name
         yield runs.scoring(out, runs.hand, runs.body)
         found = {row: {0: errors} for row, entry in table.rows.items() if entry.changes and (
-            errors := ablations.errors_of(out, entry.changes["predictor"], table.ours)) is not None}
+            errors := merged_errors(out, entry.changes["predictor"], table.ours)) is not None}
         ablations.write(arguments.out / f"{name}.md", runs.text(
             found, f"Ours: {runs.hand.name} and {runs.body.name} on "
                    f"{arguments.protocol or 'the rendered test split'}."))
@@ -187,7 +187,7 @@ class TableRuns:
         yield from ablations.run(f"{' with '.join(pair)}, seed {seed}", out,
                                  lambda: self.scoring(out, hand / "checkpoint.pt",
                                                       body / "checkpoint.pt"), {})
-        return ablations.errors_of(out, "ours", table.ours)
+        return merged_errors(out, "ours", table.ours)
 
     def trained(self, row: str, seed: int) -> RUN:
         """A row of --row, unless it is done; returns its folder."""
@@ -223,6 +223,12 @@ class TableRuns:
         return ablations.table_text(
             f"HMR-Adapter, {name.replace('table', 'Table ')}", TABLES[name], found,
             f"`python train.py {shlex.join(self.arguments.argv)}`\n\n{about} Errors in mm.")
+
+
+def merged_errors(out: Path, predictor: str, metrics: Sequence[str]) -> np.ndarray | None:
+    """Columns (N, C) of a predictor of the dual path that leaves no hand, as the paper's."""
+    all_hands = ablations.errors_of(out, f"{predictor}, all hands", metrics)
+    return ablations.errors_of(out, predictor, metrics) if all_hands is None else all_hands
 
 
 def hand_errors(out: Path, predictor: str, metrics: Sequence[str]) -> np.ndarray | None:

@@ -19,6 +19,7 @@ from tasks.hmr_adapter_tables import (
     PaperTask,
     TableRuns,
     hand_errors,
+    merged_errors,
 )
 
 ROWS = {"table1": 9, "table2": 11, "table3": 7, "table4": 7, "table5": 4, "table6": 3}
@@ -137,3 +138,13 @@ def test_rows_train_in_two_processes(finished, folder, tmp_path):  # noqa: F811
     assert output.count("from step 0 to 1,") == 5 and output.count("from step 0 to 2,") == 1
     text = (tmp_path / "table3.md").read_text()
     assert len(re.findall(r"^\| (?:HaMeR|No\. [1-6]) \|(?: [\d.]+ \|){7} 18 \|$", text, re.M)) == 7
+
+
+def test_tables_leave_no_hand(tmp_path):
+    """Where a predictor leaves doubted hands, a table has its row without that, as in the paper."""
+    rows = {"ours: PVE": np.ones(3), "ours, all hands: PVE": np.full(3, 2.0),
+            "expert: PVE": np.full(3, 3.0)}
+    np.savez(tmp_path / "errors.npz", **rows)
+    for predictor, error in (("ours", 2.0), ("expert", 3.0)):
+        assert (merged_errors(tmp_path, predictor, ["PVE"]) == error).all()
+    assert merged_errors(tmp_path, "experts", ["PVE"]) is None
