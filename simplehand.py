@@ -199,12 +199,12 @@ PRESETS: dict[str, Config] = {
         train_samples=20_000, views=15.0, in_plane=15.0,
     ),
 }
-# Any hand in any view, for photographs: hours of training. It starts from the checkpoint of "cpu"
-# with train.py --checkpoint FILE, and has seen boxes that cut the hand, coloured light, motion
-# blur and JPEGs.
+# Any hand in any view, for photographs: hours of training, with boxes that cut the hand, coloured
+# light, motion blur and JPEGs. It can start from assets/simplehand_views_cpu.pt, see --checkpoint.
 PRESETS["cpu_views"] = replace(
-    PRESETS["cpu"], views=90.0, in_plane=180.0, augmentation="rendered_photos",
-    train_samples=80_000, batch_size=64, steps=14_000, learning_rate=2e-3, eval_every=2_000)
+    PRESETS["cpu"], depths=(1, 1, 3, 3), views=90.0, in_plane=180.0,
+    augmentation="rendered_photos", train_samples=80_000, batch_size=64, steps=14_000,
+    learning_rate=2e-3, ema_decay=0.995, eval_every=2_000)
 # The default of train.py --ablate: the same as "cpu" with the paper's three blocks and fewer steps.
 PRESETS["ablation"] = replace(
     PRESETS["cpu"], blocks=(1, 1, 1), steps=500, eval_every=500, train_samples=16_000)

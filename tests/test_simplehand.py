@@ -134,7 +134,7 @@ def test_presets_build_and_say_what_the_paper_says(name):
     config = PRESETS[name]
     assert count(on_meta(config)) > 0
     samples = config.steps * config.batch_size
-    tiny = name in ("cpu", "ablation")
+    tiny = name in ("cpu", "cpu_views", "ablation")
     assert tiny or samples == 200 * 256 * 256
     assert tiny or samples / 130_240 == pytest.approx(100.6, abs=0.1)
     assert config.warmup_steps < config.steps / 2
