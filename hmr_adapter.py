@@ -236,8 +236,8 @@ class BodyExpertConfig(BodyTraining, EncoderConfig):
     hand_upscale: int = 4  # 2^k, of the feature map before hands are cut from it (SMPLer-X)
     box_dim: int = 256  # channels of the box net (SMPLer-X)
     joint_dim: int = 512  # channels per joint in all regressors (SMPLer-X)
-    hand_extension: float = 2.0  # side of the square that becomes a hand's feature map, unit: the
-    # longer side of the predicted box (SMPLer-X)
+    hand_extension: float = 2.0  # side of the square that becomes a hand's feature map, in longer
+    # sides of the predicted box (SMPLer-X)
     weight_expression: float = 1.0  # (SMPLer-X)
     weight_boxes: float = 1.0  # per cell of the feature map (SMPLer-X)
     batch_size: int = 64  # 16 on each of four GPUs (SMPLer-X: 16 each)
@@ -989,10 +989,10 @@ class BodyExpert(nn.Module):
                             hand_joints.unflatten(0, maps.shape[:2]))
 
     def hand_squares(self, centers: Tensor, sizes: Tensor) -> Tensor:
-        """Enlarge hand boxes to squares (B, 2, 4) x, y, width, height: `hand_extension` times
-        the longer side.
+        """Enlarge hand boxes to squares (B, 2, 4): x, y, width, height.
 
-        Limited to half a cell and twice the map, because untrained networks predict any size.
+        The side is `hand_extension` times the longer side of the box, limited
+        to half a cell and twice the map, because untrained networks predict any size.
         """
         rows, _ = self.config.grid
         side = (self.config.hand_extension * sizes.amax(-1, keepdim=True)).clamp(0.5, 2.0 * rows)

@@ -109,7 +109,7 @@ def blur_motion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     padded = np.pad(image, ((0, 0), (margin, margin), (margin, margin)), "edge")
     total = np.zeros(image.shape, np.float32)
     for part in np.linspace(-reach, reach, 2 * margin + 1):
-        x, y = (margin + round(part * np.cos(angle)), margin + round(part * np.sin(angle)))
+        x, y = margin + round(part * np.cos(angle)), margin + round(part * np.sin(angle))
         total += padded[:, y:y + size, x:x + size]
     return (total / (2 * margin + 1)).round().astype(np.uint8)
 

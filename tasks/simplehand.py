@@ -120,15 +120,15 @@ class SimpleHandTask(Task):
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Meshes relative to the root joint, in the axes of the original camera; 2D keypoints."""
         output, size = model(batch["image"]), batch["image"].shape[-1]
-        found = {name: value.float().cpu() for name, value in output.items()}
+        vertices, keypoints = (output[name].cpu() for name in ("vertices", "keypoints_2d"))
         batch = {name: value.cpu() for name, value in batch.items()  # a GPU would round to TF32
                  if name != "image"}
         back = batch["camera_rotation"]  # x_original = R^T x_crop, so for row vectors x R
         truth = {"vertices": self.points(batch) @ back,
-                 "joints": (batch["joints"] - batch["joints"][:, ROOT_JOINT:ROOT_JOINT + 1]) @ back}
-        truth |= {"keypoints_2d": batch["keypoints_2d"] / size} | {
-            name: batch[name] for name in ("keypoints_valid", "mesh_valid")}
-        found = {"vertices": found["vertices"] @ back, "keypoints_2d": found["keypoints_2d"]}
+                 "joints": (batch["joints"] - batch["joints"][:, ROOT_JOINT:ROOT_JOINT + 1]) @ back,
+                 "keypoints_2d": batch["keypoints_2d"] / size,  # 0..1, as the network's
+                 "keypoints_valid": batch["keypoints_valid"], "mesh_valid": batch["mesh_valid"]}
+        found = {"vertices": vertices @ back, "keypoints_2d": keypoints}
         return Predictions(batch["index"], {"SimpleHand": found}, truth)
 
     def points(self, batch: Batch) -> Tensor:
@@ -136,19 +136,10 @@ class SimpleHandTask(Task):
         return batch["vertices"] - batch["joints"][:, ROOT_JOINT:ROOT_JOINT + 1]
 
     def scores(self, predictions: Predictions) -> Scores:
-        """The model's and the mean hand's; empty if the test split has no annotation.
-
-        "2D NME" is the normalised mean error of the 2D keypoints: percent of the crop's side. The
-        mean hand's are the mean of the split's.
-        """
+        """The model's and the mean hand's; empty if the test split has no annotation."""
         known = predictions.truth["mesh_valid"] > 0
         if not known.any():
             return {}
-        pixels, counts = (predictions.truth[name] for name in ("keypoints_2d", "keypoints_valid"))
-
-        def score_2d(keypoints: np.ndarray) -> dict[str, float]:
-            errors = 100 * np.linalg.norm(keypoints - pixels, axis=-1)
-            return {"2D NME": float(errors[counts > 0].mean())} if counts.any() else {}
         truth = {name: predictions.truth[name][known] for name in ("joints", "vertices")}
 
         def score(hands: np.ndarray) -> dict[str, float]:
@@ -156,12 +147,12 @@ class SimpleHandTask(Task):
             return metrics.evaluate(self.protocol,
                                     {"vertices": hands, "joints": self.joints(hands)}, truth)
 
-        scores = {name: score(values["vertices"][known]) | score_2d(values["keypoints_2d"])
+        scores = {name: score(values["vertices"][known])
+                  | keypoint_scores(values["keypoints_2d"], predictions.truth)
                   for name, values in predictions.found.items()}
         if self.baseline is not None:
-            seen = counts[..., None]
-            mean = (pixels * seen).sum(0) / np.maximum(seen.sum(0), 1)
-            scores["mean hand"] = better(*map(score, self.baseline.numpy())) | score_2d(mean)
+            scores["mean hand"] = better(*map(score, self.baseline.numpy())) | keypoint_scores(
+                mean_keypoints(predictions.truth), predictions.truth)
         return scores
 
     def joints(self, vertices: np.ndarray) -> np.ndarray:
@@ -191,6 +182,22 @@ class SimpleHandTask(Task):
         meshes = [values["vertices"][index] @ rotation.T + root
                   for values in (predictions.first, predictions.truth)]
         return np.concatenate([photo] + [self.draw(mesh, sample["K"], photo) for mesh in meshes], 1)
+
+
+def keypoint_scores(keypoints: np.ndarray, truth: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Normalised mean error of 2D keypoints (N, 21, 2) or (21, 2), percent of the crop's side.
+
+    Of keypoints that are known; empty if none is.
+    """
+    errors = np.linalg.norm(keypoints - truth["keypoints_2d"], axis=-1)
+    known = errors[truth["keypoints_valid"] > 0]
+    return {"2D NME": 100 * float(known.mean())} if len(known) else {}
+
+
+def mean_keypoints(truth: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The mean 2D keypoints (21, 2) of a test split: the mean hand's."""
+    valid = truth["keypoints_valid"][..., None]  # (N, 21, 1)
+    return (truth["keypoints_2d"] * valid).sum(0) / np.maximum(valid.sum(0), 1)
 
 
 # --------------------------------------------------------------------------------- ablations
