@@ -1,0 +1,96 @@
+"""GenHMR's tiny models and batches that several tests use."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+import bodymodels
+import genhmr
+from genhmr import Config, EncoderConfig, GenHMR, TokenizerConfig
+from tasks.genhmr import augment_rotation
+
+TINY_TOKENIZER = TokenizerConfig(num_tokens=48, codebook_size=32, code_dim=8, width=16, depth=2)
+TINY = Config(
+    tokenizer=TINY_TOKENIZER, image_size=64, vit_dim=32, vit_depth=2, vit_heads=2,
+    vit_drop_path=0.1, scales=(1, 2, 4), pyramid_width=8, width=16, heads=2, points=2, layers=2,
+    ffn=32, regressor_width=16, steps=100)
+SHAPES = ((4, 3), (8, 6), (16, 12))  # of three maps, not square: a swap of x and y shows
+SIZES = torch.tensor(SHAPES)
+TINY_ENCODER = EncoderConfig(image_size=64, widths=(4, 4, 8, 8), blocks=1, heads=2, pooled=4,
+                             lift_width=16)
+POSE = replace(
+    TINY, backbone="pose", encoder=TINY_ENCODER, scales=(2, 4), own_guesses=0.5,
+    tokenizer=replace(TINY_TOKENIZER, network="joints", normalise=True), token_maps="per_place",
+    distance_bias=True, unit_scales=True, mask_loss_on="masked")
+
+
+class Body:
+    """The free body with 24 joints and 21 vertices as keypoints."""
+
+    def __init__(self) -> None:
+        self.model = bodymodels.load_model("body")
+
+    def __call__(self, betas: Tensor, rotations: Tensor) -> bodymodels.BodyOutput:
+        return self.model(betas, rotations)
+
+    def keypoints(self, output: bodymodels.BodyOutput) -> Tensor:
+        return torch.cat((output.joints, output.vertices[:, :6300:300]), 1)
+
+    def of(self, betas: Tensor, rotations: Tensor) -> Tensor:
+        return self.keypoints(self(betas, rotations))
+
+
+def lively_model(config: Config = TINY) -> GenHMR:
+    """A model whose probabilities differ from token to token, as those of a trained one do."""
+    torch.manual_seed(1)
+    model = GenHMR(config).eval()
+    with torch.no_grad():
+        model.transformer.head.weight.normal_(0.0, 1.0)
+        model.transformer.position_embedding.normal_()
+        for layer in model.transformer.layers:
+            layer.cross_attention.sampling_offsets.weight.normal_(0.0, 0.2)
+            layer.cross_attention.attention_weights.weight.normal_()
+    return model
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def on_meta(config: Config) -> GenHMR:
+    with torch.device("meta"):
+        return GenHMR(config)
+
+
+def images(count: int = 2, size: int = 64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+
+
+def poses(count: int, seed: int = 0, spread: float = 0.3) -> Tensor:
+    """Bodies with random joints and headings, (count, 24, 3, 3)."""
+    generator = torch.Generator().manual_seed(seed)
+    angles = spread * torch.randn(count, 24, 3, generator=generator)
+    return augment_rotation(bodymodels.axis_angle_to_matrix(angles), generator)
+
+
+def batch_of(body: Body, size: int = 4, image_size: int = 64, seed: int = 0) -> dict[str, Tensor]:
+    """A batch as data.py makes it, its bodies seen by a camera of the training kind."""
+    generator = torch.Generator().manual_seed(seed)
+    pose, betas = poses(size, seed), 0.5 * torch.randn(size, 10, generator=generator)
+    camera = torch.tensor([0.9, 0.0, 0.2]) + 0.05 * torch.randn(size, 3, generator=generator)
+    keypoints = body.of(betas, pose)
+    flat = genhmr.project_to_crop(keypoints, camera, TINY.focal)
+    translation = genhmr.camera_translation(camera, TINY.focal)[:, None]
+    ones = torch.ones(size)
+    return {"image": images(size, image_size, seed), "pose": pose, "pose_valid": ones,
+            "betas": betas, "betas_valid": ones, "keypoints_3d": keypoints + translation,
+            "keypoints_3d_valid": torch.ones(size, 45), "keypoints_2d": (flat + 0.5) * image_size,
+            "keypoints_valid": torch.ones(size, 45), "camera": camera}
+
+
+def as_maps(values: Tensor, shapes=SHAPES) -> list[Tensor]:
+    """(B, N, C) -> the maps, (B, C, h, w) each."""
+    parts = values.split([height * width for height, width in shapes], 1)
+    return [part.mT.unflatten(2, shape) for part, shape in zip(parts, shapes, strict=True)]

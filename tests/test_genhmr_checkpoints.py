@@ -1,0 +1,160 @@
+"""GenHMR's checkpoints: of either stage, of others, old, damaged."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from genhmr_samples import POSE, TINY, TINY_ENCODER, TINY_TOKENIZER, lively_model, poses
+
+import genhmr
+from genhmr import GenHMR
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def lively() -> GenHMR:
+    return lively_model()
+
+
+def test_checkpoints_return_the_model(tmp_path, lively):
+    """File or content, plain or moving average, also in half precision: the same model."""
+    config, state = asdict(TINY), lively.state_dict()
+    averaged = {f"module.{name}": value for name, value in state.items()}
+    averaged["n_averaged"] = torch.tensor(3)
+    wrong = {name: torch.zeros_like(value) for name, value in state.items()}
+    torch.save({"model": state, "config": config, "ema": None, "step": 7}, tmp_path / "a.pt")
+    torch.save({"model": wrong, "config": config, "ema": averaged}, tmp_path / "b.pt")
+    for source in (tmp_path / "a.pt", str(tmp_path / "b.pt"), {"model": state, "config": config}):
+        model = genhmr.load_checkpoint(source)
+        assert model.config == TINY and not model.training
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    halves = {name: value.half() if value.is_floating_point() else value
+              for name, value in state.items()}
+    model = genhmr.load_checkpoint({"model": halves, "config": config})
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.transformer.head.weight, halves["transformer.head.weight"].float())
+
+
+def test_tokenizers_come_from_either_stage(lively):
+    """load_tokenizer reads checkpoints of both stages."""
+    tokenizer = lively.tokenizer
+    sources = ({"model": tokenizer.state_dict(), "config": asdict(TINY_TOKENIZER)},
+               {"model": lively.state_dict(), "config": asdict(TINY)})
+    for source in sources:
+        loaded = genhmr.load_tokenizer(source)
+        assert loaded.config == TINY_TOKENIZER and not loaded.training
+        assert torch.equal(loaded.encode(poses(3)), tokenizer.encode(poses(3)))
+
+
+def test_bad_checkpoints_are_refused(tmp_path, lively):
+    """Missing and damaged files, other models and other shapes: one clear error each."""
+    config, state = asdict(TINY), lively.state_dict()
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        genhmr.load_checkpoint(tmp_path / "nowhere.pt")
+    (tmp_path / "damaged.pt").write_bytes(b"PK\x03\x04 no checkpoint")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        genhmr.load_checkpoint(tmp_path / "damaged.pt")
+    stage_1 = {"model": lively.tokenizer.state_dict(), "config": asdict(TINY_TOKENIZER)}
+    with pytest.raises(ValueError, match="load_tokenizer takes stage 1"):
+        genhmr.load_checkpoint(stage_1)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        genhmr.load_tokenizer({"model": {"weight": torch.ones(1)}, "config": {}})
+    with pytest.raises(ValueError, match="config is not GenHMR's.*colour"):
+        genhmr.load_checkpoint({"model": state, "config": {**config, "colour": 3}})
+    with pytest.raises(ValueError, match="of another shape.*ead.weight"):
+        other = {**config["tokenizer"], "codebook_size": 64}
+        genhmr.load_checkpoint({"model": state, "config": {**config, "tokenizer": other}})
+    with pytest.raises(ValueError, match="1 missing: transformer.norm.bias; 1 unexpected: new"):
+        odd = {name: value for name, value in state.items() if name != "transformer.norm.bias"}
+        genhmr.load_checkpoint({"model": {**odd, "new": torch.ones(1)}, "config": config})
+    for wrong in ({"vit_dim": -16}, {"layers": -1}, {"width": 10**9}, {"ffn": 10**13},
+                  {"heads": 0}, {"tokenizer": {**config["tokenizer"], "codebook_size": 10**12}}):
+        with pytest.raises(ValueError):  # before any memory is allocated for it
+            genhmr.load_checkpoint({"model": state, "config": {**config, **wrong}})
+    torch.save({"model": state, "config": TINY}, tmp_path / "object.pt")
+    for source in (tmp_path / "object.pt", {"model": state, "config": TINY}):
+        with pytest.raises(ValueError, match="not a dictionary: save dataclasses.asdict"):
+            genhmr.load_checkpoint(source)
+    torch.save(lively, tmp_path / "module.pt")
+    for source in (tmp_path / "module.pt", {}, {"epoch": 3}):
+        with pytest.raises(ValueError, match="no weights in this checkpoint"):
+            genhmr.load_checkpoint(source)
+
+
+def test_fields_that_are_no_more_are_ignored(lively):
+    """Checkpoints with fields of earlier configs, of the model or its tokenizer, load as others;
+    the shipped one is such a checkpoint."""
+    old = asdict(TINY) | {"stem": [], "freeze_backbone": True, "tokenizer": asdict(
+        TINY_TOKENIZER) | {"legacy_reset": False}}
+    saved = {"model": lively.state_dict(), "config": old}
+    assert genhmr.load_checkpoint(saved).config == TINY
+    assert genhmr.load_tokenizer(saved).config == TINY_TOKENIZER
+    encoder = replace(TINY_ENCODER, weight_heat=0.5)  # the encoder still has one
+    saved = {"model": GenHMR(POSE).state_dict(), "config": asdict(replace(POSE, encoder=encoder))}
+    assert genhmr.load_encoder(saved).config == encoder
+    assert genhmr.load_checkpoint(saved).config.encoder == encoder
+
+
+def test_loading_draws_the_same_random_numbers_as_building(lively):
+    """Comparing shapes first leaves the random state to the model, so that runs stay the same."""
+    torch.manual_seed(3)
+    GenHMR(TINY)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    genhmr.load_checkpoint({"model": lively.state_dict(), "config": asdict(TINY)})
+    assert torch.equal(torch.rand(1), expected)
+
+
+class Evil:
+    """Pickles as a call, and as an object of a class that is not installed here."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return eval, (f"open({str(self.path)!r}, 'w').close()",)
+
+
+def test_checkpoints_run_no_code(tmp_path, lively):
+    """Foreign objects, as in Lightning's hyperparameters, load as empty dictionaries."""
+    path, traces = tmp_path / "evil.pt", tmp_path / "traces"
+    torch.save({"model": lively.state_dict(), "config": asdict(TINY),
+                "hyper_parameters": {"cfg": Evil(traces)}}, path)
+    model = genhmr.load_checkpoint(path)
+    assert torch.equal(model.transformer.head.weight, lively.transformer.head.weight)
+    assert not traces.exists()
+
+
+class CfgNode(dict):
+    """As yacs has it: a dictionary with attributes, of a module that readers may lack."""
+
+
+def test_backbones_of_others_load(tmp_path, capsys, lively):
+    """4D-Humans' and TokenHMR's files with all that is in them, ViTPose's, and bare weights."""
+    bare = lively.backbone.state_dict()
+    assert {"patch_embed.proj.weight", "pos_embed", "blocks.0.attn.qkv.bias",
+            "blocks.1.mlp.fc2.weight", "last_norm.bias"} <= set(bare)
+    full = {f"backbone.{name}": value for name, value in bare.items()}
+    node = CfgNode(MODEL=CfgNode(BACKBONE=1))
+    node.__dict__["__immutable__"] = True
+    humans = {"state_dict": {**full, "smpl_head.decpose.weight": torch.ones(2)},
+              "hyper_parameters": {"cfg": node}}
+    torch.save(humans, tmp_path / "humans.ckpt")
+    vitpose = {"state_dict": {**full, "keypoint_head.final_layer.bias": torch.ones(17)}}
+    torch.save(vitpose, tmp_path / "vitpose.pth", _use_new_zipfile_serialization=False)
+    torch.save({"state_dict": bare}, tmp_path / "bare.pth")
+    for name, left_out in (("humans.ckpt", "smpl_head"), ("vitpose.pth", "keypoint_head"),
+                           ("bare.pth", "")):
+        model = GenHMR(TINY)
+        genhmr.load_backbone(model, tmp_path / name)
+        assert left_out in capsys.readouterr().out
+        assert all(torch.equal(value, bare[key])
+                   for key, value in model.backbone.state_dict().items())
+    with pytest.raises(ValueError, match="not ViT's.*missing"):
+        genhmr.load_backbone(GenHMR(replace(TINY, vit_depth=3)), tmp_path / "humans.ckpt")
+    with pytest.raises(ValueError, match="of another shape: .*pos_embed"):
+        genhmr.load_backbone(GenHMR(replace(TINY, image_size=128)), tmp_path / "humans.ckpt")

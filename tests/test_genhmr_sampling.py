@@ -1,0 +1,303 @@
+"""GenHMR's uncertainty-guided sampling: schedules, iterations, told tokens."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from genhmr_samples import TINY, TINY_TOKENIZER, images, lively_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import genhmr
+from genhmr import SCHEDULES, GenHMR, mask_counts
+
+SPEC_COUNTS = {"cosine": [96, 87, 63, 34, 10, 0], "linear": [96, 77, 58, 39, 20, 0],
+               "cubic": [96, 96, 90, 76, 47, 0], "sqrt": [96, 95, 88, 77, 58, 0],
+               "training": [96, 92, 78, 57, 30, 0]}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def lively() -> GenHMR:
+    return lively_model()
+
+
+# ---------------------------------------------------------------------------------- schedules
+
+
+def test_schedules_of_the_paper():
+    """At 96 tokens and 5 iterations the counts are those of the printed formulas."""
+    assert {name: mask_counts(96, 5, name) for name in SCHEDULES} == SPEC_COUNTS
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_fall_from_one_to_zero(name):
+    """gamma(0) = 1, gamma(1) = 0 (to rounding), in between strictly decreasing."""
+    gamma = SCHEDULES[name]
+    values = [gamma(i / 1000) for i in range(1001)]
+    assert values[0] == 1.0 and values[-1] == pytest.approx(0.0, abs=1e-15)
+    assert all(a > b for a, b in zip(values, values[1:], strict=False))
+    assert all(-1e-15 <= value <= 1.0 for value in values)
+
+
+def test_identities_of_the_schedules():
+    """Symmetry, shapes and areas: cosine is the square of the one in training."""
+    x = [i / 997 for i in range(998)]
+    gamma = {name: [function(t) for t in x] for name, function in SCHEDULES.items()}
+    training = gamma["training"]
+    assert gamma["cosine"] == pytest.approx([value**2 for value in training], abs=1e-12)
+    for name in ("cosine", "linear"):
+        mirrored = [SCHEDULES[name](1 - t) for t in x]
+        assert [a + b for a, b in zip(gamma[name], mirrored, strict=True)] == pytest.approx(
+            [1.0] * 998)
+    assert [value**2 + t**2 for value, t in zip(gamma["sqrt"], x, strict=True)] == pytest.approx(
+        [1.0] * 998)
+    assert all(a >= b for a, b in zip(gamma["cubic"], gamma["linear"], strict=True))
+    assert all(a >= b for a, b in zip(gamma["sqrt"], gamma["linear"], strict=True))
+    areas = {"cosine": 0.5, "linear": 0.5, "cubic": 0.75, "sqrt": math.pi / 4,
+             "training": 2 / math.pi}
+    for name, area in areas.items():
+        trapezoids = [(a + b) / 2 / 997
+                      for a, b in zip(gamma[name], gamma[name][1:], strict=False)]
+        assert sum(trapezoids) == pytest.approx(area, abs=1e-4)
+    for name in ("cubic", "sqrt", "training"):  # concave, also where the paper says convex
+        bends = [a - 2 * b + c for a, b, c in
+                 zip(gamma[name], gamma[name][1:], gamma[name][2:], strict=False)]
+        assert max(bends) < 1e-12
+
+
+@given(length=st.integers(1, 384), iterations=st.integers(1, 100),
+       schedule=st.sampled_from(list(SCHEDULES)))
+def test_counts_never_rise(length, iterations, schedule):
+    """T + 1 counts fall from L to 0."""
+    counts = mask_counts(length, iterations, schedule)
+    assert len(counts) == iterations + 1 and counts[0] == length and counts[-1] == 0
+    assert all(a >= b >= 0 for a, b in zip(counts, counts[1:], strict=False))
+
+
+@given(length=st.sampled_from([24, 48, 72, 96, 100, 192, 384]), iterations=st.integers(1, 64))
+def test_counts_are_exact(length, iterations):
+    """Linear and cubic equal exact arithmetic, where plain floats are one off 167 times."""
+    for name, gamma in (("linear", lambda x: 1 - x), ("cubic", lambda x: 1 - x**3)):
+        expected = [math.ceil(gamma(Fraction(t, iterations)) * length)
+                    for t in range(iterations + 1)]
+        assert mask_counts(length, iterations, name) == expected
+
+
+def test_wart_float_traps_of_the_schedules():
+    """Where plain ceil(gamma L) is wrong: an exact 24, a leftover token, 48 for 49."""
+    assert math.ceil(SCHEDULES["cosine"](2 / 3) * 96) == 25
+    assert mask_counts(96, 3)[2] == 24
+    assert math.ceil(SCHEDULES["training"](1.0) * 96) == 1
+    assert mask_counts(96, 5, "training")[-1] == 0
+    assert mask_counts(72, 3, "linear") == [72, 48, 24, 0]
+
+
+def stalls(schedule: str, iterations: int, length: int = 96) -> int:
+    counts = mask_counts(length, iterations, schedule)
+    return sum(a == b for a, b in zip(counts, counts[1:], strict=False))
+
+
+def test_wart_some_iterations_change_nothing():
+    """Slow curves mask all tokens again."""
+    assert [stalls("cubic", t) for t in (5, 10, 15, 20)] == [1, 2, 3, 4]
+    assert [stalls("sqrt", t) for t in (5, 10, 15, 20)] == [0, 1, 2, 3]
+    assert [stalls("cosine", t) for t in (5, 10, 15, 20)] == [0, 0, 0, 1]
+    assert next(t for t in range(1, 99) if stalls("cosine", t)) == 16
+    assert next(t for t in range(1, 99) if stalls("linear", t)) == 97
+
+
+def test_bad_schedules_are_refused():
+    """An unknown name lists the known ones; less than one iteration is refused."""
+    with pytest.raises(ValueError, match="cosine, linear, cubic, sqrt, training"):
+        mask_counts(96, 5, "square root")
+    with pytest.raises(ValueError, match="1 or more"):
+        mask_counts(96, 0)
+
+
+# ----------------------------------------------------------------------------------- sampling
+
+OPTIONS = {"iterations": st.integers(1, 24), "schedule": st.sampled_from(list(SCHEDULES)),
+           "top_k": st.sampled_from([1, 2, 5, 32]), "remask": st.sampled_from(["never", "any"])}
+MODELS = {length: lively_model(replace(TINY, tokenizer=replace(TINY_TOKENIZER, num_tokens=length)))
+          for length in (48, 96)}
+
+
+@settings(max_examples=25)
+@given(length=st.sampled_from([48, 96]), seed=st.integers(0, 99), options=st.fixed_dictionaries(
+    OPTIONS))
+def test_sampling_invariants(length, seed, options):
+    """Counts as scheduled; the most confident tokens stay to the end, which has no masks."""
+    model, steps, rows = MODELS[length], [], images(2, seed=seed)
+    features, predict = model.encode(rows), model.predict_logits
+
+    def observe(features, tokens):
+        steps.append((tokens.clone(), predict(features, tokens).float().softmax(-1)))
+        return predict(features, tokens)
+
+    model.predict_logits = observe
+    try:
+        found = genhmr.sample_from(model, features, **options,
+                                   generator=torch.Generator().manual_seed(seed))
+    finally:
+        del model.predict_logits
+    iterations = options["iterations"]
+    counts = mask_counts(length, iterations, options["schedule"])
+    masks, confidences = found.masks, found.confidences
+    assert masks.shape == (iterations + 1, 2, length)
+    assert confidences.shape == (iterations, 2, length) and len(steps) == iterations
+    assert (masks.sum(2) == torch.tensor(counts)[:, None]).all()
+    assert masks[0].all() and not masks[-1].any()
+    assert found.tokens.min() >= 0 and found.tokens.max() < 32
+    assert torch.equal(found.rotations, model.tokenizer.decode(found.tokens))
+    inputs = torch.stack([tokens for tokens, _ in steps])
+    assert torch.equal(inputs == 32, masks[:-1])  # what is masked is what the decoder sees
+    for t in range(iterations):
+        before, after, score = masks[t], masks[t + 1], confidences[t]
+        chosen = (inputs[t + 1] if t + 1 < iterations else found.tokens)
+        assert torch.equal(found.guesses[t].masked_fill(after, 32).eq(32), after)
+        assert torch.equal(found.guesses[t][~after], chosen[~after])  # all tokens, then the kept
+        new = before & ~after  # guessed now, and kept
+        probability = steps[t][1].gather(2, chosen.clamp(max=31)[..., None])[..., 0]
+        assert torch.equal(score[new], probability[new])  # its plain probability
+        top = steps[t][1].topk(options["top_k"], -1).indices
+        assert (top == chosen[..., None]).any(-1)[new].all()
+        if options["remask"] == "never":
+            assert not (after & ~before).any()
+            kept = ~before
+            assert torch.equal(inputs[t][kept], found.tokens[kept])
+        for row in range(2):
+            pool = before[row] if options["remask"] == "never" else torch.ones_like(before[row])
+            dropped, stay = score[row][after[row] & pool], score[row][~after[row] & pool]
+            assert not len(dropped) or not len(stay) or dropped.max() <= stay.min()
+
+
+def test_one_iteration_is_the_argmax(lively):
+    """T = 1 takes the most likely tokens at once, whatever the schedule."""
+    features = lively.encode(images(3))
+    logits = lively.predict_logits(features, torch.full((3, 48), 32))
+    for schedule in SCHEDULES:
+        found = genhmr.sample_from(lively, features, iterations=1, schedule=schedule)
+        assert torch.equal(found.tokens, logits.argmax(-1))
+        assert torch.allclose(found.confidences[0], logits.softmax(-1).amax(-1))
+
+
+def test_rows_are_independent(lively):
+    """A picture's pose does not depend on its neighbours in the batch."""
+    rows = images(4)
+    together = genhmr.sample(lively, rows, iterations=6)
+    for row in range(4):
+        alone = genhmr.sample(lively, rows[row:row + 1], iterations=6)
+        assert torch.equal(together.tokens[row], alone.tokens[0])
+        assert torch.equal(together.masks[:, row], alone.masks[:, 0])
+
+
+def test_iterations_differ_from_one(lively):
+    """Kept tokens change the predictions of others: T = 5 differs from the argmax of T = 1."""
+    features = lively.encode(images(8))
+    tokens = [genhmr.sample_from(lively, features, iterations=t).tokens for t in (1, 5)]
+    assert not torch.equal(*tokens)
+    again = genhmr.sample_from(lively, features, iterations=5, generator=torch.Generator())
+    assert torch.equal(again.tokens, tokens[1])  # greedy: no chance in it
+
+
+def test_chance_comes_from_the_generator(lively):
+    """With k > 1 equal generators give equal poses, different generators different ones."""
+    features = lively.encode(images(4))
+
+    def tokens(seed: int, top_k: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return genhmr.sample_from(lively, features, top_k=top_k, generator=generator).tokens
+
+    assert torch.equal(tokens(1, 5), tokens(1, 5))
+    assert not torch.equal(tokens(1, 5), tokens(2, 5))
+    assert torch.equal(tokens(1, 1), tokens(2, 1))
+
+
+def test_tokens_are_drawn_in_proportion():
+    """Among the k largest, with their probabilities scaled to one."""
+    probability = torch.tensor([0.1, 0.4, 0.2, 0.3]).expand(2, 20_000, 4)
+    tokens = genhmr.choose(probability, 2, None)
+    assert set(tokens.unique().tolist()) == {1, 3}
+    assert (tokens == 1).float().mean().item() == pytest.approx(4 / 7, abs=0.01)
+    assert (genhmr.choose(probability, 1, None) == 1).all()
+
+
+def test_the_encoder_runs_once(lively):
+    """T iterations call the encoder, the maps and the heads once, the decoder T times."""
+    calls = Counter()
+    parts = {"backbone": lively.backbone, "pyramid": lively.pyramid[0],
+             "regressor": lively.regressor, "transformer": lively.transformer}
+    hooks = [part.register_forward_hook(lambda *_, name=name: calls.update([name]))
+             for name, part in parts.items()]
+    genhmr.sample(lively, images(2), iterations=7)
+    for hook in hooks:
+        hook.remove()
+    assert calls == {"backbone": 1, "pyramid": 1, "regressor": 1, "transformer": 7}
+
+
+@given(st.integers(0, 99))
+def test_half_way_between_two_rotations(seed):
+    """The mean is a rotation, equally far from both, and of equal rotations this one."""
+    draw = torch.randn(2, 5, 6, dtype=torch.float64,
+                       generator=torch.Generator().manual_seed(seed))
+    first, second = genhmr.rotation_6d_to_matrix(draw)
+    mean = genhmr.mean_rotation(first, second)
+    assert torch.allclose(mean @ mean.mT, torch.eye(3, dtype=torch.float64).expand(5, 3, 3))
+    assert torch.allclose(torch.linalg.det(mean), torch.ones(5, dtype=torch.float64))
+    ways = [(mean * end).sum((1, 2)) for end in (first, second)]  # 1 + 2 cos of the angle
+    assert torch.allclose(*ways) and (ways[0] > 1 - 1e-9).all()
+    assert torch.allclose(genhmr.mean_rotation(first, first), first)
+
+
+def test_remasking_any_can_take_tokens_back():
+    """Mask-Predict may mask early tokens again for more confident late ones; MaskGIT never."""
+    model = lively_model()
+    features, found = model.encode(images(8)), {}
+    for remask in ("never", "any"):
+        sharpness = iter(range(1, 9))  # every pass is surer than the one before
+        model.predict_logits = lambda *_, step=sharpness: next(step) * torch.randn(8, 48, 32)
+        torch.manual_seed(6)
+        found[remask] = genhmr.sample_from(model, features, iterations=8, remask=remask).masks
+
+    def taken_back(masks: Tensor) -> int:
+        return (~masks[:-1] & masks[1:]).sum().item()
+
+    assert taken_back(found["never"]) == 0 < taken_back(found["any"])
+    assert torch.equal(found["never"].sum(2), found["any"].sum(2))
+
+
+@pytest.mark.parametrize("remask", ["never", "any"])
+def test_told_tokens_stay(lively, remask):
+    """Told tokens are in every guess and never masked; the others fall with the schedule."""
+    features = lively.encode(images(2))
+    told = torch.randint(0, 32, (2, 48)).masked_fill(torch.arange(48) % 2 == 0, 32)
+    found = genhmr.sample_from(lively, features, iterations=5, told=told, remask=remask)
+    assert found.masks.sum(2).tolist() == [[count] * 2 for count in mask_counts(24, 5)]
+    assert torch.equal(found.guesses[..., 1::2], told[:, 1::2].expand(5, 2, 24))
+    assert not found.masks[..., 1::2].any() and found.tokens[:, ::2].max() < 32
+    everything = torch.randint(0, 32, (2, 48))
+    assert torch.equal(genhmr.sample_from(lively, features, told=everything).tokens, everything)
+    told[0, 0] = 3
+    with pytest.raises(ValueError, match="equally many tokens"):
+        genhmr.sample_from(lively, features, told=told)
+
+
+def test_bad_options_of_sampling_are_refused(lively):
+    """Training mode, unknown rules and impossible numbers are ValueErrors."""
+    features = lively.encode(images(1))
+    for options in ({"remask": "some"}, {"top_k": 0}, {"top_k": 33}, {"iterations": 0},
+                    {"schedule": "exp"}):
+        with pytest.raises(ValueError, match="expected"):
+            genhmr.sample_from(lively, features, **options)
+    model = GenHMR(TINY).train()
+    with pytest.raises(ValueError, match="model.eval"):
+        genhmr.sample(model, images(1))

@@ -1,0 +1,393 @@
+"""GenHMR's stage 1: augmentation, quantiser, tokenizer."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from genhmr_samples import TINY_TOKENIZER, Body, poses
+from torch import Tensor, nn
+
+import bodymodels
+import genhmr
+from genhmr import TOKENIZER_PRESETS, Quantiser, Tokenizer, TokenizerConfig
+from tasks.genhmr import augment_rotation, axis_rotation
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def body() -> Body:
+    return Body()
+
+
+# ------------------------------------------------------------------------------------- augmentation
+
+
+def test_axis_rotation_is_rodrigues():
+    """The rotation about an axis equals bodymodels' of axis times angle."""
+    axis, angle = F.normalize(torch.randn(50, 3), dim=-1), 4.0 * torch.randn(50)
+    expected = bodymodels.axis_angle_to_matrix(axis * angle[:, None])
+    assert torch.allclose(axis_rotation(axis, angle), expected, atol=1e-5)
+
+
+def test_augmentation_turns_bodies_about_their_rest_pelvis(body):
+    """V' = R (V - J_0) + J_0 with the pelvis of the unposed shape, one R per body."""
+    pose, betas = poses(6), torch.randn(6, 10)
+    turned = augment_rotation(pose)
+    assert torch.equal(turned[:, 1:], pose[:, 1:])
+    rotation = turned[:, 0] @ pose[:, 0].mT
+    pelvis = body.model.rest_joints(betas)[:, :1]
+    before, after = body(betas, pose), body(betas, turned)
+    for old, new in ((before.vertices, after.vertices), (before.joints, after.joints)):
+        assert torch.allclose(new, (old - pelvis) @ rotation.mT + pelvis, atol=1e-5)
+    assert (after.vertices - before.vertices @ rotation.mT).abs().max() > 0.1  # not the origin
+
+
+def test_augmentation_covers_what_stage_2_meets():
+    """Any heading, leans up to the tilt, and a uniform rotation for a fifth of the bodies."""
+    upright = torch.eye(3).expand(20_000, 24, 3, 3)
+    turns = augment_rotation(upright)[:, 0]
+    lean = torch.rad2deg(turns[:, 1, 1].clamp(-1, 1).acos())  # between down and its image
+    beyond = (lean > 45.001).float().mean()
+    assert beyond == pytest.approx(0.2 * (1 + math.cos(math.pi / 4)) / 2, abs=0.01)
+    heading = torch.atan2(turns[:, 0, 2], turns[:, 2, 2])
+    assert torch.histc(heading, 8, -math.pi, math.pi) == pytest.approx([2500] * 8, rel=0.1)
+    config = replace(TokenizerConfig(), uniform_rotation=0.0, tilt=0.0)
+    turns = augment_rotation(upright[:100], config=config)[:, 0]
+    assert torch.allclose(turns[:, 1], torch.tensor([0.0, 1, 0]).expand(100, 3), atol=1e-6)
+    turns = augment_rotation(upright[:100], config=replace(config, heading=20.0))[:, 0]
+    headings = torch.rad2deg(torch.atan2(turns[:, 0, 2], turns[:, 2, 2])).abs()
+    assert 15.0 < headings.max() <= 20.001
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    first, second = (augment_rotation(upright[:5], generator) for generator in generators)
+    assert torch.equal(first, second)
+
+
+def test_uniform_rotations_are_uniform():
+    """Uniform rotations move a fixed vector uniformly over the sphere."""
+    config = replace(TokenizerConfig(), uniform_rotation=1.0)
+    turns = augment_rotation(torch.eye(3).expand(20_000, 24, 3, 3), config=config)[:, 0]
+    for coordinate in (turns[:, 0, 2], turns[:, 1, 1], turns[:, 2, 0]):  # uniform: Archimedes
+        assert torch.histc(coordinate, 8, -1, 1) == pytest.approx([2500] * 8, rel=0.1)
+
+
+# --------------------------------------------------------------------------------- quantiser
+
+
+def trained_quantiser(**options) -> Quantiser:
+    """A quantiser in the middle of its training."""
+    quantiser = Quantiser(replace(TINY_TOKENIZER, **options)).train()
+    for _ in range(3):
+        quantiser(torch.randn(8, 48, 8))
+    return quantiser
+
+
+def test_nearest_is_the_argmin_of_all_distances():
+    """Tokens equal torch.cdist's argmin, for any leading shape."""
+    quantiser = Quantiser(replace(TINY_TOKENIZER, codebook_size=300)).double()
+    z = torch.randn(5, 48, 8, dtype=torch.float64)
+    expected = torch.cdist(z.flatten(0, 1), quantiser.codebook).argmin(1).view(5, 48)
+    assert torch.equal(quantiser.nearest(z), expected)
+    assert torch.equal(quantiser.nearest(z[0]), expected[0])
+    assert torch.equal(quantiser.nearest(quantiser.codebook), torch.arange(300))
+    one_hot = F.one_hot(expected, 300).double()
+    assert torch.equal(quantiser.lookup(expected), one_hot @ quantiser.codebook)
+
+
+def test_averages_follow_the_closed_form():
+    """After n batches sum = mu^n sum_0 + (1 - mu) sum_i mu^(n-i) Z_i; code = sum / count."""
+    momentum = 0.9
+    quantiser = trained_quantiser(momentum=momentum, codebook_size=4).double()
+    total, number = quantiser.code_sum.clone(), quantiser.code_count.clone()
+    batches = [torch.randn(8, 48, 8, dtype=torch.float64) for _ in range(5)]
+    expected_sum, expected_count = momentum**5 * total, momentum**5 * number
+    for i, z in enumerate(batches):
+        one_hot = F.one_hot(quantiser.nearest(z), 4).double().flatten(0, 1)
+        factor = (1 - momentum) * momentum ** (4 - i)
+        expected_sum += factor * one_hot.T @ z.flatten(0, 1)
+        expected_count += factor * one_hot.sum(0)
+        quantiser(z)
+    assert (quantiser.code_count > 1).all()  # nobody was restarted
+    assert torch.allclose(quantiser.code_sum, expected_sum)
+    assert torch.allclose(quantiser.code_count, expected_count)
+    assert torch.allclose(quantiser.codebook, expected_sum / expected_count[:, None])
+
+
+def test_gradient_passes_straight_through():
+    """d quantised / d z is the identity; the value is a code."""
+    quantiser = trained_quantiser().eval()
+    z = torch.randn(2, 48, 8, requires_grad=True)
+    out, weights = quantiser(z)["embeddings"], torch.randn(2, 48, 8)
+    (weights * out).sum().backward()
+    assert torch.equal(z.grad, weights)
+    assert torch.allclose(out, quantiser.lookup(quantiser.nearest(z)), atol=1e-6)
+
+
+def test_only_the_commitment_term_has_a_gradient():
+    """With moving averages the lambda_E term has no gradient; the lambda_alpha term has one."""
+    quantiser, z = trained_quantiser(), torch.randn(2, 48, 8, requires_grad=True)
+    out = quantiser(z)
+    assert not out["embedding_loss"].requires_grad
+    assert torch.equal(out["embedding_loss"], out["commitment_loss"].detach())
+    gradient, = torch.autograd.grad(out["commitment_loss"], z)
+    codes = (out["embeddings"]).detach()
+    assert torch.allclose(gradient, 2 * (z.detach() - codes) / z.numel(), atol=1e-6)
+
+
+def test_perplexity_counts_the_tokens_in_use():
+    """1 if all tokens are equal, V if all codes are equally frequent; unused codes are dead."""
+    quantiser = Quantiser(TINY_TOKENIZER).eval()
+    every = quantiser(quantiser.codebook[None])
+    assert every["perplexity"] == pytest.approx(32) and every["dead_codes"] == 0
+    one = quantiser(quantiser.codebook[:1].expand(1, 48, 8))
+    assert one["perplexity"] == pytest.approx(1) and one["dead_codes"] == 31
+    some = quantiser(torch.randn(4, 48, 8))
+    assert 1 <= some["perplexity"] <= 32 - some["dead_codes"] + 1e-4
+
+
+def test_evaluation_leaves_the_codebook_alone():
+    """In evaluation mode the codebook never changes, not even with the first batch."""
+    for quantiser in (Quantiser(TINY_TOKENIZER).eval(), trained_quantiser().eval()):
+        before = {name: value.clone() for name, value in quantiser.state_dict().items()}
+        quantiser(torch.randn(4, 48, 8))
+        assert all(torch.equal(value, before[name])
+                   for name, value in quantiser.state_dict().items())
+
+
+def test_first_batch_gives_the_first_codes():
+    """Codes start as different embeddings of the first batch, or near them if it has too few."""
+    quantiser, z = Quantiser(TINY_TOKENIZER).train(), torch.randn(2, 48, 8)
+    quantiser.initialise(z.flatten(0, 1))
+    assert (quantiser.codebook[:, None] == z.flatten(0, 1)).all(-1).any(1).all()
+    assert len(quantiser.codebook.unique(dim=0)) == 32 and quantiser.initialised
+    quantiser.initialise(z[0, :5])
+    distances = torch.cdist(quantiser.codebook, z[0, :5])
+    assert distances.amin(1).max() < 0.3 and len(quantiser.codebook.unique(dim=0)) == 32
+    quantiser.initialise(z[0, :1])  # one embedding has no spread
+    assert quantiser.codebook.isfinite().all()
+
+
+def starved_quantiser(**options) -> tuple[Quantiser, Tensor]:
+    """A quantiser whose codes from 3 on were far from all of the last batch, and that batch."""
+    quantiser = trained_quantiser(**options)
+    quantiser.codebook[3:] += 1e3
+    quantiser.code_count[3:] = 0.5
+    quantiser.code_sum[3:] = 7.0
+    z = torch.randn(8, 48, 8)
+    quantiser(z)
+    return quantiser, z.flatten(0, 1)
+
+
+def test_unused_codes_restart_at_random_embeddings():
+    """Restarted codes are random rows of the batch, not the first, with new averages."""
+    quantiser, z = starved_quantiser()
+    same = (quantiser.codebook[3:, None] == z).all(-1)  # (29, N)
+    assert (same.sum(1) == 1).all()
+    rows = same.float().argmax(1)
+    assert len(rows.unique()) == 29 and rows.max() > 100
+    assert torch.equal(quantiser.code_sum[3:], quantiser.codebook[3:])
+    assert torch.equal(quantiser.code_count[3:], torch.ones(29))
+
+
+def test_saved_and_loaded_training_steps_are_the_same():
+    """Save, load, step equals step: averages and the flag of the first batch are in the state."""
+    first = Tokenizer(TINY_TOKENIZER).train()
+    first(poses(8))
+    second = Tokenizer(TINY_TOKENIZER).train()
+    second.load_state_dict(first.state_dict())
+    for tokenizer in (first, second):
+        torch.manual_seed(5)
+        tokenizer(poses(8, seed=1))
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+RANKS = """
+import sys, torch, torch.distributed as dist
+sys.path.insert(0, sys.argv[1])
+import genhmr
+rank, world = int(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(1)
+if world > 1:
+    dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank,
+                            world_size=world)
+config = genhmr.TokenizerConfig(num_tokens=48, codebook_size=8, code_dim=4)
+quantiser = genhmr.Quantiser(config).train()
+torch.manual_seed(rank)  # the ranks draw differently, and agree all the same
+quantiser.initialise(torch.randn(100, 4, generator=torch.Generator().manual_seed(0)))
+for step in range(3):
+    z = torch.randn(8, 48, 4, generator=torch.Generator().manual_seed(step))
+    out = quantiser(z.chunk(world)[rank])
+if rank == world - 1:
+    torch.save({**quantiser.state_dict(), "perplexity": out["perplexity"]}, sys.argv[5])
+if world > 1:
+    dist.barrier()  # or the first to leave would take the connection away from the other
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_one_codebook(tmp_path):
+    """Averages run over the samples of all processes, and random restarts agree."""
+    results = {}
+    for world in (1, 2):
+        out, store = tmp_path / f"{world}.pt", tmp_path / f"store{world}"
+        folder = str(genhmr.Path(genhmr.__file__).parent)
+        ranks = [subprocess.Popen([sys.executable, "-c", RANKS, folder, store, str(rank),
+                                   str(world), out]) for rank in range(world)]
+        assert [rank.wait(timeout=100) for rank in ranks] == [0] * world
+        results[world] = torch.load(out, weights_only=True)
+    for name, value in results[1].items():
+        assert torch.allclose(value.float(), results[2][name].float(), atol=1e-5), name
+
+
+# --------------------------------------------------------------------------------- tokenizer
+
+
+def test_joints_and_tokens_are_neighbours_in_number():
+    """A token sees 4 to 8 joints and no token none; a joint depends on a third of the tokens or
+    more: four tokens per joint, but not of one joint."""
+    tokenizer = Tokenizer(replace(TINY_TOKENIZER, num_tokens=96)).eval()
+    pose = poses(1)[0].requires_grad_()
+    seen = torch.stack([
+        torch.autograd.grad(token.sum(), pose, retain_graph=True)[0].abs().sum((1, 2)) > 0
+        for token in tokenizer.embed(pose[None])[0]])  # (96, 24)
+    assert seen.sum(1).min() >= 4 and seen.sum(1).max() <= 8
+    for row in seen:
+        joints = row.nonzero().flatten()
+        assert joints.max() - joints.min() == len(joints) - 1  # neighbours in SMPL's order
+    embeddings = torch.randn(1, 96, 8, requires_grad=True)
+    depends = torch.stack([
+        torch.autograd.grad(joint.sum(), embeddings, retain_graph=True)[0][0].abs().sum(1) > 0
+        for joint in genhmr.matrix_to_rotation_6d(tokenizer.decode_embeddings(embeddings))[0]])
+    assert 32 <= depends.sum(1).min() and depends.sum(1).max() <= 70
+    assert depends.any(0).all() and 8 <= depends.sum(0).min() and depends.sum(0).max() <= 18
+
+
+def test_tokenizer_starts_near_the_rest_pose():
+    """An untrained decoder gives small rotations, where 6D is well-conditioned."""
+    for network, largest in (("convolutions", 0.5), ("joints", 1.2)):
+        config = replace(TOKENIZER_PRESETS["cpu"], network=network)
+        rotations = Tokenizer(config)(poses(8))["rotations"]
+        assert (rotations - torch.eye(3)).abs().max() < largest
+        assert (rotations - torch.eye(3)).abs().mean() < 0.3
+
+
+def test_tokens_do_not_depend_on_the_precision():
+    """Under autocast the tokenizer computes as without it."""
+    tokenizer = Tokenizer(TINY_TOKENIZER).train()
+    tokenizer(poses(8))
+    tokenizer.eval()
+    tokens, rotations = tokenizer.encode(poses(4)), tokenizer(poses(4))["rotations"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.encode(poses(4)), tokens)
+        assert torch.equal(tokenizer(poses(4))["rotations"], rotations)
+        assert tokenizer.decode(tokens).dtype == torch.float32
+
+
+ROBUST = replace(TINY_TOKENIZER, network="joints", normalise=True, corruption=0.5)
+
+
+def test_tokens_of_the_joint_network_belong_to_joints():
+    """Of its linear maps, token 2 j + k sees joint j alone, and joint j depends on these tokens."""
+    tokenizer = Tokenizer(replace(ROBUST, normalise=False)).eval()
+    for net in (tokenizer.encoder.net, tokenizer.decoder.net):
+        nn.init.zeros_(net.whole[-1].weight)
+        nn.init.zeros_(net.whole[-1].bias)
+    pose = poses(1)[0].requires_grad_()
+    seen = torch.stack([torch.autograd.grad(token.sum(), pose, retain_graph=True)[0].abs().sum(
+        (1, 2)) > 0 for token in tokenizer.embed(pose[None])[0]])  # (48, 24)
+    assert torch.equal(seen, torch.eye(24).bool().repeat_interleave(2, 0))
+    embeddings = torch.randn(1, 48, 8, requires_grad=True)
+    depends = torch.stack([
+        torch.autograd.grad(joint.sum(), embeddings, retain_graph=True)[0][0].abs().sum(1) > 0
+        for joint in tokenizer.decoder(embeddings.mT)[0].T])
+    assert torch.equal(depends, seen.T)
+
+
+def test_normalised_embeddings_have_no_scale():
+    """Mean 0 and variance 1 over the dimensions of each embedding."""
+    z = Tokenizer(ROBUST).embed(poses(3))
+    assert torch.allclose(z.mean(-1), torch.zeros(3, 48), atol=1e-5)
+    assert torch.allclose(z.var(-1, unbiased=False), torch.ones(3, 48), atol=1e-2)
+
+
+def test_corruption_replaces_up_to_a_share_while_training_only():
+    """Replaced embeddings are codes, a quarter of them at a share of up to one half."""
+    codebook, embeddings = torch.randn(32, 8), torch.zeros(500, 48, 8)
+    corrupted = genhmr.corrupt(embeddings, codebook, 0.5)
+    wrong = (corrupted != 0).any(-1)
+    assert wrong.float().mean() == pytest.approx(0.25, abs=0.02)
+    assert 0.35 < wrong.float().mean(1).max() < 0.75
+    assert torch.cdist(corrupted[wrong], codebook).amin(1).max() < 1e-2
+    assert genhmr.corrupt(torch.ones(1, 48, 8), codebook, 0.0).eq(1).all()
+    tokenizer = Tokenizer(ROBUST).train()
+    tokenizer(poses(4))
+    first, second = (tokenizer.decoder(torch.zeros(1, 8, 48)) for _ in range(2))
+    assert torch.equal(first, second)
+    pose = poses(4)
+    drawn = []
+    for seed in (0, 0, 1):
+        trained = Tokenizer(ROBUST).train()
+        trained.load_state_dict(tokenizer.state_dict())
+        torch.manual_seed(seed)
+        drawn.append(trained(pose)["rotations"])
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    tokenizer.eval()
+    assert torch.equal(tokenizer(pose)["rotations"], tokenizer(pose)["rotations"])
+    assert torch.allclose(tokenizer(pose)["rotations"], tokenizer.decode(tokenizer.encode(pose)),
+                          atol=1e-5)
+
+
+def test_bad_poses_are_refused():
+    """Axis-angles, or 52 joints, are a ValueError that shows the shape."""
+    tokenizer = Tokenizer(TINY_TOKENIZER)
+    for bad in (torch.zeros(2, 24, 3), torch.zeros(2, 52, 3, 3)):
+        with pytest.raises(ValueError, match="expected matrices"):
+            tokenizer.encode(bad)
+
+
+def test_tokenizer_losses(body):
+    """Zero for a perfect reconstruction, else mean absolute errors, weighted as in the paper."""
+    batch = {"pose": poses(3), "betas": torch.randn(3, 10)}
+    latent = {"embedding_loss": torch.tensor(2.0), "commitment_loss": torch.tensor(3.0)}
+    terms = genhmr.tokenizer_losses({"rotations": batch["pose"], **latent}, batch, body)
+    assert [terms[name].item() for name in ("pose", "vertices", "joints")] == [0, 0, 0]
+    other = poses(3, seed=1)
+    terms = genhmr.tokenizer_losses({"rotations": other, **latent}, batch, body)
+    true, guess = body(batch["betas"], batch["pose"]), body(batch["betas"], other)
+    expected = {"pose": (other - batch["pose"]).abs().mean(),
+                "vertices": (true.vertices - guess.vertices).abs().mean(),
+                "joints": (true.joints - guess.joints).abs().mean(),
+                "embedding": 2.0, "commitment": 3.0}
+    assert set(terms) == set(expected)
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(float(value)), name
+    total = genhmr.tokenizer_total_loss(terms, TokenizerConfig())
+    assert total.item() == pytest.approx(float(
+        expected["pose"] + 0.5 * expected["vertices"] + 0.3 * expected["joints"])
+        + 0.02 * 2.0 + 0.02 * 3.0)
+
+
+def test_tokenizer_overfits_one_batch(body):
+    """A few hundred steps on one batch reduce the reconstruction loss to a quarter."""
+    tokenizer = Tokenizer(replace(TINY_TOKENIZER, width=32, codebook_size=64))
+    batch = {"pose": poses(8, spread=0.4), "betas": torch.zeros(8, 10)}
+    optimizer = torch.optim.Adam(tokenizer.parameters(), 2e-3)
+    history = []
+    for _ in range(300):
+        prediction = tokenizer(batch["pose"])
+        history.append(F.l1_loss(prediction["rotations"], batch["pose"]))
+        loss = history[-1] + 0.02 * prediction["commitment_loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert history[-1] < 0.25 * history[0]
+    assert prediction["perplexity"] > 4

@@ -1,0 +1,282 @@
+"""GenHMR's stage 2: masks, temperature, Gumbel-softmax, losses."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from genhmr_samples import TINY, Body, batch_of, poses
+from torch import Tensor, nn
+
+import genhmr
+from genhmr import Config, GenHMR
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def body() -> Body:
+    return Body()
+
+
+# ---------------------------------------------------------------------------- masks, training
+
+
+def test_masks_follow_the_cosine_ratio():
+    """Between 1 and L tokens are masked, 2 / pi of them on average, all of them in 9.2 %."""
+    tokens = torch.randint(32, (40_000, 96))
+    masked, mask = genhmr.random_mask(tokens, 32)
+    assert torch.equal(masked == 32, mask) and torch.equal(masked[~mask], tokens[~mask])
+    number = mask.sum(1)
+    assert number.min() >= 1 and number.max() == 96
+    ratio = number.double().mean().item() / 96
+    assert ratio == pytest.approx(2 / math.pi + 0.5 / 96, abs=0.005)  # ceil adds half a token
+    everything = 2 / math.pi * math.acos(95 / 96)
+    assert everything == pytest.approx(0.092, abs=0.0005)
+    assert (number == 96).double().mean().item() == pytest.approx(everything, abs=0.005)
+    assert mask.double().mean(0) == pytest.approx([ratio] * 96, abs=0.02)  # no favourite places
+    assert len(mask[:100].unique(dim=0)) > 80  # each sample its own
+    first, second = (genhmr.random_mask(tokens[:5], 32,
+                                                generator=torch.Generator().manual_seed(1))
+                     for _ in range(2))
+    assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("tau_max", [0.3, 0.7])
+def test_a_smaller_range_of_tau_masks_more(tau_max):
+    """No fewer tokens than gamma(tau_max) of them are masked, and all of them at times."""
+    _, mask = genhmr.random_mask(torch.zeros(3000, 96, dtype=torch.int64), 32, tau_max)
+    counts = mask.sum(1)
+    least = math.ceil(96 * math.cos(0.5 * math.pi * tau_max))
+    assert least <= counts.min() <= least + 2 and counts.max() == 96
+
+
+def test_at_least_one_token_is_masked(monkeypatch):
+    """Where tau rounds to 1 the ratio is 0, or less: still one token is masked."""
+    monkeypatch.setattr(torch, "cos", lambda x: torch.full_like(x, -4e-8))  # float32's cos(pi / 2)
+    _, mask = genhmr.random_mask(torch.zeros(3, 96, dtype=torch.int64), 32)
+    assert mask.sum(1).tolist() == [1, 1, 1]
+
+
+def test_samples_without_a_pose_are_all_masked(body):
+    """All tokens of a sample without a pose are masked, and L_mask ignores them."""
+    model, batch = GenHMR(TINY).eval(), batch_of(body)
+    batch["pose_valid"] = torch.tensor([1.0, 0, 1, 0])
+    batch = genhmr.mask_batch(model, batch)
+    assert (batch["masked_tokens"][[1, 3]] == 32).all() and batch["mask"][[1, 3]].all()
+    assert torch.equal(batch["tokens"], model.tokenizer.encode(batch["pose"]))
+    logits = torch.randn(4, 48, 32, requires_grad=True)
+    genhmr.mask_loss(logits, batch, TINY).backward()
+    assert not logits.grad[[1, 3]].any() and logits.grad[[0, 2]].any()
+
+
+def test_mask_loss_of_ignorance_is_the_log_of_the_vocabulary(body):
+    """ln V for equal logits, 0 for certainty, over all tokens or only the masked ones."""
+    model = GenHMR(TINY).eval()
+    batch = genhmr.mask_batch(model, batch_of(body))
+    assert genhmr.mask_loss(torch.zeros(4, 48, 32), batch, TINY).item() == (
+        pytest.approx(math.log(32)))
+    right = 100.0 * F.one_hot(batch["tokens"], 32).float()
+    assert genhmr.mask_loss(right, batch, TINY).item() == pytest.approx(0, abs=1e-6)
+    wrong = torch.where(batch["mask"][..., None], right, 0.0)  # right where masked, else ignorant
+    masked_only = replace(TINY, mask_loss_on="masked")
+    assert genhmr.mask_loss(wrong, batch, masked_only).item() == pytest.approx(0, abs=1e-6)
+    seen = (~batch["mask"]).float().mean().item()
+    assert genhmr.mask_loss(wrong, batch, TINY).item() == pytest.approx(seen * math.log(32))
+
+
+def test_temperature_falls_and_stays():
+    """Eq. 5 over half of the steps, then constant, where the formula alone would rise again."""
+    config = replace(TINY, steps=1000)
+    assert genhmr.gumbel_temperature(0, config) == 1.0
+    assert genhmr.gumbel_temperature(250, config) == pytest.approx(0.505)
+    assert genhmr.gumbel_temperature(500, config) == pytest.approx(0.01)
+    assert {genhmr.gumbel_temperature(step, config) for step in (600, 750, 1000)} == {0.01}
+    values = [genhmr.gumbel_temperature(step, config) for step in range(501)]
+    assert all(a > b for a, b in zip(values, values[1:], strict=False))
+
+
+def test_relaxed_tokens_are_tokens_and_have_the_soft_gradient():
+    """Forward, exact codes of the codebook; backward, the gradient of Eq. 6."""
+    model = GenHMR(TINY).eval()
+    logits, weights = torch.randn(2, 48, 32, requires_grad=True), torch.randn(2, 48, 8)
+    seen = []
+    model.tokenizer.decode_embeddings = lambda y: seen.append(y) or y  # look inside
+    for temperature in (1.0, 0.1):
+        out = genhmr.relax(model, logits, temperature, torch.Generator().manual_seed(2))
+        assert torch.cdist(out.detach(), model.tokenizer.codebook.expand(2, -1, -1)).amin(
+            -1).max() < 2e-3
+        flat = out.detach().flatten(0, 1)
+        assert all(any(torch.equal(row, code) for code in model.tokenizer.codebook)
+                   for row in flat[:10])
+        gradient, = torch.autograd.grad((weights * out).sum(), logits)
+        uniform = torch.rand(logits.shape, generator=torch.Generator().manual_seed(2))
+        noise = -(-uniform.log()).log()
+        soft = ((logits + noise) / temperature).softmax(-1) @ model.tokenizer.codebook
+        expected, = torch.autograd.grad((weights * soft).sum(), logits)
+        assert torch.allclose(gradient, expected, atol=1e-5)
+        assert gradient.abs().sum() > 0
+
+
+def test_relaxed_tokens_follow_the_categorical_distribution():
+    """Whatever the temperature, tokens are drawn with the probabilities of the logits."""
+    model = GenHMR(TINY).eval()
+    logits = torch.linspace(-2, 2, 32).expand(500, 48, 32)
+    model.tokenizer.decode_embeddings = lambda y: y
+    for temperature in (1.0, 0.01):
+        tokens = model.tokenizer.quantiser.nearest(genhmr.relax(model, logits, temperature))
+        frequency = torch.bincount(tokens.flatten(), minlength=32) / tokens.numel()
+        assert torch.allclose(frequency, logits[0, 0].softmax(-1), atol=0.01)
+
+
+def test_relaxed_gradients_reach_every_logit_of_a_pose():
+    """Finite at low temperatures too, through codebook, decoder and 6D; frozen weights get none."""
+    model = GenHMR(TINY).eval()
+    logits = (10 * torch.randn(2, 48, 32)).requires_grad_()
+    for temperature in (1.0, 0.01):
+        rotations = genhmr.relax(model, logits, temperature)
+        assert torch.allclose(rotations.det(), torch.ones(2, 24), atol=1e-4)
+        gradient, = torch.autograd.grad(rotations.square().cumsum(-1).sum(), logits)
+        assert gradient.isfinite().all() and gradient.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# ------------------------------------------------------------------------------------ losses
+
+
+def perfect(body: Body, model: GenHMR, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A prediction that is certain of the tokens, and right about all else."""
+    return {"logits": 1e4 * F.one_hot(batch["tokens"], 32).float(), "betas": batch["betas"],
+            "camera": batch["camera"]}
+
+
+def decodable_batch(body: Body, model: GenHMR, size: int = 4) -> dict[str, Tensor]:
+    """A batch of poses that the tokenizer can represent: a perfect prediction has no error."""
+    batch = batch_of(body, size)
+    batch["tokens"] = torch.randint(32, (size, 48))
+    batch["pose"] = model.tokenizer.decode(batch["tokens"])
+    keypoints = body.of(batch["betas"], batch["pose"])
+    in_crop = genhmr.project_to_crop(keypoints, batch["camera"], TINY.focal)
+    batch["keypoints_2d"] = 64 * (in_crop + 0.5)
+    batch["keypoints_3d"] = keypoints + torch.tensor([0.3, -0.2, 40.0])
+    batch["mask"] = torch.rand(size, 48) < 0.5
+    batch["mask"][:, 0] = True
+    return batch
+
+
+def test_losses_vanish_for_the_truth(body):
+    """True tokens, shape and camera have no loss; L_3D does not depend on the translation."""
+    model = GenHMR(TINY).eval()
+    batch = decodable_batch(body, model)
+    terms = genhmr.losses(perfect(body, model, batch), batch, model, body, 1.0)
+    assert set(terms) == {"mask", "keypoints_3d", "keypoints_2d", "pose", "betas"}
+    for name, value in terms.items():
+        assert value.ndim == 0 and value.item() == pytest.approx(0, abs=2e-2), name
+
+
+def test_losses_are_those_of_48_samples(body):
+    """Sums of errors over joints and coordinates, a mean over samples, times 48."""
+    model = GenHMR(TINY).eval()
+    batch = decodable_batch(body, model)
+    prediction = perfect(body, model, batch)
+    prediction["betas"] = batch["betas"] + 0.5
+    prediction["camera"] = batch["camera"] + torch.tensor([0.0, 0.1, 0.0])
+    terms = genhmr.losses(prediction, batch, model, body, 1.0)
+    assert terms["betas"].item() == pytest.approx(48 * 10 * 0.25)
+    guess = body.of(prediction["betas"], batch["pose"])
+    flat = (genhmr.project_to_crop(guess, prediction["camera"], TINY.focal)
+            - (batch["keypoints_2d"] / 64 - 0.5)).abs().sum()
+    assert terms["keypoints_2d"].item() == pytest.approx(48 / 4 * flat.item(), rel=1e-3)
+    true = batch["keypoints_3d"]
+    error = ((guess - guess[:, :1]) - (true - true[:, :1])).abs().sum()
+    assert terms["keypoints_3d"].item() == pytest.approx(48 / 4 * error.item(), rel=1e-3)
+
+
+def test_pose_loss_is_the_square_of_matrices(body):
+    """Sum over joints, rows and columns of squared differences, as HMR2.0's."""
+    model = GenHMR(TINY).eval()
+    batch = decodable_batch(body, model)
+    prediction = perfect(body, model, batch)
+    batch["pose"] = poses(4, seed=9)
+    terms = genhmr.losses(prediction, batch, model, body, 1.0)
+    expected = (model.tokenizer.decode(batch["tokens"]) - batch["pose"]).square().sum()
+    assert terms["pose"].item() == pytest.approx(48 / 4 * expected.item(), rel=1e-3)
+
+
+def test_what_is_invalid_counts_as_nothing(body):
+    """Invalid entries, even NaN, change neither losses nor gradients; a mean of parts is exact."""
+    model = GenHMR(replace(TINY, vit_drop_path=0.0)).eval()
+    batch = genhmr.mask_batch(model, batch_of(body))
+    for name in ("pose_valid", "betas_valid"):
+        batch[name] = torch.tensor([1.0, 0, 1, 1])
+    for name in ("keypoints_3d_valid", "keypoints_valid"):
+        batch[name] = (torch.rand(4, 45) > 0.4).float()
+    spoiled = {name: value.clone() for name, value in batch.items()}
+    spoiled["pose"][1], spoiled["betas"][1] = math.nan, math.nan
+    spoiled["keypoints_2d"][batch["keypoints_valid"] == 0] = math.nan
+    hidden = batch["keypoints_3d_valid"] == 0
+    hidden[:, 0] = False  # the pelvis is what the others are relative to
+    batch["keypoints_3d_valid"][:, 0] = spoiled["keypoints_3d_valid"][:, 0] = 1.0
+    spoiled["keypoints_3d"][hidden] = math.nan
+    logits, results = torch.randn(4, 48, 32), []
+    for data in (batch, spoiled):
+        leaf = logits.clone().requires_grad_()
+        torch.manual_seed(3)
+        prediction = {"logits": leaf, "betas": torch.zeros(4, 10),
+                      "camera": torch.tensor([0.9, 0, 0]).expand(4, 3)}
+        total = genhmr.total_loss(genhmr.losses(prediction, data, model, body, 1.0), model.config)
+        results.append((total, torch.autograd.grad(total, leaf)[0]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_total_loss_is_the_weighted_sum():
+    """Each weight multiplies its own term."""
+    terms = {"mask": 2.0, "keypoints_3d": 3.0, "keypoints_2d": 5.0, "pose": 7.0, "betas": 11.0}
+    expected = 2.0 + 5e-2 * 3 + 1e-2 * 5 + 1e-3 * 7 + 5e-4 * 11
+    assert genhmr.total_loss(terms, Config()) == pytest.approx(expected)
+
+
+def test_parameter_groups():
+    """Every trainable parameter once, decay on matrices only, nothing of the tokenizer."""
+    model = GenHMR(TINY)
+    decayed, spared = genhmr.parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = Counter(names[id(p)] for group in (decayed, spared) for p in group["params"])
+    assert found == Counter(name for name in names.values() if not name.startswith("tokenizer."))
+    spared_names = {names[id(p)] for p in spared["params"]}
+    assert {"backbone.pos_embed", "transformer.mask_embedding", "transformer.reference",
+            "transformer.position_embedding", "regressor.mlp.fc2.bias"} <= spared_names
+    assert all(p.ndim >= 2 for p in decayed["params"])
+
+
+def test_overfits_one_batch(body):
+    """Some steps on one batch learn tokens, shape and camera, and change every parameter."""
+    model = GenHMR(replace(TINY, vit_drop_path=0.0, layers=1))
+    model.tokenizer.quantiser.codebook.mul_(3.0)
+    model.train()
+    batch = batch_of(body)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    optimizer = torch.optim.Adam(genhmr.parameter_groups(model, 0.0), 5e-3)
+    history = []
+    for step in range(80):
+        data = genhmr.mask_batch(model, batch)
+        prediction = model(data["image"], data["masked_tokens"])
+        terms = genhmr.losses(prediction, data, model, body, max(0.1, 1.0 - step / 40))
+        history.append(terms["mask"].item())
+        optimizer.zero_grad()
+        genhmr.total_loss(terms, model.config).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+    assert history[0] > 3 and sum(history[-5:]) / 5 < 0.35 * history[0]
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name]) == name.startswith("tokenizer."), name
+    found = genhmr.sample(model.eval(), batch["image"])
+    agreement = (found.tokens == model.tokenizer.encode(batch["pose"])).float().mean()
+    assert agreement > 0.7
