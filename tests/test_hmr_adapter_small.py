@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_hmr_adapter import DECODER, free_hand, images, lively, people, rotations, whole_body
+from adapter_samples import DECODER, free_hand, images, lively, people, rotations, whole_body
 
 import bodymodels
 import genhmr

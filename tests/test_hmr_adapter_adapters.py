@@ -1,0 +1,366 @@
+"""HMR-Adapter's two adapters and their rivals."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from adapter_samples import (
+    LEFT,
+    TINY_BODY,
+    TINY_HAND,
+    body_adapter,
+    cross,
+    free_hand,
+    hand_adapter,
+    images,
+    lively,
+    people,
+    rotations,
+    same,
+    self_attend,
+    whole_body,
+)
+from torch import Tensor, nn
+
+import bodymodels
+import hmr_adapter as hmr
+from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, BodyExpert, HandAdapter, HandExpert
+from tasks import adapter_rivals
+from tasks.adapter_rivals import BASELINES
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+# ------------------------------------------------------------------------------------ hand adapter
+
+
+def test_scale_zero_is_the_hand_expert():
+    """With scale 0 the result is bit for bit the expert's for any arm; with scale 1 it differs."""
+    model, pictures = hand_adapter(), images(3)
+    arms, expert = rotations(3, 8), model.expert(pictures)
+    assert same(expert, model(pictures, arms, scale=0.0))
+    assert not torch.allclose(expert["hand_pose"], model(pictures, arms)["hand_pose"], atol=1e-3)
+
+
+def test_decoder_is_equation_3():
+    """Z_new = Z + SA + CA(Q, K, V) + scale CA(Q', K', V'), with shared norms, in every layer."""
+    model, features, guide = hand_adapter(), torch.randn(2, 12, 32), torch.randn(2, 8, 32)
+    x = model.decoder.query(features)
+    for (first, second, third), new in zip(model.decoder.layers, model.layers, strict=True):
+        own = x + self_attend(first.fn, first.norm(x))
+        other = x + self_attend(new["self_attention"], first.norm(x))
+        x = (own + cross(second.fn, second.norm(own), features)
+             + 0.7 * cross(new["cross_attention"], second.norm(other), guide))
+        x = x + third(x)
+    assert torch.allclose(model.decode(features, guide, 0.7), x, atol=1e-5)
+
+
+def test_adapter_starts_as_a_copy():
+    """SA' and CA' start equal to SA and CA, in memory of their own."""
+    expert = lively(HandExpert(TINY_HAND.expert))
+    model = HandAdapter(TINY_HAND, expert)
+    for (first, second, _), new in zip(model.decoder.layers, model.layers, strict=True):
+        for old, copied in ((first.fn, new["self_attention"]), (second.fn, new["cross_attention"])):
+            for name, value in old.state_dict().items():
+                assert torch.equal(value, copied.state_dict()[name])
+                assert value.data_ptr() != copied.state_dict()[name].data_ptr()
+    silent = HandAdapter(replace(TINY_HAND, zero_init=True), expert).eval()
+    assert same(expert.eval()(images()), silent(images(), rotations(2, 8)))
+
+
+def step_of(model: nn.Module, loss: Tensor) -> None:
+    """Do one step of plain gradient descent on all that is trainable."""
+    model.zero_grad()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad
+
+
+def outputs(model: nn.Module) -> Tensor:
+    """A number that depends on every predicted rotation."""
+    pictures = images(3)
+    if isinstance(model, HandAdapter):
+        found = model(pictures, rotations(3, len(ARMS[model.config.arm][0])))["hand_pose"]
+    else:
+        found = model(pictures)["body_pose"]
+    return (found * torch.randn_like(found)).sum()
+
+
+@pytest.mark.parametrize("row", list(BASELINES))
+def test_only_what_is_trainable_trains(row):
+    """In training mode a step changes what the row trains and nothing else, batch norm statistics
+    included; gradients reach every module that it trains."""
+    part, changes = BASELINES[row]
+    config = replace(TINY_HAND if part == "hand" else TINY_BODY, **changes)
+    model = lively(adapter_rivals.build_model(config)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    allowed = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    expected = {"adapter": "expert.", "head": ("expert.backbone.", "expert.encoder."),
+                "all": "nothing"}[config.trainable]
+    assert allowed == {name for name, _ in model.named_parameters()
+                       if not name.startswith(expected)}
+    if not allowed:
+        return
+    step_of(model, outputs(model))
+    for name, value in model.state_dict().items():
+        if name.startswith(expected):
+            assert torch.equal(value, before[name]), name
+    moved = {name for name in allowed if not torch.equal(model.state_dict()[name], before[name])}
+    adapter = {name for name in allowed if not name.startswith("expert.")}
+    assert moved and (not adapter or moved & adapter)
+    for module in model.frozen():
+        assert not any(each.training for each in module.modules())
+    assert model.training
+
+
+@pytest.mark.parametrize("row", BASELINES)
+def test_all_that_trains_gets_a_gradient(row):
+    """No row has trainable parameters without a gradient, at which DDP would stop."""
+    part, changes = BASELINES[row]
+    tiny = TINY_HAND if part == "hand" else TINY_BODY
+    model, batch = lively(adapter_rivals.build_model(replace(tiny, **changes))).train(), people()
+    if part == "hand":
+        samples = hmr.hand_samples(batch, model.config.arm)
+        samples |= {"vertices": torch.zeros(4, 778, 3), "betas": torch.zeros(4, 10)}
+        prediction = model(samples["images"], samples["arm"], samples["arm_valid"])
+        terms = hmr.hand_losses(prediction, samples, free_hand(), model.config)
+        loss = hmr.hand_total_loss(terms, model.config)
+    else:
+        prediction = model(batch["image"], hmr.true_knuckles(batch), batch["hand_valid"])
+        terms = hmr.body_losses(prediction, batch, whole_body(), model.expert, model.config)
+        loss = hmr.body_total_loss(terms, model.config)
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    if trained:
+        loss.backward()
+    assert not [name for name, value in trained.items() if value.grad is None]
+
+
+@pytest.mark.parametrize("row", BASELINES)
+def test_scale_zero_is_the_expert_inside_or_refused(row):
+    """With scale 0 a row is its expert bit for bit; concat and weighted accept only 1, and say
+    so."""
+    part, changes = BASELINES[row]
+    model = hand_adapter(**changes) if part == "hand" else body_adapter(**changes)
+    inputs = (images(), rotations(2, len(ARMS[model.config.arm][0]))) if part == "hand" else (
+        images(), 64 * torch.rand(2, 2, 4, 2))
+    if model.config.inject in ("concat", "weighted"):
+        with pytest.raises(ValueError, match=f"inject={model.config.inject} has none"):
+            model(*inputs, scale=0.0)
+    else:
+        assert same(model.expert(images()), model(*inputs, scale=0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("part", ["hand", "body"])
+def test_half_precision_keeps_losses_and_gradients_finite(part, dtype):
+    """Under autocast, in both precisions of the GPU presets, poses are rotations in full precision
+    near those without it."""
+    batch = people()
+    model = (hand_adapter() if part == "hand" else body_adapter()).train()
+    samples = hmr.hand_samples(batch)
+    inputs = ((samples["images"], samples["arm"]) if part == "hand" else
+              (batch["image"], hmr.true_knuckles(batch)))
+    key = "hand_pose" if part == "hand" else "body_pose"
+    with torch.autocast("cpu", dtype):
+        pose = model(*inputs)[key]
+    assert pose.dtype == torch.float32
+    assert torch.allclose(pose @ pose.mT, torch.eye(3).expand_as(pose), atol=1e-4)
+    assert (pose - model(*inputs)[key]).abs().mean() < 0.05
+    (pose * torch.randn_like(pose)).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters()
+               if parameter.requires_grad)
+
+
+def test_queries_and_keys_of_a_single_token_get_no_gradient():
+    """A softmax over one token is 1, so two thirds of SA' have no gradient: 6 x 2 x 1024 x 512
+    weights in the paper's size."""
+    for model in (hand_adapter().train(), body_adapter().train()):
+        outputs(model).backward()
+        for layer in (model.layers if isinstance(model, HandAdapter) else model.decoder.layers):
+            attend = (layer["self_attention"] if isinstance(model, HandAdapter) else layer[0].fn)
+            q, k, v = attend.to_qkv.weight.grad.chunk(3)
+            assert max(q.abs().max(), k.abs().max()) < 1e-5 * v.abs().max()
+            assert v.abs().max() > 0
+    inert = 6 * 2 * 512 * 1024
+    assert inert == 6_291_456
+
+
+def test_order_of_joints_matters_with_an_embedding_alone():
+    """With a shared linear layer Eq. 2 ignores the order of the joints; with an embedding it does
+    not."""
+    pictures, arms = images(), rotations(2, 8)
+    order = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
+    for embedding, blind in (("none", True), ("learned", False)):
+        model = hand_adapter(joint_embedding=embedding)
+        first, second = (model(pictures, each)["hand_pose"] for each in (arms, arms[:, order]))
+        assert torch.allclose(first, second, atol=1e-5) == blind
+
+
+def test_unknown_arms():
+    """An unknown arm has no effect; zeros differ from every rotation; "mask" gives the expert's
+    result."""
+    pictures, valid = images(), torch.tensor([1.0, 0.0])
+    arms, others = rotations(2, 8), rotations(2, 8)
+    for missing in ("zeros", "identity", "mask"):
+        model = hand_adapter(missing=missing)
+        first, second = (model(pictures, each, valid)["hand_pose"] for each in (arms, others))
+        assert torch.equal(first[1], second[1])
+        assert not torch.allclose(first[0], second[0], atol=1e-4)
+        nothing = model(pictures)["hand_pose"]
+        assert torch.allclose(nothing[1], first[1], atol=1e-6)
+        rest = model(pictures, torch.eye(3).expand(2, 8, 3, 3))["hand_pose"]
+        assert torch.allclose(nothing, rest, atol=1e-6) == (missing == "identity")
+        expert = model.expert(pictures)["hand_pose"]
+        assert torch.equal(nothing, expert) == (missing == "mask")
+    with pytest.raises(ValueError, match="arm of shape"):
+        model(pictures, rotations(2, 7))
+
+
+def test_zeroed_arms_leave_the_bias():
+    """The features of an unknown arm are the projection's bias, for every joint."""
+    arm = hand_adapter().arm
+    features = arm(rotations(2, 8), torch.zeros(2))
+    assert torch.allclose(features, arm.projection.bias.expand(2, 8, 32))
+
+
+def test_noise_on_arms_is_for_training():
+    """arm_noise rotates the arms in training mode only, by angles of its size."""
+    model, pictures, arms = hand_adapter(arm_noise=0.3), images(), rotations(2, 8)
+    assert same(model(pictures, arms), model(pictures, arms))
+    heard = []
+    model.arm.register_forward_hook(lambda module, given, _: heard.append(given[0]))
+    model.train()
+    for _ in range(100):
+        model(pictures, arms)
+    error = bodymodels.matrix_to_axis_angle(arms.mT @ torch.stack(heard))
+    assert error.std().item() == pytest.approx(0.3, rel=0.1)
+
+
+def test_dropped_arms_are_unknown_ones():
+    """arm_drop hides its share of the arms in training; unknown arms stay unknown."""
+    model, arms = hand_adapter(arm_drop=0.3), rotations(400, 8)
+    valid = torch.arange(400) % 2
+    assert torch.equal(model.prepare_arm(arms, valid, 400)[1], valid)
+    same_arms, left = model.train().prepare_arm(arms, valid, 400)
+    assert torch.equal(same_arms, arms)
+    assert not left[valid == 0].any() and 0.6 < left[valid == 1].float().mean() < 0.8
+    features, unknown = model.arm(arms, left), model.arm(*model.prepare_arm(None, None, 400))
+    assert torch.equal(features[left == 0], unknown[left == 0])
+    assert (features[left == 1] != unknown[left == 1]).any((1, 2)).all()
+
+
+def test_image_as_context_ignores_the_arm():
+    """Table 3, No. 5 uses the image's own features in place of the arm's."""
+    model = hand_adapter(context="image")
+    assert not hasattr(model, "arm")
+    assert same(model(images()), model(images(), rotations(2, 8)))
+
+
+# ------------------------------------------------------------------------------------ body adapter
+
+
+def test_scale_zero_is_the_body_expert():
+    """With scale 0 the result is bit for bit the expert's; with scale 1 it differs; a zero-
+    initialised adapter starts at the expert."""
+    model, pictures = body_adapter(), images(3)
+    expert, found = model.expert(pictures), model(pictures, scale=0.0)
+    assert same(expert, found)
+    refined = model(pictures)
+    assert not torch.allclose(expert["body_pose"], refined["body_pose"], atol=1e-3)
+    assert torch.equal(expert["body_pose"][:, 22:], refined["body_pose"][:, 22:])
+    assert torch.equal(refined["initial_pose"], expert["body_pose"][:, :22])
+    fresh = BodyAdapter(replace(TINY_BODY, zero_init=True), model.expert).eval()
+    assert same(expert, fresh(pictures))
+
+
+def test_offset_is_added_in_6d():
+    """Eq. 4: theta-hat = theta_0 + scale FFN(CA(...)), in SMPLer-X's 6D."""
+    model, pictures = body_adapter(), images()
+    seen = model.expert.features(pictures)
+    context, _ = model.knuckle_features(seen, 64, None, None)
+    offset = model.offset(model.decoder(context))[:, 0].unflatten(1, (22, 6))
+    pose_6d = model.expert.initial_pose(seen) + 0.5 * offset
+    found = model(pictures, scale=0.5)
+    assert torch.allclose(found["pose_6d"], pose_6d, atol=1e-5)
+    assert torch.allclose(found["body_pose"][:, :22], bodymodels.rotation_6d_to_matrix(
+        bodymodels.rotation_6d_from_interleaved(pose_6d)), atol=1e-4)
+
+
+@pytest.mark.parametrize("proj", ["conv", "reuse_hand_conv"])
+def test_knuckles_go_through_the_box_and_its_mirror(proj):
+    """True knuckles at the predicted positions, left and right, sample the predicted features."""
+    model, pictures = body_adapter(joint_proj=proj), images(3)
+    seen = model.expert.features(pictures)
+    seen = seen._replace(hand_maps=torch.randn_like(seen.hand_maps),
+                         hand_joints=3 * torch.rand_like(seen.hand_joints))
+    at = seen.hand_joints[:, :, KNUCKLES, :2].clone()
+    at[:, LEFT, :, 0] = 3 - at[:, LEFT, :, 0]  # the left hand's map is mirrored
+    cells = seen.hand_boxes[:, :, None, :2] + at * seen.hand_boxes[:, :, None, 2:] / 4
+    pixels = 16 * (cells + torch.tensor([0.5, 0]))
+    found, _ = model.knuckle_features(seen, 64, pixels, None)
+    assert torch.allclose(found, model.knuckle_features(seen, 64, None, None)[0], atol=1e-3)
+    assert not torch.allclose(found[:, :4], found[:, 4:], atol=1e-2)
+
+
+def test_unseen_knuckles_say_nothing():
+    """Knuckles outside the box or of an unseen hand sample zeros; with "mask" they get no
+    attention."""
+    pictures = images()
+    batch = people()
+    for missing in ("zeros", "mask"):
+        model = body_adapter(missing=missing)
+        seen = model.expert.features(pictures)
+        valid = torch.tensor([[1.0, 0], [0, 0]])
+        features, visible = model.knuckle_features(seen, 64, None, valid)
+        assert features[0, :4].any() and not features[0, 4:].any() and not features[1].any()
+        if missing == "mask":
+            assert visible[0].tolist() == [True] * 4 + [False] * 4 and visible[1].all()
+        else:
+            assert visible is None
+        assert model(pictures, None, valid)["body_pose"].isfinite().all()
+        far = hmr.true_knuckles(batch) + 1e4
+        far[0, 0, 0] = math.nan
+        features, _ = model.knuckle_features(seen, 64, far, None)
+        assert not features.any()
+
+
+def test_the_body_cannot_tell_hands_without_an_embedding():
+    """Eq. 4 does not depend on the order of the eight knuckles, even if the hands are exchanged."""
+    order = torch.tensor([4, 5, 6, 7, 3, 2, 1, 0])
+    features = torch.randn(2, 8, 8)
+    model = body_adapter()
+    assert torch.allclose(model.decoder(features), model.decoder(features[:, order]), atol=1e-5)
+    told = body_adapter(joint_embedding="learned").joint_embedding
+    first, second = model.decoder(features + told), model.decoder(features[:, order] + told)
+    assert not torch.allclose(first, second, atol=1e-4)
+
+
+def test_zero_padded_concatenation_keeps_the_expert():
+    """A zero-padded regressor gives the same output; one with random weights does not."""
+    expert, pictures = lively(BodyExpert(TINY_BODY.expert)).eval(), images()
+    before = expert(pictures)["body_pose"]
+    changes = dict(inject="concat", trainable="head")
+    for init, kept in (("zero_pad", True), ("random", False)):
+        config = replace(TINY_BODY, **changes, concat_init=init)
+        model = adapter_rivals.build_model(config, expert).eval()
+        assert torch.allclose(model(pictures)["body_pose"], before, atol=1e-5) == kept
+        assert expert.body_regressor.root_pose_out[0].in_features == 25 * 11 + 64
+        expert = lively(BodyExpert(TINY_BODY.expert)).eval()
+
+
+def test_moderator_weighs():
+    """The weights of the two features are positive, sum to 1 and follow the temperature."""
+    moderator = lively(adapter_rivals.Moderator(4, 8))
+    own, other = torch.zeros(2, 5, 4), torch.ones(2, 1, 4)
+    with torch.no_grad():
+        moderator.temperature.fill_(1.0)
+        weights = moderator.net(torch.cat((own, other.expand_as(own)), -1)).softmax(-1)
+        assert torch.allclose(moderator(own, other), weights[..., 1:].expand(2, 5, 4))
+        moderator.temperature.zero_()
+        assert torch.allclose(moderator(own, other), torch.full((2, 5, 4), 0.5))

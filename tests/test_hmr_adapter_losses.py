@@ -1,0 +1,306 @@
+"""HMR-Adapter's losses: Eq. 5 to 8, samples, what trains."""
+
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from adapter_samples import (
+    LEFT,
+    RIGHT,
+    STAGES,
+    TINY_BODY,
+    TINY_HAND,
+    body_adapter,
+    free_hand,
+    people,
+    rotations,
+    whole_body,
+)
+from torch import Tensor, nn
+
+import hmr_adapter as hmr
+from hmr_adapter import (
+    HANDS,
+    BodyAdapter,
+    BodyConfig,
+    BodyExpert,
+    BodyExpertConfig,
+    HandAdapter,
+    HandConfig,
+)
+from tasks import adapter_rivals
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def free_hand_truth() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A prediction, and samples that it fits exactly."""
+    hand, focal = free_hand(), TINY_HAND.expert.focal
+    pose, betas = rotations(4, 16, spread=0.3), 0.5 * torch.randn(4, 10)
+    camera = torch.tensor([[6.0, 0.0, 0.1]]).expand(4, 3)
+    vertices = hand(betas, pose).vertices
+    joints = torch.einsum("jv,bvc->bjc", hand.keypoint_regressor, vertices)
+    translation = hmr.hand_translation(camera, focal)
+    return {"hand_pose": pose, "betas": betas, "camera": camera}, {
+        "pose": pose, "betas": betas, "joints": joints + 3.0, "vertices": vertices + 3.0,
+        "keypoints_2d": hmr.project_to_crop(joints, translation, focal), "valid": torch.ones(4)}
+
+
+def test_hand_losses_vanish_for_the_truth():
+    """All terms are 0 for the truth, wherever the hand is, and each grows with its own error."""
+    prediction, samples = free_hand_truth()
+    for value in hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND).values():
+        assert value.item() == pytest.approx(0, abs=2e-4)
+    wrong = {"pose": rotations(4, 16), "betas": samples["betas"] + 1,
+             "joints": samples["joints"] + 0.1 * torch.randn(4, 21, 3),
+             "vertices": samples["vertices"] + 0.1 * torch.randn(4, 778, 3),
+             "keypoints_2d": samples["keypoints_2d"] + 0.1}
+    sums = hmr.hand_losses(prediction, samples | wrong, free_hand(), TINY_HAND)
+    assert sums["betas"].item() == pytest.approx(10, rel=1e-3)  # sums over a hand, not means
+    assert sums["keypoints_2d"].item() == pytest.approx(0.1 * 42, rel=1e-3)
+    assert min(value.item() for value in sums.values()) > 0.1
+
+
+def test_unknown_hands_count_as_nothing():
+    """Invalid hands may be NaN; missing vertices and betas give a loss of 0."""
+    prediction, samples = free_hand_truth()
+    samples["joints"] = samples["joints"] + 0.1 * torch.randn(4, 21, 3)
+    full = hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
+    half = {name: value.clone() for name, value in samples.items()}
+    for name in half:
+        half[name][2:] = math.nan if name != "valid" else 0.0
+    found = hmr.hand_losses(prediction, half, free_hand(), TINY_HAND)
+    assert all(value.isfinite() for value in found.values())
+    first = hmr.hand_losses({name: value[:2] for name, value in prediction.items()},
+                            {name: value[:2] for name, value in samples.items()}, free_hand(),
+                            TINY_HAND)
+    assert torch.allclose(found["keypoints_3d"], first["keypoints_3d"] / 2)
+    del samples["vertices"], samples["betas"]
+    bare = hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
+    assert bare["vertices"] == bare["betas"] == 0
+    assert torch.equal(bare["keypoints_3d"], full["keypoints_3d"])
+
+
+def test_unknown_betas_are_held_near_zero():
+    """weight_betas_prior squares the betas of hands of unknown shape, and no others."""
+    prediction, samples = free_hand_truth()
+    config = replace(TINY_HAND, weight_betas_prior=0.5)
+    assert "betas_prior" not in hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
+    squares = prediction["betas"].square().sum(1)
+    for betas_valid, expected in (([1, 1, 1, 1], 0.0), ([0, 1, 1, 0], squares[[0, 3]].sum() / 4)):
+        known = samples | {"betas_valid": torch.tensor(betas_valid, dtype=torch.float32)}
+        terms = hmr.hand_losses(prediction, known, free_hand(), config)
+        assert terms["betas_prior"].item() == pytest.approx(float(expected), rel=1e-5)
+    without = {name: value for name, value in samples.items() if name != "betas"}
+    terms = hmr.hand_losses(prediction, without, free_hand(), config)
+    assert terms["betas_prior"].item() == pytest.approx(squares.mean().item(), rel=1e-5)
+    rest = {name: value for name, value in terms.items() if name != "betas_prior"}
+    assert (hmr.hand_total_loss(terms, config) - hmr.hand_total_loss(rest, config)).item() == (
+        pytest.approx(0.5 * squares.mean().item(), rel=1e-3))
+
+
+def test_equation_6_of_matrices_is_one_loss():
+    """1 - cos = ||difference||^2 / 6; with L1 the two terms differ."""
+    first, second = rotations(5, 16, dtype=torch.float64), rotations(5, 16, dtype=torch.float64)
+    square, cosine = hmr.pose_distance(first, second, "l2sq")
+    assert torch.allclose(cosine, square / 6)
+    absolute, _ = hmr.pose_distance(first, second, "l1")
+    assert torch.allclose(absolute, (first - second).abs().sum((-1, -2)))
+    prediction, samples = free_hand_truth()
+    samples["pose"] = rotations(4, 16)
+    terms = hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
+    square, cosine = hmr.pose_distance(prediction["hand_pose"], samples["pose"], "l2sq")
+    assert torch.allclose(terms["pose"], (square.sum(1) + cosine.mean(1)).mean())
+
+
+def body_truth() -> tuple[dict[str, Tensor], dict[str, Tensor], BodyExpert]:
+    """A prediction, and people that it fits exactly."""
+    expert, batch = body_adapter().expert, people()
+    found = expert(batch["image"])
+    size = batch["hand_boxes"][..., 2:] / 16
+    center = batch["hand_boxes"][..., :2] / 16 - torch.tensor([0.5, 0]) + size / 2
+    square = 4 * size.amax(-1, keepdim=True)
+    found |= {name: batch[name] for name in ("body_pose", "betas", "expression")}
+    found |= {"translation": torch.tensor([[0.0, -0.2, 45.0]]).expand(2, 3),
+              "box_centers": torch.cat((center, center[:, :1]), 1),
+              "box_sizes": torch.cat((size, size[:, :1]), 1),
+              "map_boxes": torch.cat((center - square / 2, square, square), -1)}
+    (found["joints"], _), (found["hand_joints"], _) = hmr.heat_map_targets(
+        batch, expert, found["map_boxes"])
+    return found, batch, expert
+
+
+def test_body_losses_vanish_for_the_truth():
+    """All seven terms are 0 for the truth, and each grows with its own error."""
+    found, batch, expert = body_truth()
+    terms = hmr.body_losses(found, batch, whole_body(), expert, TINY_BODY)
+    for name, value in terms.items():
+        assert value.item() == pytest.approx(0, abs=2e-4), name
+    for name, term in (("joints", "keypoints_img"), ("hand_joints", "keypoints_img"),
+                       ("translation", "keypoints_proj"), ("betas", "betas"),
+                       ("expression", "expression"), ("box_centers", "boxes"),
+                       ("box_sizes", "boxes"), ("body_pose", "pose")):
+        changed = found | {name: found[name] + 0.5}
+        wrong = hmr.body_losses(changed, batch, whole_body(), expert, TINY_BODY)
+        assert wrong[term] > 0.01, name
+
+
+def test_unknown_labels_of_bodies_count_as_nothing():
+    """With all flags 0 every term is 0, whatever the labels are; each flag has an effect on its own
+    term."""
+    found, batch, expert = body_truth()
+    found["body_pose"] = rotations(2, 55)
+    flags = {"keypoints_valid": (76,), "keypoints_3d_valid": (76,), "body_pose_valid": (),
+             "rotations_valid": (55,), "betas_valid": (), "expression_valid": (),
+             "hand_valid": (2,)}
+    wrong = batch | {"betas": batch["betas"] + 1, "expression": batch["expression"] + 1,
+                     "keypoints_3d": batch["keypoints_3d"] + torch.randn(2, 76, 3),
+                     "hand_boxes": batch["hand_boxes"] + 1,
+                     "keypoints_2d": batch["keypoints_2d"] + torch.randn(2, 76, 2)}
+
+    def terms_of(**changes):
+        return hmr.body_losses(found, wrong | changes, whole_body(), expert, TINY_BODY)
+
+    unknown = {name: torch.zeros(2, *shape) for name, shape in flags.items()}
+    assert all(value == 0 for value in terms_of(**unknown).values())
+    full = terms_of()
+    assert all(value > 0 for value in full.values())
+    for name, term in (("keypoints_3d_valid", "keypoints_3d"), ("body_pose_valid", "pose"),
+                       ("rotations_valid", "pose"), ("betas_valid", "betas"),
+                       ("expression_valid", "expression"), ("keypoints_valid", "keypoints_proj")):
+        changed = terms_of(**{name: unknown[name]})
+        assert changed[term] == 0 and changed["boxes"] == full["boxes"]
+        first = terms_of(**{name: torch.stack((torch.ones(flags[name]), unknown[name][1]))})
+        assert 0 < first[term] < full[term]
+    body_alone = (torch.arange(55) < 22).float().expand(2, 55)  # SMPL tells nothing of fingers
+    changed = found["body_pose"].clone()
+    changed[:, 22:] = rotations(2, 33)
+    assert terms_of(rotations_valid=body_alone)["pose"] == hmr.body_losses(
+        found | {"body_pose": changed}, wrong | {"rotations_valid": body_alone}, whole_body(),
+        expert, TINY_BODY)["pose"]
+
+
+def test_targets_of_heat_maps():
+    """The pelvis is in the middle bin; a depth of 0.15 m behind the wrist is in the last; a hand
+    fills half of its map, the left one mirrored."""
+    found, batch, expert = body_truth()
+    (body, in_map), (hands, in_box) = hmr.heat_map_targets(batch, expert, found["map_boxes"])
+    assert torch.equal(body[:, 0, 2], torch.full((2,), 2.0))
+    assert in_map.all() and in_box.all()
+    wrist = batch["keypoints_3d"][:, torch.tensor(HANDS)[:, :1], 2]
+    depth = batch["keypoints_3d"][:, torch.tensor(HANDS)[:, 1:], 2] - wrist
+    assert torch.allclose(hands[..., 2], 2 + depth / 0.15 * 2, atol=1e-4)
+    extent = hands[..., :2].amax(2) - hands[..., :2].amin(2)
+    assert extent.max() < 2 + 1e-4  # of 4 cells, less the wrist
+    right_to_left = batch["keypoints_2d"][:, torch.tensor(HANDS)[LEFT, 1:], 0]
+    assert torch.equal(hands[:, LEFT, :, 0].argsort(1, descending=True), right_to_left.argsort(1))
+
+
+def test_frozen_terms_have_no_gradient():
+    """L_img and L_beta depend on the frozen expert alone, so Eq. 7 is trained without them."""
+    model, batch = body_adapter().train(), people()
+    found = model(batch["image"], hmr.true_knuckles(batch), batch["hand_valid"])
+    terms = hmr.body_losses(found, batch, whole_body(), model.expert, model.config)
+    for name in ("keypoints_img", "betas", "expression", "boxes"):
+        assert not terms[name].requires_grad, name
+    for name in ("keypoints_proj", "keypoints_3d", "pose"):
+        assert terms[name].requires_grad, name
+    config = model.config
+    expected = (config.weight_keypoints_2d * terms["keypoints_proj"]
+                + config.weight_keypoints_3d * terms["keypoints_3d"]
+                + config.weight_pose * terms["pose"])
+    assert torch.allclose(hmr.body_total_loss(terms, config), expected)
+    whole = replace(config, trainable="head")
+    assert hmr.body_total_loss(terms, whole) > expected
+
+
+def test_total_losses_are_weighted_sums():
+    """Eq. 5 and Eq. 7 with their default weights, and all of the expert's terms."""
+    terms = {name: torch.tensor(float(n)) for n, name in enumerate(
+        ("keypoints_2d", "keypoints_3d", "vertices", "pose", "betas"), 1)}
+    assert hmr.hand_total_loss(terms, HandConfig()).item() == pytest.approx(
+        0.01 + 0.05 * 2 + 0.05 * 21 / 778 * 3 + 0.001 * 4 + 0.0005 * 5)
+    terms = {name: torch.tensor(float(n)) for n, name in enumerate(
+        ("keypoints_img", "keypoints_proj", "keypoints_3d", "pose", "betas", "expression",
+         "boxes"), 1)}
+    assert hmr.body_total_loss(terms, BodyExpertConfig()).item() == pytest.approx(
+        1 + 2 + 300 + 40 + 5 + 6 + 7)
+    assert hmr.body_total_loss(terms, BodyConfig()).item() == pytest.approx(2 + 300 + 40)
+
+
+def test_hand_samples_are_right_handed():
+    """Pairs become samples in the order right, left, right, left, with their true arms."""
+    batch = people()
+    samples = hmr.hand_samples(batch)
+    assert torch.equal(samples["images"][1], batch["hand_images"][0, LEFT])
+    assert torch.equal(samples["pose"][2], batch["hand_pose"][1, RIGHT])
+    assert torch.equal(samples["arm"], hmr.arm_pose(batch["body_pose"]).flatten(0, 1))
+    assert torch.equal(samples["arm_valid"], torch.ones(4))
+    assert samples["keypoints_2d"].abs().max() < 0.5
+    unknown = hmr.hand_samples(batch | {"body_pose_valid": torch.tensor([1.0, 0])})
+    assert unknown["arm_valid"].tolist() == [1, 1, 0, 0]
+    assert hmr.hand_samples(batch, "whole_body")["arm"].shape == (4, 22, 3, 3)
+    more = hmr.hand_samples(batch | {"hand_vertices": torch.zeros(2, 2, 778, 3)})
+    assert more["vertices"].shape == (4, 778, 3)
+
+
+def test_parameter_groups():
+    """Matrices decay; biases, norms, positions and embeddings do not; frozen parameters are left
+    out."""
+    model = body_adapter(joint_embedding="learned")
+    decayed, spared = (group["params"] for group in hmr.parameter_groups(model, 0.1))
+    numbers = sum(parameter.numel() for parameter in [*decayed, *spared])
+    assert numbers == hmr.count(model, True) < hmr.count(model)
+    identities = {id(parameter) for parameter in spared}
+    assert id(model.joint_embedding) in identities
+    assert id(model.decoder.pos_embedding) in identities
+    assert all(parameter.ndim >= 2 for parameter in decayed)
+
+
+@pytest.mark.parametrize("part", ["hand", "body"])
+def test_an_expert_out_of_an_adapter_can_be_trained(part):
+    """An expert from an adapter is frozen there; a new rival trains as much of it as of a new
+    expert."""
+    kind, config, load = {"hand": (HandAdapter, TINY_HAND, hmr.load_hand_expert),
+                          "body": (BodyAdapter, TINY_BODY, hmr.load_body_expert)}[part]
+    old = kind(config)
+    assert not any(parameter.requires_grad for parameter in old.expert.parameters())
+    rival = replace(config, inject="concat", trainable="head")
+    fresh, around = adapter_rivals.build_model(rival), adapter_rivals.build_model(rival, old.expert)
+    assert hmr.count(around, True) == hmr.count(fresh, True)
+    content = {"model": kind(config).state_dict(), "config": asdict(config),
+               "name": f"hmr_adapter-{part}"}
+    assert all(parameter.requires_grad for parameter in load(content).parameters())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_overfits_one_batch(stage):
+    """Each of the four stages can learn a batch."""
+    config = {"hand_expert": TINY_HAND.expert, "hand": TINY_HAND,
+              "body_expert": TINY_BODY.expert, "body": replace(TINY_BODY, zero_init=True)}[stage]
+    model, batch = STAGES[stage](config).train(), people()
+    if stage == "hand":  # an expert whose readouts are near zero could not be moved
+        nn.init.normal_(model.expert.mano_head.decpose.weight, std=0.3)
+    samples = hmr.hand_samples(batch)
+    optimizer = torch.optim.AdamW(hmr.parameter_groups(model, 0.0), lr=3e-3)
+    history = []
+    for _ in range(40 if "hand" in stage else 80):
+        if "hand" in stage:
+            extra = (samples["arm"], samples["arm_valid"]) if stage == "hand" else ()
+            terms = hmr.hand_losses(model(samples["images"], *extra), samples, free_hand(), config)
+            loss = hmr.hand_total_loss(terms, config)
+        else:
+            extra = ((hmr.true_knuckles(batch), batch["hand_valid"]) if stage == "body" else ())
+            terms = hmr.body_losses(model(batch["image"], *extra), batch, whole_body(),
+                                    getattr(model, "expert", model), config)
+            loss = hmr.body_total_loss(terms, config)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    most = 0.85 if stage == "body" else 0.75  # the offset alone moves no shape, face or box
+    assert min(history[-5:]) < most * history[0], history[::10]
