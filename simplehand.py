@@ -46,7 +46,7 @@ from torch import Tensor, nn
 
 # ------------------------------------------------------------------------------------ config
 
-BACKBONES = ("fastvit", "hrnet", "hiera")
+BACKBONES = ("fastvit", "hrnet", "hiera", "unet")
 SAMPLINGS = ("global", "grid", "point", "coarse_mesh")
 MIXERS = ("attention", "identity", "convolution")
 COARSE = 4  # the coarse mesh is every fourth vertex: 195 of them, as many as FastMETRO's has
@@ -65,20 +65,22 @@ class Config:
 
     # Backbone (Sec. 4.1; the numbers are those of FastViT-MA36, FastViT's Table 2)
     embed_dims: tuple[int, ...] = (76, 152, 304, 608)  # channels of stages; HRNet: of branches
-    depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of stages; HRNet: see HRNet.__init__
+    depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of stages; HRNet, UNet: see their __init__
     large_kernel: int = 7  # px, of FastViT's downsampling, position encoding and MLPs
     mlp_ratio: float = 4.0  # hidden width of the MLPs of FastViT and Hiera
     attention: bool = True  # FastViT's last stage: self-attention (MA36), else RepMixer
     feature_width: int = 1216  # channels of the backbone's last map
     layer_scale: float = 1e-5  # initial value in FastViT (timm)
     backbone_drop_path: float = 0.2  # rate at the last block, rising linearly (release)
-    backbone: str = "fastvit"  # "fastvit", "hrnet" (Sec. 4.1) or "hiera" (Sec. 4.5)
+    backbone: str = "fastvit"  # "fastvit", "hrnet" (Sec. 4.1), "hiera" (Sec. 4.5), "unet" (ours)
 
     # Token generator (Fig. 2, Table 5)
     sampling: str = "point"  # where: "global", "grid", "point" or "coarse_mesh" (Fig. 2 A, B, D, F)
     upsample: tuple[int, ...] = (4,)  # deconvolutions of X_b by these factors; 1: none (Fig. 2-C)
     refine: int = 0  # 3 x 3 convolutions after them (Fig. 2-E, "enhanced")
     token_width: int = 256  # channels after the first of either (Sec. 4.1: first dimension)
+    heat_maps: bool = False  # 2D keypoints: means of heat maps over X_b, and tokens told where
+    # they are (ours, for backbones that start from nothing); False: from the global feature
 
     # Mesh regressor
     tokens: tuple[int, ...] = (21, 84, 336)  # tokens entering each decoder layer (Sec. 4.1)
@@ -97,6 +99,7 @@ class Config:
     weight_joints: float = 10.0
     weight_keypoints_2d: float = 1.0
     weight_vertices: float = 10.0
+    weight_heat_maps: float = 0.0  # of their cross-entropy (ours)
 
     # Optimisation. 100 epochs of FreiHAND's 130,240 images are 13.0 M samples; the release counts
     # 200 "epochs" of 256 steps x 256 samples = 13.1 M. Both halve in the same place.
@@ -124,6 +127,7 @@ class Config:
     def __post_init__(self) -> None:
         fastvit, first = self.backbone == "fastvit", self.tokens[0]
         unit = 64 if self.backbone == "hrnet" else self.embed_dims[-1]  # of feature_width
+        exact = self.backbone in ("hiera", "unet")
         for name, valid, rule in (
             ("backbone", self.backbone in BACKBONES, f"one of {', '.join(BACKBONES)}"),
             ("sampling", self.sampling in SAMPLINGS, f"one of {', '.join(SAMPLINGS)}"),
@@ -132,9 +136,8 @@ class Config:
             ("depths", len(self.depths) == len(self.embed_dims) == 4, "four, as of embed_dims"),
             ("embed_dims", not fastvit or not self.attention or self.embed_dims[-1] % 32 == 0,
              "the last a multiple of 32, the width of an attention head"),
-            ("feature_width", self.feature_width == unit if self.backbone == "hiera"
-             else self.feature_width % unit == 0,
-             f"{unit}" if self.backbone == "hiera" else f"a multiple of {unit}"),
+            ("feature_width", self.feature_width == unit if exact
+             else self.feature_width % unit == 0, f"{unit}" if exact else f"a multiple of {unit}"),
             ("large_kernel", self.large_kernel in range(3, 99, 2), "an odd number from 3 on"),
             ("upsample", min(self.upsample, default=0) >= 1, "factors, or 1 for none"),
             ("tokens", math.isqrt(first) ** 2 == first if self.sampling == "grid"
@@ -145,12 +148,16 @@ class Config:
             ("heads", not any(dim % self.heads for dim in self.dims), "a divisor of all dims"),
             ("official", not self.official or self.sampling in ("point", "coarse_mesh"),
              "False: the release knows no other sampling than at points"),
+            ("heat_maps", not self.heat_maps or self.sampling == "point" and not self.official,
+             'False, unless sampling is "point" and official False'),
         ):
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
 
     @property
     def backbone_width(self) -> int:
         """Channels of X_b, the map that the tokens are sampled from."""
+        if self.backbone == "unet":
+            return self.token_width
         hrnet_map = self.backbone == "hrnet" and self.sampling != "global"
         return self.embed_dims[1] if hrnet_map else self.feature_width
 
@@ -202,9 +209,11 @@ PRESETS: dict[str, Config] = {
 # Any hand in any view, for photographs: hours of training, with boxes that cut the hand, coloured
 # light, motion blur and JPEGs. It can start from assets/simplehand_views_cpu.pt, see --checkpoint.
 PRESETS["cpu_views"] = replace(
-    PRESETS["cpu"], depths=(1, 1, 3, 3), views=90.0, in_plane=180.0,
-    augmentation="rendered_photos", train_samples=80_000, batch_size=64, steps=14_000,
-    learning_rate=2e-3, ema_decay=0.995, eval_every=2_000)
+    PRESETS["cpu"], backbone="unet", embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 2),
+    feature_width=128, upsample=(1,), heat_maps=True, dims=(128, 32, 16), blocks=(3, 0, 0),
+    heads=4, regressor_mlp_ratio=2.0, weight_keypoints_2d=5.0,
+    weight_heat_maps=0.5, views=90.0, in_plane=180.0, augmentation="rendered_photos",
+    train_samples=80_000, batch_size=64, steps=7_200, learning_rate=1.5e-3, eval_every=1_800)
 # The default of train.py --ablate: the same as "cpu" with the paper's three blocks and fewer steps.
 PRESETS["ablation"] = replace(
     PRESETS["cpu"], blocks=(1, 1, 1), steps=500, eval_every=500, train_samples=16_000)
@@ -334,13 +343,57 @@ def sample(features: Tensor, points: Tensor, align_corners: bool = False) -> Ten
     return sampled.squeeze(3).transpose(1, 2)
 
 
-def full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Apply the layer outside autocast: in bf16 a coordinate of 0.1 m is only good to 0.4 mm.
+class FullPrecision(nn.Linear):
+    """A linear layer outside autocast: in bf16 a coordinate of 0.1 m is only good to 0.4 mm.
 
     On GPUs, torch.set_float32_matmul_precision("high") still rounds its inputs to TF32.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        return layer(x.to(layer.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+class GlobalKeypoints(FullPrecision):
+    """The 2D keypoint head of Fig. 4: reads the keypoints from the "global feature"."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.feature_width, 2 * config.points)
+        self.output_scale = config.output_scale
+        if not config.official:  # start in the middle of the crop, where sampling has a gradient
+            nn.init.constant_(self.bias, 0.5 / config.output_scale)
+
+    def forward(self, features: Tensor, last: Tensor) -> dict[str, Tensor]:
+        """The last map (B, C, S/32, S/32) -> keypoints_2d and coarse_2d of SimpleHand.forward."""
+        pooled = last.mean((2, 3))  # (B, C)
+        points = self.output_scale * super().forward(pooled).unflatten(1, (-1, 2))  # (B, P, 2)
+        coarse = {"coarse_2d": points[:, 21:]} if points.shape[1] > 21 else {}
+        return {"keypoints_2d": points[:, :21]} | coarse
+
+
+class HeatMapKeypoints(nn.Conv2d):
+    """2D keypoints as the means of heat maps over X_b (ours).
+
+    Sun et al., "Integral Human Pose Regression", ECCV 2018.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.backbone_width, config.points, 1)
+
+    def forward(self, features: Tensor, last: Tensor) -> dict[str, Tensor]:
+        """X_b (B, C, h, w) -> keypoints_2d and heat_maps of SimpleHand.forward."""
+        heat = super().forward(features).float()  # (B, 21, h, w)
+        log_probability = heat.flatten(2).log_softmax(2)  # (B, 21, h w)
+        points = log_probability.exp() @ cell_centres(heat)  # (B, 21, 2)
+        return {"keypoints_2d": points, "heat_maps": log_probability.view_as(heat)}
+
+
+def cell_centres(maps: Tensor) -> Tensor:
+    """Centres (h w, 2) of the cells of maps (..., h, w), row by row: x and y, 0..1."""
+    height, width = maps.shape[-2:]
+    ones = torch.ones_like(maps[0, 0])  # (h, w), of the maps' device when exported, too
+    x, y = (ones.cumsum(1) - 0.5) / width, (ones.cumsum(0) - 0.5) / height
+    return torch.stack((x, y), 2).flatten(0, 1)
 
 
 class MeshHead(nn.Module):
@@ -362,7 +415,7 @@ class MeshHead(nn.Module):
                                     else [0.0] * len(layers))  # Table 8
         self.deconv = deconv
         self.layers = nn.ModuleList(layers)
-        self.pred_final = nn.Linear(widths[-1], 3)
+        self.pred_final = FullPrecision(widths[-1], 3)
         self.output_scale = config.output_scale
 
     def forward(self, features: Tensor, points: Tensor) -> Tensor:
@@ -378,7 +431,7 @@ class MeshHead(nn.Module):
         """Mesh regressor: tokens X_0 (B, 21, C') -> vertices (B, 778, 3)."""
         for layer, embedding in zip(self.layers, self.position_embeddings, strict=True):  # Eq. 1
             x = layer(x + embedding)  # Eq. 3, then 2; (B, 84, 256), (B, 336, 128), (B, 778, 64)
-        return self.output_scale * full_precision(self.pred_final, x)  # (B, 778, 3)
+        return self.output_scale * self.pred_final(x)  # (B, 778, 3)
 
 
 class GridHead(MeshHead):
@@ -400,6 +453,17 @@ class GlobalHead(MeshHead):
 
     def tokens(self, features: Tensor, points: Tensor) -> Tensor:
         return sample(features.mean((2, 3), keepdim=True), points)  # a map of one cell
+
+
+class PlacedHead(MeshHead):
+    """Also tells each token where it was sampled (ours): a fine map of its own does not know."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.place = nn.Linear(2, config.token_width)
+
+    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+        return super().tokens(features, points) + self.place(4.0 * points - 2.0)
 
 
 class ReleasedHead(MeshHead):
@@ -436,16 +500,15 @@ class SimpleHand(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        backbone = {"fastvit": FastViT, "hrnet": HRNet, "hiera": Hiera}[config.backbone]
+        backbone = {"fastvit": FastViT, "hrnet": HRNet, "hiera": Hiera, "unet": UNet}
         head = {"point": MeshHead, "coarse_mesh": MeshHead, "grid": GridHead, "global": GlobalHead}
-        self.backbone = backbone(config)
-        self.keypoints_2d_head = nn.Linear(config.feature_width, 2 * config.points)
-        self.mesh_head = (ReleasedHead if config.official else head[config.sampling])(config)
+        self.backbone = backbone[config.backbone](config)
+        self.keypoints_2d_head = (HeatMapKeypoints if config.heat_maps else GlobalKeypoints)(config)
+        self.mesh_head = (ReleasedHead if config.official else PlacedHead if config.heat_maps
+                          else head[config.sampling])(config)
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet
         if config.official:
             mean, std = torch.full((3,), 0.5), torch.ones(3)
-        else:  # start in the middle of the crop, where sampling has a gradient
-            nn.init.constant_(self.keypoints_2d_head.bias, 0.5 / config.output_scale)
         self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(3, 1, 1), persistent=False)
 
@@ -456,15 +519,14 @@ class SimpleHand(nn.Module):
             0..255, S a multiple of 32.
         Returns vertices (B, 778, 3), metres in the crop's camera axes with joint 9 (base of the
         middle finger) as origin, and keypoints_2d (B, 21, 2), fractions of the crop 0..1;
-        with "coarse_mesh" sampling also coarse_2d (B, 195, 2), those of every fourth vertex.
+        with "coarse_mesh" sampling also coarse_2d (B, 195, 2), those of every fourth vertex; with
+        heat_maps also these (B, 21, h, w), log probabilities of the cells of X_b.
         Raises ValueError for another shape.
         """
         features, last = self.backbone(self.normalise(images))  # X_b and the last map, see there
-        pooled = last.mean((2, 3))  # (B, C), the "global feature" of Fig. 4
-        points = full_precision(self.keypoints_2d_head, pooled).unflatten(1, (-1, 2))
-        points = self.config.output_scale * points  # (B, 21, 2)
-        prediction = {"vertices": self.mesh_head(features, points), "keypoints_2d": points[:, :21]}
-        return prediction | ({"coarse_2d": points[:, 21:]} if points.shape[1] > 21 else {})
+        found = self.keypoints_2d_head(features, last)  # (B, 21, 2) and more
+        points = [found[name] for name in ("keypoints_2d", "coarse_2d") if name in found]
+        return {"vertices": self.mesh_head(features, torch.cat(points, 1))} | found
 
     def normalise(self, images: Tensor) -> Tensor:
         """Scale RGB 0..255 to what the backbone was trained on; the release's BGR if official."""
@@ -547,7 +609,22 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
         true_2d = pixels[..., :2] / pixels[..., 2:].clamp(min=1e-3) / batch["image"].shape[-1]
         inside = ((true_2d >= 0) & (true_2d <= 1)).all(-1)
         terms["coarse_2d"] = l1(prediction["coarse_2d"], true_2d, inside * mesh_valid)
+    if "heat_maps" in prediction:
+        terms["heat_maps"] = heat_map_loss(prediction["heat_maps"], true_2d,
+                                           batch["keypoints_valid"])
     return terms
+
+
+def heat_map_loss(heat_maps: Tensor, keypoints_2d: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of log probabilities (B, 21, h, w) and keypoints (B, 21, 2), 0..1 (ours).
+
+    A true keypoint is shared by the four cells around it, as in bilinear interpolation.
+    """
+    centres = cell_centres(heat_maps)  # (h w, 2)
+    count = torch.tensor(heat_maps.shape[:1:-1], device=centres.device)  # w, h
+    at = keypoints_2d.clamp(centres[0], centres[-1])[:, :, None]
+    share = (1 - count * (at - centres).abs()).clamp(min=0).prod(-1)  # (B, 21, h w)
+    return -((share * heat_maps.flatten(2)).sum(2) * valid).mean()
 
 
 def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
@@ -555,7 +632,8 @@ def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
     total = (config.weight_joints * terms["joints"]
              + config.weight_keypoints_2d * terms["keypoints_2d"]
              + config.weight_vertices * terms["vertices"])
-    return total + config.weight_keypoints_2d * terms.get("coarse_2d", 0.0)
+    return (total + config.weight_keypoints_2d * terms.get("coarse_2d", 0.0)
+            + config.weight_heat_maps * terms.get("heat_maps", 0.0))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -753,6 +831,10 @@ APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which 
     (r"^network\.6\.reparam_conv\.", "stages.3.pos_emb.reparam_conv."),
     (r"\.lkb_reparam\.", ".reparam_conv."),
 )
+SMALL_ENCODER_NAMES = (  # of the encoder in HMR-Adapter's small hand expert -> UNet's
+    (r"^.*\.encoder\.", ""), (r"(?<!s\.\d)\.norm([12])\.", r".bn\1."),
+    (r"\.attn\.qkv\.", ".token_mixer.in_proj_"), (r"\.attn\.proj\.", ".token_mixer.out_proj."),
+)
 CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
     r"^(backbone\.)?(head\.fc|classifier|head\.norm|head\.projection|norm)\.(weight|bias)$")
 
@@ -874,14 +956,21 @@ def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) ->
                            state, ignored=CLASSIFIERS, strict=strict)
 
 
-def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Mapping, *,
+def load_backbone(backbone: FastViT | HRNet | Hiera | UNet, source: str | PathLike | Mapping, *,
                   strict: bool = True) -> None:
     """Load a backbone's ImageNet weights, by timm's names or its authors'.
 
-    FastViT's may be of training or inference; for the latter the backbone is reparameterised.
+    FastViT's may be of training or inference; for the latter the backbone is reparameterised. UNet
+    takes the encoder of assets/hmr_adapter_hand_cpu.pt, but for its position embedding.
     Raises like load_checkpoint.
     """
     state, _ = read_checkpoint(source)
+    if isinstance(backbone, UNet):
+        for pattern, replacement in SMALL_ENCODER_NAMES:
+            state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+        own = backbone.state_dict()
+        state = {name: value for name, value in state.items() if name in own}
+        state["pos_embed"] = own["pos_embed"]  # of other cells
     if isinstance(backbone, FastViT):
         for pattern, replacement in APPLE_NAMES:
             state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
@@ -1407,6 +1496,48 @@ class Hiera(nn.Module):
 
     def fuse(self) -> None:
         """Do nothing: layer norms depend on the input."""
+
+
+# ---------------------------------------------------------------------------- backbone: U-net
+
+
+class UNet(nn.Module):
+    """Images (B, 3, S, S) -> X_b, (B, token_width, S/4, S/4), and the last map, at S/16 (ours).
+
+    It learns where things are in minutes, without pretraining: convolutions down to S/16, attention
+    over these cells, and back up to S/4 with shortcuts.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        w2, w4, w8, w16 = config.embed_dims  # channels at S/2, S/4, S/8, S/16
+        n4, n8, n16, attention = config.depths  # residual blocks at S/4 to S/16; of attention
+
+        def residual(width: int, count: int) -> list[nn.Module]:
+            return [BasicBlock(width) for _ in range(count)]
+
+        self.stem = nn.Sequential(conv_norm(3, w2, 3, 2), conv_norm(w2, w4, 3, 2),
+                                  *residual(w4, n4))
+        self.down8 = nn.Sequential(conv_norm(w4, w8, 3, 2), *residual(w8, n8))
+        self.down16 = nn.Sequential(conv_norm(w8, w16, 3, 2), *residual(w16, n16))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn((config.image_size // 16) ** 2, w16))
+        self.blocks = nn.Sequential(*[MetaFormerBlock(w16, config) for _ in range(attention)])
+        self.norm = nn.LayerNorm(w16)
+        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), BasicBlock(w8)
+        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, config.token_width, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x4 = self.stem(x)  # (B, 32, S/4, S/4)
+        x8 = self.down8(x4)  # (B, 64, S/8, S/8)
+        x16 = self.down16(x8)  # (B, 128, S/16, S/16)
+        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, N, 128)
+        x16 = cells.mT.unflatten(2, x16.shape[2:])
+        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
+        return self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4), x16
+
+    def fuse(self) -> None:
+        """Fold the norms into their convolutions, in place."""
+        fold_norms(self)
 
 
 # -------------------------------------------------------------------------- parameters, command

@@ -19,6 +19,7 @@ from torch import nn
 
 import bodymodels
 import data
+import hmr_adapter
 import simplehand
 from commands import simplehand as simplehand_command
 from sets import crops, finders
@@ -174,7 +175,9 @@ def test_fused_model_computes_the_same(attention, official):
 
 HRNET = {"backbone": "hrnet", "embed_dims": (8, 16, 32, 64), "upsample": (1,)}
 HIERA = {"backbone": "hiera", "embed_dims": (8, 16, 32, 64), "depths": (1, 2, 2, 1)}
-VARIANTS = [HRNET, HIERA, {"sampling": "global"}, {"sampling": "global", **HRNET}, {"refine": 1},
+UNET = {"backbone": "unet", "feature_width": 32, "upsample": (1,)}
+VARIANTS = [HRNET, HIERA, UNET, UNET | {"heat_maps": True}, {"heat_maps": True},
+            {"sampling": "global"}, {"sampling": "global", **HRNET}, {"refine": 1},
             {"sampling": "grid", "tokens": (4, 84, 336), "upsample": (1,)}, {"upsample": (2, 2)},
             {"sampling": "coarse_mesh", "tokens": (216, 84, 336)}, {"mixer": "identity"},
             {"mixer": "convolution", "position_embedding": False}]
@@ -209,6 +212,22 @@ def test_patch_deconvolution_is_torchs_deconvolution(bias):
                                 torch.autograd.grad(expected, list(ours.parameters()), upstream),
                                 strict=True):
         assert torch.allclose(value, reference)
+
+
+def test_unet_starts_from_hmr_adapters_hand_expert():
+    """A U-net that took its weights computes what the expert's encoder does, but for positions."""
+    file = bodymodels.ASSETS / "hmr_adapter_hand_cpu.pt"
+    unet = SimpleHand(PRESETS["cpu_views"]).backbone.eval()
+    simplehand.load_backbone(unet, file)
+    theirs = hmr_adapter.load_hand_expert(file).backbone.encoder
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x8 = theirs.down8(theirs.stem(x))
+        assert torch.allclose(unet.down8(unet.stem(x)), x8, atol=1e-5)
+        cells = theirs.down16(x8).flatten(2).mT
+        assert torch.allclose(unet.norm(unet.blocks(cells)), theirs.norm(theirs.blocks(cells)),
+                              atol=1e-4)
+        assert torch.allclose(unet.join8(x8), theirs.join8(x8), atol=1e-5)
 
 
 def test_full_backbone_collapses_to_the_same_function():
@@ -642,6 +661,35 @@ def test_mesh_loss_moves_the_keypoints_but_clamped_ones():
     model.zero_grad()
     model(images(2, 128))["vertices"].square().sum().backward()
     assert model.keypoints_2d_head.weight.grad.abs().max() > 0
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.sampled_from([(4, 4), (3, 5)]))
+def test_heat_maps_of_the_truth_give_it_back(x, y, cells):
+    """The mean of the map with the least loss is the keypoint, or the nearest centre of a cell."""
+    logits = torch.zeros(1, 1, *cells, dtype=torch.float64, requires_grad=True)
+    true = torch.tensor([[[x, y]]], dtype=torch.float64)
+    loss = simplehand.heat_map_loss(torch.log_softmax(logits.flatten(2), 2).view_as(logits), true,
+                                    torch.ones(1, 1))
+    gradient, = torch.autograd.grad(loss, logits)  # of cross-entropy: probability - truth
+    share = (1 / logits.numel() - gradient).flatten(2)
+    found = share @ simplehand.cell_centres(logits)
+    border = 0.5 / torch.tensor(cells[::-1])
+    assert torch.allclose(found, torch.minimum(torch.maximum(true, border), 1 - border), atol=1e-9)
+
+
+def test_convention_heat_maps_span_the_image():
+    """A map that is sure of one cell finds its centre: x to the right, y down, 0..1."""
+    head = simplehand.HeatMapKeypoints(replace(TINY, **UNET, heat_maps=True))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    features = torch.zeros(1, 16, 4, 8)
+    middle = head(features, features)
+    assert torch.allclose(middle["keypoints_2d"], torch.full((1, 21, 2), 0.5))
+    with torch.no_grad():
+        head.weight[:, 0] = 1.0
+    features[0, 0, 3, 1] = 1e3
+    assert torch.allclose(head(features, features)["keypoints_2d"][0, 20],
+                          torch.tensor([1.5 / 8, 3.5 / 4]))
 
 
 def test_new_models_sample_inside_the_crop():
