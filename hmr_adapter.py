@@ -353,24 +353,24 @@ def cpu_preset() -> Config:
     encoder = dict(backbone="pose", image_size=128, patch_size=4, vit_dim=128)
     decoder = dict(decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_head_dim=32,
                    decoder_ffn=256)
-    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=12_000,
+    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=8_000,
                body_size=128, test_body_size=512, hand_size=128, views=30.0, lean=45.0, wide=0.5,
-               augmentation="rendered_people", eval_every=1_000, weight_heat=1.0, weight_lift=5.0)
+               augmentation="rendered_people", eval_every=600, weight_heat=1.0, weight_lift=5.0)
     expert = run | dict(weight_decay=1e-3, channels_last=True, gradient_clip=5.0)
     adapter = run | dict(joint_embedding="learned", learning_rate=1e-3)
     of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
-    hand = HandExpertConfig(**encoder, **decoder, **expert, **of_hands, steps=1_600,
+    hand = HandExpertConfig(**encoder, **decoder, **expert, **of_hands, steps=1_200,
                             learning_rate=1.5e-3, weight_betas_prior=0.05)
     body = BodyExpertConfig(
-        **encoder, **expert, steps=900, learning_rate=1e-3, weight_keypoints_3d=30.0,
+        **encoder, **expert, steps=700, learning_rate=1e-3, weight_keypoints_3d=30.0,
         weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8, hand_cells=8,
         joint_dim=32)
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
     return Config(
-        HandConfig(expert=hand, **adapter, **of_hands, steps=900, arm_source="found",
+        HandConfig(expert=hand, **adapter, **of_hands, steps=500, arm_source="found",
                    arm_drop=0.1),
-        BodyConfig(expert=body, **decoder, **adapter, steps=700, knuckle_source="found",
+        BodyConfig(expert=body, **decoder, **adapter, steps=300, knuckle_source="found",
                    offset_hidden=128, weight_keypoints_3d=30.0),
         least_share=0.45)
 
