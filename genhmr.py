@@ -398,15 +398,15 @@ def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
     return matrix[..., :2].mT.flatten(-2)
 
 
-def camera_translation(camera: Tensor, focal: float, size: float = 1.0) -> Tensor:
+def camera_translation(camera: Tensor, focal: float) -> Tensor:
     """Convert a camera [s, tx, ty] (B, 3) to a translation T (B, 3) in metres (HMR2.0).
 
-    focal, size: focal length and side of the crop in one unit: 5000 and 256 pixels, or
-    config.focal and 1. The paper calls this a "weak perspective camera", but s only sets the depth
-    of a perspective one. A metre at that depth covers s / 2 of the crop; s = 0.9 is 43.4 m away.
+    focal: in sides of the crop, config.focal. The paper calls this a "weak perspective camera", but
+    s only sets the depth of a perspective one. A metre at that depth covers s / 2 of the crop;
+    s = 0.9 is 43.4 m away.
     """
     s, x, y = camera.unbind(-1)
-    return torch.stack((x, y, 2.0 * focal / (size * s + 1e-9)), -1)
+    return torch.stack((x, y, 2.0 * focal / (s + 1e-9)), -1)
 
 
 def project_to_crop(points: Tensor, camera: Tensor, focal: float) -> Tensor:
@@ -1422,7 +1422,7 @@ def random_mask(tokens: Tensor, mask_token: int, tau_max: float = 1.0,
     batch, length = tokens.shape
     tau = tau_max * torch.rand(batch, 1, dtype=torch.float64, generator=generator,
                                device=tokens.device)
-    count = (torch.cos(0.5 * math.pi * tau) * length).ceil().clamp_min(1)
+    count = (torch.cos(0.5 * math.pi * tau) * length).ceil()  # at least 1: tau is below 1
     order = torch.rand(batch, length, generator=generator, device=tokens.device).argsort(1)
     mask = order.argsort(1) < count
     return tokens.masked_fill(mask, mask_token), mask

@@ -1,6 +1,6 @@
 """GenHMR's pose encoder, and the other additions for small machines."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -86,13 +86,6 @@ def test_pose_encoders_come_back_from_their_files(tmp_path):
                      "config": asdict(TINY_TOKENIZER)}, encoder.state_dict()):
         with pytest.raises(ValueError, match="no pose encoder in this checkpoint"):
             genhmr.load_encoder(content)
-
-
-@pytest.mark.parametrize("bad", [{"image_size": 100}, {"widths": (4, 8)}, {"heads": 3}])
-def test_bad_encoder_configs_are_refused(bad):
-    """A value that cannot work is a ValueError."""
-    with pytest.raises(ValueError, match="expected"):
-        replace(TINY_ENCODER, **bad)
 
 
 def test_the_pose_encoder_stays_as_it_is(body):
@@ -238,12 +231,3 @@ def test_pose_backbones_come_whole(tmp_path, capsys):
                        genhmr.sample(model, images(2)).tokens)
     with pytest.raises(ValueError, match="no pose encoder"):
         genhmr.load_backbone(model, {"state_dict": {"pos_embed": torch.zeros(1)}})
-
-
-@pytest.mark.parametrize("bad", [
-    {"backbone": "cnn"}, {"backbone": "pose", "image_size": 128}, {"token_maps": "own"},
-    {"own_guesses": 1.5}, {"backbone": "pose", "patch_size": 8}])
-def test_bad_choices_of_stage_2_are_refused(bad):
-    """A value that cannot work is a ValueError that names its field."""
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        replace(POSE, **bad)

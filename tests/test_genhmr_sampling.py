@@ -136,48 +136,37 @@ MODELS = {length: lively_model(replace(TINY, tokenizer=replace(TINY_TOKENIZER, n
     OPTIONS))
 def test_sampling_invariants(length, seed, options):
     """Counts as scheduled; the most confident tokens stay to the end, which has no masks."""
-    model, steps, rows = MODELS[length], [], images(2, seed=seed)
-    features, predict = model.encode(rows), model.predict_logits
-
-    def observe(features, tokens):
-        steps.append((tokens.clone(), predict(features, tokens).float().softmax(-1)))
-        return predict(features, tokens)
-
-    model.predict_logits = observe
-    try:
-        found = genhmr.sample_from(model, features, **options,
-                                   generator=torch.Generator().manual_seed(seed))
-    finally:
-        del model.predict_logits
+    model = MODELS[length]
+    features = model.encode(images(2, seed=seed))
+    found = genhmr.sample_from(model, features, **options,
+                               generator=torch.Generator().manual_seed(seed))
     iterations = options["iterations"]
     counts = mask_counts(length, iterations, options["schedule"])
     masks, confidences = found.masks, found.confidences
     assert masks.shape == (iterations + 1, 2, length)
-    assert confidences.shape == (iterations, 2, length) and len(steps) == iterations
+    assert confidences.shape == found.guesses.shape == (iterations, 2, length)
     assert (masks.sum(2) == torch.tensor(counts)[:, None]).all()
     assert masks[0].all() and not masks[-1].any()
     assert found.tokens.min() >= 0 and found.tokens.max() < 32
     assert torch.equal(found.rotations, model.tokenizer.decode(found.tokens))
-    inputs = torch.stack([tokens for tokens, _ in steps])
-    assert torch.equal(inputs == 32, masks[:-1])  # what is masked is what the decoder sees
+    inputs = torch.full((2, length), 32)
     for t in range(iterations):
-        before, after, score = masks[t], masks[t + 1], confidences[t]
-        chosen = (inputs[t + 1] if t + 1 < iterations else found.tokens)
-        assert torch.equal(found.guesses[t].masked_fill(after, 32).eq(32), after)
-        assert torch.equal(found.guesses[t][~after], chosen[~after])  # all tokens, then the kept
-        new = before & ~after  # guessed now, and kept
-        probability = steps[t][1].gather(2, chosen.clamp(max=31)[..., None])[..., 0]
-        assert torch.equal(score[new], probability[new])  # its plain probability
-        top = steps[t][1].topk(options["top_k"], -1).indices
-        assert (top == chosen[..., None]).any(-1)[new].all()
+        before, after, score, chosen = masks[t], masks[t + 1], confidences[t], found.guesses[t]
+        probability = model.predict_logits(features, inputs).float().softmax(-1)
+        likely = probability.gather(2, chosen[..., None])[..., 0]
+        assert torch.equal(score[before], likely[before])  # its plain probability
+        top = probability.topk(options["top_k"], -1).indices
+        assert (top == chosen[..., None]).any(-1)[before].all()
+        assert torch.equal(chosen[~before], inputs[~before])  # what was kept
         if options["remask"] == "never":
             assert not (after & ~before).any()
-            kept = ~before
-            assert torch.equal(inputs[t][kept], found.tokens[kept])
+            assert torch.equal(inputs[~before], found.tokens[~before])
         for row in range(2):
             pool = before[row] if options["remask"] == "never" else torch.ones_like(before[row])
             dropped, stay = score[row][after[row] & pool], score[row][~after[row] & pool]
             assert not len(dropped) or not len(stay) or dropped.max() <= stay.min()
+        inputs = chosen.masked_fill(after, 32)
+    assert torch.equal(inputs, found.tokens)
 
 
 def test_one_iteration_is_the_argmax(lively):

@@ -632,9 +632,9 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 # ------------------------------------------------------------------------------- rendering
 
 
-def exact_fragments(corners: np.ndarray, column: int, row: int) -> Fraction | None:
+def exact_fragments(corners: list[list[Fraction]], column: int, row: int) -> Fraction | None:
     """Depth of one triangle (3, 3) at a pixel's centre, edges included, in exact arithmetic."""
-    (x0, y0, z0), (x1, y1, z1), (x2, y2, z2) = ([Fraction(float(c)) for c in p] for p in corners)
+    (x0, y0, z0), (x1, y1, z1), (x2, y2, z2) = corners
     x, y = Fraction(2 * column + 1, 2), Fraction(2 * row + 1, 2)
     area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
     if area == 0 or min(z0, z1, z2) <= 0:
@@ -650,9 +650,11 @@ def exact_fragments(corners: np.ndarray, column: int, row: int) -> Fraction | No
 def assert_exact(vertices: np.ndarray, faces: np.ndarray, size: tuple[int, int]) -> None:
     """The picture equals the slow loop's: covered pixels, depth, and a nearest face."""
     face_ids, barycentric, depth = bm.rasterize(vertices, faces, size)
+    exact = [[Fraction(float(c)) for c in vertex] for vertex in vertices]
     for row in range(size[0]):
         for column in range(size[1]):
-            depths = [exact_fragments(vertices[face], column, row) for face in faces]
+            depths = [exact_fragments([exact[corner] for corner in face], column, row)
+                      for face in faces]
             hits = {face: float(d) for face, d in enumerate(depths) if d is not None}
             face = face_ids[row, column]
             if not hits:

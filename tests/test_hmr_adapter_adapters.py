@@ -178,8 +178,7 @@ def test_half_precision_keeps_losses_and_gradients_finite(part, dtype):
 
 
 def test_queries_and_keys_of_a_single_token_get_no_gradient():
-    """A softmax over one token is 1, so two thirds of SA' have no gradient: 6 x 2 x 1024 x 512
-    weights in the paper's size."""
+    """A softmax over one token is 1, so two thirds of SA' have no gradient."""
     for model in (hand_adapter().train(), body_adapter().train()):
         outputs(model).backward()
         for layer in (model.layers if isinstance(model, HandAdapter) else model.decoder.layers):
@@ -187,8 +186,6 @@ def test_queries_and_keys_of_a_single_token_get_no_gradient():
             q, k, v = attend.to_qkv.weight.grad.chunk(3)
             assert max(q.abs().max(), k.abs().max()) < 1e-5 * v.abs().max()
             assert v.abs().max() > 0
-    inert = 6 * 2 * 512 * 1024
-    assert inert == 6_291_456
 
 
 def test_order_of_joints_matters_with_an_embedding_alone():
@@ -233,12 +230,9 @@ def test_noise_on_arms_is_for_training():
     """arm_noise rotates the arms in training mode only, by angles of its size."""
     model, pictures, arms = hand_adapter(arm_noise=0.3), images(), rotations(2, 8)
     assert same(model(pictures, arms), model(pictures, arms))
-    heard = []
-    model.arm.register_forward_hook(lambda module, given, _: heard.append(given[0]))
-    model.train()
-    for _ in range(100):
-        model(pictures, arms)
-    error = bodymodels.matrix_to_axis_angle(arms.mT @ torch.stack(heard))
+    arms = arms.repeat(100, 1, 1, 1)
+    noisy, _ = model.train().prepare_arm(arms, None, 200)
+    error = bodymodels.matrix_to_axis_angle(arms.mT @ noisy)
     assert error.std().item() == pytest.approx(0.3, rel=0.1)
 
 
