@@ -316,40 +316,6 @@ def test_mirrored_projection_is_the_flipped_image(seed):
     assert torch.allclose(bm.project(bm.mirror_points(points), K), flipped)
 
 
-def random_pose(model: bm.BodyModel, seed: int, size: float = 0.4):
-    betas = random(seed, 2, model.num_betas)
-    return betas, size * random(seed + 1, 2, len(model.parents), 3)
-
-
-def test_left_hand_is_the_mirrored_right_hand():
-    """The left model in the mirrored pose is the mirror of the right model, vertex by vertex."""
-    right = bm.load_model("hand_right", dtype=torch.float64)
-    left = bm.load_model("hand_left", dtype=torch.float64)
-    for seed in range(5):
-        betas, pose = random_pose(right, seed)
-        expected, result = right(betas, pose), left(betas, bm.mirror_pose(pose))
-        assert torch.allclose(result.vertices, bm.mirror_points(expected.vertices), atol=1e-5)
-        assert torch.allclose(result.joints, bm.mirror_points(expected.joints), atol=1e-5)
-        matrices = bm.mirror_pose(bm.axis_angle_to_matrix(pose))
-        assert torch.allclose(left(betas, matrices).vertices, result.vertices, atol=1e-9)
-
-
-@pytest.mark.parametrize("source, names", [("body", "smpl24"), ("wholebody", "smplx55")])
-def test_mirrored_body_changes_sides(source, names):
-    """A body in the mirrored pose is the mirrored body: left joints are where right ones were."""
-    model, names = bm.load_model(source, dtype=torch.float64), bm.JOINT_SETS[names]
-    swap = bm.mirror_indices(names)
-    for seed in range(3):
-        _, pose = random_pose(model, seed, 0.2)
-        betas = torch.zeros(2, model.num_betas, dtype=torch.float64)
-        root = model(betas, torch.zeros_like(pose)).joints[:, :1] * torch.tensor([1.0, 0, 0])
-        joints = model(betas, pose).joints - root
-        mirrored = model(betas, bm.mirror_pose(pose, names)).joints - root
-        assert torch.allclose(mirrored[:, swap], bm.mirror_points(joints), atol=2e-3)
-        wrong = model(betas, bm.mirror_pose(pose)).joints - root
-        assert (wrong[:, swap] - bm.mirror_points(joints)).abs().max() > 0.05
-
-
 def test_mirror_pose_checks_the_names():
     """A pose with another number of joints than names is refused."""
     with pytest.raises(ValueError, match="24 joint names"):

@@ -234,11 +234,6 @@ def test_golden_faces_are_relative_to_the_neck_and_other_joints_may_be_scored(mo
     assert metrics.evaluate("ehf", prediction, target, *files)["PVE"] == pytest.approx(30, rel=1e-2)
 
 
-def test_every_evaluation_of_the_papers_has_a_protocol():
-    assert {"h36m_p2_lsp14", "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "freihand",
-            "dexycb_s0", "arctic_p1val", "ehf", "amass_test", "moyo_val"} <= set(metrics.PROTOCOLS)
-
-
 def test_dexycb_result_files(tmp_path):
     """The toolkit's lines: the sample's number and 63 millimetres."""
     joints = RNG.normal(0, 0.2, (2, 21, 3))
