@@ -77,7 +77,7 @@ class TokenizerConfig:
     code_dim: int = 256  # C (paper, Table 5: 128, 256)
     width: int = 512  # channels of the convolutions (TokenHMR)
     depth: int = 2  # residual blocks in the encoder and in the decoder (TokenHMR)
-    dilation_growth: int = 3  # dilation of one block, per that of the next (TokenHMR)
+    dilation_growth: int = 3  # dilation of a block, divided by the next one's (TokenHMR)
     network: str = "convolutions"  # along the list of joints (paper), or "joints": see JointNet
 
     # Ours: additions with which few codes suffice and a wrong token costs little, off in the paper
@@ -158,7 +158,7 @@ class EncoderConfig:
     weight_pose: float = 2.0  # of rotation matrices, L1
     weight_posed: float = 8.0  # of the keypoints of the posed body, L1 per metre
     weight_betas: float = 0.03  # squared error
-    unpictured: int = 2  # posed bodies without a picture, per picture, from which the lift learns
+    unpictured: int = 2  # posed bodies without a picture that train the lift, per picture
     weight_unpictured: float = 0.7  # of all terms of these
 
     # Optimisation: AdamW
@@ -233,9 +233,9 @@ class Config:
 
     # Ours: additions with which a small model learns in minutes, off in the paper's presets
     pretrain_steps: int = 0  # first steps, on posed bodies without pictures
-    own_guesses: float = 0.0  # this fraction of the samples sees its own surest guesses alone
+    own_guesses: float = 0.0  # fraction of the samples whose input is the model's surest guesses
     token_maps: str = "shared"  # one embedding and head for all places (paper), or "per_place"
-    distance_bias: bool = False  # self-attention begins near by on the skeleton, BiasedAttention
+    distance_bias: bool = False  # self-attention first prefers near joints, see BiasedAttention
     unit_scales: bool = False  # codes, [MASK] and positions have the same order of magnitude
 
     # Loss. L_mask is a mean over tokens and samples. The other terms are 48 times a mean over
@@ -727,7 +727,7 @@ def register_statistics(module: nn.Module) -> None:
 
 
 def normalised_crop(module: nn.Module, images: Tensor, size: int) -> Tensor:
-    """RGB 0..255 (B, 3, S, S) -> ImageNet statistics, the middle (B, 3, S, 3/4 S)."""
+    """Normalise RGB crops (B, 3, S, S), 0..255, and keep their middle (B, 3, S, 3/4 S)."""
     shape = tuple(images.shape)
     require(len(shape) == 4 and shape[1:] == (3, size, size),
             f"images of shape {shape}: expected (B, 3, {size}, {size})")
@@ -836,7 +836,7 @@ def pyramid_level(width: int, scale: int, width_out: int) -> nn.Sequential:
 
 
 class Regressed(NamedTuple):
-    """Shape and camera, regressed from the encoder's tokens at once."""
+    """Shape, camera and start of the pose tokens, regressed from the image encoder's output."""
 
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
@@ -862,7 +862,7 @@ class Regressor(nn.Module):
             return Regressed(betas, camera, start=x.new_zeros(len(x), 1, self.width))
 
 
-# ------------------------------------------------------ a small encoder that knows poses
+# ------------------------------------------------------------- a small image encoder (ours)
 
 
 def conv_norm(width_in: int, width: int, stride: int = 1) -> nn.Sequential:
@@ -893,7 +893,7 @@ def cell_centres(config: EncoderConfig) -> Tensor:
 
 
 class Lifted(NamedTuple):
-    """What 2D keypoints tell of a body."""
+    """A body as Lift predicts it from 2D keypoints."""
 
     joints: Tensor  # (B, 45, 3) metres from the pelvis, camera axes
     pose: Tensor  # (B, 24, 6) rotations
@@ -901,9 +901,9 @@ class Lifted(NamedTuple):
 
 
 class Lift(nn.Module):
-    """2D keypoints, and features of the picture where they are, -> a pose and a shape (ours).
+    """Predict a pose and a shape from 2D keypoints and the image features at them (ours).
 
-    It works without features, so that it can learn from posed bodies of which there is no picture.
+    It works without features, so that it can also learn from posed bodies without pictures.
     """
 
     def __init__(self, width: int, features: int) -> None:
@@ -920,7 +920,7 @@ class Lift(nn.Module):
             self.out.bias[3 * KEYPOINTS:-10].copy_(torch.tensor([1.0, 0, 0, 0, 1, 0] * JOINTS))
 
     def forward(self, at: Tensor, share: Tensor, features: Tensor | None = None) -> Lifted:
-        """at: (B, 45, 2), -0.5..0.5. share: (B, 45), how sure. features: (B, F), if any."""
+        """at: (B, 45, 2), -0.5..0.5. share: (B, 45), confidence. features: (B, F), if any."""
         weight = share[..., None] / share.sum(1)[:, None, None]
         centre = (weight * at).sum(1, keepdim=True)  # (B, 1, 2)
         size = (weight * (at - centre).square()).sum((1, 2), keepdim=True).sqrt().clamp_min(0.02)
@@ -976,7 +976,7 @@ class PoseEncoder(nn.Module):
         register_statistics(self)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Crops (B, 3, S, 3/4 S), as `forward` takes them, of pictures (B, 3, S, S), RGB 0..255."""
+        """Convert pictures (B, 3, S, S), RGB 0..255, to the crops (B, 3, S, 3/4 S) of `forward`."""
         return normalised_crop(self, images, self.config.image_size)
 
     def forward(self, crops: Tensor) -> Seen:
@@ -1002,7 +1002,7 @@ class PoseEncoder(nn.Module):
         return Seen(heat, at, share, found, whole, lifted, {4: x4, 8: x8, 16: x16})
 
     def imagine(self, at: Tensor, share: Tensor) -> Seen:
-        """What it would say of keypoints (B, 45, 2) and (B, 45) that no picture shows."""
+        """Return the output for keypoints without a picture: places (B, 45, 2), shares (B, 45)."""
         size, batch = self.config.image_size, len(at)
         maps = {stride: at.new_zeros(batch, width, size // stride, 3 * size // (4 * stride))
                 for stride, width in self.channels.items()}
@@ -1145,7 +1145,7 @@ class Features(NamedTuple):
     camera: Tensor
     start: Tensor
     places: Tensor | None = None  # (B, L, 2) where the tokens' joints are in the maps, 0..1
-    own: Tensor | None = None  # (B, 45, 3) the encoder's 2D keypoints, -0.5..0.5, and how sure
+    own: Tensor | None = None  # (B, 45, 3) the encoder's 2D keypoints, -0.5..0.5, confidence
 
 
 class PlaceLinear(nn.Module):
@@ -1195,10 +1195,10 @@ class BiasedAttention(SelfAttention):
 
 
 class PoseStart(nn.Module):
-    """Start the pose tokens from what a PoseEncoder says of their joints (ours).
+    """Convert a PoseEncoder's output to shape, camera and start of the pose tokens (ours).
 
-    Shape comes from the encoder; the camera is the one that projects its 3D keypoints onto its 2D
-    ones.
+    The shape is the encoder's. The camera is the one that projects its 3D keypoints onto its 2D
+    keypoints. Each token starts from what the encoder found at its joint.
     """
 
     def __init__(self, config: Config) -> None:
@@ -1228,11 +1228,11 @@ class PoseStart(nn.Module):
         self.pelvis.weight.copy_((pelvis[1:] - pelvis[0]).T)
 
     def sure(self, seen: Seen) -> Tensor:
-        """How sure the encoder is of each 2D keypoint (B, 45); 0 at the border."""
+        """Return the confidence of each 2D keypoint (B, 45): its share, 0 at the border."""
         return seen.share * (seen.at.abs() < self.border).all(-1)
 
     def camera(self, seen: Seen) -> Tensor:
-        """Camera (B, 3) of the lifted keypoints, by least squares."""
+        """Fit the camera (B, 3) of the lifted keypoints by least squares."""
         points = seen.lifted.joints + self.pelvis(seen.lifted.betas)[:, None]
         usual = seen.at.new_tensor([[0.9, 0.0, 0.0]]).expand(len(points), 3)
         return fit_camera(usual, seen.at, self.sure(seen), points, self.focal)
@@ -1241,9 +1241,9 @@ class PoseStart(nn.Module):
         """z: (B, L, C), the lifted pose's embeddings in the tokenizer."""
         with torch.autocast(z.device.type, enabled=False):
             (joints, pose, betas), at, share = seen.lifted, 4 * seen.at, seen.share[..., None]
-            said = torch.cat((at, share, 2 * joints), 2)  # (B, 45, 6)
-            joint = self.joint(torch.cat((said[:, :JOINTS], pose), 2))  # (B, 24, L / 24 * D)
-            body = self.lifted(torch.cat((said.flatten(1), pose.flatten(1)), 1))
+            keypoints = torch.cat((at, share, 2 * joints), 2)  # (B, 45, 6)
+            joint = self.joint(torch.cat((keypoints[:, :JOINTS], pose), 2))  # (B, 24, L / 24 * D)
+            body = self.lifted(torch.cat((keypoints.flatten(1), pose.flatten(1)), 1))
             body = body + self.seen(torch.cat((seen.found.flatten(1), seen.whole), 1))
             body = body.unflatten(1, (JOINTS, -1)) + self.found(seen.found[:, :JOINTS])
             start = self.z(z) + joint.unflatten(2, (-1, self.width)).flatten(1, 2)
@@ -1251,7 +1251,7 @@ class PoseStart(nn.Module):
             return Regressed(betas, self.camera(seen), start)
 
     def places(self, seen: Seen) -> Tensor:
-        """Where the joint of each token is, (B, L, 2) in 0..1 over the part that is seen."""
+        """Locate the joint of each token: (B, L, 2), 0..1 over the part that the encoder sees."""
         at = seen.at[:, :JOINTS] / seen.at.new_tensor([0.75, 1.0]) + 0.5
         return at.repeat_interleave(self.tokens, 1)
 
@@ -1333,7 +1333,7 @@ class GenHMR(nn.Module):
             nn.init.uniform_(self.transformer.reference, 0.1, 0.9).logit_()
 
     def train(self, mode: bool = True) -> GenHMR:
-        """As every module's, but what is frozen stays in evaluation mode."""
+        """Set the mode of all parts but the frozen ones, which stay in evaluation mode."""
         super().train(mode)
         self.tokenizer.eval()
         if self.config.backbone == "pose":
@@ -1350,9 +1350,9 @@ class GenHMR(nn.Module):
         """Predict shape, camera, and all tokens of the pose from some of them.
 
         images: (B, 3, S, S) RGB, uint8 or floats in 0..255; for a PoseEncoder also (B, 45, 3),
-        keypoints without a picture: x, y in -0.5..0.5 and how sure. tokens: (B, L) int64,
-        `mask_token` where masked. own: (B,) bool, samples that see their own guesses alone, see
-        Config.own_guesses.
+        keypoints without a picture: x, y in -0.5..0.5 and confidence. tokens: (B, L) int64,
+        `mask_token` where masked. own: (B,) bool, samples whose tokens are replaced by the model's
+        own guesses, see `surest`.
         Returns logits (B, L, V), tokens (B, L) as the transformer saw them, betas (B, 10) and
         camera (B, 3) = s, tx, ty. Raises ValueError for other shapes.
         """
@@ -1375,7 +1375,7 @@ class GenHMR(nn.Module):
         return Features(values, self.map_sizes, *self.regressor(x))
 
     def pose_features(self, seen: Seen) -> Features:
-        """Compute them from what a PoseEncoder sees; its maps have strides 16, 8 and 4."""
+        """Compute Features from a PoseEncoder's output; its maps have strides 16, 8 and 4."""
         maps = [level(seen.maps[16 // min(scale, 4)])
                 for level, scale in zip(self.pyramid, self.config.scales, strict=True)]
         values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, N, C)
@@ -1404,7 +1404,7 @@ class GenHMR(nn.Module):
         return self.transformer(tokens, self.tokenizer.codebook, features)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """The middle (B, 3, S, 3/4 S) of pictures, with ImageNet's statistics."""
+        """Normalise pictures (B, 3, S, S), and keep their middle (B, 3, S, 3/4 S)."""
         return normalised_crop(self, images, self.config.image_size)
 
 
@@ -1862,10 +1862,11 @@ OLD_FIELDS = ("stem", "heat_maps", "guesses", "weight_heat", "freeze_backbone", 
 
 
 def known_fields(config: object) -> object:
-    """A config of a checkpoint, and that of the tokenizer in it, without OLD_FIELDS."""
+    """Return a checkpoint's config, and the tokenizer's inside it, without OLD_FIELDS."""
+    if not isinstance(config, Mapping):
+        return config
     return {name: known_fields(value) if name == "tokenizer" else value
-            for name, value in config.items()
-            if name not in OLD_FIELDS} if isinstance(config, Mapping) else config
+            for name, value in config.items() if name not in OLD_FIELDS}
 
 
 def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
@@ -2035,8 +2036,8 @@ def follow_keypoints(model: GenHMR, body: Callable, sampled: Sampled, keypoints_
                      **options) -> tuple[Tensor, Refined]:
     """Fit the camera of a sampled pose to 2D keypoints, if asked for, and refine the pose.
 
-    keypoints_2d, confidence, options: as in `refine`. Returns the camera (B, 3) and the poses. No
-    iterations, or nothing seen: the sampled pose, energies of 0.
+    keypoints_2d, confidence, options: as in `refine`. Returns the camera (B, 3) and the poses:
+    without iterations, or if no keypoint is seen, the sampled pose with an energy of 0.
     """
     camera = sampled.camera
     unrefined = Refined(sampled.rotations, model.tokenizer.quantiser.lookup(sampled.tokens),
@@ -2070,7 +2071,7 @@ def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np
 
 
 def own_keypoints(features: Features, center: np.ndarray, side: float) -> np.ndarray:
-    """The 2D keypoints of `predict` that the image encoder finds in a picture, one crop of it."""
+    """Return the encoder's own 2D keypoints in a picture (45, 3), see `predict`; batch of 1."""
     if features.own is None:
         return np.zeros((0, 3))
     return features.own[0].double().cpu().numpy() * (side, side, 1) + (*center, 0)
@@ -2097,7 +2098,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
     added to the vertices; camera (3,), s, tx and ty in the crop; K (3, 3); box (4,), the square
     that was cropped; confidence (45,) of the keypoints that were used; own_keypoints (45, 3), those
-    that a PoseEncoder finds, pixels and how sure it is, 0 at the border, or (0, 3) for a ViT; poses
+    that a PoseEncoder finds: pixels and confidence, 0 at the border; (0, 3) for a ViT; poses
     (T, 24, 3, 3) and confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and
     energies (P + 1,), before the first step and after each; tokens (L,), int64; masks (T + 1, L),
     bool; fitted (), bool, whether the camera is not the network's. Raises ValueError for bad input.

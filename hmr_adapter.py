@@ -127,7 +127,7 @@ class Training:
     train_samples: int = 100_000  # rendered people per epoch, the free data (our choice)
     test_samples: int = 1_000  # rendered people of the test split (our choice)
     body_size: int = 512  # px, side of the pictures of people (SMPLer-X)
-    test_body_size: int = 0  # px, the same of the test split, whose hands are cut from these
+    test_body_size: int = 0  # px, the same for the test split, whose hands are cut from these
     # pictures; 0: body_size (our choice)
     hand_size: int = 256  # px, side of the crops of hands (HaMeR)
     weight_heat: float = 0.0  # of "pose" encoders' heat maps, cross-entropy (our choice)
@@ -326,10 +326,10 @@ class Config:
 
     hand: HandConfig = HandConfig()
     body: BodyConfig = BodyConfig()
-    guidance: str = "refined"  # the hand path's theta_b is of theta-hat, nearer to the true one of
-    # its training, or "initial": of theta_0 (our choice: the paper can be read either way)
-    least_share: float = 0.0  # a hand keeps the body path's pose if a "pose" hand expert sees its
-    # keypoints with a smaller share, see Seen, on average; 0: never (our choice)
+    guidance: str = "refined"  # the hand path's theta_b comes from theta-hat, which is nearer to
+    # the true one, or "initial": from theta_0 (our choice: the paper can be read either way)
+    least_share: float = 0.0  # a hand keeps the body path's pose if the mean share of its
+    # keypoints, see Seen, is smaller; 0: never. "pose" hand experts only (our choice)
 
     def __post_init__(self) -> None:
         check_fields(self, {"hand": HandConfig, "body": BodyConfig},
@@ -755,7 +755,7 @@ class HandExpert(nn.Module):
         register_statistics(self)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """RGB crops (B, 3, S, S), uint8 or floats in 0..255, as the backbone takes them."""
+        """Convert RGB crops (B, 3, S, S), uint8 or floats in 0..255, to the backbone's input."""
         return (middle_of(images, self.config) - self.mean) / self.std
 
     def features(self, images: Tensor) -> Tensor:
@@ -763,7 +763,7 @@ class HandExpert(nn.Module):
         return self.encode(images)[0]
 
     def encode(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return F^H, and what the encoder predicts beside it: nothing."""
+        """Return F^H and the encoder's other predictions, of which HaMeR's has none."""
         return self.backbone(self.normalise(images)), {}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -821,7 +821,7 @@ def roi_weights(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
     """Sampling matrix of roi_align along one axis: (B,), (B,) -> (B, cells, size)."""
     length = (high - low).clamp_min(1.0)
     counts = (length / cells).ceil().clamp(1, 64)  # samples per cell (64: our limit)
-    # A GPU would have to be waited for; samples beyond the counts weigh nothing.
+    # Reading the largest count would stall a GPU; samples beyond a box's count have weight 0.
     most = 64 if low.is_cuda or not len(counts) else int(counts.max())
     sample = torch.arange(most, device=low.device)
     used = sample < counts[:, None]  # (B, most)
@@ -963,14 +963,16 @@ class BodyExpert(nn.Module):
         self.register_hand_mean()
 
     def register_hand_mean(self) -> None:
-        """Keep axis-angles added to all fingers, [right, left]: the released weights predict
-        fingers relative to SMPL-X's mean hand, ours predict absolute ones."""
+        """Register the mean hands, [right, left], whose axis-angles are added to all fingers.
+
+        The released weights predict fingers relative to SMPL-X's mean hand, ours absolute ones.
+        """
         self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
         self.has_relative_fingers = False
         self.register_load_state_dict_post_hook(BodyExpert.notice_hand_mean)
 
     def notice_hand_mean(self, *_: object) -> None:
-        """Remember whether hand_mean is used: asking a GPU makes every forward wait for it."""
+        """Store whether hand_mean is not zero: reading it in every forward would stall a GPU."""
         self.has_relative_fingers = not self.hand_mean.is_meta and bool(self.hand_mean.any())
 
     def features(self, images: Tensor) -> BodyFeatures:
@@ -1008,7 +1010,7 @@ class BodyExpert(nn.Module):
         return self.regress(joined, features)
 
     def regress(self, joined: Tensor, features: BodyFeatures) -> Tensor:
-        """Regress interleaved 6D (B, 22, 6) from what `joined` has joined."""
+        """Regress interleaved 6D (B, 22, 6) from the output of BodyRegressor.joined."""
         return self.body_regressor.rotations(joined)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -1108,7 +1110,7 @@ class Seen(NamedTuple):
 
 
 class Lift(nn.Module):
-    """2D keypoints, and features of the picture where they are, -> 3D keypoints and rotations."""
+    """Predict 3D keypoints and rotations from 2D keypoints and the image features at them."""
 
     def __init__(self, keypoints: int, rotations: int, width: int, features: int) -> None:
         super().__init__()
@@ -1124,8 +1126,10 @@ class Lift(nn.Module):
             self.out.bias[3 * keypoints:].copy_(torch.tensor([1.0, 0, 0, 0, 1, 0] * rotations))
 
     def forward(self, at: Tensor, share: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-        """at: (B, K, 2), -0.5..0.5. share: (B, K), how sure. features: (B, F). Returns `hidden`,
-        `joints` and `pose` of Seen."""
+        """Return `hidden`, `joints` and `pose` of Seen.
+
+        at: (B, K, 2), -0.5..0.5. share: (B, K), confidence. features: (B, F).
+        """
         weight = share[..., None] / share.sum(1)[:, None, None]
         centre = (weight * at).sum(1, keepdim=True)  # (B, 1, 2)
         size = (weight * (at - centre).square()).sum((1, 2), keepdim=True).sqrt().clamp_min(0.02)
@@ -1206,7 +1210,7 @@ class PoseEncoder(nn.Module):
 
 
 class KeypointTokens(nn.Module):
-    """Tokens (B, wholes + K, D) of what a PoseEncoder found: of all keypoints, then of each."""
+    """Make tokens (B, wholes + K, D) of a PoseEncoder's output: of all keypoints, then of each."""
 
     def __init__(self, config: EncoderConfig, keypoints: int, wholes: int) -> None:
         super().__init__()
@@ -1215,8 +1219,8 @@ class KeypointTokens(nn.Module):
         self.joint_embedding = nn.Parameter(0.02 * torch.randn(keypoints, config.vit_dim))
 
     def forward(self, seen: Seen) -> Tensor:
-        said = torch.cat((4 * seen.at, seen.share[..., None], 2 * seen.joints, seen.found), 2)
-        each = self.each(said) + self.joint_embedding  # (B, K, D)
+        keypoints = torch.cat((4 * seen.at, seen.share[..., None], 2 * seen.joints, seen.found), 2)
+        each = self.each(keypoints) + self.joint_embedding  # (B, K, D)
         return torch.cat((self.whole(seen.hidden).unflatten(1, (-1, each.shape[2])), each), 1)
 
 
@@ -1240,7 +1244,7 @@ class StartedDecoder(Decoder):
 
 
 class PoseHandExpert(HandExpert):
-    """A small hand expert: HaMeR's decoder, told where keypoints are (ours)."""
+    """A small hand expert: HaMeR's decoder on tokens of the keypoints that it finds (ours)."""
 
     def __init__(self, config: HandExpertConfig) -> None:
         nn.Module.__init__(self)
@@ -1264,7 +1268,7 @@ SEEN_HANDS = [[21, 23, *range(40, 45)], [20, 22, *range(35, 40)]]
 
 
 class PoseBodyExpert(BodyExpert):
-    """A small whole-body expert: SMPLer-X's regressors, told where keypoints are (ours)."""
+    """A small whole-body expert: SMPLer-X's regressors on tokens of the keypoints (ours)."""
 
     def __init__(self, config: BodyExpertConfig) -> None:
         nn.Module.__init__(self)
@@ -1301,7 +1305,7 @@ class PoseBodyExpert(BodyExpert):
                             hand_joints.unflatten(0, maps.shape[:2]), seen)
 
     def find_hands(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Centres and sizes (B, 2, 2) of the hands' tight boxes, in cells."""
+        """Predict centres and sizes (B, 2, 2) of the hands' tight boxes, in cells."""
         at = self.to_cells(seen.at[:, SEEN_HANDS] + 0.5, 1)  # (B, 2, 7, 2)
         share = seen.share[:, SEEN_HANDS][..., None]  # (B, 2, 7, 1)
         middle = (at * share).sum(2) / share.sum(2).clamp_min(1e-6)  # (B, 2, 2)
@@ -1313,7 +1317,7 @@ class PoseBodyExpert(BodyExpert):
         return middle + correction[..., :2], extent + correction[..., 2:]
 
     def regress(self, joined: Tensor, features: BodyFeatures) -> Tensor:
-        """The lifted pose, corrected."""
+        """Add the regressed correction to the lifted pose; interleaved 6D (B, 22, 6)."""
         lifted = features.seen.pose[:, :22].unflatten(-1, (2, 3)).mT.flatten(-2)  # interleaved
         return lifted + super().regress(joined, features)
 
@@ -1335,7 +1339,7 @@ def body_expert(config: BodyExpertConfig) -> BodyExpert:
 
 def keypoint_losses(prediction: Mapping[str, Tensor], keypoints_2d: Tensor, joints: Tensor,
                     config: EncoderConfig) -> tuple[Tensor, Tensor]:
-    """Errors of what a PoseEncoder found, each sample's (B,): heat maps, and keypoints in 3D.
+    """Compute the losses of a PoseEncoder, each (B,): of heat maps, and of keypoints in 3D.
 
     keypoints_2d: (B, K, 2), crop in -0.5..0.5. joints: (B, K, 3), metres. The truth in a heat map
     is shared by the four cells around the keypoint, weighted as in bilinear interpolation; a
@@ -2136,7 +2140,8 @@ def load_pose_encoder(expert: PoseHandExpert | PoseBodyExpert, source: str | Pat
                       ) -> None:
     """Start a small expert's encoder from GenHMR's, alone or inside a checkpoint of GenHMR.
 
-    A hand expert takes what does not depend on the keypoints. Raises like load_checkpoint.
+    A hand expert takes only layers that do not depend on the keypoints. Raises like
+    load_checkpoint.
     """
     encoder = expert.backbone.encoder if isinstance(expert, HandExpert) else expert.encoder
     state, _ = read_checkpoint(source)
@@ -2287,7 +2292,7 @@ def person_square(shape: Sequence[int], box: Sequence[float] | None) -> tuple[np
 
 
 def check_view(model: nn.Module, image: np.ndarray) -> None:
-    """Raise ValueError for a model in training mode and for what is no picture."""
+    """Raise ValueError for a model in training mode and for an array that is no picture."""
     require(not model.training, "the model is in training mode: call model.eval() first")
     require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
             f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
