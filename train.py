@@ -16,8 +16,8 @@
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
 best weights by test score), log.csv (a row per step), scores.csv (a row per evaluation) and, at
 the end, results.json, predictions.png and curves.png. Repeat the command to continue its run;
-torchrun --max-restarts does so by itself. Bad data in the middle of a run end in one message;
-error.txt then says where in the code.
+torchrun --max-restarts does so by itself. If bad data end a run, there is one message; error.txt says
+where in the code.
 
 A run that is killed and continued ends in the same weights as an uninterrupted one, bit for bit on
 a CPU with the same number of threads, because a step depends only on its checkpoint and its number:
@@ -25,8 +25,8 @@ a CPU with the same number of threads, because a step depends only on its checkp
 - dropout and all other random draws are seeded by (seed, step, part of the step);
 - a checkpoint holds everything else, and replaces its predecessor atomically.
 The number of processes is not a hyperparameter: batch_size counts the samples of a step over all
-processes, batch norm spans them, and the order of samples does not depend on them. Only what
-dropout drops differs, as it does between one batch and several accumulated ones.
+processes, batch norm spans them, and the order of samples does not depend on them. Only the dropout
+masks differ, as they do between one batch and several accumulated ones.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
-    """The rate of step 0, 1, ...: linear warm-up times constant, step (/ 10 at half) or cosine."""
+    """Return the rate of step 0, 1, ...: warm-up times constant, step (/ 10 at half) or cosine."""
     warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     factor = {
@@ -113,7 +113,7 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 
 def seed_everything(*numbers: int) -> None:
-    """Make all random draws that follow a function of these numbers."""
+    """Seed all random number generators by these numbers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
@@ -122,19 +122,19 @@ def seed_everything(*numbers: int) -> None:
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """The shuffled indices of one epoch."""
+    """Shuffle the indices of one epoch."""
     return np.random.default_rng((seed, epoch)).permutation(length)
 
 
 def key_at(position: int, length: int, seed: int) -> int:
-    """The data set key of the position-th sample of a run: epoch * length + index."""
+    """Return the key of the position-th sample of a run: epoch * length + index."""
     epoch, offset = divmod(position, length)
     return epoch * length + int(epoch_order(seed, epoch, length)[offset])
 
 
 def rank_batches(position: int, steps: int, batch_size: int, accumulate: int, world: World,
                  length: int, seed: int) -> Iterator[list[int]]:
-    """Keys of this rank's batches, `accumulate` per step, from the position-th sample on.
+    """Yield the keys of this rank's batches, `accumulate` per step, from the position-th sample on.
 
     A step takes the next batch_size samples of the run: an equal, contiguous share for each rank.
     """
@@ -151,7 +151,7 @@ def rank_batches(position: int, steps: int, batch_size: int, accumulate: int, wo
 
 def load_batches(dataset: Dataset, keys: Iterable[list[int]],
                  world: World) -> Iterator[dict[str, Tensor]]:
-    """Collated batches of the data set, one for each list of keys, on this rank's device."""
+    """Yield batches of the data set, one for each list of keys, on this rank's device."""
     loader = DataLoader(dataset, batch_sampler=keys, num_workers=world.workers,
                         pin_memory=world.device.type == "cuda", worker_init_fn=ignore_signals)
     batches = iter(loader)
@@ -172,7 +172,7 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
 
 
 def shared_memory() -> str:
-    """How much shared memory there is, where the system tells."""
+    """Describe the size of the shared memory, where the system tells it."""
     path = "/dev/shm"
     if not os.path.isdir(path):
         return ""
@@ -319,7 +319,7 @@ class Trainer:
 
 @torch.no_grad()
 def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy tensors into others, in one launch for each type of number."""
+    """Copy tensors into others, with one kernel launch per dtype."""
     for dtype in {tensor.dtype for tensor in targets}:
         pairs = [(target, source) for target, source in zip(targets, sources, strict=True)
                  if target.dtype == dtype]
@@ -330,7 +330,7 @@ def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 
 def on_leader(world: World, work: Callable[..., Value], *values: object) -> Value | None:
-    """work(*values) on the leader, None elsewhere; all processes end if it fails for the user."""
+    """Call work(*values) on the leader alone; its OSError or ValueError ends all processes."""
     result, problem = None, ""
     if world.leader:
         try:
@@ -346,7 +346,7 @@ def on_leader(world: World, work: Callable[..., Value], *values: object) -> Valu
 
 
 def message_of(error: Exception) -> str:
-    """What went wrong; of an error in a data process, which brings its traceback, the last line."""
+    """Return an error's message; of one that contains a data process's traceback, the last line."""
     text = str(error).strip()
     return re.sub(r"^\w+: ", "", text.split("\n")[-1]) if "Traceback (most" in text else text
 
@@ -363,7 +363,7 @@ class Journal:
         self.printed = 0.0
 
     def add(self, row: dict[str, float], seconds: float) -> None:
-        """One step, which took so many seconds."""
+        """Log one step, which took so many seconds."""
         self.seconds.append(seconds)
         row = row | {f"{self.unit}_per_second": self.samples / seconds,
                      "seconds": self.trainer.seconds}
@@ -372,7 +372,7 @@ class Journal:
         if self.trainer.skipped:
             print(f"\nstep {row['step']} skipped, {self.trainer.skipped} in a row: loss "
                   f"{row['loss']}, gradient norm {row['grad_norm']}", flush=True)
-        terminal = sys.stdout.isatty()  # one line that renews itself, or now and then a new one
+        terminal = sys.stdout.isatty()  # there one line is overwritten, elsewhere new ones follow
         if (time.monotonic() - self.printed > (0.5 if terminal else 10.0)
                 or row["step"] == self.steps):
             self.printed = time.monotonic()
@@ -397,7 +397,7 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
              most: int | None = None) -> tuple[Scores, Predictions | None]:
     """Score the test split, divided among the ranks; the leader gets scores and predictions.
 
-    most: score so many samples at most.
+    most: the largest number of samples to score.
     """
     own = range(len(task.test_set))[:most][world.rank::world.size]
     size = max(1, share(task.config, world.size))
@@ -416,7 +416,7 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[list[str]]:
-    """Inside, SIGTERM and Ctrl-C only put their names into a list."""
+    """In this context SIGTERM and Ctrl-C only add their names to a list."""
     received: list[str] = []
     handlers = {number: signal.signal(number, lambda number, _: received.append(
         signal.Signals(number).name)) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -428,7 +428,7 @@ def signals_noted() -> Iterator[list[str]]:
 
 
 def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> bool:
-    """Run to the last step, logging, evaluating and saving; False if a signal came before."""
+    """Train to the last step, log, evaluate and save; return False if a signal came before."""
     task, config, world = trainer.task, trainer.config, trainer.world
     arguments = task.arguments
     keys = rank_batches(trainer.position, config.steps - trainer.step, config.batch_size,
@@ -486,7 +486,7 @@ def give_up(trainer: Trainer, out: Path, batches: list[dict[str, Tensor]]) -> No
 
 def choose_config(arguments: argparse.Namespace, run: Mapping | None,
                   start: nn.Module | None) -> RunConfig:
-    """Preset and config from the flags, the run to continue and the model to start from.
+    """Choose preset and config by the flags, the run to continue and the model to start from.
 
     An existing run is continued, by --resume or by its own command given again, as torchrun does
     after a failure; ValueError if the flags describe another run.
@@ -526,7 +526,7 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
 
 
 def build(task: Task, start: nn.Module | None) -> nn.Module:
-    """The model as training begins; ValueError if there is no model with these settings."""
+    """Build the model as training begins; ValueError if there is no model with these settings."""
     seed_everything(task.config.seed)
     try:
         model = task.build()
@@ -553,7 +553,7 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
         keys = (list(range(first, min(first + size, count))) for first in range(0, count, size))
         task.set_baseline(load_batches(task.train_set, keys, world))
         out.mkdir(parents=True, exist_ok=True)
-    if task.data != "rendered":  # a file that scores need is missed now, and not after hours
+    if task.data != "rendered":  # if scores need a file that is missing, say so now
         evaluate(task, trainer.best_model, world, most=2 * world.size)
     world.share(None)
     if world.mean([trainer.step]) != [trainer.step]:
@@ -565,7 +565,7 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
 
 
 def opening(trainer: Trainer, run: Mapping | None) -> Iterator[str]:
-    """The first lines of a run: model, steps, batch, cache, and what to know before it begins."""
+    """Yield the first lines of a run: model, steps, batch, cache, and notes."""
     task, world, config = trainer.task, trainer.world, trainer.config
     arguments, cache = task.arguments, Path(task.arguments.cache)
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -590,13 +590,13 @@ def opening(trainer: Trainer, run: Mapping | None) -> Iterator[str]:
 
 
 def numbers_of(world: World) -> dict[str, int]:
-    """Processes, and threads of each on a CPU: sums round differently with other numbers."""
+    """Return the numbers of processes and, on a CPU, of threads: rounding depends on them."""
     threads = {} if world.device.type == "cuda" else {"threads": torch.get_num_threads()}
     return {"processes": world.size, **threads}
 
 
 def describe(task: Task, origin: Mapping, world: World) -> dict[str, object]:
-    """What a checkpoint says about itself; a continued run keeps its first command."""
+    """Return what a checkpoint tells of its origin; a continued run keeps its first command."""
     arguments = task.arguments
     launcher = "python" if world.size == 1 else f"torchrun --nproc-per-node {world.size}"
     command = f"{launcher} train.py {shlex.join(map(without_folder, arguments.argv))}"
@@ -611,7 +611,7 @@ def describe(task: Task, origin: Mapping, world: World) -> dict[str, object]:
 
 
 def without_folder(word: str) -> str:
-    """A flag's value; of an absolute path only its end, so that files do not name this machine."""
+    """Keep only the file name of an absolute path, so that files do not name this machine."""
     before, equals, value = word.rpartition("=")
     return before + equals + (Path(value).name if os.path.isabs(value) else value)
 
@@ -704,13 +704,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def find_task(model: str | None, stage: str | None) -> str | None:
-    """The name in TASKS, if there is one."""
+    """Return the task's name in TASKS, if there is one."""
     name = f"{model}-{stage}" if stage else model
     return name if name in TASKS else None
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The flags; with --model, --help also lists that task's own and the fields of --set."""
+    """Parse the flags; with --model, --help also lists the task's own and the fields of --set."""
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument("--model")
     chosen.add_argument("--stage")
@@ -753,8 +753,8 @@ def add_run_flags(group: argparse._ArgumentGroup) -> None:
         "or released ones: network from the file, optimisation and data from the preset; with "
         "--eval: score them (default: OUT/checkpoint.pt)")
     add("--eval", action="store_true", help="score a checkpoint and write pictures, no training")
-    add("--best", metavar="METRIC", help="the test score by which best.pt is kept (default: "
-        "PA-MPJPE; MPJPE of poses)")
+    add("--best", metavar="METRIC", help="the test score that chooses best.pt (default: PA-MPJPE; "
+        "for poses alone MPJPE)")
     add("--compile", action="store_true", help="torch.compile the model")
 
 
@@ -776,8 +776,8 @@ def add_process_flags(group: argparse._ArgumentGroup) -> None:
     """Flags that say where and how to run."""
     add = group.add_argument
     add("--out", type=Path, metavar="FOLDER", help="of the run (default: runs/MODEL[-STAGE])")
-    add("--export", type=Path, metavar="FILE", help="write the final weights in half precision, to "
-        "ship; of a command that trains several stages, a folder")
+    add("--export", type=Path, metavar="FILE", help="also write the final weights in half "
+        "precision; a folder if the command trains several stages")
     add("--workers", type=int, help="data processes of each training process (default: with a "
         "GPU one per core, at most 16; none on a CPU)")
     add("--save-every", type=float, default=60.0, metavar="SECONDS",
@@ -806,7 +806,7 @@ def check_arguments(arguments: argparse.Namespace, others: Iterable[str], parser
 
 
 def give_reason(error: Exception, out: Path) -> NoReturn:
-    """End with the error's message; where the code raised it goes to a file, for its authors."""
+    """End with the error's message; the traceback goes to a file."""
     with contextlib.suppress(OSError):
         out.mkdir(parents=True, exist_ok=True)
         (out / "error.txt").write_text(traceback.format_exc())

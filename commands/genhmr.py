@@ -33,7 +33,7 @@ def print_summary(as_json: bool) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the command's parser."""
     command, groups = pictures.parser("genhmr", "person", "the arrays of genhmr.predict",
                                       ", the sampling process (_sampling.png)")
     groups.found.add_argument(
@@ -50,9 +50,9 @@ def parser() -> argparse.ArgumentParser:
     add("--top-k", type=int, default=1, metavar="K", help="draw each token among its K likeliest")
     add("--refine", type=int, default=10, metavar="P", help="steps of the refinement")
     add("--fit-camera", action="store_true",
-        help="before it, put the body where the keypoints are, not where the network says")
+        help="before it, move the body to the keypoints, whatever camera the network predicts")
     add("--mirror", action="store_true", help="average the pose with that of the mirrored picture; "
-        "with --refine 0")
+        "needs --refine 0")
     add("--step-size", type=float, help="of the refinement (default: that of genhmr.refine)")
     return command
 

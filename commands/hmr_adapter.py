@@ -50,7 +50,7 @@ def print_summary(as_json: bool) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the command's parser."""
     command, groups = pictures.parser("hmr_adapter", "person", "the arrays of hmr_adapter.predict")
     add = groups.model.add_argument
     add("--hand", type=Path, metavar="FILE", help="the hand path: checkpoint of train.py --stage "
@@ -171,13 +171,13 @@ def hand_notes(arrays: Mapping[str, np.ndarray], hand: bodymodels.BodyModel,
 
 def body_notes(arrays: Mapping[str, np.ndarray], model: HMRAdapter | BodyAdapter,
                target: Target) -> list[str]:
-    """Say whose hands these are; warn if the mesh does not fit the 2D joints of its person.
+    """Say which hands are the body path's; warn if the mesh does not fit the person's 2D joints.
 
-    Those are the body expert's own and, of seen joints, MediaPipe's.
+    2D joints: those of the body expert and, where they are seen, MediaPipe's.
     """
     hands = zip(("right", "left"), arrays["hand_inside"], arrays["hand_valid"], strict=True)
     reasons = ("outside of the picture", "hard to see")
-    notes = [f"the {side} hand is {reasons[int(inside)]}, so it is as the body path has it"
+    notes = [f"the {side} hand is {reasons[int(inside)]}: its pose is the body path's"
              for side, inside, valid in hands if not valid and isinstance(model, HMRAdapter)]
     pixels = arrays["joints"][:55] @ arrays["K"].T
     mesh, extent = pixels[:, :2] / pixels[:, 2:], arrays["box"][2]

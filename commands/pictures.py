@@ -224,10 +224,10 @@ def trained_on(data: str | None) -> str:
 def run(arguments: argparse.Namespace, subject: str,
         reconstruct: Callable[[np.ndarray, Target, Path], Result], trained: str,
         find: Callable[[np.ndarray], list[Target]] | None = None) -> int:
-    """Reconstruct all hands or people in all pictures; write and tell. Return the exit code.
+    """Reconstruct all hands or people in all pictures, write the files; return the exit code.
 
     trained: one line about the checkpoint. find: in place of MediaPipe, where there is no --box.
-    A picture that fails is told on stderr, and the others go on; the exit code is then 2.
+    A picture that fails is reported on stderr, and the others go on; the exit code is then 2.
     """
     files, failed, written = arguments.pictures, 0, []
     for path in tqdm(files, unit="picture", disable=len(files) == 1):
@@ -272,12 +272,12 @@ def targets_of(arguments: argparse.Namespace, subject: str, image: np.ndarray,
 
 
 def find_hands(image: np.ndarray) -> list[Target]:
-    """The hands that MediaPipe finds."""
+    """Find hands by MediaPipe."""
     return [Target(*found) for found in finders.find_hands(image)]
 
 
 def find_people(image: np.ndarray) -> list[Target]:
-    """The one person whom MediaPipe finds."""
+    """Find one person by MediaPipe."""
     return [Target(*found) for found in finders.find_people(image)]
 
 

@@ -43,7 +43,7 @@ def print_summary(as_json: bool) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Return the command's parser."""
     command, groups = pictures.parser("simplehand", "hand", "the arrays of simplehand.predict")
     groups.found.add_argument(
         "--left", action="store_true", help="the hands in the boxes are left ones: mirrored for "

@@ -60,7 +60,7 @@ class RunConfig(Protocol):
     test_samples: int
 
 
-# what the preset decides where a run starts from a checkpoint, which decides the network
+# Where a run starts from a checkpoint, the preset decides these fields, the checkpoint the others.
 RUN_FIELDS = (*RunConfig.__annotations__, "precision", "channels_last",
               "views", "in_plane", "lean", "wide", "augmentation")
 
@@ -95,12 +95,12 @@ class Predictions:
         return self.map(lambda value: value.cpu().numpy())
 
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Predictions:
-        """Those of some samples."""
+        """Select samples."""
         return self.map(lambda value: value[rows])
 
     @staticmethod
     def join(parts: Sequence[Predictions]) -> Predictions:
-        """Those of several batches, in the order of the test split."""
+        """Join the predictions of several batches, in the order of the test split."""
         order = np.concatenate([part.index for part in parts]).argsort()
 
         def joined(pick: Callable[[Predictions], np.ndarray]) -> np.ndarray:
@@ -115,12 +115,12 @@ class Predictions:
 
 
 def better(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
-    """The better of two scores in each row: the smaller error, else the larger."""
+    """Choose the better of two scores in each row: the smaller error, else the larger score."""
     return {name: (min if is_error(name) else max)(first[name], second[name]) for name in first}
 
 
 def is_error(metric: str) -> bool:
-    """Whether smaller is better: MPJPE, PA-MPVPE, MVE, ..., but not F-scores and AUC."""
+    """Say whether smaller is better: MPJPE, PA-MPVPE, MVE, ..., but not F-scores and AUC."""
     return metric.endswith("E")
 
 
@@ -128,7 +128,7 @@ def is_error(metric: str) -> bool:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """The standard error of the mean of the values that are not NaN."""
+    """Compute the standard error of the mean of the values that are not NaN."""
     values = values[~np.isnan(values)]
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
@@ -188,7 +188,7 @@ class Task(ABC):
     @classmethod
     def plan(cls, arguments: argparse.Namespace,
              parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
-        """The runs that the command stands for, one after another: usually this one.
+        """Yield the runs that the command stands for, one after another: usually this one alone.
 
         parse: from command line to flags. The loop asks for the next run when one has ended, and
         for none if a signal ended it.
@@ -197,7 +197,7 @@ class Task(ABC):
 
     @classmethod
     def folder(cls, arguments: argparse.Namespace) -> Path:
-        """The default of --out."""
+        """Return the default of --out."""
         scored = arguments.eval and arguments.checkpoint
         return Path("runs", f"{arguments.name}-eval" if scored else arguments.name)
 
@@ -208,12 +208,12 @@ class Task(ABC):
 
     @classmethod
     def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
-        """The config, changed as files named by the flags demand."""
+        """Return the config, adapted to the files that the flags name."""
         return config
 
     @classmethod
     def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
-        """The model to evaluate or to start from, and the rest of its checkpoint.
+        """Load the model to evaluate or to start from, and the content of its checkpoint.
 
         Raises FileNotFoundError or ValueError.
         """
@@ -223,11 +223,11 @@ class Task(ABC):
 
     @staticmethod
     def config_of(model: nn.Module) -> RunConfig:
-        """The config of a model that `load` returned."""
+        """Return the config of a model that `load` returned."""
         return model.config
 
     def notes(self) -> list[str]:
-        """What a user should know before a training run begins."""
+        """Return what a user should know before a training run begins."""
         return []
 
     # ---- data
@@ -244,10 +244,10 @@ class Task(ABC):
 
     @abstractmethod
     def data_set(self, split: str, length: int) -> Dataset:
-        """The split "train" or "test"; length: of rendered ones."""
+        """Open the split "train" or "test". length: number of samples, of rendered data."""
 
     def official(self, split: str, size: int, **options: object) -> Dataset:
-        """The official training data, or the data that the protocol is defined on."""
+        """Open the official training data, or the data on which the protocol is defined."""
         arguments, config = self.arguments, self.config
         name, part, root = self.data, "train", arguments.data_root
         if split == "test":
@@ -260,10 +260,10 @@ class Task(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The model as training begins."""
+        """Build the model as training begins."""
 
     def parameter_groups(self, model: nn.Module) -> list[dict]:
-        """Parameter groups for AdamW."""
+        """Return parameter groups for AdamW."""
         return type(self).parameters(model, self.config.weight_decay)
 
     def to(self, device: torch.device) -> None:
@@ -272,7 +272,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
-        """The scalar to minimise, and the terms to log.
+        """Compute the scalar to minimise, and the terms to log.
 
         model: to be called, so that gradients are reduced over processes; `bare(model)` has its
         attributes. step: finished optimiser steps.
@@ -282,18 +282,18 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """What the model and its rivals find, beside the truth.
+        """Predict with the model and its rivals; the result also holds the truth.
 
         final: at the end of a run; adds predictors that only the last table shows.
         """
 
     @abstractmethod
     def scores(self, predictions: Predictions) -> Scores:
-        """The scores of every predictor and of the baseline; empty without annotation."""
+        """Score every predictor and the baseline; empty without annotation."""
 
     @abstractmethod
     def points(self, batch: Batch) -> Tensor:
-        """True points (B, N, 3) that the baseline is the mean of."""
+        """Return true points (B, N, 3), whose mean is the baseline."""
 
     def set_baseline(self, batches: Iterable[Batch]) -> None:
         """Compute the constant predictions (2, N, 3): two means of `points` of training samples.
@@ -309,7 +309,7 @@ class Task(ABC):
         self.baseline = torch.stack([mean, shape])
 
     def comparisons(self, predictions: Predictions) -> str:
-        """The mean paired difference of the errors of two predictors, and its standard error."""
+        """Describe mean differences of errors, paired by sample, with their standard errors."""
         lines = []
         for name, other in self.COMPARED:
             rows, others = (predictions.errors.get(each) for each in (name, other))
@@ -323,7 +323,7 @@ class Task(ABC):
     # ---- files
 
     def next_command(self, out: Path) -> str:
-        """The command that uses the checkpoint that was trained or scored."""
+        """Return the command that uses the checkpoint that was trained or scored."""
         scored = self.arguments.checkpoint if self.arguments.eval else None
         return self.TRY.format(checkpoint=scored or out / "checkpoint.pt")
 
@@ -343,10 +343,10 @@ class Task(ABC):
 
     @abstractmethod
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """A test image (H, W, 3) of 0..1, the predicted and the true mesh, side by side."""
+        """Draw a test image, the predicted and the true mesh side by side: (H, W, 3) of 0..1."""
 
     def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
-        """A mesh (V, 3) drawn over a picture (H, W, 3)."""
+        """Draw a mesh (V, 3) over a picture (H, W, 3)."""
         return bodymodels.render(mesh, self.faces, K, background.shape[:2], background=background,
                                  supersample=2).image
 
@@ -370,14 +370,14 @@ class Task(ABC):
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The paper's module inside the wrappers of the loop."""
+    """Return the paper's module inside the wrappers of the loop."""
     while hasattr(model, "module"):
         model = model.module
     return model
 
 
 def read_content(path: str | Path) -> dict[str, object]:
-    """The content of a checkpoint of train.py; empty for one of another program."""
+    """Read the content of a checkpoint of train.py; empty for one of another program."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # readable, since the model has been loaded: objects of another program
