@@ -16,8 +16,8 @@
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
 best weights by test score), log.csv (a row per step), scores.csv (a row per evaluation) and, at
 the end, results.json, predictions.png and curves.png. Repeat the command to continue its run;
-torchrun --max-restarts does so by itself. If bad data end a run, there is one message; error.txt says
-where in the code.
+torchrun --max-restarts does so by itself. If bad data end a run, one message says why; error.txt
+says where in the code.
 
 A run that is killed and continued ends in the same weights as an uninterrupted one, bit for bit on
 a CPU with the same number of threads, because a step depends only on its checkpoint and its number:
