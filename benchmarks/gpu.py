@@ -27,7 +27,7 @@ CPU_PRESETS = ("cpu", "ablation")
 
 
 def failed(name: str, error: Exception) -> str:
-    """The line of what could not be measured."""
+    """Return the line of a measurement that failed."""
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return f"| {name} | failed: {reason[:80].replace('|', '/')} | | |"
 
@@ -117,7 +117,7 @@ def training_lines(device: torch.device, seconds: float) -> Iterator[str]:
 
 
 def groups(device: torch.device, seconds: float) -> dict[str, Callable[[], Iterator[str]]]:
-    """The parts of the table, by name; each is run when it is called."""
+    """Return the parts of the table by name, as functions that run them."""
     return {
         "SimpleHand, inference, batch 1": lambda: simplehand_lines(
             simplehand.PRESETS["paper"], device, seconds),

@@ -131,7 +131,7 @@ def kill(children: Sequence[int]) -> None:
 
 
 def version(path: Path) -> tuple[int, int] | None:
-    """What tells one checkpoint from the next, without opening it."""
+    """Identify a checkpoint file without opening it; None if there is none."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -141,7 +141,7 @@ def version(path: Path) -> tuple[int, int] | None:
 
 def kill_at_random(children: Sequence[int], path: Path, steps: int, duration: float,
                    rng: random.Random) -> None:
-    """Kill a run that has so many steps left, and lasts about `duration` seconds, at some moment.
+    """Kill a run of so many steps, which lasts about `duration` seconds, at a random moment.
 
     Steps are counted by the checkpoints that appear in `path`, one a step, so that a run is killed
     before its end also when the machine is busier than before. Step 0 is all that comes before.
@@ -158,7 +158,7 @@ def kill_at_random(children: Sequence[int], path: Path, steps: int, duration: fl
 
 
 def digest(out: Path) -> str:
-    """A hash of everything in a checkpoint but for times, commands and software versions."""
+    """Hash everything in a checkpoint but times, commands and software versions."""
     content = torch.load(out / "checkpoint.pt", weights_only=True)
     state = hashlib.sha256()
 
@@ -189,7 +189,7 @@ def last_step(out: Path) -> int:
 
 def measure(stage: str, ranks: int, trials: int, folder: Path, steps: int,
             rng: random.Random) -> tuple[int, list[int]]:
-    """How many of the trials end in the bits of the undisturbed run, and where kills met them."""
+    """Count the trials that end in the bits of the undisturbed run; also list the killed steps."""
     log, reference = folder / "log.txt", folder / f"{stage} {ranks}"
     shutil.rmtree(reference, ignore_errors=True)
     wait(start(command(stage, reference, folder, steps), ranks, log), log)  # renders, too

@@ -49,7 +49,7 @@ class Table:
 
 
 def share_a_part(first: str, second: str) -> bool:
-    """Whether two names of rows, "cosine, T = 5" say, share a part between commas."""
+    """Say whether two names of rows, such as "cosine, T = 5", share a part between commas."""
     return bool(set(first.split(", ")) & set(second.split(", ")))
 
 
@@ -66,7 +66,7 @@ def spread(values: np.ndarray) -> str:
 
 
 def means(scores: np.ndarray) -> np.ndarray:
-    """Columns (C,) over the samples (N, C) that count; NaN for a column without any."""
+    """Average the columns (N, C) over the samples that count: (C,), NaN if none does."""
     columns = [column[~np.isnan(column)] for column in np.atleast_2d(scores).T]
     return np.array([column.mean() if len(column) else math.nan for column in columns])
 
@@ -93,7 +93,7 @@ class Ordering:
 
 
 def orderings(table: Table, found: Found, judge: tuple[int, int]) -> Iterator[Ordering]:
-    """All pairs of rows that the paper orders and that have a seed of ours in common."""
+    """Find all pairs of rows that the paper orders and that have a seed of ours in common."""
     theirs, ours = judge
     for (worse, high), (better, low) in itertools.permutations(table.rows.items(), 2):
         seeds = sorted(found.get(worse, {}).keys() & found.get(better, {}).keys())
@@ -181,7 +181,7 @@ def check_arguments(arguments: argparse.Namespace, tables: Iterable[str]) -> Non
 
 
 def without(argv: Sequence[str], *flags: str) -> list[str]:
-    """A command line without these flags, each of which has a value; "set" has several."""
+    """Remove flags with their values from a command line; "set" has several values."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in flags:
         own.add_argument(f"--{flag.replace('_', '-')}", nargs="+" if flag == "set" else None,
@@ -197,7 +197,7 @@ def preset_of(presets: Mapping[str, RunConfig], name: str | None, model: str) ->
 
 
 def settings(config: RunConfig, changed: RunConfig) -> list[str]:
-    """What --set needs to make the second config from the first."""
+    """List the --set assignments that turn the first config into the second."""
     return [f"{name}={as_text(value)}" for name, value in vars(changed).items()
             if value != getattr(config, name)]
 

@@ -57,7 +57,7 @@ class BodyTask(Task):
         return {"joints": joints.numpy(), "vertices": vertices.numpy()}
 
     def scores(self, predictions: Predictions) -> Scores:
-        """The scores of all predictors and of the mean pose."""
+        """Score all predictors and the mean pose."""
         pieces = [predictions[start:start + self.PIECE]
                   for start in range(0, len(predictions.index), self.PIECE)]
         parts = [self.piece_errors(piece) for piece in pieces]
@@ -71,7 +71,7 @@ class BodyTask(Task):
         return scores
 
     def piece_errors(self, predictions: Predictions) -> Errors:
-        """The errors in some samples, with both constants of the baseline."""
+        """Compute the errors of all predictors and of both constants of the baseline."""
         meshes = {name: self.mesh(values) for name, values in predictions.found.items()}
         count = next(iter(meshes.values()))["joints"].shape[1]
         constants = () if self.baseline is None else zip(
@@ -83,11 +83,11 @@ class BodyTask(Task):
         return {name: self.judge(mesh, truth) for name, mesh in meshes.items()}
 
     def truth(self, predictions: Predictions) -> Mesh:
-        """What the protocol compares meshes with."""
+        """Return the true meshes, with which the protocol compares."""
         return self.mesh(predictions.truth)
 
     def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
-        """The protocol's errors (N,) of one predictor's meshes."""
+        """Compute the protocol's errors (N,) of one predictor's meshes."""
         return metrics.evaluate_each(self.protocol, mesh, truth)
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
@@ -100,7 +100,7 @@ class BodyTask(Task):
                 (found, one.first["transl"]), (truth, sample["transl"].numpy()))], 1)
 
     def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
-        """A mesh (V, 3) drawn over a picture; the picture alone if its translation is unknown."""
+        """Draw a mesh (V, 3) over a picture, or the picture alone if no translation is known."""
         if self.data != "rendered" and mesh[:, 2].min() <= 0:
             return background
         return super().draw(mesh, K, background)

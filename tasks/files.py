@@ -20,7 +20,7 @@ from tasks.base import Scores, is_error, save_figure
 
 
 def save(content: Mapping[str, object], path: Path) -> None:
-    """torch.save that replaces the file atomically; OSError leaves the old file and no other."""
+    """Do torch.save, but replace the file atomically; OSError leaves the old file and no other."""
     temporary = path.with_name(f".{path.name}.unfinished")  # the same name each time: none pile up
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def save(content: Mapping[str, object], path: Path) -> None:
 
 
 def read_run(path: Path) -> dict[str, object] | None:
-    """The checkpoint of a run; nothing if there is none, ValueError if it is damaged."""
+    """Read the checkpoint of a run; None if there is none, ValueError if it is damaged."""
     if not path.exists():
         return None
     advice = "restore it from a copy, or move it away to start anew"
@@ -59,12 +59,12 @@ def read_run(path: Path) -> dict[str, object] | None:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """Return the first line of an error's message."""
     return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
 
 
 def size_of(folder: Path) -> str:
-    """How much is in a folder, in words."""
+    """Return the size of a folder as text."""
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return f"{total / 2**20:,.0f} MiB"
 
@@ -89,7 +89,7 @@ class Table:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The complete rows of a csv file; the last may be torn. Empty without a file."""
+    """Read the complete rows of a csv file; the last may be torn. Empty without a file."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
@@ -115,7 +115,7 @@ def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:
 
 
 def score_table(scores: Scores) -> str:
-    """A line per metric and a column per predictor, or the other way round if these are more.
+    """Format scores: a line per metric and a column per predictor, or transposed if they are more.
 
     The last column (line) is the ratio of the first predictor's scores to the last one's. A
     predictor may lack a score.

@@ -125,7 +125,7 @@ class TokenizerTask(BodyTask):
         return genhmr.tokenizer_total_loss(terms, self.config), terms | statistics
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Each pose decoded from its tokens; at the end also from tokens with errors."""
+        """Decode each pose from its tokens; at the end also from wrong tokens."""
         tokens = model.encode(batch["pose"])
         decoded = model.decode(tokens)
         found = {"tokenizer": (decoded, model.encode(decoded))}
@@ -140,7 +140,7 @@ class TokenizerTask(BodyTask):
             {"pose": batch["pose"], "betas": batch["betas"], "tokens": tokens})
 
     def disturbed(self, model: nn.Module, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of slightly turned poses, and the true tokens with random ones among them.
+        """Return tokens of slightly turned poses, and the true tokens, a tenth of them random.
 
         What is drawn for a sample depends on its index alone.
         """
@@ -156,7 +156,7 @@ class TokenizerTask(BodyTask):
         return model.encode(batch["pose"] @ turns), torch.where(wrong, other, tokens)
 
     def piece_errors(self, predictions: Predictions) -> Errors:
-        """The errors of all predictors, and the share of their tokens that are not the true."""
+        """Compute the errors of all predictors, and the share of tokens that they changed."""
         errors = super().piece_errors(predictions)
         for name, values in predictions.found.items():
             changed = values["tokens"] != predictions.truth["tokens"]
@@ -207,7 +207,7 @@ class EncoderTask(BodyTask):
         self.light_body.to(device)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
-        """Heat maps and lifted bodies of pictures, and lifted bodies without pictures."""
+        """Compute the losses of heat maps and lifted bodies, with and without pictures."""
         config = self.config
         seen = model(bare(model).normalise(batch["image"]))
         true = batch["keypoints_2d"] / config.image_size - 0.5
@@ -225,7 +225,7 @@ class EncoderTask(BodyTask):
         return encoder_total_loss(terms, config), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """The lifted bodies, and how far the joints found are from the true ones."""
+        """Predict lifted bodies, and the distances of the found joints from the true ones."""
         seen = model(model.normalise(batch["image"]))
         pose = genhmr.rotation_6d_to_matrix(seen.lifted.pose)
         true = batch["keypoints_2d"] / self.config.image_size - 0.5
@@ -242,7 +242,7 @@ class EncoderTask(BodyTask):
                            {name: batch[name] for name in ("pose", "betas")})
 
     def scores(self, predictions: Predictions) -> Scores:
-        """The errors of the lifted bodies, and of the joints found in 2D."""
+        """Score the lifted bodies, and the joints found in 2D."""
         scores = super().scores(predictions)
         distance = predictions.first["distance"]
         known = distance[np.isfinite(distance)]
@@ -381,7 +381,7 @@ class TransformerTask(BodyTask):
 
     @classmethod
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
-        """The config with those of the given tokenizer and pose encoder."""
+        """Return the config with those of the given tokenizer and pose encoder."""
         if arguments.tokenizer:
             tokenizer = genhmr.load_tokenizer(arguments.tokenizer)
             config = dataclasses.replace(config, tokenizer=tokenizer.config)
@@ -414,7 +414,7 @@ class TransformerTask(BodyTask):
         self.light_body = self.body.for_keypoints()  # losses need no other vertices
 
     def notes(self) -> list[str]:
-        """Random weights where the paper starts from a trained encoder."""
+        """Warn of random weights where the paper starts from a trained encoder."""
         if self.arguments.backbone or self.arguments.checkpoint or self.config.backbone == "pose":
             return []
         return ["the image encoder starts from random weights; the paper starts from a trained "
@@ -461,7 +461,7 @@ class TransformerTask(BodyTask):
         return genhmr.total_loss(terms, self.config), terms
 
     def without_pictures(self, network: nn.Module, batch: Batch) -> Batch:
-        """A batch of as many posed bodies; keypoints take the place of the picture."""
+        """Make a batch of as many posed bodies, with keypoints in place of pictures."""
         encoder, ones = network.backbone, torch.ones_like
         with torch.no_grad():
             seen = encoder(encoder.normalise(batch["image"]))
@@ -481,7 +481,7 @@ class TransformerTask(BodyTask):
                                for name in ("betas", "pose")})
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Sampled poses; at the end of a run for every T, and refined by every P."""
+        """Sample poses; at the end of a run for every T, and refined by every P."""
         features, first = model.encode(batch["image"]), self.iterations
         final = final and not self.arguments.brief
         counts = dict.fromkeys((first, *self.ITERATIONS)) if final else (first,)
@@ -509,7 +509,7 @@ class TransformerTask(BodyTask):
 
     def beside_truth(self, model: nn.Module, batch: Batch, sampled: genhmr.Sampled,
                      poses: Mapping[str, Tensor]) -> Predictions:
-        """Poses by predictor, with the shape and camera of a sampled one."""
+        """Make Predictions of poses by predictor, with the shape and camera of a sampled one."""
         transl = genhmr.camera_translation(sampled.camera, model.config.focal)
         if self.data != "rendered":
             transl = self.in_crop(transl, batch["K"])
@@ -519,7 +519,7 @@ class TransformerTask(BodyTask):
 
     def told(self, model: nn.Module, features: genhmr.Features, batch: Batch,
              percent: int) -> dict[str, Tensor]:
-        """One pass that is told some true tokens, and the NLL of the others (B,)."""
+        """Predict from a share of true tokens; also return the NLL (B,) of the others."""
         true, told = self.partly_masked(model, batch, percent)
         hidden = told == model.mask_token
         logits = model.predict_logits(features, told).float()
@@ -530,7 +530,7 @@ class TransformerTask(BodyTask):
 
     def partly_masked(self, model: nn.Module, batch: Batch,
                       percent: int) -> tuple[Tensor, Tensor]:
-        """True tokens (B, L), and the same with all but a percentage masked.
+        """Return the true tokens (B, L), and a copy in which all but a percentage are masked.
 
         Which tokens a sample keeps depends on its index alone.
         """
@@ -541,7 +541,7 @@ class TransformerTask(BodyTask):
         return true, true.masked_fill(hidden, model.mask_token)
 
     def piece_errors(self, predictions: Predictions) -> Errors:
-        """The errors of all predictors, and the NLL of hidden tokens of those that have one."""
+        """Compute the errors of all predictors, and the NLL of hidden tokens where there is one."""
         errors = super().piece_errors(predictions)
         for name, values in predictions.found.items():
             if "nll" in values:
@@ -550,14 +550,14 @@ class TransformerTask(BodyTask):
 
     def sample(self, model: nn.Module, features: genhmr.Features, batch: Batch,
                iterations: int, schedule: str = "cosine", top_k: int = 1) -> genhmr.Sampled:
-        """Poses of a batch; what top-k draws depends on the batch's first sample alone."""
+        """Sample the poses of a batch; the index of its first sample is the seed of top-k."""
         generator = torch.Generator(features.values.device).manual_seed(int(batch["index"][0]))
         return genhmr.sample_from(model, features, iterations=iterations, schedule=schedule,
                                   top_k=top_k, generator=generator)
 
     def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch, steps: int,
                 fitted: bool = False) -> Tensor:
-        """The poses (P + 1, B, 24, 3, 3) after 0 to P steps towards true 2D joints with noise."""
+        """Refine by 0 to P steps towards true 2D joints with noise: (P + 1, B, 24, 3, 3)."""
         noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (24, 2))
                           for index in batch["index"].tolist()])
         joints = batch["keypoints_2d"][:, :24] / model.config.image_size - 0.5
@@ -573,7 +573,7 @@ class TransformerTask(BodyTask):
                              iterations=steps).poses
 
     def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
-        """Translations (B, 3) for the model's camera -> for the cameras K (B, 3, 3) of crops."""
+        """Convert translations (B, 3) from the model's camera to the crops' cameras K (B, 3, 3)."""
         model = data.body_camera(self.config.image_size)
         x, y, z = transl.unbind(1)
         z = z * K[:, 0, 0] / model[0, 0]
@@ -583,7 +583,7 @@ class TransformerTask(BodyTask):
     # ---- official protocols
 
     def truth(self, predictions: Predictions) -> Mesh:
-        """Joints of motion capture, or bodies of each person's gender."""
+        """Return joints of motion capture, or meshes of each person's gender."""
         if self.data == "rendered":
             return super().truth(predictions)
         records = self.test_set.records(predictions.index)
@@ -601,11 +601,11 @@ class TransformerTask(BodyTask):
         return self.regressed(truth)
 
     def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
-        """The protocol's errors; of official data with the joints that it regresses."""
+        """Compute the protocol's errors; on official data with the joints that it regresses."""
         return super().judge(self.regressed(mesh), truth)
 
     def regressed(self, mesh: Mesh) -> Mesh:
-        """A mesh with the 17 joints of SPIN's regressor, for protocols of 14 of them."""
+        """Add the 17 joints of SPIN's regressor, for protocols that score 14 of them."""
         if metrics.PROTOCOLS[self.protocol].joints != "j17":
             return mesh
         joints = np.einsum("jv,nvc->njc", self.h36m_regressor, mesh["vertices"])

@@ -33,7 +33,7 @@ def draw(name: str, task: BodyTask, predictions: Predictions, pictures: Sequence
 
 
 def telling(predictions: Predictions, count: int) -> list[int]:
-    """Pictures from the best to the worst, at equal distances in rank.
+    """Choose pictures from the best to the worst, evenly spaced in rank.
 
     Best: the last predictor's gain over the first one in MPJPE; with one predictor its MPJPE.
     """
@@ -70,7 +70,7 @@ def draw_tokens(name: str, task: BodyTask, predictions: Predictions, pictures: S
 
 def draw_meshes(figure_name: str, task: BodyTask, predictions: Predictions,
                 pictures: Sequence[int], path: Path) -> None:
-    """Figure 4, 11 or "sampling": every mesh, with its way to the 2D joints or from the side."""
+    """Draw Figure 4, 11 or "sampling": every mesh, with its 2D errors or also from the side."""
     names, turned = list(predictions.found), figure_name == "11"
     lines = len(pictures) * (1 + turned)
     side = 12 / (len(names) + 2)
@@ -99,7 +99,7 @@ def draw_meshes(figure_name: str, task: BodyTask, predictions: Predictions,
 
 def draw_distances(axes: Axes, task: BodyTask, predictions: Predictions, name: str,
                    index: int) -> None:
-    """Red lines from the projected joints of a pose to the true 2D joints inside the crop."""
+    """Draw red lines from the projected joints to the true 2D joints inside the crop."""
     sample, values = task.test_set[index], predictions.found[name]
     one = {key: value[index:index + 1] for key, value in values.items()}
     joints = (task.mesh(one)["joints"][0] + one["transl"]) @ sample["K"].numpy().T
@@ -141,7 +141,7 @@ def changes(predictions: Predictions) -> dict[str, np.ndarray]:
 
 
 def draw_iterations(predictions: Predictions, path: Path) -> None:
-    """What more iterations change, as it is and with oracles, and how sure is how right.
+    """Draw what more iterations change, with and without oracles, and whether confidence is right.
 
     Writes the numbers to a Markdown table beside the figure.
     """
@@ -168,7 +168,7 @@ def draw_iterations(predictions: Predictions, path: Path) -> None:
 
 
 def draw_calibration(axes: Axes, values: dict[str, np.ndarray]) -> None:
-    """The share of right tokens among those kept with a confidence, and in each iteration."""
+    """Draw the share of right tokens by their confidence, and by iteration."""
     confidence, right, kept = (values[name].ravel() for name in ("confidence", "right", "kept"))
     order = confidence.argsort(kind="stable")
     tenths = np.array_split(order, 10)
@@ -193,7 +193,7 @@ def draw_calibration(axes: Axes, values: dict[str, np.ndarray]) -> None:
 
 
 def show(axes: Axes, image: np.ndarray, title: str = "") -> None:
-    """A picture without axes."""
+    """Show a picture without axes."""
     axes.imshow(image.clip(0, 1))
     axes.set_title(title, fontsize=10)
     axes.axis("off")
@@ -215,14 +215,14 @@ def mesh_of(task: BodyTask, predictions: Predictions, name: str,
 
 
 def overlay(task: BodyTask, predictions: Predictions, name: str, index: int) -> np.ndarray:
-    """A mesh drawn over its picture."""
+    """Draw a mesh over its picture."""
     vertices, transl = mesh_of(task, predictions, name, index)
     K = np.diag([ZOOM, ZOOM, 1.0]) @ task.test_set[index]["K"].numpy()
     return task.draw(vertices + transl, K, picture(task, index))
 
 
 def from_side(task: BodyTask, predictions: Predictions, name: str, index: int) -> np.ndarray:
-    """A mesh on white, seen from its right, from 4 m away."""
+    """Draw a mesh on white, seen from its right, from 4 m away."""
     x, y, z = (mesh_of(task, predictions, name, index)[0]).T
     seen = np.stack((z, y, -x), 1)
     seen = seen - seen.mean(0) + (0, 0, 4)

@@ -69,7 +69,7 @@ SHOWN = {"T = 1": Row({"iterations": 1}, ()), "T = 5": Row({}, ()),
 
 
 def losses(*names: str) -> dict[str, float]:
-    """Weights of 0 for the terms of L_total that a row of Table 10 leaves out."""
+    """Set weights of 0 for the terms of L_total that a row of Table 10 leaves out."""
     every = ("mask", "pose", "keypoints_3d", "keypoints_2d", "betas")
     return {f"weight_{name}": 0.0 for name in every if name not in names}
 
@@ -175,7 +175,7 @@ class PaperTask(TransformerTask):
     @classmethod
     def plan(cls, arguments: argparse.Namespace,
              parse: ablations.Parse) -> Iterator[argparse.Namespace]:
-        """The runs of a table, or the evaluation that a table or figure needs."""
+        """Yield the runs of a table, or the evaluation that a table or figure needs."""
         if arguments.figure == "7":
             genhmr_figures.draw_schedules(arguments.out / "figure7.png")
         elif arguments.ablate in TOKENIZED or arguments.ablate in TRAINED:
@@ -205,7 +205,7 @@ class PaperTask(TransformerTask):
                              f"out; {', '.join(SAMPLED)} without --seeds score other data, too")
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """The poses of every row, beside the truth; of Figures 5 and 6 with what led to them."""
+        """Predict the poses of every row; for Figures 5 and 6 also masks and confidences."""
         features = model.encode(batch["image"])
         if self.arguments.figure in ("5", "6"):
             return self.traced(model, features, batch)
@@ -235,7 +235,7 @@ class PaperTask(TransformerTask):
 
     def told_and_iterated(self, model: nn.Module, features: genhmr.Features,
                           batch: Batch) -> Predictions:
-        """Sampling with each T, as it is and with oracles; for T = 5, which tokens are right."""
+        """Sample with each T, with and without oracles; for T = 5 also mark the right tokens."""
         poses, runs = {}, {}
         for name, (features_of, percent) in {
             "as it is": (features, 0),
@@ -258,7 +258,7 @@ class PaperTask(TransformerTask):
 
     @staticmethod
     def told_keypoints(model: nn.Module, batch: Batch) -> genhmr.Features:
-        """What the model makes of a picture if its encoder finds each 2D keypoint exactly."""
+        """Compute the features as if the encoder had found each 2D keypoint exactly."""
         encoder = model.backbone
         seen = encoder(encoder.normalise(batch["image"]))
         at = batch["keypoints_2d"] / model.config.image_size - 0.5
@@ -296,7 +296,7 @@ def text_of(arguments: argparse.Namespace, found: ablations.Found, about: str) -
 
 def score_rows(arguments: argparse.Namespace,
                parse: ablations.Parse) -> Iterator[argparse.Namespace]:
-    """The evaluations that a table or figure needs: of a checkpoint, or of a new model a seed."""
+    """Run the evaluations of a table or figure: of a checkpoint, or of one new model per seed."""
     name = arguments.ablate or figure_name(arguments)
     checkpoint, found = arguments.checkpoint or SHIPPED, defaultdict(dict)
     about = f"{checkpoint.name} on {arguments.protocol or 'the rendered test split'}"
@@ -369,7 +369,7 @@ class StageRuns:
 
     def run(self, stage: str, folder: str, changes: Sequence[str], seed: int, extra: Sequence[str],
             expected: Mapping[str, object]) -> Generator[argparse.Namespace, None, Path]:
-        """One run, unless it is done; returns its folder."""
+        """Yield one run, unless it is done; return its folder."""
         out = self.arguments.out / folder / f"seed {seed}"
         yield from ablations.run(
             f"{folder}, seed {seed}", out, lambda: self.parse([
@@ -411,7 +411,7 @@ class StageRuns:
                                     extra, expected))
 
     def about(self, of_poses: bool = False) -> str:
-        """The scale of our rows, for the table."""
+        """Describe the size of our runs, for the table."""
         pose, model = self.configs["tokenizer"], self.configs["transformer"]
         text = (f"tokenizers of {pose.codebook_size} x {pose.code_dim} where the paper has "
                 f"2048 x 256, {pose.steps:,} steps of {pose.batch_size} poses")

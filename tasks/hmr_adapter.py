@@ -56,7 +56,7 @@ class PeopleTask(Task):
 
     @classmethod
     def load_checkpoint(cls, path: str | Path) -> nn.Module:
-        """The model of this stage; an expert also out of an adapter or a release."""
+        """Load the model of this stage; an expert also from inside an adapter or from a release."""
         if not cls.ADAPTS:
             return cls.load_expert(path)
         model = adapter_rivals.load_checkpoint(path)
@@ -98,7 +98,7 @@ class PeopleTask(Task):
             self.require_same("expert", self.load_given, origin)
 
     def notes(self) -> list[str]:
-        """What starts from random weights."""
+        """Say what starts from random weights, or from GenHMR's encoder."""
         start = self.arguments
         scratch = self.ADAPTS and start.row in adapter_rivals.FROM_SCRATCH
         if start.checkpoint or self.ADAPTS and start.expert and not scratch:
@@ -145,11 +145,11 @@ class PeopleTask(Task):
         return self.arguments.backbone or (GENHMR if usual else None)
 
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
-        """An expert, with all that its weights need beside them."""
+        """Load an expert, with what its weights need besides."""
         return self.load_expert(source)
 
     def expert_beside(self, model: nn.Module) -> nn.Module | None:
-        """The expert as it was before the adapter came, or nothing if it is not at hand.
+        """Return the expert as it was before the adapter, None if it is not available.
 
         A run that trains the expert's head, too, holds a changed expert: the original is --expert.
         """
@@ -201,7 +201,7 @@ class HandExpertTask(PeopleTask):
         self.hand.to(device)
 
     def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
-        """What the model is given of `hand_samples` while it is trained."""
+        """Return the model's inputs in training, of `hand_samples`."""
         return (samples["images"],)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
@@ -212,11 +212,11 @@ class HandExpertTask(PeopleTask):
         return hmr_adapter.hand_total_loss(terms, self.config), terms
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
-        """The output for both hands (2 B) of the people, by predictor."""
+        """Predict both hands (2 B) of the people, by predictor."""
         return {"expert": model(batch["hand_images"].flatten(0, 1))}
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Both hands of people by every predictor, beside the truth."""
+        """Predict both hands of people by every predictor."""
         found = {name: {"points": self.mesh(output).unflatten(0, (-1, 2))}
                  for name, output in self.outputs(model, batch).items()}
         return Predictions(batch["index"], found, {
@@ -230,12 +230,12 @@ class HandExpertTask(PeopleTask):
         return torch.cat([joints, vertices], 1) - joints[:, :1]
 
     def true_hands(self, batch: Batch) -> Tensor:
-        """The same of the truth, (B, 2, 21 + 778, 3)."""
+        """Return the same of the true hands: (B, 2, 21 + 778, 3)."""
         joints = batch["hand_joints"]
         return torch.cat([joints, batch["hand_vertices"]], 2) - joints[:, :, :1]
 
     def points(self, batch: Batch) -> Tensor:
-        """The same of all true hands that are in the picture."""
+        """Return the same of all true hands that are in the picture."""
         return self.true_hands(batch)[batch["hand_valid"] > 0]
 
     def scores(self, predictions: Predictions) -> Scores:
@@ -249,7 +249,7 @@ class HandExpertTask(PeopleTask):
             groups = {"": np.ones_like(valid)}
 
         def judge(hands: np.ndarray) -> dict[str, np.ndarray]:
-            """The errors (N, 2) of all hands; of those that do not count they mean nothing."""
+            """Compute the errors (N, 2) of all hands; ignore those of hands that do not count."""
             both = [{"joints": points[..., :21, :].reshape(-1, 21, 3),
                      "vertices": points[..., 21:, :].reshape(-1, 778, 3)}
                     for points in (np.broadcast_to(hands, truth.shape), truth)]
@@ -330,11 +330,11 @@ class HandAdapterTask(HandExpertTask):
         return super().loss(model, batch, step)
 
     def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
-        """What the model is given while it is trained: also the arm."""
+        """Return the model's inputs in training: also the arm."""
         return samples["images"], samples["arm"], samples["arm_valid"]
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
-        """With arms and boxes that the guide finds, as in use, and with true ones; the expert."""
+        """Predict with found arms and boxes, as in use, with true ones, and by the expert."""
         outputs, true = {}, batch["hand_images"].flatten(0, 1)
         arms = {"true arm": batch["body_pose"]}
         crops = {"true boxes" if self.guide else "": true}
@@ -384,7 +384,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
         self.light_body.to(device)
 
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
-        """The expert; SMPLer-X's own weights need the mean hand of its models."""
+        """Load the expert; SMPLer-X's released weights need the mean hand of SMPL-X."""
         if self.data == "rendered":
             return self.load_expert(source)
         (left, _), (right, _) = data.hand_space(Path(self.arguments.models), "smplx", "right",
@@ -393,7 +393,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
         return self.load_expert(source, hand_mean=mean)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the model is given while it is trained."""
+        """Return the model's inputs in training."""
         return (batch["image"],)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
@@ -406,12 +406,12 @@ class BodyExpertTask(PeopleTask, BodyTask):
         return hmr_adapter.body_total_loss(terms, self.config), terms
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
-        """The model's output, and the rotations (B, 55, 3, 3) by predictor."""
+        """Return the model's output, and the rotations (B, 55, 3, 3) by predictor."""
         output = model(batch["image"])
         return output, {"expert": output["body_pose"]}
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """The poses by every predictor, with the shape and translation of the first."""
+        """Predict poses by every predictor, with the shape and translation of the first."""
         output, poses = self.outputs(model, batch)
         shared = {"betas": self.shape(output), "transl": output["translation"]}
         truth = {"pose": batch["body_pose"], "betas": self.shape(batch)}
@@ -447,7 +447,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
     # ---- official protocols
 
     def truth(self, predictions: Predictions) -> Mesh:
-        """Of official data the meshes of their own models, SMPL-X's or SMPL's."""
+        """Return the true meshes; of official data those of their own models, SMPL-X or SMPL."""
         if self.data == "rendered":
             return super().truth(predictions)
         pictures = self.test_set.pictures
@@ -456,7 +456,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
         return {"vertices": np.stack(vertices)}
 
     def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
-        """The protocol's errors; of official data all joints are regressed from the meshes."""
+        """Compute the protocol's errors; on official data joints are regressed from the meshes."""
         if self.data == "rendered":
             arms = [mesh["joints"][:, ELBOWS_AND_WRISTS] - mesh["joints"][:, :1]
                     for mesh in (mesh, truth)]
@@ -509,13 +509,13 @@ class BodyAdapterTask(BodyExpertTask):
     COMPARED = (("adapter", "expert"),)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the model is given while it is trained: the true knuckles, or not."""
+        """Return the model's inputs in training: with true knuckles, or without."""
         if self.config.knuckle_source == "found":
             return (batch["image"],)
         return batch["image"], hmr_adapter.true_knuckles(batch), batch["hand_valid"]
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
-        """The adapter's, with knuckles where the expert finds them, and the expert's."""
+        """Predict by the adapter, with the knuckles that the expert finds, and by the expert."""
         output, expert = model(batch["image"]), self.expert_beside(model)
         poses = {"adapter": output["body_pose"]}
         if expert is not None:
@@ -548,7 +548,7 @@ class DualPathTask(BodyAdapterTask):
     @classmethod
     def plan(cls, arguments: argparse.Namespace,
              parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
-        """The four stages, each in its folder in OUT, and the scores of the dual path."""
+        """Yield the four stages, each in its folder in OUT, and the evaluation of the dual path."""
         out = arguments.out
         for stage in () if arguments.eval else PARTS:
             yield stage_arguments(arguments, stage)
@@ -577,7 +577,7 @@ class DualPathTask(BodyAdapterTask):
         return model.body.config
 
     def next_command(self, out: Path) -> str:
-        """The command for a photograph, with both paths' files."""
+        """Return the command for a photograph, with both paths' files."""
         return (f"python hmr_adapter.py PICTURE --hand {self.arguments.checkpoint} "
                 f"--body {self.arguments.guide}")
 
@@ -600,7 +600,7 @@ class DualPathTask(BodyAdapterTask):
 
     def outputs(self, model: hmr_adapter.HMRAdapter, batch: Batch
                 ) -> tuple[Output, dict[str, Tensor]]:
-        """Both paths with and without adapters, for both kinds of boxes; and the body expert."""
+        """Predict by both paths with and without adapters, also for true boxes; by the expert."""
         poses, bodies = {}, {}
         adapters = (model.hand, model.body)
         frozen = all(part.keeps_expert for part in adapters)
@@ -623,7 +623,7 @@ class DualPathTask(BodyAdapterTask):
 
 
 def zoomed(picture: np.ndarray, center: np.ndarray, side: float, size: int) -> np.ndarray:
-    """A square of a picture (S, S, 3), 0..1, at another size; grey outside of it."""
+    """Resize a square of a picture (S, S, 3), 0..1; outside of the picture it is grey."""
     margin = picture.shape[0]
     padded = np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), constant_values=0.5)
     low = np.clip(center + margin - side / 2, 0, 3 * margin - side)
@@ -632,7 +632,7 @@ def zoomed(picture: np.ndarray, center: np.ndarray, side: float, size: int) -> n
 
 
 def stage_arguments(arguments: argparse.Namespace, stage: str) -> argparse.Namespace:
-    """The flags of one of the four stages; --set reaches each stage that has the field."""
+    """Return the flags of one of the four stages; --set reaches each stage that has the field."""
     changes = {"stage": stage, "name": f"{arguments.model}-{stage}", "out": arguments.out / stage,
                "overrides": own_overrides(arguments.overrides, STAGES[stage].Config,
                                           [STAGES[part].Config for part in PARTS]), "export": None}

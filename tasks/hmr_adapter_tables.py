@@ -26,7 +26,7 @@ RUN = Generator[argparse.Namespace, None, Path]
 
 
 def of_others(papers: Mapping[str, tuple[float, ...]]) -> dict[str, Row]:
-    """Rows of other papers' models."""
+    """Make rows of other papers' models."""
     return {name: Row({}, scores, OTHERS) for name, scores in papers.items()}
 
 
@@ -117,7 +117,7 @@ class PaperTask(DualPathTask):
     @classmethod
     def plan(cls, arguments: argparse.Namespace,
              parse: ablations.Parse) -> Iterator[argparse.Namespace]:
-        """The runs of a table; --checkpoint and --guide have its experts or, scored, its models."""
+        """Yield the runs of a table; --checkpoint and --guide hold its experts or scored models."""
         name, runs = arguments.ablate, TableRuns(arguments, parse)
         table = TABLES[name]
         if name in TRAINED:
@@ -190,7 +190,7 @@ class TableRuns:
         return merged_errors(out, "ours", table.ours)
 
     def trained(self, row: str, seed: int) -> RUN:
-        """A row of --row, unless it is done; returns its folder."""
+        """Yield the run of a row, unless it is done; return its folder."""
         stage = "hand" if row.startswith(("Table 3", "Table 5")) else "body"
         out = self.arguments.out / row / f"seed {seed}"
         steps = self.configs[stage].steps * (2 if row in FROM_SCRATCH else 1)
@@ -211,7 +211,7 @@ class TableRuns:
         return next(DualPathTask.plan(self.parse(argv), self.parse))
 
     def about(self) -> str:
-        """The scale of our rows, for the table."""
+        """Describe the size of our runs, for the table."""
         hand, body = self.configs["hand"], self.configs["body"]
         return (f"Ours: the experts of {self.hand.name} and {self.body.name}; hands {hand.steps:,} "
                 f"and bodies {body.steps:,} steps of {hand.batch_size} rendered people. Mean ± "
@@ -226,13 +226,13 @@ class TableRuns:
 
 
 def merged_errors(out: Path, predictor: str, metrics: Sequence[str]) -> np.ndarray | None:
-    """Columns (N, C) of a predictor of the dual path that leaves no hand, as the paper's."""
+    """Return columns (N, C) of a dual path that merges every hand, as the paper's does."""
     all_hands = ablations.errors_of(out, f"{predictor}, all hands", metrics)
     return ablations.errors_of(out, predictor, metrics) if all_hands is None else all_hands
 
 
 def hand_errors(out: Path, predictor: str, metrics: Sequence[str]) -> np.ndarray | None:
-    """Columns (N, C) of all hands, clear and occluded, where a metric does not name its group."""
+    """Return columns (N, C) of all hands, clear and occluded, but for "occluded" metrics."""
     columns = []
     for metric in metrics:
         names = [metric] if "occluded" in metric else [f"clear {metric}", f"occluded {metric}"]

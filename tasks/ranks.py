@@ -41,21 +41,21 @@ class World:
         return self.rank == 0
 
     def mean(self, values: Iterable[float]) -> list[float]:
-        """The mean of each value over all processes, the same bits on each of them."""
+        """Average each value over all processes, to the same bits on each of them."""
         total = torch.tensor(list(values), dtype=torch.float64)
         if self.size > 1:
             dist.all_reduce(total)
         return (total / self.size).tolist()
 
     def share(self, value: Value) -> Value:
-        """The leader's value, on every process; returns when all have asked for it."""
+        """Send the leader's value to every process; wait until all have called this."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, 0, group=self.patient)
         return values[0]
 
     def gather(self, value: Value) -> list[Value]:
-        """Every process's value on the leader, in order of rank; nothing elsewhere."""
+        """Collect every process's value on the leader, in order of rank; nothing elsewhere."""
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.leader else None
@@ -86,7 +86,7 @@ def join_world(workers: int | None = None) -> World:
 
 
 def choose_device() -> torch.device:
-    """This process's GPU, or the CPU with its share of the cores."""
+    """Choose this process's GPU, or the CPU with its share of the cores."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if not torch.cuda.is_available():

@@ -17,7 +17,7 @@ Value = bool | int | float | str | tuple
 
 
 def override(config: RunConfig, assignments: Sequence[str]) -> RunConfig:
-    """The config with each "field=value" applied; raises ValueError for what does not fit."""
+    """Apply each "field=value" to the config; raises ValueError for what does not fit."""
     values = {}
     kinds = {name: kind for name, kind in typing.get_type_hints(type(config)).items()
              if not dataclasses.is_dataclass(kind)}  # the config of a part comes with the part
@@ -43,7 +43,7 @@ def override(config: RunConfig, assignments: Sequence[str]) -> RunConfig:
 
 
 def own_overrides(assignments: Sequence[str], kind: type, kinds: Sequence[type]) -> list[str]:
-    """What --set of a command of several stages means for the stage with a config of this kind.
+    """Select what --set of a command of several stages means for a stage with this config class.
 
     All but the fields that only the configs of other stages have; `override` refuses the rest.
     """
@@ -53,7 +53,7 @@ def own_overrides(assignments: Sequence[str], kind: type, kinds: Sequence[type])
 
 
 def parse_value(kind: type, text: str) -> Value:
-    """Text as a bool, int, float, str or comma-separated tuple of them."""
+    """Convert text to a bool, int, float, str or comma-separated tuple of them."""
     if typing.get_origin(kind) is tuple:
         kind = typing.get_args(kind)[0]
         return tuple(parse_value(kind, part) for part in text.split(",") if text)  # "": ()
@@ -61,7 +61,7 @@ def parse_value(kind: type, text: str) -> Value:
 
 
 def as_text(value: Value) -> str:
-    """A value as --set takes it: the inverse of parse_value."""
+    """Format a value as --set takes it: the inverse of parse_value."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -103,18 +103,18 @@ def check_shares(config: RunConfig, processes: int) -> None:
 
 
 def share(config: RunConfig, processes: int) -> int:
-    """Samples that one process computes at once."""
+    """Return the number of samples that one process computes at once."""
     return config.batch_size // (processes * config.accumulate)
 
 
 def with_run_fields(config: RunConfig, source: RunConfig) -> RunConfig:
-    """The config with another's optimisation and data: batch, steps, rate, views and so on."""
+    """Return the config with another's optimisation and data: batch, steps, views and so on."""
     return dataclasses.replace(config, **{name: getattr(source, name) for name in RUN_FIELDS
                                           if hasattr(source, name)})
 
 
 def suitable_preset() -> str:
-    """The name of the preset for this machine."""
+    """Choose the preset for this machine, by name."""
     if not torch.cuda.is_available():
         return "cpu"
     memory = torch.cuda.get_device_properties(0).total_memory
@@ -122,12 +122,12 @@ def suitable_preset() -> str:
 
 
 def precision_of(config: RunConfig) -> str:
-    """The config's precision: "fp32" unless it has another."""
+    """Return the config's precision: "fp32" unless it has another."""
     return getattr(config, "precision", "fp32")
 
 
 def supported_precision(precision: str) -> str:
-    """The precision, or fp16 for bf16 where the GPU has no units for it (V100, RTX 20)."""
+    """Return the precision, or fp16 for bf16 if the GPU cannot compute it (V100, RTX 20)."""
     if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
             including_emulation=False):
         return "fp16"
