@@ -768,20 +768,21 @@ def add_data_flags(group: argparse._ArgumentGroup, task: type[Task] | None) -> N
         "what trains on official data")
     add("--test-root", metavar="FOLDER", help="folder of the data to evaluate on (default: that of "
         "--data-root)")
-    add("--cache", metavar="FOLDER", default="runs/cache", help="for rendered images and packed "
-        "annotation")
+    add("--cache", metavar="FOLDER", default="runs/cache", help="folder for rendered images and "
+        "packed annotation")
 
 
 def add_process_flags(group: argparse._ArgumentGroup) -> None:
     """Flags that say where and how to run."""
     add = group.add_argument
-    add("--out", type=Path, metavar="FOLDER", help="of the run (default: runs/MODEL[-STAGE])")
+    add("--out", type=Path, metavar="FOLDER", help="folder of the run (default: "
+        "runs/MODEL[-STAGE])")
     add("--export", type=Path, metavar="FILE", help="also write the final weights in half "
         "precision; a folder if the command trains several stages")
     add("--workers", type=int, help="data processes of each training process (default: with a "
         "GPU one per core, at most 16; none on a CPU)")
     add("--save-every", type=float, default=60.0, metavar="SECONDS",
-        help="between checkpoints; 0: after every step")
+        help="time between checkpoints; 0: after every step")
 
 
 def check_arguments(arguments: argparse.Namespace, others: Iterable[str], parser: Parser) -> None:

@@ -41,19 +41,20 @@ def parser() -> argparse.ArgumentParser:
         "JSON; without --box they also say where the person is (default: MediaPipe's)")
     add = groups.model.add_argument
     add("--checkpoint", type=Path, default=SHIPPED, metavar="FILE",
-        help="train.py's, of stage transformer")
+        help="checkpoint of train.py --model genhmr --stage transformer")
     add("--body", default="body", metavar="FILE",
         help="SMPL_NEUTRAL.pkl, for checkpoints trained on SMPL")
-    add("--iterations", type=int, default=5, metavar="T", help="of the sampling")
+    add("--iterations", type=int, default=5, metavar="T", help="iterations of sampling")
     add("--schedule", default="cosine", choices=genhmr.SCHEDULES,
         help="how many tokens are masked after each iteration")
     add("--top-k", type=int, default=1, metavar="K", help="draw each token among its K likeliest")
-    add("--refine", type=int, default=10, metavar="P", help="steps of the refinement")
+    add("--refine", type=int, default=10, metavar="P", help="steps of refinement on 2D keypoints")
     add("--fit-camera", action="store_true",
-        help="before it, move the body to the keypoints, whatever camera the network predicts")
+        help="first fit the camera to the 2D keypoints, whatever the network predicts")
     add("--mirror", action="store_true", help="average the pose with that of the mirrored picture; "
         "needs --refine 0")
-    add("--step-size", type=float, help="of the refinement (default: that of genhmr.refine)")
+    add("--step-size", type=float, metavar="ETA",
+        help="step size of the refinement (default: that of genhmr.refine)")
     return command
 
 

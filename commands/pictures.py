@@ -103,7 +103,7 @@ def parser(name: str, subject: str, arrays: str, files: str = ""
                                help="also write an animation of each turning mesh (_turntable.gif)")
     groups.instead.add_argument("--summary", action="store_true",
                                 help="print the parameters of every preset, part by part")
-    groups.instead.add_argument("--json", action="store_true", help="print them as JSON")
+    groups.instead.add_argument("--json", action="store_true", help="print the summary as JSON")
     return result, groups
 
 
