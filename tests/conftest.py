@@ -42,6 +42,13 @@ def same_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves out the pictures, which take most of the time of a tiny run."""
+    for name in ("tasks.base.Task.write", "train.draw_curves"):
+        monkeypatch.setattr(name, lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def few_vertices():
     """SMPL-X's landmarks are those of `write_few_vertices`: whole bodies would cost too much."""

@@ -67,13 +67,6 @@ def finished(folder):
     return folder / "all"
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leaves out the pictures, which take most of the time of a tiny run."""
-    for name in ("tasks.base.Task.write", "train.draw_curves"):
-        monkeypatch.setattr(name, lambda *_: None)
-
-
 def scores_of(out):
     return json.loads((out / "results.json").read_text())["scores"]
 
@@ -140,7 +133,7 @@ def test_checkpoints_name_no_folder_of_this_machine(finished, folder):
     assert train.without_folder("runs/x.pt") == "runs/x.pt"
 
 
-def test_exports_score_what_they_claim(finished, folder, tmp_path):
+def test_exports_score_what_they_claim(finished, folder, tmp_path, undrawn):
     """A file in half precision gives, evaluated, the scores in it; both, those of the dual path;
     and the hand's, as --stage hand_expert, those of the expert inside."""
     hand, body = (folder / "small" / f"hmr_adapter_{stage}_cpu.pt" for stage in ("hand", "body"))
@@ -334,7 +327,7 @@ def test_settings_reach_the_stages_that_have_them():
 
 
 @pytest.mark.parametrize("row", ["Table 3, No. 5", "Table 4, No. 4"])
-def test_rows_of_the_tables_train(finished, folder, tmp_path, row):
+def test_rows_of_the_tables_train(finished, folder, tmp_path, row, undrawn):
     """The rivals are settings of --stage hand and body, and are scored like ours."""
     stage, changes = adapter_rivals.BASELINES[row]
     expert = finished / f"{stage}_expert" / "checkpoint.pt"

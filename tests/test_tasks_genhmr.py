@@ -115,7 +115,7 @@ def test_the_tokenizer_logs_every_loss_and_its_codebook(finished):
         assert 0 <= row["dead_codes"] < config.codebook_size
 
 
-def test_tables_hold_the_required_rows(finished, folder, capsys):
+def test_tables_hold_the_required_rows(finished, folder, capsys, undrawn):
     """The same command again prints the tables: reconstruction; T, P and the mean pose."""
     for stage, names in (
         ("tokenizer", ["tokenizer", "1 degree", "10 % random", "mean pose"]),
@@ -464,7 +464,7 @@ def test_schedules_and_top_k_reach_the_scores(finished, folder):
             poses("--top-k", value)
 
 
-def test_official_motion_trains_the_tokenizer(folder, tmp_path):
+def test_official_motion_trains_the_tokenizer(folder, tmp_path, undrawn):
     """AMASS and MOYO in their own layouts, both splits, from one folder with both."""
     write_amass(tmp_path / "amass")
     write_moyo(tmp_path / "moyo", smpl=True)

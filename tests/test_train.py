@@ -139,13 +139,6 @@ def assert_same_run(first, second):
     assert [row["step"] for row in rows(second / "scores.csv")] == [5, 10, 12]
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leaves out the pictures, which take most of the time of a tiny run."""
-    for name in ("tasks.base.Task.write", "train.draw_curves"):
-        monkeypatch.setattr(name, lambda *_: None)
-
-
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, cache):
     """An uninterrupted run of one process, and what it printed."""
