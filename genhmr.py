@@ -2012,23 +2012,13 @@ def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) 
     return F.avg_pool2d(F.grid_sample(pixels, grid, align_corners=False), samples)[0]
 
 
-def picture_camera(translation: np.ndarray, config: Config, center: np.ndarray, side: float,
-                   K: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Convert the crop's camera to the picture's: K (3, 3) and the body's translation (3,).
+def picture_camera(config: Config, center: np.ndarray, side: float) -> np.ndarray:
+    """Return K (3, 3), the intrinsics of the crop's camera in pixels of the picture.
 
-    Without K it is the crop's own camera: the mesh covers in the picture what it covers in the
-    crop. With K, for several people before one camera, the plane through the body's origin stays
-    where it was, and points before and behind it move a little, as in HMR2.0's demo.
+    With it the mesh covers in the picture what it covers in the crop.
     """
     focal = config.focal * side  # pixels of the picture
-    if K is None:
-        return np.array([[focal, 0, center[0]], [0, focal, center[1]], [0, 0, 1]]), translation
-    K = np.asarray(K, np.float64)
-    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
-            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
-    depth = translation[2] * math.sqrt(K[0, 0] * K[1, 1]) / focal
-    pixel = center + focal * translation[:2] / translation[2]
-    return K, np.append((pixel - K[:2, 2]) / np.diag(K)[:2] * depth, depth)
+    return np.array([[focal, 0, center[0]], [0, focal, center[1]], [0, 0, 1]])
 
 
 def follow_keypoints(model: GenHMR, body: Callable, sampled: Sampled, keypoints_2d: Tensor,
@@ -2081,7 +2071,7 @@ def own_keypoints(features: Features, center: np.ndarray, side: float) -> np.nda
 def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
             iterations: int = 5, schedule: str = "cosine", top_k: int = 1, refinement: int = 10,
-            fitted_camera: bool = False, mirrored: bool = False, K: np.ndarray | None = None,
+            fitted_camera: bool = False, mirrored: bool = False,
             generator: torch.Generator | None = None, **options) -> dict[str, np.ndarray]:
     """Predict one person of a whole picture, in that picture's camera: the inference loop.
 
@@ -2093,7 +2083,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     iterations, schedule, top_k, generator: of sample_from. refinement: number of steps (P) if there
         are keypoints; if the energies rise, give a smaller step_size. fitted_camera: fit the camera
         to them first. mirrored: average with the answer for the mirrored picture, without
-        refinement. K: (3, 3), see picture_camera. options: of `refine`.
+        refinement. options: of `refine`.
     Returns float32 vertices (V, 3), joints (24, 3), keypoints_3d (45, 3), metres before the camera;
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
     added to the vertices; camera (3,), s, tx and ty in the crop; K (3, 3); box (4,), the square
@@ -2125,7 +2115,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             "the network's output is not finite: its weights are damaged, or training diverged")
 
     translation = camera_translation(camera, model.config.focal)[0].double().cpu().numpy()
-    K, translation = picture_camera(translation, model.config, center, side, K)
+    K = picture_camera(model.config, center, side)
     arrays = in_picture(body, sampled.betas, refined.rotations, translation, K)
     tensors = {"pose": refined.rotations[0], "betas": sampled.betas[0], "camera": camera[0],
                "poses": model.tokenizer.decode(sampled.guesses[:, 0]),

@@ -297,7 +297,7 @@ class BodyConfig(BodyTraining, DecoderConfig):
     joint_proj: str = "conv"  # 1280 -> 512 (paper), or "reuse_hand_conv": the expert's, frozen
     knuckle_source: str = "true"  # knuckle positions in training (paper), or "found": predicted by
     # the expert, as at test time (our choice)
-    offset_hidden: int = 1024  # of the FFN in Eq. 4; 0: one linear layer (our choice)
+    offset_hidden: int = 1024  # hidden width of the FFN in Eq. 4 (our choice)
     joint_embedding: str = "none"  # (paper, literally), or "learned": one vector per knuckle
     trainable: str = "adapter"  # (paper), "head": all but the encoder, "all" (Table 4)
     zero_init: bool = True  # Delta theta starts at 0 (our choice)
@@ -311,6 +311,7 @@ class BodyConfig(BodyTraining, DecoderConfig):
                      joint_proj=("conv", "reuse_hand_conv"),
                      knuckle_source=("true", "found"), joint_embedding=("none", "learned"),
                      missing=("zeros", "mask"), concat_init=("random", "zero_pad"))
+        require(self.offset_hidden > 0, f"offset_hidden is {self.offset_hidden}: expected above 0")
         require(self.inject != "concat" or self.trainable != "adapter",
                 "inject=concat replaces the expert's regressors: set trainable to head or all")
 
@@ -1541,14 +1542,12 @@ class BodyAdapter(Adapter):
 
     def build_decoder(self) -> None:
         """Create the decoder and the FFN of Eq. 4."""
-        config, width, outputs = self.config, self.config.decoder_dim, 22 * 6
+        config = self.config
         self.decoder = Decoder(config, config.expert.joint_dim)
-        self.offset = (mlp(width, config.offset_hidden, outputs) if config.offset_hidden
-                       else nn.Linear(width, outputs))
+        self.offset = mlp(config.decoder_dim, config.offset_hidden, 22 * 6)
         if config.zero_init:
-            last = self.offset.fc2 if config.offset_hidden else self.offset
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            nn.init.zeros_(self.offset.fc2.weight)
+            nn.init.zeros_(self.offset.fc2.bias)
 
     def forward(self, images: Tensor, knuckles: Tensor | None = None,
                 hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ def test_trainable_parameters_of_the_hand_path(changes, number):
 
 @pytest.mark.parametrize("changes, number", [
     ({}, 36_508_292), ({"joint_embedding": "learned"}, 36_512_388),
-    ({"offset_hidden": 0}, 35_458_692), ({"offset_hidden": 2048}, 37_693_060),
+    ({"offset_hidden": 2048}, 37_693_060),
     ({"joint_proj": "reuse_hand_conv", "offset_hidden": 2048}, 37_037_188),
     ({"context": "tokens"}, 36_508_292),
     ({"inject": "none", "trainable": "head"}, 30_875_416),
@@ -181,7 +181,7 @@ def test_each_row_has_its_class(row):
     *[(TINY_BODY, bad) for bad in (
         {"inject": "some"}, {"context": "arm"}, {"joint_proj": "none"}, {"joint_embedding": "flat"},
         {"trainable": "none"}, {"missing": "identity"}, {"concat_init": "ones"},
-        {"inject": "concat"})],
+        {"inject": "concat"}, {"offset_hidden": 0})],
     *[(TINY, bad) for bad in ({"guidance": "true"}, {"least_share": -0.1})],
     *[(TINY_HAND.expert, bad) for bad in ({"image_size": 100}, {"vit_heads": 3})]])
 def test_bad_configs_are_refused_by_name(config, bad):
