@@ -10,32 +10,19 @@ from torch import Tensor, nn
 
 import bodymodels
 import hmr_adapter as hmr
-from hmr_adapter import (
-    ARMS,
-    HANDS,
-    BodyAdapter,
-    BodyConfig,
-    BodyExpert,
-    BodyExpertConfig,
-    Config,
-    HandAdapter,
-    HandConfig,
-    HandExpert,
-    HandExpertConfig,
-)
 from tasks import adapter_rivals
 
 ENCODER = dict(image_size=64, vit_dim=32, vit_depth=1, vit_heads=2, vit_drop_path=0.5)
 DECODER = dict(decoder_dim=16, decoder_layers=2, decoder_heads=2, decoder_head_dim=4,
                decoder_ffn=16)
-TINY_HAND = HandConfig(expert=HandExpertConfig(**ENCODER, **DECODER))
-TINY_BODY = BodyConfig(
-    expert=BodyExpertConfig(**ENCODER, depth_bins=4, hand_cells=4, box_dim=8, joint_dim=8),
+TINY_HAND = hmr.HandConfig(expert=hmr.HandExpertConfig(**ENCODER, **DECODER))
+TINY_BODY = hmr.BodyConfig(
+    expert=hmr.BodyExpertConfig(**ENCODER, depth_bins=4, hand_cells=4, box_dim=8, joint_dim=8),
     **DECODER, offset_hidden=16, zero_init=False)
-TINY = Config(TINY_HAND, TINY_BODY)
+TINY = hmr.Config(TINY_HAND, TINY_BODY)
 RIGHT, LEFT = 0, 1
-STAGES = {"hand_expert": HandExpert, "hand": HandAdapter, "body_expert": BodyExpert,
-          "body": BodyAdapter}
+STAGES = {"hand_expert": hmr.HandExpert, "hand": hmr.HandAdapter, "body_expert": hmr.BodyExpert,
+          "body": hmr.BodyAdapter}
 
 
 @cache
@@ -73,12 +60,12 @@ def lively(module: nn.Module) -> nn.Module:
     return module
 
 
-def hand_adapter(**changes) -> HandAdapter:
+def hand_adapter(**changes) -> hmr.HandAdapter:
     torch.manual_seed(2)
     return lively(adapter_rivals.build_model(replace(TINY_HAND, **changes))).eval()
 
 
-def body_adapter(**changes) -> BodyAdapter:
+def body_adapter(**changes) -> hmr.BodyAdapter:
     torch.manual_seed(3)
     return lively(adapter_rivals.build_model(replace(TINY_BODY, **changes))).eval()
 
@@ -99,14 +86,14 @@ def people(count: int = 2, size: int = 64) -> dict[str, Tensor]:
     keypoints = body.keypoints(body(betas, pose, expression, torch.tensor([[0.0, -0.2, 45.0]])))
     focal = TINY_BODY.expert.focal
     flat = (focal * keypoints[..., :2] / keypoints[..., 2:] + 0.5) * size
-    hands = keypoints[:, torch.tensor(HANDS)]  # (B, 2, 21, 3)
-    hands_2d = flat[:, torch.tensor(HANDS)]
+    hands = keypoints[:, torch.tensor(hmr.HANDS)]  # (B, 2, 21, 3)
+    hands_2d = flat[:, torch.tensor(hmr.HANDS)]
     low, high = hands_2d.amin(2), hands_2d.amax(2)
     center, side = (low + high) / 2, 8 / 3 * (high - low).amax(-1, keepdim=True)
     in_crop = (hands_2d - center[:, :, None]) / side[:, :, None]
     in_crop[:, LEFT, :, 0] *= -1
     hands[:, LEFT, :, 0] *= -1
-    orientation = torch.stack([hmr.chain_product(pose[:, ARMS["arm"][side]])
+    orientation = torch.stack([hmr.chain_product(pose[:, hmr.ARMS["arm"][side]])
                                for side in (RIGHT, LEFT)], 1)[:, :, None]
     fingers = torch.stack([pose[:, hmr.RIGHT_FINGERS], pose[:, hmr.LEFT_FINGERS]], 1)
     hand_pose = torch.cat((orientation, fingers), 2)

@@ -26,21 +26,6 @@ from adapter_samples import (
 import bodymodels
 import genhmr
 import hmr_adapter as hmr
-from hmr_adapter import (
-    ARMS,
-    HANDS,
-    KNUCKLES,
-    PRESETS,
-    BodyAdapter,
-    BodyConfig,
-    BodyExpert,
-    BodyExpertConfig,
-    Config,
-    HandAdapter,
-    HandConfig,
-    HandExpert,
-    HandExpertConfig,
-)
 from tasks import adapter_rivals
 from tasks.adapter_rivals import BASELINES
 
@@ -53,14 +38,14 @@ def seeded():
 # ----------------------------------------------------------------------------- counts, presets
 
 
-def trainable(config: HandConfig | BodyConfig) -> int:
+def trainable(config: hmr.HandConfig | hmr.BodyConfig) -> int:
     return hmr.count(adapter_rivals.on_meta(config), True)
 
 
 def test_parameters_of_the_experts():
     """HaMeR has 630,912,000 + 39,497,837 parameters, SMPLer-X-H 661,827,096, part by part."""
     with torch.device("meta"):
-        hand, body = HandExpert(HandExpertConfig()), BodyExpert(BodyExpertConfig())
+        hand, body = hmr.HandExpert(hmr.HandExpertConfig()), hmr.BodyExpert(hmr.BodyExpertConfig())
     assert hmr.count(hand.backbone) == 630_912_000
     assert hmr.count(hand.mano_head) == 39_497_837
     assert hmr.count(hand) + adapter_rivals.DISCRIMINATOR == 671_955_048  # the paper's 671M
@@ -84,7 +69,7 @@ def test_parameters_of_the_experts():
     ({"inject": "weighted", "trainable": "head"}, 39_497_837 + 8_960 + 3_674_115)])
 def test_trainable_parameters_of_the_hand_path(changes, number):
     """The compositions that give the paper's 27M, 39M and 671M."""
-    assert trainable(replace(PRESETS["paper"].hand, **changes)) == number
+    assert trainable(replace(hmr.PRESETS["paper"].hand, **changes)) == number
 
 
 @pytest.mark.parametrize("changes, number", [
@@ -99,7 +84,7 @@ def test_trainable_parameters_of_the_hand_path(changes, number):
      30_875_416 + 788_483)])
 def test_trainable_parameters_of_the_body_path(changes, number):
     """The compositions that may give the paper's 31M, 37M and 662M."""
-    assert trainable(replace(PRESETS["paper"].body, **changes)) == number
+    assert trainable(replace(hmr.PRESETS["paper"].body, **changes)) == number
 
 
 def test_rows_of_the_tables_have_their_parameters():
@@ -117,9 +102,9 @@ def test_rows_of_the_tables_have_their_parameters():
 
 def test_presets_say_what_the_paper_says():
     """128 samples per step, 10K steps, ViT-H in both experts; the defaults are the paper."""
-    assert PRESETS["paper"] == Config()
+    assert hmr.PRESETS["paper"] == hmr.Config()
     for preset in ("paper", "h200", "single_gpu"):
-        for part in (PRESETS[preset].hand, PRESETS[preset].body):
+        for part in (hmr.PRESETS[preset].hand, hmr.PRESETS[preset].body):
             assert part.batch_size == 128
             assert part.steps == 10_000
             assert (part.expert.vit_dim, part.expert.vit_depth) == (1280, 32)
@@ -127,19 +112,20 @@ def test_presets_say_what_the_paper_says():
 
 def test_cpu_checkpoints_are_small():
     """Both small paths together take less than 14 MB in half precision."""
-    models = [adapter_rivals.on_meta(getattr(PRESETS["cpu"], part)) for part in ("hand", "body")]
+    preset = hmr.PRESETS["cpu"]
+    models = [adapter_rivals.on_meta(config) for config in (preset.hand, preset.body)]
     size = sum(2 * value.numel() for model in models
                for value in model.state_dict().values())
     assert size < 14e6
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", hmr.PRESETS)
 @pytest.mark.parametrize("row", BASELINES)
 def test_rows_from_scratch_take_twice_the_steps(row, preset):
     """They take "double steps of other settings" in every preset; other rows keep the preset's
     steps."""
     part, changes = BASELINES[row]
-    config, own = adapter_rivals.baseline(row, preset), getattr(PRESETS[preset], part)
+    config, own = adapter_rivals.baseline(row, preset), getattr(hmr.PRESETS[preset], part)
     assert config.steps == own.steps * (2 if row.endswith("No. 2") else 1)
     assert config == replace(own, **changes, steps=config.steps)
     assert config.trainable == "all" or row not in adapter_rivals.FROM_SCRATCH
@@ -161,7 +147,7 @@ def test_each_row_has_its_class(row):
     """
     part, changes = BASELINES[row]
     config = replace(TINY_HAND if part == "hand" else TINY_BODY, **changes)
-    base = HandAdapter if part == "hand" else BodyAdapter
+    base = hmr.HandAdapter if part == "hand" else hmr.BodyAdapter
     model = adapter_rivals.build_model(config)
     content = {"model": model.state_dict(), "config": asdict(config)}
     assert type(adapter_rivals.load_checkpoint(content)) is type(model)
@@ -198,8 +184,8 @@ def test_unknown_rows_are_refused():
 
 def test_config_of_a_checkpoint_becomes_the_config():
     """asdict and back is the identity, also through JSON."""
-    assert Config(**json.loads(json.dumps(asdict(TINY)))) == TINY
-    assert hash(Config(**asdict(TINY))) == hash(TINY)
+    assert hmr.Config(**json.loads(json.dumps(asdict(TINY)))) == TINY
+    assert hash(hmr.Config(**asdict(TINY))) == hash(TINY)
 
 
 def test_shared_blocks_are_copies():
@@ -216,13 +202,13 @@ def test_joints_have_the_numbers_of_bodymodels():
     """Every list of joint numbers agrees with the names in bodymodels.JOINT_SETS."""
     names = bodymodels.JOINT_SETS["smplx76"]
     for side, word in ((RIGHT, "right"), (LEFT, "left")):
-        assert [names[joint] for joint in ARMS["arm"][side]] == [
+        assert [names[joint] for joint in hmr.ARMS["arm"][side]] == [
             "pelvis", "spine1", "spine2", "spine3", f"{word}_collar", f"{word}_shoulder",
             f"{word}_elbow", f"{word}_wrist"]
-        assert ARMS["arm_without_wrist"][side] == ARMS["arm"][side][:-1]
-        hand = [names[joint] for joint in HANDS[side]]
+        assert hmr.ARMS["arm_without_wrist"][side] == hmr.ARMS["arm"][side][:-1]
+        hand = [names[joint] for joint in hmr.HANDS[side]]
         assert hand == list(bodymodels.JOINT_SETS[f"{word}_hand21"])
-        assert [hand[1:][knuckle] for knuckle in KNUCKLES] == [
+        assert [hand[1:][knuckle] for knuckle in hmr.KNUCKLES] == [
             f"{word}_{finger}1" for finger in ("index", "middle", "ring", "pinky")]
     assert [names[joint] for joint in hmr.POSITIONED[-5:]] == [
         "left_ear", "right_ear", "left_eye", "right_eye", "nose"]
@@ -293,7 +279,7 @@ def test_arm_chain_is_the_global_rotation_of_the_wrist():
     assert torch.allclose(told, batch["hand_pose"][:, :, 0].flatten(0, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", hmr.ARMS)
 def test_arms_of_a_mirrored_body_change_places(arm):
     """theta_b of a left arm equals theta_b of the mirror image's right arm."""
     pose = rotations(2, 55)

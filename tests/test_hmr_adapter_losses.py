@@ -20,15 +20,6 @@ from adapter_samples import (
 from torch import Tensor, nn
 
 import hmr_adapter as hmr
-from hmr_adapter import (
-    HANDS,
-    BodyAdapter,
-    BodyConfig,
-    BodyExpert,
-    BodyExpertConfig,
-    HandAdapter,
-    HandConfig,
-)
 from tasks import adapter_rivals
 
 
@@ -117,7 +108,7 @@ def test_equation_6_of_matrices_is_one_loss():
     assert torch.allclose(terms["pose"], (square.sum(1) + cosine.mean(1)).mean())
 
 
-def body_truth() -> tuple[dict[str, Tensor], dict[str, Tensor], BodyExpert]:
+def body_truth() -> tuple[dict[str, Tensor], dict[str, Tensor], hmr.BodyExpert]:
     """A prediction, and people that it fits exactly."""
     expert, batch = body_adapter().expert, people()
     found = expert(batch["image"])
@@ -191,12 +182,12 @@ def test_targets_of_heat_maps():
     (body, in_map), (hands, in_box) = hmr.heat_map_targets(batch, expert, found["map_boxes"])
     assert torch.equal(body[:, 0, 2], torch.full((2,), 2.0))
     assert in_map.all() and in_box.all()
-    wrist = batch["keypoints_3d"][:, torch.tensor(HANDS)[:, :1], 2]
-    depth = batch["keypoints_3d"][:, torch.tensor(HANDS)[:, 1:], 2] - wrist
+    wrist = batch["keypoints_3d"][:, torch.tensor(hmr.HANDS)[:, :1], 2]
+    depth = batch["keypoints_3d"][:, torch.tensor(hmr.HANDS)[:, 1:], 2] - wrist
     assert torch.allclose(hands[..., 2], 2 + depth / 0.15 * 2, atol=1e-4)
     extent = hands[..., :2].amax(2) - hands[..., :2].amin(2)
     assert extent.max() < 2 + 1e-4  # of 4 cells, less the wrist
-    right_to_left = batch["keypoints_2d"][:, torch.tensor(HANDS)[LEFT, 1:], 0]
+    right_to_left = batch["keypoints_2d"][:, torch.tensor(hmr.HANDS)[LEFT, 1:], 0]
     assert torch.equal(hands[:, LEFT, :, 0].argsort(1, descending=True), right_to_left.argsort(1))
 
 
@@ -222,14 +213,14 @@ def test_total_losses_are_weighted_sums():
     """Eq. 5 and Eq. 7 with their default weights, and all of the expert's terms."""
     terms = {name: torch.tensor(float(n)) for n, name in enumerate(
         ("keypoints_2d", "keypoints_3d", "vertices", "pose", "betas"), 1)}
-    assert hmr.hand_total_loss(terms, HandConfig()).item() == pytest.approx(
+    assert hmr.hand_total_loss(terms, hmr.HandConfig()).item() == pytest.approx(
         0.01 + 0.05 * 2 + 0.05 * 21 / 778 * 3 + 0.001 * 4 + 0.0005 * 5)
     terms = {name: torch.tensor(float(n)) for n, name in enumerate(
         ("keypoints_img", "keypoints_proj", "keypoints_3d", "pose", "betas", "expression",
          "boxes"), 1)}
-    assert hmr.body_total_loss(terms, BodyExpertConfig()).item() == pytest.approx(
+    assert hmr.body_total_loss(terms, hmr.BodyExpertConfig()).item() == pytest.approx(
         1 + 2 + 300 + 40 + 5 + 6 + 7)
-    assert hmr.body_total_loss(terms, BodyConfig()).item() == pytest.approx(2 + 300 + 40)
+    assert hmr.body_total_loss(terms, hmr.BodyConfig()).item() == pytest.approx(2 + 300 + 40)
 
 
 def test_hand_samples_are_right_handed():
@@ -265,8 +256,8 @@ def test_parameter_groups():
 def test_an_expert_out_of_an_adapter_can_be_trained(part):
     """An expert from an adapter is frozen there; a new rival trains as much of it as of a new
     expert."""
-    kind, config, load = {"hand": (HandAdapter, TINY_HAND, hmr.load_hand_expert),
-                          "body": (BodyAdapter, TINY_BODY, hmr.load_body_expert)}[part]
+    kind, config, load = {"hand": (hmr.HandAdapter, TINY_HAND, hmr.load_hand_expert),
+                          "body": (hmr.BodyAdapter, TINY_BODY, hmr.load_body_expert)}[part]
     old = kind(config)
     assert not any(parameter.requires_grad for parameter in old.expert.parameters())
     rival = replace(config, inject="concat", trainable="head")
