@@ -420,7 +420,14 @@ def test_command_line_on_a_picture(model, body, checkpoint_file, tmp_path, capsy
     assert sum(line.startswith("v ") for line in lines) == 6890
 
 
-def test_steps_that_raise_the_energy_are_reported(checkpoint_file, tmp_path, capsys):
+@pytest.fixture
+def undrawn_sampling(monkeypatch):
+    """Leaves out the drawing of the sampling process, most of the time of a tiny model's run."""
+    monkeypatch.setattr(drawing, "draw_sampling", lambda *_: b"")
+
+
+def test_steps_that_raise_the_energy_are_reported(checkpoint_file, tmp_path, capsys,
+                                                  undrawn_sampling):
     """If the energy rises, the line about the refinement says so, and what to change."""
     numbers = [number for index in range(17) for number in (60 - index, 30 + 3 * index, 1)]
     keypoints = save(tmp_path / "k.json", {"people": [{"pose_keypoints_2d": numbers}]})
@@ -472,7 +479,7 @@ def test_keypoints_of_somebody_else_are_told(body):
      "camera not fitted: the keypoints do not determine it"),
 ])
 def test_what_was_not_done_is_said(arguments, line, checkpoint_file, tmp_path, monkeypatch,
-                                   capsys):
+                                   capsys, undrawn_sampling):
     """The command succeeds and says why it did not refine, or had no keypoints to fit."""
     monkeypatch.setitem(sys.modules, "mediapipe", None)  # as if it were not installed
     monkeypatch.chdir(tmp_path)
