@@ -34,8 +34,9 @@ class SimpleHandTask(Task):
     ARGUMENTS = {
         "hand": {"metavar": "FILE", "help": "hand model: MANO_RIGHT.pkl for FreiHAND, the folder "
                  "of both sides for DexYCB (default: the free hand)"},
-        "backbone": {"metavar": "FILE", "help": "ImageNet weights to start from: FastViT's, "
-                     "HRNet's or Hiera's (default: random weights)"},
+        "backbone": {"metavar": "FILE", "help": "weights to start from: ImageNet's of FastViT, "
+                     "HRNet or Hiera; for cpu_views assets/hmr_adapter_hand_cpu.pt (default: "
+                     "random weights)"},
     } | ablations.arguments(tables.ABLATIONS)
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
     TRY = "python simplehand.py PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
@@ -76,12 +77,15 @@ class SimpleHandTask(Task):
         ablations.check_arguments(arguments, tables.ABLATIONS)
 
     def notes(self) -> list[str]:
-        """Random weights where the paper has ImageNet's."""
-        paper = self.arguments.preset not in ("cpu", "ablation")
-        if not paper or self.arguments.backbone or self.arguments.checkpoint:
+        """Random weights where others are at hand or, in the paper, ImageNet's."""
+        arguments = self.arguments
+        known = arguments.preset in ("cpu", "ablation")
+        if known or arguments.backbone or arguments.checkpoint:
             return []
-        return ["the backbone starts from random weights; the paper starts from ImageNet: "
-                "--backbone FILE"]
+        better = ("those of HMR-Adapter's small hand expert save it much time: --backbone "
+                  "assets/hmr_adapter_hand_cpu.pt" if self.config.backbone == "unet" else
+                  "the paper starts from ImageNet: --backbone FILE")
+        return [f"the backbone starts from random weights; {better}"]
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the chosen data."""
