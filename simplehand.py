@@ -384,7 +384,9 @@ class HeatMapKeypoints(nn.Conv2d):
         """X_b (B, C, h, w) -> keypoints_2d and heat_maps of SimpleHand.forward."""
         heat = super().forward(features).float()  # (B, 21, h, w)
         log_probability = heat.flatten(2).log_softmax(2)  # (B, 21, h w)
-        points = log_probability.exp() @ cell_centres(heat)  # (B, 21, 2)
+        with torch.autocast(heat.device.type, enabled=False):  # as FullPrecision
+            points = log_probability.exp() @ cell_centres(heat)  # (B, 21, 2)
+        points = points.to(self.weight.dtype)
         return {"keypoints_2d": points, "heat_maps": log_probability.view_as(heat)}
 
 
@@ -456,11 +458,11 @@ class GlobalHead(MeshHead):
 
 
 class PlacedHead(MeshHead):
-    """Also tells each token where it was sampled (ours): a fine map of its own does not know."""
+    """Also tells each token where it was sampled (ours): a fine map does not know its place."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.place = nn.Linear(2, config.token_width)
+        self.place = nn.Linear(2, self.layers[0].project.in_features)
 
     def tokens(self, features: Tensor, points: Tensor) -> Tensor:
         return super().tokens(features, points) + self.place(4.0 * points - 2.0)
@@ -1504,8 +1506,8 @@ class Hiera(nn.Module):
 class UNet(nn.Module):
     """Images (B, 3, S, S) -> X_b, (B, token_width, S/4, S/4), and the last map, at S/16 (ours).
 
-    It learns where things are in minutes, without pretraining: convolutions down to S/16, attention
-    over these cells, and back up to S/4 with shortcuts.
+    It learns to localise without ImageNet: convolutions down to S/16, attention over these cells,
+    and back up to S/4 with shortcuts.
     """
 
     def __init__(self, config: Config) -> None:

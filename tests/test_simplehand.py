@@ -246,9 +246,11 @@ def test_full_backbone_collapses_to_the_same_function():
 
 
 def test_half_precision_models_fuse():
-    """Fusing keeps the precision of the model."""
-    fused = SimpleHand(TINY).bfloat16().fuse()
-    assert all(value.dtype == torch.bfloat16 for value in fused.parameters())
+    """Fusing keeps the precision of the model, which runs in it."""
+    for fields in {}, HRNET | {"heat_maps": True}:
+        fused = SimpleHand(replace(TINY, **fields)).bfloat16().fuse()
+        assert all(value.dtype == torch.bfloat16 for value in fused.parameters())
+        assert fused(images())["vertices"].shape == (2, 778, 3)
     assert fused(images())["vertices"].dtype == torch.bfloat16
 
 
@@ -720,9 +722,10 @@ def test_drop_path_rates_rise_linearly():
     assert np.allclose(np.diff(rates), 0.2 / 35)
 
 
-def test_coordinates_stay_in_full_precision():
+@pytest.mark.parametrize("fields", [{}, UNET | {"heat_maps": True}], ids=str)
+def test_coordinates_stay_in_full_precision(fields):
     """Under bf16 autocast the outputs are float32 and vary more finely than bf16 can."""
-    model = randomise(SimpleHand(TINY))
+    model = randomise(SimpleHand(replace(TINY, **fields)))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         prediction = model(images())
     for value in prediction.values():
