@@ -206,8 +206,9 @@ PRESETS: dict[str, Config] = {
         train_samples=20_000, views=15.0, in_plane=15.0,
     ),
 }
-# Any hand in any view, for photographs: hours of training, with boxes that cut the hand, coloured
-# light, motion blur and JPEGs. It can start from assets/simplehand_views_cpu.pt, see --checkpoint.
+# Any hand in any view, for photographs: more than an hour of training, with boxes that cut the hand,
+# coloured light, motion blur and JPEGs. A map of 2 x 2 cells cannot tell where fingers are, so a
+# U-net finds keypoints in heat maps. Give assets/hmr_adapter_hand_cpu.pt to --backbone.
 PRESETS["cpu_views"] = replace(
     PRESETS["cpu"], backbone="unet", embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 2),
     feature_width=128, upsample=(1,), heat_maps=True, dims=(128, 32, 16), blocks=(3, 0, 0),
