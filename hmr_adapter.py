@@ -361,17 +361,17 @@ def cpu_preset() -> Config:
     adapter = run | dict(joint_embedding="learned", learning_rate=1e-3)
     of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
-    hand = HandExpertConfig(**encoder, **decoder, **expert, **of_hands, steps=1_200,
+    hand = HandExpertConfig(**encoder, **decoder, **expert, **of_hands, steps=600,
                             learning_rate=1.5e-3, weight_betas_prior=0.05)
     body = BodyExpertConfig(
-        **encoder, **expert, steps=700, learning_rate=1e-3, weight_keypoints_3d=30.0,
+        **encoder, **expert, steps=400, learning_rate=1e-3, weight_keypoints_3d=30.0,
         weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8, hand_cells=8,
         joint_dim=32)
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
     return Config(
-        HandConfig(expert=hand, **adapter, **of_hands, steps=500, arm_source="found",
+        HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found",
                    arm_drop=0.1),
-        BodyConfig(expert=body, **decoder, **adapter, steps=300, knuckle_source="found",
+        BodyConfig(expert=body, **decoder, **adapter, steps=200, knuckle_source="found",
                    offset_hidden=128, weight_keypoints_3d=30.0),
         least_share=0.45)
 
