@@ -79,8 +79,8 @@ class Config:
     upsample: tuple[int, ...] = (4,)  # deconvolutions of X_b by these factors; 1: none (Fig. 2-C)
     refine: int = 0  # 3 x 3 convolutions after them (Fig. 2-E, "enhanced")
     token_width: int = 256  # channels after the first of either (Sec. 4.1: first dimension)
-    heat_maps: bool = False  # 2D keypoints: means of heat maps over X_b, and tokens told where
-    # they are (ours, for backbones that start from nothing); False: from the global feature
+    heat_maps: bool = False  # True reads the 2D keypoints from heat maps over X_b and adds their
+    # positions to the tokens (ours); False reads them from the global feature
 
     # Mesh regressor
     tokens: tuple[int, ...] = (21, 84, 336)  # tokens entering each decoder layer (Sec. 4.1)
@@ -206,15 +206,15 @@ PRESETS: dict[str, Config] = {
         train_samples=20_000, views=15.0, in_plane=15.0,
     ),
 }
-# Any hand in any view, for photographs: more than an hour of training, with boxes that cut the hand,
-# coloured light, motion blur and JPEGs. A map of 2 x 2 cells cannot tell where fingers are, so a
-# U-net finds keypoints in heat maps. Give assets/hmr_adapter_hand_cpu.pt to --backbone.
+# Any hand in any view, for photographs: an hour of training, with boxes that cut the hand, coloured
+# light, motion blur and JPEGs. A map of 2 x 2 cells hardly tells where fingers are, so a U-net finds
+# keypoints in heat maps. It starts from --backbone assets/hmr_adapter_hand_cpu.pt.
 PRESETS["cpu_views"] = replace(
     PRESETS["cpu"], backbone="unet", embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 2),
     feature_width=128, upsample=(1,), heat_maps=True, dims=(128, 32, 16), blocks=(3, 0, 0),
-    heads=4, regressor_mlp_ratio=2.0, weight_keypoints_2d=5.0,
-    weight_heat_maps=0.5, views=90.0, in_plane=180.0, augmentation="rendered_photos",
-    train_samples=80_000, batch_size=64, steps=7_200, learning_rate=1.5e-3, eval_every=1_800)
+    heads=4, regressor_mlp_ratio=2.0, weight_keypoints_2d=5.0, weight_heat_maps=0.5,
+    views=90.0, in_plane=180.0, augmentation="rendered_photos", train_samples=80_000,
+    batch_size=64, steps=7_200, learning_rate=1.5e-3, eval_every=1_800)
 # The default of train.py --ablate: the same as "cpu" with the paper's three blocks and fewer steps.
 PRESETS["ablation"] = replace(
     PRESETS["cpu"], blocks=(1, 1, 1), steps=500, eval_every=500, train_samples=16_000)
@@ -459,7 +459,7 @@ class GlobalHead(MeshHead):
 
 
 class PlacedHead(MeshHead):
-    """Also tells each token where it was sampled (ours): a fine map does not know its place."""
+    """Adds to each token an embedding of the point where it was sampled (ours)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -973,7 +973,7 @@ def load_backbone(backbone: FastViT | HRNet | Hiera | UNet, source: str | PathLi
             state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
         own = backbone.state_dict()
         state = {name: value for name, value in state.items() if name in own}
-        state["pos_embed"] = own["pos_embed"]  # of other cells
+        state["pos_embed"] = own["pos_embed"]  # theirs is for another number of cells
     if isinstance(backbone, FastViT):
         for pattern, replacement in APPLE_NAMES:
             state = {re.sub(pattern, replacement, name): value for name, value in state.items()}

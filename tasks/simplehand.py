@@ -77,12 +77,12 @@ class SimpleHandTask(Task):
         ablations.check_arguments(arguments, tables.ABLATIONS)
 
     def notes(self) -> list[str]:
-        """Random weights where others are at hand or, in the paper, ImageNet's."""
+        """Say which weights to start from, if the backbone starts from random ones."""
         arguments = self.arguments
-        known = arguments.preset in ("cpu", "ablation")
-        if known or arguments.backbone or arguments.checkpoint:
+        if (arguments.preset in ("cpu", "ablation")  # they start from random weights on purpose
+                or arguments.backbone or arguments.checkpoint):
             return []
-        better = ("those of HMR-Adapter's small hand expert save it much time: --backbone "
+        better = ("HMR-Adapter's small hand expert has better ones: --backbone "
                   "assets/hmr_adapter_hand_cpu.pt" if self.config.backbone == "unet" else
                   "the paper starts from ImageNet: --backbone FILE")
         return [f"the backbone starts from random weights; {better}"]

@@ -42,6 +42,27 @@ def same_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random numbers, whichever ran before it."""
+    import torch
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def lively():
+    """A tiny GenHMR whose probabilities differ from token to token."""
+    from genhmr_samples import lively_model
+    return lively_model()
+
+
+@pytest.fixture(scope="module")
+def body():
+    """The free body with GenHMR's 45 keypoints."""
+    from genhmr_samples import Body
+    return Body()
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leaves out the pictures, which take most of the time of a tiny run."""

@@ -25,17 +25,6 @@ import genhmr
 import simplehand
 from genhmr import PRESETS, TOKENIZER_PRESETS, Config, GenHMR, Tokenizer, TokenizerConfig
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def lively() -> GenHMR:
-    return lively_model()
-
-
 # --------------------------------------------------------------------------- counts, presets
 
 

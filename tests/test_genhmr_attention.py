@@ -7,22 +7,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from genhmr_samples import SHAPES, SIZES, TINY, as_maps, images, lively_model
+from genhmr_samples import SHAPES, SIZES, TINY, as_maps, images
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.genhmr import project_then_sample
 from genhmr import Config, DeformableAttention, GenHMR, sample_maps
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def lively() -> GenHMR:
-    return lively_model()
 
 
 def attention_input(batch: int = 2, queries: int = 5, heads: int = 3, points: int = 2,

@@ -4,20 +4,10 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from genhmr_samples import POSE, TINY, TINY_ENCODER, TINY_TOKENIZER, lively_model, poses
+from genhmr_samples import POSE, TINY, TINY_ENCODER, TINY_TOKENIZER, poses
 
 import genhmr
 from genhmr import GenHMR
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def lively() -> GenHMR:
-    return lively_model()
 
 
 def test_checkpoints_return_the_model(tmp_path, lively):

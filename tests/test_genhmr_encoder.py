@@ -10,7 +10,6 @@ from genhmr_samples import (
     TINY,
     TINY_ENCODER,
     TINY_TOKENIZER,
-    Body,
     batch_of,
     images,
     lively_model,
@@ -19,16 +18,6 @@ from torch import nn
 
 import genhmr
 from genhmr import GenHMR, Tokenizer
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def body() -> Body:
-    return Body()
 
 
 def test_pose_encoder_finds_what_it_says(body):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from genhmr_samples import TINY, Body, batch_of
+from genhmr_samples import TINY, batch_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,16 +14,6 @@ import bodymodels
 import genhmr
 from genhmr import GenHMR
 from sets.rendered_bodies import sample_wide_postures
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def body() -> Body:
-    return Body()
 
 
 @pytest.fixture(scope="module")

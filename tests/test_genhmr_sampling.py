@@ -20,16 +20,6 @@ SPEC_COUNTS = {"cosine": [96, 87, 63, 34, 10, 0], "linear": [96, 77, 58, 39, 20,
                "training": [96, 92, 78, 57, 30, 0]}
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def lively() -> GenHMR:
-    return lively_model()
-
-
 # ---------------------------------------------------------------------------------- schedules
 
 

@@ -8,24 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from genhmr_samples import TINY_TOKENIZER, Body, poses
+from genhmr_samples import TINY_TOKENIZER, poses
 from torch import Tensor, nn
 
 import bodymodels
 import genhmr
 from genhmr import TOKENIZER_PRESETS, Quantiser, Tokenizer, TokenizerConfig
 from tasks.genhmr import augment_rotation, axis_rotation
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def body() -> Body:
-    return Body()
-
 
 # ------------------------------------------------------------------------------------- augmentation
 

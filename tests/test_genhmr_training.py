@@ -13,17 +13,6 @@ from torch import Tensor, nn
 import genhmr
 from genhmr import Config, GenHMR
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="module")
-def body() -> Body:
-    return Body()
-
-
 # ---------------------------------------------------------------------------- masks, training
 
 

@@ -29,12 +29,6 @@ import hmr_adapter as hmr
 from tasks import adapter_rivals
 from tasks.adapter_rivals import BASELINES
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 # ----------------------------------------------------------------------------- counts, presets
 
 

@@ -29,12 +29,6 @@ from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, BodyExpert, HandAdapter, Ha
 from tasks import adapter_rivals
 from tasks.adapter_rivals import BASELINES
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 # ------------------------------------------------------------------------------------ hand adapter
 
 

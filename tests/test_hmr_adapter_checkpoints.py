@@ -10,11 +10,6 @@ import hmr_adapter as hmr
 from hmr_adapter import BodyExpert, BodyExpertConfig, HandExpert, HandExpertConfig
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_checkpoints_return_the_model(stage, tmp_path):
     """Each of the four models loads from a file with the same weights, config and outputs."""

@@ -14,11 +14,6 @@ from commands import hmr_adapter as command
 from hmr_adapter import BodyAdapter, BodyExpert, HandExpert
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def test_summary_is_json_and_text(capsys):
     """--summary prints every part, and the paper's numbers beside ours."""
     assert hmr.main(["--summary", "--json"]) == 0

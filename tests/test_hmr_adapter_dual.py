@@ -26,11 +26,6 @@ import hmr_adapter as hmr
 from hmr_adapter import HMRAdapter
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("wrist", ["ik", "twist"])
 def test_merged_wrist_has_the_orientation_of_the_hand(wrist):
     """Forward kinematics of the merged body gives both wrists the hand network's orientation."""

@@ -24,11 +24,6 @@ import hmr_adapter as hmr
 from hmr_adapter import HandExpert
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def naive_roi_align(features: Tensor, box: list[float], cells: int) -> Tensor:
     """Mean of bilinear samples, computed one by one as Mask R-CNN describes it."""
     (x0, y0, x1, y1), (height, width) = box, features.shape[1:]

@@ -23,11 +23,6 @@ import hmr_adapter as hmr
 from tasks import adapter_rivals
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def free_hand_truth() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A prediction, and samples that it fits exactly."""
     hand, focal = free_hand(), TINY_HAND.expert.focal

@@ -24,11 +24,6 @@ BODY = hmr.BodyConfig(expert=hmr.BodyExpertConfig(
     weight_lift=1.0), **DECODER, offset_hidden=16, zero_init=False)
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def body_expert() -> hmr.PoseBodyExpert:
     return lively(hmr.body_expert(BODY.expert)).eval()
 
