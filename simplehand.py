@@ -207,8 +207,8 @@ PRESETS: dict[str, Config] = {
     ),
 }
 # Any hand in any view, for photographs: an hour of training, with boxes that cut the hand, coloured
-# light, motion blur and JPEGs. A map of 2 x 2 cells hardly tells where fingers are, so a U-net finds
-# keypoints in heat maps. It starts from --backbone assets/hmr_adapter_hand_cpu.pt.
+# light, motion blur and JPEGs. A map of 2 x 2 cells hardly tells where fingers are, so a U-net
+# finds keypoints in heat maps. Start it from assets/hmr_adapter_hand_cpu.pt with --backbone.
 PRESETS["cpu_views"] = replace(
     PRESETS["cpu"], backbone="unet", embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 2),
     feature_width=128, upsample=(1,), heat_maps=True, dims=(128, 32, 16), blocks=(3, 0, 0),
