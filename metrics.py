@@ -55,8 +55,7 @@ def _chunks(samples: int, bytes_each: int, device: torch.device) -> list[slice]:
 def _share_out(work: Callable[..., None], bytes_each: int, *batches: Tensor) -> None:
     """Call work(*batches) on parts of the samples, one part for each thread that torch may use.
 
-    Torch itself divides every single operation among threads, and waits for all of them each time.
-    These threads wait for each other once.
+    Torch itself divides every operation among threads, and waits for all of them each time.
     """
     samples, device, threads = len(batches[0]), batches[0].device, torch.get_num_threads()
     parts = min(threads, len(_chunks(samples, bytes_each, device)))
@@ -91,12 +90,11 @@ def _in_kind(function: Callable) -> Callable:
     def wrapped(prediction: Points, target: Points, *args, **options) -> Points:
         tensors = [_tensor(points) for points in (prediction, target)]
         for points in tensors:
-            if points.ndim != 3 or points.shape[1] == 0 or points.shape[2] != 3:
+            if points.ndim != 3 or points.shape[1] == 0 or points.shape[2] != 3 or (
+                    not points.is_floating_point()):
                 raise ValueError(f"{function.__name__}: expected points (batch, at least one, 3), "
-                                 f"got {tuple(points.shape)}")
-            if not points.is_floating_point():
-                raise ValueError(f"{function.__name__}: expected floating point coordinates in "
-                                 f"metres, got {points.dtype}")
+                                 "floating point coordinates in metres, got "
+                                 f"{tuple(points.shape)} of {points.dtype}")
         if tensors[0].shape != tensors[1].shape:
             raise ValueError(f"{function.__name__}: the two sets must have the same shape, got "
                              f"{tuple(tensors[0].shape)} and {tuple(tensors[1].shape)}")
@@ -156,8 +154,7 @@ def _moments(source: Tensor, target: Tensor, chunks: Sequence[slice], buffers: T
              ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Means (B, 3, 1) of both; of the centred points sum x y^T (B, 3, 3) and the norm of x (B,)."""
     source_mean, target_mean = buffers.new_empty(2, len(source), 3, 1)
-    cross = buffers.new_empty(len(source), 3, 3)
-    norm = buffers.new_empty(len(source))
+    cross, norm = buffers.new_empty(len(source), 3, 3), buffers.new_empty(len(source))
     for chunk in chunks:
         x, y = _columns(source[chunk], buffers[0]), _columns(target[chunk], buffers[1])
         x -= torch.mean(x, 2, keepdim=True, out=source_mean[chunk])
@@ -246,8 +243,7 @@ def f_score(prediction: Points, target: Points, thresholds: Sequence[float] = (0
     "Tanks and Temples", 2017.
     """
     limits = torch.tensor(thresholds, dtype=torch.float64, device=prediction.device)
-    scores = limits.new_empty(len(prediction), len(limits))
-    sample_bytes = 256 * prediction.shape[1]
+    scores, sample_bytes = limits.new_empty(len(prediction), len(limits)), 256 * prediction.shape[1]
 
     def score(prediction: Tensor, target: Tensor, scores: Tensor) -> None:
         for chunk in _chunks(len(prediction), sample_bytes, prediction.device):
@@ -275,8 +271,7 @@ def _nearest_squared(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     a, b = a - centre, b - centre
     a_squared, b_squared = (points.square().sum(2, keepdim=True) for points in (a, b))
     reach = (a_squared.amax(1).sqrt() + b_squared.amax(1).sqrt()).square()
-    one = torch.ones_like(a_squared)
-    count = a.shape[1]
+    one, count = torch.ones_like(a_squared), a.shape[1]
     rows = max(1, 2**18 // (5 * count))
     blocks = functional.pad(torch.cat([a * -2, a_squared, one], 2), (0, 0, 0, -count % rows))
     left = blocks.unflatten(1, (-1, rows))  # (C, blocks, rows, 5)
@@ -465,24 +460,20 @@ def _aligned(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Pr
     options = {"allow_reflection": rules.allow_reflection, "norm_guard": rules.norm_guard,
                "scale": rules.alignment == "similarity"}
     kinds = [name for name in prediction if name == "joints" or rules.aligned_vertices]
-    aligned = {}
-    for name in kinds:
-        by = "joints" if rules.aligned_vertices == "joints" else name
-        aligned[name] = procrustes_align(prediction[by], target[by], moved=prediction[name],
-                                         **options)
-    return aligned
+    by = {name: "joints" if rules.aligned_vertices == "joints" else name for name in kinds}
+    return {name: procrustes_align(prediction[by[name]], target[by[name]], moved=prediction[name],
+                                   **options) for name in kinds}
 
 
 def _scores(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Protocol,
             before: str, after: str, each: bool) -> dict[str, Tensor]:
     """The rows of one stage, with `before` and `after` around their names."""
-    per_metre = UNITS[rules.unit]
     joints = prediction["joints"], target["joints"]
     errors = {"MPJPE": mpjpe(*joints)}
     if "vertices" in prediction:
         vertices = prediction["vertices"], target["vertices"]
         errors[rules.vertex_error] = pve(*vertices)
-    report = {f"{before}{name}": per_metre * (error if each else error.mean())
+    report = {f"{before}{name}": UNITS[rules.unit] * (error if each else error.mean())
               for name, error in errors.items()}
     if each or "vertices" not in prediction:
         return report
@@ -553,20 +544,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if len(arguments.files) != 3:
         parser.error("give pred.json evaluation_xyz.json evaluation_verts.json")
+    prediction, *truth = arguments.files
     try:
-        report = _evaluate_files(arguments.protocol, *arguments.files)
+        target = pair(*map(read_json, truth), ", ".join(truth) + ": ")
+        both = read_predictions(prediction, len(target[0])), target
+        report = evaluate(arguments.protocol, *(
+            {"joints": joints, "vertices": vertices} for joints, vertices in both))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     for name, value in report.items():
         print(f"{name:12} {value:9.4f}")
-
-
-def _evaluate_files(protocol: str, prediction: str, joints: str, vertices: str
-                    ) -> dict[str, float]:
-    truth = pair(read_json(joints), read_json(vertices), f"{joints}, {vertices}: ")
-    guess = read_predictions(prediction, len(truth[0]))
-    return evaluate(protocol, *({"joints": points[0], "vertices": points[1]}
-                                for points in (guess, truth)))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ masks differ, as they do between one batch and several accumulated ones.
 from __future__ import annotations
 
 import argparse
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -40,10 +39,8 @@ import inspect
 import json
 import math
 import os
-import platform
 import random
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -66,17 +63,9 @@ from torch.utils.data import DataLoader, Dataset
 import bodymodels
 from tasks import genhmr, genhmr_tables, hmr_adapter, hmr_adapter_tables, simplehand
 from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
-from tasks.files import (
-    Table,
-    add_scores,
-    draw_curves,
-    first_line,
-    read_run,
-    save,
-    score_table,
-    size_of,
-)
+from tasks.files import add_scores, draw_curves, first_line, read_run, save, score_table
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
+from tasks.reports import Journal, describe, opening
 from tasks.settings import (
     PRECISIONS,
     check_shares,
@@ -351,44 +340,6 @@ def message_of(error: Exception) -> str:
     return re.sub(r"^\w+: ", "", text.split("\n")[-1]) if "Traceback (most" in text else text
 
 
-class Journal:
-    """What the leader writes and prints while training: log.csv, scores.csv, lines of progress."""
-
-    def __init__(self, trainer: Trainer, out: Path) -> None:
-        config = trainer.config
-        self.trainer, self.out, self.steps = trainer, out, config.steps
-        self.samples, self.unit = config.batch_size, trainer.task.UNIT
-        self.rows: Table | None = None  # opened with the first row, which has the columns
-        self.seconds: collections.deque[float] = collections.deque(maxlen=50)  # of recent steps
-        self.printed = 0.0
-
-    def add(self, row: dict[str, float], seconds: float) -> None:
-        """Log one step, which took so many seconds."""
-        self.seconds.append(seconds)
-        row = row | {f"{self.unit}_per_second": self.samples / seconds,
-                     "seconds": self.trainer.seconds}
-        self.rows = self.rows or Table(self.out / "log.csv", list(row), row["step"] - 1)
-        self.rows.add(row)
-        if self.trainer.skipped:
-            print(f"\nstep {row['step']} skipped, {self.trainer.skipped} in a row: loss "
-                  f"{row['loss']}, gradient norm {row['grad_norm']}", flush=True)
-        terminal = sys.stdout.isatty()  # there one line is overwritten, elsewhere new ones follow
-        if (time.monotonic() - self.printed > (0.5 if terminal else 10.0)
-                or row["step"] == self.steps):
-            self.printed = time.monotonic()
-            end = "\r" if terminal and row["step"] < self.steps else "\n"
-            print(self.progress(row), end=end, flush=True)
-
-    def progress(self, row: dict[str, float]) -> str:
-        """Step, losses, samples per second and time left."""
-        losses = list(row)[1:list(row).index("learning_rate")]
-        pace = sum(self.seconds) / len(self.seconds)
-        left = timedelta(seconds=round((self.steps - row["step"]) * pace))
-        return (f"step {row['step']}/{self.steps}  "
-                + "  ".join(f"{name} {row[name]:.4f}" for name in losses)
-                + f"  {self.samples / pace:.0f} {self.unit}/s  {left} left ")
-
-
 # -------------------------------------------------------------------------------- evaluation
 
 
@@ -434,7 +385,7 @@ def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> 
     keys = rank_batches(trainer.position, config.steps - trainer.step, config.batch_size,
                         config.accumulate, world, len(task.train_set), config.seed)
     batches = load_batches(task.train_set, keys, world)
-    journal, stopping = Journal(trainer, arguments.out), False
+    journal, stopping = Journal(arguments.out, config, task.UNIT), False
     saved, save_seconds = time.monotonic(), 0.0
     while trainer.step < config.steps and not stopping:
         if trainer.step and trainer.step % config.eval_every == 0:
@@ -448,7 +399,7 @@ def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> 
         row, (stopping, saving) = trainer.train_step(step_batches, (bool(signals), due))
         trainer.seconds += time.monotonic() - start
         if world.leader:
-            journal.add(row, time.monotonic() - start)
+            journal.add(row, time.monotonic() - start, trainer.seconds, trainer.skipped)
         if trainer.skipped == MAX_SKIPPED:
             give_up(trainer, arguments.out, step_batches)
         if stopping or saving or trainer.step == config.steps:
@@ -560,60 +511,8 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
         fail(f"{out} shows step {trainer.step} to process {world.rank} and another to others: "
              "--out has to be a folder that all machines share")
     if world.leader:
-        for line in opening(trainer, run):
+        for line in opening(task, world, trainer.model, trainer.step, run):
             print(line, flush=True)
-
-
-def opening(trainer: Trainer, run: Mapping | None) -> Iterator[str]:
-    """Yield the first lines of a run: model, steps, batch, cache, and notes."""
-    task, world, config = trainer.task, trainer.world, trainer.config
-    arguments, cache = task.arguments, Path(task.arguments.cache)
-    count = sum(parameter.numel() for parameter in trainer.model.parameters())
-    yield (f"{type(trainer.model).__name__}, {count:,} parameters, on {world.size} x "
-           f"{world.device.type}: from step {trainer.step} to {config.steps}, in {arguments.out}")
-    parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
-    planned = task.PRESETS[arguments.preset].batch_size
-    changed = "" if planned == config.batch_size else f", where the preset has {planned}"
-    yield (f"{config.batch_size} {task.UNIT} per step: {config.batch_size // world.size} in each "
-           f"process{parts}{changed}")
-    if cache.is_dir():
-        yield f"cached data: {size_of(cache)} in {cache}, which you can delete after training"
-    for name, number in numbers_of(world).items():
-        before = run.get(name, number) if run else number
-        if before != number:
-            yield (f"note: this run was trained with {name}={before}, and continues with "
-                   f"{name}={number}: the samples of each step stay the same, the last bits of the "
-                   "results do not")
-    if world.device.type == "cpu" and arguments.preset in ("paper", "single_gpu", "h200"):
-        yield "note: no GPU can be used, so this preset trains on the CPU"
-    yield from (f"note: {note}" for note in ([] if run else task.notes()))
-
-
-def numbers_of(world: World) -> dict[str, int]:
-    """Return the numbers of processes and, on a CPU, of threads: rounding depends on them."""
-    threads = {} if world.device.type == "cuda" else {"threads": torch.get_num_threads()}
-    return {"processes": world.size, **threads}
-
-
-def describe(task: Task, origin: Mapping, world: World) -> dict[str, object]:
-    """Return what a checkpoint tells of its origin; a continued run keeps its first command."""
-    arguments = task.arguments
-    launcher = "python" if world.size == 1 else f"torchrun --nproc-per-node {world.size}"
-    command = f"{launcher} train.py {shlex.join(map(without_folder, arguments.argv))}"
-    known = origin if arguments.eval or "optimizer" in origin else {}
-    return {
-        "name": arguments.name, "preset": arguments.preset or origin.get("preset"),
-        "data": task.data, "config": dataclasses.asdict(task.config),
-        "command": known.get("command", command), **numbers_of(world),
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
-                     "numpy": np.__version__},
-    }
-
-
-def without_folder(word: str) -> str:
-    """Keep only the file name of an absolute path, so that files do not name this machine."""
-    before, equals, value = word.rpartition("=")
-    return before + equals + (Path(value).name if os.path.isabs(value) else value)
 
 
 def finish(task: Task, model: nn.Module, step: int | None, world: World,

@@ -18,7 +18,7 @@ from test_train import Run, assert_same_state, flag
 import data
 import hmr_adapter
 import train
-from tasks import adapter_rivals
+from tasks import adapter_rivals, reports
 from tasks.base import Predictions
 from tasks.hmr_adapter import PARTS, HandAdapterTask, stage_arguments
 
@@ -129,8 +129,8 @@ def test_checkpoints_name_no_folder_of_this_machine(finished, folder):
                                   "--out all --cache cache --save-every 0 --export small --set")
     assert str(folder) not in json.dumps(
         torch.load(folder / "small" / "hmr_adapter_hand_cpu.pt", weights_only=True)["command"])
-    assert train.without_folder("--out=/home/me/run") == "--out=run"
-    assert train.without_folder("runs/x.pt") == "runs/x.pt"
+    assert reports.without_folder("--out=/home/me/run") == "--out=run"
+    assert reports.without_folder("runs/x.pt") == "runs/x.pt"
 
 
 def test_exports_score_what_they_claim(finished, folder, tmp_path, undrawn):

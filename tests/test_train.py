@@ -28,8 +28,8 @@ from torch import nn
 import data
 import simplehand
 import train
-from tasks import ranks
-from tasks.files import add_scores
+from tasks import ranks, reports
+from tasks.files import Table, add_scores
 from tasks.ranks import SharedBatchNorm, share_batch_norm
 from tasks.settings import SCHEDULES, override, suitable_preset, supported_precision
 from tasks.simplehand import SimpleHandTask
@@ -395,13 +395,17 @@ def test_other_processes_keep_the_batch_and_say_so(cache):
     """Another number of processes, or of threads, continues the run: the same samples, a note."""
     trainer, _ = make_trainer(cache)
     trainer.task.arguments.preset, trainer.task.arguments.out = "cpu", Path("out")
-    now = train.numbers_of(trainer.world)
+    now = reports.numbers_of(trainer.world)
     assert now == {"processes": 1, "threads": torch.get_num_threads()}
+
+    def last_line(run):
+        return list(reports.opening(trainer.task, trainer.world, trainer.model, 0, run))[-1]
+
     for name in now:
-        *_, note = train.opening(trainer, now | {name: now[name] + 1})
+        note = last_line(now | {name: now[name] + 1})
         assert f"with {name}={now[name] + 1}, and continues with {name}={now[name]}:" in note
     for same in (now, {}):  # older checkpoints do not say
-        assert not any(line.startswith("note") for line in train.opening(trainer, same))
+        assert not last_line(same).startswith("note")
 
 
 def test_a_reader_never_sees_half_a_checkpoint(tmp_path):
@@ -546,14 +550,14 @@ def test_errors_reach_torchrun(tmp_path, monkeypatch):
 
 def test_table_continues_without_gap_or_double_row(tmp_path):
     path = tmp_path / "log.csv"
-    first = train.Table(path, ["step", "loss"], 0)
+    first = Table(path, ["step", "loss"], 0)
     for step in range(1, 6):
         first.add({"step": step, "loss": 1 / step})
     first.file.write("6,0.1")
     first.file.close()
     with open(path, "a") as file:
         file.write("\n1")  # a torn row whose step looks early
-    again = train.Table(path, ["step", "loss"], 3)
+    again = Table(path, ["step", "loss"], 3)
     assert again.steps == {1, 2, 3}
     again.add({"step": 4, "loss": math.nan})
     assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
