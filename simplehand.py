@@ -399,6 +399,15 @@ def cell_centres(maps: Tensor) -> Tensor:
     return torch.stack((x, y), 2).flatten(0, 1)
 
 
+def heat_map_spread(heat_maps: Tensor, keypoints_2d: Tensor) -> Tensor:
+    """Standard deviation of heat maps (B, 21, h, w) about their means (B, 21, 2): (B, 21) (ours).
+
+    In sides of the crop. The less sure the network is of a keypoint, the larger it is.
+    """
+    squared = (cell_centres(heat_maps) - keypoints_2d[:, :, None]).square().sum(3)  # (B, 21, h w)
+    return (heat_maps.flatten(2).exp() * squared).sum(2).sqrt()
+
+
 class MeshHead(nn.Module):
     """Token generator T and mesh regressor R of Fig. 4."""
 
@@ -796,6 +805,8 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
         "joints": (joints + root) @ rotation, "root": root @ rotation,
         "keypoints_2d": transform(crop_to_image, pixels), "K": K, "box": box,
     }
+    if "heat_maps" in hand:
+        arrays["spread_2d"] = heat_map_spread(hand["heat_maps"], hand["keypoints_2d"])[0].numpy()
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     return arrays | {"side": np.array(int(side == "right"))}
 

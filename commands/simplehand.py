@@ -17,9 +17,12 @@ from commands.pictures import Result, Target
 from commands.simplehand_export import export
 
 SHIPPED = bodymodels.ASSETS / "simplehand_views_cpu.pt"
-# Mean distances of mesh and 2D keypoints above which we warn, in sides of the crop (our choice). Of
-# 300 test images 95 % are below 0.058 with this checkpoint, below 0.022 with simplehand_cpu.pt.
-MISFIT, DETECTOR_MISFIT = 0.06, 0.1
+# Above these we warn, all in sides of the crop (our choice): the mean spread of the heat maps, and
+# mean distances of the mesh from the network's own 2D keypoints and from MediaPipe's. RESULTS.md
+# tells what the first is worth. SURER: a spread so many times as large as that of the mirrored hand
+# suggests the other side (our choice).
+SPREAD, MISFIT, DETECTOR_MISFIT = 0.16, 0.06, 0.1
+SURER = 0.8
 
 REMARK = """\
 Table 2 of the paper gives 1.9 M parameters for all but the backbone, next to HRNet's scores. HRNet
@@ -91,12 +94,12 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
     def one(image: np.ndarray, target: Target, _: Path) -> Result:
         side = "left" if arguments.left and arguments.box else target.side
-        arrays = simplehand.predict(model, image, hand.keypoint_regressor, box=target.box,
-                                    side=side)
+        arrays, mirrored = (
+            simplehand.predict(model, image, hand.keypoint_regressor, box=target.box, side=each)
+            for each in (side, "left" if side == "right" else "right"))
         outward = faces[:, ::-1 if side == "left" else 1]  # mirrored, they face inwards
-        kind = ("taken for a right hand; for a left one add --left"
-                if arguments.box and side == "right" else f"a {side} hand")
-        return Result(arrays, outward, arrays["root"], notes=[kind, *fit_notes(arrays, target)])
+        notes = side_notes(side, arrays, mirrored) if arguments.box else [f"a {side} hand"]
+        return Result(arrays, outward, arrays["root"], notes=notes + fit_notes(arrays, target))
 
     return pictures.run(arguments, "hand", one, trained_on(model.config, data))
 
@@ -115,11 +118,35 @@ def check_hand(official: bool, data: str | None, checkpoint: Path, is_free: bool
                          "does not have: leave out --hand")
 
 
+def side_notes(side: str, arrays: Mapping[str, np.ndarray],
+               mirrored: Mapping[str, np.ndarray]) -> list[str]:
+    """Say which side a hand in a box was taken for; warn if heat maps are surer of the other.
+
+    mirrored: the prediction for the other side.
+    """
+    notes = ["taken for a right hand; for a left one add --left" if side == "right"
+             else "a left hand"]
+    if "spread_2d" in arrays and mirrored["spread_2d"].mean() < SURER * arrays["spread_2d"].mean():
+        notes.append("warning: it looks more like a "
+                     + ("left hand: add --left" if side == "right" else "right hand"))
+    return notes
+
+
 def fit_notes(arrays: Mapping[str, np.ndarray], target: Target) -> list[str]:
-    """Warn if the mesh does not fit the network's own 2D keypoints, or those of MediaPipe."""
+    """Warn of unsure heat maps, and of a mesh that does not fit the 2D keypoints.
+
+    A network with heat maps lays its mesh on the keypoints that it found, right or wrong; so only
+    a network without them is compared with its own.
+    """
     pixels = arrays["joints"] @ arrays["K"].T
     mesh, extent = pixels[:, :2] / pixels[:, 2:], max(arrays["box"][2:])
-    notes = pictures.fit_note(arrays["keypoints_2d"], mesh, extent, MISFIT)
+    if "spread_2d" not in arrays:
+        notes = pictures.fit_note(arrays["keypoints_2d"], mesh, extent, MISFIT)
+    elif (spread := arrays["spread_2d"].mean()) > SPREAD:
+        notes = ["warning: the network is not sure where the keypoints are (its heat maps spread "
+                 f"over {100 * spread:.0f} % of the box): do not trust this result"]
+    else:
+        notes = []
     if target.keypoints is not None:  # MediaPipe's 21 are in our order
         notes += pictures.fit_note(target.keypoints[:, :2], mesh, extent, DETECTOR_MISFIT,
                                    "MediaPipe's 2D keypoints")

@@ -22,6 +22,7 @@ import data
 import hmr_adapter
 import simplehand
 from commands import simplehand as simplehand_command
+from commands.pictures import Target
 from sets import crops, finders
 from simplehand import PRESETS, Config, SimpleHand
 
@@ -692,6 +693,18 @@ def test_convention_heat_maps_span_the_image():
     features[0, 0, 3, 1] = 1e3
     assert torch.allclose(head(features, features)["keypoints_2d"][0, 20],
                           torch.tensor([1.5 / 8, 3.5 / 4]))
+
+
+@given(st.integers(0, 31), st.integers(0, 31), st.floats(0, 1))
+def test_the_spread_of_heat_maps_is_a_standard_deviation(first, second, share):
+    """Two cells that share a keypoint: sqrt(p (1 - p)) of their distance. No gap, no spread."""
+    maps = torch.zeros(1, 1, 4, 8, dtype=torch.float64)
+    maps.view(-1)[first] += share
+    maps.view(-1)[second] += 1 - share
+    centres = simplehand.cell_centres(maps)
+    spread = simplehand.heat_map_spread(maps.log(), maps.flatten(2) @ centres)
+    gap = (centres[first] - centres[second]).norm()
+    assert spread[0, 0] == pytest.approx(float(gap * math.sqrt(share * (1 - share))), abs=1e-7)
 
 
 def test_new_models_sample_inside_the_crop():
@@ -1375,6 +1388,23 @@ def test_hands_are_found(checkpoint_file, tmp_path, capsys, monkeypatch):
     found.clear()
     assert simplehand.main(arguments) == 2
     assert "finds no hand" in capsys.readouterr().err
+
+
+def test_unsure_heat_maps_are_told():
+    """Wider heat maps than SPREAD: a warning. Much narrower ones of the mirrored hand: another."""
+    hand = bodymodels.load_model("hand_right")
+    model = simplehand.load_checkpoint(simplehand_command.SHIPPED).fuse()
+    arrays = simplehand.predict(model, picture(), hand.keypoint_regressor)
+    limit, told = simplehand_command.SPREAD, {}
+    for spread in 0.9 * limit, 1.1 * limit:
+        notes = simplehand_command.fit_notes(
+            arrays | {"spread_2d": np.full(21, spread)}, Target())
+        told[spread > limit] = "not sure" in "".join(notes)
+    assert told == {True: True, False: False}
+    for factor, words in (1.0, "taken for a right hand"), (0.7, "left hand: add --left"):
+        mirrored = arrays | {"spread_2d": factor * arrays["spread_2d"]}
+        notes = simplehand_command.side_notes("right", arrays, mirrored)
+        assert words in notes[-1] and len(notes) == 1 + (factor < 1)
 
 
 @pytest.mark.parametrize(("kind", "views", "words"), [
