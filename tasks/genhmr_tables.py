@@ -138,8 +138,8 @@ TRAINED: dict[str, Table] = {  # changes: of Config, and as "tokenizer" those of
 # three seeds takes hours, not days.
 SCALE: dict[str, tuple[str, ...]] = {
     "tokenizer": ("steps=600", "eval_every=600"),
-    "transformer": ("steps=600", "pretrain_steps=200", "eval_every=600", "train_samples=6000",
-                    "layers=4"),
+    "transformer": ("steps=240", "pretrain_steps=80", "warmup_steps=40", "eval_every=240",
+                    "train_samples=6000", "layers=4"),
 }
 TABLES = dict(sorted((SAMPLED | TOKENIZED | TRAINED).items(), key=lambda item: int(item[0][5:])))
 
