@@ -128,7 +128,8 @@ def side_notes(side: str, arrays: Mapping[str, np.ndarray],
              else "a left hand"]
     if "spread_2d" in arrays and mirrored["spread_2d"].mean() < SURER * arrays["spread_2d"].mean():
         notes.append("warning: it looks more like a "
-                     + ("left hand: add --left" if side == "right" else "right hand"))
+                     + ("left hand: add --left" if side == "right"
+                        else "right hand: do not call it left"))
     return notes
 
 
@@ -140,13 +141,12 @@ def fit_notes(arrays: Mapping[str, np.ndarray], target: Target) -> list[str]:
     """
     pixels = arrays["joints"] @ arrays["K"].T
     mesh, extent = pixels[:, :2] / pixels[:, 2:], max(arrays["box"][2:])
+    notes = []
     if "spread_2d" not in arrays:
-        notes = pictures.fit_note(arrays["keypoints_2d"], mesh, extent, MISFIT)
+        notes += pictures.fit_note(arrays["keypoints_2d"], mesh, extent, MISFIT)
     elif (spread := arrays["spread_2d"].mean()) > SPREAD:
-        notes = ["warning: the network is not sure where the keypoints are (its heat maps spread "
-                 f"over {100 * spread:.0f} % of the box): do not trust this result"]
-    else:
-        notes = []
+        notes += ["warning: the network is not sure where the keypoints are (its heat maps spread "
+                  f"over {100 * spread:.0f} % of the box): do not trust this result"]
     if target.keypoints is not None:  # MediaPipe's 21 are in our order
         notes += pictures.fit_note(target.keypoints[:, :2], mesh, extent, DETECTOR_MISFIT,
                                    "MediaPipe's 2D keypoints")

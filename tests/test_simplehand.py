@@ -1242,7 +1242,8 @@ def test_training_mode_is_refused():
 def test_the_view_of_real_photographs():
     """The shipped checkpoint finds wrist and index knuckle of a real left hand in three poses.
 
-    They were marked by eye; it is worst at the fist. Fingers are not tested: they are often wrong.
+    They were marked by eye; it is worst at the fist. Fingers are not tested: they are often wrong,
+    but for those of the pointing hand. The command warns of the other two.
     """
     hand = bodymodels.load_model("hand_right")
     model = simplehand.load_checkpoint(simplehand_command.SHIPPED).fuse()
@@ -1255,6 +1256,8 @@ def test_the_view_of_real_photographs():
         pixels = found["joints"][[0, 5]] @ found["K"].T
         apart = np.linalg.norm(pixels[:, :2] / pixels[:, 2:] - marked, axis=1)
         assert (apart < limit * max(box[2:])).all()
+        warned = simplehand_command.fit_notes(found, Target())
+        assert bool(warned) == (name != "pointing")
 
 
 # ------------------------------------------------------------------------------ command line
@@ -1405,6 +1408,7 @@ def test_unsure_heat_maps_are_told():
         mirrored = arrays | {"spread_2d": factor * arrays["spread_2d"]}
         notes = simplehand_command.side_notes("right", arrays, mirrored)
         assert words in notes[-1] and len(notes) == 1 + (factor < 1)
+    assert "do not call it left" in simplehand_command.side_notes("left", arrays, mirrored)[-1]
 
 
 @pytest.mark.parametrize(("kind", "views", "words"), [
