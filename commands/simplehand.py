@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,11 +95,14 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
     def one(image: np.ndarray, target: Target, _: Path) -> Result:
         side = "left" if arguments.left and arguments.box else target.side
-        arrays, mirrored = (
-            simplehand.predict(model, image, hand.keypoint_regressor, box=target.box, side=each)
-            for each in (side, "left" if side == "right" else "right"))
+        take = functools.partial(simplehand.predict, model, image, hand.keypoint_regressor,
+                                 box=target.box)
+        arrays = take(side=side)
         outward = faces[:, ::-1 if side == "left" else 1]  # mirrored, they face inwards
-        notes = side_notes(side, arrays, mirrored) if arguments.box else [f"a {side} hand"]
+        notes = ["taken for a right hand; for a left one add --left"
+                 if arguments.box and side == "right" else f"a {side} hand"]
+        if arguments.box and "spread_2d" in arrays:
+            notes += side_notes(arrays, take(side="left" if side == "right" else "right"))
         return Result(arrays, outward, arrays["root"], notes=notes + fit_notes(arrays, target))
 
     return pictures.run(arguments, "hand", one, trained_on(model.config, data))
@@ -118,19 +122,13 @@ def check_hand(official: bool, data: str | None, checkpoint: Path, is_free: bool
                          "does not have: leave out --hand")
 
 
-def side_notes(side: str, arrays: Mapping[str, np.ndarray],
+def side_notes(arrays: Mapping[str, np.ndarray],
                mirrored: Mapping[str, np.ndarray]) -> list[str]:
-    """Say which side a hand in a box was taken for; warn if heat maps are surer of the other.
-
-    mirrored: the prediction for the other side.
-    """
-    notes = ["taken for a right hand; for a left one add --left" if side == "right"
-             else "a left hand"]
-    if "spread_2d" in arrays and mirrored["spread_2d"].mean() < SURER * arrays["spread_2d"].mean():
-        notes.append("warning: it looks more like a "
-                     + ("left hand: add --left" if side == "right"
-                        else "right hand: do not call it left"))
-    return notes
+    """Warn if the heat maps are surer of the mirrored hand, of the other side."""
+    if mirrored["spread_2d"].mean() >= SURER * arrays["spread_2d"].mean():
+        return []
+    return ["warning: it looks more like a " + (
+        "left hand: add --left" if arrays["side"] else "right hand: do not call it left")]
 
 
 def fit_notes(arrays: Mapping[str, np.ndarray], target: Target) -> list[str]:

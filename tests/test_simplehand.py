@@ -1404,11 +1404,10 @@ def test_unsure_heat_maps_are_told():
             arrays | {"spread_2d": np.full(21, spread)}, Target())
         told[spread > limit] = "not sure" in "".join(notes)
     assert told == {True: True, False: False}
-    for factor, words in (1.0, "taken for a right hand"), (0.7, "left hand: add --left"):
-        mirrored = arrays | {"spread_2d": factor * arrays["spread_2d"]}
-        notes = simplehand_command.side_notes("right", arrays, mirrored)
-        assert words in notes[-1] and len(notes) == 1 + (factor < 1)
-    assert "do not call it left" in simplehand_command.side_notes("left", arrays, mirrored)[-1]
+    for factor, side, words in (1.0, 1, ""), (0.7, 1, "add --left"), (0.7, 0, "not call it left"):
+        mirrored = {"spread_2d": factor * arrays["spread_2d"]}
+        notes = simplehand_command.side_notes(arrays | {"side": np.array(side)}, mirrored)
+        assert len(notes) == (factor < 1) and words in "".join(notes)
 
 
 @pytest.mark.parametrize(("kind", "views", "words"), [
