@@ -55,7 +55,7 @@ def _chunks(samples: int, bytes_each: int, device: torch.device) -> list[slice]:
 def _share_out(work: Callable[..., None], bytes_each: int, *batches: Tensor) -> None:
     """Call work(*batches) on parts of the samples, one part for each thread that torch may use.
 
-    Torch itself divides every operation among threads, and waits for all of them each time.
+    Torch itself divides each operation, and waits for its threads each time; these wait once.
     """
     samples, device, threads = len(batches[0]), batches[0].device, torch.get_num_threads()
     parts = min(threads, len(_chunks(samples, bytes_each, device)))

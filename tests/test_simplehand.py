@@ -1404,7 +1404,7 @@ def test_unsure_heat_maps_are_told():
             arrays | {"spread_2d": np.full(21, spread)}, Target())
         told[spread > limit] = "not sure" in "".join(notes)
     assert told == {True: True, False: False}
-    for factor, side, words in (1.0, 1, ""), (0.7, 1, "add --left"), (0.7, 0, "not call it left"):
+    for factor, side, words in (1.0, 1, ""), (0.7, 1, "add --left"), (0.7, 0, "leave out left"):
         mirrored = {"spread_2d": factor * arrays["spread_2d"]}
         notes = simplehand_command.side_notes(arrays | {"side": np.array(side)}, mirrored)
         assert len(notes) == (factor < 1) and words in "".join(notes)
