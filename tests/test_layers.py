@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BELOW = {"sets", "sets.safe_pickle", "sets.mesh_files"}  # used by bodymodels
 PAPERS = {"simplehand", "genhmr", "hmr_adapter"}
 LAYERS = [BELOW, {"bodymodels"}, {"sets.prediction_files"}, {"metrics"}, "sets.", {"data"}, PAPERS,
-          "tasks", {"train"}, "commands", "benchmarks"]
+          "networks", "weights", "tasks", {"train"}, "commands", "benchmarks"]
 
 
 def name_of(path):
@@ -29,7 +29,8 @@ def imports(path):
                 yield inner if inner in FILES else node.module
 
 
-FILES = {name_of(path): path for folder in (".", "sets", "tasks", "commands", "benchmarks")
+ROOMS = ["sets", "networks", "weights", "tasks", "commands", "benchmarks"]
+FILES = {name_of(path): path for folder in (".", *ROOMS)
          for path in (ROOT / folder).glob("*.py")}
 
 
@@ -57,7 +58,7 @@ def test_imports_have_no_circle():
         above = {name: others - free for name, others in above.items() if name not in free}
 
 
-@pytest.mark.parametrize("name", ["sets", "tasks", "commands", "benchmarks"])
+@pytest.mark.parametrize("name", ROOMS)
 def test_folders_hold_no_logic_in_their_init(name):
     """__init__.py is empty or a docstring."""
     path = ROOT / name / "__init__.py"

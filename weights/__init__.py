@@ -1,0 +1,1 @@
+"""Open checkpoints: train.py's, the authors' releases, and weights of other projects' backbones."""

@@ -1,0 +1,108 @@
+"""Read files of weights without running their code, and fill models with them."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def require(condition: object, message: str) -> None:
+    """Raise ValueError with `message` unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+class Foreign:
+    """Stand-in for objects in a checkpoint that are not tensors (of yacs or OmegaConf, say).
+
+    They load as an empty dictionary; their own code is neither imported nor run.
+    """
+
+    def __new__(cls, *_) -> OrderedDict:
+        return OrderedDict()
+
+
+def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
+    """Read the weights of a checkpoint, and its config if it has one, without running its code.
+
+    source: a file or its content, which is train.py's {"model", "ema", "config", ...} (the moving
+    average is preferred), {"state_dict"}, {"model_state"}, {"network"}, or the weights alone.
+    Raises FileNotFoundError or ValueError.
+    """
+    if not isinstance(source, Mapping):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
+        try:
+            names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
+                     if zipfile.is_zipfile(source) else [])
+            with torch.serialization.safe_globals([(Foreign, name) for name in names]):
+                source = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged files raise half a dozen types
+            reason = str(error).split("\n")[0][:100]
+            raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
+    require(isinstance(source, Mapping), "this checkpoint is not a dictionary of weights")
+    nested = (source.get(name) for name in ("ema", "model", "state_dict", "model_state", "network"))
+    weights = next((value for value in nested if isinstance(value, Mapping) and value), source)
+    state = {name.removeprefix("module."): value for name, value in weights.items()
+             if isinstance(value, Tensor) and name != "n_averaged"}
+    require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
+                   "torch.save(model.state_dict(), FILE) writes it")
+    return state, source.get("config")
+
+
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
+                 strict: bool = True) -> None:
+    """Copy weights by name, in the module's own precision.
+
+    ignored: a pattern for the start of names that the module does not use; they are left out, and
+    printed. Any other difference in names or shapes is a ValueError, or is printed if not strict.
+    """
+    own, kind = module.state_dict(), type(module).__name__
+    unused = {name: re.match(ignored, name)[0].rstrip(".") for name in state
+              if name not in own and re.match(ignored, name)}
+    fitting = {name: value for name, value in state.items()
+               if name in own and value.shape == own[name].shape}
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own and name not in unused],
+        "of another shape": [name for name in own if name in state and name not in fitting]}
+    report = "; ".join(
+        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for problem, names in problems.items() if names)
+    require(not (strict and report), f"these weights are not {kind}'s: {report}")
+    if unused:
+        print(f"left out, {kind} does not use it: {', '.join(sorted(set(unused.values())))}")
+    if report:
+        print(f"loaded in part: {report}")
+    module.load_state_dict(fitting, strict=False)
+
+
+def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: object,
+                    state: Mapping[str, Tensor], **options) -> nn.Module:
+    """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
+
+    build: a model's class, or a function that chooses it; takes a config_kind. options: of
+    load_weights. Raises ValueError if the config is not the model's.
+    """
+    require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
+            f"save dataclasses.asdict({config_kind.__name__}(...))")
+    try:
+        config = config_kind(**config)
+        with torch.device("meta"):  # takes no memory
+            size = sum(value.numel() for value in build(config).state_dict().values())
+    except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
+        raise ValueError(f"the checkpoint's config is not a {config_kind.__module__}."
+                         f"{config_kind.__name__}: {error}") from error
+    stored = sum(value.numel() for value in state.values())
+    require(size <= max(10 * stored, 10**8), f"the checkpoint's config is not that of its weights: "
+            f"it describes {size:,} numbers, they are {stored:,}")
+    model = build(config)
+    load_weights(model, state, **options)
+    return model.eval()
