@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_configure(config):
+    import torch
+    torch.set_num_threads(1)  # these networks are tiny: two threads need more time than one
     config.addinivalue_line("markers", "slow: long, or several processes; skipped without --slow")
 
 
