@@ -1,4 +1,4 @@
-"""SimpleHand: the 778 vertices of a hand from one RGB crop. The whole paper in one file.
+"""SimpleHand: the 778 vertices of a hand from one RGB crop. The paper's method in one file.
 
 Zhishan Zhou, Shihao Zhou, Zhi Lv, Minqiang Zou, Yao Tang, Jiajun Liang:
 "A Simple Baseline for Efficient Hand Mesh Reconstruction", CVPR 2024.
@@ -15,10 +15,16 @@ those 21 tokens into 778 vertices in a few steps: 21 -> 84 -> 336 -> 778.
     Sec. 3.3, Fig. 4    R(T(X_b))          framework                         SimpleHand.forward
     Eq. 4, 5, 6         L1 terms           joints, 2D keypoints, vertices    losses
     Eq. 7               weighted sum       w = 10, 1, 10                     total_loss
-    Sec. 4.1, 4.5       backbones          FastViT-MA36, HRNet, Hiera-Tiny   FastViT, HRNet, Hiera
     Tables 5, 8         alternatives       samplings, mixers                 GridHead, GlobalHead
+    Sec. 4.1            backbone           FastViT-MA36                      FastViT
+    Sec. 4.1, 4.5       other backbones    HRNet-W64, Hiera-Tiny             networks/backbones.py
 
-The method comes first. The three backbones are other papers' work and come last.
+The method comes first. FastViT is another paper's work and comes last. weights/simplehand.py opens
+checkpoints. This file alone opens those that train.py writes, if the backbone is FastViT:
+
+    content = torch.load(FILE, weights_only=True, map_location="cpu")
+    model = SimpleHand(Config(**content["config"]))
+    model.load_state_dict(content["model"])
 
 "The release" is the authors' code of 2024-05-27. Where paper and release disagree or are silent, a
 comment says so. Units are metres and pixels. The camera frame is OpenCV's: x right, y down, z away
@@ -32,12 +38,9 @@ import copy
 import math
 import re
 import sys
-import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,7 +66,8 @@ class Config:
     # align_corners=True (up to 4 px off at the borders), a sine map that the paper does not
     # mention, and its crop. False, for new training: RGB with ImageNet statistics, exact sampling.
 
-    # Backbone (Sec. 4.1; the numbers are those of FastViT-MA36, FastViT's Table 2)
+    # Backbone (Sec. 4.1; the numbers are those of FastViT-MA36, FastViT's Table 2). The others are
+    # in networks/backbones.py.
     embed_dims: tuple[int, ...] = (76, 152, 304, 608)  # channels of stages; HRNet: of branches
     depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of stages; HRNet, UNet: see their __init__
     large_kernel: int = 7  # px, of FastViT's downsampling, position encoding and MLPs
@@ -507,14 +511,23 @@ def sine_map(features: Tensor) -> Tensor:
 
 
 class SimpleHand(nn.Module):
-    """The framework of Fig. 4: backbone, 2D keypoint head, token generator, mesh regressor."""
+    """The framework of Fig. 4: backbone, 2D keypoint head, token generator, mesh regressor.
 
-    def __init__(self, config: Config) -> None:
+    backbone: by default FastViT. Another one returns two maps for normalised images (B, 3, S, S):
+        X_b (B, config.backbone_width, h, w), which the tokens are sampled from, and the last map
+        (B, config.feature_width, h', w'), whose average is the "global feature". Its method
+        fuse() prepares it for inference, in place.
+    Raises ValueError if the backbone that the config names is not FastViT and not given.
+    """
+
+    def __init__(self, config: Config, backbone: nn.Module | None = None) -> None:
         super().__init__()
+        require(backbone is not None or config.backbone == "fastvit",
+                f"config is for the backbone {config.backbone!r}: build the model with "
+                "networks.backbones.simplehand_model")
         self.config = config
-        backbone = {"fastvit": FastViT, "hrnet": HRNet, "hiera": Hiera, "unet": UNet}
         head = {"point": MeshHead, "coarse_mesh": MeshHead, "grid": GridHead, "global": GlobalHead}
-        self.backbone = backbone[config.backbone](config)
+        self.backbone = FastViT(config) if backbone is None else backbone
         self.keypoints_2d_head = (HeatMapKeypoints if config.heat_maps else GlobalKeypoints)(config)
         self.mesh_head = (ReleasedHead if config.official else PlacedHead if config.heat_maps
                           else head[config.sampling])(config)
@@ -535,7 +548,7 @@ class SimpleHand(nn.Module):
         heat_maps also these (B, 21, h, w), log probabilities of the cells of X_b.
         Raises ValueError for another shape.
         """
-        features, last = self.backbone(self.normalise(images))  # X_b and the last map, see there
+        features, last = self.backbone(self.normalise(images))  # X_b and the last map
         found = self.keypoints_2d_head(features, last)  # (B, 21, 2) and more
         points = [found[name] for name in ("keypoints_2d", "coarse_2d") if name in found]
         return {"vertices": self.mesh_head(features, torch.cat(points, 1))} | found
@@ -556,6 +569,19 @@ class SimpleHand(nn.Module):
         fused.backbone.fuse()
         fold_norms(fused.mesh_head)
         return fused
+
+
+def fold_norms(module: nn.Module) -> None:
+    """Fold every batch norm into the convolution before it, in place, as in evaluation mode."""
+    for parent in list(module.modules()):
+        children = list(parent.named_children())
+        for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
+            if (isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+                    and isinstance(norm, nn.BatchNorm2d)):
+                conv.weight, conv.bias = nn.utils.fusion.fuse_conv_bn_weights(
+                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
+                    norm.weight, norm.bias, transpose=isinstance(conv, nn.ConvTranspose2d))
+                setattr(parent, name, nn.Identity())
 
 
 # ------------------------------------------------------------------------------------ losses
@@ -809,188 +835,6 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
         arrays["spread_2d"] = heat_map_spread(hand["heat_maps"], hand["keypoints_2d"])[0].numpy()
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     return arrays | {"side": np.array(int(side == "right"))}
-
-
-# -------------------------------------------------------------------------- faster inference
-
-
-def fold_norms(module: nn.Module) -> None:
-    """Fold every batch norm into the convolution before it, in place, as in evaluation mode."""
-    for parent in list(module.modules()):
-        children = list(parent.named_children())
-        for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
-            if (isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
-                    and isinstance(norm, nn.BatchNorm2d)):
-                conv.weight, conv.bias = nn.utils.fusion.fuse_conv_bn_weights(
-                    conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,
-                    norm.weight, norm.bias, transpose=isinstance(conv, nn.ConvTranspose2d))
-                setattr(parent, name, nn.Identity())
-
-
-# ------------------------------------------------------------------------------- checkpoints
-
-APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which are ours
-    (r"^patch_embed\.", "stem."),
-    # Apple numbers the stages and the downsampling before them in one row
-    (r"^network\.0\.", "stages.0.blocks."), (r"^network\.1\.", "stages.1.downsample."),
-    (r"^network\.2\.", "stages.1.blocks."), (r"^network\.3\.", "stages.2.downsample."),
-    (r"^network\.4\.", "stages.2.blocks."), (r"^network\.5\.", "stages.3.downsample."),
-    (r"^network\.6\.pe\.", "stages.3.pos_emb.pos_enc."), (r"^network\.7\.", "stages.3.blocks."),
-    (r"^conv_exp\.", "final_conv."), (r"^head\.(weight|bias)$", r"head.fc.\1"),
-    (r"\.rbr_conv\.", ".conv_kxk."), (r"\.rbr_scale\.", ".conv_scale."),
-    (r"\.rbr_skip\.", ".identity."), (r"\.lkb_origin\.", ".large_conv."),
-    (r"\.convffn\.", ".mlp."), (r"\.(layer_scale(_[12])?)$", r".\1.gamma"),
-    (r"\.se\.reduce\.", ".se.fc1."), (r"\.se\.expand\.", ".se.fc2."),
-    # and two more in its inference weights
-    (r"^network\.6\.reparam_conv\.", "stages.3.pos_emb.reparam_conv."),
-    (r"\.lkb_reparam\.", ".reparam_conv."),
-)
-SMALL_ENCODER_NAMES = (  # of the encoder in HMR-Adapter's small hand expert -> UNet's
-    (r"^.*\.encoder\.", ""), (r"(?<!s\.\d)\.norm([12])\.", r".bn\1."),
-    (r"\.attn\.qkv\.", ".token_mixer.in_proj_"), (r"\.attn\.proj\.", ".token_mixer.out_proj."),
-)
-CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
-    r"^(backbone\.)?(head\.fc|classifier|head\.norm|head\.projection|norm)\.(weight|bias)$")
-
-
-def our_name(name: str) -> str:
-    """Map a parameter name of the release to ours."""
-    parts = r"(.*mesh_head\.)(pos_emb|proj|encoder|upsample)_(\d)(?:\.upsample)?(.*)"
-    found = re.match(parts, name)
-    if not found:
-        return name
-    start, part, number, end = found.groups()
-    ours = {"pos_emb": "position_embeddings.{}", "proj": "layers.{}.project",
-            "encoder": "layers.{}.metaformer", "upsample": "layers.{}.upsample"}[part]
-    return start + ours.format(int(number) - 1) + end
-
-
-class Foreign:
-    """Stand-in for objects in a checkpoint that are not tensors (of yacs or OmegaConf, say).
-
-    They load as an empty dictionary; their own code is neither imported nor run.
-    """
-
-    def __new__(cls, *_) -> OrderedDict:
-        return OrderedDict()
-
-
-def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
-    """Read the weights of a checkpoint, and its config if it has one, without running its code.
-
-    source: a file or its content, which is train.py's {"model", "ema", "config", ...} (the moving
-    average is preferred), {"state_dict"}, {"model_state"}, {"network"}, or the weights alone.
-    Raises FileNotFoundError or ValueError.
-    """
-    if not isinstance(source, Mapping):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
-        try:
-            names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
-                     if zipfile.is_zipfile(source) else [])
-            with torch.serialization.safe_globals([(Foreign, name) for name in names]):
-                source = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged files raise half a dozen types
-            reason = str(error).split("\n")[0][:100]
-            raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
-    require(isinstance(source, Mapping), "this checkpoint is not a dictionary of weights")
-    nested = (source.get(name) for name in ("ema", "model", "state_dict", "model_state", "network"))
-    weights = next((value for value in nested if isinstance(value, Mapping) and value), source)
-    state = {name.removeprefix("module."): value for name, value in weights.items()
-             if isinstance(value, Tensor) and name != "n_averaged"}
-    require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
-                   "torch.save(model.state_dict(), FILE) writes it")
-    return state, source.get("config")
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
-                 strict: bool = True) -> None:
-    """Copy weights by name, in the module's own precision.
-
-    ignored: a pattern for the start of names that the module does not use; they are left out, and
-    printed. Any other difference in names or shapes is a ValueError, or is printed if not strict.
-    """
-    own, kind = module.state_dict(), type(module).__name__
-    unused = {name: re.match(ignored, name)[0].rstrip(".") for name in state
-              if name not in own and re.match(ignored, name)}
-    fitting = {name: value for name, value in state.items()
-               if name in own and value.shape == own[name].shape}
-    problems = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own and name not in unused],
-        "of another shape": [name for name in own if name in state and name not in fitting]}
-    report = "; ".join(
-        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for problem, names in problems.items() if names)
-    require(not (strict and report), f"these weights are not {kind}'s: {report}")
-    if unused:
-        print(f"left out, {kind} does not use it: {', '.join(sorted(set(unused.values())))}")
-    if report:
-        print(f"loaded in part: {report}")
-    module.load_state_dict(fitting, strict=False)
-
-
-def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
-                    state: Mapping[str, Tensor], **options) -> nn.Module:
-    """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
-
-    options: of load_weights. Raises ValueError if the config is not the model's.
-    """
-    require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
-            f"save dataclasses.asdict({config_kind.__name__}(...))")
-    try:
-        config = config_kind(**config)
-        with torch.device("meta"):  # takes no memory
-            size = sum(value.numel() for value in kind(config).state_dict().values())
-    except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
-        raise ValueError(f"the checkpoint's config is not {kind.__name__}'s: {error}") from error
-    stored = sum(value.numel() for value in state.values())
-    require(size <= max(10 * stored, 10**8), f"the checkpoint's config is not that of its weights: "
-            f"it describes {size:,} numbers, they are {stored:,}")
-    model = kind(config)
-    load_weights(model, state, **options)
-    return model.eval()
-
-
-def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
-    """Load the model in a checkpoint, in evaluation mode on the CPU.
-
-    source: a file or its content: train.py's {"model", "config", ...}, or the release's
-        {"state_dict": ...}, which becomes a Config(official=True). To write one of your own:
-        torch.save({"model": model.state_dict(), "config": dataclasses.asdict(model.config)}, FILE)
-    strict: False prints what does not fit and loads the rest.
-    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
-    """
-    state, config = read_checkpoint(source)
-    require(any(name.startswith("mesh_head.") for name in state),
-            "no SimpleHand checkpoint: expected train.py's or the release's "
-            "(load_backbone takes the weights of FastViT alone)")
-    state = {our_name(name): value for name, value in state.items()}
-    return from_checkpoint(SimpleHand, Config, {"official": True} if config is None else config,
-                           state, ignored=CLASSIFIERS, strict=strict)
-
-
-def load_backbone(backbone: FastViT | HRNet | Hiera | UNet, source: str | PathLike | Mapping, *,
-                  strict: bool = True) -> None:
-    """Load a backbone's ImageNet weights, by timm's names or its authors'.
-
-    FastViT's may be of training or inference; for the latter the backbone is reparameterised. UNet
-    takes the encoder of assets/hmr_adapter_hand_cpu.pt, but for its position embedding.
-    Raises like load_checkpoint.
-    """
-    state, _ = read_checkpoint(source)
-    if isinstance(backbone, UNet):
-        for pattern, replacement in SMALL_ENCODER_NAMES:
-            state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
-        own = backbone.state_dict()
-        state = {name: value for name, value in state.items() if name in own}
-        state["pos_embed"] = own["pos_embed"]  # theirs is for another number of cells
-    if isinstance(backbone, FastViT):
-        for pattern, replacement in APPLE_NAMES:
-            state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
-        if any(".reparam_conv." in name for name in state):
-            backbone.reparameterize()
-    load_weights(backbone, state, ignored=CLASSIFIERS, strict=strict)
 
 
 # ------------------------------------------------------------------------- backbone: FastViT
@@ -1285,282 +1129,11 @@ class FastViT(nn.Module):
                 module.fold()
 
 
-# --------------------------------------------------------------------------- backbone: HRNet
-# Wang et al.: "Deep High-Resolution Representation Learning for Visual Recognition", TPAMI 2020,
-# as for classification, under its authors' parameter names, which are also timm's.
-
-
-def conv_norm(channels_in: int, channels_out: int, size: int, stride: int = 1,
-              activate: bool = True, bias: bool = False) -> nn.Sequential:
-    """Convolution, batch norm and, if `activate`, ReLU."""
-    conv = nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=bias)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), *[nn.ReLU()] * activate)
-
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a skip."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = conv_norm(channels, channels, 3, activate=False)
-        self.conv2, self.bn2 = conv_norm(channels, channels, 3, activate=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(x + self.bn2(self.conv2(y)))
-
-
-class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3 and 1 x 1 convolutions, the last to four times the width, and a skip."""
-
-    def __init__(self, channels_in: int, width: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = conv_norm(channels_in, width, 1, activate=False)
-        self.conv2, self.bn2 = conv_norm(width, width, 3, activate=False)
-        self.conv3, self.bn3 = conv_norm(width, 4 * width, 1, activate=False)
-        self.downsample = (conv_norm(channels_in, 4 * width, 1, activate=False)
-                           if channels_in != 4 * width else nn.Identity())
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.downsample(x) + self.bn3(self.conv3(y)))
-
-
-def resize(widths: Sequence[int], source: int, target: int) -> nn.Module:
-    """Bring one branch to another's channels and resolution; each has half of the one before."""
-    if source == target:
-        return nn.Identity()
-    if source > target:
-        return nn.Sequential(*conv_norm(widths[source], widths[target], 1, activate=False),
-                             nn.Upsample(scale_factor=2 ** (source - target)))
-    halvings = [conv_norm(widths[source], widths[source], 3, 2) for _ in range(source + 1, target)]
-    return nn.Sequential(
-        *halvings, conv_norm(widths[source], widths[target], 3, 2, activate=False))
-
-
-class Exchange(nn.Module):
-    """Four blocks on every branch; then each branch becomes the sum of all, resized."""
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        branches = range(len(widths))
-        self.branches = nn.ModuleList(
-            nn.Sequential(*[BasicBlock(width) for _ in range(4)]) for width in widths)
-        self.fuse_layers = nn.ModuleList(
-            nn.ModuleList(resize(widths, source, target) for source in branches)
-            for target in branches)
-
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
-        return [F.relu(sum(layer(x) for layer, x in zip(layers, maps, strict=True)))
-                for layers in self.fuse_layers]
-
-
-def transition(before: Sequence[int], widths: Sequence[int]) -> nn.ModuleList:
-    """Give the branches new widths and add one of half the resolution, from the last branch."""
-    same = [nn.Identity() if old == new else conv_norm(old, new, 3)
-            for old, new in zip(before, widths, strict=False)]
-    return nn.ModuleList([*same, nn.Sequential(conv_norm(before[-1], widths[-1], 3, 2))])
-
-
-class HRNet(nn.Module):
-    """Images (B, 3, S, S) -> X_b, (B, embed_dims[1], S/8, S/8), and the last map.
-
-    X_b is the second branch. The last map, (B, feature_width, S/32, S/32), is the one whose average
-    ImageNet's classifier reads; here the keypoints are read from it, and all of "global" sampling
-    (our reading: the paper says neither, and the release has no HRNet).
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        widths = config.embed_dims
-        bottlenecks, *modules = config.depths  # the first stage counts blocks, the others modules
-        self.pooled = config.sampling == "global"
-        self.conv1, self.bn1 = conv_norm(3, 64, 3, 2, activate=False)  # S/2
-        self.conv2, self.bn2 = conv_norm(64, 64, 3, 2, activate=False)  # S/4
-        self.layer1 = nn.Sequential(*[
-            Bottleneck(64 if index == 0 else 256, 64) for index in range(bottlenecks)])
-        before: Sequence[int] = (256,)
-        for number, count in enumerate(modules, 1):  # stages 2, 3, 4 with as many branches
-            branches = widths[:number + 1]
-            setattr(self, f"transition{number}", transition(before, branches))
-            setattr(self, f"stage{number + 1}",
-                    nn.Sequential(*[Exchange(branches) for _ in range(count)]))
-            before = branches
-        narrow = [config.feature_width // 64 * 2**index for index in range(4)]  # 32, ..., 256
-        self.incre_modules = nn.ModuleList(
-            nn.Sequential(Bottleneck(*pair)) for pair in zip(widths, narrow, strict=True))
-        self.downsamp_modules = nn.ModuleList(
-            conv_norm(4 * width, 8 * width, 3, 2, bias=True) for width in narrow[:3])
-        self.final_layer = conv_norm(4 * narrow[3], config.feature_width, 1, bias=True)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.relu(self.bn1(self.conv1(x)))  # (B, 64, S/2, S/2)
-        maps = [self.layer1(F.relu(self.bn2(self.conv2(x))))]
-        for number in (1, 2, 3):
-            layers = getattr(self, f"transition{number}")  # the new branch comes from the last
-            maps = [layer(maps[min(index, len(maps) - 1)]) for index, layer in enumerate(layers)]
-            maps = getattr(self, f"stage{number + 1}")(maps)
-        widened = [layer(x) for layer, x in zip(self.incre_modules, maps, strict=True)]
-        last = widened[0]
-        for layer, wide in zip(self.downsamp_modules, widened[1:], strict=True):
-            last = wide + layer(last)
-        last = self.final_layer(last)  # (B, 2048, S/32, S/32)
-        return last if self.pooled else maps[1], last
-
-    def fuse(self) -> None:
-        """Fold the norms into their convolutions, in place."""
-        fold_norms(self)
-
-
-# --------------------------------------------------------------------------- backbone: Hiera
-# Ryali et al.: "Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles", ICML
-# 2023, under timm's parameter names. Tokens keep their place in the image, (B, H, W, C); the
-# authors sort them so that mask units are contiguous, which only masked pretraining needs.
-
-
-def pool(x: Tensor) -> Tensor:
-    """Maximum over 2 x 2 tokens, (B, H, W, C) -> (B, H/2, W/2, C)."""
-    return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).amax((2, 4))
-
-
-class UnitAttention(nn.Module):
-    """Self-attention inside mask units of unit x unit tokens, 0: among all tokens.
-
-    With `pools` the queries are the maxima over 2 x 2 tokens, so the map has half the resolution.
-    """
-
-    def __init__(self, width_in: int, width: int, heads: int, unit: int, pools: bool) -> None:
-        super().__init__()
-        self.heads, self.unit, self.pools = heads, unit, pools
-        self.qkv = nn.Linear(width_in, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H', W', C')
-        unit = self.unit or x.shape[1]
-        units = (x.shape[0], x.shape[1] // unit, x.shape[2] // unit)
-        x = x.unflatten(2, (-1, unit)).unflatten(1, (-1, unit)).transpose(2, 3).flatten(0, 2)
-        q, k, v = self.qkv(x).chunk(3, -1)  # (B units, unit, unit, C')
-        q = pool(q) if self.pools else q
-        side = q.shape[1]
-        q, k, v = (y.flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
-                   for y in (q, k, v))  # (B units, heads, tokens, C' / heads)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = self.proj(x).unflatten(1, (side, side)).unflatten(0, units)
-        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-class HieraBlock(nn.Module):
-    """Transformer block, (B, H, W, C) -> the same, or half the resolution and wider."""
-
-    def __init__(self, width_in: int, width: int, heads: int, unit: int, config: Config,
-                 drop_path: float) -> None:
-        super().__init__()
-        pools = width_in != width
-        self.norm1 = nn.LayerNorm(width_in, eps=1e-6)
-        self.proj = nn.Linear(width_in, width) if pools else None
-        self.attn = UnitAttention(width_in, width, heads, unit, pools)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = mlp(width, int(width * config.mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm1(x)
-        x = x if self.proj is None else pool(self.proj(y))
-        x = x + self.drop_path(self.attn(y))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class Hiera(nn.Module):
-    """Images (B, 3, S, S) -> X_b, (B, embed_dims[3], S/32, S/32), and again as the last map.
-
-    S must be config.image_size, to which the position embedding belongs. The norm before
-    ImageNet's classifier is not applied, as in timm's feature maps.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        widths, self.side = config.embed_dims, config.image_size // 4
-        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, widths[0], 7, 4, 3)))
-        self.pos_embed = nn.Parameter(torch.empty(1, self.side**2, widths[0]))
-        depth, blocks, before, unit = sum(config.depths), [], widths[0], 8
-        for stage, (width, count) in enumerate(zip(widths, config.depths, strict=True)):
-            for index in range(count):
-                rate = config.backbone_drop_path * len(blocks) / max(depth - 1, 1)
-                blocks.append(HieraBlock(before, width, width // widths[0], unit, config, rate))
-                before = width
-                if index == 0:  # a stage's first block still has the unit of the stage before
-                    unit = (8, 4, 0, 0)[stage]
-        self.blocks = nn.Sequential(*blocks)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, S/4, S/4, C)
-        require(x.shape[1] == x.shape[2] == self.side,
-                f"images {4 * x.shape[1]} px high: expected {4 * self.side} x {4 * self.side}, "
-                "the size of Hiera's position embedding")
-        x = x + self.pos_embed.unflatten(1, (self.side, self.side))
-        x = self.blocks(x).permute(0, 3, 1, 2)  # (B, 768, S/32, S/32)
-        return x, x
-
-    def fuse(self) -> None:
-        """Do nothing: layer norms depend on the input."""
-
-
-# ---------------------------------------------------------------------------- backbone: U-net
-
-
-class UNet(nn.Module):
-    """Images (B, 3, S, S) -> X_b, (B, token_width, S/4, S/4), and the last map, at S/16 (ours).
-
-    It learns to localise without ImageNet: convolutions down to S/16, attention over these cells,
-    and back up to S/4 with shortcuts.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        w2, w4, w8, w16 = config.embed_dims  # channels at S/2, S/4, S/8, S/16
-        n4, n8, n16, attention = config.depths  # residual blocks at S/4 to S/16; of attention
-
-        def residual(width: int, count: int) -> list[nn.Module]:
-            return [BasicBlock(width) for _ in range(count)]
-
-        self.stem = nn.Sequential(conv_norm(3, w2, 3, 2), conv_norm(w2, w4, 3, 2),
-                                  *residual(w4, n4))
-        self.down8 = nn.Sequential(conv_norm(w4, w8, 3, 2), *residual(w8, n8))
-        self.down16 = nn.Sequential(conv_norm(w8, w16, 3, 2), *residual(w16, n16))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn((config.image_size // 16) ** 2, w16))
-        self.blocks = nn.Sequential(*[MetaFormerBlock(w16, config) for _ in range(attention)])
-        self.norm = nn.LayerNorm(w16)
-        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), BasicBlock(w8)
-        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, config.token_width, 3)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x4 = self.stem(x)  # (B, 32, S/4, S/4)
-        x8 = self.down8(x4)  # (B, 64, S/8, S/8)
-        x16 = self.down16(x8)  # (B, 128, S/16, S/16)
-        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, N, 128)
-        x16 = cells.mT.unflatten(2, x16.shape[2:])
-        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
-        return self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4), x16
-
-    def fuse(self) -> None:
-        """Fold the norms into their convolutions, in place."""
-        fold_norms(self)
-
-
 # -------------------------------------------------------------------------- parameters, command
 
 
-def count_parameters(config: Config) -> dict[str, int]:
-    """Count the parameters of each part of the model, without allocating them."""
-    with torch.device("meta"):
-        model = SimpleHand(config)
+def count_parameters(model: SimpleHand) -> dict[str, int]:
+    """Count the parameters of each part of a model, which may be on the device "meta"."""
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = re.sub(r"(?:layers|position_embeddings)\.(\d+)",
@@ -1571,9 +1144,10 @@ def count_parameters(config: Config) -> dict[str, int]:
     counts["all but the backbone"] = counts["total"] - counts["backbone"]
     counts["mesh regressor"] = sum(p.numel() for p in model.mesh_head.parameters()) - counts.get(
         "deconv", 0)
-    if config.backbone == "fastvit":
-        model.backbone.reparameterize()
-        counts["backbone, reparameterised"] = sum(p.numel() for p in model.backbone.parameters())
+    if isinstance(model.backbone, FastViT):
+        backbone = copy.deepcopy(model.backbone)
+        backbone.reparameterize()
+        counts["backbone, reparameterised"] = sum(p.numel() for p in backbone.parameters())
     return counts
 
 

@@ -21,6 +21,7 @@ import simplehand
 from benchmarks.simplehand import variants
 from benchmarks.timing import medians
 from bodymodels import write_atomically
+from networks.backbones import simplehand_model
 
 HEADER = "| what | ms | images/s | peak GiB |\n|---|---|---|---|"
 CPU_PRESETS = ("cpu", "ablation")
@@ -55,7 +56,7 @@ def simplehand_lines(config: simplehand.Config, device: torch.device, seconds: f
                      ) -> Iterator[str]:
     """SimpleHand at batch 1: plain, fused, half precision, compiled, CUDA graph."""
     torch.manual_seed(0)
-    model = simplehand.SimpleHand(config).eval().to(device)
+    model = simplehand_model(config).eval().to(device)
     size = (1, 3, config.image_size, config.image_size)
     images = torch.randint(0, 256, size, dtype=torch.uint8).to(device)
     for way, prepare in variants(model, images).items():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import medians
+from networks.backbones import simplehand_model
 from simplehand import PRESETS, Config, MeshHead, SimpleHand
 
 Way = Callable[[], Mapping[str, Tensor]]
@@ -155,7 +156,7 @@ def compare(model: SimpleHand, images: Tensor, seconds: float) -> None:
 def benchmark(config: Config, seconds: float = 20.0, batches: Sequence[int] = (1, 32)) -> None:
     """Print a table for each device and batch size."""
     torch.manual_seed(0)
-    model = SimpleHand(config).eval()
+    model = simplehand_model(config).eval()
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         for batch in batches:
             shape = (batch, 3, config.image_size, config.image_size)

@@ -16,6 +16,8 @@ import simplehand
 from commands import pictures
 from commands.pictures import Result, Target
 from commands.simplehand_export import export
+from networks.backbones import simplehand_model
+from weights.simplehand import load_checkpoint
 
 SHIPPED = bodymodels.ASSETS / "simplehand_views_cpu.pt"
 # Above these we warn, all in sides of the crop (our choice): the mean spread of the heat maps, and
@@ -35,8 +37,9 @@ With HRNet as we read the paper it is 1.56 M."""
 
 def print_summary(as_json: bool) -> None:
     """Print the parameters of every preset, part by part. "paper" is the released model."""
-    counts = {name: simplehand.count_parameters(config)
-              for name, config in simplehand.PRESETS.items()}
+    with torch.device("meta"):  # takes no memory
+        counts = {name: simplehand.count_parameters(simplehand_model(config))
+                  for name, config in simplehand.PRESETS.items()}
     if as_json:
         print(json.dumps({"parameters": counts, "remark": REMARK}, indent=1))
         return
@@ -75,7 +78,7 @@ def work(arguments: argparse.Namespace) -> int:
         print_summary(arguments.json)
         return 0
     if arguments.export:
-        difference = export(simplehand.load_checkpoint(arguments.checkpoint), arguments.export)
+        difference = export(load_checkpoint(arguments.checkpoint), arguments.export)
         print(f"wrote {arguments.export}; read back, it differs by {difference:.0e}")
         return 0
     return reconstruct(arguments)
@@ -88,7 +91,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
     if len(hand.parents) != 16:
         raise ValueError(f"--hand {arguments.hand} has {len(hand.parents)} joints: expected a hand "
                          "model, with MANO's 16")
-    model = simplehand.load_checkpoint(arguments.checkpoint)
+    model = load_checkpoint(arguments.checkpoint)
     data = pictures.data_of(arguments.checkpoint)
     is_free = torch.equal(hand.faces, bodymodels.load_model("hand_right").faces)
     check_hand(model.config.official, data, arguments.checkpoint, is_free)

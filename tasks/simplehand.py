@@ -16,6 +16,8 @@ import bodymodels
 import data
 import metrics
 import simplehand
+import weights.simplehand
+from networks.backbones import simplehand_model
 from tasks import ablations
 from tasks import simplehand_tables as tables
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
@@ -28,7 +30,7 @@ class SimpleHandTask(Task):
     """Hand meshes from crops."""
 
     Config, PRESETS = simplehand.Config, simplehand.PRESETS
-    load_checkpoint = staticmethod(simplehand.load_checkpoint)
+    load_checkpoint = staticmethod(weights.simplehand.load_checkpoint)
     parameters = staticmethod(simplehand.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     ARGUMENTS = {
@@ -107,9 +109,9 @@ class SimpleHandTask(Task):
 
     def build(self) -> nn.Module:
         """The model with new weights, but for the backbone if a file has them."""
-        model = simplehand.SimpleHand(self.config)
+        model = simplehand_model(self.config)
         if self.arguments.backbone:
-            simplehand.load_backbone(model.backbone, self.arguments.backbone)
+            weights.simplehand.load_backbone(model.backbone, self.arguments.backbone)
         return model
 
     def to(self, device: torch.device) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks import simplehand as room
+from networks.backbones import simplehand_model
 from simplehand import Config, SimpleHand
 
 TINY = Config(
@@ -75,7 +76,7 @@ def test_sampled_cells_multiply_no_integers():
 def test_sampled_cells_need_one_deconvolution(fields):
     """For any other config the message says what was expected."""
     with torch.device("meta"):
-        model = SimpleHand(replace(TINY, **fields))
+        model = simplehand_model(replace(TINY, **fields))
     with pytest.raises(ValueError, match="one deconvolution"):
         room.with_sampled_cells(model)
 

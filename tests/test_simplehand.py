@@ -1,13 +1,12 @@
-"""SimpleHand: counts, weights of others, numerics of the release, losses, inference, CLI."""
+"""SimpleHand: counts, FastViT, numerics of the release, losses, inference, command line."""
 
 import functools
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,50 +14,32 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simplehand_samples import (
+    HIERA,
+    HRNET,
+    TINY,
+    UNET,
+    checkpoint_of,
+    count,
+    images,
+    on_meta,
+    randomise,
+    timm_or_skip,
+    trained_model,
+)
 from torch import nn
 
 import bodymodels
 import data
-import hmr_adapter
 import simplehand
 from commands import simplehand as simplehand_command
 from commands.pictures import Target
+from networks.backbones import simplehand_model
 from sets import crops, finders
 from simplehand import PRESETS, Config, SimpleHand
+from weights.simplehand import load_backbone, load_checkpoint
 
-TINY = Config(
-    image_size=64, embed_dims=(16, 16, 32, 32), depths=(1, 1, 2, 1), mlp_ratio=2.0,
-    feature_width=64, layer_scale=0.5, token_width=16, dims=(16, 8, 8), heads=2,
-    backbone_drop_path=0.0, drop_path=0.0, dropout=0.0,
-)
 ROOT = Path(simplehand.__file__).parent
-
-
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def on_meta(config: Config) -> SimpleHand:
-    with torch.device("meta"):
-        return SimpleHand(config)
-
-
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give norms, scales and biases values that a forgotten one of them could not hide behind."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in module.state_dict().items():
-        if name.endswith("running_var"):
-            value.uniform_(0.5, 2.0, generator=generator)
-        elif name.endswith(("running_mean", "bias")):
-            value.normal_(0.0, 0.2, generator=generator)
-        elif name.endswith("gamma") or value.ndim == 1 and value.is_floating_point():
-            value.uniform_(0.5, 1.5, generator=generator)
-    return module.eval()
-
-
-def images(count: int = 2, size: int = 64, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
 def regressor() -> torch.Tensor:
@@ -142,20 +123,6 @@ def test_presets_build_and_say_what_the_paper_says(name):
     assert config.warmup_steps < config.steps / 2
 
 
-def test_parameter_counts_of_the_other_backbones():
-    """With their ImageNet classifiers, HRNet-W64 and Hiera-Tiny have their authors' counts."""
-    hrnet, hiera = on_meta(PRESETS["paper_hrnet"]), on_meta(PRESETS["paper_hiera"])
-    assert count(hrnet.backbone) + 2048 * 1000 + 1000 == 128_059_944
-    assert count(hiera.backbone) + 2 * 768 + 768 * 1000 + 1000 == 27_910_216
-    stages = [value.numel() for name, value in hrnet.backbone.named_parameters()
-              if not name.startswith(("incre", "downsamp", "final"))]
-    assert sum(stages) == 115_697_600
-    assert len(hrnet.backbone.state_dict()) == 1956 - 2
-    assert len(hiera.backbone.state_dict()) == 157 - 4
-    heads = [count(model.mesh_head) + count(model.keypoints_2d_head) for model in (hrnet, hiera)]
-    assert heads == [1_558_239, 4_686_175]
-
-
 # ---------------------------------------------------------------------------------- backbone
 
 
@@ -174,9 +141,6 @@ def test_fused_model_computes_the_same(attention, official):
         assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
 
 
-HRNET = {"backbone": "hrnet", "embed_dims": (8, 16, 32, 64), "upsample": (1,)}
-HIERA = {"backbone": "hiera", "embed_dims": (8, 16, 32, 64), "depths": (1, 2, 2, 1)}
-UNET = {"backbone": "unet", "feature_width": 32, "upsample": (1,)}
 VARIANTS = [HRNET, HIERA, UNET, UNET | {"heat_maps": True}, {"heat_maps": True},
             {"sampling": "global"}, {"sampling": "global", **HRNET}, {"refine": 1},
             {"sampling": "grid", "tokens": (4, 84, 336), "upsample": (1,)}, {"upsample": (2, 2)},
@@ -187,8 +151,8 @@ VARIANTS = [HRNET, HIERA, UNET, UNET | {"heat_maps": True}, {"heat_maps": True},
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
 def test_every_variant_fuses(fields):
     """Whatever the backbone, sampling and mixer: fuse() computes the same, without batch norms."""
-    model = randomise(SimpleHand(replace(TINY, depths=(1, 1, 1, 1), **fields)
-                                 if "depths" not in fields else replace(TINY, **fields)))
+    config = replace(TINY, **{"depths": (1, 1, 1, 1)} | fields)
+    model = randomise(simplehand_model(config))
     for module in model.backbone.modules():  # random statistics 100 norms deep overflow, near 1 not
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.uniform_(2.0, 4.0)
@@ -215,22 +179,6 @@ def test_patch_deconvolution_is_torchs_deconvolution(bias):
         assert torch.allclose(value, reference)
 
 
-def test_unet_starts_from_hmr_adapters_hand_expert():
-    """A U-net that took its weights computes what the expert's encoder does, but for positions."""
-    file = bodymodels.ASSETS / "hmr_adapter_hand_cpu.pt"
-    unet = SimpleHand(PRESETS["cpu_views"]).backbone.eval()
-    simplehand.load_backbone(unet, file)
-    theirs = hmr_adapter.load_hand_expert(file).backbone.encoder
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        x8 = theirs.down8(theirs.stem(x))
-        assert torch.allclose(unet.down8(unet.stem(x)), x8, atol=1e-5)
-        cells = theirs.down16(x8).flatten(2).mT
-        assert torch.allclose(unet.norm(unet.blocks(cells)), theirs.norm(theirs.blocks(cells)),
-                              atol=1e-4)
-        assert torch.allclose(unet.join8(x8), theirs.join8(x8), atol=1e-5)
-
-
 def test_full_backbone_collapses_to_the_same_function():
     """MA36, reparameterised and fused, equals its training-time branches to 1e-5."""
     torch.manual_seed(0)
@@ -249,7 +197,7 @@ def test_full_backbone_collapses_to_the_same_function():
 def test_half_precision_models_fuse():
     """Fusing keeps the precision of the model, which runs in it."""
     for fields in {}, HRNET | {"heat_maps": True}:
-        fused = SimpleHand(replace(TINY, **fields)).bfloat16().fuse()
+        fused = simplehand_model(replace(TINY, **fields)).bfloat16().fuse()
         assert all(value.dtype == torch.bfloat16 for value in fused.parameters())
         assert fused(images())["vertices"].shape == (2, 778, 3)
     assert fused(images())["vertices"].dtype == torch.bfloat16
@@ -287,10 +235,7 @@ def test_collapsed_kernels_follow_the_algebra():
 
 @pytest.fixture(scope="module")
 def timm_fastvit():
-    try:
-        import timm
-    except Exception as error:  # torchvision, which timm imports, has more than ImportError
-        pytest.skip(f"timm cannot be imported: {error}")
+    timm = timm_or_skip()
     torch.manual_seed(0)
     return timm, randomise(timm.create_model("fastvit_ma36"))
 
@@ -299,7 +244,7 @@ def test_backbone_equals_timm(timm_fastvit, capsys):
     """With timm's weights, names unchanged, our features are timm's to 1e-5."""
     timm, theirs = timm_fastvit
     ours = simplehand.FastViT(Config()).eval()
-    simplehand.load_backbone(ours, theirs.state_dict())
+    load_backbone(ours, theirs.state_dict())
     printed = capsys.readouterr().out
     assert "left out" in printed and "head.fc.weight" in printed and "head.fc.bias" in printed
     x = torch.rand(1, 3, 96, 96)
@@ -314,8 +259,8 @@ def test_backbone_equals_reparameterised_timm(timm_fastvit):
     timm, theirs = timm_fastvit
     collapsed = timm.utils.model.reparameterize_model(theirs)
     ours, own = simplehand.FastViT(Config()).eval(), simplehand.FastViT(Config()).eval()
-    simplehand.load_backbone(ours, collapsed.state_dict())
-    simplehand.load_backbone(own, theirs.state_dict())
+    load_backbone(ours, collapsed.state_dict())
+    load_backbone(own, theirs.state_dict())
     own.reparameterize()
     assert set(own.state_dict()) | {"head.fc.weight", "head.fc.bias"} == set(collapsed.state_dict())
     x = torch.rand(1, 3, 64, 64)
@@ -323,151 +268,6 @@ def test_backbone_equals_reparameterised_timm(timm_fastvit):
         expected = collapsed.forward_features(x)
         assert (ours(x)[1] - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
         assert (own(x)[1] - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
-
-
-@pytest.mark.parametrize(("name", "preset"), [
-    ("hrnet_w64", "paper_hrnet"), ("hiera_tiny_224", "paper_hiera")])
-def test_other_backbones_equal_timm(timm_fastvit, name, preset, capsys):
-    """HRNet's two maps and Hiera's last one are timm's to 1e-5, weights copied by name."""
-    torch.manual_seed(0)
-    theirs = timm_fastvit[0].create_model(name).eval()
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
-            nn.init.normal_(module.bias, std=0.2)
-    ours = SimpleHand(PRESETS[preset]).backbone.eval()
-    simplehand.load_backbone(ours, theirs.state_dict())
-    assert "left out" in capsys.readouterr().out
-    x = torch.rand(1, 3, 224, 224) if name.startswith("hiera") else torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        found = ours(x)
-        if name.startswith("hiera"):
-            pairs = [(found[1], theirs.forward_intermediates(x, intermediates_only=True)[-1])]
-        else:
-            stem = theirs.act2(theirs.bn2(theirs.conv2(theirs.act1(theirs.bn1(theirs.conv1(x))))))
-            pairs = list(zip(found, (theirs.stages(stem)[1], theirs.forward_features(x)),
-                             strict=True))
-    for ours, expected in pairs:
-        assert (ours - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
-
-
-def test_hrnet_is_sampled_at_an_eighth():
-    """The map is the second branch at S/8, the keypoints see S/32, there is no deconvolution."""
-    tiny = simplehand.HRNet(replace(TINY, depths=(1, 1, 1, 1), **HRNET))
-    finer, last = tiny(torch.zeros(2, 3, 64, 96))
-    assert finer.shape == (2, 16, 8, 12) and last.shape == (2, 64, 2, 3)
-    model = on_meta(PRESETS["paper_hrnet"])
-    assert len(model.mesh_head.deconv) == 0
-    assert model.mesh_head.position_embeddings[0].shape == (1, 21, 128)
-    assert model.keypoints_2d_head.weight.shape == (42, 2048)
-
-
-def test_mask_units_do_not_see_each_other():
-    """Inside units: a token changes its own unit alone. Among all: every token, and it is torch's
-    attention. Pooled queries are the maxima of 2 x 2."""
-    torch.manual_seed(0)
-    x = torch.randn(1, 8, 8, 6)
-    moved = x.clone()
-    moved[0, 5, 2] += 1.0
-    units = simplehand.UnitAttention(6, 12, 2, 4, pools=True)
-    changed = (units(moved) != units(x)).any(-1)[0]
-    assert changed.shape == (4, 4) and changed[2:, :2].all() and changed.sum() == 4
-    whole = simplehand.UnitAttention(6, 6, 2, 0, pools=False)
-    q, k, v = (part.view(1, 64, 2, 3).transpose(1, 2) for part in whole.qkv(x).chunk(3, -1))
-    expected = whole.proj((q @ k.mT / 3**0.5).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
-    assert torch.allclose(whole(x).flatten(1, 2), expected, atol=1e-5)
-    maxima = nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    assert torch.equal(simplehand.pool(x), maxima)
-
-
-def test_hiera_is_for_one_image_size():
-    """Its position embedding belongs to the configured size; another is refused by name."""
-    model = SimpleHand(replace(TINY, **HIERA)).eval()
-    with pytest.raises(ValueError, match="expected 64 x 64"):
-        model(images(1, 96))
-
-
-NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def apple_names(inference: bool) -> dict[str, str]:
-    """Apple's name of every tensor of its fastvit_ma36 -> timm's, from the published layouts."""
-    names: dict[str, str] = {}
-
-    def conv(apple: str, timm: str, parts: tuple[str, ...] = ("weight",)) -> None:
-        names.update({f"{apple}.{part}": f"{timm}.{part}" for part in parts})
-
-    def block(apple: str, timm: str, scale: bool, identity: bool, convolve: bool = True) -> None:
-        if inference:
-            return conv(f"{apple}.reparam_conv", f"{timm}.reparam_conv", ("weight", "bias"))
-        if identity:
-            conv(f"{apple}.rbr_skip", f"{timm}.identity", NORM)
-        if convolve:
-            conv(f"{apple}.rbr_conv.0.conv", f"{timm}.conv_kxk.0.conv")
-            conv(f"{apple}.rbr_conv.0.bn", f"{timm}.conv_kxk.0.bn", NORM)
-        if scale:
-            conv(f"{apple}.rbr_scale.conv", f"{timm}.conv_scale.conv")
-            conv(f"{apple}.rbr_scale.bn", f"{timm}.conv_scale.bn", NORM)
-
-    block("patch_embed.0", "stem.0", True, False)
-    block("patch_embed.1", "stem.1", True, False)
-    block("patch_embed.2", "stem.2", False, True)
-    for stage, depth in enumerate((6, 6, 18, 6)):
-        for index in range(depth):
-            apple = f"network.{(0, 2, 4, 7)[stage]}.{index}"
-            timm = f"stages.{stage}.blocks.{index}"
-            conv(f"{apple}.convffn.conv.conv", f"{timm}.mlp.conv.conv")
-            conv(f"{apple}.convffn.conv.bn", f"{timm}.mlp.conv.bn", NORM)
-            conv(f"{apple}.convffn.fc1", f"{timm}.mlp.fc1", ("weight", "bias"))
-            conv(f"{apple}.convffn.fc2", f"{timm}.mlp.fc2", ("weight", "bias"))
-            if stage == 3:
-                conv(f"{apple}.norm", f"{timm}.norm", NORM)
-                conv(f"{apple}.token_mixer.qkv", f"{timm}.token_mixer.qkv")
-                conv(f"{apple}.token_mixer.proj", f"{timm}.token_mixer.proj", ("weight", "bias"))
-                names |= {f"{apple}.layer_scale_{n}": f"{timm}.layer_scale_{n}.gamma" for n in "12"}
-                continue
-            names[f"{apple}.layer_scale"] = f"{timm}.layer_scale.gamma"
-            apple, timm = f"{apple}.token_mixer", f"{timm}.token_mixer"
-            if inference:
-                block(apple, timm, False, False)
-                continue
-            names[f"{apple}.layer_scale"] = f"{timm}.layer_scale.gamma"
-            block(f"{apple}.norm", f"{timm}.norm", False, True, convolve=False)
-            block(f"{apple}.mixer", f"{timm}.mixer", True, True)
-    for stage in (1, 2, 3):
-        apple, timm = f"network.{2 * stage - 1}.proj", f"stages.{stage}.downsample.proj"
-        if inference:
-            conv(f"{apple}.0.lkb_reparam", f"{timm}.0.reparam_conv", ("weight", "bias"))
-        else:
-            for theirs, ours in (("lkb_origin", "large_conv"), ("small_conv", "small_conv")):
-                conv(f"{apple}.0.{theirs}.conv", f"{timm}.0.{ours}.conv")
-                conv(f"{apple}.0.{theirs}.bn", f"{timm}.0.{ours}.bn", NORM)
-        block(f"{apple}.1", f"{timm}.1", False, True)
-    theirs, ours = ("reparam_conv",) * 2 if inference else ("pe", "pos_enc")
-    conv(f"network.6.{theirs}", f"stages.3.pos_emb.{ours}", ("weight", "bias"))
-    conv("conv_exp.se.reduce", "final_conv.se.fc1", ("weight", "bias"))
-    conv("conv_exp.se.expand", "final_conv.se.fc2", ("weight", "bias"))
-    block("conv_exp", "final_conv", True, False)
-    conv("head", "head.fc", ("weight", "bias"))
-    return names
-
-
-@pytest.mark.parametrize(("inference", "tensors"), [(False, 1264), (True, 538)])
-def test_apple_weights_load(inference, tensors):
-    """All tensors of Apple's layout find their place, and each finds its own."""
-    names = apple_names(inference)
-    assert len(names) == tensors
-    twin = on_meta(Config()).backbone
-    if inference:
-        twin.reparameterize()
-    shapes = {name: value.shape for name, value in twin.state_dict().items()}
-    shapes |= {"head.fc.weight": (1000, 1216), "head.fc.bias": (1000,)}
-    state = {apple: torch.tensor(float(number)).expand(shapes[timm])
-             for number, (apple, timm) in enumerate(names.items())}
-    backbone = simplehand.FastViT(Config())
-    simplehand.load_backbone(backbone, {"state_dict": state})
-    loaded = backbone.state_dict()
-    for number, timm in enumerate(names.values()):
-        assert timm.startswith("head.") or (loaded[timm] == number).all(), timm
 
 
 def test_large_kernel_convolution_has_no_activation():
@@ -480,32 +280,6 @@ def test_large_kernel_convolution_has_no_activation():
 
 
 # ------------------------------------------------------------------------- the release's head
-
-
-def test_released_checkpoint_layout_loads(capsys):
-    """{"state_dict": 1325 tensors} loads as it is, but for the two tensors nothing uses."""
-    head = {"keypoints_2d_head.weight", "keypoints_2d_head.bias", "mesh_head.deconv.0.weight",
-            "mesh_head.pred_final.weight", "mesh_head.pred_final.bias"}
-    head |= {f"mesh_head.deconv.1.{part}" for part in NORM}
-    for k in (1, 2, 3):
-        head.add(f"mesh_head.pos_emb_{k}")
-        modules = [f"proj_{k}", f"upsample_{k}.upsample"] + [f"encoder_{k}.0.{part}" for part in (
-            "norm1", "norm2", "token_mixer.out_proj", "mlp.fc1", "mlp.fc2")]
-        head |= {f"mesh_head.{name}.{part}" for name in modules for part in ("weight", "bias")}
-        head |= {f"mesh_head.encoder_{k}.0.token_mixer.in_proj_{part}"
-                 for part in ("weight", "bias")}
-    assert len(head) == 61
-    names = head | {f"backbone.{name}" for name in apple_names(inference=False).values()}
-    assert len(names) == 1325
-    shapes = {name: value.shape for name, value in on_meta(Config()).state_dict().items()}
-    shapes |= {"backbone.head.fc.weight": (1000, 1216), "backbone.head.fc.bias": (1000,)}
-    quarter = torch.tensor(0.25, dtype=torch.float16)
-    state = {name: quarter.expand(shapes[simplehand.our_name(name)]) for name in names}
-    model = simplehand.load_checkpoint({"state_dict": state})
-    assert "backbone.head.fc.weight" in capsys.readouterr().out
-    assert model.config == Config(official=True) and not model.training
-    assert all((value == 0.25).all() for value in model.parameters())
-    assert all(value.dtype == torch.float32 for value in model.parameters())
 
 
 def test_sine_map_of_the_release():
@@ -738,7 +512,7 @@ def test_drop_path_rates_rise_linearly():
 @pytest.mark.parametrize("fields", [{}, UNET | {"heat_maps": True}], ids=str)
 def test_coordinates_stay_in_full_precision(fields):
     """Under bf16 autocast the outputs are float32 and vary more finely than bf16 can."""
-    model = randomise(SimpleHand(replace(TINY, **fields)))
+    model = randomise(simplehand_model(replace(TINY, **fields)))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         prediction = model(images())
     for value in prediction.values():
@@ -940,20 +714,12 @@ def test_cpu_preset_takes_a_step():
         assert (value.grad == 0).all() or not torch.equal(value, before[name]), name
 
 
-# ------------------------------------------------------------------------------- checkpoints
+# --------------------------------------------------------------------------------- inference
 
 
 @pytest.fixture(scope="module")
 def trained() -> SimpleHand:
-    torch.manual_seed(0)
-    model = SimpleHand(TINY).eval()
-    nn.init.normal_(model.keypoints_2d_head.bias, 0.5, 0.2)
-    nn.init.normal_(model.mesh_head.layers[2].upsample.bias, 0.0, 0.05)
-    return model
-
-
-def checkpoint_of(model: SimpleHand, **others) -> dict:
-    return {"model": model.state_dict(), "config": asdict(model.config), "step": 7, **others}
+    return trained_model()
 
 
 @pytest.fixture(scope="module")
@@ -961,94 +727,6 @@ def checkpoint_file(trained, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
     torch.save(checkpoint_of(trained), path)
     return path
-
-
-def test_checkpoint_restores_config_and_weights(trained, checkpoint_file):
-    """What train.py saves comes back as the same model, ready for inference."""
-    model = simplehand.load_checkpoint(checkpoint_file)
-    assert model.config == TINY and not model.training
-    with torch.no_grad():
-        for name, value in model(images()).items():
-            assert torch.equal(value, trained(images())[name])
-
-
-def test_half_precision_checkpoints_become_full(trained):
-    """Weights stored in float16 are computed with in float32."""
-    halved = {name: value.half() if value.is_floating_point() else value
-              for name, value in trained.state_dict().items()}
-    model = simplehand.load_checkpoint(checkpoint_of(trained) | {"model": halved})
-    for name, value in model.state_dict().items():
-        assert value.dtype == trained.state_dict()[name].dtype
-        assert torch.allclose(value, trained.state_dict()[name], atol=1e-3)
-
-
-def test_moving_average_is_preferred(trained):
-    """A checkpoint with averaged weights gives those, as train.py evaluates them."""
-    averaged = torch.optim.swa_utils.AveragedModel(SimpleHand(TINY), use_buffers=True)
-    checkpoint = checkpoint_of(trained, ema=averaged.state_dict())
-    model = simplehand.load_checkpoint(checkpoint)
-    for name, value in averaged.module.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value)
-
-
-def test_partial_loads_are_refused(trained, capsys):
-    """Missing, unexpected and misshapen tensors raise, all named; strict=False prints them."""
-    state = dict(trained.state_dict())
-    del state["mesh_head.position_embeddings.1"]
-    state["surprise"] = torch.zeros(1)
-    state["mesh_head.pred_final.bias"] = torch.zeros(4)
-    checkpoint = checkpoint_of(trained) | {"model": state}
-    with pytest.raises(ValueError) as caught:
-        simplehand.load_checkpoint(checkpoint)
-    reported = ("1 missing: mesh_head.position_embeddings.1", "1 unexpected: surprise",
-                "1 of another shape: mesh_head.pred_final.bias")
-    assert all(text in str(caught.value) for text in reported)
-    model = simplehand.load_checkpoint(checkpoint, strict=False)
-    printed = capsys.readouterr().out
-    assert all(text in printed for text in reported)
-    assert torch.equal(model.mesh_head.layers[0].project.weight,
-                       trained.mesh_head.layers[0].project.weight)
-
-
-class Bomb:
-    def __reduce__(self):
-        return os.system, ("touch exploded",)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", [1, 2], {"a": torch.zeros(1)},
-                                     {"model": {}, "config": {}}, {"model": 5, "config": {}},
-                                     {"model": Bomb(), "config": {}}])
-def test_bad_checkpoints_are_one_clear_error(content, tmp_path, monkeypatch):
-    """Damaged, foreign and hostile files raise ValueError and run nothing."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "bad.pt"
-    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(ValueError, match="checkpoint|weights") as caught:
-        simplehand.load_checkpoint(path)
-    assert "\n" not in str(caught.value) and not (tmp_path / "exploded").exists()
-
-
-def test_own_checkpoints_need_the_config_as_a_dictionary(trained, tmp_path):
-    """The recipe of load_checkpoint's docstring works; the dataclass itself is refused with it."""
-    path = tmp_path / "own.pt"
-    torch.save({"model": trained.state_dict(), "config": asdict(trained.config)}, path)
-    assert simplehand.load_checkpoint(path).config == TINY
-    torch.save({"model": trained.state_dict(), "config": trained.config}, path)
-    with pytest.raises(ValueError, match="save dataclasses.asdict"):
-        simplehand.load_checkpoint(path)
-
-
-def test_foreign_config_and_missing_file(trained, tmp_path):
-    """A config with other fields and a path without a file say so."""
-    with pytest.raises(ValueError, match="config"):
-        simplehand.load_checkpoint(checkpoint_of(trained) | {"config": {"vit_depth": 32}})
-    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
-        simplehand.load_checkpoint(tmp_path / "nowhere.pt")
-    with pytest.raises(ValueError, match="load_backbone"):
-        simplehand.load_checkpoint({"stem.0.conv_kxk.0.conv.weight": torch.zeros(1)})
-
-
-# --------------------------------------------------------------------------------- inference
 
 
 def picture(height: int = 90, width: int = 120, seed: int = 0) -> np.ndarray:
@@ -1246,7 +924,7 @@ def test_the_view_of_real_photographs():
     but for those of the pointing hand. The command warns of the other two.
     """
     hand = bodymodels.load_model("hand_right")
-    model = simplehand.load_checkpoint(simplehand_command.SHIPPED).fuse()
+    model = load_checkpoint(simplehand_command.SHIPPED).fuse()
     for name, box, marked, limit in (
             ("pointing", (150, 90, 255, 440), [(215, 515), (195, 345)], 0.2),
             ("hook", (140, 190, 255, 330), [(215, 515), (175, 350)], 0.25),
@@ -1293,7 +971,7 @@ def test_command_line_on_a_picture(checkpoint_file, tmp_path, capsys, side):
     assert data.read_image(tmp_path / "out" / "photo_overlay.png").shape == (90, 120, 3)
     with np.load(tmp_path / "out" / "photo.npz") as arrays:
         expected = simplehand.predict(
-            simplehand.load_checkpoint(checkpoint_file), picture(), regressor(),
+            load_checkpoint(checkpoint_file), picture(), regressor(),
             box=(30, 20, 60, 40), side=side)
         assert set(arrays) == set(expected) | {"faces"}
         for name, value in expected.items():
@@ -1396,7 +1074,7 @@ def test_hands_are_found(checkpoint_file, tmp_path, capsys, monkeypatch):
 def test_unsure_heat_maps_are_told():
     """Wider heat maps than SPREAD: a warning. Much narrower ones of the mirrored hand: another."""
     hand = bodymodels.load_model("hand_right")
-    model = simplehand.load_checkpoint(simplehand_command.SHIPPED).fuse()
+    model = load_checkpoint(simplehand_command.SHIPPED).fuse()
     arrays = simplehand.predict(model, picture(), hand.keypoint_regressor)
     limit, told = simplehand_command.SPREAD, {}
     for spread in 0.9 * limit, 1.1 * limit:

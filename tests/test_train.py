@@ -33,6 +33,7 @@ from tasks.files import Table, add_scores
 from tasks.ranks import SharedBatchNorm, share_batch_norm
 from tasks.settings import SCHEDULES, override, suitable_preset, supported_precision
 from tasks.simplehand import SimpleHandTask
+from weights.simplehand import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -193,7 +194,7 @@ def test_the_best_weights_are_kept(finished):
     errors = {int(row["step"]): row["PA-MPJPE"] for row in rows(out / "scores.csv")}
     assert best["step"] == min(errors, key=errors.get)
     assert best["scores"]["SimpleHand"]["PA-MPJPE"] == pytest.approx(min(errors.values()))
-    assert simplehand.load_checkpoint(out / "best.pt").config == CONFIG
+    assert load_checkpoint(out / "best.pt").config == CONFIG
 
 
 @given(values=st.lists(st.integers(0, 5), min_size=1, max_size=8), larger=st.booleans())
@@ -213,7 +214,7 @@ def test_a_checkpoint_holds_everything_and_loads_safely(finished):
     assert {"model", "optimizer", "scaler", "ema", "schedule", "rng", "step", "position", "config",
             "preset", "command", "versions", "baseline"} <= set(checkpoint)
     assert (checkpoint["step"], checkpoint["position"]) == (12, 96)
-    assert simplehand.load_checkpoint(out / "checkpoint.pt").config == CONFIG
+    assert load_checkpoint(out / "checkpoint.pt").config == CONFIG
 
 
 def test_eval_repeats_the_scores_and_export_ships_them(finished, tmp_path, capsys, cache,
@@ -361,7 +362,7 @@ def test_a_finished_run_can_be_prolonged(finished, cache, tmp_path, undrawn):
                 "--set", "steps=14", "learning_rate=1e-4"])
     assert [row["step"] for row in rows(out / "log.csv")] == list(range(1, 15))
     assert [row["step"] for row in rows(out / "scores.csv")] == [5, 10, 12, 14]
-    config = simplehand.load_checkpoint(out / "checkpoint.pt").config
+    config = load_checkpoint(out / "checkpoint.pt").config
     assert config == dataclasses.replace(CONFIG, steps=14, learning_rate=1e-4)
 
 
@@ -378,7 +379,7 @@ def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
                  str(tmp_path / "tuned"), "--checkpoint", str(file), "--set", "batch_size=8",
                  "train_samples=44", "test_samples=19", "learning_rate=1e-9", "warmup_steps=0"]
     train.main([*arguments, "steps=1"])
-    start, tuned = (simplehand.load_checkpoint(path)
+    start, tuned = (load_checkpoint(path)
                     for path in (file, tmp_path / "tuned/checkpoint.pt"))
     assert tuned.config.dims == CONFIG.dims and tuned.config.steps == 1
     assert (start.config.views, tuned.config.views) == (15, 90)
@@ -518,7 +519,7 @@ def test_pictures_that_cannot_be_drawn_cost_no_results(finished, cache, tmp_path
                     str(finished[0] / "best.pt"), "--out", str(tmp_path / "out"), "--export",
                     str(tmp_path / "small.pt")])
     assert (tmp_path / "out/results.json").exists()
-    assert simplehand.load_checkpoint(tmp_path / "small.pt").config == CONFIG
+    assert load_checkpoint(tmp_path / "small.pt").config == CONFIG
 
 
 class Damaged(torch.utils.data.Dataset):

@@ -1,0 +1,300 @@
+"""SimpleHand's other backbones: HRNet and Hiera, which the paper tries too, and a U-net of ours.
+
+The docstring of SimpleHand says what a backbone must do. Letters in shapes: B batch, S side of the
+crop in pixels, C channels, N tokens, H and W the sides of a map.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simplehand import (
+    Config,
+    DropPath,
+    FastViT,
+    MetaFormerBlock,
+    SimpleHand,
+    fold_norms,
+    mlp,
+    require,
+)
+
+
+def simplehand_model(config: Config) -> SimpleHand:
+    """Build SimpleHand with the backbone that its config names."""
+    kinds = {"fastvit": FastViT, "hrnet": HRNet, "hiera": Hiera, "unet": UNet}
+    return SimpleHand(config, kinds[config.backbone](config))
+
+
+# ------------------------------------------------------------------------------------- HRNet
+# Wang et al.: "Deep High-Resolution Representation Learning for Visual Recognition", TPAMI 2020,
+# as for classification, under its authors' parameter names, which are also timm's.
+
+
+def conv_norm(channels_in: int, channels_out: int, size: int, stride: int = 1,
+              activate: bool = True, bias: bool = False) -> nn.Sequential:
+    """Convolution, batch norm and, if `activate`, ReLU."""
+    conv = nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=bias)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), *[nn.ReLU()] * activate)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a skip."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_norm(channels, channels, 3, activate=False)
+        self.conv2, self.bn2 = conv_norm(channels, channels, 3, activate=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(x + self.bn2(self.conv2(y)))
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 and 1 x 1 convolutions, the last to four times the width, and a skip."""
+
+    def __init__(self, channels_in: int, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_norm(channels_in, width, 1, activate=False)
+        self.conv2, self.bn2 = conv_norm(width, width, 3, activate=False)
+        self.conv3, self.bn3 = conv_norm(width, 4 * width, 1, activate=False)
+        self.downsample = (conv_norm(channels_in, 4 * width, 1, activate=False)
+                           if channels_in != 4 * width else nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.downsample(x) + self.bn3(self.conv3(y)))
+
+
+def resize(widths: Sequence[int], source: int, target: int) -> nn.Module:
+    """Bring one branch to another's channels and resolution; each has half of the one before."""
+    if source == target:
+        return nn.Identity()
+    if source > target:
+        return nn.Sequential(*conv_norm(widths[source], widths[target], 1, activate=False),
+                             nn.Upsample(scale_factor=2 ** (source - target)))
+    halvings = [conv_norm(widths[source], widths[source], 3, 2) for _ in range(source + 1, target)]
+    return nn.Sequential(
+        *halvings, conv_norm(widths[source], widths[target], 3, 2, activate=False))
+
+
+class Exchange(nn.Module):
+    """Four blocks on every branch; then each branch becomes the sum of all, resized."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        branches = range(len(widths))
+        self.branches = nn.ModuleList(
+            nn.Sequential(*[BasicBlock(width) for _ in range(4)]) for width in widths)
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(resize(widths, source, target) for source in branches)
+            for target in branches)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
+        return [F.relu(sum(layer(x) for layer, x in zip(layers, maps, strict=True)))
+                for layers in self.fuse_layers]
+
+
+def transition(before: Sequence[int], widths: Sequence[int]) -> nn.ModuleList:
+    """Give the branches new widths and add one of half the resolution, from the last branch."""
+    same = [nn.Identity() if old == new else conv_norm(old, new, 3)
+            for old, new in zip(before, widths, strict=False)]
+    return nn.ModuleList([*same, nn.Sequential(conv_norm(before[-1], widths[-1], 3, 2))])
+
+
+class HRNet(nn.Module):
+    """Images (B, 3, S, S) -> X_b, (B, embed_dims[1], S/8, S/8), and the last map.
+
+    X_b is the second branch. The last map, (B, feature_width, S/32, S/32), is the one whose average
+    ImageNet's classifier reads; here the keypoints are read from it, and all of "global" sampling
+    (our reading: the paper says neither, and the release has no HRNet).
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        widths = config.embed_dims
+        bottlenecks, *modules = config.depths  # the first stage counts blocks, the others modules
+        self.pooled = config.sampling == "global"
+        self.conv1, self.bn1 = conv_norm(3, 64, 3, 2, activate=False)  # S/2
+        self.conv2, self.bn2 = conv_norm(64, 64, 3, 2, activate=False)  # S/4
+        self.layer1 = nn.Sequential(*[
+            Bottleneck(64 if index == 0 else 256, 64) for index in range(bottlenecks)])
+        before: Sequence[int] = (256,)
+        for number, count in enumerate(modules, 1):  # stages 2, 3, 4 with as many branches
+            branches = widths[:number + 1]
+            setattr(self, f"transition{number}", transition(before, branches))
+            setattr(self, f"stage{number + 1}",
+                    nn.Sequential(*[Exchange(branches) for _ in range(count)]))
+            before = branches
+        narrow = [config.feature_width // 64 * 2**index for index in range(4)]  # 32, ..., 256
+        self.incre_modules = nn.ModuleList(
+            nn.Sequential(Bottleneck(*pair)) for pair in zip(widths, narrow, strict=True))
+        self.downsamp_modules = nn.ModuleList(
+            conv_norm(4 * width, 8 * width, 3, 2, bias=True) for width in narrow[:3])
+        self.final_layer = conv_norm(4 * narrow[3], config.feature_width, 1, bias=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.bn1(self.conv1(x)))  # (B, 64, S/2, S/2)
+        maps = [self.layer1(F.relu(self.bn2(self.conv2(x))))]
+        for number in (1, 2, 3):
+            layers = getattr(self, f"transition{number}")  # the new branch comes from the last
+            maps = [layer(maps[min(index, len(maps) - 1)]) for index, layer in enumerate(layers)]
+            maps = getattr(self, f"stage{number + 1}")(maps)
+        widened = [layer(x) for layer, x in zip(self.incre_modules, maps, strict=True)]
+        last = widened[0]
+        for layer, wide in zip(self.downsamp_modules, widened[1:], strict=True):
+            last = wide + layer(last)
+        last = self.final_layer(last)  # (B, 2048, S/32, S/32)
+        return last if self.pooled else maps[1], last
+
+    def fuse(self) -> None:
+        """Fold the norms into their convolutions, in place."""
+        fold_norms(self)
+
+
+# ------------------------------------------------------------------------------------- Hiera
+# Ryali et al.: "Hiera: A Hierarchical Vision Transformer without the Bells-and-Whistles", ICML
+# 2023, under timm's parameter names. Tokens keep their place in the image, (B, H, W, C); the
+# authors sort them so that mask units are contiguous, which only masked pretraining needs.
+
+
+def pool(x: Tensor) -> Tensor:
+    """Maximum over 2 x 2 tokens, (B, H, W, C) -> (B, H/2, W/2, C)."""
+    return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).amax((2, 4))
+
+
+class UnitAttention(nn.Module):
+    """Self-attention inside mask units of unit x unit tokens, 0: among all tokens.
+
+    With `pools` the queries are the maxima over 2 x 2 tokens, so the map has half the resolution.
+    """
+
+    def __init__(self, width_in: int, width: int, heads: int, unit: int, pools: bool) -> None:
+        super().__init__()
+        self.heads, self.unit, self.pools = heads, unit, pools
+        self.qkv = nn.Linear(width_in, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H', W', C')
+        unit = self.unit or x.shape[1]
+        units = (x.shape[0], x.shape[1] // unit, x.shape[2] // unit)
+        x = x.unflatten(2, (-1, unit)).unflatten(1, (-1, unit)).transpose(2, 3).flatten(0, 2)
+        q, k, v = self.qkv(x).chunk(3, -1)  # (B units, unit, unit, C')
+        q = pool(q) if self.pools else q
+        side = q.shape[1]
+        q, k, v = (y.flatten(1, 2).unflatten(2, (self.heads, -1)).transpose(1, 2)
+                   for y in (q, k, v))  # (B units, heads, tokens, C' / heads)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.proj(x).unflatten(1, (side, side)).unflatten(0, units)
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+class HieraBlock(nn.Module):
+    """Transformer block, (B, H, W, C) -> the same, or half the resolution and wider."""
+
+    def __init__(self, width_in: int, width: int, heads: int, unit: int, config: Config,
+                 drop_path: float) -> None:
+        super().__init__()
+        pools = width_in != width
+        self.norm1 = nn.LayerNorm(width_in, eps=1e-6)
+        self.proj = nn.Linear(width_in, width) if pools else None
+        self.attn = UnitAttention(width_in, width, heads, unit, pools)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = mlp(width, int(width * config.mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x if self.proj is None else pool(self.proj(y))
+        x = x + self.drop_path(self.attn(y))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Hiera(nn.Module):
+    """Images (B, 3, S, S) -> X_b, (B, embed_dims[3], S/32, S/32), and again as the last map.
+
+    S must be config.image_size, to which the position embedding belongs. The norm before
+    ImageNet's classifier is not applied, as in timm's feature maps.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        widths, self.side = config.embed_dims, config.image_size // 4
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, widths[0], 7, 4, 3)))
+        self.pos_embed = nn.Parameter(torch.empty(1, self.side**2, widths[0]))
+        depth, blocks, before, unit = sum(config.depths), [], widths[0], 8
+        for stage, (width, count) in enumerate(zip(widths, config.depths, strict=True)):
+            for index in range(count):
+                rate = config.backbone_drop_path * len(blocks) / max(depth - 1, 1)
+                blocks.append(HieraBlock(before, width, width // widths[0], unit, config, rate))
+                before = width
+                if index == 0:  # a stage's first block still has the unit of the stage before
+                    unit = (8, 4, 0, 0)[stage]
+        self.blocks = nn.Sequential(*blocks)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, S/4, S/4, C)
+        require(x.shape[1] == x.shape[2] == self.side,
+                f"images {4 * x.shape[1]} px high: expected {4 * self.side} x {4 * self.side}, "
+                "the size of Hiera's position embedding")
+        x = x + self.pos_embed.unflatten(1, (self.side, self.side))
+        x = self.blocks(x).permute(0, 3, 1, 2)  # (B, 768, S/32, S/32)
+        return x, x
+
+    def fuse(self) -> None:
+        """Do nothing: layer norms depend on the input."""
+
+
+# ------------------------------------------------------------------------------------- U-net
+
+
+class UNet(nn.Module):
+    """Images (B, 3, S, S) -> X_b, (B, token_width, S/4, S/4), and the last map, at S/16 (ours).
+
+    It learns to localise without ImageNet: convolutions down to S/16, attention over these cells,
+    and back up to S/4 with shortcuts.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        w2, w4, w8, w16 = config.embed_dims  # channels at S/2, S/4, S/8, S/16
+        n4, n8, n16, attention = config.depths  # residual blocks at S/4 to S/16; of attention
+
+        def residual(width: int, count: int) -> list[nn.Module]:
+            return [BasicBlock(width) for _ in range(count)]
+
+        self.stem = nn.Sequential(conv_norm(3, w2, 3, 2), conv_norm(w2, w4, 3, 2),
+                                  *residual(w4, n4))
+        self.down8 = nn.Sequential(conv_norm(w4, w8, 3, 2), *residual(w8, n8))
+        self.down16 = nn.Sequential(conv_norm(w8, w16, 3, 2), *residual(w16, n16))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn((config.image_size // 16) ** 2, w16))
+        self.blocks = nn.Sequential(*[MetaFormerBlock(w16, config) for _ in range(attention)])
+        self.norm = nn.LayerNorm(w16)
+        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), BasicBlock(w8)
+        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, config.token_width, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x4 = self.stem(x)  # (B, 32, S/4, S/4)
+        x8 = self.down8(x4)  # (B, 64, S/8, S/8)
+        x16 = self.down16(x8)  # (B, 128, S/16, S/16)
+        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, N, 128)
+        x16 = cells.mT.unflatten(2, x16.shape[2:])
+        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
+        return self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4), x16
+
+    def fuse(self) -> None:
+        """Fold the norms into their convolutions, in place."""
+        fold_norms(self)

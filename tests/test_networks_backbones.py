@@ -1,0 +1,94 @@
+"""networks/backbones.py: HRNet and Hiera are their authors', and the builder finds them all."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from simplehand_samples import HIERA, HRNET, TINY, UNET, count, images, on_meta, timm_or_skip
+from torch import nn
+
+from networks import backbones
+from networks.backbones import simplehand_model
+from simplehand import PRESETS, SimpleHand
+from weights.simplehand import load_backbone
+
+
+def test_parameter_counts_of_the_other_backbones():
+    """With their ImageNet classifiers, HRNet-W64 and Hiera-Tiny have their authors' counts."""
+    hrnet, hiera = on_meta(PRESETS["paper_hrnet"]), on_meta(PRESETS["paper_hiera"])
+    assert count(hrnet.backbone) + 2048 * 1000 + 1000 == 128_059_944
+    assert count(hiera.backbone) + 2 * 768 + 768 * 1000 + 1000 == 27_910_216
+    stages = [value.numel() for name, value in hrnet.backbone.named_parameters()
+              if not name.startswith(("incre", "downsamp", "final"))]
+    assert sum(stages) == 115_697_600
+    assert len(hrnet.backbone.state_dict()) == 1956 - 2
+    assert len(hiera.backbone.state_dict()) == 157 - 4
+    heads = [count(model.mesh_head) + count(model.keypoints_2d_head) for model in (hrnet, hiera)]
+    assert heads == [1_558_239, 4_686_175]
+
+
+@pytest.mark.parametrize(("name", "preset"), [
+    ("hrnet_w64", "paper_hrnet"), ("hiera_tiny_224", "paper_hiera")])
+def test_other_backbones_equal_timm(name, preset, capsys):
+    """HRNet's two maps and Hiera's last one are timm's to 1e-5, weights copied by name."""
+    theirs = timm_or_skip().create_model(name).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            nn.init.normal_(module.bias, std=0.2)
+    ours = simplehand_model(PRESETS[preset]).backbone.eval()
+    load_backbone(ours, theirs.state_dict())
+    assert "left out" in capsys.readouterr().out
+    x = torch.rand(1, 3, 224, 224) if name.startswith("hiera") else torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        found = ours(x)
+        if name.startswith("hiera"):
+            pairs = [(found[1], theirs.forward_intermediates(x, intermediates_only=True)[-1])]
+        else:
+            stem = theirs.act2(theirs.bn2(theirs.conv2(theirs.act1(theirs.bn1(theirs.conv1(x))))))
+            pairs = list(zip(found, (theirs.stages(stem)[1], theirs.forward_features(x)),
+                             strict=True))
+    for ours, expected in pairs:
+        assert (ours - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
+
+
+def test_hrnet_is_sampled_at_an_eighth():
+    """The map is the second branch at S/8, the keypoints see S/32, there is no deconvolution."""
+    tiny = backbones.HRNet(replace(TINY, depths=(1, 1, 1, 1), **HRNET))
+    finer, last = tiny(torch.zeros(2, 3, 64, 96))
+    assert finer.shape == (2, 16, 8, 12) and last.shape == (2, 64, 2, 3)
+    model = on_meta(PRESETS["paper_hrnet"])
+    assert len(model.mesh_head.deconv) == 0
+    assert model.mesh_head.position_embeddings[0].shape == (1, 21, 128)
+    assert model.keypoints_2d_head.weight.shape == (42, 2048)
+
+
+def test_mask_units_do_not_see_each_other():
+    """Inside units: a token changes its own unit alone. Among all: every token, and it is torch's
+    attention. Pooled queries are the maxima of 2 x 2."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 8, 6)
+    moved = x.clone()
+    moved[0, 5, 2] += 1.0
+    units = backbones.UnitAttention(6, 12, 2, 4, pools=True)
+    changed = (units(moved) != units(x)).any(-1)[0]
+    assert changed.shape == (4, 4) and changed[2:, :2].all() and changed.sum() == 4
+    whole = backbones.UnitAttention(6, 6, 2, 0, pools=False)
+    q, k, v = (part.view(1, 64, 2, 3).transpose(1, 2) for part in whole.qkv(x).chunk(3, -1))
+    expected = whole.proj((q @ k.mT / 3**0.5).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
+    assert torch.allclose(whole(x).flatten(1, 2), expected, atol=1e-5)
+    maxima = nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    assert torch.equal(backbones.pool(x), maxima)
+
+
+def test_hiera_is_for_one_image_size():
+    """Its position embedding belongs to the configured size; another is refused by name."""
+    model = simplehand_model(replace(TINY, **HIERA)).eval()
+    with pytest.raises(ValueError, match="expected 64 x 64"):
+        model(images(1, 96))
+
+
+@pytest.mark.parametrize("fields", [HRNET, HIERA, UNET], ids=str)
+def test_the_paper_file_names_the_builder(fields):
+    """SimpleHand alone builds FastViT; for another config it says who builds the model."""
+    with pytest.raises(ValueError, match="networks.backbones.simplehand_model"):
+        SimpleHand(replace(TINY, **fields))

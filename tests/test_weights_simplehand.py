@@ -1,0 +1,245 @@
+"""weights/simplehand.py: checkpoints of ours and of others, and backbones' weights."""
+
+import os
+import re
+from dataclasses import asdict
+
+import pytest
+import torch
+from simplehand_samples import TINY, checkpoint_of, images, on_meta, trained_model
+
+import bodymodels
+import hmr_adapter
+import simplehand
+from networks.backbones import simplehand_model
+from simplehand import PRESETS, Config, SimpleHand
+from weights.simplehand import load_backbone, load_checkpoint, our_name
+
+
+@pytest.fixture(scope="module")
+def trained() -> SimpleHand:
+    return trained_model()
+
+
+NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def apple_names(inference: bool) -> dict[str, str]:
+    """Apple's name of every tensor of its fastvit_ma36 -> timm's, from the published layouts."""
+    names: dict[str, str] = {}
+
+    def conv(apple: str, timm: str, parts: tuple[str, ...] = ("weight",)) -> None:
+        names.update({f"{apple}.{part}": f"{timm}.{part}" for part in parts})
+
+    def block(apple: str, timm: str, scale: bool, identity: bool, convolve: bool = True) -> None:
+        if inference:
+            return conv(f"{apple}.reparam_conv", f"{timm}.reparam_conv", ("weight", "bias"))
+        if identity:
+            conv(f"{apple}.rbr_skip", f"{timm}.identity", NORM)
+        if convolve:
+            conv(f"{apple}.rbr_conv.0.conv", f"{timm}.conv_kxk.0.conv")
+            conv(f"{apple}.rbr_conv.0.bn", f"{timm}.conv_kxk.0.bn", NORM)
+        if scale:
+            conv(f"{apple}.rbr_scale.conv", f"{timm}.conv_scale.conv")
+            conv(f"{apple}.rbr_scale.bn", f"{timm}.conv_scale.bn", NORM)
+
+    block("patch_embed.0", "stem.0", True, False)
+    block("patch_embed.1", "stem.1", True, False)
+    block("patch_embed.2", "stem.2", False, True)
+    for stage, depth in enumerate((6, 6, 18, 6)):
+        for index in range(depth):
+            apple = f"network.{(0, 2, 4, 7)[stage]}.{index}"
+            timm = f"stages.{stage}.blocks.{index}"
+            conv(f"{apple}.convffn.conv.conv", f"{timm}.mlp.conv.conv")
+            conv(f"{apple}.convffn.conv.bn", f"{timm}.mlp.conv.bn", NORM)
+            conv(f"{apple}.convffn.fc1", f"{timm}.mlp.fc1", ("weight", "bias"))
+            conv(f"{apple}.convffn.fc2", f"{timm}.mlp.fc2", ("weight", "bias"))
+            if stage == 3:
+                conv(f"{apple}.norm", f"{timm}.norm", NORM)
+                conv(f"{apple}.token_mixer.qkv", f"{timm}.token_mixer.qkv")
+                conv(f"{apple}.token_mixer.proj", f"{timm}.token_mixer.proj", ("weight", "bias"))
+                names |= {f"{apple}.layer_scale_{n}": f"{timm}.layer_scale_{n}.gamma" for n in "12"}
+                continue
+            names[f"{apple}.layer_scale"] = f"{timm}.layer_scale.gamma"
+            apple, timm = f"{apple}.token_mixer", f"{timm}.token_mixer"
+            if inference:
+                block(apple, timm, False, False)
+                continue
+            names[f"{apple}.layer_scale"] = f"{timm}.layer_scale.gamma"
+            block(f"{apple}.norm", f"{timm}.norm", False, True, convolve=False)
+            block(f"{apple}.mixer", f"{timm}.mixer", True, True)
+    for stage in (1, 2, 3):
+        apple, timm = f"network.{2 * stage - 1}.proj", f"stages.{stage}.downsample.proj"
+        if inference:
+            conv(f"{apple}.0.lkb_reparam", f"{timm}.0.reparam_conv", ("weight", "bias"))
+        else:
+            for theirs, ours in (("lkb_origin", "large_conv"), ("small_conv", "small_conv")):
+                conv(f"{apple}.0.{theirs}.conv", f"{timm}.0.{ours}.conv")
+                conv(f"{apple}.0.{theirs}.bn", f"{timm}.0.{ours}.bn", NORM)
+        block(f"{apple}.1", f"{timm}.1", False, True)
+    theirs, ours = ("reparam_conv",) * 2 if inference else ("pe", "pos_enc")
+    conv(f"network.6.{theirs}", f"stages.3.pos_emb.{ours}", ("weight", "bias"))
+    conv("conv_exp.se.reduce", "final_conv.se.fc1", ("weight", "bias"))
+    conv("conv_exp.se.expand", "final_conv.se.fc2", ("weight", "bias"))
+    block("conv_exp", "final_conv", True, False)
+    conv("head", "head.fc", ("weight", "bias"))
+    return names
+
+
+@pytest.mark.parametrize(("inference", "tensors"), [(False, 1264), (True, 538)])
+def test_apple_weights_load(inference, tensors):
+    """All tensors of Apple's layout find their place, and each finds its own."""
+    names = apple_names(inference)
+    assert len(names) == tensors
+    twin = on_meta(Config()).backbone
+    if inference:
+        twin.reparameterize()
+    shapes = {name: value.shape for name, value in twin.state_dict().items()}
+    shapes |= {"head.fc.weight": (1000, 1216), "head.fc.bias": (1000,)}
+    state = {apple: torch.tensor(float(number)).expand(shapes[timm])
+             for number, (apple, timm) in enumerate(names.items())}
+    backbone = simplehand.FastViT(Config())
+    load_backbone(backbone, {"state_dict": state})
+    loaded = backbone.state_dict()
+    for number, timm in enumerate(names.values()):
+        assert timm.startswith("head.") or (loaded[timm] == number).all(), timm
+
+
+def test_unet_starts_from_hmr_adapters_hand_expert():
+    """A U-net that took its weights computes what the expert's encoder does, but for positions."""
+    file = bodymodels.ASSETS / "hmr_adapter_hand_cpu.pt"
+    unet = simplehand_model(PRESETS["cpu_views"]).backbone.eval()
+    load_backbone(unet, file)
+    theirs = hmr_adapter.load_hand_expert(file).backbone.encoder
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        x8 = theirs.down8(theirs.stem(x))
+        assert torch.allclose(unet.down8(unet.stem(x)), x8, atol=1e-5)
+        cells = theirs.down16(x8).flatten(2).mT
+        assert torch.allclose(unet.norm(unet.blocks(cells)), theirs.norm(theirs.blocks(cells)),
+                              atol=1e-4)
+        assert torch.allclose(unet.join8(x8), theirs.join8(x8), atol=1e-5)
+
+
+def test_released_checkpoint_layout_loads(capsys):
+    """{"state_dict": 1325 tensors} loads as it is, but for the two tensors nothing uses."""
+    head = {"keypoints_2d_head.weight", "keypoints_2d_head.bias", "mesh_head.deconv.0.weight",
+            "mesh_head.pred_final.weight", "mesh_head.pred_final.bias"}
+    head |= {f"mesh_head.deconv.1.{part}" for part in NORM}
+    for k in (1, 2, 3):
+        head.add(f"mesh_head.pos_emb_{k}")
+        modules = [f"proj_{k}", f"upsample_{k}.upsample"] + [f"encoder_{k}.0.{part}" for part in (
+            "norm1", "norm2", "token_mixer.out_proj", "mlp.fc1", "mlp.fc2")]
+        head |= {f"mesh_head.{name}.{part}" for name in modules for part in ("weight", "bias")}
+        head |= {f"mesh_head.encoder_{k}.0.token_mixer.in_proj_{part}"
+                 for part in ("weight", "bias")}
+    assert len(head) == 61
+    names = head | {f"backbone.{name}" for name in apple_names(inference=False).values()}
+    assert len(names) == 1325
+    shapes = {name: value.shape for name, value in on_meta(Config()).state_dict().items()}
+    shapes |= {"backbone.head.fc.weight": (1000, 1216), "backbone.head.fc.bias": (1000,)}
+    quarter = torch.tensor(0.25, dtype=torch.float16)
+    state = {name: quarter.expand(shapes[our_name(name)]) for name in names}
+    model = load_checkpoint({"state_dict": state})
+    assert "backbone.head.fc.weight" in capsys.readouterr().out
+    assert model.config == Config(official=True) and not model.training
+    assert all((value == 0.25).all() for value in model.parameters())
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+
+
+def test_checkpoint_restores_config_and_weights(trained, tmp_path):
+    """What train.py saves comes back as the same model, ready for inference."""
+    torch.save(checkpoint_of(trained), tmp_path / "tiny.pt")
+    model = load_checkpoint(tmp_path / "tiny.pt")
+    assert model.config == TINY and not model.training
+    with torch.no_grad():
+        for name, value in model(images()).items():
+            assert torch.equal(value, trained(images())[name])
+
+
+def test_half_precision_checkpoints_become_full(trained):
+    """Weights stored in float16 are computed with in float32."""
+    halved = {name: value.half() if value.is_floating_point() else value
+              for name, value in trained.state_dict().items()}
+    model = load_checkpoint(checkpoint_of(trained) | {"model": halved})
+    for name, value in model.state_dict().items():
+        assert value.dtype == trained.state_dict()[name].dtype
+        assert torch.allclose(value, trained.state_dict()[name], atol=1e-3)
+
+
+def test_moving_average_is_preferred(trained):
+    """A checkpoint with averaged weights gives those, as train.py evaluates them."""
+    averaged = torch.optim.swa_utils.AveragedModel(SimpleHand(TINY), use_buffers=True)
+    checkpoint = checkpoint_of(trained, ema=averaged.state_dict())
+    model = load_checkpoint(checkpoint)
+    for name, value in averaged.module.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_partial_loads_are_refused(trained, capsys):
+    """Missing, unexpected and misshapen tensors raise, all named; strict=False prints them."""
+    state = dict(trained.state_dict())
+    del state["mesh_head.position_embeddings.1"]
+    state["surprise"] = torch.zeros(1)
+    state["mesh_head.pred_final.bias"] = torch.zeros(4)
+    checkpoint = checkpoint_of(trained) | {"model": state}
+    with pytest.raises(ValueError) as caught:
+        load_checkpoint(checkpoint)
+    reported = ("1 missing: mesh_head.position_embeddings.1", "1 unexpected: surprise",
+                "1 of another shape: mesh_head.pred_final.bias")
+    assert all(text in str(caught.value) for text in reported)
+    model = load_checkpoint(checkpoint, strict=False)
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in reported)
+    assert torch.equal(model.mesh_head.layers[0].project.weight,
+                       trained.mesh_head.layers[0].project.weight)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", [1, 2], {"a": torch.zeros(1)},
+                                     {"model": {}, "config": {}}, {"model": 5, "config": {}},
+                                     {"model": Bomb(), "config": {}}])
+def test_bad_checkpoints_are_one_clear_error(content, tmp_path, monkeypatch):
+    """Damaged, foreign and hostile files raise ValueError and run nothing."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match="checkpoint|weights") as caught:
+        load_checkpoint(path)
+    assert "\n" not in str(caught.value) and not (tmp_path / "exploded").exists()
+
+
+def test_own_checkpoints_need_the_config_as_a_dictionary(trained, tmp_path):
+    """The recipe of load_checkpoint's docstring works; the dataclass itself is refused with it."""
+    path = tmp_path / "own.pt"
+    torch.save({"model": trained.state_dict(), "config": asdict(trained.config)}, path)
+    assert load_checkpoint(path).config == TINY
+    torch.save({"model": trained.state_dict(), "config": trained.config}, path)
+    with pytest.raises(ValueError, match="save dataclasses.asdict"):
+        load_checkpoint(path)
+
+
+def test_foreign_config_and_missing_file(trained, tmp_path):
+    """A config with other fields and a path without a file say so."""
+    with pytest.raises(ValueError, match="config"):
+        load_checkpoint(checkpoint_of(trained) | {"config": {"vit_depth": 32}})
+    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
+        load_checkpoint(tmp_path / "nowhere.pt")
+    with pytest.raises(ValueError, match="load_backbone"):
+        load_checkpoint({"stem.0.conv_kxk.0.conv.weight": torch.zeros(1)})
+
+
+def test_the_paper_file_opens_checkpoints_of_its_design(trained, tmp_path):
+    """The lines in its opening docstring give the model in a checkpoint as train.py writes it."""
+    lines = re.findall(r"^    ((?:content|model).*)$", simplehand.__doc__, re.MULTILINE)
+    assert len(lines) == 3
+    torch.save(checkpoint_of(trained), tmp_path / "tiny.pt")
+    space = vars(simplehand) | {"FILE": tmp_path / "tiny.pt"}
+    exec("\n".join(lines), space)
+    assert space["model"].config == TINY
+    for name, value in trained.state_dict().items():
+        assert torch.equal(space["model"].state_dict()[name], value)

@@ -1,0 +1,88 @@
+"""SimpleHand's checkpoints: train.py's, the release's, and ImageNet's weights of backbones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from os import PathLike
+
+from networks.backbones import Hiera, HRNet, UNet, simplehand_model
+from simplehand import Config, FastViT, SimpleHand, require
+from weights.files import from_checkpoint, load_weights, read_checkpoint
+
+APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which are ours
+    (r"^patch_embed\.", "stem."),
+    # Apple numbers the stages and the downsampling before them in one row
+    (r"^network\.0\.", "stages.0.blocks."), (r"^network\.1\.", "stages.1.downsample."),
+    (r"^network\.2\.", "stages.1.blocks."), (r"^network\.3\.", "stages.2.downsample."),
+    (r"^network\.4\.", "stages.2.blocks."), (r"^network\.5\.", "stages.3.downsample."),
+    (r"^network\.6\.pe\.", "stages.3.pos_emb.pos_enc."), (r"^network\.7\.", "stages.3.blocks."),
+    (r"^conv_exp\.", "final_conv."), (r"^head\.(weight|bias)$", r"head.fc.\1"),
+    (r"\.rbr_conv\.", ".conv_kxk."), (r"\.rbr_scale\.", ".conv_scale."),
+    (r"\.rbr_skip\.", ".identity."), (r"\.lkb_origin\.", ".large_conv."),
+    (r"\.convffn\.", ".mlp."), (r"\.(layer_scale(_[12])?)$", r".\1.gamma"),
+    (r"\.se\.reduce\.", ".se.fc1."), (r"\.se\.expand\.", ".se.fc2."),
+    # and two more in its inference weights
+    (r"^network\.6\.reparam_conv\.", "stages.3.pos_emb.reparam_conv."),
+    (r"\.lkb_reparam\.", ".reparam_conv."),
+)
+SMALL_ENCODER_NAMES = (  # of the encoder in HMR-Adapter's small hand expert -> UNet's
+    (r"^.*\.encoder\.", ""), (r"(?<!s\.\d)\.norm([12])\.", r".bn\1."),
+    (r"\.attn\.qkv\.", ".token_mixer.in_proj_"), (r"\.attn\.proj\.", ".token_mixer.out_proj."),
+)
+CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
+    r"^(backbone\.)?(head\.fc|classifier|head\.norm|head\.projection|norm)\.(weight|bias)$")
+
+
+def our_name(name: str) -> str:
+    """Map a parameter name of the release to ours."""
+    parts = r"(.*mesh_head\.)(pos_emb|proj|encoder|upsample)_(\d)(?:\.upsample)?(.*)"
+    found = re.match(parts, name)
+    if not found:
+        return name
+    start, part, number, end = found.groups()
+    ours = {"pos_emb": "position_embeddings.{}", "proj": "layers.{}.project",
+            "encoder": "layers.{}.metaformer", "upsample": "layers.{}.upsample"}[part]
+    return start + ours.format(int(number) - 1) + end
+
+
+def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
+    """Load the model in a checkpoint, in evaluation mode on the CPU.
+
+    source: a file or its content: train.py's {"model", "config", ...}, or the release's
+        {"state_dict": ...}, which becomes a Config(official=True). To write one of your own:
+        torch.save({"model": model.state_dict(), "config": dataclasses.asdict(model.config)}, FILE)
+    strict: False prints what does not fit and loads the rest.
+    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
+    """
+    state, config = read_checkpoint(source)
+    require(any(name.startswith("mesh_head.") for name in state),
+            "no SimpleHand checkpoint: expected train.py's or the release's "
+            "(load_backbone takes the weights of FastViT alone)")
+    state = {our_name(name): value for name, value in state.items()}
+    return from_checkpoint(
+        simplehand_model, Config, {"official": True} if config is None else config, state,
+        ignored=CLASSIFIERS, strict=strict)
+
+
+def load_backbone(backbone: FastViT | HRNet | Hiera | UNet, source: str | PathLike | Mapping, *,
+                  strict: bool = True) -> None:
+    """Load a backbone's ImageNet weights, by timm's names or its authors'.
+
+    FastViT's may be of training or inference; for the latter the backbone is reparameterised. UNet
+    takes the encoder of assets/hmr_adapter_hand_cpu.pt, but for its position embedding.
+    Raises like load_checkpoint.
+    """
+    state, _ = read_checkpoint(source)
+    if isinstance(backbone, UNet):
+        for pattern, replacement in SMALL_ENCODER_NAMES:
+            state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+        own = backbone.state_dict()
+        state = {name: value for name, value in state.items() if name in own}
+        state["pos_embed"] = own["pos_embed"]  # theirs is for another number of cells
+    if isinstance(backbone, FastViT):
+        for pattern, replacement in APPLE_NAMES:
+            state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+        if any(".reparam_conv." in name for name in state):
+            backbone.reparameterize()
+    load_weights(backbone, state, ignored=CLASSIFIERS, strict=strict)
