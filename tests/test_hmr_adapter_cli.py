@@ -10,6 +10,7 @@ from adapter_samples import TINY_BODY, TINY_HAND, body_adapter, hand_adapter, li
 from torch import nn
 
 import hmr_adapter as hmr
+import weights.hmr_adapter
 from commands import hmr_adapter as command
 from hmr_adapter import BodyAdapter, BodyExpert, HandExpert
 
@@ -87,7 +88,7 @@ def test_command_line_takes_released_weights(given, models, few_vertices, tmp_pa
     """
     for name in ("HandExpertConfig", "BodyExpertConfig"):  # of tiny networks in place of ViT-H
         tiny = (TINY_HAND if name[0] == "H" else TINY_BODY).expert
-        monkeypatch.setattr(hmr, name, lambda tiny=tiny: tiny)
+        monkeypatch.setattr(weights.hmr_adapter, name, lambda tiny=tiny: tiny)
     experts = {"hand": lively(HandExpert(TINY_HAND.expert)).eval(),
                "body": lively(BodyExpert(TINY_BODY.expert)).eval()}
     arguments = [save_picture(tmp_path / "one.png"), "--box", "5,5,40,50", "--out",
@@ -105,7 +106,7 @@ def test_command_line_takes_released_weights(given, models, few_vertices, tmp_pa
         return
     assert arrays["vertices"].shape == (1577, 3) and arrays["hand_valid"].any() == (len(given) > 1)
     mean = command.hand_mean(str(model))
-    path = hmr.load_path(BodyAdapter, tmp_path / "body.ckpt", hand_mean=mean)
+    path = weights.hmr_adapter.load_path(BodyAdapter, tmp_path / "body.ckpt", hand_mean=mean)
     assert torch.equal(path.expert.hand_mean, mean) and mean.abs().max() > 0.1
 
 

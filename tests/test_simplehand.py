@@ -19,8 +19,8 @@ from torch import nn
 
 import bodymodels
 import data
-import hmr_adapter
 import simplehand
+import weights.hmr_adapter
 from commands import simplehand as simplehand_command
 from commands.pictures import Target
 from sets import crops, finders
@@ -220,7 +220,7 @@ def test_unet_starts_from_hmr_adapters_hand_expert():
     file = bodymodels.ASSETS / "hmr_adapter_hand_cpu.pt"
     unet = SimpleHand(PRESETS["cpu_views"]).backbone.eval()
     simplehand.load_backbone(unet, file)
-    theirs = hmr_adapter.load_hand_expert(file).backbone.encoder
+    theirs = weights.hmr_adapter.load_hand_expert(file).backbone.encoder
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         x8 = theirs.down8(theirs.stem(x))
