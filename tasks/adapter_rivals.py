@@ -1,4 +1,4 @@
-"""The rivals of HMR-Adapter's adapters in Tables 3 to 6, and the tables' rows."""
+"""The rivals of HMR-Adapter's adapters in Tables 3 to 6, the tables' rows, and parameter counts."""
 
 from __future__ import annotations
 
