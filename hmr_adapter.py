@@ -23,12 +23,15 @@ the body expert's pose. The refined body and the refined hands are then merged i
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
     Table 3 to 6   baselines   rivals                                  tasks/adapter_rivals.py
-    our choice     experts     small ones, for a CPU                   PoseHandExpert, -BodyExpert
+    our choice     experts     small ones, for a CPU                   networks/small_experts.py
+    released       weights     HaMeR's, SMPLer-X's, train.py's         weights/hmr_adapter.py
 
 The authors have published no code. They share names with SMPLer-X, so where the paper is silent we
 follow HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only
 where these do not help. Every config field names its source: (paper), (HaMeR), (SMPLer-X) or (our
-choice). The experts use the parameter names of the released weights, so those load.
+choice). The experts use the parameter names of the released weights, so those load. This file
+alone opens train.py's checkpoints of the paper's design: content = torch.load(FILE, "cpu"); model =
+HandAdapter(HandConfig(**content["config"])); model.load_state_dict(content["model"]).
 
 What to know before you trust a number:
 - The product of the eight rotations in theta_b is the hand's global orientation. Trained with the
@@ -55,12 +58,9 @@ import copy
 import math
 import re
 import sys
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -130,7 +130,7 @@ class Training:
     test_body_size: int = 0  # px, the same for the test split, whose hands are cut from these
     # pictures; 0: body_size (our choice)
     hand_size: int = 256  # px, side of the crops of hands (HaMeR)
-    weight_heat: float = 0.0  # of "pose" encoders' heat maps, cross-entropy (our choice)
+    weight_heat: float = 0.0  # of small experts' heat maps, cross-entropy (our choice)
     weight_lift: float = 0.0  # of their keypoints in 3D, L1 per metre (our choice)
     views: float = 180.0  # degrees, largest heading of rendered people, either way (our choice)
     lean: float = 180.0  # degrees, how far rendered people lean at most (our choice)
@@ -177,7 +177,8 @@ class EncoderConfig:
     vit_heads: int = 16  # (HaMeR)
     vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HaMeR)
     backbone: str = "vit"  # (paper), or "pose": convolutions that find keypoints first and lift
-    # them; then patch_size is 4 and vit_dim the width of the tokens made of them (our choice)
+    # them, networks/pose_encoder.py; then patch_size is 4 and vit_dim the width of the tokens that
+    # networks/small_experts.py makes of them (our choice)
     widths: tuple[int, ...] = (16, 32, 64, 128)  # "pose": channels at strides 2 to 16 (our choice)
     blocks: int = 2  # "pose": of attention over the cells at stride 16 (our choice)
     pooled: int = 24  # "pose": features of the place of each keypoint (our choice)
@@ -330,7 +331,7 @@ class Config:
     guidance: str = "refined"  # the hand path's theta_b comes from theta-hat, which is nearer to
     # the true one, or "initial": from theta_0 (our choice: the paper can be read either way)
     least_share: float = 0.0  # a hand keeps the body path's pose if the mean share of its
-    # keypoints, see Seen, is smaller; 0: never. "pose" hand experts only (our choice)
+    # keypoints is smaller; 0: never. Small hand experts alone have shares (our choice)
 
     def __post_init__(self) -> None:
         check_fields(self, {"hand": HandConfig, "body": BodyConfig},
@@ -349,7 +350,8 @@ def gpu_preset(accumulate: int) -> Config:
 def cpu_preset() -> Config:
     """Return the same design with small experts, which train.py has to train first: 2 CPU cores.
 
-    All four trainings take 22 minutes, after 6 of rendering.
+    networks/small_experts.py builds its models. All four trainings take 22 minutes, after 6 of
+    rendering.
     """
     encoder = dict(backbone="pose", image_size=128, patch_size=4, vit_dim=128)
     decoder = dict(decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_head_dim=32,
@@ -611,6 +613,12 @@ def register_statistics(module: nn.Module) -> None:
     module.register_buffer("std", std.view(3, 1, 1), persistent=False)
 
 
+def require_vit(config: EncoderConfig) -> None:
+    """Raise ValueError for the config of a small expert."""
+    require(config.backbone == "vit", f"backbone is {config.backbone!r}, a small expert's: build "
+            "this model with build_model of networks/small_experts.py")
+
+
 # --------------------------------------------------------------------- hand expert: HaMeR
 
 
@@ -750,6 +758,7 @@ class HandExpert(nn.Module):
 
     def __init__(self, config: HandExpertConfig) -> None:
         super().__init__()
+        require_vit(config)
         self.config = config
         self.backbone = ViT(config)
         self.mano_head = ManoHead(config)
@@ -944,7 +953,7 @@ class BodyFeatures(NamedTuple):
     hand_boxes: Tensor  # (B, 2, 4) x, y, width, height of the hand maps, in cells
     hand_maps: Tensor  # (B, 2, 1280, 16, 16), the left one mirrored
     hand_joints: Tensor  # (B, 2, 20, 3) in cells of the hand maps
-    seen: Seen | None = None  # what a PoseEncoder found
+    seen: object = None  # of a small expert: what its PoseEncoder found
 
 
 class BodyExpert(nn.Module):
@@ -952,6 +961,7 @@ class BodyExpert(nn.Module):
 
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
+        require_vit(config)
         self.config = config
         self.encoder = TaskViT(config)
         self.body_position_net = PositionNet(config.vit_dim, 25, config.depth_bins)
@@ -1073,289 +1083,6 @@ class BodyExpert(nn.Module):
         return (boxes + boxes.new_tensor([rows / 8, 0, 0, 0])) * (size / rows)
 
 
-# ---------------------------------------------- small experts that find keypoints first
-
-
-def conv_norm(width_in: int, width: int, stride: int = 1) -> nn.Sequential:
-    """3 x 3 convolution, batch norm, ReLU."""
-    return nn.Sequential(nn.Conv2d(width_in, width, 3, stride, 1, bias=False),
-                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-
-class ResidualMapBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut: (B, D, h, w) -> the same."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
-
-
-class Seen(NamedTuple):
-    """What PoseEncoder finds in a crop: K keypoints, R rotations, N cells, W widths of the lift."""
-
-    heat: Tensor  # (B, K, N) log probability of each cell, per keypoint
-    at: Tensor  # (B, K, 2) where each is, -0.5..0.5; outside the crop: the nearest border
-    share: Tensor  # (B, K) probability within two cells of that place
-    found: Tensor  # (B, K, C) features at that place
-    hidden: Tensor  # (B, W) what the lift makes of all that
-    joints: Tensor  # (B, K, 3) metres from the first keypoint, camera axes
-    pose: Tensor  # (B, R, 6) rotations
-    features: Tensor  # (B, D, h, w) at stride 4
-
-
-class Lift(nn.Module):
-    """Predict 3D keypoints and rotations from 2D keypoints and the image features at them."""
-
-    def __init__(self, keypoints: int, rotations: int, width: int, features: int) -> None:
-        super().__init__()
-        self.keypoints = nn.Linear(5 * keypoints + 3, width)
-        self.features = nn.Linear(features, width)
-        self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
-        self.out = nn.Linear(width, 3 * keypoints + 6 * rotations)
-        for layer in (self.features.weight, self.features.bias, self.out.bias):
-            nn.init.zeros_(layer)
-        with torch.no_grad():
-            self.out.weight.mul_(0.3)
-            self.out.bias[3 * keypoints:].copy_(torch.tensor([1.0, 0, 0, 0, 1, 0] * rotations))
-
-    def forward(self, at: Tensor, share: Tensor, features: Tensor) -> tuple[Tensor, ...]:
-        """Return `hidden`, `joints` and `pose` of Seen.
-
-        at: (B, K, 2), -0.5..0.5. share: (B, K), confidence. features: (B, F).
-        """
-        weight = share[..., None] / share.sum(1)[:, None, None]
-        centre = (weight * at).sum(1, keepdim=True)  # (B, 1, 2)
-        size = (weight * (at - centre).square()).sum((1, 2), keepdim=True).sqrt().clamp_min(0.02)
-        x = self.keypoints(torch.cat((4 * at.flatten(1), share, ((at - centre) / size).flatten(1),
-                                      4 * centre[:, 0], 10 * size[:, 0]), 1))
-        x = F.gelu(x + self.features(features))
-        for norm, hidden in zip(self.norms, self.hidden, strict=True):
-            x = x + F.gelu(hidden(norm(x)))  # (B, W)
-        joints, pose = self.out(x).tensor_split((3 * at.shape[1],), 1)
-        return x, joints.unflatten(1, (-1, 3)), pose.unflatten(1, (-1, 6))
-
-
-def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Find keypoints in probabilities (B, J, N) of cells whose centres (N, 2) are given.
-
-    Returns the mean of the cells around the most probable one (B, J, 2), and their share (B, J).
-    """
-    peak = centres[probability.argmax(-1)]  # (B, J, 2)
-    near = probability * ((centres - peak[:, :, None]).abs().amax(-1) < radius)
-    share = near.sum(-1)
-    return near @ centres / share[..., None].clamp_min(1e-6), share
-
-
-def cell_centres(config: EncoderConfig, device: torch.device | None = None) -> Tensor:
-    """Centres of the config's cells (N, 2), row by row: x and y in the crop, -0.5..0.5."""
-    y, x = ((torch.arange(count, device=device) + 0.5 - count / 2) / config.grid[0]
-            for count in config.grid)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-
-
-class PoseEncoder(nn.Module):
-    """Crops (B, 3, S, 3/4 S) -> heat maps at stride 4, and what they suggest: GenHMR's, see there.
-
-    A ViTPose in miniature, to train in minutes: convolutions down to stride 16, attention over
-    these cells, and back up to stride 4 with shortcuts.
-    """
-
-    def __init__(self, config: EncoderConfig, keypoints: int, rotations: int) -> None:
-        super().__init__()
-        w2, w4, w8, w16 = config.widths
-        self.radius = 2.5 / config.grid[0]
-        self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
-        self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
-        self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(math.prod(config.grid) // 16, w16))
-        self.blocks = nn.Sequential(*[ViTBlock(w16, 4, 0.0) for _ in range(config.blocks)])
-        for block in self.blocks:
-            block.mlp = mlp(w16, 2 * w16, w16)
-        self.norm = nn.LayerNorm(w16)
-        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualMapBlock(w8)
-        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, 2 * w4)
-        self.heat = nn.Conv2d(2 * w4, keypoints, 1)
-        self.pool4 = nn.Conv2d(2 * w4, config.pooled, 1)
-        self.pool8 = nn.Conv2d(w8, config.pooled, 1)
-        self.lift = Lift(keypoints, rotations, config.lift_width, keypoints * config.pooled + w16)
-        self.register_buffer("centres", cell_centres(config), persistent=False)
-
-    def forward(self, crops: Tensor) -> Seen:
-        x4 = self.stem(crops)  # (B, 32, 32, 24)
-        x8 = self.down8(x4)  # (B, 64, 16, 12)
-        x16 = self.down16(x8)  # (B, 128, 8, 6)
-        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, 48, 128)
-        x16 = cells.mT.unflatten(2, x16.shape[2:])
-        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
-        x4 = self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4)  # (B, 64, 32, 24)
-        with torch.autocast(x4.device.type, enabled=False):  # places are finer than bf16's steps
-            return self.read(x4.float(), x8.float(), cells.float().mean(1))
-
-    def read(self, x4: Tensor, x8: Tensor, whole: Tensor) -> Seen:
-        """Find keypoints in the maps, and lift them. whole: (B, 128) of the picture."""
-        heat = self.heat(x4).flatten(2).log_softmax(-1)  # (B, K, 768)
-        probability = heat.detach().exp()  # 3D losses must not move the heat maps
-        pooled = self.pool4(x4) + F.interpolate(self.pool8(x8), scale_factor=2.0)
-        found = probability @ pooled.flatten(2).mT  # (B, K, 24)
-        at, share = locate(probability, self.centres, self.radius)
-        lifted = self.lift(at, share, torch.cat((found.flatten(1), whole), 1))
-        return Seen(heat, at, share, found, *lifted, x4)
-
-
-class KeypointTokens(nn.Module):
-    """Make tokens (B, wholes + K, D) of a PoseEncoder's output: of all keypoints, then of each."""
-
-    def __init__(self, config: EncoderConfig, keypoints: int, wholes: int) -> None:
-        super().__init__()
-        self.whole = nn.Linear(config.lift_width, wholes * config.vit_dim)
-        self.each = nn.Linear(config.pooled + 6, config.vit_dim)
-        self.joint_embedding = nn.Parameter(0.02 * torch.randn(keypoints, config.vit_dim))
-
-    def forward(self, seen: Seen) -> Tensor:
-        keypoints = torch.cat((4 * seen.at, seen.share[..., None], 2 * seen.joints, seen.found), 2)
-        each = self.each(keypoints) + self.joint_embedding  # (B, K, D)
-        return torch.cat((self.whole(seen.hidden).unflatten(1, (-1, each.shape[2])), each), 1)
-
-
-class HandFinder(nn.Module):
-    """The encoder of PoseHandExpert: crops (B, 3, S, 3/4 S) -> F^H (B, 1 + 21, D)."""
-
-    def __init__(self, config: HandExpertConfig) -> None:
-        super().__init__()
-        self.encoder = PoseEncoder(config, 21, 16)
-        self.tokens = KeypointTokens(config, 21, 1)
-
-    def forward(self, crops: Tensor) -> Tensor:
-        return self.tokens(self.encoder(crops))
-
-
-class StartedDecoder(Decoder):
-    """A decoder whose query starts from the context's first token."""
-
-    def query(self, context: Tensor) -> Tensor:
-        return super().query(context) + context[:, :1]
-
-
-class PoseHandExpert(HandExpert):
-    """A small hand expert: HaMeR's decoder on tokens of the keypoints that it finds (ours)."""
-
-    def __init__(self, config: HandExpertConfig) -> None:
-        nn.Module.__init__(self)
-        self.config = config
-        self.backbone = HandFinder(config)
-        self.mano_head = ManoHead(config)
-        self.mano_head.transformer = StartedDecoder(config, config.vit_dim)
-        register_statistics(self)
-
-    def encode(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return F^H (B, 1 + 21, D); of Seen heat and, as "lifted", joints; mean share (B,)."""
-        seen = self.backbone.encoder(self.normalise(images))
-        return self.backbone.tokens(seen), {
-            "heat": seen.heat, "lifted": seen.joints, "share": seen.share.mean(1)}
-
-
-SEEN = [*range(22), 28, 43, *range(55, 76)]  # SMPL's 45 keypoints in SMPL-X's 76; its hands: the
-# middle knuckles. Among these: POSITIONED; wrist, knuckle and finger tips, [right, left]
-SEEN_POSITIONED = [SEEN.index(joint) for joint in POSITIONED]
-SEEN_HANDS = [[21, 23, *range(40, 45)], [20, 22, *range(35, 40)]]
-
-
-class PoseBodyExpert(BodyExpert):
-    """A small whole-body expert: SMPLer-X's regressors on tokens of the keypoints (ours)."""
-
-    def __init__(self, config: BodyExpertConfig) -> None:
-        nn.Module.__init__(self)
-        self.config, width = config, config.vit_dim
-        self.encoder = PoseEncoder(config, len(SEEN), 24)
-        self.tokens = KeypointTokens(config, len(SEEN), 6)
-        self.to_map = nn.Conv2d(2 * config.widths[1], width, 1)
-        self.body_regressor = BodyRegressor(config)
-        for layer in (self.body_regressor.root_pose_out, self.body_regressor.body_pose_out):
-            nn.init.zeros_(layer[0].bias)  # they correct the lifted pose
-        self.boxes = nn.ModuleList([nn.Linear(7 * 3 + config.lift_width, 4) for _ in range(2)])
-        self.hand_roi_net = HandRoiNet(config)
-        self.hand_position_net = PositionNet(width, 20, config.depth_bins)
-        self.hand_regressor = HandRegressor(config)
-        self.face_regressor = face_regressor(config)
-        self.register_hand_mean()
-        register_statistics(self)
-
-    def features(self, images: Tensor) -> BodyFeatures:
-        """As BodyExpert's."""
-        size = self.config.image_size  # larger pictures are averaged, which leaves less noise
-        images = F.avg_pool2d(images.float(), max(1, images.shape[-1] // size))
-        seen = self.encoder((middle_of(images, self.config) - self.mean) / self.std)
-        tokens = self.tokens(seen)  # (B, 6 + 45, D)
-        tokens = torch.cat((tokens[:, :6], tokens[:, 6:][:, SEEN_POSITIONED]), 1)  # (B, 31, D)
-        depth = (1 + seen.joints[:, SEEN_POSITIONED, 2:] / (BODY_DEPTH / 2))
-        joints = torch.cat((self.to_cells(seen.at[:, SEEN_POSITIONED] + 0.5, 1),
-                            depth * self.config.depth_bins / 2), 2)  # (B, 25, 3)
-        centers, sizes = self.find_hands(seen)  # (B, 2, 2) each
-        boxes = self.hand_squares(centers.detach(), sizes.detach())  # (B, 2, 4)
-        maps = self.hand_roi_net(self.to_map(seen.features), boxes)  # (B, 2, D, 8, 8)
-        _, hand_joints = self.hand_position_net(maps.flatten(0, 1))  # (2 B, 20, 3)
-        return BodyFeatures(tokens, joints, centers, sizes, boxes, maps,
-                            hand_joints.unflatten(0, maps.shape[:2]), seen)
-
-    def find_hands(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Predict centres and sizes (B, 2, 2) of the hands' tight boxes, in cells."""
-        at = self.to_cells(seen.at[:, SEEN_HANDS] + 0.5, 1)  # (B, 2, 7, 2)
-        share = seen.share[:, SEEN_HANDS][..., None]  # (B, 2, 7, 1)
-        middle = (at * share).sum(2) / share.sum(2).clamp_min(1e-6)  # (B, 2, 2)
-        around = torch.cat(((at - middle[:, :, None]) / 4, share), 3).flatten(2)  # (B, 2, 21)
-        correction = torch.stack([
-            net(torch.cat((around[:, side], seen.hidden), 1))
-            for side, net in enumerate(self.boxes)], 1)  # (B, 2, 4)
-        extent = at.amax(2) - at.amin(2)
-        return middle + correction[..., :2], extent + correction[..., 2:]
-
-    def regress(self, joined: Tensor, features: BodyFeatures) -> Tensor:
-        """Add the regressed correction to the lifted pose; interleaved 6D (B, 22, 6)."""
-        lifted = features.seen.pose[:, :22].unflatten(-1, (2, 3)).mT.flatten(-2)  # interleaved
-        return lifted + super().regress(joined, features)
-
-    def assemble(self, features: BodyFeatures, pose_6d: Tensor, size: int) -> dict[str, Tensor]:
-        """As BodyExpert's; also heat and joints of Seen."""
-        return super().assemble(features, pose_6d, size) | {
-            "heat": features.seen.heat, "lifted": features.seen.joints}
-
-
-def hand_expert(config: HandExpertConfig) -> HandExpert:
-    """Build a hand expert with random weights."""
-    return (PoseHandExpert if config.backbone == "pose" else HandExpert)(config)
-
-
-def body_expert(config: BodyExpertConfig) -> BodyExpert:
-    """Build a whole-body expert with random weights."""
-    return (PoseBodyExpert if config.backbone == "pose" else BodyExpert)(config)
-
-
-def keypoint_losses(prediction: Mapping[str, Tensor], keypoints_2d: Tensor, joints: Tensor,
-                    config: EncoderConfig) -> tuple[Tensor, Tensor]:
-    """Compute the losses of a PoseEncoder, each (B,): of heat maps, and of keypoints in 3D.
-
-    keypoints_2d: (B, K, 2), crop in -0.5..0.5. joints: (B, K, 3), metres. The truth in a heat map
-    is shared by the four cells around the keypoint, weighted as in bilinear interpolation; a
-    keypoint outside counts as at the border, and a fifth.
-    """
-    centres = cell_centres(config, keypoints_2d.device)
-    low, high = centres.amin(0), centres.amax(0)
-    at = keypoints_2d.nan_to_num().clamp(low, high)
-    distance = config.grid[0] * (at[:, :, None] - centres).abs()  # (B, K, N, 2), in cells
-    heat = -((1 - distance).clamp_min(0).prod(-1) * prediction["heat"]).sum(-1)  # (B, K)
-    inside = (keypoints_2d == at).all(-1)
-    error = (prediction["lifted"] - joints + joints[:, :1]).abs()
-    return (heat * torch.where(inside, 1.0, 0.2)).mean(1), error.mean((1, 2))
-
-
 # ---------------------------------------------------------------------------------- adapters
 
 
@@ -1423,8 +1150,8 @@ class HandAdapter(Adapter):
     ENCODER, DESIGN = "backbone", "arm"
 
     def __init__(self, config: HandConfig, expert: HandExpert | None = None) -> None:
-        """expert: None for random weights."""
-        super().__init__(config, hand_expert(config.expert) if expert is None else expert)
+        """expert: None for the paper's, with random weights."""
+        super().__init__(config, HandExpert(config.expert) if expert is None else expert)
 
     def build(self) -> None:
         """Create all that is new."""
@@ -1523,8 +1250,8 @@ class BodyAdapter(Adapter):
     ENCODER, DESIGN = "encoder", "knuckles"
 
     def __init__(self, config: BodyConfig, expert: BodyExpert | None = None) -> None:
-        """expert: None for random weights."""
-        super().__init__(config, body_expert(config.expert) if expert is None else expert)
+        """expert: None for the paper's, with random weights."""
+        super().__init__(config, BodyExpert(config.expert) if expert is None else expert)
 
     def build(self) -> None:
         """Create all that is new."""
@@ -1607,34 +1334,6 @@ class BodyAdapter(Adapter):
         return conv(maps.flatten(0, 1))
 
 
-# ---------------------------------------------------------------------- the experts alone
-
-
-class FineTunedHand(HandAdapter):
-    """inject="none": the expert alone, trained as far as `trainable` says (Table 3, No. 1 to 3)."""
-
-    DESIGN = "none"
-
-    def build(self) -> None:
-        pass
-
-    def token(self, features: Tensor, *_) -> Tensor:
-        return self.decoder(features)  # (B, 1, 1024)
-
-
-class FineTunedBody(BodyAdapter):
-    """inject="none": the expert alone, trained as far as `trainable` says (Table 4, No. 1 to 3)."""
-
-    DESIGN = "none"
-
-    def build(self) -> None:
-        pass
-
-    def poses(self, features: BodyFeatures, *_) -> tuple[Tensor, Tensor]:
-        pose_6d = self.expert.initial_pose(features)
-        return pose_6d, pose_6d
-
-
 # ------------------------------------------------------------------------------------- losses
 
 
@@ -1701,10 +1400,6 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
         "vertices": vertices.new_zeros(()), "betas": vertices.new_zeros(()),
         "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1],  # L_theta, Eq. 6
     }
-    if "heat" in prediction and getattr(config, "trainable", "all") == "all":
-        heat, lifted = keypoint_losses(prediction, samples["keypoints_2d"], samples["joints"],
-                                       getattr(config, "expert", config))
-        terms |= {"heat": reduced(heat[:, None]), "lift": reduced(lifted[:, None])}
     if "vertices" in samples:  # L_v
         terms["vertices"] = reduced(
             (vertices - wrist - samples["vertices"] + true_wrist).abs())
@@ -1724,7 +1419,7 @@ def hand_total_loss(terms: Mapping[str, Tensor], config: HandTraining) -> Tensor
             + config.weight_keypoints_3d * terms["keypoints_3d"]
             + config.weight_vertices * terms["vertices"]
             + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
-    for name in ("betas_prior", "heat", "lift"):  # ours
+    for name in ("betas_prior", "heat", "lift"):  # ours; the last two are of small experts
         if name in terms:
             loss = loss + getattr(config, f"weight_{name}") * terms[name]
     return loss
@@ -1797,12 +1492,7 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
     pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
     keypoints_known = known("keypoints_3d", 76)
     boxes_known = batch.get("hand_boxes_valid", batch["hand_valid"])
-    terms = {}
-    if "heat" in prediction:  # of small experts
-        heat, lift = keypoint_losses(prediction, batch["keypoints_2d"][:, SEEN] / size - 0.5,
-                                     batch["keypoints_3d"][:, SEEN], expert.config)
-        terms = {"heat": heat.mean(), "lift": lift.mean()}
-    return terms | {
+    return {
         "keypoints_img": masked_mean(prediction["joints"] - joints[0], joints[1])
         + masked_mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
         "keypoints_proj": masked_mean(projected - true_projected, batch["keypoints_valid"]),
@@ -1829,7 +1519,7 @@ def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpert
     if getattr(config, "trainable", "all") == "adapter":
         return loss
     expert = getattr(config, "expert", config)
-    for name in ("heat", "lift"):  # ours
+    for name in ("heat", "lift"):  # ours, of small experts
         if name in terms:
             loss = loss + getattr(config, f"weight_{name}") * terms[name]
     return (loss + config.weight_keypoints_2d * terms["keypoints_img"]  # Eq. 8
@@ -2004,256 +1694,6 @@ class HMRAdapter(nn.Module):
                              "body_pose": merge(body_pose, hand_pose, valid)}
 
 
-# ------------------------------------------------------------------------------- checkpoints
-
-
-class Foreign:
-    """Stand-in for objects in a checkpoint that are not tensors (of yacs or OmegaConf, say).
-
-    They load as an empty dictionary; their own code is neither imported nor run.
-    """
-
-    def __new__(cls, *_) -> OrderedDict:
-        return OrderedDict()
-
-
-def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
-    """Read the weights of a checkpoint, and its config if it has one, without running its code.
-
-    source: a file or its content, which is train.py's {"model", "ema", "config", ...} (the moving
-    average is preferred), {"state_dict"}, {"model_state"}, {"network"}, or the weights alone.
-    Raises FileNotFoundError or ValueError.
-    """
-    if not isinstance(source, Mapping):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
-        try:
-            names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
-                     if zipfile.is_zipfile(source) else [])
-            with torch.serialization.safe_globals([(Foreign, name) for name in names]):
-                source = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged files raise half a dozen types
-            reason = str(error).split("\n")[0][:100]
-            raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
-    require(isinstance(source, Mapping), "this checkpoint is not a dictionary of weights")
-    nested = (source.get(name) for name in ("ema", "model", "state_dict", "model_state", "network"))
-    weights = next((value for value in nested if isinstance(value, Mapping) and value), source)
-    state = {name.removeprefix("module."): value for name, value in weights.items()
-             if isinstance(value, Tensor) and name != "n_averaged"}
-    require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
-                   "torch.save(model.state_dict(), FILE) writes it")
-    return state, source.get("config")
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
-                 strict: bool = True) -> None:
-    """Copy weights by name, in the module's own precision.
-
-    ignored: a pattern for the start of names that the module does not use; they are left out, and
-    printed. Any other difference in names or shapes is a ValueError, or is printed if not strict.
-    """
-    own, kind = module.state_dict(), type(module).__name__
-    unused = {name: re.match(ignored, name)[0].rstrip(".") for name in state
-              if name not in own and re.match(ignored, name)}
-    fitting = {name: value for name, value in state.items()
-               if name in own and value.shape == own[name].shape}
-    problems = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own and name not in unused],
-        "of another shape": [name for name in own if name in state and name not in fitting]}
-    report = "; ".join(
-        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for problem, names in problems.items() if names)
-    require(not (strict and report), f"these weights are not {kind}'s: {report}")
-    if unused:
-        print(f"left out, {kind} does not use it: {', '.join(sorted(set(unused.values())))}")
-    if report:
-        print(f"loaded in part: {report}")
-    module.load_state_dict(fitting, strict=False)
-
-
-def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
-                    state: Mapping[str, Tensor], **options) -> nn.Module:
-    """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
-
-    options: of load_weights. Raises ValueError if the config is not the model's.
-    """
-    require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
-            f"save dataclasses.asdict({config_kind.__name__}(...))")
-    try:
-        config = config_kind(**config)
-        with torch.device("meta"):  # takes no memory
-            size = sum(value.numel() for value in kind(config).state_dict().values())
-    except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
-        raise ValueError(f"the checkpoint's config is not {kind.__name__}'s: {error}") from error
-    stored = sum(value.numel() for value in state.values())
-    require(size <= max(10 * stored, 10**8), f"the checkpoint's config is not that of its weights: "
-            f"it describes {size:,} numbers, they are {stored:,}")
-    model = kind(config)
-    load_weights(model, state, **options)
-    return model.eval()
-
-
-CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
-                  "expert.encoder.": BodyConfig, "encoder.": BodyExpertConfig}
-SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
-    (r"^(module\.)+", ""), (r"^backbone\.", "encoder."),
-    (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
-
-
-def model_class(config_class: type, fields: Mapping[str, object],
-                rivals: Sequence[type[Adapter]] = ()) -> type[nn.Module]:
-    """Return the class of the model that a config's fields describe, of this file or a rival."""
-    if config_class in (HandExpertConfig, BodyExpertConfig):
-        kinds = (PoseHandExpert, PoseBodyExpert) if fields.get("backbone") == "pose" else (
-            HandExpert, BodyExpert)
-        return kinds[config_class is BodyExpertConfig]
-    hand = config_class is HandConfig
-    base, alone = (HandAdapter, FineTunedHand) if hand else (BodyAdapter, FineTunedBody)
-    inject = fields.get("inject", "adapter")
-    design = fields.get("context") if inject == "adapter" else inject
-    return next((kind for kind in (alone, *rivals)
-                 if issubclass(kind, base) and design == kind.DESIGN), base)
-
-
-def load_checkpoint(source: str | PathLike | Mapping, rivals: Sequence[type[Adapter]] = ()
-                    ) -> HandExpert | BodyExpert | HandAdapter | BodyAdapter:
-    """Load the model of one of train.py's checkpoints, in evaluation mode on the CPU.
-
-    source: a file or its content, {"model": state dict, "config": dataclasses.asdict(config)}.
-    rivals: RIVALS of tasks/adapter_rivals.py, to load these too.
-    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
-    """
-    state, config = read_checkpoint(source)
-    config_class = next((CONFIG_CLASSES[prefix] for prefix in CONFIG_CLASSES if any(
-        name.startswith(prefix) for name in state)), None)
-    require(config is not None and config_class is not None,
-            "this is not a checkpoint of train.py for HMR-Adapter: for the released weights of "
-            "HaMeR and SMPLer-X use load_hand_expert and load_body_expert")
-    fields = config if isinstance(config, Mapping) else {}
-    kind = model_class(config_class, fields, rivals)
-    return from_checkpoint(kind, config_class, config, state)
-
-
-def load_pose_encoder(expert: PoseHandExpert | PoseBodyExpert, source: str | PathLike | Mapping
-                      ) -> None:
-    """Start a small expert's encoder from GenHMR's, alone or inside a checkpoint of GenHMR.
-
-    A hand expert takes only layers that do not depend on the keypoints. Raises like
-    load_checkpoint.
-    """
-    encoder = expert.backbone.encoder if isinstance(expert, HandExpert) else expert.encoder
-    state, _ = read_checkpoint(source)
-    prefix = "backbone." if "backbone.lift.out.weight" in state else ""
-    require(f"{prefix}lift.out.weight" in state, "this checkpoint has no pose encoder: expected "
-            "one of train.py --model genhmr, --stage encoder or --stage transformer")
-    own = encoder.state_dict()
-    found = {name: state[prefix + name] for name in own if prefix + name in state}
-    for name in ("lift.out.weight", "lift.out.bias"):
-        found[name] = found[name][:len(own[name])]  # the last are betas
-    fitting = {name: value for name, value in found.items() if value.shape == own[name].shape}
-    require("stem.0.0.weight" in fitting, "this pose encoder has other widths than the expert's: "
-            f"expected {expert.config.widths}")
-    if isinstance(expert, HandExpert):  # heat maps and lift are of other keypoints
-        fitting = {name: value for name, value in fitting.items()
-                   if not name.startswith(("heat.", "lift."))}
-    encoder.load_state_dict(fitting, strict=False)
-
-
-def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn.Module:
-    """Load the expert of a checkpoint of train.py, also out of an adapter or rival."""
-    if isinstance(config, Mapping) and "expert" in config:
-        config = config["expert"]
-        state = {name.removeprefix("expert."): value for name, value in state.items()
-                 if name.startswith("expert.")}
-    return expert_of(load_checkpoint({"model": state, "config": config}), kind)
-
-
-def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:
-    """Load the hand expert of train.py's checkpoint, also from inside an adapter, or of HaMeR's.
-
-    source: a file or its content. strict=False prints what does not fit and loads the rest. Raises
-    like load_checkpoint.
-    """
-    state, config = read_checkpoint(source)
-    if config is not None:
-        return expert_inside(state, config, HandExpert)
-    require(any(name.startswith("mano_head.") for name in state),
-            "no hand expert in this checkpoint: expected train.py's or HaMeR's")
-    expert = HandExpert(HandExpertConfig())
-    load_weights(expert, state, ignored=r"(discriminator|mano)\.|initialized$", strict=strict)
-    return expert.eval()
-
-
-def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | None = None,
-                     strict: bool = True) -> BodyExpert:
-    """Load the whole-body expert of train.py's checkpoint, also from an adapter, or of SMPLer-X-H.
-
-    hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands (hands_meanr, hands_meanl), to which
-    the released weights' fingers are relative. source, strict and errors: as load_hand_expert's.
-    """
-    state, config = read_checkpoint(source)
-    if config is not None:
-        return expert_inside(state, config, BodyExpert)
-    for pattern, name in SMPLER_X_NAMES:
-        state = {re.sub(pattern, name, key): value for key, value in state.items()}
-    require(any(name.startswith("body_regressor.") for name in state),
-            "no whole-body expert in this checkpoint: expected train.py's or SMPLer-X's")
-    expert = BodyExpert(BodyExpertConfig())
-    unreleased = {name: value for name, value in expert.state_dict().items()
-                  if re.search(r"(hand_mean|num_batches_tracked)$", name)}
-    load_weights(expert, unreleased | state, ignored=r"smplx_layer\.", strict=strict)
-    if hand_mean is None:
-        print("the fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to "
-              "make them absolute (the dual path does not use this expert's fingers)")
-    else:
-        expert.hand_mean.copy_(hand_mean)
-        expert.notice_hand_mean()
-    return expert.eval()
-
-
-def expert_of(model: nn.Module, kind: type) -> nn.Module:
-    """Return the model, or the expert inside it; ValueError if that is of another kind."""
-    expert = getattr(model, "expert", model)
-    require(isinstance(expert, kind),
-            f"this checkpoint has a {type(expert).__name__}: expected a {kind.__name__}")
-    return expert
-
-
-def load_path(kind: type[Adapter], source: str | PathLike | Mapping,
-              rivals: Sequence[type[Adapter]] = (), **options) -> Adapter:
-    """Load one path: an adapter of train.py, or an expert alone, train.py's or a released one.
-
-    kind: HandAdapter or BodyAdapter. options: of load_hand_expert or load_body_expert, for released
-    weights. Other arguments and errors are as of load_checkpoint.
-    """
-    state, config = read_checkpoint(source)
-    content = {"model": state, "config": config}
-    if isinstance(config, Mapping) and "expert" in config:
-        model = load_checkpoint(content, rivals)
-        require(isinstance(model, kind),
-                f"{source} has a {type(model).__name__}: expected a {kind.__name__}")
-        return model
-    load, alone, config_class = {
-        HandAdapter: (load_hand_expert, FineTunedHand, HandConfig),
-        BodyAdapter: (load_body_expert, FineTunedBody, BodyConfig)}[kind]
-    expert = load(content, **options)
-    return alone(config_class(expert=expert.config, inject="none"), expert).eval()
-
-
-def load_paths(hand: str | PathLike, body: str | PathLike, rivals: Sequence[type[Adapter]] = (), *,
-               hand_mean: Tensor | None = None,
-               least_share: float = PRESETS["cpu"].least_share) -> HMRAdapter:
-    """Load both paths, see load_path, for evaluation; two experts are the paper's baseline.
-
-    least_share: of Config; HaMeR has no shares, so it does nothing there.
-    """
-    paths = (load_path(HandAdapter, hand, rivals),
-             load_path(BodyAdapter, body, rivals, hand_mean=hand_mean))
-    config = Config(*(path.config for path in paths), least_share=least_share)
-    return HMRAdapter(config, *paths).eval()
-
-
 # --------------------------------------------------------------------------------- inference
 
 
@@ -2379,62 +1819,7 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     } | smplx_parameters(found["body_pose"]), center, side, expert.focal)
 
 
-@torch.inference_mode()
-def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
-                 box: Sequence[float] | None = None, side: str = "right") -> dict[str, np.ndarray]:
-    """Predict the MANO mesh of one hand in a picture, in camera coordinates; its arm is unknown.
-
-    image: (H, W, 3) uint8 RGB. hand: a right hand's model on the CPU; hand(betas, rotations,
-    transl) returns vertices and joints. box: x, y, width, height in pixels, grown to 3:4 and twice
-    as large (HaMeR); None: the whole picture. side: a "left" hand is mirrored for the network, and
-    its mesh back, so its faces must be reversed.
-    Returns float32 arrays: vertices (V, 3), joints (J, 3), metres; K (3, 3); transl (3,); rotations
-    (16, 3, 3), the orientation and absolute fingers, of this hand; betas (10,), those of a right
-    hand; box, the hand's square. Raises ValueError for bad input.
-    """
-    check_view(model, image)
-    require(side in ("right", "left"), f"side {side!r}: expected right or left")
-    center, length = person_square(image.shape, box)
-    length *= 1.0 if box is None else 2.0 / 1.25
-    expert = model.config.expert
-    crop = cut_square(model, image, center, length, expert.image_size, side == "left")
-    prediction = {name: value.float().cpu() for name, value in model(crop).items()}
-    transl = hand_translation(prediction["camera"], expert.focal)
-    mesh = hand(prediction["betas"], prediction["hand_pose"], transl=transl)
-    found = {"vertices": mesh.vertices, "joints": mesh.joints, "transl": transl}
-    pose = prediction["hand_pose"]
-    if side == "left":
-        pose = mirror(pose)
-        found = {name: value * value.new_tensor([-1, 1, 1]) for name, value in found.items()}
-    return to_arrays(found | {"rotations": pose, "betas": prediction["betas"]}, center, length,
-                     expert.focal)
-
-
-# ----------------------------------------------------------------------- parameters, command
-
-
-def count(module: nn.Module, trainable: bool = False) -> int:
-    """Count the parameters of a module, or the trainable ones."""
-    return sum(parameter.numel() for parameter in module.parameters()
-               if parameter.requires_grad or not trainable)
-
-
-def count_parameters(config: Config) -> dict[str, tuple[int, int]]:
-    """Count (all, trainable) parameters of each part of both paths, without allocating them."""
-    counts = {}
-    with torch.device("meta"):
-        models = {"hand": HandAdapter(config.hand), "body": BodyAdapter(config.body)}
-    for path, model in models.items():
-        for owner, label in ((model.expert, "expert"), (model, "adapter")):
-            for name, part in owner.named_children():
-                if part is not model.expert:
-                    counts[f"{path} {label}: {name}"] = count(part), count(part, True)
-            for name, parameter in owner.named_parameters(recurse=False):
-                counts[f"{path} {label}: {name}"] = (parameter.numel(),) * 2
-        counts[f"{path} expert"] = count(model.expert), count(model.expert, True)
-        new, trainable = (count(model, flag) - count(model.expert, flag) for flag in (False, True))
-        counts[f"{path} adapter"] = new, trainable
-    return counts
+# ----------------------------------------------------------------------------------- command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

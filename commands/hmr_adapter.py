@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,16 @@ from commands.pictures import Result, Target
 from hmr_adapter import BodyAdapter, HandAdapter, HMRAdapter
 from sets.finders import LEAST_CONFIDENCE
 from sets.safe_pickle import load_arrays
-from tasks.adapter_rivals import PAPER_SAYS, REMARK, RIVALS, baseline, on_meta
+from tasks.adapter_rivals import (
+    PAPER_SAYS,
+    REMARK,
+    RIVALS,
+    baseline,
+    count,
+    count_parameters,
+    on_meta,
+)
+from weights.hmr_adapter import load_path, load_paths
 
 SMPLX55 = bodymodels.JOINT_SETS["smplx55"]
 SHIPPED = {name: bodymodels.ASSETS / f"hmr_adapter_{name}_cpu.pt" for name in ("hand", "body")}
@@ -28,9 +37,9 @@ MISFIT = 0.1  # mean distance of mesh and 2D joints above which we warn, in side
 
 def print_summary(as_json: bool) -> None:
     """Print the parameters of the paper's and the cpu preset by part, and of the tables' rows."""
-    presets = {name: hmr_adapter.count_parameters(hmr_adapter.PRESETS[name])
+    presets = {name: count_parameters(hmr_adapter.PRESETS[name])
                for name in ("paper", "cpu")}
-    rows = {row: (hmr_adapter.count(on_meta(baseline(row)), True), says)
+    rows = {row: (count(on_meta(baseline(row)), True), says)
             for row, says in PAPER_SAYS.items()}
     if as_json:
         parameters = {name: {part: dict(zip(("all", "trainable"), both, strict=True))
@@ -85,10 +94,10 @@ def people(arguments: argparse.Namespace) -> int:
     body = load_mesh_model(arguments.model or "wholebody", 55, "an SMPL-X model")
     mean = hand_mean(arguments.model) if arguments.model else None
     if arguments.hand:
-        model = hmr_adapter.load_paths(arguments.hand, arguments.body, RIVALS, hand_mean=mean)
+        model = load_paths(arguments.hand, arguments.body, RIVALS, hand_mean=mean)
         paths = {arguments.hand: model.hand, arguments.body: model.body}
     else:
-        model = hmr_adapter.load_path(BodyAdapter, arguments.body, RIVALS, hand_mean=mean)
+        model = load_path(BodyAdapter, arguments.body, RIVALS, hand_mean=mean)
         paths = {arguments.body: model}
     told = [check_path(path, file, not arguments.model) for file, path in paths.items()]
     model, faces = model.to(arguments.device), body.faces.numpy()
@@ -104,17 +113,49 @@ def hands(arguments: argparse.Namespace) -> int:
     """Reconstruct hands alone, by the hand path, which does not know their arms."""
     pictures.prepare(arguments, "hand")
     hand = load_mesh_model(arguments.model or "hand_right", 16, "a hand model")
-    model = hmr_adapter.load_path(HandAdapter, arguments.hand, RIVALS)
+    model = load_path(HandAdapter, arguments.hand, RIVALS)
     told = check_path(model, arguments.hand, not arguments.model)
     model, faces = model.to(arguments.device), hand.faces.numpy()
 
     def one(image: np.ndarray, target: Target, _: Path) -> Result:
-        arrays = hmr_adapter.predict_hand(model, image, hand, box=target.box, side=target.side)
+        arrays = predict_hand(model, image, hand, box=target.box, side=target.side)
         outward = faces[:, ::-1 if target.side == "left" else 1]  # mirrored, they face inwards
         return Result(arrays, outward, arrays["joints"][0],
                       notes=[f"a {target.side} hand", *hand_notes(arrays, hand, target)])
 
     return pictures.run(arguments, "hand", one, told)
+
+
+@torch.inference_mode()
+def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
+                 box: Sequence[float] | None = None, side: str = "right") -> dict[str, np.ndarray]:
+    """Predict the MANO mesh of one hand in a picture, in camera coordinates; its arm is unknown.
+
+    image: (H, W, 3) uint8 RGB. hand: a right hand's model on the CPU; hand(betas, rotations,
+    transl) returns vertices and joints. box: x, y, width, height in pixels, grown to 3:4 and twice
+    as large (HaMeR); None: the whole picture. side: a "left" hand is mirrored for the network, and
+    its mesh back, so its faces must be reversed.
+    Returns float32 arrays: vertices (V, 3), joints (J, 3), metres; K (3, 3); transl (3,); rotations
+    (16, 3, 3), the orientation and absolute fingers, of this hand; betas (10,), those of a right
+    hand; box, the hand's square. Raises ValueError for bad input.
+    """
+    hmr_adapter.check_view(model, image)
+    if side not in ("right", "left"):
+        raise ValueError(f"side {side!r}: expected right or left")
+    center, length = hmr_adapter.person_square(image.shape, box)
+    length *= 1.0 if box is None else 2.0 / 1.25
+    expert = model.config.expert
+    crop = hmr_adapter.cut_square(model, image, center, length, expert.image_size, side == "left")
+    prediction = {name: value.float().cpu() for name, value in model(crop).items()}
+    transl = hmr_adapter.hand_translation(prediction["camera"], expert.focal)
+    mesh = hand(prediction["betas"], prediction["hand_pose"], transl=transl)
+    found = {"vertices": mesh.vertices, "joints": mesh.joints, "transl": transl}
+    pose = prediction["hand_pose"]
+    if side == "left":
+        pose = hmr_adapter.mirror(pose)
+        found = {name: value * value.new_tensor([-1, 1, 1]) for name, value in found.items()}
+    found |= {"rotations": pose, "betas": prediction["betas"]}
+    return hmr_adapter.to_arrays(found, center, length, expert.focal)
 
 
 def load_mesh_model(source: str, joints: int, expected: str) -> bodymodels.BodyModel:

@@ -1,4 +1,4 @@
-"""The rivals of HMR-Adapter's adapters in Tables 3 to 6, and the tables' rows."""
+"""The rivals of HMR-Adapter's adapters in Tables 3 to 6, the tables' rows, and parameter counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import hmr_adapter
+import weights.hmr_adapter
 from hmr_adapter import (
     PRESETS,
     TASKS,
@@ -20,13 +20,14 @@ from hmr_adapter import (
     BodyExpert,
     BodyExpertConfig,
     BodyFeatures,
+    Config,
     HandAdapter,
     HandConfig,
     HandExpert,
     HandExpertConfig,
-    model_class,
     require,
 )
+from networks import small_experts
 
 
 class HandImageAdapter(HandAdapter):
@@ -169,19 +170,40 @@ def build_model(config: HandExpertConfig | BodyExpertConfig | HandConfig | BodyC
 
     expert: the pre-trained one of an adapter or rival, of config.expert; becomes a part of it.
     """
-    kind = model_class(type(config), vars(config), RIVALS)
-    return kind(config) if expert is None else kind(config, expert)
+    return small_experts.build_model(config, expert, RIVALS)
 
 
 def load_checkpoint(source: str | PathLike | Mapping) -> nn.Module:
-    """Load an expert, adapter or rival, see hmr_adapter.load_checkpoint."""
-    return hmr_adapter.load_checkpoint(source, RIVALS)
+    """Load an expert, adapter or rival, see weights/hmr_adapter.py."""
+    return weights.hmr_adapter.load_checkpoint(source, RIVALS)
 
 
 def on_meta(config: HandConfig | BodyConfig) -> HandAdapter | BodyAdapter:
     """Build the model of a config without allocating its weights, to count them."""
     with torch.device("meta"):
         return build_model(config)
+
+
+def count(module: nn.Module, trainable: bool = False) -> int:
+    """Count the parameters of a module, or the trainable ones."""
+    return sum(parameter.numel() for parameter in module.parameters()
+               if parameter.requires_grad or not trainable)
+
+
+def count_parameters(config: Config) -> dict[str, tuple[int, int]]:
+    """Count (all, trainable) parameters of each part of both paths, without allocating them."""
+    counts = {}
+    for path, model in (("hand", on_meta(config.hand)), ("body", on_meta(config.body))):
+        for owner, label in ((model.expert, "expert"), (model, "adapter")):
+            for name, part in owner.named_children():
+                if part is not model.expert:
+                    counts[f"{path} {label}: {name}"] = count(part), count(part, True)
+            for name, parameter in owner.named_parameters(recurse=False):
+                counts[f"{path} {label}: {name}"] = (parameter.numel(),) * 2
+        counts[f"{path} expert"] = count(model.expert), count(model.expert, True)
+        new, trainable = (count(model, flag) - count(model.expert, flag) for flag in (False, True))
+        counts[f"{path} adapter"] = new, trainable
+    return counts
 
 
 # The rows of the paper's tables: changes of a preset's `hand` (Tables 3, 5) or `body` (4, 6).

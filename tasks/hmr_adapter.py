@@ -23,11 +23,19 @@ import bodymodels
 import data
 import hmr_adapter
 import metrics
+from networks.small_experts import body_keypoint_losses, hand_keypoint_losses
 from sets.safe_pickle import load_arrays, safe_unpickle
 from tasks import adapter_rivals
 from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import own_overrides, suitable_preset
+from weights.hmr_adapter import (
+    expert_of,
+    load_body_expert,
+    load_hand_expert,
+    load_paths,
+    load_pose_encoder,
+)
 
 ELBOWS_AND_WRISTS = [18, 19, 20, 21]  # of SMPL-X's joints
 GENHMR = Path(__file__).parent.parent / "assets" / "genhmr_cpu.pt"
@@ -60,7 +68,7 @@ class PeopleTask(Task):
         if not cls.ADAPTS:
             return cls.load_expert(path)
         model = adapter_rivals.load_checkpoint(path)
-        return model if isinstance(model, cls.MODEL) else hmr_adapter.expert_of(model, cls.MODEL)
+        return model if isinstance(model, cls.MODEL) else expert_of(model, cls.MODEL)
 
     @classmethod
     def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
@@ -132,7 +140,7 @@ class PeopleTask(Task):
         if not self.ADAPTS or not start.expert or start.row in adapter_rivals.FROM_SCRATCH:
             model = adapter_rivals.build_model(self.config)
             if self.starts_from:
-                hmr_adapter.load_pose_encoder(model, self.starts_from)
+                load_pose_encoder(model, self.starts_from)
             return model
         return adapter_rivals.build_model(self.config, self.load_given(start.expert))
 
@@ -179,7 +187,7 @@ class HandExpertTask(PeopleTask):
         "hmr-adapter-hands", "h36m-smplx", "rich", "bedlam", "freihand", "interhand", "hamer",
         "hamer-tars"), "")
     MODEL = hmr_adapter.HandExpert
-    load_expert = staticmethod(hmr_adapter.load_hand_expert)
+    load_expert = staticmethod(load_hand_expert)
     TITLE = "hand (left ones mirrored), predicted mesh, true mesh (both at the true wrist)"
     TRY = "python train.py --model hmr_adapter --stage hand --expert {checkpoint} --guide BODY"
     CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
@@ -205,10 +213,11 @@ class HandExpertTask(PeopleTask):
         return (samples["images"],)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
-        """Eq. 5."""
+        """Eq. 5, and the keypoints of a small expert."""
         samples = hmr_adapter.hand_samples(batch, getattr(self.config, "arm", "arm"))
-        terms = hmr_adapter.hand_losses(model(*self.inputs(samples)), samples, self.hand,
-                                        self.config)
+        prediction = model(*self.inputs(samples))
+        terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)
+        terms |= hand_keypoint_losses(prediction, samples, self.config)
         return hmr_adapter.hand_total_loss(terms, self.config), terms
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
@@ -323,7 +332,7 @@ class HandAdapterTask(HandExpertTask):
             self.guide.to(device)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
-        """Eq. 5, with the true arm or the one that the guide finds."""
+        """The same, with the true arm or the one that the guide finds."""
         if self.config.arm_source == "found" and self.guide is not None:
             with torch.no_grad():
                 batch = batch | {"body_pose": self.guide(batch["image"])["body_pose"]}
@@ -368,7 +377,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
                  "3dpw-moon": "3dpw_smplx_lineage"} | dict.fromkeys((
                      "hmr-adapter-body", "h36m-smplx", "rich", "bedlam"), "")
     MODEL = hmr_adapter.BodyExpert
-    load_expert = staticmethod(hmr_adapter.load_body_expert)
+    load_expert = staticmethod(load_body_expert)
     BODY, FAMILY = "wholebody", "smplx"
     PIECE = 200
     TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
@@ -397,12 +406,16 @@ class BodyExpertTask(PeopleTask, BodyTask):
         return (batch["image"],)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
-        """Eq. 7 and 8. Boxes of rendered hands are known outside of the picture, too."""
+        """Eq. 7 and 8, and the keypoints of a small expert.
+
+        Boxes of rendered hands are known outside of the picture, too.
+        """
         if self.data == "rendered":
             batch = batch | {"hand_boxes_valid": torch.ones_like(batch["hand_valid"])}
-        expert = hmr_adapter.expert_of(bare(model), hmr_adapter.BodyExpert)
-        terms = hmr_adapter.body_losses(model(*self.inputs(batch)), batch, self.light_body, expert,
-                                        self.config)
+        expert = expert_of(bare(model), hmr_adapter.BodyExpert)
+        prediction = model(*self.inputs(batch))
+        terms = hmr_adapter.body_losses(prediction, batch, self.light_body, expert, self.config)
+        terms |= body_keypoint_losses(prediction, batch, self.config)
         return hmr_adapter.body_total_loss(terms, self.config), terms
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
@@ -567,8 +580,7 @@ class DualPathTask(BodyAdapterTask):
     @classmethod
     def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
         """Both adapters; the baseline and the data are those of the body's checkpoint."""
-        model = hmr_adapter.load_paths(arguments.checkpoint, arguments.guide,
-                                       adapter_rivals.RIVALS)
+        model = load_paths(arguments.checkpoint, arguments.guide, adapter_rivals.RIVALS)
         return model, torch.load(arguments.guide, map_location="cpu", weights_only=True)
 
     @staticmethod

@@ -85,7 +85,7 @@ class Hand:
         return self.mano(betas=betas, global_orient=pose[:, :1], hand_pose=pose[:, 1:])
 
 small = HandExpertConfig(image_size=64, vit_dim=16, vit_depth=1, vit_heads=2, decoder_dim=16,
-                         decoder_layers=1, decoder_ffn=16)  # for HaMeR's weights: load_hand_expert
+                         decoder_layers=1, decoder_ffn=16)  # HaMeR's: weights/hmr_adapter.py
 model, hand, pose = HandAdapter(HandConfig(expert=small)), Hand(), torch.randn(2, 2, 16, 6)
 batch = {"hand_images": torch.randint(0, 256, (2, 2, 3, 64, 64)),
          "hand_pose": rotation_6d_to_matrix(pose), "hand_joints": torch.randn(2, 2, 21, 3),
@@ -113,7 +113,7 @@ class Body:
         return posed.joints[:, :76]
 
 small = BodyExpertConfig(image_size=64, vit_dim=16, vit_depth=1, vit_heads=2, depth_bins=4,
-                         hand_cells=4, box_dim=8, joint_dim=8)  # SMPLer-X's: load_body_expert
+                         hand_cells=4, box_dim=8, joint_dim=8)  # weights/hmr_adapter.py
 model, body = BodyAdapter(BodyConfig(expert=small, decoder_dim=16)), Body()
 batch = {"image": torch.randint(0, 256, (2, 3, 64, 64)), "keypoints_valid": torch.ones(2, 76),
          "body_pose": rotation_6d_to_matrix(torch.randn(2, 55, 6)), "betas": torch.randn(2, 10),

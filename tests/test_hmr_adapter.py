@@ -26,6 +26,7 @@ from adapter_samples import (
 import bodymodels
 import genhmr
 import hmr_adapter as hmr
+import weights.hmr_adapter
 from tasks import adapter_rivals
 from tasks.adapter_rivals import BASELINES
 
@@ -33,24 +34,24 @@ from tasks.adapter_rivals import BASELINES
 
 
 def trainable(config: hmr.HandConfig | hmr.BodyConfig) -> int:
-    return hmr.count(adapter_rivals.on_meta(config), True)
+    return adapter_rivals.count(adapter_rivals.on_meta(config), True)
 
 
 def test_parameters_of_the_experts():
     """HaMeR has 630,912,000 + 39,497,837 parameters, SMPLer-X-H 661,827,096, part by part."""
     with torch.device("meta"):
         hand, body = hmr.HandExpert(hmr.HandExpertConfig()), hmr.BodyExpert(hmr.BodyExpertConfig())
-    assert hmr.count(hand.backbone) == 630_912_000
-    assert hmr.count(hand.mano_head) == 39_497_837
-    assert hmr.count(hand) + adapter_rivals.DISCRIMINATOR == 671_955_048  # the paper's 671M
-    layer, = {tuple(hmr.count(part) for part in layer)
+    assert adapter_rivals.count(hand.backbone) == 630_912_000
+    assert adapter_rivals.count(hand.mano_head) == 39_497_837
+    assert adapter_rivals.count(hand) + adapter_rivals.DISCRIMINATOR == 671_955_048  # paper: 671M
+    layer, = {tuple(adapter_rivals.count(part) for part in layer)
               for layer in hand.mano_head.transformer.layers}
     assert layer == (2_098_176 + 2_048, 2_360_320 + 2_048, 2_099_200 + 2_048)
-    assert {name: hmr.count(part) for name, part in body.named_children()} == {
+    assert {name: adapter_rivals.count(part) for name, part in body.named_children()} == {
         "encoder": 630_951_680, "body_position_net": 512_400, "body_regressor": 2_372_157,
         "box_net": 9_179_657, "hand_roi_net": 16_796_800, "hand_position_net": 409_920,
         "hand_regressor": 1_583_986, "face_regressor": 20_496}
-    assert hmr.count(body) == 661_827_096
+    assert adapter_rivals.count(body) == 661_827_096
 
 
 @pytest.mark.parametrize("changes, number", [
@@ -151,7 +152,7 @@ def test_each_row_has_its_class(row):
             base(config)
     if type(model).__module__ == "tasks.adapter_rivals":
         with pytest.raises(ValueError, match="adapter_rivals"):
-            hmr.load_checkpoint(content)
+            weights.hmr_adapter.load_checkpoint(content)
 
 
 @pytest.mark.parametrize(("config", "bad"), [
@@ -185,9 +186,7 @@ def test_config_of_a_checkpoint_becomes_the_config():
 def test_shared_blocks_are_copies():
     """Blocks shared with genhmr.py are equal, letter by letter."""
     for name in ("require", "unit", "rotation_6d_to_matrix", "matrix_to_rotation_6d", "DropPath",
-                 "mlp", "SelfAttention", "ViTBlock", "ViT", "conv_norm", "ResidualMapBlock",
-                 "locate", "register_statistics", "Foreign",
-                 "read_checkpoint", "load_weights", "from_checkpoint", "window"):
+                 "mlp", "SelfAttention", "ViTBlock", "ViT", "register_statistics", "window"):
         copied = inspect.getsource(getattr(hmr, name)).replace("EncoderConfig", "Config")
         assert copied == inspect.getsource(getattr(genhmr, name)), name
 
@@ -285,8 +284,11 @@ def test_arms_of_a_mirrored_body_change_places(arm):
 
 
 def test_file_alone_imports_builds_and_runs(tmp_path):
-    """Copied into an empty folder the file needs only torch and numpy."""
+    """Copied into an empty folder the file needs only torch and numpy, and opens a checkpoint as
+    its first lines say."""
     shutil.copy(hmr.__file__, tmp_path)
+    trained = hmr.HandAdapter(TINY_HAND)
+    torch.save({"model": trained.state_dict(), "config": asdict(TINY_HAND)}, tmp_path / "hand.pt")
     code = f"""
 import sys; sys.path.insert(0, ".")
 import torch, hmr_adapter as hmr
@@ -296,7 +298,11 @@ body = hmr.BodyConfig(expert=hmr.BodyExpertConfig(
 model = hmr.HMRAdapter(hmr.Config(hand, body)).eval()
 found = model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
 assert found["body_pose"].shape == (2, 55, 3, 3) and found["body_pose"].isfinite().all()
-foreign = {{"bodymodels", "data", "metrics", "train", "matplotlib", "torchvision", "smplx"}}
+content = torch.load("hand.pt", "cpu")
+model = hmr.HandAdapter(hmr.HandConfig(**content["config"]))
+model.load_state_dict(content["model"])
+foreign = {{"bodymodels", "data", "metrics", "networks", "weights", "train", "matplotlib",
+           "torchvision", "smplx"}}
 assert not foreign & set(sys.modules), foreign & set(sys.modules)
 """
     result = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True,

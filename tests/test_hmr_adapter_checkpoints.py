@@ -6,8 +6,9 @@ import pytest
 import torch
 from adapter_samples import STAGES, TINY_BODY, TINY_HAND, images, lively, same
 
-import hmr_adapter as hmr
 from hmr_adapter import BodyExpert, BodyExpertConfig, HandExpert, HandExpertConfig
+from tasks import adapter_rivals
+from weights.hmr_adapter import load_body_expert, load_checkpoint, load_hand_expert
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -17,10 +18,10 @@ def test_checkpoints_return_the_model(stage, tmp_path):
               "body": TINY_BODY}[stage]
     model = lively(STAGES[stage](config)).eval()
     torch.save({"model": model.state_dict(), "config": asdict(config)}, tmp_path / "one.pt")
-    loaded = hmr.load_checkpoint(tmp_path / "one.pt")
+    loaded = load_checkpoint(tmp_path / "one.pt")
     assert type(loaded) is type(model) and loaded.config == config and not loaded.training
     assert same(model(images()), loaded(images()))
-    load_expert, other = hmr.load_hand_expert, hmr.load_body_expert
+    load_expert, other = load_hand_expert, load_body_expert
     if "body" in stage:
         load_expert, other = other, load_expert
     expert = load_expert(tmp_path / "one.pt")
@@ -77,8 +78,8 @@ def test_hamer_checkpoints_load(capsys):
         "discriminator.D_conv1.weight", "mano.faces_tensor", "initialized"))
     assert {name: tuple(state[name].shape) for name in HAMER_NAMES} == HAMER_NAMES
     with torch.device("meta"):
-        expert = hmr.load_hand_expert({"state_dict": state, "hyper_parameters": {}})
-    assert hmr.count(expert) == 670_409_837 and not expert.training
+        expert = load_hand_expert({"state_dict": state, "hyper_parameters": {}})
+    assert adapter_rivals.count(expert) == 670_409_837 and not expert.training
     assert "discriminator, initialized, mano" in capsys.readouterr().out
 
 
@@ -92,8 +93,8 @@ def test_smpler_x_checkpoints_load(renames, capsys):
         assert {name: tuple(state[name].shape) for name in SMPLER_X_NAMES} == SMPLER_X_NAMES
     state = {f"module.{name}": value for name, value in state.items()}
     with torch.device("meta"):
-        expert = hmr.load_body_expert({"epoch": 9, "network": state, "optimizer": {}})
-    assert hmr.count(expert) == 661_827_096
+        expert = load_body_expert({"epoch": 9, "network": state, "optimizer": {}})
+    assert adapter_rivals.count(expert) == 661_827_096
     said = capsys.readouterr().out
     assert "smplx_layer" in said and "hand_mean" in said
 
@@ -106,8 +107,8 @@ def test_differences_are_loud(capsys):
         state["mano_head.decshape.weight"] = torch.zeros(11, 1024)
         state["mano_head.new.weight"] = torch.zeros(1)
         with pytest.raises(ValueError, match="decpose.*new.*decshape"):
-            hmr.load_hand_expert({"state_dict": state})
-        hmr.load_hand_expert({"state_dict": state}, strict=False)
+            load_hand_expert({"state_dict": state})
+        load_hand_expert({"state_dict": state}, strict=False)
     said = capsys.readouterr().out
     assert "loaded in part" in said and "decpose" in said and "decshape" in said and "new" in said
 
@@ -115,14 +116,14 @@ def test_differences_are_loud(capsys):
 def test_bad_checkpoints_are_refused(tmp_path):
     """No file, no checkpoint, another model's config: one line says what was expected."""
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        hmr.load_checkpoint(tmp_path / "nowhere.pt")
+        load_checkpoint(tmp_path / "nowhere.pt")
     (tmp_path / "text.pt").write_text("no checkpoint")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
-        hmr.load_checkpoint(tmp_path / "text.pt")
+        load_checkpoint(tmp_path / "text.pt")
     with pytest.raises(ValueError, match="load_hand_expert"):
-        hmr.load_checkpoint({"state_dict": {"mano_head.decpose.weight": torch.zeros(1)}})
+        load_checkpoint({"state_dict": {"mano_head.decpose.weight": torch.zeros(1)}})
     with pytest.raises(ValueError, match="config"):
-        hmr.load_checkpoint({"model": {"mano_head.x": torch.zeros(1)}, "config": {"colour": 1}})
-    for load in (hmr.load_hand_expert, hmr.load_body_expert):
+        load_checkpoint({"model": {"mano_head.x": torch.zeros(1)}, "config": {"colour": 1}})
+    for load in (load_hand_expert, load_body_expert):
         with pytest.raises(ValueError, match="expected"):
             load({"state_dict": {"fc.weight": torch.zeros(1)}})

@@ -1,4 +1,4 @@
-"""HMR-Adapter's command line."""
+"""HMR-Adapter's command line, and hands alone in a picture."""
 
 import json
 from dataclasses import asdict
@@ -6,10 +6,20 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from adapter_samples import TINY_BODY, TINY_HAND, body_adapter, hand_adapter, lively
+from adapter_samples import (
+    TINY_BODY,
+    TINY_HAND,
+    body_adapter,
+    free_hand,
+    hand_adapter,
+    lively,
+    noise,
+)
 from torch import nn
 
+import bodymodels
 import hmr_adapter as hmr
+import weights.hmr_adapter
 from commands import hmr_adapter as command
 from hmr_adapter import BodyAdapter, BodyExpert, HandExpert
 
@@ -87,7 +97,7 @@ def test_command_line_takes_released_weights(given, models, few_vertices, tmp_pa
     """
     for name in ("HandExpertConfig", "BodyExpertConfig"):  # of tiny networks in place of ViT-H
         tiny = (TINY_HAND if name[0] == "H" else TINY_BODY).expert
-        monkeypatch.setattr(hmr, name, lambda tiny=tiny: tiny)
+        monkeypatch.setattr(weights.hmr_adapter, name, lambda tiny=tiny: tiny)
     experts = {"hand": lively(HandExpert(TINY_HAND.expert)).eval(),
                "body": lively(BodyExpert(TINY_BODY.expert)).eval()}
     arguments = [save_picture(tmp_path / "one.png"), "--box", "5,5,40,50", "--out",
@@ -105,8 +115,26 @@ def test_command_line_takes_released_weights(given, models, few_vertices, tmp_pa
         return
     assert arrays["vertices"].shape == (1577, 3) and arrays["hand_valid"].any() == (len(given) > 1)
     mean = command.hand_mean(str(model))
-    path = hmr.load_path(BodyAdapter, tmp_path / "body.ckpt", hand_mean=mean)
+    path = weights.hmr_adapter.load_path(BodyAdapter, tmp_path / "body.ckpt", hand_mean=mean)
     assert torch.equal(path.expert.hand_mean, mean) and mean.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("box", [None, (30, 10, 40, 60)])
+def test_predicted_left_hands_are_mirrored_right_hands(box):
+    """The mirrored picture gives the mirrored mesh, before the mirrored camera."""
+    path, picture = hand_adapter(), noise()
+    right = command.predict_hand(path, picture, free_hand(), box=box)
+    flipped = box and (120 - box[0] - box[2], *box[1:])
+    left = command.predict_hand(path, picture[:, ::-1], free_hand(), box=flipped, side="left")
+    for name in ("vertices", "joints", "transl"):
+        assert np.allclose(left[name], right[name] * (-1, 1, 1), atol=1e-4)
+    assert np.isclose(left["K"][0, 2], 120 - right["K"][0, 2]) and right["vertices"][:, 2].min() > 0
+    assert np.allclose(bodymodels.mirror_matrix(torch.tensor(left["rotations"])),
+                       right["rotations"], atol=1e-4)
+    if box:  # twice the box, grown to 3:4
+        assert np.allclose(right["box"], (50 - 60, 40 - 60, 120, 120))
+    with pytest.raises(ValueError, match="right or left"):
+        command.predict_hand(path, picture, free_hand(), side="both")
 
 
 @pytest.mark.parametrize("data, is_free", [("rendered", False), ("bedlam", True)])

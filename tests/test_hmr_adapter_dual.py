@@ -11,7 +11,6 @@ from adapter_samples import (
     RIGHT,
     TINY,
     body_adapter,
-    free_hand,
     hand_adapter,
     images,
     noise,
@@ -188,24 +187,6 @@ def test_the_body_path_alone_predicts_its_own_hands():
     in_crop = torch.tensor((found["keypoints_2d"] - (x, y)) * (size / side))
     assert torch.allclose(path.expert.to_cells(in_crop, size).float(),
                           expected["joints"][0, :, :2], atol=1e-3)
-
-
-@pytest.mark.parametrize("box", [None, (30, 10, 40, 60)])
-def test_predicted_left_hands_are_mirrored_right_hands(box):
-    """The mirrored picture gives the mirrored mesh, before the mirrored camera."""
-    path, picture = hand_adapter(), noise()
-    right = hmr.predict_hand(path, picture, free_hand(), box=box)
-    flipped = box and (120 - box[0] - box[2], *box[1:])
-    left = hmr.predict_hand(path, picture[:, ::-1], free_hand(), box=flipped, side="left")
-    for name in ("vertices", "joints", "transl"):
-        assert np.allclose(left[name], right[name] * (-1, 1, 1), atol=1e-4)
-    assert np.isclose(left["K"][0, 2], 120 - right["K"][0, 2]) and right["vertices"][:, 2].min() > 0
-    assert np.allclose(bodymodels.mirror_matrix(torch.tensor(left["rotations"])),
-                       right["rotations"], atol=1e-4)
-    if box:  # twice the box, grown to 3:4
-        assert np.allclose(right["box"], (50 - 60, 40 - 60, 120, 120))
-    with pytest.raises(ValueError, match="right or left"):
-        hmr.predict_hand(path, picture, free_hand(), side="both")
 
 
 def test_mean_hands_come_off_for_smplx_layers():

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import hmr_adapter as hmr
 from tasks import adapter_rivals
+from weights.hmr_adapter import load_body_expert, load_hand_expert
 
 
 def free_hand_truth() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -240,7 +241,7 @@ def test_parameter_groups():
     model = body_adapter(joint_embedding="learned")
     decayed, spared = (group["params"] for group in hmr.parameter_groups(model, 0.1))
     numbers = sum(parameter.numel() for parameter in [*decayed, *spared])
-    assert numbers == hmr.count(model, True) < hmr.count(model)
+    assert numbers == adapter_rivals.count(model, True) < adapter_rivals.count(model)
     identities = {id(parameter) for parameter in spared}
     assert id(model.joint_embedding) in identities
     assert id(model.decoder.pos_embedding) in identities
@@ -251,13 +252,13 @@ def test_parameter_groups():
 def test_an_expert_out_of_an_adapter_can_be_trained(part):
     """An expert from an adapter is frozen there; a new rival trains as much of it as of a new
     expert."""
-    kind, config, load = {"hand": (hmr.HandAdapter, TINY_HAND, hmr.load_hand_expert),
-                          "body": (hmr.BodyAdapter, TINY_BODY, hmr.load_body_expert)}[part]
+    kind, config, load = {"hand": (hmr.HandAdapter, TINY_HAND, load_hand_expert),
+                          "body": (hmr.BodyAdapter, TINY_BODY, load_body_expert)}[part]
     old = kind(config)
     assert not any(parameter.requires_grad for parameter in old.expert.parameters())
     rival = replace(config, inject="concat", trainable="head")
     fresh, around = adapter_rivals.build_model(rival), adapter_rivals.build_model(rival, old.expert)
-    assert hmr.count(around, True) == hmr.count(fresh, True)
+    assert adapter_rivals.count(around, True) == adapter_rivals.count(fresh, True)
     content = {"model": kind(config).state_dict(), "config": asdict(config),
                "name": f"hmr_adapter-{part}"}
     assert all(parameter.requires_grad for parameter in load(content).parameters())

@@ -11,8 +11,18 @@ from adapter_samples import DECODER, free_hand, images, lively, people, rotation
 import bodymodels
 import genhmr
 import hmr_adapter as hmr
+from networks import small_experts
+from networks.pose_encoder import cell_centres
+from networks.small_experts import (
+    SEEN,
+    SEEN_HANDS,
+    SEEN_POSITIONED,
+    build_model,
+    keypoint_losses,
+)
 from tasks import adapter_rivals
 from tasks.hmr_adapter import DualPathTask
+from weights.hmr_adapter import load_paths, load_pose_encoder
 
 ASSET = Path(__file__).parent.parent / "assets" / "genhmr_cpu.pt"
 ENCODER = dict(backbone="pose", image_size=64, patch_size=4, vit_dim=16, widths=(4, 4, 8, 8),
@@ -24,8 +34,8 @@ BODY = hmr.BodyConfig(expert=hmr.BodyExpertConfig(
     weight_lift=1.0), **DECODER, offset_hidden=16, zero_init=False)
 
 
-def body_expert() -> hmr.PoseBodyExpert:
-    return lively(hmr.body_expert(BODY.expert)).eval()
+def body_expert() -> small_experts.PoseBodyExpert:
+    return lively(build_model(BODY.expert)).eval()
 
 
 def losses(model, config) -> torch.Tensor:
@@ -33,16 +43,20 @@ def losses(model, config) -> torch.Tensor:
     batch = people()
     if isinstance(model, hmr.HandExpert):
         samples = hmr.hand_samples(batch)
-        terms = hmr.hand_losses(model(samples["images"]), samples, free_hand(), config)
+        prediction = model(samples["images"])
+        terms = hmr.hand_losses(prediction, samples, free_hand(), config)
+        terms |= small_experts.hand_keypoint_losses(prediction, samples, config)
         return hmr.hand_total_loss(terms, config)
-    terms = hmr.body_losses(model(batch["image"]), batch, whole_body(), model, config)
+    prediction = model(batch["image"])
+    terms = hmr.body_losses(prediction, batch, whole_body(), model, config)
+    terms |= small_experts.body_keypoint_losses(prediction, batch, config)
     return hmr.body_total_loss(terms, config)
 
 
 @pytest.mark.parametrize("config", [HAND.expert, BODY.expert], ids=["hand", "body"])
 def test_all_parameters_of_an_expert_learn(config):
     """Every parameter gets a gradient, at the lack of which DDP would stop."""
-    model = hmr.hand_expert(config) if config is HAND.expert else hmr.body_expert(config)
+    model = build_model(config)
     losses(lively(model).train(), config).backward()
     assert not [name for name, value in model.named_parameters() if value.grad is None]
 
@@ -50,8 +64,7 @@ def test_all_parameters_of_an_expert_learn(config):
 def test_adapters_wrap_small_experts():
     """With scale 0 an adapter is its small expert bit for bit, with 1 it is not."""
     arms = rotations(2, 8)
-    hand, body = (lively(kind(config)).eval() for kind, config in (
-        (hmr.HandAdapter, HAND), (hmr.BodyAdapter, BODY)))
+    hand, body = (lively(build_model(config)).eval() for config in (HAND, BODY))
     for scale in (0.0, 1.0):
         same = torch.equal(hand(images(), arms, scale=scale)["hand_pose"],
                            hand.expert(images())["hand_pose"])
@@ -61,29 +74,40 @@ def test_adapters_wrap_small_experts():
         assert same == (scale == 0)
 
 
+def test_the_papers_classes_name_the_builder_of_small_experts():
+    """Given a small expert's config they say what builds it; that builds both paths, too."""
+    for kind, config in ((hmr.HandExpert, HAND.expert), (hmr.BodyExpert, BODY.expert),
+                         (hmr.HandAdapter, HAND), (hmr.BodyAdapter, BODY),
+                         (hmr.HMRAdapter, hmr.Config(HAND, BODY))):
+        with pytest.raises(ValueError, match="'pose'.*build this model with build_model of net"):
+            kind(config)
+        model = build_model(config)
+        assert isinstance(model, kind) and model.config == config
+
+
 def test_body_encoder_is_genhmrs():
     """Started from GenHMR's shipped encoder, it finds the same keypoints, joints and pose; a hand's
     takes the maps and keeps its own heads; other files and widths are refused."""
     preset = hmr.PRESETS["cpu"]
-    expert, pictures = hmr.body_expert(preset.body.expert).eval(), images(2, 128)
-    hmr.load_pose_encoder(expert, ASSET)
+    expert, pictures = build_model(preset.body.expert).eval(), images(2, 128)
+    load_pose_encoder(expert, ASSET)
     theirs = genhmr.load_encoder(ASSET)
     with torch.no_grad():
         seen, other = expert.features(pictures).seen, theirs(theirs.normalise(pictures))
     for mine, its in ((seen.heat, other.heat), (seen.at, other.at), (seen.share, other.share),
-                      (seen.found, other.found), (seen.joints, other.lifted.joints),
-                      (seen.pose, other.lifted.pose)):
+                      (seen.found, other.found), (seen.lifted.joints, other.lifted.joints),
+                      (seen.lifted.pose, other.lifted.pose)):
         torch.testing.assert_close(mine, its, atol=1e-5, rtol=1e-4)
-    hand = hmr.hand_expert(preset.hand.expert)
+    hand = build_model(preset.hand.expert)
     before = hand.backbone.encoder.heat.weight.clone()
-    hmr.load_pose_encoder(hand, ASSET)
+    load_pose_encoder(hand, ASSET)
     assert torch.equal(hand.backbone.encoder.heat.weight, before)
     assert torch.equal(hand.backbone.encoder.join8.conv1.weight,
                        expert.encoder.join8.conv1.weight)
     with pytest.raises(ValueError, match="other widths than the expert's: expected .4, 4, 8, 8."):
-        hmr.load_pose_encoder(hmr.body_expert(BODY.expert), ASSET)
+        load_pose_encoder(build_model(BODY.expert), ASSET)
     with pytest.raises(ValueError, match="no pose encoder: expected one of train.py"):
-        hmr.load_pose_encoder(expert, {"model": {"weight": torch.zeros(1)}})
+        load_pose_encoder(expert, {"model": {"weight": torch.zeros(1)}})
 
 
 def test_keypoints_have_the_numbers_of_bodymodels():
@@ -91,10 +115,10 @@ def test_keypoints_have_the_numbers_of_bodymodels():
     names = bodymodels.JOINT_SETS["smplx76"]
     renamed = {"left_hand": "left_middle1", "right_hand": "right_middle1"}
     expected = [renamed.get(name, name) for name in bodymodels.JOINT_SETS["smpl45"]]
-    assert [names[joint] for joint in hmr.SEEN] == expected
-    for side, word in zip(hmr.SEEN_HANDS, ("right", "left"), strict=True):
+    assert [names[joint] for joint in SEEN] == expected
+    for side, word in zip(SEEN_HANDS, ("right", "left"), strict=True):
         assert all(expected[joint].startswith(word) for joint in side)
-    assert [hmr.SEEN[joint] for joint in hmr.SEEN_POSITIONED] == hmr.POSITIONED
+    assert [SEEN[joint] for joint in SEEN_POSITIONED] == hmr.POSITIONED
 
 
 def test_what_is_seen_becomes_cells_and_boxes(monkeypatch):
@@ -105,14 +129,15 @@ def test_what_is_seen_becomes_cells_and_boxes(monkeypatch):
         torch.nn.init.zeros_(net.weight)
         torch.nn.init.zeros_(net.bias)
     seen = expert.encoder(torch.zeros(2, 3, 64, 48))
-    at = batch["keypoints_2d"][:, hmr.SEEN] / 64 - 0.5
+    at = batch["keypoints_2d"][:, SEEN] / 64 - 0.5
     relative = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
-    seen = seen._replace(at=at, joints=relative[:, hmr.SEEN], share=torch.ones(2, 45))
+    seen = seen._replace(at=at, lifted=seen.lifted._replace(joints=relative[:, SEEN]),
+                         share=torch.ones(2, 45))
     monkeypatch.setattr(expert.encoder, "forward", lambda crops: seen)
     found = expert.features(batch["image"])
     (joints, valid), _ = hmr.heat_map_targets(batch, expert, found.hand_boxes)
     torch.testing.assert_close(found.joints[valid], joints[valid], atol=1e-4, rtol=1e-4)
-    hand = expert.to_cells(batch["keypoints_2d"], 64)[:, [hmr.SEEN[j] for j in hmr.SEEN_HANDS[0]]]
+    hand = expert.to_cells(batch["keypoints_2d"], 64)[:, [SEEN[j] for j in SEEN_HANDS[0]]]
     torch.testing.assert_close(found.box_sizes[:, 0], hand.amax(1) - hand.amin(1))
     torch.testing.assert_close(found.box_centers[:, 0], hand.mean(1))
 
@@ -130,7 +155,7 @@ def test_heat_loss_is_least_at_the_truth():
     """A heat map that is sharp at the keypoint costs nothing, one that is flat log(cells), a sharp
     one elsewhere more; a keypoint outside the crop counts a fifth; joints are relative."""
     config = BODY.expert
-    centres = hmr.cell_centres(config)  # (192, 2)
+    centres = cell_centres(config.grid)  # (192, 2)
     at = centres[[5, 100]][None]  # (1, 2, 2)
     joints = torch.randn(1, 2, 3)
     lifted = joints - joints[:, :1] + 0.25
@@ -140,13 +165,13 @@ def test_heat_loss_is_least_at_the_truth():
         heat[0, range(2), cells] = 50.0
         return {"heat": heat.log_softmax(-1), "lifted": lifted}
 
-    right, lift = hmr.keypoint_losses(heat_of([5, 100]), at, joints, config)
-    wrong, _ = hmr.keypoint_losses(heat_of([6, 100]), at, joints, config)
-    flat, _ = hmr.keypoint_losses({"heat": torch.zeros(1, 2, 192).log_softmax(-1),
+    right, lift = keypoint_losses(heat_of([5, 100]), at, joints, config)
+    wrong, _ = keypoint_losses(heat_of([6, 100]), at, joints, config)
+    flat, _ = keypoint_losses({"heat": torch.zeros(1, 2, 192).log_softmax(-1),
                                    "lifted": lifted}, at, joints, config)
     assert right.item() < 1e-6 and flat.item() == pytest.approx(5.257, abs=1e-3)
     assert wrong > flat and lift.item() == pytest.approx(0.25)
-    outside, _ = hmr.keypoint_losses({"heat": torch.zeros(1, 2, 192).log_softmax(-1),
+    outside, _ = keypoint_losses({"heat": torch.zeros(1, 2, 192).log_softmax(-1),
                                       "lifted": lifted}, at + 2, joints, config)
     assert outside.item() == pytest.approx(5.257 / 5, abs=1e-3)
 
@@ -168,8 +193,7 @@ def test_hands_outside_of_the_picture_are_told_apart():
 def test_doubted_hands_keep_the_body_path():
     """Below the least share, the mean over its keypoints, a hand is the body path's; at 0 none is,
     and what the caller leaves out stays left out."""
-    hand, body = (lively(kind(config)).eval() for kind, config in (
-        (hmr.HandAdapter, HAND), (hmr.BodyAdapter, BODY)))
+    hand, body = (lively(build_model(config)).eval() for config in (HAND, BODY))
     pictures, crops = images(3), images(6, seed=7).unflatten(0, (3, 2))
     shares = hand.expert.backbone.encoder(hand.expert.normalise(crops.flatten(0, 1))).share
     shares = shares.mean(1).view(3, 2)
@@ -190,8 +214,7 @@ def test_doubted_hands_keep_the_body_path():
 
 def test_scores_without_doubt_are_another_row():
     """Beside each predictor that leaves doubted hands, the dual path scores it with all of them."""
-    hand, body = (lively(kind(config)).eval() for kind, config in (
-        (hmr.HandAdapter, HAND), (hmr.BodyAdapter, BODY)))
+    hand, body = (lively(build_model(config)).eval() for config in (HAND, BODY))
     for value in body.expert.boxes.parameters():
         torch.nn.init.zeros_(value)  # boxes around the keypoints, which are in the picture
     rows = {}
@@ -208,7 +231,7 @@ def test_scores_without_doubt_are_another_row():
 def test_the_paper_leaves_no_hand_and_the_shipped_files_do():
     """The paper's preset has no least share; loaded paths have the cpu preset's."""
     files = [ASSET.with_name(f"hmr_adapter_{path}_cpu.pt") for path in ("hand", "body")]
-    least = hmr.load_paths(*files).config.least_share
+    least = load_paths(*files).config.least_share
     assert least == hmr.PRESETS["cpu"].least_share > hmr.PRESETS["paper"].least_share == 0
 
 
@@ -224,12 +247,15 @@ def test_rows_that_train_an_encoder_learn_from_keypoints(part):
         model = lively(adapter_rivals.build_model(chosen)).train()
         if part == "hand":
             samples = hmr.hand_samples(batch)
-            terms = hmr.hand_losses(model(samples["images"]), samples, free_hand(), chosen)
+            prediction = model(samples["images"])
+            terms = hmr.hand_losses(prediction, samples, free_hand(), chosen)
+            terms |= small_experts.hand_keypoint_losses(prediction, samples, chosen)
             assert ("heat" in terms) == (trainable == "all")
             hmr.hand_total_loss(terms, chosen).backward()
         else:
-            terms = hmr.body_losses(model(batch["image"]), batch, whole_body(), model.expert,
-                                    chosen)
+            prediction = model(batch["image"])
+            terms = hmr.body_losses(prediction, batch, whole_body(), model.expert, chosen)
+            terms |= small_experts.body_keypoint_losses(prediction, batch, chosen)
             hmr.body_total_loss(terms, chosen).backward()
         learnt = [name for name, value in model.named_parameters()
                   if name.endswith("encoder.heat.weight") and value.grad is not None]

@@ -18,6 +18,7 @@ from test_train import Run, assert_same_state, flag
 import data
 import hmr_adapter
 import train
+import weights.hmr_adapter
 from tasks import adapter_rivals, reports
 from tasks.base import Predictions
 from tasks.hmr_adapter import PARTS, HandAdapterTask, stage_arguments
@@ -90,7 +91,7 @@ def test_logs_hold_the_terms_of_the_loss(finished, stage):
     """The total is the weighted sum of what is logged; it falls; no step is missing."""
     log = rows(finished / stage / "log.csv")
     assert [row["step"] for row in log] == [1, 2, 3, 4]
-    config = hmr_adapter.load_checkpoint(finished / stage / "checkpoint.pt").config
+    config = weights.hmr_adapter.load_checkpoint(finished / stage / "checkpoint.pt").config
     total = hmr_adapter.hand_total_loss if "hand" in stage else hmr_adapter.body_total_loss
     for row in log:
         assert row["loss"] == pytest.approx(total(row, config), rel=1e-5)
@@ -101,7 +102,7 @@ def test_logs_hold_the_terms_of_the_loss(finished, stage):
                                              ("body", hmr_adapter.BodyExpert)])
 def test_frozen_experts_stay_bit_for_bit(finished, stage, kind):
     """After training, the adapter holds the expert of the stage before; all else has moved."""
-    expert, adapter = (hmr_adapter.load_checkpoint(finished / name / "checkpoint.pt")
+    expert, adapter = (weights.hmr_adapter.load_checkpoint(finished / name / "checkpoint.pt")
                        for name in (f"{stage}_expert", stage))
     assert isinstance(expert, kind)
     assert_same_state(dict(expert.state_dict()), dict(adapter.expert.state_dict()))
@@ -165,7 +166,7 @@ def test_the_experts_column_is_the_experts(finished, folder, tmp_path, undrawn):
     assert scores["expert"] == pytest.approx(before, rel=1e-4)
     assert scores["no arm"] != scores["expert"]
     task = make_task(tmp_path.parent, folder, tmp_path.name, stage="hand")
-    model = hmr_adapter.load_checkpoint(tmp_path / "checkpoint.pt")
+    model = weights.hmr_adapter.load_checkpoint(tmp_path / "checkpoint.pt")
     with torch.no_grad():
         assert "expert" not in task.predict(model, batch_of(task.test_set, range(2))).found
 
@@ -384,14 +385,14 @@ def test_arms_and_boxes_of_the_table_are_what_they_say(finished, folder):
     guide finds hands; "true boxes": the sample's. Hands wait at the wrist."""
     task = make_task(finished, folder, "hand")
     batch = batch_of(task.test_set, range(4))
-    model = hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt")
+    model = weights.hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt")
     assert list(task.predict(model, batch).found) == ["true arm", "no arm", "expert"]
     file = finished / "body_expert" / "checkpoint.pt"
     task = make_task(finished, folder, "hand", "--guide", file)
     with torch.no_grad():
         predictions = task.predict(model, batch)
         found = {name: values["points"] for name, values in predictions.found.items()}
-        guide = hmr_adapter.load_checkpoint(file)(batch["image"])
+        guide = weights.hmr_adapter.load_checkpoint(file)(batch["image"])
         true = batch["hand_images"].flatten(0, 1)
         cut = hmr_adapter.crop_hands(batch["image"], guide["tight_boxes"], true.shape[-1])
         for boxes, images in (("", cut.flatten(0, 1)), (", true boxes", true)):
@@ -413,10 +414,10 @@ def test_adapters_train_with_what_their_source_says(finished, folder, source):
     task = make_task(finished, folder, "hand", "--guide", file)
     task.config = dataclasses.replace(task.config, arm_source=source)
     batch = batch_of(task.test_set, range(4))
-    model, heard = hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt"), []
+    model, heard = weights.hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt"), []
     task.loss(lambda *inputs: heard.append(inputs[1]) or model(*inputs), batch, 0)
     with torch.no_grad():
-        found = hmr_adapter.load_checkpoint(file)(batch["image"])["body_pose"]
+        found = weights.hmr_adapter.load_checkpoint(file)(batch["image"])["body_pose"]
     arms = {"true": batch["arm_pose"], "found": hmr_adapter.arm_pose(found)}
     assert torch.equal(heard[0], arms[source].flatten(0, 1))
     body = make_task(finished, folder, "body")

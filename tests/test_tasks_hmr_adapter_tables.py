@@ -8,8 +8,8 @@ import pytest
 from test_tasks_adapter import TINY, finished, folder  # noqa: F401
 from test_train import Run, flag
 
-import hmr_adapter
 import train
+import weights.hmr_adapter
 from tasks.hmr_adapter import HandAdapterTask
 from tasks.hmr_adapter_tables import (
     SCORED,
@@ -71,7 +71,7 @@ def test_rows_from_scratch_have_an_experts_sizes_no_weights_and_double_steps():
     scratch = next(TableRuns(arguments, train.parse_arguments).trained("Table 3, No. 2", 5))
     assert scratch.overrides[-2:] == ["steps=14", "seed=5"]
     task = object.__new__(HandAdapterTask)
-    task.arguments, expert = scratch, hmr_adapter.load_hand_expert(SHIPPED["hand"])
+    task.arguments, expert = scratch, weights.hmr_adapter.load_hand_expert(SHIPPED["hand"])
     task.config = HandAdapterTask.adapt(HandAdapterTask.PRESETS["cpu"], scratch)
     assert task.config.expert == expert.config and task.config.trainable == "all"
     new, old = dict(task.build().expert.named_parameters()), dict(expert.named_parameters())

@@ -20,8 +20,8 @@ from test_tasks_adapter import ERRORS, OF_BODIES, TINY, flag, scores_of
 
 import bodymodels
 import data
-import hmr_adapter
 import train
+import weights.hmr_adapter
 from tasks.base import EVALUATIONS, Predictions
 from tasks.hmr_adapter import BodyAdapterTask, HandAdapterTask
 
@@ -114,7 +114,7 @@ def test_hands_alone_have_no_arm_to_be_found(base, trained):
     arguments = train.parse_arguments(command_line(
         base, "hand", base / "no", "--data", "interhand", "--data-root", base / "interhand",
         "--protocol", "arctic_p1val", "--guide", trained / "body_expert/checkpoint.pt"))
-    model = hmr_adapter.load_checkpoint(trained / "hand/checkpoint.pt")
+    model = weights.hmr_adapter.load_checkpoint(trained / "hand/checkpoint.pt")
     task = HandAdapterTask(model.config, arguments, {"data": "interhand"})
     task.config = dataclasses.replace(task.config, arm_source="found")
     heard = []
@@ -164,7 +164,7 @@ def test_3dpw_has_a_vertex_error_with_the_mapping_from_smplx_to_smpl(base, train
 
 def test_perfect_meshes_have_no_error_by_the_official_protocols(base, trained):
     """Whatever the pose or the subject's own template: the truth alone scores 0."""
-    config = hmr_adapter.load_checkpoint(trained / "body/checkpoint.pt").config
+    config = weights.hmr_adapter.load_checkpoint(trained / "body/checkpoint.pt").config
     for protocol in ("arctic_p1val", "ehf"):
         name = EVALUATIONS[protocol][0]
         arguments = train.parse_arguments(command_line(

@@ -9,10 +9,10 @@ import torch
 from simplehand_samples import TINY, checkpoint_of, images, on_meta, trained_model
 
 import bodymodels
-import hmr_adapter
 import simplehand
 from networks.backbones import simplehand_model
 from simplehand import PRESETS, Config, SimpleHand
+from weights.hmr_adapter import load_hand_expert
 from weights.simplehand import load_backbone, load_checkpoint, our_name
 
 
@@ -110,7 +110,7 @@ def test_unet_starts_from_hmr_adapters_hand_expert():
     file = bodymodels.ASSETS / "hmr_adapter_hand_cpu.pt"
     unet = simplehand_model(PRESETS["cpu_views"]).backbone.eval()
     load_backbone(unet, file)
-    theirs = hmr_adapter.load_hand_expert(file).backbone.encoder
+    theirs = load_hand_expert(file).backbone.encoder
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         x8 = theirs.down8(theirs.stem(x))

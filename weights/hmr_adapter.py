@@ -1,0 +1,172 @@
+"""Open checkpoints of HMR-Adapter: train.py's, HaMeR's and SMPLer-X's."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+from torch import Tensor, nn
+
+from hmr_adapter import (
+    PRESETS,
+    Adapter,
+    BodyAdapter,
+    BodyConfig,
+    BodyExpert,
+    BodyExpertConfig,
+    Config,
+    HandAdapter,
+    HandConfig,
+    HandExpert,
+    HandExpertConfig,
+    HMRAdapter,
+    require,
+)
+from networks.experts_alone import FineTunedBody, FineTunedHand
+from networks.small_experts import PoseBodyExpert, PoseHandExpert, build_model
+from weights.files import from_checkpoint, load_weights, read_checkpoint
+
+CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
+                  "expert.encoder.": BodyConfig, "encoder.": BodyExpertConfig}
+SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
+    (r"^(module\.)+", ""), (r"^backbone\.", "encoder."),
+    (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
+
+
+def load_checkpoint(source: str | PathLike | Mapping, rivals: Sequence[type[Adapter]] = ()
+                    ) -> HandExpert | BodyExpert | HandAdapter | BodyAdapter:
+    """Load the model of one of train.py's checkpoints, in evaluation mode on the CPU.
+
+    source: a file or its content, {"model": state dict, "config": dataclasses.asdict(config)}.
+    rivals: RIVALS of tasks/adapter_rivals.py, to load these too.
+    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
+    """
+    state, config = read_checkpoint(source)
+    config_class = next((CONFIG_CLASSES[prefix] for prefix in CONFIG_CLASSES if any(
+        name.startswith(prefix) for name in state)), None)
+    require(config is not None and config_class is not None,
+            "this is not a checkpoint of train.py for HMR-Adapter: for the released weights of "
+            "HaMeR and SMPLer-X use load_hand_expert and load_body_expert")
+    build = functools.partial(build_model, rivals=rivals)
+    return from_checkpoint(build, config_class, config, state)
+
+
+def load_pose_encoder(expert: PoseHandExpert | PoseBodyExpert, source: str | PathLike | Mapping
+                      ) -> None:
+    """Start a small expert's encoder from GenHMR's, alone or inside a checkpoint of GenHMR.
+
+    A hand expert takes only layers that do not depend on the keypoints. Raises like
+    load_checkpoint.
+    """
+    encoder = expert.backbone.encoder if isinstance(expert, HandExpert) else expert.encoder
+    state, _ = read_checkpoint(source)
+    prefix = "backbone." if "backbone.lift.out.weight" in state else ""
+    require(f"{prefix}lift.out.weight" in state, "this checkpoint has no pose encoder: expected "
+            "one of train.py --model genhmr, --stage encoder or --stage transformer")
+    own = encoder.state_dict()
+    found = {name: state[prefix + name] for name in own if prefix + name in state}
+    for name in ("lift.out.weight", "lift.out.bias"):
+        found[name] = found[name][:len(own[name])]  # the last are betas
+    fitting = {name: value for name, value in found.items() if value.shape == own[name].shape}
+    require("stem.0.0.weight" in fitting, "this pose encoder has other widths than the expert's: "
+            f"expected {expert.config.widths}")
+    if isinstance(expert, HandExpert):  # heat maps and lift are of other keypoints
+        fitting = {name: value for name, value in fitting.items()
+                   if not name.startswith(("heat.", "lift."))}
+    encoder.load_state_dict(fitting, strict=False)
+
+
+def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn.Module:
+    """Load the expert of a checkpoint of train.py, also out of an adapter or rival."""
+    if isinstance(config, Mapping) and "expert" in config:
+        config = config["expert"]
+        state = {name.removeprefix("expert."): value for name, value in state.items()
+                 if name.startswith("expert.")}
+    return expert_of(load_checkpoint({"model": state, "config": config}), kind)
+
+
+def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:
+    """Load the hand expert of train.py's checkpoint, also from inside an adapter, or of HaMeR's.
+
+    source: a file or its content. strict=False prints what does not fit and loads the rest. Raises
+    like load_checkpoint.
+    """
+    state, config = read_checkpoint(source)
+    if config is not None:
+        return expert_inside(state, config, HandExpert)
+    require(any(name.startswith("mano_head.") for name in state),
+            "no hand expert in this checkpoint: expected train.py's or HaMeR's")
+    expert = HandExpert(HandExpertConfig())
+    load_weights(expert, state, ignored=r"(discriminator|mano)\.|initialized$", strict=strict)
+    return expert.eval()
+
+
+def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | None = None,
+                     strict: bool = True) -> BodyExpert:
+    """Load the whole-body expert of train.py's checkpoint, also from an adapter, or of SMPLer-X-H.
+
+    hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands (hands_meanr, hands_meanl), to which
+    the released weights' fingers are relative. source, strict and errors: as load_hand_expert's.
+    """
+    state, config = read_checkpoint(source)
+    if config is not None:
+        return expert_inside(state, config, BodyExpert)
+    for pattern, name in SMPLER_X_NAMES:
+        state = {re.sub(pattern, name, key): value for key, value in state.items()}
+    require(any(name.startswith("body_regressor.") for name in state),
+            "no whole-body expert in this checkpoint: expected train.py's or SMPLer-X's")
+    expert = BodyExpert(BodyExpertConfig())
+    unreleased = {name: value for name, value in expert.state_dict().items()
+                  if re.search(r"(hand_mean|num_batches_tracked)$", name)}
+    load_weights(expert, unreleased | state, ignored=r"smplx_layer\.", strict=strict)
+    if hand_mean is None:
+        print("the fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to "
+              "make them absolute (the dual path does not use this expert's fingers)")
+    else:
+        expert.hand_mean.copy_(hand_mean)
+        expert.notice_hand_mean()
+    return expert.eval()
+
+
+def expert_of(model: nn.Module, kind: type) -> nn.Module:
+    """Return the model, or the expert inside it; ValueError if that is of another kind."""
+    expert = getattr(model, "expert", model)
+    require(isinstance(expert, kind),
+            f"this checkpoint has a {type(expert).__name__}: expected a {kind.__name__}")
+    return expert
+
+
+def load_path(kind: type[Adapter], source: str | PathLike | Mapping,
+              rivals: Sequence[type[Adapter]] = (), **options) -> Adapter:
+    """Load one path: an adapter of train.py, or an expert alone, train.py's or a released one.
+
+    kind: HandAdapter or BodyAdapter. options: of load_hand_expert or load_body_expert, for released
+    weights. Other arguments and errors are as of load_checkpoint.
+    """
+    state, config = read_checkpoint(source)
+    content = {"model": state, "config": config}
+    if isinstance(config, Mapping) and "expert" in config:
+        model = load_checkpoint(content, rivals)
+        require(isinstance(model, kind),
+                f"{source} has a {type(model).__name__}: expected a {kind.__name__}")
+        return model
+    load, alone, config_class = {
+        HandAdapter: (load_hand_expert, FineTunedHand, HandConfig),
+        BodyAdapter: (load_body_expert, FineTunedBody, BodyConfig)}[kind]
+    expert = load(content, **options)
+    return alone(config_class(expert=expert.config, inject="none"), expert).eval()
+
+
+def load_paths(hand: str | PathLike, body: str | PathLike, rivals: Sequence[type[Adapter]] = (), *,
+               hand_mean: Tensor | None = None,
+               least_share: float = PRESETS["cpu"].least_share) -> HMRAdapter:
+    """Load both paths, see load_path, for evaluation; two experts are the paper's baseline.
+
+    least_share: of Config; HaMeR has no shares, so it does nothing there.
+    """
+    paths = (load_path(HandAdapter, hand, rivals),
+             load_path(BodyAdapter, body, rivals, hand_mean=hand_mean))
+    config = Config(*(path.config for path in paths), least_share=least_share)
+    return HMRAdapter(config, *paths).eval()
