@@ -596,9 +596,9 @@ class Tokenizer(nn.Module):
 
     def build(self, config: TokenizerConfig) -> None:
         """Make the networks."""
-        require(config.is_papers, f"this config (network={config.network!r}) has additions of ours: "
-                                  "build its tokenizer with build_tokenizer of "
-                                  "networks/small_genhmr.py")
+        require(config.is_papers,
+                f"this config (network={config.network!r}) has additions of ours: build its "
+                f"tokenizer with build_tokenizer of networks/small_genhmr.py")
         self.encoder = pose_encoder(config)
         self.quantiser = Quantiser(config)
         self.decoder = pose_decoder(config)
@@ -987,8 +987,9 @@ class GenHMR(nn.Module):
 
     def build(self, config: Config) -> None:
         """Make the networks, with their initial weights."""
-        require(config.is_papers, f"this config (backbone={config.backbone!r}) has additions of ours:"
-                                  " build its model with build_genhmr of networks/small_genhmr.py")
+        require(config.is_papers,
+                f"this config (backbone={config.backbone!r}) has additions of ours: build its "
+                f"model with build_genhmr of networks/small_genhmr.py")
         self.backbone = ViT(config)
         self.pyramid = nn.ModuleList([pyramid_level(
             config.vit_dim, scale, config.pyramid_width) for scale in config.scales])

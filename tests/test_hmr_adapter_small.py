@@ -6,13 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from adapter_samples import DECODER, free_hand, images, lively, people, rotations, whole_body
+from adapter_samples import (
+    DECODER,
+    free_hand,
+    images,
+    lively,
+    people,
+    rotations,
+    whole_body,
+)
 
 import bodymodels
-import genhmr
 import hmr_adapter as hmr
 from tasks import adapter_rivals
 from tasks.hmr_adapter import DualPathTask
+from weights.genhmr import load_encoder
 
 ASSET = Path(__file__).parent.parent / "assets" / "genhmr_cpu.pt"
 ENCODER = dict(backbone="pose", image_size=64, patch_size=4, vit_dim=16, widths=(4, 4, 8, 8),
@@ -67,7 +75,7 @@ def test_body_encoder_is_genhmrs():
     preset = hmr.PRESETS["cpu"]
     expert, pictures = hmr.body_expert(preset.body.expert).eval(), images(2, 128)
     hmr.load_pose_encoder(expert, ASSET)
-    theirs = genhmr.load_encoder(ASSET)
+    theirs = load_encoder(ASSET)
     with torch.no_grad():
         seen, other = expert.features(pictures).seen, theirs(theirs.normalise(pictures))
     for mine, its in ((seen.heat, other.heat), (seen.at, other.at), (seen.share, other.share),
