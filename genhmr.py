@@ -29,6 +29,14 @@ The authors have not published code. Where the paper is silent we follow HMR2.0 
 (Dwivedi et al., CVPR 2024), or choose ourselves; every field of the configs names its source.
 Where the paper contradicts itself, a comment beside the line says so.
 
+This file has the paper's networks; networks/small_genhmr.py adds what lets small ones learn on a
+laptop. weights/genhmr.py opens all checkpoints; this file alone opens train.py's of the paper's
+networks:
+
+    content = torch.load(FILE, weights_only=True, map_location="cpu")
+    model = GenHMR(Config(**content["config"]))
+    model.load_state_dict(content["model"])
+
 Units are metres and radians; camera axes are OpenCV's (x right, y down, z away from the camera); a
 6D rotation is [column 0, column 1]. Letters in shapes: B batch, L tokens of a pose (96), V codes
 (2048), C their dimension (256), S side of the crop in pixels, N cells of the image encoder (192),
@@ -74,10 +82,10 @@ class TokenizerConfig:
     width: int = 512  # channels of the convolutions (TokenHMR)
     depth: int = 2  # residual blocks in the encoder and in the decoder (TokenHMR)
     dilation_growth: int = 3  # dilation of a block, divided by the next one's (TokenHMR)
-    network: str = "convolutions"  # along the list of joints (paper)
+    network: str = "convolutions"  # along the list of joints (paper), or "joints" (ours)
 
-    # Ours: additions with which few codes suffice and a wrong token costs little, off in the paper,
-    # as is network="joints". See networks/small_genhmr.py
+    # Ours: additions with which few codes suffice and a wrong token costs little, off in the paper.
+    # These and "joints": networks/small_genhmr.py
     normalise: bool = False  # embeddings to mean 0 and variance 1, each by itself
     corruption: float = 0.0  # up to this share of a pose's tokens are replaced while training
 
@@ -134,13 +142,13 @@ class TokenizerConfig:
 
     @property
     def is_papers(self) -> bool:
-        """Whether the networks are the paper's, those of this file."""
+        """Whether the tokenizer is the paper's, as this file builds it."""
         return self.network == "convolutions" and not (self.normalise or self.corruption)
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Everything that defines networks/pose_encoder.py's PoseEncoder and its training.
+    """Everything that defines a PoseEncoder, networks/pose_encoder.py, and its training.
 
     All values are our choice: the paper takes a trained encoder, the ViT-H of HMR2.0.
     """
@@ -233,7 +241,7 @@ class Config:
     regressor_width: int = 1024  # hidden width (our choice)
     focal_length: float = 5000.0  # px at a crop of 256 px; fixed (paper), this value (HMR2.0)
 
-    # Ours: additions with which a small model learns in minutes, off in the paper's presets. See
+    # Ours: additions with which a small model learns in minutes, off in the paper's presets:
     # networks/small_genhmr.py
     pretrain_steps: int = 0  # first steps, on posed bodies without pictures
     own_guesses: float = 0.0  # fraction of the samples whose input is the model's surest guesses
@@ -310,7 +318,7 @@ class Config:
 
     @property
     def is_papers(self) -> bool:
-        """Whether the networks are the paper's, those of this file."""
+        """Whether the model is the paper's, as this file builds it."""
         return (self.tokenizer.is_papers and self.backbone == "vit" and self.token_maps == "shared"
                 and not (self.own_guesses or self.distance_bias or self.unit_scales))
 
@@ -585,8 +593,8 @@ class Quantiser(nn.Module):
 class Tokenizer(nn.Module):
     """Convert poses to tokens and back: encoder, codebook, decoder (Fig. 2a). Always in fp32.
 
-    Four tokens per joint, but not of one joint: with convolutions a token depends on four to eight
-    joints that are neighbours in SMPL's list, and a joint on a third or more of the tokens.
+    Four tokens per joint, but not of one joint: a token depends on four to eight joints that are
+    neighbours in SMPL's list, and a joint on a third or more of the tokens.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -924,10 +932,7 @@ class Features(NamedTuple):
     sizes: Tensor  # (maps, 2) int64, height and width of each map
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
-    # What the small encoder of networks/small_genhmr.py finds, too
-    own: Tensor | None = None  # (B, 45, 3) 2D keypoints, -0.5..0.5, and their confidence
-    start: Tensor | None = None  # (B, L, D) added to the queries of the tokens
-    places: Tensor | None = None  # (B, L, 2) where the tokens' joints are in the maps, 0..1
+    own: Tensor | None = None  # (B, 45, 3) 2D keypoints that a PoseEncoder finds, and confidence
 
 
 def initialise_linears(module: nn.Module) -> None:
@@ -967,7 +972,8 @@ class MaskedTransformer(nn.Module):
         codes = F.embedding(tokens.masked_fill(masked, 0), codebook)  # (B, L, C), frozen
         x = torch.where(masked[..., None], self.mask_embedding.to(codes),
                         self.token_embedding(codes).to(codes))  # (B, L, D)
-        x, reference = x + self.position_embedding, self.reference.sigmoid()  # (L, 2)
+        x = x + self.position_embedding
+        reference = self.reference.sigmoid()  # (L, 2)
         for layer in self.layers:
             x = layer(x, reference, features.values, features.sizes)
         return self.head(self.norm(x))  # (B, L, V)

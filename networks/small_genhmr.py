@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -192,7 +193,7 @@ class BiasedAttention(SelfAttention):
 
 
 class SmallTransformer(nn.Module):
-    """MaskedTransformer with config.token_maps, distance_bias and unit_scales.
+    """genhmr.MaskedTransformer with config.token_maps, distance_bias and unit_scales.
 
     With a pose encoder, tokens start from what it found, and look at the places of their joints.
     """
@@ -229,7 +230,8 @@ class SmallTransformer(nn.Module):
             with torch.no_grad():
                 nn.init.uniform_(self.reference, 0.1, 0.9).logit_()
 
-    def forward(self, tokens: Tensor, codebook: Tensor, features: Features) -> Tensor:
+    def forward(self, tokens: Tensor, codebook: Tensor,
+                features: Features | PoseFeatures) -> Tensor:
         masked = tokens == len(codebook)  # (B, L)
         if self.config.unit_scales:
             codebook = codebook / codebook.std()
@@ -355,6 +357,18 @@ class PoseStart(nn.Module):
         return at.repeat_interleave(self.tokens, 1)
 
 
+class PoseFeatures(NamedTuple):
+    """What PoseGenHMR computes once per picture: Features, and where the tokens start."""
+
+    values: Tensor  # as in Features, here and below
+    sizes: Tensor
+    betas: Tensor
+    camera: Tensor
+    own: Tensor  # (B, 45, 3) 2D keypoints, -0.5..0.5, and their confidence
+    start: Tensor  # (B, L, D) added to the queries of the tokens
+    places: Tensor  # (B, L, 2) where the tokens' joints are in the maps, 0..1
+
+
 class PoseGenHMR(SmallGenHMR):
     """SmallGenHMR behind a PoseEncoder, which is trained before and frozen here."""
 
@@ -375,7 +389,7 @@ class PoseGenHMR(SmallGenHMR):
         self.backbone.eval()
         return self
 
-    def encode(self, images: Tensor) -> Features:
+    def encode(self, images: Tensor) -> PoseFeatures:
         """Compute what does not depend on the tokens.
 
         images: as in GenHMR.forward; also (B, 45, 3), keypoints without a picture: x and y in
@@ -385,13 +399,12 @@ class PoseGenHMR(SmallGenHMR):
             return self.pose_features(self.backbone.imagine(images[..., :2], images[..., 2]))
         return self.pose_features(self.backbone(self.normalise(images)))
 
-    def pose_features(self, seen: Seen) -> Features:
-        """Compute Features from the encoder's output; its maps have strides 16, 8 and 4."""
+    def pose_features(self, seen: Seen) -> PoseFeatures:
+        """Compute the features from the encoder's output; its maps have strides 16, 8 and 4."""
         maps = [level(seen.maps[16 // min(scale, 4)])
                 for level, scale in zip(self.pyramid, self.config.scales, strict=True)]
         values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, N, C)
         z = self.tokenizer.embed(rotation_6d_to_matrix(seen.lifted.pose))  # (B, L, C)
-        return Features(
-            values, self.map_sizes, seen.lifted.betas, self.regressor.camera(seen),
-            own=torch.cat((seen.at, self.regressor.sure(seen)[..., None]), 2),
-            start=self.regressor(seen, z), places=self.regressor.places(seen))
+        own = torch.cat((seen.at, self.regressor.sure(seen)[..., None]), 2)
+        return PoseFeatures(values, self.map_sizes, seen.lifted.betas, self.regressor.camera(seen),
+                            own, self.regressor(seen, z), self.regressor.places(seen))

@@ -6,15 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from adapter_samples import (
-    DECODER,
-    free_hand,
-    images,
-    lively,
-    people,
-    rotations,
-    whole_body,
-)
+from adapter_samples import DECODER, free_hand, images, lively, people, rotations, whole_body
 
 import bodymodels
 import hmr_adapter as hmr

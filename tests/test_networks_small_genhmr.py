@@ -5,15 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from genhmr_samples import (
-    POSE,
-    TINY,
-    TINY_TOKENIZER,
-    batch_of,
-    images,
-    lively_model,
-    poses,
-)
+from genhmr_samples import POSE, TINY, TINY_TOKENIZER, batch_of, images, lively_model, poses
 from torch import nn
 
 import genhmr
