@@ -1,12 +1,13 @@
 """GenHMR with additions of ours, so that a small model learns on a laptop: the `cpu` preset.
 
-The pose encoder finds keypoints and lifts them to a pose, from which the tokens start; each place
-of the token sequence has its own linear maps; attention first prefers joints that are near; the
-pose tokenizer's network knows which token belongs to which joint. Each addition is a field of
-genhmr.Config or genhmr.TokenizerConfig, and works alone, also with the paper's ViT.
+A pose encoder finds keypoints and lifts them to a pose, from which the tokens start; each place of
+the token sequence has its own linear maps; attention first prefers joints that are near; the pose
+tokenizer's network knows which token belongs to which joint. Each addition is a field of
+genhmr.Config or genhmr.TokenizerConfig and can be used alone, all but the first also with the
+paper's ViT.
 
 build_genhmr and build_tokenizer make any model that a config describes. Letters in shapes are
-genhmr.py's; C is also the number of features at a keypoint.
+genhmr.py's.
 """
 
 from __future__ import annotations
