@@ -23,12 +23,19 @@ body onto 2D keypoints.
     "Uncertainty-Guided Sampling"  iterative decoding                     sample_from
     "Mask Scheduling Function"     four mask schedules                    SCHEDULES
     Eq. 2, 3, 4        G, L_2D, Y+ 2D pose-guided refinement              refine
-    ours                           image encoder for small machines       PoseEncoder, PoseStart
 
 The authors have not published code. Where the paper is silent we follow HMR2.0 (Goel et al.,
 "Humans in 4D", ICCV 2023), whose loss weights, learning rate and batch size it has, or TokenHMR
 (Dwivedi et al., CVPR 2024), or choose ourselves; every field of the configs names its source.
 Where the paper contradicts itself, a comment beside the line says so.
+
+This file has the paper's networks; networks/small_genhmr.py adds what lets small ones learn on a
+laptop. weights/genhmr.py opens all checkpoints; this file alone opens train.py's of the paper's
+networks:
+
+    content = torch.load(FILE, weights_only=True, map_location="cpu")
+    model = GenHMR(Config(**content["config"]))
+    model.load_state_dict(content["model"])
 
 Units are metres and radians; camera axes are OpenCV's (x right, y down, z away from the camera); a
 6D rotation is [column 0, column 1]. Letters in shapes: B batch, L tokens of a pose (96), V codes
@@ -41,12 +48,9 @@ from __future__ import annotations
 import math
 import re
 import sys
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -78,9 +82,10 @@ class TokenizerConfig:
     width: int = 512  # channels of the convolutions (TokenHMR)
     depth: int = 2  # residual blocks in the encoder and in the decoder (TokenHMR)
     dilation_growth: int = 3  # dilation of a block, divided by the next one's (TokenHMR)
-    network: str = "convolutions"  # along the list of joints (paper), or "joints": see JointNet
+    network: str = "convolutions"  # along the list of joints (paper), or "joints" (ours)
 
-    # Ours: additions with which few codes suffice and a wrong token costs little, off in the paper
+    # Ours: additions with which few codes suffice and a wrong token costs little, off in the paper.
+    # These and "joints": networks/small_genhmr.py
     normalise: bool = False  # embeddings to mean 0 and variance 1, each by itself
     corruption: float = 0.0  # up to this share of a pose's tokens are replaced while training
 
@@ -135,10 +140,15 @@ class TokenizerConfig:
         for name in ("codebook_size", "code_dim", "width", "depth", "dilation_growth"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: expected > 0")
 
+    @property
+    def is_papers(self) -> bool:
+        """Whether the tokenizer is the paper's, as this file builds it."""
+        return self.network == "convolutions" and not (self.normalise or self.corruption)
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Everything that defines a PoseEncoder and its training, --stage encoder.
+    """Everything that defines a PoseEncoder, networks/pose_encoder.py, and its training.
 
     All values are our choice: the paper takes a trained encoder, the ViT-H of HMR2.0.
     """
@@ -231,11 +241,12 @@ class Config:
     regressor_width: int = 1024  # hidden width (our choice)
     focal_length: float = 5000.0  # px at a crop of 256 px; fixed (paper), this value (HMR2.0)
 
-    # Ours: additions with which a small model learns in minutes, off in the paper's presets
+    # Ours: additions with which a small model learns in minutes, off in the paper's presets:
+    # networks/small_genhmr.py
     pretrain_steps: int = 0  # first steps, on posed bodies without pictures
     own_guesses: float = 0.0  # fraction of the samples whose input is the model's surest guesses
     token_maps: str = "shared"  # one embedding and head for all places (paper), or "per_place"
-    distance_bias: bool = False  # self-attention first prefers near joints, see BiasedAttention
+    distance_bias: bool = False  # self-attention first prefers near joints
     unit_scales: bool = False  # codes, [MASK] and positions have the same order of magnitude
 
     # Loss. L_mask is a mean over tokens and samples. The other terms are 48 times a mean over
@@ -304,6 +315,12 @@ class Config:
             ("temperature_duration", self.temperature_duration > 0, "a part of the steps, above 0"),
         ):
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
+
+    @property
+    def is_papers(self) -> bool:
+        """Whether the model is the paper's, as this file builds it."""
+        return (self.tokenizer.is_papers and self.backbone == "vit" and self.token_maps == "shared"
+                and not (self.own_guesses or self.distance_bias or self.unit_scales))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -470,54 +487,6 @@ def pose_decoder(config: TokenizerConfig) -> nn.Sequential:
                          nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), last)
 
 
-class JointNet(nn.Module):
-    """A linear map for each joint, plus an MLP that sees all: (B, 24, I) -> (B, 24, O) (ours).
-
-    The maps make it easy to copy a joint's rotation, so unseen poses do as well as seen ones. On a
-    CPU it is several times as fast as convolutions, and a token belongs to one joint.
-    """
-
-    def __init__(self, inputs: int, outputs: int, width: int) -> None:
-        super().__init__()
-        self.own = nn.Parameter(torch.randn(JOINTS, inputs, outputs) * inputs**-0.5)
-        self.bias = nn.Parameter(torch.zeros(JOINTS, outputs))
-        self.whole = nn.Sequential(
-            nn.Linear(JOINTS * inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
-            nn.Linear(width, JOINTS * outputs))
-        with torch.no_grad():
-            self.whole[-1].weight.mul_(0.2)  # each joint starts from its own linear map
-
-    def forward(self, x: Tensor) -> Tensor:
-        own = torch.einsum("bji,jio->bjo", x, self.own) + self.bias  # (B, 24, O)
-        return own + self.whole(x.flatten(1)).unflatten(1, (JOINTS, -1))
-
-
-class JointEncoder(nn.Module):
-    """6D rotations (B, 6, 24) -> embeddings z (B, C, L); tokens of a joint are neighbours."""
-
-    def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__()
-        self.net = JointNet(6, config.num_tokens // JOINTS * config.code_dim, config.width)
-        self.length = config.num_tokens
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.mT).reshape(len(x), self.length, -1).mT
-
-
-class JointDecoder(nn.Module):
-    """Embeddings (B, C, L) -> 6D rotations (B, 6, 24)."""
-
-    def __init__(self, config: TokenizerConfig) -> None:
-        super().__init__()
-        self.net = JointNet(config.num_tokens // JOINTS * config.code_dim, 6, config.width)
-        with torch.no_grad():  # start near the rest pose, as pose_decoder does
-            self.net.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
-            self.net.own.mul_(0.3)
-
-    def forward(self, embeddings: Tensor) -> Tensor:
-        return self.net(embeddings.mT.reshape(len(embeddings), JOINTS, -1)).mT
-
-
 def all_reduced(x: Tensor) -> Tensor:
     """Sum a tensor over all processes, if there are several."""
     if dist.is_available() and dist.is_initialized():
@@ -624,16 +593,23 @@ class Quantiser(nn.Module):
 class Tokenizer(nn.Module):
     """Convert poses to tokens and back: encoder, codebook, decoder (Fig. 2a). Always in fp32.
 
-    Four tokens per joint, but not of one joint: with convolutions a token depends on four to eight
-    joints that are neighbours in SMPL's list, and a joint on a third or more of the tokens.
+    Four tokens per joint, but not of one joint: a token depends on four to eight joints that are
+    neighbours in SMPL's list, and a joint on a third or more of the tokens.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.config, convolutions = config, config.network == "convolutions"
-        self.encoder = (pose_encoder if convolutions else JointEncoder)(config)
+        self.config = config
+        self.build(config)
+
+    def build(self, config: TokenizerConfig) -> None:
+        """Make the networks."""
+        require(config.is_papers,
+                f"this config (network={config.network!r}) has additions of ours: build its "
+                f"tokenizer with build_tokenizer of networks/small_genhmr.py")
+        self.encoder = pose_encoder(config)
         self.quantiser = Quantiser(config)
-        self.decoder = (pose_decoder if convolutions else JointDecoder)(config)
+        self.decoder = pose_decoder(config)
 
     @property
     def codebook(self) -> Tensor:
@@ -646,8 +622,7 @@ class Tokenizer(nn.Module):
                 f"poses of shape {tuple(rotations.shape)}: expected matrices (B, {JOINTS}, 3, 3)")
         with torch.autocast(rotations.device.type, enabled=False):
             x = matrix_to_rotation_6d(rotations.float()).mT  # (B, 6, 24)
-            z = self.encoder(x).mT  # (B, L, C)
-            return F.layer_norm(z, z.shape[-1:]) if self.config.normalise else z
+            return self.encoder(x).mT
 
     def encode(self, rotations: Tensor) -> Tensor:
         """Poses (B, 24, 3, 3), global orientation first -> tokens (B, L), int64 in 0..V-1."""
@@ -669,21 +644,7 @@ class Tokenizer(nn.Module):
         z = self.embed(rotations)  # (B, L, C)
         with torch.autocast(z.device.type, enabled=False):
             quantised = self.quantiser(z)
-        embeddings = quantised.pop("embeddings")
-        if self.training and self.config.corruption:
-            embeddings = corrupt(embeddings, self.codebook, self.config.corruption)
-        return {"rotations": self.decode_embeddings(embeddings), **quantised}
-
-
-def corrupt(embeddings: Tensor, codebook: Tensor, most: float) -> Tensor:
-    """Replace up to a share `most` of each pose's embeddings (B, L, C) by random codes (ours).
-
-    The decoder learns that neighbours outvote a wrong token (after PCT: Geng et al., CVPR 2023).
-    """
-    shape, device = embeddings.shape[:2], embeddings.device
-    wrong = torch.rand(shape, device=device) < most * torch.rand(shape[0], 1, device=device)
-    codes = F.embedding(torch.randint(len(codebook), shape, device=device), codebook)
-    return torch.where(wrong[..., None], codes, embeddings)
+        return {"rotations": self.decode_embeddings(quantised.pop("embeddings")), **quantised}
 
 
 def tokenizer_losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
@@ -835,191 +796,21 @@ def pyramid_level(width: int, scale: int, width_out: int) -> nn.Sequential:
         nn.Conv2d(width_out, width_out, 3, padding=1, bias=False), MapNorm(width_out, eps=1e-6))
 
 
-class Regressed(NamedTuple):
-    """Shape, camera and start of the pose tokens, regressed from the image encoder's output."""
-
-    betas: Tensor  # (B, 10)
-    camera: Tensor  # (B, 3), s, tx, ty
-    start: Tensor  # (B, L, D), added to the queries of the pose tokens; (B, 1, D) zeros: nothing
-
-
 class Regressor(nn.Module):
     """Regress shape and camera from the mean of the encoder's tokens (paper)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.width = config.width
         self.norm = nn.LayerNorm(config.vit_dim)
         self.mlp = mlp(config.vit_dim, config.regressor_width, 13)
         with torch.no_grad():  # mean shape, body as high as most of the crop (HMR2.0)
             self.mlp.fc2.weight.mul_(0.01)
             self.mlp.fc2.bias.copy_(torch.tensor([0.0] * 10 + [0.9, 0.0, 0.0]))
 
-    def forward(self, x: Tensor) -> Regressed:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N, D) -> shape (B, 10) and camera (B, 3), s, tx, ty."""
         with torch.autocast(x.device.type, enabled=False):  # at 43 m, steps of bf16 are 0.25 m
-            x = self.norm(x.float())  # (B, N, D)
-            betas, camera = self.mlp(x.mean(1)).split((10, 3), 1)  # (B, 10), (B, 3)
-            return Regressed(betas, camera, start=x.new_zeros(len(x), 1, self.width))
-
-
-# ------------------------------------------------------------- a small image encoder (ours)
-
-
-def conv_norm(width_in: int, width: int, stride: int = 1) -> nn.Sequential:
-    """3 x 3 convolution, batch norm, ReLU."""
-    return nn.Sequential(nn.Conv2d(width_in, width, 3, stride, 1, bias=False),
-                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-
-class ResidualMapBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut: (B, D, h, w) -> the same."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
-
-
-def cell_centres(config: EncoderConfig) -> Tensor:
-    """Centres of the heat maps' cells (N, 2), row by row: x and y in the crop, -0.5..0.5."""
-    y, x = ((torch.arange(count) + 0.5 - count / 2) / config.grid[0] for count in config.grid)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-
-
-class Lifted(NamedTuple):
-    """A body as Lift predicts it from 2D keypoints."""
-
-    joints: Tensor  # (B, 45, 3) metres from the pelvis, camera axes
-    pose: Tensor  # (B, 24, 6) rotations
-    betas: Tensor  # (B, 10)
-
-
-class Lift(nn.Module):
-    """Predict a pose and a shape from 2D keypoints and the image features at them (ours).
-
-    It works without features, so that it can also learn from posed bodies without pictures.
-    """
-
-    def __init__(self, width: int, features: int) -> None:
-        super().__init__()
-        self.keypoints = nn.Linear(5 * KEYPOINTS + 3, width)
-        self.features = nn.Linear(features, width)
-        self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
-        self.out = nn.Linear(width, 3 * KEYPOINTS + 6 * JOINTS + 10)
-        for layer in (self.features.weight, self.features.bias, self.out.bias):
-            nn.init.zeros_(layer)
-        with torch.no_grad():
-            self.out.weight.mul_(0.3)
-            self.out.bias[3 * KEYPOINTS:-10].copy_(torch.tensor([1.0, 0, 0, 0, 1, 0] * JOINTS))
-
-    def forward(self, at: Tensor, share: Tensor, features: Tensor | None = None) -> Lifted:
-        """at: (B, 45, 2), -0.5..0.5. share: (B, 45), confidence. features: (B, F), if any."""
-        weight = share[..., None] / share.sum(1)[:, None, None]
-        centre = (weight * at).sum(1, keepdim=True)  # (B, 1, 2)
-        size = (weight * (at - centre).square()).sum((1, 2), keepdim=True).sqrt().clamp_min(0.02)
-        x = self.keypoints(torch.cat((4 * at.flatten(1), share, ((at - centre) / size).flatten(1),
-                                      4 * centre[:, 0], 10 * size[:, 0]), 1))
-        x = F.gelu(x if features is None else x + self.features(features))
-        for norm, hidden in zip(self.norms, self.hidden, strict=True):
-            x = x + F.gelu(hidden(norm(x)))
-        joints, pose, betas = self.out(x).split((3 * KEYPOINTS, 6 * JOINTS, 10), 1)
-        return Lifted(joints.unflatten(1, (-1, 3)), pose.unflatten(1, (-1, 6)), betas)
-
-
-class Seen(NamedTuple):
-    """What PoseEncoder finds in a picture. J is 45, N the cells of the heat maps."""
-
-    heat: Tensor  # (B, J, N) log probability of each cell, per keypoint
-    at: Tensor  # (B, J, 2) where each is, -0.5..0.5; outside the crop: the nearest border
-    share: Tensor  # (B, J) probability within two cells of that place
-    found: Tensor  # (B, J, C) features at that place
-    whole: Tensor  # (B, D) features of the whole picture
-    lifted: Lifted
-    maps: dict[int, Tensor]  # by stride, 4, 8 and 16: features (B, D, h, w)
-
-
-class PoseEncoder(nn.Module):
-    """Crops (B, 3, S, 3/4 S) -> heat maps at stride 4, and the pose that they suggest (ours).
-
-    A ViTPose in miniature, to train in minutes: convolutions down to stride 16, attention over
-    these cells, and back up to stride 4 with shortcuts.
-    """
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        self.config, (w2, w4, w8, w16) = config, config.widths
-        self.channels = {4: 2 * w4, 8: w8, 16: w16}  # of the maps, by stride
-        cells = 3 * (config.image_size // 16) ** 2 // 4
-        self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
-        self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
-        self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(cells, w16))
-        self.blocks = nn.Sequential(*[ViTBlock(w16, config.heads, 0.0)
-                                      for _ in range(config.blocks)])
-        for block in self.blocks:
-            block.mlp = mlp(w16, 2 * w16, w16)
-        self.norm = nn.LayerNorm(w16)
-        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualMapBlock(w8)
-        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, 2 * w4)
-        self.heat = nn.Conv2d(2 * w4, KEYPOINTS, 1)
-        self.pool4 = nn.Conv2d(2 * w4, config.pooled, 1)
-        self.pool8 = nn.Conv2d(w8, config.pooled, 1)
-        self.lift = Lift(config.lift_width, KEYPOINTS * config.pooled + w16)
-        self.register_buffer("centres", cell_centres(config), persistent=False)
-        register_statistics(self)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Convert pictures (B, 3, S, S), RGB 0..255, to the crops (B, 3, S, 3/4 S) of `forward`."""
-        return normalised_crop(self, images, self.config.image_size)
-
-    def forward(self, crops: Tensor) -> Seen:
-        x4 = self.stem(crops)  # (B, 32, 32, 24)
-        x8 = self.down8(x4)  # (B, 64, 16, 12)
-        x16 = self.down16(x8)  # (B, 128, 8, 6)
-        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, 48, 128)
-        x16 = cells.mT.unflatten(2, x16.shape[2:])
-        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
-        x4 = self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4)  # (B, 64, 32, 24)
-        with torch.autocast(x4.device.type, enabled=False):  # places are finer than bf16's steps
-            return self.read(x4.float(), x8.float(), x16.float(), cells.float())
-
-    def read(self, x4: Tensor, x8: Tensor, x16: Tensor, cells: Tensor) -> Seen:
-        """Find keypoints in the maps, and lift them."""
-        heat = self.heat(x4).flatten(2).log_softmax(-1)  # (B, 45, 768)
-        probability = heat.detach().exp()  # 3D losses must not move the heat maps
-        pooled = self.pool4(x4) + F.interpolate(self.pool8(x8), scale_factor=2.0)
-        found = probability @ pooled.flatten(2).mT  # (B, 45, 24)
-        at, share = locate(probability, self.centres, 2.5 / self.config.grid[0])
-        whole = cells.mean(1)  # (B, 128)
-        lifted = self.lift(at, share, torch.cat((found.flatten(1), whole), 1))
-        return Seen(heat, at, share, found, whole, lifted, {4: x4, 8: x8, 16: x16})
-
-    def imagine(self, at: Tensor, share: Tensor) -> Seen:
-        """Return the output for keypoints without a picture: places (B, 45, 2), shares (B, 45)."""
-        size, batch = self.config.image_size, len(at)
-        maps = {stride: at.new_zeros(batch, width, size // stride, 3 * size // (4 * stride))
-                for stride, width in self.channels.items()}
-        return Seen(at.new_zeros(batch, KEYPOINTS, len(self.centres)), at, share,
-                    at.new_zeros(batch, KEYPOINTS, self.config.pooled),
-                    at.new_zeros(batch, self.channels[16]), self.lift(at, share), maps)
-
-
-def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Find keypoints in probabilities (B, J, N) of cells whose centres (N, 2) are given.
-
-    Returns the mean of the cells around the most probable one (B, J, 2), and their share (B, J).
-    """
-    peak = centres[probability.argmax(-1)]  # (B, J, 2)
-    near = probability * ((centres - peak[:, :, None]).abs().amax(-1) < radius)
-    share = near.sum(-1)
-    return near @ centres / share[..., None].clamp_min(1e-6), share
+            return self.mlp(self.norm(x.float()).mean(1)).split((10, 3), 1)
 
 
 # -------------------------------------------------------------- stage 2: masked transformer
@@ -1119,12 +910,10 @@ class DeformableAttention(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention, deformable cross-attention, MLP, pre-norm: (B, L, D) -> the same."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, self_attention: nn.Module | None = None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width)
-        self.self_attention = (
-            BiasedAttention(config.width, config.heads, config.tokenizer.num_tokens)
-            if config.distance_bias else SelfAttention(config.width, config.heads))
+        self.self_attention = self_attention or SelfAttention(config.width, config.heads)
         self.norm2 = nn.LayerNorm(config.width)
         self.cross_attention = DeformableAttention(config)
         self.norm3 = nn.LayerNorm(config.width)
@@ -1141,119 +930,17 @@ class Features(NamedTuple):
 
     values: Tensor  # (B, N, C) the cells of all feature maps, flattened and concatenated
     sizes: Tensor  # (maps, 2) int64, height and width of each map
-    betas: Tensor  # as in Regressed, here and below
-    camera: Tensor
-    start: Tensor
-    places: Tensor | None = None  # (B, L, 2) where the tokens' joints are in the maps, 0..1
-    own: Tensor | None = None  # (B, 45, 3) the encoder's 2D keypoints, -0.5..0.5, confidence
+    betas: Tensor  # (B, 10)
+    camera: Tensor  # (B, 3), s, tx, ty
+    own: Tensor | None = None  # (B, 45, 3) 2D keypoints that a PoseEncoder finds, and confidence
 
 
-class PlaceLinear(nn.Module):
-    """A linear map for each place of a sequence: (B, L, I) -> (B, L, O)."""
-
-    def __init__(self, length: int, width: int, width_out: int, scale: float = 1.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(scale * width**-0.5 * torch.randn(length, width, width_out))
-        self.bias = nn.Parameter(torch.zeros(length, width_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("bli,lio->blo", x, self.weight) + self.bias
-
-
-PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
-
-
-def skeleton_distances() -> Tensor:
-    """Count the bones between every two of SMPL's joints (24, 24)."""
-    distance = torch.full((JOINTS, JOINTS), math.inf).fill_diagonal_(0)
-    for joint, parent in enumerate(PARENTS[1:], 1):
-        distance[joint, parent] = distance[parent, joint] = 1
-    for joint in range(JOINTS):  # Floyd-Warshall
-        distance = torch.minimum(distance, distance[:, joint:joint + 1] + distance[joint])
-    return distance
-
-
-class BiasedAttention(SelfAttention):
-    """Self-attention with a learned bias per head and pair of tokens, (B, L, D) -> the same (ours).
-
-    It starts as ALiBi's (Press et al., ICLR 2022): minus the distance of the tokens' joints along
-    the skeleton, times 1, 1/2, 1/4, ... by head, and times 0 in the last.
-    """
-
-    def __init__(self, width: int, heads: int, length: int) -> None:
-        super().__init__(width, heads)
-        distance = skeleton_distances()
-        for dim in (0, 1):
-            distance = distance.repeat_interleave(length // JOINTS, dim)
-        slopes = torch.tensor([0.5**head for head in range(heads - 1)] + [0.0])
-        self.bias = nn.Parameter(-slopes[:, None, None] * distance)  # (H, L, L)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(*qkv, attn_mask=self.bias.to(x))  # (B, H, L, D / H)
-        return self.proj(x.transpose(1, 2).flatten(2))
-
-
-class PoseStart(nn.Module):
-    """Convert a PoseEncoder's output to shape, camera and start of the pose tokens (ours).
-
-    The shape is the encoder's. The camera is the one that projects its 3D keypoints onto its 2D
-    keypoints. Each token starts from what the encoder found at its joint.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.width, self.tokens = config.width, config.tokenizer.num_tokens // JOINTS
-        self.focal, cells = config.focal, cell_centres(config.encoder)
-        pooled, hidden = config.encoder.pooled, config.regressor_width
-        self.joint = PlaceLinear(JOINTS, 12, self.tokens * self.width, scale=0.7)
-        self.found = PlaceLinear(JOINTS, pooled, self.width, scale=0.0)
-        self.z = nn.Linear(config.tokenizer.code_dim, self.width)
-        self.lifted = mlp(6 * KEYPOINTS + 6 * JOINTS, hidden, JOINTS * self.width)
-        self.seen = mlp(KEYPOINTS * pooled + config.encoder.widths[-1], hidden,
-                        JOINTS * self.width)
-        self.pelvis = nn.Linear(10, 3).requires_grad_(False)  # of unposed shapes: set_pelvis
-        with torch.no_grad():
-            self.lifted.fc2.weight.mul_(0.3)
-            for layer in (self.seen.fc2.weight, self.seen.fc2.bias):
-                layer.zero_()
-        self.register_buffer("border", cells.amax(0) - 0.5 / config.encoder.grid[0],
-                             persistent=False)
-
-    @torch.no_grad()
-    def set_pelvis(self, rest_joints: Callable[[Tensor], Tensor]) -> None:
-        """Learn where a body's pelvis is: rest_joints(betas) -> (B, 24, 3), linear in the shape."""
-        pelvis = rest_joints(torch.cat((torch.zeros(1, 10), torch.eye(10))))[:, 0]  # (11, 3)
-        self.pelvis.bias.copy_(pelvis[0])
-        self.pelvis.weight.copy_((pelvis[1:] - pelvis[0]).T)
-
-    def sure(self, seen: Seen) -> Tensor:
-        """Return the confidence of each 2D keypoint (B, 45): its share, 0 at the border."""
-        return seen.share * (seen.at.abs() < self.border).all(-1)
-
-    def camera(self, seen: Seen) -> Tensor:
-        """Fit the camera (B, 3) of the lifted keypoints by least squares."""
-        points = seen.lifted.joints + self.pelvis(seen.lifted.betas)[:, None]
-        usual = seen.at.new_tensor([[0.9, 0.0, 0.0]]).expand(len(points), 3)
-        return fit_camera(usual, seen.at, self.sure(seen), points, self.focal)
-
-    def forward(self, seen: Seen, z: Tensor) -> Regressed:
-        """z: (B, L, C), the lifted pose's embeddings in the tokenizer."""
-        with torch.autocast(z.device.type, enabled=False):
-            (joints, pose, betas), at, share = seen.lifted, 4 * seen.at, seen.share[..., None]
-            keypoints = torch.cat((at, share, 2 * joints), 2)  # (B, 45, 6)
-            joint = self.joint(torch.cat((keypoints[:, :JOINTS], pose), 2))  # (B, 24, L / 24 * D)
-            body = self.lifted(torch.cat((keypoints.flatten(1), pose.flatten(1)), 1))
-            body = body + self.seen(torch.cat((seen.found.flatten(1), seen.whole), 1))
-            body = body.unflatten(1, (JOINTS, -1)) + self.found(seen.found[:, :JOINTS])
-            start = self.z(z) + joint.unflatten(2, (-1, self.width)).flatten(1, 2)
-            start = start + body.repeat_interleave(self.tokens, 1)  # (B, L, D)
-            return Regressed(betas, self.camera(seen), start)
-
-    def places(self, seen: Seen) -> Tensor:
-        """Locate the joint of each token: (B, L, 2), 0..1 over the part that the encoder sees."""
-        at = seen.at[:, :JOINTS] / seen.at.new_tensor([0.75, 1.0]) + 0.5
-        return at.repeat_interleave(self.tokens, 1)
+def initialise_linears(module: nn.Module) -> None:
+    """Xavier for all linear layers, as in MAE and Deformable-DETR."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
 
 
 class MaskedTransformer(nn.Module):
@@ -1262,28 +949,31 @@ class MaskedTransformer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         length, codes = config.tokenizer.num_tokens, config.tokenizer.codebook_size
-        self.per_place, self.unit_scales = config.token_maps == "per_place", config.unit_scales
-        self.token_embedding = (
-            PlaceLinear(length, config.tokenizer.code_dim, config.width) if self.per_place
-            else nn.Linear(config.tokenizer.code_dim, config.width))
+        self.token_embedding = nn.Linear(config.tokenizer.code_dim, config.width)
         self.mask_embedding = nn.Parameter(torch.empty(config.width))  # the learned [MASK]
         self.position_embedding = nn.Parameter(torch.empty(length, config.width))
         self.reference = nn.Parameter(torch.empty(length, 2))  # p_y, before the sigmoid
         self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(config.width)
-        self.head = (PlaceLinear(length, config.width, codes, scale=0.5) if self.per_place
-                     else nn.Linear(config.width, codes))  # [MASK] is never an output
+        self.head = nn.Linear(config.width, codes)  # [MASK] is never an output
+
+    def initialise(self) -> None:
+        """Set the initial weights; each token looks at a place of its own."""
+        initialise_linears(self)
+        for layer in self.layers:
+            layer.cross_attention.initialise()
+        nn.init.normal_(self.mask_embedding, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.02)
+        with torch.no_grad():
+            nn.init.uniform_(self.reference, 0.1, 0.9).logit_()
 
     def forward(self, tokens: Tensor, codebook: Tensor, features: Features) -> Tensor:
         masked = tokens == len(codebook)  # (B, L)
-        if self.unit_scales:
-            codebook = codebook / codebook.std()
         codes = F.embedding(tokens.masked_fill(masked, 0), codebook)  # (B, L, C), frozen
         x = torch.where(masked[..., None], self.mask_embedding.to(codes),
                         self.token_embedding(codes).to(codes))  # (B, L, D)
-        x = x + self.position_embedding + features.start
-        reference = (self.reference.sigmoid() if features.places is None else
-                     features.places + self.reference)  # (L, 2) or (B, L, 2)
+        x = x + self.position_embedding
+        reference = self.reference.sigmoid()  # (L, 2)
         for layer in self.layers:
             x = layer(x, reference, features.values, features.sizes)
         return self.head(self.norm(x))  # (B, L, V)
@@ -1295,49 +985,30 @@ class GenHMR(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        if config.backbone == "vit":
-            self.backbone = ViT(config)
-            self.pyramid = nn.ModuleList([pyramid_level(
-                config.vit_dim, scale, config.pyramid_width) for scale in config.scales])
-            self.regressor = Regressor(config)
-        else:
-            self.backbone = PoseEncoder(config.encoder).requires_grad_(False)
-            self.pyramid = nn.ModuleList([pyramid_level(
-                self.backbone.channels[16 // min(scale, 4)], scale // min(scale, 4),
-                config.pyramid_width) for scale in config.scales])
-            self.regressor = PoseStart(config)
-        self.transformer = MaskedTransformer(config)
-        self.initialise()
-        self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False)
+        self.build(config)
         sizes = torch.tensor([[scale * side for side in config.grid] for scale in config.scales])
         self.register_buffer("map_sizes", sizes, persistent=False)  # (maps, 2)
         register_statistics(self)
         self.train()
 
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Xavier for linear layers, as in MAE and Deformable-DETR, but not for the regressor's."""
-        pose, std = self.config.backbone == "pose", 0.5 if self.config.unit_scales else 0.02
-        for part in (self.transformer,) if pose else (self.backbone, self.transformer):
-            for module in part.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.xavier_uniform_(module.weight)
-                    nn.init.zeros_(module.bias)
-        for layer in self.transformer.layers:
-            layer.cross_attention.initialise()
-        nn.init.normal_(self.transformer.mask_embedding, std=std)
-        nn.init.normal_(self.transformer.position_embedding, std=std)
-        if pose:
-            nn.init.zeros_(self.transformer.reference)  # an offset from the joint's place
-        else:
-            nn.init.uniform_(self.transformer.reference, 0.1, 0.9).logit_()
+    def build(self, config: Config) -> None:
+        """Make the networks, with their initial weights."""
+        require(config.is_papers,
+                f"this config (backbone={config.backbone!r}) has additions of ours: build its "
+                f"model with build_genhmr of networks/small_genhmr.py")
+        self.backbone = ViT(config)
+        self.pyramid = nn.ModuleList([pyramid_level(
+            config.vit_dim, scale, config.pyramid_width) for scale in config.scales])
+        self.regressor = Regressor(config)
+        self.transformer = MaskedTransformer(config)
+        initialise_linears(self.backbone)
+        self.transformer.initialise()
+        self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False)
 
     def train(self, mode: bool = True) -> GenHMR:
-        """Set the mode of all parts but the frozen ones, which stay in evaluation mode."""
+        """Set the mode of all parts but the tokenizer, which stays in evaluation mode."""
         super().train(mode)
         self.tokenizer.eval()
-        if self.config.backbone == "pose":
-            self.backbone.eval()
         return self
 
     @property
@@ -1345,55 +1016,24 @@ class GenHMR(nn.Module):
         """The number that stands for [MASK], V, one after the last token."""
         return self.config.tokenizer.codebook_size
 
-    def forward(self, images: Tensor, tokens: Tensor,
-                own: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Predict shape, camera, and all tokens of the pose from some of them.
 
-        images: (B, 3, S, S) RGB, uint8 or floats in 0..255; for a PoseEncoder also (B, 45, 3),
-        keypoints without a picture: x, y in -0.5..0.5 and confidence. tokens: (B, L) int64,
-        `mask_token` where masked. own: (B,) bool, samples whose tokens are replaced by the model's
-        own guesses, see `surest`.
-        Returns logits (B, L, V), tokens (B, L) as the transformer saw them, betas (B, 10) and
-        camera (B, 3) = s, tx, ty. Raises ValueError for other shapes.
+        images: (B, 3, S, S) RGB, uint8 or floats in 0..255. tokens: (B, L) int64, `mask_token`
+        where masked. Returns logits (B, L, V), betas (B, 10) and camera (B, 3) = s, tx, ty.
+        Raises ValueError for other shapes.
         """
         features = self.encode(images)
-        if own is not None:
-            tokens = torch.where(own[:, None], self.surest(features, tokens), tokens)
-        return {"logits": self.predict_logits(features, tokens), "tokens": tokens,
-                "betas": features.betas, "camera": features.camera}
+        return {"logits": self.predict_logits(features, tokens), "betas": features.betas,
+                "camera": features.camera}
 
     def encode(self, images: Tensor) -> Features:
         """Compute what does not depend on the tokens; images as in `forward`."""
-        if self.config.backbone == "pose" and images.ndim == 3:
-            return self.pose_features(self.backbone.imagine(images[..., :2], images[..., 2]))
         x = self.backbone(self.normalise(images))  # (B, 192, 1280)
-        if self.config.backbone == "pose":
-            return self.pose_features(x)
         grid = x.transpose(1, 2).unflatten(2, self.backbone.grid)  # (B, 1280, 16, 12)
         maps = [level(grid) for level in self.pyramid]  # (B, 256, 16, 12), (.., 64, 48), ...
         values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, 15552, 256)
         return Features(values, self.map_sizes, *self.regressor(x))
-
-    def pose_features(self, seen: Seen) -> Features:
-        """Compute Features from a PoseEncoder's output; its maps have strides 16, 8 and 4."""
-        maps = [level(seen.maps[16 // min(scale, 4)])
-                for level, scale in zip(self.pyramid, self.config.scales, strict=True)]
-        values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, N, C)
-        z = self.tokenizer.embed(rotation_6d_to_matrix(seen.lifted.pose))  # (B, L, C)
-        own = torch.cat((seen.at, self.regressor.sure(seen)[..., None]), 2)
-        return Features(values, self.map_sizes, *self.regressor(seen, z),
-                        self.regressor.places(seen), own)
-
-    @torch.no_grad()
-    def surest(self, features: Features, tokens: Tensor) -> Tensor:
-        """Replace all tokens (B, L) by guesses, and mask as many as were masked: the least sure.
-
-        Sampling shows the model its own guesses, while training shows it the truth.
-        """
-        masked = torch.full_like(tokens, self.mask_token)
-        confidence, guesses = self.predict_logits(features, masked).float().softmax(-1).max(-1)
-        count = (tokens == self.mask_token).sum(1, keepdim=True)
-        return guesses.masked_fill(confidence.argsort(1).argsort(1) < count, self.mask_token)
 
     def predict_logits(self, features: Features, tokens: Tensor) -> Tensor:
         """Predict logits (B, L, V) from tokens (B, L), `mask_token` where masked."""
@@ -1433,17 +1073,13 @@ def mask_batch(model: GenHMR, batch: dict[str, Tensor],
     """Add the input and the target of stage 2 to a batch: tokens, masked_tokens, mask (B, L).
 
     batch: pose (B, 24, 3, 3) and pose_valid (B,), 0 or 1. A sample without a pose has all tokens
-    masked. With config.own_guesses also own (B,), bool, for GenHMR.forward.
+    masked.
     """
     unknown = batch["pose_valid"][:, None] == 0
     tokens = model.tokenizer.encode(batch["pose"])
     masked, mask = random_mask(tokens, model.mask_token, model.config.tau_max, generator)
-    batch = batch | {"tokens": tokens, "mask": mask | unknown,
-                     "masked_tokens": masked.masked_fill(unknown, model.mask_token)}
-    if model.config.own_guesses:
-        batch["own"] = torch.rand(len(tokens), generator=generator,
-                                  device=tokens.device) < model.config.own_guesses
-    return batch
+    return batch | {"tokens": tokens, "mask": mask | unknown,
+                    "masked_tokens": masked.masked_fill(unknown, model.mask_token)}
 
 
 def gumbel_temperature(step: int, config: Config) -> float:
@@ -1494,7 +1130,7 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
     """Compute the unweighted terms of L_total, each a scalar; invalid entries count as zero.
 
     prediction: of GenHMR.forward on batch["masked_tokens"]. batch: of mask_batch, which adds
-    tokens and mask (B, L) to
+    tokens, masked_tokens and mask (B, L) to
         pose (B, 24, 3, 3), rotation matrices in camera axes; pose_valid (B,), 0 or 1;
         betas (B, 10); betas_valid (B,), 0 or 1;
         keypoints_3d (B, J, 3), metres, relative to anything, the first being the pelvis;
@@ -1505,7 +1141,7 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
     temperature: tau_t, of gumbel_temperature.
     """
     config = model.config
-    told = prediction["tokens"] if config.mask_loss_on == "masked" else None  # others: no loss
+    told = batch["masked_tokens"] if config.mask_loss_on == "masked" else None  # others: no loss
     rotations = relax(model, prediction["logits"], temperature, told=told)
     keypoints = body.keypoints(body(prediction["betas"], rotations))
     in_crop = project_to_crop(keypoints, prediction["camera"], config.focal)  # J_2D
@@ -1767,166 +1403,6 @@ def fit_camera(camera: Tensor, keypoints_2d: Tensor, confidence: Tensor, keypoin
     return torch.where(usable[:, None], fitted, camera)
 
 
-# ------------------------------------------------------------------------------- checkpoints
-
-
-class Foreign:
-    """Stand-in for objects in a checkpoint that are not tensors (of yacs or OmegaConf, say).
-
-    They load as an empty dictionary; their own code is neither imported nor run.
-    """
-
-    def __new__(cls, *_) -> OrderedDict:
-        return OrderedDict()
-
-
-def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
-    """Read the weights of a checkpoint, and its config if it has one, without running its code.
-
-    source: a file or its content, which is train.py's {"model", "ema", "config", ...} (the moving
-    average is preferred), {"state_dict"}, {"model_state"}, {"network"}, or the weights alone.
-    Raises FileNotFoundError or ValueError.
-    """
-    if not isinstance(source, Mapping):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
-        try:
-            names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
-                     if zipfile.is_zipfile(source) else [])
-            with torch.serialization.safe_globals([(Foreign, name) for name in names]):
-                source = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:  # damaged files raise half a dozen types
-            reason = str(error).split("\n")[0][:100]
-            raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
-    require(isinstance(source, Mapping), "this checkpoint is not a dictionary of weights")
-    nested = (source.get(name) for name in ("ema", "model", "state_dict", "model_state", "network"))
-    weights = next((value for value in nested if isinstance(value, Mapping) and value), source)
-    state = {name.removeprefix("module."): value for name, value in weights.items()
-             if isinstance(value, Tensor) and name != "n_averaged"}
-    require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
-                   "torch.save(model.state_dict(), FILE) writes it")
-    return state, source.get("config")
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
-                 strict: bool = True) -> None:
-    """Copy weights by name, in the module's own precision.
-
-    ignored: a pattern for the start of names that the module does not use; they are left out, and
-    printed. Any other difference in names or shapes is a ValueError, or is printed if not strict.
-    """
-    own, kind = module.state_dict(), type(module).__name__
-    unused = {name: re.match(ignored, name)[0].rstrip(".") for name in state
-              if name not in own and re.match(ignored, name)}
-    fitting = {name: value for name, value in state.items()
-               if name in own and value.shape == own[name].shape}
-    problems = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own and name not in unused],
-        "of another shape": [name for name in own if name in state and name not in fitting]}
-    report = "; ".join(
-        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for problem, names in problems.items() if names)
-    require(not (strict and report), f"these weights are not {kind}'s: {report}")
-    if unused:
-        print(f"left out, {kind} does not use it: {', '.join(sorted(set(unused.values())))}")
-    if report:
-        print(f"loaded in part: {report}")
-    module.load_state_dict(fitting, strict=False)
-
-
-def from_checkpoint(kind: type[nn.Module], config_kind: type, config: object,
-                    state: Mapping[str, Tensor], **options) -> nn.Module:
-    """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
-
-    options: of load_weights. Raises ValueError if the config is not the model's.
-    """
-    require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
-            f"save dataclasses.asdict({config_kind.__name__}(...))")
-    try:
-        config = config_kind(**config)
-        with torch.device("meta"):  # takes no memory
-            size = sum(value.numel() for value in kind(config).state_dict().values())
-    except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
-        raise ValueError(f"the checkpoint's config is not {kind.__name__}'s: {error}") from error
-    stored = sum(value.numel() for value in state.values())
-    require(size <= max(10 * stored, 10**8), f"the checkpoint's config is not that of its weights: "
-            f"it describes {size:,} numbers, they are {stored:,}")
-    model = kind(config)
-    load_weights(model, state, **options)
-    return model.eval()
-
-
-OLD_FIELDS = ("stem", "heat_maps", "guesses", "weight_heat", "freeze_backbone", "reduction",
-              "legacy_reset")  # of configs in older checkpoints; none changes what a model predicts
-
-
-def known_fields(config: object) -> object:
-    """Return a checkpoint's config, and the tokenizer's inside it, without OLD_FIELDS."""
-    if not isinstance(config, Mapping):
-        return config
-    return {name: known_fields(value) if name == "tokenizer" else value
-            for name, value in config.items() if name not in OLD_FIELDS}
-
-
-def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
-    """Load a checkpoint of stage 2, with its tokenizer, in evaluation mode on the CPU.
-
-    source: a file of train.py or its content, {"model": state dict, "config": asdict(config)}.
-    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
-    """
-    state, config = read_checkpoint(source)
-    require(config is not None and any(name.startswith("transformer.") for name in state),
-            "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes stage 1's, "
-            "load_backbone the weights of a ViT alone)")
-    return from_checkpoint(GenHMR, Config, known_fields(config), state)
-
-
-def read_part(source: str | PathLike | Mapping, name: str,
-              prefix: str) -> tuple[dict[str, Tensor], object]:
-    """Read the weights and the config of a part, from its own checkpoint or from one of stage 2."""
-    state, config = read_checkpoint(source)
-    if isinstance(config, Mapping) and name in config:
-        config = config[name]
-        state = {key.removeprefix(prefix): value for key, value in state.items()
-                 if key.startswith(prefix)}
-    return state, config
-
-
-def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
-    """Load the tokenizer of a checkpoint of stage 1 or 2; all else as of load_checkpoint."""
-    state, config = read_part(source, "tokenizer", "tokenizer.")
-    require(config is not None and any(name.startswith("quantiser.") for name in state),
-            "no tokenizer in this checkpoint: expected train.py's of stage 1 or 2")
-    return from_checkpoint(Tokenizer, TokenizerConfig, known_fields(config), state)
-
-
-def load_encoder(source: str | PathLike | Mapping) -> PoseEncoder:
-    """Load the PoseEncoder of a checkpoint of --stage encoder or of stage 2, likewise."""
-    state, config = read_part(source, "encoder", "backbone.")
-    require(config is not None and any(name.startswith("lift.") for name in state),
-            "no pose encoder in this checkpoint: expected train.py's of --stage encoder")
-    return from_checkpoint(PoseEncoder, EncoderConfig, config, state)
-
-
-def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:
-    """Load the encoder of a 4D-Humans, TokenHMR or ViTPose checkpoint, or a bare one.
-
-    Heads, discriminators and body models are left out, and printed. A PoseEncoder takes a file of
-    --stage encoder. Errors as of load_checkpoint.
-    """
-    if model.config.backbone == "pose":
-        load_weights(model.backbone, load_encoder(source).state_dict())
-        return
-    state, _ = read_checkpoint(source)
-    own = {name.removeprefix("backbone."): value for name, value in state.items()
-           if name.startswith("backbone.")}
-    unused = sorted({name.split(".")[0] for name in state if own and name[:9] != "backbone."})
-    load_weights(model.backbone, own or state)
-    if unused:
-        print(f"left out, no part of the encoder: {', '.join(unused)}")
-
-
 # --------------------------------------------------------------------- inference on a picture
 
 LEAST_CONFIDENCE = 0.3  # of a 2D keypoint that counts as seen (inherited: HMR2.0's filter)
@@ -2133,10 +1609,8 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
 # ----------------------------------------------------------------------- parameters, command
 
 
-def count_parameters(config: Config) -> dict[str, int]:
-    """Count the parameters of each part, and the numbers of the codebook; takes no memory."""
-    with torch.device("meta"):
-        model = GenHMR(config)
+def count_parameters(model: GenHMR) -> dict[str, int]:
+    """Count the parameters of each part, and the numbers of the codebook."""
     counts: Counter[str] = Counter({"tokenizer.codebook": model.tokenizer.codebook.numel()})
     for name, value in model.named_parameters():
         counts[re.match(r"pyramid\.\d|tokenizer\.\w+|\w+", name)[0]] += value.numel()

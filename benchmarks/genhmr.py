@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from benchmarks.timing import medians
 from bodymodels import load_model
 from genhmr import PRESETS, Config, DeformableAttention, Features, GenHMR, refine, sample
+from networks.small_genhmr import build_genhmr
 
 
 def project_then_sample(attention: DeformableAttention, queries: Tensor, reference: Tensor,
@@ -105,7 +106,7 @@ def after_the_encoder(model: GenHMR, images: Tensor) -> dict[str, Callable]:
 def benchmark_parts(config: Config, seconds: float) -> None:
     """Print the time of T = 5 per T = 1, and of every part of the model."""
     torch.manual_seed(0)
-    model = GenHMR(config).eval()
+    model = build_genhmr(config).eval()
     images = torch.zeros(1, 3, config.image_size, config.image_size)
     features = model.encode(images)
     tokens = torch.zeros(1, config.tokenizer.num_tokens, dtype=torch.int64)

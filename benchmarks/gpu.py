@@ -22,6 +22,7 @@ from benchmarks.simplehand import variants
 from benchmarks.timing import medians
 from bodymodels import write_atomically
 from networks.backbones import simplehand_model
+from networks.small_genhmr import build_genhmr
 
 HEADER = "| what | ms | images/s | peak GiB |\n|---|---|---|---|"
 CPU_PRESETS = ("cpu", "ablation")
@@ -67,7 +68,7 @@ def simplehand_lines(config: simplehand.Config, device: torch.device, seconds: f
 def genhmr_lines(config: genhmr.Config, device: torch.device, seconds: float) -> Iterator[str]:
     """GenHMR at batch 1, from a picture to a pose, with 1 and 5 iterations of sampling."""
     torch.manual_seed(0)
-    model = genhmr.GenHMR(config).eval().to(device)
+    model = build_genhmr(config).eval().to(device)
     images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
     for T in (1, 5):
         yield measure(f"GenHMR, sampling, batch 1: T = {T}",

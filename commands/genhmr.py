@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import bodymodels
 import genhmr
 from commands import pictures
 from commands.pictures import Result, Target
+from networks.small_genhmr import build_genhmr
 from sets import drawing, keypoint_files
+from weights.genhmr import load_checkpoint
 
 SHIPPED = bodymodels.ASSETS / "genhmr_cpu.pt"
 # Mean distances of mesh and 2D keypoints above which we warn, in sides of the crop (our choice). Of
@@ -23,7 +26,9 @@ OWN_MISFIT, MISFIT = 0.07, 0.1
 
 def print_summary(as_json: bool) -> None:
     """Print the parameters of every part of every preset. The paper gives no such counts."""
-    counts = {name: genhmr.count_parameters(config) for name, config in genhmr.PRESETS.items()}
+    with torch.device("meta"):  # takes no memory
+        counts = {name: genhmr.count_parameters(build_genhmr(config))
+                  for name, config in genhmr.PRESETS.items()}
     if as_json:
         print(json.dumps({"parameters": counts}, indent=1))
         return
@@ -73,7 +78,7 @@ def work(arguments: argparse.Namespace) -> int:
     if len(body.parents) != genhmr.JOINTS:
         raise ValueError(f"--body {arguments.body}: GenHMR needs SMPL's 24 joints, this model has "
                          f"{len(body.parents)}")
-    model = genhmr.load_checkpoint(arguments.checkpoint).to(arguments.device)
+    model = load_checkpoint(arguments.checkpoint).to(arguments.device)
     options = {} if arguments.step_size is None else {"step_size": arguments.step_size}
 
     def one(image: np.ndarray, target: Target, picture: Path) -> Result:

@@ -20,12 +20,15 @@ import bodymodels
 import data
 import genhmr
 import metrics
+from networks.pose_encoder import Lifted, PoseEncoder, Seen, heat_map_loss
+from networks.small_genhmr import build_genhmr, build_tokenizer
 from sets.body_crops import BODY_FOCAL, BODY_PARTS
 from sets.body_poses import SMPL_KEYPOINTS
 from sets.rendered_bodies import sample_wide_postures
 from sets.safe_pickle import load_array
 from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
 from tasks.bodies import BodyTask, Mesh
+from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
 BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
 
@@ -70,7 +73,7 @@ class TokenizerTask(BodyTask):
     """Stage 1: poses to tokens and back."""
 
     Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
-    load_checkpoint = staticmethod(genhmr.load_tokenizer)
+    load_checkpoint = staticmethod(load_tokenizer)
     parameters = staticmethod(genhmr.parameter_groups)
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
                  "amass+moyo": "pose_reconstruction"}
@@ -110,7 +113,7 @@ class TokenizerTask(BodyTask):
 
     def build(self) -> nn.Module:
         """The tokenizer with new weights."""
-        return genhmr.Tokenizer(self.config)
+        return build_tokenizer(self.config)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -175,7 +178,7 @@ class EncoderTask(BodyTask):
     """Before stage 2: a small encoder that knows poses, as the paper's trained ViT-H does."""
 
     Config, PRESETS = genhmr.EncoderConfig, genhmr.ENCODER_PRESETS
-    load_checkpoint = staticmethod(genhmr.load_encoder)
+    load_checkpoint = staticmethod(load_encoder)
     parameters = staticmethod(genhmr.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"}
     TITLE = "image, lifted mesh (placed by the keypoints found), true mesh"
@@ -200,7 +203,7 @@ class EncoderTask(BodyTask):
 
     def build(self) -> nn.Module:
         """The encoder with new weights."""
-        return genhmr.PoseEncoder(self.config)
+        return PoseEncoder(self.config)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -213,10 +216,10 @@ class EncoderTask(BodyTask):
         true = batch["keypoints_2d"] / config.image_size - 0.5
         inside = (true.abs() < true.new_tensor([0.375, 0.5])).all(-1)
         weight = torch.where(inside, 1.0, config.weight_outside)
-        network = bare(model)
-        heat = (weight * heat_loss(seen.heat, true, network)).mean()
+        heat = (weight * heat_map_loss(seen.heat, true, config.grid)).mean()
         terms = {"heat": heat} | lift_losses(seen.lifted, batch, seen.lifted.betas, self.light_body)
         if config.unpictured:
+            network = bare(model)
             at, share, bodies = imagine_bodies(network, seen, true, config.unpictured,
                                                self.light_body)
             lifted = network.lift(at, share)
@@ -252,19 +255,7 @@ class EncoderTask(BodyTask):
         return scores
 
 
-def heat_loss(heat: Tensor, keypoints: Tensor, encoder: genhmr.PoseEncoder) -> Tensor:
-    """Cross-entropy (B, J) of the encoder's log probabilities (B, J, N) and true places.
-
-    keypoints: (B, J, 2), crop in -0.5..0.5. Each is shared by the four cells around it, weighted
-    as in bilinear interpolation; a keypoint outside counts as at the border.
-    """
-    centres = encoder.centres
-    at = keypoints.nan_to_num().clamp(centres.amin(0), centres.amax(0))[:, :, None]
-    distance = encoder.config.grid[0] * (at - centres).abs()  # (B, J, N, 2), in cells
-    return -((1 - distance).clamp_min(0).prod(-1) * heat).sum(-1)
-
-
-def lift_losses(lifted: genhmr.Lifted, batch: Batch, betas: Tensor,
+def lift_losses(lifted: Lifted, batch: Batch, betas: Tensor,
                 body: bodymodels.BodyModel) -> Terms:
     """Compute the unweighted terms of what was lifted, each a scalar.
 
@@ -289,7 +280,7 @@ def encoder_total_loss(terms: Terms, config: genhmr.EncoderConfig) -> Tensor:
 
 
 @torch.no_grad()
-def imagine_bodies(encoder: genhmr.PoseEncoder, seen: genhmr.Seen, true: Tensor, times: int,
+def imagine_bodies(encoder: PoseEncoder, seen: Seen, true: Tensor, times: int,
                    body: bodymodels.BodyModel) -> tuple[Tensor, Tensor, Batch]:
     """Pose bodies without pictures, `times` as many as there are pictures.
 
@@ -341,7 +332,7 @@ class TransformerTask(BodyTask):
     """Stage 2: tokens from images."""
 
     Config, PRESETS = genhmr.Config, genhmr.PRESETS
-    load_checkpoint = staticmethod(genhmr.load_checkpoint)
+    load_checkpoint = staticmethod(load_checkpoint)
     parameters = staticmethod(genhmr.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
         "genhmr-sd", "genhmr-sd-official", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon",
@@ -383,10 +374,10 @@ class TransformerTask(BodyTask):
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
         """Return the config with those of the given tokenizer and pose encoder."""
         if arguments.tokenizer:
-            tokenizer = genhmr.load_tokenizer(arguments.tokenizer)
+            tokenizer = load_tokenizer(arguments.tokenizer)
             config = dataclasses.replace(config, tokenizer=tokenizer.config)
         if config.backbone == "pose" and arguments.backbone:
-            encoder = genhmr.load_encoder(arguments.backbone).config
+            encoder = load_encoder(arguments.backbone).config
             config = dataclasses.replace(config, encoder=encoder, image_size=encoder.image_size)
         return config
 
@@ -410,7 +401,7 @@ class TransformerTask(BodyTask):
             raise ValueError(f"--top-k {self.top_k}: the codebook has "
                              f"{config.tokenizer.codebook_size} tokens")
         if origin and arguments.tokenizer:
-            self.require_same("tokenizer", genhmr.load_tokenizer, origin)
+            self.require_same("tokenizer", load_tokenizer, origin)
         self.light_body = self.body.for_keypoints()  # losses need no other vertices
 
     def notes(self) -> list[str]:
@@ -434,12 +425,12 @@ class TransformerTask(BodyTask):
 
     def build(self) -> nn.Module:
         """New weights around the tokenizer, but for the encoder if a file has it."""
-        model = genhmr.GenHMR(self.config)
+        model = build_genhmr(self.config)
         if self.arguments.tokenizer:
-            tokenizer = genhmr.load_tokenizer(self.arguments.tokenizer)
+            tokenizer = load_tokenizer(self.arguments.tokenizer)
             model.tokenizer.load_state_dict(tokenizer.state_dict())
         if self.arguments.backbone:
-            genhmr.load_backbone(model, self.arguments.backbone)
+            load_backbone(model, self.arguments.backbone)
         if self.config.backbone == "pose":
             model.regressor.set_pelvis(self.body.rest_joints)
         return model
@@ -454,8 +445,10 @@ class TransformerTask(BodyTask):
         if self.config.backbone == "pose" and step < self.config.pretrain_steps:
             batch = self.without_pictures(network, batch)
         batch = genhmr.mask_batch(network, batch)
-        prediction = model(batch["image"], batch["masked_tokens"], batch.get("own"))
-        batch["mask"] = prediction["tokens"] == network.mask_token
+        prediction = model(batch["image"], batch["masked_tokens"])
+        if "tokens" in prediction:  # some samples saw the model's own guesses
+            tokens = prediction["tokens"]
+            batch |= {"masked_tokens": tokens, "mask": tokens == network.mask_token}
         terms = genhmr.losses(prediction, batch, network, self.light_body,
                               genhmr.gumbel_temperature(step, self.config))
         return genhmr.total_loss(terms, self.config), terms

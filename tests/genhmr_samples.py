@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import bodymodels
 import genhmr
 from genhmr import Config, EncoderConfig, GenHMR, TokenizerConfig
+from networks.small_genhmr import build_genhmr
 from tasks.genhmr import augment_rotation
 
 TINY_TOKENIZER = TokenizerConfig(num_tokens=48, codebook_size=32, code_dim=8, width=16, depth=2)
@@ -44,7 +45,7 @@ class Body:
 def lively_model(config: Config = TINY) -> GenHMR:
     """A model whose probabilities differ from token to token, as those of a trained one do."""
     torch.manual_seed(1)
-    model = GenHMR(config).eval()
+    model = build_genhmr(config).eval()
     with torch.no_grad():
         model.transformer.head.weight.normal_(0.0, 1.0)
         model.transformer.position_embedding.normal_()
@@ -60,7 +61,7 @@ def count(module: nn.Module) -> int:
 
 def on_meta(config: Config) -> GenHMR:
     with torch.device("meta"):
-        return GenHMR(config)
+        return build_genhmr(config)
 
 
 def images(count: int = 2, size: int = 64, seed: int = 0) -> Tensor:

@@ -14,6 +14,7 @@ import bodymodels
 import genhmr
 from genhmr import GenHMR
 from sets.rendered_bodies import sample_wide_postures
+from weights.genhmr import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_step_is_the_gradient_of_the_energy(task):
 
 @pytest.fixture(scope="module")
 def shipped() -> GenHMR:
-    return genhmr.load_checkpoint(bodymodels.ASSETS / "genhmr_cpu.pt")
+    return load_checkpoint(bodymodels.ASSETS / "genhmr_cpu.pt")
 
 
 @pytest.mark.parametrize("count", [24, 45])

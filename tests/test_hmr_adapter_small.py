@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from adapter_samples import DECODER, free_hand, images, lively, people, rotations, whole_body
 
 import bodymodels
-import genhmr
 import hmr_adapter as hmr
 from networks import small_experts
 from networks.pose_encoder import cell_centres
@@ -22,6 +21,7 @@ from networks.small_experts import (
 )
 from tasks import adapter_rivals
 from tasks.hmr_adapter import DualPathTask
+from weights.genhmr import load_encoder
 from weights.hmr_adapter import load_paths, load_pose_encoder
 
 ASSET = Path(__file__).parent.parent / "assets" / "genhmr_cpu.pt"
@@ -91,7 +91,7 @@ def test_body_encoder_is_genhmrs():
     preset = hmr.PRESETS["cpu"]
     expert, pictures = build_model(preset.body.expert).eval(), images(2, 128)
     load_pose_encoder(expert, ASSET)
-    theirs = genhmr.load_encoder(ASSET)
+    theirs = load_encoder(ASSET)
     with torch.no_grad():
         seen, other = expert.features(pictures).seen, theirs(theirs.normalise(pictures))
     for mine, its in ((seen.heat, other.heat), (seen.at, other.at), (seen.share, other.share),

@@ -1,6 +1,5 @@
 """GenHMR's two stages: runs on a tiny model, kills, ranks, tables, official data."""
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -10,8 +9,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from official_folders import (
     write_3dpw,
     write_amass,
@@ -26,16 +23,17 @@ import bodymodels
 import data
 import genhmr
 import train
+from networks.pose_encoder import Lifted
 from tasks.base import EVALUATIONS, Predictions
 from tasks.genhmr import (
     TokenizerTask,
     TransformerTask,
-    heat_loss,
     imagine_bodies,
     in_random_crops,
     lift_losses,
 )
 from tasks.settings import override
+from weights.genhmr import load_checkpoint, load_encoder, load_tokenizer
 
 TINY = {
     "tokenizer": {
@@ -103,7 +101,7 @@ def test_the_tokenizer_logs_every_loss_and_its_codebook(finished):
     """Every term of L_vq, perplexity and dead codes per step; the total is the weighted sum."""
     log = rows(finished["tokenizer"] / "log.csv")
     assert [row["step"] for row in log] == list(range(1, 13))
-    config = genhmr.load_tokenizer(finished["tokenizer"] / "checkpoint.pt").config
+    config = load_tokenizer(finished["tokenizer"] / "checkpoint.pt").config
     for row in log:
         total = (config.weight_reconstruction * (
                      config.weight_pose * row["pose"] + config.weight_vertices * row["vertices"]
@@ -152,8 +150,8 @@ def test_stage_two_is_self_contained(finished, folder, tmp_path):
     """Its checkpoint holds the tokenizer, untouched; without the file, --eval and --resume work."""
     moved = tmp_path / "alone"
     shutil.copytree(finished["transformer"], moved)
-    tokenizer = genhmr.load_tokenizer(finished["tokenizer"] / "checkpoint.pt")
-    model = genhmr.load_checkpoint(moved / "checkpoint.pt")
+    tokenizer = load_tokenizer(finished["tokenizer"] / "checkpoint.pt")
+    model = load_checkpoint(moved / "checkpoint.pt")
     assert model.config.tokenizer == tokenizer.config
     assert_same_state(dict(model.tokenizer.state_dict()), dict(tokenizer.state_dict()))
     arguments = ["--model", "genhmr", "--stage", "transformer", "--cache", str(folder / "cache")]
@@ -164,7 +162,7 @@ def test_stage_two_is_self_contained(finished, folder, tmp_path):
     assert run["scores"] == again["scores"] and run["command"] == again["command"]
     train.main([*arguments, "--resume", "--out", str(moved), "--set", "steps=13"])
     assert load(moved)["step"] == 13
-    longer = genhmr.load_checkpoint(moved / "checkpoint.pt")
+    longer = load_checkpoint(moved / "checkpoint.pt")
     assert_same_state(dict(longer.tokenizer.state_dict()), dict(tokenizer.state_dict()))
 
 
@@ -188,7 +186,7 @@ def test_exports_score_what_they_claim(finished, folder, tmp_path, stage):
 
 def test_the_encoder_learns_from_pictures_and_without(finished):
     """Each term is logged for both; the total is the weighted sum; the table tells of 2D and 3D."""
-    config = genhmr.load_encoder(finished["encoder"] / "checkpoint.pt").config
+    config = load_encoder(finished["encoder"] / "checkpoint.pt").config
     for row in rows(finished["encoder"] / "log.csv"):
         total = row["heat"] + sum(weight * (row[name] + 0.7 * row[f"unpictured_{name}"])
                                   for name, weight in (("joints", config.weight_joints),
@@ -201,26 +199,6 @@ def test_the_encoder_learns_from_pictures_and_without(finished):
     assert scores["encoder"].keys() > {"MPJPE", "PA-MPJPE", "median px", "near %"}
 
 
-@given(st.lists(st.tuples(st.floats(-0.8, 0.8), st.floats(-0.8, 0.8)), min_size=1, max_size=4))
-def test_heat_loss_is_least_where_the_keypoint_is(places):
-    """The heat of least loss has its mean at the keypoint, or at the nearest possible place."""
-    config = genhmr.EncoderConfig(image_size=64)
-    centres = genhmr.cell_centres(config)
-    assert centres.shape == (16 * 12, 2) and centres.mean(0).abs().max() < 1e-6
-    low, high = centres.amin(0), centres.amax(0)
-    assert torch.allclose(high - low + 1 / 16, torch.tensor([0.75, 1.0]))
-    encoder = argparse.Namespace(config=config, centres=centres)
-    places = torch.tensor(places)[None]
-    heat = torch.zeros(1, places.shape[1], len(centres), requires_grad=True)
-    loss = heat_loss(heat.log_softmax(-1), places, encoder).sum()
-    gradient, = torch.autograd.grad(loss, heat)
-    wanted = 1 / len(centres) - gradient  # of cross-entropy: what is believed less what is true
-    assert wanted.min() > -1e-6
-    assert torch.allclose(wanted @ centres, places.clamp(low, high), atol=1e-5)
-    best = heat_loss(wanted.clamp_min(1e-9).log(), places, encoder).sum()
-    assert best <= loss
-
-
 def test_lift_losses_vanish_for_the_truth():
     """Zero for the true pose, shape and keypoints from the pelvis; each term sees its error."""
     body = bodymodels.load_model("body").for_keypoints()
@@ -228,11 +206,10 @@ def test_lift_losses_vanish_for_the_truth():
     batch = {"pose": pose, "betas": torch.randn(3, 10)}
     points = body.keypoints(body(batch["betas"], pose))
     batch["keypoints_3d"] = points + 5.0
-    lifted = genhmr.Lifted(points - points[:, :1], genhmr.matrix_to_rotation_6d(pose),
-                           batch["betas"])
+    lifted = Lifted(points - points[:, :1], genhmr.matrix_to_rotation_6d(pose), batch["betas"])
     terms = lift_losses(lifted, batch, batch["betas"], body)
     assert all(term < 1e-5 for term in terms.values())
-    wrong = genhmr.Lifted(*(value + 0.1 for value in lifted))
+    wrong = Lifted(*(value + 0.1 for value in lifted[:3]))
     terms = lift_losses(wrong, batch, wrong.betas, body)
     assert terms["joints"] == pytest.approx(0.1, rel=1e-3) and terms["betas"] == (
         pytest.approx(0.01, rel=1e-3))
@@ -255,7 +232,7 @@ def test_bodies_without_pictures_have_the_errors_of_pictures(finished, folder):
     """Where pictures have no errors in 2D, bodies have none but a little noise; errors of a picture
     come together, at most 1.3 times as large."""
     task = make_task(folder, "encoder")
-    encoder, batch = genhmr.load_encoder(finished["encoder"] / "checkpoint.pt"), batch_of(
+    encoder, batch = load_encoder(finished["encoder"] / "checkpoint.pt"), batch_of(
         task.test_set, range(4))
     seen = encoder(encoder.normalise(batch["image"]))
     drawn = []
@@ -413,7 +390,7 @@ def test_scores_do_not_depend_on_the_pieces(finished, folder):
 def test_the_disturbed_tokens_belong_to_the_sample(finished, folder):
     """In any batch a sample gets the same errors: a tenth of its tokens, or one degree a joint."""
     task = make_task(folder, "tokenizer", test_samples=60)
-    model = genhmr.load_tokenizer(finished["tokenizer"] / "checkpoint.pt")
+    model = load_tokenizer(finished["tokenizer"] / "checkpoint.pt")
     batch = batch_of(task.test_set, range(60))
     turned, random = task.disturbed(model, batch, model.encode(batch["pose"]))
     part = batch_of(task.test_set, [4, 1])
@@ -432,7 +409,7 @@ def test_the_disturbed_tokens_belong_to_the_sample(finished, folder):
 def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
     """Refined in any batch, a sample comes out the same, and not as it was."""
     task = make_task(folder, "transformer")
-    model = genhmr.load_checkpoint(finished["transformer"] / "checkpoint.pt")
+    model = load_checkpoint(finished["transformer"] / "checkpoint.pt")
     whole = task.predict(model, batch_of(task.test_set, range(6)), final=True)
     part = task.predict(model, batch_of(task.test_set, [4, 1]), final=True)
     assert list(whole.found) == ROWS
@@ -453,7 +430,7 @@ def test_schedules_and_top_k_reach_the_scores(finished, folder):
         with torch.no_grad():
             return task.predict(model, batch_of(task.test_set, range(4))).found["T=5"]["pose"]
 
-    model = genhmr.load_checkpoint(finished["transformer"] / "checkpoint.pt")
+    model = load_checkpoint(finished["transformer"] / "checkpoint.pt")
     usual = poses()
     assert torch.equal(usual, poses("--schedule", "cosine", "--top-k", 1))
     drawn = poses("--top-k", 16)
@@ -471,7 +448,7 @@ def test_official_motion_trains_the_tokenizer(folder, tmp_path, undrawn):
     out = tmp_path / "out"
     train.main(command_line(folder, "tokenizer", out, "--data", "amass+moyo", "--data-root",
                             tmp_path, "--cache", tmp_path / "cache", steps=2))
-    task = TokenizerTask(genhmr.load_tokenizer(out / "checkpoint.pt").config,
+    task = TokenizerTask(load_tokenizer(out / "checkpoint.pt").config,
                          train.parse_arguments(["--model", "genhmr", "--stage", "tokenizer",
                                                 "--data-root", str(tmp_path), "--cache",
                                                 str(tmp_path / "cache")]), load(out))

@@ -4,10 +4,13 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from genhmr_samples import POSE, TINY, TINY_ENCODER, TINY_TOKENIZER, poses
+from genhmr_samples import POSE, TINY, TINY_ENCODER, TINY_TOKENIZER, images, poses
 
 import genhmr
-from genhmr import GenHMR
+from genhmr import Config, GenHMR, Tokenizer
+from networks.pose_encoder import PoseEncoder
+from networks.small_genhmr import build_genhmr
+from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
 
 def test_checkpoints_return_the_model(tmp_path, lively):
@@ -19,14 +22,26 @@ def test_checkpoints_return_the_model(tmp_path, lively):
     torch.save({"model": state, "config": config, "ema": None, "step": 7}, tmp_path / "a.pt")
     torch.save({"model": wrong, "config": config, "ema": averaged}, tmp_path / "b.pt")
     for source in (tmp_path / "a.pt", str(tmp_path / "b.pt"), {"model": state, "config": config}):
-        model = genhmr.load_checkpoint(source)
+        model = load_checkpoint(source)
         assert model.config == TINY and not model.training
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     halves = {name: value.half() if value.is_floating_point() else value
               for name, value in state.items()}
-    model = genhmr.load_checkpoint({"model": halves, "config": config})
+    model = load_checkpoint({"model": halves, "config": config})
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.equal(model.transformer.head.weight, halves["transformer.head.weight"].float())
+
+
+def test_checkpoints_of_the_paper_open_without_this_room(tmp_path, lively):
+    """Three plain lines, as genhmr.py's docstring says, give the same model."""
+    torch.save({"model": lively.state_dict(), "config": asdict(TINY), "step": 7}, tmp_path / "a.pt")
+    content = torch.load(tmp_path / "a.pt", weights_only=True, map_location="cpu")
+    model = GenHMR(Config(**content["config"]))
+    model.load_state_dict(content["model"])
+    model.eval()
+    expected = load_checkpoint(tmp_path / "a.pt")
+    assert torch.equal(genhmr.sample(model, images(2)).tokens,
+                       genhmr.sample(expected, images(2)).tokens)
 
 
 def test_tokenizers_come_from_either_stage(lively):
@@ -35,7 +50,7 @@ def test_tokenizers_come_from_either_stage(lively):
     sources = ({"model": tokenizer.state_dict(), "config": asdict(TINY_TOKENIZER)},
                {"model": lively.state_dict(), "config": asdict(TINY)})
     for source in sources:
-        loaded = genhmr.load_tokenizer(source)
+        loaded = load_tokenizer(source)
         assert loaded.config == TINY_TOKENIZER and not loaded.training
         assert torch.equal(loaded.encode(poses(3)), tokenizer.encode(poses(3)))
 
@@ -44,35 +59,35 @@ def test_bad_checkpoints_are_refused(tmp_path, lively):
     """Missing and damaged files, other models and other shapes: one clear error each."""
     config, state = asdict(TINY), lively.state_dict()
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        genhmr.load_checkpoint(tmp_path / "nowhere.pt")
+        load_checkpoint(tmp_path / "nowhere.pt")
     (tmp_path / "damaged.pt").write_bytes(b"PK\x03\x04 no checkpoint")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
-        genhmr.load_checkpoint(tmp_path / "damaged.pt")
+        load_checkpoint(tmp_path / "damaged.pt")
     stage_1 = {"model": lively.tokenizer.state_dict(), "config": asdict(TINY_TOKENIZER)}
     with pytest.raises(ValueError, match="load_tokenizer takes stage 1"):
-        genhmr.load_checkpoint(stage_1)
+        load_checkpoint(stage_1)
     with pytest.raises(ValueError, match="no tokenizer"):
-        genhmr.load_tokenizer({"model": {"weight": torch.ones(1)}, "config": {}})
-    with pytest.raises(ValueError, match="config is not GenHMR's.*colour"):
-        genhmr.load_checkpoint({"model": state, "config": {**config, "colour": 3}})
+        load_tokenizer({"model": {"weight": torch.ones(1)}, "config": {}})
+    with pytest.raises(ValueError, match="config is not a genhmr.Config: .*colour"):
+        load_checkpoint({"model": state, "config": {**config, "colour": 3}})
     with pytest.raises(ValueError, match="of another shape.*ead.weight"):
         other = {**config["tokenizer"], "codebook_size": 64}
-        genhmr.load_checkpoint({"model": state, "config": {**config, "tokenizer": other}})
+        load_checkpoint({"model": state, "config": {**config, "tokenizer": other}})
     with pytest.raises(ValueError, match="1 missing: transformer.norm.bias; 1 unexpected: new"):
         odd = {name: value for name, value in state.items() if name != "transformer.norm.bias"}
-        genhmr.load_checkpoint({"model": {**odd, "new": torch.ones(1)}, "config": config})
+        load_checkpoint({"model": {**odd, "new": torch.ones(1)}, "config": config})
     for wrong in ({"vit_dim": -16}, {"layers": -1}, {"width": 10**9}, {"ffn": 10**13},
                   {"heads": 0}, {"tokenizer": {**config["tokenizer"], "codebook_size": 10**12}}):
         with pytest.raises(ValueError):  # before any memory is allocated for it
-            genhmr.load_checkpoint({"model": state, "config": {**config, **wrong}})
+            load_checkpoint({"model": state, "config": {**config, **wrong}})
     torch.save({"model": state, "config": TINY}, tmp_path / "object.pt")
     for source in (tmp_path / "object.pt", {"model": state, "config": TINY}):
         with pytest.raises(ValueError, match="not a dictionary: save dataclasses.asdict"):
-            genhmr.load_checkpoint(source)
+            load_checkpoint(source)
     torch.save(lively, tmp_path / "module.pt")
     for source in (tmp_path / "module.pt", {}, {"epoch": 3}):
         with pytest.raises(ValueError, match="no weights in this checkpoint"):
-            genhmr.load_checkpoint(source)
+            load_checkpoint(source)
 
 
 def test_fields_that_are_no_more_are_ignored(lively):
@@ -81,12 +96,13 @@ def test_fields_that_are_no_more_are_ignored(lively):
     old = asdict(TINY) | {"stem": [], "freeze_backbone": True, "tokenizer": asdict(
         TINY_TOKENIZER) | {"legacy_reset": False}}
     saved = {"model": lively.state_dict(), "config": old}
-    assert genhmr.load_checkpoint(saved).config == TINY
-    assert genhmr.load_tokenizer(saved).config == TINY_TOKENIZER
+    assert load_checkpoint(saved).config == TINY
+    assert load_tokenizer(saved).config == TINY_TOKENIZER
     encoder = replace(TINY_ENCODER, weight_heat=0.5)  # the encoder still has one
-    saved = {"model": GenHMR(POSE).state_dict(), "config": asdict(replace(POSE, encoder=encoder))}
-    assert genhmr.load_encoder(saved).config == encoder
-    assert genhmr.load_checkpoint(saved).config.encoder == encoder
+    saved = {"model": build_genhmr(POSE).state_dict(),
+             "config": asdict(replace(POSE, encoder=encoder))}
+    assert load_encoder(saved).config == encoder
+    assert load_checkpoint(saved).config.encoder == encoder
 
 
 def test_loading_draws_the_same_random_numbers_as_building(lively):
@@ -95,7 +111,7 @@ def test_loading_draws_the_same_random_numbers_as_building(lively):
     GenHMR(TINY)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    genhmr.load_checkpoint({"model": lively.state_dict(), "config": asdict(TINY)})
+    load_checkpoint({"model": lively.state_dict(), "config": asdict(TINY)})
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -114,7 +130,7 @@ def test_checkpoints_run_no_code(tmp_path, lively):
     path, traces = tmp_path / "evil.pt", tmp_path / "traces"
     torch.save({"model": lively.state_dict(), "config": asdict(TINY),
                 "hyper_parameters": {"cfg": Evil(traces)}}, path)
-    model = genhmr.load_checkpoint(path)
+    model = load_checkpoint(path)
     assert torch.equal(model.transformer.head.weight, lively.transformer.head.weight)
     assert not traces.exists()
 
@@ -140,11 +156,44 @@ def test_backbones_of_others_load(tmp_path, capsys, lively):
     for name, left_out in (("humans.ckpt", "smpl_head"), ("vitpose.pth", "keypoint_head"),
                            ("bare.pth", "")):
         model = GenHMR(TINY)
-        genhmr.load_backbone(model, tmp_path / name)
+        load_backbone(model, tmp_path / name)
         assert left_out in capsys.readouterr().out
         assert all(torch.equal(value, bare[key])
                    for key, value in model.backbone.state_dict().items())
     with pytest.raises(ValueError, match="not ViT's.*missing"):
-        genhmr.load_backbone(GenHMR(replace(TINY, vit_depth=3)), tmp_path / "humans.ckpt")
+        load_backbone(GenHMR(replace(TINY, vit_depth=3)), tmp_path / "humans.ckpt")
     with pytest.raises(ValueError, match="of another shape: .*pos_embed"):
-        genhmr.load_backbone(GenHMR(replace(TINY, image_size=128)), tmp_path / "humans.ckpt")
+        load_backbone(GenHMR(replace(TINY, image_size=128)), tmp_path / "humans.ckpt")
+
+
+def test_pose_encoders_come_back_from_their_files(tmp_path):
+    """Saved with its config and loaded, an encoder sees the same; others are refused."""
+    encoder = PoseEncoder(TINY_ENCODER).eval()
+    torch.save({"model": encoder.state_dict(), "config": asdict(TINY_ENCODER)}, tmp_path / "e.pt")
+    again = load_encoder(tmp_path / "e.pt")
+    assert again.config == TINY_ENCODER and not again.training
+    crops = encoder.normalise(images(2))
+    assert torch.equal(again(crops).heat, encoder(crops).heat)
+    for content in ({"model": Tokenizer(TINY_TOKENIZER).state_dict(),
+                     "config": asdict(TINY_TOKENIZER)}, encoder.state_dict()):
+        with pytest.raises(ValueError, match="no pose encoder in this checkpoint"):
+            load_encoder(content)
+
+
+def test_pose_backbones_come_whole(tmp_path, capsys):
+    """load_backbone takes the file of a pose encoder exactly, and nothing else."""
+    encoder = PoseEncoder(TINY_ENCODER)
+    torch.save({"model": encoder.state_dict(), "config": asdict(TINY_ENCODER)}, tmp_path / "e.pt")
+    model = build_genhmr(POSE)
+    load_backbone(model, tmp_path / "e.pt")
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, model.backbone.state_dict()[name])
+    saved = {"model": model.state_dict(), "config": asdict(POSE)}
+    again = load_encoder(saved)
+    assert torch.equal(again.heat.weight, encoder.heat.weight) and again.config == TINY_ENCODER
+    model.eval()
+    same = load_checkpoint(saved)
+    assert torch.equal(genhmr.sample(same, images(2)).tokens,
+                       genhmr.sample(model, images(2)).tokens)
+    with pytest.raises(ValueError, match="no pose encoder"):
+        load_backbone(model, {"state_dict": {"pos_embed": torch.zeros(1)}})

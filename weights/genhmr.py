@@ -1,0 +1,85 @@
+"""Open GenHMR's checkpoints: train.py's of every stage, and weights of the paper's image encoder.
+
+All of them are read on the CPU, and their code is not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+
+from torch import Tensor
+
+from genhmr import Config, EncoderConfig, GenHMR, Tokenizer, TokenizerConfig
+from networks.pose_encoder import PoseEncoder
+from networks.small_genhmr import build_genhmr, build_tokenizer
+from weights.files import from_checkpoint, load_weights, read_checkpoint, require
+
+OLD_FIELDS = ("stem", "heat_maps", "guesses", "weight_heat", "freeze_backbone", "reduction",
+              "legacy_reset")  # of configs in older checkpoints; none changes what a model predicts
+
+
+def known_fields(config: object) -> object:
+    """Return a checkpoint's config, and the tokenizer's inside it, without OLD_FIELDS."""
+    if not isinstance(config, Mapping):
+        return config
+    return {name: known_fields(value) if name == "tokenizer" else value
+            for name, value in config.items() if name not in OLD_FIELDS}
+
+
+def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
+    """Load a checkpoint of stage 2, with its tokenizer, in evaluation mode on the CPU.
+
+    source: a file of train.py or its content, {"model": state dict, "config": asdict(config)}.
+    Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
+    """
+    state, config = read_checkpoint(source)
+    require(config is not None and any(name.startswith("transformer.") for name in state),
+            "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes stage 1's, "
+            "load_backbone the weights of a ViT alone)")
+    return from_checkpoint(build_genhmr, Config, known_fields(config), state)
+
+
+def read_part(source: str | PathLike | Mapping, name: str,
+              prefix: str) -> tuple[dict[str, Tensor], object]:
+    """Read the weights and the config of a part, from its own checkpoint or from one of stage 2."""
+    state, config = read_checkpoint(source)
+    if isinstance(config, Mapping) and name in config:
+        config = config[name]
+        state = {key.removeprefix(prefix): value for key, value in state.items()
+                 if key.startswith(prefix)}
+    return state, config
+
+
+def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
+    """Load the tokenizer of a checkpoint of stage 1 or 2; all else as of load_checkpoint."""
+    state, config = read_part(source, "tokenizer", "tokenizer.")
+    require(config is not None and any(name.startswith("quantiser.") for name in state),
+            "no tokenizer in this checkpoint: expected train.py's of stage 1 or 2")
+    return from_checkpoint(build_tokenizer, TokenizerConfig, known_fields(config), state)
+
+
+def load_encoder(source: str | PathLike | Mapping) -> PoseEncoder:
+    """Load the PoseEncoder of a checkpoint of --stage encoder or of stage 2, likewise."""
+    state, config = read_part(source, "encoder", "backbone.")
+    require(config is not None and any(name.startswith("lift.") for name in state),
+            "no pose encoder in this checkpoint: expected train.py's of --stage encoder")
+    return from_checkpoint(PoseEncoder, EncoderConfig, config, state)
+
+
+def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:
+    """Load the encoder of a 4D-Humans, TokenHMR or ViTPose checkpoint, or a bare one.
+
+    Heads, discriminators and body models are left out, and printed. A PoseEncoder takes a file of
+    --stage encoder. Errors as of load_checkpoint.
+    """
+    if model.config.backbone == "pose":
+        load_weights(model.backbone, load_encoder(source).state_dict())
+        return
+    state, _ = read_checkpoint(source)
+    own = {name.removeprefix("backbone."): value for name, value in state.items()
+           if name.startswith("backbone.")}
+    unused = sorted({name.split(".")[0] for name in state if own and name[:9] != "backbone."})
+    load_weights(model.backbone, own or state)
+    if unused:
+        print(f"left out, no part of the encoder: {', '.join(unused)}")
