@@ -243,3 +243,5 @@ def test_the_paper_file_opens_checkpoints_of_its_design(trained, tmp_path):
     assert space["model"].config == TINY
     for name, value in trained.state_dict().items():
         assert torch.equal(space["model"].state_dict()[name], value)
+    space["FILE"] = bodymodels.ASSETS / "simplehand_cpu.pt"
+    exec("\n".join(lines), space)
