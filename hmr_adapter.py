@@ -22,7 +22,7 @@ the body expert's pose. The refined body and the refined hands are then merged i
     Eq. 7          L (body)    weighted sum                            body_total_loss
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
-    Table 3 to 6   baselines   rivals                                  tasks/adapter_rivals.py
+    Table 3 to 6   baselines   rivals                                  networks/adapter_rivals.py
     our choice     experts     small ones, for a CPU                   networks/small_experts.py
     released       weights     HaMeR's, SMPLer-X's, train.py's         weights/hmr_adapter.py
 
@@ -350,8 +350,8 @@ def gpu_preset(accumulate: int) -> Config:
 def cpu_preset() -> Config:
     """Return the same design with small experts, which train.py has to train first: 2 CPU cores.
 
-    networks/small_experts.py builds its models. All four trainings take 22 minutes, after 6 of
-    rendering.
+    build_model of networks/adapter_rivals.py builds its models. All four trainings take 22 minutes,
+    after 6 of rendering.
     """
     encoder = dict(backbone="pose", image_size=128, patch_size=4, vit_dim=128)
     decoder = dict(decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_head_dim=32,
@@ -616,7 +616,7 @@ def register_statistics(module: nn.Module) -> None:
 def require_vit(config: EncoderConfig) -> None:
     """Raise ValueError for the config of a small expert."""
     require(config.backbone == "vit", f"backbone is {config.backbone!r}, a small expert's: build "
-            "this model with build_model of networks/small_experts.py")
+            "this model with build_model of networks/adapter_rivals.py")
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR
@@ -1096,7 +1096,8 @@ class Adapter(nn.Module):
     def __init__(self, config: HandConfig | BodyConfig, expert: HandExpert | BodyExpert) -> None:
         super().__init__()
         require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, this "
-                f"config is for {config.design!r}: build it with tasks/adapter_rivals.py")
+                f"config is for {config.design!r}: build this model with build_model of "
+                "networks/adapter_rivals.py")
         self.config, self.expert = config, expert
         self.build()
         self.expert.requires_grad_(True)  # it may come frozen, from another adapter
