@@ -2,16 +2,19 @@
 
 The rivals share the adapters' experts and configs: the experts alone, adapters with another
 context, and concatenation or a weighted sum in place of the adapter. `build_model` finds the class
-of a config.
+of a config. `share_twists` is PyMAF-X's, after `merge`: not the paper's.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmr_adapter import (
+    ARMS,
     TASKS,
     ArmFeatures,
     BodyAdapter,
@@ -25,6 +28,7 @@ from hmr_adapter import (
     HandExpert,
     HandExpertConfig,
     HMRAdapter,
+    axis_angle_to_matrix,
     require,
 )
 from networks.small_experts import body_expert, hand_expert
@@ -207,3 +211,31 @@ def build_model(config: HandExpertConfig | BodyExpertConfig | HandConfig | BodyC
     kind = next((rival for rival in RIVALS
                  if issubclass(rival, base) and rival.DESIGN == config.design), base)
     return kind(config, new_expert(config.expert) if expert is None else expert)
+
+
+# ------------------------------------------------------------------------- twist of the wrists
+
+
+def share_twists(pose: Tensor, valid: Tensor | None = None, most: float = 0.4 * math.pi) -> Tensor:
+    """Move the wrists' twists beyond `most` radians to the elbows: (B, 55, 3, 3) -> the same shape.
+
+    pose: of `merge`. valid: (B, 2), [right, left], 0 for hands whose wrist and elbow stay as they
+    are. The forearm twists, not the wrist (PyMAF-X). In SMPL-X's rest pose the arms lie along x, so
+    twist is rotation about x; the hands keep their orientation.
+    """
+    def root(square: Tensor) -> Tensor:
+        return square.clamp_min(0).sqrt()
+
+    shared = pose.clone()
+    for side, (*_, elbow, wrist) in enumerate(ARMS["arm"]):
+        turned = pose[:, wrist]
+        xx, yy, zz = turned.diagonal(dim1=1, dim2=2).unbind(1)
+        sign = torch.where(turned[:, 2, 1] < turned[:, 1, 2], -1.0, 1.0)
+        angle = 2 * torch.atan2(sign * root(1 + xx - yy - zz), root(1 + xx + yy + zz))
+        excess = angle - angle.clamp(-most, most)
+        turn = axis_angle_to_matrix(F.pad(excess[:, None], (0, 2)))
+        for joint, value in ((elbow, pose[:, elbow] @ turn), (wrist, turn.mT @ turned)):
+            if valid is not None:
+                value = torch.where(valid[:, side, None, None] > 0, value, pose[:, joint])
+            shared[:, joint] = value
+    return shared
