@@ -22,7 +22,7 @@ the body expert's pose. The refined body and the refined hands are then merged i
     Eq. 7          L (body)    weighted sum                            body_total_loss
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
-    Table 3 to 6   baselines   rivals                                  tasks/adapter_rivals.py
+    Table 3 to 6   baselines   rivals                                  networks/adapter_rivals.py
     our choice     experts     small ones, for a CPU                   networks/small_experts.py
     released       weights     HaMeR's, SMPLer-X's, train.py's         weights/hmr_adapter.py
 
@@ -350,8 +350,8 @@ def gpu_preset(accumulate: int) -> Config:
 def cpu_preset() -> Config:
     """Return the same design with small experts, which train.py has to train first: 2 CPU cores.
 
-    networks/small_experts.py builds its models. All four trainings take 22 minutes, after 6 of
-    rendering.
+    build_model of networks/adapter_rivals.py builds its models. All four trainings take 22 minutes,
+    after 6 of rendering.
     """
     encoder = dict(backbone="pose", image_size=128, patch_size=4, vit_dim=128)
     decoder = dict(decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_head_dim=32,
@@ -616,7 +616,7 @@ def register_statistics(module: nn.Module) -> None:
 def require_vit(config: EncoderConfig) -> None:
     """Raise ValueError for the config of a small expert."""
     require(config.backbone == "vit", f"backbone is {config.backbone!r}, a small expert's: build "
-            "this model with build_model of networks/small_experts.py")
+            "this model with build_model of networks/adapter_rivals.py")
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR
@@ -1096,7 +1096,8 @@ class Adapter(nn.Module):
     def __init__(self, config: HandConfig | BodyConfig, expert: HandExpert | BodyExpert) -> None:
         super().__init__()
         require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, this "
-                f"config is for {config.design!r}: build it with tasks/adapter_rivals.py")
+                f"config is for {config.design!r}: build this model with build_model of "
+                "networks/adapter_rivals.py")
         self.config, self.expert = config, expert
         self.build()
         self.expert.requires_grad_(True)  # it may come frozen, from another adapter
@@ -1542,25 +1543,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 # --------------------------------------------------------------------------------- dual path
 
 
-def share_twist(elbow: Tensor, wrist: Tensor, most: float) -> tuple[Tensor, Tensor]:
-    """Move a wrist's twist beyond `most` radians to its elbow: (B, 3, 3) twice -> the same.
-
-    The forearm twists, not the wrist (PyMAF-X). In SMPL-X's rest pose the arms lie along x, so
-    twist is rotation about x; elbow @ wrist does not change.
-    """
-    def root(square: Tensor) -> Tensor:
-        return square.clamp_min(0).sqrt()
-
-    xx, yy, zz = wrist.diagonal(dim1=1, dim2=2).unbind(1)
-    sign = torch.where(wrist[:, 2, 1] < wrist[:, 1, 2], -1.0, 1.0)
-    angle = 2 * torch.atan2(sign * root(1 + xx - yy - zz), root(1 + xx + yy + zz))
-    excess = angle - angle.clamp(-most, most)
-    turn = axis_angle_to_matrix(F.pad(excess[:, None], (0, 2)))
-    return elbow @ turn, turn.mT @ wrist
-
-
-def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None, *, wrist: str = "ik",
-          max_twist: float = 0.4 * math.pi) -> Tensor:
+def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> Tensor:
     """Put MANO hands on an SMPL-X body: (B, 55, 3, 3) -> (B, 55, 3, 3).
 
     hand_pose: (B, 2, 16, 3, 3) of the hand network, the left one mirrored: orientation in the
@@ -1568,11 +1551,10 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None, *, 
 
     1. Mirror the left hand back: M R M for all sixteen rotations.
     2. A MANO hand's orientation is global, an SMPL-X wrist is relative to its elbow: wrist =
-       (product of the rotations from the pelvis to the elbow)^T times orientation ("ik").
+       (product of the rotations from the pelvis to the elbow)^T times orientation: inverse
+       kinematics (paper, of its baseline).
     3. Copy the fingers. They are absolute here; smplx's layers with flat_hand_mean=False (their
        default) add the mean hand, which smplx_parameters subtracts.
-    wrist: "ik", inverse kinematics (paper, of its baseline), or "twist": the same, then share_twist
-    with max_twist in radians (PyMAF-X).
     """
     pose = body_pose.clone()
     hands = torch.stack((hand_pose[:, 0], mirror(hand_pose[:, 1])), 1)
@@ -1581,11 +1563,8 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None, *, 
         pose[:, fingers] = hands[:, side, 1:]
         elbow = chain_product(body_pose[:, chain])  # its global rotation
         pose[:, last] = elbow.mT @ hands[:, side, 0]
-        if wrist == "twist":
-            pose[:, chain[-1]], pose[:, last] = share_twist(
-                pose[:, chain[-1]], pose[:, last], max_twist)
         if valid is not None:
-            unseen, part = valid[:, side] <= 0, [chain[-1], last, *range(55)[fingers]]
+            unseen, part = valid[:, side] <= 0, [last, *range(55)[fingers]]
             pose[:, part] = torch.where(unseen[:, None, None, None], body_pose[:, part],
                                         pose[:, part])
     return pose

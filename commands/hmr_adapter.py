@@ -18,15 +18,7 @@ from commands.pictures import Result, Target
 from hmr_adapter import BodyAdapter, HandAdapter, HMRAdapter
 from sets.finders import LEAST_CONFIDENCE
 from sets.safe_pickle import load_arrays
-from tasks.adapter_rivals import (
-    PAPER_SAYS,
-    REMARK,
-    RIVALS,
-    baseline,
-    count,
-    count_parameters,
-    on_meta,
-)
+from tasks.adapter_rows import PAPER_SAYS, REMARK, baseline, count, count_parameters, on_meta
 from weights.hmr_adapter import load_path, load_paths
 
 SMPLX55 = bodymodels.JOINT_SETS["smplx55"]
@@ -94,10 +86,10 @@ def people(arguments: argparse.Namespace) -> int:
     body = load_mesh_model(arguments.model or "wholebody", 55, "an SMPL-X model")
     mean = hand_mean(arguments.model) if arguments.model else None
     if arguments.hand:
-        model = load_paths(arguments.hand, arguments.body, RIVALS, hand_mean=mean)
+        model = load_paths(arguments.hand, arguments.body, hand_mean=mean)
         paths = {arguments.hand: model.hand, arguments.body: model.body}
     else:
-        model = load_path(BodyAdapter, arguments.body, RIVALS, hand_mean=mean)
+        model = load_path(BodyAdapter, arguments.body, hand_mean=mean)
         paths = {arguments.body: model}
     told = [check_path(path, file, not arguments.model) for file, path in paths.items()]
     model, faces = model.to(arguments.device), body.faces.numpy()
@@ -113,7 +105,7 @@ def hands(arguments: argparse.Namespace) -> int:
     """Reconstruct hands alone, by the hand path, which does not know their arms."""
     pictures.prepare(arguments, "hand")
     hand = load_mesh_model(arguments.model or "hand_right", 16, "a hand model")
-    model = load_path(HandAdapter, arguments.hand, RIVALS)
+    model = load_path(HandAdapter, arguments.hand)
     told = check_path(model, arguments.hand, not arguments.model)
     model, faces = model.to(arguments.device), hand.faces.numpy()
 

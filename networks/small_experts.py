@@ -2,15 +2,14 @@
 
 The paper freezes two experts of 0.7 billion parameters each. These have three million, so that
 every command works without the released weights: a PoseEncoder finds keypoints, and the decoders
-of HaMeR and SMPLer-X read tokens that are made of them. All of it is our choice. `build_model`
-builds the model of any config, with these experts or the paper's.
+of HaMeR and SMPLer-X read tokens that are made of them. All of it is our choice.
 
 Letters in shapes: B batch, S side of a square crop in pixels, K keypoints, D width of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -19,30 +18,24 @@ from torch import Tensor, nn
 from hmr_adapter import (
     BODY_DEPTH,
     POSITIONED,
-    Adapter,
-    BodyAdapter,
     BodyConfig,
     BodyExpert,
     BodyExpertConfig,
     BodyFeatures,
     BodyRegressor,
-    Config,
     Decoder,
     EncoderConfig,
-    HandAdapter,
     HandConfig,
     HandExpert,
     HandExpertConfig,
     HandRegressor,
     HandRoiNet,
-    HMRAdapter,
     ManoHead,
     PositionNet,
     face_regressor,
     middle_of,
     register_statistics,
 )
-from networks.experts_alone import FineTunedBody, FineTunedHand
 from networks.pose_encoder import PoseEncoder, Seen, cell_centres, heat_map_loss
 
 
@@ -167,9 +160,6 @@ class PoseBodyExpert(BodyExpert):
             "heat": features.seen.heat, "lifted": features.seen.lifted.joints}
 
 
-# ------------------------------------------------------------------------------- any model
-
-
 def hand_expert(config: HandExpertConfig) -> HandExpert:
     """Build a hand expert with random weights."""
     return (PoseHandExpert if config.backbone == "pose" else HandExpert)(config)
@@ -178,29 +168,6 @@ def hand_expert(config: HandExpertConfig) -> HandExpert:
 def body_expert(config: BodyExpertConfig) -> BodyExpert:
     """Build a whole-body expert with random weights."""
     return (PoseBodyExpert if config.backbone == "pose" else BodyExpert)(config)
-
-
-def build_model(config: HandExpertConfig | BodyExpertConfig | HandConfig | BodyConfig | Config,
-                expert: HandExpert | BodyExpert | None = None,
-                rivals: Sequence[type[Adapter]] = ()) -> nn.Module:
-    """Build what a config describes, with random weights: an expert, an adapter, or both paths.
-
-    expert: the pre-trained one of an adapter, of config.expert; becomes a part of it. rivals: the
-    classes of other designs, RIVALS of tasks/adapter_rivals.py.
-    """
-    if isinstance(config, Config):
-        paths = (build_model(path, rivals=rivals) for path in (config.hand, config.body))
-        return HMRAdapter(config, *paths)
-    if isinstance(config, HandExpertConfig):
-        return hand_expert(config)
-    if isinstance(config, BodyExpertConfig):
-        return body_expert(config)
-    base, alone, new_expert = ((HandAdapter, FineTunedHand, hand_expert)
-                               if isinstance(config, HandConfig) else
-                               (BodyAdapter, FineTunedBody, body_expert))
-    kind = next((kind for kind in (alone, *rivals)
-                 if issubclass(kind, base) and kind.DESIGN == config.design), base)
-    return kind(config, new_expert(config.expert) if expert is None else expert)
 
 
 # ------------------------------------------------------------------------------------- losses

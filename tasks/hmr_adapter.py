@@ -23,15 +23,17 @@ import bodymodels
 import data
 import hmr_adapter
 import metrics
+from networks.adapter_rivals import build_model
 from networks.small_experts import body_keypoint_losses, hand_keypoint_losses
 from sets.safe_pickle import load_arrays, safe_unpickle
-from tasks import adapter_rivals
+from tasks import adapter_rows
 from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import own_overrides, suitable_preset
 from weights.hmr_adapter import (
     expert_of,
     load_body_expert,
+    load_checkpoint,
     load_hand_expert,
     load_paths,
     load_pose_encoder,
@@ -67,7 +69,7 @@ class PeopleTask(Task):
         """Load the model of this stage; an expert also from inside an adapter or from a release."""
         if not cls.ADAPTS:
             return cls.load_expert(path)
-        model = adapter_rivals.load_checkpoint(path)
+        model = load_checkpoint(path)
         return model if isinstance(model, cls.MODEL) else expert_of(model, cls.MODEL)
 
     @classmethod
@@ -82,12 +84,12 @@ class PeopleTask(Task):
     @classmethod
     def row(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
         """The config of a row of the paper's tables; "double steps" are twice the preset's."""
-        rows = {name: changes for name, (stage, changes) in adapter_rivals.BASELINES.items()
+        rows = {name: changes for name, (stage, changes) in adapter_rows.BASELINES.items()
                 if stage == arguments.stage}
         if arguments.row not in rows:
             raise ValueError(f"--row {arguments.row!r}: expected one of {'; '.join(rows)}")
         changes = dict(rows[arguments.row])
-        if arguments.row in adapter_rivals.FROM_SCRATCH:
+        if arguments.row in adapter_rows.FROM_SCRATCH:
             changes["steps"] = 2 * cls.PRESETS[arguments.preset].steps
         return dataclasses.replace(config, **changes)
 
@@ -108,7 +110,7 @@ class PeopleTask(Task):
     def notes(self) -> list[str]:
         """Say what starts from random weights, or from GenHMR's encoder."""
         start = self.arguments
-        scratch = self.ADAPTS and start.row in adapter_rivals.FROM_SCRATCH
+        scratch = self.ADAPTS and start.row in adapter_rows.FROM_SCRATCH
         if start.checkpoint or self.ADAPTS and start.expert and not scratch:
             return []
         if self.ADAPTS:
@@ -137,12 +139,12 @@ class PeopleTask(Task):
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
         start = self.arguments
-        if not self.ADAPTS or not start.expert or start.row in adapter_rivals.FROM_SCRATCH:
-            model = adapter_rivals.build_model(self.config)
+        if not self.ADAPTS or not start.expert or start.row in adapter_rows.FROM_SCRATCH:
+            model = build_model(self.config)
             if self.starts_from:
                 load_pose_encoder(model, self.starts_from)
             return model
-        return adapter_rivals.build_model(self.config, self.load_given(start.expert))
+        return build_model(self.config, self.load_given(start.expert))
 
     @property
     def starts_from(self) -> Path | None:
@@ -324,7 +326,7 @@ class HandAdapterTask(HandExpertTask):
             raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
                              "give its checkpoint with --guide")
         # Loaded here, before training is seeded: building a module draws random numbers.
-        self.guide = adapter_rivals.load_checkpoint(arguments.guide) if arguments.guide else None
+        self.guide = load_checkpoint(arguments.guide) if arguments.guide else None
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -580,7 +582,7 @@ class DualPathTask(BodyAdapterTask):
     @classmethod
     def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
         """Both adapters; the baseline and the data are those of the body's checkpoint."""
-        model = load_paths(arguments.checkpoint, arguments.guide, adapter_rivals.RIVALS)
+        model = load_paths(arguments.checkpoint, arguments.guide)
         return model, torch.load(arguments.guide, map_location="cpu", weights_only=True)
 
     @staticmethod

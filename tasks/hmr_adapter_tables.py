@@ -13,7 +13,7 @@ import numpy as np
 import bodymodels
 from tasks import ablations
 from tasks.ablations import Row, Table
-from tasks.adapter_rivals import FROM_SCRATCH
+from tasks.adapter_rows import FROM_SCRATCH
 from tasks.hmr_adapter import BodyAdapterTask, DualPathTask, HandAdapterTask
 from tasks.settings import override, own_overrides
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bodymodels
 import hmr_adapter as hmr
-from tasks import adapter_rivals
+from networks.adapter_rivals import build_model
 
 ENCODER = dict(image_size=64, vit_dim=32, vit_depth=1, vit_heads=2, vit_drop_path=0.5)
 DECODER = dict(decoder_dim=16, decoder_layers=2, decoder_heads=2, decoder_head_dim=4,
@@ -62,12 +62,12 @@ def lively(module: nn.Module) -> nn.Module:
 
 def hand_adapter(**changes) -> hmr.HandAdapter:
     torch.manual_seed(2)
-    return lively(adapter_rivals.build_model(replace(TINY_HAND, **changes))).eval()
+    return lively(build_model(replace(TINY_HAND, **changes))).eval()
 
 
 def body_adapter(**changes) -> hmr.BodyAdapter:
     torch.manual_seed(3)
-    return lively(adapter_rivals.build_model(replace(TINY_BODY, **changes))).eval()
+    return lively(build_model(replace(TINY_BODY, **changes))).eval()
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -27,31 +27,32 @@ import bodymodels
 import genhmr
 import hmr_adapter as hmr
 import weights.hmr_adapter
-from tasks import adapter_rivals
-from tasks.adapter_rivals import BASELINES
+from networks.adapter_rivals import build_model
+from tasks import adapter_rows
+from tasks.adapter_rows import BASELINES
 
 # ----------------------------------------------------------------------------- counts, presets
 
 
 def trainable(config: hmr.HandConfig | hmr.BodyConfig) -> int:
-    return adapter_rivals.count(adapter_rivals.on_meta(config), True)
+    return adapter_rows.count(adapter_rows.on_meta(config), True)
 
 
 def test_parameters_of_the_experts():
     """HaMeR has 630,912,000 + 39,497,837 parameters, SMPLer-X-H 661,827,096, part by part."""
     with torch.device("meta"):
         hand, body = hmr.HandExpert(hmr.HandExpertConfig()), hmr.BodyExpert(hmr.BodyExpertConfig())
-    assert adapter_rivals.count(hand.backbone) == 630_912_000
-    assert adapter_rivals.count(hand.mano_head) == 39_497_837
-    assert adapter_rivals.count(hand) + adapter_rivals.DISCRIMINATOR == 671_955_048  # paper: 671M
-    layer, = {tuple(adapter_rivals.count(part) for part in layer)
+    assert adapter_rows.count(hand.backbone) == 630_912_000
+    assert adapter_rows.count(hand.mano_head) == 39_497_837
+    assert adapter_rows.count(hand) + adapter_rows.DISCRIMINATOR == 671_955_048  # paper: 671M
+    layer, = {tuple(adapter_rows.count(part) for part in layer)
               for layer in hand.mano_head.transformer.layers}
     assert layer == (2_098_176 + 2_048, 2_360_320 + 2_048, 2_099_200 + 2_048)
-    assert {name: adapter_rivals.count(part) for name, part in body.named_children()} == {
+    assert {name: adapter_rows.count(part) for name, part in body.named_children()} == {
         "encoder": 630_951_680, "body_position_net": 512_400, "body_regressor": 2_372_157,
         "box_net": 9_179_657, "hand_roi_net": 16_796_800, "hand_position_net": 409_920,
         "hand_regressor": 1_583_986, "face_regressor": 20_496}
-    assert adapter_rivals.count(body) == 661_827_096
+    assert adapter_rows.count(body) == 661_827_096
 
 
 @pytest.mark.parametrize("changes, number", [
@@ -85,10 +86,10 @@ def test_trainable_parameters_of_the_body_path(changes, number):
 def test_rows_of_the_tables_have_their_parameters():
     """The counts are the printed ones when rounded to millions, or truncated as Lightning's summary
     does."""
-    for row, says in adapter_rivals.PAPER_SAYS.items():
-        number = trainable(adapter_rivals.baseline(row))
+    for row, says in adapter_rows.PAPER_SAYS.items():
+        number = trainable(adapter_rows.baseline(row))
         if says == "671M":
-            assert (number + adapter_rivals.DISCRIMINATOR) // 10**6 == 671
+            assert (number + adapter_rows.DISCRIMINATOR) // 10**6 == 671
         elif says in ("39M",):
             assert number // 10**6 == 39  # 39.5 rounds either way
         else:
@@ -108,7 +109,7 @@ def test_presets_say_what_the_paper_says():
 def test_cpu_checkpoints_are_small():
     """Both small paths together take less than 14 MB in half precision."""
     preset = hmr.PRESETS["cpu"]
-    models = [adapter_rivals.on_meta(config) for config in (preset.hand, preset.body)]
+    models = [adapter_rows.on_meta(config) for config in (preset.hand, preset.body)]
     size = sum(2 * value.numel() for model in models
                for value in model.state_dict().values())
     assert size < 14e6
@@ -120,10 +121,10 @@ def test_rows_from_scratch_take_twice_the_steps(row, preset):
     """They take "double steps of other settings" in every preset; other rows keep the preset's
     steps."""
     part, changes = BASELINES[row]
-    config, own = adapter_rivals.baseline(row, preset), getattr(hmr.PRESETS[preset], part)
+    config, own = adapter_rows.baseline(row, preset), getattr(hmr.PRESETS[preset], part)
     assert config.steps == own.steps * (2 if row.endswith("No. 2") else 1)
     assert config == replace(own, **changes, steps=config.steps)
-    assert config.trainable == "all" or row not in adapter_rivals.FROM_SCRATCH
+    assert config.trainable == "all" or row not in adapter_rows.FROM_SCRATCH
 
 
 @pytest.mark.parametrize("changes, needed", [
@@ -136,23 +137,17 @@ def test_guides_are_needed_for_predicted_arms_alone(changes, needed):
 
 @pytest.mark.parametrize("row", BASELINES)
 def test_each_row_has_its_class(row):
-    """build_model picks the class of every row, and a class refuses another one's config.
-
-    So does load_checkpoint, which knows the rivals only if it is told of them.
-    """
+    """build_model and load_checkpoint pick its class, and a class refuses another one's config."""
     part, changes = BASELINES[row]
     config = replace(TINY_HAND if part == "hand" else TINY_BODY, **changes)
     base = hmr.HandAdapter if part == "hand" else hmr.BodyAdapter
-    model = adapter_rivals.build_model(config)
+    model = build_model(config)
     content = {"model": model.state_dict(), "config": asdict(config)}
-    assert type(adapter_rivals.load_checkpoint(content)) is type(model)
+    assert type(weights.hmr_adapter.load_checkpoint(content)) is type(model)
     assert isinstance(model, base) and model.keeps_expert == (config.trainable == "adapter")
     if type(model) is not base:
-        with pytest.raises(ValueError, match=f"{model.DESIGN}.*adapter_rivals"):
+        with pytest.raises(ValueError, match=f"{model.DESIGN}.*of networks/adapter_rivals"):
             base(config)
-    if type(model).__module__ == "tasks.adapter_rivals":
-        with pytest.raises(ValueError, match="adapter_rivals"):
-            weights.hmr_adapter.load_checkpoint(content)
 
 
 @pytest.mark.parametrize(("config", "bad"), [
@@ -174,7 +169,7 @@ def test_bad_configs_are_refused_by_name(config, bad):
 def test_unknown_rows_are_refused():
     """A row that no table has is a ValueError that names it."""
     with pytest.raises(ValueError, match="Table 9"):
-        adapter_rivals.baseline("Table 9, No. 1")
+        adapter_rows.baseline("Table 9, No. 1")
 
 
 def test_config_of_a_checkpoint_becomes_the_config():

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 import bodymodels
 import hmr_adapter as hmr
 from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, BodyExpert, HandAdapter, HandExpert
-from tasks import adapter_rivals
-from tasks.adapter_rivals import BASELINES
+from networks.adapter_rivals import Moderator, build_model
+from tasks.adapter_rows import BASELINES
 
 # ------------------------------------------------------------------------------------ hand adapter
 
@@ -92,7 +92,7 @@ def test_only_what_is_trainable_trains(row):
     included; gradients reach every module that it trains."""
     part, changes = BASELINES[row]
     config = replace(TINY_HAND if part == "hand" else TINY_BODY, **changes)
-    model = lively(adapter_rivals.build_model(config)).train()
+    model = lively(build_model(config)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     allowed = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     expected = {"adapter": "expert.", "head": ("expert.backbone.", "expert.encoder."),
@@ -118,7 +118,7 @@ def test_all_that_trains_gets_a_gradient(row):
     """No row has trainable parameters without a gradient, at which DDP would stop."""
     part, changes = BASELINES[row]
     tiny = TINY_HAND if part == "hand" else TINY_BODY
-    model, batch = lively(adapter_rivals.build_model(replace(tiny, **changes))).train(), people()
+    model, batch = lively(build_model(replace(tiny, **changes))).train(), people()
     if part == "hand":
         samples = hmr.hand_samples(batch, model.config.arm)
         samples |= {"vertices": torch.zeros(4, 778, 3), "betas": torch.zeros(4, 10)}
@@ -336,7 +336,7 @@ def test_zero_padded_concatenation_keeps_the_expert():
     changes = dict(inject="concat", trainable="head")
     for init, kept in (("zero_pad", True), ("random", False)):
         config = replace(TINY_BODY, **changes, concat_init=init)
-        model = adapter_rivals.build_model(config, expert).eval()
+        model = build_model(config, expert).eval()
         assert torch.allclose(model(pictures)["body_pose"], before, atol=1e-5) == kept
         assert expert.body_regressor.root_pose_out[0].in_features == 25 * 11 + 64
         expert = lively(BodyExpert(TINY_BODY.expert)).eval()
@@ -344,7 +344,7 @@ def test_zero_padded_concatenation_keeps_the_expert():
 
 def test_moderator_weighs():
     """The weights of the two features are positive, sum to 1 and follow the temperature."""
-    moderator = lively(adapter_rivals.Moderator(4, 8))
+    moderator = lively(Moderator(4, 8))
     own, other = torch.zeros(2, 5, 4), torch.ones(2, 1, 4)
     with torch.no_grad():
         moderator.temperature.fill_(1.0)

@@ -23,13 +23,15 @@ from adapter_samples import (
 import bodymodels
 import hmr_adapter as hmr
 from hmr_adapter import HMRAdapter
+from networks.adapter_rivals import share_twists
 
 
 @pytest.mark.parametrize("wrist", ["ik", "twist"])
 def test_merged_wrist_has_the_orientation_of_the_hand(wrist):
     """Forward kinematics of the merged body gives both wrists the hand network's orientation."""
     body_pose, hand_pose = rotations(4, 55, spread=0.7), rotations(4, 2, 16)
-    pose = hmr.merge(body_pose, hand_pose, wrist=wrist)
+    pose = hmr.merge(body_pose, hand_pose)
+    pose = share_twists(pose) if wrist == "twist" else pose
     world = whole_body()(torch.zeros(4, 10), pose).transforms[..., :3, :3]
     assert torch.allclose(world[:, 21], hand_pose[:, RIGHT, 0], atol=1e-5)
     assert torch.allclose(world[:, 20], bodymodels.mirror_matrix(hand_pose[:, LEFT, 0]), atol=1e-5)
@@ -54,8 +56,8 @@ def test_merge_keeps_what_it_is_told_to():
     assert torch.equal(kept[:, :20], body_pose[:, :20])
     assert torch.equal(kept[:, hmr.RIGHT_FINGERS], hand_pose[:, RIGHT, 1:])
     valid = torch.tensor([[0.0, 1], [0, 0]])
-    part = hmr.merge(body_pose, hand_pose, valid, wrist="twist")
-    whole = hmr.merge(body_pose, hand_pose, wrist="twist")
+    part = share_twists(hmr.merge(body_pose, hand_pose, valid), valid)
+    whole = share_twists(kept)
     assert torch.equal(part[1], body_pose[1])
     assert torch.equal(part[0, [21, 19]], body_pose[0, [21, 19]])
     assert torch.equal(part[0, [20, 18]], whole[0, [20, 18]])
@@ -65,12 +67,15 @@ def test_twist_beyond_the_limit_goes_to_the_elbow():
     """The wrist keeps at most 72 degrees of twist about the forearm; smaller twists stay."""
     axis = torch.zeros(5, 3)
     axis[:, 0] = torch.tensor([0.5, 1.2, 2.0, -2.9, math.pi])
-    wrist, elbow, most = hmr.axis_angle_to_matrix(axis), rotations(5), 0.4 * math.pi
-    new_elbow, new_wrist = hmr.share_twist(elbow, wrist, most)
-    kept = bodymodels.matrix_to_axis_angle(new_wrist)[:, 0]
-    assert torch.allclose(kept, axis[:, 0].clamp(-most, most), atol=1e-4)
-    assert torch.allclose(new_elbow @ new_wrist, elbow @ wrist, atol=1e-5)
-    assert torch.allclose(new_elbow[:2], elbow[:2], atol=1e-6)
+    pose, most = rotations(5, 55), 0.4 * math.pi
+    pose[:, [20, 21]] = hmr.axis_angle_to_matrix(axis)[:, None]
+    shared = share_twists(pose, most=most)
+    for elbow, wrist in ((18, 20), (19, 21)):
+        kept = bodymodels.matrix_to_axis_angle(shared[:, wrist])[:, 0]
+        assert torch.allclose(kept, axis[:, 0].clamp(-most, most), atol=1e-4)
+        assert torch.allclose(shared[:, elbow] @ shared[:, wrist], pose[:, elbow] @ pose[:, wrist],
+                              atol=1e-5)
+        assert torch.allclose(shared[:2, elbow], pose[:2, elbow], atol=1e-6)
 
 
 def test_crops_of_hands():

@@ -20,7 +20,8 @@ from adapter_samples import (
 from torch import Tensor, nn
 
 import hmr_adapter as hmr
-from tasks import adapter_rivals
+from networks.adapter_rivals import build_model
+from tasks import adapter_rows
 from weights.hmr_adapter import load_body_expert, load_hand_expert
 
 
@@ -241,7 +242,7 @@ def test_parameter_groups():
     model = body_adapter(joint_embedding="learned")
     decayed, spared = (group["params"] for group in hmr.parameter_groups(model, 0.1))
     numbers = sum(parameter.numel() for parameter in [*decayed, *spared])
-    assert numbers == adapter_rivals.count(model, True) < adapter_rivals.count(model)
+    assert numbers == adapter_rows.count(model, True) < adapter_rows.count(model)
     identities = {id(parameter) for parameter in spared}
     assert id(model.joint_embedding) in identities
     assert id(model.decoder.pos_embedding) in identities
@@ -257,8 +258,8 @@ def test_an_expert_out_of_an_adapter_can_be_trained(part):
     old = kind(config)
     assert not any(parameter.requires_grad for parameter in old.expert.parameters())
     rival = replace(config, inject="concat", trainable="head")
-    fresh, around = adapter_rivals.build_model(rival), adapter_rivals.build_model(rival, old.expert)
-    assert adapter_rivals.count(around, True) == adapter_rivals.count(fresh, True)
+    fresh, around = build_model(rival), build_model(rival, old.expert)
+    assert adapter_rows.count(around, True) == adapter_rows.count(fresh, True)
     content = {"model": kind(config).state_dict(), "config": asdict(config),
                "name": f"hmr_adapter-{part}"}
     assert all(parameter.requires_grad for parameter in load(content).parameters())

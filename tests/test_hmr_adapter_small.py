@@ -11,15 +11,9 @@ from adapter_samples import DECODER, free_hand, images, lively, people, rotation
 import bodymodels
 import hmr_adapter as hmr
 from networks import small_experts
+from networks.adapter_rivals import build_model
 from networks.pose_encoder import cell_centres
-from networks.small_experts import (
-    SEEN,
-    SEEN_HANDS,
-    SEEN_POSITIONED,
-    build_model,
-    keypoint_losses,
-)
-from tasks import adapter_rivals
+from networks.small_experts import SEEN, SEEN_HANDS, SEEN_POSITIONED, keypoint_losses
 from tasks.hmr_adapter import DualPathTask
 from weights.genhmr import load_encoder
 from weights.hmr_adapter import load_paths, load_pose_encoder
@@ -79,7 +73,7 @@ def test_the_papers_classes_name_the_builder_of_small_experts():
     for kind, config in ((hmr.HandExpert, HAND.expert), (hmr.BodyExpert, BODY.expert),
                          (hmr.HandAdapter, HAND), (hmr.BodyAdapter, BODY),
                          (hmr.HMRAdapter, hmr.Config(HAND, BODY))):
-        with pytest.raises(ValueError, match="'pose'.*build this model with build_model of net"):
+        with pytest.raises(ValueError, match="'pose'.*with build_model of networks/adapter_riv"):
             kind(config)
         model = build_model(config)
         assert isinstance(model, kind) and model.config == config
@@ -244,7 +238,7 @@ def test_rows_that_train_an_encoder_learn_from_keypoints(part):
     for trainable in ("all", "adapter"):
         chosen = replace(config, trainable=trainable, weight_heat=1.0, weight_lift=1.0,
                          inject="none" if trainable == "all" else "adapter")
-        model = lively(adapter_rivals.build_model(chosen)).train()
+        model = lively(build_model(chosen)).train()
         if part == "hand":
             samples = hmr.hand_samples(batch)
             prediction = model(samples["images"])

@@ -19,7 +19,7 @@ import data
 import hmr_adapter
 import train
 import weights.hmr_adapter
-from tasks import adapter_rivals, reports
+from tasks import adapter_rows, reports
 from tasks.base import Predictions
 from tasks.hmr_adapter import PARTS, HandAdapterTask, stage_arguments
 
@@ -330,7 +330,7 @@ def test_settings_reach_the_stages_that_have_them():
 @pytest.mark.parametrize("row", ["Table 3, No. 5", "Table 4, No. 4"])
 def test_rows_of_the_tables_train(finished, folder, tmp_path, row, undrawn):
     """The rivals are settings of --stage hand and body, and are scored like ours."""
-    stage, changes = adapter_rivals.BASELINES[row]
+    stage, changes = adapter_rows.BASELINES[row]
     expert = finished / f"{stage}_expert" / "checkpoint.pt"
     arguments = command_line(folder, stage, tmp_path / "run", "--expert", expert)
     own = getattr(hmr_adapter.PRESETS["cpu"], stage)
@@ -340,7 +340,7 @@ def test_rows_of_the_tables_train(finished, folder, tmp_path, row, undrawn):
     train.main(arguments)
     scores = scores_of(tmp_path / "run")
     assert np.isfinite([list(one.values()) for one in scores.values()]).all()
-    trained = adapter_rivals.load_checkpoint(tmp_path / "run" / "checkpoint.pt").config
+    trained = weights.hmr_adapter.load_checkpoint(tmp_path / "run" / "checkpoint.pt").config
     assert {name: getattr(trained, name) for name in changes} == changes
 
 

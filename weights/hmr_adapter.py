@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 
 from torch import Tensor, nn
@@ -24,8 +23,8 @@ from hmr_adapter import (
     HMRAdapter,
     require,
 )
-from networks.experts_alone import FineTunedBody, FineTunedHand
-from networks.small_experts import PoseBodyExpert, PoseHandExpert, build_model
+from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
+from networks.small_experts import PoseBodyExpert, PoseHandExpert
 from weights.files import from_checkpoint, load_weights, read_checkpoint
 
 CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
@@ -35,12 +34,11 @@ SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
     (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
 
 
-def load_checkpoint(source: str | PathLike | Mapping, rivals: Sequence[type[Adapter]] = ()
+def load_checkpoint(source: str | PathLike | Mapping
                     ) -> HandExpert | BodyExpert | HandAdapter | BodyAdapter:
     """Load the model of one of train.py's checkpoints, in evaluation mode on the CPU.
 
     source: a file or its content, {"model": state dict, "config": dataclasses.asdict(config)}.
-    rivals: RIVALS of tasks/adapter_rivals.py, to load these too.
     Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
     """
     state, config = read_checkpoint(source)
@@ -49,8 +47,7 @@ def load_checkpoint(source: str | PathLike | Mapping, rivals: Sequence[type[Adap
     require(config is not None and config_class is not None,
             "this is not a checkpoint of train.py for HMR-Adapter: for the released weights of "
             "HaMeR and SMPLer-X use load_hand_expert and load_body_expert")
-    build = functools.partial(build_model, rivals=rivals)
-    return from_checkpoint(build, config_class, config, state)
+    return from_checkpoint(build_model, config_class, config, state)
 
 
 def load_pose_encoder(expert: PoseHandExpert | PoseBodyExpert, source: str | PathLike | Mapping
@@ -138,9 +135,8 @@ def expert_of(model: nn.Module, kind: type) -> nn.Module:
     return expert
 
 
-def load_path(kind: type[Adapter], source: str | PathLike | Mapping,
-              rivals: Sequence[type[Adapter]] = (), **options) -> Adapter:
-    """Load one path: an adapter of train.py, or an expert alone, train.py's or a released one.
+def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) -> Adapter:
+    """Load one path: an adapter or rival of train.py, or an expert alone, also a released one.
 
     kind: HandAdapter or BodyAdapter. options: of load_hand_expert or load_body_expert, for released
     weights. Other arguments and errors are as of load_checkpoint.
@@ -148,7 +144,7 @@ def load_path(kind: type[Adapter], source: str | PathLike | Mapping,
     state, config = read_checkpoint(source)
     content = {"model": state, "config": config}
     if isinstance(config, Mapping) and "expert" in config:
-        model = load_checkpoint(content, rivals)
+        model = load_checkpoint(content)
         require(isinstance(model, kind),
                 f"{source} has a {type(model).__name__}: expected a {kind.__name__}")
         return model
@@ -159,14 +155,12 @@ def load_path(kind: type[Adapter], source: str | PathLike | Mapping,
     return alone(config_class(expert=expert.config, inject="none"), expert).eval()
 
 
-def load_paths(hand: str | PathLike, body: str | PathLike, rivals: Sequence[type[Adapter]] = (), *,
-               hand_mean: Tensor | None = None,
+def load_paths(hand: str | PathLike, body: str | PathLike, *, hand_mean: Tensor | None = None,
                least_share: float = PRESETS["cpu"].least_share) -> HMRAdapter:
     """Load both paths, see load_path, for evaluation; two experts are the paper's baseline.
 
     least_share: of Config; HaMeR has no shares, so it does nothing there.
     """
-    paths = (load_path(HandAdapter, hand, rivals),
-             load_path(BodyAdapter, body, rivals, hand_mean=hand_mean))
+    paths = (load_path(HandAdapter, hand), load_path(BodyAdapter, body, hand_mean=hand_mean))
     config = Config(*(path.config for path in paths), least_share=least_share)
     return HMRAdapter(config, *paths).eval()

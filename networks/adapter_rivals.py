@@ -1,18 +1,20 @@
-"""The rivals of HMR-Adapter's adapters in Tables 3 to 6, the tables' rows, and parameter counts."""
+"""The rivals that HMR-Adapter's Tables 3 to 6 compare it with, and the builder of any model.
+
+The rivals share the adapters' experts and configs: the experts alone, adapters with another
+context, and concatenation or a weighted sum in place of the adapter. `build_model` finds the class
+of a config. `share_twists` is PyMAF-X's, after `merge`: not the paper's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from os import PathLike
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import weights.hmr_adapter
 from hmr_adapter import (
-    PRESETS,
+    ARMS,
     TASKS,
     ArmFeatures,
     BodyAdapter,
@@ -25,9 +27,36 @@ from hmr_adapter import (
     HandConfig,
     HandExpert,
     HandExpertConfig,
+    HMRAdapter,
+    axis_angle_to_matrix,
     require,
 )
-from networks import small_experts
+from networks.small_experts import body_expert, hand_expert
+
+
+class FineTunedHand(HandAdapter):
+    """inject="none": the expert alone, trained as far as `trainable` says (Table 3, No. 1 to 3)."""
+
+    DESIGN = "none"
+
+    def build(self) -> None:
+        pass
+
+    def token(self, features: Tensor, *_) -> Tensor:
+        return self.decoder(features)  # (B, 1, 1024)
+
+
+class FineTunedBody(BodyAdapter):
+    """inject="none": the expert alone, trained as far as `trainable` says (Table 4, No. 1 to 3)."""
+
+    DESIGN = "none"
+
+    def build(self) -> None:
+        pass
+
+    def poses(self, features: BodyFeatures, *_) -> tuple[Tensor, Tensor]:
+        pose_6d = self.expert.initial_pose(features)
+        return pose_6d, pose_6d
 
 
 class HandImageAdapter(HandAdapter):
@@ -161,101 +190,52 @@ class WeightedBody(ConcatBody):
         return self.expert.regress(regressor.joined(moderated, features.joints), features)
 
 
-RIVALS = (HandImageAdapter, ConcatHand, WeightedHand, BodyTokenAdapter, ConcatBody, WeightedBody)
+RIVALS = (FineTunedHand, HandImageAdapter, ConcatHand, WeightedHand,
+          FineTunedBody, BodyTokenAdapter, ConcatBody, WeightedBody)
 
 
-def build_model(config: HandExpertConfig | BodyExpertConfig | HandConfig | BodyConfig,
+def build_model(config: HandExpertConfig | BodyExpertConfig | HandConfig | BodyConfig | Config,
                 expert: HandExpert | BodyExpert | None = None) -> nn.Module:
-    """Build the expert, adapter or rival of a config, with random weights.
+    """Build what a config describes, with random weights: expert, adapter or rival, or both paths.
 
     expert: the pre-trained one of an adapter or rival, of config.expert; becomes a part of it.
     """
-    return small_experts.build_model(config, expert, RIVALS)
+    if isinstance(config, Config):
+        return HMRAdapter(config, build_model(config.hand), build_model(config.body))
+    if isinstance(config, HandExpertConfig):
+        return hand_expert(config)
+    if isinstance(config, BodyExpertConfig):
+        return body_expert(config)
+    base, new_expert = ((HandAdapter, hand_expert) if isinstance(config, HandConfig) else
+                        (BodyAdapter, body_expert))
+    kind = next((rival for rival in RIVALS
+                 if issubclass(rival, base) and rival.DESIGN == config.design), base)
+    return kind(config, new_expert(config.expert) if expert is None else expert)
 
 
-def load_checkpoint(source: str | PathLike | Mapping) -> nn.Module:
-    """Load an expert, adapter or rival, see weights/hmr_adapter.py."""
-    return weights.hmr_adapter.load_checkpoint(source, RIVALS)
+# ------------------------------------------------------------------------- twist of the wrists
 
 
-def on_meta(config: HandConfig | BodyConfig) -> HandAdapter | BodyAdapter:
-    """Build the model of a config without allocating its weights, to count them."""
-    with torch.device("meta"):
-        return build_model(config)
+def share_twists(pose: Tensor, valid: Tensor | None = None, most: float = 0.4 * math.pi) -> Tensor:
+    """Move the wrists' twists beyond `most` radians to the elbows: (B, 55, 3, 3) -> the same shape.
 
-
-def count(module: nn.Module, trainable: bool = False) -> int:
-    """Count the parameters of a module, or the trainable ones."""
-    return sum(parameter.numel() for parameter in module.parameters()
-               if parameter.requires_grad or not trainable)
-
-
-def count_parameters(config: Config) -> dict[str, tuple[int, int]]:
-    """Count (all, trainable) parameters of each part of both paths, without allocating them."""
-    counts = {}
-    for path, model in (("hand", on_meta(config.hand)), ("body", on_meta(config.body))):
-        for owner, label in ((model.expert, "expert"), (model, "adapter")):
-            for name, part in owner.named_children():
-                if part is not model.expert:
-                    counts[f"{path} {label}: {name}"] = count(part), count(part, True)
-            for name, parameter in owner.named_parameters(recurse=False):
-                counts[f"{path} {label}: {name}"] = (parameter.numel(),) * 2
-        counts[f"{path} expert"] = count(model.expert), count(model.expert, True)
-        new, trainable = (count(model, flag) - count(model.expert, flag) for flag in (False, True))
-        counts[f"{path} adapter"] = new, trainable
-    return counts
-
-
-# The rows of the paper's tables: changes of a preset's `hand` (Tables 3, 5) or `body` (4, 6).
-BASELINES: dict[str, tuple[str, dict[str, object]]] = {
-    "Table 3, HaMeR": ("hand", dict(inject="none")),
-    "Table 3, No. 1": ("hand", dict(inject="none", trainable="all")),
-    "Table 3, No. 2": ("hand", dict(inject="none", trainable="all")),
-    "Table 3, No. 3": ("hand", dict(inject="none", trainable="head")),
-    "Table 3, No. 4": ("hand", dict(inject="concat", trainable="head")),
-    "Table 3, No. 5": ("hand", dict(context="image")),
-    "Table 3, No. 6": ("hand", dict()),
-    "Table 4, SMPLer-X": ("body", dict(inject="none")),
-    "Table 4, No. 1": ("body", dict(inject="none", trainable="all")),
-    "Table 4, No. 2": ("body", dict(inject="none", trainable="all")),
-    "Table 4, No. 3": ("body", dict(inject="none", trainable="head")),
-    "Table 4, No. 4": ("body", dict(inject="concat", trainable="head",
-                                    joint_proj="reuse_hand_conv")),
-    "Table 4, No. 5": ("body", dict(context="tokens")),
-    "Table 4, No. 6": ("body", dict()),
-    "Table 5, Concatenation": ("hand", dict(inject="concat", trainable="head")),
-    "Table 5, Weighted sum": ("hand", dict(inject="weighted", trainable="head")),
-    "Table 5, Whole-body pose": ("hand", dict(arm="whole_body")),
-    "Table 5, HMR-Adapter": ("hand", dict()),
-    "Table 6, Concatenation": ("body", dict(inject="concat", trainable="head",
-                                            joint_proj="reuse_hand_conv")),
-    "Table 6, Weighted sum": ("body", dict(inject="weighted", trainable="head",
-                                           joint_proj="reuse_hand_conv")),
-    "Table 6, HMR-Adapter": ("body", dict()),
-}
-FROM_SCRATCH = ("Table 3, No. 2", "Table 4, No. 2")  # not pre-trained, "double steps"
-
-
-def baseline(row: str, preset: str = "paper") -> HandConfig | BodyConfig:
-    """Return the config of a row of the paper's tables, a key of BASELINES.
-
-    The rows of FROM_SCRATCH have twice the preset's steps and start without a trained expert.
+    pose: of `merge`. valid: (B, 2), [right, left], 0 for hands whose wrist and elbow stay as they
+    are. The forearm twists, not the wrist (PyMAF-X). In SMPL-X's rest pose the arms lie along x, so
+    twist is rotation about x; the hands keep their orientation.
     """
-    require(row in BASELINES, f"row {row!r}: expected one of {'; '.join(BASELINES)}")
-    part, changes = BASELINES[row]
-    config = replace(getattr(PRESETS[preset], part), **changes)
-    return replace(config, steps=2 * config.steps) if row in FROM_SCRATCH else config
+    def root(square: Tensor) -> Tensor:
+        return square.clamp_min(0).sqrt()
 
-
-DISCRIMINATOR = 1_545_211  # parameters of HaMeR's discriminator, which no prediction depends on
-PAPER_SAYS = {  # trainable parameters in the paper's tables
-    "Table 3, No. 1": "671M", "Table 3, No. 3": "39M", "Table 3, No. 4": "39M",
-    "Table 3, No. 5": "27M", "Table 3, No. 6": "27M", "Table 4, No. 1": "662M",
-    "Table 4, No. 3": "31M", "Table 4, No. 4": "31M", "Table 4, No. 5": "37M",
-    "Table 4, No. 6": "37M",
-}
-REMARK = f"""\
-671M is HaMeR with its discriminator, {DISCRIMINATOR:,} parameters more than here, truncated, not
-rounded. 27M includes copied, trained out-projections; without them it would be 24M. 37M does not
-follow from the paper; our composition uses only HaMeR's numbers. With one query token the softmax
-of either adapter's SA is 1: its q and k weights, 6,291,456, change only by weight decay."""
+    shared = pose.clone()
+    for side, (*_, elbow, wrist) in enumerate(ARMS["arm"]):
+        turned = pose[:, wrist]
+        xx, yy, zz = turned.diagonal(dim1=1, dim2=2).unbind(1)
+        sign = torch.where(turned[:, 2, 1] < turned[:, 1, 2], -1.0, 1.0)
+        angle = 2 * torch.atan2(sign * root(1 + xx - yy - zz), root(1 + xx + yy + zz))
+        excess = angle - angle.clamp(-most, most)
+        turn = axis_angle_to_matrix(F.pad(excess[:, None], (0, 2)))
+        for joint, value in ((elbow, pose[:, elbow] @ turn), (wrist, turn.mT @ turned)):
+            if valid is not None:
+                value = torch.where(valid[:, side, None, None] > 0, value, pose[:, joint])
+            shared[:, joint] = value
+    return shared
