@@ -1,5 +1,6 @@
 """Puts the repository on the path and makes every run of the suite the same run."""
 
+import gc
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ settings.load_profile("reference")
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the slow tests too, as CI does")
+
+
+def pytest_collection_finish(session):
+    """Keep what is imported by now out of later garbage collections, a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):
