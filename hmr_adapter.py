@@ -29,9 +29,13 @@ the body expert's pose. The refined body and the refined hands are then merged i
 The authors have published no code. They share names with SMPLer-X, so where the paper is silent we
 follow HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only
 where these do not help. Every config field names its source: (paper), (HaMeR), (SMPLer-X) or (our
-choice). The experts use the parameter names of the released weights, so those load. This file
-alone opens train.py's checkpoints of the paper's design: content = torch.load(FILE, "cpu"); model =
-HandAdapter(HandConfig(**content["config"])); model.load_state_dict(content["model"]).
+choice). The experts use the parameter names of the released weights.
+
+weights/hmr_adapter.py opens all checkpoints. This file alone opens train.py's of the paper's design:
+
+    content = torch.load(FILE, weights_only=True, map_location="cpu")
+    model = HandAdapter(HandConfig(**content["config"]))
+    model.load_state_dict(content["model"])
 
 What to know before you trust a number:
 - The product of the eight rotations in theta_b is the hand's global orientation. Trained with the

@@ -293,7 +293,7 @@ body = hmr.BodyConfig(expert=hmr.BodyExpertConfig(
 model = hmr.HMRAdapter(hmr.Config(hand, body)).eval()
 found = model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
 assert found["body_pose"].shape == (2, 55, 3, 3) and found["body_pose"].isfinite().all()
-content = torch.load("hand.pt", "cpu")
+content = torch.load("hand.pt", weights_only=True, map_location="cpu")
 model = hmr.HandAdapter(hmr.HandConfig(**content["config"]))
 model.load_state_dict(content["model"])
 foreign = {{"bodymodels", "data", "metrics", "networks", "weights", "train", "matplotlib",
