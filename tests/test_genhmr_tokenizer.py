@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,7 +229,7 @@ def test_two_processes_learn_one_codebook(tmp_path):
     results = {}
     for world in (1, 2):
         out, store = tmp_path / f"{world}.pt", tmp_path / f"store{world}"
-        folder = str(genhmr.Path(genhmr.__file__).parent)
+        folder = str(Path(genhmr.__file__).parent)
         ranks = [subprocess.Popen([sys.executable, "-c", RANKS, folder, store, str(rank),
                                    str(world), out]) for rank in range(world)]
         assert [rank.wait(timeout=100) for rank in ranks] == [0] * world
