@@ -148,6 +148,7 @@ def draw_curves(out: Path) -> None:
         for name in names:
             values = np.convolve([float(row[name]) for row in rows], window / len(window), "valid")
             axes.plot(steps, values, label=name, marker="." if len(rows) < 50 else "")
+        if names:
             axes.legend(fontsize="small")
         axes.set(title=title, xlabel="step", yscale="log")
     save_figure(figure, out / "curves.png")
