@@ -1,5 +1,6 @@
 """Puts the repository on the path and makes every run of the suite the same run."""
 
+import copy
 import gc
 import shutil
 import sys
@@ -44,6 +45,24 @@ def pytest_configure(config):
     torch.set_num_threads(1)  # these networks are tiny: two threads need more time than one
     keep_freed_memory()
     config.addinivalue_line("markers", "slow: long, or several processes; skipped without --slow")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def free_models():
+    """The free body models are read once: whoever loads one gets a copy."""
+    import bodymodels
+    load, models = bodymodels.load_model, {}
+
+    def load_model(source="hand_right", **options):
+        if options or source not in bodymodels.FREE_MODELS:
+            return load(source, **options)
+        if source not in models:
+            models[source] = load(source)
+        return copy.deepcopy(models[source])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bodymodels, "load_model", load_model)
+        yield
 
 
 @pytest.fixture(autouse=True)
