@@ -140,7 +140,8 @@ def draw_curves(out: Path) -> None:
     losses, scores = read_table(out / "log.csv"), read_table(out / "scores.csv")
     loss_names = list(losses[0])[1:list(losses[0]).index("learning_rate")]
     error_names = [name for name in scores[0] if is_error(name)]
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4))
+    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.12, top=0.92, wspace=0.18)
     panels = (("training losses", losses, loss_names), ("test errors", scores, error_names))
     for axes, (title, rows, names) in zip(figure.subplots(1, 2), panels, strict=True):
         window = np.ones(max(1, len(rows) // 100))  # running mean over a hundredth
