@@ -31,7 +31,7 @@ follow HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023
 where these do not help. Every config field names its source: (paper), (HaMeR), (SMPLer-X) or (our
 choice). The experts use the parameter names of the released weights.
 
-weights/hmr_adapter.py opens all checkpoints. This file alone opens train.py's of the paper's design:
+weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the paper's design:
 
     content = torch.load(FILE, weights_only=True, map_location="cpu")
     model = HandAdapter(HandConfig(**content["config"]))
