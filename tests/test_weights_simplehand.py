@@ -245,3 +245,5 @@ def test_the_paper_file_opens_checkpoints_of_its_design(trained, tmp_path):
         assert torch.equal(space["model"].state_dict()[name], value)
     space["FILE"] = bodymodels.ASSETS / "simplehand_cpu.pt"
     exec("\n".join(lines), space)
+    for name, value in load_checkpoint(space["FILE"]).state_dict().items():
+        assert torch.equal(space["model"].state_dict()[name], value)

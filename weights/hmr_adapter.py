@@ -21,11 +21,10 @@ from hmr_adapter import (
     HandExpert,
     HandExpertConfig,
     HMRAdapter,
-    require,
 )
 from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
 from networks.small_experts import PoseBodyExpert, PoseHandExpert
-from weights.files import from_checkpoint, load_weights, read_checkpoint
+from weights.files import from_checkpoint, load_weights, read_checkpoint, require
 
 CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
                   "expert.encoder.": BodyConfig, "encoder.": BodyExpertConfig}

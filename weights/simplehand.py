@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from os import PathLike
 
 from networks.backbones import Hiera, HRNet, UNet, simplehand_model
-from simplehand import Config, FastViT, SimpleHand, require
-from weights.files import from_checkpoint, load_weights, read_checkpoint
+from simplehand import Config, FastViT, SimpleHand
+from weights.files import from_checkpoint, load_weights, read_checkpoint, require
 
 APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which are ours
     (r"^patch_embed\.", "stem."),
