@@ -83,6 +83,8 @@ class Config:
     upsample: tuple[int, ...] = (4,)  # deconvolutions of X_b by these factors; 1: none (Fig. 2-C)
     refine: int = 0  # 3 x 3 convolutions after them (Fig. 2-E, "enhanced")
     token_width: int = 256  # channels after the first of either (Sec. 4.1: first dimension)
+    upright_passes: int = 0  # further passes over the crop, turned until the hand points up (ours,
+    # networks/upright.py)
     heat_maps: bool = False  # True reads the 2D keypoints from heat maps over X_b and adds their
     # positions to the tokens (ours); False reads them from the global feature
 

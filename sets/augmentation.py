@@ -30,6 +30,7 @@ class Augmentation:
     hand_jitter: float = 1.0  # crops of people's hands move this many times as far as their boxes
     hand_blur: float = 0.0  # half of the crops of people's hands are blurred by a box of up to this
     # radius in pixels, as crops that were enlarged are; for crops of 128 px
+    upright: float = 0.0  # probability of a second crop, in which the hand points up (hands only)
 
     @property
     def moves(self) -> bool:
@@ -138,6 +139,10 @@ SIMPLEHAND = Augmentation(
 HMR2 = Augmentation(center_jitter=0.02, scale=(0.7, 1.3), rotation=30.0, flip=0.5, extreme=0.1,
                     draws="hmr2", gain=(0.8, 1.2))  # released configuration
 RENDERED = Augmentation(gain=(0.8, 1.2), brightness=(-0.15, 0.15), contrast=(-0.2, 0.2))
+PHOTOS = Augmentation(
+    center_jitter=0.08, scale=(0.75, 1.15), rotation=30.0, gain=(0.8, 1.2),
+    brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.15, colored_light=0.3,
+    motion_blur=0.25, jpeg=0.3)
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
     # SimpleHand's recipe with our exact crop; then with the release's own crop, to train and to
@@ -150,10 +155,8 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     # our choice, for rendered pictures
     "rendered": RENDERED,
     "rendered_moving": replace(RENDERED, center_jitter=0.05, scale=(0.85, 1.15), rotation=30.0),
-    "rendered_photos": Augmentation(
-        center_jitter=0.08, scale=(0.75, 1.15), rotation=30.0, gain=(0.8, 1.2),
-        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.15, colored_light=0.3,
-        motion_blur=0.25, jpeg=0.3),
+    "rendered_photos": PHOTOS,
+    "rendered_upright": replace(PHOTOS, upright=0.75),
     "rendered_bodies": replace(RENDERED, center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0,
                                flip=0.5),
     "rendered_bodies_strong": Augmentation(

@@ -11,10 +11,11 @@ import numpy as np
 
 from sets import crops
 from sets.augmentation import TIGHT_BOX, Augmentation
-from sets.crops import inside, keypoint_box, transform_points
+from sets.crops import inside, keypoint_box, roll_and_mirror, transform_points
 from sets.samples import ImageDataset
 
 NUM_JOINTS, NUM_VERTICES = 21, 778  # hand21, MANO topology
+KNUCKLES = [5, 9, 13, 17]  # of index, middle, ring and little finger
 
 
 @dataclass
@@ -71,8 +72,41 @@ def augmented_crop(source: Annotated, center: np.ndarray, box: np.ndarray, size:
     shift, scale, roll = recipe.draw_motion(rng)
     center = np.clip(center + shift * box[0], 0, (width, height))
     mirror = bool(rng.random() < recipe.flip) != (source.side == 0)
-    return crop_sample(source, center, box * scale, size, roll=roll, mirror=mirror,
-                       release=recipe.release_crop)
+    sample = crop_sample(source, center, box * scale, size, roll=roll, mirror=mirror,
+                         release=recipe.release_crop)
+    if recipe.upright and rng.random() < recipe.upright:
+        return upright_sample(sample, size, rng)
+    return sample
+
+
+def upright_sample(sample: dict[str, np.ndarray], size: int, rng: np.random.Generator
+                   ) -> dict[str, np.ndarray]:
+    """Crop a crop once more: the hand points up and fills it, nearly.
+
+    A network that looks again at a hand sees such crops. It makes them from keypoints that it
+    found in the first crop, so the true ones get noise here.
+    """
+    guess = sample["keypoints_2d"] + rng.normal(0, 0.03 * size, (NUM_JOINTS, 2))
+    roll, side = upright_view(guess.clip(0, size), size)
+    roll, side = roll + rng.normal(0, 0.1), side * rng.uniform(0.92, 1.12)
+    source = Annotated(**{name: sample[name] for name in (
+        "K", "joints", "vertices", "keypoints_2d", "keypoints_valid", "mesh_valid")},
+        image=sample["image"].transpose(1, 2, 0))
+    again = crop_sample(source, np.full(2, size / 2), np.full(2, side), size, roll=roll)
+    return again | {"crop": again["crop"] @ sample["crop"], "side": sample["side"],
+                    "camera_rotation": again["camera_rotation"] @ sample["camera_rotation"]}
+
+
+def upright_view(keypoints: np.ndarray, size: int) -> tuple[float, float]:
+    """Return roll and side of the box around the crop's centre in which a hand stands upright.
+
+    keypoints: (21, 2) pixels. The wrist lies below the four knuckles, and the box ends 15 % beyond
+    the farthest keypoint; its side is 0.7 to 1.2 times the crop's.
+    """
+    x, y = keypoints[KNUCKLES].mean(0) - keypoints[0]
+    roll = -np.pi / 2 - np.arctan2(y, x)
+    reach = np.abs((keypoints - size / 2) @ roll_and_mirror(roll, False)[:2, :2].T).max()
+    return float(roll), float(np.clip(2 * 1.15 * reach, 0.7 * size, 1.2 * size))
 
 
 def crop_sample(source: Annotated, center: np.ndarray, box: np.ndarray, size: int, *,
