@@ -83,10 +83,10 @@ class Config:
     upsample: tuple[int, ...] = (4,)  # deconvolutions of X_b by these factors; 1: none (Fig. 2-C)
     refine: int = 0  # 3 x 3 convolutions after them (Fig. 2-E, "enhanced")
     token_width: int = 256  # channels after the first of either (Sec. 4.1: first dimension)
-    upright_passes: int = 0  # further passes over the crop, turned until the hand points up (ours,
-    # networks/upright.py)
     heat_maps: bool = False  # True reads the 2D keypoints from heat maps over X_b and adds their
     # positions to the tokens (ours); False reads them from the global feature
+    upright_passes: int = 0  # further passes of inference, with the hand turned until it points up
+    # (ours, networks/upright.py)
 
     # Mesh regressor
     tokens: tuple[int, ...] = (21, 84, 336)  # tokens entering each decoder layer (Sec. 4.1)
@@ -156,6 +156,8 @@ class Config:
              "False: the release knows no other sampling than at points"),
             ("heat_maps", not self.heat_maps or self.sampling == "point" and not self.official,
              'False, unless sampling is "point" and official False'),
+            ("upright_passes", self.upright_passes == 0 or self.upright_passes > 0
+             and self.heat_maps, "0 or more, and 0 without heat_maps"),
         ):
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
 
@@ -214,13 +216,14 @@ PRESETS: dict[str, Config] = {
 }
 # Any hand in any view, for photographs: an hour of training, with boxes that cut the hand, coloured
 # light, motion blur and JPEGs. A map of 2 x 2 cells hardly tells where fingers are, so a U-net
-# finds keypoints in heat maps. Start it from assets/hmr_adapter_hand_cpu.pt with --backbone.
+# finds keypoints in heat maps; then it looks again at the hand turned upright. Start it from
+# assets/hmr_adapter_hand_cpu.pt with --backbone.
 PRESETS["cpu_views"] = replace(
     PRESETS["cpu"], backbone="unet", embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 2),
     feature_width=128, upsample=(1,), heat_maps=True, dims=(128, 32, 16), blocks=(3, 0, 0),
     heads=4, regressor_mlp_ratio=2.0, weight_keypoints_2d=5.0, weight_heat_maps=0.5,
-    views=90.0, in_plane=180.0, augmentation="rendered_photos", train_samples=80_000,
-    batch_size=64, steps=7_200, learning_rate=1.5e-3, eval_every=1_800)
+    views=90.0, in_plane=180.0, augmentation="rendered_upright", upright_passes=3,
+    train_samples=80_000, batch_size=64, steps=7_200, learning_rate=1.5e-3, eval_every=1_800)
 # The default of train.py --ablate: the same as "cpu" with the paper's three blocks and fewer steps.
 PRESETS["ablation"] = replace(
     PRESETS["cpu"], blocks=(1, 1, 1), steps=500, eval_every=500, train_samples=16_000)
@@ -393,8 +396,9 @@ class HeatMapKeypoints(nn.Conv2d):
         log_probability = heat.flatten(2).log_softmax(2)  # (B, 21, h w)
         with torch.autocast(heat.device.type, enabled=False):  # as FullPrecision
             points = log_probability.exp() @ cell_centres(heat)  # (B, 21, 2)
-        points = points.to(self.weight.dtype)
-        return {"keypoints_2d": points, "heat_maps": log_probability.view_as(heat)}
+        points, maps = points.to(self.weight.dtype), log_probability.view_as(heat)
+        return {"keypoints_2d": points, "heat_maps": maps,
+                "spread_2d": heat_map_spread(maps, points)}
 
 
 def cell_centres(maps: Tensor) -> Tensor:
@@ -547,7 +551,8 @@ class SimpleHand(nn.Module):
         Returns vertices (B, 778, 3), metres in the crop's camera axes with joint 9 (base of the
         middle finger) as origin, and keypoints_2d (B, 21, 2), fractions of the crop 0..1;
         with "coarse_mesh" sampling also coarse_2d (B, 195, 2), those of every fourth vertex; with
-        heat_maps also these (B, 21, h, w), log probabilities of the cells of X_b.
+        heat_maps also these (B, 21, h, w), log probabilities of the cells of X_b, and spread_2d
+        (B, 21), see heat_map_spread.
         Raises ValueError for another shape.
         """
         features, last = self.backbone(self.normalise(images))  # X_b and the last map
@@ -808,7 +813,8 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
         53 degrees). The distance is only as good as this focal length.
     Returns float32 arrays vertices (778, 3), joints (21, 3) and root (3,), the origin of the
     network's mesh, all in metres in the camera's frame; keypoints_2d (21, 2), of the network, in
-    pixels of the picture; K (3, 3); box (4,), as cropped; and side, int64, 1 right, 0 left.
+    pixels of the picture; K (3, 3); box (4,), as cropped; side, int64, 1 right, 0 left; and, of
+    networks with heat maps, spread_2d (21,), in sides of the crop, see heat_map_spread.
     Raises ValueError for bad input.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
@@ -833,8 +839,8 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
         "joints": (joints + root) @ rotation, "root": root @ rotation,
         "keypoints_2d": transform(crop_to_image, pixels), "K": K, "box": box,
     }
-    if "heat_maps" in hand:
-        arrays["spread_2d"] = heat_map_spread(hand["heat_maps"], hand["keypoints_2d"])[0].numpy()
+    if "spread_2d" in hand:
+        arrays["spread_2d"] = hand["spread_2d"][0].numpy()
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     return arrays | {"side": np.array(int(side == "right"))}
 

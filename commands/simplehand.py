@@ -17,6 +17,7 @@ from commands import pictures
 from commands.pictures import Result, Target
 from commands.simplehand_export import export
 from networks.backbones import simplehand_model
+from networks.upright import looking_again
 from weights.simplehand import load_checkpoint
 
 SHIPPED = bodymodels.ASSETS / "simplehand_views_cpu.pt"
@@ -78,7 +79,8 @@ def work(arguments: argparse.Namespace) -> int:
         print_summary(arguments.json)
         return 0
     if arguments.export:
-        difference = export(load_checkpoint(arguments.checkpoint), arguments.export)
+        model = looking_again(load_checkpoint(arguments.checkpoint))
+        difference = export(model, arguments.export)
         print(f"wrote {arguments.export}; read back, it differs by {difference:.0e}")
         return 0
     return reconstruct(arguments)
@@ -95,7 +97,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
     data = pictures.data_of(arguments.checkpoint)
     is_free = torch.equal(hand.faces, bodymodels.load_model("hand_right").faces)
     check_hand(model.config.official, data, arguments.checkpoint, is_free)
-    model, faces = model.fuse().to(arguments.device), hand.faces.numpy()
+    model, faces = looking_again(model.fuse()).to(arguments.device), hand.faces.numpy()
 
     def one(image: np.ndarray, target: Target, _: Path) -> Result:
         side = "left" if arguments.left and arguments.box else target.side

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import simplehand
+from networks.upright import Upright
 
 
-def export(model: simplehand.SimpleHand, path: str | PathLike) -> float:
+def export(model: simplehand.SimpleHand | Upright, path: str | PathLike) -> float:
     """Write the fused model for programs without this file; return how far its outputs are off.
 
     FILE.onnx is ONNX, anything else torch.export.load(FILE).module(), which runs on the CPU and,

@@ -16,6 +16,7 @@ from sets.samples import ImageDataset
 
 NUM_JOINTS, NUM_VERTICES = 21, 778  # hand21, MANO topology
 KNUCKLES = [5, 9, 13, 17]  # of index, middle, ring and little finger
+FILL, SIDES = 1.15, (0.7, 1.2)  # of upright_view
 
 
 @dataclass
@@ -100,13 +101,13 @@ def upright_sample(sample: dict[str, np.ndarray], size: int, rng: np.random.Gene
 def upright_view(keypoints: np.ndarray, size: int) -> tuple[float, float]:
     """Return roll and side of the box around the crop's centre in which a hand stands upright.
 
-    keypoints: (21, 2) pixels. The wrist lies below the four knuckles, and the box ends 15 % beyond
-    the farthest keypoint; its side is 0.7 to 1.2 times the crop's.
+    keypoints: (21, 2) pixels. The wrist lies below the middle of four knuckles, and the farthest
+    keypoint at 1 / FILL of the way to the box's border. The side is limited to SIDES of the crop's.
     """
     x, y = keypoints[KNUCKLES].mean(0) - keypoints[0]
     roll = -np.pi / 2 - np.arctan2(y, x)
     reach = np.abs((keypoints - size / 2) @ roll_and_mirror(roll, False)[:2, :2].T).max()
-    return float(roll), float(np.clip(2 * 1.15 * reach, 0.7 * size, 1.2 * size))
+    return float(roll), float(size * np.clip(2 * FILL * reach / size, *SIDES))
 
 
 def crop_sample(source: Annotated, center: np.ndarray, box: np.ndarray, size: int, *,

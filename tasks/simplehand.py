@@ -18,6 +18,7 @@ import metrics
 import simplehand
 import weights.simplehand
 from networks.backbones import simplehand_model
+from networks.upright import looking_again
 from tasks import ablations
 from tasks import simplehand_tables as tables
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
@@ -125,7 +126,7 @@ class SimpleHandTask(Task):
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Meshes relative to the root joint, in the axes of the original camera; 2D keypoints."""
-        output, size = model(batch["image"]), batch["image"].shape[-1]
+        output, size = looking_again(model)(batch["image"]), batch["image"].shape[-1]
         vertices, keypoints = (output[name].cpu() for name in ("vertices", "keypoints_2d"))
         batch = {name: value.cpu() for name, value in batch.items()  # a GPU would round to TF32
                  if name != "image"}

@@ -28,8 +28,8 @@ def test_mirrored_crop_mirrors_everything():
     assert np.abs(difference).max() <= 1
 
 
-@given(st.sampled_from(["official_simplehand", "rendered", "rendered_moving", "rendered_photos"]),
-       st.integers(0, 3), st.integers(0, 9))
+@given(st.sampled_from(["official_simplehand", "rendered", "rendered_moving", "rendered_photos",
+                        "rendered_upright"]), st.integers(0, 3), st.integers(0, 9))
 def test_augmentation_is_a_function_of_seed_epoch_and_index(recipe, epoch, index):
     """The same key gives the same sample; another epoch or seed another, with labels exact."""
     dataset = hands(length=10, augmentation=recipe)

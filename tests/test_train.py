@@ -383,7 +383,7 @@ def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
                     for path in (file, tmp_path / "tuned/checkpoint.pt"))
     assert tuned.config.dims == CONFIG.dims and tuned.config.steps == 1
     assert (start.config.views, tuned.config.views) == (15, 90)
-    assert tuned.config.augmentation == "rendered_photos" != start.config.augmentation
+    assert tuned.config.augmentation == "rendered_upright" != start.config.augmentation
     for one, other in zip(start.parameters(), tuned.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-7, rtol=0)
     train.main([*arguments, "steps=2", "--resume"])
