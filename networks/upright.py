@@ -42,20 +42,21 @@ class Upright(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, S, S) -> vertices, keypoints_2d and spread_2d as SimpleHand.forward's.
 
-        spread_2d is that of the surest pass, the one with the smallest mean.
+        spread_2d is that of the heat maps of all later passes together: it also grows where the
+        passes disagree.
         """
         angle, side = upright_view(self.model(images)["keypoints_2d"])
         count = self.config.upright_passes
         passes = [self.look(images, angle + STEP * (number - (count - 1) / 2), side)
                   for number in range(count)]
-        found = {name: torch.stack([one[name] for one in passes], 1)  # (B, P, N, 2 or 3)
-                 for name in ("vertices", "keypoints_2d")}
-        spread = torch.stack([one["spread_2d"] for one in passes], 1)  # (B, P, 21)
-        doubt = spread.mean(2)  # (B, P)
-        share = F.normalize(doubt**-TRUST, p=1.0, dim=1)[:, :, None, None]
-        surest = doubt.argmin(1)[:, None, None].expand(-1, 1, spread.shape[2])
-        return {name: (share * value).sum(1) for name, value in found.items()} | {
-            "spread_2d": spread.gather(1, surest)[:, 0]}
+        vertices, points, spread = (torch.stack([found[name] for found in passes], 1) for name in
+                                    ("vertices", "keypoints_2d", "spread_2d"))  # (B, P, N, ...)
+        share = F.normalize(spread.mean(2) ** -TRUST, p=1.0, dim=1)[:, :, None, None]
+        mean = (share * points).sum(1)  # (B, 21, 2)
+        apart = (points - mean[:, None]).square().sum(3)
+        variance = (share[..., 0] * (spread.square() + apart)).sum(1)
+        return {"vertices": (share * vertices).sum(1), "keypoints_2d": mean,
+                "spread_2d": variance.sqrt()}
 
     def look(self, images: Tensor, angle: Tensor, side: Tensor) -> dict[str, Tensor]:
         """What the network finds in crops of crops; see `turn`. Meshes and points are turned back.

@@ -127,16 +127,20 @@ class Unsure(nn.Module):
 
 
 def test_surer_passes_weigh_more():
-    """The mean is weighted by the fourth power of the spreads; the spread is the surest pass's."""
+    """The mean is weighted by the fourth power of the spreads; the spread is that of the mixture,
+    larger where the passes disagree."""
     model = Unsure([0.3, 0.1, 0.1, 0.2])
     found = Upright(model)(torch.zeros(2, 3, 64, 64))
     assert len(model.seen) == 4 and (model.seen[2] == 0).all()
     depth = (1 * 0.1**-4 + 2 * 0.1**-4 + 3 * 0.2**-4) / (2 * 0.1**-4 + 0.2**-4)
     torch.testing.assert_close(found["vertices"][..., 2], torch.full((2, 778), depth))
     side = 2 * hand_crops.FILL * 0.4
-    torch.testing.assert_close(found["spread_2d"], torch.full((2, 21), 0.1 * side))
-    middle = found["keypoints_2d"][:, [0, 1]]
-    torch.testing.assert_close(middle, torch.full((2, 2, 2), 0.5))
+    spread = side * math.sqrt((2 * 0.1**2 * 0.1**-4 + 0.2**2 * 0.2**-4)
+                              / (2 * 0.1**-4 + 0.2**-4))
+    middle = [0, 1]  # where turning moves nothing, so that the passes agree
+    torch.testing.assert_close(found["spread_2d"][:, middle], torch.full((2, 2), spread))
+    torch.testing.assert_close(found["keypoints_2d"][:, middle], torch.full((2, 2, 2), 0.5))
+    assert (found["spread_2d"][:, hand_crops.KNUCKLES] > spread + 0.01).all()
 
 
 def test_only_configs_that_ask_look_again():
