@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sets.hand_crops import FILL, KNUCKLES, SIDES
 from simplehand import SimpleHand, cell_centres
 
-STEP = math.radians(15)  # between the turns of later passes (our choice)
+STEP = math.radians(10)  # between the turns of later passes (our choice)
 TRUST = 4  # a pass weighs as the spread of its heat maps to the power of minus this (our choice)
 
 
@@ -51,7 +51,8 @@ class Upright(nn.Module):
                   for number in range(count)]
         vertices, points, spread = (torch.stack([found[name] for found in passes], 1) for name in
                                     ("vertices", "keypoints_2d", "spread_2d"))  # (B, P, N, ...)
-        share = F.normalize(spread.mean(2) ** -TRUST, p=1.0, dim=1)[:, :, None, None]
+        doubt = spread.mean(2).clamp(min=1e-3)  # (B, P)
+        share = F.normalize(doubt**-TRUST, p=1.0, dim=1)[:, :, None, None]
         mean = (share * points).sum(1)  # (B, 21, 2)
         apart = (points - mean[:, None]).square().sum(3)
         variance = (share[..., 0] * (spread.square() + apart)).sum(1)

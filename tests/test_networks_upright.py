@@ -143,6 +143,13 @@ def test_surer_passes_weigh_more():
     assert (found["spread_2d"][:, hand_crops.KNUCKLES] > spread + 0.01).all()
 
 
+def test_a_network_that_is_sure_gives_finite_hands():
+    """Heat maps of one cell, whose spread is zero, do not divide by it."""
+    found = Upright(Unsure([0.0, 0.0, 0.1, 0.0]))(torch.zeros(1, 3, 64, 64))
+    torch.testing.assert_close(found["vertices"][..., 2], torch.full((1, 778), 2.0))
+    assert all(value.isfinite().all() for value in found.values())
+
+
 def test_only_configs_that_ask_look_again():
     """Without further passes the model is itself; they need heat maps."""
     model = simplehand_model(replace(CONFIG, upright_passes=0)).eval()
