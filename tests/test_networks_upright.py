@@ -140,7 +140,7 @@ def test_surer_passes_weigh_more():
     middle = [0, 1]  # where turning moves nothing, so that the passes agree
     torch.testing.assert_close(found["spread_2d"][:, middle], torch.full((2, 2), spread))
     torch.testing.assert_close(found["keypoints_2d"][:, middle], torch.full((2, 2, 2), 0.5))
-    assert (found["spread_2d"][:, hand_crops.KNUCKLES] > spread + 0.01).all()
+    assert (found["spread_2d"][:, hand_crops.KNUCKLES] > spread + 0.003).all()
 
 
 def test_a_network_that_is_sure_gives_finite_hands():
