@@ -1,10 +1,11 @@
 """SimpleHand looks again at a hand, turned upright (ours).
 
-A hand that points up and fills its crop looks like all others that do, so a network finds its
-fingers more easily. The first pass tells how a hand is turned; MediaPipe's tracker of hands turns
-its crops like this, too. Later passes turn the crop to the left and to the right of that, and the
-result is the mean of what they find. Training shows crops of both kinds (recipe
-"rendered_upright"). Letters in shapes: B batch, S side of the crop in pixels, P passes.
+Hands that point up and fill their crops look more alike than others, so a network finds their
+fingers more easily. A first pass tells how the hand is turned. Further passes see the crop turned
+upright, each by a slightly different angle, and the result is their mean. MediaPipe's hand tracker
+turns its crops upright, too. Training shows crops of both kinds (recipe "rendered_upright").
+Letters in shapes: B batch, S side of the crop in pixels, N vertices or keypoints, P further
+passes.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sets.hand_crops import FILL, KNUCKLES, SIDES
+from sets.hand_crops import rotation, upright_view
 from simplehand import SimpleHand, cell_centres
 
-STEP = math.radians(10)  # between the turns of later passes (our choice)
-TRUST = 4  # a pass weighs as the spread of its heat maps to the power of minus this (our choice)
+STEP = math.radians(10)  # between the angles of further passes (our choice)
+TRUST = 4  # the weight of a pass is the spread of its heat maps to the power -TRUST (our choice)
 
 
 class Upright(nn.Module):
@@ -42,7 +43,7 @@ class Upright(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, S, S) -> vertices, keypoints_2d and spread_2d as SimpleHand.forward's.
 
-        spread_2d is that of the heat maps of all later passes together: it also grows where the
+        spread_2d is that of the heat maps of all further passes together: it also grows where the
         passes disagree.
         """
         angle, side = upright_view(self.model(images)["keypoints_2d"])
@@ -60,8 +61,7 @@ class Upright(nn.Module):
                 "spread_2d": variance.sqrt()}
 
     def look(self, images: Tensor, angle: Tensor, side: Tensor) -> dict[str, Tensor]:
-        """What the network finds in crops of crops; see `turn`. Meshes and points are turned back.
-        """
+        """Return what the network finds in the crops that `turn` makes, in the axes of images."""
         found = self.model(turn(images, angle, side))
         back = rotation(angle)  # of row vectors: x R = R^T x
         flat, depth = found["vertices"].split((2, 1), dim=2)
@@ -71,22 +71,8 @@ class Upright(nn.Module):
 
 
 def looking_again(model: SimpleHand) -> nn.Module:
-    """The model, or Upright around it if its config asks for further passes."""
+    """Return the model, or Upright around it if its config asks for further passes."""
     return Upright(model) if model.config.upright_passes else model
-
-
-def upright_view(keypoints_2d: Tensor) -> tuple[Tensor, Tensor]:
-    """sets.hand_crops.upright_view of a batch: (B, 21, 2), 0..1, -> angle and side (B,)."""
-    x, y = (keypoints_2d[:, KNUCKLES].mean(1) - keypoints_2d[:, 0]).unbind(1)
-    angle = -math.pi / 2 - torch.atan2(y, x)
-    reach = ((keypoints_2d - 0.5) @ rotation(angle).mT).abs().amax((1, 2))
-    return angle, (2 * FILL * reach).clamp(*SIDES)
-
-
-def rotation(angle: Tensor) -> Tensor:
-    """Rotations (B, 2, 2) by angles (B,) in radians, clockwise where y points down."""
-    cos, sin = angle.cos(), angle.sin()
-    return torch.stack((cos, -sin, sin, cos), 1).unflatten(1, (2, 2))
 
 
 def turn(images: Tensor, angle: Tensor, side: Tensor) -> Tensor:

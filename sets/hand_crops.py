@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sets import crops
 from sets.augmentation import TIGHT_BOX, Augmentation
-from sets.crops import inside, keypoint_box, roll_and_mirror, transform_points
+from sets.crops import inside, keypoint_box, transform_points
 from sets.samples import ImageDataset
 
 NUM_JOINTS, NUM_VERTICES = 21, 778  # hand21, MANO topology
@@ -88,8 +90,9 @@ def upright_sample(sample: dict[str, np.ndarray], size: int, rng: np.random.Gene
     found in the first crop, so the true ones get noise here.
     """
     guess = sample["keypoints_2d"] + rng.normal(0, 0.03 * size, (NUM_JOINTS, 2))
-    roll, side = upright_view(guess.clip(0, size), size)
-    roll, side = roll + rng.normal(0, 0.1), side * rng.uniform(0.92, 1.12)
+    roll, side = (value.item() for value in upright_view(
+        torch.from_numpy(guess.clip(0, size)[None] / size)))
+    roll, side = roll + rng.normal(0, 0.1), size * side * rng.uniform(0.92, 1.12)
     source = Annotated(**{name: sample[name] for name in (
         "K", "joints", "vertices", "keypoints_2d", "keypoints_valid", "mesh_valid")},
         image=sample["image"].transpose(1, 2, 0))
@@ -98,16 +101,22 @@ def upright_sample(sample: dict[str, np.ndarray], size: int, rng: np.random.Gene
                     "camera_rotation": again["camera_rotation"] @ sample["camera_rotation"]}
 
 
-def upright_view(keypoints: np.ndarray, size: int) -> tuple[float, float]:
-    """Return roll and side of the box around the crop's centre in which a hand stands upright.
+def upright_view(keypoints: Tensor) -> tuple[Tensor, Tensor]:
+    """Return roll and side (B,) of boxes around the crops' centres in which hands stand upright.
 
-    keypoints: (21, 2) pixels. The wrist lies below the middle of four knuckles, and the farthest
-    keypoint at 1 / FILL of the way to the box's border. The side is limited to SIDES of the crop's.
+    keypoints: (B, 21, 2), 0..1. The wrist lies below the middle of four knuckles, and the farthest
+    keypoint at 1 / FILL of the way to the box's border. Sides are limited to SIDES of the crop's.
     """
-    x, y = keypoints[KNUCKLES].mean(0) - keypoints[0]
-    roll = -np.pi / 2 - np.arctan2(y, x)
-    reach = np.abs((keypoints - size / 2) @ roll_and_mirror(roll, False)[:2, :2].T).max()
-    return float(roll), float(size * np.clip(2 * FILL * reach / size, *SIDES))
+    x, y = (keypoints[:, KNUCKLES].mean(1) - keypoints[:, 0]).unbind(1)
+    roll = -np.pi / 2 - torch.atan2(y, x)
+    reach = ((keypoints - 0.5) @ rotation(roll).mT).abs().amax((1, 2))
+    return roll, (2 * FILL * reach).clamp(*SIDES)
+
+
+def rotation(roll: Tensor) -> Tensor:
+    """Return rotations (B, 2, 2) by angles (B,) in radians, clockwise where y points down."""
+    cos, sin = roll.cos(), roll.sin()
+    return torch.stack((cos, -sin, sin, cos), 1).unflatten(1, (2, 2))
 
 
 def crop_sample(source: Annotated, center: np.ndarray, box: np.ndarray, size: int, *,

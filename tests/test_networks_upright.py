@@ -32,24 +32,14 @@ def test_the_hand_points_up_and_fills_the_crop(seed):
     """Seen so, knuckles are above the wrist; the farthest keypoint has its place or the side its
     limit."""
     points = keypoints(seed)
-    angle, side = upright.upright_view(points)
-    seen = (points - 0.5) @ upright.rotation(angle).mT / side[:, None, None]
+    angle, side = hand_crops.upright_view(points)
+    seen = (points - 0.5) @ hand_crops.rotation(angle).mT / side[:, None, None]
     x, y = (seen[:, hand_crops.KNUCKLES].mean(1) - seen[:, 0]).unbind(1)
     assert x.abs().max() < 1e-9 and y.max() < 0
     low, high = hand_crops.SIDES
     reach = 2 * seen.abs().amax((1, 2)) * hand_crops.FILL  # 1 where the side has no limit
     ok = ((reach - 1).abs() < 1e-9) | (side == low) & (reach < 1) | (side == high) & (reach > 1)
     assert ok.all() and side.min() >= low and side.max() <= high
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_training_and_inference_see_the_same(seed):
-    """The view of the crops that training draws is the one of inference."""
-    points = keypoints(seed)
-    for one, angle, side in zip(points, *upright.upright_view(points), strict=True):
-        roll, length = hand_crops.upright_view(64 * one.numpy(), 64)
-        assert math.isclose(math.cos(roll - angle), 1, abs_tol=1e-12)
-        assert length == pytest.approx(64 * float(side))
 
 
 def test_crops_of_training_are_upright():
