@@ -26,7 +26,7 @@ SHIPPED = bodymodels.ASSETS / "simplehand_views_cpu.pt"
 # tells what the first is worth; with simplehand_cpu.pt 95 % of 300 test images are below 0.022 in
 # the second. SURER: if the mirrored hand's spread is below this share of the hand's, we suggest the
 # other side (our choice).
-SPREAD, MISFIT, DETECTOR_MISFIT = 0.12, 0.06, 0.1
+SPREAD, MISFIT, DETECTOR_MISFIT = 0.105, 0.06, 0.1
 SURER = 0.8
 
 REMARK = """\
@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
         "the network, the meshes mirrored back (MediaPipe tells the side itself)")
     groups.model.add_argument("--checkpoint", type=Path, default=SHIPPED, metavar="FILE",
                               help="train.py's or the authors' (default: "
-                              "assets/simplehand_views_cpu.pt; assets/simplehand_cpu.pt is better "
-                              "if palm or back face the camera)")
+                              "assets/simplehand_views_cpu.pt; assets/simplehand_cpu.pt knows "
+                              "only palms and backs and looks once, not four times)")
     groups.model.add_argument("--hand", default="hand_right", metavar="FILE",
                               help="MANO_RIGHT.pkl, for checkpoints trained on MANO's meshes")
     groups.instead.add_argument("--export", type=Path, metavar="FILE", help="write the fused "

@@ -156,7 +156,7 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     "rendered": RENDERED,
     "rendered_moving": replace(RENDERED, center_jitter=0.05, scale=(0.85, 1.15), rotation=30.0),
     "rendered_photos": PHOTOS,
-    "rendered_upright": replace(PHOTOS, upright=0.75),
+    "rendered_upright": replace(PHOTOS, upright=0.85),
     "rendered_bodies": replace(RENDERED, center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0,
                                flip=0.5),
     "rendered_bodies_strong": Augmentation(

@@ -924,8 +924,7 @@ def test_training_mode_is_refused():
 def test_the_view_of_real_photographs():
     """The shipped checkpoint finds wrist and index knuckle of a real left hand in two poses.
 
-    They were marked by eye. Of the fist it finds neither well. The command warns of the hooked
-    finger and the fist.
+    They were marked by eye. Of the fist it does not find the knuckle. The command warns of all.
     """
     hand = bodymodels.load_model("hand_right")
     model = looking_again(load_checkpoint(simplehand_command.SHIPPED).fuse())
@@ -939,7 +938,7 @@ def test_the_view_of_real_photographs():
         apart = np.linalg.norm(pixels[:, :2] / pixels[:, 2:] - marked, axis=1)
         assert limit is None or (apart < limit * max(box[2:])).all()
         warned = simplehand_command.fit_notes(found, Target())
-        assert bool(warned) == (name != "pointing")
+        assert warned and "not sure where the keypoints are" in warned[0]
 
 
 # ------------------------------------------------------------------------------ command line
