@@ -58,9 +58,8 @@ def parser() -> argparse.ArgumentParser:
         "--left", action="store_true", help="the hands in the boxes are left ones: mirrored for "
         "the network, the meshes mirrored back (MediaPipe tells the side itself)")
     groups.model.add_argument("--checkpoint", type=Path, default=SHIPPED, metavar="FILE",
-                              help="train.py's or the authors' (default: "
-                              "assets/simplehand_views_cpu.pt; assets/simplehand_cpu.pt knows "
-                              "only palms and backs and looks once, not four times)")
+                              help="train.py's or the authors'; assets/simplehand_cpu.pt knows "
+                              "only palms and backs, and looks once, not four times")
     groups.model.add_argument("--hand", default="hand_right", metavar="FILE",
                               help="MANO_RIGHT.pkl, for checkpoints trained on MANO's meshes")
     groups.instead.add_argument("--export", type=Path, metavar="FILE", help="write the fused "

@@ -97,11 +97,12 @@ def test_bad_box_is_refused(text):
 
 @pytest.mark.parametrize("command", [simplehand, genhmr, hmr_adapter])
 def test_help_has_groups_and_defaults(command):
-    """All three share the same groups; a flag with a default shows it, others show none."""
+    """All three share the same groups; a flag with a default shows it once, others show none."""
     text = " ".join(command.parser().format_help().split())
     assert all(f" {group}: " in text for group in ("model", "output", "instead"))
     assert "folder to write to (default: output)" in text
     assert "default: None" not in text and "default: False" not in text
+    assert ") (default:" not in text
 
 
 def test_folder_is_checked_before_the_work(tmp_path):
