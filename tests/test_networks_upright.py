@@ -130,7 +130,11 @@ def test_surer_passes_weigh_more():
     middle = [0, 1]  # where turning moves nothing, so that the passes agree
     torch.testing.assert_close(found["spread_2d"][:, middle], torch.full((2, 2), spread))
     torch.testing.assert_close(found["keypoints_2d"][:, middle], torch.full((2, 2, 2), 0.5))
-    assert (found["spread_2d"][:, hand_crops.KNUCKLES] > spread + 0.003).all()
+    angles, share = upright.STEP * torch.tensor([-1, 0, 1]), torch.tensor([16, 16, 1]) / 33
+    mean = (share * torch.stack((angles.sin(), angles.cos()))).sum(1)
+    apart = (0.4 * side) ** 2 * (1 - mean.square().sum())
+    torch.testing.assert_close(found["spread_2d"][:, hand_crops.KNUCKLES],
+                               (spread**2 + apart).sqrt().expand(2, 4))
 
 
 def test_a_network_that_is_sure_gives_finite_hands():
