@@ -924,21 +924,21 @@ def test_training_mode_is_refused():
 def test_the_view_of_real_photographs():
     """The shipped checkpoint finds wrist and index knuckle of a real left hand in two poses.
 
-    They were marked by eye. The fist's knuckle is far off. The command warns of all three.
+    They were marked by eye. The fist's knuckle is far off. The command warns of all but the first.
     """
     hand = bodymodels.load_model("hand_right")
     model = looking_again(load_checkpoint(simplehand_command.SHIPPED).fuse())
     for name, box, marked, limit in (
             ("pointing", (150, 90, 255, 440), [(215, 515), (195, 345)], 0.2),
             ("hook", (140, 190, 255, 330), [(215, 515), (175, 350)], 0.2),
-            ("fist", (128, 257, 245, 265), [(210, 515), (165, 345)], 0.33)):
+            ("fist", (128, 257, 245, 265), [(210, 515), (165, 345)], 0.3)):
         picture = data.read_image(ROOT / "assets" / f"hand_{name}.jpg")
         found = simplehand.predict(model, picture, hand.keypoint_regressor, box=box, side="left")
         pixels = found["joints"][[0, 5]] @ found["K"].T
         apart = np.linalg.norm(pixels[:, :2] / pixels[:, 2:] - marked, axis=1)
         assert (apart < limit * max(box[2:])).all()
-        warned = simplehand_command.fit_notes(found, Target())
-        assert warned and "not sure where the keypoints are" in warned[0]
+        warned = " ".join(simplehand_command.fit_notes(found, Target()))
+        assert ("not sure where the keypoints are" in warned) == (name != "pointing")
 
 
 # ------------------------------------------------------------------------------ command line
