@@ -277,9 +277,9 @@ class RenderedBodies(Rendered, ImageDataset):
 
     Without augmentation K is the papers' camera: a focal length of 5000 pixels for a crop of 256.
     Recipes that zoom or shift change K, so that it stays exact. A fifth of the boxes contain only a
-    part of the body. split: "train" or "test", from different clips, photographs and random numbers.
-    views, lean: see `sample_body_pose`; wide: see `sample_wide_poses`. length and cache: as for
-    RenderedHands; 3 S^2 + 1.9 kB a sample.
+    part of the body. split: "train" or "test", from different clips, photographs and random
+    numbers. views, lean: see `sample_body_pose`; wide: see `sample_wide_poses`. length and cache:
+    as for RenderedHands; 3 S^2 + 1.9 kB a sample.
 
     version 2 draws backgrounds as of photographs, other people and shadows (`paint_scene`,
     `bystanders`), and 40 % of its cameras look from up to 40 degrees above or below. version 1 is
