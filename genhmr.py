@@ -200,6 +200,7 @@ class Config:
     views: float = 180.0  # degrees, largest heading away from the camera (our choice)
     lean: float = 180.0  # degrees, largest lean from upright (our choice)
     wide: float = 0.0  # share of rendered training poses that go beyond the clips (our choice)
+    version: int = 2  # of the renderer; 1: the pictures of older scores (our choice)
 
     def __post_init__(self) -> None:
         if isinstance(self.tokenizer, Mapping):  # from a checkpoint
@@ -269,7 +270,7 @@ PRESETS: dict[str, Config] = {
         weight_keypoints_2d=2e-3, weight_pose=5e-6, weight_betas=1e-3, temperature_end=0.5,
         batch_size=32, steps=1_800, learning_rate=1e-3, schedule="cosine", warmup_steps=100,
         precision="fp32", channels_last=False, eval_every=900, train_samples=16_000,
-        augmentation="rendered_bodies_strong", test_samples=500, views=180.0, lean=45.0, wide=0.5),
+        augmentation="rendered_bodies_photos", test_samples=500, views=180.0, lean=45.0, wide=0.5),
 }
 
 # ------------------------------------------------------------------------ rotations, cameras

@@ -452,7 +452,7 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
     if known:
         base = task.Config(**known["config"])
     elif start is not None:
-        base = with_run_fields(start.config, base)
+        base = with_run_fields(task.config_of(start), base)
     config = override(task.adapt(base, arguments), arguments.overrides)
     if supported_precision(precision_of(config)) != precision_of(config):
         announce("this GPU has no bf16: training in fp16, with a gradient scaler")

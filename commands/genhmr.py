@@ -14,7 +14,6 @@ import bodymodels
 import genhmr
 from commands import pictures
 from commands.pictures import Result, Target
-from networks.small_genhmr import build_genhmr
 from sets import drawing, keypoint_files
 from weights.genhmr import load_checkpoint
 

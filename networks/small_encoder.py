@@ -77,6 +77,7 @@ class EncoderConfig:
     views: float = 180.0  # degrees, largest heading away from the camera
     lean: float = 45.0  # degrees, largest lean from upright
     wide: float = 0.5  # share of training poses that go beyond the clips
+    version: int = 2  # of the renderer; 1: the pictures of older scores
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))

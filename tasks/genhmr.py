@@ -202,13 +202,19 @@ class EncoderTask(BodyTask):
         super().__init__(config, arguments, origin)
         self.light_body = self.body.for_keypoints()
 
+    @staticmethod
+    def config_of(model: SmallEncoder) -> EncoderConfig:
+        """Return a config with the sizes of the encoder."""
+        *widths, blocks, pooled, lift_width = model.sizes.tolist()
+        return EncoderConfig(widths, blocks, pooled, lift_width)
+
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people."""
         config, training = self.config, split == "train"
         return data.RenderedBodies(
             split, IMAGE_SIZE, length=length, seed=config.seed if training else 0,
             views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
-            cache=self.arguments.cache, augmentation=config.augmentation if training else None)
+            version=config.version, cache=self.arguments.cache, augmentation=config.augmentation if training else None)
 
     def build(self) -> nn.Module:
         """The encoder with new weights."""
@@ -436,7 +442,7 @@ class TransformerTask(BodyTask):
         return data.RenderedBodies(
             split, config.image_size, length=length, seed=config.seed if training else 0,
             views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
-            cache=self.arguments.cache, augmentation=augmentation)
+            version=config.version, cache=self.arguments.cache, augmentation=augmentation)
 
     def build(self) -> nn.Module:
         """New weights around the tokenizer, but for the encoder if a file has it."""
