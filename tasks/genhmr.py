@@ -33,6 +33,7 @@ from networks.small_encoder import (
 )
 from sets.body_crops import BODY_FOCAL, BODY_PARTS
 from sets.body_poses import SMPL_KEYPOINTS
+from sets.rendered import STEEP
 from sets.rendered_bodies import sample_wide_postures
 from sets.safe_pickle import load_array
 from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
@@ -313,7 +314,7 @@ def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, config
     count, device = len(true) * config.unpictured, true.device
     rngs = np.random.default_rng(int(torch.randint(2**31, ()))).spawn(count)
     pose, betas = (torch.from_numpy(array).to(device) for array in sample_wide_postures(
-        rngs, "train", config.wide, config.views, config.lean))
+        rngs, "train", config.wide, config.views, config.lean, STEEP * (config.version > 1)))
     keypoints = body.keypoints(body(betas, pose))
     flat = in_random_crops(keypoints - keypoints[:, :1])
     low, high = encoder.centres.amin(0), encoder.centres.amax(0)
