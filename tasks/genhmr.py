@@ -36,6 +36,7 @@ from sets.body_poses import SMPL_KEYPOINTS
 from sets.rendered import STEEP
 from sets.rendered_bodies import sample_wide_postures
 from sets.safe_pickle import load_array
+from tasks import posterior
 from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
 from tasks.bodies import BodyTask, Mesh
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
@@ -375,6 +376,11 @@ class TransformerTask(BodyTask):
                      "Table 11 (default: cosine)"},
         "top_k": {"type": int, "metavar": "K", "help": "draw each token among the K most likely, "
                   "Table 12 (default: 1)"},
+        "samples": {"type": int, "metavar": "N", "help": "draw N poses for each picture, and score "
+                    "them as a distribution, see tasks/posterior.py"},
+        "temperature": {"type": float, "metavar": "X", "help": "of the drawn tokens (default: 1)"},
+        "order": {"choices": ("random", "confidence"), "help": "which drawn tokens an iteration "
+                  "keeps (default: random; the paper's is confidence)"},
         "brief": {"action": "store_true", "default": None, "help": "leave the rows of Tables 2 and "
                   "3 out of the last scores"},
     }
@@ -419,6 +425,10 @@ class TransformerTask(BodyTask):
         for name, value in (("iterations", self.iterations), ("top-k", arguments.top_k)):
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: expected at least 1")
+        if arguments.samples is not None and arguments.samples < 2:
+            raise ValueError(f"--samples {arguments.samples}: expected at least 2")
+        if arguments.temperature is not None and not arguments.temperature > 0:
+            raise ValueError(f"--temperature {arguments.temperature}: expected a number above 0")
         if self.top_k > config.tokenizer.codebook_size:
             raise ValueError(f"--top-k {self.top_k}: the codebook has "
                              f"{config.tokenizer.codebook_size} tokens")
@@ -481,6 +491,8 @@ class TransformerTask(BodyTask):
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Sample poses; at the end of a run for every T, and refined by every P."""
         features, first = model.encode(batch["image"]), self.iterations
+        if final and self.arguments.samples:
+            return self.drawn(model, features, batch)
         final = final and not self.arguments.brief
         counts = dict.fromkeys((first, *self.ITERATIONS)) if final else (first,)
         runs = {T: self.sample(model, features, batch, T, self.schedule, self.top_k)
@@ -505,6 +517,34 @@ class TransformerTask(BodyTask):
             predictions.found |= {f"known {percent} %": shape | self.partly_known(
                 model, features, batch, percent) for percent in self.KNOWN}
         return predictions
+
+    def drawn(self, model: nn.Module, features: genhmr.Features, batch: Batch) -> Predictions:
+        """Draw poses of each picture for every T; found also has the first draw as a pose."""
+        arguments, true = self.arguments, model.tokenizer.encode(batch["pose"])
+        sampled = self.sample(model, features, batch, 1)
+        shared = self.beside_truth(model, batch, sampled, {"": sampled.rotations})
+        joints = self.light_body(batch["betas"], batch["pose"]).joints
+        shared.truth["joints"] = joints - joints[:, :1]
+        shared.truth["inside"] = batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)
+        pose = shared.found.pop("")
+        shared.found |= {f"T={T}": pose | posterior.draw(
+            model, features, self.light_body, true, T, arguments.samples,
+            int(batch["index"][0]), arguments.temperature or 1.0, arguments.order or "random")
+            for T in posterior.ITERATIONS}
+        return shared
+
+    def comparisons(self, predictions: Predictions) -> str:
+        """Write the scores of drawn poses: of all, clear and truncated people."""
+        inside = predictions.truth.get("inside")
+        if inside is None:
+            return super().comparisons(predictions)
+        first, truth = predictions.first["draws"], predictions.truth["joints"]
+        errors = {name: posterior.posterior_errors(found["draws"], first, truth)
+                  | {"NLL": found["nll"], "kept %": found["kept"]}
+                  for name, found in predictions.found.items()}
+        groups = {"all": np.isfinite(inside), "clear": inside > 0, "truncated": inside == 0}
+        return "".join(posterior.table(errors, rows, title)
+                       for title, rows in groups.items() if rows.sum() > 1)
 
     def beside_truth(self, model: nn.Module, batch: Batch, sampled: genhmr.Sampled,
                      poses: Mapping[str, Tensor]) -> Predictions:
@@ -543,7 +583,7 @@ class TransformerTask(BodyTask):
         """Compute the errors of all predictors, and the NLL of hidden tokens where there is one."""
         errors = super().piece_errors(predictions)
         for name, values in predictions.found.items():
-            if "nll" in values:
+            if "nll" in values and "draws" not in values:
                 errors[name]["NLL"] = values["nll"]
         return errors
 
