@@ -50,8 +50,8 @@ class EncoderConfig:
     weight_joints: float = 5.0  # of keypoints in 3D, L1 per metre
     weight_pose: float = 2.0  # of rotation matrices, L1
     weight_posed: float = 8.0  # of the keypoints of the posed body, L1 per metre
-    weight_projected: float = 20.0  # of these in the crop, L1 per side
-    weight_betas: float = 0.03  # squared error
+    weight_projected: float = 5.0  # of these in the crop, L1 per side
+    weight_betas: float = 0.2  # squared error
     unpictured: int = 2  # posed bodies without a picture that train the lift, per picture
     weight_unpictured: float = 0.7  # of all terms of these
 
