@@ -46,8 +46,7 @@ from __future__ import annotations
 
 import math
 import re
-import sys
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -243,8 +242,8 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
         batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250, eval_every=1_250),
     # One GPU with 11 GB: the paper's run, each step in two halves.
     "single_gpu": TokenizerConfig(accumulate=2),
-    # Two CPU cores: fewer channels, and codes that bear mistakes. The joint loss, on 45 keypoints, is
-    # the mean over 24 joints and 21 points of the surface: 5 x L_45 = 5 x (24 L_J + 21 L_V) / 45.
+    # Two CPU cores: fewer channels and codes. The joint loss, on 45 keypoints, is the mean over 24
+    # joints and 21 points of the surface: 5 x L_45 = 5 x (24 L_J + 21 L_V) / 45.
     "cpu": TokenizerConfig(
         codebook_size=64, code_dim=16, width=128, depth=1, normalise=True, corruption=0.12,
         weight_commitment=0.1, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
@@ -1408,30 +1407,33 @@ def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np
 @torch.no_grad()
 def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
-            iterations: int = 5, schedule: str = "cosine", top_k: int = 1, refinement: int = 10,
-            fitted_camera: bool = False, mirrored: bool = False,
+            iterations: int = 5, schedule: str = "cosine", top_k: int = 1, mean_code: bool = False,
+            refinement: int = 10, fitted_camera: bool = False, samples: int = 0,
+            temperature: float = 1.0, order: str = "random",
             generator: torch.Generator | None = None, **options) -> dict[str, np.ndarray]:
     """Predict one person of a whole picture, in that picture's camera: the inference loop.
 
-    body: a bodymodels.BodyModel of SMPL's 24 joints, on the model's device.
+    body: on the model's device; body(betas, rotations) returns an object with vertices (B, V, 3)
+        and joints (B, 24, 3) in metres, body.keypoints(posed) its 45 keypoints (B, 45, 3).
     image: (H, W, 3) uint8 RGB. box: x, y, width, height of the person in pixels; by default that of
         the seen keypoints or the whole picture. A margin of a fifth is added.
     keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for unseen ones, in the
         order of bodymodels.JOINT_SETS["smpl45"].
-    iterations, schedule, top_k, generator: of sample_from. refinement: number of steps (P) if there
-        are keypoints; if the energies rise, give a smaller step_size. fitted_camera: fit the camera
-        to them first. mirrored: average with the answer for the mirrored picture, without
-        refinement. options: of `refine`.
+    iterations, schedule, top_k, mean_code, generator: of sample_from. refinement: number of steps
+        (P) if there are keypoints; if the energies rise, give a smaller step_size. fitted_camera:
+        fit the camera to them first. options: of `refine`.
+    samples: also draw so many poses; temperature, order: of sample_from for these (ours).
     Returns float32 vertices (V, 3), joints (24, 3), keypoints_3d (45, 3), metres before the camera;
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
     added to the vertices; camera (3,), s, tx and ty in the crop; K (3, 3); box (4,), the square
-    that was cropped; confidence (45,) of the keypoints that were used; own_keypoints (45, 3), those
-    that a PoseEncoder finds: pixels and confidence, 0 at the border; (0, 3) for a ViT; poses
-    (T, 24, 3, 3) and confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and
-    energies (P + 1,), before the first step and after each; tokens (L,), int64; masks (T + 1, L),
-    bool; fitted (), bool, whether the camera is not the network's. Raises ValueError for bad input.
+    that was cropped; confidence (45,) of the keypoints that were used; poses (T, 24, 3, 3) and
+    confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and energies (P + 1,),
+    before the first step and after each; drawn_poses (samples, 24, 3, 3); tokens (L,), int64; masks
+    (T + 1, L), bool; fitted (), bool, whether the camera is not the network's. Raises ValueError
+    for bad input.
     """
     require(refinement >= 0, f"refinement is {refinement}: expected 0 or more steps")
+    require(samples >= 0, f"samples is {samples}: expected 0 or more")
     check_picture(image, box)
     seen = seen_keypoints(np.zeros((45, 3)) if keypoints is None else keypoints,
                           *image.shape[1::-1])
@@ -1439,12 +1441,11 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     center, side = square_box(image, box, seen)
     crop = crop_picture(image, center, side, model.config.image_size).to(model.mean)
     features = model.encode(crop[None])
-    how = dict(iterations=iterations, schedule=schedule, top_k=top_k, generator=generator)
-    sampled = sample_from(model, features, **how)
-    if mirrored:
-        require(not (refinement and seen.any()), "mirrored: a mean of two poses has no tokens to "
-                "refine, set refinement to 0 or leave the keypoints out")
-        sampled = with_mirrored(sampled, sample(model, crop[None].flip(-1), **how))
+    sampled = sample_from(model, features, iterations=iterations, schedule=schedule, top_k=top_k,
+                          mean_code=mean_code, generator=generator)
+    drawn = [sample_from(model, features, iterations=iterations, schedule=schedule,
+                         top_k=model.config.tokenizer.codebook_size, temperature=temperature,
+                         order=order, generator=generator).rotations for _ in range(samples)]
     in_crop = torch.from_numpy((seen[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
     camera, refined = follow_keypoints(
         model, body, sampled, in_crop, torch.from_numpy(seen[:, 2])[None].to(crop),
@@ -1459,36 +1460,10 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
                "poses": model.tokenizer.decode(sampled.guesses[:, 0]),
                "confidences": sampled.confidences[:, 0], "refined_poses": refined.poses[:, 0],
                "energies": refined.energies[:, 0], "tokens": sampled.tokens[0],
-               "masks": sampled.masks[:, 0]}
+               "masks": sampled.masks[:, 0],
+               "drawn_poses": torch.cat([refined.rotations[:0], *drawn])}
     arrays |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     arrays |= {"box": np.append(center - side / 2, (side, side)), "confidence": seen[:, 2],
-               "own_keypoints": own_keypoints(features, center, side),
                "fitted": np.array(not torch.equal(camera, sampled.camera))}
     return {name: array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in arrays.items()}
-
-
-# ----------------------------------------------------------------------- parameters, command
-
-
-def count_parameters(model: GenHMR) -> dict[str, int]:
-    """Count the parameters of each part, and the numbers of the codebook."""
-    counts: Counter[str] = Counter({"tokenizer.codebook": model.tokenizer.codebook.numel()})
-    for name, value in model.named_parameters():
-        counts[re.match(r"pyramid\.\d|tokenizer\.\w+|\w+", name)[0]] += value.numel()
-    return {**counts, "total": counts.total()}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this file as a command, see commands/genhmr.py; return the exit code."""
-    try:
-        from commands import genhmr as command
-    except ImportError as error:
-        print(f"genhmr.py: as a command it needs the rest of the project beside it ({error}); "
-              "as a library it needs only torch and numpy", file=sys.stderr)
-        return 2
-    return command.main(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -216,7 +216,8 @@ class EncoderTask(BodyTask):
         return data.RenderedBodies(
             split, IMAGE_SIZE, length=length, seed=config.seed if training else 0,
             views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
-            version=config.version, cache=self.arguments.cache, augmentation=config.augmentation if training else None)
+            version=config.version, cache=self.arguments.cache,
+            augmentation=config.augmentation if training else None)
 
     def build(self) -> nn.Module:
         """The encoder with new weights."""
@@ -390,11 +391,11 @@ class TransformerTask(BodyTask):
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
     KNOWN = (0, 50, 90)  # % of the true tokens that the last table gives away
     NOISE = 0.02  # of the crop: sigma of the 2D joints given to refinement (our choice)
-    REMARK = ("T: iterations of sampling. mean code: one pass, each place decoded from its mean code. "
-              "P: refinement\nsteps after sampling, towards the true 2D joints (of the 24, those "
-              "inside the crop) with noise of sigma 2 %\nof the crop's side; fitted: "
-              "genhmr.fit_camera fits the camera to these joints first. encoder: the pose\nthat the "
-              "small image encoder itself lifts. known: one pass that sees a share of the true "
+    REMARK = ("T: iterations of sampling. mean code: one pass, each place decoded from its mean "
+              "code. P: refinement\nsteps after sampling, towards the true 2D joints (of the 24, "
+              "those inside the crop) with noise of sigma 2 %\nof the crop's side; fitted: "
+              "genhmr.fit_camera fits the camera to these joints first. encoder: the pose\nthat "
+              "the small image encoder itself lifts. known: one pass that sees a share of the true "
               "tokens; NLL: of\nthe other tokens, falls where tokens inform one another.\n"
               f"{BodyTask.REMARK}")
 

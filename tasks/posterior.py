@@ -13,8 +13,8 @@ These scores are of draws x_1..x_S of the joints and the true joints y, in mm, r
     spread    root mean square distance of the draws from their mean; error: of the truth from it.
               Their ratio is 1 where the model knows how sure it may be
 
-as ProHMR (Kolotouros et al., 2021), HuManiFlow (Sengupta et al., 2023) and MEGA (Fiche et al., 2025)
-are judged. All of this is ours: the paper reports single poses only.
+ProHMR (Kolotouros et al., 2021), HuManiFlow (Sengupta et al., 2023) and MEGA (Fiche et al., 2025)
+are judged by such scores. All of this is ours: the paper reports single poses only.
 """
 
 from __future__ import annotations
