@@ -6,7 +6,9 @@ them, turned, stretched and recoloured: that costs much less than new textures w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -218,7 +220,8 @@ def paint_scene(rng: np.random.Generator, size: int, split: str, colors: np.ndar
     return np.clip(picture, 0, 255, out=picture)
 
 
-def pick(rng: np.random.Generator, things):
+def pick(rng: np.random.Generator, things: Sequence) -> Any:
+    """Draw one of several things."""
     return things[rng.integers(len(things))]
 
 

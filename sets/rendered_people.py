@@ -245,10 +245,10 @@ class RenderedPeople(Rendered, PeopleDataset):
     changes nothing but the shapes. Poses and boxes are as in RenderedBodies, so that some hands are
     outside the picture; their crops are black there.
 
-    split, version: as for RenderedBodies. length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2 + 22 kB a sample. hand_size: H,
-    by default S. views, lean: see `sample_body_pose`; wide: see `sample_wide_poses`.
-    lens_size: see `add_lens_and_noise`; with S, a hand cut out of the picture is as sharp as its
-    own crop.
+    split, version: as for RenderedBodies. length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2
+    + 22 kB a sample. hand_size: H, by default S. views, lean: see `sample_body_pose`; wide: see
+    `sample_wide_poses`. lens_size: see `add_lens_and_noise`; with S, a hand cut out of the picture
+    is as sharp as its own crop.
     """
 
     LENGTHS = {"train": 20_000, "test": 1_000}
