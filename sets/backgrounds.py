@@ -6,7 +6,9 @@ them, turned, stretched and recoloured: that costs much less than new textures w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -17,6 +19,7 @@ from sets.samples import DETAILS, random_generator
 
 TEST_PHOTOGRAPHS = ("forest", "gravel", "lobby", "venice", "workshop")  # never in training
 SURFACES = ("brick", "grass", "gravel")  # photographs of which any part may be turned
+REACH = 2.7  # radii from a shape's centre to its farthest point, a bar's end
 SIDE = 320  # pixels of a texture
 COPIES = 6  # textures of each kind
 # What a background mostly consists of, with probabilities
@@ -166,13 +169,24 @@ def draw_piece(rng: np.random.Generator, canvas: Image.Image, source: Image.Imag
                center: np.ndarray, radius: float) -> None:
     """Draw a shape that is filled with a texture; centre and radius are fractions of the side."""
     size = canvas.width
-    reach = 2.7 * radius  # of the bar, the longest shape
+    reach = REACH * radius
     low = np.floor((center - reach) * size).astype(int)
     side = max(int(np.ceil(2 * reach * size)), 2)
     mask = Image.new("L", (side, side))
     draw_shape(ImageDraw.Draw(mask), rng, side, np.array([0.5, 0.5]), radius * size / side, 255)
     part = cut(rng, source, min(side, size))
     canvas.paste(part.resize((side, side)) if side > size else part, tuple(low.tolist()), mask)
+
+
+def cut_piece(rng: np.random.Generator, source: Image.Image, extent: float) -> Image.Image:
+    """Return a shape filled with a texture, RGBA, of the radius 1 / (2 REACH) of its side.
+
+    The random numbers do not depend on extent, the side in pixels of what it will be drawn on.
+    """
+    tile, mask = cut(rng, source, SIDE), Image.new("L", (SIDE, SIDE))
+    draw_shape(ImageDraw.Draw(mask), rng, SIDE, np.array([0.5, 0.5]), 0.5 / REACH, 255)
+    tile.putalpha(mask)
+    return tile.reduce(min(max(int(SIDE / extent), 1), 16))  # averages pixels: no aliasing
 
 
 def paint_scene(rng: np.random.Generator, size: int, split: str, colors: np.ndarray) -> np.ndarray:
@@ -206,7 +220,8 @@ def paint_scene(rng: np.random.Generator, size: int, split: str, colors: np.ndar
     return np.clip(picture, 0, 255, out=picture)
 
 
-def pick(rng: np.random.Generator, things):
+def pick(rng: np.random.Generator, things: Sequence) -> Any:
+    """Draw one of several things."""
     return things[rng.integers(len(things))]
 
 

@@ -233,6 +233,23 @@ def dress(rng: np.random.Generator, scene: BodyScene, name: str
     return surface, shade_surface(rng, surface, normals, outfit.albedo)
 
 
+def paint_behind(rng: np.random.Generator, size: int, split: str, lean: float, K: np.ndarray,
+                 surface: np.ndarray, colors: np.ndarray
+                 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Draw what is behind a person of this surface (V, 3) and colours (V, 3), shadow included.
+
+    Return the picture (size, size, 3), float32 0..255, and who stands before the person, as
+    `bystanders` does.
+    """
+    image = paint_scene(rng, size, split, colors)
+    behind, before = bystanders(rng, split, lean)
+    if rng.random() < 0.35:
+        cast_shadow(rng, image, project_surface(surface, K)[:, :2])
+    for body, its_colors in behind:
+        paint_surface(image, body, body_surface().faces, K, its_colors)
+    return image, before
+
+
 def bystanders(rng: np.random.Generator, split: str, lean: float
                ) -> tuple[list[tuple[np.ndarray, np.ndarray]], ...]:
     """Draw the clothed people behind the main one and before it: surfaces (V, 3), colours (V, 3).
@@ -336,11 +353,9 @@ class RenderedBodies(Rendered, ImageDataset):
     def paint(self, rng: np.random.Generator, scene: BodyScene) -> np.ndarray:
         """Draw a body between what is behind and before it, (S, S, 3), float32 0..255."""
         surface, colors = dress(rng, scene, "body")
-        image = paint_scene(rng, self.size, self.split, colors)
-        others = bystanders(rng, self.split, self.lean)
-        if rng.random() < 0.35:
-            cast_shadow(rng, image, project_surface(surface, scene.K)[:, :2])
-        for body, its_colors in (*others[0], (surface, colors), *others[1]):
+        image, before = paint_behind(rng, self.size, self.split, self.lean, scene.K, surface,
+                                     colors)
+        for body, its_colors in ((surface, colors), *before):
             paint_surface(image, body, body_surface().faces, scene.K, its_colors)
         return image
 
