@@ -66,7 +66,6 @@ from sets.mpi_inf_3dhp import MPIINF3DHP
 from sets.official import Pictures
 from sets.official_models import hand_space
 from sets.official_people import HandPairs, OfficialPeople
-from sets.packing import available_cores
 from sets.people import SMPLX_KEYPOINTS, hand_square
 from sets.records import GENDERS, relabelled
 from sets.rendered import paint_background, paint_surface
@@ -77,6 +76,7 @@ from sets.rich import RICH
 from sets.samples import Joined, KeyedDataset, Mixed, random_generator
 from sets.shards import HaMeRShards, HMRShards
 from sets.threedpw import ThreeDPW, ThreeDPWMoon
+from sets.workers import available_cores
 
 __all__ = [  # what the rest of the house and the notebooks import from here
     "AMASS", "AUGMENTATIONS", "Augmentation", "DexYCB", "FINGER_SLOTS", "FreiHAND", "GENDERS",

@@ -61,6 +61,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
+from sets.workers import follow_parent
 from tasks import genhmr, genhmr_tables, hmr_adapter, hmr_adapter_tables, simplehand
 from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
 from tasks.files import add_scores, draw_curves, first_line, read_run, save, score_table
@@ -142,7 +143,7 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
                  world: World) -> Iterator[dict[str, Tensor]]:
     """Yield batches of the data set, one for each list of keys, on this rank's device."""
     loader = DataLoader(dataset, batch_sampler=keys, num_workers=world.workers,
-                        pin_memory=world.device.type == "cuda", worker_init_fn=ignore_signals)
+                        pin_memory=world.device.type == "cuda", worker_init_fn=follow_parent)
     batches = iter(loader)
     try:
         for batch in batches:
@@ -166,12 +167,6 @@ def shared_memory() -> str:
     if not os.path.isdir(path):
         return ""
     return f", of which {path} has {shutil.disk_usage(path).total / 2**20:,.0f} MiB"
-
-
-def ignore_signals(worker: int) -> None:
-    """Leave SIGTERM and Ctrl-C to the main process, which then stops its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # ----------------------------------------------------------------------------- training step
@@ -363,6 +358,16 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
 
 
 # ------------------------------------------------------------------------------ training loop
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """In this context SIGTERM does what Ctrl-C does: it raises KeyboardInterrupt."""
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
@@ -728,7 +733,8 @@ def main(argv: list[str] | None = None) -> None:
         if run is None:
             break
         try:
-            world, done = run_one(run, world)
+            with sigterm_interrupts():
+                world, done = run_one(run, world)
         except OSError as error:  # a full disk, a folder that may not be written
             fail(message_of(error))
         except ValueError as error:  # a damaged picture, a regressor of another body

@@ -3,11 +3,13 @@
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
 import multiprocessing
 import os
+import random
 import re
 import resource
 import shutil
@@ -297,6 +299,35 @@ def test_an_interrupted_rendering_says_how_to_continue(tmp_path):
     assert output.endswith("train.py: interrupted: the same command continues\n"), output
     assert "Traceback" not in output and run.process.returncode == 1
     assert int(next(cache.glob("*.done")).read_text()) >= 512 and list(cache.glob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_rendering_ends_right_when_repeated(number, tmp_path):
+    """Killed while data workers render, at five random moments: the same files in the end.
+
+    The signal goes to the main process alone, as `kill` or a scheduler sends it.
+    """
+    def command(name):
+        return command_line(tmp_path / name, tmp_path / name / "out", steps=1, train_samples=1_200)
+
+    def digests(name):
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in (tmp_path / name).glob("*.npy")}
+
+    began = time.monotonic()
+    Run(tmp_path / "whole" / "out", command("whole")).end()
+    duration, rng = time.monotonic() - began, random.Random(number)
+    for trial in range(5):
+        run = Run(tmp_path / f"{trial}" / "out", command(f"{trial}"))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            output = run.process.communicate(timeout=rng.uniform(0.2, 0.8) * duration)[0]
+            pytest.fail(f"it ended before it was killed: {output}")
+        os.kill(run.process.pid, number)
+        output = run.process.communicate(timeout=60)[0]  # its workers have ended, too
+        assert "Traceback" not in output
+        Run(run.out, command(f"{trial}")).end()
+        assert digests(f"{trial}") == digests("whole") and len(digests("whole")) == 2
 
 
 @pytest.mark.slow
