@@ -455,7 +455,12 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
                          + ", ".join(task.PRESETS))
     base = task.PRESETS[arguments.preset]
     if known:
-        base = task.Config(**known["config"])
+        try:
+            base = task.Config(**known["config"])
+        except TypeError as error:
+            raise ValueError(f"the run in {arguments.out} has settings of another version of this "
+                             f"code ({error}): continue it with that version, or start a new run "
+                             "with --out FOLDER") from error
     elif start is not None:
         base = with_run_fields(start.config, base)
     config = override(task.adapt(base, arguments), arguments.overrides)
@@ -492,6 +497,10 @@ def build(task: Task, start: nn.Module | None) -> nn.Module:
         kind = "fit the weights of --checkpoint" if start is not None else "describe a model"
         raise ValueError(f"the settings do not {kind} ({first_line(error)}): change them with "
                          "--set") from error
+    empty = [name for name, value in model.named_parameters() if not value.numel()]
+    if empty:
+        raise ValueError(f"the settings describe layers of width 0 ({empty[0]}): change them with "
+                         "--set")
     return model
 
 
