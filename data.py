@@ -138,14 +138,14 @@ PEOPLE_MIXTURES = ("hmr-adapter-body", "hmr-adapter-hands")  # their samples hav
 def open_official(name: str, root: str | os.PathLike, split: str | None = None, *,
                   size: int = 128, augmentation: str | Augmentation | None = None, seed: int = 0,
                   cache: str | os.PathLike | None = None,
-                  models: str | os.PathLike | None = None, hand_size: int = 0, **options
-                  ) -> KeyedDataset:
+                  models: str | os.PathLike | None = None, hand_size: int = 0, detail: int = 1,
+                  **options) -> KeyedDataset:
     """Open a data set of OFFICIAL, or a mixture of MIXTURES, in the folder `root`.
 
     split: by default the training split, if there is one. augmentation: a recipe or its name in
     AUGMENTATIONS. models: a folder of official body models. options: those of the data set.
     hand_size: if given, samples are those of OfficialPeople, with crops of hands of this side; sets
-    of hands alone are then augmented by `for_hands` of the recipe.
+    of hands alone are then augmented by `for_hands` of the recipe. detail: see OfficialPeople.
     Raises ValueError or FileNotFoundError that says what is missing.
     """
     if name in MIXTURES:
@@ -171,7 +171,7 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
                      models=models, **packed, **options)
         return HandPairs(hands, size)
     bodies = kind(root, split, size, models=models, **packed, **options)
-    return OfficialPeople(bodies, hand_size, augmentation=augmentation)
+    return OfficialPeople(bodies, hand_size, augmentation=augmentation, detail=detail)
 
 
 def describe(dataset: KeyedDataset, most: int = 1000) -> str:
