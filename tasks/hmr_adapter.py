@@ -136,7 +136,8 @@ class PeopleTask(Task):
             split, size, hand_size=config.hand_size, length=length,
             seed=config.seed if training else 0, views=config.views, lean=config.lean,
             wide=config.wide if training else 0.0, occlusion=config.occlusion,
-            lens_size=max(128, size), cache=self.arguments.cache, augmentation=augmentation)
+            lens_size=max(128, size), version=1,  # the shipped checkpoints know these pictures
+            cache=self.arguments.cache, augmentation=augmentation)
 
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
