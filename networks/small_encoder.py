@@ -10,6 +10,7 @@ M cells of the heat maps (768), D channels of a token (112), W width of the MLP.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import bodymodels
 from genhmr import (
     JOINTS,
     KEYPOINTS,
@@ -31,6 +33,9 @@ from genhmr import (
 IMAGE_SIZE = 128  # px, S; the encoder sees the middle three quarters of the crop's width
 GRID = (16, 12)  # rows and columns of the tokens, at stride 8
 HEAT_GRID = (32, 24)  # rows and columns of the heat maps, at stride 4
+NAMES = bodymodels.JOINT_SETS["smpl45"]
+OTHER_SIDE = [NAMES.index(re.sub("left|right", lambda side: {"left": "right", "right": "left"}[
+    side[0]], name)) for name in NAMES]  # of each keypoint
 BLOCK = (4, 2)  # cells of the grid that belong to one joint: 4 x 6 blocks for 24 joints
 
 
@@ -204,6 +209,9 @@ class SmallEncoder(nn.Module):
         self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualMapBlock(w8)
         self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, 2 * w4)
         self.heat = nn.Conv2d(2 * w4, KEYPOINTS, 1)
+        self.side = mlp(w16, w16 // 2, KEYPOINTS)
+        with torch.no_grad():
+            self.side.fc2.bias.fill_(-2.0)
         self.pool4 = nn.Conv2d(2 * w4, pooled, 1)
         self.pool8 = nn.Conv2d(w8, pooled, 1)
         self.lift = Lift(lift_width, KEYPOINTS * pooled + w16)
@@ -214,6 +222,7 @@ class SmallEncoder(nn.Module):
                          for count, side in zip(GRID, BLOCK, strict=True))
         self.register_buffer("joint_of_cell", (rows[:, None] * (GRID[1] // BLOCK[1]) + columns
                                                ).flatten(), persistent=False)  # (N,)
+        self.register_buffer("other_side", torch.tensor(OTHER_SIDE), persistent=False)
         register_statistics(self)
 
     @classmethod
@@ -256,6 +265,10 @@ class SmallEncoder(nn.Module):
     def lift_maps(self, x4: Tensor, x8: Tensor, whole: Tensor) -> Reading:
         """Find keypoints in the maps, and lift them."""
         heat = self.heat(x4).flatten(2).log_softmax(-1)  # (B, K, M)
+        # The maps are of the picture's sides: a person seen from behind has left and right exchanged
+        side = self.side(whole)[..., None]  # (B, K, 1)
+        heat = torch.logaddexp(F.logsigmoid(-side) + heat,
+                               F.logsigmoid(side) + heat[:, self.other_side])
         probability = heat.detach().exp()  # 3D losses must not move the heat maps
         pooled = self.pool4(x4) + F.interpolate(self.pool8(x8), scale_factor=2.0)
         features = probability @ pooled.flatten(2).mT  # (B, K, 16)
