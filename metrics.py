@@ -392,8 +392,7 @@ PROTOCOLS = {
         "GenHMR, AAAI 2025, Tables 5 and 6: the error of a pose tokenizer, global orientation "
         "included", joints="smpl24", alignment="", vertex_error="MVE"),
 }
-PROTOCOLS |= {name: PROTOCOLS["pose_reconstruction"]
-              for name in ("amass_test", "amass_val", "moyo_val")}
+PROTOCOLS |= {name: PROTOCOLS["pose_reconstruction"] for name in ("amass_test", "moyo_val")}
 PROTOCOLS["hmr2_h36m_lsp14"] = PROTOCOLS["hmr2_lsp14"]
 PROTOCOLS |= {name: replace(PROTOCOLS["rendered_people"], source=(
     f"{data} by the rules of SMPLer-X and HMR-Adapter: vertices relative to the pelvis, hands to "

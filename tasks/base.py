@@ -31,7 +31,7 @@ EVALUATIONS = {  # data set and split on which a protocol of metrics.py is defin
     "3dpw_lsp14": ("3dpw", "test"), "3dpw_smplx_lineage": ("3dpw-moon", "test"),
     "hmr2_lsp14": ("3dpw-hmr2", "test"), "hmr2_h36m_lsp14": ("h36m-hmr2", "test"),
     "emdb1_24": ("emdb", "emdb1"), "h36m_p2_lsp14": ("h36m", "p2"),
-    "amass_test": ("amass", "test"), "amass_val": ("amass", "val"), "moyo_val": ("moyo", "val"),
+    "amass_test": ("amass", "test"), "moyo_val": ("moyo", "val"),
     "arctic_p1val": ("arctic", "val"), "ehf": ("ehf", "test"),
 }
 Scores = dict[str, dict[str, float]]  # predictor -> metric -> value; the model comes first
