@@ -57,6 +57,7 @@ from sets.emdb import EMDB
 from sets.freihand import FreiHAND
 from sets.hand_crops import NUM_JOINTS, HandDataset
 from sets.hand_poses import FINGER_SLOTS, PALM_NORMAL_UP, hinge_axes, sample_hand_pose
+from sets.hmr2_evaluation import Human36MHMR2, ThreeDPWHMR2
 from sets.human36m import Human36M, Human36MMoon, Human36MSMPLX
 from sets.images import read_image
 from sets.interhand import InterHand
@@ -92,7 +93,8 @@ RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": Rende
 OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
     "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
-    "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "coco": COCO, "aic": AIC, "mpii": MPII,
+    "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "3dpw-hmr2": ThreeDPWHMR2,
+    "h36m-hmr2": Human36MHMR2, "coco": COCO, "aic": AIC, "mpii": MPII,
     "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
     "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
 

@@ -30,8 +30,8 @@ class BodyPictures(Pictures):
 
         keypoints_*      in the order `joint_set`, by default "smpl45"
         K_valid          ()  0 if the data set has no K; K then is a guess
-        pose_valid, betas_valid, transl_valid ()   of SMPL. The 21 body joints of an SMPL-X pose
-                         transfer to SMPL exactly; its betas do not and are 0
+        pose_valid, betas_valid, transl_valid ()   of SMPL. Root and body joints of an SMPL-X pose
+                         are copied to SMPL; its betas do not fit SMPL and are 0
         gender           ()  int64, an index of GENDERS
 
     The crop is a square in which the encoder sees the body's box x 1.2. With `models`, a body of

@@ -23,7 +23,7 @@ import bodymodels
 import data
 import hmr_adapter
 import metrics
-from networks.adapter_rivals import build_model
+from networks.adapter_rivals import build_model, share_twists
 from networks.small_experts import body_keypoint_losses, hand_keypoint_losses
 from sets.safe_pickle import load_arrays, safe_unpickle
 from tasks import adapter_rows
@@ -562,7 +562,10 @@ class DualPathTask(BodyAdapterTask):
               "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
               "path finds them, as in use;\n\"true boxes\": where they are. Hands outside of the "
               "picture are left to the body path, and\nso are those that the hand expert doubts "
-              f"(least_share), but for \"all hands\".\n{BodyTask.REMARK}")
+              "(least_share). \"All hands\": every hand is merged, as in the paper. \"Twists "
+              "shared\": the elbows take the\nwrists' twists beyond 72 degrees, as in PyMAF-X, "
+              "which the paper's baseline follows.\n"
+              + BodyTask.REMARK)
 
     @classmethod
     def plan(cls, arguments: argparse.Namespace,
@@ -631,11 +634,13 @@ class DualPathTask(BodyAdapterTask):
             inside = hmr_adapter.in_picture(body["hand_boxes"], size, size)
             joined = model.join(body, crops, inside, scale=scale)
             poses[name] = joined["body_pose"]
-            if model.hand.config.expert.backbone == "pose":  # which may doubt
-                poses[f"{name}, all hands"] = hmr_adapter.merge(
-                    body["body_pose"], joined["hand_pose"], inside)
+            poses[f"{name}, all hands"] = hmr_adapter.merge(
+                body["body_pose"], joined["hand_pose"], torch.ones_like(inside))
             poses[f"{name}, true boxes"] = model.join(
                 body, batch["hand_images"], batch["hand_valid"], scale=scale)["body_pose"]
+            if name == "experts":
+                poses["experts, twists shared"] = share_twists(joined["body_pose"],
+                                                               joined["hand_valid"])
         if frozen:
             poses["expert"] = bodies["experts"]["body_pose"]
         return bodies["ours"], poses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from tasks import simplehand_tables as tables
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
 from tasks.settings import override
 
+DEXYCB_IMAGES = 406_888  # of the training split of s0
 ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
 
 
@@ -78,6 +80,15 @@ class SimpleHandTask(Task):
     def check_arguments(cls, arguments: argparse.Namespace) -> None:
         """Raise ValueError for an ablation that cannot be."""
         ablations.check_arguments(arguments, tables.ABLATIONS)
+
+    @classmethod
+    def adapt(cls, config: simplehand.Config, arguments: argparse.Namespace) -> simplehand.Config:
+        """The config; in the paper's length, 100 epochs also of DexYCB's s0, which is larger."""
+        paper = simplehand.PRESETS["paper"]
+        if (arguments.data == "dexycb" and config.steps * config.batch_size
+                == paper.steps * paper.batch_size):
+            return replace(config, steps=100 * DEXYCB_IMAGES // config.batch_size)
+        return config
 
     def notes(self) -> list[str]:
         """Say which weights to start from, if the backbone starts from random ones."""

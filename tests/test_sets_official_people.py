@@ -56,7 +56,7 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
 
 
 def test_hands_are_cut_out_of_the_picture_not_of_the_crop(folders, models):
-    """At the true boxes, the sharper picture gives the crops of the data set; the image does not."""
+    """At true boxes the sharper picture gives the crops of the data set; the image does not."""
     pictures = RICH(folders("rich"), "train", 16, models=models, picture_size=(32, 24),
                     progress=False)
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
