@@ -265,7 +265,7 @@ class SmallEncoder(nn.Module):
     def lift_maps(self, x4: Tensor, x8: Tensor, whole: Tensor) -> Reading:
         """Find keypoints in the maps, and lift them."""
         heat = self.heat(x4).flatten(2).log_softmax(-1)  # (B, K, M)
-        # The maps are of the picture's sides: a person seen from behind has left and right exchanged
+        # The maps are of the picture's sides: seen from behind, a person has them exchanged
         side = self.side(whole)[..., None]  # (B, K, 1)
         heat = torch.logaddexp(F.logsigmoid(-side) + heat,
                                F.logsigmoid(side) + heat[:, self.other_side])
