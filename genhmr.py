@@ -47,7 +47,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -1606,7 +1605,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             for name, array in arrays.items()}
 
 
-# ----------------------------------------------------------------------- parameters, command
+# ---------------------------------------------------------------------------------- parameters
 
 
 def count_parameters(model: GenHMR) -> dict[str, int]:
@@ -1615,18 +1614,3 @@ def count_parameters(model: GenHMR) -> dict[str, int]:
     for name, value in model.named_parameters():
         counts[re.match(r"pyramid\.\d|tokenizer\.\w+|\w+", name)[0]] += value.numel()
     return {**counts, "total": counts.total()}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this file as a command, see commands/genhmr.py; return the exit code."""
-    try:
-        from commands import genhmr as command
-    except ImportError as error:
-        print(f"genhmr.py: as a command it needs the rest of the project beside it ({error}); "
-              "as a library it needs only torch and numpy", file=sys.stderr)
-        return 2
-    return command.main(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

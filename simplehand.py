@@ -37,7 +37,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -1137,7 +1136,7 @@ class FastViT(nn.Module):
                 module.fold()
 
 
-# -------------------------------------------------------------------------- parameters, command
+# ---------------------------------------------------------------------------------- parameters
 
 
 def count_parameters(model: SimpleHand) -> dict[str, int]:
@@ -1157,18 +1156,3 @@ def count_parameters(model: SimpleHand) -> dict[str, int]:
         backbone.reparameterize()
         counts["backbone, reparameterised"] = sum(p.numel() for p in backbone.parameters())
     return counts
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this file as a command, see commands/simplehand.py; return the exit code."""
-    try:
-        from commands import simplehand as command
-    except ImportError as error:
-        print(f"simplehand.py: as a command it needs the rest of the project beside it ({error}); "
-              "as a library it needs only torch and numpy", file=sys.stderr)
-        return 2
-    return command.main(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -357,7 +357,7 @@ class TransformerTask(BodyTask):
                   "3 out of the last scores"},
     }
     TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
-    TRY = "python genhmr.py PICTURE --checkpoint {checkpoint}"
+    TRY = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
     TOLD = (0, 50, 90)  # % of the true tokens that the last table tells

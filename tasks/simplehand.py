@@ -42,7 +42,7 @@ class SimpleHandTask(Task):
                      "random weights)"},
     } | ablations.arguments(tables.ABLATIONS)
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
-    TRY = "python simplehand.py PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
+    TRY = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
     def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:

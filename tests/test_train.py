@@ -183,7 +183,7 @@ def test_first_and_last_lines_say_what_a_user_needs(finished, cache):
     out, output = finished
     assert "8 images per step: 8 in each process, where the preset has 32" in output
     assert re.search(rf"cached data: [\d,]+ MiB in {re.escape(str(cache))}, which you can", output)
-    assert ("next: python simplehand.py PICTURE --box X,Y,WIDTH,HEIGHT "
+    assert ("next: python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT "
             f"--checkpoint {out}/checkpoint.pt") in output
 
 

@@ -57,6 +57,15 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
     return state, source.get("config")
 
 
+def read_data_name(path: str | PathLike) -> str | None:
+    """Return the name of the data that train.py wrote into a checkpoint; None for others' files."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return content.get("data", "unknown data") if "config" in content else None
+    except Exception:  # the model is loaded elsewhere; only ours are sure to open like this
+        return None
+
+
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
                  strict: bool = True) -> None:
     """Copy weights by name, in the module's own precision.
