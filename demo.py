@@ -37,10 +37,10 @@ import weights.simplehand
 from bodymodels import ASSETS, JOINT_SETS
 from networks import fast, finders
 from networks.adapter_rivals import build_model
-from networks.backbones import simplehand_model
+from networks.any_view import looking_again
+from networks.backbones import ALL_PRESETS, simplehand_model
 from networks.finders import Found
 from networks.small_genhmr import build_genhmr
-from networks.upright import looking_again
 from sets.images import picture_files, read_image
 
 OPACITY, GREY = 0.8, 128  # of meshes in the overlay; of what MediaPipe's mask hides (our choices)
@@ -480,9 +480,10 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
 def summarise(network: str) -> None:
     """Print the number of parameters of each part of each preset."""
-    paper, build = {"simplehand": (simplehand, simplehand_model), "genhmr": (genhmr, build_genhmr),
-                    "hmr_adapter": (hmr_adapter, build_model)}[network]
-    for name, config in paper.PRESETS.items():
+    presets, build = {"simplehand": (ALL_PRESETS, simplehand_model),
+                      "genhmr": (genhmr.PRESETS, build_genhmr),
+                      "hmr_adapter": (hmr_adapter.PRESETS, build_model)}[network]
+    for name, config in presets.items():
         with torch.device("meta"):  # takes no memory
             model = build(config)
         counts: Counter[str] = Counter()

@@ -450,7 +450,7 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
                          + ", ".join(task.PRESETS))
     base = task.PRESETS[arguments.preset]
     if known:
-        base = task.Config(**known["config"])
+        base = type(base)(**known["config"])
     elif start is not None:
         base = with_run_fields(start.config, base)
     config = override(task.adapt(base, arguments), arguments.overrides)
@@ -483,7 +483,7 @@ def build(task: Task, start: nn.Module | None) -> nn.Module:
         model = task.build()
         if start is not None:
             model.load_state_dict(start.state_dict())
-    except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError) as error:
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError) as error:
         kind = "fit the weights of --checkpoint" if start is not None else "describe a model"
         raise ValueError(f"the settings do not {kind} ({first_line(error)}): change them with "
                          "--set") from error

@@ -1,4 +1,4 @@
-"""SimpleHand for programs without its file: torch.export and ONNX files."""
+"""What makes SimpleHand fast, at equal results, and files for programs without simplehand.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,31 @@ import math
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bodymodels import write_atomically
+
+
+def replace(model: nn.Module) -> nn.Module:
+    """Give a model fast equals of its plain layers, in place; names and weights stay."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.ConvTranspose2d and layer.kernel_size == layer.stride:
+                patches = PatchDeconv(layer.in_channels, layer.out_channels, layer.kernel_size,
+                                      layer.stride, bias=layer.bias is not None, device="meta")
+                patches.weight, patches.bias = layer.weight, layer.bias
+                setattr(parent, name, patches)
+    return model
+
+
+class PatchDeconv(nn.ConvTranspose2d):
+    """Deconvolution with kernel = stride: one matrix product turns each cell into a patch."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), here for stride 4
+        patches = x.permute(0, 2, 3, 1) @ self.weight.flatten(1)  # (B, H, W, C' * 4 * 4)
+        patches = patches.unflatten(3, self.weight.shape[1:]).permute(0, 3, 1, 4, 2, 5)
+        y = patches.flatten(4).flatten(2, 3)  # (B, C', H, 4, W, 4) -> (B, C', 4 H, 4 W)
+        return y if self.bias is None else y + self.bias[:, None, None]
 
 
 @torch.no_grad()

@@ -17,8 +17,9 @@ import data
 import metrics
 import simplehand
 import weights.simplehand
-from networks.backbones import simplehand_model
-from networks.upright import looking_again
+from networks import any_view
+from networks.any_view import looking_again
+from networks.backbones import ALL_PRESETS, simplehand_model
 from tasks import ablations
 from tasks import simplehand_tables as tables
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
@@ -30,7 +31,7 @@ ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the pred
 class SimpleHandTask(Task):
     """Hand meshes from crops."""
 
-    Config, PRESETS = simplehand.Config, simplehand.PRESETS
+    Config, PRESETS = simplehand.Config, ALL_PRESETS
     load_checkpoint = staticmethod(weights.simplehand.load_checkpoint)
     parameters = staticmethod(simplehand.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
@@ -106,7 +107,8 @@ class SimpleHandTask(Task):
         return data.RenderedHands(
             split, config.image_size, length=length, seed=config.seed if training else 0,
             views=config.views, in_plane=config.in_plane,
-            augmentation=config.augmentation if training else None, cache=arguments.cache)
+            augmentation=getattr(config, "augmentation", "rendered") if training else None,
+            cache=arguments.cache)
 
     def build(self) -> nn.Module:
         """The model with new weights, but for the backbone if a file has them."""
@@ -121,8 +123,9 @@ class SimpleHandTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 7."""
-        terms = simplehand.losses(model(batch["image"]), batch, self.keypoint_regressor)
-        return simplehand.total_loss(terms, self.config), terms
+        method = any_view if isinstance(self.config, any_view.Config) else simplehand
+        terms = method.losses(model(batch["image"]), batch, self.keypoint_regressor)
+        return method.total_loss(terms, self.config), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Meshes relative to the root joint, in the axes of the original camera; 2D keypoints."""

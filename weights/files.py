@@ -106,7 +106,7 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
         config = config_kind(**config)
         with torch.device("meta"):  # takes no memory
             size = sum(value.numel() for value in build(config).state_dict().values())
-    except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
+    except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
         raise ValueError(f"the checkpoint's config is not a {config_kind.__module__}."
                          f"{config_kind.__name__}: {error}") from error
     stored = sum(value.numel() for value in state.values())
