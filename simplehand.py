@@ -120,6 +120,7 @@ class Config:
     test_samples: int = 1_000
     views: float = 90.0  # degrees, largest tilt of palm or back; 90 is the whole sphere
     in_plane: float = 180.0  # degrees, largest turn in the image plane, either way
+    augmentation: str = "rendered"  # recipe of these pictures, a name of data.AUGMENTATIONS
 
     @property
     def points(self) -> int:
@@ -387,14 +388,15 @@ class SimpleHand(nn.Module):
         heads = {"point": MeshHead, "coarse_mesh": MeshHead, "grid": GridHead, "global": GlobalHead}
         if config.official:
             heads = {"point": ReleasedHead, "coarse_mesh": ReleasedHead}
-        require(config.sampling in heads,
-                f"sampling is {config.sampling!r}: expected one of {', '.join(heads)}")
+        size, sampling = config.image_size, config.sampling
+        require(size % 32 == 0 < size, f"image_size is {size}: expected a multiple of 32")
+        require(sampling in heads, f"sampling is {sampling!r}: expected one of {', '.join(heads)}")
         require(backbone is not None or config.backbone == "fastvit",
                 f"config is for the backbone {config.backbone!r}: expected that as an argument")
         self.config = config
         self.backbone = FastViT(config) if backbone is None else backbone
         self.keypoints_2d_head = keypoints_2d_head or GlobalKeypoints(config)
-        self.mesh_head = mesh_head or heads[config.sampling](config, self.backbone.channels)
+        self.mesh_head = mesh_head or heads[sampling](config, self.backbone.channels)
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet
         if config.official:
             mean, std = torch.full((3,), 0.5), torch.ones(3)
@@ -924,7 +926,8 @@ class FastViT(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        require(len(config.depths) == len(config.embed_dims) == 4 and config.large_kernel % 2,
+        require(len(config.depths) == len(config.embed_dims) == 4 and config.large_kernel % 2
+                and min(config.embed_dims) > 0,
                 "depths, embed_dims, large_kernel: expected four of either and an odd number")
         self.channels = config.feature_width
         first, last = config.embed_dims[0], config.embed_dims[-1]

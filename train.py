@@ -450,7 +450,7 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
                          + ", ".join(task.PRESETS))
     base = task.PRESETS[arguments.preset]
     if known:
-        base = type(base)(**known["config"])
+        base = task.config_from(known["config"])
     elif start is not None:
         base = with_run_fields(start.config, base)
     config = override(task.adapt(base, arguments), arguments.overrides)

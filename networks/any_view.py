@@ -40,7 +40,7 @@ class Config(simplehand.Config):
     backbone: str = "unet"
     upright_passes: int = 3  # further passes of inference; 0: look once
     weight_heat_maps: float = 0.5  # of their cross-entropy
-    augmentation: str = "rendered_upright"  # recipe of RenderedHands, of data.AUGMENTATIONS
+    augmentation: str = "rendered_upright"
 
 
 def build(config: Config) -> SimpleHand:

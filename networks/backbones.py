@@ -21,7 +21,9 @@ from simplehand import Config, DropPath, SimpleHand, fold_norms, mlp, require
 
 def simplehand_model(config: Config) -> SimpleHand:
     """Build the SimpleHand that a config describes, with the fast equals of plain layers."""
-    if isinstance(config, any_view.Config):
+    require((config.backbone == "unet") == isinstance(config, any_view.Config),
+            f"backbone is {config.backbone!r}: expected unet in any_view.Config and nowhere else")
+    if config.backbone == "unet":
         return any_view.build(config)
     kind = {"hrnet": HRNet, "hiera": Hiera}.get(config.backbone)
     require(kind or config.backbone == "fastvit",

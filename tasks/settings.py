@@ -110,7 +110,7 @@ def share(config: RunConfig, processes: int) -> int:
 def with_run_fields(config: RunConfig, source: RunConfig) -> RunConfig:
     """Return the config with another's optimisation and data: batch, steps, views and so on."""
     return dataclasses.replace(config, **{name: getattr(source, name) for name in RUN_FIELDS
-                                          if hasattr(source, name) and hasattr(config, name)})
+                                          if hasattr(source, name)})
 
 
 def suitable_preset() -> str:

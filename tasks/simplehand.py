@@ -64,6 +64,11 @@ class SimpleHandTask(Task):
                              "hand model has")
 
     @classmethod
+    def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:
+        """Make the config with these fields, of the class that has them."""
+        return weights.simplehand.config_class(fields)(**fields)
+
+    @classmethod
     def plan(cls, arguments: argparse.Namespace,
              parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
         """This run, or those of the rows of --ablate."""
@@ -107,8 +112,7 @@ class SimpleHandTask(Task):
         return data.RenderedHands(
             split, config.image_size, length=length, seed=config.seed if training else 0,
             views=config.views, in_plane=config.in_plane,
-            augmentation=getattr(config, "augmentation", "rendered") if training else None,
-            cache=arguments.cache)
+            augmentation=config.augmentation if training else None, cache=arguments.cache)
 
     def build(self) -> nn.Module:
         """The model with new weights, but for the backbone if a file has them."""
@@ -123,7 +127,7 @@ class SimpleHandTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 7."""
-        method = any_view if isinstance(self.config, any_view.Config) else simplehand
+        method = any_view if self.config.backbone == "unet" else simplehand
         terms = method.losses(model(batch["image"]), batch, self.keypoint_regressor)
         return method.total_loss(terms, self.config), terms
 

@@ -681,9 +681,10 @@ def test_png_keeps_every_8_bit_value(height, width, seed):
 
 def test_summary_counts_every_parameter_once(capsys, monkeypatch):
     """--summary names every preset; its parts add up to the whole model."""
-    for network, module in (("simplehand", simplehand), ("genhmr", genhmr),
-                            ("hmr_adapter", demo.hmr_adapter)):
+    monkeypatch.setattr(demo, "ALL_PRESETS", {"paper": simplehand.PRESETS["paper"]})
+    for module in genhmr, demo.hmr_adapter:
         monkeypatch.setattr(module, "PRESETS", {"paper": module.PRESETS["paper"]})
+    for network in demo.LOADERS:
         assert run(network, "--summary") == 0
         heading, *lines = capsys.readouterr().out.splitlines()
         assert heading.split() == ["paper", "parameters"]

@@ -465,9 +465,10 @@ def test_other_image_shapes_are_refused(shape):
 
 
 @pytest.mark.parametrize("fields", [
-    {"depths": (1, 1, 1)}, {"large_kernel": 4}, {"feature_width": 100}, {"dims": (16, 8)},
-    {"tokens": (20, 84, 336)}, {"heads": 3}, {"embed_dims": (16, 16, 32, 16)},
-    {"backbone": "resnet"}, {"sampling": "everywhere"}, {"mixer": "pooling"},
+    {"image_size": 100}, {"image_size": 0}, {"depths": (1, 1, 1)}, {"large_kernel": 4},
+    {"feature_width": 100}, {"dims": (16, 8)}, {"tokens": (20, 84, 336)}, {"heads": 3},
+    {"embed_dims": (16, 16, 16, 16)}, {"backbone": "resnet"}, {"sampling": "everywhere"},
+    {"mixer": "pooling"},
     {"official": True, "sampling": "global"}, {"tokens": (21, 84, 336), "sampling": "grid"},
 ])
 def test_impossible_configs_are_refused(fields):

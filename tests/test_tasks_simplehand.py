@@ -56,7 +56,7 @@ def test_an_ablation_trains_every_row_once(cache, tmp_path, capsys):
     (["--ablate", "table5", "--eval"], "without --eval"),
     (["--ablate", "table5", "--seeds", "0"], "--seeds 0: expected at least 1"),
     (["--ablate", "table5", "--preset", "laptop"], "no preset 'laptop'"),
-    (["--ablate", "table7", "--set", "heads=3"], "heads is 3"),
+    (["--ablate", "table7", "--set", "heads=3"], "divisible by num_heads"),
 ])
 def test_ablations_that_cannot_be_are_one_line(extra, message, capsys):
     with pytest.raises(SystemExit) as error:

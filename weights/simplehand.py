@@ -62,12 +62,18 @@ def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) ->
             "no SimpleHand checkpoint: expected train.py's or the release's "
             "(load_backbone takes the weights of FastViT alone)")
     state = {our_name(name): value for name, value in state.items()}
-    kind, config = Config, {"official": True} if config is None else config
-    if isinstance(config, Mapping) and config.get("backbone") == "unet":
-        kind = any_view.Config  # whose older checkpoints have a field more, True in all of them
-        config = {name: value for name, value in config.items() if name != "heat_maps"}
+    config, kind = {"official": True} if config is None else config, Config
+    if isinstance(config, Mapping):
+        kind = config_class(config)
+        if kind is any_view.Config:  # older checkpoints have another field, True in all of them
+            config = {name: value for name, value in config.items() if name != "heat_maps"}
     return from_checkpoint(simplehand_model, kind, config, state, ignored=CLASSIFIERS,
                            strict=strict)
+
+
+def config_class(fields: Mapping[str, object]) -> type[Config]:
+    """Return the class of a config with these fields."""
+    return any_view.Config if fields.get("backbone") == "unet" else Config
 
 
 def load_backbone(backbone: FastViT | HRNet | Hiera | UNet, source: str | PathLike | Mapping, *,
