@@ -40,6 +40,7 @@ from hmr_adapter import BodyAdapter, BodyExpert, HandExpert
 from networks import finders
 from networks.finders import Found
 from sets.images import picture_files
+from sets.keypoint_files import to_smpl45
 
 ROOT = Path(demo.__file__).parent
 ASTRONAUT, ASTRONAUT_KEYPOINTS = (ROOT / "assets" / f"astronaut{end}"
@@ -371,7 +372,7 @@ def test_genhmr_on_a_picture(files, tmp_path, capsys):
     body = bodymodels.load_model("body")
     expected = genhmr.predict(
         weights.genhmr.load_checkpoint(files["genhmr"]), body, picture(), box=(30, 20, 45, 60),
-        iterations=3, refinement=4, keypoints=finders.to_smpl45(np.array(points)))
+        iterations=3, refinement=4, keypoints=to_smpl45(np.array(points)))
     with np.load(tmp_path / "out" / "photo.npz") as arrays:
         assert set(arrays) == set(expected) | {"faces"}
         for name, value in expected.items():
