@@ -456,7 +456,7 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
     base = task.PRESETS[arguments.preset]
     if known:
         try:
-            base = task.Config(**known["config"])
+            base = task.config_from(known["config"])
         except TypeError as error:
             raise ValueError(f"the run in {arguments.out} has settings of another version of this "
                              f"code ({error}): continue it with that version, or start a new run "
@@ -493,7 +493,7 @@ def build(task: Task, start: nn.Module | None) -> nn.Module:
         model = task.build()
         if start is not None:
             model.load_state_dict(start.state_dict())
-    except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError) as error:
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError) as error:
         kind = "fit the weights of --checkpoint" if start is not None else "describe a model"
         raise ValueError(f"the settings do not {kind} ({first_line(error)}): change them with "
                          "--set") from error

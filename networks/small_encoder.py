@@ -239,6 +239,12 @@ class SmallEncoder(nn.Module):
         """Convert pictures (B, 3, S, S), RGB 0..255, to the crops (B, 3, S, 3/4 S) of `forward`."""
         return normalised_crop(self, images, IMAGE_SIZE)
 
+    @torch.no_grad()
+    def keypoints(self, images: Tensor) -> Tensor:
+        """Find keypoints in pictures (B, 3, S, S): x, y in -0.5..0.5 and confidence (B, 45, 3)."""
+        reading = self.read(self.normalise(images))
+        return torch.cat((reading.at, reading.confidence[..., None]), 2)
+
     @staticmethod
     def places() -> Tensor:
         """Return where in the grid the cells of each joint are: (24, 2), x and y in 0..1."""
@@ -312,8 +318,18 @@ def heat_map_loss(heat: Tensor, keypoints: Tensor, grid: tuple[int, int]) -> Ten
     return -((1 - distance).clamp_min(0).prod(-1) * heat).sum(-1)
 
 
+def is_small(config: Config) -> bool:
+    """Say whether a config is of a model behind a SmallEncoder, whose tokens are at stride 8."""
+    return config.patch_size == IMAGE_SIZE // GRID[0]
+
+
 def build_genhmr(config: Config, encoder: SmallEncoder | None = None) -> GenHMR:
-    """Build GenHMR, behind a SmallEncoder if one is given; each token first looks at its joint."""
+    """Build GenHMR: behind a SmallEncoder, if the config is for one, or behind the paper's ViT.
+
+    Behind a SmallEncoder, which is frozen, each token first looks at the cells of its joint.
+    """
+    if is_small(config):
+        encoder = (encoder or SmallEncoder()).requires_grad_(False)
     model = GenHMR(config, encoder)
     if encoder is not None:
         per_joint = config.tokenizer.num_tokens // JOINTS

@@ -208,6 +208,11 @@ class Task(ABC):
         return
 
     @classmethod
+    def config_from(cls, fields: Mapping[str, object]) -> RunConfig:
+        """Make the config of a run that is continued from its fields."""
+        return cls.Config(**fields)
+
+    @classmethod
     def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
         """Return the config, adapted to the files that the flags name."""
         return config

@@ -396,7 +396,7 @@ class TransformerTask(BodyTask):
                   "3 out of the last scores"},
     }
     TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
-    TRY = "python genhmr.py PICTURE --checkpoint {checkpoint}"
+    TRY = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
     KNOWN = (0, 50, 90)  # % of the true tokens that the last table gives away
@@ -426,8 +426,7 @@ class TransformerTask(BodyTask):
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
                              "one with --stage tokenizer and give its checkpoint with --tokenizer")
         self.sizes = origin.get("model", {}).get("backbone.sizes")  # of the encoder, to build it
-        # A ViT has patches of 16 pixels, the tokens of the small encoder are at stride 8
-        self.small = config.patch_size == IMAGE_SIZE // small_encoder.GRID[0]
+        self.small = small_encoder.is_small(config)
         if not starts and self.small and not arguments.backbone:
             raise ValueError("--stage transformer needs a trained encoder: make one with --stage "
                              "encoder and give its checkpoint, or assets/genhmr_cpu.pt, with "
@@ -484,7 +483,6 @@ class TransformerTask(BodyTask):
         encoder, file = None, self.arguments.backbone
         if self.small:
             encoder = load_encoder(file) if file else SmallEncoder.of_sizes(self.sizes)
-            encoder.requires_grad_(False)
         model = build_genhmr(self.config, encoder)
         if self.arguments.tokenizer:
             tokenizer = load_tokenizer(self.arguments.tokenizer)

@@ -313,7 +313,7 @@ class HandAdapterTask(HandExpertTask):
         "expert": EXPERT_ARGUMENT, "row": ROW_ARGUMENT,
         "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, which finds the "
                   "arm for the row 'found arm' and to train with arm_source=found"}}
-    TRY = "python hmr_adapter.py PICTURE --hand {checkpoint}"
+    TRY = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
     COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
                 ("found arm, true boxes", "expert, true boxes"))
     REMARK = ("Found arm: is given the pose of the arm that the whole-body model in --guide finds, "
@@ -524,7 +524,7 @@ class BodyAdapterTask(BodyExpertTask):
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
     ARGUMENTS = PeopleTask.ARGUMENTS | {"expert": EXPERT_ARGUMENT, "row": ROW_ARGUMENT}
-    TRY = "python hmr_adapter.py PICTURE --body {checkpoint}"
+    TRY = "python demo.py hmr_adapter PICTURE --body {checkpoint}"
     COMPARED = (("adapter", "expert"),)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -599,7 +599,7 @@ class DualPathTask(BodyAdapterTask):
 
     def next_command(self, out: Path) -> str:
         """Return the command for a photograph, with both paths' files."""
-        return (f"python hmr_adapter.py PICTURE --hand {self.arguments.checkpoint} "
+        return (f"python demo.py hmr_adapter PICTURE --hand {self.arguments.checkpoint} "
                 f"--body {self.arguments.guide}")
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:

@@ -18,8 +18,9 @@ import data
 import metrics
 import simplehand
 import weights.simplehand
-from networks.backbones import simplehand_model
-from networks.upright import looking_again
+from networks import any_view
+from networks.any_view import looking_again
+from networks.backbones import ALL_PRESETS, simplehand_model
 from tasks import ablations
 from tasks import simplehand_tables as tables
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
@@ -32,7 +33,7 @@ ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the pred
 class SimpleHandTask(Task):
     """Hand meshes from crops."""
 
-    Config, PRESETS = simplehand.Config, simplehand.PRESETS
+    Config, PRESETS = simplehand.Config, ALL_PRESETS
     load_checkpoint = staticmethod(weights.simplehand.load_checkpoint)
     parameters = staticmethod(simplehand.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
@@ -44,7 +45,7 @@ class SimpleHandTask(Task):
                      "random weights)"},
     } | ablations.arguments(tables.ABLATIONS)
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
-    TRY = "python simplehand.py PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
+    TRY = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
     def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:
@@ -63,6 +64,11 @@ class SimpleHandTask(Task):
         if config.num_vertices != count:
             raise ValueError(f"num_vertices is {config.num_vertices}: expected {count}, as the "
                              "hand model has")
+
+    @classmethod
+    def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:
+        """Make the config with these fields, of the class that has them."""
+        return weights.simplehand.config_class(fields)(**fields)
 
     @classmethod
     def plan(cls, arguments: argparse.Namespace,
@@ -132,8 +138,9 @@ class SimpleHandTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 7."""
-        terms = simplehand.losses(model(batch["image"]), batch, self.keypoint_regressor)
-        return simplehand.total_loss(terms, self.config), terms
+        method = any_view if self.config.backbone == "unet" else simplehand
+        terms = method.losses(model(batch["image"]), batch, self.keypoint_regressor)
+        return method.total_loss(terms, self.config), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Meshes relative to the root joint, in the axes of the original camera; 2D keypoints."""

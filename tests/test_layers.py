@@ -1,4 +1,4 @@
-"""The house has layers: no module imports one above it, at module level."""
+"""The house has layers: no module imports one above it, inside functions or not."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BELOW = {"sets", "sets.safe_pickle", "sets.mesh_files"}  # used by bodymodels
 PAPERS = {"simplehand", "genhmr", "hmr_adapter"}
 LAYERS = [BELOW, {"bodymodels"}, {"sets.prediction_files"}, {"metrics"}, "sets.", {"data"}, PAPERS,
-          "networks", "weights", "tasks", {"train"}, "commands", "benchmarks"]
+          "networks", "weights", {"demo"}, "tasks", {"train"}, "benchmarks"]
 
 
 def name_of(path):
@@ -19,8 +19,8 @@ def name_of(path):
 
 
 def imports(path):
-    """The modules of the house that a file imports at module level."""
-    for node in ast.parse(path.read_text()).body:
+    """The modules of the house that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -29,7 +29,7 @@ def imports(path):
                 yield inner if inner in FILES else node.module
 
 
-ROOMS = ["sets", "networks", "weights", "tasks", "commands", "benchmarks"]
+ROOMS = ["sets", "networks", "weights", "tasks", "benchmarks"]
 FILES = {name_of(path): path for folder in (".", *ROOMS)
          for path in (ROOT / folder).glob("*.py")}
 

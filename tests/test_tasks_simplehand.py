@@ -12,8 +12,8 @@ from official_folders import write_dexycb, write_freihand, write_models
 from test_train import CONFIG, Run, command_line, task_of
 
 import data
-import simplehand
 import train
+from networks.backbones import ALL_PRESETS
 from tasks.base import Predictions
 from tasks.settings import override
 
@@ -56,7 +56,7 @@ def test_an_ablation_trains_every_row_once(cache, tmp_path, capsys):
     (["--ablate", "table5", "--eval"], "without --eval"),
     (["--ablate", "table5", "--seeds", "0"], "--seeds 0: expected at least 1"),
     (["--ablate", "table5", "--preset", "laptop"], "no preset 'laptop'"),
-    (["--ablate", "table7", "--set", "heads=3"], "heads is 3"),
+    (["--ablate", "table7", "--set", "heads=3"], "divisible by num_heads"),
 ])
 def test_ablations_that_cannot_be_are_one_line(extra, message, capsys):
     with pytest.raises(SystemExit) as error:
@@ -67,9 +67,9 @@ def test_ablations_that_cannot_be_are_one_line(extra, message, capsys):
 # ---------------------------------------------------------------------------- data and scores
 
 
-@pytest.mark.parametrize("name", simplehand.PRESETS)
+@pytest.mark.parametrize("name", ALL_PRESETS)
 def test_every_preset_fits_the_loop_and_the_data(name, tmp_path):
-    config = override(simplehand.PRESETS[name], ["train_samples=3", "test_samples=2"])
+    config = override(ALL_PRESETS[name], ["train_samples=3", "test_samples=2"])
     task = task_of(tmp_path, config)
     assert (len(task.train_set), len(task.test_set)) == (3, 2)
     assert task.train_set[0]["image"].shape == (3, config.image_size, config.image_size)

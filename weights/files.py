@@ -65,6 +65,15 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
     return state, source.get("config")
 
 
+def read_data_name(path: str | PathLike) -> str | None:
+    """Return the name of the data that train.py wrote into a checkpoint; None for others' files."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return content.get("data", "unknown data") if "config" in content else None
+    except Exception:  # the model is loaded elsewhere; only ours are sure to open like this
+        return None
+
+
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
                  strict: bool = True) -> None:
     """Copy weights by name, in the module's own precision.
@@ -105,7 +114,7 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
         config = config_kind(**config)
         with torch.device("meta"):  # takes no memory
             size = sum(value.numel() for value in build(config).state_dict().values())
-    except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
+    except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
         raise ValueError(f"the checkpoint's config is not a {config_kind.__module__}."
                          f"{config_kind.__name__}: {error}") from error
     stored = sum(value.numel() for value in state.values())

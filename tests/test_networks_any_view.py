@@ -1,4 +1,4 @@
-"""SimpleHand looks again at hands turned upright."""
+"""networks/any_view.py: heat maps, their losses, and looking again at hands turned upright."""
 
 import math
 from dataclasses import replace
@@ -9,17 +9,90 @@ import torch
 from hand_samples import assert_projects, hands
 from hypothesis import given
 from hypothesis import strategies as st
+from simplehand_samples import images
 from torch import nn
 
 import data
 import simplehand
-from networks import upright
+from networks import any_view
+from networks.any_view import Upright, looking_again
 from networks.backbones import simplehand_model
-from networks.upright import Upright, looking_again
 from sets import hand_crops
 from sets.crops import transform_points
 
-CONFIG = replace(simplehand.PRESETS["cpu_views"], image_size=32)
+CONFIG = replace(any_view.PRESETS["cpu_views"], image_size=32)
+
+
+# --------------------------------------------------------------------------------- heat maps
+
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.sampled_from([(4, 4), (3, 5)]))
+def test_heat_maps_of_the_truth_give_it_back(x, y, cells):
+    """The mean of the map with the least loss is the keypoint, or the nearest centre of a cell."""
+    logits = torch.zeros(1, 1, *cells, dtype=torch.float64, requires_grad=True)
+    true = torch.tensor([[[x, y]]], dtype=torch.float64)
+    loss = any_view.heat_map_loss(torch.log_softmax(logits.flatten(2), 2).view_as(logits), true,
+                                    torch.ones(1, 1))
+    gradient, = torch.autograd.grad(loss, logits)  # of cross-entropy: probability - truth
+    share = (1 / logits.numel() - gradient).flatten(2)
+    found = share @ any_view.cell_centres(logits)
+    border = 0.5 / torch.tensor(cells[::-1])
+    assert torch.allclose(found, torch.minimum(torch.maximum(true, border), 1 - border), atol=1e-9)
+
+
+
+def test_convention_heat_maps_span_the_image():
+    """A map that is sure of one cell finds its centre: x to the right, y down, 0..1."""
+    head = any_view.HeatMapKeypoints(replace(CONFIG, token_width=16))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    features = torch.zeros(1, 16, 4, 8)
+    middle = head(features, features)
+    assert torch.allclose(middle["keypoints_2d"], torch.full((1, 21, 2), 0.5))
+    with torch.no_grad():
+        head.weight[:, 0] = 1.0
+    features[0, 0, 3, 1] = 1e3
+    assert torch.allclose(head(features, features)["keypoints_2d"][0, 20],
+                          torch.tensor([1.5 / 8, 3.5 / 4]))
+
+
+
+@given(st.integers(0, 31), st.integers(0, 31), st.floats(0, 1))
+def test_the_spread_of_heat_maps_is_a_standard_deviation(first, second, share):
+    """Two cells that share a keypoint: sqrt(p (1 - p)) of their distance. No gap, no spread."""
+    maps = torch.zeros(1, 1, 4, 8, dtype=torch.float64)
+    maps.view(-1)[first] += share
+    maps.view(-1)[second] += 1 - share
+    centres = any_view.cell_centres(maps)
+    spread = any_view.heat_map_spread(maps.log(), maps.flatten(2) @ centres)
+    gap = (centres[first] - centres[second]).norm()
+    assert spread[0, 0] == pytest.approx(float(gap * math.sqrt(share * (1 - share))), abs=1e-7)
+
+
+def test_losses_are_simplehand_s_and_the_heat_maps():
+    """The weighted sum of Eq. 7 plus the weighted cross-entropy, of a network in training."""
+    torch.manual_seed(0)
+    model, regressor = simplehand_model(CONFIG), torch.rand(21, 778).softmax(1)
+    vertices = 0.1 * torch.randn(2, 778, 3)
+    batch = {"image": images(2, 32), "vertices": vertices, "joints": vertices[:, :21],
+             "keypoints_2d": 32 * torch.rand(2, 21, 2), "keypoints_valid": torch.ones(2, 21),
+             "mesh_valid": torch.ones(2)}
+    terms = any_view.losses(model(batch["image"]), batch, regressor)
+    assert set(terms) == {"joints", "keypoints_2d", "vertices", "heat_maps"}
+    heat = terms["heat_maps"]
+    total = any_view.total_loss(terms, CONFIG)
+    assert total.item() == pytest.approx(
+        (simplehand.total_loss(terms, CONFIG) + 0.5 * heat).item(), rel=1e-6)
+    total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    certain = torch.full((2, 21, 8, 8), -1e4)
+    certain[:, :, 3, 4] = 0.0  # centre x 4.5 / 8, y 3.5 / 8
+    true = torch.tensor([4.5 / 8, 3.5 / 8]).expand(2, 21, 2)
+    assert any_view.heat_map_loss(certain, true, torch.ones(2, 21)) == 0
+
+
+# ----------------------------------------------------------------------------- looking again
 
 
 def keypoints(seed, count=3):
@@ -63,7 +136,7 @@ def test_crops_of_training_are_upright():
 def test_convention_quarter_turns_are_clockwise(degrees, dtype):
     """A quarter turn is torch.rot90's, the other way round, pixel by pixel."""
     image = torch.randint(0, 256, (1, 3, 32, 32)).to(dtype)
-    turned = upright.turn(image, torch.tensor([math.radians(degrees)]), torch.ones(1))
+    turned = any_view.turn(image, torch.tensor([math.radians(degrees)]), torch.ones(1))
     expected = image.rot90(-degrees // 90, (2, 3)).float()
     torch.testing.assert_close(turned, expected, atol=1e-2, rtol=0)
 
@@ -76,7 +149,7 @@ class Seer(nn.Module):
     def forward(self, images):
         images = images.float()
         share = images.mean(1) / images.mean(1).sum((1, 2), keepdim=True)
-        flat = share.flatten(1) @ simplehand.cell_centres(images)  # (B, 2)
+        flat = share.flatten(1) @ any_view.cell_centres(images)  # (B, 2)
         point = torch.cat((flat - 0.5, torch.ones(len(flat), 1)), 1)[:, None]
         return {"vertices": point.expand(-1, 778, 3),
                 "keypoints_2d": flat[:, None].expand(-1, 21, 2),
@@ -130,7 +203,7 @@ def test_surer_passes_weigh_more():
     middle = [0, 1]  # where turning moves nothing, so that the passes agree
     torch.testing.assert_close(found["spread_2d"][:, middle], torch.full((2, 2), spread))
     torch.testing.assert_close(found["keypoints_2d"][:, middle], torch.full((2, 2, 2), 0.5))
-    angles, share = upright.STEP * torch.tensor([-1, 0, 1]), torch.tensor([16, 16, 1]) / 33
+    angles, share = any_view.STEP * torch.tensor([-1, 0, 1]), torch.tensor([16, 16, 1]) / 33
     mean = (share * torch.stack((angles.sin(), angles.cos()))).sum(1)
     apart = (0.4 * side) ** 2 * (1 - mean.square().sum())
     torch.testing.assert_close(found["spread_2d"][:, hand_crops.KNUCKLES],
@@ -145,13 +218,13 @@ def test_a_network_that_is_sure_gives_finite_hands():
 
 
 def test_only_configs_that_ask_look_again():
-    """Without further passes the model is itself; they need heat maps."""
+    """Without further passes the model is itself, as the paper's is."""
     model = simplehand_model(replace(CONFIG, upright_passes=0)).eval()
     assert looking_again(model) is model
     again = looking_again(simplehand_model(CONFIG).eval())
     assert isinstance(again, Upright) and not again.training
-    with pytest.raises(ValueError, match="upright_passes is 2"):
-        replace(simplehand.Config(), upright_passes=2)
+    plain = simplehand_model(simplehand.PRESETS["cpu"])
+    assert looking_again(plain) is plain
 
 
 def test_fused_and_plain_look_alike():
