@@ -224,7 +224,7 @@ PRESETS["cpu_views"] = replace(
     heads=4, regressor_mlp_ratio=2.0, weight_keypoints_2d=5.0, weight_heat_maps=0.5,
     views=90.0, in_plane=180.0, augmentation="rendered_upright", upright_passes=3,
     train_samples=80_000, batch_size=64, steps=7_200, learning_rate=1.5e-3, eval_every=1_800)
-# The default of train.py --ablate: the same as "cpu" with the paper's three blocks and fewer steps.
+# The default of tables.py: the same as "cpu" with the paper's three blocks and fewer steps.
 PRESETS["ablation"] = replace(
     PRESETS["cpu"], blocks=(1, 1, 1), steps=500, eval_every=500, train_samples=16_000)
 

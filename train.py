@@ -7,8 +7,6 @@
     python train.py --model simplehand --resume --set steps=9000      # continue the run in OUT
     python train.py --model simplehand --checkpoint FILE              # a new run from these weights
     python train.py --model simplehand --eval --checkpoint FILE       # scores only
-    python train.py --model simplehand --ablate table5 --seeds 3      # a table of the paper
-    python train.py --model genhmr --ablate table2                    # ... or a --figure
     python train.py --model genhmr --stage tokenizer                  # papers with stages: each
     python train.py --model genhmr --stage transformer --tokenizer FILE   # stage is a run
     python train.py --model hmr_adapter --stage all                   # all stages in a row
@@ -61,7 +59,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
-from tasks import genhmr, genhmr_tables, hmr_adapter, hmr_adapter_tables, simplehand
+from tasks import genhmr, hmr_adapter, simplehand
 from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
 from tasks.files import add_scores, draw_curves, first_line, read_run, save, score_table
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
@@ -81,7 +79,6 @@ PAPERS = {"simplehand": simplehand, "genhmr": genhmr, "hmr_adapter": hmr_adapter
 TASKS: dict[str, type[Task]] = {  # by model, or by model-stage
     f"{model}-{stage}" if stage else model: task
     for model, paper in PAPERS.items() for stage, task in paper.STAGES.items()}
-TASKS |= {"genhmr": genhmr_tables.PaperTask, "hmr_adapter": hmr_adapter_tables.PaperTask}
 Value = TypeVar("Value")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
 BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline
@@ -463,13 +460,15 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
 
 
 def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunConfig) -> None:
-    """Raise ValueError if the run in OUT is another than the flags describe."""
+    """Raise ValueError if the run in OUT, its checkpoint or results, is another than the flags say.
+    """
     wanted = {"name": arguments.name, "preset": arguments.preset,
               "data": arguments.data or run["data"]}
     other = [name for name, value in wanted.items() if run[name] != value]
     if not arguments.resume:
-        other += [name for name, value in dataclasses.asdict(config).items()
-                  if run["config"].get(name) != value]
+        known, own = (json.loads(json.dumps(values)) for values in (  # results.json has lists
+            run["config"], dataclasses.asdict(config)))
+        other += [name for name, value in own.items() if known.get(name) != value]
     if other:
         raise ValueError(f"{arguments.out} already holds another run (it differs in "
                          f"{', '.join(other)}): continue that one with --resume, or start this "
@@ -713,32 +712,33 @@ def give_reason(error: Exception, out: Path) -> NoReturn:
     fail(f"{message_of(error)} (more in {out / 'error.txt'})")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and do all runs that it stands for."""
-    arguments, world = parse_arguments(sys.argv[1:] if argv is None else argv), None
-    try:
-        plan, done = TASKS[arguments.name].plan(arguments, parse_arguments), True
-    except ValueError as error:
-        fail(str(error))
-    while done:
+def run(argv: list[str], world: World | None = None) -> tuple[World | None, bool]:
+    """Do all runs that a command line stands for; return the processes and whether all is done.
+
+    world: the processes, if an earlier call has joined them. A signal ends a run before its time.
+    """
+    arguments, done = parse_arguments(argv), True
+    for one in TASKS[arguments.name].plan(arguments):
         try:
-            run = next(plan, None)
-        except ValueError as error:
-            fail(str(error))
-        if run is None:
-            break
-        try:
-            world, done = run_one(run, world)
+            world, done = run_one(one, world)
         except OSError as error:  # a full disk, a folder that may not be written
             fail(message_of(error))
         except ValueError as error:  # a damaged picture, a regressor of another body
-            give_reason(error, run.out)
+            give_reason(error, one.out)
         except RuntimeError as error:
             if "by peer" not in str(error):
                 raise
             fail("another process has ended: see its message")
         except KeyboardInterrupt:  # while data are prepared or scored
             fail("interrupted: the same command continues")
+        if not done:
+            break
+    return world, done
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Do the runs of this command."""
+    world, _ = run(sys.argv[1:] if argv is None else argv)
     if world is not None and world.size > 1:
         dist.destroy_process_group()
 

@@ -16,9 +16,9 @@ import hmr_adapter
 from commands import pictures
 from commands.pictures import Result, Target
 from hmr_adapter import BodyAdapter, HandAdapter, HMRAdapter
+from networks.adapter_rivals import count_parameters
 from sets.finders import LEAST_CONFIDENCE
 from sets.safe_pickle import load_arrays
-from tasks.adapter_rows import PAPER_SAYS, REMARK, baseline, count, count_parameters, on_meta
 from weights.hmr_adapter import load_path, load_paths
 
 SMPLX55 = bodymodels.JOINT_SETS["smplx55"]
@@ -28,26 +28,18 @@ MISFIT = 0.1  # mean distance of mesh and 2D joints above which we warn, in side
 
 
 def print_summary(as_json: bool) -> None:
-    """Print the parameters of the paper's and the cpu preset by part, and of the tables' rows."""
+    """Print the parameters of the paper's and the cpu preset by part."""
     presets = {name: count_parameters(hmr_adapter.PRESETS[name])
                for name in ("paper", "cpu")}
-    rows = {row: (count(on_meta(baseline(row)), True), says)
-            for row, says in PAPER_SAYS.items()}
     if as_json:
         parameters = {name: {part: dict(zip(("all", "trainable"), both, strict=True))
                              for part, both in parts.items()} for name, parts in presets.items()}
-        counted = {row: dict(zip(("trainable", "paper"), both, strict=True))
-                   for row, both in rows.items()}
-        print(json.dumps({"parameters": parameters, "rows": counted, "remark": REMARK}, indent=1))
+        print(json.dumps({"parameters": parameters}, indent=1))
         return
     for name, parts in presets.items():
         print(f"{name:<34}{'parameters':>14}{'trainable':>14}")
         for part, (number, trainable) in parts.items():
             print(f"  {part:<32}{number:>14,}{trainable:>14,}")
-    print(f"\n{'trainable in the tables':<34}{'here':>14}{'paper':>14}")
-    for row, (number, says) in rows.items():
-        print(f"  {row:<32}{number:>14,}{says:>14}")
-    print(f"\n{REMARK}")
 
 
 def parser() -> argparse.ArgumentParser:

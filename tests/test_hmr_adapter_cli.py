@@ -25,7 +25,7 @@ from hmr_adapter import BodyAdapter, BodyExpert, HandExpert
 
 
 def test_summary_is_json_and_text(capsys):
-    """--summary prints every part, and the paper's numbers beside ours."""
+    """--summary prints every part."""
     assert hmr.main(["--summary", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     paper = told["parameters"]["paper"]
@@ -37,11 +37,10 @@ def test_summary_is_json_and_text(capsys):
             pieces = [both["all"] for name, both in paper.items()
                       if name.startswith(f"{path} {part}: ")]
             assert sum(pieces) == paper[f"{path} {part}"]["all"]
-    assert told["rows"]["Table 4, No. 3"] == {"trainable": 30_875_416, "paper": "31M"}
     assert hmr.main(["--summary"]) == 0
     text = capsys.readouterr().out
     assert all(number in text for number in (
-        "26,759,936", "36,508,292", "661,827,096", "671M", "662M", "39M", "37M", "31M", "27M"))
+        "26,759,936", "36,508,292", "661,827,096"))
 
 
 def save_picture(path) -> str:

@@ -63,13 +63,13 @@ def command_line(cache, out, *extra, **fields):
 class Run:
     """A run of train.py in processes of its own, which tests may kill."""
 
-    def __init__(self, out, arguments, ranks=1, restarts=0):
+    def __init__(self, out, arguments, ranks=1, restarts=0, program="train.py"):
         self.out = out
         launcher = [sys.executable] if ranks == 1 else [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
             "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
         self.process = subprocess.Popen(
-            [*launcher, str(ROOT / "train.py"), *arguments], text=True, start_new_session=True,
+            [*launcher, str(ROOT / program), *arguments], text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             # a background shell ignores Ctrl-C, and so would all of its children
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
