@@ -53,7 +53,6 @@ class RunConfig(Protocol):
     warmup_steps: int
     weight_decay: float
     gradient_clip: float
-    ema_decay: float
     eval_every: int
     seed: int
     train_samples: int

@@ -49,8 +49,8 @@ def read_run(path: Path) -> dict[str, object] | None:
         run = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise half a dozen types
         raise ValueError(f"{path} is damaged ({first_line(error)}): {advice}") from error
-    needed = ("model", "optimizer", "scaler", "ema", "step", "position", "skipped", "seconds",
-              "name", "preset", "data", "config")
+    needed = ("model", "optimizer", "scaler", "step", "position", "skipped", "seconds", "name",
+              "preset", "data", "config")
     missing = [name for name in needed if not isinstance(run, dict) or name not in run]
     if missing:
         raise ValueError(f"{path} is not a run's checkpoint, it lacks {', '.join(missing)}: "

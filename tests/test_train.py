@@ -211,7 +211,7 @@ def test_an_evaluation_is_the_best_if_it_beats_all_before_it(values, larger, tmp
 def test_a_checkpoint_holds_everything_and_loads_safely(finished):
     out, _ = finished
     checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
-    assert {"model", "optimizer", "scaler", "ema", "schedule", "rng", "step", "position", "config",
+    assert {"model", "optimizer", "scaler", "schedule", "rng", "step", "position", "config",
             "preset", "command", "versions", "baseline"} <= set(checkpoint)
     assert (checkpoint["step"], checkpoint["position"]) == (12, 96)
     assert load_checkpoint(out / "checkpoint.pt").config == CONFIG
@@ -602,9 +602,9 @@ def copy_of(state):
 
 @pytest.mark.parametrize("fields", [
     {"dropout": 0.2, "drop_path": 0.2, "backbone_drop_path": 0.2},
-    {"precision": "bf16", "ema_decay": 0.9},
+    {"precision": "bf16"},
     {"precision": "fp16", "accumulate": 2, "channels_last": True},
-], ids=["dropout", "bf16, ema", "fp16, accumulate"])
+], ids=["dropout", "bf16", "fp16, accumulate"])
 def test_state_is_complete(cache, fields):
     """A trainer that takes up another's state does what that one would have done, bit for bit."""
     trainer, batches = make_trainer(cache, **fields)
@@ -665,18 +665,6 @@ def test_accumulation_is_a_bigger_batch():
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-7)
 
 
-def test_moving_average_is_one():
-    """After each step: average = decay * average + (1 - decay) * weights, from the first step's."""
-    trainer = trainer_of(LineTask(dataclasses.replace(CONFIG, ema_decay=0.75)))
-    average = None
-    for _ in range(5):
-        trainer.train_step([{"x": torch.randn(4, 3), "y": torch.randn(4, 2)}])
-        weight = trainer.model.weight.detach().clone()
-        average = weight if average is None else 0.75 * average + 0.25 * weight
-    torch.testing.assert_close(trainer.best_model.weight, average)
-    assert trainer.best_model is not trainer.model
-
-
 def test_gradients_are_clipped():
     """The logged norm is the one before clipping; the step sees one of at most the limit."""
     trainer = trainer_of(LineTask(dataclasses.replace(CONFIG, gradient_clip=0.5)))
@@ -689,8 +677,8 @@ def test_gradients_are_clipped():
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_non_finite_step_changes_nothing(cache, precision):
-    """Weights, running statistics, average and optimiser are as before the step, to the bit."""
-    trainer, batches = make_trainer(cache, precision=precision, ema_decay=0.9)
+    """Weights, running statistics and optimiser are as before the step, to the bit."""
+    trainer, batches = make_trainer(cache, precision=precision)
     trainer.scaler._init_scale = 128.0  # the first steps do not overflow
     trainer.train_step(batches(0))
     before = copy_of(trainer.state_dict())
@@ -701,8 +689,7 @@ def test_a_non_finite_step_changes_nothing(cache, precision):
     after = copy_of(trainer.state_dict())
     assert math.isnan(row["loss"]) and trainer.skipped == 1 and trainer.step == 2
     assert_same_state(after["optimizer"]["state"], before["optimizer"]["state"])
-    for name in ("model", "ema"):
-        assert_same_state(after[name], before[name])
+    assert_same_state(after["model"], before["model"])
     trainer.train_step(batches(2))
     assert trainer.skipped == 0
 
@@ -906,7 +893,6 @@ def test_chance_is_a_function_of_the_seed(words):
     ("embed_dims=8,x,16,32", "'8,x,16,32' is not of type tuple"),
     ("schedule=linear", "expected one of constant, step, cosine"),
     ("precision=fp8", "expected one of fp32, bf16, fp16"),
-    ("ema_decay=1.5", "ema_decay is 1.5"),
     ("image_size=100", "image_size is 100"),
     ("dropout=2", "dropout is 2.0: expected a part of all, from 0 to below 1"),
     ("heads=0", "heads"), ("heads=-1", "heads is -1: expected finite numbers from 0 on"),
