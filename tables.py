@@ -43,7 +43,6 @@ import torch
 import torch.distributed as dist
 
 import bodymodels
-import simplehand
 import train
 from networks.adapter_rivals import count, on_meta
 from networks.backbones import simplehand_model
@@ -127,8 +126,9 @@ def differences(config: RunConfig, changed: RunConfig) -> list[str]:
             if value != getattr(config, name)]
 
 
-BACKBONES = {name: differences(simplehand.PRESETS["paper"], simplehand.PRESETS[f"paper_{name}"])
-             for name in ("hrnet", "hiera")}
+HANDS = train.TASKS["simplehand"].PRESETS
+BACKBONES = {name: differences(HANDS["paper"], HANDS[f"paper_{name}"])
+             for name in ("hrnet", "hiera")}  # in presets of the paper's size
 
 
 def errors_of(out: Path, predictor: str, metrics: Sequence[str]) -> np.ndarray:
@@ -139,7 +139,7 @@ def errors_of(out: Path, predictor: str, metrics: Sequence[str]) -> np.ndarray:
     """
     with np.load(out / "errors.npz") as file:
         errors = dict(file)
-    for name in (f"{predictor}, all hands", predictor):
+    for name in (f"{predictor}, all hands", predictor, f"{predictor} oracle: true 2D"):
         known = [values for key, values in errors.items() if key.startswith(f"{name}: ")]
         if known:
             groups = [[errors.get(f"{name}: {group}{metric}", np.full_like(known[0], np.nan))

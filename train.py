@@ -60,9 +60,18 @@ from torch.utils.data import DataLoader, Dataset
 import bodymodels
 from tasks import genhmr, hmr_adapter, simplehand
 from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
-from tasks.files import add_scores, draw_curves, first_line, read_run, save, score_table
+from tasks.files import (
+    Journal,
+    add_scores,
+    describe,
+    draw_curves,
+    first_line,
+    opening,
+    read_run,
+    save,
+    score_table,
+)
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
-from tasks.reports import Journal, describe, opening
 from tasks.settings import (
     PRECISIONS,
     check_shares,
@@ -601,9 +610,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     of_tasks = {name: spec for task in TASKS.values() for name, spec in task.ARGUMENTS.items()}
     group = parser.add_argument_group("of some papers or stages")
     for name, spec in of_tasks.items():
-        helps = dict.fromkeys(task.ARGUMENTS[name]["help"] for task in TASKS.values()
-                              if name in task.ARGUMENTS)
-        group.add_argument(f"--{name.replace('_', '-')}", **spec | {"help": "; ".join(helps)})
+        helps = {task.ARGUMENTS[name]["help"]: label.partition("-")[0]
+                 for label, task in TASKS.items() if name in task.ARGUMENTS}
+        text = "; ".join(f"{model}: {text}" for text, model in helps.items())
+        group.add_argument(f"--{name.replace('_', '-')}", **spec | {"help": text})
     arguments = parser.parse_args(argv)
     arguments.argv = argv
     arguments.name = "-".join(filter(None, (arguments.model, arguments.stage)))

@@ -22,7 +22,7 @@ import simplehand
 import tables
 import train
 from networks.backbones import simplehand_model
-from simplehand import PRESETS, Config
+from simplehand import Config
 from tables import TABLES, Table, differences, errors_of, ordering_lines, scaled, table_text
 from tasks.settings import override
 
@@ -30,6 +30,7 @@ ROWS = {  # of the paper; SimpleHand's Table 5 has two more of its text, Table 8
     "simplehand": (13, 4, 7, 4, 7 + 2, 7, 7, 3 + 1),
     "genhmr": (11, 6, 6, 4, 4, 4, 6, 8, 6, 7, 18, 5, 4, 4, 7, 4),
     "hmr_adapter": (9, 11, 7, 7, 4, 3)}
+PRESETS = train.TASKS["simplehand"].PRESETS
 EVERY = [(model, name) for model, names in TABLES.items() for name in names]
 FIVE = ["68.1", "77.5", "88.2", "99.5"]  # of GenHMR with T = 5: 3DPW and EMDB, MPJPE and MVE
 

@@ -20,8 +20,8 @@ import data
 import hmr_adapter
 import train
 import weights.hmr_adapter
-from tasks import reports
 from tasks.base import Predictions
+from tasks.files import without_folder
 from tasks.hmr_adapter import PARTS, HandAdapterTask, stage_arguments
 
 TINY = {  # set in every stage that has the field
@@ -131,8 +131,8 @@ def test_checkpoints_name_no_folder_of_this_machine(finished, folder):
                                   "--out all --cache cache --save-every 0 --export small --set")
     assert str(folder) not in json.dumps(
         torch.load(folder / "small" / "hmr_adapter_hand_cpu.pt", weights_only=True)["command"])
-    assert reports.without_folder("--out=/home/me/run") == "--out=run"
-    assert reports.without_folder("runs/x.pt") == "runs/x.pt"
+    assert without_folder("--out=/home/me/run") == "--out=run"
+    assert without_folder("runs/x.pt") == "runs/x.pt"
 
 
 def test_exports_score_what_they_claim(finished, folder, tmp_path, undrawn):

@@ -28,7 +28,7 @@ from torch import nn
 import data
 import simplehand
 import train
-from tasks import ranks, reports
+from tasks import files, ranks
 from tasks.files import Table, add_scores
 from tasks.ranks import SharedBatchNorm, share_batch_norm
 from tasks.settings import SCHEDULES, override, suitable_preset, supported_precision
@@ -396,11 +396,11 @@ def test_other_processes_keep_the_batch_and_say_so(cache):
     """Another number of processes, or of threads, continues the run: the same samples, a note."""
     trainer, _ = make_trainer(cache)
     trainer.task.arguments.preset, trainer.task.arguments.out = "cpu", Path("out")
-    now = reports.numbers_of(trainer.world)
+    now = files.numbers_of(trainer.world)
     assert now == {"processes": 1, "threads": torch.get_num_threads()}
 
     def opening(run):
-        return list(reports.opening(trainer.task, trainer.world, trainer.model, 0, run))
+        return list(files.opening(trainer.task, trainer.world, trainer.model, 0, run))
 
     for name in now:
         *_, note = opening(now | {name: now[name] + 1})
