@@ -96,7 +96,7 @@ class TokenizerConfig:
     weight_reconstruction: float = 1.0  # lambda_re (paper)
     weight_embedding: float = 0.02  # lambda_E (paper); no gradient, as averages move the codes
     weight_commitment: float = 0.02  # lambda_alpha (TokenHMR; the paper does not give it)
-    weight_pose: float = 1.0  # lambda_theta (paper)
+    weight_pose: float = 1.0  # lambda_theta (paper, of "pose parameters"; here of matrices)
     weight_vertices: float = 0.5  # lambda_V, per metre (paper)
     weight_joints: float = 0.3  # lambda_J, per metre (paper)
     vertex_stride: int = 1  # L_V uses every n-th vertex; 1: all (paper), 0: 21 surface keypoints
@@ -227,7 +227,9 @@ class Config:
     vit_drop_path: float = 0.55  # rate of the last block, rising linearly (HMR2.0)
 
     # Feature maps, "inspired by ViT-Det"
-    scales: tuple[int, ...] = (1, 4, 8)  # times the encoder's resolution, powers of 2 (paper)
+    scales: tuple[int, ...] = (1, 4, 8)  # times the encoder's resolution, powers of 2 (paper, the
+    # appendix). Its Table 15 has 68.8 mm on 3DPW for these and 68.3 for 16x as well; its other
+    # tables have 68.1
     pyramid_width: int = 256  # channels of the maps (our choice: ViTDet's)
 
     # Masked transformer
@@ -251,7 +253,8 @@ class Config:
 
     # Loss. L_mask is a mean over tokens and samples. The other terms are 48 times a mean over
     # samples: HMR2.0's weights are for sums over the 48 samples of a process
-    tau_max: float = 1.0  # tau ~ U(0, tau_max) of generative masking (paper, Table 4: 0.3 to 1)
+    tau_max: float = 1.0  # tau ~ U(0, tau_max) of generative masking (paper, Table 4: 0.3 to 1, of
+    # which 0.7 has the least error on 3DPW, 1 on EMDB's MPJPE)
     mask_loss_on: str = "all"  # tokens (paper, Eq. 1), or only "masked" ones (MaskGIT)
     weight_mask: float = 1.0  # (paper)
     weight_keypoints_3d: float = 5e-2  # per metre (paper)
@@ -262,7 +265,8 @@ class Config:
     # Temperature of the Gumbel-softmax, Eq. 5
     temperature_start: float = 1.0  # (paper)
     temperature_end: float = 0.01  # (paper)
-    temperature_duration: float = 0.5  # fraction of the steps; constant afterwards (paper)
+    temperature_duration: float = 0.5  # fraction of the steps; constant afterwards (paper, whose
+    # text says that 50 % "slightly compromise generalization": it is the best row of its Table 9)
 
     # Optimisation: Adam on 2 GPUs
     batch_size: int = 96  # samples per optimiser step, over all processes: 2 GPUs x 48 (paper,
@@ -281,7 +285,8 @@ class Config:
     seed: int = 0  # of initialisation, order, masks and augmentation (our choice)
 
     # Data
-    augmentation: str = "official_hmr"  # recipe of the data: scale, rotation, flip, colour (paper)
+    augmentation: str = "official_hmr"  # recipe of the data: scale, rotation, flip, colour (paper);
+    # with shifts and crops of body parts (HMR2.0)
     train_samples: int = 300_000  # rendered bodies per epoch, the free data (our choice)
     test_samples: int = 1_000  # (our choice)
     views: float = 180.0  # degrees, largest heading away from the camera (our choice)
@@ -461,6 +466,7 @@ def pose_encoder(config: TokenizerConfig) -> nn.Sequential:
     """Make E: 6D rotations along the list of joints (B, 6, 24) -> embeddings z (B, C, L).
 
     TokenHMR's network without its rounding of lengths to tens: the lengths are those of Table 6.
+    The paper encodes axis-angles, theta (24, 3); we encode 6D, as TokenHMR does.
     """
     width, length = config.width, 2 * JOINTS
     layers = [nn.Conv1d(6, width, 3, padding=1), nn.ReLU(),
@@ -1057,7 +1063,7 @@ def random_mask(tokens: Tensor, mask_token: int, tau_max: float = 1.0,
 
     m = ceil(gamma(tau) L) random positions, gamma(tau) = cos(pi tau / 2), tau ~ U(0, 1): 64 % of
     the tokens on average, all of them for 9 % of the poses. tau_max below 1 masks more, as gamma
-    decreases, although Table 4 calls U(0, 0.3) "narrower ratios".
+    decreases (0.3: 97 %), although the paper's text calls U(0, 0.3) "narrower masking ratios".
     """
     batch, length = tokens.shape
     tau = tau_max * torch.rand(batch, 1, dtype=torch.float64, generator=generator,
@@ -1337,9 +1343,10 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
     (paper), or "adam" with step_size as its rate (0.1, say). Camera and shape stay (our reading).
     The paper gives neither eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
     notebooks/02_genhmr.ipynb compares step sizes.
-    Raises ValueError for another optimizer or other shapes.
+    Raises ValueError for another optimizer, a step size that is not positive, or other shapes.
     """
     require(optimizer in ("gd", "adam"), f"optimizer {optimizer!r}: expected 'gd' or 'adam'")
+    require(0.0 < step_size < math.inf, f"step_size {step_size}: expected a positive number")
     require(confidence.shape == keypoints_2d.shape[:2] and len(tokens) == len(confidence),
             f"keypoints {tuple(keypoints_2d.shape)}, confidence {tuple(confidence.shape)}: "
             f"expected ({len(tokens)}, J, 2) and ({len(tokens)}, J)")

@@ -108,7 +108,8 @@ class Config:
     weight_heat_maps: float = 0.0  # of their cross-entropy (ours)
 
     # Optimisation. 100 epochs of FreiHAND's 130,240 images are 13.0 M samples; the release counts
-    # 200 "epochs" of 256 steps x 256 samples = 13.1 M. Both halve in the same place.
+    # 200 "epochs" of 256 steps x 256 samples = 13.1 M. Both halve in the same place. On DexYCB,
+    # three times as large, train.py takes as many steps as 100 epochs are: 158,940.
     batch_size: int = 256  # samples per optimiser step, over all processes (Sec. 4.1: 8 x 32)
     accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 51_200  # optimiser steps: 200 x 256 (release)

@@ -18,9 +18,8 @@ changes, so tables share rows, and the same command continues where it ended. Al
 come before the next seed; OUT/TABLE.md is written anew after each row.
 
 What no command gives: rows of other papers' models (METRO, HMR2.0, TokenHMR, OSX and so on); frames
-per second and AITI (`python -m benchmarks` measures time); GenHMR's refinement by OpenPose's
-keypoints on official data (Tables 1, 3, 7), and its Tables 5 and 6 on MOYO after AMASS (train.py
---eval). A second data set needs another --protocol, --test-root and --out.
+per second and AITI (`python -m benchmarks` measures time); GenHMR's Tables 5 and 6 on MOYO after
+AMASS (train.py --eval). A second data set needs another --protocol, --test-root and --out.
 """
 
 from __future__ import annotations
@@ -33,14 +32,12 @@ import os
 import re
 import shlex
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 import bodymodels
 import train
@@ -61,7 +58,7 @@ SCALE = {
     "transformer": ("steps=240", "pretrain_steps=80", "warmup_steps=40", "eval_every=240",
                     "train_samples=6000", "layers=4"),
 } | dict.fromkeys(("hand", "body"), ("steps=500", "eval_every=500", "train_samples=6000"))
-PAPER_SIZES = {"dims": 256, "codebook_size": 2048, "code_dim": 256, "steps": 51_200}
+PAPER_SIZES = {"dims": 256, "codebook_size": 2048, "code_dim": 256}
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class Table:
 
 def read_tables(path: Path = bodymodels.ASSETS / "tables.md") -> dict[str, dict[str, Table]]:
     """Read the tables: model -> "table1", ... -> table."""
-    tables = defaultdict(dict)
+    tables = {}
     for section in path.read_text().split("\n## ")[1:]:
         model, name = section.split("\n", 1)[0].split()
         facts = {fact: tuple(text.split(", ")) if fact in ("ours", "judges") else text
@@ -94,8 +91,9 @@ def read_tables(path: Path = bodymodels.ASSETS / "tables.md") -> dict[str, dict[
         words = {row: [] if made == "the model" else made.split()
                  for row, *_, made in lines if made != "-"}
         note = " ".join(section.rpartition("|\n")[2].split())
-        tables[model][name] = Table(tuple(heads[1:-1]), figures, words, note, **facts)
-    return dict(tables)
+        table = Table(tuple(heads[1:-1]), figures, words, note, **facts)
+        tables.setdefault(model, {})[name] = table
+    return tables
 
 
 TABLES = read_tables()
@@ -268,8 +266,11 @@ class Runs:
         return self.trained("transformer", own, seed, *flags, "--tokenizer", tokenizer, label=label)
 
     def tokenizers(self, words: Sequence[str], seed: int) -> np.ndarray:
-        """The reconstructions of a tokenizer."""
-        return errors_of(self.tokenizer(words, seed), "tokenizer", self.table.ours)
+        """A tokenizer's reconstructions; of official poses those of the test split."""
+        out = self.tokenizer(words, seed)
+        if self.official:
+            out = self.evaluated(out / "test", "tokenizer", "--checkpoint", out / "best.pt")
+        return errors_of(out, "tokenizer", self.table.ours)
 
     def transformers(self, words: Sequence[str], seed: int) -> np.ndarray:
         """A transformer, sampled with T = 5, in Table 7 also refined."""
@@ -426,7 +427,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score all rows of a table; write the table after each."""
     argv = sys.argv[1:] if argv is None else argv
     options, flags = parse(argv)
-    runs, scores = Runs(options, flags), defaultdict(dict)
+    runs, scores = Runs(options, flags), {}
     path, leader = options.out / f"{options.table}.md", int(os.environ.get("RANK", 0)) == 0
     about = (f"`python tables.py {shlex.join(argv)}`\n\nErrors in mm; of several seeds mean ± "
              f"standard deviation. What is trained has preset {runs.preset}; what is scored or "
@@ -435,7 +436,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         first = runs.settings(runs.table.stage)[0].seed
         for seed, name in itertools.product(
                 range(first, first + (options.seeds or 1)), runs.table.words):
-            scores[name][seed] = getattr(runs, runs.table.kind)(runs.table.words[name], seed)
+            ours = getattr(runs, runs.table.kind)(runs.table.words[name], seed)
+            scores.setdefault(name, {})[seed] = ours
             if leader:
                 text = table_text(f"{options.model} {options.table}", runs.table, scores, about)
                 bodymodels.write_atomically(path, text.encode())
@@ -443,7 +445,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"tables.py: {error}") from None
     announce(f"\n{text if leader else ''}\nin {path}")
     if runs.world is not None and runs.world.size > 1:
-        dist.destroy_process_group()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

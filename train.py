@@ -58,6 +58,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
+from sets.workers import follow_parent
 from tasks import genhmr, hmr_adapter, simplehand
 from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
 from tasks.files import (
@@ -147,7 +148,7 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
                  world: World) -> Iterator[dict[str, Tensor]]:
     """Yield batches of the data set, one for each list of keys, on this rank's device."""
     loader = DataLoader(dataset, batch_sampler=keys, num_workers=world.workers,
-                        pin_memory=world.device.type == "cuda", worker_init_fn=ignore_signals)
+                        pin_memory=world.device.type == "cuda", worker_init_fn=follow_parent)
     batches = iter(loader)
     try:
         for batch in batches:
@@ -171,12 +172,6 @@ def shared_memory() -> str:
     if not os.path.isdir(path):
         return ""
     return f", of which {path} has {shutil.disk_usage(path).total / 2**20:,.0f} MiB"
-
-
-def ignore_signals(worker: int) -> None:
-    """Leave SIGTERM and Ctrl-C to the main process, which then stops its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # ----------------------------------------------------------------------------- training step
@@ -358,6 +353,16 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
 
 
 @contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """In this context SIGTERM does what Ctrl-C does: it raises KeyboardInterrupt."""
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
 def signals_noted() -> Iterator[list[str]]:
     """In this context SIGTERM and Ctrl-C only add their names to a list."""
     received: list[str] = []
@@ -442,7 +447,12 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
                          + ", ".join(task.PRESETS))
     base = task.PRESETS[arguments.preset]
     if known:
-        base = task.Config(**known["config"])
+        try:
+            base = task.Config(**known["config"])
+        except TypeError as error:
+            raise ValueError(f"the run in {arguments.out} has settings of another version of this "
+                             f"code ({error}): continue it with that version, or start a new run "
+                             "with --out FOLDER") from error
     elif start is not None:
         base = with_run_fields(start.config, base)
     config = override(task.adapt(base, arguments), arguments.overrides)
@@ -481,6 +491,10 @@ def build(task: Task, start: nn.Module | None) -> nn.Module:
         kind = "fit the weights of --checkpoint" if start is not None else "describe a model"
         raise ValueError(f"the settings do not {kind} ({first_line(error)}): change them with "
                          "--set") from error
+    empty = [name for name, value in model.named_parameters() if not value.numel()]
+    if empty:
+        raise ValueError(f"the settings describe layers of width 0 ({empty[0]}): change them with "
+                         "--set")
     return model
 
 
@@ -707,7 +721,8 @@ def run(argv: list[str], world: World | None = None) -> tuple[World | None, bool
     arguments, done = parse_arguments(argv), True
     for one in TASKS[arguments.name].plan(arguments):
         try:
-            world, done = run_one(one, world)
+            with sigterm_interrupts():
+                world, done = run_one(one, world)
         except OSError as error:  # a full disk, a folder that may not be written
             fail(message_of(error))
         except ValueError as error:  # a damaged picture, a regressor of another body

@@ -2,7 +2,8 @@
 
 The rivals share the adapters' experts and configs: the experts alone, adapters with another
 context, and concatenation or a weighted sum in place of the adapter. `build_model` finds the class
-of a config. `share_twists` is PyMAF-X's, after `merge`: not the paper's.
+of a config. `share_twists` is PyMAF-X's, after `merge`. The paper's baseline of both experts
+follows PyMAF-X (Sec. 4.2) and does not say whether in this step, too.
 """
 
 from __future__ import annotations

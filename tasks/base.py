@@ -29,6 +29,7 @@ import metrics
 EVALUATIONS = {  # data set and split on which a protocol of metrics.py is defined
     "freihand": ("freihand", "evaluation"), "dexycb_s0": ("dexycb", "test"),
     "3dpw_lsp14": ("3dpw", "test"), "3dpw_smplx_lineage": ("3dpw-moon", "test"),
+    "hmr2_lsp14": ("3dpw-hmr2", "test"), "hmr2_h36m_lsp14": ("h36m-hmr2", "test"),
     "emdb1_24": ("emdb", "emdb1"), "h36m_p2_lsp14": ("h36m", "p2"),
     "amass_test": ("amass", "test"), "moyo_val": ("moyo", "val"),
     "arctic_p1val": ("arctic", "val"), "ehf": ("ehf", "test"),

@@ -13,7 +13,6 @@ import platform
 import shlex
 import sys
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import nn
 import bodymodels
 from tasks.base import RunConfig, Scores, Task, is_error, save_figure
 from tasks.ranks import World
+from weights.files import check_whole
 
 
 def save(content: Mapping[str, object], path: Path) -> None:
@@ -52,9 +52,7 @@ def read_run(path: Path) -> dict[str, object] | None:
         return None
     advice = "restore it from a copy, or move it away to start anew"
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch.load does not compare checksums
-                raise ValueError("a checksum differs")
+        check_whole(path)
         run = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise half a dozen types
         raise ValueError(f"{path} is damaged ({first_line(error)}): {advice}") from error
@@ -98,11 +96,22 @@ class Table:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Read the complete rows of a csv file; the last may be torn. Empty without a file."""
+    """Read the complete rows of a csv file; the last may be torn. Empty without a file.
+
+    Raises ValueError if a value is no number, or a step none from 0 on.
+    """
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+    try:
+        with open(path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        for row in rows:
+            int(row["step"])
+            list(map(float, row.values()))
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): move it away, and the run continues "
+                         "without the rows in it") from error
+    return rows
 
 
 def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:

@@ -24,8 +24,10 @@ from networks.pose_encoder import Lifted, PoseEncoder, Seen, heat_map_loss
 from networks.small_genhmr import build_genhmr, build_tokenizer
 from sets.body_crops import BODY_FOCAL, BODY_PARTS
 from sets.body_poses import SMPL_KEYPOINTS
+from sets.finders import LEAST_CONFIDENCE
+from sets.official_bodies import OWN
 from sets.rendered_bodies import sample_wide_postures
-from sets.safe_pickle import load_array
+from sets.safe_pickle import load_array, safe_unpickle
 from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
 from tasks.bodies import BodyTask, Mesh
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
@@ -96,7 +98,11 @@ class TokenizerTask(BodyTask):
             self.thin_body = self.body.at_vertices(range(0, len(self.body.v_template), stride))
 
     def data_set(self, split: str, length: int) -> Dataset:
-        """A split of the free clips, or of official data: each sequence in its proportion."""
+        """A split of the free clips, or of official data: each sequence in its proportion.
+
+        A run chooses its best weights on AMASS's validation split, as the paper does; --eval scores
+        them on the test split.
+        """
         arguments, training = self.arguments, split == "train"
         seed = self.config.seed if training else 0
         if self.data == "rendered":
@@ -104,7 +110,7 @@ class TokenizerTask(BodyTask):
             return data.MotionPoses(split, length, seed, views=config.heading, lean=config.lean,
                                     wide=config.wide if training else 0.0)
         root = arguments.data_root if training else arguments.test_root or arguments.data_root
-        held_out = dict(EVALUATIONS.values())
+        held_out = dict(EVALUATIONS.values()) | ({} if arguments.eval else {"amass": "val"})
         parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
             Path(root, name) if "+" in self.data else root,
             split if training else held_out[name], seed=seed, cache=arguments.cache)
@@ -338,15 +344,19 @@ class TransformerTask(BodyTask):
         "genhmr-sd", "genhmr-sd-official", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon",
         "coco", "mpii", "mpi-inf-3dhp", "aic", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (
-            "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14")}
+            "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14", "hmr2_lsp14",
+            "hmr2_h36m_lsp14")}
     MODELS = ("SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE and, for protocols of 14 joints, "
-              "J_regressor_h36m.npy")
+              "J_regressor_h36m.npy or, for HMR2.0's, SMPL_to_J19.pkl")
     ARGUMENTS = {
         "tokenizer": {"metavar": "FILE", "help": "checkpoint of the tokenizer to build on"},
         "backbone": {"metavar": "FILE", "help": "weights of the image encoder to start from: "
                      "4D-Humans', TokenHMR's or ViTPose's (default: random weights); of a pose "
                      "encoder, which cannot do without: a checkpoint of --stage encoder"},
         "models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
+        "detections": {"metavar": "FOLDER", "help": "OpenPose's files for the pictures to evaluate "
+                       "on, a/b_keypoints.json for a/b.jpg: refinement follows them (default: "
+                       "3DPW's own; without any the true joints, an oracle)"},
         "iterations": {"type": int, "metavar": "T", "help": "iterations of sampling in the first "
                        "row of scores (default: 5)"},
         "schedule": {"choices": tuple(genhmr.SCHEDULES), "help": "masking schedule of sampling, "
@@ -362,9 +372,10 @@ class TransformerTask(BodyTask):
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
     TOLD = (0, 50, 90)  # % of the true tokens that the last table tells
     NOISE = 0.02  # of the crop: sigma of the 2D joints given to refinement (our choice)
-    REMARK = ("T: iterations of sampling. P: refinement steps after sampling, towards the true 2D "
-              "joints (of the 24,\nthose inside the crop) with noise of sigma 2 % of the crop's "
-              "side; fitted: genhmr.fit_camera\nfits the camera to these joints first. mirrored: "
+    REMARK = ("T: iterations of sampling. P: refinement steps after sampling, on 3DPW and with "
+              "--detections towards a\ndetector's 2D keypoints, else, an oracle, towards the true "
+              "2D joints (of the 24, those inside the crop)\nwith noise of sigma 2 % of the crop's "
+              "side; fitted: genhmr.fit_camera fits the camera to them first. mirrored:\n"
               "mean of the answers for a picture and its mirror image.\ntold: one pass that is "
               "told a share of the true tokens; NLL: of the other tokens, falls where tokens\n"
               "inform one another.\n"
@@ -397,6 +408,8 @@ class TransformerTask(BodyTask):
         for name, value in (("iterations", self.iterations), ("top-k", arguments.top_k)):
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: expected at least 1")
+        if arguments.detections and self.data == "rendered":
+            raise ValueError("--detections: rendered pictures have none, leave it out")
         if self.top_k > config.tokenizer.codebook_size:
             raise ValueError(f"--top-k {self.top_k}: the codebook has "
                              f"{config.tokenizer.codebook_size} tokens")
@@ -417,11 +430,21 @@ class TransformerTask(BodyTask):
         augmentation = config.augmentation if training else None
         if self.data != "rendered":
             return self.official(split, config.image_size, models=self.arguments.models,
-                                 augmentation=augmentation)
+                                 augmentation=augmentation,
+                                 **({} if training else {"detections": self.detections}))
         return data.RenderedBodies(
             split, config.image_size, length=length, seed=config.seed if training else 0,
             views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
             cache=self.arguments.cache, augmentation=augmentation)
+
+    @property
+    def detections(self) -> str | None:
+        """The detector's keypoints of the official pictures to evaluate on, as their reader wants.
+
+        None: there are none, or the pictures are rendered.
+        """
+        judges = data.OFFICIAL.get(EVALUATIONS.get(self.protocol, ("",))[0])
+        return self.arguments.detections or (OWN if judges and judges.DETECTED else None)
 
     def build(self) -> nn.Module:
         """New weights around the tokenizer, but for the encoder if a file has it."""
@@ -485,8 +508,10 @@ class TransformerTask(BodyTask):
         if final:
             most = max(self.REFINEMENTS)
             refined = self.refined(model, sampled, batch, most)  # (P + 1, B, 24, 3, 3)
-            poses |= {f"T={first} P={P}": refined[P] for P in self.REFINEMENTS}
-            poses[f"T={first} P={most} fitted"] = self.refined(
+            oracle = self.data != "rendered" and self.detections is None
+            kind = " oracle: true 2D" if oracle else ""
+            poses |= {f"T={first} P={P}{kind}": refined[P] for P in self.REFINEMENTS}
+            poses[f"T={first} P={most} fitted{kind}"] = self.refined(
                 model, sampled, batch, most, fitted=True)[-1]
         predictions = self.beside_truth(model, batch, sampled, poses)
         if final and self.data == "rendered":
@@ -550,20 +575,32 @@ class TransformerTask(BodyTask):
 
     def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch, steps: int,
                 fitted: bool = False) -> Tensor:
-        """Refine by 0 to P steps towards true 2D joints with noise: (P + 1, B, 24, 3, 3)."""
-        noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (24, 2))
-                          for index in batch["index"].tolist()])
-        joints = batch["keypoints_2d"][:, :24] / model.config.image_size - 0.5
-        joints = joints + torch.from_numpy(noise).to(joints)
-        seen = batch["keypoints_valid"][:, :24]
-        body, camera = self.light_body, sampled.camera
+        """Refine by 0 to P steps: (P + 1, B, 24, 3, 3).
+
+        Towards a detector's keypoints, as they are, if the batch has them; else, an oracle, towards
+        the true 2D joints with noise.
+        """
+        count, size, camera = 24, model.config.image_size, sampled.camera
+        if "detected_2d" in batch:
+            count, points = 45, batch["detected_2d"] / size - 0.5
+            seen = batch["detected_confidence"]
+            seen = seen * (seen >= LEAST_CONFIDENCE)
+        else:
+            noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (count, 2))
+                              for index in batch["index"].tolist()])
+            points = batch["keypoints_2d"][:, :count] / size - 0.5
+            points = points + torch.from_numpy(noise).to(points)
+            seen = batch["keypoints_valid"][:, :count]
+
+        def keypoints(betas: Tensor, pose: Tensor) -> Tensor:
+            return self.light_body.keypoints(self.light_body(betas, pose))[:, :count]
+
         if fitted:
-            camera = genhmr.fit_camera(camera, joints, seen,
-                                       body(sampled.betas, sampled.rotations).joints,
+            camera = genhmr.fit_camera(camera, points, seen,
+                                       keypoints(sampled.betas, sampled.rotations),
                                        model.config.focal)
-        return genhmr.refine(model, sampled.tokens, sampled.betas, camera, joints, seen,
-                             lambda betas, pose: body(betas, pose).joints,
-                             iterations=steps).poses
+        return genhmr.refine(model, sampled.tokens, sampled.betas, camera, points, seen,
+                             keypoints, iterations=steps).poses
 
     def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
         """Convert translations (B, 3) from the model's camera to the crops' cameras K (B, 3, 3)."""
@@ -580,7 +617,7 @@ class TransformerTask(BodyTask):
         if self.data == "rendered":
             return super().truth(predictions)
         records = self.test_set.records(predictions.index)
-        if self.protocol == "h36m_p2_lsp14":
+        if self.protocol in ("h36m_p2_lsp14", "hmr2_lsp14", "hmr2_h36m_lsp14"):
             return {"joints": data.relabelled(records["keypoints_3d"], self.test_set.JOINTS,
                                               "j17")[..., :3]}
         truth = {name: np.empty((len(records), count, 3), np.float32)
@@ -598,11 +635,22 @@ class TransformerTask(BodyTask):
         return super().judge(self.regressed(mesh), truth)
 
     def regressed(self, mesh: Mesh) -> Mesh:
-        """Add the 17 joints of SPIN's regressor, for protocols that score 14 of them."""
+        """Add the protocol's 17 joints, for protocols that score 14 of them."""
         if metrics.PROTOCOLS[self.protocol].joints != "j17":
             return mesh
-        joints = np.einsum("jv,nvc->njc", self.h36m_regressor, mesh["vertices"])
-        return mesh | {"joints": joints[:, bodymodels.joint_indices("h36m17_spin", "j17")]}
+        return mesh | {"joints": np.einsum("jv,nvc->njc", self.regressor, mesh["vertices"])}
+
+    @functools.cached_property
+    def regressor(self) -> np.ndarray:
+        """The regressor (17, V) of the protocol's joints "j17": HMR2.0's or SPIN's."""
+        if not self.protocol.startswith("hmr2_"):
+            return self.h36m_regressor[bodymodels.joint_indices("h36m17_spin", "j17")]
+        path = Path(self.arguments.models, "SMPL_to_J19.pkl")
+        regressor = np.asarray(safe_unpickle(path), np.float32)
+        if regressor.shape != (19, len(self.body.v_template)):
+            raise ValueError(f"{path} has shape {regressor.shape}: expected 19 joints of "
+                             f"{len(self.body.v_template)} vertices")
+        return regressor[bodymodels.joint_indices("j24", "j17")]  # of j24 the first 19
 
     @functools.cached_property
     def h36m_regressor(self) -> np.ndarray:

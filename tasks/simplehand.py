@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from networks.backbones import simplehand_model
 from networks.upright import looking_again
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
 
+DEXYCB_IMAGES = 406_888  # of the training split of s0
 ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
 
 
@@ -57,6 +59,15 @@ class SimpleHandTask(Task):
         if config.num_vertices != count:
             raise ValueError(f"num_vertices is {config.num_vertices}: expected {count}, as the "
                              "hand model has")
+
+    @classmethod
+    def adapt(cls, config: simplehand.Config, arguments: argparse.Namespace) -> simplehand.Config:
+        """The config; in the paper's length, 100 epochs also of DexYCB's s0, which is larger."""
+        paper = simplehand.PRESETS["paper"]
+        if (arguments.data == "dexycb" and config.steps * config.batch_size
+                == paper.steps * paper.batch_size):
+            return replace(config, steps=100 * DEXYCB_IMAGES // config.batch_size)
+        return config
 
     def notes(self) -> list[str]:
         """Say which weights to start from, if the backbone starts from random ones."""

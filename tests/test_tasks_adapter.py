@@ -42,7 +42,8 @@ TABLES = {
               *(f"{name}, true boxes" for name in ("found arm", "true arm", "no arm", "expert")),
               "mean hand"], OF_HANDS),
     "body": (["adapter", "expert", "mean pose"], OF_BODIES),
-    ".": (["ours", "ours, true boxes", "experts", "experts, true boxes", "expert", "mean pose"],
+    ".": (["ours", "ours, all hands", "ours, true boxes", "experts", "experts, all hands",
+           "experts, true boxes", "experts, twists shared", "expert", "mean pose"],
           OF_BODIES),
 }
 

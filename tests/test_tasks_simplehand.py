@@ -125,6 +125,21 @@ def test_what_a_run_lacks_is_said_before_it_begins(tmp_path):
         _ = task_of(tmp_path, CONFIG, *flags, "cpu").train_set
 
 
+@pytest.mark.parametrize(("preset", "data", "steps"), [
+    ("paper", "freihand", 51_200), ("paper", "dexycb", 158_940), ("paper_hrnet", "dexycb", 158_940),
+    ("single_gpu", "dexycb", 158_940), ("h200", "dexycb", 79_470), ("cpu", "dexycb", 3_800)])
+def test_dexycb_is_trained_on_for_100_epochs(preset, data, steps):
+    """As in the paper, which trains for 100 epochs on either data set; --set and --resume win."""
+    arguments = train.parse_arguments(["--model", "simplehand", "--preset", preset, "--data", data])
+    config = train.choose_config(arguments, None, None)
+    assert config.steps == steps
+    arguments.overrides = ["steps=77"]
+    run = {"name": "simplehand", "preset": preset, "data": data,
+           "config": dataclasses.asdict(train.choose_config(arguments, None, None))}
+    arguments.overrides, arguments.resume = [], True
+    assert train.choose_config(arguments, run, None).steps == 77
+
+
 def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys, monkeypatch):
     """Left and right hands in one folder; the toolkit's lines carry the official numbers."""
     root, cache, out, hands = (tmp_path / name for name in ("dexycb", "cache", "out", "models"))
