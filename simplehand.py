@@ -990,7 +990,7 @@ PRESETS: dict[str, Config] = {
         output_scale=0.1, weight_keypoints_2d=40.0, batch_size=32, steps=3_800, warmup_steps=100,
         learning_rate=3e-3, schedule="cosine", precision="fp32", eval_every=1_900,
         train_samples=20_000, views=15.0, in_plane=15.0),
-    # The default of train.py --ablate: "cpu" with the paper's three blocks and fewer steps.
+    # The default of tables.py: "cpu" with the paper's three blocks and fewer steps.
     "ablation": Config(
         image_size=64, embed_dims=(32, 64, 128, 256), depths=(1, 1, 1, 1), large_kernel=3,
         mlp_ratio=2.0, feature_width=256, layer_scale=1.0, backbone_drop_path=0.0,

@@ -167,15 +167,6 @@ def test_half_precision_checkpoints_become_full(trained):
         assert torch.allclose(value, trained.state_dict()[name], atol=1e-3)
 
 
-def test_moving_average_is_preferred(trained):
-    """A checkpoint with averaged weights gives those, as train.py evaluates them."""
-    averaged = torch.optim.swa_utils.AveragedModel(SimpleHand(TINY), use_buffers=True)
-    checkpoint = checkpoint_of(trained, ema=averaged.state_dict())
-    model = load_checkpoint(checkpoint)
-    for name, value in averaged.module.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value)
-
-
 def test_partial_loads_are_refused(trained, capsys):
     """Missing, unexpected and misshapen tensors raise, all named; strict=False prints them."""
     state = dict(trained.state_dict())
