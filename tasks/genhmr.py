@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sets.finders import LEAST_CONFIDENCE
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -34,6 +33,7 @@ from networks.small_encoder import (
 )
 from sets.body_crops import BODY_FOCAL, BODY_PARTS
 from sets.body_poses import SMPL_KEYPOINTS
+from sets.keypoint_files import LEAST_CONFIDENCE
 from sets.official_bodies import OWN
 from sets.rendered import STEEP
 from sets.rendered_bodies import sample_wide_postures
