@@ -240,43 +240,6 @@ class Config:
         return self.focal_length / 256.0
 
 
-TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
-    "paper": TokenizerConfig(),
-    # One H200: 4 x the batch, 1/4 of the steps and, by Adam's square-root rule, 2 x the rate.
-    "h200": TokenizerConfig(
-        batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250, eval_every=1_250),
-    # One GPU with 11 GB: the paper's run, each step in two halves.
-    "single_gpu": TokenizerConfig(accumulate=2),
-    # Two CPU cores: fewer channels and codes. The joint loss, on 45 keypoints, is the mean over 24
-    # joints and 21 points of the surface: 5 x L_45 = 5 x (24 L_J + 21 L_V) / 45.
-    "cpu": TokenizerConfig(
-        codebook_size=64, code_dim=16, width=128, depth=1, normalise=True, corruption=0.12,
-        weight_commitment=0.1, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
-        heading=180.0, tilt=20.0, uniform_rotation=0.0, batch_size=64, steps=3_000,
-        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=1_500,
-        train_samples=20_000, test_samples=1_000, lean=45.0, wide=0.8),
-}
-
-PRESETS: dict[str, Config] = {
-    # Two RTX A6000.
-    "paper": Config(),
-    # One H200: 2 x the batch, 1/2 of the steps, sqrt(2) x the learning rate.
-    "h200": Config(
-        batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500, eval_every=5_000),
-    # One GPU with 24 GB: the paper's run, each step in eight parts of 12.
-    "single_gpu": Config(accumulate=8),
-    # Two CPU cores, behind a small trained encoder of 112 channels. The terms beside L_mask weigh
-    # less than the paper's, whose L_3D would start ten times as large as L_mask.
-    "cpu": Config(
-        tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, patch_size=8, vit_dim=112,
-        scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=4, ffn=640,
-        regressor_width=256, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
-        weight_keypoints_2d=2e-3, weight_pose=5e-6, weight_betas=1e-3, temperature_end=0.5,
-        batch_size=32, steps=1_800, learning_rate=1e-3, schedule="cosine", warmup_steps=100,
-        precision="fp32", channels_last=False, eval_every=900, train_samples=16_000,
-        augmentation="rendered_bodies_photos", test_samples=500, views=180.0, lean=45.0, wide=0.5),
-}
-
 # ------------------------------------------------------------------------ rotations, cameras
 
 
@@ -1335,17 +1298,6 @@ def square_box(image: np.ndarray, box: Sequence[float] | None,
     return corner + extent / 2, margin * max(extent[0] * ASPECT, extent[1])
 
 
-def window(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the part of a picture that bilinear sampling between two points needs, and its corner.
-
-    low, high: x, y (2,) in pixels. So a small crop of a huge picture costs little.
-    """
-    size = np.array(image.shape[1::-1])
-    (left, top), (right, bottom) = (np.clip(at, edge, size - 1 + edge).astype(int) for at, edge in (
-        (np.floor(low) - 1, 0), (np.ceil(high) + 1, 1)))
-    return image[top:bottom, left:right], np.array([left, top])
-
-
 def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) -> Tensor:
     """Crop a square as floats 0..255 (3, size, size), black outside of the picture.
 
@@ -1353,11 +1305,11 @@ def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) 
     """
     samples = min(math.ceil(side / size), 8)
     steps = (torch.arange(size * samples, dtype=torch.float64) + 0.5) / (size * samples) - 0.5
-    image, corner = window(image, center - side / 2, center + side / 2)
-    x, y = (2 * (middle + side * steps) / extent - 1
-            for middle, extent in zip(center - corner, image.shape[1::-1], strict=True))
+    height, width = image.shape[:2]
+    x = 2 * (center[0] + side * steps) / width - 1
+    y = 2 * (center[1] + side * steps) / height - 1
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None].float()
-    pixels = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
     return F.avg_pool2d(F.grid_sample(pixels, grid, align_corners=False), samples)[0]
 
 
@@ -1473,3 +1425,43 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
                "fitted": np.array(not torch.equal(camera, sampled.camera))}
     return {name: array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in arrays.items()}
+
+
+# --------------------------------------------------------------------------------- presets
+
+TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
+    "paper": TokenizerConfig(),
+    # One H200: 4 x the batch, 1/4 of the steps and, by Adam's square-root rule, 2 x the rate.
+    "h200": TokenizerConfig(
+        batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250, eval_every=1_250),
+    # One GPU with 11 GB: the paper's run, each step in two halves.
+    "single_gpu": TokenizerConfig(accumulate=2),
+    # Two CPU cores: fewer channels and codes. The joint loss, on 45 keypoints, is the mean over 24
+    # joints and 21 points of the surface: 5 x L_45 = 5 x (24 L_J + 21 L_V) / 45.
+    "cpu": TokenizerConfig(
+        codebook_size=64, code_dim=16, width=128, depth=1, normalise=True, corruption=0.12,
+        weight_commitment=0.1, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
+        heading=180.0, tilt=20.0, uniform_rotation=0.0, batch_size=64, steps=3_000,
+        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=1_500,
+        train_samples=20_000, test_samples=1_000, lean=45.0, wide=0.8),
+}
+
+PRESETS: dict[str, Config] = {
+    # Two RTX A6000.
+    "paper": Config(),
+    # One H200: 2 x the batch, 1/2 of the steps, sqrt(2) x the learning rate.
+    "h200": Config(
+        batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500, eval_every=5_000),
+    # One GPU with 24 GB: the paper's run, each step in eight parts of 12.
+    "single_gpu": Config(accumulate=8),
+    # Two CPU cores, behind a small trained encoder of 112 channels. The terms beside L_mask weigh
+    # less than the paper's, whose L_3D would start ten times as large as L_mask.
+    "cpu": Config(
+        tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, patch_size=8, vit_dim=112,
+        scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=4, ffn=640,
+        regressor_width=256, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
+        weight_keypoints_2d=2e-3, weight_pose=5e-6, weight_betas=1e-3, temperature_end=0.5,
+        batch_size=32, steps=1_800, learning_rate=1e-3, schedule="cosine", warmup_steps=100,
+        precision="fp32", channels_last=False, eval_every=900, train_samples=16_000,
+        augmentation="rendered_bodies_photos", test_samples=500, views=180.0, lean=45.0, wide=0.5),
+}

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import torch
-from networks.small_genhmr import build_genhmr
 from torch import Tensor, nn
 
 import bodymodels
 import genhmr
-from genhmr import Config, EncoderConfig, GenHMR, TokenizerConfig
+from genhmr import Config, GenHMR, TokenizerConfig
+from networks.small_encoder import SmallEncoder, build_genhmr
 from tasks.genhmr import augment_rotation
 
 TINY_TOKENIZER = TokenizerConfig(num_tokens=48, codebook_size=32, code_dim=8, width=16, depth=2)
@@ -18,12 +18,13 @@ TINY = Config(
     ffn=32, regressor_width=16, steps=100)
 SHAPES = ((4, 3), (8, 6), (16, 12))  # of three maps, not square: a swap of x and y shows
 SIZES = torch.tensor(SHAPES)
-TINY_ENCODER = EncoderConfig(image_size=64, widths=(4, 4, 8, 8), blocks=1, heads=2, pooled=4,
-                             lift_width=16)
-POSE = replace(
-    TINY, backbone="pose", encoder=TINY_ENCODER, scales=(2, 4), own_guesses=0.5,
-    tokenizer=replace(TINY_TOKENIZER, network="joints", normalise=True), token_maps="per_place",
-    distance_bias=True, unit_scales=True, mask_loss_on="masked")
+SMALL = replace(TINY, image_size=128, patch_size=8, vit_dim=44, scales=(1, 2),
+                mask_loss_on="masked", tokenizer=replace(TINY_TOKENIZER, normalise=True))
+
+
+def tiny_encoder() -> SmallEncoder:
+    """An encoder as of SMALL, with few channels."""
+    return SmallEncoder((4, 4, 8, 8), blocks=1, pooled=4, lift_width=16)
 
 
 class Body:
@@ -45,7 +46,7 @@ class Body:
 def lively_model(config: Config = TINY) -> GenHMR:
     """A model whose probabilities differ from token to token, as those of a trained one do."""
     torch.manual_seed(1)
-    model = build_genhmr(config).eval()
+    model = build_genhmr(config, tiny_encoder() if config.patch_size == 8 else None).eval()
     with torch.no_grad():
         model.transformer.head.weight.normal_(0.0, 1.0)
         model.transformer.position_embedding.normal_()

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks.small_genhmr import build_genhmr
 
 import bodymodels
 import genhmr
@@ -130,18 +129,6 @@ def test_large_crops_are_averaged_not_skipped():
     assert (crop[:, 1:-1, 1:-1] - 127.5).abs().max() < 1.0
 
 
-@given(st.tuples(st.floats(-30, 150), st.floats(-30, 120)), st.floats(1, 90))
-def test_a_crop_needs_only_its_window_of_the_picture(center, side):
-    """Whatever is outside of the window, the crop is the same; the window is hardly larger."""
-    image, center = picture(), np.array(center)
-    before = genhmr.crop_picture(image, center, side, 24)
-    part, (left, top) = genhmr.window(image, center - side / 2, center + side / 2)
-    assert part.size and max(part.shape[:2]) <= side + 5
-    changed = 255 - image
-    changed[top : top + part.shape[0], left : left + part.shape[1]] = part
-    assert torch.equal(genhmr.crop_picture(changed, center, side, 24), before)
-
-
 cameras = st.tuples(st.floats(0.2, 2), st.floats(-0.5, 0.5), st.floats(-0.5, 0.5))
 
 
@@ -168,7 +155,7 @@ def test_prediction_is_consistent(model, body):
         "vertices": (6890, 3), "joints": (24, 3), "keypoints_3d": (45, 3), "keypoints_2d": (45, 2),
         "pose": (24, 3, 3), "betas": (10,), "transl": (3,), "camera": (3,), "K": (3, 3),
         "box": (4,), "confidence": (45,), "energies": (1,), "poses": (5, 24, 3, 3),
-        "refined_poses": (1, 24, 3, 3), "own_keypoints": (0, 3),
+        "refined_poses": (1, 24, 3, 3), "drawn_poses": (0, 24, 3, 3),
         "confidences": (5, 96), "tokens": (96,), "masks": (6, 96), "fitted": ()}
     assert all(value.dtype == {"tokens": np.int64, "masks": bool, "fitted": bool}.get(
         name, np.float32) for name, value in found.items())
@@ -184,18 +171,26 @@ def test_prediction_is_consistent(model, body):
     assert found["masks"].sum(1).tolist() == [96, 87, 63, 34, 10, 0]  # the cosine's, L = 96, T = 5
 
 
-def test_a_mirrored_picture_has_the_mirrored_answer(model, body):
-    """Averaged with its mirror image's, the answer does not depend on which of them is given."""
-    image = picture(96, 96)
-    one, other = (genhmr.predict(model, body, np.ascontiguousarray(pixels), mirrored=True)
-                  for pixels in (image, image[:, ::-1]))
-    pose = bodymodels.mirror_pose(torch.from_numpy(other["pose"]), bodymodels.JOINT_SETS["smpl24"])
-    assert np.allclose(one["pose"], pose, atol=1e-4)
-    assert np.allclose(one["betas"], other["betas"], atol=1e-5)
-    alone = genhmr.predict(model, body, image)
-    assert np.abs(alone["pose"] - one["pose"]).max() > 0.01
-    with pytest.raises(ValueError, match="set refinement to 0"):
-        genhmr.predict(model, body, image, mirrored=True, keypoints=keypoints_of(alone, "nose"))
+def test_drawn_poses_differ(model, body):
+    """They are as many as asked for, differ, and depend on the generator alone."""
+    drawn = [genhmr.predict(model, body, picture(), iterations=2, samples=3,
+                            generator=torch.Generator().manual_seed(seed))["drawn_poses"]
+             for seed in (0, 0, 1)]
+    assert drawn[0].shape == (3, 24, 3, 3) and np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+    assert np.abs(drawn[0][0] - drawn[0][1]).max() > 1e-3
+
+
+def test_refinement_starts_from_the_mean_code(model, body):
+    """With mean_code the unrefined pose is the one that the steps start from."""
+    before = genhmr.predict(model, body, picture(), box=BOX, iterations=1, mean_code=True)
+    targets = keypoints_of(before, "nose", "left_wrist", shift=(2, -1))
+    after = genhmr.predict(model, body, picture(), box=BOX, iterations=1, mean_code=True,
+                           keypoints=targets, refinement=2, step_size=0.1)
+    assert np.array_equal(after["refined_poses"][0], before["pose"])
+    plain = genhmr.predict(model, body, picture(), box=BOX, iterations=1)
+    assert np.array_equal(plain["tokens"], before["tokens"])
+    assert not np.array_equal(plain["pose"], before["pose"])
 
 
 def test_iterations_end_in_the_result(model, body):
@@ -308,6 +303,7 @@ def test_only_the_box_matters(model, body, x, y):
     ({"keypoints": np.full((45, 3), np.nan)}, "not finite"),
     ({"iterations": 0}, "iterations"),
     ({"refinement": -1}, "refinement"),
+    ({"samples": -1}, "samples"),
     ({"schedule": "sine"}, "schedule"),
     ({"top_k": 0}, "top_k"),
     ({"box": (0, 0, 1e30, 1e30)}, "on the 64 x 64 picture, in pixels"),
@@ -326,21 +322,6 @@ def test_training_mode_is_refused(body):
         genhmr.predict(GenHMR(TINY).train(), body, picture())
 
 
-# ------------------------------------------------------------------------------------ counts
-
-
-@pytest.mark.parametrize("name", genhmr.PRESETS)
-def test_summary_counts_every_parameter_once(name):
-    """The parts add up to the whole model."""
-    with torch.device("meta"):
-        model = build_genhmr(genhmr.PRESETS[name])
-    counts = genhmr.count_parameters(model)
-    total = sum(p.numel() for p in model.parameters()) + model.tokenizer.codebook.numel()
-    assert sum(counts.values()) == 2 * counts["total"] == 2 * total
-    maps = len(genhmr.PRESETS[name].scales)
-    assert sum(part.startswith("pyramid") for part in counts) == maps and all(counts.values())
-
-
 # --------------------------------------------------------------------------------- elsewhere
 
 
@@ -354,7 +335,7 @@ def test_file_alone_predicts(tmp_path):
     shutil.copy(genhmr.__file__, tmp_path)
     code = f"""
 import sys, types, numpy, torch, genhmr
-from genhmr import Config, EncoderConfig, TokenizerConfig
+from genhmr import Config, TokenizerConfig
 model = genhmr.GenHMR({TINY!r}).eval()
 class Sticks:  # a body of bones alone
     def __call__(self, betas, rotations):
@@ -362,8 +343,6 @@ class Sticks:  # a body of bones alone
         return types.SimpleNamespace(vertices=joints.repeat(1, 2, 1), joints=joints)
     def keypoints(self, output):
         return torch.cat((output.joints, output.joints[:, :21]), 1)
-    def for_keypoints(self):
-        return self
 found = genhmr.predict(model, Sticks(), numpy.zeros((40, 50, 3), numpy.uint8),
                        keypoints=numpy.tile([20.0, 20.0, 1.0], (45, 1)))
 assert found["vertices"].shape == (48, 3) and len(found["energies"]) == 11

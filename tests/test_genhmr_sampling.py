@@ -1,4 +1,4 @@
-"""GenHMR's uncertainty-guided sampling: schedules, iterations, told tokens."""
+"""GenHMR's uncertainty-guided sampling: schedules, iterations, chance."""
 
 import math
 from collections import Counter
@@ -116,7 +116,7 @@ def test_bad_schedules_are_refused():
 # ----------------------------------------------------------------------------------- sampling
 
 OPTIONS = {"iterations": st.integers(1, 24), "schedule": st.sampled_from(list(SCHEDULES)),
-           "top_k": st.sampled_from([1, 2, 5, 32]), "remask": st.sampled_from(["never", "any"])}
+           "top_k": st.sampled_from([1, 2, 5, 32]), "temperature": st.sampled_from([0.5, 1.0, 2.0])}
 MODELS = {length: lively_model(replace(TINY, tokenizer=replace(TINY_TOKENIZER, num_tokens=length)))
           for length in (48, 96)}
 
@@ -142,17 +142,17 @@ def test_sampling_invariants(length, seed, options):
     inputs = torch.full((2, length), 32)
     for t in range(iterations):
         before, after, score, chosen = masks[t], masks[t + 1], confidences[t], found.guesses[t]
-        probability = model.predict_logits(features, inputs).float().softmax(-1)
+        logits = model.predict_logits(features, inputs).float()
+        probability = (logits / options["temperature"]).softmax(-1)
         likely = probability.gather(2, chosen[..., None])[..., 0]
         assert torch.equal(score[before], likely[before])  # its plain probability
         top = probability.topk(options["top_k"], -1).indices
         assert (top == chosen[..., None]).any(-1)[before].all()
         assert torch.equal(chosen[~before], inputs[~before])  # what was kept
-        if options["remask"] == "never":
-            assert not (after & ~before).any()
-            assert torch.equal(inputs[~before], found.tokens[~before])
+        assert not (after & ~before).any()
+        assert torch.equal(inputs[~before], found.tokens[~before])
         for row in range(2):
-            pool = before[row] if options["remask"] == "never" else torch.ones_like(before[row])
+            pool = before[row]
             dropped, stay = score[row][after[row] & pool], score[row][~after[row] & pool]
             assert not len(dropped) or not len(stay) or dropped.max() <= stay.min()
         inputs = chosen.masked_fill(after, 32)
@@ -223,57 +223,47 @@ def test_the_encoder_runs_once(lively):
     assert calls == {"backbone": 1, "pyramid": 1, "regressor": 1, "transformer": 7}
 
 
-@given(st.integers(0, 99))
-def test_half_way_between_two_rotations(seed):
-    """The mean is a rotation, equally far from both, and of equal rotations this one."""
-    draw = torch.randn(2, 5, 6, dtype=torch.float64,
-                       generator=torch.Generator().manual_seed(seed))
-    first, second = genhmr.rotation_6d_to_matrix(draw)
-    mean = genhmr.mean_rotation(first, second)
-    assert torch.allclose(mean @ mean.mT, torch.eye(3, dtype=torch.float64).expand(5, 3, 3))
-    assert torch.allclose(torch.linalg.det(mean), torch.ones(5, dtype=torch.float64))
-    ways = [(mean * end).sum((1, 2)) for end in (first, second)]  # 1 + 2 cos of the angle
-    assert torch.allclose(*ways) and (ways[0] > 1 - 1e-9).all()
-    assert torch.allclose(genhmr.mean_rotation(first, first), first)
+def test_random_order_keeps_as_many_tokens(lively):
+    """The number of masked tokens is the schedule's; which ones stay depends on chance alone."""
+    features = lively.encode(images(4))
+    masks = [genhmr.sample_from(lively, features, iterations=5, order="random",
+                                generator=torch.Generator().manual_seed(seed)).masks
+             for seed in (0, 0, 1)]
+    assert (masks[0].sum(2) == torch.tensor(mask_counts(48, 5))[:, None]).all()
+    assert not (masks[0][1:] & ~masks[0][:-1]).any()  # a kept token stays
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    kept = ~torch.stack([genhmr.sample_from(lively, features, iterations=2, order="random").masks[1]
+                         for _ in range(200)])
+    assert kept.float().mean((0, 1)) == pytest.approx([0.5] * 48, abs=0.1)  # no favourite places
 
 
-def test_remasking_any_can_take_tokens_back():
-    """Mask-Predict may mask early tokens again for more confident late ones; MaskGIT never."""
-    model = lively_model()
-    features, found = model.encode(images(8)), {}
-    for remask in ("never", "any"):
-        sharpness = iter(range(1, 9))  # every pass is surer than the one before
-        model.predict_logits = lambda *_, step=sharpness: next(step) * torch.randn(8, 48, 32)
-        torch.manual_seed(6)
-        found[remask] = genhmr.sample_from(model, features, iterations=8, remask=remask).masks
-
-    def taken_back(masks: Tensor) -> int:
-        return (~masks[:-1] & masks[1:]).sum().item()
-
-    assert taken_back(found["never"]) == 0 < taken_back(found["any"])
-    assert torch.equal(found["never"].sum(2), found["any"].sum(2))
+def test_a_low_temperature_is_greedy(lively):
+    """Near 0 a draw among all codes is the likeliest code."""
+    features = lively.encode(images(4))
+    cold = genhmr.sample_from(lively, features, top_k=32, temperature=1e-4, iterations=1)
+    assert torch.equal(cold.tokens, genhmr.sample_from(lively, features, iterations=1).tokens)
 
 
-@pytest.mark.parametrize("remask", ["never", "any"])
-def test_told_tokens_stay(lively, remask):
-    """Told tokens are in every guess and never masked; the others fall with the schedule."""
-    features = lively.encode(images(2))
-    told = torch.randint(0, 32, (2, 48)).masked_fill(torch.arange(48) % 2 == 0, 32)
-    found = genhmr.sample_from(lively, features, iterations=5, told=told, remask=remask)
-    assert found.masks.sum(2).tolist() == [[count] * 2 for count in mask_counts(24, 5)]
-    assert torch.equal(found.guesses[..., 1::2], told[:, 1::2].expand(5, 2, 24))
-    assert not found.masks[..., 1::2].any() and found.tokens[:, ::2].max() < 32
-    everything = torch.randint(0, 32, (2, 48))
-    assert torch.equal(genhmr.sample_from(lively, features, told=everything).tokens, everything)
-    told[0, 0] = 3
-    with pytest.raises(ValueError, match="equally many tokens"):
-        genhmr.sample_from(lively, features, told=told)
+def test_mean_code_is_the_mean_of_the_codes(lively):
+    """At T = 1 each place is decoded from p @ codebook; later only the last masked places are."""
+    features = lively.encode(images(3))
+    logits = lively.predict_logits(features, torch.full((3, 48), 32))
+    mean = logits.softmax(-1) @ lively.tokenizer.codebook
+    found = genhmr.sample_from(lively, features, iterations=1, mean_code=True)
+    assert torch.allclose(found.embeddings, mean, atol=1e-5)
+    assert torch.allclose(found.rotations, lively.tokenizer.decode_embeddings(mean), atol=1e-4)
+    found = genhmr.sample_from(lively, features, iterations=4, mean_code=True)
+    codes = lively.tokenizer.quantiser.lookup(found.tokens)
+    differ = (found.embeddings - codes).abs().amax(-1) > 1e-4
+    assert torch.equal(differ, found.masks[-2]) or not (differ & ~found.masks[-2]).any()
+    sure = genhmr.sample_from(lively, features, iterations=1, mean_code=True, temperature=1e-4)
+    assert torch.allclose(sure.embeddings, lively.tokenizer.quantiser.lookup(sure.tokens))
 
 
 def test_bad_options_of_sampling_are_refused(lively):
     """Training mode, unknown rules and impossible numbers are ValueErrors."""
     features = lively.encode(images(1))
-    for options in ({"remask": "some"}, {"top_k": 0}, {"top_k": 33}, {"iterations": 0},
+    for options in ({"order": "some"}, {"temperature": 0.0}, {"top_k": 0}, {"top_k": 33}, {"iterations": 0},
                     {"schedule": "exp"}):
         with pytest.raises(ValueError, match="expected"):
             genhmr.sample_from(lively, features, **options)

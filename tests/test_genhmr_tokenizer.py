@@ -281,6 +281,27 @@ def test_bad_poses_are_refused():
             tokenizer.encode(bad)
 
 
+def test_normalised_embeddings():
+    """With `normalise` every embedding has mean 0 and variance 1."""
+    z = Tokenizer(replace(TINY_TOKENIZER, normalise=True)).embed(poses(5))
+    assert torch.allclose(z.mean(-1), torch.zeros(5, 48), atol=1e-5)
+    assert torch.allclose(z.var(-1, unbiased=False), torch.ones(5, 48), atol=2e-2)
+
+
+def test_corruption_replaces_some_embeddings_by_codes():
+    """At most the given share, half of it on average, and by codes of the codebook."""
+    codebook, embeddings = torch.randn(32, 8), torch.randn(400, 48, 8)
+    corrupted = genhmr.corrupt(embeddings, codebook, 0.4)
+    changed = (corrupted != embeddings).any(-1)
+    assert changed.float().mean().item() == pytest.approx(0.2, abs=0.02)
+    assert (corrupted[changed][:, None] == codebook).all(-1).any(1).all()
+    assert torch.equal(genhmr.corrupt(embeddings, codebook, 0.0), embeddings)
+    tokenizer = Tokenizer(replace(TINY_TOKENIZER, corruption=1.0)).eval()
+    pose = poses(3)
+    assert torch.allclose(tokenizer(pose)["rotations"], tokenizer.decode(tokenizer.encode(pose)),
+                          atol=1e-5)  # not in evaluation mode
+
+
 def test_tokenizer_losses(body):
     """Zero for a perfect reconstruction, else mean absolute errors, weighted as in the paper."""
     batch = {"pose": poses(3), "betas": torch.randn(3, 10)}

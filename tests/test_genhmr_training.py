@@ -124,14 +124,14 @@ def test_relaxed_gradients_reach_every_logit_of_a_pose():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_told_tokens_are_not_drawn():
-    """Where tokens are told, the relaxed pose has them, without a gradient to their logits."""
+def test_known_tokens_are_not_drawn():
+    """Where tokens are known, the relaxed pose has them, without a gradient to their logits."""
     model = GenHMR(TINY)
     logits, tokens = torch.randn(2, 48, 32, requires_grad=True), torch.randint(0, 32, (2, 48))
-    assert torch.allclose(genhmr.relax(model, logits, 0.5, told=tokens),
+    assert torch.allclose(genhmr.relax(model, logits, 0.5, known=tokens),
                           model.tokenizer.decode(tokens))
     tokens[:, 7] = model.mask_token
-    genhmr.relax(model, logits, 0.5, told=tokens).square().cumsum(1).sum().backward()
+    genhmr.relax(model, logits, 0.5, known=tokens).square().cumsum(1).sum().backward()
     moved = logits.grad.abs().sum(-1) > 0
     assert moved[:, 7].all() and moved.sum() == 2
 
