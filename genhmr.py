@@ -215,7 +215,6 @@ class Config:
             ("image_size", self.image_size > 0 and self.image_size % (4 * self.patch_size) == 0,
              f"a multiple of {4 * self.patch_size}, four patches"),
             ("vit_depth", 0 < self.vit_depth <= 1000, "1 to 1000"),
-            ("vit_heads", self.vit_dim % self.vit_heads == 0, "a divisor of vit_dim"),
             ("scales", self.scales and powers and self.vit_dim % max(self.scales) == 0,
              "powers of 2 that divide vit_dim"),
             ("heads", self.width % self.heads == 0, "a divisor of width"),
@@ -619,6 +618,8 @@ class ViT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
+        require(width % config.vit_heads == 0,
+                f"vit_heads is {config.vit_heads}: expected a divisor of vit_dim, {width}")
         self.grid = config.grid  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})

@@ -412,10 +412,13 @@ class TransformerTask(BodyTask):
 
     @classmethod
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
-        """Return the config with that of the given tokenizer."""
+        """Return the config with that of the given tokenizer, and as wide as the small encoder."""
         if arguments.tokenizer:
             tokenizer = load_tokenizer(arguments.tokenizer)
             config = dataclasses.replace(config, tokenizer=tokenizer.config)
+        if arguments.backbone and small_encoder.is_small(config):
+            width = load_encoder(arguments.backbone).width
+            config = dataclasses.replace(config, vit_dim=width)
         return config
 
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,

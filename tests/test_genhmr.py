@@ -83,7 +83,7 @@ def test_presets_say_what_the_paper_says():
 
 @pytest.mark.parametrize(("config", "bad"), [
     *[(TINY, bad) for bad in (
-        {"image_size": 100}, {"vit_heads": 3}, {"scales": (3,)}, {"scales": ()}, {"heads": 3},
+        {"image_size": 100}, {"scales": (3,)}, {"scales": ()}, {"heads": 3},
         {"mask_loss_on": "some"}, {"tau_max": 0.0}, {"tau_max": 1.5}, {"temperature_end": 0.0},
         {"temperature_duration": 0.0})],
     *[(TINY_TOKENIZER, bad) for bad in (
@@ -93,6 +93,13 @@ def test_bad_configs_are_refused_by_name(config, bad):
     """A value that cannot work is a ValueError that names its field."""
     with pytest.raises(ValueError, match=next(iter(bad))):
         replace(config, **bad)
+
+
+def test_a_vit_needs_heads_that_divide_its_width():
+    """Another encoder does not: its width is its own."""
+    with pytest.raises(ValueError, match="vit_heads is 3: expected a divisor of vit_dim, 32"):
+        GenHMR(replace(TINY, vit_heads=3))
+    GenHMR(replace(TINY, vit_heads=3), nn.Identity())
 
 
 def test_config_of_a_checkpoint_becomes_the_config():

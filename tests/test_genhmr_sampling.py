@@ -263,8 +263,8 @@ def test_mean_code_is_the_mean_of_the_codes(lively):
 def test_bad_options_of_sampling_are_refused(lively):
     """Training mode, unknown rules and impossible numbers are ValueErrors."""
     features = lively.encode(images(1))
-    for options in ({"order": "some"}, {"temperature": 0.0}, {"top_k": 0}, {"top_k": 33}, {"iterations": 0},
-                    {"schedule": "exp"}):
+    for options in ({"order": "some"}, {"temperature": 0.0}, {"top_k": 0}, {"top_k": 33},
+                    {"iterations": 0}, {"schedule": "exp"}):
         with pytest.raises(ValueError, match="expected"):
             genhmr.sample_from(lively, features, **options)
     model = GenHMR(TINY).train()
