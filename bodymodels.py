@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from sets.mesh_files import MESH_FORMATS
-from sets.safe_pickle import load_arrays
+from files import MESH_FORMATS, load_arrays, write_atomically
 
 # ------------------------------------------------------------------------------- rotations
 # Tensors may have any leading dimensions, or none. Values and gradients are finite everywhere: at
@@ -912,22 +909,6 @@ def vertex_normals(vertices, faces) -> np.ndarray:
                       for axis in normals.T], 1)
     length = np.linalg.norm(total, axis=1, keepdims=True)
     return (total / np.where(length > 0, length, 1)).astype(vertices.dtype)
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file as a whole: readers, and crashes, leave the old content or the new one."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:

@@ -34,10 +34,9 @@ from torch import Tensor
 from torch.nn import functional
 
 import bodymodels
-from sets.prediction_files import pair, read_json, read_predictions
-from sets.prediction_files import write_dexycb as write_dexycb
-from sets.prediction_files import write_predictions as write_predictions
-from sets.safe_pickle import load_array
+from files import load_array, pair, read_json, read_predictions
+from files import write_dexycb as write_dexycb
+from files import write_predictions as write_predictions
 
 Points = TypeVar("Points", Tensor, np.ndarray)
 

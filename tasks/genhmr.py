@@ -20,12 +20,12 @@ import bodymodels
 import data
 import genhmr
 import metrics
+from files import load_array
 from networks.pose_encoder import Lifted, PoseEncoder, Seen, heat_map_loss
 from networks.small_genhmr import build_genhmr, build_tokenizer
 from sets.body_crops import BODY_FOCAL, BODY_PARTS
 from sets.body_poses import SMPL_KEYPOINTS
 from sets.rendered_bodies import sample_wide_postures
-from sets.safe_pickle import load_array
 from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
 from tasks.bodies import BodyTask, Mesh
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer

@@ -7,10 +7,10 @@ import pytest
 from official_folders import H36M_R, H36M_T, h36m_moon, h36m_smplx, human36m, rodrigues
 
 import bodymodels
+from files import load_arrays
 from sets.crops import transform_points
 from sets.official_people import OfficialPeople
 from sets.records import relabelled
-from sets.safe_pickle import load_arrays
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -9,13 +9,13 @@ from official_folders import RNG, bedlam, coco, ehf, interhand, threedpw_moon, w
 from people_samples import CONTRACT as PEOPLE
 
 import bodymodels
+from files import load_arrays
 from sets.body_crops import body_box
 from sets.freihand import FreiHAND
 from sets.interhand import InterHand
 from sets.official_models import official_body
 from sets.official_people import HandPairs, OfficialPeople
 from sets.rich import RICH
-from sets.safe_pickle import load_arrays
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
               pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2

@@ -11,14 +11,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import math
+import os
 import pickle
 import re
+import secrets
+import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from torch import Tensor
+
+Points = TypeVar("Points", Tensor, np.ndarray)
 
 
 class UnsafeFileError(ValueError):
@@ -370,3 +378,209 @@ def load_array(path: str | Path):
 
 def _damaged(path: str | Path, error: Exception) -> UnsafeFileError:
     return UnsafeFileError(f"{path} is damaged or unsafe ({_reason(error)})")
+
+
+# --------------------------------------------------------------------------------- files as a whole
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file as a whole: readers, and crashes, leave the old content or the new one."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# --------------------------------------------------------------------------------------- mesh files
+
+
+def _obj(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None,
+         normals: np.ndarray) -> bytes:
+    """Wavefront OBJ; colours are three more numbers after each vertex, as MeshLab reads them."""
+    rows = vertices if colors is None else np.concatenate([vertices, colors], 1)
+    lines = ["v " + " ".join(f"{number:.9g}" for number in row) for row in rows.tolist()]
+    lines += ["f {} {} {}".format(*face) for face in (faces + 1).tolist()]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _ply(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None,
+         normals: np.ndarray) -> bytes:
+    """Stanford PLY, binary little endian, colours as bytes."""
+    fields = [(name, "<f4") for name in "xyz"]
+    properties = [f"property float {name}" for name in "xyz"]
+    if colors is not None:
+        fields += [(name, "u1") for name in ("red", "green", "blue")]
+        properties += [f"property uchar {name}" for name in ("red", "green", "blue")]
+    vertex = np.empty(len(vertices), fields)
+    columns = vertices.T if colors is None else (*vertices.T, *(colors * 255).round().T)
+    for (name, _), column in zip(fields, columns, strict=True):
+        vertex[name] = column
+    face = np.empty(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
+    face["count"], face["corners"] = 3, faces
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}",
+              *properties, f"element face {len(faces)}",
+              "property list uchar int vertex_indices", "end_header", ""]
+    return "\n".join(header).encode() + vertex.tobytes() + face.tobytes()
+
+
+def _glb(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None,
+         normals: np.ndarray) -> bytes:
+    """Binary glTF 2.0: one mesh with normals and, if given, colours (linear, as glTF requires)."""
+    attributes = {"POSITION": vertices, "NORMAL": normals}
+    if colors is not None:
+        attributes["COLOR_0"] = colors**2.2
+    arrays = [*(array.astype("<f4") for array in attributes.values()), faces.astype("<u4")]
+    offsets = np.cumsum([0, *(array.nbytes for array in arrays)]).tolist()
+    views = [{"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": 34962}
+             for offset, array in zip(offsets, arrays, strict=False)]  # 34962: vertex data
+    accessors = [{"bufferView": i, "componentType": 5126, "count": len(vertices), "type": "VEC3"}
+                 for i in range(len(attributes))]  # 5126: float32
+    accessors[0] |= {"min": arrays[0].min(0).tolist(), "max": arrays[0].max(0).tolist()}
+    views[-1]["target"] = 34963  # indices
+    accessors.append({"bufferView": len(attributes), "componentType": 5125,  # uint32
+                      "count": faces.size, "type": "SCALAR"})
+    surface = {"metallicFactor": 0, "roughnessFactor": 0.7}
+    description = {
+        "asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{
+            "attributes": {name: i for i, name in enumerate(attributes)},
+            "indices": len(attributes), "material": 0}]}],
+        "materials": [{"pbrMetallicRoughness": surface, "doubleSided": True}],
+        "buffers": [{"byteLength": offsets[-1]}], "bufferViews": views, "accessors": accessors,
+    }
+    text = json.dumps(description, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)  # chunks start at multiples of four bytes
+    binary = b"".join(array.tobytes() for array in arrays)
+    return b"".join([
+        struct.pack("<4sII", b"glTF", 2, 28 + len(text) + len(binary)),
+        struct.pack("<I4s", len(text), b"JSON"), text,
+        struct.pack("<I4s", len(binary), b"BIN\0"), binary])
+
+
+# ending -> function of vertices (V, 3), faces (F, 3), colours (V, 3) or None, normals (V, 3)
+MESH_FORMATS = {".obj": _obj, ".ply": _ply, ".glb": _glb}
+
+
+def load_vertices(path: str | Path) -> np.ndarray:
+    """Read the vertices (V, 3) float32 of an OBJ file or of a binary little-endian PLY file.
+
+    The first element of a PLY must be vertices, and their first properties x, y and z as float.
+    Raises ValueError for anything else.
+    """
+    data = Path(path).read_bytes()
+    if Path(path).suffix.lower() == ".obj":
+        rows = [line.split()[1:4] for line in data.decode().splitlines() if line[:2] == "v "]
+        if not rows or any(len(row) < 3 for row in rows):
+            raise ValueError(f"{path} has no vertices of three numbers")
+        return np.array(rows, np.float32)
+    header, _, body = data.partition(b"end_header\n")
+    found = re.search(rb"^ply\s+format binary_little_endian 1\.0\s(?:(?!element).)*"
+                      rb"element vertex (\d+)\s+((?:property \w+ \w+\s+)+)", header, re.DOTALL)
+    _, kinds, names = np.reshape(found[2].decode().split(), (-1, 3)).T if found else ((), (), ())
+    sizes = {"float": 4, "float32": 4, "uchar": 1, "uint8": 1, "double": 8, "int": 4}
+    if [*names[:3]] != [*"xyz"] or not {*kinds[:3]} <= {"float", "float32"} or {*kinds} - {*sizes}:
+        raise ValueError(f"{path}: expected a binary little-endian PLY file whose vertices "
+                         "begin with x, y and z as float")
+    stride, count = sum(sizes[kind] for kind in kinds), int(found[1])
+    if len(body) < stride * count:
+        raise ValueError(f"{path} ends before its {count} vertices: copy it again")
+    rows = np.frombuffer(body, np.uint8, stride * count).reshape(count, stride)
+    return np.ascontiguousarray(rows[:, :12]).view("<f4")
+
+
+# -------------------------------------------------------------------------------------- predictions
+
+
+def write_dexycb(path: str | Path, numbers: Sequence[int], joints: Points) -> None:
+    """Write predictions for DexYCB's toolkit: a line for each sample, its number and 63 lengths.
+
+    numbers: official numbers of the samples, `person` in DexYCB's records. joints (N, 21, 3):
+    metres, in the camera's frame, left hands not mirrored. The file has millimetres.
+    """
+    millimetres = 1000 * _floats(joints).astype(np.float64).reshape(len(numbers), 63)
+    lines = (",".join([str(int(number)), *(f"{value:.4f}" for value in row)])
+             for number, row in zip(numbers, millimetres, strict=True))
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def read_predictions(path: str | Path, samples: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read joints (N, 21, 3) and vertices (N, 778, 3) from a pred.json in FreiHAND's layout.
+
+    The file is a list of two, [xyz_list, verts_list], in metres, in the order of the data set.
+    Raises ValueError if it is something else, or does not hold `samples` samples.
+    """
+    content = read_json(path)
+    if not isinstance(content, list) or len(content) != 2:
+        raise ValueError(f"{path}: expected a list of two, [xyz_list, verts_list]")
+    joints, vertices = pair(content[0], content[1], f"{path}: ")
+    if samples is not None and len(joints) != samples:
+        raise ValueError(f"{path}: expected {samples} samples, got {len(joints)}")
+    return joints.astype(np.float64), vertices.astype(np.float64)
+
+
+def write_predictions(path: str | Path, joints: Points, vertices: Points) -> None:
+    """Write joints (N, 21, 3) and vertices (N, 778, 3), in metres, as FreiHAND's pred.json.
+
+    The file has enough digits to give back the same float32 or float64 numbers.
+    """
+    joints, vertices = (_floats(points) for points in (joints, vertices))
+    texts = []
+    for points in pair(joints, vertices):
+        digits = "%.9g" if points.dtype == np.float32 else "%.17g"
+        row = "[" + ",".join([digits] * 3) + "]"
+        sample = "[" + ",".join([row] * points.shape[1]) + "]"
+        texts.append("[" + ",".join(sample % tuple(values.ravel()) for values in points) + "]")
+    write_atomically(path, f"[{texts[0]},{texts[1]}]".encode())
+
+
+def _floats(points: Points) -> np.ndarray:
+    """Points as float32 or float64."""
+    points = points.numpy(force=True) if isinstance(points, Tensor) else points
+    return points.astype(np.result_type(points, np.float32), copy=False)
+
+
+def pair(joints: Sequence, vertices: Sequence, where: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Joints and vertices of a JSON file as arrays; ValueError, which begins with `where`."""
+    joints = _samples(joints, 21, f"{where}joints")
+    vertices = _samples(vertices, 778, f"{where}vertices")
+    if len(joints) != len(vertices):
+        raise ValueError(f"{where}expected joints and vertices of the same samples, "
+                         f"got {len(joints)} and {len(vertices)}")
+    return joints, vertices
+
+
+def _samples(samples: Sequence, count: int, name: str) -> np.ndarray:
+    """Samples as one array (N, count, 3). ValueError names the first that does not fit."""
+    if not isinstance(samples, list | np.ndarray):
+        raise ValueError(f"{name}: expected a list with one entry per sample, got {samples!r:.40}")
+    arrays = [_sample(sample, count, f"{name}[{index}]") for index, sample in enumerate(samples)]
+    return np.stack(arrays) if arrays else np.empty((0, count, 3))
+
+
+def _sample(sample: Sequence, count: int, name: str) -> np.ndarray:
+    try:
+        values = np.array(sample)  # without a dtype, so that text is not converted to numbers
+    except ValueError:  # lists of different lengths
+        values = np.array(None)
+    if values.shape != (count, 3) or values.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: expected {count} points of 3 numbers, got {sample!r:.60}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: not finite at point {np.argwhere(~np.isfinite(values))[0, 0]}")
+    return values
+
+
+def read_json(path: str | Path) -> object:
+    """The content of a JSON file; ValueError for another file."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:  # no JSON, no text
+        raise ValueError(f"{path} is not a JSON file: {error}") from None
