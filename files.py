@@ -1,9 +1,11 @@
-"""Read pickles, .npz and .npy files without running anything that is in them.
+"""Read and write files: the ground floor, which imports nothing of the house.
 
-A pickle is a program, and `pickle.load` runs it: an official model file could do anything. Here
-Python's interpreter of that language keeps only the instructions that build data. Where a file
-names a class or a function, it gets a function of this module; nothing is imported for it.
-Every file has a memory budget, so that a small file cannot ask for gigabytes.
+    safe_unpickle, load_arrays, load_array   pickles, .npz and .npy, running nothing that is in them
+    write_atomically                         a file as a whole
+    MESH_FORMATS, load_vertices              OBJ, PLY and GLB files
+    read_predictions, write_predictions, write_dexycb   files of predicted hands
+
+To use it elsewhere copy this file alone; it needs numpy and torch.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import re
 import secrets
 import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +29,10 @@ import numpy as np
 from torch import Tensor
 
 Points = TypeVar("Points", Tensor, np.ndarray)
+
+# ------------------------------------------------------------------------------ safe pickles
+# A pickle is a program, and `pickle.load` runs it. Here Python's interpreter of that language keeps
+# only the instructions that build data, and what a file names it looks up in _NAMES: no import.
 
 
 class UnsafeFileError(ValueError):
@@ -42,22 +48,15 @@ def _expect(condition: bool, complaint: str) -> None:
         raise UnsafeFileError(complaint)
 
 
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, UnsafeFileError) else repr(error)
-
-
-class _Budget:
-    """The bytes that the content of one file may fill."""
-
-    def __init__(self, file_size: int) -> None:
-        self.left = 2**28 + 64 * file_size
-
-    def spend(self, size: int) -> None:
-        self.left -= size
-        _expect(self.left >= 0, "it asks for far more memory than its size explains")
-
-
-# ------------------------------------------------------ what the classes of a file are replaced by
+@contextlib.contextmanager
+def _refusing(name: object) -> Iterator[None]:
+    """Turn any error into one UnsafeFileError: a damaged program can fail in any way."""
+    try:
+        yield
+    except Exception as error:
+        reason = error if isinstance(error, UnsafeFileError) else repr(error)
+        raise UnsafeFileError(f"{name} is damaged or unsafe ({reason}): only text, numbers, arrays "
+                              "and containers of them are read") from error
 
 
 class _StandIn:
@@ -65,11 +64,6 @@ class _StandIn:
 
     def __init__(self, rebuild: Callable, *arguments) -> None:
         self.rebuild, self.arguments, self.state = rebuild, arguments, None
-
-
-def _kind(rebuild: Callable) -> Callable[..., _StandIn]:
-    """A class whose objects get their whole content as state."""
-    return lambda *_: _StandIn(rebuild)
 
 
 def _dtype(state, code: str, *_) -> np.dtype:
@@ -81,43 +75,20 @@ def _dtype(state, code: str, *_) -> np.dtype:
 
 def _array(shape: tuple, dtype: np.dtype, order: str, data) -> np.ndarray:
     """The array whose elements are the bytes `data`, or the list `data` if they are objects."""
-    if isinstance(data, str):  # bytes that Python 2 wrote
-        data = data.encode("latin1")
+    data = data.encode("latin1") if isinstance(data, str) else data  # bytes that Python 2 wrote
     kind, size = (list, 1) if dtype.hasobject else (bytes, dtype.itemsize)
     _expect(all(type(length) is int and length >= 0 for length in shape) and size > 0
             and isinstance(data, kind) and len(data) == size * math.prod(shape),
             f"an array of shape {shape} and type {dtype} does not match its data")
     if dtype.hasobject:
-        elements = np.empty(len(data), object)
-        for index, element in enumerate(data):
-            elements[index] = element
-        return elements.reshape(shape, order=order)
-    return np.ndarray(shape, dtype, data, order=order).astype(dtype.newbyteorder("="))
-
-
-def _ndarray(state: tuple) -> np.ndarray:
-    *_, shape, dtype, is_fortran, data = state
-    return _array(shape, dtype, "F" if is_fortran else "C", data)
-
-
-def _scalar(_, dtype: np.dtype, data) -> np.generic:
-    return _array((), dtype, "C", data)[()]
-
-
-def _from_buffer(_, data, dtype: np.dtype, shape: tuple, order: str, axes=None) -> np.ndarray:
-    array = _array(shape, dtype, "C" if order == "K" else order, data)
-    return array if axes is None else array.transpose(axes)
-
-
-def _joblib_array(state: dict, data: bytes) -> np.ndarray:
-    return _array(state["shape"], state["dtype"], state["order"], data)
+        return np.fromiter(data, object, len(data)).reshape(shape, order=order)
+    return np.ndarray(shape, dtype, data, order=order).copy("K")
 
 
 def _sparse(state: dict, by_column: bool) -> np.ndarray:
     """The dense array of a scipy.sparse csc matrix (stored by column), or csr (by row)."""
-    shape = state["_shape"] if "_shape" in state else state["shape"]
+    shape, values = state["_shape"] if "_shape" in state else state["shape"], state["data"]
     columns, rows = reversed(shape) if by_column else shape
-    values = state["data"]
     indices, starts = (state[key].astype(np.int64, casting="safe") for key in ("indices", "indptr"))
     lengths = np.diff(starts)
     _expect(0 <= rows * columns <= 2**24
@@ -130,71 +101,53 @@ def _sparse(state: dict, by_column: bool) -> np.ndarray:
     return dense.T.copy() if by_column else dense
 
 
-def _leaf(state: dict) -> np.ndarray:
-    _expect(isinstance(state["x"], (np.ndarray, np.generic, int, float)), "x is not an array")
-    return np.asarray(state["x"], np.float64)
-
-
-def _select(state: dict) -> np.ndarray:
-    _expect(isinstance(state["idxs"], np.ndarray), "idxs is not an array")
-    chosen = state["a"].ravel()[state["idxs"]]
-    return chosen.reshape(state.get("preferred_shape", chosen.shape))
-
-
 def _elementwise(state: dict, operation: Callable) -> np.ndarray:
     a, b = state["a"], state["b"]
     _expect(a.shape == b.shape or 1 in (a.size, b.size), f"shapes {a.shape} and {b.shape}")
     return operation(a, b)
 
 
-_CHUMPY = {  # expressions of official files
-    "ch.Ch": _leaf,
-    "reordering.Select": _select,
-    "reordering.Reshape": lambda state: state["a"].reshape(state["newshape"]),
-    "reordering.transpose": lambda state: state["a"].transpose(state.get("axes")),
-    **{f"ch_ops.{name}": functools.partial(_elementwise, operation=getattr(np, name))
+_CHUMPY = {  # the expressions of official files
+    "chumpy.ch.Ch": lambda state: np.asarray(state["x"], np.float64),
+    "chumpy.reordering.Select": lambda state: state["a"].ravel()[state["idxs"]].reshape(
+        state.get("preferred_shape", -1)),
+    "chumpy.reordering.Reshape": lambda state: state["a"].reshape(state["newshape"]),
+    "chumpy.reordering.transpose": lambda state: state["a"].transpose(state.get("axes")),
+    **{f"chumpy.ch_ops.{name}": functools.partial(_elementwise, operation=getattr(np, name))
        for name in ("add", "subtract", "multiply")},
 }
 
 
-def _expression(name: str) -> Callable:
-    """A class of chumpy or scipy.sparse; what cannot be evaluated raises _NotEvaluated."""
-
-    def rebuild(state: dict) -> np.ndarray:
-        try:
-            return _CHUMPY[name.removeprefix("chumpy.")](state)
-        except Exception as error:
-            raise _NotEvaluated(f"{name} is not evaluated: {_reason(error)}") from error
-
-    return _kind(rebuild)
+def _expression(state: dict, name: str) -> np.ndarray:
+    try:
+        return _CHUMPY[name](state)
+    except Exception as error:
+        raise _NotEvaluated(f"{name} is not evaluated: {error!r}") from error
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    _expect(encoding == "latin1", f"encoding {encoding}")
-    return text.encode("latin1")
+def _kind(rebuild: Callable, **options) -> Callable[..., _StandIn]:
+    """A class whose objects get their whole content as state."""
+    return lambda *_: _StandIn(functools.partial(rebuild, **options))
 
 
-_NAMES: dict[str, Callable | None] = {  # what a pickle may name, besides expressions
+_ndarray = _kind(lambda state: _array(*state[-4:-2], "F" if state[-2] else "C", state[-1]))
+_NAMES: dict[str, Callable | None] = {  # what a pickle may name, without the _ of private modules
     "numpy.dtype": functools.partial(_StandIn, _dtype),
-    "numpy.ndarray": _kind(_ndarray),
-    "joblib.numpy_pickle.NumpyArrayWrapper": _kind(_joblib_array),
-    "_codecs.encode": _latin1,
+    "numpy.ndarray": _ndarray,
+    "numpy.core.multiarray.reconstruct": _ndarray,
+    "numpy.core.multiarray.scalar": functools.partial(
+        _StandIn, lambda _, dtype, data: _array((), dtype, "C", data)[()]),
+    "numpy.core.numeric.frombuffer": functools.partial(
+        _StandIn, lambda _, data, dtype, shape, order, axes=None: _array(
+            shape, dtype, order.replace("K", "C"), data).transpose(axes or range(len(shape)))),
+    "joblib.numpy_pickle.NumpyArrayWrapper": _kind(lambda state, data: _array(*state, data)),
+    **{f"scipy.sparse.{kind}.{kind}_{name}": _kind(_sparse, by_column=kind == "csc")
+       for kind in ("csc", "csr") for name in ("matrix", "array")},
+    "codecs.encode": lambda text, encoding: text.encode({"latin1": "latin1"}[encoding]),
     "collections.OrderedDict": lambda: _Table(),
+    **{f"{name}.reconstructor": lambda kind, *_: kind() for name in ("copyreg", "copy_reg")},
+    "builtins.object": None, "builtins.bytes": lambda: b"", "builtins.set": list,
 }
-for _core in ("numpy.core", "numpy._core"):
-    _NAMES[f"{_core}.multiarray._reconstruct"] = _kind(_ndarray)
-    _NAMES[f"{_core}.multiarray.scalar"] = functools.partial(_StandIn, _scalar)
-    _NAMES[f"{_core}.numeric._frombuffer"] = functools.partial(_StandIn, _from_buffer)
-for _name in ("csc.csc", "_csc.csc", "csr.csr", "_csr.csr"):
-    _matrix = _kind(functools.partial(_sparse, by_column=_name.endswith("csc")))
-    _NAMES[f"scipy.sparse.{_name}_matrix"] = _NAMES[f"scipy.sparse.{_name}_array"] = _matrix
-for _name in ("copyreg", "copy_reg"):
-    _NAMES[f"{_name}._reconstructor"] = lambda kind, *_: kind()
-for _name in ("builtins", "__builtin__"):
-    _NAMES |= {f"{_name}.object": None, f"{_name}.bytes": lambda: b"", f"{_name}.set": list}
-
-
-# -------------------------------------------------------------------------------- the interpreter
 
 
 class _Table(dict):
@@ -205,179 +158,137 @@ class _Table(dict):
         super().__setitem__(key, value)
 
 
-class _DataUnpickler(pickle._Unpickler):
-    """Python's pickle interpreter, unable to do anything but build data.
+class _Reader(pickle._Unpickler):
+    """Python's pickle interpreter, unable to do anything but build data, and only so much.
 
     It is the one written in Python: its instructions can be replaced, and its memo is a
     dictionary, where the C one allocates as many slots as a file claims.
     """
 
+    def __init__(self, file_size: int) -> None:
+        self.left = self.limit = 2**28 + 64 * file_size  # bytes
+        self.done: dict[int, tuple] = {}  # id -> object, its value, its bytes without any sharing
+
+    def spend(self, size: int) -> None:
+        self.left -= size
+        _expect(self.left >= 0, "it asks for far more memory than its size explains")
+
     def find_class(self, module: str, name: str) -> Callable | None:
         full = f"{module}.{name}"
-        if full not in _NAMES and module.startswith(("chumpy.", "scipy.sparse")):
-            return _expression(full)
-        _expect(full in _NAMES, f"it asks for {full}")
-        return _NAMES[full]
+        plain = re.sub(r"\b_", "", full.replace("__builtin__", "builtins"))
+        if plain not in _NAMES and module.startswith(("chumpy.", "scipy.sparse")):
+            return _kind(_expression, name=full)
+        _expect(plain in _NAMES, f"it asks for {full}")
+        return _NAMES[plain]
 
-    def _refuse(self) -> None:
-        raise UnsafeFileError("it contains an instruction that data does not need")
-
-    def _dictionary(self) -> None:
-        items, table = self.pop_mark(), _Table()
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            table[key] = value
-        self.append(table)
-
-    def _build(self) -> None:
+    def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         _expect(type(target) is _StandIn, "it sets the state of something unknown")
         target.state = state
-        if target.rebuild is _joblib_array:  # its bytes follow in the file, perhaps after padding
-            if state.get("numpy_array_alignment_bytes") is not None:
+        if isinstance(state, dict) and "numpy_array_alignment_bytes" in state:  # joblib's array
+            if state["numpy_array_alignment_bytes"] is not None:  # its bytes follow, after padding
                 self._file_read(self._file_read(1)[0])
-            target.state = {key: state[key] for key in ("shape", "dtype", "order")}
+            target.state = state["shape"], state["dtype"], state["order"]
             size = _dtype(state["dtype"].state, *state["dtype"].arguments).itemsize
             target.arguments = (self._file_read(size * math.prod(state["shape"])),)
 
-    dispatch = pickle._Unpickler.dispatch | {code[0]: run for code, run in (
-        (pickle.EXT1, _refuse), (pickle.EXT2, _refuse), (pickle.EXT4, _refuse),
-        (pickle.INST, _refuse), (pickle.OBJ, _refuse), (pickle.NEWOBJ_EX, _refuse),
-        (pickle.BUILD, _build), (pickle.NEWOBJ, pickle._Unpickler.load_reduce),
-        (pickle.DICT, _dictionary), (pickle.EMPTY_DICT, lambda self: self.append(_Table())),
-        (pickle.BYTEARRAY8, pickle._Unpickler.load_binbytes8),
-        (pickle.EMPTY_SET, pickle._Unpickler.load_empty_list),  # sets are read as lists
-        (pickle.ADDITEMS, pickle._Unpickler.load_appends),
-        (pickle.FROZENSET, pickle._Unpickler.load_list))}
+    dispatch = {code: run for code, run in pickle._Unpickler.dispatch.items()
+                if code not in b"\x82\x83\x84io\x92"} | {  # EXT1, 2 and 4, INST, OBJ, NEWOBJ_EX
+        pickle.BUILD[0]: build, pickle.EMPTY_DICT[0]: lambda self: self.append(_Table()),
+        pickle.DICT[0]: lambda self: self.metastack[-1].append(_Table()) or self.load_setitems(),
+        pickle.NEWOBJ[0]: pickle._Unpickler.load_reduce,
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.load_binbytes8,
+        pickle.EMPTY_SET[0]: pickle._Unpickler.load_empty_list,  # sets are read as lists
+        pickle.ADDITEMS[0]: pickle._Unpickler.load_appends,
+        pickle.FROZENSET[0]: pickle._Unpickler.load_list}
 
-
-class _Resolver:
-    """Replaces every stand-in in a value by what it stands for, within the file's budget."""
-
-    def __init__(self, budget: _Budget) -> None:
-        self.budget, self.limit = budget, budget.left
-        self.done: dict[int, tuple] = {}  # id -> the value, and its bytes with repetitions unfolded
-
-    def __call__(self, value):
-        return self._resolve(value)[0]
-
-    def _resolve(self, value) -> tuple:
+    def resolve(self, value) -> tuple:
+        """What a value stands for, and its size."""
         if value is None or isinstance(value, (str, bytes, bool, int, float)):
             return value, 8 + len(value) if isinstance(value, (str, bytes)) else 8
-        if id(value) not in self.done:
-            self.done[id(value)] = self._rebuild(value)
-        return self.done[id(value)]
-
-    def _rebuild(self, value) -> tuple:
+        if id(value) in self.done:
+            return self.done[id(value)][1:]
         if isinstance(value, _StandIn):
-            result = value.rebuild(*map(self, (value.state, *value.arguments)))
-            size = getattr(result, "nbytes", 8)
-            self.budget.spend(size)
-            return result, size
-        is_table = isinstance(value, dict)
-        _expect(is_table or type(value) in (list, tuple), "it contains something other than data")
-        parts = [self._resolve(item) for item in (value.values() if is_table else value)]
-        size = 8 + sum(size for _, size in parts)
-        _expect(size <= self.limit, "its containers repeat one another too often")
-        items = [item for item, _ in parts]
-        return dict(zip(value, items, strict=True)) if is_table else type(value)(items), size
+            result = value.rebuild(*(self.resolve(x)[0] for x in (value.state, *value.arguments)))
+            if isinstance(result, np.ndarray):
+                result = result.astype(result.dtype.newbyteorder("="), copy=False)
+            self.spend(size := getattr(result, "nbytes", 8))
+        else:
+            is_table = isinstance(value, dict)
+            _expect(is_table or type(value) in (list, tuple), "it contains other things than data")
+            parts = [self.resolve(item) for item in (value.values() if is_table else value)]
+            items, size = [item for item, _ in parts], 8 + sum(size for _, size in parts)
+            _expect(size <= self.limit, "its containers repeat one another too often")
+            result = dict(zip(value, items, strict=True)) if is_table else type(value)(items)
+        self.done[id(value)] = value, result, size
+        return result, size
 
-
-# ------------------------------------------------------------------------------------------ files
-
-
-def _unpickle(data: bytes, budget: _Budget) -> tuple:
-    """The raw content of a pickle, and what resolves it."""
-    budget.spend(16 * len(data))  # the interpreter's own objects
-    return _DataUnpickler(io.BytesIO(data), encoding="latin1").load(), _Resolver(budget)
-
-
-def safe_unpickle(source: str | Path | bytes, *, skip_expressions: bool = False):
-    """The data in a pickle (a path, or its bytes), of any protocol and of Python 2 as well.
-
-    Containers, text, numbers and numpy arrays come back as they are, sets as lists; chumpy
-    objects and scipy's csc and csr matrices as dense arrays, with neither package installed.
-    Pickles of joblib, uncompressed, are read as well. skip_expressions: leave those entries of a
-    dictionary out that hold chumpy expressions or matrices of other kinds.
-    Raises UnsafeFileError, a ValueError, for anything else, and runs nothing.
-    """
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    try:
-        content, resolve = _unpickle(data, _Budget(len(data)))
-        if not (skip_expressions and isinstance(content, dict)):
-            return resolve(content)
+    def unpickle(self, data: bytes):
+        self.spend(16 * len(data))  # the interpreter's own objects
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        content = self.load()
+        if not isinstance(content, dict):
+            return self.resolve(content)[0]
         arrays = {}
         for name, value in content.items():
             with contextlib.suppress(_NotEvaluated):
-                arrays[name] = resolve(value)
+                arrays[name] = self.resolve(value)[0]
         return arrays
-    except Exception as error:  # a damaged program can fail in any way
-        name = "the pickle" if isinstance(source, bytes) else source
-        raise UnsafeFileError(f"{name} is damaged or is not plain data ({_reason(error)}): only "
-                              f"text, numbers, arrays and containers of them are read") from error
+
+    def npy(self, data: bytes):
+        """The array in a .npy file; one of Python objects is a pickle after a header."""
+        file = io.BytesIO(data)
+        version = np.lib.format.read_magic(file)
+        _expect(version in ((1, 0), (2, 0)), f"version {version} of the .npy format")
+        shape, is_fortran, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
+        content = file.read()
+        if dtype.str == "|O":
+            objects = self.unpickle(content)
+            return objects.item() if objects.ndim == 0 else objects
+        return _array(shape, dtype, "F" if is_fortran else "C",
+                      content[:dtype.itemsize * math.prod(shape)])
 
 
-def _npy(data: bytes, budget: _Budget):
-    """The array in a .npy file's bytes; an array of Python objects is a pickle after a header."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    _expect(version in ((1, 0), (2, 0)), f"version {version} of the .npy format")
-    shape, is_fortran, dtype = getattr(
-        np.lib.format, f"read_array_header_{version[0]}_0")(file)
-    start, count = file.tell(), math.prod(shape)
-    if dtype.str == "|O":
-        content, resolve = _unpickle(data[start:], budget)
-        objects = resolve(content)
-        return objects.item() if objects.ndim == 0 else objects
-    _expect(not dtype.hasobject and dtype.itemsize > 0 and min(shape, default=0) >= 0
-            and count * dtype.itemsize <= len(data) - start,
-            f"an array of shape {shape} and type {dtype} does not match its data")
-    flat = np.frombuffer(data, dtype, count, start) if count else np.empty(0, dtype)
-    return flat.reshape(shape, order="F" if is_fortran else "C").copy(order="K")
+def safe_unpickle(source: str | Path | bytes):
+    """The data in a pickle (a path, or its bytes), of any protocol, of Python 2 and of joblib.
 
-
-def _npz(file: io.BufferedReader, size: int, prefix: str) -> dict[str, np.ndarray]:
-    budget = _Budget(size)
-    with zipfile.ZipFile(file) as archive:
-        members = [member for member in archive.infolist() if member.filename.startswith(prefix)]
-        budget.spend(sum(member.file_size for member in members))
-        _expect(all(member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-                    for member in members), "a compression that numpy does not write")
-        return {member.filename.removesuffix(".npy"): _npy(archive.read(member), budget)
-                for member in members}
-
-
-def load_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
-    """The named arrays of a file, running nothing that is in it.
-
-    The file is .npz, or .npy with a dictionary in it, or else a pickle, of which chumpy expressions
-    that cannot be evaluated are left out. prefix: of the names that are wanted; of an .npz no
-    others are read. Raises FileNotFoundError, and UnsafeFileError for a file that is damaged, not
-    plain data, or asks for far more memory than its size explains.
+    Containers, text, numbers and arrays come back as they are, sets as lists; chumpy objects and
+    scipy's csc and csr matrices as dense arrays, with neither package installed. Of a dictionary,
+    entries are left out that hold other expressions of chumpy or other matrices.
+    Raises UnsafeFileError, a ValueError, for anything else, and runs nothing.
     """
-    path = Path(path)
-    if path.suffix == ".npz":
-        with open(path, "rb") as file:
-            try:
-                return _npz(file, path.stat().st_size, prefix)
-            except Exception as error:
-                raise _damaged(path, error) from error
-    arrays = load_array(path) if path.suffix == ".npy" else safe_unpickle(
-        path, skip_expressions=True)
-    _expect(isinstance(arrays, dict), f"{path} holds a {type(arrays).__name__}, not arrays")
-    return {name: value for name, value in arrays.items() if name.startswith(prefix)}
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    with _refusing("the pickle" if isinstance(source, bytes) else source):
+        return _Reader(len(data)).unpickle(data)
 
 
 def load_array(path: str | Path):
     """The array of a .npy file, or the plain data that was saved as one; errors as load_arrays."""
     data = Path(path).read_bytes()
-    try:
-        return _npy(data, _Budget(len(data)))
-    except Exception as error:
-        raise _damaged(path, error) from error
+    with _refusing(path):
+        return _Reader(len(data)).npy(data)
 
 
-def _damaged(path: str | Path, error: Exception) -> UnsafeFileError:
-    return UnsafeFileError(f"{path} is damaged or unsafe ({_reason(error)})")
+def load_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
+    """The named arrays of a .npz, of a .npy with a dictionary in it, or else of a pickle.
+
+    prefix: of the names that are wanted; of an .npz no others are read. Raises FileNotFoundError,
+    and UnsafeFileError for a file that is damaged, not plain data, or asks for far more memory than
+    its size explains.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        arrays = load_array(path) if path.suffix == ".npy" else safe_unpickle(path)
+        _expect(isinstance(arrays, dict), f"{path} holds a {type(arrays).__name__}, not arrays")
+        return {name: value for name, value in arrays.items() if name.startswith(prefix)}
+    with open(path, "rb") as file, _refusing(path), zipfile.ZipFile(file) as archive:
+        reader = _Reader(path.stat().st_size)
+        members = [item for item in archive.infolist() if item.filename.startswith(prefix)]
+        reader.spend(sum(member.file_size for member in members))
+        _expect(all(member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+                    for member in members), "a compression that numpy does not write")
+        return {member.filename.removesuffix(".npy"): reader.npy(archive.read(member))
+                for member in members}
 
 
 # --------------------------------------------------------------------------------- files as a whole
