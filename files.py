@@ -1,11 +1,9 @@
-"""Read and write files: the ground floor, which imports nothing of the house.
+"""Read and write files: the ground floor. Copied alone it works with numpy and torch.
 
     safe_unpickle, load_arrays, load_array   pickles, .npz and .npy, running nothing that is in them
     write_atomically                         a file as a whole
-    MESH_FORMATS, load_vertices              OBJ, PLY and GLB files
-    read_predictions, write_predictions, write_dexycb   files of predicted hands
-
-To use it elsewhere copy this file alone; it needs numpy and torch.
+    save_mesh, load_vertices                 OBJ, PLY and GLB files
+    read_predictions, write_predictions, write_dexycb   predicted hands
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from torch import Tensor
 
 Points = TypeVar("Points", Tensor, np.ndarray)
 
-# ------------------------------------------------------------------------------ safe pickles
+# ----------------------------------------------------------------------------- safe pickles
 # A pickle is a program, and `pickle.load` runs it. Here Python's interpreter of that language keeps
 # only the instructions that build data, and what a file names it looks up in _NAMES: no import.
 
@@ -291,7 +289,7 @@ def load_arrays(path: str | Path, prefix: str = "") -> dict[str, np.ndarray]:
                 for member in members}
 
 
-# --------------------------------------------------------------------------------- files as a whole
+# ------------------------------------------------------------------------- files as a whole
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
@@ -310,7 +308,9 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# --------------------------------------------------------------------------------------- mesh files
+# ------------------------------------------------------------------------------- mesh files
+# Vertices are written as given. Viewers expect y up, the OpenCV camera frame has y down: multiply
+# vertices by (1, -1, -1) first.
 
 
 def _obj(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None,
@@ -381,6 +381,76 @@ def _glb(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None,
 MESH_FORMATS = {".obj": _obj, ".ply": _ply, ".glb": _glb}
 
 
+def to_numpy(array) -> np.ndarray:
+    return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+
+
+def single(array) -> np.ndarray:
+    with np.errstate(over="ignore"):  # check_mesh refuses infinities
+        return to_numpy(array).astype(np.float32)
+
+
+def check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
+    """The mesh as numpy arrays, floats and int64; ValueError for what is not a triangle mesh."""
+    vertices, faces = to_numpy(vertices), to_numpy(faces)
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or vertices.dtype.kind not in "fiu":
+        raise ValueError(f"vertices must be numbers of shape (V, 3), got {vertices.dtype} of "
+                         f"shape {vertices.shape}")
+    if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu":
+        raise ValueError(f"faces must be integers of shape (F, 3), got {faces.dtype} of shape "
+                         f"{faces.shape}")
+    if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
+        raise ValueError(f"faces refer to vertices {faces.min()} to {faces.max()}, but there are "
+                         f"{len(vertices)}")
+    if not np.isfinite(vertices).all():
+        raise ValueError("vertices must be finite, some are NaN or infinite")
+    exact = np.result_type(vertices, np.float32)  # float32 or float64
+    return vertices.astype(exact, copy=False), faces.astype(np.int64, copy=False)
+
+
+def vertex_colors(colors, count: int) -> np.ndarray:
+    """One colour for each vertex (V, 3) float32 in 0..1, from one for all or one for each."""
+    colors = single(colors)
+    if colors.shape not in [(3,), (count, 3)] or not ((colors >= 0) & (colors <= 1)).all():
+        raise ValueError(f"colors must be (3,) or {(count, 3)} numbers in 0..1, got shape "
+                         f"{colors.shape} from {colors.min(initial=0)} to {colors.max(initial=0)}")
+    return np.broadcast_to(colors, (count, 3))
+
+
+def vertex_normals(vertices, faces) -> np.ndarray:
+    """Unit normals (V, 3): the area-weighted mean of the faces' normals, zero without a face.
+
+    They point outwards if faces are counter-clockwise seen from outside.
+    """
+    vertices, faces = check_mesh(vertices, faces)
+    corners = vertices[faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    total = np.stack([np.bincount(faces.ravel(), axis.repeat(3), len(vertices))
+                      for axis in normals.T], 1)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    return (total / np.where(length > 0, length, 1)).astype(vertices.dtype)
+
+
+def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:
+    """Write a triangle mesh as .obj, .ply (binary) or .glb, by the ending of the path.
+
+    Args: vertices (V, 3), written as float32; faces (F, 3), at least one; colors 0..1, one for
+    all (3,) or one per vertex (V, 3). Arrays or tensors. The file is replaced as a whole.
+    Raises ValueError for another ending or what is not a triangle mesh, FileNotFoundError for a
+    missing folder.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in MESH_FORMATS:
+        raise ValueError(f"cannot save {path}: the name must end in .obj, .ply or .glb")
+    vertices, faces = check_mesh(single(vertices), faces)
+    if not len(faces):
+        raise ValueError(f"cannot save {path}: the mesh has no faces")
+    colors = None if colors is None else vertex_colors(colors, len(vertices))
+    normals = vertex_normals(vertices, faces)
+    write_atomically(path, MESH_FORMATS[suffix](vertices, faces, colors, normals))
+
+
 def load_vertices(path: str | Path) -> np.ndarray:
     """Read the vertices (V, 3) float32 of an OBJ file or of a binary little-endian PLY file.
 
@@ -408,7 +478,7 @@ def load_vertices(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(rows[:, :12]).view("<f4")
 
 
-# -------------------------------------------------------------------------------------- predictions
+# ------------------------------------------------------------------------------ predictions
 
 
 def write_dexycb(path: str | Path, numbers: Sequence[int], joints: Points) -> None:

@@ -15,6 +15,9 @@ batch are not affected. Only `evaluate` converts metres, to the unit of its prot
     read_predictions    FreiHAND's pred.json; also write_predictions, and write_dexycb
 
     python metrics.py pred.json evaluation_xyz.json evaluation_verts.json
+
+To use it in another project copy bodymodels.py and files.py with it; hands of the free whole body
+need assets/hand_vertex_ids.npz.
 """
 
 from __future__ import annotations
