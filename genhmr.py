@@ -1337,9 +1337,10 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
     (paper), or "adam" with step_size as its rate (0.1, say). Camera and shape stay (our reading).
     The paper gives neither eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
     notebooks/02_genhmr.ipynb compares step sizes.
-    Raises ValueError for another optimizer or other shapes.
+    Raises ValueError for another optimizer, a step size that is not positive, or other shapes.
     """
     require(optimizer in ("gd", "adam"), f"optimizer {optimizer!r}: expected 'gd' or 'adam'")
+    require(0.0 < step_size < math.inf, f"step_size {step_size}: expected a positive number")
     require(confidence.shape == keypoints_2d.shape[:2] and len(tokens) == len(confidence),
             f"keypoints {tuple(keypoints_2d.shape)}, confidence {tuple(confidence.shape)}: "
             f"expected ({len(tokens)}, J, 2) and ({len(tokens)}, J)")

@@ -1701,15 +1701,19 @@ def person_square(shape: Sequence[int], box: Sequence[float] | None) -> tuple[np
     """Return centre (2,) and side of a person's square in a picture of (height, width), pixels.
 
     box: x, y, width, height in pixels, grown to 3:4 and by a quarter (SMPLer-X); None: the whole
-    picture, grown only to 3:4. Raises ValueError for a box outside the picture.
+    picture, grown only to 3:4. Raises ValueError for a box outside the picture, with a side below
+    1 px or above ten times the picture's.
     """
     height, width = shape[:2]
     if box is None:
         return np.array([width, height]) / 2, max(height, width * 4 / 3)
     box = np.asarray(box, np.float64)
-    require(box.shape == (4,) and np.isfinite(box).all() and min(box[2:]) > 0
+    most = 10 * max(width, height)
+    require(box.shape == (4,) and np.isfinite(box).all()
+            and 1 <= min(box[2:]) and max(box[2:]) <= most
             and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
-            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture")
+            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
+            f"with sides from 1 px to {most} px")
     return box[:2] + box[2:] / 2, 1.25 * max(box[3], box[2] * 4 / 3)
 
 

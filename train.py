@@ -61,6 +61,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
+from sets.workers import follow_parent
 from tasks import genhmr, genhmr_tables, hmr_adapter, hmr_adapter_tables, simplehand
 from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
 from tasks.files import add_scores, draw_curves, first_line, read_run, save, score_table
@@ -142,7 +143,7 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
                  world: World) -> Iterator[dict[str, Tensor]]:
     """Yield batches of the data set, one for each list of keys, on this rank's device."""
     loader = DataLoader(dataset, batch_sampler=keys, num_workers=world.workers,
-                        pin_memory=world.device.type == "cuda", worker_init_fn=ignore_signals)
+                        pin_memory=world.device.type == "cuda", worker_init_fn=follow_parent)
     batches = iter(loader)
     try:
         for batch in batches:
@@ -166,12 +167,6 @@ def shared_memory() -> str:
     if not os.path.isdir(path):
         return ""
     return f", of which {path} has {shutil.disk_usage(path).total / 2**20:,.0f} MiB"
-
-
-def ignore_signals(worker: int) -> None:
-    """Leave SIGTERM and Ctrl-C to the main process, which then stops its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # ----------------------------------------------------------------------------- training step
@@ -366,6 +361,16 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
 
 
 @contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """In this context SIGTERM does what Ctrl-C does: it raises KeyboardInterrupt."""
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
 def signals_noted() -> Iterator[list[str]]:
     """In this context SIGTERM and Ctrl-C only add their names to a list."""
     received: list[str] = []
@@ -450,7 +455,12 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
                          + ", ".join(task.PRESETS))
     base = task.PRESETS[arguments.preset]
     if known:
-        base = task.Config(**known["config"])
+        try:
+            base = task.Config(**known["config"])
+        except TypeError as error:
+            raise ValueError(f"the run in {arguments.out} has settings of another version of this "
+                             f"code ({error}): continue it with that version, or start a new run "
+                             "with --out FOLDER") from error
     elif start is not None:
         base = with_run_fields(start.config, base)
     config = override(task.adapt(base, arguments), arguments.overrides)
@@ -487,6 +497,10 @@ def build(task: Task, start: nn.Module | None) -> nn.Module:
         kind = "fit the weights of --checkpoint" if start is not None else "describe a model"
         raise ValueError(f"the settings do not {kind} ({first_line(error)}): change them with "
                          "--set") from error
+    empty = [name for name, value in model.named_parameters() if not value.numel()]
+    if empty:
+        raise ValueError(f"the settings describe layers of width 0 ({empty[0]}): change them with "
+                         "--set")
     return model
 
 
@@ -728,7 +742,8 @@ def main(argv: list[str] | None = None) -> None:
         if run is None:
             break
         try:
-            world, done = run_one(run, world)
+            with sigterm_interrupts():
+                world, done = run_one(run, world)
         except OSError as error:  # a full disk, a folder that may not be written
             fail(message_of(error))
         except ValueError as error:  # a damaged picture, a regressor of another body

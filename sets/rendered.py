@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,8 +14,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import bodymodels
-from sets.packing import available_cores, build_packed, fingerprint
+from sets.packing import build_packed, fingerprint
 from sets.samples import NOISE, random_generator
+from sets.workers import available_cores, follow_parent
 
 SKIN_TONES = np.array([[0.93, 0.76, 0.65], [0.87, 0.66, 0.53], [0.76, 0.54, 0.41],
                        [0.55, 0.37, 0.27], [0.36, 0.23, 0.17]])
@@ -153,11 +153,6 @@ def add_lens_and_noise(rng: np.random.Generator, picture: Image.Image, lens_size
     return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
-def ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which then stops its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 class Rendered:
     """A data set of rendered pictures: on the fly, or once into a packed file.
 
@@ -201,12 +196,17 @@ class Rendered:
         """Render the split from `start` on, on all cores; yield the number of records done."""
         workers = available_cores() if self.length >= 256 else 0
         loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
-                            collate_fn=self._render_batch, worker_init_fn=ignore_interrupt,
+                            collate_fn=self._render_batch, worker_init_fn=follow_parent,
                             generator=torch.Generator())  # the loader would advance the global one
-        bar = tqdm(loader, f"Rendering {self.path.name}", unit="batch", disable=not progress,
+        batches = iter(loader)
+        bar = tqdm(batches, f"Rendering {self.path.name}", unit="batch", disable=not progress,
                    initial=start // 32, total=-(-self.length // 32))
-        for number, batch in enumerate(bar, 1):
-            records[start:start + len(batch)] = batch
-            start += len(batch)
-            if number % 16 == 0:
-                yield start
+        try:
+            for number, batch in enumerate(bar, 1):
+                records[start:start + len(batch)] = batch
+                start += len(batch)
+                if number % 16 == 0:
+                    yield start
+        finally:
+            if workers:  # they ignore signals, and an error's traceback would keep them alive
+                batches._shutdown_workers()

@@ -7,7 +7,6 @@ import csv
 import io
 import math
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 
 import bodymodels
 from tasks.base import Scores, is_error, save_figure
+from weights.files import check_whole
 
 
 def save(content: Mapping[str, object], path: Path) -> None:
@@ -43,9 +43,7 @@ def read_run(path: Path) -> dict[str, object] | None:
         return None
     advice = "restore it from a copy, or move it away to start anew"
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch.load does not compare checksums
-                raise ValueError("a checksum differs")
+        check_whole(path)
         run = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise half a dozen types
         raise ValueError(f"{path} is damaged ({first_line(error)}): {advice}") from error
@@ -89,11 +87,22 @@ class Table:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Read the complete rows of a csv file; the last may be torn. Empty without a file."""
+    """Read the complete rows of a csv file; the last may be torn. Empty without a file.
+
+    Raises ValueError if a value is no number, or a step none from 0 on.
+    """
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+    try:
+        with open(path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        for row in rows:
+            int(row["step"])
+            list(map(float, row.values()))
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): move it away, and the run continues "
+                         "without the rows in it") from error
+    return rows
 
 
 def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:

@@ -63,6 +63,7 @@ class PeopleTask(Task):
     ARGUMENTS = {"models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
                  "backbone": BACKBONE_ARGUMENT}
     ADAPTS = False  # whether the stage builds on an expert
+    DETAIL = 1  # of OfficialPeople that are judged
 
     @classmethod
     def load_checkpoint(cls, path: str | Path) -> nn.Module:
@@ -129,7 +130,8 @@ class PeopleTask(Task):
         size = config.body_size if training else config.test_body_size or config.body_size
         if self.data != "rendered":
             return self.official(split, size, hand_size=config.hand_size,
-                                 models=self.arguments.models, augmentation=augmentation)
+                                 models=self.arguments.models, augmentation=augmentation,
+                                 detail=1 if training else self.DETAIL)
         return data.RenderedPeople(
             split, size, hand_size=config.hand_size, length=length,
             seed=config.seed if training else 0, views=config.views, lean=config.lean,
@@ -305,6 +307,7 @@ class HandAdapterTask(HandExpertTask):
     Config = hmr_adapter.HandConfig
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
+    DETAIL = 4
     ARGUMENTS = PeopleTask.ARGUMENTS | {
         "expert": EXPERT_ARGUMENT, "row": ROW_ARGUMENT,
         "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, which finds the "
@@ -352,7 +355,7 @@ class HandAdapterTask(HandExpertTask):
         if self.guide is not None:
             guide = self.guide(batch["image"])
             arms = {"found arm": guide["body_pose"]} | arms
-            found = hmr_adapter.crop_hands(batch["image"], guide["tight_boxes"], true.shape[-1])
+            found = hmr_adapter.crop_hands(*sharpest(batch, guide["tight_boxes"]), true.shape[-1])
             crops = {"": found.flatten(0, 1)} | crops
         expert = self.expert_beside(model)
         for boxes, images in crops.items():
@@ -546,7 +549,7 @@ PARTS = ("hand_expert", "body_expert", "hand", "body")  # the stages of "all", i
 class DualPathTask(BodyAdapterTask):
     """Both paths and their merge, which nothing trains: the four stages, then scores."""
 
-    TRAINS = False
+    TRAINS, DETAIL = False, 4
     TITLE = ("image; body expert; with the hand expert's hands; both with adapters; truth; below, "
              "the hand of which less is seen")
     COMPARED = (("ours", "experts"), ("ours", "expert"), ("ours", "ours, all hands"))
@@ -622,7 +625,8 @@ class DualPathTask(BodyAdapterTask):
             if name == "experts" and not frozen:
                 continue  # the experts inside were trained on
             body = bodies[name] = model.body(batch["image"], scale=scale)
-            crops, size = model.crop_hands(batch["image"], body), batch["image"].shape[-1]
+            size, hand_size = batch["image"].shape[-1], model.hand.config.expert.image_size
+            crops = hmr_adapter.crop_hands(*sharpest(batch, body["tight_boxes"]), hand_size)
             inside = hmr_adapter.in_picture(body["hand_boxes"], size, size)
             joined = model.join(body, crops, inside, scale=scale)
             poses[name] = joined["body_pose"]
@@ -634,6 +638,16 @@ class DualPathTask(BodyAdapterTask):
         if frozen:
             poses["expert"] = bodies["experts"]["body_pose"]
         return bodies["ours"], poses
+
+
+def sharpest(batch: Batch, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pictures of a batch with the most pixels, and boxes in pixels of its images there.
+
+    The paper cuts hands out of the input picture. Of official people that is "picture", 2048 px a
+    side for images of 512: there a hand's square has as many pixels as HaMeR sees, 256, or more.
+    """
+    pictures = batch.get("picture", batch["image"])
+    return pictures, boxes * (pictures.shape[-1] / batch["image"].shape[-1])
 
 
 def zoomed(picture: np.ndarray, center: np.ndarray, side: float, size: int) -> np.ndarray:

@@ -3,11 +3,13 @@
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
 import multiprocessing
 import os
+import random
 import re
 import resource
 import shutil
@@ -300,6 +302,35 @@ def test_an_interrupted_rendering_says_how_to_continue(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_rendering_ends_right_when_repeated(number, tmp_path):
+    """Killed while data workers render, at five random moments: the same files in the end.
+
+    The signal goes to the main process alone, as `kill` or a scheduler sends it.
+    """
+    def command(name):
+        return command_line(tmp_path / name, tmp_path / name / "out", steps=1, train_samples=1_200)
+
+    def digests(name):
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in (tmp_path / name).glob("*.npy")}
+
+    began = time.monotonic()
+    Run(tmp_path / "whole" / "out", command("whole")).end()
+    duration, rng = time.monotonic() - began, random.Random(number)
+    for trial in range(5):
+        run = Run(tmp_path / f"{trial}" / "out", command(f"{trial}"))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            output = run.process.communicate(timeout=rng.uniform(0.2, 0.8) * duration)[0]
+            pytest.fail(f"it ended before it was killed: {output}")
+        os.kill(run.process.pid, number)
+        output = run.process.communicate(timeout=60)[0]  # its workers have ended, too
+        assert "Traceback" not in output
+        Run(run.out, command(f"{trial}")).end()
+        assert digests(f"{trial}") == digests("whole") and len(digests("whole")) == 2
+
+
+@pytest.mark.slow
 def test_sigterm_saves_the_same_step_on_every_rank(tmp_path, cache):
     """SIGTERM to one of two ranks: both stop after one step, cleanly."""
     out = tmp_path / "stopped"
@@ -447,6 +478,25 @@ def test_a_damaged_checkpoint_is_one_message_and_kept(damage, finished, cache, t
         train.main(command_line(cache, tmp_path, "--resume"))
     assert (tmp_path / "checkpoint.pt").read_bytes() == data
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_settings_of_another_version_are_one_line(finished, cache, tmp_path):
+    """A field that the config does not have is named; nothing is trained or written."""
+    run = torch.load(finished[0] / "checkpoint.pt", weights_only=True)
+    torch.save(run | {"config": run["config"] | {"new_field": 1}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(SystemExit, match="settings of another version of this code.*'new_field'"):
+        train.main(command_line(cache, tmp_path, "--resume"))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("content", [
+    b"step,loss\n\0garbage,1\n", b"\xef\x00\xff\n\xfe\xfe", b"step,loss\n1,2,3\n",
+    b"step,loss\n1,two\n", b"a,b\n1,2\n"])
+def test_a_damaged_table_is_named(content, tmp_path):
+    (tmp_path / "log.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="log.csv is damaged .*: move it away"):
+        Table(tmp_path / "log.csv", ["step", "loss"], 1)
+    assert (tmp_path / "log.csv").read_bytes() == content
 
 
 def test_an_exported_file_is_no_run_to_continue(finished, cache, tmp_path):
@@ -922,12 +972,15 @@ def test_bad_settings_are_one_clear_error(assignment, message):
         override(CONFIG, [assignment])
 
 
-@pytest.mark.parametrize("assignment", ["num_vertices=5", "embed_dims=0,0,0,0", "heads=0"])
+@pytest.mark.parametrize("assignment", ["num_vertices=5", "embed_dims=0,0,0,0", "heads=0",
+                                        "token_width=0", "mlp_ratio=0"])
 def test_settings_without_a_model_are_one_line(assignment, tmp_path):
     """Refused before any data are prepared."""
     with pytest.raises(SystemExit) as error:
         train.main(command_line(tmp_path / "cache", tmp_path / "out") + [assignment])
-    assert "\n" not in str(error.value).strip() and assignment.split("=")[0] in str(error.value)
+    name = assignment.split("=")[0]
+    assert "\n" not in str(error.value).strip()
+    assert name in str(error.value) or "layers of width 0" in str(error.value)
     assert not (tmp_path / "cache").exists() and not (tmp_path / "out").exists()
 
 

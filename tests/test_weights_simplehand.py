@@ -213,6 +213,18 @@ def test_bad_checkpoints_are_one_clear_error(content, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value) and not (tmp_path / "exploded").exists()
 
 
+def test_a_flipped_bit_is_noticed(trained, tmp_path):
+    """torch.load compares no checksum: one other bit of a weight would load as another weight."""
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"model": trained.state_dict(), "config": asdict(trained.config)}, path)
+    whole = path.read_bytes()
+    for weight in list(trained.parameters())[::10]:
+        place = whole.index(weight.detach().numpy().tobytes())
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+        with pytest.raises(ValueError, match="checkpoint.pt is not a readable checkpoint"):
+            load_checkpoint(path)
+
+
 def test_own_checkpoints_need_the_config_as_a_dictionary(trained, tmp_path):
     """The recipe of load_checkpoint's docstring works; the dataclass itself is refused with it."""
     path = tmp_path / "own.pt"

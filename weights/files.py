@@ -29,6 +29,13 @@ class Foreign:
         return OrderedDict()
 
 
+def check_whole(path: str | PathLike) -> None:
+    """Raise ValueError if a zip file has changed: torch.load does not compare its checksums."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            require(archive.testzip() is None, "a checksum differs")
+
+
 def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
     """Read the weights of a checkpoint, and its config if it has one, without running its code.
 
@@ -40,6 +47,7 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
         if not Path(source).is_file():
             raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
         try:
+            check_whole(source)
             names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
                      if zipfile.is_zipfile(source) else [])
             with torch.serialization.safe_globals([(Foreign, name) for name in names]):
