@@ -15,9 +15,9 @@ import bodymodels
 import hmr_adapter
 from commands import pictures
 from commands.pictures import Result, Target
+from files import load_arrays
 from hmr_adapter import BodyAdapter, HandAdapter, HMRAdapter
 from sets.finders import LEAST_CONFIDENCE
-from sets.safe_pickle import load_arrays
 from tasks.adapter_rows import PAPER_SAYS, REMARK, baseline, count, count_parameters, on_meta
 from weights.hmr_adapter import load_path, load_paths
 

@@ -20,6 +20,7 @@ import bodymodels
 import data
 import genhmr
 import metrics
+from files import load_array, safe_unpickle
 from networks.pose_encoder import Lifted, PoseEncoder, Seen, heat_map_loss
 from networks.small_genhmr import build_genhmr, build_tokenizer
 from sets.body_crops import BODY_FOCAL, BODY_PARTS
@@ -27,7 +28,6 @@ from sets.body_poses import SMPL_KEYPOINTS
 from sets.finders import LEAST_CONFIDENCE
 from sets.official_bodies import OWN
 from sets.rendered_bodies import sample_wide_postures
-from sets.safe_pickle import load_array, safe_unpickle
 from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
 from tasks.bodies import BodyTask, Mesh
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
