@@ -53,24 +53,46 @@ def benchmark_attention(width: int, seconds: float) -> None:
 
 
 @torch.no_grad()
+def time_per_image(config: Config, seconds: float, device: str = "cpu") -> None:
+    """Print the time from a crop to its pose (the paper's AITI) for each T of its Table 2 and each
+    P of its Table 3, beside the paper's. Weights are random: the time does not depend on them."""
+    model = GenHMR(config).eval().to(device)
+    body = load_model("body").for_keypoints().to(device)
+    images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
+
+    def refined(steps: int) -> None:
+        found = sample(model, images, iterations=5)
+        refine(model, found.tokens, found.betas, found.camera, images.new_zeros(1, 45, 2),
+               images.new_ones(1, 45), lambda betas, pose: body.keypoints(body(betas, pose)),
+               iterations=steps)
+
+    ways = {f"T = {T} (RTX A5000: {paper} ms)": partial(sample, model, images, iterations=T)
+            for T, paper in {1: 32, 3: 75, 5: 102, 10: 255, 15: 321, 20: 412}.items()}
+    ways |= {f"T = 5, P = {P} (RTX A5000: {paper} ms)": partial(refined, P)
+             for P, paper in {1: 154, 3: 209, 5: 253, 10: 444, 20: 638}.items()}
+    table(f"GenHMR, from a crop to its pose, {device}", ways, seconds)
+
+
+@torch.no_grad()
 def benchmark_parts(config: Config, seconds: float, device: str = "cpu") -> None:
-    """Print the time of every part of the model, and that of T = 5 beside T = 1."""
+    """Print the time of every part of the model."""
     model = GenHMR(config).eval().to(device)
     body = load_model("body").for_keypoints().to(device)
     images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
     features = model.encode(images)
     tokens = images.new_zeros(1, config.tokenizer.num_tokens, dtype=torch.int64)
-    parts = {f"T = {T}": partial(sample, model, images, iterations=T) for T in (1, 5)} | {
+    parts = {
         "encoder and feature maps": partial(model.encode, images),
         "transformer, one iteration": partial(model.predict_logits, features, tokens),
         "pose decoder": partial(model.tokenizer.decode, tokens),
         "refinement, 10 steps": lambda: refine(
             model, tokens, features.betas, features.camera, images.new_zeros(1, 45, 2),
             images.new_ones(1, 45), lambda betas, pose: body.keypoints(body(betas, pose)))}
-    table(f"GenHMR, batch 1, {device}", parts, seconds)
+    table(f"GenHMR, its parts, batch 1, {device}", parts, seconds)
 
 
 def run(arguments: argparse.Namespace) -> None:
     for width in (1024, 256):
         benchmark_attention(width, arguments.seconds)
+    time_per_image(PRESETS[arguments.preset], arguments.seconds)
     benchmark_parts(PRESETS[arguments.preset], arguments.seconds)
