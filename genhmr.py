@@ -1338,9 +1338,10 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
 
     tokens (B, L), betas (B, 10), camera (B, 3): of `sample`. keypoints_2d: J_2D (B, J, 2) in the
     crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for unseen ones. keypoints(betas,
-    rotations) returns J'_3D (B, J, 3) in metres. iterations: P. step_size: eta for up to 24 seen
-    keypoints; more add up to a steeper energy, so eta falls with their number. optimizer: "gd"
-    (paper), or "adam" with step_size as its rate (0.1, say). Camera and shape stay (our reading).
+    rotations) returns J'_3D (B, J, 3) in metres. iterations: P, in the paper's
+    Table 1 twenty, after T = 5. step_size: eta for up to 24 seen keypoints; more add up to a
+    steeper energy, so eta falls with their number. optimizer: "gd" (paper), or "adam" with
+    step_size as its rate (0.1, say). Camera and shape stay (our reading).
     The paper gives neither eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
     notebooks/02_genhmr.ipynb compares step sizes.
     Raises ValueError for another optimizer, a step size that is not positive, or other shapes.

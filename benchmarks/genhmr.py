@@ -54,8 +54,11 @@ def benchmark_attention(width: int, seconds: float) -> None:
 
 @torch.no_grad()
 def time_per_image(config: Config, seconds: float, device: str = "cpu") -> None:
-    """Print the time from a crop to its pose (the paper's AITI) for each T of its Table 2 and each
-    P of its Table 3, beside the paper's. Weights are random: the time does not depend on them."""
+    """Print the time from a crop to its pose, AITI, beside the paper's (Tables 2 and 3).
+
+    The paper also says that AITI "measures per-iteration processing time", but its figures grow
+    with T and P. Weights are random: times do not depend on them.
+    """
     model = GenHMR(config).eval().to(device)
     body = load_model("body").for_keypoints().to(device)
     images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
