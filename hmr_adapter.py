@@ -62,7 +62,6 @@ from __future__ import annotations
 import copy
 import math
 import re
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -1806,21 +1805,3 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
         "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
         "hand_inside": inside, "hand_valid": valid,
     } | smplx_parameters(found["body_pose"]), center, side, expert.focal)
-
-
-# ----------------------------------------------------------------------------------- command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this file as a command, see commands/hmr_adapter.py; return the exit code."""
-    try:
-        from commands import hmr_adapter as command
-    except ImportError as error:
-        print(f"hmr_adapter.py: as a command it needs the rest of the project beside it ({error}); "
-              "as a library it needs only torch and numpy", file=sys.stderr)
-        return 2
-    return command.main(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

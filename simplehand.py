@@ -19,8 +19,9 @@ those 21 tokens into 778 vertices in a few steps: 21 -> 84 -> 336 -> 778.
     Sec. 4.1            backbone           FastViT-MA36                      FastViT
     Sec. 4.1, 4.5       other backbones    HRNet-W64, Hiera-Tiny             networks/backbones.py
 
-The method comes first. FastViT is another paper's work and comes last. weights/simplehand.py opens
-checkpoints. This file alone opens those that train.py writes, if the backbone is FastViT:
+The method comes first; FastViT, another paper's work, and the presets come last.
+weights/simplehand.py opens checkpoints. This file alone opens those that train.py writes, if the
+backbone is FastViT:
 
     content = torch.load(FILE, weights_only=True, map_location="cpu")
     model = SimpleHand(Config(**content["config"]))
@@ -36,11 +37,10 @@ from __future__ import annotations
 
 import copy
 import math
-import re
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,9 +49,6 @@ from torch import Tensor, nn
 
 # ------------------------------------------------------------------------------------ config
 
-BACKBONES = ("fastvit", "hrnet", "hiera", "unet")
-SAMPLINGS = ("global", "grid", "point", "coarse_mesh")
-MIXERS = ("attention", "identity", "convolution")
 COARSE = 4  # the coarse mesh is every fourth vertex: 195 of them, as many as FastMETRO's has
 
 
@@ -69,24 +66,20 @@ class Config:
     # Backbone (Sec. 4.1; the numbers are those of FastViT-MA36, FastViT's Table 2). The others are
     # in networks/backbones.py.
     embed_dims: tuple[int, ...] = (76, 152, 304, 608)  # channels of stages; HRNet: of branches
-    depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of stages; HRNet, UNet: see their __init__
+    depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of stages; HRNet: see its __init__
     large_kernel: int = 7  # px, of FastViT's downsampling, position encoding and MLPs
     mlp_ratio: float = 4.0  # hidden width of the MLPs of FastViT and Hiera
     attention: bool = True  # FastViT's last stage: self-attention (MA36), else RepMixer
-    feature_width: int = 1216  # channels of the backbone's last map
+    feature_width: int = 1216  # channels of the last map of FastViT and HRNet
     layer_scale: float = 1e-5  # initial value in FastViT (timm)
     backbone_drop_path: float = 0.2  # rate at the last block, rising linearly (release)
-    backbone: str = "fastvit"  # "fastvit", "hrnet" (Sec. 4.1), "hiera" (Sec. 4.5), "unet" (ours)
+    backbone: str = "fastvit"  # "fastvit", "hrnet" (Sec. 4.1), "hiera" (Sec. 4.5)
 
     # Token generator (Fig. 2, Table 5)
     sampling: str = "point"  # where: "global", "grid", "point" or "coarse_mesh" (Fig. 2 A, B, D, F)
     upsample: tuple[int, ...] = (4,)  # deconvolutions of X_b by these factors; 1: none (Fig. 2-C)
     refine: int = 0  # 3 x 3 convolutions after them (Fig. 2-E, "enhanced")
     token_width: int = 256  # channels after the first of either (Sec. 4.1: first dimension)
-    heat_maps: bool = False  # True reads the 2D keypoints from heat maps over X_b and adds their
-    # positions to the tokens (ours); False reads them from the global feature
-    upright_passes: int = 0  # further passes of inference, with the hand turned until it points up
-    # (ours, networks/upright.py)
 
     # Mesh regressor
     tokens: tuple[int, ...] = (21, 84, 336)  # tokens entering each decoder layer (Sec. 4.1)
@@ -105,7 +98,6 @@ class Config:
     weight_joints: float = 10.0
     weight_keypoints_2d: float = 1.0
     weight_vertices: float = 10.0
-    weight_heat_maps: float = 0.0  # of their cross-entropy (ours)
 
     # Optimisation. 100 epochs of FreiHAND's 130,240 images are 13.0 M samples; the release counts
     # 200 "epochs" of 256 steps x 256 samples = 13.1 M. Both halve in the same place. On DexYCB,
@@ -131,45 +123,6 @@ class Config:
     in_plane: float = 180.0  # degrees, largest turn in the image plane, either way
     augmentation: str = "rendered"  # recipe of these pictures, a name of data.AUGMENTATIONS
 
-    def __post_init__(self) -> None:
-        fastvit, first = self.backbone == "fastvit", self.tokens[0]
-        unit = 64 if self.backbone == "hrnet" else self.embed_dims[-1]  # of feature_width
-        exact = self.backbone in ("hiera", "unet")
-        for name, valid, rule in (
-            ("backbone", self.backbone in BACKBONES, f"one of {', '.join(BACKBONES)}"),
-            ("sampling", self.sampling in SAMPLINGS, f"one of {', '.join(SAMPLINGS)}"),
-            ("mixer", self.mixer in MIXERS, f"one of {', '.join(MIXERS)}"),
-            ("image_size", self.image_size > 0 and self.image_size % 32 == 0, "a multiple of 32"),
-            ("depths", len(self.depths) == len(self.embed_dims) == 4, "four, as of embed_dims"),
-            ("embed_dims", not fastvit or not self.attention or self.embed_dims[-1] % 32 == 0,
-             "the last a multiple of 32, the width of an attention head"),
-            ("feature_width", self.feature_width == unit if exact
-             else self.feature_width % unit == 0, f"{unit}" if exact else f"a multiple of {unit}"),
-            ("large_kernel", self.large_kernel in range(3, 99, 2), "an odd number from 3 on"),
-            ("upsample", min(self.upsample, default=0) >= 1, "factors, or 1 for none"),
-            ("tokens", math.isqrt(first) ** 2 == first if self.sampling == "grid"
-             else first == self.points, "a square number of cells first" if self.sampling == "grid"
-             else f"the {self.points} points first"),
-            ("dims", len(self.tokens) == len(self.dims) == len(self.blocks),
-             "as many as tokens and blocks"),
-            ("heads", not any(dim % self.heads for dim in self.dims), "a divisor of all dims"),
-            ("official", not self.official or self.sampling in ("point", "coarse_mesh"),
-             "False: the release knows no other sampling than at points"),
-            ("heat_maps", not self.heat_maps or self.sampling == "point" and not self.official,
-             'False, unless sampling is "point" and official False'),
-            ("upright_passes", self.upright_passes == 0 or self.upright_passes > 0
-             and self.heat_maps, "0 or more, and 0 without heat_maps"),
-        ):
-            require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
-
-    @property
-    def backbone_width(self) -> int:
-        """Channels of X_b, the map that the tokens are sampled from."""
-        if self.backbone == "unet":
-            return self.token_width
-        hrnet_map = self.backbone == "hrnet" and self.sampling != "global"
-        return self.embed_dims[1] if hrnet_map else self.feature_width
-
     @property
     def points(self) -> int:
         """Number of image points that the model predicts: the keypoints, and the coarse mesh."""
@@ -182,52 +135,6 @@ def require(condition: object, message: str) -> None:
     if not condition:
         raise ValueError(message)
 
-
-PRESETS: dict[str, Config] = {
-    # Sec. 4.1: torchrun with 8 processes, RTX 2080 Ti, 7 hours. The paper starts from FastViT's
-    # ImageNet weights (train.py --backbone FILE) and does not say whether the processes share
-    # the statistics of their batch norms. train.py shares them, over all 256 samples.
-    "paper": Config(),
-    # The same with HRNet-W64, whose map at S/8 needs no deconvolution (Sec. 3.3; 11 hours), and
-    # with Hiera-Tiny, as in the paper's ablations (Sec. 4.5).
-    "paper_hrnet": Config(
-        backbone="hrnet", embed_dims=(64, 128, 256, 512), depths=(4, 1, 4, 3), feature_width=2048,
-        upsample=(1,)),
-    "paper_hiera": Config(
-        backbone="hiera", embed_dims=(96, 192, 384, 768), depths=(1, 2, 7, 2), feature_width=768),
-    # One H200: a batch of 512 is twice the paper's, so half of the steps and, AdamW's rule, the
-    # learning rate times sqrt(2). Batch norms see all 512 samples.
-    "h200": Config(
-        batch_size=512, steps=25_600, warmup_steps=640, learning_rate=7.07e-4, precision="bf16",
-        eval_every=1_280),
-    # One GPU with 11 GB: the paper's samples per step, in eight parts of 32. Batch norms see 32
-    # samples each, not 256, so this run is not equal to that of "paper".
-    "single_gpu": Config(accumulate=8),
-    # Two CPU cores: the same design, small enough to learn in minutes, from hands within 15
-    # degrees of a frontal view: the whole sphere of views takes longer. Its backbone is not
-    # pretrained, so the 2D keypoints, its most direct supervision, weigh as much as the mesh.
-    "cpu": Config(
-        image_size=64, embed_dims=(32, 64, 128, 256), depths=(1, 1, 1, 1), large_kernel=3,
-        mlp_ratio=2.0, feature_width=256, layer_scale=1.0, backbone_drop_path=0.0,
-        token_width=64, dims=(64, 32, 16), blocks=(1, 1, 0), heads=1, dropout=0.0, drop_path=0.0,
-        output_scale=0.1, weight_keypoints_2d=40.0, batch_size=32, steps=3_800, warmup_steps=100,
-        learning_rate=3e-3, schedule="cosine", precision="fp32", eval_every=1_900,
-        train_samples=20_000, views=15.0, in_plane=15.0,
-    ),
-}
-# Any hand in any view, for photographs: an hour of training, with boxes that cut the hand, coloured
-# light, motion blur and JPEGs. A map of 2 x 2 cells hardly tells where fingers are, so a U-net
-# finds keypoints in heat maps; then it looks again at the hand turned upright. Start it from
-# assets/hmr_adapter_hand_cpu.pt with --backbone.
-PRESETS["cpu_views"] = replace(
-    PRESETS["cpu"], backbone="unet", embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 2),
-    feature_width=128, upsample=(1,), heat_maps=True, dims=(128, 32, 16), blocks=(3, 0, 0),
-    heads=4, regressor_mlp_ratio=2.0, weight_keypoints_2d=5.0, weight_heat_maps=0.5,
-    views=90.0, in_plane=180.0, augmentation="rendered_upright", upright_passes=3,
-    train_samples=80_000, batch_size=64, steps=7_200, learning_rate=1.5e-3, eval_every=1_800)
-# The default of train.py --ablate: the same as "cpu" with the paper's three blocks and fewer steps.
-PRESETS["ablation"] = replace(
-    PRESETS["cpu"], blocks=(1, 1, 1), steps=500, eval_every=500, train_samples=16_000)
 
 # ------------------------------------------------------------------------------------ method
 
@@ -286,6 +193,8 @@ class MetaFormerBlock(nn.Module):
     def __init__(self, width: int, config: Config) -> None:
         super().__init__()
         mixer = {"attention": TokenAttention, "identity": nn.Identity, "convolution": SeparableConv}
+        require(config.mixer in mixer,
+                f"mixer is {config.mixer!r}: expected one of {', '.join(mixer)}")
         self.norm1 = nn.LayerNorm(width)
         self.token_mixer = mixer[config.mixer](width, config)
         self.norm2 = nn.LayerNorm(width)
@@ -313,29 +222,20 @@ class DecoderLayer(nn.Module):
         return self.upsample(x.transpose(1, 2)).transpose(1, 2)  # (B, N', C'), Eq. 2
 
 
-class PatchDeconv(nn.ConvTranspose2d):
-    """Deconvolution with kernel = stride: one matrix product turns each cell into a patch."""
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W), here for stride 4
-        patches = x.permute(0, 2, 3, 1) @ self.weight.flatten(1)  # (B, H, W, C' * 4 * 4)
-        patches = patches.unflatten(3, self.weight.shape[1:]).permute(0, 3, 1, 4, 2, 5)
-        y = patches.flatten(4).flatten(2, 3)  # (B, C', H, 4, W, 4) -> (B, C', 4 H, 4 W)
-        return y if self.bias is None else y + self.bias[:, None, None]
-
-
-def upsampler(config: Config) -> tuple[nn.Sequential, int]:
+def upsampler(config: Config, width: int) -> tuple[nn.Sequential, int]:
     """Build what the token generator does to X_b before it samples, and its output channels.
 
-    By default one deconvolution by 4, batch norm and ReLU (Fig. 2-D, release); no layer where X_b
-    is fine enough (HRNet's) or never sampled ("global").
+    width: channels of X_b. By default one deconvolution by 4, batch norm and ReLU (Fig. 2-D,
+    release); no layer where X_b is fine enough (HRNet's) or never sampled ("global").
     """
-    layers, width = [], config.backbone_width
-    factors = () if config.sampling == "global" else config.upsample
-    kernels = [factor for factor in factors if factor > 1]
-    for size in (*kernels, *[0] * (config.refine if factors else 0)):
-        shape = (width, config.token_width)
-        layers += [PatchDeconv(*shape, size, size, bias=False) if size
-                   else nn.Conv2d(*shape, 3, padding=1, bias=False),
+    if config.sampling == "global":
+        return nn.Sequential(), width
+    layers: list[nn.Module] = []
+    deconvolutions = [partial(nn.ConvTranspose2d, kernel_size=factor, stride=factor)
+                      for factor in config.upsample if factor > 1]
+    refinements = [partial(nn.Conv2d, kernel_size=3, padding=1)] * config.refine
+    for conv in deconvolutions + refinements:
+        layers += [conv(width, config.token_width, bias=False),
                    nn.BatchNorm2d(config.token_width), nn.ReLU()]
         width = config.token_width
     return nn.Sequential(*layers), width
@@ -382,49 +282,17 @@ class GlobalKeypoints(FullPrecision):
         return {"keypoints_2d": points[:, :21]} | coarse
 
 
-class HeatMapKeypoints(nn.Conv2d):
-    """2D keypoints as the means of heat maps over X_b (ours).
-
-    Sun et al., "Integral Human Pose Regression", ECCV 2018.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config.backbone_width, config.points, 1)
-
-    def forward(self, features: Tensor, last: Tensor) -> dict[str, Tensor]:
-        """X_b (B, C, h, w) -> keypoints_2d and heat_maps of SimpleHand.forward."""
-        heat = super().forward(features).float()  # (B, 21, h, w)
-        log_probability = heat.flatten(2).log_softmax(2)  # (B, 21, h w)
-        with torch.autocast(heat.device.type, enabled=False):  # as FullPrecision
-            points = log_probability.exp() @ cell_centres(heat)  # (B, 21, 2)
-        points, maps = points.to(self.weight.dtype), log_probability.view_as(heat)
-        return {"keypoints_2d": points, "heat_maps": maps,
-                "spread_2d": heat_map_spread(maps, points)}
-
-
-def cell_centres(maps: Tensor) -> Tensor:
-    """Centres (h w, 2) of the cells of maps (..., h, w), row by row: x and y, 0..1."""
-    height, width = maps.shape[-2:]
-    ones = torch.ones_like(maps[0, 0])  # (h, w), of the maps' device when exported, too
-    x, y = (ones.cumsum(1) - 0.5) / width, (ones.cumsum(0) - 0.5) / height
-    return torch.stack((x, y), 2).flatten(0, 1)
-
-
-def heat_map_spread(heat_maps: Tensor, keypoints_2d: Tensor) -> Tensor:
-    """Standard deviation of heat maps (B, 21, h, w) about their means (B, 21, 2): (B, 21) (ours).
-
-    In sides of the crop. The less sure the network is of a keypoint, the larger it is.
-    """
-    squared = (cell_centres(heat_maps) - keypoints_2d[:, :, None]).square().sum(3)  # (B, 21, h w)
-    return (heat_maps.flatten(2).exp() * squared).sum(2).sqrt()
-
-
 class MeshHead(nn.Module):
-    """Token generator T and mesh regressor R of Fig. 4."""
+    """Token generator T and mesh regressor R of Fig. 4. channels: of X_b; None: FastViT's."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, channels: int | None = None) -> None:
         super().__init__()
-        deconv, width = upsampler(config)
+        first, grid = config.tokens[0], config.sampling == "grid"
+        require(len(config.tokens) == len(config.dims) == len(config.blocks),
+                "tokens, dims and blocks: expected equally many of each")
+        require(first == (math.isqrt(first) ** 2 if grid else config.points),
+                f"tokens begin with {first}: expected {'a square' if grid else config.points}")
+        deconv, width = upsampler(config, channels or config.feature_width)
         widths, tokens = (width, *config.dims), (*config.tokens, config.num_vertices)
         embeddings, layers = [], []
         for k, blocks in enumerate(config.blocks):
@@ -460,15 +328,11 @@ class MeshHead(nn.Module):
 class GridHead(MeshHead):
     """Fig. 2-B: samples the centres of a grid, wherever the keypoints are."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        cells = math.isqrt(config.tokens[0])
-        centers = (torch.arange(cells) + 0.5) / cells
-        grid = torch.cartesian_prod(centers, centers).flip(1)  # (N, 2), row by row
-        self.register_buffer("grid", grid, persistent=False)
-
     def tokens(self, features: Tensor, points: Tensor) -> Tensor:
-        return super().tokens(features, self.grid.to(points.dtype).expand(features.shape[0], -1, 2))
+        cells = math.isqrt(self.layers[0].upsample.in_features)
+        centers = (torch.arange(cells, device=points.device) + 0.5) / cells
+        grid = torch.cartesian_prod(centers, centers).flip(1)  # (N, 2), row by row
+        return super().tokens(features, grid.to(points.dtype).expand(len(features), -1, 2))
 
 
 class GlobalHead(MeshHead):
@@ -476,17 +340,6 @@ class GlobalHead(MeshHead):
 
     def tokens(self, features: Tensor, points: Tensor) -> Tensor:
         return sample(features.mean((2, 3), keepdim=True), points)  # a map of one cell
-
-
-class PlacedHead(MeshHead):
-    """Adds to each token an embedding of the point where it was sampled (ours)."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.place = nn.Linear(2, self.layers[0].project.in_features)
-
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
-        return super().tokens(features, points) + self.place(4.0 * points - 2.0)
 
 
 class ReleasedHead(MeshHead):
@@ -521,23 +374,30 @@ class SimpleHand(nn.Module):
     """The framework of Fig. 4: backbone, 2D keypoint head, token generator, mesh regressor.
 
     backbone: by default FastViT. Another one returns two maps for normalised images (B, 3, S, S):
-        X_b (B, config.backbone_width, h, w), which the tokens are sampled from, and the last map
-        (B, config.feature_width, h', w'), whose average is the "global feature". Its method
-        fuse() prepares it for inference, in place.
-    Raises ValueError if the backbone that the config names is not FastViT and not given.
+        X_b (B, channels, h, w), which the tokens are sampled from, and the last map
+        (B, config.feature_width, h', w'), whose average is the "global feature". It has the
+        attribute `channels` and a method fuse(), which prepares it for inference, in place.
+    keypoints_2d_head: by default GlobalKeypoints; another one takes both maps, too, and may return
+        more, which `forward` passes on. mesh_head: by default that of config.sampling.
+    Raises ValueError for a config that describes no model.
     """
 
-    def __init__(self, config: Config, backbone: nn.Module | None = None) -> None:
+    def __init__(self, config: Config, backbone: nn.Module | None = None,
+                 keypoints_2d_head: nn.Module | None = None,
+                 mesh_head: nn.Module | None = None) -> None:
         super().__init__()
+        heads = {"point": MeshHead, "coarse_mesh": MeshHead, "grid": GridHead, "global": GlobalHead}
+        if config.official:
+            heads = {"point": ReleasedHead, "coarse_mesh": ReleasedHead}
+        size, sampling = config.image_size, config.sampling
+        require(size % 32 == 0 < size, f"image_size is {size}: expected a multiple of 32")
+        require(sampling in heads, f"sampling is {sampling!r}: expected one of {', '.join(heads)}")
         require(backbone is not None or config.backbone == "fastvit",
-                f"config is for the backbone {config.backbone!r}: build the model with "
-                "networks.backbones.simplehand_model")
+                f"config is for the backbone {config.backbone!r}: expected that as an argument")
         self.config = config
-        head = {"point": MeshHead, "coarse_mesh": MeshHead, "grid": GridHead, "global": GlobalHead}
         self.backbone = FastViT(config) if backbone is None else backbone
-        self.keypoints_2d_head = (HeatMapKeypoints if config.heat_maps else GlobalKeypoints)(config)
-        self.mesh_head = (ReleasedHead if config.official else PlacedHead if config.heat_maps
-                          else head[config.sampling])(config)
+        self.keypoints_2d_head = keypoints_2d_head or GlobalKeypoints(config)
+        self.mesh_head = mesh_head or heads[sampling](config, self.backbone.channels)
         mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet
         if config.official:
             mean, std = torch.full((3,), 0.5), torch.ones(3)
@@ -551,9 +411,7 @@ class SimpleHand(nn.Module):
             0..255, S a multiple of 32.
         Returns vertices (B, 778, 3), metres in the crop's camera axes with joint 9 (base of the
         middle finger) as origin, and keypoints_2d (B, 21, 2), fractions of the crop 0..1;
-        with "coarse_mesh" sampling also coarse_2d (B, 195, 2), those of every fourth vertex; with
-        heat_maps also these (B, 21, h, w), log probabilities of the cells of X_b, and spread_2d
-        (B, 21), see heat_map_spread.
+        with "coarse_mesh" sampling also coarse_2d (B, 195, 2), those of every fourth vertex.
         Raises ValueError for another shape.
         """
         features, last = self.backbone(self.normalise(images))  # X_b and the last map
@@ -655,31 +513,15 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
         true_2d = pixels[..., :2] / pixels[..., 2:].clamp(min=1e-3) / batch["image"].shape[-1]
         inside = ((true_2d >= 0) & (true_2d <= 1)).all(-1)
         terms["coarse_2d"] = l1(prediction["coarse_2d"], true_2d, inside * mesh_valid)
-    if "heat_maps" in prediction:
-        terms["heat_maps"] = heat_map_loss(prediction["heat_maps"], true_2d,
-                                           batch["keypoints_valid"])
     return terms
-
-
-def heat_map_loss(heat_maps: Tensor, keypoints_2d: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of log probabilities (B, 21, h, w) and keypoints (B, 21, 2), 0..1 (ours).
-
-    A true keypoint is shared by the four cells around it, as in bilinear interpolation.
-    """
-    centres = cell_centres(heat_maps)  # (h w, 2)
-    count = torch.tensor(heat_maps.shape[:1:-1], device=centres.device)  # w, h
-    at = keypoints_2d.clamp(centres[0], centres[-1])[:, :, None]
-    share = (1 - count * (at - centres).abs()).clamp(min=0).prod(-1)  # (B, 21, h w)
-    return -((share * heat_maps.flatten(2)).sum(2) * valid).mean()
 
 
 def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
     """Eq. 7."""
-    total = (config.weight_joints * terms["joints"]
-             + config.weight_keypoints_2d * terms["keypoints_2d"]
-             + config.weight_vertices * terms["vertices"])
-    return (total + config.weight_keypoints_2d * terms.get("coarse_2d", 0.0)
-            + config.weight_heat_maps * terms.get("heat_maps", 0.0))
+    return (config.weight_joints * terms["joints"]
+            + config.weight_keypoints_2d * terms["keypoints_2d"]
+            + config.weight_vertices * terms["vertices"]
+            + config.weight_keypoints_2d * terms.get("coarse_2d", 0.0))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -736,17 +578,6 @@ def transform(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points[..., :2] / points[..., 2:]
 
 
-def window(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the part of a picture that bilinear sampling between two points needs, and its corner.
-
-    low, high: x, y (2,) in pixels. So a small crop of a huge picture costs little.
-    """
-    size = np.array(image.shape[1::-1])
-    (left, top), (right, bottom) = (np.clip(at, edge, size - 1 + edge).astype(int) for at, edge in (
-        (np.floor(low) - 1, 0), (np.ceil(high) + 1, 1)))
-    return image[top:bottom, left:right], np.array([left, top])
-
-
 def cut_out(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: int) -> Tensor:
     """Cut a crop (3, size, size) float out of an image (H, W, 3), black outside of it.
 
@@ -754,8 +585,7 @@ def cut_out(image: np.ndarray, crop_to_image: np.ndarray, size: int, samples: in
     """
     centers = (np.arange(size * samples) + 0.5) / samples
     points = transform(crop_to_image, np.stack(np.meshgrid(centers, centers), -1))
-    image, corner = window(image, points.min((0, 1)), points.max((0, 1)))
-    grid = torch.from_numpy(2 * (points - corner) / image.shape[1::-1] - 1).float()
+    grid = torch.from_numpy(2 * points / image.shape[1::-1] - 1).float()
     pixels = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1).float()
     return F.avg_pool2d(F.grid_sample(pixels[None], grid[None], align_corners=False), samples)[0]
 
@@ -780,11 +610,9 @@ def check_view(image: np.ndarray, box: Sequence[float] | None, side: str,
     require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
             f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
     require(side in ("right", "left"), f"side {side!r}: expected right or left")
-    height, width = image.shape[:2]
-    if K is None:
-        focal = math.hypot(width, height)
-        K = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    K = np.asarray(K, np.float64)
+    (height, width), f = image.shape[:2], math.hypot(*image.shape[:2])
+    K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]]) if K is None else np.asarray(
+        K, np.float64)
     require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
             f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
     if box is None:
@@ -814,8 +642,8 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
         53 degrees). The distance is only as good as this focal length.
     Returns float32 arrays vertices (778, 3), joints (21, 3) and root (3,), the origin of the
     network's mesh, all in metres in the camera's frame; keypoints_2d (21, 2), of the network, in
-    pixels of the picture; K (3, 3); box (4,), as cropped; side, int64, 1 right, 0 left; and, of
-    networks with heat maps, spread_2d (21,), in sides of the crop, see heat_map_spread.
+    pixels of the picture; K (3, 3); box (4,), as cropped; side, int64, 1 right, 0 left; and what
+    else the network returns, as it is.
     Raises ValueError for bad input.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
@@ -835,15 +663,13 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
     vertices, pixels = hand["vertices"][0].numpy(), hand["keypoints_2d"][0].numpy() * size
     pixels += 0.5 * official  # the release counts pixels from the centre of the first one
     root = fit_translation(joints, pixels, crop_K)
-    arrays = {
+    arrays = {name: value[0].numpy() for name, value in hand.items()} | {
         "vertices": (vertices + root) @ rotation,  # rotation^T x, of row vectors
         "joints": (joints + root) @ rotation, "root": root @ rotation,
         "keypoints_2d": transform(crop_to_image, pixels), "K": K, "box": box,
     }
-    if "spread_2d" in hand:
-        arrays["spread_2d"] = hand["spread_2d"][0].numpy()
-    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return arrays | {"side": np.array(int(side == "right"))}
+    return {name: array.astype(np.float32) for name, array in arrays.items()} | {
+        "side": np.array(int(side == "right"))}
 
 
 # ------------------------------------------------------------------------- backbone: FastViT
@@ -1035,6 +861,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        require(channels % 32 == 0, f"{channels} channels in attention: expected a multiple of 32")
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
 
@@ -1100,6 +927,10 @@ class FastViT(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
+        require(len(config.depths) == len(config.embed_dims) == 4 and config.large_kernel % 2
+                and min(config.embed_dims) > 0,
+                "depths, embed_dims, large_kernel: expected four of either and an odd number")
+        self.channels = config.feature_width
         first, last = config.embed_dims[0], config.embed_dims[-1]
         self.stem = nn.Sequential(  # S/4
             MobileOne(3, first, 3, 2), MobileOne(first, first, 3, 2, first),
@@ -1119,13 +950,9 @@ class FastViT(nn.Module):
 
     def reparameterize(self) -> None:
         """Collapse the branches, in place: the layout of timm's and Apple's inference weights."""
-        waiting = [self]
-        while waiting:
-            for child in waiting.pop().children():
-                if isinstance(child, (MobileOne, LargeKernelConv, PositionConv, RepMixer)):
-                    child.collapse()
-                else:
-                    waiting.append(child)
+        for module in self.modules():  # the branches of a collapsed one do not follow
+            if isinstance(module, MobileOne | LargeKernelConv | PositionConv | RepMixer):
+                module.collapse()
 
     @torch.no_grad()
     def fuse(self) -> None:
@@ -1138,38 +965,37 @@ class FastViT(nn.Module):
                 module.fold()
 
 
-# -------------------------------------------------------------------------- parameters, command
+# ----------------------------------------------------------------------------------- presets
 
-
-def count_parameters(model: SimpleHand) -> dict[str, int]:
-    """Count the parameters of each part of a model, which may be on the device "meta"."""
-    counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        part = re.sub(r"(?:layers|position_embeddings)\.(\d+)",
-                      lambda found: f"decoder layer {int(found[1]) + 1}",
-                      name.removeprefix("mesh_head.")).split(".")[0]
-        counts[part] = counts.get(part, 0) + parameter.numel()
-    counts["total"] = sum(counts.values())
-    counts["all but the backbone"] = counts["total"] - counts["backbone"]
-    counts["mesh regressor"] = sum(p.numel() for p in model.mesh_head.parameters()) - counts.get(
-        "deconv", 0)
-    if isinstance(model.backbone, FastViT):
-        backbone = copy.deepcopy(model.backbone)
-        backbone.reparameterize()
-        counts["backbone, reparameterised"] = sum(p.numel() for p in backbone.parameters())
-    return counts
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run this file as a command, see commands/simplehand.py; return the exit code."""
-    try:
-        from commands import simplehand as command
-    except ImportError as error:
-        print(f"simplehand.py: as a command it needs the rest of the project beside it ({error}); "
-              "as a library it needs only torch and numpy", file=sys.stderr)
-        return 2
-    return command.main(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+PRESETS: dict[str, Config] = {
+    # Sec. 4.1: torchrun with 8 processes, RTX 2080 Ti, 7 hours. The paper starts from FastViT's
+    # ImageNet weights (train.py --backbone FILE) and does not say whether the processes share
+    # the statistics of their batch norms. train.py shares them, over all 256 samples.
+    "paper": Config(),
+    # One H200: a batch of 512 is twice the paper's, so half of the steps and, AdamW's rule, the
+    # learning rate times sqrt(2). Batch norms see all 512 samples.
+    "h200": Config(
+        batch_size=512, steps=25_600, warmup_steps=640, learning_rate=7.07e-4, precision="bf16",
+        eval_every=1_280),
+    # One GPU with 11 GB: the paper's samples per step, in eight parts of 32. Batch norms see 32
+    # samples each, not 256, so this run is not equal to that of "paper".
+    "single_gpu": Config(accumulate=8),
+    # Two CPU cores: the same design, small enough to learn in minutes, from hands within 15
+    # degrees of a frontal view: the whole sphere of views takes longer. Its backbone is not
+    # pretrained, so the 2D keypoints, its most direct supervision, weigh as much as the mesh.
+    "cpu": Config(
+        image_size=64, embed_dims=(32, 64, 128, 256), depths=(1, 1, 1, 1), large_kernel=3,
+        mlp_ratio=2.0, feature_width=256, layer_scale=1.0, backbone_drop_path=0.0,
+        token_width=64, dims=(64, 32, 16), blocks=(1, 1, 0), heads=1, dropout=0.0, drop_path=0.0,
+        output_scale=0.1, weight_keypoints_2d=40.0, batch_size=32, steps=3_800, warmup_steps=100,
+        learning_rate=3e-3, schedule="cosine", precision="fp32", eval_every=1_900,
+        train_samples=20_000, views=15.0, in_plane=15.0),
+    # The default of tables.py: "cpu" with the paper's three blocks and fewer steps.
+    "ablation": Config(
+        image_size=64, embed_dims=(32, 64, 128, 256), depths=(1, 1, 1, 1), large_kernel=3,
+        mlp_ratio=2.0, feature_width=256, layer_scale=1.0, backbone_drop_path=0.0,
+        token_width=64, dims=(64, 32, 16), heads=1, dropout=0.0, drop_path=0.0,
+        output_scale=0.1, weight_keypoints_2d=40.0, batch_size=32, steps=500, warmup_steps=100,
+        learning_rate=3e-3, schedule="cosine", precision="fp32", eval_every=500,
+        train_samples=16_000, views=15.0, in_plane=15.0),
+}

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks.timing import table
 from bodymodels import load_model
-from genhmr import PRESETS, Config, DeformableAttention, GenHMR, refine, sample
+from genhmr import PRESETS, Config, DeformableAttention, refine, sample
+from networks.small_encoder import build_genhmr
 
 
 def project_then_sample(attention: DeformableAttention, queries: Tensor, reference: Tensor,
@@ -59,13 +60,13 @@ def time_per_image(config: Config, seconds: float, device: str = "cpu") -> None:
     The paper also says that AITI "measures per-iteration processing time", but its figures grow
     with T and P. Weights are random: times do not depend on them.
     """
-    model = GenHMR(config).eval().to(device)
+    model = build_genhmr(config).eval().to(device)
     body = load_model("body").for_keypoints().to(device)
     images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
 
     def refined(steps: int) -> None:
         found = sample(model, images, iterations=5)
-        refine(model, found.tokens, found.betas, found.camera, images.new_zeros(1, 45, 2),
+        refine(model, found.embeddings, found.betas, found.camera, images.new_zeros(1, 45, 2),
                images.new_ones(1, 45), lambda betas, pose: body.keypoints(body(betas, pose)),
                iterations=steps)
 
@@ -79,17 +80,18 @@ def time_per_image(config: Config, seconds: float, device: str = "cpu") -> None:
 @torch.no_grad()
 def benchmark_parts(config: Config, seconds: float, device: str = "cpu") -> None:
     """Print the time of every part of the model."""
-    model = GenHMR(config).eval().to(device)
+    model = build_genhmr(config).eval().to(device)
     body = load_model("body").for_keypoints().to(device)
     images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
     features = model.encode(images)
     tokens = images.new_zeros(1, config.tokenizer.num_tokens, dtype=torch.int64)
+    start = model.tokenizer.quantiser.lookup(tokens)
     parts = {
         "encoder and feature maps": partial(model.encode, images),
         "transformer, one iteration": partial(model.predict_logits, features, tokens),
         "pose decoder": partial(model.tokenizer.decode, tokens),
         "refinement, 10 steps": lambda: refine(
-            model, tokens, features.betas, features.camera, images.new_zeros(1, 45, 2),
+            model, start, features.betas, features.camera, images.new_zeros(1, 45, 2),
             images.new_ones(1, 45), lambda betas, pose: body.keypoints(body(betas, pose)))}
     table(f"GenHMR, its parts, batch 1, {device}", parts, seconds)
 

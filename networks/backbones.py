@@ -1,6 +1,7 @@
-"""SimpleHand's other backbones: HRNet and Hiera, which the paper tries too, and a U-net of ours.
+"""SimpleHand's other backbones: HRNet and Hiera, which the paper tries too.
 
-The docstring of SimpleHand says what a backbone must do. Letters in shapes: B batch, S side of the
+The docstring of SimpleHand says what a backbone must do. simplehand_model builds SimpleHand with
+any of them, and that of networks/any_view.py. Letters in shapes: B batch, S side of the
 crop in pixels, C channels, N tokens, H and W the sides of a map.
 """
 
@@ -13,22 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simplehand import (
-    Config,
-    DropPath,
-    FastViT,
-    MetaFormerBlock,
-    SimpleHand,
-    fold_norms,
-    mlp,
-    require,
-)
+import simplehand
+from networks import any_view, fast
+from simplehand import Config, DropPath, SimpleHand, fold_norms, mlp, require
 
 
 def simplehand_model(config: Config) -> SimpleHand:
-    """Build SimpleHand with the backbone that its config names."""
-    kinds = {"fastvit": FastViT, "hrnet": HRNet, "hiera": Hiera, "unet": UNet}
-    return SimpleHand(config, kinds[config.backbone](config))
+    """Build the SimpleHand that a config describes, with the fast equals of plain layers."""
+    require((config.backbone == "unet") == isinstance(config, any_view.Config),
+            f"backbone is {config.backbone!r}: expected unet in any_view.Config and nowhere else")
+    if config.backbone == "unet":
+        return any_view.build(config)
+    kind = {"hrnet": HRNet, "hiera": Hiera}.get(config.backbone)
+    require(kind or config.backbone == "fastvit",
+            f"backbone is {config.backbone!r}: expected fastvit, hrnet or hiera")
+    return fast.replace(SimpleHand(config, kind and kind(config)))
 
 
 # ------------------------------------------------------------------------------------- HRNet
@@ -123,6 +123,7 @@ class HRNet(nn.Module):
         widths = config.embed_dims
         bottlenecks, *modules = config.depths  # the first stage counts blocks, the others modules
         self.pooled = config.sampling == "global"
+        self.channels = config.feature_width if self.pooled else widths[1]
         self.conv1, self.bn1 = conv_norm(3, 64, 3, 2, activate=False)  # S/2
         self.conv2, self.bn2 = conv_norm(64, 64, 3, 2, activate=False)  # S/4
         self.layer1 = nn.Sequential(*[
@@ -228,6 +229,7 @@ class Hiera(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         widths, self.side = config.embed_dims, config.image_size // 4
+        self.channels = widths[3]
         self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, widths[0], 7, 4, 3)))
         self.pos_embed = nn.Parameter(torch.empty(1, self.side**2, widths[0]))
         depth, blocks, before, unit = sum(config.depths), [], widths[0], 8
@@ -258,43 +260,15 @@ class Hiera(nn.Module):
         """Do nothing: layer norms depend on the input."""
 
 
-# ------------------------------------------------------------------------------------- U-net
+# ----------------------------------------------------------------------------------- presets
 
-
-class UNet(nn.Module):
-    """Images (B, 3, S, S) -> X_b, (B, token_width, S/4, S/4), and the last map, at S/16 (ours).
-
-    It learns to localise without ImageNet: convolutions down to S/16, attention over these cells,
-    and back up to S/4 with shortcuts.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        w2, w4, w8, w16 = config.embed_dims  # channels at S/2, S/4, S/8, S/16
-        n4, n8, n16, attention = config.depths  # residual blocks at S/4 to S/16; of attention
-
-        def residual(width: int, count: int) -> list[nn.Module]:
-            return [BasicBlock(width) for _ in range(count)]
-
-        self.stem = nn.Sequential(conv_norm(3, w2, 3, 2), conv_norm(w2, w4, 3, 2),
-                                  *residual(w4, n4))
-        self.down8 = nn.Sequential(conv_norm(w4, w8, 3, 2), *residual(w8, n8))
-        self.down16 = nn.Sequential(conv_norm(w8, w16, 3, 2), *residual(w16, n16))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn((config.image_size // 16) ** 2, w16))
-        self.blocks = nn.Sequential(*[MetaFormerBlock(w16, config) for _ in range(attention)])
-        self.norm = nn.LayerNorm(w16)
-        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), BasicBlock(w8)
-        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, config.token_width, 3)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x4 = self.stem(x)  # (B, 32, S/4, S/4)
-        x8 = self.down8(x4)  # (B, 64, S/8, S/8)
-        x16 = self.down16(x8)  # (B, 128, S/16, S/16)
-        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, N, 128)
-        x16 = cells.mT.unflatten(2, x16.shape[2:])
-        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
-        return self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4), x16
-
-    def fuse(self) -> None:
-        """Fold the norms into their convolutions, in place."""
-        fold_norms(self)
+PRESETS = {
+    # simplehand's "paper" with HRNet-W64, whose map at S/8 needs no deconvolution (Sec. 3.3; 11
+    # hours), and with Hiera-Tiny, as in the paper's ablations (Sec. 4.5).
+    "paper_hrnet": Config(
+        backbone="hrnet", embed_dims=(64, 128, 256, 512), depths=(4, 1, 4, 3), feature_width=2048,
+        upsample=(1,)),
+    "paper_hiera": Config(
+        backbone="hiera", embed_dims=(96, 192, 384, 768), depths=(1, 2, 7, 2), feature_width=768),
+}
+ALL_PRESETS = simplehand.PRESETS | PRESETS | any_view.PRESETS  # what simplehand_model builds

@@ -1,15 +1,20 @@
-"""Read picture files as RGB arrays."""
+"""Find picture files and read them as RGB arrays."""
 
 from __future__ import annotations
 
 import io
 import os
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+OURS = ("_overlay", "_side")  # ends of the names of pictures that demo.py writes
 STRIP = 2**22  # pixels that are converted at a time
 
 
@@ -44,6 +49,33 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
     except Exception as error:  # decoders raise almost any error on damaged files
         raise ValueError(f"{path} cannot be read as a picture ({error}): "
                          "expected an undamaged JPEG, PNG or similar") from error
+
+
+def picture_files(paths: Sequence[Path]) -> dict[str, Path]:
+    """Return the pictures and those in the folders, under different names for their results.
+
+    Raises ValueError for no pictures and for videos alone.
+    """
+    files: dict[str, Path] = {}
+    for path in paths:
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        videos = [file for file in inside if file.suffix.lower() in VIDEOS]
+        pictures = [file for file in inside if file not in videos]
+        if path.is_dir():  # with neither our own results nor macOS' ._photo.jpg
+            pictures = [file for file in pictures if file.suffix.lower() in PICTURES
+                        and not file.name.startswith(".") and not file.stem.endswith(OURS)]
+        frames = videos and (f"{videos[0]} is a video: write its frames to a folder, as in mkdir "
+                             f"frames; ffmpeg -i {videos[0]} frames/%05d.png")
+        if not pictures:
+            raise ValueError(frames or f"{path} has no pictures: expected files such as .jpg, .png")
+        if videos:
+            print(frames, file=sys.stderr)
+        for file in pictures:  # the second of img.jpg and img.png writes img.png_overlay.png, ...
+            names = (file.stem, file.name, f"{file.name}_{len(files) + 1}")
+            files[next(name for name in names if name not in files)] = file
+    if not files:
+        raise ValueError("name a picture or a folder of pictures; --help tells what else")
+    return files
 
 
 def bytes_of(path: Path, start: int, count: int) -> io.BytesIO:

@@ -1,7 +1,6 @@
-"""2D keypoints of people in a picture: from OpenPose's or COCO's JSON, or found by MediaPipe.
+"""2D keypoints of people in a picture from OpenPose's or COCO's JSON.
 
-`find_person` returns those of one person in the order of bodymodels.JOINT_SETS["smpl45"], as
-genhmr.predict takes them.
+networks/finders.py finds them with MediaPipe, and says which person of a file is meant.
 """
 
 from __future__ import annotations
@@ -14,34 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from bodymodels import JOINT_SETS
-from sets import finders
-from sets.finders import LEAST_CONFIDENCE
 
+LEAST_CONFIDENCE = 0.3  # of a keypoint that counts as seen, as in genhmr.py
 KEYPOINT_SETS = {17: "coco17", 18: "openpose18", 25: "openpose25", 33: "mediapipe33"}
 KEYS = ("pose_keypoints_2d", "pose_keypoints", "keypoints")  # OpenPose's, older, COCO's
-
-
-def find_person(image: np.ndarray, box: Sequence[float] | None, file: str | PathLike | None,
-                picture: str | PathLike = "") -> tuple[np.ndarray | None, str]:
-    """Find the 2D keypoints of the person in a picture, and say where they are from.
-
-    image: (H, W, 3) uint8 RGB. box: x, y, width, height in pixels, or None for the whole picture.
-    file: of keypoints, see read_keypoints; None: run MediaPipe. picture: the image's path.
-    Returns (45, 3) of x, y, confidence and the source, or None and the reason why there are none.
-    """
-    if file is not None:
-        people, source = read_keypoints(file, picture), str(file)
-    else:
-        try:
-            people = [found.keypoints for found in finders.find_people(image, box)]
-            source = "MediaPipe"
-        except ImportError as error:
-            return None, f"no --keypoints, and {error}"
-    height, width = image.shape[:2]
-    person = choose_person(people, box, width, height)
-    if person is None:
-        return None, f"{source} sees nobody{'' if box is None else ' in the box'}"
-    return to_smpl45(person), source
 
 
 def detected_person(folder: Path, picture: str, box: Sequence[float] | None,

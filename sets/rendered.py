@@ -18,6 +18,8 @@ from sets.packing import build_packed, fingerprint
 from sets.samples import NOISE, random_generator
 from sets.workers import available_cores, follow_parent
 
+RENDER_VERSIONS = (1, 2)  # a new one whenever the same settings would give other pictures
+STEEP = 0.4  # version 2: share of cameras that look from up to 40 degrees above or below
 SKIN_TONES = np.array([[0.93, 0.76, 0.65], [0.87, 0.66, 0.53], [0.76, 0.54, 0.41],
                        [0.55, 0.37, 0.27], [0.36, 0.23, 0.17]])
 
@@ -109,11 +111,15 @@ def _enlarge(values: np.ndarray, side: int) -> np.ndarray:
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
-               center: np.ndarray, radius: float) -> None:
-    """Draw a random bar, disc or polygon; centre and radius are fractions of the side."""
+               center: np.ndarray, radius: float, fill: int | tuple[int, ...] | None = None
+               ) -> None:
+    """Draw a random bar, disc or polygon; centre and radius are fractions of the side.
+
+    fill: its colour; by default a random one.
+    """
     tone = SKIN_TONES[rng.integers(len(SKIN_TONES))] * rng.uniform(0.5, 1.1)
     color = tone if rng.random() < 0.3 else random_color(rng)
-    fill = tuple(int(255 * min(value, 1)) for value in color)
+    fill = tuple(int(255 * min(value, 1)) for value in color) if fill is None else fill
     (x, y), radius = center * side, radius * side
     kind = rng.integers(3)
     if kind == 0:
@@ -151,6 +157,14 @@ def add_lens_and_noise(rng: np.random.Generator, picture: Image.Image, lens_size
     noise = _noise_bank()[start:start + image.size].reshape(image.shape)
     image += noise * np.float32(rng.exponential(3.0))
     return np.clip(image, 0, 255, out=image).astype(np.uint8)
+
+
+def check_version(version: int) -> int:
+    """Return the version of the renderer; raise ValueError for an unknown one."""
+    if version not in RENDER_VERSIONS:
+        raise ValueError(f"unknown version {version!r} of the rendered pictures: expected 2, or 1 "
+                         "for the pictures of older scores")
+    return version
 
 
 class Rendered:

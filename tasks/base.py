@@ -54,7 +54,6 @@ class RunConfig(Protocol):
     warmup_steps: int
     weight_decay: float
     gradient_clip: float
-    ema_decay: float
     eval_every: int
     seed: int
     train_samples: int
@@ -187,12 +186,10 @@ class Task(ABC):
     # ---- the command
 
     @classmethod
-    def plan(cls, arguments: argparse.Namespace,
-             parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
+    def plan(cls, arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
         """Yield the runs that the command stands for, one after another: usually this one alone.
 
-        parse: from command line to flags. The loop asks for the next run when one has ended, and
-        for none if a signal ended it.
+        The loop asks for the next run when one has ended, and for none if a signal ended it.
         """
         yield arguments
 
@@ -206,6 +203,11 @@ class Task(ABC):
     def check_arguments(cls, arguments: argparse.Namespace) -> None:
         """Raise ValueError if the task's own flags do not go together."""
         return
+
+    @classmethod
+    def config_from(cls, fields: Mapping[str, object]) -> RunConfig:
+        """Make the config of a run that is continued from its fields."""
+        return cls.Config(**fields)
 
     @classmethod
     def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:

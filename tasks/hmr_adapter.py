@@ -26,7 +26,6 @@ import metrics
 from files import load_arrays, safe_unpickle
 from networks.adapter_rivals import build_model, share_twists
 from networks.small_experts import body_keypoint_losses, hand_keypoint_losses
-from tasks import adapter_rows
 from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import own_overrides, suitable_preset
@@ -47,8 +46,6 @@ EXPERT_ARGUMENT = {"metavar": "FILE", "help": "checkpoint of the expert to adapt
 BACKBONE_ARGUMENT = {"metavar": "FILE", "help": "start a small expert's encoder from GenHMR's: a "
                      "checkpoint of --stage encoder or transformer (preset cpu: "
                      "assets/genhmr_cpu.pt)"}
-ROW_ARGUMENT = {"metavar": "NAME", "help": "train this row of the paper's tables, such as "
-                "'Table 3, No. 4'; No. 2 takes sizes from --expert, if given, and no weights"}
 
 
 class PeopleTask(Task):
@@ -75,24 +72,10 @@ class PeopleTask(Task):
 
     @classmethod
     def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
-        """The config with that of the given expert, and the changes of --row."""
-        if cls.ADAPTS and arguments.row:
-            config = cls.row(config, arguments)
+        """The config with that of the given expert."""
         if not cls.ADAPTS or not arguments.expert:
             return config
         return dataclasses.replace(config, expert=cls.load_expert(arguments.expert).config)
-
-    @classmethod
-    def row(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
-        """The config of a row of the paper's tables; "double steps" are twice the preset's."""
-        rows = {name: changes for name, (stage, changes) in adapter_rows.BASELINES.items()
-                if stage == arguments.stage}
-        if arguments.row not in rows:
-            raise ValueError(f"--row {arguments.row!r}: expected one of {'; '.join(rows)}")
-        changes = dict(rows[arguments.row])
-        if arguments.row in adapter_rows.FROM_SCRATCH:
-            changes["steps"] = 2 * cls.PRESETS[arguments.preset].steps
-        return dataclasses.replace(config, **changes)
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:
@@ -111,12 +94,10 @@ class PeopleTask(Task):
     def notes(self) -> list[str]:
         """Say what starts from random weights, or from GenHMR's encoder."""
         start = self.arguments
-        scratch = self.ADAPTS and start.row in adapter_rows.FROM_SCRATCH
-        if start.checkpoint or self.ADAPTS and start.expert and not scratch:
+        if start.checkpoint or self.ADAPTS and start.expert:
             return []
         if self.ADAPTS:
-            return [f"{'this row' if start.expert else 'no --expert'}: the expert is trained from "
-                    "random weights, too"]
+            return ["no --expert: the expert is trained from random weights, too"]
         if self.starts_from:
             return [f"the expert's encoder starts from {self.starts_from}"]
         return [] if start.preset == "cpu" else [
@@ -136,12 +117,13 @@ class PeopleTask(Task):
             split, size, hand_size=config.hand_size, length=length,
             seed=config.seed if training else 0, views=config.views, lean=config.lean,
             wide=config.wide if training else 0.0, occlusion=config.occlusion,
-            lens_size=max(128, size), cache=self.arguments.cache, augmentation=augmentation)
+            lens_size=max(128, size), version=1,  # the shipped checkpoints know these pictures
+            cache=self.arguments.cache, augmentation=augmentation)
 
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
         start = self.arguments
-        if not self.ADAPTS or not start.expert or start.row in adapter_rows.FROM_SCRATCH:
+        if not self.ADAPTS or not start.expert:
             model = build_model(self.config)
             if self.starts_from:
                 load_pose_encoder(model, self.starts_from)
@@ -309,10 +291,10 @@ class HandAdapterTask(HandExpertTask):
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
     DETAIL = 4
     ARGUMENTS = PeopleTask.ARGUMENTS | {
-        "expert": EXPERT_ARGUMENT, "row": ROW_ARGUMENT,
+        "expert": EXPERT_ARGUMENT,
         "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, which finds the "
                   "arm for the row 'found arm' and to train with arm_source=found"}}
-    TRY = "python hmr_adapter.py PICTURE --hand {checkpoint}"
+    TRY = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
     COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
                 ("found arm, true boxes", "expert, true boxes"))
     REMARK = ("Found arm: is given the pose of the arm that the whole-body model in --guide finds, "
@@ -522,8 +504,8 @@ class BodyAdapterTask(BodyExpertTask):
     Config = hmr_adapter.BodyConfig
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
-    ARGUMENTS = PeopleTask.ARGUMENTS | {"expert": EXPERT_ARGUMENT, "row": ROW_ARGUMENT}
-    TRY = "python hmr_adapter.py PICTURE --body {checkpoint}"
+    ARGUMENTS = PeopleTask.ARGUMENTS | {"expert": EXPERT_ARGUMENT}
+    TRY = "python demo.py hmr_adapter PICTURE --body {checkpoint}"
     COMPARED = (("adapter", "expert"),)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -567,8 +549,7 @@ class DualPathTask(BodyAdapterTask):
               + BodyTask.REMARK)
 
     @classmethod
-    def plan(cls, arguments: argparse.Namespace,
-             parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
+    def plan(cls, arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
         """Yield the four stages, each in its folder in OUT, and the evaluation of the dual path."""
         out = arguments.out
         for stage in () if arguments.eval else PARTS:
@@ -598,7 +579,7 @@ class DualPathTask(BodyAdapterTask):
 
     def next_command(self, out: Path) -> str:
         """Return the command for a photograph, with both paths' files."""
-        return (f"python hmr_adapter.py PICTURE --hand {self.arguments.checkpoint} "
+        return (f"python demo.py hmr_adapter PICTURE --hand {self.arguments.checkpoint} "
                 f"--body {self.arguments.guide}")
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:

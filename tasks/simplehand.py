@@ -1,10 +1,9 @@
-"""SimpleHand for train.py: hand meshes from crops, and the ablations of the paper's tables."""
+"""SimpleHand for train.py: hand meshes from crops."""
 
 from __future__ import annotations
 
 import argparse
-import shlex
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +17,10 @@ import data
 import metrics
 import simplehand
 import weights.simplehand
-from networks.backbones import simplehand_model
-from networks.upright import looking_again
-from tasks import ablations
-from tasks import simplehand_tables as tables
+from networks import any_view
+from networks.any_view import looking_again
+from networks.backbones import ALL_PRESETS, simplehand_model
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
-from tasks.settings import override
 
 DEXYCB_IMAGES = 406_888  # of the training split of s0
 ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
@@ -32,7 +29,7 @@ ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the pred
 class SimpleHandTask(Task):
     """Hand meshes from crops."""
 
-    Config, PRESETS = simplehand.Config, simplehand.PRESETS
+    Config, PRESETS = simplehand.Config, ALL_PRESETS
     load_checkpoint = staticmethod(weights.simplehand.load_checkpoint)
     parameters = staticmethod(simplehand.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
@@ -42,9 +39,9 @@ class SimpleHandTask(Task):
         "backbone": {"metavar": "FILE", "help": "weights to start from: ImageNet's of FastViT, "
                      "HRNet or Hiera; for cpu_views assets/hmr_adapter_hand_cpu.pt (default: "
                      "random weights)"},
-    } | ablations.arguments(tables.ABLATIONS)
+    }
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
-    TRY = "python simplehand.py PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
+    TRY = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
     def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:
@@ -65,21 +62,9 @@ class SimpleHandTask(Task):
                              "hand model has")
 
     @classmethod
-    def plan(cls, arguments: argparse.Namespace,
-             parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
-        """This run, or those of the rows of --ablate."""
-        return ablation_runs(arguments, parse) if arguments.ablate else iter([arguments])
-
-    @classmethod
-    def folder(cls, arguments: argparse.Namespace) -> Path:
-        """The default of --out."""
-        return Path("runs", f"{arguments.name}-ablations") if arguments.ablate else super().folder(
-            arguments)
-
-    @classmethod
-    def check_arguments(cls, arguments: argparse.Namespace) -> None:
-        """Raise ValueError for an ablation that cannot be."""
-        ablations.check_arguments(arguments, tables.ABLATIONS)
+    def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:
+        """Make the config with these fields, of the class that has them."""
+        return weights.simplehand.config_class(fields)(**fields)
 
     @classmethod
     def adapt(cls, config: simplehand.Config, arguments: argparse.Namespace) -> simplehand.Config:
@@ -132,8 +117,9 @@ class SimpleHandTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 7."""
-        terms = simplehand.losses(model(batch["image"]), batch, self.keypoint_regressor)
-        return simplehand.total_loss(terms, self.config), terms
+        method = any_view if self.config.backbone == "unet" else simplehand
+        terms = method.losses(model(batch["image"]), batch, self.keypoint_regressor)
+        return method.total_loss(terms, self.config), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Meshes relative to the root joint, in the axes of the original camera; 2D keypoints."""
@@ -216,39 +202,6 @@ def mean_keypoints(truth: Mapping[str, np.ndarray]) -> np.ndarray:
     """The mean 2D keypoints (21, 2) of a test split: the mean hand's."""
     valid = truth["keypoints_valid"][..., None]  # (N, 21, 1)
     return (truth["keypoints_2d"] * valid).sum(0) / np.maximum(valid.sum(0), 1)
-
-
-# --------------------------------------------------------------------------------- ablations
-
-
-def ablation_runs(arguments: argparse.Namespace,
-                  parse: ablations.Parse) -> Iterator[argparse.Namespace]:
-    """The runs of a table, every row with every seed; writes the table after each.
-
-    A run has a folder in OUT named by the fields it changes, so tables share rows, and finished
-    runs are kept. Several processes may work on one OUT with different seeds.
-    """
-    preset, rows = arguments.preset or "ablation", tables.ABLATIONS[arguments.ablate]
-    flags = ablations.without(arguments.argv, "ablate", "seeds", "preset")
-    base = ablations.preset_of(simplehand.PRESETS, arguments.preset, "simplehand")
-    config = override(base, arguments.overrides)
-    configs = {row: tables.ablated(config, changes) for row, (changes, _) in rows.items()}
-    command = f"python train.py {shlex.join(arguments.argv)}"
-
-    def row_run(row: str, seed: int) -> Generator[argparse.Namespace, None, np.ndarray]:
-        changes = ablations.settings(config, configs[row])
-        out = arguments.out / " ".join(changes or ["unchanged"]) / f"seed {seed}"
-        results = yield from ablations.run(
-            f"{arguments.ablate}, {row}, seed {seed}", out,
-            lambda: parse([*flags, "--preset", preset, "--out", str(out), "--set", *changes,
-                           f"seed={seed}"]), vars(configs[row]) | {"seed": seed})
-        scores = next(iter(results["scores"].values()))
-        return np.array([scores[name] for name in tables.COLUMNS])
-
-    return ablations.score_rows(
-        arguments.out / f"{arguments.ablate}.md", rows,
-        range(config.seed, config.seed + (arguments.seeds or 1)), row_run,
-        lambda found: tables.ablation_table(arguments.ablate, found, config, command))
 
 
 STAGES = {"": SimpleHandTask}

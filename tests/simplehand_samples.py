@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from networks import any_view
 from networks.backbones import simplehand_model
 from simplehand import Config, SimpleHand
 
@@ -17,7 +18,9 @@ TINY = Config(
 )
 HRNET = {"backbone": "hrnet", "embed_dims": (8, 16, 32, 64), "upsample": (1,)}
 HIERA = {"backbone": "hiera", "embed_dims": (8, 16, 32, 64), "depths": (1, 2, 2, 1)}
-UNET = {"backbone": "unet", "feature_width": 32, "upsample": (1,)}
+UNET = any_view.Config(
+    image_size=64, embed_dims=(16, 16, 32, 32), depths=(1, 1, 1, 1), upsample=(1,),
+    token_width=16, dims=(16, 8, 8), heads=2, drop_path=0.0, dropout=0.0)
 
 
 def count(module: nn.Module) -> int:

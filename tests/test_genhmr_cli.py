@@ -1,30 +1,21 @@
-"""GenHMR on a picture: crops, cameras, refinement, drawings, summary, command line."""
+"""GenHMR on a picture: crops, cameras, refinement, counts."""
 
-import io
-import json
 import math
-import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import matplotlib.image
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks.small_genhmr import build_genhmr
 
 import bodymodels
-import data
 import genhmr
-from commands import genhmr as genhmr_command
 from genhmr import Config, GenHMR, TokenizerConfig
-from networks.small_genhmr import build_genhmr
-from sets import drawing, keypoint_files
-from weights.genhmr import load_checkpoint
 
 TINY = Config(
     tokenizer=TokenizerConfig(codebook_size=64, code_dim=16, width=32, depth=1),
@@ -33,8 +24,6 @@ TINY = Config(
 )
 ROOT = Path(genhmr.__file__).parent
 SMPL45 = bodymodels.JOINT_SETS["smpl45"]
-ASTRONAUT = ROOT / "assets" / "astronaut.jpg"
-ASTRONAUT_KEYPOINTS = ROOT / "assets" / "astronaut_keypoints.json"
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +35,6 @@ def model() -> GenHMR:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
-
-
-@pytest.fixture(scope="module")
-def checkpoint_file(model, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
-    torch.save({"model": model.state_dict(), "config": asdict(TINY)}, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +326,7 @@ def test_training_mode_is_refused(body):
         genhmr.predict(GenHMR(TINY).train(), body, picture())
 
 
-# ----------------------------------------------------------------------------------- summary
+# ------------------------------------------------------------------------------------ counts
 
 
 @pytest.mark.parametrize("name", genhmr.PRESETS)
@@ -359,19 +341,7 @@ def test_summary_counts_every_parameter_once(name):
     assert sum(part.startswith("pyramid") for part in counts) == maps and all(counts.values())
 
 
-def test_summary_as_text_and_as_json(capsys):
-    """Both print the same numbers for every preset."""
-    assert genhmr.main(["--summary", "--json"]) == 0
-    summary = json.loads(capsys.readouterr().out)
-    assert genhmr.main(["--summary"]) == 0
-    text = capsys.readouterr().out
-    assert set(summary["parameters"]) == set(genhmr.PRESETS)
-    for counts in summary["parameters"].values():
-        assert all(f"{count:,}" in text for count in counts.values())
-    assert "630,912,000" in text and "tokenizer.codebook" in text
-
-
-# ------------------------------------------------------------------------------ command line
+# --------------------------------------------------------------------------------- elsewhere
 
 
 def command(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -379,239 +349,8 @@ def command(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
                           text=True)
 
 
-def save(path: Path, content) -> Path:
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return path
-
-
-def save_picture(path: Path) -> Path:
-    from matplotlib.image import imsave
-
-    imsave(path, picture())
-    return path
-
-
-def test_command_line_on_a_picture(model, body, checkpoint_file, tmp_path, capsys):
-    """Writes overlay, sampling process, three mesh files and the arrays of `predict`."""
-    photo = save_picture(tmp_path / "photo.png")
-    rows = [[40 + index, 50 + index, 0.9] for index in range(17)]
-    keypoints = save(tmp_path / "keypoints.json", [{"image_id": 1, "keypoints": sum(rows, [])}])
-    step = 0.03
-    arguments = [photo, "--checkpoint", checkpoint_file, "--out", tmp_path / "out",
-                 "--box", "30,20,45,60", "--keypoints", keypoints, "--refine", "4",
-                 "--iterations", "3", "--step-size", step]
-    assert genhmr.main([str(argument) for argument in arguments]) == 0
-    output = capsys.readouterr().out
-    assert "refined against 17 keypoints" in output and "in 4 steps\n" in output
-    said = output.splitlines()
-    assert said[-3].startswith("trained on") and said[-1].startswith("look: ")
-    names = ("_overlay.png", "_sampling.png", ".npz", ".obj", ".ply", ".glb")
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {f"photo{name}" for name in names}
-    overlay = data.read_image(tmp_path / "out" / "photo_overlay.png")
-    assert overlay.shape == (90, 120, 3) and (overlay != picture()).any()
-    expected = genhmr.predict(model, body, picture(), box=(30, 20, 45, 60), iterations=3,
-                              keypoints=keypoint_files.to_smpl45(np.array(rows)), refinement=4,
-                              step_size=step)
-    with np.load(tmp_path / "out" / "photo.npz") as arrays:
-        assert set(arrays) == set(expected) | {"faces"}
-        for name, value in expected.items():
-            assert np.allclose(arrays[name], value, atol=1e-3), name
-        assert np.array_equal(arrays["faces"], body.faces)
-    lines = (tmp_path / "out" / "photo.obj").read_text().splitlines()
-    assert sum(line.startswith("v ") for line in lines) == 6890
-
-
-@pytest.fixture
-def undrawn_sampling(monkeypatch):
-    """Leaves out the drawing of the sampling process, most of the time of a tiny model's run."""
-    monkeypatch.setattr(drawing, "draw_sampling", lambda *_: b"")
-
-
-def test_steps_that_raise_the_energy_are_reported(checkpoint_file, tmp_path, capsys, monkeypatch,
-                                                  undrawn_sampling):
-    """If the energy rises, the line about the refinement says so, and what to change."""
-    def backwards(*arguments, refine=genhmr.refine, **options):
-        found = refine(*arguments, **options)
-        return found._replace(energies=found.energies.flip(0))
-
-    monkeypatch.setattr(genhmr, "refine", backwards)
-    numbers = [number for index in range(17) for number in (60 - index, 30 + 3 * index, 1)]
-    keypoints = save(tmp_path / "k.json", {"people": [{"pose_keypoints_2d": numbers}]})
-    assert genhmr.main([str(argument) for argument in (
-        save_picture(tmp_path / "photo.png"), "--checkpoint", checkpoint_file, "--out", tmp_path,
-        "--keypoints", keypoints)]) == 0
-    line = next(row for row in capsys.readouterr().out.splitlines() if "energy" in row)
-    before, after = map(float, re.search(r"energy (\S+) -> (\S+)", line).groups())
-    assert after > before and line.endswith("it rose: give a smaller --step-size")
-
-
-@pytest.mark.parametrize(("moved", "sure", "warns"), [
-    ((0, 0), 1.0, False), ((0.5, 0), 1.0, False), ((1.5, 0), 1.0, True), ((1.5, 0), 0.0, False)])
-def test_the_mesh_is_compared_with_the_networks_keypoints(moved, sure, warns):
-    """Farther apart than OWN_MISFIT of the crop: a warning. What it does not see does not count."""
-    mesh = np.random.default_rng(0).uniform(0, 80, (45, 2))
-    away = 80 * genhmr_command.OWN_MISFIT * np.array(moved)
-    own = np.column_stack((mesh + away, np.full(45, sure)))
-    arrays = {"keypoints_2d": mesh, "box": np.array([0, 0, 80, 80]), "own_keypoints": own,
-              "confidence": np.zeros(45)}
-    notes = genhmr_command.fit_notes(arrays, None)
-    assert ["the network's own 2D keypoints" in note for note in notes] == [True] * warns
-
-
-@pytest.mark.slow
-def test_keypoints_of_somebody_else_are_told(body):
-    """On a rendered person the shipped checkpoint's mesh fits; pulled elsewhere, it does not."""
-    person, true = data.RenderedBodies("train", length=4, seed=5, views=30.0, lean=45.0)[1], {}
-    model = load_checkpoint(genhmr_command.SHIPPED)
-    for name, shift in (("here", 0), ("elsewhere", 40)):
-        true[name] = np.column_stack((person["keypoints_2d"] + shift, person["keypoints_valid"]))
-        found = genhmr.predict(model, body, person["image"].permute(1, 2, 0).numpy(),
-                               keypoints=true[name], box=(16, 11, 80, 107), fitted_camera=True)
-        notes = genhmr_command.fit_notes(found, true[name])
-        assert ["own 2D keypoints" in note for note in notes] == [True] * (name == "elsewhere")
-
-
-@pytest.mark.parametrize(("arguments", "line"), [
-    (["--refine", "0"], "not refined: --refine 0"),
-    (["--keypoints", "unseen.json"], "not refined: unseen.json sees nobody"),
-    ([], "not refined: no --keypoints, and mediapipe is not installed: "
-         "pip install mediapipe==0.10.21"),
-    (["--refine", "0", "--fit-camera"],
-     "camera not fitted: no --keypoints, and mediapipe is not installed: "
-     "pip install mediapipe==0.10.21"),
-    (["--refine", "0", "--fit-camera", "--keypoints", "seen.json"],
-     "camera fitted to 2 keypoints"),
-    (["--refine", "0", "--fit-camera", "--keypoints", "one.json"],
-     "camera not fitted: the keypoints do not determine it"),
-])
-def test_what_was_not_done_is_said(arguments, line, checkpoint_file, tmp_path, monkeypatch,
-                                   capsys, undrawn_sampling):
-    """The command succeeds and says why it did not refine, or had no keypoints to fit."""
-    monkeypatch.setitem(sys.modules, "mediapipe", None)  # as if it were not installed
-    monkeypatch.chdir(tmp_path)
-    save_picture(tmp_path / "photo.png")
-    save(tmp_path / "unseen.json", {"people": [{"pose_keypoints_2d": [0] * 75}]})
-    for name, second in (("seen", [60, 40, 1]), ("one", [0, 0, 0])):
-        numbers = [50, 20, 1, 0, 0, 0, *second] + [0] * 66
-        save(tmp_path / f"{name}.json", {"people": [{"pose_keypoints_2d": numbers}]})
-    assert genhmr.main(["photo.png", "--checkpoint", str(checkpoint_file), "--box", "whole",
-                        *arguments]) == 0
-    first, *rest, _, last, _ = capsys.readouterr().out.splitlines()
-    assert first == line and last.startswith("wrote output/photo_overlay.png")
-    rest = [line for line in rest if not line.startswith("warning")]
-    assert rest == (["not refined: --refine 0"] if "--fit-camera" in arguments else [])
-
-
-@pytest.fixture(scope="module")
-def other_checkpoints(model, tmp_path_factory) -> Path:
-    """Checkpoints that are not GenHMR's: a tokenizer's, SimpleHand's, a damaged one."""
-    folder = tmp_path_factory.mktemp("others")
-    tokenizer = {"model": model.tokenizer.state_dict(), "config": asdict(TINY.tokenizer)}
-    torch.save(tokenizer, folder / "tokenizer.pt")
-    shutil.copy(ROOT / "assets" / "simplehand_cpu.pt", folder / "simplehand.pt")
-    (folder / "broken.pt").write_bytes((folder / "tokenizer.pt").read_bytes()[:1000])
-    diverged = {name: value * math.nan if value.is_floating_point() else value
-                for name, value in model.state_dict().items()}
-    torch.save({"model": diverged, "config": asdict(TINY)}, folder / "diverged.pt")
-    return folder
-
-
-BAD_ARGUMENTS = {
-    "no MediaPipe": (["photo.png"], "give the person's place in pixels, --box X,Y,WIDTH,HEIGHT"),
-    "no picture": ([], "name a picture"),
-    "missing picture": (["nowhere.png"], "nowhere.png"),
-    "empty picture": (["empty.png"], "empty"),
-    "text": (["text.jpg"], "picture"),
-    "no checkpoint": (["photo.png", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
-    "bad checkpoint": (["photo.png", "--checkpoint", "OTHERS/broken.pt"], "broken.pt"),
-    "tokenizer's": (["photo.png", "--checkpoint", "OTHERS/tokenizer.pt"], "tokenizer"),
-    "SimpleHand's": (["photo.png", "--checkpoint", "OTHERS/simplehand.pt"], "GenHMR"),
-    "diverged": (["photo.png", "--checkpoint", "OTHERS/diverged.pt"], "not finite"),
-    "letters in box": (["photo.png", "--box", "a,b"], "x,y,width,height"),
-    "no numbers in box": (["photo.png", "--box="], "x,y,width,height"),
-    "box without size": (["photo.png", "--box", "0,0,1e-30,1e-30"], "in pixels"),
-    "three numbers in box": (["photo.png", "--box", "1,2,3"], "x,y,width,height"),
-    "box beside the picture": (["photo.png", "--box", "500,500,10,10"], "120 x 90"),
-    "missing keypoints": (["photo.png", "--keypoints", "nowhere.json"], "nowhere.json"),
-    "keypoints are a picture": (["photo.png", "--keypoints", "photo.png"], "not JSON"),
-    "keypoints of nobody": (["photo.png", "--keypoints", "nobody.json"], "no people"),
-    "no iterations": (["photo.png", "--iterations", "0"], "iterations"),
-    "negative refinement": (["photo.png", "--refine", "-1"], "refine"),
-    "a hand": (["photo.png", "--body", "hand_right"], "24 joints"),
-    "missing body": (["photo.png", "--body", "SMPL_NEUTRAL.pkl"], "SMPL_NEUTRAL.pkl"),
-    "out is a file": (["photo.png", "--out", "text.jpg"], "text.jpg"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ARGUMENTS)
-def test_command_line_refuses_bad_input(case, checkpoint_file, other_checkpoints, tmp_path,
-                                        monkeypatch, capsys):
-    """Exit code 2, one line on stderr that names the problem, nothing written."""
-    monkeypatch.setitem(sys.modules, "mediapipe", None)
-    monkeypatch.chdir(tmp_path)
-    save_picture(tmp_path / "photo.png")
-    save(tmp_path / "text.jpg", "this is no picture")
-    save(tmp_path / "nobody.json", {"people": []})
-    (tmp_path / "empty.png").touch()
-    arguments, message = BAD_ARGUMENTS[case]
-    arguments = [argument.replace("OTHERS", str(other_checkpoints)) for argument in arguments]
-    before = sorted(tmp_path.iterdir())
-    arguments += [] if case == "no MediaPipe" else ["--box", "whole"]
-    assert genhmr.main(["--checkpoint", str(checkpoint_file), *arguments]) == 2
-    output = capsys.readouterr()
-    assert output.err.startswith("genhmr.py: ") and output.err.count("\n") == 1
-    assert message in output.err and not output.out
-    assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize("iterations", [1, 3, 12])
-def test_sampling_picture_shows_masks_and_confidences(model, body, iterations):
-    """Black and orange for masked and kept tokens; a PNG for any number of iterations."""
-    prediction = genhmr.predict(model, body, picture(), iterations=iterations)
-    image = drawn(prediction, body)
-    height, width = image.shape[0] // 2, image.shape[1] // 2
-    plot = image[:height, :width]
-    orange, black = ((abs(plot - color).max(-1) < 3).sum() for color in ((255, 165, 0), (0,) * 3))
-    masked = prediction["masks"].mean()
-    assert orange > 10_000 and abs(black / (black + orange) - masked) < 0.05
-    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 500  # heat map and meshes
-
-
-def drawn(prediction: dict, body) -> np.ndarray:
-    png = drawing.draw_sampling(prediction, picture(), body, genhmr.crop_picture)
-    return (255 * matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3]).astype(int)
-
-
-def test_sampling_picture_shows_the_refinement(model, body):
-    """With keypoints there is one more row, of the mesh before and after steps of refinement."""
-    targets = keypoints_of(genhmr.predict(model, body, picture(), box=BOX), *SMPL45, shift=(9, 0))
-    found = genhmr.predict(model, body, picture(), box=BOX, keypoints=targets, iterations=1,
-                           refinement=3, step_size=0.1)
-    whole, plain = drawn(found, body), drawn({**found, "energies": found["energies"][:1]}, body)
-    assert len(whole) > 1.3 * len(plain) and whole.shape[1] == plain.shape[1]
-    assert len(np.unique(whole[len(plain):].reshape(-1, 3), axis=0)) > 500
-
-
-@pytest.mark.slow
-def test_command_line_as_a_process(checkpoint_file, tmp_path):
-    """Run from another folder, as a user does."""
-    script = ROOT / "genhmr.py"
-    shutil.copy(ASTRONAUT, tmp_path)
-    before = ASTRONAUT.read_bytes()
-    result = command(script, "astronaut.jpg", "--checkpoint", checkpoint_file, "--out", ".",
-                     "--keypoints", ASTRONAUT_KEYPOINTS, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "refined against 9 keypoints" in result.stdout
-    assert (tmp_path / "astronaut_overlay.png").is_file()
-    assert (tmp_path / "astronaut.jpg").read_bytes() == before
-
-
 def test_file_alone_predicts(tmp_path):
-    """Copied into an empty folder it crops, samples and refines with torch and numpy.
-
-    As a command it says in one line what is missing.
-    """
+    """Copied into an empty folder it crops, samples and refines with torch and numpy."""
     shutil.copy(genhmr.__file__, tmp_path)
     code = f"""
 import sys, types, numpy, torch, genhmr
@@ -633,6 +372,3 @@ assert not foreign & set(sys.modules), foreign & set(sys.modules)
 """
     result = command("-I", "-c", f"import sys; sys.path.insert(0, '.'){code}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    result = command("genhmr.py", "--summary", cwd=tmp_path)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
-    assert "rest of the project" in result.stderr

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from simplehand_samples import HIERA, HRNET, TINY, UNET, count, images, on_meta, timm_or_skip
+from simplehand_samples import HIERA, HRNET, TINY, count, images, on_meta, timm_or_skip
 from torch import nn
 
 from networks import backbones
-from networks.backbones import simplehand_model
-from simplehand import PRESETS, SimpleHand
+from networks.backbones import PRESETS, simplehand_model
+from simplehand import SimpleHand
 from weights.simplehand import load_backbone
 
 
@@ -87,8 +87,11 @@ def test_hiera_is_for_one_image_size():
         model(images(1, 96))
 
 
-@pytest.mark.parametrize("fields", [HRNET, HIERA, UNET], ids=str)
-def test_the_paper_file_names_the_builder(fields):
-    """SimpleHand alone builds FastViT; for another config it says who builds the model."""
-    with pytest.raises(ValueError, match="networks.backbones.simplehand_model"):
-        SimpleHand(replace(TINY, **fields))
+@pytest.mark.parametrize("fields", [HRNET, HIERA], ids=str)
+def test_the_paper_file_wants_other_backbones_given(fields):
+    """SimpleHand alone builds FastViT; for another config it says what it expected."""
+    config = replace(TINY, **fields)
+    with pytest.raises(ValueError, match=f"backbone '{config.backbone}': expected that as an arg"):
+        SimpleHand(config)
+    given = simplehand_model(config).backbone
+    assert SimpleHand(config, given).backbone is given

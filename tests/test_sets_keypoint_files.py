@@ -184,15 +184,3 @@ def test_the_person_who_is_seen_best_is_taken():
     assert keypoint_files.choose_person([unsure, sure], (0, 0, 40, 90), 120, 90) is unsure
     assert keypoint_files.choose_person([person(500, 1.0), unsure], None, 120, 90) is unsure
     assert keypoint_files.choose_person([unsure, sure], (40, 0, 40, 90), 120, 90) is None
-
-
-def test_person_of_a_file_is_found(tmp_path):
-    """The best-seen person of a file comes in the body's order; if nobody is seen, why."""
-    people = [{"pose_keypoints_2d": flat(25)}, {"pose_keypoints_2d": [0] * 75}]
-    path = save(tmp_path / "k.json", {"people": people})
-    image = np.zeros((90, 120, 3), np.uint8)
-    person, source = keypoint_files.find_person(image, None, path)
-    assert source == str(path)
-    assert np.array_equal(person, keypoint_files.to_smpl45(np.reshape(flat(25), (25, 3))))
-    person, why = keypoint_files.find_person(image, (100, 0, 20, 20), path)
-    assert person is None and why == f"{path} sees nobody in the box"

@@ -49,7 +49,7 @@ TINY = {
     "transformer": {
         "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,
         "regressor_width": 16, "pretrain_steps": 3, "learning_rate": 1e-3, "warmup_steps": 2,
-        "steps": 12, "batch_size": 8, "accumulate": 2, "ema_decay": 0.5, "eval_every": 5,
+        "steps": 12, "batch_size": 8, "accumulate": 2, "eval_every": 5,
         "train_samples": 44, "test_samples": 19},
 }
 STAGES = list(TINY)

@@ -1,8 +1,7 @@
-"""SimpleHand's task: ablations, official hands and scores, as a user would run them."""
+"""SimpleHand's task: official hands and scores, as a user would run them."""
 
 import dataclasses
 import json
-import re
 import shutil
 
 import numpy as np
@@ -12,8 +11,8 @@ from official_folders import write_dexycb, write_freihand, write_models
 from test_train import CONFIG, Run, command_line, task_of
 
 import data
-import simplehand
 import train
+from networks.backbones import ALL_PRESETS
 from tasks.base import Predictions
 from tasks.settings import override
 
@@ -23,53 +22,12 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-# --------------------------------------------------------------------------------- ablations
-
-
-@pytest.mark.slow
-def test_an_ablation_trains_every_row_once(cache, tmp_path, capsys):
-    """Every row is a run of its own, unless it is done; the table has their scores."""
-    arguments = command_line(cache, tmp_path, "--ablate", "table8", steps=1, test_samples=1)
-    train.main(arguments)
-    assert capsys.readouterr().out.count("from step 0 to 1,") == 4
-    runs = {path.parent.parent.name: path for path in tmp_path.glob("*/seed 0/results.json")}
-    assert set(runs) == {"unchanged", "mixer=identity", "mixer=convolution",
-                         "position_embedding=False"}
-    table = (tmp_path / "table8.md").read_text()
-    for name, row in (("unchanged", "ours"), ("mixer=identity", "identity mixer")):
-        results = json.loads(runs[name].read_text())
-        assert results["config"]["mixer"] == ("identity" if "=" in name else "attention")
-        error = results["scores"]["SimpleHand"]["PA-MPJPE"]
-        assert re.search(rf"^\| {row} \| [\d.]+ \| [\d.]+ \| {error:.2f} \|", table, re.MULTILINE)
-    before = runs["unchanged"].stat().st_mtime_ns
-    shutil.rmtree(runs["mixer=identity"].parent)
-    train.main(arguments)
-    assert capsys.readouterr().out.count("from step 0 to 1,") == 1
-    assert (tmp_path / "table8.md").read_text() == table
-    assert runs["unchanged"].stat().st_mtime_ns == before
-    with pytest.raises(SystemExit, match="differs in learning_rate"):
-        train.main([*arguments, "learning_rate=1"])
-
-
-@pytest.mark.parametrize(("extra", "message"), [
-    (["--ablate", "table9"], "simplehand has table4, table5, table6, table7, table8"),
-    (["--ablate", "table5", "--eval"], "without --eval"),
-    (["--ablate", "table5", "--seeds", "0"], "--seeds 0: expected at least 1"),
-    (["--ablate", "table5", "--preset", "laptop"], "no preset 'laptop'"),
-    (["--ablate", "table7", "--set", "heads=3"], "heads is 3"),
-])
-def test_ablations_that_cannot_be_are_one_line(extra, message, capsys):
-    with pytest.raises(SystemExit) as error:
-        train.main(["--model", "simplehand", *extra])
-    assert message in capsys.readouterr().err + str(error.value)
-
-
 # ---------------------------------------------------------------------------- data and scores
 
 
-@pytest.mark.parametrize("name", simplehand.PRESETS)
+@pytest.mark.parametrize("name", ALL_PRESETS)
 def test_every_preset_fits_the_loop_and_the_data(name, tmp_path):
-    config = override(simplehand.PRESETS[name], ["train_samples=3", "test_samples=2"])
+    config = override(ALL_PRESETS[name], ["train_samples=3", "test_samples=2"])
     task = task_of(tmp_path, config)
     assert (len(task.train_set), len(task.test_set)) == (3, 2)
     assert task.train_set[0]["image"].shape == (3, config.image_size, config.image_size)

@@ -10,8 +10,8 @@ from simplehand_samples import TINY, checkpoint_of, images, on_meta, trained_mod
 
 import bodymodels
 import simplehand
-from networks.backbones import simplehand_model
-from simplehand import PRESETS, Config, SimpleHand
+from networks.backbones import ALL_PRESETS, simplehand_model
+from simplehand import Config, SimpleHand
 from weights.hmr_adapter import load_hand_expert
 from weights.simplehand import load_backbone, load_checkpoint, our_name
 
@@ -108,7 +108,7 @@ def test_apple_weights_load(inference, tensors):
 def test_unet_starts_from_hmr_adapters_hand_expert():
     """A U-net that took its weights computes what the expert's encoder does, but for positions."""
     file = bodymodels.ASSETS / "hmr_adapter_hand_cpu.pt"
-    unet = simplehand_model(PRESETS["cpu_views"]).backbone.eval()
+    unet = simplehand_model(ALL_PRESETS["cpu_views"]).backbone.eval()
     load_backbone(unet, file)
     theirs = load_hand_expert(file).backbone.encoder
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -165,15 +165,6 @@ def test_half_precision_checkpoints_become_full(trained):
     for name, value in model.state_dict().items():
         assert value.dtype == trained.state_dict()[name].dtype
         assert torch.allclose(value, trained.state_dict()[name], atol=1e-3)
-
-
-def test_moving_average_is_preferred(trained):
-    """A checkpoint with averaged weights gives those, as train.py evaluates them."""
-    averaged = torch.optim.swa_utils.AveragedModel(SimpleHand(TINY), use_buffers=True)
-    checkpoint = checkpoint_of(trained, ema=averaged.state_dict())
-    model = load_checkpoint(checkpoint)
-    for name, value in averaged.module.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value)
 
 
 def test_partial_loads_are_refused(trained, capsys):

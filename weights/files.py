@@ -39,8 +39,8 @@ def check_whole(path: str | PathLike) -> None:
 def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
     """Read the weights of a checkpoint, and its config if it has one, without running its code.
 
-    source: a file or its content, which is train.py's {"model", "ema", "config", ...} (the moving
-    average is preferred), {"state_dict"}, {"model_state"}, {"network"}, or the weights alone.
+    source: a file or its content, which is train.py's {"model", "config", ...}, {"state_dict"},
+    {"model_state"}, {"network"}, or the weights alone.
     Raises FileNotFoundError or ValueError.
     """
     if not isinstance(source, Mapping):
@@ -57,13 +57,22 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
             reason = str(error).split("\n")[0][:100]
             raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
     require(isinstance(source, Mapping), "this checkpoint is not a dictionary of weights")
-    nested = (source.get(name) for name in ("ema", "model", "state_dict", "model_state", "network"))
+    nested = (source.get(name) for name in ("model", "state_dict", "model_state", "network"))
     weights = next((value for value in nested if isinstance(value, Mapping) and value), source)
     state = {name.removeprefix("module."): value for name, value in weights.items()
-             if isinstance(value, Tensor) and name != "n_averaged"}
+             if isinstance(value, Tensor)}
     require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
                    "torch.save(model.state_dict(), FILE) writes it")
     return state, source.get("config")
+
+
+def read_data_name(path: str | PathLike) -> str | None:
+    """Return the name of the data that train.py wrote into a checkpoint; None for others' files."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return content.get("data", "unknown data") if "config" in content else None
+    except Exception:  # the model is loaded elsewhere; only ours are sure to open like this
+        return None
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
@@ -106,7 +115,7 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
         config = config_kind(**config)
         with torch.device("meta"):  # takes no memory
             size = sum(value.numel() for value in build(config).state_dict().values())
-    except (TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
+    except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
         raise ValueError(f"the checkpoint's config is not a {config_kind.__module__}."
                          f"{config_kind.__name__}: {error}") from error
     stored = sum(value.numel() for value in state.values())

@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+import bodymodels
+from files import load_arrays
 from hmr_adapter import (
     PRESETS,
     Adapter,
@@ -124,6 +129,18 @@ def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | No
         expert.hand_mean.copy_(hand_mean)
         expert.notice_hand_mean()
     return expert.eval()
+
+
+def hand_mean(model: str | PathLike) -> Tensor | None:
+    """Read SMPL-X's mean hands (2, 15, 3), [right, left], see load_body_expert, from its file."""
+    path = Path(model)
+    if path.is_dir():
+        path = bodymodels.find_model(path, "smplx", "right", "neutral")
+    arrays = load_arrays(path, "hands_") if path.is_file() else {}
+    if "hands_meanr" not in arrays:
+        return None
+    return torch.tensor(np.stack([np.reshape(arrays[f"hands_mean{side}"], (15, 3))
+                                  for side in "rl"]), dtype=torch.float32)
 
 
 def expert_of(model: nn.Module, kind: type) -> nn.Module:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from os import PathLike
 
-from networks.backbones import Hiera, HRNet, UNet, simplehand_model
+from networks import any_view
+from networks.any_view import UNet
+from networks.backbones import Hiera, HRNet, simplehand_model
 from simplehand import Config, FastViT, SimpleHand
 from weights.files import from_checkpoint, load_weights, read_checkpoint, require
 
@@ -60,9 +62,18 @@ def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) ->
             "no SimpleHand checkpoint: expected train.py's or the release's "
             "(load_backbone takes the weights of FastViT alone)")
     state = {our_name(name): value for name, value in state.items()}
-    return from_checkpoint(
-        simplehand_model, Config, {"official": True} if config is None else config, state,
-        ignored=CLASSIFIERS, strict=strict)
+    config, kind = {"official": True} if config is None else config, Config
+    if isinstance(config, Mapping):
+        kind = config_class(config)
+        if kind is any_view.Config:  # older checkpoints have another field, True in all of them
+            config = {name: value for name, value in config.items() if name != "heat_maps"}
+    return from_checkpoint(simplehand_model, kind, config, state, ignored=CLASSIFIERS,
+                           strict=strict)
+
+
+def config_class(fields: Mapping[str, object]) -> type[Config]:
+    """Return the class of a config with these fields."""
+    return any_view.Config if fields.get("backbone") == "unet" else Config
 
 
 def load_backbone(backbone: FastViT | HRNet | Hiera | UNet, source: str | PathLike | Mapping, *,

@@ -1,0 +1,269 @@
+"""SimpleHand for photographs: any hand in any view (ours), the default of demo.py.
+
+Three changes to the paper's network:
+    1. X_b is the map of a U-net, at a quarter of the crop's resolution: it learns to localise
+       without ImageNet, where a map of 2 x 2 cells hardly tells where fingers are.
+    2. The 2D keypoints are the means of heat maps, whose width tells how sure the network is.
+       Their places are added to the tokens.
+    3. A trained network looks again: hands that point up and fill their crops look more alike than
+       others, so further passes see the crop turned upright by what the first one finds.
+MediaPipe's hand tracker turns its crops upright, too. Training shows crops of both kinds (recipe
+"rendered_upright"). `build` makes the network, `looking_again` adds the further passes for
+inference, `losses` and `total_loss` are for training. Letters in shapes as in simplehand.py: B
+batch, S side of the crop in pixels, C channels, N tokens or cells; and P further passes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import simplehand
+from sets.hand_crops import rotation, upright_view
+from simplehand import MeshHead, MetaFormerBlock, SimpleHand, fold_norms
+
+STEP = math.radians(10)  # between the angles of further passes (our choice)
+TRUST = 4  # the weight of a pass is the spread of its heat maps to the power -TRUST (our choice)
+
+
+@dataclass(frozen=True)
+class Config(simplehand.Config):
+    """SimpleHand's, whose embed_dims and depths are the U-net's here, see UNet, and our additions.
+
+    FastViT's other fields mean nothing here, upsample has to be (1,).
+    """
+
+    backbone: str = "unet"
+    upright_passes: int = 3  # further passes of inference; 0: look once
+    weight_heat_maps: float = 0.5  # of their cross-entropy
+    augmentation: str = "rendered_upright"
+
+
+def build(config: Config) -> SimpleHand:
+    """Build the network that looks once; its outputs also have heat_maps and spread_2d.
+
+    heat_maps (B, 21, h, w): log probabilities of the cells of X_b; spread_2d (B, 21): of these, see
+    heat_map_spread.
+    """
+    return SimpleHand(config, UNet(config), HeatMapKeypoints(config), PlacedHead(config))
+
+
+# ----------------------------------------------------------------------------------- network
+
+
+def conv_norm(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    """3 x 3 convolution, batch norm and ReLU."""
+    conv = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions and a skip."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_norm(channels, channels)[:2]
+        self.conv2, self.bn2 = conv_norm(channels, channels)[:2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(x + self.bn2(self.conv2(y)))
+
+
+class UNet(nn.Module):
+    """Images (B, 3, S, S) -> X_b, (B, token_width, S/4, S/4), and the last map, at S/16.
+
+    Convolutions down to S/16, attention over these cells, and back up to S/4 with shortcuts.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.channels = config.token_width
+        w2, w4, w8, w16 = config.embed_dims  # channels at S/2, S/4, S/8, S/16
+        n4, n8, n16, attention = config.depths  # residual blocks at S/4 to S/16; of attention
+
+        def residual(width: int, count: int) -> list[nn.Module]:
+            return [ResidualBlock(width) for _ in range(count)]
+
+        self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), *residual(w4, n4))
+        self.down8 = nn.Sequential(conv_norm(w4, w8, 2), *residual(w8, n8))
+        self.down16 = nn.Sequential(conv_norm(w8, w16, 2), *residual(w16, n16))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn((config.image_size // 16) ** 2, w16))
+        self.blocks = nn.Sequential(*[MetaFormerBlock(w16, config) for _ in range(attention)])
+        self.norm = nn.LayerNorm(w16)
+        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualBlock(w8)
+        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, config.token_width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x4 = self.stem(x)  # (B, 32, S/4, S/4)
+        x8 = self.down8(x4)  # (B, 64, S/8, S/8)
+        x16 = self.down16(x8)  # (B, 128, S/16, S/16)
+        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, N, 128)
+        x16 = cells.mT.unflatten(2, x16.shape[2:])
+        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
+        return self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4), x16
+
+    def fuse(self) -> None:
+        """Fold the norms into their convolutions, in place."""
+        fold_norms(self)
+
+
+class HeatMapKeypoints(nn.Conv2d):
+    """2D keypoints as the means of heat maps over X_b.
+
+    Sun et al., "Integral Human Pose Regression", ECCV 2018.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config.token_width, config.points, 1)
+
+    def forward(self, features: Tensor, last: Tensor) -> dict[str, Tensor]:
+        """X_b (B, C, h, w) -> keypoints_2d, heat_maps and spread_2d, see build."""
+        heat = super().forward(features).float()  # (B, 21, h, w)
+        log_probability = heat.flatten(2).log_softmax(2)  # (B, 21, h w)
+        with torch.autocast(heat.device.type, enabled=False):  # places are finer than bf16's steps
+            points = log_probability.exp() @ cell_centres(heat)  # (B, 21, 2)
+        points, maps = points.to(self.weight.dtype), log_probability.view_as(heat)
+        return {"keypoints_2d": points, "heat_maps": maps,
+                "spread_2d": heat_map_spread(maps, points)}
+
+
+def cell_centres(maps: Tensor) -> Tensor:
+    """Centres (h w, 2) of the cells of maps (..., h, w), row by row: x and y, 0..1."""
+    height, width = maps.shape[-2:]
+    ones = torch.ones_like(maps[0, 0])  # (h, w), of the maps' device when exported, too
+    x, y = (ones.cumsum(1) - 0.5) / width, (ones.cumsum(0) - 0.5) / height
+    return torch.stack((x, y), 2).flatten(0, 1)
+
+
+def heat_map_spread(heat_maps: Tensor, keypoints_2d: Tensor) -> Tensor:
+    """Standard deviation of heat maps (B, 21, h, w) about their means (B, 21, 2): (B, 21).
+
+    In sides of the crop. The less sure the network is of a keypoint, the larger it is.
+    """
+    squared = (cell_centres(heat_maps) - keypoints_2d[:, :, None]).square().sum(3)  # (B, 21, h w)
+    return (heat_maps.flatten(2).exp() * squared).sum(2).sqrt()
+
+
+class PlacedHead(MeshHead):
+    """Adds to each token an embedding of the point where it was sampled."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, config.token_width)
+        self.place = nn.Linear(2, self.layers[0].project.in_features)
+
+    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+        return super().tokens(features, points) + self.place(4.0 * points - 2.0)
+
+
+# ------------------------------------------------------------------------------------ losses
+
+
+def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
+           keypoint_regressor: Tensor) -> dict[str, Tensor]:
+    """Compute SimpleHand's terms, see simplehand.losses, and the heat maps' cross-entropy."""
+    true_2d = batch["keypoints_2d"] / batch["image"].shape[-1]
+    return simplehand.losses(prediction, batch, keypoint_regressor) | {
+        "heat_maps": heat_map_loss(prediction["heat_maps"], true_2d, batch["keypoints_valid"])}
+
+
+def heat_map_loss(heat_maps: Tensor, keypoints_2d: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of log probabilities (B, 21, h, w) and keypoints (B, 21, 2), 0..1.
+
+    A true keypoint is shared by the four cells around it, as in bilinear interpolation.
+    """
+    centres = cell_centres(heat_maps)  # (h w, 2)
+    count = torch.tensor(heat_maps.shape[:1:-1], device=centres.device)  # w, h
+    at = keypoints_2d.clamp(centres[0], centres[-1])[:, :, None]
+    share = (1 - count * (at - centres).abs()).clamp(min=0).prod(-1)  # (B, 21, h w)
+    return -((share * heat_maps.flatten(2)).sum(2) * valid).mean()
+
+
+def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
+    """Eq. 7, and the weighted cross-entropy."""
+    return simplehand.total_loss(terms, config) + config.weight_heat_maps * terms["heat_maps"]
+
+
+# ----------------------------------------------------------------------------- looking again
+
+
+class Upright(nn.Module):
+    """A trained network that sees each crop 1 + config.upright_passes times."""
+
+    def __init__(self, model: SimpleHand) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+        self.train(model.training)
+
+    @property
+    def mean(self) -> Tensor:
+        """As SimpleHand's, which tells `predict` the device."""
+        return self.model.mean
+
+    def fuse(self) -> Upright:
+        """Return a copy for inference, as SimpleHand.fuse."""
+        return Upright(self.model.fuse())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, S, S) -> vertices, keypoints_2d and spread_2d, see build.
+
+        The results are means over the further passes, each turned by another angle. spread_2d is
+        that of all their heat maps together: it also grows where the passes disagree.
+        """
+        angle, side = upright_view(self.model(images)["keypoints_2d"])
+        count = self.config.upright_passes
+        passes = [self.look(images, angle + STEP * (number - (count - 1) / 2), side)
+                  for number in range(count)]
+        vertices, points, spread = (torch.stack([found[name] for found in passes], 1) for name in
+                                    ("vertices", "keypoints_2d", "spread_2d"))  # (B, P, N, ...)
+        doubt = spread.mean(2).clamp(min=1e-3)  # (B, P)
+        share = F.normalize(doubt**-TRUST, p=1.0, dim=1)[:, :, None, None]
+        mean = (share * points).sum(1)  # (B, 21, 2)
+        apart = (points - mean[:, None]).square().sum(3)
+        variance = (share[..., 0] * (spread.square() + apart)).sum(1)
+        return {"vertices": (share * vertices).sum(1), "keypoints_2d": mean,
+                "spread_2d": variance.sqrt()}
+
+    def look(self, images: Tensor, angle: Tensor, side: Tensor) -> dict[str, Tensor]:
+        """Return what the network finds in the crops that `turn` makes, in the axes of images."""
+        found = self.model(turn(images, angle, side))
+        back = rotation(angle)  # of row vectors: x R = R^T x
+        flat, depth = found["vertices"].split((2, 1), dim=2)
+        points = 0.5 + side[:, None, None] * (found["keypoints_2d"] - 0.5) @ back
+        return {"vertices": torch.cat((flat @ back, depth), 2), "keypoints_2d": points,
+                "spread_2d": side[:, None] * found["spread_2d"]}
+
+
+def looking_again(model: SimpleHand) -> nn.Module:
+    """Return the model, or Upright around it if its config asks for further passes."""
+    return Upright(model) if getattr(model.config, "upright_passes", 0) else model
+
+
+def turn(images: Tensor, angle: Tensor, side: Tensor) -> Tensor:
+    """Crop squares around the middle of images (B, 3, S, S); uint8 or float in, float out.
+
+    Each is `side` (B,) times as large as the image and turned, so that its content turns clockwise
+    by `angle`. Black outside of the image.
+    """
+    images, size = images.to(angle.dtype), images.shape[-1]
+    pixels = 2 * cell_centres(images) - 1  # (S S, 2), the crop spans +-1
+    grid = side[:, None, None] * (pixels @ rotation(angle))  # (B, S S, 2): R^T x, of row vectors
+    return F.grid_sample(images, grid.unflatten(1, (size, size)), align_corners=False)
+
+
+# ----------------------------------------------------------------------------------- presets
+
+PRESETS = {
+    # Two CPU cores: an hour of training, with boxes that cut the hand, coloured light, motion blur
+    # and JPEGs. Start it from assets/hmr_adapter_hand_cpu.pt with --backbone.
+    "cpu_views": Config(
+        image_size=64, embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 2), upsample=(1,),
+        token_width=64, dims=(128, 32, 16), blocks=(3, 0, 0), heads=4, regressor_mlp_ratio=2.0,
+        dropout=0.0, drop_path=0.0, output_scale=0.1, weight_keypoints_2d=5.0,
+        batch_size=64, steps=7_200, warmup_steps=100, learning_rate=1.5e-3, schedule="cosine",
+        precision="fp32", eval_every=1_800, train_samples=80_000, views=90.0, in_plane=180.0),
+}

@@ -1,0 +1,240 @@
+"""networks/any_view.py: heat maps, their losses, and looking again at hands turned upright."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hand_samples import assert_projects, hands
+from hypothesis import given
+from hypothesis import strategies as st
+from simplehand_samples import images
+from torch import nn
+
+import data
+import simplehand
+from networks import any_view
+from networks.any_view import Upright, looking_again
+from networks.backbones import simplehand_model
+from sets import hand_crops
+from sets.crops import transform_points
+
+CONFIG = replace(any_view.PRESETS["cpu_views"], image_size=32)
+
+
+# --------------------------------------------------------------------------------- heat maps
+
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.sampled_from([(4, 4), (3, 5)]))
+def test_heat_maps_of_the_truth_give_it_back(x, y, cells):
+    """The mean of the map with the least loss is the keypoint, or the nearest centre of a cell."""
+    logits = torch.zeros(1, 1, *cells, dtype=torch.float64, requires_grad=True)
+    true = torch.tensor([[[x, y]]], dtype=torch.float64)
+    loss = any_view.heat_map_loss(torch.log_softmax(logits.flatten(2), 2).view_as(logits), true,
+                                    torch.ones(1, 1))
+    gradient, = torch.autograd.grad(loss, logits)  # of cross-entropy: probability - truth
+    share = (1 / logits.numel() - gradient).flatten(2)
+    found = share @ any_view.cell_centres(logits)
+    border = 0.5 / torch.tensor(cells[::-1])
+    assert torch.allclose(found, torch.minimum(torch.maximum(true, border), 1 - border), atol=1e-9)
+
+
+
+def test_convention_heat_maps_span_the_image():
+    """A map that is sure of one cell finds its centre: x to the right, y down, 0..1."""
+    head = any_view.HeatMapKeypoints(replace(CONFIG, token_width=16))
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    features = torch.zeros(1, 16, 4, 8)
+    middle = head(features, features)
+    assert torch.allclose(middle["keypoints_2d"], torch.full((1, 21, 2), 0.5))
+    with torch.no_grad():
+        head.weight[:, 0] = 1.0
+    features[0, 0, 3, 1] = 1e3
+    assert torch.allclose(head(features, features)["keypoints_2d"][0, 20],
+                          torch.tensor([1.5 / 8, 3.5 / 4]))
+
+
+
+@given(st.integers(0, 31), st.integers(0, 31), st.floats(0, 1))
+def test_the_spread_of_heat_maps_is_a_standard_deviation(first, second, share):
+    """Two cells that share a keypoint: sqrt(p (1 - p)) of their distance. No gap, no spread."""
+    maps = torch.zeros(1, 1, 4, 8, dtype=torch.float64)
+    maps.view(-1)[first] += share
+    maps.view(-1)[second] += 1 - share
+    centres = any_view.cell_centres(maps)
+    spread = any_view.heat_map_spread(maps.log(), maps.flatten(2) @ centres)
+    gap = (centres[first] - centres[second]).norm()
+    assert spread[0, 0] == pytest.approx(float(gap * math.sqrt(share * (1 - share))), abs=1e-7)
+
+
+def test_losses_are_simplehand_s_and_the_heat_maps():
+    """The weighted sum of Eq. 7 plus the weighted cross-entropy, of a network in training."""
+    torch.manual_seed(0)
+    model, regressor = simplehand_model(CONFIG), torch.rand(21, 778).softmax(1)
+    vertices = 0.1 * torch.randn(2, 778, 3)
+    batch = {"image": images(2, 32), "vertices": vertices, "joints": vertices[:, :21],
+             "keypoints_2d": 32 * torch.rand(2, 21, 2), "keypoints_valid": torch.ones(2, 21),
+             "mesh_valid": torch.ones(2)}
+    terms = any_view.losses(model(batch["image"]), batch, regressor)
+    assert set(terms) == {"joints", "keypoints_2d", "vertices", "heat_maps"}
+    heat = terms["heat_maps"]
+    total = any_view.total_loss(terms, CONFIG)
+    assert total.item() == pytest.approx(
+        (simplehand.total_loss(terms, CONFIG) + 0.5 * heat).item(), rel=1e-6)
+    total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    certain = torch.full((2, 21, 8, 8), -1e4)
+    certain[:, :, 3, 4] = 0.0  # centre x 4.5 / 8, y 3.5 / 8
+    true = torch.tensor([4.5 / 8, 3.5 / 8]).expand(2, 21, 2)
+    assert any_view.heat_map_loss(certain, true, torch.ones(2, 21)) == 0
+
+
+# ----------------------------------------------------------------------------- looking again
+
+
+def keypoints(seed, count=3):
+    """Keypoints (count, 21, 2) of a crop, 0..1, in float64."""
+    return torch.from_numpy(np.random.default_rng(seed).uniform(0.1, 0.9, (count, 21, 2)))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_hand_points_up_and_fills_the_crop(seed):
+    """Seen so, knuckles are above the wrist; the farthest keypoint has its place or the side its
+    limit."""
+    points = keypoints(seed)
+    angle, side = hand_crops.upright_view(points)
+    seen = (points - 0.5) @ hand_crops.rotation(angle).mT / side[:, None, None]
+    x, y = (seen[:, hand_crops.KNUCKLES].mean(1) - seen[:, 0]).unbind(1)
+    assert x.abs().max() < 1e-9 and y.max() < 0
+    low, high = hand_crops.SIDES
+    reach = 2 * seen.abs().amax((1, 2)) * hand_crops.FILL  # 1 where the side has no limit
+    ok = ((reach - 1).abs() < 1e-9) | (side == low) & (reach < 1) | (side == high) & (reach > 1)
+    assert ok.all() and side.min() >= low and side.max() <= high
+
+
+def test_crops_of_training_are_upright():
+    """Labels stay exact through both crops, and hands point up as well as a guess can tell."""
+    recipe = replace(data.AUGMENTATIONS["rendered_upright"], upright=1.0)
+    samples, original = (hands(length=40, augmentation=name) for name in (recipe, None))
+    ups = []
+    for index in range(40):
+        sample, before = samples[index], original[index]
+        assert_projects(sample)
+        pixels = transform_points(sample["crop"].numpy(), before["keypoints_2d"].numpy())
+        np.testing.assert_allclose(pixels, sample["keypoints_2d"], atol=2e-2)
+        moved = before["joints"] @ sample["camera_rotation"].T
+        torch.testing.assert_close(moved, sample["joints"], atol=1e-5, rtol=0)
+        x, y = sample["keypoints_2d"][hand_crops.KNUCKLES].mean(0) - sample["keypoints_2d"][0]
+        ups.append(abs(math.degrees(math.atan2(x, -y))))
+    assert np.median(ups) < 15
+
+
+@given(st.sampled_from([0, 90, 180, 270]), st.sampled_from([torch.uint8, torch.float32]))
+def test_convention_quarter_turns_are_clockwise(degrees, dtype):
+    """A quarter turn is torch.rot90's, the other way round, pixel by pixel."""
+    image = torch.randint(0, 256, (1, 3, 32, 32)).to(dtype)
+    turned = any_view.turn(image, torch.tensor([math.radians(degrees)]), torch.ones(1))
+    expected = image.rot90(-degrees // 90, (2, 3)).float()
+    torch.testing.assert_close(turned, expected, atol=1e-2, rtol=0)
+
+
+class Seer(nn.Module):
+    """Finds a bright spot: all keypoints lie there, and the mesh one metre behind it."""
+
+    config = CONFIG
+
+    def forward(self, images):
+        images = images.float()
+        share = images.mean(1) / images.mean(1).sum((1, 2), keepdim=True)
+        flat = share.flatten(1) @ any_view.cell_centres(images)  # (B, 2)
+        point = torch.cat((flat - 0.5, torch.ones(len(flat), 1)), 1)[:, None]
+        return {"vertices": point.expand(-1, 778, 3),
+                "keypoints_2d": flat[:, None].expand(-1, 21, 2),
+                "spread_2d": torch.full((len(flat), 21), 0.1)}
+
+
+@given(st.floats(-math.pi, math.pi), st.floats(0.7, 1.2), st.integers(20, 42), st.integers(20, 42))
+def test_what_is_found_is_turned_back(angle, side, row, column):
+    """Points come back to where they were in the crop, meshes to its axes."""
+    image = torch.zeros(1, 3, 64, 64)
+    image[:, :, row:row + 2, column:column + 2] = 255.0
+    before, again = Seer()(image), Upright(Seer())
+    found = again.look(image, torch.tensor([angle]), torch.tensor([side]))
+    torch.testing.assert_close(found["keypoints_2d"], before["keypoints_2d"], atol=5e-3, rtol=0)
+    flat = found["vertices"][..., :2] * side
+    torch.testing.assert_close(flat, before["vertices"][..., :2], atol=5e-3, rtol=0)
+    assert (found["vertices"][..., 2] == 1).all()
+    torch.testing.assert_close(found["spread_2d"], side * before["spread_2d"])
+
+
+class Unsure(nn.Module):
+    """Gives the keypoints, meshes and spreads of a list, in turn."""
+
+    config = CONFIG
+
+    def __init__(self, spreads):
+        super().__init__()
+        self.spreads, self.seen = spreads, []
+
+    def forward(self, images):
+        self.seen.append(images)
+        number = len(self.seen) - 1
+        points = torch.full((len(images), 21, 2), 0.5)
+        points[:, hand_crops.KNUCKLES, 1] = 0.1  # points up already
+        return {"vertices": torch.full((len(images), 778, 3), float(number)),
+                "keypoints_2d": points,
+                "spread_2d": torch.full((len(images), 21), self.spreads[number])}
+
+
+def test_surer_passes_weigh_more():
+    """The mean is weighted by the fourth power of the spreads; the spread is that of the mixture,
+    larger where the passes disagree."""
+    model = Unsure([0.3, 0.1, 0.1, 0.2])
+    found = Upright(model)(torch.zeros(2, 3, 64, 64))
+    assert len(model.seen) == 4 and (model.seen[2] == 0).all()
+    depth = (1 * 0.1**-4 + 2 * 0.1**-4 + 3 * 0.2**-4) / (2 * 0.1**-4 + 0.2**-4)
+    torch.testing.assert_close(found["vertices"][..., 2], torch.full((2, 778), depth))
+    side = 2 * hand_crops.FILL * 0.4
+    spread = side * math.sqrt((2 * 0.1**2 * 0.1**-4 + 0.2**2 * 0.2**-4)
+                              / (2 * 0.1**-4 + 0.2**-4))
+    middle = [0, 1]  # where turning moves nothing, so that the passes agree
+    torch.testing.assert_close(found["spread_2d"][:, middle], torch.full((2, 2), spread))
+    torch.testing.assert_close(found["keypoints_2d"][:, middle], torch.full((2, 2, 2), 0.5))
+    angles, share = any_view.STEP * torch.tensor([-1, 0, 1]), torch.tensor([16, 16, 1]) / 33
+    mean = (share * torch.stack((angles.sin(), angles.cos()))).sum(1)
+    apart = (0.4 * side) ** 2 * (1 - mean.square().sum())
+    torch.testing.assert_close(found["spread_2d"][:, hand_crops.KNUCKLES],
+                               (spread**2 + apart).sqrt().expand(2, 4))
+
+
+def test_a_network_that_is_sure_gives_finite_hands():
+    """Heat maps of one cell, whose spread is zero, do not divide by it."""
+    found = Upright(Unsure([0.0, 0.0, 0.1, 0.0]))(torch.zeros(1, 3, 64, 64))
+    torch.testing.assert_close(found["vertices"][..., 2], torch.full((1, 778), 2.0))
+    assert all(value.isfinite().all() for value in found.values())
+
+
+def test_only_configs_that_ask_look_again():
+    """Without further passes the model is itself, as the paper's is."""
+    model = simplehand_model(replace(CONFIG, upright_passes=0)).eval()
+    assert looking_again(model) is model
+    again = looking_again(simplehand_model(CONFIG).eval())
+    assert isinstance(again, Upright) and not again.training
+    plain = simplehand_model(simplehand.PRESETS["cpu"])
+    assert looking_again(plain) is plain
+
+
+def test_fused_and_plain_look_alike():
+    """Folding the norms does not change what several passes find, for any batch."""
+    torch.manual_seed(0)
+    model = looking_again(simplehand_model(CONFIG).eval())
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        expected, found = model(images), model.fuse()(images)
+        alone = model(images[1:2])
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(alone[name], value[1:2], atol=1e-5, rtol=1e-4)
