@@ -1175,10 +1175,10 @@ def refine(model: GenHMR, start: Tensor, betas: Tensor, camera: Tensor, keypoint
 
     start (B, L, C), betas (B, 10), camera (B, 3): embeddings, shape and camera of `sample`.
     keypoints_2d: J_2D (B, J, 2) in the crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for
-    unseen ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P.
-    step_size: eta for up to 24 seen keypoints; more add up to a steeper energy, so eta falls with
-    their number. Camera and shape stay (our reading). The paper gives neither eta nor
-    lambda_theta' (weight_pose), and does not weigh by confidence.
+    unseen ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P, in
+    the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 seen keypoints; more add up
+    to a steeper energy, so eta falls with their number. Camera and shape stay (our reading). The
+    paper gives neither eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
     Raises ValueError for a step size that is not positive, and for other shapes.
     """
     require(0 < step_size < math.inf, f"step_size is {step_size}: expected a number above 0")

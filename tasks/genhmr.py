@@ -20,6 +20,7 @@ import bodymodels
 import data
 import genhmr
 import metrics
+from files import load_array, safe_unpickle
 from networks import small_encoder
 from networks.small_encoder import (
     HEAT_GRID,
@@ -37,7 +38,6 @@ from sets.keypoint_files import LEAST_CONFIDENCE
 from sets.official_bodies import OWN
 from sets.rendered import STEEP
 from sets.rendered_bodies import sample_wide_postures
-from sets.safe_pickle import load_array, safe_unpickle
 from tasks import posterior
 from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
 from tasks.bodies import BodyTask, Mesh

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bodymodels
-from sets.safe_pickle import load_arrays
+from files import load_arrays
 
 smplx = pytest.importorskip("smplx")
 

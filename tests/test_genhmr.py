@@ -160,8 +160,7 @@ def test_convention_scale():
     points = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]])
     flat = genhmr.project_to_crop(points, camera, 19.53)[0]
     assert (flat[1:] - flat[0]).diagonal() == pytest.approx([0.4, 0.4])
-    weak = bodymodels.weak_perspective_project(torch.zeros(1, 1, 3), camera)[0, 0]
-    assert flat[0] == pytest.approx(weak / 2)
+    assert flat[0] == pytest.approx(0.8 * camera[0, 1:] / 2)
 
 
 # ------------------------------------------------------------------------------------- model
