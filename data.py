@@ -57,6 +57,7 @@ from sets.emdb import EMDB
 from sets.freihand import FreiHAND
 from sets.hand_crops import NUM_JOINTS, HandDataset
 from sets.hand_poses import FINGER_SLOTS, PALM_NORMAL_UP, hinge_axes, sample_hand_pose
+from sets.hmr2_evaluation import Human36MHMR2, ThreeDPWHMR2
 from sets.human36m import Human36M, Human36MMoon, Human36MSMPLX
 from sets.images import read_image
 from sets.interhand import InterHand
@@ -66,7 +67,6 @@ from sets.mpi_inf_3dhp import MPIINF3DHP
 from sets.official import Pictures
 from sets.official_models import hand_space
 from sets.official_people import HandPairs, OfficialPeople
-from sets.packing import available_cores
 from sets.people import SMPLX_KEYPOINTS, hand_square
 from sets.records import GENDERS, relabelled
 from sets.rendered import paint_background, paint_surface
@@ -77,6 +77,7 @@ from sets.rich import RICH
 from sets.samples import Joined, KeyedDataset, Mixed, random_generator
 from sets.shards import HaMeRShards, HMRShards
 from sets.threedpw import ThreeDPW, ThreeDPWMoon
+from sets.workers import available_cores
 
 __all__ = [  # what the rest of the house and the notebooks import from here
     "AMASS", "AUGMENTATIONS", "Augmentation", "DexYCB", "FINGER_SLOTS", "FreiHAND", "GENDERS",
@@ -92,7 +93,8 @@ RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": Rende
 OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
     "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
-    "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "coco": COCO, "aic": AIC, "mpii": MPII,
+    "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "3dpw-hmr2": ThreeDPWHMR2,
+    "h36m-hmr2": Human36MHMR2, "coco": COCO, "aic": AIC, "mpii": MPII,
     "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
     "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
 
@@ -138,14 +140,14 @@ PEOPLE_MIXTURES = ("hmr-adapter-body", "hmr-adapter-hands")  # their samples hav
 def open_official(name: str, root: str | os.PathLike, split: str | None = None, *,
                   size: int = 128, augmentation: str | Augmentation | None = None, seed: int = 0,
                   cache: str | os.PathLike | None = None,
-                  models: str | os.PathLike | None = None, hand_size: int = 0, **options
-                  ) -> KeyedDataset:
+                  models: str | os.PathLike | None = None, hand_size: int = 0, detail: int = 1,
+                  **options) -> KeyedDataset:
     """Open a data set of OFFICIAL, or a mixture of MIXTURES, in the folder `root`.
 
     split: by default the training split, if there is one. augmentation: a recipe or its name in
     AUGMENTATIONS. models: a folder of official body models. options: those of the data set.
     hand_size: if given, samples are those of OfficialPeople, with crops of hands of this side; sets
-    of hands alone are then augmented by `for_hands` of the recipe.
+    of hands alone are then augmented by `for_hands` of the recipe. detail: see OfficialPeople.
     Raises ValueError or FileNotFoundError that says what is missing.
     """
     if name in MIXTURES:
@@ -171,7 +173,7 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
                      models=models, **packed, **options)
         return HandPairs(hands, size)
     bodies = kind(root, split, size, models=models, **packed, **options)
-    return OfficialPeople(bodies, hand_size, augmentation=augmentation)
+    return OfficialPeople(bodies, hand_size, augmentation=augmentation, detail=detail)
 
 
 def describe(dataset: KeyedDataset, most: int = 1000) -> str:

@@ -40,7 +40,7 @@ from networks.adapter_rivals import build_model
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
 from networks.finders import Found
-from networks.small_genhmr import build_genhmr
+from networks.small_encoder import SmallEncoder, build_genhmr
 from sets.images import picture_files, read_image
 from sets.keypoint_files import LEAST_CONFIDENCE
 
@@ -110,6 +110,8 @@ def own_arguments(network: str, add: Callable) -> None:
         add("--keypoints", metavar="FILE", help="2D keypoints to refine on and to find the person "
             "by, OpenPose's or COCO's JSON (default: MediaPipe's)")
         add("--iterations", type=int, default=5, metavar="T", help="of sampling (default: 5)")
+        add("--mean-code", action="store_true", help="decode the mean code of each place, not the "
+            "likeliest: a better single answer (ours)")
         add("--refine", type=int, default=10, metavar="P", help="refinement steps (default: 10)")
         add("--fit-camera", action="store_true", help="first fit the camera to the 2D keypoints: "
             "helps where the network's is badly wrong")
@@ -188,8 +190,8 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         arrays = genhmr.predict(
             model, body, image, box=found.box, keypoints=found.keypoints,
-            iterations=arguments.iterations, refinement=arguments.refine,
-            fitted_camera=arguments.fit_camera)
+            iterations=arguments.iterations, mean_code=arguments.mean_code,
+            refinement=arguments.refine, fitted_camera=arguments.fit_camera)
         energies, count = arrays["energies"], (arrays["confidence"] > 0).sum()
         fitted = (f"fitted to {count} keypoints" if arrays["fitted"] else "not fitted: " + (
             "the keypoints do not determine it" if count else found.source))
@@ -197,8 +199,14 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
         notes.append(f"not refined: {found.source if arguments.refine else '--refine 0'}"
                      if len(energies) == 1 else f"refined against {count} keypoints "
                      f"({found.source}): energy {energies[0]:.3g} -> {energies[-1]:.3g}")
+        own = None  # a ViT has no keypoints
+        if isinstance(model.backbone, SmallEncoder):
+            corner, side = arrays["box"][:2], arrays["box"][2]
+            crop = genhmr.crop_picture(image, corner + side / 2, side, model.config.image_size)
+            own = model.backbone.keypoints(crop[None].to(model.mean))[0].cpu().numpy()
+            own = own * (side, side, 1) + (*(corner + side / 2), 0)
         return Result(in_camera(arrays, K), body.faces.cpu().numpy(), notes,
-                      arrays["keypoints_2d"], arrays.get("own_keypoints"))
+                      arrays["keypoints_2d"], own)
 
     return one, model, about
 
@@ -331,7 +339,7 @@ def fit_notes(result: Result, found: Found, limit: float) -> list[str]:
     for rows, least, most, whose in (
             (found.keypoints, LEAST_CONFIDENCE, MISFIT, f"({found.source})"),
             (result.own, 1e-6, limit, "of the network")):
-        if rows is None or not len(rows):  # a ViT has none of its own
+        if rows is None:
             continue
         sure = (rows[:, 2] >= least) & np.isfinite(result.mesh).all(1)
         if sure.any():

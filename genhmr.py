@@ -29,12 +29,11 @@ The authors have not published code. Where the paper is silent we follow HMR2.0 
 (Dwivedi et al., CVPR 2024), or choose ourselves; every field of the configs names its source.
 Where the paper contradicts itself, a comment beside the line says so.
 
-This file has the paper's networks; networks/small_genhmr.py adds what lets small ones learn on a
-laptop. weights/genhmr.py opens all checkpoints; this file alone opens train.py's of the paper's
-networks:
+The image encoder is an argument: GenHMR(config) has the paper's ViT-H, GenHMR(config, encoder) any
+module that returns tokens on the config's grid. To open a checkpoint of train.py with this file:
 
     content = torch.load(FILE, weights_only=True, map_location="cpu")
-    model = GenHMR(Config(**content["config"]))
+    model = GenHMR(Config(**content["config"]), encoder)
     model.load_state_dict(content["model"])
 
 Units are metres and radians; camera axes are OpenCV's (x right, y down, z away from the camera); a
@@ -47,7 +46,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -80,22 +79,17 @@ class TokenizerConfig:
     code_dim: int = 256  # C (paper, Table 5: 128, 256)
     width: int = 512  # channels of the convolutions (TokenHMR)
     depth: int = 2  # residual blocks in the encoder and in the decoder (TokenHMR)
-    dilation_growth: int = 3  # dilation of a block, divided by the next one's (TokenHMR)
-    network: str = "convolutions"  # along the list of joints (paper), or "joints" (ours)
-
-    # Ours: additions with which few codes suffice and a wrong token costs little, off in the paper.
-    # These and "joints": networks/small_genhmr.py
-    normalise: bool = False  # embeddings to mean 0 and variance 1, each by itself
-    corruption: float = 0.0  # up to this share of a pose's tokens are replaced while training
+    normalise: bool = False  # embeddings to mean 0 and variance 1, each by itself (our choice)
+    corruption: float = 0.0  # while training, up to this share of a pose's tokens is replaced by
+    # random ones, so that a wrong token costs little (our choice)
 
     # Codebook: moving averages, and a restart of unused codes (paper)
     momentum: float = 0.99  # of the averages (TokenHMR; the paper is silent)
 
     # Loss. L_vq = re L_re + E |sg[z] - c| + alpha |z - sg[c]|, L_re = pose + vertices + joints
-    weight_reconstruction: float = 1.0  # lambda_re (paper)
     weight_embedding: float = 0.02  # lambda_E (paper); no gradient, as averages move the codes
     weight_commitment: float = 0.02  # lambda_alpha (TokenHMR; the paper does not give it)
-    weight_pose: float = 1.0  # lambda_theta (paper)
+    weight_pose: float = 1.0  # lambda_theta (paper, of "pose parameters"; here of matrices)
     weight_vertices: float = 0.5  # lambda_V, per metre (paper)
     weight_joints: float = 0.3  # lambda_J, per metre (paper)
     vertex_stride: int = 1  # L_V uses every n-th vertex; 1: all (paper), 0: 21 surface keypoints
@@ -114,8 +108,6 @@ class TokenizerConfig:
     warmup_steps: int = 1_000  # linear from 0 (our choice)
     weight_decay: float = 0.0  # Adam (paper)
     gradient_clip: float = 1.0  # norm (our choice)
-    precision: str = "fp32"  # the tokenizer always computes in fp32, so that tokens do not change
-    channels_last: bool = False  # has no meaning for sequences; the training loop reads it
     ema_decay: float = 0.0  # of a moving average of the weights, 0: none (our choice)
     eval_every: int = 5_000  # steps between evaluations (our choice)
     seed: int = 0  # of initialisation, order and augmentation (our choice)
@@ -133,77 +125,9 @@ class TokenizerConfig:
                 f"num_tokens is {self.num_tokens}: expected 48, 96, 192, 384, ... (24 * 2^k)")
         require(0.0 <= self.momentum < 1.0, f"momentum is {self.momentum}: expected 0 <= m < 1")
         require(self.depth <= 100, f"depth is {self.depth}: expected 1 to 100")
-        require(self.network in ("convolutions", "joints"),
-                f"network is {self.network!r}: expected 'convolutions' or 'joints'")
         require(0.0 <= self.corruption <= 1.0, f"corruption is {self.corruption}: expected 0 to 1")
-        for name in ("codebook_size", "code_dim", "width", "depth", "dilation_growth"):
+        for name in ("codebook_size", "code_dim", "width", "depth"):
             require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: expected > 0")
-
-    @property
-    def is_papers(self) -> bool:
-        """Whether the tokenizer is the paper's, as this file builds it."""
-        return self.network == "convolutions" and not (self.normalise or self.corruption)
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Everything that defines a PoseEncoder, networks/pose_encoder.py, and its training.
-
-    All values are our choice: the paper takes a trained encoder, the ViT-H of HMR2.0.
-    """
-
-    # Network
-    image_size: int = 128  # px, S, a multiple of 64; the encoder sees the middle three quarters
-    widths: tuple[int, ...] = (16, 32, 64, 128)  # channels at strides 2, 4, 8 and 16
-    blocks: int = 2  # of attention over the cells at stride 16
-    heads: int = 4
-    pooled: int = 24  # features of the place of each keypoint
-    lift_width: int = 640  # of the MLP from keypoints to a pose
-
-    # Loss
-    weight_heat: float = 1.0  # cross-entropy of the heat maps, a mean over keypoints
-    weight_outside: float = 0.2  # of a keypoint outside the crop, which counts as at the border
-    weight_joints: float = 5.0  # of keypoints in 3D, L1 per metre
-    weight_pose: float = 2.0  # of rotation matrices, L1
-    weight_posed: float = 8.0  # of the keypoints of the posed body, L1 per metre
-    weight_betas: float = 0.03  # squared error
-    unpictured: int = 2  # posed bodies without a picture that train the lift, per picture
-    weight_unpictured: float = 0.7  # of all terms of these
-
-    # Optimisation: AdamW
-    batch_size: int = 32  # pictures per optimiser step, over all processes
-    accumulate: int = 1  # parts in which a process computes its share of them
-    steps: int = 2_600
-    learning_rate: float = 1.5e-3
-    schedule: str = "cosine"
-    warmup_steps: int = 100
-    weight_decay: float = 1e-3
-    gradient_clip: float = 5.0  # norm
-    precision: str = "fp32"
-    channels_last: bool = True  # memory format, for speed
-    ema_decay: float = 0.0  # of a moving average of the weights, 0: none
-    eval_every: int = 1_300
-    seed: int = 0
-
-    # Data: rendered bodies
-    augmentation: str = "rendered_bodies_strong"
-    train_samples: int = 16_000
-    test_samples: int = 500
-    views: float = 30.0  # degrees, largest heading away from the camera
-    lean: float = 45.0  # degrees, largest lean from upright
-    wide: float = 0.5  # share of training poses that go beyond the clips
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))
-        require(self.image_size > 0 and self.image_size % 64 == 0,
-                f"image_size is {self.image_size}: expected a multiple of 64")
-        require(len(self.widths) == 4 and self.widths[-1] % self.heads == 0,
-                f"widths is {self.widths}: expected four, the last a multiple of heads")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the heat maps, a quarter of the crop's pixels."""
-        return self.image_size // 4, 3 * self.image_size // 16
 
 
 @dataclass(frozen=True)
@@ -215,18 +139,17 @@ class Config:
     # Input. The crop is square; the encoder sees its middle three quarters (HMR2.0)
     image_size: int = 256  # px, S, a multiple of 64 (HMR2.0)
 
-    backbone: str = "vit"  # image encoder (paper), or "pose": a PoseEncoder, frozen (our choice)
-    encoder: EncoderConfig = EncoderConfig()  # of the PoseEncoder (our choice)
-
-    # Image encoder: ViT-H/16 (paper)
+    # Image encoder: ViT-H/16 (paper). Another encoder must return as many tokens, as wide
     patch_size: int = 16  # px (paper)
-    vit_dim: int = 1280  # (ViT-H)
+    vit_dim: int = 1280  # D, channels of a token (ViT-H)
     vit_depth: int = 32  # (ViT-H)
     vit_heads: int = 16  # (ViT-H)
     vit_drop_path: float = 0.55  # rate of the last block, rising linearly (HMR2.0)
 
     # Feature maps, "inspired by ViT-Det"
-    scales: tuple[int, ...] = (1, 4, 8)  # times the encoder's resolution, powers of 2 (paper)
+    scales: tuple[int, ...] = (1, 4, 8)  # times the encoder's resolution, powers of 2 (paper, the
+    # appendix). Its Table 15 has 68.8 mm on 3DPW for these and 68.3 for 16x as well; its other
+    # tables have 68.1
     pyramid_width: int = 256  # channels of the maps (our choice: ViTDet's)
 
     # Masked transformer
@@ -240,17 +163,10 @@ class Config:
     regressor_width: int = 1024  # hidden width (our choice)
     focal_length: float = 5000.0  # px at a crop of 256 px; fixed (paper), this value (HMR2.0)
 
-    # Ours: additions with which a small model learns in minutes, off in the paper's presets:
-    # networks/small_genhmr.py
-    pretrain_steps: int = 0  # first steps, on posed bodies without pictures
-    own_guesses: float = 0.0  # fraction of the samples whose input is the model's surest guesses
-    token_maps: str = "shared"  # one embedding and head for all places (paper), or "per_place"
-    distance_bias: bool = False  # self-attention first prefers near joints
-    unit_scales: bool = False  # codes, [MASK] and positions have the same order of magnitude
-
     # Loss. L_mask is a mean over tokens and samples. The other terms are 48 times a mean over
     # samples: HMR2.0's weights are for sums over the 48 samples of a process
-    tau_max: float = 1.0  # tau ~ U(0, tau_max) of generative masking (paper, Table 4: 0.3 to 1)
+    tau_max: float = 1.0  # tau ~ U(0, tau_max) of generative masking (paper, Table 4: 0.3 to 1, of
+    # which 0.7 has the least error on 3DPW, 1 on EMDB's MPJPE)
     mask_loss_on: str = "all"  # tokens (paper, Eq. 1), or only "masked" ones (MaskGIT)
     weight_mask: float = 1.0  # (paper)
     weight_keypoints_3d: float = 5e-2  # per metre (paper)
@@ -261,7 +177,8 @@ class Config:
     # Temperature of the Gumbel-softmax, Eq. 5
     temperature_start: float = 1.0  # (paper)
     temperature_end: float = 0.01  # (paper)
-    temperature_duration: float = 0.5  # fraction of the steps; constant afterwards (paper)
+    temperature_duration: float = 0.5  # fraction of the steps; constant afterwards (paper, whose
+    # text says that 50 % "slightly compromise generalization": it is the best row of its Table 9)
 
     # Optimisation: Adam on 2 GPUs
     batch_size: int = 96  # samples per optimiser step, over all processes: 2 GPUs x 48 (paper,
@@ -280,25 +197,23 @@ class Config:
     seed: int = 0  # of initialisation, order, masks and augmentation (our choice)
 
     # Data
-    augmentation: str = "official_hmr"  # recipe of the data: scale, rotation, flip, colour (paper)
+    augmentation: str = "official_hmr"  # recipe of the data: scale, rotation, flip, colour (paper);
+    # with shifts and crops of body parts (HMR2.0)
     train_samples: int = 300_000  # rendered bodies per epoch, the free data (our choice)
     test_samples: int = 1_000  # (our choice)
     views: float = 180.0  # degrees, largest heading away from the camera (our choice)
     lean: float = 180.0  # degrees, largest lean from upright (our choice)
     wide: float = 0.0  # share of rendered training poses that go beyond the clips (our choice)
+    version: int = 2  # of the renderer; 1: the pictures of older scores (our choice)
 
     def __post_init__(self) -> None:
-        for name, kind in (("tokenizer", TokenizerConfig), ("encoder", EncoderConfig)):
-            if isinstance(getattr(self, name), Mapping):  # from a checkpoint
-                object.__setattr__(self, name, kind(**getattr(self, name)))
+        if isinstance(self.tokenizer, Mapping):  # from a checkpoint
+            object.__setattr__(self, "tokenizer", TokenizerConfig(**self.tokenizer))
         object.__setattr__(self, "scales", tuple(self.scales))
         powers = all(scale > 0 and scale & (scale - 1) == 0 for scale in self.scales)
         for name, valid, rule in (
             ("image_size", self.image_size > 0 and self.image_size % (4 * self.patch_size) == 0,
              f"a multiple of {4 * self.patch_size}, four patches"),
-            ("backbone", self.backbone == "vit" or self.backbone == "pose" and self.patch_size == 16
-             and self.image_size == self.encoder.image_size,
-             "'vit', or 'pose' with its encoder's image_size and patches of 16"),
             ("vit_depth", 0 < self.vit_depth <= 1000, "1 to 1000"),
             ("vit_heads", self.vit_dim % self.vit_heads == 0, "a divisor of vit_dim"),
             ("scales", self.scales and powers and self.vit_dim % max(self.scales) == 0,
@@ -306,20 +221,12 @@ class Config:
             ("heads", self.width % self.heads == 0, "a divisor of width"),
             ("layers", 0 < self.layers <= 1000, "1 to 1000"),
             ("tau_max", 0 < self.tau_max <= 1, "above 0, at most 1"),
-            ("own_guesses", 0 <= self.own_guesses <= 1, "0 to 1"),
-            ("token_maps", self.token_maps in ("shared", "per_place"), "'shared' or 'per_place'"),
             ("mask_loss_on", self.mask_loss_on in ("all", "masked"), "'all' or 'masked'"),
             ("temperature_end", 0 < self.temperature_end <= self.temperature_start,
              "above 0, at most temperature_start"),
             ("temperature_duration", self.temperature_duration > 0, "a part of the steps, above 0"),
         ):
             require(valid, f"{name} is {getattr(self, name)}: expected {rule}")
-
-    @property
-    def is_papers(self) -> bool:
-        """Whether the model is the paper's, as this file builds it."""
-        return (self.tokenizer.is_papers and self.backbone == "vit" and self.token_maps == "shared"
-                and not (self.own_guesses or self.distance_bias or self.unit_scales))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -340,21 +247,14 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
         batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250, eval_every=1_250),
     # One GPU with 11 GB: the paper's run, each step in two halves.
     "single_gpu": TokenizerConfig(accumulate=2),
-    # Two CPU cores: few, robust codes, which the small network of stage 2 can tell apart, for
-    # bodies that face an upright camera. The joint loss, on 45 keypoints, is the mean over 24
+    # Two CPU cores: fewer channels and codes. The joint loss, on 45 keypoints, is the mean over 24
     # joints and 21 points of the surface: 5 x L_45 = 5 x (24 L_J + 21 L_V) / 45.
     "cpu": TokenizerConfig(
-        codebook_size=64, code_dim=16, width=384, network="joints", normalise=True, corruption=0.12,
+        codebook_size=64, code_dim=16, width=128, depth=1, normalise=True, corruption=0.12,
         weight_commitment=0.1, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
-        heading=20.0, tilt=20.0, uniform_rotation=0.0, batch_size=256, steps=2_400,
-        learning_rate=2e-3, schedule="cosine", warmup_steps=100, eval_every=1_200,
+        heading=180.0, tilt=20.0, uniform_rotation=0.0, batch_size=64, steps=3_000,
+        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=1_500,
         train_samples=20_000, test_samples=1_000, lean=45.0, wide=0.8),
-}
-
-ENCODER_PRESETS: dict[str, EncoderConfig] = {
-    "h200": EncoderConfig(batch_size=256, steps=10_000, train_samples=100_000),
-    "single_gpu": EncoderConfig(batch_size=128, steps=10_000, train_samples=60_000),
-    "cpu": EncoderConfig(),
 }
 
 PRESETS: dict[str, Config] = {
@@ -365,18 +265,16 @@ PRESETS: dict[str, Config] = {
         batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500, eval_every=5_000),
     # One GPU with 24 GB: the paper's run, each step in eight parts of 12.
     "single_gpu": Config(accumulate=8),
-    # Two CPU cores, with an encoder of --stage encoder, for bodies that stand and turn at most 30
-    # degrees away. The terms beside L_mask weigh less than the paper's, whose L_3D would start ten
-    # times as large as L_mask.
+    # Two CPU cores, behind a small trained encoder of 112 channels. The terms beside L_mask weigh
+    # less than the paper's, whose L_3D would start ten times as large as L_mask.
     "cpu": Config(
-        tokenizer=TOKENIZER_PRESETS["cpu"], encoder=ENCODER_PRESETS["cpu"], image_size=128,
-        backbone="pose", scales=(2, 4), pyramid_width=32, width=64, heads=4, points=2, layers=3,
-        ffn=128, regressor_width=128, pretrain_steps=300, own_guesses=0.5, token_maps="per_place",
-        distance_bias=True, unit_scales=True, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
-        weight_keypoints_2d=1e-4, weight_pose=5e-6, weight_betas=1e-4, temperature_end=0.5,
-        batch_size=32, steps=1_800, learning_rate=1.5e-3, schedule="cosine", warmup_steps=100,
+        tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, patch_size=8, vit_dim=112,
+        scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=4, ffn=640,
+        regressor_width=256, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
+        weight_keypoints_2d=2e-3, weight_pose=5e-6, weight_betas=1e-3, temperature_end=0.5,
+        batch_size=32, steps=1_800, learning_rate=1e-3, schedule="cosine", warmup_steps=100,
         precision="fp32", channels_last=False, eval_every=900, train_samples=16_000,
-        augmentation="rendered_bodies_strong", test_samples=500, views=30.0, lean=45.0, wide=0.5),
+        augmentation="rendered_bodies_photos", test_samples=500, views=180.0, lean=45.0, wide=0.5),
 }
 
 # ------------------------------------------------------------------------ rotations, cameras
@@ -452,14 +350,14 @@ class ResidualBlock(nn.Module):
 
 def residual_blocks(config: TokenizerConfig) -> list[ResidualBlock]:
     """Make config.depth blocks, the widest dilation first."""
-    return [ResidualBlock(config.width, config.dilation_growth**power)
-            for power in reversed(range(config.depth))]
+    return [ResidualBlock(config.width, 3**power) for power in reversed(range(config.depth))]
 
 
 def pose_encoder(config: TokenizerConfig) -> nn.Sequential:
     """Make E: 6D rotations along the list of joints (B, 6, 24) -> embeddings z (B, C, L).
 
     TokenHMR's network without its rounding of lengths to tens: the lengths are those of Table 6.
+    The paper encodes axis-angles, theta (24, 3); we encode 6D, as TokenHMR does.
     """
     width, length = config.width, 2 * JOINTS
     layers = [nn.Conv1d(6, width, 3, padding=1), nn.ReLU(),
@@ -599,13 +497,6 @@ class Tokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.build(config)
-
-    def build(self, config: TokenizerConfig) -> None:
-        """Make the networks."""
-        require(config.is_papers,
-                f"this config (network={config.network!r}) has additions of ours: build its "
-                f"tokenizer with build_tokenizer of networks/small_genhmr.py")
         self.encoder = pose_encoder(config)
         self.quantiser = Quantiser(config)
         self.decoder = pose_decoder(config)
@@ -621,7 +512,8 @@ class Tokenizer(nn.Module):
                 f"poses of shape {tuple(rotations.shape)}: expected matrices (B, {JOINTS}, 3, 3)")
         with torch.autocast(rotations.device.type, enabled=False):
             x = matrix_to_rotation_6d(rotations.float()).mT  # (B, 6, 24)
-            return self.encoder(x).mT
+            z = self.encoder(x).mT
+            return F.layer_norm(z, z.shape[-1:]) if self.config.normalise else z
 
     def encode(self, rotations: Tensor) -> Tensor:
         """Poses (B, 24, 3, 3), global orientation first -> tokens (B, L), int64 in 0..V-1."""
@@ -643,7 +535,21 @@ class Tokenizer(nn.Module):
         z = self.embed(rotations)  # (B, L, C)
         with torch.autocast(z.device.type, enabled=False):
             quantised = self.quantiser(z)
-        return {"rotations": self.decode_embeddings(quantised.pop("embeddings")), **quantised}
+        embeddings = quantised.pop("embeddings")
+        if self.training and self.config.corruption:
+            embeddings = corrupt(embeddings, self.codebook, self.config.corruption)
+        return {"rotations": self.decode_embeddings(embeddings), **quantised}
+
+
+def corrupt(embeddings: Tensor, codebook: Tensor, most: float) -> Tensor:
+    """Replace up to a share `most` of each pose's embeddings (B, L, C) by random codes (ours).
+
+    The decoder learns that neighbours outvote a wrong token (after PCT: Geng et al., CVPR 2023).
+    """
+    shape, device = embeddings.shape[:2], embeddings.device
+    wrong = torch.rand(shape, device=device) < most * torch.rand(shape[0], 1, device=device)
+    codes = F.embedding(torch.randint(len(codebook), shape, device=device), codebook)
+    return torch.where(wrong[..., None], codes, embeddings)
 
 
 def tokenizer_losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
@@ -668,10 +574,8 @@ def tokenizer_losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
 
 def tokenizer_total_loss(terms: dict[str, Tensor], config: TokenizerConfig) -> Tensor:
     """Weigh and sum the terms of tokenizer_losses: L_vq."""
-    reconstruction = (config.weight_pose * terms["pose"]  # L_re
-                      + config.weight_vertices * terms["vertices"]
-                      + config.weight_joints * terms["joints"])
-    return (config.weight_reconstruction * reconstruction
+    return (config.weight_pose * terms["pose"] + config.weight_vertices * terms["vertices"]  # L_re
+            + config.weight_joints * terms["joints"]
             + config.weight_embedding * terms["embedding"]
             + config.weight_commitment * terms["commitment"])
 
@@ -909,10 +813,10 @@ class DeformableAttention(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention, deformable cross-attention, MLP, pre-norm: (B, L, D) -> the same."""
 
-    def __init__(self, config: Config, self_attention: nn.Module | None = None) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width)
-        self.self_attention = self_attention or SelfAttention(config.width, config.heads)
+        self.self_attention = SelfAttention(config.width, config.heads)
         self.norm2 = nn.LayerNorm(config.width)
         self.cross_attention = DeformableAttention(config)
         self.norm3 = nn.LayerNorm(config.width)
@@ -931,7 +835,6 @@ class Features(NamedTuple):
     sizes: Tensor  # (maps, 2) int64, height and width of each map
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
-    own: Tensor | None = None  # (B, 45, 3) 2D keypoints that a PoseEncoder finds, and confidence
 
 
 def initialise_linears(module: nn.Module) -> None:
@@ -981,28 +884,23 @@ class MaskedTransformer(nn.Module):
 class GenHMR(nn.Module):
     """Image encoder, masked transformer and, frozen, the tokenizer of stage 1 (Fig. 2)."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, encoder: nn.Module | None = None) -> None:
+        """encoder: crops (B, 3, S, 3/4 S) -> tokens (B, N, vit_dim) on config.grid; None: a ViT."""
         super().__init__()
         self.config = config
-        self.build(config)
-        sizes = torch.tensor([[scale * side for side in config.grid] for scale in config.scales])
-        self.register_buffer("map_sizes", sizes, persistent=False)  # (maps, 2)
-        register_statistics(self)
-        self.train()
-
-    def build(self, config: Config) -> None:
-        """Make the networks, with their initial weights."""
-        require(config.is_papers,
-                f"this config (backbone={config.backbone!r}) has additions of ours: build its "
-                f"model with build_genhmr of networks/small_genhmr.py")
-        self.backbone = ViT(config)
+        self.backbone = ViT(config) if encoder is None else encoder
         self.pyramid = nn.ModuleList([pyramid_level(
             config.vit_dim, scale, config.pyramid_width) for scale in config.scales])
         self.regressor = Regressor(config)
         self.transformer = MaskedTransformer(config)
-        initialise_linears(self.backbone)
         self.transformer.initialise()
+        if encoder is None:
+            initialise_linears(self.backbone)
         self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False)
+        sizes = torch.tensor([[scale * side for side in config.grid] for scale in config.scales])
+        self.register_buffer("map_sizes", sizes, persistent=False)  # (maps, 2)
+        register_statistics(self)
+        self.train()
 
     def train(self, mode: bool = True) -> GenHMR:
         """Set the mode of all parts but the tokenizer, which stays in evaluation mode."""
@@ -1029,7 +927,7 @@ class GenHMR(nn.Module):
     def encode(self, images: Tensor) -> Features:
         """Compute what does not depend on the tokens; images as in `forward`."""
         x = self.backbone(self.normalise(images))  # (B, 192, 1280)
-        grid = x.transpose(1, 2).unflatten(2, self.backbone.grid)  # (B, 1280, 16, 12)
+        grid = x.transpose(1, 2).unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
         maps = [level(grid) for level in self.pyramid]  # (B, 256, 16, 12), (.., 64, 48), ...
         values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, 15552, 256)
         return Features(values, self.map_sizes, *self.regressor(x))
@@ -1056,7 +954,7 @@ def random_mask(tokens: Tensor, mask_token: int, tau_max: float = 1.0,
 
     m = ceil(gamma(tau) L) random positions, gamma(tau) = cos(pi tau / 2), tau ~ U(0, 1): 64 % of
     the tokens on average, all of them for 9 % of the poses. tau_max below 1 masks more, as gamma
-    decreases, although Table 4 calls U(0, 0.3) "narrower ratios".
+    decreases (0.3: 97 %), although the paper's text calls U(0, 0.3) "narrower masking ratios".
     """
     batch, length = tokens.shape
     tau = tau_max * torch.rand(batch, 1, dtype=torch.float64, generator=generator,
@@ -1092,11 +990,11 @@ def gumbel_temperature(step: int, config: Config) -> float:
 
 
 def relax(model: GenHMR, logits: Tensor, temperature: float,
-          generator: torch.Generator | None = None, told: Tensor | None = None) -> Tensor:
+          generator: torch.Generator | None = None, known: Tensor | None = None) -> Tensor:
     """Draw a pose (B, 24, 3, 3) from logits (B, L, V), differentiably (Jang et al., 2016).
 
     Forward, tokens drawn from the categorical distribution of the logits; backward, the gradient
-    of their Gumbel-softmax. told: (B, L) tokens to take as they are, `mask_token` where to draw.
+    of their Gumbel-softmax. known: (B, L) tokens to take as they are, `mask_token` where to draw.
     """
     logits = logits.float()
     uniform = torch.rand(logits.shape, generator=generator, device=logits.device)  # below 1
@@ -1105,9 +1003,9 @@ def relax(model: GenHMR, logits: Tensor, temperature: float,
     soft = probability @ model.tokenizer.codebook  # (B, L, C)
     hard = model.tokenizer.quantiser.lookup(probability.argmax(-1))  # (B, L, C)
     embeddings = hard + (soft - soft.detach())  # straight-through
-    if told is not None:
-        masked = told == model.mask_token
-        codes = model.tokenizer.quantiser.lookup(told.masked_fill(masked, 0))
+    if known is not None:
+        masked = known == model.mask_token
+        codes = model.tokenizer.quantiser.lookup(known.masked_fill(masked, 0))
         embeddings = torch.where(masked[..., None], embeddings, codes)
     return model.tokenizer.decode_embeddings(embeddings)
 
@@ -1140,8 +1038,9 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
     temperature: tau_t, of gumbel_temperature.
     """
     config = model.config
-    told = batch["masked_tokens"] if config.mask_loss_on == "masked" else None  # others: no loss
-    rotations = relax(model, prediction["logits"], temperature, told=told)
+    # If L_mask does not train the logits of visible tokens, these tokens are taken as they are
+    known = batch["masked_tokens"] if config.mask_loss_on == "masked" else None
+    rotations = relax(model, prediction["logits"], temperature, known=known)
     keypoints = body.keypoints(body(prediction["betas"], rotations))
     in_crop = project_to_crop(keypoints, prediction["camera"], config.focal)  # J_2D
     true_in_crop = batch["keypoints_2d"] / config.image_size - 0.5
@@ -1218,11 +1117,12 @@ class Sampled(NamedTuple):
     """A pose per picture, and the iterations that led to it."""
 
     tokens: Tensor  # (B, L) int64
+    embeddings: Tensor  # (B, L, C) Y, of which `rotations` are decoded: the tokens' codes, or means
     rotations: Tensor  # (B, 24, 3, 3)
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
     masks: Tensor  # (T + 1, B, L) bool: before iteration 1, after 1, ..., after T (Fig. 5)
-    confidences: Tensor  # (T, B, L): the probability each had when chosen (Fig. 6); inf: told
+    confidences: Tensor  # (T, B, L): the probability each had when chosen (Fig. 6)
     guesses: Tensor  # (T, B, L) int64: all tokens, before the least confident are masked again
 
 
@@ -1237,44 +1137,52 @@ def choose(probability: Tensor, top_k: int, generator: torch.Generator | None) -
 
 @torch.no_grad()
 def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
-                schedule: str = "cosine", top_k: int = 1, remask: str = "never",
-                told: Tensor | None = None, generator: torch.Generator | None = None) -> Sampled:
+                schedule: str = "cosine", top_k: int = 1, temperature: float = 1.0,
+                order: str = "confidence", mean_code: bool = False,
+                generator: torch.Generator | None = None) -> Sampled:
     """Uncertainty-guided sampling: keep the most confident tokens, predict the others again.
 
     features: of GenHMR.encode, shared by all iterations. iterations: T (Table 2). schedule: one of
     SCHEDULES (Table 11). top_k: draw among the k most likely (Table 12); the paper's 1 is greedy,
-    although its text says "stochastic". remask: "never" masks a kept token again (MaskGIT), "any"
-    does if it is among the least confident (Mask-Predict); the paper allows both readings. told:
-    (B, L) tokens to keep, `mask_token` where to sample, at equally many places in every row (ours).
+    although its text says "stochastic". A kept token stays (MaskGIT): the paper also allows to mask
+    it again. The other options are ours. temperature: divides the logits before the softmax. order:
+    which tokens an iteration keeps, those of the greatest "confidence" (paper) or "random" ones,
+    which does not narrow what is drawn. mean_code: the last iteration decodes the mean code of each
+    place, weighted by the probabilities, in place of the most likely code: a better single answer.
     Raises ValueError for bad options and a model in training mode.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
-    require(remask in ("never", "any"), f"remask {remask!r}: expected 'never' or 'any'")
-    codes = model.config.tokenizer.codebook_size
+    codes, device = model.config.tokenizer.codebook_size, features.values.device
     require(1 <= top_k <= codes, f"top_k is {top_k}: expected 1 to {codes}")
+    require(temperature > 0, f"temperature is {temperature}: expected a number above 0")
+    require(order in ("confidence", "random"),
+            f"order {order!r}: expected 'confidence' or 'random'")
     shape = len(features.values), model.config.tokenizer.num_tokens
-    tokens = torch.full(shape, model.mask_token, device=features.values.device)  # Y_1
-    tokens = tokens if told is None else told
+    tokens = torch.full(shape, model.mask_token, device=device)  # Y_1
     masks, confidences, guesses = [tokens == model.mask_token], [], []
-    counts = mask_counts(int(masks[0][0].sum()), iterations, schedule)
-    require((masks[0].sum(1) == counts[0]).all(), "told: expected equally many tokens in every row")
-    confidence = torch.where(masks[0], 0.0, math.inf)
-    for count in counts[1:]:
-        probability = model.predict_logits(features, tokens).float().softmax(-1)  # p(y_i | Y_M, X)
+    confidence = torch.zeros(shape, device=device)
+    for count in mask_counts(shape[1], iterations, schedule)[1:]:
+        masked = masks[-1]
+        logits = model.predict_logits(features, tokens).float()
+        probability = (logits / temperature).softmax(-1)  # p(y_i | Y_M, X)
         chosen = choose(probability, top_k, generator)  # (B, L)
-        tokens = torch.where(masks[-1], chosen, tokens)
+        tokens = torch.where(masked, chosen, tokens)
         likely = probability.gather(2, chosen[..., None])[..., 0]
-        confidence = torch.where(masks[-1], likely, confidence)
-        score = confidence
-        if remask == "never":
-            score = confidence.masked_fill(~masks[-1], math.inf)
-        rank = score.argsort(dim=1, stable=True).argsort(dim=1)
+        confidence = torch.where(masked, likely, confidence)
+        score = (confidence if order == "confidence"
+                 else torch.rand(shape, generator=generator, device=device))
+        rank = score.masked_fill(~masked, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
         masks.append(rank < count)
         confidences.append(confidence)
         guesses.append(tokens)
         tokens = tokens.masked_fill(masks[-1], model.mask_token)
-    return Sampled(tokens, model.tokenizer.decode(tokens), features.betas, features.camera,
-                   torch.stack(masks), torch.stack(confidences), torch.stack(guesses))
+    embeddings = model.tokenizer.quantiser.lookup(tokens)
+    if mean_code:
+        mean = probability @ model.tokenizer.codebook  # (B, L, C)
+        embeddings = torch.where(masked[..., None], mean, embeddings)
+    return Sampled(tokens, embeddings, model.tokenizer.decode_embeddings(embeddings),
+                   features.betas, features.camera, torch.stack(masks),
+                   torch.stack(confidences), torch.stack(guesses))
 
 
 def sample(model: GenHMR, images: Tensor, **options) -> Sampled:
@@ -1282,33 +1190,6 @@ def sample(model: GenHMR, images: Tensor, **options) -> Sampled:
     with torch.no_grad():
         features = model.encode(images)
     return sample_from(model, features, **options)
-
-
-# SMPL's joints in the order of the other side's
-OTHER_SIDE = [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22]
-
-
-def mirrored_pose(rotations: Tensor) -> Tensor:
-    """Mirror poses (B, 24, 3, 3): x turns round, left and right exchange their joints."""
-    flip = rotations.new_tensor([-1.0, 1.0, 1.0])
-    return flip[:, None] * rotations[:, OTHER_SIDE] * flip
-
-
-def mean_rotation(first: Tensor, second: Tensor) -> Tensor:
-    """Find the rotation half way between each two of (..., 3, 3)."""
-    left, _, right = torch.linalg.svd(first + second)
-    sign = torch.linalg.det(left @ right)[..., None, None]  # -1 only if they are opposite
-    return torch.cat((left[..., :2], sign * left[..., 2:]), -1) @ right
-
-
-def with_mirrored(found: Sampled, other: Sampled) -> Sampled:
-    """Average poses and shapes with those sampled from the mirrored pictures (ours).
-
-    All else, tokens and camera, is that of the pictures as they are.
-    """
-    return found._replace(
-        rotations=mean_rotation(found.rotations, mirrored_pose(other.rotations)),
-        betas=(found.betas + other.betas) / 2)
 
 
 # ------------------------------------------------------------------ 2D pose-guided refinement
@@ -1323,28 +1204,26 @@ class Refined(NamedTuple):
     poses: Tensor  # (P + 1, B, 24, 3, 3), at the same times
 
 
-def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoints_2d: Tensor,
+def refine(model: GenHMR, start: Tensor, betas: Tensor, camera: Tensor, keypoints_2d: Tensor,
            confidence: Tensor, keypoints: Callable[[Tensor, Tensor], Tensor], *,
-           iterations: int = 10, step_size: float = 60.0, weight_pose: float = 1e-3,
-           optimizer: str = "gd") -> Refined:
+           iterations: int = 10, step_size: float = 60.0, weight_pose: float = 1e-3) -> Refined:
     """2D pose-guided refinement: gradient steps on the embeddings of a pose, all else frozen.
 
-    tokens (B, L), betas (B, 10), camera (B, 3): of `sample`. keypoints_2d: J_2D (B, J, 2) in the
-    crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for unseen ones. keypoints(betas,
-    rotations) returns J'_3D (B, J, 3) in metres. iterations: P. step_size: eta for up to 24 seen
-    keypoints; more add up to a steeper energy, so eta falls with their number. optimizer: "gd"
-    (paper), or "adam" with step_size as its rate (0.1, say). Camera and shape stay (our reading).
-    The paper gives neither eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
-    notebooks/02_genhmr.ipynb compares step sizes.
-    Raises ValueError for another optimizer or other shapes.
+    start (B, L, C), betas (B, 10), camera (B, 3): embeddings, shape and camera of `sample`.
+    keypoints_2d: J_2D (B, J, 2) in the crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for
+    unseen ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P.
+    step_size: eta for up to 24 seen keypoints; more add up to a steeper energy, so eta falls with
+    their number. Camera and shape stay (our reading). The paper gives neither eta nor
+    lambda_theta' (weight_pose), and does not weigh by confidence.
+    Raises ValueError for a step size that is not positive, and for other shapes.
     """
-    require(optimizer in ("gd", "adam"), f"optimizer {optimizer!r}: expected 'gd' or 'adam'")
-    require(confidence.shape == keypoints_2d.shape[:2] and len(tokens) == len(confidence),
+    require(0 < step_size < math.inf, f"step_size is {step_size}: expected a number above 0")
+    require(confidence.shape == keypoints_2d.shape[:2] and len(start) == len(confidence),
             f"keypoints {tuple(keypoints_2d.shape)}, confidence {tuple(confidence.shape)}: "
-            f"expected ({len(tokens)}, J, 2) and ({len(tokens)}, J)")
+            f"expected ({len(start)}, J, 2) and ({len(start)}, J)")
     with torch.no_grad():
-        initial = model.tokenizer.decode(tokens)
-        embeddings = model.tokenizer.quantiser.lookup(tokens).clone()
+        initial = model.tokenizer.decode_embeddings(start)
+    embeddings = start.detach().clone()
     eta = step_size * JOINTS / (confidence > 0).sum(1).clamp_min(JOINTS)[:, None, None]
 
     def energy(embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -1357,7 +1236,6 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
         return error.sum(1) + weight_pose * change, rotations
 
     embeddings.requires_grad_()
-    adam = torch.optim.Adam([embeddings], lr=step_size) if optimizer == "adam" else None
     energies, poses = [], []
     with torch.enable_grad():
         for _ in range(iterations):
@@ -1366,11 +1244,7 @@ def refine(model: GenHMR, tokens: Tensor, betas: Tensor, camera: Tensor, keypoin
             poses.append(rotations.detach())
             gradient, = torch.autograd.grad(before.sum(), embeddings)  # rows are independent
             with torch.no_grad():
-                if adam is None:
-                    embeddings -= eta * gradient  # Eq. 4
-                else:
-                    embeddings.grad = gradient
-                    adam.step()
+                embeddings -= eta * gradient  # Eq. 4
     with torch.no_grad():
         last, rotations = energy(embeddings)
     return Refined(rotations, embeddings.detach(), torch.stack([*energies, last]),
@@ -1505,11 +1379,12 @@ def follow_keypoints(model: GenHMR, body: Callable, sampled: Sampled, keypoints_
     without iterations, or if no keypoint is seen, the sampled pose with an energy of 0.
     """
     camera = sampled.camera
-    unrefined = Refined(sampled.rotations, model.tokenizer.quantiser.lookup(sampled.tokens),
+    unrefined = Refined(sampled.rotations, sampled.embeddings,
                         camera.new_zeros(1, len(camera)), sampled.rotations[None])
     if not confidence.any():
         return camera, unrefined
-    keypoint_body = body.for_keypoints()  # the same body without most of its vertices
+    # Without most of its vertices, if the body knows how to leave them out
+    keypoint_body = body.for_keypoints() if hasattr(body, "for_keypoints") else body
 
     def keypoints_3d(betas: Tensor, rotations: Tensor) -> Tensor:
         return keypoint_body.keypoints(keypoint_body(betas, rotations))
@@ -1519,8 +1394,8 @@ def follow_keypoints(model: GenHMR, body: Callable, sampled: Sampled, keypoints_
                             keypoints_3d(sampled.betas, sampled.rotations), model.config.focal)
     if not iterations:
         return camera, unrefined
-    return camera, refine(model, sampled.tokens, sampled.betas, camera, keypoints_2d, confidence,
-                          keypoints_3d, iterations=iterations, **options)
+    return camera, refine(model, sampled.embeddings, sampled.betas, camera, keypoints_2d,
+                          confidence, keypoints_3d, iterations=iterations, **options)
 
 
 def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np.ndarray,
@@ -1535,40 +1410,36 @@ def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np
                      "K": K}
 
 
-def own_keypoints(features: Features, center: np.ndarray, side: float) -> np.ndarray:
-    """Return the encoder's own 2D keypoints in a picture (45, 3), see `predict`; batch of 1."""
-    if features.own is None:
-        return np.zeros((0, 3))
-    return features.own[0].double().cpu().numpy() * (side, side, 1) + (*center, 0)
-
-
 @torch.no_grad()
 def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
-            iterations: int = 5, schedule: str = "cosine", top_k: int = 1, refinement: int = 10,
-            fitted_camera: bool = False, mirrored: bool = False,
+            iterations: int = 5, schedule: str = "cosine", top_k: int = 1, mean_code: bool = False,
+            refinement: int = 10, fitted_camera: bool = False, samples: int = 0,
+            temperature: float = 1.0, order: str = "random",
             generator: torch.Generator | None = None, **options) -> dict[str, np.ndarray]:
     """Predict one person of a whole picture, in that picture's camera: the inference loop.
 
-    body: a bodymodels.BodyModel of SMPL's 24 joints, on the model's device.
+    body: on the model's device; body(betas, rotations) returns an object with vertices (B, V, 3)
+        and joints (B, 24, 3) in metres, body.keypoints(posed) its 45 keypoints (B, 45, 3).
     image: (H, W, 3) uint8 RGB. box: x, y, width, height of the person in pixels; by default that of
         the seen keypoints or the whole picture. A margin of a fifth is added.
     keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for unseen ones, in the
         order of bodymodels.JOINT_SETS["smpl45"].
-    iterations, schedule, top_k, generator: of sample_from. refinement: number of steps (P) if there
-        are keypoints; if the energies rise, give a smaller step_size. fitted_camera: fit the camera
-        to them first. mirrored: average with the answer for the mirrored picture, without
-        refinement. options: of `refine`.
+    iterations, schedule, top_k, mean_code, generator: of sample_from. refinement: number of steps
+        (P) if there are keypoints; if the energies rise, give a smaller step_size. fitted_camera:
+        fit the camera to them first. options: of `refine`.
+    samples: also draw so many poses; temperature, order: of sample_from for these (ours).
     Returns float32 vertices (V, 3), joints (24, 3), keypoints_3d (45, 3), metres before the camera;
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
     added to the vertices; camera (3,), s, tx and ty in the crop; K (3, 3); box (4,), the square
-    that was cropped; confidence (45,) of the keypoints that were used; own_keypoints (45, 3), those
-    that a PoseEncoder finds: pixels and confidence, 0 at the border; (0, 3) for a ViT; poses
-    (T, 24, 3, 3) and confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and
-    energies (P + 1,), before the first step and after each; tokens (L,), int64; masks (T + 1, L),
-    bool; fitted (), bool, whether the camera is not the network's. Raises ValueError for bad input.
+    that was cropped; confidence (45,) of the keypoints that were used; poses (T, 24, 3, 3) and
+    confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and energies (P + 1,),
+    before the first step and after each; drawn_poses (samples, 24, 3, 3); tokens (L,), int64; masks
+    (T + 1, L), bool; fitted (), bool, whether the camera is not the network's. Raises ValueError
+    for bad input.
     """
     require(refinement >= 0, f"refinement is {refinement}: expected 0 or more steps")
+    require(samples >= 0, f"samples is {samples}: expected 0 or more")
     check_picture(image, box)
     seen = seen_keypoints(np.zeros((45, 3)) if keypoints is None else keypoints,
                           *image.shape[1::-1])
@@ -1576,12 +1447,11 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     center, side = square_box(image, box, seen)
     crop = crop_picture(image, center, side, model.config.image_size).to(model.mean)
     features = model.encode(crop[None])
-    how = dict(iterations=iterations, schedule=schedule, top_k=top_k, generator=generator)
-    sampled = sample_from(model, features, **how)
-    if mirrored:
-        require(not (refinement and seen.any()), "mirrored: a mean of two poses has no tokens to "
-                "refine, set refinement to 0 or leave the keypoints out")
-        sampled = with_mirrored(sampled, sample(model, crop[None].flip(-1), **how))
+    sampled = sample_from(model, features, iterations=iterations, schedule=schedule, top_k=top_k,
+                          mean_code=mean_code, generator=generator)
+    drawn = [sample_from(model, features, iterations=iterations, schedule=schedule,
+                         top_k=model.config.tokenizer.codebook_size, temperature=temperature,
+                         order=order, generator=generator).rotations for _ in range(samples)]
     in_crop = torch.from_numpy((seen[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
     camera, refined = follow_keypoints(
         model, body, sampled, in_crop, torch.from_numpy(seen[:, 2])[None].to(crop),
@@ -1596,21 +1466,10 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
                "poses": model.tokenizer.decode(sampled.guesses[:, 0]),
                "confidences": sampled.confidences[:, 0], "refined_poses": refined.poses[:, 0],
                "energies": refined.energies[:, 0], "tokens": sampled.tokens[0],
-               "masks": sampled.masks[:, 0]}
+               "masks": sampled.masks[:, 0],
+               "drawn_poses": torch.cat([refined.rotations[:0], *drawn])}
     arrays |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     arrays |= {"box": np.append(center - side / 2, (side, side)), "confidence": seen[:, 2],
-               "own_keypoints": own_keypoints(features, center, side),
                "fitted": np.array(not torch.equal(camera, sampled.camera))}
     return {name: array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in arrays.items()}
-
-
-# ---------------------------------------------------------------------------------- parameters
-
-
-def count_parameters(model: GenHMR) -> dict[str, int]:
-    """Count the parameters of each part, and the numbers of the codebook."""
-    counts: Counter[str] = Counter({"tokenizer.codebook": model.tokenizer.codebook.numel()})
-    for name, value in model.named_parameters():
-        counts[re.match(r"pyramid\.\d|tokenizer\.\w+|\w+", name)[0]] += value.numel()
-    return {**counts, "total": counts.total()}

@@ -365,13 +365,19 @@ PROTOCOLS = {
         "joints of the skinning skeleton (data.py: joints=given)",
         joints="hand21", root=(0,), allow_reflection=True, auc_thresholds=(0.0, 0.05, 100)),
     "h36m_p2_lsp14": Protocol(
-        "SPIN and HMR2.0, which GenHMR follows: motion-capture joints against those that SPIN's "
+        "SPIN, whose split GenHMR follows: motion-capture joints against those that SPIN's "
         "J_regressor_h36m takes from the predicted mesh, each relative to its own pelvis",
         joints="j17", root=(14,), vertex_error="", scored="lsp14"),
     "3dpw_lsp14": Protocol(
-        "SPIN, HMR2.0 and GenHMR: joints of both meshes by J_regressor_h36m, the true mesh from "
-        "the gendered SMPL; 35,515 people of the test split",
+        "SPIN: joints of both meshes by J_regressor_h36m, the true mesh from the gendered SMPL; "
+        "35,515 people of the test split. GenHMR does not name its regressor; HMR2.0 has another "
+        "(hmr2_lsp14)",
         joints="j17", root=(14,), vertex_error="MVE", scored="lsp14", aligned_vertices=""),
+    "hmr2_lsp14": Protocol(
+        "HMR2.0's eval.py and pose_utils.py: true joints of its 3dpw_test.npz (of h36m_val_p2.npz: "
+        "hmr2_h36m_lsp14) against those that SMPL_to_J19 takes from the predicted mesh, each "
+        "relative to its own pelvis of MPII; joints only",
+        joints="j17", root=(14,), vertex_error="", scored="lsp14"),
     "3dpw_smplx_lineage": Protocol(
         "SMPLer-X and HMR-Adapter: 14 of SMPL's own joints, Moon's files, neutral SMPL; not "
         "comparable with 3dpw_lsp14. PVE (HMR-Adapter, Table 2) needs SMPL's vertices of the "
@@ -387,6 +393,7 @@ PROTOCOLS = {
         "included", joints="smpl24", alignment="", vertex_error="MVE"),
 }
 PROTOCOLS |= {name: PROTOCOLS["pose_reconstruction"] for name in ("amass_test", "moyo_val")}
+PROTOCOLS["hmr2_h36m_lsp14"] = PROTOCOLS["hmr2_lsp14"]
 PROTOCOLS |= {name: replace(PROTOCOLS["rendered_people"], source=(
     f"{data} by the rules of SMPLer-X and HMR-Adapter: vertices relative to the pelvis, hands to "
     "the wrist, EHF's faces to the neck. The neutral J_regressor takes joints from both meshes, "

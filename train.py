@@ -7,8 +7,6 @@
     python train.py --model simplehand --resume --set steps=9000      # continue the run in OUT
     python train.py --model simplehand --checkpoint FILE              # a new run from these weights
     python train.py --model simplehand --eval --checkpoint FILE       # scores only
-    python train.py --model simplehand --ablate table5 --seeds 3      # a table of the paper
-    python train.py --model genhmr --ablate table2                    # ... or a --figure
     python train.py --model genhmr --stage tokenizer                  # papers with stages: each
     python train.py --model genhmr --stage transformer --tokenizer FILE   # stage is a run
     python train.py --model hmr_adapter --stage all                   # all stages in a row
@@ -57,15 +55,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
-from tasks import genhmr, genhmr_tables, hmr_adapter, hmr_adapter_tables, simplehand
+from sets.workers import follow_parent
+from tasks import genhmr, hmr_adapter, simplehand
 from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
-from tasks.files import add_scores, draw_curves, first_line, read_run, save, score_table
+from tasks.files import (
+    Journal,
+    add_scores,
+    describe,
+    draw_curves,
+    first_line,
+    opening,
+    read_run,
+    save,
+    score_table,
+)
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
-from tasks.reports import Journal, describe, opening
 from tasks.settings import (
     PRECISIONS,
     check_shares,
@@ -81,7 +88,6 @@ PAPERS = {"simplehand": simplehand, "genhmr": genhmr, "hmr_adapter": hmr_adapter
 TASKS: dict[str, type[Task]] = {  # by model, or by model-stage
     f"{model}-{stage}" if stage else model: task
     for model, paper in PAPERS.items() for stage, task in paper.STAGES.items()}
-TASKS |= {"genhmr": genhmr_tables.PaperTask, "hmr_adapter": hmr_adapter_tables.PaperTask}
 Value = TypeVar("Value")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
 BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline
@@ -142,7 +148,7 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
                  world: World) -> Iterator[dict[str, Tensor]]:
     """Yield batches of the data set, one for each list of keys, on this rank's device."""
     loader = DataLoader(dataset, batch_sampler=keys, num_workers=world.workers,
-                        pin_memory=world.device.type == "cuda", worker_init_fn=ignore_signals)
+                        pin_memory=world.device.type == "cuda", worker_init_fn=follow_parent)
     batches = iter(loader)
     try:
         for batch in batches:
@@ -166,12 +172,6 @@ def shared_memory() -> str:
     if not os.path.isdir(path):
         return ""
     return f", of which {path} has {shutil.disk_usage(path).total / 2**20:,.0f} MiB"
-
-
-def ignore_signals(worker: int) -> None:
-    """Leave SIGTERM and Ctrl-C to the main process, which then stops its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # ----------------------------------------------------------------------------- training step
@@ -201,9 +201,6 @@ class Trainer:
                   else torch.contiguous_format)
         model = model.to(device, memory_format=layout)
         task.to(device)
-        self.ema = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
-        ) if config.ema_decay else None
         self.model = share_batch_norm(model, device) if world.size > 1 else model
         if compile:
             self.model.compile()
@@ -221,11 +218,6 @@ class Trainer:
         self.position = 0  # samples seen
         self.skipped = 0  # non-finite steps in a row, up to now
         self.seconds = 0.0  # spent training, over all resumed parts
-
-    @property
-    def best_model(self) -> nn.Module:
-        """The weights to evaluate and ship: the moving average if there is one."""
-        return self.ema.module if self.ema else self.model
 
     def train_step(self, batches: list[dict[str, Tensor]],
                    flags: Iterable[bool] = ()) -> tuple[dict[str, float], list[bool]]:
@@ -270,8 +262,6 @@ class Trainer:
         """Take the step, or restore weights and buffers as they were before it."""
         if finite:
             self.scaler.step(self.optimizer)
-            if self.ema:
-                self.ema.update_parameters(self.model)
         else:
             copy_all(list(self.model.buffers()), self.buffers)
         self.scaler.update()
@@ -286,7 +276,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
             "schedule": {"kind": self.config.schedule, "step": self.step},
             "rng": {"seed": self.config.seed, "step": self.step},
             "step": self.step,
@@ -300,8 +289,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
         for name in ("step", "position", "skipped", "seconds"):
             setattr(self, name, state[name])
 
@@ -366,6 +353,16 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
 
 
 @contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """In this context SIGTERM does what Ctrl-C does: it raises KeyboardInterrupt."""
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
 def signals_noted() -> Iterator[list[str]]:
     """In this context SIGTERM and Ctrl-C only add their names to a list."""
     received: list[str] = []
@@ -389,8 +386,8 @@ def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> 
     saved, save_seconds = time.monotonic(), 0.0
     while trainer.step < config.steps and not stopping:
         if trainer.step and trainer.step % config.eval_every == 0:
-            scores, _ = evaluate(task, trainer.best_model, world)
-            keep_scores(task, trainer.best_model, trainer.step, world, about, scores)
+            scores, _ = evaluate(task, trainer.model, world)
+            keep_scores(task, trainer.model, trainer.step, world, about, scores)
         start = time.monotonic()
         step_batches = [next(batches) for _ in range(config.accumulate)]
         # Save when it is time, and for at most a twentieth of the time; with 0 after every step.
@@ -450,9 +447,14 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
                          + ", ".join(task.PRESETS))
     base = task.PRESETS[arguments.preset]
     if known:
-        base = task.config_from(known["config"])
+        try:
+            base = task.config_from(known["config"])
+        except TypeError as error:
+            raise ValueError(f"the run in {arguments.out} has settings of another version of this "
+                             f"code ({error}): continue it with that version, or start a new run "
+                             "with --out FOLDER") from error
     elif start is not None:
-        base = with_run_fields(start.config, base)
+        base = with_run_fields(task.config_of(start), base)
     config = override(task.adapt(base, arguments), arguments.overrides)
     if supported_precision(precision_of(config)) != precision_of(config):
         announce("this GPU has no bf16: training in fp16, with a gradient scaler")
@@ -463,13 +465,15 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
 
 
 def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunConfig) -> None:
-    """Raise ValueError if the run in OUT is another than the flags describe."""
+    """Raise ValueError if the run in OUT, its checkpoint or results, is another than the flags say.
+    """
     wanted = {"name": arguments.name, "preset": arguments.preset,
               "data": arguments.data or run["data"]}
     other = [name for name, value in wanted.items() if run[name] != value]
     if not arguments.resume:
-        other += [name for name, value in dataclasses.asdict(config).items()
-                  if run["config"].get(name) != value]
+        known, own = (json.loads(json.dumps(values)) for values in (  # results.json has lists
+            run["config"], dataclasses.asdict(config)))
+        other += [name for name, value in own.items() if known.get(name) != value]
     if other:
         raise ValueError(f"{arguments.out} already holds another run (it differs in "
                          f"{', '.join(other)}): continue that one with --resume, or start this "
@@ -487,6 +491,10 @@ def build(task: Task, start: nn.Module | None) -> nn.Module:
         kind = "fit the weights of --checkpoint" if start is not None else "describe a model"
         raise ValueError(f"the settings do not {kind} ({first_line(error)}): change them with "
                          "--set") from error
+    empty = [name for name, value in model.named_parameters() if not value.numel()]
+    if empty:
+        raise ValueError(f"the settings describe layers of width 0 ({empty[0]}): change them with "
+                         "--set")
     return model
 
 
@@ -505,7 +513,7 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
         task.set_baseline(load_batches(task.train_set, keys, world))
         out.mkdir(parents=True, exist_ok=True)
     if task.data != "rendered":  # if scores need a file that is missing, say so now
-        evaluate(task, trainer.best_model, world, most=2 * world.size)
+        evaluate(task, trainer.model, world, most=2 * world.size)
     world.share(None)
     if world.mean([trainer.step]) != [trainer.step]:
         fail(f"{out} shows step {trainer.step} to process {world.rank} and another to others: "
@@ -579,7 +587,7 @@ def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, 
         done = train(trainer, about, signals)
     if done:
         announce(f"\n{trainer.step} steps took {timedelta(seconds=round(trainer.seconds))}")
-        finish(task, trainer.best_model, trainer.step, world, about)
+        finish(task, trainer.model, trainer.step, world, about)
     return world, done
 
 
@@ -602,37 +610,28 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message}; see --help")
 
 
-def find_task(model: str | None, stage: str | None) -> str | None:
-    """Return the task's name in TASKS, if there is one."""
-    name = f"{model}-{stage}" if stage else model
-    return name if name in TASKS else None
-
-
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """Parse the flags; with --model, --help also lists the task's own and the fields of --set."""
-    chosen = argparse.ArgumentParser(add_help=False)
-    chosen.add_argument("--model")
-    chosen.add_argument("--stage")
-    known = chosen.parse_known_args(argv)[0]
-    task = TASKS.get(find_task(known.model, known.stage))
+    """Parse the flags; with --model, --help also lists the fields of --set."""
+    configs = dict.fromkeys(task.Config for name, task in TASKS.items()
+                            if name.partition("-")[0] in argv)
     parser = Parser(
         prog="train.py", formatter_class=Parser.Formatter, description=__doc__,
-        epilog="Fields of --set:\n\n" + inspect.getsource(task.Config) if task else
-        "Add --model, and --stage if it has stages, to see its own flags and the fields of --set.")
+        epilog="Fields of --set:\n\n" + "\n".join(map(inspect.getsource, configs)) if configs else
+        "Add --model to see the fields of --set.")
     add_run_flags(parser.add_argument_group("run"))
-    add_data_flags(parser.add_argument_group("data"), task)
+    add_data_flags(parser.add_argument_group("data"))
     add_process_flags(parser.add_argument_group("processes and files"))
-    own = dict(task.ARGUMENTS) if task else {}
-    group = parser.add_argument_group(f"{find_task(known.model, known.stage) or 'each paper'} only")
-    others = {name: spec for other in TASKS.values() for name, spec in other.ARGUMENTS.items()
-              if name not in own}
-    for name, spec in own.items():
-        group.add_argument(f"--{name.replace('_', '-')}", **spec)
-    for name, spec in others.items():
-        group.add_argument(f"--{name.replace('_', '-')}", **spec | {"help": argparse.SUPPRESS})
+    of_tasks = {name: spec for task in TASKS.values() for name, spec in task.ARGUMENTS.items()}
+    group = parser.add_argument_group("of some papers or stages")
+    for name, spec in of_tasks.items():
+        helps = {task.ARGUMENTS[name]["help"]: label.partition("-")[0]
+                 for label, task in TASKS.items() if name in task.ARGUMENTS}
+        text = "; ".join(f"{model}: {text}" for text, model in helps.items())
+        group.add_argument(f"--{name.replace('_', '-')}", **spec | {"help": text})
     arguments = parser.parse_args(argv)
-    arguments.argv, arguments.name = argv, find_task(arguments.model, arguments.stage)
-    check_arguments(arguments, others, parser)
+    arguments.argv = argv
+    arguments.name = "-".join(filter(None, (arguments.model, arguments.stage)))
+    check_arguments(arguments, of_tasks, parser)
     arguments.out = arguments.out or TASKS[arguments.name].folder(arguments)
     return arguments
 
@@ -657,11 +656,11 @@ def add_run_flags(group: argparse._ArgumentGroup) -> None:
     add("--compile", action="store_true", help="torch.compile the model")
 
 
-def add_data_flags(group: argparse._ArgumentGroup, task: type[Task] | None) -> None:
+def add_data_flags(group: argparse._ArgumentGroup) -> None:
     """Flags that say what to train and evaluate on."""
     add = group.add_argument
-    kinds = ", ".join(task.PROTOCOLS) if task else "rendered, or a name that --model M --help lists"
-    add("--data", metavar="KIND", help=f"{kinds} (default: rendered)")
+    add("--data", metavar="KIND", help="rendered, or an official set or mixture: sets/README.md "
+        "(default: rendered)")
     add("--data-root", metavar="FOLDER", help="folder of data that are not rendered")
     add("--protocol", choices=tuple(EVALUATIONS), help="how, and on which data set, to evaluate "
         "what trains on official data")
@@ -684,23 +683,24 @@ def add_process_flags(group: argparse._ArgumentGroup) -> None:
         help="time between checkpoints; 0: after every step")
 
 
-def check_arguments(arguments: argparse.Namespace, others: Iterable[str], parser: Parser) -> None:
-    """End with a message unless the flags go together; others: flags that the task lacks."""
-    stages = list(PAPERS[arguments.model].STAGES)
-    if arguments.name is None and stages == [""]:
+def check_arguments(arguments: argparse.Namespace, of_tasks: Iterable[str],
+                    parser: Parser) -> None:
+    """End with a message unless the flags go together; of_tasks: those that some tasks lack."""
+    stages, name = list(PAPERS[arguments.model].STAGES), arguments.name
+    if name not in TASKS and stages == [""]:
         parser.error(f"{arguments.model} is trained without --stage")
-    if arguments.name is None:
+    if name not in TASKS:
         given = f"no stage {arguments.stage!r}: " if arguments.stage else ""
         parser.error(f"{given}{arguments.model} is trained in stages, each a run of its own: add "
                      "--stage " + ", then --stage ".join(stages))
-    for name in others:
-        if getattr(arguments, name) is not None:
-            parser.error(f"--{name.replace('_', '-')} means nothing to "
-                         f"{arguments.name.replace('-', ' --stage ')}")
+    for flag in of_tasks:
+        if flag not in TASKS[name].ARGUMENTS and getattr(arguments, flag) is not None:
+            parser.error(f"--{flag.replace('_', '-')} means nothing to "
+                         f"{name.replace('-', ' --stage ')}")
     if arguments.workers is not None and arguments.workers < 0:
         parser.error(f"--workers {arguments.workers}: expected 0 or more")
     try:
-        TASKS[arguments.name].check_arguments(arguments)
+        TASKS[name].check_arguments(arguments)
     except ValueError as error:
         parser.error(str(error))
 
@@ -713,32 +713,34 @@ def give_reason(error: Exception, out: Path) -> NoReturn:
     fail(f"{message_of(error)} (more in {out / 'error.txt'})")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse the command line and do all runs that it stands for."""
-    arguments, world = parse_arguments(sys.argv[1:] if argv is None else argv), None
-    try:
-        plan, done = TASKS[arguments.name].plan(arguments, parse_arguments), True
-    except ValueError as error:
-        fail(str(error))
-    while done:
+def run(argv: list[str], world: World | None = None) -> tuple[World | None, bool]:
+    """Do all runs that a command line stands for; return the processes and whether all is done.
+
+    world: the processes, if an earlier call has joined them. A signal ends a run before its time.
+    """
+    arguments, done = parse_arguments(argv), True
+    for one in TASKS[arguments.name].plan(arguments):
         try:
-            run = next(plan, None)
-        except ValueError as error:
-            fail(str(error))
-        if run is None:
-            break
-        try:
-            world, done = run_one(run, world)
+            with sigterm_interrupts():
+                world, done = run_one(one, world)
         except OSError as error:  # a full disk, a folder that may not be written
             fail(message_of(error))
         except ValueError as error:  # a damaged picture, a regressor of another body
-            give_reason(error, run.out)
+            give_reason(error, one.out)
         except RuntimeError as error:
             if "by peer" not in str(error):
                 raise
             fail("another process has ended: see its message")
         except KeyboardInterrupt:  # while data are prepared or scored
             fail("interrupted: the same command continues")
+        if not done:
+            break
+    return world, done
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Do the runs of this command."""
+    world, _ = run(sys.argv[1:] if argv is None else argv)
     if world is not None and world.size > 1:
         dist.destroy_process_group()
 

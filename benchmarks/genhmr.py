@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.timing import medians
 from bodymodels import load_model
 from genhmr import PRESETS, Config, DeformableAttention, Features, GenHMR, refine, sample
-from networks.small_genhmr import build_genhmr
+from networks.small_encoder import build_genhmr
 
 
 def project_then_sample(attention: DeformableAttention, queries: Tensor, reference: Tensor,

@@ -22,7 +22,7 @@ from benchmarks.simplehand import variants
 from benchmarks.timing import medians
 from bodymodels import write_atomically
 from networks.backbones import simplehand_model
-from networks.small_genhmr import build_genhmr
+from networks.small_encoder import build_genhmr
 
 HEADER = "| what | ms | images/s | peak GiB |\n|---|---|---|---|"
 CPU_PRESETS = ("cpu", "ablation")

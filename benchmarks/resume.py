@@ -37,7 +37,7 @@ HAND = {"image_size": 64, "widths": "4,4,8,8", "blocks": 1, "pooled": 4, "lift_w
 DECODER = {"decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_head_dim": 4,
            "decoder_ffn": 16}
 TRANSFORMER = {"pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,
-               "regressor_width": 16, "ema_decay": 0.5, "accumulate": 2, "train_samples": 44,
+               "regressor_width": 16, "accumulate": 2, "train_samples": 44,
                "test_samples": 2}
 PEOPLE = {"body_size": 64, "test_body_size": 64, "hand_size": 64, "train_samples": 24,
           "test_samples": 2}
@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "simplehand": {
         "image_size": 32, "embed_dims": "8,8,16,32", "depths": "1,1,1,1", "feature_width": 32,
         "token_width": 16, "dims": "16,8,8", "heads": 2, "dropout": 0.1, "drop_path": 0.1,
-        "ema_decay": 0.9, "train_samples": 44, "test_samples": 2},
+        "train_samples": 44, "test_samples": 2},
     "genhmr-tokenizer": {
         "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "width": 16, "depth": 1,
         "train_samples": 44, "test_samples": 2},

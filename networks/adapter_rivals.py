@@ -2,7 +2,8 @@
 
 The rivals share the adapters' experts and configs: the experts alone, adapters with another
 context, and concatenation or a weighted sum in place of the adapter. `build_model` finds the class
-of a config. `share_twists` is PyMAF-X's, after `merge`: not the paper's.
+of a config. `share_twists` is PyMAF-X's, after `merge`. The paper's baseline of both experts
+follows PyMAF-X (Sec. 4.2) and does not say whether in this step, too.
 """
 
 from __future__ import annotations
@@ -211,6 +212,37 @@ def build_model(config: HandExpertConfig | BodyExpertConfig | HandConfig | BodyC
     kind = next((rival for rival in RIVALS
                  if issubclass(rival, base) and rival.DESIGN == config.design), base)
     return kind(config, new_expert(config.expert) if expert is None else expert)
+
+
+# --------------------------------------------------------------------------- parameter counts
+
+
+def on_meta(config: HandConfig | BodyConfig) -> HandAdapter | BodyAdapter:
+    """Build the model of a config without allocating its weights, to count them."""
+    with torch.device("meta"):
+        return build_model(config)
+
+
+def count(module: nn.Module, trainable: bool = False) -> int:
+    """Count the parameters of a module, or the trainable ones."""
+    return sum(parameter.numel() for parameter in module.parameters()
+               if parameter.requires_grad or not trainable)
+
+
+def count_parameters(config: Config) -> dict[str, tuple[int, int]]:
+    """Count (all, trainable) parameters of each part of both paths, without allocating them."""
+    counts = {}
+    for path, model in (("hand", on_meta(config.hand)), ("body", on_meta(config.body))):
+        for owner, label in ((model.expert, "expert"), (model, "adapter")):
+            for name, part in owner.named_children():
+                if part is not model.expert:
+                    counts[f"{path} {label}: {name}"] = count(part), count(part, True)
+            for name, parameter in owner.named_parameters(recurse=False):
+                counts[f"{path} {label}: {name}"] = (parameter.numel(),) * 2
+        counts[f"{path} expert"] = count(model.expert), count(model.expert, True)
+        new, trainable = (count(model, flag) - count(model.expert, flag) for flag in (False, True))
+        counts[f"{path} adapter"] = new, trainable
+    return counts
 
 
 # ------------------------------------------------------------------------- twist of the wrists

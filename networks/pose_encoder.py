@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genhmr import EncoderConfig, ViTBlock, mlp, normalised_crop, register_statistics
+from genhmr import ViTBlock, mlp, normalised_crop, register_statistics
 
 
 def conv_norm(width_in: int, width: int, stride: int = 1) -> nn.Sequential:
@@ -113,9 +113,9 @@ class PoseEncoder(nn.Module):
     these cells, and back up to stride 4 with shortcuts.
     """
 
-    def __init__(self, config: EncoderConfig, keypoints: int = 45, rotations: int = 24,
+    def __init__(self, config: object, keypoints: int = 45, rotations: int = 24,
                  shapes: int = 10) -> None:
-        """config: genhmr's or hmr_adapter's EncoderConfig; by default it finds SMPL's keypoints."""
+        """config: hmr_adapter's EncoderConfig; by default it finds SMPL's keypoints."""
         super().__init__()
         self.config, (w2, w4, w8, w16) = config, config.widths
         self.channels = {4: 2 * w4, 8: w8, 16: w16}  # of the maps, by stride

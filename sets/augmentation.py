@@ -25,6 +25,9 @@ class Augmentation:
     contrast: tuple[float, float] = (0.0, 0.0)  # factor - 1
     patches: float = 0.0  # probability of a noisy rectangle before the picture
     colored_light: float = 0.0  # probability of a coloured light that falls off across the picture
+    tint: float = 0.0  # probability of paler colours and a cast over the whole picture
+    grey: float = 0.0  # probability of a grey picture
+    defocus: float = 0.0  # probability of blur or of a lower resolution
     motion_blur: float = 0.0  # probability of motion blur, by up to 1/12 of the side
     jpeg: float = 0.0  # probability of a JPEG's artefacts, of quality 15 to 90
     hand_jitter: float = 1.0  # crops of people's hands move this many times as far as their boxes
@@ -71,6 +74,7 @@ class Augmentation:
         table = np.clip(table * (1 + contrast) + 255 * brightness, 0, 255).round().astype(np.uint8)
         image = np.stack([row[channel] for row, channel in zip(table, image, strict=True)])
         for share, change in ((self.patches, self.patch), (self.colored_light, color_light),
+                              (self.tint, tint), (self.grey, turn_grey), (self.defocus, defocus),
                               (self.motion_blur, blur_motion), (self.jpeg, compress)):
             if share and rng.random() < share:
                 image = change(image, rng)
@@ -100,6 +104,35 @@ def color_light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ramp = np.cos(angle) * side + np.sin(angle) * side[:, None]  # (S, S)
     light = rng.normal(0, 0.1, (3, 1, 1)) + rng.normal(0, 0.2, (3, 1, 1)) * ramp
     return np.clip(image * np.exp(light), 0, 255).astype(np.uint8)
+
+
+def turn_grey(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return (3, S, S) uint8 with the brightness of the picture in each channel."""
+    return np.repeat(_brightness(image)[None].round().astype(np.uint8), 3, 0)
+
+
+def tint(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Make the colours of (3, S, S) uint8 paler, and put one cast over all of them, as of sepia."""
+    grey, cast = _brightness(image), np.exp(rng.normal(0, 0.15, (3, 1, 1))).astype(np.float32)
+    colors = (grey + np.float32(rng.uniform(0, 1)) * (image - grey)) * cast
+    return np.clip(colors, 0, 255).round().astype(np.uint8)
+
+
+def _brightness(image: np.ndarray) -> np.ndarray:
+    weights = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green, blue: ITU-R BT.601
+    return np.einsum("c,cij->ij", weights, image.astype(np.float32))
+
+
+def defocus(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Blur (3, S, S) uint8, or store it at a resolution lower by up to 4."""
+    picture, size = Image.fromarray(image.transpose(1, 2, 0)), image.shape[1]
+    if rng.random() < 0.5:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, size / 56)))
+    else:
+        small = max(int(size / rng.uniform(1.3, 4)), 8)
+        picture = picture.resize((small, small), Image.Resampling.BOX).resize(
+            (size, size), Image.Resampling(rng.integers(1, 4)))
+    return np.asarray(picture).transpose(2, 0, 1)
 
 
 def blur_motion(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -132,6 +165,12 @@ def for_hands(recipe: Augmentation) -> Augmentation:
                    flip=0.0, extreme=0.0)
 
 
+def like_photographs(recipe: Augmentation) -> Augmentation:
+    """Add what cameras, filters and files do to the colours and the sharpness of photographs."""
+    return replace(recipe, colored_light=0.15, tint=0.15, grey=0.1, defocus=0.25, motion_blur=0.1,
+                   jpeg=0.3)
+
+
 TIGHT_BOX = Augmentation(scale=(1.25, 1.25))  # how papers crop a hand for evaluation
 SIMPLEHAND = Augmentation(
     center_jitter=0.1, scale=(1.0, 1.5), flip=0.5, draws="simplehand", gain=(0.6, 1.4),
@@ -143,6 +182,12 @@ PHOTOS = Augmentation(
     center_jitter=0.08, scale=(0.75, 1.15), rotation=30.0, gain=(0.8, 1.2),
     brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.15, colored_light=0.3,
     motion_blur=0.25, jpeg=0.3)
+BODIES_STRONG = Augmentation(
+    center_jitter=0.05, scale=(0.82, 1.22), rotation=15.0, flip=0.5, gain=(0.75, 1.25),
+    brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.3)
+PEOPLE = Augmentation(
+    center_jitter=0.07, scale=(0.8, 1.35), rotation=20.0, flip=0.5, gain=(0.75, 1.25),
+    brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.2, hand_jitter=2.0, hand_blur=2.5)
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
     # SimpleHand's recipe with our exact crop; then with the release's own crop, to train and to
@@ -159,13 +204,10 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     "rendered_upright": replace(PHOTOS, upright=0.85),
     "rendered_bodies": replace(RENDERED, center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0,
                                flip=0.5),
-    "rendered_bodies_strong": Augmentation(
-        center_jitter=0.05, scale=(0.82, 1.22), rotation=15.0, flip=0.5, gain=(0.75, 1.25),
-        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.3),
-    "rendered_people": Augmentation(
-        center_jitter=0.07, scale=(0.8, 1.35), rotation=20.0, flip=0.5, gain=(0.75, 1.25),
-        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.2,
-        hand_jitter=2.0, hand_blur=2.5),
+    "rendered_bodies_strong": BODIES_STRONG,
+    "rendered_bodies_photos": like_photographs(BODIES_STRONG),
+    "rendered_people": PEOPLE,
+    "rendered_people_photos": like_photographs(PEOPLE),
 }
 
 

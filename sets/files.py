@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sets.safe_pickle import load_arrays
+from sets.workers import follow_parent
 
 
 class MissingPackage(ValueError):
@@ -49,7 +50,7 @@ def read_mat(path: Path) -> dict:
     if multiprocessing.current_process().daemon:  # it may not start a process
         return _load_mat(path)
     try:
-        with ProcessPoolExecutor(1) as pool:
+        with ProcessPoolExecutor(1, initializer=follow_parent) as pool:
             return pool.submit(_load_mat, path).result()
     except ImportError:
         raise

@@ -19,13 +19,28 @@ KEYPOINT_SETS = {17: "coco17", 18: "openpose18", 25: "openpose25", 33: "mediapip
 KEYS = ("pose_keypoints_2d", "pose_keypoints", "keypoints")  # OpenPose's, older, COCO's
 
 
-def read_keypoints(path: str | PathLike, picture: str | PathLike = "") -> list[np.ndarray]:
+def detected_person(folder: Path, picture: str, box: Sequence[float] | None,
+                    size: tuple[int, int]) -> np.ndarray:
+    """Return the keypoints (45, 3) that OpenPose found of a person in a picture of a data set.
+
+    folder: has OpenPose's files in the layout of the pictures, a/b_keypoints.json for a/b.jpg.
+    picture: the picture below the data set's root. box: as of find_person. size: of the picture.
+    If the file has nobody there, all keypoints are 0. Raises as read_keypoints.
+    """
+    path = folder / Path(picture).with_name(f"{Path(picture).stem}_keypoints.json")
+    person = choose_person(read_keypoints(path, picture, nobody=True), box, *size)
+    return np.zeros((45, 3)) if person is None else to_smpl45(person)
+
+
+def read_keypoints(path: str | PathLike, picture: str | PathLike = "", *,
+                   nobody: bool = False) -> list[np.ndarray]:
     """Read the people of a keypoint file, each (J, 3): x, y in pixels, confidence in 0..1.
 
     The file is OpenPose's JSON, {"people": [{"pose_keypoints_2d": [...]}]}, or COCO's: annotations
     ({"images": ..., "annotations": [{"keypoints": [...]}]}, a visibility flag as confidence) or
     results ([{"image_id": ..., "keypoints": [...]}]). If a COCO file has several pictures, those
-    people are read whose picture has the name or number of `picture`.
+    people are read whose picture has the name or number of `picture`. nobody: a file without people
+    is no error.
     Raises FileNotFoundError, or ValueError for other contents, for no people, and for numbers of
     keypoints other than COCO's 17, OpenPose's 18 or 25 and MediaPipe's 33.
     """
@@ -42,7 +57,7 @@ def read_keypoints(path: str | PathLike, picture: str | PathLike = "") -> list[n
     if not isinstance(people, list) or not all(isinstance(person, Mapping) for person in people):
         raise ValueError(f"{path} has neither OpenPose's nor COCO's layout of people")
     rows = [person[key] for person in people for key in KEYS if key in person]
-    if not rows:
+    if not rows and not (nobody and people == []):
         raise ValueError(f"{path} has no people with body keypoints")
     return [keypoint_rows(numbers, f"person {index} of {path}")
             for index, numbers in enumerate(rows)]

@@ -23,8 +23,9 @@ class MotionCapture(KeyedDataset):
     """Recorded poses of bodies, read once into a packed file; samples are those of MotionPoses.
 
     Recordings are z up; the root is turned into the frame of an upright camera and keeps its
-    heading. Poses transfer exactly from SMPL-H and SMPL-X to SMPL. Betas, the first ten of a file,
-    mean another shape there.
+    heading. The rotations of the first 22 joints are copied from SMPL-H or SMPL-X to SMPL, and the
+    first ten betas, which mean another shape there. GenHMR converts SMPL-H to SMPL "using SMPL-X
+    instructions", which fit SMPL to the meshes: L_V of a tokenizer sees slightly other shapes.
 
     trim: share of each sequence to drop at either end. stride: take every stride-th of the other
     frames. The defaults are TokenHMR's; GenHMR gives none. hands: SMPL's joints left_hand and

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
 
 import bodymodels
 from sets.body_crops import SEEN_WIDTH, draw_crop, move_body
-from sets.crops import crop_homography, inside, warp
+from sets.crops import crop_homography, inside, transform_points, warp
+from sets.keypoint_files import detected_person
 from sets.official import BOX_MARGIN, UNKNOWN_FOCAL, Pictures
 from sets.records import (
     boxes_around,
@@ -20,25 +22,45 @@ from sets.records import (
     with_confidence,
 )
 
+OWN = "own"  # detections that the data set itself ships
+
 
 class BodyPictures(Pictures):
     """Pictures of bodies. A sample is that of RenderedBodies, with flags for what is known:
 
         keypoints_*      in the order `joint_set`, by default "smpl45"
         K_valid          ()  0 if the data set has no K; K then is a guess
-        pose_valid, betas_valid, transl_valid ()   of SMPL. The 21 body joints of an SMPL-X pose
-                         transfer to SMPL exactly; its betas do not and are 0
+        pose_valid, betas_valid, transl_valid ()   of SMPL. Root and body joints of an SMPL-X pose
+                         are copied to SMPL; its betas do not fit SMPL and are 0
         gender           ()  int64, an index of GENDERS
 
     The crop is a square in which the encoder sees the body's box x 1.2. With `models`, a body of
     known pose, shape and place has the keypoints of its own model as well.
+
+    detections: whose 2D keypoints a sample also has, as a method finds them that knows no truth.
+    OWN: those of the data set (3DPW), or a folder of OpenPose's files, see `detected_person`:
+
+        detected_2d          (45, 2)  pixels of the crop, in the order "smpl45"
+        detected_confidence  (45,)    of the detector, 0: not found
+
+    keypoints_* then are true wherever the model tells them; else 3DPW's are the detector's. Raises
+    FileNotFoundError for a missing folder, ValueError for OWN of a data set without detections.
     """
 
+    DETECTED = False  # whether keypoints_2d of a record are a detector's
+
     def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 256, *,
-                 joint_set: str = "smpl45", **options) -> None:
+                 joint_set: str = "smpl45", detections: str | os.PathLike | None = None,
+                 **options) -> None:
         if joint_set not in bodymodels.JOINT_SETS:
             raise ValueError(f"unknown joint set {joint_set!r}")
-        self.joint_set = joint_set
+        if detections == OWN and not self.DETECTED:
+            raise ValueError(f"{type(self).__name__} has no detector's keypoints: give the folder "
+                             "of OpenPose's files")
+        if detections not in (None, OWN) and not Path(detections).is_dir():
+            raise FileNotFoundError(f"no folder {detections}: expected OpenPose's files in it, "
+                                    "a/b_keypoints.json for each picture a/b.jpg")
+        self.joint_set, self.detections = joint_set, detections
         super().__init__(root, split, size, **options)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -59,6 +81,11 @@ class BodyPictures(Pictures):
         order = bodymodels.mirror_indices(self.joint_set) if mirror else slice(None)
         in_crop = inside(sample["keypoints_2d"], self.size, self.size)
         placed = float(transl.any())
+        if self.detections is not None:
+            found = self.detected(record, (width, height))
+            found = found[bodymodels.mirror_indices("smpl45")] if mirror else found
+            sample |= {"detected_2d": transform_points(homography, found[:, :2]),
+                       "detected_confidence": found[:, 2]}
         return sample | {
             "image": warp(image, homography, self.size).transpose(2, 0, 1),
             "transl": sample["transl"] * placed, "transl_valid": placed, "K_valid": K_valid,
@@ -66,6 +93,17 @@ class BodyPictures(Pictures):
             "keypoints_3d_valid": keypoints_3d[order, 3],
             "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl,
             "gender": np.int64(record["gender"])}
+
+    def detected(self, record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Return a detector's keypoints (45, 3): pixels of the picture and confidence.
+
+        size: width and height of the picture.
+        """
+        if self.detections == OWN:
+            return relabelled(record["keypoints_2d"], self.JOINTS, "smpl45")
+        corner = record["center"] - record["box"] / 2
+        box = (*corner, *record["box"]) if record["box"].any() else None
+        return detected_person(Path(self.detections), record["image"].decode(), box, size)
 
     def keypoints(self, record: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return keypoints (J, 3) and (J, 4) of `joint_set`, and the translation (3,).
@@ -82,7 +120,8 @@ class BodyPictures(Pictures):
             transl = place.numpy()
             projected = with_confidence(to_pixels(keypoints_3d[:, :3], record["K"]),
                                         float(record["K"][2, 2]))
-            keypoints_2d = np.where(keypoints_2d[:, 2:] > 0, keypoints_2d, projected)
+            annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
+            keypoints_2d = np.where(annotated > 0, keypoints_2d, projected)
         elif of_smpl and not keypoints_3d[0, 3]:
             keypoints_3d = np.zeros_like(keypoints_3d)
         return keypoints_2d, keypoints_3d, transl

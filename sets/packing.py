@@ -9,8 +9,10 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -46,7 +48,7 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None, fill: Callable
     fills them from `start` on, in order, and yields now and then how many there are; a builder that
     was killed then continues there. The file is written beside its place and renamed, so that
     readers never see half of it. When several processes ask at once, one builds and the others
-    wait; the lock of a killed builder dies with it.
+    wait and say so; the lock of a killed builder dies with it.
     Raises ValueError if the folder cannot be written or has no room.
     """
     records = open_packed(path, dtype, length)
@@ -60,7 +62,7 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None, fill: Callable
     temporary = path.with_suffix(".tmp" if fcntl else f".{os.getpid()}.tmp")
     with lock:
         if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock, path.name)
         if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
             try:
                 if length is None:
@@ -79,6 +81,20 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None, fill: Callable
                 if not temporary.exists():
                     _count_file(temporary).unlink(missing_ok=True)
     return open_packed(path, dtype, length)
+
+
+def _lock(file: IO, name: str) -> None:
+    """Wait until no other process holds the lock, then take it.
+
+    lockf: its locks belong to the process. A lock of flock would be inherited by the data workers
+    that the process forks, and would live as long as the last of them.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        print(f"waiting for another process that renders or packs {name}", file=sys.stderr,
+              flush=True)
+        fcntl.lockf(file, fcntl.LOCK_EX)
 
 
 def _fill_records(temporary: Path, dtype: np.dtype, length: int, fill: Callable,
@@ -136,13 +152,6 @@ def write_records(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> 
         np.lib.format.write_array_header_2_0(file, header | {"shape": (count,)})
         file.flush()
         os.fsync(file.fileno())
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def stream_json_list(path: Path, chunk: int = 1 << 22, key: str = "") -> Iterator[object]:

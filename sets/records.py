@@ -11,6 +11,7 @@ import torch
 import bodymodels
 
 GENDERS = ("neutral", "male", "female")
+MAX_PIXELS = 10**6  # of a box: larger ones are damage, and no crop can show them
 
 
 def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
@@ -31,7 +32,7 @@ def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
 
     A column in the shape of one record's field holds for all records. Missing columns become 0 or
     "", side becomes -1 and world_to_camera the identity. Raises ValueError with the name of a
-    column of the wrong shape or length, or with numbers that are not finite.
+    column of the wrong shape or length, with numbers that are not finite, or with impossible boxes.
     """
     count = 1 if isinstance(columns["image"], str) else len(columns["image"])
     records = np.zeros(count, dtype)
@@ -46,6 +47,8 @@ def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
                 raise ValueError(f"{name} is longer than {dtype[name].itemsize} bytes")
         elif not np.isfinite(array.astype(np.float64)).all():
             raise ValueError(f"{name} has numbers that are not finite")
+        elif name in ("center", "box") and np.abs(array).max(initial=0) > MAX_PIXELS:
+            raise ValueError(f"{name} has numbers beyond {MAX_PIXELS:,} pixels")
         records[name] = array
     return records
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,9 +14,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import bodymodels
-from sets.packing import available_cores, build_packed, fingerprint
+from sets.packing import build_packed, fingerprint
 from sets.samples import NOISE, random_generator
+from sets.workers import available_cores, follow_parent
 
+RENDER_VERSIONS = (1, 2)  # a new one whenever the same settings would give other pictures
+STEEP = 0.4  # version 2: share of cameras that look from up to 40 degrees above or below
 SKIN_TONES = np.array([[0.93, 0.76, 0.65], [0.87, 0.66, 0.53], [0.76, 0.54, 0.41],
                        [0.55, 0.37, 0.27], [0.36, 0.23, 0.17]])
 
@@ -109,11 +111,15 @@ def _enlarge(values: np.ndarray, side: int) -> np.ndarray:
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
-               center: np.ndarray, radius: float) -> None:
-    """Draw a random bar, disc or polygon; centre and radius are fractions of the side."""
+               center: np.ndarray, radius: float, fill: int | tuple[int, ...] | None = None
+               ) -> None:
+    """Draw a random bar, disc or polygon; centre and radius are fractions of the side.
+
+    fill: its colour; by default a random one.
+    """
     tone = SKIN_TONES[rng.integers(len(SKIN_TONES))] * rng.uniform(0.5, 1.1)
     color = tone if rng.random() < 0.3 else random_color(rng)
-    fill = tuple(int(255 * min(value, 1)) for value in color)
+    fill = tuple(int(255 * min(value, 1)) for value in color) if fill is None else fill
     (x, y), radius = center * side, radius * side
     kind = rng.integers(3)
     if kind == 0:
@@ -153,9 +159,12 @@ def add_lens_and_noise(rng: np.random.Generator, picture: Image.Image, lens_size
     return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
-def ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which then stops its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def check_version(version: int) -> int:
+    """Return the version of the renderer; raise ValueError for an unknown one."""
+    if version not in RENDER_VERSIONS:
+        raise ValueError(f"unknown version {version!r} of the rendered pictures: expected 2, or 1 "
+                         "for the pictures of older scores")
+    return version
 
 
 class Rendered:
@@ -201,12 +210,17 @@ class Rendered:
         """Render the split from `start` on, on all cores; yield the number of records done."""
         workers = available_cores() if self.length >= 256 else 0
         loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
-                            collate_fn=self._render_batch, worker_init_fn=ignore_interrupt,
+                            collate_fn=self._render_batch, worker_init_fn=follow_parent,
                             generator=torch.Generator())  # the loader would advance the global one
-        bar = tqdm(loader, f"Rendering {self.path.name}", unit="batch", disable=not progress,
+        batches = iter(loader)
+        bar = tqdm(batches, f"Rendering {self.path.name}", unit="batch", disable=not progress,
                    initial=start // 32, total=-(-self.length // 32))
-        for number, batch in enumerate(bar, 1):
-            records[start:start + len(batch)] = batch
-            start += len(batch)
-            if number % 16 == 0:
-                yield start
+        try:
+            for number, batch in enumerate(bar, 1):
+                records[start:start + len(batch)] = batch
+                start += len(batch)
+                if number % 16 == 0:
+                    yield start
+        finally:
+            if workers:  # they ignore signals, and an error's traceback would keep them alive
+                batches._shutdown_workers()

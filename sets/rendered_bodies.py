@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 import bodymodels
 from sets.augmentation import Augmentation
+from sets.backgrounds import cast_shadow, occlude_textured, paint_scene, to_image
 from sets.body_crops import BODY_FOCAL, body_box, body_camera, draw_body_part, draw_crop, move_body
 from sets.body_poses import (
     SMPL_KEYPOINTS,
@@ -25,11 +25,14 @@ from sets.body_poses import (
 from sets.crops import inside, roll_and_mirror, warp
 from sets.people import HANDS
 from sets.rendered import (
+    STEEP,
     Rendered,
     add_lens_and_noise,
+    check_version,
     occlude,
     paint_background,
     paint_surface,
+    project_surface,
     random_color,
     random_skin,
     shade_surface,
@@ -37,7 +40,6 @@ from sets.rendered import (
 from sets.rendered_hands import hand_surface
 from sets.samples import RENDERING_BODIES, ImageDataset, random_generator
 
-BODY_RENDER_VERSION = 1  # increase it whenever the same settings would give other pictures
 HAIR_COLORS = np.array([[0.05, 0.04, 0.04], [0.16, 0.10, 0.07], [0.33, 0.21, 0.12],
                         [0.72, 0.56, 0.33], [0.45, 0.18, 0.08], [0.55, 0.54, 0.53]])
 SLEEVES = (0.2, 0.24, 0.38, 0.42, 0.5, 0.66, 0.68, 0.7)  # m from the middle, arms outstretched
@@ -99,37 +101,43 @@ class BodyScene(NamedTuple):
 
 
 def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
-                      lean: float, wide: float = 0.0) -> BodyScene:
+                      lean: float, wide: float = 0.0, steep: float = 0.0) -> BodyScene:
     """Draw a posture, and a detector-like box around all of the body or a part of it."""
-    pose, betas = sample_posture(rng, split, views, lean, wide)
+    pose, betas = sample_posture(rng, split, views, lean, wide, steep)
     vertices, keypoints = body_surface().pose(betas, pose)
     transl = sample_transl(rng, vertices, keypoints, SMPL_KEYPOINTS)
     return BodyScene(vertices + transl, keypoints + transl, body_camera(size), pose, betas, transl)
 
 
 def sample_posture(rng: np.random.Generator, split: str, views: float, lean: float = 180.0,
-                   wide: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw pose (24, 3, 3) and betas (10,), float32, before a slightly pitched camera."""
+                   wide: float = 0.0, steep: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw pose (24, 3, 3) and betas (10,), float32, before a pitched camera: `camera_tilt`."""
     if wide:
-        poses, betas = sample_wide_postures([rng], split, wide, views, lean)
+        poses, betas = sample_wide_postures([rng], split, wide, views, lean, steep)
         return poses[0], betas[0]
     pose, betas = sample_body_pose(rng, split, views, lean), sample_betas(rng)
-    pose[0] = camera_tilt(rng) @ pose[0]
+    pose[0] = camera_tilt(rng, steep) @ pose[0]
     return pose.astype(np.float32), betas.astype(np.float32)
 
 
 def sample_wide_postures(rngs: Sequence[np.random.Generator], split: str, wide: float,
-                         views: float, lean: float) -> tuple[np.ndarray, np.ndarray]:
+                         views: float, lean: float, steep: float = 0.0
+                         ) -> tuple[np.ndarray, np.ndarray]:
     """Draw poses (N, 24, 3, 3) and betas (N, 10), float32, one of each from each generator."""
     poses = sample_wide_poses(rngs, split, wide, views, lean)
     betas = np.stack([sample_betas(rng) for rng in rngs])
-    poses[:, 0] = np.stack([camera_tilt(rng) for rng in rngs]) @ poses[:, 0]
+    poses[:, 0] = np.stack([camera_tilt(rng, steep) for rng in rngs]) @ poses[:, 0]
     return poses.astype(np.float32), betas.astype(np.float32)
 
 
-def camera_tilt(rng: np.random.Generator) -> np.ndarray:
-    """Draw the rotation (3, 3) of a camera that is pitched and rolled a little."""
+def camera_tilt(rng: np.random.Generator, steep: float = 0.0) -> np.ndarray:
+    """Draw the rotation (3, 3) of a camera that is pitched and rolled a little.
+
+    A share `steep` of the cameras is pitched uniformly, by up to 40 degrees up or down.
+    """
     pitch, roll = np.clip(rng.normal((0.1, 0), (0.2, 0.08)), -0.6, 0.6)
+    if steep and rng.random() < steep:
+        pitch = np.deg2rad(rng.uniform(-40, 40))
     cos, sin = np.cos(pitch), np.sin(pitch)
     tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
     return roll_and_mirror(roll, False) @ tilt
@@ -225,6 +233,49 @@ def dress(rng: np.random.Generator, scene: BodyScene, name: str
     return surface, shade_surface(rng, surface, normals, outfit.albedo)
 
 
+def paint_behind(rng: np.random.Generator, size: int, split: str, lean: float, K: np.ndarray,
+                 surface: np.ndarray, colors: np.ndarray
+                 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Draw what is behind a person of this surface (V, 3) and colours (V, 3), shadow included.
+
+    Return the picture (size, size, 3), float32 0..255, and who stands before the person, as
+    `bystanders` does.
+    """
+    image = paint_scene(rng, size, split, colors)
+    behind, before = bystanders(rng, split, lean)
+    if rng.random() < 0.35:
+        cast_shadow(rng, image, project_surface(surface, K)[:, :2])
+    for body, its_colors in behind:
+        paint_surface(image, body, body_surface().faces, K, its_colors)
+    return image, before
+
+
+def bystanders(rng: np.random.Generator, split: str, lean: float
+               ) -> tuple[list[tuple[np.ndarray, np.ndarray]], ...]:
+    """Draw the clothed people behind the main one and before it: surfaces (V, 3), colours (V, 3).
+
+    A quarter of the pictures has one behind, anywhere; one in twenty has one in front, of whom the
+    picture's border cuts most off.
+    """
+    behind = [_bystander(rng, split, lean, 0.65)] if rng.random() < 0.25 else []
+    before = [_bystander(rng, split, lean, 0.0)] if rng.random() < 0.05 else []
+    return behind, before
+
+
+def _bystander(rng: np.random.Generator, split: str, lean: float, near: float
+               ) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a clothed person, up to `near` (0: 0.5 to 0.7) crop sides from the crop's middle."""
+    pose, betas = sample_posture(rng, split, 180.0, lean)
+    vertices, keypoints = body_surface().pose(betas, pose)
+    center, height = body_box(vertices[:, :2])
+    side = height / rng.uniform(0.35, 1.3)  # of the crop, in metres at the person
+    across = rng.uniform(-near, near) if near else rng.choice((-1, 1)) * rng.uniform(0.5, 0.7)
+    shift = side * np.array([across, rng.uniform(-0.15, 0.25)]) - center
+    transl = np.array([*shift, BODY_FOCAL * side]).astype(np.float32)
+    scene = BodyScene(vertices + transl, keypoints + transl, body_camera(128), pose, betas, transl)
+    return dress(rng, scene, "body")
+
+
 class RenderedBodies(Rendered, ImageDataset):
     """Pictures of the free body in clothes, rendered on the fly: no download, exact labels.
 
@@ -243,9 +294,13 @@ class RenderedBodies(Rendered, ImageDataset):
 
     Without augmentation K is the papers' camera: a focal length of 5000 pixels for a crop of 256.
     Recipes that zoom or shift change K, so that it stays exact. A fifth of the boxes contain only a
-    part of the body. split: "train" or "test", from different clips and random numbers. views,
-    lean: see `sample_body_pose`; wide: see `sample_wide_poses`. length and cache: as for
-    RenderedHands; 3 S^2 + 1.9 kB a sample.
+    part of the body. split: "train" or "test", from different clips, photographs and random
+    numbers. views, lean: see `sample_body_pose`; wide: see `sample_wide_poses`. length and cache:
+    as for RenderedHands; 3 S^2 + 1.9 kB a sample.
+
+    version 2 draws backgrounds as of photographs, other people and shadows (`paint_scene`,
+    `bystanders`), and 40 % of its cameras look from up to 40 degrees above or below. version 1 is
+    the renderer of older scores: level cameras before colours and shapes.
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}
@@ -254,11 +309,12 @@ class RenderedBodies(Rendered, ImageDataset):
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
-                 augmentation: str | Augmentation | None = None,
+                 version: int = 2, augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
         super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
         check_poses(self.length, views, lean, wide)
+        self.version = check_version(version)
         self.views, self.lean, self.wide = float(views), float(lean), float(wide)
         count = len(SMPL_KEYPOINTS)
         self.dtype = np.dtype([
@@ -270,18 +326,21 @@ class RenderedBodies(Rendered, ImageDataset):
                     for name in ("split", "size", "length", "seed", "views", "lean")}
         if wide:
             settings["wide"] = self.wide
-        self.open_cache(cache, "rendered_bodies", settings | {"version": BODY_RENDER_VERSION},
-                        progress)
+        self.open_cache(cache, "rendered_bodies", settings | {"version": version}, progress)
 
     def render(self, index: int) -> np.ndarray:
         """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
-        scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean,
-                                  self.wide)
-        image = paint_background(rng, self.size).astype(np.float32)
-        paint_body(image, scene, rng)
-        picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
-        occlude(rng, picture)
+        scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean, self.wide,
+                                  STEEP * (self.version > 1))
+        if self.version == 1:
+            image = paint_background(rng, self.size).astype(np.float32)
+            paint_body(image, scene, rng)
+            picture = to_image(image)
+            occlude(rng, picture)
+        else:
+            picture = to_image(self.paint(rng, scene))
+            occlude_textured(rng, picture, self.split)
         record = np.zeros((), self.dtype)
         record["image"] = add_lens_and_noise(rng, picture)
         for name in ("K", "pose", "betas", "transl"):
@@ -290,6 +349,15 @@ class RenderedBodies(Rendered, ImageDataset):
         projected = scene.keypoints @ scene.K.T
         record["keypoints_2d"] = projected[:, :2] / projected[:, 2:]
         return record
+
+    def paint(self, rng: np.random.Generator, scene: BodyScene) -> np.ndarray:
+        """Draw a body between what is behind and before it, (S, S, 3), float32 0..255."""
+        surface, colors = dress(rng, scene, "body")
+        image, before = paint_behind(rng, self.size, self.split, self.lean, scene.K, surface,
+                                     colors)
+        for body, its_colors in ((surface, colors), *before):
+            paint_surface(image, body, body_surface().faces, scene.K, its_colors)
+        return image
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = self.record(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 
 import bodymodels
 from sets.augmentation import Augmentation
+from sets.backgrounds import REACH, cut_piece, pick, textures, to_image
 from sets.body_crops import body_camera
 from sets.body_poses import check_poses
 from sets.crops import crop_homography, keypoint_box, transform_points, warp
@@ -27,8 +29,10 @@ from sets.people import (
     hand_square,
 )
 from sets.rendered import (
+    STEEP,
     Rendered,
     add_lens_and_noise,
+    check_version,
     draw_shape,
     paint_background,
     paint_surface,
@@ -39,12 +43,12 @@ from sets.rendered_bodies import (
     body_surface,
     dress,
     hand_vertices,
+    paint_behind,
     sample_posture,
     sample_transl,
 )
 from sets.samples import DETAILS, RENDERING_PEOPLE, random_generator
 
-PEOPLE_RENDER_VERSION = 1  # increase it whenever the same settings would give other pictures
 FINE = 2  # resolution of the background / of the picture, for the crops of hands
 
 
@@ -64,13 +68,13 @@ class View(NamedTuple):
 
 
 def sample_person(rng: np.random.Generator, split: str, size: int, views: float,
-                  lean: float = 180.0, wide: float = 0.0) -> BodyScene:
+                  lean: float = 180.0, wide: float = 0.0, steep: float = 0.0) -> BodyScene:
     """Draw a posture with hand poses and a face, and place it as `sample_body_scene` does.
 
     `sample_hand_pose` draws the fingers of each hand; left ones are mirrored. The jaw opens a
     little, the eyes look straight ahead.
     """
-    posture, betas = sample_posture(rng, split, views, lean, wide)
+    posture, betas = sample_posture(rng, split, views, lean, wide, steep)
     pose = np.tile(np.eye(3, dtype=np.float32), (len(SMPLX_JOINTS), 1, 1))
     pose[:22] = posture[:22]  # SMPL's hands are SMPL-X's wrists
     angles = np.stack([sample_hand_pose(rng), sample_hand_pose(rng),  # (3, 15, 3)
@@ -106,22 +110,41 @@ def sample_occluders(rng: np.random.Generator, size: int, hands: np.ndarray, occ
     return shapes
 
 
-def draw_occluder(picture: Image.Image, occluder: Occluder, view: View) -> None:
-    """Draw an occluder, given in the whole picture, into a view of it."""
+def draw_occluder(picture: Image.Image, occluder: Occluder, view: View,
+                  sources: Sequence[Image.Image] = ()) -> None:
+    """Draw an occluder, given in the whole picture, into a view of it.
+
+    sources: textures that half of the occluders take a part of; by default all are plain.
+    """
     rng = random_generator(DETAILS, occluder.seed)
     center = transform_points(view.homography, occluder.center)
-    draw_shape(ImageDraw.Draw(picture), rng, view.size, center / view.size,
-               occluder.radius * view.homography[0, 0] / view.size)
+    radius = occluder.radius * view.homography[0, 0]
+    if sources and rng.random() < 0.5:
+        tile = cut_piece(rng, pick(rng, sources), 2 * REACH * radius)
+        step = tile.width / (2 * REACH * radius)
+        x, y = (REACH * radius - center) * step
+        layer = tile.transform(picture.size, Image.Transform.AFFINE, (step, 0, x, 0, step, y),
+                               Image.Resampling.BILINEAR)
+        picture.paste(layer, (0, 0), layer)
+        return
+    draw_shape(ImageDraw.Draw(picture), rng, view.size, center / view.size, radius / view.size)
 
 
 class Person:
     """A dressed person before a background, to be painted in any view."""
 
-    def __init__(self, rng: np.random.Generator, scene: BodyScene, size: int, occlusion: float
-                 ) -> None:
+    def __init__(self, rng: np.random.Generator, scene: BodyScene, size: int, occlusion: float,
+                 split: str = "train", lean: float = 180.0, version: int = 2) -> None:
         self.body, self.scene, self.size = body_surface("wholebody"), scene, size
         self.surface, self.colors = dress(rng, scene, "wholebody")
-        self.background = paint_background(rng, FINE * size)
+        self.before, self.sources = [], []  # people, and textures of occluders
+        if version == 1:
+            self.background = paint_background(rng, FINE * size)
+        else:
+            image, self.before = paint_behind(rng, FINE * size, split, lean,
+                                              np.diag([FINE, FINE, 1]) @ scene.K, self.surface,
+                                              self.colors)
+            self.background, self.sources = np.asarray(to_image(image)), textures(split)
         projected = scene.keypoints @ scene.K.T
         self.keypoints_2d = projected[:, :2] / projected[:, 2:]
         self.lens = int(rng.integers(2**31))
@@ -135,12 +158,15 @@ class Person:
         """
         to_view = view.homography @ np.diag([1 / FINE, 1 / FINE, 1])
         image = warp(self.background, to_view, view.size).astype(np.float32)
-        depth = paint_surface(image, self.surface, self.body.faces,
-                              view.homography @ self.scene.K, self.colors)
+        K = view.homography @ self.scene.K
+        depth = paint_surface(image, self.surface, self.body.faces, K, self.colors)
+        for surface, colors in self.before:
+            hides = paint_surface(image, surface, body_surface().faces, K, colors) < np.inf
+            depth[hides] = 0
         picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
         bare = np.array(picture)
         for occluder in self.occluders:
-            draw_occluder(picture, occluder, view)
+            draw_occluder(picture, occluder, view, self.sources)
         depth[(bare != np.asarray(picture)).any(-1)] = 0
         image = add_lens_and_noise(random_generator(DETAILS, self.lens), picture, lens_size)
         outside = self._outside(view)
@@ -219,10 +245,10 @@ class RenderedPeople(Rendered, PeopleDataset):
     changes nothing but the shapes. Poses and boxes are as in RenderedBodies, so that some hands are
     outside the picture; their crops are black there.
 
-    split, length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2 + 22 kB a sample. hand_size: H,
-    by default S. views, lean: see `sample_body_pose`; wide: see `sample_wide_poses`.
-    lens_size: see `add_lens_and_noise`; with S, a hand cut out of the picture is as sharp as its
-    own crop.
+    split, version: as for RenderedBodies. length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2
+    + 22 kB a sample. hand_size: H, by default S. views, lean: see `sample_body_pose`; wide: see
+    `sample_wide_poses`. lens_size: see `add_lens_and_noise`; with S, a hand cut out of the picture
+    is as sharp as its own crop.
     """
 
     LENGTHS = {"train": 20_000, "test": 1_000}
@@ -230,7 +256,8 @@ class RenderedPeople(Rendered, PeopleDataset):
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, occlusion: float = 0.5, hand_size: int | None = None,
                  views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
-                 lens_size: int = 128, augmentation: str | Augmentation | None = None,
+                 lens_size: int = 128, version: int = 2,
+                 augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
         super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
@@ -240,6 +267,7 @@ class RenderedPeople(Rendered, PeopleDataset):
             raise ValueError(f"expected hand_size >= 16, got {self.hand_size}")
         if not 0 <= occlusion <= 1:
             raise ValueError(f"expected an occlusion rate in 0..1, got {occlusion}")
+        self.version = check_version(version)
         self.views, self.lean, self.wide = float(views), float(lean), float(wide)
         self.occlusion, self.lens_size = float(occlusion), int(lens_size)
         self.dtype = np.dtype([
@@ -257,14 +285,14 @@ class RenderedPeople(Rendered, PeopleDataset):
             settings["wide"] = self.wide
         if lens_size != 128:
             settings["lens_size"] = self.lens_size
-        self.open_cache(cache, "rendered_people", settings | {"version": PEOPLE_RENDER_VERSION},
-                        progress)
+        self.open_cache(cache, "rendered_people", settings | {"version": version}, progress)
 
     def render(self, index: int) -> np.ndarray:
         """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)
-        scene = sample_person(rng, self.split, self.size, self.views, self.lean, self.wide)
-        person = Person(rng, scene, self.size, self.occlusion)
+        scene = sample_person(rng, self.split, self.size, self.views, self.lean, self.wide,
+                              STEEP * (self.version > 1))
+        person = Person(rng, scene, self.size, self.occlusion, self.split, self.lean, self.version)
         record = np.zeros((), self.dtype)
         record["image"], _ = person.paint(View(np.eye(3), self.size), self.lens_size)
         for hand in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import multiprocessing
+import signal
 import tarfile
 import warnings
 import zipfile
@@ -17,9 +18,9 @@ from sets.images import bytes_of
 from sets.official import BOX_MARGIN, Pictures
 from sets.official_bodies import BodyPictures
 from sets.official_hands import HandPictures
-from sets.packing import available_cores
 from sets.records import to_records
 from sets.safe_pickle import safe_unpickle
+from sets.workers import available_cores, follow_parent
 
 MASK_BYTES = 2**28  # the most that the masks of one picture may fill
 
@@ -70,7 +71,8 @@ class Shards(Pictures):
         paths = self.sources["*.tar"]
         alone = multiprocessing.current_process().daemon  # a daemon may have no children
         workers = 1 if alone else min(available_cores(), len(paths))
-        with multiprocessing.Pool(workers) if workers > 1 else contextlib.nullcontext() as pool:
+        with (multiprocessing.Pool(workers, follow_parent, (0, signal.SIG_DFL)) if workers > 1
+              else contextlib.nullcontext()) as pool:
             results = pool.imap(self.shard, paths, 8) if pool else map(self.shard, paths)
             for self.reading, shard in zip(paths, results, strict=True):
                 if isinstance(shard, Exception):

@@ -30,7 +30,7 @@ class ThreeDPW(BodyPictures):
 
     SPLITS = {"test": "test", "train": "train", "val": "validation"}
     SOURCES = ("sequenceFiles/{split}/*.pkl",)
-    JOINTS, COUNTS = "smpl45", {"test": 35_515}
+    JOINTS, COUNTS, DETECTED = "smpl45", {"test": 35_515}, True
     HOME = "virtualhumans.mpi-inf.mpg.de/3DPW"
 
     def rows(self) -> Iterator[dict]:

@@ -29,6 +29,7 @@ import metrics
 EVALUATIONS = {  # data set and split on which a protocol of metrics.py is defined
     "freihand": ("freihand", "evaluation"), "dexycb_s0": ("dexycb", "test"),
     "3dpw_lsp14": ("3dpw", "test"), "3dpw_smplx_lineage": ("3dpw-moon", "test"),
+    "hmr2_lsp14": ("3dpw-hmr2", "test"), "hmr2_h36m_lsp14": ("h36m-hmr2", "test"),
     "emdb1_24": ("emdb", "emdb1"), "h36m_p2_lsp14": ("h36m", "p2"),
     "amass_test": ("amass", "test"), "moyo_val": ("moyo", "val"),
     "arctic_p1val": ("arctic", "val"), "ehf": ("ehf", "test"),
@@ -53,7 +54,6 @@ class RunConfig(Protocol):
     warmup_steps: int
     weight_decay: float
     gradient_clip: float
-    ema_decay: float
     eval_every: int
     seed: int
     train_samples: int
@@ -186,12 +186,10 @@ class Task(ABC):
     # ---- the command
 
     @classmethod
-    def plan(cls, arguments: argparse.Namespace,
-             parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
+    def plan(cls, arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
         """Yield the runs that the command stands for, one after another: usually this one alone.
 
-        parse: from command line to flags. The loop asks for the next run when one has ended, and
-        for none if a signal ended it.
+        The loop asks for the next run when one has ended, and for none if a signal ended it.
         """
         yield arguments
 

@@ -1,22 +1,31 @@
-"""The files of a run: checkpoints, tables of steps and scores, curves."""
+"""What a run leaves and tells: checkpoints, tables of steps and scores, curves, its progress."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import csv
+import dataclasses
 import io
 import math
 import os
-import zipfile
-from collections.abc import Mapping
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 import bodymodels
-from tasks.base import Scores, is_error, save_figure
+from tasks.base import RunConfig, Scores, Task, is_error, save_figure
+from tasks.ranks import World
+from weights.files import check_whole
 
 
 def save(content: Mapping[str, object], path: Path) -> None:
@@ -43,14 +52,12 @@ def read_run(path: Path) -> dict[str, object] | None:
         return None
     advice = "restore it from a copy, or move it away to start anew"
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():  # torch.load does not compare checksums
-                raise ValueError("a checksum differs")
+        check_whole(path)
         run = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise half a dozen types
         raise ValueError(f"{path} is damaged ({first_line(error)}): {advice}") from error
-    needed = ("model", "optimizer", "scaler", "ema", "step", "position", "skipped", "seconds",
-              "name", "preset", "data", "config")
+    needed = ("model", "optimizer", "scaler", "step", "position", "skipped", "seconds", "name",
+              "preset", "data", "config")
     missing = [name for name in needed if not isinstance(run, dict) or name not in run]
     if missing:
         raise ValueError(f"{path} is not a run's checkpoint, it lacks {', '.join(missing)}: "
@@ -89,11 +96,22 @@ class Table:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Read the complete rows of a csv file; the last may be torn. Empty without a file."""
+    """Read the complete rows of a csv file; the last may be torn. Empty without a file.
+
+    Raises ValueError if a value is no number, or a step none from 0 on.
+    """
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+    try:
+        with open(path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        for row in rows:
+            int(row["step"])
+            list(map(float, row.values()))
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): move it away, and the run continues "
+                         "without the rows in it") from error
+    return rows
 
 
 def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:
@@ -153,3 +171,97 @@ def draw_curves(out: Path) -> None:
             axes.legend(fontsize="small")
         axes.set(title=title, xlabel="step", yscale="log")
     save_figure(figure, out / "curves.png")
+
+
+def opening(task: Task, world: World, model: nn.Module, step: int,
+            run: Mapping | None) -> Iterator[str]:
+    """Yield the first lines of a run: model, steps, batch, cache, and notes.
+
+    step: finished ones. run: the checkpoint that the run continues from.
+    """
+    config, arguments, cache = task.config, task.arguments, Path(task.arguments.cache)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    yield (f"{type(model).__name__}, {count:,} parameters, on {world.size} x "
+           f"{world.device.type}: from step {step} to {config.steps}, in {arguments.out}")
+    parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+    planned = task.PRESETS[arguments.preset].batch_size
+    changed = "" if planned == config.batch_size else f", where the preset has {planned}"
+    yield (f"{config.batch_size} {task.UNIT} per step: {config.batch_size // world.size} in each "
+           f"process{parts}{changed}")
+    if cache.is_dir():
+        yield f"cached data: {size_of(cache)} in {cache}, which you can delete after training"
+    for name, number in numbers_of(world).items():
+        before = run.get(name, number) if run else number
+        if before != number:
+            yield (f"note: this run was trained with {name}={before}, and continues with "
+                   f"{name}={number}: the samples of each step stay the same, the last bits of the "
+                   "results do not")
+    if world.device.type == "cpu" and arguments.preset in ("paper", "single_gpu", "h200"):
+        yield "note: no GPU can be used, so this preset trains on the CPU"
+    yield from (f"note: {note}" for note in ([] if run else task.notes()))
+
+
+def numbers_of(world: World) -> dict[str, int]:
+    """Return the numbers of processes and, on a CPU, of threads: rounding depends on them."""
+    threads = {} if world.device.type == "cuda" else {"threads": torch.get_num_threads()}
+    return {"processes": world.size, **threads}
+
+
+def describe(task: Task, origin: Mapping, world: World) -> dict[str, object]:
+    """Return what a checkpoint tells of its origin; a continued run keeps its first command."""
+    arguments = task.arguments
+    launcher = "python" if world.size == 1 else f"torchrun --nproc-per-node {world.size}"
+    command = f"{launcher} train.py {shlex.join(map(without_folder, arguments.argv))}"
+    known = origin if arguments.eval or "optimizer" in origin else {}
+    return {
+        "name": arguments.name, "preset": arguments.preset or origin.get("preset"),
+        "data": task.data, "config": dataclasses.asdict(task.config),
+        "command": known.get("command", command), **numbers_of(world),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
+                     "numpy": np.__version__},
+    }
+
+
+def without_folder(word: str) -> str:
+    """Keep only the file name of an absolute path, so that files do not name this machine."""
+    before, equals, value = word.rpartition("=")
+    return before + equals + (Path(value).name if os.path.isabs(value) else value)
+
+
+class Journal:
+    """What the leader writes and prints while training: log.csv, scores.csv, lines of progress."""
+
+    def __init__(self, out: Path, config: RunConfig, unit: str) -> None:
+        self.out, self.steps = out, config.steps
+        self.samples, self.unit = config.batch_size, unit
+        self.rows: Table | None = None  # opened with the first row, which has the columns
+        self.seconds: collections.deque[float] = collections.deque(maxlen=50)  # of recent steps
+        self.printed = 0.0
+
+    def add(self, row: dict[str, float], seconds: float, total: float, skipped: int) -> None:
+        """Log one step.
+
+        seconds, total: that the step and the run took so far. skipped: non-finite steps in a row.
+        """
+        self.seconds.append(seconds)
+        row = row | {f"{self.unit}_per_second": self.samples / seconds, "seconds": total}
+        self.rows = self.rows or Table(self.out / "log.csv", list(row), row["step"] - 1)
+        self.rows.add(row)
+        if skipped:
+            print(f"\nstep {row['step']} skipped, {skipped} in a row: loss {row['loss']}, gradient "
+                  f"norm {row['grad_norm']}", flush=True)
+        terminal = sys.stdout.isatty()  # there one line is overwritten, elsewhere new ones follow
+        if (time.monotonic() - self.printed > (0.5 if terminal else 10.0)
+                or row["step"] == self.steps):
+            self.printed = time.monotonic()
+            end = "\r" if terminal and row["step"] < self.steps else "\n"
+            print(self.progress(row), end=end, flush=True)
+
+    def progress(self, row: dict[str, float]) -> str:
+        """Step, losses, samples per second and time left."""
+        losses = list(row)[1:list(row).index("learning_rate")]
+        pace = sum(self.seconds) / len(self.seconds)
+        left = timedelta(seconds=round((self.steps - row["step"]) * pace))
+        return (f"step {row['step']}/{self.steps}  "
+                + "  ".join(f"{name} {row[name]:.4f}" for name in losses)
+                + f"  {self.samples / pace:.0f} {self.unit}/s  {left} left ")

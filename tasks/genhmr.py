@@ -20,12 +20,25 @@ import bodymodels
 import data
 import genhmr
 import metrics
-from networks.pose_encoder import Lifted, PoseEncoder, Seen, heat_map_loss
-from networks.small_genhmr import build_genhmr, build_tokenizer
+from networks import small_encoder
+from networks.small_encoder import (
+    HEAT_GRID,
+    IMAGE_SIZE,
+    EncoderConfig,
+    Lifted,
+    Reading,
+    SmallEncoder,
+    build_genhmr,
+    heat_map_loss,
+)
 from sets.body_crops import BODY_FOCAL, BODY_PARTS
 from sets.body_poses import SMPL_KEYPOINTS
+from sets.keypoint_files import LEAST_CONFIDENCE
+from sets.official_bodies import OWN
+from sets.rendered import STEEP
 from sets.rendered_bodies import sample_wide_postures
-from sets.safe_pickle import load_array
+from sets.safe_pickle import load_array, safe_unpickle
+from tasks import posterior
 from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
 from tasks.bodies import BodyTask, Mesh
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
@@ -96,7 +109,11 @@ class TokenizerTask(BodyTask):
             self.thin_body = self.body.at_vertices(range(0, len(self.body.v_template), stride))
 
     def data_set(self, split: str, length: int) -> Dataset:
-        """A split of the free clips, or of official data: each sequence in its proportion."""
+        """A split of the free clips, or of official data: each sequence in its proportion.
+
+        A run chooses its best weights on AMASS's validation split, as the paper does; --eval scores
+        them on the test split.
+        """
         arguments, training = self.arguments, split == "train"
         seed = self.config.seed if training else 0
         if self.data == "rendered":
@@ -104,7 +121,7 @@ class TokenizerTask(BodyTask):
             return data.MotionPoses(split, length, seed, views=config.heading, lean=config.lean,
                                     wide=config.wide if training else 0.0)
         root = arguments.data_root if training else arguments.test_root or arguments.data_root
-        held_out = dict(EVALUATIONS.values())
+        held_out = dict(EVALUATIONS.values()) | ({} if arguments.eval else {"amass": "val"})
         parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
             Path(root, name) if "+" in self.data else root,
             split if training else held_out[name], seed=seed, cache=arguments.cache)
@@ -113,7 +130,7 @@ class TokenizerTask(BodyTask):
 
     def build(self) -> nn.Module:
         """The tokenizer with new weights."""
-        return build_tokenizer(self.config)
+        return genhmr.Tokenizer(self.config)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -177,7 +194,7 @@ class TokenizerTask(BodyTask):
 class EncoderTask(BodyTask):
     """Before stage 2: a small encoder that knows poses, as the paper's trained ViT-H does."""
 
-    Config, PRESETS = genhmr.EncoderConfig, genhmr.ENCODER_PRESETS
+    Config, PRESETS = EncoderConfig, small_encoder.PRESETS
     load_checkpoint = staticmethod(load_encoder)
     parameters = staticmethod(genhmr.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"}
@@ -188,22 +205,30 @@ class EncoderTask(BodyTask):
               "the crop, in pixels, and\nthe share within 5 % of the crop's side.\n"
               f"{BodyTask.REMARK}")
 
-    def __init__(self, config: genhmr.EncoderConfig, arguments: argparse.Namespace,
+    def __init__(self, config: EncoderConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:
         super().__init__(config, arguments, origin)
         self.light_body = self.body.for_keypoints()
+
+    @staticmethod
+    def config_of(model: SmallEncoder) -> EncoderConfig:
+        """Return a config with the sizes of the encoder."""
+        *widths, blocks, pooled, lift_width = model.sizes.tolist()
+        return EncoderConfig(widths, blocks, pooled, lift_width)
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people."""
         config, training = self.config, split == "train"
         return data.RenderedBodies(
-            split, config.image_size, length=length, seed=config.seed if training else 0,
+            split, IMAGE_SIZE, length=length, seed=config.seed if training else 0,
             views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
-            cache=self.arguments.cache, augmentation=config.augmentation if training else None)
+            version=config.version, cache=self.arguments.cache,
+            augmentation=config.augmentation if training else None)
 
     def build(self) -> nn.Module:
         """The encoder with new weights."""
-        return PoseEncoder(self.config)
+        config = self.config
+        return SmallEncoder(config.widths, config.blocks, config.pooled, config.lift_width)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -211,36 +236,25 @@ class EncoderTask(BodyTask):
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Compute the losses of heat maps and lifted bodies, with and without pictures."""
-        config = self.config
-        seen = model(bare(model).normalise(batch["image"]))
-        true = batch["keypoints_2d"] / config.image_size - 0.5
-        inside = (true.abs() < true.new_tensor([0.375, 0.5])).all(-1)
+        config, network = self.config, bare(model)
+        reading = model(network.normalise(batch["image"]), True)
+        true, inside = crop_places(batch["keypoints_2d"])
         weight = torch.where(inside, 1.0, config.weight_outside)
-        heat = (weight * heat_map_loss(seen.heat, true, config.grid)).mean()
-        terms = {"heat": heat} | lift_losses(seen.lifted, batch, seen.lifted.betas, self.light_body)
+        heat = (weight * heat_map_loss(reading.heat, true, HEAT_GRID)).mean()
+        terms = {"heat": heat} | lift_losses(reading.lifted, batch, self.light_body)
         if config.unpictured:
-            network = bare(model)
-            at, share, bodies = imagine_bodies(network, seen, true, config.unpictured,
-                                               self.light_body)
-            lifted = network.lift(at, share)
+            at, share, bodies = imagine_bodies(network, reading, true, config, self.light_body)
             terms |= {f"unpictured_{name}": term for name, term in lift_losses(
-                lifted, bodies, bodies["betas"], self.light_body).items()}
+                network.lift(at, share), bodies, self.light_body).items()}
         return encoder_total_loss(terms, config), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Predict lifted bodies, and the distances of the found joints from the true ones."""
-        seen = model(model.normalise(batch["image"]))
-        pose = genhmr.rotation_6d_to_matrix(seen.lifted.pose)
-        true = batch["keypoints_2d"] / self.config.image_size - 0.5
-        inside = (true.abs() < true.new_tensor([0.375, 0.5])).all(-1)
-        distance = (seen.at - true).norm(dim=-1) * self.config.image_size
-        keypoints = self.light_body.keypoints(self.light_body(seen.lifted.betas, pose))
-        focal = genhmr.Config().focal
-        camera = genhmr.fit_camera(true.new_tensor([[0.9, 0.0, 0.0]]).expand(len(true), 3),
-                                   seen.at, seen.share, keypoints, focal)
-        found = {"pose": pose, "betas": seen.lifted.betas,
-                 "transl": genhmr.camera_translation(camera, focal),
-                 "distance": torch.where(inside, distance, torch.nan)[:, :24]}
+        """Predict lifted bodies, and the distances of the 2D keypoints from the true ones."""
+        reading = model.read(model.normalise(batch["image"]))
+        true, inside = crop_places(batch["keypoints_2d"])
+        distance = (reading.at - true).norm(dim=-1) * IMAGE_SIZE
+        found = lifted_body(reading) | {
+            "distance": torch.where(inside, distance, torch.nan)[:, :24]}
         return Predictions(batch["index"], {"encoder": found},
                            {name: batch[name] for name in ("pose", "betas")})
 
@@ -251,57 +265,73 @@ class EncoderTask(BodyTask):
         known = distance[np.isfinite(distance)]
         scores["encoder"] |= {
             "median px": float(np.median(known)),
-            "near %": 100 * float((known < 0.05 * self.config.image_size).mean())}
+            "near %": 100 * float((known < 0.05 * IMAGE_SIZE).mean())}
         return scores
 
 
-def lift_losses(lifted: Lifted, batch: Batch, betas: Tensor,
-                body: bodymodels.BodyModel) -> Terms:
-    """Compute the unweighted terms of what was lifted, each a scalar.
+def crop_places(keypoints_2d: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert pixels (B, K, 2) to -0.5..0.5, and say which the encoder can see: (B, K), bool."""
+    at = keypoints_2d / IMAGE_SIZE - 0.5
+    return at, (at.abs() < at.new_tensor([0.375, 0.5])).all(-1)
+
+
+def lifted_body(reading: Reading) -> dict[str, Tensor]:
+    """Return the encoder's own answer: pose (B, 24, 3, 3), betas (B, 10) and transl (B, 3)."""
+    lifted, focal = reading.lifted, genhmr.Config().focal
+    return {"pose": genhmr.rotation_6d_to_matrix(lifted.pose), "betas": lifted.betas,
+            "transl": genhmr.camera_translation(lifted.camera, focal)}
+
+
+def lift_losses(lifted: Lifted, batch: Batch, body: bodymodels.BodyModel) -> Terms:
+    """Compute the unweighted terms of a lifted body, each a scalar.
 
     batch: pose (B, 24, 3, 3), betas (B, 10), keypoints_3d (B, 45, 3) in metres, the first being the
-    pelvis. betas: of the body that takes the lifted pose.
+    pelvis, and keypoints_2d (B, 45, 2) in pixels.
     """
     rotations = genhmr.rotation_6d_to_matrix(lifted.pose)
-    true = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
-    posed = body.keypoints(body(betas, rotations))
+    true, (true_2d, _) = batch["keypoints_3d"], crop_places(batch["keypoints_2d"])
+    true = true - true[:, :1]
+    posed = body.keypoints(body(lifted.betas, rotations))
+    projected = genhmr.project_to_crop(posed, lifted.camera, genhmr.Config().focal)
     return {"joints": F.l1_loss(lifted.joints, true), "pose": F.l1_loss(rotations, batch["pose"]),
             "posed": F.l1_loss(posed - posed[:, :1], true),
+            "projected": F.l1_loss(projected, true_2d),
             "betas": F.mse_loss(lifted.betas, batch["betas"])}
 
 
-def encoder_total_loss(terms: Terms, config: genhmr.EncoderConfig) -> Tensor:
+def encoder_total_loss(terms: Terms, config: EncoderConfig) -> Tensor:
     """Weigh and sum the terms of heat maps, of pictures and of bodies without pictures."""
     lifted = sum(weight * (terms[name] + config.weight_unpictured
                            * terms.get(f"unpictured_{name}", 0.0)) for name, weight in (
         ("joints", config.weight_joints), ("pose", config.weight_pose),
-        ("posed", config.weight_posed), ("betas", config.weight_betas)))
+        ("posed", config.weight_posed), ("projected", config.weight_projected),
+        ("betas", config.weight_betas)))
     return config.weight_heat * terms["heat"] + lifted
 
 
 @torch.no_grad()
-def imagine_bodies(encoder: PoseEncoder, seen: Seen, true: Tensor, times: int,
+def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, config: EncoderConfig,
                    body: bodymodels.BodyModel) -> tuple[Tensor, Tensor, Batch]:
-    """Pose bodies without pictures, `times` as many as there are pictures.
+    """Pose bodies without pictures, config.unpictured times as many as there are pictures.
 
-    seen, true: what the encoder sees in the pictures, and where their keypoints are (B, 45, 2).
-    Returns keypoints as the encoder would find them, with the errors it makes in these pictures
-    (those of one picture stay together, up to 1.3 times as large): at (N, 45, 2), share (N, 45);
-    and the bodies: pose, betas, keypoints_3d, and keypoints_2d in pixels.
+    reading, true: the encoder's keypoints in the pictures, and the true ones (B, 45, 2). Returns
+    keypoints as the encoder would find them, with the errors it makes in these pictures (those of
+    one picture stay together, up to 1.3 times as large): at (N, 45, 2), share (N, 45); and the
+    bodies: pose, betas, keypoints_3d, and keypoints_2d in pixels.
     """
-    config, count, device = encoder.config, len(true) * times, true.device
+    count, device = len(true) * config.unpictured, true.device
     rngs = np.random.default_rng(int(torch.randint(2**31, ()))).spawn(count)
     pose, betas = (torch.from_numpy(array).to(device) for array in sample_wide_postures(
-        rngs, "train", config.wide, config.views, config.lean))
+        rngs, "train", config.wide, config.views, config.lean, STEEP * (config.version > 1)))
     keypoints = body.keypoints(body(betas, pose))
     flat = in_random_crops(keypoints - keypoints[:, :1])
     low, high = encoder.centres.amin(0), encoder.centres.amax(0)
     source = torch.randint(len(true), (count,), device=device)
     gain = 0.3 + torch.rand(count, 1, 1, device=device)
-    at = flat.clamp(low, high) + gain * (seen.at - true.clamp(low, high))[source]
+    at = flat.clamp(low, high) + gain * (reading.at - true.clamp(low, high))[source]
     at = (at + 0.004 * torch.randn_like(at)).clamp(low, high)
-    return at, seen.share[source], {"pose": pose, "betas": betas, "keypoints_3d": keypoints,
-                                    "keypoints_2d": (flat + 0.5) * config.image_size}
+    return at, reading.share[source], {"pose": pose, "betas": betas, "keypoints_3d": keypoints,
+                                       "keypoints_2d": (flat + 0.5) * IMAGE_SIZE}
 
 
 def in_random_crops(keypoints: Tensor) -> Tensor:
@@ -338,21 +368,30 @@ class TransformerTask(BodyTask):
         "genhmr-sd", "genhmr-sd-official", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon",
         "coco", "mpii", "mpi-inf-3dhp", "aic", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (
-            "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14")}
+            "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14", "hmr2_lsp14",
+            "hmr2_h36m_lsp14")}
     MODELS = ("SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE and, for protocols of 14 joints, "
-              "J_regressor_h36m.npy")
+              "J_regressor_h36m.npy or, for HMR2.0's, SMPL_to_J19.pkl")
     ARGUMENTS = {
         "tokenizer": {"metavar": "FILE", "help": "checkpoint of the tokenizer to build on"},
         "backbone": {"metavar": "FILE", "help": "weights of the image encoder to start from: "
-                     "4D-Humans', TokenHMR's or ViTPose's (default: random weights); of a pose "
-                     "encoder, which cannot do without: a checkpoint of --stage encoder"},
+                     "4D-Humans', TokenHMR's or ViTPose's (default: random weights); the preset "
+                     "cpu needs a checkpoint of --stage encoder"},
         "models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
+        "detections": {"metavar": "FOLDER", "help": "OpenPose's files for the pictures to evaluate "
+                       "on, a/b_keypoints.json for a/b.jpg: refinement follows them (default: "
+                       "3DPW's own; without any the true joints, an oracle)"},
         "iterations": {"type": int, "metavar": "T", "help": "iterations of sampling in the first "
                        "row of scores (default: 5)"},
         "schedule": {"choices": tuple(genhmr.SCHEDULES), "help": "masking schedule of sampling, "
                      "Table 11 (default: cosine)"},
         "top_k": {"type": int, "metavar": "K", "help": "draw each token among the K most likely, "
                   "Table 12 (default: 1)"},
+        "samples": {"type": int, "metavar": "N", "help": "draw N poses for each picture, and score "
+                    "them as a distribution, see tasks/posterior.py"},
+        "temperature": {"type": float, "metavar": "X", "help": "of the drawn tokens (default: 1)"},
+        "order": {"choices": ("random", "confidence"), "help": "which drawn tokens an iteration "
+                  "keeps (default: random; the paper's is confidence)"},
         "brief": {"action": "store_true", "default": None, "help": "leave the rows of Tables 2 and "
                   "3 out of the last scores"},
     }
@@ -360,25 +399,23 @@ class TransformerTask(BodyTask):
     TRY = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
-    TOLD = (0, 50, 90)  # % of the true tokens that the last table tells
+    KNOWN = (0, 50, 90)  # % of the true tokens that the last table gives away
     NOISE = 0.02  # of the crop: sigma of the 2D joints given to refinement (our choice)
-    REMARK = ("T: iterations of sampling. P: refinement steps after sampling, towards the true 2D "
-              "joints (of the 24,\nthose inside the crop) with noise of sigma 2 % of the crop's "
-              "side; fitted: genhmr.fit_camera\nfits the camera to these joints first. mirrored: "
-              "mean of the answers for a picture and its mirror image.\ntold: one pass that is "
-              "told a share of the true tokens; NLL: of the other tokens, falls where tokens\n"
-              "inform one another.\n"
+    REMARK = ("T: iterations of sampling. mean code: one pass, each place decoded from its mean "
+              "code. P: refinement\nsteps after sampling, on 3DPW and with --detections towards a "
+              "detector's 2D keypoints, else, an oracle, towards\nthe true 2D joints (of the 24, "
+              "those inside the crop) with noise of sigma 2 % of the crop's side; fitted:\n"
+              "genhmr.fit_camera fits the camera to them first. encoder: the pose that the small "
+              "image encoder itself lifts.\nknown: one pass that sees a share of the true tokens; "
+              "NLL: of the other tokens, falls where tokens inform\none another.\n"
               f"{BodyTask.REMARK}")
 
     @classmethod
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
-        """Return the config with those of the given tokenizer and pose encoder."""
+        """Return the config with that of the given tokenizer."""
         if arguments.tokenizer:
             tokenizer = load_tokenizer(arguments.tokenizer)
             config = dataclasses.replace(config, tokenizer=tokenizer.config)
-        if config.backbone == "pose" and arguments.backbone:
-            encoder = load_encoder(arguments.backbone).config
-            config = dataclasses.replace(config, encoder=encoder, image_size=encoder.image_size)
         return config
 
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
@@ -388,7 +425,9 @@ class TransformerTask(BodyTask):
         if not starts and not arguments.tokenizer:
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
                              "one with --stage tokenizer and give its checkpoint with --tokenizer")
-        if not starts and config.backbone == "pose" and not arguments.backbone:
+        self.sizes = origin.get("model", {}).get("backbone.sizes")  # of the encoder, to build it
+        self.small = small_encoder.is_small(config)
+        if not starts and self.small and not arguments.backbone:
             raise ValueError("--stage transformer needs a trained encoder: make one with --stage "
                              "encoder and give its checkpoint, or assets/genhmr_cpu.pt, with "
                              "--backbone")
@@ -397,6 +436,12 @@ class TransformerTask(BodyTask):
         for name, value in (("iterations", self.iterations), ("top-k", arguments.top_k)):
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: expected at least 1")
+        if arguments.samples is not None and arguments.samples < 2:
+            raise ValueError(f"--samples {arguments.samples}: expected at least 2")
+        if arguments.temperature is not None and not arguments.temperature > 0:
+            raise ValueError(f"--temperature {arguments.temperature}: expected a number above 0")
+        if arguments.detections and self.data == "rendered":
+            raise ValueError("--detections: rendered pictures have none, leave it out")
         if self.top_k > config.tokenizer.codebook_size:
             raise ValueError(f"--top-k {self.top_k}: the codebook has "
                              f"{config.tokenizer.codebook_size} tokens")
@@ -406,7 +451,7 @@ class TransformerTask(BodyTask):
 
     def notes(self) -> list[str]:
         """Warn of random weights where the paper starts from a trained encoder."""
-        if self.arguments.backbone or self.arguments.checkpoint or self.config.backbone == "pose":
+        if self.arguments.backbone or self.arguments.checkpoint or self.small:
             return []
         return ["the image encoder starts from random weights; the paper starts from a trained "
                 "ViT-H: --backbone FILE"]
@@ -417,23 +462,34 @@ class TransformerTask(BodyTask):
         augmentation = config.augmentation if training else None
         if self.data != "rendered":
             return self.official(split, config.image_size, models=self.arguments.models,
-                                 augmentation=augmentation)
+                                 augmentation=augmentation,
+                                 **({} if training else {"detections": self.detections}))
         return data.RenderedBodies(
             split, config.image_size, length=length, seed=config.seed if training else 0,
             views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
-            cache=self.arguments.cache, augmentation=augmentation)
+            version=config.version, cache=self.arguments.cache, augmentation=augmentation)
+
+    @property
+    def detections(self) -> str | None:
+        """The detector's keypoints of the official pictures to evaluate on, as their reader wants.
+
+        None: there are none, or the pictures are rendered.
+        """
+        judges = data.OFFICIAL.get(EVALUATIONS.get(self.protocol, ("",))[0])
+        return self.arguments.detections or (OWN if judges and judges.DETECTED else None)
 
     def build(self) -> nn.Module:
         """New weights around the tokenizer, but for the encoder if a file has it."""
-        model = build_genhmr(self.config)
+        encoder, file = None, self.arguments.backbone
+        if self.small:
+            encoder = load_encoder(file) if file else SmallEncoder.of_sizes(self.sizes)
+        model = build_genhmr(self.config, encoder)
         if self.arguments.tokenizer:
             tokenizer = load_tokenizer(self.arguments.tokenizer)
             model.tokenizer.load_state_dict(tokenizer.state_dict())
-        if self.arguments.backbone:
-            load_backbone(model, self.arguments.backbone)
-        if self.config.backbone == "pose":
-            model.regressor.set_pelvis(self.body.rest_joints)
-        return model
+        if file and not self.small:
+            load_backbone(model, file)
+        return model.train()
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -442,30 +498,11 @@ class TransformerTask(BodyTask):
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """L_total of all tokens, predicted from those that are not masked."""
         network = bare(model)
-        if self.config.backbone == "pose" and step < self.config.pretrain_steps:
-            batch = self.without_pictures(network, batch)
         batch = genhmr.mask_batch(network, batch)
         prediction = model(batch["image"], batch["masked_tokens"])
-        if "tokens" in prediction:  # some samples saw the model's own guesses
-            tokens = prediction["tokens"]
-            batch |= {"masked_tokens": tokens, "mask": tokens == network.mask_token}
         terms = genhmr.losses(prediction, batch, network, self.light_body,
                               genhmr.gumbel_temperature(step, self.config))
         return genhmr.total_loss(terms, self.config), terms
-
-    def without_pictures(self, network: nn.Module, batch: Batch) -> Batch:
-        """Make a batch of as many posed bodies, with keypoints in place of pictures."""
-        encoder, ones = network.backbone, torch.ones_like
-        with torch.no_grad():
-            seen = encoder(encoder.normalise(batch["image"]))
-        true = batch["keypoints_2d"] / self.config.image_size - 0.5
-        at, share, bodies = imagine_bodies(encoder, seen, true, 1, self.light_body)
-        flat = bodies["keypoints_2d"]
-        inside = ((flat > 0) & (flat < self.config.image_size)).all(-1)
-        return bodies | {
-            "image": torch.cat((at, share[..., None]), 2), "keypoints_valid": inside.float(),
-            "keypoints_3d_valid": ones(share), "pose_valid": ones(share[:, 0]),
-            "betas_valid": ones(share[:, 0])}
 
     def points(self, batch: Batch) -> Tensor:
         """True joints and vertices (B, 24 + V, 3) of the samples whose pose is known, if any is."""
@@ -476,6 +513,8 @@ class TransformerTask(BodyTask):
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Sample poses; at the end of a run for every T, and refined by every P."""
         features, first = model.encode(batch["image"]), self.iterations
+        if final and self.arguments.samples:
+            return self.drawn(model, features, batch)
         final = final and not self.arguments.brief
         counts = dict.fromkeys((first, *self.ITERATIONS)) if final else (first,)
         runs = {T: self.sample(model, features, batch, T, self.schedule, self.top_k)
@@ -485,20 +524,51 @@ class TransformerTask(BodyTask):
         if final:
             most = max(self.REFINEMENTS)
             refined = self.refined(model, sampled, batch, most)  # (P + 1, B, 24, 3, 3)
-            poses |= {f"T={first} P={P}": refined[P] for P in self.REFINEMENTS}
-            poses[f"T={first} P={most} fitted"] = self.refined(
+            oracle = self.data != "rendered" and self.detections is None
+            kind = " oracle: true 2D" if oracle else ""
+            poses |= {f"T={first} P={P}{kind}": refined[P] for P in self.REFINEMENTS}
+            poses[f"T={first} P={most} fitted{kind}"] = self.refined(
                 model, sampled, batch, most, fitted=True)[-1]
+            mean = genhmr.sample_from(model, features, iterations=1, mean_code=True)
+            poses["mean code"] = mean.rotations
+            poses[f"mean code P={most}"] = self.refined(model, mean, batch, most)[-1]
         predictions = self.beside_truth(model, batch, sampled, poses)
+        if final and self.small:
+            predictions.found["encoder"] = lifted_body(
+                model.backbone.read(model.normalise(batch["image"])))
         if final and self.data == "rendered":
-            other = self.sample(model, model.encode(batch["image"].flip(-1)), batch, first,
-                                self.schedule, self.top_k)
-            mean = genhmr.with_mirrored(sampled, other)
-            predictions.found[f"T={first} mirrored"] = predictions.first | {
-                "pose": mean.rotations, "betas": mean.betas}
             shape = {name: predictions.first[name] for name in ("betas", "transl")}
-            predictions.found |= {f"told {percent} %": shape | self.told(
-                model, features, batch, percent) for percent in self.TOLD}
+            predictions.found |= {f"known {percent} %": shape | self.partly_known(
+                model, features, batch, percent) for percent in self.KNOWN}
         return predictions
+
+    def drawn(self, model: nn.Module, features: genhmr.Features, batch: Batch) -> Predictions:
+        """Draw poses of each picture for every T; found also has the first draw as a pose."""
+        arguments, true = self.arguments, model.tokenizer.encode(batch["pose"])
+        sampled = self.sample(model, features, batch, 1)
+        shared = self.beside_truth(model, batch, sampled, {"": sampled.rotations})
+        joints = self.light_body(batch["betas"], batch["pose"]).joints
+        shared.truth["joints"] = joints - joints[:, :1]
+        shared.truth["inside"] = batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)
+        pose = shared.found.pop("")
+        shared.found |= {f"T={T}": pose | posterior.draw(
+            model, features, self.light_body, true, T, arguments.samples,
+            int(batch["index"][0]), arguments.temperature or 1.0, arguments.order or "random")
+            for T in posterior.ITERATIONS}
+        return shared
+
+    def comparisons(self, predictions: Predictions) -> str:
+        """Write the scores of drawn poses: of all, clear and truncated people."""
+        inside = predictions.truth.get("inside")
+        if inside is None:
+            return super().comparisons(predictions)
+        first, truth = predictions.first["draws"], predictions.truth["joints"]
+        errors = {name: posterior.posterior_errors(found["draws"], first, truth)
+                  | {"NLL": found["nll"], "kept %": found["kept"]}
+                  for name, found in predictions.found.items()}
+        groups = {"all": np.isfinite(inside), "clear": inside > 0, "truncated": inside == 0}
+        return "".join(posterior.table(errors, rows, title)
+                       for title, rows in groups.items() if rows.sum() > 1)
 
     def beside_truth(self, model: nn.Module, batch: Batch, sampled: genhmr.Sampled,
                      poses: Mapping[str, Tensor]) -> Predictions:
@@ -510,12 +580,12 @@ class TransformerTask(BodyTask):
         found = {name: {"pose": pose} | shared for name, pose in poses.items()}
         return Predictions(batch["index"], found, {name: batch[name] for name in ("pose", "betas")})
 
-    def told(self, model: nn.Module, features: genhmr.Features, batch: Batch,
-             percent: int) -> dict[str, Tensor]:
+    def partly_known(self, model: nn.Module, features: genhmr.Features, batch: Batch,
+                     percent: int) -> dict[str, Tensor]:
         """Predict from a share of true tokens; also return the NLL (B,) of the others."""
-        true, told = self.partly_masked(model, batch, percent)
-        hidden = told == model.mask_token
-        logits = model.predict_logits(features, told).float()
+        true, masked = self.partly_masked(model, batch, percent)
+        hidden = masked == model.mask_token
+        logits = model.predict_logits(features, masked).float()
         nll = F.cross_entropy(logits.mT, true, reduction="none")
         tokens = torch.where(hidden, logits.argmax(-1), true)
         nll = (nll * hidden).sum(1) / hidden.sum(1)
@@ -537,7 +607,7 @@ class TransformerTask(BodyTask):
         """Compute the errors of all predictors, and the NLL of hidden tokens where there is one."""
         errors = super().piece_errors(predictions)
         for name, values in predictions.found.items():
-            if "nll" in values:
+            if "nll" in values and "draws" not in values:
                 errors[name]["NLL"] = values["nll"]
         return errors
 
@@ -550,20 +620,32 @@ class TransformerTask(BodyTask):
 
     def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch, steps: int,
                 fitted: bool = False) -> Tensor:
-        """Refine by 0 to P steps towards true 2D joints with noise: (P + 1, B, 24, 3, 3)."""
-        noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (24, 2))
-                          for index in batch["index"].tolist()])
-        joints = batch["keypoints_2d"][:, :24] / model.config.image_size - 0.5
-        joints = joints + torch.from_numpy(noise).to(joints)
-        seen = batch["keypoints_valid"][:, :24]
-        body, camera = self.light_body, sampled.camera
+        """Refine by 0 to P steps: (P + 1, B, 24, 3, 3).
+
+        Towards a detector's keypoints, as they are, if the batch has them; else, an oracle, towards
+        the true 2D joints with noise.
+        """
+        count, size, camera = 24, model.config.image_size, sampled.camera
+        if "detected_2d" in batch:
+            count, points = 45, batch["detected_2d"] / size - 0.5
+            seen = batch["detected_confidence"]
+            seen = seen * (seen >= LEAST_CONFIDENCE)
+        else:
+            noise = np.stack([np.random.default_rng(index).normal(0, self.NOISE, (count, 2))
+                              for index in batch["index"].tolist()])
+            points = batch["keypoints_2d"][:, :count] / size - 0.5
+            points = points + torch.from_numpy(noise).to(points)
+            seen = batch["keypoints_valid"][:, :count]
+
+        def keypoints(betas: Tensor, pose: Tensor) -> Tensor:
+            return self.light_body.keypoints(self.light_body(betas, pose))[:, :count]
+
         if fitted:
-            camera = genhmr.fit_camera(camera, joints, seen,
-                                       body(sampled.betas, sampled.rotations).joints,
+            camera = genhmr.fit_camera(camera, points, seen,
+                                       keypoints(sampled.betas, sampled.rotations),
                                        model.config.focal)
-        return genhmr.refine(model, sampled.tokens, sampled.betas, camera, joints, seen,
-                             lambda betas, pose: body(betas, pose).joints,
-                             iterations=steps).poses
+        return genhmr.refine(model, sampled.embeddings, sampled.betas, camera, points, seen,
+                             keypoints, iterations=steps).poses
 
     def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
         """Convert translations (B, 3) from the model's camera to the crops' cameras K (B, 3, 3)."""
@@ -580,7 +662,7 @@ class TransformerTask(BodyTask):
         if self.data == "rendered":
             return super().truth(predictions)
         records = self.test_set.records(predictions.index)
-        if self.protocol == "h36m_p2_lsp14":
+        if self.protocol in ("h36m_p2_lsp14", "hmr2_lsp14", "hmr2_h36m_lsp14"):
             return {"joints": data.relabelled(records["keypoints_3d"], self.test_set.JOINTS,
                                               "j17")[..., :3]}
         truth = {name: np.empty((len(records), count, 3), np.float32)
@@ -598,11 +680,22 @@ class TransformerTask(BodyTask):
         return super().judge(self.regressed(mesh), truth)
 
     def regressed(self, mesh: Mesh) -> Mesh:
-        """Add the 17 joints of SPIN's regressor, for protocols that score 14 of them."""
+        """Add the protocol's 17 joints, for protocols that score 14 of them."""
         if metrics.PROTOCOLS[self.protocol].joints != "j17":
             return mesh
-        joints = np.einsum("jv,nvc->njc", self.h36m_regressor, mesh["vertices"])
-        return mesh | {"joints": joints[:, bodymodels.joint_indices("h36m17_spin", "j17")]}
+        return mesh | {"joints": np.einsum("jv,nvc->njc", self.regressor, mesh["vertices"])}
+
+    @functools.cached_property
+    def regressor(self) -> np.ndarray:
+        """The regressor (17, V) of the protocol's joints "j17": HMR2.0's or SPIN's."""
+        if not self.protocol.startswith("hmr2_"):
+            return self.h36m_regressor[bodymodels.joint_indices("h36m17_spin", "j17")]
+        path = Path(self.arguments.models, "SMPL_to_J19.pkl")
+        regressor = np.asarray(safe_unpickle(path), np.float32)
+        if regressor.shape != (19, len(self.body.v_template)):
+            raise ValueError(f"{path} has shape {regressor.shape}: expected 19 joints of "
+                             f"{len(self.body.v_template)} vertices")
+        return regressor[bodymodels.joint_indices("j24", "j17")]  # of j24 the first 19
 
     @functools.cached_property
     def h36m_regressor(self) -> np.ndarray:

@@ -23,10 +23,9 @@ import bodymodels
 import data
 import hmr_adapter
 import metrics
-from networks.adapter_rivals import build_model
+from networks.adapter_rivals import build_model, share_twists
 from networks.small_experts import body_keypoint_losses, hand_keypoint_losses
 from sets.safe_pickle import load_arrays, safe_unpickle
-from tasks import adapter_rows
 from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import own_overrides, suitable_preset
@@ -47,8 +46,6 @@ EXPERT_ARGUMENT = {"metavar": "FILE", "help": "checkpoint of the expert to adapt
 BACKBONE_ARGUMENT = {"metavar": "FILE", "help": "start a small expert's encoder from GenHMR's: a "
                      "checkpoint of --stage encoder or transformer (preset cpu: "
                      "assets/genhmr_cpu.pt)"}
-ROW_ARGUMENT = {"metavar": "NAME", "help": "train this row of the paper's tables, such as "
-                "'Table 3, No. 4'; No. 2 takes sizes from --expert, if given, and no weights"}
 
 
 class PeopleTask(Task):
@@ -63,6 +60,7 @@ class PeopleTask(Task):
     ARGUMENTS = {"models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
                  "backbone": BACKBONE_ARGUMENT}
     ADAPTS = False  # whether the stage builds on an expert
+    DETAIL = 1  # of OfficialPeople that are judged
 
     @classmethod
     def load_checkpoint(cls, path: str | Path) -> nn.Module:
@@ -74,24 +72,10 @@ class PeopleTask(Task):
 
     @classmethod
     def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
-        """The config with that of the given expert, and the changes of --row."""
-        if cls.ADAPTS and arguments.row:
-            config = cls.row(config, arguments)
+        """The config with that of the given expert."""
         if not cls.ADAPTS or not arguments.expert:
             return config
         return dataclasses.replace(config, expert=cls.load_expert(arguments.expert).config)
-
-    @classmethod
-    def row(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
-        """The config of a row of the paper's tables; "double steps" are twice the preset's."""
-        rows = {name: changes for name, (stage, changes) in adapter_rows.BASELINES.items()
-                if stage == arguments.stage}
-        if arguments.row not in rows:
-            raise ValueError(f"--row {arguments.row!r}: expected one of {'; '.join(rows)}")
-        changes = dict(rows[arguments.row])
-        if arguments.row in adapter_rows.FROM_SCRATCH:
-            changes["steps"] = 2 * cls.PRESETS[arguments.preset].steps
-        return dataclasses.replace(config, **changes)
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object]) -> None:
@@ -110,12 +94,10 @@ class PeopleTask(Task):
     def notes(self) -> list[str]:
         """Say what starts from random weights, or from GenHMR's encoder."""
         start = self.arguments
-        scratch = self.ADAPTS and start.row in adapter_rows.FROM_SCRATCH
-        if start.checkpoint or self.ADAPTS and start.expert and not scratch:
+        if start.checkpoint or self.ADAPTS and start.expert:
             return []
         if self.ADAPTS:
-            return [f"{'this row' if start.expert else 'no --expert'}: the expert is trained from "
-                    "random weights, too"]
+            return ["no --expert: the expert is trained from random weights, too"]
         if self.starts_from:
             return [f"the expert's encoder starts from {self.starts_from}"]
         return [] if start.preset == "cpu" else [
@@ -129,17 +111,19 @@ class PeopleTask(Task):
         size = config.body_size if training else config.test_body_size or config.body_size
         if self.data != "rendered":
             return self.official(split, size, hand_size=config.hand_size,
-                                 models=self.arguments.models, augmentation=augmentation)
+                                 models=self.arguments.models, augmentation=augmentation,
+                                 detail=1 if training else self.DETAIL)
         return data.RenderedPeople(
             split, size, hand_size=config.hand_size, length=length,
             seed=config.seed if training else 0, views=config.views, lean=config.lean,
             wide=config.wide if training else 0.0, occlusion=config.occlusion,
-            lens_size=max(128, size), cache=self.arguments.cache, augmentation=augmentation)
+            lens_size=max(128, size), version=1,  # the shipped checkpoints know these pictures
+            cache=self.arguments.cache, augmentation=augmentation)
 
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
         start = self.arguments
-        if not self.ADAPTS or not start.expert or start.row in adapter_rows.FROM_SCRATCH:
+        if not self.ADAPTS or not start.expert:
             model = build_model(self.config)
             if self.starts_from:
                 load_pose_encoder(model, self.starts_from)
@@ -305,8 +289,9 @@ class HandAdapterTask(HandExpertTask):
     Config = hmr_adapter.HandConfig
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
+    DETAIL = 4
     ARGUMENTS = PeopleTask.ARGUMENTS | {
-        "expert": EXPERT_ARGUMENT, "row": ROW_ARGUMENT,
+        "expert": EXPERT_ARGUMENT,
         "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, which finds the "
                   "arm for the row 'found arm' and to train with arm_source=found"}}
     TRY = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
@@ -352,7 +337,7 @@ class HandAdapterTask(HandExpertTask):
         if self.guide is not None:
             guide = self.guide(batch["image"])
             arms = {"found arm": guide["body_pose"]} | arms
-            found = hmr_adapter.crop_hands(batch["image"], guide["tight_boxes"], true.shape[-1])
+            found = hmr_adapter.crop_hands(*sharpest(batch, guide["tight_boxes"]), true.shape[-1])
             crops = {"": found.flatten(0, 1)} | crops
         expert = self.expert_beside(model)
         for boxes, images in crops.items():
@@ -519,7 +504,7 @@ class BodyAdapterTask(BodyExpertTask):
     Config = hmr_adapter.BodyConfig
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
-    ARGUMENTS = PeopleTask.ARGUMENTS | {"expert": EXPERT_ARGUMENT, "row": ROW_ARGUMENT}
+    ARGUMENTS = PeopleTask.ARGUMENTS | {"expert": EXPERT_ARGUMENT}
     TRY = "python demo.py hmr_adapter PICTURE --body {checkpoint}"
     COMPARED = (("adapter", "expert"),)
 
@@ -546,7 +531,7 @@ PARTS = ("hand_expert", "body_expert", "hand", "body")  # the stages of "all", i
 class DualPathTask(BodyAdapterTask):
     """Both paths and their merge, which nothing trains: the four stages, then scores."""
 
-    TRAINS = False
+    TRAINS, DETAIL = False, 4
     TITLE = ("image; body expert; with the hand expert's hands; both with adapters; truth; below, "
              "the hand of which less is seen")
     COMPARED = (("ours", "experts"), ("ours", "expert"), ("ours", "ours, all hands"))
@@ -558,11 +543,13 @@ class DualPathTask(BodyAdapterTask):
               "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
               "path finds them, as in use;\n\"true boxes\": where they are. Hands outside of the "
               "picture are left to the body path, and\nso are those that the hand expert doubts "
-              f"(least_share), but for \"all hands\".\n{BodyTask.REMARK}")
+              "(least_share). \"All hands\": every hand is merged, as in the paper. \"Twists "
+              "shared\": the elbows take the\nwrists' twists beyond 72 degrees, as in PyMAF-X, "
+              "which the paper's baseline follows.\n"
+              + BodyTask.REMARK)
 
     @classmethod
-    def plan(cls, arguments: argparse.Namespace,
-             parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
+    def plan(cls, arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
         """Yield the four stages, each in its folder in OUT, and the evaluation of the dual path."""
         out = arguments.out
         for stage in () if arguments.eval else PARTS:
@@ -622,18 +609,31 @@ class DualPathTask(BodyAdapterTask):
             if name == "experts" and not frozen:
                 continue  # the experts inside were trained on
             body = bodies[name] = model.body(batch["image"], scale=scale)
-            crops, size = model.crop_hands(batch["image"], body), batch["image"].shape[-1]
+            size, hand_size = batch["image"].shape[-1], model.hand.config.expert.image_size
+            crops = hmr_adapter.crop_hands(*sharpest(batch, body["tight_boxes"]), hand_size)
             inside = hmr_adapter.in_picture(body["hand_boxes"], size, size)
             joined = model.join(body, crops, inside, scale=scale)
             poses[name] = joined["body_pose"]
-            if model.hand.config.expert.backbone == "pose":  # which may doubt
-                poses[f"{name}, all hands"] = hmr_adapter.merge(
-                    body["body_pose"], joined["hand_pose"], inside)
+            poses[f"{name}, all hands"] = hmr_adapter.merge(
+                body["body_pose"], joined["hand_pose"], torch.ones_like(inside))
             poses[f"{name}, true boxes"] = model.join(
                 body, batch["hand_images"], batch["hand_valid"], scale=scale)["body_pose"]
+            if name == "experts":
+                poses["experts, twists shared"] = share_twists(joined["body_pose"],
+                                                               joined["hand_valid"])
         if frozen:
             poses["expert"] = bodies["experts"]["body_pose"]
         return bodies["ours"], poses
+
+
+def sharpest(batch: Batch, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pictures of a batch with the most pixels, and boxes in pixels of its images there.
+
+    The paper cuts hands out of the input picture. Of official people that is "picture", 2048 px a
+    side for images of 512: there a hand's square has as many pixels as HaMeR sees, 256, or more.
+    """
+    pictures = batch.get("picture", batch["image"])
+    return pictures, boxes * (pictures.shape[-1] / batch["image"].shape[-1])
 
 
 def zoomed(picture: np.ndarray, center: np.ndarray, side: float, size: int) -> np.ndarray:

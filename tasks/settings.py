@@ -90,8 +90,8 @@ def check_config(config: RunConfig) -> None:
             raise ValueError(f"{name} is {value!r}: expected one of {', '.join(allowed)}")
     if not config.learning_rate > 0:
         raise ValueError("learning_rate is 0: expected a number above 0")
-    if not config.ema_decay < 1.0:
-        raise ValueError(f"ema_decay is {config.ema_decay}: expected 0 (off) or up to 1")
+    if getattr(config, "ema_decay", 0):  # a field of older configs
+        raise ValueError(f"ema_decay is {config.ema_decay}: expected 0, there is no moving average")
 
 
 def check_shares(config: RunConfig, processes: int) -> None:

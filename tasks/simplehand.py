@@ -1,10 +1,10 @@
-"""SimpleHand for train.py: hand meshes from crops, and the ablations of the paper's tables."""
+"""SimpleHand for train.py: hand meshes from crops."""
 
 from __future__ import annotations
 
 import argparse
-import shlex
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,9 @@ import weights.simplehand
 from networks import any_view
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
-from tasks import ablations
-from tasks import simplehand_tables as tables
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
-from tasks.settings import override
 
+DEXYCB_IMAGES = 406_888  # of the training split of s0
 ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
 
 
@@ -41,7 +39,7 @@ class SimpleHandTask(Task):
         "backbone": {"metavar": "FILE", "help": "weights to start from: ImageNet's of FastViT, "
                      "HRNet or Hiera; for cpu_views assets/hmr_adapter_hand_cpu.pt (default: "
                      "random weights)"},
-    } | ablations.arguments(tables.ABLATIONS)
+    }
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
     TRY = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
@@ -69,21 +67,13 @@ class SimpleHandTask(Task):
         return weights.simplehand.config_class(fields)(**fields)
 
     @classmethod
-    def plan(cls, arguments: argparse.Namespace,
-             parse: Callable[[list[str]], argparse.Namespace]) -> Iterator[argparse.Namespace]:
-        """This run, or those of the rows of --ablate."""
-        return ablation_runs(arguments, parse) if arguments.ablate else iter([arguments])
-
-    @classmethod
-    def folder(cls, arguments: argparse.Namespace) -> Path:
-        """The default of --out."""
-        return Path("runs", f"{arguments.name}-ablations") if arguments.ablate else super().folder(
-            arguments)
-
-    @classmethod
-    def check_arguments(cls, arguments: argparse.Namespace) -> None:
-        """Raise ValueError for an ablation that cannot be."""
-        ablations.check_arguments(arguments, tables.ABLATIONS)
+    def adapt(cls, config: simplehand.Config, arguments: argparse.Namespace) -> simplehand.Config:
+        """The config; in the paper's length, 100 epochs also of DexYCB's s0, which is larger."""
+        paper = simplehand.PRESETS["paper"]
+        if (arguments.data == "dexycb" and config.steps * config.batch_size
+                == paper.steps * paper.batch_size):
+            return replace(config, steps=100 * DEXYCB_IMAGES // config.batch_size)
+        return config
 
     def notes(self) -> list[str]:
         """Say which weights to start from, if the backbone starts from random ones."""
@@ -212,39 +202,6 @@ def mean_keypoints(truth: Mapping[str, np.ndarray]) -> np.ndarray:
     """The mean 2D keypoints (21, 2) of a test split: the mean hand's."""
     valid = truth["keypoints_valid"][..., None]  # (N, 21, 1)
     return (truth["keypoints_2d"] * valid).sum(0) / np.maximum(valid.sum(0), 1)
-
-
-# --------------------------------------------------------------------------------- ablations
-
-
-def ablation_runs(arguments: argparse.Namespace,
-                  parse: ablations.Parse) -> Iterator[argparse.Namespace]:
-    """The runs of a table, every row with every seed; writes the table after each.
-
-    A run has a folder in OUT named by the fields it changes, so tables share rows, and finished
-    runs are kept. Several processes may work on one OUT with different seeds.
-    """
-    preset, rows = arguments.preset or "ablation", tables.ABLATIONS[arguments.ablate]
-    flags = ablations.without(arguments.argv, "ablate", "seeds", "preset")
-    base = ablations.preset_of(simplehand.PRESETS, arguments.preset, "simplehand")
-    config = override(base, arguments.overrides)
-    configs = {row: tables.ablated(config, changes) for row, (changes, _) in rows.items()}
-    command = f"python train.py {shlex.join(arguments.argv)}"
-
-    def row_run(row: str, seed: int) -> Generator[argparse.Namespace, None, np.ndarray]:
-        changes = ablations.settings(config, configs[row])
-        out = arguments.out / " ".join(changes or ["unchanged"]) / f"seed {seed}"
-        results = yield from ablations.run(
-            f"{arguments.ablate}, {row}, seed {seed}", out,
-            lambda: parse([*flags, "--preset", preset, "--out", str(out), "--set", *changes,
-                           f"seed={seed}"]), vars(configs[row]) | {"seed": seed})
-        scores = next(iter(results["scores"].values()))
-        return np.array([scores[name] for name in tables.COLUMNS])
-
-    return ablations.score_rows(
-        arguments.out / f"{arguments.ablate}.md", rows,
-        range(config.seed, config.seed + (arguments.seeds or 1)), row_run,
-        lambda found: tables.ablation_table(arguments.ablate, found, config, command))
 
 
 STAGES = {"": SimpleHandTask}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import bodymodels
 import hmr_adapter as hmr
 from networks.adapter_rivals import build_model
+from tables import TABLES
 
 ENCODER = dict(image_size=64, vit_dim=32, vit_depth=1, vit_heads=2, vit_drop_path=0.5)
 DECODER = dict(decoder_dim=16, decoder_layers=2, decoder_heads=2, decoder_head_dim=4,
@@ -23,6 +24,13 @@ TINY = hmr.Config(TINY_HAND, TINY_BODY)
 RIGHT, LEFT = 0, 1
 STAGES = {"hand_expert": hmr.HandExpert, "hand": hmr.HandAdapter, "body_expert": hmr.BodyExpert,
           "body": hmr.BodyAdapter}
+# Rows of Tables 3 to 6: the path and the fields that differ from the paper's.
+BASELINES = {"HaMeR": ("hand", {"inject": "none"}), "SMPLer-X": ("body", {"inject": "none"})} | {
+    f"{name}, {row}": (table.stage, dict(word.split("=") for word in words if "=" in word
+                                         and "steps" not in word))
+    for name, table in TABLES["hmr_adapter"].items() if name in ("table3", "table4", "table5",
+                                                                 "table6")
+    for row, words in table.words.items() if "expert" not in words}
 
 
 @cache

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import torch
+from networks.small_genhmr import build_genhmr
 from torch import Tensor, nn
 
 import bodymodels
 import genhmr
 from genhmr import Config, EncoderConfig, GenHMR, TokenizerConfig
-from networks.small_genhmr import build_genhmr
 from tasks.genhmr import augment_rotation
 
 TINY_TOKENIZER = TokenizerConfig(num_tokens=48, codebook_size=32, code_dim=8, width=16, depth=2)

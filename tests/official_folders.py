@@ -18,6 +18,7 @@ from sets.bedlam import BEDLAM
 from sets.dexycb import DexYCB
 from sets.ehf import EHF
 from sets.emdb import EMDB
+from sets.hmr2_evaluation import ThreeDPWHMR2
 from sets.human36m import Human36M, Human36MMoon, Human36MSMPLX
 from sets.interhand import InterHand
 from sets.keypoints_2d import AIC, COCO, MPII
@@ -360,6 +361,22 @@ def human36m(root, split="p1", **options):
     return Human36M(root, split, 32, progress=False, **options)
 
 
+def write_hmr2_evaluation(root, name="3dpw_test"):
+    """HMR2.0's evaluation file: two people, with one number as scale or with two."""
+    names = [f"pictures/{number}.jpg" for number in range(2)]
+    solid = np.concatenate([RNG.normal(0, 0.4, (2, 19, 3)), np.ones((2, 19, 1))], 2)
+    (root / "hmr2_evaluation_data").mkdir()
+    np.savez(root / f"hmr2_evaluation_data/{name}.npz", imgname=np.array(names).astype("S"),
+             center=np.full((2, 2), 25.0), scale=np.array([[30.0, 48], [24, 24]]),
+             extra_keypoints_3d=solid)
+    for name in names:
+        write_picture(root / name, (50, 50))
+
+
+def threedpw_hmr2(root, **options):
+    return ThreeDPWHMR2(root, "test", 32, progress=False, **options)
+
+
 def write_h36m_moon(root, subjects=(9, 11)):
     """Each subject: cameras 1 and 4, frames 0 and 3; the second frame has no fit."""
     for subject in subjects:
@@ -689,11 +706,13 @@ WRITERS = {
     "dexycb": write_dexycb, "interhand": write_interhand, "3dpw": write_3dpw,
     "3dpw-moon": write_3dpw_moon, "emdb": write_emdb, "h36m": write_h36m,
     "h36m-moon": write_h36m_moon, "h36m-smplx": write_h36m_moon,
+    "3dpw-hmr2": write_hmr2_evaluation,
     "coco": write_coco, "aic": write_aic, "mpii": write_mpii,
     "mpi-inf-3dhp": write_mpi_inf, "hmr2-tars": write_hmr2, "hamer-tars": write_hamer,
     "bedlam": write_bedlam, "rich": write_rich, "arctic": write_arctic, "ehf": write_ehf}
 READERS = {
     "dexycb": dexycb, "interhand": interhand, "3dpw": threedpw, "3dpw-moon": threedpw_moon,
+    "3dpw-hmr2": threedpw_hmr2,
     "emdb": emdb, "h36m": human36m, "h36m-moon": h36m_moon, "h36m-smplx": h36m_smplx,
     "coco": coco, "aic": aic,
     "mpii": mpii, "mpi-inf-3dhp": mpi_inf, "hmr2-tars": hmr2, "hamer-tars": hamer,

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks.small_genhmr import build_genhmr
 
 import bodymodels
 import genhmr
 from genhmr import Config, GenHMR, TokenizerConfig
-from networks.small_genhmr import build_genhmr
 
 TINY = Config(
     tokenizer=TokenizerConfig(codebook_size=64, code_dim=16, width=32, depth=1),

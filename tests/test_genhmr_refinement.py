@@ -221,5 +221,8 @@ def test_bad_refinement_is_refused(task):
     """An unknown optimizer and keypoints of other shapes are ValueErrors."""
     with pytest.raises(ValueError, match="'gd' or 'adam'"):
         pull(task, optimizer="sgd")
+    for size in (-1.0, 0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="step_size .*: expected a positive number"):
+            pull(task, step_size=size)
     with pytest.raises(ValueError, match="expected \\(3, J, 2\\)"):
         pull(task, confidence=torch.ones(3, 44))

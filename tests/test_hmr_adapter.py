@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from adapter_samples import (
+    BASELINES,
     DECODER,
     ENCODER,
     LEFT,
@@ -27,32 +28,33 @@ import bodymodels
 import genhmr
 import hmr_adapter as hmr
 import weights.hmr_adapter
-from networks.adapter_rivals import build_model
-from tasks import adapter_rows
-from tasks.adapter_rows import BASELINES
+from networks.adapter_rivals import build_model, count, on_meta
+from tables import TABLES, scaled
+
+DISCRIMINATOR = 1_545_211  # parameters of HaMeR's, which no prediction depends on
 
 # ----------------------------------------------------------------------------- counts, presets
 
 
 def trainable(config: hmr.HandConfig | hmr.BodyConfig) -> int:
-    return adapter_rows.count(adapter_rows.on_meta(config), True)
+    return count(on_meta(config), True)
 
 
 def test_parameters_of_the_experts():
     """HaMeR has 630,912,000 + 39,497,837 parameters, SMPLer-X-H 661,827,096, part by part."""
     with torch.device("meta"):
         hand, body = hmr.HandExpert(hmr.HandExpertConfig()), hmr.BodyExpert(hmr.BodyExpertConfig())
-    assert adapter_rows.count(hand.backbone) == 630_912_000
-    assert adapter_rows.count(hand.mano_head) == 39_497_837
-    assert adapter_rows.count(hand) + adapter_rows.DISCRIMINATOR == 671_955_048  # paper: 671M
-    layer, = {tuple(adapter_rows.count(part) for part in layer)
+    assert count(hand.backbone) == 630_912_000
+    assert count(hand.mano_head) == 39_497_837
+    assert count(hand) + DISCRIMINATOR == 671_955_048  # paper: 671M
+    layer, = {tuple(count(part) for part in layer)
               for layer in hand.mano_head.transformer.layers}
     assert layer == (2_098_176 + 2_048, 2_360_320 + 2_048, 2_099_200 + 2_048)
-    assert {name: adapter_rows.count(part) for name, part in body.named_children()} == {
+    assert {name: count(part) for name, part in body.named_children()} == {
         "encoder": 630_951_680, "body_position_net": 512_400, "body_regressor": 2_372_157,
         "box_net": 9_179_657, "hand_roi_net": 16_796_800, "hand_position_net": 409_920,
         "hand_regressor": 1_583_986, "face_regressor": 20_496}
-    assert adapter_rows.count(body) == 661_827_096
+    assert count(body) == 661_827_096
 
 
 @pytest.mark.parametrize("changes, number", [
@@ -86,14 +88,20 @@ def test_trainable_parameters_of_the_body_path(changes, number):
 def test_rows_of_the_tables_have_their_parameters():
     """The counts are the printed ones when rounded to millions, or truncated as Lightning's summary
     does."""
-    for row, says in adapter_rows.PAPER_SAYS.items():
-        number = trainable(adapter_rows.baseline(row))
-        if says == "671M":
-            assert (number + adapter_rows.DISCRIMINATOR) // 10**6 == 671
-        elif says in ("39M",):
-            assert number // 10**6 == 39  # 39.5 rounds either way
-        else:
-            assert f"{round(number / 1e6)}M" == says, row
+    for name in ("table3", "table4"):
+        table = TABLES["hmr_adapter"][name]
+        own = getattr(hmr.PRESETS["paper"], table.stage)
+        for row, words in table.words.items():
+            says = table.figures[row][table.paper.index("parameters")]
+            number = trainable(scaled(own, words))
+            if says == "671M":
+                assert (number + DISCRIMINATOR) // 10**6 == 671
+            elif says in ("39M",):
+                assert number // 10**6 == 39  # 39.5 rounds either way
+            elif "expert" in words:
+                assert says == "-"
+            else:
+                assert f"{round(number / 1e6)}M" == says, row
 
 
 def test_presets_say_what_the_paper_says():
@@ -109,22 +117,23 @@ def test_presets_say_what_the_paper_says():
 def test_cpu_checkpoints_are_small():
     """Both small paths together take less than 14 MB in half precision."""
     preset = hmr.PRESETS["cpu"]
-    models = [adapter_rows.on_meta(config) for config in (preset.hand, preset.body)]
+    models = [on_meta(config) for config in (preset.hand, preset.body)]
     size = sum(2 * value.numel() for model in models
                for value in model.state_dict().values())
     assert size < 14e6
 
 
 @pytest.mark.parametrize("preset", hmr.PRESETS)
-@pytest.mark.parametrize("row", BASELINES)
-def test_rows_from_scratch_take_twice_the_steps(row, preset):
+@pytest.mark.parametrize("name", ["table3", "table4", "table5", "table6"])
+def test_rows_from_scratch_take_twice_the_steps(name, preset):
     """They take "double steps of other settings" in every preset; other rows keep the preset's
     steps."""
-    part, changes = BASELINES[row]
-    config, own = adapter_rows.baseline(row, preset), getattr(hmr.PRESETS[preset], part)
-    assert config.steps == own.steps * (2 if row.endswith("No. 2") else 1)
-    assert config == replace(own, **changes, steps=config.steps)
-    assert config.trainable == "all" or row not in adapter_rows.FROM_SCRATCH
+    table = TABLES["hmr_adapter"][name]
+    own = getattr(hmr.PRESETS[preset], table.stage)
+    for row, words in table.words.items():
+        config = scaled(own, words)
+        assert config.steps == own.steps * (2 if row.startswith("No. 2") else 1)
+        assert config.trainable == "all" or "scratch" not in words
 
 
 @pytest.mark.parametrize("changes, needed", [
@@ -164,12 +173,6 @@ def test_bad_configs_are_refused_by_name(config, bad):
     """An invalid value raises a ValueError that names its field."""
     with pytest.raises(ValueError, match=next(iter(bad))):
         replace(config, **bad)
-
-
-def test_unknown_rows_are_refused():
-    """A row that no table has is a ValueError that names it."""
-    with pytest.raises(ValueError, match="Table 9"):
-        adapter_rows.baseline("Table 9, No. 1")
 
 
 def test_config_of_a_checkpoint_becomes_the_config():

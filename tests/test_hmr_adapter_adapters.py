@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from adapter_samples import (
+    BASELINES,
     LEFT,
     TINY_BODY,
     TINY_HAND,
@@ -27,7 +28,6 @@ import bodymodels
 import hmr_adapter as hmr
 from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, BodyExpert, HandAdapter, HandExpert
 from networks.adapter_rivals import Moderator, build_model
-from tasks.adapter_rows import BASELINES
 
 # ------------------------------------------------------------------------------------ hand adapter
 

@@ -7,7 +7,7 @@ import torch
 from adapter_samples import STAGES, TINY_BODY, TINY_HAND, images, lively, same
 
 from hmr_adapter import BodyExpert, BodyExpertConfig, HandExpert, HandExpertConfig
-from tasks import adapter_rows
+from networks.adapter_rivals import count
 from weights.hmr_adapter import load_body_expert, load_checkpoint, load_hand_expert
 
 
@@ -79,7 +79,7 @@ def test_hamer_checkpoints_load(capsys):
     assert {name: tuple(state[name].shape) for name in HAMER_NAMES} == HAMER_NAMES
     with torch.device("meta"):
         expert = load_hand_expert({"state_dict": state, "hyper_parameters": {}})
-    assert adapter_rows.count(expert) == 670_409_837 and not expert.training
+    assert count(expert) == 670_409_837 and not expert.training
     assert "discriminator, initialized, mano" in capsys.readouterr().out
 
 
@@ -94,7 +94,7 @@ def test_smpler_x_checkpoints_load(renames, capsys):
     state = {f"module.{name}": value for name, value in state.items()}
     with torch.device("meta"):
         expert = load_body_expert({"epoch": 9, "network": state, "optimizer": {}})
-    assert adapter_rows.count(expert) == 661_827_096
+    assert count(expert) == 661_827_096
     said = capsys.readouterr().out
     assert "smplx_layer" in said and "hand_mean" in said
 

@@ -211,7 +211,8 @@ def test_bad_input_is_refused():
     for bad in (picture[..., 0], picture / 255, picture[:0]):
         with pytest.raises(ValueError, match="expected"):
             hmr.predict(model, bad, whole_body())
-    for box in ((30, 0, 5, 5), (0, 0, -5, 5), (0, 0, math.nan, 1), (1, 2)):
+    for box in ((30, 0, 5, 5), (0, 0, -5, 5), (0, 0, math.nan, 1), (1, 2), (0, 0, 1e30, 1e30),
+                (0, 0, 1e-30, 1e-30)):
         with pytest.raises(ValueError, match="box"):
             hmr.predict(model, picture, whole_body(), box=box)
     with pytest.raises(ValueError, match="training mode"):

@@ -20,8 +20,7 @@ from adapter_samples import (
 from torch import Tensor, nn
 
 import hmr_adapter as hmr
-from networks.adapter_rivals import build_model
-from tasks import adapter_rows
+from networks.adapter_rivals import build_model, count
 from weights.hmr_adapter import load_body_expert, load_hand_expert
 
 
@@ -242,7 +241,7 @@ def test_parameter_groups():
     model = body_adapter(joint_embedding="learned")
     decayed, spared = (group["params"] for group in hmr.parameter_groups(model, 0.1))
     numbers = sum(parameter.numel() for parameter in [*decayed, *spared])
-    assert numbers == adapter_rows.count(model, True) < adapter_rows.count(model)
+    assert numbers == count(model, True) < count(model)
     identities = {id(parameter) for parameter in spared}
     assert id(model.joint_embedding) in identities
     assert id(model.decoder.pos_embedding) in identities
@@ -259,7 +258,7 @@ def test_an_expert_out_of_an_adapter_can_be_trained(part):
     assert not any(parameter.requires_grad for parameter in old.expert.parameters())
     rival = replace(config, inject="concat", trainable="head")
     fresh, around = build_model(rival), build_model(rival, old.expert)
-    assert adapter_rows.count(around, True) == adapter_rows.count(fresh, True)
+    assert count(around, True) == count(fresh, True)
     content = {"model": kind(config).state_dict(), "config": asdict(config),
                "name": f"hmr_adapter-{part}"}
     assert all(parameter.requires_grad for parameter in load(content).parameters())

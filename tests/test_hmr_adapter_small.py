@@ -11,7 +11,7 @@ from adapter_samples import DECODER, free_hand, images, lively, people, rotation
 import bodymodels
 import hmr_adapter as hmr
 from networks import small_experts
-from networks.adapter_rivals import build_model
+from networks.adapter_rivals import build_model, share_twists
 from networks.pose_encoder import cell_centres
 from networks.small_experts import SEEN, SEEN_HANDS, SEEN_POSITIONED, keypoint_losses
 from tasks.hmr_adapter import DualPathTask
@@ -220,6 +220,19 @@ def test_scores_without_doubt_are_another_row():
         torch.testing.assert_close(rows[0.0][name], rows[1.0][f"{name}, all hands"])
         assert not torch.allclose(rows[0.0][name], rows[1.0][name])
     assert torch.equal(rows[1.0]["experts"], rows[1.0]["expert"])
+    merged, shared = rows[0.0]["experts"], rows[0.0]["experts, twists shared"]
+    torch.testing.assert_close(shared, share_twists(merged))
+
+
+def test_all_hands_are_merged_wherever_they_are(monkeypatch):
+    """As in the paper: "all hands" merges hands whose box is outside of the picture, too."""
+    hand, body = (lively(build_model(config)).eval() for config in (HAND, BODY))
+    monkeypatch.setattr(hmr, "in_picture", lambda boxes, *_: torch.zeros_like(boxes[..., 0]) > 0)
+    with torch.no_grad():
+        rows = DualPathTask.outputs(None, hmr.HMRAdapter(hmr.Config(HAND, BODY), hand, body),
+                                    people())[1]
+    assert torch.equal(rows["experts"], rows["expert"])
+    assert not torch.allclose(rows["experts, all hands"], rows["expert"])
 
 
 def test_the_paper_leaves_no_hand_and_the_shipped_files_do():

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from genhmr_samples import POSE, TINY, TINY_TOKENIZER, batch_of, images, lively_model, poses
+from networks.small_genhmr import PoseGenHMR, SmallGenHMR, build_genhmr, build_tokenizer
 from torch import nn
 
 import genhmr
 from genhmr import TOKENIZER_PRESETS, GenHMR, SelfAttention, Tokenizer
 from networks import small_genhmr
 from networks.pose_encoder import Lifted, Seen
-from networks.small_genhmr import PoseGenHMR, SmallGenHMR, build_genhmr, build_tokenizer
 
 
 @pytest.mark.parametrize(("changes", "kind"), [

@@ -4,7 +4,16 @@ import json
 
 import numpy as np
 import pytest
-from official_folders import H36M_R, H36M_T, h36m_moon, h36m_smplx, human36m, rodrigues
+import torch
+from official_folders import (
+    H36M_R,
+    H36M_T,
+    h36m_moon,
+    h36m_smplx,
+    human36m,
+    rodrigues,
+    write,
+)
 
 import bodymodels
 from sets.crops import transform_points
@@ -76,3 +85,20 @@ def test_wart_h36m_regressors_differ_in_the_legs():
     assert spin[1] == "left_hip" and moon[1] == "right_hip" and spin[7:] == moon[7:]
     with_left_first = relabelled(np.eye(17, 4) + [0, 0, 0, 1], "h36m17_spin", "h36m17_moon")
     assert with_left_first[4, 1] == 1  # SPIN's row 1 goes to Moon's row 4
+
+
+def test_detections_come_from_a_folder_of_openpose(folders, tmp_path):
+    """In the crop's pixels and in the order of the body, and without a joint of the annotation."""
+    root, numbers = folders("h36m"), np.zeros((25, 3))
+    numbers[bodymodels.JOINT_SETS["openpose25"].index("left_knee")] = 25, 25, 0.8  # box's centre
+    record = human36m(root).records()[0]
+    path = tmp_path / record["image"].decode().replace(".jpg", "_keypoints.json")
+    write(path, {"people": [{"pose_keypoints_2d": numbers.ravel().tolist()}]})
+    sample = human36m(root, detections=tmp_path)[0]
+    place = bodymodels.JOINT_SETS["smpl45"].index("left_knee")
+    assert torch.nonzero(sample["detected_confidence"]).tolist() == [[place]]
+    assert sample["detected_confidence"][place] == pytest.approx(0.8)
+    assert sample["detected_2d"][place].tolist() == pytest.approx([16.0, 16.0], abs=1e-4)
+    assert "detected_2d" not in human36m(root)[0]
+    with pytest.raises(FileNotFoundError, match="60457274_000001_keypoints.json"):
+        human36m(root, detections=tmp_path)[1]

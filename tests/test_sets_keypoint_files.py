@@ -96,6 +96,24 @@ def test_convention_coco_visibility(tmp_path):
     assert keypoint_files.read_keypoints(path, "a.jpg")[0][:3, 2].tolist() == [0, 1, 1]
 
 
+def test_detections_of_a_data_set_lie_as_its_pictures_do(tmp_path):
+    """OpenPose's file of a/b.jpg is a/b_keypoints.json; who is in the box counts, or nobody."""
+    (tmp_path / "P0/images").mkdir(parents=True)
+    here, there = flat(25), flat(25, 200.0)
+    for number, people in ((3, [there, here]), (4, [there]), (5, [])):
+        save(tmp_path / f"P0/images/0000{number}_keypoints.json", {
+            "people": [{"pose_keypoints_2d": numbers} for numbers in people]})
+
+    def found(number):
+        return keypoint_files.detected_person(tmp_path, f"P0/images/0000{number}.jpg",
+                                              (0, 0, 100, 100), (400, 400))
+
+    assert np.array_equal(found(3), keypoint_files.to_smpl45(np.reshape(here, (25, 3))))
+    assert not found(4).any() and not found(5).any()
+    with pytest.raises(FileNotFoundError, match="no keypoints .*P0/images/00006_keypoints.json"):
+        found(6)
+
+
 BAD_FILES = {
     "broken": ('{"people": [', "not JSON"),
     "empty": ("", "not JSON"),

@@ -1,5 +1,6 @@
 """What all official readers promise: samples, damaged and missing files, packing, options."""
 
+import contextlib
 import os
 import pickle
 
@@ -163,9 +164,21 @@ def test_columns_that_do_not_fit_are_named():
     for columns, message in (
             ({"image": ["a", "b"], "K": np.zeros((3, 3, 3))}, "K has shape"),
             ({"image": ["a", "b"], "betas": np.full((2, 10), np.nan)}, "betas has numbers that"),
+            ({"image": "a", "box": (70, 1e23)}, "box has numbers beyond 1,000,000 pixels"),
+            ({"image": "a", "center": (-2e6, 0)}, "center has numbers beyond 1,000,000 pixels"),
             ({"image": "a" * 161}, "image is longer than 160 bytes")):
         with pytest.raises(ValueError, match=message):
             to_records(columns, dtype)
+
+
+def test_the_largest_box_can_be_cropped(fresh):
+    """The largest box that a reader accepts still gives a picture; a larger one is named."""
+    path = fresh("coco") / "annotations/person_keypoints_train2014.json"
+    whole = path.read_text()
+    for side, message in (("833333", None), ("1" + 23 * "0", "has numbers beyond")):
+        path.write_text(whole.replace("[2.0, 4, 30, 40]", f"[2.0, 4, 30, {side}]"))
+        with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+            assert READERS["coco"](path.parents[1])[0]["image"].shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("options,message", [

@@ -9,6 +9,7 @@ from official_folders import RNG, bedlam, coco, ehf, interhand, threedpw_moon, w
 from people_samples import CONTRACT as PEOPLE
 
 import bodymodels
+from hmr_adapter import crop_hands
 from sets.body_crops import body_box
 from sets.freihand import FreiHAND
 from sets.interhand import InterHand
@@ -16,6 +17,7 @@ from sets.official_models import official_body
 from sets.official_people import HandPairs, OfficialPeople
 from sets.rich import RICH
 from sets.safe_pickle import load_arrays
+from tasks.hmr_adapter import sharpest
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
               pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2
@@ -51,6 +53,25 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
             kind(source, 32)
     with pytest.raises(ValueError, match="no body before a known camera"):
         OfficialPeople(coco(folders("coco"), models=models))
+
+
+def test_hands_are_cut_out_of_the_picture_not_of_the_crop(folders, models):
+    """At true boxes the sharper picture gives the crops of the data set; the image does not."""
+    pictures = RICH(folders("rich"), "train", 16, models=models, picture_size=(32, 24),
+                    progress=False)
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    pictures.picture = lambda record: noise
+    plain, sample = (OfficialPeople(pictures, 32, detail=detail)[2] for detail in (1, 4))
+    assert sample["picture"].shape == (3, 64, 64) and sample["picture"].dtype == torch.uint8
+    assert "picture" not in plain and torch.equal(plain["image"], sample["image"])
+    batch = {name: value[None] for name, value in sample.items()}
+    errors = []
+    for given in (batch, {name: batch[name] for name in batch if name != "picture"}):
+        crops = crop_hands(*sharpest(given, batch["hand_boxes"]), 32)
+        errors.append((crops - batch["hand_images"]).abs().mean())
+    assert errors[0] < errors[1] / 3, errors
+    with pytest.raises(ValueError, match="detail=4 is for evaluation: leave the augmentation out"):
+        OfficialPeople(pictures, 32, detail=4, augmentation="official_hmr")
 
 
 @pytest.mark.parametrize("recipe", [None, "official_hamer"])

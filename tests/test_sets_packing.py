@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -155,6 +156,43 @@ def test_ranks_may_build_at_once(tmp_path):
                              stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [run.communicate()[0].strip() for run in runs] == ["499500"] * 3
     assert (tmp_path / "built").read_text() == "x"
+
+
+WORKER = """
+import os, pathlib, sys, time, numpy
+from torch.utils.data import DataLoader
+from sets.packing import build_packed
+from sets.workers import follow_parent
+def large(batch):
+    return numpy.zeros(10**6)  # does not fit into the pipe: the worker blocks while it writes
+def fill(records):
+    for batch in DataLoader(range(9**9), num_workers=1, collate_fn=large,
+                            worker_init_fn=follow_parent):
+        pathlib.Path(sys.argv[1]).with_suffix(".ready").touch()
+build_packed(pathlib.Path(sys.argv[1]), numpy.dtype("i8"), 3, fill)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_builder_leaves_neither_lock_nor_worker(tmp_path):
+    """The next builder waits for a living one, says so, and goes on as soon as that is killed."""
+    path = tmp_path / "x.npy"
+    with subprocess.Popen([sys.executable, "-c", WORKER, str(path)], cwd=ROOT,
+                          stderr=subprocess.PIPE, text=True) as first:
+        while not path.with_suffix(".ready").exists():
+            time.sleep(0.05)
+        second = subprocess.Popen(
+            [sys.executable, "-c", "import numpy, pathlib, sys\n"
+             "from sets.packing import build_packed\n"
+             "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 3, lambda x: x.fill(5))",
+             str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert second.stderr.readline() == (
+            "waiting for another process that renders or packs x.npy\n")
+        assert second.poll() is None
+        first.kill()
+        assert second.communicate(timeout=60)[1] == "" and second.returncode == 0
+        assert np.load(path).tolist() == [5, 5, 5]
+        first.communicate(timeout=60)  # returns when the worker, too, has closed its stderr
 
 
 def test_unwritable_cache_is_one_clear_error(tmp_path):

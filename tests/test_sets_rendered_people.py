@@ -33,7 +33,6 @@ from sets.rendered import project_surface
 from sets.rendered_bodies import RenderedBodies, body_surface, hand_vertices, sample_outfit
 from sets.rendered_hands import RenderedHands, hand_surface
 from sets.rendered_people import (
-    PEOPLE_RENDER_VERSION,
     Occluder,
     View,
     draw_occluder,
@@ -190,8 +189,7 @@ def test_people_are_pure_functions_of_their_keys(tmp_path):
 def self_settings(dataset):
     """What the name of a packed file has to depend on."""
     return {"split": "train", "size": SIZE, "length": len(dataset), "seed": 0, "views": 180.0,
-            "lean": 180.0, "hand_size": CROP, "occlusion": 0.5,
-            "version": PEOPLE_RENDER_VERSION}
+            "lean": 180.0, "hand_size": CROP, "occlusion": 0.5, "version": dataset.version}
 
 
 def test_people_do_not_depend_on_threads():
@@ -209,7 +207,7 @@ def test_people_do_not_depend_on_threads():
 def test_other_sets_kept_their_files(tmp_path):
     """Packed files of hands and bodies keep their names, so that old caches are found."""
     RenderedHands("train", 32, length=3, cache=tmp_path, progress=False)
-    RenderedBodies("test", 32, length=3, cache=tmp_path, progress=False)
+    RenderedBodies("test", 32, length=3, cache=tmp_path, progress=False, version=1)
     assert sorted(path.name for path in tmp_path.glob("*.npy")) == [
         "rendered_bodies_test_32_80c1d066a43cbc96.npy",
         "rendered_hands_train_32_137d848af882f088.npy"]
@@ -319,7 +317,7 @@ def test_visible_share_of_a_hand():
     for seed in range(6):
         person.occluders = [Occluder(center + side / 8, side / 6, seed)]
         blank = Image.new("RGB", (64, 64))
-        draw_occluder(blank, person.occluders[0], view)
+        draw_occluder(blank, person.occluders[0], view, person.sources)
         shares.append(1 - np.asarray(blank).any(-1)[hand].mean())
         assert person.paint_hand(0, 64)[3] == pytest.approx(shares[-1], abs=0.02)
     assert min(shares) < 0.7

@@ -8,6 +8,9 @@ import torch
 from official_folders import CAMERA_3DPW, K_3DPW, REST_ROOT, TRANSL_3DPW, threedpw, threedpw_moon
 
 import bodymodels
+from sets.augmentation import Augmentation
+from sets.crops import transform_points
+from sets.official_bodies import OWN
 from sets.records import moved_translation, to_pixels
 from sets.safe_pickle import safe_unpickle
 
@@ -75,3 +78,42 @@ def test_wart_3dpw_of_moon_is_in_the_cameras_frame_and_neutral(folders):
     np.testing.assert_allclose(record["pose"].ravel(), fit["pose"], rtol=1e-6)
     np.testing.assert_array_equal(record["world_to_camera"], np.eye(3, 4))
     assert record["gender"] == 0 and record["center"].tolist() == [15, 40]
+
+
+def test_detections_are_the_files_own_and_truth_is_the_models(folders, models):
+    """With detections=OWN they are poses2d alone, without a joint of the true body; keypoints_2d
+    are the true body alone, without a detected joint."""
+    root = folders("3dpw")
+    content = safe_unpickle(root / "sequenceFiles/test/courtyard_arguing_00.pkl")
+    dataset = threedpw(root, models=models, detections=OWN)
+    sample, record = dataset[0], dataset.records()[0]
+    confidence = sample["detected_confidence"]
+    names = bodymodels.JOINT_SETS["smpl45"]
+    detector = bodymodels.JOINT_SETS["openpose18"]
+    assert {names[place] for place in torch.nonzero(confidence)[:, 0]} <= set(detector)
+    homography, _, _ = dataset.crop(record, None, (54, 96), None)
+    for name in ("left_wrist", "right_knee", "nose"):
+        column = content["poses2d"][0][0][:, detector.index(name)]
+        place = names.index(name)
+        np.testing.assert_allclose(sample["detected_2d"][place],
+                                   transform_points(homography, column[:2]), atol=1e-3)
+        assert confidence[place] == pytest.approx(column[2])
+    projected = bodymodels.project(sample["keypoints_3d"], sample["K"])
+    torch.testing.assert_close(sample["keypoints_2d"], projected, atol=0.05, rtol=0)
+
+
+def test_a_mirrored_detection_exchanges_left_and_right(folders):
+    plain = threedpw(folders("3dpw"), detections=OWN)[0]
+    mirrored = threedpw(folders("3dpw"), detections=OWN, augmentation=Augmentation(flip=1.0))[0]
+    order = bodymodels.mirror_indices("smpl45")
+    torch.testing.assert_close(mirrored["detected_confidence"], plain["detected_confidence"][order])
+    found = mirrored["detected_confidence"] > 0
+    torch.testing.assert_close(mirrored["detected_2d"][found][:, 0],
+                               32 - plain["detected_2d"][order][found][:, 0], atol=1e-3, rtol=0)
+
+
+def test_moons_3dpw_has_no_detections(folders, tmp_path):
+    with pytest.raises(ValueError, match="ThreeDPWMoon has no detector's keypoints: give the fol"):
+        threedpw_moon(folders("3dpw-moon"), detections=OWN)
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere: expected OpenPose's files"):
+        threedpw_moon(folders("3dpw-moon"), detections=tmp_path / "nowhere")

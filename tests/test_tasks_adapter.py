@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from adapter_samples import BASELINES
 from test_tasks_genhmr import load, rows
 from test_train import Run, assert_same_state, flag
 
@@ -19,8 +20,8 @@ import data
 import hmr_adapter
 import train
 import weights.hmr_adapter
-from tasks import adapter_rows, reports
 from tasks.base import Predictions
+from tasks.files import without_folder
 from tasks.hmr_adapter import PARTS, HandAdapterTask, stage_arguments
 
 TINY = {  # set in every stage that has the field
@@ -41,7 +42,8 @@ TABLES = {
               *(f"{name}, true boxes" for name in ("found arm", "true arm", "no arm", "expert")),
               "mean hand"], OF_HANDS),
     "body": (["adapter", "expert", "mean pose"], OF_BODIES),
-    ".": (["ours", "ours, true boxes", "experts", "experts, true boxes", "expert", "mean pose"],
+    ".": (["ours", "ours, all hands", "ours, true boxes", "experts", "experts, all hands",
+           "experts, true boxes", "experts, twists shared", "expert", "mean pose"],
           OF_BODIES),
 }
 
@@ -130,8 +132,8 @@ def test_checkpoints_name_no_folder_of_this_machine(finished, folder):
                                   "--out all --cache cache --save-every 0 --export small --set")
     assert str(folder) not in json.dumps(
         torch.load(folder / "small" / "hmr_adapter_hand_cpu.pt", weights_only=True)["command"])
-    assert reports.without_folder("--out=/home/me/run") == "--out=run"
-    assert reports.without_folder("runs/x.pt") == "runs/x.pt"
+    assert without_folder("--out=/home/me/run") == "--out=run"
+    assert without_folder("runs/x.pt") == "runs/x.pt"
 
 
 def test_exports_score_what_they_claim(finished, folder, tmp_path, undrawn):
@@ -158,8 +160,8 @@ def test_the_experts_column_is_the_experts(finished, folder, tmp_path, undrawn):
     """A rival that trains the expert's head is compared with the expert of before; alone it has no
     such column."""
     expert = finished / "hand_expert" / "checkpoint.pt"
-    arguments = command_line(folder, "hand", tmp_path, "--expert", expert, "--row",
-                             "Table 3, No. 3", steps=2)
+    arguments = command_line(folder, "hand", tmp_path, "--expert", expert, steps=2, inject="none",
+                             trainable="head")
     train.main(arguments)
     scores = scores_of(tmp_path)
     before = scores_of(finished / "hand_expert")["expert"]
@@ -173,16 +175,10 @@ def test_the_experts_column_is_the_experts(finished, folder, tmp_path, undrawn):
 
 @pytest.mark.parametrize("stage", ["hand", "body"])
 def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, capsys, undrawn):
-    """No. 2 of Tables 3 and 4: all of the network, no weights of an expert, twice the steps."""
-    row = f"Table {3 if stage == 'hand' else 4}, No. 2"
-    task_class = train.TASKS[f"hmr_adapter-{stage}"]
-    arguments = train.parse_arguments(["--model", "hmr_adapter", "--stage", stage, "--row", row])
-    arguments.preset = "cpu"
-    config = task_class.adapt(task_class.PRESETS["cpu"], arguments)
-    assert config.steps == 2 * task_class.PRESETS["cpu"].steps
-    assert (config.inject, config.trainable) == ("none", "all")
-    train.main(command_line(folder, stage, tmp_path, "--row", row, steps=1, batch_size=2,
-                            train_samples=4, test_samples=1, body_size=128, hand_size=128))
+    """No. 2 of Tables 3 and 4: all of the network, no weights of an expert."""
+    train.main(command_line(folder, stage, tmp_path, inject="none", trainable="all", steps=1,
+                            batch_size=2, train_samples=4, test_samples=1, body_size=128,
+                            hand_size=128))
     assert "note: no --expert: the expert is trained from random weights" in capsys.readouterr().out
     assert "expert" not in scores_of(tmp_path)
 
@@ -190,11 +186,11 @@ def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, caps
 @pytest.mark.slow
 def test_rivals_train_in_two_processes(finished, folder, tmp_path):
     """Trained heads: every trainable parameter has a gradient, as DDP expects."""
-    for row in ("Table 3, No. 1", "Table 5, Weighted sum"):
+    for row in ("table3, No. 1, all of it", "table5, weighted sum"):
         out = tmp_path / row
         Run(out, command_line(folder, "hand", out, "--expert",
-                              finished / "hand_expert" / "checkpoint.pt", "--row", row, steps=1),
-            ranks=2).end()
+                              finished / "hand_expert" / "checkpoint.pt",
+                              **BASELINES[row][1] | {"steps": 1}), ranks=2).end()
 
 
 def test_found_arms_continue_in_the_same_bits(finished, folder, tmp_path, undrawn):
@@ -270,7 +266,7 @@ def test_the_same_command_continues_where_it_stopped(finished, folder, tmp_path,
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ([], "add --stage all; or ask for a table of the paper with --ablate"),
+    ([], "trained in stages, each a run of its own: add --stage hand_expert, then --stage body_ex"),
     (["--stage", "hand"], "--stage hand_expert and give its checkpoint with --expert"),
     (["--stage", "body"], "--stage body_expert and give its checkpoint with --expert"),
     (["--stage", "hand_expert", "--expert", "x.pt"], "--expert means nothing to hmr_adapter"),
@@ -327,10 +323,11 @@ def test_settings_reach_the_stages_that_have_them():
         "body": ["steps=7", "offset_hidden=3", "typo=1"]}
 
 
-@pytest.mark.parametrize("row", ["Table 3, No. 5", "Table 4, No. 4"])
+@pytest.mark.parametrize("row", ["table3, No. 5, adapter on the hand's picture",
+                                 "table4, No. 4, knuckles concatenated"])
 def test_rows_of_the_tables_train(finished, folder, tmp_path, row, undrawn):
     """The rivals are settings of --stage hand and body, and are scored like ours."""
-    stage, changes = adapter_rows.BASELINES[row]
+    stage, changes = BASELINES[row]
     expert = finished / f"{stage}_expert" / "checkpoint.pt"
     arguments = command_line(folder, stage, tmp_path / "run", "--expert", expert)
     own = getattr(hmr_adapter.PRESETS["cpu"], stage)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import pickle
 import re
 import shutil
 
@@ -14,6 +15,7 @@ from official_folders import (
     write_amass,
     write_coco,
     write_h36m,
+    write_hmr2_evaluation,
     write_models,
     write_moyo,
 )
@@ -47,7 +49,7 @@ TINY = {
     "transformer": {
         "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,
         "regressor_width": 16, "pretrain_steps": 3, "learning_rate": 1e-3, "warmup_steps": 2,
-        "steps": 12, "batch_size": 8, "accumulate": 2, "ema_decay": 0.5, "eval_every": 5,
+        "steps": 12, "batch_size": 8, "accumulate": 2, "eval_every": 5,
         "train_samples": 44, "test_samples": 19},
 }
 STAGES = list(TINY)
@@ -444,6 +446,7 @@ def test_schedules_and_top_k_reach_the_scores(finished, folder):
 def test_official_motion_trains_the_tokenizer(folder, tmp_path, undrawn):
     """AMASS and MOYO in their own layouts, both splits, from one folder with both."""
     write_amass(tmp_path / "amass")
+    shutil.copytree(tmp_path / "amass/CMU", tmp_path / "amass/SFU")  # of the validation split
     write_moyo(tmp_path / "moyo", smpl=True)
     out = tmp_path / "out"
     train.main(command_line(folder, "tokenizer", out, "--data", "amass+moyo", "--data-root",
@@ -453,7 +456,9 @@ def test_official_motion_trains_the_tokenizer(folder, tmp_path, undrawn):
                                                 "--data-root", str(tmp_path), "--cache",
                                                 str(tmp_path / "cache")]), load(out))
     assert [(type(part), part.split) for part in task.test_set.datasets] == [
-        (data.AMASS, "test"), (data.MOYO, "val")]
+        (data.AMASS, "val"), (data.MOYO, "val")]  # the paper chooses its tokenizer on AMASS's val
+    task.arguments.eval = True
+    assert task.data_set("test", 0).datasets[0].split == "test"
     assert len(task.train_set) == sum(len(part) for part in task.train_set.datasets)
     scores = json.loads((out / "results.json").read_text())["scores"]
     assert np.isfinite(list(scores["tokenizer"].values())).all()
@@ -472,7 +477,7 @@ def official(tmp_path_factory):
     """Folders of data sets, and models, in the official formats."""
     base = tmp_path_factory.mktemp("official")
     for name, fill in (("coco", write_coco), ("3dpw", write_3dpw), ("h36m", write_h36m),
-                       ("models", write_models)):
+                       ("3dpw-hmr2", write_hmr2_evaluation), ("models", write_models)):
         (base / name).mkdir()
         fill(base / name)
     return base
@@ -538,6 +543,69 @@ def test_wart_human36m_is_judged_by_joints_and_a_regressor_of_the_right_order(
     task.arguments.models = tmp_path
     with pytest.raises(ValueError, match="right leg first: take SPIN's file"):
         task.regressed({"vertices": np.zeros((1, 6890, 3))})
+
+
+def test_hmr2s_evaluation_takes_joints_by_its_own_regressor(finished, folder, official, tmp_path):
+    """SMPL_to_J19 makes the predicted joints, 3dpw_test.npz has the true ones; the fourteen are
+    relative to MPII's pelvis."""
+    shutil.copytree(official / "models", tmp_path / "models", symlinks=True)
+    body = bodymodels.load_model(official / "models", family="smpl")
+    rng = np.random.default_rng(0)
+    regressor = rng.random((19, len(body.v_template)))
+    regressor /= regressor.sum(1, keepdims=True)
+    (tmp_path / "models/SMPL_to_J19.pkl").write_bytes(pickle.dumps(regressor))
+    task = judge(folder, official, "hmr2_lsp14")
+    task.arguments.models = tmp_path / "models"
+    mesh = {"vertices": body.v_template.numpy()[None]}
+    keypoints = np.zeros((1, 44, 4))
+    keypoints[0, 25:] = np.column_stack((regressor @ mesh["vertices"][0], np.ones(19)))
+    keypoints[0, [25 + 13, 25 + 15], :3] += 1  # top of the head, thorax: not scored
+    keypoints[0, 25 + 18, 0] += 0.14  # Human3.6M's head, one of 14: 10 mm
+    truth = {"joints": data.relabelled(keypoints, "hmr44", "j17")[..., :3].astype(np.float32)}
+    errors = task.judge(mesh, truth)
+    assert errors["MPJPE"] == pytest.approx(10, abs=0.01) and sorted(errors) == [
+        "MPJPE", "PA-MPJPE"]
+    np.testing.assert_array_equal(task.truth(Predictions(np.arange(1), {}, {}))["joints"][0, 13],
+                                  task.test_set.records()[0]["keypoints_3d"][43, :3])
+    (tmp_path / "models/SMPL_to_J19.pkl").write_bytes(pickle.dumps(regressor[:17]))
+    del task.regressor
+    with pytest.raises(ValueError, match="SMPL_to_J19.pkl has shape .17, .*: expected 19 joints"):
+        task.judge(mesh, truth)
+
+
+def test_refinement_on_3dpw_follows_its_detector_and_no_truth(finished, folder, official):
+    """The poses after P steps do not change with the truth, but with the detections; where there
+    are none, the rows say that an oracle made them."""
+    task = judge(folder, official, "3dpw_lsp14")
+    model = load_checkpoint(folder / "transformer/checkpoint.pt")
+    batch = batch_of(task.test_set, range(4))
+    blind = batch | {"keypoints_2d": batch["keypoints_2d"] + 9,
+                     "keypoints_valid": torch.zeros_like(batch["keypoints_valid"])}
+    moved = batch | {"detected_2d": batch["detected_2d"] + 9}
+    with torch.no_grad():
+        found = [task.predict(model, each, final=True).found for each in (batch, blind, moved)]
+    name = "T=5 P=20"
+    first, same, other = (rows[name]["pose"] for rows in found)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+    assert not torch.equal(first, found[0]["T=5"]["pose"])
+    task = judge(folder, official, "h36m_p2_lsp14")
+    with torch.no_grad():
+        found = task.predict(model, batch_of(task.test_set, [0]), final=True).found
+    assert name not in found and f"{name} oracle: true 2D" in found
+
+
+def test_detections_of_other_data_sets_are_asked_for(finished, folder, official, tmp_path):
+    """--detections FOLDER reaches the pictures to evaluate on, and no rendered ones."""
+    parsed = train.parse_arguments(command_line(
+        folder, "transformer", tmp_path / "no", "--eval", "--protocol", "h36m_p2_lsp14",
+        "--data-root", official / "h36m", "--models", official / "models", "--detections",
+        tmp_path))
+    config = dataclasses.replace(genhmr.PRESETS["cpu"], **TINY["transformer"])
+    task = TransformerTask(TransformerTask.adapt(config, parsed), parsed, {})
+    with pytest.raises(FileNotFoundError, match="no keypoints .*_keypoints.json"):
+        task.test_set[0]
+    with pytest.raises(SystemExit, match="--detections: rendered pictures have none"):
+        train.main(command_line(folder, "transformer", tmp_path / "no", "--detections", tmp_path))
 
 
 def test_translations_before_the_models_camera_and_before_the_crops(finished, folder, official):

@@ -1,8 +1,7 @@
-"""SimpleHand's task: ablations, official hands and scores, as a user would run them."""
+"""SimpleHand's task: official hands and scores, as a user would run them."""
 
 import dataclasses
 import json
-import re
 import shutil
 
 import numpy as np
@@ -21,47 +20,6 @@ from tasks.settings import override
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-# --------------------------------------------------------------------------------- ablations
-
-
-@pytest.mark.slow
-def test_an_ablation_trains_every_row_once(cache, tmp_path, capsys):
-    """Every row is a run of its own, unless it is done; the table has their scores."""
-    arguments = command_line(cache, tmp_path, "--ablate", "table8", steps=1, test_samples=1)
-    train.main(arguments)
-    assert capsys.readouterr().out.count("from step 0 to 1,") == 4
-    runs = {path.parent.parent.name: path for path in tmp_path.glob("*/seed 0/results.json")}
-    assert set(runs) == {"unchanged", "mixer=identity", "mixer=convolution",
-                         "position_embedding=False"}
-    table = (tmp_path / "table8.md").read_text()
-    for name, row in (("unchanged", "ours"), ("mixer=identity", "identity mixer")):
-        results = json.loads(runs[name].read_text())
-        assert results["config"]["mixer"] == ("identity" if "=" in name else "attention")
-        error = results["scores"]["SimpleHand"]["PA-MPJPE"]
-        assert re.search(rf"^\| {row} \| [\d.]+ \| [\d.]+ \| {error:.2f} \|", table, re.MULTILINE)
-    before = runs["unchanged"].stat().st_mtime_ns
-    shutil.rmtree(runs["mixer=identity"].parent)
-    train.main(arguments)
-    assert capsys.readouterr().out.count("from step 0 to 1,") == 1
-    assert (tmp_path / "table8.md").read_text() == table
-    assert runs["unchanged"].stat().st_mtime_ns == before
-    with pytest.raises(SystemExit, match="differs in learning_rate"):
-        train.main([*arguments, "learning_rate=1"])
-
-
-@pytest.mark.parametrize(("extra", "message"), [
-    (["--ablate", "table9"], "simplehand has table4, table5, table6, table7, table8"),
-    (["--ablate", "table5", "--eval"], "without --eval"),
-    (["--ablate", "table5", "--seeds", "0"], "--seeds 0: expected at least 1"),
-    (["--ablate", "table5", "--preset", "laptop"], "no preset 'laptop'"),
-    (["--ablate", "table7", "--set", "heads=3"], "divisible by num_heads"),
-])
-def test_ablations_that_cannot_be_are_one_line(extra, message, capsys):
-    with pytest.raises(SystemExit) as error:
-        train.main(["--model", "simplehand", *extra])
-    assert message in capsys.readouterr().err + str(error.value)
 
 
 # ---------------------------------------------------------------------------- data and scores
@@ -165,6 +123,21 @@ def test_what_a_run_lacks_is_said_before_it_begins(tmp_path):
     (tmp_path / "freihand/training_verts.json").unlink()
     with pytest.raises(FileNotFoundError, match="training learns 2D keypoints alone"):
         _ = task_of(tmp_path, CONFIG, *flags, "cpu").train_set
+
+
+@pytest.mark.parametrize(("preset", "data", "steps"), [
+    ("paper", "freihand", 51_200), ("paper", "dexycb", 158_940), ("paper_hrnet", "dexycb", 158_940),
+    ("single_gpu", "dexycb", 158_940), ("h200", "dexycb", 79_470), ("cpu", "dexycb", 3_800)])
+def test_dexycb_is_trained_on_for_100_epochs(preset, data, steps):
+    """As in the paper, which trains for 100 epochs on either data set; --set and --resume win."""
+    arguments = train.parse_arguments(["--model", "simplehand", "--preset", preset, "--data", data])
+    config = train.choose_config(arguments, None, None)
+    assert config.steps == steps
+    arguments.overrides = ["steps=77"]
+    run = {"name": "simplehand", "preset": preset, "data": data,
+           "config": dataclasses.asdict(train.choose_config(arguments, None, None))}
+    arguments.overrides, arguments.resume = [], True
+    assert train.choose_config(arguments, run, None).steps == 77
 
 
 def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys, monkeypatch):

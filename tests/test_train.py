@@ -3,11 +3,13 @@
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
 import multiprocessing
 import os
+import random
 import re
 import resource
 import shutil
@@ -28,7 +30,7 @@ from torch import nn
 import data
 import simplehand
 import train
-from tasks import ranks, reports
+from tasks import files, ranks
 from tasks.files import Table, add_scores
 from tasks.ranks import SharedBatchNorm, share_batch_norm
 from tasks.settings import SCHEDULES, override, suitable_preset, supported_precision
@@ -63,13 +65,13 @@ def command_line(cache, out, *extra, **fields):
 class Run:
     """A run of train.py in processes of its own, which tests may kill."""
 
-    def __init__(self, out, arguments, ranks=1, restarts=0):
+    def __init__(self, out, arguments, ranks=1, restarts=0, program="train.py"):
         self.out = out
         launcher = [sys.executable] if ranks == 1 else [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
             "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
         self.process = subprocess.Popen(
-            [*launcher, str(ROOT / "train.py"), *arguments], text=True, start_new_session=True,
+            [*launcher, str(ROOT / program), *arguments], text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             # a background shell ignores Ctrl-C, and so would all of its children
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
@@ -211,7 +213,7 @@ def test_an_evaluation_is_the_best_if_it_beats_all_before_it(values, larger, tmp
 def test_a_checkpoint_holds_everything_and_loads_safely(finished):
     out, _ = finished
     checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
-    assert {"model", "optimizer", "scaler", "ema", "schedule", "rng", "step", "position", "config",
+    assert {"model", "optimizer", "scaler", "schedule", "rng", "step", "position", "config",
             "preset", "command", "versions", "baseline"} <= set(checkpoint)
     assert (checkpoint["step"], checkpoint["position"]) == (12, 96)
     assert load_checkpoint(out / "checkpoint.pt").config == CONFIG
@@ -297,6 +299,35 @@ def test_an_interrupted_rendering_says_how_to_continue(tmp_path):
     assert output.endswith("train.py: interrupted: the same command continues\n"), output
     assert "Traceback" not in output and run.process.returncode == 1
     assert int(next(cache.glob("*.done")).read_text()) >= 512 and list(cache.glob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_rendering_ends_right_when_repeated(number, tmp_path):
+    """Killed while data workers render, at five random moments: the same files in the end.
+
+    The signal goes to the main process alone, as `kill` or a scheduler sends it.
+    """
+    def command(name):
+        return command_line(tmp_path / name, tmp_path / name / "out", steps=1, train_samples=1_200)
+
+    def digests(name):
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in (tmp_path / name).glob("*.npy")}
+
+    began = time.monotonic()
+    Run(tmp_path / "whole" / "out", command("whole")).end()
+    duration, rng = time.monotonic() - began, random.Random(number)
+    for trial in range(5):
+        run = Run(tmp_path / f"{trial}" / "out", command(f"{trial}"))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            output = run.process.communicate(timeout=rng.uniform(0.2, 0.8) * duration)[0]
+            pytest.fail(f"it ended before it was killed: {output}")
+        os.kill(run.process.pid, number)
+        output = run.process.communicate(timeout=60)[0]  # its workers have ended, too
+        assert "Traceback" not in output
+        Run(run.out, command(f"{trial}")).end()
+        assert digests(f"{trial}") == digests("whole") and len(digests("whole")) == 2
 
 
 @pytest.mark.slow
@@ -396,11 +427,11 @@ def test_other_processes_keep_the_batch_and_say_so(cache):
     """Another number of processes, or of threads, continues the run: the same samples, a note."""
     trainer, _ = make_trainer(cache)
     trainer.task.arguments.preset, trainer.task.arguments.out = "cpu", Path("out")
-    now = reports.numbers_of(trainer.world)
+    now = files.numbers_of(trainer.world)
     assert now == {"processes": 1, "threads": torch.get_num_threads()}
 
     def opening(run):
-        return list(reports.opening(trainer.task, trainer.world, trainer.model, 0, run))
+        return list(files.opening(trainer.task, trainer.world, trainer.model, 0, run))
 
     for name in now:
         *_, note = opening(now | {name: now[name] + 1})
@@ -447,6 +478,25 @@ def test_a_damaged_checkpoint_is_one_message_and_kept(damage, finished, cache, t
         train.main(command_line(cache, tmp_path, "--resume"))
     assert (tmp_path / "checkpoint.pt").read_bytes() == data
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_settings_of_another_version_are_one_line(finished, cache, tmp_path):
+    """A field that the config does not have is named; nothing is trained or written."""
+    run = torch.load(finished[0] / "checkpoint.pt", weights_only=True)
+    torch.save(run | {"config": run["config"] | {"new_field": 1}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(SystemExit, match="settings of another version of this code.*'new_field'"):
+        train.main(command_line(cache, tmp_path, "--resume"))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("content", [
+    b"step,loss\n\0garbage,1\n", b"\xef\x00\xff\n\xfe\xfe", b"step,loss\n1,2,3\n",
+    b"step,loss\n1,two\n", b"a,b\n1,2\n"])
+def test_a_damaged_table_is_named(content, tmp_path):
+    (tmp_path / "log.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="log.csv is damaged .*: move it away"):
+        Table(tmp_path / "log.csv", ["step", "loss"], 1)
+    assert (tmp_path / "log.csv").read_bytes() == content
 
 
 def test_an_exported_file_is_no_run_to_continue(finished, cache, tmp_path):
@@ -602,9 +652,9 @@ def copy_of(state):
 
 @pytest.mark.parametrize("fields", [
     {"dropout": 0.2, "drop_path": 0.2, "backbone_drop_path": 0.2},
-    {"precision": "bf16", "ema_decay": 0.9},
+    {"precision": "bf16"},
     {"precision": "fp16", "accumulate": 2, "channels_last": True},
-], ids=["dropout", "bf16, ema", "fp16, accumulate"])
+], ids=["dropout", "bf16", "fp16, accumulate"])
 def test_state_is_complete(cache, fields):
     """A trainer that takes up another's state does what that one would have done, bit for bit."""
     trainer, batches = make_trainer(cache, **fields)
@@ -665,18 +715,6 @@ def test_accumulation_is_a_bigger_batch():
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-7)
 
 
-def test_moving_average_is_one():
-    """After each step: average = decay * average + (1 - decay) * weights, from the first step's."""
-    trainer = trainer_of(LineTask(dataclasses.replace(CONFIG, ema_decay=0.75)))
-    average = None
-    for _ in range(5):
-        trainer.train_step([{"x": torch.randn(4, 3), "y": torch.randn(4, 2)}])
-        weight = trainer.model.weight.detach().clone()
-        average = weight if average is None else 0.75 * average + 0.25 * weight
-    torch.testing.assert_close(trainer.best_model.weight, average)
-    assert trainer.best_model is not trainer.model
-
-
 def test_gradients_are_clipped():
     """The logged norm is the one before clipping; the step sees one of at most the limit."""
     trainer = trainer_of(LineTask(dataclasses.replace(CONFIG, gradient_clip=0.5)))
@@ -689,8 +727,8 @@ def test_gradients_are_clipped():
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_non_finite_step_changes_nothing(cache, precision):
-    """Weights, running statistics, average and optimiser are as before the step, to the bit."""
-    trainer, batches = make_trainer(cache, precision=precision, ema_decay=0.9)
+    """Weights, running statistics and optimiser are as before the step, to the bit."""
+    trainer, batches = make_trainer(cache, precision=precision)
     trainer.scaler._init_scale = 128.0  # the first steps do not overflow
     trainer.train_step(batches(0))
     before = copy_of(trainer.state_dict())
@@ -701,8 +739,7 @@ def test_a_non_finite_step_changes_nothing(cache, precision):
     after = copy_of(trainer.state_dict())
     assert math.isnan(row["loss"]) and trainer.skipped == 1 and trainer.step == 2
     assert_same_state(after["optimizer"]["state"], before["optimizer"]["state"])
-    for name in ("model", "ema"):
-        assert_same_state(after[name], before[name])
+    assert_same_state(after["model"], before["model"])
     trainer.train_step(batches(2))
     assert trainer.skipped == 0
 
@@ -906,7 +943,6 @@ def test_chance_is_a_function_of_the_seed(words):
     ("embed_dims=8,x,16,32", "'8,x,16,32' is not of type tuple"),
     ("schedule=linear", "expected one of constant, step, cosine"),
     ("precision=fp8", "expected one of fp32, bf16, fp16"),
-    ("ema_decay=1.5", "ema_decay is 1.5"),
     ("dropout=2", "dropout is 2.0: expected a part of all, from 0 to below 1"),
     ("heads=-1", "heads is -1: expected finite numbers from 0 on"),
     ("embed_dims=8,-8,16,32", "embed_dims is 8,-8,16,32"),
@@ -922,12 +958,15 @@ def test_bad_settings_are_one_clear_error(assignment, message):
 
 
 @pytest.mark.parametrize("assignment", [
-    "num_vertices=5", "embed_dims=0,0,0,0", "heads=0", "image_size=100", "backbone=unet"])
+    "num_vertices=5", "embed_dims=0,0,0,0", "heads=0", "token_width=0", "mlp_ratio=0",
+    "image_size=100", "backbone=unet"])
 def test_settings_without_a_model_are_one_line(assignment, tmp_path):
     """Refused before any data are prepared."""
     with pytest.raises(SystemExit) as error:
         train.main(command_line(tmp_path / "cache", tmp_path / "out") + [assignment])
-    assert "\n" not in str(error.value).strip() and assignment.split("=")[0] in str(error.value)
+    name = assignment.split("=")[0]
+    assert "\n" not in str(error.value).strip()
+    assert name in str(error.value) or "layers of width 0" in str(error.value)
     assert not (tmp_path / "cache").exists() and not (tmp_path / "out").exists()
 
 

@@ -5,22 +5,20 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from genhmr_samples import POSE, TINY, TINY_ENCODER, TINY_TOKENIZER, images, poses
+from networks.small_genhmr import build_genhmr
 
 import genhmr
 from genhmr import Config, GenHMR, Tokenizer
 from networks.pose_encoder import PoseEncoder
-from networks.small_genhmr import build_genhmr
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
 
 def test_checkpoints_return_the_model(tmp_path, lively):
-    """File or content, plain or moving average, also in half precision: the same model."""
+    """File or content, of a wrapped model or not, also in half precision: the same model."""
     config, state = asdict(TINY), lively.state_dict()
-    averaged = {f"module.{name}": value for name, value in state.items()}
-    averaged["n_averaged"] = torch.tensor(3)
-    wrong = {name: torch.zeros_like(value) for name, value in state.items()}
-    torch.save({"model": state, "config": config, "ema": None, "step": 7}, tmp_path / "a.pt")
-    torch.save({"model": wrong, "config": config, "ema": averaged}, tmp_path / "b.pt")
+    wrapped = {f"module.{name}": value for name, value in state.items()}
+    torch.save({"model": state, "config": config, "step": 7}, tmp_path / "a.pt")
+    torch.save({"model": wrapped, "config": config}, tmp_path / "b.pt")
     for source in (tmp_path / "a.pt", str(tmp_path / "b.pt"), {"model": state, "config": config}):
         model = load_checkpoint(source)
         assert model.config == TINY and not model.training

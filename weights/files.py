@@ -29,17 +29,25 @@ class Foreign:
         return OrderedDict()
 
 
+def check_whole(path: str | PathLike) -> None:
+    """Raise ValueError if a zip file has changed: torch.load does not compare its checksums."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            require(archive.testzip() is None, "a checksum differs")
+
+
 def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
     """Read the weights of a checkpoint, and its config if it has one, without running its code.
 
-    source: a file or its content, which is train.py's {"model", "ema", "config", ...} (the moving
-    average is preferred), {"state_dict"}, {"model_state"}, {"network"}, or the weights alone.
+    source: a file or its content, which is train.py's {"model", "config", ...}, {"state_dict"},
+    {"model_state"}, {"network"}, or the weights alone.
     Raises FileNotFoundError or ValueError.
     """
     if not isinstance(source, Mapping):
         if not Path(source).is_file():
             raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
         try:
+            check_whole(source)
             names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
                      if zipfile.is_zipfile(source) else [])
             with torch.serialization.safe_globals([(Foreign, name) for name in names]):
@@ -48,10 +56,10 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
             reason = str(error).split("\n")[0][:100]
             raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
     require(isinstance(source, Mapping), "this checkpoint is not a dictionary of weights")
-    nested = (source.get(name) for name in ("ema", "model", "state_dict", "model_state", "network"))
+    nested = (source.get(name) for name in ("model", "state_dict", "model_state", "network"))
     weights = next((value for value in nested if isinstance(value, Mapping) and value), source)
     state = {name.removeprefix("module."): value for name, value in weights.items()
-             if isinstance(value, Tensor) and name != "n_averaged"}
+             if isinstance(value, Tensor)}
     require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
                    "torch.save(model.state_dict(), FILE) writes it")
     return state, source.get("config")

@@ -10,21 +10,9 @@ from os import PathLike
 
 from torch import Tensor
 
-from genhmr import Config, EncoderConfig, GenHMR, Tokenizer, TokenizerConfig
-from networks.pose_encoder import PoseEncoder
-from networks.small_genhmr import build_genhmr, build_tokenizer
+from genhmr import Config, GenHMR, Tokenizer, TokenizerConfig
+from networks.small_encoder import SmallEncoder
 from weights.files import from_checkpoint, load_weights, read_checkpoint, require
-
-OLD_FIELDS = ("stem", "heat_maps", "guesses", "weight_heat", "freeze_backbone", "reduction",
-              "legacy_reset")  # of configs in older checkpoints; none changes what a model predicts
-
-
-def known_fields(config: object) -> object:
-    """Return a checkpoint's config, and the tokenizer's inside it, without OLD_FIELDS."""
-    if not isinstance(config, Mapping):
-        return config
-    return {name: known_fields(value) if name == "tokenizer" else value
-            for name, value in config.items() if name not in OLD_FIELDS}
 
 
 def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
@@ -37,15 +25,22 @@ def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
     require(config is not None and any(name.startswith("transformer.") for name in state),
             "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes stage 1's, "
             "load_backbone the weights of a ViT alone)")
-    return from_checkpoint(build_genhmr, Config, known_fields(config), state)
+    sizes = state.get("backbone.sizes")  # of a SmallEncoder
+
+    def build(config: Config) -> GenHMR:
+        if sizes is None:
+            return GenHMR(config)
+        return GenHMR(config, SmallEncoder.of_sizes(sizes).requires_grad_(False))
+
+    return from_checkpoint(build, Config, config, state)
 
 
 def read_part(source: str | PathLike | Mapping, name: str,
               prefix: str) -> tuple[dict[str, Tensor], object]:
     """Read the weights and the config of a part, from its own checkpoint or from one of stage 2."""
     state, config = read_checkpoint(source)
-    if isinstance(config, Mapping) and name in config:
-        config = config[name]
+    if any(key.startswith("transformer.") for key in state):
+        config = config.get(name) if isinstance(config, Mapping) else None
         state = {key.removeprefix(prefix): value for key, value in state.items()
                  if key.startswith(prefix)}
     return state, config
@@ -56,26 +51,27 @@ def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
     state, config = read_part(source, "tokenizer", "tokenizer.")
     require(config is not None and any(name.startswith("quantiser.") for name in state),
             "no tokenizer in this checkpoint: expected train.py's of stage 1 or 2")
-    return from_checkpoint(build_tokenizer, TokenizerConfig, known_fields(config), state)
+    return from_checkpoint(Tokenizer, TokenizerConfig, config, state)
 
 
-def load_encoder(source: str | PathLike | Mapping) -> PoseEncoder:
-    """Load the PoseEncoder of a checkpoint of --stage encoder or of stage 2, likewise."""
-    state, config = read_part(source, "encoder", "backbone.")
-    require(config is not None and any(name.startswith("lift.") for name in state),
-            "no pose encoder in this checkpoint: expected train.py's of --stage encoder")
-    return from_checkpoint(PoseEncoder, EncoderConfig, config, state)
+def load_encoder(source: str | PathLike | Mapping) -> SmallEncoder:
+    """Load the SmallEncoder of a checkpoint of --stage encoder or of stage 2, likewise."""
+    state, _ = read_part(source, "encoder", "backbone.")
+    require("sizes" in state, "no small encoder in this checkpoint: expected train.py's of --stage "
+                              "encoder, or of --stage transformer with its preset cpu")
+    try:
+        encoder = SmallEncoder.of_sizes(state["sizes"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the encoder's sizes in this checkpoint are damaged: {error}") from error
+    load_weights(encoder, state)
+    return encoder.eval()
 
 
 def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:
     """Load the encoder of a 4D-Humans, TokenHMR or ViTPose checkpoint, or a bare one.
 
-    Heads, discriminators and body models are left out, and printed. A PoseEncoder takes a file of
-    --stage encoder. Errors as of load_checkpoint.
+    Heads, discriminators and body models are left out, and printed. Errors as of load_checkpoint.
     """
-    if model.config.backbone == "pose":
-        load_weights(model.backbone, load_encoder(source).state_dict())
-        return
     state, _ = read_checkpoint(source)
     own = {name.removeprefix("backbone."): value for name, value in state.items()
            if name.startswith("backbone.")}

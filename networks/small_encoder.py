@@ -1,0 +1,339 @@
+"""A small image encoder, in place of a ViT-H that was trained on millions of pictures.
+
+The encoder learns in minutes because its own training tells it where to look: heat maps find the
+keypoints in the picture, and an MLP lifts them to a pose (`--stage encoder`). GenHMR then uses its
+tokens as those of a ViT, (B, N, D) on a grid. All of this is our choice.
+
+Letters in shapes: B batch, S side of the crop in pixels, K keypoints, N cells of the grid (192),
+M cells of the heat maps (768), D channels of a token (112), W width of the MLP.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bodymodels
+from genhmr import (
+    JOINTS,
+    KEYPOINTS,
+    Config,
+    GenHMR,
+    ViTBlock,
+    mlp,
+    normalised_crop,
+    register_statistics,
+)
+
+IMAGE_SIZE = 128  # px, S; the encoder sees the middle three quarters of the crop's width
+GRID = (16, 12)  # rows and columns of the tokens, at stride 8
+HEAT_GRID = (32, 24)  # rows and columns of the heat maps, at stride 4
+NAMES = bodymodels.JOINT_SETS["smpl45"]
+OTHER_SIDE = [NAMES.index(re.sub("left|right", lambda side: {"left": "right", "right": "left"}[
+    side[0]], name)) for name in NAMES]  # of each keypoint
+BLOCK = (4, 2)  # cells of the grid that belong to one joint: 4 x 6 blocks for 24 joints
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Everything that defines the training of a SmallEncoder. All values are our choice."""
+
+    # Network
+    widths: tuple[int, ...] = (16, 32, 64, 128)  # channels at strides 2, 4, 8 and 16
+    blocks: int = 2  # of attention over the cells at stride 16
+    pooled: int = 16  # features of the place of each keypoint
+    lift_width: int = 384  # of the MLP from keypoints to a pose
+
+    # Loss
+    weight_heat: float = 1.0  # cross-entropy of the heat maps, a mean over keypoints
+    weight_outside: float = 0.2  # of a keypoint outside the crop, which counts as at the border
+    weight_joints: float = 5.0  # of keypoints in 3D, L1 per metre
+    weight_pose: float = 2.0  # of rotation matrices, L1
+    weight_posed: float = 8.0  # of the keypoints of the posed body, L1 per metre
+    weight_projected: float = 5.0  # of these in the crop, L1 per side
+    weight_betas: float = 0.2  # squared error
+    unpictured: int = 2  # posed bodies without a picture that train the lift, per picture
+    weight_unpictured: float = 0.7  # of all terms of these
+
+    # Optimisation: AdamW
+    batch_size: int = 32  # pictures per optimiser step, over all processes
+    accumulate: int = 1  # parts in which a process computes its share of them
+    steps: int = 2_600
+    learning_rate: float = 1.5e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    weight_decay: float = 1e-3
+    gradient_clip: float = 5.0  # norm
+    precision: str = "fp32"
+    channels_last: bool = True  # memory format, for speed
+    ema_decay: float = 0.0  # of a moving average of the weights, 0: none
+    eval_every: int = 1_300
+    seed: int = 0
+
+    # Data: rendered bodies
+    augmentation: str = "rendered_bodies_photos"
+    train_samples: int = 16_000
+    test_samples: int = 500
+    views: float = 180.0  # degrees, largest heading away from the camera
+    lean: float = 45.0  # degrees, largest lean from upright
+    wide: float = 0.5  # share of training poses that go beyond the clips
+    version: int = 2  # of the renderer; 1: the pictures of older scores
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if len(self.widths) != 4 or self.widths[-1] % 4:
+            raise ValueError(f"widths is {self.widths}: expected four, the last a multiple of 4")
+
+
+PRESETS: dict[str, EncoderConfig] = {
+    "h200": EncoderConfig(batch_size=256, steps=10_000, train_samples=100_000),
+    "single_gpu": EncoderConfig(batch_size=128, steps=10_000, train_samples=60_000),
+    "cpu": EncoderConfig(),
+}
+
+
+def conv_norm(width_in: int, width: int, stride: int = 1) -> nn.Sequential:
+    """Make a 3 x 3 convolution, a batch norm and a ReLU."""
+    return nn.Sequential(nn.Conv2d(width_in, width, 3, stride, 1, bias=False),
+                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+
+
+class ResidualMapBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut: (B, D, h, w) -> the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
+
+
+def cell_centres(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Return the centres of a grid's cells (M, 2), row by row: x and y in the crop, -0.5..0.5.
+
+    grid: rows and columns. Rows fill the height of the crop, columns the middle of its width.
+    """
+    y, x = ((torch.arange(count, device=device) + 0.5 - count / 2) / grid[0] for count in grid)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+
+
+class Lifted(NamedTuple):
+    """A pose in 3D, computed from keypoints in 2D."""
+
+    joints: Tensor  # (B, K, 3) metres from the first keypoint, camera axes
+    pose: Tensor  # (B, 24, 6) rotations
+    betas: Tensor  # (B, 10)
+    camera: Tensor  # (B, 3) s, tx, ty of genhmr.project_to_crop
+
+
+class Lift(nn.Module):
+    """An MLP from keypoints in 2D, and features of the picture there, to a 3D pose.
+
+    It works without features, so that it can also learn from posed bodies without pictures.
+    """
+
+    COUNTS = 3 * KEYPOINTS, 6 * JOINTS, 10, 3  # joints, rotations, betas, camera
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.keypoints = nn.Linear(5 * KEYPOINTS + 3, width)
+        self.features = nn.Linear(features, width, bias=False)
+        self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
+        self.out = nn.Linear(width, sum(self.COUNTS))
+        nn.init.zeros_(self.features.weight)
+        with torch.no_grad():
+            self.out.weight.mul_(0.3)
+            self.out.bias.zero_()
+            _, pose, _, camera = self.out.bias.split(self.COUNTS)
+            pose.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0] * JOINTS))
+            camera.copy_(torch.tensor([0.9, 0.0, 0.0]))
+
+    def forward(self, at: Tensor, share: Tensor, features: Tensor | None = None) -> Lifted:
+        """at: (B, K, 2), -0.5..0.5. share: (B, K), confidence. features: (B, F), if any."""
+        weight = share[..., None] / share.sum(1)[:, None, None]
+        centre = (weight * at).sum(1, keepdim=True)  # (B, 1, 2)
+        size = (weight * (at - centre).square()).sum((1, 2), keepdim=True).sqrt().clamp_min(0.02)
+        x = self.keypoints(torch.cat((4 * at.flatten(1), share, ((at - centre) / size).flatten(1),
+                                      4 * centre[:, 0], 10 * size[:, 0]), 1))
+        x = F.gelu(x if features is None else x + self.features(features))
+        for norm, hidden in zip(self.norms, self.hidden, strict=True):
+            x = x + F.gelu(hidden(norm(x)))  # (B, W)
+        joints, pose, betas, camera = self.out(x).split(self.COUNTS, 1)
+        return Lifted(joints.unflatten(1, (-1, 3)), pose.unflatten(1, (-1, 6)), betas, camera)
+
+
+class Reading(NamedTuple):
+    """The output of SmallEncoder.read: keypoints in the picture, and the pose lifted from them."""
+
+    tokens: Tensor  # (B, N, D) as a ViT's
+    heat: Tensor  # (B, K, M) log probability of each cell, per keypoint
+    at: Tensor  # (B, K, 2) place of each keypoint, -0.5..0.5; if outside, at the nearest border
+    share: Tensor  # (B, K) probability within two cells of that place
+    confidence: Tensor  # (B, K) the same, 0 at the border of the crop
+    lifted: Lifted
+
+
+class SmallEncoder(nn.Module):
+    """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D) on a grid, as from a ViT.
+
+    A U-net with attention at its coarsest level makes heat maps, like a ViTPose in miniature. The
+    token of a cell holds the U-net's features there, what the encoder knows of the whole person,
+    and what it knows of one joint: the cells of block j of the grid hold joint j.
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int] = (16, 32, 64, 128), blocks: int = 2,
+                 pooled: int = 16, lift_width: int = 384) -> None:
+        """widths: channels at strides 2, 4, 8, 16. pooled: features at the place of a keypoint."""
+        super().__init__()
+        w2, w4, w8, w16 = widths
+        self.width = w8 + 19 + 13 + pooled  # D
+        self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
+        self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
+        self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(GRID[0] * GRID[1] // 4, w16))
+        self.blocks = nn.Sequential(*[ViTBlock(w16, 4, 0.0) for _ in range(blocks)])
+        for block in self.blocks:
+            block.mlp = mlp(w16, 2 * w16, w16)
+        self.norm = nn.LayerNorm(w16)
+        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualMapBlock(w8)
+        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, 2 * w4)
+        self.heat = nn.Conv2d(2 * w4, KEYPOINTS, 1)
+        self.side = mlp(w16, w16 // 2, KEYPOINTS)
+        with torch.no_grad():
+            self.side.fc2.bias.fill_(-2.0)
+        self.pool4 = nn.Conv2d(2 * w4, pooled, 1)
+        self.pool8 = nn.Conv2d(w8, pooled, 1)
+        self.lift = Lift(lift_width, KEYPOINTS * pooled + w16)
+        # The arguments, so that a checkpoint says how to build its encoder
+        self.register_buffer("sizes", torch.tensor([*widths, blocks, pooled, lift_width]))
+        self.register_buffer("centres", cell_centres(HEAT_GRID), persistent=False)
+        rows, columns = (torch.arange(count) // side
+                         for count, side in zip(GRID, BLOCK, strict=True))
+        self.register_buffer("joint_of_cell", (rows[:, None] * (GRID[1] // BLOCK[1]) + columns
+                                               ).flatten(), persistent=False)  # (N,)
+        self.register_buffer("other_side", torch.tensor(OTHER_SIDE), persistent=False)
+        register_statistics(self)
+
+    @classmethod
+    def of_sizes(cls, sizes: Tensor) -> SmallEncoder:
+        """Build an encoder like the one whose `sizes` these are."""
+        *widths, blocks, pooled, lift_width = sizes.tolist()
+        return cls(tuple(widths), blocks, pooled, lift_width)
+
+    def train(self, mode: bool = True) -> SmallEncoder:
+        """Set the mode; a frozen encoder stays in evaluation mode."""
+        return super().train(mode and self.heat.weight.requires_grad)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Convert pictures (B, 3, S, S), RGB 0..255, to the crops (B, 3, S, 3/4 S) of `forward`."""
+        return normalised_crop(self, images, IMAGE_SIZE)
+
+    @torch.no_grad()
+    def keypoints(self, images: Tensor) -> Tensor:
+        """Find keypoints in pictures (B, 3, S, S): x, y in -0.5..0.5 and confidence (B, 45, 3)."""
+        reading = self.read(self.normalise(images))
+        return torch.cat((reading.at, reading.confidence[..., None]), 2)
+
+    @staticmethod
+    def places() -> Tensor:
+        """Return where in the grid the cells of each joint are: (24, 2), x and y in 0..1."""
+        y, x = ((torch.arange(count // side) + 0.5) * side / count
+                for count, side in zip(GRID, BLOCK, strict=True))
+        return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+
+    def forward(self, crops: Tensor, reading: bool = False) -> Tensor | Reading:
+        """Return the tokens (B, N, D) alone, or all of a Reading."""
+        return self.read(crops) if reading else self.read(crops).tokens
+
+    def read(self, crops: Tensor) -> Reading:
+        """Find keypoints in normalised crops (B, 3, S, 3/4 S), and lift them."""
+        x4 = self.stem(crops)  # (B, 32, 32, 24)
+        x8 = self.down8(x4)  # (B, 64, 16, 12)
+        x16 = self.down16(x8)  # (B, 128, 8, 6)
+        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, 48, 128)
+        x16 = cells.mT.unflatten(2, x16.shape[2:])
+        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
+        x4 = self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4)  # (B, 64, 32, 24)
+        with torch.autocast(x4.device.type, enabled=False):  # places are finer than bf16's steps
+            return self.lift_maps(x4.float(), x8.float(), cells.float().mean(1))
+
+    def lift_maps(self, x4: Tensor, x8: Tensor, whole: Tensor) -> Reading:
+        """Find keypoints in the maps, and lift them."""
+        heat = self.heat(x4).flatten(2).log_softmax(-1)  # (B, K, M)
+        # The maps are of the picture's sides: seen from behind, a person has them exchanged
+        side = self.side(whole)[..., None]  # (B, K, 1)
+        heat = torch.logaddexp(F.logsigmoid(-side) + heat,
+                               F.logsigmoid(side) + heat[:, self.other_side])
+        probability = heat.detach().exp()  # 3D losses must not move the heat maps
+        pooled = self.pool4(x4) + F.interpolate(self.pool8(x8), scale_factor=2.0)
+        features = probability @ pooled.flatten(2).mT  # (B, K, 16)
+        at, share = locate(probability, self.centres, 2.5 / HEAT_GRID[0])
+        lifted = self.lift(at, share, torch.cat((features.flatten(1), whole), 1))
+        inside = (at.abs() < self.centres.amax(0) - 0.5 / HEAT_GRID[0]).all(-1)
+        found = torch.cat((4 * at, share[..., None], (share * inside)[..., None], features), 2)
+        tokens = self.tokens(x8, lifted, found)
+        return Reading(tokens, heat, at, share, share * inside, lifted)
+
+    def tokens(self, x8: Tensor, lifted: Lifted, keypoints: Tensor) -> Tensor:
+        """Lay out the tokens (B, N, D): cells of the picture, the person, and blocks of joints."""
+        camera = 4 * (lifted.camera - lifted.camera.new_tensor([0.9, 0.0, 0.0]))
+        person = torch.cat((lifted.betas, camera, lifted.pose[:, 0]), 1)  # (B, 19)
+        joints = torch.cat((keypoints, 2 * lifted.joints), 2)[:, :JOINTS]
+        joints = torch.cat((lifted.pose, joints), 2)[:, self.joint_of_cell]  # (B, N, 13 + 16)
+        person = person[:, None].expand(-1, joints.shape[1], -1)
+        return torch.cat((x8.flatten(2).mT, person, joints), 2)
+
+
+def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Find keypoints in probabilities (B, K, M) of cells whose centres (M, 2) are given.
+
+    Returns the mean of the cells around the most probable one (B, K, 2), and their share (B, K).
+    """
+    peak = centres[probability.argmax(-1)]  # (B, K, 2)
+    near = probability * ((centres - peak[:, :, None]).abs().amax(-1) < radius)
+    share = near.sum(-1)
+    return near @ centres / share[..., None].clamp_min(1e-6), share
+
+
+def heat_map_loss(heat: Tensor, keypoints: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Compute the cross-entropy (B, K) of log probabilities (B, K, M) and true places.
+
+    keypoints: (B, K, 2), crop in -0.5..0.5. Each is shared by the four cells around it, weighted
+    as in bilinear interpolation; a keypoint outside counts as at the border.
+    """
+    centres = cell_centres(grid, keypoints.device)
+    at = keypoints.nan_to_num().clamp(centres.amin(0), centres.amax(0))[:, :, None]
+    distance = grid[0] * (at - centres).abs()  # (B, K, M, 2), in cells
+    return -((1 - distance).clamp_min(0).prod(-1) * heat).sum(-1)
+
+
+def is_small(config: Config) -> bool:
+    """Say whether a config is of a model behind a SmallEncoder, whose tokens are at stride 8."""
+    return config.patch_size == IMAGE_SIZE // GRID[0]
+
+
+def build_genhmr(config: Config, encoder: SmallEncoder | None = None) -> GenHMR:
+    """Build GenHMR: behind a SmallEncoder, if the config is for one, or behind the paper's ViT.
+
+    Behind a SmallEncoder, which is frozen, each token first looks at the cells of its joint.
+    """
+    if is_small(config):
+        encoder = (encoder or SmallEncoder()).requires_grad_(False)
+    model = GenHMR(config, encoder)
+    if encoder is not None:
+        per_joint = config.tokenizer.num_tokens // JOINTS
+        with torch.no_grad():
+            places = encoder.places().repeat_interleave(per_joint, 0)  # (L, 2)
+            model.transformer.reference.copy_(places.logit())
+    return model

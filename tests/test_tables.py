@@ -1,0 +1,554 @@
+"""tables.py: the papers' rows, orderings, the command of every table, and tables end to end."""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import test_tasks_adapter
+import test_tasks_genhmr
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from official_folders import write_freihand
+from test_train import Run, command_line, flag
+
+import bodymodels
+import genhmr
+import hmr_adapter
+import simplehand
+import tables
+import train
+from networks.backbones import simplehand_model
+from simplehand import Config
+from tables import TABLES, Table, differences, errors_of, ordering_lines, scaled, table_text
+from tasks.settings import override
+
+ROWS = {  # of the paper; SimpleHand's Table 5 has two more of its text, Table 8 one of ours
+    "simplehand": (13, 4, 7, 4, 7 + 2, 7, 7, 3 + 1),
+    "genhmr": (11, 6, 6, 4, 4, 4, 6, 8, 6, 7, 18, 5, 4, 4, 7, 4),
+    "hmr_adapter": (9, 11, 7, 7, 4, 3)}
+PRESETS = train.TASKS["simplehand"].PRESETS
+EVERY = [(model, name) for model, names in TABLES.items() for name in names]
+FIVE = ["68.1", "77.5", "88.2", "99.5"]  # of GenHMR with T = 5: 3DPW and EMDB, MPJPE and MVE
+
+
+# ------------------------------------------------------------------------------------- the rows
+
+
+def test_every_row_of_the_papers_is_here():
+    """Each has a figure for each of the paper's columns; every table has rows of ours."""
+    for model, counts in ROWS.items():
+        assert list(TABLES[model]) == [f"table{number}" for number in range(1, len(counts) + 1)]
+        assert tuple(len(table.figures) for table in TABLES[model].values()) == counts
+    for model, name in EVERY:
+        table = TABLES[model][name]
+        assert all(len(figures) == len(table.paper) for figures in table.figures.values())
+        assert all(figure == "-" or float(figure.rstrip("M")) > 0
+                   for figures in table.figures.values() for figure in figures)
+        assert set(table.words) <= set(table.figures) and len(table.words)
+        assert set(table.judges) <= set(table.ours) and hasattr(tables.Runs, table.kind)
+
+
+def test_equal_models_have_equal_figures():
+    """SimpleHand's ablations agree where they have the same model, and so do GenHMR's; only its
+    Table 15 has others for the paper's model, as its note says."""
+    base, scores = override(Config(), tables.BACKBONES["hiera"]), {}
+    for name in ("table4", "table5", "table6", "table7", "table8"):
+        for row, words in TABLES["simplehand"][name].words.items():
+            figures = TABLES["simplehand"][name].figures[row]
+            if figures[0] != "-":
+                assert scores.setdefault(scaled(base, words), figures) == figures
+    assert scores[base] == ["6.2", "6.5"] and len(scores) == 23
+    for name in ("table2", "table3", "table11", "table12"):
+        table = TABLES["genhmr"][name]
+        assert [table.figures[row][:4] for row, words in table.words.items()
+                if words == ["T=5"]] == [FIVE]
+    for number in (4, 8, 9, 10, 13, 14, 15, 16):
+        table = TABLES["genhmr"][f"table{number}"]
+        default = [table.figures[row] for row, words in table.words.items()
+                   if scaled(genhmr.Config(), [word for word in words if "tok" not in word]) ==
+                   genhmr.Config() and (not words or words[0] == "tokenizer.num_tokens=96"
+                                        or "tok" not in words[0])]
+        assert len(default) == 1 and (default[0][:4] == FIVE) == (number != 15), number
+
+
+def test_rows_are_changes_of_a_config():
+    """At the paper's scale sizes are the paper's; elsewhere they keep their ratio to it."""
+    grid = TABLES["simplehand"]["table5"].words["grid, 7 x 7"]
+    assert scaled(Config(), grid).tokens == (49, 84, 336)
+    assert scaled(PRESETS["ablation"], grid).tokens == (4, 84, 336)
+    wide = TABLES["simplehand"]["table7"].words["dimensions 512, 256, 128"]
+    assert scaled(Config(), wide).dims == (512, 256, 128)
+    assert scaled(PRESETS["ablation"], wide).dims == (128, 64, 32)
+    assert scaled(Config(), ["steps=x2", "hrnet"]).steps == 2 * Config().steps
+    small = genhmr.TokenizerConfig(codebook_size=64, code_dim=16)
+    codes = scaled(small, ["codebook_size=4096", "code_dim=128", "num_tokens=48"])
+    assert (codes.codebook_size, codes.code_dim, codes.num_tokens) == (128, 8, 48)
+    assert differences(small, codes) == ["num_tokens=48", "codebook_size=128", "code_dim=8"]
+    assert override(small, differences(small, codes)) == codes
+
+
+TINY = Config(
+    image_size=64, embed_dims=(8, 8, 16, 32), depths=(1, 1, 1, 1), mlp_ratio=2.0,
+    feature_width=64, layer_scale=0.5, token_width=16, dims=(32, 16, 8), heads=1,
+    backbone_drop_path=0.0, drop_path=0.0, dropout=0.0)
+
+
+def a_batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    vertices = 0.1 * torch.randn(2, 778, 3, generator=generator) + torch.tensor([0, 0, 0.6])
+    return {
+        "image": torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8),
+        "vertices": vertices, "joints": vertices[:, :21], "mesh_valid": torch.ones(2),
+        "keypoints_2d": 64 * torch.rand(2, 21, 2, generator=generator),
+        "keypoints_valid": torch.ones(2, 21),
+        "K": torch.tensor([[100.0, 0, 32], [0, 100, 32], [0, 0, 1]]).expand(2, 3, 3),
+    }
+
+
+def unique_rows() -> dict[str, Config]:
+    """The different configs of SimpleHand's tables, at a size for tests."""
+    small = {"hrnet": ["backbone=hrnet", "upsample=1"]}
+    rows = {scaled(TINY, small.get(" ".join(words), words)): f"{name}: {row}"
+            for name, table in TABLES["simplehand"].items() for row, words in table.words.items()}
+    return {name: config for config, name in rows.items()}
+
+
+@pytest.mark.parametrize("name", unique_rows())
+def test_every_row_of_simplehand_trains(name):
+    """Each row of each table builds and predicts, and every parameter gets a gradient."""
+    model, batch = simplehand_model(unique_rows()[name]), a_batch()
+    prediction = model(batch["image"])
+    assert prediction["vertices"].shape == (2, 778, 3)
+    assert prediction["keypoints_2d"].shape == (2, 21, 2)
+    regressor = bodymodels.load_model("hand_right").keypoint_regressor
+    terms = simplehand.losses(prediction, batch, regressor)
+    simplehand.total_loss(terms, model.config).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert ("coarse_2d" in terms) == ("coarse" in name)
+
+
+# ------------------------------------------------------------------------------------- writing
+
+TABLE = Table(("3DPW PA-MPJPE", "3DPW MPJPE"), {
+    "a": ["50.0", "70.0"], "b": ["-", "68.0"], "c": ["40.0", "69.0"], "d": ["-", "60.0"]},
+    {"a": [], "b": ["x=2"], "d": []}, "A note.", "hands", ("MPJPE", "MVE"), ("MPJPE",))
+
+
+def lines_of(scores, table=TABLE, judge="MPJPE"):
+    return ordering_lines(table, {row: {seed: np.array(values) for seed, values in seeds.items()}
+                                  for row, seeds in scores.items()}, judge)
+
+
+def test_orderings_are_paired_by_sample():
+    """A shift by 1 that two rows share in every sample is sure, whatever the samples' own spread;
+    samples that do not count in one of them count in neither. Judged by the paper's MPJPE."""
+    easy = np.array([[10.0, 1], [1000, 1], [100, np.nan]])
+    assert lines_of({"a": {0: easy + 1}, "b": {0: easy}})[-1] == (
+        "| b < a | 2.0 | 1.00 | 0.00 | yes, in 1 of 1 |")
+    hidden = easy.copy()
+    hidden[1, 0] = np.nan
+    assert lines_of({"a": {0: easy + [[3, 0], [7, 0], [5, 0]]}, "b": {0: hidden}})[-1] == (
+        "| b < a | 2.0 | 4.00 | 1.00 | yes, in 1 of 1 |")  # of 3 and 5
+    far = lines_of({"a": {0: easy - [[3, 0], [7, 0], [8, 0]]}, "b": {0: easy}})
+    assert far[-1] == "| b < a | 2.0 | -6.00 | 1.53 | **no**, in 0 of 1 |"
+    assert far[0].startswith("0 of 1 orderings hold, 0 by two standard errors or more; 1 fail")
+
+
+@given(st.lists(st.integers(-100, 100), min_size=2, max_size=20), st.integers(1, 3))
+def test_the_standard_error_is_that_of_the_mean_difference(differences, seeds):
+    """Also over several seeds with the same samples: of each sample's mean over them."""
+    zero = np.zeros((len(differences), 2))
+    each = np.array(differences, float)[:, None] + zero
+    line = lines_of({"a": {seed: each + seed for seed in range(seeds)},
+                     "b": dict.fromkeys(range(9), zero)})[-1]
+    expected = np.std(differences, ddof=1) / len(differences) ** 0.5
+    assert line.split(" | ")[3] == f"{expected:.2f}"
+    assert f"of {seeds}" in line
+
+
+def test_tables_judge_by_common_seeds():
+    """Of rows with means alone: spreads by hand, no standard error, how many seeds agree."""
+    text = table_text("Title", TABLE, {
+        "a": {0: np.array([10.0, 12]), 1: np.array([12.0, 14])},
+        "b": {0: np.array([10.5, 11]), 1: np.array([10.0, 11])},
+        "d": {0: np.array([11.0, 13])}}, "About.")
+    assert "| a | 50.0 | 70.0 | 11.00 ± 1.41 | 13.00 ± 1.41 | 2 |" in text
+    assert "| d | - | 60.0 | 11.00 | 13.00 | 1 |" in text
+    assert "| b < a | 2.0 | 0.75 ± 1.77 | - | yes, in 1 of 2 |" in text
+    assert "| d < b | 8.0 | -0.50 | - | **no**, in 0 of 1 |" in text
+    assert text.count(" < ") == 3 and "1 of 3 orderings hold, 0 by two" in text
+    assert "About.\n" in text and "A note." in text
+
+
+def test_tables_say_what_is_missing():
+    """Rows without scores, columns without any, other papers' rows; the number of samples."""
+    text = table_text("Title", TABLE, {
+        "a": {0: np.array([[5.0, np.nan], [7, np.nan]])}, "b": {0: np.array([[7.0, 3], [7, 4]])},
+        "d": {0: np.full((1, 2), np.nan)}}, "About.")
+    assert "| | paper 3DPW PA-MPJPE | paper 3DPW MPJPE | our MPJPE | our MVE | seeds |" in text
+    assert "| a | 50.0 | 70.0 | 6.00 | - | 1 |" in text
+    assert "| b | - | 68.0 | 7.00 | 3.50 | 1 |" in text
+    assert "| c | 40.0 | 69.0 | - | - | 0 |" in text and "| d | - | 60.0 | - | - | 1 |" in text
+    assert "About. 2 test samples." in text
+    assert "| b < a | 2.0 | -1.00 | 1.00 | **no**, in 0 of 1, within two standard errors |" in text
+    assert "0 of 1 orderings hold, 0 by two standard errors or more; 0 fail" in text
+    assert "orderings" not in table_text("", TABLE, {}, "")
+
+
+def test_related_rows_share_a_part():
+    """Table 11 compares schedules at one T, and one schedule at every T."""
+    table = TABLES["genhmr"]["table11"]
+    scores = {row: {0: [float(number), 0, 0]} for number, row in enumerate(table.words)}
+    lines = "\n".join(lines_of(scores, table))
+    assert "| cosine, T = 5 < linear, T = 5 |" in lines
+    assert "| cosine, T = 10 < cosine, T = 5 |" in lines
+    assert "cosine, T = 5 < linear, T = 10" not in lines
+
+
+def test_errors_of_samples_reach_the_table(tmp_path):
+    """Each hand counts in its group, one that is not in the picture in none; a dual path has all
+    hands merged; what is unknown is NaN."""
+    nan = np.nan
+    np.savez(tmp_path / "errors.npz", **{
+        "found arm: clear PVE": [1.0, nan, nan], "found arm: occluded PVE": [nan, 5.0, nan],
+        "ours: PVE": np.ones(3), "ours, all hands: PVE": np.full(3, 2.0),
+        "expert: PVE": np.full(3, 3.0)})
+    columns = errors_of(tmp_path, "found arm", ["PVE", "occluded PVE", "MVE"])
+    np.testing.assert_array_equal(columns, [[1, nan, nan], [5, 5, nan], [nan, nan, nan]])
+    for predictor, error in (("ours", 2.0), ("expert", 3.0)):
+        assert (errors_of(tmp_path, predictor, ["PVE"]) == error).all()
+    assert np.isnan(errors_of(tmp_path, "experts", ["PVE", "MVE"])).all()
+
+
+# ----------------------------------------------------------------------------- every command
+
+
+class Recorder:
+    """Stands for train.run: remembers command lines and writes what a run leaves."""
+
+    def __init__(self):
+        self.runs = []
+
+    def __call__(self, argv, world):
+        arguments = train.parse_arguments(argv)
+        task, config = train.TASKS[arguments.name], None
+        if not arguments.eval:
+            config = override(task.PRESETS[arguments.preset], arguments.overrides)
+        task.check_arguments(arguments)
+        self.runs.append(arguments)
+        arguments.out.mkdir(parents=True)
+        names = ("MPJPE", "PA-MPJPE", "MPVPE", "PA-MPVPE", "F@5", "F@15")
+        (arguments.out / "results.json").write_text(json.dumps({
+            "name": arguments.name, "preset": arguments.preset,
+            "data": arguments.data or "rendered",
+            "config": config and dataclasses.asdict(config),
+            "scores": {"SimpleHand": dict.fromkeys(names, 1.0)}}))
+        predictors = ("tokenizer", "found arm", "adapter", "expert", "experts", "ours", *(
+            f"T={T}{P}" for T in (1, 3, 5, 10, 15, 20) for P in ("", *(
+                f" P={P}" for P in (1, 3, 5, 10, 20)))))
+        np.savez(arguments.out / "errors.npz", **{
+            f"{predictor}: {part}{name}": np.ones(4) for predictor in predictors
+            for part in ("", "hands ") for name in ("MPJPE", "PA-MPJPE", "MVE", "PVE", "PA-PVE")})
+        return train.World(), True
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Runs are recorded, not done."""
+    record = Recorder()
+    monkeypatch.setattr(train, "run", record)
+    return record
+
+
+OFFICIAL = {
+    "simplehand": ["--data", "freihand", "--data-root", "R", "--hand", "H", "--backbone", "B"],
+    "genhmr": ["--data", "genhmr-sd", "--data-root", "R", "--models", "M", "--protocol",
+               "3dpw_lsp14", "--test-root", "T", "--backbone", "V", "--tokenizers",
+               "--data amass --data-root A --body S"],
+    "hmr_adapter": ["--data", "hmr-adapter", "--data-root", "R", "--models", "M", "--protocol",
+                    "arctic_p1val", "--test-root", "T", "--checkpoint", "H", "--guide", "G"]}
+
+
+@pytest.mark.parametrize(("model", "name"), EVERY)
+@pytest.mark.parametrize("official", [False, True])
+def test_every_table_has_a_command(model, name, official, recorder, tmp_path):
+    """On free and on official data: its runs are commands that train.py takes, and every row of
+    ours is in the table. SimpleHand's and GenHMR's data sets are those of their tables."""
+    if name == "table7" and model == "genhmr" and not official:
+        return  # compares official data sets
+    table = TABLES[model][name]
+    flags = OFFICIAL[model] if official else []
+    if (model, name) == ("simplehand", "table3") and official:
+        flags = ["dexycb" if word == "freihand" else word for word in flags]
+    if model == "genhmr" and table.stage == "tokenizer" and official:
+        flags = ["--data", "amass", "--data-root", "A", "--body", "S"]
+    if (model, name) == ("genhmr", "table7"):
+        flags = flags[2:]
+    tables.main([model, name, "--out", str(tmp_path), *flags])
+    text = (tmp_path / f"{name}.md").read_text()
+    for row in table.words:
+        assert re.search(rf"^\| {re.escape(row)} \|.* 1\.00 \|.* 1 \|$", text, re.MULTILINE)
+    presets = {run.preset for run in recorder.runs if not run.eval}
+    assert presets <= {"paper" if official else "ablation" if model == "simplehand" else "cpu"}
+    for run in recorder.runs:
+        if official and "tokenizer" in run.name and table.stage != "tokenizer":
+            assert (run.data, run.data_root, run.protocol) == ("amass", "A", None)
+        elif official and run.eval:
+            assert run.data is None and run.protocol and run.data_root == "R"
+        elif official and model == "hmr_adapter":
+            assert run.data == f"hmr-adapter-{'hands' if 'hand' in run.name else 'body'}"
+    assert len({run.out for run in recorder.runs}) == len(recorder.runs)
+
+
+def test_rows_with_other_backbones(recorder, tmp_path):
+    """Presets of the paper's size have HRNet and Hiera of the paper's size, and their own weights;
+    Table 2 counts the parameters outside of the backbone."""
+    official = [*OFFICIAL["simplehand"], "--hrnet", "W"]
+    tables.main(["simplehand", "table2", "--out", str(tmp_path), *official])
+    tables.main(["simplehand", "table5", "--out", str(tmp_path), "--preset", "h200", *official])
+    first, second = recorder.runs[0], recorder.runs[1]
+    config = override(PRESETS[first.preset], first.overrides)
+    assert config == PRESETS["paper_hrnet"] and first.backbone == "W"
+    assert re.search(r"^\| ours, HRNet \| 1.9M \| 5.8 \| 6.1 \| 1.56 ", (
+        tmp_path / "table2.md").read_text(), re.MULTILINE)
+    config = override(PRESETS[second.preset], second.overrides)
+    assert (config.backbone, config.batch_size, config.sampling) == ("hiera", 512, "global")
+    assert config.embed_dims == PRESETS["paper_hiera"].embed_dims and second.backbone == "B"
+
+
+def test_rows_share_runs_seeds_come_in_turn_and_done_runs_stay(recorder, tmp_path):
+    """All rows of a seed come before the next seed; another table finds them; a changed setting is
+    another run, which its folder does not hold."""
+    command = ["simplehand", "table8", "--out", str(tmp_path), "--seeds", "2", "--set", "seed=4"]
+    tables.main(command)
+    done = [(run.out.parent.name, run.out.name) for run in recorder.runs]
+    rows = ["simplehand unchanged", "simplehand mixer=identity",
+            "simplehand position_embedding=False", "simplehand mixer=convolution"]
+    assert done == [(row, f"seed {seed}") for seed in (4, 5) for row in rows]
+    tables.main(command)
+    assert len(recorder.runs) == 8
+    tables.main(["simplehand", "table4", *command[2:]])
+    assert [run.out.parent.name for run in recorder.runs[8:11]] == [
+        "simplehand sampling=global tokens=21 dims=64 blocks=1 mixer=identity",
+        "simplehand sampling=global", "simplehand tokens=21 dims=64 blocks=1 mixer=identity"]
+    with pytest.raises(SystemExit, match="already holds another run .*differs in learning_rate"):
+        tables.main([*command, "learning_rate=1"])
+
+
+def test_small_models_are_the_defaults(recorder, tmp_path):
+    """Tables score, and train around, the checkpoints in assets/; --seeds trains instead."""
+    shipped = str(bodymodels.ASSETS / "genhmr_cpu.pt")
+    tables.main(["genhmr", "table2", "--out", str(tmp_path / "a")])
+    tables.main(["genhmr", "table4", "--out", str(tmp_path / "b"), "--tokenizer", shipped])
+    run, *trained = recorder.runs
+    assert run.eval and str(run.checkpoint) == shipped and run.out.parent.name == "table2"
+    assert {str(each.backbone) for each in trained} == {shipped} and len(trained) == 4
+    assert all(each.brief and each.overrides[0] == "steps=240" for each in trained)
+    tables.main(["genhmr", "table2", "--out", str(tmp_path / "d"), "--seeds", "1"])
+    names = [each.name for each in recorder.runs[5:]]
+    assert names == ["genhmr-tokenizer", "genhmr-transformer", "genhmr-transformer"]
+    tables.main(["hmr_adapter", "table1", "--out", str(tmp_path / "c")])
+    assert str(recorder.runs[-1].guide) == str(bodymodels.ASSETS / "hmr_adapter_body_cpu.pt")
+
+
+def test_rows_from_scratch_have_no_expert_and_double_steps(recorder, tmp_path):
+    tables.main(["hmr_adapter", "table3", "--out", str(tmp_path), "--set", "steps=7"])
+    runs = {run.out.parent.name: run for run in recorder.runs}
+    scratch, full = (runs[f"hand {steps}inject=none trainable=all"] for steps in ("steps=14 ", ""))
+    assert scratch.expert is None and scratch.overrides[-4:-1] == [
+        "steps=14", "inject=none", "trainable=all"]
+    assert full.expert and full.guide == scratch.guide
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["simplehand", "table9"], "simplehand has table1, table2, table3, table4, table5"),
+    (["genhmr", "table17"], "genhmr has table1, table2"),
+    (["hmr_adapter", "table7"], "hmr_adapter has table1, table2, table3, table4, table5, table6"),
+    (["genhmr", "table4", "--seeds", "0"], "--seeds 0: expected at least 1"),
+    (["genhmr", "table4", "--preset", "toy"], "no preset 'toy': expected paper, h200"),
+    (["hmr_adapter", "table4", "--preset", "toy"], "no preset 'toy'"),
+    (["genhmr", "table2", "--seeds", "2", "--checkpoint", "x.pt"], "leave --checkpoint out"),
+    (["genhmr", "table4", "--set", "layer=3"], "field of:"),
+    (["genhmr", "table2", "--checkpoint", "absent.pt"], "no checkpoint absent.pt"),
+    (["genhmr", "table4", "--backbone", "absent.pt", "--tokenizer", "absent.pt"], "absent.pt"),
+    (["genhmr", "table4", "--data", "genhmr-sd", "--data-root", "R"], "give --tokenizer FILE or"),
+    (["genhmr", "table7", "--tokenizer", "{genhmr}"], "genhmr-itw: give its folder"),
+    (["simplehand", "table7", "--set", "heads=3"], "heads is 3"),
+    (["simplehand", "table7", "--typo"], "unrecognized arguments: --typo"),
+    (["hmr_adapter", "table1", "--checkpoint", "absent.pt"], "absent.pt"),
+])
+def test_tables_that_cannot_be_are_one_line(arguments, message, tmp_path, capsys):
+    shipped = str(bodymodels.ASSETS / "genhmr_cpu.pt")
+    arguments = [word.format(genhmr=shipped) for word in arguments]
+    with pytest.raises(SystemExit) as error:
+        tables.main([*arguments, "--out", str(tmp_path)])
+    text = capsys.readouterr().err + str(error.value)
+    assert message in text and "Traceback" not in text
+
+
+# --------------------------------------------------------------------------------- end to end
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def genhmrs(tmp_path_factory):
+    """Tiny runs of GenHMR's stages: their folders."""
+    folder = tmp_path_factory.mktemp("genhmr")
+    for stage in test_tasks_genhmr.STAGES:
+        train.main(test_tasks_genhmr.command_line(folder, stage, folder / stage))
+    return {stage: folder / stage for stage in test_tasks_genhmr.STAGES}
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """Tiny runs of HMR-Adapter's stages: their folder."""
+    folder = tmp_path_factory.mktemp("adapter")
+    train.main(test_tasks_adapter.command_line(folder, "all", folder / "all"))
+    return folder / "all"
+
+
+def settings_of(arguments):
+    return arguments[arguments.index("--set"):]
+
+
+@pytest.mark.slow
+def test_a_table_trains_every_row_once(cache, tmp_path, capsys):
+    """Every row is a run of its own, unless it is done; the table has their scores."""
+    settings = settings_of(command_line(cache, tmp_path, steps=1, test_samples=1))
+    arguments = ["simplehand", "table8", "--preset", "cpu", "--cache", str(cache), "--out",
+                 str(tmp_path), *settings]
+    tables.main(arguments)
+    assert capsys.readouterr().out.count("from step 0 to 1,") == 4
+    runs = {path.parent.parent.name: path for path in tmp_path.glob("*/seed 0/results.json")}
+    table = (tmp_path / "table8.md").read_text()
+    for name, row in (("unchanged", "ours"), ("mixer=identity", "identity mixer")):
+        results = json.loads(runs[f"simplehand {name}"].read_text())
+        assert results["config"]["mixer"] == ("identity" if "=" in name else "attention")
+        error = results["scores"]["SimpleHand"]["PA-MPJPE"]
+        assert re.search(rf"^\| {row} \| [\d.]+ \| [\d.]+ \| {error:.2f} \|", table, re.MULTILINE)
+    before = runs["simplehand unchanged"].stat().st_mtime_ns
+    shutil.rmtree(runs["simplehand mixer=identity"].parent)
+    tables.main(arguments)
+    assert capsys.readouterr().out.count("from step 0 to 1,") == 1
+    assert (tmp_path / "table8.md").read_text() == table
+    assert runs["simplehand unchanged"].stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_a_table_of_official_data(tmp_path):
+    """SimpleHand's Table 4 on a small folder in FreiHAND's layout."""
+    write_freihand(tmp_path / "freihand")
+    settings = settings_of(command_line(tmp_path, tmp_path, steps=1, batch_size=4))
+    tables.main(["simplehand", "table4", "--preset", "cpu", "--data", "freihand", "--data-root",
+                 str(tmp_path / "freihand"), "--hand", "hand_right", "--cache",
+                 str(tmp_path / "cache"), "--out", str(tmp_path / "out"), *settings])
+    text = (tmp_path / "out" / "table4.md").read_text()
+    rows = re.findall(r"^\| .* \| 6\.\d \| [67]\.\d \| [\d.]+ \| [\d.]+ \| 1 \|$", text, re.M)
+    assert len(rows) == 4
+
+
+@pytest.mark.slow
+def test_tables_of_one_checkpoint(genhmrs, tmp_path):
+    """Their rows are those that --eval scores, where it has them."""
+    usual = json.loads((genhmrs["transformer"] / "results.json").read_text())["scores"]
+    for name, row, of_eval in (("table3", "P = 10", "T=5 P=10"), ("table2", "T = 5", "T=5"),
+                               ("table1", "GenHMR", "T=5 P=20")):
+        tables.main(["genhmr", name, "--checkpoint", str(genhmrs["transformer"] / "checkpoint.pt"),
+                     "--cache", str(genhmrs["transformer"].parent / "cache"), "--out",
+                     str(tmp_path)])
+        text = (tmp_path / f"{name}.md").read_text()
+        assert "19 test samples." in text
+        assert re.search(rf"^\| {row} \|.* {usual[of_eval]['MPJPE']:.2f} \|.* 1 \|$", text, re.M)
+
+
+@pytest.mark.slow
+def test_tables_share_tokenizers_and_transformers(genhmrs, tmp_path, capsys):
+    """Table 13 end to end: four tokenizers, a transformer on each; Table 5 finds its tokenizers
+    here, and Table 12 its checkpoint."""
+    folder = genhmrs["transformer"].parent
+    settings = [f"{name}={flag(value)}" for stage in ("tokenizer", "transformer")
+                for name, value in test_tasks_genhmr.TINY[stage].items()]
+    arguments = ["--preset", "cpu", "--out", str(tmp_path), "--cache", str(folder / "cache"),
+                 "--backbone", str(genhmrs["encoder"] / "checkpoint.pt"), "--set", *settings,
+                 "steps=1", "accumulate=1", "test_samples=3", "codebook_size=32", "code_dim=8"]
+    tables.main(["genhmr", "table13", *arguments])
+    assert capsys.readouterr().out.count("from step 0 to 1,") == 8
+    changes = ["codebook_size=16", "code_dim=4", "codebook_size=64"]
+    runs = {path.parent.parent.name: json.loads(path.read_text())
+            for path in tmp_path.glob("*/seed 0/results.json")}
+    assert set(runs) == {"transformer unchanged", "tokenizer unchanged", *(
+        f"tokenizer {text}" for text in changes), *(
+        f"transformer tokenizer.{text}" for text in changes)}
+    for name, results in runs.items():
+        if name.startswith("transformer tokenizer."):
+            field, value = name.removeprefix("transformer tokenizer.").split("=")
+            assert results["config"]["tokenizer"][field] == int(value)
+    error = runs["transformer tokenizer.code_dim=4"]["scores"]["T=5"]["MPJPE"]
+    assert re.search(rf"^\| 2048 x 128 \|.* {error:.2f} \|", (
+        tmp_path / "table13.md").read_text(), re.MULTILINE)
+    tables.main(["genhmr", "table5", *arguments])
+    tables.main(["genhmr", "table12", *arguments, "--seeds", "1"])
+    assert "from step 0" not in capsys.readouterr().out
+    error = runs["transformer unchanged"]["scores"]["T=5"]["MPJPE"]
+    assert f"| top-1 | 68.1 | 77.5 | 88.2 | 99.5 | {error:.2f} |" in (
+        tmp_path / "table12.md").read_text()
+
+
+def adapter_command(adapters, out, name, **fields):
+    """tables.py hmr_adapter for the tiny experts of `adapters`."""
+    settings = [f"{name}={flag(value)}" for name, value in (
+        test_tasks_adapter.TINY | {"steps": 1} | fields).items() if any(
+        hasattr(getattr(hmr_adapter.PRESETS["cpu"], part), name) for part in ("hand", "body"))
+        and name != "arm_source"]
+    return ["hmr_adapter", name, "--checkpoint", str(adapters / "hand" / "checkpoint.pt"),
+            "--guide", str(adapters / "body" / "checkpoint.pt"), "--preset", "cpu", "--cache",
+            str(adapters.parent / "cache"), "--out", str(out), "--set", *settings]
+
+
+@pytest.mark.slow
+def test_a_table_of_pairs_trains_every_row_once(adapters, tmp_path, capsys):
+    """Table 6 in two processes: three body paths with one hand path; then nothing is left to train.
+    """
+    arguments = adapter_command(adapters, tmp_path, "table6")
+    output = Run(tmp_path, arguments, ranks=2, program="tables.py").end()
+    assert output.count("from step 0 to 1,") == 4
+    text = (tmp_path / "table6.md").read_text()
+    for path in tmp_path.glob("hand unchanged with *"):
+        scores = json.loads((path / "seed 0" / "results.json").read_text())["scores"]["ours"]
+        assert f" {scores['PVE']:.2f} |" in text
+    assert len(list(tmp_path.glob("hand unchanged with *"))) == 3
+    tables.main(arguments)
+    assert "from step 0" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_tables_of_paths(adapters, tmp_path):
+    """Their rows are those of --stage all --eval."""
+    usual = json.loads((adapters / "results.json").read_text())["scores"]
+    for name in ("table1", "table2"):
+        tables.main(adapter_command(adapters, tmp_path, name))
+        text = (tmp_path / f"{name}.md").read_text()
+        assert re.search(rf"^\| ours \|.* {usual['ours']['PVE']:.2f} \|", text, re.MULTILINE)
+        assert re.search(r"^\| OSX \|.* - \| 0 \|$", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_rows_around_the_shipped_experts(cache, tmp_path, capsys):
+    """Every row of Table 3: the expert before is a row of No. 6's run, No. 2 has double steps."""
+    tables.main(["hmr_adapter", "table3", "--cache", str(cache), "--out", str(tmp_path), "--set",
+                 "steps=1", "eval_every=1", "batch_size=4", "train_samples=8", "test_samples=9"])
+    output = capsys.readouterr().out
+    assert output.count("from step 0 to 1,") == 5 and output.count("from step 0 to 2,") == 1
+    text = (tmp_path / "table3.md").read_text()
+    rows = re.findall(r"^\| (?:HaMeR|No\. [1-6]).* \|(?: [-\dM.]+ \|){4} ([-\d.]+) \|"
+                      r"(?: [\d.]+ \|){4} 1 \|$", text, re.M)
+    assert len(rows) == 7 and rows[0] == "-" and min(map(float, rows[1:])) > 0
+    assert "18 test samples." in text
