@@ -87,12 +87,11 @@ def read_tables(path: Path = bodymodels.ASSETS / "tables.md") -> dict[str, dict[
                  for fact, text in re.findall(r"^- (\w+): (.+)$", section, re.M)}
         heads, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")]
                             for line in re.findall(r"^\|.+\|$", section, re.M))
-        figures = {row: paper for row, *paper, _ in lines}
         words = {row: [] if made == "the model" else made.split()
                  for row, *_, made in lines if made != "-"}
-        note = " ".join(section.rpartition("|\n")[2].split())
-        table = Table(tuple(heads[1:-1]), figures, words, note, **facts)
-        tables.setdefault(model, {})[name] = table
+        tables.setdefault(model, {})[name] = Table(
+            tuple(heads[1:-1]), {row: paper for row, *paper, _ in lines}, words,
+            " ".join(section.rpartition("|\n")[2].split()), **facts)
     return tables
 
 
@@ -429,22 +428,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, flags = parse(argv)
     runs, scores = Runs(options, flags), {}
     path, leader = options.out / f"{options.table}.md", int(os.environ.get("RANK", 0)) == 0
-    about = (f"`python tables.py {shlex.join(argv)}`\n\nErrors in mm; of several seeds mean ± "
-             f"standard deviation. What is trained has preset {runs.preset}; what is scored or "
-             "adapted is in assets/, unless given.")
+    about = (f"`python tables.py {shlex.join(argv)}`\n\nErrors in mm ± standard deviation over seeds. "
+             f"Trained: preset {runs.preset}. Scored or adapted: files of assets/, unless given.")
     try:
         first = runs.settings(runs.table.stage)[0].seed
         for seed, name in itertools.product(
                 range(first, first + (options.seeds or 1)), runs.table.words):
-            ours = getattr(runs, runs.table.kind)(runs.table.words[name], seed)
-            scores.setdefault(name, {})[seed] = ours
+            row = getattr(runs, runs.table.kind)(runs.table.words[name], seed)
+            scores.setdefault(name, {})[seed] = row
             if leader:
                 text = table_text(f"{options.model} {options.table}", runs.table, scores, about)
                 bodymodels.write_atomically(path, text.encode())
     except (ValueError, OSError) as error:
         raise SystemExit(f"tables.py: {error}") from None
     announce(f"\n{text if leader else ''}\nin {path}")
-    if runs.world is not None and runs.world.size > 1:
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 

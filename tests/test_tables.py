@@ -297,6 +297,8 @@ def test_every_table_has_a_command(model, name, official, recorder, tmp_path):
     for run in recorder.runs:
         if official and "tokenizer" in run.name and table.stage != "tokenizer":
             assert (run.data, run.data_root, run.protocol) == ("amass", "A", None)
+        elif official and run.eval and table.stage == "tokenizer":
+            assert run.data == "amass" and run.checkpoint.name == "best.pt"
         elif official and run.eval:
             assert run.data is None and run.protocol and run.data_root == "R"
         elif official and model == "hmr_adapter":
