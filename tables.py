@@ -428,7 +428,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, flags = parse(argv)
     runs, scores = Runs(options, flags), {}
     path, leader = options.out / f"{options.table}.md", int(os.environ.get("RANK", 0)) == 0
-    about = (f"`python tables.py {shlex.join(argv)}`\n\nErrors in mm ± standard deviation of seeds. "
+    about = (f"`python tables.py {shlex.join(argv)}`\n\nErrors in mm, ± over seeds. "
              f"Trained: preset {runs.preset}. Scored or adapted: files of assets/, unless given.")
     try:
         first = runs.settings(runs.table.stage)[0].seed
