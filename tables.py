@@ -52,11 +52,11 @@ Scores = Mapping[str, Mapping[int, np.ndarray]]  # row -> seed -> our columns: m
 SHIPPED = {part: str(bodymodels.ASSETS / f"{name}_cpu.pt") for part, name in (
     ("genhmr", "genhmr"), ("hand", "hmr_adapter_hand"), ("body", "hmr_adapter_body"))}
 # What rows have in place of the cpu preset's fields if neither --preset nor --data is given, so
-# that three seeds take hours, not days; a preset may lack a field.
+# that three seeds take hours, not days.
 SCALE = {
     "tokenizer": ("steps=600", "eval_every=600"),
-    "transformer": ("steps=240", "pretrain_steps=80", "warmup_steps=40", "eval_every=240",
-                    "train_samples=6000", "layers=4"),
+    "transformer": ("steps=240", "warmup_steps=40", "eval_every=240", "train_samples=6000",
+                    "layers=4"),
 } | dict.fromkeys(("hand", "body"), ("steps=500", "eval_every=500", "train_samples=6000"))
 PAPER_SIZES = {"dims": 256, "codebook_size": 2048, "code_dim": 256}
 
@@ -199,7 +199,7 @@ class Runs:
             raise ValueError(f"no preset {self.preset!r}: expected {', '.join(task.PRESETS)}")
         preset, own = task.PRESETS[self.preset], []
         if not self.options.preset and not self.official:
-            own = [text for text in SCALE.get(stage, ()) if hasattr(preset, text.split("=")[0])]
+            own += SCALE.get(stage, ())
         if self.table.backbone and not self.small:
             own += BACKBONES[self.table.backbone]
         own += own_overrides(self.options.overrides, task.Config,
