@@ -44,7 +44,8 @@ TINY = {
         "learning_rate": 1e-3, "warmup_steps": 2, "steps": 12, "batch_size": 8, "eval_every": 5,
         "train_samples": 44, "test_samples": 19},
     "encoder": {
-        "widths": (4, 4, 8, 8), "blocks": 1, "pooled": 4, "lift_width": 16, "warmup_steps": 2, "steps": 4, "batch_size": 8, "eval_every": 3,
+        "widths": (4, 4, 8, 8), "blocks": 1, "pooled": 4, "lift_width": 16, "warmup_steps": 2,
+        "steps": 4, "batch_size": 8, "eval_every": 3,
         "train_samples": 44, "test_samples": 19},
     "transformer": {
         "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,

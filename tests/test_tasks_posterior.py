@@ -11,7 +11,7 @@ from tasks import posterior
 
 
 def drawn(truths: int, samples: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Truths of a standard normal distribution (N, 24, 3), and draws of one `spread` times as wide."""
+    """Return draws (N, S, 24, 3), `spread` times as wide as the truths (N, 24, 3), N(0, 1)."""
     rng = np.random.default_rng(seed)
     return (spread * rng.standard_normal((truths, samples, 24, 3)),
             rng.standard_normal((truths, 24, 3)))
