@@ -108,7 +108,6 @@ class TokenizerConfig:
     warmup_steps: int = 1_000  # linear from 0 (our choice)
     weight_decay: float = 0.0  # Adam (paper)
     gradient_clip: float = 1.0  # norm (our choice)
-    ema_decay: float = 0.0  # of a moving average of the weights, 0: none (our choice)
     eval_every: int = 5_000  # steps between evaluations (our choice)
     seed: int = 0  # of initialisation, order and augmentation (our choice)
 
@@ -192,7 +191,6 @@ class Config:
     gradient_clip: float = 1.0  # norm; Gumbel gradients grow as it cools (our choice)
     precision: str = "bf16"  # "fp32", "bf16" or "fp16" with a gradient scaler (our choice)
     channels_last: bool = True  # memory format, for speed (our choice)
-    ema_decay: float = 0.0  # of a moving average of the weights, 0: none (our choice)
     eval_every: int = 10_000  # steps between evaluations (our choice)
     seed: int = 0  # of initialisation, order, masks and augmentation (our choice)
 
@@ -1441,9 +1439,9 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     # joints and 21 points of the surface: 5 x L_45 = 5 x (24 L_J + 21 L_V) / 45.
     "cpu": TokenizerConfig(
         codebook_size=64, code_dim=16, width=128, depth=1, normalise=True, corruption=0.12,
-        weight_commitment=0.1, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
-        heading=180.0, tilt=20.0, uniform_rotation=0.0, batch_size=64, steps=3_000,
-        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=1_500,
+        weight_commitment=0.2, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
+        heading=180.0, tilt=40.0, uniform_rotation=0.0, batch_size=64, steps=5_000,
+        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=2_500,
         train_samples=20_000, test_samples=1_000, lean=45.0, wide=0.8),
 }
 

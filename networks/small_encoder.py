@@ -71,7 +71,6 @@ class EncoderConfig:
     gradient_clip: float = 5.0  # norm
     precision: str = "fp32"
     channels_last: bool = True  # memory format, for speed
-    ema_decay: float = 0.0  # of a moving average of the weights, 0: none
     eval_every: int = 1_300
     seed: int = 0
 
