@@ -23,16 +23,15 @@ import train
 
 STEPS = 12
 RUN = {"warmup_steps": 2, "eval_every": 25, "batch_size": 8, "train_samples": 44, "test_samples": 2,
-       "ema_decay": 0.9, "heads": 2, "width": 16}
+       "heads": 2, "width": 16}
 TINY = {  # by model: fields that its stages may have
     "simplehand": {
         "image_size": 32, "embed_dims": "8,8,16,32", "depths": "1,1,1,1", "feature_width": 32,
         "token_width": 16, "dims": "16,8,8", "dropout": 0.1, "drop_path": 0.1},
     "genhmr": {
-        "image_size": 64, "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "depth": 1,
+        "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "depth": 1,
         "widths": "4,4,8,8", "blocks": 1, "pooled": 4, "lift_width": 16, "pyramid_width": 16,
-        "points": 2, "layers": 1, "ffn": 32, "regressor_width": 16, "accumulate": 2,
-        "pretrain_steps": 5},
+        "points": 2, "layers": 1, "ffn": 32, "regressor_width": 16, "accumulate": 2},
     "hmr_adapter": {
         "image_size": 64, "widths": "4,4,8,8", "blocks": 1, "pooled": 4, "lift_width": 16,
         "vit_dim": 16, "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2,
@@ -40,7 +39,7 @@ TINY = {  # by model: fields that its stages may have
         "hand_size": 64, "train_samples": 24, "depth_bins": 4, "hand_cells": 4, "joint_dim": 8,
         "arm_noise": 0.1, "arm_drop": 0.1, "offset_hidden": 16},
 }
-VIT = {"backbone": "vit", "vit_dim": 16, "vit_depth": 1, "vit_heads": 2, "vit_drop_path": 0.1,
+VIT = {"image_size": 64, "patch_size": 16, "vit_dim": 16, "vit_depth": 1, "vit_heads": 2, "vit_drop_path": 0.1,
        "scales": "1,2"}  # the paper's encoder, trained
 NEEDED = {  # flags that name the final checkpoint of another stage
     "genhmr-transformer": {"tokenizer": "genhmr-tokenizer", "backbone": "genhmr-encoder"},
