@@ -36,9 +36,9 @@ class OfficialPeople(PeopleDataset):
     eleven betas a sample has the first ten; keypoints and hands follow from all. Augmentation crops
     the crops again, as for rendered people: outside of them the picture is black.
 
-    detail: above 1, a sample also has "picture", the image with so many times as many pixels a side,
-    to cut hands out at predicted boxes: those of the image itself are too blurred. It goes without
-    augmentation.
+    detail: above 1, a sample also has "picture", the image with so many times as many pixels a
+    side, to cut hands out at predicted boxes: those of the image itself are too blurred. It goes
+    without augmentation.
     """
 
     def __init__(self, pictures: BodyPictures, hand_size: int | None = None, *,

@@ -65,7 +65,7 @@ def test_rows_are_changes_of_a_config(name):
     (["--ablate", "table4", "--eval"], "without --eval"),
     (["--ablate", "table4", "--seeds", "0"], "--seeds 0: expected at least 1"),
     (["--ablate", "table4", "--preset", "toy"], "no preset 'toy' for genhmr"),
-    (["--ablate", "table4", "--data", "coco"], "trains on rendered data"),
+    (["--ablate", "table4", "--data", "h36m-moon"], "trains on rendered data"),
     (["--ablate", "table2", "--seeds", "2", "--checkpoint", "x.pt"], "leave --checkpoint out"),
     (["--ablate", "table2", "--iterations", "3"], "--iterations means nothing to genhmr"),
     (["--ablate", "table4", "--set", "layer=3"], "field of:"),
