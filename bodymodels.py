@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from files import check_mesh, load_arrays, single, to_numpy, vertex_colors, vertex_normals
+from files import (
+    check_mesh,
+    load_arrays,
+    single,
+    to_numpy,
+    vertex_colors,
+    vertex_normals,
+)
 from files import save_mesh as save_mesh
 from files import write_atomically as write_atomically
 
@@ -281,11 +288,6 @@ JOINT_SETS: dict[str, tuple[str, ...]] = {
     "h36m17_spin": ("pelvis", *_sided("left right", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
     "h36m17_moon": ("pelvis", *_sided("right left", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
     # data sets
-    "mpii16": (*_LEGS_THEN_ARMS[:6], "pelvis", "thorax", "neck", "head_top", *_LEGS_THEN_ARMS[6:]),
-    "mpi_inf17": ("head", "neck", *_sided("right left", "shoulder elbow wrist"),  # its test set's
-                  *_sided("right left", "hip knee ankle"), "pelvis", "spine", "jaw"),
-    "aic14": (*_sided("right left", "shoulder elbow wrist"),
-              *_sided("right left", "hip knee ankle"), "head_top", "neck"),
     "hmmr25": ("right_heel", *_LEGS_THEN_ARMS[1:5], "left_heel", *_LEGS_THEN_ARMS[6:], "neck",
                "head_top", "nose", *_pairs("left right", "eye ear big_toe small_toe ankle")),
 }

@@ -1,7 +1,7 @@
 """Images and annotations: the door to every data set, rendered or official.
 
     RenderedHands, FreiHAND, DexYCB, ...    pictures of hands
-    RenderedBodies, COCO, ThreeDPW, ...     pictures of bodies
+    RenderedBodies, ThreeDPW, BEDLAM, ...   pictures of bodies
     RenderedPeople, OfficialPeople          pictures of whole bodies, with crops of their hands
     MotionPoses, AMASS, MOYO                poses of bodies, without pictures
     Joined, Mixed                           several data sets, one after the other or in proportions
@@ -61,9 +61,7 @@ from sets.hmr2_evaluation import Human36MHMR2, ThreeDPWHMR2
 from sets.human36m import Human36M, Human36MMoon, Human36MSMPLX
 from sets.images import read_image
 from sets.interhand import InterHand
-from sets.keypoints_2d import AIC, COCO, MPII
 from sets.motion import AMASS, MOYO, MotionCapture
-from sets.mpi_inf_3dhp import MPIINF3DHP
 from sets.official import Pictures
 from sets.official_models import hand_space
 from sets.official_people import HandPairs, OfficialPeople
@@ -94,8 +92,7 @@ OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
     "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
     "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "3dpw-hmr2": ThreeDPWHMR2,
-    "h36m-hmr2": Human36MHMR2, "coco": COCO, "aic": AIC, "mpii": MPII,
-    "mpi-inf-3dhp": MPIINF3DHP, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
+    "h36m-hmr2": Human36MHMR2, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
     "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
 
 
@@ -109,11 +106,9 @@ HMR2_SETS = ("h36m-train", "mpii-train", "coco-train-2014-pruned",
              "insta-train-vitpose-replicate")
 # {name: {(data set, its folder below the root): weight}}
 MIXTURES: dict[str, dict[tuple[str, str], float]] = {
-    # GenHMR's "SD" with HMR2.0a's weights: from HMR2.0's shards, and from the data sets themselves
+    # GenHMR's "SD" with HMR2.0a's weights
     "genhmr-sd": _shards("hmr2-tars", {"h36m-train": 0.3, "mpii-train": 0.1,
                                        "mpi-inf-train-pruned": 0.2, "coco-train-2014-pruned": 0.4}),
-    "genhmr-sd-official": {("h36m-moon", "h36m"): 0.3, ("mpii", "mpii"): 0.1,
-                           ("mpi-inf-3dhp", "mpi-inf-3dhp"): 0.2, ("coco", "coco"): 0.4},
     # "ITW" with HMR2.0b's weights, and "BL" with TokenHMR's
     "genhmr-itw": _shards("hmr2-tars", dict(zip(HMR2_SETS, (
         0.1, 0.1, 0.1, 0.1, 0.02, 0.19, 0.19, 0.2), strict=True))),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from files import load_arrays
-from sets.workers import follow_parent
 
 
 class MissingPackage(ValueError):
@@ -40,29 +37,3 @@ def read_yaml(path: Path) -> dict:
         return yaml.safe_load(path.read_text())
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from error
-
-
-def read_mat(path: Path) -> dict:
-    """Read the variables of a MATLAB file before version 7.3; structs become objects.
-
-    Another process does it: a damaged file can make scipy crash.
-    """
-    if multiprocessing.current_process().daemon:  # it may not start a process
-        return _load_mat(path)
-    try:
-        with ProcessPoolExecutor(1, initializer=follow_parent) as pool:
-            return pool.submit(_load_mat, path).result()
-    except ImportError:
-        raise
-    except Exception as error:  # damaged files raise almost any error
-        raise ValueError(f"no MATLAB file before version 7.3: {error}") from error
-
-
-def _load_mat(path: Path) -> dict:
-    from scipy.io import loadmat  # slow to import, and needed for two data sets only
-    return loadmat(path, squeeze_me=True, struct_as_record=False)
-
-
-def as_list(value: object) -> list:
-    """Convert a MATLAB array of objects, which scipy unwraps if it has one element, to a list."""
-    return list(np.atleast_1d(np.asarray(value, object)))

@@ -365,8 +365,7 @@ class TransformerTask(BodyTask):
     load_checkpoint = staticmethod(load_checkpoint)
     parameters = staticmethod(genhmr.parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
-        "genhmr-sd", "genhmr-sd-official", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon",
-        "coco", "mpii", "mpi-inf-3dhp", "aic", "bedlam"), "") | {
+        "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (
             "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14", "hmr2_lsp14",
             "hmr2_h36m_lsp14")}

@@ -6,7 +6,6 @@ import pickle
 import tarfile
 
 import numpy as np
-import scipy.io
 import torch
 from hand_samples import hands
 from joblib_files import joblib_dump
@@ -22,8 +21,6 @@ from sets.emdb import EMDB
 from sets.hmr2_evaluation import ThreeDPWHMR2
 from sets.human36m import Human36M, Human36MMoon, Human36MSMPLX
 from sets.interhand import InterHand
-from sets.keypoints_2d import AIC, COCO, MPII
-from sets.mpi_inf_3dhp import MPIINF3DHP
 from sets.records import intrinsics, to_pixels
 from sets.rich import RICH
 from sets.shards import HaMeRShards, HMRShards
@@ -424,112 +421,6 @@ def h36m_smplx(root, split="p1", **options):
     return Human36MSMPLX(root, split, 32, progress=False, **options)
 
 
-def write_coco(root):
-    """Two pictures; a person, one with few joints, a crowd and another person."""
-    keypoints = np.concatenate([RNG.uniform(5, 40, (17, 2)), np.full((17, 1), 2.0)], 1)
-    keypoints[0], keypoints[5, 2] = 0, 1
-    few = keypoints * (np.arange(17) < 9)[:, None]
-    people = [(1, keypoints, 0), (1, few, 0), (1, keypoints, 1), (2, keypoints, 0)]
-    write(root / "annotations/person_keypoints_train2014.json", {
-        "images": [{"id": number, "file_name": f"COCO_train2014_{number:012d}.jpg", "width": 64,
-                    "height": 48} for number in (1, 2)],
-        "annotations": [{"id": 10 + number, "image_id": image, "bbox": [2.0, 4, 30, 40],
-                         "iscrowd": crowd, "keypoints": points.ravel().tolist(),
-                         "num_keypoints": int((points[:, 2] > 0).sum()), "area": 9.0}
-                        for number, (image, points, crowd) in enumerate(people)]})
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for number in (1, 2):
-        write_picture(root / f"train2014/COCO_train2014_{number:012d}.jpg", exif=exif)
-
-
-def coco(root, **options):
-    return COCO(root, "train", 32, progress=False, **options)
-
-
-def write_aic(root):
-    """One picture of two people; of the second's joints only four are labelled."""
-    points = np.concatenate([RNG.uniform(5, 40, (14, 2)), np.ones((14, 1))], 1)
-    few = points.copy()
-    few[4:] = 0, 0, 3
-    few[2, 2] = 2
-    write(root / "keypoint_train_annotations_20170902.json", [{
-        "image_id": "0a1b", "url": "", "human_annotations": {"human1": [2, 4, 32, 44],
-                                                              "human2": [10, 4, 32, 44]},
-        "keypoint_annotations": {"human1": points.ravel().tolist(),
-                                 "human2": few.ravel().tolist()}}])
-    write_picture(root / "keypoint_train_images_20170902/0a1b.jpg")
-
-
-def aic(root, **options):
-    return AIC(root, "train", 32, progress=False, **options)
-
-
-def write_mpii(root):
-    """A picture with one person, one with two, of whom one lacks a joint, and a test picture."""
-    def person(count):
-        points = [{"x": 2.0 + joint, "y": 3.0 + joint, "id": joint, "is_visible": 1}
-                  for joint in RNG.permutation(16)[:count].tolist()]
-        return {"x1": 1, "y1": 1, "x2": 5, "y2": 5, "scale": 0.2,
-                "objpos": {"x": 20.0, "y": 21.0}, "annopoints": {"point": structs(points)}}
-
-    def structs(rows):
-        array = np.empty(len(rows), [(name, object) for name in rows[0]])
-        for index, row in enumerate(rows):
-            array[index] = tuple(row.values())
-        return array
-
-    pictures = structs([
-        {"image": {"name": f"{name}.jpg"}, "annorect": structs(people)} for name, people in (
-            ("one", [person(16)]), ("two", [person(16), person(15)]),
-            ("test", [{"scale": 1.0, "objpos": {"x": 1, "y": 1}}]))])
-    scipy.io.savemat(root / "mpii_human_pose_v1_u12_1.mat", {"RELEASE": {
-        "annolist": pictures, "img_train": np.array([1, 1, 0])}})
-    for name in ("one", "two", "test"):
-        write_picture(root / f"images/{name}.jpg")
-
-
-def mpii(root, **options):
-    return MPII(root, "train", 32, progress=False, **options)
-
-
-def write_mpi_inf(root):
-    """One sequence of eleven frames before fourteen cameras; one joint leaves the picture."""
-    flat = RNG.uniform(500, 1500, (11, 28, 2))
-    solid = RNG.normal(0, 300, (11, 28, 3)) + (0, 0, 3000)
-    away = flat.copy()
-    away[10, 20, 0] = 2100
-    folder = root / "S1/Seq1"
-    folder.mkdir(parents=True)
-
-    def cell(values):
-        cells = np.empty((14, 1), object)
-        for camera in range(14):
-            cells[camera, 0] = values(camera)
-        return cells
-
-    scipy.io.savemat(folder / "annot.mat", {
-        "annot2": cell(lambda camera: (away if camera else flat).reshape(11, 56)),
-        "annot3": cell(lambda camera: solid.reshape(11, 84)),
-        "univ_annot3": cell(lambda camera: 0.9 * solid.reshape(11, 84))})
-    lines = ["Skeletool Camera Calibration File V1.0"]
-    for camera in range(14):
-        matrix = np.eye(4)
-        matrix[:2, :3] = [[1500 + camera, 0, 1024], [0, 1500, 1020]]
-        lines += [f"name          {camera}", "  sensor      10 10", "  size        2048 2048",
-                  "  animated    0", "  intrinsic   " + " ".join(map(str, matrix.ravel())),
-                  "  extrinsic   " + " ".join(map(str, np.eye(4).ravel())), "  radial      0"]
-    write(folder / "camera.calibration", "\n".join(lines))
-    for camera in MPIINF3DHP.CAMERAS:
-        for frame in (1, 11):
-            write_picture(folder / f"imageFrames/video_{camera}/frame_{frame:06d}.jpg",
-                          (2048, 2048), quality=10)
-
-
-def mpi_inf(root, split="train", **options):
-    return MPIINF3DHP(root, split, 32, progress=False, **options)
-
-
 def tar_person(**changes):
     """A person of HMR2.0's training sets."""
     return {"keypoints_2d": np.concatenate([RNG.uniform(5, 40, (44, 2)), np.ones((44, 1))], 1),
@@ -707,16 +598,13 @@ WRITERS = {
     "3dpw-moon": write_3dpw_moon, "emdb": write_emdb, "h36m": write_h36m,
     "h36m-moon": write_h36m_moon, "h36m-smplx": write_h36m_moon,
     "3dpw-hmr2": write_hmr2_evaluation,
-    "coco": write_coco, "aic": write_aic, "mpii": write_mpii,
-    "mpi-inf-3dhp": write_mpi_inf, "hmr2-tars": write_hmr2, "hamer-tars": write_hamer,
+    "hmr2-tars": write_hmr2, "hamer-tars": write_hamer,
     "bedlam": write_bedlam, "rich": write_rich, "arctic": write_arctic, "ehf": write_ehf}
 READERS = {
     "dexycb": dexycb, "interhand": interhand, "3dpw": threedpw, "3dpw-moon": threedpw_moon,
     "3dpw-hmr2": threedpw_hmr2,
     "emdb": emdb, "h36m": human36m, "h36m-moon": h36m_moon, "h36m-smplx": h36m_smplx,
-    "coco": coco, "aic": aic,
-    "mpii": mpii, "mpi-inf-3dhp": mpi_inf, "hmr2-tars": hmr2, "hamer-tars": hamer,
-    "bedlam": bedlam,
+    "hmr2-tars": hmr2, "hamer-tars": hamer, "bedlam": bedlam,
     "rich": rich, "arctic": arctic, "ehf": ehf}
 HANDS = ("dexycb", "interhand", "hamer-tars")
 NEED_MODELS = ("rich", "arctic")

@@ -184,10 +184,10 @@ def test_command_line_looks_at_data(folders, models, tmp_path, capsys, arguments
 
 
 def test_command_line_tells_of_missing_pictures(fresh, capsys):
-    root = fresh("coco")
-    next(root.glob("train2014/*.jpg")).unlink()
-    with pytest.raises(SystemExit, match="1 of 2 pictures looked for are missing, for .*jpg"):
-        data.main(["coco", "--data-root", str(root)])
+    root = fresh("3dpw-moon")
+    next(root.glob("imageFiles/*/*.jpg")).unlink()
+    with pytest.raises(SystemExit, match="1 of 1 pictures looked for are missing, for .*jpg"):
+        data.main(["3dpw-moon", "--data-root", str(root)])
 
 
 def test_drawings_are_named_after_their_data_set(tmp_path, monkeypatch, capsys):

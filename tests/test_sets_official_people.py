@@ -5,7 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from official_folders import RNG, bedlam, coco, ehf, interhand, threedpw_moon, write, write_freihand
+from official_folders import (
+    RNG,
+    bedlam,
+    ehf,
+    hmr2,
+    interhand,
+    threedpw_moon,
+    write,
+    write_freihand,
+)
 from people_samples import CONTRACT as PEOPLE
 
 import bodymodels
@@ -52,7 +61,7 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
         with pytest.raises(ValueError, match="open it with a folder of models"):
             kind(source, 32)
     with pytest.raises(ValueError, match="no body before a known camera"):
-        OfficialPeople(coco(folders("coco"), models=models))
+        OfficialPeople(hmr2(folders("hmr2-tars"), models=models))
 
 
 def test_hands_are_cut_out_of_the_picture_not_of_the_crop(folders, models):

@@ -13,8 +13,8 @@ import torch
 from official_folders import (
     write_3dpw,
     write_amass,
-    write_coco,
     write_h36m,
+    write_hmr2,
     write_hmr2_evaluation,
     write_models,
     write_moyo,
@@ -482,7 +482,7 @@ def test_official_motion_trains_the_tokenizer(folder, tmp_path, undrawn):
 def official(tmp_path_factory):
     """Folders of data sets, and models, in the official formats."""
     base = tmp_path_factory.mktemp("official")
-    for name, fill in (("coco", write_coco), ("3dpw", write_3dpw), ("h36m", write_h36m),
+    for name, fill in (("tars", write_hmr2), ("3dpw", write_3dpw), ("h36m", write_h36m),
                        ("3dpw-hmr2", write_hmr2_evaluation), ("models", write_models)):
         (base / name).mkdir()
         fill(base / name)
@@ -499,10 +499,10 @@ def judge(folder, official, protocol):
 
 
 def test_official_pictures_train_and_are_judged(finished, folder, official, tmp_path):
-    """COCO trains, 3DPW judges; predictions tell whose they are."""
+    """HMR2.0's shards train, 3DPW judges; predictions tell whose they are."""
     out = tmp_path / "out"
-    train.main(command_line(folder, "transformer", out, "--data", "coco", "--data-root",
-                            official / "coco", "--protocol", "3dpw_lsp14", "--test-root",
+    train.main(command_line(folder, "transformer", out, "--data", "hmr2-tars", "--data-root",
+                            official / "tars", "--protocol", "3dpw_lsp14", "--test-root",
                             official / "3dpw", "--models", official / "models", steps=1,
                             batch_size=2, accumulate=1))
     scores = json.loads((out / "results.json").read_text())["scores"]
@@ -632,5 +632,5 @@ def test_official_pictures_need_models_and_a_protocol(finished, folder, official
             (("--protocol", "dexycb_s0"), "choose the protocol with --protocol, one of 3dpw"),
             (("--protocol", "3dpw_lsp14"), "SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE")):
         with pytest.raises(SystemExit, match=message):
-            train.main(command_line(folder, "transformer", tmp_path / "no", "--data", "coco",
-                                    "--data-root", official / "coco", *extra))
+            train.main(command_line(folder, "transformer", tmp_path / "no", "--data", "hmr2-tars",
+                                    "--data-root", official / "tars", *extra))
