@@ -1455,10 +1455,10 @@ PRESETS: dict[str, Config] = {
         batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500, eval_every=5_000),
     # One GPU with 24 GB: the paper's run, each step in eight parts of 12.
     "single_gpu": Config(accumulate=8),
-    # Two CPU cores, behind a small trained encoder of 112 channels. The terms beside L_mask weigh
+    # Two CPU cores, behind a small trained encoder of 128 channels. The terms beside L_mask weigh
     # less than the paper's, whose L_3D would start ten times as large as L_mask.
     "cpu": Config(
-        tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, patch_size=8, vit_dim=112,
+        tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, patch_size=8, vit_dim=128,
         scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=4, ffn=640,
         regressor_width=256, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
         weight_keypoints_2d=2e-3, weight_pose=5e-6, weight_betas=1e-3, temperature_end=0.5,

@@ -11,6 +11,7 @@ M cells of the heat maps (768), D channels of a token (112), W width of the MLP.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -190,7 +191,8 @@ class SmallEncoder(nn.Module):
 
     A U-net with attention at its coarsest level makes heat maps, like a ViTPose in miniature. The
     token of a cell holds the U-net's features there, what the encoder knows of the whole person,
-    and what it knows of one joint: the cells of block j of the grid hold joint j.
+    and what it knows of one joint: the cells of block j of the grid hold joint j. Behind GenHMR
+    they also hold the lifted pose as a pose tokenizer embeds it, see `link`.
     """
 
     def __init__(self, widths: tuple[int, int, int, int] = (16, 32, 64, 128), blocks: int = 2,
@@ -198,7 +200,8 @@ class SmallEncoder(nn.Module):
         """widths: channels at strides 2, 4, 8, 16. pooled: features at the place of a keypoint."""
         super().__init__()
         w2, w4, w8, w16 = widths
-        self.width = w8 + 19 + 13 + pooled  # D
+        self.width = w8 + 19 + 13 + pooled  # D, without embeddings
+        self.embed: Callable[[Tensor], Tensor] | None = None  # see `link`
         self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
         self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
         self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
@@ -246,12 +249,30 @@ class SmallEncoder(nn.Module):
         reading = self.read(self.normalise(images))
         return torch.cat((reading.at, reading.confidence[..., None]), 2)
 
+    def token_of_cell(self, per_joint: int) -> Tensor:
+        """Return the number of the pose token that each cell belongs to (N,), `per_joint` a joint.
+
+        The eight cells of a block, row by row, are shared out among the tokens of its joint.
+        """
+        cell = torch.arange(GRID[0] * GRID[1], device=self.joint_of_cell.device)
+        row, column = cell // GRID[1] % BLOCK[0], cell % GRID[1] % BLOCK[1]
+        first = (row * BLOCK[1] + column) * per_joint // (BLOCK[0] * BLOCK[1])
+        return self.joint_of_cell * per_joint + first
+
     @staticmethod
-    def places() -> Tensor:
-        """Return where in the grid the cells of each joint are: (24, 2), x and y in 0..1."""
-        y, x = ((torch.arange(count // side) + 0.5) * side / count
-                for count, side in zip(GRID, BLOCK, strict=True))
-        return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+    def places(per_joint: int) -> Tensor:
+        """Return the middle of each pose token's cells: (L, 2), x and y in 0..1 over the grid."""
+        cells, places = BLOCK[0] * BLOCK[1], []
+        for joint in range(JOINTS):
+            corner = joint // (GRID[1] // BLOCK[1]) * BLOCK[0], joint % (GRID[1] // BLOCK[1])
+            for token in range(per_joint):
+                first = token * cells // per_joint
+                own = range(first, max(first + 1, (token + 1) * cells // per_joint))
+                row = sum(cell // BLOCK[1] for cell in own) / len(own) + 0.5
+                column = sum(cell % BLOCK[1] for cell in own) / len(own) + 0.5
+                places.append(((corner[1] * BLOCK[1] + column) / GRID[1],
+                               (corner[0] + row) / GRID[0]))
+        return torch.tensor(places)
 
     def forward(self, crops: Tensor, reading: bool = False) -> Tensor | Reading:
         """Return the tokens (B, N, D) alone, or all of a Reading."""
@@ -294,7 +315,11 @@ class SmallEncoder(nn.Module):
         joints = torch.cat((keypoints, 2 * lifted.joints), 2)[:, :JOINTS]
         joints = torch.cat((pose, joints), 2)[:, self.joint_of_cell]  # (B, N, 13 + 16)
         person = person[:, None].expand(-1, joints.shape[1], -1)
-        return torch.cat((0.3 * x8.flatten(2).mT, person, joints), 2)
+        tokens = torch.cat((0.3 * x8.flatten(2).mT, person, joints), 2)
+        if self.embed is None:
+            return tokens
+        z = self.embed(rotation_6d_to_matrix(lifted.pose))  # (B, L, C)
+        return torch.cat((tokens, z[:, self.token_of_cell(z.shape[1] // JOINTS)]), 2)
 
 
 def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
@@ -320,6 +345,16 @@ def heat_map_loss(heat: Tensor, keypoints: Tensor, grid: tuple[int, int]) -> Ten
     return -((1 - distance).clamp_min(0).prod(-1) * heat).sum(-1)
 
 
+def link(model: GenHMR) -> GenHMR:
+    """Let a SmallEncoder add the tokenizer's embeddings of the lifted pose to its tokens.
+
+    So the masked transformer reads at its own place what the encoder believes about a token.
+    """
+    if isinstance(model.backbone, SmallEncoder):
+        model.backbone.embed = model.tokenizer.embed
+    return model
+
+
 def is_small(config: Config) -> bool:
     """Say whether a config is of a model behind a SmallEncoder, whose tokens are at stride 8."""
     return config.patch_size == IMAGE_SIZE // GRID[0]
@@ -332,10 +367,9 @@ def build_genhmr(config: Config, encoder: SmallEncoder | None = None) -> GenHMR:
     """
     if is_small(config):
         encoder = (encoder or SmallEncoder()).requires_grad_(False)
-    model = GenHMR(config, encoder)
+    model = link(GenHMR(config, encoder))
     if encoder is not None:
-        per_joint = config.tokenizer.num_tokens // JOINTS
         with torch.no_grad():
-            places = encoder.places().repeat_interleave(per_joint, 0)  # (L, 2)
+            places = encoder.places(config.tokenizer.num_tokens // JOINTS)
             model.transformer.reference.copy_(places.logit())
     return model

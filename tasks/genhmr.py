@@ -416,7 +416,7 @@ class TransformerTask(BodyTask):
             tokenizer = load_tokenizer(arguments.tokenizer)
             config = dataclasses.replace(config, tokenizer=tokenizer.config)
         if arguments.backbone and small_encoder.is_small(config):
-            width = load_encoder(arguments.backbone).width
+            width = load_encoder(arguments.backbone).width + config.tokenizer.code_dim
             config = dataclasses.replace(config, vit_dim=width)
         return config
 
