@@ -80,8 +80,8 @@ class TokenizerConfig:
     width: int = 512  # channels of the convolutions (TokenHMR)
     depth: int = 2  # residual blocks in the encoder and in the decoder (TokenHMR)
     normalise: bool = False  # embeddings to mean 0 and variance 1, each by itself (our choice)
-    corruption: float = 0.0  # while training, up to this share of a pose's tokens is replaced by
-    # random ones, so that a wrong token costs little (our choice)
+    corruption: float = 0.0  # while training, tokens of a pose become random ones with a
+    # probability of up to this, so that a wrong token costs little (our choice)
 
     # Codebook: moving averages, and a restart of unused codes (paper)
     momentum: float = 0.99  # of the averages (TokenHMR; the paper is silent)
@@ -505,9 +505,10 @@ class Tokenizer(nn.Module):
 
 
 def corrupt(embeddings: Tensor, codebook: Tensor, most: float) -> Tensor:
-    """Replace up to a share `most` of each pose's embeddings (B, L, C) by random codes (ours).
+    """Replace some of each pose's embeddings (B, L, C) by random codes (ours).
 
-    The decoder learns that neighbours outvote a wrong token (after PCT: Geng et al., CVPR 2023).
+    Each is replaced with a probability that is drawn for the pose, uniformly from 0 to `most`. The
+    decoder learns that neighbours outvote a wrong token (after PCT: Geng et al., CVPR 2023).
     """
     shape, device = embeddings.shape[:2], embeddings.device
     wrong = torch.rand(shape, device=device) < most * torch.rand(shape[0], 1, device=device)

@@ -298,7 +298,7 @@ def test_normalised_embeddings():
 
 
 def test_corruption_replaces_some_embeddings_by_codes():
-    """Up to the given share of a pose, half of it on average, and by codes of the codebook."""
+    """With a probability of up to the given share, half of it on average, by random codes."""
     codebook, embeddings = torch.randn(32, 8), torch.randn(200, 4000, 8)
     corrupted = genhmr.corrupt(embeddings, codebook, 0.4)
     changed = (corrupted != embeddings).any(-1)
