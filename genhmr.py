@@ -891,6 +891,9 @@ class GenHMR(nn.Module):
     def encode(self, images: Tensor) -> Features:
         """Compute what does not depend on the tokens; images as in `forward`."""
         x = self.backbone(self.normalise(images))  # (B, 192, 1280)
+        expected = (len(images), math.prod(self.config.grid), self.config.vit_dim)
+        require(tuple(x.shape) == expected, f"the encoder returns tokens of shape "
+                f"{tuple(x.shape)}: expected {expected}, as in the config")
         grid = x.transpose(1, 2).unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
         maps = [level(grid) for level in self.pyramid]  # (B, 256, 16, 12), (.., 64, 48), ...
         values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, 15552, 256)

@@ -243,6 +243,14 @@ def test_an_encoder_takes_the_place_of_the_vit():
     assert torch.equal(betas, features.betas) and torch.equal(camera, features.camera)
 
 
+def test_an_encoder_that_does_not_fit_is_refused():
+    """Other channels or another grid than the config's are a ValueError with both shapes."""
+    for changes, expected in (({"vit_dim": 48}, "192, 48"), ({"patch_size": 16}, "48, 44")):
+        model = GenHMR(replace(SMALL, **changes), tiny_encoder()).eval()
+        with pytest.raises(ValueError, match=f"shape \\(1, 192, 44\\): expected \\(1, {expected}"):
+            model.encode(images(1, 128))
+
+
 def test_an_encoder_is_trained_unless_it_is_frozen():
     """Gradients reach a given encoder; a frozen one is in no group of the optimiser."""
     for frozen in (False, True):
