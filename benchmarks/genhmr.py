@@ -84,22 +84,12 @@ def benchmark_attention(width: int, seconds: float, batch: int = 1) -> None:
               f"{times['ours'] / times['usual']:>8.3f}   differs by {difference:.0e}", flush=True)
 
 
-def refinement_run(model: GenHMR, features: Features, tokens: Tensor) -> Callable:
+def refinement_run(model: GenHMR, features: Features, embeddings: Tensor) -> Callable:
     """Return a function to time: ten steps of refinement against the free body's keypoints."""
     body = load_model("body").for_keypoints()
     return lambda: refine(
-        model, tokens, features.betas, features.camera, torch.zeros(1, 45, 2), torch.ones(1, 45),
-        lambda betas, rotations: body.keypoints(body(betas, rotations)))
-
-
-def after_the_encoder(model: GenHMR, images: Tensor) -> dict[str, Callable]:
-    """Return functions to time: what follows on the image encoder, once per picture."""
-    if model.config.backbone == "pose":
-        seen = model.backbone(model.normalise(images))
-        return {"feature maps, start and camera": lambda: model.pose_features(seen)}
-    grid = torch.zeros(1, model.config.vit_dim, *model.backbone.grid)
-    return {"feature maps": lambda: [level(grid) for level in model.pyramid],
-            "shape and camera": lambda: model.regressor(grid.flatten(2).transpose(1, 2))}
+        model, embeddings, features.betas, features.camera, torch.zeros(1, 45, 2),
+        torch.ones(1, 45), lambda betas, rotations: body.keypoints(body(betas, rotations)))
 
 
 @torch.no_grad()
@@ -110,15 +100,18 @@ def benchmark_parts(config: Config, seconds: float) -> None:
     images = torch.zeros(1, 3, config.image_size, config.image_size)
     features = model.encode(images)
     tokens = torch.zeros(1, config.tokenizer.num_tokens, dtype=torch.int64)
+    embeddings = model.tokenizer.quantiser.lookup(tokens)
+    grid = torch.zeros(1, config.vit_dim, *config.grid)
     times = medians({T: lambda T=T: sample(model, images, iterations=T) for T in (1, 5)}, seconds)
     print(f"\npicture to pose, T = 1: {times[1]:.1f} ms, T = 5: {times[5]:.1f} ms, "
           f"ratio {times[5] / times[1]:.2f} (in the paper's Table 2: 3.2)\n")
     parts = {
         "image encoder": lambda: model.backbone(model.normalise(images)),
-        **after_the_encoder(model, images),
+        "feature maps": lambda: [level(grid) for level in model.pyramid],
+        "shape and camera": lambda: model.regressor(grid.flatten(2).mT),
         "masked transformer, an iteration": lambda: model.predict_logits(features, tokens),
         "pose tokenizer, decoder": lambda: model.tokenizer.decode(tokens),
-        "refinement, 10 steps": refinement_run(model, features, tokens)}
+        "refinement, 10 steps": refinement_run(model, features, embeddings)}
     for part, time in medians(parts, seconds).items():
         print(f"  {part:<32}{time:>9.1f} ms")
 
