@@ -1,11 +1,12 @@
-"""Meshes, skeletons, rotations, cameras, joint sets and mesh files."""
+"""Meshes, skeletons, rotations, cameras, joint sets and rendering.
+
+To use it in another project copy files.py with it, and assets/*.npz for the free models.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
-import os
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from sets.mesh_files import MESH_FORMATS
-from sets.safe_pickle import load_arrays
+from files import check_mesh, load_arrays, single, to_numpy, vertex_colors, vertex_normals
+from files import save_mesh as save_mesh
+from files import write_atomically as write_atomically
 
 # ------------------------------------------------------------------------------- rotations
 # Tensors may have any leading dimensions, or none. Values and gradients are finite everywhere: at
 # angles 0 and pi, and for degenerate input. Half precision is computed in float32 and rounded at
-# the end; only float16 gradients of very short 6D vectors and quaternions overflow, as 1 / length.
+# the end; only float16 gradients of very short 6D vectors overflow, as 1 / length.
 
 
 def _rotation_function(*trailing: int):
@@ -76,20 +78,6 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     return axis * (2 * torch.atan2(sine, w) / sine)
 
 
-@_rotation_function(4)
-def quaternion_to_matrix(quaternion: Tensor) -> Tensor:
-    """Quaternions (w, x, y, z) of any length (..., 4) -> rotation matrices (..., 3, 3).
-
-    A zero quaternion gives the identity.
-    """
-    w, x, y, z = _unit(quaternion, quaternion.new_tensor([1, 0, 0, 0])).unbind(-1)
-    return torch.stack([
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ], -1).unflatten(-1, (3, 3))
-
-
 @_rotation_function(3, 3)
 def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     """Rotation matrices (..., 3, 3) -> unit quaternions (w, x, y, z), w >= 0, (..., 4)."""
@@ -133,24 +121,6 @@ def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
     return matrix[..., :2].transpose(-1, -2).flatten(-2)
 
 
-@_rotation_function(6)
-def rotation_6d_from_rows(rows: Tensor) -> Tensor:
-    """PyTorch3D's 6D, the first two rows (..., 6) -> [column 0, column 1] (..., 6), and back."""
-    return matrix_to_rotation_6d(rotation_6d_to_matrix(rows).transpose(-1, -2))
-
-
-@_rotation_function(6)
-def rotation_6d_from_interleaved(interleaved: Tensor) -> Tensor:
-    """SPIN's and HMR's 6D, a (3, 2) matrix flattened by rows (..., 6) -> [column 0, column 1]."""
-    return interleaved.unflatten(-1, (3, 2)).transpose(-1, -2).flatten(-2)
-
-
-@_rotation_function(6)
-def rotation_6d_to_interleaved(rotation_6d: Tensor) -> Tensor:
-    """[column 0, column 1] (..., 6) -> SPIN's and HMR's 6D (..., 6)."""
-    return rotation_6d.unflatten(-1, (2, 3)).transpose(-1, -2).flatten(-2)
-
-
 def chain_rotation(rotations: Tensor) -> Tensor:
     """The product (..., 3, 3) of the rotations (..., J, 3, 3) of a chain of joints, root first.
 
@@ -172,14 +142,6 @@ def project(points: Tensor, K: Tensor) -> Tensor:
     """
     homogeneous = points @ K.swapaxes(-1, -2)
     return homogeneous[..., :2] / homogeneous[..., 2:]
-
-
-def weak_perspective_project(points: Tensor, camera: Tensor) -> Tensor:
-    """Project points (..., N, 3) by HMR's camera [s, tx, ty] (..., 3): s (xy + t) (..., N, 2).
-
-    The result is relative to the crop's centre, in units of half its side: -1..1 in the crop.
-    """
-    return camera[..., None, :1] * (points[..., :2] + camera[..., None, 1:])
 
 
 # ---------------------------------------------------------------------------------- mirror
@@ -859,97 +821,6 @@ def hand_vertex_ids(source: str | Path = "wholebody") -> dict[str, Tensor]:
             for side, key in keys.items()}
 
 
-# ------------------------------------------------------------------------------ mesh files
-# Vertices are written as given. Viewers expect y up, the OpenCV camera frame has y down: multiply
-# vertices by (1, -1, -1) first.
-
-
-def _to_numpy(array) -> np.ndarray:
-    return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
-
-
-def _single(array) -> np.ndarray:
-    with np.errstate(over="ignore"):  # _check_mesh refuses infinities
-        return _to_numpy(array).astype(np.float32)
-
-
-def _check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
-    """The mesh as numpy arrays, floats and int64; ValueError for what is not a triangle mesh."""
-    vertices, faces = _to_numpy(vertices), _to_numpy(faces)
-    if vertices.ndim != 2 or vertices.shape[1] != 3 or vertices.dtype.kind not in "fiu":
-        raise ValueError(f"vertices must be numbers of shape (V, 3), got {vertices.dtype} of "
-                         f"shape {vertices.shape}")
-    if faces.ndim != 2 or faces.shape[1] != 3 or faces.dtype.kind not in "iu":
-        raise ValueError(f"faces must be integers of shape (F, 3), got {faces.dtype} of shape "
-                         f"{faces.shape}")
-    if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
-        raise ValueError(f"faces refer to vertices {faces.min()} to {faces.max()}, but there are "
-                         f"{len(vertices)}")
-    if not np.isfinite(vertices).all():
-        raise ValueError("vertices must be finite, some are NaN or infinite")
-    exact = np.result_type(vertices, np.float32)  # float32 or float64
-    return vertices.astype(exact, copy=False), faces.astype(np.int64, copy=False)
-
-
-def _vertex_colors(colors, count: int) -> np.ndarray:
-    """One colour for each vertex (V, 3) float32 in 0..1, from one for all or one for each."""
-    colors = _single(colors)
-    if colors.shape not in [(3,), (count, 3)] or not ((colors >= 0) & (colors <= 1)).all():
-        raise ValueError(f"colors must be (3,) or {(count, 3)} numbers in 0..1, got shape "
-                         f"{colors.shape} from {colors.min(initial=0)} to {colors.max(initial=0)}")
-    return np.broadcast_to(colors, (count, 3))
-
-
-def vertex_normals(vertices, faces) -> np.ndarray:
-    """Unit normals (V, 3): the area-weighted mean of the faces' normals, zero without a face.
-
-    They point outwards if faces are counter-clockwise seen from outside.
-    """
-    vertices, faces = _check_mesh(vertices, faces)
-    corners = vertices[faces]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    total = np.stack([np.bincount(faces.ravel(), axis.repeat(3), len(vertices))
-                      for axis in normals.T], 1)
-    length = np.linalg.norm(total, axis=1, keepdims=True)
-    return (total / np.where(length > 0, length, 1)).astype(vertices.dtype)
-
-
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write a file as a whole: readers, and crashes, leave the old content or the new one."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:
-    """Write a triangle mesh as .obj, .ply (binary) or .glb, by the ending of the path.
-
-    Args: vertices (V, 3), written as float32; faces (F, 3), at least one; colors 0..1, one for
-    all (3,) or one per vertex (V, 3). Arrays or tensors. The file is replaced as a whole.
-    Raises ValueError for another ending or what is not a triangle mesh, FileNotFoundError for a
-    missing folder.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in MESH_FORMATS:
-        raise ValueError(f"cannot save {path}: the name must end in .obj, .ply or .glb")
-    vertices, faces = _check_mesh(_single(vertices), faces)
-    if not len(faces):
-        raise ValueError(f"cannot save {path}: the mesh has no faces")
-    colors = None if colors is None else _vertex_colors(colors, len(vertices))
-    normals = vertex_normals(vertices, faces)
-    write_atomically(path, MESH_FORMATS[suffix](vertices, faces, colors, normals))
-
-
 # ------------------------------------------------------------------------------- rendering
 # A z-buffer in numpy without a loop over triangles: every triangle becomes rows of pixels, every
 # row becomes fragments (one triangle in one pixel), each as one flat array. Two triangles that
@@ -1136,7 +1007,7 @@ def rasterize(vertices, faces, size: tuple[int, int], near: float = NEAR):
     inf for background. A pixel shows what covers its centre, nearest first, then lowest face.
     Raises ValueError for what is not a triangle mesh.
     """
-    triangles = _triangles(*_check_mesh(_single(vertices), faces), near)
+    triangles = _triangles(*check_mesh(single(vertices), faces), near)
     face_ids, depth = np.full(size, -1, np.int32), np.full(size, np.inf, np.float32)
     barycentric = np.zeros((*size, 3), np.float32)
     for rows, columns, reaching in _windows(triangles, size):
@@ -1149,7 +1020,7 @@ def rasterize(vertices, faces, size: tuple[int, int], near: float = NEAR):
 
 def _canvas(background, size: tuple[int, int]) -> np.ndarray:
     """The picture (h, w, 3) to draw on: a copy of an image, a plain colour, or white."""
-    background = np.asarray(1.0 if background is None else _to_numpy(background))
+    background = np.asarray(1.0 if background is None else to_numpy(background))
     if background.shape not in [(), (3,), (*size, 3)]:
         raise ValueError(f"background must be a colour (3,) or an image {(*size, 3)} in 0..1, "
                          f"got shape {background.shape}")
@@ -1184,12 +1055,12 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.92, 0.76, 0.6
     pixel. Faces that reach behind the camera are not drawn; both sides of the others are.
     Raises ValueError for what is not a triangle mesh, or another background.
     """
-    vertices, faces = _check_mesh(vertices, faces)
-    colors = _vertex_colors(colors, len(vertices))
+    vertices, faces = check_mesh(vertices, faces)
+    colors = vertex_colors(colors, len(vertices))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        pixels = supersample * project(vertices, _to_numpy(K))
+        pixels = supersample * project(vertices, to_numpy(K))
     pixels = np.where(vertices[:, 2:] > NEAR, pixels, 0)  # behind the camera: not drawn below
-    triangles = _triangles(_check_mesh(_single(np.concatenate([pixels, vertices[:, 2:]], 1)),
+    triangles = _triangles(check_mesh(single(np.concatenate([pixels, vertices[:, 2:]], 1)),
                                        faces)[0], faces, NEAR)
     at_vertices = np.concatenate([vertex_normals(vertices, faces), colors, vertices], 1)
     x, y = pixels.T[:, faces.T]

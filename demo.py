@@ -42,6 +42,7 @@ from networks.backbones import ALL_PRESETS, simplehand_model
 from networks.finders import Found
 from networks.small_encoder import SmallEncoder, build_genhmr
 from sets.images import picture_files, read_image
+from sets.keypoint_files import LEAST_CONFIDENCE
 
 OPACITY, GREY = 0.8, 128  # of meshes in the overlay; of what MediaPipe's mask hides (our choices)
 TINY, LARGEST = 32, 2000  # pixels: a box too small to see a pose; longer side of an overlay (ours)
@@ -79,11 +80,11 @@ def parser() -> argparse.ArgumentParser:
         part._negative_number_matcher = re.compile(r"^-[\d.]")  # so that --box may start with -5
         add = part.add_argument
         add("pictures", nargs="*", type=Path, metavar="PICTURE", help="pictures, or folders")
-        add("--box", action="append", default=[], metavar="X,Y,W,H", help="a hand or person: "
-            "upper left corner, width and height in pixels, of a hand also X,Y,W,H,left; or "
-            "'whole' for the whole picture; repeat it for more")
-        add("--focal", type=float, metavar="PX", help="focal length of your camera in pixels of "
-            "the picture, for distances in metres")
+        add("--box", action="append", default=[], metavar="X,Y,W,H", help="upper left corner, "
+            "width and height of a hand or person in pixels, of a hand also X,Y,W,H,left; or "
+            "'whole'; repeat it for more")
+        add("--focal", type=float, metavar="PX",
+            help="focal length of your camera in pixels, for distances in metres")
         add("--K", type=Path, metavar="FILE", help="a text file of its 3 x 3 intrinsics instead")
         add("--out", type=Path, default="output", help="folder to write to (default: output)")
         add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
@@ -106,15 +107,14 @@ def own_arguments(network: str, add: Callable) -> None:
         add("--checkpoint", type=Path, default=ASSETS / "genhmr_cpu.pt", metavar="FILE",
             help="train.py's, --stage transformer (default: assets/genhmr_cpu.pt)")
         add("--body", metavar="FILE", help="SMPL_NEUTRAL.pkl, for checkpoints trained on SMPL")
-        add("--keypoints", metavar="FILE", help="2D keypoints to refine against, OpenPose's or "
-            "COCO's JSON; without --box they also say where the person is (default: MediaPipe's)")
+        add("--keypoints", metavar="FILE", help="2D keypoints to refine on and to find the person "
+            "by, OpenPose's or COCO's JSON (default: MediaPipe's)")
         add("--iterations", type=int, default=5, metavar="T", help="of sampling (default: 5)")
         add("--mean-code", action="store_true", help="decode the mean code of each place, not the "
             "likeliest: a better single answer (ours)")
-        add("--refine", type=int, default=10, metavar="P",
-            help="steps of refinement on the 2D keypoints (default: 10)")
+        add("--refine", type=int, default=10, metavar="P", help="refinement steps (default: 10)")
         add("--fit-camera", action="store_true", help="first fit the camera to the 2D keypoints: "
-            "helps where the network's camera is badly wrong")
+            "helps where the network's is badly wrong")
     else:
         add("--hand", type=Path, metavar="FILE", help="the hand path: train.py's --stage hand or "
             "HaMeR's hamer.ckpt")
@@ -157,14 +157,15 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
 
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         sides = ("left", "right") if found.side == "left" else ("right", "left")
-        arrays, mirrored = (simplehand.predict(model, image, hand.keypoint_regressor, K=K,
-                                               box=found.box, side=side) for side in sides)
+        arrays, *mirrored = (simplehand.predict(
+            model, image, hand.keypoint_regressor, K=K, box=found.box, side=side)
+            for side in sides[:1 + bool(arguments.box)])  # MediaPipe tells the side itself
         notes = [f"a {sides[0]} hand" if not arguments.box or sides[0] == "left" else
                  "taken for a right hand; for a left one add --left"]
         own = None  # a network with heat maps lays its mesh on its own keypoints, right or wrong
         if "spread_2d" in arrays:
             spread = arrays["spread_2d"].mean()
-            if arguments.box and mirrored["spread_2d"].mean() < SURER * spread:
+            if mirrored and mirrored[0]["spread_2d"].mean() < SURER * spread:
                 notes.append("warning: it looks more like a " + (
                     "left hand: add --left" if arrays["side"] else "right hand: leave out left"))
             if spread > SPREAD:
@@ -184,7 +185,7 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
     body = load_mesh(arguments.body or "body", 24, "--body").to(arguments.device)
     model = weights.genhmr.load_checkpoint(arguments.checkpoint).to(arguments.device)
     about = trained_on(arguments.checkpoint, arguments.body, "--body SMPL_NEUTRAL.pkl",
-                       facing(model))
+                       f"people within {largest_heading(model):.0f} degrees of the camera")
 
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         arrays = genhmr.predict(
@@ -225,7 +226,8 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         mesh = load_mesh(arguments.model or "hand_right", 16, "--model")
         model = load.load_path(hmr_adapter.HandAdapter, arguments.hand)
     advice = "--model " + ("SMPLX_NEUTRAL.npz" if arguments.body else "MANO_RIGHT.pkl")
-    about = [trained_on(file, arguments.model, advice, facing(model))
+    what = f"people within {largest_heading(model):.0f} degrees of the camera"
+    about = [trained_on(file, arguments.model, advice, what)
              for file in (arguments.hand, arguments.body) if file]
     model, faces = model.to(arguments.device), mesh.faces.numpy()
     joints = [JOINT_SETS["smplx55"].index(name) if name in JOINT_SETS["smplx55"] else -1
@@ -314,12 +316,6 @@ def largest_heading(model: nn.Module) -> float:
     return getattr(getattr(model, "body", model).config, "views", 180.0)
 
 
-def facing(model: nn.Module) -> str:
-    """Say which people a network has seen."""
-    heading = largest_heading(model)
-    return "people" if heading >= 180 else f"people within {heading:.0f} degrees of the camera"
-
-
 # ------------------------------------------------------------------------------------- notes
 
 
@@ -327,12 +323,12 @@ def box_notes(box: Sequence[float] | None, shape: Sequence[int]) -> list[str]:
     """Warn of a box that is tiny, or mostly outside of a picture of (height, width)."""
     if box is None:
         return []
-    x, y, width, height = box
-    inside = np.minimum((x + width, y + height), shape[1::-1]) - np.maximum((x, y), 0)
-    part = inside.clip(0).prod() / (width * height)
-    tiny = f"warning: the box is only {width:.0f} x {height:.0f} px, too small to show a pose"
+    x, y, w, h = box
+    inside = np.minimum((x + w, y + h), shape[1::-1]) - np.maximum((x, y), 0)
+    part = inside.clip(0).prod() / (w * h)
+    tiny = f"warning: the box is only {w:.0f} x {h:.0f} px, too small to show a pose"
     outside = f"warning: only {100 * part:.0f} % of the box x,y,width,height is inside the picture"
-    return [tiny] * (max(width, height) < TINY) + [outside] * bool(part < 0.5)
+    return [tiny] * (max(w, h) < TINY) + [outside] * bool(part < 0.5)
 
 
 def fit_notes(result: Result, found: Found, limit: float) -> list[str]:
@@ -341,10 +337,12 @@ def fit_notes(result: Result, found: Found, limit: float) -> list[str]:
     limit: largest mean distance from its own, in sides of the crop, a quarter more than the box.
     """
     for rows, least, most, whose in (
-            (found.keypoints, finders.LEAST_CONFIDENCE, MISFIT, f"({found.source})"),
+            (found.keypoints, LEAST_CONFIDENCE, MISFIT, f"({found.source})"),
             (result.own, 1e-6, limit, "of the network")):
-        sure = rows is not None and (rows[:, 2] >= least) & np.isfinite(result.mesh).all(1)
-        if np.any(sure):
+        if rows is None:
+            continue
+        sure = (rows[:, 2] >= least) & np.isfinite(result.mesh).all(1)
+        if sure.any():
             distance = np.linalg.norm(rows[sure, :2] - result.mesh[sure], axis=1).mean()
             distance /= 1.25 * max(found.box[2:]) if found.box else max(result.arrays["box"][2:])
             return [f"warning: the mesh does not fit the 2D keypoints {whose}: they are "
@@ -353,14 +351,14 @@ def fit_notes(result: Result, found: Found, limit: float) -> list[str]:
     return []
 
 
-# ---------------------------------------------------------------------------------- pictures
-
-
 def without_background(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """Make everything but the person grey: networks see limbs in real backgrounds."""
     if mask is None:
         return image
     return np.uint8(np.rint(image * mask[..., None] + GREY * (1 - mask[..., None])))
+
+
+# ---------------------------------------------------------------------------------- pictures
 
 
 def project(points: np.ndarray, K: np.ndarray) -> np.ndarray:
@@ -487,9 +485,9 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
 def summarise(network: str) -> None:
     """Print the number of parameters of each part of each preset."""
-    presets, build = {"simplehand": (ALL_PRESETS, simplehand_model),
-                      "genhmr": (genhmr.PRESETS, build_genhmr),
-                      "hmr_adapter": (hmr_adapter.PRESETS, build_model)}[network]
+    presets, build = {
+        "simplehand": (ALL_PRESETS, simplehand_model), "genhmr": (genhmr.PRESETS, build_genhmr),
+        "hmr_adapter": (hmr_adapter.PRESETS, build_model)}[network]
     for name, config in presets.items():
         with torch.device("meta"):  # takes no memory
             model = build(config)

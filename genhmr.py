@@ -108,7 +108,6 @@ class TokenizerConfig:
     warmup_steps: int = 1_000  # linear from 0 (our choice)
     weight_decay: float = 0.0  # Adam (paper)
     gradient_clip: float = 1.0  # norm (our choice)
-    ema_decay: float = 0.0  # of a moving average of the weights, 0: none (our choice)
     eval_every: int = 5_000  # steps between evaluations (our choice)
     seed: int = 0  # of initialisation, order and augmentation (our choice)
 
@@ -192,7 +191,6 @@ class Config:
     gradient_clip: float = 1.0  # norm; Gumbel gradients grow as it cools (our choice)
     precision: str = "bf16"  # "fp32", "bf16" or "fp16" with a gradient scaler (our choice)
     channels_last: bool = True  # memory format, for speed (our choice)
-    ema_decay: float = 0.0  # of a moving average of the weights, 0: none (our choice)
     eval_every: int = 10_000  # steps between evaluations (our choice)
     seed: int = 0  # of initialisation, order, masks and augmentation (our choice)
 
@@ -215,7 +213,6 @@ class Config:
             ("image_size", self.image_size > 0 and self.image_size % (4 * self.patch_size) == 0,
              f"a multiple of {4 * self.patch_size}, four patches"),
             ("vit_depth", 0 < self.vit_depth <= 1000, "1 to 1000"),
-            ("vit_heads", self.vit_dim % self.vit_heads == 0, "a divisor of vit_dim"),
             ("scales", self.scales and powers and self.vit_dim % max(self.scales) == 0,
              "powers of 2 that divide vit_dim"),
             ("heads", self.width % self.heads == 0, "a divisor of width"),
@@ -620,6 +617,8 @@ class ViT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
+        require(width % config.vit_heads == 0,
+                f"vit_heads is {config.vit_heads}: expected a divisor of vit_dim, {width}")
         self.grid = config.grid  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
@@ -828,8 +827,10 @@ class MaskedTransformer(nn.Module):
         initialise_linears(self)
         for layer in self.layers:
             layer.cross_attention.initialise()
-        nn.init.normal_(self.mask_embedding, std=0.02)
-        nn.init.normal_(self.position_embedding, std=0.02)
+        # As large as what the layers add to them (our choice): with 0.02, as in BERT, the small
+        # preset does not learn which token is which within its first 400 steps
+        nn.init.normal_(self.mask_embedding, std=0.5)
+        nn.init.normal_(self.position_embedding, std=0.5)
         with torch.no_grad():
             nn.init.uniform_(self.reference, 0.1, 0.9).logit_()
 
@@ -1178,10 +1179,10 @@ def refine(model: GenHMR, start: Tensor, betas: Tensor, camera: Tensor, keypoint
 
     start (B, L, C), betas (B, 10), camera (B, 3): embeddings, shape and camera of `sample`.
     keypoints_2d: J_2D (B, J, 2) in the crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for
-    unseen ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P.
-    step_size: eta for up to 24 seen keypoints; more add up to a steeper energy, so eta falls with
-    their number. Camera and shape stay (our reading). The paper gives neither eta nor
-    lambda_theta' (weight_pose), and does not weigh by confidence.
+    unseen ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P, in
+    the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 seen keypoints; more add up
+    to a steeper energy, so eta falls with their number. Camera and shape stay (our reading). The
+    paper gives neither eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
     Raises ValueError for a step size that is not positive, and for other shapes.
     """
     require(0 < step_size < math.inf, f"step_size is {step_size}: expected a number above 0")
@@ -1444,9 +1445,9 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     # joints and 21 points of the surface: 5 x L_45 = 5 x (24 L_J + 21 L_V) / 45.
     "cpu": TokenizerConfig(
         codebook_size=64, code_dim=16, width=128, depth=1, normalise=True, corruption=0.12,
-        weight_commitment=0.1, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
-        heading=180.0, tilt=20.0, uniform_rotation=0.0, batch_size=64, steps=3_000,
-        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=1_500,
+        weight_commitment=0.2, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
+        heading=180.0, tilt=40.0, uniform_rotation=0.0, batch_size=64, steps=5_000,
+        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=2_500,
         train_samples=20_000, test_samples=1_000, lean=45.0, wide=0.8),
 }
 

@@ -3,11 +3,11 @@
 Points are (B, N, 3) in metres: B samples of N corresponding joints or vertices. Every function
 takes torch tensors (any float type, CPU or CUDA) or numpy arrays and returns the same kind;
 gradients are not tracked. A sample with a NaN or an infinity scores NaN; the other samples of its
-batch are not affected. Only `evaluate` converts metres, to the unit of its protocol.
+batch are not affected. Only `evaluate` converts metres, to millimetres.
 
     procrustes_align    the best similarity transform of each sample onto its target
     mpjpe, pve          mean distance of the joints, of the vertices
-    pa_mpjpe, pa_pve    the same after procrustes_align
+    pa_mpjpe, pa_pve    the same after procrustes_align of these points
     f_score             harmonic mean of precision and recall of two point clouds
     pck_auc             area under the curve "share of points within t"
     PROTOCOLS           by name, what a benchmark measures
@@ -15,6 +15,8 @@ batch are not affected. Only `evaluate` converts metres, to the unit of its prot
     read_predictions    FreiHAND's pred.json; also write_predictions, and write_dexycb
 
     python metrics.py pred.json evaluation_xyz.json evaluation_verts.json
+
+To use it in another project copy bodymodels.py and files.py with it.
 """
 
 from __future__ import annotations
@@ -23,57 +25,22 @@ import argparse
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
-from torch.nn import functional
 
 import bodymodels
-from sets.prediction_files import pair, read_json, read_predictions
-from sets.prediction_files import write_dexycb as write_dexycb
-from sets.prediction_files import write_predictions as write_predictions
-from sets.safe_pickle import load_array
-
-Points = TypeVar("Points", Tensor, np.ndarray)
+from files import Points, load_array, pair, read_json, read_predictions
+from files import write_dexycb as write_dexycb
+from files import write_predictions as write_predictions
 
 # Memory for the temporaries of one chunk of samples: they should fit the CPU's cache. A GPU is
 # faster with few, large chunks.
 CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}
-
-
-def _chunks(samples: int, bytes_each: int, device: torch.device) -> list[slice]:
-    """Slices of equal length that cover all samples; the last may be shorter."""
-    size = max(1, CHUNK_BYTES[device.type] // bytes_each)
-    return [slice(start, min(start + size, samples)) for start in range(0, samples, size)]
-
-
-def _share_out(work: Callable[..., None], bytes_each: int, *batches: Tensor) -> None:
-    """Call work(*batches) on parts of the samples, one part for each thread that torch may use.
-
-    Torch itself divides each operation, and waits for its threads each time; these wait once.
-    """
-    samples, device, threads = len(batches[0]), batches[0].device, torch.get_num_threads()
-    parts = min(threads, len(_chunks(samples, bytes_each, device)))
-    if parts < 2 or device.type != "cpu":
-        return work(*batches)
-    try:
-        with ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(work, *(batch.tensor_split(parts) for batch in batches)))
-    finally:
-        torch.set_num_threads(threads)  # the initializer lowered it for all threads to come
-
-
-def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Like torch.empty; on the CPU numpy allocates, in huge pages, which are faster to fill."""
-    size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size == 0:
-        return torch.empty(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(shape)
 
 
 def _tensor(points: Points) -> Tensor:
@@ -90,11 +57,11 @@ def _in_kind(function: Callable) -> Callable:
     def wrapped(prediction: Points, target: Points, *args, **options) -> Points:
         tensors = [_tensor(points) for points in (prediction, target)]
         for points in tensors:
-            if points.ndim != 3 or points.shape[1] == 0 or points.shape[2] != 3 or (
-                    not points.is_floating_point()):
+            size = tuple(points.shape)
+            if len(size) != 3 or size[1] == 0 or size[2] != 3 or not points.is_floating_point():
                 raise ValueError(f"{function.__name__}: expected points (batch, at least one, 3), "
-                                 "floating point coordinates in metres, got "
-                                 f"{tuple(points.shape)} of {points.dtype}")
+                                 f"floating point coordinates in metres, got {size} of "
+                                 f"{points.dtype}")
         if tensors[0].shape != tensors[1].shape:
             raise ValueError(f"{function.__name__}: the two sets must have the same shape, got "
                              f"{tuple(tensors[0].shape)} and {tuple(tensors[1].shape)}")
@@ -124,25 +91,27 @@ def procrustes_align(source: Points, target: Points, *, allow_reflection: bool =
     and shifts a perfect one by nanometres.
     """
     moved = source if moved is None else _tensor(moved).to(source)
-    aligned = _empty(moved.shape, source.dtype, source.device)
-    most = max(source.shape[1], moved.shape[1])
-
-    def align(source: Tensor, target: Tensor, moved: Tensor, aligned: Tensor) -> None:
-        chunks = _chunks(len(source), 48 * most, source.device)
-        buffers = _empty((2, chunks[0].stop if chunks else 0, 3, most), torch.float64,
-                         source.device)
-        source_mean, target_mean, cross, norm = _moments(source, target, chunks, buffers)
-        linear = _best_linear(cross, norm + norm_guard, allow_reflection, scale)
-        offset = target_mean - linear @ source_mean
-        for chunk in chunks:
-            x = _columns(moved[chunk], buffers[0])
-            y = torch.baddbmm(offset[chunk], linear[chunk], x,
-                              out=buffers[1, :len(x), :, :x.shape[2]])
-            for axis in range(3):
-                aligned[chunk, :, axis] = y[:, axis]
-
-    _share_out(align, 48 * most, source, target, moved, aligned)
+    aligned, most = _empty(moved.shape, moved), max(source.shape[1], moved.shape[1])
+    size = max(1, CHUNK_BYTES[source.device.type] // (48 * most))
+    chunks = [slice(start, start + size) for start in range(0, len(source), size)]
+    buffers = source.new_empty((2, min(size, len(source)), 3, most), dtype=torch.float64)
+    source_mean, target_mean, cross, norm = _moments(source, target, chunks, buffers)
+    linear = _best_linear(cross, norm + norm_guard, allow_reflection, scale)
+    offset = target_mean - linear @ source_mean
+    for chunk in chunks:
+        x = _columns(moved[chunk], buffers[0])
+        y = torch.baddbmm(offset[chunk], linear[chunk], x, out=buffers[1, :len(x), :, :x.shape[2]])
+        for axis in range(3):
+            aligned[chunk, :, axis] = y[:, axis]
     return aligned
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Like new_empty; on the CPU numpy allocates, in huge pages, which are faster to fill."""
+    if like.device.type != "cpu" or not math.prod(shape):
+        return like.new_empty(shape)
+    size = math.prod(shape) * like.element_size()
+    return torch.from_numpy(np.empty(size, np.uint8)).view(like.dtype).view(shape)
 
 
 def _columns(points: Tensor, buffer: Tensor) -> Tensor:
@@ -193,28 +162,18 @@ def _error_type(points: Tensor) -> torch.dtype:
 
 @_in_kind
 def mpjpe(prediction: Points, target: Points) -> Points:
-    """Mean per-joint position error (B,) of the joints as given: subtract the root first."""
-    return _distances(prediction, target).mean(1).to(_error_type(prediction))
-
-
-@_in_kind
-def pve(prediction: Points, target: Points) -> Points:
-    """Mean per-vertex error (B,), also called MPVPE or MVE: subtract the joints' root first."""
+    """Mean position error (B,) of the points as given: subtract the joints' root first."""
     return _distances(prediction, target).mean(1).to(_error_type(prediction))
 
 
 @_in_kind
 def pa_mpjpe(prediction: Points, target: Points, *, allow_reflection: bool = False) -> Points:
-    """`mpjpe` (B,) after `procrustes_align`."""
+    """`mpjpe` (B,) after `procrustes_align` of these points."""
     prediction = prediction.to(_error_type(prediction))
     return mpjpe(procrustes_align(prediction, target, allow_reflection=allow_reflection), target)
 
 
-@_in_kind
-def pa_pve(prediction: Points, target: Points, *, allow_reflection: bool = False) -> Points:
-    """`pve` (B,) after `procrustes_align` of the vertices on their own."""
-    prediction = prediction.to(_error_type(prediction))
-    return pve(procrustes_align(prediction, target, allow_reflection=allow_reflection), target)
+pve, pa_pve = mpjpe, pa_mpjpe  # the names for vertices; others: MPVPE, MVE
 
 
 @_in_kind
@@ -242,72 +201,24 @@ def f_score(prediction: Points, target: Points, thresholds: Sequence[float] = (0
     share of true points with a predicted one. Correspondence plays no role. Knapitsch et al.,
     "Tanks and Temples", 2017.
     """
-    limits = torch.tensor(thresholds, dtype=torch.float64, device=prediction.device)
-    scores, sample_bytes = limits.new_empty(len(prediction), len(limits)), 256 * prediction.shape[1]
+    limits = np.array(thresholds, np.float64)
+    reach = max(1.01 * limits.max(), 1e-150)  # farther neighbours are not needed
 
-    def score(prediction: Tensor, target: Tensor, scores: Tensor) -> None:
-        for chunk in _chunks(len(prediction), sample_bytes, prediction.device):
-            a, b = prediction[chunk].double(), target[chunk].double()
-            from_a, from_b, rounding = _nearest_squared(a, b)
-            precision = _share_within(a, b, from_a, rounding, limits)
-            recall = _share_within(b, a, from_b, rounding, limits)
-            total = (precision + recall).clamp(min=1e-300)  # 0 / 0 is defined as 0
-            scores[chunk] = (2 * precision * recall / total).T
-            scores[chunk][~(a + b).sum((1, 2)).isfinite()] = math.nan
+    def share(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+        tree = cKDTree(others, balanced_tree=False, compact_nodes=False)  # quicker to build
+        distances, _ = tree.query(points, distance_upper_bound=reach)
+        return (distances[:, None] < limits).mean(0)
 
-    _share_out(score, sample_bytes, prediction, target, scores)
-    return scores.to(_error_type(prediction))
-
-
-def _nearest_squared(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Smallest |a_i - b_j|^2 of each a_i and of each b_j (C, N), and a bound (C, 1) on its error.
-
-    |a|^2 - 2 a.b + |b|^2 is a matrix product of five columns. Its terms cancel, so the error is
-    relative to the size of the clouds: at most 7 roundings of half an eps. On the CPU the product
-    is in float32, by numpy, whose precision no setting of torch changes, and in blocks of rows so
-    small (2^18 multiplications) that its BLAS does not divide them among threads.
-    """
-    centre = b.mean(1, keepdim=True)
-    a, b = a - centre, b - centre
-    a_squared, b_squared = (points.square().sum(2, keepdim=True) for points in (a, b))
-    reach = (a_squared.amax(1).sqrt() + b_squared.amax(1).sqrt()).square()
-    one, count = torch.ones_like(a_squared), a.shape[1]
-    rows = max(1, 2**18 // (5 * count))
-    blocks = functional.pad(torch.cat([a * -2, a_squared, one], 2), (0, 0, 0, -count % rows))
-    left = blocks.unflatten(1, (-1, rows))  # (C, blocks, rows, 5)
-    right = torch.cat([b, one, b_squared], 2).transpose(1, 2).unsqueeze(1)  # (C, 1, 5, N)
-    if not a.is_cuda:
-        left, right = left.float().numpy(), right.float().numpy()
-    from_a, from_b = a.new_empty(2, len(a), count)
-    for chunk in _chunks(len(a), 4 * count**2, a.device):
-        with np.errstate(invalid="ignore", over="ignore"):
-            squared = torch.as_tensor(left[chunk] @ right[chunk]).flatten(1, 2)[:, :count]
-        from_a[chunk], from_b[chunk] = squared.amin(2), squared.amin(1)
-    eps = torch.finfo(torch.float64 if a.is_cuda else torch.float32).eps
-    return from_a, from_b, 4 * eps * reach
-
-
-def _share_within(points: Tensor, others: Tensor, nearest: Tensor, rounding: Tensor,
-                  limits: Tensor) -> Tensor:
-    """The share (T, C) of points (C, N, 3) that have one of the others strictly within each limit.
-
-    `nearest` (C, N): squared distances with errors up to `rounding`. Where the error could matter,
-    the point's distances are computed again in float64.
-    """
-    beyond = nearest - limits.square()[:, None, None]  # (T, C, N)
-    inside = beyond < 0
-    unsettled = (~(beyond.abs() > rounding)).nonzero()  # also what overflowed
-    for piece in _chunks(len(unsettled), 24 * others.shape[1], points.device):
-        limit, sample, point = unsettled[piece].unbind(1)
-        x, y, z = (points[sample, point, None] - others[sample]).unbind(2)
-        distance = (x * x + y * y + z * z).sqrt().amin(1)
-        inside[limit, sample, point] = distance < limits[limit]
-    return inside.double().mean(2)
+    scores = np.full((len(prediction), len(limits)), np.nan)
+    clouds = (points.double().cpu().numpy() for points in (prediction, target))
+    for score, a, b in zip(scores, *clouds, strict=True):
+        if np.isfinite([a, b]).all():
+            precision, recall = share(a, b), share(b, a)
+            score[:] = 2 * precision * recall / np.maximum(precision + recall, 1e-300)  # 0 / 0: 0
+    return torch.from_numpy(scores).to(prediction.device, _error_type(prediction))
 
 
 # --------------------------------------------------------------------------------- protocols
-
-UNITS = {"m": 1.0, "cm": 100.0, "mm": 1000.0}  # per metre
 
 
 @dataclass(frozen=True)
@@ -323,7 +234,6 @@ class Protocol:
     alignment: str = "similarity"  # or "rigid": without scale, or "": no aligned errors
     allow_reflection: bool = False  # whether the alignment may mirror
     norm_guard: float = 0.0  # m, see procrustes_align
-    unit: str = "mm"  # of the reported distances, a name of UNITS
     f_thresholds: tuple[float, ...] = ()  # m; (): no F-scores
     auc_thresholds: tuple[float, float, int] | tuple[()] = ()  # first and last in m, and how many
     vertex_error: str = "MPVPE"  # the field's name for it: for bodies, MVE or PVE; "": joints only
@@ -402,8 +312,8 @@ PROTOCOLS |= {name: replace(PROTOCOLS["rendered_people"], source=(
 
 
 def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points],
-             hand_vertices: str | Path = "wholebody", face_vertices: str | Path | None = None
-             ) -> dict[str, float]:
+             hand_vertices: str | Path = "wholebody", face_vertices: str | Path | None = None, *,
+             each: bool = False) -> dict[str, float] | dict[str, np.ndarray]:
     """The scores of one protocol, means over the samples.
 
     Args:
@@ -413,30 +323,13 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
             regressor took from the meshes, these are scored; the root is still one of "joints".
         hand_vertices: for whole bodies, the source of bodymodels.hand_vertex_ids.
         face_vertices: for whole bodies, SMPL-X__FLAME_vertex_ids.npy; adds rows "face ...".
+        each: instead of means the errors (B,) of all samples, of both hands their mean; no F-scores
+            and areas.
 
-    Distances are in the protocol's unit; F-scores and areas are from 0 to 1. "PA-" rows are after
+    Distances are in millimetres; F-scores and areas are from 0 to 1. "PA-" rows are after
     alignment, and so are F@5 (5 mm), F@15 and AUC; "raw" marks those before it. "hands ..." are the
     rows of both hands of a whole body. Raises ValueError for an unknown protocol or other shapes.
     """
-    report = _report(protocol, prediction, target, hand_vertices, face_vertices)
-    return {name: float(value) for name, value in report.items()}
-
-
-def evaluate_each(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points],
-                  hand_vertices: str | Path = "wholebody",
-                  face_vertices: str | Path | None = None) -> dict[str, np.ndarray]:
-    """The errors (B,) of every sample, whose means `evaluate` returns; no F-scores and areas.
-
-    Of both hands of a whole body it is their mean.
-    """
-    report = _report(protocol, prediction, target, hand_vertices, face_vertices, each=True)
-    return {name: value.cpu().numpy() for name, value in report.items()}
-
-
-def _report(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points],
-            hand_vertices: str | Path, face_vertices: str | Path | None, each: bool = False
-            ) -> dict[str, Tensor]:
-    """The rows of a protocol: means, or the errors of each sample."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: expected one of {sorted(PROTOCOLS)}")
     rules, both = PROTOCOLS[protocol], (prediction, target)
@@ -446,9 +339,9 @@ def _report(protocol: str, prediction: Mapping[str, Points], target: Mapping[str
         report |= _scores(_aligned(prediction, target, rules), target, rules, "PA-", "", each)
     report |= _scores(prediction, target, rules, "", " raw" if rules.alignment else "", each)
     if rules.hands:
-        hands = _report(rules.hands, *(both_hands(points, hand_vertices) for points in both),
-                        hand_vertices, None, each)
-        report |= {f"hands {name}": value.view(2, -1).mean(0) if each else value
+        hands = evaluate(rules.hands, *(both_hands(points, hand_vertices) for points in both),
+                         each=each)
+        report |= {f"hands {name}": value.reshape(2, -1).mean(0) if each else value
                    for name, value in hands.items()}
     if face_vertices is not None:
         ids = load_array(face_vertices)
@@ -456,9 +349,12 @@ def _report(protocol: str, prediction: Mapping[str, Points], target: Mapping[str
         faces = [_tensor(points["vertices"])[:, ids] - _tensor(points["joints"])[:, [neck]]
                  for points in both]
         for before, error in (("PA-", pa_pve), ("", pve)):
-            errors = error(*faces)
-            report[f"face {before}PVE"] = UNITS[rules.unit] * (errors if each else errors.mean())
-    return report
+            report[f"face {before}PVE"] = 1000 * (error(*faces) if each else error(*faces).mean())
+    return {name: torch.as_tensor(value).cpu().numpy() if each else float(value)
+            for name, value in report.items()}
+
+
+evaluate_each = functools.partial(evaluate, each=True)
 
 
 def _aligned(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Protocol
@@ -466,10 +362,11 @@ def _aligned(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Pr
     """The prediction after the protocol's alignment, without vertices if none are reported."""
     options = {"allow_reflection": rules.allow_reflection, "norm_guard": rules.norm_guard,
                "scale": rules.alignment == "similarity"}
-    kinds = [name for name in prediction if name == "joints" or rules.aligned_vertices]
-    by = {name: "joints" if rules.aligned_vertices == "joints" else name for name in kinds}
-    return {name: procrustes_align(prediction[by[name]], target[by[name]], moved=prediction[name],
-                                   **options) for name in kinds}
+    by = {"joints": "joints"}  # what is aligned -> by which points
+    if rules.aligned_vertices and "vertices" in prediction:
+        by["vertices"] = "joints" if rules.aligned_vertices == "joints" else "vertices"
+    return {name: procrustes_align(prediction[points], target[points], moved=prediction[name],
+                                   **options) for name, points in by.items()}
 
 
 def _scores(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Protocol,
@@ -480,7 +377,7 @@ def _scores(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Pro
     if "vertices" in prediction:
         vertices = prediction["vertices"], target["vertices"]
         errors[rules.vertex_error] = pve(*vertices)
-    report = {f"{before}{name}": UNITS[rules.unit] * (error if each else error.mean())
+    report = {f"{before}{name}": 1000 * (error if each else error.mean())
               for name, error in errors.items()}
     if each or "vertices" not in prediction:
         return report
@@ -508,8 +405,7 @@ def both_hands(points: Mapping[str, Points], source: str | Path = "wholebody"
                          f"got {tuple(vertices.shape)}")
     order = [bodymodels.joint_indices("smplx76", f"{side}_hand21") for side in ids]
     return {"joints": torch.cat([joints[:, places] for places in order]),
-            "vertices": torch.cat([vertices[:, part.to(vertices.device)]
-                                   for part in ids.values()])}
+            "vertices": torch.cat([vertices[:, part.to(vertices.device)] for part in ids.values()])}
 
 
 def _rooted(points: Mapping[str, Points], rules: Protocol, both: Sequence[Mapping]
@@ -527,15 +423,10 @@ def _rooted(points: Mapping[str, Points], rules: Protocol, both: Sequence[Mappin
                          f"got {tuple(points['joints'].shape)}")
     if not len(points["joints"]):
         raise ValueError("evaluate needs at least one sample")
-    if rules.root:
-        root = points["joints"][:, list(rules.root)].mean(1, keepdim=True)
-        points = {name: values - root for name, values in points.items()}
-    if "scored" in given:
-        points["joints"] = _tensor(given["scored"]).double() - (root if rules.root else 0)
-    elif rules.scored:
-        scored = bodymodels.joint_indices(rules.joints, rules.scored)
-        points["joints"] = points["joints"][:, scored]
-    return points
+    order = bodymodels.joint_indices(rules.joints, rules.scored or rules.joints)
+    scored = _tensor(given["scored"]).double() if "scored" in given else points["joints"][:, order]
+    root = points["joints"][:, list(rules.root)].mean(1, keepdim=True) if rules.root else 0
+    return {name: values - root for name, values in (points | {"joints": scored}).items()}
 
 
 # -------------------------------------------------------------------------------- command line
@@ -544,19 +435,16 @@ def _rooted(points: Mapping[str, Points], rules: Protocol, both: Sequence[Mappin
 def main(argv: Sequence[str] | None = None) -> None:
     """Score a pred.json against FreiHAND's annotation."""
     parser = argparse.ArgumentParser(description="Errors of hand and body meshes, by protocol.")
-    parser.add_argument("files", nargs="*", metavar="JSON",
-                        help="pred.json evaluation_xyz.json evaluation_verts.json")
+    for name in ("pred.json", "evaluation_xyz.json", "evaluation_verts.json"):
+        parser.add_argument(name)
     hands = sorted(name for name, rules in PROTOCOLS.items() if rules.joints == "hand21")
     parser.add_argument("--protocol", choices=hands, default="freihand")
-    arguments = parser.parse_args(argv)
-    if len(arguments.files) != 3:
-        parser.error("give pred.json evaluation_xyz.json evaluation_verts.json")
-    prediction, *truth = arguments.files
+    prediction, *truth, protocol = vars(parser.parse_args(argv)).values()
     try:
         target = pair(*map(read_json, truth), ", ".join(truth) + ": ")
         both = read_predictions(prediction, len(target[0])), target
-        report = evaluate(arguments.protocol, *(
-            {"joints": joints, "vertices": vertices} for joints, vertices in both))
+        report = evaluate(protocol, *({"joints": joints, "vertices": vertices}
+                                      for joints, vertices in both))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     for name, value in report.items():

@@ -228,13 +228,11 @@ def upsampler(config: Config, width: int) -> tuple[nn.Sequential, int]:
     width: channels of X_b. By default one deconvolution by 4, batch norm and ReLU (Fig. 2-D,
     release); no layer where X_b is fine enough (HRNet's) or never sampled ("global").
     """
-    if config.sampling == "global":
-        return nn.Sequential(), width
     layers: list[nn.Module] = []
     deconvolutions = [partial(nn.ConvTranspose2d, kernel_size=factor, stride=factor)
                       for factor in config.upsample if factor > 1]
     refinements = [partial(nn.Conv2d, kernel_size=3, padding=1)] * config.refine
-    for conv in deconvolutions + refinements:
+    for conv in (deconvolutions + refinements) * (config.sampling != "global"):
         layers += [conv(width, config.token_width, bias=False),
                    nn.BatchNorm2d(config.token_width), nn.ReLU()]
         width = config.token_width
@@ -410,9 +408,9 @@ class SimpleHand(nn.Module):
         images: (B, 3, S, S) RGB of *right* hands (mirror left ones first), uint8 or floats in
             0..255, S a multiple of 32.
         Returns vertices (B, 778, 3), metres in the crop's camera axes with joint 9 (base of the
-        middle finger) as origin, and keypoints_2d (B, 21, 2), fractions of the crop 0..1;
-        with "coarse_mesh" sampling also coarse_2d (B, 195, 2), those of every fourth vertex.
-        Raises ValueError for another shape.
+        middle finger) as origin, and keypoints_2d (B, 21, 2), fractions of the crop 0..1; with
+        "coarse_mesh" sampling also coarse_2d (B, 195, 2), those of every fourth vertex. Raises
+        ValueError for another shape.
         """
         features, last = self.backbone(self.normalise(images))  # X_b and the last map
         found = self.keypoints_2d_head(features, last)  # (B, 21, 2) and more
@@ -643,8 +641,7 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
     Returns float32 arrays vertices (778, 3), joints (21, 3) and root (3,), the origin of the
     network's mesh, all in metres in the camera's frame; keypoints_2d (21, 2), of the network, in
     pixels of the picture; K (3, 3); box (4,), as cropped; side, int64, 1 right, 0 left; and what
-    else the network returns, as it is.
-    Raises ValueError for bad input.
+    else the network returns, as it is. Raises ValueError for bad input.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
     box, K = check_view(image, box, side, K)

@@ -52,11 +52,11 @@ Scores = Mapping[str, Mapping[int, np.ndarray]]  # row -> seed -> our columns: m
 SHIPPED = {part: str(bodymodels.ASSETS / f"{name}_cpu.pt") for part, name in (
     ("genhmr", "genhmr"), ("hand", "hmr_adapter_hand"), ("body", "hmr_adapter_body"))}
 # What rows have in place of the cpu preset's fields if neither --preset nor --data is given, so
-# that three seeds take hours, not days; a preset may lack a field.
+# that three seeds take hours, not days.
 SCALE = {
     "tokenizer": ("steps=600", "eval_every=600"),
-    "transformer": ("steps=240", "pretrain_steps=80", "warmup_steps=40", "eval_every=240",
-                    "train_samples=6000", "layers=4"),
+    "transformer": ("steps=240", "warmup_steps=40", "eval_every=240", "train_samples=6000",
+                    "layers=4"),
 } | dict.fromkeys(("hand", "body"), ("steps=500", "eval_every=500", "train_samples=6000"))
 PAPER_SIZES = {"dims": 256, "codebook_size": 2048, "code_dim": 256}
 
@@ -87,12 +87,11 @@ def read_tables(path: Path = bodymodels.ASSETS / "tables.md") -> dict[str, dict[
                  for fact, text in re.findall(r"^- (\w+): (.+)$", section, re.M)}
         heads, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")]
                             for line in re.findall(r"^\|.+\|$", section, re.M))
-        figures = {row: paper for row, *paper, _ in lines}
         words = {row: [] if made == "the model" else made.split()
                  for row, *_, made in lines if made != "-"}
-        note = " ".join(section.rpartition("|\n")[2].split())
-        table = Table(tuple(heads[1:-1]), figures, words, note, **facts)
-        tables.setdefault(model, {})[name] = table
+        tables.setdefault(model, {})[name] = Table(
+            tuple(heads[1:-1]), {row: paper for row, *paper, _ in lines}, words,
+            " ".join(section.rpartition("|\n")[2].split()), **facts)
     return tables
 
 
@@ -200,7 +199,7 @@ class Runs:
             raise ValueError(f"no preset {self.preset!r}: expected {', '.join(task.PRESETS)}")
         preset, own = task.PRESETS[self.preset], []
         if not self.options.preset and not self.official:
-            own = [text for text in SCALE.get(stage, ()) if hasattr(preset, text.split("=")[0])]
+            own += SCALE.get(stage, ())
         if self.table.backbone and not self.small:
             own += BACKBONES[self.table.backbone]
         own += own_overrides(self.options.overrides, task.Config,
@@ -429,22 +428,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, flags = parse(argv)
     runs, scores = Runs(options, flags), {}
     path, leader = options.out / f"{options.table}.md", int(os.environ.get("RANK", 0)) == 0
-    about = (f"`python tables.py {shlex.join(argv)}`\n\nErrors in mm; of several seeds mean ± "
-             f"standard deviation. What is trained has preset {runs.preset}; what is scored or "
-             "adapted is in assets/, unless given.")
+    about = (f"`python tables.py {shlex.join(argv)}`\n\nErrors in mm, ± over seeds. "
+             f"Trained: preset {runs.preset}. Scored or adapted: files of assets/, unless given.")
     try:
         first = runs.settings(runs.table.stage)[0].seed
         for seed, name in itertools.product(
                 range(first, first + (options.seeds or 1)), runs.table.words):
-            ours = getattr(runs, runs.table.kind)(runs.table.words[name], seed)
-            scores.setdefault(name, {})[seed] = ours
+            row = getattr(runs, runs.table.kind)(runs.table.words[name], seed)
+            scores.setdefault(name, {})[seed] = row
             if leader:
                 text = table_text(f"{options.model} {options.table}", runs.table, scores, about)
                 bodymodels.write_atomically(path, text.encode())
     except (ValueError, OSError) as error:
         raise SystemExit(f"tables.py: {error}") from None
     announce(f"\n{text if leader else ''}\nin {path}")
-    if runs.world is not None and runs.world.size > 1:
+    if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 

@@ -1,1 +1,0 @@
-"""What is measured: `python -m benchmarks NAME` (see `__main__.py`)."""

@@ -1,9 +1,4 @@
-"""Run one benchmark: python -m benchmarks NAME [options]
-
-simplehand, genhmr, bodymodels and metrics measure speed beside the usual code; gpu measures all
-that needs a GPU; resume kills training runs and compares their weights. `--help` behind a name
-lists its options. Times are medians of interleaved runs on the machine at hand.
-"""
+"""Speed beside the usual code; gpu: all that needs a GPU. Times are medians of interleaved runs."""
 
 import argparse
 import importlib
@@ -11,20 +6,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-NAMES = sorted(file.stem for file in HERE.glob("*.py")
-               if file.stem not in ("__init__", "__main__", "timing"))
-
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of that benchmark")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", choices=("simplehand", "genhmr", "bodymodels", "metrics", "gpu"))
+    parser.add_argument("--preset", default="paper", help="of a paper's model (default: paper)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="per measurement (default: 4)")
     arguments = parser.parse_args(argv)
-    importlib.import_module(f"benchmarks.{arguments.name}").main(arguments.options)
+    importlib.import_module(f"benchmarks.{arguments.name}").run(arguments)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent))  # for `python path/to/benchmarks` from another folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from another folder, too
     main()

@@ -1,17 +1,16 @@
 """GenHMR's deformable attention beside the usual way to compute it, and the time of every part."""
 
 import argparse
-import functools
-from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.timing import medians
+from benchmarks.timing import table
 from bodymodels import load_model
-from genhmr import PRESETS, Config, DeformableAttention, Features, GenHMR, refine, sample
+from genhmr import PRESETS, Config, DeformableAttention, refine, sample
 from networks.small_encoder import build_genhmr
 
 
@@ -36,95 +35,69 @@ def project_then_sample(attention: DeformableAttention, queries: Tensor, referen
     return attention.output_proj(total.view(batch, -1, length).transpose(1, 2))
 
 
-def peer_attention(attention: DeformableAttention) -> Callable:
-    """Hugging Face's module with the same weights; project_then_sample without transformers."""
-    try:
-        from transformers.models.deformable_detr import modeling_deformable_detr as detr
-    except Exception:  # its optional dependencies break in many ways
-        return functools.partial(project_then_sample, attention)
-    heads, maps, points = attention.shape
-    config = argparse.Namespace(d_model=attention.value_proj.out_features,
-                                num_feature_levels=maps, disable_custom_kernels=True)
-    peer = detr.DeformableDetrMultiscaleDeformableAttention(config, heads, points)
-    peer.to(attention.value_proj.weight).load_state_dict(attention.state_dict())
-
-    def forward(queries: Tensor, reference: Tensor, values: Tensor, sizes: Tensor) -> Tensor:
-        areas = sizes.prod(1)
-        return peer(queries, encoder_hidden_states=values, spatial_shapes=sizes,
-                    spatial_shapes_list=[tuple(size) for size in sizes.tolist()],
-                    level_start_index=areas.cumsum(0) - areas,
-                    reference_points=reference[None, :, None].expand(len(values), -1, maps, -1))[0]
-
-    return forward
-
-
-def benchmark_attention(width: int, seconds: float, batch: int = 1) -> None:
-    """Print the times of our deformable attention and of the usual one, at the paper's sizes."""
-    torch.manual_seed(0)
+def benchmark_attention(width: int, seconds: float) -> None:
+    """Print the times of 96 queries on 15,552 cells, the usual way's and ours."""
     attention = DeformableAttention(replace(Config(), width=width, pyramid_width=width))
     for parameter in attention.parameters():
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-    sizes = torch.tensor([(16, 12), (64, 48), (128, 96)])
-    queries, values = torch.randn(batch, 96, width), torch.randn(batch, 15_552, width)
-    reference, peer = torch.rand(96, 2), peer_attention(attention)
-
-    def run(function: Callable, backward: bool) -> list[Tensor]:
-        with torch.set_grad_enabled(backward):
-            inputs = [x.detach().requires_grad_(backward) for x in (queries, values)]
-            output = function(inputs[0], reference, inputs[1], sizes)
-            return [output, *torch.autograd.grad(output.sum(), inputs)] if backward else [output]
-
-    for label, backward in (("forward", False), ("forward + backward", True)):
-        runs = {name: functools.partial(run, function, backward)
-                for name, function in (("ours", attention), ("usual", peer))}
-        times = medians(runs, seconds)
-        difference = max(((x - y).abs().max() / y.abs().max()).item()
-                         for x, y in zip(runs["ours"](), runs["usual"](), strict=True))
-        print(f"  {f'width {width}, {label}':<32}{times['ours']:>9.1f} ms{times['usual']:>9.1f} ms"
-              f"{times['ours'] / times['usual']:>8.3f}   differs by {difference:.0e}", flush=True)
-
-
-def refinement_run(model: GenHMR, features: Features, embeddings: Tensor) -> Callable:
-    """Return a function to time: ten steps of refinement against the free body's keypoints."""
-    body = load_model("body").for_keypoints()
-    return lambda: refine(
-        model, embeddings, features.betas, features.camera, torch.zeros(1, 45, 2),
-        torch.ones(1, 45), lambda betas, rotations: body.keypoints(body(betas, rotations)))
+    inputs = (torch.randn(1, 96, width), torch.rand(96, 2), torch.randn(1, 15_552, width),
+              torch.tensor([(16, 12), (64, 48), (128, 96)]))
+    peers = {"usual": partial(project_then_sample, attention), "ours": attention}
+    usual, ours = (peer(*inputs) for peer in peers.values())
+    error = ((ours - usual).abs().max() / usual.abs().max()).item()
+    ways = {name: torch.no_grad()(partial(peer, *inputs)) for name, peer in peers.items()}
+    table(f"attention, width {width}, differs by {error:.0e}", ways, seconds)
+    trained = [x.requires_grad_(x.is_floating_point()) for x in inputs]
+    table("the same, forward and backward", {
+        name: lambda peer=peer: peer(*trained).sum().backward() for name, peer in peers.items()},
+        seconds)
 
 
 @torch.no_grad()
-def benchmark_parts(config: Config, seconds: float) -> None:
-    """Print the time of T = 5 per T = 1, and of every part of the model."""
-    torch.manual_seed(0)
-    model = build_genhmr(config).eval()
-    images = torch.zeros(1, 3, config.image_size, config.image_size)
+def time_per_image(config: Config, seconds: float, device: str = "cpu") -> None:
+    """Print the time from a crop to its pose, AITI, beside the paper's (Tables 2 and 3).
+
+    The paper also says that AITI "measures per-iteration processing time", but its figures grow
+    with T and P. Weights are random: times do not depend on them.
+    """
+    model = build_genhmr(config).eval().to(device)
+    body = load_model("body").for_keypoints().to(device)
+    images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
+
+    def refined(steps: int) -> None:
+        found = sample(model, images, iterations=5)
+        refine(model, found.embeddings, found.betas, found.camera, images.new_zeros(1, 45, 2),
+               images.new_ones(1, 45), lambda betas, pose: body.keypoints(body(betas, pose)),
+               iterations=steps)
+
+    ways = {f"T = {T} (RTX A5000: {paper} ms)": partial(sample, model, images, iterations=T)
+            for T, paper in {1: 32, 3: 75, 5: 102, 10: 255, 15: 321, 20: 412}.items()}
+    ways |= {f"T = 5, P = {P} (RTX A5000: {paper} ms)": partial(refined, P)
+             for P, paper in {1: 154, 3: 209, 5: 253, 10: 444, 20: 638}.items()}
+    table(f"GenHMR, from a crop to its pose, {device}", ways, seconds)
+
+
+@torch.no_grad()
+def benchmark_parts(config: Config, seconds: float, device: str = "cpu") -> None:
+    """Print the time of every part of the model."""
+    model = build_genhmr(config).eval().to(device)
+    body = load_model("body").for_keypoints().to(device)
+    images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
     features = model.encode(images)
-    tokens = torch.zeros(1, config.tokenizer.num_tokens, dtype=torch.int64)
-    embeddings = model.tokenizer.quantiser.lookup(tokens)
-    grid = torch.zeros(1, config.vit_dim, *config.grid)
-    times = medians({T: lambda T=T: sample(model, images, iterations=T) for T in (1, 5)}, seconds)
-    print(f"\npicture to pose, T = 1: {times[1]:.1f} ms, T = 5: {times[5]:.1f} ms, "
-          f"ratio {times[5] / times[1]:.2f} (in the paper's Table 2: 3.2)\n")
+    tokens = images.new_zeros(1, config.tokenizer.num_tokens, dtype=torch.int64)
+    start = model.tokenizer.quantiser.lookup(tokens)
     parts = {
-        "image encoder": lambda: model.backbone(model.normalise(images)),
-        "feature maps": lambda: [level(grid) for level in model.pyramid],
-        "shape and camera": lambda: model.regressor(grid.flatten(2).mT),
-        "masked transformer, an iteration": lambda: model.predict_logits(features, tokens),
-        "pose tokenizer, decoder": lambda: model.tokenizer.decode(tokens),
-        "refinement, 10 steps": refinement_run(model, features, embeddings)}
-    for part, time in medians(parts, seconds).items():
-        print(f"  {part:<32}{time:>9.1f} ms")
+        "encoder and feature maps": partial(model.encode, images),
+        "transformer, one iteration": partial(model.predict_logits, features, tokens),
+        "pose decoder": partial(model.tokenizer.decode, tokens),
+        "refinement, 10 steps": lambda: refine(
+            model, start, features.betas, features.camera, images.new_zeros(1, 45, 2),
+            images.new_ones(1, 45), lambda betas, pose: body.keypoints(body(betas, pose)))}
+    table(f"GenHMR, its parts, batch 1, {device}", parts, seconds)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks genhmr", description=__doc__)
-    parser.add_argument("--preset", default="paper", choices=PRESETS, help="default: paper")
-    parser.add_argument("--widths", type=int, nargs="+", default=(1024, 256), metavar="D",
-                        help="of the attention (default: 1024 256)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="per line (default: 4)")
-    arguments = parser.parse_args(argv)
-    print(f"{torch.get_num_threads()} threads, float32, batch 1, medians of interleaved runs\n")
-    print("deformable attention of 96 queries on 15,552 cells: this file's, the usual one, ratio")
-    for width in arguments.widths:
+def run(arguments: argparse.Namespace) -> None:
+    for width in (1024, 256):
         benchmark_attention(width, arguments.seconds)
-    benchmark_parts(PRESETS[arguments.preset], 2 * arguments.seconds)
+    time_per_image(PRESETS[arguments.preset], arguments.seconds)
+    benchmark_parts(PRESETS[arguments.preset], arguments.seconds)

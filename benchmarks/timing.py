@@ -9,14 +9,13 @@ import torch
 
 def medians(ways: Mapping[str, Callable[[], object]], seconds: float, rounds: int = 3
             ) -> dict[str, float]:
-    """Median time in ms of each function.
+    """Median time in ms of each function, which runs once untimed before.
 
-    Each function runs once untimed. Then the functions take turns, so that other load on the
-    machine slows all of them alike, for `seconds` and for at least `rounds` rounds. On a GPU
-    each run is timed until its kernels have finished.
+    The functions take turns, so that other load on the machine slows all of them alike, for
+    `seconds` and for at least `rounds` rounds. A GPU finishes its kernels before a clock is read.
     """
-    times: dict[str, list[float]] = {name: [] for name in ways}
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for function in ways.values():
         function()
     start, done = time.perf_counter(), 0
@@ -29,3 +28,11 @@ def medians(ways: Mapping[str, Callable[[], object]], seconds: float, rounds: in
             times[name].append(1e3 * (time.perf_counter() - begin))
         done += 1
     return {name: statistics.median(spent) for name, spent in times.items()}
+
+
+def table(title: str, ways: Mapping[str, Callable[[], object]], seconds: float) -> None:
+    """Print the time of each function, and its ratio to that of the first."""
+    print(title, flush=True)
+    times = medians(ways, seconds)
+    for name, spent in times.items():
+        print(f"  {name:46}{spent:10.2f} ms{spent / next(iter(times.values())):8.3f}", flush=True)

@@ -25,9 +25,11 @@ from genhmr import (
     Config,
     GenHMR,
     ViTBlock,
+    matrix_to_rotation_6d,
     mlp,
     normalised_crop,
     register_statistics,
+    rotation_6d_to_matrix,
 )
 
 IMAGE_SIZE = 128  # px, S; the encoder sees the middle three quarters of the crop's width
@@ -71,7 +73,6 @@ class EncoderConfig:
     gradient_clip: float = 5.0  # norm
     precision: str = "fp32"
     channels_last: bool = True  # memory format, for speed
-    ema_decay: float = 0.0  # of a moving average of the weights, 0: none
     eval_every: int = 1_300
     seed: int = 0
 
@@ -288,11 +289,12 @@ class SmallEncoder(nn.Module):
     def tokens(self, x8: Tensor, lifted: Lifted, keypoints: Tensor) -> Tensor:
         """Lay out the tokens (B, N, D): cells of the picture, the person, and blocks of joints."""
         camera = 4 * (lifted.camera - lifted.camera.new_tensor([0.9, 0.0, 0.0]))
-        person = torch.cat((lifted.betas, camera, lifted.pose[:, 0]), 1)  # (B, 19)
+        pose = matrix_to_rotation_6d(rotation_6d_to_matrix(lifted.pose))  # unit columns
+        person = torch.cat((lifted.betas, camera, pose[:, 0]), 1)  # (B, 19)
         joints = torch.cat((keypoints, 2 * lifted.joints), 2)[:, :JOINTS]
-        joints = torch.cat((lifted.pose, joints), 2)[:, self.joint_of_cell]  # (B, N, 13 + 16)
+        joints = torch.cat((pose, joints), 2)[:, self.joint_of_cell]  # (B, N, 13 + 16)
         person = person[:, None].expand(-1, joints.shape[1], -1)
-        return torch.cat((x8.flatten(2).mT, person, joints), 2)
+        return torch.cat((0.3 * x8.flatten(2).mT, person, joints), 2)
 
 
 def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:

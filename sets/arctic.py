@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from files import load_arrays
 from sets.official_bodies import BodyPictures
 from sets.records import GENDERS, rotate_root
 from sets.rich import SMPLX_PARTS
-from sets.safe_pickle import load_arrays
 
 
 class ARCTIC(BodyPictures):

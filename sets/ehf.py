@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import bodymodels
-from sets.mesh_files import load_vertices
+from files import load_vertices
 from sets.official_bodies import BodyPictures
 from sets.records import boxes_around, intrinsics, rigid, with_confidence, xywh_box
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from files import safe_unpickle
 from sets.official_bodies import BodyPictures
 from sets.records import GENDERS, corner_box, rotate_root, with_confidence
-from sets.safe_pickle import safe_unpickle
 
 
 class EMDB(BodyPictures):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sets.safe_pickle import load_arrays
+from files import load_arrays
 from sets.workers import follow_parent
 
 

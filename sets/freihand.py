@@ -71,7 +71,8 @@ class FreiHAND(HandDataset):
         if self.split == "training" and not sources["verts"].is_file() and not without_mesh:
             raise FileNotFoundError(
                 f"no {sources['verts']}: without it no sample has a mesh and training learns 2D "
-                "keypoints alone; download it, or pass without_mesh=True if you want that")
+                "keypoints alone; download it, or pass without_mesh=True (data.py: --option "
+                "without_mesh=true) if you want that")
         return {name: path for name, path in sources.items() if path.is_file()}
 
     def _count_versions(self) -> int:

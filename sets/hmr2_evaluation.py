@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from files import load_arrays
 from sets.files import texts
 from sets.official import BOX_MARGIN
 from sets.official_bodies import BodyPictures
 from sets.records import with_confidence
-from sets.safe_pickle import load_arrays
 
 
 class ThreeDPWHMR2(BodyPictures):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from files import load_arrays
 from sets.files import texts
 from sets.official import BOX_MARGIN
 from sets.official_bodies import BodyPictures
@@ -18,7 +19,6 @@ from sets.records import (
     with_confidence,
     xywh_box,
 )
-from sets.safe_pickle import load_arrays
 
 
 class Human36M(BodyPictures):

@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 import bodymodels
+from files import load_arrays
 from sets.files import read_npz
 from sets.packing import build_packed, fingerprint
-from sets.safe_pickle import load_arrays
 from sets.samples import KeyedDataset
 
 Z_UP_TO_CAMERA = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import bodymodels
-from sets.mesh_files import load_vertices
-from sets.safe_pickle import load_arrays
+from files import load_arrays, load_vertices
 
 
 @lru_cache(maxsize=16)

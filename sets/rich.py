@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from files import load_arrays
 from sets.official_bodies import BodyPictures
 from sets.records import GENDERS, rotate_root
-from sets.safe_pickle import load_arrays
 
 SMPLX_PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
                "right_hand_pose")

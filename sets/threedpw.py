@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from files import safe_unpickle
 from sets.official_bodies import BodyPictures
 from sets.records import (
     boxes_around,
@@ -15,7 +16,6 @@ from sets.records import (
     with_confidence,
     xywh_box,
 )
-from sets.safe_pickle import safe_unpickle
 
 
 class ThreeDPW(BodyPictures):

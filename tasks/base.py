@@ -174,11 +174,11 @@ class Task(ABC):
             raise ValueError(f"{name}: expected one of {', '.join(known)}")
         if self.data != "rendered" and not arguments.data_root:
             raise ValueError(f"{name}: give its folder with --data-root")
+        if known[self.data] not in ("", self.protocol):
+            raise ValueError(f"{name} is evaluated by {known[self.data]}, not by {self.protocol}")
         if not self.protocol or self.protocol not in known.values():
             raise ValueError(f"{name}: choose the protocol with --protocol, one of "
                              + ", ".join(sorted({*known.values()} - {""})))
-        if known[self.data] not in ("", self.protocol):
-            raise ValueError(f"{name} is evaluated by {known[self.data]}, not by {self.protocol}")
         if self.data != "rendered" and self.MODELS and not arguments.models:
             raise ValueError(f"{name} needs official body models: give the folder of {self.MODELS} "
                              "with --models")

@@ -66,8 +66,11 @@ def read_run(path: Path) -> dict[str, object] | None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
+    """Return the first line of an error's message, and the second after a colon."""
+    first, *others = str(error).strip().split("\n")
+    if first.endswith(":") and others:  # of load_state_dict: the second says what does not fit
+        first += " " + others[0].strip()
+    return (first or type(error).__name__)[:200]
 
 
 def size_of(folder: Path) -> str:

@@ -20,6 +20,7 @@ import bodymodels
 import data
 import genhmr
 import metrics
+from files import load_array, safe_unpickle
 from networks import small_encoder
 from networks.small_encoder import (
     HEAT_GRID,
@@ -37,7 +38,6 @@ from sets.keypoint_files import LEAST_CONFIDENCE
 from sets.official_bodies import OWN
 from sets.rendered import STEEP
 from sets.rendered_bodies import sample_wide_postures
-from sets.safe_pickle import load_array, safe_unpickle
 from tasks import posterior
 from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
 from tasks.bodies import BodyTask, Mesh
@@ -412,10 +412,13 @@ class TransformerTask(BodyTask):
 
     @classmethod
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
-        """Return the config with that of the given tokenizer."""
+        """Return the config with that of the given tokenizer, and as wide as the small encoder."""
         if arguments.tokenizer:
             tokenizer = load_tokenizer(arguments.tokenizer)
             config = dataclasses.replace(config, tokenizer=tokenizer.config)
+        if arguments.backbone and small_encoder.is_small(config):
+            width = load_encoder(arguments.backbone).width
+            config = dataclasses.replace(config, vit_dim=width)
         return config
 
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,

@@ -23,9 +23,9 @@ import bodymodels
 import data
 import hmr_adapter
 import metrics
+from files import load_arrays, safe_unpickle
 from networks.adapter_rivals import build_model, share_twists
 from networks.small_experts import body_keypoint_losses, hand_keypoint_losses
-from sets.safe_pickle import load_arrays, safe_unpickle
 from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import own_overrides, suitable_preset

@@ -13,6 +13,7 @@ from joblib_files import joblib_dump
 from PIL import Image
 
 import bodymodels
+from files import load_arrays
 from sets.arctic import ARCTIC
 from sets.bedlam import BEDLAM
 from sets.dexycb import DexYCB
@@ -25,7 +26,6 @@ from sets.keypoints_2d import AIC, COCO, MPII
 from sets.mpi_inf_3dhp import MPIINF3DHP
 from sets.records import intrinsics, to_pixels
 from sets.rich import RICH
-from sets.safe_pickle import load_arrays
 from sets.shards import HaMeRShards, HMRShards
 from sets.threedpw import ThreeDPW, ThreeDPWMoon
 

@@ -398,8 +398,13 @@ def test_what_was_not_done_is_said(arguments, line, files, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "mediapipe", None)  # as if it were not installed
     monkeypatch.chdir(tmp_path)
     save_picture(tmp_path / "photo.png")
-    for name, numbers in (("unseen", [0] * 75), ("one", [50, 20, 1] + [0] * 72),
-                          ("seen", [50, 20, 1, 0, 0, 0, 60, 40, 1] + [0] * 66)):
+    found = genhmr.predict(weights.genhmr.load_checkpoint(files["genhmr"]),
+                           bodymodels.load_model("body"), picture())["keypoints_2d"]
+    seen = [0.0] * 75
+    for name in "nose", "left_wrist":  # where the network sees them, so that a camera fits
+        row = 3 * bodymodels.JOINT_SETS["openpose25"].index(name)
+        seen[row:row + 3] = *found[SMPL45.index(name)].clip(1, 89).tolist(), 1.0
+    for name, numbers in (("unseen", [0] * 75), ("one", [50, 20, 1] + [0] * 72), ("seen", seen)):
         (tmp_path / f"{name}.json").write_text(
             f'{{"people": [{{"pose_keypoints_2d": {numbers}}}]}}')
     assert run(*arguments_of("genhmr", files), "photo.png", "--box", "whole", *arguments) == 0

@@ -11,7 +11,7 @@ import pytest
 
 import bodymodels
 import genhmr
-from sets.safe_pickle import load_arrays
+from files import load_arrays
 
 smplx = pytest.importorskip("smplx")
 

@@ -111,7 +111,7 @@ def test_this_file_builds_every_preset(name):
 
 @pytest.mark.parametrize(("config", "bad"), [
     *[(TINY, bad) for bad in (
-        {"image_size": 100}, {"vit_heads": 3}, {"scales": (3,)}, {"scales": ()}, {"heads": 3},
+        {"image_size": 100}, {"scales": (3,)}, {"scales": ()}, {"heads": 3},
         {"mask_loss_on": "some"}, {"tau_max": 0.0}, {"tau_max": 1.5}, {"temperature_end": 0.0},
         {"temperature_duration": 0.0})],
     *[(TINY_TOKENIZER, bad) for bad in (
@@ -121,6 +121,13 @@ def test_bad_configs_are_refused_by_name(config, bad):
     """A value that cannot work is a ValueError that names its field."""
     with pytest.raises(ValueError, match=next(iter(bad))):
         replace(config, **bad)
+
+
+def test_a_vit_needs_heads_that_divide_its_width():
+    """Another encoder does not: its width is its own."""
+    with pytest.raises(ValueError, match="vit_heads is 3: expected a divisor of vit_dim, 32"):
+        GenHMR(replace(TINY, vit_heads=3))
+    GenHMR(replace(TINY, vit_heads=3), nn.Identity())
 
 
 def test_config_of_a_checkpoint_becomes_the_config():
@@ -181,8 +188,7 @@ def test_convention_scale():
     points = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]])
     flat = genhmr.project_to_crop(points, camera, 19.53)[0]
     assert (flat[1:] - flat[0]).diagonal() == pytest.approx([0.4, 0.4])
-    weak = bodymodels.weak_perspective_project(torch.zeros(1, 1, 3), camera)[0, 0]
-    assert flat[0] == pytest.approx(weak / 2)
+    assert flat[0] == pytest.approx(0.8 * camera[0, 1:] / 2)
 
 
 # ------------------------------------------------------------------------------------- model

@@ -277,7 +277,7 @@ def test_offset_is_added_in_6d():
     found = model(pictures, scale=0.5)
     assert torch.allclose(found["pose_6d"], pose_6d, atol=1e-5)
     assert torch.allclose(found["body_pose"][:, :22], bodymodels.rotation_6d_to_matrix(
-        bodymodels.rotation_6d_from_interleaved(pose_6d)), atol=1e-4)
+        pose_6d.unflatten(-1, (3, 2)).mT.flatten(-2)), atol=1e-4)
 
 
 @pytest.mark.parametrize("proj", ["conv", "reuse_hand_conv"])

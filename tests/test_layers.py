@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-BELOW = {"sets", "sets.safe_pickle", "sets.mesh_files"}  # used by bodymodels
 PAPERS = {"simplehand", "genhmr", "hmr_adapter"}
-LAYERS = [BELOW, {"bodymodels"}, {"sets.prediction_files"}, {"metrics"}, "sets.", {"data"}, PAPERS,
+LAYERS = [{"files"}, {"bodymodels"}, {"metrics"}, "sets", {"data"}, PAPERS,
           "networks", "weights", {"demo"}, "tasks", {"train"}, {"tables"}, "benchmarks"]
 
 

@@ -1,13 +1,18 @@
 """The small image encoder that finds keypoints first."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from genhmr_samples import TINY_ENCODER, images
+from genhmr_samples import images
 from hypothesis import given
 from hypothesis import strategies as st
 
 from genhmr import rotation_6d_to_matrix
 from networks.pose_encoder import Lift, PoseEncoder, cell_centres, heat_map_loss, locate
+
+TINY_ENCODER = SimpleNamespace(image_size=64, widths=(4, 4, 8, 8), blocks=1, heads=2, pooled=4,
+                               lift_width=16, grid=(16, 12))
 
 
 def test_pose_encoder_finds_what_it_says(body):

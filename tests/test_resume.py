@@ -1,35 +1,177 @@
-"""Runs that are killed at random moments and continued: python -m benchmarks resume."""
+"""Runs of every stage are killed at random moments and continued: the last bits are the same.
+
+All processes of a run get SIGKILL, as in a power cut: before the first checkpoint, between two, or
+while one is written. Runs are forked from this process, which has imported everything.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
 
 import pytest
 import torch
 
 import train
-from benchmarks import resume
+
+STEPS = 12
+RUN = {"warmup_steps": 2, "eval_every": 25, "batch_size": 8, "train_samples": 44, "test_samples": 2,
+       "heads": 2, "width": 16}
+TINY = {  # by model: fields that its stages may have
+    "simplehand": {
+        "image_size": 32, "embed_dims": "8,8,16,32", "depths": "1,1,1,1", "feature_width": 32,
+        "token_width": 16, "dims": "16,8,8", "dropout": 0.1, "drop_path": 0.1},
+    "genhmr": {
+        "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "depth": 1,
+        "widths": "4,4,8,8", "blocks": 1, "pooled": 4, "lift_width": 16, "pyramid_width": 16,
+        "points": 2, "layers": 1, "ffn": 32, "regressor_width": 16, "accumulate": 2},
+    "hmr_adapter": {
+        "image_size": 64, "widths": "4,4,8,8", "blocks": 1, "pooled": 4, "lift_width": 16,
+        "vit_dim": 16, "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2,
+        "decoder_head_dim": 4, "decoder_ffn": 16, "body_size": 64, "test_body_size": 64,
+        "hand_size": 64, "train_samples": 24, "depth_bins": 4, "hand_cells": 4, "joint_dim": 8,
+        "arm_noise": 0.1, "arm_drop": 0.1, "offset_hidden": 16},
+}
+VIT = {"image_size": 64, "patch_size": 16, "vit_dim": 16, "vit_depth": 1, "vit_heads": 2, "vit_drop_path": 0.1,
+       "scales": "1,2"}  # the paper's encoder, trained
+NEEDED = {  # flags that name the final checkpoint of another stage
+    "genhmr-transformer": {"tokenizer": "genhmr-tokenizer", "backbone": "genhmr-encoder"},
+    "genhmr-transformer vit": {"tokenizer": "genhmr-tokenizer"},
+    "hmr_adapter-hand": {"expert": "hmr_adapter-hand_expert", "guide": "hmr_adapter-body_expert"},
+    "hmr_adapter-body": {"expert": "hmr_adapter-body_expert"},
+}
+STAGES = [f"{model}-{stage}".removesuffix("-") for model, paper in train.PAPERS.items()
+          for stage in paper.STAGES if stage != "all"] + ["genhmr-transformer vit"]
+
+
+def command(stage, out, folder, steps):
+    """The command line of a stage's run in `out`; `folder` has the cache and earlier stages."""
+    name, _, variant = stage.partition(" ")
+    model, _, part = name.partition("-")
+    fields = {field.name for field in dataclasses.fields(train.TASKS[name].PRESETS["cpu"])}
+    settings = RUN | TINY[model] | (VIT if variant else {}) | {"steps": steps}
+    flags = [f"--{flag}={folder / other / 'checkpoint.pt'}"
+             for flag, other in NEEDED.get(stage, {}).items()]
+    return ["--model", model, *(["--stage", part] if part else []), "--preset", "cpu", "--out",
+            str(out), "--cache", str(folder / "cache"), "--save-every", "0", *flags, "--set",
+            *(f"{field}={value}" for field, value in settings.items() if field in fields)]
+
+
+def start(argv, ranks, log):
+    """Fork the processes of a run; returns their ids. What they print goes to the end of a file."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            sys.stdout = sys.stderr = file = open(log, "a", buffering=1)
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+                           "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost",
+                           "MASTER_PORT": str(port)}
+            for task in train.TASKS.values():  # drawing takes longer than such a run
+                task.write = lambda *_: None
+            train.draw_curves = lambda *_: None
+            train.main(list(argv))
+            code = 0
+        except BaseException as error:  # a fork must not return into the caller
+            print(f"process {rank}: {error!r}", file=file, flush=True)
+        finally:
+            os._exit(code)
+    return children
+
+
+def finish(argv, ranks, log):
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+             for child in start(argv, ranks, log)]
+    assert not any(codes), f"a run ended with {codes}\n{log.read_text()[-2000:]}"
+
+
+def kill_at_random(children, path, rng):
+    """Kill a run after a random number of its checkpoints, one a step, and part of a step."""
+    def version():
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    after, seen, began = rng.randrange(STEPS), version(), time.monotonic()
+    while after and not os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.001)
+        if (now := version()) != seen:
+            after, seen = after - 1, now
+            last, began = time.monotonic() - began, time.monotonic()
+            if not after:
+                time.sleep(rng.random() * last)
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def digest(out):
+    """Hash everything in a checkpoint but times, commands and software versions."""
+    content = torch.load(out / "checkpoint.pt", weights_only=True)
+    state = hashlib.sha256()
+
+    def add(value):
+        if isinstance(value, torch.Tensor):
+            state.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            state.update(value.contiguous().numpy().tobytes())
+        elif isinstance(value, Mapping):
+            for name in sorted(value, key=str):
+                state.update(str(name).encode())
+                add(value[name])
+        elif isinstance(value, list | tuple):
+            for item in value:
+                add(item)
+        else:
+            state.update(repr(value).encode())
+
+    add({name: value for name, value in content.items()
+         if name not in ("seconds", "command", "versions")})
+    return state.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", ["1", "2"])
-@pytest.mark.parametrize("stage", resume.SETTINGS)
-def test_killed_runs_end_in_the_same_bits(stage, ranks, capsys):
-    """A trial with one process and one with two: killed at random moments, the same weights."""
-    code = resume.main(["--stage", stage, "--ranks", ranks, "--trials", "1", "--steps", "16"])
-    assert code == 0, capsys.readouterr().out
-
-
-def test_every_stage_is_killed_and_continued():
-    """"all" trains nothing of its own."""
-    trained = {f"{model}-{stage}".removesuffix("-") for model, paper in train.PAPERS.items()
-               for stage in paper.STAGES if stage != "all"}
-    assert {stage.split()[0] for stage in resume.SETTINGS} == trained
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_runs_end_in_the_same_bits(folder, stage, ranks):
+    """Killed twice and given again until it ends: weights, optimiser, averages, counters."""
+    log, rng = folder / "log.txt", random.Random(f"{stage} {ranks}")
+    for other in NEEDED.get(stage, {}).values():
+        if not (folder / other).exists():
+            finish(command(other, folder / other, folder, 3), 1, log)
+    whole, killed = folder / "whole", folder / "killed"
+    finish(command(stage, whole, folder, STEPS), ranks, log)
+    for _ in range(2):
+        kill_at_random(start(command(stage, killed, folder, STEPS), ranks, log),
+                       killed / "checkpoint.pt", rng)
+    finish(command(stage, killed, folder, STEPS), ranks, log)
+    assert digest(killed) == digest(whole)
+    for out in (whole, killed):
+        shutil.rmtree(out)
 
 
 def test_a_digest_sees_every_bit_of_a_checkpoint(tmp_path):
     """Another last bit of a weight is another digest; another duration is not."""
-    weight = torch.ones(3)
     digests = []
     for changed, seconds in ((0.0, 1.0), (0.0, 2.0), (2**-23, 1.0)):
-        torch.save({"model": {"weight": weight + changed}, "step": 3, "seconds": seconds},
+        torch.save({"model": {"weight": torch.ones(3) + changed}, "step": 3, "seconds": seconds},
                    tmp_path / "checkpoint.pt")
-        digests.append(resume.digest(tmp_path))
+        digests.append(digest(tmp_path))
     assert digests[0] == digests[1] != digests[2]
-    assert resume.last_step(tmp_path) == 3

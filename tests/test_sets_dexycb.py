@@ -6,8 +6,8 @@ import torch
 from official_folders import dexycb, rodrigues
 
 import bodymodels
+from files import load_arrays
 from sets.dexycb import DexYCB
-from sets.safe_pickle import load_arrays
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -16,10 +16,10 @@ from official_folders import (
 )
 
 import bodymodels
+from files import load_arrays
 from sets.crops import transform_points
 from sets.official_people import OfficialPeople
 from sets.records import relabelled
-from sets.safe_pickle import load_arrays
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -147,7 +147,7 @@ def test_bad_recordings_of_moyo(tmp_path):
     folder, _ = write_moyo(tmp_path, smpl=False)
     path, mark = folder / "mosh/val/yoga_stageii.pkl", tmp_path / "mark"
     for content, message in (
-            ({"fullpose": Attack(mark)}, "yoga_stageii.pkl is damaged or is not plain data"),
+            ({"fullpose": Attack(mark)}, "yoga_stageii.pkl is damaged or unsafe"),
             ({"betas": np.zeros(10)}, "yoga_stageii.pkl is no recording of MOYO"),
             ({"fullpose": np.zeros((4, 100)), "betas": np.zeros(10)}, r"got \(4, 100\)"),
             ({"global_orient": np.zeros((4, 3)), "body_pose": np.zeros((4, 60)),

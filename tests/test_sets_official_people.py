@@ -9,6 +9,7 @@ from official_folders import RNG, bedlam, coco, ehf, interhand, threedpw_moon, w
 from people_samples import CONTRACT as PEOPLE
 
 import bodymodels
+from files import load_arrays
 from hmr_adapter import crop_hands
 from sets.body_crops import body_box
 from sets.freihand import FreiHAND
@@ -16,7 +17,6 @@ from sets.interhand import InterHand
 from sets.official_models import official_body
 from sets.official_people import HandPairs, OfficialPeople
 from sets.rich import RICH
-from sets.safe_pickle import load_arrays
 from tasks.hmr_adapter import sharpest
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),

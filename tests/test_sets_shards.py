@@ -12,8 +12,8 @@ from official_folders import MASKS, hamer, hmr2, jpeg, tar_person, write_shard
 
 import bodymodels
 import sets.shards
+from files import safe_unpickle
 from sets.records import relabelled
-from sets.safe_pickle import safe_unpickle
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
               pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2

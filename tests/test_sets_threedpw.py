@@ -8,11 +8,11 @@ import torch
 from official_folders import CAMERA_3DPW, K_3DPW, REST_ROOT, TRANSL_3DPW, threedpw, threedpw_moon
 
 import bodymodels
+from files import safe_unpickle
 from sets.augmentation import Augmentation
 from sets.crops import transform_points
 from sets.official_bodies import OWN
 from sets.records import moved_translation, to_pixels
-from sets.safe_pickle import safe_unpickle
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

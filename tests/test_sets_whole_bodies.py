@@ -7,12 +7,11 @@ from official_folders import RNG, arctic, bedlam, ehf, rich, rodrigues, write
 from PIL import Image
 
 import bodymodels
+from files import load_arrays, load_vertices
 from sets.bedlam import BEDLAM
-from sets.mesh_files import load_vertices
 from sets.official_models import official_body
 from sets.records import intrinsics, record_dtype, to_pixels, to_records
 from sets.rich import RICH, SMPLX_PARTS
-from sets.safe_pickle import load_arrays
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

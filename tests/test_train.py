@@ -509,7 +509,8 @@ def test_another_network_cannot_continue_a_run(finished, cache, tmp_path):
     """--resume with other dimensions: one message, the checkpoint stays."""
     shutil.copy(finished[0] / "checkpoint.pt", tmp_path)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(SystemExit, match="does not fit these settings .*without changing the netw"):
+    with pytest.raises(SystemExit, match="does not fit these settings .*for SimpleHand: .*[Ss]ize "
+                       "mismatch for .*without changing the netw"):
         train.main(command_line(cache, tmp_path, "--resume", dims="32,8,8", steps=13))
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
@@ -981,6 +982,8 @@ def test_settings_are_typed():
     (["--preset", "laptop"], "no preset 'laptop' for simplehand: expected one of paper"),
     (["--data", "video"], "--data video: expected one of rendered, freihand"),
     (["--data", "freihand"], "--data-root"),
+    (["--data", "freihand", "--data-root", "x", "--protocol", "3dpw_lsp14"],
+     "--data freihand is evaluated by freihand, not by 3dpw_lsp14"),
     (["--data", "freihand", "--data-root", "nowhere"], "give MANO_RIGHT.pkl with --hand"),
     (["--data", "freihand", "--data-root", "nowhere", "--hand", "hand_right"], "nowhere"),
     (["--hand", "absent.pkl"], "absent.pkl"),

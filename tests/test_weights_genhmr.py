@@ -4,12 +4,11 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from genhmr_samples import POSE, TINY, TINY_ENCODER, TINY_TOKENIZER, images, poses
-from networks.small_genhmr import build_genhmr
+from genhmr_samples import SMALL, TINY, TINY_TOKENIZER, images, poses, tiny_encoder
 
 import genhmr
 from genhmr import Config, GenHMR, Tokenizer
-from networks.pose_encoder import PoseEncoder
+from networks.small_encoder import build_genhmr
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
 
@@ -88,21 +87,6 @@ def test_bad_checkpoints_are_refused(tmp_path, lively):
             load_checkpoint(source)
 
 
-def test_fields_that_are_no_more_are_ignored(lively):
-    """Checkpoints with fields of earlier configs, of the model or its tokenizer, load as others;
-    the shipped one is such a checkpoint."""
-    old = asdict(TINY) | {"stem": [], "freeze_backbone": True, "tokenizer": asdict(
-        TINY_TOKENIZER) | {"legacy_reset": False}}
-    saved = {"model": lively.state_dict(), "config": old}
-    assert load_checkpoint(saved).config == TINY
-    assert load_tokenizer(saved).config == TINY_TOKENIZER
-    encoder = replace(TINY_ENCODER, weight_heat=0.5)  # the encoder still has one
-    saved = {"model": build_genhmr(POSE).state_dict(),
-             "config": asdict(replace(POSE, encoder=encoder))}
-    assert load_encoder(saved).config == encoder
-    assert load_checkpoint(saved).config.encoder == encoder
-
-
 def test_loading_draws_the_same_random_numbers_as_building(lively):
     """Comparing shapes first leaves the random state to the model, so that runs stay the same."""
     torch.manual_seed(3)
@@ -164,34 +148,33 @@ def test_backbones_of_others_load(tmp_path, capsys, lively):
         load_backbone(GenHMR(replace(TINY, image_size=128)), tmp_path / "humans.ckpt")
 
 
-def test_pose_encoders_come_back_from_their_files(tmp_path):
-    """Saved with its config and loaded, an encoder sees the same; others are refused."""
-    encoder = PoseEncoder(TINY_ENCODER).eval()
-    torch.save({"model": encoder.state_dict(), "config": asdict(TINY_ENCODER)}, tmp_path / "e.pt")
-    again = load_encoder(tmp_path / "e.pt")
-    assert again.config == TINY_ENCODER and not again.training
-    crops = encoder.normalise(images(2))
-    assert torch.equal(again(crops).heat, encoder(crops).heat)
+def test_small_encoders_come_back_from_their_files(tmp_path):
+    """Of either stage's file, an encoder of any size gives the same tokens; others are refused."""
+    encoder = tiny_encoder().eval()
+    torch.save({"model": encoder.state_dict(), "config": {}}, tmp_path / "e.pt")
+    model = build_genhmr(SMALL, tiny_encoder()).eval()
+    whole = {"model": model.state_dict(), "config": asdict(SMALL)}
+    crops = encoder.normalise(images(2, 128))
+    for source, expected in ((tmp_path / "e.pt", encoder), (whole, model.backbone)):
+        again = load_encoder(source)
+        assert not again.training and torch.equal(again.sizes, encoder.sizes)
+        assert torch.equal(again(crops), expected(crops))
     for content in ({"model": Tokenizer(TINY_TOKENIZER).state_dict(),
-                     "config": asdict(TINY_TOKENIZER)}, encoder.state_dict()):
-        with pytest.raises(ValueError, match="no pose encoder in this checkpoint"):
+                     "config": asdict(TINY_TOKENIZER)},
+                    {"model": GenHMR(TINY).state_dict(), "config": asdict(TINY)}):
+        with pytest.raises(ValueError, match="no small encoder in this checkpoint"):
             load_encoder(content)
+    for sizes in (torch.zeros(7, dtype=torch.int64), torch.ones(3, dtype=torch.int64),
+                  torch.full((7,), 10**6), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="sizes|weights are not SmallEncoder's"):
+            load_encoder({"model": encoder.state_dict() | {"sizes": sizes}, "config": {}})
 
 
-def test_pose_backbones_come_whole(tmp_path, capsys):
-    """load_backbone takes the file of a pose encoder exactly, and nothing else."""
-    encoder = PoseEncoder(TINY_ENCODER)
-    torch.save({"model": encoder.state_dict(), "config": asdict(TINY_ENCODER)}, tmp_path / "e.pt")
-    model = build_genhmr(POSE)
-    load_backbone(model, tmp_path / "e.pt")
-    for name, value in encoder.state_dict().items():
-        assert torch.equal(value, model.backbone.state_dict()[name])
-    saved = {"model": model.state_dict(), "config": asdict(POSE)}
-    again = load_encoder(saved)
-    assert torch.equal(again.heat.weight, encoder.heat.weight) and again.config == TINY_ENCODER
-    model.eval()
-    same = load_checkpoint(saved)
-    assert torch.equal(genhmr.sample(same, images(2)).tokens,
-                       genhmr.sample(model, images(2)).tokens)
-    with pytest.raises(ValueError, match="no pose encoder"):
-        load_backbone(model, {"state_dict": {"pos_embed": torch.zeros(1)}})
+def test_models_behind_a_small_encoder_come_back(tmp_path):
+    """load_checkpoint builds the encoder as the file says; the encoder is frozen."""
+    model = build_genhmr(SMALL, tiny_encoder()).eval()
+    torch.save({"model": model.state_dict(), "config": asdict(SMALL)}, tmp_path / "a.pt")
+    same = load_checkpoint(tmp_path / "a.pt")
+    assert same.config == SMALL and not any(p.requires_grad for p in same.backbone.parameters())
+    assert torch.equal(genhmr.sample(same, images(2, 128)).tokens,
+                       genhmr.sample(model, images(2, 128)).tokens)

@@ -45,7 +45,8 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
     """
     if not isinstance(source, Mapping):
         if not Path(source).is_file():
-            raise FileNotFoundError(f"no checkpoint {source}: expected a file that train.py wrote")
+            raise FileNotFoundError(f"no checkpoint {source}: expected one of train.py, or "
+                                    "released weights where the help names them")
         try:
             check_whole(source)
             names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)

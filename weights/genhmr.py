@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 
+import torch
 from torch import Tensor
 
 from genhmr import Config, GenHMR, Tokenizer, TokenizerConfig
@@ -25,12 +26,11 @@ def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
     require(config is not None and any(name.startswith("transformer.") for name in state),
             "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes stage 1's, "
             "load_backbone the weights of a ViT alone)")
-    sizes = state.get("backbone.sizes")  # of a SmallEncoder
+    sizes, stored = state.get("backbone.sizes"), sum(value.numel() for value in state.values())
 
     def build(config: Config) -> GenHMR:
-        if sizes is None:
-            return GenHMR(config)
-        return GenHMR(config, SmallEncoder.of_sizes(sizes).requires_grad_(False))
+        encoder = None if sizes is None else build_encoder(sizes, stored).requires_grad_(False)
+        return GenHMR(config, encoder)
 
     return from_checkpoint(build, Config, config, state)
 
@@ -59,12 +59,21 @@ def load_encoder(source: str | PathLike | Mapping) -> SmallEncoder:
     state, _ = read_part(source, "encoder", "backbone.")
     require("sizes" in state, "no small encoder in this checkpoint: expected train.py's of --stage "
                               "encoder, or of --stage transformer with its preset cpu")
-    try:
-        encoder = SmallEncoder.of_sizes(state["sizes"])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"the encoder's sizes in this checkpoint are damaged: {error}") from error
+    encoder = build_encoder(state["sizes"], sum(value.numel() for value in state.values()))
     load_weights(encoder, state)
     return encoder.eval()
+
+
+def build_encoder(sizes: Tensor, stored: int) -> SmallEncoder:
+    """Build the SmallEncoder with these sizes; ValueError if `stored` numbers cannot be its."""
+    try:
+        with torch.device("meta"):  # takes no memory
+            count = sum(value.numel() for value in SmallEncoder.of_sizes(sizes).parameters())
+    except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
+        raise ValueError(f"the encoder's sizes in this checkpoint are damaged: {error}") from error
+    require(0 < count <= stored, f"the encoder's sizes in this checkpoint are not those of its "
+            f"weights: they describe {count:,} numbers, the file has {stored:,}")
+    return SmallEncoder.of_sizes(sizes)
 
 
 def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:

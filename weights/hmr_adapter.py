@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bodymodels
+from files import load_arrays
 from hmr_adapter import (
     PRESETS,
     Adapter,
@@ -28,7 +29,6 @@ from hmr_adapter import (
 )
 from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
 from networks.small_experts import PoseBodyExpert, PoseHandExpert
-from sets.safe_pickle import load_arrays
 from weights.files import from_checkpoint, load_weights, read_checkpoint, require
 
 CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,

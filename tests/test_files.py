@@ -30,7 +30,7 @@ from hypothesis.extra import numpy as hnp
 from joblib_files import joblib_dump
 
 from bodymodels import ASSETS, load_model
-from sets.safe_pickle import UnsafeFileError, load_array, load_arrays, safe_unpickle
+from files import UnsafeFileError, load_array, load_arrays, safe_unpickle
 
 PROTOCOLS = range(6)
 

@@ -1,0 +1,110 @@
+"""The small image encoder that stands in for GenHMR's ViT."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from genhmr_samples import SMALL, TINY, batch_of, images, tiny_encoder
+
+import genhmr
+from genhmr import PRESETS, GenHMR
+from networks.small_encoder import (
+    BLOCK,
+    GRID,
+    NAMES,
+    OTHER_SIDE,
+    EncoderConfig,
+    SmallEncoder,
+    build_genhmr,
+)
+
+
+def test_tokens_are_like_a_vits():
+    """(B, N, D) on the config's grid, as wide as the encoder says."""
+    encoder = tiny_encoder().eval()
+    tokens = encoder(encoder.normalise(images(2, 128)))
+    assert tokens.shape == (2, GRID[0] * GRID[1], encoder.width) == (2, 192, SMALL.vit_dim)
+    assert SmallEncoder().width == PRESETS["cpu"].vit_dim and SMALL.grid == GRID
+    with pytest.raises(ValueError, match="expected .B, 3, 128, 128"):
+        encoder.normalise(images(1, 64))
+
+
+def test_readings_are_keypoints(body):
+    """Probabilities of cells sum to one; places lie among the cells; the border is not trusted."""
+    encoder = tiny_encoder().eval()
+    reading = encoder.read(encoder.normalise(images(3, 128)))
+    assert reading.heat.shape == (3, 45, 32 * 24)
+    assert torch.allclose(reading.heat.exp().sum(-1), torch.ones(3, 45), atol=1e-4)
+    assert (reading.at.abs() <= encoder.centres.amax(0)).all()
+    assert (0 < reading.share).all() and (reading.share <= 1.00001).all()
+    border = (reading.at.abs() > encoder.centres.amax(0) - 0.5 / 32).any(-1)
+    assert torch.equal(reading.confidence, reading.share.masked_fill(border, 0))
+    keypoints = encoder.keypoints(images(3, 128))
+    assert torch.equal(keypoints[..., :2], reading.at)
+    assert torch.equal(keypoints[..., 2], reading.confidence)
+
+
+def test_blocks_of_cells_belong_to_joints():
+    """24 blocks of 4 x 2 cells; the tokens of block j hold joint j, and change with it alone."""
+    encoder = tiny_encoder().eval()
+    grid = encoder.joint_of_cell.view(GRID)
+    for joint, (x, y) in enumerate(encoder.places().tolist()):
+        row, column = round(y * GRID[0]), round(x * GRID[1])
+        assert grid[row, column] == grid[row - 1, column - 1] == joint
+    assert torch.equal(grid.flatten().bincount(), torch.full((24,), BLOCK[0] * BLOCK[1]))
+    reading = encoder.read(encoder.normalise(images(1, 128)))
+    x8, keypoints = torch.zeros(1, 8, *GRID), torch.zeros(1, 45, 8)
+    before = encoder.tokens(x8, reading.lifted, keypoints)
+    moved = reading.lifted._replace(joints=reading.lifted.joints.clone())
+    moved.joints[:, 7] += 1
+    changed = (encoder.tokens(x8, moved, keypoints) != before).any(-1)[0]
+    assert torch.equal(changed, encoder.joint_of_cell == 7)
+
+
+def test_sides_are_exchanged_by_the_gate():
+    """Closed, the maps are the network's; open, left and right have exchanged theirs."""
+    assert [OTHER_SIDE[other] for other in OTHER_SIDE] == list(range(45))
+    for name, other in zip(NAMES, OTHER_SIDE, strict=True):
+        assert NAMES[other] == name or {name[:4], NAMES[other][:4]} == {"left", "righ"}
+    encoder, heat = tiny_encoder().eval(), []
+    for gate in (-30.0, 30.0):
+        torch.nn.init.zeros_(encoder.side.fc2.weight)
+        torch.nn.init.constant_(encoder.side.fc2.bias, gate)
+        heat.append(encoder.read(encoder.normalise(images(1, 128))).heat)
+    assert torch.allclose(heat[0][:, OTHER_SIDE], heat[1], atol=1e-5)
+    assert not torch.allclose(heat[0], heat[1], atol=1e-3)
+
+
+def test_sizes_rebuild_the_encoder():
+    """The buffer `sizes` holds the constructor's arguments."""
+    encoder = tiny_encoder()
+    again = SmallEncoder.of_sizes(encoder.sizes)
+    again.load_state_dict(encoder.state_dict())
+    assert again.width == encoder.width
+    with pytest.raises(ValueError, match="widths is .*: expected four"):
+        EncoderConfig(widths=(4, 8))
+
+
+def test_a_frozen_encoder_stays_as_it_is(body):
+    """A step of stage 2 moves neither its weights nor its averages; all else has a gradient."""
+    model = build_genhmr(SMALL, tiny_encoder())
+    assert not model.train().backbone.training and tiny_encoder().train().training
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    batch = genhmr.mask_batch(model, batch_of(body, image_size=128))
+    prediction = model(batch["image"], batch["masked_tokens"])
+    terms = genhmr.losses(prediction, batch, model, body, 0.5)
+    genhmr.total_loss(terms, SMALL).backward()
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_tokens_first_look_at_their_joint():
+    """Before training the reference points are the blocks of the tokens' joints."""
+    model = build_genhmr(SMALL, tiny_encoder())
+    reference = model.transformer.reference.sigmoid()
+    assert torch.allclose(reference[10], tiny_encoder().places()[5])  # two tokens per joint
+    assert torch.allclose(reference[11], tiny_encoder().places()[5])
+    assert type(build_genhmr(TINY)) is GenHMR
+    assert isinstance(build_genhmr(replace(SMALL, vit_dim=112)).backbone, SmallEncoder)
