@@ -80,8 +80,8 @@ class TokenizerConfig:
     width: int = 512  # channels of the convolutions (TokenHMR)
     depth: int = 2  # residual blocks in the encoder and in the decoder (TokenHMR)
     normalise: bool = False  # embeddings to mean 0 and variance 1, each by itself (our choice)
-    corruption: float = 0.0  # while training, up to this share of a pose's tokens is replaced by
-    # random ones, so that a wrong token costs little (our choice)
+    corruption: float = 0.0  # while training, tokens of a pose become random ones with a
+    # probability of up to this, so that a wrong token costs little (our choice)
 
     # Codebook: moving averages, and a restart of unused codes (paper)
     momentum: float = 0.99  # of the averages (TokenHMR; the paper is silent)
@@ -502,9 +502,10 @@ class Tokenizer(nn.Module):
 
 
 def corrupt(embeddings: Tensor, codebook: Tensor, most: float) -> Tensor:
-    """Replace up to a share `most` of each pose's embeddings (B, L, C) by random codes (ours).
+    """Replace some of each pose's embeddings (B, L, C) by random codes (ours).
 
-    The decoder learns that neighbours outvote a wrong token (after PCT: Geng et al., CVPR 2023).
+    Each is replaced with a probability that is drawn for the pose, uniformly from 0 to `most`. The
+    decoder learns that neighbours outvote a wrong token (after PCT: Geng et al., CVPR 2023).
     """
     shape, device = embeddings.shape[:2], embeddings.device
     wrong = torch.rand(shape, device=device) < most * torch.rand(shape[0], 1, device=device)
@@ -891,6 +892,9 @@ class GenHMR(nn.Module):
     def encode(self, images: Tensor) -> Features:
         """Compute what does not depend on the tokens; images as in `forward`."""
         x = self.backbone(self.normalise(images))  # (B, 192, 1280)
+        expected = (len(images), math.prod(self.config.grid), self.config.vit_dim)
+        require(tuple(x.shape) == expected, f"the encoder returns tokens of shape "
+                f"{tuple(x.shape)}: expected {expected}, as in the config")
         grid = x.transpose(1, 2).unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
         maps = [level(grid) for level in self.pyramid]  # (B, 256, 16, 12), (.., 64, 48), ...
         values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, 15552, 256)

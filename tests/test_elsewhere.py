@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import bodymodels
+import genhmr
 from files import load_arrays
 
 smplx = pytest.importorskip("smplx")
@@ -46,10 +47,8 @@ loss = tokenizer_total_loss(tokenizer_losses(model(batch["pose"]), batch, body),
 loss.backward()
 '''
 
-GENHMR = '''
+GENHMR_BODY = '''
 import smplx, torch
-from genhmr import Config, GenHMR, TokenizerConfig, losses, mask_batch, rotation_6d_to_matrix, \\
-    total_loss
 
 class Body:
     smpl = smplx.SMPLLayer(FOLDER + "/smpl/SMPL_NEUTRAL.pkl")
@@ -57,6 +56,11 @@ class Body:
         return self.smpl(betas=betas, global_orient=pose[:, :1], body_pose=pose[:, 1:])
     def keypoints(self, posed):
         return posed.joints  # (B, 45, 3)
+'''
+
+GENHMR = GENHMR_BODY + '''
+from genhmr import Config, GenHMR, TokenizerConfig, losses, mask_batch, rotation_6d_to_matrix, \\
+    total_loss
 
 body, pose, betas = Body(), rotation_6d_to_matrix(torch.randn(2, 24, 6)), torch.randn(2, 10)
 model = GenHMR(Config(TokenizerConfig(codebook_size=16, code_dim=8, width=16), image_size=64,
@@ -69,6 +73,19 @@ batch = mask_batch(model, {
 found = model(batch["image"], batch["masked_tokens"])
 loss = total_loss(losses(found, batch, model, body, temperature=1.0), model.config)
 loss.backward()
+'''
+
+GENHMR_PREDICT = GENHMR_BODY + '''
+import numpy as np
+from genhmr import Config, GenHMR, TokenizerConfig, predict
+
+body = Body()
+model = GenHMR(Config(TokenizerConfig(codebook_size=16, code_dim=8, width=16), image_size=64,
+                      vit_dim=16, vit_depth=1, vit_heads=2, scales=(1, 2), width=16, heads=2))
+points = body.keypoints(body(torch.zeros(1, 10), torch.eye(3).expand(1, 24, 3, 3)))[0]
+keypoints = np.array([(60 + 30 * x, 45 + 30 * y, 1) for x, y, _ in points.tolist()])  # as detected
+found = predict(model.eval(), body, np.zeros((90, 120, 3), np.uint8), keypoints=keypoints,
+                step_size=0.1, fitted_camera=True, samples=3)
 '''
 
 HMR_ADAPTER_HAND = '''
@@ -152,3 +169,18 @@ def test_a_training_step_elsewhere_is_short(folder, script):
     gradients = [p.grad for p in space["model"].parameters() if p.requires_grad]
     told = [gradient for gradient in gradients if gradient is not None]
     assert told and all(gradient.isfinite().all() for gradient in told)
+
+
+def test_genhmr_predicts_elsewhere(folder):
+    """A picture with 2D keypoints needs of a body its vertices, joints and keypoints alone."""
+    space = {"FOLDER": folder}
+    exec(GENHMR_PREDICT, space)
+    found, ours = space["found"], bodymodels.load_model("body")
+    assert not hasattr(space["body"], "for_keypoints") and hasattr(ours, "for_keypoints")
+    assert all(np.isfinite(value).all() for value in found.values())
+    assert found["fitted"]
+    assert np.unique(found["drawn_poses"].round(4), axis=0).shape == (3, 24, 3, 3)
+    assert (np.diff(found["energies"]) < 0).all() and len(found["refined_poses"]) == 11
+    other = genhmr.predict(space["model"], ours, np.zeros((90, 120, 3), np.uint8), step_size=0.1,
+                           keypoints=space["keypoints"], fitted_camera=True)
+    assert np.allclose(other["vertices"], found["vertices"], atol=1e-3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from genhmr_samples import (
+    SMALL,
     TINY,
     TINY_TOKENIZER,
     as_maps,
@@ -15,8 +16,9 @@ from genhmr_samples import (
     lively_model,
     on_meta,
     poses,
+    tiny_encoder,
 )
-from torch import nn
+from torch import Tensor, nn
 
 import bodymodels
 import genhmr
@@ -79,6 +81,32 @@ def test_presets_say_what_the_paper_says():
         assert stage_1.steps * stage_1.batch_size == 200_000 * 512 or name == "cpu"
     assert small.tokenizer == TOKENIZER_PRESETS["cpu"] and count(on_meta(small)) < 8e6
     assert set(small.scales) == {1, 2} and small.grid == (16, 12)  # as many cells as the paper's
+
+
+class Patches(nn.Conv2d):
+    """Somebody's encoder: crops (B, 3, 128, 96) -> tokens (B, 192, 112)."""
+
+    def forward(self, crops: Tensor) -> Tensor:
+        return super().forward(crops).flatten(2).mT
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_this_file_builds_every_preset(name):
+    """Given an encoder for `cpu`; shapes are those of the config, from picture to logits."""
+    config = PRESETS[name]
+    with torch.device("meta"):
+        encoder = Patches(3, 112, 8, 8) if name == "cpu" else None
+        model = GenHMR(config, encoder)
+        tokens = model.backbone(model.normalise(torch.empty(2, 3, *2 * [config.image_size])))
+        assert tokens.shape == (2, 192, config.vit_dim)
+        maps = [level(tokens.mT.unflatten(2, config.grid)) for level in model.pyramid]
+        assert [map_.shape[1:] for map_ in maps] == [
+            (config.pyramid_width, 16 * scale, 12 * scale) for scale in config.scales]
+        values = torch.cat([map_.flatten(2).mT for map_ in maps], 1)
+        features = genhmr.Features(values, model.map_sizes, None, None)
+        logits = model.predict_logits(features, torch.zeros(2, 96, dtype=torch.int64))
+    assert logits.shape == (2, 96, config.tokenizer.codebook_size)
+    assert encoder is None or model.backbone is encoder
 
 
 @pytest.mark.parametrize(("config", "bad"), [
@@ -166,19 +194,21 @@ def test_convention_scale():
 # ------------------------------------------------------------------------------------- model
 
 
-def test_convention_images():
+@pytest.mark.parametrize("config", [TINY, SMALL])
+def test_convention_images(config):
     """uint8 and floats of 0..255 are the same; the outer eighths of the width are not seen."""
-    model, pictures = lively_model(), images()
+    size = config.image_size
+    model, pictures, margin = lively_model(config), images(2, size), size // 8
     features = model.encode(pictures)
     assert torch.equal(features.values, model.encode(pictures.float()).values)
     changed = pictures.clone()
-    changed[..., :8] = 0
-    changed[..., -8:] = 255
+    changed[..., :margin] = 0
+    changed[..., -margin:] = 255
     assert torch.equal(features.values, model.encode(changed).values)
-    changed[..., 8] = 255 - changed[..., 8]
+    changed[..., margin] = 255 - changed[..., margin]
     assert not torch.allclose(features.values, model.encode(changed).values)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255
-    assert model.normalise(mean.expand(1, 3, 64, 64)).abs().max() < 1e-6
+    assert model.normalise(mean.expand(1, 3, size, size)).abs().max() < 1e-6
 
 
 def test_maps_have_the_scales_of_the_config():
@@ -200,6 +230,43 @@ def test_maps_lie_one_behind_the_other_row_by_row():
     grid = tokens.transpose(1, 2).unflatten(2, (4, 3))
     for level, map_ in zip(model.pyramid, as_maps(features.values), strict=True):
         assert torch.allclose(level(grid), map_, atol=1e-5)
+
+
+def test_an_encoder_takes_the_place_of_the_vit():
+    """Maps, shape and camera are made of its tokens; its weights stay as they were given."""
+    encoder, pictures = tiny_encoder().eval(), images(2, 128)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    model = GenHMR(SMALL, encoder).eval()
+    assert model.backbone is encoder
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    tokens, features = encoder(encoder.normalise(pictures)), model.encode(pictures)
+    assert tokens.shape == (2, 192, 44) and features.sizes.tolist() == [[16, 12], [32, 24]]
+    maps = as_maps(features.values, features.sizes.tolist())
+    for level, map_ in zip(model.pyramid, maps, strict=True):
+        assert torch.allclose(level(tokens.mT.unflatten(2, (16, 12))), map_, atol=1e-5)
+    betas, camera = model.regressor(tokens)
+    assert torch.equal(betas, features.betas) and torch.equal(camera, features.camera)
+
+
+def test_an_encoder_that_does_not_fit_is_refused():
+    """Other channels or another grid than the config's are a ValueError with both shapes."""
+    for changes, expected in (({"vit_dim": 48}, "192, 48"), ({"patch_size": 16}, "48, 44")):
+        model = GenHMR(replace(SMALL, **changes), tiny_encoder()).eval()
+        with pytest.raises(ValueError, match=f"shape \\(1, 192, 44\\): expected \\(1, {expected}"):
+            model.encode(images(1, 128))
+
+
+def test_an_encoder_is_trained_unless_it_is_frozen():
+    """Gradients reach a given encoder; a frozen one is in no group of the optimiser."""
+    for frozen in (False, True):
+        model = GenHMR(SMALL, tiny_encoder().requires_grad_(not frozen))
+        out = model(images(2, 128), torch.full((2, 48), 32))
+        sum(value.square().sum() for value in out.values()).backward()
+        gradients = [parameter.grad for parameter in model.backbone.parameters()]
+        assert all(gradient is None for gradient in gradients) == frozen
+        trained = {id(p) for group in genhmr.parameter_groups(model, 0.1) for p in group["params"]}
+        assert trained.isdisjoint(map(id, model.backbone.parameters())) == frozen
 
 
 def test_regressor_starts_at_the_mean():

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from genhmr_samples import TINY, TINY_TOKENIZER, images, lively_model
+from genhmr_samples import SMALL, TINY, TINY_TOKENIZER, images, lively_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -116,7 +116,8 @@ def test_bad_schedules_are_refused():
 # ----------------------------------------------------------------------------------- sampling
 
 OPTIONS = {"iterations": st.integers(1, 24), "schedule": st.sampled_from(list(SCHEDULES)),
-           "top_k": st.sampled_from([1, 2, 5, 32]), "temperature": st.sampled_from([0.5, 1.0, 2.0])}
+           "top_k": st.sampled_from([1, 2, 5, 32]), "temperature": st.sampled_from([0.5, 1.0, 2.0]),
+           "order": st.sampled_from(["confidence", "random"])}
 MODELS = {length: lively_model(replace(TINY, tokenizer=replace(TINY_TOKENIZER, num_tokens=length)))
           for length in (48, 96)}
 
@@ -125,7 +126,7 @@ MODELS = {length: lively_model(replace(TINY, tokenizer=replace(TINY_TOKENIZER, n
 @given(length=st.sampled_from([48, 96]), seed=st.integers(0, 99), options=st.fixed_dictionaries(
     OPTIONS))
 def test_sampling_invariants(length, seed, options):
-    """Counts as scheduled; the most confident tokens stay to the end, which has no masks."""
+    """Counts as scheduled; the surest tokens, or random ones, are kept, and stay to the end."""
     model = MODELS[length]
     features = model.encode(images(2, seed=seed))
     found = genhmr.sample_from(model, features, **options,
@@ -146,12 +147,13 @@ def test_sampling_invariants(length, seed, options):
         probability = (logits / options["temperature"]).softmax(-1)
         likely = probability.gather(2, chosen[..., None])[..., 0]
         assert torch.equal(score[before], likely[before])  # its plain probability
+        assert t == 0 or torch.equal(score[~before], confidences[t - 1][~before])
         top = probability.topk(options["top_k"], -1).indices
         assert (top == chosen[..., None]).any(-1)[before].all()
         assert torch.equal(chosen[~before], inputs[~before])  # what was kept
         assert not (after & ~before).any()
         assert torch.equal(inputs[~before], found.tokens[~before])
-        for row in range(2):
+        for row in range(2 if options["order"] == "confidence" else 0):
             pool = before[row]
             dropped, stay = score[row][after[row] & pool], score[row][~after[row] & pool]
             assert not len(dropped) or not len(stay) or dropped.max() <= stay.min()
@@ -169,12 +171,13 @@ def test_one_iteration_is_the_argmax(lively):
         assert torch.allclose(found.confidences[0], logits.softmax(-1).amax(-1))
 
 
-def test_rows_are_independent(lively):
+@pytest.mark.parametrize("config", [TINY, SMALL])
+def test_rows_are_independent(config):
     """A picture's pose does not depend on its neighbours in the batch."""
-    rows = images(4)
-    together = genhmr.sample(lively, rows, iterations=6)
+    model, rows = lively_model(config), images(4, config.image_size)
+    together = genhmr.sample(model, rows, iterations=6)
     for row in range(4):
-        alone = genhmr.sample(lively, rows[row:row + 1], iterations=6)
+        alone = genhmr.sample(model, rows[row:row + 1], iterations=6)
         assert torch.equal(together.tokens[row], alone.tokens[0])
         assert torch.equal(together.masks[:, row], alone.masks[:, 0])
 
@@ -238,10 +241,24 @@ def test_random_order_keeps_as_many_tokens(lively):
 
 
 def test_a_low_temperature_is_greedy(lively):
-    """Near 0 a draw among all codes is the likeliest code."""
+    """Near 0 a draw among all codes is the likeliest code, in each iteration."""
     features = lively.encode(images(4))
     cold = genhmr.sample_from(lively, features, top_k=32, temperature=1e-4, iterations=1)
     assert torch.equal(cold.tokens, genhmr.sample_from(lively, features, iterations=1).tokens)
+    drawn, greedy = (genhmr.sample_from(lively, features, top_k=top_k, temperature=1e-4)
+                     for top_k in (32, 1))
+    assert torch.equal(drawn.guesses, greedy.guesses) and torch.equal(drawn.masks, greedy.masks)
+
+
+def test_temperature_divides_the_logits(lively):
+    """Confidences are softmax(logits / T); the greedy tokens of one iteration do not change."""
+    features = lively.encode(images(3))
+    logits = lively.predict_logits(features, torch.full((3, 48), 32))
+    for temperature in (0.3, 3.0):
+        found = genhmr.sample_from(lively, features, iterations=1, temperature=temperature)
+        assert torch.equal(found.tokens, logits.argmax(-1))
+        expected = (logits / temperature).softmax(-1).amax(-1)
+        assert torch.allclose(found.confidences[0], expected)
 
 
 def test_mean_code_is_the_mean_of_the_codes(lively):
@@ -252,10 +269,18 @@ def test_mean_code_is_the_mean_of_the_codes(lively):
     found = genhmr.sample_from(lively, features, iterations=1, mean_code=True)
     assert torch.allclose(found.embeddings, mean, atol=1e-5)
     assert torch.allclose(found.rotations, lively.tokenizer.decode_embeddings(mean), atol=1e-4)
+    assert torch.equal(found.tokens, logits.argmax(-1))
     found = genhmr.sample_from(lively, features, iterations=4, mean_code=True)
+    last = found.masks[-2]
+    logits = lively.predict_logits(features, found.guesses[-2].masked_fill(last, 32))
+    mean = logits.softmax(-1) @ lively.tokenizer.codebook
     codes = lively.tokenizer.quantiser.lookup(found.tokens)
-    differ = (found.embeddings - codes).abs().amax(-1) > 1e-4
-    assert torch.equal(differ, found.masks[-2]) or not (differ & ~found.masks[-2]).any()
+    assert torch.allclose(found.embeddings[last], mean[last], atol=1e-5)
+    assert torch.equal(found.embeddings[~last], codes[~last])
+    assert (found.embeddings - codes).abs().amax(-1)[last].max() > 0.1  # a mean, not a code
+    plain = genhmr.sample_from(lively, features, iterations=4)
+    assert torch.equal(plain.tokens, found.tokens)
+    assert torch.equal(plain.embeddings, codes)
     sure = genhmr.sample_from(lively, features, iterations=1, mean_code=True, temperature=1e-4)
     assert torch.allclose(sure.embeddings, lively.tokenizer.quantiser.lookup(sure.tokens))
 
@@ -263,8 +288,9 @@ def test_mean_code_is_the_mean_of_the_codes(lively):
 def test_bad_options_of_sampling_are_refused(lively):
     """Training mode, unknown rules and impossible numbers are ValueErrors."""
     features = lively.encode(images(1))
-    for options in ({"order": "some"}, {"temperature": 0.0}, {"top_k": 0}, {"top_k": 33},
-                    {"iterations": 0}, {"schedule": "exp"}):
+    for options in ({"order": "some"}, {"temperature": 0.0}, {"temperature": -1.0},
+                    {"temperature": math.nan}, {"top_k": 0}, {"top_k": 33}, {"iterations": 0},
+                    {"schedule": "exp"}):
         with pytest.raises(ValueError, match="expected"):
             genhmr.sample_from(lively, features, **options)
     model = GenHMR(TINY).train()

@@ -184,7 +184,7 @@ def test_config_of_a_checkpoint_becomes_the_config():
 def test_shared_blocks_are_copies():
     """Blocks shared with genhmr.py are equal, letter by letter."""
     for name in ("require", "unit", "rotation_6d_to_matrix", "matrix_to_rotation_6d", "DropPath",
-                 "mlp", "SelfAttention", "ViTBlock", "ViT", "register_statistics", "window"):
+                 "mlp", "SelfAttention", "ViTBlock", "ViT", "register_statistics"):
         copied = inspect.getsource(getattr(hmr, name)).replace("EncoderConfig", "Config")
         assert copied == inspect.getsource(getattr(genhmr, name)), name
 
