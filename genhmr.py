@@ -617,8 +617,6 @@ class ViT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
-        require(width % config.vit_heads == 0,
-                f"vit_heads is {config.vit_heads}: expected a divisor of vit_dim, {width}")
         self.grid = config.grid  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
@@ -853,6 +851,8 @@ class GenHMR(nn.Module):
         """encoder: crops (B, 3, S, 3/4 S) -> tokens (B, N, vit_dim) on config.grid; None: a ViT."""
         super().__init__()
         self.config = config
+        require(encoder is not None or config.vit_dim % config.vit_heads == 0,
+                f"vit_heads is {config.vit_heads}: expected a divisor of vit_dim, {config.vit_dim}")
         self.backbone = ViT(config) if encoder is None else encoder
         self.pyramid = nn.ModuleList([pyramid_level(
             config.vit_dim, scale, config.pyramid_width) for scale in config.scales])

@@ -23,8 +23,9 @@ def test_tokens_are_like_a_vits():
     """(B, N, D) on the config's grid, as wide as the encoder says."""
     encoder = tiny_encoder().eval()
     tokens = encoder(encoder.normalise(images(2, 128)))
-    assert tokens.shape == (2, GRID[0] * GRID[1], encoder.width) == (2, 192, SMALL.vit_dim)
-    assert SmallEncoder().width == PRESETS["cpu"].vit_dim and SMALL.grid == GRID
+    assert tokens.shape == (2, GRID[0] * GRID[1], encoder.width) == (2, 192, 44)
+    cpu = PRESETS["cpu"]
+    assert SmallEncoder().width + cpu.tokenizer.code_dim == cpu.vit_dim and SMALL.grid == GRID
     with pytest.raises(ValueError, match="expected .B, 3, 128, 128"):
         encoder.normalise(images(1, 64))
 
@@ -48,7 +49,7 @@ def test_blocks_of_cells_belong_to_joints():
     """24 blocks of 4 x 2 cells; the tokens of block j hold joint j, and change with it alone."""
     encoder = tiny_encoder().eval()
     grid = encoder.joint_of_cell.view(GRID)
-    for joint, (x, y) in enumerate(encoder.places().tolist()):
+    for joint, (x, y) in enumerate(encoder.places(1).tolist()):
         row, column = round(y * GRID[0]), round(x * GRID[1])
         assert grid[row, column] == grid[row - 1, column - 1] == joint
     assert torch.equal(grid.flatten().bincount(), torch.full((24,), BLOCK[0] * BLOCK[1]))
@@ -59,6 +60,28 @@ def test_blocks_of_cells_belong_to_joints():
     moved.joints[:, 7] += 1
     changed = (encoder.tokens(x8, moved, keypoints) != before).any(-1)[0]
     assert torch.equal(changed, encoder.joint_of_cell == 7)
+
+
+@pytest.mark.parametrize("per_joint", [2, 4, 8, 16])
+def test_cells_of_a_block_belong_to_its_tokens(per_joint):
+    """A token's place lies in its own cells, or, with more tokens than cells, in its neighbour's."""
+    encoder = tiny_encoder()
+    owner, places = encoder.token_of_cell(per_joint).view(GRID), encoder.places(per_joint)
+    assert torch.equal(owner // per_joint, encoder.joint_of_cell.view(GRID))
+    for token, (x, y) in enumerate(places.tolist()):
+        cell = owner[int(y * GRID[0]), int(x * GRID[1] - 1e-4)].item()
+        assert cell == (token if per_joint <= 8 else token // 2 * 2)
+
+
+def test_tokens_hold_the_embedded_pose():
+    """Behind GenHMR, the last channels of a token's cells are its embedding of the lifted pose."""
+    model = build_genhmr(SMALL, tiny_encoder()).eval()
+    crops = model.normalise(images(2, 128))
+    reading = model.backbone.read(crops)
+    z = model.tokenizer.embed(genhmr.rotation_6d_to_matrix(reading.lifted.pose))  # (2, 48, 8)
+    owner = model.backbone.token_of_cell(2)
+    assert torch.equal(reading.tokens[..., -8:], z[:, owner])
+    assert reading.tokens.shape[2] == SMALL.vit_dim == tiny_encoder().width + 8
 
 
 def test_sides_are_exchanged_by_the_gate():
@@ -104,7 +127,6 @@ def test_tokens_first_look_at_their_joint():
     """Before training the reference points are the blocks of the tokens' joints."""
     model = build_genhmr(SMALL, tiny_encoder())
     reference = model.transformer.reference.sigmoid()
-    assert torch.allclose(reference[10], tiny_encoder().places()[5])  # two tokens per joint
-    assert torch.allclose(reference[11], tiny_encoder().places()[5])
+    assert torch.allclose(reference, tiny_encoder().places(2))
     assert type(build_genhmr(TINY)) is GenHMR
-    assert isinstance(build_genhmr(replace(SMALL, vit_dim=112)).backbone, SmallEncoder)
+    assert isinstance(build_genhmr(replace(SMALL, vit_dim=120)).backbone, SmallEncoder)

@@ -39,8 +39,8 @@ TINY = {  # by model: fields that its stages may have
         "hand_size": 64, "train_samples": 24, "depth_bins": 4, "hand_cells": 4, "joint_dim": 8,
         "arm_noise": 0.1, "arm_drop": 0.1, "offset_hidden": 16},
 }
-VIT = {"image_size": 64, "patch_size": 16, "vit_dim": 16, "vit_depth": 1, "vit_heads": 2, "vit_drop_path": 0.1,
-       "scales": "1,2"}  # the paper's encoder, trained
+VIT = {"image_size": 64, "patch_size": 16, "vit_dim": 16, "vit_depth": 1, "vit_heads": 2,
+       "vit_drop_path": 0.1, "scales": "1,2"}  # the paper's encoder, trained
 NEEDED = {  # flags that name the final checkpoint of another stage
     "genhmr-transformer": {"tokenizer": "genhmr-tokenizer", "backbone": "genhmr-encoder"},
     "genhmr-transformer vit": {"tokenizer": "genhmr-tokenizer"},
