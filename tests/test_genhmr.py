@@ -95,7 +95,7 @@ def test_this_file_builds_every_preset(name):
     """Given an encoder for `cpu`; shapes are those of the config, from picture to logits."""
     config = PRESETS[name]
     with torch.device("meta"):
-        encoder = Patches(3, 112, 8, 8) if name == "cpu" else None
+        encoder = Patches(3, config.vit_dim, 8, 8) if name == "cpu" else None
         model = GenHMR(config, encoder)
         tokens = model.backbone(model.normalise(torch.empty(2, 3, *2 * [config.image_size])))
         assert tokens.shape == (2, 192, config.vit_dim)
@@ -236,7 +236,7 @@ def test_an_encoder_takes_the_place_of_the_vit():
     """Maps, shape and camera are made of its tokens; its weights stay as they were given."""
     encoder, pictures = tiny_encoder().eval(), images(2, 128)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    model = GenHMR(SMALL, encoder).eval()
+    model = GenHMR(replace(SMALL, vit_dim=44), encoder).eval()
     assert model.backbone is encoder
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -252,7 +252,7 @@ def test_an_encoder_takes_the_place_of_the_vit():
 def test_an_encoder_that_does_not_fit_is_refused():
     """Other channels or another grid than the config's are a ValueError with both shapes."""
     for changes, expected in (({"vit_dim": 48}, "192, 48"), ({"patch_size": 16}, "48, 44")):
-        model = GenHMR(replace(SMALL, **changes), tiny_encoder()).eval()
+        model = GenHMR(replace(SMALL, **{"vit_dim": 44} | changes), tiny_encoder()).eval()
         with pytest.raises(ValueError, match=f"shape \\(1, 192, 44\\): expected \\(1, {expected}"):
             model.encode(images(1, 128))
 
@@ -260,7 +260,7 @@ def test_an_encoder_that_does_not_fit_is_refused():
 def test_an_encoder_is_trained_unless_it_is_frozen():
     """Gradients reach a given encoder; a frozen one is in no group of the optimiser."""
     for frozen in (False, True):
-        model = GenHMR(SMALL, tiny_encoder().requires_grad_(not frozen))
+        model = GenHMR(replace(SMALL, vit_dim=44), tiny_encoder().requires_grad_(not frozen))
         out = model(images(2, 128), torch.full((2, 48), 32))
         sum(value.square().sum() for value in out.values()).backward()
         gradients = [parameter.grad for parameter in model.backbone.parameters()]

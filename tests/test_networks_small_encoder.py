@@ -64,7 +64,7 @@ def test_blocks_of_cells_belong_to_joints():
 
 @pytest.mark.parametrize("per_joint", [2, 4, 8, 16])
 def test_cells_of_a_block_belong_to_its_tokens(per_joint):
-    """A token's place lies in its own cells, or, with more tokens than cells, in its neighbour's."""
+    """A token's place lies in its own cells; with more tokens than cells, two share one."""
     encoder = tiny_encoder()
     owner, places = encoder.token_of_cell(per_joint).view(GRID), encoder.places(per_joint)
     assert torch.equal(owner // per_joint, encoder.joint_of_cell.view(GRID))

@@ -158,7 +158,7 @@ def test_small_encoders_come_back_from_their_files(tmp_path):
     for source, expected in ((tmp_path / "e.pt", encoder), (whole, model.backbone)):
         again = load_encoder(source)
         assert not again.training and torch.equal(again.sizes, encoder.sizes)
-        assert torch.equal(again(crops), expected(crops))
+        assert torch.equal(again.read(crops).heat, expected.read(crops).heat)
     for content in ({"model": Tokenizer(TINY_TOKENIZER).state_dict(),
                      "config": asdict(TINY_TOKENIZER)},
                     {"model": GenHMR(TINY).state_dict(), "config": asdict(TINY)}):
