@@ -164,10 +164,30 @@ def test_small_encoders_come_back_from_their_files(tmp_path):
                     {"model": GenHMR(TINY).state_dict(), "config": asdict(TINY)}):
         with pytest.raises(ValueError, match="no small encoder in this checkpoint"):
             load_encoder(content)
-    for sizes in (torch.zeros(7, dtype=torch.int64), torch.ones(3, dtype=torch.int64),
-                  torch.full((7,), 10**6), torch.tensor(1.0)):
-        with pytest.raises(ValueError, match="sizes|weights are not SmallEncoder's"):
-            load_encoder({"model": encoder.state_dict() | {"sizes": sizes}, "config": {}})
+
+
+@pytest.mark.parametrize("sizes", [
+    [1] * 3, [10**6] * 7, 1.0, [[4] * 7] * 7, [], [float("nan")] * 7,
+    [-4, 4, 8, 8, 1, 4, 16], [4, 4, 8, 8, 10**9, 4, 16], [4, 4, 8, 8, 2**62, 4, 16],
+    [4, 4, 8, 10**9, 1, 4, 16], [4, 4, 8, 8, 1, 4, 10**9]])
+def test_damaged_sizes_of_an_encoder_are_refused(sizes):
+    """One clear error from both readers, before anything is built, however many blocks."""
+    sizes = torch.tensor(sizes)
+    model = build_genhmr(SMALL, tiny_encoder())
+    with pytest.raises(ValueError, match="the encoder's sizes in this checkpoint are"):
+        load_encoder({"model": model.backbone.state_dict() | {"sizes": sizes}, "config": {}})
+    with pytest.raises(ValueError, match="the encoder's sizes in this checkpoint are"):
+        load_checkpoint({"model": model.state_dict() | {"backbone.sizes": sizes},
+                         "config": asdict(SMALL)})
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("sizes", [[0] * 7, [4, 4, 8, 8, 0, 4, 16]])
+def test_sizes_of_another_encoder_are_refused(sizes):
+    """Sizes that could be built, but not from these weights: the error names the tensors."""
+    state = tiny_encoder().state_dict() | {"sizes": torch.tensor(sizes)}
+    with pytest.raises(ValueError, match="not SmallEncoder's: .*unexpected: blocks.0"):
+        load_encoder({"model": state, "config": {}})
 
 
 def test_models_behind_a_small_encoder_come_back(tmp_path):

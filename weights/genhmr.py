@@ -26,10 +26,10 @@ def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
     require(config is not None and any(name.startswith("transformer.") for name in state),
             "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes stage 1's, "
             "load_backbone the weights of a ViT alone)")
-    sizes, stored = state.get("backbone.sizes"), sum(value.numel() for value in state.values())
+    sizes = state.get("backbone.sizes")
 
     def build(config: Config) -> GenHMR:
-        encoder = None if sizes is None else build_encoder(sizes, stored).requires_grad_(False)
+        encoder = None if sizes is None else build_encoder(sizes, state).requires_grad_(False)
         return link(GenHMR(config, encoder))
 
     return from_checkpoint(build, Config, config, state)
@@ -59,18 +59,23 @@ def load_encoder(source: str | PathLike | Mapping) -> SmallEncoder:
     state, _ = read_part(source, "encoder", "backbone.")
     require("sizes" in state, "no small encoder in this checkpoint: expected train.py's of --stage "
                               "encoder, or of --stage transformer with its preset cpu")
-    encoder = build_encoder(state["sizes"], sum(value.numel() for value in state.values()))
+    encoder = build_encoder(state["sizes"], state)
     load_weights(encoder, state)
     return encoder.eval()
 
 
-def build_encoder(sizes: Tensor, stored: int) -> SmallEncoder:
-    """Build the SmallEncoder with these sizes; ValueError if `stored` numbers cannot be its."""
+def build_encoder(sizes: Tensor, state: Mapping[str, Tensor]) -> SmallEncoder:
+    """Build the SmallEncoder with these sizes; ValueError if they cannot be those of `state`."""
+    # Each block has tensors of its own. Without this check, damaged sizes build endless blocks
+    require(sizes.shape == (7,) and sizes[4] <= len(state), "the encoder's sizes in this "
+            "checkpoint are damaged: expected four widths, blocks, pooled features, width of the "
+            f"lift, got {sizes.tolist()}")
     try:
         with torch.device("meta"):  # takes no memory
             count = sum(value.numel() for value in SmallEncoder.of_sizes(sizes).parameters())
     except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
         raise ValueError(f"the encoder's sizes in this checkpoint are damaged: {error}") from error
+    stored = sum(value.numel() for value in state.values())
     require(0 < count <= stored, f"the encoder's sizes in this checkpoint are not those of its "
             f"weights: they describe {count:,} numbers, the file has {stored:,}")
     return SmallEncoder.of_sizes(sizes)
