@@ -80,7 +80,7 @@ def test_the_papers_classes_name_the_builder_of_small_experts():
 
 
 def test_body_encoder_is_genhmrs():
-    """It starts from the U-net and the heat maps of GenHMR's shipped encoder, and keeps its own lift;
+    """It starts from the U-net and heat maps of GenHMR's shipped encoder, and keeps its own lift;
     a hand's takes the maps and keeps its own heads; other files and widths are refused."""
     preset = hmr.PRESETS["cpu"]
     expert, theirs = build_model(preset.body.expert).eval(), load_encoder(ASSET)
