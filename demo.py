@@ -185,7 +185,7 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
     body = load_mesh(arguments.body or "body", 24, "--body").to(arguments.device)
     model = weights.genhmr.load_checkpoint(arguments.checkpoint).to(arguments.device)
     about = trained_on(arguments.checkpoint, arguments.body, "--body SMPL_NEUTRAL.pkl",
-                       f"people within {largest_heading(model):.0f} degrees of the camera")
+                       facing(model))
 
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         arrays = genhmr.predict(
@@ -226,7 +226,7 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         mesh = load_mesh(arguments.model or "hand_right", 16, "--model")
         model = load.load_path(hmr_adapter.HandAdapter, arguments.hand)
     advice = "--model " + ("SMPLX_NEUTRAL.npz" if arguments.body else "MANO_RIGHT.pkl")
-    what = f"people within {largest_heading(model):.0f} degrees of the camera"
+    what = facing(model)
     about = [trained_on(file, arguments.model, advice, what)
              for file in (arguments.hand, arguments.body) if file]
     model, faces = model.to(arguments.device), mesh.faces.numpy()
@@ -314,6 +314,13 @@ def trained_on(checkpoint: Path, given: str | None, advice: str, what: str) -> s
 def largest_heading(model: nn.Module) -> float:
     """Return how far people turned away from the camera in training, in degrees."""
     return getattr(getattr(model, "body", model).config, "views", 180.0)
+
+
+def facing(model: nn.Module) -> str:
+    """Say which people a network has seen."""
+    heading = largest_heading(model)
+    return ("people of all headings" if heading >= 180 else
+            f"people within {heading:.0f} degrees of the camera")
 
 
 # ------------------------------------------------------------------------------------- notes

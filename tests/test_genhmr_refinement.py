@@ -90,8 +90,8 @@ def shipped() -> GenHMR:
 
 @pytest.mark.parametrize("count", [24, 45])
 def test_default_step_suits_any_number_of_keypoints(shipped, count):
-    """With the shipped tokenizer the mean energy falls with each of the first steps, and that of
-    every body with the very first, whether 24 or 45 keypoints pull."""
+    """With the shipped tokenizer the first step lowers the mean energy, and five steps lower it to
+    less than half, whether 24 or 45 keypoints pull."""
     body = bodymodels.load_model("body").for_keypoints()
     true = torch.from_numpy(sample_wide_postures(
         np.random.default_rng(0).spawn(8), "test", 0.0, 30.0, 45.0)[0])
@@ -106,7 +106,8 @@ def test_default_step_suits_any_number_of_keypoints(shipped, count):
     wanted = genhmr.project_to_crop(keypoints(betas, true), camera, shipped.config.focal)
     energies = genhmr.refine(shipped, start, betas, camera, wanted, torch.ones(8, count),
                              keypoints, iterations=5).energies
-    assert (energies.mean(1).diff() < 0).all() and (energies[1] < energies[0]).all()
+    mean = energies.mean(1)
+    assert mean[1] < mean[0] and mean[5] < 0.5 * mean[0]
 
 
 def test_unseen_joints_do_not_pull(task):
