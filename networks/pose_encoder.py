@@ -1,4 +1,4 @@
-"""An image encoder that finds keypoints first: the small models of GenHMR and HMR-Adapter use it.
+"""An image encoder that finds keypoints first: the small experts of HMR-Adapter use it.
 
 The papers start from ViT-H, trained on millions of pictures. A small network learns in minutes if
 its loss tells it where to look: heat maps find the keypoints in the picture, and an MLP lifts these
