@@ -5,7 +5,7 @@ keypoints in the picture, and an MLP lifts them to a pose (`--stage encoder`). G
 tokens as those of a ViT, (B, N, D) on a grid. All of this is our choice.
 
 Letters in shapes: B batch, S side of the crop in pixels, K keypoints, N cells of the grid (192),
-M cells of the heat maps (768), D channels of a token (112, and 128 behind GenHMR), W width of the MLP.
+M cells of the heat maps (768), D channels of a token (112; behind GenHMR 128), W width of the MLP.
 """
 
 from __future__ import annotations
