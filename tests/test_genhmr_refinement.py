@@ -90,8 +90,8 @@ def shipped() -> GenHMR:
 
 @pytest.mark.parametrize("count", [24, 45])
 def test_default_step_suits_any_number_of_keypoints(shipped, count):
-    """With the shipped tokenizer the first step lowers the mean energy, and five steps lower it to
-    less than half, whether 24 or 45 keypoints pull."""
+    """With the shipped tokenizer five steps lower the mean energy to less than half, and the first
+    lowers it; for 24 keypoints each step does, and the first for every body. 45 may overshoot."""
     body = bodymodels.load_model("body").for_keypoints()
     true = torch.from_numpy(sample_wide_postures(
         np.random.default_rng(0).spawn(8), "test", 0.0, 30.0, 45.0)[0])
@@ -108,6 +108,8 @@ def test_default_step_suits_any_number_of_keypoints(shipped, count):
                              keypoints, iterations=5).energies
     mean = energies.mean(1)
     assert mean[1] < mean[0] and mean[5] < 0.5 * mean[0]
+    if count == 24:
+        assert (mean.diff() < 0).all() and (energies[1] < energies[0]).all()
 
 
 def test_unseen_joints_do_not_pull(task):
