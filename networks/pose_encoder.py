@@ -17,36 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genhmr import ViTBlock, mlp, normalised_crop, register_statistics
-
-
-def conv_norm(width_in: int, width: int, stride: int = 1) -> nn.Sequential:
-    """3 x 3 convolution, batch norm, ReLU."""
-    return nn.Sequential(nn.Conv2d(width_in, width, 3, stride, 1, bias=False),
-                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-
-class ResidualMapBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut: (B, D, h, w) -> the same."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
-
-
-def cell_centres(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """Centres of a grid's cells (N, 2), row by row: x and y in the square crop, -0.5..0.5.
-
-    grid: rows and columns. Rows fill the height of the crop, columns the middle of its width.
-    """
-    y, x = ((torch.arange(count, device=device) + 0.5 - count / 2) / grid[0] for count in grid)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+from networks.small_encoder import ResidualMapBlock, cell_centres, conv_norm, locate
 
 
 class Lifted(NamedTuple):
@@ -173,26 +144,3 @@ class PoseEncoder(nn.Module):
         return Seen(at.new_zeros(batch, keypoints, len(self.centres)), at, share,
                     at.new_zeros(batch, keypoints, self.config.pooled),
                     at.new_zeros(batch, self.channels[16]), self.lift(at, share), maps)
-
-
-def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Find keypoints in probabilities (B, K, N) of cells whose centres (N, 2) are given.
-
-    Returns the mean of the cells around the most probable one (B, K, 2), and their share (B, K).
-    """
-    peak = centres[probability.argmax(-1)]  # (B, K, 2)
-    near = probability * ((centres - peak[:, :, None]).abs().amax(-1) < radius)
-    share = near.sum(-1)
-    return near @ centres / share[..., None].clamp_min(1e-6), share
-
-
-def heat_map_loss(heat: Tensor, keypoints: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Cross-entropy (B, K) of log probabilities (B, K, N) and true places.
-
-    keypoints: (B, K, 2), crop in -0.5..0.5. Each is shared by the four cells around it, weighted
-    as in bilinear interpolation; a keypoint outside counts as at the border.
-    """
-    centres = cell_centres(grid, keypoints.device)
-    at = keypoints.nan_to_num().clamp(centres.amin(0), centres.amax(0))[:, :, None]
-    distance = grid[0] * (at - centres).abs()  # (B, K, N, 2), in cells
-    return -((1 - distance).clamp_min(0).prod(-1) * heat).sum(-1)

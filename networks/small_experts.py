@@ -36,7 +36,8 @@ from hmr_adapter import (
     middle_of,
     register_statistics,
 )
-from networks.pose_encoder import PoseEncoder, Seen, cell_centres, heat_map_loss
+from networks.pose_encoder import PoseEncoder, Seen
+from networks.small_encoder import cell_centres, heat_map_loss
 
 
 class KeypointTokens(nn.Module):

@@ -12,7 +12,7 @@ import bodymodels
 import hmr_adapter as hmr
 from networks import small_experts
 from networks.adapter_rivals import build_model, share_twists
-from networks.pose_encoder import cell_centres
+from networks.small_encoder import cell_centres
 from networks.small_experts import SEEN, SEEN_HANDS, SEEN_POSITIONED, keypoint_losses
 from tasks.hmr_adapter import DualPathTask
 from weights.genhmr import load_encoder

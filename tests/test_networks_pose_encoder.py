@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genhmr import rotation_6d_to_matrix
-from networks.pose_encoder import Lift, PoseEncoder, cell_centres, heat_map_loss, locate
+from networks.pose_encoder import Lift, PoseEncoder
+from networks.small_encoder import cell_centres, heat_map_loss, locate
 
 TINY_ENCODER = SimpleNamespace(image_size=64, widths=(4, 4, 8, 8), blocks=1, heads=2, pooled=4,
                                lift_width=16, grid=(16, 12))
