@@ -1389,14 +1389,14 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     Returns float32 vertices (V, 3), joints (24, 3), keypoints_3d (45, 3), metres before the camera;
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
     added to the vertices; camera (3,), s, tx and ty in the crop; K (3, 3); box (4,), the square
-    that was cropped; confidence (45,) of the keypoints that were used; poses (T, 24, 3, 3) and
-    confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and energies (P + 1,),
-    before the first step and after each; drawn_poses (samples, 24, 3, 3); tokens (L,), int64; masks
-    (T + 1, L), bool; fitted (), bool, whether the camera is not the network's. Raises ValueError
-    for bad input.
+    that was cropped; confidence (45,) of the keypoints; poses (T, 24, 3, 3), of the likeliest
+    tokens, and confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and
+    energies (P + 1,), before and after each step; drawn_poses (samples, 24, 3, 3); tokens (L,),
+    int64; masks (T + 1, L), bool; fitted (), bool, whether the camera is not the network's. Raises
+    ValueError for bad input.
     """
-    require(refinement >= 0, f"refinement is {refinement}: expected 0 or more steps")
-    require(samples >= 0, f"samples is {samples}: expected 0 or more")
+    require(min(refinement, samples) >= 0, f"refinement is {refinement} and samples {samples}: "
+            "expected 0 or more")
     check_picture(image, box)
     seen = seen_keypoints(np.zeros((45, 3)) if keypoints is None else keypoints,
                           *image.shape[1::-1])
@@ -1404,18 +1404,16 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     center, side = square_box(image, box, seen)
     crop = crop_picture(image, center, side, model.config.image_size).to(model.mean)
     features = model.encode(crop[None])
-    sampled = sample_from(model, features, iterations=iterations, schedule=schedule, top_k=top_k,
-                          mean_code=mean_code, generator=generator)
-    drawn = [sample_from(model, features, iterations=iterations, schedule=schedule,
-                         top_k=model.config.tokenizer.codebook_size, temperature=temperature,
-                         order=order, generator=generator).rotations for _ in range(samples)]
+    how = dict(iterations=iterations, schedule=schedule, generator=generator)
+    sampled = sample_from(model, features, top_k=top_k, mean_code=mean_code, **how)
+    drawn = [sample_from(model, features, top_k=model.mask_token, temperature=temperature,
+                         order=order, **how).rotations for _ in range(samples)]  # among all codes
     in_crop = torch.from_numpy((seen[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
     camera, refined = follow_keypoints(
         model, body, sampled, in_crop, torch.from_numpy(seen[:, 2])[None].to(crop),
         iterations=refinement, fitted_camera=fitted_camera, **options)
     require(all(x.isfinite().all() for x in (refined.rotations, sampled.betas, camera)),
             "the network's output is not finite: its weights are damaged, or training diverged")
-
     translation = camera_translation(camera, model.config.focal)[0].double().cpu().numpy()
     K = picture_camera(model.config, center, side)
     arrays = in_picture(body, sampled.betas, refined.rotations, translation, K)
