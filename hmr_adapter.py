@@ -23,7 +23,7 @@ the body expert's pose. The refined body and the refined hands are then merged i
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
     Table 3 to 6   baselines   rivals                                  networks/adapter_rivals.py
-    our choice     experts     small ones, for a CPU                   networks/small_experts.py
+    our choice     encoders    small ones, for a CPU                   networks/adapter_encoders.py
     released       weights     HaMeR's, SMPLer-X's, train.py's         weights/hmr_adapter.py
 
 The authors have published no code. They share names with SMPLer-X, so where the paper is silent we
@@ -134,8 +134,6 @@ class Training:
     test_body_size: int = 0  # px, the same for the test split, whose hands are cut from these
     # pictures; 0: body_size (our choice)
     hand_size: int = 256  # px, side of the crops of hands (HaMeR)
-    weight_heat: float = 0.0  # of small experts' heat maps, cross-entropy (our choice)
-    weight_lift: float = 0.0  # of their keypoints in 3D, L1 per metre (our choice)
     views: float = 180.0  # degrees, largest heading of rendered people, either way (our choice)
     lean: float = 180.0  # degrees, how far rendered people lean at most (our choice)
     wide: float = 0.0  # share of rendered training poses that go beyond the clips (our choice)
@@ -181,21 +179,10 @@ class EncoderConfig:
     vit_depth: int = 32  # (HaMeR)
     vit_heads: int = 16  # (HaMeR)
     vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HaMeR)
-    backbone: str = "vit"  # (paper), or "pose": convolutions that find keypoints first and lift
-    # them, networks/pose_encoder.py; then patch_size is 4 and vit_dim the width of the tokens that
-    # networks/small_experts.py makes of them (our choice)
-    widths: tuple[int, ...] = (16, 32, 64, 128)  # "pose": channels at strides 2 to 16 (our choice)
-    blocks: int = 2  # "pose": of attention over the cells at stride 16 (our choice)
-    pooled: int = 24  # "pose": features of the place of each keypoint (our choice)
-    lift_width: int = 640  # "pose": of the MLP from keypoints to a pose (our choice)
     focal_length: float = 5000.0  # px for a crop of 256 px (HaMeR, SMPLer-X)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))
-        check_fields(self, {}, backbone=("vit", "pose"))
         cell = 4 * self.patch_size
-        require(self.backbone == "vit" or self.patch_size == 4,
-                f"patch_size is {self.patch_size}: expected 4, the stride of a pose encoder's maps")
         require(self.image_size > 0 and self.image_size % cell == 0,
                 f"image_size is {self.image_size}: expected a multiple of {cell}, four patches")
         require(self.vit_dim % self.vit_heads == 0,
@@ -335,14 +322,10 @@ class Config:
     body: BodyConfig = BodyConfig()
     guidance: str = "refined"  # the hand path's theta_b comes from theta-hat, which is nearer to
     # the true one, or "initial": from theta_0 (our choice: the paper can be read either way)
-    least_share: float = 0.0  # a hand keeps the body path's pose if the mean share of its
-    # keypoints is smaller; 0: never. Small hand experts alone have shares (our choice)
 
     def __post_init__(self) -> None:
         check_fields(self, {"hand": HandConfig, "body": BodyConfig},
                      guidance=("refined", "initial"))
-        require(0 <= self.least_share <= 1,
-                f"least_share is {self.least_share}: expected a probability, 0 to 1")
 
 
 def gpu_preset(accumulate: int) -> Config:
@@ -353,34 +336,28 @@ def gpu_preset(accumulate: int) -> Config:
 
 
 def cpu_preset() -> Config:
-    """Return the same design with small experts, which train.py has to train first: 2 CPU cores.
-
-    build_model of networks/adapter_rivals.py builds its models. All four trainings take 22 minutes,
-    after 6 of rendering.
-    """
-    encoder = dict(backbone="pose", image_size=128, patch_size=4, vit_dim=128)
-    decoder = dict(decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_head_dim=32,
-                   decoder_ffn=256)
+    """Return the same design in small, behind small encoders, see networks/adapter_encoders.py."""
+    vit = dict(image_size=128, patch_size=8, vit_heads=4, vit_drop_path=0.0)
     run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=8_000,
-               body_size=128, test_body_size=512, hand_size=128, views=30.0, lean=45.0, wide=0.5,
-               augmentation="rendered_people", eval_every=600, weight_heat=1.0, weight_lift=5.0)
-    expert = run | dict(weight_decay=1e-3, channels_last=True, gradient_clip=5.0)
+               body_size=128, test_body_size=512, hand_size=128, lean=45.0, wide=0.5,
+               augmentation="rendered_people_photos", eval_every=600, gradient_clip=5.0)
+    expert = run | vit | dict(weight_decay=1e-3, learning_rate=1e-3)
     adapter = run | dict(joint_embedding="learned", learning_rate=1e-3)
+    decoder = dict(decoder_layers=3, decoder_heads=4, decoder_head_dim=64)
     of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
-    hand = HandExpertConfig(**encoder, **decoder, **expert, **of_hands, steps=600,
-                            learning_rate=1.5e-3, weight_betas_prior=0.05)
+    hand = HandExpertConfig(vit_dim=96, vit_depth=2, decoder_dim=256, decoder_ffn=512, **decoder,
+                            **expert, **of_hands, steps=600, weight_betas_prior=0.05)
     body = BodyExpertConfig(
-        **encoder, **expert, steps=400, learning_rate=1e-3, weight_keypoints_3d=30.0,
-        weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8, hand_cells=8,
-        joint_dim=32)
+        vit_dim=112, vit_depth=2, **expert, steps=600, weight_keypoints_3d=30.0,
+        weight_boxes=3.0, hand_upscale=2, hand_extension=2.3, depth_bins=8, hand_cells=8,
+        joint_dim=96, box_dim=32)
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
     return Config(
         HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found",
                    arm_drop=0.1),
-        BodyConfig(expert=body, **decoder, **adapter, steps=200, knuckle_source="found",
-                   offset_hidden=128, weight_keypoints_3d=30.0),
-        least_share=0.45)
+        BodyConfig(expert=body, decoder_dim=192, decoder_ffn=384, **decoder, **adapter, steps=200,
+                   knuckle_source="found", offset_hidden=192, weight_keypoints_3d=30.0))
 
 
 PRESETS: dict[str, Config] = {
@@ -553,15 +530,27 @@ class ViTBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+class PatchEmbed(nn.Module):
+    """Patches of crops (B, 3, S, 3/4 S) as tokens (B, N, D)."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
+        self.proj = nn.Conv2d(3, width, patch, patch, padding=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
 class ViT(nn.Module):
     """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, encoder: nn.Module | None = None) -> None:
+        """encoder: what makes the first tokens in place of patches, such as a small U-net."""
         super().__init__()
-        width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
+        width, depth = config.vit_dim, config.vit_depth
         self.grid = config.grid  # (16, 12)
-        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
+        self.patch_embed = PatchEmbed(width, config.patch_size) if encoder is None else encoder
         # The first position was a class token's; that token is gone, its position is added to all.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -572,8 +561,7 @@ class ViT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Patches with their positions (B, N, D)."""
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
-        return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+        return self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embed(images)  # (B, 192, 1280)
@@ -585,8 +573,8 @@ class ViT(nn.Module):
 class TaskViT(ViT):
     """A ViT with 31 learned task tokens: (B, 3, S, 3/4 S) -> (B, 31, D) and (B, N, D)."""
 
-    def __init__(self, config: BodyExpertConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
+        super().__init__(config, encoder)
         self.task_tokens = nn.Parameter(torch.zeros(1, 31, config.vit_dim))
         nn.init.trunc_normal_(self.task_tokens, std=0.02)
 
@@ -616,12 +604,6 @@ def register_statistics(module: nn.Module) -> None:
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     module.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
     module.register_buffer("std", std.view(3, 1, 1), persistent=False)
-
-
-def require_vit(config: EncoderConfig) -> None:
-    """Raise ValueError for the config of a small expert."""
-    require(config.backbone == "vit", f"backbone is {config.backbone!r}, a small expert's: build "
-            "this model with build_model of networks/adapter_rivals.py")
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR
@@ -694,13 +676,13 @@ class Decoder(nn.Module):
         """[self-attention, cross-attention, MLP] of each layer."""
         return self.transformer["layers"]
 
-    def query(self, context: Tensor) -> Tensor:
-        """Embed the empty token z: (B, 1, D). Its input is 0, so this is a learned constant."""
-        zero = self.to_token_embedding.weight.new_zeros(len(context), 1, 1)
+    def query(self, count: int) -> Tensor:
+        """Embed empty tokens z: (B, 1, D). Their input is 0, so this is a learned constant."""
+        zero = self.to_token_embedding.weight.new_zeros(count, 1, 1)
         return self.to_token_embedding(zero) + self.pos_embedding
 
     def forward(self, context: Tensor, visible: Tensor | None = None) -> Tensor:
-        x = self.query(context)  # Z (B, 1, 1024)
+        x = self.query(len(context))  # Z (B, 1, 1024)
         for self_attention, cross_attention, ffn in self.layers:
             x = x + self_attention(x)  # SA(Z)
             x = x + cross_attention(x, context, visible)  # Z', Eq. 1
@@ -761,11 +743,11 @@ class PositionNet(nn.Module):
 class HandExpert(nn.Module):
     """HaMeR: a right hand, or a mirrored left hand, from its image (3.2.2)."""
 
-    def __init__(self, config: HandExpertConfig) -> None:
+    def __init__(self, config: HandExpertConfig, encoder: nn.Module | None = None) -> None:
+        """encoder: see ViT."""
         super().__init__()
-        require_vit(config)
         self.config = config
-        self.backbone = ViT(config)
+        self.backbone = ViT(config, encoder)
         self.mano_head = ManoHead(config)
         register_statistics(self)
 
@@ -775,11 +757,7 @@ class HandExpert(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Encode RGB crops (B, 3, S, S), uint8 or floats in 0..255, to F^H (B, 192, 1280)."""
-        return self.encode(images)[0]
-
-    def encode(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return F^H and the encoder's other predictions, of which HaMeR's has none."""
-        return self.backbone(self.normalise(images)), {}
+        return self.backbone(self.normalise(images))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
@@ -788,9 +766,8 @@ class HandExpert(nn.Module):
         betas (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. Raises ValueError for other
         shapes.
         """
-        features, found = self.encode(images)  # F^H (B, 192, 1280)
-        token = self.mano_head.transformer(features)  # (B, 1, 1024)
-        return self.mano_head.readout(token) | found
+        token = self.mano_head.transformer(self.features(images))  # (B, 1, 1024)
+        return self.mano_head.readout(token)
 
 
 # --------------------------------------------------------- whole-body expert: SMPLer-X
@@ -958,17 +935,16 @@ class BodyFeatures(NamedTuple):
     hand_boxes: Tensor  # (B, 2, 4) x, y, width, height of the hand maps, in cells
     hand_maps: Tensor  # (B, 2, 1280, 16, 16), the left one mirrored
     hand_joints: Tensor  # (B, 2, 20, 3) in cells of the hand maps
-    seen: object = None  # of a small expert: what its PoseEncoder found
 
 
 class BodyExpert(nn.Module):
     """SMPLer-X: body, hands and face from the image of a person (3.2.3)."""
 
-    def __init__(self, config: BodyExpertConfig) -> None:
+    def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
+        """encoder: see ViT."""
         super().__init__()
-        require_vit(config)
         self.config = config
-        self.encoder = TaskViT(config)
+        self.encoder = TaskViT(config, encoder)
         self.body_position_net = PositionNet(config.vit_dim, 25, config.depth_bins)
         self.body_regressor = BodyRegressor(config)
         self.box_net = BoxNet(config)
@@ -976,13 +952,8 @@ class BodyExpert(nn.Module):
         self.hand_position_net = PositionNet(config.vit_dim, 20, config.depth_bins)
         self.hand_regressor = HandRegressor(config)
         self.face_regressor = face_regressor(config)
-        self.register_hand_mean()
-
-    def register_hand_mean(self) -> None:
-        """Register the mean hands, [right, left], whose axis-angles are added to all fingers.
-
-        The released weights predict fingers relative to SMPL-X's mean hand, ours absolute ones.
-        """
+        # The mean hands, [right, left], whose axis-angles are added to all fingers: the released
+        # weights predict fingers relative to SMPL-X's mean hand, ours absolute ones.
         self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
         self.has_relative_fingers = False
         self.register_load_state_dict_post_hook(BodyExpert.notice_hand_mean)
@@ -1023,10 +994,6 @@ class BodyExpert(nn.Module):
     def initial_pose(self, features: BodyFeatures) -> Tensor:
         """Regress theta_0: interleaved 6D (B, 22, 6) of root and body."""
         joined = self.body_regressor.joined(self.pose_features(features), features.joints)
-        return self.regress(joined, features)
-
-    def regress(self, joined: Tensor, features: BodyFeatures) -> Tensor:
-        """Regress interleaved 6D (B, 22, 6) from the output of BodyRegressor.joined."""
         return self.body_regressor.rotations(joined)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -1190,9 +1157,9 @@ class HandAdapter(Adapter):
         result equals self.expert's, bit for bit.
         Returns what HandExpert.forward does; raises ValueError for other shapes.
         """
-        features, found = self.expert.encode(images)  # F^H (B, 192, 1280)
+        features = self.expert.features(images)  # F^H (B, 192, 1280)
         token = self.token(features, arm, arm_valid, scale)  # Z^new (B, 1, 1024)
-        return self.expert.mano_head.readout(token) | found
+        return self.expert.mano_head.readout(token)
 
     def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
               scale: float) -> Tensor:
@@ -1224,7 +1191,7 @@ class HandAdapter(Adapter):
 
         Norms and MLPs are the expert's. The paper's equations omit residuals; these are HaMeR's.
         """
-        x = self.decoder.query(features)  # Z (B, 1, 1024)
+        x = self.decoder.query(len(features))  # Z (B, 1, 1024)
         for (self_attention, cross_attention, ffn), new in zip(
                 self.decoder.layers, self.layers, strict=True):
             own = x + self_attention(x)  # SA(Z)
@@ -1425,10 +1392,7 @@ def hand_total_loss(terms: Mapping[str, Tensor], config: HandTraining) -> Tensor
             + config.weight_keypoints_3d * terms["keypoints_3d"]
             + config.weight_vertices * terms["vertices"]
             + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
-    for name in ("betas_prior", "heat", "lift"):  # ours; the last two are of small experts
-        if name in terms:
-            loss = loss + getattr(config, f"weight_{name}") * terms[name]
-    return loss
+    return loss + config.weight_betas_prior * terms.get("betas_prior", 0.0)  # ours
 
 
 def true_knuckles(batch: Mapping[str, Tensor]) -> Tensor:
@@ -1525,9 +1489,6 @@ def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpert
     if getattr(config, "trainable", "all") == "adapter":
         return loss
     expert = getattr(config, "expert", config)
-    for name in ("heat", "lift"):  # ours, of small experts
-        if name in terms:
-            loss = loss + getattr(config, f"weight_{name}") * terms[name]
     return (loss + config.weight_keypoints_2d * terms["keypoints_img"]  # Eq. 8
             + config.weight_betas * terms["betas"]
             + expert.weight_expression * terms["expression"]
@@ -1652,7 +1613,7 @@ class HMRAdapter(nn.Module):
         adapters; with 0 and 0 these are the two experts, merged.
         Returns what BodyAdapter.forward does, with its body_pose as body_path; hand_pose
         (B, 2, 16, 3, 3), the left one mirrored; the merged body_pose (B, 55, 3, 3); and hand_valid
-        (B, 2), 0 for hands that kept the body path's pose, see config.least_share.
+        (B, 2), as given.
         """
         prediction = self.body(images, scale=body_scale)
         if hand_images is None:
@@ -1672,8 +1633,6 @@ class HMRAdapter(nn.Module):
         hands = self.hand(hand_images.flatten(0, 1), arms, scale=scale)
         hand_pose = hands["hand_pose"].unflatten(0, (len(body_pose), 2))
         valid = body_pose.new_ones(hand_pose.shape[:2]) if hand_valid is None else hand_valid
-        if "share" in hands:  # of small experts
-            valid = valid * (hands["share"].view_as(valid) >= config.least_share)
         return prediction | {"body_path": body_pose, "hand_pose": hand_pose, "hand_valid": valid,
                              "body_pose": merge(body_pose, hand_pose, valid)}
 
@@ -1766,8 +1725,7 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     on the CPU; body(betas, rotations, expression, transl) returns vertices and joints, as
     bodymodels.load_model("wholebody") does. box: see person_square. Hands are cut out of the
     picture, where they have more pixels than in the person's crop. A hand whose predicted box has
-    its centre outside the picture keeps the body path's pose, and so does one that the hand path
-    doubts, see Config.least_share (our choice: the paper merges all hands).
+    its centre outside the picture keeps the body path's pose (our choice: the paper merges all).
     Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
     intrinsics, whose axis goes through the centre of the box; transl (3,); rotations (55, 3, 3);
     betas, expression (10,); smplx_parameters, fingers absolute; keypoints_2d (25, 2), POSITIONED

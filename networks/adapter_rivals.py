@@ -32,7 +32,7 @@ from hmr_adapter import (
     axis_angle_to_matrix,
     require,
 )
-from networks.small_experts import body_expert, hand_expert
+from networks.adapter_encoders import body_expert, hand_expert
 
 
 class FineTunedHand(HandAdapter):
@@ -172,7 +172,7 @@ class ConcatBody(BodyAdapter):
         regressor = self.expert.body_regressor
         joined = regressor.joined(self.expert.pose_features(features), features.joints)
         joined = torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1)
-        return self.expert.regress(joined, features)
+        return regressor.rotations(joined)
 
 
 class WeightedBody(ConcatBody):
@@ -188,7 +188,7 @@ class WeightedBody(ConcatBody):
         moderated = self.moderator(self.expert.pose_features(features),
                                    knuckle_features.mean(1, keepdim=True))
         regressor = self.expert.body_regressor
-        return self.expert.regress(regressor.joined(moderated, features.joints), features)
+        return regressor.rotations(regressor.joined(moderated, features.joints))
 
 
 RIVALS = (FineTunedHand, HandImageAdapter, ConcatHand, WeightedHand,

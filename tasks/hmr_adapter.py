@@ -24,8 +24,8 @@ import data
 import hmr_adapter
 import metrics
 from files import load_arrays, safe_unpickle
+from networks.adapter_encoders import is_small
 from networks.adapter_rivals import build_model, share_twists
-from networks.small_experts import body_keypoint_losses, hand_keypoint_losses
 from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import own_overrides, suitable_preset
@@ -33,19 +33,20 @@ from weights.hmr_adapter import (
     expert_of,
     load_body_expert,
     load_checkpoint,
+    load_encoder,
     load_hand_expert,
     load_paths,
-    load_pose_encoder,
 )
 
 ELBOWS_AND_WRISTS = [18, 19, 20, 21]  # of SMPL-X's joints
-GENHMR = Path(__file__).parent.parent / "assets" / "genhmr_cpu.pt"
+ENCODERS = {hmr_adapter.HandExpert: bodymodels.ASSETS / "simplehand_views_cpu.pt",
+            hmr_adapter.BodyExpert: bodymodels.ASSETS / "genhmr_cpu.pt"}  # of small experts
 Output = dict[str, Tensor]  # of a model's forward
 EXPERT_ARGUMENT = {"metavar": "FILE", "help": "checkpoint of the expert to adapt: train.py's, "
                    "HaMeR's or SMPLer-X's"}
-BACKBONE_ARGUMENT = {"metavar": "FILE", "help": "start a small expert's encoder from GenHMR's: a "
-                     "checkpoint of --stage encoder or transformer (preset cpu: "
-                     "assets/genhmr_cpu.pt)"}
+BACKBONE_ARGUMENT = {"metavar": "FILE", "help": "give a small expert the encoder of this "
+                     "checkpoint: bodies GenHMR's (default: assets/genhmr_cpu.pt), hands "
+                     "SimpleHand's for photographs (assets/simplehand_views_cpu.pt)"}
 
 
 class PeopleTask(Task):
@@ -117,7 +118,7 @@ class PeopleTask(Task):
             split, size, hand_size=config.hand_size, length=length,
             seed=config.seed if training else 0, views=config.views, lean=config.lean,
             wide=config.wide if training else 0.0, occlusion=config.occlusion,
-            lens_size=max(128, size), version=1,  # the shipped checkpoints know these pictures
+            lens_size=max(128, size), version=2,
             cache=self.arguments.cache, augmentation=augmentation)
 
     def build(self) -> nn.Module:
@@ -126,17 +127,16 @@ class PeopleTask(Task):
         if not self.ADAPTS or not start.expert:
             model = build_model(self.config)
             if self.starts_from:
-                load_pose_encoder(model, self.starts_from)
+                load_encoder(model, self.starts_from)
             return model
         return build_model(self.config, self.load_given(start.expert))
 
     @property
     def starts_from(self) -> Path | None:
-        """The file of the pose encoder that a small expert starts from."""
-        if self.ADAPTS or self.config.backbone != "pose":
+        """The file of the encoder that a small expert starts from."""
+        if self.ADAPTS or not is_small(self.config):
             return None
-        usual = self.config.widths == hmr_adapter.EncoderConfig.widths and GENHMR.is_file()
-        return self.arguments.backbone or (GENHMR if usual else None)
+        return self.arguments.backbone or ENCODERS[self.MODEL]
 
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
         """Load an expert, with what its weights need besides."""
@@ -199,11 +199,10 @@ class HandExpertTask(PeopleTask):
         return (samples["images"],)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
-        """Eq. 5, and the keypoints of a small expert."""
+        """Eq. 5."""
         samples = hmr_adapter.hand_samples(batch, getattr(self.config, "arm", "arm"))
         prediction = model(*self.inputs(samples))
         terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)
-        terms |= hand_keypoint_losses(prediction, samples, self.config)
         return hmr_adapter.hand_total_loss(terms, self.config), terms
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
@@ -393,7 +392,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
         return (batch["image"],)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
-        """Eq. 7 and 8, and the keypoints of a small expert.
+        """Eq. 7 and 8, and SMPLer-X's terms of an expert.
 
         Boxes of rendered hands are known outside of the picture, too.
         """
@@ -402,7 +401,6 @@ class BodyExpertTask(PeopleTask, BodyTask):
         expert = expert_of(bare(model), hmr_adapter.BodyExpert)
         prediction = model(*self.inputs(batch))
         terms = hmr_adapter.body_losses(prediction, batch, self.light_body, expert, self.config)
-        terms |= body_keypoint_losses(prediction, batch, self.config)
         return hmr_adapter.body_total_loss(terms, self.config), terms
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
@@ -542,8 +540,8 @@ class DualPathTask(BodyAdapterTask):
     REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
               "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
               "path finds them, as in use;\n\"true boxes\": where they are. Hands outside of the "
-              "picture are left to the body path, and\nso are those that the hand expert doubts "
-              "(least_share). \"All hands\": every hand is merged, as in the paper. \"Twists "
+              "picture are left to the body path. "
+              "\"All hands\": every hand is merged, as in the paper. \"Twists "
               "shared\": the elbows take the\nwrists' twists beyond 72 degrees, as in PyMAF-X, "
               "which the paper's baseline follows.\n"
               + BodyTask.REMARK)
