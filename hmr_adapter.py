@@ -337,7 +337,7 @@ def gpu_preset(accumulate: int) -> Config:
 
 def cpu_preset() -> Config:
     """Return the same design in small, behind small encoders, see networks/adapter_encoders.py."""
-    vit = dict(image_size=128, patch_size=8, vit_heads=4, vit_drop_path=0.0)
+    vit = dict(image_size=128, patch_size=8, vit_depth=1, vit_drop_path=0.0)
     run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=8_000,
                body_size=128, test_body_size=512, hand_size=128, lean=45.0, wide=0.5,
                augmentation="rendered_people_photos", eval_every=600, gradient_clip=5.0)
@@ -346,11 +346,11 @@ def cpu_preset() -> Config:
     decoder = dict(decoder_layers=3, decoder_heads=4, decoder_head_dim=64)
     of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
-    hand = HandExpertConfig(vit_dim=96, vit_depth=2, decoder_dim=256, decoder_ffn=512, **decoder,
-                            **expert, **of_hands, steps=600, weight_betas_prior=0.05)
+    hand = HandExpertConfig(vit_dim=190, vit_heads=5, decoder_dim=256, decoder_ffn=1024,
+                            **decoder, **expert, **of_hands, steps=600, weight_betas_prior=0.05)
     body = BodyExpertConfig(
-        vit_dim=112, vit_depth=2, **expert, steps=600, weight_keypoints_3d=30.0,
-        weight_boxes=3.0, hand_upscale=2, hand_extension=2.3, depth_bins=8, hand_cells=8,
+        vit_dim=256, vit_heads=4, **expert, steps=600, weight_keypoints_3d=30.0,
+        weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8, hand_cells=8,
         joint_dim=96, box_dim=32)
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
     return Config(

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -321,7 +322,7 @@ class HandAdapterTask(HandExpertTask):
         """The same, with the true arm or the one that the guide finds."""
         if self.config.arm_source == "found" and self.guide is not None:
             with torch.no_grad():
-                batch = batch | {"body_pose": self.guide(batch["image"])["body_pose"]}
+                batch = batch | {"body_pose": look(self.guide, batch)["body_pose"]}
         return super().loss(model, batch, step)
 
     def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
@@ -334,7 +335,7 @@ class HandAdapterTask(HandExpertTask):
         arms = {"true arm": batch["body_pose"]}
         crops = {"true boxes" if self.guide else "": true}
         if self.guide is not None:
-            guide = self.guide(batch["image"])
+            guide = look(self.guide, batch)
             arms = {"found arm": guide["body_pose"]} | arms
             found = hmr_adapter.crop_hands(*sharpest(batch, guide["tight_boxes"]), true.shape[-1])
             crops = {"": found.flatten(0, 1)} | crops
@@ -405,7 +406,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
         """Return the model's output, and the rotations (B, 55, 3, 3) by predictor."""
-        output = model(batch["image"])
+        output = look(model, batch)
         return output, {"expert": output["body_pose"]}
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
@@ -514,10 +515,10 @@ class BodyAdapterTask(BodyExpertTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
         """Predict by the adapter, with the knuckles that the expert finds, and by the expert."""
-        output, expert = model(batch["image"]), self.expert_beside(model)
+        output, expert = look(model, batch), self.expert_beside(model)
         poses = {"adapter": output["body_pose"]}
         if expert is not None:
-            poses["expert"] = expert(batch["image"])["body_pose"]
+            poses["expert"] = look(expert, batch)["body_pose"]
         return output, poses
 
 
@@ -606,7 +607,7 @@ class DualPathTask(BodyAdapterTask):
         for name, scale in (("ours", 1.0), ("experts", 0.0)):
             if name == "experts" and not frozen:
                 continue  # the experts inside were trained on
-            body = bodies[name] = model.body(batch["image"], scale=scale)
+            body = bodies[name] = look(model.body, batch, scale=scale)
             size, hand_size = batch["image"].shape[-1], model.hand.config.expert.image_size
             crops = hmr_adapter.crop_hands(*sharpest(batch, body["tight_boxes"]), hand_size)
             inside = hmr_adapter.in_picture(body["hand_boxes"], size, size)
@@ -622,6 +623,19 @@ class DualPathTask(BodyAdapterTask):
         if frozen:
             poses["expert"] = bodies["experts"]["body_pose"]
         return bodies["ours"], poses
+
+
+def look(model: nn.Module, batch: Batch, **options: float) -> Output:
+    """Run a whole-body expert or adapter on a batch's images; boxes are in pixels of these.
+
+    The pictures of the test split are larger than a small expert's, which sees them averaged.
+    """
+    images, config = batch["image"], expert_of(model, hmr_adapter.BodyExpert).config
+    times = images.shape[-1] // config.image_size if is_small(config) else 1
+    if times > 1:
+        images = F.avg_pool2d(images.float(), times)
+    output = model(images, **options)
+    return output | {name: times * output[name] for name in ("hand_boxes", "tight_boxes")}
 
 
 def sharpest(batch: Batch, boxes: Tensor) -> tuple[Tensor, Tensor]:

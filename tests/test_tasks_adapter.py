@@ -25,7 +25,7 @@ from tasks.files import without_folder
 from tasks.hmr_adapter import PARTS, HandAdapterTask, stage_arguments
 
 TINY = {  # set in every stage that has the field
-    "backbone": "vit", "image_size": 32, "patch_size": 8, "vit_dim": 16, "vit_depth": 1,
+    "image_size": 32, "patch_size": 8, "vit_dim": 16, "vit_depth": 1,
     "vit_heads": 2, "hand_upscale": 4, "test_body_size": 0,
     "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_head_dim": 4,
     "decoder_ffn": 16, "depth_bins": 4, "hand_cells": 4, "box_dim": 8, "joint_dim": 8,

@@ -105,22 +105,6 @@ def test_apple_weights_load(inference, tensors):
         assert timm.startswith("head.") or (loaded[timm] == number).all(), timm
 
 
-def test_unet_starts_from_hmr_adapters_hand_expert():
-    """A U-net that took its weights computes what the expert's encoder does, but for positions."""
-    file = bodymodels.ASSETS / "hmr_adapter_hand_cpu.pt"
-    unet = simplehand_model(ALL_PRESETS["cpu_views"]).backbone.eval()
-    load_backbone(unet, file)
-    theirs = load_hand_expert(file).backbone.encoder
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        x8 = theirs.down8(theirs.stem(x))
-        assert torch.allclose(unet.down8(unet.stem(x)), x8, atol=1e-5)
-        cells = theirs.down16(x8).flatten(2).mT
-        assert torch.allclose(unet.norm(unet.blocks(cells)), theirs.norm(theirs.blocks(cells)),
-                              atol=1e-4)
-        assert torch.allclose(unet.join8(x8), theirs.join8(x8), atol=1e-5)
-
-
 def test_released_checkpoint_layout_loads(capsys):
     """{"state_dict": 1325 tensors} loads as it is, but for the two tensors nothing uses."""
     head = {"keypoints_2d_head.weight", "keypoints_2d_head.bias", "mesh_head.deconv.0.weight",

@@ -61,19 +61,19 @@ def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mappi
     state, _ = read_checkpoint(source)
     hands = isinstance(expert, HandExpert)
     encoder = (expert.backbone if hands else expert.encoder).patch_embed
-    names = ({"backbone.": "unet.", "keypoints_2d_head.": "heat."} if hands else
-             {"backbone." if "backbone.sizes" in state else "": ""})
     own = encoder.state_dict()
-    found = {ours + name.removeprefix(theirs): value for theirs, ours in names.items()
-             for name, value in state.items() if name.startswith(theirs)}
-    found = {name: value for name, value in found.items() if name in own}
-    fits = all(name in found and found[name].shape == own[name].shape for name in own
-               if not name.startswith("pool."))  # a HandEncoder's own
+    if hands:
+        found = {f"hand.{name}": value for name, value in state.items()}
+        found["regressor"] = bodymodels.load_model("hand_right").keypoint_regressor
+    else:
+        prefix = "backbone." if "backbone.sizes" in state else ""
+        found = {name: state[prefix + name] for name in own if prefix + name in state}
+    fits = all(name in found and found[name].shape == own[name].shape for name in own)
     fits = fits and torch.equal(*(part.get("sizes", torch.zeros(())) for part in (own, found)))
     require(fits, "this checkpoint has no encoder for this expert: expected " + (
         "one like assets/simplehand_views_cpu.pt" if hands else
         "one of train.py --model genhmr, --stage encoder or transformer, of the usual size"))
-    encoder.load_state_dict(own | found)
+    encoder.load_state_dict({name: found[name] for name in own})
 
 
 def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn.Module:

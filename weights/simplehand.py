@@ -28,10 +28,6 @@ APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which 
     (r"^network\.6\.reparam_conv\.", "stages.3.pos_emb.reparam_conv."),
     (r"\.lkb_reparam\.", ".reparam_conv."),
 )
-SMALL_ENCODER_NAMES = (  # of the encoder in HMR-Adapter's small hand expert -> UNet's
-    (r"^.*\.encoder\.", ""), (r"(?<!s\.\d)\.norm([12])\.", r".bn\1."),
-    (r"\.attn\.qkv\.", ".token_mixer.in_proj_"), (r"\.attn\.proj\.", ".token_mixer.out_proj."),
-)
 CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
     r"^(backbone\.)?(head\.fc|classifier|head\.norm|head\.projection|norm)\.(weight|bias)$")
 
@@ -85,12 +81,6 @@ def load_backbone(backbone: FastViT | HRNet | Hiera | UNet, source: str | PathLi
     Raises like load_checkpoint.
     """
     state, _ = read_checkpoint(source)
-    if isinstance(backbone, UNet):
-        for pattern, replacement in SMALL_ENCODER_NAMES:
-            state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
-        own = backbone.state_dict()
-        state = {name: value for name, value in state.items() if name in own}
-        state["pos_embed"] = own["pos_embed"]  # theirs is for another number of cells
     if isinstance(backbone, FastViT):
         for pattern, replacement in APPLE_NAMES:
             state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
