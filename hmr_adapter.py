@@ -340,7 +340,7 @@ def cpu_preset() -> Config:
     vit = dict(image_size=128, patch_size=8, vit_depth=1, vit_drop_path=0.0)
     run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=8_000,
                body_size=128, test_body_size=512, hand_size=128, lean=45.0, wide=0.5,
-               augmentation="rendered_people_photos", eval_every=600, gradient_clip=5.0)
+               augmentation="rendered_people", eval_every=600, gradient_clip=5.0)
     expert = run | vit | dict(weight_decay=1e-3, learning_rate=1e-3)
     adapter = run | dict(joint_embedding="learned", learning_rate=1e-3)
     decoder = dict(decoder_layers=3, decoder_heads=4, decoder_head_dim=64)

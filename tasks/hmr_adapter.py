@@ -202,6 +202,9 @@ class HandExpertTask(PeopleTask):
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 5."""
         samples = hmr_adapter.hand_samples(batch, getattr(self.config, "arm", "arm"))
+        known = samples["valid"] > 0
+        if known.any():  # hands outside of the picture would only cost time
+            samples = {name: values[known] for name, values in samples.items()}
         prediction = model(*self.inputs(samples))
         terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)
         return hmr_adapter.hand_total_loss(terms, self.config), terms
