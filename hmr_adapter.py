@@ -328,733 +328,6 @@ class Config:
                      guidance=("refined", "initial"))
 
 
-def gpu_preset(accumulate: int) -> Config:
-    """Return the paper's design for one GPU: the same samples per step, in bf16."""
-    run = dict(accumulate=accumulate, precision="bf16", joint_embedding="learned")
-    return Config(HandConfig(expert=HandExpertConfig(precision="bf16"), **run),
-                  BodyConfig(expert=BodyExpertConfig(precision="bf16"), **run))
-
-
-def cpu_preset() -> Config:
-    """Return the same design in small, behind small encoders, see networks/adapter_encoders.py."""
-    vit = dict(image_size=128, patch_size=8, vit_depth=1, vit_drop_path=0.0)
-    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=8_000,
-               body_size=128, test_body_size=512, hand_size=128, lean=45.0, wide=0.5,
-               augmentation="rendered_people", eval_every=600, gradient_clip=5.0)
-    expert = run | vit | dict(weight_decay=1e-3, learning_rate=1e-3)
-    adapter = run | dict(joint_embedding="learned", learning_rate=1e-3)
-    decoder = dict(decoder_layers=3, decoder_heads=4, decoder_head_dim=64)
-    of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
-                    weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
-    hand = HandExpertConfig(vit_dim=190, vit_heads=5, decoder_dim=256, decoder_ffn=1024,
-                            **decoder, **expert, **of_hands, steps=600, weight_betas_prior=0.05)
-    body = BodyExpertConfig(
-        vit_dim=256, vit_heads=4, **expert, steps=600, weight_keypoints_3d=30.0,
-        weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8, hand_cells=8,
-        joint_dim=96, box_dim=32)
-    # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
-    return Config(
-        HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found",
-                   arm_drop=0.1),
-        BodyConfig(expert=body, decoder_dim=192, decoder_ffn=384, **decoder, **adapter, steps=200,
-                   knuckle_source="found", offset_hidden=192, weight_keypoints_3d=30.0))
-
-
-PRESETS: dict[str, Config] = {
-    "paper": Config(),  # torchrun with 4 processes, V100, six hours; no joint embeddings
-    "h200": gpu_preset(accumulate=1),  # one H200
-    "single_gpu": gpu_preset(accumulate=8),  # one GPU with 24 GB
-    "cpu": cpu_preset(),
-}
-
-# ---------------------------------------------------------------- rotations and projection
-
-
-def unit(vector: Tensor, fallback: Tensor, shortest: float) -> Tensor:
-    """Scale vectors (..., 3) to length 1; those below `shortest` become `fallback`, no gradient."""
-    degenerate = vector.abs().amax(-1, keepdim=True) <= shortest
-    vector = torch.where(degenerate, fallback, vector)
-    vector = vector / vector.detach().abs().amax(-1, keepdim=True)  # 1e20 squared would overflow
-    return vector / vector.norm(dim=-1, keepdim=True)
-
-
-def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
-    """Convert [column 0, column 1] (..., 6) to rotation matrices (..., 3, 3), by Gram-Schmidt.
-
-    Zhou et al., "On the Continuity of Rotation Representations", CVPR 2019. Zero and parallel
-    columns fall back to an axis, so values and gradients are always finite.
-    """
-    first, second = rotation_6d.unflatten(-1, (2, 3)).unbind(-2)
-    first = unit(first, torch.eye(3, dtype=first.dtype, device=first.device)[0], 1e-12)
-    axis = F.one_hot(first.abs().argmin(-1), 3).to(first)  # the one least parallel to `first`
-
-    def orthogonal(vector: Tensor) -> Tensor:
-        return vector - (first * vector).sum(-1, keepdim=True) * first
-
-    second = unit(second, first, 1e-12)
-    second = unit(orthogonal(second), orthogonal(axis), 8 * torch.finfo(first.dtype).eps)
-    second = unit(orthogonal(second), second, 0.0)  # again: cancellation left a part of `first`
-    return torch.stack((first, second, torch.linalg.cross(first, second)), -1)
-
-
-def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
-    """Convert rotation matrices (..., 3, 3) to [column 0, column 1] (..., 6)."""
-    return matrix[..., :2].mT.flatten(-2)
-
-
-def from_interleaved(rotation_6d: Tensor) -> Tensor:
-    """Convert SMPLer-X's 6D (..., 6), two columns as a (3, 2) matrix, to [column 0, column 1].
-
-    HaMeR's 6D, and ours, is the latter: smplerx = hamer[[0, 3, 1, 4, 2, 5]].
-    """
-    return rotation_6d.unflatten(-1, (3, 2)).mT.flatten(-2)
-
-
-def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
-    """Convert axis times angle in radians (..., 3) to rotation matrices (..., 3, 3)."""
-    x, y, z = axis_angle.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
-    return torch.linalg.matrix_exp(cross)
-
-
-def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
-    """Convert rotation matrices (..., 3, 3) to axis times angle (..., 3), angle in 0..pi.
-
-    The axis is the eigenvector of R + R^T with the largest eigenvalue: exact at 180 degrees too.
-    """
-    double = matrix.double()
-    axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]
-    skew = torch.stack((double[..., 2, 1] - double[..., 1, 2],
-                        double[..., 0, 2] - double[..., 2, 0],
-                        double[..., 1, 0] - double[..., 0, 1]), -1)  # 2 sin(angle) axis
-    trace = double.diagonal(dim1=-2, dim2=-1).sum(-1)
-    angle = torch.atan2((skew * axis).sum(-1), trace - 1)
-    return (axis * angle[..., None]).to(matrix)
-
-
-def mirror(rotations: Tensor) -> Tensor:
-    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1).
-
-    Left-hand rotations become a right hand's, and back; an axis-angle (x, y, z) becomes
-    (x, -y, -z).
-    """
-    signs = 1 - 2 * torch.arange(3, device=rotations.device).clamp_max(1)  # no copy to a GPU
-    return rotations * (signs[:, None] * signs).to(rotations)
-
-
-def chain_product(rotations: Tensor) -> Tensor:
-    """Multiply a kinematic chain's rotations (B, J, 3, 3), root first -> (B, 3, 3)."""
-    product = rotations[:, 0]
-    for joint in range(1, rotations.shape[1]):
-        product = product @ rotations[:, joint]
-    return product
-
-
-def arm_pose(body_pose: Tensor, arm: str = "arm") -> Tensor:
-    """Select theta_b of both hands: (B, >= 22, 3, 3) -> (B, 2, J, 3, 3), the left one mirrored.
-
-    body_pose: SMPL-X's rotations, the root's in the camera frame, as the hand's orientation is.
-    (Both experts ignore that the camera of a crop looks slightly sideways.) arm: a key of ARMS.
-    """
-    right, left = ARMS[arm]
-    return torch.stack((body_pose[:, right], mirror(body_pose[:, left])), 1)
-
-
-def project_to_crop(points: Tensor, translation: Tensor, focal: float) -> Tensor:
-    """Project points (B, N, 3) + translation (B, 3), metres, to a crop: (B, N, 2) in -0.5..0.5.
-
-    focal: config.focal, unit: side of the crop.
-    """
-    points = points + translation[:, None]
-    return focal * points[..., :2] / points[..., 2:]
-
-
-def hand_translation(camera: Tensor, focal: float) -> Tensor:
-    """Convert HaMeR's camera [s, tx, ty] (B, 3) to a translation (B, 3) in metres."""
-    s, x, y = camera.unbind(-1)
-    return torch.stack((x, y, 2.0 * focal / (s + 1e-9)), -1)
-
-
-# ----------------------------------------------------------------------------- image encoder
-
-
-class DropPath(nn.Module):
-    """Drops a residual branch for whole samples while training, scaled to keep its mean."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1.0 - self.rate)
-
-
-def mlp(width: int, hidden: int, width_out: int) -> nn.Sequential:
-    """Linear, GELU, linear."""
-    return nn.Sequential(OrderedDict(
-        fc1=nn.Linear(width, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, width_out)))
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention, (B, N, D) -> the same."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(*qkv)  # (B, H, N, D / H)
-        return self.proj(x.transpose(1, 2).flatten(2))
-
-
-class ViTBlock(nn.Module):
-    """Pre-norm transformer block, (B, N, D) -> the same."""
-
-    def __init__(self, width: int, heads: int, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = mlp(width, 4 * width, width)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class PatchEmbed(nn.Module):
-    """Patches of crops (B, 3, S, 3/4 S) as tokens (B, N, D)."""
-
-    def __init__(self, width: int, patch: int) -> None:
-        super().__init__()
-        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
-        self.proj = nn.Conv2d(3, width, patch, patch, padding=2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
-
-
-class ViT(nn.Module):
-    """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
-
-    def __init__(self, config: EncoderConfig, encoder: nn.Module | None = None) -> None:
-        """encoder: what makes the first tokens in place of patches, such as a small U-net."""
-        super().__init__()
-        width, depth = config.vit_dim, config.vit_depth
-        self.grid = config.grid  # (16, 12)
-        self.patch_embed = PatchEmbed(width, config.patch_size) if encoder is None else encoder
-        # The first position was a class token's; that token is gone, its position is added to all.
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.blocks = nn.ModuleList([
-            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
-            for n in range(depth)])
-        self.last_norm = nn.LayerNorm(width, eps=1e-6)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions (B, N, D)."""
-        return self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)  # (B, 192, 1280)
-        for block in self.blocks:
-            x = block(x)
-        return self.last_norm(x)
-
-
-class TaskViT(ViT):
-    """A ViT with 31 learned task tokens: (B, 3, S, 3/4 S) -> (B, 31, D) and (B, N, D)."""
-
-    def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
-        super().__init__(config, encoder)
-        self.task_tokens = nn.Parameter(torch.zeros(1, 31, config.vit_dim))
-        nn.init.trunc_normal_(self.task_tokens, std=0.02)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.embed(images)  # (B, 192, 1280)
-        x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # (B, 223, 1280)
-        for block in self.blocks:
-            x = block(x)
-        tokens, patches = self.last_norm(x).split((31, x.shape[1] - 31), 1)
-        return tokens, patches
-
-
-def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
-    """Scale RGB crops (B, 3, k S, k S) from 0..255 to 0..1, and keep the middle (B, 3, S, 3/4 S).
-
-    k is 1, or 2 for SMPLer-X's crops of 512 px, of which it keeps every second pixel ("nearest").
-    """
-    size, shape = config.image_size, tuple(images.shape)
-    require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % size == 0
-            and shape[2] > 0, f"images of shape {shape}: expected (B, 3, {size}, {size})")
-    k = shape[2] // size
-    return images[..., ::k, ::k][..., size // 8 : -(size // 8)].float() / 255.0
-
-
-def register_statistics(module: nn.Module) -> None:
-    """Give a module ImageNet's mean and standard deviation of colours."""
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
-    module.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-    module.register_buffer("std", std.view(3, 1, 1), persistent=False)
-
-
-# --------------------------------------------------------------------- hand expert: HaMeR
-
-
-class TokenAttention(nn.Module):
-    """SA: self-attention of the decoder's tokens, (B, Q, D) -> (B, Q, D)."""
-
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(*qkv)  # (B, H, Q, D'); for Q = 1 this is v
-        return self.to_out(x.transpose(1, 2).flatten(2))  # (B, Q, D)
-
-
-class CrossAttention(nn.Module):
-    """CA of Eq. 1: queries (B, Q, D) attend to a context (B, N, C) -> (B, Q, D)."""
-
-    def __init__(self, width: int, heads: int, head_dim: int, context_width: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_q = nn.Linear(width, heads * head_dim, bias=False)  # W_q
-        self.to_kv = nn.Linear(context_width, 2 * heads * head_dim, bias=False)  # W_k, W_v
-        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
-
-    def forward(self, x: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:
-        """visible: (B, N) bool, the context tokens that may be attended to; None: all of them."""
-        q = self.to_q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, Q, D')
-        k, v = self.to_kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if visible is None else visible[:, None, None]  # (B, 1, 1, N)
-        x = F.scaled_dot_product_attention(q, k, v, mask)  # Eq. 1: softmax(Q K^T / sqrt(d)) V
-        return self.to_out(x.transpose(1, 2).flatten(2))  # (B, Q, D)
-
-
-class PreNorm(nn.Module):
-    """A layer after layer norm of its queries; the context is not normalised (HaMeR)."""
-
-    def __init__(self, width: int, fn: nn.Module) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.fn = fn
-
-    def forward(self, x: Tensor, *context: Tensor | None) -> Tensor:
-        return self.fn(self.norm(x), *context)
-
-
-class Decoder(nn.Module):
-    """A transformer decoder with one query token: context (B, N, C) -> (B, 1, D)."""
-
-    def __init__(self, config: DecoderConfig, context_width: int) -> None:
-        super().__init__()
-        width, hidden = config.decoder_dim, config.decoder_ffn
-        attention = width, config.decoder_heads, config.decoder_head_dim
-        self.to_token_embedding = nn.Linear(1, width)
-        self.pos_embedding = nn.Parameter(torch.randn(1, 1, width))
-        self.transformer = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleList([
-            PreNorm(width, TokenAttention(*attention)),
-            PreNorm(width, CrossAttention(*attention, context_width)),
-            PreNorm(width, nn.Sequential(OrderedDict(net=nn.Sequential(  # HaMeR's 2 is a dropout
-                nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, width))))),
-        ]) for _ in range(config.decoder_layers)])})
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """[self-attention, cross-attention, MLP] of each layer."""
-        return self.transformer["layers"]
-
-    def query(self, count: int) -> Tensor:
-        """Embed empty tokens z: (B, 1, D). Their input is 0, so this is a learned constant."""
-        zero = self.to_token_embedding.weight.new_zeros(count, 1, 1)
-        return self.to_token_embedding(zero) + self.pos_embedding
-
-    def forward(self, context: Tensor, visible: Tensor | None = None) -> Tensor:
-        x = self.query(len(context))  # Z (B, 1, 1024)
-        for self_attention, cross_attention, ffn in self.layers:
-            x = x + self_attention(x)  # SA(Z)
-            x = x + cross_attention(x, context, visible)  # Z', Eq. 1
-            x = x + ffn(x)
-        return x
-
-
-class ManoHead(nn.Module):
-    """Decoder and "three independent linear layers" for pose, shape and camera."""
-
-    def __init__(self, config: HandExpertConfig) -> None:
-        super().__init__()
-        self.transformer = Decoder(config, config.vit_dim)
-        self.decpose = nn.Linear(config.decoder_dim, 16 * 6)
-        self.decshape = nn.Linear(config.decoder_dim, 10)
-        self.deccam = nn.Linear(config.decoder_dim, 3)
-        for layer in (self.decpose, self.decshape, self.deccam):
-            nn.init.xavier_uniform_(layer.weight, gain=0.01)  # start near the mean hand (HaMeR)
-            nn.init.zeros_(layer.bias)
-        self.register_buffer("init_hand_pose", torch.tensor([[1.0, 0, 0, 0, 1, 0] * 16]))
-        self.register_buffer("init_betas", torch.zeros(1, 10))
-        self.register_buffer("init_cam", torch.tensor([[0.9, 0.0, 0.0]]))
-
-    def readout(self, token: Tensor) -> dict[str, Tensor]:
-        """Regress what HandExpert.forward returns from the token (B, 1, D), in full precision."""
-        with torch.autocast(token.device.type, enabled=False):
-            token = token[:, 0].float()  # (B, 1024)
-            pose_6d = (self.decpose(token) + self.init_hand_pose).unflatten(1, (16, 6))
-            return {"hand_pose": rotation_6d_to_matrix(pose_6d),
-                    "betas": self.decshape(token) + self.init_betas,
-                    "camera": self.deccam(token) + self.init_cam}
-
-
-def expectation(heat: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
-    """Softmax over the last dimensions, and the mean position (..., x y [z]) in cells."""
-    shape = heat.shape[-dimensions:]
-    heat = heat.float().flatten(-dimensions).softmax(-1).unflatten(-1, shape)
-    position = []
-    for axis in range(dimensions):
-        others = [-1 - other for other in range(dimensions) if other != axis]
-        cells = torch.arange(shape[-1 - axis], device=heat.device, dtype=heat.dtype)
-        position.append((heat.sum(others) * cells).sum(-1))
-    return heat, torch.stack(position, -1)
-
-
-class PositionNet(nn.Module):
-    """Joint positions from a map (B, D, h, w): heat (B, J, d, h, w) and x, y, z (B, J, 3)."""
-
-    def __init__(self, width: int, joints: int, bins: int) -> None:
-        super().__init__()
-        self.shape = (joints, bins)
-        self.conv = nn.Sequential(nn.Conv2d(width, math.prod(self.shape), 1))
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return expectation(self.conv(features).unflatten(1, self.shape), 3)
-
-
-class HandExpert(nn.Module):
-    """HaMeR: a right hand, or a mirrored left hand, from its image (3.2.2)."""
-
-    def __init__(self, config: HandExpertConfig, encoder: nn.Module | None = None) -> None:
-        """encoder: see ViT."""
-        super().__init__()
-        self.config = config
-        self.backbone = ViT(config, encoder)
-        self.mano_head = ManoHead(config)
-        register_statistics(self)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Convert RGB crops (B, 3, S, S), uint8 or floats in 0..255, to the backbone's input."""
-        return (middle_of(images, self.config) - self.mean) / self.std
-
-    def features(self, images: Tensor) -> Tensor:
-        """Encode RGB crops (B, 3, S, S), uint8 or floats in 0..255, to F^H (B, 192, 1280)."""
-        return self.backbone(self.normalise(images))
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
-
-        Returns hand_pose (B, 16, 3, 3): the global orientation, then 15 absolute finger rotations;
-        betas (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. Raises ValueError for other
-        shapes.
-        """
-        token = self.mano_head.transformer(self.features(images))  # (B, 1, 1024)
-        return self.mano_head.readout(token)
-
-
-# --------------------------------------------------------- whole-body expert: SMPLer-X
-
-
-def rotation_layer(width: int, joints: int, second: float = 1.0) -> nn.Sequential:
-    """Return a linear layer to interleaved 6D whose output starts near the identity.
-
-    second: -1 starts at half a turn around x, the root rotation of a person who stands upright
-    before an OpenCV camera. SMPLer-X starts at random; a wrong parent rotation can then persist,
-    because its children learn to cancel it (our choice).
-    """
-    layer = nn.Linear(width, 6 * joints)
-    nn.init.xavier_uniform_(layer.weight, gain=0.01)
-    with torch.no_grad():
-        layer.bias.copy_(torch.tensor([1.0, 0, 0, second, 0, 0]).repeat(joints))
-    return nn.Sequential(layer)
-
-
-def deconvolutions(*widths: int) -> nn.Sequential:
-    """Return transposed convolutions that double the map, each with batch norm and ReLU."""
-    layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False),
-                   nn.BatchNorm2d(after), nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
-def conv_norm_relu(width: int, width_out: int) -> nn.Sequential:
-    """Return a 1-by-1 convolution with batch norm and ReLU."""
-    return nn.Sequential(nn.Conv2d(width, width_out, 1), nn.BatchNorm2d(width_out), nn.ReLU())
-
-
-def sample_at(features: Tensor, positions: Tensor) -> Tensor:
-    """Sample maps (B, C, h, w) bilinearly at x, y in cells (B, N, 2) -> (B, N, C); 0 outside."""
-    size = positions.new_tensor([features.shape[3] - 1, features.shape[2] - 1])
-    grid = 2 * positions[:, None] / size - 1  # cell centres are at integers
-    samples = F.grid_sample(features.to(grid), grid, align_corners=True)  # (B, C, 1, N)
-    return samples[:, :, 0].mT
-
-
-def roi_weights(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
-    """Sampling matrix of roi_align along one axis: (B,), (B,) -> (B, cells, size)."""
-    length = (high - low).clamp_min(1.0)
-    counts = (length / cells).ceil().clamp(1, 64)  # samples per cell (64: our limit)
-    # Reading the largest count would stall a GPU; samples beyond a box's count have weight 0.
-    most = 64 if low.is_cuda or not len(counts) else int(counts.max())
-    sample = torch.arange(most, device=low.device)
-    used = sample < counts[:, None]  # (B, most)
-    within = (sample + 0.5) / counts[:, None]
-    at = torch.arange(cells, device=low.device)[:, None] + within[:, None]  # (B, cells, most)
-    at = low[:, None, None] + at * (length / cells)[:, None, None]
-    outside = (at < -1) | (at > size)
-    at = at.clamp(0, size - 1)[..., None]
-    near = (1 - (at - torch.arange(size, device=low.device)).abs()).clamp_min(0)
-    return (near * (used[:, None] & ~outside)[..., None]).sum(2) / counts[:, None, None]
-
-
-def roi_align(features: Tensor, boxes: Tensor, cells: int) -> Tensor:
-    """Average features over the cells of one box per map: (B, C, h, w) -> (B, C, cells, cells).
-
-    boxes: (B, 4) x0, y0, x1, y1 in cells of the map, the first cell at 0. He et al., "Mask R-CNN",
-    ICCV 2017; torchvision's roi_align(sampling_ratio=-1, aligned=False). A mean of bilinear samples
-    on a grid is linear in rows and in columns, so two matrix products replace the samples.
-    """
-    boxes = boxes.float()
-    rows = roi_weights(boxes[:, 1], boxes[:, 3], cells, features.shape[2])
-    columns = roi_weights(boxes[:, 0], boxes[:, 2], cells, features.shape[3])
-    return rows.to(features)[:, None] @ features @ columns.to(features).mT[:, None]
-
-
-class BodyRegressor(nn.Module):
-    """theta_0: "a linear layer, using a concatenation of 3D body joint coordinates and tokens"."""
-
-    def __init__(self, config: BodyExpertConfig) -> None:
-        super().__init__()
-        width, joints = config.vit_dim, 25 * (config.joint_dim + 3)
-        self.body_conv = nn.Sequential(nn.Linear(width, config.joint_dim))
-        self.root_pose_out = rotation_layer(joints, 1, second=-1.0)
-        self.body_pose_out = rotation_layer(joints, 21)
-        self.shape_out = nn.Sequential(nn.Linear(width, 10))
-        self.cam_out = nn.Sequential(nn.Linear(width, 3))
-
-    def joined(self, features: Tensor, joints: Tensor) -> Tensor:
-        """Join features (B, 25, 512) of body_conv and joints (B, 25, 3) -> (B, 12875)."""
-        return torch.cat((features, joints.detach().to(features)), 2).flatten(1)
-
-    def rotations(self, joined: Tensor) -> Tensor:
-        """Regress interleaved 6D (B, 22, 6)."""
-        pose = torch.cat((self.root_pose_out(joined), self.body_pose_out(joined)), 1)
-        return pose.float().unflatten(1, (22, 6))
-
-
-class BoxNet(nn.Module):
-    """Boxes of right hand, left hand and face: centres and sizes (B, 3, 2), in cells of the map."""
-
-    def __init__(self, config: BodyExpertConfig) -> None:
-        super().__init__()
-        width = config.box_dim
-        self.deconv = deconvolutions(config.vit_dim + 25 * config.depth_bins, *[width] * 3)
-        self.bbox_center = nn.Sequential(nn.Conv2d(width, 3, 1))
-        self.lhand_size, self.rhand_size, self.face_size = (
-            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
-            for _ in range(3))
-
-    def forward(self, features: Tensor, heat: Tensor) -> tuple[Tensor, Tensor]:
-        features = torch.cat((features, heat.flatten(1, 2).to(features)), 1)  # (B, 1680, 16, 12)
-        features = self.deconv(features)  # (B, 256, 128, 96)
-        _, centers = expectation(self.bbox_center(features), 2)
-        centers = centers[:, [1, 0, 2]]  # the released weights have the left hand first
-        at_centers = sample_at(features, centers.detach())  # (B, 3, 256)
-        sizes = [net(at_centers[:, part]) for part, net in enumerate(
-            (self.rhand_size, self.lhand_size, self.face_size))]
-        return centers / 8, torch.stack(sizes, 1).float()
-
-
-class HandRoiNet(nn.Module):
-    """Feature maps of both hands: (B, D, h, w) and boxes (B, 2, 4) -> (B, 2, D, 16, 16)."""
-
-    def __init__(self, config: BodyExpertConfig) -> None:
-        super().__init__()
-        width, doublings = config.vit_dim, config.hand_upscale.bit_length() - 1
-        self.upscale, self.cells = config.hand_upscale, config.hand_cells
-        self.deconv = deconvolutions(*(width >> n for n in range(doublings + 1)))
-        self.conv = nn.Sequential(nn.Conv2d(width >> doublings, width, 1))
-
-    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """boxes: x, y, width, height in cells of the map. The left hand's map is mirrored."""
-        features = self.deconv(features)  # (B, 320, 64, 48)
-        corners = self.upscale * torch.cat((boxes[..., :2], boxes[..., :2] + boxes[..., 2:]), 2)
-        right, left = (roi_align(features, corners[:, side], self.cells) for side in (0, 1))
-        hands = torch.stack((right, left.flip(3)), 1)  # (B, 2, 320, 16, 16)
-        return self.conv(hands.flatten(0, 1)).unflatten(0, hands.shape[:2])
-
-
-class HandRegressor(nn.Module):
-    """Fingers of right hands: a map (B, D, 16, 16) and 20 joints -> interleaved 6D (B, 15, 6)."""
-
-    def __init__(self, config: BodyExpertConfig) -> None:
-        super().__init__()
-        self.hand_conv = conv_norm_relu(config.vit_dim, config.joint_dim)
-        self.hand_pose_out = rotation_layer(20 * (config.joint_dim + 3), 15)
-
-    def forward(self, features: Tensor, joints: Tensor) -> Tensor:
-        """joints: (B, 20, 3) in cells."""
-        joints = joints.detach()
-        sampled = sample_at(self.hand_conv(features), joints[..., :2])  # (B, 20, 512)
-        pose = self.hand_pose_out(torch.cat((sampled, joints), 2).flatten(1))
-        return pose.float().unflatten(1, (15, 6))
-
-
-def face_regressor(config: BodyExpertConfig) -> nn.ModuleDict:
-    """Linear layers from a task token to expression and jaw."""
-    return nn.ModuleDict({"expr_out": nn.Sequential(nn.Linear(config.vit_dim, 10)),
-                          "jaw_pose_out": rotation_layer(config.vit_dim, 1)})
-
-
-class BodyFeatures(NamedTuple):
-    """Intermediate outputs of BodyExpert, before any rotation is regressed."""
-
-    tokens: Tensor  # (B, 31, 1280), see TASKS
-    joints: Tensor  # (B, 25, 3) x, y, z of POSITIONED, in cells of the feature map and depth bins
-    box_centers: Tensor  # (B, 3, 2) in cells of the feature map: right hand, left hand, face
-    box_sizes: Tensor  # (B, 3, 2) in cells of the feature map
-    hand_boxes: Tensor  # (B, 2, 4) x, y, width, height of the hand maps, in cells
-    hand_maps: Tensor  # (B, 2, 1280, 16, 16), the left one mirrored
-    hand_joints: Tensor  # (B, 2, 20, 3) in cells of the hand maps
-
-
-class BodyExpert(nn.Module):
-    """SMPLer-X: body, hands and face from the image of a person (3.2.3)."""
-
-    def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
-        """encoder: see ViT."""
-        super().__init__()
-        self.config = config
-        self.encoder = TaskViT(config, encoder)
-        self.body_position_net = PositionNet(config.vit_dim, 25, config.depth_bins)
-        self.body_regressor = BodyRegressor(config)
-        self.box_net = BoxNet(config)
-        self.hand_roi_net = HandRoiNet(config)
-        self.hand_position_net = PositionNet(config.vit_dim, 20, config.depth_bins)
-        self.hand_regressor = HandRegressor(config)
-        self.face_regressor = face_regressor(config)
-        # The mean hands, [right, left], whose axis-angles are added to all fingers: the released
-        # weights predict fingers relative to SMPL-X's mean hand, ours absolute ones.
-        self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
-        self.has_relative_fingers = False
-        self.register_load_state_dict_post_hook(BodyExpert.notice_hand_mean)
-
-    def notice_hand_mean(self, *_: object) -> None:
-        """Store whether hand_mean is not zero: reading it in every forward would stall a GPU."""
-        self.has_relative_fingers = not self.hand_mean.is_meta and bool(self.hand_mean.any())
-
-    def features(self, images: Tensor) -> BodyFeatures:
-        """Encode RGB crops (B, 3, S, S) of people, uint8 or floats in 0..255.
-
-        The person's 3:4 box is the middle three quarters of the square.
-        """
-        tokens, patches = self.encoder(middle_of(images, self.config))  # no mean, no std
-        features = patches.mT.unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
-        heat, joints = self.body_position_net(features)  # (B, 25, 16, 16, 12), (B, 25, 3)
-        centers, sizes = self.box_net(features, heat.detach())  # (B, 3, 2) each
-        boxes = self.hand_squares(centers[:, :2].detach(), sizes[:, :2].detach())  # (B, 2, 4)
-        maps = self.hand_roi_net(features, boxes)  # (B, 2, 1280, 16, 16)
-        _, hand_joints = self.hand_position_net(maps.flatten(0, 1))  # (2 B, 20, 3)
-        return BodyFeatures(tokens, joints, centers, sizes, boxes, maps,
-                            hand_joints.unflatten(0, maps.shape[:2]))
-
-    def hand_squares(self, centers: Tensor, sizes: Tensor) -> Tensor:
-        """Enlarge hand boxes to squares (B, 2, 4): x, y, width, height.
-
-        The side is `hand_extension` times the longer side of the box, limited
-        to half a cell and twice the map, because untrained networks predict any size.
-        """
-        rows, _ = self.config.grid
-        side = (self.config.hand_extension * sizes.amax(-1, keepdim=True)).clamp(0.5, 2.0 * rows)
-        return torch.cat((centers - side / 2, side, side), -1)
-
-    def pose_features(self, features: BodyFeatures) -> Tensor:
-        """Reduce the 25 pose tokens: (B, 25, 512)."""
-        return self.body_regressor.body_conv(features.tokens[:, TASKS["pose"]])
-
-    def initial_pose(self, features: BodyFeatures) -> Tensor:
-        """Regress theta_0: interleaved 6D (B, 22, 6) of root and body."""
-        joined = self.body_regressor.joined(self.pose_features(features), features.joints)
-        return self.body_regressor.rotations(joined)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Predict people from images (B, 3, S, S), as `features` takes them; see `assemble`."""
-        features = self.features(images)
-        return self.assemble(features, self.initial_pose(features), images.shape[-1])
-
-    def assemble(self, features: BodyFeatures, pose_6d: Tensor, size: int) -> dict[str, Tensor]:
-        """Return all predictions for a body pose, interleaved 6D (B, 22, 6).
-
-        size: S, side of the images in pixels. Returns pose_6d; body_pose (B, 55, 3, 3), SMPL-X's
-        rotations with absolute fingers; betas (B, 10); expression (B, 10); translation (B, 3) in
-        metres; hand_boxes (B, 2, 4), squares from which the hands' features come, and tight_boxes
-        (B, 2, 4) of the hands: x, y, width, height in pixels; and joints, box_centers, box_sizes,
-        map_boxes and hand_joints of `features`, in cells.
-        """
-        regressor, face, tokens = self.body_regressor, self.face_regressor, features.tokens
-        jaw = face["jaw_pose_out"](tokens[:, TASKS["jaw"]]).float()[:, None]  # (B, 1, 6)
-        rotations = rotation_6d_to_matrix(from_interleaved(torch.cat((pose_6d, jaw), 1)))
-        right, left = self.fingers(features).unbind(1)  # (B, 15, 3, 3) each
-        eyes = torch.eye(3, device=rotations.device).to(rotations).expand(len(rotations), 2, 3, 3)
-        camera = regressor.cam_out(tokens[:, TASKS["camera"]]).float()
-        sizes = features.box_sizes[:, :2].clamp_min(0.1)  # untrained networks predict any size
-        tight = torch.cat((features.box_centers[:, :2] - sizes / 2, sizes), 2)
-        return {
-            "pose_6d": pose_6d,
-            "body_pose": torch.cat((rotations, eyes, mirror(left), right), 1),
-            "betas": regressor.shape_out(tokens[:, TASKS["betas"]]).float(),
-            "expression": face["expr_out"](tokens[:, TASKS["expression"]]).float(),
-            # sqrt(f^2 2.5^2 / area of the crop) in metres: 56.38
-            "translation": torch.cat((camera[:, :2], self.config.focal * 2.5 / 0.75**0.5
-                                      * camera[:, 2:].sigmoid()), 1),
-            "hand_boxes": self.to_pixels(features.hand_boxes, size),
-            "tight_boxes": self.to_pixels(tight, size), "joints": features.joints,
-            "box_centers": features.box_centers, "box_sizes": features.box_sizes,
-            "map_boxes": features.hand_boxes, "hand_joints": features.hand_joints,
-        }
-
-    def fingers(self, features: BodyFeatures) -> Tensor:
-        """Regress absolute finger rotations (B, 2, 15, 3, 3) of right hands."""
-        pose_6d = self.hand_regressor(features.hand_maps.flatten(0, 1),
-                                      features.hand_joints.flatten(0, 1))
-        rotations = rotation_6d_to_matrix(from_interleaved(pose_6d))
-        rotations = rotations.unflatten(0, features.hand_maps.shape[:2])
-        if self.has_relative_fingers:
-            mean = self.hand_mean.clone()
-            mean[1, :, 1:] *= -1  # the left mean hand, mirrored
-            rotations = axis_angle_to_matrix(matrix_to_axis_angle(rotations) + mean)
-        return rotations
-
-    def to_cells(self, pixels: Tensor, size: int) -> Tensor:
-        """Convert points (..., 2) from pixels of images (size, size) to cells of the map."""
-        rows, _ = self.config.grid
-        return pixels * (rows / size) - pixels.new_tensor([rows / 8, 0])
-
-    def to_pixels(self, boxes: Tensor, size: int) -> Tensor:
-        """Convert boxes (..., 4), x, y, width, height, from cells of the map to pixels."""
-        rows, _ = self.config.grid
-        return (boxes + boxes.new_tensor([rows / 8, 0, 0, 0])) * (size / rows)
-
-
 # ---------------------------------------------------------------------------------- adapters
 
 
@@ -1763,3 +1036,734 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
         "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
         "hand_inside": inside, "hand_valid": valid,
     } | smplx_parameters(found["body_pose"]), center, side, expert.focal)
+
+
+# --------------------------------------------------------------------- hand expert: HaMeR
+
+
+class TokenAttention(nn.Module):
+    """SA: self-attention of the decoder's tokens, (B, Q, D) -> (B, Q, D)."""
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(*qkv)  # (B, H, Q, D'); for Q = 1 this is v
+        return self.to_out(x.transpose(1, 2).flatten(2))  # (B, Q, D)
+
+
+class CrossAttention(nn.Module):
+    """CA of Eq. 1: queries (B, Q, D) attend to a context (B, N, C) -> (B, Q, D)."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, context_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, heads * head_dim, bias=False)  # W_q
+        self.to_kv = nn.Linear(context_width, 2 * heads * head_dim, bias=False)  # W_k, W_v
+        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
+
+    def forward(self, x: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:
+        """visible: (B, N) bool, the context tokens that may be attended to; None: all of them."""
+        q = self.to_q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, Q, D')
+        k, v = self.to_kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mask = None if visible is None else visible[:, None, None]  # (B, 1, 1, N)
+        x = F.scaled_dot_product_attention(q, k, v, mask)  # Eq. 1: softmax(Q K^T / sqrt(d)) V
+        return self.to_out(x.transpose(1, 2).flatten(2))  # (B, Q, D)
+
+
+class PreNorm(nn.Module):
+    """A layer after layer norm of its queries; the context is not normalised (HaMeR)."""
+
+    def __init__(self, width: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fn = fn
+
+    def forward(self, x: Tensor, *context: Tensor | None) -> Tensor:
+        return self.fn(self.norm(x), *context)
+
+
+class Decoder(nn.Module):
+    """A transformer decoder with one query token: context (B, N, C) -> (B, 1, D)."""
+
+    def __init__(self, config: DecoderConfig, context_width: int) -> None:
+        super().__init__()
+        width, hidden = config.decoder_dim, config.decoder_ffn
+        attention = width, config.decoder_heads, config.decoder_head_dim
+        self.to_token_embedding = nn.Linear(1, width)
+        self.pos_embedding = nn.Parameter(torch.randn(1, 1, width))
+        self.transformer = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleList([
+            PreNorm(width, TokenAttention(*attention)),
+            PreNorm(width, CrossAttention(*attention, context_width)),
+            PreNorm(width, nn.Sequential(OrderedDict(net=nn.Sequential(  # HaMeR's 2 is a dropout
+                nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, width))))),
+        ]) for _ in range(config.decoder_layers)])})
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """[self-attention, cross-attention, MLP] of each layer."""
+        return self.transformer["layers"]
+
+    def query(self, count: int) -> Tensor:
+        """Embed empty tokens z: (B, 1, D). Their input is 0, so this is a learned constant."""
+        zero = self.to_token_embedding.weight.new_zeros(count, 1, 1)
+        return self.to_token_embedding(zero) + self.pos_embedding
+
+    def forward(self, context: Tensor, visible: Tensor | None = None) -> Tensor:
+        x = self.query(len(context))  # Z (B, 1, 1024)
+        for self_attention, cross_attention, ffn in self.layers:
+            x = x + self_attention(x)  # SA(Z)
+            x = x + cross_attention(x, context, visible)  # Z', Eq. 1
+            x = x + ffn(x)
+        return x
+
+
+class ManoHead(nn.Module):
+    """Decoder and "three independent linear layers" for pose, shape and camera."""
+
+    def __init__(self, config: HandExpertConfig) -> None:
+        super().__init__()
+        self.transformer = Decoder(config, config.vit_dim)
+        self.decpose = nn.Linear(config.decoder_dim, 16 * 6)
+        self.decshape = nn.Linear(config.decoder_dim, 10)
+        self.deccam = nn.Linear(config.decoder_dim, 3)
+        for layer in (self.decpose, self.decshape, self.deccam):
+            nn.init.xavier_uniform_(layer.weight, gain=0.01)  # start near the mean hand (HaMeR)
+            nn.init.zeros_(layer.bias)
+        self.register_buffer("init_hand_pose", torch.tensor([[1.0, 0, 0, 0, 1, 0] * 16]))
+        self.register_buffer("init_betas", torch.zeros(1, 10))
+        self.register_buffer("init_cam", torch.tensor([[0.9, 0.0, 0.0]]))
+
+    def readout(self, token: Tensor) -> dict[str, Tensor]:
+        """Regress what HandExpert.forward returns from the token (B, 1, D), in full precision."""
+        with torch.autocast(token.device.type, enabled=False):
+            token = token[:, 0].float()  # (B, 1024)
+            pose_6d = (self.decpose(token) + self.init_hand_pose).unflatten(1, (16, 6))
+            return {"hand_pose": rotation_6d_to_matrix(pose_6d),
+                    "betas": self.decshape(token) + self.init_betas,
+                    "camera": self.deccam(token) + self.init_cam}
+
+
+def expectation(heat: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+    """Softmax over the last dimensions, and the mean position (..., x y [z]) in cells."""
+    shape = heat.shape[-dimensions:]
+    heat = heat.float().flatten(-dimensions).softmax(-1).unflatten(-1, shape)
+    position = []
+    for axis in range(dimensions):
+        others = [-1 - other for other in range(dimensions) if other != axis]
+        cells = torch.arange(shape[-1 - axis], device=heat.device, dtype=heat.dtype)
+        position.append((heat.sum(others) * cells).sum(-1))
+    return heat, torch.stack(position, -1)
+
+
+class PositionNet(nn.Module):
+    """Joint positions from a map (B, D, h, w): heat (B, J, d, h, w) and x, y, z (B, J, 3)."""
+
+    def __init__(self, width: int, joints: int, bins: int) -> None:
+        super().__init__()
+        self.shape = (joints, bins)
+        self.conv = nn.Sequential(nn.Conv2d(width, math.prod(self.shape), 1))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return expectation(self.conv(features).unflatten(1, self.shape), 3)
+
+
+class HandExpert(nn.Module):
+    """HaMeR: a right hand, or a mirrored left hand, from its image (3.2.2)."""
+
+    def __init__(self, config: HandExpertConfig, encoder: nn.Module | None = None) -> None:
+        """encoder: see ViT."""
+        super().__init__()
+        self.config = config
+        self.backbone = ViT(config, encoder)
+        self.mano_head = ManoHead(config)
+        register_statistics(self)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Convert RGB crops (B, 3, S, S), uint8 or floats in 0..255, to the backbone's input."""
+        return (middle_of(images, self.config) - self.mean) / self.std
+
+    def features(self, images: Tensor) -> Tensor:
+        """Encode RGB crops (B, 3, S, S), uint8 or floats in 0..255, to F^H (B, 192, 1280)."""
+        return self.backbone(self.normalise(images))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
+
+        Returns hand_pose (B, 16, 3, 3): the global orientation, then 15 absolute finger rotations;
+        betas (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. Raises ValueError for other
+        shapes.
+        """
+        token = self.mano_head.transformer(self.features(images))  # (B, 1, 1024)
+        return self.mano_head.readout(token)
+
+
+# --------------------------------------------------------- whole-body expert: SMPLer-X
+
+
+def rotation_layer(width: int, joints: int, second: float = 1.0) -> nn.Sequential:
+    """Return a linear layer to interleaved 6D whose output starts near the identity.
+
+    second: -1 starts at half a turn around x, the root rotation of a person who stands upright
+    before an OpenCV camera. SMPLer-X starts at random; a wrong parent rotation can then persist,
+    because its children learn to cancel it (our choice).
+    """
+    layer = nn.Linear(width, 6 * joints)
+    nn.init.xavier_uniform_(layer.weight, gain=0.01)
+    with torch.no_grad():
+        layer.bias.copy_(torch.tensor([1.0, 0, 0, second, 0, 0]).repeat(joints))
+    return nn.Sequential(layer)
+
+
+def deconvolutions(*widths: int) -> nn.Sequential:
+    """Return transposed convolutions that double the map, each with batch norm and ReLU."""
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False),
+                   nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def conv_norm_relu(width: int, width_out: int) -> nn.Sequential:
+    """Return a 1-by-1 convolution with batch norm and ReLU."""
+    return nn.Sequential(nn.Conv2d(width, width_out, 1), nn.BatchNorm2d(width_out), nn.ReLU())
+
+
+def sample_at(features: Tensor, positions: Tensor) -> Tensor:
+    """Sample maps (B, C, h, w) bilinearly at x, y in cells (B, N, 2) -> (B, N, C); 0 outside."""
+    size = positions.new_tensor([features.shape[3] - 1, features.shape[2] - 1])
+    grid = 2 * positions[:, None] / size - 1  # cell centres are at integers
+    samples = F.grid_sample(features.to(grid), grid, align_corners=True)  # (B, C, 1, N)
+    return samples[:, :, 0].mT
+
+
+def roi_weights(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
+    """Sampling matrix of roi_align along one axis: (B,), (B,) -> (B, cells, size)."""
+    length = (high - low).clamp_min(1.0)
+    counts = (length / cells).ceil().clamp(1, 64)  # samples per cell (64: our limit)
+    # Reading the largest count would stall a GPU; samples beyond a box's count have weight 0.
+    most = 64 if low.is_cuda or not len(counts) else int(counts.max())
+    sample = torch.arange(most, device=low.device)
+    used = sample < counts[:, None]  # (B, most)
+    within = (sample + 0.5) / counts[:, None]
+    at = torch.arange(cells, device=low.device)[:, None] + within[:, None]  # (B, cells, most)
+    at = low[:, None, None] + at * (length / cells)[:, None, None]
+    outside = (at < -1) | (at > size)
+    at = at.clamp(0, size - 1)[..., None]
+    near = (1 - (at - torch.arange(size, device=low.device)).abs()).clamp_min(0)
+    return (near * (used[:, None] & ~outside)[..., None]).sum(2) / counts[:, None, None]
+
+
+def roi_align(features: Tensor, boxes: Tensor, cells: int) -> Tensor:
+    """Average features over the cells of one box per map: (B, C, h, w) -> (B, C, cells, cells).
+
+    boxes: (B, 4) x0, y0, x1, y1 in cells of the map, the first cell at 0. He et al., "Mask R-CNN",
+    ICCV 2017; torchvision's roi_align(sampling_ratio=-1, aligned=False). A mean of bilinear samples
+    on a grid is linear in rows and in columns, so two matrix products replace the samples.
+    """
+    boxes = boxes.float()
+    rows = roi_weights(boxes[:, 1], boxes[:, 3], cells, features.shape[2])
+    columns = roi_weights(boxes[:, 0], boxes[:, 2], cells, features.shape[3])
+    return rows.to(features)[:, None] @ features @ columns.to(features).mT[:, None]
+
+
+class BodyRegressor(nn.Module):
+    """theta_0: "a linear layer, using a concatenation of 3D body joint coordinates and tokens"."""
+
+    def __init__(self, config: BodyExpertConfig) -> None:
+        super().__init__()
+        width, joints = config.vit_dim, 25 * (config.joint_dim + 3)
+        self.body_conv = nn.Sequential(nn.Linear(width, config.joint_dim))
+        self.root_pose_out = rotation_layer(joints, 1, second=-1.0)
+        self.body_pose_out = rotation_layer(joints, 21)
+        self.shape_out = nn.Sequential(nn.Linear(width, 10))
+        self.cam_out = nn.Sequential(nn.Linear(width, 3))
+
+    def joined(self, features: Tensor, joints: Tensor) -> Tensor:
+        """Join features (B, 25, 512) of body_conv and joints (B, 25, 3) -> (B, 12875)."""
+        return torch.cat((features, joints.detach().to(features)), 2).flatten(1)
+
+    def rotations(self, joined: Tensor) -> Tensor:
+        """Regress interleaved 6D (B, 22, 6)."""
+        pose = torch.cat((self.root_pose_out(joined), self.body_pose_out(joined)), 1)
+        return pose.float().unflatten(1, (22, 6))
+
+
+class BoxNet(nn.Module):
+    """Boxes of right hand, left hand and face: centres and sizes (B, 3, 2), in cells of the map."""
+
+    def __init__(self, config: BodyExpertConfig) -> None:
+        super().__init__()
+        width = config.box_dim
+        self.deconv = deconvolutions(config.vit_dim + 25 * config.depth_bins, *[width] * 3)
+        self.bbox_center = nn.Sequential(nn.Conv2d(width, 3, 1))
+        self.lhand_size, self.rhand_size, self.face_size = (
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+            for _ in range(3))
+
+    def forward(self, features: Tensor, heat: Tensor) -> tuple[Tensor, Tensor]:
+        features = torch.cat((features, heat.flatten(1, 2).to(features)), 1)  # (B, 1680, 16, 12)
+        features = self.deconv(features)  # (B, 256, 128, 96)
+        _, centers = expectation(self.bbox_center(features), 2)
+        centers = centers[:, [1, 0, 2]]  # the released weights have the left hand first
+        at_centers = sample_at(features, centers.detach())  # (B, 3, 256)
+        sizes = [net(at_centers[:, part]) for part, net in enumerate(
+            (self.rhand_size, self.lhand_size, self.face_size))]
+        return centers / 8, torch.stack(sizes, 1).float()
+
+
+class HandRoiNet(nn.Module):
+    """Feature maps of both hands: (B, D, h, w) and boxes (B, 2, 4) -> (B, 2, D, 16, 16)."""
+
+    def __init__(self, config: BodyExpertConfig) -> None:
+        super().__init__()
+        width, doublings = config.vit_dim, config.hand_upscale.bit_length() - 1
+        self.upscale, self.cells = config.hand_upscale, config.hand_cells
+        self.deconv = deconvolutions(*(width >> n for n in range(doublings + 1)))
+        self.conv = nn.Sequential(nn.Conv2d(width >> doublings, width, 1))
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        """boxes: x, y, width, height in cells of the map. The left hand's map is mirrored."""
+        features = self.deconv(features)  # (B, 320, 64, 48)
+        corners = self.upscale * torch.cat((boxes[..., :2], boxes[..., :2] + boxes[..., 2:]), 2)
+        right, left = (roi_align(features, corners[:, side], self.cells) for side in (0, 1))
+        hands = torch.stack((right, left.flip(3)), 1)  # (B, 2, 320, 16, 16)
+        return self.conv(hands.flatten(0, 1)).unflatten(0, hands.shape[:2])
+
+
+class HandRegressor(nn.Module):
+    """Fingers of right hands: a map (B, D, 16, 16) and 20 joints -> interleaved 6D (B, 15, 6)."""
+
+    def __init__(self, config: BodyExpertConfig) -> None:
+        super().__init__()
+        self.hand_conv = conv_norm_relu(config.vit_dim, config.joint_dim)
+        self.hand_pose_out = rotation_layer(20 * (config.joint_dim + 3), 15)
+
+    def forward(self, features: Tensor, joints: Tensor) -> Tensor:
+        """joints: (B, 20, 3) in cells."""
+        joints = joints.detach()
+        sampled = sample_at(self.hand_conv(features), joints[..., :2])  # (B, 20, 512)
+        pose = self.hand_pose_out(torch.cat((sampled, joints), 2).flatten(1))
+        return pose.float().unflatten(1, (15, 6))
+
+
+def face_regressor(config: BodyExpertConfig) -> nn.ModuleDict:
+    """Linear layers from a task token to expression and jaw."""
+    return nn.ModuleDict({"expr_out": nn.Sequential(nn.Linear(config.vit_dim, 10)),
+                          "jaw_pose_out": rotation_layer(config.vit_dim, 1)})
+
+
+class BodyFeatures(NamedTuple):
+    """Intermediate outputs of BodyExpert, before any rotation is regressed."""
+
+    tokens: Tensor  # (B, 31, 1280), see TASKS
+    joints: Tensor  # (B, 25, 3) x, y, z of POSITIONED, in cells of the feature map and depth bins
+    box_centers: Tensor  # (B, 3, 2) in cells of the feature map: right hand, left hand, face
+    box_sizes: Tensor  # (B, 3, 2) in cells of the feature map
+    hand_boxes: Tensor  # (B, 2, 4) x, y, width, height of the hand maps, in cells
+    hand_maps: Tensor  # (B, 2, 1280, 16, 16), the left one mirrored
+    hand_joints: Tensor  # (B, 2, 20, 3) in cells of the hand maps
+
+
+class BodyExpert(nn.Module):
+    """SMPLer-X: body, hands and face from the image of a person (3.2.3)."""
+
+    def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
+        """encoder: see ViT."""
+        super().__init__()
+        self.config = config
+        self.encoder = TaskViT(config, encoder)
+        self.body_position_net = PositionNet(config.vit_dim, 25, config.depth_bins)
+        self.body_regressor = BodyRegressor(config)
+        self.box_net = BoxNet(config)
+        self.hand_roi_net = HandRoiNet(config)
+        self.hand_position_net = PositionNet(config.vit_dim, 20, config.depth_bins)
+        self.hand_regressor = HandRegressor(config)
+        self.face_regressor = face_regressor(config)
+        # The mean hands, [right, left], whose axis-angles are added to all fingers: the released
+        # weights predict fingers relative to SMPL-X's mean hand, ours absolute ones.
+        self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
+        self.has_relative_fingers = False
+        self.register_load_state_dict_post_hook(BodyExpert.notice_hand_mean)
+
+    def notice_hand_mean(self, *_: object) -> None:
+        """Store whether hand_mean is not zero: reading it in every forward would stall a GPU."""
+        self.has_relative_fingers = not self.hand_mean.is_meta and bool(self.hand_mean.any())
+
+    def features(self, images: Tensor) -> BodyFeatures:
+        """Encode RGB crops (B, 3, S, S) of people, uint8 or floats in 0..255.
+
+        The person's 3:4 box is the middle three quarters of the square.
+        """
+        tokens, patches = self.encoder(middle_of(images, self.config))  # no mean, no std
+        features = patches.mT.unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
+        heat, joints = self.body_position_net(features)  # (B, 25, 16, 16, 12), (B, 25, 3)
+        centers, sizes = self.box_net(features, heat.detach())  # (B, 3, 2) each
+        boxes = self.hand_squares(centers[:, :2].detach(), sizes[:, :2].detach())  # (B, 2, 4)
+        maps = self.hand_roi_net(features, boxes)  # (B, 2, 1280, 16, 16)
+        _, hand_joints = self.hand_position_net(maps.flatten(0, 1))  # (2 B, 20, 3)
+        return BodyFeatures(tokens, joints, centers, sizes, boxes, maps,
+                            hand_joints.unflatten(0, maps.shape[:2]))
+
+    def hand_squares(self, centers: Tensor, sizes: Tensor) -> Tensor:
+        """Enlarge hand boxes to squares (B, 2, 4): x, y, width, height.
+
+        The side is `hand_extension` times the longer side of the box, limited
+        to half a cell and twice the map, because untrained networks predict any size.
+        """
+        rows, _ = self.config.grid
+        side = (self.config.hand_extension * sizes.amax(-1, keepdim=True)).clamp(0.5, 2.0 * rows)
+        return torch.cat((centers - side / 2, side, side), -1)
+
+    def pose_features(self, features: BodyFeatures) -> Tensor:
+        """Reduce the 25 pose tokens: (B, 25, 512)."""
+        return self.body_regressor.body_conv(features.tokens[:, TASKS["pose"]])
+
+    def initial_pose(self, features: BodyFeatures) -> Tensor:
+        """Regress theta_0: interleaved 6D (B, 22, 6) of root and body."""
+        joined = self.body_regressor.joined(self.pose_features(features), features.joints)
+        return self.body_regressor.rotations(joined)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Predict people from images (B, 3, S, S), as `features` takes them; see `assemble`."""
+        features = self.features(images)
+        return self.assemble(features, self.initial_pose(features), images.shape[-1])
+
+    def assemble(self, features: BodyFeatures, pose_6d: Tensor, size: int) -> dict[str, Tensor]:
+        """Return all predictions for a body pose, interleaved 6D (B, 22, 6).
+
+        size: S, side of the images in pixels. Returns pose_6d; body_pose (B, 55, 3, 3), SMPL-X's
+        rotations with absolute fingers; betas (B, 10); expression (B, 10); translation (B, 3) in
+        metres; hand_boxes (B, 2, 4), squares from which the hands' features come, and tight_boxes
+        (B, 2, 4) of the hands: x, y, width, height in pixels; and joints, box_centers, box_sizes,
+        map_boxes and hand_joints of `features`, in cells.
+        """
+        regressor, face, tokens = self.body_regressor, self.face_regressor, features.tokens
+        jaw = face["jaw_pose_out"](tokens[:, TASKS["jaw"]]).float()[:, None]  # (B, 1, 6)
+        rotations = rotation_6d_to_matrix(from_interleaved(torch.cat((pose_6d, jaw), 1)))
+        right, left = self.fingers(features).unbind(1)  # (B, 15, 3, 3) each
+        eyes = torch.eye(3, device=rotations.device).to(rotations).expand(len(rotations), 2, 3, 3)
+        camera = regressor.cam_out(tokens[:, TASKS["camera"]]).float()
+        sizes = features.box_sizes[:, :2].clamp_min(0.1)  # untrained networks predict any size
+        tight = torch.cat((features.box_centers[:, :2] - sizes / 2, sizes), 2)
+        return {
+            "pose_6d": pose_6d,
+            "body_pose": torch.cat((rotations, eyes, mirror(left), right), 1),
+            "betas": regressor.shape_out(tokens[:, TASKS["betas"]]).float(),
+            "expression": face["expr_out"](tokens[:, TASKS["expression"]]).float(),
+            # sqrt(f^2 2.5^2 / area of the crop) in metres: 56.38
+            "translation": torch.cat((camera[:, :2], self.config.focal * 2.5 / 0.75**0.5
+                                      * camera[:, 2:].sigmoid()), 1),
+            "hand_boxes": self.to_pixels(features.hand_boxes, size),
+            "tight_boxes": self.to_pixels(tight, size), "joints": features.joints,
+            "box_centers": features.box_centers, "box_sizes": features.box_sizes,
+            "map_boxes": features.hand_boxes, "hand_joints": features.hand_joints,
+        }
+
+    def fingers(self, features: BodyFeatures) -> Tensor:
+        """Regress absolute finger rotations (B, 2, 15, 3, 3) of right hands."""
+        pose_6d = self.hand_regressor(features.hand_maps.flatten(0, 1),
+                                      features.hand_joints.flatten(0, 1))
+        rotations = rotation_6d_to_matrix(from_interleaved(pose_6d))
+        rotations = rotations.unflatten(0, features.hand_maps.shape[:2])
+        if self.has_relative_fingers:
+            mean = self.hand_mean.clone()
+            mean[1, :, 1:] *= -1  # the left mean hand, mirrored
+            rotations = axis_angle_to_matrix(matrix_to_axis_angle(rotations) + mean)
+        return rotations
+
+    def to_cells(self, pixels: Tensor, size: int) -> Tensor:
+        """Convert points (..., 2) from pixels of images (size, size) to cells of the map."""
+        rows, _ = self.config.grid
+        return pixels * (rows / size) - pixels.new_tensor([rows / 8, 0])
+
+    def to_pixels(self, boxes: Tensor, size: int) -> Tensor:
+        """Convert boxes (..., 4), x, y, width, height, from cells of the map to pixels."""
+        rows, _ = self.config.grid
+        return (boxes + boxes.new_tensor([rows / 8, 0, 0, 0])) * (size / rows)
+
+
+# ----------------------------------------------------------------------------- image encoder
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples while training, scaled to keep its mean."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * keep.to(x.dtype) / (1.0 - self.rate)
+
+
+def mlp(width: int, hidden: int, width_out: int) -> nn.Sequential:
+    """Linear, GELU, linear."""
+    return nn.Sequential(OrderedDict(
+        fc1=nn.Linear(width, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, width_out)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, (B, N, D) -> the same."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(*qkv)  # (B, H, N, D / H)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm transformer block, (B, N, D) -> the same."""
+
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = mlp(width, 4 * width, width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Patches of crops (B, 3, S, 3/4 S) as tokens (B, N, D)."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
+        self.proj = nn.Conv2d(3, width, patch, patch, padding=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class ViT(nn.Module):
+    """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
+
+    def __init__(self, config: EncoderConfig, encoder: nn.Module | None = None) -> None:
+        """encoder: what makes the first tokens in place of patches, such as a small U-net."""
+        super().__init__()
+        width, depth = config.vit_dim, config.vit_depth
+        self.grid = config.grid  # (16, 12)
+        self.patch_embed = PatchEmbed(width, config.patch_size) if encoder is None else encoder
+        # The first position was a class token's; that token is gone, its position is added to all.
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.ModuleList([
+            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
+            for n in range(depth)])
+        self.last_norm = nn.LayerNorm(width, eps=1e-6)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches with their positions (B, N, D)."""
+        return self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)  # (B, 192, 1280)
+        for block in self.blocks:
+            x = block(x)
+        return self.last_norm(x)
+
+
+class TaskViT(ViT):
+    """A ViT with 31 learned task tokens: (B, 3, S, 3/4 S) -> (B, 31, D) and (B, N, D)."""
+
+    def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
+        super().__init__(config, encoder)
+        self.task_tokens = nn.Parameter(torch.zeros(1, 31, config.vit_dim))
+        nn.init.trunc_normal_(self.task_tokens, std=0.02)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.embed(images)  # (B, 192, 1280)
+        x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # (B, 223, 1280)
+        for block in self.blocks:
+            x = block(x)
+        tokens, patches = self.last_norm(x).split((31, x.shape[1] - 31), 1)
+        return tokens, patches
+
+
+def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
+    """Scale RGB crops (B, 3, k S, k S) from 0..255 to 0..1, and keep the middle (B, 3, S, 3/4 S).
+
+    k is 1, or 2 for SMPLer-X's crops of 512 px, of which it keeps every second pixel ("nearest").
+    """
+    size, shape = config.image_size, tuple(images.shape)
+    require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % size == 0
+            and shape[2] > 0, f"images of shape {shape}: expected (B, 3, {size}, {size})")
+    k = shape[2] // size
+    return images[..., ::k, ::k][..., size // 8 : -(size // 8)].float() / 255.0
+
+
+def register_statistics(module: nn.Module) -> None:
+    """Give a module ImageNet's mean and standard deviation of colours."""
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    module.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+    module.register_buffer("std", std.view(3, 1, 1), persistent=False)
+
+
+# ---------------------------------------------------------------- rotations and projection
+
+
+def unit(vector: Tensor, fallback: Tensor, shortest: float) -> Tensor:
+    """Scale vectors (..., 3) to length 1; those below `shortest` become `fallback`, no gradient."""
+    degenerate = vector.abs().amax(-1, keepdim=True) <= shortest
+    vector = torch.where(degenerate, fallback, vector)
+    vector = vector / vector.detach().abs().amax(-1, keepdim=True)  # 1e20 squared would overflow
+    return vector / vector.norm(dim=-1, keepdim=True)
+
+
+def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
+    """Convert [column 0, column 1] (..., 6) to rotation matrices (..., 3, 3), by Gram-Schmidt.
+
+    Zhou et al., "On the Continuity of Rotation Representations", CVPR 2019. Zero and parallel
+    columns fall back to an axis, so values and gradients are always finite.
+    """
+    first, second = rotation_6d.unflatten(-1, (2, 3)).unbind(-2)
+    first = unit(first, torch.eye(3, dtype=first.dtype, device=first.device)[0], 1e-12)
+    axis = F.one_hot(first.abs().argmin(-1), 3).to(first)  # the one least parallel to `first`
+
+    def orthogonal(vector: Tensor) -> Tensor:
+        return vector - (first * vector).sum(-1, keepdim=True) * first
+
+    second = unit(second, first, 1e-12)
+    second = unit(orthogonal(second), orthogonal(axis), 8 * torch.finfo(first.dtype).eps)
+    second = unit(orthogonal(second), second, 0.0)  # again: cancellation left a part of `first`
+    return torch.stack((first, second, torch.linalg.cross(first, second)), -1)
+
+
+def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
+    """Convert rotation matrices (..., 3, 3) to [column 0, column 1] (..., 6)."""
+    return matrix[..., :2].mT.flatten(-2)
+
+
+def from_interleaved(rotation_6d: Tensor) -> Tensor:
+    """Convert SMPLer-X's 6D (..., 6), two columns as a (3, 2) matrix, to [column 0, column 1].
+
+    HaMeR's 6D, and ours, is the latter: smplerx = hamer[[0, 3, 1, 4, 2, 5]].
+    """
+    return rotation_6d.unflatten(-1, (3, 2)).mT.flatten(-2)
+
+
+def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
+    """Convert axis times angle in radians (..., 3) to rotation matrices (..., 3, 3)."""
+    x, y, z = axis_angle.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    return torch.linalg.matrix_exp(cross)
+
+
+def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
+    """Convert rotation matrices (..., 3, 3) to axis times angle (..., 3), angle in 0..pi.
+
+    The axis is the eigenvector of R + R^T with the largest eigenvalue: exact at 180 degrees too.
+    """
+    double = matrix.double()
+    axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]
+    skew = torch.stack((double[..., 2, 1] - double[..., 1, 2],
+                        double[..., 0, 2] - double[..., 2, 0],
+                        double[..., 1, 0] - double[..., 0, 1]), -1)  # 2 sin(angle) axis
+    trace = double.diagonal(dim1=-2, dim2=-1).sum(-1)
+    angle = torch.atan2((skew * axis).sum(-1), trace - 1)
+    return (axis * angle[..., None]).to(matrix)
+
+
+def mirror(rotations: Tensor) -> Tensor:
+    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1).
+
+    Left-hand rotations become a right hand's, and back; an axis-angle (x, y, z) becomes
+    (x, -y, -z).
+    """
+    signs = 1 - 2 * torch.arange(3, device=rotations.device).clamp_max(1)  # no copy to a GPU
+    return rotations * (signs[:, None] * signs).to(rotations)
+
+
+def chain_product(rotations: Tensor) -> Tensor:
+    """Multiply a kinematic chain's rotations (B, J, 3, 3), root first -> (B, 3, 3)."""
+    product = rotations[:, 0]
+    for joint in range(1, rotations.shape[1]):
+        product = product @ rotations[:, joint]
+    return product
+
+
+def arm_pose(body_pose: Tensor, arm: str = "arm") -> Tensor:
+    """Select theta_b of both hands: (B, >= 22, 3, 3) -> (B, 2, J, 3, 3), the left one mirrored.
+
+    body_pose: SMPL-X's rotations, the root's in the camera frame, as the hand's orientation is.
+    (Both experts ignore that the camera of a crop looks slightly sideways.) arm: a key of ARMS.
+    """
+    right, left = ARMS[arm]
+    return torch.stack((body_pose[:, right], mirror(body_pose[:, left])), 1)
+
+
+def project_to_crop(points: Tensor, translation: Tensor, focal: float) -> Tensor:
+    """Project points (B, N, 3) + translation (B, 3), metres, to a crop: (B, N, 2) in -0.5..0.5.
+
+    focal: config.focal, unit: side of the crop.
+    """
+    points = points + translation[:, None]
+    return focal * points[..., :2] / points[..., 2:]
+
+
+def hand_translation(camera: Tensor, focal: float) -> Tensor:
+    """Convert HaMeR's camera [s, tx, ty] (B, 3) to a translation (B, 3) in metres."""
+    s, x, y = camera.unbind(-1)
+    return torch.stack((x, y, 2.0 * focal / (s + 1e-9)), -1)
+
+
+# ----------------------------------------------------------------------------------- presets
+
+
+def gpu_preset(accumulate: int) -> Config:
+    """Return the paper's design for one GPU: the same samples per step, in bf16."""
+    run = dict(accumulate=accumulate, precision="bf16", joint_embedding="learned")
+    return Config(HandConfig(expert=HandExpertConfig(precision="bf16"), **run),
+                  BodyConfig(expert=BodyExpertConfig(precision="bf16"), **run))
+
+
+def cpu_preset() -> Config:
+    """Return the same design in small, behind small encoders, see networks/adapter_encoders.py."""
+    vit = dict(image_size=128, patch_size=8, vit_depth=1, vit_drop_path=0.0)
+    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=8_000,
+               body_size=128, test_body_size=512, hand_size=128, lean=45.0, wide=0.5,
+               augmentation="rendered_people", eval_every=600, gradient_clip=5.0)
+    expert = run | vit | dict(weight_decay=1e-3, learning_rate=1e-3)
+    adapter = run | dict(joint_embedding="learned", learning_rate=1e-3)
+    decoder = dict(decoder_layers=3, decoder_heads=4, decoder_head_dim=64)
+    of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
+                    weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
+    hand = HandExpertConfig(vit_dim=190, vit_heads=5, decoder_dim=256, decoder_ffn=1024,
+                            **decoder, **expert, **of_hands, steps=600, weight_betas_prior=0.05)
+    body = BodyExpertConfig(
+        vit_dim=256, vit_heads=4, **expert, steps=600, weight_keypoints_3d=30.0,
+        weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8, hand_cells=8,
+        joint_dim=96, box_dim=32)
+    # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
+    return Config(
+        HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found",
+                   arm_drop=0.1),
+        BodyConfig(expert=body, decoder_dim=192, decoder_ffn=384, **decoder, **adapter, steps=200,
+                   knuckle_source="found", offset_hidden=192, weight_keypoints_3d=30.0))
+
+
+PRESETS: dict[str, Config] = {
+    "paper": Config(),  # torchrun with 4 processes, V100, six hours; no joint embeddings
+    "h200": gpu_preset(accumulate=1),  # one H200
+    "single_gpu": gpu_preset(accumulate=8),  # one GPU with 24 GB
+    "cpu": cpu_preset(),
+}

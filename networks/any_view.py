@@ -259,7 +259,7 @@ def turn(images: Tensor, angle: Tensor, side: Tensor) -> Tensor:
 
 PRESETS = {
     # Two CPU cores: an hour of training, with boxes that cut the hand, coloured light, motion blur
-    # and JPEGs. Start it from assets/hmr_adapter_hand_cpu.pt with --backbone.
+    # and JPEGs.
     "cpu_views": Config(
         image_size=64, embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 2), upsample=(1,),
         token_width=64, dims=(128, 32, 16), blocks=(3, 0, 0), heads=4, regressor_mlp_ratio=2.0,

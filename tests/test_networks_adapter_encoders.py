@@ -70,19 +70,23 @@ def test_the_presets_are_the_papers_classes():
 
 
 def test_bodies_get_the_tokens_of_genhmrs_encoder():
-    """From pictures in 0..1 it makes what GenHMR's shipped encoder makes of normalised ones."""
+    """From pictures in 0..1 it makes what GenHMR's shipped encoder makes of normalised ones; the
+    whole lifted pose is beside each token."""
     expert = build_model(BODY.expert)
     load_encoder(expert, ASSETS / "genhmr_cpu.pt")
     theirs, pictures = weights.genhmr.load_encoder(ASSETS / "genhmr_cpu.pt"), images(2, 128)
-    crops = hmr.middle_of(pictures, BODY.expert)
     with torch.no_grad():
-        torch.testing.assert_close(expert.eval().encoder.patch_embed(crops),
-                                   theirs(theirs.normalise(pictures)), atol=1e-4, rtol=1e-4)
+        tokens = expert.eval().encoder.patch_embed(hmr.middle_of(pictures, BODY.expert))
+        reading = theirs.read(theirs.normalise(pictures))
+    torch.testing.assert_close(tokens[..., :112], reading.tokens, atol=1e-4, rtol=1e-4)
+    rotations = hmr.rotation_6d_to_matrix(tokens[:, [0, 100], 112:].unflatten(2, (24, 6)))
+    torch.testing.assert_close(rotations, hmr.rotation_6d_to_matrix(reading.lifted.pose)[
+        :, None].expand(-1, 2, -1, -1, -1), atol=1e-4, rtol=1e-4)
 
 
 def test_hands_get_what_simplehand_finds():
-    """A token has the U-net's features of a cell, and the place of a keypoint as SimpleHand's
-    network for photographs finds it in the middle of the crop."""
+    """A token has the U-net's features of a cell, and the keypoints that SimpleHand's network for
+    photographs finds in the middle of the crop, in 2D and in 3D."""
     expert = build_model(HAND.expert)
     load_encoder(expert, ASSETS / "simplehand_views_cpu.pt")
     theirs = weights.simplehand.load_checkpoint(ASSETS / "simplehand_views_cpu.pt")
@@ -93,13 +97,14 @@ def test_hands_get_what_simplehand_finds():
         tokens = expert.eval().backbone.patch_embed(expert.normalise(pictures))
         found = theirs(middle)
         maps, _ = theirs.backbone(theirs.normalise(middle))
-    assert tokens.shape == (2, 192, 96)
     torch.testing.assert_close(tokens[..., :64], maps[..., 2:14].flatten(2).mT, atol=1e-3,
                                rtol=1e-3)
-    cells = [next(cell for cell in range(192) if cell // 48 * 6 + cell % 12 // 2 == keypoint)
-             for keypoint in range(21)]
-    torch.testing.assert_close(tokens[:, cells, 64:66], 4 * (found["keypoints_2d"] - 0.5),
-                               atol=1e-3, rtol=1e-3)
+    keypoints = tokens[..., 64:].unflatten(2, (21, 6))
+    assert torch.equal(keypoints, keypoints[:, :1].expand_as(keypoints))  # of all cells the same
+    joints = free_hand().keypoint_regressor @ found["vertices"]
+    expected = (4 * (found["keypoints_2d"] - 0.5), 10 * found["spread_2d"][..., None],
+                10 * (joints - joints[:, :1]))
+    torch.testing.assert_close(keypoints[:, 0], torch.cat(expected, 2), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("config", "file", "words"), [

@@ -10,9 +10,7 @@ from simplehand_samples import TINY, checkpoint_of, images, on_meta, trained_mod
 
 import bodymodels
 import simplehand
-from networks.backbones import ALL_PRESETS, simplehand_model
 from simplehand import Config, SimpleHand
-from weights.hmr_adapter import load_hand_expert
 from weights.simplehand import load_backbone, load_checkpoint, our_name
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from os import PathLike
 
 from networks import any_view
-from networks.any_view import UNet
 from networks.backbones import Hiera, HRNet, simplehand_model
 from simplehand import Config, FastViT, SimpleHand
 from weights.files import from_checkpoint, load_weights, read_checkpoint, require
@@ -72,12 +71,11 @@ def config_class(fields: Mapping[str, object]) -> type[Config]:
     return any_view.Config if fields.get("backbone") == "unet" else Config
 
 
-def load_backbone(backbone: FastViT | HRNet | Hiera | UNet, source: str | PathLike | Mapping, *,
+def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Mapping, *,
                   strict: bool = True) -> None:
     """Load a backbone's ImageNet weights, by timm's names or its authors'.
 
-    FastViT's may be of training or inference; for the latter the backbone is reparameterised. UNet
-    takes the encoder of assets/hmr_adapter_hand_cpu.pt, but for its position embedding.
+    FastViT's may be of training or inference; for the latter the backbone is reparameterised.
     Raises like load_checkpoint.
     """
     state, _ = read_checkpoint(source)
