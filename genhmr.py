@@ -541,7 +541,7 @@ def tokenizer_total_loss(terms: dict[str, Tensor], config: TokenizerConfig) -> T
             + config.weight_commitment * terms["commitment"])
 
 
-# ------------------------------------------------------------------ stage 2: image encoder
+# -------------------------------------------------------------- stage 2: masked transformer
 
 
 def register_statistics(module: nn.Module) -> None:
@@ -558,20 +558,6 @@ def normalised_crop(module: nn.Module, images: Tensor, size: int) -> Tensor:
             f"images of shape {shape}: expected (B, 3, {size}, {size})")
     images = images[..., size // 8 : -(size // 8)]
     return (images.to(module.mean.dtype) / 255.0 - module.mean) / module.std
-
-
-class DropPath(nn.Module):
-    """Drops a residual branch for whole samples while training, scaled to keep its mean."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1.0 - self.rate)
 
 
 def mlp(width: int, hidden: int, width_out: int) -> nn.Sequential:
@@ -593,51 +579,6 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x = F.scaled_dot_product_attention(*qkv)  # (B, H, N, D / H)
         return self.proj(x.transpose(1, 2).flatten(2))
-
-
-class ViTBlock(nn.Module):
-    """Pre-norm transformer block, (B, N, D) -> the same."""
-
-    def __init__(self, width: int, heads: int, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = mlp(width, 4 * width, width)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class ViT(nn.Module):
-    """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
-        self.grid = config.grid  # (16, 12)
-        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
-        # The first position was a class token's; that token is gone, its position is added to all.
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.blocks = nn.ModuleList([
-            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
-            for n in range(depth)])
-        self.last_norm = nn.LayerNorm(width, eps=1e-6)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions (B, N, D)."""
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
-        return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)  # (B, 192, 1280)
-        for block in self.blocks:
-            x = block(x)
-        return self.last_norm(x)
 
 
 class MapNorm(nn.LayerNorm):
@@ -675,9 +616,6 @@ class Regressor(nn.Module):
         """Tokens (B, N, D) -> shape (B, 10) and camera (B, 3), s, tx, ty."""
         with torch.autocast(x.device.type, enabled=False):  # at 43 m, steps of bf16 are 0.25 m
             return self.mlp(self.norm(x.float()).mean(1)).split((10, 3), 1)
-
-
-# -------------------------------------------------------------- stage 2: masked transformer
 
 
 def neighbours(at: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -1428,6 +1366,69 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
                "fitted": np.array(not torch.equal(camera, sampled.camera))}
     return {name: array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in arrays.items()}
+
+
+# ------------------------------------------------------------------ image encoder: ViT-H/16
+# Dosovitskiy et al.: "An Image Is Worth 16x16 Words", ICLR 2021, as ViTPose and HMR2.0 have it.
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples while training, scaled to keep its mean."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * keep.to(x.dtype) / (1.0 - self.rate)
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm transformer block, (B, N, D) -> the same."""
+
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = mlp(width, 4 * width, width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ViT(nn.Module):
+    """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
+        self.grid = config.grid  # (16, 12)
+        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
+        # The first position was a class token's; that token is gone, its position is added to all.
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.ModuleList([
+            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
+            for n in range(depth)])
+        self.last_norm = nn.LayerNorm(width, eps=1e-6)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches with their positions (B, N, D)."""
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
+        return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)  # (B, 192, 1280)
+        for block in self.blocks:
+            x = block(x)
+        return self.last_norm(x)
 
 
 # --------------------------------------------------------------------------------- presets
