@@ -232,6 +232,11 @@ class Config:
         return rows, 3 * rows // 4
 
     @property
+    def map_sizes(self) -> list[tuple[int, int]]:
+        """Rows and columns of each feature map."""
+        return [(scale * self.grid[0], scale * self.grid[1]) for scale in self.scales]
+
+    @property
     def focal(self) -> float:
         """Focal length in sides of the crop."""
         return self.focal_length / 256.0
@@ -618,65 +623,23 @@ class Regressor(nn.Module):
             return self.mlp(self.norm(x.float()).mean(1)).split((10, 3), 1)
 
 
-def neighbours(at: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Find the two cells around positions in 0..1 of a row of `size` cells, and their weights.
-
-    The centre of the first cell is at 0.5 / size. Cells outside are replaced, with weight 0.
-    """
-    at = torch.minimum((at * size - 0.5).clamp_min(-1.0), size.to(at))  # farther out is the same
-    low = at.detach().floor()
-    cell = low.nan_to_num(0.0).long()  # a NaN stays in the weights of its own query
-    last = size - 1
-    first = torch.where((cell < 0) | (cell > last), 0.0, low + 1.0 - at)
-    second = torch.where(cell >= last, 0.0, at - low)
-    return [(torch.minimum(cell.clamp_min(0), last), first),
-            (torch.minimum(cell + 1, last), second)]
-
-
-def sample_maps(values: Tensor, sizes: Tensor, locations: Tensor,
-                weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum bilinear samples of several maps: sum_l sum_k A_lyk x^l(p_lyk).
-
-    values: (B, N, C), the cells of all maps x^l, each map row by row. sizes: (maps, 2) int64,
-    height and width of each. locations: (B, L, H, maps, P, 2), x and y in 0..1 over each map.
-    weights: A, (B, L, H, maps, P). Returns the sums (B, L, H, C) and, (B, L, H), the sums of the
-    weights of what lies inside. Maps are zero outside; a NaN stays in its own query.
-
-    The neighbours of all points of a head are one embedding bag: nothing as large as a map is made.
-    """
-    starts = sizes.prod(1).cumsum(0) - sizes.prod(1)  # first row of each map in `values`
-    height, width, start = torch.cat((sizes, starts[:, None]), 1).repeat_interleave(
-        weights.shape[4], 0).unbind(1)  # of every point, (maps * P,)
-    start = start + values.shape[1] * torch.arange(
-        len(values), device=values.device).view(-1, 1, 1, 1)  # (B, 1, 1, maps * P)
-    x, y = locations.flatten(3, 4).unbind(-1)  # (B, L, H, maps * P)
-    index, weight = [], []
-    for row, near_y in neighbours(y, height):
-        for column, near_x in neighbours(x, width):
-            index.append(start + row * width + column)
-            weight.append(weights.flatten(3) * near_y * near_x)
-    weight = torch.cat(weight, -1).to(values)  # (B, L, H, 4 * maps * P)
-    sums = F.embedding_bag(torch.cat(index, -1).flatten(0, 2), values.flatten(0, 1), mode="sum",
-                           per_sample_weights=weight.flatten(0, 2))
-    return sums.view(*weight.shape[:3], -1), weight.sum(-1)
-
-
 class DeformableAttention(nn.Module):
     """MSDA(Y, p_y, {x^l}) = sum_l sum_k A_lyk W x^l(p_y + dp_lyk), per head (Zhu et al., 2020).
 
-    Parameters are named as in Deformable-DETR, whose code projects every cell by W, then samples.
-    Both steps are linear, so this code samples first: the same result, much faster.
+    Parameters are named as in Deformable-DETR.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         width, heads, maps, points = (
             config.width, config.heads, len(config.scales), config.points)
-        self.shape = (heads, maps, points)
+        self.shape, self.map_sizes = (heads, maps, points), config.map_sizes
         self.sampling_offsets = nn.Linear(width, 2 * math.prod(self.shape))
         self.attention_weights = nn.Linear(width, math.prod(self.shape))
         self.value_proj = nn.Linear(config.pyramid_width, width)
         self.output_proj = nn.Linear(width, width)
+        widths_and_heights = torch.tensor(self.map_sizes).flip(1)  # as offsets are x, y
+        self.register_buffer("cells", widths_and_heights, persistent=False)  # (maps, 2)
 
     def initialise(self) -> None:
         """Point head h in direction h, its point k at distance k + 1 cells; equal weights."""
@@ -691,22 +654,30 @@ class DeformableAttention(nn.Module):
         for weight in (self.sampling_offsets.weight, self.attention_weights.weight):
             nn.init.zeros_(weight)
 
-    def forward(self, queries: Tensor, reference: Tensor, values: Tensor,
-                sizes: Tensor) -> Tensor:
-        """queries (B, L, D), reference (B or 1, L, 2) in 0..1, maps as in sample_maps -> (B, L, D)
-        """
-        heads, maps, points = self.shape
+    def forward(self, queries: Tensor, reference: Tensor, values: Tensor) -> Tensor:
+        """queries (B, L, D), reference (B or 1, L, 2) in 0..1, maps as in Features -> (B, L, D)."""
         offsets = self.sampling_offsets(queries).to(reference).unflatten(2, (*self.shape, 2))
-        weights = self.attention_weights(queries).to(reference).unflatten(2, (heads, -1))
-        weights = weights.softmax(-1).unflatten(3, (maps, points))  # A, over maps and points
-        widths_and_heights = sizes.flip(1)[:, None]  # (maps, 1, 2), as offsets are x, y
+        weights = self.attention_weights(queries).to(reference).unflatten(2, (self.shape[0], -1))
+        weights = weights.softmax(-1).unflatten(3, self.shape[1:])  # A, over maps and points
         reference = reference[..., None, None, None, :]
-        locations = reference + offsets / widths_and_heights  # p_y + dp_lyk
-        sampled, inside = sample_maps(values, sizes, locations, weights)  # (B, L, H, C)
-        projection = self.value_proj.weight.unflatten(0, (heads, -1))  # W, (H, D / H, C)
-        x = torch.einsum("blhc,hdc->blhd", sampled, projection)  # (B, L, H, D / H)
-        x = x + inside[..., None] * self.value_proj.bias.unflatten(0, (heads, -1))
-        return self.output_proj(x.flatten(2).to(queries))
+        locations = reference + offsets / self.cells[:, None]  # p_y + dp_lyk, (B, L, H, maps, P, 2)
+        return self.output_proj(self.sample(values, locations, weights).to(queries))
+
+    def sample(self, values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        """Sum bilinear samples of the projected maps, zero outside: (B, L, D).
+
+        values: (B, N, C). locations: (B, L, H, maps, P, 2). weights: (B, L, H, maps, P).
+        """
+        values = self.value_proj(values).to(weights).mT  # W x, (B, D, N)
+        levels = values.split([height * width for height, width in self.map_sizes], 2)
+        total = 0.0
+        for level, (x, size) in enumerate(zip(levels, self.map_sizes, strict=True)):
+            x = x.unflatten(2, size).unflatten(1, (self.shape[0], -1)).flatten(0, 1)
+            grid = 2.0 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1.0
+            sampled = F.grid_sample(x, grid, align_corners=False)  # (B H, D / H, L, P)
+            weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B H, L, P)
+            total = total + (weight[:, None] * sampled).sum(3)  # (B H, D / H, L)
+        return total.unflatten(0, (len(values), -1)).flatten(1, 2).mT
 
 
 class DecoderLayer(nn.Module):
@@ -721,17 +692,16 @@ class DecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(config.width)
         self.mlp = mlp(config.width, config.ffn, config.width)
 
-    def forward(self, x: Tensor, reference: Tensor, values: Tensor, sizes: Tensor) -> Tensor:
+    def forward(self, x: Tensor, reference: Tensor, values: Tensor) -> Tensor:
         x = x + self.self_attention(self.norm1(x))
-        x = x + self.cross_attention(self.norm2(x), reference, values, sizes)
+        x = x + self.cross_attention(self.norm2(x), reference, values)
         return x + self.mlp(self.norm3(x))
 
 
 class Features(NamedTuple):
     """What the model computes once per picture, whatever the tokens."""
 
-    values: Tensor  # (B, N, C) the cells of all feature maps, flattened and concatenated
-    sizes: Tensor  # (maps, 2) int64, height and width of each map
+    values: Tensor  # (B, N, C) the cells of all feature maps, one map after another, row by row
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
 
@@ -777,7 +747,7 @@ class MaskedTransformer(nn.Module):
         x = x + self.position_embedding
         reference = self.reference.sigmoid()  # (L, 2)
         for layer in self.layers:
-            x = layer(x, reference, features.values, features.sizes)
+            x = layer(x, reference, features.values)
         return self.head(self.norm(x))  # (B, L, V)
 
 
@@ -799,8 +769,6 @@ class GenHMR(nn.Module):
         if encoder is None:
             initialise_linears(self.backbone)
         self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False)
-        sizes = torch.tensor([[scale * side for side in config.grid] for scale in config.scales])
-        self.register_buffer("map_sizes", sizes, persistent=False)  # (maps, 2)
         register_statistics(self)
         self.train()
 
@@ -835,7 +803,7 @@ class GenHMR(nn.Module):
         grid = x.transpose(1, 2).unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
         maps = [level(grid) for level in self.pyramid]  # (B, 256, 16, 12), (.., 64, 48), ...
         values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, 15552, 256)
-        return Features(values, self.map_sizes, *self.regressor(x))
+        return Features(values, *self.regressor(x))
 
     def predict_logits(self, features: Features, tokens: Tensor) -> Tensor:
         """Predict logits (B, L, V) from tokens (B, L), `mask_token` where masked."""

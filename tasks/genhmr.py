@@ -21,7 +21,7 @@ import data
 import genhmr
 import metrics
 from files import load_array, safe_unpickle
-from networks import small_encoder
+from networks import fast, small_encoder
 from networks.small_encoder import (
     HEAT_GRID,
     IMAGE_SIZE,
@@ -485,7 +485,7 @@ class TransformerTask(BodyTask):
         encoder, file = None, self.arguments.backbone
         if self.small:
             encoder = load_encoder(file) if file else SmallEncoder.of_sizes(self.sizes)
-        model = build_genhmr(self.config, encoder)
+        model = fast.replace(build_genhmr(self.config, encoder))
         if self.arguments.tokenizer:
             tokenizer = load_tokenizer(self.arguments.tokenizer)
             model.tokenizer.load_state_dict(tokenizer.state_dict())

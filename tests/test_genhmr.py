@@ -103,7 +103,7 @@ def test_this_file_builds_every_preset(name):
         assert [map_.shape[1:] for map_ in maps] == [
             (config.pyramid_width, 16 * scale, 12 * scale) for scale in config.scales]
         values = torch.cat([map_.flatten(2).mT for map_ in maps], 1)
-        features = genhmr.Features(values, model.map_sizes, None, None)
+        features = genhmr.Features(values, None, None)
         logits = model.predict_logits(features, torch.zeros(2, 96, dtype=torch.int64))
     assert logits.shape == (2, 96, config.tokenizer.codebook_size)
     assert encoder is None or model.backbone is encoder
@@ -215,11 +215,12 @@ def test_maps_have_the_scales_of_the_config():
     """Heights and widths are those of the encoder's map times 1, 4, 8 (and 16, if asked for)."""
     config = replace(PRESETS["paper"], vit_dim=16, vit_heads=2, vit_depth=1, pyramid_width=4)
     features = GenHMR(config).encode(images(2, 256))
-    assert features.sizes.tolist() == [[16, 12], [64, 48], [128, 96]]
+    assert config.map_sizes == [(16, 12), (64, 48), (128, 96)]
     assert features.values.shape == (2, 15_552, 4)
     assert features.betas.shape == (2, 10) and features.camera.shape == (2, 3)
-    features = GenHMR(replace(config, scales=(1, 4, 8, 16))).encode(images(1, 256))
-    assert features.sizes[-1].tolist() == [256, 192]  # as fine as the picture
+    config = replace(config, scales=(1, 4, 8, 16))
+    assert config.map_sizes[-1] == (256, 192)  # as fine as the picture
+    assert GenHMR(config).encode(images(1, 256)).values.shape == (1, 15_552 + 256 * 192, 4)
 
 
 def test_maps_lie_one_behind_the_other_row_by_row():
@@ -241,8 +242,8 @@ def test_an_encoder_takes_the_place_of_the_vit():
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, before[name]), name
     tokens, features = encoder(encoder.normalise(pictures)), model.encode(pictures)
-    assert tokens.shape == (2, 192, 44) and features.sizes.tolist() == [[16, 12], [32, 24]]
-    maps = as_maps(features.values, features.sizes.tolist())
+    assert tokens.shape == (2, 192, 44) and model.config.map_sizes == [(16, 12), (32, 24)]
+    maps = as_maps(features.values, model.config.map_sizes)
     for level, map_ in zip(model.pyramid, maps, strict=True):
         assert torch.allclose(level(tokens.mT.unflatten(2, (16, 12))), map_, atol=1e-5)
     betas, camera = model.regressor(tokens)
