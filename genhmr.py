@@ -561,6 +561,9 @@ def normalised_crop(module: nn.Module, images: Tensor, size: int) -> Tensor:
     shape = tuple(images.shape)
     require(len(shape) == 4 and shape[1:] == (3, size, size),
             f"images of shape {shape}: expected (B, 3, {size}, {size})")
+    if images.is_floating_point() and images.device.type != "meta" and not (
+            torch.compiler.is_compiling()):
+        require(not 0 < images.max() <= 1, "images in 0..1: expected 0..255, multiply them by 255")
     images = images[..., size // 8 : -(size // 8)]
     return (images.to(module.mean.dtype) / 255.0 - module.mean) / module.std
 
@@ -1262,8 +1265,18 @@ def follow_keypoints(model: GenHMR, body: Callable, sampled: Sampled, keypoints_
 
 
 def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np.ndarray,
-               K: np.ndarray) -> dict[str, np.ndarray]:
-    """Pose a body (batch of 1) before the picture's camera; arrays as of `predict`."""
+               K: np.ndarray, own: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Pose a body (batch of 1) before the picture's camera; arrays as of `predict`.
+
+    own: (3, 3), your intrinsics in place of K. The translation keeps its pixel, and its depth grows
+    with the focal length (our choice).
+    """
+    if own is not None:
+        own = np.asarray(own, np.float64)
+        require(own.shape == (3, 3) and np.isfinite(own).all() and own[0, 0] > 0 and own[1, 1] > 0,
+                f"K {own.tolist()}: expected the (3, 3) intrinsics in pixels")
+        translation = np.linalg.inv(own) @ K @ translation * (own[0, 0] / K[0, 0])
+        K = own
     posed = body(betas, rotations)
     arrays = {name: points[0].double().cpu().numpy() + translation for name, points in (
         ("vertices", posed.vertices), ("joints", posed.joints),
@@ -1278,7 +1291,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
             iterations: int = 5, schedule: str = "cosine", top_k: int = 1, mean_code: bool = False,
             refinement: int = 10, fitted_camera: bool = False, samples: int = 0,
-            temperature: float = 1.0, order: str = "random",
+            temperature: float = 1.0, order: str = "random", K: np.ndarray | None = None,
             generator: torch.Generator | None = None, **options) -> dict[str, np.ndarray]:
     """Predict one person of a whole picture, in that picture's camera: the inference loop.
 
@@ -1290,7 +1303,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
         order of bodymodels.JOINT_SETS["smpl45"].
     iterations, schedule, top_k, mean_code, generator: of sample_from. refinement: number of steps
         (P) if there are keypoints; if the energies rise, give a smaller step_size. fitted_camera:
-        fit the camera to them first. options: of `refine`.
+        fit the camera to them first. options: of `refine`. K: (3, 3), see `own` of in_picture.
     samples: also draw so many poses; temperature, order: of sample_from for these (ours).
     Returns float32 vertices (V, 3), joints (24, 3), keypoints_3d (45, 3), metres before the camera;
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
@@ -1321,8 +1334,8 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     require(all(x.isfinite().all() for x in (refined.rotations, sampled.betas, camera)),
             "the network's output is not finite: its weights are damaged, or training diverged")
     translation = camera_translation(camera, model.config.focal)[0].double().cpu().numpy()
-    K = picture_camera(model.config, center, side)
-    arrays = in_picture(body, sampled.betas, refined.rotations, translation, K)
+    arrays = in_picture(body, sampled.betas, refined.rotations, translation,
+                        picture_camera(model.config, center, side), K)
     tensors = {"pose": refined.rotations[0], "betas": sampled.betas[0], "camera": camera[0],
                "poses": model.tokenizer.decode(sampled.guesses[:, 0]),
                "confidences": sampled.confidences[:, 0], "refined_poses": refined.poses[:, 0],

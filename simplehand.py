@@ -422,6 +422,10 @@ class SimpleHand(nn.Module):
         shape = tuple(images.shape)
         require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % 32 == 0,
                 f"images of shape {shape}: expected (B, 3, S, S), S a multiple of 32")
+        if images.is_floating_point() and images.device.type != "meta" and not (
+                torch.compiler.is_compiling()):
+            require(not 0 < images.max() <= 1,
+                    "images in 0..1: expected 0..255, multiply them by 255")
         if self.config.official:
             images = images.flip(1)
         return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
