@@ -45,7 +45,6 @@ D width, H heads, P points, T iterations of sampling.
 from __future__ import annotations
 
 import math
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -313,11 +312,6 @@ class ResidualBlock(nn.Module):
         return x + self.pointwise(F.relu(self.dilated(F.relu(x))))
 
 
-def residual_blocks(config: TokenizerConfig) -> list[ResidualBlock]:
-    """Make config.depth blocks, the widest dilation first."""
-    return [ResidualBlock(config.width, 3**power) for power in reversed(range(config.depth))]
-
-
 def pose_encoder(config: TokenizerConfig) -> nn.Sequential:
     """Make E: 6D rotations along the list of joints (B, 6, 24) -> embeddings z (B, C, L).
 
@@ -332,7 +326,8 @@ def pose_encoder(config: TokenizerConfig) -> nn.Sequential:
         layers += [nn.Upsample(length), nn.Conv1d(width, width, 3, padding=1), nn.ReLU()]
     return nn.Sequential(
         *layers, nn.Conv1d(width, width, 4, stride=2, padding=1),  # 2 L -> L
-        *residual_blocks(config), nn.Conv1d(width, config.code_dim, 3, padding=1))
+        *[ResidualBlock(width, 3**power) for power in reversed(range(config.depth))],
+        nn.Conv1d(width, config.code_dim, 3, padding=1))
 
 
 def pose_decoder(config: TokenizerConfig) -> nn.Sequential:
@@ -345,8 +340,9 @@ def pose_decoder(config: TokenizerConfig) -> nn.Sequential:
     last = nn.Conv1d(width, 6, 3, padding=1)
     with torch.no_grad():  # start near the rest pose, where 6D is well-conditioned (our choice)
         last.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
-    return nn.Sequential(*layers, *residual_blocks(config),
-                         nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), last)
+    return nn.Sequential(
+        *layers, *[ResidualBlock(width, 3**power) for power in reversed(range(config.depth))],
+        nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), last)
 
 
 def all_reduced(x: Tensor) -> Tensor:
@@ -664,9 +660,9 @@ class DeformableAttention(nn.Module):
         weights = weights.softmax(-1).unflatten(3, self.shape[1:])  # A, over maps and points
         reference = reference[..., None, None, None, :]
         locations = reference + offsets / self.cells[:, None]  # p_y + dp_lyk, (B, L, H, maps, P, 2)
-        return self.output_proj(self.sample(values, locations, weights).to(queries))
+        return self.output_proj(self.sample_maps(values, locations, weights).to(queries))
 
-    def sample(self, values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    def sample_maps(self, values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         """Sum bilinear samples of the projected maps, zero outside: (B, L, D).
 
         values: (B, N, C). locations: (B, L, H, maps, P, 2). weights: (B, L, H, maps, P).
@@ -946,17 +942,6 @@ def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
             + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Group parameters for AdamW: weight decay on matrices and kernels only, no frozen ones."""
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        spared = parameter.ndim < 2 or re.search(r"(pos_embed|_embedding|\.reference)$", name)
-        if parameter.requires_grad:
-            groups[not spared].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay},
-            {"params": groups[False], "weight_decay": 0.0}]
-
-
 # ---------------------------------------------------------------- uncertainty-guided sampling
 
 # gamma(t / T), the fraction of the tokens that is masked again after iteration t of T.
@@ -1061,13 +1046,6 @@ def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
                    torch.stack(confidences), torch.stack(guesses))
 
 
-def sample(model: GenHMR, images: Tensor, **options) -> Sampled:
-    """Sample poses of pictures (B, 3, S, S), as in GenHMR.forward; options of sample_from."""
-    with torch.no_grad():
-        features = model.encode(images)
-    return sample_from(model, features, **options)
-
-
 # ------------------------------------------------------------------ 2D pose-guided refinement
 
 
@@ -1087,11 +1065,11 @@ def refine(model: GenHMR, start: Tensor, betas: Tensor, camera: Tensor, keypoint
 
     start (B, L, C), betas (B, 10), camera (B, 3): embeddings, shape and camera of `sample`.
     keypoints_2d: J_2D (B, J, 2) in the crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for
-    unseen ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P, in
-    the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 seen keypoints; more add up
-    to a steeper energy, so eta falls with their number (with 45 the first steps of the small model
-    may still overshoot; 20 does not). Camera and shape stay (our reading). The paper gives neither
-    eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
+    invisible ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P, in
+    the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 visible keypoints; more add
+    up to a steeper energy, so eta falls with their number (with 45 the first steps of the small
+    model may still overshoot; 20 does not). Camera and shape stay (our reading). The paper gives
+    neither eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
     Raises ValueError for a step size that is not positive, and for other shapes.
     """
     require(0 < step_size < math.inf, f"step_size is {step_size}: expected a number above 0")
@@ -1134,10 +1112,11 @@ def fit_camera(camera: Tensor, keypoints_2d: Tensor, confidence: Tensor, keypoin
 
     The paper uses the network's camera; where that is wrong, refinement can only bend the body.
     camera: the network's. keypoints_2d, confidence: as in `refine`. keypoints_3d: of the pose,
-    (B, J, 3) in metres. A row keeps its camera if fewer than two keypoints are seen, or none fits.
+    (B, J, 3) in metres. A row with fewer than two visible keypoints keeps its camera, and so does
+    one that no camera fits.
     """
     weight = confidence.sqrt()[..., None]
-    seen = weight * torch.where(weight > 0, keypoints_2d, 0.0)
+    target = weight * torch.where(weight > 0, keypoints_2d, 0.0)
     half, zero = torch.zeros_like(camera[:, :1, None]), torch.zeros_like(weight)  # half of s
     for _ in range(4):  # nearer points look larger: by how much depends on s
         scale = weight / (1.0 + keypoints_3d[..., 2:] * half / focal)
@@ -1145,54 +1124,51 @@ def fit_camera(camera: Tensor, keypoints_2d: Tensor, confidence: Tensor, keypoin
         # The projection, s / 2 (x + tx, y + ty), is linear in s / 2, s tx / 2 and s ty / 2
         rows = torch.stack((torch.cat((x, scale, zero), -1), torch.cat((y, zero, scale), -1)), 2)
         rows = rows.flatten(1, 2)
-        solution, _ = torch.linalg.solve_ex(rows.mT @ rows, rows.mT @ seen.flatten(1)[..., None])
+        solution, _ = torch.linalg.solve_ex(rows.mT @ rows, rows.mT @ target.flatten(1)[..., None])
         half = solution[:, :1]
-    fitted = (solution / half)[..., 0]  # 1, tx, ty
-    fitted = torch.cat((2.0 * half[:, 0], fitted[:, 1:]), 1)
-    usable = fitted.isfinite().all(1) & (fitted[:, 0] > 0) & ((confidence > 0).sum(1) > 1)
-    return torch.where(usable[:, None], fitted, camera)
+    best = torch.cat((2.0 * half, solution[:, 1:] / half), 1)[..., 0]  # s, tx, ty
+    usable = best.isfinite().all(1) & (best[:, 0] > 0) & ((confidence > 0).sum(1) > 1)
+    return torch.where(usable[:, None], best, camera)
 
 
 # --------------------------------------------------------------------- inference on a picture
 
-LEAST_CONFIDENCE = 0.3  # of a 2D keypoint that counts as seen (inherited: HMR2.0's filter)
+LEAST_CONFIDENCE = 0.3  # of a 2D keypoint that counts as visible (inherited: HMR2.0's filter)
 BOX_MARGIN = 1.2  # side of the crop, per extent of the box or keypoints (our choice)
 ASPECT = 4 / 3  # height of the part of a crop that the network sees, per its width
 
 
 def check_picture(image: np.ndarray, box: Sequence[float] | None) -> None:
     """Raise ValueError unless this is an RGB picture and the box, if any, a box of a part of it."""
-    require(isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
-            and image.size and image.dtype == np.uint8,
-            f"image {getattr(image, 'shape', '')} of {getattr(image, 'dtype', type(image))}: "
-            f"expected (H, W, 3) uint8 RGB")
-    if box is not None:
-        height, width = image.shape[:2]
-        box = np.asarray(box, np.float64)
-        require(box.shape == (4,) and np.isfinite(box).all()
-                and 1 <= min(box[2:]) and max(box[2:]) <= 10 * max(width, height)
-                and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
-                f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
-                f"in pixels")
+    image = np.asarray(image)
+    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
+            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
+    height, width = image.shape[:2]
+    box = np.array([0, 0, width, height] if box is None else box, np.float64)
+    require(box.shape == (4,) and np.isfinite(box).all()
+            and 1 <= min(box[2:]) and max(box[2:]) <= 10 * max(width, height)
+            and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
+            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
+            f"in pixels")
 
 
-def seen_keypoints(keypoints: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Set unseen keypoints to zero: (J, 3) of x, y in pixels and confidence -> the same.
+def visible_keypoints(keypoints: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Set all but the visible keypoints to zero: (45, 3) of x, y in pixels and confidence.
 
-    Unseen are those below LEAST_CONFIDENCE and those outside of the picture: detectors extrapolate,
+    Visible are those of LEAST_CONFIDENCE and more that lie in the picture: detectors extrapolate,
     and in a portrait the imagined legs must not move the pose.
     Raises ValueError for other shapes and for numbers that are not finite, unless confidence is 0.
     """
     keypoints = np.asarray(keypoints, np.float64)
-    require(keypoints.ndim == 2 and keypoints.shape[1] == 3,
-            f"keypoints of shape {keypoints.shape}: expected (J, 3) of x, y, confidence")
+    require(keypoints.shape == (KEYPOINTS, 3), f"keypoints of shape {keypoints.shape}: expected "
+            f"({KEYPOINTS}, 3) of x, y, confidence, in the order of smpl45")
     x, y, confidence = keypoints.T
     bad = ~np.isfinite(confidence) | (confidence > 0) & ~(np.isfinite(x) & np.isfinite(y))
     require(not bad.any(), f"keypoints: number {', '.join(map(str, np.flatnonzero(bad)))} not "
-                           f"finite, expected confidence 0 for what is not seen")
-    seen = (confidence >= LEAST_CONFIDENCE) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+                           f"finite, expected confidence 0 for what is not visible")
+    visible = (confidence >= LEAST_CONFIDENCE) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
     clipped = np.stack((x, y, confidence.clip(0, 1)), 1)
-    return np.where(seen[:, None], clipped, 0.0)  # also where x or y is NaN
+    return np.where(visible[:, None], clipped, 0.0)  # also where x or y is NaN
 
 
 def square_box(image: np.ndarray, box: Sequence[float] | None,
@@ -1200,13 +1176,13 @@ def square_box(image: np.ndarray, box: Sequence[float] | None,
     """Choose the square to crop: centre (2,) and side, in pixels of the picture.
 
     Its middle three quarters hold the box with a margin, as in training; by default the box of the
-    seen keypoints; without those, the whole picture without a margin.
+    visible keypoints; without those, the whole picture without a margin.
     """
-    seen = keypoints[keypoints[:, 2] > 0, :2]
+    visible = keypoints[keypoints[:, 2] > 0, :2]
     if box is not None:
         corner, extent, margin = *np.split(np.asarray(box, np.float64), 2), BOX_MARGIN
-    elif len(seen) > 1 and (np.ptp(seen, 0) > 1).any():
-        corner, extent, margin = seen.min(0), np.ptp(seen, 0), BOX_MARGIN
+    elif len(visible) > 1 and (np.ptp(visible, 0) > 1).any():
+        corner, extent, margin = visible.min(0), np.ptp(visible, 0), BOX_MARGIN
     else:
         corner, extent, margin = np.zeros(2), np.array(image.shape[1::-1], np.float64), 1.0
     return corner + extent / 2, margin * max(extent[0] * ASPECT, extent[1])
@@ -1239,29 +1215,23 @@ def picture_camera(config: Config, center: np.ndarray, side: float) -> np.ndarra
 def follow_keypoints(model: GenHMR, body: Callable, sampled: Sampled, keypoints_2d: Tensor,
                      confidence: Tensor, *, iterations: int, fitted_camera: bool,
                      **options) -> tuple[Tensor, Refined]:
-    """Fit the camera of a sampled pose to 2D keypoints, if asked for, and refine the pose.
+    """Fit the camera (B, 3) to 2D keypoints, if asked for, and refine the sampled pose.
 
-    keypoints_2d, confidence, options: as in `refine`. Returns the camera (B, 3) and the poses:
-    without iterations, or if no keypoint is seen, the sampled pose with an energy of 0.
+    keypoints_2d, confidence, options: as in `refine`, which takes no step if none is visible.
     """
-    camera = sampled.camera
-    unrefined = Refined(sampled.rotations, sampled.embeddings,
-                        camera.new_zeros(1, len(camera)), sampled.rotations[None])
-    if not confidence.any():
-        return camera, unrefined
     # Without most of its vertices, if the body knows how to leave them out
-    keypoint_body = body.for_keypoints() if hasattr(body, "for_keypoints") else body
+    body = body.for_keypoints() if hasattr(body, "for_keypoints") else body
 
     def keypoints_3d(betas: Tensor, rotations: Tensor) -> Tensor:
-        return keypoint_body.keypoints(keypoint_body(betas, rotations))
+        return body.keypoints(body(betas, rotations))
 
+    camera = sampled.camera
     if fitted_camera:
         camera = fit_camera(camera, keypoints_2d, confidence,
                             keypoints_3d(sampled.betas, sampled.rotations), model.config.focal)
-    if not iterations:
-        return camera, unrefined
     return camera, refine(model, sampled.embeddings, sampled.betas, camera, keypoints_2d,
-                          confidence, keypoints_3d, iterations=iterations, **options)
+                          confidence, keypoints_3d,
+                          iterations=iterations if confidence.any() else 0, **options)
 
 
 def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np.ndarray,
@@ -1298,8 +1268,8 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     body: on the model's device; body(betas, rotations) returns an object with vertices (B, V, 3)
         and joints (B, 24, 3) in metres, body.keypoints(posed) its 45 keypoints (B, 45, 3).
     image: (H, W, 3) uint8 RGB. box: x, y, width, height of the person in pixels; by default that of
-        the seen keypoints or the whole picture. A margin of a fifth is added.
-    keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for unseen ones, in the
+        the visible keypoints or the whole picture. A margin of a fifth is added.
+    keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for invisible ones, in the
         order of bodymodels.JOINT_SETS["smpl45"].
     iterations, schedule, top_k, mean_code, generator: of sample_from. refinement: number of steps
         (P) if there are keypoints; if the energies rise, give a smaller step_size. fitted_camera:
@@ -1308,28 +1278,25 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     Returns float32 vertices (V, 3), joints (24, 3), keypoints_3d (45, 3), metres before the camera;
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
     added to the vertices; camera (3,), s, tx and ty in the crop; K (3, 3); box (4,), the square
-    that was cropped; confidence (45,) of the keypoints; poses (T, 24, 3, 3), of the likeliest
-    tokens, and confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and
-    energies (P + 1,), before and after each step; drawn_poses (samples, 24, 3, 3); tokens (L,),
-    int64; masks (T + 1, L), bool; fitted (), bool, whether the camera is not the network's. Raises
-    ValueError for bad input.
+    that was cropped; confidence (45,) of the keypoints; energies (P + 1,), before and after each
+    step; drawn_poses (samples, 24, 3, 3); tokens (L,), int64; fitted (), bool, whether the camera
+    is not the network's. Raises ValueError for bad input.
     """
     require(min(refinement, samples) >= 0, f"refinement is {refinement} and samples {samples}: "
             "expected 0 or more")
     check_picture(image, box)
-    seen = seen_keypoints(np.zeros((45, 3)) if keypoints is None else keypoints,
-                          *image.shape[1::-1])
-    require(len(seen) == 45, f"{len(seen)} keypoints: expected the 45 of smpl45")
-    center, side = square_box(image, box, seen)
+    keypoints = visible_keypoints(np.zeros((KEYPOINTS, 3)) if keypoints is None else keypoints,
+                                  *image.shape[1::-1])
+    center, side = square_box(image, box, keypoints)
     crop = crop_picture(image, center, side, model.config.image_size).to(model.mean)
     features = model.encode(crop[None])
     how = dict(iterations=iterations, schedule=schedule, generator=generator)
     sampled = sample_from(model, features, top_k=top_k, mean_code=mean_code, **how)
     drawn = [sample_from(model, features, top_k=model.mask_token, temperature=temperature,
                          order=order, **how).rotations for _ in range(samples)]  # among all codes
-    in_crop = torch.from_numpy((seen[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
+    in_crop = torch.from_numpy((keypoints[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
     camera, refined = follow_keypoints(
-        model, body, sampled, in_crop, torch.from_numpy(seen[:, 2])[None].to(crop),
+        model, body, sampled, in_crop, torch.from_numpy(keypoints[:, 2])[None].to(crop),
         iterations=refinement, fitted_camera=fitted_camera, **options)
     require(all(x.isfinite().all() for x in (refined.rotations, sampled.betas, camera)),
             "the network's output is not finite: its weights are damaged, or training diverged")
@@ -1337,13 +1304,10 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     arrays = in_picture(body, sampled.betas, refined.rotations, translation,
                         picture_camera(model.config, center, side), K)
     tensors = {"pose": refined.rotations[0], "betas": sampled.betas[0], "camera": camera[0],
-               "poses": model.tokenizer.decode(sampled.guesses[:, 0]),
-               "confidences": sampled.confidences[:, 0], "refined_poses": refined.poses[:, 0],
                "energies": refined.energies[:, 0], "tokens": sampled.tokens[0],
-               "masks": sampled.masks[:, 0],
                "drawn_poses": torch.cat([refined.rotations[:0], *drawn])}
     arrays |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-    arrays |= {"box": np.append(center - side / 2, (side, side)), "confidence": seen[:, 2],
+    arrays |= {"box": np.append(center - side / 2, (side, side)), "confidence": keypoints[:, 2],
                "fitted": np.array(not torch.equal(camera, sampled.camera))}
     return {name: array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in arrays.items()}

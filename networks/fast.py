@@ -53,16 +53,16 @@ class GatheringAttention(DeformableAttention):
     The cells around all points of a head are one embedding bag: nothing as large as a map is made.
     """
 
-    def sample(self, values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        sampled, inside = sample_maps(values, self.cells, locations, weights)  # (B, L, H, C)
+    def sample_maps(self, values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        sampled, inside = gather(values, self.cells, locations, weights)  # (B, L, H, C)
         projection = self.value_proj.weight.unflatten(0, (self.shape[0], -1))  # W, (H, D / H, C)
         x = torch.einsum("blhc,hdc->blhd", sampled, projection)  # (B, L, H, D / H)
         bias = self.value_proj.bias.unflatten(0, (self.shape[0], -1))
         return (x + inside[..., None] * bias).flatten(2)
 
 
-def sample_maps(values: Tensor, cells: Tensor, locations: Tensor,
-                weights: Tensor) -> tuple[Tensor, Tensor]:
+def gather(values: Tensor, cells: Tensor, locations: Tensor,
+           weights: Tensor) -> tuple[Tensor, Tensor]:
     """Sum bilinear samples of several maps: sum_l sum_k A_lyk x^l(p_lyk).
 
     values: (B, N, C), the cells of all maps x^l, each map row by row. cells: (maps, 2) int64,
@@ -121,9 +121,9 @@ class SampledHead(nn.Module):
         self.bias, head.deconv = deconv.bias, None
 
     def forward(self, features: Tensor, points: Tensor) -> Tensor:
-        return self.head.regress(self.tokens(features, points))
+        return self.head.regress(self.generate(features, points))
 
-    def tokens(self, x: Tensor, points: Tensor) -> Tensor:
+    def generate(self, x: Tensor, points: Tensor) -> Tensor:
         """X_b (B, C, H, W), points (B, N, 2) in 0..1 -> (B, N, C')."""
         last = points.new_tensor([self.factor * x.shape[3] - 1, self.factor * x.shape[2] - 1])
         place = (points * (last + 1) - 0.5).clamp(torch.zeros_like(last), last)  # (B, N, 2)
@@ -233,7 +233,7 @@ def export(model: nn.Module, path: Path) -> float:
         raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
     images = torch.randint(0, 256, (3, 3, *[model.config.image_size] * 2), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(0))
-    expected, found, file = model(images), {}, io.BytesIO()
+    expected, again, file = model(images), {}, io.BytesIO()
     program = torch.export.export(model, (images[:2],),
                                   dynamic_shapes=({0: torch.export.Dim("batch")},))
     if onnx:
@@ -244,14 +244,14 @@ def export(model: nn.Module, path: Path) -> float:
             import onnxruntime
             arrays = onnxruntime.InferenceSession(file.getvalue()).run(
                 [*expected], {"images": images.numpy()})
-            found = dict(zip(expected, map(torch.from_numpy, arrays), strict=True))
+            again = dict(zip(expected, map(torch.from_numpy, arrays), strict=True))
     else:
         for node in list(program.graph.nodes):  # these would insist on the device of this export
             if node.target is torch.ops.aten._assert_tensor_metadata.default:
                 program.graph.erase_node(node)
         program.graph_module.recompile()
         torch.export.save(program, file)
-        found = torch.export.load(io.BytesIO(file.getvalue())).module()(images)
+        again = torch.export.load(io.BytesIO(file.getvalue())).module()(images)
     write_atomically(path, file.getvalue())
-    return max(((found[name] - value).abs().max().item() for name, value in expected.items()
-                if name in found), default=math.nan)
+    return max(((again[name] - value).abs().max().item() for name, value in expected.items()
+                if name in again), default=math.nan)

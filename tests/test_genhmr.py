@@ -24,6 +24,7 @@ import bodymodels
 import genhmr
 import simplehand
 from genhmr import PRESETS, TOKENIZER_PRESETS, Config, GenHMR, Tokenizer, TokenizerConfig
+from tasks.base import parameter_groups
 
 # --------------------------------------------------------------------------- counts, presets
 
@@ -266,7 +267,7 @@ def test_an_encoder_is_trained_unless_it_is_frozen():
         sum(value.square().sum() for value in out.values()).backward()
         gradients = [parameter.grad for parameter in model.backbone.parameters()]
         assert all(gradient is None for gradient in gradients) == frozen
-        trained = {id(p) for group in genhmr.parameter_groups(model, 0.1) for p in group["params"]}
+        trained = {id(p) for group in parameter_groups(model, 0.1) for p in group["params"]}
         assert trained.isdisjoint(map(id, model.backbone.parameters())) == frozen
 
 
@@ -375,5 +376,5 @@ def test_gpu_equals_cpu():
         results.append([x.cpu() for x in (*out.values(), *gradients)])
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, atol=2e-2 * a.abs().max().item())
-    found = genhmr.sample(gpu, images().cuda())
+    found = genhmr.sample_from(gpu, gpu.encode(images().cuda()))
     assert (found.tokens < 32).all() and found.rotations.isfinite().all()

@@ -64,7 +64,7 @@ def in_loops(module: DeformableAttention, values: Tensor, locations: Tensor,
 def test_samples_are_the_definition_in_loops(form):
     """Sums of four neighbours each, head by head, to rounding, also across borders."""
     module, inputs = FORMS[form](random_attention()), attention_input()
-    assert torch.allclose(module.sample(*inputs), in_loops(module, *inputs), atol=1e-13)
+    assert torch.allclose(module.sample_maps(*inputs), in_loops(module, *inputs), atol=1e-13)
 
 
 def test_the_fast_attention_is_the_plain_one():
@@ -107,19 +107,19 @@ def test_sampling_of_simple_fields_is_exact(form):
         (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width,
         indexing="ij"), -1).flatten(0, 1) for height, width in SHAPES]).double()
     fields = torch.cat((ramps, torch.full_like(ramps, 3.0)), 1).expand(2, -1, -1)
-    sums = module.sample(fields, inner, weights).unflatten(2, (3, 4))
+    sums = module.sample_maps(fields, inner, weights).unflatten(2, (3, 4))
     expected = (weights[..., None] * inner).sum((3, 4))
     assert torch.allclose(sums[..., :2], expected.flip(-1), atol=1e-7)  # y in rows, x in columns
     assert torch.allclose(sums[..., 2:], torch.full_like(sums[..., 2:], 3.0))
     for far in (-5.0, 7.0, 1e6, -1e6):
-        assert not module.sample(values, torch.full_like(locations, far), weights).any()
+        assert not module.sample_maps(values, torch.full_like(locations, far), weights).any()
     centres = ramps[:12].flip(1).view(1, 12, 1, 1, 1, 2).expand(1, 12, 3, 3, 2, 2)  # of one map
     one = torch.zeros(1, 12, 3, 3, 2, dtype=torch.float64)
     one[:, :, :, 0, 0] = 1.0
-    found = module.sample(values[:1], centres, one).unflatten(2, (3, 4))
+    found = module.sample_maps(values[:1], centres, one).unflatten(2, (3, 4))
     assert torch.allclose(found, values[:1, :12, None].expand(1, 12, 3, 4))
     upper = centres * torch.tensor([1.0, 0.0])  # on the border
-    half = module.sample(values[:1], upper, one).unflatten(2, (3, 4))[0, 1]
+    half = module.sample_maps(values[:1], upper, one).unflatten(2, (3, 4))[0, 1]
     assert torch.allclose(half, 0.5 * values[0, 1].expand(3, 4))  # half of it lies outside
 
 
@@ -173,11 +173,11 @@ def test_attention_equals_transformers():
 def test_nan_stays_in_its_query():
     """A location or weight that is NaN spoils its own query and head, forward and backward."""
     module, (values, locations, weights) = fast.replace(copying_attention()), attention_input()
-    expected = module.sample(values, locations, weights).unflatten(2, (3, 4))
+    expected = module.sample_maps(values, locations, weights).unflatten(2, (3, 4))
     locations[1, 2, 0, 1, 1, 0] = math.nan
     weights[0, 1, 2, 0, 0] = math.nan
     locations.requires_grad_()
-    sums = module.sample(values, locations, weights).unflatten(2, (3, 4))
+    sums = module.sample_maps(values, locations, weights).unflatten(2, (3, 4))
     bad = torch.zeros(2, 5, 3, dtype=torch.bool)
     bad[1, 2, 0] = bad[0, 1, 2] = True
     assert torch.equal(sums.isnan().all(-1), bad) and torch.equal(sums[~bad], expected[~bad])

@@ -175,9 +175,9 @@ def test_one_iteration_is_the_argmax(lively):
 def test_rows_are_independent(config):
     """A picture's pose does not depend on its neighbours in the batch."""
     model, rows = lively_model(config), images(4, config.image_size)
-    together = genhmr.sample(model, rows, iterations=6)
+    together = genhmr.sample_from(model, model.encode(rows), iterations=6)
     for row in range(4):
-        alone = genhmr.sample(model, rows[row:row + 1], iterations=6)
+        alone = genhmr.sample_from(model, model.encode(rows[row:row + 1]), iterations=6)
         assert torch.equal(together.tokens[row], alone.tokens[0])
         assert torch.equal(together.masks[:, row], alone.masks[:, 0])
 
@@ -220,7 +220,7 @@ def test_the_encoder_runs_once(lively):
              "regressor": lively.regressor, "transformer": lively.transformer}
     hooks = [part.register_forward_hook(lambda *_, name=name: calls.update([name]))
              for name, part in parts.items()]
-    genhmr.sample(lively, images(2), iterations=7)
+    genhmr.sample_from(lively, lively.encode(images(2)), iterations=7)
     for hook in hooks:
         hook.remove()
     assert calls == {"backbone": 1, "pyramid": 1, "regressor": 1, "transformer": 7}
@@ -295,4 +295,4 @@ def test_bad_options_of_sampling_are_refused(lively):
             genhmr.sample_from(lively, features, **options)
     model = GenHMR(TINY).train()
     with pytest.raises(ValueError, match="model.eval"):
-        genhmr.sample(model, images(1))
+        genhmr.sample_from(model, model.encode(images(1)))

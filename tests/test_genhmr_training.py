@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import genhmr
 from genhmr import Config, GenHMR
 from networks.small_encoder import build_genhmr
+from tasks.base import parameter_groups
 
 # ---------------------------------------------------------------------------- masks, training
 
@@ -235,7 +236,7 @@ def test_total_loss_is_the_weighted_sum():
 def test_parameter_groups():
     """Every trainable parameter once, decay on matrices only, nothing of the tokenizer."""
     model = GenHMR(TINY)
-    decayed, spared = genhmr.parameter_groups(model, 0.1)
+    decayed, spared = parameter_groups(model, 0.1)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = Counter(names[id(p)] for group in (decayed, spared) for p in group["params"])
@@ -256,7 +257,7 @@ def test_every_part_behind_a_frozen_encoder_learns(body):
     model, batch = build_genhmr(SMALL, tiny_encoder()), batch_of(body, image_size=128)
     use_every_code(model, batch)
     data = genhmr.mask_batch(model, batch, torch.Generator().manual_seed(0))
-    optimizer, history = torch.optim.Adam(genhmr.parameter_groups(model, 0.0), 2e-3), []
+    optimizer, history = torch.optim.Adam(parameter_groups(model, 0.0), 2e-3), []
     for _ in range(8):
         prediction = model(data["image"], data["masked_tokens"])
         terms = genhmr.losses(prediction, data, model, body, 1.0)
@@ -275,7 +276,7 @@ def test_overfits_one_batch(body):
     model, batch = GenHMR(replace(TINY, vit_drop_path=0.0, layers=1)), batch_of(body)
     use_every_code(model, batch)
     before = {name: value.clone() for name, value in model.named_parameters()}
-    optimizer = torch.optim.Adam(genhmr.parameter_groups(model, 0.0), 5e-3)
+    optimizer = torch.optim.Adam(parameter_groups(model, 0.0), 5e-3)
     history = []
     for step in range(80):
         data = genhmr.mask_batch(model, batch)
@@ -289,6 +290,6 @@ def test_overfits_one_batch(body):
     assert history[0] > 3 and sum(history[-5:]) / 5 < 0.35 * history[0]
     for name, value in model.named_parameters():
         assert torch.equal(value, before[name]) == name.startswith("tokenizer."), name
-    found = genhmr.sample(model.eval(), batch["image"])
+    found = genhmr.sample_from(model, model.eval().encode(batch["image"]))
     tokens = model.tokenizer.encode(batch["pose"])
     assert len(tokens.unique()) == 32 and (found.tokens == tokens).float().mean() > 0.9

@@ -74,8 +74,8 @@ def test_sampled_cells_are_those_of_the_whole_map(values, batch):
     points = torch.tensor(values).view(3, 2).expand(batch, 3, 2)
     features = torch.randn(batch, ONE_BLOCK.feature_width, 2, 3)
     with torch.no_grad():
-        expected = dense.tokens(features, points)
-        assert torch.allclose(sampled.tokens(features, points), expected, atol=1e-5)
+        expected = dense.generate(features, points)
+        assert torch.allclose(sampled.generate(features, points), expected, atol=1e-5)
     assert expected.abs().max() > 0.01
 
 
@@ -95,7 +95,7 @@ def test_sampled_cells_multiply_no_integers():
     record = Products()
     record.dtypes = []
     with torch.no_grad(), record:
-        dense_and_sampled()[1].tokens(torch.randn(1, ONE_BLOCK.feature_width, 2, 2),
+        dense_and_sampled()[1].generate(torch.randn(1, ONE_BLOCK.feature_width, 2, 2),
                                       torch.rand(1, 21, 2))
     assert record.dtypes and all(dtype.is_floating_point for dtype in record.dtypes)
 
