@@ -768,17 +768,6 @@ def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpert
             + expert.weight_boxes * terms["boxes"])
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Group trainable parameters for AdamW: weight decay only on matrices and kernels."""
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        spared = parameter.ndim < 2 or re.search(r"(pos_embed|_embedding|task_tokens)$", name)
-        if parameter.requires_grad:
-            groups[not spared].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay},
-            {"params": groups[False], "weight_decay": 0.0}]
-
-
 # --------------------------------------------------------------------------------- dual path
 
 
@@ -989,14 +978,32 @@ def to_arrays(tensors: Mapping[str, Tensor], center: np.ndarray, side: float,
                      "box": np.array([*(center - side / 2), side, side], np.float32)}
 
 
+def before_camera(arrays: dict[str, np.ndarray], K: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Move arrays of `to_arrays` from their K to yours: the origin of the mesh keeps its pixel.
+
+    Its distance grows with the focal length (our choice).
+    """
+    if K is None:
+        return arrays
+    K, old, start = np.asarray(K, np.float64), arrays["K"], arrays["transl"]
+    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
+            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
+    shift = np.linalg.inv(K) @ old @ start * (K[0, 0] / old[0, 0]) - start
+    return arrays | {name: np.float32(arrays[name] + shift) for name in (
+        "vertices", "joints", "transl")} | {"K": np.float32(K)}
+
+
 @torch.inference_mode()
 def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, *,
-            box: Sequence[float] | None = None) -> dict[str, np.ndarray]:
+            box: Sequence[float] | None = None, hand_boxes: np.ndarray | None = None,
+            K: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Predict the SMPL-X mesh of one person in a picture, in camera coordinates.
 
     model: both paths, or the body path alone. image: (H, W, 3) uint8 RGB. body: a whole-body model
     on the CPU; body(betas, rotations, expression, transl) returns vertices and joints, as
-    bodymodels.load_model("wholebody") does. box: see person_square. Hands are cut out of the
+    bodymodels.load_model("wholebody") does. box: see person_square. hand_boxes: (2, 4) tight x, y,
+    width, height in pixels of the right and left hand, in place of the predicted ones; NaN where
+    unknown. K: (3, 3) of the picture, see before_camera. Hands are cut out of the
     picture, where they have more pixels than in the person's crop. A hand whose predicted box has
     its centre outside the picture keeps the body path's pose (our choice: the paper merges all).
     Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
@@ -1016,6 +1023,9 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
                     for kind in ("hand", "tight"))
     for each in (boxes, tight):
         each[..., :2] += at - side / 2  # pixels of the picture
+        if hand_boxes is not None:
+            given = each.new_tensor(hand_boxes)
+            each[:] = torch.where(given.isfinite(), given, each)
     inside = in_picture(boxes, *image.shape[1::-1])
     valid = torch.zeros_like(inside)
     if dual:
@@ -1030,12 +1040,12 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     names = ("betas", "body_pose", "expression", "translation")
     found = {name: prediction[name].float().cpu() for name in names}
     mesh = body(*found.values())
-    return to_arrays({
+    return before_camera(to_arrays({
         "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
         "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
         "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
         "hand_inside": inside, "hand_valid": valid,
-    } | smplx_parameters(found["body_pose"]), center, side, expert.focal)
+    } | smplx_parameters(found["body_pose"]), center, side, expert.focal), K)
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR

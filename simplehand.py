@@ -8,7 +8,7 @@ at the 21 keypoints; the map must be fine enough to separate the fingers. A *mes
 those 21 tokens into 778 vertices in a few steps: 21 -> 84 -> 336 -> 778.
 
     in the paper                           what                              in this file
-    Sec. 3.1, Fig. 2-D  T(X_b)             token generator                   MeshHead.tokens
+    Sec. 3.1, Fig. 2-D  T(X_b)             token generator                   MeshHead.generate
     Eq. 1               R = H_k ... H_0    mesh regressor                    MeshHead.regress
     Eq. 2               U_k(MF_k(P_k(.)))  decoder layer                     DecoderLayer
     Eq. 3               X_k + emb_k        position embedding                MeshHead.regress
@@ -124,7 +124,7 @@ class Config:
     augmentation: str = "rendered"  # recipe of these pictures, a name of data.AUGMENTATIONS
 
     @property
-    def points(self) -> int:
+    def num_points(self) -> int:
         """Number of image points that the model predicts: the keypoints, and the coarse mesh."""
         coarse = self.sampling == "coarse_mesh"
         return 21 + (len(range(0, self.num_vertices, COARSE)) if coarse else 0)
@@ -239,7 +239,7 @@ def upsampler(config: Config, width: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers), width
 
 
-def sample(features: Tensor, points: Tensor, align_corners: bool = False) -> Tensor:
+def read_map(features: Tensor, points: Tensor, align_corners: bool = False) -> Tensor:
     """Read a map (B, C, H, W) at points (B, N, 2), fractions of the image 0..1 -> (B, N, C).
 
     Bilinear; beyond the centres of the border cells the border repeats. The points are not
@@ -267,7 +267,7 @@ class GlobalKeypoints(FullPrecision):
     """The 2D keypoint head of Fig. 4: reads the keypoints from the "global feature"."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config.feature_width, 2 * config.points)
+        super().__init__(config.feature_width, 2 * config.num_points)
         self.output_scale = config.output_scale
         if not config.official:  # start in the middle of the crop, where sampling has a gradient
             nn.init.constant_(self.bias, 0.5 / config.output_scale)
@@ -288,8 +288,8 @@ class MeshHead(nn.Module):
         first, grid = config.tokens[0], config.sampling == "grid"
         require(len(config.tokens) == len(config.dims) == len(config.blocks),
                 "tokens, dims and blocks: expected equally many of each")
-        require(first == (math.isqrt(first) ** 2 if grid else config.points),
-                f"tokens begin with {first}: expected {'a square' if grid else config.points}")
+        require(first == (math.isqrt(first) ** 2 if grid else config.num_points),
+                f"tokens begin with {first}: expected {'a square' if grid else config.num_points}")
         deconv, width = upsampler(config, channels or config.feature_width)
         widths, tokens = (width, *config.dims), (*config.tokens, config.num_vertices)
         embeddings, layers = [], []
@@ -309,12 +309,12 @@ class MeshHead(nn.Module):
 
     def forward(self, features: Tensor, points: Tensor) -> Tensor:
         """Vertices R(T(X_b)), (B, 778, 3) metres, from X_b and the points to sample at."""
-        return self.regress(self.tokens(features, points))
+        return self.regress(self.generate(features, points))
 
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+    def generate(self, features: Tensor, points: Tensor) -> Tensor:
         """Token generator: X_b (B, C, S/32, S/32), points (B, N, 2) in 0..1 -> (B, N, C')."""
         features = self.deconv(features)  # (B, C', S/8, S/8)
-        return sample(features, points)  # (B, 21, C')
+        return read_map(features, points)  # (B, 21, C')
 
     def regress(self, x: Tensor) -> Tensor:
         """Mesh regressor: tokens X_0 (B, 21, C') -> vertices (B, 778, 3)."""
@@ -326,18 +326,18 @@ class MeshHead(nn.Module):
 class GridHead(MeshHead):
     """Fig. 2-B: samples the centres of a grid, wherever the keypoints are."""
 
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+    def generate(self, features: Tensor, points: Tensor) -> Tensor:
         cells = math.isqrt(self.layers[0].upsample.in_features)
         centers = (torch.arange(cells, device=points.device) + 0.5) / cells
         grid = torch.cartesian_prod(centers, centers).flip(1)  # (N, 2), row by row
-        return super().tokens(features, grid.to(points.dtype).expand(len(features), -1, 2))
+        return super().generate(features, grid.to(points.dtype).expand(len(features), -1, 2))
 
 
 class GlobalHead(MeshHead):
     """Fig. 2-A: every token is the average of the last map."""
 
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
-        return sample(features.mean((2, 3), keepdim=True), points)  # a map of one cell
+    def generate(self, features: Tensor, points: Tensor) -> Tensor:
+        return read_map(features.mean((2, 3), keepdim=True), points)  # a map of one cell
 
 
 class ReleasedHead(MeshHead):
@@ -347,9 +347,9 @@ class ReleasedHead(MeshHead):
     (S/8 - 1) u of the map instead of S/8 u - 0.5.
     """
 
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+    def generate(self, features: Tensor, points: Tensor) -> Tensor:
         features = self.deconv(features)  # (B, C', S/8, S/8)
-        return sample(features + sine_map(features), points, align_corners=True)
+        return read_map(features + sine_map(features), points, align_corners=True)
 
 
 def sine_map(features: Tensor) -> Tensor:
@@ -413,15 +413,19 @@ class SimpleHand(nn.Module):
         ValueError for another shape.
         """
         features, last = self.backbone(self.normalise(images))  # X_b and the last map
-        found = self.keypoints_2d_head(features, last)  # (B, 21, 2) and more
-        points = [found[name] for name in ("keypoints_2d", "coarse_2d") if name in found]
-        return {"vertices": self.mesh_head(features, torch.cat(points, 1))} | found
+        hand = self.keypoints_2d_head(features, last)  # keypoints_2d (B, 21, 2) and more
+        points = [hand[name] for name in ("keypoints_2d", "coarse_2d") if name in hand]
+        return {"vertices": self.mesh_head(features, torch.cat(points, 1))} | hand
 
     def normalise(self, images: Tensor) -> Tensor:
         """Scale RGB 0..255 to what the backbone was trained on; the release's BGR if official."""
         shape = tuple(images.shape)
         require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % 32 == 0,
                 f"images of shape {shape}: expected (B, 3, S, S), S a multiple of 32")
+        if images.is_floating_point() and images.device.type != "meta" and not (
+                torch.compiler.is_compiling()):
+            require(not 0 < images.max() <= 1,
+                    "images in 0..1: expected 0..255, multiply them by 255")
         if self.config.official:
             images = images.flip(1)
         return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
@@ -520,21 +524,6 @@ def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
             + config.weight_keypoints_2d * terms["keypoints_2d"]
             + config.weight_vertices * terms["vertices"]
             + config.weight_keypoints_2d * terms.get("coarse_2d", 0.0))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split the parameters into two groups for AdamW: only matrices and kernels decay.
-
-    Biases, norms, layer scales and position embeddings do not (our choice). The release excludes
-    only names with "bn" or "bias" in them, so it decays most of these too.
-    """
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        embedding = "position_embeddings." in name or "pos_embed" in name
-        spared = name.endswith((".bias", ".gamma")) or parameter.ndim < 2 or embedding
-        groups[not spared].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay},
-            {"params": groups[False], "weight_decay": 0.0}]
 
 
 # --------------------------------------------------------------------------------- inference

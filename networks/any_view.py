@@ -119,7 +119,7 @@ class HeatMapKeypoints(nn.Conv2d):
     """
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config.token_width, config.points, 1)
+        super().__init__(config.token_width, config.num_points, 1)
 
     def forward(self, features: Tensor, last: Tensor) -> dict[str, Tensor]:
         """X_b (B, C, h, w) -> keypoints_2d, heat_maps and spread_2d, see build."""
@@ -156,8 +156,8 @@ class PlacedHead(MeshHead):
         super().__init__(config, config.token_width)
         self.place = nn.Linear(2, self.layers[0].project.in_features)
 
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
-        return super().tokens(features, points) + self.place(4.0 * points - 2.0)
+    def generate(self, features: Tensor, points: Tensor) -> Tensor:
+        return super().generate(features, points) + self.place(4.0 * points - 2.0)
 
 
 # ------------------------------------------------------------------------------------ losses
@@ -218,7 +218,7 @@ class Upright(nn.Module):
         count = self.config.upright_passes
         passes = [self.look(images, angle + STEP * (number - (count - 1) / 2), side)
                   for number in range(count)]
-        vertices, points, spread = (torch.stack([found[name] for found in passes], 1) for name in
+        vertices, points, spread = (torch.stack([hand[name] for hand in passes], 1) for name in
                                     ("vertices", "keypoints_2d", "spread_2d"))  # (B, P, N, ...)
         doubt = spread.mean(2).clamp(min=1e-3)  # (B, P)
         share = F.normalize(doubt**-TRUST, p=1.0, dim=1)[:, :, None, None]
@@ -230,12 +230,12 @@ class Upright(nn.Module):
 
     def look(self, images: Tensor, angle: Tensor, side: Tensor) -> dict[str, Tensor]:
         """Return what the network finds in the crops that `turn` makes, in the axes of images."""
-        found = self.model(turn(images, angle, side))
+        hand = self.model(turn(images, angle, side))
         back = rotation(angle)  # of row vectors: x R = R^T x
-        flat, depth = found["vertices"].split((2, 1), dim=2)
-        points = 0.5 + side[:, None, None] * (found["keypoints_2d"] - 0.5) @ back
+        flat, depth = hand["vertices"].split((2, 1), dim=2)
+        points = 0.5 + side[:, None, None] * (hand["keypoints_2d"] - 0.5) @ back
         return {"vertices": torch.cat((flat @ back, depth), 2), "keypoints_2d": points,
-                "spread_2d": side[:, None] * found["spread_2d"]}
+                "spread_2d": side[:, None] * hand["spread_2d"]}
 
 
 def looking_again(model: SimpleHand) -> nn.Module:

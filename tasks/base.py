@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import io
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -377,6 +378,22 @@ def bare(model: nn.Module) -> nn.Module:
     while hasattr(model, "module"):
         model = model.module
     return model
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Group the trained parameters for AdamW: weight decay on matrices and kernels only.
+
+    Biases, norms, scales and embeddings of positions do not decay (our choice; SimpleHand's release
+    spares only names with "bn" or "bias" in them).
+    """
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim < 2 or re.search(
+            r"(pos_embed|_embedding|_embeddings\.\d+|task_tokens|\.reference|\.gamma)$", name)
+        if parameter.requires_grad:
+            groups[not spared].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay},
+            {"params": groups[False], "weight_decay": 0.0}]
 
 
 def read_content(path: str | Path) -> dict[str, object]:

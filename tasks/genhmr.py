@@ -21,7 +21,7 @@ import data
 import genhmr
 import metrics
 from files import load_array, safe_unpickle
-from networks import small_encoder
+from networks import fast, small_encoder
 from networks.small_encoder import (
     HEAT_GRID,
     IMAGE_SIZE,
@@ -39,7 +39,16 @@ from sets.official_bodies import OWN
 from sets.rendered import STEEP
 from sets.rendered_bodies import sample_wide_postures
 from tasks import posterior
-from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
+from tasks.base import (
+    EVALUATIONS,
+    Batch,
+    Errors,
+    Predictions,
+    Scores,
+    Terms,
+    bare,
+    parameter_groups,
+)
 from tasks.bodies import BodyTask, Mesh
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
@@ -87,7 +96,7 @@ class TokenizerTask(BodyTask):
 
     Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
     load_checkpoint = staticmethod(load_tokenizer)
-    parameters = staticmethod(genhmr.parameter_groups)
+    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = {"body": BODY_ARGUMENT}
@@ -196,7 +205,7 @@ class EncoderTask(BodyTask):
 
     Config, PRESETS = EncoderConfig, small_encoder.PRESETS
     load_checkpoint = staticmethod(load_encoder)
-    parameters = staticmethod(genhmr.parameter_groups)
+    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"}
     TITLE = "image, lifted mesh (placed by the keypoints found), true mesh"
     TRY = ("python train.py --model genhmr --stage transformer --tokenizer "
@@ -363,7 +372,7 @@ class TransformerTask(BodyTask):
 
     Config, PRESETS = genhmr.Config, genhmr.PRESETS
     load_checkpoint = staticmethod(load_checkpoint)
-    parameters = staticmethod(genhmr.parameter_groups)
+    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
         "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (
@@ -485,7 +494,7 @@ class TransformerTask(BodyTask):
         encoder, file = None, self.arguments.backbone
         if self.small:
             encoder = load_encoder(file) if file else SmallEncoder.of_sizes(self.sizes)
-        model = build_genhmr(self.config, encoder)
+        model = fast.replace(build_genhmr(self.config, encoder))
         if self.arguments.tokenizer:
             tokenizer = load_tokenizer(self.arguments.tokenizer)
             model.tokenizer.load_state_dict(tokenizer.state_dict())

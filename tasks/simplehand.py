@@ -20,7 +20,7 @@ import weights.simplehand
 from networks import any_view
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
-from tasks.base import Batch, Predictions, Scores, Task, Terms, better
+from tasks.base import Batch, Predictions, Scores, Task, Terms, better, parameter_groups
 
 DEXYCB_IMAGES = 406_888  # of the training split of s0
 ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
@@ -31,7 +31,7 @@ class SimpleHandTask(Task):
 
     Config, PRESETS = simplehand.Config, ALL_PRESETS
     load_checkpoint = staticmethod(weights.simplehand.load_checkpoint)
-    parameters = staticmethod(simplehand.parameter_groups)
+    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     ARGUMENTS = {
         "hand": {"metavar": "FILE", "help": "hand model: MANO_RIGHT.pkl for FreiHAND, the folder "

@@ -1,6 +1,5 @@
 """The benchmarks run, compare like with like, and are found from any folder."""
 
-import functools
 import re
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import pytest
 import torch
 from genhmr_samples import TINY
 
-import genhmr
 import metrics
 from benchmarks import __main__ as command
 from benchmarks import bodymodels as bodies_room
@@ -63,27 +61,6 @@ def test_metrics_compares_equals():
     source, target = (torch.from_numpy(random.normal(size=(64, 778, 3))) for _ in range(2))
     torch.testing.assert_close(metrics_room.common_procrustes(source, target),
                                metrics.procrustes_align(source, target), rtol=0, atol=1e-12)
-
-
-def test_genhmr_compares_what_is_equal():
-    """Both compute the same attention, with the same gradients, also near and over the borders."""
-    torch.manual_seed(0)
-    config = genhmr.Config(width=32, pyramid_width=32, heads=4, scales=(1, 2, 4), points=3)
-    attention = genhmr.DeformableAttention(config).double()
-    for parameter in attention.parameters():
-        torch.nn.init.normal_(parameter)
-    sizes = torch.tensor([(5, 3), (9, 7), (4, 12)])
-    inputs = [torch.randn(2, 6, 32), torch.randn(2, int(sizes.prod(1).sum()), 32),
-              torch.rand(6, 2)]
-    queries, values, reference = [x.double().requires_grad_() for x in inputs]
-    other = functools.partial(genhmr_room.project_then_sample, attention)
-    weight = torch.randn(2, 6, 32, dtype=torch.float64)
-    results = [function(queries, reference, values, sizes) for function in (attention, other)]
-    gradients = [torch.autograd.grad((result * weight).sum(), (queries, values, reference))
-                 for result in results]
-    assert torch.allclose(*results, atol=1e-10)
-    for ours, theirs in zip(*gradients, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-9)
 
 
 def test_genhmr_prints_ratios_and_parts(capsys):

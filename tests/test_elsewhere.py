@@ -180,7 +180,7 @@ def test_genhmr_predicts_elsewhere(folder):
     assert all(np.isfinite(value).all() for value in found.values())
     assert found["fitted"]
     assert np.unique(found["drawn_poses"].round(4), axis=0).shape == (3, 24, 3, 3)
-    assert (np.diff(found["energies"]) < 0).all() and len(found["refined_poses"]) == 11
+    assert (np.diff(found["energies"]) < 0).all() and len(found["energies"]) == 11
     other = genhmr.predict(space["model"], ours, np.zeros((90, 120, 3), np.uint8), step_size=0.1,
                            keypoints=space["keypoints"], fitted_camera=True)
     assert np.allclose(other["vertices"], found["vertices"], atol=1e-3)

@@ -34,6 +34,7 @@ import simplehand
 from networks.backbones import ALL_PRESETS, simplehand_model
 from sets import crops
 from simplehand import PRESETS, Config, SimpleHand
+from tasks.base import parameter_groups
 from weights.simplehand import load_backbone
 
 ROOT = Path(simplehand.__file__).parent
@@ -270,7 +271,7 @@ def columns_read(official: bool, u: torch.Tensor) -> torch.Tensor:
     head = head_without_deconv(official)
     ramp = torch.arange(28.0).expand(1, 4, 28, 28)
     keypoints = torch.stack((u, u), -1)[None]
-    tokens = head.tokens(ramp, keypoints) - head.tokens(torch.zeros_like(ramp), keypoints)
+    tokens = head.generate(ramp, keypoints) - head.generate(torch.zeros_like(ramp), keypoints)
     return tokens[0, :, 0]
 
 
@@ -336,9 +337,9 @@ def test_token_generators():
     keypoints = torch.rand(2, 21, 2)
     grid = simplehand.GridHead(replace(TINY, sampling="grid", tokens=(4, 84), dims=(16, 8),
                                        blocks=(1, 1), upsample=(1,)))
-    assert torch.allclose(grid.tokens(features, keypoints), features.flatten(2).mT, atol=1e-6)
+    assert torch.allclose(grid.generate(features, keypoints), features.flatten(2).mT, atol=1e-6)
     point = simplehand.MeshHead(replace(TINY, upsample=(1,)))
-    middle = point.tokens(features, torch.full((2, 21, 2), 0.5))
+    middle = point.generate(features, torch.full((2, 21, 2), 0.5))
     assert torch.allclose(middle, features.mean((2, 3))[:, None].expand_as(middle), atol=1e-6)
     model = SimpleHand(replace(TINY, sampling="global"))
     tokens = []
@@ -588,7 +589,7 @@ def test_keypoint_regressor_of_mano():
 def test_weight_decay_spares_what_is_not_a_matrix():
     """Every parameter is in exactly one group; norms, biases, scales, embeddings are spared."""
     model = on_meta(TINY)
-    decayed, spared = simplehand.parameter_groups(model, 0.05)
+    decayed, spared = parameter_groups(model, 0.05)
     assert decayed["weight_decay"] == 0.05 and spared["weight_decay"] == 0.0
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [{names[id(p)] for p in group["params"]} for group in (decayed, spared)]
@@ -609,7 +610,7 @@ def test_one_batch_can_be_learned_by_heart():
     hands = data.RenderedHands("train", 64, length=4, views=30.0)
     batch = torch.utils.data.default_collate([hands[index] for index in range(4)])
     model = SimpleHand(TINY)
-    optimizer = torch.optim.AdamW(simplehand.parameter_groups(model, 0.0), lr=3e-3)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
     history = []
     for _ in range(120):
         loss = simplehand.total_loss(
@@ -628,7 +629,7 @@ def test_cpu_preset_takes_a_step():
     model = SimpleHand(config)
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimizer = torch.optim.AdamW(
-        simplehand.parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+        parameter_groups(model, config.weight_decay), lr=config.learning_rate)
     batch = batch_of(2, config.image_size)
     terms = simplehand.losses(model(batch["image"]), batch, regressor())
     simplehand.total_loss(terms, config).backward()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from genhmr import Config, GenHMR, Tokenizer, TokenizerConfig
+from networks import fast
 from networks.small_encoder import SmallEncoder, link
 from weights.files import from_checkpoint, load_weights, read_checkpoint, require
 
@@ -30,7 +31,7 @@ def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
 
     def build(config: Config) -> GenHMR:
         encoder = None if sizes is None else build_encoder(sizes, state).requires_grad_(False)
-        return link(GenHMR(config, encoder))
+        return fast.replace(link(GenHMR(config, encoder)))
 
     return from_checkpoint(build, Config, config, state)
 

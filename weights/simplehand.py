@@ -34,10 +34,10 @@ CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
 def our_name(name: str) -> str:
     """Map a parameter name of the release to ours."""
     parts = r"(.*mesh_head\.)(pos_emb|proj|encoder|upsample)_(\d)(?:\.upsample)?(.*)"
-    found = re.match(parts, name)
-    if not found:
+    match = re.match(parts, name)
+    if not match:
         return name
-    start, part, number, end = found.groups()
+    start, part, number, end = match.groups()
     ours = {"pos_emb": "position_embeddings.{}", "proj": "layers.{}.project",
             "encoder": "layers.{}.metaformer", "upsample": "layers.{}.upsample"}[part]
     return start + ours.format(int(number) - 1) + end
