@@ -16,6 +16,7 @@ import bodymodels
 import genhmr
 from genhmr import Quantiser, Tokenizer, TokenizerConfig
 from tasks.genhmr import augment_rotation, axis_rotation
+from tasks.settings import GENHMR_TOKENIZER
 
 # ------------------------------------------------------------------------------------- augmentation
 
@@ -49,10 +50,10 @@ def test_augmentation_covers_what_stage_2_meets():
     assert beyond == pytest.approx(0.2 * (1 + math.cos(math.pi / 4)) / 2, abs=0.01)
     heading = torch.atan2(turns[:, 0, 2], turns[:, 2, 2])
     assert torch.histc(heading, 8, -math.pi, math.pi) == pytest.approx([2500] * 8, rel=0.1)
-    config = replace(TokenizerConfig(), uniform_rotation=0.0, tilt=0.0)
-    turns = augment_rotation(upright[:100], config=config)[:, 0]
+    settings = replace(GENHMR_TOKENIZER["paper"], uniform_rotation=0.0, tilt=0.0)
+    turns = augment_rotation(upright[:100], settings=settings)[:, 0]
     assert torch.allclose(turns[:, 1], torch.tensor([0.0, 1, 0]).expand(100, 3), atol=1e-6)
-    turns = augment_rotation(upright[:100], config=replace(config, heading=20.0))[:, 0]
+    turns = augment_rotation(upright[:100], settings=replace(settings, heading=20.0))[:, 0]
     headings = torch.rad2deg(torch.atan2(turns[:, 0, 2], turns[:, 2, 2])).abs()
     assert 15.0 < headings.max() <= 20.001
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
@@ -62,8 +63,8 @@ def test_augmentation_covers_what_stage_2_meets():
 
 def test_uniform_rotations_are_uniform():
     """Uniform rotations move a fixed vector uniformly over the sphere."""
-    config = replace(TokenizerConfig(), uniform_rotation=1.0)
-    turns = augment_rotation(torch.eye(3).expand(20_000, 24, 3, 3), config=config)[:, 0]
+    settings = replace(GENHMR_TOKENIZER["paper"], uniform_rotation=1.0)
+    turns = augment_rotation(torch.eye(3).expand(20_000, 24, 3, 3), settings=settings)[:, 0]
     for coordinate in (turns[:, 0, 2], turns[:, 1, 1], turns[:, 2, 0]):  # uniform: Archimedes
         assert torch.histc(coordinate, 8, -1, 1) == pytest.approx([2500] * 8, rel=0.1)
 
