@@ -149,7 +149,7 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
     """Load SimpleHand, for hands."""
     hand = load_mesh(arguments.hand or "hand_right", 16, "--hand")
     model = weights.simplehand.load_checkpoint(arguments.checkpoint)
-    views = model.config.views
+    views = model.settings.get("views", 90.0)
     about = trained_on(arguments.checkpoint, arguments.hand, "--hand MANO_RIGHT.pkl", "hands " + (
         "from all sides" if views >= 90 else
         f"whose palm or back faces the camera within {views:.0f} degrees"))
@@ -313,7 +313,7 @@ def trained_on(checkpoint: Path, given: str | None, advice: str, what: str) -> s
 
 def largest_heading(model: nn.Module) -> float:
     """Return how far people turned away from the camera in training, in degrees."""
-    return getattr(getattr(model, "body", model).config, "views", 180.0)
+    return getattr(getattr(model, "body", model), "settings", {}).get("views", 180.0)
 
 
 def facing(model: nn.Module) -> str:

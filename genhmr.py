@@ -93,28 +93,14 @@ class TokenizerConfig:
     weight_joints: float = 0.3  # lambda_J, per metre (paper)
     vertex_stride: int = 1  # L_V uses every n-th vertex; 1: all (paper), 0: 21 surface keypoints
 
-    # Augmentation: "we rotate the poses at varying degrees" (paper), see tasks/genhmr.py
-    heading: float = 180.0  # degrees, largest turn about the vertical (our choice)
-    tilt: float = 45.0  # degrees, largest lean (our choice)
-    uniform_rotation: float = 0.2  # fraction of bodies with any orientation at all (our choice)
-
-    # Optimisation: Adam
+    # Optimisation: Adam, on poses turned "at varying degrees" (paper)
     batch_size: int = 512  # samples per optimiser step, over all processes (paper)
-    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 200_000  # optimiser steps (paper)
     learning_rate: float = 1e-4  # (paper)
     schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (our choice)
     warmup_steps: int = 1_000  # linear from 0 (our choice)
     weight_decay: float = 0.0  # Adam (paper)
     gradient_clip: float = 1.0  # norm (our choice)
-    eval_every: int = 5_000  # steps between evaluations (our choice)
-    seed: int = 0  # of initialisation, order and augmentation (our choice)
-
-    # The free motion data
-    train_samples: int = 1_000_000  # poses per epoch (our choice)
-    test_samples: int = 2_000  # (our choice)
-    lean: float = 180.0  # degrees, largest lean from upright (our choice)
-    wide: float = 0.0  # share of training poses that go beyond the clips (our choice)
 
     def __post_init__(self) -> None:
         multiplier = self.num_tokens // JOINTS
@@ -181,27 +167,12 @@ class Config:
     # Optimisation: Adam on 2 GPUs
     batch_size: int = 96  # samples per optimiser step, over all processes: 2 GPUs x 48 (paper,
     # read as HMR2.0 means its 48)
-    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 300_000  # optimiser steps (our choice: the paper is silent)
     learning_rate: float = 1e-5  # (paper)
     schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (HMR2.0)
     warmup_steps: int = 1_000  # linear from 0 (our choice)
     weight_decay: float = 0.0  # Adam (paper); HMR2.0 has 1e-4
     gradient_clip: float = 1.0  # norm; Gumbel gradients grow as it cools (our choice)
-    precision: str = "bf16"  # "fp32", "bf16" or "fp16" with a gradient scaler (our choice)
-    channels_last: bool = True  # memory format, for speed (our choice)
-    eval_every: int = 10_000  # steps between evaluations (our choice)
-    seed: int = 0  # of initialisation, order, masks and augmentation (our choice)
-
-    # Data
-    augmentation: str = "official_hmr"  # recipe of the data: scale, rotation, flip, colour (paper);
-    # with shifts and crops of body parts (HMR2.0)
-    train_samples: int = 300_000  # rendered bodies per epoch, the free data (our choice)
-    test_samples: int = 1_000  # (our choice)
-    views: float = 180.0  # degrees, largest heading away from the camera (our choice)
-    lean: float = 180.0  # degrees, largest lean from upright (our choice)
-    wide: float = 0.0  # share of rendered training poses that go beyond the clips (our choice)
-    version: int = 2  # of the renderer; 1: the pictures of older scores (our choice)
 
     def __post_init__(self) -> None:
         if isinstance(self.tokenizer, Mapping):  # from a checkpoint
@@ -1382,17 +1353,15 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     "paper": TokenizerConfig(),
     # One H200: 4 x the batch, 1/4 of the steps and, by Adam's square-root rule, 2 x the rate.
     "h200": TokenizerConfig(
-        batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250, eval_every=1_250),
-    # One GPU with 11 GB: the paper's run, each step in two halves.
-    "single_gpu": TokenizerConfig(accumulate=2),
+        batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250),
+    # One GPU with 11 GB: the paper's run; train.py takes each step in two halves.
+    "single_gpu": TokenizerConfig(),
     # Two CPU cores: fewer channels and codes. The joint loss, on 45 keypoints, is the mean over 24
     # joints and 21 points of the surface: 5 x L_45 = 5 x (24 L_J + 21 L_V) / 45.
     "cpu": TokenizerConfig(
         codebook_size=64, code_dim=16, width=128, depth=1, normalise=True, corruption=0.12,
         weight_commitment=0.2, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
-        heading=180.0, tilt=40.0, uniform_rotation=0.0, batch_size=64, steps=5_000,
-        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=2_500,
-        train_samples=20_000, test_samples=1_000, lean=45.0, wide=0.8),
+        batch_size=64, steps=5_000, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
 }
 
 PRESETS: dict[str, Config] = {
@@ -1400,9 +1369,9 @@ PRESETS: dict[str, Config] = {
     "paper": Config(),
     # One H200: 2 x the batch, 1/2 of the steps, sqrt(2) x the learning rate.
     "h200": Config(
-        batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500, eval_every=5_000),
-    # One GPU with 24 GB: the paper's run, each step in eight parts of 12.
-    "single_gpu": Config(accumulate=8),
+        batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500),
+    # One GPU with 24 GB: the paper's run; train.py takes each step in eight parts of 12.
+    "single_gpu": Config(),
     # Two CPU cores, behind a small trained encoder of 128 channels. The terms beside L_mask weigh
     # less than the paper's, whose L_3D would start ten times as large as L_mask.
     "cpu": Config(
@@ -1410,7 +1379,5 @@ PRESETS: dict[str, Config] = {
         scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=4, ffn=640,
         regressor_width=256, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
         weight_keypoints_2d=2e-3, weight_pose=5e-6, weight_betas=1e-3, temperature_end=0.5,
-        batch_size=32, steps=1_800, learning_rate=1e-3, schedule="cosine", warmup_steps=100,
-        precision="fp32", channels_last=False, eval_every=900, train_samples=16_000,
-        augmentation="rendered_bodies_photos", test_samples=500, views=180.0, lean=45.0, wide=0.5),
+        batch_size=32, steps=1_800, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
 }

@@ -24,7 +24,8 @@ weights/simplehand.py opens checkpoints. This file alone opens those that train.
 backbone is FastViT:
 
     content = torch.load(FILE, weights_only=True, map_location="cpu")
-    model = SimpleHand(Config(**content["config"]))
+    config = {name: x for name, x in content["config"].items() if name in Config.__annotations__}
+    model = SimpleHand(Config(**config))  # older files have the settings of their run there, too
     model.load_state_dict(content["model"])
 
 "The release" is the authors' code of 2024-05-27. Where paper and release disagree or are silent, a
@@ -54,7 +55,7 @@ COARSE = 4  # the coarse mesh is every fourth vertex: 195 of them, as many as Fa
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that defines a model and its training run. The defaults are the paper's."""
+    """Everything that defines a model and its training. The defaults are the paper's."""
 
     # Input
     image_size: int = 224  # px, side of the square crop, a multiple of 32 (release)
@@ -103,25 +104,12 @@ class Config:
     # 200 "epochs" of 256 steps x 256 samples = 13.1 M. Both halve in the same place. On DexYCB,
     # three times as large, train.py takes as many steps as 100 epochs are: 158,940.
     batch_size: int = 256  # samples per optimiser step, over all processes (Sec. 4.1: 8 x 32)
-    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 51_200  # optimiser steps: 200 x 256 (release)
     learning_rate: float = 5e-4  # (Sec. 4.1)
     schedule: str = "step"  # "step": / 10 at half of the steps (Sec. 4.1); "cosine"; "constant"
     warmup_steps: int = 1_280  # linear from 0: 5 x 256 (release; the paper is silent)
     weight_decay: float = 1e-2  # AdamW (release; the paper is silent)
     gradient_clip: float = 1.0  # norm (release; the paper is silent)
-    precision: str = "fp16"  # "fp32", "bf16" or "fp16" with a gradient scaler (release)
-    channels_last: bool = True  # memory format, for speed alone (our choice)
-    ema_decay: float = 0.0  # of a moving average of the weights, 0 = off (release)
-    eval_every: int = 2_560  # steps between evaluations: 10 x 256 (our choice)
-    seed: int = 0  # of initialisation, order and augmentation (our choice)
-
-    # RenderedHands, the free stand-in for FreiHAND (our choice)
-    train_samples: int = 130_240  # (as many as FreiHAND has)
-    test_samples: int = 1_000
-    views: float = 90.0  # degrees, largest tilt of palm or back; 90 is the whole sphere
-    in_plane: float = 180.0  # degrees, largest turn in the image plane, either way
-    augmentation: str = "rendered"  # recipe of these pictures, a name of data.AUGMENTATIONS
 
     @property
     def num_points(self) -> int:
@@ -961,11 +949,10 @@ PRESETS: dict[str, Config] = {
     # One H200: a batch of 512 is twice the paper's, so half of the steps and, AdamW's rule, the
     # learning rate times sqrt(2). Batch norms see all 512 samples.
     "h200": Config(
-        batch_size=512, steps=25_600, warmup_steps=640, learning_rate=7.07e-4, precision="bf16",
-        eval_every=1_280),
-    # One GPU with 11 GB: the paper's samples per step, in eight parts of 32. Batch norms see 32
-    # samples each, not 256, so this run is not equal to that of "paper".
-    "single_gpu": Config(accumulate=8),
+        batch_size=512, steps=25_600, warmup_steps=640, learning_rate=7.07e-4),
+    # One GPU with 11 GB: the paper's samples per step, which train.py takes in eight parts of 32.
+    # Batch norms see 32 samples each, not 256, so this run is not equal to that of "paper".
+    "single_gpu": Config(),
     # Two CPU cores: the same design, small enough to learn in minutes, from hands within 15
     # degrees of a frontal view: the whole sphere of views takes longer. Its backbone is not
     # pretrained, so the 2D keypoints, its most direct supervision, weigh as much as the mesh.
@@ -974,14 +961,12 @@ PRESETS: dict[str, Config] = {
         mlp_ratio=2.0, feature_width=256, layer_scale=1.0, backbone_drop_path=0.0,
         token_width=64, dims=(64, 32, 16), blocks=(1, 1, 0), heads=1, dropout=0.0, drop_path=0.0,
         output_scale=0.1, weight_keypoints_2d=40.0, batch_size=32, steps=3_800, warmup_steps=100,
-        learning_rate=3e-3, schedule="cosine", precision="fp32", eval_every=1_900,
-        train_samples=20_000, views=15.0, in_plane=15.0),
+        learning_rate=3e-3, schedule="cosine"),
     # The default of tables.py: "cpu" with the paper's three blocks and fewer steps.
     "ablation": Config(
         image_size=64, embed_dims=(32, 64, 128, 256), depths=(1, 1, 1, 1), large_kernel=3,
         mlp_ratio=2.0, feature_width=256, layer_scale=1.0, backbone_drop_path=0.0,
         token_width=64, dims=(64, 32, 16), heads=1, dropout=0.0, drop_path=0.0,
         output_scale=0.1, weight_keypoints_2d=40.0, batch_size=32, steps=500, warmup_steps=100,
-        learning_rate=3e-3, schedule="cosine", precision="fp32", eval_every=500,
-        train_samples=16_000, views=15.0, in_plane=15.0),
+        learning_rate=3e-3, schedule="cosine"),
 }

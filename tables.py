@@ -43,9 +43,15 @@ import bodymodels
 import train
 from networks.adapter_rivals import count, on_meta
 from networks.backbones import simplehand_model
-from tasks.base import RunConfig
 from tasks.ranks import announce
-from tasks.settings import as_text, override, own_overrides
+from tasks.settings import (
+    RunConfig,
+    Settings,
+    as_text,
+    override,
+    own_overrides,
+    preset_settings,
+)
 
 Scores = Mapping[str, Mapping[int, np.ndarray]]  # row -> seed -> our columns: means (C,), or (N, C)
 # of N samples, the same in every row; NaN for a sample that does not count
@@ -176,7 +182,7 @@ class Runs:
         elif out not in self.done:
             arguments = train.parse_arguments(argv)
             train.require_same_run(arguments, json.loads((out / "results.json").read_text()),
-                                   train.choose_config(arguments, None, None))
+                                   *train.choose_config(arguments, None, None))
         self.done.add(out)
         return out
 
@@ -192,8 +198,8 @@ class Runs:
         return [*(["--stage", stage] if stage else []), *(["--data", data] if data else []),
                 *foreign.parse_known_args(self.flags)[1]]
 
-    def settings(self, stage: str) -> tuple[RunConfig, list[str]]:
-        """The config of a stage without a row's changes, and the --set assignments that make it."""
+    def settings(self, stage: str) -> tuple[RunConfig, Settings, list[str]]:
+        """What a stage has without a row's changes, and the --set assignments that make it."""
         task = self.tasks[stage]
         if self.preset not in task.PRESETS:
             raise ValueError(f"no preset {self.preset!r}: expected {', '.join(task.PRESETS)}")
@@ -202,14 +208,14 @@ class Runs:
             own += SCALE.get(stage, ())
         if self.table.backbone and not self.small:
             own += BACKBONES[self.table.backbone]
-        own += own_overrides(self.options.overrides, task.Config,
-                             [other.Config for other in self.tasks.values()])
-        return override(preset, own), own
+        own += own_overrides(self.options.overrides, task, self.tasks.values())
+        settings = preset_settings(task.SETTINGS, self.preset, preset)
+        return override(preset, own, settings), override(settings, own, preset), own
 
     def trained(self, stage: str, words: Sequence[str], seed: int, *flags: object,
                 label: Sequence[str] = ()) -> Path:
         """Train a stage with a row's changes; label: what else differs, for the folder's name."""
-        config, own = self.settings(stage)
+        config, _, own = self.settings(stage)
         changes = differences(config, scaled(config, words))
         name = " ".join([stage or self.model, *([*label, *changes] or ["unchanged"])])
         return self.run(self.options.out / name / f"seed {seed}", *flags, "--preset", self.preset,
@@ -431,7 +437,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = (f"`python tables.py {shlex.join(argv)}`\n\nErrors in mm, ± over seeds. "
              f"Trained: preset {runs.preset}. Scored or adapted: files of assets/, unless given.")
     try:
-        first = runs.settings(runs.table.stage)[0].seed
+        first = runs.settings(runs.table.stage)[1].seed
         for seed, name in itertools.product(
                 range(first, first + (options.seeds or 1)), runs.table.words):
             row = getattr(runs, runs.table.kind)(runs.table.words[name], seed)

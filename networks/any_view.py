@@ -40,7 +40,6 @@ class Config(simplehand.Config):
     backbone: str = "unet"
     upright_passes: int = 3  # further passes of inference; 0: look once
     weight_heat_maps: float = 0.5  # of their cross-entropy
-    augmentation: str = "rendered_upright"
 
 
 def build(config: Config) -> SimpleHand:
@@ -264,6 +263,5 @@ PRESETS = {
         image_size=64, embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 2), upsample=(1,),
         token_width=64, dims=(128, 32, 16), blocks=(3, 0, 0), heads=4, regressor_mlp_ratio=2.0,
         dropout=0.0, drop_path=0.0, output_scale=0.1, weight_keypoints_2d=5.0,
-        batch_size=64, steps=7_200, warmup_steps=100, learning_rate=1.5e-3, schedule="cosine",
-        precision="fp32", eval_every=1_800, train_samples=80_000, views=90.0, in_plane=180.0),
+        batch_size=64, steps=7_200, warmup_steps=100, learning_rate=1.5e-3, schedule="cosine"),
 }

@@ -50,6 +50,7 @@ from tasks.base import (
     parameter_groups,
 )
 from tasks.bodies import BodyTask, Mesh
+from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
 BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
@@ -66,12 +67,12 @@ def axis_rotation(axis: Tensor, angle: Tensor) -> Tensor:
 
 
 def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None,
-                     config: genhmr.TokenizerConfig = genhmr.TOKENIZER_PRESETS["paper"]) -> Tensor:
+                     settings: Settings = GENHMR_TOKENIZER["paper"]) -> Tensor:
     """Turn each body as a whole: poses (B, 24, 3, 3) -> the same with another global orientation.
 
     "We rotate the poses at varying degrees" (appendix): the tokenizer must know every orientation
-    that stage 2 meets. A standing body (y down) takes a heading within config.heading and leans up
-    to config.tilt; a fraction of the bodies takes any rotation (our choice). Bodies turn about
+    that stage 2 meets. A standing body (y down) takes a heading within settings.heading and leans
+    up to settings.tilt; a fraction of the bodies takes any rotation (our choice). Bodies turn about
     their rest pelvis: vertices V become R (V - J_0) + J_0.
     """
     def uniform(*size: int) -> Tensor:
@@ -82,10 +83,10 @@ def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None
     direction = math.pi * direction
     level = torch.stack((direction.cos(), torch.zeros_like(lean), direction.sin()), -1)
     vertical = torch.eye(3, device=level.device)[1].expand_as(level)
-    turn = (axis_rotation(level, math.radians(config.tilt) * lean)
-            @ axis_rotation(vertical, math.radians(config.heading) * heading))
+    turn = (axis_rotation(level, math.radians(settings.tilt) * lean)
+            @ axis_rotation(vertical, math.radians(settings.heading) * heading))
     normal = torch.randn(batch, 6, generator=generator, device=rotations.device)
-    any_way = uniform(batch) < config.uniform_rotation
+    any_way = uniform(batch) < settings.uniform_rotation
     turn = torch.where(any_way[:, None, None], genhmr.rotation_6d_to_matrix(normal), turn)
     root, body = rotations.split((1, genhmr.JOINTS - 1), 1)
     return torch.cat((turn.to(rotations)[:, None] @ root, body), 1)
@@ -95,6 +96,7 @@ class TokenizerTask(BodyTask):
     """Stage 1: poses to tokens and back."""
 
     Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
+    SETTINGS = GENHMR_TOKENIZER
     load_checkpoint = staticmethod(load_tokenizer)
     parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
@@ -110,8 +112,8 @@ class TokenizerTask(BodyTask):
     TRY = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
     def __init__(self, config: genhmr.TokenizerConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         stride = config.vertex_stride
         self.thin_body = self.body.for_keypoints()  # for the loss
         if stride:
@@ -124,11 +126,10 @@ class TokenizerTask(BodyTask):
         them on the test split.
         """
         arguments, training = self.arguments, split == "train"
-        seed = self.config.seed if training else 0
+        settings, seed = self.settings, self.settings.seed if training else 0
         if self.data == "rendered":
-            config = self.config
-            return data.MotionPoses(split, length, seed, views=config.heading, lean=config.lean,
-                                    wide=config.wide if training else 0.0)
+            return data.MotionPoses(split, length, seed, views=settings.heading,
+                                    lean=settings.lean, wide=settings.wide if training else 0.0)
         root = arguments.data_root if training else arguments.test_root or arguments.data_root
         held_out = dict(EVALUATIONS.values()) | ({} if arguments.eval else {"amass": "val"})
         parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
@@ -147,7 +148,7 @@ class TokenizerTask(BodyTask):
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """L_vq of randomly rotated poses; perplexity and dead codes for the log."""
-        pose = augment_rotation(batch["pose"], config=self.config)
+        pose = augment_rotation(batch["pose"], settings=self.settings)
         prediction = model(pose)
         terms = genhmr.tokenizer_losses(prediction, batch | {"pose": pose}, self.thin_body)
         statistics = {name: prediction[name] for name in ("perplexity", "dead_codes")}
@@ -203,7 +204,7 @@ class TokenizerTask(BodyTask):
 class EncoderTask(BodyTask):
     """Before stage 2: a small encoder that knows poses, as the paper's trained ViT-H does."""
 
-    Config, PRESETS = EncoderConfig, small_encoder.PRESETS
+    Config, PRESETS, SETTINGS = EncoderConfig, small_encoder.PRESETS, GENHMR_ENCODER
     load_checkpoint = staticmethod(load_encoder)
     parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"}
@@ -215,8 +216,8 @@ class EncoderTask(BodyTask):
               f"{BodyTask.REMARK}")
 
     def __init__(self, config: EncoderConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         self.light_body = self.body.for_keypoints()
 
     @staticmethod
@@ -227,12 +228,7 @@ class EncoderTask(BodyTask):
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people."""
-        config, training = self.config, split == "train"
-        return data.RenderedBodies(
-            split, IMAGE_SIZE, length=length, seed=config.seed if training else 0,
-            views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
-            version=config.version, cache=self.arguments.cache,
-            augmentation=config.augmentation if training else None)
+        return self.rendered(split, length, IMAGE_SIZE)
 
     def build(self) -> nn.Module:
         """The encoder with new weights."""
@@ -252,7 +248,8 @@ class EncoderTask(BodyTask):
         heat = (weight * heat_map_loss(reading.heat, true, HEAT_GRID)).mean()
         terms = {"heat": heat} | lift_losses(reading.lifted, batch, self.light_body)
         if config.unpictured:
-            at, share, bodies = imagine_bodies(network, reading, true, config, self.light_body)
+            at, share, bodies = imagine_bodies(network, reading, true, config.unpictured,
+                                               self.settings, self.light_body)
             terms |= {f"unpictured_{name}": term for name, term in lift_losses(
                 network.lift(at, share), bodies, self.light_body).items()}
         return encoder_total_loss(terms, config), terms
@@ -319,19 +316,20 @@ def encoder_total_loss(terms: Terms, config: EncoderConfig) -> Tensor:
 
 
 @torch.no_grad()
-def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, config: EncoderConfig,
-                   body: bodymodels.BodyModel) -> tuple[Tensor, Tensor, Batch]:
-    """Pose bodies without pictures, config.unpictured times as many as there are pictures.
+def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, times: int,
+                   settings: Settings, body: bodymodels.BodyModel) -> tuple[Tensor, Tensor, Batch]:
+    """Pose bodies without pictures, `times` as many as there are pictures.
 
     reading, true: the encoder's keypoints in the pictures, and the true ones (B, 45, 2). Returns
     keypoints as the encoder would find them, with the errors it makes in these pictures (those of
     one picture stay together, up to 1.3 times as large): at (N, 45, 2), share (N, 45); and the
     bodies: pose, betas, keypoints_3d, and keypoints_2d in pixels.
     """
-    count, device = len(true) * config.unpictured, true.device
+    count, device = len(true) * times, true.device
     rngs = np.random.default_rng(int(torch.randint(2**31, ()))).spawn(count)
     pose, betas = (torch.from_numpy(array).to(device) for array in sample_wide_postures(
-        rngs, "train", config.wide, config.views, config.lean, STEEP * (config.version > 1)))
+        rngs, "train", settings.wide, settings.views, settings.lean,
+        STEEP * (settings.version > 1)))
     keypoints = body.keypoints(body(betas, pose))
     flat = in_random_crops(keypoints - keypoints[:, :1])
     low, high = encoder.centres.amin(0), encoder.centres.amax(0)
@@ -370,7 +368,7 @@ def in_random_crops(keypoints: Tensor) -> Tensor:
 class TransformerTask(BodyTask):
     """Stage 2: tokens from images."""
 
-    Config, PRESETS = genhmr.Config, genhmr.PRESETS
+    Config, PRESETS, SETTINGS = genhmr.Config, genhmr.PRESETS, GENHMR_TRANSFORMER
     load_checkpoint = staticmethod(load_checkpoint)
     parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
@@ -430,8 +428,8 @@ class TransformerTask(BodyTask):
         return config
 
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         starts = origin or arguments.checkpoint
         if not starts and not arguments.tokenizer:
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
@@ -469,16 +467,12 @@ class TransformerTask(BodyTask):
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
-        config, training = self.config, split == "train"
-        augmentation = config.augmentation if training else None
-        if self.data != "rendered":
-            return self.official(split, config.image_size, models=self.arguments.models,
-                                 augmentation=augmentation,
-                                 **({} if training else {"detections": self.detections}))
-        return data.RenderedBodies(
-            split, config.image_size, length=length, seed=config.seed if training else 0,
-            views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
-            version=config.version, cache=self.arguments.cache, augmentation=augmentation)
+        size, training = self.config.image_size, split == "train"
+        if self.data == "rendered":
+            return self.rendered(split, length, size)
+        return self.official(split, size, models=self.arguments.models,
+                             augmentation=self.settings.augmentation if training else None,
+                             **({} if training else {"detections": self.detections}))
 
     @property
     def detections(self) -> str | None:

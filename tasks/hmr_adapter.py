@@ -27,9 +27,18 @@ import metrics
 from files import load_arrays, safe_unpickle
 from networks.adapter_encoders import is_small
 from networks.adapter_rivals import build_model, share_twists
-from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
+from tasks.base import (
+    Batch,
+    Predictions,
+    Scores,
+    Task,
+    Terms,
+    bare,
+    better,
+    parameter_groups,
+)
 from tasks.bodies import BodyTask, Mesh
-from tasks.settings import own_overrides, suitable_preset
+from tasks.settings import RunConfig, Settings, own_overrides, suitable_preset
 from weights.hmr_adapter import (
     expert_of,
     load_body_expert,
@@ -53,7 +62,7 @@ BACKBONE_ARGUMENT = {"metavar": "FILE", "help": "give a small expert the encoder
 class PeopleTask(Task):
     """What the four stages share: rendered or official people, and experts to build on."""
 
-    parameters = staticmethod(hmr_adapter.parameter_groups)
+    parameters = staticmethod(parameter_groups)
     load_expert: ClassVar[Callable[..., nn.Module]]  # from a file
     MODEL: ClassVar[type]  # what this stage trains
     MODELS = ("SMPL-X's of all genders, MANO_RIGHT, MANO_LEFT, MANO_SMPLX_vertex_ids.pkl and, to "
@@ -80,8 +89,8 @@ class PeopleTask(Task):
         return dataclasses.replace(config, expert=cls.load_expert(arguments.expert).config)
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         if not self.ADAPTS:
             return
         stage, starts = arguments.stage, origin or arguments.checkpoint or arguments.expert
@@ -183,8 +192,8 @@ class HandExpertTask(PeopleTask):
               "that of meshes aligned with one\nanother, in each column the better one.\n")
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         if self.data == "rendered":
             self.hand = bodymodels.load_model("hand_right")
         else:
@@ -308,8 +317,8 @@ class HandAdapterTask(HandExpertTask):
               + HandExpertTask.REMARK)
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         if config.needs_guide and not arguments.eval and not arguments.guide:
             raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
                              "give its checkpoint with --guide")
@@ -374,8 +383,8 @@ class BodyExpertTask(PeopleTask, BodyTask):
     TRY = "python train.py --model hmr_adapter --stage body --expert {checkpoint}"
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         self.light_body = self.body.for_keypoints()  # losses need no other vertices
 
     def to(self, device: torch.device) -> None:
@@ -663,8 +672,8 @@ def zoomed(picture: np.ndarray, center: np.ndarray, side: float, size: int) -> n
 def stage_arguments(arguments: argparse.Namespace, stage: str) -> argparse.Namespace:
     """Return the flags of one of the four stages; --set reaches each stage that has the field."""
     changes = {"stage": stage, "name": f"{arguments.model}-{stage}", "out": arguments.out / stage,
-               "overrides": own_overrides(arguments.overrides, STAGES[stage].Config,
-                                          [STAGES[part].Config for part in PARTS]), "export": None}
+               "overrides": own_overrides(arguments.overrides, STAGES[stage],
+                                          [STAGES[part] for part in PARTS]), "export": None}
     if stage in ("hand", "body"):
         preset = arguments.preset or suitable_preset()
         changes |= {"expert": arguments.out / f"{stage}_expert" / "checkpoint.pt",

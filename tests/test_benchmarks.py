@@ -92,5 +92,6 @@ def test_without_a_gpu_nothing_is_run(capsys, monkeypatch):
 @pytest.mark.parametrize("name", ["simplehand", "genhmr-tokenizer"])
 def test_a_training_step_is_the_trainers_own(capsys, name):
     """The code of the training rows runs on the CPU: samples, loss, backward, optimiser."""
-    gpu.training_step(name, "cpu", torch.device("cpu"), 0.0, batch_size=2, accumulate=2)
+    gpu.training_step(name, "cpu", torch.device("cpu"), 0.0, "batch_size=2",
+                      "accumulate=2")
     assert "2 samples" in capsys.readouterr().out

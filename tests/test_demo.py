@@ -308,9 +308,8 @@ def test_unsure_heat_maps_are_told(spread, other, side, words, monkeypatch):
     ("unknown data", 90, "trained on unknown data")])
 def test_the_checkpoint_says_what_it_has_seen(kind, views, words, tmp_path):
     """One line from the checkpoint's data and config, not from its name."""
-    model = trained_model()
-    model.config = replace(model.config, views=views)
-    torch.save(checkpoint_of(model, data=kind), tmp_path / "one.pt")
+    torch.save(checkpoint_of(trained_model(), data=kind, settings={"views": views}),
+               tmp_path / "one.pt")
     _, _, line = demo.load_simplehand(demo.parser().parse_args(
         ["simplehand", "--checkpoint", str(tmp_path / "one.pt")]))
     assert words in line and "\n" not in line

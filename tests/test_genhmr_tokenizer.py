@@ -16,6 +16,7 @@ import bodymodels
 import genhmr
 from genhmr import Quantiser, Tokenizer, TokenizerConfig
 from tasks.genhmr import augment_rotation, axis_rotation
+from tasks.settings import GENHMR_TOKENIZER
 
 # ------------------------------------------------------------------------------------- augmentation
 
@@ -45,7 +46,7 @@ def test_augmentation_covers_what_stage_2_meets():
     def turns(count: int, seed: int = 0, **fields) -> Tensor:
         return augment_rotation(torch.eye(3).expand(count, 24, 3, 3),
                                 torch.Generator().manual_seed(seed),
-                                replace(TokenizerConfig(), **fields))[:, 0]
+                                replace(GENHMR_TOKENIZER["paper"], **fields))[:, 0]
 
     mixed = turns(20_000)
     lean = torch.rad2deg(mixed[:, 1, 1].clamp(-1, 1).acos())  # between down and its image

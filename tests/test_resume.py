@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import train
+from tasks.settings import settable
 
 STEPS = 12
 RUN = {"warmup_steps": 2, "eval_every": 25, "batch_size": 8, "train_samples": 44, "test_samples": 2,
@@ -55,7 +56,9 @@ def command(stage, out, folder, steps):
     """The command line of a stage's run in `out`; `folder` has the cache and earlier stages."""
     name, _, variant = stage.partition(" ")
     model, _, part = name.partition("-")
-    fields = {field.name for field in dataclasses.fields(train.TASKS[name].PRESETS["cpu"])}
+    task = train.TASKS[name]
+    fields = {field.name for field in dataclasses.fields(task.PRESETS["cpu"])}.union(
+        *map(settable, task.SETTINGS.values()))
     settings = RUN | TINY[model] | (VIT if variant else {}) | {"steps": steps}
     flags = [f"--{flag}={folder / other / 'checkpoint.pt'}"
              for flag, other in NEEDED.get(stage, {}).items()]

@@ -237,7 +237,7 @@ class Recorder:
         arguments = train.parse_arguments(argv)
         task, config = train.TASKS[arguments.name], None
         if not arguments.eval:
-            config = override(task.PRESETS[arguments.preset], arguments.overrides)
+            config, settings = train.choose_config(arguments, None, None)
         task.check_arguments(arguments)
         self.runs.append(arguments)
         arguments.out.mkdir(parents=True)
@@ -246,6 +246,7 @@ class Recorder:
             "name": arguments.name, "preset": arguments.preset,
             "data": arguments.data or "rendered",
             "config": config and dataclasses.asdict(config),
+            "settings": config and dataclasses.asdict(settings),
             "scores": {"SimpleHand": dict.fromkeys(names, 1.0)}}))
         predictors = ("tokenizer", "found arm", "adapter", "expert", "experts", "ours", *(
             f"T={T}{P}" for T in (1, 3, 5, 10, 15, 20) for P in ("", *(
@@ -313,11 +314,11 @@ def test_rows_with_other_backbones(recorder, tmp_path):
     tables.main(["simplehand", "table2", "--out", str(tmp_path), *official])
     tables.main(["simplehand", "table5", "--out", str(tmp_path), "--preset", "h200", *official])
     first, second = recorder.runs[0], recorder.runs[1]
-    config = override(PRESETS[first.preset], first.overrides)
+    config, _ = train.choose_config(first, None, None)
     assert config == PRESETS["paper_hrnet"] and first.backbone == "W"
     assert re.search(r"^\| ours, HRNet \| 1.9M \| 5.8 \| 6.1 \| 1.56 ", (
         tmp_path / "table2.md").read_text(), re.MULTILINE)
-    config = override(PRESETS[second.preset], second.overrides)
+    config, _ = train.choose_config(second, None, None)
     assert (config.backbone, config.batch_size, config.sampling) == ("hiera", 512, "global")
     assert config.embed_dims == PRESETS["paper_hiera"].embed_dims and second.backbone == "B"
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 import torch
@@ -10,7 +10,9 @@ from simplehand_samples import TINY, checkpoint_of, images, on_meta, trained_mod
 
 import bodymodels
 import simplehand
+import weights.files
 from simplehand import Config, SimpleHand
+from tasks.settings import Settings
 from weights.simplehand import load_backbone, load_checkpoint, our_name
 
 
@@ -220,8 +222,8 @@ def test_foreign_config_and_missing_file(trained, tmp_path):
 
 def test_the_paper_file_opens_checkpoints_of_its_design(trained, tmp_path):
     """The lines in its opening docstring give the model in a checkpoint as train.py writes it."""
-    lines = re.findall(r"^    ((?:content|model).*)$", simplehand.__doc__, re.MULTILINE)
-    assert len(lines) == 3
+    lines = re.findall(r"^    ((?:content|config|model).*)$", simplehand.__doc__, re.MULTILINE)
+    assert len(lines) == 4
     torch.save(checkpoint_of(trained), tmp_path / "tiny.pt")
     space = vars(simplehand) | {"FILE": tmp_path / "tiny.pt"}
     exec("\n".join(lines), space)
@@ -232,3 +234,17 @@ def test_the_paper_file_opens_checkpoints_of_its_design(trained, tmp_path):
     exec("\n".join(lines), space)
     for name, value in load_checkpoint(space["FILE"]).state_dict().items():
         assert torch.equal(space["model"].state_dict()[name], value)
+
+
+def test_settings_of_older_checkpoints_are_told_from_the_config():
+    """Every field of Settings may be in an older config, and is no unknown field there, but in the
+    model's `settings`; a newer file has them beside the config."""
+    names = {field.name for field in fields(Settings)}
+    assert names == {*weights.files.SETTINGS} - {"ema_decay"}
+    model = load_checkpoint(bodymodels.ASSETS / "simplehand_cpu.pt")
+    assert model.settings["views"] == 15 and not names & set(vars(model.config))
+    older = {"model": model.state_dict(), "config": asdict(model.config) | {"views": 20.0}}
+    newer = older | {"config": asdict(model.config), "settings": {"views": 20.0}}
+    assert [load_checkpoint(content).settings["views"] for content in (older, newer)] == [20, 20]
+    with pytest.raises(ValueError, match="unexpected keyword argument 'sights'"):
+        load_checkpoint(older | {"config": older["config"] | {"sights": 20.0}})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import typing
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -11,6 +13,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+# Fields of Settings in tasks/settings.py that configs in older checkpoints have; ema_decay was 0.
+SETTINGS = (
+    "accumulate", "precision", "channels_last", "ema_decay", "eval_every", "seed", "train_samples",
+    "test_samples", "augmentation", "views", "in_plane", "lean", "wide", "occlusion", "version",
+    "test_body_size", "heading", "tilt", "uniform_rotation")
 
 
 def require(condition: object, message: str) -> None:
@@ -39,8 +47,9 @@ def check_whole(path: str | PathLike) -> None:
 def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
     """Read the weights of a checkpoint, and its config if it has one, without running its code.
 
-    source: a file or its content, which is train.py's {"model", "config", ...}, {"state_dict"},
-    {"model_state"}, {"network"}, or the weights alone.
+    source: a file or its content, which is train.py's {"model", "config", "settings", ...},
+    {"state_dict"}, {"model_state"}, {"network"}, or the weights alone. The settings of the run
+    are returned with the config, see `without_settings`.
     Raises FileNotFoundError or ValueError.
     """
     if not isinstance(source, Mapping):
@@ -63,7 +72,18 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
              if isinstance(value, Tensor)}
     require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
                    "torch.save(model.state_dict(), FILE) writes it")
-    return state, source.get("config")
+    config, settings = source.get("config"), source.get("settings")
+    if isinstance(config, Mapping) and isinstance(settings, Mapping):
+        config = {**settings, **config}
+    return state, config
+
+
+def without_settings(config: Mapping[str, object], kind: type) -> dict[str, object]:
+    """Drop what describes the run, not the model: SETTINGS that the dataclass `kind` lacks."""
+    kinds = typing.get_type_hints(kind)
+    return {name: without_settings(value, kinds[name])
+            if isinstance(value, Mapping) and dataclasses.is_dataclass(kinds.get(name)) else value
+            for name, value in config.items() if name in kinds or name not in SETTINGS}
 
 
 def read_data_name(path: str | PathLike) -> str | None:
@@ -107,12 +127,14 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
     """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
 
     build: a model's class, or a function that chooses it; takes a config_kind. options: of
-    load_weights. Raises ValueError if the config is not the model's.
+    load_weights. The model's `settings` are those of the run that trained it. Raises ValueError if
+    the config is not the model's.
     """
     require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
             f"save dataclasses.asdict({config_kind.__name__}(...))")
+    settings = {name: value for name, value in config.items() if name in SETTINGS}
     try:
-        config = config_kind(**config)
+        config = config_kind(**without_settings(config, config_kind))
         with torch.device("meta"):  # takes no memory
             size = sum(value.numel() for value in build(config).state_dict().values())
     except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
@@ -123,4 +145,5 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
             f"it describes {size:,} numbers, they are {stored:,}")
     model = build(config)
     load_weights(model, state, **options)
+    model.settings = settings
     return model.eval()
