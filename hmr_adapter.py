@@ -61,7 +61,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,29 +115,14 @@ class Training:
     """Settings of every training run. Defaults: the adapters', 10K steps on 4 V100 (paper)."""
 
     batch_size: int = 128  # samples per optimiser step, over all processes: 4 x 32 (paper)
-    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 10_000  # optimiser steps (paper)
     learning_rate: float = 1e-4  # of AdamW (our choice: the paper is silent, the experts had 1e-5)
     schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (HaMeR)
     warmup_steps: int = 100  # linear, from 0 (our choice)
     weight_decay: float = 1e-4  # (HaMeR)
     gradient_clip: float = 1.0  # norm (our choice)
-    precision: str = "fp16"  # with a gradient scaler: V100 has no bf16 (our choice); "bf16", "fp32"
-    channels_last: bool = False  # memory format, affects only speed (our choice)
-    ema_decay: float = 0.0  # of the moving average of the weights, 0 = off (our choice)
-    eval_every: int = 500  # steps between evaluations (our choice)
-    seed: int = 0  # of initialisation, order and augmentation (our choice)
-    train_samples: int = 100_000  # rendered people per epoch, the free data (our choice)
-    test_samples: int = 1_000  # rendered people of the test split (our choice)
     body_size: int = 512  # px, side of the pictures of people (SMPLer-X)
-    test_body_size: int = 0  # px, the same for the test split, whose hands are cut from these
-    # pictures; 0: body_size (our choice)
     hand_size: int = 256  # px, side of the crops of hands (HaMeR)
-    views: float = 180.0  # degrees, largest heading of rendered people, either way (our choice)
-    lean: float = 180.0  # degrees, how far rendered people lean at most (our choice)
-    wide: float = 0.0  # share of rendered training poses that go beyond the clips (our choice)
-    occlusion: float = 0.5  # share of rendered hands that something covers (our choice)
-    augmentation: str = "rendered_bodies"  # a name of data.AUGMENTATIONS (our choice)
 
 
 @dataclass(frozen=True)
@@ -1739,22 +1723,14 @@ def hand_translation(camera: Tensor, focal: float) -> Tensor:
 # ----------------------------------------------------------------------------------- presets
 
 
-def gpu_preset(accumulate: int) -> Config:
-    """Return the paper's design for one GPU: the same samples per step, in bf16."""
-    run = dict(accumulate=accumulate, precision="bf16", joint_embedding="learned")
-    return Config(HandConfig(expert=HandExpertConfig(precision="bf16"), **run),
-                  BodyConfig(expert=BodyExpertConfig(precision="bf16"), **run))
-
-
 def cpu_preset() -> Config:
     """Return the same design in small, behind small encoders, see networks/adapter_encoders.py."""
     vit = dict(image_size=128, patch_size=8, vit_depth=1, vit_drop_path=0.0)
-    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=8_000,
-               body_size=128, test_body_size=512, hand_size=128, lean=45.0, wide=0.5,
-               augmentation="rendered_people", eval_every=600, gradient_clip=5.0)
-    expert = run | vit | dict(weight_decay=1e-3, learning_rate=1e-3)
-    adapter = run | dict(joint_embedding="learned", learning_rate=1e-3)
     decoder = dict(decoder_layers=3, decoder_heads=4, decoder_head_dim=64)
+    run = dict(batch_size=32, schedule="cosine", learning_rate=1e-3, gradient_clip=5.0,
+               body_size=128, hand_size=128)
+    expert = run | vit | dict(weight_decay=1e-3)
+    adapter = run | dict(joint_embedding="learned")
     of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
     hand = HandExpertConfig(vit_dim=190, vit_heads=5, decoder_dim=256, decoder_ffn=1024,
@@ -1771,9 +1747,10 @@ def cpu_preset() -> Config:
                    knuckle_source="found", offset_hidden=192, weight_keypoints_3d=30.0))
 
 
+EMBEDDED = Config(HandConfig(joint_embedding="learned"), BodyConfig(joint_embedding="learned"))
 PRESETS: dict[str, Config] = {
     "paper": Config(),  # torchrun with 4 processes, V100, six hours; no joint embeddings
-    "h200": gpu_preset(accumulate=1),  # one H200
-    "single_gpu": gpu_preset(accumulate=8),  # one GPU with 24 GB
-    "cpu": cpu_preset(),
+    "h200": EMBEDDED,  # one H200
+    "single_gpu": EMBEDDED,  # one GPU with 24 GB
+    "cpu": cpu_preset(),  # two CPU cores
 }

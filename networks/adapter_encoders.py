@@ -53,7 +53,8 @@ class HandEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        config = dataclasses.replace(any_view.PRESETS["cpu_views"], depths=(2, 3, 3, 6))
+        config = dataclasses.replace(any_view.PRESETS["cpu_views"], depths=(2, 3, 3, 6),
+                                     blocks=(4, 0, 0))  # assets/simplehand_views_cpu.pt
         self.hand = any_view.build(config)
         self.width = config.token_width + 6 * self.KEYPOINTS  # D, 190
         self.register_buffer("regressor", torch.zeros(self.KEYPOINTS, config.num_vertices))

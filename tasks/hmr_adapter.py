@@ -38,7 +38,14 @@ from tasks.base import (
     parameter_groups,
 )
 from tasks.bodies import BodyTask, Mesh
-from tasks.settings import RunConfig, Settings, own_overrides, suitable_preset
+from tasks.settings import (
+    HMR_ADAPTER,
+    HMR_EXPERT,
+    RunConfig,
+    Settings,
+    own_overrides,
+    suitable_preset,
+)
 from weights.hmr_adapter import (
     expert_of,
     load_body_expert,
@@ -117,18 +124,18 @@ class PeopleTask(Task):
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
-        config, training = self.config, split == "train"
-        augmentation = config.augmentation if training else None
-        size = config.body_size if training else config.test_body_size or config.body_size
+        config, settings, training = self.config, self.settings, split == "train"
+        augmentation = settings.augmentation if training else None
+        size = config.body_size if training else settings.test_body_size or config.body_size
         if self.data != "rendered":
             return self.official(split, size, hand_size=config.hand_size,
                                  models=self.arguments.models, augmentation=augmentation,
                                  detail=1 if training else self.DETAIL)
         return data.RenderedPeople(
             split, size, hand_size=config.hand_size, length=length,
-            seed=config.seed if training else 0, views=config.views, lean=config.lean,
-            wide=config.wide if training else 0.0, occlusion=config.occlusion,
-            lens_size=max(128, size), version=2,
+            seed=settings.seed if training else 0, views=settings.views, lean=settings.lean,
+            wide=settings.wide if training else 0.0, occlusion=settings.occlusion,
+            lens_size=max(128, size), version=settings.version,
             cache=self.arguments.cache, augmentation=augmentation)
 
     def build(self) -> nn.Module:
@@ -179,6 +186,7 @@ class HandExpertTask(PeopleTask):
 
     Config = hmr_adapter.HandExpertConfig
     PRESETS = {name: preset.hand.expert for name, preset in hmr_adapter.PRESETS.items()}
+    SETTINGS = HMR_EXPERT
     PROTOCOLS = {"rendered": "rendered_people_hands", "arctic": "arctic_p1val"} | dict.fromkeys((
         "hmr-adapter-hands", "h36m-smplx", "rich", "bedlam", "freihand", "interhand", "hamer",
         "hamer-tars"), "")
@@ -300,6 +308,7 @@ class HandAdapterTask(HandExpertTask):
 
     Config = hmr_adapter.HandConfig
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
+    SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
     DETAIL = 4
     ARGUMENTS = PeopleTask.ARGUMENTS | {
@@ -372,6 +381,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
 
     Config = hmr_adapter.BodyExpertConfig
     PRESETS = {name: preset.body.expert for name, preset in hmr_adapter.PRESETS.items()}
+    SETTINGS = HMR_EXPERT
     PROTOCOLS = {"rendered": "rendered_people", "arctic": "arctic_p1val", "ehf": "ehf",
                  "3dpw-moon": "3dpw_smplx_lineage"} | dict.fromkeys((
                      "hmr-adapter-body", "h36m-smplx", "rich", "bedlam"), "")
@@ -514,6 +524,7 @@ class BodyAdapterTask(BodyExpertTask):
 
     Config = hmr_adapter.BodyConfig
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
+    SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
     ARGUMENTS = PeopleTask.ARGUMENTS | {"expert": EXPERT_ARGUMENT}
     TRY = "python demo.py hmr_adapter PICTURE --body {checkpoint}"

@@ -111,6 +111,21 @@ GENHMR_TRANSFORMER = {
     "single_gpu": replace(BODIES, accumulate=8),
     "cpu": replace(SMALL_BODIES, channels_last=False, eval_every=900),
 }
+# V100 has no bf16.
+PEOPLE = Settings(precision="fp16", eval_every=500, augmentation="rendered_bodies", views=180.0,
+                  lean=180.0, wide=0.0, occlusion=0.5, version=2, test_body_size=0)
+SMALL_PEOPLE = replace(PEOPLE, precision="fp32", eval_every=600, train_samples=8_000,
+                       test_body_size=512, augmentation="rendered_people", lean=45.0, wide=0.5)
+HMR_EXPERT = {
+    "paper": PEOPLE,
+    "h200": replace(PEOPLE, precision="bf16"),
+    "single_gpu": replace(PEOPLE, precision="bf16"),
+    "cpu": replace(SMALL_PEOPLE, channels_last=True),
+}
+HMR_ADAPTER = HMR_EXPERT | {
+    "single_gpu": replace(PEOPLE, precision="bf16", accumulate=8),
+    "cpu": SMALL_PEOPLE,
+}
 
 
 def suitable_preset() -> str:

@@ -43,7 +43,7 @@ def test_scale_zero_is_the_hand_expert():
 def test_decoder_is_equation_3():
     """Z_new = Z + SA + CA(Q, K, V) + scale CA(Q', K', V'), with shared norms, in every layer."""
     model, features, guide = hand_adapter(), torch.randn(2, 12, 32), torch.randn(2, 8, 32)
-    x = model.decoder.query(features)
+    x = model.decoder.query(len(features))
     for (first, second, third), new in zip(model.decoder.layers, model.layers, strict=True):
         own = x + self_attend(first.fn, first.norm(x))
         other = x + self_attend(new["self_attention"], first.norm(x))

@@ -134,7 +134,7 @@ def test_task_tokens_have_no_position_and_come_first():
     picture = torch.rand(2, 3, 64, 48)
     tokens, patches = encoder(picture)
     assert tokens.shape == (2, 31, 32) and patches.shape == (2, 12, 32)
-    x = encoder.patch_embed["proj"](picture).flatten(2).mT
+    x = encoder.patch_embed.proj(picture).flatten(2).mT
     x = x + encoder.pos_embed[:, 1:] + encoder.pos_embed[:, :1]
     x = torch.cat((encoder.task_tokens.expand(2, -1, -1), x), 1)
     for block in encoder.blocks:

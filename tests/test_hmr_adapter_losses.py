@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import hmr_adapter as hmr
 from networks.adapter_rivals import build_model, count
+from tasks.base import parameter_groups
 from weights.hmr_adapter import load_body_expert, load_hand_expert
 
 
@@ -239,7 +240,7 @@ def test_parameter_groups():
     """Matrices decay; biases, norms, positions and embeddings do not; frozen parameters are left
     out."""
     model = body_adapter(joint_embedding="learned")
-    decayed, spared = (group["params"] for group in hmr.parameter_groups(model, 0.1))
+    decayed, spared = (group["params"] for group in parameter_groups(model, 0.1))
     numbers = sum(parameter.numel() for parameter in [*decayed, *spared])
     assert numbers == count(model, True) < count(model)
     identities = {id(parameter) for parameter in spared}
@@ -273,7 +274,7 @@ def test_overfits_one_batch(stage):
     if stage == "hand":  # an expert whose readouts are near zero could not be moved
         nn.init.normal_(model.expert.mano_head.decpose.weight, std=0.3)
     samples = hmr.hand_samples(batch)
-    optimizer = torch.optim.AdamW(hmr.parameter_groups(model, 0.0), lr=3e-3)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
     history = []
     for _ in range(80 if stage == "body_expert" else 40):
         if "hand" in stage:

@@ -67,13 +67,15 @@ def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mappi
         found["regressor"] = bodymodels.load_model("hand_right").keypoint_regressor
     else:
         prefix = "backbone." if "backbone.sizes" in state else ""
-        found = {name: state[prefix + name] for name in own if prefix + name in state}
-    fits = all(name in found and found[name].shape == own[name].shape for name in own)
+        found = {name.removeprefix(prefix): value for name, value in state.items()
+                 if name.startswith(prefix)}
+    fits = found.keys() == own.keys() and all(
+        found[name].shape == own[name].shape for name in own)
     fits = fits and torch.equal(*(part.get("sizes", torch.zeros(())) for part in (own, found)))
     require(fits, "this checkpoint has no encoder for this expert: expected " + (
         "one like assets/simplehand_views_cpu.pt" if hands else
         "one of train.py --model genhmr, --stage encoder or transformer, of the usual size"))
-    encoder.load_state_dict({name: found[name] for name in own})
+    encoder.load_state_dict(found)
 
 
 def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn.Module:
