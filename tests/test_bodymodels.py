@@ -294,13 +294,11 @@ def test_gradients_do_not_depend_on_the_memory_layout():
     body = model("hand_right")
     betas, pose, _, _ = inputs(body, 2)
     pose.requires_grad_()
-    weights = torch.randn(2, 3, 778)
-    results = []
-    for gradient in (weights.mT, weights.mT.contiguous()):
-        results += torch.autograd.grad(body(betas, pose).vertices, pose, gradient)
-    ones = torch.autograd.grad(body(betas, pose).vertices.sum(), pose)[0]
-    expected = torch.autograd.grad(body(betas, pose).vertices, pose, torch.ones(2, 778, 3))[0]
-    assert torch.allclose(*results, atol=1e-4) and torch.allclose(ones, expected, atol=1e-4)
+    weights = torch.randn(2, 3, 778).mT
+    for gradient in (weights, torch.ones(()).expand(2, 778, 3)):
+        results = [torch.autograd.grad(body(betas, pose).vertices, pose, layout)[0]
+                   for layout in (gradient, gradient.contiguous())]
+        assert torch.allclose(*results, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -375,7 +373,8 @@ def test_convention_joint_names_name_the_joints():
 
 
 def test_convention_keypoints_of_a_hand():
-    """hand21 is wrist, then each finger from base to tip; the tips are vertices."""
+    """hand21 is wrist, then each finger from base to tip; the tips are vertices, each nearest to
+    the last joint of the finger of the same name."""
     body = model("hand_right")
     betas, pose, _, _ = inputs(body, 2)
     output = body(betas, pose)
@@ -383,8 +382,10 @@ def test_convention_keypoints_of_a_hand():
     assert keypoints.shape == (2, 21, 3)
     assert torch.equal(keypoints[:, 4::4], output.vertices[:, list(body.tip_vertex_ids)])
     rest = body.keypoint_regressor @ body.v_template
-    reach = (rest - rest[0]).norm(dim=1).view(-1)[1:].view(5, 4)
-    assert (reach.diff(dim=1) > 0).all()  # each finger leads away from the wrist
+    fingers = rest[1:].view(5, 4, 3)
+    assert ((fingers - rest[0]).norm(dim=2).diff(dim=1) > 0).all()  # away from the wrist
+    nearest = torch.cdist(fingers[:, 3], fingers[:, :3].flatten(0, 1)).argmin(1)
+    assert nearest.tolist() == [2, 5, 8, 11, 14]
     assert apart(rest[bm.joint_indices("hand21", "mano16")], body.rest_joints(0 * betas)[0]) < 1e-6
 
 

@@ -85,15 +85,17 @@ def test_round_trips(there, back, axis_angle):
 
 
 @given(axis_angles(), axes, st.floats(1e-7, 1e-2))
-def test_vectors_come_back_in_their_range(axis_angle, axis, small):
+def test_convention_vectors_and_their_ranges(axis_angle, axis, small):
     """Axis-angle vectors come back, at pi perhaps as their opposite, and near the identity to one
-    part in a million of float32; quaternions have length 1 and w >= 0."""
+    part in a million of float32; quaternions are (w, x, y, z) of length 1 and w >= 0; 6D is columns
+    0 and 1."""
     matrix = bm.axis_angle_to_matrix(axis_angle)
     back, quaternion = bm.matrix_to_axis_angle(matrix), bm.matrix_to_quaternion(matrix)
     assert back.norm() <= PI + 1e-12
     close = torch.allclose(back, axis_angle, atol=1e-8, rtol=1e-8)
     assert close or (axis_angle.norm() > PI - 1e-7 and torch.allclose(-back, axis_angle, atol=1e-6))
     assert quaternion[0] >= 0 and abs(quaternion.norm() - 1) < 1e-14
+    assert torch.equal(bm.matrix_to_rotation_6d(matrix), torch.cat(matrix.unbind(1)[:2]))
     single = torch.tensor(axis) / math.hypot(*axis) * small
     back = bm.matrix_to_axis_angle(bm.axis_angle_to_matrix(single))
     assert (back - single).norm() <= 1e-6 * small
@@ -113,15 +115,6 @@ def test_6d_is_always_a_rotation(seed, scale, spread):
     assert torch.allclose(matrix[..., 0], first / first.norm(dim=-1, keepdim=True))
     assert (matrix[..., 1] * second).sum(-1).min() > 0
     assert (matrix[..., 2] * second).sum(-1).abs().max() < 1e-12
-
-
-def test_convention_rotations():
-    """A quarter turn about z takes x to y; quaternions are (w, x, y, z); 6D is columns 0 and 1."""
-    quarter = bm.axis_angle_to_matrix(torch.tensor([0, 0, PI / 2]))
-    assert torch.allclose(quarter @ torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 1, 0]), atol=1e-6)
-    half = math.sqrt(0.5)
-    assert torch.allclose(bm.matrix_to_quaternion(quarter), torch.tensor([half, 0, 0, half]))
-    assert torch.equal(bm.matrix_to_rotation_6d(quarter), torch.cat(quarter.unbind(1)[:2]))
 
 
 DEGENERATE = [
@@ -285,40 +278,6 @@ def test_convention_hand_joint_orders():
     assert bm.JOINT_SETS["interhand42"][41] == "left_wrist"
 
 
-def test_fingers_of_the_free_hand_carry_their_names():
-    """Each tip vertex is nearest to the last joint of the finger of the same name."""
-    model = bm.load_model("hand_right")
-    keypoints = model.keypoint_regressor @ model.v_template
-    names = bm.JOINT_SETS["hand21"]
-    for finger in ("thumb", "index", "middle", "ring", "pinky"):
-        tip = names.index(f"{finger}_tip")
-        joints = [i for i in range(21) if not names[i].endswith("tip")]
-        distances = (keypoints[joints] - keypoints[tip]).norm(dim=-1)
-        assert names[joints[distances.argmin()]] == f"{finger}3"
-
-
-@given(seeds)
-def test_joint_indices_select_by_name(seed):
-    """Joints of the target are the source's joints of the same name; both ways is the identity."""
-    generator = np.random.default_rng(seed)
-    source = list(generator.permutation(bm.JOINT_SETS["smplx55"]))
-    target = list(generator.permutation(source)[:20])
-    indices = bm.joint_indices(source, target)
-    assert [source[index] for index in indices] == target
-    there = bm.joint_indices(source, "smplx55")
-    assert [there[index] for index in bm.joint_indices("smplx55", source)] == list(range(55))
-
-
-@given(seeds, st.sampled_from(sorted(bm.TIP_VERTEX_IDS)))
-def test_keypoint_regressor_is_joints_and_tips(seed, tips):
-    """The matrix does what regressing, appending tip vertices and reordering do."""
-    J_regressor, vertices = random(seed, 16, 778), random(seed + 1, 2, 778, 3)
-    regressor = bm.keypoint_regressor(J_regressor, bm.TIP_VERTEX_IDS[tips])
-    separate = torch.cat([J_regressor @ vertices, vertices[:, list(bm.TIP_VERTEX_IDS[tips])]], 1)
-    expected = separate[:, bm.joint_indices("mano21", "hand21")]
-    assert regressor.shape == (21, 778) and torch.allclose(regressor @ vertices, expected)
-
-
 @pytest.mark.parametrize("ask, message", [
     (lambda: bm.joint_indices("mano16", "hand21"), "lack thumb_tip, index_tip, middle_tip, ring_t"),
     (lambda: bm.joint_indices("smpl25", "smpl24"), "unknown joint set 'smpl25'.*smpl24"),
@@ -337,12 +296,12 @@ def test_bad_arguments_are_named(ask, message):
 # ------------------------------------------------------------------------------ mesh files
 
 
-def random_mesh(seed: int, colored: bool = True):
+def random_mesh(seed: int):
     generator = np.random.default_rng(seed)
     count = int(generator.integers(3, 40))
     vertices = generator.normal(size=(count, 3)).astype(np.float32)
     faces = generator.integers(0, count, (int(generator.integers(1, 60)), 3))
-    return vertices, faces, generator.random((count, 3), np.float32) if colored else None
+    return vertices, faces, generator.random((count, 3), np.float32)
 
 
 def read_obj(data: bytes):
@@ -408,29 +367,24 @@ def read_glb(data: bytes):
 READERS = {".obj": (read_obj, 1e-7), ".ply": (read_ply, 0.5 / 255 + 1e-6), ".glb": (read_glb, 1e-5)}
 
 
-@given(seed=seeds, colored=st.booleans())
+@given(seed=seeds, coloring=st.sampled_from(["none", "each", "one"]))
 @pytest.mark.parametrize("suffix", READERS)
-def test_meshes_read_back(suffix, seed, colored, tmp_path_factory):
-    """Every format gives back the float32 vertices bit for bit, the faces and the colours."""
-    vertices, faces, colors = random_mesh(seed, colored)
-    path = tmp_path_factory.mktemp("mesh") / f"mesh{suffix}"
-    bm.save_mesh(path, vertices, faces, colors)
+def test_meshes_read_back(suffix, seed, coloring, tmp_path_factory):
+    """Every format gives back the float32 vertices bit for bit, the faces and the colours. Tensors
+    that carry gradients, double precision and a single colour are taken as well."""
+    vertices, faces, colors = random_mesh(seed)
+    path = tmp_path_factory.mktemp("mesh") / f"mesh{suffix.upper() if seed % 2 else suffix}"
+    if coloring == "each":
+        bm.save_mesh(path, vertices, faces, colors)
+    else:
+        colors = None if coloring == "none" else (1, 0.5, 0)
+        tensor = torch.from_numpy(vertices).double().requires_grad_()
+        bm.save_mesh(path, tensor, torch.from_numpy(faces), colors)
     read, tolerance = READERS[suffix]
     got_vertices, got_faces, got_colors = read(path.read_bytes())
     assert np.array_equal(got_vertices, vertices) and np.array_equal(got_faces, faces)
     assert (got_colors is None) == (colors is None)
     assert colors is None or np.abs(got_colors - colors).max() <= tolerance
-
-
-def test_meshes_from_tensors_and_one_color(tmp_path):
-    """Tensors that carry gradients, double precision and a single colour are taken as well."""
-    model = bm.load_model("hand_right")
-    vertices = model.v_template.double().requires_grad_()
-    bm.save_mesh(tmp_path / "hand.PLY", vertices, model.faces, colors=(1, 0.5, 0))
-    got, faces, colors = read_ply((tmp_path / "hand.PLY").read_bytes())
-    assert np.array_equal(got, model.v_template.numpy())
-    assert np.array_equal(faces, model.faces.numpy())
-    assert np.allclose(colors, [1, 128 / 255, 0])
 
 
 BAD_MESHES = [
@@ -543,24 +497,6 @@ def test_slivers_stay_between_their_corners(seed):
     assert np.allclose(barycentric[seen].sum(1), 1, atol=1e-6)
     assert (depth[seen] >= z.min(1) * (1 - 1e-6)).all()
     assert (depth[seen] <= z.max(1) * (1 + 1e-6)).all()
-
-
-@given(seeds, st.sampled_from([0.0, 0.25, 1e-4, 0.49]))
-def test_shared_edges_leave_no_holes(seed, jitter):
-    """A triangulated sheet larger than the picture covers it, wherever its vertices are."""
-    generator = np.random.default_rng(seed)
-    rows, columns = (axis.ravel() for axis in np.mgrid[:13, :13])
-    places = np.stack([columns, rows], 1) + generator.uniform(-jitter, jitter, (169, 2))
-    turn = generator.uniform(-0.3, 0.3) * (jitter > 0)
-    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    vertices = np.concatenate(
-        [(places - 6) @ rotation * 6 + 20, generator.uniform(1, 2, (169, 1))], 1)
-    corner = (np.arange(12)[:, None] * 13 + np.arange(12)).ravel()
-    faces = np.concatenate([np.stack([corner, corner + 1, corner + 13], 1),
-                            np.stack([corner + 14, corner + 13, corner + 1], 1)])
-    face_ids, barycentric, depth = bm.rasterize(vertices, faces, (40, 40))
-    assert (face_ids >= 0).all() and np.allclose(barycentric.sum(-1), 1, atol=1e-6)
-    assert (barycentric >= 0).all() and depth.min() >= 1 and depth.max() <= 2
 
 
 def test_convention_pixel_centres():
