@@ -74,6 +74,7 @@ from tasks.files import (
 )
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
+    ON_A_CPU,
     PRECISIONS,
     check_shares,
     override,
@@ -461,6 +462,9 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
         config = dataclasses.replace(config, precision="fp16")
     if run:
         require_same_run(arguments, run, config)
+    if arguments.preset not in ON_A_CPU and not torch.cuda.is_available():
+        announce(f"no GPU found: preset {arguments.preset} runs on a CPU; --preset cpu is made for "
+                 "one")
     return config
 
 

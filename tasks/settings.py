@@ -13,6 +13,7 @@ from tasks.base import RUN_FIELDS, RunConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "step", "cosine")
+ON_A_CPU = ("cpu", "ablation", "cpu_views")  # presets that are made for one
 Value = bool | int | float | str | tuple
 
 

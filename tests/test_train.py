@@ -1011,6 +1011,19 @@ def test_a_machine_without_gpu_gets_the_cpu_preset():
         assert suitable_preset() == "cpu"
 
 
+@pytest.mark.parametrize("preset", ["h200", "cpu"])
+def test_a_large_preset_without_a_gpu_is_said_before_data_are_rendered(
+        preset, tmp_path, capsys, monkeypatch):
+    """One line, before anything that takes long; nothing about presets for a CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(data, "RenderedHands", lambda *_, **__: pytest.fail(
+        capsys.readouterr().out, pytrace=False))
+    with pytest.raises(pytest.fail.Exception) as rendering:
+        train.main(["--model", "simplehand", "--preset", preset, "--out", str(tmp_path)])
+    text = "no GPU found: preset h200 runs on a CPU; --preset cpu is made for one\n"
+    assert (text in str(rendering.value)) == (preset == "h200")
+
+
 def test_a_batch_that_does_not_split_is_refused(tmp_path):
     """batch_size counts the samples of a step over all processes and accumulated parts."""
     with pytest.raises(SystemExit, match="batch_size is 8: expected a multiple of 3"):
