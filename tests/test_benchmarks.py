@@ -19,9 +19,8 @@ import metrics
 from benchmarks import __main__ as command
 from benchmarks import bodymodels as bodies_room
 from benchmarks import genhmr as genhmr_room
-from benchmarks import gpu
+from benchmarks import gpu, tradeoff
 from benchmarks import metrics as metrics_room
-from benchmarks import tradeoff
 from benchmarks.timing import medians
 
 ROOT = Path(__file__).resolve().parents[1]
