@@ -478,6 +478,8 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
         known, own = (json.loads(json.dumps(values)) for values in (  # results.json has lists
             run["config"], dataclasses.asdict(config)))
         other += [name for name, value in own.items() if known.get(name) != value]
+        if arguments.protocol not in (None, run.get("protocol", arguments.protocol)):
+            other.append("protocol")
     if other:
         raise ValueError(f"{arguments.out} already holds another run (it differs in "
                          f"{', '.join(other)}): continue that one with --resume, or start this "
