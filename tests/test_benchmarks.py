@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import json
+import math
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,15 @@ def test_medians_run_every_function_equally_often():
     times = medians({name: lambda n=name: calls.append(n) for name in "abc"}, seconds=0, rounds=4)
     assert calls == [*"abc"] * 5 and set(times) == {*"abc"}
     assert all(spent >= 0 for spent in times.values())
+
+
+def test_one_thread_is_timed_by_its_own_work(monkeypatch):
+    """A pause is no work of this process, so load of others does not count; with more threads it
+    does."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for threads, least, most in ((1, 0, 15), (2, 19, math.inf)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert least <= medians({"a": lambda: time.sleep(0.02)}, seconds=0)["a"] <= most
 
 
 def test_the_command_lists_its_benchmarks_from_any_folder(tmp_path):
