@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import typing
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ def override(config: RunConfig, assignments: Sequence[str]) -> RunConfig:
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or name not in kinds:
-            raise ValueError(f"--set {assignment}: expected FIELD=VALUE with a field of: "
-                             + ", ".join(kinds))
+            close = "".join(difflib.get_close_matches(name, kinds, 1))
+            raise ValueError(f"--set {assignment}: {f'did you mean {close}? ' * bool(close)}"
+                             "expected FIELD=VALUE with a field of: " + ", ".join(kinds))
         try:
             values[name] = parse_value(kinds[name], text)
         except (ValueError, KeyError):

@@ -936,7 +936,8 @@ def test_chance_is_a_function_of_the_seed(words):
 
 
 @pytest.mark.parametrize(("assignment", "message"), [
-    ("banana=1", "field of: image_size, official, embed_dims"),
+    ("banana=1", "--set banana=1: expected FIELD=VALUE with a field of: image_size, official, "),
+    ("step=100", "--set step=100: did you mean steps? expected FIELD=VALUE with a field of: image"),
     ("steps", "expected FIELD=VALUE"),
     ("steps=many", "'many' is not of type int; by default steps is 12"),
     ("steps=0", "steps is 0: expected at least 1"),
