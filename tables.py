@@ -21,8 +21,8 @@ Tables of several data sets have one model for all: --on "--protocol emdb1_24 --
 (MOYO: moyo_val, EHF: ehf) scores the same runs there, into OUT/TABLE PROTOCOL.md.
 
 What no command gives: rows of other papers' models (METRO, HMR2.0, TokenHMR, OSX and so on), also
-those of 25 hypotheses in GenHMR's Table 1; pictures of LSP and EgoBody, which have no reader. Frames
-per second, Fig. 1 of SimpleHand and AITI are measured by `python -m benchmarks`.
+those of 25 hypotheses in GenHMR's Table 1; pictures of LSP and EgoBody, which have no reader.
+`python -m benchmarks` measures frames per second, Fig. 1 of SimpleHand and AITI.
 """
 
 from __future__ import annotations
