@@ -302,7 +302,11 @@ def pose_encoder(config: TokenizerConfig) -> nn.Sequential:
 
 
 def pose_decoder(config: TokenizerConfig) -> nn.Sequential:
-    """Make the decoder: embeddings (B, C, L) -> 6D rotations (B, 6, 24), in four equal steps."""
+    """Make the decoder: embeddings (B, C, L) -> 6D rotations (B, 6, 24), in four equal steps.
+
+    TokenHMR's network but for the ReLU before the last convolution, which T2M-GPT's decoder has
+    and TokenHMR's has not.
+    """
     width = config.width
     layers = [nn.Conv1d(config.code_dim, width, 3, padding=1), nn.ReLU()]
     for step in (3, 2, 1, 0):  # lengths 78, 60, 42, 24

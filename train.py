@@ -74,6 +74,7 @@ from tasks.files import (
 )
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
+    ON_A_CPU,
     PRECISIONS,
     RunConfig,
     Settings,
@@ -468,6 +469,9 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
         settings = dataclasses.replace(settings, precision="fp16")
     if run:
         require_same_run(arguments, run, config, settings)
+    if arguments.preset not in ON_A_CPU and not torch.cuda.is_available():
+        announce(f"no GPU found: preset {arguments.preset} runs on a CPU; --preset cpu is made for "
+                 "one")
     return config, settings
 
 
@@ -489,6 +493,8 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
             stored_settings(run) | run["config"],
             dataclasses.asdict(settings) | dataclasses.asdict(config)))
         other += [name for name, value in own.items() if known.get(name) != value]
+        if arguments.protocol not in (None, run.get("protocol", arguments.protocol)):
+            other.append("protocol")
     if other:
         raise ValueError(f"{arguments.out} already holds another run (it differs in "
                          f"{', '.join(other)}): continue that one with --resume, or start this "

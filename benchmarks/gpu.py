@@ -10,6 +10,7 @@ import benchmarks.genhmr
 import benchmarks.simplehand
 import train
 from benchmarks.timing import table
+from tasks.settings import ON_A_CPU
 
 
 def training_step(name: str, preset: str, device: torch.device, seconds: float,
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     for measure in (benchmarks.genhmr.time_per_image, benchmarks.genhmr.benchmark_parts):
         measure(benchmarks.genhmr.PRESETS["paper"], arguments.seconds, "cuda")
     for name, kind in train.TASKS.items():
-        for preset in set(kind.PRESETS if kind.TRAINS else ()) - {"cpu", "ablation"}:
+        for preset in set(kind.PRESETS if kind.TRAINS else ()).difference(ON_A_CPU):
             torch.cuda.reset_peak_memory_stats()
             try:
                 training_step(name, preset, torch.device("cuda"), arguments.seconds)

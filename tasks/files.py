@@ -219,7 +219,7 @@ def describe(task: Task, origin: Mapping, world: World) -> dict[str, object]:
     known = origin if arguments.eval or "optimizer" in origin else {}
     return {
         "name": arguments.name, "preset": arguments.preset or origin.get("preset"),
-        "data": task.data, "config": dataclasses.asdict(task.config),
+        "data": task.data, "protocol": task.protocol, "config": dataclasses.asdict(task.config),
         "settings": dataclasses.asdict(task.settings),
         "command": known.get("command", command), **numbers_of(world),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__),

@@ -122,8 +122,8 @@ class TokenizerTask(BodyTask):
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the free clips, or of official data: each sequence in its proportion.
 
-        A run chooses its best weights on AMASS's validation split, as the paper does; --eval scores
-        them on the test split.
+        A run chooses its best weights on AMASS's validation split, as the paper does; with MOYO
+        on both validation splits (our choice). --eval scores them on AMASS's test split.
         """
         arguments, training = self.arguments, split == "train"
         settings, seed = self.settings, self.settings.seed if training else 0
@@ -536,7 +536,7 @@ class TransformerTask(BodyTask):
                 model, sampled, batch, most, fitted=True)[-1]
             mean = genhmr.sample_from(model, features, iterations=1, mean_code=True)
             poses["mean code"] = mean.rotations
-            poses[f"mean code P={most}"] = self.refined(model, mean, batch, most)[-1]
+            poses[f"mean code P={most}{kind}"] = self.refined(model, mean, batch, most)[-1]
         predictions = self.beside_truth(model, batch, sampled, poses)
         if final and self.small:
             predictions.found["encoder"] = lifted_body(

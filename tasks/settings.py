@@ -6,6 +6,7 @@ A paper's numbers are in the Config of its file. `Settings` are ours and stand h
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "step", "cosine")
+ON_A_CPU = ("cpu", "ablation", "cpu_views")  # presets that are made for one
 Value = bool | int | float | str | tuple
 Fields = TypeVar("Fields")  # a dataclass: a paper's Config, or Settings
 
@@ -178,8 +180,9 @@ def override(values: Fields, assignments: Sequence[str], beside: object = None) 
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or name not in kinds | others:
-            raise ValueError(f"--set {assignment}: expected FIELD=VALUE with a field of: "
-                             + ", ".join(kinds | others))
+            close = "".join(difflib.get_close_matches(name, kinds | others, 1))
+            raise ValueError(f"--set {assignment}: {f'did you mean {close}? ' * bool(close)}"
+                             "expected FIELD=VALUE with a field of: " + ", ".join(kinds | others))
         if name not in kinds:
             continue
         try:

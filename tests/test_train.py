@@ -951,7 +951,8 @@ def test_chance_is_a_function_of_the_seed(words):
 
 
 @pytest.mark.parametrize(("assignment", "message"), [
-    ("banana=1", "field of: image_size, official, embed_dims"),
+    ("banana=1", "--set banana=1: expected FIELD=VALUE with a field of: image_size, official, "),
+    ("step=100", "--set step=100: did you mean steps? expected FIELD=VALUE with a field of: image"),
     ("steps", "expected FIELD=VALUE"),
     ("steps=many", "'many' is not of type int; by default steps is 12"),
     ("steps=0", "steps is 0: expected at least 1"),
@@ -1026,6 +1027,19 @@ def test_a_machine_without_gpu_gets_the_cpu_preset():
         assert suitable_preset() in ("single_gpu", "h200")
     else:
         assert suitable_preset() == "cpu"
+
+
+@pytest.mark.parametrize("preset", ["h200", "cpu"])
+def test_a_large_preset_without_a_gpu_is_said_before_data_are_rendered(
+        preset, tmp_path, capsys, monkeypatch):
+    """One line, before anything that takes long; nothing about presets for a CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(data, "RenderedHands", lambda *_, **__: pytest.fail(
+        capsys.readouterr().out, pytrace=False))
+    with pytest.raises(pytest.fail.Exception) as rendering:
+        train.main(["--model", "simplehand", "--preset", preset, "--out", str(tmp_path)])
+    text = "no GPU found: preset h200 runs on a CPU; --preset cpu is made for one\n"
+    assert (text in str(rendering.value)) == (preset == "h200")
 
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path):

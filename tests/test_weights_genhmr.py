@@ -61,6 +61,11 @@ def test_bad_checkpoints_are_refused(tmp_path, lively):
     stage_1 = {"model": lively.tokenizer.state_dict(), "config": asdict(TINY_TOKENIZER)}
     with pytest.raises(ValueError, match="load_tokenizer takes stage 1"):
         load_checkpoint(stage_1)
+    torch.save({"model": {"weight": torch.ones(1)}, "config": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="^.*other.pt: no tokenizer in this checkpoint"):
+        load_tokenizer(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="^.*other.pt: these weights are not "):
+        load_backbone(lively, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no tokenizer"):
         load_tokenizer({"model": {"weight": torch.ones(1)}, "config": {}})
     with pytest.raises(ValueError, match="config is not a genhmr.Config: .*colour"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import typing
 import zipfile
@@ -25,6 +26,22 @@ def require(condition: object, message: str) -> None:
     """Raise ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
+
+
+def names_its_file(load: Callable) -> Callable:
+    """Decorate a function load(..., source, ...) of weights: its ValueErrors name the file."""
+
+    @functools.wraps(load)
+    def loader(*arguments, **options):
+        try:
+            return load(*arguments, **options)
+        except ValueError as error:
+            file = next((each for each in arguments if isinstance(each, str | PathLike)), "")
+            if str(file) in str(error):
+                raise
+            raise ValueError(f"{file}: {error}") from error
+
+    return loader
 
 
 class Foreign:

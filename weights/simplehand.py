@@ -9,7 +9,7 @@ from os import PathLike
 from networks import any_view
 from networks.backbones import Hiera, HRNet, simplehand_model
 from simplehand import Config, FastViT, SimpleHand
-from weights.files import from_checkpoint, load_weights, read_checkpoint, require
+from weights.files import from_checkpoint, load_weights, names_its_file, read_checkpoint, require
 
 APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which are ours
     (r"^patch_embed\.", "stem."),
@@ -43,6 +43,7 @@ def our_name(name: str) -> str:
     return start + ours.format(int(number) - 1) + end
 
 
+@names_its_file
 def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
     """Load the model in a checkpoint, in evaluation mode on the CPU.
 
@@ -71,6 +72,7 @@ def config_class(fields: Mapping[str, object]) -> type[Config]:
     return any_view.Config if fields.get("backbone") == "unet" else Config
 
 
+@names_its_file
 def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Mapping, *,
                   strict: bool = True) -> None:
     """Load a backbone's ImageNet weights, by timm's names or its authors'.
