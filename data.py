@@ -45,37 +45,50 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import bodymodels
-from sets.arctic import ARCTIC
 from sets.augmentation import AUGMENTATIONS, Augmentation, find_augmentation, for_hands
-from sets.bedlam import BEDLAM
-from sets.body_crops import BODY_FOCAL, body_box, body_camera
-from sets.body_poses import SMPL_KEYPOINTS, MotionPoses
-from sets.crops import crop_homography, perspective_crop
-from sets.dexycb import DexYCB
-from sets.ehf import EHF
-from sets.emdb import EMDB
-from sets.freihand import FreiHAND
-from sets.hand_crops import NUM_JOINTS, HandDataset
-from sets.hand_poses import FINGER_SLOTS, PALM_NORMAL_UP, hinge_axes, sample_hand_pose
-from sets.hmr2_evaluation import Human36MHMR2, ThreeDPWHMR2
-from sets.human36m import Human36M, Human36MMoon, Human36MSMPLX
+from sets.body_sets import (
+    ARCTIC,
+    BEDLAM,
+    EHF,
+    EMDB,
+    RICH,
+    Human36M,
+    Human36MHMR2,
+    Human36MMoon,
+    Human36MSMPLX,
+    ThreeDPW,
+    ThreeDPWHMR2,
+    ThreeDPWMoon,
+)
+from sets.crops import (
+    BODY_FOCAL,
+    NUM_JOINTS,
+    SMPL_KEYPOINTS,
+    SMPLX_KEYPOINTS,
+    HandDataset,
+    body_box,
+    body_camera,
+    crop_homography,
+    hand_square,
+    perspective_crop,
+)
+from sets.hand_sets import DexYCB, FreiHAND, InterHand
 from sets.images import read_image
-from sets.interhand import InterHand
-from sets.motion import AMASS, MOYO, MotionCapture
-from sets.official import Pictures
-from sets.official_models import hand_space
-from sets.official_people import HandPairs, OfficialPeople
-from sets.people import SMPLX_KEYPOINTS, hand_square
-from sets.records import GENDERS, relabelled
-from sets.rendered import paint_background, paint_surface
-from sets.rendered_bodies import RenderedBodies, body_surface
-from sets.rendered_hands import RenderedHands, hand_surface, shade
-from sets.rendered_people import RenderedPeople
-from sets.rich import RICH
-from sets.samples import Joined, KeyedDataset, Mixed, random_generator
+from sets.motion import AMASS, MOYO, MotionCapture, MotionPoses
+from sets.official import GENDERS, HandPairs, OfficialPeople, Pictures, hand_space, relabelled
+from sets.painting import paint_background, paint_surface
+from sets.rendered import (
+    FINGER_SLOTS,
+    PALM_NORMAL_UP,
+    RenderedHands,
+    hand_surface,
+    hinge_axes,
+    sample_hand_pose,
+    shade,
+)
+from sets.rendered_bodies import RenderedBodies, RenderedPeople, body_surface
+from sets.samples import Joined, KeyedDataset, Mixed, available_cores, random_generator
 from sets.shards import HaMeRShards, HMRShards
-from sets.threedpw import ThreeDPW, ThreeDPWMoon
-from sets.workers import available_cores
 
 __all__ = [  # what the rest of the house and the notebooks import from here
     "AMASS", "AUGMENTATIONS", "Augmentation", "DexYCB", "FINGER_SLOTS", "FreiHAND", "GENDERS",

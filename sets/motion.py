@@ -1,20 +1,198 @@
-"""Recorded body motion without pictures: AMASS and MOYO."""
+"""Poses of bodies without pictures: from the free motion clips, AMASS and MOYO."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import bodymodels
 from files import load_arrays
-from sets.files import read_npz
-from sets.packing import build_packed, fingerprint
-from sets.samples import KeyedDataset
+from sets.official import read_npz
+from sets.samples import KeyedDataset, build_packed, fingerprint
+
+SMPL_JOINTS = bodymodels.JOINT_SETS["smpl24"]
+TEST_CLIPS = ("dance_b", "getup_faceup", "kick", "run", "turn_right1")  # of motion.npz
+NEAR_DUPLICATE = 0.1  # rad: keep a frame only if some joint differs by this from every kept one
+Y_UP_TO_CAMERA = np.diag([1.0, -1, -1])  # a body facing +z then faces the camera
+LIMBS = tuple(
+    [index for index, name in enumerate(SMPL_JOINTS) if re.search(pattern, name)]
+    for pattern in ("hip|knee|ankle|foot", "left_(collar|shoulder|elbow|wrist|hand)",
+                    "right_(collar|shoulder|elbow|wrist|hand)"))
+PARTS = ("pelvis|spine|neck|head", "left_(hip|knee|ankle|foot)", "right_(hip|knee|ankle|foot)",
+         "left_(collar|shoulder|elbow|wrist|hand)", "right_(collar|shoulder|elbow|wrist|hand)")
+PART_OF = [next(part for part, pattern in enumerate(PARTS) if re.search(pattern, name))
+           for name in SMPL_JOINTS]
+# Standard deviations of joint noise in radians. Wrists, collars and toes never move in the clips.
+JOINT_NOISE = {"wrist": 0.25, "collar": 0.08, "neck": 0.12, "head": 0.12, "foot": 0.1}
+OTHER_NOISE = 0.03
+# Standard deviations of the turns of joints in widened poses, in radians
+TURNS = {"hip": 0.25, "knee": 0.2, "ankle": 0.12, "foot": 0.1, "spine1": 0.07, "spine2": 0.07,
+         "spine3": 0.07, "neck": 0.15, "head": 0.15, "collar": 0.1, "shoulder": 0.35, "elbow": 0.3,
+         "wrist": 0.25, "pelvis": 0.0}
+OTHER_TURN = 0.05
+
+
+@cache
+def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
+    """Return the poses (N, 24, 3) of a split's clips, axis-angle, y up, then their mirror images.
+
+    Whole clips of `assets/motion.npz` belong to one split. Of frames that hardly differ, the first
+    is kept. All are turned about the vertical to face +z as far as possible. lean: largest angle in
+    degrees between the pelvis and upright; 180 keeps somersaults too.
+    """
+    with np.load(bodymodels.ASSETS / "motion.npz") as arrays:
+        clips = arrays["clip_names"][arrays["clip"]]
+        poses = torch.from_numpy(arrays["poses"].astype(np.float64)).unflatten(1, (24, 3))
+    poses = poses[torch.from_numpy(np.isin(clips, TEST_CLIPS) == (split == "test"))]
+    rotations = bodymodels.axis_angle_to_matrix(poses)
+    rotations[:, 0] = face_forward(rotations[:, 0])
+    kept: list[int] = []
+    for index, frame in enumerate(rotations):
+        trace = (rotations[kept] * frame).sum((2, 3))  # of the relative rotation
+        if (((trace.clamp(-1, 3) - 1) / 2).acos().amax(1) >= NEAR_DUPLICATE).all():
+            kept.append(index)
+    upright = rotations[kept, 0, 1, 1] > np.cos(np.deg2rad(lean)) - 1e-6  # cosine of its lean
+    frames = bodymodels.matrix_to_axis_angle(rotations[kept][upright])
+    return torch.cat([frames, bodymodels.mirror_pose(frames, SMPL_JOINTS)]).numpy()
+
+
+def face_forward(roots: Tensor) -> Tensor:
+    """Remove the rotation about y from root orientations (N, 3, 3), y up."""
+    w, _, y, _ = bodymodels.matrix_to_quaternion(roots).unbind(1)
+    turn = torch.zeros(len(roots), 3, dtype=roots.dtype)
+    turn[:, 1] = -2 * torch.atan2(y, w)
+    return bodymodels.axis_angle_to_matrix(turn) @ roots
+
+
+def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0,
+                     lean: float = 180.0) -> np.ndarray:
+    """Draw a plausible pose: SMPL rotations (24, 3, 3), the root's in an upright camera's frame.
+
+    Half are frames of the split's clips; the other half take legs, left arm and right arm from
+    other frames. Noise moves all joints but the root, most where the clips are still. The body
+    faces the camera and is then turned about the vertical by up to +- `views` degrees. lean: see
+    `motion_frames`.
+    """
+    frames = motion_frames(split, lean)
+    pose = frames[rng.integers(len(frames))].copy()
+    if rng.random() < 0.5:
+        for limb in LIMBS:
+            pose[limb] = frames[rng.integers(len(frames))][limb]
+    pose[1:] += rng.normal(0, 1, (23, 3)) * _joint_noise()[1:]
+    heading = np.deg2rad(rng.uniform(-views, views))
+    rotations = bodymodels.axis_angle_to_matrix(
+        torch.from_numpy(np.concatenate([pose, [[0, heading, 0]]]))).numpy()
+    rotations[0] = Y_UP_TO_CAMERA @ rotations[24] @ rotations[0]
+    return rotations[:24]
+
+
+def sample_wide_poses(rngs: Sequence[np.random.Generator], split: str, wide: float,
+                      views: float = 180.0, lean: float = 180.0) -> np.ndarray:
+    """Draw a pose (N, 24, 3, 3) from each generator, with a share `wide` of widened poses.
+
+    The other poses are distributed as those of `sample_body_pose`. In a widened pose each of five
+    PARTS of the body may come from another frame, or lie between two frames, and most widened poses
+    have joints turned by up to TURNS: more ways of moving than the clips show.
+    """
+    frames = motion_frames(split, lean)
+    chance = np.stack([rng.random((7, 5)) for rng in rngs], 1)  # (7, N, 5), one for each part
+    noise, turn = np.stack([rng.standard_normal((2, 24, 3)) for rng in rngs], 1)
+    base, other, between = (chance[:3] * len(frames)).astype(int)  # frames
+    widened, exchanged, turned, size, heading = chance[6].T
+    widened = widened < wide
+    other[~widened, 2] = other[~widened, 1]  # the legs are one limb
+    limbs = (exchanged < 0.5)[:, None] & (np.arange(5) > 0)
+    source = np.where(np.where(widened[:, None], chance[3] < 0.5, limbs), other, base[:, :1])
+    share = chance[5] * (chance[4] < 0.4) * widened[:, None]  # of the frame `between`
+
+    joints, share = np.arange(24), share[:, PART_OF, None]
+    pose = ((1 - share) * frames[source[:, PART_OF], joints]
+            + share * frames[between[:, PART_OF], joints])  # (N, 24, 3)
+    size = 1.3 * size * (turned < 0.7) * widened
+    noise[:, 0] = 0
+    pose += noise * _joint_noise() + turn * size[:, None, None] * _joint_turns()
+    angles = np.zeros((len(rngs), 25, 3))
+    angles[:, :24], angles[:, 24, 1] = pose, np.deg2rad(views * (2 * heading - 1))
+    rotations = bodymodels.axis_angle_to_matrix(torch.from_numpy(angles)).numpy()
+    rotations[:, 0] = Y_UP_TO_CAMERA @ rotations[:, 24] @ rotations[:, 0]
+    return rotations[:, :24]
+
+
+def _by_joint(values: dict[str, float], other: float) -> np.ndarray:
+    kinds = (name.removeprefix("left_").removeprefix("right_") for name in SMPL_JOINTS)
+    return np.array([[values.get(kind, other)] for kind in kinds])
+
+
+@cache
+def _joint_noise() -> np.ndarray:
+    return _by_joint(JOINT_NOISE, OTHER_NOISE)
+
+
+@cache
+def _joint_turns() -> np.ndarray:
+    return _by_joint(TURNS, OTHER_TURN)
+
+
+def sample_betas(rng: np.random.Generator) -> np.ndarray:
+    """Draw a shape (10,) of the free body models."""
+    return np.clip(rng.standard_normal(10), -2.5, 2.5)
+
+
+class MotionPoses(KeyedDataset):
+    """Body poses without pictures, from the free motion clips, to train a pose tokenizer.
+
+    A sample is {"pose": (24, 3, 3) rotations, "betas": (10,), "index": ()}; every epoch has other
+    poses. The root is in the frame of an upright camera; the training may tilt it. split: "train"
+    or "test", from different clips. views, lean: see `sample_body_pose`. wide: share of poses that
+    go beyond the clips, see `sample_wide_poses`; a batch of them is drawn at once.
+    """
+
+    LENGTHS = {"train": 40_000, "test": 2_000}
+
+    def __init__(self, split: str = "train", length: int | None = None, seed: int = 0, *,
+                 views: float = 180.0, lean: float = 180.0, wide: float = 0.0) -> None:
+        super().__init__(split, tuple(self.LENGTHS), seed)
+        self.length = self.LENGTHS[split] if length is None else length
+        check_poses(self.length, views, lean, wide)
+        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if self.wide:
+            pose, = sample_wide_poses([rng], self.split, self.wide, self.views, self.lean)
+        else:
+            pose = sample_body_pose(rng, self.split, self.views, self.lean)
+        return {"pose": pose, "betas": sample_betas(rng)}
+
+    def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Return the samples of several keys, as a loader asks for a batch: faster if wide."""
+        if not self.wide:
+            return [self[key] for key in keys]
+        rngs = [self.generator(key) for key in keys]
+        poses = sample_wide_poses(rngs, self.split, self.wide, self.views, self.lean)
+        betas = np.clip([rng.standard_normal(10) for rng in rngs], -2.5, 2.5)
+        index = torch.tensor([self.locate(key)[1] for key in keys])
+        columns = zip(index, torch.from_numpy(poses).float(), torch.from_numpy(betas).float(),
+                      strict=True)
+        return [{"index": index, "pose": pose, "betas": betas} for index, pose, betas in columns]
+
+
+def check_poses(length: int, views: float, lean: float, wide: float) -> None:
+    """Raise ValueError unless a set of drawn poses can have these settings."""
+    if length < 1 or not 0 <= views <= 180 or not 30 <= lean <= 180 or not 0 <= wide <= 1:
+        raise ValueError("expected a positive length, views in 0..180 and lean in 30..180 degrees, "
+                         f"and wide in 0..1, got {length}, {views}, {lean} and {wide}")
+
 
 Z_UP_TO_CAMERA = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 

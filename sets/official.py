@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,224 @@ from torch import Tensor
 from tqdm import tqdm
 
 import bodymodels
+from files import load_arrays, load_vertices
 from sets.augmentation import Augmentation
-from sets.files import MissingPackage, read_yaml
-from sets.images import read_image
-from sets.official_models import hand_space, official_body, template_bytes
-from sets.packing import build_packed, fingerprint
-from sets.records import GENDERS, moved_translation, record_dtype, to_records
-from sets.samples import ImageDataset
+from sets.crops import (
+    HAND_KEYPOINTS,
+    HANDS,
+    NUM_VERTICES,
+    SEEN_WIDTH,
+    Annotated,
+    HandDataset,
+    PeopleDataset,
+    crop_homography,
+    draw_crop,
+    hand_sample,
+    hand_square,
+    inside,
+    move_body,
+    transform_points,
+    warp,
+)
+from sets.images import detected_person, read_image
+from sets.samples import ImageDataset, build_packed, fingerprint
+
+GENDERS = ("neutral", "male", "female")
+MAX_PIXELS = 10**6  # of a box: larger ones are damage, and no crop can show them
+
+
+def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
+    """Return the dtype of one person in one picture; `official.Pictures` explains the fields."""
+    return np.dtype([
+        ("image", "S160"), ("part", np.int64, 2), ("turns", np.int8), ("image_size", np.int32, 2),
+        ("K", np.float32, (3, 3)), ("center", np.float32, 2), ("box", np.float32, 2),
+        ("keypoints_2d", np.float32, (joints, 3)), ("keypoints_3d", np.float32, (joints, 4)),
+        ("pose", np.float32, (pose, 3)), ("betas", np.float32, betas), ("transl", np.float32, 3),
+        ("world_to_camera", np.float32, (3, 4)), ("has_pose", np.float32),
+        ("has_hands", np.float32), ("has_betas", np.float32), ("has_transl", np.float32),
+        ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("frame", np.int32),
+        ("sequence", "S96"), ("mesh", "S96"), ("mask", np.int64, 3)])
+
+
+def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
+    """Convert columns to records: one person (columns["image"] is a text) or many (it is a list).
+
+    A column in the shape of one record's field holds for all records. Missing columns become 0 or
+    "", side becomes -1 and world_to_camera the identity. Raises ValueError with the name of a
+    column of the wrong shape or length, with numbers that are not finite, or with impossible boxes.
+    """
+    count = 1 if isinstance(columns["image"], str) else len(columns["image"])
+    records = np.zeros(count, dtype)
+    records["side"], records["world_to_camera"] = -1, np.eye(3, 4)
+    for name, value in columns.items():
+        array, shape = np.asarray(value), dtype[name].shape
+        if array.shape not in (shape, (count, *shape)):
+            raise ValueError(f"{name} has shape {array.shape}, expected {(count, *shape)}")
+        if array.dtype.kind in "SU":
+            array = np.char.encode(array) if array.dtype.kind == "U" else array
+            if array.dtype.itemsize > dtype[name].itemsize:
+                raise ValueError(f"{name} is longer than {dtype[name].itemsize} bytes")
+        elif not np.isfinite(array.astype(np.float64)).all():
+            raise ValueError(f"{name} has numbers that are not finite")
+        elif name in ("center", "box") and np.abs(array).max(initial=0) > MAX_PIXELS:
+            raise ValueError(f"{name} has numbers beyond {MAX_PIXELS:,} pixels")
+        records[name] = array
+    return records
+
+
+# ---------------------------------------------------------------------------------- geometry
+
+
+def rigid(R: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Join rotations (..., 3, 3) and translations (..., 3) to (..., 3, 4)."""
+    return np.concatenate([R, np.broadcast_to(t, R.shape[:-1])[..., None]], -1)
+
+
+def rotate_root(R: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Apply R (3, 3) or (N, 3, 3) to root orientations (N, 3), all as axis-angles (N, 3)."""
+    rotations = bodymodels.axis_angle_to_matrix(torch.as_tensor(root, dtype=torch.float64))
+    product = torch.as_tensor(R, dtype=torch.float64) @ rotations
+    return bodymodels.matrix_to_axis_angle(product).numpy()
+
+
+def moved_translation(transl: np.ndarray, world_to_camera: np.ndarray, rest_root: np.ndarray
+                      ) -> np.ndarray:
+    """Return a body's translation (3,) in the camera's frame, for a root rotated into that frame.
+
+    A body turns about its resting root joint j (rest_root, metres), not about the origin: R T + t
+    would be wrong by |R j - j|, about 0.2 m for SMPL. j depends on shape and gender.
+    """
+    R, t = world_to_camera[:, :3], world_to_camera[:, 3]
+    return R @ (rest_root + transl) + t - rest_root
+
+
+def to_pixels(points: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Project points (..., J, 3) in front of cameras K (..., 3, 3) to pixels (..., J, 2)."""
+    projected = points @ K.swapaxes(-1, -2)
+    return projected[..., :2] / projected[..., 2:]
+
+
+def intrinsics(focal: Sequence[float], center: Sequence[float]) -> np.ndarray:
+    """Return K (3, 3) from focal lengths (2,) and principal point (2,)."""
+    return np.array([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]])
+
+
+# ------------------------------------------------------------------------- keypoints and boxes
+
+
+def with_confidence(points: np.ndarray, confidence: np.ndarray | float = 1.0) -> np.ndarray:
+    """Append confidences (..., J) to points (..., J, D); points of confidence 0 become 0."""
+    confidence = np.broadcast_to(confidence, points.shape[:-1])[..., None]
+    return np.concatenate([np.where(confidence > 0, points, 0.0), confidence], -1)
+
+
+def boxes_around(keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return centre and size (N, 2) of the tight boxes of known keypoints (N, J, 3); 0 if none."""
+    known = keypoints[..., 2:] > 0
+    low = np.where(known, keypoints[..., :2], np.inf).min(-2)
+    high = np.where(known, keypoints[..., :2], -np.inf).max(-2)
+    some = known.any(-2)
+    return np.where(some, (low + high) / 2, 0.0), np.where(some, high - low, 0.0)
+
+
+def xywh_box(box: Sequence[float]) -> dict[str, np.ndarray]:
+    """Return centre and size of boxes given as left, top, width and height (..., 4)."""
+    box = np.asarray(box, np.float64)
+    return {"center": box[..., :2] + box[..., 2:4] / 2, "box": box[..., 2:4]}
+
+
+def corner_box(box: np.ndarray) -> dict[str, np.ndarray]:
+    """Return centre and size of boxes given as left, top, right and bottom (..., 4)."""
+    return {"center": (box[..., :2] + box[..., 2:4]) / 2, "box": box[..., 2:4] - box[..., :2]}
+
+
+@cache
+def joint_places(source: str, target: str) -> np.ndarray:
+    """Return where each joint of `target` is in `source`: first and second choice (J, 2), or -1.
+
+    In "hmr44", hips and shoulders of OpenPose correspond to SMPL's, those of LSP to the others'.
+    SMPL's neck and head are other points than the joints of these names elsewhere.
+    """
+    to_model, from_model = target.startswith("smpl"), source.startswith("smpl")
+    place = {name: index for index, name in enumerate(bodymodels.JOINT_SETS[source])}
+    rows = []
+    for name in bodymodels.JOINT_SETS[target]:
+        plain = -1 if name in ("neck", "head") and to_model != from_model else place.get(name, -1)
+        openpose = place.get(f"{name}_openpose", -1)
+        rows.append((openpose, plain) if to_model else (plain, openpose))
+    return np.array(rows)
+
+
+def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Reorder keypoints (..., J, C), confidence last, to another joint set; unknown ones are 0."""
+    padded = np.concatenate([keypoints, np.zeros_like(keypoints[..., :1, :])], -2)
+    first, second = (padded[..., places, :] for places in joint_places(source, target).T)
+    return np.where(first[..., -1:] > 0, first, second)
+
+
+class MissingPackage(ValueError):
+    """A file needs a package that is not installed."""
+
+
+def read_npz(path: Path, *names: str) -> list[np.ndarray]:
+    """Read these arrays of an .npz, and no others. Raises ValueError if one is missing."""
+    arrays = [load_arrays(path, name).get(name) for name in names]
+    missing = [name for name, array in zip(names, arrays, strict=True) if array is None]
+    if missing:
+        raise ValueError(f"it has no array {', '.join(missing)}")
+    return arrays
+
+
+def texts(names: np.ndarray) -> list[str]:
+    """Convert names that a file holds as text or as bytes."""
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def read_yaml(path: Path) -> dict:
+    """Read a YAML file of plain data."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingPackage("YAML files need PyYAML: pip install pyyaml") from error
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+@lru_cache(maxsize=16)
+def official_body(folder: Path, template: bytes | None, keypoints_only: bool, **options
+                  ) -> bodymodels.BodyModel:
+    """Load a model from a folder, with options for `bodymodels.load_model`.
+
+    template: other vertices of the resting body, from `template_bytes`. keypoints_only: leave out
+    all vertices that joints and keypoints do not need.
+    """
+    if keypoints_only:
+        return official_body(folder, template, False, **options).for_keypoints()
+    own = {} if template is None else {
+        "v_template": np.frombuffer(template, np.float32).reshape(-1, 3)}
+    return bodymodels.load_model(folder, **options, **own)
+
+
+@lru_cache(maxsize=64)
+def template_bytes(path: Path, modified: int) -> bytes:
+    """Return the vertices of a mesh file as float32; `modified`, its time, only keys the cache."""
+    return load_vertices(path).tobytes()
+
+
+@lru_cache(maxsize=16)
+def hand_space(folder: Path, family: str, side: str, gender: str
+               ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return mean pose (45,) and principal components (45, 45) of a model's hand.
+
+    SMPL-X has two hands, left then right; MANO has one.
+    """
+    arrays = load_arrays(bodymodels.find_model(folder, family, side, gender), "hands_")
+    ends = ("",) if family == "mano" else ("l", "r")
+    return [(np.reshape(arrays[f"hands_mean{end}"], 45), arrays[f"hands_components{end}"])
+            for end in ends]
+
 
 READER_VERSION = 3  # increase it whenever the same files would give other records
 BOX_MARGIN = 1.2  # of a body's crop, as in HMR and its successors
@@ -254,3 +466,351 @@ class Pictures(ImageDataset):
         transl = torch.from_numpy(moved_translation(record["transl"], record["world_to_camera"],
                                                     root).astype(np.float32))
         return model(betas, pose, transl=transl[None]), model, transl
+
+
+class HandPictures(Pictures, HandDataset):
+    """Pictures of hands, cropped as those of FreiHAND; left hands are mirrored.
+
+    Joints are the given ones, unless the data set says otherwise. Vertices need `models`, the
+    folder of MANO_RIGHT and MANO_LEFT; without it, or with a joint unknown, mesh_valid is 0.
+    """
+
+    JOINTS, MODEL = "hand21", "mano"
+
+    def annotated(self, index: int) -> Annotated:
+        """Return a picture and its annotation as they are stored; an unknown K is guessed."""
+        record = self.records()[index]
+        image = self.picture(record)
+        K = record["K"].astype(np.float64)
+        if not K[2, 2]:
+            K = intrinsics((UNKNOWN_FOCAL,) * 2, (image.shape[1] / 2, image.shape[0] / 2))
+        keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
+        vertices, known = np.zeros((NUM_VERTICES, 3)), 0.0
+        if self.models is not None and record["has_pose"] and (joints[:, 3] > 0).all():
+            output, known = self.posed(record)[0], 1.0
+            vertices = output.vertices[0].numpy()
+            if not record["has_transl"]:  # place the wrist where the given joints have it
+                vertices += joints[0, :3] - output.joints[0, 0].numpy()
+        valid = (keypoints[:, 2] > 0) * inside(keypoints[:, :2], image.shape[1], image.shape[0])
+        return Annotated(image, K, joints[:, :3], vertices,
+                         keypoints[:, :2], valid, known, int(record["side"]))
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+
+    def whole_hands(self) -> np.ndarray:
+        """Return the indices of hands with known pose, mesh and joints."""
+        records = self.records()
+        return np.flatnonzero((records["has_pose"] > 0)
+                              & (records["keypoints_3d"][..., 3] > 0).all(1))
+
+    def hand_pose(self, index: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return MANO's absolute axis-angles (16, 3) before mirroring, betas (10,), has_betas."""
+        record = self.records()[index]
+        return (record["pose"].astype(np.float64), record["betas"], float(record["has_betas"]))
+
+
+OWN = "own"  # detections that the data set itself ships
+
+
+class BodyPictures(Pictures):
+    """Pictures of bodies. A sample is that of RenderedBodies, with flags for what is known:
+
+        keypoints_*      in the order `joint_set`, by default "smpl45"
+        K_valid          ()  0 if the data set has no K; K then is a guess
+        pose_valid, betas_valid, transl_valid ()   of SMPL. Root and body joints of an SMPL-X pose
+                         are copied to SMPL; its betas do not fit SMPL and are 0
+        gender           ()  int64, an index of GENDERS
+
+    The crop is a square in which the encoder sees the body's box x 1.2. With `models`, a body of
+    known pose, shape and place has the keypoints of its own model as well.
+
+    detections: whose 2D keypoints a sample also has, as a method finds them that knows no truth.
+    OWN: those of the data set (3DPW), or a folder of OpenPose's files, see `detected_person`:
+
+        detected_2d          (45, 2)  pixels of the crop, in the order "smpl45"
+        detected_confidence  (45,)    of the detector, 0: not found
+
+    keypoints_* then are true wherever the model tells them; else 3DPW's are the detector's. Raises
+    FileNotFoundError for a missing folder, ValueError for OWN of a data set without detections.
+    """
+
+    DETECTED = False  # whether keypoints_2d of a record are a detector's
+
+    def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 256, *,
+                 joint_set: str = "smpl45", detections: str | os.PathLike | None = None,
+                 **options) -> None:
+        if joint_set not in bodymodels.JOINT_SETS:
+            raise ValueError(f"unknown joint set {joint_set!r}")
+        if detections == OWN and not self.DETECTED:
+            raise ValueError(f"{type(self).__name__} has no detector's keypoints: give the folder "
+                             "of OpenPose's files")
+        if detections not in (None, OWN) and not Path(detections).is_dir():
+            raise FileNotFoundError(f"no folder {detections}: expected OpenPose's files in it, "
+                                    "a/b_keypoints.json for each picture a/b.jpg")
+        self.joint_set, self.detections = joint_set, detections
+        super().__init__(root, split, size, **options)
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.records()[index]
+        image = self.picture(record)
+        height, width = image.shape[:2]
+        keypoints_2d, keypoints_3d, transl = self.keypoints(record)
+        K, K_valid = record["K"].astype(np.float64), float(record["K"][2, 2])
+        if not K_valid:
+            K = intrinsics((UNKNOWN_FOCAL, UNKNOWN_FOCAL), (width / 2, height / 2))
+        pose = bodymodels.axis_angle_to_matrix(torch.tensor(self.smpl_pose(record["pose"])))
+        is_smpl = self.MODEL == "smpl"
+        sample = {"pose": pose.numpy(), "K": K, "transl": transl,
+                  "betas": record["betas"][:10] * is_smpl,
+                  "keypoints_2d": keypoints_2d[:, :2], "keypoints_3d": keypoints_3d[:, :3]}
+        homography, roll, mirror = self.crop(record, keypoints_2d, (width, height), rng)
+        sample = move_body(sample, homography, roll, mirror, keypoint_set=self.joint_set)
+        order = bodymodels.mirror_indices(self.joint_set) if mirror else slice(None)
+        in_crop = inside(sample["keypoints_2d"], self.size, self.size)
+        placed = float(transl.any())
+        if self.detections is not None:
+            found = self.detected(record, (width, height))
+            found = found[bodymodels.mirror_indices("smpl45")] if mirror else found
+            sample |= {"detected_2d": transform_points(homography, found[:, :2]),
+                       "detected_confidence": found[:, 2]}
+        return sample | {
+            "image": warp(image, homography, self.size).transpose(2, 0, 1),
+            "transl": sample["transl"] * placed, "transl_valid": placed, "K_valid": K_valid,
+            "keypoints_valid": keypoints_2d[order, 2] * in_crop,
+            "keypoints_3d_valid": keypoints_3d[order, 3],
+            "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl,
+            "gender": np.int64(record["gender"])}
+
+    def detected(self, record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Return a detector's keypoints (45, 3): pixels of the picture and confidence.
+
+        size: width and height of the picture.
+        """
+        if self.detections == OWN:
+            return relabelled(record["keypoints_2d"], self.JOINTS, "smpl45")
+        corner = record["center"] - record["box"] / 2
+        box = (*corner, *record["box"]) if record["box"].any() else None
+        return detected_person(Path(self.detections), record["image"].decode(), box, size)
+
+    def keypoints(self, record: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return keypoints (J, 3) and (J, 4) of `joint_set`, and the translation (3,).
+
+        3D keypoints without a pelvis are hidden: losses on SMPL cannot use them.
+        """
+        keypoints_2d, keypoints_3d = (relabelled(record[name], self.JOINTS, self.joint_set)
+                                      for name in ("keypoints_2d", "keypoints_3d"))
+        transl, of_smpl = np.zeros(3, np.float32), self.joint_set.startswith("smpl")
+        if (self.models is not None and self.MODEL == "smpl" and self.joint_set == "smpl45"
+                and record["has_pose"] * record["has_betas"] * record["has_transl"]):
+            output, model, place = self.posed(record, keypoints_only=True)
+            keypoints_3d = with_confidence(model.keypoints(output)[0].numpy())
+            transl = place.numpy()
+            projected = with_confidence(to_pixels(keypoints_3d[:, :3], record["K"]),
+                                        float(record["K"][2, 2]))
+            annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
+            keypoints_2d = np.where(annotated > 0, keypoints_2d, projected)
+        elif of_smpl and not keypoints_3d[0, 3]:
+            keypoints_3d = np.zeros_like(keypoints_3d)
+        return keypoints_2d, keypoints_3d, transl
+
+    def smpl_pose(self, pose: np.ndarray) -> np.ndarray:
+        """Return SMPL's axis-angles (24, 3): those of SMPL-X without fingers and face."""
+        return pose if self.MODEL == "smpl" else np.concatenate([pose[:22], 0 * pose[:2]])
+
+    def crop(self, record: np.ndarray, keypoints_2d: np.ndarray, size: tuple[int, int],
+             rng: np.random.Generator) -> tuple[np.ndarray, float, bool]:
+        """Return the crop's homography, with its roll and mirror. No box: the whole picture."""
+        center, (width, height) = record["center"].astype(np.float64), record["box"]
+        side = BOX_MARGIN * max(height, width / SEEN_WIDTH)
+        if side <= 0:
+            center, side = np.array(size) / 2, max(size[1], size[0] / SEEN_WIDTH)
+        if self.augmentation is None or not self.augmentation.moves:
+            return crop_homography(center, side, self.size), 0.0, False
+        return draw_crop(rng, self.augmentation, self.size, keypoints_2d[:, :2],
+                         bodymodels.JOINT_SETS[self.joint_set], (center, side),
+                         keypoints_2d[:, 2] > 0)
+
+    def neural_annot(self, fit: dict) -> dict:
+        """Return the columns of a body that NeuralAnnot fitted with SMPL or SMPL-X."""
+        row = {"betas": fit["shape"][:10], "transl": fit["trans"], "has_pose": 1, "has_betas": 1,
+               "has_transl": 1}
+        if self.MODEL == "smpl":
+            return row | {"pose": np.reshape(fit["pose"], (24, 3))}
+        parts = [fit[name] for name in ("root_pose", "body_pose", "jaw_pose")] + [np.zeros(6)] + [
+            fit[name] for name in ("lhand_pose", "rhand_pose")]
+        vector = np.concatenate([np.reshape(part, -1) for part in parts])[None]
+        pose = self.absolute(vector)
+        return row | {"pose": (vector.reshape(1, 55, 3) if pose is None else pose)[0],
+                      "has_hands": pose is not None}
+
+    def with_model_keypoints(self, columns: dict, gender: str = "neutral", template: str = ""
+                             ) -> dict:
+        """Add the keypoints of SMPL-X bodies, "smplx76", and their boxes to the columns."""
+        if self.models is None:
+            raise FileNotFoundError(f"{type(self).__name__} has poses but no keypoints: give the "
+                                    "folder of SMPL-X's models with models=, or --models")
+        model = self.body(gender, template=template, keypoints_only=True, num_betas=self.NUM_BETAS)
+        betas, pose = (torch.as_tensor(np.asarray(columns[name]), dtype=torch.float32)
+                       for name in ("betas", "pose"))
+        betas = betas.expand(len(pose), -1)
+        roots = model.rest_joints(betas)[:, 0].numpy()
+        transl = np.stack([moved_translation(*motion) for motion in zip(
+            np.broadcast_to(columns["transl"], roots.shape), np.broadcast_to(
+                columns["world_to_camera"], (len(roots), 3, 4)), roots, strict=True)])
+        points = model.keypoints(model(betas, pose, transl=torch.from_numpy(transl))).numpy()
+        front = (points[..., 2] > 0.05).astype(np.float32)  # metres before the camera
+        keypoints = with_confidence(to_pixels(np.where(front[..., None] > 0, points, 1.0),
+                                              np.asarray(columns["K"])), front)
+        center, box = boxes_around(keypoints)
+        return columns | {"keypoints_2d": keypoints, "keypoints_3d": with_confidence(points),
+                          "center": center, "box": box}
+
+
+class OfficialPeople(PeopleDataset):
+    """Whole bodies of an official data set with crops of their hands; samples as RenderedPeople's.
+
+    pictures: a data set of SMPL-X bodies before a known camera. Its folder `models` must have
+    MANO_SMPLX_vertex_ids.pkl as well. People without a body or a camera are left out. EHF has no
+    poses, and SMPL's bodies have only 24 joints, so that a sample has these flags as well:
+
+        body_pose_valid, betas_valid, expression_valid   ()       float32  betas: only those of the
+                                                                           neutral body
+        rotations_valid                                  (55,)    float32  of body_pose: SMPL has
+                                                                           only the first 22
+        keypoints_3d_valid                               (76,)    float32
+        hand_betas                                       (2, 10)  float32  MANO's: unknown, 0
+        hand_betas_valid                                 (2,)     float32
+
+    No data set has expressions or visibility: expression is 0 and hand_visible 1. Of BEDLAM's
+    eleven betas a sample has the first ten; keypoints and hands follow from all. Augmentation crops
+    the crops again, as for rendered people: outside of them the picture is black.
+
+    detail: above 1, a sample also has "picture", the image with so many times as many pixels a
+    side, to cut hands out at predicted boxes: those of the image itself are too blurred. It goes
+    without augmentation.
+    """
+
+    def __init__(self, pictures: BodyPictures, hand_size: int | None = None, *,
+                 augmentation: str | Augmentation | None = None, detail: int = 1) -> None:
+        if detail > 1 and augmentation is not None:
+            raise ValueError(f"detail={detail} is for evaluation: leave the augmentation out")
+        if pictures.models is None:
+            raise ValueError(f"people of {type(pictures).__name__} need meshes: open it with a "
+                             "folder of models")
+        super().__init__(pictures.split, [pictures.split], pictures.size, pictures.seed,
+                         augmentation)
+        self.pictures, self.hand_size = pictures, hand_size or pictures.size
+        self.detail = detail
+        records = pictures.records()
+        self.kept = np.flatnonzero((records["K"][:, 2, 2] > 0) & (
+            (records["has_pose"] * records["has_transl"] > 0) | (records["mesh"] != b"")))
+        if not len(self.kept):
+            raise ValueError(f"{type(pictures).__name__} in {pictures.root} has no body before a "
+                             "known camera: it has no samples of people")
+        self.hand_vertices = [np.zeros(NUM_VERTICES, np.int64)] * 2  # SMPL: unused
+        if pictures.MODEL == "smplx":
+            ids = bodymodels.hand_vertex_ids(pictures.models / "MANO_SMPLX_vertex_ids.pkl")
+            self.hand_vertices = [ids[side] for side in HANDS]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the records of `pictures` behind all samples or some."""
+        return self.pictures.records()[self.kept[indices]]
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.records(index)
+        image, K = self.pictures.picture(record), record["K"].astype(np.float64)
+        output, model, transl = self.pictures.posed(record)
+        points = relabelled(with_confidence(model.keypoints(output)[0].numpy()),
+                            f"{self.pictures.MODEL}{len(model.parents) + 21}", "smplx76")
+        known = points[:, 3]
+        points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # (0, 0, 0) has no pixel
+        keypoints_2d = to_pixels(points, K)
+        size = image.shape[1], image.shape[0]
+        homography = self.pictures.crop(record, with_confidence(keypoints_2d, known), size,
+                                        rng)[0]
+        pose = np.tile(np.eye(3), (55, 1, 1))
+        angles = record["pose"] if self.pictures.MODEL == "smplx" else record["pose"][:22]
+        pose[:len(angles)] = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()
+        sample = {"image": warp(image, homography, self.size), "K": homography @ K, "pose": pose,
+                  "betas": record["betas"][:10], "expression": np.zeros(10), "keypoints_3d": points,
+                  "keypoints_2d": transform_points(homography, keypoints_2d),
+                  "transl": transl.numpy(), "hand_visible": np.ones(2)}
+        hands = [self._hand(hand, image, K, keypoints_2d, output.vertices[0]) for hand in range(2)]
+        sample |= {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
+        labels = self.labelled(sample, rng)
+        if self.detail > 1:
+            finer = np.diag([self.detail, self.detail, 1]) @ homography
+            labels["picture"] = warp(image, finer, self.detail * self.size).transpose(2, 0, 1)
+        neutral = self.pictures.MODEL == "smplx" and GENDERS[record["gender"]] == "neutral"
+        return labels | {
+            "keypoints_valid": labels["keypoints_valid"] * known, "keypoints_3d_valid": known,
+            "rotations_valid": record["has_pose"] * (np.arange(55) < len(angles)),
+            "hand_valid": labels["hand_valid"] * known[HAND_KEYPOINTS].all(1),
+            "body_pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * neutral,
+            "expression_valid": 0.0, "hand_betas": np.zeros((2, 10)),
+            "hand_betas_valid": np.zeros(2)}
+
+    def _hand(self, hand: int, image: np.ndarray, K: np.ndarray, keypoints_2d: np.ndarray,
+              vertices: Tensor) -> dict[str, np.ndarray]:
+        """Return crop, mesh and K of a hand; the left one is mirrored."""
+        mirror, size = HANDS[hand] == "left", self.hand_size
+        center, side = hand_square(keypoints_2d[HAND_KEYPOINTS[hand]])
+        view = crop_homography(center, max(side, 1.0), size, mirror=mirror)
+        flip = np.diag([-1.0 if mirror else 1.0, 1, 1])
+        return {"hand_images": warp(image, view, size), "hand_K": view @ K @ flip,
+                "hand_vertices": vertices[self.hand_vertices[hand]].numpy() @ flip}
+
+
+class HandPairs(PeopleDataset):
+    """Pairs of official hands in the layout of OfficialPeople, to be mixed with people.
+
+    hands: FreiHAND, InterHand2.6M, DexYCB or HaMeR's sets, opened with an augmentation and a folder
+    `models`. Hands without a known pose, mesh and joints are left out. Either hand of a pair may be
+    a right or a left one; left ones are mirrored. There is no person: the picture (side `size`) is
+    black and body_pose_valid is 0.
+    """
+
+    def __init__(self, hands: HandDataset, size: int) -> None:
+        if hands.models is None:
+            raise ValueError(f"pairs of {type(hands).__name__} need meshes: open it with a folder "
+                             "of models")
+        super().__init__(hands.split, [hands.split], size, hands.seed, None)
+        self.hands, self.kept = hands, hands.whole_hands()
+        if not len(self.kept):
+            raise ValueError(f"{type(hands).__name__} in {hands.root} has no hand whose pose, mesh "
+                             "and joints are known")
+
+    def __len__(self) -> int:
+        return (len(self.kept) + 1) // 2
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        pair = [self._hand(int(self.kept[number % len(self.kept)]), rng)
+                for number in (2 * index, 2 * index + 1)]
+        one = np.eye(3)
+        return {name: np.stack([hand[name] for hand in pair]) for name in pair[0]} | {
+            "image": np.zeros((3, self.size, self.size), np.uint8), "K": one,
+            "body_pose": np.tile(one, (55, 1, 1)), "arm_pose": np.tile(one, (2, 8, 1, 1)),
+            "keypoints_3d": np.zeros((76, 3)), "keypoints_2d": np.zeros((76, 2)),
+            "keypoints_valid": np.zeros(76), "keypoints_3d_valid": np.zeros(76),
+            "rotations_valid": np.zeros(55), "hand_boxes": np.zeros((2, 4)),
+            "transl": np.zeros(3), "betas": np.zeros(10), "expression": np.zeros(10),
+            "hand_visible": np.ones(2)} | dict.fromkeys(
+                ("body_pose_valid", "betas_valid", "expression_valid"), 0.0)
+
+    def _hand(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return a hand's crop and labels; its pose turns like the crop's camera."""
+        sample = self.hands.load(index, rng)
+        self.hands.finish(sample, rng)
+        pose, betas, betas_valid = self.hands.hand_pose(index)
+        turn = sample["camera_rotation"]
+        flip = np.diag([np.sign(np.linalg.det(turn)), 1, 1])
+        pose = flip @ bodymodels.axis_angle_to_matrix(torch.from_numpy(pose)).numpy() @ flip
+        pose[0] = turn @ flip @ pose[0]
+        return {"hand_images": sample["image"], "hand_K": sample["K"], "hand_pose": pose,
+                "hand_joints": sample["joints"], "hand_vertices": sample["vertices"],
+                "hand_keypoints_2d": sample["keypoints_2d"], "hand_valid": sample["mesh_valid"],
+                "hand_betas": betas, "hand_betas_valid": betas_valid}

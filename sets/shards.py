@@ -16,11 +16,8 @@ import numpy as np
 
 from files import safe_unpickle
 from sets.images import bytes_of
-from sets.official import BOX_MARGIN, Pictures
-from sets.official_bodies import BodyPictures
-from sets.official_hands import HandPictures
-from sets.records import to_records
-from sets.workers import available_cores, follow_parent
+from sets.official import BOX_MARGIN, BodyPictures, HandPictures, Pictures, to_records
+from sets.samples import available_cores, follow_parent
 
 MASK_BYTES = 2**28  # the most that the masks of one picture may fill
 

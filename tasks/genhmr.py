@@ -32,10 +32,9 @@ from networks.small_encoder import (
     build_genhmr,
     heat_map_loss,
 )
-from sets.body_crops import BODY_FOCAL, BODY_PARTS
-from sets.body_poses import SMPL_KEYPOINTS
-from sets.keypoint_files import LEAST_CONFIDENCE
-from sets.official_bodies import OWN
+from sets.crops import BODY_FOCAL, BODY_PARTS, SMPL_KEYPOINTS
+from sets.images import LEAST_CONFIDENCE
+from sets.official import OWN
 from sets.rendered import STEEP
 from sets.rendered_bodies import sample_wide_postures
 from tasks import posterior

@@ -13,18 +13,22 @@ from PIL import Image
 
 import bodymodels
 from files import load_arrays
-from sets.arctic import ARCTIC
-from sets.bedlam import BEDLAM
-from sets.dexycb import DexYCB
-from sets.ehf import EHF
-from sets.emdb import EMDB
-from sets.hmr2_evaluation import ThreeDPWHMR2
-from sets.human36m import Human36M, Human36MMoon, Human36MSMPLX
-from sets.interhand import InterHand
-from sets.records import intrinsics, to_pixels
-from sets.rich import RICH
+from sets.body_sets import (
+    ARCTIC,
+    BEDLAM,
+    EHF,
+    EMDB,
+    RICH,
+    Human36M,
+    Human36MMoon,
+    Human36MSMPLX,
+    ThreeDPW,
+    ThreeDPWHMR2,
+    ThreeDPWMoon,
+)
+from sets.hand_sets import DexYCB, InterHand
+from sets.official import intrinsics, to_pixels
 from sets.shards import HaMeRShards, HMRShards
-from sets.threedpw import ThreeDPW, ThreeDPWMoon
 
 UNIQUE = 2
 

@@ -16,9 +16,7 @@ from official_folders import (
 )
 
 import data
-from sets.bedlam import BEDLAM
-from sets.human36m import Human36MMoon
-from sets.rich import RICH
+from sets.body_sets import BEDLAM, RICH, Human36MMoon
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -16,7 +16,7 @@ from PIL import Image
 import bodymodels
 from sets import augmentation
 from sets.augmentation import AUGMENTATIONS, Augmentation
-from sets.backgrounds import (
+from sets.painting import (
     SIDE,
     SURFACES,
     TEST_PHOTOGRAPHS,

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from torch.utils.data import DataLoader
 
 import bodymodels as bm
-from sets.body_poses import (
+from sets.motion import (
     LIMBS,
     NEAR_DUPLICATE,
     OTHER_NOISE,

@@ -7,7 +7,7 @@ from official_folders import dexycb, rodrigues
 
 import bodymodels
 from files import load_arrays
-from sets.dexycb import DexYCB
+from sets.hand_sets import DexYCB
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

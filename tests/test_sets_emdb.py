@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from official_folders import CAMERA_EMDB, K_EMDB, REST_ROOT, ROOT_EMDB, TRANSL_EMDB, emdb, rodrigues
 
-from sets.records import moved_translation, to_pixels
+from sets.official import moved_translation, to_pixels
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

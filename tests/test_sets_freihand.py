@@ -9,7 +9,7 @@ import torch
 from hand_samples import CONTRACT, assert_projects, digest
 from official_folders import UNIQUE, write_freihand
 
-from sets.freihand import FreiHAND
+from sets.hand_sets import FreiHAND
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 import data
 from sets import augmentation
-from sets.crops import perspective_crop, transform_points
-from sets.hand_crops import augmented_crop, crop_sample
+from sets.crops import augmented_crop, crop_sample, perspective_crop, transform_points
 
 
 def test_mirrored_crop_mirrors_everything():

@@ -6,17 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bodymodels
-from sets.hand_poses import (
+from sets.rendered import (
     FINGER_SLOTS,
     LOWER_LIMIT,
     PINCHES,
     THUMB_SLOT,
     UPPER_LIMIT,
+    hand_surface,
     hinge_axes,
     sample_hand_pose,
     sample_view,
 )
-from sets.rendered_hands import hand_surface
 
 
 @given(st.floats(0, 90), st.floats(0, 180), st.sampled_from(["both", "palm", "back"]),

@@ -5,8 +5,8 @@ from official_folders import threedpw_hmr2, write_hmr2_evaluation
 
 import bodymodels
 from files import load_arrays
-from sets.hmr2_evaluation import Human36MHMR2
-from sets.records import relabelled
+from sets.body_sets import Human36MHMR2
+from sets.official import relabelled
 
 
 def test_wart_hmr2_stores_boxes_with_margin_and_19_joints_after_openposes(folders):

@@ -18,8 +18,7 @@ from official_folders import (
 import bodymodels
 from files import load_arrays
 from sets.crops import transform_points
-from sets.official_people import OfficialPeople
-from sets.records import relabelled
+from sets.official import OfficialPeople, relabelled
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -1,4 +1,4 @@
-"""sets/keypoint_files.py: OpenPose's and COCO's JSON, and who is meant."""
+"""sets/images.py: OpenPose's and COCO's JSON, and who is meant."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import bodymodels
 import data
-from sets import keypoint_files
+from sets import images
 
 ROOT = Path(data.__file__).parent
 SMPL45 = bodymodels.JOINT_SETS["smpl45"]
@@ -18,13 +18,13 @@ ASTRONAUT = ROOT / "assets" / "astronaut.jpg"
 ASTRONAUT_KEYPOINTS = ROOT / "assets" / "astronaut_keypoints.json"
 
 
-@pytest.mark.parametrize(("count", "name"), keypoint_files.KEYPOINT_SETS.items())
+@pytest.mark.parametrize(("count", "name"), images.KEYPOINT_SETS.items())
 def test_convention_keypoints_go_to_joints_of_their_name(count, name):
     """Every joint that detector and body share arrives, everything else is zero."""
     names = bodymodels.JOINT_SETS[name]
     assert len(names) == count
     rows = np.arange(1.0, 3 * count + 1).reshape(count, 3)
-    result = keypoint_files.to_smpl45(rows)
+    result = images.to_smpl45(rows)
     shared = set(names) & set(SMPL45)
     assert len(shared) >= 16 and {"nose", "left_wrist", "right_knee"} <= shared
     for joint, row in zip(SMPL45, result, strict=True):
@@ -39,7 +39,7 @@ def test_sides_are_the_person_s_own():
                                (33, "right_shoulder", 12), (33, "left_big_toe", 31)):
         keypoints = np.zeros((count, 3))
         keypoints[index] = 7, 8, 1
-        assert keypoint_files.to_smpl45(keypoints)[SMPL45.index(name)].tolist() == [7, 8, 1]
+        assert images.to_smpl45(keypoints)[SMPL45.index(name)].tolist() == [7, 8, 1]
 
 
 def flat(count: int, offset: float = 10.0) -> list[float]:
@@ -72,7 +72,7 @@ def annotations(*images: tuple[int, str], entries) -> dict:
 ])
 def test_layouts_of_openpose_and_coco_are_read(content, people, tmp_path):
     """The people about this picture, in order, numbers as they are in the file."""
-    found = keypoint_files.read_keypoints(save(tmp_path / "k.json", content), "photo.png")
+    found = images.read_keypoints(save(tmp_path / "k.json", content), "photo.png")
     assert [len(person) for person in found] == people
     assert all(np.array_equal(person.ravel(), flat(len(person))) for person in found)
 
@@ -81,10 +81,10 @@ def test_coco_results_are_told_apart_by_the_number_in_the_picture_s_name(tmp_pat
     """Picture 000000000139.jpg is image_id 139."""
     results = [{"image_id": number, "keypoints": flat(17, number)} for number in (39, 139, 1390)]
     path = save(tmp_path / "k.json", results)
-    (person,) = keypoint_files.read_keypoints(path, "val2017/000000000139.jpg")
+    (person,) = images.read_keypoints(path, "val2017/000000000139.jpg")
     assert person[0, 0] == 139
     with pytest.raises(ValueError, match="several pictures, but not about photo.jpg"):
-        keypoint_files.read_keypoints(path, "photo.jpg")
+        images.read_keypoints(path, "photo.jpg")
 
 
 def test_convention_coco_visibility(tmp_path):
@@ -93,7 +93,7 @@ def test_convention_coco_visibility(tmp_path):
     numbers[2:9:3] = [0, 1, 2]
     path = save(tmp_path / "k.json", annotations((1, "a.jpg"), entries=[
         {"image_id": 1, "keypoints": numbers}]))
-    assert keypoint_files.read_keypoints(path, "a.jpg")[0][:3, 2].tolist() == [0, 1, 1]
+    assert images.read_keypoints(path, "a.jpg")[0][:3, 2].tolist() == [0, 1, 1]
 
 
 def test_detections_of_a_data_set_lie_as_its_pictures_do(tmp_path):
@@ -105,10 +105,10 @@ def test_detections_of_a_data_set_lie_as_its_pictures_do(tmp_path):
             "people": [{"pose_keypoints_2d": numbers} for numbers in people]})
 
     def found(number):
-        return keypoint_files.detected_person(tmp_path, f"P0/images/0000{number}.jpg",
+        return images.detected_person(tmp_path, f"P0/images/0000{number}.jpg",
                                               (0, 0, 100, 100), (400, 400))
 
-    assert np.array_equal(found(3), keypoint_files.to_smpl45(np.reshape(here, (25, 3))))
+    assert np.array_equal(found(3), images.to_smpl45(np.reshape(here, (25, 3))))
     assert not found(4).any() and not found(5).any()
     with pytest.raises(FileNotFoundError, match="no keypoints .*P0/images/00006_keypoints.json"):
         found(6)
@@ -149,7 +149,7 @@ def test_bad_keypoint_files_are_named(case, tmp_path):
     """One ValueError that says what was expected, whatever the JSON."""
     content, message = BAD_FILES[case]
     with pytest.raises(ValueError, match=message):
-        keypoint_files.read_keypoints(save(tmp_path / "k.json", content), "a.jpg")
+        images.read_keypoints(save(tmp_path / "k.json", content), "a.jpg")
 
 
 json_values = st.recursive(
@@ -168,7 +168,7 @@ def test_any_json_is_people_or_one_error(content):
     with tempfile.TemporaryDirectory() as folder:
         path = save(Path(folder) / "k.json", content)
         try:
-            people = keypoint_files.read_keypoints(path, "a.jpg")
+            people = images.read_keypoints(path, "a.jpg")
         except ValueError:
             return
     assert people and all(person.shape == (17, 3) for person in people)
@@ -180,7 +180,7 @@ def test_the_person_who_is_seen_best_is_taken():
         return np.tile([x, 50.0, confidence], (17, 1))
 
     unsure, sure = person(20, 0.5), person(90, 0.9)
-    assert keypoint_files.choose_person([unsure, sure], None, 120, 90) is sure
-    assert keypoint_files.choose_person([unsure, sure], (0, 0, 40, 90), 120, 90) is unsure
-    assert keypoint_files.choose_person([person(500, 1.0), unsure], None, 120, 90) is unsure
-    assert keypoint_files.choose_person([unsure, sure], (40, 0, 40, 90), 120, 90) is None
+    assert images.choose_person([unsure, sure], None, 120, 90) is sure
+    assert images.choose_person([unsure, sure], (0, 0, 40, 90), 120, 90) is unsure
+    assert images.choose_person([person(500, 1.0), unsure], None, 120, 90) is unsure
+    assert images.choose_person([unsure, sure], (40, 0, 40, 90), 120, 90) is None

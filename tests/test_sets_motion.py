@@ -12,8 +12,7 @@ from body_samples import BODY, SMPL45, digest
 from official_folders import recording, write_amass, write_moyo
 
 import bodymodels as bm
-from sets.body_poses import MotionPoses
-from sets.motion import AMASS, MOYO, Z_UP_TO_CAMERA
+from sets.motion import AMASS, MOYO, Z_UP_TO_CAMERA, MotionPoses
 from sets.samples import Joined
 
 

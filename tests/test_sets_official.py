@@ -13,8 +13,7 @@ from PIL import Image
 import bodymodels
 from sets.augmentation import Augmentation
 from sets.images import read_image
-from sets.official import Pictures
-from sets.records import record_dtype, relabelled, to_records
+from sets.official import Pictures, record_dtype, relabelled, to_records
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
               pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2

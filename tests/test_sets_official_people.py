@@ -20,12 +20,10 @@ from people_samples import CONTRACT as PEOPLE
 import bodymodels
 from files import load_arrays
 from hmr_adapter import crop_hands
-from sets.body_crops import body_box
-from sets.freihand import FreiHAND
-from sets.interhand import InterHand
-from sets.official_models import official_body
-from sets.official_people import HandPairs, OfficialPeople
-from sets.rich import RICH
+from sets.body_sets import RICH
+from sets.crops import body_box
+from sets.hand_sets import FreiHAND, InterHand
+from sets.official import HandPairs, OfficialPeople, official_body
 from tasks.hmr_adapter import sharpest
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from official_folders import write
 
-from sets.packing import build_packed, stream_json_list
+from sets.samples import build_packed, stream_json_list
 
 
 def test_cached_samples_are_the_rendered_ones(tmp_path):
@@ -75,7 +75,7 @@ def test_failed_build_leaves_nothing(tmp_path):
 
 def test_cache_survives_a_killed_builder(tmp_path):
     """A builder killed half way blocks nobody and leaves no file under the final name."""
-    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.packing import build_packed\n"
+    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.samples import build_packed\n"
                "def fill(records):\n    records[0] = 7\n    os.kill(os.getpid(), signal.SIGKILL)\n"
                "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 3, fill)")
     path = tmp_path / "x.npy"
@@ -115,7 +115,7 @@ def test_a_killed_rendering_continues(tmp_path):
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt"])
 def test_a_builder_starts_where_the_killed_one_stopped(tmp_path, end):
     """Killed or interrupted after 4 of 6 records, of which 3 had been counted."""
-    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.packing import build_packed\n"
+    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.samples import build_packed\n"
                "def fill(records, start):\n    assert start == 0\n    records[:3] = 7\n"
                f"    yield 3\n    records[3] = 7\n    {end}\n"
                "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 6, fill, resume=True)")
@@ -146,7 +146,7 @@ def test_a_full_disk_ends_a_rendering_without_remains(tmp_path):
 @pytest.mark.slow
 def test_ranks_may_build_at_once(tmp_path):
     """Processes that want the same file at the same moment build it once and agree."""
-    program = ("import hashlib, numpy, pathlib, sys, time\nfrom sets.packing import build_packed\n"
+    program = ("import hashlib, numpy, pathlib, sys, time\nfrom sets.samples import build_packed\n"
                "def fill(records):\n"
                "    open(sys.argv[1] + '/built', 'a').write('x'); time.sleep(0.3)\n"
                "    records[:] = range(1000)\n"
@@ -161,8 +161,8 @@ def test_ranks_may_build_at_once(tmp_path):
 WORKER = """
 import os, pathlib, sys, time, numpy
 from torch.utils.data import DataLoader
-from sets.packing import build_packed
-from sets.workers import follow_parent
+from sets.samples import build_packed
+from sets.samples import follow_parent
 def large(batch):
     return numpy.zeros(10**6)  # does not fit into the pipe: the worker blocks while it writes
 def fill(records):
@@ -183,7 +183,7 @@ def test_a_killed_builder_leaves_neither_lock_nor_worker(tmp_path):
             time.sleep(0.05)
         second = subprocess.Popen(
             [sys.executable, "-c", "import numpy, pathlib, sys\n"
-             "from sets.packing import build_packed\n"
+             "from sets.samples import build_packed\n"
              "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 3, lambda x: x.fill(5))",
              str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         assert second.stderr.readline() == (

@@ -9,9 +9,7 @@ from people_samples import CONTRACT, SIZE, people, seeds
 
 import data
 from sets.augmentation import Augmentation
-from sets.body_crops import body_camera
-from sets.crops import crop_homography, transform_points
-from sets.people import augment_person, person_labels
+from sets.crops import augment_person, body_camera, crop_homography, person_labels, transform_points
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader
 import bodymodels as bm
 import data
 from sets.augmentation import Augmentation
-from sets.body_crops import BODY_PARTS, body_camera, move_body
-from sets.body_poses import OTHER_NOISE, motion_frames
-from sets.crops import crop_homography, inside
+from sets.crops import BODY_PARTS, body_camera, crop_homography, inside, move_body
+from sets.motion import OTHER_NOISE, motion_frames
 from sets.rendered_bodies import (
     RenderedBodies,
     augment_body,

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 import bodymodels
 from sets.crops import inside
-from sets.rendered import paint_background
-from sets.rendered_hands import hand_surface, paint_hand, sample_scene, shade
+from sets.painting import paint_background
+from sets.rendered import hand_surface, paint_hand, sample_scene, shade
 
 
 def test_samples_keep_the_contract():

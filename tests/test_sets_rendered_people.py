@@ -26,19 +26,21 @@ from torch.utils.data import DataLoader
 
 import bodymodels as bm
 from sets.augmentation import Augmentation
-from sets.crops import crop_homography, transform_points
-from sets.packing import fingerprint
-from sets.people import HAND_KEYPOINTS, hand_square
-from sets.rendered import project_surface
-from sets.rendered_bodies import RenderedBodies, body_surface, hand_vertices, sample_outfit
-from sets.rendered_hands import RenderedHands, hand_surface
-from sets.rendered_people import (
+from sets.crops import HAND_KEYPOINTS, crop_homography, hand_square, transform_points
+from sets.painting import project_surface
+from sets.rendered import RenderedHands, hand_surface
+from sets.rendered_bodies import (
     Occluder,
+    RenderedBodies,
     View,
+    body_surface,
     draw_occluder,
     hand_faces,
+    hand_vertices,
     sample_occluders,
+    sample_outfit,
 )
+from sets.samples import fingerprint
 
 
 @pytest.fixture(scope="module")

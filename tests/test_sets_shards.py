@@ -13,7 +13,7 @@ from official_folders import MASKS, hamer, hmr2, jpeg, tar_person, write_shard
 import bodymodels
 import sets.shards
 from files import safe_unpickle
-from sets.records import relabelled
+from sets.official import relabelled
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
               pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2

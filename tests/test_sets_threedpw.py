@@ -11,8 +11,7 @@ import bodymodels
 from files import safe_unpickle
 from sets.augmentation import Augmentation
 from sets.crops import transform_points
-from sets.official_bodies import OWN
-from sets.records import moved_translation, to_pixels
+from sets.official import OWN, moved_translation, to_pixels
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -8,10 +8,8 @@ from PIL import Image
 
 import bodymodels
 from files import load_arrays, load_vertices
-from sets.bedlam import BEDLAM
-from sets.official_models import official_body
-from sets.records import intrinsics, record_dtype, to_pixels, to_records
-from sets.rich import RICH, SMPLX_PARTS
+from sets.body_sets import BEDLAM, RICH, SMPLX_PARTS
+from sets.official import intrinsics, official_body, record_dtype, to_pixels, to_records
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 
