@@ -54,7 +54,6 @@ from sets.body_sets import (
     RICH,
     Human36M,
     Human36MHMR2,
-    Human36MMoon,
     Human36MSMPLX,
     ThreeDPW,
     ThreeDPWHMR2,
@@ -65,7 +64,6 @@ from sets.crops import (
     NUM_JOINTS,
     SMPL_KEYPOINTS,
     SMPLX_KEYPOINTS,
-    HandDataset,
     body_box,
     body_camera,
     crop_homography,
@@ -104,7 +102,7 @@ RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": Rende
 OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
     "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
-    "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "3dpw-hmr2": ThreeDPWHMR2,
+    "h36m-smplx": Human36MSMPLX, "3dpw-hmr2": ThreeDPWHMR2,
     "h36m-hmr2": Human36MHMR2, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
     "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
 
@@ -167,21 +165,20 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
                                models=models, augmentation=augmentation, hand_size=hand_size)
                  for part, folder in MIXTURES[name]]
         return Mixed(parts, list(MIXTURES[name].values()), seed=seed)
-    kind, packed = OFFICIAL[name], {"seed": seed, "cache": cache}
+    kind = OFFICIAL[name]
     if issubclass(kind, MotionCapture):
-        return kind(root, split or "train", **packed)
-    if kind is FreiHAND and split in (None, "train"):
+        return kind(root, split or "train", seed=seed, cache=cache)
+    if kind is FreiHAND and split == "train":
         split = "training"
+    options |= {"seed": seed, "cache": cache, "models": models}
     if not hand_size:
-        return kind(root, split, size, augmentation=augmentation, models=models, **packed,
-                    **options)
-    if issubclass(kind, HandDataset):
+        return kind(root, split, size, augmentation=augmentation, **options)
+    if kind.MODEL == "mano":
         recipe = find_augmentation(augmentation)
-        hands = kind(root, split, hand_size, augmentation=recipe and for_hands(recipe),
-                     models=models, **packed, **options)
-        return HandPairs(hands, size)
-    bodies = kind(root, split, size, models=models, **packed, **options)
-    return OfficialPeople(bodies, hand_size, augmentation=augmentation, detail=detail)
+        return HandPairs(kind(root, split, hand_size, augmentation=recipe and for_hands(recipe),
+                              **options), size)
+    return OfficialPeople(kind(root, split, size, **options), hand_size, augmentation=augmentation,
+                          detail=detail)
 
 
 def describe(dataset: KeyedDataset, most: int = 1000) -> str:
@@ -190,11 +187,9 @@ def describe(dataset: KeyedDataset, most: int = 1000) -> str:
     The summary has the number of samples, the official number, and the share of samples with each
     kind of annotation. Raises FileNotFoundError if a picture is missing.
     """
-    if isinstance(dataset, OfficialPeople | HandPairs):
-        dataset = dataset.pictures if isinstance(dataset, OfficialPeople) else dataset.hands
-    setup, split = getattr(dataset, "options", {}).get("setup"), dataset.split
+    dataset = getattr(dataset, "pictures", getattr(dataset, "hands", dataset))
     official = next((count for name, count in getattr(dataset, "COUNTS", {}).items()
-                     if name in (split, f"{setup} {split}", dataset.root.name)), 0)
+                     if name in (dataset.split, dataset.root.name)), 0)
     summary = f"{type(dataset).__name__}: {len(dataset):,} samples" + (
         f", officially {official:,}" if official else "")
     if not isinstance(dataset, Pictures):
@@ -205,9 +200,8 @@ def describe(dataset: KeyedDataset, most: int = 1000) -> str:
     if missing:
         raise FileNotFoundError(f"{len(missing)} of {len(names)} pictures looked for are missing, "
                                 f"for example {dataset.root / missing[0]}")
-    known = {"keypoints_2d": (records["keypoints_2d"][..., 2] > 0).any(1),
-             "keypoints_3d": (records["keypoints_3d"][..., 3] > 0).any(1),
-             "K": records["K"][:, 2, 2] > 0}
+    known = {name: records[name][..., -1].any(1) for name in ("keypoints_2d", "keypoints_3d")}
+    known["K"] = records["K"][:, 2, 2] > 0
     known |= {name: records[f"has_{name}"] > 0 for name in ("pose", "hands", "betas", "transl")}
     return (f"{summary}; {len(names)} pictures looked for, all there; known: " + ", ".join(
         f"{name} {100 * values.mean():.0f} %" for name, values in known.items()))

@@ -12,11 +12,11 @@ from torch import Tensor
 
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
-from sets.crops import inside
+from sets.crops import inside, to_pixels
 from sets.official import (
     BOX_MARGIN,
     GENDERS,
-    BodyPictures,
+    Pictures,
     boxes_around,
     corner_box,
     intrinsics,
@@ -25,13 +25,16 @@ from sets.official import (
     rigid,
     rotate_root,
     texts,
-    to_pixels,
     with_confidence,
     xywh_box,
 )
 
+SMPLX_PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
+               "right_hand_pose")
+PLACED = {"has_pose": 1, "has_betas": 1, "has_transl": 1}
 
-class ThreeDPW(BodyPictures):
+
+class ThreeDPW(Pictures):
     """3DPW (von Marcard et al. 2018): imageFiles/ and sequenceFiles/.
 
     A person counts in the frames with a valid camera and 2D keypoints: 35,515 of the test split.
@@ -60,24 +63,21 @@ class ThreeDPW(BodyPictures):
         detected, motion = detected[kept], content["cam_poses"][kept, :3]
         R, t = motion[..., :3], motion[..., 3]
         detected = with_confidence(detected[..., :2], detected[..., 2])
-        center, box = boxes_around(detected)
         joints = content["jointPositions"][person].reshape(-1, 24, 3)[kept] @ R.swapaxes(1, 2)
         keypoints_3d = np.zeros((len(kept), 45, 4))
         keypoints_3d[:, :24] = with_confidence(joints + t[:, None])
         pose = content["poses"][person].reshape(-1, 24, 3)[kept]
         pose[:, 0] = rotate_root(R, pose[:, 0])
-        return {
+        return PLACED | boxes_around(detected) | {
             "image": [f"imageFiles/{sequence}/image_{frame:05d}.jpg" for frame in kept],
-            "K": content["cam_intrinsics"], "center": center, "box": box, "pose": pose,
+            "K": content["cam_intrinsics"], "pose": pose, "keypoints_3d": keypoints_3d,
             "keypoints_2d": relabelled(detected, "openpose18", "smpl45"),
-            "keypoints_3d": keypoints_3d,
             "betas": content["betas"][person][:10], "transl": content["trans"][person][kept],
-            "world_to_camera": motion, "has_pose": 1, "has_betas": 1, "has_transl": 1,
-            "gender": {"n": 0, "m": 1, "f": 2}[gender[0]], "person": person, "frame": kept,
-            "sequence": sequence}
+            "world_to_camera": motion, "gender": {"n": 0, "m": 1, "f": 2}[gender[0]],
+            "person": person, "frame": kept, "sequence": sequence}
 
 
-class ThreeDPWMoon(BodyPictures):
+class ThreeDPWMoon(Pictures):
     """3DPW as Moon's lineage packs it: 3DPW_test.json, 3DPW_train.json, ... and imageFiles/.
 
     SMPL's parameters are in the camera's frame and for the neutral model. The people are not those
@@ -103,7 +103,7 @@ class ThreeDPWMoon(BodyPictures):
             } | self.neural_annot(item["smpl_param"])
 
 
-class ThreeDPWHMR2(BodyPictures):
+class ThreeDPWHMR2(Pictures):
     """3DPW in HMR2.0's file hmr2_evaluation_data/3dpw_test.npz, beside the pictures it names.
 
     scale is the width and height of the box in pixels, or one number for both, with the margin.
@@ -112,19 +112,17 @@ class ThreeDPWHMR2(BodyPictures):
 
     SPLITS = {"test": "3dpw_test"}
     SOURCES = ("hmr2_evaluation_data/{split}.npz",)
-    JOINTS, COUNTS = "hmr44", {}
+    JOINTS = "hmr44"
     HOME = "github.com/shubham-goel/4D-Humans"
 
     def rows(self) -> Iterator[dict]:
-        split = self.SPLITS[self.split]
-        arrays = load_arrays(self.file(f"hmr2_evaluation_data/{split}.npz"))
+        arrays = load_arrays(self.file(next(iter(self.sources.values()))[0]))
         names = texts(arrays["imgname"])
         count = len(names)
         box = np.asarray(arrays["scale"], np.float64).reshape(count, -1) / BOX_MARGIN
         flat, solid = (np.concatenate([
-            arrays.get(f"body_keypoints_{size - 1}d", np.zeros((count, 25, size))),
-            arrays.get(f"extra_keypoints_{size - 1}d", np.zeros((count, 19, size)))], 1)
-            for size in (3, 4))
+            arrays.get(f"{part}_keypoints_{size - 1}d", np.zeros((count, joints, size)))
+            for part, joints in (("body", 25), ("extra", 19))], 1) for size in (3, 4))
         yield {"image": names, "center": arrays["center"], "frame": np.arange(count),
                "box": np.broadcast_to(box, (count, 2)),
                "keypoints_2d": with_confidence(flat[..., :2], flat[..., 2]),
@@ -137,7 +135,7 @@ class Human36MHMR2(ThreeDPWHMR2):
     SPLITS = {"test": "h36m_val_p2"}
 
 
-class EMDB(BodyPictures):
+class EMDB(Pictures):
     """EMDB (Kaufmann et al. 2023): P0/ to P9/, with 14_outdoor_climb/ and so on in them.
 
     A sequence's own flags say to which of the two benchmarks it belongs; good_frames_mask says
@@ -161,85 +159,67 @@ class EMDB(BodyPictures):
         camera, body = content["camera"], content["smpl"]
         motion = camera["extrinsics"][kept, :3]
         root = rotate_root(motion[..., :3], body["poses_root"][kept])
-        return corner_box(content["bboxes"]["bboxes"][kept]) | {
+        return PLACED | corner_box(content["bboxes"]["bboxes"][kept]) | {
             "image": [f"{folder}/images/{frame:05d}.jpg" for frame in kept],
             "image_size": (int(camera["width"]), int(camera["height"])),
             "K": camera["intrinsics"], "keypoints_2d": with_confidence(content["kp2d"][kept]),
             "pose": np.concatenate([root, body["poses_body"][kept]], 1).reshape(-1, 24, 3),
             "betas": body["betas"][:10], "transl": body["trans"][kept], "frame": kept,
-            "world_to_camera": motion, "has_pose": 1, "has_betas": 1, "has_transl": 1,
-            "gender": GENDERS.index(content["gender"]), "sequence": content["name"]}
+            "world_to_camera": motion, "gender": GENDERS.index(content["gender"]),
+            "sequence": content["name"]}
 
 
-class Human36M(BodyPictures):
-    """Human3.6M (Ionescu et al. 2014) in SPIN's files: images/ and dataset_extras/h36m_*.npz.
+class Human36M(Pictures):
+    """Human3.6M (Ionescu et al. 2014) in SPIN's file dataset_extras/h36m_valid_protocol2.npz.
 
     p2 is protocol 2: the frontal camera 60457274 alone, subjects 9 and 11. scale is the side of a
-    square box / 200, margin included. S is relative to the pelvis. Any annotation may be missing.
+    square box / 200, margin included. S is relative to the pelvis.
     """
 
-    SPLITS = {"train": "h36m_train", "p1": "h36m_valid_protocol1", "p2": "h36m_valid_protocol2"}
+    SPLITS = {"p2": "h36m_valid_protocol2"}
     SOURCES = ("dataset_extras/{split}.npz",)
-    JOINTS, COUNTS = "eft49", {"p1": 109_867, "p2": 27_558}
+    JOINTS, COUNTS = "eft49", {"p2": 27_558}
     HOME = "vision.imar.ro/human3.6m and github.com/nkolot/SPIN"
 
     def rows(self) -> Iterator[dict]:
-        arrays = load_arrays(self.file(f"dataset_extras/{self.SPLITS[self.split]}.npz"))
-        names = texts(arrays["imgname"])
-        kept = [index for index, name in enumerate(names)
-                if self.split != "p2" or ".60457274" in name]
-        arrays = {name: value[kept] for name, value in arrays.items() if len(value) == len(names)}
-        count = len(kept)
-        side = np.asarray(arrays["scale"], np.float64) * 200 / BOX_MARGIN
-        has_smpl = arrays.get("has_smpl", np.full(count, float("pose" in arrays)))
-        keypoints_2d = np.concatenate([arrays.get("openpose", np.zeros((count, 25, 3))),
-                                       arrays.get("part", np.zeros((count, 24, 3)))], 1)
-        keypoints_3d = arrays.get("S", np.zeros((count, 24, 4)))
-        if count:
-            yield {"image": [names[index] for index in kept], "center": arrays["center"],
-                   "box": np.stack([side, side], 1), "has_pose": has_smpl, "has_betas": has_smpl,
-                   "keypoints_2d": with_confidence(keypoints_2d[..., :2], keypoints_2d[..., 2]),
-                   "keypoints_3d": np.pad(keypoints_3d, ((0, 0), (25, 0), (0, 0))),
-                   "pose": arrays.get("pose", np.zeros((count, 72))).reshape(-1, 24, 3),
-                   "betas": arrays.get("shape", np.zeros((count, 10)))[:, :10], "frame": kept}
+        names, center, scale, part, solid = read_npz(
+            self.file(next(iter(self.sources.values()))[0]), "imgname", "center", "scale", "part",
+            "S")
+        names = texts(names)
+        kept = [index for index, name in enumerate(names) if ".60457274" in name]
+        side = np.asarray(scale[kept], np.float64) * 200 / BOX_MARGIN
+        part, solid = (np.pad(points[kept], ((0, 0), (25, 0), (0, 0))) for points in (part, solid))
+        yield {"image": [names[index] for index in kept], "center": center[kept], "frame": kept,
+               "box": np.stack([side, side], 1), "keypoints_3d": solid,
+               "keypoints_2d": with_confidence(part[..., :2], part[..., 2])}
 
 
-class Human36MMoon(BodyPictures):
-    """Human3.6M as Moon's lineage packs it: images/ and annotations/Human36M_subject*_*.json.
+class Human36MSMPLX(Pictures):
+    """Human3.6M as Moon's lineage packs it, with NeuralAnnot's fits: HMR-Adapter trains on it.
 
-    Everything is in the world's frame; joints and camera translations are in millimetres, the right
-    leg comes first. SMPL's fits (NeuralAnnot) are read where they exist. p1: all cameras of
-    subjects 9 and 11; p2: the fourth camera alone. Option stride: take every stride-th of the 50
-    frames a second.
+    root: images/ and annotations/Human36M_subject*_*.json. Everything is in the world's frame;
+    joints and camera translations are in millimetres, the right leg comes first. Fits of SMPL-X are
+    read where they exist; fingers are relative to the mean hand: without `models` they stay
+    unknown. Option stride: take every stride-th of the 50 frames a second.
     """
 
-    SPLITS = {"train": "train", "p1": "test", "p2": "test"}
-    SUBJECTS = {"train": (1, 5, 6, 7, 8), "test": (9, 11)}
-    JOINTS, OPTIONS, FITS = "h36m17_moon", {"stride": 5}, "SMPL_NeuralAnnot"
+    SPLITS = {"train": "train"}
+    SUBJECTS = (1, 5, 6, 7, 8)
+    JOINTS, MODEL, HAND_SPACE, OPTIONS = "h36m17_moon", "smplx", "mean_relative", {"stride": 5}
+    SOURCES = tuple(f"annotations/Human36M_subject{subject}_{kind}.json" for subject in SUBJECTS
+                    for kind in ("data", "camera", "joint_3d", "SMPLX_NeuralAnnot"))
     HOME = "github.com/mks0601/3DMPPE_POSENET_RELEASE"
 
-    def find_sources(self) -> dict[str, list[Path]]:
-        sources = {}
-        for subject in self.SUBJECTS[self.SPLITS[self.split]]:
-            names = [f"annotations/Human36M_subject{subject}_{kind}.json"
-                     for kind in ("data", "camera", "joint_3d", self.FITS)]
-            fits = self.root / names.pop()
-            sources |= {name: [self.file(name)] for name in names}
-            sources |= {fits.name: [fits]} if fits.is_file() else {}
-        return sources
-
     def rows(self) -> Iterator[dict]:
-        for subject in self.SUBJECTS[self.SPLITS[self.split]]:
-            data, cameras, joints = (self.json(f"annotations/Human36M_subject{subject}_{kind}.json")
-                                     for kind in ("data", "camera", "joint_3d"))
-            fits = self.sources.get(f"Human36M_subject{subject}_{self.FITS}.json")
-            fits = self.json(fits[0]) if fits else {}
+        for subject in self.SUBJECTS:
+            data, cameras, joints, fits = (
+                self.json(f"annotations/Human36M_subject{subject}_{kind}.json")
+                for kind in ("data", "camera", "joint_3d", "SMPLX_NeuralAnnot"))
             pictures = {item["id"]: item for item in data["images"]}
             for item in data["annotations"]:
                 picture = pictures[item["image_id"]]
                 place = [str(picture[f"{kind}_idx"]) for kind in ("action", "subaction", "frame")]
-                if picture["frame_idx"] % self.options["stride"] == 0 and (
-                        self.split != "p2" or picture["cam_idx"] == 4):
+                if picture["frame_idx"] % self.options["stride"] == 0:
                     yield self._person(item, picture, cameras[str(picture["cam_idx"])],
                                        _nested(joints, place), _nested(fits, place))
 
@@ -261,15 +241,6 @@ class Human36MMoon(BodyPictures):
         return row
 
 
-class Human36MSMPLX(Human36MMoon):
-    """The same with NeuralAnnot's fits of SMPL-X, on which HMR-Adapter trains.
-
-    Fingers are stored relative to the mean hand: without `models` they stay unknown.
-    """
-
-    MODEL, HAND_SPACE, FITS = "smplx", "mean_relative", "SMPLX_NeuralAnnot"
-
-
 def _nested(tree: dict, keys: Sequence[str]) -> object:
     """Return tree[a][b][c], or None where a key is missing."""
     for key in keys:
@@ -277,23 +248,21 @@ def _nested(tree: dict, keys: Sequence[str]) -> object:
     return tree
 
 
-class BEDLAM(BodyPictures):
+class BEDLAM(Pictures):
     """BEDLAM (Black et al. 2023): all_npz_12_training/*.npz and SCENE_6fps/png/seq_000000/....
 
     Poses are absolute and already in the camera's frame; the translation is trans_cam plus that of
     cam_ext. Bodies are of the neutral SMPL-X with 11 shape coefficients, whatever `gender` says.
     Close-ups lie on their side: they are turned clockwise. AGORA's files in the same folder
-    (agora-*.npz) have other keys and other pictures; they are left out.
-    Options:
-        min_keypoints  how many joints of a person must be in the picture.
-        percent        use the first rows of each file; BEDLAM's own code trains on 80 percent.
-        picture_size   width and height of the pictures as stored.
+    (agora-*.npz) have other keys and other pictures; they are left out. A person counts with at
+    least MIN_KEYPOINTS joints in the picture.
+    Option picture_size: width and height of the pictures as stored.
     """
 
     SPLITS = {"train": "all_npz_12_training", "val": "all_npz_12_validation"}
     SOURCES = ("{split}/*.npz",)
-    JOINTS, MODEL, NUM_BETAS = "smplx76", "smplx", 11
-    OPTIONS = {"min_keypoints": 8, "percent": 100, "picture_size": (1280, 720)}
+    JOINTS, MODEL, NUM_BETAS, MIN_KEYPOINTS = "smplx76", "smplx", 11, 8
+    OPTIONS = {"picture_size": (1280, 720)}
     HOME = "bedlam.is.tue.mpg.de"
     ARRAYS = ("imgname", "center", "scale", "gtkps", "cam_int", "cam_ext", "pose_cam", "trans_cam",
               "shape")
@@ -306,27 +275,22 @@ class BEDLAM(BodyPictures):
                 self.file(path), *self.ARRAYS)
             names, closeup = texts(names), "closeup" in path.stem
             size = self.options["picture_size"][::-1 if closeup else 1]
-            points = gtkps[:len(gtkps) * self.options["percent"] // 100, :76, :2]
-            kept = np.flatnonzero(inside(points, *size).sum(1) >= self.options["min_keypoints"])
+            points = gtkps[:, :76, :2]
+            kept = np.flatnonzero(inside(points, *size).sum(1) >= self.MIN_KEYPOINTS)
             side = scale[kept] * 200 / BOX_MARGIN
+            betas = np.pad(betas[kept], ((0, 0), (0, self.NUM_BETAS)))[:, :self.NUM_BETAS]
             if len(kept):
-                yield {
+                yield PLACED | {
                     "image": [f"{path.stem}/png/{names[index]}" for index in kept],
                     "turns": int(closeup), "center": center[kept],
                     "box": np.stack([side, side], 1), "K": cam_int[kept],
-                    "keypoints_2d": with_confidence(points[kept]), "has_pose": 1, "has_hands": 1,
-                    "pose": pose[kept].reshape(-1, 55, 3), "has_betas": 1,
-                    "betas": np.pad(betas[kept], ((0, 0), (0, self.NUM_BETAS))
-                                    )[:, :self.NUM_BETAS],
-                    "has_transl": 1, "transl": transl[kept] + cam_ext[kept, :3, 3],
+                    "keypoints_2d": with_confidence(points[kept]), "has_hands": 1,
+                    "pose": pose[kept].reshape(-1, 55, 3), "betas": betas,
+                    "transl": transl[kept] + cam_ext[kept, :3, 3],
                     "person": kept, "sequence": path.stem}
 
 
-SMPLX_PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
-               "right_hand_pose")
-
-
-class RICH(BodyPictures):
+class RICH(Pictures):
     """RICH (Huang et al. 2022): bodies/, images/, scan_calibration/ and resource/.
 
     resource/meta has a row for each person of each sequence (id, view_id). Each of the person's
@@ -346,27 +310,25 @@ class RICH(BodyPictures):
 
     def rows(self) -> Iterator[dict]:
         genders, extensions = (self.json(f"resource/{name}.json") for name in ("gender", "imgext"))
-        split = self.SPLITS[self.split]
-        lines = self.file(f"resource/meta/{split}.txt").read_text().splitlines()
+        lines = self.file(f"resource/meta/{self.split}.txt").read_text().splitlines()
         fields = lines[0].split("\t")
         for line in lines[1:]:
             meta = dict(zip(fields, line.split("\t"), strict=True))
             sequence, people = meta["sequence_name"], {int(name) for name in meta["id"].split(",")}
             scene = sequence.split("_")[0]
-            frames = sorted(path for path in (self.root / "bodies" / split / sequence).glob(
-                "*/*.pkl") if int(path.stem) in people)
+            folder = self.root / "bodies" / self.split / sequence
+            frames = sorted(path for path in folder.glob("*/*.pkl") if int(path.stem) in people)
             if not frames:
-                raise FileNotFoundError(f"no bodies/{split}/{sequence}/*/ of person {meta['id']} "
-                                        f"in {self.root}: expected RICH's official layout, see "
-                                        f"{self.HOME}")
+                raise self.missing(folder / f"*/{meta['id']}.pkl")
             cameras = {int(view): self._camera(scene, int(view))
                        for view in meta["view_id"].split(",")}
             for path in frames:
                 body = load_arrays(self.file(path))
                 for view, (motion, K) in cameras.items():
                     yield self._person(path, body, genders[str(int(path.stem))], motion, K) | {
-                        "image": f"images/{split}/{sequence}/cam_{view:02d}/{path.parent.name}_"
-                                 f"{view:02d}.{extensions[scene]}", "sequence": sequence}
+                        "image": f"images/{self.split}/{sequence}/cam_{view:02d}/"
+                                 f"{path.parent.name}_{view:02d}.{extensions[scene]}",
+                        "sequence": sequence}
 
     def _camera(self, scene: str, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Return world to camera (3, 4), and K (3, 3)."""
@@ -388,14 +350,13 @@ class RICH(BodyPictures):
         alone = {name: value[0] for name, value in columns.items()
                  if name not in ("K", "world_to_camera")}
         portrait = K[1, 2] > K[0, 2]
-        return columns | alone | {
-            "has_pose": 1, "has_hands": 1, "has_betas": 1, "has_transl": 1,
-            "image_size": self.options["picture_size"][::-1 if portrait else 1],
+        return columns | alone | PLACED | {
+            "has_hands": 1, "image_size": self.options["picture_size"][::-1 if portrait else 1],
             "gender": GENDERS.index(gender), "person": int(path.stem),
             "frame": int(path.parent.name)}
 
 
-class ARCTIC(BodyPictures):
+class ARCTIC(Pictures):
     """ARCTIC (Fan et al. 2023), eight allocentric cameras: raw_seqs/, meta/, images/, splits_json/.
 
     root: the folder `data` of arctic_data. Protocol 1; HMR-Adapter scores its val split, since the
@@ -417,7 +378,7 @@ class ARCTIC(BodyPictures):
 
     def rows(self) -> Iterator[dict]:
         misc = self.json("meta/misc.json")
-        for name in sorted(self.json("splits_json/protocol_p1.json")[self.SPLITS[self.split]]):
+        for name in sorted(self.json("splits_json/protocol_p1.json")[self.split]):
             subject, sequence = name.split("/")
             body = load_arrays(self.file(f"raw_seqs/{subject}/{sequence}.smplx.npy"))
             pose = np.concatenate([np.reshape(body[part], (len(body["transl"]), -1))
@@ -448,7 +409,7 @@ class ARCTIC(BodyPictures):
             "person": view}
 
 
-class EHF(BodyPictures):
+class EHF(Pictures):
     """EHF (Pavlakos et al. 2019), one folder: 01_img.jpg, 01_align.ply, 01_2Djnt.json, ..., 100_...
 
     The truth is a mesh with SMPL-X's topology in the scanner's frame; `vertices(record)` returns it
@@ -459,11 +420,15 @@ class EHF(BodyPictures):
 
     SPLITS, COUNTS = {"test": "test"}, {"test": 100}
     SOURCES = ("*_align.ply", "*_2Djnt.json")
-    JOINTS, MODEL, OPTIONS, FILES = "openpose25", "smplx", {"boxes": ""}, ("boxes",)
+    JOINTS, MODEL, OPTIONS = "openpose25", "smplx", {"boxes": ""}
     HOME = "smpl-x.is.tue.mpg.de"
     ROTATION = (-2.98747896, 0.01172457, -0.05704687)  # axis-angle
     TRANSLATION = (-0.03609917, 0.43416458, 2.37101226)  # metres
     K = intrinsics((1498.22426237, 1498.22426237), (790.263706, 578.90334))
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        boxes = self.options["boxes"]
+        return super().find_sources() | ({boxes: [self.file(boxes)]} if boxes else {})
 
     def rows(self) -> Iterator[dict]:
         R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
@@ -474,11 +439,11 @@ class EHF(BodyPictures):
             people = self.json(f"{number}_2Djnt.json")["people"]
             keypoints = np.reshape(people[0]["pose_keypoints_2d"], (25, 3))
             keypoints = with_confidence(keypoints[:, :2], keypoints[:, 2])
-            center, box = boxes_around(keypoints[None])
             extension = "jpg" if (self.root / f"{number}_img.jpg").is_file() else "png"
-            yield {"image": f"{number}_img.{extension}", "K": self.K, "center": center[0],
-                   "box": box[0], "keypoints_2d": keypoints, "world_to_camera": motion,
-                   "mesh": path.name, "frame": int(number)} | boxes.get(int(number), {})
+            yield boxes_around(keypoints) | {
+                "image": f"{number}_img.{extension}", "K": self.K, "keypoints_2d": keypoints,
+                "world_to_camera": motion, "mesh": path.name, "frame": int(number)
+            } | boxes.get(int(number), {})
 
     def _boxes(self) -> dict[int, dict[str, np.ndarray]]:
         """Return the boxes of SMPLer-X's file by the number of the picture."""

@@ -18,7 +18,6 @@ from torch import Tensor
 
 import bodymodels
 from sets.augmentation import TIGHT_BOX, Augmentation
-from sets.samples import ImageDataset
 
 
 class Crop(NamedTuple):
@@ -123,6 +122,12 @@ def transform_points(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     return mapped[..., :2] / mapped[..., 2:]
 
 
+def to_pixels(points: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Project points (..., J, 3) in front of cameras K (..., 3, 3) to pixels (..., J, 2)."""
+    projected = points @ K.swapaxes(-1, -2)
+    return projected[..., :2] / projected[..., 2:]
+
+
 def warp(image: np.ndarray, image_to_crop: np.ndarray, size: int) -> np.ndarray:
     """Resample (H, W, 3) uint8 to (size, size, 3), bilinear, black outside the picture.
 
@@ -177,20 +182,6 @@ class Annotated:
     keypoints_valid: np.ndarray  # (21,) 1 if known
     mesh_valid: float  # 1 if joints and vertices are known
     side: int = 1  # 1 right, 0 left
-
-
-class HandDataset(ImageDataset):
-    """A data set of hands. Left hands are mirrored, so that the labels are those of right hands.
-
-    A recipe with flips mirrors pictures once more: half of them then look like left hands, with
-    the topology of right ones. `side` tells the real hand.
-    """
-
-    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        super().finish(sample, rng)
-        sample.setdefault("side", np.int64(1))
-        if self.augmentation is not None and not sample["keypoints_valid"][[0, 9]].any():
-            sample["mesh_valid"] = 0.0  # SimpleHand's release: no 3D loss without joints 0 and 9
 
 
 def hand_sample(source: Annotated, size: int, recipe: Augmentation | None,
@@ -387,24 +378,14 @@ def hand_square(keypoints: np.ndarray) -> tuple[np.ndarray, float]:
     return center, HAND_MARGIN * side
 
 
-class PeopleDataset(ImageDataset):
-    """A data set of whole bodies with crops of their hands."""
-
-    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        super().finish(sample, rng)
-        if self.augmentation is not None:
-            sample["hand_images"] = np.stack([
-                self.augmentation.soften(self.augmentation.recolor(image, rng), rng)
-                for image in sample["hand_images"]])
-
-    def labelled(self, sample: dict[str, np.ndarray], rng: np.random.Generator
-                 ) -> dict[str, np.ndarray]:
-        """Augment a person's pictures and labels, and add `person_labels`."""
-        if self.augmentation is not None and self.augmentation.moves:
-            sample = augment_person(sample, self.augmentation, rng)
-        return person_labels(sample | {
-            "image": sample["image"].transpose(2, 0, 1),
-            "hand_images": sample["hand_images"].transpose(0, 3, 1, 2)}, self.size)
+def labelled_person(sample: dict[str, np.ndarray], recipe: Augmentation | None, size: int,
+                    rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Augment a person's pictures and labels, and add `person_labels`."""
+    if recipe is not None and recipe.moves:
+        sample = augment_person(sample, recipe, rng)
+    return person_labels(sample | {
+        "image": sample["image"].transpose(2, 0, 1),
+        "hand_images": sample["hand_images"].transpose(0, 3, 1, 2)}, size)
 
 
 def person_labels(sample: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
@@ -413,13 +394,12 @@ def person_labels(sample: dict[str, np.ndarray], size: int) -> dict[str, np.ndar
     arms, hands = arm_and_hand_poses(pose)
     hand_joints = sample["keypoints_3d"][HAND_KEYPOINTS]  # (2, 21, 3)
     hand_joints[1] *= (-1, 1, 1)
-    projected = hand_joints @ sample["hand_K"].swapaxes(1, 2)
     valid = inside(sample["keypoints_2d"], size, size)
     low, high = (function(sample["keypoints_2d"][HAND_KEYPOINTS], 1)
                  for function in (np.min, np.max))
     return sample | {
         "body_pose": pose, "keypoints_valid": valid, "arm_pose": arms, "hand_pose": hands,
-        "hand_joints": hand_joints, "hand_keypoints_2d": projected[..., :2] / projected[..., 2:],
+        "hand_joints": hand_joints, "hand_keypoints_2d": to_pixels(hand_joints, sample["hand_K"]),
         "hand_boxes": np.concatenate([low, high - low], 1),
         "hand_valid": (valid[HAND_KEYPOINTS].mean(1) > 0.5).astype(np.float32)}
 

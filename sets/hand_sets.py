@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import bodymodels
-from sets.augmentation import Augmentation
-from sets.crops import NUM_JOINTS, NUM_VERTICES, Annotated, HandDataset, hand_sample, inside
-from sets.images import read_image
+from sets.crops import NUM_JOINTS, NUM_VERTICES, Annotated, inside, to_pixels
 from sets.official import (
-    HandPictures,
+    Pictures,
     boxes_around,
-    hand_space,
     intrinsics,
     official_body,
     read_npz,
+    read_yaml,
     rigid,
     rotate_root,
-    to_pixels,
     with_confidence,
 )
-from sets.samples import build_packed, fingerprint, stream_json_list
+from sets.samples import stream_json_list
 
 
-class FreiHAND(HandDataset):
+class FreiHAND(Pictures):
     """FreiHAND (Zimmermann et al. 2019), version 2, in its official layout.
 
     root: the folder of training/, evaluation/ and their .json files. Training has four backgrounds
@@ -39,164 +35,107 @@ class FreiHAND(HandDataset):
     without_mesh=True for 2D keypoints and joints alone. The annotation of the evaluation split came
     later; without it keypoints are unknown, the crop is the whole picture and all flags are 0.
 
-    Without augmentation the crop is the box of the true keypoints x 1.25, as in the papers.
-    cache: folder of the packed annotation, by default root. The JSON lists, over a gigabyte of
-    text, are packed once into a memory-mapped file (9.9 kB an id), and again when they change.
-    models: the folder of MANO_RIGHT, whose mean hand `hand_pose` needs.
+    Without augmentation the crop is the box of the true keypoints x 1.25, as in the papers. The
+    JSON lists, over a gigabyte of text, are packed into 10.9 kB an id. Poses need `models`, for
+    MANO's mean hand; their orientation is taken as the camera's, as in the data set's own tools.
 
     K is used as it is stored. If its pixel centres are at integers this is wrong by half a pixel,
     less than the error of the annotation. Joints are the stored xyz, not regressed ones.
     """
 
-    BACKGROUNDS = ("gs", "hom", "sample", "auto")
-    SHAPES = {"K": (3, 3), "xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
+    SPLITS = {"training": "training", "evaluation": "evaluation"}
+    SOURCES = ("{split}_K.json", "{split}/rgb/")
+    JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
+    OPTIONS = {"without_mesh": False}
     COUNTS = {"training": 130_240, "evaluation": 3_960}
+    HOME = "freihand.informatik.uni-freiburg.de"
+    BACKGROUNDS = 4
+    SHAPES = {"K": (3, 3), "xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
 
-    def __init__(self, root: str | os.PathLike, split: str = "training", size: int = 224, *,
-                 augmentation: str | Augmentation | None = None, seed: int = 0,
-                 cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
-                 progress: bool = True, without_mesh: bool = False) -> None:
-        super().__init__(split, ("training", "evaluation"), size, seed, augmentation)
-        self.root, self.progress = Path(root), progress
-        self.models = None if models is None else Path(models)
-        self.pictures = self.root / split / "rgb"
-        self.sources = self._find_sources(without_mesh)
-        self.dtype = np.dtype([(name, np.float32, self.SHAPES[name]) for name in self.sources])
-        stats = {name: path.stat() for name, path in self.sources.items()}
-        marks = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
-        folder = self.root if cache is None else Path(cache)
-        self.path = folder / f"freihand_{split}_{fingerprint(marks)}.npy"
-        self._packed: np.ndarray | None = None
-        self.db_size = sum(1 for _ in self._items("K"))
-        self.versions = self._count_versions()
-        self._records()
-
-    def _find_sources(self, without_mesh: bool) -> dict[str, Path]:
-        sources = {name: self.root / f"{self.split}_{name}.json" for name in self.SHAPES}
-        required = ("K", "xyz") if self.split == "training" else ("K",)
-        for path in (self.pictures, *(sources[name] for name in required)):
-            if not path.exists():
-                raise FileNotFoundError(f"no {path}: expected FreiHAND's official layout in "
-                                        f"{self.root}, see freihand.informatik.uni-freiburg.de")
-        if self.split == "training" and not sources["verts"].is_file() and not without_mesh:
+    def find_sources(self) -> dict[str, list[Path]]:
+        paths = {name: self.root / f"{self.split}_{name}.json" for name in self.SHAPES}
+        if self.split == "training" and not paths["xyz"].is_file():
+            raise self.missing(paths["xyz"])
+        if self.split == "training" and not (
+                paths["verts"].is_file() or self.options["without_mesh"]):
             raise FileNotFoundError(
-                f"no {sources['verts']}: without it no sample has a mesh and training learns 2D "
+                f"no {paths['verts']}: without it no sample has a mesh and training learns 2D "
                 "keypoints alone; download it, or pass without_mesh=True (data.py: --option "
                 "without_mesh=true) if you want that")
-        return {name: path for name, path in sources.items() if path.is_file()}
+        self.lists = [name for name, path in paths.items() if path.is_file()]
+        self.dtype = np.dtype([*self.dtype.descr, ("vertices", np.float32, self.SHAPES["verts"])])
+        return super().find_sources() | {name: [paths[name]] for name in self.lists}
 
-    def _count_versions(self) -> int:
-        """Return how many of the backgrounds are on the disk."""
-        most = len(self.BACKGROUNDS) if self.split == "training" else 1
-        there = [self.picture_path(version * self.db_size).is_file() for version in range(most)]
-        if not self.db_size or not there[0]:
-            raise FileNotFoundError(f"no picture for the {self.db_size} annotations of the split "
-                                    f"{self.split}: expected {self.picture_path(0)}")
-        return there.index(False) if False in there else most
+    def rows(self) -> Iterator[dict]:
+        for number, items in enumerate(itertools.zip_longest(*map(self._items, self.lists))):
+            if any(item is None for item in items):
+                raise ValueError(f"the lists {', '.join(self.lists)} have different lengths: the "
+                                 "files do not belong together")
+            yield self._hand(dict(zip(self.lists, items, strict=True)), number)
+
+    def _items(self, name: str) -> Iterator[np.ndarray]:
+        """Yield the items of a list as arrays."""
+        self.reading = path = self.sources[name][0]
+        for number, item in enumerate(stream_json_list(path)):
+            try:
+                array = np.asarray(item, np.float32)
+            except (TypeError, ValueError):  # texts, nulls, dictionaries, ragged lists
+                array = np.empty(0)
+            if array.shape != self.SHAPES[name] or not np.isfinite(array).all():
+                raise ValueError(f"item {number}: expected {self.SHAPES[name]} numbers, got "
+                                 f"{str(item)[:60]}")
+            yield array
+            self.reading = path  # the other lists were read meanwhile
+
+    def _hand(self, row: dict[str, np.ndarray], number: int) -> dict:
+        """Return the columns of an id from the items of the lists."""
+        columns = {"image": f"{self.split}/rgb/{number:08d}.jpg", "side": 1, "K": row["K"]}
+        if "xyz" in row:
+            columns["keypoints_3d"] = with_confidence(row["xyz"])
+            columns["keypoints_2d"] = with_confidence(to_pixels(row["xyz"], row["K"]))
+        if "verts" in row:
+            columns["vertices"] = row["verts"]
+        if "mano" in row:
+            mano = row["mano"][0]
+            pose = self.absolute(mano[None, :48])
+            columns |= {"betas": mano[48:58], "has_betas": 1}
+            columns |= {} if pose is None else {"pose": pose[0], "has_pose": 1, "has_hands": 1}
+        return columns
 
     def __len__(self) -> int:
-        return self.db_size * self.versions
+        """Return the number of pictures of all backgrounds that are there."""
+        count = len(self.records())
+        if self.split == "evaluation":
+            return count
+        there = (self.root / f"training/rgb/{version * count:08d}.jpg"
+                 for version in range(self.BACKGROUNDS))
+        return count * sum(itertools.takewhile(bool, (path.is_file() for path in there)))
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None}  # workers map the file themselves
+    def record(self, index: int) -> np.ndarray:
+        record = self.records()[index % len(self.records())].copy()
+        record["image"] = f"{self.split}/rgb/{index:08d}.jpg".encode()
+        return record
 
-    def picture_path(self, index: int) -> Path:
-        """Return the file of a picture."""
-        return self.pictures / f"{index:08d}.jpg"
-
-    def annotated(self, index: int) -> Annotated:
-        """Return a picture and its annotation as they are stored."""
-        image = read_image(self.picture_path(index))
-        record = self._records()[index % self.db_size]
-        known = "xyz" in self.sources
-        K = record["K"].astype(np.float64)
-        joints = record["xyz"] if known else np.zeros(self.SHAPES["xyz"])
-        vertices = record["verts"] if "verts" in self.sources else np.zeros(self.SHAPES["verts"])
-        keypoints, valid = np.zeros((NUM_JOINTS, 2)), np.zeros(NUM_JOINTS, np.float32)
-        if known:
-            keypoints = to_pixels(joints, K)
-            valid = inside(keypoints, image.shape[1], image.shape[0])
-        return Annotated(image, K, joints, vertices, keypoints, valid,
-                         mesh_valid=float(known and "verts" in self.sources))
-
-    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+    def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
+        return record["vertices"], float({"xyz", "verts"} <= set(self.lists))
 
     def whole_hands(self) -> np.ndarray:
-        """Return the indices of hands with known pose, mesh and joints."""
-        return np.arange(len(self) if {"mano", "xyz", "verts"} <= set(self.sources) else 0)
-
-    def hand_pose(self, index: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return MANO's absolute axis-angles (16, 3), betas (10,), and 1.0 since they are known.
-
-        The orientation is taken as the camera's, as in the data set's own tools.
-        """
-        mano = self._records()["mano"][index % self.db_size][0].astype(np.float64)
-        [(mean, _)] = hand_space(self.models, "mano", "right", "neutral")
-        pose = mano[:48] + np.concatenate([np.zeros(3), mean])
-        return pose.reshape(16, 3), mano[48:58], 1.0
-
-    def _records(self) -> np.ndarray:
-        if self._packed is None:
-            self._packed = build_packed(self.path, self.dtype, self.db_size, self._fill)
-        return self._packed
-
-    def _items(self, name: str) -> Iterator[object]:
-        try:
-            yield from stream_json_list(self.sources[name])
-        except ValueError as error:
-            raise ValueError(f"{self.sources[name]} is not a whole JSON list ({error}): "
-                             "download it again") from error
-
-    def _fill(self, records: np.ndarray) -> None:
-        for name, path in self.sources.items():
-            count = 0
-            for item in tqdm(self._items(name), f"Packing {path.name}", total=len(records),
-                             disable=not self.progress):
-                array = self._numbers(item, name, count)
-                if count < len(records):
-                    records[name][count] = array
-                count += 1
-            if count != len(records):
-                raise ValueError(f"{path} has {count} items where K has {len(records)}: "
-                                 "the files do not belong together")
-
-    def _numbers(self, item: object, name: str, number: int) -> np.ndarray:
-        """Return an item of a list as an array of its shape."""
-        try:
-            array = np.asarray(item, np.float32)
-        except (TypeError, ValueError):  # texts, nulls, dictionaries, ragged lists
-            array = np.empty(0)
-        if array.shape != self.SHAPES[name] or not np.isfinite(array).all():
-            raise ValueError(f"{self.sources[name]}, item {number}: expected {self.SHAPES[name]} "
-                             f"numbers, got {str(item)[:60]}")
-        return array
+        whole = {"xyz", "verts", "mano"} <= set(self.lists)
+        return np.arange(len(self) if whole else 0)
 
 
-SETUPS: dict[str, Callable[[int, int, int], str]] = {  # split of a subject, sequence and camera
-    "s0": lambda subject, sequence, camera:
-        "train" if sequence % 5 != 4 else "val" if subject < 2 else "test",
-    "s1": lambda subject, sequence, camera:
-        {6: "val", 7: "test", 8: "test"}.get(subject, "train"),
-    "s2": lambda subject, sequence, camera: {6: "val", 7: "test"}.get(camera, "train"),
-    "s3": lambda subject, sequence, camera:
-        {3: "val", 19: "val", 7: "test", 11: "test", 15: "test"}.get(sequence // 5, "train"),
-}
-
-
-class DexYCB(HandPictures):
+class DexYCB(Pictures):
     """DexYCB (Chao et al. 2021): 20200709-subject-01/ to 20201022-subject-10/ and calibration/.
 
-    Options:
-        setup      "s0" to "s3", the official splits.
-        sequences  how many sequences a subject must have, since the splits count them; 0: do not
-                   check.
-        joints     "mesh": with `models`, joints and keypoints are regressed from the true mesh,
-                   with the right hand's regressor and manopth's tips (TIPS). Regress a prediction
-                   alike and a perfect mesh has no error. This is the convention of the protocol
-                   dexycb_s0 here.
-                   "given": joint_3d of the files, LBS joints with manopth's tips. The official
-                   toolkit scores these. Joints regressed from a perfect mesh are about 3 mm off.
+    The splits are those of setup s0: every fifth sequence of a subject is not for training; of
+    these the first two subjects' are "val" and the others' "test". Options:
+        sequences     how many sequences a subject must have, since the splits count them.
+        given_joints  False: with `models`, joints and keypoints are regressed from the true mesh,
+                      with the right hand's regressor and manopth's tips (TIPS). Regress a
+                      prediction alike and a perfect mesh has no error. This is the convention of
+                      the protocol dexycb_s0 here.
+                      True: joint_3d of the files, LBS joints with manopth's tips. The official
+                      toolkit scores these. Joints regressed from a perfect mesh are about 3 mm off.
 
     Frames without a hand, all -1 in the files, are left out: 406,888 of s0's train and 78,768 of
     its test split stay. person is the official number of the sample, which counts them.
@@ -207,17 +146,16 @@ class DexYCB(HandPictures):
 
     SOURCES = ("20*-subject-*/*/meta.yml", "20*-subject-*/*/[0-9]*/",
                "calibration/intrinsics/*_640x480.yml", "calibration/mano_*/mano.yml")
-    HAND_SPACE, TIPS = "pca", "manopth_right"
-    OPTIONS = {"setup": "s0", "sequences": 100, "joints": "mesh"}
-    CHOICES = {"setup": tuple(SETUPS), "joints": ("mesh", "given")}
-    COUNTS = {"s0 train": 406_888, "s0 test": 78_768}
+    JOINTS, MODEL, HAND_SPACE, TIPS = "hand21", "mano", "pca", "manopth_right"
+    OPTIONS = {"sequences": 100, "given_joints": False}
+    COUNTS = {"train": 406_888, "test": 78_768}
     HOME = "dex-ycb.github.io"
     CAMERAS = ("836212060125", "839512060362", "840412060917", "841412060263", "932122060857",
                "932122060861", "932122061900", "932122062010")
 
     def annotated(self, index: int) -> Annotated:
         source = super().annotated(index)
-        if source.mesh_valid and self.options["joints"] == "mesh":
+        if source.mesh_valid and not self.options["given_joints"]:
             right = official_body(self.models, None, False, family="mano", gender="neutral",
                                   side="right", tips=self.TIPS)
             source.joints = right.keypoint_regressor.numpy() @ source.vertices
@@ -228,25 +166,26 @@ class DexYCB(HandPictures):
 
     def rows(self) -> Iterator[dict]:
         number, wanted = 0, self.options["sequences"]
-        for folder in sorted(self.root.glob("20*-subject-*")):
+        for subject, folder in enumerate(sorted(self.root.glob("20*-subject-*"))):
             sequences = sorted(path for path in folder.iterdir() if path.is_dir())
             self.reading = folder
-            if wanted and len(sequences) != wanted:
+            if len(sequences) != wanted:
                 raise ValueError(f"{len(sequences)} sequences where the splits count {wanted}")
             subject = int(folder.name[-2:]) - 1
             for order, sequence in enumerate(sequences):
-                meta = self.yaml(sequence / "meta.yml")
-                for camera, serial in enumerate(self.CAMERAS):
-                    split = SETUPS[self.options["setup"]](subject, order, camera)
-                    if serial in map(str, meta["serials"]) and self.split == split:
+                split = "train" if order % 5 != 4 else "val" if subject < 2 else "test"
+                if split != self.split:
+                    continue
+                meta = read_yaml(self.file(sequence / "meta.yml"))
+                for serial in self.CAMERAS:
+                    if serial in map(str, meta["serials"]):
                         yield from self._camera(sequence, serial, meta, number)
                         number += meta["num_frames"]
 
     def _camera(self, sequence: Path, serial: str, meta: dict, number: int) -> Iterator[dict]:
         """Yield the frames of one camera in one sequence that show the hand."""
-        color = self.yaml(f"calibration/intrinsics/{serial}_640x480.yml")["color"]
-        K = intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"]))
-        betas = self.yaml(f"calibration/mano_{meta['mano_calib'][0]}/mano.yml")["betas"]
+        color = read_yaml(self.file(f"calibration/intrinsics/{serial}_640x480.yml"))["color"]
+        betas = read_yaml(self.file(f"calibration/mano_{meta['mano_calib'][0]}/mano.yml"))["betas"]
         side, labels, frames = meta["mano_sides"][0], [], []
         for frame in range(meta["num_frames"]):
             path = self.file(sequence / serial / f"labels_{frame:06d}.npz")
@@ -259,18 +198,17 @@ class DexYCB(HandPictures):
         pose, joints, keypoints = map(np.stack, zip(*labels, strict=True))
         absolute = self.absolute(pose[:, :48], side=side)
         folder = (sequence / serial).relative_to(self.root).as_posix()
-        center, box = boxes_around(with_confidence(keypoints))
-        yield {
+        yield boxes_around(with_confidence(keypoints)) | {
             "image": [f"{folder}/color_{frame:06d}.jpg" for frame in frames],
-            "image_size": (640, 480), "K": K, "center": center, "box": box,
-            "sequence": sequence.name,
+            "image_size": (640, 480), "sequence": sequence.name,
+            "K": intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"])),
             "keypoints_2d": with_confidence(keypoints), "keypoints_3d": with_confidence(joints),
             "betas": betas, "has_betas": 1, "transl": pose[:, 48:], "has_transl": 1,
             "side": int(side == "right"), "person": number + np.array(frames), "frame": frames,
         } | ({} if absolute is None else {"pose": absolute, "has_pose": 1, "has_hands": 1})
 
 
-class InterHand(HandPictures):
+class InterHand(Pictures):
     """InterHand2.6M (Moon et al. 2020): images/ and annotations/, the 5 or the 30 fps release.
 
     Each hand is a sample; each of an interacting pair has the box of its own projected joints.
@@ -282,17 +220,15 @@ class InterHand(HandPictures):
     MANO_LEFT. camera.json holds positions of cameras, not translations.
     """
 
-    SOURCES = ("annotations/{split}/InterHand2.6M_{split}_data.json",
-               "annotations/{split}/InterHand2.6M_{split}_camera.json",
-               "annotations/{split}/InterHand2.6M_{split}_joint_3d.json",
-               "annotations/{split}/InterHand2.6M_{split}_MANO_NeuralAnnot.json")
-    HAND_SPACE = "mean_relative"
+    SOURCES = tuple(f"annotations/{{split}}/InterHand2.6M_{{split}}_{name}.json"
+                    for name in ("data", "camera", "joint_3d", "MANO_NeuralAnnot"))
+    JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
     MODEL_OPTIONS = {"fix_left_shapedirs": True}
     HOME = "mks0601.github.io/InterHand2.6M"
     FIELDS = ("file_name", "width", "height", "capture", "seq_name", "camera", "frame_idx")
 
     def rows(self) -> Iterator[dict]:
-        data, *others = (next(iter(paths)) for paths in self.sources.values())
+        data, *others = (paths[0] for paths in self.sources.values())
         cameras, joints, manos = map(self.json, others)
         pictures = {item["id"]: tuple(item[field] for field in self.FIELDS)  # over a million
                     for item in stream_json_list(self.file(data), key="images")}
@@ -321,13 +257,12 @@ class InterHand(HandPictures):
         K = intrinsics(camera["focal"], camera["princpt"])
         points = world[order] / 1000 @ R.T + t
         keypoints = with_confidence(to_pixels(np.where(valid[:, None] > 0, points, 1.0), K), valid)
-        center, box = boxes_around(keypoints[None])
-        row = {"image": f"images/{self.SPLITS[self.split]}/{picture['file_name']}",
-               "image_size": (picture["width"], picture["height"]), "K": K, "center": center[0],
-               "box": box[0], "keypoints_2d": keypoints, "world_to_camera": rigid(R, t),
-               "keypoints_3d": with_confidence(points, valid), "side": int(side == "right"),
-               "person": person, "frame": picture["frame_idx"],
-               "sequence": f"{picture['capture']}/{picture['seq_name']}"}
+        row = boxes_around(keypoints) | {
+            "image": f"images/{self.split}/{picture['file_name']}", "K": K,
+            "image_size": (picture["width"], picture["height"]), "keypoints_2d": keypoints,
+            "keypoints_3d": with_confidence(points, valid), "side": int(side == "right"),
+            "world_to_camera": rigid(R, t), "person": person, "frame": picture["frame_idx"],
+            "sequence": f"{picture['capture']}/{picture['seq_name']}"}
         if fit:
             row |= {"betas": fit["shape"], "transl": fit["trans"], "has_betas": 1, "has_transl": 1}
             pose = self.absolute(np.array(fit["pose"]).reshape(1, 16, 3), side=side)

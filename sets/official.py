@@ -22,19 +22,19 @@ from sets.crops import (
     NUM_VERTICES,
     SEEN_WIDTH,
     Annotated,
-    HandDataset,
-    PeopleDataset,
     crop_homography,
     draw_crop,
     hand_sample,
     hand_square,
     inside,
+    labelled_person,
     move_body,
+    to_pixels,
     transform_points,
     warp,
 )
 from sets.images import detected_person, read_image
-from sets.samples import ImageDataset, build_packed, fingerprint
+from sets.samples import ImageDataset, Packed, build_packed, file_marks, fingerprint
 
 GENDERS = ("neutral", "male", "female")
 MAX_PIXELS = 10**6  # of a box: larger ones are damage, and no crop can show them
@@ -50,7 +50,7 @@ def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
         ("world_to_camera", np.float32, (3, 4)), ("has_pose", np.float32),
         ("has_hands", np.float32), ("has_betas", np.float32), ("has_transl", np.float32),
         ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("frame", np.int32),
-        ("sequence", "S96"), ("mesh", "S96"), ("mask", np.int64, 3)])
+        ("sequence", "S96"), ("mesh", "S96")])
 
 
 def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
@@ -105,12 +105,6 @@ def moved_translation(transl: np.ndarray, world_to_camera: np.ndarray, rest_root
     return R @ (rest_root + transl) + t - rest_root
 
 
-def to_pixels(points: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """Project points (..., J, 3) in front of cameras K (..., 3, 3) to pixels (..., J, 2)."""
-    projected = points @ K.swapaxes(-1, -2)
-    return projected[..., :2] / projected[..., 2:]
-
-
 def intrinsics(focal: Sequence[float], center: Sequence[float]) -> np.ndarray:
     """Return K (3, 3) from focal lengths (2,) and principal point (2,)."""
     return np.array([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]])
@@ -125,13 +119,13 @@ def with_confidence(points: np.ndarray, confidence: np.ndarray | float = 1.0) ->
     return np.concatenate([np.where(confidence > 0, points, 0.0), confidence], -1)
 
 
-def boxes_around(keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return centre and size (N, 2) of the tight boxes of known keypoints (N, J, 3); 0 if none."""
+def boxes_around(keypoints: np.ndarray) -> dict[str, np.ndarray]:
+    """Return centre and size of the tight boxes of known keypoints (..., J, 3); 0 if none."""
     known = keypoints[..., 2:] > 0
     low = np.where(known, keypoints[..., :2], np.inf).min(-2)
     high = np.where(known, keypoints[..., :2], -np.inf).max(-2)
     some = known.any(-2)
-    return np.where(some, (low + high) / 2, 0.0), np.where(some, high - low, 0.0)
+    return {"center": np.where(some, (low + high) / 2, 0.0), "box": np.where(some, high - low, 0.0)}
 
 
 def xywh_box(box: Sequence[float]) -> dict[str, np.ndarray]:
@@ -169,10 +163,6 @@ def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
     return np.where(first[..., -1:] > 0, first, second)
 
 
-class MissingPackage(ValueError):
-    """A file needs a package that is not installed."""
-
-
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:
     """Read these arrays of an .npz, and no others. Raises ValueError if one is missing."""
     arrays = [load_arrays(path, name).get(name) for name in names]
@@ -192,11 +182,8 @@ def read_yaml(path: Path) -> dict:
     try:
         import yaml
     except ImportError as error:
-        raise MissingPackage("YAML files need PyYAML: pip install pyyaml") from error
-    try:
-        return yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from error
+        raise OSError("YAML files need PyYAML: pip install pyyaml") from error
+    return yaml.safe_load(path.read_text())
 
 
 @lru_cache(maxsize=16)
@@ -236,18 +223,19 @@ def hand_space(folder: Path, family: str, side: str, gender: str
 READER_VERSION = 3  # increase it whenever the same files would give other records
 BOX_MARGIN = 1.2  # of a body's crop, as in HMR and its successors
 UNKNOWN_FOCAL = 5000.0  # pixels, where a data set has no intrinsics: HMR's convention
+OWN = "own"  # detections that the data set itself ships
 POSE_SETS = {"mano": "mano16", "smpl": "smpl24", "smplx": "smplx55"}  # joint sets of poses
 
 
-class Pictures(ImageDataset):
+class Pictures(Packed, ImageDataset):
     """A data set of people in pictures, in the folder `root` as its authors ship it.
 
     The annotation is packed once into a memory-mapped file in `cache` (default: root), and again
     when a source file changes: the name of the packed file holds a checksum. Nothing in a file is
-    executed. `annotation(index)` describes one person in one picture, with the same fields for all
-    data sets. Unknown values are zero, with their flag at 0:
+    executed. A record describes one person in one picture, with the same fields for all data sets.
+    Unknown values are zero, with their flag at 0:
 
-        image            str      picture, below root        part, turns   see `picture`
+        image            bytes    picture, below root        part, turns   see `picture`
         image_size       (2,)     width and height, 0: unknown
         K                (3, 3)   intrinsics, 0: unknown
         center, box      (2,)     pixels: centre, width and height of a tight box, without padding
@@ -260,13 +248,35 @@ class Pictures(ImageDataset):
         transl           (3,)     metres in the data set's frame, see `moved_translation`
         world_to_camera  (3, 4)   from that frame to the camera's
         has_pose, has_hands, has_betas, has_transl
-        side             1 right hand, 0 left hand, -1 body      mask     (3,), see shards.py
+        side             1 right hand, 0 left hand, -1 body
         person, frame    numbers  sequence, mesh     texts: the docstring of each data set explains
+
+    Hands (MODEL "mano"): the sample is that of data.py, cropped as FreiHAND's; left hands are
+    mirrored. Joints are the given ones. Without `models`, or with a joint unknown, mesh_valid is 0.
+
+    Bodies: the sample is that of RenderedBodies, with flags for what is known:
+
+        keypoints_*      in the order `joint_set`, by default "smpl45"
+        K_valid          ()  0 if the data set has no K; K then is a guess
+        pose_valid, betas_valid, transl_valid ()   of SMPL. Root and body joints of an SMPL-X pose
+                         are copied to SMPL; its betas do not fit SMPL and are 0
+        gender           ()  int64, an index of GENDERS
+
+    The crop is a square in which the encoder sees the body's box x 1.2. With `models`, a body of
+    known pose, shape and place has the keypoints of its own model as well.
 
     models: a folder of official body models. Meshes need it, and so do finger angles that are
     stored relative to a model's mean hand or as coefficients of its components.
+    detections: whose 2D keypoints a body's sample also has, as a method finds them that knows no
+    truth. OWN: those of the data set (3DPW); or a folder of OpenPose's files, `detected_person`:
+
+        detected_2d          (45, 2)  pixels of the crop, in the order "smpl45"
+        detected_confidence  (45,)    of the detector, 0: not found
+
+    keypoints_* then are true wherever the model tells them; else 3DPW's are the detector's.
     options: see OPTIONS of each data set.
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one or a bad option.
+    Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file, a bad
+    option, or OWN of a data set without detections.
     """
 
     SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
@@ -275,59 +285,53 @@ class Pictures(ImageDataset):
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see load_model
     MODEL_OPTIONS: dict = {}  # for load_model
     OPTIONS: dict = {}  # names and defaults
-    CHOICES: dict[str, Sequence] = {}  # allowed values of some options
-    FILES: tuple[str, ...] = ()  # options that name a file below root; may be empty
     COUNTS: dict[str, int] = {}  # samples of official splits, or folders
-    UNIT = "part"  # what `rows` yields
+    DETECTED = False  # whether keypoints_2d of a record are a detector's
     HOME = ""  # where to get the data set
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
                  augmentation: str | Augmentation | None = None, seed: int = 0,
                  cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
-                 progress: bool = True, **options) -> None:
+                 joint_set: str = "smpl45", detections: str | os.PathLike | None = None,
+                 **options) -> None:
         split = next(iter(self.SPLITS)) if split is None else split
         super().__init__(split, tuple(self.SPLITS), size, seed, augmentation)
-        self.root, self.progress = Path(root), progress
-        self.models = None if models is None else Path(models)
+        self.root, self.models = Path(root), None if models is None else Path(models)
+        self.joint_set, self.detections = joint_set, detections
         self.options = self._checked(options)
         self.dtype = record_dtype(len(bodymodels.JOINT_SETS[self.JOINTS]),
                                   len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]),
                                   self.NUM_BETAS)
         self.sources = self.find_sources()
-        self.path = Path(self.root if cache is None else cache) / (
-            f"{type(self).__name__.lower()}_{split}_{self._checksum()}.npy")
-        self.reading = self.root  # the file that an error is about
-        self._packed: np.ndarray | None = None
-        self.records()
-
-    def _checked(self, options: dict) -> dict:
-        """Add default options; ValueError for an unknown option or a value of the wrong kind."""
-        name = type(self).__name__
-        unknown = set(options) - set(self.OPTIONS)
-        if unknown:
-            raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}: "
-                             f"expected {', '.join(self.OPTIONS) or 'none'}")
-        options = {option: os.fspath(value) if isinstance(value, os.PathLike) else value
-                   for option, value in options.items()}
-        for option, value in options.items():
-            allowed, kind = self.CHOICES.get(option), type(self.OPTIONS[option])
-            if allowed and value not in allowed:
-                raise ValueError(f"{name}: {option}={value!r}, expected one of "
-                                 f"{', '.join(map(str, allowed))}")
-            if type(value) is not kind or kind is int and value < 0 or (
-                    option in ("stride", "interval") and value < 1):
-                raise ValueError(f"{name}: {option}={value!r}, expected a value like "
-                                 f"{self.OPTIONS[option]!r}")
-        return self.OPTIONS | options
-
-    def _checksum(self) -> str:
         files = [path for paths in self.sources.values() for path in paths]
         if self.HAND_SPACE and self.models:
             files += [path for path in sorted(self.models.rglob("*")) if path.is_file()]
-        marks = {os.path.relpath(path, self.root): (path.stat().st_size, path.stat().st_mtime_ns)
-                 for path in files}
-        return fingerprint({"files": marks, "options": repr(sorted(self.options.items())),
-                            "version": READER_VERSION})
+        mark = fingerprint({"files": file_marks(files, self.root), "version": READER_VERSION,
+                            "options": repr(sorted(self.options.items()))})
+        self.path = Path(self.root if cache is None else cache) / (
+            f"{type(self).__name__.lower()}_{split}_{mark}.npy")
+        self.reading = self.root  # the file that an error is about
+        self.records()
+
+    def _checked(self, options: dict) -> dict:
+        """Add default options; ValueError for an unknown option or a value of another kind."""
+        name = type(self).__name__
+        for option, value in options.items():
+            if option not in self.OPTIONS:
+                raise ValueError(f"{name} has no option {option}: "
+                                 f"expected {', '.join(self.OPTIONS) or 'none'}")
+            default = self.OPTIONS[option]
+            if type(value) is not type(default) or type(value) is int and value < 1:
+                raise ValueError(f"{name}: {option}={value!r}, expected a value like {default!r}")
+        if self.joint_set not in bodymodels.JOINT_SETS:
+            raise ValueError(f"unknown joint set {self.joint_set!r}")
+        if self.detections == OWN and not self.DETECTED:
+            raise ValueError(f"{name} has no detector's keypoints: give the folder of OpenPose's "
+                             "files")
+        if self.detections not in (None, OWN) and not Path(self.detections).is_dir():
+            raise FileNotFoundError(f"no folder {self.detections}: expected OpenPose's files in "
+                                    "it, a/b_keypoints.json for each picture a/b.jpg")
+        return self.OPTIONS | options
 
     # ---------------------------------------------------------------------- files and records
 
@@ -337,52 +341,40 @@ class Pictures(ImageDataset):
         for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
             sources[pattern] = sorted(self.root.glob(pattern))
             if not sources[pattern]:
-                raise FileNotFoundError(f"no {self.root / pattern}: expected "
-                                        f"{type(self).__name__} there in its official layout, see "
-                                        f"{self.HOME}")
-        return sources | {name: [self.file(self.options[name])] for name in self.FILES
-                          if self.options[name]}
+                raise self.missing(self.root / pattern)
+        return sources
+
+    def missing(self, path: Path) -> FileNotFoundError:
+        return FileNotFoundError(f"no {path}: expected {type(self).__name__} there in its official "
+                                 f"layout, see {self.HOME}")
 
     def rows(self) -> Iterator[dict | np.ndarray]:
         """Yield the people of the split in a fixed order: columns for `to_records`, or records."""
         raise NotImplementedError
 
-    def count_rows(self) -> int | None:
-        """Return how many items `rows` yields, if that is known."""
-        return None
-
     def file(self, path: str | os.PathLike) -> Path:
         """Return a file below root; errors from now on are about this file."""
         self.reading = self.root / path
         if not self.reading.is_file():
-            raise FileNotFoundError(f"no {self.reading}: expected {type(self).__name__} there in "
-                                    f"its official layout, see {self.HOME}")
+            raise self.missing(self.reading)
         return self.reading
 
     def json(self, path: str | os.PathLike) -> dict | list:
         """Read a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
 
-    def yaml(self, path: str | os.PathLike) -> dict:
-        """Read a YAML file below root."""
-        return read_yaml(self.file(path))
-
-    def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Return the annotation of all samples or of some, memory-mapped."""
-        if self._packed is None:
-            self._packed = build_packed(self.path, self.dtype, None, self._gather)
-        return self._packed[indices]
+    def pack(self) -> np.ndarray:
+        return build_packed(self.path, self.dtype, None, self._gather)
 
     def _gather(self) -> Iterator[np.ndarray]:
         count = 0
         try:
-            for columns in tqdm(self.rows(), f"Packing {self.path.name}", self.count_rows(),
-                                unit=self.UNIT, disable=not self.progress):
+            for columns in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):
                 packed = isinstance(columns, np.ndarray)
                 records = columns if packed else to_records(columns, self.dtype)
                 count += len(records)
                 yield records
-        except (OSError, MemoryError, MissingPackage):
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # damaged files raise almost any error
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -392,18 +384,9 @@ class Pictures(ImageDataset):
             raise ValueError(f"no sample of the split {self.split} is left in {self.root}: "
                              f"expected all of {type(self).__name__}, see {self.HOME}")
 
-    def __len__(self) -> int:
-        return len(self.records())
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None}  # workers map the file themselves
-
-    def annotation(self, index: int) -> dict:
-        """Return one record as a dictionary of arrays, numbers and texts."""
-        record = self.records()[index]
-        values = {name: record[name].copy() for name in self.dtype.names}
-        return {name: value.decode() if isinstance(value, bytes) else value
-                for name, value in values.items()}
+    def record(self, index: int) -> np.ndarray:
+        """Return the annotation of one sample."""
+        return self.records()[index]
 
     def picture(self, record: np.ndarray) -> np.ndarray:
         """Read the picture (H, W, 3) of a record as it is stored: EXIF does not turn it.
@@ -467,36 +450,39 @@ class Pictures(ImageDataset):
                                                     root).astype(np.float32))
         return model(betas, pose, transl=transl[None]), model, transl
 
-
-class HandPictures(Pictures, HandDataset):
-    """Pictures of hands, cropped as those of FreiHAND; left hands are mirrored.
-
-    Joints are the given ones, unless the data set says otherwise. Vertices need `models`, the
-    folder of MANO_RIGHT and MANO_LEFT; without it, or with a joint unknown, mesh_valid is 0.
-    """
-
-    JOINTS, MODEL = "hand21", "mano"
-
-    def annotated(self, index: int) -> Annotated:
-        """Return a picture and its annotation as they are stored; an unknown K is guessed."""
-        record = self.records()[index]
-        image = self.picture(record)
-        K = record["K"].astype(np.float64)
-        if not K[2, 2]:
-            K = intrinsics((UNKNOWN_FOCAL,) * 2, (image.shape[1] / 2, image.shape[0] / 2))
-        keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
-        vertices, known = np.zeros((NUM_VERTICES, 3)), 0.0
-        if self.models is not None and record["has_pose"] and (joints[:, 3] > 0).all():
-            output, known = self.posed(record)[0], 1.0
-            vertices = output.vertices[0].numpy()
-            if not record["has_transl"]:  # place the wrist where the given joints have it
-                vertices += joints[0, :3] - output.joints[0, 0].numpy()
-        valid = (keypoints[:, 2] > 0) * inside(keypoints[:, :2], image.shape[1], image.shape[0])
-        return Annotated(image, K, joints[:, :3], vertices,
-                         keypoints[:, :2], valid, known, int(record["side"]))
+    # ---------------------------------------------------------------------------------- samples
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+        if self.MODEL == "mano":
+            return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+        return self._body_sample(self.record(index), rng)
+
+    def camera(self, record: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Return K (3, 3) of a record, or a guess."""
+        if record["K"][2, 2]:
+            return record["K"].astype(np.float64)
+        return intrinsics((UNKNOWN_FOCAL,) * 2, (image.shape[1] / 2, image.shape[0] / 2))
+
+    def annotated(self, index: int) -> Annotated:
+        """Return a picture of a hand and its annotation as they are stored."""
+        record = self.record(index)
+        image = self.picture(record)
+        keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
+        vertices, known = self.mesh(record)
+        valid = (keypoints[:, 2] > 0) * inside(keypoints[:, :2], image.shape[1], image.shape[0])
+        return Annotated(image, self.camera(record, image), joints[:, :3], vertices,
+                         keypoints[:, :2], valid, known, int(record["side"]))
+
+    def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the vertices (778, 3) of a hand, and whether they are known."""
+        joints = record["keypoints_3d"]
+        if self.models is None or not record["has_pose"] or not (joints[:, 3] > 0).all():
+            return np.zeros((NUM_VERTICES, 3)), 0.0
+        output = self.posed(record)[0]
+        vertices = output.vertices[0].numpy()
+        if not record["has_transl"]:  # place the wrist where the given joints have it
+            vertices += joints[0, :3] - output.joints[0, 0].numpy()
+        return vertices, 1.0
 
     def whole_hands(self) -> np.ndarray:
         """Return the indices of hands with known pose, mesh and joints."""
@@ -504,79 +490,32 @@ class HandPictures(Pictures, HandDataset):
         return np.flatnonzero((records["has_pose"] > 0)
                               & (records["keypoints_3d"][..., 3] > 0).all(1))
 
-    def hand_pose(self, index: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return MANO's absolute axis-angles (16, 3) before mirroring, betas (10,), has_betas."""
-        record = self.records()[index]
-        return (record["pose"].astype(np.float64), record["betas"], float(record["has_betas"]))
-
-
-OWN = "own"  # detections that the data set itself ships
-
-
-class BodyPictures(Pictures):
-    """Pictures of bodies. A sample is that of RenderedBodies, with flags for what is known:
-
-        keypoints_*      in the order `joint_set`, by default "smpl45"
-        K_valid          ()  0 if the data set has no K; K then is a guess
-        pose_valid, betas_valid, transl_valid ()   of SMPL. Root and body joints of an SMPL-X pose
-                         are copied to SMPL; its betas do not fit SMPL and are 0
-        gender           ()  int64, an index of GENDERS
-
-    The crop is a square in which the encoder sees the body's box x 1.2. With `models`, a body of
-    known pose, shape and place has the keypoints of its own model as well.
-
-    detections: whose 2D keypoints a sample also has, as a method finds them that knows no truth.
-    OWN: those of the data set (3DPW), or a folder of OpenPose's files, see `detected_person`:
-
-        detected_2d          (45, 2)  pixels of the crop, in the order "smpl45"
-        detected_confidence  (45,)    of the detector, 0: not found
-
-    keypoints_* then are true wherever the model tells them; else 3DPW's are the detector's. Raises
-    FileNotFoundError for a missing folder, ValueError for OWN of a data set without detections.
-    """
-
-    DETECTED = False  # whether keypoints_2d of a record are a detector's
-
-    def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 256, *,
-                 joint_set: str = "smpl45", detections: str | os.PathLike | None = None,
-                 **options) -> None:
-        if joint_set not in bodymodels.JOINT_SETS:
-            raise ValueError(f"unknown joint set {joint_set!r}")
-        if detections == OWN and not self.DETECTED:
-            raise ValueError(f"{type(self).__name__} has no detector's keypoints: give the folder "
-                             "of OpenPose's files")
-        if detections not in (None, OWN) and not Path(detections).is_dir():
-            raise FileNotFoundError(f"no folder {detections}: expected OpenPose's files in it, "
-                                    "a/b_keypoints.json for each picture a/b.jpg")
-        self.joint_set, self.detections = joint_set, detections
-        super().__init__(root, split, size, **options)
-
-    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record = self.records()[index]
+    def _body_sample(self, record: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         image = self.picture(record)
-        height, width = image.shape[:2]
+        size = image.shape[1], image.shape[0]
         keypoints_2d, keypoints_3d, transl = self.keypoints(record)
-        K, K_valid = record["K"].astype(np.float64), float(record["K"][2, 2])
-        if not K_valid:
-            K = intrinsics((UNKNOWN_FOCAL, UNKNOWN_FOCAL), (width / 2, height / 2))
-        pose = bodymodels.axis_angle_to_matrix(torch.tensor(self.smpl_pose(record["pose"])))
+        angles = record["pose"]
+        if self.MODEL == "smplx":  # SMPL has neither fingers nor face
+            angles = np.concatenate([angles[:22], 0 * angles[:2]])
+        pose = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()
         is_smpl = self.MODEL == "smpl"
-        sample = {"pose": pose.numpy(), "K": K, "transl": transl,
+        sample = {"pose": pose, "K": self.camera(record, image), "transl": transl,
                   "betas": record["betas"][:10] * is_smpl,
                   "keypoints_2d": keypoints_2d[:, :2], "keypoints_3d": keypoints_3d[:, :3]}
-        homography, roll, mirror = self.crop(record, keypoints_2d, (width, height), rng)
+        homography, roll, mirror = self.crop(record, keypoints_2d, size, rng)
         sample = move_body(sample, homography, roll, mirror, keypoint_set=self.joint_set)
         order = bodymodels.mirror_indices(self.joint_set) if mirror else slice(None)
         in_crop = inside(sample["keypoints_2d"], self.size, self.size)
         placed = float(transl.any())
         if self.detections is not None:
-            found = self.detected(record, (width, height))
+            found = self.detected(record, size)
             found = found[bodymodels.mirror_indices("smpl45")] if mirror else found
             sample |= {"detected_2d": transform_points(homography, found[:, :2]),
                        "detected_confidence": found[:, 2]}
         return sample | {
             "image": warp(image, homography, self.size).transpose(2, 0, 1),
-            "transl": sample["transl"] * placed, "transl_valid": placed, "K_valid": K_valid,
+            "transl": sample["transl"] * placed, "transl_valid": placed,
+            "K_valid": float(record["K"][2, 2]),
             "keypoints_valid": keypoints_2d[order, 2] * in_crop,
             "keypoints_3d_valid": keypoints_3d[order, 3],
             "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl,
@@ -614,10 +553,6 @@ class BodyPictures(Pictures):
             keypoints_3d = np.zeros_like(keypoints_3d)
         return keypoints_2d, keypoints_3d, transl
 
-    def smpl_pose(self, pose: np.ndarray) -> np.ndarray:
-        """Return SMPL's axis-angles (24, 3): those of SMPL-X without fingers and face."""
-        return pose if self.MODEL == "smpl" else np.concatenate([pose[:22], 0 * pose[:2]])
-
     def crop(self, record: np.ndarray, keypoints_2d: np.ndarray, size: tuple[int, int],
              rng: np.random.Generator) -> tuple[np.ndarray, float, bool]:
         """Return the crop's homography, with its roll and mirror. No box: the whole picture."""
@@ -630,6 +565,8 @@ class BodyPictures(Pictures):
         return draw_crop(rng, self.augmentation, self.size, keypoints_2d[:, :2],
                          bodymodels.JOINT_SETS[self.joint_set], (center, side),
                          keypoints_2d[:, 2] > 0)
+
+    # ------------------------------------------------------------------------ help for readers
 
     def neural_annot(self, fit: dict) -> dict:
         """Return the columns of a body that NeuralAnnot fitted with SMPL or SMPL-X."""
@@ -662,12 +599,14 @@ class BodyPictures(Pictures):
         front = (points[..., 2] > 0.05).astype(np.float32)  # metres before the camera
         keypoints = with_confidence(to_pixels(np.where(front[..., None] > 0, points, 1.0),
                                               np.asarray(columns["K"])), front)
-        center, box = boxes_around(keypoints)
-        return columns | {"keypoints_2d": keypoints, "keypoints_3d": with_confidence(points),
-                          "center": center, "box": box}
+        return columns | boxes_around(keypoints) | {
+            "keypoints_2d": keypoints, "keypoints_3d": with_confidence(points)}
 
 
-class OfficialPeople(PeopleDataset):
+# ------------------------------------------------------------- in the layout of RenderedPeople
+
+
+class OfficialPeople(ImageDataset):
     """Whole bodies of an official data set with crops of their hands; samples as RenderedPeople's.
 
     pictures: a data set of SMPL-X bodies before a known camera. Its folder `models` must have
@@ -691,13 +630,11 @@ class OfficialPeople(PeopleDataset):
     without augmentation.
     """
 
-    def __init__(self, pictures: BodyPictures, hand_size: int | None = None, *,
+    def __init__(self, pictures: Pictures, hand_size: int | None = None, *,
                  augmentation: str | Augmentation | None = None, detail: int = 1) -> None:
         if detail > 1 and augmentation is not None:
             raise ValueError(f"detail={detail} is for evaluation: leave the augmentation out")
-        if pictures.models is None:
-            raise ValueError(f"people of {type(pictures).__name__} need meshes: open it with a "
-                             "folder of models")
+        require_models(pictures, "people")
         super().__init__(pictures.split, [pictures.split], pictures.size, pictures.seed,
                          augmentation)
         self.pictures, self.hand_size = pictures, hand_size or pictures.size
@@ -741,7 +678,7 @@ class OfficialPeople(PeopleDataset):
                   "transl": transl.numpy(), "hand_visible": np.ones(2)}
         hands = [self._hand(hand, image, K, keypoints_2d, output.vertices[0]) for hand in range(2)]
         sample |= {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
-        labels = self.labelled(sample, rng)
+        labels = labelled_person(sample, self.augmentation, self.size, rng)
         if self.detail > 1:
             finer = np.diag([self.detail, self.detail, 1]) @ homography
             labels["picture"] = warp(image, finer, self.detail * self.size).transpose(2, 0, 1)
@@ -765,7 +702,7 @@ class OfficialPeople(PeopleDataset):
                 "hand_vertices": vertices[self.hand_vertices[hand]].numpy() @ flip}
 
 
-class HandPairs(PeopleDataset):
+class HandPairs(ImageDataset):
     """Pairs of official hands in the layout of OfficialPeople, to be mixed with people.
 
     hands: FreiHAND, InterHand2.6M, DexYCB or HaMeR's sets, opened with an augmentation and a folder
@@ -774,10 +711,14 @@ class HandPairs(PeopleDataset):
     black and body_pose_valid is 0.
     """
 
-    def __init__(self, hands: HandDataset, size: int) -> None:
-        if hands.models is None:
-            raise ValueError(f"pairs of {type(hands).__name__} need meshes: open it with a folder "
-                             "of models")
+    UNKNOWN = {  # shapes of what follows from a person
+        "keypoints_3d": (76, 3), "keypoints_2d": (76, 2), "keypoints_valid": 76,
+        "keypoints_3d_valid": 76, "rotations_valid": 55, "hand_boxes": (2, 4), "transl": 3,
+        "betas": 10, "expression": 10, "body_pose_valid": (), "betas_valid": (),
+        "expression_valid": ()}
+
+    def __init__(self, hands: Pictures, size: int) -> None:
+        require_models(hands, "pairs")
         super().__init__(hands.split, [hands.split], size, hands.seed, None)
         self.hands, self.kept = hands, hands.whole_hands()
         if not len(self.kept):
@@ -792,25 +733,28 @@ class HandPairs(PeopleDataset):
                 for number in (2 * index, 2 * index + 1)]
         one = np.eye(3)
         return {name: np.stack([hand[name] for hand in pair]) for name in pair[0]} | {
+            name: np.zeros(shape) for name, shape in self.UNKNOWN.items()} | {
             "image": np.zeros((3, self.size, self.size), np.uint8), "K": one,
             "body_pose": np.tile(one, (55, 1, 1)), "arm_pose": np.tile(one, (2, 8, 1, 1)),
-            "keypoints_3d": np.zeros((76, 3)), "keypoints_2d": np.zeros((76, 2)),
-            "keypoints_valid": np.zeros(76), "keypoints_3d_valid": np.zeros(76),
-            "rotations_valid": np.zeros(55), "hand_boxes": np.zeros((2, 4)),
-            "transl": np.zeros(3), "betas": np.zeros(10), "expression": np.zeros(10),
-            "hand_visible": np.ones(2)} | dict.fromkeys(
-                ("body_pose_valid", "betas_valid", "expression_valid"), 0.0)
+            "hand_visible": np.ones(2)}
 
     def _hand(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return a hand's crop and labels; its pose turns like the crop's camera."""
-        sample = self.hands.load(index, rng)
+        sample, record = self.hands.load(index, rng), self.hands.record(index)
         self.hands.finish(sample, rng)
-        pose, betas, betas_valid = self.hands.hand_pose(index)
         turn = sample["camera_rotation"]
         flip = np.diag([np.sign(np.linalg.det(turn)), 1, 1])
-        pose = flip @ bodymodels.axis_angle_to_matrix(torch.from_numpy(pose)).numpy() @ flip
+        pose = bodymodels.axis_angle_to_matrix(torch.from_numpy(record["pose"].astype(np.float64)))
+        pose = flip @ pose.numpy() @ flip
         pose[0] = turn @ flip @ pose[0]
         return {"hand_images": sample["image"], "hand_K": sample["K"], "hand_pose": pose,
                 "hand_joints": sample["joints"], "hand_vertices": sample["vertices"],
                 "hand_keypoints_2d": sample["keypoints_2d"], "hand_valid": sample["mesh_valid"],
-                "hand_betas": betas, "hand_betas_valid": betas_valid}
+                "hand_betas": record["betas"], "hand_betas_valid": float(record["has_betas"])}
+
+
+def require_models(pictures: Pictures, what: str) -> None:
+    """Raise ValueError unless the data set was opened with a folder of body models."""
+    if pictures.models is None:
+        raise ValueError(f"{what} of {type(pictures).__name__} need meshes: open it with a folder "
+                         "of models")

@@ -20,13 +20,13 @@ from sets.crops import (
     NUM_JOINTS,
     NUM_VERTICES,
     Annotated,
-    HandDataset,
     augmented_crop,
     inside,
     keypoint_box,
     perspective_crop,
     roll_and_mirror,
     rotation_to_axis,
+    to_pixels,
 )
 from sets.painting import (
     add_lens_and_noise,
@@ -39,6 +39,8 @@ from sets.painting import (
 )
 from sets.samples import (
     RENDERING,
+    ImageDataset,
+    Packed,
     available_cores,
     build_packed,
     fingerprint,
@@ -46,51 +48,45 @@ from sets.samples import (
     random_generator,
 )
 
-RENDER_VERSIONS = (1, 2)  # a new one whenever the same settings would give other pictures
-STEEP = 0.4  # version 2: share of cameras that look from up to 40 degrees above or below
 
-
-def check_version(version: int) -> int:
-    """Return the version of the renderer; raise ValueError for an unknown one."""
-    if version not in RENDER_VERSIONS:
-        raise ValueError(f"unknown version {version!r} of the rendered pictures: expected 2, or 1 "
-                         "for the pictures of older scores")
-    return version
-
-
-class Rendered:
+class Rendered(Packed, ImageDataset):
     """A data set of rendered pictures: on the fly, or once into a packed file.
 
-    Subclasses have split, seed and length, a dtype of records, and `render(index)`.
+    Subclasses have a dtype of records, and `render(index)`.
     """
 
     LENGTHS: dict[str, int]  # default length of each split
-    path: Path | None = None
-    _packed: np.ndarray | None = None
 
-    def open_cache(self, cache: str | os.PathLike | None, kind: str, settings: dict,
+    def __init__(self, split: str, size: int, length: int | None, seed: int,
+                 augmentation: str | Augmentation | None) -> None:
+        super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
+        self.length = self.LENGTHS[split] if length is None else length
+
+    def open_cache(self, cache: str | os.PathLike | None, kind: str, names: str, version: int,
                    progress: bool) -> None:
-        """Find or build the packed file in the folder `cache`; its name holds a checksum."""
+        """Find or build the packed file in the folder `cache`; its name holds a checksum.
+
+        names: of the attributes that the pictures depend on beside split, size, length and seed.
+        """
         if cache is not None:
+            settings = {name: getattr(self, name) for name in (
+                "split", "size", "length", "seed", *names.split())} | {"version": version}
             name = f"{kind}_{self.split}_{self.size}_{fingerprint(settings)}.npy"
             self.path = Path(cache) / name
-            self._build(progress)
+            self._packed = self.pack(progress)
 
     def __len__(self) -> int:
         return self.length
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None}  # workers map the file themselves
+    def render(self, index: int) -> np.ndarray:
+        """Render one sample as a packed record; it depends on seed, split and index alone."""
+        raise NotImplementedError
 
     def record(self, index: int) -> np.ndarray:
         """Return a packed record, from the cache if there is one."""
-        if self.path is None:
-            return self.render(index)
-        if self._packed is None:
-            self._packed = self._build(False)
-        return self._packed[index]
+        return self.render(index) if self.path is None else self.records(index)
 
-    def _build(self, progress: bool) -> np.ndarray:
+    def pack(self, progress: bool = False) -> np.ndarray:
         return build_packed(self.path, self.dtype, self.length, resume=True,
                             fill=lambda records, start: self._fill(records, start, progress))
 
@@ -343,7 +339,7 @@ def paint_hand(image: np.ndarray, scene: Scene, colors: np.ndarray) -> None:
     paint_surface(image, scene.surface, hand_surface().faces, scene.K, colors)
 
 
-class RenderedHands(Rendered, HandDataset):
+class RenderedHands(Rendered):
     """Pictures of the free right hand, rendered on the fly: no download, exact labels.
 
     split: "train" or "test", made of different random numbers. length: by default 40,000 and 1,000;
@@ -364,8 +360,7 @@ class RenderedHands(Rendered, HandDataset):
                  seed: int = 0, views: float = 90.0, in_plane: float = 180.0,
                  sides: str = "both", augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
-        super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
-        self.length = self.LENGTHS[split] if length is None else length
+        super().__init__(split, size, length, seed, augmentation)
         if not (0 <= views <= 90 and 0 <= in_plane <= 180 and self.length > 0):
             raise ValueError("expected views in 0..90 and in_plane in 0..180 degrees and a "
                              f"positive length, got {views}, {in_plane} and {self.length}")
@@ -376,12 +371,9 @@ class RenderedHands(Rendered, HandDataset):
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("joints", np.float32, (NUM_JOINTS, 3)), ("vertices", np.float32, (NUM_VERTICES, 3)),
             ("keypoints_2d", np.float32, (NUM_JOINTS, 2))])
-        settings = {name: getattr(self, name) for name in
-                    ("split", "size", "length", "seed", "views", "in_plane", "sides")}
-        self.open_cache(cache, "rendered_hands", settings | {"version": RENDER_VERSION}, progress)
+        self.open_cache(cache, "rendered_hands", "views in_plane sides", RENDER_VERSION, progress)
 
     def render(self, index: int) -> np.ndarray:
-        """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING, self.seed, self.split_id, index)
         scene = sample_scene(rng, self.size, self.views, self.in_plane, self.sides)
         image = paint_background(rng, self.size).astype(np.float32)
@@ -392,8 +384,7 @@ class RenderedHands(Rendered, HandDataset):
         record["image"] = add_lens_and_noise(rng, picture)
         record["K"], record["joints"] = scene.K, scene.joints
         record["vertices"] = scene.surface[:NUM_VERTICES]
-        projected = scene.joints @ scene.K.T
-        record["keypoints_2d"] = projected[:, :2] / projected[:, 2:]
+        record["keypoints_2d"] = to_pixels(scene.joints, scene.K)
         return record
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -406,4 +397,4 @@ class RenderedHands(Rendered, HandDataset):
             return augmented_crop(source, whole / 2, whole, self.size, self.augmentation, rng)
         sample["image"] = sample["image"].transpose(2, 0, 1)
         return sample | {"keypoints_valid": valid, "mesh_valid": 1.0, "crop": np.eye(3),
-                         "camera_rotation": np.eye(3)}
+                         "camera_rotation": np.eye(3), "side": np.int64(1)}

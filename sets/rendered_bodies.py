@@ -23,7 +23,6 @@ from sets.crops import (
     SMPL_KEYPOINTS,
     SMPLX_JOINTS,
     SMPLX_KEYPOINTS,
-    PeopleDataset,
     body_box,
     body_camera,
     crop_homography,
@@ -32,12 +31,15 @@ from sets.crops import (
     hand_square,
     inside,
     keypoint_box,
+    labelled_person,
     move_body,
     roll_and_mirror,
+    to_pixels,
     transform_points,
     warp,
 )
 from sets.motion import (
+    SMPL_JOINTS,
     check_poses,
     sample_betas,
     sample_body_pose,
@@ -62,15 +64,16 @@ from sets.painting import (
     textures,
     to_image,
 )
-from sets.rendered import STEEP, Rendered, check_version, hand_surface, sample_hand_pose
+from sets.rendered import Rendered, hand_surface, sample_hand_pose
 from sets.samples import (
     DETAILS,
     RENDERING_BODIES,
     RENDERING_PEOPLE,
-    ImageDataset,
     random_generator,
 )
 
+RENDER_VERSIONS = (1, 2)  # a new one whenever the same settings would give other pictures
+STEEP = 0.4  # version 2: share of cameras that look from up to 40 degrees above or below
 HAIR_COLORS = np.array([[0.05, 0.04, 0.04], [0.16, 0.10, 0.07], [0.33, 0.21, 0.12],
                         [0.72, 0.56, 0.33], [0.45, 0.18, 0.08], [0.55, 0.54, 0.53]])
 SLEEVES = (0.2, 0.24, 0.38, 0.42, 0.5, 0.66, 0.68, 0.7)  # m from the middle, arms outstretched
@@ -129,6 +132,10 @@ class BodyScene(NamedTuple):
     betas: np.ndarray  # (10,)
     transl: np.ndarray  # (3,) metres
     expression: np.ndarray | None = None  # (10,) of a whole body
+
+    @property
+    def keypoints_2d(self) -> np.ndarray:
+        return to_pixels(self.keypoints, self.K)
 
 
 def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
@@ -307,7 +314,38 @@ def _bystander(rng: np.random.Generator, split: str, lean: float, near: float
     return dress(rng, scene, "body")
 
 
-class RenderedBodies(Rendered, ImageDataset):
+class RenderedPoses(Rendered):
+    """What RenderedBodies and RenderedPeople share: drawn poses."""
+
+    JOINTS, KEYPOINTS = len(SMPL_JOINTS), len(SMPL_KEYPOINTS)
+
+    def __init__(self, split: str, size: int, length: int | None, seed: int,
+                 augmentation: str | Augmentation | None, views: float, lean: float, wide: float,
+                 version: int) -> None:
+        super().__init__(split, size, length, seed, augmentation)
+        check_poses(self.length, views, lean, wide)
+        if version not in RENDER_VERSIONS:
+            raise ValueError(f"unknown version {version!r} of the rendered pictures: expected 2, "
+                             "or 1 for the pictures of older scores")
+        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
+        self.version, self.steep = version, STEEP * (version > 1)
+        self.dtype = np.dtype([
+            ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
+            ("pose", np.float32, (self.JOINTS, 3, 3)), ("betas", np.float32, 10),
+            ("transl", np.float32, 3), ("keypoints_3d", np.float32, (self.KEYPOINTS, 3)),
+            ("keypoints_2d", np.float32, (self.KEYPOINTS, 2))])
+
+    def labels(self, scene: BodyScene) -> np.ndarray:
+        """Return a record with the labels of a scene; pictures are still black."""
+        record = np.zeros((), self.dtype)
+        record["keypoints_3d"] = scene.keypoints
+        for name in {"K", "pose", "betas", "transl", "expression", "keypoints_2d"} & set(
+                self.dtype.names):
+            record[name] = getattr(scene, name)
+        return record
+
+
+class RenderedBodies(RenderedPoses):
     """Pictures of the free body in clothes, rendered on the fly: no download, exact labels.
 
     One sample; S is the crop's side, keypoints are in smpl45 order:
@@ -342,28 +380,14 @@ class RenderedBodies(Rendered, ImageDataset):
                  seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
                  version: int = 2, augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
-        super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
-        self.length = self.LENGTHS[split] if length is None else length
-        check_poses(self.length, views, lean, wide)
-        self.version = check_version(version)
-        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
-        count = len(SMPL_KEYPOINTS)
-        self.dtype = np.dtype([
-            ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
-            ("pose", np.float32, (24, 3, 3)), ("betas", np.float32, 10),
-            ("transl", np.float32, 3), ("keypoints_3d", np.float32, (count, 3)),
-            ("keypoints_2d", np.float32, (count, 2))])
-        settings = {name: getattr(self, name)
-                    for name in ("split", "size", "length", "seed", "views", "lean")}
-        if wide:
-            settings["wide"] = self.wide
-        self.open_cache(cache, "rendered_bodies", settings | {"version": version}, progress)
+        super().__init__(split, size, length, seed, augmentation, views, lean, wide, version)
+        self.open_cache(cache, "rendered_bodies", "views lean" + " wide" * (wide > 0), version,
+                        progress)
 
     def render(self, index: int) -> np.ndarray:
-        """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
         scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean, self.wide,
-                                  STEEP * (self.version > 1))
+                                  self.steep)
         if self.version == 1:
             image = paint_background(rng, self.size).astype(np.float32)
             paint_body(image, scene, rng)
@@ -372,13 +396,8 @@ class RenderedBodies(Rendered, ImageDataset):
         else:
             picture = to_image(self.paint(rng, scene))
             occlude_textured(rng, picture, self.split)
-        record = np.zeros((), self.dtype)
+        record = self.labels(scene)
         record["image"] = add_lens_and_noise(rng, picture)
-        for name in ("K", "pose", "betas", "transl"):
-            record[name] = getattr(scene, name)
-        record["keypoints_3d"] = scene.keypoints
-        projected = scene.keypoints @ scene.K.T
-        record["keypoints_2d"] = projected[:, :2] / projected[:, 2:]
         return record
 
     def paint(self, rng: np.random.Generator, scene: BodyScene) -> np.ndarray:
@@ -520,8 +539,7 @@ class Person:
                                               np.diag([FINE, FINE, 1]) @ scene.K, self.surface,
                                               self.colors)
             self.background, self.sources = np.asarray(to_image(image)), textures(split)
-        projected = scene.keypoints @ scene.K.T
-        self.keypoints_2d = projected[:, :2] / projected[:, 2:]
+        self.keypoints_2d = scene.keypoints_2d
         self.lens = int(rng.integers(2**31))
         hands = self.keypoints_2d[HAND_KEYPOINTS]
         self.occluders = sample_occluders(rng, size, hands, occlusion)
@@ -583,7 +601,7 @@ def hand_faces() -> list[np.ndarray]:
     return [faces[np.isin(faces, vertices).all(1)] for vertices in hand_vertices()]
 
 
-class RenderedPeople(Rendered, PeopleDataset):
+class RenderedPeople(RenderedPoses):
     """Pictures of the free whole body with a crop of each hand, rendered: exact labels.
 
     One sample; S and H are the sides of the crops, "hand" arrays hold the right one first:
@@ -627,6 +645,7 @@ class RenderedPeople(Rendered, PeopleDataset):
     """
 
     LENGTHS = {"train": 20_000, "test": 1_000}
+    JOINTS, KEYPOINTS = len(SMPLX_JOINTS), len(SMPLX_KEYPOINTS)
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, occlusion: float = 0.5, hand_size: int | None = None,
@@ -634,51 +653,37 @@ class RenderedPeople(Rendered, PeopleDataset):
                  lens_size: int = 128, version: int = 2,
                  augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
-        super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
-        self.length = self.LENGTHS[split] if length is None else length
+        super().__init__(split, size, length, seed, augmentation, views, lean, wide, version)
         self.hand_size = size if hand_size is None else hand_size
-        check_poses(self.length, views, lean, wide)
         if self.hand_size < 16:
             raise ValueError(f"expected hand_size >= 16, got {self.hand_size}")
         if not 0 <= occlusion <= 1:
             raise ValueError(f"expected an occlusion rate in 0..1, got {occlusion}")
-        self.version = check_version(version)
-        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
         self.occlusion, self.lens_size = float(occlusion), int(lens_size)
-        self.dtype = np.dtype([
-            ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
+        images, *others = self.dtype.descr
+        self.dtype = np.dtype([images, others[0],
             ("hand_images", np.uint8, (2, self.hand_size, self.hand_size, 3)),
             ("hand_vertices", np.float32, (2, NUM_VERTICES, 3)),
             ("hand_K", np.float32, (2, 3, 3)), ("hand_visible", np.float32, 2),
-            ("pose", np.float32, (len(SMPLX_JOINTS), 3, 3)), ("betas", np.float32, 10),
-            ("expression", np.float32, 10), ("transl", np.float32, 3),
-            ("keypoints_3d", np.float32, (len(SMPLX_KEYPOINTS), 3)),
-            ("keypoints_2d", np.float32, (len(SMPLX_KEYPOINTS), 2))])
-        settings = {name: getattr(self, name) for name in (
-            "split", "size", "length", "seed", "views", "lean", "hand_size", "occlusion")}
-        if wide:
-            settings["wide"] = self.wide
-        if lens_size != 128:
-            settings["lens_size"] = self.lens_size
-        self.open_cache(cache, "rendered_people", settings | {"version": version}, progress)
+            *others[1:3], ("expression", np.float32, 10), *others[3:]])
+        self.open_cache(cache, "rendered_people", "views lean hand_size occlusion"
+                        + " wide" * (wide > 0) + " lens_size" * (lens_size != 128), version,
+                        progress)
 
     def render(self, index: int) -> np.ndarray:
-        """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)
         scene = sample_person(rng, self.split, self.size, self.views, self.lean, self.wide,
-                              STEEP * (self.version > 1))
+                              self.steep)
         person = Person(rng, scene, self.size, self.occlusion, self.split, self.lean, self.version)
-        record = np.zeros((), self.dtype)
+        record = self.labels(scene)
         record["image"], _ = person.paint(View(np.eye(3), self.size), self.lens_size)
         for hand in range(2):
             parts = person.paint_hand(hand, self.hand_size)
             for name, value in zip(("images", "vertices", "K", "visible"), parts, strict=True):
                 record[f"hand_{name}"][hand] = value
-        for name in ("K", "pose", "betas", "expression", "transl"):
-            record[name] = getattr(scene, name)
-        record["keypoints_3d"], record["keypoints_2d"] = scene.keypoints, person.keypoints_2d
         return record
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = self.record(index)
-        return self.labelled({name: record[name] for name in self.dtype.names}, rng)
+        return labelled_person({name: record[name] for name in self.dtype.names},
+                               self.augmentation, self.size, rng)

@@ -65,6 +65,35 @@ def fingerprint(settings: dict) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def file_marks(files: Iterable[Path], root: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of files by their paths from `root`, for a `fingerprint`."""
+    stats = {os.path.relpath(path, root): path.stat() for path in files}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+class Packed:
+    """Records in a memory-mapped file, which every process opens for itself: mix it in."""
+
+    path: Path | None = None
+    _packed: np.ndarray | None = None
+
+    def pack(self) -> np.ndarray:
+        """Map the file; build it first if it is not there."""
+        raise NotImplementedError
+
+    def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return all records or some, memory-mapped."""
+        if self._packed is None:
+            self._packed = self.pack()
+        return self._packed[indices]
+
+    def __len__(self) -> int:
+        return len(self.records())
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None}
+
+
 def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray | None:
     """Memory-map the records (length,) of a complete file, or return None.
 
@@ -279,7 +308,11 @@ class KeyedDataset(Dataset):
 
 
 class ImageDataset(KeyedDataset):
-    """A data set of square crops. The colours are augmented last."""
+    """A data set of square crops. The colours are augmented last.
+
+    Left hands are mirrored, so that the labels are those of right hands. A recipe with flips
+    mirrors hands once more: half of them then look like left ones, with the topology of right ones.
+    """
 
     def __init__(self, split: str, splits: Sequence[str], size: int, seed: int,
                  augmentation: str | Augmentation | None) -> None:
@@ -289,8 +322,15 @@ class ImageDataset(KeyedDataset):
         self.size, self.augmentation = size, find_augmentation(augmentation)
 
     def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        if self.augmentation is not None:
-            sample["image"] = self.augmentation.recolor(sample["image"], rng)
+        recipe = self.augmentation
+        if recipe is None:
+            return
+        sample["image"] = recipe.recolor(sample["image"], rng)
+        if "hand_images" in sample:
+            sample["hand_images"] = np.stack([recipe.soften(recipe.recolor(image, rng), rng)
+                                              for image in sample["hand_images"]])
+        if "mesh_valid" in sample and not sample["keypoints_valid"][[0, 9]].any():
+            sample["mesh_valid"] = 0.0  # SimpleHand's release: no 3D loss without joints 0 and 9
 
 
 class Joined(KeyedDataset):

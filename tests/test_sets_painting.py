@@ -1,4 +1,4 @@
-"""Rendered people of version 2: backgrounds, cameras, photographs; version 1 stays as it was."""
+"""Version 2 of rendered bodies: backgrounds, cameras, photographs; version 1 stays."""
 
 import hashlib
 import subprocess
