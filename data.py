@@ -35,6 +35,7 @@ Pixels: a W x H picture spans [0, W] x [0, H] and the centre of its first pixel 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -304,56 +305,50 @@ def draw_samples(dataset: KeyedDataset, keys: Sequence[int], path: str | os.Path
 # ------------------------------------------------------------------------------ command line
 
 
-def parse_option(text: str) -> tuple[str, bool | int | str | tuple]:
-    """Split NAME=VALUE of the command line; a value is true, false, 12, 1280,720 or a text."""
+def parse_option(text: str) -> tuple[str, object]:
+    """Split NAME=VALUE of the command line; a value is True, 12, 1280,720 or a text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--option {text}: expected NAME=VALUE")
-    words = {"true": True, "false": False}
-    parts = tuple(words.get(part, int(part) if part.isdigit() else part)
-                  for part in value.split(","))
-    return name, parts if len(parts) > 1 else parts[0]
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
 
 
 def open_dataset(args: argparse.Namespace) -> KeyedDataset:
     """Open the data set that the command line asks for."""
-    common = {"size": args.size, "augmentation": args.augmentation, "seed": args.seed,
-              "cache": args.cache}
-    if args.name in (*OFFICIAL, *MIXTURES):
-        if args.data_root is None:
-            raise ValueError(f"{args.name} needs --data-root FOLDER")
-        return open_official(args.name, args.data_root, args.split, models=args.models, **common,
-                             **dict(map(parse_option, args.option)))
-    split = args.split or "train"
+    options = dict(map(parse_option, args.option))
     if args.name == "motion":
-        return MotionPoses(split, seed=args.seed)
-    if args.name == "people":
-        common["occlusion"] = args.occlusion
-    return RENDERED[args.name](split, **common)
+        return MotionPoses(args.split or "train", **options)
+    options |= {"size": args.size, "augmentation": args.augmentation, "cache": args.cache}
+    if args.name in RENDERED:
+        return RENDERED[args.name](args.split or "train", **options)
+    if args.data_root is None:
+        raise ValueError(f"{args.name} needs --data-root FOLDER")
+    return open_official(args.name, args.data_root, args.split, models=args.models, **options)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the flags of `python data.py`."""
     parser = argparse.ArgumentParser(description="Look at a data set.")
-    parser.add_argument("name", metavar="NAME", choices=(*RENDERED, "motion", *OFFICIAL, *MIXTURES),
-                        help=f"{', '.join(RENDERED)}, motion; {', '.join(OFFICIAL)}; or a mixture: "
-                             + ", ".join(MIXTURES))
-    parser.add_argument("--data-root", type=Path, help="the folder of a data set as its authors "
-                        "ship it; for a mixture, the folder above those of its data sets")
-    parser.add_argument("--models", type=Path, help="a folder of official body models, for meshes "
-                        "and for poses that are stored relative to a mean hand")
-    parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE",
-                        help="options of the data set, see its docstring: setup=s1, stride=1, ...; "
-                        "hand_size=128 shows people with crops of their hands")
-    parser.add_argument("--split", help="default: the training split, if there is one")
-    parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
-    parser.add_argument("--occlusion", type=float, default=0.5,
-                        help="people: share of hands that are covered")
-    parser.add_argument("--cache", type=Path, help="folder for packed files")
-    parser.add_argument("--draw", type=int, default=0, metavar="N", help="draw N samples")
-    parser.add_argument("--out", type=Path, help="file of the drawing (default: NAME.png)")
+    add = parser.add_argument
+    add("name", metavar="NAME", choices=(*RENDERED, "motion", *OFFICIAL, *MIXTURES),
+        help=f"{', '.join(RENDERED)}, motion; {', '.join(OFFICIAL)}; or a mixture: "
+             + ", ".join(MIXTURES))
+    add("--data-root", type=Path, help="the folder of a data set as its authors ship it; for a "
+        "mixture, the folder above those of its data sets")
+    add("--models", type=Path, help="a folder of official body models, for meshes and for poses "
+        "that are stored relative to a mean hand")
+    add("--option", nargs="+", default=[], metavar="NAME=VALUE",
+        help="arguments of the data set, see its docstring: stride=1, occlusion=0.3, ...; "
+             "hand_size=128 shows people with crops of their hands")
+    add("--split", help="default: the training split, if there is one")
+    add("--size", type=int, default=128, help="side of the crops in pixels")
+    add("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
+    add("--cache", type=Path, help="folder for packed files")
+    add("--draw", type=int, default=0, metavar="N", help="draw N samples")
+    add("--out", type=Path, help="file of the drawing (default: NAME.png)")
     args = parser.parse_args(argv)
     if args.draw < 0:
         parser.error(f"--draw {args.draw}: expected 0 or more")

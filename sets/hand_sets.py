@@ -52,6 +52,15 @@ class FreiHAND(Pictures):
     BACKGROUNDS = 4
     SHAPES = {"K": (3, 3), "xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
 
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        count, most = len(self.records()), self.BACKGROUNDS if self.split == "training" else 1
+        first = [self.root / f"{self.split}/rgb/{version * count:08d}.jpg"
+                 for version in range(most)]
+        self.versions = sum(1 for _ in itertools.takewhile(Path.is_file, first))
+        if not self.versions:
+            raise self.missing(first[0])
+
     def find_sources(self) -> dict[str, list[Path]]:
         paths = {name: self.root / f"{self.split}_{name}.json" for name in self.SHAPES}
         if self.split == "training" and not paths["xyz"].is_file():
@@ -60,8 +69,8 @@ class FreiHAND(Pictures):
                 paths["verts"].is_file() or self.options["without_mesh"]):
             raise FileNotFoundError(
                 f"no {paths['verts']}: without it no sample has a mesh and training learns 2D "
-                "keypoints alone; download it, or pass without_mesh=True (data.py: --option "
-                "without_mesh=true) if you want that")
+                f"keypoints alone; expected FreiHAND in its official layout, see {self.HOME}, or "
+                "without_mesh=True (data.py: --option without_mesh=True) if you want that")
         self.lists = [name for name, path in paths.items() if path.is_file()]
         self.dtype = np.dtype([*self.dtype.descr, ("vertices", np.float32, self.SHAPES["verts"])])
         return super().find_sources() | {name: [paths[name]] for name in self.lists}
@@ -104,12 +113,7 @@ class FreiHAND(Pictures):
 
     def __len__(self) -> int:
         """Return the number of pictures of all backgrounds that are there."""
-        count = len(self.records())
-        if self.split == "evaluation":
-            return count
-        there = (self.root / f"training/rgb/{version * count:08d}.jpg"
-                 for version in range(self.BACKGROUNDS))
-        return count * sum(itertools.takewhile(bool, (path.is_file() for path in there)))
+        return self.versions * len(self.records())
 
     def record(self, index: int) -> np.ndarray:
         record = self.records()[index % len(self.records())].copy()

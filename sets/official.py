@@ -1,4 +1,4 @@
-"""What the data sets with official annotation share: files read once, pictures read on demand."""
+"""What all official data sets share: files read once, pictures read on demand, samples."""
 
 from __future__ import annotations
 
@@ -15,24 +15,8 @@ from tqdm import tqdm
 
 import bodymodels
 from files import load_arrays, load_vertices
+from sets import crops
 from sets.augmentation import Augmentation
-from sets.crops import (
-    HAND_KEYPOINTS,
-    HANDS,
-    NUM_VERTICES,
-    SEEN_WIDTH,
-    Annotated,
-    crop_homography,
-    draw_crop,
-    hand_sample,
-    hand_square,
-    inside,
-    labelled_person,
-    move_body,
-    to_pixels,
-    transform_points,
-    warp,
-)
 from sets.images import detected_person, read_image
 from sets.samples import ImageDataset, Packed, build_packed, file_marks, fingerprint
 
@@ -220,7 +204,7 @@ def hand_space(folder: Path, family: str, side: str, gender: str
             for end in ends]
 
 
-READER_VERSION = 3  # increase it whenever the same files would give other records
+READER_VERSION = 4  # increase it whenever the same files would give other records
 BOX_MARGIN = 1.2  # of a body's crop, as in HMR and its successors
 UNKNOWN_FOCAL = 5000.0  # pixels, where a data set has no intrinsics: HMR's convention
 OWN = "own"  # detections that the data set itself ships
@@ -297,7 +281,8 @@ class Pictures(Packed, ImageDataset):
         split = next(iter(self.SPLITS)) if split is None else split
         super().__init__(split, tuple(self.SPLITS), size, seed, augmentation)
         self.root, self.models = Path(root), None if models is None else Path(models)
-        self.joint_set, self.detections = joint_set, detections
+        self.joint_set = "hand21" if self.MODEL == "mano" else joint_set
+        self.detections = detections
         self.options = self._checked(options)
         self.dtype = record_dtype(len(bodymodels.JOINT_SETS[self.JOINTS]),
                                   len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]),
@@ -454,7 +439,7 @@ class Pictures(Packed, ImageDataset):
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if self.MODEL == "mano":
-            return hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+            return crops.hand_sample(self.annotated(index), self.size, self.augmentation, rng)
         return self._body_sample(self.record(index), rng)
 
     def camera(self, record: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -463,21 +448,21 @@ class Pictures(Packed, ImageDataset):
             return record["K"].astype(np.float64)
         return intrinsics((UNKNOWN_FOCAL,) * 2, (image.shape[1] / 2, image.shape[0] / 2))
 
-    def annotated(self, index: int) -> Annotated:
+    def annotated(self, index: int) -> crops.Annotated:
         """Return a picture of a hand and its annotation as they are stored."""
         record = self.record(index)
         image = self.picture(record)
         keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
         vertices, known = self.mesh(record)
-        valid = (keypoints[:, 2] > 0) * inside(keypoints[:, :2], image.shape[1], image.shape[0])
-        return Annotated(image, self.camera(record, image), joints[:, :3], vertices,
-                         keypoints[:, :2], valid, known, int(record["side"]))
+        valid = (keypoints[:, 2] > 0) * crops.inside(keypoints[:, :2], *image.shape[1::-1])
+        return crops.Annotated(image, self.camera(record, image), joints[:, :3], vertices,
+                               keypoints[:, :2], valid, known, int(record["side"]))
 
     def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
         """Return the vertices (778, 3) of a hand, and whether they are known."""
         joints = record["keypoints_3d"]
         if self.models is None or not record["has_pose"] or not (joints[:, 3] > 0).all():
-            return np.zeros((NUM_VERTICES, 3)), 0.0
+            return np.zeros((crops.NUM_VERTICES, 3)), 0.0
         output = self.posed(record)[0]
         vertices = output.vertices[0].numpy()
         if not record["has_transl"]:  # place the wrist where the given joints have it
@@ -503,17 +488,17 @@ class Pictures(Packed, ImageDataset):
                   "betas": record["betas"][:10] * is_smpl,
                   "keypoints_2d": keypoints_2d[:, :2], "keypoints_3d": keypoints_3d[:, :3]}
         homography, roll, mirror = self.crop(record, keypoints_2d, size, rng)
-        sample = move_body(sample, homography, roll, mirror, keypoint_set=self.joint_set)
+        sample = crops.move_body(sample, homography, roll, mirror, keypoint_set=self.joint_set)
         order = bodymodels.mirror_indices(self.joint_set) if mirror else slice(None)
-        in_crop = inside(sample["keypoints_2d"], self.size, self.size)
+        in_crop = crops.inside(sample["keypoints_2d"], self.size, self.size)
         placed = float(transl.any())
         if self.detections is not None:
             found = self.detected(record, size)
             found = found[bodymodels.mirror_indices("smpl45")] if mirror else found
-            sample |= {"detected_2d": transform_points(homography, found[:, :2]),
+            sample |= {"detected_2d": crops.transform_points(homography, found[:, :2]),
                        "detected_confidence": found[:, 2]}
         return sample | {
-            "image": warp(image, homography, self.size).transpose(2, 0, 1),
+            "image": crops.warp(image, homography, self.size).transpose(2, 0, 1),
             "transl": sample["transl"] * placed, "transl_valid": placed,
             "K_valid": float(record["K"][2, 2]),
             "keypoints_valid": keypoints_2d[order, 2] * in_crop,
@@ -545,7 +530,7 @@ class Pictures(Packed, ImageDataset):
             output, model, place = self.posed(record, keypoints_only=True)
             keypoints_3d = with_confidence(model.keypoints(output)[0].numpy())
             transl = place.numpy()
-            projected = with_confidence(to_pixels(keypoints_3d[:, :3], record["K"]),
+            projected = with_confidence(crops.to_pixels(keypoints_3d[:, :3], record["K"]),
                                         float(record["K"][2, 2]))
             annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
             keypoints_2d = np.where(annotated > 0, keypoints_2d, projected)
@@ -557,14 +542,14 @@ class Pictures(Packed, ImageDataset):
              rng: np.random.Generator) -> tuple[np.ndarray, float, bool]:
         """Return the crop's homography, with its roll and mirror. No box: the whole picture."""
         center, (width, height) = record["center"].astype(np.float64), record["box"]
-        side = BOX_MARGIN * max(height, width / SEEN_WIDTH)
+        side = BOX_MARGIN * max(height, width / crops.SEEN_WIDTH)
         if side <= 0:
-            center, side = np.array(size) / 2, max(size[1], size[0] / SEEN_WIDTH)
+            center, side = np.array(size) / 2, max(size[1], size[0] / crops.SEEN_WIDTH)
         if self.augmentation is None or not self.augmentation.moves:
-            return crop_homography(center, side, self.size), 0.0, False
-        return draw_crop(rng, self.augmentation, self.size, keypoints_2d[:, :2],
-                         bodymodels.JOINT_SETS[self.joint_set], (center, side),
-                         keypoints_2d[:, 2] > 0)
+            return crops.crop_homography(center, side, self.size), 0.0, False
+        return crops.draw_crop(rng, self.augmentation, self.size, keypoints_2d[:, :2],
+                               bodymodels.JOINT_SETS[self.joint_set], (center, side),
+                               keypoints_2d[:, 2] > 0)
 
     # ------------------------------------------------------------------------ help for readers
 
@@ -597,8 +582,8 @@ class Pictures(Packed, ImageDataset):
                 columns["world_to_camera"], (len(roots), 3, 4)), roots, strict=True)])
         points = model.keypoints(model(betas, pose, transl=torch.from_numpy(transl))).numpy()
         front = (points[..., 2] > 0.05).astype(np.float32)  # metres before the camera
-        keypoints = with_confidence(to_pixels(np.where(front[..., None] > 0, points, 1.0),
-                                              np.asarray(columns["K"])), front)
+        keypoints = with_confidence(crops.to_pixels(np.where(front[..., None] > 0, points, 1.0),
+                                                    np.asarray(columns["K"])), front)
         return columns | boxes_around(keypoints) | {
             "keypoints_2d": keypoints, "keypoints_3d": with_confidence(points)}
 
@@ -645,10 +630,10 @@ class OfficialPeople(ImageDataset):
         if not len(self.kept):
             raise ValueError(f"{type(pictures).__name__} in {pictures.root} has no body before a "
                              "known camera: it has no samples of people")
-        self.hand_vertices = [np.zeros(NUM_VERTICES, np.int64)] * 2  # SMPL: unused
+        self.hand_vertices = [np.zeros(crops.NUM_VERTICES, np.int64)] * 2  # SMPL: unused
         if pictures.MODEL == "smplx":
             ids = bodymodels.hand_vertex_ids(pictures.models / "MANO_SMPLX_vertex_ids.pkl")
-            self.hand_vertices = [ids[side] for side in HANDS]
+            self.hand_vertices = [ids[side] for side in crops.HANDS]
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -665,28 +650,29 @@ class OfficialPeople(ImageDataset):
                             f"{self.pictures.MODEL}{len(model.parents) + 21}", "smplx76")
         known = points[:, 3]
         points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # (0, 0, 0) has no pixel
-        keypoints_2d = to_pixels(points, K)
+        keypoints_2d = crops.to_pixels(points, K)
         size = image.shape[1], image.shape[0]
         homography = self.pictures.crop(record, with_confidence(keypoints_2d, known), size,
                                         rng)[0]
         pose = np.tile(np.eye(3), (55, 1, 1))
         angles = record["pose"] if self.pictures.MODEL == "smplx" else record["pose"][:22]
         pose[:len(angles)] = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()
-        sample = {"image": warp(image, homography, self.size), "K": homography @ K, "pose": pose,
+        sample = {"image": crops.warp(image, homography, self.size), "K": homography @ K,
+                  "pose": pose,
                   "betas": record["betas"][:10], "expression": np.zeros(10), "keypoints_3d": points,
-                  "keypoints_2d": transform_points(homography, keypoints_2d),
+                  "keypoints_2d": crops.transform_points(homography, keypoints_2d),
                   "transl": transl.numpy(), "hand_visible": np.ones(2)}
         hands = [self._hand(hand, image, K, keypoints_2d, output.vertices[0]) for hand in range(2)]
         sample |= {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
-        labels = labelled_person(sample, self.augmentation, self.size, rng)
+        labels = crops.labelled_person(sample, self.augmentation, self.size, rng)
         if self.detail > 1:
             finer = np.diag([self.detail, self.detail, 1]) @ homography
-            labels["picture"] = warp(image, finer, self.detail * self.size).transpose(2, 0, 1)
+            labels["picture"] = crops.warp(image, finer, self.detail * self.size).transpose(2, 0, 1)
         neutral = self.pictures.MODEL == "smplx" and GENDERS[record["gender"]] == "neutral"
         return labels | {
             "keypoints_valid": labels["keypoints_valid"] * known, "keypoints_3d_valid": known,
             "rotations_valid": record["has_pose"] * (np.arange(55) < len(angles)),
-            "hand_valid": labels["hand_valid"] * known[HAND_KEYPOINTS].all(1),
+            "hand_valid": labels["hand_valid"] * known[crops.HAND_KEYPOINTS].all(1),
             "body_pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * neutral,
             "expression_valid": 0.0, "hand_betas": np.zeros((2, 10)),
             "hand_betas_valid": np.zeros(2)}
@@ -694,11 +680,11 @@ class OfficialPeople(ImageDataset):
     def _hand(self, hand: int, image: np.ndarray, K: np.ndarray, keypoints_2d: np.ndarray,
               vertices: Tensor) -> dict[str, np.ndarray]:
         """Return crop, mesh and K of a hand; the left one is mirrored."""
-        mirror, size = HANDS[hand] == "left", self.hand_size
-        center, side = hand_square(keypoints_2d[HAND_KEYPOINTS[hand]])
-        view = crop_homography(center, max(side, 1.0), size, mirror=mirror)
+        mirror, size = crops.HANDS[hand] == "left", self.hand_size
+        center, side = crops.hand_square(keypoints_2d[crops.HAND_KEYPOINTS[hand]])
+        view = crops.crop_homography(center, max(side, 1.0), size, mirror=mirror)
         flip = np.diag([-1.0 if mirror else 1.0, 1, 1])
-        return {"hand_images": warp(image, view, size), "hand_K": view @ K @ flip,
+        return {"hand_images": crops.warp(image, view, size), "hand_K": view @ K @ flip,
                 "hand_vertices": vertices[self.hand_vertices[hand]].numpy() @ flip}
 
 

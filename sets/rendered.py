@@ -15,28 +15,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import bodymodels
+from sets import crops, painting
 from sets.augmentation import Augmentation
-from sets.crops import (
-    NUM_JOINTS,
-    NUM_VERTICES,
-    Annotated,
-    augmented_crop,
-    inside,
-    keypoint_box,
-    perspective_crop,
-    roll_and_mirror,
-    rotation_to_axis,
-    to_pixels,
-)
-from sets.painting import (
-    add_lens_and_noise,
-    occlude,
-    paint_background,
-    paint_surface,
-    random_color,
-    random_skin,
-    shade_surface,
-)
 from sets.samples import (
     RENDERING,
     ImageDataset,
@@ -209,9 +189,9 @@ def sample_view(rng: np.random.Generator, views: float, in_plane: float,
     base = np.diag([-1.0, 1.0, -1.0]) @ PALM_NORMAL_UP if palm else PALM_NORMAL_UP
     cos = rng.uniform(np.cos(np.deg2rad(views)), 1)
     azimuth, sin = rng.uniform(0, 2 * np.pi), np.sqrt(1 - cos * cos)
-    tilt = rotation_to_axis(np.array([sin * np.cos(azimuth), sin * np.sin(azimuth), cos]))
+    tilt = crops.rotation_to_axis(np.array([sin * np.cos(azimuth), sin * np.sin(azimuth), cos]))
     roll = np.deg2rad(rng.uniform(-in_plane, in_plane))
-    return roll_and_mirror(roll, False) @ tilt @ base
+    return crops.roll_and_mirror(roll, False) @ tilt @ base
 
 
 RENDER_VERSION = 1  # increase it whenever the same settings would give other pictures
@@ -237,12 +217,12 @@ class HandSurface:
     def _forearm_faces(self) -> np.ndarray:
         """Return strips between copies of the wrist's rim, and a fan that closes the last copy."""
         count = len(self.wrist)
-        copies = NUM_VERTICES + np.arange(FOREARM_RINGS * count).reshape(FOREARM_RINGS, count)
+        copies = crops.NUM_VERTICES + np.arange(FOREARM_RINGS * count).reshape(FOREARM_RINGS, count)
         rings = np.vstack([self.wrist, copies])
         a, b = rings, np.roll(rings, -1, axis=1)
         lower = np.stack([b[:-1], a[:-1], a[1:]], -1).reshape(-1, 3)
         upper = np.stack([b[:-1], a[1:], b[1:]], -1).reshape(-1, 3)
-        center = np.full(count, NUM_VERTICES + copies.size)
+        center = np.full(count, crops.NUM_VERTICES + copies.size)
         return np.concatenate([lower, upper, np.stack([b[-1], a[-1], center], -1)])
 
     def pose(self, betas: np.ndarray, hand_pose: np.ndarray) -> np.ndarray:
@@ -300,9 +280,9 @@ def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: fl
     shift = np.array([0, 0, distance]) - joints.mean(0)
     vertices, joints = vertices + shift, joints + shift
 
-    center, box = keypoint_box(joints[:, :2] / joints[:, 2:])
+    center, box = crops.keypoint_box(joints[:, :2] / joints[:, 2:])
     center = center + rng.uniform(-0.1, 0.1, 2) * box.max()
-    crop = perspective_crop(np.eye(3), center, box * rng.uniform(1.1, 1.5), size)
+    crop = crops.perspective_crop(np.eye(3), center, box * rng.uniform(1.1, 1.5), size)
     vertices, joints = vertices @ crop.rotation.T, joints @ crop.rotation.T
 
     forearm = joints[0] - joints[9]
@@ -318,25 +298,25 @@ def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: fl
 def shade(rng: np.random.Generator, surface: np.ndarray) -> np.ndarray:
     """Return the shaded colours (V, 3) of a hand with its skin or sleeve."""
     normals = bodymodels.vertex_normals(surface, hand_surface().faces)
-    return shade_surface(rng, surface, normals, _skin(rng, len(surface)))
+    return painting.shade_surface(rng, surface, normals, _skin(rng, len(surface)))
 
 
 def _skin(rng: np.random.Generator, count: int) -> np.ndarray:
     """Draw albedo (count, 3): skin tone, lighter palm, redder tips, blotches, perhaps a sleeve."""
     hand = hand_surface()
-    base = random_skin(rng)
+    base = painting.random_skin(rng)
     lighter = np.clip(base * 1.1 + (0.06, 0.03, 0.03), 0, 1)
     skin = base + rng.uniform(0, 1) * hand.palmar * (lighter - base)
     skin = skin + rng.uniform(0, 1) * hand.tip * (0.06, -0.03, -0.02)
     waves = np.cos(hand.template @ rng.normal(0, 120, (3, 4)) + rng.uniform(0, 6.3, 4))
     skin = skin * (1 + rng.uniform(0, 0.06) * waves.mean(1, keepdims=True))
-    arm = random_color(rng) if rng.random() < 0.5 else base
-    return np.concatenate([skin, np.broadcast_to(arm, (count - NUM_VERTICES, 3))])
+    arm = painting.random_color(rng) if rng.random() < 0.5 else base
+    return np.concatenate([skin, np.broadcast_to(arm, (count - crops.NUM_VERTICES, 3))])
 
 
 def paint_hand(image: np.ndarray, scene: Scene, colors: np.ndarray) -> None:
     """Draw the shaded hand into a picture (S, S, 3), float32 0..255, in place."""
-    paint_surface(image, scene.surface, hand_surface().faces, scene.K, colors)
+    painting.paint_surface(image, scene.surface, hand_surface().faces, scene.K, colors)
 
 
 class RenderedHands(Rendered):
@@ -369,32 +349,33 @@ class RenderedHands(Rendered):
         self.views, self.in_plane, self.sides = float(views), float(in_plane), sides
         self.dtype = np.dtype([
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
-            ("joints", np.float32, (NUM_JOINTS, 3)), ("vertices", np.float32, (NUM_VERTICES, 3)),
-            ("keypoints_2d", np.float32, (NUM_JOINTS, 2))])
+            ("joints", np.float32, (crops.NUM_JOINTS, 3)),
+            ("vertices", np.float32, (crops.NUM_VERTICES, 3)),
+            ("keypoints_2d", np.float32, (crops.NUM_JOINTS, 2))])
         self.open_cache(cache, "rendered_hands", "views in_plane sides", RENDER_VERSION, progress)
 
     def render(self, index: int) -> np.ndarray:
         rng = random_generator(RENDERING, self.seed, self.split_id, index)
         scene = sample_scene(rng, self.size, self.views, self.in_plane, self.sides)
-        image = paint_background(rng, self.size).astype(np.float32)
+        image = painting.paint_background(rng, self.size).astype(np.float32)
         paint_hand(image, scene, shade(rng, scene.surface))
         picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
-        occlude(rng, picture)
+        painting.occlude(rng, picture)
         record = np.zeros((), self.dtype)
-        record["image"] = add_lens_and_noise(rng, picture)
+        record["image"] = painting.add_lens_and_noise(rng, picture)
         record["K"], record["joints"] = scene.K, scene.joints
-        record["vertices"] = scene.surface[:NUM_VERTICES]
-        record["keypoints_2d"] = to_pixels(scene.joints, scene.K)
+        record["vertices"] = scene.surface[:crops.NUM_VERTICES]
+        record["keypoints_2d"] = crops.to_pixels(scene.joints, scene.K)
         return record
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = self.record(index)
         sample = {name: record[name] for name in self.dtype.names}
-        valid = inside(sample["keypoints_2d"], self.size, self.size)
+        valid = crops.inside(sample["keypoints_2d"], self.size, self.size)
         if self.augmentation is not None and self.augmentation.moves:
-            source = Annotated(**sample, keypoints_valid=valid, mesh_valid=1.0)
+            source = crops.Annotated(**sample, keypoints_valid=valid, mesh_valid=1.0)
             whole = np.array([self.size, self.size], np.float64)
-            return augmented_crop(source, whole / 2, whole, self.size, self.augmentation, rng)
+            return crops.augmented_crop(source, whole / 2, whole, self.size, self.augmentation, rng)
         sample["image"] = sample["image"].transpose(2, 0, 1)
         return sample | {"keypoints_valid": valid, "mesh_valid": 1.0, "crop": np.eye(3),
                          "camera_rotation": np.eye(3), "side": np.int64(1)}

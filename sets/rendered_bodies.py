@@ -13,56 +13,14 @@ import torch
 from PIL import Image, ImageDraw
 
 import bodymodels
+from sets import crops, painting
 from sets.augmentation import Augmentation
-from sets.crops import (
-    BODY_FOCAL,
-    HAND_JOINTS,
-    HAND_KEYPOINTS,
-    HANDS,
-    NUM_VERTICES,
-    SMPL_KEYPOINTS,
-    SMPLX_JOINTS,
-    SMPLX_KEYPOINTS,
-    body_box,
-    body_camera,
-    crop_homography,
-    draw_body_part,
-    draw_crop,
-    hand_square,
-    inside,
-    keypoint_box,
-    labelled_person,
-    move_body,
-    roll_and_mirror,
-    to_pixels,
-    transform_points,
-    warp,
-)
 from sets.motion import (
     SMPL_JOINTS,
     check_poses,
     sample_betas,
     sample_body_pose,
     sample_wide_poses,
-)
-from sets.painting import (
-    REACH,
-    add_lens_and_noise,
-    cast_shadow,
-    cut_piece,
-    draw_shape,
-    occlude,
-    occlude_textured,
-    paint_background,
-    paint_scene,
-    paint_surface,
-    pick,
-    project_surface,
-    random_color,
-    random_skin,
-    shade_surface,
-    textures,
-    to_image,
 )
 from sets.rendered import Rendered, hand_surface, sample_hand_pose
 from sets.samples import (
@@ -135,7 +93,7 @@ class BodyScene(NamedTuple):
 
     @property
     def keypoints_2d(self) -> np.ndarray:
-        return to_pixels(self.keypoints, self.K)
+        return crops.to_pixels(self.keypoints, self.K)
 
 
 def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
@@ -143,8 +101,9 @@ def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: fl
     """Draw a posture, and a detector-like box around all of the body or a part of it."""
     pose, betas = sample_posture(rng, split, views, lean, wide, steep)
     vertices, keypoints = body_surface().pose(betas, pose)
-    transl = sample_transl(rng, vertices, keypoints, SMPL_KEYPOINTS)
-    return BodyScene(vertices + transl, keypoints + transl, body_camera(size), pose, betas, transl)
+    transl = sample_transl(rng, vertices, keypoints, crops.SMPL_KEYPOINTS)
+    return BodyScene(vertices + transl, keypoints + transl, crops.body_camera(size), pose, betas,
+                     transl)
 
 
 def sample_posture(rng: np.random.Generator, split: str, views: float, lean: float = 180.0,
@@ -178,17 +137,17 @@ def camera_tilt(rng: np.random.Generator, steep: float = 0.0) -> np.ndarray:
         pitch = np.deg2rad(rng.uniform(-40, 40))
     cos, sin = np.cos(pitch), np.sin(pitch)
     tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-    return roll_and_mirror(roll, False) @ tilt
+    return crops.roll_and_mirror(roll, False) @ tilt
 
 
 def sample_transl(rng: np.random.Generator, vertices: np.ndarray, keypoints: np.ndarray,
                   names: Sequence[str]) -> np.ndarray:
     """Draw the translation (3,) that makes a detector-like box, truncated for a fifth, the crop."""
-    visible = vertices if rng.random() < 0.8 else keypoints[draw_body_part(rng, names)]
-    center, side = body_box(visible[:, :2].astype(np.float64))
+    visible = vertices if rng.random() < 0.8 else keypoints[crops.draw_body_part(rng, names)]
+    center, side = crops.body_box(visible[:, :2].astype(np.float64))
     side *= rng.uniform(1.05, 1.35)
     center = center + rng.uniform(-0.06, 0.06, 2) * side
-    return np.array([*-center, BODY_FOCAL * side]).astype(np.float32)
+    return np.array([*-center, crops.BODY_FOCAL * side]).astype(np.float32)
 
 
 class Outfit(NamedTuple):
@@ -202,7 +161,7 @@ def sample_outfit(rng: np.random.Generator, name: str = "body") -> Outfit:
     """Draw skin, face, hair, shirt, trousers or dress, and shoes, each of random cut."""
     body = body_surface(name)
     y, z = body.template[:, 1], body.template[:, 2]
-    albedo = _face(rng, random_skin(rng), body)
+    albedo = _face(rng, painting.random_skin(rng), body)
     if name == "wholebody":  # whose hands have crops of their own
         tint_hands(rng, albedo)
     thickness = np.zeros(len(y))
@@ -212,10 +171,10 @@ def sample_outfit(rng: np.random.Generator, name: str = "body") -> Outfit:
         thickness[mask] = thick
 
     waist, hem = rng.uniform(-0.28, -0.1), rng.choice(HEMS)
-    clothes = random_color(rng)
-    wear((y < waist) & (y > hem), random_color(rng), rng.uniform(0, 0.015))
+    clothes = painting.random_color(rng)
+    wear((y < waist) & (y > hem), painting.random_color(rng), rng.uniform(0, 0.015))
     if rng.random() < 0.85:
-        wear(y < rng.uniform(-1.1, -1.04), random_color(rng), rng.uniform(0, 0.01))
+        wear(y < rng.uniform(-1.1, -1.04), painting.random_color(rng), rng.uniform(0, 0.01))
     if rng.random() < 0.1:
         waist = rng.uniform(-0.8, -0.35)  # a dress
     neckline, scoop = rng.uniform(0.295, 0.34), rng.uniform(0, 0.14)
@@ -259,7 +218,7 @@ def _cloth(rng: np.random.Generator, template: np.ndarray) -> np.ndarray:
 def paint_body(image: np.ndarray, scene: BodyScene, rng: np.random.Generator) -> None:
     """Dress, shade and draw the body into a picture (S, S, 3), float32 0..255, in place."""
     surface, colors = dress(rng, scene, "body")
-    paint_surface(image, surface, body_surface().faces, scene.K, colors)
+    painting.paint_surface(image, surface, body_surface().faces, scene.K, colors)
 
 
 def dress(rng: np.random.Generator, scene: BodyScene, name: str
@@ -268,7 +227,7 @@ def dress(rng: np.random.Generator, scene: BodyScene, name: str
     outfit = sample_outfit(rng, name)
     normals = bodymodels.vertex_normals(scene.surface, body_surface(name).faces)
     surface = scene.surface + normals * outfit.thickness[:, None]
-    return surface, shade_surface(rng, surface, normals, outfit.albedo)
+    return surface, painting.shade_surface(rng, surface, normals, outfit.albedo)
 
 
 def paint_behind(rng: np.random.Generator, size: int, split: str, lean: float, K: np.ndarray,
@@ -279,12 +238,12 @@ def paint_behind(rng: np.random.Generator, size: int, split: str, lean: float, K
     Return the picture (size, size, 3), float32 0..255, and who stands before the person, as
     `bystanders` does.
     """
-    image = paint_scene(rng, size, split, colors)
+    image = painting.paint_scene(rng, size, split, colors)
     behind, before = bystanders(rng, split, lean)
     if rng.random() < 0.35:
-        cast_shadow(rng, image, project_surface(surface, K)[:, :2])
+        painting.cast_shadow(rng, image, painting.project_surface(surface, K)[:, :2])
     for body, its_colors in behind:
-        paint_surface(image, body, body_surface().faces, K, its_colors)
+        painting.paint_surface(image, body, body_surface().faces, K, its_colors)
     return image, before
 
 
@@ -305,19 +264,20 @@ def _bystander(rng: np.random.Generator, split: str, lean: float, near: float
     """Draw a clothed person, up to `near` (0: 0.5 to 0.7) crop sides from the crop's middle."""
     pose, betas = sample_posture(rng, split, 180.0, lean)
     vertices, keypoints = body_surface().pose(betas, pose)
-    center, height = body_box(vertices[:, :2])
+    center, height = crops.body_box(vertices[:, :2])
     side = height / rng.uniform(0.35, 1.3)  # of the crop, in metres at the person
     across = rng.uniform(-near, near) if near else rng.choice((-1, 1)) * rng.uniform(0.5, 0.7)
     shift = side * np.array([across, rng.uniform(-0.15, 0.25)]) - center
-    transl = np.array([*shift, BODY_FOCAL * side]).astype(np.float32)
-    scene = BodyScene(vertices + transl, keypoints + transl, body_camera(128), pose, betas, transl)
+    transl = np.array([*shift, crops.BODY_FOCAL * side]).astype(np.float32)
+    scene = BodyScene(vertices + transl, keypoints + transl, crops.body_camera(128), pose, betas,
+                      transl)
     return dress(rng, scene, "body")
 
 
 class RenderedPoses(Rendered):
     """What RenderedBodies and RenderedPeople share: drawn poses."""
 
-    JOINTS, KEYPOINTS = len(SMPL_JOINTS), len(SMPL_KEYPOINTS)
+    JOINTS, KEYPOINTS = len(SMPL_JOINTS), len(crops.SMPL_KEYPOINTS)
 
     def __init__(self, split: str, size: int, length: int | None, seed: int,
                  augmentation: str | Augmentation | None, views: float, lean: float, wide: float,
@@ -374,7 +334,7 @@ class RenderedBodies(RenderedPoses):
 
     LENGTHS = {"train": 40_000, "test": 1_000}
     KNOWN = {"pose_valid": 1.0, "betas_valid": 1.0,
-             "keypoints_3d_valid": np.ones(len(SMPL_KEYPOINTS))}
+             "keypoints_3d_valid": np.ones(len(crops.SMPL_KEYPOINTS))}
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
@@ -389,15 +349,15 @@ class RenderedBodies(RenderedPoses):
         scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean, self.wide,
                                   self.steep)
         if self.version == 1:
-            image = paint_background(rng, self.size).astype(np.float32)
+            image = painting.paint_background(rng, self.size).astype(np.float32)
             paint_body(image, scene, rng)
-            picture = to_image(image)
-            occlude(rng, picture)
+            picture = painting.to_image(image)
+            painting.occlude(rng, picture)
         else:
-            picture = to_image(self.paint(rng, scene))
-            occlude_textured(rng, picture, self.split)
+            picture = painting.to_image(self.paint(rng, scene))
+            painting.occlude_textured(rng, picture, self.split)
         record = self.labels(scene)
-        record["image"] = add_lens_and_noise(rng, picture)
+        record["image"] = painting.add_lens_and_noise(rng, picture)
         return record
 
     def paint(self, rng: np.random.Generator, scene: BodyScene) -> np.ndarray:
@@ -406,7 +366,7 @@ class RenderedBodies(RenderedPoses):
         image, before = paint_behind(rng, self.size, self.split, self.lean, scene.K, surface,
                                      colors)
         for body, its_colors in ((surface, colors), *before):
-            paint_surface(image, body, body_surface().faces, scene.K, its_colors)
+            painting.paint_surface(image, body, body_surface().faces, scene.K, its_colors)
         return image
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -416,7 +376,7 @@ class RenderedBodies(RenderedPoses):
             sample = augment_body(sample, self.augmentation, rng)
         else:
             sample["image"] = sample["image"].transpose(2, 0, 1)
-        valid = inside(sample["keypoints_2d"], self.size, self.size)
+        valid = crops.inside(sample["keypoints_2d"], self.size, self.size)
         return sample | self.KNOWN | {"keypoints_valid": valid}
 
 
@@ -424,15 +384,16 @@ def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
                  rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Crop the picture (S, S, 3) of a body again by a recipe, and move its labels along."""
     size = len(sample["image"])
-    homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"], SMPL_KEYPOINTS)
-    image = warp(sample["image"], homography, size).transpose(2, 0, 1)
-    return move_body(sample, homography, roll, mirror) | {"image": image}
+    homography, roll, mirror = crops.draw_crop(rng, recipe, size, sample["keypoints_2d"],
+                                               crops.SMPL_KEYPOINTS)
+    image = crops.warp(sample["image"], homography, size).transpose(2, 0, 1)
+    return crops.move_body(sample, homography, roll, mirror) | {"image": image}
 
 
 @cache
 def hand_vertices() -> list[np.ndarray]:
     """Return the indices (778,) of each hand's vertices, in the order of HANDS."""
-    return [bodymodels.hand_vertex_ids("wholebody")[side].numpy() for side in HANDS]
+    return [bodymodels.hand_vertex_ids("wholebody")[side].numpy() for side in crops.HANDS]
 
 
 def tint_hands(rng: np.random.Generator, albedo: np.ndarray) -> None:
@@ -469,21 +430,21 @@ def sample_person(rng: np.random.Generator, split: str, size: int, views: float,
     little, the eyes look straight ahead.
     """
     posture, betas = sample_posture(rng, split, views, lean, wide, steep)
-    pose = np.tile(np.eye(3, dtype=np.float32), (len(SMPLX_JOINTS), 1, 1))
+    pose = np.tile(np.eye(3, dtype=np.float32), (len(crops.SMPLX_JOINTS), 1, 1))
     pose[:22] = posture[:22]  # SMPL's hands are SMPL-X's wrists
     angles = np.stack([sample_hand_pose(rng), sample_hand_pose(rng),  # (3, 15, 3)
                        np.zeros((15, 3))])
     angles[2, 0, 0] = min(rng.exponential(0.1), 0.35)  # jaw
     fingers = bodymodels.axis_angle_to_matrix(torch.from_numpy(angles))
     fingers[1] = bodymodels.mirror_matrix(fingers[1])
-    for joints, rotations in zip(HAND_JOINTS, fingers[:2].numpy(), strict=True):
+    for joints, rotations in zip(crops.HAND_JOINTS, fingers[:2].numpy(), strict=True):
         pose[joints[1:]] = rotations
-    pose[SMPLX_JOINTS.index("jaw")] = fingers[2, 0]
+    pose[crops.SMPLX_JOINTS.index("jaw")] = fingers[2, 0]
     expression = np.clip(rng.normal(0, 0.7, 10), -2, 2).astype(np.float32)
     vertices, keypoints = body_surface("wholebody").pose(betas, pose, expression)
-    transl = sample_transl(rng, vertices, keypoints, SMPLX_KEYPOINTS)
-    return BodyScene(vertices + transl, keypoints + transl, body_camera(size), pose, betas, transl,
-                     expression)
+    transl = sample_transl(rng, vertices, keypoints, crops.SMPLX_KEYPOINTS)
+    return BodyScene(vertices + transl, keypoints + transl, crops.body_camera(size), pose, betas,
+                     transl, expression)
 
 
 def sample_occluders(rng: np.random.Generator, size: int, hands: np.ndarray, occlusion: float
@@ -496,7 +457,7 @@ def sample_occluders(rng: np.random.Generator, size: int, hands: np.ndarray, occ
     count = int(rng.integers(1, 3)) * (rng.random() < 0.35)
     shapes = [Occluder(rng.uniform(0, size, 2), size * rng.uniform(0.04, 0.18),
                        int(rng.integers(2**31))) for _ in range(count)]
-    for center, (width, height) in map(keypoint_box, hands):
+    for center, (width, height) in map(crops.keypoint_box, hands):
         extent = np.hypot(width, height)
         over = Occluder(center + rng.uniform(-0.3, 0.3, 2) * (width, height),
                         extent * rng.uniform(0.3, 0.6), int(rng.integers(2**31)))
@@ -511,17 +472,18 @@ def draw_occluder(picture: Image.Image, occluder: Occluder, view: View,
     sources: textures that half of the occluders take a part of; by default all are plain.
     """
     rng = random_generator(DETAILS, occluder.seed)
-    center = transform_points(view.homography, occluder.center)
+    center = crops.transform_points(view.homography, occluder.center)
     radius = occluder.radius * view.homography[0, 0]
     if sources and rng.random() < 0.5:
-        tile = cut_piece(rng, pick(rng, sources), 2 * REACH * radius)
-        step = tile.width / (2 * REACH * radius)
-        x, y = (REACH * radius - center) * step
+        tile = painting.cut_piece(rng, painting.pick(rng, sources), 2 * painting.REACH * radius)
+        step = tile.width / (2 * painting.REACH * radius)
+        x, y = (painting.REACH * radius - center) * step
         layer = tile.transform(picture.size, Image.Transform.AFFINE, (step, 0, x, 0, step, y),
                                Image.Resampling.BILINEAR)
         picture.paste(layer, (0, 0), layer)
         return
-    draw_shape(ImageDraw.Draw(picture), rng, view.size, center / view.size, radius / view.size)
+    painting.draw_shape(ImageDraw.Draw(picture), rng, view.size, center / view.size,
+                        radius / view.size)
 
 
 class Person:
@@ -533,15 +495,16 @@ class Person:
         self.surface, self.colors = dress(rng, scene, "wholebody")
         self.before, self.sources = [], []  # people, and textures of occluders
         if version == 1:
-            self.background = paint_background(rng, FINE * size)
+            self.background = painting.paint_background(rng, FINE * size)
         else:
             image, self.before = paint_behind(rng, FINE * size, split, lean,
                                               np.diag([FINE, FINE, 1]) @ scene.K, self.surface,
                                               self.colors)
-            self.background, self.sources = np.asarray(to_image(image)), textures(split)
+            self.background = np.asarray(painting.to_image(image))
+            self.sources = painting.textures(split)
         self.keypoints_2d = scene.keypoints_2d
         self.lens = int(rng.integers(2**31))
-        hands = self.keypoints_2d[HAND_KEYPOINTS]
+        hands = self.keypoints_2d[crops.HAND_KEYPOINTS]
         self.occluders = sample_occluders(rng, size, hands, occlusion)
 
     def paint(self, view: View, lens_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
@@ -550,18 +513,19 @@ class Person:
         The view is black outside the picture. lens_size: see `add_lens_and_noise`.
         """
         to_view = view.homography @ np.diag([1 / FINE, 1 / FINE, 1])
-        image = warp(self.background, to_view, view.size).astype(np.float32)
+        image = crops.warp(self.background, to_view, view.size).astype(np.float32)
         K = view.homography @ self.scene.K
-        depth = paint_surface(image, self.surface, self.body.faces, K, self.colors)
+        depth = painting.paint_surface(image, self.surface, self.body.faces, K, self.colors)
         for surface, colors in self.before:
-            hides = paint_surface(image, surface, body_surface().faces, K, colors) < np.inf
+            hides = painting.paint_surface(image, surface, body_surface().faces, K, colors) < np.inf
             depth[hides] = 0
         picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
         bare = np.array(picture)
         for occluder in self.occluders:
             draw_occluder(picture, occluder, view, self.sources)
         depth[(bare != np.asarray(picture)).any(-1)] = 0
-        image = add_lens_and_noise(random_generator(DETAILS, self.lens), picture, lens_size)
+        image = painting.add_lens_and_noise(random_generator(DETAILS, self.lens), picture,
+                                            lens_size)
         outside = self._outside(view)
         image[outside], depth[outside] = 0, 0
         return image, depth
@@ -569,7 +533,7 @@ class Person:
     def _outside(self, view: View) -> np.ndarray:
         """Return which pixels (s, s) of a view lie outside the picture."""
         corners = np.array([[0, 0], [self.size, self.size]], np.float64)
-        low, high = transform_points(view.homography, corners)[:, None] - 1e-6
+        low, high = crops.transform_points(view.homography, corners)[:, None] - 1e-6
         pixels = np.arange(view.size)[:, None] + 0.5
         columns, rows = ((pixels < low) | (pixels > high)).T
         return rows[:, None] | columns
@@ -579,16 +543,16 @@ class Person:
 
         The left hand is mirrored.
         """
-        center, side = hand_square(self.keypoints_2d[HAND_KEYPOINTS[hand]])
-        view = View(crop_homography(center, side, size), size)
+        center, side = crops.hand_square(self.keypoints_2d[crops.HAND_KEYPOINTS[hand]])
+        view = View(crops.crop_homography(center, side, size), size)
         image, depth = self.paint(view)
         K = view.homography @ self.scene.K
-        pixels = project_surface(self.surface, K)
+        pixels = painting.project_surface(self.surface, K)
         alone = bodymodels.rasterize(pixels, hand_faces()[hand], (size, size))[2]
         silhouette = alone < np.inf
         seen = (depth[silhouette] > alone[silhouette] - 1e-3).sum() / max(silhouette.sum(), 1)
         vertices = self.scene.surface[hand_vertices()[hand]]
-        if HANDS[hand] == "left":
+        if crops.HANDS[hand] == "left":
             K = np.array([[-1, 0, size], [0, 1, 0], [0, 0, 1]]) @ K @ np.diag([-1.0, 1, 1])
             image, vertices = image[:, ::-1], vertices * (-1, 1, 1)
         return image, vertices, K, seen
@@ -645,7 +609,7 @@ class RenderedPeople(RenderedPoses):
     """
 
     LENGTHS = {"train": 20_000, "test": 1_000}
-    JOINTS, KEYPOINTS = len(SMPLX_JOINTS), len(SMPLX_KEYPOINTS)
+    JOINTS, KEYPOINTS = len(crops.SMPLX_JOINTS), len(crops.SMPLX_KEYPOINTS)
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, occlusion: float = 0.5, hand_size: int | None = None,
@@ -663,7 +627,7 @@ class RenderedPeople(RenderedPoses):
         images, *others = self.dtype.descr
         self.dtype = np.dtype([images, others[0],
             ("hand_images", np.uint8, (2, self.hand_size, self.hand_size, 3)),
-            ("hand_vertices", np.float32, (2, NUM_VERTICES, 3)),
+            ("hand_vertices", np.float32, (2, crops.NUM_VERTICES, 3)),
             ("hand_K", np.float32, (2, 3, 3)), ("hand_visible", np.float32, 2),
             *others[1:3], ("expression", np.float32, 10), *others[3:]])
         self.open_cache(cache, "rendered_people", "views lean hand_size occlusion"
@@ -685,5 +649,5 @@ class RenderedPeople(RenderedPoses):
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = self.record(index)
-        return labelled_person({name: record[name] for name in self.dtype.names},
-                               self.augmentation, self.size, rng)
+        return crops.labelled_person({name: record[name] for name in self.dtype.names},
+                                     self.augmentation, self.size, rng)

@@ -25,6 +25,11 @@ from torch.utils.data import Dataset
 
 from sets.augmentation import Augmentation, find_augmentation
 
+try:
+    import fcntl
+except ImportError:  # not POSIX: concurrent builders then repeat each other's work
+    fcntl = None
+
 
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
@@ -52,12 +57,6 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
-
-
-try:
-    import fcntl
-except ImportError:  # not POSIX: concurrent builders then repeat each other's work
-    fcntl = None
 
 
 def fingerprint(settings: dict) -> str:
@@ -375,7 +374,7 @@ class Mixed(KeyedDataset):
 
     @property
     def joint_set(self) -> str | None:
-        """The joint set of the bodies' keypoints; None for hands."""
+        """The joint set of the keypoints, if the data sets name one."""
         return getattr(self.datasets[0], "joint_set", None)
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:

@@ -13,18 +13,7 @@ from PIL import Image
 
 import bodymodels
 from files import load_arrays
-from sets.body_sets import (
-    ARCTIC,
-    BEDLAM,
-    EHF,
-    EMDB,
-    RICH,
-    Human36M,
-    Human36MSMPLX,
-    ThreeDPW,
-    ThreeDPWHMR2,
-    ThreeDPWMoon,
-)
+from sets import body_sets
 from sets.crops import to_pixels
 from sets.hand_sets import DexYCB, FreiHAND, InterHand
 from sets.official import intrinsics
@@ -352,7 +341,7 @@ def write_hmr2_evaluation(root, name="3dpw_test"):
 
 def write_h36m_moon(root):
     """Each subject: cameras 1 and 4, frames 0 and 3; the second frame has no fit."""
-    for subject in Human36MSMPLX.SUBJECTS:
+    for subject in body_sets.Human36MSMPLX.SUBJECTS:
         base = f"annotations/Human36M_subject{subject}_"
         folder = f"s_{subject:02d}_act_02_subact_01_ca_0"
         pictures = [{"id": number, "width": 40,
@@ -543,13 +532,13 @@ def reader(kind, split, **defaults):
 
 dexycb, interhand = reader(DexYCB, "train", sequences=5), reader(InterHand, "train")
 freihand = reader(FreiHAND, "training")
-threedpw, threedpw_moon = reader(ThreeDPW, "test"), reader(ThreeDPWMoon, "test")
-threedpw_hmr2, emdb = reader(ThreeDPWHMR2, "test"), reader(EMDB, "emdb1")
-human36m, h36m_smplx = reader(Human36M, "p2"), reader(Human36MSMPLX, "train")
+threedpw, threedpw_moon = reader(body_sets.ThreeDPW, "test"), reader(body_sets.ThreeDPWMoon, "test")
+threedpw_hmr2, emdb = reader(body_sets.ThreeDPWHMR2, "test"), reader(body_sets.EMDB, "emdb1")
+human36m, h36m_smplx = reader(body_sets.Human36M, "p2"), reader(body_sets.Human36MSMPLX, "train")
 hmr2, hamer = reader(HMRShards, "train"), reader(HaMeRShards, "train")
-bedlam = reader(BEDLAM, "train", picture_size=(64, 36))
-rich, arctic = reader(RICH, "train", picture_size=(32, 24)), reader(ARCTIC, "val")
-ehf = reader(EHF, "test")
+bedlam = reader(body_sets.BEDLAM, "train", picture_size=(64, 36))
+rich = reader(body_sets.RICH, "train", picture_size=(32, 24))
+arctic, ehf = reader(body_sets.ARCTIC, "val"), reader(body_sets.EHF, "test")
 WRITERS = {
     "dexycb": write_dexycb, "interhand": write_interhand, "3dpw": write_3dpw,
     "3dpw-moon": write_3dpw_moon, "emdb": write_emdb, "h36m": write_h36m,

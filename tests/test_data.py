@@ -51,13 +51,14 @@ def test_command_line_errors_are_one_line(arguments, capsys):
 def test_command_line_draws_people(tmp_path, capsys):
     """It describes a sample and draws bodies with their hands beside them."""
     out = tmp_path / "samples.png"
-    data.main(["people", "--size", "32", "--occlusion", "1", "--draw", "3", "--out", str(out)])
+    data.main(["people", "--size", "32", "--option", "occlusion=1", "--draw", "3",
+               "--out", str(out)])
     picture = data.read_image(out)
     assert picture.shape == (2 * 96, 2 * 3 * 96, 3) and picture[:96].std() > 5
     assert re.search(r"samples\n  index .*hand_images +\(2, 3, 32, 32\)", capsys.readouterr().out,
                      re.DOTALL)
     with pytest.raises(SystemExit, match="occlusion rate"):
-        data.main(["people", "--occlusion", "2"])
+        data.main(["people", "--option", "occlusion=2"])
 
 
 @pytest.mark.parametrize("arguments", [["bodies", "--size", "32", "--augmentation", "official_hmr"],

@@ -17,21 +17,7 @@ from scipy.spatial.transform import Rotation
 from torch.utils.data import DataLoader
 
 import bodymodels as bm
-from sets.motion import (
-    AMASS,
-    LIMBS,
-    MOYO,
-    NEAR_DUPLICATE,
-    OTHER_NOISE,
-    PARTS,
-    TEST_CLIPS,
-    Z_UP_TO_CAMERA,
-    MotionPoses,
-    face_forward,
-    motion_frames,
-    sample_body_pose,
-    sample_wide_poses,
-)
+from sets import motion
 from sets.rendered_bodies import RenderedBodies
 from sets.samples import Joined
 
@@ -45,26 +31,26 @@ def test_splits_share_no_clip():
     """Apart from its heading, every frame of a split comes from one of the split's clips."""
     poses, clips = source_clips()
     for split in ("train", "test"):
-        frames = motion_frames(split)
+        frames = motion.motion_frames(split)
         original = bm.axis_angle_to_matrix(torch.from_numpy(frames[:len(frames) // 2, 1:]))
         rotations = bm.axis_angle_to_matrix(torch.from_numpy(poses[:, 1:]).double())
         for frame in original[::17]:
             nearest = (rotations - frame).abs().amax((1, 2, 3)).argmin()
             assert (rotations[nearest] - frame).abs().max() < 1e-5
-            assert (clips[nearest] in TEST_CLIPS) == (split == "test")
-    assert set(TEST_CLIPS) < set(clips)
+            assert (clips[nearest] in motion.TEST_CLIPS) == (split == "test")
+    assert set(motion.TEST_CLIPS) < set(clips)
 
 
 def test_frames_differ_and_are_mirrored():
     """No two frames are near duplicates; the second half is the mirrored first half."""
-    frames = torch.from_numpy(motion_frames("test"))
+    frames = torch.from_numpy(motion.motion_frames("test"))
     half = frames[:len(frames) // 2]
     torch.testing.assert_close(frames[len(half):], bm.mirror_pose(half, SMPL24))
     rotations = bm.axis_angle_to_matrix(half)
     trace = torch.einsum("ikab,jkab->ijk", rotations, rotations)
     angle = ((trace.clamp(-1, 3) - 1) / 2).acos().amax(2)
     apart = angle[~torch.eye(len(half), dtype=bool)]
-    assert apart.min() >= NEAR_DUPLICATE - 1e-6 and len(half) > 100
+    assert apart.min() >= motion.NEAR_DUPLICATE - 1e-6 and len(half) > 100
 
 
 @given(seeds, st.floats(-3.1, 3.1))
@@ -73,45 +59,10 @@ def test_facing_forward_forgets_the_heading(seed, heading):
     quaternion = np.random.default_rng(seed).normal(size=(1, 4))
     root = torch.from_numpy(Rotation.from_quat(quaternion).as_matrix())
     turn = bm.axis_angle_to_matrix(torch.tensor([[0, heading, 0]], dtype=torch.float64))
-    forward = face_forward(root)
-    torch.testing.assert_close(face_forward(turn @ root), forward, atol=1e-6, rtol=0)
-    torch.testing.assert_close(face_forward(forward), forward, atol=1e-9, rtol=0)
+    forward = motion.face_forward(root)
+    torch.testing.assert_close(motion.face_forward(turn @ root), forward, atol=1e-6, rtol=0)
+    torch.testing.assert_close(motion.face_forward(forward), forward, atol=1e-9, rtol=0)
     torch.testing.assert_close(forward[0, 1], root[0, 1], atol=1e-12, rtol=0)  # heights stay
-
-
-@given(seeds, st.sampled_from(["train", "test"]), st.floats(0, 180))
-def test_sampled_poses_are_rotations(seed, split, views):
-    pose = sample_body_pose(np.random.default_rng(seed), split, views)
-    assert pose.shape == (24, 3, 3)
-    np.testing.assert_allclose(pose @ pose.swapaxes(1, 2), np.tile(np.eye(3), (24, 1, 1)),
-                               atol=1e-9)
-    np.testing.assert_allclose(np.linalg.det(pose), 1, atol=1e-9)
-
-
-@pytest.mark.parametrize("views", [0.0, 40.0])
-def test_convention_bodies_stand_and_face_the_camera(views):
-    """Most bodies are upright with y down, and these face the camera to about `views` degrees.
-    """
-    poses = [MotionPoses("test", views=views)[key]["pose"].numpy() for key in range(150)]
-    up = np.array([-pose[0, 1, 1] for pose in poses])
-    assert (up > 0.7).mean() > 0.6
-    facing = np.array([-pose[0, 2, 2] for pose in poses])[up > 0.9]  # the camera looks along +z
-    heading = np.rad2deg(np.arccos(facing.clip(-1, 1)))
-    assert heading.max() < views + 26  # leaning by acos(0.9)
-    assert views == 0 or heading.max() > 20
-
-
-def test_limbs_are_exchanged_within_a_split():
-    """Some poses are frames of the clips up to noise, others have limbs of several frames."""
-    frames = motion_frames("test")
-    limbs, whole = [[index for index in limb if MOVES[index]] for limb in LIMBS], 0
-    for seed in range(60):
-        pose = sample_body_pose(np.random.default_rng(seed), "test")
-        angles = bm.matrix_to_axis_angle(torch.from_numpy(pose)).numpy()
-        gaps = [np.abs(frames[:, limb] - angles[limb]).max((1, 2)) for limb in limbs]
-        assert max(gap.min() for gap in gaps) < 5 * OTHER_NOISE  # each is some frame's
-        whole += np.max(gaps, 0).min() < 5 * OTHER_NOISE
-    assert 15 < whole < 50
 
 
 MOVES = [not re.search("wrist|collar|foot|hand|pelvis|neck|head", name) for name in SMPL24]
@@ -119,15 +70,15 @@ MOVES = [not re.search("wrist|collar|foot|hand|pelvis|neck|head", name) for name
 
 def test_motion_poses_keep_the_contract():
     """Samples are pure functions of their keys; epochs and seeds differ; they collate."""
-    first, second = (MotionPoses("train", 30, seed=2) for _ in range(2))
+    first, second = (motion.MotionPoses("train", 30, seed=2) for _ in range(2))
     sample = first[31]
     assert {name: (tuple(value.shape), value.dtype) for name, value in sample.items()} == {
         "pose": ((24, 3, 3), torch.float32), "betas": ((10,), torch.float32),
         "index": ((), torch.int64)}
     assert sample["index"] == 1
     assert [digest(second[key]) for key in (7, 31, 7)] == [digest(first[key]) for key in (7, 31, 7)]
-    different = [first[1], first[31], MotionPoses("train", 30)[1],
-                 MotionPoses("test", 30, seed=2)[1]]
+    different = [first[1], first[31], motion.MotionPoses("train", 30)[1],
+                 motion.MotionPoses("test", 30, seed=2)[1]]
     assert len({digest(sample) for sample in different}) == 4
     assert len(list(first)) == len(first) == 30
     batch = next(iter(DataLoader(first, batch_size=8, num_workers=0)))
@@ -136,10 +87,10 @@ def test_motion_poses_keep_the_contract():
 
 def gaps_to_frames(poses, split="test"):
     """The least difference of each part of poses (N, 24, 3, 3) from all frames, (N, 5), radians."""
-    frames = motion_frames(split)
+    frames = motion.motion_frames(split)
     angles = bm.matrix_to_axis_angle(torch.from_numpy(poses)).numpy()
     parts = [[i for i, name in enumerate(SMPL24) if re.search(part, name) and MOVES[i]]
-             for part in PARTS]
+             for part in motion.PARTS]
     return np.stack([np.abs(frames[:, part] - angle[part]).max((1, 2)).min() for angle in angles
                      for part in parts]).reshape(-1, 5)
 
@@ -147,11 +98,11 @@ def gaps_to_frames(poses, split="test"):
 def test_widened_poses_go_beyond_the_clips():
     """Without widening, every part is some frame's up to noise; widened, most parts are not."""
     rngs = [np.random.default_rng(seed) for seed in range(40)]
-    known = gaps_to_frames(sample_wide_poses(rngs, "test", 0.0)) < 5 * OTHER_NOISE
+    known = gaps_to_frames(motion.sample_wide_poses(rngs, "test", 0.0)) < 5 * motion.OTHER_NOISE
     assert known.all()
-    wide = gaps_to_frames(sample_wide_poses(rngs, "test", 1.0)) < 5 * OTHER_NOISE
+    wide = gaps_to_frames(motion.sample_wide_poses(rngs, "test", 1.0)) < 5 * motion.OTHER_NOISE
     assert 0.2 < wide.mean() < 0.7
-    half = gaps_to_frames(sample_wide_poses(rngs, "test", 0.5)) < 5 * OTHER_NOISE
+    half = gaps_to_frames(motion.sample_wide_poses(rngs, "test", 0.5)) < 5 * motion.OTHER_NOISE
     assert wide.mean() < half.mean() < 1
 
 
@@ -159,24 +110,24 @@ def test_widened_poses_go_beyond_the_clips():
 def test_wide_poses_are_rotations_and_belong_to_their_generators(seed, wide, views):
     """Proper rotations; a pose does not depend on the poses drawn beside it."""
     rngs = [np.random.default_rng((seed, number)) for number in range(3)]
-    poses = sample_wide_poses(rngs, "test", wide, views)
+    poses = motion.sample_wide_poses(rngs, "test", wide, views)
     np.testing.assert_allclose(poses @ poses.swapaxes(2, 3), np.tile(np.eye(3), (3, 24, 1, 1)),
                                atol=1e-9)
-    alone = sample_wide_poses([np.random.default_rng((seed, 1))], "test", wide, views)
+    alone = motion.sample_wide_poses([np.random.default_rng((seed, 1))], "test", wide, views)
     np.testing.assert_allclose(alone[0], poses[1], atol=1e-12)
 
 
 def test_motion_poses_come_in_batches():
     """__getitems__, as a loader calls it, returns the samples of the keys, wide or not."""
     for wide in (0.0, 0.6):
-        dataset = MotionPoses("train", 30, wide=wide, lean=45.0)
+        dataset = motion.MotionPoses("train", 30, wide=wide, lean=45.0)
         samples = dataset.__getitems__([7, 31, 7])
         for key, sample in zip([7, 31, 7], samples, strict=True):
             assert sample.keys() == dataset[key].keys()
             assert sample["index"] == key % 30 and sample["pose"].dtype == torch.float32
             for name, value in dataset[key].items():
                 torch.testing.assert_close(sample[name], value, atol=1e-6, rtol=0)
-        assert digest(dataset[7]) != digest(MotionPoses("train", 30, wide=0.3)[7])
+        assert digest(dataset[7]) != digest(motion.MotionPoses("train", 30, wide=0.3)[7])
 
 
 @pytest.mark.parametrize("options,message", [
@@ -187,13 +138,13 @@ def test_motion_poses_come_in_batches():
 ])
 def test_motion_poses_refuse(options, message):
     with pytest.raises(ValueError, match=message):
-        MotionPoses(**options)
+        motion.MotionPoses(**options)
 
 
 def test_lean_keeps_upright_bodies():
     """No pelvis leans more than `lean`; 180 keeps all frames; the splits differ."""
     for split in ("train", "test"):
-        everything, upright = motion_frames(split), motion_frames(split, 45.0)
+        everything, upright = motion.motion_frames(split), motion.motion_frames(split, 45.0)
         assert 0 < len(upright) < len(everything)
         roots = bm.axis_angle_to_matrix(torch.from_numpy(upright[:, 0]))
         assert roots[:, 1, 1].min() >= np.cos(np.deg2rad(45)) - 1e-6
@@ -206,7 +157,7 @@ def test_lean_keeps_upright_bodies():
 def axis_angles(dataset):
     """Poses as they were recorded, z up."""
     poses = torch.stack([sample["pose"] for sample in dataset]).double()
-    poses[:, 0] = torch.from_numpy(Z_UP_TO_CAMERA.T) @ poses[:, 0]
+    poses[:, 0] = torch.from_numpy(motion.Z_UP_TO_CAMERA.T) @ poses[:, 0]
     return bm.matrix_to_axis_angle(poses).numpy()
 
 
@@ -217,16 +168,16 @@ def test_amass_reads_both_downloads(tmp_path):
     for split, names, options in (
             ("train", ("CMU/01/a_poses.npz", "CMU/02/b_poses.npz", "MPI_Limits/03/c_stageii.npz"),
              {}), ("test", ("SSM_synced/04/d_poses.npz",), {"trim": 0, "stride": 1})):
-        dataset, picked = AMASS(tmp_path, split, **options), []
+        dataset, picked = motion.AMASS(tmp_path, split, **options), []
         for frames in (poses[name] for name in names):
             kept = frames if options else frames[range(int(0.2 * len(frames)),
                                                        int(0.8 * len(frames)), 10)]
             picked.append(np.pad(kept[:, :66], ((0, 0), (0, 6))).reshape(-1, 24, 3))
         np.testing.assert_allclose(axis_angles(dataset), np.concatenate(picked), atol=2e-6)
-        assert dataset[0].keys() == MotionPoses(length=1)[0].keys()
+        assert dataset[0].keys() == motion.MotionPoses(length=1)[0].keys()
         assert ("KIT" if split == "train" else "Transitions") in dataset.missing
         assert "PosePrior" not in dataset.missing and "SSM" not in dataset.missing
-    assert AMASS(tmp_path)[0]["betas"].tolist() == pytest.approx(np.arange(10) / 10)
+    assert motion.AMASS(tmp_path)[0]["betas"].tolist() == pytest.approx(np.arange(10) / 10)
 
 
 def test_convention_recordings_stand_before_the_camera(tmp_path):
@@ -235,7 +186,7 @@ def test_convention_recordings_stand_before_the_camera(tmp_path):
     standing = np.zeros((10, 156))
     standing[:, 0] = np.pi / 2
     np.savez(tmp_path / "KIT/1/x_poses.npz", poses=standing, betas=np.zeros(16))
-    sample = AMASS(tmp_path, stride=1)[0]
+    sample = motion.AMASS(tmp_path, stride=1)[0]
     keypoints = BODY.keypoints(BODY(sample["betas"][None], sample["pose"][None]))[0]
     nose, pelvis, ankle, toe = (keypoints[SMPL45.index(name)] for name in
                                 ("nose", "pelvis", "left_ankle", "left_big_toe"))
@@ -246,16 +197,16 @@ def test_packed_motion_is_read_again_only_when_files_change(tmp_path):
     """Files that look unchanged are not opened; changed ones are."""
     write_amass(tmp_path)
     path, cache = tmp_path / "SSM_synced/04/d_poses.npz", tmp_path / "cache"
-    before = AMASS(tmp_path, "test", cache=cache)
+    before = motion.AMASS(tmp_path, "test", cache=cache)
     stat = path.stat()
     path.write_bytes(b"x" * stat.st_size)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    after = AMASS(tmp_path, "test", cache=cache)
+    after = motion.AMASS(tmp_path, "test", cache=cache)
     assert [digest(sample) for sample in before] == [digest(sample) for sample in after]
     assert digest(pickle.loads(pickle.dumps(after))[1]) == digest(after[1])
     os.utime(path, ns=(0, 0))
     with pytest.raises(ValueError, match="d_poses.npz is not as AMASS is shipped"):
-        AMASS(tmp_path, "test", cache=cache)
+        motion.AMASS(tmp_path, "test", cache=cache)
     assert not list(cache.glob("*.tmp"))
 
 
@@ -272,7 +223,7 @@ def test_bad_recordings_of_amass(tmp_path, spoil, message):
     good = {"poses": recording(0), "betas": np.zeros(16)}
     np.savez(tmp_path / "SSM_synced/04/d_poses.npz", **(good | spoil))
     with pytest.raises(ValueError, match="d_poses.npz.*" + message):
-        AMASS(tmp_path, "test")
+        motion.AMASS(tmp_path, "test")
 
 
 @pytest.mark.parametrize("options,error,message", [
@@ -286,7 +237,7 @@ def test_amass_refuses(tmp_path, options, error, message):
     write_amass(tmp_path)
     np.savez(tmp_path / "SSM_synced/04/d_poses.npz", poses=np.zeros((1, 156)), betas=np.zeros(16))
     with pytest.raises(error, match=message):
-        AMASS(**{"root": tmp_path} | options)
+        motion.AMASS(**{"root": tmp_path} | options)
 
 
 @pytest.mark.parametrize("smpl", [True, False])
@@ -295,7 +246,7 @@ def test_moyo_reads_both_fits(tmp_path, smpl):
     folder, poses = write_moyo(tmp_path, smpl)
     for root in (tmp_path, folder):
         for split in ("train", "val"):
-            dataset = MOYO(root, split)
+            dataset = motion.MOYO(root, split)
             found = axis_angles(dataset)
             np.testing.assert_allclose(found[:, :22], poses[split][3:27:5, :22], atol=2e-6)
             assert not found[:, 22:].any()
@@ -323,19 +274,19 @@ def test_bad_recordings_of_moyo(tmp_path):
             ([1, 2], "holds a list, not arrays")):
         path.write_bytes(pickle.dumps(content))
         with pytest.raises(ValueError, match=message):
-            MOYO(tmp_path, "val")
+            motion.MOYO(tmp_path, "val")
     assert not mark.exists()
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no mosh_smpl/val/.*expected MOYO there"):
-        MOYO(tmp_path, "val")
+        motion.MOYO(tmp_path, "val")
 
 
 def test_joined_data_sets(tmp_path):
     """Each sample of an epoch comes once, in order, with keys of the joined set."""
     write_amass(tmp_path / "amass")
     write_moyo(tmp_path / "moyo", smpl=False)
-    parts = [AMASS(tmp_path / "amass"),
-             MOYO(tmp_path / "moyo"), MotionPoses("train", 4)]
+    parts = [motion.AMASS(tmp_path / "amass"),
+             motion.MOYO(tmp_path / "moyo"), motion.MotionPoses("train", 4)]
     joined = Joined(parts)
     assert len(joined) == sum(map(len, parts))
     apart = [sample["pose"] for part in parts for sample in part]
@@ -354,6 +305,6 @@ def test_moyo_takes_the_captures_with_hands_alone(tmp_path):
     folder, _ = write_moyo(tmp_path, smpl=False)
     other = tmp_path / "20220923_20220926_with_com"
     shutil.copytree(folder, other)
-    assert [path.relative_to(tmp_path).parts[0] for path in MOYO(tmp_path).files
+    assert [path.relative_to(tmp_path).parts[0] for path in motion.MOYO(tmp_path).files
             ] == [folder.name]
-    assert len(MOYO(other)) == len(MOYO(tmp_path))
+    assert len(motion.MOYO(other)) == len(motion.MOYO(tmp_path))
