@@ -41,8 +41,7 @@ from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
 from networks.finders import Found
 from networks.small_encoder import SmallEncoder, build_genhmr
-from sets.images import picture_files, read_image
-from sets.keypoint_files import LEAST_CONFIDENCE
+from sets.images import LEAST_CONFIDENCE, picture_files, read_image
 
 OPACITY, GREY = 0.8, 128  # of meshes in the overlay; of what MediaPipe's mask hides (our choices)
 TINY, LARGEST = 32, 2000  # pixels: a box too small to see a pose; longer side of an overlay (ours)

@@ -58,7 +58,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
-from sets.workers import follow_parent
+from sets.samples import follow_parent
 from tasks import genhmr, hmr_adapter, simplehand
 from tasks.base import EVALUATIONS, Predictions, Scores, Task
 from tasks.files import (

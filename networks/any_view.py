@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import simplehand
-from sets.hand_crops import rotation, upright_view
+from sets.crops import rotation, upright_view
 from simplehand import MeshHead, MetaFormerBlock, SimpleHand, fold_norms
 
 STEP = math.radians(10)  # between the angles of further passes (our choice)

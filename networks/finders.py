@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bodymodels import JOINT_SETS
-from sets.keypoint_files import LEAST_CONFIDENCE, choose_person, read_keypoints, to_smpl45
+from sets.images import LEAST_CONFIDENCE, choose_person, read_keypoints, to_smpl45
 
 INSTALL = "pip install mediapipe==0.10.21"  # the last with weights, for Python 3.9 to 3.12
 MOST_HANDS = 8  # that are looked for in one picture (our choice)

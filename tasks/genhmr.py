@@ -32,12 +32,10 @@ from networks.small_encoder import (
     build_genhmr,
     heat_map_loss,
 )
-from sets.body_crops import BODY_FOCAL, BODY_PARTS
-from sets.body_poses import SMPL_KEYPOINTS
-from sets.keypoint_files import LEAST_CONFIDENCE
-from sets.official_bodies import OWN
-from sets.rendered import STEEP
-from sets.rendered_bodies import sample_wide_postures
+from sets.crops import BODY_FOCAL, BODY_PARTS, SMPL_KEYPOINTS
+from sets.images import LEAST_CONFIDENCE
+from sets.official import OWN
+from sets.rendered_bodies import STEEP, sample_wide_postures
 from tasks import posterior
 from tasks.base import (
     EVALUATIONS,
@@ -372,7 +370,7 @@ class TransformerTask(BodyTask):
     load_checkpoint = staticmethod(load_checkpoint)
     parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
-        "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon", "bedlam"), "") | {
+        "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (
             "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14", "hmr2_lsp14",
             "hmr2_h36m_lsp14")}

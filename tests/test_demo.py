@@ -39,8 +39,7 @@ from demo import Result
 from hmr_adapter import BodyAdapter, BodyExpert, HandExpert
 from networks import finders
 from networks.finders import Found
-from sets.images import picture_files
-from sets.keypoint_files import to_smpl45
+from sets.images import picture_files, to_smpl45
 
 ROOT = Path(demo.__file__).parent
 ASTRONAUT, ASTRONAUT_KEYPOINTS = (ROOT / "assets" / f"astronaut{end}"

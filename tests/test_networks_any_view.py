@@ -17,7 +17,7 @@ import simplehand
 from networks import any_view
 from networks.any_view import Upright, looking_again
 from networks.backbones import simplehand_model
-from sets import hand_crops
+from sets import crops
 from sets.crops import transform_points
 
 CONFIG = replace(any_view.PRESETS["cpu_views"], image_size=32)
@@ -97,12 +97,12 @@ def test_the_hand_points_up_and_fills_the_crop(seed):
     """Seen so, knuckles are above the wrist; the farthest keypoint has its place or the side its
     limit."""
     points = torch.from_numpy(np.random.default_rng(seed).uniform(0.1, 0.9, (3, 21, 2)))
-    angle, side = hand_crops.upright_view(points)
-    seen = (points - 0.5) @ hand_crops.rotation(angle).mT / side[:, None, None]
-    x, y = (seen[:, hand_crops.KNUCKLES].mean(1) - seen[:, 0]).unbind(1)
+    angle, side = crops.upright_view(points)
+    seen = (points - 0.5) @ crops.rotation(angle).mT / side[:, None, None]
+    x, y = (seen[:, crops.KNUCKLES].mean(1) - seen[:, 0]).unbind(1)
     assert x.abs().max() < 1e-9 and y.max() < 0
-    low, high = hand_crops.SIDES
-    reach = 2 * seen.abs().amax((1, 2)) * hand_crops.FILL  # 1 where the side has no limit
+    low, high = crops.SIDES
+    reach = 2 * seen.abs().amax((1, 2)) * crops.FILL  # 1 where the side has no limit
     ok = ((reach - 1).abs() < 1e-9) | (side == low) & (reach < 1) | (side == high) & (reach > 1)
     assert ok.all() and side.min() >= low and side.max() <= high
 
@@ -119,7 +119,7 @@ def test_crops_of_training_are_upright():
         np.testing.assert_allclose(pixels, sample["keypoints_2d"], atol=2e-2)
         moved = before["joints"] @ sample["camera_rotation"].T
         torch.testing.assert_close(moved, sample["joints"], atol=1e-5, rtol=0)
-        x, y = sample["keypoints_2d"][hand_crops.KNUCKLES].mean(0) - sample["keypoints_2d"][0]
+        x, y = sample["keypoints_2d"][crops.KNUCKLES].mean(0) - sample["keypoints_2d"][0]
         ups.append(abs(math.degrees(math.atan2(x, -y))))
     assert np.median(ups) < 15
 
@@ -176,7 +176,7 @@ class Unsure(nn.Module):
         self.seen.append(images)
         number = len(self.seen) - 1
         points = torch.full((len(images), 21, 2), 0.5)
-        points[:, hand_crops.KNUCKLES, 1] = 0.1  # points up already
+        points[:, crops.KNUCKLES, 1] = 0.1  # points up already
         return {"vertices": torch.full((len(images), 778, 3), float(number)),
                 "keypoints_2d": points,
                 "spread_2d": torch.full((len(images), 21), self.spreads[number])}
@@ -190,7 +190,7 @@ def test_surer_passes_weigh_more():
     assert len(model.seen) == 4 and (model.seen[2] == 0).all()
     depth = (1 * 0.1**-4 + 2 * 0.1**-4 + 3 * 0.2**-4) / (2 * 0.1**-4 + 0.2**-4)
     torch.testing.assert_close(found["vertices"][..., 2], torch.full((2, 778), depth))
-    side = 2 * hand_crops.FILL * 0.4
+    side = 2 * crops.FILL * 0.4
     spread = side * math.sqrt((2 * 0.1**2 * 0.1**-4 + 0.2**2 * 0.2**-4)
                               / (2 * 0.1**-4 + 0.2**-4))
     middle = [0, 1]  # where turning moves nothing, so that the passes agree
@@ -199,7 +199,7 @@ def test_surer_passes_weigh_more():
     angles, share = any_view.STEP * torch.tensor([-1, 0, 1]), torch.tensor([16, 16, 1]) / 33
     mean = (share * torch.stack((angles.sin(), angles.cos()))).sum(1)
     apart = (0.4 * side) ** 2 * (1 - mean.square().sum())
-    torch.testing.assert_close(found["spread_2d"][:, hand_crops.KNUCKLES],
+    torch.testing.assert_close(found["spread_2d"][:, crops.KNUCKLES],
                                (spread**2 + apart).sqrt().expand(2, 4))
     sure = Upright(Unsure([0.0, 0.0, 0.1, 0.0]))(torch.zeros(1, 3, 64, 64))  # no division by it
     torch.testing.assert_close(sure["vertices"][..., 2], torch.full((1, 778), 2.0))

@@ -14,7 +14,7 @@ import bodymodels
 import data
 from networks import finders
 from networks.finders import Found, look_inside
-from sets.keypoint_files import read_keypoints, to_smpl45
+from sets.images import read_keypoints, to_smpl45
 
 ASSETS = Path(data.__file__).parent / "assets"
 INSTALL = "pip install mediapipe==0.10.21"

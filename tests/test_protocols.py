@@ -11,7 +11,7 @@ from people_samples import HAND_IDS, WHOLE
 
 import bodymodels as bm
 import metrics
-from sets.official_models import official_body
+from sets.official import official_body
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from official_folders import write
 
-from sets.packing import build_packed, stream_json_list
+from sets.samples import build_packed, stream_json_list
 
 
 def test_cached_samples_are_the_rendered_ones(tmp_path):
@@ -39,16 +39,6 @@ def test_cache_is_built_by_all_cores_alike(tmp_path):
         assert digest(cached[index]) == digest(plain[index])
 
 
-def test_cache_follows_the_settings(tmp_path):
-    """Each setting that changes pictures gets its own file; a finished file is not rebuilt."""
-    paths = {hands(length=2, cache=tmp_path, **options).path for options in (
-        {}, {"seed": 1}, {"views": 30.0}, {"in_plane": 10.0}, {"sides": "palm"}, {"size": 32},
-        {"split": "test"})}
-    assert len(paths) == 7
-    before = hands(length=2, cache=tmp_path).path.stat().st_mtime_ns
-    assert hands(length=2, cache=tmp_path).path.stat().st_mtime_ns == before
-
-
 @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "other length", "other type"])
 def test_damaged_cache_is_rebuilt(tmp_path, damage):
     """A file that is short, empty, or holds something else is replaced by a good one."""
@@ -62,20 +52,32 @@ def test_damaged_cache_is_rebuilt(tmp_path, damage):
     assert path.read_bytes() == whole
 
 
-def test_failed_build_leaves_nothing(tmp_path):
-    """When filling fails, neither a half file nor its temporary stays behind."""
-    def fill(records):
-        records[0] = 1
-        raise RuntimeError("stop")
+@pytest.mark.parametrize("length,resume", [(None, False), (5, False), (5, True)])
+@pytest.mark.parametrize("error,raised,message", [
+    (RuntimeError("stop"), RuntimeError, "stop"),
+    (OSError(28, "No space left on device"), ValueError,
+     "cannot write the cache.*No space left.*give cache=FOLDER")])
+def test_failed_build_leaves_nothing(tmp_path, length, resume, error, raised, message):
+    """Neither a half file nor its temporary stays; a full disk is one message that says what to do.
+    """
+    def chunks(*_):
+        yield np.zeros(1, np.int64) if length is None else 1
+        raise error
 
-    with pytest.raises(RuntimeError, match="stop"):
-        build_packed(tmp_path / "x.npy", np.dtype(np.int64), 5, fill)
-    assert {path.name for path in tmp_path.iterdir()} == {"x.lock"}
+    def fill(records):
+        raise error
+
+    path = tmp_path / "x.npy"
+    with pytest.raises(raised, match=message):
+        build_packed(path, np.dtype(np.int64), length, chunks if resume or not length else fill,
+                     resume=resume)
+    kept = resume and raised is RuntimeError  # a stopped rendering continues
+    assert kept or {path.name for path in tmp_path.iterdir()} == {"x.lock"}
 
 
 def test_cache_survives_a_killed_builder(tmp_path):
     """A builder killed half way blocks nobody and leaves no file under the final name."""
-    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.packing import build_packed\n"
+    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.samples import build_packed\n"
                "def fill(records):\n    records[0] = 7\n    os.kill(os.getpid(), signal.SIGKILL)\n"
                "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 3, fill)")
     path = tmp_path / "x.npy"
@@ -115,7 +117,7 @@ def test_a_killed_rendering_continues(tmp_path):
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt"])
 def test_a_builder_starts_where_the_killed_one_stopped(tmp_path, end):
     """Killed or interrupted after 4 of 6 records, of which 3 had been counted."""
-    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.packing import build_packed\n"
+    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.samples import build_packed\n"
                "def fill(records, start):\n    assert start == 0\n    records[:3] = 7\n"
                f"    yield 3\n    records[3] = 7\n    {end}\n"
                "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 6, fill, resume=True)")
@@ -133,20 +135,10 @@ def test_a_builder_starts_where_the_killed_one_stopped(tmp_path, end):
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "x.lock"}
 
 
-def test_a_full_disk_ends_a_rendering_without_remains(tmp_path):
-    def fill(records, start):
-        yield 1
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(ValueError, match="cannot write the cache.*No space left"):
-        build_packed(tmp_path / "x.npy", np.dtype(np.int64), 5, fill, resume=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"x.lock"}
-
-
 @pytest.mark.slow
 def test_ranks_may_build_at_once(tmp_path):
     """Processes that want the same file at the same moment build it once and agree."""
-    program = ("import hashlib, numpy, pathlib, sys, time\nfrom sets.packing import build_packed\n"
+    program = ("import hashlib, numpy, pathlib, sys, time\nfrom sets.samples import build_packed\n"
                "def fill(records):\n"
                "    open(sys.argv[1] + '/built', 'a').write('x'); time.sleep(0.3)\n"
                "    records[:] = range(1000)\n"
@@ -161,8 +153,8 @@ def test_ranks_may_build_at_once(tmp_path):
 WORKER = """
 import os, pathlib, sys, time, numpy
 from torch.utils.data import DataLoader
-from sets.packing import build_packed
-from sets.workers import follow_parent
+from sets.samples import build_packed
+from sets.samples import follow_parent
 def large(batch):
     return numpy.zeros(10**6)  # does not fit into the pipe: the worker blocks while it writes
 def fill(records):
@@ -183,7 +175,7 @@ def test_a_killed_builder_leaves_neither_lock_nor_worker(tmp_path):
             time.sleep(0.05)
         second = subprocess.Popen(
             [sys.executable, "-c", "import numpy, pathlib, sys\n"
-             "from sets.packing import build_packed\n"
+             "from sets.samples import build_packed\n"
              "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 3, lambda x: x.fill(5))",
              str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         assert second.stderr.readline() == (
@@ -228,17 +220,9 @@ def test_lists_of_a_dictionary_are_streamed(tmp_path):
             assert list(stream_json_list(tmp_path / "x.json", chunk, key)) == content[key]
     with pytest.raises(ValueError, match="it has no list 'people'"):
         list(stream_json_list(tmp_path / "x.json", key="people"))
-
-
-def test_a_full_disk_is_one_clear_error(tmp_path):
-    """The message says where to write instead, and nothing half-written is left."""
-    def rows():
-        yield np.zeros(3)
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(ValueError, match="cannot write the cache.*No space left.*give cache="):
-        build_packed(tmp_path / "x.npy", np.dtype(np.float64), None, rows)
-    assert {path.name for path in tmp_path.iterdir()} == {"x.lock"}
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply|cut off"):
+        list(stream_json_list(tmp_path / "x.json"))
 
 
 def test_damaged_headers_are_rebuilt(tmp_path):
@@ -253,9 +237,3 @@ def test_damaged_headers_are_rebuilt(tmp_path):
         path.write_bytes(content)
         made = build_packed(path, np.dtype(np.int64), 5, lambda out: np.copyto(out, np.arange(5)))
         assert made.shape == (5,) and made.dtype == np.int64
-
-
-def test_lists_nested_too_deeply_are_refused(tmp_path):
-    (tmp_path / "x.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="nested too deeply|cut off"):
-        list(stream_json_list(tmp_path / "x.json"))
