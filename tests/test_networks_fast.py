@@ -1,12 +1,14 @@
 """networks/fast.py: fast equals compute what the plain layers do."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from simplehand_samples import TINY, images, randomise
+from simplehand_samples import TINY, checkpoint_of, images, randomise
 from torch import nn
 
+import demo
 from networks import fast
 from networks.backbones import simplehand_model
 from simplehand import SimpleHand
@@ -48,3 +50,41 @@ def test_replaced_models_are_the_plain_ones(fields):
     for vertices, _ in found[1:]:
         torch.testing.assert_close(vertices, found[0][0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found[1][1], found[0][1], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("official", [False, True])
+def test_exported_files_compute_the_same(tmp_path, capsys, official):
+    """--export writes a file that torch.export alone loads, for any batch and on any device, with
+    our answers."""
+    path, checkpoint = tmp_path / "hand.pt2", tmp_path / "hand.pt"
+    trained = randomise(SimpleHand(replace(ONE_BLOCK, tokens=(21,), dims=(8,), blocks=(1,),
+                                           official=official)))
+    torch.save(checkpoint_of(trained), checkpoint)
+    assert demo.main(["simplehand", "--checkpoint", str(checkpoint), "--export", str(path)]) == 0
+    assert "differs by" in capsys.readouterr().out
+    module = torch.export.load(path).module()
+    for batch in (1, 5):
+        with torch.no_grad():
+            expected, found = trained(images(batch)), module(images(batch))
+        for name, value in expected.items():
+            assert torch.allclose(found[name], value, atol=1e-5), name
+    assert {file.name for file in tmp_path.iterdir()} == {"hand.pt", "hand.pt2"}
+    found = module.to("meta")(images(2).to("meta"))
+    assert all(value.device.type == "meta" for value in found.values())
+
+
+def test_onnx_is_written_or_its_exporter_named(tmp_path, capsys):
+    """With the exporter: the same answers, as onnxruntime says; without: one line names it."""
+    torch.save(checkpoint_of(randomise(SimpleHand(ONE_BLOCK))), tmp_path / "hand.pt")
+    arguments = ["simplehand", "--checkpoint", tmp_path / "hand.pt", "--export",
+                 tmp_path / "hand.onnx"]
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        assert demo.main([*map(str, arguments)]) == 2
+        assert "pip install onnx onnxscript" in capsys.readouterr().err
+    else:
+        assert demo.main([*map(str, arguments)]) == 0
+        difference = float(capsys.readouterr().out.split()[-1])
+        assert math.isnan(difference) or difference < 1e-4

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sets.images import read_image
+from sets.images import picture_files, read_image
 
 GRADIENT = np.dstack([np.tile(np.linspace(0, 255, 12), (8, 1)), np.full((8, 12), 90),
                       np.tile(np.linspace(255, 0, 8)[:, None], (1, 12))]).round().astype(np.uint8)
@@ -142,3 +143,40 @@ def test_read_image_survives_mutated_files(tmp_path_factory, seed):
         assert read_image(path).dtype == np.uint8
     except ValueError as error:
         assert path.name in str(error)
+
+
+def test_folders_give_their_pictures(tmp_path):
+    """Files that are pictures by their ending, by name; not others, not hidden ones, as macOS
+    writes them, and not our own results. What is named itself is taken whatever its ending."""
+    for name in ("b.JPG", "a.png", "notes.txt", "._a.png", "a_overlay.png", "b_1_side.png"):
+        (tmp_path / name).touch()
+    other = tmp_path / "notes.txt"
+    assert list(picture_files([tmp_path, other]).items()) == [
+        ("a", tmp_path / "a.png"), ("b", tmp_path / "b.JPG"), ("notes", other)]
+
+
+@given(st.lists(st.sampled_from(["a.jpg", "a.png", "x/a.png", "x/a.jpg", "b.png", "y/a.png"]),
+                min_size=1, max_size=8))
+def test_pictures_of_one_name_have_different_results(names):
+    """Each picture has a name of its own, and a picture alone its own without ending."""
+    paths = [Path(name) for name in names]
+    found = picture_files(paths)
+    assert list(found.values()) == paths
+    assert all(path.stem in name for name, path in found.items())
+    assert list(picture_files(paths[:1])) == [paths[0].stem]
+
+
+def test_missing_pictures_and_videos_are_named(tmp_path, capsys):
+    """No picture, an empty folder and a video: one message each, the last with the command that
+    writes its frames. Pictures beside a video are taken."""
+    with pytest.raises(ValueError, match="name a picture"):
+        picture_files([])
+    with pytest.raises(ValueError, match="has no pictures"):
+        picture_files([tmp_path])
+    video = tmp_path / "clip.MP4"
+    video.touch()
+    for path in (video, tmp_path):
+        with pytest.raises(ValueError, match=r"ffmpeg -i .*clip.MP4 frames/%05d.png"):
+            picture_files([path])
+    (tmp_path / "a.png").touch()
+    assert list(picture_files([tmp_path])) == ["a"] and "ffmpeg" in capsys.readouterr().err

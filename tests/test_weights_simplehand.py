@@ -10,6 +10,7 @@ from simplehand_samples import TINY, checkpoint_of, images, on_meta, trained_mod
 
 import bodymodels
 import simplehand
+import weights.files
 from networks.backbones import ALL_PRESETS, simplehand_model
 from simplehand import Config, SimpleHand
 from weights.hmr_adapter import load_hand_expert
@@ -250,3 +251,16 @@ def test_the_paper_file_opens_checkpoints_of_its_design(trained, tmp_path):
     exec("\n".join(lines), space)
     for name, value in load_checkpoint(space["FILE"]).state_dict().items():
         assert torch.equal(space["model"].state_dict()[name], value)
+
+
+@pytest.mark.parametrize(("data", "given"), [("rendered", "SMPL.pkl"), ("bedlam", None),
+                                             (None, None)])
+def test_checkpoints_of_another_body_are_refused(tmp_path, data, given):
+    """One trained on the free body needs it, one trained on an official model does not fit it."""
+    path = tmp_path / "one.pt"
+    torch.save({"data": data, "config": {}} if data else {"state_dict": {}}, path)
+    weights.files.trained_on(path, None if given else "SMPL.pkl", "--body SMPL.pkl", "people")
+    with pytest.raises(ValueError, match="one.pt was trained on .*(leave out|add) --body"):
+        weights.files.trained_on(path, given, "--body SMPL.pkl", "people")
+    torch.save({"model": {}, "config": {}}, path)  # which does not tell
+    assert "unknown" in weights.files.trained_on(path, given, "--body SMPL.pkl", "people")
