@@ -1,4 +1,7 @@
-"""Speed beside the usual code; gpu: all that needs a GPU. Times are medians of interleaved runs."""
+"""Speed beside the usual code; gpu: all that needs a GPU; warnings: how often demo.py is right.
+
+Times are medians of interleaved runs.
+"""
 
 import argparse
 import importlib
@@ -9,9 +12,11 @@ from pathlib import Path
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=("simplehand", "genhmr", "bodymodels", "metrics", "gpu"))
+    parser.add_argument("name", choices=("simplehand", "genhmr", "bodymodels", "metrics", "gpu",
+                                         "warnings"))
     parser.add_argument("--preset", default="paper", help="of a paper's model (default: paper)")
     parser.add_argument("--seconds", type=float, default=4.0, help="per measurement (default: 4)")
+    parser.add_argument("--count", type=int, default=200, help="images (default: 200)")
     arguments = parser.parse_args(argv)
     importlib.import_module(f"benchmarks.{arguments.name}").run(arguments)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import bodymodels
 import data
+import demo
 from networks import finders
 from networks.finders import Found, look_inside
 from sets.keypoint_files import read_keypoints, to_smpl45
@@ -318,6 +319,21 @@ def test_the_limbs_judge_a_person():
     assert finders.misfit(mesh, given_rows, 0.3) == pytest.approx(
         finders.misfit(7 * mesh, given_rows * (7, 7, 1), 0.3)) > 0.1
     assert finders.misfit(mesh[:1], given_rows[:1], 0.3) is None
+
+
+@pytest.mark.slow
+def test_keypoints_of_somebody_else_are_told():
+    """On a rendered person the shipped checkpoint's mesh fits; pulled elsewhere, it does not."""
+    person = data.RenderedBodies("train", length=4, seed=5, views=30.0, lean=45.0)[1]
+    load = demo.load_genhmr(demo.parser().parse_args(["genhmr", "--fit-camera"])).one
+    image = person["image"].permute(1, 2, 0).numpy()
+    true = np.column_stack((person["keypoints_2d"], person["keypoints_valid"]))
+    for shift in 0, 40:
+        found = Found((16, 11, 80, 107), "right", true, source="file")
+        result = load(image, found, None)
+        moved = found._replace(keypoints=true + (shift, 0, 0))
+        notes = finders.warnings(moved, (128, 128), result.mesh, None, (0.1, 0), 180)
+        assert len(notes) == (shift > 0)
 
 
 # ------------------------------------------------------------------------------------- files
