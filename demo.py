@@ -119,9 +119,9 @@ def own_arguments(network: str, add: Callable) -> None:
         add("--iterations", type=int, default=5, metavar="T", help="of sampling (default: 5)")
         add("--mean-code", action="store_true", help="decode the mean code of each place, not the "
             "likeliest: a better single answer (ours)")
-        add("--refine", type=int, default=10, metavar="P", help="refinement steps (default: 10)")
+        add("--refine", type=int, default=50, metavar="P", help="refinement steps (default: 50)")
         add("--fit-camera", action="store_true", help="first fit the camera to the 2D keypoints: "
-            "helps where the network's is badly wrong")
+            "for portraits, where the network's is badly wrong; elsewhere it does not help")
     else:
         add("--hand", type=Path, metavar="FILE", help="the hand path: train.py's --stage hand or "
             "HaMeR's hamer.ckpt")
