@@ -58,7 +58,8 @@ def hands(split: str, count: int) -> tuple[dict[str, np.ndarray], Scores]:
     """Return SimpleHand's errors and scores of rendered hands of all views."""
     model = looking_again(weights.simplehand.load_checkpoint(
         ASSETS / "simplehand_views_cpu.pt").fuse())
-    batch = batch_of(data.RenderedHands(split, length=count, seed=SEED, views=90.0, in_plane=180.0))
+    batch = batch_of(data.RenderedHands(split, model.config.image_size, length=count,
+                                       seed=SEED))
     true = batch["keypoints_2d"] / batch["image"].shape[-1]
     found = model(batch["image"])
     noisy = true + NOISE * torch.randn(true.shape, generator=torch.Generator().manual_seed(0))

@@ -93,3 +93,15 @@ def test_pictures_in_fractions_are_refused():
         assert torch.isfinite(normalise(images * 255)).all()
         assert torch.isfinite(normalise(images * 0)).all()
         assert torch.isfinite(normalise((images > 0.5).to(torch.uint8))).all()
+
+
+def test_the_readme_s_lines_run(tmp_path, monkeypatch):
+    """Its Python lines, verbatim, write the pointing hand, y up, around its root."""
+    code = (bodymodels.ASSETS.parent / "README.md").read_text().split("```python\n")[1]
+    (tmp_path / "assets").symlink_to(bodymodels.ASSETS)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(code.split("```")[0], names)
+    assert (tmp_path / "hand.glb").stat().st_size > 10_000
+    wrist, tip = names["found"]["joints"][[0, 8]]
+    assert wrist[1] > tip[1] and np.abs(names["upright"]).max() < 0.25  # metres
