@@ -28,6 +28,9 @@ MOST_HANDS = 8  # that are looked for in one picture (our choice)
 # AGREED refuses all (ours).
 CONTEXT, AGREED = 1.5, 0.1
 SAME = 0.3  # overlap of two boxes of one hand or person, intersection over union (our choice)
+SAME_FACE = 0.15  # distance of the faces of one person, per side of the smaller box (our choice)
+FACE = [JOINT_SETS["smpl45"].index(name) for name in (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear")]
 PALM, KNUCKLES = 1.7, ("index1", "pinky1")  # side of a hand's box, per distance from the wrist to
 # the middle of these knuckles, where its centre is (medians of 300 rendered hands)
 LIMBS = [f"{side}_{joint}" for joint in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
@@ -339,15 +342,18 @@ def apart(first: Found, second: Found) -> float:
 
 
 def is_new(one: Found, others: Sequence[Found]) -> bool:
-    """Say whether a hand or person is none of the others: neither in nor around their boxes."""
-    def inside(small: Found, large: Found) -> bool:
-        x, y, w, h = small.box
-        left, top, width, height = large.box
-        return left < x + w / 2 < left + width and top < y + h / 2 < top + height and (
-            w * h > 0.2 * width * height)
+    """Say whether a hand or person is none of the others.
 
-    return not any(overlap(one.box, other.box) > SAME or inside(one, other) or inside(other, one)
-                   for other in others)
+    Boxes of one hand or person overlap, or the faces of one person are in the same place: a tile
+    may show a part of a person only.
+    """
+    def same(other: Found) -> bool:
+        faces = [each.keypoints[FACE, :2] for each in (one, other) if len(each.keypoints) == 45]
+        near = len(faces) == 2 and np.linalg.norm(faces[0] - faces[1], axis=1).mean() < (
+            SAME_FACE * min(max(one.box[2:]), max(other.box[2:])))
+        return near or overlap(one.box, other.box) > SAME
+
+    return not any(map(same, others))
 
 
 def hand_boxes(keypoints: np.ndarray) -> np.ndarray:

@@ -152,7 +152,7 @@ def test_a_folder_of_pictures(files, tmp_path, capsys):
 def test_hands_are_found(files, tmp_path, capsys, monkeypatch):
     """Without --box the hands that MediaPipe finds are taken, with their sides and keypoints; in a
     box the given side counts, and MediaPipe's keypoints judge the mesh."""
-    found = [Found((30, 20, 60, 40), "left", np.tile([5.0, 5, 1], (21, 1)))]
+    found = [Found((30, 20, 60, 40), "left", np.linspace((0, 0, 1), (9, 9, 1), 21))]
     monkeypatch.setattr(finders, "find_hands", lambda image, box=None: found)
     arguments = [*arguments_of("simplehand", files), save_picture(tmp_path / "photo.png"), "--out",
                  tmp_path / "out"]

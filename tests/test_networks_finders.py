@@ -240,6 +240,15 @@ def test_all_people_of_a_picture_are_found(monkeypatch):
     assert finders.find_people(image, (100, 0, 100, 100)) == [people[0]]
 
 
+def test_a_part_of_a_person_is_nobody_new():
+    """Seen by the face, although its box is small; others have their faces elsewhere."""
+    person, part, other = person_at(50, 50, 60), person_at(60, 40), person_at(60, 40)
+    part.keypoints[finders.FACE] = person.keypoints[finders.FACE]
+    other.keypoints[finders.FACE] = person.keypoints[finders.FACE] + (20, 0, 0)
+    assert not finders.is_new(part, [person]) and finders.is_new(other, [person])
+    assert not finders.is_new(Found(part.box, keypoints=part.keypoints[:21]), [part])
+
+
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_tiles_cover_the_picture(width, height):
     """Every point is in a tile, none of which leaves the picture; squares along a long picture."""
