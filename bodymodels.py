@@ -793,7 +793,7 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
         name = path.stem
     elif not path.is_file():
         raise FileNotFoundError(f"{source} is not a file or folder, nor one of the free models "
-                                f"{', '.join(FREE_MODELS)}")
+                                f"{', '.join(FREE_MODELS)}; see sets/README.md for others")
     arrays, side = load_arrays(path), ""
     if _family(np.shape(arrays.get("weights", [[]]))[-1]) == "mano":
         side = str(arrays.get("side", "left" if "LEFT" in path.stem.upper() else "right"))

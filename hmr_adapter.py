@@ -987,9 +987,9 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     on the CPU; body(betas, rotations, expression, transl) returns vertices and joints, as
     bodymodels.load_model("wholebody") does. box: see person_square. hand_boxes: (2, 4) tight x, y,
     width, height in pixels of the right and left hand, in place of the predicted ones; NaN where
-    unknown. K: (3, 3) of the picture, see before_camera. Hands are cut out of the
-    picture, where they have more pixels than in the person's crop. A hand whose predicted box has
-    its centre outside the picture keeps the body path's pose (our choice: the paper merges all).
+    unknown. K: (3, 3) of the picture, see before_camera. Hands are cut out of the picture, where
+    they have more pixels than in the person's crop. A hand whose predicted box has its centre
+    outside the picture keeps the body path's pose (our choice: the paper merges all).
     Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
     intrinsics, whose axis goes through the centre of the box; transl (3,); rotations (55, 3, 3);
     betas, expression (10,); smplx_parameters, fingers absolute; keypoints_2d (25, 2), POSITIONED
@@ -1030,6 +1030,32 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
         "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
         "hand_inside": inside, "hand_valid": valid,
     } | smplx_parameters(found["body_pose"]), center, side, expert.focal), K)
+
+
+@torch.inference_mode()
+def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
+                 box: Sequence[float] | None = None, side: str = "right",
+                 K: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Predict the MANO mesh of one hand in a picture, in camera coordinates; its arm is unknown.
+
+    hand: a right hand's model on the CPU. box: x, y, width, height in pixels, grown to 3:4 and
+    twice as large (HaMeR); None: the whole picture. side: a "left" hand is mirrored for the
+    network, and its mesh back. K: see before_camera. Returns float32 arrays as predict's vertices,
+    joints, transl, rotations (16, 3, 3), K and box; and betas, of a right hand.
+    """
+    check_view(model, image)
+    center, length = person_square(image.shape, box)
+    length *= 1.0 if box is None else 2.0 / 1.25
+    expert, left = model.config.expert, side == "left"
+    crop = cut_square(model, image, center, length, expert.image_size, left)
+    prediction = {name: value.float().cpu() for name, value in model(crop).items()}
+    transl = hand_translation(prediction["camera"], expert.focal)
+    betas, pose = prediction["betas"], prediction["hand_pose"]
+    posed, sign = hand(betas, pose, transl=transl), transl.new_tensor([-1 if left else 1, 1, 1])
+    return before_camera(to_arrays({
+        "vertices": sign * posed.vertices, "joints": sign * posed.joints, "transl": sign * transl,
+        "rotations": mirror(pose) if left else pose, "betas": betas,
+    }, center, length, expert.focal), K)
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR

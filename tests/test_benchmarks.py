@@ -1,7 +1,6 @@
 """The benchmarks run, compare like with like, and are found from any folder."""
 
 import dataclasses
-import functools
 import json
 import math
 import re

@@ -38,7 +38,8 @@ def test_rotations_stay_rotations(seed, noise):
     values = Rotation.from_rotvec(vectors.reshape(-1, 3)).as_matrix().reshape(40, 3, 3, 3)
     times = np.arange(40) / 30
     found = smooth_rotations(values, times)
-    assert np.allclose(found @ found.swapaxes(-1, -2), np.eye(3)) and (np.linalg.det(found) > 0).all()
+    assert np.allclose(found @ found.swapaxes(-1, -2), np.eye(3))
+    assert (np.linalg.det(found) > 0).all()
     turn, other = Rotation.random(2, random_state=seed).as_matrix()
     assert np.allclose(smooth_rotations(turn @ values @ other, times), turn @ found @ other)
     rest = np.repeat(values[:1], 40, 0)
@@ -63,7 +64,8 @@ def test_noise_gets_smaller(speed):
             (true, noisy, smooth_positions(noisy, times)),
             (*matrices, smooth_rotations(matrices[1], times))):
         assert np.abs(found - correct).mean() < 0.75 * np.abs(given_values - correct).mean()
-        assert np.abs(np.diff(found, 2, 0)).mean() < 0.4 * np.abs(np.diff(given_values, 2, 0)).mean()
+        jitter, before = (np.abs(np.diff(x, 2, 0)).mean() for x in (found, given_values))
+        assert jitter < 0.4 * before
 
 
 def test_two_people_who_pass_keep_their_tracks():

@@ -72,7 +72,7 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
     if not isinstance(source, Mapping):
         if not Path(source).is_file():
             raise FileNotFoundError(f"no checkpoint {source}: expected one of train.py, or "
-                                    "released weights where the help names them")
+                                    "released weights, see sets/README.md for their addresses")
         try:
             check_whole(source)
             names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
@@ -110,6 +110,24 @@ def read_data_name(path: str | PathLike) -> str | None:
         return content.get("data", "unknown data") if "config" in content else None
     except Exception:  # the model is loaded elsewhere; only ours are sure to open like this
         return None
+
+
+def trained_on(checkpoint: str | PathLike, given: str | None, advice: str, what: str) -> str:
+    """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
+
+    given: the mesh model's file, None for the free one. train.py writes the kind of its data into a
+    checkpoint; the authors' weights have seen the official models.
+    """
+    data = read_data_name(checkpoint)
+    if given and data == "rendered":
+        raise ValueError(f"{checkpoint} was trained on the free model, whose shapes the official "
+                         f"one does not have: leave out {advice.split()[0]}")
+    if not given and data not in ("unknown data", "rendered"):
+        raise ValueError(f"{checkpoint} was trained on the official model, whose shapes the free "
+                         f"one does not have: add {advice}")
+    if data == "rendered":
+        return f"trained on rendered {what}: expect rough meshes in photographs"
+    return f"trained on {data}" if data else "weights of the authors, as they are"
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
