@@ -340,9 +340,9 @@ class Task(ABC):
         """Draw a test image, the predicted and the true mesh side by side: (H, W, 3) of 0..1."""
 
     def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
-        """Draw a mesh (V, 3) over a picture (H, W, 3)."""
+        """Draw a mesh (V, 3), half transparent, over a picture (H, W, 3)."""
         return bodymodels.render(mesh, self.faces, K, background.shape[:2], background=background,
-                                 supersample=2).image
+                                 opacity=0.75, supersample=2).image
 
     def write_npz(self, out: Path, predictions: Predictions, **values: np.ndarray) -> None:
         """Write predictions.npz: values by sample, and the official picture each belongs to."""

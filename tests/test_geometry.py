@@ -581,6 +581,15 @@ def test_bands_and_pieces_give_the_same_picture(supersample, monkeypatch):
     assert (parts.face_ids == whole.face_ids).mean() > 0.999  # ties may round differently
 
 
+def test_opacity_mixes_mesh_and_background():
+    """Opacity 0 is the background, 1 hides it, and between the mixture is linear."""
+    background = np.random.default_rng(0).random((64, 64, 3), np.float32)
+    none, half, full = (bm.render(*hand_in_view(), (64, 64), background=background,
+                                  opacity=opacity).image for opacity in (0.0, 0.5, 1.0))
+    assert np.array_equal(none, background)
+    assert np.allclose(half, (none + full) / 2, atol=1e-6) and not np.allclose(none, full)
+
+
 def test_the_memory_of_a_picture_is_bounded():
     """A hundred layers that fill the picture take no more memory than a few."""
     corners = np.array([[-900, -900, 1], [2000, -900, 1], [-900, 2000, 1]], np.float32)
