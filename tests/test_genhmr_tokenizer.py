@@ -291,7 +291,8 @@ def test_corruption_replaces_some_embeddings_by_codes():
 
 def test_corruption_is_of_training_alone():
     """It changes what is decoded, but neither tokens nor averages, and nothing in evaluation."""
-    models = [Tokenizer(replace(TINY_TOKENIZER, corruption=share)).train() for share in (0.0, 1.0)]
+    models = [Tokenizer(replace(TINY_TOKENIZER, normalise=True, corruption=share)).train()
+              for share in (0.0, 1.0)]
     models[1].load_state_dict(models[0].state_dict())
     plain, corrupted = [(torch.manual_seed(5), model(poses(8)))[1] for model in models]
     assert torch.equal(plain["tokens"], corrupted["tokens"])
