@@ -46,7 +46,7 @@ from weights.files import trained_on
 
 # We warn of heat maps wider than SPREAD, suggest the other side where the mirrored hand's are
 # narrower by the factor SURER, and warn of meshes further than MISFITS from given 2D keypoints or,
-# without any, from the network's own: see finders.misfit, benchmarks/warnings.py and RESULTS.md.
+# without any, from the network's own: see finders.misfit, benchmarks/alarms.py and RESULTS.md.
 SPREAD, SURER = 0.1, 0.8
 CONVENTIONAL = "distances are conventional: for metres give your camera, --focal PX or --K FILE"
 MISFITS = {"simplehand": (0.11, 0.06), "genhmr": (0.08, 0.07), "hmr_adapter": (0.12, 0.08)}

@@ -80,7 +80,7 @@ class HandEncoder(nn.Module):
 
 def is_small(config: EncoderConfig) -> bool:
     """Say whether a config is of an expert behind one of these encoders."""
-    return config.patch_size == IMAGE_SIZE // GRID[0]
+    return (config.image_size, config.patch_size) == (IMAGE_SIZE, IMAGE_SIZE // GRID[0])
 
 
 def hand_expert(config: HandExpertConfig) -> HandExpert:
