@@ -126,7 +126,9 @@ def test_a_missing_file_is_named(fresh, models, tmp_path, name):
         READERS[name](tmp_path / "nowhere")
     options = {"models": models} if name in NEED_MODELS else {}
     dataset = READERS[name](root, **options)
-    for paths in dataset.sources.values():
+    for pattern, paths in dataset.sources.items():
+        if pattern == "mano":
+            continue  # FreiHAND's poses: only pairs of hands need them
         moved = [(path, path.with_name(f"{path.name}.away")) for path in paths]
         for path, away in moved:
             path.rename(away)
