@@ -24,8 +24,8 @@ INSTALL = "pip install mediapipe==0.10.21"  # the last with weights, for Python 
 MOST_HANDS = 8  # that are looked for in one picture (our choice)
 # Sides of the part of a picture where a hand or a person is looked for, per side of the box. A
 # person whom only a part of the picture shows is looked for again there; if the keypoints are
-# further apart than AGREED, per side, there is nobody. Of tiles of 24 photographs without people
-# AGREED refuses all (ours).
+# further apart than AGREED, per side, there is nobody: that refused all eight finds in tiles of
+# seven photographs without people (our choices).
 CONTEXT, AGREED = 1.5, 0.1
 SAME = 0.3  # overlap of two boxes of one hand or person, intersection over union (our choice)
 SAME_FACE = 0.15  # distance of the faces of one person, per side of the smaller box (our choice)
