@@ -7,8 +7,9 @@
     python train.py --model simplehand --resume --set steps=9000      # continue the run in OUT
     python train.py --model simplehand --checkpoint FILE              # a new run from these weights
     python train.py --model simplehand --eval --checkpoint FILE       # scores only
-    python train.py --model genhmr --stage tokenizer                  # papers with stages: each
-    python train.py --model genhmr --stage transformer --tokenizer FILE   # stage is a run
+    python train.py --model genhmr --stage tokenizer                  # each stage is a run
+    python train.py --model genhmr --stage encoder                    # of our small network alone
+    python train.py --model genhmr --stage transformer --tokenizer FILE --backbone FILE
     python train.py --model hmr_adapter --stage all                   # all stages in a row
 
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
