@@ -24,6 +24,7 @@ import bodymodels
 import hmr_adapter as hmr
 from hmr_adapter import HMRAdapter
 from networks.adapter_rivals import share_twists
+from networks.people import cut_square, predict
 
 
 @pytest.mark.parametrize("wrist", ["ik", "twist"])
@@ -160,7 +161,7 @@ def test_predict_projects_where_the_crop_did():
     parameters reproduce the mesh."""
     model, body = tiny_paths(), bodymodels.load_model("wholebody")
     picture = noise()
-    found = hmr.predict(model, picture, body, box=(30, 10, 40, 60))
+    found = predict(model, picture, body, box=(30, 10, 40, 60))
     assert found["vertices"].shape == (10475, 3) and found["joints"].shape == (55, 3)
     side = 1.25 * 60
     assert np.allclose(found["box"], [50 - side / 2, 40 - side / 2, side, side])
@@ -175,17 +176,17 @@ def test_predict_projects_where_the_crop_did():
     mesh = body(*(torch.tensor(value) for value in (
         found["betas"][None], pose, found["expression"][None], found["transl"][None])))
     assert np.allclose(mesh.vertices[0], found["vertices"], atol=1e-3)
-    again = hmr.predict(model, picture, body)
+    again = predict(model, picture, body)
     assert again["box"][2] == 120 * 4 / 3
 
 
 def test_the_body_path_alone_predicts_its_own_hands():
     """Without a hand path no hand is valid; the 2D joints are where the losses put true ones."""
     path, picture = body_adapter(), noise()
-    found = hmr.predict(path, picture, whole_body(), box=(30, 10, 40, 60))
+    found = predict(path, picture, whole_body(), box=(30, 10, 40, 60))
     assert not found["hand_valid"].any()
     (x, y, side, _), size = found["box"].astype(float), 64
-    crop = hmr.cut_square(path, picture, np.array([x + side / 2, y + side / 2]), side, size)
+    crop = cut_square(path, picture, np.array([x + side / 2, y + side / 2]), side, size)
     with torch.no_grad():
         expected = path(crop)
     assert np.allclose(found["rotations"], expected["body_pose"][0], atol=1e-4)
@@ -210,10 +211,10 @@ def test_bad_input_is_refused():
     model, picture = tiny_paths(), np.zeros((20, 20, 3), np.uint8)
     for bad in (picture[..., 0], picture / 255, picture[:0]):
         with pytest.raises(ValueError, match="expected"):
-            hmr.predict(model, bad, whole_body())
+            predict(model, bad, whole_body())
     for box in ((30, 0, 5, 5), (0, 0, -5, 5), (0, 0, math.nan, 1), (1, 2), (0, 0, 1e30, 1e30),
                 (0, 0, 1e-30, 1e-30)):
         with pytest.raises(ValueError, match="box"):
-            hmr.predict(model, picture, whole_body(), box=box)
+            predict(model, picture, whole_body(), box=box)
     with pytest.raises(ValueError, match="training mode"):
-        hmr.predict(model.train(), picture, whole_body())
+        predict(model.train(), picture, whole_body())
