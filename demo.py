@@ -265,7 +265,7 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
     def pose(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = ("betas", "rotations", "expression", "transl")
         tensors = [torch.tensor(arrays[name])[None] for name in names]
-        posed = mesh(*tensors)._asdict() | hmr_adapter.smplx_parameters(tensors[1])
+        posed = mesh(*tensors)._asdict() | people.smplx_parameters(tensors[1])
         return arrays | {name: value[0].numpy() for name, value in posed.items()
                          if name in arrays}
 

@@ -3,10 +3,10 @@
 Anonymous authors: "HMR-Adapter: A Lightweight Adapter with Dual-Path Cross Augmentation for
 Expressive Human Mesh Recovery", ACM MM 2024.
 
-The method starts from two large pre-trained experts: SMPLer-X for whole bodies and HaMeR for hands.
-Both stay frozen. The hand adapter adds attention to the pose of the arm inside the hand expert's
-decoder. The body adapter is a small decoder that reads image features at the knuckles and corrects
-the body expert's pose. The refined body and the refined hands are then merged into one SMPL-X mesh.
+Two large pre-trained experts stay frozen: SMPLer-X for whole bodies and HaMeR for hands. The hand
+adapter adds attention to the pose of the arm inside the hand expert's decoder. The body adapter is
+a small decoder that reads image features at the knuckles and corrects the body expert's pose. The
+refined body and hands are then merged into one SMPL-X mesh.
 
     where in the paper         what                                    where in this file
     3.2.2, Eq. 1   Z'          cross-attention of the hand expert      CrossAttention, Decoder
@@ -16,21 +16,21 @@ the body expert's pose. The refined body and the refined hands are then merged i
     Eq. 2          Z''         cross-attention to the body pose        HandAdapter.decode
     Eq. 3          Z^new       the sum of both                         HandAdapter.decode
     3.4            F^J         features at eight MCP joints, (8, 512)  BodyAdapter.knuckle_features
-    Eq. 4          theta-hat   theta_0 + FFN(CA(Q'', K'', V''))        BodyAdapter.forward
+    Eq. 4          theta-hat   theta_0 + FFN(CA(Q'', K'', V''))        BodyAdapter.poses
     Eq. 5          L (hand)    weighted sum                            hand_total_loss
     Eq. 6          L_theta     distance between rotations              pose_distance
     Eq. 7          L (body)    weighted sum                            body_total_loss
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
-    our choice     pictures    a person's box, cameras, arrays         networks/people.py
     Table 3 to 6   baselines   rivals                                  networks/adapter_rivals.py
+    our choice     pictures    a person's box, cameras, arrays         networks/people.py
     our choice     encoders    U-nets in place of patches, for a CPU   networks/adapter_encoders.py
     released       weights     HaMeR's, SMPLer-X's, train.py's         weights/hmr_adapter.py
 
-The authors have published no code. They share names with SMPLer-X, so where the paper is silent we
-follow HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only
-where these do not help. Every config field names its source: (paper), (HaMeR), (SMPLer-X) or (our
-choice). The experts use the parameter names of the released weights.
+The authors have published no code. Where the paper is silent we follow HaMeR (Pavlakos et al.,
+CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only where these do not help. Every
+config field names its source: (paper), (HaMeR), (SMPLer-X) or (our choice). The experts use the
+parameter names of the released weights.
 
 weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the paper's design:
 
@@ -39,8 +39,8 @@ weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the
     model.load_state_dict(content["model"])
 
 What to know before you trust a number:
-- The product of the eight rotations in theta_b is the hand's global orientation. Trained with the
-  true theta_b (3.5.1), the adapter is given the answer to one of its sixteen outputs; at test time
+- The product of the eight rotations in theta_b is the hand's global orientation: with the true
+  theta_b (3.5.1) the adapter trains with the answer to one of its sixteen outputs. At test time
   theta_b is predicted. Table 3 agrees: PVE falls from 30.9 to 24.1 mm (22 %), PA-PVE, which ignores
   orientation, from 9.0 to 8.4 (7 %). Report both; `arm_source` and `arm_drop` weaken this leak.
 - The decoder has one query token, and a softmax over one token is 1. The q and k thirds of every
@@ -52,14 +52,14 @@ What to know before you trust a number:
 Units are metres and radians, camera axes OpenCV's (x right, y down, z forward). 6D rotations are
 [column 0, column 1], except for the output of SMPLer-X's regressors (see from_interleaved). Finger
 rotations are absolute (they include the mean hand). Pairs of hands are [right, left]; image, arm
-and pose of a left hand are mirrored, M R M with M = diag(-1, 1, 1), because the hand networks know
-only right hands. Letters in shapes: B batch, S side of a square crop in pixels, N tokens, D width,
-J joints of the arm (8).
+and pose of a left hand are mirrored, because the hand networks know only right hands. Letters in
+shapes: B batch, S side of a square crop in pixels, N tokens, D width, J joints of the arm (8).
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -72,11 +72,9 @@ from torch import Tensor, nn
 
 # Joint numbers of SMPL-X: 22 of the body, jaw, two eyes, 15 of the left hand, 15 of the right.
 # Numbers 55 to 75 are the landmarks that the smplx package appends: nose, eyes, ears, feet, tips.
-BODY, JAW, EYES, LEFT_FINGERS, RIGHT_FINGERS = (
-    slice(0, 22), slice(22, 23), slice(23, 25), slice(25, 40), slice(40, 55))
+JAW, EYES, LEFT_FINGERS, RIGHT_FINGERS = slice(22, 23), slice(23, 25), slice(25, 40), slice(40, 55)
 MIRRORED_BODY = [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20]
-ARMS = {  # joints of theta_b, [right, left]
-    # "from the root joint to the wrist along the kinematic chain": J = 8
+ARMS = {  # theta_b: "from the root joint to the wrist along the kinematic chain"; [right, left]
     "arm": ([0, 3, 6, 9, 14, 17, 19, 21], [0, 3, 6, 9, 13, 16, 18, 20]),
     "whole_body": (list(range(22)), MIRRORED_BODY),  # Table 5
 }
@@ -122,10 +120,7 @@ class Training:
 
 @dataclass(frozen=True)
 class HandTraining(Training):
-    """Weights of Eq. 5, which the paper does not give: sums over a hand, means over the batch.
-
-    HaMeR also sums over the batch, so its learning rate of 1e-5 is not comparable.
-    """
+    """Weights of Eq. 5 (not in the paper): sums over a hand, means over the batch (HaMeR: sums)."""
 
     weight_keypoints_2d: float = 0.01  # lambda_2D, unit: side of the crop (HaMeR)
     weight_keypoints_3d: float = 0.05  # lambda_3D, per metre (HaMeR)
@@ -234,10 +229,9 @@ class AdapterConfig:
 
     def check(self, **choices: Sequence[str]) -> None:
         """Raise ValueError for a value that is not among its choices."""
-        for name, allowed in dict(
-                inject=("adapter", "none", "concat", "weighted"), pose_term=("l2sq", "l1"),
-                joint_embedding=("none", "learned"), trainable=("adapter", "head", "all"),
-                **choices).items():
+        choices |= dict(inject=("adapter", "none", "concat", "weighted"), pose_term=("l2sq", "l1"),
+                        joint_embedding=("none", "learned"), trainable=("adapter", "head", "all"))
+        for name, allowed in choices.items():
             require(getattr(self, name) in allowed,
                     f"{name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
 
@@ -257,11 +251,6 @@ class HandConfig(AdapterConfig, HandTraining):
     def __post_init__(self) -> None:
         convert(self, expert=HandExpertConfig)
         self.check(context=("arm", "image"), arm=ARMS, arm_source=("true", "found"))
-
-    @property
-    def needs_guide(self) -> bool:
-        """Whether training needs a whole-body model that predicts theta_b."""
-        return self.design not in ("image", "none") and self.arm_source == "found"
 
 
 @dataclass(frozen=True)
@@ -303,18 +292,17 @@ class Config:
 
 
 class Adapter(nn.Module):
-    """An expert, frozen as far as `config.trainable` says, and new modules around it.
+    """An expert, frozen as far as `config.trainable` says, and new modules around it."""
 
-    Frozen means no gradient and evaluation mode, whatever train() says: in training mode batch
-    norms would change their statistics, and drop-path would drop half of ViT-H's blocks.
-    """
-
-    def __init__(self, config: HandConfig | BodyConfig, expert: HandExpert | BodyExpert) -> None:
+    def __init__(self, config: HandConfig | BodyConfig,
+                 expert: HandExpert | BodyExpert | None = None) -> None:
+        """expert: None for the paper's, with random weights."""
         super().__init__()
         require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, this "
                 f"config is for {config.design!r}: build this model with build_model of "
                 "networks/adapter_rivals.py")
-        self.config, self.expert = config, expert
+        new = HandExpert if isinstance(config, HandConfig) else BodyExpert
+        self.config, self.expert = config, new(config.expert) if expert is None else expert
         self.build()
         self.expert.requires_grad_(True)  # it may come frozen, from another adapter
         for module in self.frozen():
@@ -332,7 +320,7 @@ class Adapter(nn.Module):
         return {"adapter": [self.expert], "head": [encoder], "all": []}[self.config.trainable]
 
     def train(self, mode: bool = True) -> Adapter:
-        """Set training mode; frozen modules stay in evaluation mode."""
+        """Set the mode; frozen modules stay in evaluation mode, without new statistics or drops."""
         super().train(mode)
         for module in self.frozen():
             module.eval()
@@ -344,8 +332,8 @@ class ArmFeatures(nn.Module):
 
     def __init__(self, config: HandConfig) -> None:
         super().__init__()
-        width = config.expert.vit_dim
-        self.joints, self.drop = len(ARMS[config.arm][0]), config.arm_drop
+        width, self.joints = config.expert.vit_dim, len(ARMS[config.arm][0])
+        self.drop = config.arm_drop
         self.projection = nn.Linear(6, width)
         self.joint_embedding = None
         if config.joint_embedding == "learned":
@@ -353,7 +341,7 @@ class ArmFeatures(nn.Module):
 
     def forward(self, rotations: Tensor | None, valid: Tensor | None = None,
                 batch: int | None = None) -> Tensor:
-        """valid: (B,), 0 where theta_b is unknown; None: known. batch: B, if theta_b is None."""
+        """valid: (B,), 0 where theta_b is unknown; None: known. batch: B, where that is None."""
         batch = batch or len(rotations)
         if rotations is None:
             pose_6d = self.projection.weight.new_zeros(batch, self.joints, 6)
@@ -374,10 +362,6 @@ class HandAdapter(Adapter):
     """The hand expert, conditioned on the pose of the arm (3.3)."""
 
     ENCODER, DESIGN = "backbone", "arm"
-
-    def __init__(self, config: HandConfig, expert: HandExpert | None = None) -> None:
-        """expert: None for the paper's, with random weights."""
-        super().__init__(config, HandExpert(config.expert) if expert is None else expert)
 
     def build(self) -> None:
         """Create all that is new."""
@@ -402,8 +386,8 @@ class HandAdapter(Adapter):
         """Predict right hands from images (B, 3, S, S), left hands mirrored, and theta_b.
 
         arm: theta_b as matrices (B, J, 3, 3), one hand's part of `arm_pose`; None: unknown.
-        arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3. With 0 the
-        result equals self.expert's, bit for bit.
+        arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3; 0 gives
+        self.expert's result, bit for bit.
         Returns what HandExpert.forward does; raises ValueError for other shapes.
         """
         features = self.expert.features(images)  # F^H (B, 192, 1280)
@@ -435,9 +419,8 @@ class HandAdapter(Adapter):
 def to_hand_maps(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]:
     """Convert points (B, 2, N, 2) to cells of the hand maps; also say which are inside (B, 2, N).
 
-    boxes: (B, 2, 4) x, y, width, height, in the unit of the points. The left hand's map is
-    mirrored: x -> cells - 1 - x. SMPLer-X makes the targets of its position net like this, half a
-    cell off roi_align's cell centres; true and predicted joints then agree.
+    boxes: (B, 2, 4) x, y, width, height, in the points' unit. The left hand's map is mirrored: x ->
+    cells - 1 - x. Like SMPLer-X's targets, this is half a cell off roi_align's cell centres.
     """
     at = (points - boxes[:, :, None, :2]) * (cells / boxes[:, :, None, 2:])
     inside = ((at >= 0) & (at <= cells)).all(-1)
@@ -451,10 +434,6 @@ class BodyAdapter(Adapter):
 
     ENCODER, DESIGN = "encoder", "knuckles"
 
-    def __init__(self, config: BodyConfig, expert: BodyExpert | None = None) -> None:
-        """expert: None for the paper's, with random weights."""
-        super().__init__(config, BodyExpert(config.expert) if expert is None else expert)
-
     def build(self) -> None:
         """Create all that is new."""
         self.build_projection()
@@ -462,12 +441,12 @@ class BodyAdapter(Adapter):
 
     def build_projection(self) -> None:
         """Create the 1-by-1 convolution, 1280 -> 512, and the knuckles' embedding."""
-        config, expert = self.config, self.config.expert
-        if config.joint_proj == "conv":
-            self.joint_proj = nn.Conv2d(expert.vit_dim, expert.joint_dim, 1)
+        width, width_out = self.config.expert.vit_dim, self.config.expert.joint_dim
+        if self.config.joint_proj == "conv":
+            self.joint_proj = nn.Conv2d(width, width_out, 1)
         self.joint_embedding = None
-        if config.joint_embedding == "learned":
-            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, expert.joint_dim))
+        if self.config.joint_embedding == "learned":
+            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, width_out))
 
     def build_decoder(self) -> None:
         """Create the decoder and the FFN of Eq. 4."""
@@ -483,8 +462,7 @@ class BodyAdapter(Adapter):
 
         knuckles: true MCP joints (B, 2, 4, 2) in pixels of the images, index to pinky, [right,
         left], for training (3.5.2); None: those that the expert predicts. hand_valid: (B, 2), 0
-        for hands that cannot be seen. scale: of Delta theta in Eq. 4. With 0 the result equals
-        self.expert's, bit for bit.
+        for hands that cannot be seen. scale: of Delta theta in Eq. 4; 0 gives self.expert's result.
         Returns what BodyExpert.assemble does, and theta_0's rotations: initial_pose (B, 22, 3, 3).
         """
         features, size = self.expert.features(images), images.shape[-1]
@@ -571,38 +549,32 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
 
     prediction: of HandAdapter or HandExpert. samples: of hand_samples. hand: a right hand's model;
     hand(betas, rotations).vertices are (B, 778, 3) in metres, hand.keypoint_regressor (21, 778).
-    3D errors are relative to the wrist. Invalid samples count as zero, and so do vertices and betas
-    that the samples lack.
+    3D errors are relative to the wrist. What is invalid or lacking counts as zero.
     """
     vertices = hand(prediction["betas"], prediction["hand_pose"]).vertices
     joints = torch.einsum("jv,bvc->bjc", hand.keypoint_regressor.to(vertices), vertices)
     focal = getattr(config, "expert", config).focal
     projected = project_to_crop(joints, hand_translation(prediction["camera"], focal), focal)
     wrist, true_wrist = joints[:, :1], samples["joints"][:, :1]
-    valid = samples["valid"]
+    valid, betas = samples["valid"], prediction["betas"]
 
     def reduced(error: Tensor) -> Tensor:
         known = valid.view(-1, *[1] * (error.ndim - 1)) > 0  # invalid values may be NaN
         return torch.where(known, error, 0.0).flatten(1).sum(1).mean()
 
     rotation, cosine = pose_distance(prediction["hand_pose"], samples["pose"], config.pose_term)
-    betas_known = torch.zeros_like(valid)
-    terms = {
+    terms = dict.fromkeys(("vertices", "betas"), vertices.new_zeros(())) | {
         "keypoints_2d": reduced((projected - samples["keypoints_2d"]).abs()),  # L_2D
         "keypoints_3d": reduced((joints - wrist - samples["joints"] + true_wrist).abs()),  # L_3D
-        "vertices": vertices.new_zeros(()), "betas": vertices.new_zeros(()),
-        "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1],  # L_theta, Eq. 6
-    }
+        "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1]}  # L_theta, Eq. 6
     if "vertices" in samples:  # L_v
-        terms["vertices"] = reduced(
-            (vertices - wrist - samples["vertices"] + true_wrist).abs())
+        terms["vertices"] = reduced((vertices - wrist - samples["vertices"] + true_wrist).abs())
+    betas_known = torch.zeros_like(valid)[:, None]
     if "betas" in samples:  # L_beta
-        betas_known = samples.get("betas_valid", valid)
-        terms["betas"] = reduced(
-            betas_known[:, None] * (prediction["betas"] - samples["betas"]).square())
+        betas_known = samples.get("betas_valid", valid)[:, None]
+        terms["betas"] = reduced(betas_known * (betas - samples["betas"]).square())
     if config.weight_betas_prior:
-        terms["betas_prior"] = reduced(torch.where(
-            betas_known[:, None] > 0, 0.0, prediction["betas"].square()))
+        terms["betas_prior"] = reduced(torch.where(betas_known > 0, 0.0, betas.square()))
     return terms
 
 
@@ -625,22 +597,21 @@ def heat_map_targets(batch: Mapping[str, Tensor], expert: BodyExpert,
     """Return targets and validity of both position nets: body (B, 25, 3), (B, 25); hands
     (B, 2, 20, 3), (B, 2, 20).
 
-    batch: as of body_losses. boxes: of the hand maps (B, 2, 4) in cells, as predicted. Depths,
-    relative to pelvis or wrist, are in bins that span 2 m for the body, 0.3 m for a hand
-    (SMPLer-X).
+    batch: as of body_losses. boxes: of the hand maps (B, 2, 4) in cells, as predicted. Depths are
+    relative to pelvis or wrist, in bins that span 2 m for the body, 0.3 m for a hand (SMPLer-X).
     """
     config, size = expert.config, batch["image"].shape[-1]
     cells, valid = expert.to_cells(batch["keypoints_2d"], size), batch["keypoints_valid"] > 0
-    depth, hands = batch["keypoints_3d"][..., 2], torch.tensor(HANDS)
-    half = config.depth_bins / 2
-    body = torch.cat((cells[:, POSITIONED], (1 + (depth[:, POSITIONED, None] - depth[:, :1, None])
-                                             / (BODY_DEPTH / 2)) * half), 2)
+    depth, half = batch["keypoints_3d"][..., 2], config.depth_bins / 2
+    wrists, hands = torch.tensor(HANDS).split((1, 20), 1)  # (2, 1), (2, 20)
+    bins = (1 + (depth[:, POSITIONED] - depth[:, :1]) / (BODY_DEPTH / 2)) * half
+    body = torch.cat((cells[:, POSITIONED], bins[..., None]), 2)
     limit = body.new_tensor([*reversed(config.grid), config.depth_bins])
     in_map = ((body >= 0) & (body < limit)).all(-1)
-    at, in_box = to_hand_maps(cells[:, hands[:, 1:]], boxes, config.hand_cells)
-    bins = 1 + (depth[:, hands[:, 1:]] - depth[:, hands[:, :1]]) / (HAND_DEPTH / 2)
-    hand = torch.cat((at, bins[..., None] * half), 3)
-    return [(body, valid[:, POSITIONED] & in_map), (hand, valid[:, hands[:, 1:]] & in_box)]
+    bins = (1 + (depth[:, hands] - depth[:, wrists]) / (HAND_DEPTH / 2)) * half
+    at, in_box = to_hand_maps(cells[:, hands], boxes, config.hand_cells)
+    hand = torch.cat((at, bins[..., None]), 3)
+    return [(body, valid[:, POSITIONED] & in_map), (hand, valid[:, hands] & in_box)]
 
 
 def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
@@ -652,13 +623,12 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
                 expert: BodyExpert, config: BodyConfig | BodyExpertConfig) -> dict[str, Tensor]:
     """Compute the unweighted terms of Eq. 7, Eq. 8 and SMPLer-X, scalars: means over all elements.
 
-    prediction: of BodyAdapter or BodyExpert. batch, of which invalid values count as zero:
-        image (B, 3, S, S); body_pose (B, 55, 3, 3); betas, expression (B, 10); keypoints_3d
-        (B, 76, 3), metres; keypoints_2d (B, 76, 2), pixels, with keypoints_valid (B, 76);
-        hand_boxes (B, 2, 4), tight: x, y, width, height in pixels, with hand_valid (B, 2) or,
-        for boxes that are known outside of the image, too, hand_boxes_valid (B, 2); and,
-        default 1, keypoints_3d_valid (B, 76), body_pose_valid (B,), rotations_valid (B, 55),
-        betas_valid and expression_valid (B,).
+    prediction: of BodyAdapter or BodyExpert. batch, of which invalid values count as zero: image
+        (B, 3, S, S); body_pose (B, 55, 3, 3); betas, expression (B, 10); keypoints_3d (B, 76, 3),
+        metres; keypoints_2d (B, 76, 2), pixels, with keypoints_valid (B, 76); hand_boxes (B, 2, 4),
+        tight: x, y, width, height in pixels, with hand_valid (B, 2) or, if they are known outside
+        of the image, too, hand_boxes_valid (B, 2); and, default 1, keypoints_3d_valid (B, 76),
+        body_pose_valid (B,), rotations_valid (B, 55), betas_valid and expression_valid (B,).
     body: a whole-body model; body.keypoints(body(betas, rotations, expression)) are its 76
     keypoints (B, 76, 3) in metres.
     """
@@ -680,20 +650,18 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
     rotation, cosine = pose_distance(prediction["body_pose"][:, posed],
                                      batch["body_pose"][:, posed], config.pose_term)
     pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
-    keypoints_known = known("keypoints_3d", 76)
+    in_3d = known("keypoints_3d", 76)
     boxes_known = batch.get("hand_boxes_valid", batch["hand_valid"])
     return {
         "keypoints_img": masked_mean(prediction["joints"] - joints[0], joints[1])
         + masked_mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
         "keypoints_proj": masked_mean(projected - true_projected, batch["keypoints_valid"]),
-        "keypoints_3d": masked_mean(relative - true_relative,
-                                    keypoints_known * keypoints_known[:, :1]),  # L_3D
+        "keypoints_3d": masked_mean(relative - true_relative, in_3d * in_3d[:, :1]),  # L_3D
         "pose": torch.where(pose_known > 0, rotation / 9 + cosine, 0.0).mean(),  # L_theta
         "betas": masked_mean(prediction["betas"] - batch["betas"], known("betas")),  # L_beta
         "expression": masked_mean(prediction["expression"] - batch["expression"],
                                   known("expression")),
-        "boxes": masked_mean(prediction["box_centers"][:, :2] - corner - side / 2,
-                             boxes_known)
+        "boxes": masked_mean(prediction["box_centers"][:, :2] - corner - side / 2, boxes_known)
         + masked_mean(prediction["box_sizes"][:, :2] - side, boxes_known),
     }
 
@@ -724,12 +692,11 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> 
     hand_pose: (B, 2, 16, 3, 3) of the hand network, the left one mirrored: orientation in the
     camera frame, absolute fingers. valid: (B, 2), 0 for hands that keep the body's pose.
 
-    1. Mirror the left hand back: M R M for all sixteen rotations.
+    1. Mirror the left hand back.
     2. A MANO hand's orientation is global, an SMPL-X wrist is relative to its elbow: wrist =
        (product of the rotations from the pelvis to the elbow)^T times orientation: inverse
        kinematics (paper, of its baseline).
-    3. Copy the fingers. They are absolute here; smplx's layers with flat_hand_mean=False (their
-       default) add the mean hand, which smplx_parameters subtracts.
+    3. Copy the fingers, which are absolute here; see smplx_parameters of networks/people.py.
     """
     pose = body_pose.clone()
     hands = torch.stack((hand_pose[:, 0], mirror(hand_pose[:, 1])), 1)
@@ -768,27 +735,20 @@ def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
 def hand_squares(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Return centres (B, 2, 2) and sides (B, 2) of the squares to crop for both hands' boxes.
 
-    boxes: (B, 2, 4) x, y, width, height in pixels, tight. They grow to 3:4, the part of a square
-    that HaMeR sees, and twice as large (HaMeR).
+    boxes: (B, 2, 4), tight; they grow to 3:4, the part that HaMeR sees, and twice as large (HaMeR).
     """
     return (boxes[..., :2] + boxes[..., 2:] / 2,
             2 * torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3))
 
 
 def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Crop both hands: (B, 3, H, W) and boxes (B, 2, 4) -> (B, 2, 3, size, size), 0..255.
+    """Crop both hands at boxes, see hand_squares: (B, 3, H, W) -> (B, 2, 3, size, size), 0..255.
 
-    boxes: as of hand_squares. The left crop is mirrored.
+    The left crop is mirrored.
     """
     centers, sides = hand_squares(boxes)
     return torch.stack([sample_squares(images, centers[:, hand], sides[:, hand], size, hand == 1)
                         for hand in range(2)], 1)
-
-
-def in_picture(boxes: Tensor, width: int, height: int) -> Tensor:
-    """Say which boxes (B, 2, 4), x, y, width, height, have their centre in a picture: (B, 2)."""
-    centers = boxes[..., :2] + boxes[..., 2:] / 2
-    return ((centers >= 0) & (centers < centers.new_tensor([width, height]))).all(-1)
 
 
 class HMRAdapter(nn.Module):
@@ -810,10 +770,9 @@ class HMRAdapter(nn.Module):
         hand_images: (B, 2, 3, H, H), as HandExpert takes them, the left one mirrored; None, as in
         the paper: cut out of the images at the predicted boxes. hand_valid: (B, 2), 0 for hands
         that keep the body path's pose; None: both are merged. body_scale, hand_scale: of the
-        adapters; with 0 and 0 these are the two experts, merged.
+        adapters; 0 and 0 give the two experts, merged.
         Returns what BodyAdapter.forward does, with its body_pose as body_path; hand_pose
-        (B, 2, 16, 3, 3), the left one mirrored; the merged body_pose (B, 55, 3, 3); and hand_valid
-        (B, 2), as given.
+        (B, 2, 16, 3, 3), the left one mirrored; the merged body_pose; and hand_valid, as given.
         """
         prediction = self.body(images, scale=body_scale)
         if hand_images is None:
@@ -835,23 +794,6 @@ class HMRAdapter(nn.Module):
         valid = body_pose.new_ones(hand_pose.shape[:2]) if hand_valid is None else hand_valid
         return prediction | {"body_path": body_pose, "hand_pose": hand_pose, "hand_valid": valid,
                              "body_pose": merge(body_pose, hand_pose, valid)}
-
-
-def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict[str, Tensor]:
-    """Convert rotations (B, 55, 3, 3) to the axis-angles that smplx.SMPLX takes, by their names.
-
-    hand_mean: (2, 15, 3), hands_meanr and hands_meanl of the model file, for layers made with
-    flat_hand_mean=False, smplx's default; None: for flat_hand_mean=True.
-    """
-    pose = matrix_to_axis_angle(body_pose)  # (B, 55, 3)
-    if hand_mean is not None:
-        right, left = hand_mean.to(pose)
-        pose[:, RIGHT_FINGERS] -= right
-        pose[:, LEFT_FINGERS] -= left
-    parts = {"global_orient": slice(0, 1), "body_pose": slice(1, 22), "jaw_pose": JAW,
-             "leye_pose": slice(23, 24), "reye_pose": slice(24, 25),
-             "left_hand_pose": LEFT_FINGERS, "right_hand_pose": RIGHT_FINGERS}
-    return {name: pose[:, part].flatten(1) for name, part in parts.items()}
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR
@@ -1009,8 +951,7 @@ class HandExpert(nn.Module):
         """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
 
         Returns hand_pose (B, 16, 3, 3): the global orientation, then 15 absolute finger rotations;
-        betas (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. Raises ValueError for other
-        shapes.
+        betas (B, 10); camera (B, 3), see hand_translation. Raises ValueError as middle_of does.
         """
         token = self.mano_head.transformer(self.features(images))  # (B, 1, 1024)
         return self.mano_head.readout(token)
@@ -1145,7 +1086,7 @@ class HandRoiNet(nn.Module):
 
 
 class HandRegressor(nn.Module):
-    """Fingers of right hands: a map (B, D, 16, 16) and 20 joints -> interleaved 6D (B, 15, 6)."""
+    """Fingers of right hands: maps (B, D, 16, 16), joints (B, 20, 3) in cells -> 6D (B, 15, 6)."""
 
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
@@ -1155,7 +1096,6 @@ class HandRegressor(nn.Module):
         self.hand_pose_out = rotation_layer(20 * (config.joint_dim + 3), 15)
 
     def forward(self, features: Tensor, joints: Tensor) -> Tensor:
-        """joints: (B, 20, 3) in cells."""
         joints = joints.detach()
         sampled = sample_at(self.hand_conv(features), joints[..., :2])  # (B, 20, 512)
         pose = self.hand_pose_out(torch.cat((sampled, joints), 2).flatten(1))
@@ -1217,13 +1157,10 @@ class BodyExpert(nn.Module):
                             hand_joints.unflatten(0, maps.shape[:2]))
 
     def hand_squares(self, centers: Tensor, sizes: Tensor) -> Tensor:
-        """Enlarge hand boxes to squares (B, 2, 4): x, y, width, height.
-
-        The side is `hand_extension` times the longer side of the box, limited
-        to half a cell and twice the map, because untrained networks predict any size.
-        """
+        """Enlarge hand boxes to squares (B, 2, 4): x, y, width, height."""
         rows, _ = self.config.grid
-        side = (self.config.hand_extension * sizes.amax(-1, keepdim=True)).clamp(0.5, 2.0 * rows)
+        side = self.config.hand_extension * sizes.amax(-1, keepdim=True)
+        side = side.clamp(0.5, 2.0 * rows)  # untrained networks predict any size
         return torch.cat((centers - side / 2, side, side), -1)
 
     def pose_features(self, features: BodyFeatures) -> Tensor:
@@ -1401,8 +1338,7 @@ class TaskViT(ViT):
         x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # (B, 223, 1280)
         for block in self.blocks:
             x = block(x)
-        tokens, patches = self.last_norm(x).split((31, x.shape[1] - 31), 1)
-        return tokens, patches
+        return self.last_norm(x).split((31, x.shape[1] - 31), 1)
 
 
 def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
@@ -1495,10 +1431,9 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
 
 
 def mirror(rotations: Tensor) -> Tensor:
-    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1).
+    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1); left hands' become right hands'.
 
-    Left-hand rotations become a right hand's, and back; an axis-angle (x, y, z) becomes
-    (x, -y, -z).
+    An axis-angle (x, y, z) becomes (x, -y, -z).
     """
     signs = 1 - 2 * torch.arange(3, device=rotations.device).clamp_max(1)  # no copy to a GPU
     return rotations * (signs[:, None] * signs).to(rotations)
@@ -1506,10 +1441,7 @@ def mirror(rotations: Tensor) -> Tensor:
 
 def chain_product(rotations: Tensor) -> Tensor:
     """Multiply a kinematic chain's rotations (B, J, 3, 3), root first -> (B, 3, 3)."""
-    product = rotations[:, 0]
-    for joint in range(1, rotations.shape[1]):
-        product = product @ rotations[:, joint]
-    return product
+    return functools.reduce(torch.matmul, rotations.unbind(1))
 
 
 def arm_pose(body_pose: Tensor, arm: str = "arm") -> Tensor:
@@ -1523,10 +1455,7 @@ def arm_pose(body_pose: Tensor, arm: str = "arm") -> Tensor:
 
 
 def project_to_crop(points: Tensor, translation: Tensor, focal: float) -> Tensor:
-    """Project points (B, N, 3) + translation (B, 3), metres, to a crop: (B, N, 2) in -0.5..0.5.
-
-    focal: config.focal, unit: side of the crop.
-    """
+    """Project points (B, N, 3) + translation (B, 3), metres, to a crop: (B, N, 2) in -0.5..0.5."""
     points = points + translation[:, None]
     return focal * points[..., :2] / points[..., 2:]
 
@@ -1552,14 +1481,12 @@ def cpu_preset() -> Config:
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
     hand = HandExpertConfig(vit_dim=190, vit_heads=5, decoder_dim=256, decoder_ffn=1024,
                             **decoder, **expert, **of_hands, steps=600, weight_betas_prior=0.05)
-    body = BodyExpertConfig(
-        vit_dim=256, vit_heads=4, **expert, steps=600, weight_keypoints_3d=30.0,
-        weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8, hand_cells=8,
-        joint_dim=96, box_dim=32)
+    body = BodyExpertConfig(vit_dim=256, vit_heads=4, **expert, steps=600, weight_keypoints_3d=30.0,
+                            weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8,
+                            hand_cells=8, joint_dim=96, box_dim=32)
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
     return Config(
-        HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found",
-                   arm_drop=0.1),
+        HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found", arm_drop=0.1),
         BodyConfig(expert=body, decoder_dim=192, decoder_ffn=384, **decoder, **adapter, steps=200,
                    knuckle_source="found", offset_hidden=192, weight_keypoints_3d=30.0))
 

@@ -9,17 +9,42 @@ import torch
 from torch import Tensor, nn
 
 from hmr_adapter import (
+    JAW,
+    LEFT_FINGERS,
+    RIGHT_FINGERS,
     BodyAdapter,
     HandAdapter,
     HMRAdapter,
     hand_squares,
     hand_translation,
-    in_picture,
+    matrix_to_axis_angle,
     mirror,
     require,
     sample_squares,
-    smplx_parameters,
 )
+
+
+def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict[str, Tensor]:
+    """Convert rotations (B, 55, 3, 3) to the axis-angles that smplx.SMPLX takes, by their names.
+
+    hand_mean: (2, 15, 3), hands_meanr and hands_meanl of the model file, for layers made with
+    flat_hand_mean=False, smplx's default; None: for flat_hand_mean=True.
+    """
+    pose = matrix_to_axis_angle(body_pose)  # (B, 55, 3)
+    if hand_mean is not None:
+        right, left = hand_mean.to(pose)
+        pose[:, RIGHT_FINGERS] -= right
+        pose[:, LEFT_FINGERS] -= left
+    parts = {"global_orient": slice(0, 1), "body_pose": slice(1, 22), "jaw_pose": JAW,
+             "leye_pose": slice(23, 24), "reye_pose": slice(24, 25),
+             "left_hand_pose": LEFT_FINGERS, "right_hand_pose": RIGHT_FINGERS}
+    return {name: pose[:, part].flatten(1) for name, part in parts.items()}
+
+
+def in_picture(boxes: Tensor, width: int, height: int) -> Tensor:
+    """Say which boxes (B, 2, 4), x, y, width, height, have their centre in a picture: (B, 2)."""
+    centers = boxes[..., :2] + boxes[..., 2:] / 2
+    return ((centers >= 0) & (centers < centers.new_tensor([width, height]))).all(-1)
 
 
 def square_of(model: nn.Module, image: np.ndarray, box: Sequence[float] | None,
