@@ -76,9 +76,9 @@ def cut_square(model: nn.Module, image: np.ndarray, center: np.ndarray, side: fl
     edge = np.array(image.shape[1::-1])
     low = np.clip(np.floor(center - side / 2) - 1, 0, edge - 1).astype(int)
     high = np.clip(np.ceil(center + side / 2) + 1, 1, edge).astype(int)
-    part = image[low[1] : high[1], low[0] : high[0]]  # so the rest of a huge picture costs nothing
+    image = image[low[1] : high[1], low[0] : high[0]]  # the rest of a huge picture costs nothing
     parameter = next(model.parameters())
-    pixels = torch.tensor(part).permute(2, 0, 1)[None].to(parameter)
+    pixels = torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).to(parameter)
     return sample_squares(pixels, torch.tensor((center - low)[None]).to(parameter),
                           parameter.new_tensor([side]), size, mirrored)
 
