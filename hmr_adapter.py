@@ -3,10 +3,10 @@
 Anonymous authors: "HMR-Adapter: A Lightweight Adapter with Dual-Path Cross Augmentation for
 Expressive Human Mesh Recovery", ACM MM 2024.
 
-The method starts from two large pre-trained experts: SMPLer-X for whole bodies and HaMeR for hands.
-Both stay frozen. The hand adapter adds attention to the pose of the arm inside the hand expert's
-decoder. The body adapter is a small decoder that reads image features at the knuckles and corrects
-the body expert's pose. The refined body and the refined hands are then merged into one SMPL-X mesh.
+Two large pre-trained experts stay frozen: SMPLer-X for whole bodies and HaMeR for hands. The hand
+adapter adds attention to the pose of the arm inside the hand expert's decoder. The body adapter is
+a small decoder that reads image features at the knuckles and corrects the body expert's pose. The
+refined body and hands are then merged into one SMPL-X mesh.
 
     where in the paper         what                                    where in this file
     3.2.2, Eq. 1   Z'          cross-attention of the hand expert      CrossAttention, Decoder
@@ -16,20 +16,21 @@ the body expert's pose. The refined body and the refined hands are then merged i
     Eq. 2          Z''         cross-attention to the body pose        HandAdapter.decode
     Eq. 3          Z^new       the sum of both                         HandAdapter.decode
     3.4            F^J         features at eight MCP joints, (8, 512)  BodyAdapter.knuckle_features
-    Eq. 4          theta-hat   theta_0 + FFN(CA(Q'', K'', V''))        BodyAdapter.forward
+    Eq. 4          theta-hat   theta_0 + FFN(CA(Q'', K'', V''))        BodyAdapter.poses
     Eq. 5          L (hand)    weighted sum                            hand_total_loss
     Eq. 6          L_theta     distance between rotations              pose_distance
     Eq. 7          L (body)    weighted sum                            body_total_loss
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
     Table 3 to 6   baselines   rivals                                  networks/adapter_rivals.py
-    our choice     encoders    small ones, for a CPU                   networks/adapter_encoders.py
+    our choice     pictures    a person's box, cameras, arrays         networks/people.py
+    our choice     encoders    U-nets in place of patches, for a CPU   networks/adapter_encoders.py
     released       weights     HaMeR's, SMPLer-X's, train.py's         weights/hmr_adapter.py
 
-The authors have published no code. They share names with SMPLer-X, so where the paper is silent we
-follow HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only
-where these do not help. Every config field names its source: (paper), (HaMeR), (SMPLer-X) or (our
-choice). The experts use the parameter names of the released weights.
+The authors have published no code. Where the paper is silent we follow HaMeR (Pavlakos et al.,
+CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only where these do not help. Every
+config field names its source: (paper), (HaMeR), (SMPLer-X) or (our choice). The experts use the
+parameter names of the released weights.
 
 weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the paper's design:
 
@@ -38,11 +39,10 @@ weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the
     model.load_state_dict(content["model"])
 
 What to know before you trust a number:
-- The product of the eight rotations in theta_b is the hand's global orientation. Trained with the
-  true theta_b (3.5.1), the adapter is given the answer to one of its sixteen outputs; at test time
+- The product of the eight rotations in theta_b is the hand's global orientation: with the true
+  theta_b (3.5.1) the adapter trains with the answer to one of its sixteen outputs. At test time
   theta_b is predicted. Table 3 agrees: PVE falls from 30.9 to 24.1 mm (22 %), PA-PVE, which ignores
-  orientation, from 9.0 to 8.4 (7 %). Report both; `arm`, `arm_source` and `arm_noise` in HandConfig
-  weaken this leak.
+  orientation, from 9.0 to 8.4 (7 %). Report both; `arm_source` and `arm_drop` weaken this leak.
 - The decoder has one query token, and a softmax over one token is 1. The q and k thirds of every
   to_qkv get no gradient: 6,291,456 of the hand adapter's 26.8 M parameters change by decay alone.
 - Without `joint_embedding`, Eq. 2 does not depend on the order of the arm joints, nor Eq. 4 on that
@@ -52,34 +52,30 @@ What to know before you trust a number:
 Units are metres and radians, camera axes OpenCV's (x right, y down, z forward). 6D rotations are
 [column 0, column 1], except for the output of SMPLer-X's regressors (see from_interleaved). Finger
 rotations are absolute (they include the mean hand). Pairs of hands are [right, left]; image, arm
-and pose of a left hand are mirrored, M R M with M = diag(-1, 1, 1), because the hand networks know
-only right hands. Letters in shapes: B batch, S side of a square crop in pixels, N tokens, D width,
-J joints of the arm (8).
+and pose of a left hand are mirrored, because the hand networks know only right hands. Letters in
+shapes: B batch, S side of a square crop in pixels, N tokens, D width, J joints of the arm (8).
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Joint numbers of SMPL-X: 22 of the body, jaw, two eyes, 15 of the left hand, 15 of the right.
 # Numbers 55 to 75 are the landmarks that the smplx package appends: nose, eyes, ears, feet, tips.
-BODY, JAW, EYES, LEFT_FINGERS, RIGHT_FINGERS = (
-    slice(0, 22), slice(22, 23), slice(23, 25), slice(25, 40), slice(40, 55))
+JAW, EYES, LEFT_FINGERS, RIGHT_FINGERS = slice(22, 23), slice(23, 25), slice(25, 40), slice(40, 55)
 MIRRORED_BODY = [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20]
-ARMS = {  # joints of theta_b, [right, left]
-    # "from the root joint to the wrist along the kinematic chain": J = 8
+ARMS = {  # theta_b: "from the root joint to the wrist along the kinematic chain"; [right, left]
     "arm": ([0, 3, 6, 9, 14, 17, 19, 21], [0, 3, 6, 9, 13, 16, 18, 20]),
-    "arm_without_wrist": ([0, 3, 6, 9, 14, 17, 19], [0, 3, 6, 9, 13, 16, 18]),
     "whole_body": (list(range(22)), MIRRORED_BODY),  # Table 5
 }
 POSITIONED = [  # the 25 joints, of the 76, whose positions SMPLer-X predicts
@@ -100,14 +96,11 @@ def require(condition: object, message: str) -> None:
         raise ValueError(message)
 
 
-def check_fields(config: object, nested: Mapping[str, type], **choices: tuple[str, ...]) -> None:
-    """Raise ValueError for a value that is not among its choices; convert nested dictionaries."""
-    for name, kind in nested.items():
-        if isinstance(getattr(config, name), Mapping):  # a checkpoint's
+def convert(config: object, **kinds: type) -> None:
+    """Turn a checkpoint's nested dictionaries into configs."""
+    for name, kind in kinds.items():
+        if isinstance(getattr(config, name), Mapping):
             object.__setattr__(config, name, kind(**getattr(config, name)))
-    for name, allowed in choices.items():
-        require(getattr(config, name) in allowed,
-                f"{name} is {getattr(config, name)!r}: expected one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -127,10 +120,7 @@ class Training:
 
 @dataclass(frozen=True)
 class HandTraining(Training):
-    """Weights of Eq. 5, which the paper does not give: sums over a hand, means over the batch.
-
-    HaMeR also sums over the batch, so its learning rate of 1e-5 is not comparable.
-    """
+    """Weights of Eq. 5 (not in the paper): sums over a hand, means over the batch (HaMeR: sums)."""
 
     weight_keypoints_2d: float = 0.01  # lambda_2D, unit: side of the crop (HaMeR)
     weight_keypoints_3d: float = 0.05  # lambda_3D, per metre (HaMeR)
@@ -225,109 +215,94 @@ class BodyExpertConfig(BodyTraining, EncoderConfig):
 
 
 @dataclass(frozen=True)
-class HandConfig(HandTraining):
-    """The hand adapter and the rivals it is compared with. Defaults: the paper's."""
+class AdapterConfig:
+    """What both adapters, and the rivals that they are compared with, have in common."""
 
-    expert: HandExpertConfig = HandExpertConfig()  # (paper)
-    inject: str = "adapter"  # (paper), or "none", "concat" (Table 3), "weighted" (Table 5)
-    context: str = "arm"  # of the adapter (paper), or "image": F^H again (Table 3, No. 5)
-    arm: str = "arm"  # theta_b (paper), "arm_without_wrist" (our choice), "whole_body" (Table 5)
+    inject: str = "adapter"  # (paper), or "none", "concat" (Tables 3, 4), "weighted" (Tables 5, 6)
     joint_embedding: str = "none"  # (paper, literally), or "learned": one vector per joint
-    trainable: str = "adapter"  # (paper), "head": the decoder too, "all" (Table 3)
-    zero_init: bool = False  # start as the expert: new out-projections are 0 (our choice)
-    missing: str = "zeros"  # unknown theta_b (paper), "identity", "mask": no adapter (our choice)
-    arm_source: str = "true"  # theta_b in training (paper), or "found": predicted by the whole-body
-    # expert from the person's picture, errors included (our choice)
-    arm_noise: float = 0.0  # rad, sigma of noise on theta_b in training (our choice)
-    arm_drop: float = 0.0  # share of theta_b hidden in training (our choice; the paper's FreiHAND
-    # and InterHand2.6M have no theta_b)
-
-    def __post_init__(self) -> None:
-        check_fields(self, {"expert": HandExpertConfig}, pose_term=("l2sq", "l1"),
-                     inject=("adapter", "none", "concat", "weighted"), context=("arm", "image"),
-                     arm=tuple(ARMS), trainable=("adapter", "head", "all"),
-                     joint_embedding=("none", "learned"),
-                     missing=("zeros", "identity", "mask"), arm_source=("true", "found"))
+    trainable: str = "adapter"  # (paper), "head": all but the encoder, "all" (Tables 3, 4)
 
     @property
     def design(self) -> str:
         """The name of the model's design: that of its context, or of another way to inject it."""
         return self.context if self.inject == "adapter" else self.inject
 
-    @property
-    def needs_guide(self) -> bool:
-        """Whether training needs a whole-body model that predicts theta_b."""
-        return self.design not in ("image", "none") and self.arm_source == "found"
+    def check(self, **choices: Sequence[str]) -> None:
+        """Raise ValueError for a value that is not among its choices."""
+        choices |= dict(inject=("adapter", "none", "concat", "weighted"), pose_term=("l2sq", "l1"),
+                        joint_embedding=("none", "learned"), trainable=("adapter", "head", "all"))
+        for name, allowed in choices.items():
+            require(getattr(self, name) in allowed,
+                    f"{name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
-class BodyConfig(BodyTraining, DecoderConfig):
-    """The body adapter and the rivals it is compared with. Defaults: the paper's.
+class HandConfig(AdapterConfig, HandTraining):
+    """The hand adapter. Defaults: the paper's."""
+
+    expert: HandExpertConfig = HandExpertConfig()  # (paper)
+    context: str = "arm"  # of the adapter (paper), or "image": F^H again (Table 3, No. 5)
+    arm: str = "arm"  # theta_b (paper), or "whole_body" (Table 5)
+    arm_source: str = "true"  # theta_b in training (paper), or "found": predicted by the whole-body
+    # expert from the person's picture, errors included (our choice)
+    arm_drop: float = 0.0  # share of theta_b hidden in training (our choice; the paper's FreiHAND
+    # and InterHand2.6M have no theta_b)
+
+    def __post_init__(self) -> None:
+        convert(self, expert=HandExpertConfig)
+        self.check(context=("arm", "image"), arm=ARMS, arm_source=("true", "found"))
+
+
+@dataclass(frozen=True)
+class BodyConfig(AdapterConfig, BodyTraining, DecoderConfig):
+    """The body adapter. Defaults: the paper's.
 
     The paper gives 37M parameters and no shapes; several readings fit. This one, 36,508,292, uses
     only numbers of HaMeR; "reuse_hand_conv" with offset_hidden=2048 has 37,037,188.
     """
 
     expert: BodyExpertConfig = BodyExpertConfig()  # (paper)
-    inject: str = "adapter"  # (paper), or "none", "concat" (Table 4), "weighted" (Table 6)
     context: str = "knuckles"  # of the adapter (paper), or "tokens": the 25 of the pose (Table 4)
     joint_proj: str = "conv"  # 1280 -> 512 (paper), or "reuse_hand_conv": the expert's, frozen
     knuckle_source: str = "true"  # knuckle positions in training (paper), or "found": predicted by
     # the expert, as at test time (our choice)
     offset_hidden: int = 1024  # hidden width of the FFN in Eq. 4 (our choice)
-    joint_embedding: str = "none"  # (paper, literally), or "learned": one vector per knuckle
-    trainable: str = "adapter"  # (paper), "head": all but the encoder, "all" (Table 4)
-    zero_init: bool = True  # Delta theta starts at 0 (our choice)
-    missing: str = "zeros"  # features of unseen knuckles, or "mask": no attention (our choice)
-    concat_init: str = "random"  # of widened regressors, or "zero_pad": as before (our choice)
 
     def __post_init__(self) -> None:
-        check_fields(self, {"expert": BodyExpertConfig}, pose_term=("l2sq", "l1"),
-                     inject=("adapter", "none", "concat", "weighted"),
-                     context=("knuckles", "tokens"), trainable=("adapter", "head", "all"),
-                     joint_proj=("conv", "reuse_hand_conv"),
-                     knuckle_source=("true", "found"), joint_embedding=("none", "learned"),
-                     missing=("zeros", "mask"), concat_init=("random", "zero_pad"))
+        convert(self, expert=BodyExpertConfig)
+        self.check(context=("knuckles", "tokens"), joint_proj=("conv", "reuse_hand_conv"),
+                   knuckle_source=("true", "found"))
         require(self.offset_hidden > 0, f"offset_hidden is {self.offset_hidden}: expected above 0")
         require(self.inject != "concat" or self.trainable != "adapter",
                 "inject=concat replaces the expert's regressors: set trainable to head or all")
 
-    @property
-    def design(self) -> str:
-        """The name of the model's design: that of its context, or of another way to inject it."""
-        return self.context if self.inject == "adapter" else self.inject
-
 
 @dataclass(frozen=True)
 class Config:
-    """Both paths, and how they are combined. Defaults: the paper's."""
+    """Both paths. Defaults: the paper's."""
 
     hand: HandConfig = HandConfig()
     body: BodyConfig = BodyConfig()
-    guidance: str = "refined"  # the hand path's theta_b comes from theta-hat, which is nearer to
-    # the true one, or "initial": from theta_0 (our choice: the paper can be read either way)
 
     def __post_init__(self) -> None:
-        check_fields(self, {"hand": HandConfig, "body": BodyConfig},
-                     guidance=("refined", "initial"))
+        convert(self, hand=HandConfig, body=BodyConfig)
 
 
 # ---------------------------------------------------------------------------------- adapters
 
 
 class Adapter(nn.Module):
-    """An expert, frozen as far as `config.trainable` says, and new modules around it.
+    """An expert, frozen as far as `config.trainable` says, and new modules around it."""
 
-    Frozen means no gradient and evaluation mode, whatever train() says: in training mode batch
-    norms would change their statistics, and drop-path would drop half of ViT-H's blocks.
-    """
-
-    def __init__(self, config: HandConfig | BodyConfig, expert: HandExpert | BodyExpert) -> None:
+    def __init__(self, config: HandConfig | BodyConfig,
+                 expert: HandExpert | BodyExpert | None = None) -> None:
+        """expert: None for the paper's, with random weights."""
         super().__init__()
         require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, this "
                 f"config is for {config.design!r}: build this model with build_model of "
                 "networks/adapter_rivals.py")
-        self.config, self.expert = config, expert
+        new = HandExpert if isinstance(config, HandConfig) else BodyExpert
+        self.config, self.expert = config, new(config.expert) if expert is None else expert
         self.build()
         self.expert.requires_grad_(True)  # it may come frozen, from another adapter
         for module in self.frozen():
@@ -345,7 +320,7 @@ class Adapter(nn.Module):
         return {"adapter": [self.expert], "head": [encoder], "all": []}[self.config.trainable]
 
     def train(self, mode: bool = True) -> Adapter:
-        """Set training mode; frozen modules stay in evaluation mode."""
+        """Set the mode; frozen modules stay in evaluation mode, without new statistics or drops."""
         super().train(mode)
         for module in self.frozen():
             module.eval()
@@ -357,19 +332,28 @@ class ArmFeatures(nn.Module):
 
     def __init__(self, config: HandConfig) -> None:
         super().__init__()
-        joints, width = len(ARMS[config.arm][0]), config.expert.vit_dim
+        width, self.joints = config.expert.vit_dim, len(ARMS[config.arm][0])
+        self.drop = config.arm_drop
         self.projection = nn.Linear(6, width)
         self.joint_embedding = None
         if config.joint_embedding == "learned":
-            self.joint_embedding = nn.Parameter(0.02 * torch.randn(joints, width))
-        # "We set the additional body pose to zero" where it is unknown: no rotation is 0 in 6D.
-        unknown = [1.0, 0, 0, 0, 1, 0] if config.missing == "identity" else [0.0] * 6
-        self.register_buffer("unknown", torch.tensor(unknown), persistent=False)
+            self.joint_embedding = nn.Parameter(0.02 * torch.randn(self.joints, width))
 
-    def forward(self, rotations: Tensor, valid: Tensor) -> Tensor:
-        """valid: (B,), 0 where the arm's pose is unknown."""
-        pose_6d = matrix_to_rotation_6d(rotations)  # (B, J, 6)
-        pose_6d = torch.where(valid[:, None, None] > 0, pose_6d, self.unknown.to(pose_6d))
+    def forward(self, rotations: Tensor | None, valid: Tensor | None = None,
+                batch: int | None = None) -> Tensor:
+        """valid: (B,), 0 where theta_b is unknown; None: known. batch: B, where that is None."""
+        batch = batch or len(rotations)
+        if rotations is None:
+            pose_6d = self.projection.weight.new_zeros(batch, self.joints, 6)
+        else:
+            require(tuple(rotations.shape) == (batch, self.joints, 3, 3), "arm of shape "
+                    f"{tuple(rotations.shape)}: expected ({batch}, {self.joints}, 3, 3)")
+            pose_6d = matrix_to_rotation_6d(rotations)  # (B, J, 6)
+            valid = torch.ones(batch, device=pose_6d.device) if valid is None else valid
+            if self.training and self.drop:
+                valid = valid * (torch.rand(len(valid), device=valid.device) >= self.drop)
+            # "We set the additional body pose to zero" if it is unknown: no rotation is 0 in 6D.
+            pose_6d = torch.where(valid[:, None, None] > 0, pose_6d, 0.0)
         features = self.projection(pose_6d)  # (B, J, 1280)
         return features if self.joint_embedding is None else features + self.joint_embedding
 
@@ -378,10 +362,6 @@ class HandAdapter(Adapter):
     """The hand expert, conditioned on the pose of the arm (3.3)."""
 
     ENCODER, DESIGN = "backbone", "arm"
-
-    def __init__(self, config: HandConfig, expert: HandExpert | None = None) -> None:
-        """expert: None for the paper's, with random weights."""
-        super().__init__(config, HandExpert(config.expert) if expert is None else expert)
 
     def build(self) -> None:
         """Create all that is new."""
@@ -395,10 +375,6 @@ class HandAdapter(Adapter):
             "cross_attention": copy.deepcopy(cross_attention.fn),
         }) for self_attention, cross_attention, _ in self.decoder.layers])
         self.layers.requires_grad_(True)
-        if self.config.zero_init:  # without it the first output already differs from the expert's
-            for layer in self.layers:
-                nn.init.zeros_(layer["cross_attention"].to_out[0].weight)
-                nn.init.zeros_(layer["cross_attention"].to_out[0].bias)
 
     @property
     def decoder(self) -> Decoder:
@@ -410,8 +386,8 @@ class HandAdapter(Adapter):
         """Predict right hands from images (B, 3, S, S), left hands mirrored, and theta_b.
 
         arm: theta_b as matrices (B, J, 3, 3), one hand's part of `arm_pose`; None: unknown.
-        arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3. With 0 the
-        result equals self.expert's, bit for bit.
+        arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3; 0 gives
+        self.expert's result, bit for bit.
         Returns what HandExpert.forward does; raises ValueError for other shapes.
         """
         features = self.expert.features(images)  # F^H (B, 192, 1280)
@@ -421,29 +397,9 @@ class HandAdapter(Adapter):
     def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
               scale: float) -> Tensor:
         """Decode F^H (B, 192, 1280) and theta_b (B, J, 3, 3) to the output token (B, 1, 1024)."""
-        arm, arm_valid = self.prepare_arm(arm, arm_valid, len(features))
-        if self.config.missing == "mask":
-            scale = scale * arm_valid[:, None, None].to(features)  # (B, 1, 1)
-        return self.decode(features, self.arm(arm, arm_valid), scale)
+        return self.decode(features, self.arm(arm, arm_valid, len(features)), scale)
 
-    def prepare_arm(self, arm: Tensor | None, arm_valid: Tensor | None,
-                    batch: int) -> tuple[Tensor, Tensor]:
-        """Return theta_b (B, J, 3, 3) and where it is known (B,); add noise in training."""
-        joints, like = len(ARMS[self.config.arm][0]), self.arm.unknown
-        valid = torch.ones(batch, device=like.device) if arm_valid is None else arm_valid
-        if arm is None:
-            arm = torch.eye(3, device=like.device).to(like).expand(batch, joints, 3, 3)
-            valid = 0 * valid
-        require(tuple(arm.shape) == (batch, joints, 3, 3),
-                f"arm of shape {tuple(arm.shape)}: expected ({batch}, {joints}, 3, 3)")
-        if self.training and self.config.arm_noise:
-            noise = self.config.arm_noise * torch.randn_like(arm[..., 0])
-            arm = arm @ axis_angle_to_matrix(noise)
-        if self.training and self.config.arm_drop:
-            valid = valid * (torch.rand(batch, device=valid.device) >= self.config.arm_drop)
-        return arm, valid
-
-    def decode(self, features: Tensor, arm_features: Tensor, scale: float | Tensor) -> Tensor:
+    def decode(self, features: Tensor, arm_features: Tensor, scale: float) -> Tensor:
         """Run the decoder with parallel layers: F^H (B, 192, 1280), F^B (B, J, 1280) -> (B, 1, D).
 
         Norms and MLPs are the expert's. The paper's equations omit residuals; these are HaMeR's.
@@ -463,9 +419,8 @@ class HandAdapter(Adapter):
 def to_hand_maps(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]:
     """Convert points (B, 2, N, 2) to cells of the hand maps; also say which are inside (B, 2, N).
 
-    boxes: (B, 2, 4) x, y, width, height, in the unit of the points. The left hand's map is
-    mirrored: x -> cells - 1 - x. SMPLer-X makes the targets of its position net like this, half a
-    cell off roi_align's cell centres; true and predicted joints then agree.
+    boxes: (B, 2, 4) x, y, width, height, in the points' unit. The left hand's map is mirrored: x ->
+    cells - 1 - x. Like SMPLer-X's targets, this is half a cell off roi_align's cell centres.
     """
     at = (points - boxes[:, :, None, :2]) * (cells / boxes[:, :, None, 2:])
     inside = ((at >= 0) & (at <= cells)).all(-1)
@@ -479,10 +434,6 @@ class BodyAdapter(Adapter):
 
     ENCODER, DESIGN = "encoder", "knuckles"
 
-    def __init__(self, config: BodyConfig, expert: BodyExpert | None = None) -> None:
-        """expert: None for the paper's, with random weights."""
-        super().__init__(config, BodyExpert(config.expert) if expert is None else expert)
-
     def build(self) -> None:
         """Create all that is new."""
         self.build_projection()
@@ -490,21 +441,20 @@ class BodyAdapter(Adapter):
 
     def build_projection(self) -> None:
         """Create the 1-by-1 convolution, 1280 -> 512, and the knuckles' embedding."""
-        config, expert = self.config, self.config.expert
-        if config.joint_proj == "conv":
-            self.joint_proj = nn.Conv2d(expert.vit_dim, expert.joint_dim, 1)
+        width, width_out = self.config.expert.vit_dim, self.config.expert.joint_dim
+        if self.config.joint_proj == "conv":
+            self.joint_proj = nn.Conv2d(width, width_out, 1)
         self.joint_embedding = None
-        if config.joint_embedding == "learned":
-            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, expert.joint_dim))
+        if self.config.joint_embedding == "learned":
+            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, width_out))
 
     def build_decoder(self) -> None:
         """Create the decoder and the FFN of Eq. 4."""
         config = self.config
         self.decoder = Decoder(config, config.expert.joint_dim)
         self.offset = mlp(config.decoder_dim, config.offset_hidden, 22 * 6)
-        if config.zero_init:
-            nn.init.zeros_(self.offset.fc2.weight)
-            nn.init.zeros_(self.offset.fc2.bias)
+        nn.init.zeros_(self.offset.fc2.weight)  # start as the expert (our choice)
+        nn.init.zeros_(self.offset.fc2.bias)
 
     def forward(self, images: Tensor, knuckles: Tensor | None = None,
                 hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
@@ -512,8 +462,7 @@ class BodyAdapter(Adapter):
 
         knuckles: true MCP joints (B, 2, 4, 2) in pixels of the images, index to pinky, [right,
         left], for training (3.5.2); None: those that the expert predicts. hand_valid: (B, 2), 0
-        for hands that cannot be seen. scale: of Delta theta in Eq. 4. With 0 the result equals
-        self.expert's, bit for bit.
+        for hands that cannot be seen. scale: of Delta theta in Eq. 4; 0 gives self.expert's result.
         Returns what BodyExpert.assemble does, and theta_0's rotations: initial_pose (B, 22, 3, 3).
         """
         features, size = self.expert.features(images), images.shape[-1]
@@ -525,14 +474,14 @@ class BodyAdapter(Adapter):
               hand_valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
         """Return theta_0 and theta-hat, interleaved 6D (B, 22, 6) each."""
         initial = self.expert.initial_pose(features)  # theta_0 (B, 22, 6)
-        context, visible = self.knuckle_features(features, size, knuckles, hand_valid)  # F^J
-        token = self.decoder(context, visible)[:, 0]  # CA(Q'', K'', V'') (B, 1024)
+        context = self.knuckle_features(features, size, knuckles, hand_valid)  # F^J (B, 8, 512)
+        token = self.decoder(context)[:, 0]  # CA(Q'', K'', V'') (B, 1024)
         offset = self.offset(token).float().unflatten(1, (22, 6))  # Delta theta (B, 22, 6)
         return initial, initial + scale * offset  # Eq. 4
 
     def knuckle_features(self, features: BodyFeatures, size: int, pixels: Tensor | None,
-                         hand_valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Sample F^J (B, 8, 512) at the MCP joints; also which ones may be attended to (B, 8).
+                         hand_valid: Tensor | None) -> Tensor:
+        """Sample F^J (B, 8, 512) at the MCP joints.
 
         A knuckle outside its hand map, or of a hand that cannot be seen, samples zeros, to which
         the joint embedding, if there is one, is added like to all others.
@@ -550,12 +499,7 @@ class BodyAdapter(Adapter):
         maps = self.project_maps(features.hand_maps)  # (2 B, 512, 16, 16), both hands of a person
         sampled = sample_at(maps, positions.flatten(0, 1)).unflatten(0, inside.shape[:2])
         sampled = (sampled * inside[..., None]).flatten(1, 2)  # (B, 8, 512)
-        if self.joint_embedding is not None:
-            sampled = sampled + self.joint_embedding
-        if self.config.missing == "zeros":
-            return sampled, None
-        inside = inside.flatten(1)
-        return sampled, inside | ~inside.any(1, keepdim=True)  # softmax needs at least one token
+        return sampled if self.joint_embedding is None else sampled + self.joint_embedding
 
     def project_maps(self, maps: Tensor) -> Tensor:
         """Apply the 1-by-1 convolution: (B, 2, 1280, 16, 16) -> (2 B, 512, 16, 16)."""
@@ -575,17 +519,14 @@ def hand_samples(batch: Mapping[str, Tensor], arm: str = "arm") -> dict[str, Ten
         hand_keypoints_2d (B, 2, 21, 2), pixels of the crops; hand_valid (B, 2); body_pose
         (B, 55, 3, 3); and where they are known hand_vertices (B, 2, 778, 3), hand_betas (B, 2, 10)
         with hand_betas_valid (B, 2), and body_pose_valid (B,), default 1.
-    arm: HandConfig.arm. Returns images, pose, joints, keypoints_2d in -0.5..0.5, valid, arm and
-    arm_valid, each (2 B, ...), and of vertices, betas and betas_valid what the batch has.
+    arm: HandConfig.arm. Returns the pairs without "hand_" in their names, keypoints_2d in
+    -0.5..0.5, and arm and arm_valid, each (2 B, ...).
     """
-    pairs = {name.removeprefix("hand_"): value.flatten(0, 1) for name, value in batch.items()
-             if name.startswith("hand_") and value.ndim >= 2}
-    size = batch["hand_images"].shape[-1]
+    samples = {name.removeprefix("hand_"): value.flatten(0, 1) for name, value in batch.items()
+               if name.startswith("hand_") and value.ndim >= 2}
     known = batch.get("body_pose_valid", torch.ones_like(batch["hand_valid"][:, 0]))
-    samples = {name: pairs[name] for name in ("images", "pose", "joints", "vertices", "betas",
-                                              "betas_valid", "valid") if name in pairs}
     return samples | {
-        "keypoints_2d": pairs["keypoints_2d"] / size - 0.5,
+        "keypoints_2d": samples["keypoints_2d"] / samples["images"].shape[-1] - 0.5,
         "arm": arm_pose(batch["body_pose"], arm).flatten(0, 1),  # (2 B, J, 3, 3)
         "arm_valid": known[:, None].expand(-1, 2).flatten()}
 
@@ -608,38 +549,32 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
 
     prediction: of HandAdapter or HandExpert. samples: of hand_samples. hand: a right hand's model;
     hand(betas, rotations).vertices are (B, 778, 3) in metres, hand.keypoint_regressor (21, 778).
-    3D errors are relative to the wrist. Invalid samples count as zero, and so do vertices and betas
-    that the samples lack.
+    3D errors are relative to the wrist. What is invalid or lacking counts as zero.
     """
     vertices = hand(prediction["betas"], prediction["hand_pose"]).vertices
     joints = torch.einsum("jv,bvc->bjc", hand.keypoint_regressor.to(vertices), vertices)
     focal = getattr(config, "expert", config).focal
     projected = project_to_crop(joints, hand_translation(prediction["camera"], focal), focal)
     wrist, true_wrist = joints[:, :1], samples["joints"][:, :1]
-    valid = samples["valid"]
+    valid, betas = samples["valid"], prediction["betas"]
 
     def reduced(error: Tensor) -> Tensor:
         known = valid.view(-1, *[1] * (error.ndim - 1)) > 0  # invalid values may be NaN
         return torch.where(known, error, 0.0).flatten(1).sum(1).mean()
 
     rotation, cosine = pose_distance(prediction["hand_pose"], samples["pose"], config.pose_term)
-    betas_known = torch.zeros_like(valid)
-    terms = {
+    terms = dict.fromkeys(("vertices", "betas"), vertices.new_zeros(())) | {
         "keypoints_2d": reduced((projected - samples["keypoints_2d"]).abs()),  # L_2D
         "keypoints_3d": reduced((joints - wrist - samples["joints"] + true_wrist).abs()),  # L_3D
-        "vertices": vertices.new_zeros(()), "betas": vertices.new_zeros(()),
-        "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1],  # L_theta, Eq. 6
-    }
+        "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1]}  # L_theta, Eq. 6
     if "vertices" in samples:  # L_v
-        terms["vertices"] = reduced(
-            (vertices - wrist - samples["vertices"] + true_wrist).abs())
+        terms["vertices"] = reduced((vertices - wrist - samples["vertices"] + true_wrist).abs())
+    betas_known = torch.zeros_like(valid)[:, None]
     if "betas" in samples:  # L_beta
-        betas_known = samples.get("betas_valid", valid)
-        terms["betas"] = reduced(
-            betas_known[:, None] * (prediction["betas"] - samples["betas"]).square())
+        betas_known = samples.get("betas_valid", valid)[:, None]
+        terms["betas"] = reduced(betas_known * (betas - samples["betas"]).square())
     if config.weight_betas_prior:
-        terms["betas_prior"] = reduced(torch.where(
-            betas_known[:, None] > 0, 0.0, prediction["betas"].square()))
+        terms["betas_prior"] = reduced(torch.where(betas_known > 0, 0.0, betas.square()))
     return terms
 
 
@@ -662,22 +597,21 @@ def heat_map_targets(batch: Mapping[str, Tensor], expert: BodyExpert,
     """Return targets and validity of both position nets: body (B, 25, 3), (B, 25); hands
     (B, 2, 20, 3), (B, 2, 20).
 
-    batch: as of body_losses. boxes: of the hand maps (B, 2, 4) in cells, as predicted. Depths,
-    relative to pelvis or wrist, are in bins that span 2 m for the body, 0.3 m for a hand
-    (SMPLer-X).
+    batch: as of body_losses. boxes: of the hand maps (B, 2, 4) in cells, as predicted. Depths are
+    relative to pelvis or wrist, in bins that span 2 m for the body, 0.3 m for a hand (SMPLer-X).
     """
     config, size = expert.config, batch["image"].shape[-1]
     cells, valid = expert.to_cells(batch["keypoints_2d"], size), batch["keypoints_valid"] > 0
-    depth, hands = batch["keypoints_3d"][..., 2], torch.tensor(HANDS)
-    half = config.depth_bins / 2
-    body = torch.cat((cells[:, POSITIONED], (1 + (depth[:, POSITIONED, None] - depth[:, :1, None])
-                                             / (BODY_DEPTH / 2)) * half), 2)
+    depth, half = batch["keypoints_3d"][..., 2], config.depth_bins / 2
+    wrists, hands = torch.tensor(HANDS).split((1, 20), 1)  # (2, 1), (2, 20)
+    bins = (1 + (depth[:, POSITIONED] - depth[:, :1]) / (BODY_DEPTH / 2)) * half
+    body = torch.cat((cells[:, POSITIONED], bins[..., None]), 2)
     limit = body.new_tensor([*reversed(config.grid), config.depth_bins])
     in_map = ((body >= 0) & (body < limit)).all(-1)
-    at, in_box = to_hand_maps(cells[:, hands[:, 1:]], boxes, config.hand_cells)
-    bins = 1 + (depth[:, hands[:, 1:]] - depth[:, hands[:, :1]]) / (HAND_DEPTH / 2)
-    hand = torch.cat((at, bins[..., None] * half), 3)
-    return [(body, valid[:, POSITIONED] & in_map), (hand, valid[:, hands[:, 1:]] & in_box)]
+    bins = (1 + (depth[:, hands] - depth[:, wrists]) / (HAND_DEPTH / 2)) * half
+    at, in_box = to_hand_maps(cells[:, hands], boxes, config.hand_cells)
+    hand = torch.cat((at, bins[..., None]), 3)
+    return [(body, valid[:, POSITIONED] & in_map), (hand, valid[:, hands] & in_box)]
 
 
 def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
@@ -689,13 +623,12 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
                 expert: BodyExpert, config: BodyConfig | BodyExpertConfig) -> dict[str, Tensor]:
     """Compute the unweighted terms of Eq. 7, Eq. 8 and SMPLer-X, scalars: means over all elements.
 
-    prediction: of BodyAdapter or BodyExpert. batch, of which invalid values count as zero:
-        image (B, 3, S, S); body_pose (B, 55, 3, 3); betas, expression (B, 10); keypoints_3d
-        (B, 76, 3), metres; keypoints_2d (B, 76, 2), pixels, with keypoints_valid (B, 76);
-        hand_boxes (B, 2, 4), tight: x, y, width, height in pixels, with hand_valid (B, 2) or,
-        for boxes that are known outside of the image, too, hand_boxes_valid (B, 2); and,
-        default 1, keypoints_3d_valid (B, 76), body_pose_valid (B,), rotations_valid (B, 55),
-        betas_valid and expression_valid (B,).
+    prediction: of BodyAdapter or BodyExpert. batch, of which invalid values count as zero: image
+        (B, 3, S, S); body_pose (B, 55, 3, 3); betas, expression (B, 10); keypoints_3d (B, 76, 3),
+        metres; keypoints_2d (B, 76, 2), pixels, with keypoints_valid (B, 76); hand_boxes (B, 2, 4),
+        tight: x, y, width, height in pixels, with hand_valid (B, 2) or, if they are known outside
+        of the image, too, hand_boxes_valid (B, 2); and, default 1, keypoints_3d_valid (B, 76),
+        body_pose_valid (B,), rotations_valid (B, 55), betas_valid and expression_valid (B,).
     body: a whole-body model; body.keypoints(body(betas, rotations, expression)) are its 76
     keypoints (B, 76, 3) in metres.
     """
@@ -717,20 +650,18 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
     rotation, cosine = pose_distance(prediction["body_pose"][:, posed],
                                      batch["body_pose"][:, posed], config.pose_term)
     pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
-    keypoints_known = known("keypoints_3d", 76)
+    in_3d = known("keypoints_3d", 76)
     boxes_known = batch.get("hand_boxes_valid", batch["hand_valid"])
     return {
         "keypoints_img": masked_mean(prediction["joints"] - joints[0], joints[1])
         + masked_mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
         "keypoints_proj": masked_mean(projected - true_projected, batch["keypoints_valid"]),
-        "keypoints_3d": masked_mean(relative - true_relative,
-                                    keypoints_known * keypoints_known[:, :1]),  # L_3D
+        "keypoints_3d": masked_mean(relative - true_relative, in_3d * in_3d[:, :1]),  # L_3D
         "pose": torch.where(pose_known > 0, rotation / 9 + cosine, 0.0).mean(),  # L_theta
         "betas": masked_mean(prediction["betas"] - batch["betas"], known("betas")),  # L_beta
         "expression": masked_mean(prediction["expression"] - batch["expression"],
                                   known("expression")),
-        "boxes": masked_mean(prediction["box_centers"][:, :2] - corner - side / 2,
-                             boxes_known)
+        "boxes": masked_mean(prediction["box_centers"][:, :2] - corner - side / 2, boxes_known)
         + masked_mean(prediction["box_sizes"][:, :2] - side, boxes_known),
     }
 
@@ -761,12 +692,11 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> 
     hand_pose: (B, 2, 16, 3, 3) of the hand network, the left one mirrored: orientation in the
     camera frame, absolute fingers. valid: (B, 2), 0 for hands that keep the body's pose.
 
-    1. Mirror the left hand back: M R M for all sixteen rotations.
+    1. Mirror the left hand back.
     2. A MANO hand's orientation is global, an SMPL-X wrist is relative to its elbow: wrist =
        (product of the rotations from the pelvis to the elbow)^T times orientation: inverse
        kinematics (paper, of its baseline).
-    3. Copy the fingers. They are absolute here; smplx's layers with flat_hand_mean=False (their
-       default) add the mean hand, which smplx_parameters subtracts.
+    3. Copy the fingers, which are absolute here; see smplx_parameters of networks/people.py.
     """
     pose = body_pose.clone()
     hands = torch.stack((hand_pose[:, 0], mirror(hand_pose[:, 1])), 1)
@@ -789,52 +719,36 @@ def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
     centers (B, 2) and sides (B,) in pixels. Each pixel averages several samples, against aliasing:
     as many per side as the crop's pixels are larger than the image's, up to 8.
     """
-    counts = (sides / size).ceil().clamp(1, 8)  # (B,)
-    squares = sides.new_empty(len(sides), 3, size, size)
-    for samples in counts.unique():
-        same = counts == samples
-        squares[same] = sample_alike(images[same], centers[same], sides[same], size, int(samples),
-                                     mirrored)
-    return squares
-
-
-def sample_alike(images: Tensor, centers: Tensor, sides: Tensor, size: int, samples: int,
-                 mirrored: bool) -> Tensor:
-    """Crop squares as sample_squares does, all with samples^2 samples per pixel."""
-    at = (torch.arange(size * samples, device=sides.device) + 0.5) / (size * samples) - 0.5
-    steps = at * sides[:, None]  # (B, size * samples)
-    x, y = centers[:, :1] + steps * (-1 if mirrored else 1), centers[:, 1:] + steps
-    grid = torch.stack((x[:, None].expand(-1, len(at), -1), y[..., None].expand(-1, -1, len(at))),
-                       -1)
     size_of_image = sides.new_tensor([images.shape[3], images.shape[2]])
-    pixels = F.grid_sample(images.to(grid), 2 * grid / size_of_image - 1, align_corners=False)
-    return F.avg_pool2d(pixels, samples)
+    squares = [sides.new_empty(0, 3, size, size)]
+    counts = (sides / size).ceil().clamp(1, 8).int().tolist()
+    for image, center, side, samples in zip(images, centers, sides, counts, strict=True):
+        at = (torch.arange(size * samples, device=sides.device) + 0.5) / (size * samples) - 0.5
+        x, y = center[0] + at * side * (-1 if mirrored else 1), center[1] + at * side
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
+        pixels = F.grid_sample(image[None].to(grid), 2 * grid / size_of_image - 1,
+                               align_corners=False)
+        squares.append(F.avg_pool2d(pixels, samples))
+    return torch.cat(squares)
 
 
 def hand_squares(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Return centres (B, 2, 2) and sides (B, 2) of the squares to crop for both hands' boxes.
 
-    boxes: (B, 2, 4) x, y, width, height in pixels, tight. They grow to 3:4, the part of a square
-    that HaMeR sees, and twice as large (HaMeR).
+    boxes: (B, 2, 4), tight; they grow to 3:4, the part that HaMeR sees, and twice as large (HaMeR).
     """
     return (boxes[..., :2] + boxes[..., 2:] / 2,
             2 * torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3))
 
 
 def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Crop both hands: (B, 3, H, W) and boxes (B, 2, 4) -> (B, 2, 3, size, size), 0..255.
+    """Crop both hands at boxes, see hand_squares: (B, 3, H, W) -> (B, 2, 3, size, size), 0..255.
 
-    boxes: as of hand_squares. The left crop is mirrored.
+    The left crop is mirrored.
     """
     centers, sides = hand_squares(boxes)
     return torch.stack([sample_squares(images, centers[:, hand], sides[:, hand], size, hand == 1)
                         for hand in range(2)], 1)
-
-
-def in_picture(boxes: Tensor, width: int, height: int) -> Tensor:
-    """Say which boxes (B, 2, 4), x, y, width, height, have their centre in a picture: (B, 2)."""
-    centers = boxes[..., :2] + boxes[..., 2:] / 2
-    return ((centers >= 0) & (centers < centers.new_tensor([width, height]))).all(-1)
 
 
 class HMRAdapter(nn.Module):
@@ -856,10 +770,9 @@ class HMRAdapter(nn.Module):
         hand_images: (B, 2, 3, H, H), as HandExpert takes them, the left one mirrored; None, as in
         the paper: cut out of the images at the predicted boxes. hand_valid: (B, 2), 0 for hands
         that keep the body path's pose; None: both are merged. body_scale, hand_scale: of the
-        adapters; with 0 and 0 these are the two experts, merged.
+        adapters; 0 and 0 give the two experts, merged.
         Returns what BodyAdapter.forward does, with its body_pose as body_path; hand_pose
-        (B, 2, 16, 3, 3), the left one mirrored; the merged body_pose (B, 55, 3, 3); and hand_valid
-        (B, 2), as given.
+        (B, 2, 16, 3, 3), the left one mirrored; the merged body_pose; and hand_valid, as given.
         """
         prediction = self.body(images, scale=body_scale)
         if hand_images is None:
@@ -873,189 +786,14 @@ class HMRAdapter(nn.Module):
     def join(self, prediction: dict[str, Tensor], hand_images: Tensor,
              hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
         """Run the hand path after the body path's prediction, and merge both; see `forward`."""
-        body_pose, config = prediction["body_pose"], self.config
-        source = body_pose if config.guidance == "refined" else prediction["initial_pose"]
-        arms = arm_pose(source, self.hand.config.arm).flatten(0, 1)  # theta_b (2 B, J, 3, 3)
+        body_pose = prediction["body_pose"]
+        # theta_b of theta-hat, the nearer to the truth; the paper can also mean theta_0's.
+        arms = arm_pose(body_pose, self.hand.config.arm).flatten(0, 1)  # (2 B, J, 3, 3)
         hands = self.hand(hand_images.flatten(0, 1), arms, scale=scale)
         hand_pose = hands["hand_pose"].unflatten(0, (len(body_pose), 2))
         valid = body_pose.new_ones(hand_pose.shape[:2]) if hand_valid is None else hand_valid
         return prediction | {"body_path": body_pose, "hand_pose": hand_pose, "hand_valid": valid,
                              "body_pose": merge(body_pose, hand_pose, valid)}
-
-
-# --------------------------------------------------------------------------------- inference
-
-
-def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict[str, Tensor]:
-    """Convert rotations (B, 55, 3, 3) to the axis-angles that smplx.SMPLX takes, by their names.
-
-    hand_mean: (2, 15, 3), hands_meanr and hands_meanl of the model file, for layers made with
-    flat_hand_mean=False, smplx's default; None: for flat_hand_mean=True.
-    """
-    pose = matrix_to_axis_angle(body_pose)  # (B, 55, 3)
-    if hand_mean is not None:
-        right, left = hand_mean.to(pose)
-        pose[:, RIGHT_FINGERS] -= right
-        pose[:, LEFT_FINGERS] -= left
-    parts = {"global_orient": slice(0, 1), "body_pose": slice(1, 22), "jaw_pose": JAW,
-             "leye_pose": slice(23, 24), "reye_pose": slice(24, 25),
-             "left_hand_pose": LEFT_FINGERS, "right_hand_pose": RIGHT_FINGERS}
-    return {name: pose[:, part].flatten(1) for name, part in parts.items()}
-
-
-def person_square(shape: Sequence[int], box: Sequence[float] | None) -> tuple[np.ndarray, float]:
-    """Return centre (2,) and side of a person's square in a picture of (height, width), pixels.
-
-    box: x, y, width, height in pixels, grown to 3:4 and by a quarter (SMPLer-X); None: the whole
-    picture, grown only to 3:4. Raises ValueError for a box outside the picture, with a side below
-    1 px or above ten times the picture's.
-    """
-    height, width = shape[:2]
-    if box is None:
-        return np.array([width, height]) / 2, max(height, width * 4 / 3)
-    box = np.asarray(box, np.float64)
-    most = 10 * max(width, height)
-    require(box.shape == (4,) and np.isfinite(box).all()
-            and 1 <= min(box[2:]) and max(box[2:]) <= most
-            and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
-            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
-            f"with sides from 1 px to {most} px")
-    return box[:2] + box[2:] / 2, 1.25 * max(box[3], box[2] * 4 / 3)
-
-
-def check_view(model: nn.Module, image: np.ndarray) -> None:
-    """Raise ValueError for a model in training mode and for an array that is no picture."""
-    require(not model.training, "the model is in training mode: call model.eval() first")
-    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
-            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
-
-
-def window(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the part of a picture that bilinear sampling between two points needs, and its corner.
-
-    low, high: x, y (2,) in pixels. So a small crop of a huge picture costs little.
-    """
-    size = np.array(image.shape[1::-1])
-    (left, top), (right, bottom) = (np.clip(at, edge, size - 1 + edge).astype(int) for at, edge in (
-        (np.floor(low) - 1, 0), (np.ceil(high) + 1, 1)))
-    return image[top:bottom, left:right], np.array([left, top])
-
-
-def cut_square(model: nn.Module, image: np.ndarray, center: np.ndarray, side: float, size: int,
-               mirrored: bool = False) -> Tensor:
-    """Crop a square (1, 3, size, size) of a picture (H, W, 3), on the model's device."""
-    image, corner = window(image, center - side / 2, center + side / 2)
-    parameter = next(model.parameters())
-    pixels = torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).to(parameter)
-    return sample_squares(pixels, torch.tensor((center - corner)[None]).to(parameter),
-                          parameter.new_tensor([side]), size, mirrored)
-
-
-def to_arrays(tensors: Mapping[str, Tensor], center: np.ndarray, side: float,
-              focal: float) -> dict[str, np.ndarray]:
-    """Convert a batch of one to float32 arrays, with the K and the box of its square crop."""
-    require(all(value.isfinite().all() for value in tensors.values()),
-            "the network's output is not finite: its weights are damaged, or training diverged")
-    arrays = {name: value[0].float().cpu().numpy() for name, value in tensors.items()}
-    f, (x, y) = focal * side, center
-    return arrays | {"K": np.array([[f, 0, x], [0, f, y], [0, 0, 1]], np.float32),
-                     "box": np.array([*(center - side / 2), side, side], np.float32)}
-
-
-def before_camera(arrays: dict[str, np.ndarray], K: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Move arrays of `to_arrays` from their K to yours: the origin of the mesh keeps its pixel.
-
-    Its distance grows with the focal length (our choice).
-    """
-    if K is None:
-        return arrays
-    K, old, start = np.asarray(K, np.float64), arrays["K"], arrays["transl"]
-    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
-            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
-    shift = np.linalg.inv(K) @ old @ start * (K[0, 0] / old[0, 0]) - start
-    return arrays | {name: np.float32(arrays[name] + shift) for name in (
-        "vertices", "joints", "transl")} | {"K": np.float32(K)}
-
-
-@torch.inference_mode()
-def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, *,
-            box: Sequence[float] | None = None, hand_boxes: np.ndarray | None = None,
-            K: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Predict the SMPL-X mesh of one person in a picture, in camera coordinates.
-
-    model: both paths, or the body path alone. image: (H, W, 3) uint8 RGB. body: a whole-body model
-    on the CPU; body(betas, rotations, expression, transl) returns vertices and joints, as
-    bodymodels.load_model("wholebody") does. box: see person_square. hand_boxes: (2, 4) tight x, y,
-    width, height in pixels of the right and left hand, in place of the predicted ones; NaN where
-    unknown. K: (3, 3) of the picture, see before_camera. Hands are cut out of the picture, where
-    they have more pixels than in the person's crop. A hand whose predicted box has its centre
-    outside the picture keeps the body path's pose (our choice: the paper merges all).
-    Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
-    intrinsics, whose axis goes through the centre of the box; transl (3,); rotations (55, 3, 3);
-    betas, expression (10,); smplx_parameters, fingers absolute; keypoints_2d (25, 2), POSITIONED
-    joints as the body expert sees them, and hand_boxes (2, 4), x, y, width, height, [right, left],
-    in pixels; hand_inside (2,), 1 for boxes with their centre in the picture, and hand_valid (2,),
-    1 for hands of the hand path; box, the person's square. Raises ValueError for bad input.
-    """
-    check_view(model, image)
-    center, side = person_square(image.shape, box)
-    path, dual = getattr(model, "body", model), isinstance(model, HMRAdapter)
-    expert = path.config.expert
-    prediction = path(cut_square(path, image, center, side, expert.image_size))
-    at = torch.tensor(center).to(prediction["hand_boxes"])
-    boxes, tight = (prediction[f"{kind}_boxes"] * (side / expert.image_size)  # (1, 2, 4) each
-                    for kind in ("hand", "tight"))
-    for each in (boxes, tight):
-        each[..., :2] += at - side / 2  # pixels of the picture
-        if hand_boxes is not None:
-            given = each.new_tensor(hand_boxes)
-            each[:] = torch.where(given.isfinite(), given, each)
-    inside = in_picture(boxes, *image.shape[1::-1])
-    valid = torch.zeros_like(inside)
-    if dual:
-        middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(tight))
-        crops = [cut_square(path, image, middles[hand], sides[hand],
-                            model.hand.config.expert.image_size, hand == 1) for hand in range(2)]
-        prediction = model.join(prediction, torch.stack(crops, 1), inside)
-        valid = prediction["hand_valid"]
-
-    rows, columns = expert.grid
-    cells = prediction["joints"][..., :2] - at.new_tensor([columns, rows]) / 2  # from the centre
-    names = ("betas", "body_pose", "expression", "translation")
-    found = {name: prediction[name].float().cpu() for name in names}
-    mesh = body(*found.values())
-    return before_camera(to_arrays({
-        "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
-        "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
-        "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
-        "hand_inside": inside, "hand_valid": valid,
-    } | smplx_parameters(found["body_pose"]), center, side, expert.focal), K)
-
-
-@torch.inference_mode()
-def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
-                 box: Sequence[float] | None = None, side: str = "right",
-                 K: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Predict the MANO mesh of one hand in a picture, in camera coordinates; its arm is unknown.
-
-    hand: a right hand's model on the CPU. box: x, y, width, height in pixels, grown to 3:4 and
-    twice as large (HaMeR); None: the whole picture. side: a "left" hand is mirrored for the
-    network, and its mesh back. K: see before_camera. Returns float32 arrays as predict's vertices,
-    joints, transl, rotations (16, 3, 3), K and box; and betas, of a right hand.
-    """
-    check_view(model, image)
-    center, length = person_square(image.shape, box)
-    length *= 1.0 if box is None else 2.0 / 1.25
-    expert, left = model.config.expert, side == "left"
-    crop = cut_square(model, image, center, length, expert.image_size, left)
-    prediction = {name: value.float().cpu() for name, value in model(crop).items()}
-    transl = hand_translation(prediction["camera"], expert.focal)
-    betas, pose = prediction["betas"], prediction["hand_pose"]
-    posed, sign = hand(betas, pose, transl=transl), transl.new_tensor([-1 if left else 1, 1, 1])
-    return before_camera(to_arrays({
-        "vertices": sign * posed.vertices, "joints": sign * posed.joints, "transl": sign * transl,
-        "rotations": mirror(pose) if left else pose, "betas": betas,
-    }, center, length, expert.focal), K)
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR
@@ -1086,12 +824,10 @@ class CrossAttention(nn.Module):
         self.to_kv = nn.Linear(context_width, 2 * heads * head_dim, bias=False)  # W_k, W_v
         self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
 
-    def forward(self, x: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:
-        """visible: (B, N) bool, the context tokens that may be attended to; None: all of them."""
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
         q = self.to_q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, Q, D')
         k, v = self.to_kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if visible is None else visible[:, None, None]  # (B, 1, 1, N)
-        x = F.scaled_dot_product_attention(q, k, v, mask)  # Eq. 1: softmax(Q K^T / sqrt(d)) V
+        x = F.scaled_dot_product_attention(q, k, v)  # Eq. 1: softmax(Q K^T / sqrt(d)) V
         return self.to_out(x.transpose(1, 2).flatten(2))  # (B, Q, D)
 
 
@@ -1103,7 +839,7 @@ class PreNorm(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.fn = fn
 
-    def forward(self, x: Tensor, *context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         return self.fn(self.norm(x), *context)
 
 
@@ -1133,11 +869,11 @@ class Decoder(nn.Module):
         zero = self.to_token_embedding.weight.new_zeros(count, 1, 1)
         return self.to_token_embedding(zero) + self.pos_embedding
 
-    def forward(self, context: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, context: Tensor) -> Tensor:
         x = self.query(len(context))  # Z (B, 1, 1024)
         for self_attention, cross_attention, ffn in self.layers:
             x = x + self_attention(x)  # SA(Z)
-            x = x + cross_attention(x, context, visible)  # Z', Eq. 1
+            x = x + cross_attention(x, context)  # Z', Eq. 1
             x = x + ffn(x)
         return x
 
@@ -1215,8 +951,7 @@ class HandExpert(nn.Module):
         """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
 
         Returns hand_pose (B, 16, 3, 3): the global orientation, then 15 absolute finger rotations;
-        betas (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. Raises ValueError for other
-        shapes.
+        betas (B, 10); camera (B, 3), see hand_translation. Raises ValueError as middle_of does.
         """
         token = self.mano_head.transformer(self.features(images))  # (B, 1, 1024)
         return self.mano_head.readout(token)
@@ -1246,11 +981,6 @@ def deconvolutions(*widths: int) -> nn.Sequential:
         layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False),
                    nn.BatchNorm2d(after), nn.ReLU()]
     return nn.Sequential(*layers)
-
-
-def conv_norm_relu(width: int, width_out: int) -> nn.Sequential:
-    """Return a 1-by-1 convolution with batch norm and ReLU."""
-    return nn.Sequential(nn.Conv2d(width, width_out, 1), nn.BatchNorm2d(width_out), nn.ReLU())
 
 
 def sample_at(features: Tensor, positions: Tensor) -> Tensor:
@@ -1356,25 +1086,20 @@ class HandRoiNet(nn.Module):
 
 
 class HandRegressor(nn.Module):
-    """Fingers of right hands: a map (B, D, 16, 16) and 20 joints -> interleaved 6D (B, 15, 6)."""
+    """Fingers of right hands: maps (B, D, 16, 16), joints (B, 20, 3) in cells -> 6D (B, 15, 6)."""
 
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
-        self.hand_conv = conv_norm_relu(config.vit_dim, config.joint_dim)
+        width = config.joint_dim
+        self.hand_conv = nn.Sequential(nn.Conv2d(config.vit_dim, width, 1), nn.BatchNorm2d(width),
+                                       nn.ReLU())
         self.hand_pose_out = rotation_layer(20 * (config.joint_dim + 3), 15)
 
     def forward(self, features: Tensor, joints: Tensor) -> Tensor:
-        """joints: (B, 20, 3) in cells."""
         joints = joints.detach()
         sampled = sample_at(self.hand_conv(features), joints[..., :2])  # (B, 20, 512)
         pose = self.hand_pose_out(torch.cat((sampled, joints), 2).flatten(1))
         return pose.float().unflatten(1, (15, 6))
-
-
-def face_regressor(config: BodyExpertConfig) -> nn.ModuleDict:
-    """Linear layers from a task token to expression and jaw."""
-    return nn.ModuleDict({"expr_out": nn.Sequential(nn.Linear(config.vit_dim, 10)),
-                          "jaw_pose_out": rotation_layer(config.vit_dim, 1)})
 
 
 class BodyFeatures(NamedTuple):
@@ -1403,7 +1128,9 @@ class BodyExpert(nn.Module):
         self.hand_roi_net = HandRoiNet(config)
         self.hand_position_net = PositionNet(config.vit_dim, 20, config.depth_bins)
         self.hand_regressor = HandRegressor(config)
-        self.face_regressor = face_regressor(config)
+        self.face_regressor = nn.ModuleDict({  # of a task token each
+            "expr_out": nn.Sequential(nn.Linear(config.vit_dim, 10)),
+            "jaw_pose_out": rotation_layer(config.vit_dim, 1)})
         # The mean hands, [right, left], whose axis-angles are added to all fingers: the released
         # weights predict fingers relative to SMPL-X's mean hand, ours absolute ones.
         self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
@@ -1430,13 +1157,10 @@ class BodyExpert(nn.Module):
                             hand_joints.unflatten(0, maps.shape[:2]))
 
     def hand_squares(self, centers: Tensor, sizes: Tensor) -> Tensor:
-        """Enlarge hand boxes to squares (B, 2, 4): x, y, width, height.
-
-        The side is `hand_extension` times the longer side of the box, limited
-        to half a cell and twice the map, because untrained networks predict any size.
-        """
+        """Enlarge hand boxes to squares (B, 2, 4): x, y, width, height."""
         rows, _ = self.config.grid
-        side = (self.config.hand_extension * sizes.amax(-1, keepdim=True)).clamp(0.5, 2.0 * rows)
+        side = self.config.hand_extension * sizes.amax(-1, keepdim=True)
+        side = side.clamp(0.5, 2.0 * rows)  # untrained networks predict any size
         return torch.cat((centers - side / 2, side, side), -1)
 
     def pose_features(self, features: BodyFeatures) -> Tensor:
@@ -1614,18 +1338,21 @@ class TaskViT(ViT):
         x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # (B, 223, 1280)
         for block in self.blocks:
             x = block(x)
-        tokens, patches = self.last_norm(x).split((31, x.shape[1] - 31), 1)
-        return tokens, patches
+        return self.last_norm(x).split((31, x.shape[1] - 31), 1)
 
 
 def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
     """Scale RGB crops (B, 3, k S, k S) from 0..255 to 0..1, and keep the middle (B, 3, S, 3/4 S).
 
     k is 1, or 2 for SMPLer-X's crops of 512 px, of which it keeps every second pixel ("nearest").
+    Raises ValueError for other shapes, and for pictures that are in 0..1.
     """
     size, shape = config.image_size, tuple(images.shape)
     require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % size == 0
             and shape[2] > 0, f"images of shape {shape}: expected (B, 3, {size}, {size})")
+    if images.is_floating_point() and images.device.type != "meta" and not (
+            torch.compiler.is_compiling()):
+        require(not 0 < images.max() <= 1, "images in 0..1: expected 0..255, multiply them by 255")
     k = shape[2] // size
     return images[..., ::k, ::k][..., size // 8 : -(size // 8)].float() / 255.0
 
@@ -1704,10 +1431,9 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
 
 
 def mirror(rotations: Tensor) -> Tensor:
-    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1).
+    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1); left hands' become right hands'.
 
-    Left-hand rotations become a right hand's, and back; an axis-angle (x, y, z) becomes
-    (x, -y, -z).
+    An axis-angle (x, y, z) becomes (x, -y, -z).
     """
     signs = 1 - 2 * torch.arange(3, device=rotations.device).clamp_max(1)  # no copy to a GPU
     return rotations * (signs[:, None] * signs).to(rotations)
@@ -1715,10 +1441,7 @@ def mirror(rotations: Tensor) -> Tensor:
 
 def chain_product(rotations: Tensor) -> Tensor:
     """Multiply a kinematic chain's rotations (B, J, 3, 3), root first -> (B, 3, 3)."""
-    product = rotations[:, 0]
-    for joint in range(1, rotations.shape[1]):
-        product = product @ rotations[:, joint]
-    return product
+    return functools.reduce(torch.matmul, rotations.unbind(1))
 
 
 def arm_pose(body_pose: Tensor, arm: str = "arm") -> Tensor:
@@ -1732,10 +1455,7 @@ def arm_pose(body_pose: Tensor, arm: str = "arm") -> Tensor:
 
 
 def project_to_crop(points: Tensor, translation: Tensor, focal: float) -> Tensor:
-    """Project points (B, N, 3) + translation (B, 3), metres, to a crop: (B, N, 2) in -0.5..0.5.
-
-    focal: config.focal, unit: side of the crop.
-    """
+    """Project points (B, N, 3) + translation (B, 3), metres, to a crop: (B, N, 2) in -0.5..0.5."""
     points = points + translation[:, None]
     return focal * points[..., :2] / points[..., 2:]
 
@@ -1761,14 +1481,12 @@ def cpu_preset() -> Config:
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
     hand = HandExpertConfig(vit_dim=190, vit_heads=5, decoder_dim=256, decoder_ffn=1024,
                             **decoder, **expert, **of_hands, steps=600, weight_betas_prior=0.05)
-    body = BodyExpertConfig(
-        vit_dim=256, vit_heads=4, **expert, steps=600, weight_keypoints_3d=30.0,
-        weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8, hand_cells=8,
-        joint_dim=96, box_dim=32)
+    body = BodyExpertConfig(vit_dim=256, vit_heads=4, **expert, steps=600, weight_keypoints_3d=30.0,
+                            weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8,
+                            hand_cells=8, joint_dim=96, box_dim=32)
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
     return Config(
-        HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found",
-                   arm_drop=0.1),
+        HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found", arm_drop=0.1),
         BodyConfig(expert=body, decoder_dim=192, decoder_ffn=384, **decoder, **adapter, steps=200,
                    knuckle_source="found", offset_hidden=192, weight_keypoints_3d=30.0))
 

@@ -25,6 +25,7 @@ import data
 import hmr_adapter
 import metrics
 from files import load_arrays, safe_unpickle
+from networks import people
 from networks.adapter_encoders import is_small
 from networks.adapter_rivals import build_model, share_twists
 from tasks.base import (
@@ -328,7 +329,7 @@ class HandAdapterTask(HandExpertTask):
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object], settings: Settings | None = None) -> None:
         super().__init__(config, arguments, origin, settings)
-        if config.needs_guide and not arguments.eval and not arguments.guide:
+        if needs_guide(config) and not arguments.eval and not arguments.guide:
             raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
                              "give its checkpoint with --guide")
         # Loaded here, before training is seeded: building a module draws random numbers.
@@ -368,6 +369,11 @@ class HandAdapterTask(HandExpertTask):
                 rows["expert"] = expert(images)
             outputs |= {", ".join(filter(None, (name, boxes))): row for name, row in rows.items()}
         return outputs
+
+
+def needs_guide(config: hmr_adapter.HandConfig) -> bool:
+    """Say whether training needs a whole-body model that predicts theta_b."""
+    return config.design not in ("image", "none") and config.arm_source == "found"
 
 
 # ------------------------------------------------------------------------------------- bodies
@@ -633,7 +639,7 @@ class DualPathTask(BodyAdapterTask):
             body = bodies[name] = look(model.body, batch, scale=scale)
             size, hand_size = batch["image"].shape[-1], model.hand.config.expert.image_size
             crops = hmr_adapter.crop_hands(*sharpest(batch, body["tight_boxes"]), hand_size)
-            inside = hmr_adapter.in_picture(body["hand_boxes"], size, size)
+            inside = people.in_picture(body["hand_boxes"], size, size)
             joined = model.join(body, crops, inside, scale=scale)
             poses[name] = joined["body_pose"]
             poses[f"{name}, all hands"] = hmr_adapter.merge(

@@ -13,12 +13,13 @@ import weights.simplehand
 from bodymodels import ASSETS
 from networks.adapter_encoders import BodyEncoder, HandEncoder, is_small
 from networks.adapter_rivals import build_model, share_twists
+from networks.people import in_picture
 from tasks.hmr_adapter import DualPathTask, look
 from weights.hmr_adapter import load_encoder
 
 CPU = hmr.PRESETS["cpu"]
 HAND = replace(CPU.hand, expert=replace(CPU.hand.expert, decoder_layers=1))
-BODY = replace(CPU.body, zero_init=False)
+BODY = CPU.body
 
 
 @pytest.mark.parametrize("config", [HAND.expert, BODY.expert], ids=["hand", "body"])
@@ -133,7 +134,7 @@ def test_larger_pictures_are_the_same_person():
 def test_hands_outside_of_the_picture_are_told_apart():
     """A hand is in the picture if its box's centre is."""
     boxes = torch.tensor([[[-10.0, 5, 18, 4], [-10, 5, 22, 4]], [[90, 0, 22, 10], [60, 70, 8, 30]]])
-    assert hmr.in_picture(boxes, 100, 80).tolist() == [[False, True], [False, False]]
+    assert in_picture(boxes, 100, 80).tolist() == [[False, True], [False, False]]
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -141,7 +142,7 @@ def test_rows_of_the_dual_path(inside, monkeypatch):
     """Hands whose box is outside of the picture are the body path's; "all hands", as in the paper,
     merges them, too. PyMAF-X's twists follow the merge."""
     hand, body = (lively(build_model(config)).eval() for config in (HAND, BODY))
-    monkeypatch.setattr(hmr, "in_picture",
+    monkeypatch.setattr("networks.people.in_picture",
                         lambda boxes, *_: torch.full_like(boxes[..., 0], inside) > 0)
     with torch.no_grad():
         rows = DualPathTask.outputs(None, hmr.HMRAdapter(hmr.Config(HAND, BODY), hand, body),

@@ -38,7 +38,7 @@ TINY = {  # by model: fields that its stages may have
         "vit_dim": 16, "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2,
         "decoder_head_dim": 4, "decoder_ffn": 16, "body_size": 64, "test_body_size": 64,
         "hand_size": 64, "train_samples": 24, "depth_bins": 4, "hand_cells": 4, "joint_dim": 8,
-        "arm_noise": 0.1, "arm_drop": 0.1, "offset_hidden": 16},
+        "arm_drop": 0.1, "offset_hidden": 16},
 }
 VIT = {"image_size": 64, "patch_size": 16, "vit_dim": 16, "vit_depth": 1, "vit_heads": 2,
        "vit_drop_path": 0.1, "scales": "1,2"}  # the paper's encoder, trained

@@ -20,6 +20,8 @@ SETTINGS = (
     "accumulate", "precision", "channels_last", "ema_decay", "eval_every", "seed", "train_samples",
     "test_samples", "augmentation", "views", "in_plane", "lean", "wide", "occlusion", "version",
     "test_body_size", "heading", "tilt", "uniform_rotation")
+# Fields that HMR-Adapter's configs had, with the only value that is left, if outputs depend on it.
+FORMER = {"zero_init": None, "arm_noise": None, "concat_init": None, "missing": "zeros"}
 
 
 def require(condition: object, message: str) -> None:
@@ -96,11 +98,12 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
 
 
 def without_settings(config: Mapping[str, object], kind: type) -> dict[str, object]:
-    """Drop what describes the run, not the model: SETTINGS that the dataclass `kind` lacks."""
+    """Drop SETTINGS, which describe the run, and FORMER fields, if the dataclass lacks them."""
     kinds = typing.get_type_hints(kind)
     return {name: without_settings(value, kinds[name])
             if isinstance(value, Mapping) and dataclasses.is_dataclass(kinds.get(name)) else value
-            for name, value in config.items() if name in kinds or name not in SETTINGS}
+            for name, value in config.items() if name in kinds or not (
+                name in SETTINGS or name in FORMER and FORMER[name] in (None, value))}
 
 
 def read_data_name(path: str | PathLike) -> str | None:

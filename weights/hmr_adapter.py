@@ -27,7 +27,7 @@ from hmr_adapter import (
     HMRAdapter,
 )
 from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
-from weights.files import from_checkpoint, load_weights, read_checkpoint, require
+from weights.files import from_checkpoint, load_weights, names_its_file, read_checkpoint, require
 
 CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
                   "expert.encoder.": BodyConfig, "encoder.": BodyExpertConfig}
@@ -36,6 +36,7 @@ SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
     (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
 
 
+@names_its_file
 def load_checkpoint(source: str | PathLike | Mapping
                     ) -> HandExpert | BodyExpert | HandAdapter | BodyAdapter:
     """Load the model of one of train.py's checkpoints, in evaluation mode on the CPU.
@@ -52,6 +53,7 @@ def load_checkpoint(source: str | PathLike | Mapping
     return from_checkpoint(build_model, config_class, config, state)
 
 
+@names_its_file
 def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mapping) -> None:
     """Give a small expert the encoder of a checkpoint.
 
@@ -87,6 +89,7 @@ def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn
     return expert_of(load_checkpoint({"model": state, "config": config}), kind)
 
 
+@names_its_file
 def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:
     """Load the hand expert of train.py's checkpoint, also from inside an adapter, or of HaMeR's.
 
@@ -103,6 +106,7 @@ def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -
     return expert.eval()
 
 
+@names_its_file
 def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | None = None,
                      strict: bool = True) -> BodyExpert:
     """Load the whole-body expert of train.py's checkpoint, also from an adapter, or of SMPLer-X-H.
@@ -150,6 +154,7 @@ def expert_of(model: nn.Module, kind: type) -> nn.Module:
     return expert
 
 
+@names_its_file
 def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) -> Adapter:
     """Load one path: an adapter or rival of train.py, or an expert alone, also a released one.
 
@@ -161,7 +166,7 @@ def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) 
     if isinstance(config, Mapping) and "expert" in config:
         model = load_checkpoint(content)
         require(isinstance(model, kind),
-                f"{source} has a {type(model).__name__}: expected a {kind.__name__}")
+                f"this checkpoint has a {type(model).__name__}: expected a {kind.__name__}")
         return model
     load, alone, config_class = {
         HandAdapter: (load_hand_expert, FineTunedHand, HandConfig),
