@@ -1,4 +1,4 @@
-"""Images and annotations: the door to every data set, rendered or official.
+"""Open every data set, rendered or official: images and annotations.
 
     RenderedHands, FreiHAND, DexYCB, ...    pictures of hands
     RenderedBodies, ThreeDPW, BEDLAM, ...   pictures of bodies
@@ -29,7 +29,18 @@ hand, where S is the crop's side:
 RenderedBodies, RenderedPeople and MotionPoses describe their own samples. Joints are in the order
 `hand21` (hands), `smpl45` (bodies) or `smplx76` (whole bodies) of `bodymodels.JOINT_SETS`.
 
-Pixels: a W x H picture spans [0, W] x [0, H] and the centre of its first pixel is (0.5, 0.5).
+Conventions of the whole project:
+
+    length         metres inside, millimetres in reports
+    camera frame   OpenCV's: x right, y down, z forward; x_cam = R x_world + t
+    pixels         a W x H picture spans [0, W] x [0, H]; its first pixel's centre is (0.5, 0.5)
+    images         RGB uint8 (B, 3, H, W); the model normalises them
+    rotations      matrices inside; axis-angle and 6D [column 0, column 1] only at the edges
+    hands          right hands; a left hand is mirrored. Poses are absolute: the mean pose is added
+    hand joints    21: wrist, then thumb to pinky, each from base to tip; 16 are regressed from the
+                   posed vertices, the five tips are vertices
+    body joints    SMPL's 24, SMPL-X's 55; other sets by name in bodymodels.JOINT_SETS
+    metrics        metrics.PROTOCOLS names joints, root, alignment, reflection rule and unit
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@
     python train.py --model simplehand --resume --set steps=9000      # continue the run in OUT
     python train.py --model simplehand --checkpoint FILE              # a new run from these weights
     python train.py --model simplehand --eval --checkpoint FILE       # scores only
-    python train.py --model genhmr --stage tokenizer                  # papers with stages: each
-    python train.py --model genhmr --stage transformer --tokenizer FILE   # stage is a run
+    python train.py --model genhmr --stage tokenizer                  # each stage is a run
+    python train.py --model genhmr --stage encoder                    # of our small network alone
+    python train.py --model genhmr --stage transformer --tokenizer FILE --backbone FILE
     python train.py --model hmr_adapter --stage all                   # all stages in a row
 
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
@@ -25,6 +26,20 @@ a CPU with the same number of threads, because a step depends only on its checkp
 The number of processes is not a hyperparameter: batch_size counts the samples of a step over all
 processes, batch norm spans them, and the order of samples does not depend on them. Only the dropout
 masks differ, as they do between one batch and several accumulated ones.
+
+Without --preset the machine decides: "h200" for a GPU of more than 100 GB, "single_gpu" for a
+smaller one, "cpu" without a GPU. Samples per step and steps of the presets (a x b: b parts of a
+samples, on b GPUs or, for single_gpu, one after another):
+
+    preset       SimpleHand       GenHMR: tokenizer transformer       HMR-Adapter: hand; body
+    paper        32 x 8, 51,200   512, 200,000      48 x 2, 300,000   32 x 4, 10,000; 10,000
+    single_gpu   32 x 8, 51,200   256 x 2, 200,000  12 x 8, 300,000   16 x 8, 10,000; 10,000
+    h200         512, 25,600      2,048, 50,000     192, 150,000      128, 10,000; 10,000
+    cpu          32, 3,800        64, 5,000         32, 1,800         32, 300; 200
+
+HMR-Adapter's numbers are its adapters'. SimpleHand has four more presets: paper_hrnet and
+paper_hiera (other backbones), ablation (rows of tables on a CPU), cpu_views (any view: 64, 7,200).
+No preset for GPUs has been run yet.
 """
 
 from __future__ import annotations
