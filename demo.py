@@ -33,7 +33,7 @@ import weights.genhmr
 import weights.hmr_adapter
 import weights.simplehand
 from bodymodels import ASSETS, JOINT_SETS
-from networks import fast, finders, people
+from networks import fast, finders
 from networks.adapter_rivals import build_model
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
@@ -249,7 +249,7 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
     joints = [names.index(name) if name in names else -1 for name in JOINT_SETS["smpl45"]]
 
     def person(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
-        arrays = people.predict(model, image, mesh, box=found.box, hand_boxes=found.hands, K=K)
+        arrays = hmr_adapter.predict(model, image, mesh, box=found.box, hand_boxes=found.hands, K=K)
         notes = [f"the {side} hand is {'hard to see' if inside else 'outside of the picture'}: its "
                  "pose is the body path's" for side, inside, valid in zip(
                      ("right", "left"), arrays["hand_inside"], arrays["hand_valid"], strict=True)
@@ -265,12 +265,12 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
     def pose(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = ("betas", "rotations", "expression", "transl")
         tensors = [torch.tensor(arrays[name])[None] for name in names]
-        posed = mesh(*tensors)._asdict() | people.smplx_parameters(tensors[1])
+        posed = mesh(*tensors)._asdict() | hmr_adapter.smplx_parameters(tensors[1])
         return arrays | {name: value[0].numpy() for name, value in posed.items()
                          if name in arrays}
 
     def hand(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
-        arrays = people.predict_hand(model, image, mesh, box=found.box, side=found.side, K=K)
+        arrays = hmr_adapter.predict_hand(model, image, mesh, box=found.box, side=found.side, K=K)
         pixels = project(mesh.keypoint_regressor.numpy() @ arrays["vertices"], arrays["K"])
         outward = faces[:, ::-1 if found.side == "left" else 1]
         arrays["root"] = arrays["joints"][0]

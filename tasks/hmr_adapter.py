@@ -25,7 +25,6 @@ import data
 import hmr_adapter
 import metrics
 from files import load_arrays, safe_unpickle
-from networks import people
 from networks.adapter_encoders import is_small
 from networks.adapter_rivals import build_model, share_twists
 from tasks.base import (
@@ -639,7 +638,7 @@ class DualPathTask(BodyAdapterTask):
             body = bodies[name] = look(model.body, batch, scale=scale)
             size, hand_size = batch["image"].shape[-1], model.hand.config.expert.image_size
             crops = hmr_adapter.crop_hands(*sharpest(batch, body["tight_boxes"]), hand_size)
-            inside = people.in_picture(body["hand_boxes"], size, size)
+            inside = hmr_adapter.in_picture(body["hand_boxes"], size, size)
             joined = model.join(body, crops, inside, scale=scale)
             poses[name] = joined["body_pose"]
             poses[f"{name}, all hands"] = hmr_adapter.merge(

@@ -21,9 +21,8 @@ from adapter_samples import (
 
 import bodymodels
 import hmr_adapter as hmr
-from hmr_adapter import HMRAdapter
+from hmr_adapter import HMRAdapter, cut_square, predict, smplx_parameters
 from networks.adapter_rivals import share_twists
-from networks.people import cut_square, predict, smplx_parameters
 
 
 @pytest.mark.parametrize("wrist", ["ik", "twist"])

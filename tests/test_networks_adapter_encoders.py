@@ -11,9 +11,9 @@ import hmr_adapter as hmr
 import weights.genhmr
 import weights.simplehand
 from bodymodels import ASSETS
+from hmr_adapter import in_picture
 from networks.adapter_encoders import BodyEncoder, HandEncoder, is_small
 from networks.adapter_rivals import build_model, share_twists
-from networks.people import in_picture
 from tasks.hmr_adapter import DualPathTask, look
 from weights.hmr_adapter import load_encoder
 
@@ -142,7 +142,7 @@ def test_rows_of_the_dual_path(inside, monkeypatch):
     """Hands whose box is outside of the picture are the body path's; "all hands", as in the paper,
     merges them, too. PyMAF-X's twists follow the merge."""
     hand, body = (lively(build_model(config)).eval() for config in (HAND, BODY))
-    monkeypatch.setattr("networks.people.in_picture",
+    monkeypatch.setattr("hmr_adapter.in_picture",
                         lambda boxes, *_: torch.full_like(boxes[..., 0], inside) > 0)
     with torch.no_grad():
         rows = DualPathTask.outputs(None, hmr.HMRAdapter(hmr.Config(HAND, BODY), hand, body),

@@ -13,7 +13,6 @@ import bodymodels
 import genhmr
 import hmr_adapter
 import simplehand
-from networks import people
 from networks.overlays import project
 
 
@@ -33,17 +32,17 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
         return SimpleNamespace(vertices=torch.tensor(flat[None]), joints=torch.tensor(flat[None]))
 
     body.keypoints = lambda posed: posed.joints
-    moved = people.before_camera(arrays, K)
+    moved = hmr_adapter.before_camera(arrays, K)
     theirs = genhmr.in_picture(body, torch.ones(1), torch.ones(1), transl, old, K)
     for found in moved, theirs:
         assert np.allclose(project(found["joints"], K), project(arrays["joints"], old), atol=0.05)
         assert found["transl"][2] == pytest.approx(5 * zoom, rel=1e-4)
     shift = moved["transl"] - arrays["transl"]
     assert np.allclose(moved["vertices"] - arrays["vertices"], shift, atol=1e-5)
-    assert moved["betas"] is arrays["betas"] and people.before_camera(arrays, None) is arrays
+    assert moved["betas"] is arrays["betas"] and hmr_adapter.before_camera(arrays, None) is arrays
     for bad in np.eye(2), -np.eye(3), np.full((3, 3), np.nan):
         with pytest.raises(ValueError, match="intrinsics"):
-            people.before_camera(arrays, bad)
+            hmr_adapter.before_camera(arrays, bad)
         with pytest.raises(ValueError, match="intrinsics"):
             genhmr.in_picture(body, torch.ones(1), torch.ones(1), transl, old, bad)
 
@@ -52,9 +51,9 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
 def test_predicted_left_hands_are_mirrored_right_hands(box):
     """The mirrored picture gives the mirrored mesh, before the mirrored camera."""
     path, picture = hand_adapter(), noise()
-    right = people.predict_hand(path, picture, free_hand(), box=box)
+    right = hmr_adapter.predict_hand(path, picture, free_hand(), box=box)
     flipped = box and (120 - box[0] - box[2], *box[1:])
-    left = people.predict_hand(path, picture[:, ::-1], free_hand(), box=flipped, side="left")
+    left = hmr_adapter.predict_hand(path, picture[:, ::-1], free_hand(), box=flipped, side="left")
     for name in ("vertices", "joints", "transl"):
         assert np.allclose(left[name], right[name] * (-1, 1, 1), atol=1e-4)
     assert np.isclose(left["K"][0, 2], 120 - right["K"][0, 2]) and right["vertices"][:, 2].min() > 0
@@ -71,7 +70,7 @@ def test_given_boxes_of_hands_replace_the_predicted_ones():
         hand_adapter(), body_adapter()).eval()
     mesh, picture = bodymodels.load_model("wholebody"), noise()
     given_boxes = np.array([(20.0, 30, 15, 15), (np.nan,) * 4])
-    plain, found = (people.predict(model, picture, mesh, hand_boxes=boxes)
+    plain, found = (hmr_adapter.predict(model, picture, mesh, hand_boxes=boxes)
                     for boxes in (None, given_boxes))
     assert np.allclose(found["hand_boxes"][0], given_boxes[0])
     assert np.allclose(found["hand_boxes"][1], plain["hand_boxes"][1])
