@@ -1162,7 +1162,7 @@ def roi_weights(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
     length = (high - low).clamp_min(1.0)
     counts = (length / cells).ceil().clamp(1, 64)  # samples per cell (64: our limit)
     # Reading the largest count would stall a GPU; samples beyond a box's count have weight 0.
-    most = 64 if low.is_cuda or not len(counts) else int(counts.max())
+    most = int(counts.max()) if low.device.type == "cpu" and len(counts) else 64
     sample = torch.arange(most, device=low.device)
     used = sample < counts[:, None]  # (B, most)
     within = (sample + 0.5) / counts[:, None]
