@@ -23,6 +23,7 @@ import weights.hmr_adapter
 from tasks.base import Predictions
 from tasks.files import without_folder
 from tasks.hmr_adapter import PARTS, HandAdapterTask, stage_arguments
+from tasks.settings import settable
 
 TINY = {  # set in every stage that has the field
     "image_size": 32, "patch_size": 8, "vit_dim": 16, "vit_depth": 1,
@@ -55,9 +56,11 @@ def folder(tmp_path_factory):
 
 
 def command_line(folder, stage, out, *extra, **fields):
-    config = train.TASKS[f"hmr_adapter-{stage}"].PRESETS["cpu"]
+    task = train.TASKS[f"hmr_adapter-{stage}"]
+    known = {} if stage == "all" else (settable(task.PRESETS["cpu"])
+                                       | settable(task.SETTINGS["cpu"]))
     settings = [f"{name}={flag(value)}" for name, value in (TINY | fields).items()
-                if stage == "all" or hasattr(config, name)]
+                if stage == "all" or name in known]
     return ["--model", "hmr_adapter", "--stage", stage, "--preset", "cpu", "--out", str(out),
             "--cache", str(folder / "cache"), "--save-every", "0", *map(str, extra), "--set",
             *settings]
