@@ -793,7 +793,7 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
         name = path.stem
     elif not path.is_file():
         raise FileNotFoundError(f"{source} is not a file or folder, nor one of the free models "
-                                f"{', '.join(FREE_MODELS)}")
+                                f"{', '.join(FREE_MODELS)}; see sets/README.md for others")
     arrays, side = load_arrays(path), ""
     if _family(np.shape(arrays.get("weights", [[]]))[-1]) == "mano":
         side = str(arrays.get("side", "left" if "LEFT" in path.stem.upper() else "right"))
@@ -830,6 +830,7 @@ def hand_vertex_ids(source: str | Path = "wholebody") -> dict[str, Tensor]:
 # are drawn band by band, many fragments piece by piece, so that the memory needed is bounded.
 
 
+BLUE = (0.45, 0.65, 0.9)  # of meshes: neither skin nor clothes (our choice)
 NEAR = 1e-6  # metres in front of the camera that a face must keep to be drawn
 _BAND_PIXELS = 2**20  # of a picture that are drawn at a time
 _PIECE = 2**21  # rows of triangles, or fragments, that are in memory at a time
@@ -1044,17 +1045,18 @@ def _unit_rows(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.sqrt(np.maximum(squared, 1e-24))
 
 
-def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.92, 0.76, 0.67),
+def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: float = 1.0,
            background=None, light=(-0.5, -0.8, -0.8), ambient: float = 0.18,
            headlight: float = 0.2, supersample: int = 1) -> Rendered:
     """Render a shaded picture of a mesh as the pinhole camera K sees it.
 
     Args: vertices (V, 3) metres, OpenCV camera frame; faces (F, 3), counter-clockwise seen from
     outside; K (3, 3) pixels; size (height, width). Arrays or tensors. colors 0..1, (3,) or one
-    per vertex (V, 3); background a colour (3,) or an image (h, w, 3), 0..1 or uint8, white by
-    default; light the direction towards the light; ambient and headlight the parts of the light
-    that come from everywhere and from the camera; supersample the samples along each side of a
-    pixel. Faces that reach behind the camera are not drawn; both sides of the others are.
+    per vertex (V, 3); opacity of the mesh, 0..1; background a colour (3,) or an image (h, w, 3),
+    0..1 or uint8, white by default; light the direction towards the light; ambient and headlight
+    the parts of the light that come from everywhere and from the camera; supersample the samples
+    along each side of a pixel. Faces that reach behind the camera are not drawn; both sides of the
+    others are.
     Raises ValueError for what is not a triangle mesh, or another background.
     """
     vertices, faces = check_mesh(vertices, faces)
@@ -1092,6 +1094,8 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=(0.92, 0.76, 0.6
         image.reshape(-1, 3)[pixel] = shade(seen, weights)
         depth.reshape(-1)[pixel], face_ids.reshape(-1)[pixel] = depths, seen
         _average([part[rows, columns] for part in result], image, depth, face_ids, supersample)
+    if opacity < 1:
+        result.image[:] = opacity * result.image + (1 - opacity) * _canvas(background, size)
     result.image.clip(0, 1, out=result.image)
     return result
 
