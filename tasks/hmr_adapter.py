@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 import bodymodels
 import data
 import hmr_adapter
 import metrics
 from files import load_arrays, safe_unpickle
-from networks.adapter_encoders import is_small
+from networks.adapter_encoders import is_small, start_rotations
 from networks.adapter_rivals import build_model, share_twists
 from tasks.base import (
     Batch,
@@ -401,6 +401,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
                  origin: Mapping[str, object], settings: Settings | None = None) -> None:
         super().__init__(config, arguments, origin, settings)
         self.light_body = self.body.for_keypoints()  # losses need no other vertices
+        self.is_new = not (origin or arguments.checkpoint)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -414,6 +415,15 @@ class BodyExpertTask(PeopleTask, BodyTask):
                                                 "neutral")
         mean = torch.tensor(np.stack([right, left])).float().view(2, 15, 3)
         return self.load_expert(source, hand_mean=mean)
+
+    def build(self) -> nn.Module:
+        """A new small expert starts with the pose that its encoder finds."""
+        model = super().build()
+        if self.starts_from and self.is_new:
+            count = min(2_000, len(self.train_set))
+            batches = DataLoader(Subset(self.train_set, range(count)), batch_size=50)
+            start_rotations(model, ((batch["image"], batch["body_pose"]) for batch in batches))
+        return model
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the model's inputs in training."""
