@@ -8,6 +8,8 @@
     torchrun --nproc-per-node 2 tables.py genhmr table13 --data genhmr-sd --data-root FOLDER \\
         --models SMPL --protocol 3dpw_lsp14 --test-root 3DPW --backbone vit_h.ckpt \\
         --tokenizers "--data amass --data-root AMASS --body SMPL_NEUTRAL.pkl"
+    python tables.py genhmr table1 --checkpoint FILE --protocol 3dpw_lsp14 --data-root 3DPW \\
+        --models SMPL                                          # also table2 and table3
     torchrun --nproc-per-node 4 tables.py hmr_adapter table3 --data arctic --data-root FOLDER \\
         --models MODELS --checkpoint hamer.ckpt --guide smpler_x_h32.pth.tar
 
@@ -21,7 +23,8 @@ Tables of several data sets have one model for all: --on "--protocol emdb1_24 --
 (MOYO: moyo_val, EHF: ehf) scores the same runs there, into OUT/TABLE PROTOCOL.md.
 
 What no command gives: rows of other papers' models (METRO, HMR2.0, TokenHMR, OSX and so on), also
-those of 25 hypotheses in GenHMR's Table 1; pictures of LSP and EgoBody, which have no reader.
+those of 25 hypotheses in GenHMR's Table 1; pictures of LSP and EgoBody, which have no reader; one
+figure with the curves of several rows (each run has its own: HMR-Adapter's "converges faster").
 `python -m benchmarks` measures frames per second, Fig. 1 of SimpleHand and AITI.
 """
 
@@ -255,7 +258,7 @@ class Runs:
             backbone = self.options.hrnet
         out = self.trained("", words, seed, *self.stage_flags(""),
                            *(["--backbone", backbone] if backbone else []))
-        scores = next(iter(json.loads((out / "results.json").read_text())["scores"].values()))
+        scores = json.loads((out / "results.json").read_text())["scores"].get("SimpleHand", {})
         with torch.device("meta"):
             model = simplehand_model(scaled(self.settings("")[0], words))
         scores["parameters (M)"] = (count(model) - count(model.backbone)) / 1e6
@@ -281,7 +284,9 @@ class Runs:
         flags = [*flags, *self.stage_flags("transformer", *["data"] * len(label)),
                  *(f"--{word}" for word in label)]
         if changes or not tokenizer:
-            tokenizer = self.tokenizer(changes, seed) / "checkpoint.pt"
+            # the best on AMASS's validation split, as in the paper
+            weights = "best.pt" if self.official else "checkpoint.pt"
+            tokenizer = self.tokenizer(changes, seed) / weights
             base = self.settings("tokenizer")[0]
             label += [f"tokenizer.{text}" for text in differences(base, scaled(base, changes))]
         if backbone or self.small:

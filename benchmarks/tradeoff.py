@@ -31,12 +31,13 @@ class Point(NamedTuple):
 def read_runs(folder: Path) -> dict[str, tuple[simplehand.Config, float]]:
     """Read what tables.py has trained: row -> config and PA-MPJPE in mm, the mean over seeds.
 
-    Raises ValueError if the folder has no run of SimpleHand.
+    Raises ValueError if the folder has no scored run of SimpleHand.
     """
     rows: dict[str, list[dict]] = {}
     for path in sorted(folder.glob("simplehand */seed */results.json")):
-        name = path.parent.parent.name.removeprefix("simplehand ")
-        rows.setdefault(name, []).append(json.loads(path.read_text()))
+        run = json.loads(path.read_text())
+        if run["scores"]:  # its test split has annotation
+            rows.setdefault(path.parent.parent.name.removeprefix("simplehand "), []).append(run)
     if not rows:
         raise ValueError(f"no runs of SimpleHand in {folder}: `python tables.py simplehand table7` "
                          "trains some; or give tables.py's --out with --runs")

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -1012,6 +1013,16 @@ def test_bad_arguments_are_one_line(arguments, message, tmp_path):
         train.main(["--model", "simplehand", "--out", str(tmp_path / "new"), *arguments])
     assert "\n" not in str(error.value).strip()
     assert not (tmp_path / "new").exists()
+
+
+def test_the_commands_for_real_data_are_understood():
+    """Those of sets/README.md; that of GenHMR is its Table 1's: SD, then 3DPW with its detector."""
+    text = (ROOT / "sets/README.md").read_text().replace("\\\n", "")
+    simplehand, tokenizer, transformer, hand = (train.parse_arguments(shlex.split(command)) for
+        command in re.findall(r"^torchrun .* train\.py (.*)$", text, re.MULTILINE))
+    assert {simplehand.preset, tokenizer.preset, transformer.preset, hand.preset} == {"paper"}
+    assert (transformer.data, transformer.protocol) == ("genhmr-sd", "3dpw_lsp14")
+    assert data.ThreeDPW.DETECTED and 20 in train.TASKS[transformer.name].REFINEMENTS
 
 
 def test_help_lists_the_fields_of_the_config(capsys):
