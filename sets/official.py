@@ -330,8 +330,12 @@ class Pictures(Packed, ImageDataset):
         return sources
 
     def missing(self, path: Path) -> FileNotFoundError:
-        return FileNotFoundError(f"no {path}: expected {type(self).__name__} there in its official "
-                                 f"layout, see {self.HOME}")
+        pattern = os.path.relpath(path, self.root)
+        folders = (self.root.parent, *self.root.glob("*/"))
+        right = next((folder for folder in folders if any(folder.glob(pattern))), None)
+        return FileNotFoundError(f"no {path}: " + (
+            f"{right} has it, give that folder" if right else
+            f"expected {type(self).__name__} there in its official layout, see {self.HOME}"))
 
     def rows(self) -> Iterator[dict | np.ndarray]:
         """Yield the people of the split in a fixed order: columns for `to_records`, or records."""

@@ -140,6 +140,15 @@ def test_a_missing_file_is_named(fresh, models, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", READERS)
+def test_the_right_folder_is_named(fresh, name):
+    """One level too high, or too deep: the message has the folder that holds the files."""
+    root = fresh(name)
+    for wrong in (root.parent, *list(root.glob("*/"))[:1]):
+        with pytest.raises(FileNotFoundError, match=f"{root} has it, give that folder"):
+            READERS[name](wrong)
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_named(fresh, models, name):
     """Half a file followed by noise is one ValueError that names it; nothing is left behind."""
     root = fresh(name)
