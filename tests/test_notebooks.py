@@ -287,6 +287,20 @@ def test_local_links_lead_to_files(path):
 
 
 @every_notebook
+def test_what_the_text_names_is_in_the_code(path):
+    """Options, functions and values in `code`: former ones stand nowhere but in weights/."""
+    notebook = read(path)
+    rooms = (ROOT, *(ROOT / room for room in ("networks", "sets", "tasks", "benchmarks")))
+    code = "\n".join([source.read_text() for room in rooms for source in room.glob("*.py")]
+                     + [cell.source for cell in code_cells(notebook)])
+    for cell in notebook.cells:
+        text = re.sub("```.*?```", "", cell.source, flags=re.DOTALL)
+        for span in re.findall(CODE, text) if cell.cell_type == "markdown" else ():
+            for word in re.findall(r'\b[a-z]+(?:_\w+)+\b(?!\.jpg)|(?<==)"\w+"', span):
+                assert re.search(rf"(?<!\w){word}(?!\w)", code), span
+
+
+@every_notebook
 def test_committed_outputs_are_those_of_one_run_from_top_to_bottom(path):
     """Counted 1, 2, ...; whatever speaks has an output; no error; no place on the author's disk."""
     cells = code_cells(read(path))
