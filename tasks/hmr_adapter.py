@@ -89,6 +89,12 @@ class PeopleTask(Task):
         return model if isinstance(model, cls.MODEL) else expert_of(model, cls.MODEL)
 
     @classmethod
+    def settings_of(cls, config: RunConfig, arguments: argparse.Namespace,
+                    origin: Mapping[str, object]) -> Settings:
+        """Return the settings in a checkpoint, of any stage: an expert may be inside an adapter."""
+        return super().settings_of(config, arguments, {**origin, "name": arguments.name})
+
+    @classmethod
     def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
         """The config with that of the given expert."""
         if not cls.ADAPTS or not arguments.expert:

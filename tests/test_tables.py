@@ -24,7 +24,7 @@ import train
 from networks.backbones import simplehand_model
 from simplehand import Config
 from tables import TABLES, Table, differences, errors_of, ordering_lines, scaled, table_text
-from tasks.settings import override, preset_settings
+from tasks.settings import HMR_ADAPTER, override, preset_settings, settable
 
 ROWS = {  # of the paper; SimpleHand's Table 5 has two more of its text, Table 8 one of ours
     "simplehand": (13, 4, 7, 4, 7 + 2, 7, 7, 3 + 1),
@@ -576,10 +576,11 @@ def test_tables_share_tokenizers_and_transformers(genhmrs, tmp_path, capsys):
 
 def adapter_command(adapters, out, name, **fields):
     """tables.py hmr_adapter for the tiny experts of `adapters`."""
+    known = set().union(*(settable(getattr(hmr_adapter.PRESETS["cpu"], part))
+                          for part in ("hand", "body")), settable(HMR_ADAPTER["cpu"]))
     settings = [f"{name}={flag(value)}" for name, value in (
-        test_tasks_adapter.TINY | {"steps": 1} | fields).items() if any(
-        hasattr(getattr(hmr_adapter.PRESETS["cpu"], part), name) for part in ("hand", "body"))
-        and name != "arm_source"]
+        test_tasks_adapter.TINY | {"steps": 1} | fields).items()
+        if name in known and name != "arm_source"]
     return ["hmr_adapter", name, "--checkpoint", str(adapters / "hand" / "checkpoint.pt"),
             "--guide", str(adapters / "body" / "checkpoint.pt"), "--preset", "cpu", "--cache",
             str(adapters.parent / "cache"), "--out", str(out), "--set", *settings]

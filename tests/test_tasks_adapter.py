@@ -230,9 +230,9 @@ def test_the_dual_path_is_scored_as_it_is_used(finished, folder):
     assert not torch.allclose(expected, true)
 
 
-def test_augmentation_is_the_configs(finished, folder):
+def test_augmentation_is_the_settings(finished, folder):
     task = make_task(finished, folder, "body_expert")
-    task.config = dataclasses.replace(task.config, augmentation="official_hmr")
+    task.settings = dataclasses.replace(task.settings, augmentation="official_hmr")
     assert task.data_set("train", 3).augmentation == data.AUGMENTATIONS["official_hmr"]
 
 
@@ -332,10 +332,11 @@ def test_rows_of_the_tables_train(finished, folder, tmp_path, row, undrawn):
     stage, changes = BASELINES[row]
     expert = finished / f"{stage}_expert" / "checkpoint.pt"
     arguments = command_line(folder, stage, tmp_path / "run", "--expert", expert)
-    own = getattr(hmr_adapter.PRESETS["cpu"], stage)
+    task = train.TASKS[f"hmr_adapter-{stage}"]
+    own = settable(task.PRESETS["cpu"]) | settable(task.SETTINGS["cpu"])
     arguments[arguments.index("--set") + 1:] = [
         f"{name}={value}" for name, value in (TINY | changes | {"steps": 1}).items()
-        if hasattr(own, name)]
+        if name in own]
     train.main(arguments)
     scores = scores_of(tmp_path / "run")
     assert np.isfinite([list(one.values()) for one in scores.values()]).all()

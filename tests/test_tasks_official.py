@@ -24,6 +24,7 @@ import train
 import weights.hmr_adapter
 from tasks.base import EVALUATIONS, Predictions
 from tasks.hmr_adapter import BodyAdapterTask, HandAdapterTask
+from tasks.settings import settable
 
 VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
 
@@ -60,9 +61,10 @@ def base(tmp_path_factory):
 
 
 def command_line(base, stage, out, *extra, **fields):
-    config = train.TASKS[f"hmr_adapter-{stage}"].PRESETS["cpu"]
+    task = train.TASKS[f"hmr_adapter-{stage}"]
+    known = settable(task.PRESETS["cpu"]) | settable(task.SETTINGS["cpu"])
     settings = [f"{name}={flag(value)}" for name, value in (
-        TINY | {"steps": 1, "batch_size": 2} | fields).items() if hasattr(config, name)]
+        TINY | {"steps": 1, "batch_size": 2} | fields).items() if name in known]
     return ["--model", "hmr_adapter", "--stage", stage, "--preset", "cpu", "--out", str(out),
             "--cache", str(base / "cache"), "--models", str(base / "models"), *map(str, extra),
             "--set", *settings]
