@@ -36,6 +36,7 @@ from tasks.base import (
     bare,
     better,
     parameter_groups,
+    read_content,
 )
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import (
@@ -48,10 +49,12 @@ from tasks.settings import (
 )
 from weights.hmr_adapter import (
     expert_of,
+    hand_mean,
     load_body_expert,
     load_checkpoint,
     load_encoder,
     load_hand_expert,
+    load_path,
     load_paths,
 )
 
@@ -81,10 +84,10 @@ class PeopleTask(Task):
     DETAIL = 1  # of OfficialPeople that are judged
 
     @classmethod
-    def load_checkpoint(cls, path: str | Path) -> nn.Module:
+    def load_checkpoint(cls, path: str | Path, **options: Tensor) -> nn.Module:
         """Load the model of this stage; an expert also from inside an adapter or from a release."""
         if not cls.ADAPTS:
-            return cls.load_expert(path)
+            return cls.load_expert(path, **options)
         model = load_checkpoint(path)
         return model if isinstance(model, cls.MODEL) else expert_of(model, cls.MODEL)
 
@@ -110,7 +113,7 @@ class PeopleTask(Task):
         if not starts and config.trainable != "all":
             raise ValueError(f"--stage {stage} adapts a trained expert: make one with --stage "
                              f"{stage}_expert and give its checkpoint with --expert")
-        if config.inject == "none" and config.trainable == "adapter":
+        if not arguments.eval and config.inject == "none" and config.trainable == "adapter":
             raise ValueError("inject=none leaves nothing to train: set trainable=head or all")
         if origin and arguments.expert and config.trainable == "adapter":
             self.require_same("expert", self.load_given, origin)
@@ -319,8 +322,8 @@ class HandAdapterTask(HandExpertTask):
     DETAIL = 4
     ARGUMENTS = PeopleTask.ARGUMENTS | {
         "expert": EXPERT_ARGUMENT,
-        "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, which finds the "
-                  "arm for the row 'found arm' and to train with arm_source=found"}}
+        "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, or SMPLer-X's, "
+                  "which finds the arm for the row 'found arm' and to train with arm_source=found"}}
     TRY = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
     COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
                 ("found arm, true boxes", "expert, true boxes"))
@@ -338,7 +341,9 @@ class HandAdapterTask(HandExpertTask):
             raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
                              "give its checkpoint with --guide")
         # Loaded here, before training is seeded: building a module draws random numbers.
-        self.guide = load_checkpoint(arguments.guide) if arguments.guide else None
+        self.guide = None
+        if arguments.guide:
+            self.guide = load_path(hmr_adapter.BodyAdapter, arguments.guide, **mean_hand(arguments))
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -384,6 +389,11 @@ def needs_guide(config: hmr_adapter.HandConfig) -> bool:
 # ------------------------------------------------------------------------------------- bodies
 
 
+def mean_hand(arguments: argparse.Namespace) -> dict[str, Tensor | None]:
+    """Return the option of SMPLer-X's released weights, from SMPL-X in --models, if it is given."""
+    return {"hand_mean": hand_mean(arguments.models)} if arguments.models else {}
+
+
 class BodyExpertTask(PeopleTask, BodyTask):
     """The whole-body expert, SMPLer-X: bodies from pictures of people.
 
@@ -413,14 +423,16 @@ class BodyExpertTask(PeopleTask, BodyTask):
         super().to(device)
         self.light_body.to(device)
 
+    @classmethod
+    def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
+        """Load the model, released weights with the mean hand that their fingers are relative to.
+        """
+        path = arguments.checkpoint or arguments.out / "checkpoint.pt"
+        return cls.load_checkpoint(path, **mean_hand(arguments)), read_content(path)
+
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
-        """Load the expert; SMPLer-X's released weights need the mean hand of SMPL-X."""
-        if self.data == "rendered":
-            return self.load_expert(source)
-        (left, _), (right, _) = data.hand_space(Path(self.arguments.models), "smplx", "right",
-                                                "neutral")
-        mean = torch.tensor(np.stack([right, left])).float().view(2, 15, 3)
-        return self.load_expert(source, hand_mean=mean)
+        """Load the expert, as `load` does."""
+        return self.load_expert(source, **mean_hand(self.arguments))
 
     def build(self) -> nn.Module:
         """A new small expert starts with the pose that its encoder finds."""
@@ -612,8 +624,8 @@ class DualPathTask(BodyAdapterTask):
     @classmethod
     def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
         """Both adapters; the baseline and the data are those of the body's checkpoint."""
-        model = load_paths(arguments.checkpoint, arguments.guide)
-        return model, torch.load(arguments.guide, map_location="cpu", weights_only=True)
+        model = load_paths(arguments.checkpoint, arguments.guide, **mean_hand(arguments))
+        return model, read_content(arguments.guide)
 
     @staticmethod
     def config_of(model: hmr_adapter.HMRAdapter) -> hmr_adapter.BodyConfig:

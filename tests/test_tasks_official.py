@@ -23,7 +23,7 @@ import data
 import train
 import weights.hmr_adapter
 from tasks.base import EVALUATIONS, Predictions
-from tasks.hmr_adapter import BodyAdapterTask, HandAdapterTask
+from tasks.hmr_adapter import BodyAdapterTask, BodyExpertTask, DualPathTask, HandAdapterTask
 from tasks.settings import settable
 
 VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
@@ -145,6 +145,10 @@ def test_the_dual_path_is_judged_on_ehf_with_faces(base, trained, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["data"] == "ehf"
     with np.load(tmp_path / "predictions.npz") as found:
         assert found["frame"].tolist() == [1, 100]
+    alone = evaluate(base, trained, "all", "ehf", tmp_path / "experts", "--checkpoint",
+                     str(trained / "hand_expert/checkpoint.pt"), "--guide",
+                     str(trained / "body_expert/checkpoint.pt"))  # the paper's baseline
+    assert alone["ours"] == alone["experts"] and alone["expert"] == scores["expert"]
 
 
 def test_bodies_are_judged_on_3dpw_by_smpls_joints(base, trained, tmp_path):
@@ -208,16 +212,40 @@ def test_official_people_need_models_protocols_and_splits(base, trained, tmp_pat
     assert not (tmp_path / "new/log.csv").exists()  # found out before the first step
 
 
-def test_released_body_experts_get_the_mean_hand_of_the_models(base):
-    """SMPLer-X's fingers are relative to it: right hand first."""
+def test_released_body_experts_get_the_mean_hand_of_the_models(base, monkeypatch):
+    """SMPLer-X's fingers are relative to it, right hand first: to adapt it, to score it alone and
+    to merge it with HaMeR."""
+    arrays = bodymodels.load_arrays(base / "models/SMPLX_NEUTRAL.npz")
+    expected = torch.from_numpy(np.reshape([arrays["hands_meanr"], arrays["hands_meanl"]],
+                                           (2, 15, 3))).float()
     arguments = train.parse_arguments(command_line(
         base, "body", base / "no", "--expert", "x", "--data", "arctic", "--data-root",
         base / "arctic"))
+    arguments.checkpoint = arguments.guide = base / "models/SMPLX_NEUTRAL.npz"  # not train.py's
     task = object.__new__(BodyAdapterTask)
-    task.arguments, task.data = arguments, "arctic"
+    task.arguments = arguments
     task.load_expert = lambda source, hand_mean: hand_mean
-    mean = task.load_given("x")
-    arrays = bodymodels.load_arrays(base / "models/SMPLX_NEUTRAL.npz")
-    torch.testing.assert_close(mean[0].flatten().double(),
-                               torch.from_numpy(np.ravel(arrays["hands_meanr"])), check_dtype=False,
-                               atol=1e-6, rtol=0)
+    monkeypatch.setattr(BodyExpertTask, "load_expert", task.load_expert)
+    monkeypatch.setattr("tasks.hmr_adapter.load_paths", lambda hand, body, hand_mean: hand_mean)
+    for mean in (task.load_given("x"), BodyExpertTask.load(arguments)[0],
+                 DualPathTask.load(arguments)[0]):
+        torch.testing.assert_close(mean, expected)
+    assert DualPathTask.load(arguments)[1] == {}
+
+
+def test_a_released_body_expert_is_a_guide(base, trained, tmp_path, monkeypatch):
+    """As in the paper's Table 3: it finds arms and boxes as train.py's own expert does."""
+    guides, path = [], trained / "body_expert/checkpoint.pt"
+    expert = weights.hmr_adapter.load_body_expert(path)
+    torch.save({"network": {"body_regressor.x": torch.zeros(1)}}, tmp_path / "released.pth.tar")
+    monkeypatch.setattr(weights.hmr_adapter, "load_body_expert", lambda *_, hand_mean: expert)
+    for file in (path, tmp_path / "released.pth.tar"):
+        arguments = train.parse_arguments(command_line(
+            base, "hand", base / "no", "--data", "rich", "--data-root", base / "rich",
+            "--protocol", "arctic_p1val", "--guide", file))
+        model = weights.hmr_adapter.load_checkpoint(trained / "hand/checkpoint.pt")
+        guides.append(HandAdapterTask(model.config, arguments, {"data": "rich"}).guide)
+    images = torch.randint(0, 256, (1, 3, *[expert.config.image_size] * 2), dtype=torch.uint8)
+    first, second, alone = (guide(images) for guide in (*guides, expert))
+    for name in ("body_pose", "tight_boxes"):
+        assert torch.equal(first[name], second[name]) and torch.equal(first[name], alone[name])

@@ -127,7 +127,7 @@ def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | No
     load_weights(expert, unreleased | state, ignored=r"smplx_layer\.", strict=strict)
     if hand_mean is None:
         print("the fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to "
-              "make them absolute (the dual path does not use this expert's fingers)")
+              "make them absolute (hands of the hand path do not use them)")
     else:
         expert.hand_mean.copy_(hand_mean)
         expert.notice_hand_mean()
