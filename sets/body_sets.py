@@ -414,21 +414,21 @@ class EHF(Pictures):
 
     The truth is a mesh with SMPL-X's topology in the scanner's frame; `vertices(record)` returns it
     in the camera's frame. There are no parameters. Keypoints are OpenPose's.
-    Option boxes: a file below root with person boxes, SMPLer-X's EHF.json; by default a box is that
-    of the keypoints, so that crops differ a little from SMPLer-X's.
+    Person boxes are those of SMPLer-X's EHF.json, if it is there, too; else those of the keypoints,
+    so that crops differ a little from SMPLer-X's.
     """
 
     SPLITS, COUNTS = {"test": "test"}, {"test": 100}
     SOURCES = ("*_align.ply", "*_2Djnt.json")
-    JOINTS, MODEL, OPTIONS = "openpose25", "smplx", {"boxes": ""}
+    JOINTS, MODEL, BOXES = "openpose25", "smplx", "EHF.json"
     HOME = "smpl-x.is.tue.mpg.de"
     ROTATION = (-2.98747896, 0.01172457, -0.05704687)  # axis-angle
     TRANSLATION = (-0.03609917, 0.43416458, 2.37101226)  # metres
     K = intrinsics((1498.22426237, 1498.22426237), (790.263706, 578.90334))
 
     def find_sources(self) -> dict[str, list[Path]]:
-        boxes = self.options["boxes"]
-        return super().find_sources() | ({boxes: [self.file(boxes)]} if boxes else {})
+        path = self.root / self.BOXES
+        return super().find_sources() | ({path.name: [path]} if path.is_file() else {})
 
     def rows(self) -> Iterator[dict]:
         R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
@@ -447,9 +447,9 @@ class EHF(Pictures):
 
     def _boxes(self) -> dict[int, dict[str, np.ndarray]]:
         """Return the boxes of SMPLer-X's file by the number of the picture."""
-        if not self.options["boxes"]:
+        if self.BOXES not in self.sources:
             return {}
-        content = self.json(self.options["boxes"])
+        content = self.json(self.BOXES)
         names = {item["id"]: item["file_name"] for item in content["images"]}
         return {int(names[item["image_id"]].rpartition("/")[2].partition("_")[0]):
                 xywh_box(item["body_bbox"]) for item in content["annotations"]}
