@@ -593,7 +593,7 @@ class DualPathTask(BodyAdapterTask):
     Config = hmr_adapter.Training  # the fields that all stages have; each has more
     ARGUMENTS = PeopleTask.ARGUMENTS | {
         "guide": {"metavar": "FILE", "help": "with --eval: the body's checkpoint, beside the "
-                  "hand's in --checkpoint"}}
+                  "hand's in --checkpoint; two experts are merged without adapters"}}
     REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
               "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
               "path finds them, as in use;\n\"true boxes\": where they are. Hands outside of the "
