@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class HandEncoder(nn.Module):
 
     A token holds the U-net's features of its cell, and what SimpleHand's network for photographs
     finds in the middle of the crop: all keypoints in 2D, with the spread of their heat maps, and
-    in 3D.
+    in 3D. While it trains, it also learns by SimpleHand's own losses.
     """
 
     KEYPOINTS = 21
@@ -78,12 +78,29 @@ class HandEncoder(nn.Module):
         maps, last = network.backbone(F.interpolate(
             crops, size=(size, size), mode="bilinear", antialias=True))  # (B, 64, 16, 16)
         found = network.keypoints_2d_head(maps, last)
-        joints = self.regressor @ network.mesh_head(maps, found["keypoints_2d"]).float()
+        vertices = network.mesh_head(maps, found["keypoints_2d"]).float()
+        self.found = found | {"vertices": vertices} if self.training else None
+        joints = self.regressor @ vertices
         hand = torch.cat((4 * (found["keypoints_2d"] - 0.5), 10 * found["spread_2d"][..., None],
                           10 * (joints - joints[:, :1])), 2).flatten(1)  # (B, 126)
         edge = (maps.shape[3] - GRID[1]) // 2
         cells = maps[..., edge : edge + GRID[1]].flatten(2).mT  # (B, N, 64)
         return torch.cat((cells, hand[:, None].expand(-1, cells.shape[1], -1).to(cells)), 2)
+
+    def loss(self, samples: Mapping[str, Tensor]) -> Tensor:
+        """Compute SimpleHand's loss of what the last forward in training found.
+
+        samples: of hmr_adapter.hand_samples, the same hands. Without it the fingers are no better
+        than a mean hand's: through the decoder alone, the U-net's heat maps unlearn their places.
+        """
+        ratio = samples["images"].shape[-1] / SEEN
+        points = ratio * samples["keypoints_2d"] + 0.5  # 0..1 in the middle of the crop
+        valid = samples["valid"]
+        batch = {"image": points.new_empty(0, SEEN), "vertices": samples["vertices"],
+                 "joints": samples["joints"], "keypoints_2d": SEEN * points, "mesh_valid": valid,
+                 "keypoints_valid": valid[:, None] * ((points > 0) & (points < 1)).all(2)}
+        terms = any_view.losses(self.found, batch, self.regressor)
+        return any_view.total_loss(terms, self.hand.config)
 
 
 def is_small(config: EncoderConfig) -> bool:

@@ -25,7 +25,7 @@ import data
 import hmr_adapter
 import metrics
 from files import load_arrays, safe_unpickle
-from networks.adapter_encoders import is_small, start_rotations
+from networks.adapter_encoders import HandEncoder, is_small, start_rotations
 from networks.adapter_rivals import build_model, share_twists
 from tasks.base import (
     Batch,
@@ -233,7 +233,12 @@ class HandExpertTask(PeopleTask):
             samples = {name: values[known] for name, values in samples.items()}
         prediction = model(*self.inputs(samples))
         terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)
-        return hmr_adapter.hand_total_loss(terms, self.config), terms
+        loss = hmr_adapter.hand_total_loss(terms, self.config)
+        encoder = expert_of(bare(model), hmr_adapter.HandExpert).backbone.patch_embed
+        if isinstance(encoder, HandEncoder) and encoder.training and "vertices" in samples:
+            terms["encoder"] = encoder.loss(samples)
+            loss = loss + terms["encoder"]
+        return loss, terms
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
         """Predict both hands (2 B) of the people, by predictor."""
