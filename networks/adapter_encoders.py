@@ -19,7 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genhmr import JOINTS, matrix_to_rotation_6d, rotation_6d_to_matrix
-from hmr_adapter import BodyExpert, BodyExpertConfig, EncoderConfig, HandExpert, HandExpertConfig
+from hmr_adapter import (
+    BodyExpert,
+    BodyExpertConfig,
+    EncoderConfig,
+    HandExpert,
+    HandExpertConfig,
+    middle_of,
+)
 from networks import any_view
 from networks.small_encoder import GRID, HEAT_GRID, IMAGE_SIZE, NAMES, SmallEncoder
 
@@ -39,6 +46,10 @@ class BodyEncoder(SmallEncoder):
     def __init__(self) -> None:
         super().__init__()
         self.width += 6 * JOINTS + len(OF_HANDS)  # D, 268
+
+    def lifted(self, crops: Tensor) -> Tensor:
+        """Lift the pose of SMPL's 24 joints: rotations (B, 24, 3, 3)."""
+        return rotation_6d_to_matrix(self.read((crops - self.mean) / self.std).lifted.pose)
 
     def forward(self, crops: Tensor) -> Tensor:
         reading = self.read((crops - self.mean) / self.std)
@@ -123,22 +134,21 @@ def body_expert(config: BodyExpertConfig) -> BodyExpert:
 
 
 @torch.no_grad()
-def start_rotations(expert: BodyExpert, batches: Iterable[tuple[Tensor, Tensor]],
-                    ridge: float = 3_000.0) -> None:
-    """Start the two layers that regress a whole-body expert's rotations, by least squares.
+def start_rotations(expert: BodyExpert, pictures: Iterable[Tensor], ridge: float = 1.0) -> None:
+    """Let the layers of a whole-body expert that regress rotations start with its encoder's pose.
 
-    The tokens of a BodyEncoder hold a pose already, so that the best linear layer has a closed
-    form; 600 steps of AdamW stay behind it.
-
-    batches: images (B, 3, S, S) and their rotations (B, 55, 3, 3). ridge: weight of the squared
-    weights of the layers, for inputs of variance 1.
+    The expert's tokens hold the pose that its BodyEncoder lifts, and a linear layer reads it out.
+    Its weights have a closed form: the least squares for the given pictures, (B, 3, S, S) each,
+    with `ridge` times the squared weights of inputs of variance 1.
     """
-    net, inputs, targets = expert.body_regressor, [], []
-    mode = expert.training
-    for images, pose in batches:
-        features = expert.eval().features(images)
+    net, encoder, mode = expert.body_regressor, expert.encoder.patch_embed, expert.training
+    expert.eval()
+    inputs, targets = [], []
+    for images in pictures:
+        features = expert.features(images)
         inputs.append(net.joined(expert.pose_features(features), features.joints).double())
-        targets.append(pose[:, :22, :, :2].flatten(1).double())  # interleaved 6D
+        found = encoder.lifted(middle_of(images, expert.config))
+        targets.append(found[:, :22, :, :2].flatten(1).double())  # interleaved 6D
     expert.train(mode)
     x, y = torch.cat(inputs), torch.cat(targets)  # (N, 25 (d + 3)), (N, 132)
     mean, spread = x.mean(0), x.std(0) + 1e-4
@@ -147,8 +157,7 @@ def start_rotations(expert: BodyExpert, batches: Iterable[tuple[Tensor, Tensor]]
     weight = (torch.linalg.solve(gram, x.mT @ (y - y.mean(0))) / spread[:, None]).mT
     bias = y.mean(0) - weight @ mean
     first = 0
-    for layer in (net.root_pose_out[0], net.body_pose_out[0]):
-        own = slice(first, first + layer.out_features)
-        layer.weight.copy_(weight[own])
-        layer.bias.copy_(bias[own])
-        first = own.stop
+    for (layer,) in (net.root_pose_out, net.body_pose_out):
+        rows = slice(first, first := first + layer.out_features)
+        layer.weight.copy_(weight[rows])
+        layer.bias.copy_(bias[rows])

@@ -443,9 +443,8 @@ class BodyExpertTask(PeopleTask, BodyTask):
         """A new small expert starts with the pose that its encoder finds."""
         model = super().build()
         if self.starts_from and self.is_new:
-            count = min(2_000, len(self.train_set))
-            batches = DataLoader(Subset(self.train_set, range(count)), batch_size=50)
-            start_rotations(model, ((batch["image"], batch["body_pose"]) for batch in batches))
+            some = Subset(self.train_set, range(min(1_500, len(self.train_set))))
+            start_rotations(model, (batch["image"] for batch in DataLoader(some, batch_size=50)))
         return model
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
