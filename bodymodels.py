@@ -793,7 +793,7 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
         name = path.stem
     elif not path.is_file():
         raise FileNotFoundError(f"{source} is not a file or folder, nor one of the free models "
-                                f"{', '.join(FREE_MODELS)}")
+                                f"{', '.join(FREE_MODELS)}; see sets/README.md for others")
     arrays, side = load_arrays(path), ""
     if _family(np.shape(arrays.get("weights", [[]]))[-1]) == "mano":
         side = str(arrays.get("side", "left" if "LEFT" in path.stem.upper() else "right"))
@@ -1053,9 +1053,10 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
     Args: vertices (V, 3) metres, OpenCV camera frame; faces (F, 3), counter-clockwise seen from
     outside; K (3, 3) pixels; size (height, width). Arrays or tensors. colors 0..1, (3,) or one
     per vertex (V, 3); opacity of the mesh, 0..1; background a colour (3,) or an image (h, w, 3),
-    0..1 or uint8, white by default; light the direction towards the light; ambient and headlight the parts of the light
-    that come from everywhere and from the camera; supersample the samples along each side of a
-    pixel. Faces that reach behind the camera are not drawn; both sides of the others are.
+    0..1 or uint8, white by default; light the direction towards the light; ambient and headlight
+    the parts of the light that come from everywhere and from the camera; supersample the samples
+    along each side of a pixel. Faces that reach behind the camera are not drawn; both sides of the
+    others are.
     Raises ValueError for what is not a triangle mesh, or another background.
     """
     vertices, faces = check_mesh(vertices, faces)

@@ -1,4 +1,4 @@
-"""Images and annotations: the door to every data set, rendered or official.
+"""Open every data set, rendered or official: images and annotations.
 
     RenderedHands, FreiHAND, DexYCB, ...    pictures of hands
     RenderedBodies, ThreeDPW, BEDLAM, ...   pictures of bodies
@@ -29,12 +29,24 @@ hand, where S is the crop's side:
 RenderedBodies, RenderedPeople and MotionPoses describe their own samples. Joints are in the order
 `hand21` (hands), `smpl45` (bodies) or `smplx76` (whole bodies) of `bodymodels.JOINT_SETS`.
 
-Pixels: a W x H picture spans [0, W] x [0, H] and the centre of its first pixel is (0.5, 0.5).
+Conventions of the whole project:
+
+    length         metres inside, millimetres in reports
+    camera frame   OpenCV's: x right, y down, z forward; x_cam = R x_world + t
+    pixels         a W x H picture spans [0, W] x [0, H]; its first pixel's centre is (0.5, 0.5)
+    images         RGB uint8 (B, 3, H, W); the model normalises them
+    rotations      matrices inside; axis-angle and 6D [column 0, column 1] only at the edges
+    hands          right hands; a left hand is mirrored. Poses are absolute: the mean pose is added
+    hand joints    21: wrist, then thumb to pinky, each from base to tip; 16 are regressed from the
+                   posed vertices, the five tips are vertices
+    body joints    SMPL's 24, SMPL-X's 55; other sets by name in bodymodels.JOINT_SETS
+    metrics        metrics.PROTOCOLS names joints, root, alignment, reflection rule and unit
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -45,37 +57,48 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import bodymodels
-from sets.arctic import ARCTIC
 from sets.augmentation import AUGMENTATIONS, Augmentation, find_augmentation, for_hands
-from sets.bedlam import BEDLAM
-from sets.body_crops import BODY_FOCAL, body_box, body_camera
-from sets.body_poses import SMPL_KEYPOINTS, MotionPoses
-from sets.crops import crop_homography, perspective_crop
-from sets.dexycb import DexYCB
-from sets.ehf import EHF
-from sets.emdb import EMDB
-from sets.freihand import FreiHAND
-from sets.hand_crops import NUM_JOINTS, HandDataset
-from sets.hand_poses import FINGER_SLOTS, PALM_NORMAL_UP, hinge_axes, sample_hand_pose
-from sets.hmr2_evaluation import Human36MHMR2, ThreeDPWHMR2
-from sets.human36m import Human36M, Human36MMoon, Human36MSMPLX
+from sets.body_sets import (
+    ARCTIC,
+    BEDLAM,
+    EHF,
+    EMDB,
+    RICH,
+    Human36M,
+    Human36MHMR2,
+    Human36MSMPLX,
+    ThreeDPW,
+    ThreeDPWHMR2,
+    ThreeDPWMoon,
+)
+from sets.crops import (
+    BODY_FOCAL,
+    NUM_JOINTS,
+    SMPL_KEYPOINTS,
+    SMPLX_KEYPOINTS,
+    body_box,
+    body_camera,
+    crop_homography,
+    hand_square,
+    perspective_crop,
+)
+from sets.hand_sets import DexYCB, FreiHAND, InterHand
 from sets.images import read_image
-from sets.interhand import InterHand
-from sets.motion import AMASS, MOYO, MotionCapture
-from sets.official import Pictures
-from sets.official_models import hand_space
-from sets.official_people import HandPairs, OfficialPeople
-from sets.people import SMPLX_KEYPOINTS, hand_square
-from sets.records import GENDERS, relabelled
-from sets.rendered import paint_background, paint_surface
-from sets.rendered_bodies import RenderedBodies, body_surface
-from sets.rendered_hands import RenderedHands, hand_surface, shade
-from sets.rendered_people import RenderedPeople
-from sets.rich import RICH
-from sets.samples import Joined, KeyedDataset, Mixed, random_generator
+from sets.motion import AMASS, MOYO, MotionCapture, MotionPoses
+from sets.official import GENDERS, HandPairs, OfficialPeople, Pictures, hand_space, relabelled
+from sets.painting import paint_background, paint_surface
+from sets.rendered import (
+    FINGER_SLOTS,
+    PALM_NORMAL_UP,
+    RenderedHands,
+    hand_surface,
+    hinge_axes,
+    sample_hand_pose,
+    shade,
+)
+from sets.rendered_bodies import RenderedBodies, RenderedPeople, body_surface
+from sets.samples import Joined, KeyedDataset, Mixed, available_cores, random_generator
 from sets.shards import HaMeRShards, HMRShards
-from sets.threedpw import ThreeDPW, ThreeDPWMoon
-from sets.workers import available_cores
 
 __all__ = [  # what the rest of the house and the notebooks import from here
     "AMASS", "AUGMENTATIONS", "Augmentation", "DexYCB", "FINGER_SLOTS", "FreiHAND", "GENDERS",
@@ -91,7 +114,7 @@ RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": Rende
 OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
     "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
-    "h36m-moon": Human36MMoon, "h36m-smplx": Human36MSMPLX, "3dpw-hmr2": ThreeDPWHMR2,
+    "h36m-smplx": Human36MSMPLX, "3dpw-hmr2": ThreeDPWHMR2,
     "h36m-hmr2": Human36MHMR2, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
     "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
 
@@ -154,21 +177,20 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
                                models=models, augmentation=augmentation, hand_size=hand_size)
                  for part, folder in MIXTURES[name]]
         return Mixed(parts, list(MIXTURES[name].values()), seed=seed)
-    kind, packed = OFFICIAL[name], {"seed": seed, "cache": cache}
+    kind = OFFICIAL[name]
     if issubclass(kind, MotionCapture):
-        return kind(root, split or "train", **packed)
-    if kind is FreiHAND and split in (None, "train"):
+        return kind(root, split or "train", seed=seed, cache=cache)
+    if kind is FreiHAND and split == "train":
         split = "training"
+    options |= {"seed": seed, "cache": cache, "models": models}
     if not hand_size:
-        return kind(root, split, size, augmentation=augmentation, models=models, **packed,
-                    **options)
-    if issubclass(kind, HandDataset):
+        return kind(root, split, size, augmentation=augmentation, **options)
+    if kind.MODEL == "mano":
         recipe = find_augmentation(augmentation)
-        hands = kind(root, split, hand_size, augmentation=recipe and for_hands(recipe),
-                     models=models, **packed, **options)
-        return HandPairs(hands, size)
-    bodies = kind(root, split, size, models=models, **packed, **options)
-    return OfficialPeople(bodies, hand_size, augmentation=augmentation, detail=detail)
+        return HandPairs(kind(root, split, hand_size, augmentation=recipe and for_hands(recipe),
+                              **options), size)
+    return OfficialPeople(kind(root, split, size, **options), hand_size, augmentation=augmentation,
+                          detail=detail)
 
 
 def describe(dataset: KeyedDataset, most: int = 1000) -> str:
@@ -177,11 +199,9 @@ def describe(dataset: KeyedDataset, most: int = 1000) -> str:
     The summary has the number of samples, the official number, and the share of samples with each
     kind of annotation. Raises FileNotFoundError if a picture is missing.
     """
-    if isinstance(dataset, OfficialPeople | HandPairs):
-        dataset = dataset.pictures if isinstance(dataset, OfficialPeople) else dataset.hands
-    setup, split = getattr(dataset, "options", {}).get("setup"), dataset.split
+    dataset = getattr(dataset, "pictures", getattr(dataset, "hands", dataset))
     official = next((count for name, count in getattr(dataset, "COUNTS", {}).items()
-                     if name in (split, f"{setup} {split}", dataset.root.name)), 0)
+                     if name in (dataset.split, dataset.root.name)), 0)
     summary = f"{type(dataset).__name__}: {len(dataset):,} samples" + (
         f", officially {official:,}" if official else "")
     if not isinstance(dataset, Pictures):
@@ -192,9 +212,8 @@ def describe(dataset: KeyedDataset, most: int = 1000) -> str:
     if missing:
         raise FileNotFoundError(f"{len(missing)} of {len(names)} pictures looked for are missing, "
                                 f"for example {dataset.root / missing[0]}")
-    known = {"keypoints_2d": (records["keypoints_2d"][..., 2] > 0).any(1),
-             "keypoints_3d": (records["keypoints_3d"][..., 3] > 0).any(1),
-             "K": records["K"][:, 2, 2] > 0}
+    known = {name: records[name][..., -1].any(1) for name in ("keypoints_2d", "keypoints_3d")}
+    known["K"] = records["K"][:, 2, 2] > 0
     known |= {name: records[f"has_{name}"] > 0 for name in ("pose", "hands", "betas", "transl")}
     return (f"{summary}; {len(names)} pictures looked for, all there; known: " + ", ".join(
         f"{name} {100 * values.mean():.0f} %" for name, values in known.items()))
@@ -297,56 +316,50 @@ def draw_samples(dataset: KeyedDataset, keys: Sequence[int], path: str | os.Path
 # ------------------------------------------------------------------------------ command line
 
 
-def parse_option(text: str) -> tuple[str, bool | int | str | tuple]:
-    """Split NAME=VALUE of the command line; a value is true, false, 12, 1280,720 or a text."""
+def parse_option(text: str) -> tuple[str, object]:
+    """Split NAME=VALUE of the command line; a value is True, 12, 1280,720 or a text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--option {text}: expected NAME=VALUE")
-    words = {"true": True, "false": False}
-    parts = tuple(words.get(part, int(part) if part.isdigit() else part)
-                  for part in value.split(","))
-    return name, parts if len(parts) > 1 else parts[0]
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
 
 
 def open_dataset(args: argparse.Namespace) -> KeyedDataset:
     """Open the data set that the command line asks for."""
-    common = {"size": args.size, "augmentation": args.augmentation, "seed": args.seed,
-              "cache": args.cache}
-    if args.name in (*OFFICIAL, *MIXTURES):
-        if args.data_root is None:
-            raise ValueError(f"{args.name} needs --data-root FOLDER")
-        return open_official(args.name, args.data_root, args.split, models=args.models, **common,
-                             **dict(map(parse_option, args.option)))
-    split = args.split or "train"
+    options = dict(map(parse_option, args.option))
     if args.name == "motion":
-        return MotionPoses(split, seed=args.seed)
-    if args.name == "people":
-        common["occlusion"] = args.occlusion
-    return RENDERED[args.name](split, **common)
+        return MotionPoses(args.split or "train", **options)
+    options |= {"size": args.size, "augmentation": args.augmentation, "cache": args.cache}
+    if args.name in RENDERED:
+        return RENDERED[args.name](args.split or "train", **options)
+    if args.data_root is None:
+        raise ValueError(f"{args.name} needs --data-root FOLDER")
+    return open_official(args.name, args.data_root, args.split, models=args.models, **options)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the flags of `python data.py`."""
     parser = argparse.ArgumentParser(description="Look at a data set.")
-    parser.add_argument("name", metavar="NAME", choices=(*RENDERED, "motion", *OFFICIAL, *MIXTURES),
-                        help=f"{', '.join(RENDERED)}, motion; {', '.join(OFFICIAL)}; or a mixture: "
-                             + ", ".join(MIXTURES))
-    parser.add_argument("--data-root", type=Path, help="the folder of a data set as its authors "
-                        "ship it; for a mixture, the folder above those of its data sets")
-    parser.add_argument("--models", type=Path, help="a folder of official body models, for meshes "
-                        "and for poses that are stored relative to a mean hand")
-    parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE",
-                        help="options of the data set, see its docstring: setup=s1, stride=1, ...; "
-                        "hand_size=128 shows people with crops of their hands")
-    parser.add_argument("--split", help="default: the training split, if there is one")
-    parser.add_argument("--size", type=int, default=128, help="side of the crops in pixels")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
-    parser.add_argument("--occlusion", type=float, default=0.5,
-                        help="people: share of hands that are covered")
-    parser.add_argument("--cache", type=Path, help="folder for packed files")
-    parser.add_argument("--draw", type=int, default=0, metavar="N", help="draw N samples")
-    parser.add_argument("--out", type=Path, help="file of the drawing (default: NAME.png)")
+    add = parser.add_argument
+    add("name", metavar="NAME", choices=(*RENDERED, "motion", *OFFICIAL, *MIXTURES),
+        help=f"{', '.join(RENDERED)}, motion; {', '.join(OFFICIAL)}; or a mixture: "
+             + ", ".join(MIXTURES))
+    add("--data-root", type=Path, help="the folder of a data set as its authors ship it; for a "
+        "mixture, the folder above those of its data sets")
+    add("--models", type=Path, help="a folder of official body models, for meshes and for poses "
+        "that are stored relative to a mean hand")
+    add("--option", nargs="+", default=[], metavar="NAME=VALUE",
+        help="arguments of the data set, see its docstring: stride=1, occlusion=0.3, ...; "
+             "hand_size=128 shows people with crops of their hands")
+    add("--split", help="default: the training split, if there is one")
+    add("--size", type=int, default=128, help="side of the crops in pixels")
+    add("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
+    add("--cache", type=Path, help="folder for packed files")
+    add("--draw", type=int, default=0, metavar="N", help="draw N samples")
+    add("--out", type=Path, help="file of the drawing (default: NAME.png)")
     args = parser.parse_args(argv)
     if args.draw < 0:
         parser.error(f"--draw {args.draw}: expected 0 or more")

@@ -4,16 +4,16 @@
     python demo.py genhmr PICTURE ...         people
     python demo.py hmr_adapter PICTURE ...    people with their hands; with --hand FILE alone: hands
 
-A PICTURE is a file or a folder of files. MediaPipe, if it is installed, finds who is in it; --box
-says it in pixels. Each picture gets its meshes over it (_overlay.png) and from the side
-(_side.png), each mesh as a file (.obj, .ply, .glb: metres, y up) and as arrays (.npz: what
-`predict` of the paper's file returns). `python demo.py simplehand --help` lists all flags.
+A PICTURE is a file or a folder of files; --smooth takes the frames of a video. MediaPipe, if it is
+installed, finds who is in it; --box says it in pixels. Each picture gets its meshes over it
+(_overlay.png) and from the side (_side.png), each mesh as a file (.obj, .ply, .glb: metres, y up)
+and as arrays (.npz: what the paper's `predict` returns). `--help` after a network lists its flags.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import math
 import re
 import sys
 from collections import Counter
@@ -23,14 +23,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 import bodymodels
 import genhmr
 import hmr_adapter
 import simplehand
-import weights.files
 import weights.genhmr
 import weights.hmr_adapter
 import weights.simplehand
@@ -40,18 +38,18 @@ from networks.adapter_rivals import build_model
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
 from networks.finders import Found
+from networks.overlays import project, write_results
 from networks.small_encoder import SmallEncoder, build_genhmr
+from networks.smooth import smooth_video
 from sets.images import picture_files, read_image
-from sets.keypoint_files import LEAST_CONFIDENCE
+from weights.files import trained_on
 
-OPACITY, GREY = 0.8, 128  # of meshes in the overlay; of what MediaPipe's mask hides (our choices)
-TINY, LARGEST = 32, 2000  # pixels: a box too small to see a pose; longer side of an overlay (ours)
-# We warn of meshes whose mean distance from 2D keypoints is larger, in sides of the crop: those of
-# a file or MediaPipe; without any, the network's own (of 300 rendered hands or bodies 95 % are
-# nearer). We warn of heat maps wider than SPREAD, see RESULTS.md, and suggest the other side where
-# the mirrored hand's are narrower by the factor SURER (our choices).
-MISFIT, SPREAD, SURER = 0.1, 0.1, 0.8
-OWN_MISFIT = {"simplehand": 0.06, "genhmr": 0.07, "hmr_adapter": 0.1}
+# We warn of heat maps wider than SPREAD, suggest the other side where the mirrored hand's are
+# narrower by the factor SURER, and warn of meshes further than MISFITS from given 2D keypoints or,
+# without any, from the network's own: see finders.misfit, benchmarks/alarms.py and RESULTS.md.
+SPREAD, SURER = 0.1, 0.8
+CONVENTIONAL = "distances are conventional: for metres give your camera, --focal PX or --K FILE"
+MISFITS = {"simplehand": (0.11, 0.06), "genhmr": (0.08, 0.07), "hmr_adapter": (0.12, 0.08)}
 
 
 class Result(NamedTuple):
@@ -64,8 +62,15 @@ class Result(NamedTuple):
     own: np.ndarray | None = None  # (J, 3) where the network sees them: x, y, confidence
 
 
-# A function from a picture, a hand or person in it and the camera's K; the network; about it
-Loaded = tuple[Callable[[np.ndarray, Found, np.ndarray | None], Result], nn.Module, str]
+class Loaded(NamedTuple):
+    """A network, ready for pictures."""
+
+    one: Callable[[np.ndarray, Found, np.ndarray | None], Result]  # of a picture, who is in it, K
+    model: nn.Module
+    about: str  # what it was trained on
+    pose: Callable[[dict], dict] | None = None  # see smooth_track
+    hands: bool = False  # whether it looks at a person's hands more closely
+
 
 # --------------------------------------------------------------------------------- arguments
 
@@ -86,6 +91,8 @@ def parser() -> argparse.ArgumentParser:
         add("--focal", type=float, metavar="PX",
             help="focal length of your camera in pixels, for distances in metres")
         add("--K", type=Path, metavar="FILE", help="a text file of its 3 x 3 intrinsics instead")
+        add("--smooth", type=float, metavar="FPS", help="the pictures are a video's frames in "
+            "order, FPS a second: smooth poses and places over time, one shape for each person")
         add("--out", type=Path, default="output", help="folder to write to (default: output)")
         add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
             help="where to compute: cpu, cuda, cuda:1, mps (default: %(default)s)")
@@ -112,9 +119,9 @@ def own_arguments(network: str, add: Callable) -> None:
         add("--iterations", type=int, default=5, metavar="T", help="of sampling (default: 5)")
         add("--mean-code", action="store_true", help="decode the mean code of each place, not the "
             "likeliest: a better single answer (ours)")
-        add("--refine", type=int, default=10, metavar="P", help="refinement steps (default: 10)")
+        add("--refine", type=int, default=50, metavar="P", help="refinement steps (default: 50)")
         add("--fit-camera", action="store_true", help="first fit the camera to the 2D keypoints: "
-            "helps where the network's is badly wrong")
+            "for portraits, where the network's is badly wrong; elsewhere it does not help")
     else:
         add("--hand", type=Path, metavar="FILE", help="the hand path: train.py's --stage hand or "
             "HaMeR's hamer.ckpt")
@@ -134,10 +141,14 @@ def find_device(name: str) -> torch.device:
 
 
 def camera(arguments: argparse.Namespace, image: np.ndarray) -> np.ndarray | None:
-    """Return K (3, 3) of --focal or --K, None without them. Raises ValueError for no such K."""
-    if arguments.K is None and arguments.focal is None:
+    """Return K (3, 3) of --focal or --K, None without them. Raises ValueError for no such K.
+
+    A video needs one camera for all frames: by default its focal length is a frame's diagonal.
+    """
+    if arguments.K is None and arguments.focal is None and not arguments.smooth:
         return None
     (height, width), f = image.shape[:2], arguments.focal
+    f = math.hypot(width, height) if f is None else f
     return simplehand.check_view(image, None, "right", np.loadtxt(arguments.K) if arguments.K else
                                  np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]]))[1]
 
@@ -149,7 +160,7 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
     """Load SimpleHand, for hands."""
     hand = load_mesh(arguments.hand or "hand_right", 16, "--hand")
     model = weights.simplehand.load_checkpoint(arguments.checkpoint)
-    views = model.config.views
+    views = model.settings.get("views", 90.0)
     about = trained_on(arguments.checkpoint, arguments.hand, "--hand MANO_RIGHT.pkl", "hands " + (
         "from all sides" if views >= 90 else
         f"whose palm or back faces the camera within {views:.0f} degrees"))
@@ -177,7 +188,7 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
         outward = faces[:, ::1 if arrays["side"] else -1]  # mirrored, they face inwards
         return Result(arrays, outward, notes, project(arrays["joints"], arrays["K"]), own)
 
-    return one, model, about
+    return Loaded(one, model, about)
 
 
 def load_genhmr(arguments: argparse.Namespace) -> Loaded:
@@ -191,7 +202,7 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
         arrays = genhmr.predict(
             model, body, image, box=found.box, keypoints=found.keypoints,
             iterations=arguments.iterations, mean_code=arguments.mean_code,
-            refinement=arguments.refine, fitted_camera=arguments.fit_camera)
+            refinement=arguments.refine, fitted_camera=arguments.fit_camera, K=K)
         energies, count = arrays["energies"], (arrays["confidence"] > 0).sum()
         fitted = (f"fitted to {count} keypoints" if arrays["fitted"] else "not fitted: " + (
             "the keypoints do not determine it" if count else found.source))
@@ -205,10 +216,14 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
             crop = genhmr.crop_picture(image, corner + side / 2, side, model.config.image_size)
             own = model.backbone.keypoints(crop[None].to(model.mean))[0].cpu().numpy()
             own = own * (side, side, 1) + (*(corner + side / 2), 0)
-        return Result(in_camera(arrays, K), body.faces.cpu().numpy(), notes,
-                      arrays["keypoints_2d"], own)
+        return Result(arrays, body.faces.cpu().numpy(), notes, arrays["keypoints_2d"], own)
 
-    return one, model, about
+    def pose(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tensors = (torch.tensor(arrays[name])[None].to(model.mean) for name in ("betas", "pose"))
+        posed = genhmr.in_picture(body, *tensors, arrays["transl"], arrays["K"])
+        return arrays | {name: np.float32(value) for name, value in posed.items()}
+
+    return Loaded(one, model, about, pose)
 
 
 def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
@@ -230,11 +245,11 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
     about = [trained_on(file, arguments.model, advice, what)
              for file in (arguments.hand, arguments.body) if file]
     model, faces = model.to(arguments.device), mesh.faces.numpy()
-    joints = [JOINT_SETS["smplx55"].index(name) if name in JOINT_SETS["smplx55"] else -1
-              for name in JOINT_SETS["smpl45"]]
+    names = JOINT_SETS["smplx55"]
+    joints = [names.index(name) if name in names else -1 for name in JOINT_SETS["smpl45"]]
 
     def person(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
-        arrays = hmr_adapter.predict(model, image, mesh, box=found.box)
+        arrays = hmr_adapter.predict(model, image, mesh, box=found.box, hand_boxes=found.hands, K=K)
         notes = [f"the {side} hand is {'hard to see' if inside else 'outside of the picture'}: its "
                  "pose is the body path's" for side, inside, valid in zip(
                      ("right", "left"), arrays["hand_inside"], arrays["hand_valid"], strict=True)
@@ -245,200 +260,48 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         pixels[np.array(joints) < 0] = np.nan  # SMPL's other keypoints
         for row, joint in enumerate(hmr_adapter.POSITIONED):
             own[min(joint, 55)] = *arrays["keypoints_2d"][row], joint < 55
-        return Result(in_camera(arrays, K), faces, notes, pixels, own[joints])
+        return Result(arrays, faces, notes, pixels, own[joints])
+
+    def pose(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = ("betas", "rotations", "expression", "transl")
+        tensors = [torch.tensor(arrays[name])[None] for name in names]
+        posed = mesh(*tensors)._asdict() | hmr_adapter.smplx_parameters(tensors[1])
+        return arrays | {name: value[0].numpy() for name, value in posed.items()
+                         if name in arrays}
 
     def hand(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
-        arrays = predict_hand(model, image, mesh, box=found.box, side=found.side)
+        arrays = hmr_adapter.predict_hand(model, image, mesh, box=found.box, side=found.side, K=K)
         pixels = project(mesh.keypoint_regressor.numpy() @ arrays["vertices"], arrays["K"])
         outward = faces[:, ::-1 if found.side == "left" else 1]
-        return Result(in_camera(arrays, K), outward, [f"a {found.side} hand"], pixels)
+        arrays["root"] = arrays["joints"][0]
+        return Result(arrays, outward, [f"a {found.side} hand"], pixels)
 
-    return person if arguments.body else hand, model, about[-1]
+    if not arguments.body:
+        return Loaded(hand, model, about[-1])
+    return Loaded(person, model, about[-1], pose, hands=bool(arguments.hand))
 
 
 LOADERS = {"simplehand": load_simplehand, "genhmr": load_genhmr, "hmr_adapter": load_hmr_adapter}
 
 
-@torch.inference_mode()
-def predict_hand(model: hmr_adapter.HandAdapter, image: np.ndarray, hand: Callable, *,
-                 box: Sequence[float] | None = None, side: str = "right") -> dict[str, np.ndarray]:
-    """Predict the MANO mesh of one hand in a picture, in camera coordinates; its arm is unknown.
-
-    hand: a right hand's model on the CPU. box: x, y, width, height in pixels, grown to 3:4 and
-    twice as large (HaMeR); None: the whole picture. side: a "left" hand is mirrored for the
-    network, and its mesh back. Returns float32 arrays as hmr_adapter.predict's vertices, joints,
-    transl, rotations (16, 3, 3), K and box; and betas, of a right hand.
-    """
-    hmr_adapter.check_view(model, image)
-    center, length = hmr_adapter.person_square(image.shape, box)
-    length *= 1.0 if box is None else 2.0 / 1.25
-    expert, left = model.config.expert, side == "left"
-    crop = hmr_adapter.cut_square(model, image, center, length, expert.image_size, left)
-    prediction = {name: value.float().cpu() for name, value in model(crop).items()}
-    transl = hmr_adapter.hand_translation(prediction["camera"], expert.focal)
-    betas, pose = prediction["betas"], prediction["hand_pose"]
-    posed, mirror = hand(betas, pose, transl=transl), transl.new_tensor([-1 if left else 1, 1, 1])
-    return hmr_adapter.to_arrays({
-        "vertices": mirror * posed.vertices, "joints": mirror * posed.joints,
-        "transl": mirror * transl, "rotations": hmr_adapter.mirror(pose) if left else pose,
-        "betas": betas}, center, length, expert.focal)
-
-
 def load_mesh(source: str, joints: int, flag: str) -> bodymodels.BodyModel:
     """Load a body or hand model, on the CPU. Raises ValueError for one with other joints."""
     model = bodymodels.load_model(source, family="mano" if joints == 16 else None)
-    if len(model.parents) != joints:
-        raise ValueError(f"{flag} {source} has {len(model.parents)} joints: expected {joints} "
-                         f"joints, as {dict([(16, 'MANO'), (24, 'SMPL'), (55, 'SMPL-X')])[joints]}")
+    if (count := len(model.parents)) != joints:
+        raise ValueError(f"{flag} {source} has {count} joints: expected {joints} joints")
     return model
-
-
-def trained_on(checkpoint: Path, given: str | None, advice: str, what: str) -> str:
-    """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
-
-    given: the mesh model's file, None for the free one. train.py writes the kind of its data into a
-    checkpoint; the authors' weights have seen the official models.
-    """
-    data = weights.files.read_data_name(checkpoint)
-    if given and data == "rendered":
-        raise ValueError(f"{checkpoint} was trained on the free model, whose shapes the official "
-                         f"one does not have: leave out {advice.split()[0]}")
-    if not given and data not in ("unknown data", "rendered"):
-        raise ValueError(f"{checkpoint} was trained on the official model, whose shapes the free "
-                         f"one does not have: add {advice}")
-    if data == "rendered":
-        return f"trained on rendered {what}: expect rough meshes in photographs"
-    return f"trained on {data}" if data else "weights of the authors, as they are"
 
 
 def largest_heading(model: nn.Module) -> float:
     """Return how far people turned away from the camera in training, in degrees."""
-    return getattr(getattr(model, "body", model).config, "views", 180.0)
+    return getattr(getattr(model, "body", model), "settings", {}).get("views", 180.0)
 
 
 def facing(model: nn.Module) -> str:
     """Say which people a network has seen."""
     heading = largest_heading(model)
-    return ("people of all headings" if heading >= 180 else
-            f"people within {heading:.0f} degrees of the camera")
-
-
-# ------------------------------------------------------------------------------------- notes
-
-
-def box_notes(box: Sequence[float] | None, shape: Sequence[int]) -> list[str]:
-    """Warn of a box that is tiny, or mostly outside of a picture of (height, width)."""
-    if box is None:
-        return []
-    x, y, w, h = box
-    inside = np.minimum((x + w, y + h), shape[1::-1]) - np.maximum((x, y), 0)
-    part = inside.clip(0).prod() / (w * h)
-    tiny = f"warning: the box is only {w:.0f} x {h:.0f} px, too small to show a pose"
-    outside = f"warning: only {100 * part:.0f} % of the box x,y,width,height is inside the picture"
-    return [tiny] * (max(w, h) < TINY) + [outside] * bool(part < 0.5)
-
-
-def fit_notes(result: Result, found: Found, limit: float) -> list[str]:
-    """Warn of a mesh that does not fit the given 2D keypoints or, without any, the network's own.
-
-    limit: largest mean distance from its own, in sides of the crop, a quarter more than the box.
-    """
-    for rows, least, most, whose in (
-            (found.keypoints, LEAST_CONFIDENCE, MISFIT, f"({found.source})"),
-            (result.own, 1e-6, limit, "of the network")):
-        if rows is None:
-            continue
-        sure = (rows[:, 2] >= least) & np.isfinite(result.mesh).all(1)
-        if sure.any():
-            distance = np.linalg.norm(rows[sure, :2] - result.mesh[sure], axis=1).mean()
-            distance /= 1.25 * max(found.box[2:]) if found.box else max(result.arrays["box"][2:])
-            return [f"warning: the mesh does not fit the 2D keypoints {whose}: they are "
-                    f"{100 * distance:.0f} % of the crop apart on average; do not trust this result"
-                    ] * bool(distance > most)
-    return []
-
-
-def without_background(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Make everything but the person grey: networks see limbs in real backgrounds."""
-    if mask is None:
-        return image
-    return np.uint8(np.rint(image * mask[..., None] + GREY * (1 - mask[..., None])))
-
-
-# ---------------------------------------------------------------------------------- pictures
-
-
-def project(points: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """Project points (N, 3) in the camera's frame to pixels (N, 2)."""
-    pixels = points @ K.T
-    return pixels[:, :2] / pixels[:, 2:]
-
-
-def in_camera(arrays: dict[str, np.ndarray], K: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Move the mesh of a conventional camera before K, where its joints keep their pixels."""
-    if K is None:
-        return arrays
-    joints, start = arrays["joints"].astype(float), arrays["transl"].astype(float)
-    shift = simplehand.fit_translation(joints - start, project(joints, arrays["K"]), K) - start
-    return arrays | {name: (arrays[name] + shift).astype(np.float32) for name in (
-        "vertices", "joints", "keypoints_3d", "transl") if name in arrays} | {"K": np.float32(K)}
-
-
-def overlay(image: np.ndarray, results: Sequence[Result]) -> np.ndarray:
-    """Draw meshes over a picture (H, W, 3) uint8, the far ones first -> floats 0..1.
-
-    A huge picture is scaled down to LARGEST pixels.
-    """
-    scale = min(1.0, LARGEST / max(image.shape[:2]))
-    if scale < 1:
-        size = [max(round(scale * side), 1) for side in image.shape[1::-1]]
-        image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BOX))
-    canvas = image.astype(np.float32) / 255
-    for result in sorted(results, key=lambda one: -one.arrays["vertices"][:, 2].mean()):
-        drawn = bodymodels.render(result.arrays["vertices"], result.faces,
-                                  np.diag([scale, scale, 1]) @ result.arrays["K"],
-                                  image.shape[:2], background=canvas, supersample=2).image
-        canvas = OPACITY * drawn + (1 - OPACITY) * canvas
-    return canvas
-
-
-def from_the_side(result: Result, side: int = 384) -> np.ndarray:
-    """Draw a mesh as seen from the left of the picture, (side, side, 3) floats 0..1."""
-    vertices = result.arrays["vertices"]
-    x, y, z = (vertices - (vertices.min(0) + vertices.max(0)) / 2).T
-    distance = 4 * np.sqrt(x**2 + y**2 + z**2).max()
-    K = np.array([[1.7 * side, 0, side / 2], [0, 1.7 * side, side / 2], [0, 0, 1]])
-    return bodymodels.render(np.stack((-z, y, x + distance), 1), result.faces, K, (side, side),
-                             supersample=2).image
-
-
-def png(image: np.ndarray) -> bytes:
-    """Encode an image (H, W, 3) of floats 0..1 as a PNG file."""
-    content = io.BytesIO()
-    Image.fromarray(np.uint8(np.rint(255 * np.clip(image, 0, 1)))).save(content, "PNG")
-    return content.getvalue()
-
-
-def write_results(base: Path, image: np.ndarray, results: Sequence[Result]) -> list[Path]:
-    """Write the overlay and side view of all results of a picture, each one's mesh and arrays.
-
-    base: start of the files' names; a number follows if there are several results. Everything is
-    computed before the first file is written, and each file is replaced as a whole.
-    """
-    contents = {"_overlay.png": png(overlay(image, results)),
-                "_side.png": png(np.concatenate([from_the_side(one) for one in results], 1))}
-    meshes = {}
-    for number, (arrays, faces, *_) in enumerate(results, 1):
-        start, file = f"_{number}" if len(results) > 1 else "", io.BytesIO()
-        np.savez_compressed(file, faces=faces, **arrays)
-        contents[f"{start}.npz"] = file.getvalue()
-        upright = (arrays["vertices"] - arrays.get("root", arrays["joints"][0])) * (1, -1, -1)
-        meshes |= {f"{start}.{ending}": (upright, faces) for ending in ("obj", "ply", "glb")}
-    for name, content in contents.items():
-        bodymodels.write_atomically(f"{base}{name}", content)
-    for name, mesh in meshes.items():
-        bodymodels.save_mesh(f"{base}{name}", *mesh)
-    return [Path(f"{base}{name}") for name in (*contents, *meshes)]
+    return "people " + ("of all headings" if heading >= 180 else
+                        f"within {heading:.0f} degrees of the camera")
 
 
 # ---------------------------------------------------------------------------------- commands
@@ -454,37 +317,46 @@ def reconstruct(arguments: argparse.Namespace) -> int:
     boxes = [finders.parse_box(text, kind) for text in arguments.box]
     if getattr(arguments, "left", False):
         boxes = [box._replace(side="left") for box in boxes]
+    if arguments.smooth is not None and not 0 < arguments.smooth < math.inf:
+        raise ValueError(f"--smooth {arguments.smooth}: expected frames a second, such as 30")
     files, failed, written = picture_files(arguments.pictures), 0, []
     arguments.device = find_device(arguments.device)
-    one, model, about = LOADERS[arguments.network](arguments)
+    network = LOADERS[arguments.network](arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    frames: list[list[Result]] = []
     for name, path in files.items():
+        frames.append([])
         try:
             image = read_image(path)
-            targets = finders.find(kind, image, boxes, getattr(arguments, "keypoints", None), path)
-            K = camera(arguments, image)
-            results = [one(without_background(image, target.mask), target, K)
-                       for target in targets]
-            written += write_results(arguments.out / name, image, results)
+            targets = finders.find(kind, image, boxes, getattr(arguments, "keypoints", None), path,
+                                   hands=network.hands)
+            results = [network.one(finders.without_background(image, target.mask), target,
+                                   camera(arguments, image)) for target in targets]
+            if arguments.smooth:
+                frames[-1] = results
+            else:
+                written += write_results(arguments.out / name, image, [
+                    (one.arrays, one.faces) for one in results])
         except (ValueError, OSError) as error:
             failed += 1
             start = "" if str(path) in str(error) or len(files) == 1 else f"{path}: "
             print(f"demo.py: {start}{error}", file=sys.stderr)
             continue
         for number, (target, result) in enumerate(zip(targets, results, strict=True), 1):
-            notes = [*box_notes(target.box, image.shape), *result.notes,
-                     *fit_notes(result, target, OWN_MISFIT[arguments.network])]
-            if kind == "person" and largest_heading(model) < 120 and finders.from_behind(
-                    target.keypoints):
-                notes.append("warning: this person is seen from behind, as nobody in training was: "
-                             "do not trust this result")
             start = f"{path.name}: " if len(files) > 1 else ""
             start += f"{kind} {number}: " if len(targets) > 1 else ""
+            notes = [*result.notes, *finders.warnings(
+                target, image.shape, result.mesh, result.own, MISFITS[arguments.network],
+                largest_heading(network.model))]
             print("\n".join(start + note for note in notes), flush=True)
+    smooth = smooth_video([[result.arrays for result in results] for results in frames],
+                          arguments.smooth or 1, network.pose)
+    for (name, path), results, arrays in zip(files.items(), frames, smooth, strict=True):
+        if results:
+            written += write_results(arguments.out / name, read_image(path), [
+                (new, one.faces) for one, new in zip(results, arrays, strict=True)])
     if written:
-        print(about)
-        if arguments.K is None and arguments.focal is None:
-            print("distances are conventional: for metres give your camera, --focal PX or --K FILE")
+        print(network.about, *[CONVENTIONAL] * (arguments.K is arguments.focal is None), sep="\n")
         print(f"wrote {', '.join([str(written[0]), *(file.name for file in written[1:8])])}"
               + (f" and {len(written) - 8} more files" if len(written) > 8 else ""))
     return 2 if failed else 0

@@ -45,7 +45,6 @@ D width, H heads, P points, T iterations of sampling.
 from __future__ import annotations
 
 import math
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,28 +93,14 @@ class TokenizerConfig:
     weight_joints: float = 0.3  # lambda_J, per metre (paper)
     vertex_stride: int = 1  # L_V uses every n-th vertex; 1: all (paper), 0: 21 surface keypoints
 
-    # Augmentation: "we rotate the poses at varying degrees" (paper), see tasks/genhmr.py
-    heading: float = 180.0  # degrees, largest turn about the vertical (our choice)
-    tilt: float = 45.0  # degrees, largest lean (our choice)
-    uniform_rotation: float = 0.2  # fraction of bodies with any orientation at all (our choice)
-
-    # Optimisation: Adam
+    # Optimisation: Adam, on poses turned "at varying degrees" (paper)
     batch_size: int = 512  # samples per optimiser step, over all processes (paper)
-    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 200_000  # optimiser steps (paper)
     learning_rate: float = 1e-4  # (paper)
     schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (our choice)
     warmup_steps: int = 1_000  # linear from 0 (our choice)
     weight_decay: float = 0.0  # Adam (paper)
     gradient_clip: float = 1.0  # norm (our choice)
-    eval_every: int = 5_000  # steps between evaluations (our choice)
-    seed: int = 0  # of initialisation, order and augmentation (our choice)
-
-    # The free motion data
-    train_samples: int = 1_000_000  # poses per epoch (our choice)
-    test_samples: int = 2_000  # (our choice)
-    lean: float = 180.0  # degrees, largest lean from upright (our choice)
-    wide: float = 0.0  # share of training poses that go beyond the clips (our choice)
 
     def __post_init__(self) -> None:
         multiplier = self.num_tokens // JOINTS
@@ -182,27 +167,12 @@ class Config:
     # Optimisation: Adam on 2 GPUs
     batch_size: int = 96  # samples per optimiser step, over all processes: 2 GPUs x 48 (paper,
     # read as HMR2.0 means its 48)
-    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 300_000  # optimiser steps (our choice: the paper is silent)
     learning_rate: float = 1e-5  # (paper)
     schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (HMR2.0)
     warmup_steps: int = 1_000  # linear from 0 (our choice)
     weight_decay: float = 0.0  # Adam (paper); HMR2.0 has 1e-4
     gradient_clip: float = 1.0  # norm; Gumbel gradients grow as it cools (our choice)
-    precision: str = "bf16"  # "fp32", "bf16" or "fp16" with a gradient scaler (our choice)
-    channels_last: bool = True  # memory format, for speed (our choice)
-    eval_every: int = 10_000  # steps between evaluations (our choice)
-    seed: int = 0  # of initialisation, order, masks and augmentation (our choice)
-
-    # Data
-    augmentation: str = "official_hmr"  # recipe of the data: scale, rotation, flip, colour (paper);
-    # with shifts and crops of body parts (HMR2.0)
-    train_samples: int = 300_000  # rendered bodies per epoch, the free data (our choice)
-    test_samples: int = 1_000  # (our choice)
-    views: float = 180.0  # degrees, largest heading away from the camera (our choice)
-    lean: float = 180.0  # degrees, largest lean from upright (our choice)
-    wide: float = 0.0  # share of rendered training poses that go beyond the clips (our choice)
-    version: int = 2  # of the renderer; 1: the pictures of older scores (our choice)
 
     def __post_init__(self) -> None:
         if isinstance(self.tokenizer, Mapping):  # from a checkpoint
@@ -230,6 +200,11 @@ class Config:
         """Rows and columns of the encoder's cells, the patches of a crop."""
         rows = self.image_size // self.patch_size
         return rows, 3 * rows // 4
+
+    @property
+    def map_sizes(self) -> list[tuple[int, int]]:
+        """Rows and columns of each feature map."""
+        return [(scale * self.grid[0], scale * self.grid[1]) for scale in self.scales]
 
     @property
     def focal(self) -> float:
@@ -308,11 +283,6 @@ class ResidualBlock(nn.Module):
         return x + self.pointwise(F.relu(self.dilated(F.relu(x))))
 
 
-def residual_blocks(config: TokenizerConfig) -> list[ResidualBlock]:
-    """Make config.depth blocks, the widest dilation first."""
-    return [ResidualBlock(config.width, 3**power) for power in reversed(range(config.depth))]
-
-
 def pose_encoder(config: TokenizerConfig) -> nn.Sequential:
     """Make E: 6D rotations along the list of joints (B, 6, 24) -> embeddings z (B, C, L).
 
@@ -327,11 +297,16 @@ def pose_encoder(config: TokenizerConfig) -> nn.Sequential:
         layers += [nn.Upsample(length), nn.Conv1d(width, width, 3, padding=1), nn.ReLU()]
     return nn.Sequential(
         *layers, nn.Conv1d(width, width, 4, stride=2, padding=1),  # 2 L -> L
-        *residual_blocks(config), nn.Conv1d(width, config.code_dim, 3, padding=1))
+        *[ResidualBlock(width, 3**power) for power in reversed(range(config.depth))],
+        nn.Conv1d(width, config.code_dim, 3, padding=1))
 
 
 def pose_decoder(config: TokenizerConfig) -> nn.Sequential:
-    """Make the decoder: embeddings (B, C, L) -> 6D rotations (B, 6, 24), in four equal steps."""
+    """Make the decoder: embeddings (B, C, L) -> 6D rotations (B, 6, 24), in four equal steps.
+
+    TokenHMR's network but for the ReLU before the last convolution, which T2M-GPT's decoder has
+    and TokenHMR's has not.
+    """
     width = config.width
     layers = [nn.Conv1d(config.code_dim, width, 3, padding=1), nn.ReLU()]
     for step in (3, 2, 1, 0):  # lengths 78, 60, 42, 24
@@ -340,8 +315,9 @@ def pose_decoder(config: TokenizerConfig) -> nn.Sequential:
     last = nn.Conv1d(width, 6, 3, padding=1)
     with torch.no_grad():  # start near the rest pose, where 6D is well-conditioned (our choice)
         last.bias.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0]))
-    return nn.Sequential(*layers, *residual_blocks(config),
-                         nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), last)
+    return nn.Sequential(
+        *layers, *[ResidualBlock(width, 3**power) for power in reversed(range(config.depth))],
+        nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), last)
 
 
 def all_reduced(x: Tensor) -> Tensor:
@@ -541,7 +517,7 @@ def tokenizer_total_loss(terms: dict[str, Tensor], config: TokenizerConfig) -> T
             + config.weight_commitment * terms["commitment"])
 
 
-# ------------------------------------------------------------------ stage 2: image encoder
+# -------------------------------------------------------------- stage 2: masked transformer
 
 
 def register_statistics(module: nn.Module) -> None:
@@ -556,22 +532,11 @@ def normalised_crop(module: nn.Module, images: Tensor, size: int) -> Tensor:
     shape = tuple(images.shape)
     require(len(shape) == 4 and shape[1:] == (3, size, size),
             f"images of shape {shape}: expected (B, 3, {size}, {size})")
+    if images.is_floating_point() and images.device.type != "meta" and not (
+            torch.compiler.is_compiling()):
+        require(not 0 < images.max() <= 1, "images in 0..1: expected 0..255, multiply them by 255")
     images = images[..., size // 8 : -(size // 8)]
     return (images.to(module.mean.dtype) / 255.0 - module.mean) / module.std
-
-
-class DropPath(nn.Module):
-    """Drops a residual branch for whole samples while training, scaled to keep its mean."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1.0 - self.rate)
 
 
 def mlp(width: int, hidden: int, width_out: int) -> nn.Sequential:
@@ -593,51 +558,6 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x = F.scaled_dot_product_attention(*qkv)  # (B, H, N, D / H)
         return self.proj(x.transpose(1, 2).flatten(2))
-
-
-class ViTBlock(nn.Module):
-    """Pre-norm transformer block, (B, N, D) -> the same."""
-
-    def __init__(self, width: int, heads: int, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = mlp(width, 4 * width, width)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class ViT(nn.Module):
-    """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
-        self.grid = config.grid  # (16, 12)
-        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
-        # The first position was a class token's; that token is gone, its position is added to all.
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.blocks = nn.ModuleList([
-            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
-            for n in range(depth)])
-        self.last_norm = nn.LayerNorm(width, eps=1e-6)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions (B, N, D)."""
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
-        return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)  # (B, 192, 1280)
-        for block in self.blocks:
-            x = block(x)
-        return self.last_norm(x)
 
 
 class MapNorm(nn.LayerNorm):
@@ -677,68 +597,23 @@ class Regressor(nn.Module):
             return self.mlp(self.norm(x.float()).mean(1)).split((10, 3), 1)
 
 
-# -------------------------------------------------------------- stage 2: masked transformer
-
-
-def neighbours(at: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Find the two cells around positions in 0..1 of a row of `size` cells, and their weights.
-
-    The centre of the first cell is at 0.5 / size. Cells outside are replaced, with weight 0.
-    """
-    at = torch.minimum((at * size - 0.5).clamp_min(-1.0), size.to(at))  # farther out is the same
-    low = at.detach().floor()
-    cell = low.nan_to_num(0.0).long()  # a NaN stays in the weights of its own query
-    last = size - 1
-    first = torch.where((cell < 0) | (cell > last), 0.0, low + 1.0 - at)
-    second = torch.where(cell >= last, 0.0, at - low)
-    return [(torch.minimum(cell.clamp_min(0), last), first),
-            (torch.minimum(cell + 1, last), second)]
-
-
-def sample_maps(values: Tensor, sizes: Tensor, locations: Tensor,
-                weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum bilinear samples of several maps: sum_l sum_k A_lyk x^l(p_lyk).
-
-    values: (B, N, C), the cells of all maps x^l, each map row by row. sizes: (maps, 2) int64,
-    height and width of each. locations: (B, L, H, maps, P, 2), x and y in 0..1 over each map.
-    weights: A, (B, L, H, maps, P). Returns the sums (B, L, H, C) and, (B, L, H), the sums of the
-    weights of what lies inside. Maps are zero outside; a NaN stays in its own query.
-
-    The neighbours of all points of a head are one embedding bag: nothing as large as a map is made.
-    """
-    starts = sizes.prod(1).cumsum(0) - sizes.prod(1)  # first row of each map in `values`
-    height, width, start = torch.cat((sizes, starts[:, None]), 1).repeat_interleave(
-        weights.shape[4], 0).unbind(1)  # of every point, (maps * P,)
-    start = start + values.shape[1] * torch.arange(
-        len(values), device=values.device).view(-1, 1, 1, 1)  # (B, 1, 1, maps * P)
-    x, y = locations.flatten(3, 4).unbind(-1)  # (B, L, H, maps * P)
-    index, weight = [], []
-    for row, near_y in neighbours(y, height):
-        for column, near_x in neighbours(x, width):
-            index.append(start + row * width + column)
-            weight.append(weights.flatten(3) * near_y * near_x)
-    weight = torch.cat(weight, -1).to(values)  # (B, L, H, 4 * maps * P)
-    sums = F.embedding_bag(torch.cat(index, -1).flatten(0, 2), values.flatten(0, 1), mode="sum",
-                           per_sample_weights=weight.flatten(0, 2))
-    return sums.view(*weight.shape[:3], -1), weight.sum(-1)
-
-
 class DeformableAttention(nn.Module):
     """MSDA(Y, p_y, {x^l}) = sum_l sum_k A_lyk W x^l(p_y + dp_lyk), per head (Zhu et al., 2020).
 
-    Parameters are named as in Deformable-DETR, whose code projects every cell by W, then samples.
-    Both steps are linear, so this code samples first: the same result, much faster.
+    Parameters are named as in Deformable-DETR.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         width, heads, maps, points = (
             config.width, config.heads, len(config.scales), config.points)
-        self.shape = (heads, maps, points)
+        self.shape, self.map_sizes = (heads, maps, points), config.map_sizes
         self.sampling_offsets = nn.Linear(width, 2 * math.prod(self.shape))
         self.attention_weights = nn.Linear(width, math.prod(self.shape))
         self.value_proj = nn.Linear(config.pyramid_width, width)
         self.output_proj = nn.Linear(width, width)
+        widths_and_heights = torch.tensor(self.map_sizes).flip(1)  # as offsets are x, y
+        self.register_buffer("cells", widths_and_heights, persistent=False)  # (maps, 2)
 
     def initialise(self) -> None:
         """Point head h in direction h, its point k at distance k + 1 cells; equal weights."""
@@ -753,22 +628,30 @@ class DeformableAttention(nn.Module):
         for weight in (self.sampling_offsets.weight, self.attention_weights.weight):
             nn.init.zeros_(weight)
 
-    def forward(self, queries: Tensor, reference: Tensor, values: Tensor,
-                sizes: Tensor) -> Tensor:
-        """queries (B, L, D), reference (B or 1, L, 2) in 0..1, maps as in sample_maps -> (B, L, D)
-        """
-        heads, maps, points = self.shape
+    def forward(self, queries: Tensor, reference: Tensor, values: Tensor) -> Tensor:
+        """queries (B, L, D), reference (B or 1, L, 2) in 0..1, maps as in Features -> (B, L, D)."""
         offsets = self.sampling_offsets(queries).to(reference).unflatten(2, (*self.shape, 2))
-        weights = self.attention_weights(queries).to(reference).unflatten(2, (heads, -1))
-        weights = weights.softmax(-1).unflatten(3, (maps, points))  # A, over maps and points
-        widths_and_heights = sizes.flip(1)[:, None]  # (maps, 1, 2), as offsets are x, y
+        weights = self.attention_weights(queries).to(reference).unflatten(2, (self.shape[0], -1))
+        weights = weights.softmax(-1).unflatten(3, self.shape[1:])  # A, over maps and points
         reference = reference[..., None, None, None, :]
-        locations = reference + offsets / widths_and_heights  # p_y + dp_lyk
-        sampled, inside = sample_maps(values, sizes, locations, weights)  # (B, L, H, C)
-        projection = self.value_proj.weight.unflatten(0, (heads, -1))  # W, (H, D / H, C)
-        x = torch.einsum("blhc,hdc->blhd", sampled, projection)  # (B, L, H, D / H)
-        x = x + inside[..., None] * self.value_proj.bias.unflatten(0, (heads, -1))
-        return self.output_proj(x.flatten(2).to(queries))
+        locations = reference + offsets / self.cells[:, None]  # p_y + dp_lyk, (B, L, H, maps, P, 2)
+        return self.output_proj(self.sample_maps(values, locations, weights).to(queries))
+
+    def sample_maps(self, values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        """Sum bilinear samples of the projected maps, zero outside: (B, L, D).
+
+        values: (B, N, C). locations: (B, L, H, maps, P, 2). weights: (B, L, H, maps, P).
+        """
+        values = self.value_proj(values).to(weights).mT  # W x, (B, D, N)
+        levels = values.split([height * width for height, width in self.map_sizes], 2)
+        total = 0.0
+        for level, (x, size) in enumerate(zip(levels, self.map_sizes, strict=True)):
+            x = x.unflatten(2, size).unflatten(1, (self.shape[0], -1)).flatten(0, 1)
+            grid = 2.0 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1.0
+            sampled = F.grid_sample(x, grid, align_corners=False)  # (B H, D / H, L, P)
+            weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B H, L, P)
+            total = total + (weight[:, None] * sampled).sum(3)  # (B H, D / H, L)
+        return total.unflatten(0, (len(values), -1)).flatten(1, 2).mT
 
 
 class DecoderLayer(nn.Module):
@@ -783,17 +666,16 @@ class DecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(config.width)
         self.mlp = mlp(config.width, config.ffn, config.width)
 
-    def forward(self, x: Tensor, reference: Tensor, values: Tensor, sizes: Tensor) -> Tensor:
+    def forward(self, x: Tensor, reference: Tensor, values: Tensor) -> Tensor:
         x = x + self.self_attention(self.norm1(x))
-        x = x + self.cross_attention(self.norm2(x), reference, values, sizes)
+        x = x + self.cross_attention(self.norm2(x), reference, values)
         return x + self.mlp(self.norm3(x))
 
 
 class Features(NamedTuple):
     """What the model computes once per picture, whatever the tokens."""
 
-    values: Tensor  # (B, N, C) the cells of all feature maps, flattened and concatenated
-    sizes: Tensor  # (maps, 2) int64, height and width of each map
+    values: Tensor  # (B, N, C) the cells of all feature maps, one map after another, row by row
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
 
@@ -839,7 +721,7 @@ class MaskedTransformer(nn.Module):
         x = x + self.position_embedding
         reference = self.reference.sigmoid()  # (L, 2)
         for layer in self.layers:
-            x = layer(x, reference, features.values, features.sizes)
+            x = layer(x, reference, features.values)
         return self.head(self.norm(x))  # (B, L, V)
 
 
@@ -861,8 +743,6 @@ class GenHMR(nn.Module):
         if encoder is None:
             initialise_linears(self.backbone)
         self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False)
-        sizes = torch.tensor([[scale * side for side in config.grid] for scale in config.scales])
-        self.register_buffer("map_sizes", sizes, persistent=False)  # (maps, 2)
         register_statistics(self)
         self.train()
 
@@ -897,7 +777,7 @@ class GenHMR(nn.Module):
         grid = x.transpose(1, 2).unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
         maps = [level(grid) for level in self.pyramid]  # (B, 256, 16, 12), (.., 64, 48), ...
         values = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)  # (B, 15552, 256)
-        return Features(values, self.map_sizes, *self.regressor(x))
+        return Features(values, *self.regressor(x))
 
     def predict_logits(self, features: Features, tokens: Tensor) -> Tensor:
         """Predict logits (B, L, V) from tokens (B, L), `mask_token` where masked."""
@@ -1037,17 +917,6 @@ def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
             + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Group parameters for AdamW: weight decay on matrices and kernels only, no frozen ones."""
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        spared = parameter.ndim < 2 or re.search(r"(pos_embed|_embedding|\.reference)$", name)
-        if parameter.requires_grad:
-            groups[not spared].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay},
-            {"params": groups[False], "weight_decay": 0.0}]
-
-
 # ---------------------------------------------------------------- uncertainty-guided sampling
 
 # gamma(t / T), the fraction of the tokens that is masked again after iteration t of T.
@@ -1152,13 +1021,6 @@ def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
                    torch.stack(confidences), torch.stack(guesses))
 
 
-def sample(model: GenHMR, images: Tensor, **options) -> Sampled:
-    """Sample poses of pictures (B, 3, S, S), as in GenHMR.forward; options of sample_from."""
-    with torch.no_grad():
-        features = model.encode(images)
-    return sample_from(model, features, **options)
-
-
 # ------------------------------------------------------------------ 2D pose-guided refinement
 
 
@@ -1178,11 +1040,11 @@ def refine(model: GenHMR, start: Tensor, betas: Tensor, camera: Tensor, keypoint
 
     start (B, L, C), betas (B, 10), camera (B, 3): embeddings, shape and camera of `sample`.
     keypoints_2d: J_2D (B, J, 2) in the crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for
-    unseen ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P, in
-    the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 seen keypoints; more add up
-    to a steeper energy, so eta falls with their number (with 45 the first steps of the small model
-    may still overshoot; 20 does not). Camera and shape stay (our reading). The paper gives neither
-    eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
+    invisible ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P, in
+    the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 visible keypoints; more add
+    up to a steeper energy, so eta falls with their number (with 45 the first steps of the small
+    model may still overshoot; 20 does not). Camera and shape stay (our reading). The paper gives
+    neither eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
     Raises ValueError for a step size that is not positive, and for other shapes.
     """
     require(0 < step_size < math.inf, f"step_size is {step_size}: expected a number above 0")
@@ -1225,10 +1087,11 @@ def fit_camera(camera: Tensor, keypoints_2d: Tensor, confidence: Tensor, keypoin
 
     The paper uses the network's camera; where that is wrong, refinement can only bend the body.
     camera: the network's. keypoints_2d, confidence: as in `refine`. keypoints_3d: of the pose,
-    (B, J, 3) in metres. A row keeps its camera if fewer than two keypoints are seen, or none fits.
+    (B, J, 3) in metres. A row with fewer than two visible keypoints keeps its camera, and so does
+    one that no camera fits.
     """
     weight = confidence.sqrt()[..., None]
-    seen = weight * torch.where(weight > 0, keypoints_2d, 0.0)
+    target = weight * torch.where(weight > 0, keypoints_2d, 0.0)
     half, zero = torch.zeros_like(camera[:, :1, None]), torch.zeros_like(weight)  # half of s
     for _ in range(4):  # nearer points look larger: by how much depends on s
         scale = weight / (1.0 + keypoints_3d[..., 2:] * half / focal)
@@ -1236,54 +1099,51 @@ def fit_camera(camera: Tensor, keypoints_2d: Tensor, confidence: Tensor, keypoin
         # The projection, s / 2 (x + tx, y + ty), is linear in s / 2, s tx / 2 and s ty / 2
         rows = torch.stack((torch.cat((x, scale, zero), -1), torch.cat((y, zero, scale), -1)), 2)
         rows = rows.flatten(1, 2)
-        solution, _ = torch.linalg.solve_ex(rows.mT @ rows, rows.mT @ seen.flatten(1)[..., None])
+        solution, _ = torch.linalg.solve_ex(rows.mT @ rows, rows.mT @ target.flatten(1)[..., None])
         half = solution[:, :1]
-    fitted = (solution / half)[..., 0]  # 1, tx, ty
-    fitted = torch.cat((2.0 * half[:, 0], fitted[:, 1:]), 1)
-    usable = fitted.isfinite().all(1) & (fitted[:, 0] > 0) & ((confidence > 0).sum(1) > 1)
-    return torch.where(usable[:, None], fitted, camera)
+    best = torch.cat((2.0 * half, solution[:, 1:] / half), 1)[..., 0]  # s, tx, ty
+    usable = best.isfinite().all(1) & (best[:, 0] > 0) & ((confidence > 0).sum(1) > 1)
+    return torch.where(usable[:, None], best, camera)
 
 
 # --------------------------------------------------------------------- inference on a picture
 
-LEAST_CONFIDENCE = 0.3  # of a 2D keypoint that counts as seen (inherited: HMR2.0's filter)
+LEAST_CONFIDENCE = 0.3  # of a 2D keypoint that counts as visible (inherited: HMR2.0's filter)
 BOX_MARGIN = 1.2  # side of the crop, per extent of the box or keypoints (our choice)
 ASPECT = 4 / 3  # height of the part of a crop that the network sees, per its width
 
 
 def check_picture(image: np.ndarray, box: Sequence[float] | None) -> None:
     """Raise ValueError unless this is an RGB picture and the box, if any, a box of a part of it."""
-    require(isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
-            and image.size and image.dtype == np.uint8,
-            f"image {getattr(image, 'shape', '')} of {getattr(image, 'dtype', type(image))}: "
-            f"expected (H, W, 3) uint8 RGB")
-    if box is not None:
-        height, width = image.shape[:2]
-        box = np.asarray(box, np.float64)
-        require(box.shape == (4,) and np.isfinite(box).all()
-                and 1 <= min(box[2:]) and max(box[2:]) <= 10 * max(width, height)
-                and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
-                f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
-                f"in pixels")
+    image = np.asarray(image)
+    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
+            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
+    height, width = image.shape[:2]
+    box = np.array([0, 0, width, height] if box is None else box, np.float64)
+    require(box.shape == (4,) and np.isfinite(box).all()
+            and 1 <= min(box[2:]) and max(box[2:]) <= 10 * max(width, height)
+            and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
+            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
+            f"in pixels")
 
 
-def seen_keypoints(keypoints: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Set unseen keypoints to zero: (J, 3) of x, y in pixels and confidence -> the same.
+def visible_keypoints(keypoints: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Set all but the visible keypoints to zero: (45, 3) of x, y in pixels and confidence.
 
-    Unseen are those below LEAST_CONFIDENCE and those outside of the picture: detectors extrapolate,
+    Visible are those of LEAST_CONFIDENCE and more that lie in the picture: detectors extrapolate,
     and in a portrait the imagined legs must not move the pose.
     Raises ValueError for other shapes and for numbers that are not finite, unless confidence is 0.
     """
     keypoints = np.asarray(keypoints, np.float64)
-    require(keypoints.ndim == 2 and keypoints.shape[1] == 3,
-            f"keypoints of shape {keypoints.shape}: expected (J, 3) of x, y, confidence")
+    require(keypoints.shape == (KEYPOINTS, 3), f"keypoints of shape {keypoints.shape}: expected "
+            f"({KEYPOINTS}, 3) of x, y, confidence, in the order of smpl45")
     x, y, confidence = keypoints.T
     bad = ~np.isfinite(confidence) | (confidence > 0) & ~(np.isfinite(x) & np.isfinite(y))
     require(not bad.any(), f"keypoints: number {', '.join(map(str, np.flatnonzero(bad)))} not "
-                           f"finite, expected confidence 0 for what is not seen")
-    seen = (confidence >= LEAST_CONFIDENCE) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+                           f"finite, expected confidence 0 for what is not visible")
+    visible = (confidence >= LEAST_CONFIDENCE) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
     clipped = np.stack((x, y, confidence.clip(0, 1)), 1)
-    return np.where(seen[:, None], clipped, 0.0)  # also where x or y is NaN
+    return np.where(visible[:, None], clipped, 0.0)  # also where x or y is NaN
 
 
 def square_box(image: np.ndarray, box: Sequence[float] | None,
@@ -1291,13 +1151,13 @@ def square_box(image: np.ndarray, box: Sequence[float] | None,
     """Choose the square to crop: centre (2,) and side, in pixels of the picture.
 
     Its middle three quarters hold the box with a margin, as in training; by default the box of the
-    seen keypoints; without those, the whole picture without a margin.
+    visible keypoints; without those, the whole picture without a margin.
     """
-    seen = keypoints[keypoints[:, 2] > 0, :2]
+    visible = keypoints[keypoints[:, 2] > 0, :2]
     if box is not None:
         corner, extent, margin = *np.split(np.asarray(box, np.float64), 2), BOX_MARGIN
-    elif len(seen) > 1 and (np.ptp(seen, 0) > 1).any():
-        corner, extent, margin = seen.min(0), np.ptp(seen, 0), BOX_MARGIN
+    elif len(visible) > 1 and (np.ptp(visible, 0) > 1).any():
+        corner, extent, margin = visible.min(0), np.ptp(visible, 0), BOX_MARGIN
     else:
         corner, extent, margin = np.zeros(2), np.array(image.shape[1::-1], np.float64), 1.0
     return corner + extent / 2, margin * max(extent[0] * ASPECT, extent[1])
@@ -1330,34 +1190,38 @@ def picture_camera(config: Config, center: np.ndarray, side: float) -> np.ndarra
 def follow_keypoints(model: GenHMR, body: Callable, sampled: Sampled, keypoints_2d: Tensor,
                      confidence: Tensor, *, iterations: int, fitted_camera: bool,
                      **options) -> tuple[Tensor, Refined]:
-    """Fit the camera of a sampled pose to 2D keypoints, if asked for, and refine the pose.
+    """Fit the camera (B, 3) to 2D keypoints, if asked for, and refine the sampled pose.
 
-    keypoints_2d, confidence, options: as in `refine`. Returns the camera (B, 3) and the poses:
-    without iterations, or if no keypoint is seen, the sampled pose with an energy of 0.
+    keypoints_2d, confidence, options: as in `refine`, which takes no step if none is visible.
     """
-    camera = sampled.camera
-    unrefined = Refined(sampled.rotations, sampled.embeddings,
-                        camera.new_zeros(1, len(camera)), sampled.rotations[None])
-    if not confidence.any():
-        return camera, unrefined
     # Without most of its vertices, if the body knows how to leave them out
-    keypoint_body = body.for_keypoints() if hasattr(body, "for_keypoints") else body
+    body = body.for_keypoints() if hasattr(body, "for_keypoints") else body
 
     def keypoints_3d(betas: Tensor, rotations: Tensor) -> Tensor:
-        return keypoint_body.keypoints(keypoint_body(betas, rotations))
+        return body.keypoints(body(betas, rotations))
 
+    camera = sampled.camera
     if fitted_camera:
         camera = fit_camera(camera, keypoints_2d, confidence,
                             keypoints_3d(sampled.betas, sampled.rotations), model.config.focal)
-    if not iterations:
-        return camera, unrefined
     return camera, refine(model, sampled.embeddings, sampled.betas, camera, keypoints_2d,
-                          confidence, keypoints_3d, iterations=iterations, **options)
+                          confidence, keypoints_3d,
+                          iterations=iterations if confidence.any() else 0, **options)
 
 
 def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np.ndarray,
-               K: np.ndarray) -> dict[str, np.ndarray]:
-    """Pose a body (batch of 1) before the picture's camera; arrays as of `predict`."""
+               K: np.ndarray, own: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Pose a body (batch of 1) before the picture's camera; arrays as of `predict`.
+
+    own: (3, 3), your intrinsics in place of K. The translation keeps its pixel, and its depth grows
+    with the focal length (our choice).
+    """
+    if own is not None:
+        own = np.asarray(own, np.float64)
+        require(own.shape == (3, 3) and np.isfinite(own).all() and own[0, 0] > 0 and own[1, 1] > 0,
+                f"K {own.tolist()}: expected the (3, 3) intrinsics in pixels")
+        translation = np.linalg.inv(own) @ K @ translation * (own[0, 0] / K[0, 0])
+        K = own
     posed = body(betas, rotations)
     arrays = {name: points[0].double().cpu().numpy() + translation for name, points in (
         ("vertices", posed.vertices), ("joints", posed.joints),
@@ -1372,62 +1236,119 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
             iterations: int = 5, schedule: str = "cosine", top_k: int = 1, mean_code: bool = False,
             refinement: int = 10, fitted_camera: bool = False, samples: int = 0,
-            temperature: float = 1.0, order: str = "random",
+            temperature: float = 1.0, order: str = "random", K: np.ndarray | None = None,
             generator: torch.Generator | None = None, **options) -> dict[str, np.ndarray]:
     """Predict one person of a whole picture, in that picture's camera: the inference loop.
 
     body: on the model's device; body(betas, rotations) returns an object with vertices (B, V, 3)
         and joints (B, 24, 3) in metres, body.keypoints(posed) its 45 keypoints (B, 45, 3).
     image: (H, W, 3) uint8 RGB. box: x, y, width, height of the person in pixels; by default that of
-        the seen keypoints or the whole picture. A margin of a fifth is added.
-    keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for unseen ones, in the
+        the visible keypoints or the whole picture. A margin of a fifth is added.
+    keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for invisible ones, in the
         order of bodymodels.JOINT_SETS["smpl45"].
     iterations, schedule, top_k, mean_code, generator: of sample_from. refinement: number of steps
         (P) if there are keypoints; if the energies rise, give a smaller step_size. fitted_camera:
-        fit the camera to them first. options: of `refine`.
+        fit the camera to them first. options: of `refine`. K: (3, 3), see `own` of in_picture.
     samples: also draw so many poses; temperature, order: of sample_from for these (ours).
     Returns float32 vertices (V, 3), joints (24, 3), keypoints_3d (45, 3), metres before the camera;
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
     added to the vertices; camera (3,), s, tx and ty in the crop; K (3, 3); box (4,), the square
-    that was cropped; confidence (45,) of the keypoints; poses (T, 24, 3, 3), of the likeliest
-    tokens, and confidences (T, L), after each iteration; refined_poses (P + 1, 24, 3, 3) and
-    energies (P + 1,), before and after each step; drawn_poses (samples, 24, 3, 3); tokens (L,),
-    int64; masks (T + 1, L), bool; fitted (), bool, whether the camera is not the network's. Raises
-    ValueError for bad input.
+    that was cropped; confidence (45,) of the keypoints; energies (P + 1,), before and after each
+    step; drawn_poses (samples, 24, 3, 3); tokens (L,), int64; fitted (), bool, whether the camera
+    is not the network's. Raises ValueError for bad input.
     """
     require(min(refinement, samples) >= 0, f"refinement is {refinement} and samples {samples}: "
             "expected 0 or more")
     check_picture(image, box)
-    seen = seen_keypoints(np.zeros((45, 3)) if keypoints is None else keypoints,
-                          *image.shape[1::-1])
-    require(len(seen) == 45, f"{len(seen)} keypoints: expected the 45 of smpl45")
-    center, side = square_box(image, box, seen)
+    keypoints = visible_keypoints(np.zeros((KEYPOINTS, 3)) if keypoints is None else keypoints,
+                                  *image.shape[1::-1])
+    center, side = square_box(image, box, keypoints)
     crop = crop_picture(image, center, side, model.config.image_size).to(model.mean)
     features = model.encode(crop[None])
     how = dict(iterations=iterations, schedule=schedule, generator=generator)
     sampled = sample_from(model, features, top_k=top_k, mean_code=mean_code, **how)
     drawn = [sample_from(model, features, top_k=model.mask_token, temperature=temperature,
                          order=order, **how).rotations for _ in range(samples)]  # among all codes
-    in_crop = torch.from_numpy((seen[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
+    in_crop = torch.from_numpy((keypoints[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
     camera, refined = follow_keypoints(
-        model, body, sampled, in_crop, torch.from_numpy(seen[:, 2])[None].to(crop),
+        model, body, sampled, in_crop, torch.from_numpy(keypoints[:, 2])[None].to(crop),
         iterations=refinement, fitted_camera=fitted_camera, **options)
     require(all(x.isfinite().all() for x in (refined.rotations, sampled.betas, camera)),
             "the network's output is not finite: its weights are damaged, or training diverged")
     translation = camera_translation(camera, model.config.focal)[0].double().cpu().numpy()
-    K = picture_camera(model.config, center, side)
-    arrays = in_picture(body, sampled.betas, refined.rotations, translation, K)
+    arrays = in_picture(body, sampled.betas, refined.rotations, translation,
+                        picture_camera(model.config, center, side), K)
     tensors = {"pose": refined.rotations[0], "betas": sampled.betas[0], "camera": camera[0],
-               "poses": model.tokenizer.decode(sampled.guesses[:, 0]),
-               "confidences": sampled.confidences[:, 0], "refined_poses": refined.poses[:, 0],
                "energies": refined.energies[:, 0], "tokens": sampled.tokens[0],
-               "masks": sampled.masks[:, 0],
                "drawn_poses": torch.cat([refined.rotations[:0], *drawn])}
     arrays |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-    arrays |= {"box": np.append(center - side / 2, (side, side)), "confidence": seen[:, 2],
+    arrays |= {"box": np.append(center - side / 2, (side, side)), "confidence": keypoints[:, 2],
                "fitted": np.array(not torch.equal(camera, sampled.camera))}
     return {name: array.astype(np.float32) if array.dtype.kind == "f" else array
             for name, array in arrays.items()}
+
+
+# ------------------------------------------------------------------ image encoder: ViT-H/16
+# Dosovitskiy et al.: "An Image Is Worth 16x16 Words", ICLR 2021, as ViTPose and HMR2.0 have it.
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples while training, scaled to keep its mean."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * keep.to(x.dtype) / (1.0 - self.rate)
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm transformer block, (B, N, D) -> the same."""
+
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = mlp(width, 4 * width, width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ViT(nn.Module):
+    """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
+        self.grid = config.grid  # (16, 12)
+        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
+        # The first position was a class token's; that token is gone, its position is added to all.
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.ModuleList([
+            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
+            for n in range(depth)])
+        self.last_norm = nn.LayerNorm(width, eps=1e-6)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches with their positions (B, N, D)."""
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
+        return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)  # (B, 192, 1280)
+        for block in self.blocks:
+            x = block(x)
+        return self.last_norm(x)
 
 
 # --------------------------------------------------------------------------------- presets
@@ -1436,17 +1357,15 @@ TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     "paper": TokenizerConfig(),
     # One H200: 4 x the batch, 1/4 of the steps and, by Adam's square-root rule, 2 x the rate.
     "h200": TokenizerConfig(
-        batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250, eval_every=1_250),
-    # One GPU with 11 GB: the paper's run, each step in two halves.
-    "single_gpu": TokenizerConfig(accumulate=2),
+        batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250),
+    # One GPU with 11 GB: the paper's run; train.py takes each step in two halves.
+    "single_gpu": TokenizerConfig(),
     # Two CPU cores: fewer channels and codes. The joint loss, on 45 keypoints, is the mean over 24
     # joints and 21 points of the surface: 5 x L_45 = 5 x (24 L_J + 21 L_V) / 45.
     "cpu": TokenizerConfig(
         codebook_size=64, code_dim=16, width=128, depth=1, normalise=True, corruption=0.12,
         weight_commitment=0.2, weight_joints=2.67, weight_vertices=2.33, vertex_stride=0,
-        heading=180.0, tilt=40.0, uniform_rotation=0.0, batch_size=64, steps=5_000,
-        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eval_every=2_500,
-        train_samples=20_000, test_samples=1_000, lean=45.0, wide=0.8),
+        batch_size=64, steps=5_000, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
 }
 
 PRESETS: dict[str, Config] = {
@@ -1454,9 +1373,9 @@ PRESETS: dict[str, Config] = {
     "paper": Config(),
     # One H200: 2 x the batch, 1/2 of the steps, sqrt(2) x the learning rate.
     "h200": Config(
-        batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500, eval_every=5_000),
-    # One GPU with 24 GB: the paper's run, each step in eight parts of 12.
-    "single_gpu": Config(accumulate=8),
+        batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500),
+    # One GPU with 24 GB: the paper's run; train.py takes each step in eight parts of 12.
+    "single_gpu": Config(),
     # Two CPU cores, behind a small trained encoder of 128 channels. The terms beside L_mask weigh
     # less than the paper's, whose L_3D would start ten times as large as L_mask.
     "cpu": Config(
@@ -1464,7 +1383,5 @@ PRESETS: dict[str, Config] = {
         scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=4, ffn=640,
         regressor_width=256, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
         weight_keypoints_2d=2e-3, weight_pose=5e-6, weight_betas=1e-3, temperature_end=0.5,
-        batch_size=32, steps=1_800, learning_rate=1e-3, schedule="cosine", warmup_steps=100,
-        precision="fp32", channels_last=False, eval_every=900, train_samples=16_000,
-        augmentation="rendered_bodies_photos", test_samples=500, views=180.0, lean=45.0, wide=0.5),
+        batch_size=32, steps=1_800, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
 }

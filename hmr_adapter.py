@@ -3,10 +3,10 @@
 Anonymous authors: "HMR-Adapter: A Lightweight Adapter with Dual-Path Cross Augmentation for
 Expressive Human Mesh Recovery", ACM MM 2024.
 
-The method starts from two large pre-trained experts: SMPLer-X for whole bodies and HaMeR for hands.
-Both stay frozen. The hand adapter adds attention to the pose of the arm inside the hand expert's
-decoder. The body adapter is a small decoder that reads image features at the knuckles and corrects
-the body expert's pose. The refined body and the refined hands are then merged into one SMPL-X mesh.
+Two large pre-trained experts stay frozen: SMPLer-X for whole bodies and HaMeR for hands. The hand
+adapter adds attention to the pose of the arm inside the hand expert's decoder. The body adapter is
+a small decoder that reads image features at the knuckles and corrects the body expert's pose. The
+refined body and hands are then merged into one SMPL-X mesh.
 
     where in the paper         what                                    where in this file
     3.2.2, Eq. 1   Z'          cross-attention of the hand expert      CrossAttention, Decoder
@@ -16,20 +16,20 @@ the body expert's pose. The refined body and the refined hands are then merged i
     Eq. 2          Z''         cross-attention to the body pose        HandAdapter.decode
     Eq. 3          Z^new       the sum of both                         HandAdapter.decode
     3.4            F^J         features at eight MCP joints, (8, 512)  BodyAdapter.knuckle_features
-    Eq. 4          theta-hat   theta_0 + FFN(CA(Q'', K'', V''))        BodyAdapter.forward
+    Eq. 4          theta-hat   theta_0 + FFN(CA(Q'', K'', V''))        BodyAdapter.poses
     Eq. 5          L (hand)    weighted sum                            hand_total_loss
     Eq. 6          L_theta     distance between rotations              pose_distance
     Eq. 7          L (body)    weighted sum                            body_total_loss
     Eq. 8          L_2D        L_img + L_proj                          body_losses
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
     Table 3 to 6   baselines   rivals                                  networks/adapter_rivals.py
-    our choice     experts     small ones, for a CPU                   networks/small_experts.py
+    our choice     encoders    U-nets in place of patches, for a CPU   networks/adapter_encoders.py
     released       weights     HaMeR's, SMPLer-X's, train.py's         weights/hmr_adapter.py
 
-The authors have published no code. They share names with SMPLer-X, so where the paper is silent we
-follow HaMeR (Pavlakos et al., CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only
-where these do not help. Every config field names its source: (paper), (HaMeR), (SMPLer-X) or (our
-choice). The experts use the parameter names of the released weights.
+The authors have published no code. Where the paper is silent we follow HaMeR (Pavlakos et al.,
+CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only where these do not help. Every
+config field names its source: (paper), (HaMeR), (SMPLer-X) or (our choice). The experts use the
+parameter names of the released weights.
 
 weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the paper's design:
 
@@ -38,11 +38,10 @@ weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the
     model.load_state_dict(content["model"])
 
 What to know before you trust a number:
-- The product of the eight rotations in theta_b is the hand's global orientation. Trained with the
-  true theta_b (3.5.1), the adapter is given the answer to one of its sixteen outputs; at test time
+- The product of the eight rotations in theta_b is the hand's global orientation: with the true
+  theta_b (3.5.1) the adapter trains with the answer to one of its sixteen outputs. At test time
   theta_b is predicted. Table 3 agrees: PVE falls from 30.9 to 24.1 mm (22 %), PA-PVE, which ignores
-  orientation, from 9.0 to 8.4 (7 %). Report both; `arm`, `arm_source` and `arm_noise` in HandConfig
-  weaken this leak.
+  orientation, from 9.0 to 8.4 (7 %). Report both; `arm_source` and `arm_drop` weaken this leak.
 - The decoder has one query token, and a softmax over one token is 1. The q and k thirds of every
   to_qkv get no gradient: 6,291,456 of the hand adapter's 26.8 M parameters change by decay alone.
 - Without `joint_embedding`, Eq. 2 does not depend on the order of the arm joints, nor Eq. 4 on that
@@ -52,16 +51,15 @@ What to know before you trust a number:
 Units are metres and radians, camera axes OpenCV's (x right, y down, z forward). 6D rotations are
 [column 0, column 1], except for the output of SMPLer-X's regressors (see from_interleaved). Finger
 rotations are absolute (they include the mean hand). Pairs of hands are [right, left]; image, arm
-and pose of a left hand are mirrored, M R M with M = diag(-1, 1, 1), because the hand networks know
-only right hands. Letters in shapes: B batch, S side of a square crop in pixels, N tokens, D width,
-J joints of the arm (8).
+and pose of a left hand are mirrored, because the hand networks know only right hands. Letters in
+shapes: B batch, S side of a square crop in pixels, N tokens, D width, J joints of the arm (8).
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,13 +72,10 @@ from torch import Tensor, nn
 
 # Joint numbers of SMPL-X: 22 of the body, jaw, two eyes, 15 of the left hand, 15 of the right.
 # Numbers 55 to 75 are the landmarks that the smplx package appends: nose, eyes, ears, feet, tips.
-BODY, JAW, EYES, LEFT_FINGERS, RIGHT_FINGERS = (
-    slice(0, 22), slice(22, 23), slice(23, 25), slice(25, 40), slice(40, 55))
+JAW, EYES, LEFT_FINGERS, RIGHT_FINGERS = slice(22, 23), slice(23, 25), slice(25, 40), slice(40, 55)
 MIRRORED_BODY = [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20]
-ARMS = {  # joints of theta_b, [right, left]
-    # "from the root joint to the wrist along the kinematic chain": J = 8
+ARMS = {  # theta_b: "from the root joint to the wrist along the kinematic chain"; [right, left]
     "arm": ([0, 3, 6, 9, 14, 17, 19, 21], [0, 3, 6, 9, 13, 16, 18, 20]),
-    "arm_without_wrist": ([0, 3, 6, 9, 14, 17, 19], [0, 3, 6, 9, 13, 16, 18]),
     "whole_body": (list(range(22)), MIRRORED_BODY),  # Table 5
 }
 POSITIONED = [  # the 25 joints, of the 76, whose positions SMPLer-X predicts
@@ -101,14 +96,11 @@ def require(condition: object, message: str) -> None:
         raise ValueError(message)
 
 
-def check_fields(config: object, nested: Mapping[str, type], **choices: tuple[str, ...]) -> None:
-    """Raise ValueError for a value that is not among its choices; convert nested dictionaries."""
-    for name, kind in nested.items():
-        if isinstance(getattr(config, name), Mapping):  # a checkpoint's
+def convert(config: object, **kinds: type) -> None:
+    """Turn a checkpoint's nested dictionaries into configs."""
+    for name, kind in kinds.items():
+        if isinstance(getattr(config, name), Mapping):
             object.__setattr__(config, name, kind(**getattr(config, name)))
-    for name, allowed in choices.items():
-        require(getattr(config, name) in allowed,
-                f"{name} is {getattr(config, name)!r}: expected one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
@@ -116,39 +108,19 @@ class Training:
     """Settings of every training run. Defaults: the adapters', 10K steps on 4 V100 (paper)."""
 
     batch_size: int = 128  # samples per optimiser step, over all processes: 4 x 32 (paper)
-    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 10_000  # optimiser steps (paper)
     learning_rate: float = 1e-4  # of AdamW (our choice: the paper is silent, the experts had 1e-5)
     schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (HaMeR)
     warmup_steps: int = 100  # linear, from 0 (our choice)
     weight_decay: float = 1e-4  # (HaMeR)
     gradient_clip: float = 1.0  # norm (our choice)
-    precision: str = "fp16"  # with a gradient scaler: V100 has no bf16 (our choice); "bf16", "fp32"
-    channels_last: bool = False  # memory format, affects only speed (our choice)
-    ema_decay: float = 0.0  # of the moving average of the weights, 0 = off (our choice)
-    eval_every: int = 500  # steps between evaluations (our choice)
-    seed: int = 0  # of initialisation, order and augmentation (our choice)
-    train_samples: int = 100_000  # rendered people per epoch, the free data (our choice)
-    test_samples: int = 1_000  # rendered people of the test split (our choice)
     body_size: int = 512  # px, side of the pictures of people (SMPLer-X)
-    test_body_size: int = 0  # px, the same for the test split, whose hands are cut from these
-    # pictures; 0: body_size (our choice)
     hand_size: int = 256  # px, side of the crops of hands (HaMeR)
-    weight_heat: float = 0.0  # of small experts' heat maps, cross-entropy (our choice)
-    weight_lift: float = 0.0  # of their keypoints in 3D, L1 per metre (our choice)
-    views: float = 180.0  # degrees, largest heading of rendered people, either way (our choice)
-    lean: float = 180.0  # degrees, how far rendered people lean at most (our choice)
-    wide: float = 0.0  # share of rendered training poses that go beyond the clips (our choice)
-    occlusion: float = 0.5  # share of rendered hands that something covers (our choice)
-    augmentation: str = "rendered_bodies"  # a name of data.AUGMENTATIONS (our choice)
 
 
 @dataclass(frozen=True)
 class HandTraining(Training):
-    """Weights of Eq. 5, which the paper does not give: sums over a hand, means over the batch.
-
-    HaMeR also sums over the batch, so its learning rate of 1e-5 is not comparable.
-    """
+    """Weights of Eq. 5 (not in the paper): sums over a hand, means over the batch (HaMeR: sums)."""
 
     weight_keypoints_2d: float = 0.01  # lambda_2D, unit: side of the crop (HaMeR)
     weight_keypoints_3d: float = 0.05  # lambda_3D, per metre (HaMeR)
@@ -181,21 +153,10 @@ class EncoderConfig:
     vit_depth: int = 32  # (HaMeR)
     vit_heads: int = 16  # (HaMeR)
     vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HaMeR)
-    backbone: str = "vit"  # (paper), or "pose": convolutions that find keypoints first and lift
-    # them, networks/pose_encoder.py; then patch_size is 4 and vit_dim the width of the tokens that
-    # networks/small_experts.py makes of them (our choice)
-    widths: tuple[int, ...] = (16, 32, 64, 128)  # "pose": channels at strides 2 to 16 (our choice)
-    blocks: int = 2  # "pose": of attention over the cells at stride 16 (our choice)
-    pooled: int = 24  # "pose": features of the place of each keypoint (our choice)
-    lift_width: int = 640  # "pose": of the MLP from keypoints to a pose (our choice)
     focal_length: float = 5000.0  # px for a crop of 256 px (HaMeR, SMPLer-X)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))
-        check_fields(self, {}, backbone=("vit", "pose"))
         cell = 4 * self.patch_size
-        require(self.backbone == "vit" or self.patch_size == 4,
-                f"patch_size is {self.patch_size}: expected 4, the stride of a pose encoder's maps")
         require(self.image_size > 0 and self.image_size % cell == 0,
                 f"image_size is {self.image_size}: expected a multiple of {cell}, four patches")
         require(self.vit_dim % self.vit_heads == 0,
@@ -254,374 +215,751 @@ class BodyExpertConfig(BodyTraining, EncoderConfig):
 
 
 @dataclass(frozen=True)
-class HandConfig(HandTraining):
-    """The hand adapter and the rivals it is compared with. Defaults: the paper's."""
+class AdapterConfig:
+    """What both adapters, and the rivals that they are compared with, have in common."""
 
-    expert: HandExpertConfig = HandExpertConfig()  # (paper)
-    inject: str = "adapter"  # (paper), or "none", "concat" (Table 3), "weighted" (Table 5)
-    context: str = "arm"  # of the adapter (paper), or "image": F^H again (Table 3, No. 5)
-    arm: str = "arm"  # theta_b (paper), "arm_without_wrist" (our choice), "whole_body" (Table 5)
+    inject: str = "adapter"  # (paper), or "none", "concat" (Tables 3, 4), "weighted" (Tables 5, 6)
     joint_embedding: str = "none"  # (paper, literally), or "learned": one vector per joint
-    trainable: str = "adapter"  # (paper), "head": the decoder too, "all" (Table 3)
-    zero_init: bool = False  # start as the expert: new out-projections are 0 (our choice)
-    missing: str = "zeros"  # unknown theta_b (paper), "identity", "mask": no adapter (our choice)
-    arm_source: str = "true"  # theta_b in training (paper), or "found": predicted by the whole-body
-    # expert from the person's picture, errors included (our choice)
-    arm_noise: float = 0.0  # rad, sigma of noise on theta_b in training (our choice)
-    arm_drop: float = 0.0  # share of theta_b hidden in training (our choice; the paper's FreiHAND
-    # and InterHand2.6M have no theta_b)
-
-    def __post_init__(self) -> None:
-        check_fields(self, {"expert": HandExpertConfig}, pose_term=("l2sq", "l1"),
-                     inject=("adapter", "none", "concat", "weighted"), context=("arm", "image"),
-                     arm=tuple(ARMS), trainable=("adapter", "head", "all"),
-                     joint_embedding=("none", "learned"),
-                     missing=("zeros", "identity", "mask"), arm_source=("true", "found"))
+    trainable: str = "adapter"  # (paper), "head": all but the encoder, "all" (Tables 3, 4)
 
     @property
     def design(self) -> str:
         """The name of the model's design: that of its context, or of another way to inject it."""
         return self.context if self.inject == "adapter" else self.inject
 
-    @property
-    def needs_guide(self) -> bool:
-        """Whether training needs a whole-body model that predicts theta_b."""
-        return self.design not in ("image", "none") and self.arm_source == "found"
+    def check(self, **choices: Sequence[str]) -> None:
+        """Raise ValueError for a value that is not among its choices."""
+        choices |= dict(inject=("adapter", "none", "concat", "weighted"), pose_term=("l2sq", "l1"),
+                        joint_embedding=("none", "learned"), trainable=("adapter", "head", "all"))
+        for name, allowed in choices.items():
+            require(getattr(self, name) in allowed,
+                    f"{name} is {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
 
 
 @dataclass(frozen=True)
-class BodyConfig(BodyTraining, DecoderConfig):
-    """The body adapter and the rivals it is compared with. Defaults: the paper's.
+class HandConfig(AdapterConfig, HandTraining):
+    """The hand adapter. Defaults: the paper's."""
+
+    expert: HandExpertConfig = HandExpertConfig()  # (paper)
+    context: str = "arm"  # of the adapter (paper), or "image": F^H again (Table 3, No. 5)
+    arm: str = "arm"  # theta_b (paper), or "whole_body" (Table 5)
+    arm_source: str = "true"  # theta_b in training (paper), or "found": predicted by the whole-body
+    # expert from the person's picture, errors included (our choice)
+    arm_drop: float = 0.0  # share of theta_b hidden in training (our choice; the paper's FreiHAND
+    # and InterHand2.6M have no theta_b)
+
+    def __post_init__(self) -> None:
+        convert(self, expert=HandExpertConfig)
+        self.check(context=("arm", "image"), arm=ARMS, arm_source=("true", "found"))
+
+
+@dataclass(frozen=True)
+class BodyConfig(AdapterConfig, BodyTraining, DecoderConfig):
+    """The body adapter. Defaults: the paper's.
 
     The paper gives 37M parameters and no shapes; several readings fit. This one, 36,508,292, uses
     only numbers of HaMeR; "reuse_hand_conv" with offset_hidden=2048 has 37,037,188.
     """
 
     expert: BodyExpertConfig = BodyExpertConfig()  # (paper)
-    inject: str = "adapter"  # (paper), or "none", "concat" (Table 4), "weighted" (Table 6)
     context: str = "knuckles"  # of the adapter (paper), or "tokens": the 25 of the pose (Table 4)
     joint_proj: str = "conv"  # 1280 -> 512 (paper), or "reuse_hand_conv": the expert's, frozen
     knuckle_source: str = "true"  # knuckle positions in training (paper), or "found": predicted by
     # the expert, as at test time (our choice)
     offset_hidden: int = 1024  # hidden width of the FFN in Eq. 4 (our choice)
-    joint_embedding: str = "none"  # (paper, literally), or "learned": one vector per knuckle
-    trainable: str = "adapter"  # (paper), "head": all but the encoder, "all" (Table 4)
-    zero_init: bool = True  # Delta theta starts at 0 (our choice)
-    missing: str = "zeros"  # features of unseen knuckles, or "mask": no attention (our choice)
-    concat_init: str = "random"  # of widened regressors, or "zero_pad": as before (our choice)
 
     def __post_init__(self) -> None:
-        check_fields(self, {"expert": BodyExpertConfig}, pose_term=("l2sq", "l1"),
-                     inject=("adapter", "none", "concat", "weighted"),
-                     context=("knuckles", "tokens"), trainable=("adapter", "head", "all"),
-                     joint_proj=("conv", "reuse_hand_conv"),
-                     knuckle_source=("true", "found"), joint_embedding=("none", "learned"),
-                     missing=("zeros", "mask"), concat_init=("random", "zero_pad"))
+        convert(self, expert=BodyExpertConfig)
+        self.check(context=("knuckles", "tokens"), joint_proj=("conv", "reuse_hand_conv"),
+                   knuckle_source=("true", "found"))
         require(self.offset_hidden > 0, f"offset_hidden is {self.offset_hidden}: expected above 0")
         require(self.inject != "concat" or self.trainable != "adapter",
                 "inject=concat replaces the expert's regressors: set trainable to head or all")
 
-    @property
-    def design(self) -> str:
-        """The name of the model's design: that of its context, or of another way to inject it."""
-        return self.context if self.inject == "adapter" else self.inject
-
 
 @dataclass(frozen=True)
 class Config:
-    """Both paths, and how they are combined. Defaults: the paper's."""
+    """Both paths. Defaults: the paper's."""
 
     hand: HandConfig = HandConfig()
     body: BodyConfig = BodyConfig()
-    guidance: str = "refined"  # the hand path's theta_b comes from theta-hat, which is nearer to
-    # the true one, or "initial": from theta_0 (our choice: the paper can be read either way)
-    least_share: float = 0.0  # a hand keeps the body path's pose if the mean share of its
-    # keypoints is smaller; 0: never. Small hand experts alone have shares (our choice)
 
     def __post_init__(self) -> None:
-        check_fields(self, {"hand": HandConfig, "body": BodyConfig},
-                     guidance=("refined", "initial"))
-        require(0 <= self.least_share <= 1,
-                f"least_share is {self.least_share}: expected a probability, 0 to 1")
+        convert(self, hand=HandConfig, body=BodyConfig)
 
 
-def gpu_preset(accumulate: int) -> Config:
-    """Return the paper's design for one GPU: the same samples per step, in bf16."""
-    run = dict(accumulate=accumulate, precision="bf16", joint_embedding="learned")
-    return Config(HandConfig(expert=HandExpertConfig(precision="bf16"), **run),
-                  BodyConfig(expert=BodyExpertConfig(precision="bf16"), **run))
+# ---------------------------------------------------------------------------------- adapters
 
 
-def cpu_preset() -> Config:
-    """Return the same design with small experts, which train.py has to train first: 2 CPU cores.
+class Adapter(nn.Module):
+    """An expert, frozen as far as `config.trainable` says, and new modules around it."""
 
-    build_model of networks/adapter_rivals.py builds its models. All four trainings take 22 minutes,
-    after 6 of rendering.
-    """
-    encoder = dict(backbone="pose", image_size=128, patch_size=4, vit_dim=128)
-    decoder = dict(decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_head_dim=32,
-                   decoder_ffn=256)
-    run = dict(batch_size=32, schedule="cosine", precision="fp32", train_samples=8_000,
-               body_size=128, test_body_size=512, hand_size=128, views=30.0, lean=45.0, wide=0.5,
-               augmentation="rendered_people", eval_every=600, weight_heat=1.0, weight_lift=5.0)
-    expert = run | dict(weight_decay=1e-3, channels_last=True, gradient_clip=5.0)
-    adapter = run | dict(joint_embedding="learned", learning_rate=1e-3)
-    of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
-                    weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
-    hand = HandExpertConfig(**encoder, **decoder, **expert, **of_hands, steps=600,
-                            learning_rate=1.5e-3, weight_betas_prior=0.05)
-    body = BodyExpertConfig(
-        **encoder, **expert, steps=400, learning_rate=1e-3, weight_keypoints_3d=30.0,
-        weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8, hand_cells=8,
-        joint_dim=32)
-    # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
-    return Config(
-        HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found",
-                   arm_drop=0.1),
-        BodyConfig(expert=body, **decoder, **adapter, steps=200, knuckle_source="found",
-                   offset_hidden=128, weight_keypoints_3d=30.0),
-        least_share=0.45)
-
-
-PRESETS: dict[str, Config] = {
-    "paper": Config(),  # torchrun with 4 processes, V100, six hours; no joint embeddings
-    "h200": gpu_preset(accumulate=1),  # one H200
-    "single_gpu": gpu_preset(accumulate=8),  # one GPU with 24 GB
-    "cpu": cpu_preset(),
-}
-
-# ---------------------------------------------------------------- rotations and projection
-
-
-def unit(vector: Tensor, fallback: Tensor, shortest: float) -> Tensor:
-    """Scale vectors (..., 3) to length 1; those below `shortest` become `fallback`, no gradient."""
-    degenerate = vector.abs().amax(-1, keepdim=True) <= shortest
-    vector = torch.where(degenerate, fallback, vector)
-    vector = vector / vector.detach().abs().amax(-1, keepdim=True)  # 1e20 squared would overflow
-    return vector / vector.norm(dim=-1, keepdim=True)
-
-
-def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
-    """Convert [column 0, column 1] (..., 6) to rotation matrices (..., 3, 3), by Gram-Schmidt.
-
-    Zhou et al., "On the Continuity of Rotation Representations", CVPR 2019. Zero and parallel
-    columns fall back to an axis, so values and gradients are always finite.
-    """
-    first, second = rotation_6d.unflatten(-1, (2, 3)).unbind(-2)
-    first = unit(first, torch.eye(3, dtype=first.dtype, device=first.device)[0], 1e-12)
-    axis = F.one_hot(first.abs().argmin(-1), 3).to(first)  # the one least parallel to `first`
-
-    def orthogonal(vector: Tensor) -> Tensor:
-        return vector - (first * vector).sum(-1, keepdim=True) * first
-
-    second = unit(second, first, 1e-12)
-    second = unit(orthogonal(second), orthogonal(axis), 8 * torch.finfo(first.dtype).eps)
-    second = unit(orthogonal(second), second, 0.0)  # again: cancellation left a part of `first`
-    return torch.stack((first, second, torch.linalg.cross(first, second)), -1)
-
-
-def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
-    """Convert rotation matrices (..., 3, 3) to [column 0, column 1] (..., 6)."""
-    return matrix[..., :2].mT.flatten(-2)
-
-
-def from_interleaved(rotation_6d: Tensor) -> Tensor:
-    """Convert SMPLer-X's 6D (..., 6), two columns as a (3, 2) matrix, to [column 0, column 1].
-
-    HaMeR's 6D, and ours, is the latter: smplerx = hamer[[0, 3, 1, 4, 2, 5]].
-    """
-    return rotation_6d.unflatten(-1, (3, 2)).mT.flatten(-2)
-
-
-def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
-    """Convert axis times angle in radians (..., 3) to rotation matrices (..., 3, 3)."""
-    x, y, z = axis_angle.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
-    return torch.linalg.matrix_exp(cross)
-
-
-def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
-    """Convert rotation matrices (..., 3, 3) to axis times angle (..., 3), angle in 0..pi.
-
-    The axis is the eigenvector of R + R^T with the largest eigenvalue: exact at 180 degrees too.
-    """
-    double = matrix.double()
-    axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]
-    skew = torch.stack((double[..., 2, 1] - double[..., 1, 2],
-                        double[..., 0, 2] - double[..., 2, 0],
-                        double[..., 1, 0] - double[..., 0, 1]), -1)  # 2 sin(angle) axis
-    trace = double.diagonal(dim1=-2, dim2=-1).sum(-1)
-    angle = torch.atan2((skew * axis).sum(-1), trace - 1)
-    return (axis * angle[..., None]).to(matrix)
-
-
-def mirror(rotations: Tensor) -> Tensor:
-    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1).
-
-    Left-hand rotations become a right hand's, and back; an axis-angle (x, y, z) becomes
-    (x, -y, -z).
-    """
-    signs = 1 - 2 * torch.arange(3, device=rotations.device).clamp_max(1)  # no copy to a GPU
-    return rotations * (signs[:, None] * signs).to(rotations)
-
-
-def chain_product(rotations: Tensor) -> Tensor:
-    """Multiply a kinematic chain's rotations (B, J, 3, 3), root first -> (B, 3, 3)."""
-    product = rotations[:, 0]
-    for joint in range(1, rotations.shape[1]):
-        product = product @ rotations[:, joint]
-    return product
-
-
-def arm_pose(body_pose: Tensor, arm: str = "arm") -> Tensor:
-    """Select theta_b of both hands: (B, >= 22, 3, 3) -> (B, 2, J, 3, 3), the left one mirrored.
-
-    body_pose: SMPL-X's rotations, the root's in the camera frame, as the hand's orientation is.
-    (Both experts ignore that the camera of a crop looks slightly sideways.) arm: a key of ARMS.
-    """
-    right, left = ARMS[arm]
-    return torch.stack((body_pose[:, right], mirror(body_pose[:, left])), 1)
-
-
-def project_to_crop(points: Tensor, translation: Tensor, focal: float) -> Tensor:
-    """Project points (B, N, 3) + translation (B, 3), metres, to a crop: (B, N, 2) in -0.5..0.5.
-
-    focal: config.focal, unit: side of the crop.
-    """
-    points = points + translation[:, None]
-    return focal * points[..., :2] / points[..., 2:]
-
-
-def hand_translation(camera: Tensor, focal: float) -> Tensor:
-    """Convert HaMeR's camera [s, tx, ty] (B, 3) to a translation (B, 3) in metres."""
-    s, x, y = camera.unbind(-1)
-    return torch.stack((x, y, 2.0 * focal / (s + 1e-9)), -1)
-
-
-# ----------------------------------------------------------------------------- image encoder
-
-
-class DropPath(nn.Module):
-    """Drops a residual branch for whole samples while training, scaled to keep its mean."""
-
-    def __init__(self, rate: float) -> None:
+    def __init__(self, config: HandConfig | BodyConfig,
+                 expert: HandExpert | BodyExpert | None = None) -> None:
+        """expert: None for the paper's, with random weights."""
         super().__init__()
-        self.rate = rate
+        require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, this "
+                f"config is for {config.design!r}: build this model with build_model of "
+                "networks/adapter_rivals.py")
+        new = HandExpert if isinstance(config, HandConfig) else BodyExpert
+        self.config, self.expert = config, new(config.expert) if expert is None else expert
+        self.build()
+        self.expert.requires_grad_(True)  # it may come frozen, from another adapter
+        for module in self.frozen():
+            module.requires_grad_(False)
+        self.train()
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1.0 - self.rate)
+    @property
+    def keeps_expert(self) -> bool:
+        """Whether self.expert stays the pre-trained expert; else train.py changes it too."""
+        return self.config.trainable == "adapter"
+
+    def frozen(self) -> list[nn.Module]:
+        """Return the modules that training does not change."""
+        encoder = self.expert.get_submodule(self.ENCODER)
+        return {"adapter": [self.expert], "head": [encoder], "all": []}[self.config.trainable]
+
+    def train(self, mode: bool = True) -> Adapter:
+        """Set the mode; frozen modules stay in evaluation mode, without new statistics or drops."""
+        super().train(mode)
+        for module in self.frozen():
+            module.eval()
+        return self
 
 
-def mlp(width: int, hidden: int, width_out: int) -> nn.Sequential:
-    """Linear, GELU, linear."""
-    return nn.Sequential(OrderedDict(
-        fc1=nn.Linear(width, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, width_out)))
+class ArmFeatures(nn.Module):
+    """F^B: theta_b as rotation matrices (B, J, 3, 3) -> features (B, J, 1280)."""
 
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention, (B, N, D) -> the same."""
-
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, config: HandConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        width, self.joints = config.expert.vit_dim, len(ARMS[config.arm][0])
+        self.drop = config.arm_drop
+        self.projection = nn.Linear(6, width)
+        self.joint_embedding = None
+        if config.joint_embedding == "learned":
+            self.joint_embedding = nn.Parameter(0.02 * torch.randn(self.joints, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(*qkv)  # (B, H, N, D / H)
-        return self.proj(x.transpose(1, 2).flatten(2))
-
-
-class ViTBlock(nn.Module):
-    """Pre-norm transformer block, (B, N, D) -> the same."""
-
-    def __init__(self, width: int, heads: int, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = SelfAttention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = mlp(width, 4 * width, width)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-class ViT(nn.Module):
-    """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
-        self.grid = config.grid  # (16, 12)
-        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
-        # The first position was a class token's; that token is gone, its position is added to all.
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.blocks = nn.ModuleList([
-            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
-            for n in range(depth)])
-        self.last_norm = nn.LayerNorm(width, eps=1e-6)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions (B, N, D)."""
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
-        return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)  # (B, 192, 1280)
-        for block in self.blocks:
-            x = block(x)
-        return self.last_norm(x)
+    def forward(self, rotations: Tensor | None, valid: Tensor | None = None,
+                batch: int | None = None) -> Tensor:
+        """valid: (B,), 0 where theta_b is unknown; None: known. batch: B, where that is None."""
+        batch = batch or len(rotations)
+        if rotations is None:
+            pose_6d = self.projection.weight.new_zeros(batch, self.joints, 6)
+        else:
+            require(tuple(rotations.shape) == (batch, self.joints, 3, 3), "arm of shape "
+                    f"{tuple(rotations.shape)}: expected ({batch}, {self.joints}, 3, 3)")
+            pose_6d = matrix_to_rotation_6d(rotations)  # (B, J, 6)
+            valid = torch.ones(batch, device=pose_6d.device) if valid is None else valid
+            if self.training and self.drop:
+                valid = valid * (torch.rand(len(valid), device=valid.device) >= self.drop)
+            # "We set the additional body pose to zero" if it is unknown: no rotation is 0 in 6D.
+            pose_6d = torch.where(valid[:, None, None] > 0, pose_6d, 0.0)
+        features = self.projection(pose_6d)  # (B, J, 1280)
+        return features if self.joint_embedding is None else features + self.joint_embedding
 
 
-class TaskViT(ViT):
-    """A ViT with 31 learned task tokens: (B, 3, S, 3/4 S) -> (B, 31, D) and (B, N, D)."""
+class HandAdapter(Adapter):
+    """The hand expert, conditioned on the pose of the arm (3.3)."""
 
-    def __init__(self, config: BodyExpertConfig) -> None:
-        super().__init__(config)
-        self.task_tokens = nn.Parameter(torch.zeros(1, 31, config.vit_dim))
-        nn.init.trunc_normal_(self.task_tokens, std=0.02)
+    ENCODER, DESIGN = "backbone", "arm"
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.embed(images)  # (B, 192, 1280)
-        x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # (B, 223, 1280)
-        for block in self.blocks:
-            x = block(x)
-        tokens, patches = self.last_norm(x).split((31, x.shape[1] - 31), 1)
-        return tokens, patches
+    def build(self) -> None:
+        """Create all that is new."""
+        self.arm = ArmFeatures(self.config)
+        self.build_layers()
+
+    def build_layers(self) -> None:
+        """Copy SA and CA, out-projections included, to SA' and CA' of every layer."""
+        self.layers = nn.ModuleList([nn.ModuleDict({
+            "self_attention": copy.deepcopy(self_attention.fn),
+            "cross_attention": copy.deepcopy(cross_attention.fn),
+        }) for self_attention, cross_attention, _ in self.decoder.layers])
+        self.layers.requires_grad_(True)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The expert's decoder."""
+        return self.expert.mano_head.transformer
+
+    def forward(self, images: Tensor, arm: Tensor | None = None, arm_valid: Tensor | None = None, *,
+                scale: float = 1.0) -> dict[str, Tensor]:
+        """Predict right hands from images (B, 3, S, S), left hands mirrored, and theta_b.
+
+        arm: theta_b as matrices (B, J, 3, 3), one hand's part of `arm_pose`; None: unknown.
+        arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3; 0 gives
+        self.expert's result, bit for bit.
+        Returns what HandExpert.forward does; raises ValueError for other shapes.
+        """
+        features = self.expert.features(images)  # F^H (B, 192, 1280)
+        token = self.token(features, arm, arm_valid, scale)  # Z^new (B, 1, 1024)
+        return self.expert.mano_head.readout(token)
+
+    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
+              scale: float) -> Tensor:
+        """Decode F^H (B, 192, 1280) and theta_b (B, J, 3, 3) to the output token (B, 1, 1024)."""
+        return self.decode(features, self.arm(arm, arm_valid, len(features)), scale)
+
+    def decode(self, features: Tensor, arm_features: Tensor, scale: float) -> Tensor:
+        """Run the decoder with parallel layers: F^H (B, 192, 1280), F^B (B, J, 1280) -> (B, 1, D).
+
+        Norms and MLPs are the expert's. The paper's equations omit residuals; these are HaMeR's.
+        """
+        x = self.decoder.query(len(features))  # Z (B, 1, 1024)
+        for (self_attention, cross_attention, ffn), new in zip(
+                self.decoder.layers, self.layers, strict=True):
+            own = x + self_attention(x)  # SA(Z)
+            other = x + new["self_attention"](self_attention.norm(x))  # SA'(Z)
+            own = own + cross_attention(own, features)  # CA(Q, K, V), Eq. 1
+            other = new["cross_attention"](cross_attention.norm(other), arm_features)  # Eq. 2
+            x = own + scale * other  # Z^new, Eq. 3
+            x = x + ffn(x)
+        return x
 
 
-def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
-    """Scale RGB crops (B, 3, k S, k S) from 0..255 to 0..1, and keep the middle (B, 3, S, 3/4 S).
+def to_hand_maps(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Convert points (B, 2, N, 2) to cells of the hand maps; also say which are inside (B, 2, N).
 
-    k is 1, or 2 for SMPLer-X's crops of 512 px, of which it keeps every second pixel ("nearest").
+    boxes: (B, 2, 4) x, y, width, height, in the points' unit. The left hand's map is mirrored: x ->
+    cells - 1 - x. Like SMPLer-X's targets, this is half a cell off roi_align's cell centres.
     """
-    size, shape = config.image_size, tuple(images.shape)
-    require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % size == 0
-            and shape[2] > 0, f"images of shape {shape}: expected (B, 3, {size}, {size})")
-    k = shape[2] // size
-    return images[..., ::k, ::k][..., size // 8 : -(size // 8)].float() / 255.0
+    at = (points - boxes[:, :, None, :2]) * (cells / boxes[:, :, None, 2:])
+    inside = ((at >= 0) & (at <= cells)).all(-1)
+    right, left = at.unbind(1)
+    left = torch.stack((cells - 1 - left[..., 0], left[..., 1]), -1)
+    return torch.stack((right, left), 1), inside
 
 
-def register_statistics(module: nn.Module) -> None:
-    """Give a module ImageNet's mean and standard deviation of colours."""
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
-    module.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-    module.register_buffer("std", std.view(3, 1, 1), persistent=False)
+class BodyAdapter(Adapter):
+    """The whole-body expert, and a decoder beside it that reads features at the knuckles (3.4)."""
+
+    ENCODER, DESIGN = "encoder", "knuckles"
+
+    def build(self) -> None:
+        """Create all that is new."""
+        self.build_projection()
+        self.build_decoder()
+
+    def build_projection(self) -> None:
+        """Create the 1-by-1 convolution, 1280 -> 512, and the knuckles' embedding."""
+        width, width_out = self.config.expert.vit_dim, self.config.expert.joint_dim
+        if self.config.joint_proj == "conv":
+            self.joint_proj = nn.Conv2d(width, width_out, 1)
+        self.joint_embedding = None
+        if self.config.joint_embedding == "learned":
+            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, width_out))
+
+    def build_decoder(self) -> None:
+        """Create the decoder and the FFN of Eq. 4."""
+        config = self.config
+        self.decoder = Decoder(config, config.expert.joint_dim)
+        self.offset = mlp(config.decoder_dim, config.offset_hidden, 22 * 6)
+        nn.init.zeros_(self.offset.fc2.weight)  # start as the expert (our choice)
+        nn.init.zeros_(self.offset.fc2.bias)
+
+    def forward(self, images: Tensor, knuckles: Tensor | None = None,
+                hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
+        """Predict people from images (B, 3, S, S), as BodyExpert.features takes them.
+
+        knuckles: true MCP joints (B, 2, 4, 2) in pixels of the images, index to pinky, [right,
+        left], for training (3.5.2); None: those that the expert predicts. hand_valid: (B, 2), 0
+        for hands that cannot be seen. scale: of Delta theta in Eq. 4; 0 gives self.expert's result.
+        Returns what BodyExpert.assemble does, and theta_0's rotations: initial_pose (B, 22, 3, 3).
+        """
+        features, size = self.expert.features(images), images.shape[-1]
+        initial, refined = self.poses(features, size, knuckles, hand_valid, scale)
+        return self.expert.assemble(features, refined, size) | {
+            "initial_pose": rotation_6d_to_matrix(from_interleaved(initial))}
+
+    def poses(self, features: BodyFeatures, size: int, knuckles: Tensor | None,
+              hand_valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+        """Return theta_0 and theta-hat, interleaved 6D (B, 22, 6) each."""
+        initial = self.expert.initial_pose(features)  # theta_0 (B, 22, 6)
+        context = self.knuckle_features(features, size, knuckles, hand_valid)  # F^J (B, 8, 512)
+        token = self.decoder(context)[:, 0]  # CA(Q'', K'', V'') (B, 1024)
+        offset = self.offset(token).float().unflatten(1, (22, 6))  # Delta theta (B, 22, 6)
+        return initial, initial + scale * offset  # Eq. 4
+
+    def knuckle_features(self, features: BodyFeatures, size: int, pixels: Tensor | None,
+                         hand_valid: Tensor | None) -> Tensor:
+        """Sample F^J (B, 8, 512) at the MCP joints.
+
+        A knuckle outside its hand map, or of a hand that cannot be seen, samples zeros, to which
+        the joint embedding, if there is one, is added like to all others.
+        """
+        last = self.config.expert.hand_cells - 1
+        if pixels is None:
+            positions = features.hand_joints[:, :, KNUCKLES, :2]  # (B, 2, 4, 2)
+            inside = torch.ones_like(positions[..., 0], dtype=torch.bool)  # (B, 2, 4)
+        else:
+            positions, inside = to_hand_maps(self.expert.to_cells(pixels, size),
+                                             features.hand_boxes, last + 1)
+        if hand_valid is not None:
+            inside = inside & (hand_valid[..., None] > 0)
+        positions = torch.where(inside[..., None], positions, 0.0).clamp(0, last)
+        maps = self.project_maps(features.hand_maps)  # (2 B, 512, 16, 16), both hands of a person
+        sampled = sample_at(maps, positions.flatten(0, 1)).unflatten(0, inside.shape[:2])
+        sampled = (sampled * inside[..., None]).flatten(1, 2)  # (B, 8, 512)
+        return sampled if self.joint_embedding is None else sampled + self.joint_embedding
+
+    def project_maps(self, maps: Tensor) -> Tensor:
+        """Apply the 1-by-1 convolution: (B, 2, 1280, 16, 16) -> (2 B, 512, 16, 16)."""
+        reuse = self.config.joint_proj == "reuse_hand_conv"
+        conv = self.expert.hand_regressor.hand_conv if reuse else self.joint_proj
+        return conv(maps.flatten(0, 1))
 
 
-def require_vit(config: EncoderConfig) -> None:
-    """Raise ValueError for the config of a small expert."""
-    require(config.backbone == "vit", f"backbone is {config.backbone!r}, a small expert's: build "
-            "this model with build_model of networks/adapter_rivals.py")
+# ------------------------------------------------------------------------------------- losses
+
+
+def hand_samples(batch: Mapping[str, Tensor], arm: str = "arm") -> dict[str, Tensor]:
+    """Turn both hands of B people into 2 B samples of right hands, for training (3.5.1).
+
+    batch, pairs being [right, left] with all of the left one mirrored:
+        hand_images (B, 2, 3, S, S); hand_pose (B, 2, 16, 3, 3); hand_joints (B, 2, 21, 3), metres;
+        hand_keypoints_2d (B, 2, 21, 2), pixels of the crops; hand_valid (B, 2); body_pose
+        (B, 55, 3, 3); and where they are known hand_vertices (B, 2, 778, 3), hand_betas (B, 2, 10)
+        with hand_betas_valid (B, 2), and body_pose_valid (B,), default 1.
+    arm: HandConfig.arm. Returns the pairs without "hand_" in their names, keypoints_2d in
+    -0.5..0.5, and arm and arm_valid, each (2 B, ...).
+    """
+    samples = {name.removeprefix("hand_"): value.flatten(0, 1) for name, value in batch.items()
+               if name.startswith("hand_") and value.ndim >= 2}
+    known = batch.get("body_pose_valid", torch.ones_like(batch["hand_valid"][:, 0]))
+    return samples | {
+        "keypoints_2d": samples["keypoints_2d"] / samples["images"].shape[-1] - 0.5,
+        "arm": arm_pose(batch["body_pose"], arm).flatten(0, 1),  # (2 B, J, 3, 3)
+        "arm_valid": known[:, None].expand(-1, 2).flatten()}
+
+
+def pose_distance(predicted: Tensor, true: Tensor, term: str) -> tuple[Tensor, Tensor]:
+    """Compute both terms of Eq. 6 per joint: rotations (B, J, 3, 3) twice -> (B, J) twice.
+
+    term: "l2sq" as in the equation, or "l1" as in the text above it. For rotation matrices
+    1 - cos = ||difference||^2 / 6, so with "l2sq" the two terms of Eq. 6 are proportional.
+    """
+    predicted, true = predicted.flatten(2), true.flatten(2)  # (B, J, 9)
+    difference = predicted - true
+    norm = difference.square() if term == "l2sq" else difference.abs()
+    return norm.sum(-1), 1 - F.cosine_similarity(predicted, true, dim=-1)
+
+
+def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor], hand: Callable,
+                config: HandConfig | HandExpertConfig) -> dict[str, Tensor]:
+    """Compute the unweighted terms of Eq. 5, scalars: sums over a hand, means over the batch.
+
+    prediction: of HandAdapter or HandExpert. samples: of hand_samples. hand: a right hand's model;
+    hand(betas, rotations).vertices are (B, 778, 3) in metres, hand.keypoint_regressor (21, 778).
+    3D errors are relative to the wrist. What is invalid or lacking counts as zero.
+    """
+    vertices = hand(prediction["betas"], prediction["hand_pose"]).vertices
+    joints = torch.einsum("jv,bvc->bjc", hand.keypoint_regressor.to(vertices), vertices)
+    focal = getattr(config, "expert", config).focal
+    projected = project_to_crop(joints, hand_translation(prediction["camera"], focal), focal)
+    wrist, true_wrist = joints[:, :1], samples["joints"][:, :1]
+    valid, betas = samples["valid"], prediction["betas"]
+
+    def reduced(error: Tensor) -> Tensor:
+        known = valid.view(-1, *[1] * (error.ndim - 1)) > 0  # invalid values may be NaN
+        return torch.where(known, error, 0.0).flatten(1).sum(1).mean()
+
+    rotation, cosine = pose_distance(prediction["hand_pose"], samples["pose"], config.pose_term)
+    terms = dict.fromkeys(("vertices", "betas"), vertices.new_zeros(())) | {
+        "keypoints_2d": reduced((projected - samples["keypoints_2d"]).abs()),  # L_2D
+        "keypoints_3d": reduced((joints - wrist - samples["joints"] + true_wrist).abs()),  # L_3D
+        "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1]}  # L_theta, Eq. 6
+    if "vertices" in samples:  # L_v
+        terms["vertices"] = reduced((vertices - wrist - samples["vertices"] + true_wrist).abs())
+    betas_known = torch.zeros_like(valid)[:, None]
+    if "betas" in samples:  # L_beta
+        betas_known = samples.get("betas_valid", valid)[:, None]
+        terms["betas"] = reduced(betas_known * (betas - samples["betas"]).square())
+    if config.weight_betas_prior:
+        terms["betas_prior"] = reduced(torch.where(betas_known > 0, 0.0, betas.square()))
+    return terms
+
+
+def hand_total_loss(terms: Mapping[str, Tensor], config: HandTraining) -> Tensor:
+    """Eq. 5: the weighted sum. There is no adversarial loss ("we do not use")."""
+    loss = (config.weight_keypoints_2d * terms["keypoints_2d"]
+            + config.weight_keypoints_3d * terms["keypoints_3d"]
+            + config.weight_vertices * terms["vertices"]
+            + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
+    return loss + config.weight_betas_prior * terms.get("betas_prior", 0.0)  # ours
+
+
+def true_knuckles(batch: Mapping[str, Tensor]) -> Tensor:
+    """Select the true MCP joints (B, 2, 4, 2), pixels of the images, for BodyAdapter (3.5.2)."""
+    return batch["keypoints_2d"][:, torch.tensor(HANDS)[:, 1:][:, KNUCKLES]]
+
+
+def heat_map_targets(batch: Mapping[str, Tensor], expert: BodyExpert,
+                     boxes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return targets and validity of both position nets: body (B, 25, 3), (B, 25); hands
+    (B, 2, 20, 3), (B, 2, 20).
+
+    batch: as of body_losses. boxes: of the hand maps (B, 2, 4) in cells, as predicted. Depths are
+    relative to pelvis or wrist, in bins that span 2 m for the body, 0.3 m for a hand (SMPLer-X).
+    """
+    config, size = expert.config, batch["image"].shape[-1]
+    cells, valid = expert.to_cells(batch["keypoints_2d"], size), batch["keypoints_valid"] > 0
+    depth, half = batch["keypoints_3d"][..., 2], config.depth_bins / 2
+    wrists, hands = torch.tensor(HANDS).split((1, 20), 1)  # (2, 1), (2, 20)
+    bins = (1 + (depth[:, POSITIONED] - depth[:, :1]) / (BODY_DEPTH / 2)) * half
+    body = torch.cat((cells[:, POSITIONED], bins[..., None]), 2)
+    limit = body.new_tensor([*reversed(config.grid), config.depth_bins])
+    in_map = ((body >= 0) & (body < limit)).all(-1)
+    bins = (1 + (depth[:, hands] - depth[:, wrists]) / (HAND_DEPTH / 2)) * half
+    at, in_box = to_hand_maps(cells[:, hands], boxes, config.hand_cells)
+    hand = torch.cat((at, bins[..., None]), 3)
+    return [(body, valid[:, POSITIONED] & in_map), (hand, valid[:, hands] & in_box)]
+
+
+def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute error over all elements (..., C), where valid (...) is 0 counted as zero."""
+    return torch.where(valid[..., None] > 0, error.abs(), 0.0).mean()
+
+
+def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], body: Callable,
+                expert: BodyExpert, config: BodyConfig | BodyExpertConfig) -> dict[str, Tensor]:
+    """Compute the unweighted terms of Eq. 7, Eq. 8 and SMPLer-X, scalars: means over all elements.
+
+    prediction: of BodyAdapter or BodyExpert. batch, of which invalid values count as zero: image
+        (B, 3, S, S); body_pose (B, 55, 3, 3); betas, expression (B, 10); keypoints_3d (B, 76, 3),
+        metres; keypoints_2d (B, 76, 2), pixels, with keypoints_valid (B, 76); hand_boxes (B, 2, 4),
+        tight: x, y, width, height in pixels, with hand_valid (B, 2) or, if they are known outside
+        of the image, too, hand_boxes_valid (B, 2); and, default 1, keypoints_3d_valid (B, 76),
+        body_pose_valid (B,), rotations_valid (B, 55), betas_valid and expression_valid (B,).
+    body: a whole-body model; body.keypoints(body(betas, rotations, expression)) are its 76
+    keypoints (B, 76, 3) in metres.
+    """
+    keypoints = body.keypoints(body(prediction["betas"], prediction["body_pose"],
+                                    prediction["expression"]))
+    rows, size = expert.config.grid[0], batch["image"].shape[-1]
+    projected = project_to_crop(keypoints, prediction["translation"], expert.config.focal) * rows
+    true_projected = (batch["keypoints_2d"] / size - 0.5) * rows  # cells
+    relative = keypoints - keypoints[:, :1]
+    true_relative = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
+
+    def known(name: str, *shape: int) -> Tensor:
+        return batch.get(f"{name}_valid", keypoints.new_ones(len(keypoints), *shape))
+
+    joints, hand_joints = heat_map_targets(batch, expert, prediction["map_boxes"])
+    corner = expert.to_cells(batch["hand_boxes"][..., :2], size)  # (B, 2, 2) in cells
+    side = batch["hand_boxes"][..., 2:] * (rows / size)
+    posed = [*range(23), *range(25, 55)]  # 53: SMPL-X's 55 without the eyes
+    rotation, cosine = pose_distance(prediction["body_pose"][:, posed],
+                                     batch["body_pose"][:, posed], config.pose_term)
+    pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
+    in_3d = known("keypoints_3d", 76)
+    boxes_known = batch.get("hand_boxes_valid", batch["hand_valid"])
+    return {
+        "keypoints_img": masked_mean(prediction["joints"] - joints[0], joints[1])
+        + masked_mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
+        "keypoints_proj": masked_mean(projected - true_projected, batch["keypoints_valid"]),
+        "keypoints_3d": masked_mean(relative - true_relative, in_3d * in_3d[:, :1]),  # L_3D
+        "pose": torch.where(pose_known > 0, rotation / 9 + cosine, 0.0).mean(),  # L_theta
+        "betas": masked_mean(prediction["betas"] - batch["betas"], known("betas")),  # L_beta
+        "expression": masked_mean(prediction["expression"] - batch["expression"],
+                                  known("expression")),
+        "boxes": masked_mean(prediction["box_centers"][:, :2] - corner - side / 2, boxes_known)
+        + masked_mean(prediction["box_sizes"][:, :2] - side, boxes_known),
+    }
+
+
+def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpertConfig) -> Tensor:
+    """Eq. 7: the weighted sum. With a frozen expert L_img and L_beta have no gradient: left out.
+
+    The expert itself, and rivals that train its head, learn from all of SMPLer-X's terms.
+    """
+    loss = (config.weight_keypoints_2d * terms["keypoints_proj"]
+            + config.weight_keypoints_3d * terms["keypoints_3d"]
+            + config.weight_pose * terms["pose"])
+    if getattr(config, "trainable", "all") == "adapter":
+        return loss
+    expert = getattr(config, "expert", config)
+    return (loss + config.weight_keypoints_2d * terms["keypoints_img"]  # Eq. 8
+            + config.weight_betas * terms["betas"]
+            + expert.weight_expression * terms["expression"]
+            + expert.weight_boxes * terms["boxes"])
+
+
+# --------------------------------------------------------------------------------- dual path
+
+
+def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Put MANO hands on an SMPL-X body: (B, 55, 3, 3) -> (B, 55, 3, 3).
+
+    hand_pose: (B, 2, 16, 3, 3) of the hand network, the left one mirrored: orientation in the
+    camera frame, absolute fingers. valid: (B, 2), 0 for hands that keep the body's pose.
+
+    1. Mirror the left hand back.
+    2. A MANO hand's orientation is global, an SMPL-X wrist is relative to its elbow: wrist =
+       (product of the rotations from the pelvis to the elbow)^T times orientation: inverse
+       kinematics (paper, of its baseline).
+    3. Copy the fingers, which are absolute here; see smplx_parameters.
+    """
+    pose = body_pose.clone()
+    hands = torch.stack((hand_pose[:, 0], mirror(hand_pose[:, 1])), 1)
+    for side, fingers in enumerate((RIGHT_FINGERS, LEFT_FINGERS)):
+        *chain, last = ARMS["arm"][side]
+        pose[:, fingers] = hands[:, side, 1:]
+        elbow = chain_product(body_pose[:, chain])  # its global rotation
+        pose[:, last] = elbow.mT @ hands[:, side, 0]
+        if valid is not None:
+            unseen, part = valid[:, side] <= 0, [last, *range(55)[fingers]]
+            pose[:, part] = torch.where(unseen[:, None, None, None], body_pose[:, part],
+                                        pose[:, part])
+    return pose
+
+
+def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
+                   mirrored: bool = False) -> Tensor:
+    """Crop squares (B, 3, size, size), 0..255, from images (B, 3, H, W); black outside of them.
+
+    centers (B, 2) and sides (B,) in pixels. Each pixel averages several samples, against aliasing:
+    as many per side as the crop's pixels are larger than the image's, up to 8.
+    """
+    size_of_image = sides.new_tensor([images.shape[3], images.shape[2]])
+    squares = [sides.new_empty(0, 3, size, size)]
+    counts = (sides / size).ceil().clamp(1, 8).int().tolist()
+    for image, center, side, samples in zip(images, centers, sides, counts, strict=True):
+        at = (torch.arange(size * samples, device=sides.device) + 0.5) / (size * samples) - 0.5
+        x, y = center[0] + at * side * (-1 if mirrored else 1), center[1] + at * side
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
+        pixels = F.grid_sample(image[None].to(grid), 2 * grid / size_of_image - 1,
+                               align_corners=False)
+        squares.append(F.avg_pool2d(pixels, samples))
+    return torch.cat(squares)
+
+
+def hand_squares(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return centres (B, 2, 2) and sides (B, 2) of the squares to crop for both hands' boxes.
+
+    boxes: (B, 2, 4), tight; they grow to 3:4, the part that HaMeR sees, and twice as large (HaMeR).
+    """
+    return (boxes[..., :2] + boxes[..., 2:] / 2,
+            2 * torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3))
+
+
+def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Crop both hands at boxes, see hand_squares: (B, 3, H, W) -> (B, 2, 3, size, size), 0..255.
+
+    The left crop is mirrored.
+    """
+    centers, sides = hand_squares(boxes)
+    return torch.stack([sample_squares(images, centers[:, hand], sides[:, hand], size, hand == 1)
+                        for hand in range(2)], 1)
+
+
+class HMRAdapter(nn.Module):
+    """Both adapted experts: from images of people to SMPL-X (3.1, Fig. 2)."""
+
+    def __init__(self, config: Config, hand: HandAdapter | None = None,
+                 body: BodyAdapter | None = None) -> None:
+        """hand, body: trained models of the configs in `config`; None: random weights."""
+        super().__init__()
+        self.config = config
+        self.hand = HandAdapter(config.hand) if hand is None else hand
+        self.body = BodyAdapter(config.body) if body is None else body
+
+    def forward(self, images: Tensor, hand_images: Tensor | None = None,
+                hand_valid: Tensor | None = None, *, body_scale: float = 1.0,
+                hand_scale: float = 1.0) -> dict[str, Tensor]:
+        """Predict SMPL-X from images (B, 3, S, S), as BodyExpert.features takes them.
+
+        hand_images: (B, 2, 3, H, H), as HandExpert takes them, the left one mirrored; None, as in
+        the paper: cut out of the images at the predicted boxes. hand_valid: (B, 2), 0 for hands
+        that keep the body path's pose; None: both are merged. body_scale, hand_scale: of the
+        adapters; 0 and 0 give the two experts, merged.
+        Returns what BodyAdapter.forward does, with its body_pose as body_path; hand_pose
+        (B, 2, 16, 3, 3), the left one mirrored; the merged body_pose; and hand_valid, as given.
+        """
+        prediction = self.body(images, scale=body_scale)
+        if hand_images is None:
+            hand_images = self.crop_hands(images, prediction)
+        return self.join(prediction, hand_images, hand_valid, scale=hand_scale)
+
+    def crop_hands(self, images: Tensor, prediction: Mapping[str, Tensor]) -> Tensor:
+        """Crop the hands (B, 2, 3, H, H) of images (B, 3, S, S) at the predicted boxes (3.1)."""
+        return crop_hands(images, prediction["tight_boxes"], self.hand.config.expert.image_size)
+
+    def join(self, prediction: dict[str, Tensor], hand_images: Tensor,
+             hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
+        """Run the hand path after the body path's prediction, and merge both; see `forward`."""
+        body_pose = prediction["body_pose"]
+        # theta_b of theta-hat, the nearer to the truth; the paper can also mean theta_0's.
+        arms = arm_pose(body_pose, self.hand.config.arm).flatten(0, 1)  # (2 B, J, 3, 3)
+        hands = self.hand(hand_images.flatten(0, 1), arms, scale=scale)
+        hand_pose = hands["hand_pose"].unflatten(0, (len(body_pose), 2))
+        valid = body_pose.new_ones(hand_pose.shape[:2]) if hand_valid is None else hand_valid
+        return prediction | {"body_path": body_pose, "hand_pose": hand_pose, "hand_valid": valid,
+                             "body_pose": merge(body_pose, hand_pose, valid)}
+
+
+# --------------------------------------------------------------------------------- inference
+
+
+def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict[str, Tensor]:
+    """Convert rotations (B, 55, 3, 3) to the axis-angles that smplx.SMPLX takes, by their names.
+
+    hand_mean: (2, 15, 3), hands_meanr and hands_meanl of the model file, for layers made with
+    flat_hand_mean=False, smplx's default; None: for flat_hand_mean=True.
+    """
+    pose = matrix_to_axis_angle(body_pose)  # (B, 55, 3)
+    if hand_mean is not None:
+        right, left = hand_mean.to(pose)
+        pose[:, RIGHT_FINGERS] -= right
+        pose[:, LEFT_FINGERS] -= left
+    parts = {"global_orient": slice(0, 1), "body_pose": slice(1, 22), "jaw_pose": JAW,
+             "leye_pose": slice(23, 24), "reye_pose": slice(24, 25),
+             "left_hand_pose": LEFT_FINGERS, "right_hand_pose": RIGHT_FINGERS}
+    return {name: pose[:, part].flatten(1) for name, part in parts.items()}
+
+
+def in_picture(boxes: Tensor, width: int, height: int) -> Tensor:
+    """Say which boxes (B, 2, 4), x, y, width, height, have their centre in a picture: (B, 2)."""
+    centers = boxes[..., :2] + boxes[..., 2:] / 2
+    return ((centers >= 0) & (centers < centers.new_tensor([width, height]))).all(-1)
+
+
+def square_of(model: nn.Module, image: np.ndarray, box: Sequence[float] | None,
+              margin: float) -> tuple[np.ndarray, float]:
+    """Return centre (2,) and side, in pixels, of the square of a picture that the model is to see.
+
+    box: x, y, width, height in pixels, grown to 3:4 and by the margin; None: the whole picture,
+    grown only to 3:4. Raises ValueError for a box outside the picture, with a side below 1 px or
+    above ten times the picture's, for no picture, and for a model in training mode.
+    """
+    require(not model.training, "the model is in training mode: call model.eval() first")
+    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
+            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
+    height, width = image.shape[:2]
+    if box is None:
+        return np.array([width, height]) / 2, max(height, width * 4 / 3)
+    box, most = np.asarray(box, np.float64), 10 * max(width, height)
+    require(box.shape == (4,) and np.isfinite(box).all()
+            and 1 <= min(box[2:]) and max(box[2:]) <= most
+            and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
+            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
+            f"with sides from 1 px to {most} px")
+    return box[:2] + box[2:] / 2, margin * max(box[3], box[2] * 4 / 3)
+
+
+def cut_square(model: nn.Module, image: np.ndarray, center: np.ndarray, side: float, size: int,
+               mirrored: bool = False) -> Tensor:
+    """Crop a square (1, 3, size, size) of a picture (H, W, 3), on the model's device."""
+    edge = np.array(image.shape[1::-1])
+    low = np.clip(np.floor(center - side / 2) - 1, 0, edge - 1).astype(int)
+    high = np.clip(np.ceil(center + side / 2) + 1, 1, edge).astype(int)
+    image = image[low[1] : high[1], low[0] : high[0]]  # the rest of a huge picture costs nothing
+    parameter = next(model.parameters())
+    pixels = torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).to(parameter)
+    return sample_squares(pixels, torch.tensor((center - low)[None]).to(parameter),
+                          parameter.new_tensor([side]), size, mirrored)
+
+
+def to_arrays(tensors: Mapping[str, Tensor], center: np.ndarray, side: float,
+              focal: float) -> dict[str, np.ndarray]:
+    """Convert a batch of one to float32 arrays, with the K and the box of its square crop."""
+    require(all(value.isfinite().all() for value in tensors.values()),
+            "the network's output is not finite: its weights are damaged, or training diverged")
+    arrays = {name: value[0].float().cpu().numpy() for name, value in tensors.items()}
+    f, (x, y) = focal * side, center
+    return arrays | {"K": np.array([[f, 0, x], [0, f, y], [0, 0, 1]], np.float32),
+                     "box": np.array([*(center - side / 2), side, side], np.float32)}
+
+
+def before_camera(arrays: dict[str, np.ndarray], K: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Move arrays of `to_arrays` from their K to yours: the origin of the mesh keeps its pixel.
+
+    Its distance grows with the focal length (our choice).
+    """
+    if K is None:
+        return arrays
+    K, old, start = np.asarray(K, np.float64), arrays["K"], arrays["transl"]
+    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
+            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
+    shift = np.linalg.inv(K) @ old @ start * (K[0, 0] / old[0, 0]) - start
+    return arrays | {name: np.float32(arrays[name] + shift) for name in (
+        "vertices", "joints", "transl")} | {"K": np.float32(K)}
+
+
+@torch.inference_mode()
+def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, *,
+            box: Sequence[float] | None = None, hand_boxes: np.ndarray | None = None,
+            K: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Predict the SMPL-X mesh of one person in a picture, in camera coordinates.
+
+    model: both paths, or the body path alone. image: (H, W, 3) uint8 RGB. body: a whole-body model
+    on the CPU; body(betas, rotations, expression, transl) returns vertices and joints, as
+    bodymodels.load_model("wholebody") does. box: see square_of; grown by a quarter (SMPLer-X).
+    hand_boxes: (2, 4) tight x, y, width, height in pixels of the right and left hand, in place of
+    the predicted ones; NaN where unknown. K: (3, 3) of the picture, see before_camera. Hands are
+    cut out of the picture, where they have more pixels than in the person's crop. A hand whose
+    predicted box has its centre outside the picture keeps the body path's pose (our choice).
+    Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
+    intrinsics, whose axis goes through the centre of the box; transl (3,); rotations (55, 3, 3);
+    betas, expression (10,); smplx_parameters, fingers absolute; keypoints_2d (25, 2), POSITIONED
+    joints as the body expert sees them, and hand_boxes (2, 4), x, y, width, height, [right, left],
+    in pixels; hand_inside (2,), 1 for boxes with their centre in the picture, and hand_valid (2,),
+    1 for hands of the hand path; box, the person's square. Raises ValueError for bad input.
+    """
+    center, side = square_of(model, image, box, 1.25)
+    path = getattr(model, "body", model)
+    expert = path.config.expert
+    prediction = path(cut_square(path, image, center, side, expert.image_size))
+    at = torch.tensor(center).to(prediction["hand_boxes"])
+    boxes, tight = (prediction[f"{kind}_boxes"] * (side / expert.image_size)  # (1, 2, 4) each
+                    for kind in ("hand", "tight"))
+    for each in (boxes, tight):
+        each[..., :2] += at - side / 2  # pixels of the picture
+        if hand_boxes is not None:
+            given = each.new_tensor(hand_boxes)
+            each[:] = torch.where(given.isfinite(), given, each)
+    inside = in_picture(boxes, *image.shape[1::-1])
+    valid = torch.zeros_like(inside)
+    if path is not model:  # both paths
+        middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(tight))
+        crops = [cut_square(path, image, middles[hand], sides[hand],
+                            model.hand.config.expert.image_size, hand == 1) for hand in range(2)]
+        prediction = model.join(prediction, torch.stack(crops, 1), inside)
+        valid = prediction["hand_valid"]
+
+    rows, columns = expert.grid
+    cells = prediction["joints"][..., :2] - at.new_tensor([columns, rows]) / 2  # from the centre
+    names = ("betas", "body_pose", "expression", "translation")
+    found = {name: prediction[name].float().cpu() for name in names}
+    mesh = body(*found.values())
+    return before_camera(to_arrays({
+        "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
+        "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
+        "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
+        "hand_inside": inside, "hand_valid": valid,
+    } | smplx_parameters(found["body_pose"]), center, side, expert.focal), K)
+
+
+@torch.inference_mode()
+def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
+                 box: Sequence[float] | None = None, side: str = "right",
+                 K: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Predict the MANO mesh of one hand in a picture, in camera coordinates; its arm is unknown.
+
+    hand: a right hand's model on the CPU. box: x, y, width, height in pixels, grown to 3:4 and
+    twice as large (HaMeR); None: the whole picture. side: a "left" hand is mirrored for the
+    network, and its mesh back. K: see before_camera. Returns float32 arrays as predict's vertices,
+    joints, transl, rotations (16, 3, 3), K and box; and betas, of a right hand.
+    """
+    center, length = square_of(model, image, box, 2.0)
+    expert, left = model.config.expert, side == "left"
+    crop = cut_square(model, image, center, length, expert.image_size, left)
+    prediction = {name: value.float().cpu() for name, value in model(crop).items()}
+    transl = hand_translation(prediction["camera"], expert.focal)
+    betas, pose = prediction["betas"], prediction["hand_pose"]
+    posed, sign = hand(betas, pose, transl=transl), transl.new_tensor([-1 if left else 1, 1, 1])
+    return before_camera(to_arrays({
+        "vertices": sign * posed.vertices, "joints": sign * posed.joints, "transl": sign * transl,
+        "rotations": mirror(pose) if left else pose, "betas": betas,
+    }, center, length, expert.focal), K)
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR
@@ -652,12 +990,10 @@ class CrossAttention(nn.Module):
         self.to_kv = nn.Linear(context_width, 2 * heads * head_dim, bias=False)  # W_k, W_v
         self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
 
-    def forward(self, x: Tensor, context: Tensor, visible: Tensor | None = None) -> Tensor:
-        """visible: (B, N) bool, the context tokens that may be attended to; None: all of them."""
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
         q = self.to_q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, Q, D')
         k, v = self.to_kv(context).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if visible is None else visible[:, None, None]  # (B, 1, 1, N)
-        x = F.scaled_dot_product_attention(q, k, v, mask)  # Eq. 1: softmax(Q K^T / sqrt(d)) V
+        x = F.scaled_dot_product_attention(q, k, v)  # Eq. 1: softmax(Q K^T / sqrt(d)) V
         return self.to_out(x.transpose(1, 2).flatten(2))  # (B, Q, D)
 
 
@@ -669,7 +1005,7 @@ class PreNorm(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.fn = fn
 
-    def forward(self, x: Tensor, *context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         return self.fn(self.norm(x), *context)
 
 
@@ -694,16 +1030,16 @@ class Decoder(nn.Module):
         """[self-attention, cross-attention, MLP] of each layer."""
         return self.transformer["layers"]
 
-    def query(self, context: Tensor) -> Tensor:
-        """Embed the empty token z: (B, 1, D). Its input is 0, so this is a learned constant."""
-        zero = self.to_token_embedding.weight.new_zeros(len(context), 1, 1)
+    def query(self, count: int) -> Tensor:
+        """Embed empty tokens z: (B, 1, D). Their input is 0, so this is a learned constant."""
+        zero = self.to_token_embedding.weight.new_zeros(count, 1, 1)
         return self.to_token_embedding(zero) + self.pos_embedding
 
-    def forward(self, context: Tensor, visible: Tensor | None = None) -> Tensor:
-        x = self.query(context)  # Z (B, 1, 1024)
+    def forward(self, context: Tensor) -> Tensor:
+        x = self.query(len(context))  # Z (B, 1, 1024)
         for self_attention, cross_attention, ffn in self.layers:
             x = x + self_attention(x)  # SA(Z)
-            x = x + cross_attention(x, context, visible)  # Z', Eq. 1
+            x = x + cross_attention(x, context)  # Z', Eq. 1
             x = x + ffn(x)
         return x
 
@@ -761,11 +1097,11 @@ class PositionNet(nn.Module):
 class HandExpert(nn.Module):
     """HaMeR: a right hand, or a mirrored left hand, from its image (3.2.2)."""
 
-    def __init__(self, config: HandExpertConfig) -> None:
+    def __init__(self, config: HandExpertConfig, encoder: nn.Module | None = None) -> None:
+        """encoder: see ViT."""
         super().__init__()
-        require_vit(config)
         self.config = config
-        self.backbone = ViT(config)
+        self.backbone = ViT(config, encoder)
         self.mano_head = ManoHead(config)
         register_statistics(self)
 
@@ -775,22 +1111,16 @@ class HandExpert(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Encode RGB crops (B, 3, S, S), uint8 or floats in 0..255, to F^H (B, 192, 1280)."""
-        return self.encode(images)[0]
-
-    def encode(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return F^H and the encoder's other predictions, of which HaMeR's has none."""
-        return self.backbone(self.normalise(images)), {}
+        return self.backbone(self.normalise(images))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
 
         Returns hand_pose (B, 16, 3, 3): the global orientation, then 15 absolute finger rotations;
-        betas (B, 10); camera (B, 3) = s, tx, ty, see hand_translation. Raises ValueError for other
-        shapes.
+        betas (B, 10); camera (B, 3), see hand_translation. Raises ValueError as middle_of does.
         """
-        features, found = self.encode(images)  # F^H (B, 192, 1280)
-        token = self.mano_head.transformer(features)  # (B, 1, 1024)
-        return self.mano_head.readout(token) | found
+        token = self.mano_head.transformer(self.features(images))  # (B, 1, 1024)
+        return self.mano_head.readout(token)
 
 
 # --------------------------------------------------------- whole-body expert: SMPLer-X
@@ -819,11 +1149,6 @@ def deconvolutions(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def conv_norm_relu(width: int, width_out: int) -> nn.Sequential:
-    """Return a 1-by-1 convolution with batch norm and ReLU."""
-    return nn.Sequential(nn.Conv2d(width, width_out, 1), nn.BatchNorm2d(width_out), nn.ReLU())
-
-
 def sample_at(features: Tensor, positions: Tensor) -> Tensor:
     """Sample maps (B, C, h, w) bilinearly at x, y in cells (B, N, 2) -> (B, N, C); 0 outside."""
     size = positions.new_tensor([features.shape[3] - 1, features.shape[2] - 1])
@@ -837,7 +1162,7 @@ def roi_weights(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
     length = (high - low).clamp_min(1.0)
     counts = (length / cells).ceil().clamp(1, 64)  # samples per cell (64: our limit)
     # Reading the largest count would stall a GPU; samples beyond a box's count have weight 0.
-    most = 64 if low.is_cuda or not len(counts) else int(counts.max())
+    most = int(counts.max()) if low.device.type == "cpu" and len(counts) else 64
     sample = torch.arange(most, device=low.device)
     used = sample < counts[:, None]  # (B, most)
     within = (sample + 0.5) / counts[:, None]
@@ -927,25 +1252,20 @@ class HandRoiNet(nn.Module):
 
 
 class HandRegressor(nn.Module):
-    """Fingers of right hands: a map (B, D, 16, 16) and 20 joints -> interleaved 6D (B, 15, 6)."""
+    """Fingers of right hands: maps (B, D, 16, 16), joints (B, 20, 3) in cells -> 6D (B, 15, 6)."""
 
     def __init__(self, config: BodyExpertConfig) -> None:
         super().__init__()
-        self.hand_conv = conv_norm_relu(config.vit_dim, config.joint_dim)
+        width = config.joint_dim
+        self.hand_conv = nn.Sequential(nn.Conv2d(config.vit_dim, width, 1), nn.BatchNorm2d(width),
+                                       nn.ReLU())
         self.hand_pose_out = rotation_layer(20 * (config.joint_dim + 3), 15)
 
     def forward(self, features: Tensor, joints: Tensor) -> Tensor:
-        """joints: (B, 20, 3) in cells."""
         joints = joints.detach()
         sampled = sample_at(self.hand_conv(features), joints[..., :2])  # (B, 20, 512)
         pose = self.hand_pose_out(torch.cat((sampled, joints), 2).flatten(1))
         return pose.float().unflatten(1, (15, 6))
-
-
-def face_regressor(config: BodyExpertConfig) -> nn.ModuleDict:
-    """Linear layers from a task token to expression and jaw."""
-    return nn.ModuleDict({"expr_out": nn.Sequential(nn.Linear(config.vit_dim, 10)),
-                          "jaw_pose_out": rotation_layer(config.vit_dim, 1)})
 
 
 class BodyFeatures(NamedTuple):
@@ -958,31 +1278,27 @@ class BodyFeatures(NamedTuple):
     hand_boxes: Tensor  # (B, 2, 4) x, y, width, height of the hand maps, in cells
     hand_maps: Tensor  # (B, 2, 1280, 16, 16), the left one mirrored
     hand_joints: Tensor  # (B, 2, 20, 3) in cells of the hand maps
-    seen: object = None  # of a small expert: what its PoseEncoder found
 
 
 class BodyExpert(nn.Module):
     """SMPLer-X: body, hands and face from the image of a person (3.2.3)."""
 
-    def __init__(self, config: BodyExpertConfig) -> None:
+    def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
+        """encoder: see ViT."""
         super().__init__()
-        require_vit(config)
         self.config = config
-        self.encoder = TaskViT(config)
+        self.encoder = TaskViT(config, encoder)
         self.body_position_net = PositionNet(config.vit_dim, 25, config.depth_bins)
         self.body_regressor = BodyRegressor(config)
         self.box_net = BoxNet(config)
         self.hand_roi_net = HandRoiNet(config)
         self.hand_position_net = PositionNet(config.vit_dim, 20, config.depth_bins)
         self.hand_regressor = HandRegressor(config)
-        self.face_regressor = face_regressor(config)
-        self.register_hand_mean()
-
-    def register_hand_mean(self) -> None:
-        """Register the mean hands, [right, left], whose axis-angles are added to all fingers.
-
-        The released weights predict fingers relative to SMPL-X's mean hand, ours absolute ones.
-        """
+        self.face_regressor = nn.ModuleDict({  # of a task token each
+            "expr_out": nn.Sequential(nn.Linear(config.vit_dim, 10)),
+            "jaw_pose_out": rotation_layer(config.vit_dim, 1)})
+        # The mean hands, [right, left], whose axis-angles are added to all fingers: the released
+        # weights predict fingers relative to SMPL-X's mean hand, ours absolute ones.
         self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
         self.has_relative_fingers = False
         self.register_load_state_dict_post_hook(BodyExpert.notice_hand_mean)
@@ -1007,13 +1323,10 @@ class BodyExpert(nn.Module):
                             hand_joints.unflatten(0, maps.shape[:2]))
 
     def hand_squares(self, centers: Tensor, sizes: Tensor) -> Tensor:
-        """Enlarge hand boxes to squares (B, 2, 4): x, y, width, height.
-
-        The side is `hand_extension` times the longer side of the box, limited
-        to half a cell and twice the map, because untrained networks predict any size.
-        """
+        """Enlarge hand boxes to squares (B, 2, 4): x, y, width, height."""
         rows, _ = self.config.grid
-        side = (self.config.hand_extension * sizes.amax(-1, keepdim=True)).clamp(0.5, 2.0 * rows)
+        side = self.config.hand_extension * sizes.amax(-1, keepdim=True)
+        side = side.clamp(0.5, 2.0 * rows)  # untrained networks predict any size
         return torch.cat((centers - side / 2, side, side), -1)
 
     def pose_features(self, features: BodyFeatures) -> Tensor:
@@ -1023,10 +1336,6 @@ class BodyExpert(nn.Module):
     def initial_pose(self, features: BodyFeatures) -> Tensor:
         """Regress theta_0: interleaved 6D (B, 22, 6) of root and body."""
         joined = self.body_regressor.joined(self.pose_features(features), features.joints)
-        return self.regress(joined, features)
-
-    def regress(self, joined: Tensor, features: BodyFeatures) -> Tensor:
-        """Regress interleaved 6D (B, 22, 6) from the output of BodyRegressor.joined."""
         return self.body_regressor.rotations(joined)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -1088,720 +1397,270 @@ class BodyExpert(nn.Module):
         return (boxes + boxes.new_tensor([rows / 8, 0, 0, 0])) * (size / rows)
 
 
-# ---------------------------------------------------------------------------------- adapters
+# ----------------------------------------------------------------------------- image encoder
 
 
-class Adapter(nn.Module):
-    """An expert, frozen as far as `config.trainable` says, and new modules around it.
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples while training, scaled to keep its mean."""
 
-    Frozen means no gradient and evaluation mode, whatever train() says: in training mode batch
-    norms would change their statistics, and drop-path would drop half of ViT-H's blocks.
-    """
-
-    def __init__(self, config: HandConfig | BodyConfig, expert: HandExpert | BodyExpert) -> None:
+    def __init__(self, rate: float) -> None:
         super().__init__()
-        require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, this "
-                f"config is for {config.design!r}: build this model with build_model of "
-                "networks/adapter_rivals.py")
-        self.config, self.expert = config, expert
-        self.build()
-        self.expert.requires_grad_(True)  # it may come frozen, from another adapter
-        for module in self.frozen():
-            module.requires_grad_(False)
-        self.train()
+        self.rate = rate
 
-    @property
-    def keeps_expert(self) -> bool:
-        """Whether self.expert stays the pre-trained expert; else train.py changes it too."""
-        return self.config.trainable == "adapter"
-
-    def frozen(self) -> list[nn.Module]:
-        """Return the modules that training does not change."""
-        encoder = self.expert.get_submodule(self.ENCODER)
-        return {"adapter": [self.expert], "head": [encoder], "all": []}[self.config.trainable]
-
-    def train(self, mode: bool = True) -> Adapter:
-        """Set training mode; frozen modules stay in evaluation mode."""
-        super().train(mode)
-        for module in self.frozen():
-            module.eval()
-        return self
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * keep.to(x.dtype) / (1.0 - self.rate)
 
 
-class ArmFeatures(nn.Module):
-    """F^B: theta_b as rotation matrices (B, J, 3, 3) -> features (B, J, 1280)."""
+def mlp(width: int, hidden: int, width_out: int) -> nn.Sequential:
+    """Linear, GELU, linear."""
+    return nn.Sequential(OrderedDict(
+        fc1=nn.Linear(width, hidden), act=nn.GELU(), fc2=nn.Linear(hidden, width_out)))
 
-    def __init__(self, config: HandConfig) -> None:
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, (B, N, D) -> the same."""
+
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        joints, width = len(ARMS[config.arm][0]), config.expert.vit_dim
-        self.projection = nn.Linear(6, width)
-        self.joint_embedding = None
-        if config.joint_embedding == "learned":
-            self.joint_embedding = nn.Parameter(0.02 * torch.randn(joints, width))
-        # "We set the additional body pose to zero" where it is unknown: no rotation is 0 in 6D.
-        unknown = [1.0, 0, 0, 0, 1, 0] if config.missing == "identity" else [0.0] * 6
-        self.register_buffer("unknown", torch.tensor(unknown), persistent=False)
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
 
-    def forward(self, rotations: Tensor, valid: Tensor) -> Tensor:
-        """valid: (B,), 0 where the arm's pose is unknown."""
-        pose_6d = matrix_to_rotation_6d(rotations)  # (B, J, 6)
-        pose_6d = torch.where(valid[:, None, None] > 0, pose_6d, self.unknown.to(pose_6d))
-        features = self.projection(pose_6d)  # (B, J, 1280)
-        return features if self.joint_embedding is None else features + self.joint_embedding
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(*qkv)  # (B, H, N, D / H)
+        return self.proj(x.transpose(1, 2).flatten(2))
 
 
-class HandAdapter(Adapter):
-    """The hand expert, conditioned on the pose of the arm (3.3)."""
+class ViTBlock(nn.Module):
+    """Pre-norm transformer block, (B, N, D) -> the same."""
 
-    ENCODER, DESIGN = "backbone", "arm"
-
-    def __init__(self, config: HandConfig, expert: HandExpert | None = None) -> None:
-        """expert: None for the paper's, with random weights."""
-        super().__init__(config, HandExpert(config.expert) if expert is None else expert)
-
-    def build(self) -> None:
-        """Create all that is new."""
-        self.arm = ArmFeatures(self.config)
-        self.build_layers()
-
-    def build_layers(self) -> None:
-        """Copy SA and CA, out-projections included, to SA' and CA' of every layer."""
-        self.layers = nn.ModuleList([nn.ModuleDict({
-            "self_attention": copy.deepcopy(self_attention.fn),
-            "cross_attention": copy.deepcopy(cross_attention.fn),
-        }) for self_attention, cross_attention, _ in self.decoder.layers])
-        self.layers.requires_grad_(True)
-        if self.config.zero_init:  # without it the first output already differs from the expert's
-            for layer in self.layers:
-                nn.init.zeros_(layer["cross_attention"].to_out[0].weight)
-                nn.init.zeros_(layer["cross_attention"].to_out[0].bias)
-
-    @property
-    def decoder(self) -> Decoder:
-        """The expert's decoder."""
-        return self.expert.mano_head.transformer
-
-    def forward(self, images: Tensor, arm: Tensor | None = None, arm_valid: Tensor | None = None, *,
-                scale: float = 1.0) -> dict[str, Tensor]:
-        """Predict right hands from images (B, 3, S, S), left hands mirrored, and theta_b.
-
-        arm: theta_b as matrices (B, J, 3, 3), one hand's part of `arm_pose`; None: unknown.
-        arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3. With 0 the
-        result equals self.expert's, bit for bit.
-        Returns what HandExpert.forward does; raises ValueError for other shapes.
-        """
-        features, found = self.expert.encode(images)  # F^H (B, 192, 1280)
-        token = self.token(features, arm, arm_valid, scale)  # Z^new (B, 1, 1024)
-        return self.expert.mano_head.readout(token) | found
-
-    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
-              scale: float) -> Tensor:
-        """Decode F^H (B, 192, 1280) and theta_b (B, J, 3, 3) to the output token (B, 1, 1024)."""
-        arm, arm_valid = self.prepare_arm(arm, arm_valid, len(features))
-        if self.config.missing == "mask":
-            scale = scale * arm_valid[:, None, None].to(features)  # (B, 1, 1)
-        return self.decode(features, self.arm(arm, arm_valid), scale)
-
-    def prepare_arm(self, arm: Tensor | None, arm_valid: Tensor | None,
-                    batch: int) -> tuple[Tensor, Tensor]:
-        """Return theta_b (B, J, 3, 3) and where it is known (B,); add noise in training."""
-        joints, like = len(ARMS[self.config.arm][0]), self.arm.unknown
-        valid = torch.ones(batch, device=like.device) if arm_valid is None else arm_valid
-        if arm is None:
-            arm = torch.eye(3, device=like.device).to(like).expand(batch, joints, 3, 3)
-            valid = 0 * valid
-        require(tuple(arm.shape) == (batch, joints, 3, 3),
-                f"arm of shape {tuple(arm.shape)}: expected ({batch}, {joints}, 3, 3)")
-        if self.training and self.config.arm_noise:
-            noise = self.config.arm_noise * torch.randn_like(arm[..., 0])
-            arm = arm @ axis_angle_to_matrix(noise)
-        if self.training and self.config.arm_drop:
-            valid = valid * (torch.rand(batch, device=valid.device) >= self.config.arm_drop)
-        return arm, valid
-
-    def decode(self, features: Tensor, arm_features: Tensor, scale: float | Tensor) -> Tensor:
-        """Run the decoder with parallel layers: F^H (B, 192, 1280), F^B (B, J, 1280) -> (B, 1, D).
-
-        Norms and MLPs are the expert's. The paper's equations omit residuals; these are HaMeR's.
-        """
-        x = self.decoder.query(features)  # Z (B, 1, 1024)
-        for (self_attention, cross_attention, ffn), new in zip(
-                self.decoder.layers, self.layers, strict=True):
-            own = x + self_attention(x)  # SA(Z)
-            other = x + new["self_attention"](self_attention.norm(x))  # SA'(Z)
-            own = own + cross_attention(own, features)  # CA(Q, K, V), Eq. 1
-            other = new["cross_attention"](cross_attention.norm(other), arm_features)  # Eq. 2
-            x = own + scale * other  # Z^new, Eq. 3
-            x = x + ffn(x)
-        return x
-
-
-def to_hand_maps(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Convert points (B, 2, N, 2) to cells of the hand maps; also say which are inside (B, 2, N).
-
-    boxes: (B, 2, 4) x, y, width, height, in the unit of the points. The left hand's map is
-    mirrored: x -> cells - 1 - x. SMPLer-X makes the targets of its position net like this, half a
-    cell off roi_align's cell centres; true and predicted joints then agree.
-    """
-    at = (points - boxes[:, :, None, :2]) * (cells / boxes[:, :, None, 2:])
-    inside = ((at >= 0) & (at <= cells)).all(-1)
-    right, left = at.unbind(1)
-    left = torch.stack((cells - 1 - left[..., 0], left[..., 1]), -1)
-    return torch.stack((right, left), 1), inside
-
-
-class BodyAdapter(Adapter):
-    """The whole-body expert, and a decoder beside it that reads features at the knuckles (3.4)."""
-
-    ENCODER, DESIGN = "encoder", "knuckles"
-
-    def __init__(self, config: BodyConfig, expert: BodyExpert | None = None) -> None:
-        """expert: None for the paper's, with random weights."""
-        super().__init__(config, BodyExpert(config.expert) if expert is None else expert)
-
-    def build(self) -> None:
-        """Create all that is new."""
-        self.build_projection()
-        self.build_decoder()
-
-    def build_projection(self) -> None:
-        """Create the 1-by-1 convolution, 1280 -> 512, and the knuckles' embedding."""
-        config, expert = self.config, self.config.expert
-        if config.joint_proj == "conv":
-            self.joint_proj = nn.Conv2d(expert.vit_dim, expert.joint_dim, 1)
-        self.joint_embedding = None
-        if config.joint_embedding == "learned":
-            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, expert.joint_dim))
-
-    def build_decoder(self) -> None:
-        """Create the decoder and the FFN of Eq. 4."""
-        config = self.config
-        self.decoder = Decoder(config, config.expert.joint_dim)
-        self.offset = mlp(config.decoder_dim, config.offset_hidden, 22 * 6)
-        if config.zero_init:
-            nn.init.zeros_(self.offset.fc2.weight)
-            nn.init.zeros_(self.offset.fc2.bias)
-
-    def forward(self, images: Tensor, knuckles: Tensor | None = None,
-                hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
-        """Predict people from images (B, 3, S, S), as BodyExpert.features takes them.
-
-        knuckles: true MCP joints (B, 2, 4, 2) in pixels of the images, index to pinky, [right,
-        left], for training (3.5.2); None: those that the expert predicts. hand_valid: (B, 2), 0
-        for hands that cannot be seen. scale: of Delta theta in Eq. 4. With 0 the result equals
-        self.expert's, bit for bit.
-        Returns what BodyExpert.assemble does, and theta_0's rotations: initial_pose (B, 22, 3, 3).
-        """
-        features, size = self.expert.features(images), images.shape[-1]
-        initial, refined = self.poses(features, size, knuckles, hand_valid, scale)
-        return self.expert.assemble(features, refined, size) | {
-            "initial_pose": rotation_6d_to_matrix(from_interleaved(initial))}
-
-    def poses(self, features: BodyFeatures, size: int, knuckles: Tensor | None,
-              hand_valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-        """Return theta_0 and theta-hat, interleaved 6D (B, 22, 6) each."""
-        initial = self.expert.initial_pose(features)  # theta_0 (B, 22, 6)
-        context, visible = self.knuckle_features(features, size, knuckles, hand_valid)  # F^J
-        token = self.decoder(context, visible)[:, 0]  # CA(Q'', K'', V'') (B, 1024)
-        offset = self.offset(token).float().unflatten(1, (22, 6))  # Delta theta (B, 22, 6)
-        return initial, initial + scale * offset  # Eq. 4
-
-    def knuckle_features(self, features: BodyFeatures, size: int, pixels: Tensor | None,
-                         hand_valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Sample F^J (B, 8, 512) at the MCP joints; also which ones may be attended to (B, 8).
-
-        A knuckle outside its hand map, or of a hand that cannot be seen, samples zeros, to which
-        the joint embedding, if there is one, is added like to all others.
-        """
-        last = self.config.expert.hand_cells - 1
-        if pixels is None:
-            positions = features.hand_joints[:, :, KNUCKLES, :2]  # (B, 2, 4, 2)
-            inside = torch.ones_like(positions[..., 0], dtype=torch.bool)  # (B, 2, 4)
-        else:
-            positions, inside = to_hand_maps(self.expert.to_cells(pixels, size),
-                                             features.hand_boxes, last + 1)
-        if hand_valid is not None:
-            inside = inside & (hand_valid[..., None] > 0)
-        positions = torch.where(inside[..., None], positions, 0.0).clamp(0, last)
-        maps = self.project_maps(features.hand_maps)  # (2 B, 512, 16, 16), both hands of a person
-        sampled = sample_at(maps, positions.flatten(0, 1)).unflatten(0, inside.shape[:2])
-        sampled = (sampled * inside[..., None]).flatten(1, 2)  # (B, 8, 512)
-        if self.joint_embedding is not None:
-            sampled = sampled + self.joint_embedding
-        if self.config.missing == "zeros":
-            return sampled, None
-        inside = inside.flatten(1)
-        return sampled, inside | ~inside.any(1, keepdim=True)  # softmax needs at least one token
-
-    def project_maps(self, maps: Tensor) -> Tensor:
-        """Apply the 1-by-1 convolution: (B, 2, 1280, 16, 16) -> (2 B, 512, 16, 16)."""
-        reuse = self.config.joint_proj == "reuse_hand_conv"
-        conv = self.expert.hand_regressor.hand_conv if reuse else self.joint_proj
-        return conv(maps.flatten(0, 1))
-
-
-# ------------------------------------------------------------------------------------- losses
-
-
-def hand_samples(batch: Mapping[str, Tensor], arm: str = "arm") -> dict[str, Tensor]:
-    """Turn both hands of B people into 2 B samples of right hands, for training (3.5.1).
-
-    batch, pairs being [right, left] with all of the left one mirrored:
-        hand_images (B, 2, 3, S, S); hand_pose (B, 2, 16, 3, 3); hand_joints (B, 2, 21, 3), metres;
-        hand_keypoints_2d (B, 2, 21, 2), pixels of the crops; hand_valid (B, 2); body_pose
-        (B, 55, 3, 3); and where they are known hand_vertices (B, 2, 778, 3), hand_betas (B, 2, 10)
-        with hand_betas_valid (B, 2), and body_pose_valid (B,), default 1.
-    arm: HandConfig.arm. Returns images, pose, joints, keypoints_2d in -0.5..0.5, valid, arm and
-    arm_valid, each (2 B, ...), and of vertices, betas and betas_valid what the batch has.
-    """
-    pairs = {name.removeprefix("hand_"): value.flatten(0, 1) for name, value in batch.items()
-             if name.startswith("hand_") and value.ndim >= 2}
-    size = batch["hand_images"].shape[-1]
-    known = batch.get("body_pose_valid", torch.ones_like(batch["hand_valid"][:, 0]))
-    samples = {name: pairs[name] for name in ("images", "pose", "joints", "vertices", "betas",
-                                              "betas_valid", "valid") if name in pairs}
-    return samples | {
-        "keypoints_2d": pairs["keypoints_2d"] / size - 0.5,
-        "arm": arm_pose(batch["body_pose"], arm).flatten(0, 1),  # (2 B, J, 3, 3)
-        "arm_valid": known[:, None].expand(-1, 2).flatten()}
-
-
-def pose_distance(predicted: Tensor, true: Tensor, term: str) -> tuple[Tensor, Tensor]:
-    """Compute both terms of Eq. 6 per joint: rotations (B, J, 3, 3) twice -> (B, J) twice.
-
-    term: "l2sq" as in the equation, or "l1" as in the text above it. For rotation matrices
-    1 - cos = ||difference||^2 / 6, so with "l2sq" the two terms of Eq. 6 are proportional.
-    """
-    predicted, true = predicted.flatten(2), true.flatten(2)  # (B, J, 9)
-    difference = predicted - true
-    norm = difference.square() if term == "l2sq" else difference.abs()
-    return norm.sum(-1), 1 - F.cosine_similarity(predicted, true, dim=-1)
-
-
-def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor], hand: Callable,
-                config: HandConfig | HandExpertConfig) -> dict[str, Tensor]:
-    """Compute the unweighted terms of Eq. 5, scalars: sums over a hand, means over the batch.
-
-    prediction: of HandAdapter or HandExpert. samples: of hand_samples. hand: a right hand's model;
-    hand(betas, rotations).vertices are (B, 778, 3) in metres, hand.keypoint_regressor (21, 778).
-    3D errors are relative to the wrist. Invalid samples count as zero, and so do vertices and betas
-    that the samples lack.
-    """
-    vertices = hand(prediction["betas"], prediction["hand_pose"]).vertices
-    joints = torch.einsum("jv,bvc->bjc", hand.keypoint_regressor.to(vertices), vertices)
-    focal = getattr(config, "expert", config).focal
-    projected = project_to_crop(joints, hand_translation(prediction["camera"], focal), focal)
-    wrist, true_wrist = joints[:, :1], samples["joints"][:, :1]
-    valid = samples["valid"]
-
-    def reduced(error: Tensor) -> Tensor:
-        known = valid.view(-1, *[1] * (error.ndim - 1)) > 0  # invalid values may be NaN
-        return torch.where(known, error, 0.0).flatten(1).sum(1).mean()
-
-    rotation, cosine = pose_distance(prediction["hand_pose"], samples["pose"], config.pose_term)
-    betas_known = torch.zeros_like(valid)
-    terms = {
-        "keypoints_2d": reduced((projected - samples["keypoints_2d"]).abs()),  # L_2D
-        "keypoints_3d": reduced((joints - wrist - samples["joints"] + true_wrist).abs()),  # L_3D
-        "vertices": vertices.new_zeros(()), "betas": vertices.new_zeros(()),
-        "pose": reduced(rotation) + reduced(cosine) / cosine.shape[1],  # L_theta, Eq. 6
-    }
-    if "vertices" in samples:  # L_v
-        terms["vertices"] = reduced(
-            (vertices - wrist - samples["vertices"] + true_wrist).abs())
-    if "betas" in samples:  # L_beta
-        betas_known = samples.get("betas_valid", valid)
-        terms["betas"] = reduced(
-            betas_known[:, None] * (prediction["betas"] - samples["betas"]).square())
-    if config.weight_betas_prior:
-        terms["betas_prior"] = reduced(torch.where(
-            betas_known[:, None] > 0, 0.0, prediction["betas"].square()))
-    return terms
-
-
-def hand_total_loss(terms: Mapping[str, Tensor], config: HandTraining) -> Tensor:
-    """Eq. 5: the weighted sum. There is no adversarial loss ("we do not use")."""
-    loss = (config.weight_keypoints_2d * terms["keypoints_2d"]
-            + config.weight_keypoints_3d * terms["keypoints_3d"]
-            + config.weight_vertices * terms["vertices"]
-            + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
-    for name in ("betas_prior", "heat", "lift"):  # ours; the last two are of small experts
-        if name in terms:
-            loss = loss + getattr(config, f"weight_{name}") * terms[name]
-    return loss
-
-
-def true_knuckles(batch: Mapping[str, Tensor]) -> Tensor:
-    """Select the true MCP joints (B, 2, 4, 2), pixels of the images, for BodyAdapter (3.5.2)."""
-    return batch["keypoints_2d"][:, torch.tensor(HANDS)[:, 1:][:, KNUCKLES]]
-
-
-def heat_map_targets(batch: Mapping[str, Tensor], expert: BodyExpert,
-                     boxes: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return targets and validity of both position nets: body (B, 25, 3), (B, 25); hands
-    (B, 2, 20, 3), (B, 2, 20).
-
-    batch: as of body_losses. boxes: of the hand maps (B, 2, 4) in cells, as predicted. Depths,
-    relative to pelvis or wrist, are in bins that span 2 m for the body, 0.3 m for a hand
-    (SMPLer-X).
-    """
-    config, size = expert.config, batch["image"].shape[-1]
-    cells, valid = expert.to_cells(batch["keypoints_2d"], size), batch["keypoints_valid"] > 0
-    depth, hands = batch["keypoints_3d"][..., 2], torch.tensor(HANDS)
-    half = config.depth_bins / 2
-    body = torch.cat((cells[:, POSITIONED], (1 + (depth[:, POSITIONED, None] - depth[:, :1, None])
-                                             / (BODY_DEPTH / 2)) * half), 2)
-    limit = body.new_tensor([*reversed(config.grid), config.depth_bins])
-    in_map = ((body >= 0) & (body < limit)).all(-1)
-    at, in_box = to_hand_maps(cells[:, hands[:, 1:]], boxes, config.hand_cells)
-    bins = 1 + (depth[:, hands[:, 1:]] - depth[:, hands[:, :1]]) / (HAND_DEPTH / 2)
-    hand = torch.cat((at, bins[..., None] * half), 3)
-    return [(body, valid[:, POSITIONED] & in_map), (hand, valid[:, hands[:, 1:]] & in_box)]
-
-
-def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
-    """Mean absolute error over all elements (..., C), where valid (...) is 0 counted as zero."""
-    return torch.where(valid[..., None] > 0, error.abs(), 0.0).mean()
-
-
-def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], body: Callable,
-                expert: BodyExpert, config: BodyConfig | BodyExpertConfig) -> dict[str, Tensor]:
-    """Compute the unweighted terms of Eq. 7, Eq. 8 and SMPLer-X, scalars: means over all elements.
-
-    prediction: of BodyAdapter or BodyExpert. batch, of which invalid values count as zero:
-        image (B, 3, S, S); body_pose (B, 55, 3, 3); betas, expression (B, 10); keypoints_3d
-        (B, 76, 3), metres; keypoints_2d (B, 76, 2), pixels, with keypoints_valid (B, 76);
-        hand_boxes (B, 2, 4), tight: x, y, width, height in pixels, with hand_valid (B, 2) or,
-        for boxes that are known outside of the image, too, hand_boxes_valid (B, 2); and,
-        default 1, keypoints_3d_valid (B, 76), body_pose_valid (B,), rotations_valid (B, 55),
-        betas_valid and expression_valid (B,).
-    body: a whole-body model; body.keypoints(body(betas, rotations, expression)) are its 76
-    keypoints (B, 76, 3) in metres.
-    """
-    keypoints = body.keypoints(body(prediction["betas"], prediction["body_pose"],
-                                    prediction["expression"]))
-    rows, size = expert.config.grid[0], batch["image"].shape[-1]
-    projected = project_to_crop(keypoints, prediction["translation"], expert.config.focal) * rows
-    true_projected = (batch["keypoints_2d"] / size - 0.5) * rows  # cells
-    relative = keypoints - keypoints[:, :1]
-    true_relative = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
-
-    def known(name: str, *shape: int) -> Tensor:
-        return batch.get(f"{name}_valid", keypoints.new_ones(len(keypoints), *shape))
-
-    joints, hand_joints = heat_map_targets(batch, expert, prediction["map_boxes"])
-    corner = expert.to_cells(batch["hand_boxes"][..., :2], size)  # (B, 2, 2) in cells
-    side = batch["hand_boxes"][..., 2:] * (rows / size)
-    posed = [*range(23), *range(25, 55)]  # 53: SMPL-X's 55 without the eyes
-    rotation, cosine = pose_distance(prediction["body_pose"][:, posed],
-                                     batch["body_pose"][:, posed], config.pose_term)
-    pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
-    keypoints_known = known("keypoints_3d", 76)
-    boxes_known = batch.get("hand_boxes_valid", batch["hand_valid"])
-    return {
-        "keypoints_img": masked_mean(prediction["joints"] - joints[0], joints[1])
-        + masked_mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
-        "keypoints_proj": masked_mean(projected - true_projected, batch["keypoints_valid"]),
-        "keypoints_3d": masked_mean(relative - true_relative,
-                                    keypoints_known * keypoints_known[:, :1]),  # L_3D
-        "pose": torch.where(pose_known > 0, rotation / 9 + cosine, 0.0).mean(),  # L_theta
-        "betas": masked_mean(prediction["betas"] - batch["betas"], known("betas")),  # L_beta
-        "expression": masked_mean(prediction["expression"] - batch["expression"],
-                                  known("expression")),
-        "boxes": masked_mean(prediction["box_centers"][:, :2] - corner - side / 2,
-                             boxes_known)
-        + masked_mean(prediction["box_sizes"][:, :2] - side, boxes_known),
-    }
-
-
-def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpertConfig) -> Tensor:
-    """Eq. 7: the weighted sum. With a frozen expert L_img and L_beta have no gradient: left out.
-
-    The expert itself, and rivals that train its head, learn from all of SMPLer-X's terms.
-    """
-    loss = (config.weight_keypoints_2d * terms["keypoints_proj"]
-            + config.weight_keypoints_3d * terms["keypoints_3d"]
-            + config.weight_pose * terms["pose"])
-    if getattr(config, "trainable", "all") == "adapter":
-        return loss
-    expert = getattr(config, "expert", config)
-    for name in ("heat", "lift"):  # ours, of small experts
-        if name in terms:
-            loss = loss + getattr(config, f"weight_{name}") * terms[name]
-    return (loss + config.weight_keypoints_2d * terms["keypoints_img"]  # Eq. 8
-            + config.weight_betas * terms["betas"]
-            + expert.weight_expression * terms["expression"]
-            + expert.weight_boxes * terms["boxes"])
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Group trainable parameters for AdamW: weight decay only on matrices and kernels."""
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        spared = parameter.ndim < 2 or re.search(r"(pos_embed|_embedding|task_tokens)$", name)
-        if parameter.requires_grad:
-            groups[not spared].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay},
-            {"params": groups[False], "weight_decay": 0.0}]
-
-
-# --------------------------------------------------------------------------------- dual path
-
-
-def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Put MANO hands on an SMPL-X body: (B, 55, 3, 3) -> (B, 55, 3, 3).
-
-    hand_pose: (B, 2, 16, 3, 3) of the hand network, the left one mirrored: orientation in the
-    camera frame, absolute fingers. valid: (B, 2), 0 for hands that keep the body's pose.
-
-    1. Mirror the left hand back: M R M for all sixteen rotations.
-    2. A MANO hand's orientation is global, an SMPL-X wrist is relative to its elbow: wrist =
-       (product of the rotations from the pelvis to the elbow)^T times orientation: inverse
-       kinematics (paper, of its baseline).
-    3. Copy the fingers. They are absolute here; smplx's layers with flat_hand_mean=False (their
-       default) add the mean hand, which smplx_parameters subtracts.
-    """
-    pose = body_pose.clone()
-    hands = torch.stack((hand_pose[:, 0], mirror(hand_pose[:, 1])), 1)
-    for side, fingers in enumerate((RIGHT_FINGERS, LEFT_FINGERS)):
-        *chain, last = ARMS["arm"][side]
-        pose[:, fingers] = hands[:, side, 1:]
-        elbow = chain_product(body_pose[:, chain])  # its global rotation
-        pose[:, last] = elbow.mT @ hands[:, side, 0]
-        if valid is not None:
-            unseen, part = valid[:, side] <= 0, [last, *range(55)[fingers]]
-            pose[:, part] = torch.where(unseen[:, None, None, None], body_pose[:, part],
-                                        pose[:, part])
-    return pose
-
-
-def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
-                   mirrored: bool = False) -> Tensor:
-    """Crop squares (B, 3, size, size), 0..255, from images (B, 3, H, W); black outside of them.
-
-    centers (B, 2) and sides (B,) in pixels. Each pixel averages several samples, against aliasing:
-    as many per side as the crop's pixels are larger than the image's, up to 8.
-    """
-    counts = (sides / size).ceil().clamp(1, 8)  # (B,)
-    squares = sides.new_empty(len(sides), 3, size, size)
-    for samples in counts.unique():
-        same = counts == samples
-        squares[same] = sample_alike(images[same], centers[same], sides[same], size, int(samples),
-                                     mirrored)
-    return squares
-
-
-def sample_alike(images: Tensor, centers: Tensor, sides: Tensor, size: int, samples: int,
-                 mirrored: bool) -> Tensor:
-    """Crop squares as sample_squares does, all with samples^2 samples per pixel."""
-    at = (torch.arange(size * samples, device=sides.device) + 0.5) / (size * samples) - 0.5
-    steps = at * sides[:, None]  # (B, size * samples)
-    x, y = centers[:, :1] + steps * (-1 if mirrored else 1), centers[:, 1:] + steps
-    grid = torch.stack((x[:, None].expand(-1, len(at), -1), y[..., None].expand(-1, -1, len(at))),
-                       -1)
-    size_of_image = sides.new_tensor([images.shape[3], images.shape[2]])
-    pixels = F.grid_sample(images.to(grid), 2 * grid / size_of_image - 1, align_corners=False)
-    return F.avg_pool2d(pixels, samples)
-
-
-def hand_squares(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return centres (B, 2, 2) and sides (B, 2) of the squares to crop for both hands' boxes.
-
-    boxes: (B, 2, 4) x, y, width, height in pixels, tight. They grow to 3:4, the part of a square
-    that HaMeR sees, and twice as large (HaMeR).
-    """
-    return (boxes[..., :2] + boxes[..., 2:] / 2,
-            2 * torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3))
-
-
-def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Crop both hands: (B, 3, H, W) and boxes (B, 2, 4) -> (B, 2, 3, size, size), 0..255.
-
-    boxes: as of hand_squares. The left crop is mirrored.
-    """
-    centers, sides = hand_squares(boxes)
-    return torch.stack([sample_squares(images, centers[:, hand], sides[:, hand], size, hand == 1)
-                        for hand in range(2)], 1)
-
-
-def in_picture(boxes: Tensor, width: int, height: int) -> Tensor:
-    """Say which boxes (B, 2, 4), x, y, width, height, have their centre in a picture: (B, 2)."""
-    centers = boxes[..., :2] + boxes[..., 2:] / 2
-    return ((centers >= 0) & (centers < centers.new_tensor([width, height]))).all(-1)
-
-
-class HMRAdapter(nn.Module):
-    """Both adapted experts: from images of people to SMPL-X (3.1, Fig. 2)."""
-
-    def __init__(self, config: Config, hand: HandAdapter | None = None,
-                 body: BodyAdapter | None = None) -> None:
-        """hand, body: trained models of the configs in `config`; None: random weights."""
+    def __init__(self, width: int, heads: int, drop_path: float) -> None:
         super().__init__()
-        self.config = config
-        self.hand = HandAdapter(config.hand) if hand is None else hand
-        self.body = BodyAdapter(config.body) if body is None else body
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = mlp(width, 4 * width, width)
+        self.drop_path = DropPath(drop_path)
 
-    def forward(self, images: Tensor, hand_images: Tensor | None = None,
-                hand_valid: Tensor | None = None, *, body_scale: float = 1.0,
-                hand_scale: float = 1.0) -> dict[str, Tensor]:
-        """Predict SMPL-X from images (B, 3, S, S), as BodyExpert.features takes them.
-
-        hand_images: (B, 2, 3, H, H), as HandExpert takes them, the left one mirrored; None, as in
-        the paper: cut out of the images at the predicted boxes. hand_valid: (B, 2), 0 for hands
-        that keep the body path's pose; None: both are merged. body_scale, hand_scale: of the
-        adapters; with 0 and 0 these are the two experts, merged.
-        Returns what BodyAdapter.forward does, with its body_pose as body_path; hand_pose
-        (B, 2, 16, 3, 3), the left one mirrored; the merged body_pose (B, 55, 3, 3); and hand_valid
-        (B, 2), 0 for hands that kept the body path's pose, see config.least_share.
-        """
-        prediction = self.body(images, scale=body_scale)
-        if hand_images is None:
-            hand_images = self.crop_hands(images, prediction)
-        return self.join(prediction, hand_images, hand_valid, scale=hand_scale)
-
-    def crop_hands(self, images: Tensor, prediction: Mapping[str, Tensor]) -> Tensor:
-        """Crop the hands (B, 2, 3, H, H) of images (B, 3, S, S) at the predicted boxes (3.1)."""
-        return crop_hands(images, prediction["tight_boxes"], self.hand.config.expert.image_size)
-
-    def join(self, prediction: dict[str, Tensor], hand_images: Tensor,
-             hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
-        """Run the hand path after the body path's prediction, and merge both; see `forward`."""
-        body_pose, config = prediction["body_pose"], self.config
-        source = body_pose if config.guidance == "refined" else prediction["initial_pose"]
-        arms = arm_pose(source, self.hand.config.arm).flatten(0, 1)  # theta_b (2 B, J, 3, 3)
-        hands = self.hand(hand_images.flatten(0, 1), arms, scale=scale)
-        hand_pose = hands["hand_pose"].unflatten(0, (len(body_pose), 2))
-        valid = body_pose.new_ones(hand_pose.shape[:2]) if hand_valid is None else hand_valid
-        if "share" in hands:  # of small experts
-            valid = valid * (hands["share"].view_as(valid) >= config.least_share)
-        return prediction | {"body_path": body_pose, "hand_pose": hand_pose, "hand_valid": valid,
-                             "body_pose": merge(body_pose, hand_pose, valid)}
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-# --------------------------------------------------------------------------------- inference
+class PatchEmbed(nn.Module):
+    """Patches of crops (B, 3, S, 3/4 S) as tokens (B, N, D)."""
+
+    def __init__(self, width: int, patch: int) -> None:
+        super().__init__()
+        # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
+        self.proj = nn.Conv2d(3, width, patch, patch, padding=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
 
 
-def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict[str, Tensor]:
-    """Convert rotations (B, 55, 3, 3) to the axis-angles that smplx.SMPLX takes, by their names.
+class ViT(nn.Module):
+    """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
 
-    hand_mean: (2, 15, 3), hands_meanr and hands_meanl of the model file, for layers made with
-    flat_hand_mean=False, smplx's default; None: for flat_hand_mean=True.
+    def __init__(self, config: EncoderConfig, encoder: nn.Module | None = None) -> None:
+        """encoder: what makes the first tokens in place of patches, such as a small U-net."""
+        super().__init__()
+        width, depth = config.vit_dim, config.vit_depth
+        self.grid = config.grid  # (16, 12)
+        self.patch_embed = PatchEmbed(width, config.patch_size) if encoder is None else encoder
+        # The first position was a class token's; that token is gone, its position is added to all.
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.blocks = nn.ModuleList([
+            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
+            for n in range(depth)])
+        self.last_norm = nn.LayerNorm(width, eps=1e-6)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches with their positions (B, N, D)."""
+        return self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images)  # (B, 192, 1280)
+        for block in self.blocks:
+            x = block(x)
+        return self.last_norm(x)
+
+
+class TaskViT(ViT):
+    """A ViT with 31 learned task tokens: (B, 3, S, 3/4 S) -> (B, 31, D) and (B, N, D)."""
+
+    def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
+        super().__init__(config, encoder)
+        self.task_tokens = nn.Parameter(torch.zeros(1, 31, config.vit_dim))
+        nn.init.trunc_normal_(self.task_tokens, std=0.02)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.embed(images)  # (B, 192, 1280)
+        x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # (B, 223, 1280)
+        for block in self.blocks:
+            x = block(x)
+        return self.last_norm(x).split((31, x.shape[1] - 31), 1)
+
+
+def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
+    """Scale RGB crops (B, 3, k S, k S) from 0..255 to 0..1, and keep the middle (B, 3, S, 3/4 S).
+
+    k is 1, or 2 for SMPLer-X's crops of 512 px, of which it keeps every second pixel ("nearest").
+    Raises ValueError for other shapes, and for pictures that are in 0..1.
     """
-    pose = matrix_to_axis_angle(body_pose)  # (B, 55, 3)
-    if hand_mean is not None:
-        right, left = hand_mean.to(pose)
-        pose[:, RIGHT_FINGERS] -= right
-        pose[:, LEFT_FINGERS] -= left
-    parts = {"global_orient": slice(0, 1), "body_pose": slice(1, 22), "jaw_pose": JAW,
-             "leye_pose": slice(23, 24), "reye_pose": slice(24, 25),
-             "left_hand_pose": LEFT_FINGERS, "right_hand_pose": RIGHT_FINGERS}
-    return {name: pose[:, part].flatten(1) for name, part in parts.items()}
+    size, shape = config.image_size, tuple(images.shape)
+    require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % size == 0
+            and shape[2] > 0, f"images of shape {shape}: expected (B, 3, {size}, {size})")
+    if images.is_floating_point() and images.device.type != "meta" and not (
+            torch.compiler.is_compiling()):
+        require(not 0 < images.max() <= 1, "images in 0..1: expected 0..255, multiply them by 255")
+    k = shape[2] // size
+    return images[..., ::k, ::k][..., size // 8 : -(size // 8)].float() / 255.0
 
 
-def person_square(shape: Sequence[int], box: Sequence[float] | None) -> tuple[np.ndarray, float]:
-    """Return centre (2,) and side of a person's square in a picture of (height, width), pixels.
+def register_statistics(module: nn.Module) -> None:
+    """Give a module ImageNet's mean and standard deviation of colours."""
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
+    module.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+    module.register_buffer("std", std.view(3, 1, 1), persistent=False)
 
-    box: x, y, width, height in pixels, grown to 3:4 and by a quarter (SMPLer-X); None: the whole
-    picture, grown only to 3:4. Raises ValueError for a box outside the picture, with a side below
-    1 px or above ten times the picture's.
+
+# ---------------------------------------------------------------- rotations and projection
+
+
+def unit(vector: Tensor, fallback: Tensor, shortest: float) -> Tensor:
+    """Scale vectors (..., 3) to length 1; those below `shortest` become `fallback`, no gradient."""
+    degenerate = vector.abs().amax(-1, keepdim=True) <= shortest
+    vector = torch.where(degenerate, fallback, vector)
+    vector = vector / vector.detach().abs().amax(-1, keepdim=True)  # 1e20 squared would overflow
+    return vector / vector.norm(dim=-1, keepdim=True)
+
+
+def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
+    """Convert [column 0, column 1] (..., 6) to rotation matrices (..., 3, 3), by Gram-Schmidt.
+
+    Zhou et al., "On the Continuity of Rotation Representations", CVPR 2019. Zero and parallel
+    columns fall back to an axis, so values and gradients are always finite.
     """
-    height, width = shape[:2]
-    if box is None:
-        return np.array([width, height]) / 2, max(height, width * 4 / 3)
-    box = np.asarray(box, np.float64)
-    most = 10 * max(width, height)
-    require(box.shape == (4,) and np.isfinite(box).all()
-            and 1 <= min(box[2:]) and max(box[2:]) <= most
-            and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
-            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
-            f"with sides from 1 px to {most} px")
-    return box[:2] + box[2:] / 2, 1.25 * max(box[3], box[2] * 4 / 3)
+    first, second = rotation_6d.unflatten(-1, (2, 3)).unbind(-2)
+    first = unit(first, torch.eye(3, dtype=first.dtype, device=first.device)[0], 1e-12)
+    axis = F.one_hot(first.abs().argmin(-1), 3).to(first)  # the one least parallel to `first`
+
+    def orthogonal(vector: Tensor) -> Tensor:
+        return vector - (first * vector).sum(-1, keepdim=True) * first
+
+    second = unit(second, first, 1e-12)
+    second = unit(orthogonal(second), orthogonal(axis), 8 * torch.finfo(first.dtype).eps)
+    second = unit(orthogonal(second), second, 0.0)  # again: cancellation left a part of `first`
+    return torch.stack((first, second, torch.linalg.cross(first, second)), -1)
 
 
-def check_view(model: nn.Module, image: np.ndarray) -> None:
-    """Raise ValueError for a model in training mode and for an array that is no picture."""
-    require(not model.training, "the model is in training mode: call model.eval() first")
-    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
-            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
+def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
+    """Convert rotation matrices (..., 3, 3) to [column 0, column 1] (..., 6)."""
+    return matrix[..., :2].mT.flatten(-2)
 
 
-def window(image: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the part of a picture that bilinear sampling between two points needs, and its corner.
+def from_interleaved(rotation_6d: Tensor) -> Tensor:
+    """Convert SMPLer-X's 6D (..., 6), two columns as a (3, 2) matrix, to [column 0, column 1].
 
-    low, high: x, y (2,) in pixels. So a small crop of a huge picture costs little.
+    HaMeR's 6D, and ours, is the latter: smplerx = hamer[[0, 3, 1, 4, 2, 5]].
     """
-    size = np.array(image.shape[1::-1])
-    (left, top), (right, bottom) = (np.clip(at, edge, size - 1 + edge).astype(int) for at, edge in (
-        (np.floor(low) - 1, 0), (np.ceil(high) + 1, 1)))
-    return image[top:bottom, left:right], np.array([left, top])
+    return rotation_6d.unflatten(-1, (3, 2)).mT.flatten(-2)
 
 
-def cut_square(model: nn.Module, image: np.ndarray, center: np.ndarray, side: float, size: int,
-               mirrored: bool = False) -> Tensor:
-    """Crop a square (1, 3, size, size) of a picture (H, W, 3), on the model's device."""
-    image, corner = window(image, center - side / 2, center + side / 2)
-    parameter = next(model.parameters())
-    pixels = torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).to(parameter)
-    return sample_squares(pixels, torch.tensor((center - corner)[None]).to(parameter),
-                          parameter.new_tensor([side]), size, mirrored)
+def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
+    """Convert axis times angle in radians (..., 3) to rotation matrices (..., 3, 3)."""
+    x, y, z = axis_angle.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    return torch.linalg.matrix_exp(cross)
 
 
-def to_arrays(tensors: Mapping[str, Tensor], center: np.ndarray, side: float,
-              focal: float) -> dict[str, np.ndarray]:
-    """Convert a batch of one to float32 arrays, with the K and the box of its square crop."""
-    require(all(value.isfinite().all() for value in tensors.values()),
-            "the network's output is not finite: its weights are damaged, or training diverged")
-    arrays = {name: value[0].float().cpu().numpy() for name, value in tensors.items()}
-    f, (x, y) = focal * side, center
-    return arrays | {"K": np.array([[f, 0, x], [0, f, y], [0, 0, 1]], np.float32),
-                     "box": np.array([*(center - side / 2), side, side], np.float32)}
+def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
+    """Convert rotation matrices (..., 3, 3) to axis times angle (..., 3), angle in 0..pi.
 
-
-@torch.inference_mode()
-def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, *,
-            box: Sequence[float] | None = None) -> dict[str, np.ndarray]:
-    """Predict the SMPL-X mesh of one person in a picture, in camera coordinates.
-
-    model: both paths, or the body path alone. image: (H, W, 3) uint8 RGB. body: a whole-body model
-    on the CPU; body(betas, rotations, expression, transl) returns vertices and joints, as
-    bodymodels.load_model("wholebody") does. box: see person_square. Hands are cut out of the
-    picture, where they have more pixels than in the person's crop. A hand whose predicted box has
-    its centre outside the picture keeps the body path's pose, and so does one that the hand path
-    doubts, see Config.least_share (our choice: the paper merges all hands).
-    Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
-    intrinsics, whose axis goes through the centre of the box; transl (3,); rotations (55, 3, 3);
-    betas, expression (10,); smplx_parameters, fingers absolute; keypoints_2d (25, 2), POSITIONED
-    joints as the body expert sees them, and hand_boxes (2, 4), x, y, width, height, [right, left],
-    in pixels; hand_inside (2,), 1 for boxes with their centre in the picture, and hand_valid (2,),
-    1 for hands of the hand path; box, the person's square. Raises ValueError for bad input.
+    The axis is the eigenvector of R + R^T with the largest eigenvalue: exact at 180 degrees too.
     """
-    check_view(model, image)
-    center, side = person_square(image.shape, box)
-    path, dual = getattr(model, "body", model), isinstance(model, HMRAdapter)
-    expert = path.config.expert
-    prediction = path(cut_square(path, image, center, side, expert.image_size))
-    at = torch.tensor(center).to(prediction["hand_boxes"])
-    boxes, tight = (prediction[f"{kind}_boxes"] * (side / expert.image_size)  # (1, 2, 4) each
-                    for kind in ("hand", "tight"))
-    for each in (boxes, tight):
-        each[..., :2] += at - side / 2  # pixels of the picture
-    inside = in_picture(boxes, *image.shape[1::-1])
-    valid = torch.zeros_like(inside)
-    if dual:
-        middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(tight))
-        crops = [cut_square(path, image, middles[hand], sides[hand],
-                            model.hand.config.expert.image_size, hand == 1) for hand in range(2)]
-        prediction = model.join(prediction, torch.stack(crops, 1), inside)
-        valid = prediction["hand_valid"]
+    double = matrix.double()
+    axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]
+    skew = torch.stack((double[..., 2, 1] - double[..., 1, 2],
+                        double[..., 0, 2] - double[..., 2, 0],
+                        double[..., 1, 0] - double[..., 0, 1]), -1)  # 2 sin(angle) axis
+    trace = double.diagonal(dim1=-2, dim2=-1).sum(-1)
+    angle = torch.atan2((skew * axis).sum(-1), trace - 1)
+    return (axis * angle[..., None]).to(matrix)
 
-    rows, columns = expert.grid
-    cells = prediction["joints"][..., :2] - at.new_tensor([columns, rows]) / 2  # from the centre
-    names = ("betas", "body_pose", "expression", "translation")
-    found = {name: prediction[name].float().cpu() for name in names}
-    mesh = body(*found.values())
-    return to_arrays({
-        "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
-        "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
-        "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
-        "hand_inside": inside, "hand_valid": valid,
-    } | smplx_parameters(found["body_pose"]), center, side, expert.focal)
+
+def mirror(rotations: Tensor) -> Tensor:
+    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1); left hands' become right hands'.
+
+    An axis-angle (x, y, z) becomes (x, -y, -z).
+    """
+    signs = 1 - 2 * torch.arange(3, device=rotations.device).clamp_max(1)  # no copy to a GPU
+    return rotations * (signs[:, None] * signs).to(rotations)
+
+
+def chain_product(rotations: Tensor) -> Tensor:
+    """Multiply a kinematic chain's rotations (B, J, 3, 3), root first -> (B, 3, 3)."""
+    return functools.reduce(torch.matmul, rotations.unbind(1))
+
+
+def arm_pose(body_pose: Tensor, arm: str = "arm") -> Tensor:
+    """Select theta_b of both hands: (B, >= 22, 3, 3) -> (B, 2, J, 3, 3), the left one mirrored.
+
+    body_pose: SMPL-X's rotations, the root's in the camera frame, as the hand's orientation is.
+    (Both experts ignore that the camera of a crop looks slightly sideways.) arm: a key of ARMS.
+    """
+    right, left = ARMS[arm]
+    return torch.stack((body_pose[:, right], mirror(body_pose[:, left])), 1)
+
+
+def project_to_crop(points: Tensor, translation: Tensor, focal: float) -> Tensor:
+    """Project points (B, N, 3) + translation (B, 3), metres, to a crop: (B, N, 2) in -0.5..0.5."""
+    points = points + translation[:, None]
+    return focal * points[..., :2] / points[..., 2:]
+
+
+def hand_translation(camera: Tensor, focal: float) -> Tensor:
+    """Convert HaMeR's camera [s, tx, ty] (B, 3) to a translation (B, 3) in metres."""
+    s, x, y = camera.unbind(-1)
+    return torch.stack((x, y, 2.0 * focal / (s + 1e-9)), -1)
+
+
+# ----------------------------------------------------------------------------------- presets
+
+
+def cpu_preset() -> Config:
+    """Return the same design in small, behind small encoders, see networks/adapter_encoders.py."""
+    vit = dict(image_size=128, patch_size=8, vit_depth=1, vit_drop_path=0.0)
+    decoder = dict(decoder_layers=3, decoder_heads=4, decoder_head_dim=64)
+    run = dict(batch_size=32, schedule="cosine", learning_rate=1e-3, gradient_clip=5.0,
+               body_size=128, hand_size=128)
+    expert = run | vit | dict(weight_decay=1e-3)
+    adapter = run | dict(joint_embedding="learned")
+    of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
+                    weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
+    hand = HandExpertConfig(vit_dim=190, vit_heads=5, decoder_dim=256, decoder_ffn=1024,
+                            **decoder, **expert, **of_hands, steps=600, weight_betas_prior=0.05)
+    body = BodyExpertConfig(vit_dim=268, vit_heads=4, **expert, steps=600, weight_keypoints_3d=30.0,
+                            weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8,
+                            hand_cells=8, joint_dim=160, box_dim=32)
+    # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
+    return Config(
+        HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found", arm_drop=0.1),
+        BodyConfig(expert=body, decoder_dim=192, decoder_ffn=384, **decoder, **adapter, steps=200,
+                   knuckle_source="found", offset_hidden=192, weight_keypoints_3d=30.0))
+
+
+EMBEDDED = Config(HandConfig(joint_embedding="learned"), BodyConfig(joint_embedding="learned"))
+PRESETS: dict[str, Config] = {
+    "paper": Config(),  # torchrun with 4 processes, V100, six hours; no joint embeddings
+    "h200": EMBEDDED,  # one H200
+    "single_gpu": EMBEDDED,  # one GPU with 24 GB
+    "cpu": cpu_preset(),  # two CPU cores
+}

@@ -416,7 +416,7 @@ def _rooted(points: Mapping[str, Points], rules: Protocol, both: Sequence[Mappin
     missing = set(wanted) - set(points)
     if missing:
         raise ValueError(f"evaluate needs joints and vertices, {sorted(missing)} is missing")
-    given, points = points, {name: _tensor(points[name]).double() for name in wanted}
+    all_points, points = points, {name: _tensor(points[name]).double() for name in wanted}
     expected = len(bodymodels.JOINT_SETS[rules.joints])
     if points["joints"].shape[1:] != (expected, 3):
         raise ValueError(f"the joints of {rules.joints} are (B, {expected}, 3), "
@@ -424,7 +424,8 @@ def _rooted(points: Mapping[str, Points], rules: Protocol, both: Sequence[Mappin
     if not len(points["joints"]):
         raise ValueError("evaluate needs at least one sample")
     order = bodymodels.joint_indices(rules.joints, rules.scored or rules.joints)
-    scored = _tensor(given["scored"]).double() if "scored" in given else points["joints"][:, order]
+    scored = (_tensor(all_points["scored"]).double() if "scored" in all_points
+              else points["joints"][:, order])
     root = points["joints"][:, list(rules.root)].mean(1, keepdim=True) if rules.root else 0
     return {name: values - root for name, values in (points | {"joints": scored}).items()}
 

@@ -8,7 +8,7 @@ at the 21 keypoints; the map must be fine enough to separate the fingers. A *mes
 those 21 tokens into 778 vertices in a few steps: 21 -> 84 -> 336 -> 778.
 
     in the paper                           what                              in this file
-    Sec. 3.1, Fig. 2-D  T(X_b)             token generator                   MeshHead.tokens
+    Sec. 3.1, Fig. 2-D  T(X_b)             token generator                   MeshHead.generate
     Eq. 1               R = H_k ... H_0    mesh regressor                    MeshHead.regress
     Eq. 2               U_k(MF_k(P_k(.)))  decoder layer                     DecoderLayer
     Eq. 3               X_k + emb_k        position embedding                MeshHead.regress
@@ -24,7 +24,8 @@ weights/simplehand.py opens checkpoints. This file alone opens those that train.
 backbone is FastViT:
 
     content = torch.load(FILE, weights_only=True, map_location="cpu")
-    model = SimpleHand(Config(**content["config"]))
+    config = {name: x for name, x in content["config"].items() if name in Config.__annotations__}
+    model = SimpleHand(Config(**config))  # older files have the settings of their run there, too
     model.load_state_dict(content["model"])
 
 "The release" is the authors' code of 2024-05-27. Where paper and release disagree or are silent, a
@@ -54,7 +55,7 @@ COARSE = 4  # the coarse mesh is every fourth vertex: 195 of them, as many as Fa
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that defines a model and its training run. The defaults are the paper's."""
+    """Everything that defines a model and its training. The defaults are the paper's."""
 
     # Input
     image_size: int = 224  # px, side of the square crop, a multiple of 32 (release)
@@ -103,28 +104,15 @@ class Config:
     # 200 "epochs" of 256 steps x 256 samples = 13.1 M. Both halve in the same place. On DexYCB,
     # three times as large, train.py takes as many steps as 100 epochs are: 158,940.
     batch_size: int = 256  # samples per optimiser step, over all processes (Sec. 4.1: 8 x 32)
-    accumulate: int = 1  # parts in which a process computes its share of them (our choice)
     steps: int = 51_200  # optimiser steps: 200 x 256 (release)
     learning_rate: float = 5e-4  # (Sec. 4.1)
     schedule: str = "step"  # "step": / 10 at half of the steps (Sec. 4.1); "cosine"; "constant"
     warmup_steps: int = 1_280  # linear from 0: 5 x 256 (release; the paper is silent)
     weight_decay: float = 1e-2  # AdamW (release; the paper is silent)
     gradient_clip: float = 1.0  # norm (release; the paper is silent)
-    precision: str = "fp16"  # "fp32", "bf16" or "fp16" with a gradient scaler (release)
-    channels_last: bool = True  # memory format, for speed alone (our choice)
-    ema_decay: float = 0.0  # of a moving average of the weights, 0 = off (release)
-    eval_every: int = 2_560  # steps between evaluations: 10 x 256 (our choice)
-    seed: int = 0  # of initialisation, order and augmentation (our choice)
-
-    # RenderedHands, the free stand-in for FreiHAND (our choice)
-    train_samples: int = 130_240  # (as many as FreiHAND has)
-    test_samples: int = 1_000
-    views: float = 90.0  # degrees, largest tilt of palm or back; 90 is the whole sphere
-    in_plane: float = 180.0  # degrees, largest turn in the image plane, either way
-    augmentation: str = "rendered"  # recipe of these pictures, a name of data.AUGMENTATIONS
 
     @property
-    def points(self) -> int:
+    def num_points(self) -> int:
         """Number of image points that the model predicts: the keypoints, and the coarse mesh."""
         coarse = self.sampling == "coarse_mesh"
         return 21 + (len(range(0, self.num_vertices, COARSE)) if coarse else 0)
@@ -239,7 +227,7 @@ def upsampler(config: Config, width: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(*layers), width
 
 
-def sample(features: Tensor, points: Tensor, align_corners: bool = False) -> Tensor:
+def read_map(features: Tensor, points: Tensor, align_corners: bool = False) -> Tensor:
     """Read a map (B, C, H, W) at points (B, N, 2), fractions of the image 0..1 -> (B, N, C).
 
     Bilinear; beyond the centres of the border cells the border repeats. The points are not
@@ -267,7 +255,7 @@ class GlobalKeypoints(FullPrecision):
     """The 2D keypoint head of Fig. 4: reads the keypoints from the "global feature"."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config.feature_width, 2 * config.points)
+        super().__init__(config.feature_width, 2 * config.num_points)
         self.output_scale = config.output_scale
         if not config.official:  # start in the middle of the crop, where sampling has a gradient
             nn.init.constant_(self.bias, 0.5 / config.output_scale)
@@ -288,8 +276,8 @@ class MeshHead(nn.Module):
         first, grid = config.tokens[0], config.sampling == "grid"
         require(len(config.tokens) == len(config.dims) == len(config.blocks),
                 "tokens, dims and blocks: expected equally many of each")
-        require(first == (math.isqrt(first) ** 2 if grid else config.points),
-                f"tokens begin with {first}: expected {'a square' if grid else config.points}")
+        require(first == (math.isqrt(first) ** 2 if grid else config.num_points),
+                f"tokens begin with {first}: expected {'a square' if grid else config.num_points}")
         deconv, width = upsampler(config, channels or config.feature_width)
         widths, tokens = (width, *config.dims), (*config.tokens, config.num_vertices)
         embeddings, layers = [], []
@@ -309,12 +297,12 @@ class MeshHead(nn.Module):
 
     def forward(self, features: Tensor, points: Tensor) -> Tensor:
         """Vertices R(T(X_b)), (B, 778, 3) metres, from X_b and the points to sample at."""
-        return self.regress(self.tokens(features, points))
+        return self.regress(self.generate(features, points))
 
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+    def generate(self, features: Tensor, points: Tensor) -> Tensor:
         """Token generator: X_b (B, C, S/32, S/32), points (B, N, 2) in 0..1 -> (B, N, C')."""
         features = self.deconv(features)  # (B, C', S/8, S/8)
-        return sample(features, points)  # (B, 21, C')
+        return read_map(features, points)  # (B, 21, C')
 
     def regress(self, x: Tensor) -> Tensor:
         """Mesh regressor: tokens X_0 (B, 21, C') -> vertices (B, 778, 3)."""
@@ -326,18 +314,18 @@ class MeshHead(nn.Module):
 class GridHead(MeshHead):
     """Fig. 2-B: samples the centres of a grid, wherever the keypoints are."""
 
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+    def generate(self, features: Tensor, points: Tensor) -> Tensor:
         cells = math.isqrt(self.layers[0].upsample.in_features)
         centers = (torch.arange(cells, device=points.device) + 0.5) / cells
         grid = torch.cartesian_prod(centers, centers).flip(1)  # (N, 2), row by row
-        return super().tokens(features, grid.to(points.dtype).expand(len(features), -1, 2))
+        return super().generate(features, grid.to(points.dtype).expand(len(features), -1, 2))
 
 
 class GlobalHead(MeshHead):
     """Fig. 2-A: every token is the average of the last map."""
 
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
-        return sample(features.mean((2, 3), keepdim=True), points)  # a map of one cell
+    def generate(self, features: Tensor, points: Tensor) -> Tensor:
+        return read_map(features.mean((2, 3), keepdim=True), points)  # a map of one cell
 
 
 class ReleasedHead(MeshHead):
@@ -347,9 +335,9 @@ class ReleasedHead(MeshHead):
     (S/8 - 1) u of the map instead of S/8 u - 0.5.
     """
 
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
+    def generate(self, features: Tensor, points: Tensor) -> Tensor:
         features = self.deconv(features)  # (B, C', S/8, S/8)
-        return sample(features + sine_map(features), points, align_corners=True)
+        return read_map(features + sine_map(features), points, align_corners=True)
 
 
 def sine_map(features: Tensor) -> Tensor:
@@ -413,15 +401,19 @@ class SimpleHand(nn.Module):
         ValueError for another shape.
         """
         features, last = self.backbone(self.normalise(images))  # X_b and the last map
-        found = self.keypoints_2d_head(features, last)  # (B, 21, 2) and more
-        points = [found[name] for name in ("keypoints_2d", "coarse_2d") if name in found]
-        return {"vertices": self.mesh_head(features, torch.cat(points, 1))} | found
+        hand = self.keypoints_2d_head(features, last)  # keypoints_2d (B, 21, 2) and more
+        points = [hand[name] for name in ("keypoints_2d", "coarse_2d") if name in hand]
+        return {"vertices": self.mesh_head(features, torch.cat(points, 1))} | hand
 
     def normalise(self, images: Tensor) -> Tensor:
         """Scale RGB 0..255 to what the backbone was trained on; the release's BGR if official."""
         shape = tuple(images.shape)
         require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % 32 == 0,
                 f"images of shape {shape}: expected (B, 3, S, S), S a multiple of 32")
+        if images.is_floating_point() and images.device.type != "meta" and not (
+                torch.compiler.is_compiling()):
+            require(not 0 < images.max() <= 1,
+                    "images in 0..1: expected 0..255, multiply them by 255")
         if self.config.official:
             images = images.flip(1)
         return (images.to(self.mean.dtype) / 255.0 - self.mean) / self.std
@@ -520,21 +512,6 @@ def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
             + config.weight_keypoints_2d * terms["keypoints_2d"]
             + config.weight_vertices * terms["vertices"]
             + config.weight_keypoints_2d * terms.get("coarse_2d", 0.0))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Split the parameters into two groups for AdamW: only matrices and kernels decay.
-
-    Biases, norms, layer scales and position embeddings do not (our choice). The release excludes
-    only names with "bn" or "bias" in them, so it decays most of these too.
-    """
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        embedding = "position_embeddings." in name or "pos_embed" in name
-        spared = name.endswith((".bias", ".gamma")) or parameter.ndim < 2 or embedding
-        groups[not spared].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay},
-            {"params": groups[False], "weight_decay": 0.0}]
 
 
 # --------------------------------------------------------------------------------- inference
@@ -972,11 +949,10 @@ PRESETS: dict[str, Config] = {
     # One H200: a batch of 512 is twice the paper's, so half of the steps and, AdamW's rule, the
     # learning rate times sqrt(2). Batch norms see all 512 samples.
     "h200": Config(
-        batch_size=512, steps=25_600, warmup_steps=640, learning_rate=7.07e-4, precision="bf16",
-        eval_every=1_280),
-    # One GPU with 11 GB: the paper's samples per step, in eight parts of 32. Batch norms see 32
-    # samples each, not 256, so this run is not equal to that of "paper".
-    "single_gpu": Config(accumulate=8),
+        batch_size=512, steps=25_600, warmup_steps=640, learning_rate=7.07e-4),
+    # One GPU with 11 GB: the paper's samples per step, which train.py takes in eight parts of 32.
+    # Batch norms see 32 samples each, not 256, so this run is not equal to that of "paper".
+    "single_gpu": Config(),
     # Two CPU cores: the same design, small enough to learn in minutes, from hands within 15
     # degrees of a frontal view: the whole sphere of views takes longer. Its backbone is not
     # pretrained, so the 2D keypoints, its most direct supervision, weigh as much as the mesh.
@@ -985,14 +961,12 @@ PRESETS: dict[str, Config] = {
         mlp_ratio=2.0, feature_width=256, layer_scale=1.0, backbone_drop_path=0.0,
         token_width=64, dims=(64, 32, 16), blocks=(1, 1, 0), heads=1, dropout=0.0, drop_path=0.0,
         output_scale=0.1, weight_keypoints_2d=40.0, batch_size=32, steps=3_800, warmup_steps=100,
-        learning_rate=3e-3, schedule="cosine", precision="fp32", eval_every=1_900,
-        train_samples=20_000, views=15.0, in_plane=15.0),
+        learning_rate=3e-3, schedule="cosine"),
     # The default of tables.py: "cpu" with the paper's three blocks and fewer steps.
     "ablation": Config(
         image_size=64, embed_dims=(32, 64, 128, 256), depths=(1, 1, 1, 1), large_kernel=3,
         mlp_ratio=2.0, feature_width=256, layer_scale=1.0, backbone_drop_path=0.0,
         token_width=64, dims=(64, 32, 16), heads=1, dropout=0.0, drop_path=0.0,
         output_scale=0.1, weight_keypoints_2d=40.0, batch_size=32, steps=500, warmup_steps=100,
-        learning_rate=3e-3, schedule="cosine", precision="fp32", eval_every=500,
-        train_samples=16_000, views=15.0, in_plane=15.0),
+        learning_rate=3e-3, schedule="cosine"),
 }

@@ -17,9 +17,12 @@ rendered data; with --data by the preset "paper". Every run has a folder in OUT 
 changes, so tables share rows, and the same command continues where it ended. All rows of a seed
 come before the next seed; OUT/TABLE.md is written anew after each row.
 
-What no command gives: rows of other papers' models (METRO, HMR2.0, TokenHMR, OSX and so on); frames
-per second and AITI (`python -m benchmarks` measures time); GenHMR's Tables 5 and 6 on MOYO after
-AMASS (train.py --eval). A second data set needs another --protocol, --test-root and --out.
+Tables of several data sets have one model for all: --on "--protocol emdb1_24 --test-root EMDB"
+(MOYO: moyo_val, EHF: ehf) scores the same runs there, into OUT/TABLE PROTOCOL.md.
+
+What no command gives: rows of other papers' models (METRO, HMR2.0, TokenHMR, OSX and so on), also
+those of 25 hypotheses in GenHMR's Table 1; pictures of LSP and EgoBody, which have no reader.
+`python -m benchmarks` measures frames per second, Fig. 1 of SimpleHand and AITI.
 """
 
 from __future__ import annotations
@@ -43,9 +46,16 @@ import bodymodels
 import train
 from networks.adapter_rivals import count, on_meta
 from networks.backbones import simplehand_model
-from tasks.base import RunConfig
+from tasks.base import EVALUATIONS
 from tasks.ranks import announce
-from tasks.settings import as_text, override, own_overrides
+from tasks.settings import (
+    RunConfig,
+    Settings,
+    as_text,
+    override,
+    own_overrides,
+    preset_settings,
+)
 
 Scores = Mapping[str, Mapping[int, np.ndarray]]  # row -> seed -> our columns: means (C,), or (N, C)
 # of N samples, the same in every row; NaN for a sample that does not count
@@ -128,6 +138,11 @@ BACKBONES = {name: differences(HANDS["paper"], HANDS[f"paper_{name}"])
              for name in ("hrnet", "hiera")}  # in presets of the paper's size
 
 
+def protocol_of(flags: Sequence[str]) -> str:
+    """Return the protocol that flags of train.py name; empty if they name none."""
+    return flags[flags.index("--protocol") + 1] if "--protocol" in flags[:-1] else ""
+
+
 def errors_of(out: Path, predictor: str, metrics: Sequence[str]) -> np.ndarray:
     """Read columns (N, C) of a run's errors.npz: a predictor's errors in every sample.
 
@@ -158,6 +173,10 @@ class Runs:
         small = "ablation" if self.model == "simplehand" else "cpu"
         self.preset = options.preset or ("paper" if self.official else small)
         self.small, self.done = self.preset in ("cpu", "ablation"), set()
+        self.on = shlex.split(options.on or "")  # flags of all --eval, in place of the training's
+        self.judge = protocol_of(self.on)
+        scored_on = EVALUATIONS.get(self.judge or protocol_of(self.flags), ("",))[0]
+        self.set = scored_on.split("-")[0].upper()  # as the papers write it
         given = {"genhmr": options.checkpoint, "hand": options.checkpoint, "body": options.guide}
         self.files = {part: file or SHIPPED[part] for part, file in given.items()}
 
@@ -176,7 +195,7 @@ class Runs:
         elif out not in self.done:
             arguments = train.parse_arguments(argv)
             train.require_same_run(arguments, json.loads((out / "results.json").read_text()),
-                                   train.choose_config(arguments, None, None))
+                                   *train.choose_config(arguments, None, None))
         self.done.add(out)
         return out
 
@@ -192,8 +211,8 @@ class Runs:
         return [*(["--stage", stage] if stage else []), *(["--data", data] if data else []),
                 *foreign.parse_known_args(self.flags)[1]]
 
-    def settings(self, stage: str) -> tuple[RunConfig, list[str]]:
-        """The config of a stage without a row's changes, and the --set assignments that make it."""
+    def settings(self, stage: str) -> tuple[RunConfig, Settings, list[str]]:
+        """What a stage has without a row's changes, and the --set assignments that make it."""
         task = self.tasks[stage]
         if self.preset not in task.PRESETS:
             raise ValueError(f"no preset {self.preset!r}: expected {', '.join(task.PRESETS)}")
@@ -202,14 +221,14 @@ class Runs:
             own += SCALE.get(stage, ())
         if self.table.backbone and not self.small:
             own += BACKBONES[self.table.backbone]
-        own += own_overrides(self.options.overrides, task.Config,
-                             [other.Config for other in self.tasks.values()])
-        return override(preset, own), own
+        own += own_overrides(self.options.overrides, task, self.tasks.values())
+        settings = preset_settings(task.SETTINGS, self.preset, preset)
+        return override(preset, own, settings), override(settings, own, preset), own
 
     def trained(self, stage: str, words: Sequence[str], seed: int, *flags: object,
                 label: Sequence[str] = ()) -> Path:
         """Train a stage with a row's changes; label: what else differs, for the folder's name."""
-        config, own = self.settings(stage)
+        config, _, own = self.settings(stage)
         changes = differences(config, scaled(config, words))
         name = " ".join([stage or self.model, *([*label, *changes] or ["unchanged"])])
         return self.run(self.options.out / name / f"seed {seed}", *flags, "--preset", self.preset,
@@ -217,10 +236,16 @@ class Runs:
 
     def evaluated(self, out: Path, stage: str, *flags: object) -> Path:
         """Score a checkpoint, once in this command; return the folder of the scores."""
-        asked = ["data"] if "--protocol" in self.flags else []  # which has its data set
+        asked = ["data"] if self.on or "--protocol" in self.flags else []  # which has its data set
+        asked += ["protocol", "test_root", "detections"] if self.on else []
         sizes = [text for text in self.options.overrides if text.startswith("test_")]
-        return self.run(out, *self.stage_flags(stage, *asked), "--eval", *flags,
-                        *(["--set", *sizes] if sizes else []))
+        return self.run(out / self.judge, *self.stage_flags(stage, *asked), *self.on, "--eval",
+                        *flags, *(["--set", *sizes] if sizes else []))
+
+    def judged(self, out: Path, stage: str, *flags: object) -> Path:
+        """Return the folder of a run's scores: its own, or those of its last weights with --on."""
+        checkpoint = out / "checkpoint.pt"
+        return self.evaluated(out, stage, "--checkpoint", checkpoint, *flags) if self.on else out
 
     def hands(self, words: Sequence[str], seed: int) -> np.ndarray:
         """A SimpleHand; also the number of its parameters outside of the backbone."""
@@ -274,7 +299,7 @@ class Runs:
     def transformers(self, words: Sequence[str], seed: int) -> np.ndarray:
         """A transformer, sampled with T = 5, in Table 7 also refined."""
         brief = ["--brief"] if self.table.predictor == "T=5" else []
-        out = self.transformer(words, seed, *brief)
+        out = self.judged(self.transformer(words, seed, *brief), "transformer", *brief)
         return errors_of(out, self.table.predictor, self.table.ours)
 
     def sampled(self, words: Sequence[str], seed: int) -> np.ndarray:
@@ -299,10 +324,11 @@ class Runs:
 
     def adapters(self, words: Sequence[str], seed: int) -> np.ndarray:
         """A hand path in boxes and with arms that are predicted (Table 3), or a body path."""
-        out = self.adapter(self.table.stage, words, seed)
+        out, stage = self.adapter(self.table.stage, words, seed), self.table.stage
+        scores = self.judged(out, stage, *["--guide", self.files["body"]] * (stage == "hand"))
         if "expert" in words:  # before the adapter is trained
-            return errors_of(out, "expert", self.table.ours)
-        errors = errors_of(out, self.table.predictor, self.table.ours)
+            return errors_of(scores, "expert", self.table.ours)
+        errors = errors_of(scores, self.table.predictor, self.table.ours)
         config = json.loads((out / "results.json").read_text())["config"]
         model = on_meta(self.tasks[self.table.stage].Config(**config))
         errors[:, self.table.ours.index("parameters (M)")] = count(model, True) / 1e6
@@ -331,14 +357,17 @@ def spread(values: np.ndarray) -> str:
     return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
-def ordering_lines(table: Table, scores: Scores, judge: str) -> list[str]:
+def ordering_lines(table: Table, scores: Scores, judge: str, data: str = "") -> list[str]:
     """A Markdown table of all pairs of rows that the paper orders, with our differences.
+
+    The paper's are those on our data set (EMDB, say) or, if its table has none, on its first.
 
     Differences, worse - better, are paired by sample; their standard error is that of the mean over
     samples, of each sample's mean over seeds. It needs scores by sample.
     """
-    theirs = next(place for place, name in enumerate(table.paper)
-                  if f" {name}".endswith(f" {judge.removeprefix('occluded ')}"))
+    name = f" {judge.removeprefix('occluded ')}"
+    theirs = next(place for own in (data + name, name) for place, column in enumerate(table.paper)
+                  if f" {column}".endswith(f" {own.strip()}"))
     lines, counts = [], np.zeros(3, int)
     for worse, better in itertools.permutations(table.words, 2):
         high, low = (float(table.figures[row][theirs].replace("-", "nan"))
@@ -367,7 +396,7 @@ def ordering_lines(table: Table, scores: Scores, judge: str) -> list[str]:
             "standard error | holds, in how many seeds |", "|---" * 5 + "|", *lines] * bool(lines)
 
 
-def table_text(title: str, table: Table, scores: Scores, about: str) -> str:
+def table_text(title: str, table: Table, scores: Scores, about: str, data: str = "") -> str:
     """Write a table in Markdown: our scores, as far as they are known, and orderings of rows."""
     def means(samples: np.ndarray) -> list[float]:
         columns = [column[~np.isnan(column)] for column in np.atleast_2d(samples).T]
@@ -383,7 +412,7 @@ def table_text(title: str, table: Table, scores: Scores, about: str) -> str:
                  if samples.ndim == 2], default=0)
     parts = [f"# {title}", about + f" {count:,} test samples." * bool(count),
              "\n".join(lines), table.note,
-             *("\n".join(ordering_lines(table, scores, judge)) for judge in table.judges)]
+             *("\n".join(ordering_lines(table, scores, judge, data)) for judge in table.judges)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -408,6 +437,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         ("backbone", "weights to start from"), ("hrnet", "the same for rows with HRNet"),
         ("tokenizer", "genhmr: of rows that do not change it (default: trained for each seed)"),
         ("tokenizers", "genhmr: flags of train.py for tokenizers, in one argument"),
+        ("on", "flags of train.py --eval for another data set, in one argument"),
     ):
         add(f"--{name}", help=text)
     options, flags = parser.parse_known_args(argv)
@@ -418,6 +448,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if options.checkpoint and options.model == "genhmr" and (
             options.seeds or TABLES["genhmr"][options.table].kind != "sampled"):
         parser.error("rows are trained from new weights: leave --checkpoint out")
+    if options.on and (options.model == "simplehand" or not protocol_of(shlex.split(options.on))):
+        parser.error(f"--on {options.on}: expected --protocol NAME, for genhmr or hmr_adapter")
     options.out = options.out or Path("runs", f"{options.model}-tables")
     return options, flags
 
@@ -427,17 +459,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     options, flags = parse(argv)
     runs, scores = Runs(options, flags), {}
-    path, leader = options.out / f"{options.table}.md", int(os.environ.get("RANK", 0)) == 0
+    title = " ".join([options.table, *[runs.judge] * bool(runs.on)])
+    path, leader = options.out / f"{title}.md", int(os.environ.get("RANK", 0)) == 0
     about = (f"`python tables.py {shlex.join(argv)}`\n\nErrors in mm, ± over seeds. "
              f"Trained: preset {runs.preset}. Scored or adapted: files of assets/, unless given.")
     try:
-        first = runs.settings(runs.table.stage)[0].seed
+        first = runs.settings(runs.table.stage)[1].seed
         for seed, name in itertools.product(
                 range(first, first + (options.seeds or 1)), runs.table.words):
             row = getattr(runs, runs.table.kind)(runs.table.words[name], seed)
             scores.setdefault(name, {})[seed] = row
             if leader:
-                text = table_text(f"{options.model} {options.table}", runs.table, scores, about)
+                text = table_text(f"{options.model} {title}", runs.table, scores, about,
+                                  runs.set)
                 bodymodels.write_atomically(path, text.encode())
     except (ValueError, OSError) as error:
         raise SystemExit(f"tables.py: {error}") from None

@@ -7,8 +7,9 @@
     python train.py --model simplehand --resume --set steps=9000      # continue the run in OUT
     python train.py --model simplehand --checkpoint FILE              # a new run from these weights
     python train.py --model simplehand --eval --checkpoint FILE       # scores only
-    python train.py --model genhmr --stage tokenizer                  # papers with stages: each
-    python train.py --model genhmr --stage transformer --tokenizer FILE   # stage is a run
+    python train.py --model genhmr --stage tokenizer                  # each stage is a run
+    python train.py --model genhmr --stage encoder                    # of our small network alone
+    python train.py --model genhmr --stage transformer --tokenizer FILE --backbone FILE
     python train.py --model hmr_adapter --stage all                   # all stages in a row
 
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
@@ -25,6 +26,20 @@ a CPU with the same number of threads, because a step depends only on its checkp
 The number of processes is not a hyperparameter: batch_size counts the samples of a step over all
 processes, batch norm spans them, and the order of samples does not depend on them. Only the dropout
 masks differ, as they do between one batch and several accumulated ones.
+
+Without --preset the machine decides: "h200" for a GPU of more than 100 GB, "single_gpu" for a
+smaller one, "cpu" without a GPU. Samples per step and steps of the presets (a x b: b parts of a
+samples, on b GPUs or, for single_gpu, one after another):
+
+    preset       SimpleHand       GenHMR: tokenizer transformer       HMR-Adapter: hand; body
+    paper        32 x 8, 51,200   512, 200,000      48 x 2, 300,000   32 x 4, 10,000; 10,000
+    single_gpu   32 x 8, 51,200   256 x 2, 200,000  12 x 8, 300,000   16 x 8, 10,000; 10,000
+    h200         512, 25,600      2,048, 50,000     192, 150,000      128, 10,000; 10,000
+    cpu          32, 3,800        64, 5,000         32, 1,800         32, 300; 200
+
+HMR-Adapter's numbers are its adapters'. SimpleHand has four more presets: paper_hrnet and
+paper_hiera (other backbones), ablation (rows of tables on a CPU), cpu_views (any view: 64, 7,200).
+No preset for GPUs has been run yet.
 """
 
 from __future__ import annotations
@@ -45,7 +60,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -58,9 +73,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 import bodymodels
-from sets.workers import follow_parent
+from sets.samples import follow_parent
 from tasks import genhmr, hmr_adapter, simplehand
-from tasks.base import EVALUATIONS, Predictions, RunConfig, Scores, Task
+from tasks.base import EVALUATIONS, Predictions, Scores, Task
 from tasks.files import (
     Journal,
     add_scores,
@@ -74,14 +89,17 @@ from tasks.files import (
 )
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
+    ON_A_CPU,
     PRECISIONS,
+    RunConfig,
+    Settings,
     check_shares,
     override,
-    precision_of,
-    share,
+    preset_settings,
+    stored_settings,
     suitable_preset,
     supported_precision,
-    with_run_fields,
+    with_optimisation,
 )
 
 PAPERS = {"simplehand": simplehand, "genhmr": genhmr, "hmr_adapter": hmr_adapter}
@@ -166,6 +184,11 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
             batches._shutdown_workers()
 
 
+def share(task: Task, world: World) -> int:
+    """Return the number of samples that one process computes at once."""
+    return task.config.batch_size // (world.size * task.settings.accumulate)
+
+
 def shared_memory() -> str:
     """Describe the size of the shared memory, where the system tells it."""
     path = "/dev/shm"
@@ -194,23 +217,21 @@ class Trainer:
     """Model, optimiser and counters: all that a step changes and a checkpoint keeps."""
 
     def __init__(self, task: Task, world: World, model: nn.Module, compile: bool = False) -> None:
-        config, device = task.config, world.device
-        precision = precision_of(config)
-        self.task, self.config, self.world = task, config, world
-        layout = (torch.channels_last if getattr(config, "channels_last", False)
-                  else torch.contiguous_format)
+        config, settings, device = task.config, task.settings, world.device
+        self.task, self.config, self.settings, self.world = task, config, settings, world
+        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         model = model.to(device, memory_format=layout)
         task.to(device)
         self.model = share_batch_norm(model, device) if world.size > 1 else model
         if compile:
             self.model.compile()
-        self.called: nn.Module = MixedPrecision(self.model, device, precision)
+        self.called: nn.Module = MixedPrecision(self.model, device, settings.precision)
         if world.size > 1:
             # 1 x 1 convolutions: their two memory layouts are the same
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.called = DistributedDataParallel(
                 self.called, [device] if device.type == "cuda" else None)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.optimizer = torch.optim.AdamW(
             task.parameter_groups(self.model), lr=config.learning_rate, fused=True)
         self.buffers = [buffer.clone() for buffer in self.model.buffers()]  # before the step
@@ -249,7 +270,7 @@ class Trainer:
         total: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
             part = self.world.rank * len(batches) + number  # of the step, whoever computes it
-            seed_everything(self.config.seed, self.step, 0, part)
+            seed_everything(self.settings.seed, self.step, 0, part)
             apart = number + 1 < len(batches) and self.world.size > 1  # reduce gradients once
             with self.called.no_sync() if apart else contextlib.nullcontext():
                 loss, terms = self.task.loss(self.called, batch, self.step)
@@ -277,7 +298,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "schedule": {"kind": self.config.schedule, "step": self.step},
-            "rng": {"seed": self.config.seed, "step": self.step},
+            "rng": {"seed": self.settings.seed, "step": self.step},
             "step": self.step,
             "position": self.position,
             "skipped": self.skipped,
@@ -338,7 +359,7 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
     most: the largest number of samples to score.
     """
     own = range(len(task.test_set))[:most][world.rank::world.size]
-    size = max(1, share(task.config, world.size))
+    size = max(1, share(task, world))
     keys = [list(own[start:start + size]) for start in range(0, len(own), size)]
     model.eval()
     parts = [task.predict(model, batch, final).numpy()
@@ -377,19 +398,19 @@ def signals_noted() -> Iterator[list[str]]:
 
 def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> bool:
     """Train to the last step, log, evaluate and save; return False if a signal came before."""
-    task, config, world = trainer.task, trainer.config, trainer.world
+    task, config, settings, world = trainer.task, trainer.config, trainer.settings, trainer.world
     arguments = task.arguments
     keys = rank_batches(trainer.position, config.steps - trainer.step, config.batch_size,
-                        config.accumulate, world, len(task.train_set), config.seed)
+                        settings.accumulate, world, len(task.train_set), settings.seed)
     batches = load_batches(task.train_set, keys, world)
-    journal, stopping = Journal(arguments.out, config, task.UNIT), False
+    journal, stopping = Journal(task), False
     saved, save_seconds = time.monotonic(), 0.0
     while trainer.step < config.steps and not stopping:
-        if trainer.step and trainer.step % config.eval_every == 0:
+        if trainer.step and trainer.step % settings.eval_every == 0:
             scores, _ = evaluate(task, trainer.model, world)
             keep_scores(task, trainer.model, trainer.step, world, about, scores)
         start = time.monotonic()
-        step_batches = [next(batches) for _ in range(config.accumulate)]
+        step_batches = [next(batches) for _ in range(settings.accumulate)]
         # Save when it is time, and for at most a twentieth of the time; with 0 after every step.
         pause = arguments.save_every and max(arguments.save_every, 20 * save_seconds)
         due = world.leader and start - saved > pause
@@ -433,8 +454,8 @@ def give_up(trainer: Trainer, out: Path, batches: list[dict[str, Tensor]]) -> No
 
 
 def choose_config(arguments: argparse.Namespace, run: Mapping | None,
-                  start: nn.Module | None) -> RunConfig:
-    """Choose preset and config by the flags, the run to continue and the model to start from.
+                  start: nn.Module | None) -> tuple[RunConfig, Settings]:
+    """Choose config and settings by the flags, the run to continue and the model to start from.
 
     An existing run is continued, by --resume or by its own command given again, as torchrun does
     after a failure; ValueError if the flags describe another run.
@@ -446,25 +467,37 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
         raise ValueError(f"no preset {arguments.preset!r} for {arguments.name}: expected one of "
                          + ", ".join(task.PRESETS))
     base = task.PRESETS[arguments.preset]
+    settings = preset_settings(task.SETTINGS, arguments.preset, base)
     if known:
         try:
             base = task.config_from(known["config"])
+            settings = dataclasses.replace(settings, **stored_settings(known))
         except TypeError as error:
             raise ValueError(f"the run in {arguments.out} has settings of another version of this "
                              f"code ({error}): continue it with that version, or start a new run "
                              "with --out FOLDER") from error
     elif start is not None:
-        base = with_run_fields(task.config_of(start), base)
-    config = override(task.adapt(base, arguments), arguments.overrides)
-    if supported_precision(precision_of(config)) != precision_of(config):
+        base = with_optimisation(task.config_of(start), base)
+    config, settings = overridden(task.adapt(base, arguments), settings, arguments.overrides)
+    if supported_precision(settings.precision) != settings.precision:
         announce("this GPU has no bf16: training in fp16, with a gradient scaler")
-        config = dataclasses.replace(config, precision="fp16")
+        settings = dataclasses.replace(settings, precision="fp16")
     if run:
-        require_same_run(arguments, run, config)
-    return config
+        require_same_run(arguments, run, config, settings)
+    if arguments.preset not in ON_A_CPU and not torch.cuda.is_available():
+        announce(f"no GPU found: preset {arguments.preset} runs on a CPU; --preset cpu is made for "
+                 "one")
+    return config, settings
 
 
-def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunConfig) -> None:
+def overridden(config: RunConfig, settings: Settings,
+               assignments: Sequence[str]) -> tuple[RunConfig, Settings]:
+    """Apply --set to both; ValueError for a field that neither has."""
+    return override(config, assignments, settings), override(settings, assignments, config)
+
+
+def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunConfig,
+                     settings: Settings) -> None:
     """Raise ValueError if the run in OUT, its checkpoint or results, is another than the flags say.
     """
     wanted = {"name": arguments.name, "preset": arguments.preset,
@@ -472,8 +505,11 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
     other = [name for name, value in wanted.items() if run[name] != value]
     if not arguments.resume:
         known, own = (json.loads(json.dumps(values)) for values in (  # results.json has lists
-            run["config"], dataclasses.asdict(config)))
+            stored_settings(run) | run["config"],
+            dataclasses.asdict(settings) | dataclasses.asdict(config)))
         other += [name for name, value in own.items() if known.get(name) != value]
+        if arguments.protocol not in (None, run.get("protocol", arguments.protocol)):
+            other.append("protocol")
     if other:
         raise ValueError(f"{arguments.out} already holds another run (it differs in "
                          f"{', '.join(other)}): continue that one with --resume, or start this "
@@ -482,7 +518,7 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
 
 def build(task: Task, start: nn.Module | None) -> nn.Module:
     """Build the model as training begins; ValueError if there is no model with these settings."""
-    seed_everything(task.config.seed)
+    seed_everything(task.settings.seed)
     try:
         model = task.build()
         if start is not None:
@@ -508,7 +544,7 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
             fail(f"the checkpoint in {out} does not fit these settings ({first_line(error)}): "
                  "continue without changing the network, or start a new run with --out FOLDER")
     elif world.leader:
-        size, count = share(task.config, world.size), min(BASELINE_SAMPLES, len(task.train_set))
+        size, count = share(task, world), min(BASELINE_SAMPLES, len(task.train_set))
         keys = (list(range(first, min(first + size, count))) for first in range(0, count, size))
         task.set_baseline(load_batches(task.train_set, keys, world))
         out.mkdir(parents=True, exist_ok=True)
@@ -559,16 +595,19 @@ def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, 
     try:
         if arguments.eval:
             model, origin = kind.load(arguments)
-            task = kind(override(kind.config_of(model), arguments.overrides), arguments, origin)
+            config = kind.config_of(model)
+            settings = kind.settings_of(config, arguments, origin)
+            config, settings = overridden(config, settings, arguments.overrides)
+            task = kind(config, arguments, origin, settings)
         else:
             run = read_run(path)
             if arguments.resume and run is None:
                 announce(f"--resume: no run in {arguments.out}, a new one begins")
             start, origin = kind.load(arguments) if arguments.checkpoint else (None, {})
-            config = choose_config(arguments, run, start)
-            check_shares(config, int(os.environ.get("WORLD_SIZE", 1)))
+            config, settings = choose_config(arguments, run, start)
+            check_shares(config, settings, int(os.environ.get("WORLD_SIZE", 1)))
             origin = run or origin
-            task = kind(config, arguments, origin)
+            task = kind(config, arguments, origin, settings)
             model = build(task, start)
         announce(f"data: {task.data}; what is rendered or packed once is kept in "
                  f"{arguments.cache}")
@@ -614,6 +653,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the flags; with --model, --help also lists the fields of --set."""
     configs = dict.fromkeys(task.Config for name, task in TASKS.items()
                             if name.partition("-")[0] in argv)
+    configs |= dict.fromkeys([Settings] * bool(configs))
     parser = Parser(
         prog="train.py", formatter_class=Parser.Formatter, description=__doc__,
         epilog="Fields of --set:\n\n" + "\n".join(map(inspect.getsource, configs)) if configs else

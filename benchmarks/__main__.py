@@ -1,4 +1,8 @@
-"""Speed beside the usual code; gpu: all that needs a GPU. Times are medians of interleaved runs."""
+"""Speed beside the usual code. Times are medians of interleaved runs.
+
+tradeoff draws SimpleHand's error against its time, of models that tables.py has trained (table7,
+table1); alarms says how often demo.py is right; gpu measures all that needs a GPU.
+"""
 
 import argparse
 import importlib
@@ -9,9 +13,14 @@ from pathlib import Path
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("name", choices=("simplehand", "genhmr", "bodymodels", "metrics", "gpu"))
+    parser.add_argument("name", choices=("simplehand", "genhmr", "bodymodels", "metrics",
+                                         "tradeoff", "alarms", "gpu"))
     parser.add_argument("--preset", default="paper", help="of a paper's model (default: paper)")
     parser.add_argument("--seconds", type=float, default=4.0, help="per measurement (default: 4)")
+    parser.add_argument("--count", type=int, default=200,
+                        help="alarms: images (default: %(default)s)")
+    parser.add_argument("--runs", type=Path, default="runs/simplehand-tables",
+                        help="tradeoff: the folder of tables.py's runs (default: %(default)s)")
     arguments = parser.parse_args(argv)
     importlib.import_module(f"benchmarks.{arguments.name}").run(arguments)
 

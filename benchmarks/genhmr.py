@@ -1,53 +1,32 @@
-"""GenHMR's deformable attention beside the usual way to compute it, and the time of every part."""
+"""GenHMR's deformable attention, plain and fast, and the time of every part."""
 
 import argparse
+import copy
 from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.timing import table
 from bodymodels import load_model
-from genhmr import PRESETS, Config, DeformableAttention, refine, sample
+from genhmr import PRESETS, Config, DeformableAttention, Sampled, refine, sample_from
+from networks import fast
 from networks.small_encoder import build_genhmr
 
 
-def project_then_sample(attention: DeformableAttention, queries: Tensor, reference: Tensor,
-                        values: Tensor, sizes: Tensor) -> Tensor:
-    """DeformableAttention as it is usually written: project all cells, then sample each map."""
-    heads, maps, points = attention.shape
-    batch, length, _ = queries.shape
-    offsets = attention.sampling_offsets(queries).unflatten(2, (*attention.shape, 2))
-    weights = attention.attention_weights(queries).unflatten(2, (heads, -1)).softmax(-1)
-    projected = attention.value_proj(values).unflatten(2, (heads, -1))  # (B, N, H, D / H)
-    shapes, total = sizes.tolist(), 0.0
-    cells = [height * width for height, width in shapes]
-    for level, (part, (height, width)) in enumerate(
-            zip(projected.split(cells, 1), shapes, strict=True)):
-        grid = 2.0 * reference[:, None, None] - 1.0 + 2.0 * offsets[:, :, :, level] / (
-            torch.tensor([width, height], device=queries.device))  # (B, L, H, P, 2)
-        sampled = F.grid_sample(part.permute(0, 2, 3, 1).reshape(batch * heads, -1, height, width),
-                                grid.transpose(1, 2).flatten(0, 1), align_corners=False)
-        weight = weights.unflatten(3, (maps, points))[:, :, :, level].transpose(1, 2)
-        total = total + (sampled * weight.flatten(0, 1)[:, None]).sum(3)  # (B H, D / H, L)
-    return attention.output_proj(total.view(batch, -1, length).transpose(1, 2))
-
-
 def benchmark_attention(width: int, seconds: float) -> None:
-    """Print the times of 96 queries on 15,552 cells, the usual way's and ours."""
+    """Print the times of 96 queries on 15,552 cells, the plain module's and the fast one's."""
     attention = DeformableAttention(replace(Config(), width=width, pyramid_width=width))
     for parameter in attention.parameters():
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-    inputs = (torch.randn(1, 96, width), torch.rand(96, 2), torch.randn(1, 15_552, width),
-              torch.tensor([(16, 12), (64, 48), (128, 96)]))
-    peers = {"usual": partial(project_then_sample, attention), "ours": attention}
-    usual, ours = (peer(*inputs) for peer in peers.values())
-    error = ((ours - usual).abs().max() / usual.abs().max()).item()
+    inputs = torch.randn(1, 96, width), torch.rand(96, 2), torch.randn(1, 15_552, width)
+    peers = {"plain": attention, "fast": fast.replace(copy.deepcopy(attention))}
+    plain, quick = (peer(*inputs) for peer in peers.values())
+    error = ((quick - plain).abs().max() / plain.abs().max()).item()
     ways = {name: torch.no_grad()(partial(peer, *inputs)) for name, peer in peers.items()}
     table(f"attention, width {width}, differs by {error:.0e}", ways, seconds)
-    trained = [x.requires_grad_(x.is_floating_point()) for x in inputs]
+    trained = [x.requires_grad_() for x in inputs]
     table("the same, forward and backward", {
         name: lambda peer=peer: peer(*trained).sum().backward() for name, peer in peers.items()},
         seconds)
@@ -60,17 +39,20 @@ def time_per_image(config: Config, seconds: float, device: str = "cpu") -> None:
     The paper also says that AITI "measures per-iteration processing time", but its figures grow
     with T and P. Weights are random: times do not depend on them.
     """
-    model = build_genhmr(config).eval().to(device)
+    model = fast.replace(build_genhmr(config)).eval().to(device)
     body = load_model("body").for_keypoints().to(device)
     images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
 
+    def sampled(iterations: int) -> Sampled:
+        return sample_from(model, model.encode(images), iterations=iterations)
+
     def refined(steps: int) -> None:
-        found = sample(model, images, iterations=5)
-        refine(model, found.embeddings, found.betas, found.camera, images.new_zeros(1, 45, 2),
+        start = sampled(5)
+        refine(model, start.embeddings, start.betas, start.camera, images.new_zeros(1, 45, 2),
                images.new_ones(1, 45), lambda betas, pose: body.keypoints(body(betas, pose)),
                iterations=steps)
 
-    ways = {f"T = {T} (RTX A5000: {paper} ms)": partial(sample, model, images, iterations=T)
+    ways = {f"T = {T} (RTX A5000: {paper} ms)": partial(sampled, T)
             for T, paper in {1: 32, 3: 75, 5: 102, 10: 255, 15: 321, 20: 412}.items()}
     ways |= {f"T = 5, P = {P} (RTX A5000: {paper} ms)": partial(refined, P)
              for P, paper in {1: 154, 3: 209, 5: 253, 10: 444, 20: 638}.items()}
@@ -80,7 +62,7 @@ def time_per_image(config: Config, seconds: float, device: str = "cpu") -> None:
 @torch.no_grad()
 def benchmark_parts(config: Config, seconds: float, device: str = "cpu") -> None:
     """Print the time of every part of the model."""
-    model = build_genhmr(config).eval().to(device)
+    model = fast.replace(build_genhmr(config)).eval().to(device)
     body = load_model("body").for_keypoints().to(device)
     images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
     features = model.encode(images)

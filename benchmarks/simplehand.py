@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.timing import table
 from networks.backbones import simplehand_model
-from networks.fast_simplehand import variants
+from networks.fast import variants
 from simplehand import PRESETS, SimpleHand
 
 

@@ -32,7 +32,7 @@ from hmr_adapter import (
     axis_angle_to_matrix,
     require,
 )
-from networks.small_experts import body_expert, hand_expert
+from networks.adapter_encoders import body_expert, hand_expert
 
 
 class FineTunedHand(HandAdapter):
@@ -111,7 +111,7 @@ class ConcatHand(HandAdapter):
     def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
               scale: float) -> Tensor:
         check_scale(self, scale)
-        arm_features = self.arm(*self.prepare_arm(arm, arm_valid, len(features)))  # (B, 8, 1280)
+        arm_features = self.arm(arm, arm_valid, len(features))  # (B, 8, 1280)
         return self.decoder(self.context(features, arm_features))
 
     def context(self, features: Tensor, arm_features: Tensor) -> Tensor:
@@ -140,8 +140,8 @@ class BodyTokenAdapter(BodyAdapter):
         self.token_proj = nn.Linear(self.config.expert.vit_dim, self.config.expert.joint_dim)
         self.build_decoder()
 
-    def knuckle_features(self, features: BodyFeatures, *_) -> tuple[Tensor, None]:
-        return self.token_proj(features.tokens[:, TASKS["pose"]]), None  # (B, 25, 512)
+    def knuckle_features(self, features: BodyFeatures, *_) -> Tensor:
+        return self.token_proj(features.tokens[:, TASKS["pose"]])  # (B, 25, 512)
 
 
 class ConcatBody(BodyAdapter):
@@ -155,16 +155,12 @@ class ConcatBody(BodyAdapter):
         for name in ("root_pose_out", "body_pose_out"):
             old = getattr(regressor, name)[0]
             new = nn.Linear(old.in_features + extra, old.out_features).to(old.weight)
-            if self.config.concat_init == "zero_pad":  # the new inputs have no effect at first
-                with torch.no_grad():
-                    new.weight.copy_(F.pad(old.weight, (0, extra)))
-                    new.bias.copy_(old.bias)
             setattr(regressor, name, nn.Sequential(new))
 
     def poses(self, features: BodyFeatures, size: int, knuckles: Tensor | None,
               hand_valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
         check_scale(self, scale)
-        knuckle_features, _ = self.knuckle_features(features, size, knuckles, hand_valid)
+        knuckle_features = self.knuckle_features(features, size, knuckles, hand_valid)
         pose_6d = self.regress(features, knuckle_features)
         return pose_6d, pose_6d
 
@@ -172,7 +168,7 @@ class ConcatBody(BodyAdapter):
         regressor = self.expert.body_regressor
         joined = regressor.joined(self.expert.pose_features(features), features.joints)
         joined = torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1)
-        return self.expert.regress(joined, features)
+        return regressor.rotations(joined)
 
 
 class WeightedBody(ConcatBody):
@@ -188,7 +184,7 @@ class WeightedBody(ConcatBody):
         moderated = self.moderator(self.expert.pose_features(features),
                                    knuckle_features.mean(1, keepdim=True))
         regressor = self.expert.body_regressor
-        return self.expert.regress(regressor.joined(moderated, features.joints), features)
+        return regressor.rotations(regressor.joined(moderated, features.joints))
 
 
 RIVALS = (FineTunedHand, HandImageAdapter, ConcatHand, WeightedHand,

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import simplehand
-from sets.hand_crops import rotation, upright_view
+from sets.crops import rotation, upright_view
 from simplehand import MeshHead, MetaFormerBlock, SimpleHand, fold_norms
 
 STEP = math.radians(10)  # between the angles of further passes (our choice)
@@ -40,7 +40,6 @@ class Config(simplehand.Config):
     backbone: str = "unet"
     upright_passes: int = 3  # further passes of inference; 0: look once
     weight_heat_maps: float = 0.5  # of their cross-entropy
-    augmentation: str = "rendered_upright"
 
 
 def build(config: Config) -> SimpleHand:
@@ -119,7 +118,7 @@ class HeatMapKeypoints(nn.Conv2d):
     """
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config.token_width, config.points, 1)
+        super().__init__(config.token_width, config.num_points, 1)
 
     def forward(self, features: Tensor, last: Tensor) -> dict[str, Tensor]:
         """X_b (B, C, h, w) -> keypoints_2d, heat_maps and spread_2d, see build."""
@@ -156,8 +155,8 @@ class PlacedHead(MeshHead):
         super().__init__(config, config.token_width)
         self.place = nn.Linear(2, self.layers[0].project.in_features)
 
-    def tokens(self, features: Tensor, points: Tensor) -> Tensor:
-        return super().tokens(features, points) + self.place(4.0 * points - 2.0)
+    def generate(self, features: Tensor, points: Tensor) -> Tensor:
+        return super().generate(features, points) + self.place(4.0 * points - 2.0)
 
 
 # ------------------------------------------------------------------------------------ losses
@@ -218,7 +217,7 @@ class Upright(nn.Module):
         count = self.config.upright_passes
         passes = [self.look(images, angle + STEP * (number - (count - 1) / 2), side)
                   for number in range(count)]
-        vertices, points, spread = (torch.stack([found[name] for found in passes], 1) for name in
+        vertices, points, spread = (torch.stack([hand[name] for hand in passes], 1) for name in
                                     ("vertices", "keypoints_2d", "spread_2d"))  # (B, P, N, ...)
         doubt = spread.mean(2).clamp(min=1e-3)  # (B, P)
         share = F.normalize(doubt**-TRUST, p=1.0, dim=1)[:, :, None, None]
@@ -230,12 +229,12 @@ class Upright(nn.Module):
 
     def look(self, images: Tensor, angle: Tensor, side: Tensor) -> dict[str, Tensor]:
         """Return what the network finds in the crops that `turn` makes, in the axes of images."""
-        found = self.model(turn(images, angle, side))
+        hand = self.model(turn(images, angle, side))
         back = rotation(angle)  # of row vectors: x R = R^T x
-        flat, depth = found["vertices"].split((2, 1), dim=2)
-        points = 0.5 + side[:, None, None] * (found["keypoints_2d"] - 0.5) @ back
+        flat, depth = hand["vertices"].split((2, 1), dim=2)
+        points = 0.5 + side[:, None, None] * (hand["keypoints_2d"] - 0.5) @ back
         return {"vertices": torch.cat((flat @ back, depth), 2), "keypoints_2d": points,
-                "spread_2d": side[:, None] * found["spread_2d"]}
+                "spread_2d": side[:, None] * hand["spread_2d"]}
 
 
 def looking_again(model: SimpleHand) -> nn.Module:
@@ -259,11 +258,10 @@ def turn(images: Tensor, angle: Tensor, side: Tensor) -> Tensor:
 
 PRESETS = {
     # Two CPU cores: an hour of training, with boxes that cut the hand, coloured light, motion blur
-    # and JPEGs. Start it from assets/hmr_adapter_hand_cpu.pt with --backbone.
+    # and JPEGs.
     "cpu_views": Config(
         image_size=64, embed_dims=(16, 32, 64, 128), depths=(1, 1, 1, 2), upsample=(1,),
         token_width=64, dims=(128, 32, 16), blocks=(3, 0, 0), heads=4, regressor_mlp_ratio=2.0,
         dropout=0.0, drop_path=0.0, output_scale=0.1, weight_keypoints_2d=5.0,
-        batch_size=64, steps=7_200, warmup_steps=100, learning_rate=1.5e-3, schedule="cosine",
-        precision="fp32", eval_every=1_800, train_samples=80_000, views=90.0, in_plane=180.0),
+        batch_size=64, steps=7_200, warmup_steps=100, learning_rate=1.5e-3, schedule="cosine"),
 }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import simplehand
 from networks import any_view, fast
+from networks.any_view import ResidualBlock
 from simplehand import Config, DropPath, SimpleHand, fold_norms, mlp, require
 
 
@@ -41,19 +42,6 @@ def conv_norm(channels_in: int, channels_out: int, size: int, stride: int = 1,
     """Convolution, batch norm and, if `activate`, ReLU."""
     conv = nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=bias)
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out), *[nn.ReLU()] * activate)
-
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a skip."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = conv_norm(channels, channels, 3, activate=False)
-        self.conv2, self.bn2 = conv_norm(channels, channels, 3, activate=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(x + self.bn2(self.conv2(y)))
 
 
 class Bottleneck(nn.Module):
@@ -92,7 +80,7 @@ class Exchange(nn.Module):
         super().__init__()
         branches = range(len(widths))
         self.branches = nn.ModuleList(
-            nn.Sequential(*[BasicBlock(width) for _ in range(4)]) for width in widths)
+            nn.Sequential(*[ResidualBlock(width) for _ in range(4)]) for width in widths)
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(resize(widths, source, target) for source in branches)
             for target in branches)

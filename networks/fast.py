@@ -1,27 +1,36 @@
-"""What makes SimpleHand fast, at equal results, and files for programs without simplehand.py."""
+"""Faster equals of the papers' modules: `replace` puts them in, for train.py and demo.py.
+
+Also faster ways to run SimpleHand alone: sampled cells, channels last, bfloat16, CUDA graphs; and
+files for programs without simplehand.py.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import io
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bodymodels import write_atomically
+from genhmr import DeformableAttention
+from simplehand import Config, MeshHead, SimpleHand
+
+Way = Callable[[], Mapping[str, Tensor]]
 
 
 def replace(model: nn.Module) -> nn.Module:
-    """Give a model fast equals of its plain layers, in place; names and weights stay."""
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if type(layer) is nn.ConvTranspose2d and layer.kernel_size == layer.stride:
-                patches = PatchDeconv(layer.in_channels, layer.out_channels, layer.kernel_size,
-                                      layer.stride, bias=layer.bias is not None, device="meta")
-                patches.weight, patches.bias = layer.weight, layer.bias
-                setattr(parent, name, patches)
+    """Give a model the fast equals of its layers, in place; names and weights stay."""
+    for module in model.modules():
+        if type(module) is DeformableAttention:
+            module.__class__ = GatheringAttention
+        for layer in module.deconv if isinstance(module, MeshHead) else ():
+            if type(layer) is nn.ConvTranspose2d:
+                layer.__class__ = PatchDeconv
     return model
 
 
@@ -33,6 +42,178 @@ class PatchDeconv(nn.ConvTranspose2d):
         patches = patches.unflatten(3, self.weight.shape[1:]).permute(0, 3, 1, 4, 2, 5)
         y = patches.flatten(4).flatten(2, 3)  # (B, C', H, 4, W, 4) -> (B, C', 4 H, 4 W)
         return y if self.bias is None else y + self.bias[:, None, None]
+
+
+# -------------------------------------------------------------------------------------- GenHMR
+
+
+class GatheringAttention(DeformableAttention):
+    """Samples first and then projects what it sampled, as both steps are linear.
+
+    The cells around all points of a head are one embedding bag: nothing as large as a map is made.
+    """
+
+    def sample_maps(self, values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        sampled, inside = gather(values, self.cells, locations, weights)  # (B, L, H, C)
+        projection = self.value_proj.weight.unflatten(0, (self.shape[0], -1))  # W, (H, D / H, C)
+        x = torch.einsum("blhc,hdc->blhd", sampled, projection)  # (B, L, H, D / H)
+        bias = self.value_proj.bias.unflatten(0, (self.shape[0], -1))
+        return (x + inside[..., None] * bias).flatten(2)
+
+
+def gather(values: Tensor, cells: Tensor, locations: Tensor,
+           weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum bilinear samples of several maps: sum_l sum_k A_lyk x^l(p_lyk).
+
+    values: (B, N, C), the cells of all maps x^l, each map row by row. cells: (maps, 2) int64,
+    width and height of each. locations: (B, L, H, maps, P, 2), x and y in 0..1 over each map.
+    weights: A, (B, L, H, maps, P). Returns the sums (B, L, H, C) and, (B, L, H), the sums of the
+    weights of what lies inside. Maps are zero outside; a NaN stays in its own query.
+    """
+    starts = cells.prod(1).cumsum(0) - cells.prod(1)  # first row of each map in `values`
+    width, height, start = torch.cat((cells, starts[:, None]), 1).repeat_interleave(
+        weights.shape[4], 0).unbind(1)  # of every point, (maps * P,)
+    start = start + values.shape[1] * torch.arange(
+        len(values), device=values.device).view(-1, 1, 1, 1)  # (B, 1, 1, maps * P)
+    x, y = locations.flatten(3, 4).unbind(-1)  # (B, L, H, maps * P)
+    index, weight = [], []
+    for row, near_y in neighbours(y, height):
+        for column, near_x in neighbours(x, width):
+            index.append(start + row * width + column)
+            weight.append(weights.flatten(3) * near_y * near_x)
+    weight = torch.cat(weight, -1).to(values)  # (B, L, H, 4 * maps * P)
+    sums = F.embedding_bag(torch.cat(index, -1).flatten(0, 2), values.flatten(0, 1), mode="sum",
+                           per_sample_weights=weight.flatten(0, 2))
+    return sums.view(*weight.shape[:3], -1), weight.sum(-1)
+
+
+def neighbours(at: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Find the two cells around positions in 0..1 of a row of `size` cells, and their weights.
+
+    The centre of the first cell is at 0.5 / size. Cells outside are replaced, with weight 0.
+    """
+    at = torch.minimum((at * size - 0.5).clamp_min(-1.0), size.to(at))  # farther out is the same
+    low = at.detach().floor()
+    cell = low.nan_to_num(0.0).long()  # a NaN stays in the weights of its own query
+    last = size - 1
+    first = torch.where((cell < 0) | (cell > last), 0.0, low + 1.0 - at)
+    second = torch.where(cell >= last, 0.0, at - low)
+    return [(torch.minimum(cell.clamp_min(0), last), first),
+            (torch.minimum(cell + 1, last), second)]
+
+
+# ---------------------------------------------------------------------------------- SimpleHand
+
+
+class SampledHead(nn.Module):
+    """A fused MeshHead that computes its deconvolution only at the cells that are read.
+
+    21 points read at most 84 of 784 cells. Each of these is a cell of X_b times one of the
+    deconvolution's 16 matrices. The results are exact, but shapes depend on the points: this head
+    is for eager inference, not for export, torch.compile or CUDA graphs.
+    """
+
+    def __init__(self, head: MeshHead) -> None:
+        super().__init__()
+        self.head, deconv = head, head.deconv[0]
+        self.factor = deconv.stride[0]
+        self.weight = nn.Parameter(deconv.weight.flatten(2).permute(2, 0, 1).contiguous())
+        self.bias, head.deconv = deconv.bias, None
+
+    def forward(self, features: Tensor, points: Tensor) -> Tensor:
+        return self.head.regress(self.generate(features, points))
+
+    def generate(self, x: Tensor, points: Tensor) -> Tensor:
+        """X_b (B, C, H, W), points (B, N, 2) in 0..1 -> (B, N, C')."""
+        last = points.new_tensor([self.factor * x.shape[3] - 1, self.factor * x.shape[2] - 1])
+        place = (points * (last + 1) - 0.5).clamp(torch.zeros_like(last), last)  # (B, N, 2)
+        low, step = place.floor(), points.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
+        cell = torch.minimum(low[:, :, None] + step, last).long()  # (B, N, 4, 2), x and y
+        share = 1 - (place[:, :, None] - low[:, :, None] - step).abs()  # bilinear
+        coarse, phase = cell // self.factor, cell % self.factor
+        batch = torch.arange(len(x), device=x.device)[:, None, None]
+        rows = x[batch, :, coarse[..., 1], coarse[..., 0]].flatten(0, 2)  # (B N 4, C)
+        phase = (phase[..., 0] + self.factor * phase[..., 1]).flatten()  # which of the matrices
+
+        order = phase.argsort()
+        counts = phase.bincount(minlength=len(self.weight)).tolist()
+        parts = zip(rows[order].split(counts), self.weight, strict=True)
+        in_order = torch.cat([torch.addmm(self.bias, *part) for part in parts]).relu()
+        values = torch.empty_like(in_order)
+        values[order] = in_order
+        values = values.view(*cell.shape[:3], -1)  # (B, N, 4, C')
+        return (share.prod(-1, keepdim=True) * values).sum(2)
+
+
+def samples_cells(config: Config) -> bool:
+    """Whether SampledHead computes the same as a model of this config."""
+    return (config.sampling in ("point", "coarse_mesh") and not config.official
+            and not config.refine and len([f for f in config.upsample if f > 1]) == 1)
+
+
+def with_sampled_cells(fused: SimpleHand) -> SimpleHand:
+    """Give a fused model a SampledHead, in place. Raises ValueError where that is not possible."""
+    if not samples_cells(fused.config):
+        raise ValueError("sampled cells: expected points sampled from one deconvolution, without "
+                         "the release's sine map")
+    fused.mesh_head = SampledHead(fused.mesh_head)
+    return fused
+
+
+class InBfloat16(nn.Module):
+    """A backbone in bfloat16, channels last; its maps come back in the precision of its input."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone.to(torch.bfloat16, memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(maps.to(x.dtype) for maps in self.backbone(x.to(torch.bfloat16)))
+
+
+def fuse_bf16(model: SimpleHand) -> SimpleHand:
+    """Return a fused copy with its backbone in bfloat16: not exact. Coordinates stay float32."""
+    fused = model.fuse()
+    fused.backbone = InBfloat16(fused.backbone)
+    return fused
+
+
+def variants(model: SimpleHand, images: Tensor) -> dict[str, Callable[[], Way]]:
+    """Ways to run the model on these images, by name; the plain model is the first.
+
+    Each value prepares its way, which may fail on this machine, and returns the function to time.
+    """
+    last = images.contiguous(memory_format=torch.channels_last)
+
+    def run(way: Callable[[Tensor], Mapping[str, Tensor]], images: Tensor = images) -> Way:
+        return lambda: way(images)
+
+    def sampled(model: SimpleHand) -> SimpleHand:
+        return with_sampled_cells(model) if samples_cells(model.config) else model
+
+    ways = {"plain": lambda: run(model), "fused": lambda: run(model.fuse())}
+    if samples_cells(model.config):
+        ways["fused, sampled cells"] = lambda: run(sampled(model.fuse()))
+    ways["the same, channels last"] = lambda: run(
+        sampled(model.fuse()).to(memory_format=torch.channels_last), last)
+    ways["the same, bf16"] = lambda: run(sampled(fuse_bf16(model)), last)
+    ways["fused, torch.compile"] = lambda: run(torch.compile(model.fuse(), dynamic=False))
+    if images.is_cuda:
+        ways["fused, bf16, CUDA graph"] = lambda: cuda_graph(fuse_bf16(model), last)
+    return ways
+
+
+def cuda_graph(model: SimpleHand, images: Tensor) -> Way:
+    """Record the model on these images; calls replay it, without a launch for each kernel."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # libraries choose and allocate before the recording
+        for _ in range(3):
+            model(images)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        output = model(images)
+    return lambda: graph.replay() or output
 
 
 @torch.no_grad()
@@ -52,7 +233,7 @@ def export(model: nn.Module, path: Path) -> float:
         raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
     images = torch.randint(0, 256, (3, 3, *[model.config.image_size] * 2), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(0))
-    expected, found, file = model(images), {}, io.BytesIO()
+    expected, again, file = model(images), {}, io.BytesIO()
     program = torch.export.export(model, (images[:2],),
                                   dynamic_shapes=({0: torch.export.Dim("batch")},))
     if onnx:
@@ -63,14 +244,14 @@ def export(model: nn.Module, path: Path) -> float:
             import onnxruntime
             arrays = onnxruntime.InferenceSession(file.getvalue()).run(
                 [*expected], {"images": images.numpy()})
-            found = dict(zip(expected, map(torch.from_numpy, arrays), strict=True))
+            again = dict(zip(expected, map(torch.from_numpy, arrays), strict=True))
     else:
         for node in list(program.graph.nodes):  # these would insist on the device of this export
             if node.target is torch.ops.aten._assert_tensor_metadata.default:
                 program.graph.erase_node(node)
         program.graph_module.recompile()
         torch.export.save(program, file)
-        found = torch.export.load(io.BytesIO(file.getvalue())).module()(images)
+        again = torch.export.load(io.BytesIO(file.getvalue())).module()(images)
     write_atomically(path, file.getvalue())
-    return max(((found[name] - value).abs().max().item() for name, value in expected.items()
-                if name in found), default=math.nan)
+    return max(((again[name] - value).abs().max().item() for name, value in expected.items()
+                if name in again), default=math.nan)

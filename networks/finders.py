@@ -17,11 +17,25 @@ from typing import NamedTuple
 import numpy as np
 
 from bodymodels import JOINT_SETS
-from sets.keypoint_files import LEAST_CONFIDENCE, choose_person, read_keypoints, to_smpl45
+from networks.smooth import overlap
+from sets.images import LEAST_CONFIDENCE, choose_person, read_keypoints, to_smpl45
 
 INSTALL = "pip install mediapipe==0.10.21"  # the last with weights, for Python 3.9 to 3.12
 MOST_HANDS = 8  # that are looked for in one picture (our choice)
-CONTEXT = 1.5  # sides of the part where a hand is looked for, per side of its box (our choice)
+# Sides of the part of a picture where a hand or a person is looked for, per side of the box. A
+# person whom only a part of the picture shows is looked for again there; if the keypoints are
+# further apart than AGREED, per side, there is nobody: that refused all eight finds in tiles of
+# seven photographs without people (our choices).
+CONTEXT, AGREED = 1.5, 0.1
+SAME = 0.3  # overlap of two boxes of one hand or person, intersection over union (our choice)
+SAME_FACE = 0.15  # distance of the faces of one person, per side of the smaller box (our choice)
+FACE = [JOINT_SETS["smpl45"].index(name) for name in (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear")]
+PALM, KNUCKLES = 1.7, ("index1", "pinky1")  # side of a hand's box, per distance from the wrist to
+# the middle of these knuckles, where its centre is (medians of 300 rendered hands)
+LIMBS = [f"{side}_{joint}" for joint in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+         for side in ("left", "right")]  # the joints of a person by which a mesh is judged
+TINY, GREY = 32, 128  # pixels: a box too small to see a pose; what the mask hides (our choices)
 
 
 class Found(NamedTuple):
@@ -33,6 +47,7 @@ class Found(NamedTuple):
     keypoints: np.ndarray | None = None  # x, y in pixels, confidence: of a hand (21, 3), of a
     # person (45, 3) in the order of smpl45
     mask: np.ndarray | None = None  # (H, W) float32 0..1, of a person; 0 outside of the part seen
+    hands: np.ndarray | None = None  # (2, 4) boxes of a person's right and left hand, NaN unknown
     source: str = "MediaPipe"  # of the keypoints, or why there are none
 
 
@@ -57,12 +72,19 @@ def parse_box(text: str, kind: str) -> Found:
 
 
 def find(kind: str, image: np.ndarray, given: Sequence[Found] = (),
-         file: str | PathLike | None = None, picture: str | PathLike = "") -> list[Found]:
+         file: str | PathLike | None = None, picture: str | PathLike = "", *,
+         hands: bool = False) -> list[Found]:
     """Find the hands or people of a picture (H, W, 3) uint8 RGB: in boxes, or all that are seen.
 
-    kind: "hand" or "person". given: boxes and sides. file, picture: see look_inside.
+    kind: "hand" or "person". given: boxes and sides. file, picture: see look_inside. hands: also
+    look closely for the boxes of people's hands.
     Raises ValueError if there are none, with the reason and what to do.
     """
+    if hands:
+        people = find(kind, image, given, file, picture)
+        return [one if one.hands is None else one._replace(hands=np.array(
+            [hand.box if hand else (math.nan,) * 4 for hand in find_their_hands(image, one)]))
+            for one in people]
     if given or file:
         return [look_inside(kind, image, one, file, picture) for one in given or [Found()]]
     give = (f"give the {kind}'s place in pixels, --box X,Y,WIDTH,HEIGHT with X,Y its upper left "
@@ -97,6 +119,66 @@ def look_inside(kind: str, image: np.ndarray, given: Found, file: str | PathLike
         return given._replace(source=f"no --keypoints, and {error}")
     return found[0]._replace(box=given.box, side=given.side) if found else given._replace(
         source=f"MediaPipe sees nobody{inside}")
+
+
+def without_background(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Make everything but the person grey: networks see limbs in real backgrounds."""
+    if mask is None:
+        return image
+    return np.uint8(np.rint(image * mask[..., None] + GREY * (1 - mask[..., None])))
+
+
+def box_notes(box: Sequence[float] | None, shape: Sequence[int]) -> list[str]:
+    """Warn of a box that is tiny, or mostly outside of a picture of (height, width)."""
+    if box is None:
+        return []
+    x, y, w, h = box
+    inside = np.minimum((x + w, y + h), shape[1::-1]) - np.maximum((x, y), 0)
+    part = inside.clip(0).prod() / (w * h)
+    tiny = f"warning: the box is only {w:.0f} x {h:.0f} px, too small to show a pose"
+    outside = f"warning: only {100 * part:.0f} % of the box x,y,width,height is inside the picture"
+    return [tiny] * (max(w, h) < TINY) + [outside] * bool(part < 0.5)
+
+
+def warnings(found: Found, shape: Sequence[int], mesh: np.ndarray, own: np.ndarray | None,
+             limits: tuple[float, float], heading: float) -> list[str]:
+    """Return warnings of a mesh: of its box, of 2D keypoints that it does not fit, and of backs.
+
+    shape: height and width of the picture. mesh: its keypoints (J, 2), NaN where it has none. own:
+    where the network sees them (J, 3). limits: largest misfits of the given ones, which alone count
+    where there are any, and of the network's own. heading: largest angle from the camera in
+    training, degrees.
+    """
+    notes = box_notes(found.box, shape)
+    for rows, least, most, whose in (
+            (found.keypoints, LEAST_CONFIDENCE, limits[0], f"({found.source})"),
+            (own, 1e-6, limits[1], "of the network")):
+        distance = None if rows is None else misfit(mesh, rows, least)
+        if distance is not None:
+            notes += [f"warning: the mesh does not fit the 2D keypoints {whose}: they are "
+                      f"{100 * distance:.0f} % of their extent apart on average; do not trust this "
+                      "result"] * (distance > most)
+            break
+    if heading < 120 and from_behind(found.keypoints):
+        notes.append("warning: this person is seen from behind, as nobody in training was: do not "
+                     "trust this result")
+    return notes
+
+
+def misfit(mesh: np.ndarray, rows: np.ndarray, least: float) -> float | None:
+    """Return the mean distance of a mesh's keypoints (J, 2) from rows x, y, confidence (J, 3).
+
+    In long sides of the tight box of the rows of at least this confidence. Of a person, shoulders,
+    elbows, wrists, hips, knees and ankles count, if any is seen. None if nothing can be compared.
+    """
+    sure = rows[:, 2] >= least
+    both = sure & np.isfinite(mesh).all(1)
+    limbs = both & [name in LIMBS for name in JOINT_SETS["smpl45"]] if len(rows) == 45 else both
+    both = limbs if limbs.any() else both
+    side = max(box_of(rows[sure])[2:]) if both.any() else 0
+    if side == 0:
+        return None
+    return float(np.linalg.norm(rows[both, :2] - mesh[both], axis=1).mean() / side)
 
 
 def from_behind(keypoints: np.ndarray | None) -> bool:
@@ -152,7 +234,7 @@ def quiet() -> Iterator[None]:
 
 
 def find_hands(image: np.ndarray, box: Sequence[float] | None = None) -> list[Found]:
-    """Find the hands in a picture (H, W, 3) uint8 RGB, from left to right.
+    """Find the hands in a picture (H, W, 3) uint8 RGB and those of its people, left to right.
 
     box: x, y, width, height in pixels. Only hands whose middle is inside are returned, the one
     that is nearest to the middle of the box first. Raises ImportError as `solution`.
@@ -175,6 +257,9 @@ def find_hands(image: np.ndarray, box: Sequence[float] | None = None) -> list[Fo
         side = "right" if sides.classification[0].label == "Left" else "left"
         found.append(Found(box_of(keypoints), side, keypoints))
     if box is None:
+        for person in find_people(image):
+            found += [hand for hand in find_their_hands(image, person)
+                      if hand is not None and hand.keypoints is not None and is_new(hand, found)]
         return sorted(found, key=lambda one: one.box)
 
     def distance(one: Found) -> float:
@@ -186,14 +271,32 @@ def find_hands(image: np.ndarray, box: Sequence[float] | None = None) -> list[Fo
 
 
 def find_people(image: np.ndarray, box: Sequence[float] | None = None) -> list[Found]:
-    """Find the one person whom MediaPipe sees best in a picture (H, W, 3), or in a box of it.
+    """Find the people in a picture (H, W, 3) uint8 RGB, from left to right, or the one in a box.
+
+    MediaPipe sees one person at a time, and none that is small, so that it looks at the whole
+    picture, then at parts of it. Raises ImportError as `solution`.
+    """
+    if box is not None:
+        return see_person(image, box)
+    height, width = image.shape[:2]
+    found = see_person(image, (0, 0, width, height))
+    for part in tiles(width, height):
+        for one in see_person(image, part):
+            again = see_person(image, around(one.box, CONTEXT))
+            if again and apart(one, again[0]) <= AGREED * max(one.box[2:]) and is_new(
+                    again[0], found):
+                found += again
+    return sorted(found, key=lambda one: one.box)
+
+
+def see_person(image: np.ndarray, box: Sequence[float]) -> list[Found]:
+    """Find the one person whom MediaPipe sees best in a box of a picture (H, W, 3).
 
     Keypoints outside of the picture have no confidence: it extrapolates. Raises ImportError as
     `solution`. The list is empty if fewer than two keypoints are seen.
     """
     pose = solution("pose", "Pose")
-    height, width = image.shape[:2]
-    part, (left, top) = cut(image, (0, 0, width, height) if box is None else box)
+    part, (left, top) = cut(image, box)
     if not part.size:
         return []
     with quiet(), pose(static_image_mode=True, enable_segmentation=True) as detector:
@@ -203,9 +306,83 @@ def find_people(image: np.ndarray, box: Sequence[float] | None = None) -> list[F
     keypoints = pixels(result.pose_landmarks, part.shape, (left, top))
     forget_outside(keypoints, image.shape)
     seen = keypoints[keypoints[:, 2] >= LEAST_CONFIDENCE]
-    mask = np.zeros((height, width), np.float32)
+    if len(seen) < 2:
+        return []
+    mask = np.zeros(image.shape[:2], np.float32)
     mask[top : top + part.shape[0], left : left + part.shape[1]] = result.segmentation_mask
-    return [Found(box_of(seen), "right", to_smpl45(keypoints), mask)] if len(seen) > 1 else []
+    return [Found(box_of(seen), "right", to_smpl45(keypoints), mask, hand_boxes(keypoints))]
+
+
+def tiles(width: int, height: int) -> Iterator[tuple[float, float, float, float]]:
+    """Yield parts of a picture as x, y, width, height: squares side by side, then 3 x 3 quarters.
+
+    Neighbours share half of their width.
+    """
+    side = min(width, height)
+    count = math.ceil(2 * max(width, height) / side) - 1
+    for step in np.linspace(0, max(width, height) - side, count) if count > 1 else ():
+        yield (step, 0, side, side) if width > height else (0, step, side, side)
+    for row in range(3):
+        for column in range(3):
+            yield column * width / 4, row * height / 4, width / 2, height / 2
+
+
+def around(box: Sequence[float], grow: float) -> tuple[float, float, float, float]:
+    """Return the square around a box whose side is `grow` times the box's longer one."""
+    x, y, w, h = box
+    side = grow * max(w, h)
+    return x + w / 2 - side / 2, y + h / 2 - side / 2, side, side
+
+
+def apart(first: Found, second: Found) -> float:
+    """Return the median distance of the keypoints that two people share, in pixels."""
+    both = np.minimum(first.keypoints[:, 2], second.keypoints[:, 2]) >= LEAST_CONFIDENCE
+    distance = np.linalg.norm(first.keypoints[both, :2] - second.keypoints[both, :2], axis=1)
+    return float(np.median(distance)) if both.any() else math.inf
+
+
+def is_new(one: Found, others: Sequence[Found]) -> bool:
+    """Say whether a hand or person is none of the others.
+
+    Boxes of one hand or person overlap, or the faces of one person are in the same place: a tile
+    may show a part of a person only.
+    """
+    def same(other: Found) -> bool:
+        faces = [each.keypoints[FACE, :2] for each in (one, other) if len(each.keypoints) == 45]
+        near = len(faces) == 2 and np.linalg.norm(faces[0] - faces[1], axis=1).mean() < (
+            SAME_FACE * min(max(one.box[2:]), max(other.box[2:])))
+        return near or overlap(one.box, other.box) > SAME
+
+    return not any(map(same, others))
+
+
+def hand_boxes(keypoints: np.ndarray) -> np.ndarray:
+    """Return boxes (2, 4) of the right and left hand of MediaPipe's keypoints (33, 3), or NaN."""
+    boxes = np.full((2, 4), np.nan)
+    for row, side in enumerate(("right", "left")):
+        wrist, *knuckles = (keypoints[JOINT_SETS["mediapipe33"].index(f"{side}_{part}")]
+                            for part in ("wrist", *KNUCKLES))
+        if min(wrist[2], *(knuckle[2] for knuckle in knuckles)) >= LEAST_CONFIDENCE:
+            middle = np.mean(knuckles, 0)[:2]
+            length = PALM * max(np.linalg.norm(middle - wrist[:2]), 1)
+            boxes[row] = *(middle - length / 2), length, length
+    return boxes
+
+
+def find_their_hands(image: np.ndarray, person: Found) -> list[Found | None]:
+    """Look for the right and the left hand of a person; None for hands out of sight.
+
+    The box of a hand that MediaPipe's hand detector does not see is that of the wrist and knuckles
+    of its body detector; such a hand has no keypoints.
+    """
+    hands: list[Found | None] = [None, None]
+    for row, side in enumerate(("right", "left")):
+        if person.hands is not None and np.isfinite(person.hands[row]).all():
+            box = tuple(person.hands[row].tolist())
+            seen = find_hands(image, box)
+            hands[row] = seen[0]._replace(side=side) if seen else Found(
+                box, side, source="MediaPipe sees a wrist, but no fingers")
+    return hands
 
 
 def forget_outside(keypoints: np.ndarray, shape: Sequence[int]) -> None:

@@ -65,26 +65,12 @@ class EncoderConfig:
 
     # Optimisation: AdamW
     batch_size: int = 32  # pictures per optimiser step, over all processes
-    accumulate: int = 1  # parts in which a process computes its share of them
     steps: int = 2_600
     learning_rate: float = 1.5e-3
     schedule: str = "cosine"
     warmup_steps: int = 100
     weight_decay: float = 1e-3
     gradient_clip: float = 5.0  # norm
-    precision: str = "fp32"
-    channels_last: bool = True  # memory format, for speed
-    eval_every: int = 1_300
-    seed: int = 0
-
-    # Data: rendered bodies
-    augmentation: str = "rendered_bodies_photos"
-    train_samples: int = 16_000
-    test_samples: int = 500
-    views: float = 180.0  # degrees, largest heading away from the camera
-    lean: float = 45.0  # degrees, largest lean from upright
-    wide: float = 0.5  # share of training poses that go beyond the clips
-    version: int = 2  # of the renderer; 1: the pictures of older scores
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -93,8 +79,8 @@ class EncoderConfig:
 
 
 PRESETS: dict[str, EncoderConfig] = {
-    "h200": EncoderConfig(batch_size=256, steps=10_000, train_samples=100_000),
-    "single_gpu": EncoderConfig(batch_size=128, steps=10_000, train_samples=60_000),
+    "h200": EncoderConfig(batch_size=256, steps=10_000),
+    "single_gpu": EncoderConfig(batch_size=128, steps=10_000),
     "cpu": EncoderConfig(),
 }
 

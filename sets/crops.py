@@ -1,15 +1,23 @@
-"""Crop pictures: affine and perspective crops, homographies, resampling.
+"""Crop pictures, and move their labels along: of hands, bodies, and people with their hands.
 
-A W x H picture spans [0, W] x [0, H] and the centre of its first pixel is (0.5, 0.5).
+A W x H picture spans [0, W] x [0, H] and the centre of its first pixel is (0.5, 0.5). A sample of a
+hand is described in data.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+
+import bodymodels
+from sets.augmentation import TIGHT_BOX, Augmentation
 
 
 class Crop(NamedTuple):
@@ -114,6 +122,12 @@ def transform_points(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     return mapped[..., :2] / mapped[..., 2:]
 
 
+def to_pixels(points: np.ndarray, K: np.ndarray) -> np.ndarray:
+    """Project points (..., J, 3) in front of cameras K (..., 3, 3) to pixels (..., J, 2)."""
+    projected = points @ K.swapaxes(-1, -2)
+    return projected[..., :2] / projected[..., 2:]
+
+
 def warp(image: np.ndarray, image_to_crop: np.ndarray, size: int) -> np.ndarray:
     """Resample (H, W, 3) uint8 to (size, size, 3), bilinear, black outside the picture.
 
@@ -149,3 +163,285 @@ def _resample(picture: Image.Image, crop_to_picture: np.ndarray, size: int) -> n
     coefficients = (crop_to_picture / crop_to_picture[2, 2]).ravel()[:8].tolist()
     return np.array(picture.transform((size, size), Image.Transform.PERSPECTIVE, coefficients,
                                       Image.Resampling.BILINEAR))
+
+
+NUM_JOINTS, NUM_VERTICES = 21, 778  # hand21, MANO topology
+KNUCKLES = [5, 9, 13, 17]  # of index, middle, ring and little finger
+FILL, SIDES = 1.15, (0.7, 1.2)  # of upright_view
+
+
+@dataclass
+class Annotated:
+    """A picture and the annotation of one hand in it, in the original camera."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    K: np.ndarray  # (3, 3) pixels
+    joints: np.ndarray  # (21, 3) metres
+    vertices: np.ndarray  # (778, 3) metres
+    keypoints_2d: np.ndarray  # (21, 2) pixels
+    keypoints_valid: np.ndarray  # (21,) 1 if known
+    mesh_valid: float  # 1 if joints and vertices are known
+    side: int = 1  # 1 right, 0 left
+
+
+def hand_sample(source: Annotated, size: int, recipe: Augmentation | None,
+                rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Crop a hand around its known keypoints, or take the whole picture if none is known.
+
+    Without a recipe the crop is the keypoints' tight box x 1.25.
+    """
+    height, width = source.image.shape[:2]
+    if source.keypoints_valid.any():
+        center, box = keypoint_box(source.keypoints_2d[source.keypoints_valid > 0])
+        return augmented_crop(source, center, np.maximum(box, 1.0), size, recipe or TIGHT_BOX, rng)
+    whole = np.array([width, height], np.float64)
+    sample = augmented_crop(source, whole / 2, whole, size, recipe or Augmentation(), rng)
+    return sample | {"keypoints_2d": source.keypoints_2d}  # unknown keypoints stay zero
+
+
+def augmented_crop(source: Annotated, center: np.ndarray, box: np.ndarray, size: int,
+                   recipe: Augmentation, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Shift, scale, turn and mirror the box as the recipe draws it, then crop.
+
+    Left hands are mirrored once more than the recipe says: `camera_rotation` of a left hand has
+    determinant -1 unless the recipe flips it.
+    """
+    height, width = source.image.shape[:2]
+    shift, scale, roll = recipe.draw_motion(rng)
+    center = np.clip(center + shift * box[0], 0, (width, height))
+    mirror = bool(rng.random() < recipe.flip) != (source.side == 0)
+    sample = crop_sample(source, center, box * scale, size, roll=roll, mirror=mirror,
+                         release=recipe.release_crop)
+    if recipe.upright and rng.random() < recipe.upright:
+        return upright_sample(sample, size, rng)
+    return sample
+
+
+def upright_sample(sample: dict[str, np.ndarray], size: int, rng: np.random.Generator
+                   ) -> dict[str, np.ndarray]:
+    """Crop a crop once more: the hand points up and fills it, nearly.
+
+    A network that looks again at a hand sees such  It makes them from keypoints that it
+    found in the first crop, so the true ones get noise here.
+    """
+    guess = sample["keypoints_2d"] + rng.normal(0, 0.03 * size, (NUM_JOINTS, 2))
+    roll, side = (value.item() for value in upright_view(
+        torch.from_numpy(guess.clip(0, size)[None] / size)))
+    roll, side = roll + rng.normal(0, 0.1), size * side * rng.uniform(0.92, 1.12)
+    source = Annotated(**{name: sample[name] for name in (
+        "K", "joints", "vertices", "keypoints_2d", "keypoints_valid", "mesh_valid")},
+        image=sample["image"].transpose(1, 2, 0))
+    again = crop_sample(source, np.full(2, size / 2), np.full(2, side), size, roll=roll)
+    return again | {"crop": again["crop"] @ sample["crop"], "side": sample["side"],
+                    "camera_rotation": again["camera_rotation"] @ sample["camera_rotation"]}
+
+
+def upright_view(keypoints: Tensor) -> tuple[Tensor, Tensor]:
+    """Return roll and side (B,) of boxes around the crops' centres in which hands stand upright.
+
+    keypoints: (B, 21, 2), 0..1. The wrist lies below the middle of four knuckles, and the farthest
+    keypoint at 1 / FILL of the way to the box's border. Sides are limited to SIDES of the crop's.
+    """
+    x, y = (keypoints[:, KNUCKLES].mean(1) - keypoints[:, 0]).unbind(1)
+    roll = -np.pi / 2 - torch.atan2(y, x)
+    reach = ((keypoints - 0.5) @ rotation(roll).mT).abs().amax((1, 2))
+    return roll, (2 * FILL * reach).clamp(*SIDES)
+
+
+def rotation(roll: Tensor) -> Tensor:
+    """Return rotations (B, 2, 2) by angles (B,) in radians, clockwise where y points down."""
+    cos, sin = roll.cos(), roll.sin()
+    return torch.stack((cos, -sin, sin, cos), 1).unflatten(1, (2, 2))
+
+
+def crop_sample(source: Annotated, center: np.ndarray, box: np.ndarray, size: int, *,
+                roll: float = 0.0, mirror: bool = False, release: bool = False
+                ) -> dict[str, np.ndarray]:
+    """Crop a picture and its annotation with a virtual camera.
+
+    release: crop and resample as SimpleHand's released code does. Then K, crop and keypoints_2d
+    have pixel centres at integers.
+    """
+    make_crop = release_crop if release else perspective_crop
+    resample = release_warp if release else warp
+    crop = make_crop(source.K, center, box, size, roll=roll, mirror=mirror)
+    keypoints = transform_points(crop.homography, source.keypoints_2d)
+    return {
+        "image": resample(source.image, crop.homography, size).transpose(2, 0, 1),
+        "K": crop.K,
+        "keypoints_2d": keypoints,
+        "keypoints_valid": source.keypoints_valid * inside(keypoints, size, size),
+        "joints": source.joints @ crop.rotation.T,
+        "vertices": source.vertices @ crop.rotation.T,
+        "mesh_valid": source.mesh_valid,
+        "crop": crop.homography,
+        "camera_rotation": crop.rotation,
+        "side": np.int64(source.side),
+    }
+
+
+SMPL_KEYPOINTS = bodymodels.JOINT_SETS["smpl45"]
+BODY_FOCAL = 5000 / 256  # focal length in crop sides: 5000 pixels for a crop of 256 (HMR2.0)
+SEEN_WIDTH = 0.75  # share of the crop: the encoder cuts an eighth off either side (HMR2.0)
+BODY_PARTS = {  # what the box of a truncated body contains: keypoint names, probability
+    "above the knees": (r"^(?!.*(ankle|foot|toe|heel))", 0.3),
+    "above the hips": (r"^(?!.*(knee|ankle|foot|toe|heel))", 0.3),
+    "head and shoulders": (r"head|neck|shoulder|nose|eye|ear", 0.1),
+    "torso": (r"pelvis|hip|spine|shoulder|neck", 0.1),
+    "legs": (r"hip|knee|ankle|foot|toe|heel", 0.08),
+    "left side": (r"left|spine|neck", 0.06),
+    "right side": (r"right|spine|neck", 0.06),
+}
+
+
+def draw_body_part(rng: np.random.Generator, names: Sequence[str] = SMPL_KEYPOINTS) -> list[int]:
+    """Draw one of BODY_PARTS; return its keypoints as indices of `names`."""
+    patterns, chances = zip(*BODY_PARTS.values(), strict=True)
+    pattern = patterns[rng.choice(len(patterns), p=chances)]
+    return [index for index, name in enumerate(names) if re.search(pattern, name)]
+
+
+def body_box(points: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return centre (2,) and side of the square crop in which the encoder sees points (N, 2)."""
+    center, (width, height) = keypoint_box(points)
+    return center, max(height, width / SEEN_WIDTH)
+
+
+def body_camera(size: int) -> np.ndarray:
+    """Return K (3, 3) of every crop: a long, fixed focal length, as in the papers."""
+    focal = BODY_FOCAL * size
+    return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
+
+
+def draw_crop(rng: np.random.Generator, recipe: Augmentation, size: int, keypoints: np.ndarray,
+              names: Sequence[str], box: tuple[np.ndarray, float] | None = None,
+              known: np.ndarray | None = None) -> tuple[np.ndarray, float, bool]:
+    """Draw a crop of a body's picture; return its homography, roll and mirror.
+
+    box: centre and side of the crop without augmentation; by default the whole picture, size x
+    size. known: which keypoints (J,) are known, by default all; a part of the body needs three.
+    """
+    center, side = (np.array([size, size]) / 2, float(size)) if box is None else box
+    if rng.random() < recipe.extreme:
+        part = [joint for joint in draw_body_part(rng, names) if known is None or known[joint]]
+        if len(part) > 2:
+            least = side / 8
+            center, side = body_box(keypoints[part])
+            side = max(1.2 * side, least)
+    shift, scale, roll = recipe.draw_motion(rng)
+    mirror = bool(rng.random() < recipe.flip)
+    return crop_homography(center + shift * side, side * scale, size, roll=roll,
+                           mirror=mirror), roll, mirror
+
+
+def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float, mirror: bool,
+              joints: str = "smpl24", keypoint_set: str = "smpl45") -> dict[str, np.ndarray]:
+    """Return the sample's labels after a `crop_homography` with this roll and mirror.
+
+    Rolling the camera rotates the body about the camera's axis; shift and zoom go into K. A
+    mirrored body has left and right exchanged. Pose and betas then give its keypoints to within
+    millimetres only, since shapes are not quite symmetric.
+    """
+    turn = roll_and_mirror(roll, False)
+    pose, keypoints = sample["pose"].copy(), sample["keypoints_3d"] @ turn.T
+    pose[0] = turn @ pose[0]
+    keypoints_2d = transform_points(homography, sample["keypoints_2d"])
+    rest_root = sample["keypoints_3d"][0] - sample["transl"]
+    if mirror:
+        order = bodymodels.mirror_indices(keypoint_set)
+        flip = np.diag([-1.0, 1.0, 1.0])
+        names = bodymodels.JOINT_SETS[joints]
+        pose = bodymodels.mirror_pose(torch.from_numpy(pose), names).numpy()
+        keypoints, keypoints_2d = keypoints[order] @ flip, keypoints_2d[order]
+    camera = homography @ sample["K"] @ np.linalg.inv(roll_and_mirror(roll, mirror))
+    return sample | {"pose": pose, "keypoints_3d": keypoints, "keypoints_2d": keypoints_2d,
+                     "K": camera, "transl": keypoints[0] - rest_root}
+
+
+SMPLX_JOINTS, SMPLX_KEYPOINTS = bodymodels.JOINT_SETS["smplx55"], bodymodels.JOINT_SETS["smplx76"]
+HANDS = ("right", "left")  # the order of all "hand" arrays of a sample
+ARMS, HAND_JOINTS, HAND_KEYPOINTS = (  # indices: (2, 8) and (2, 16) joints, (2, 21) keypoints
+    [bodymodels.joint_indices(source, target(side)) for side in HANDS]
+    for source, target in (
+        ("smplx55", lambda side: f"{side}_arm08"),
+        ("smplx55", lambda side: [f"{side}_{name}" for name in bodymodels.JOINT_SETS["mano16"]]),
+        ("smplx76", lambda side: f"{side}_hand21")))
+HAND_MARGIN = 2.0  # side of a hand's crop / side of the keypoints' box (HaMeR)
+
+
+def hand_square(keypoints: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return centre (2,) and side of a hand's crop around its keypoints (N, 2).
+
+    As in HaMeR, it is twice the tight box, widened to the part of the crop that the encoder sees.
+    """
+    center, side = body_box(keypoints)
+    return center, HAND_MARGIN * side
+
+
+def labelled_person(sample: dict[str, np.ndarray], recipe: Augmentation | None, size: int,
+                    rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Augment a person's pictures and labels, and add `person_labels`."""
+    if recipe is not None and recipe.moves:
+        sample = augment_person(sample, recipe, rng)
+    return person_labels(sample | {
+        "image": sample["image"].transpose(2, 0, 1),
+        "hand_images": sample["hand_images"].transpose(0, 3, 1, 2)}, size)
+
+
+def person_labels(sample: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """Add the labels that follow from the others, and rename "pose" to "body_pose"."""
+    pose = sample.pop("pose")
+    arms, hands = arm_and_hand_poses(pose)
+    hand_joints = sample["keypoints_3d"][HAND_KEYPOINTS]  # (2, 21, 3)
+    hand_joints[1] *= (-1, 1, 1)
+    valid = inside(sample["keypoints_2d"], size, size)
+    low, high = (function(sample["keypoints_2d"][HAND_KEYPOINTS], 1)
+                 for function in (np.min, np.max))
+    return sample | {
+        "body_pose": pose, "keypoints_valid": valid, "arm_pose": arms, "hand_pose": hands,
+        "hand_joints": hand_joints, "hand_keypoints_2d": to_pixels(hand_joints, sample["hand_K"]),
+        "hand_boxes": np.concatenate([low, high - low], 1),
+        "hand_valid": (valid[HAND_KEYPOINTS].mean(1) > 0.5).astype(np.float32)}
+
+
+def arm_and_hand_poses(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split SMPL-X rotations (55, 3, 3) into arms (2, 8, 3, 3) and MANO's hands (2, 16, 3, 3).
+
+    The left arm and hand are those of the mirrored person: M R M with M = diag(-1, 1, 1).
+    """
+    rotations = torch.tensor(pose)
+    arms, hands = rotations[torch.tensor(ARMS)], rotations[torch.tensor(HAND_JOINTS)]
+    hands[:, 0] = bodymodels.chain_rotation(arms)  # in the camera's frame, not the elbow's
+    for rotations in (arms, hands):
+        rotations[1] = bodymodels.mirror_matrix(rotations[1])
+    return arms.numpy(), hands.numpy()
+
+
+def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,
+                   rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Crop all pictures (S, S, 3) and (2, H, H, 3) of a person again, and move the labels along.
+
+    All pictures turn by the same angle, since the camera turns; each has its own shift and scale.
+    Mirroring exchanges the right and the left hand.
+    """
+    size = len(sample["image"])
+    homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"],
+                                         SMPLX_KEYPOINTS)
+    moved = move_body(sample, homography, roll, mirror, "smplx55", "smplx76")
+    hands = [move_hand({name: sample[name][hand] for name in sample if name.startswith("hand_")},
+                       turn, recipe, rng) for hand, turn in enumerate((roll, -roll))]
+    hands = hands[::-1] if mirror else hands
+    return moved | {"image": warp(sample["image"], homography, size)} | {
+        name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
+
+
+def move_hand(hand: dict[str, np.ndarray], roll: float, recipe: Augmentation,
+              rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Turn a hand's crop (H, H, 3) by `roll`; draw its shift and scale from the recipe."""
+    size, turn = len(hand["hand_images"]), roll_and_mirror(roll, False)
+    shift, scale, _ = recipe.draw_motion(rng)
+    center = size * (0.5 + recipe.hand_jitter * shift)
+    homography = crop_homography(center, size * scale, size, roll=roll)
+    return hand | {"hand_images": warp(hand["hand_images"], homography, size),
+                   "hand_vertices": hand["hand_vertices"] @ turn.T,
+                   "hand_K": homography @ hand["hand_K"] @ turn.T}

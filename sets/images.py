@@ -1,16 +1,24 @@
-"""Find picture files and read them as RGB arrays."""
+"""Read picture files, and files with the 2D keypoints of people in them.
+
+Keypoints are OpenPose's or COCO's JSON. networks/finders.py finds them with MediaPipe, and says
+which person of a file is meant.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from bodymodels import JOINT_SETS
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -109,3 +117,123 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
+
+
+LEAST_CONFIDENCE = 0.3  # of a keypoint that counts as seen, as in genhmr.py
+KEYPOINT_SETS = {17: "coco17", 18: "openpose18", 25: "openpose25", 33: "mediapipe33"}
+KEYS = ("pose_keypoints_2d", "pose_keypoints", "keypoints")  # OpenPose's, older, COCO's
+
+
+def detected_person(folder: Path, picture: str, box: Sequence[float] | None,
+                    size: tuple[int, int]) -> np.ndarray:
+    """Return the keypoints (45, 3) that OpenPose found of a person in a picture of a data set.
+
+    folder: has OpenPose's files in the layout of the pictures, a/b_keypoints.json for a/b.jpg.
+    picture: the picture below the data set's root. box: as of find_person. size: of the picture.
+    If the file has nobody there, all keypoints are 0. Raises as read_keypoints.
+    """
+    path = folder / Path(picture).with_name(f"{Path(picture).stem}_keypoints.json")
+    person = choose_person(read_keypoints(path, picture, nobody=True), box, *size)
+    return np.zeros((45, 3)) if person is None else to_smpl45(person)
+
+
+def read_keypoints(path: str | PathLike, picture: str | PathLike = "", *,
+                   nobody: bool = False) -> list[np.ndarray]:
+    """Read the people of a keypoint file, each (J, 3): x, y in pixels, confidence in 0..1.
+
+    The file is OpenPose's JSON, {"people": [{"pose_keypoints_2d": [...]}]}, or COCO's: annotations
+    ({"images": ..., "annotations": [{"keypoints": [...]}]}, a visibility flag as confidence) or
+    results ([{"image_id": ..., "keypoints": [...]}]). If a COCO file has several pictures, those
+    people are read whose picture has the name or number of `picture`. nobody: a file without people
+    is no error.
+    Raises FileNotFoundError, or ValueError for other contents, for no people, and for numbers of
+    keypoints other than COCO's 17, OpenPose's 18 or 25 and MediaPipe's 33.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no keypoints {path}: expected OpenPose's or COCO's JSON")
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({str(error)[:80]})") from error
+    if isinstance(content, Mapping) and "people" in content:
+        people = content["people"]
+    else:
+        people = coco_people(content, Path(picture), path)
+    if not isinstance(people, list) or not all(isinstance(person, Mapping) for person in people):
+        raise ValueError(f"{path} has neither OpenPose's nor COCO's layout of people")
+    rows = [person[key] for person in people for key in KEYS if key in person]
+    if not rows and not (nobody and people == []):
+        raise ValueError(f"{path} has no people with body keypoints")
+    return [keypoint_rows(numbers, f"person {index} of {path}")
+            for index, numbers in enumerate(rows)]
+
+
+def coco_people(content: object, picture: Path, path: str | PathLike) -> list:
+    """Return the entries of COCO annotations or results that are about a picture."""
+    images = []
+    if isinstance(content, Mapping):
+        images, content = content.get("images", []), content.get("annotations")
+    try:
+        pictures = {entry["image_id"]: str(entry["image_id"]) for entry in content}
+        pictures |= {entry["id"]: Path(entry["file_name"]).stem for entry in images}
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} has neither OpenPose's nor COCO's layout of people") from error
+    if len(pictures) > 1:  # COCO's 000000000139.jpg is number 139
+        pictures = {number: name for number, name in pictures.items()
+                    if name.lstrip("0") == picture.stem.lstrip("0")}
+        if not pictures:
+            raise ValueError(f"{path} is about several pictures, but not about {picture.name}")
+    return [entry for entry in content if entry["image_id"] in pictures]
+
+
+def keypoint_rows(numbers: object, origin: str) -> np.ndarray:
+    """Convert a flat list of x, y, confidence to rows (J, 3); ValueErrors begin with `origin`."""
+    try:
+        numbers = np.asarray(numbers, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{origin}: its keypoints are not a list of numbers") from None
+    if numbers.ndim != 1 or numbers.size % 3 or numbers.size // 3 not in KEYPOINT_SETS:
+        expected = ", ".join(f"{count} ({name})" for count, name in KEYPOINT_SETS.items())
+        raise ValueError(f"{origin} has {numbers.size} numbers: expected x, y and confidence of "
+                         f"{expected} keypoints")
+    rows = numbers.reshape(-1, 3)
+    points, confidence = rows[:, :2], rows[:, 2]
+    bad = ~np.isfinite(confidence) | (confidence > 0) & ~np.isfinite(points).all(1)
+    if bad.any():
+        raise ValueError(f"{origin}: number {', '.join(map(str, np.flatnonzero(bad)))} not finite, "
+                         f"expected confidence 0 for what is not seen")
+    largest = np.abs(points[confidence > 0]).max(initial=0)
+    if (confidence > 0).any() and largest <= 2:
+        raise ValueError(f"{origin}: coordinates of up to {largest:.2f} look like fractions, "
+                         f"expected pixels")
+    return np.concatenate((points, confidence[:, None].clip(0, 1)), 1)
+
+
+def to_smpl45(keypoints: np.ndarray) -> np.ndarray:
+    """Reorder keypoints (J, 3) of COCO, OpenPose or MediaPipe as the body's (45, 3), by name.
+
+    Joints that the detector does not have get zeros: coordinates and confidence.
+    """
+    place = {name: index for index, name in enumerate(JOINT_SETS["smpl45"])}
+    result = np.zeros((45, 3))
+    for name, row in zip(JOINT_SETS[KEYPOINT_SETS[len(keypoints)]], keypoints, strict=True):
+        if name in place:
+            result[place[name]] = row
+    return result
+
+
+def choose_person(people: Sequence[np.ndarray], box: Sequence[float] | None,
+                  width: int, height: int) -> np.ndarray | None:
+    """Return the person (J, 3) with the largest sum of confidence in the box and the picture.
+
+    None if nobody has a keypoint there with at least LEAST_CONFIDENCE.
+    """
+    x, y, w, h = (0, 0, width, height) if box is None else box
+    low, high = np.maximum((x, y), 0), np.minimum((x + w, y + h), (width, height))
+
+    def score(person: np.ndarray) -> float:
+        inside = ((person[:, :2] >= low) & (person[:, :2] <= high)).all(1)
+        return person[inside & (person[:, 2] >= LEAST_CONFIDENCE), 2].sum()
+
+    best = max(people, key=score, default=None)
+    return None if best is None or score(best) == 0 else best

@@ -1,59 +1,235 @@
-"""Recorded body motion without pictures: AMASS and MOYO."""
+"""Poses of bodies without pictures: from the free motion clips, AMASS and MOYO."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import bodymodels
 from files import load_arrays
-from sets.files import read_npz
-from sets.packing import build_packed, fingerprint
-from sets.samples import KeyedDataset
+from sets.samples import KeyedDataset, Packed, build_packed, file_marks, fingerprint
+
+SMPL_JOINTS = bodymodels.JOINT_SETS["smpl24"]
+TEST_CLIPS = ("dance_b", "getup_faceup", "kick", "run", "turn_right1")  # of motion.npz
+NEAR_DUPLICATE = 0.1  # rad: keep a frame only if some joint differs by this from every kept one
+Y_UP_TO_CAMERA = np.diag([1.0, -1, -1])  # a body facing +z then faces the camera
+LIMBS = tuple(
+    [index for index, name in enumerate(SMPL_JOINTS) if re.search(pattern, name)]
+    for pattern in ("hip|knee|ankle|foot", "left_(collar|shoulder|elbow|wrist|hand)",
+                    "right_(collar|shoulder|elbow|wrist|hand)"))
+PARTS = ("pelvis|spine|neck|head", "left_(hip|knee|ankle|foot)", "right_(hip|knee|ankle|foot)",
+         "left_(collar|shoulder|elbow|wrist|hand)", "right_(collar|shoulder|elbow|wrist|hand)")
+PART_OF = [next(part for part, pattern in enumerate(PARTS) if re.search(pattern, name))
+           for name in SMPL_JOINTS]
+# Standard deviations of joint noise in radians. Wrists, collars and toes never move in the clips.
+JOINT_NOISE = {"wrist": 0.25, "collar": 0.08, "neck": 0.12, "head": 0.12, "foot": 0.1}
+OTHER_NOISE = 0.03
+# Standard deviations of the turns of joints in widened poses, in radians
+TURNS = {"hip": 0.25, "knee": 0.2, "ankle": 0.12, "foot": 0.1, "spine1": 0.07, "spine2": 0.07,
+         "spine3": 0.07, "neck": 0.15, "head": 0.15, "collar": 0.1, "shoulder": 0.35, "elbow": 0.3,
+         "wrist": 0.25, "pelvis": 0.0}
+OTHER_TURN = 0.05
+
+
+@cache
+def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
+    """Return the poses (N, 24, 3) of a split's clips, axis-angle, y up, then their mirror images.
+
+    Whole clips of `assets/motion.npz` belong to one split. Of frames that hardly differ, the first
+    is kept. All are turned about the vertical to face +z as far as possible. lean: largest angle in
+    degrees between the pelvis and upright; 180 keeps somersaults too.
+    """
+    with np.load(bodymodels.ASSETS / "motion.npz") as arrays:
+        clips = arrays["clip_names"][arrays["clip"]]
+        poses = torch.from_numpy(arrays["poses"].astype(np.float64)).unflatten(1, (24, 3))
+    poses = poses[torch.from_numpy(np.isin(clips, TEST_CLIPS) == (split == "test"))]
+    rotations = bodymodels.axis_angle_to_matrix(poses)
+    rotations[:, 0] = face_forward(rotations[:, 0])
+    kept: list[int] = []
+    for index, frame in enumerate(rotations):
+        trace = (rotations[kept] * frame).sum((2, 3))  # of the relative rotation
+        if (((trace.clamp(-1, 3) - 1) / 2).acos().amax(1) >= NEAR_DUPLICATE).all():
+            kept.append(index)
+    upright = rotations[kept, 0, 1, 1] > np.cos(np.deg2rad(lean)) - 1e-6  # cosine of its lean
+    frames = bodymodels.matrix_to_axis_angle(rotations[kept][upright])
+    return torch.cat([frames, bodymodels.mirror_pose(frames, SMPL_JOINTS)]).numpy()
+
+
+def face_forward(roots: Tensor) -> Tensor:
+    """Remove the rotation about y from root orientations (N, 3, 3), y up."""
+    w, _, y, _ = bodymodels.matrix_to_quaternion(roots).unbind(1)
+    turn = torch.zeros(len(roots), 3, dtype=roots.dtype)
+    turn[:, 1] = -2 * torch.atan2(y, w)
+    return bodymodels.axis_angle_to_matrix(turn) @ roots
+
+
+def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0,
+                     lean: float = 180.0) -> np.ndarray:
+    """Draw a plausible pose: SMPL rotations (24, 3, 3), the root's in an upright camera's frame.
+
+    Half are frames of the split's clips; the other half take legs, left arm and right arm from
+    other frames. Noise moves all joints but the root, most where the clips are still. The body
+    faces the camera and is then turned about the vertical by up to +- `views` degrees. lean: see
+    `motion_frames`.
+    """
+    frames = motion_frames(split, lean)
+    pose = frames[rng.integers(len(frames))].copy()
+    if rng.random() < 0.5:
+        for limb in LIMBS:
+            pose[limb] = frames[rng.integers(len(frames))][limb]
+    pose[1:] += rng.normal(0, 1, (23, 3)) * _joint_noise()[1:]
+    heading = np.deg2rad(rng.uniform(-views, views))
+    rotations = bodymodels.axis_angle_to_matrix(
+        torch.from_numpy(np.concatenate([pose, [[0, heading, 0]]]))).numpy()
+    rotations[0] = Y_UP_TO_CAMERA @ rotations[24] @ rotations[0]
+    return rotations[:24]
+
+
+def sample_wide_poses(rngs: Sequence[np.random.Generator], split: str, wide: float,
+                      views: float = 180.0, lean: float = 180.0) -> np.ndarray:
+    """Draw a pose (N, 24, 3, 3) from each generator, with a share `wide` of widened poses.
+
+    The other poses are distributed as those of `sample_body_pose`. In a widened pose each of five
+    PARTS of the body may come from another frame, or lie between two frames, and most widened poses
+    have joints turned by up to TURNS: more ways of moving than the clips show.
+    """
+    frames = motion_frames(split, lean)
+    chance = np.stack([rng.random((7, 5)) for rng in rngs], 1)  # (7, N, 5), one for each part
+    noise, turn = np.stack([rng.standard_normal((2, 24, 3)) for rng in rngs], 1)
+    base, other, between = (chance[:3] * len(frames)).astype(int)  # frames
+    widened, exchanged, turned, size, heading = chance[6].T
+    widened = widened < wide
+    other[~widened, 2] = other[~widened, 1]  # the legs are one limb
+    limbs = (exchanged < 0.5)[:, None] & (np.arange(5) > 0)
+    source = np.where(np.where(widened[:, None], chance[3] < 0.5, limbs), other, base[:, :1])
+    share = chance[5] * (chance[4] < 0.4) * widened[:, None]  # of the frame `between`
+
+    joints, share = np.arange(24), share[:, PART_OF, None]
+    pose = ((1 - share) * frames[source[:, PART_OF], joints]
+            + share * frames[between[:, PART_OF], joints])  # (N, 24, 3)
+    size = 1.3 * size * (turned < 0.7) * widened
+    noise[:, 0] = 0
+    pose += noise * _joint_noise() + turn * size[:, None, None] * _joint_turns()
+    angles = np.zeros((len(rngs), 25, 3))
+    angles[:, :24], angles[:, 24, 1] = pose, np.deg2rad(views * (2 * heading - 1))
+    rotations = bodymodels.axis_angle_to_matrix(torch.from_numpy(angles)).numpy()
+    rotations[:, 0] = Y_UP_TO_CAMERA @ rotations[:, 24] @ rotations[:, 0]
+    return rotations[:, :24]
+
+
+def _by_joint(values: dict[str, float], other: float) -> np.ndarray:
+    kinds = (name.removeprefix("left_").removeprefix("right_") for name in SMPL_JOINTS)
+    return np.array([[values.get(kind, other)] for kind in kinds])
+
+
+@cache
+def _joint_noise() -> np.ndarray:
+    return _by_joint(JOINT_NOISE, OTHER_NOISE)
+
+
+@cache
+def _joint_turns() -> np.ndarray:
+    return _by_joint(TURNS, OTHER_TURN)
+
+
+def sample_betas(rng: np.random.Generator) -> np.ndarray:
+    """Draw a shape (10,) of the free body models."""
+    return np.clip(rng.standard_normal(10), -2.5, 2.5)
+
+
+class MotionPoses(KeyedDataset):
+    """Body poses without pictures, from the free motion clips, to train a pose tokenizer.
+
+    A sample is {"pose": (24, 3, 3) rotations, "betas": (10,), "index": ()}; every epoch has other
+    poses. The root is in the frame of an upright camera; the training may tilt it. split: "train"
+    or "test", from different clips. views, lean: see `sample_body_pose`. wide: share of poses that
+    go beyond the clips, see `sample_wide_poses`; a batch of them is drawn at once.
+    """
+
+    LENGTHS = {"train": 40_000, "test": 2_000}
+
+    def __init__(self, split: str = "train", length: int | None = None, seed: int = 0, *,
+                 views: float = 180.0, lean: float = 180.0, wide: float = 0.0) -> None:
+        super().__init__(split, tuple(self.LENGTHS), seed)
+        self.length = self.LENGTHS[split] if length is None else length
+        check_poses(self.length, views, lean, wide)
+        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if self.wide:
+            pose, = sample_wide_poses([rng], self.split, self.wide, self.views, self.lean)
+        else:
+            pose = sample_body_pose(rng, self.split, self.views, self.lean)
+        return {"pose": pose, "betas": sample_betas(rng)}
+
+    def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Return the samples of several keys, as a loader asks for a batch: faster if wide."""
+        if not self.wide:
+            return [self[key] for key in keys]
+        rngs = [self.generator(key) for key in keys]
+        poses = sample_wide_poses(rngs, self.split, self.wide, self.views, self.lean)
+        betas = np.clip([rng.standard_normal(10) for rng in rngs], -2.5, 2.5)
+        index = torch.tensor([self.locate(key)[1] for key in keys])
+        columns = zip(index, torch.from_numpy(poses).float(), torch.from_numpy(betas).float(),
+                      strict=True)
+        return [{"index": index, "pose": pose, "betas": betas} for index, pose, betas in columns]
+
+
+def check_poses(length: int, views: float, lean: float, wide: float) -> None:
+    """Raise ValueError unless a set of drawn poses can have these settings."""
+    if length < 1 or not 0 <= views <= 180 or not 30 <= lean <= 180 or not 0 <= wide <= 1:
+        raise ValueError("expected a positive length, views in 0..180 and lean in 30..180 degrees, "
+                         f"and wide in 0..1, got {length}, {views}, {lean} and {wide}")
+
 
 Z_UP_TO_CAMERA = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 
 
-class MotionCapture(KeyedDataset):
+class MotionCapture(Packed, KeyedDataset):
     """Recorded poses of bodies, read once into a packed file; samples are those of MotionPoses.
 
     Recordings are z up; the root is turned into the frame of an upright camera and keeps its
     heading. The rotations of the first 22 joints are copied from SMPL-H or SMPL-X to SMPL, and the
-    first ten betas, which mean another shape there. GenHMR converts SMPL-H to SMPL "using SMPL-X
-    instructions", which fit SMPL to the meshes: L_V of a tokenizer sees slightly other shapes.
+    first ten betas, which mean another shape there; SMPL's two hands are still. GenHMR converts
+    SMPL-H to SMPL "using SMPL-X instructions", which fit SMPL to the meshes: L_V of a tokenizer
+    sees slightly other shapes.
 
     trim: share of each sequence to drop at either end. stride: take every stride-th of the other
-    frames. The defaults are TokenHMR's; GenHMR gives none. hands: SMPL's joints left_hand and
-    right_hand are "still", or turn with the "index" finger, as in AMASS's own tools.
+    frames. The defaults are TokenHMR's; GenHMR gives none.
     cache: folder of the packed file (0.33 kB a frame), by default root; it is made again when the
     files change.
     """
 
-    DTYPE = np.dtype([("pose", np.float32, (24, 3)), ("betas", np.float32, 10)])
     SPLITS: tuple[str, ...]
+    TRIM, STRIDE = 0.0, 1
+    dtype = np.dtype([("pose", np.float32, (24, 3)), ("betas", np.float32, 10)])
 
-    def __init__(self, root: str | os.PathLike, split: str, trim: float, stride: int, hands: str,
-                 seed: int, cache: str | os.PathLike | None, progress: bool) -> None:
+    def __init__(self, root: str | os.PathLike, split: str = "train", *, trim: float | None = None,
+                 stride: int | None = None, seed: int = 0,
+                 cache: str | os.PathLike | None = None) -> None:
         super().__init__(split, self.SPLITS, seed)
-        if not 0 <= trim < 0.5 or stride < 1 or hands not in ("still", "index"):
-            raise ValueError("expected trim in 0..0.5, a stride of 1 or more and hands still or "
-                             f"index, got {trim}, {stride} and {hands!r}")
-        self.root, self.trim, self.stride, self.hands = Path(root), trim, stride, hands
-        self.progress = progress
+        trim, stride = self.TRIM if trim is None else trim, stride or self.STRIDE
+        if not 0 <= trim < 0.5 or stride < 1:
+            raise ValueError(f"expected trim in 0..0.5 and a stride of 1 or more, got {trim} and "
+                             f"{stride}")
+        self.root, self.trim, self.stride = Path(root), trim, stride
         self.files = self.find_files()
-        marks = {path.relative_to(self.root).as_posix(): (path.stat().st_size,
-                                                          path.stat().st_mtime_ns)
-                 for path in self.files}
-        name = fingerprint({"files": marks, "trim": trim, "stride": stride, "hands": hands})
-        self.path = ((self.root if cache is None else Path(cache))
-                     / f"{type(self).__name__.lower()}_{split}_{name}.npy")
-        self._packed: np.ndarray | None = None
-        if not len(self._records()):
+        mark = fingerprint({"files": file_marks(self.files, self.root), "trim": trim,
+                            "stride": stride})
+        self.path = (self.root if cache is None else Path(cache)) / (
+            f"{type(self).__name__.lower()}_{split}_{mark}.npy")
+        if not len(self):
             raise ValueError(f"the {len(self.files)} files of {self.root}, split {split}, have no "
                              f"frame left with trim={trim} and stride={stride}")
 
@@ -62,61 +238,48 @@ class MotionCapture(KeyedDataset):
         raise NotImplementedError
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Read one recording: SMPL poses (T, 24, 3), axis-angle, and betas (10,) or (T, 10)."""
+        """Read one recording: SMPL poses (T, 24, 3), axis-angle, and betas (N,) or (T, N)."""
         raise NotImplementedError
 
-    def __len__(self) -> int:
-        return len(self._records())
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None}  # workers map the file themselves
-
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record = self._records()[index]
+        record = self.records(index)
         pose = torch.from_numpy(record["pose"].astype(np.float64))
         rotations = bodymodels.axis_angle_to_matrix(pose).numpy()
         rotations[0] = Z_UP_TO_CAMERA @ rotations[0]
         return {"pose": rotations, "betas": record["betas"]}
 
-    def _records(self) -> np.ndarray:
-        if self._packed is None:
-            self._packed = build_packed(self.path, self.DTYPE, None, self._gather)
-        return self._packed
-
-    def _gather(self) -> Iterator[np.ndarray]:
-        bar = tqdm(self.files, f"Packing {self.path.name}", disable=not self.progress)
-        return (self._excerpt(path) for path in bar)
+    def pack(self) -> np.ndarray:
+        bar = tqdm(self.files, f"Packing {self.path.name}", disable=None)
+        return build_packed(self.path, self.dtype, None, lambda: map(self._excerpt, bar))
 
     def _excerpt(self, path: Path) -> np.ndarray:
-        poses, betas = self.read(path)
+        try:
+            poses, betas = self.read(path)
+            if betas.ndim not in (1, 2) or betas.ndim == 2 and len(betas) != len(poses):
+                raise ValueError(f"expected betas (N,) or ({len(poses)}, N), got {betas.shape}")
+        except OSError:
+            raise
+        except Exception as error:  # damaged files raise almost any error
+            raise ValueError(f"{path} is not as {type(self).__name__} is shipped ({error}): copy "
+                             "or download it again") from error
         kept = slice(int(self.trim * len(poses)), int((1 - self.trim) * len(poses)), self.stride)
-        records = np.zeros(len(poses[kept]), self.DTYPE)
-        records["pose"] = poses[kept]
-        records["betas"] = betas[kept] if betas.ndim == 2 else betas
-        if self.hands == "still":
-            records["pose"][:, 22:] = 0
+        records = np.zeros(len(poses[kept]), self.dtype)
+        records["pose"][:, :22] = poses[kept, :22]
+        betas = (betas[kept] if betas.ndim == 2 else betas)[..., :10]
+        records["betas"][..., :betas.shape[-1]] = betas
         if not np.isfinite(records["pose"]).all() or not np.isfinite(records["betas"]).all():
             raise ValueError(f"{path} has poses or betas that are not finite: copy it again, or "
                              "remove it")
         return records
 
 
-def smpl_pose(path: Path, poses: np.ndarray) -> np.ndarray:
+def smpl_pose(poses: np.ndarray) -> np.ndarray:
     """Select SMPL's 24 joints (T, 24, 3) from SMPL-H (T, 156) or SMPL-X (T, 165) axis-angles."""
     joints = {156: "smplh52", 165: "smplx55"}
     if poses.ndim != 2 or poses.shape[1] not in joints:
-        raise ValueError(f"{path}: expected poses (T, 156), SMPL-H, or (T, 165), SMPL-X, got "
-                         f"{poses.shape}")
+        raise ValueError(f"expected poses (T, 156), SMPL-H, or (T, 165), SMPL-X, got {poses.shape}")
     order = bodymodels.joint_indices(joints[poses.shape[1]], "amass24")
     return poses.reshape(len(poses), -1, 3)[:, order]
-
-
-def first_betas(path: Path, betas: np.ndarray, frames: int) -> np.ndarray:
-    """Return the first ten of betas (N,) or (frames, N), padded with zeros."""
-    if betas.ndim not in (1, 2) or betas.ndim == 2 and len(betas) != frames:
-        raise ValueError(f"{path}: expected betas (N,) or ({frames}, N), got {betas.shape}")
-    betas = betas[..., :10]
-    return np.pad(betas, [(0, 0)] * (betas.ndim - 1) + [(0, 10 - betas.shape[-1])])
 
 
 class AMASS(MotionCapture):
@@ -124,11 +287,11 @@ class AMASS(MotionCapture):
 
     root: the folder of CMU/, KIT/, ..., with <subject>/<sequence>_poses.npz (SMPL+H) or
     <sequence>_stageii.npz (SMPL-X; ignored beside the same sequence of SMPL+H). Splits are
-    TokenHMR's; `missing` lists data sets of the split that root does not have. subsets: use these
-    data sets instead, by the name of either release; all must be there.
+    TokenHMR's; `missing` lists data sets of the split that root does not have.
     """
 
     SPLITS = ("train", "val", "test")
+    TRIM, STRIDE = 0.2, 10
     SUBSETS = {
         "train": ("CMU", "KIT", "BMLrub", "DanceDB", "BMLmovi", "EyesJapanDataset", "BMLhandball",
                   "TotalCapture", "EKUT", "ACCAD", "TCDHands", "PosePrior"),
@@ -139,16 +302,8 @@ class AMASS(MotionCapture):
         "BMLrub": ("BioMotionLab_NTroje", "BML"), "EyesJapanDataset": ("Eyes_Japan_Dataset",),
         "HDM05": ("MPI_HDM05",), "PosePrior": ("MPI_Limits",), "MoSh": ("MPI_mosh",),
         "SSM": ("SSM_synced",), "Transitions": ("Transitions_mocap",),
-        "TCDHands": ("TCD_handMocap",), "DFaust": ("DFaust_67",),
+        "TCDHands": ("TCD_handMocap",),
     }
-
-    def __init__(self, root: str | os.PathLike, split: str = "train", *,
-                 subsets: Sequence[str] | None = None, trim: float = 0.2, stride: int = 10,
-                 hands: str = "still", seed: int = 0, cache: str | os.PathLike | None = None,
-                 progress: bool = True) -> None:
-        self.subsets = subsets
-        self.missing: list[str] = []
-        super().__init__(root, split, trim, stride, hands, seed, cache, progress)
 
     def find_files(self) -> list[Path]:
         if not self.root.is_dir():
@@ -156,26 +311,18 @@ class AMASS(MotionCapture):
                                     "amass.is.tue.mpg.de")
         folders = {path.name.lower(): path for path in sorted(self.root.iterdir())
                    if path.is_dir()}
+        self.missing: list[str] = []
         files: list[Path] = []
-        for subset in self.subsets or self.SUBSETS[self.split]:
-            matches = [folders[name.lower()] for name in self._names(subset)
+        for subset in self.SUBSETS[self.split]:
+            matches = [folders[name.lower()] for name in (subset, *self.ALIASES.get(subset, ()))
                        if name.lower() in folders]
             files += [path for folder in matches for path in self._sequences(folder)]
             self.missing += [] if matches else [subset]
-        if self.missing and self.subsets or not files:
-            wanted = ", ".join(self.missing if self.missing and self.subsets else
-                               self.SUBSETS[self.split])
-            raise FileNotFoundError(f"no recordings of {wanted} in {self.root}: expected folders "
-                                    "of these names with SUBJECT/SEQUENCE_poses.npz or "
-                                    "_stageii.npz in them")
+        if not files:
+            raise FileNotFoundError(
+                f"no recordings of {', '.join(self.SUBSETS[self.split])} in {self.root}: expected "
+                "folders of these names with SUBJECT/SEQUENCE_poses.npz or _stageii.npz in them")
         return files
-
-    def _names(self, subset: str) -> list[str]:
-        """Return a data set's names in all releases."""
-        known = {name: [name, *self.ALIASES.get(name, ())]
-                 for name in (*self.ALIASES, *sum(self.SUBSETS.values(), ()))}
-        return next((names for names in known.values()
-                     if subset.lower() in (name.lower() for name in names)), [subset])
 
     @staticmethod
     def _sequences(folder: Path) -> list[Path]:
@@ -185,13 +332,9 @@ class AMASS(MotionCapture):
         return sorted(files.values())
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            poses, betas = (np.asarray(array, np.float64)
-                            for array in read_npz(path, "poses", "betas"))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as AMASS's .npz with poses and betas "
-                             f"({error}): download it again") from error
-        return smpl_pose(path, poses), first_betas(path, betas, len(poses))
+        poses, betas = (np.asarray(load_arrays(path, name)[name], np.float64)
+                        for name in ("poses", "betas"))
+        return smpl_pose(poses), betas
 
 
 class MOYO(MotionCapture):
@@ -201,16 +344,12 @@ class MOYO(MotionCapture):
     them train/ and val/ with one .pkl a sequence. SMPL fits are preferred. If the folders above
     include captures with and without hands (..._with_hands), only those with hands are read, as in
     TokenHMR. There is one subject, whose shape SMPL-X fits do not store as betas: they are 0.
-    Nothing in a file is executed. hands="index" keeps the hand joints of an SMPL fit.
+    Nothing in a file is executed.
     """
 
     SPLITS = ("train", "val")
+    TRIM, STRIDE = 0.1, 5
     LAYOUTS = ("mosh_smpl/{split}/*.pkl", "mosh/{split}/*_stageii.pkl")
-
-    def __init__(self, root: str | os.PathLike, split: str = "train", *, trim: float = 0.1,
-                 stride: int = 5, hands: str = "still", seed: int = 0,
-                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
-        super().__init__(root, split, trim, stride, hands, seed, cache, progress)
 
     def find_files(self) -> list[Path]:
         for layout in self.LAYOUTS:
@@ -227,16 +366,10 @@ class MOYO(MotionCapture):
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         arrays = load_arrays(path)
-        try:
-            if "fullpose" in arrays:
-                poses = smpl_pose(path, np.asarray(arrays["fullpose"], np.float64))
-            else:
-                root, body = (np.asarray(arrays[name], np.float64).reshape(-1, width)
-                              for name, width in (("global_orient", 3), ("body_pose", 69)))
-                poses = np.concatenate([root, body], 1).reshape(-1, 24, 3)
-            betas = np.asarray(arrays["betas"], np.float64)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no recording of MOYO ({error}): expected fullpose "
-                             "(T, 165), or global_orient (T, 3) and body_pose (T, 69), and betas"
-                             ) from error
-        return poses, first_betas(path, betas, len(poses))
+        if "fullpose" in arrays:
+            poses = smpl_pose(np.asarray(arrays["fullpose"], np.float64))
+        else:
+            root, body = (np.asarray(arrays[name], np.float64).reshape(-1, width)
+                          for name, width in (("global_orient", 3), ("body_pose", 69)))
+            poses = np.concatenate([root, body], 1).reshape(-1, 24, 3)
+        return poses, np.asarray(arrays["betas"], np.float64)

@@ -1,10 +1,11 @@
-"""What the data sets with official annotation share: files read once, pictures read on demand."""
+"""What all official data sets share: files read once, pictures read on demand, samples."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +14,212 @@ from torch import Tensor
 from tqdm import tqdm
 
 import bodymodels
+from files import load_arrays, load_vertices
+from sets import crops
 from sets.augmentation import Augmentation
-from sets.files import MissingPackage, read_yaml
-from sets.images import read_image
-from sets.official_models import hand_space, official_body, template_bytes
-from sets.packing import build_packed, fingerprint
-from sets.records import GENDERS, moved_translation, record_dtype, to_records
-from sets.samples import ImageDataset
+from sets.images import detected_person, read_image
+from sets.samples import ImageDataset, Packed, build_packed, file_marks, fingerprint
 
-READER_VERSION = 3  # increase it whenever the same files would give other records
+GENDERS = ("neutral", "male", "female")
+MAX_PIXELS = 10**6  # of a box: larger ones are damage, and no crop can show them
+
+
+def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
+    """Return the dtype of one person in one picture; `official.Pictures` explains the fields."""
+    return np.dtype([
+        ("image", "S160"), ("part", np.int64, 2), ("turns", np.int8), ("image_size", np.int32, 2),
+        ("K", np.float32, (3, 3)), ("center", np.float32, 2), ("box", np.float32, 2),
+        ("keypoints_2d", np.float32, (joints, 3)), ("keypoints_3d", np.float32, (joints, 4)),
+        ("pose", np.float32, (pose, 3)), ("betas", np.float32, betas), ("transl", np.float32, 3),
+        ("world_to_camera", np.float32, (3, 4)), ("has_pose", np.float32),
+        ("has_hands", np.float32), ("has_betas", np.float32), ("has_transl", np.float32),
+        ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("frame", np.int32),
+        ("sequence", "S96"), ("mesh", "S96")])
+
+
+def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
+    """Convert columns to records: one person (columns["image"] is a text) or many (it is a list).
+
+    A column in the shape of one record's field holds for all records. Missing columns become 0 or
+    "", side becomes -1 and world_to_camera the identity. Raises ValueError with the name of a
+    column of the wrong shape or length, with numbers that are not finite, or with impossible boxes.
+    """
+    count = 1 if isinstance(columns["image"], str) else len(columns["image"])
+    records = np.zeros(count, dtype)
+    records["side"], records["world_to_camera"] = -1, np.eye(3, 4)
+    for name, value in columns.items():
+        array, shape = np.asarray(value), dtype[name].shape
+        if array.shape not in (shape, (count, *shape)):
+            raise ValueError(f"{name} has shape {array.shape}, expected {(count, *shape)}")
+        if array.dtype.kind in "SU":
+            array = np.char.encode(array) if array.dtype.kind == "U" else array
+            if array.dtype.itemsize > dtype[name].itemsize:
+                raise ValueError(f"{name} is longer than {dtype[name].itemsize} bytes")
+        elif not np.isfinite(array.astype(np.float64)).all():
+            raise ValueError(f"{name} has numbers that are not finite")
+        elif name in ("center", "box") and np.abs(array).max(initial=0) > MAX_PIXELS:
+            raise ValueError(f"{name} has numbers beyond {MAX_PIXELS:,} pixels")
+        records[name] = array
+    return records
+
+
+# ---------------------------------------------------------------------------------- geometry
+
+
+def rigid(R: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Join rotations (..., 3, 3) and translations (..., 3) to (..., 3, 4)."""
+    return np.concatenate([R, np.broadcast_to(t, R.shape[:-1])[..., None]], -1)
+
+
+def rotate_root(R: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Apply R (3, 3) or (N, 3, 3) to root orientations (N, 3), all as axis-angles (N, 3)."""
+    rotations = bodymodels.axis_angle_to_matrix(torch.as_tensor(root, dtype=torch.float64))
+    product = torch.as_tensor(R, dtype=torch.float64) @ rotations
+    return bodymodels.matrix_to_axis_angle(product).numpy()
+
+
+def moved_translation(transl: np.ndarray, world_to_camera: np.ndarray, rest_root: np.ndarray
+                      ) -> np.ndarray:
+    """Return a body's translation (3,) in the camera's frame, for a root rotated into that frame.
+
+    A body turns about its resting root joint j (rest_root, metres), not about the origin: R T + t
+    would be wrong by |R j - j|, about 0.2 m for SMPL. j depends on shape and gender.
+    """
+    R, t = world_to_camera[:, :3], world_to_camera[:, 3]
+    return R @ (rest_root + transl) + t - rest_root
+
+
+def intrinsics(focal: Sequence[float], center: Sequence[float]) -> np.ndarray:
+    """Return K (3, 3) from focal lengths (2,) and principal point (2,)."""
+    return np.array([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]])
+
+
+# ------------------------------------------------------------------------- keypoints and boxes
+
+
+def with_confidence(points: np.ndarray, confidence: np.ndarray | float = 1.0) -> np.ndarray:
+    """Append confidences (..., J) to points (..., J, D); points of confidence 0 become 0."""
+    confidence = np.broadcast_to(confidence, points.shape[:-1])[..., None]
+    return np.concatenate([np.where(confidence > 0, points, 0.0), confidence], -1)
+
+
+def boxes_around(keypoints: np.ndarray) -> dict[str, np.ndarray]:
+    """Return centre and size of the tight boxes of known keypoints (..., J, 3); 0 if none."""
+    known = keypoints[..., 2:] > 0
+    low = np.where(known, keypoints[..., :2], np.inf).min(-2)
+    high = np.where(known, keypoints[..., :2], -np.inf).max(-2)
+    some = known.any(-2)
+    return {"center": np.where(some, (low + high) / 2, 0.0), "box": np.where(some, high - low, 0.0)}
+
+
+def xywh_box(box: Sequence[float]) -> dict[str, np.ndarray]:
+    """Return centre and size of boxes given as left, top, width and height (..., 4)."""
+    box = np.asarray(box, np.float64)
+    return {"center": box[..., :2] + box[..., 2:4] / 2, "box": box[..., 2:4]}
+
+
+def corner_box(box: np.ndarray) -> dict[str, np.ndarray]:
+    """Return centre and size of boxes given as left, top, right and bottom (..., 4)."""
+    return {"center": (box[..., :2] + box[..., 2:4]) / 2, "box": box[..., 2:4] - box[..., :2]}
+
+
+@cache
+def joint_places(source: str, target: str) -> np.ndarray:
+    """Return where each joint of `target` is in `source`: first and second choice (J, 2), or -1.
+
+    In "hmr44", hips and shoulders of OpenPose correspond to SMPL's, those of LSP to the others'.
+    SMPL's neck and head are other points than the joints of these names elsewhere.
+    """
+    to_model, from_model = target.startswith("smpl"), source.startswith("smpl")
+    place = {name: index for index, name in enumerate(bodymodels.JOINT_SETS[source])}
+    rows = []
+    for name in bodymodels.JOINT_SETS[target]:
+        plain = -1 if name in ("neck", "head") and to_model != from_model else place.get(name, -1)
+        openpose = place.get(f"{name}_openpose", -1)
+        rows.append((openpose, plain) if to_model else (plain, openpose))
+    return np.array(rows)
+
+
+def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
+    """Reorder keypoints (..., J, C), confidence last, to another joint set; unknown ones are 0."""
+    padded = np.concatenate([keypoints, np.zeros_like(keypoints[..., :1, :])], -2)
+    first, second = (padded[..., places, :] for places in joint_places(source, target).T)
+    return np.where(first[..., -1:] > 0, first, second)
+
+
+def read_npz(path: Path, *names: str) -> list[np.ndarray]:
+    """Read these arrays of an .npz, and no others. Raises ValueError if one is missing."""
+    arrays = [load_arrays(path, name).get(name) for name in names]
+    missing = [name for name, array in zip(names, arrays, strict=True) if array is None]
+    if missing:
+        raise ValueError(f"it has no array {', '.join(missing)}")
+    return arrays
+
+
+def texts(names: np.ndarray) -> list[str]:
+    """Convert names that a file holds as text or as bytes."""
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def read_yaml(path: Path) -> dict:
+    """Read a YAML file of plain data."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise OSError("YAML files need PyYAML: pip install pyyaml") from error
+    return yaml.safe_load(path.read_text())
+
+
+@lru_cache(maxsize=16)
+def official_body(folder: Path, template: bytes | None, keypoints_only: bool, **options
+                  ) -> bodymodels.BodyModel:
+    """Load a model from a folder, with options for `bodymodels.load_model`.
+
+    template: other vertices of the resting body, from `template_bytes`. keypoints_only: leave out
+    all vertices that joints and keypoints do not need.
+    """
+    if keypoints_only:
+        return official_body(folder, template, False, **options).for_keypoints()
+    own = {} if template is None else {
+        "v_template": np.frombuffer(template, np.float32).reshape(-1, 3)}
+    return bodymodels.load_model(folder, **options, **own)
+
+
+@lru_cache(maxsize=64)
+def template_bytes(path: Path, modified: int) -> bytes:
+    """Return the vertices of a mesh file as float32; `modified`, its time, only keys the cache."""
+    return load_vertices(path).tobytes()
+
+
+@lru_cache(maxsize=16)
+def hand_space(folder: Path, family: str, side: str, gender: str
+               ) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return mean pose (45,) and principal components (45, 45) of a model's hand.
+
+    SMPL-X has two hands, left then right; MANO has one.
+    """
+    arrays = load_arrays(bodymodels.find_model(folder, family, side, gender), "hands_")
+    ends = ("",) if family == "mano" else ("l", "r")
+    return [(np.reshape(arrays[f"hands_mean{end}"], 45), arrays[f"hands_components{end}"])
+            for end in ends]
+
+
+READER_VERSION = 4  # increase it whenever the same files would give other records
 BOX_MARGIN = 1.2  # of a body's crop, as in HMR and its successors
 UNKNOWN_FOCAL = 5000.0  # pixels, where a data set has no intrinsics: HMR's convention
+OWN = "own"  # detections that the data set itself ships
 POSE_SETS = {"mano": "mano16", "smpl": "smpl24", "smplx": "smplx55"}  # joint sets of poses
 
 
-class Pictures(ImageDataset):
+class Pictures(Packed, ImageDataset):
     """A data set of people in pictures, in the folder `root` as its authors ship it.
 
     The annotation is packed once into a memory-mapped file in `cache` (default: root), and again
     when a source file changes: the name of the packed file holds a checksum. Nothing in a file is
-    executed. `annotation(index)` describes one person in one picture, with the same fields for all
-    data sets. Unknown values are zero, with their flag at 0:
+    executed. A record describes one person in one picture, with the same fields for all data sets.
+    Unknown values are zero, with their flag at 0:
 
-        image            str      picture, below root        part, turns   see `picture`
+        image            bytes    picture, below root        part, turns   see `picture`
         image_size       (2,)     width and height, 0: unknown
         K                (3, 3)   intrinsics, 0: unknown
         center, box      (2,)     pixels: centre, width and height of a tight box, without padding
@@ -48,13 +232,35 @@ class Pictures(ImageDataset):
         transl           (3,)     metres in the data set's frame, see `moved_translation`
         world_to_camera  (3, 4)   from that frame to the camera's
         has_pose, has_hands, has_betas, has_transl
-        side             1 right hand, 0 left hand, -1 body      mask     (3,), see shards.py
+        side             1 right hand, 0 left hand, -1 body
         person, frame    numbers  sequence, mesh     texts: the docstring of each data set explains
+
+    Hands (MODEL "mano"): the sample is that of data.py, cropped as FreiHAND's; left hands are
+    mirrored. Joints are the given ones. Without `models`, or with a joint unknown, mesh_valid is 0.
+
+    Bodies: the sample is that of RenderedBodies, with flags for what is known:
+
+        keypoints_*      in the order `joint_set`, by default "smpl45"
+        K_valid          ()  0 if the data set has no K; K then is a guess
+        pose_valid, betas_valid, transl_valid ()   of SMPL. Root and body joints of an SMPL-X pose
+                         are copied to SMPL; its betas do not fit SMPL and are 0
+        gender           ()  int64, an index of GENDERS
+
+    The crop is a square in which the encoder sees the body's box x 1.2. With `models`, a body of
+    known pose, shape and place has the keypoints of its own model as well.
 
     models: a folder of official body models. Meshes need it, and so do finger angles that are
     stored relative to a model's mean hand or as coefficients of its components.
+    detections: whose 2D keypoints a body's sample also has, as a method finds them that knows no
+    truth. OWN: those of the data set (3DPW); or a folder of OpenPose's files, `detected_person`:
+
+        detected_2d          (45, 2)  pixels of the crop, in the order "smpl45"
+        detected_confidence  (45,)    of the detector, 0: not found
+
+    keypoints_* then are true wherever the model tells them; else 3DPW's are the detector's.
     options: see OPTIONS of each data set.
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one or a bad option.
+    Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file, a bad
+    option, or OWN of a data set without detections.
     """
 
     SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
@@ -63,59 +269,54 @@ class Pictures(ImageDataset):
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see load_model
     MODEL_OPTIONS: dict = {}  # for load_model
     OPTIONS: dict = {}  # names and defaults
-    CHOICES: dict[str, Sequence] = {}  # allowed values of some options
-    FILES: tuple[str, ...] = ()  # options that name a file below root; may be empty
     COUNTS: dict[str, int] = {}  # samples of official splits, or folders
-    UNIT = "part"  # what `rows` yields
+    DETECTED = False  # whether keypoints_2d of a record are a detector's
     HOME = ""  # where to get the data set
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
                  augmentation: str | Augmentation | None = None, seed: int = 0,
                  cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
-                 progress: bool = True, **options) -> None:
+                 joint_set: str = "smpl45", detections: str | os.PathLike | None = None,
+                 **options) -> None:
         split = next(iter(self.SPLITS)) if split is None else split
         super().__init__(split, tuple(self.SPLITS), size, seed, augmentation)
-        self.root, self.progress = Path(root), progress
-        self.models = None if models is None else Path(models)
+        self.root, self.models = Path(root), None if models is None else Path(models)
+        self.joint_set = "hand21" if self.MODEL == "mano" else joint_set
+        self.detections = detections
         self.options = self._checked(options)
         self.dtype = record_dtype(len(bodymodels.JOINT_SETS[self.JOINTS]),
                                   len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]),
                                   self.NUM_BETAS)
         self.sources = self.find_sources()
-        self.path = Path(self.root if cache is None else cache) / (
-            f"{type(self).__name__.lower()}_{split}_{self._checksum()}.npy")
-        self.reading = self.root  # the file that an error is about
-        self._packed: np.ndarray | None = None
-        self.records()
-
-    def _checked(self, options: dict) -> dict:
-        """Add default options; ValueError for an unknown option or a value of the wrong kind."""
-        name = type(self).__name__
-        unknown = set(options) - set(self.OPTIONS)
-        if unknown:
-            raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}: "
-                             f"expected {', '.join(self.OPTIONS) or 'none'}")
-        options = {option: os.fspath(value) if isinstance(value, os.PathLike) else value
-                   for option, value in options.items()}
-        for option, value in options.items():
-            allowed, kind = self.CHOICES.get(option), type(self.OPTIONS[option])
-            if allowed and value not in allowed:
-                raise ValueError(f"{name}: {option}={value!r}, expected one of "
-                                 f"{', '.join(map(str, allowed))}")
-            if type(value) is not kind or kind is int and value < 0 or (
-                    option in ("stride", "interval") and value < 1):
-                raise ValueError(f"{name}: {option}={value!r}, expected a value like "
-                                 f"{self.OPTIONS[option]!r}")
-        return self.OPTIONS | options
-
-    def _checksum(self) -> str:
         files = [path for paths in self.sources.values() for path in paths]
         if self.HAND_SPACE and self.models:
             files += [path for path in sorted(self.models.rglob("*")) if path.is_file()]
-        marks = {os.path.relpath(path, self.root): (path.stat().st_size, path.stat().st_mtime_ns)
-                 for path in files}
-        return fingerprint({"files": marks, "options": repr(sorted(self.options.items())),
-                            "version": READER_VERSION})
+        mark = fingerprint({"files": file_marks(files, self.root), "version": READER_VERSION,
+                            "options": repr(sorted(self.options.items()))})
+        self.path = Path(self.root if cache is None else cache) / (
+            f"{type(self).__name__.lower()}_{split}_{mark}.npy")
+        self.reading = self.root  # the file that an error is about
+        self.records()
+
+    def _checked(self, options: dict) -> dict:
+        """Add default options; ValueError for an unknown option or a value of another kind."""
+        name = type(self).__name__
+        for option, value in options.items():
+            if option not in self.OPTIONS:
+                raise ValueError(f"{name} has no option {option}: "
+                                 f"expected {', '.join(self.OPTIONS) or 'none'}")
+            default = self.OPTIONS[option]
+            if type(value) is not type(default) or type(value) is int and value < 1:
+                raise ValueError(f"{name}: {option}={value!r}, expected a value like {default!r}")
+        if self.joint_set not in bodymodels.JOINT_SETS:
+            raise ValueError(f"unknown joint set {self.joint_set!r}")
+        if self.detections == OWN and not self.DETECTED:
+            raise ValueError(f"{name} has no detector's keypoints: give the folder of OpenPose's "
+                             "files")
+        if self.detections not in (None, OWN) and not Path(self.detections).is_dir():
+            raise FileNotFoundError(f"no folder {self.detections}: expected OpenPose's files in "
+                                    "it, a/b_keypoints.json for each picture a/b.jpg")
+        return self.OPTIONS | options
 
     # ---------------------------------------------------------------------- files and records
 
@@ -125,52 +326,40 @@ class Pictures(ImageDataset):
         for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
             sources[pattern] = sorted(self.root.glob(pattern))
             if not sources[pattern]:
-                raise FileNotFoundError(f"no {self.root / pattern}: expected "
-                                        f"{type(self).__name__} there in its official layout, see "
-                                        f"{self.HOME}")
-        return sources | {name: [self.file(self.options[name])] for name in self.FILES
-                          if self.options[name]}
+                raise self.missing(self.root / pattern)
+        return sources
+
+    def missing(self, path: Path) -> FileNotFoundError:
+        return FileNotFoundError(f"no {path}: expected {type(self).__name__} there in its official "
+                                 f"layout, see {self.HOME}")
 
     def rows(self) -> Iterator[dict | np.ndarray]:
         """Yield the people of the split in a fixed order: columns for `to_records`, or records."""
         raise NotImplementedError
 
-    def count_rows(self) -> int | None:
-        """Return how many items `rows` yields, if that is known."""
-        return None
-
     def file(self, path: str | os.PathLike) -> Path:
         """Return a file below root; errors from now on are about this file."""
         self.reading = self.root / path
         if not self.reading.is_file():
-            raise FileNotFoundError(f"no {self.reading}: expected {type(self).__name__} there in "
-                                    f"its official layout, see {self.HOME}")
+            raise self.missing(self.reading)
         return self.reading
 
     def json(self, path: str | os.PathLike) -> dict | list:
         """Read a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
 
-    def yaml(self, path: str | os.PathLike) -> dict:
-        """Read a YAML file below root."""
-        return read_yaml(self.file(path))
-
-    def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Return the annotation of all samples or of some, memory-mapped."""
-        if self._packed is None:
-            self._packed = build_packed(self.path, self.dtype, None, self._gather)
-        return self._packed[indices]
+    def pack(self) -> np.ndarray:
+        return build_packed(self.path, self.dtype, None, self._gather)
 
     def _gather(self) -> Iterator[np.ndarray]:
         count = 0
         try:
-            for columns in tqdm(self.rows(), f"Packing {self.path.name}", self.count_rows(),
-                                unit=self.UNIT, disable=not self.progress):
+            for columns in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):
                 packed = isinstance(columns, np.ndarray)
                 records = columns if packed else to_records(columns, self.dtype)
                 count += len(records)
                 yield records
-        except (OSError, MemoryError, MissingPackage):
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # damaged files raise almost any error
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -180,18 +369,9 @@ class Pictures(ImageDataset):
             raise ValueError(f"no sample of the split {self.split} is left in {self.root}: "
                              f"expected all of {type(self).__name__}, see {self.HOME}")
 
-    def __len__(self) -> int:
-        return len(self.records())
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None}  # workers map the file themselves
-
-    def annotation(self, index: int) -> dict:
-        """Return one record as a dictionary of arrays, numbers and texts."""
-        record = self.records()[index]
-        values = {name: record[name].copy() for name in self.dtype.names}
-        return {name: value.decode() if isinstance(value, bytes) else value
-                for name, value in values.items()}
+    def record(self, index: int) -> np.ndarray:
+        """Return the annotation of one sample."""
+        return self.records()[index]
 
     def picture(self, record: np.ndarray) -> np.ndarray:
         """Read the picture (H, W, 3) of a record as it is stored: EXIF does not turn it.
@@ -254,3 +434,313 @@ class Pictures(ImageDataset):
         transl = torch.from_numpy(moved_translation(record["transl"], record["world_to_camera"],
                                                     root).astype(np.float32))
         return model(betas, pose, transl=transl[None]), model, transl
+
+    # ---------------------------------------------------------------------------------- samples
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if self.MODEL == "mano":
+            return crops.hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+        return self._body_sample(self.record(index), rng)
+
+    def camera(self, record: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """Return K (3, 3) of a record, or a guess."""
+        if record["K"][2, 2]:
+            return record["K"].astype(np.float64)
+        return intrinsics((UNKNOWN_FOCAL,) * 2, (image.shape[1] / 2, image.shape[0] / 2))
+
+    def annotated(self, index: int) -> crops.Annotated:
+        """Return a picture of a hand and its annotation as they are stored."""
+        record = self.record(index)
+        image = self.picture(record)
+        keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
+        vertices, known = self.mesh(record)
+        valid = (keypoints[:, 2] > 0) * crops.inside(keypoints[:, :2], *image.shape[1::-1])
+        return crops.Annotated(image, self.camera(record, image), joints[:, :3], vertices,
+                               keypoints[:, :2], valid, known, int(record["side"]))
+
+    def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the vertices (778, 3) of a hand, and whether they are known."""
+        joints = record["keypoints_3d"]
+        if self.models is None or not record["has_pose"] or not (joints[:, 3] > 0).all():
+            return np.zeros((crops.NUM_VERTICES, 3)), 0.0
+        output = self.posed(record)[0]
+        vertices = output.vertices[0].numpy()
+        if not record["has_transl"]:  # place the wrist where the given joints have it
+            vertices += joints[0, :3] - output.joints[0, 0].numpy()
+        return vertices, 1.0
+
+    def whole_hands(self) -> np.ndarray:
+        """Return the indices of hands with known pose, mesh and joints."""
+        records = self.records()
+        return np.flatnonzero((records["has_pose"] > 0)
+                              & (records["keypoints_3d"][..., 3] > 0).all(1))
+
+    def _body_sample(self, record: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        image = self.picture(record)
+        size = image.shape[1], image.shape[0]
+        keypoints_2d, keypoints_3d, transl = self.keypoints(record)
+        angles = record["pose"]
+        if self.MODEL == "smplx":  # SMPL has neither fingers nor face
+            angles = np.concatenate([angles[:22], 0 * angles[:2]])
+        pose = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()
+        is_smpl = self.MODEL == "smpl"
+        sample = {"pose": pose, "K": self.camera(record, image), "transl": transl,
+                  "betas": record["betas"][:10] * is_smpl,
+                  "keypoints_2d": keypoints_2d[:, :2], "keypoints_3d": keypoints_3d[:, :3]}
+        homography, roll, mirror = self.crop(record, keypoints_2d, size, rng)
+        sample = crops.move_body(sample, homography, roll, mirror, keypoint_set=self.joint_set)
+        order = bodymodels.mirror_indices(self.joint_set) if mirror else slice(None)
+        in_crop = crops.inside(sample["keypoints_2d"], self.size, self.size)
+        placed = float(transl.any())
+        if self.detections is not None:
+            found = self.detected(record, size)
+            found = found[bodymodels.mirror_indices("smpl45")] if mirror else found
+            sample |= {"detected_2d": crops.transform_points(homography, found[:, :2]),
+                       "detected_confidence": found[:, 2]}
+        return sample | {
+            "image": crops.warp(image, homography, self.size).transpose(2, 0, 1),
+            "transl": sample["transl"] * placed, "transl_valid": placed,
+            "K_valid": float(record["K"][2, 2]),
+            "keypoints_valid": keypoints_2d[order, 2] * in_crop,
+            "keypoints_3d_valid": keypoints_3d[order, 3],
+            "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl,
+            "gender": np.int64(record["gender"])}
+
+    def detected(self, record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Return a detector's keypoints (45, 3): pixels of the picture and confidence.
+
+        size: width and height of the picture.
+        """
+        if self.detections == OWN:
+            return relabelled(record["keypoints_2d"], self.JOINTS, "smpl45")
+        corner = record["center"] - record["box"] / 2
+        box = (*corner, *record["box"]) if record["box"].any() else None
+        return detected_person(Path(self.detections), record["image"].decode(), box, size)
+
+    def keypoints(self, record: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return keypoints (J, 3) and (J, 4) of `joint_set`, and the translation (3,).
+
+        3D keypoints without a pelvis are hidden: losses on SMPL cannot use them.
+        """
+        keypoints_2d, keypoints_3d = (relabelled(record[name], self.JOINTS, self.joint_set)
+                                      for name in ("keypoints_2d", "keypoints_3d"))
+        transl, of_smpl = np.zeros(3, np.float32), self.joint_set.startswith("smpl")
+        if (self.models is not None and self.MODEL == "smpl" and self.joint_set == "smpl45"
+                and record["has_pose"] * record["has_betas"] * record["has_transl"]):
+            output, model, place = self.posed(record, keypoints_only=True)
+            keypoints_3d = with_confidence(model.keypoints(output)[0].numpy())
+            transl = place.numpy()
+            projected = with_confidence(crops.to_pixels(keypoints_3d[:, :3], record["K"]),
+                                        float(record["K"][2, 2]))
+            annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
+            keypoints_2d = np.where(annotated > 0, keypoints_2d, projected)
+        elif of_smpl and not keypoints_3d[0, 3]:
+            keypoints_3d = np.zeros_like(keypoints_3d)
+        return keypoints_2d, keypoints_3d, transl
+
+    def crop(self, record: np.ndarray, keypoints_2d: np.ndarray, size: tuple[int, int],
+             rng: np.random.Generator) -> tuple[np.ndarray, float, bool]:
+        """Return the crop's homography, with its roll and mirror. No box: the whole picture."""
+        center, (width, height) = record["center"].astype(np.float64), record["box"]
+        side = BOX_MARGIN * max(height, width / crops.SEEN_WIDTH)
+        if side <= 0:
+            center, side = np.array(size) / 2, max(size[1], size[0] / crops.SEEN_WIDTH)
+        if self.augmentation is None or not self.augmentation.moves:
+            return crops.crop_homography(center, side, self.size), 0.0, False
+        return crops.draw_crop(rng, self.augmentation, self.size, keypoints_2d[:, :2],
+                               bodymodels.JOINT_SETS[self.joint_set], (center, side),
+                               keypoints_2d[:, 2] > 0)
+
+    # ------------------------------------------------------------------------ help for readers
+
+    def neural_annot(self, fit: dict) -> dict:
+        """Return the columns of a body that NeuralAnnot fitted with SMPL or SMPL-X."""
+        row = {"betas": fit["shape"][:10], "transl": fit["trans"], "has_pose": 1, "has_betas": 1,
+               "has_transl": 1}
+        if self.MODEL == "smpl":
+            return row | {"pose": np.reshape(fit["pose"], (24, 3))}
+        parts = [fit[name] for name in ("root_pose", "body_pose", "jaw_pose")] + [np.zeros(6)] + [
+            fit[name] for name in ("lhand_pose", "rhand_pose")]
+        vector = np.concatenate([np.reshape(part, -1) for part in parts])[None]
+        pose = self.absolute(vector)
+        return row | {"pose": (vector.reshape(1, 55, 3) if pose is None else pose)[0],
+                      "has_hands": pose is not None}
+
+    def with_model_keypoints(self, columns: dict, gender: str = "neutral", template: str = ""
+                             ) -> dict:
+        """Add the keypoints of SMPL-X bodies, "smplx76", and their boxes to the columns."""
+        if self.models is None:
+            raise FileNotFoundError(f"{type(self).__name__} has poses but no keypoints: give the "
+                                    "folder of SMPL-X's models with models=, or --models")
+        model = self.body(gender, template=template, keypoints_only=True, num_betas=self.NUM_BETAS)
+        betas, pose = (torch.as_tensor(np.asarray(columns[name]), dtype=torch.float32)
+                       for name in ("betas", "pose"))
+        betas = betas.expand(len(pose), -1)
+        roots = model.rest_joints(betas)[:, 0].numpy()
+        transl = np.stack([moved_translation(*motion) for motion in zip(
+            np.broadcast_to(columns["transl"], roots.shape), np.broadcast_to(
+                columns["world_to_camera"], (len(roots), 3, 4)), roots, strict=True)])
+        points = model.keypoints(model(betas, pose, transl=torch.from_numpy(transl))).numpy()
+        front = (points[..., 2] > 0.05).astype(np.float32)  # metres before the camera
+        keypoints = with_confidence(crops.to_pixels(np.where(front[..., None] > 0, points, 1.0),
+                                                    np.asarray(columns["K"])), front)
+        return columns | boxes_around(keypoints) | {
+            "keypoints_2d": keypoints, "keypoints_3d": with_confidence(points)}
+
+
+# ------------------------------------------------------------- in the layout of RenderedPeople
+
+
+class OfficialPeople(ImageDataset):
+    """Whole bodies of an official data set with crops of their hands; samples as RenderedPeople's.
+
+    pictures: a data set of SMPL-X bodies before a known camera. Its folder `models` must have
+    MANO_SMPLX_vertex_ids.pkl as well. People without a body or a camera are left out. EHF has no
+    poses, and SMPL's bodies have only 24 joints, so that a sample has these flags as well:
+
+        body_pose_valid, betas_valid, expression_valid   ()       float32  betas: only those of the
+                                                                           neutral body
+        rotations_valid                                  (55,)    float32  of body_pose: SMPL has
+                                                                           only the first 22
+        keypoints_3d_valid                               (76,)    float32
+        hand_betas                                       (2, 10)  float32  MANO's: unknown, 0
+        hand_betas_valid                                 (2,)     float32
+
+    No data set has expressions or visibility: expression is 0 and hand_visible 1. Of BEDLAM's
+    eleven betas a sample has the first ten; keypoints and hands follow from all. Augmentation crops
+    the crops again, as for rendered people: outside of them the picture is black.
+
+    detail: above 1, a sample also has "picture", the image with so many times as many pixels a
+    side, to cut hands out at predicted boxes: those of the image itself are too blurred. It goes
+    without augmentation.
+    """
+
+    def __init__(self, pictures: Pictures, hand_size: int | None = None, *,
+                 augmentation: str | Augmentation | None = None, detail: int = 1) -> None:
+        if detail > 1 and augmentation is not None:
+            raise ValueError(f"detail={detail} is for evaluation: leave the augmentation out")
+        require_models(pictures, "people")
+        super().__init__(pictures.split, [pictures.split], pictures.size, pictures.seed,
+                         augmentation)
+        self.pictures, self.hand_size = pictures, hand_size or pictures.size
+        self.detail = detail
+        records = pictures.records()
+        self.kept = np.flatnonzero((records["K"][:, 2, 2] > 0) & (
+            (records["has_pose"] * records["has_transl"] > 0) | (records["mesh"] != b"")))
+        if not len(self.kept):
+            raise ValueError(f"{type(pictures).__name__} in {pictures.root} has no body before a "
+                             "known camera: it has no samples of people")
+        self.hand_vertices = [np.zeros(crops.NUM_VERTICES, np.int64)] * 2  # SMPL: unused
+        if pictures.MODEL == "smplx":
+            ids = bodymodels.hand_vertex_ids(pictures.models / "MANO_SMPLX_vertex_ids.pkl")
+            self.hand_vertices = [ids[side] for side in crops.HANDS]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the records of `pictures` behind all samples or some."""
+        return self.pictures.records()[self.kept[indices]]
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.records(index)
+        image, K = self.pictures.picture(record), record["K"].astype(np.float64)
+        output, model, transl = self.pictures.posed(record)
+        points = relabelled(with_confidence(model.keypoints(output)[0].numpy()),
+                            f"{self.pictures.MODEL}{len(model.parents) + 21}", "smplx76")
+        known = points[:, 3]
+        points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # (0, 0, 0) has no pixel
+        keypoints_2d = crops.to_pixels(points, K)
+        size = image.shape[1], image.shape[0]
+        homography = self.pictures.crop(record, with_confidence(keypoints_2d, known), size,
+                                        rng)[0]
+        pose = np.tile(np.eye(3), (55, 1, 1))
+        angles = record["pose"] if self.pictures.MODEL == "smplx" else record["pose"][:22]
+        pose[:len(angles)] = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()
+        sample = {"image": crops.warp(image, homography, self.size), "K": homography @ K,
+                  "pose": pose,
+                  "betas": record["betas"][:10], "expression": np.zeros(10), "keypoints_3d": points,
+                  "keypoints_2d": crops.transform_points(homography, keypoints_2d),
+                  "transl": transl.numpy(), "hand_visible": np.ones(2)}
+        hands = [self._hand(hand, image, K, keypoints_2d, output.vertices[0]) for hand in range(2)]
+        sample |= {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
+        labels = crops.labelled_person(sample, self.augmentation, self.size, rng)
+        if self.detail > 1:
+            finer = np.diag([self.detail, self.detail, 1]) @ homography
+            labels["picture"] = crops.warp(image, finer, self.detail * self.size).transpose(2, 0, 1)
+        neutral = self.pictures.MODEL == "smplx" and GENDERS[record["gender"]] == "neutral"
+        return labels | {
+            "keypoints_valid": labels["keypoints_valid"] * known, "keypoints_3d_valid": known,
+            "rotations_valid": record["has_pose"] * (np.arange(55) < len(angles)),
+            "hand_valid": labels["hand_valid"] * known[crops.HAND_KEYPOINTS].all(1),
+            "body_pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * neutral,
+            "expression_valid": 0.0, "hand_betas": np.zeros((2, 10)),
+            "hand_betas_valid": np.zeros(2)}
+
+    def _hand(self, hand: int, image: np.ndarray, K: np.ndarray, keypoints_2d: np.ndarray,
+              vertices: Tensor) -> dict[str, np.ndarray]:
+        """Return crop, mesh and K of a hand; the left one is mirrored."""
+        mirror, size = crops.HANDS[hand] == "left", self.hand_size
+        center, side = crops.hand_square(keypoints_2d[crops.HAND_KEYPOINTS[hand]])
+        view = crops.crop_homography(center, max(side, 1.0), size, mirror=mirror)
+        flip = np.diag([-1.0 if mirror else 1.0, 1, 1])
+        return {"hand_images": crops.warp(image, view, size), "hand_K": view @ K @ flip,
+                "hand_vertices": vertices[self.hand_vertices[hand]].numpy() @ flip}
+
+
+class HandPairs(ImageDataset):
+    """Pairs of official hands in the layout of OfficialPeople, to be mixed with people.
+
+    hands: FreiHAND, InterHand2.6M, DexYCB or HaMeR's sets, opened with an augmentation and a folder
+    `models`. Hands without a known pose, mesh and joints are left out. Either hand of a pair may be
+    a right or a left one; left ones are mirrored. There is no person: the picture (side `size`) is
+    black and body_pose_valid is 0.
+    """
+
+    UNKNOWN = {  # shapes of what follows from a person
+        "keypoints_3d": (76, 3), "keypoints_2d": (76, 2), "keypoints_valid": 76,
+        "keypoints_3d_valid": 76, "rotations_valid": 55, "hand_boxes": (2, 4), "transl": 3,
+        "betas": 10, "expression": 10, "body_pose_valid": (), "betas_valid": (),
+        "expression_valid": ()}
+
+    def __init__(self, hands: Pictures, size: int) -> None:
+        require_models(hands, "pairs")
+        super().__init__(hands.split, [hands.split], size, hands.seed, None)
+        self.hands, self.kept = hands, hands.whole_hands()
+        if not len(self.kept):
+            raise ValueError(f"{type(hands).__name__} in {hands.root} has no hand whose pose, mesh "
+                             "and joints are known")
+
+    def __len__(self) -> int:
+        return (len(self.kept) + 1) // 2
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        pair = [self._hand(int(self.kept[number % len(self.kept)]), rng)
+                for number in (2 * index, 2 * index + 1)]
+        one = np.eye(3)
+        return {name: np.stack([hand[name] for hand in pair]) for name in pair[0]} | {
+            name: np.zeros(shape) for name, shape in self.UNKNOWN.items()} | {
+            "image": np.zeros((3, self.size, self.size), np.uint8), "K": one,
+            "body_pose": np.tile(one, (55, 1, 1)), "arm_pose": np.tile(one, (2, 8, 1, 1)),
+            "hand_visible": np.ones(2)}
+
+    def _hand(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return a hand's crop and labels; its pose turns like the crop's camera."""
+        sample, record = self.hands.load(index, rng), self.hands.record(index)
+        self.hands.finish(sample, rng)
+        turn = sample["camera_rotation"]
+        flip = np.diag([np.sign(np.linalg.det(turn)), 1, 1])
+        pose = bodymodels.axis_angle_to_matrix(torch.from_numpy(record["pose"].astype(np.float64)))
+        pose = flip @ pose.numpy() @ flip
+        pose[0] = turn @ flip @ pose[0]
+        return {"hand_images": sample["image"], "hand_K": sample["K"], "hand_pose": pose,
+                "hand_joints": sample["joints"], "hand_vertices": sample["vertices"],
+                "hand_keypoints_2d": sample["keypoints_2d"], "hand_valid": sample["mesh_valid"],
+                "hand_betas": record["betas"], "hand_betas_valid": float(record["has_betas"])}
+
+
+def require_models(pictures: Pictures, what: str) -> None:
+    """Raise ValueError unless the data set was opened with a folder of body models."""
+    if pictures.models is None:
+        raise ValueError(f"{what} of {type(pictures).__name__} need meshes: open it with a folder "
+                         "of models")

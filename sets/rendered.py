@@ -1,4 +1,4 @@
-"""What rendered pictures share: backgrounds, shading, occluders, lens, packed files."""
+"""Rendered pictures, and those of the free right hand."""
 
 from __future__ import annotations
 
@@ -6,200 +6,67 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import bodymodels
-from sets.packing import build_packed, fingerprint
-from sets.samples import NOISE, random_generator
-from sets.workers import available_cores, follow_parent
-
-RENDER_VERSIONS = (1, 2)  # a new one whenever the same settings would give other pictures
-STEEP = 0.4  # version 2: share of cameras that look from up to 40 degrees above or below
-SKIN_TONES = np.array([[0.93, 0.76, 0.65], [0.87, 0.66, 0.53], [0.76, 0.54, 0.41],
-                       [0.55, 0.37, 0.27], [0.36, 0.23, 0.17]])
-
-
-@cache
-def _noise_bank() -> np.ndarray:
-    """Return noise drawn once: drawing it for each picture would cost more than posing the body."""
-    return random_generator(NOISE).standard_normal(2**20, dtype=np.float32)
+from sets import crops, painting
+from sets.augmentation import Augmentation
+from sets.samples import (
+    RENDERING,
+    ImageDataset,
+    Packed,
+    available_cores,
+    build_packed,
+    fingerprint,
+    follow_parent,
+    random_generator,
+)
 
 
-def shade_surface(rng: np.random.Generator, surface: np.ndarray, normals: np.ndarray,
-          albedo: np.ndarray) -> np.ndarray:
-    """Return the colours (V, 3) of vertices under a random key light, ambient light, highlight."""
-    towards_light = rng.normal(0, 1, 3) + (0, -0.5, -0.8)  # mostly from above and from the camera
-    towards_light /= np.linalg.norm(towards_light)
-    warmth = rng.uniform(-0.12, 0.12) * np.array([1, 0, -1])
-    key = rng.uniform(0.3, 0.9) * (1 + warmth)
-    ambient = rng.uniform(0.3, 0.7) * (1 - 0.5 * warmth)
-    overhead = 1 - rng.uniform(0, 0.4) * (1 + normals[:, 1:2]) / 2  # less light from below
-    lambert = np.clip(normals @ towards_light, 0, None)[:, None]
-    view = -surface / np.linalg.norm(surface, axis=1, keepdims=True)
-    halfway = towards_light + view
-    halfway /= np.linalg.norm(halfway, axis=1, keepdims=True)
-    glint = np.clip((normals * halfway).sum(1, keepdims=True), 0, None) ** 16
-    return albedo * (ambient * overhead + key * lambert) + rng.uniform(0, 0.15) * glint
-
-
-def random_skin(rng: np.random.Generator) -> np.ndarray:
-    """Draw a skin colour (3,) between two of SKIN_TONES."""
-    tone = rng.uniform(0, len(SKIN_TONES) - 1)
-    base = SKIN_TONES[int(tone)] + (tone % 1) * (SKIN_TONES[int(tone) + 1]
-                                                 - SKIN_TONES[int(tone)])
-    return base * (1 + rng.normal(0, 0.05, 3))
-
-
-def project_surface(surface: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """Return the pixels and depth (V, 3) of points (V, 3), for `bodymodels.rasterize`."""
-    z = surface[:, 2:]
-    return np.concatenate([surface[:, :2] / z * K[0, 0] + K[:2, 2], z], 1)
-
-
-def paint_surface(image: np.ndarray, surface: np.ndarray, faces: np.ndarray, K: np.ndarray,
-                  colors: np.ndarray) -> np.ndarray:
-    """Draw a closed surface (V, 3) into float32 0..255, in place; return its depth (S, S)."""
-    size, pixels = len(image), project_surface(surface, K)
-    beyond = np.concatenate([pixels[:, :2] < 0, pixels[:, :2] > size], 1)  # one bit for each border
-    beyond = np.packbits(beyond, 1).ravel()[faces.T]
-    faces = faces[beyond[0] & beyond[1] & beyond[2] == 0]
-    x, y = pixels[:, 0][faces.T], pixels[:, 1][faces.T]
-    area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
-    faces = faces[area < 0]  # front faces suffice: the surface is closed
-    face_ids, barycentric, depth = bodymodels.rasterize(pixels, faces, (size, size))
-    drawn = np.flatnonzero(face_ids >= 0)
-    corners = (255 * colors).astype(np.float32)[faces].take(face_ids.ravel()[drawn], 0)
-    weights = barycentric.reshape(-1, 3)[drawn]
-    image.reshape(-1, 3)[drawn] = np.einsum("pk,pkc->pc", weights, corners)  # (pixels, 3)
-    return depth
-
-
-def paint_background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draw a background (size, size, 3) uint8: colours, texture, clutter, random blur.
-
-    Clutter is bars, discs and polygons. Some have skin colours, so that a network cannot find the
-    hand by its colour.
-    """
-    side = size // int(rng.choice((1, 2, 4)))
-    grid = int(rng.integers(1, 6))
-    field = rng.normal(0, rng.uniform(10, 45), (grid, grid, 3)) + 255 * random_color(rng)
-    picture = _enlarge(field, side).astype(np.float32)
-    if rng.random() < 0.7:
-        grid = int(rng.integers(6, max(side // 2, 7)))
-        texture = rng.normal(0, 1, (grid, grid)) * rng.uniform(5, 25) + 128
-        picture += _enlarge(texture, side)[..., None].astype(np.float32) - 128
-    canvas = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(canvas)
-    for _ in range(int(rng.integers(0, 12))):
-        draw_shape(draw, rng, side, rng.uniform(-0.1, 1.1, 2), rng.uniform(0.03, 0.4))
-    return np.array(canvas.resize((size, size), Image.Resampling.BILINEAR))
-
-
-def random_color(rng: np.random.Generator) -> np.ndarray:
-    """Draw an RGB colour (3,) in 0..1, mostly greyish."""
-    return np.clip(rng.uniform(0.05, 0.95) + rng.exponential(0.12) * rng.normal(0, 1, 3), 0, 1)
-
-
-def _enlarge(values: np.ndarray, side: int) -> np.ndarray:
-    small = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    return np.asarray(small.resize((side, side), Image.Resampling.BICUBIC))
-
-
-def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
-               center: np.ndarray, radius: float, fill: int | tuple[int, ...] | None = None
-               ) -> None:
-    """Draw a random bar, disc or polygon; centre and radius are fractions of the side.
-
-    fill: its colour; by default a random one.
-    """
-    tone = SKIN_TONES[rng.integers(len(SKIN_TONES))] * rng.uniform(0.5, 1.1)
-    color = tone if rng.random() < 0.3 else random_color(rng)
-    fill = tuple(int(255 * min(value, 1)) for value in color) if fill is None else fill
-    (x, y), radius = center * side, radius * side
-    kind = rng.integers(3)
-    if kind == 0:
-        angle, reach = rng.uniform(0, np.pi), radius * 2.5
-        dx, dy = reach * np.cos(angle), reach * np.sin(angle)
-        draw.line((x - dx, y - dy, x + dx, y + dy), fill, width=max(1, int(radius * 0.7)))
-    elif kind == 1:
-        height = radius * rng.uniform(0.4, 1)
-        draw.ellipse((x - radius, y - height, x + radius, y + height), fill)
-    else:
-        angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 7))))
-        points = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], 1)
-        draw.polygon([tuple(point) for point in points.tolist()], fill)
-
-
-def occlude(rng: np.random.Generator, picture: Image.Image) -> None:
-    """Draw one or two shapes over 35 % of the pictures."""
-    if rng.random() < 0.35:
-        occluder = ImageDraw.Draw(picture)
-        for _ in range(int(rng.integers(1, 3))):
-            draw_shape(occluder, rng, picture.width, rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18))
-
-
-def add_lens_and_noise(rng: np.random.Generator, picture: Image.Image, lens_size: int = 128
-                       ) -> np.ndarray:
-    """Apply blur (the only anti-aliasing), exposure, white balance and noise; return uint8.
-
-    lens_size: side of a picture that is blurred by 0.35 to 1.6 pixels.
-    """
-    radius = rng.uniform(0.35, 0.6) if rng.random() < 0.7 else rng.uniform(0.6, 1.6)
-    radius *= picture.width / lens_size
-    image = np.array(picture.filter(ImageFilter.BoxBlur(radius)), np.float32)
-    image *= (rng.uniform(0.75, 1.2) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
-    start = int(rng.integers(len(_noise_bank()) - image.size))
-    noise = _noise_bank()[start:start + image.size].reshape(image.shape)
-    image += noise * np.float32(rng.exponential(3.0))
-    return np.clip(image, 0, 255, out=image).astype(np.uint8)
-
-
-def check_version(version: int) -> int:
-    """Return the version of the renderer; raise ValueError for an unknown one."""
-    if version not in RENDER_VERSIONS:
-        raise ValueError(f"unknown version {version!r} of the rendered pictures: expected 2, or 1 "
-                         "for the pictures of older scores")
-    return version
-
-
-class Rendered:
+class Rendered(Packed, ImageDataset):
     """A data set of rendered pictures: on the fly, or once into a packed file.
 
-    Subclasses have split, seed and length, a dtype of records, and `render(index)`.
+    Subclasses have a dtype of records, and `render(index)`.
     """
 
     LENGTHS: dict[str, int]  # default length of each split
-    path: Path | None = None
-    _packed: np.ndarray | None = None
 
-    def open_cache(self, cache: str | os.PathLike | None, kind: str, settings: dict,
+    def __init__(self, split: str, size: int, length: int | None, seed: int,
+                 augmentation: str | Augmentation | None) -> None:
+        super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
+        self.length = self.LENGTHS[split] if length is None else length
+
+    def open_cache(self, cache: str | os.PathLike | None, kind: str, names: str, version: int,
                    progress: bool) -> None:
-        """Find or build the packed file in the folder `cache`; its name holds a checksum."""
+        """Find or build the packed file in the folder `cache`; its name holds a checksum.
+
+        names: of the attributes that the pictures depend on beside split, size, length and seed.
+        """
         if cache is not None:
+            settings = {name: getattr(self, name) for name in (
+                "split", "size", "length", "seed", *names.split())} | {"version": version}
             name = f"{kind}_{self.split}_{self.size}_{fingerprint(settings)}.npy"
             self.path = Path(cache) / name
-            self._build(progress)
+            self._packed = self.pack(progress)
 
     def __len__(self) -> int:
         return self.length
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None}  # workers map the file themselves
+    def render(self, index: int) -> np.ndarray:
+        """Render one sample as a packed record; it depends on seed, split and index alone."""
+        raise NotImplementedError
 
     def record(self, index: int) -> np.ndarray:
         """Return a packed record, from the cache if there is one."""
-        if self.path is None:
-            return self.render(index)
-        if self._packed is None:
-            self._packed = self._build(False)
-        return self._packed[index]
+        return self.render(index) if self.path is None else self.records(index)
 
-    def _build(self, progress: bool) -> np.ndarray:
+    def pack(self, progress: bool = False) -> np.ndarray:
         return build_packed(self.path, self.dtype, self.length, resume=True,
                             fill=lambda records, start: self._fill(records, start, progress))
 
@@ -224,3 +91,291 @@ class Rendered:
         finally:
             if workers:  # they ignore signals, and an error's traceback would keep them alive
                 batches._shutdown_workers()
+
+
+FINGER_SLOTS = {"index": 0, "middle": 3, "ring": 9, "pinky": 6}  # in MANO's order, no root
+THUMB_SLOT = 12
+PALM_NORMAL_UP = np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])  # back to the camera, fingers up
+# Angles of the thumb in radians: flexion, abduction and twist of the saddle joint, then flexion of
+# the two hinges. The pinches were fitted so that the finger pads meet on the mean free hand.
+THUMB_POSES = {
+    "rest": (0.10, -0.20, 0.00, 0.15, 0.20),
+    "flat": (0.00, -0.60, 0.00, -0.10, -0.10),
+    "up": (-0.30, -0.30, 0.00, -0.10, -0.20),
+    "folded": (0.50, -0.10, 0.30, 0.70, 0.70),
+    "grasp": (0.30, 0.25, 0.20, 0.35, 0.35),
+}
+PINCHES = {  # thumb as above; flexion of the finger's three joints, abduction of the first
+    "index": ((0.26, -0.02, 0.18, 0.28, 0.30), (0.85, 0.85, 0.41), 0.00),
+    "middle": ((0.44, 0.24, 0.04, 0.45, 0.44), (1.00, 0.98, 0.48), 0.07),
+    "ring": ((0.61, 0.53, -0.05, 0.55, 0.47), (1.16, 0.91, 0.44), 0.17),
+}
+LOWER_LIMIT, UPPER_LIMIT = np.full((15, 3), -0.35), np.full((15, 3), 0.35)  # radians
+LOWER_LIMIT[:, 0], UPPER_LIMIT[:, 0] = -0.3, 1.9
+LOWER_LIMIT[12], UPPER_LIMIT[12] = (-0.5, -0.8, -0.4), (0.9, 0.7, 0.5)
+LOWER_LIMIT[13:, 1:] = UPPER_LIMIT[13:, 1:] = 0.0
+
+
+@cache
+def hinge_axes() -> np.ndarray:
+    """Return each joint's flexion, abduction and twist axis (15, 3, 3), rest frame, right hand.
+
+    Fingers point along -x, the palm faces down (-y) and the index finger is on the +z side.
+    Positive flexion closes the hand, positive abduction moves a finger towards the thumb.
+    """
+    flexion = np.tile([0.0, 0.0, 1.0], (15, 1))
+    twist = np.tile([-1.0, 0.0, 0.0], (15, 1))
+    flexion[THUMB_SLOT:] = 0.65, -0.74, -0.17  # from the shape of the last segment and its nail
+    twist[THUMB_SLOT:] = -0.054, -0.068, 0.064  # along the thumb
+    flexion /= np.linalg.norm(flexion, axis=-1, keepdims=True)
+    twist -= (twist * flexion).sum(-1, keepdims=True) * flexion
+    twist /= np.linalg.norm(twist, axis=-1, keepdims=True)
+    return np.stack([flexion, np.cross(twist, flexion), twist], 1)
+
+
+def sample_hand_pose(rng: np.random.Generator) -> np.ndarray:
+    """Draw a plausible hand pose: axis-angles (15, 3), absolute, MANO's joints without the wrist.
+
+    45 % are grasps and relaxed hands, whose fingers close together; the others are gestures (each
+    finger straight or folded), pinches, and independent fingers. All stay within joint limits.
+    """
+    kind = rng.choice(4, p=(0.45, 0.25, 0.15, 0.15))
+    if kind == 0:
+        curl = rng.uniform(0, 1) + rng.uniform(-0.25, 0.25) * np.linspace(-1, 1, 4)
+    elif kind == 1:
+        curl = np.where(rng.random(4) < 0.5, rng.uniform(0, 0.15, 4), rng.uniform(0.75, 1, 4))
+    else:
+        curl = rng.uniform(0, 1, 4)
+    curl = np.clip(curl + rng.normal(0, 0.05, 4), -0.1, 1)
+    angles = _finger_angles(curl, rng)
+    mixture = rng.dirichlet(np.full(len(THUMB_POSES), 0.4))
+    thumb = mixture @ np.array(list(THUMB_POSES.values()))
+    if kind == 2:
+        finger = list(PINCHES)[rng.integers(len(PINCHES))]
+        thumb, flexion, abduction = map(np.asarray, PINCHES[finger])
+        slot = FINGER_SLOTS[finger]
+        angles[slot:slot + 3, 0], angles[slot, 1] = flexion, abduction
+    angles[THUMB_SLOT], angles[13:, 0] = thumb[:3], thumb[3:]
+    angles += rng.normal(0, 0.04, (15, 3)) * (1.0, 0.5, 0.5)
+    angles = np.clip(angles, LOWER_LIMIT, UPPER_LIMIT)
+    return np.einsum("jd,jdc->jc", angles, hinge_axes())
+
+
+def _finger_angles(curl: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return joint angles (15, 3) for index, middle, ring and pinky closed to 0..1, `curl` (4,)."""
+    angles = np.zeros((15, 3))
+    hook = rng.uniform(-1, 1)  # -1: knuckles bend first, +1: middle joints bend first
+    coupling = rng.uniform(0.45, 0.75)  # the last joint follows the middle one
+    spread = rng.uniform(-0.3, 1.0) * np.array([0.2, 0.03, -0.12, -0.28])
+    converge = np.array([-0.05, 0.0, 0.12, 0.3])  # folded fingers aim at the base of the thumb
+    for finger, slot in enumerate(FINGER_SLOTS.values()):
+        closed = curl[finger]
+        angles[slot, 0] = 1.4 * closed * (1 - 0.5 * max(hook, 0) * (1 - closed))
+        angles[slot + 1, 0] = 1.75 * closed * (1 - 0.6 * max(-hook, 0) * (1 - closed))
+        angles[slot + 2, 0] = coupling * angles[slot + 1, 0]
+        angles[slot, 1] = spread[finger] * (1 - closed) + converge[finger] * closed
+    return angles
+
+
+def sample_view(rng: np.random.Generator, views: float, in_plane: float,
+                sides: str = "both") -> np.ndarray:
+    """Draw the rotation (3, 3) of the resting hand into the camera's frame.
+
+    The hand starts with its back or palm to the camera and its fingers up. It is tilted until the
+    palm's normal is up to `views` degrees off the camera's axis (uniform on the cap; 90 with both
+    sides is the whole sphere), and turned in the image plane by up to +- `in_plane` degrees.
+    """
+    palm = {"both": bool(rng.integers(2)), "palm": True, "back": False}[sides]
+    base = np.diag([-1.0, 1.0, -1.0]) @ PALM_NORMAL_UP if palm else PALM_NORMAL_UP
+    cos = rng.uniform(np.cos(np.deg2rad(views)), 1)
+    azimuth, sin = rng.uniform(0, 2 * np.pi), np.sqrt(1 - cos * cos)
+    tilt = crops.rotation_to_axis(np.array([sin * np.cos(azimuth), sin * np.sin(azimuth), cos]))
+    roll = np.deg2rad(rng.uniform(-in_plane, in_plane))
+    return crops.roll_and_mirror(roll, False) @ tilt @ base
+
+
+RENDER_VERSION = 1  # increase it whenever the same settings would give other pictures
+FOREARM_RINGS = 3
+
+
+class HandSurface:
+    """The free right hand with a forearm. It is closed, so that only front faces are drawn."""
+
+    def __init__(self) -> None:
+        self.model = bodymodels.load_model("hand_right", dtype=torch.float64)
+        hand_faces = self.model.faces.numpy()
+        self.regressor = self.model.keypoint_regressor.numpy()
+        self.template = self.model.v_template.numpy()
+        self.wrist = boundary_loop(hand_faces)  # (16,)
+        self.faces = np.concatenate([hand_faces, self._forearm_faces()])
+        normals = bodymodels.vertex_normals(self.template, hand_faces)
+        self.palmar = np.clip(0.5 - 1.5 * normals[:, 1], 0, 1)[:, None]  # 1 palm, 0 back
+        tips = self.template[list(self.model.tip_vertex_ids)]
+        nearest = np.linalg.norm(self.template[:, None] - tips, axis=-1).min(1)[:, None]
+        self.tip = np.exp(-np.square(nearest / 0.012))
+
+    def _forearm_faces(self) -> np.ndarray:
+        """Return strips between copies of the wrist's rim, and a fan that closes the last copy."""
+        count = len(self.wrist)
+        copies = crops.NUM_VERTICES + np.arange(FOREARM_RINGS * count).reshape(FOREARM_RINGS, count)
+        rings = np.vstack([self.wrist, copies])
+        a, b = rings, np.roll(rings, -1, axis=1)
+        lower = np.stack([b[:-1], a[:-1], a[1:]], -1).reshape(-1, 3)
+        upper = np.stack([b[:-1], a[1:], b[1:]], -1).reshape(-1, 3)
+        center = np.full(count, crops.NUM_VERTICES + copies.size)
+        return np.concatenate([lower, upper, np.stack([b[-1], a[-1], center], -1)])
+
+    def pose(self, betas: np.ndarray, hand_pose: np.ndarray) -> np.ndarray:
+        """Return the vertices (778, 3) of one hand in the rest frame, float64.
+
+        A batch may round differently, and a sample must be the same bit for bit.
+        """
+        pose = torch.from_numpy(np.concatenate([np.zeros((1, 3)), hand_pose]))
+        with torch.inference_mode():
+            return self.model(torch.from_numpy(betas)[None], pose[None]).vertices[0].numpy()
+
+    def with_forearm(self, vertices: np.ndarray, direction: np.ndarray, length: float,
+                     taper: float) -> np.ndarray:
+        """Append the forearm's rings and end point to the hand's vertices (778, 3)."""
+        rim = vertices[self.wrist]
+        center = rim.mean(0)
+        steps = np.linspace(0, 1, FOREARM_RINGS + 1)[1:, None, None]
+        rings = center + (rim - center) * (1 + taper * steps) + direction * length * steps
+        return np.concatenate([vertices, rings.reshape(-1, 3), rings[-1].mean(0, keepdims=True)])
+
+
+def boundary_loop(faces: np.ndarray) -> np.ndarray:
+    """Return the vertices around a mesh's only hole, in the order of its border edges."""
+    edges = {(int(a), int(b)) for face in faces for a, b in zip(face, np.roll(face, -1),
+                                                                strict=True)}
+    following = dict(edge for edge in edges if edge[::-1] not in edges)
+    loop = [min(following)]
+    while following[loop[-1]] != loop[0]:
+        loop.append(following[loop[-1]])
+    return np.array(loop)
+
+
+@cache
+def hand_surface() -> HandSurface:
+    return HandSurface()
+
+
+class Scene(NamedTuple):
+    """A hand and its camera, in metres and pixels."""
+
+    surface: np.ndarray  # (V, 3) the hand's 778 vertices, then the forearm's
+    joints: np.ndarray  # (21, 3)
+    K: np.ndarray  # (3, 3)
+
+
+def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: float,
+                 sides: str) -> Scene:
+    """Draw pose, shape, view, distance and a detector-like box around the keypoints."""
+    hand = hand_surface()
+    betas = np.clip(rng.standard_normal(10), -2.5, 2.5)
+    vertices = hand.pose(betas, sample_hand_pose(rng))
+    vertices = vertices @ sample_view(rng, views, in_plane, sides).T
+    joints = hand.regressor @ vertices
+    distance = np.exp(rng.uniform(np.log(0.35), np.log(1.2)))
+    shift = np.array([0, 0, distance]) - joints.mean(0)
+    vertices, joints = vertices + shift, joints + shift
+
+    center, box = crops.keypoint_box(joints[:, :2] / joints[:, 2:])
+    center = center + rng.uniform(-0.1, 0.1, 2) * box.max()
+    crop = crops.perspective_crop(np.eye(3), center, box * rng.uniform(1.1, 1.5), size)
+    vertices, joints = vertices @ crop.rotation.T, joints @ crop.rotation.T
+
+    forearm = joints[0] - joints[9]
+    forearm /= np.linalg.norm(forearm)
+    forearm += rng.normal(0, 0.25, 3)
+    forearm /= np.linalg.norm(forearm)
+    # short if it points at the camera, so that it does not hide the hand
+    length = rng.uniform(0.02, 0.25) * (1 + 0.95 * min(forearm[2], 0))
+    surface = hand.with_forearm(vertices, forearm, length, rng.uniform(0, 0.3))
+    return Scene(surface, joints, crop.K)
+
+
+def shade(rng: np.random.Generator, surface: np.ndarray) -> np.ndarray:
+    """Return the shaded colours (V, 3) of a hand with its skin or sleeve."""
+    normals = bodymodels.vertex_normals(surface, hand_surface().faces)
+    return painting.shade_surface(rng, surface, normals, _skin(rng, len(surface)))
+
+
+def _skin(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draw albedo (count, 3): skin tone, lighter palm, redder tips, blotches, perhaps a sleeve."""
+    hand = hand_surface()
+    base = painting.random_skin(rng)
+    lighter = np.clip(base * 1.1 + (0.06, 0.03, 0.03), 0, 1)
+    skin = base + rng.uniform(0, 1) * hand.palmar * (lighter - base)
+    skin = skin + rng.uniform(0, 1) * hand.tip * (0.06, -0.03, -0.02)
+    waves = np.cos(hand.template @ rng.normal(0, 120, (3, 4)) + rng.uniform(0, 6.3, 4))
+    skin = skin * (1 + rng.uniform(0, 0.06) * waves.mean(1, keepdims=True))
+    arm = painting.random_color(rng) if rng.random() < 0.5 else base
+    return np.concatenate([skin, np.broadcast_to(arm, (count - crops.NUM_VERTICES, 3))])
+
+
+def paint_hand(image: np.ndarray, scene: Scene, colors: np.ndarray) -> None:
+    """Draw the shaded hand into a picture (S, S, 3), float32 0..255, in place."""
+    painting.paint_surface(image, scene.surface, hand_surface().faces, scene.K, colors)
+
+
+class RenderedHands(Rendered):
+    """Pictures of the free right hand, rendered on the fly: no download, exact labels.
+
+    split: "train" or "test", made of different random numbers. length: by default 40,000 and 1,000;
+    a longer split starts with the samples of a shorter one. views, in_plane, sides: see
+    `sample_view`; the default is the whole sphere.
+
+    cache: a folder. The split is rendered once, by all cores, into one memory-mapped file there
+    (3 S^2 + 9.9 kB a sample) and read from it afterwards, bit for bit the same. A rendering that
+    was killed continues where it stopped. The file's name holds a checksum of the settings. Old
+    files stay; you may delete the folder at any time.
+
+    Without geometric augmentation `crop` and `camera_rotation` are identities.
+    """
+
+    LENGTHS = {"train": 40_000, "test": 1_000}
+
+    def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
+                 seed: int = 0, views: float = 90.0, in_plane: float = 180.0,
+                 sides: str = "both", augmentation: str | Augmentation | None = None,
+                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
+        super().__init__(split, size, length, seed, augmentation)
+        if not (0 <= views <= 90 and 0 <= in_plane <= 180 and self.length > 0):
+            raise ValueError("expected views in 0..90 and in_plane in 0..180 degrees and a "
+                             f"positive length, got {views}, {in_plane} and {self.length}")
+        if sides not in ("both", "palm", "back"):
+            raise ValueError(f"unknown sides {sides!r}: expected both, palm or back")
+        self.views, self.in_plane, self.sides = float(views), float(in_plane), sides
+        self.dtype = np.dtype([
+            ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
+            ("joints", np.float32, (crops.NUM_JOINTS, 3)),
+            ("vertices", np.float32, (crops.NUM_VERTICES, 3)),
+            ("keypoints_2d", np.float32, (crops.NUM_JOINTS, 2))])
+        self.open_cache(cache, "rendered_hands", "views in_plane sides", RENDER_VERSION, progress)
+
+    def render(self, index: int) -> np.ndarray:
+        rng = random_generator(RENDERING, self.seed, self.split_id, index)
+        scene = sample_scene(rng, self.size, self.views, self.in_plane, self.sides)
+        image = painting.paint_background(rng, self.size).astype(np.float32)
+        paint_hand(image, scene, shade(rng, scene.surface))
+        picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+        painting.occlude(rng, picture)
+        record = np.zeros((), self.dtype)
+        record["image"] = painting.add_lens_and_noise(rng, picture)
+        record["K"], record["joints"] = scene.K, scene.joints
+        record["vertices"] = scene.surface[:crops.NUM_VERTICES]
+        record["keypoints_2d"] = crops.to_pixels(scene.joints, scene.K)
+        return record
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.record(index)
+        sample = {name: record[name] for name in self.dtype.names}
+        valid = crops.inside(sample["keypoints_2d"], self.size, self.size)
+        if self.augmentation is not None and self.augmentation.moves:
+            source = crops.Annotated(**sample, keypoints_valid=valid, mesh_valid=1.0)
+            whole = np.array([self.size, self.size], np.float64)
+            return crops.augmented_crop(source, whole / 2, whole, self.size, self.augmentation, rng)
+        sample["image"] = sample["image"].transpose(2, 0, 1)
+        return sample | {"keypoints_valid": valid, "mesh_valid": 1.0, "crop": np.eye(3),
+                         "camera_rotation": np.eye(3), "side": np.int64(1)}

@@ -1,4 +1,4 @@
-"""Rendered pictures of the free body in clothes."""
+"""Rendered pictures of the free body, and of the whole body with crops of its hands."""
 
 from __future__ import annotations
 
@@ -10,36 +10,28 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
 import bodymodels
+from sets import crops, painting
 from sets.augmentation import Augmentation
-from sets.backgrounds import cast_shadow, occlude_textured, paint_scene, to_image
-from sets.body_crops import BODY_FOCAL, body_box, body_camera, draw_body_part, draw_crop, move_body
-from sets.body_poses import (
-    SMPL_KEYPOINTS,
+from sets.motion import (
+    SMPL_JOINTS,
     check_poses,
     sample_betas,
     sample_body_pose,
     sample_wide_poses,
 )
-from sets.crops import inside, roll_and_mirror, warp
-from sets.people import HANDS
-from sets.rendered import (
-    STEEP,
-    Rendered,
-    add_lens_and_noise,
-    check_version,
-    occlude,
-    paint_background,
-    paint_surface,
-    project_surface,
-    random_color,
-    random_skin,
-    shade_surface,
+from sets.rendered import Rendered, hand_surface, sample_hand_pose
+from sets.samples import (
+    DETAILS,
+    RENDERING_BODIES,
+    RENDERING_PEOPLE,
+    random_generator,
 )
-from sets.rendered_hands import hand_surface
-from sets.samples import RENDERING_BODIES, ImageDataset, random_generator
 
+RENDER_VERSIONS = (1, 2)  # a new one whenever the same settings would give other pictures
+STEEP = 0.4  # version 2: share of cameras that look from up to 40 degrees above or below
 HAIR_COLORS = np.array([[0.05, 0.04, 0.04], [0.16, 0.10, 0.07], [0.33, 0.21, 0.12],
                         [0.72, 0.56, 0.33], [0.45, 0.18, 0.08], [0.55, 0.54, 0.53]])
 SLEEVES = (0.2, 0.24, 0.38, 0.42, 0.5, 0.66, 0.68, 0.7)  # m from the middle, arms outstretched
@@ -99,14 +91,19 @@ class BodyScene(NamedTuple):
     transl: np.ndarray  # (3,) metres
     expression: np.ndarray | None = None  # (10,) of a whole body
 
+    @property
+    def keypoints_2d(self) -> np.ndarray:
+        return crops.to_pixels(self.keypoints, self.K)
+
 
 def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
                       lean: float, wide: float = 0.0, steep: float = 0.0) -> BodyScene:
     """Draw a posture, and a detector-like box around all of the body or a part of it."""
     pose, betas = sample_posture(rng, split, views, lean, wide, steep)
     vertices, keypoints = body_surface().pose(betas, pose)
-    transl = sample_transl(rng, vertices, keypoints, SMPL_KEYPOINTS)
-    return BodyScene(vertices + transl, keypoints + transl, body_camera(size), pose, betas, transl)
+    transl = sample_transl(rng, vertices, keypoints, crops.SMPL_KEYPOINTS)
+    return BodyScene(vertices + transl, keypoints + transl, crops.body_camera(size), pose, betas,
+                     transl)
 
 
 def sample_posture(rng: np.random.Generator, split: str, views: float, lean: float = 180.0,
@@ -140,17 +137,17 @@ def camera_tilt(rng: np.random.Generator, steep: float = 0.0) -> np.ndarray:
         pitch = np.deg2rad(rng.uniform(-40, 40))
     cos, sin = np.cos(pitch), np.sin(pitch)
     tilt = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-    return roll_and_mirror(roll, False) @ tilt
+    return crops.roll_and_mirror(roll, False) @ tilt
 
 
 def sample_transl(rng: np.random.Generator, vertices: np.ndarray, keypoints: np.ndarray,
                   names: Sequence[str]) -> np.ndarray:
     """Draw the translation (3,) that makes a detector-like box, truncated for a fifth, the crop."""
-    visible = vertices if rng.random() < 0.8 else keypoints[draw_body_part(rng, names)]
-    center, side = body_box(visible[:, :2].astype(np.float64))
+    visible = vertices if rng.random() < 0.8 else keypoints[crops.draw_body_part(rng, names)]
+    center, side = crops.body_box(visible[:, :2].astype(np.float64))
     side *= rng.uniform(1.05, 1.35)
     center = center + rng.uniform(-0.06, 0.06, 2) * side
-    return np.array([*-center, BODY_FOCAL * side]).astype(np.float32)
+    return np.array([*-center, crops.BODY_FOCAL * side]).astype(np.float32)
 
 
 class Outfit(NamedTuple):
@@ -164,7 +161,7 @@ def sample_outfit(rng: np.random.Generator, name: str = "body") -> Outfit:
     """Draw skin, face, hair, shirt, trousers or dress, and shoes, each of random cut."""
     body = body_surface(name)
     y, z = body.template[:, 1], body.template[:, 2]
-    albedo = _face(rng, random_skin(rng), body)
+    albedo = _face(rng, painting.random_skin(rng), body)
     if name == "wholebody":  # whose hands have crops of their own
         tint_hands(rng, albedo)
     thickness = np.zeros(len(y))
@@ -174,10 +171,10 @@ def sample_outfit(rng: np.random.Generator, name: str = "body") -> Outfit:
         thickness[mask] = thick
 
     waist, hem = rng.uniform(-0.28, -0.1), rng.choice(HEMS)
-    clothes = random_color(rng)
-    wear((y < waist) & (y > hem), random_color(rng), rng.uniform(0, 0.015))
+    clothes = painting.random_color(rng)
+    wear((y < waist) & (y > hem), painting.random_color(rng), rng.uniform(0, 0.015))
     if rng.random() < 0.85:
-        wear(y < rng.uniform(-1.1, -1.04), random_color(rng), rng.uniform(0, 0.01))
+        wear(y < rng.uniform(-1.1, -1.04), painting.random_color(rng), rng.uniform(0, 0.01))
     if rng.random() < 0.1:
         waist = rng.uniform(-0.8, -0.35)  # a dress
     neckline, scoop = rng.uniform(0.295, 0.34), rng.uniform(0, 0.14)
@@ -221,7 +218,7 @@ def _cloth(rng: np.random.Generator, template: np.ndarray) -> np.ndarray:
 def paint_body(image: np.ndarray, scene: BodyScene, rng: np.random.Generator) -> None:
     """Dress, shade and draw the body into a picture (S, S, 3), float32 0..255, in place."""
     surface, colors = dress(rng, scene, "body")
-    paint_surface(image, surface, body_surface().faces, scene.K, colors)
+    painting.paint_surface(image, surface, body_surface().faces, scene.K, colors)
 
 
 def dress(rng: np.random.Generator, scene: BodyScene, name: str
@@ -230,7 +227,7 @@ def dress(rng: np.random.Generator, scene: BodyScene, name: str
     outfit = sample_outfit(rng, name)
     normals = bodymodels.vertex_normals(scene.surface, body_surface(name).faces)
     surface = scene.surface + normals * outfit.thickness[:, None]
-    return surface, shade_surface(rng, surface, normals, outfit.albedo)
+    return surface, painting.shade_surface(rng, surface, normals, outfit.albedo)
 
 
 def paint_behind(rng: np.random.Generator, size: int, split: str, lean: float, K: np.ndarray,
@@ -241,12 +238,12 @@ def paint_behind(rng: np.random.Generator, size: int, split: str, lean: float, K
     Return the picture (size, size, 3), float32 0..255, and who stands before the person, as
     `bystanders` does.
     """
-    image = paint_scene(rng, size, split, colors)
+    image = painting.paint_scene(rng, size, split, colors)
     behind, before = bystanders(rng, split, lean)
     if rng.random() < 0.35:
-        cast_shadow(rng, image, project_surface(surface, K)[:, :2])
+        painting.cast_shadow(rng, image, painting.project_surface(surface, K)[:, :2])
     for body, its_colors in behind:
-        paint_surface(image, body, body_surface().faces, K, its_colors)
+        painting.paint_surface(image, body, body_surface().faces, K, its_colors)
     return image, before
 
 
@@ -267,16 +264,48 @@ def _bystander(rng: np.random.Generator, split: str, lean: float, near: float
     """Draw a clothed person, up to `near` (0: 0.5 to 0.7) crop sides from the crop's middle."""
     pose, betas = sample_posture(rng, split, 180.0, lean)
     vertices, keypoints = body_surface().pose(betas, pose)
-    center, height = body_box(vertices[:, :2])
+    center, height = crops.body_box(vertices[:, :2])
     side = height / rng.uniform(0.35, 1.3)  # of the crop, in metres at the person
     across = rng.uniform(-near, near) if near else rng.choice((-1, 1)) * rng.uniform(0.5, 0.7)
     shift = side * np.array([across, rng.uniform(-0.15, 0.25)]) - center
-    transl = np.array([*shift, BODY_FOCAL * side]).astype(np.float32)
-    scene = BodyScene(vertices + transl, keypoints + transl, body_camera(128), pose, betas, transl)
+    transl = np.array([*shift, crops.BODY_FOCAL * side]).astype(np.float32)
+    scene = BodyScene(vertices + transl, keypoints + transl, crops.body_camera(128), pose, betas,
+                      transl)
     return dress(rng, scene, "body")
 
 
-class RenderedBodies(Rendered, ImageDataset):
+class RenderedPoses(Rendered):
+    """What RenderedBodies and RenderedPeople share: drawn poses."""
+
+    JOINTS, KEYPOINTS = len(SMPL_JOINTS), len(crops.SMPL_KEYPOINTS)
+
+    def __init__(self, split: str, size: int, length: int | None, seed: int,
+                 augmentation: str | Augmentation | None, views: float, lean: float, wide: float,
+                 version: int) -> None:
+        super().__init__(split, size, length, seed, augmentation)
+        check_poses(self.length, views, lean, wide)
+        if version not in RENDER_VERSIONS:
+            raise ValueError(f"unknown version {version!r} of the rendered pictures: expected 2, "
+                             "or 1 for the pictures of older scores")
+        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
+        self.version, self.steep = version, STEEP * (version > 1)
+        self.dtype = np.dtype([
+            ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
+            ("pose", np.float32, (self.JOINTS, 3, 3)), ("betas", np.float32, 10),
+            ("transl", np.float32, 3), ("keypoints_3d", np.float32, (self.KEYPOINTS, 3)),
+            ("keypoints_2d", np.float32, (self.KEYPOINTS, 2))])
+
+    def labels(self, scene: BodyScene) -> np.ndarray:
+        """Return a record with the labels of a scene; pictures are still black."""
+        record = np.zeros((), self.dtype)
+        record["keypoints_3d"] = scene.keypoints
+        for name in {"K", "pose", "betas", "transl", "expression", "keypoints_2d"} & set(
+                self.dtype.names):
+            record[name] = getattr(scene, name)
+        return record
+
+
+class RenderedBodies(RenderedPoses):
     """Pictures of the free body in clothes, rendered on the fly: no download, exact labels.
 
     One sample; S is the crop's side, keypoints are in smpl45 order:
@@ -305,49 +334,30 @@ class RenderedBodies(Rendered, ImageDataset):
 
     LENGTHS = {"train": 40_000, "test": 1_000}
     KNOWN = {"pose_valid": 1.0, "betas_valid": 1.0,
-             "keypoints_3d_valid": np.ones(len(SMPL_KEYPOINTS))}
+             "keypoints_3d_valid": np.ones(len(crops.SMPL_KEYPOINTS))}
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
                  version: int = 2, augmentation: str | Augmentation | None = None,
                  cache: str | os.PathLike | None = None, progress: bool = True) -> None:
-        super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
-        self.length = self.LENGTHS[split] if length is None else length
-        check_poses(self.length, views, lean, wide)
-        self.version = check_version(version)
-        self.views, self.lean, self.wide = float(views), float(lean), float(wide)
-        count = len(SMPL_KEYPOINTS)
-        self.dtype = np.dtype([
-            ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
-            ("pose", np.float32, (24, 3, 3)), ("betas", np.float32, 10),
-            ("transl", np.float32, 3), ("keypoints_3d", np.float32, (count, 3)),
-            ("keypoints_2d", np.float32, (count, 2))])
-        settings = {name: getattr(self, name)
-                    for name in ("split", "size", "length", "seed", "views", "lean")}
-        if wide:
-            settings["wide"] = self.wide
-        self.open_cache(cache, "rendered_bodies", settings | {"version": version}, progress)
+        super().__init__(split, size, length, seed, augmentation, views, lean, wide, version)
+        self.open_cache(cache, "rendered_bodies", "views lean" + " wide" * (wide > 0), version,
+                        progress)
 
     def render(self, index: int) -> np.ndarray:
-        """Render one sample as a packed record; it depends on seed, split and index alone."""
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
         scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean, self.wide,
-                                  STEEP * (self.version > 1))
+                                  self.steep)
         if self.version == 1:
-            image = paint_background(rng, self.size).astype(np.float32)
+            image = painting.paint_background(rng, self.size).astype(np.float32)
             paint_body(image, scene, rng)
-            picture = to_image(image)
-            occlude(rng, picture)
+            picture = painting.to_image(image)
+            painting.occlude(rng, picture)
         else:
-            picture = to_image(self.paint(rng, scene))
-            occlude_textured(rng, picture, self.split)
-        record = np.zeros((), self.dtype)
-        record["image"] = add_lens_and_noise(rng, picture)
-        for name in ("K", "pose", "betas", "transl"):
-            record[name] = getattr(scene, name)
-        record["keypoints_3d"] = scene.keypoints
-        projected = scene.keypoints @ scene.K.T
-        record["keypoints_2d"] = projected[:, :2] / projected[:, 2:]
+            picture = painting.to_image(self.paint(rng, scene))
+            painting.occlude_textured(rng, picture, self.split)
+        record = self.labels(scene)
+        record["image"] = painting.add_lens_and_noise(rng, picture)
         return record
 
     def paint(self, rng: np.random.Generator, scene: BodyScene) -> np.ndarray:
@@ -356,7 +366,7 @@ class RenderedBodies(Rendered, ImageDataset):
         image, before = paint_behind(rng, self.size, self.split, self.lean, scene.K, surface,
                                      colors)
         for body, its_colors in ((surface, colors), *before):
-            paint_surface(image, body, body_surface().faces, scene.K, its_colors)
+            painting.paint_surface(image, body, body_surface().faces, scene.K, its_colors)
         return image
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -366,7 +376,7 @@ class RenderedBodies(Rendered, ImageDataset):
             sample = augment_body(sample, self.augmentation, rng)
         else:
             sample["image"] = sample["image"].transpose(2, 0, 1)
-        valid = inside(sample["keypoints_2d"], self.size, self.size)
+        valid = crops.inside(sample["keypoints_2d"], self.size, self.size)
         return sample | self.KNOWN | {"keypoints_valid": valid}
 
 
@@ -374,15 +384,16 @@ def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
                  rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Crop the picture (S, S, 3) of a body again by a recipe, and move its labels along."""
     size = len(sample["image"])
-    homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"], SMPL_KEYPOINTS)
-    image = warp(sample["image"], homography, size).transpose(2, 0, 1)
-    return move_body(sample, homography, roll, mirror) | {"image": image}
+    homography, roll, mirror = crops.draw_crop(rng, recipe, size, sample["keypoints_2d"],
+                                               crops.SMPL_KEYPOINTS)
+    image = crops.warp(sample["image"], homography, size).transpose(2, 0, 1)
+    return crops.move_body(sample, homography, roll, mirror) | {"image": image}
 
 
 @cache
 def hand_vertices() -> list[np.ndarray]:
     """Return the indices (778,) of each hand's vertices, in the order of HANDS."""
-    return [bodymodels.hand_vertex_ids("wholebody")[side].numpy() for side in HANDS]
+    return [bodymodels.hand_vertex_ids("wholebody")[side].numpy() for side in crops.HANDS]
 
 
 def tint_hands(rng: np.random.Generator, albedo: np.ndarray) -> None:
@@ -391,3 +402,252 @@ def tint_hands(rng: np.random.Generator, albedo: np.ndarray) -> None:
     for vertices in hand_vertices():
         lighter = np.clip(albedo[vertices] * 1.1 + (0.06, 0.03, 0.03), 0, 1) - albedo[vertices]
         albedo[vertices] += palm * hand.palmar * lighter + tip * hand.tip * (0.06, -0.03, -0.02)
+
+
+FINE = 2  # resolution of the background / of the picture, for the crops of hands
+
+
+class Occluder(NamedTuple):
+    """A shape in front of the body, the same in every view."""
+
+    center: np.ndarray  # (2,) pixels of the picture
+    radius: float  # pixels of the picture
+    seed: int  # for its kind, colour and form
+
+
+class View(NamedTuple):
+    """A square part of a picture at its own resolution."""
+
+    homography: np.ndarray  # (3, 3) picture pixels -> view pixels; scale and shift only
+    size: int  # pixels
+
+
+def sample_person(rng: np.random.Generator, split: str, size: int, views: float,
+                  lean: float = 180.0, wide: float = 0.0, steep: float = 0.0) -> BodyScene:
+    """Draw a posture with hand poses and a face, and place it as `sample_body_scene` does.
+
+    `sample_hand_pose` draws the fingers of each hand; left ones are mirrored. The jaw opens a
+    little, the eyes look straight ahead.
+    """
+    posture, betas = sample_posture(rng, split, views, lean, wide, steep)
+    pose = np.tile(np.eye(3, dtype=np.float32), (len(crops.SMPLX_JOINTS), 1, 1))
+    pose[:22] = posture[:22]  # SMPL's hands are SMPL-X's wrists
+    angles = np.stack([sample_hand_pose(rng), sample_hand_pose(rng),  # (3, 15, 3)
+                       np.zeros((15, 3))])
+    angles[2, 0, 0] = min(rng.exponential(0.1), 0.35)  # jaw
+    fingers = bodymodels.axis_angle_to_matrix(torch.from_numpy(angles))
+    fingers[1] = bodymodels.mirror_matrix(fingers[1])
+    for joints, rotations in zip(crops.HAND_JOINTS, fingers[:2].numpy(), strict=True):
+        pose[joints[1:]] = rotations
+    pose[crops.SMPLX_JOINTS.index("jaw")] = fingers[2, 0]
+    expression = np.clip(rng.normal(0, 0.7, 10), -2, 2).astype(np.float32)
+    vertices, keypoints = body_surface("wholebody").pose(betas, pose, expression)
+    transl = sample_transl(rng, vertices, keypoints, crops.SMPLX_KEYPOINTS)
+    return BodyScene(vertices + transl, keypoints + transl, crops.body_camera(size), pose, betas,
+                     transl, expression)
+
+
+def sample_occluders(rng: np.random.Generator, size: int, hands: np.ndarray, occlusion: float
+                     ) -> list[Occluder]:
+    """Draw shapes anywhere in 35 % of the pictures, and over each hand at the rate `occlusion`.
+
+    hands (2, 21, 2): keypoints in pixels. The random numbers do not depend on the rate: what is
+    hidden at one rate is hidden at a higher one, too.
+    """
+    count = int(rng.integers(1, 3)) * (rng.random() < 0.35)
+    shapes = [Occluder(rng.uniform(0, size, 2), size * rng.uniform(0.04, 0.18),
+                       int(rng.integers(2**31))) for _ in range(count)]
+    for center, (width, height) in map(crops.keypoint_box, hands):
+        extent = np.hypot(width, height)
+        over = Occluder(center + rng.uniform(-0.3, 0.3, 2) * (width, height),
+                        extent * rng.uniform(0.3, 0.6), int(rng.integers(2**31)))
+        shapes += [over] * (rng.random() < occlusion)
+    return shapes
+
+
+def draw_occluder(picture: Image.Image, occluder: Occluder, view: View,
+                  sources: Sequence[Image.Image] = ()) -> None:
+    """Draw an occluder, given in the whole picture, into a view of it.
+
+    sources: textures that half of the occluders take a part of; by default all are plain.
+    """
+    rng = random_generator(DETAILS, occluder.seed)
+    center = crops.transform_points(view.homography, occluder.center)
+    radius = occluder.radius * view.homography[0, 0]
+    if sources and rng.random() < 0.5:
+        tile = painting.cut_piece(rng, painting.pick(rng, sources), 2 * painting.REACH * radius)
+        step = tile.width / (2 * painting.REACH * radius)
+        x, y = (painting.REACH * radius - center) * step
+        layer = tile.transform(picture.size, Image.Transform.AFFINE, (step, 0, x, 0, step, y),
+                               Image.Resampling.BILINEAR)
+        picture.paste(layer, (0, 0), layer)
+        return
+    painting.draw_shape(ImageDraw.Draw(picture), rng, view.size, center / view.size,
+                        radius / view.size)
+
+
+class Person:
+    """A dressed person before a background, to be painted in any view."""
+
+    def __init__(self, rng: np.random.Generator, scene: BodyScene, size: int, occlusion: float,
+                 split: str = "train", lean: float = 180.0, version: int = 2) -> None:
+        self.body, self.scene, self.size = body_surface("wholebody"), scene, size
+        self.surface, self.colors = dress(rng, scene, "wholebody")
+        self.before, self.sources = [], []  # people, and textures of occluders
+        if version == 1:
+            self.background = painting.paint_background(rng, FINE * size)
+        else:
+            image, self.before = paint_behind(rng, FINE * size, split, lean,
+                                              np.diag([FINE, FINE, 1]) @ scene.K, self.surface,
+                                              self.colors)
+            self.background = np.asarray(painting.to_image(image))
+            self.sources = painting.textures(split)
+        self.keypoints_2d = scene.keypoints_2d
+        self.lens = int(rng.integers(2**31))
+        hands = self.keypoints_2d[crops.HAND_KEYPOINTS]
+        self.occluders = sample_occluders(rng, size, hands, occlusion)
+
+    def paint(self, view: View, lens_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+        """Return a view (s, s, 3) uint8 and the person's depth in it (s, s), 0 where hidden.
+
+        The view is black outside the picture. lens_size: see `add_lens_and_noise`.
+        """
+        to_view = view.homography @ np.diag([1 / FINE, 1 / FINE, 1])
+        image = crops.warp(self.background, to_view, view.size).astype(np.float32)
+        K = view.homography @ self.scene.K
+        depth = painting.paint_surface(image, self.surface, self.body.faces, K, self.colors)
+        for surface, colors in self.before:
+            hides = painting.paint_surface(image, surface, body_surface().faces, K, colors) < np.inf
+            depth[hides] = 0
+        picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+        bare = np.array(picture)
+        for occluder in self.occluders:
+            draw_occluder(picture, occluder, view, self.sources)
+        depth[(bare != np.asarray(picture)).any(-1)] = 0
+        image = painting.add_lens_and_noise(random_generator(DETAILS, self.lens), picture,
+                                            lens_size)
+        outside = self._outside(view)
+        image[outside], depth[outside] = 0, 0
+        return image, depth
+
+    def _outside(self, view: View) -> np.ndarray:
+        """Return which pixels (s, s) of a view lie outside the picture."""
+        corners = np.array([[0, 0], [self.size, self.size]], np.float64)
+        low, high = crops.transform_points(view.homography, corners)[:, None] - 1e-6
+        pixels = np.arange(view.size)[:, None] + 0.5
+        columns, rows = ((pixels < low) | (pixels > high)).T
+        return rows[:, None] | columns
+
+    def paint_hand(self, hand: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Return a hand's crop (s, s, 3), vertices (778, 3), K, and the share of it that is seen.
+
+        The left hand is mirrored.
+        """
+        center, side = crops.hand_square(self.keypoints_2d[crops.HAND_KEYPOINTS[hand]])
+        view = View(crops.crop_homography(center, side, size), size)
+        image, depth = self.paint(view)
+        K = view.homography @ self.scene.K
+        pixels = painting.project_surface(self.surface, K)
+        alone = bodymodels.rasterize(pixels, hand_faces()[hand], (size, size))[2]
+        silhouette = alone < np.inf
+        seen = (depth[silhouette] > alone[silhouette] - 1e-3).sum() / max(silhouette.sum(), 1)
+        vertices = self.scene.surface[hand_vertices()[hand]]
+        if crops.HANDS[hand] == "left":
+            K = np.array([[-1, 0, size], [0, 1, 0], [0, 0, 1]]) @ K @ np.diag([-1.0, 1, 1])
+            image, vertices = image[:, ::-1], vertices * (-1, 1, 1)
+        return image, vertices, K, seen
+
+
+@cache
+def hand_faces() -> list[np.ndarray]:
+    """Return the faces of each hand in the whole body."""
+    faces = body_surface("wholebody").faces
+    return [faces[np.isin(faces, vertices).all(1)] for vertices in hand_vertices()]
+
+
+class RenderedPeople(RenderedPoses):
+    """Pictures of the free whole body with a crop of each hand, rendered: exact labels.
+
+    One sample; S and H are the sides of the crops, "hand" arrays hold the right one first:
+
+        image                (3, S, S)      uint8    RGB, the whole body
+        K                    (3, 3)         float32  its intrinsics, in its pixels
+        body_pose            (55, 3, 3)     float32  SMPL-X rotations, the root's in the camera's
+                                                     frame, fingers absolute
+        betas, expression    (10,) each     float32  of the free whole body
+        transl               (3,)           float32  metres, see below
+        keypoints_3d         (76, 3)        float32  metres, the camera's frame, "smplx76"
+        keypoints_2d         (76, 2)        float32  pixels of `image`
+        keypoints_valid      (76,)          float32  1 inside `image`
+        hand_images          (2, 3, H, H)   uint8    RGB
+        hand_K               (2, 3, 3)      float32  their intrinsics
+        hand_boxes           (2, 4)         float32  x, y, width, height of the tight box of the
+                                                     hand's 21 keypoints, pixels of `image`
+        hand_pose            (2, 16, 3, 3)  float32  MANO: orientation in the camera, 15 fingers
+        hand_joints          (2, 21, 3)     float32  metres, the camera's frame, "hand21"
+        hand_vertices        (2, 778, 3)    float32  the same, MANO's topology
+        hand_keypoints_2d    (2, 21, 2)     float32  pixels of the hand's crop
+        hand_valid           (2,)           float32  1 if most of its keypoints are in `image`
+        hand_visible         (2,)           float32  share of the hand that nothing hides
+        arm_pose             (2, 8, 3, 3)   float32  from the pelvis to the wrist, "right_arm08"
+        index                ()             int64    index within the split
+
+    Left hands are mirrored: hand_images[1] and all "hand" and "arm" labels except hand_boxes are
+    those of the mirrored picture's right hand. The product of a hand's arm_pose is the first
+    rotation of its hand_pose, so that the true arm gives away the hand's orientation. keypoints_3d
+    are those of the body model plus transl.
+
+    A hand's crop is the square of `hand_square`, painted at its own resolution; augmentation moves
+    and turns it further. occlusion: share of the hands that a shape covers, wholly or in part; it
+    changes nothing but the shapes. Poses and boxes are as in RenderedBodies, so that some hands are
+    outside the picture; their crops are black there.
+
+    split, version: as for RenderedBodies. length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2
+    + 22 kB a sample. hand_size: H, by default S. views, lean: see `sample_body_pose`; wide: see
+    `sample_wide_poses`. lens_size: see `add_lens_and_noise`; with S, a hand cut out of the picture
+    is as sharp as its own crop.
+    """
+
+    LENGTHS = {"train": 20_000, "test": 1_000}
+    JOINTS, KEYPOINTS = len(crops.SMPLX_JOINTS), len(crops.SMPLX_KEYPOINTS)
+
+    def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
+                 seed: int = 0, occlusion: float = 0.5, hand_size: int | None = None,
+                 views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
+                 lens_size: int = 128, version: int = 2,
+                 augmentation: str | Augmentation | None = None,
+                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
+        super().__init__(split, size, length, seed, augmentation, views, lean, wide, version)
+        self.hand_size = size if hand_size is None else hand_size
+        if self.hand_size < 16:
+            raise ValueError(f"expected hand_size >= 16, got {self.hand_size}")
+        if not 0 <= occlusion <= 1:
+            raise ValueError(f"expected an occlusion rate in 0..1, got {occlusion}")
+        self.occlusion, self.lens_size = float(occlusion), int(lens_size)
+        images, *others = self.dtype.descr
+        self.dtype = np.dtype([images, others[0],
+            ("hand_images", np.uint8, (2, self.hand_size, self.hand_size, 3)),
+            ("hand_vertices", np.float32, (2, crops.NUM_VERTICES, 3)),
+            ("hand_K", np.float32, (2, 3, 3)), ("hand_visible", np.float32, 2),
+            *others[1:3], ("expression", np.float32, 10), *others[3:]])
+        self.open_cache(cache, "rendered_people", "views lean hand_size occlusion"
+                        + " wide" * (wide > 0) + " lens_size" * (lens_size != 128), version,
+                        progress)
+
+    def render(self, index: int) -> np.ndarray:
+        rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)
+        scene = sample_person(rng, self.split, self.size, self.views, self.lean, self.wide,
+                              self.steep)
+        person = Person(rng, scene, self.size, self.occlusion, self.split, self.lean, self.version)
+        record = self.labels(scene)
+        record["image"], _ = person.paint(View(np.eye(3), self.size), self.lens_size)
+        for hand in range(2):
+            parts = person.paint_hand(hand, self.hand_size)
+            for name, value in zip(("images", "vertices", "K", "visible"), parts, strict=True):
+                record[f"hand_{name}"][hand] = value
+        return record
+
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.record(index)
+        return crops.labelled_person({name: record[name] for name in self.dtype.names},
+                                     self.augmentation, self.size, rng)

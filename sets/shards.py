@@ -8,7 +8,6 @@ import multiprocessing
 import signal
 import tarfile
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,13 +15,8 @@ import numpy as np
 
 from files import safe_unpickle
 from sets.images import bytes_of
-from sets.official import BOX_MARGIN, Pictures
-from sets.official_bodies import BodyPictures
-from sets.official_hands import HandPictures
-from sets.records import to_records
-from sets.workers import available_cores, follow_parent
-
-MASK_BYTES = 2**28  # the most that the masks of one picture may fill
+from sets.official import BOX_MARGIN, Pictures, to_records
+from sets.samples import available_cores, follow_parent
 
 
 def shard_items(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
@@ -48,14 +42,15 @@ class Shards(Pictures):
     """Tar files 000000.tar, ... of one training set in a folder.
 
     A key has a picture, data.pyd, which is a pickled list of the people in it, and perhaps
-    detection.npz with their masks, see `mask`. scale is the box's width and height / 200; the crop
-    of a body shows that box. Pictures stay in the shards; all cores read the annotation at once.
+    detection.npz with their masks, which is not read. scale is the box's width and height / 200;
+    the crop of a body shows that box. Pictures stay in the shards; all cores read the annotation at
+    once.
 
     A damaged key is left out with a warning, a damaged shard is an error. A file exclude.txt beside
     the shards lists keys to leave out, one a line and without their folders.
     """
 
-    SPLITS, UNIT = {"train": ""}, "shard"
+    SPLITS = {"train": ""}
     SOURCES = ("*.tar",)
     EXTENSIONS = ("jpg", "jpeg", "png")
 
@@ -63,9 +58,6 @@ class Shards(Pictures):
         path = self.root / "exclude.txt"
         self.excluded = set(path.read_text().split()) if path.is_file() else set()
         return super().find_sources() | ({path.name: [path]} if path.is_file() else {})
-
-    def count_rows(self) -> int:
-        return len(self.sources["*.tar"])
 
     def rows(self) -> Iterator[np.ndarray]:
         paths = self.sources["*.tar"]
@@ -102,45 +94,18 @@ class Shards(Pictures):
             try:
                 people = safe_unpickle(bytes_of(path, *parts["data.pyd"]).read())
                 rows += [to_records(row | {
-                    "image": path.name, "part": picture, "person": number, "sequence": key[-96:],
-                    "mask": (*parts.get("detection.npz", (0, 0)), mask_number(people[number]))
+                    "image": path.name, "part": picture, "person": number, "sequence": key[-96:]
                 }, self.dtype) for number, row in enumerate(map(self.person, people)) if row]
             except Exception as error:  # damaged files raise almost any error
                 complaints.append(f"{path}: {key} is damaged and left out ({error})")
         return np.concatenate(rows), complaints
-
-    def mask(self, index: int) -> np.ndarray:
-        """Return where in its picture (H, W) a person was detected; everywhere if unknown.
-
-        Raises ValueError if the mask is damaged.
-        """
-        record = self.records()[index]
-        start, count, number = record["mask"].tolist()
-        if not count or number < 0:
-            return np.ones(self.picture(record).shape[:2], bool)
-        path = self.root / record["image"].decode()
-        try:
-            content = bytes_of(path, start, count)
-            with zipfile.ZipFile(content) as archive:
-                if archive.getinfo("masks.npy").file_size > MASK_BYTES:
-                    raise ValueError(f"it asks for more than {MASK_BYTES:,} bytes")
-            with np.load(content, allow_pickle=False) as arrays:
-                return arrays["masks"][number].astype(bool)
-        except Exception as error:  # damaged files raise almost any error
-            raise ValueError(f"{path}: the mask of {record['sequence'].decode()} is damaged "
-                             f"({error}): copy or download the shard again") from error
 
     def person(self, person: dict) -> dict | None:
         """Return the columns of one person; None leaves the person out."""
         raise NotImplementedError
 
 
-def mask_number(person: dict) -> int:
-    """Return which of the picture's masks is this person's, or -1 if it is unknown."""
-    return int(person.get("extra_info", {}).get("detection_npz_idx", -1))
-
-
-class HMRShards(Shards, BodyPictures):
+class HMRShards(Shards):
     """HMR2.0's training sets (Goel et al. 2023): dataset_tars/coco-train-2014-pruned and so on.
 
     Option filters, as in HMR2.0's training: keypoints of confidence below 0.3 do not count. People
@@ -180,7 +145,7 @@ def reprojection_loss(person: dict) -> float:
     return float(losses.get("reprojection_loss", 0.0))
 
 
-class HaMeRShards(Shards, HandPictures):
+class HaMeRShards(Shards):
     """HaMeR's training sets (Pavlakos et al. 2024): dataset_tars/freihand-train and so on.
 
     hand_pose is absolute, according to HaMeR's layer and its author's answers (not seen in a real
@@ -192,6 +157,7 @@ class HaMeRShards(Shards, HandPictures):
               "halpe-train": 34_289, "cocow-train": 78_666, "mtc-train": 363_947,
               "rhd-train": 61_705, "mpiinzsl-train": 15_184, "ho3d-train": 83_325,
               "h2o3d-train": 121_996}  # as HaMeR's epochs count
+    JOINTS, MODEL = "hand21", "mano"
     HOME = "github.com/geopavlakos/hamer"
     MODEL_OPTIONS = {"fix_left_shapedirs": True}
 

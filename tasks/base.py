@@ -11,10 +11,11 @@ import dataclasses
 import functools
 import io
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from torch.utils.data import Dataset
 import bodymodels
 import data
 import metrics
+from tasks.settings import RunConfig, Settings, preset_settings, stored_settings
+from weights.files import without_settings
 
 EVALUATIONS = {  # data set and split on which a protocol of metrics.py is defined
     "freihand": ("freihand", "evaluation"), "dexycb_s0": ("dexycb", "test"),
@@ -38,31 +41,6 @@ Scores = dict[str, dict[str, float]]  # predictor -> metric -> value; the model 
 Errors = dict[str, dict[str, np.ndarray]]  # predictor -> metric -> (N,), NaN where none counts
 Terms = Mapping[str, Tensor]  # named scalars of a loss
 Batch = dict[str, Tensor]
-
-
-class RunConfig(Protocol):
-    """The fields of a config that the loop reads; each paper's Config documents its own values.
-
-    A config may have `precision`, "fp32" without, and `channels_last`, False without.
-    """
-
-    batch_size: int
-    accumulate: int
-    steps: int
-    learning_rate: float
-    schedule: str
-    warmup_steps: int
-    weight_decay: float
-    gradient_clip: float
-    eval_every: int
-    seed: int
-    train_samples: int
-    test_samples: int
-
-
-# Where a run starts from a checkpoint, the preset decides these fields, the checkpoint the others.
-RUN_FIELDS = (*RunConfig.__annotations__, "precision", "channels_last",
-              "views", "in_plane", "lean", "wide", "augmentation")
 
 
 # -------------------------------------------------------------------------------- predictions
@@ -136,13 +114,15 @@ def standard_error(values: np.ndarray) -> float:
 class Task(ABC):
     """A paper, or one of its stages.
 
-    config: of the model and the run. arguments: the flags. origin: the content of the checkpoint
-    that is continued, evaluated or started from; empty for new weights.
+    config: the paper's, of model and optimisation. arguments: the flags. origin: the content of the
+    checkpoint that is continued, evaluated or started from; empty for new weights. settings: of the
+    run; by default those of the checkpoint, or of the preset.
     Raises ValueError if flags, config and data do not go together.
     """
 
     Config: ClassVar[type]  # the dataclass whose fields --set changes
     PRESETS: ClassVar[Mapping[str, RunConfig]]
+    SETTINGS: ClassVar[Mapping[str, Settings]] = {}  # by preset; what a config has comes from there
     load_checkpoint: ClassVar[Callable[..., nn.Module]]  # from a file; the model has a `config`
     parameters: ClassVar[Callable[[nn.Module, float], list[dict]]]  # groups for AdamW
     PROTOCOLS: ClassVar[Mapping[str, str]]  # kind of data -> protocol of metrics; "": ask for one
@@ -157,8 +137,9 @@ class Task(ABC):
     TRY: ClassVar[str] = ""  # the next command, with {checkpoint}
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
         self.config, self.arguments = config, arguments
+        self.settings = settings or self.settings_of(config, arguments, origin)
         self.baseline: Tensor | None = origin.get("baseline")  # (2, N, 3), see set_baseline
         self.device = torch.device("cpu")
         asked = getattr(arguments, "protocol", None)
@@ -207,7 +188,17 @@ class Task(ABC):
     @classmethod
     def config_from(cls, fields: Mapping[str, object]) -> RunConfig:
         """Make the config of a run that is continued from its fields."""
-        return cls.Config(**fields)
+        return cls.Config(**without_settings(fields, cls.Config))
+
+    @classmethod
+    def settings_of(cls, config: RunConfig, arguments: argparse.Namespace,
+                    origin: Mapping[str, object]) -> Settings:
+        """Return the settings in a checkpoint of this stage, else those of the preset."""
+        preset = arguments.preset or origin.get("preset")
+        settings = preset_settings(cls.SETTINGS, preset, config)
+        if origin.get("name") == arguments.name and "config" in origin:
+            settings = dataclasses.replace(settings, **stored_settings(origin))
+        return settings
 
     @classmethod
     def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
@@ -238,12 +229,12 @@ class Task(ABC):
     @functools.cached_property
     def train_set(self) -> Dataset:
         """The training split, augmented."""
-        return self.data_set("train", self.config.train_samples)
+        return self.data_set("train", self.settings.train_samples)
 
     @functools.cached_property
     def test_set(self) -> Dataset:
         """The test split, not augmented."""
-        return self.data_set("test", self.config.test_samples)
+        return self.data_set("test", self.settings.test_samples)
 
     @abstractmethod
     def data_set(self, split: str, length: int) -> Dataset:
@@ -251,12 +242,12 @@ class Task(ABC):
 
     def official(self, split: str, size: int, **options: object) -> Dataset:
         """Open the official training data, or the data on which the protocol is defined."""
-        arguments, config = self.arguments, self.config
+        arguments = self.arguments
         name, part, root = self.data, "train", arguments.data_root
         if split == "test":
             name, part = EVALUATIONS[self.protocol]
             root = arguments.test_root or root
-        return data.open_official(name, root, part, size=size, seed=config.seed,
+        return data.open_official(name, root, part, size=size, seed=self.settings.seed,
                                   cache=arguments.cache, **options)
 
     # ---- training
@@ -377,6 +368,22 @@ def bare(model: nn.Module) -> nn.Module:
     while hasattr(model, "module"):
         model = model.module
     return model
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Group the trained parameters for AdamW: weight decay on matrices and kernels only.
+
+    Biases, norms, scales and embeddings of positions do not decay (our choice; SimpleHand's release
+    spares only names with "bn" or "bias" in them).
+    """
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        spared = parameter.ndim < 2 or re.search(
+            r"(pos_embed|_embedding|_embeddings\.\d+|task_tokens|\.reference|\.gamma)$", name)
+        if parameter.requires_grad:
+            groups[not spared].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay},
+            {"params": groups[False], "weight_decay": 0.0}]
 
 
 def read_content(path: str | Path) -> dict[str, object]:

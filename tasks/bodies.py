@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 import bodymodels
+import data
 import metrics
-from tasks.base import Batch, Errors, Predictions, RunConfig, Scores, Task, better
+from tasks.base import Batch, Errors, Predictions, Scores, Task, better
+from tasks.settings import RunConfig, Settings
 
 Mesh = dict[str, np.ndarray]  # joints (N, J, 3) and vertices (N, V, 3), in metres
 
@@ -29,8 +32,8 @@ class BodyTask(Task):
               "with one another, in\neach column the better one.\n")
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         file = getattr(arguments, "body", None)
         if self.data != "rendered" and self.MODELS:
             self.body = bodymodels.load_model(arguments.models, family=self.FAMILY)
@@ -40,6 +43,15 @@ class BodyTask(Task):
             raise ValueError(f"--body {file}: it has {len(self.body.parents)} joints; expected a "
                              "SMPL model, with 24")
         self.faces = self.body.faces
+
+    def rendered(self, split: str, length: int, size: int) -> Dataset:
+        """A split of rendered people of SMPL's shape, in crops of `size` pixels."""
+        settings, training = self.settings, split == "train"
+        return data.RenderedBodies(
+            split, size, length=length, seed=settings.seed if training else 0,
+            views=settings.views, lean=settings.lean, wide=settings.wide if training else 0.0,
+            version=settings.version, cache=self.arguments.cache,
+            augmentation=settings.augmentation if training else None)
 
     def points(self, batch: Batch) -> Tensor:
         """True joints and vertices (B, J + V, 3)."""

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import bodymodels
-from tasks.base import RunConfig, Scores, Task, is_error, save_figure
+from tasks.base import Scores, Task, is_error, save_figure
 from tasks.ranks import World
 from weights.files import check_whole
 
@@ -183,10 +183,11 @@ def opening(task: Task, world: World, model: nn.Module, step: int,
     step: finished ones. run: the checkpoint that the run continues from.
     """
     config, arguments, cache = task.config, task.arguments, Path(task.arguments.cache)
+    accumulate = task.settings.accumulate
     count = sum(parameter.numel() for parameter in model.parameters())
     yield (f"{type(model).__name__}, {count:,} parameters, on {world.size} x "
            f"{world.device.type}: from step {step} to {config.steps}, in {arguments.out}")
-    parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+    parts = f" in {accumulate} parts" if accumulate > 1 else ""
     planned = task.PRESETS[arguments.preset].batch_size
     changed = "" if planned == config.batch_size else f", where the preset has {planned}"
     yield (f"{config.batch_size} {task.UNIT} per step: {config.batch_size // world.size} in each "
@@ -218,7 +219,8 @@ def describe(task: Task, origin: Mapping, world: World) -> dict[str, object]:
     known = origin if arguments.eval or "optimizer" in origin else {}
     return {
         "name": arguments.name, "preset": arguments.preset or origin.get("preset"),
-        "data": task.data, "config": dataclasses.asdict(task.config),
+        "data": task.data, "protocol": task.protocol, "config": dataclasses.asdict(task.config),
+        "settings": dataclasses.asdict(task.settings),
         "command": known.get("command", command), **numbers_of(world),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
                      "numpy": np.__version__},
@@ -234,9 +236,9 @@ def without_folder(word: str) -> str:
 class Journal:
     """What the leader writes and prints while training: log.csv, scores.csv, lines of progress."""
 
-    def __init__(self, out: Path, config: RunConfig, unit: str) -> None:
-        self.out, self.steps = out, config.steps
-        self.samples, self.unit = config.batch_size, unit
+    def __init__(self, task: Task) -> None:
+        self.out, self.steps = task.arguments.out, task.config.steps
+        self.samples, self.unit = task.config.batch_size, task.UNIT
         self.rows: Table | None = None  # opened with the first row, which has the columns
         self.seconds: collections.deque[float] = collections.deque(maxlen=50)  # of recent steps
         self.printed = 0.0

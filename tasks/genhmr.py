@@ -21,7 +21,7 @@ import data
 import genhmr
 import metrics
 from files import load_array, safe_unpickle
-from networks import small_encoder
+from networks import fast, small_encoder
 from networks.small_encoder import (
     HEAT_GRID,
     IMAGE_SIZE,
@@ -32,15 +32,23 @@ from networks.small_encoder import (
     build_genhmr,
     heat_map_loss,
 )
-from sets.body_crops import BODY_FOCAL, BODY_PARTS
-from sets.body_poses import SMPL_KEYPOINTS
-from sets.keypoint_files import LEAST_CONFIDENCE
-from sets.official_bodies import OWN
-from sets.rendered import STEEP
-from sets.rendered_bodies import sample_wide_postures
+from sets.crops import BODY_FOCAL, BODY_PARTS, SMPL_KEYPOINTS
+from sets.images import LEAST_CONFIDENCE
+from sets.official import OWN
+from sets.rendered_bodies import STEEP, sample_wide_postures
 from tasks import posterior
-from tasks.base import EVALUATIONS, Batch, Errors, Predictions, Scores, Terms, bare
+from tasks.base import (
+    EVALUATIONS,
+    Batch,
+    Errors,
+    Predictions,
+    Scores,
+    Terms,
+    bare,
+    parameter_groups,
+)
 from tasks.bodies import BodyTask, Mesh
+from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
 BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
@@ -57,12 +65,12 @@ def axis_rotation(axis: Tensor, angle: Tensor) -> Tensor:
 
 
 def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None,
-                     config: genhmr.TokenizerConfig = genhmr.TOKENIZER_PRESETS["paper"]) -> Tensor:
+                     settings: Settings = GENHMR_TOKENIZER["paper"]) -> Tensor:
     """Turn each body as a whole: poses (B, 24, 3, 3) -> the same with another global orientation.
 
     "We rotate the poses at varying degrees" (appendix): the tokenizer must know every orientation
-    that stage 2 meets. A standing body (y down) takes a heading within config.heading and leans up
-    to config.tilt; a fraction of the bodies takes any rotation (our choice). Bodies turn about
+    that stage 2 meets. A standing body (y down) takes a heading within settings.heading and leans
+    up to settings.tilt; a fraction of the bodies takes any rotation (our choice). Bodies turn about
     their rest pelvis: vertices V become R (V - J_0) + J_0.
     """
     def uniform(*size: int) -> Tensor:
@@ -73,10 +81,10 @@ def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None
     direction = math.pi * direction
     level = torch.stack((direction.cos(), torch.zeros_like(lean), direction.sin()), -1)
     vertical = torch.eye(3, device=level.device)[1].expand_as(level)
-    turn = (axis_rotation(level, math.radians(config.tilt) * lean)
-            @ axis_rotation(vertical, math.radians(config.heading) * heading))
+    turn = (axis_rotation(level, math.radians(settings.tilt) * lean)
+            @ axis_rotation(vertical, math.radians(settings.heading) * heading))
     normal = torch.randn(batch, 6, generator=generator, device=rotations.device)
-    any_way = uniform(batch) < config.uniform_rotation
+    any_way = uniform(batch) < settings.uniform_rotation
     turn = torch.where(any_way[:, None, None], genhmr.rotation_6d_to_matrix(normal), turn)
     root, body = rotations.split((1, genhmr.JOINTS - 1), 1)
     return torch.cat((turn.to(rotations)[:, None] @ root, body), 1)
@@ -86,8 +94,9 @@ class TokenizerTask(BodyTask):
     """Stage 1: poses to tokens and back."""
 
     Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
+    SETTINGS = GENHMR_TOKENIZER
     load_checkpoint = staticmethod(load_tokenizer)
-    parameters = staticmethod(genhmr.parameter_groups)
+    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = {"body": BODY_ARGUMENT}
@@ -101,8 +110,8 @@ class TokenizerTask(BodyTask):
     TRY = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
     def __init__(self, config: genhmr.TokenizerConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         stride = config.vertex_stride
         self.thin_body = self.body.for_keypoints()  # for the loss
         if stride:
@@ -111,15 +120,14 @@ class TokenizerTask(BodyTask):
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the free clips, or of official data: each sequence in its proportion.
 
-        A run chooses its best weights on AMASS's validation split, as the paper does; --eval scores
-        them on the test split.
+        A run chooses its best weights on AMASS's validation split, as the paper does; with MOYO
+        on both validation splits (our choice). --eval scores them on AMASS's test split.
         """
         arguments, training = self.arguments, split == "train"
-        seed = self.config.seed if training else 0
+        settings, seed = self.settings, self.settings.seed if training else 0
         if self.data == "rendered":
-            config = self.config
-            return data.MotionPoses(split, length, seed, views=config.heading, lean=config.lean,
-                                    wide=config.wide if training else 0.0)
+            return data.MotionPoses(split, length, seed, views=settings.heading,
+                                    lean=settings.lean, wide=settings.wide if training else 0.0)
         root = arguments.data_root if training else arguments.test_root or arguments.data_root
         held_out = dict(EVALUATIONS.values()) | ({} if arguments.eval else {"amass": "val"})
         parts = [{"amass": data.AMASS, "moyo": data.MOYO}[name](
@@ -138,7 +146,7 @@ class TokenizerTask(BodyTask):
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """L_vq of randomly rotated poses; perplexity and dead codes for the log."""
-        pose = augment_rotation(batch["pose"], config=self.config)
+        pose = augment_rotation(batch["pose"], settings=self.settings)
         prediction = model(pose)
         terms = genhmr.tokenizer_losses(prediction, batch | {"pose": pose}, self.thin_body)
         statistics = {name: prediction[name] for name in ("perplexity", "dead_codes")}
@@ -194,9 +202,9 @@ class TokenizerTask(BodyTask):
 class EncoderTask(BodyTask):
     """Before stage 2: a small encoder that knows poses, as the paper's trained ViT-H does."""
 
-    Config, PRESETS = EncoderConfig, small_encoder.PRESETS
+    Config, PRESETS, SETTINGS = EncoderConfig, small_encoder.PRESETS, GENHMR_ENCODER
     load_checkpoint = staticmethod(load_encoder)
-    parameters = staticmethod(genhmr.parameter_groups)
+    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"}
     TITLE = "image, lifted mesh (placed by the keypoints found), true mesh"
     TRY = ("python train.py --model genhmr --stage transformer --tokenizer "
@@ -206,8 +214,8 @@ class EncoderTask(BodyTask):
               f"{BodyTask.REMARK}")
 
     def __init__(self, config: EncoderConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         self.light_body = self.body.for_keypoints()
 
     @staticmethod
@@ -218,12 +226,7 @@ class EncoderTask(BodyTask):
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people."""
-        config, training = self.config, split == "train"
-        return data.RenderedBodies(
-            split, IMAGE_SIZE, length=length, seed=config.seed if training else 0,
-            views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
-            version=config.version, cache=self.arguments.cache,
-            augmentation=config.augmentation if training else None)
+        return self.rendered(split, length, IMAGE_SIZE)
 
     def build(self) -> nn.Module:
         """The encoder with new weights."""
@@ -243,7 +246,8 @@ class EncoderTask(BodyTask):
         heat = (weight * heat_map_loss(reading.heat, true, HEAT_GRID)).mean()
         terms = {"heat": heat} | lift_losses(reading.lifted, batch, self.light_body)
         if config.unpictured:
-            at, share, bodies = imagine_bodies(network, reading, true, config, self.light_body)
+            at, share, bodies = imagine_bodies(network, reading, true, config.unpictured,
+                                               self.settings, self.light_body)
             terms |= {f"unpictured_{name}": term for name, term in lift_losses(
                 network.lift(at, share), bodies, self.light_body).items()}
         return encoder_total_loss(terms, config), terms
@@ -310,19 +314,20 @@ def encoder_total_loss(terms: Terms, config: EncoderConfig) -> Tensor:
 
 
 @torch.no_grad()
-def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, config: EncoderConfig,
-                   body: bodymodels.BodyModel) -> tuple[Tensor, Tensor, Batch]:
-    """Pose bodies without pictures, config.unpictured times as many as there are pictures.
+def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, times: int,
+                   settings: Settings, body: bodymodels.BodyModel) -> tuple[Tensor, Tensor, Batch]:
+    """Pose bodies without pictures, `times` as many as there are pictures.
 
     reading, true: the encoder's keypoints in the pictures, and the true ones (B, 45, 2). Returns
     keypoints as the encoder would find them, with the errors it makes in these pictures (those of
     one picture stay together, up to 1.3 times as large): at (N, 45, 2), share (N, 45); and the
     bodies: pose, betas, keypoints_3d, and keypoints_2d in pixels.
     """
-    count, device = len(true) * config.unpictured, true.device
+    count, device = len(true) * times, true.device
     rngs = np.random.default_rng(int(torch.randint(2**31, ()))).spawn(count)
     pose, betas = (torch.from_numpy(array).to(device) for array in sample_wide_postures(
-        rngs, "train", config.wide, config.views, config.lean, STEEP * (config.version > 1)))
+        rngs, "train", settings.wide, settings.views, settings.lean,
+        STEEP * (settings.version > 1)))
     keypoints = body.keypoints(body(betas, pose))
     flat = in_random_crops(keypoints - keypoints[:, :1])
     low, high = encoder.centres.amin(0), encoder.centres.amax(0)
@@ -361,11 +366,11 @@ def in_random_crops(keypoints: Tensor) -> Tensor:
 class TransformerTask(BodyTask):
     """Stage 2: tokens from images."""
 
-    Config, PRESETS = genhmr.Config, genhmr.PRESETS
+    Config, PRESETS, SETTINGS = genhmr.Config, genhmr.PRESETS, GENHMR_TRANSFORMER
     load_checkpoint = staticmethod(load_checkpoint)
-    parameters = staticmethod(genhmr.parameter_groups)
+    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
-        "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "h36m-moon", "bedlam"), "") | {
+        "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (
             "3dpw_lsp14", "3dpw_smplx_lineage", "emdb1_24", "h36m_p2_lsp14", "hmr2_lsp14",
             "hmr2_h36m_lsp14")}
@@ -421,8 +426,8 @@ class TransformerTask(BodyTask):
         return config
 
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         starts = origin or arguments.checkpoint
         if not starts and not arguments.tokenizer:
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
@@ -460,16 +465,12 @@ class TransformerTask(BodyTask):
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
-        config, training = self.config, split == "train"
-        augmentation = config.augmentation if training else None
-        if self.data != "rendered":
-            return self.official(split, config.image_size, models=self.arguments.models,
-                                 augmentation=augmentation,
-                                 **({} if training else {"detections": self.detections}))
-        return data.RenderedBodies(
-            split, config.image_size, length=length, seed=config.seed if training else 0,
-            views=config.views, lean=config.lean, wide=config.wide if training else 0.0,
-            version=config.version, cache=self.arguments.cache, augmentation=augmentation)
+        size, training = self.config.image_size, split == "train"
+        if self.data == "rendered":
+            return self.rendered(split, length, size)
+        return self.official(split, size, models=self.arguments.models,
+                             augmentation=self.settings.augmentation if training else None,
+                             **({} if training else {"detections": self.detections}))
 
     @property
     def detections(self) -> str | None:
@@ -485,7 +486,7 @@ class TransformerTask(BodyTask):
         encoder, file = None, self.arguments.backbone
         if self.small:
             encoder = load_encoder(file) if file else SmallEncoder.of_sizes(self.sizes)
-        model = build_genhmr(self.config, encoder)
+        model = fast.replace(build_genhmr(self.config, encoder))
         if self.arguments.tokenizer:
             tokenizer = load_tokenizer(self.arguments.tokenizer)
             model.tokenizer.load_state_dict(tokenizer.state_dict())
@@ -533,7 +534,7 @@ class TransformerTask(BodyTask):
                 model, sampled, batch, most, fitted=True)[-1]
             mean = genhmr.sample_from(model, features, iterations=1, mean_code=True)
             poses["mean code"] = mean.rotations
-            poses[f"mean code P={most}"] = self.refined(model, mean, batch, most)[-1]
+            poses[f"mean code P={most}{kind}"] = self.refined(model, mean, batch, most)[-1]
         predictions = self.beside_truth(model, batch, sampled, poses)
         if final and self.small:
             predictions.found["encoder"] = lifted_body(

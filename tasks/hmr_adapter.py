@@ -15,43 +15,61 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 import bodymodels
 import data
 import hmr_adapter
 import metrics
 from files import load_arrays, safe_unpickle
+from networks.adapter_encoders import is_small, start_rotations
 from networks.adapter_rivals import build_model, share_twists
-from networks.small_experts import body_keypoint_losses, hand_keypoint_losses
-from tasks.base import Batch, Predictions, RunConfig, Scores, Task, Terms, bare, better
+from tasks.base import (
+    Batch,
+    Predictions,
+    Scores,
+    Task,
+    Terms,
+    bare,
+    better,
+    parameter_groups,
+)
 from tasks.bodies import BodyTask, Mesh
-from tasks.settings import own_overrides, suitable_preset
+from tasks.settings import (
+    HMR_ADAPTER,
+    HMR_EXPERT,
+    RunConfig,
+    Settings,
+    own_overrides,
+    suitable_preset,
+)
 from weights.hmr_adapter import (
     expert_of,
     load_body_expert,
     load_checkpoint,
+    load_encoder,
     load_hand_expert,
     load_paths,
-    load_pose_encoder,
 )
 
 ELBOWS_AND_WRISTS = [18, 19, 20, 21]  # of SMPL-X's joints
-GENHMR = Path(__file__).parent.parent / "assets" / "genhmr_cpu.pt"
+ENCODERS = {hmr_adapter.HandExpert: bodymodels.ASSETS / "simplehand_views_cpu.pt",
+            hmr_adapter.BodyExpert: bodymodels.ASSETS / "genhmr_cpu.pt"}  # of small experts
 Output = dict[str, Tensor]  # of a model's forward
 EXPERT_ARGUMENT = {"metavar": "FILE", "help": "checkpoint of the expert to adapt: train.py's, "
                    "HaMeR's or SMPLer-X's"}
-BACKBONE_ARGUMENT = {"metavar": "FILE", "help": "start a small expert's encoder from GenHMR's: a "
-                     "checkpoint of --stage encoder or transformer (preset cpu: "
-                     "assets/genhmr_cpu.pt)"}
+BACKBONE_ARGUMENT = {"metavar": "FILE", "help": "give a small expert the encoder of this "
+                     "checkpoint: bodies GenHMR's (default: assets/genhmr_cpu.pt), hands "
+                     "SimpleHand's for photographs (assets/simplehand_views_cpu.pt)"}
 
 
 class PeopleTask(Task):
     """What the four stages share: rendered or official people, and experts to build on."""
 
-    parameters = staticmethod(hmr_adapter.parameter_groups)
+    parameters = staticmethod(parameter_groups)
     load_expert: ClassVar[Callable[..., nn.Module]]  # from a file
     MODEL: ClassVar[type]  # what this stage trains
     MODELS = ("SMPL-X's of all genders, MANO_RIGHT, MANO_LEFT, MANO_SMPLX_vertex_ids.pkl and, to "
@@ -78,8 +96,8 @@ class PeopleTask(Task):
         return dataclasses.replace(config, expert=cls.load_expert(arguments.expert).config)
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         if not self.ADAPTS:
             return
         stage, starts = arguments.stage, origin or arguments.checkpoint or arguments.expert
@@ -106,18 +124,18 @@ class PeopleTask(Task):
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
-        config, training = self.config, split == "train"
-        augmentation = config.augmentation if training else None
-        size = config.body_size if training else config.test_body_size or config.body_size
+        config, settings, training = self.config, self.settings, split == "train"
+        augmentation = settings.augmentation if training else None
+        size = config.body_size if training else settings.test_body_size or config.body_size
         if self.data != "rendered":
             return self.official(split, size, hand_size=config.hand_size,
                                  models=self.arguments.models, augmentation=augmentation,
                                  detail=1 if training else self.DETAIL)
         return data.RenderedPeople(
             split, size, hand_size=config.hand_size, length=length,
-            seed=config.seed if training else 0, views=config.views, lean=config.lean,
-            wide=config.wide if training else 0.0, occlusion=config.occlusion,
-            lens_size=max(128, size), version=1,  # the shipped checkpoints know these pictures
+            seed=settings.seed if training else 0, views=settings.views, lean=settings.lean,
+            wide=settings.wide if training else 0.0, occlusion=settings.occlusion,
+            lens_size=max(128, size), version=settings.version,
             cache=self.arguments.cache, augmentation=augmentation)
 
     def build(self) -> nn.Module:
@@ -126,17 +144,16 @@ class PeopleTask(Task):
         if not self.ADAPTS or not start.expert:
             model = build_model(self.config)
             if self.starts_from:
-                load_pose_encoder(model, self.starts_from)
+                load_encoder(model, self.starts_from)
             return model
         return build_model(self.config, self.load_given(start.expert))
 
     @property
     def starts_from(self) -> Path | None:
-        """The file of the pose encoder that a small expert starts from."""
-        if self.ADAPTS or self.config.backbone != "pose":
+        """The file of the encoder that a small expert starts from."""
+        if self.ADAPTS or not is_small(self.config):
             return None
-        usual = self.config.widths == hmr_adapter.EncoderConfig.widths and GENHMR.is_file()
-        return self.arguments.backbone or (GENHMR if usual else None)
+        return self.arguments.backbone or ENCODERS[self.MODEL]
 
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
         """Load an expert, with what its weights need besides."""
@@ -169,6 +186,7 @@ class HandExpertTask(PeopleTask):
 
     Config = hmr_adapter.HandExpertConfig
     PRESETS = {name: preset.hand.expert for name, preset in hmr_adapter.PRESETS.items()}
+    SETTINGS = HMR_EXPERT
     PROTOCOLS = {"rendered": "rendered_people_hands", "arctic": "arctic_p1val"} | dict.fromkeys((
         "hmr-adapter-hands", "h36m-smplx", "rich", "bedlam", "freihand", "interhand", "hamer",
         "hamer-tars"), "")
@@ -182,8 +200,8 @@ class HandExpertTask(PeopleTask):
               "that of meshes aligned with one\nanother, in each column the better one.\n")
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         if self.data == "rendered":
             self.hand = bodymodels.load_model("hand_right")
         else:
@@ -199,11 +217,13 @@ class HandExpertTask(PeopleTask):
         return (samples["images"],)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
-        """Eq. 5, and the keypoints of a small expert."""
+        """Eq. 5."""
         samples = hmr_adapter.hand_samples(batch, getattr(self.config, "arm", "arm"))
+        known = samples["valid"] > 0
+        if known.any():  # hands outside of the picture would only cost time
+            samples = {name: values[known] for name, values in samples.items()}
         prediction = model(*self.inputs(samples))
         terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)
-        terms |= hand_keypoint_losses(prediction, samples, self.config)
         return hmr_adapter.hand_total_loss(terms, self.config), terms
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
@@ -288,6 +308,7 @@ class HandAdapterTask(HandExpertTask):
 
     Config = hmr_adapter.HandConfig
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
+    SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
     DETAIL = 4
     ARGUMENTS = PeopleTask.ARGUMENTS | {
@@ -305,9 +326,9 @@ class HandAdapterTask(HandExpertTask):
               + HandExpertTask.REMARK)
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
-        if config.needs_guide and not arguments.eval and not arguments.guide:
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
+        if needs_guide(config) and not arguments.eval and not arguments.guide:
             raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
                              "give its checkpoint with --guide")
         # Loaded here, before training is seeded: building a module draws random numbers.
@@ -322,7 +343,7 @@ class HandAdapterTask(HandExpertTask):
         """The same, with the true arm or the one that the guide finds."""
         if self.config.arm_source == "found" and self.guide is not None:
             with torch.no_grad():
-                batch = batch | {"body_pose": self.guide(batch["image"])["body_pose"]}
+                batch = batch | {"body_pose": look(self.guide, batch)["body_pose"]}
         return super().loss(model, batch, step)
 
     def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
@@ -335,7 +356,7 @@ class HandAdapterTask(HandExpertTask):
         arms = {"true arm": batch["body_pose"]}
         crops = {"true boxes" if self.guide else "": true}
         if self.guide is not None:
-            guide = self.guide(batch["image"])
+            guide = look(self.guide, batch)
             arms = {"found arm": guide["body_pose"]} | arms
             found = hmr_adapter.crop_hands(*sharpest(batch, guide["tight_boxes"]), true.shape[-1])
             crops = {"": found.flatten(0, 1)} | crops
@@ -349,6 +370,11 @@ class HandAdapterTask(HandExpertTask):
         return outputs
 
 
+def needs_guide(config: hmr_adapter.HandConfig) -> bool:
+    """Say whether training needs a whole-body model that predicts theta_b."""
+    return config.design not in ("image", "none") and config.arm_source == "found"
+
+
 # ------------------------------------------------------------------------------------- bodies
 
 
@@ -360,6 +386,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
 
     Config = hmr_adapter.BodyExpertConfig
     PRESETS = {name: preset.body.expert for name, preset in hmr_adapter.PRESETS.items()}
+    SETTINGS = HMR_EXPERT
     PROTOCOLS = {"rendered": "rendered_people", "arctic": "arctic_p1val", "ehf": "ehf",
                  "3dpw-moon": "3dpw_smplx_lineage"} | dict.fromkeys((
                      "hmr-adapter-body", "h36m-smplx", "rich", "bedlam"), "")
@@ -371,9 +398,10 @@ class BodyExpertTask(PeopleTask, BodyTask):
     TRY = "python train.py --model hmr_adapter --stage body --expert {checkpoint}"
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         self.light_body = self.body.for_keypoints()  # losses need no other vertices
+        self.is_new = not (origin or arguments.checkpoint)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -388,12 +416,21 @@ class BodyExpertTask(PeopleTask, BodyTask):
         mean = torch.tensor(np.stack([right, left])).float().view(2, 15, 3)
         return self.load_expert(source, hand_mean=mean)
 
+    def build(self) -> nn.Module:
+        """A new small expert starts with the pose that its encoder finds."""
+        model = super().build()
+        if self.starts_from and self.is_new:
+            count = min(2_000, len(self.train_set))
+            batches = DataLoader(Subset(self.train_set, range(count)), batch_size=50)
+            start_rotations(model, ((batch["image"], batch["body_pose"]) for batch in batches))
+        return model
+
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the model's inputs in training."""
         return (batch["image"],)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
-        """Eq. 7 and 8, and the keypoints of a small expert.
+        """Eq. 7 and 8, and SMPLer-X's terms of an expert.
 
         Boxes of rendered hands are known outside of the picture, too.
         """
@@ -402,12 +439,11 @@ class BodyExpertTask(PeopleTask, BodyTask):
         expert = expert_of(bare(model), hmr_adapter.BodyExpert)
         prediction = model(*self.inputs(batch))
         terms = hmr_adapter.body_losses(prediction, batch, self.light_body, expert, self.config)
-        terms |= body_keypoint_losses(prediction, batch, self.config)
         return hmr_adapter.body_total_loss(terms, self.config), terms
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
         """Return the model's output, and the rotations (B, 55, 3, 3) by predictor."""
-        output = model(batch["image"])
+        output = look(model, batch)
         return output, {"expert": output["body_pose"]}
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
@@ -503,6 +539,7 @@ class BodyAdapterTask(BodyExpertTask):
 
     Config = hmr_adapter.BodyConfig
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
+    SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
     ARGUMENTS = PeopleTask.ARGUMENTS | {"expert": EXPERT_ARGUMENT}
     TRY = "python demo.py hmr_adapter PICTURE --body {checkpoint}"
@@ -516,10 +553,10 @@ class BodyAdapterTask(BodyExpertTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
         """Predict by the adapter, with the knuckles that the expert finds, and by the expert."""
-        output, expert = model(batch["image"]), self.expert_beside(model)
+        output, expert = look(model, batch), self.expert_beside(model)
         poses = {"adapter": output["body_pose"]}
         if expert is not None:
-            poses["expert"] = expert(batch["image"])["body_pose"]
+            poses["expert"] = look(expert, batch)["body_pose"]
         return output, poses
 
 
@@ -542,8 +579,8 @@ class DualPathTask(BodyAdapterTask):
     REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
               "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
               "path finds them, as in use;\n\"true boxes\": where they are. Hands outside of the "
-              "picture are left to the body path, and\nso are those that the hand expert doubts "
-              "(least_share). \"All hands\": every hand is merged, as in the paper. \"Twists "
+              "picture are left to the body path. "
+              "\"All hands\": every hand is merged, as in the paper. \"Twists "
               "shared\": the elbows take the\nwrists' twists beyond 72 degrees, as in PyMAF-X, "
               "which the paper's baseline follows.\n"
               + BodyTask.REMARK)
@@ -608,7 +645,7 @@ class DualPathTask(BodyAdapterTask):
         for name, scale in (("ours", 1.0), ("experts", 0.0)):
             if name == "experts" and not frozen:
                 continue  # the experts inside were trained on
-            body = bodies[name] = model.body(batch["image"], scale=scale)
+            body = bodies[name] = look(model.body, batch, scale=scale)
             size, hand_size = batch["image"].shape[-1], model.hand.config.expert.image_size
             crops = hmr_adapter.crop_hands(*sharpest(batch, body["tight_boxes"]), hand_size)
             inside = hmr_adapter.in_picture(body["hand_boxes"], size, size)
@@ -624,6 +661,19 @@ class DualPathTask(BodyAdapterTask):
         if frozen:
             poses["expert"] = bodies["experts"]["body_pose"]
         return bodies["ours"], poses
+
+
+def look(model: nn.Module, batch: Batch, **options: float) -> Output:
+    """Run a whole-body expert or adapter on a batch's images; boxes are in pixels of these.
+
+    The pictures of the test split are larger than a small expert's, which sees them averaged.
+    """
+    images, config = batch["image"], expert_of(model, hmr_adapter.BodyExpert).config
+    times = images.shape[-1] // config.image_size if is_small(config) else 1
+    if times > 1:
+        images = F.avg_pool2d(images.float(), times)
+    output = model(images, **options)
+    return output | {name: times * output[name] for name in ("hand_boxes", "tight_boxes")}
 
 
 def sharpest(batch: Batch, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -648,8 +698,8 @@ def zoomed(picture: np.ndarray, center: np.ndarray, side: float, size: int) -> n
 def stage_arguments(arguments: argparse.Namespace, stage: str) -> argparse.Namespace:
     """Return the flags of one of the four stages; --set reaches each stage that has the field."""
     changes = {"stage": stage, "name": f"{arguments.model}-{stage}", "out": arguments.out / stage,
-               "overrides": own_overrides(arguments.overrides, STAGES[stage].Config,
-                                          [STAGES[part].Config for part in PARTS]), "export": None}
+               "overrides": own_overrides(arguments.overrides, STAGES[stage],
+                                          [STAGES[part] for part in PARTS]), "export": None}
     if stage in ("hand", "body"):
         preset = arguments.preset or suitable_preset()
         changes |= {"expert": arguments.out / f"{stage}_expert" / "checkpoint.pt",

@@ -1,55 +1,217 @@
-"""Settings of a run: fields of a config, changed by --set and checked before anything starts."""
+"""What a run has beside the paper's numbers: machine, seed, evaluations, the free data; and --set.
+
+A paper's numbers are in the Config of its file. `Settings` are ours and stand here, for all models.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import torch
 
-from tasks.base import RUN_FIELDS, RunConfig
-
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "step", "cosine")
+ON_A_CPU = ("cpu", "ablation", "cpu_views")  # presets that are made for one
 Value = bool | int | float | str | tuple
+Fields = TypeVar("Fields")  # a dataclass: a paper's Config, or Settings
 
 
-def override(config: RunConfig, assignments: Sequence[str]) -> RunConfig:
-    """Apply each "field=value" to the config; raises ValueError for what does not fit."""
-    values = {}
-    kinds = {name: kind for name, kind in typing.get_type_hints(type(config)).items()
-             if not dataclasses.is_dataclass(kind)}  # the config of a part comes with the part
+class RunConfig(Protocol):
+    """The fields of a paper's Config that the loop reads."""
+
+    batch_size: int
+    steps: int
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    weight_decay: float
+    gradient_clip: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run has beside its config. All values are our choice, but where a source is named.
+
+    None: the stage has no such setting, and --set refuses it.
+    """
+
+    # Machine
+    accumulate: int = 1  # parts in which a process computes its share of a step's samples
+    precision: str = "fp32"  # "fp32", "bf16", or "fp16" with a gradient scaler
+    channels_last: bool = False  # memory format, for speed alone
+
+    # Run
+    eval_every: int = 1_000  # steps between evaluations
+    seed: int = 0  # of initialisation, order, masks and augmentation
+
+    # Data
+    train_samples: int = 100_000  # rendered ones, or poses of the free clips, per epoch
+    test_samples: int = 1_000
+    augmentation: str | None = None  # recipe of training pictures, a name of data.AUGMENTATIONS
+    views: float | None = None  # degrees; of hands the largest tilt of palm or back, 90 is the
+    # whole sphere; of bodies the largest heading away from the camera, either way
+    in_plane: float | None = None  # degrees, largest turn of hands in the image plane, either way
+    lean: float | None = None  # degrees, largest lean of bodies from upright
+    wide: float | None = None  # share of training poses that go beyond the clips
+    occlusion: float | None = None  # share of hands that something covers
+    version: int | None = None  # of the renderer of bodies; 1: the pictures of older scores
+    test_body_size: int | None = None  # px, side of the test split's pictures of people, from which
+    # hands are cut; 0: as in training
+
+    # GenHMR's tokenizer: "we rotate the poses at varying degrees" (paper), see augment_rotation
+    heading: float | None = None  # degrees, largest turn about the vertical
+    tilt: float | None = None  # degrees, largest lean
+    uniform_rotation: float | None = None  # fraction of bodies with any orientation at all
+
+
+# ------------------------------------------------------------------------------------ presets
+
+# The release trains in fp16 with a gradient scaler, evaluates by its own count, and FreiHAND has
+# 130,240 images.
+HANDS = Settings(precision="fp16", channels_last=True, eval_every=2_560, train_samples=130_240,
+                 augmentation="rendered", views=90.0, in_plane=180.0)
+SIMPLEHAND = {
+    "paper": HANDS, "paper_hrnet": HANDS, "paper_hiera": HANDS,
+    "h200": replace(HANDS, precision="bf16", eval_every=1_280),
+    "single_gpu": replace(HANDS, accumulate=8),
+    "cpu": replace(HANDS, precision="fp32", eval_every=1_900, train_samples=20_000, views=15.0,
+                   in_plane=15.0),
+    "ablation": replace(HANDS, precision="fp32", eval_every=500, train_samples=16_000, views=15.0,
+                        in_plane=15.0),
+    "cpu_views": replace(HANDS, precision="fp32", eval_every=1_800, train_samples=80_000,
+                         augmentation="rendered_upright"),
+}
+POSES = Settings(eval_every=5_000, train_samples=1_000_000, test_samples=2_000, lean=180.0,
+                 wide=0.0, heading=180.0, tilt=45.0, uniform_rotation=0.2)
+GENHMR_TOKENIZER = {
+    "paper": POSES,
+    "h200": replace(POSES, eval_every=1_250),
+    "single_gpu": replace(POSES, accumulate=2),
+    "cpu": replace(POSES, eval_every=2_500, train_samples=20_000, test_samples=1_000, lean=45.0,
+                   wide=0.8, tilt=40.0, uniform_rotation=0.0),
+}
+SMALL_BODIES = Settings(channels_last=True, eval_every=1_300, train_samples=16_000,
+                        test_samples=500, augmentation="rendered_bodies_photos", views=180.0,
+                        lean=45.0, wide=0.5, version=2)
+GENHMR_ENCODER = {
+    "h200": replace(SMALL_BODIES, train_samples=100_000),
+    "single_gpu": replace(SMALL_BODIES, train_samples=60_000),
+    "cpu": SMALL_BODIES,
+}
+# The recipe has scale, rotation, flip and colour (paper), shifts and crops of body parts (HMR2.0).
+BODIES = Settings(precision="bf16", channels_last=True, eval_every=10_000, train_samples=300_000,
+                  augmentation="official_hmr", views=180.0, lean=180.0, wide=0.0, version=2)
+GENHMR_TRANSFORMER = {
+    "paper": BODIES,
+    "h200": replace(BODIES, eval_every=5_000),
+    "single_gpu": replace(BODIES, accumulate=8),
+    "cpu": replace(SMALL_BODIES, channels_last=False, eval_every=900),
+}
+# V100 has no bf16.
+PEOPLE = Settings(precision="fp16", eval_every=500, augmentation="rendered_bodies", views=180.0,
+                  lean=180.0, wide=0.0, occlusion=0.5, version=2, test_body_size=0)
+SMALL_PEOPLE = replace(PEOPLE, precision="fp32", eval_every=600, train_samples=8_000,
+                       test_body_size=512, augmentation="rendered_people", lean=45.0, wide=0.5)
+HMR_EXPERT = {
+    "paper": PEOPLE,
+    "h200": replace(PEOPLE, precision="bf16"),
+    "single_gpu": replace(PEOPLE, precision="bf16"),
+    "cpu": replace(SMALL_PEOPLE, channels_last=True),
+}
+HMR_ADAPTER = HMR_EXPERT | {
+    "single_gpu": replace(PEOPLE, precision="bf16", accumulate=8),
+    "cpu": SMALL_PEOPLE,
+}
+
+
+def suitable_preset() -> str:
+    """Choose the preset for this machine, by name."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return "h200" if memory > 100e9 else "single_gpu"
+
+
+def preset_settings(presets: Mapping[str, Settings], preset: str | None,
+                    config: RunConfig) -> Settings:
+    """Return a preset's settings; without one of that name the paper's, or those of the last.
+
+    Where a config has fields of Settings, as HMR-Adapter's have, those are the settings.
+    """
+    settings = presets.get(preset) or presets.get("paper") or [Settings(), *presets.values()][-1]
+    return replace(settings, **known_settings(vars(config)))
+
+
+def stored_settings(content: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings in a checkpoint of train.py; older ones have them in the config."""
+    return dict(content.get("settings") or known_settings(content["config"]))
+
+
+def known_settings(fields: Mapping[str, object]) -> dict[str, object]:
+    """Select fields of Settings."""
+    return {field.name: fields[field.name] for field in dataclasses.fields(Settings)
+            if field.name in fields}
+
+
+# -------------------------------------------------------------------------------------- --set
+
+
+def settable(values: object) -> dict[str, type]:
+    """Return the fields of a dataclass that --set changes, with their types."""
+    kinds = typing.get_type_hints(type(values))
+    return {name: next(iter(typing.get_args(kind)), kind) if type(None) in typing.get_args(kind)
+            else kind for name, kind in kinds.items()  # a part's config comes with the part
+            if not dataclasses.is_dataclass(kind) and getattr(values, name) is not None}
+
+
+def override(values: Fields, assignments: Sequence[str], beside: object = None) -> Fields:
+    """Apply each "field=value" to a config or to settings; raises ValueError for what does not fit.
+
+    beside: the other of the two, whose fields may be assigned, too, but are not changed here.
+    """
+    kinds, changes = settable(values), {}
+    others = {} if beside is None else settable(beside)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        if not equals or name not in kinds:
-            raise ValueError(f"--set {assignment}: expected FIELD=VALUE with a field of: "
-                             + ", ".join(kinds))
+        if not equals or name not in kinds | others:
+            close = "".join(difflib.get_close_matches(name, kinds | others, 1))
+            raise ValueError(f"--set {assignment}: {f'did you mean {close}? ' * bool(close)}"
+                             "expected FIELD=VALUE with a field of: " + ", ".join(kinds | others))
+        if name not in kinds:
+            continue
         try:
-            values[name] = parse_value(kinds[name], text)
+            changes[name] = parse_value(kinds[name], text)
         except (ValueError, KeyError):
             kind = getattr(kinds[name], "__name__", kinds[name])
             raise ValueError(f"--set {assignment}: {text!r} is not of type {kind}; by default "
-                             f"{name} is {getattr(config, name)}") from None
-    for name, value in values.items():
+                             f"{name} is {getattr(values, name)}") from None
+    for name, value in changes.items():
         check_value(name, value)
     try:
-        config = dataclasses.replace(config, **values)
+        values = replace(values, **changes)
     except (ArithmeticError, TypeError, IndexError) as error:
         raise ValueError(f"--set {' '.join(assignments)}: no such model ({error})") from error
-    check_config(config)
-    return config
+    check_values(values)
+    return values
 
 
-def own_overrides(assignments: Sequence[str], kind: type, kinds: Sequence[type]) -> list[str]:
-    """Select what --set of a command of several stages means for a stage with this config class.
+def own_overrides(assignments: Sequence[str], stage: type, stages: Iterable[type]) -> list[str]:
+    """Select what --set of a command of several stages means for one of them, a Task.
 
-    All but the fields that only the configs of other stages have; `override` refuses the rest.
+    All but the fields that only other stages have; `override` refuses the rest.
     """
-    fields = [{field.name for field in dataclasses.fields(each)} for each in (kind, *kinds)]
-    elsewhere = set().union(*fields) - fields[0]
-    return [text for text in assignments if text.partition("=")[0] not in elsewhere]
+    def fields(task: type) -> set[str]:
+        names = {field.name for field in dataclasses.fields(task.Config)}
+        return names.union(*map(settable, task.SETTINGS.values()))
+
+    foreign = set().union(*map(fields, stages)) - fields(stage)
+    return [text for text in assignments if text.partition("=")[0] not in foreign]
 
 
 def parse_value(kind: type, text: str) -> Value:
@@ -72,58 +234,35 @@ def check_value(name: str, value: Value) -> None:
             raise ValueError(f"{name} is {as_text(value)}: expected finite numbers from 0 on")
 
 
-def check_config(config: RunConfig) -> None:
+def check_values(values: object) -> None:
     """Raise ValueError unless every field has a possible value, as far as the loop can tell."""
-    for name in (field.name for field in dataclasses.fields(config)):
-        value = getattr(config, name)
-        if not dataclasses.is_dataclass(value):
-            check_value(name, value)
+    for name in settable(values):
+        value = getattr(values, name)
+        check_value(name, value)
         if "drop" in name and not value < 1:
             raise ValueError(f"{name} is {value}: expected a part of all, from 0 to below 1")
-    for name in ("batch_size", "accumulate", "steps", "eval_every", "train_samples",
-                 "test_samples"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}: expected at least 1")
-    for name, value, allowed in (("schedule", config.schedule, SCHEDULES),
-                                 ("precision", precision_of(config), PRECISIONS)):
+        if name in ("batch_size", "accumulate", "steps", "eval_every", "train_samples",
+                    "test_samples") and value < 1:
+            raise ValueError(f"{name} is {value}: expected at least 1")
+        allowed = {"schedule": SCHEDULES, "precision": PRECISIONS}.get(name, (value,))
         if value not in allowed:
             raise ValueError(f"{name} is {value!r}: expected one of {', '.join(allowed)}")
-    if not config.learning_rate > 0:
-        raise ValueError("learning_rate is 0: expected a number above 0")
-    if getattr(config, "ema_decay", 0):  # a field of older configs
-        raise ValueError(f"ema_decay is {config.ema_decay}: expected 0, there is no moving average")
+        if name == "learning_rate" and not value > 0:
+            raise ValueError("learning_rate is 0: expected a number above 0")
 
 
-def check_shares(config: RunConfig, processes: int) -> None:
+def check_shares(config: RunConfig, settings: Settings, processes: int) -> None:
     """Raise ValueError unless the samples of a step split evenly among processes and parts."""
-    parts = processes * config.accumulate
+    parts = processes * settings.accumulate
     if config.batch_size % parts:
         raise ValueError(f"batch_size is {config.batch_size}: expected a multiple of {parts}, "
-                         f"{processes} processes x accumulate={config.accumulate}")
+                         f"{processes} processes x accumulate={settings.accumulate}")
 
 
-def share(config: RunConfig, processes: int) -> int:
-    """Return the number of samples that one process computes at once."""
-    return config.batch_size // (processes * config.accumulate)
-
-
-def with_run_fields(config: RunConfig, source: RunConfig) -> RunConfig:
-    """Return the config with another's optimisation and data: batch, steps, views and so on."""
-    return dataclasses.replace(config, **{name: getattr(source, name) for name in RUN_FIELDS
-                                          if hasattr(source, name)})
-
-
-def suitable_preset() -> str:
-    """Choose the preset for this machine, by name."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    memory = torch.cuda.get_device_properties(0).total_memory
-    return "h200" if memory > 100e9 else "single_gpu"
-
-
-def precision_of(config: RunConfig) -> str:
-    """Return the config's precision: "fp32" unless it has another."""
-    return getattr(config, "precision", "fp32")
+def with_optimisation(config: RunConfig, source: RunConfig) -> RunConfig:
+    """Return the config with another's optimisation: batch, steps, rate and so on."""
+    names = [*RunConfig.__annotations__, *known_settings(vars(config))]
+    return replace(config, **{name: getattr(source, name) for name in names})
 
 
 def supported_precision(precision: str) -> str:

@@ -20,7 +20,9 @@ import weights.simplehand
 from networks import any_view
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
-from tasks.base import Batch, Predictions, Scores, Task, Terms, better
+from tasks.base import Batch, Predictions, Scores, Task, Terms, better, parameter_groups
+from tasks.settings import SIMPLEHAND, Settings
+from weights.files import without_settings
 
 DEXYCB_IMAGES = 406_888  # of the training split of s0
 ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
@@ -29,9 +31,9 @@ ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the pred
 class SimpleHandTask(Task):
     """Hand meshes from crops."""
 
-    Config, PRESETS = simplehand.Config, ALL_PRESETS
+    Config, PRESETS, SETTINGS = simplehand.Config, ALL_PRESETS, SIMPLEHAND
     load_checkpoint = staticmethod(weights.simplehand.load_checkpoint)
-    parameters = staticmethod(simplehand.parameter_groups)
+    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     ARGUMENTS = {
         "hand": {"metavar": "FILE", "help": "hand model: MANO_RIGHT.pkl for FreiHAND, the folder "
@@ -44,8 +46,8 @@ class SimpleHandTask(Task):
     TRY = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
     def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
-                 origin: Mapping[str, object]) -> None:
-        super().__init__(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+        super().__init__(config, arguments, origin, settings)
         file = arguments.hand
         if self.data != "rendered" and not file:
             raise ValueError(f"--data {self.data}: its meshes are MANO's, whose faces and joints "
@@ -64,7 +66,8 @@ class SimpleHandTask(Task):
     @classmethod
     def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:
         """Make the config with these fields, of the class that has them."""
-        return weights.simplehand.config_class(fields)(**fields)
+        kind = weights.simplehand.config_class(fields)
+        return kind(**without_settings(fields, kind))
 
     @classmethod
     def adapt(cls, config: simplehand.Config, arguments: argparse.Namespace) -> simplehand.Config:
@@ -88,21 +91,24 @@ class SimpleHandTask(Task):
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the chosen data."""
-        config, arguments, training = self.config, self.arguments, split == "train"
+        config, settings, arguments = self.config, self.settings, self.arguments
+        training = split == "train"
         augmentation = "official_simplehand" if training else None
         if config.official:  # weights of the release have seen its crops
             augmentation = "release_simplehand" if training else "release_simplehand_test"
         if self.data == "freihand":
             root = arguments.data_root if training else arguments.test_root or arguments.data_root
             return data.FreiHAND(root, "training" if training else "evaluation", config.image_size,
-                                 seed=config.seed, augmentation=augmentation, cache=arguments.cache)
+                                 seed=settings.seed, augmentation=augmentation,
+                                 cache=arguments.cache)
         if self.data != "rendered":
             return self.official(split, config.image_size, models=arguments.hand,
                                  augmentation=augmentation)
         return data.RenderedHands(
-            split, config.image_size, length=length, seed=config.seed if training else 0,
-            views=config.views, in_plane=config.in_plane,
-            augmentation=config.augmentation if training else None, cache=arguments.cache)
+            split, config.image_size, length=length,
+            seed=settings.seed if training else 0, views=settings.views,
+            in_plane=settings.in_plane,
+            augmentation=settings.augmentation if training else None, cache=arguments.cache)
 
     def build(self) -> nn.Module:
         """The model with new weights, but for the backbone if a file has them."""

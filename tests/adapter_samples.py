@@ -19,7 +19,7 @@ DECODER = dict(decoder_dim=16, decoder_layers=2, decoder_heads=2, decoder_head_d
 TINY_HAND = hmr.HandConfig(expert=hmr.HandExpertConfig(**ENCODER, **DECODER))
 TINY_BODY = hmr.BodyConfig(
     expert=hmr.BodyExpertConfig(**ENCODER, depth_bins=4, hand_cells=4, box_dim=8, joint_dim=8),
-    **DECODER, offset_hidden=16, zero_init=False)
+    **DECODER, offset_hidden=16)
 TINY = hmr.Config(TINY_HAND, TINY_BODY)
 RIGHT, LEFT = 0, 1
 STAGES = {"hand_expert": hmr.HandExpert, "hand": hmr.HandAdapter, "body_expert": hmr.BodyExpert,
@@ -56,6 +56,8 @@ def rotations(*shape: int, spread: float = 1.0, dtype: torch.dtype = torch.float
 def lively(module: nn.Module) -> nn.Module:
     """Make weights and norm statistics as varied as those of a trained network."""
     generator = torch.Generator().manual_seed(1)
+    if hasattr(module, "offset"):  # a body adapter's, 0 at first
+        module.offset.fc2.reset_parameters()
     with torch.no_grad():
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

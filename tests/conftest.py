@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -119,6 +120,22 @@ def models(tmp_path_factory):
     from official_folders import write_models
     folder = tmp_path_factory.mktemp("models")
     write_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def official_models(tmp_path_factory):
+    """The free models under the official names, where the smplx package looks for them."""
+    import bodymodels
+    folder = tmp_path_factory.mktemp("free_models")
+    for path, name in (("mano/MANO_RIGHT", "hand_right"), ("mano/MANO_LEFT", "hand_left"),
+                       ("smpl/SMPL_NEUTRAL", "body"), ("smplx/SMPLX_NEUTRAL", "wholebody")):
+        file = (folder / path).with_suffix(".pkl" if name == "body" else ".npz")
+        file.parent.mkdir(exist_ok=True)
+        if name == "body":  # the package reads SMPL from pickles alone
+            file.write_bytes(pickle.dumps(bodymodels.load_arrays(bodymodels.ASSETS / "body.npz")))
+        else:
+            file.symlink_to(bodymodels.ASSETS / f"{name}.npz")
     return folder
 
 

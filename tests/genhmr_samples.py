@@ -17,7 +17,6 @@ TINY = Config(
     vit_drop_path=0.1, scales=(1, 2, 4), pyramid_width=8, width=16, heads=2, points=2, layers=2,
     ffn=32, regressor_width=16, steps=100)
 SHAPES = ((4, 3), (8, 6), (16, 12))  # of three maps, not square: a swap of x and y shows
-SIZES = torch.tensor(SHAPES)
 SMALL = replace(TINY, image_size=128, patch_size=8, vit_dim=52, scales=(1, 2),
                 mask_loss_on="masked", tokenizer=replace(TINY_TOKENIZER, normalise=True))
 

@@ -7,8 +7,8 @@ import torch
 
 import bodymodels
 import data
-from sets.hand_crops import Annotated
-from sets.rendered_hands import RenderedHands
+from sets.crops import Annotated
+from sets.rendered import RenderedHands
 
 ROOT = Path(data.__file__).parent
 CONTRACT = {

@@ -13,18 +13,11 @@ from PIL import Image
 
 import bodymodels
 from files import load_arrays
-from sets.arctic import ARCTIC
-from sets.bedlam import BEDLAM
-from sets.dexycb import DexYCB
-from sets.ehf import EHF
-from sets.emdb import EMDB
-from sets.hmr2_evaluation import ThreeDPWHMR2
-from sets.human36m import Human36M, Human36MMoon, Human36MSMPLX
-from sets.interhand import InterHand
-from sets.records import intrinsics, to_pixels
-from sets.rich import RICH
+from sets import body_sets
+from sets.crops import to_pixels
+from sets.hand_sets import DexYCB, FreiHAND, InterHand
+from sets.official import intrinsics
 from sets.shards import HaMeRShards, HMRShards
-from sets.threedpw import ThreeDPW, ThreeDPWMoon
 
 UNIQUE = 2
 
@@ -208,10 +201,6 @@ def write_dexycb(root):
 DEXYCB_K = np.array([[610.0, 0, 318], [0, 611, 241], [0, 0, 1]])
 
 
-def dexycb(root, split="train", **options):
-    return DexYCB(root, split, 32, sequences=5, progress=False, **options)
-
-
 INTERHAND_R, CAMPOS = rodrigues([0.2, 1.1, -0.3]), np.array([100.0, -400, 900])  # mm
 
 
@@ -244,10 +233,6 @@ def write_interhand(root):
                           ("camera", cameras), ("joint_3d", {"0": joints}),
                           ("MANO_NeuralAnnot", {"0": fits})):
         write(base.with_name(base.name + name + ".json"), content)
-
-
-def interhand(root, **options):
-    return InterHand(root, "train", 32, progress=False, **options)
 
 
 # A real frame: courtyard_arguing_00, frame 0, person 0.
@@ -283,10 +268,6 @@ def write_3dpw(root):
             write_picture(root / f"imageFiles/{name}/image_{frame:05d}.jpg", (54, 96))
 
 
-def threedpw(root, split="test", **options):
-    return ThreeDPW(root, split, 32, progress=False, **options)
-
-
 def write_3dpw_moon(root):
     """Moon's packing, two people in one picture."""
     people = [{"id": 7 + number, "image_id": 3, "bbox": [5.0, 10, 20, 60],
@@ -297,10 +278,6 @@ def write_3dpw_moon(root):
                "height": 96}
     write(root / "3DPW_test.json", {"images": [picture], "annotations": people})
     write_picture(root / "imageFiles/office/image_00000.jpg", (54, 96))
-
-
-def threedpw_moon(root, **options):
-    return ThreeDPWMoon(root, "test", 32, progress=False, **options)
 
 
 # A real frame: P0_01_mvs_b, frame 0.
@@ -335,10 +312,6 @@ def write_emdb(root):
             write_picture(folder / f"images/{frame:05d}.jpg", (36, 48))
 
 
-def emdb(root, split="emdb1", **options):
-    return EMDB(root, split, 32, progress=False, **options)
-
-
 def write_h36m(root):
     """SPIN's files: three rows of protocol 1, of which one is from the frontal camera."""
     names = [f"images/S9_Directions_1.{camera}_000001.jpg"
@@ -354,10 +327,6 @@ def write_h36m(root):
         write_picture(root / name, (50, 50))
 
 
-def human36m(root, split="p1", **options):
-    return Human36M(root, split, 32, progress=False, **options)
-
-
 def write_hmr2_evaluation(root, name="3dpw_test"):
     """HMR2.0's evaluation file: two people, with one number as scale or with two."""
     names = [f"pictures/{number}.jpg" for number in range(2)]
@@ -370,13 +339,9 @@ def write_hmr2_evaluation(root, name="3dpw_test"):
         write_picture(root / name, (50, 50))
 
 
-def threedpw_hmr2(root, **options):
-    return ThreeDPWHMR2(root, "test", 32, progress=False, **options)
-
-
-def write_h36m_moon(root, subjects=(9, 11)):
+def write_h36m_moon(root):
     """Each subject: cameras 1 and 4, frames 0 and 3; the second frame has no fit."""
-    for subject in subjects:
+    for subject in body_sets.Human36MSMPLX.SUBJECTS:
         base = f"annotations/Human36M_subject{subject}_"
         folder = f"s_{subject:02d}_act_02_subact_01_ca_0"
         pictures = [{"id": number, "width": 40,
@@ -394,9 +359,6 @@ def write_h36m_moon(root, subjects=(9, 11)):
         write(root / f"{base}data.json", {"images": pictures, "annotations": people})
         write(root / f"{base}camera.json", {"1": camera, "4": camera})
         write(root / f"{base}joint_3d.json", {"2": {"1": world}})
-        write(root / f"{base}SMPL_NeuralAnnot.json", {"2": {"1": {"0": {
-            "pose": RNG.normal(0, 0.2, 72).tolist(), "shape": [0.2] * 10,
-            "trans": [0.1, 0.2, 0.9]}}}})
         write(root / f"{base}SMPLX_NeuralAnnot.json", {"2": {"1": {"0": smplx_fit()}}})
         for picture in pictures:
             write_picture(root / "images" / picture["file_name"], (40, 42))
@@ -411,14 +373,6 @@ def smplx_fit():
 
 
 H36M_R, H36M_T = rodrigues([1.4, 0.2, 0.1]), np.array([100.0, 900, 5200])  # mm
-
-
-def h36m_moon(root, split="p1", **options):
-    return Human36MMoon(root, split, 32, progress=False, **options)
-
-
-def h36m_smplx(root, split="p1", **options):
-    return Human36MSMPLX(root, split, 32, progress=False, **options)
 
 
 def tar_person(**changes):
@@ -467,10 +421,6 @@ def write_hmr2(root):
         "c.detection.npz": mask.getvalue(), "d.jpg": jpeg(), "d.data.pyd": b"no pickle"})
 
 
-def hmr2(root, **options):
-    return HMRShards(root, "train", 32, progress=False, **options)
-
-
 def write_hamer(root):
     """A right and a left hand in one picture."""
     flat = np.concatenate([RNG.uniform(20, 40, (21, 2)), np.ones((21, 1))], 1)
@@ -481,10 +431,6 @@ def write_hamer(root):
               "has_hand_pose": np.array(1.0), "has_betas": np.array(0.0), "right": right}
              for right in (np.array(1.0), np.array(0.0))]
     write_shard(root / "000000.tar", {"k.jpg": jpeg(), "k.data.pyd": pickle.dumps(hands)})
-
-
-def hamer(root, **options):
-    return HaMeRShards(root, "train", 32, progress=False, **options)
 
 
 def write_bedlam(root):
@@ -506,10 +452,6 @@ def write_bedlam(root):
                  cam_int=np.tile(intrinsics((50, 50), (width / 2, height / 2)),
                                  (count, 1, 1)))
         write_picture(root / f"{scene}/png/seq_000000/seq_000000_0000.png", (64, 36))
-
-
-def bedlam(root, **options):
-    return BEDLAM(root, "train", 32, picture_size=(64, 36), progress=False, **options)
 
 
 def write_rich(root):
@@ -543,10 +485,6 @@ def write_rich(root):
                       (32, 24))
 
 
-def rich(root, **options):
-    return RICH(root, "train", 32, picture_size=(32, 24), progress=False, **options)
-
-
 def write_arctic(root):
     """One sequence of 25 frames, of which 5 are left; one of those has no fit."""
     views = [[64, 48]] + [[40, 48]] * 8
@@ -574,10 +512,6 @@ def write_arctic(root):
             write_picture(root / f"images/s05/box_grab_01/{view}/{frame:05d}.jpg", (40, 48))
 
 
-def arctic(root, **options):
-    return ARCTIC(root, "val", 32, progress=False, **options)
-
-
 def write_ehf(root):
     """Frames 01 and 100, with meshes of a few vertices."""
     mesh = np.array([[0, 0, 0], [0.1, 0, 0], [0, 0.2, 0], [0, 0, 0.3]], np.float32)
@@ -589,25 +523,35 @@ def write_ehf(root):
         write_picture(root / f"{number}_img.jpg", (1600, 1200), quality=10)
 
 
-def ehf(root, **options):
-    return EHF(root, "test", 32, progress=False, **options)
+def reader(kind, split, **defaults):
+    """reader(...)(root, ...) opens a data set at a size of 32 pixels."""
+    def read(root, split=split, **options):
+        return kind(root, split, 32, **defaults | options)
+    return read
 
 
+dexycb, interhand = reader(DexYCB, "train", sequences=5), reader(InterHand, "train")
+freihand = reader(FreiHAND, "training")
+threedpw, threedpw_moon = reader(body_sets.ThreeDPW, "test"), reader(body_sets.ThreeDPWMoon, "test")
+threedpw_hmr2, emdb = reader(body_sets.ThreeDPWHMR2, "test"), reader(body_sets.EMDB, "emdb1")
+human36m, h36m_smplx = reader(body_sets.Human36M, "p2"), reader(body_sets.Human36MSMPLX, "train")
+hmr2, hamer = reader(HMRShards, "train"), reader(HaMeRShards, "train")
+bedlam = reader(body_sets.BEDLAM, "train", picture_size=(64, 36))
+rich = reader(body_sets.RICH, "train", picture_size=(32, 24))
+arctic, ehf = reader(body_sets.ARCTIC, "val"), reader(body_sets.EHF, "test")
 WRITERS = {
     "dexycb": write_dexycb, "interhand": write_interhand, "3dpw": write_3dpw,
     "3dpw-moon": write_3dpw_moon, "emdb": write_emdb, "h36m": write_h36m,
-    "h36m-moon": write_h36m_moon, "h36m-smplx": write_h36m_moon,
+    "freihand": write_freihand, "h36m-smplx": write_h36m_moon,
     "3dpw-hmr2": write_hmr2_evaluation,
     "hmr2-tars": write_hmr2, "hamer-tars": write_hamer,
     "bedlam": write_bedlam, "rich": write_rich, "arctic": write_arctic, "ehf": write_ehf}
 READERS = {
     "dexycb": dexycb, "interhand": interhand, "3dpw": threedpw, "3dpw-moon": threedpw_moon,
     "3dpw-hmr2": threedpw_hmr2,
-    "emdb": emdb, "h36m": human36m, "h36m-moon": h36m_moon, "h36m-smplx": h36m_smplx,
+    "emdb": emdb, "h36m": human36m, "h36m-smplx": h36m_smplx, "freihand": freihand,
     "hmr2-tars": hmr2, "hamer-tars": hamer, "bedlam": bedlam,
     "rich": rich, "arctic": arctic, "ehf": ehf}
-HANDS = ("dexycb", "interhand", "hamer-tars")
+HANDS = ("freihand", "dexycb", "interhand", "hamer-tars")
 NEED_MODELS = ("rich", "arctic")
-OPTIONAL = [f"Human36M_subject{subject}_{model}_NeuralAnnot.json" for subject in (9, 11)
-            for model in ("SMPL", "SMPLX")]
 BODIES = tuple(name for name in READERS if name not in HANDS)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 import bodymodels as bm
-from sets.rendered_people import Person, RenderedPeople, sample_person
+from sets.rendered_bodies import Person, RenderedPeople, sample_person
 
 SMPLX55, SMPLX76 = bm.JOINT_SETS["smplx55"], bm.JOINT_SETS["smplx76"]
 WHOLE, HAND = bm.load_model("wholebody"), bm.load_model("hand_right")

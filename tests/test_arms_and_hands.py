@@ -35,16 +35,6 @@ def test_chain_of_an_arm_is_its_hands_orientation(seed):
         torch.testing.assert_close(chain, wrist, atol=1e-5, rtol=0)
 
 
-def test_chain_applies_the_root_last():
-    """A quarter about y at the root, then one about x: the child's x axis stays where y put it."""
-    quarter = bm.axis_angle_to_matrix(torch.tensor([[0, np.pi / 2, 0], [np.pi / 2, 0, 0]]))
-    chain = bm.chain_rotation(quarter)
-    torch.testing.assert_close(chain @ torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 0, -1]),
-                               atol=1e-6, rtol=0)
-    torch.testing.assert_close(chain @ torch.tensor([0, 1.0, 0]), torch.tensor([1.0, 0, 0]),
-                               atol=1e-6, rtol=0)
-
-
 def test_hands_inside_the_body():
     """The vertices of each hand are its own, with MANO's topology, on the right side."""
     right, left = (WHOLE.v_template[HAND_IDS[side]] for side in ("right", "left"))

@@ -1,22 +1,25 @@
 """The benchmarks run, compare like with like, and are found from any folder."""
 
-import functools
+import dataclasses
+import json
+import math
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplehand_samples
 import torch
 from genhmr_samples import TINY
 
-import genhmr
 import metrics
 from benchmarks import __main__ as command
 from benchmarks import bodymodels as bodies_room
 from benchmarks import genhmr as genhmr_room
-from benchmarks import gpu
+from benchmarks import gpu, tradeoff
 from benchmarks import metrics as metrics_room
 from benchmarks.timing import medians
 
@@ -29,6 +32,15 @@ def test_medians_run_every_function_equally_often():
     times = medians({name: lambda n=name: calls.append(n) for name in "abc"}, seconds=0, rounds=4)
     assert calls == [*"abc"] * 5 and set(times) == {*"abc"}
     assert all(spent >= 0 for spent in times.values())
+
+
+def test_one_thread_is_timed_by_its_own_work(monkeypatch):
+    """A pause is no work of this process, so load of others does not count; with more threads it
+    does."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for threads, least, most in ((1, 0, 15), (2, 19, math.inf)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert least <= medians({"a": lambda: time.sleep(0.02)}, seconds=0)["a"] <= most
 
 
 def test_the_command_lists_its_benchmarks_from_any_folder(tmp_path):
@@ -65,27 +77,6 @@ def test_metrics_compares_equals():
                                metrics.procrustes_align(source, target), rtol=0, atol=1e-12)
 
 
-def test_genhmr_compares_what_is_equal():
-    """Both compute the same attention, with the same gradients, also near and over the borders."""
-    torch.manual_seed(0)
-    config = genhmr.Config(width=32, pyramid_width=32, heads=4, scales=(1, 2, 4), points=3)
-    attention = genhmr.DeformableAttention(config).double()
-    for parameter in attention.parameters():
-        torch.nn.init.normal_(parameter)
-    sizes = torch.tensor([(5, 3), (9, 7), (4, 12)])
-    inputs = [torch.randn(2, 6, 32), torch.randn(2, int(sizes.prod(1).sum()), 32),
-              torch.rand(6, 2)]
-    queries, values, reference = [x.double().requires_grad_() for x in inputs]
-    other = functools.partial(genhmr_room.project_then_sample, attention)
-    weight = torch.randn(2, 6, 32, dtype=torch.float64)
-    results = [function(queries, reference, values, sizes) for function in (attention, other)]
-    gradients = [torch.autograd.grad((result * weight).sum(), (queries, values, reference))
-                 for result in results]
-    assert torch.allclose(*results, atol=1e-10)
-    for ours, theirs in zip(*gradients, strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-9)
-
-
 def test_genhmr_prints_ratios_and_parts(capsys):
     """With equal outputs, whatever the times."""
     genhmr_room.benchmark_attention(32, 0.0)
@@ -105,6 +96,35 @@ def test_genhmr_is_timed_for_every_t_and_p(capsys):
     assert "T = 5 (RTX A5000: 102 ms)" in rows[2] and "P = 20 (RTX A5000: 638 ms)" in rows[-1]
 
 
+def test_the_tradeoff_has_every_row_once(tmp_path, capsys):
+    """Its error is the mean over seeds, as results.json has it; the figure shows the paper, too."""
+    for name, fields, errors in (("unchanged", {}, (10.0, 12.0)), ("dims=64", {"tokens": (21,),
+            "dims": (64,), "blocks": (1,)}, (9.5,))):
+        config = dataclasses.asdict(dataclasses.replace(simplehand_samples.TINY, **fields))
+        for seed, error in enumerate(errors):
+            folder = tmp_path / f"simplehand {name}" / f"seed {seed}"
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text(json.dumps(
+                {"config": config, "scores": {"SimpleHand": {"PA-MPJPE": error}}}))
+    command.main(["tradeoff", "--runs", str(tmp_path), "--seconds", "0"])
+    rows = capsys.readouterr().out.splitlines()
+    found = {row.split(" | ")[0][2:]: row.split(" | ")[2][:-2] for row in rows[2:4]}
+    assert found == {"unchanged": "11.00", "dims=64": "9.50"}
+    assert all(float(row.split(" | ")[1]) > 0 for row in rows[2:4])
+    assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_papers_tradeoff_is_its_table_1():
+    """Rows without a speed have no point; 70 frames per second are 14.3 ms."""
+    points = tradeoff.papers_points()
+    assert len(points) == 9 and points["ours, FastViT"] == (pytest.approx(1000 / 70), 5.7)
+
+
+def test_a_tradeoff_without_runs_says_how_to_make_some(tmp_path):
+    with pytest.raises(SystemExit, match="no runs of SimpleHand in .*tables.py simplehand table7"):
+        command.main(["tradeoff", "--runs", str(tmp_path)])
+
+
 def test_without_a_gpu_nothing_is_run(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command.main(["gpu"])
@@ -115,5 +135,6 @@ def test_without_a_gpu_nothing_is_run(capsys, monkeypatch):
 @pytest.mark.parametrize("name", ["simplehand", "genhmr-tokenizer"])
 def test_a_training_step_is_the_trainers_own(capsys, name):
     """The code of the training rows runs on the CPU: samples, loss, backward, optimiser."""
-    gpu.training_step(name, "cpu", torch.device("cpu"), 0.0, batch_size=2, accumulate=2)
+    gpu.training_step(name, "cpu", torch.device("cpu"), 0.0, "batch_size=2",
+                      "accumulate=2")
     assert "2 samples" in capsys.readouterr().out

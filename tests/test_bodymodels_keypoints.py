@@ -1,9 +1,6 @@
 """Keypoints and reduced models of bodies."""
 
-import pickle
-
 import pytest
-import smplx
 import torch
 from body_samples import BODY, SMPL45, WHOLE, inputs, seeds
 from hypothesis import given
@@ -24,27 +21,6 @@ def test_landmarks_are_the_vertices_of_smplx(ours, theirs):
         key = (name if name == "nose" else side[0].upper() + part.title().replace("_", "") if foot
                else sides[side] + part)
         assert vertex_ids[theirs][key] == vertex, name
-
-
-def test_keypoints_are_those_of_smplx(tmp_path):
-    """"smpl45" and "smplx76" are what smplx returns as joints for the same file and pose."""
-    (tmp_path / "SMPLX_NEUTRAL.npz").symlink_to(bm.ASSETS / "wholebody.npz")
-    theirs = smplx.SMPLX(tmp_path, ext="npz", use_pca=False, flat_hand_mean=True, batch_size=2)
-    betas, pose = inputs(WHOLE, 0)
-    parts = dict(zip(("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose",
-                      "left_hand_pose", "right_hand_pose"),
-                     pose.flatten(1).split([3, 63, 3, 3, 3, 45, 45], 1), strict=True))
-    expected = theirs(betas=betas, expression=torch.zeros(2, 10), **parts).joints[:, :76]
-    torch.testing.assert_close(WHOLE.keypoints(WHOLE(betas, pose)), expected, atol=1e-5, rtol=0)
-
-    arrays = dict(bm.load_arrays(bm.ASSETS / "body.npz"))
-    with open(tmp_path / "SMPL_NEUTRAL.pkl", "wb") as file:
-        pickle.dump(arrays, file)
-    theirs = smplx.SMPL(tmp_path / "SMPL_NEUTRAL.pkl", batch_size=2)
-    betas, pose = inputs(BODY, 1)
-    expected = theirs(betas=betas, global_orient=pose[:, 0], body_pose=pose[:, 1:].flatten(1))
-    torch.testing.assert_close(BODY.keypoints(BODY(betas, pose)), expected.joints, atol=1e-5,
-                               rtol=0)
 
 
 def test_keypoints_are_symmetric():

@@ -1,35 +1,52 @@
-"""GenHMR's deformable attention."""
+"""GenHMR's deformable attention: genhmr.py's plain one, and the fast one of networks/fast.py."""
 
+import copy
 import math
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
-from genhmr_samples import SHAPES, SIZES, SMALL, TINY, as_maps, images, lively_model
+from genhmr_samples import SHAPES, SMALL, TINY, as_maps, images, lively_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.genhmr import project_then_sample
-from genhmr import Config, DeformableAttention, GenHMR, sample_maps
+from genhmr import Config, DeformableAttention, GenHMR
+from networks import fast
+
+FORMS = {"plain": lambda module: module, "fast": fast.replace}
+CELLS = sum(height * width for height, width in SHAPES)
 
 
-def attention_input(batch: int = 2, queries: int = 5, heads: int = 3, points: int = 2,
-                    channels: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+def random_attention(**fields) -> DeformableAttention:
+    """A layer for the maps of SHAPES, in float64, whose every parameter matters."""
+    module = DeformableAttention(replace(TINY, **{"width": 12, "heads": 3, "pyramid_width": 4}
+                                         | fields)).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    return module
+
+
+def copying_attention() -> DeformableAttention:
+    """A layer whose every head projects the four channels of the maps to themselves."""
+    module = random_attention().requires_grad_(False)
+    module.value_proj.weight.copy_(torch.eye(4).repeat(3, 1))
+    module.value_proj.bias.zero_()
+    return module
+
+
+def attention_input(queries: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     """Maps, locations also outside of them, and weights that sum to one."""
-    cells = sum(height * width for height, width in SHAPES)
-    values = torch.randn(batch, cells, channels, dtype=dtype)
-    locations = 1.6 * torch.rand(batch, queries, heads, 3, points, 2, dtype=dtype) - 0.3
-    weights = torch.rand(batch, queries, heads, 3, points, dtype=dtype)
+    values = torch.randn(2, CELLS, 4, dtype=torch.float64)
+    locations = 1.6 * torch.rand(2, queries, 3, 3, 2, 2, dtype=torch.float64) - 0.3
+    weights = torch.rand(2, queries, 3, 3, 2, dtype=torch.float64)
     return values, locations, weights / weights.sum((3, 4), keepdim=True)
 
 
-def naive_sample_maps(values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    """The definition, in loops: four neighbours of each point, nothing outside of the map."""
-    maps = as_maps(values)
-    batch, queries, heads, levels, points = weights.shape
-    out = torch.zeros(batch, queries, heads, values.shape[2], dtype=values.dtype)
+def in_loops(module: DeformableAttention, values: Tensor, locations: Tensor,
+             weights: Tensor) -> Tensor:
+    """The definition: W times the four neighbours of each point, nothing outside of the map."""
+    maps = as_maps(module.value_proj(values))
+    out = torch.zeros(*weights.shape[:3], 4, dtype=values.dtype)
     for b, q, h, level, k in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
         height, width = SHAPES[level]
         x = locations[b, q, h, level, k, 0].item() * width - 0.5
@@ -39,105 +56,71 @@ def naive_sample_maps(values: Tensor, locations: Tensor, weights: Tensor) -> Ten
                 if 0 <= row < height and 0 <= column < width:
                     part = (1 - abs(x - column)) * (1 - abs(y - row))
                     out[b, q, h] += weights[b, q, h, level, k] * part * maps[level][
-                        b, :, row, column]
-    return out
+                        b, 4 * h:4 * h + 4, row, column]
+    return out.flatten(2)
 
 
-def grid_sample_attention(module: DeformableAttention, queries: Tensor, reference: Tensor,
-                          values: Tensor) -> Tensor:
-    """Deformable-DETR's way: project every cell, sample each map by grid_sample, add up."""
-    heads, levels, points = module.shape
-    batch, length = queries.shape[:2]
-    offsets = module.sampling_offsets(queries).view(batch, length, heads, levels, points, 2)
-    weights = module.attention_weights(queries).view(batch, length, heads, -1).softmax(-1)
-    weights = weights.view(batch, length, heads, levels, points)
-    sizes = torch.tensor([[width, height] for height, width in SHAPES])
-    locations = reference[:, None, None, None] + offsets / sizes[:, None]
-    projected = module.value_proj(values)
-    out = 0.0
-    for level, map_ in enumerate(as_maps(projected)):
-        map_ = map_.unflatten(1, (heads, -1)).flatten(0, 1)  # (B H, D / H, h, w)
-        grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1  # (B H, L, P, 2)
-        sampled = F.grid_sample(map_, grid, align_corners=False)  # (B H, D / H, L, P)
-        weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
-        out = out + (weight * sampled).sum(-1)
-    out = out.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
-    return module.output_proj(out)
+@pytest.mark.parametrize("form", FORMS)
+def test_samples_are_the_definition_in_loops(form):
+    """Sums of four neighbours each, head by head, to rounding, also across borders."""
+    module, inputs = FORMS[form](random_attention()), attention_input()
+    assert torch.allclose(module.sample_maps(*inputs), in_loops(module, *inputs), atol=1e-13)
 
 
-def random_attention(dtype: torch.dtype = torch.float64) -> DeformableAttention:
-    """A layer whose every parameter matters."""
-    module = DeformableAttention(replace(TINY, width=12, heads=3, pyramid_width=4)).to(dtype)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.7)
-    return module
+def test_the_fast_attention_is_the_plain_one():
+    """Values and gradients of queries, places, maps and all parameters; names and weights stay."""
+    plain, inputs = random_attention(), (
+        torch.randn(2, 5, 12).double(), torch.rand(5, 2).double(), attention_input()[0])
+    gathering = fast.replace(copy.deepcopy(plain))
+    assert type(plain) is DeformableAttention and type(gathering) is fast.GatheringAttention
+    results, upstream = [], torch.randn(2, 5, 12).double()
+    for module in (plain, gathering):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = module(*leaves)
+        results.append([out, *torch.autograd.grad((upstream * out).sum(),
+                                                  [*leaves, *module.parameters()])])
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-10) and a.abs().max() > 1e-3
+    assert list(gathering.state_dict()) == list(plain.state_dict())
 
 
-def test_sampling_equals_four_neighbours_in_loops():
-    """sample_maps equals its definition to rounding, also across borders."""
-    values, locations, weights = attention_input()
-    sums, inside = sample_maps(values, SIZES, locations, weights)
-    assert torch.allclose(sums, naive_sample_maps(values, locations, weights), atol=1e-14)
-    ones = naive_sample_maps(torch.ones_like(values), locations, weights)[..., 0]
-    assert torch.allclose(inside, ones, atol=1e-14)
+def test_models_are_replaced_in_place():
+    """Every layer's attention, once or twice, without other outputs; the weights load strictly."""
+    model, tokens = lively_model(), torch.full((2, 48), 32)
+    with torch.no_grad():
+        expected = model(images(), tokens)
+        assert fast.replace(fast.replace(model)) is model
+        found = model(images(), tokens)
+    assert all(type(layer.cross_attention) is fast.GatheringAttention
+               for layer in model.transformer.layers)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
+    GenHMR(TINY).load_state_dict(model.state_dict())
 
 
-def test_sampling_of_simple_fields_is_exact():
-    """A constant field gives the constant, a ramp the location; far outside the sum is zero."""
-    values, locations, weights = attention_input(queries=200)
+@pytest.mark.parametrize("form", FORMS)
+def test_sampling_of_simple_fields_is_exact(form):
+    """A constant gives the constant, a ramp the location, a centre its cell; far outside is 0."""
+    module, (values, locations, weights) = FORMS[form](copying_attention()), attention_input(200)
     inner = 0.5 / 3 + (1 - 1 / 3) * torch.rand_like(locations)  # between the outermost centres
     ramps = torch.cat([torch.stack(torch.meshgrid(
         (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width,
         indexing="ij"), -1).flatten(0, 1) for height, width in SHAPES]).double()
-    ramps = torch.cat((ramps, torch.full_like(ramps, 3.0)), 1).expand(2, -1, -1)
-    sums, inside = sample_maps(ramps, SIZES, inner, weights)
+    fields = torch.cat((ramps, torch.full_like(ramps, 3.0)), 1).expand(2, -1, -1)
+    sums = module.sample_maps(fields, inner, weights).unflatten(2, (3, 4))
     expected = (weights[..., None] * inner).sum((3, 4))
-    assert torch.allclose(sums[..., 1], expected[..., 0], atol=1e-7)  # x, along the width
-    assert torch.allclose(sums[..., 0], expected[..., 1], atol=1e-7)
+    assert torch.allclose(sums[..., :2], expected.flip(-1), atol=1e-7)  # y in rows, x in columns
     assert torch.allclose(sums[..., 2:], torch.full_like(sums[..., 2:], 3.0))
-    assert torch.allclose(inside, torch.ones_like(inside))
-    for far in (-5.0, 7.0, 1e30, -1e30, math.inf, -math.inf):
-        sums, inside = sample_maps(values, SIZES, torch.full_like(locations, far), weights)
-        assert not sums.any() and not inside.any()
-
-
-def test_sampling_at_centres_is_a_lookup():
-    """A sample at the centre of a cell is the cell; on the border it is half of the cell."""
-    sizes = torch.tensor([(4, 3)])
-    values = torch.randn(1, 12, 5)
-    rows, columns = torch.meshgrid(torch.arange(4), torch.arange(3), indexing="ij")
-    centres = torch.stack(((columns + 0.5) / 3, (rows + 0.5) / 4), -1).view(1, 12, 1, 1, 1, 2)
-    weights = torch.ones(1, 12, 1, 1, 1)
-    assert torch.allclose(sample_maps(values, sizes, centres, weights)[0][:, :, 0], values,
-                          atol=1e-5)
-    border = torch.tensor([0.5 / 3, 0.0]).expand(1, 1, 1, 1, 1, 2)
-    half = sample_maps(values, sizes, border, weights[:, :1])
-    assert torch.allclose(half[0][0, 0, 0], 0.5 * values[0, 0], atol=1e-6)
-    assert half[1].item() == pytest.approx(0.5)
-
-
-def test_sampling_gradients():
-    """Gradients of maps, locations and weights pass gradcheck."""
-    values, locations, weights = attention_input(1, 2, 2, 1, 2)
-    inputs = [x.requires_grad_() for x in (values, locations, weights)]
-    assert torch.autograd.gradcheck(
-        lambda v, at, w: sample_maps(v, SIZES, at, w), inputs, atol=1e-6)
-
-
-def test_attention_equals_projecting_everything_first():
-    """Sampling before projecting equals projecting before sampling, in values and gradients."""
-    module, reference = random_attention(), torch.rand(5, 2).double()
-    queries, values = torch.randn(2, 5, 12).double(), attention_input()[0]
-    leaves = [queries, reference, values, *module.parameters()]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    ours = module(queries, reference, values, SIZES)
-    theirs = grid_sample_attention(module, queries, reference, values)
-    assert torch.allclose(ours, theirs, atol=1e-12)
-    weights = torch.randn_like(ours)
-    for a, b in zip(torch.autograd.grad((weights * ours).sum(), leaves),
-                    torch.autograd.grad((weights * theirs).sum(), leaves), strict=True):
-        assert torch.allclose(a, b, atol=1e-10)
+    for far in (-5.0, 7.0, 1e6, -1e6):
+        assert not module.sample_maps(values, torch.full_like(locations, far), weights).any()
+    centres = ramps[:12].flip(1).view(1, 12, 1, 1, 1, 2).expand(1, 12, 3, 3, 2, 2)  # of one map
+    one = torch.zeros(1, 12, 3, 3, 2, dtype=torch.float64)
+    one[:, :, :, 0, 0] = 1.0
+    found = module.sample_maps(values[:1], centres, one).unflatten(2, (3, 4))
+    assert torch.allclose(found, values[:1, :12, None].expand(1, 12, 3, 4))
+    upper = centres * torch.tensor([1.0, 0.0])  # on the border
+    half = module.sample_maps(values[:1], upper, one).unflatten(2, (3, 4))[0, 1]
+    assert torch.allclose(half, 0.5 * values[0, 1].expand(3, 4))  # half of it lies outside
 
 
 class Largest(TorchDispatchMode):
@@ -153,18 +136,15 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def test_attention_makes_nothing_of_the_size_of_the_maps():
-    """Its largest tensor holds the sampled vectors, not the projected maps."""
-    config = Config(width=64, pyramid_width=64, vit_dim=64, vit_heads=4)
-    attention, sizes = DeformableAttention(config), torch.tensor([(16, 12), (64, 48), (128, 96)])
-    queries, values = torch.randn(1, 96, 64), torch.randn(1, 15_552, 64)
-    largest = {}
-    for function in (attention, partial(project_then_sample, attention)):
+def test_the_fast_attention_makes_nothing_of_the_size_of_the_maps():
+    """Its largest tensor holds the sampled vectors, the plain one's the projected maps."""
+    inputs, largest = (torch.randn(1, 96, 64), torch.rand(96, 2), torch.randn(1, 15_552, 64)), {}
+    for form, made in FORMS.items():
+        attention = made(DeformableAttention(Config(width=64, pyramid_width=64)))
         with torch.no_grad(), Largest() as noted:
-            function(queries, torch.rand(96, 2), values, sizes)
-        largest[function] = noted.elements
-    ours, usual = largest.values()
-    assert ours == 96 * 8 * 64 and usual >= values.numel()
+            attention(*inputs)
+        largest[form] = noted.elements
+    assert largest["fast"] == 96 * 8 * 64 and largest["plain"] >= 15_552 * 64
 
 
 def test_attention_equals_transformers():
@@ -177,41 +157,39 @@ def test_attention_equals_transformers():
     class Settings:
         d_model, num_feature_levels, disable_custom_kernels = 12, 3, True
 
-    module = random_attention()
-    module.value_proj = nn.Linear(12, 12).double()
+    module = random_attention(pyramid_width=12)
     other = peer.DeformableDetrMultiscaleDeformableAttention(Settings(), num_heads=3, n_points=2)
     other.double().load_state_dict(module.state_dict())
     queries, reference = torch.randn(2, 5, 12).double(), torch.rand(5, 2).double()
-    values = torch.randn(2, sum(h * w for h, w in SHAPES), 12).double()
-    shapes = torch.tensor(SHAPES)
+    values, shapes = torch.randn(2, CELLS, 12).double(), torch.tensor(SHAPES)
     starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
     expected, _ = other(
         queries, encoder_hidden_states=values,
         reference_points=reference[None, :, None].expand(2, -1, 3, -1), spatial_shapes=shapes,
         spatial_shapes_list=list(SHAPES), level_start_index=starts)
-    assert torch.allclose(module(queries, reference, values, SIZES), expected, atol=1e-12)
+    assert torch.allclose(module(queries, reference, values), expected, atol=1e-12)
 
 
 def test_nan_stays_in_its_query():
     """A location or weight that is NaN spoils its own query and head, forward and backward."""
-    values, locations, weights = attention_input()
-    expected, _ = sample_maps(values, SIZES, locations, weights)
+    module, (values, locations, weights) = fast.replace(copying_attention()), attention_input()
+    expected = module.sample_maps(values, locations, weights).unflatten(2, (3, 4))
     locations[1, 2, 0, 1, 1, 0] = math.nan
     weights[0, 1, 2, 0, 0] = math.nan
     locations.requires_grad_()
-    sums, inside = sample_maps(values, SIZES, locations, weights)
-    bad = torch.zeros_like(inside, dtype=torch.bool)
+    sums = module.sample_maps(values, locations, weights).unflatten(2, (3, 4))
+    bad = torch.zeros(2, 5, 3, dtype=torch.bool)
     bad[1, 2, 0] = bad[0, 1, 2] = True
-    assert torch.equal(sums.isnan().all(-1), bad) and torch.equal(inside.isnan(), bad)
-    assert torch.equal(sums[~bad], expected[~bad])
+    assert torch.equal(sums.isnan().all(-1), bad) and torch.equal(sums[~bad], expected[~bad])
     gradient, = torch.autograd.grad(sums[~bad].sum(), locations)
     assert gradient[~bad].isfinite().all()
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("config", [TINY, SMALL])
-def test_nan_picture_stays_in_its_row(config):
+def test_nan_picture_stays_in_its_row(config, form):
     """A NaN picture does not spoil the others of its batch."""
-    model, batch = lively_model(config), images(3, config.image_size).float()
+    model, batch = FORMS[form](lively_model(config)), images(3, config.image_size).float()
     tokens = torch.full((3, 48), model.mask_token)
     with torch.no_grad():
         expected = model(batch, tokens)
@@ -224,8 +202,7 @@ def test_nan_picture_stays_in_its_row(config):
 
 def test_attention_starts_as_a_ring():
     """Heads look into eight directions, their points at 1, 2, 3, 4 cells, equally weighted."""
-    config = replace(TINY, width=32, heads=8, points=4)
-    layer = GenHMR(config).transformer.layers[0].cross_attention
+    layer = GenHMR(replace(TINY, width=32, heads=8, points=4)).transformer.layers[0].cross_attention
     assert not layer.sampling_offsets.weight.any() and not layer.attention_weights.weight.any()
     offsets = layer.sampling_offsets.bias.view(8, 3, 4, 2)
     assert torch.allclose(offsets.abs().amax(-1), torch.arange(1.0, 5).expand(8, 3, 4))

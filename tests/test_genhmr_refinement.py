@@ -39,44 +39,40 @@ def pull(task: tuple, flat=None, confidence=None, **options) -> genhmr.Refined:
                          **{"step_size": 0.05, **options})
 
 
-def test_no_refinement_is_the_identity(task):
-    """P = 0 returns the embeddings' own pose and its energy, the squared distances in 2D."""
-    model, (start, betas, camera), flat, _, of = task
-    refined = pull(task, iterations=0)
-    rotations = model.tokenizer.decode_embeddings(start)
-    assert torch.equal(refined.rotations, rotations)
-    assert torch.equal(refined.embeddings, start)
-    expected = (genhmr.project_to_crop(of(betas, rotations), camera, TINY.focal) - flat).square()
-    assert refined.energies.shape == (1, 3)
-    assert torch.allclose(refined.energies[0], expected.sum((1, 2)), rtol=1e-4)
-    assert torch.equal(refined.poses, rotations[None])
-
-
 def test_every_step_of_refinement_is_kept(task):
-    """poses[n] is the result of n steps, as Fig. 4 and 11 show them, and has energies[n]."""
+    """poses[n] is the result of n steps, as Fig. 4 and 11 show them, and has energies[n]; P = 0
+    is the embeddings' own pose, whose energy is the squared distances in 2D."""
+    model, (start, betas, camera), flat, _, of = task
     refined = pull(task, iterations=6)
     assert refined.poses.shape == (7, 3, 24, 3, 3)
     for steps in (0, 2, 6):
         alone = pull(task, iterations=steps)
         assert torch.equal(alone.rotations, refined.poses[steps])
         assert torch.equal(alone.energies, refined.energies[: steps + 1])
+    rotations = model.tokenizer.decode_embeddings(start)
+    assert torch.equal(refined.poses[0], rotations)
+    assert torch.equal(pull(task, iterations=0).embeddings, start)
+    expected = (genhmr.project_to_crop(of(betas, rotations), camera, TINY.focal) - flat).square()
+    assert torch.allclose(refined.energies[0], expected.sum((1, 2)), rtol=1e-4)
 
 
-def test_energy_falls(task):
-    """Every small step lowers the energy of every row."""
-    refined = pull(task, iterations=20, step_size=0.02)
-    assert refined.energies.shape == (21, 3)
-    assert (refined.energies.diff(dim=0) < 0).all()
+def test_small_steps_lower_the_energy_and_nothing_else(task):
+    """Of every row, also under no_grad, to rotations; weights and their gradients stay."""
+    model = task[0]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        refined = pull(task, iterations=20, step_size=0.02)
+    assert refined.energies.shape == (21, 3) and (refined.energies.diff(dim=0) < 0).all()
     assert (refined.energies[-1] < 0.9 * refined.energies[0]).all()
-    det = refined.rotations.det()
-    assert torch.allclose(det, torch.ones_like(det), atol=1e-4)
+    assert torch.allclose(refined.rotations.det(), torch.ones(3, 24), atol=1e-4)
+    assert not refined.embeddings.requires_grad and not refined.rotations.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_step_is_the_gradient_of_the_energy(task):
     """Y_1 = Y_0 - eta dG/dY, against finite differences."""
-    model, _, _, _, _ = task
-    refined = pull(task, iterations=1, step_size=1e-3)
-    start = pull(task, iterations=0)
+    refined, start = pull(task, iterations=1, step_size=1e-3), pull(task, iterations=0)
     eta = 1e-3 * 24 / 45  # there are 45 keypoints
     gradient = (start.embeddings - refined.embeddings) / eta
     drop = refined.energies[0] - refined.energies[1]
@@ -158,19 +154,6 @@ def test_strong_regulariser_keeps_the_pose(task):
     assert (change(100.0, 2e-4) < 0.1 * change(0.0, 2e-4)).all()
 
 
-def test_everything_else_is_frozen(task):
-    """No parameter gets a gradient, also under no_grad; shape and camera stay the caller's."""
-    model = task[0]
-    with torch.no_grad():
-        refined = pull(task, iterations=3)
-    assert refined.energies[-1].sum() < refined.energies[0].sum()
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert not refined.embeddings.requires_grad and not refined.rotations.requires_grad
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    pull(task, iterations=3)
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-
-
 @given(seed=st.integers(0, 10**6), s=st.floats(0.1, 4.0), x=st.floats(-2, 2), y=st.floats(-2, 2))
 def test_fitted_camera_is_the_true_one(seed, s, x, y):
     """From projected points the fit finds their camera, whatever the network's and the unseen."""
@@ -185,12 +168,11 @@ def test_fitted_camera_is_the_true_one(seed, s, x, y):
     assert torch.allclose(found, camera, rtol=1e-4, atol=1e-4)
 
 
-def test_fitted_camera_has_the_least_energy(task):
+def test_fitted_camera_has_the_least_energy():
     """For a pose that fits badly, too, no small change of the fitted camera fits better."""
-    model, (start, betas, camera), _, _, of = task
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        points = of(betas, model.tokenizer.decode_embeddings(start))
+    points = 0.4 * torch.randn(3, 45, 3, generator=generator)
+    camera = torch.tensor([[0.9, 0.0, 0.2], [0.8, 0.1, 0.0], [1.0, -0.1, 0.1]])
     flat = genhmr.project_to_crop(points, camera, TINY.focal)
     flat = flat + 0.03 * torch.randn(flat.shape, generator=generator)
     confidence = torch.rand(3, 45, generator=generator)
@@ -201,9 +183,8 @@ def test_fitted_camera_has_the_least_energy(task):
 
     found = genhmr.fit_camera(camera, flat, confidence, points, TINY.focal)
     assert (energy(found) < energy(camera)).all()
-    for step in 0.02 * torch.eye(3):
+    for step in (*0.002 * torch.eye(3), *-0.002 * torch.eye(3)):
         assert (energy(found) < energy(found + step)).all()
-        assert (energy(found) < energy(found - step)).all()
 
 
 def test_camera_stays_where_nothing_tells_another():

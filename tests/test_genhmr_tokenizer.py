@@ -16,6 +16,7 @@ import bodymodels
 import genhmr
 from genhmr import Quantiser, Tokenizer, TokenizerConfig
 from tasks.genhmr import augment_rotation, axis_rotation
+from tasks.settings import GENHMR_TOKENIZER
 
 # ------------------------------------------------------------------------------------- augmentation
 
@@ -42,29 +43,24 @@ def test_augmentation_turns_bodies_about_their_rest_pelvis(body):
 
 def test_augmentation_covers_what_stage_2_meets():
     """Any heading, leans up to the tilt, and a uniform rotation for a fifth of the bodies."""
-    upright = torch.eye(3).expand(20_000, 24, 3, 3)
-    turns = augment_rotation(upright)[:, 0]
-    lean = torch.rad2deg(turns[:, 1, 1].clamp(-1, 1).acos())  # between down and its image
+    def turns(count: int, seed: int = 0, **fields) -> Tensor:
+        return augment_rotation(torch.eye(3).expand(count, 24, 3, 3),
+                                torch.Generator().manual_seed(seed),
+                                replace(GENHMR_TOKENIZER["paper"], **fields))[:, 0]
+
+    mixed = turns(20_000)
+    lean = torch.rad2deg(mixed[:, 1, 1].clamp(-1, 1).acos())  # between down and its image
     beyond = (lean > 45.001).float().mean()
     assert beyond == pytest.approx(0.2 * (1 + math.cos(math.pi / 4)) / 2, abs=0.01)
-    heading = torch.atan2(turns[:, 0, 2], turns[:, 2, 2])
+    heading = torch.atan2(mixed[:, 0, 2], mixed[:, 2, 2])
     assert torch.histc(heading, 8, -math.pi, math.pi) == pytest.approx([2500] * 8, rel=0.1)
-    config = replace(TokenizerConfig(), uniform_rotation=0.0, tilt=0.0)
-    turns = augment_rotation(upright[:100], config=config)[:, 0]
-    assert torch.allclose(turns[:, 1], torch.tensor([0.0, 1, 0]).expand(100, 3), atol=1e-6)
-    turns = augment_rotation(upright[:100], config=replace(config, heading=20.0))[:, 0]
-    headings = torch.rad2deg(torch.atan2(turns[:, 0, 2], turns[:, 2, 2])).abs()
+    upright = turns(100, uniform_rotation=0.0, tilt=0.0, heading=20.0)
+    assert torch.allclose(upright[:, 1], torch.tensor([0.0, 1, 0]).expand(100, 3), atol=1e-6)
+    headings = torch.rad2deg(torch.atan2(upright[:, 0, 2], upright[:, 2, 2])).abs()
     assert 15.0 < headings.max() <= 20.001
-    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
-    first, second = (augment_rotation(upright[:5], generator) for generator in generators)
-    assert torch.equal(first, second)
-
-
-def test_uniform_rotations_are_uniform():
-    """Uniform rotations move a fixed vector uniformly over the sphere."""
-    config = replace(TokenizerConfig(), uniform_rotation=1.0)
-    turns = augment_rotation(torch.eye(3).expand(20_000, 24, 3, 3), config=config)[:, 0]
-    for coordinate in (turns[:, 0, 2], turns[:, 1, 1], turns[:, 2, 0]):  # uniform: Archimedes
+    assert torch.equal(turns(5, 3), turns(5, 3)) and not torch.equal(turns(5, 3), turns(5, 4))
+    uniform = turns(20_000, uniform_rotation=1.0)
+    for coordinate in (uniform[:, 0, 2], uniform[:, 1, 1], uniform[:, 2, 0]):  # Archimedes
         assert torch.histc(coordinate, 8, -1, 1) == pytest.approx([2500] * 8, rel=0.1)
 
 
@@ -111,23 +107,16 @@ def test_averages_follow_the_closed_form():
 
 
 def test_gradient_passes_straight_through():
-    """d quantised / d z is the identity; the value is a code."""
+    """d quantised / d z is the identity, the value a code. Of the losses, with moving averages,
+    only lambda_alpha's has a gradient; lambda_E's is equal."""
     quantiser = trained_quantiser().eval()
-    z = torch.randn(2, 48, 8, requires_grad=True)
-    out, weights = quantiser(z)["embeddings"], torch.randn(2, 48, 8)
-    (weights * out).sum().backward()
-    assert torch.equal(z.grad, weights)
-    assert torch.allclose(out, quantiser.lookup(quantiser.nearest(z)), atol=1e-6)
-
-
-def test_only_the_commitment_term_has_a_gradient():
-    """With moving averages the lambda_E term has no gradient; the lambda_alpha term has one."""
-    quantiser, z = trained_quantiser(), torch.randn(2, 48, 8, requires_grad=True)
-    out = quantiser(z)
+    z, weights = torch.randn(2, 48, 8, requires_grad=True), torch.randn(2, 48, 8)
+    out, codes = quantiser(z), quantiser.lookup(quantiser.nearest(z))
+    assert torch.equal(torch.autograd.grad((weights * out["embeddings"]).sum(), z)[0], weights)
+    assert torch.allclose(out["embeddings"], codes, atol=1e-6)
     assert not out["embedding_loss"].requires_grad
     assert torch.equal(out["embedding_loss"], out["commitment_loss"].detach())
     gradient, = torch.autograd.grad(out["commitment_loss"], z)
-    codes = (out["embeddings"]).detach()
     assert torch.allclose(gradient, 2 * (z.detach() - codes) / z.numel(), atol=1e-6)
 
 
@@ -164,21 +153,13 @@ def test_first_batch_gives_the_first_codes():
     assert quantiser.codebook.isfinite().all()
 
 
-def starved_quantiser(**options) -> tuple[Quantiser, Tensor]:
-    """A quantiser whose codes from 3 on were far from all of the last batch, and that batch."""
-    quantiser = trained_quantiser(**options)
-    quantiser.codebook[3:] += 1e3
-    quantiser.code_count[3:] = 0.5
-    quantiser.code_sum[3:] = 7.0
-    z = torch.randn(8, 48, 8)
-    quantiser(z)
-    return quantiser, z.flatten(0, 1)
-
-
 def test_unused_codes_restart_at_random_embeddings():
-    """Restarted codes are random rows of the batch, not the first, with new averages."""
-    quantiser, z = starved_quantiser()
-    same = (quantiser.codebook[3:, None] == z).all(-1)  # (29, N)
+    """Codes far from a whole batch become random rows of it, not the first, with new averages."""
+    quantiser, z = trained_quantiser(), torch.randn(8, 48, 8)
+    quantiser.codebook[3:] += 1e3
+    quantiser.code_count[3:], quantiser.code_sum[3:] = 0.5, 7.0
+    quantiser(z)
+    same = (quantiser.codebook[3:, None] == z.flatten(0, 1)).all(-1)  # (29, N)
     assert (same.sum(1) == 1).all()
     rows = same.float().argmax(1)
     assert len(rows.unique()) == 29 and rows.max() > 100
@@ -283,18 +264,16 @@ def test_bad_poses_are_refused():
 
 def test_normalised_embeddings():
     """With `normalise` each embedding has mean 0 and variance 1; nothing else changes."""
-    tokenizer = Tokenizer(TINY_TOKENIZER)
+    tokenizer = Tokenizer(TINY_TOKENIZER).eval()
     with torch.no_grad():
         tokenizer.encoder[-1].weight.mul_(10)  # the norm's 1e-5 under the root is nothing beside
+    std, mean = torch.std_mean(tokenizer.embed(poses(5)), -1, unbiased=False, keepdim=True)
     plain = tokenizer.embed(poses(5))
     tokenizer.config = replace(TINY_TOKENIZER, normalise=True)
     z = tokenizer.embed(poses(5))
-    assert torch.allclose(z.mean(-1), torch.zeros(5, 48), atol=1e-6)
-    assert torch.allclose(z.var(-1, unbiased=False), torch.ones(5, 48), atol=1e-4)
-    std, mean = torch.std_mean(plain, -1, unbiased=False, keepdim=True)
-    assert torch.allclose(z * std + mean, plain, atol=1e-4)
+    assert torch.allclose(z, (plain - mean) / std, atol=1e-4)
     assert torch.equal(tokenizer.encode(poses(5)), tokenizer.quantiser.nearest(z))
-    assert torch.equal(tokenizer.eval()(poses(5))["tokens"], tokenizer.quantiser.nearest(z))
+    assert torch.equal(tokenizer(poses(5))["tokens"], tokenizer.quantiser.nearest(z))
 
 
 def test_corruption_replaces_some_embeddings_by_codes():
@@ -310,24 +289,17 @@ def test_corruption_replaces_some_embeddings_by_codes():
     assert torch.equal(genhmr.corrupt(embeddings, codebook, 0.0), embeddings)
 
 
-def test_corruption_is_of_training_alone(monkeypatch):
+def test_corruption_is_of_training_alone():
     """It changes what is decoded, but neither tokens nor averages, and nothing in evaluation."""
     models = [Tokenizer(replace(TINY_TOKENIZER, normalise=True, corruption=share)).train()
               for share in (0.0, 1.0)]
     models[1].load_state_dict(models[0].state_dict())
-    results = []
-    for model in models:
-        torch.manual_seed(5)
-        results.append(model(poses(8)))
-    assert torch.equal(results[0]["tokens"], results[1]["tokens"])
-    assert (results[0]["rotations"] - results[1]["rotations"]).abs().max() > 1e-3
+    plain, corrupted = [(torch.manual_seed(5), model(poses(8)))[1] for model in models]
+    assert torch.equal(plain["tokens"], corrupted["tokens"])
+    assert (plain["rotations"] - corrupted["rotations"]).abs().max() > 1e-3
     for name, value in models[0].state_dict().items():
         assert torch.equal(value, models[1].state_dict()[name]), name
-    evaluated = [model.eval()(poses(8))["rotations"] for model in models]
-    assert torch.equal(*evaluated)
-    monkeypatch.setattr(genhmr, "corrupt", None)  # not even called
-    models[1](poses(3))
-    models[0].train()(poses(3))
+    assert torch.equal(*[model.eval()(poses(8))["rotations"] for model in models])
 
 
 def test_tokenizer_losses(body):

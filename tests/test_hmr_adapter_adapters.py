@@ -26,24 +26,16 @@ from torch import Tensor, nn
 
 import bodymodels
 import hmr_adapter as hmr
-from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, BodyExpert, HandAdapter, HandExpert
+from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, HandAdapter, HandExpert
 from networks.adapter_rivals import Moderator, build_model
 
 # ------------------------------------------------------------------------------------ hand adapter
 
 
-def test_scale_zero_is_the_hand_expert():
-    """With scale 0 the result is bit for bit the expert's for any arm; with scale 1 it differs."""
-    model, pictures = hand_adapter(), images(3)
-    arms, expert = rotations(3, 8), model.expert(pictures)
-    assert same(expert, model(pictures, arms, scale=0.0))
-    assert not torch.allclose(expert["hand_pose"], model(pictures, arms)["hand_pose"], atol=1e-3)
-
-
 def test_decoder_is_equation_3():
     """Z_new = Z + SA + CA(Q, K, V) + scale CA(Q', K', V'), with shared norms, in every layer."""
     model, features, guide = hand_adapter(), torch.randn(2, 12, 32), torch.randn(2, 8, 32)
-    x = model.decoder.query(features)
+    x = model.decoder.query(len(features))
     for (first, second, third), new in zip(model.decoder.layers, model.layers, strict=True):
         own = x + self_attend(first.fn, first.norm(x))
         other = x + self_attend(new["self_attention"], first.norm(x))
@@ -62,8 +54,6 @@ def test_adapter_starts_as_a_copy():
             for name, value in old.state_dict().items():
                 assert torch.equal(value, copied.state_dict()[name])
                 assert value.data_ptr() != copied.state_dict()[name].data_ptr()
-    silent = HandAdapter(replace(TINY_HAND, zero_init=True), expert).eval()
-    assert same(expert.eval()(images()), silent(images(), rotations(2, 8)))
 
 
 def step_of(model: nn.Module, loss: Tensor) -> None:
@@ -137,8 +127,8 @@ def test_all_that_trains_gets_a_gradient(row):
 
 @pytest.mark.parametrize("row", BASELINES)
 def test_scale_zero_is_the_expert_inside_or_refused(row):
-    """With scale 0 a row is its expert bit for bit; concat and weighted accept only 1, and say
-    so."""
+    """With scale 0 a row is its expert bit for bit, an adapter with 1 is not; concat and weighted
+    accept only 1, and say so."""
     part, changes = BASELINES[row]
     model = hand_adapter(**changes) if part == "hand" else body_adapter(**changes)
     inputs = (images(), rotations(2, len(ARMS[model.config.arm][0]))) if part == "hand" else (
@@ -147,7 +137,10 @@ def test_scale_zero_is_the_expert_inside_or_refused(row):
         with pytest.raises(ValueError, match=f"inject={model.config.inject} has none"):
             model(*inputs, scale=0.0)
     else:
-        assert same(model.expert(images()), model(*inputs, scale=0.0))
+        expert, key = model.expert(images()), f"{part}_pose"
+        assert same(expert, model(*inputs, scale=0.0))
+        assert torch.allclose(expert[key], model(*inputs)[key], atol=1e-3) == (
+            model.config.inject == "none")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -194,53 +187,32 @@ def test_order_of_joints_matters_with_an_embedding_alone():
 
 
 def test_unknown_arms():
-    """An unknown arm has no effect; zeros differ from every rotation; "mask" gives the expert's
-    result."""
-    pictures, valid = images(), torch.tensor([1.0, 0.0])
-    arms, others = rotations(2, 8), rotations(2, 8)
-    for missing in ("zeros", "identity", "mask"):
-        model = hand_adapter(missing=missing)
-        first, second = (model(pictures, each, valid)["hand_pose"] for each in (arms, others))
-        assert torch.equal(first[1], second[1])
-        assert not torch.allclose(first[0], second[0], atol=1e-4)
-        nothing = model(pictures)["hand_pose"]
-        assert torch.allclose(nothing[1], first[1], atol=1e-6)
-        rest = model(pictures, torch.eye(3).expand(2, 8, 3, 3))["hand_pose"]
-        assert torch.allclose(nothing, rest, atol=1e-6) == (missing == "identity")
-        expert = model.expert(pictures)["hand_pose"]
-        assert torch.equal(nothing, expert) == (missing == "mask")
-    with pytest.raises(ValueError, match="arm of shape"):
-        model(pictures, rotations(2, 7))
-
-
-def test_zeroed_arms_leave_the_bias():
-    """The features of an unknown arm are the projection's bias, for every joint."""
-    arm = hand_adapter().arm
-    features = arm(rotations(2, 8), torch.zeros(2))
-    assert torch.allclose(features, arm.projection.bias.expand(2, 8, 32))
-
-
-def test_noise_on_arms_is_for_training():
-    """arm_noise rotates the arms in training mode only, by angles of its size."""
-    model, pictures, arms = hand_adapter(arm_noise=0.3), images(), rotations(2, 8)
-    assert same(model(pictures, arms), model(pictures, arms))
-    arms = arms.repeat(100, 1, 1, 1)
-    noisy, _ = model.train().prepare_arm(arms, None, 200)
-    error = bodymodels.matrix_to_axis_angle(arms.mT @ noisy)
-    assert error.std().item() == pytest.approx(0.3, rel=0.1)
+    """An unknown arm has no effect: its features are the projection's bias, and differ from those
+    of every rotation."""
+    model, pictures, valid = hand_adapter(), images(), torch.tensor([1.0, 0.0])
+    first, second = (model(pictures, rotations(2, 8), valid)["hand_pose"] for _ in range(2))
+    assert torch.equal(first[1], second[1])
+    assert not torch.allclose(first[0], second[0], atol=1e-4)
+    nothing = model(pictures)["hand_pose"]
+    assert torch.allclose(nothing[1], first[1], atol=1e-6)
+    rest = model(pictures, torch.eye(3).expand(2, 8, 3, 3))["hand_pose"]
+    assert not torch.allclose(nothing, rest, atol=1e-6)
+    features = model.arm(rotations(2, 8), torch.zeros(2))
+    assert torch.allclose(features, model.arm.projection.bias.expand(2, 8, 32))
+    for bad in (rotations(2, 7), rotations(1, 8)):
+        with pytest.raises(ValueError, match="arm of shape"):
+            model(pictures, bad)
 
 
 def test_dropped_arms_are_unknown_ones():
-    """arm_drop hides its share of the arms in training; unknown arms stay unknown."""
-    model, arms = hand_adapter(arm_drop=0.3), rotations(400, 8)
-    valid = torch.arange(400) % 2
-    assert torch.equal(model.prepare_arm(arms, valid, 400)[1], valid)
-    same_arms, left = model.train().prepare_arm(arms, valid, 400)
-    assert torch.equal(same_arms, arms)
-    assert not left[valid == 0].any() and 0.6 < left[valid == 1].float().mean() < 0.8
-    features, unknown = model.arm(arms, left), model.arm(*model.prepare_arm(None, None, 400))
-    assert torch.equal(features[left == 0], unknown[left == 0])
-    assert (features[left == 1] != unknown[left == 1]).any((1, 2)).all()
+    """arm_drop hides its share of the arms in training alone; unknown arms stay unknown."""
+    arm, arms, valid = hand_adapter(arm_drop=0.3).arm, rotations(400, 8), torch.arange(400) % 2
+    whole, unknown = arm(arms), arm(None, None, 400)
+    assert torch.equal(arm(arms, valid), torch.where(valid[:, None, None] > 0, whole, unknown))
+    features = arm.train()(arms, valid)
+    known = (features == whole).flatten(1).all(1)
+    assert ((features == unknown).flatten(1).all(1) != known).all()
+    assert not known[valid == 0].any() and 0.6 < known[valid == 1].float().mean() < 0.8
 
 
 def test_image_as_context_ignores_the_arm():
@@ -253,17 +225,13 @@ def test_image_as_context_ignores_the_arm():
 # ------------------------------------------------------------------------------------ body adapter
 
 
-def test_scale_zero_is_the_body_expert():
-    """With scale 0 the result is bit for bit the expert's; with scale 1 it differs; a zero-
-    initialised adapter starts at the expert."""
+def test_the_body_adapter_refines_the_body_alone():
+    """It changes no finger, returns theta_0 as well, and starts as the expert."""
     model, pictures = body_adapter(), images(3)
-    expert, found = model.expert(pictures), model(pictures, scale=0.0)
-    assert same(expert, found)
-    refined = model(pictures)
-    assert not torch.allclose(expert["body_pose"], refined["body_pose"], atol=1e-3)
+    expert, refined = model.expert(pictures), model(pictures)
     assert torch.equal(expert["body_pose"][:, 22:], refined["body_pose"][:, 22:])
     assert torch.equal(refined["initial_pose"], expert["body_pose"][:, :22])
-    fresh = BodyAdapter(replace(TINY_BODY, zero_init=True), model.expert).eval()
+    fresh = BodyAdapter(TINY_BODY, model.expert).eval()
     assert same(expert, fresh(pictures))
 
 
@@ -271,7 +239,7 @@ def test_offset_is_added_in_6d():
     """Eq. 4: theta-hat = theta_0 + scale FFN(CA(...)), in SMPLer-X's 6D."""
     model, pictures = body_adapter(), images()
     seen = model.expert.features(pictures)
-    context, _ = model.knuckle_features(seen, 64, None, None)
+    context = model.knuckle_features(seen, 64, None, None)
     offset = model.offset(model.decoder(context))[:, 0].unflatten(1, (22, 6))
     pose_6d = model.expert.initial_pose(seen) + 0.5 * offset
     found = model(pictures, scale=0.5)
@@ -291,31 +259,21 @@ def test_knuckles_go_through_the_box_and_its_mirror(proj):
     at[:, LEFT, :, 0] = 3 - at[:, LEFT, :, 0]  # the left hand's map is mirrored
     cells = seen.hand_boxes[:, :, None, :2] + at * seen.hand_boxes[:, :, None, 2:] / 4
     pixels = 16 * (cells + torch.tensor([0.5, 0]))
-    found, _ = model.knuckle_features(seen, 64, pixels, None)
-    assert torch.allclose(found, model.knuckle_features(seen, 64, None, None)[0], atol=1e-3)
+    found = model.knuckle_features(seen, 64, pixels, None)
+    assert torch.allclose(found, model.knuckle_features(seen, 64, None, None), atol=1e-3)
     assert not torch.allclose(found[:, :4], found[:, 4:], atol=1e-2)
 
 
 def test_unseen_knuckles_say_nothing():
-    """Knuckles outside the box or of an unseen hand sample zeros; with "mask" they get no
-    attention."""
-    pictures = images()
-    batch = people()
-    for missing in ("zeros", "mask"):
-        model = body_adapter(missing=missing)
-        seen = model.expert.features(pictures)
-        valid = torch.tensor([[1.0, 0], [0, 0]])
-        features, visible = model.knuckle_features(seen, 64, None, valid)
-        assert features[0, :4].any() and not features[0, 4:].any() and not features[1].any()
-        if missing == "mask":
-            assert visible[0].tolist() == [True] * 4 + [False] * 4 and visible[1].all()
-        else:
-            assert visible is None
-        assert model(pictures, None, valid)["body_pose"].isfinite().all()
-        far = hmr.true_knuckles(batch) + 1e4
-        far[0, 0, 0] = math.nan
-        features, _ = model.knuckle_features(seen, 64, far, None)
-        assert not features.any()
+    """Knuckles outside the box or of an unseen hand sample zeros."""
+    model, pictures, valid = body_adapter(), images(), torch.tensor([[1.0, 0], [0, 0]])
+    seen = model.expert.features(pictures)
+    features = model.knuckle_features(seen, 64, None, valid)
+    assert features[0, :4].any() and not features[0, 4:].any() and not features[1].any()
+    assert model(pictures, None, valid)["body_pose"].isfinite().all()
+    far = hmr.true_knuckles(people()) + 1e4
+    far[0, 0, 0] = math.nan
+    assert not model.knuckle_features(seen, 64, far, None).any()
 
 
 def test_the_body_cannot_tell_hands_without_an_embedding():
@@ -329,17 +287,20 @@ def test_the_body_cannot_tell_hands_without_an_embedding():
     assert not torch.allclose(first, second, atol=1e-4)
 
 
-def test_zero_padded_concatenation_keeps_the_expert():
-    """A zero-padded regressor gives the same output; one with random weights does not."""
-    expert, pictures = lively(BodyExpert(TINY_BODY.expert)).eval(), images()
-    before = expert(pictures)["body_pose"]
-    changes = dict(inject="concat", trainable="head")
-    for init, kept in (("zero_pad", True), ("random", False)):
-        config = replace(TINY_BODY, **changes, concat_init=init)
-        model = build_model(config, expert).eval()
-        assert torch.allclose(model(pictures)["body_pose"], before, atol=1e-5) == kept
-        assert expert.body_regressor.root_pose_out[0].in_features == 25 * 11 + 64
-        expert = lively(BodyExpert(TINY_BODY.expert)).eval()
+def test_concatenation_widens_the_regressors():
+    """They read what they did before, and the knuckles' features at the end."""
+    model, pictures = body_adapter(inject="concat", trainable="head"), images()
+    regressor = model.expert.body_regressor
+    outs = [layer[0] for layer in (regressor.root_pose_out, regressor.body_pose_out)]
+    assert [out.in_features for out in outs] == [25 * 11 + 64] * 2
+    before = model(pictures)["body_pose"]
+    valid = torch.zeros(2, 2)  # no hand is seen
+    assert not torch.allclose(model(pictures, None, valid)["body_pose"], before, atol=1e-5)
+    with torch.no_grad():
+        for out in outs:
+            out.weight[:, 25 * 11:] = 0
+    blind = model(pictures)["body_pose"]
+    assert torch.allclose(blind, model(pictures, None, valid)["body_pose"], atol=1e-6)
 
 
 def test_moderator_weighs():

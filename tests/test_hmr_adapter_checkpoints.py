@@ -6,9 +6,15 @@ import pytest
 import torch
 from adapter_samples import STAGES, TINY_BODY, TINY_HAND, images, lively, same
 
-from hmr_adapter import BodyExpert, BodyExpertConfig, HandExpert, HandExpertConfig
+from hmr_adapter import BodyExpert, BodyExpertConfig, HandAdapter, HandExpert, HandExpertConfig
 from networks.adapter_rivals import count
-from weights.hmr_adapter import load_body_expert, load_checkpoint, load_hand_expert
+from weights.hmr_adapter import (
+    load_body_expert,
+    load_checkpoint,
+    load_encoder,
+    load_hand_expert,
+    load_path,
+)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -26,7 +32,7 @@ def test_checkpoints_return_the_model(stage, tmp_path):
         load_expert, other = other, load_expert
     expert = load_expert(tmp_path / "one.pt")
     assert same(getattr(model, "expert", model)(images()), expert(images()))
-    with pytest.raises(ValueError, match="Expert"):
+    with pytest.raises(ValueError, match="one.pt: this checkpoint has a .*Expert"):
         other(tmp_path / "one.pt")
 
 
@@ -113,6 +119,17 @@ def test_differences_are_loud(capsys):
     assert "loaded in part" in said and "decpose" in said and "decshape" in said and "new" in said
 
 
+def test_former_fields_are_left_out():
+    """Configs of older checkpoints load, unless a value that is gone changes the outputs."""
+    model = lively(HandAdapter(TINY_HAND)).eval()
+    former = {"zero_init": True, "arm_noise": 0.1, "missing": "zeros"}
+    content = {"model": model.state_dict(), "config": asdict(TINY_HAND) | former}
+    assert same(model(images()), load_checkpoint(content)(images()))
+    content["config"]["missing"] = "mask"
+    with pytest.raises(ValueError, match="config is not a .*HandConfig: .*missing"):
+        load_checkpoint(content)
+
+
 def test_bad_checkpoints_are_refused(tmp_path):
     """No file, no checkpoint, another model's config: one line says what was expected."""
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -120,6 +137,12 @@ def test_bad_checkpoints_are_refused(tmp_path):
     (tmp_path / "text.pt").write_text("no checkpoint")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         load_checkpoint(tmp_path / "text.pt")
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    for load in (load_checkpoint, load_hand_expert, load_body_expert,
+                 lambda source: load_path(HandAdapter, source),
+                 lambda source: load_encoder(BodyExpert(TINY_BODY.expert), source)):
+        with pytest.raises(ValueError, match="^[^:]*other.pt: "):
+            load(tmp_path / "other.pt")
     with pytest.raises(ValueError, match="load_hand_expert"):
         load_checkpoint({"state_dict": {"mano_head.decpose.weight": torch.zeros(1)}})
     with pytest.raises(ValueError, match="config"):

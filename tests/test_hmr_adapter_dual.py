@@ -1,7 +1,6 @@
 """HMR-Adapter's dual path: merged hands, crops, inference on a picture."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from adapter_samples import (
 
 import bodymodels
 import hmr_adapter as hmr
-from hmr_adapter import HMRAdapter
+from hmr_adapter import HMRAdapter, cut_square, predict, smplx_parameters
 from networks.adapter_rivals import share_twists
 
 
@@ -52,12 +51,9 @@ def test_merge_of_the_truth_is_the_truth():
 def test_merge_keeps_what_it_is_told_to():
     """Invalid hands keep fingers, wrists and elbows."""
     body_pose, hand_pose = rotations(2, 55), rotations(2, 2, 16)
-    kept = hmr.merge(body_pose, hand_pose)
-    assert torch.equal(kept[:, :20], body_pose[:, :20])
-    assert torch.equal(kept[:, hmr.RIGHT_FINGERS], hand_pose[:, RIGHT, 1:])
     valid = torch.tensor([[0.0, 1], [0, 0]])
     part = share_twists(hmr.merge(body_pose, hand_pose, valid), valid)
-    whole = share_twists(kept)
+    whole = share_twists(hmr.merge(body_pose, hand_pose))
     assert torch.equal(part[1], body_pose[1])
     assert torch.equal(part[0, [21, 19]], body_pose[0, [21, 19]])
     assert torch.equal(part[0, [20, 18]], whole[0, [20, 18]])
@@ -105,9 +101,8 @@ def test_a_crop_does_not_depend_on_its_batch():
     assert hmr.crop_hands(pictures[:0], boxes[:0], 16).shape == (0, 2, 3, 16, 16)
 
 
-def tiny_paths(**changes) -> HMRAdapter:
-    config = replace(TINY, **changes)
-    return HMRAdapter(config, hand_adapter(), body_adapter()).eval()
+def tiny_paths() -> HMRAdapter:
+    return HMRAdapter(TINY, hand_adapter(), body_adapter()).eval()
 
 
 def test_dual_path_joins_both_experts():
@@ -123,15 +118,14 @@ def test_dual_path_joins_both_experts():
     assert not torch.allclose(ours["hand_pose"], found["hand_pose"], atol=1e-3)
 
 
-def test_hands_hear_the_refined_body_or_the_initial_one():
-    """`guidance` chooses the body pose whose arms the hand path gets."""
-    pictures, hands = images(2), images(4, seed=7)
-    for guidance, key in (("refined", "body_path"), ("initial", "initial_pose")):
-        model = tiny_paths(guidance=guidance)
-        found = model(pictures, hands.unflatten(0, (2, 2)))
+def test_hands_hear_the_refined_body():
+    """The hand path gets the arms of the refined pose, not those of theta_0."""
+    model, pictures, hands = tiny_paths(), images(2), images(4, seed=7)
+    found = model(pictures, hands.unflatten(0, (2, 2)))
+    for key, equal in (("body_path", True), ("initial_pose", False)):
         arms = hmr.arm_pose(found[key]).flatten(0, 1)
         expected = model.hand(hands, arms)["hand_pose"].unflatten(0, (2, 2))
-        assert torch.allclose(found["hand_pose"], expected, atol=1e-6)
+        assert torch.allclose(found["hand_pose"], expected, atol=1e-6) == equal
 
 
 def test_hands_are_cut_out_where_the_body_sees_them():
@@ -160,7 +154,7 @@ def test_predict_projects_where_the_crop_did():
     parameters reproduce the mesh."""
     model, body = tiny_paths(), bodymodels.load_model("wholebody")
     picture = noise()
-    found = hmr.predict(model, picture, body, box=(30, 10, 40, 60))
+    found = predict(model, picture, body, box=(30, 10, 40, 60))
     assert found["vertices"].shape == (10475, 3) and found["joints"].shape == (55, 3)
     side = 1.25 * 60
     assert np.allclose(found["box"], [50 - side / 2, 40 - side / 2, side, side])
@@ -175,17 +169,17 @@ def test_predict_projects_where_the_crop_did():
     mesh = body(*(torch.tensor(value) for value in (
         found["betas"][None], pose, found["expression"][None], found["transl"][None])))
     assert np.allclose(mesh.vertices[0], found["vertices"], atol=1e-3)
-    again = hmr.predict(model, picture, body)
+    again = predict(model, picture, body)
     assert again["box"][2] == 120 * 4 / 3
 
 
 def test_the_body_path_alone_predicts_its_own_hands():
     """Without a hand path no hand is valid; the 2D joints are where the losses put true ones."""
     path, picture = body_adapter(), noise()
-    found = hmr.predict(path, picture, whole_body(), box=(30, 10, 40, 60))
+    found = predict(path, picture, whole_body(), box=(30, 10, 40, 60))
     assert not found["hand_valid"].any()
     (x, y, side, _), size = found["box"].astype(float), 64
-    crop = hmr.cut_square(path, picture, np.array([x + side / 2, y + side / 2]), side, size)
+    crop = cut_square(path, picture, np.array([x + side / 2, y + side / 2]), side, size)
     with torch.no_grad():
         expected = path(crop)
     assert np.allclose(found["rotations"], expected["body_pose"][0], atol=1e-4)
@@ -197,7 +191,7 @@ def test_the_body_path_alone_predicts_its_own_hands():
 def test_mean_hands_come_off_for_smplx_layers():
     """A layer with flat_hand_mean=False adds the mean hand that smplx_parameters subtracts."""
     pose, mean = rotations(2, 55, spread=0.3), 0.1 * torch.randn(2, 15, 3)
-    flat, relative = hmr.smplx_parameters(pose), hmr.smplx_parameters(pose, mean)
+    flat, relative = smplx_parameters(pose), smplx_parameters(pose, mean)
     for side, name in ((RIGHT, "right_hand_pose"), (LEFT, "left_hand_pose")):
         assert torch.allclose(relative[name] + mean[side].flatten(), flat[name], atol=1e-6)
     assert torch.equal(relative["body_pose"], flat["body_pose"])
@@ -210,10 +204,10 @@ def test_bad_input_is_refused():
     model, picture = tiny_paths(), np.zeros((20, 20, 3), np.uint8)
     for bad in (picture[..., 0], picture / 255, picture[:0]):
         with pytest.raises(ValueError, match="expected"):
-            hmr.predict(model, bad, whole_body())
+            predict(model, bad, whole_body())
     for box in ((30, 0, 5, 5), (0, 0, -5, 5), (0, 0, math.nan, 1), (1, 2), (0, 0, 1e30, 1e30),
                 (0, 0, 1e-30, 1e-30)):
         with pytest.raises(ValueError, match="box"):
-            hmr.predict(model, picture, whole_body(), box=box)
+            predict(model, picture, whole_body(), box=box)
     with pytest.raises(ValueError, match="training mode"):
-        hmr.predict(model.train(), picture, whole_body())
+        predict(model.train(), picture, whole_body())

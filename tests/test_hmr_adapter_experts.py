@@ -121,20 +121,13 @@ def test_decoder_is_equation_1():
     assert torch.allclose(decoder(context), x, atol=1e-5)
 
 
-def test_hidden_context_is_not_seen():
-    """With a mask, only the visible part of the context has an effect."""
-    decoder, context = lively(hmr.Decoder(TINY_HAND.expert, 32)), torch.randn(2, 7, 32)
-    seen = torch.arange(7).expand(2, 7) < 4
-    assert torch.allclose(decoder(context, seen), decoder(context[:, :4]), atol=1e-5)
-
-
 def test_task_tokens_have_no_position_and_come_first():
     """The blocks run on [task tokens; patches + position]."""
     encoder = lively(hmr.TaskViT(TINY_BODY.expert)).eval()
     picture = torch.rand(2, 3, 64, 48)
     tokens, patches = encoder(picture)
     assert tokens.shape == (2, 31, 32) and patches.shape == (2, 12, 32)
-    x = encoder.patch_embed["proj"](picture).flatten(2).mT
+    x = encoder.patch_embed.proj(picture).flatten(2).mT
     x = x + encoder.pos_embed[:, 1:] + encoder.pos_embed[:, :1]
     x = torch.cat((encoder.task_tokens.expand(2, -1, -1), x), 1)
     for block in encoder.blocks:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import hmr_adapter as hmr
 from networks.adapter_rivals import build_model, count
+from tasks.base import parameter_groups
 from weights.hmr_adapter import load_body_expert, load_hand_expert
 
 
@@ -188,7 +189,7 @@ def test_targets_of_heat_maps():
 
 
 def test_frozen_terms_have_no_gradient():
-    """L_img and L_beta depend on the frozen expert alone, so Eq. 7 is trained without them."""
+    """L_img and L_beta depend on the frozen expert alone, so the total leaves them out."""
     model, batch = body_adapter().train(), people()
     found = model(batch["image"], hmr.true_knuckles(batch), batch["hand_valid"])
     terms = hmr.body_losses(found, batch, whole_body(), model.expert, model.config)
@@ -196,17 +197,10 @@ def test_frozen_terms_have_no_gradient():
         assert not terms[name].requires_grad, name
     for name in ("keypoints_proj", "keypoints_3d", "pose"):
         assert terms[name].requires_grad, name
-    config = model.config
-    expected = (config.weight_keypoints_2d * terms["keypoints_proj"]
-                + config.weight_keypoints_3d * terms["keypoints_3d"]
-                + config.weight_pose * terms["pose"])
-    assert torch.allclose(hmr.body_total_loss(terms, config), expected)
-    whole = replace(config, trainable="head")
-    assert hmr.body_total_loss(terms, whole) > expected
 
 
 def test_total_losses_are_weighted_sums():
-    """Eq. 5 and Eq. 7 with their default weights, and all of the expert's terms."""
+    """Eq. 5 and Eq. 7 with their default weights; all of the expert's terms, where it trains."""
     terms = {name: torch.tensor(float(n)) for n, name in enumerate(
         ("keypoints_2d", "keypoints_3d", "vertices", "pose", "betas"), 1)}
     assert hmr.hand_total_loss(terms, hmr.HandConfig()).item() == pytest.approx(
@@ -214,8 +208,9 @@ def test_total_losses_are_weighted_sums():
     terms = {name: torch.tensor(float(n)) for n, name in enumerate(
         ("keypoints_img", "keypoints_proj", "keypoints_3d", "pose", "betas", "expression",
          "boxes"), 1)}
-    assert hmr.body_total_loss(terms, hmr.BodyExpertConfig()).item() == pytest.approx(
-        1 + 2 + 300 + 40 + 5 + 6 + 7)
+    for config in (hmr.BodyExpertConfig(), hmr.BodyConfig(trainable="head")):
+        assert hmr.body_total_loss(terms, config).item() == pytest.approx(
+            1 + 2 + 300 + 40 + 5 + 6 + 7)
     assert hmr.body_total_loss(terms, hmr.BodyConfig()).item() == pytest.approx(2 + 300 + 40)
 
 
@@ -239,7 +234,7 @@ def test_parameter_groups():
     """Matrices decay; biases, norms, positions and embeddings do not; frozen parameters are left
     out."""
     model = body_adapter(joint_embedding="learned")
-    decayed, spared = (group["params"] for group in hmr.parameter_groups(model, 0.1))
+    decayed, spared = (group["params"] for group in parameter_groups(model, 0.1))
     numbers = sum(parameter.numel() for parameter in [*decayed, *spared])
     assert numbers == count(model, True) < count(model)
     identities = {id(parameter) for parameter in spared}
@@ -268,12 +263,12 @@ def test_an_expert_out_of_an_adapter_can_be_trained(part):
 def test_overfits_one_batch(stage):
     """Each of the four stages can learn a batch."""
     config = {"hand_expert": TINY_HAND.expert, "hand": TINY_HAND,
-              "body_expert": TINY_BODY.expert, "body": replace(TINY_BODY, zero_init=True)}[stage]
+              "body_expert": TINY_BODY.expert, "body": TINY_BODY}[stage]
     model, batch = STAGES[stage](config).train(), people()
     if stage == "hand":  # an expert whose readouts are near zero could not be moved
         nn.init.normal_(model.expert.mano_head.decpose.weight, std=0.3)
     samples = hmr.hand_samples(batch)
-    optimizer = torch.optim.AdamW(hmr.parameter_groups(model, 0.0), lr=3e-3)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
     history = []
     for _ in range(80 if stage == "body_expert" else 40):
         if "hand" in stage:

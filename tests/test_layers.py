@@ -12,7 +12,7 @@ LAYERS = [{"files"}, {"bodymodels"}, {"metrics"}, "sets", {"data"}, PAPERS,
 
 
 def name_of(path):
-    """sets/rich.py is sets.rich; a folder's __init__.py is the folder."""
+    """sets/images.py is sets.images; a folder's __init__.py is the folder."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import bodymodels
 import data
+import demo
 from networks import finders
 from networks.finders import Found, look_inside
-from sets.keypoint_files import read_keypoints, to_smpl45
+from sets.images import read_keypoints, to_smpl45
 
 ASSETS = Path(data.__file__).parent / "assets"
 INSTALL = "pip install mediapipe==0.10.21"
@@ -172,6 +173,7 @@ def test_hands_come_with_their_side(monkeypatch):
              for label in ("Left", "Right")]
     fake_detector(monkeypatch, (60, 40, 3), multi_handedness=sides, multi_hand_landmarks=[
         marks(21, (0.5, 0.5), (0.75, 1.0)), marks(21, (0.25, 0.5), (0.375, 1.0))])
+    monkeypatch.setattr(finders, "find_people", lambda image: [])
     first, second = finders.find_hands(np.zeros((60, 40, 3), np.uint8))
     assert (first.side, first.box) == ("left", (10, 30, 5, 30))
     assert (second.side, second.box) == ("right", (20, 30, 10, 30))
@@ -204,7 +206,143 @@ def test_people_from_behind_have_their_left_on_the_left():
     twisted[SMPL45.index("left_hip"), 0] = 9
     hidden[SMPL45.index("left_hip"), 2] = 0
     assert finders.from_behind(back)
+    for heading, warned in (30.0, True), (180.0, False):
+        said = finders.warnings(Found(None, "right", back), (90, 120), np.full((45, 2), np.nan),
+                                None, (0.1, 0.1), heading)
+        assert ["seen from behind" in note for note in said] == [True] * warned
     assert not any(map(finders.from_behind, (front, twisted, hidden, None)))
+
+
+def person_at(x: float, y: float, size: float = 20) -> Found:
+    """A person with all keypoints on a circle."""
+    angle = np.linspace(0, 2 * np.pi, 45, endpoint=False)
+    points = size / 2 * np.stack((np.cos(angle), np.sin(angle)), 1) + (x, y)
+    return Found((x - size / 2, y - size / 2, size, size), "right", rows(points))
+
+
+def test_all_people_of_a_picture_are_found(monkeypatch):
+    """MediaPipe sees one at a time: others are found in parts, once each, from left to right, and
+    only if a look around them sees the same keypoints."""
+    people = [person_at(150, 50), person_at(40, 60), person_at(250, 30)]
+    ghost, moved = person_at(90, 20), person_at(94, 20)
+
+    def see(image: np.ndarray, box: tuple) -> list[Found]:
+        x, y, w, h = box
+        inside = [one for one in [*people, ghost] if x <= one.box[0] and y <= one.box[1]
+                  and one.box[0] + 20 <= x + w and one.box[1] + 20 <= y + h]
+        if w == 30:  # the second look
+            inside = [moved if one is ghost else one for one in inside]
+        return inside[:1]
+
+    monkeypatch.setattr(finders, "see_person", see)
+    image = np.zeros((100, 300, 3), np.uint8)
+    assert finders.find_people(image) == [people[1], people[0], people[2]]
+    assert finders.find_people(image, (100, 0, 100, 100)) == [people[0]]
+
+
+def test_a_part_of_a_person_is_nobody_new():
+    """Seen by the face, although its box is small; others have their faces elsewhere."""
+    person, part, other = person_at(50, 50, 60), person_at(60, 40), person_at(60, 40)
+    part.keypoints[finders.FACE] = person.keypoints[finders.FACE]
+    other.keypoints[finders.FACE] = person.keypoints[finders.FACE] + (20, 0, 0)
+    assert not finders.is_new(part, [person]) and finders.is_new(other, [person])
+    assert not finders.is_new(Found(part.box, keypoints=part.keypoints[:21]), [part])
+
+
+@given(st.integers(1, 500), st.integers(1, 500))
+def test_tiles_cover_the_picture(width, height):
+    """Every point is in a tile, none of which leaves the picture; squares along a long picture."""
+    parts = np.array(list(finders.tiles(width, height)))
+    assert (parts[:, :2] >= 0).all() and (parts[:, :2] + parts[:, 2:]).max(0)[0] <= width + 1e-6
+    assert (parts[:, 1] + parts[:, 3]).max() <= height + 1e-6
+    points = np.random.default_rng(0).uniform(0, 1, (50, 2)) * (width, height)
+    inside = (points[:, None] >= parts[:, :2]) & (points[:, None] <= parts[:, :2] + parts[:, 2:])
+    assert inside.all(2).any(1).all()
+
+
+def test_hands_are_at_the_knuckles(monkeypatch):
+    """A body's wrist and knuckles give the box of a hand, the hand's detector a better one."""
+    keypoints, names = np.zeros((33, 3)), bodymodels.JOINT_SETS["mediapipe33"]
+    for name, x, y in (("wrist", 10, 50), ("index1", 20, 45), ("pinky1", 20, 55)):
+        keypoints[names.index(f"right_{name}")] = x, y, 0.9
+    boxes = finders.hand_boxes(keypoints)
+    assert np.allclose(boxes[0], (20 - 8.5, 50 - 8.5, 17, 17)) and np.isnan(boxes[1]).all()
+    person, image = Found((0, 0, 60, 90), hands=boxes), np.zeros((90, 120, 3), np.uint8)
+    seen = [Found((12, 40, 15, 20), "left", np.ones((21, 3)))]
+    monkeypatch.setattr(finders, "find_hands", lambda image, box=None: seen)
+    assert finders.find_their_hands(image, person) == [seen[0]._replace(side="right"), None]
+    monkeypatch.setattr(finders, "find_people", lambda image, box=None: [person])
+    (found,) = finders.find("person", image, hands=True)
+    assert np.array_equal(found.hands, [(12, 40, 15, 20), (np.nan,) * 4], equal_nan=True)
+    seen.clear()
+    (found,) = finders.find("person", image, hands=True)
+    assert np.array_equal(found.hands, boxes, equal_nan=True)
+    (hand, none) = finders.find_their_hands(image, person)
+    assert hand.keypoints is None and "no fingers" in hand.source and none is None
+
+
+# ---------------------------------------------------------------------------------- warnings
+
+
+@pytest.mark.parametrize(("box", "warning"), [
+    ((10, 10, 50, 60), ""), (None, ""), ((10, 10, 5, 20), "5 x 20 px, too small"),
+    ((-60, 0, 100, 90), "40 % of the box"), ((80, 0, 40, 90), "")])
+def test_boxes_that_show_little_are_warned_of(box, warning):
+    """Of a tiny box and of one that is mostly outside of the 120 x 90 picture."""
+    notes = finders.box_notes(box, (90, 120, 3))
+    assert len(notes) == bool(warning) and warning in "".join(notes)
+
+
+def rows(points: np.ndarray, confidence: float = 1.0) -> np.ndarray:
+    return np.column_stack((points, np.full(len(points), confidence)))
+
+
+@pytest.mark.parametrize(("given", "own", "warning"), [
+    (None, None, ""), ((6, 8), None, "(file)"), ((3, 4), None, ""), (None, (6, 8), "of the net"),
+    (None, (3, 4), ""), ((3, 4), (6, 8), ""), ((6, 8), (3, 4), "(file)")])
+def test_a_mesh_beside_its_keypoints_is_warned_of(given, own, warning):
+    """Given keypoints judge alone, the network's own only without them; a limit for each."""
+    mesh = np.random.default_rng(0).uniform(0, 80, (45, 2))
+    mesh[[0, 1]] = (0, 0), (80, 80)
+    own = own and rows(mesh + own, 0.1)
+    found = Found((0, 0, 64, 80), "right", given and rows(mesh + given), source="file")
+    said = finders.warnings(found, (90, 120), mesh, own, (0.1, 0.09), 180)
+    assert len(said) == bool(warning) and warning in "".join(said)
+    assert finders.warnings(found, (90, 120), mesh, own, (0.13, 0.13), 180) == []  # 10 of 80 px
+    unsure = found._replace(keypoints=None if given is None else rows(mesh + given, 0.2))
+    faint = None if own is None else own * (1, 1, 0)
+    assert finders.warnings(unsure, (90, 120), mesh, faint, (0, 0), 180) == []
+    nothing = np.full((45, 2), np.nan)  # joints that a mesh does not have
+    assert finders.warnings(found, (90, 120), nothing, own, (0, 0), 180) == []
+
+
+def test_the_limbs_judge_a_person():
+    """Face and feet far off are no misfit, if limbs are seen; of a hand all keypoints count. The
+    unit does not depend on the picture's scale."""
+    mesh = np.random.default_rng(0).uniform(0, 80, (45, 2))
+    limbs = np.array([name in finders.LIMBS for name in SMPL45])
+    given_rows = rows(mesh + np.where(limbs, 0, 30)[:, None])
+    assert limbs.sum() == 12 and finders.misfit(mesh, given_rows, 0.3) == 0
+    assert finders.misfit(mesh[:21], given_rows[:21], 0.3) > 0.1
+    given_rows[limbs, 2] = 0
+    far = finders.misfit(mesh, given_rows, 0.3)
+    assert far > 0.1 and finders.misfit(7 * mesh, given_rows * (7, 7, 1), 0.3) == pytest.approx(far)
+    assert finders.misfit(mesh[:1], given_rows[:1], 0.3) is None
+
+
+@pytest.mark.slow
+def test_keypoints_of_somebody_else_are_told():
+    """On a rendered person the shipped checkpoint's mesh fits; pulled elsewhere, it does not."""
+    person = data.RenderedBodies("train", length=4, seed=5, views=30.0, lean=45.0)[1]
+    load = demo.load_genhmr(demo.parser().parse_args(["genhmr", "--fit-camera"])).one
+    image = person["image"].permute(1, 2, 0).numpy()
+    true = np.column_stack((person["keypoints_2d"], person["keypoints_valid"]))
+    for shift in 0, 40:
+        found = Found((16, 11, 80, 107), "right", true, source="file")
+        result = load(image, found, None)
+        moved = found._replace(keypoints=true + (shift, 0, 0))
+        notes = finders.warnings(moved, (128, 128), result.mesh, None, (0.1, 0), 180)
+        assert len(notes) == (shift > 0)
 
 
 # ------------------------------------------------------------------------------------- files

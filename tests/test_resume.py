@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import train
+from tasks.settings import settable
 
 STEPS = 12
 RUN = {"warmup_steps": 2, "eval_every": 25, "batch_size": 8, "train_samples": 44, "test_samples": 2,
@@ -37,7 +38,7 @@ TINY = {  # by model: fields that its stages may have
         "vit_dim": 16, "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2,
         "decoder_head_dim": 4, "decoder_ffn": 16, "body_size": 64, "test_body_size": 64,
         "hand_size": 64, "train_samples": 24, "depth_bins": 4, "hand_cells": 4, "joint_dim": 8,
-        "arm_noise": 0.1, "arm_drop": 0.1, "offset_hidden": 16},
+        "arm_drop": 0.1, "offset_hidden": 16},
 }
 VIT = {"image_size": 64, "patch_size": 16, "vit_dim": 16, "vit_depth": 1, "vit_heads": 2,
        "vit_drop_path": 0.1, "scales": "1,2"}  # the paper's encoder, trained
@@ -55,7 +56,9 @@ def command(stage, out, folder, steps):
     """The command line of a stage's run in `out`; `folder` has the cache and earlier stages."""
     name, _, variant = stage.partition(" ")
     model, _, part = name.partition("-")
-    fields = {field.name for field in dataclasses.fields(train.TASKS[name].PRESETS["cpu"])}
+    task = train.TASKS[name]
+    fields = {field.name for field in dataclasses.fields(task.PRESETS["cpu"])}.union(
+        *map(settable, task.SETTINGS.values()))
     settings = RUN | TINY[model] | (VIT if variant else {}) | {"steps": steps}
     flags = [f"--{flag}={folder / other / 'checkpoint.pt'}"
              for flag, other in NEEDED.get(stage, {}).items()]

@@ -1,19 +1,15 @@
-"""Crops: homographies, virtual cameras, resampling, and the crop of SimpleHand's release."""
+"""Crops: homographies, virtual cameras, resampling, recipes of augmentation."""
 
 import numpy as np
 import pytest
+import torch
+from hand_samples import assert_projects, digest, hands, source_picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sets.crops import (
-    crop_homography,
-    perspective_crop,
-    release_crop,
-    release_warp,
-    transform_points,
-    warp,
-)
+import data
+from sets import augmentation, crops
 
 
 def blob(width, height, x, y, spread=3.0):
@@ -40,44 +36,36 @@ rolls = st.floats(-7, 7)
 @given(intrinsics, centers, boxes, rolls, st.booleans(), st.integers(0, 2**32 - 1))
 def test_perspective_crop_is_a_rotated_camera(K, center, box, roll, mirror, seed):
     """Projecting rotated points with the crop's K equals moving the original's pixels."""
-    crop = perspective_crop(K, center, box, 96, roll=roll, mirror=mirror)
+    crop = crops.perspective_crop(K, center, box, 96, roll=roll, mirror=mirror)
     np.testing.assert_allclose(crop.rotation @ crop.rotation.T, np.eye(3), atol=1e-12)
     assert np.isclose(np.linalg.det(crop.rotation), -1 if mirror else 1)
-    np.testing.assert_allclose(transform_points(crop.homography, center), [48, 48], atol=1e-6)
+    np.testing.assert_allclose(crops.transform_points(crop.homography, center), [48, 48], atol=1e-6)
     pixels = center + np.random.default_rng(seed).uniform(-0.5, 0.5, (8, 2)) * box
     points = np.column_stack([pixels, np.ones(8)]) @ np.linalg.inv(K).T * 0.7
     turned = points @ crop.rotation.T @ crop.K.T
     np.testing.assert_allclose(turned[:, :2] / turned[:, 2:],
-                               transform_points(crop.homography, pixels), atol=1e-6)
+                               crops.transform_points(crop.homography, pixels), atol=1e-6)
 
 
 @given(intrinsics, centers, boxes)
 def test_perspective_crop_holds_the_box(K, center, box):
     """The middles of the box's sides lie in the crop, and the outermost on its border."""
-    crop = perspective_crop(K, center, box, 96)
+    crop = crops.perspective_crop(K, center, box, 96)
     sides = center + np.array([[-1, 0], [1, 0], [0, -1], [0, 1]]) * box / 2
-    reach = np.abs(transform_points(crop.homography, sides) - 48).max()
+    reach = np.abs(crops.transform_points(crop.homography, sides) - 48).max()
     assert reach == pytest.approx(48, abs=1e-6)
-
-
-@given(intrinsics)
-def test_perspective_crop_at_the_principal_point_does_not_turn(K):
-    """A box in the middle gives finite numbers: the official code divides by sin(angle) there."""
-    crop = perspective_crop(K, K[:2, 2], (50, 40), 64)
-    np.testing.assert_allclose(crop.rotation, np.eye(3), atol=1e-12)
-    assert np.isfinite(crop.homography).all()
 
 
 @given(centers, st.floats(4, 200), rolls, st.booleans())
 def test_affine_crop_maps_the_turned_box_to_the_corners(center, side, roll, mirror):
     """Box corners, turned by -roll about the centre, become the corners of the crop."""
-    homography = crop_homography(center, side, 64, roll=roll, mirror=mirror)
+    homography = crops.crop_homography(center, side, 64, roll=roll, mirror=mirror)
     cos, sin = np.cos(roll), np.sin(roll)
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * side / 2 @ [[cos, -sin], [sin, cos]]
     expected = np.array([[0, 0], [64, 0], [64, 64], [0, 64]], np.float64)
     if mirror:
         expected[:, 0] = 64 - expected[:, 0]
-    np.testing.assert_allclose(transform_points(homography, center + corners), expected,
+    np.testing.assert_allclose(crops.transform_points(homography, center + corners), expected,
                                atol=1e-6)
 
 
@@ -85,34 +73,34 @@ def test_affine_crop_maps_the_turned_box_to_the_corners(center, side, roll, mirr
 def test_convention_pixels_are_half_open_squares(x, y, side, roll, mirror):
     """A warped spot is where the homography puts it, to a twentieth of a pixel."""
     center = (x + 5, y - 3)
-    homography = crop_homography(center, side, 96, roll=roll, mirror=mirror)
-    warped = warp(blob(320, 240, x, y), homography, 96)
-    expected = transform_points(homography, np.array([x, y]))
+    homography = crops.crop_homography(center, side, 96, roll=roll, mirror=mirror)
+    warped = crops.warp(blob(320, 240, x, y), homography, 96)
+    expected = crops.transform_points(homography, np.array([x, y]))
     np.testing.assert_allclose(centroid(warped), expected, atol=0.05)
 
 
 @given(st.floats(300, 900), st.floats(250, 700), st.floats(300, 1100))
 def test_reducing_warp_keeps_positions(x, y, side):
     """Averaging blocks before a strong reduction moves nothing, whatever the picture's size."""
-    homography = crop_homography((x, y), side, 64)
-    warped = warp(blob(1201, 967, x + 31, y - 17, spread=20), homography, 64)
-    inside = transform_points(homography, np.array([x + 31, y - 17]))
+    homography = crops.crop_homography((x, y), side, 64)
+    warped = crops.warp(blob(1201, 967, x + 31, y - 17, spread=20), homography, 64)
+    inside = crops.transform_points(homography, np.array([x + 31, y - 17]))
     np.testing.assert_allclose(centroid(warped), inside, atol=0.15)
 
 
 def test_warp_identity_returns_the_picture():
     """A crop of the whole picture at its own size changes no value."""
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    homography = crop_homography((32, 32), 64, 64)
-    np.testing.assert_array_equal(warp(image, homography, 64), image)
+    homography = crops.crop_homography((32, 32), 64, 64)
+    np.testing.assert_array_equal(crops.warp(image, homography, 64), image)
 
 
 @pytest.mark.parametrize("box,size", [((0, 5), 32), ((5, -1), 32), ((5, 5), 0)])
 def test_crops_refuse_empty_boxes(box, size):
     with pytest.raises(ValueError, match="positive box"):
-        perspective_crop(np.eye(3), (0, 0), box, size)
+        crops.perspective_crop(np.eye(3), (0, 0), box, size)
     with pytest.raises(ValueError, match="positive box"):
-        crop_homography((0, 0), min(box), size)
+        crops.crop_homography((0, 0), min(box), size)
 
 
 # ------------------------------------------------------- the crop of SimpleHand's released code
@@ -122,24 +110,13 @@ def test_crops_refuse_empty_boxes(box, size):
 def test_release_crop_fits_the_box_of_the_turned_corners(K, center, box, roll):
     """The longer side of the bounding box of the turned corners fills the crop; the centre comes
     to pixel S / 2; fx and fy keep their ratio."""
-    crop = release_crop(K, center, box, 96)
+    crop = crops.release_crop(K, center, box, 96)
     corners = center + np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * box / 2
-    extent = np.ptp(transform_points(crop.homography, corners), axis=0)
+    extent = np.ptp(crops.transform_points(crop.homography, corners), axis=0)
     assert extent.max() == pytest.approx(96, abs=1e-6)
-    np.testing.assert_allclose(transform_points(crop.homography, center), [48, 48], atol=1e-6)
+    np.testing.assert_allclose(crops.transform_points(crop.homography, center), [48, 48], atol=1e-6)
     assert crop.K[1, 1] / crop.K[0, 0] == pytest.approx(K[1, 1] / K[0, 0])
-    np.testing.assert_allclose(release_crop(K, center, box, 96, roll=roll).K, crop.K)
-
-
-def test_release_crop_zooms_nearly_as_ours():
-    """Off the axis the zooms differ by up to 2 %, on the axis and for equal focal lengths by
-    less than 1 %."""
-    K = np.array([[480.0, 0, 112], [0, 480, 112], [0, 0, 1]])
-    for center, most in (((112, 112), 0.01), ((160, 60), 0.03)):
-        ours, release = (crop(K, center, (60, 80), 224)
-                         for crop in (perspective_crop, release_crop))
-        np.testing.assert_allclose(ours.rotation, release.rotation, atol=1e-12)
-        assert 0 < abs(ours.K[0, 0] / release.K[0, 0] - 1) < most
+    np.testing.assert_allclose(crops.release_crop(K, center, box, 96, roll=roll).K, crop.K)
 
 
 def bilinear(image, x, y):
@@ -159,12 +136,91 @@ def test_release_warp_has_pixel_centres_at_integers(x, y, side, roll, mirror):
     image = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     image = np.asarray(Image.fromarray(image).resize((320, 240), Image.Resampling.BICUBIC))
     K = np.array([[480.0, 0, 150], [0, 470, 110], [0, 0, 1]])
-    crop = release_crop(K, (x, y), (side, 0.8 * side), 32, roll=roll, mirror=mirror)
-    made = release_warp(image, crop.homography, 32)
+    crop = crops.release_crop(K, (x, y), (side, 0.8 * side), 32, roll=roll, mirror=mirror)
+    made = crops.release_warp(image, crop.homography, 32)
     inverse = np.linalg.inv(crop.homography)
     for i, j in ((0, 0), (16, 16), (31, 4), (7, 30)):
-        expected = bilinear(image, *transform_points(inverse, np.array([i, j], float)))
+        expected = bilinear(image, *crops.transform_points(inverse, np.array([i, j], float)))
         assert np.abs(made[j, i] - expected).max() <= 1
-    plain = release_crop(K, (x, y), (side, 0.8 * side), 32, roll=roll)
-    flipped = release_warp(image, plain.homography, 32)[:, ::-1 if mirror else 1].astype(int)
+    plain = crops.release_crop(K, (x, y), (side, 0.8 * side), 32, roll=roll)
+    flipped = crops.release_warp(image, plain.homography, 32)[:, ::-1 if mirror else 1].astype(int)
     assert np.abs(made - flipped).max() <= 1
+
+
+def test_mirrored_crop_mirrors_everything():
+    """Mirroring negates x of every point, maps pixels to S - x, flips the picture; K stays."""
+    source, center, box = source_picture(), np.array([30.0, 34]), np.array([50.0, 40])
+    plain = crops.crop_sample(source, center, box, 48, roll=0.4)
+    mirrored = crops.crop_sample(source, center, box, 48, roll=0.4, mirror=True)
+    flip = np.array([-1, 1, 1])
+    for name in ("joints", "vertices"):
+        np.testing.assert_allclose(mirrored[name], plain[name] * flip, atol=1e-7)
+    np.testing.assert_allclose(mirrored["keypoints_2d"][:, 0], 48 - plain["keypoints_2d"][:, 0],
+                               atol=1e-4)
+    np.testing.assert_array_equal(mirrored["K"], plain["K"])
+    difference = mirrored["image"][:, :, ::-1].astype(int) - plain["image"]
+    assert np.abs(difference).max() <= 1
+
+
+@given(st.sampled_from(["official_simplehand", "rendered", "rendered_moving", "rendered_photos",
+                        "rendered_upright"]), st.integers(0, 3), st.integers(0, 9))
+def test_augmentation_is_a_function_of_seed_epoch_and_index(recipe, epoch, index):
+    """The same key gives the same sample; another epoch or seed another, with labels exact."""
+    dataset = hands(length=10, augmentation=recipe)
+    key = epoch * len(dataset) + index
+    sample = dataset[key]
+    assert digest(sample) == digest(hands(length=10, augmentation=recipe)[key])
+    assert sample["index"] == index
+    for other in (dataset[key + len(dataset)],
+                  hands(length=10, augmentation=recipe, seed=1)[key]):
+        assert not torch.equal(sample["image"], other["image"])
+    assert_projects(sample)
+    original = hands(length=10)[index]
+    moved = original["joints"] @ sample["camera_rotation"].T
+    torch.testing.assert_close(moved, sample["joints"], atol=1e-5, rtol=0)
+    pixels = crops.transform_points(sample["crop"].numpy(), original["keypoints_2d"].numpy())
+    np.testing.assert_allclose(pixels, sample["keypoints_2d"], atol=2e-2)
+
+
+def test_convention_official_rotation_is_degrees_read_as_radians():
+    """N(0, 90) clipped at +-180, used as radians: 4.6 % at the ends, nearly uniform otherwise."""
+    recipe, rng = data.AUGMENTATIONS["official_simplehand"], np.random.default_rng(0)
+    rolls = np.array([recipe.draw_roll(rng) for _ in range(20_000)])
+    clipped = np.abs(rolls) == 180
+    assert 0.04 < clipped.mean() < 0.052
+    histogram = np.histogram(rolls[~clipped] % (2 * np.pi), 12, (0, 2 * np.pi))[0]
+    assert np.abs(histogram / histogram.mean() - 1).max() < 0.08
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_recolor_is_monotone_per_channel(seed):
+    """Colour recipes never reorder the values of a channel, and stay within 0..255."""
+    ramp = np.arange(256, dtype=np.uint8)
+    image = np.broadcast_to(ramp.reshape(1, 16, 16), (3, 16, 16))
+    colored = data.AUGMENTATIONS["official_simplehand"].recolor(image, np.random.default_rng(seed))
+    assert colored.dtype == np.uint8
+    assert (np.diff(colored.reshape(3, 256).astype(int), axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("change", [augmentation.blur_motion, augmentation.compress,
+                                    augmentation.color_light])
+@pytest.mark.parametrize("size", [17, 64])
+def test_what_photographs_have(change, size):
+    """All change a picture; motion blur and JPEG keep a grey one, coloured light does not."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, size, size)).astype(np.uint8)
+    grey = np.full_like(noise, 100)
+    noises, greys = (np.stack([change(picture, np.random.default_rng(seed)) for seed in range(20)])
+                     for picture in (noise, grey))
+    assert noises.dtype == np.uint8 and noises.shape == (20, *noise.shape)
+    assert ((noises != noise).mean((1, 2, 3)) > 0.3).sum() >= 5
+    assert (np.abs(greys.astype(int) - 100).max() <= 2) == (change is not augmentation.color_light)
+
+
+def test_keypoints_are_valid_inside_picture_and_crop():
+    """A keypoint counts if it was in the original picture and is in the crop; both do happen."""
+    source = source_picture()
+    source.keypoints_valid = np.arange(21) % 2.0
+    sample = crops.crop_sample(source, np.array([20.0, 30]), np.array([30.0, 30]), 48)
+    inside = ((sample["keypoints_2d"] >= 0) & (sample["keypoints_2d"] <= 48)).all(1)
+    assert 0 < inside.sum() < 21
+    np.testing.assert_array_equal(sample["keypoints_valid"], source.keypoints_valid * inside)

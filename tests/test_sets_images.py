@@ -1,14 +1,20 @@
-"""Picture files: modes, orientation, damage."""
+"""Picture files, and files with keypoints."""
 
+import io
+import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import bodymodels
+import data
+from sets import images
 from sets.images import read_image
 
 GRADIENT = np.dstack([np.tile(np.linspace(0, 255, 12), (8, 1)), np.full((8, 12), 90),
@@ -92,40 +98,35 @@ def test_read_image_takes_the_first_frame(tmp_path):
     assert (read_image(tmp_path / "x.gif")[2, 2] == (255, 0, 0)).all()
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png", "gif", "bmp", "webp", "tif"])
-def test_read_image_refuses_truncated_files(tmp_path, kind):
-    """Half a file is one ValueError that names it, in any format."""
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    path = tmp_path / f"x.{kind}"
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=rf"x\.{kind} cannot be read as a picture"):
-        read_image(path)
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 
 
-@pytest.mark.parametrize("content", [b"text, not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40,
-                                     b"\xff\xd8\xff" + bytes(range(64)), b"GIF89a", b"BM" * 9])
+def half_a_file(kind):
+    buffer = io.BytesIO()
+    NOISE.save(buffer, kind)
+    return buffer.getvalue()[:len(buffer.getvalue()) // 2]
+
+
+@pytest.mark.parametrize("content", [
+    *map(half_a_file, ("jpeg", "png", "gif", "bmp", "webp", "tiff")), b"text, not a picture",
+    b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\xff\xd8\xff" + bytes(range(64)), b"GIF89a", b"BM" * 9])
 def test_read_image_refuses_what_is_no_picture(tmp_path, content):
+    """Half a file, in any format, or no picture is one ValueError that names it."""
     (tmp_path / "x.jpg").write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be read as a picture"):
+    with pytest.raises(ValueError, match=r"x\.jpg cannot be read as a picture"):
         read_image(tmp_path / "x.jpg")
 
 
-def test_read_image_names_missing_empty_and_folder(tmp_path):
-    (tmp_path / "empty.png").touch()
-    with pytest.raises(ValueError, match="empty.png is empty"):
-        read_image(tmp_path / "empty.png")
-    with pytest.raises(ValueError, match="is not a file"):
-        read_image(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no picture at .*missing.png"):
-        read_image(tmp_path / "missing.png")
-
-
-def test_read_image_refuses_decompression_bombs(tmp_path):
+def test_read_image_names_missing_empty_folder_and_bomb(tmp_path):
     """A small file that claims a huge picture is refused before its pixels are made."""
+    (tmp_path / "empty.png").touch()
     write_png(tmp_path / "bomb.png", (40_000, 40_000), 8, 2, b"")
-    with pytest.raises(ValueError, match="too large a picture"):
-        read_image(tmp_path / "bomb.png")
+    for name, error, message in (("empty.png", ValueError, "empty.png is empty"),
+                                 ("", ValueError, "is not a file"),
+                                 ("missing.png", FileNotFoundError, "no picture at .*missing.png"),
+                                 ("bomb.png", ValueError, "too large a picture")):
+        with pytest.raises(error, match=message):
+            read_image(tmp_path / name)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -142,3 +143,177 @@ def test_read_image_survives_mutated_files(tmp_path_factory, seed):
         assert read_image(path).dtype == np.uint8
     except ValueError as error:
         assert path.name in str(error)
+
+
+ROOT = Path(data.__file__).parent
+SMPL45 = bodymodels.JOINT_SETS["smpl45"]
+ASTRONAUT = ROOT / "assets" / "astronaut.jpg"
+ASTRONAUT_KEYPOINTS = ROOT / "assets" / "astronaut_keypoints.json"
+
+
+@pytest.mark.parametrize(("count", "name"), images.KEYPOINT_SETS.items())
+def test_convention_keypoints_go_to_joints_of_their_name(count, name):
+    """Every joint that detector and body share arrives, everything else is zero."""
+    names = bodymodels.JOINT_SETS[name]
+    assert len(names) == count
+    rows = np.arange(1.0, 3 * count + 1).reshape(count, 3)
+    result = images.to_smpl45(rows)
+    shared = set(names) & set(SMPL45)
+    assert len(shared) >= 16 and {"nose", "left_wrist", "right_knee"} <= shared
+    for joint, row in zip(SMPL45, result, strict=True):
+        assert np.array_equal(row, rows[names.index(joint)] if joint in shared else np.zeros(3))
+
+
+def test_sides_are_the_person_s_own():
+    """Known indices of the formats' own documentation, against a mix-up of left and right."""
+    for count, name, index in ((17, "left_shoulder", 5), (17, "right_ankle", 16),
+                               (18, "right_wrist", 4), (18, "left_knee", 12), (25, "pelvis", 8),
+                               (25, "left_wrist", 7), (25, "right_heel", 24),
+                               (33, "right_shoulder", 12), (33, "left_big_toe", 31)):
+        keypoints = np.zeros((count, 3))
+        keypoints[index] = 7, 8, 1
+        assert images.to_smpl45(keypoints)[SMPL45.index(name)].tolist() == [7, 8, 1]
+
+
+def flat(count: int, offset: float = 10.0) -> list[float]:
+    """x, y, confidence of `count` keypoints."""
+    rows = [(offset + index, offset + 2 * index, 0.5) for index in range(count)]
+    return [number for row in rows for number in row]
+
+
+def save(path: Path, content) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def annotations(*images: tuple[int, str], entries) -> dict:
+    return {"images": [{"id": number, "file_name": name} for number, name in images],
+            "annotations": entries, "categories": []}
+
+
+@pytest.mark.parametrize(("content", "people"), [
+    ({"version": 1.3, "people": [{"pose_keypoints_2d": flat(25)}]}, [25]),
+    ({"people": [{"pose_keypoints_2d": flat(18), "face_keypoints_2d": []}]}, [18]),
+    ({"people": [{"pose_keypoints": flat(18)}, {"pose_keypoints": flat(18)}]}, [18, 18]),
+    ({"people": [{"pose_keypoints_2d": flat(33)}]}, [33]),
+    ([{"image_id": 3, "category_id": 1, "keypoints": flat(17), "score": 0.9}], [17]),
+    (annotations((1, "x/photo.jpg"), entries=[{"image_id": 1, "keypoints": flat(17)},
+                                              {"image_id": 1, "bbox": [0, 0, 1, 1]}]), [17]),
+    (annotations((1, "other.jpg"), (2, "a/photo.jpg"), entries=[
+        {"image_id": 1, "keypoints": flat(17)}, {"image_id": 1, "keypoints": flat(17)},
+        {"image_id": 2, "keypoints": flat(17)}]), [17]),
+])
+def test_layouts_of_openpose_and_coco_are_read(content, people, tmp_path):
+    """The people about this picture, in order, numbers as they are in the file."""
+    found = images.read_keypoints(save(tmp_path / "k.json", content), "photo.png")
+    assert [len(person) for person in found] == people
+    assert all(np.array_equal(person.ravel(), flat(len(person))) for person in found)
+
+
+def test_coco_results_are_told_apart_by_the_number_in_the_picture_s_name(tmp_path):
+    """Picture 000000000139.jpg is image_id 139."""
+    results = [{"image_id": number, "keypoints": flat(17, number)} for number in (39, 139, 1390)]
+    path = save(tmp_path / "k.json", results)
+    (person,) = images.read_keypoints(path, "val2017/000000000139.jpg")
+    assert person[0, 0] == 139
+    with pytest.raises(ValueError, match="several pictures, but not about photo.jpg"):
+        images.read_keypoints(path, "photo.jpg")
+
+
+def test_convention_coco_visibility(tmp_path):
+    """COCO's flags 0, 1 (occluded) and 2 (visible) are confidences 0, 1 and 1."""
+    numbers = flat(17)
+    numbers[2:9:3] = [0, 1, 2]
+    path = save(tmp_path / "k.json", annotations((1, "a.jpg"), entries=[
+        {"image_id": 1, "keypoints": numbers}]))
+    assert images.read_keypoints(path, "a.jpg")[0][:3, 2].tolist() == [0, 1, 1]
+
+
+def test_detections_of_a_data_set_lie_as_its_pictures_do(tmp_path):
+    """OpenPose's file of a/b.jpg is a/b_keypoints.json; who is in the box counts, or nobody."""
+    (tmp_path / "P0/images").mkdir(parents=True)
+    here, there = flat(25), flat(25, 200.0)
+    for number, people in ((3, [there, here]), (4, [there]), (5, [])):
+        save(tmp_path / f"P0/images/0000{number}_keypoints.json", {
+            "people": [{"pose_keypoints_2d": numbers} for numbers in people]})
+
+    def found(number):
+        return images.detected_person(tmp_path, f"P0/images/0000{number}.jpg",
+                                              (0, 0, 100, 100), (400, 400))
+
+    assert np.array_equal(found(3), images.to_smpl45(np.reshape(here, (25, 3))))
+    assert not found(4).any() and not found(5).any()
+    with pytest.raises(FileNotFoundError, match="no keypoints .*P0/images/00006_keypoints.json"):
+        found(6)
+
+
+BAD_FILES = {
+    "broken": ('{"people": [', "not JSON"),
+    "empty": ("", "not JSON"),
+    "deep": ("[" * 100_000, "not JSON"),
+    "number": (3, "layout"),
+    "text": ('"people"', "layout"),
+    "object": ({"pictures": []}, "layout"),
+    "people is a number": ({"people": 3}, "layout"),
+    "people of numbers": ({"people": [1, 2]}, "layout"),
+    "list of numbers": ([1, 2], "layout"),
+    "no image_id": ([{"keypoints": flat(17)}], "layout"),
+    "unhashable image_id": ([{"image_id": [], "keypoints": flat(17)}], "layout"),
+    "nobody": ({"people": []}, "no people"),
+    "no results": ([], "no people"),
+    "no annotations": (annotations((1, "a.jpg"), entries=[]), "no people"),
+    "hands only": ({"people": [{"hand_left_keypoints_2d": flat(21)}]}, "no people"),
+    "21 keypoints": ({"people": [{"pose_keypoints_2d": flat(21)}]}, "63 numbers.*17"),
+    "50 numbers": ({"people": [{"pose_keypoints_2d": flat(17)[:-1]}]}, "50 numbers"),
+    "no numbers": ({"people": [{"pose_keypoints_2d": []}]}, "0 numbers"),
+    "nested": ({"people": [{"pose_keypoints_2d": [flat(25)]}]}, "75 numbers"),
+    "words": ({"people": [{"pose_keypoints_2d": ["a"] * 75}]}, "not a list of numbers"),
+    "ragged": ({"people": [{"pose_keypoints_2d": [[1], [2, 3]]}]}, "not a list of numbers"),
+    "null": ({"people": [{"pose_keypoints_2d": [None] * 75}]}, "not finite"),
+    "fractions": ({"people": [{"pose_keypoints_2d": [0.4, 0.5, 1.0] * 25}]}, "expected pixels"),
+    "NaN": ('{"people": [{"pose_keypoints_2d": [NaN, 5, 1' + ", 0" * 72 + "]}]}", "not finite"),
+    "infinite": ('{"people": [{"pose_keypoints_2d": [5, 1e999, 1' + ", 0" * 72 + "]}]}",
+                 "not finite"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_keypoint_files_are_named(case, tmp_path):
+    """One ValueError that says what was expected, whatever the JSON."""
+    content, message = BAD_FILES[case]
+    with pytest.raises(ValueError, match=message):
+        images.read_keypoints(save(tmp_path / "k.json", content), "a.jpg")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.just(flat(17)),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(
+        st.sampled_from(["people", "pose_keypoints_2d", "annotations", "keypoints", "image_id",
+                         "images", "file_name", "id"]), values, max_size=4), max_leaves=12)
+
+
+@given(json_values)
+@settings(max_examples=200)
+def test_any_json_is_people_or_one_error(content):
+    """Whatever a JSON file holds: rows of finite keypoints, or a ValueError."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = save(Path(folder) / "k.json", content)
+        try:
+            people = images.read_keypoints(path, "a.jpg")
+        except ValueError:
+            return
+    assert people and all(person.shape == (17, 3) for person in people)
+
+
+def test_the_person_who_is_seen_best_is_taken():
+    """In the box, if one is given; confidence outside of it does not count."""
+    def person(x: float, confidence: float) -> np.ndarray:
+        return np.tile([x, 50.0, confidence], (17, 1))
+
+    unsure, sure = person(20, 0.5), person(90, 0.9)
+    assert images.choose_person([unsure, sure], None, 120, 90) is sure
+    assert images.choose_person([unsure, sure], (0, 0, 40, 90), 120, 90) is unsure
+    assert images.choose_person([person(500, 1.0), unsure], None, 120, 90) is unsure
+    assert images.choose_person([unsure, sure], (40, 0, 40, 90), 120, 90) is None

@@ -1,59 +1,183 @@
-"""AMASS and MOYO: layouts, options, packed files, damage; joined data sets."""
+"""Poses of bodies: the free clips, AMASS and MOYO."""
 
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from body_samples import BODY, SMPL45, digest
+from body_samples import BODY, SMPL24, SMPL45, digest, seeds
+from hypothesis import given
+from hypothesis import strategies as st
 from official_folders import recording, write_amass, write_moyo
+from scipy.spatial.transform import Rotation
+from torch.utils.data import DataLoader
 
 import bodymodels as bm
-from sets.body_poses import MotionPoses
-from sets.motion import AMASS, MOYO, Z_UP_TO_CAMERA
+from sets import motion
+from sets.rendered_bodies import RenderedBodies
 from sets.samples import Joined
+
+
+def source_clips():
+    with np.load(bm.ASSETS / "motion.npz") as arrays:
+        return arrays["poses"].reshape(-1, 24, 3), arrays["clip_names"][arrays["clip"]]
+
+
+def test_splits_share_no_clip():
+    """Apart from its heading, every frame of a split comes from one of the split's clips."""
+    poses, clips = source_clips()
+    for split in ("train", "test"):
+        frames = motion.motion_frames(split)
+        original = bm.axis_angle_to_matrix(torch.from_numpy(frames[:len(frames) // 2, 1:]))
+        rotations = bm.axis_angle_to_matrix(torch.from_numpy(poses[:, 1:]).double())
+        for frame in original[::17]:
+            nearest = (rotations - frame).abs().amax((1, 2, 3)).argmin()
+            assert (rotations[nearest] - frame).abs().max() < 1e-5
+            assert (clips[nearest] in motion.TEST_CLIPS) == (split == "test")
+    assert set(motion.TEST_CLIPS) < set(clips)
+
+
+def test_frames_differ_and_are_mirrored():
+    """No two frames are near duplicates; the second half is the mirrored first half."""
+    frames = torch.from_numpy(motion.motion_frames("test"))
+    half = frames[:len(frames) // 2]
+    torch.testing.assert_close(frames[len(half):], bm.mirror_pose(half, SMPL24))
+    rotations = bm.axis_angle_to_matrix(half)
+    trace = torch.einsum("ikab,jkab->ijk", rotations, rotations)
+    angle = ((trace.clamp(-1, 3) - 1) / 2).acos().amax(2)
+    apart = angle[~torch.eye(len(half), dtype=bool)]
+    assert apart.min() >= motion.NEAR_DUPLICATE - 1e-6 and len(half) > 100
+
+
+@given(seeds, st.floats(-3.1, 3.1))
+def test_facing_forward_forgets_the_heading(seed, heading):
+    """Turned about the vertical, a body faces forward as before; facing forward twice is once."""
+    quaternion = np.random.default_rng(seed).normal(size=(1, 4))
+    root = torch.from_numpy(Rotation.from_quat(quaternion).as_matrix())
+    turn = bm.axis_angle_to_matrix(torch.tensor([[0, heading, 0]], dtype=torch.float64))
+    forward = motion.face_forward(root)
+    torch.testing.assert_close(motion.face_forward(turn @ root), forward, atol=1e-6, rtol=0)
+    torch.testing.assert_close(motion.face_forward(forward), forward, atol=1e-9, rtol=0)
+    torch.testing.assert_close(forward[0, 1], root[0, 1], atol=1e-12, rtol=0)  # heights stay
+
+
+MOVES = [not re.search("wrist|collar|foot|hand|pelvis|neck|head", name) for name in SMPL24]
+
+
+def test_motion_poses_keep_the_contract():
+    """Samples are pure functions of their keys; epochs and seeds differ; they collate."""
+    first, second = (motion.MotionPoses("train", 30, seed=2) for _ in range(2))
+    sample = first[31]
+    assert {name: (tuple(value.shape), value.dtype) for name, value in sample.items()} == {
+        "pose": ((24, 3, 3), torch.float32), "betas": ((10,), torch.float32),
+        "index": ((), torch.int64)}
+    assert sample["index"] == 1
+    assert [digest(second[key]) for key in (7, 31, 7)] == [digest(first[key]) for key in (7, 31, 7)]
+    different = [first[1], first[31], motion.MotionPoses("train", 30)[1],
+                 motion.MotionPoses("test", 30, seed=2)[1]]
+    assert len({digest(sample) for sample in different}) == 4
+    assert len(list(first)) == len(first) == 30
+    batch = next(iter(DataLoader(first, batch_size=8, num_workers=0)))
+    assert batch["pose"].shape == (8, 24, 3, 3)
+
+
+def gaps_to_frames(poses, split="test"):
+    """The least difference of each part of poses (N, 24, 3, 3) from all frames, (N, 5), radians."""
+    frames = motion.motion_frames(split)
+    angles = bm.matrix_to_axis_angle(torch.from_numpy(poses)).numpy()
+    parts = [[i for i, name in enumerate(SMPL24) if re.search(part, name) and MOVES[i]]
+             for part in motion.PARTS]
+    return np.stack([np.abs(frames[:, part] - angle[part]).max((1, 2)).min() for angle in angles
+                     for part in parts]).reshape(-1, 5)
+
+
+def test_widened_poses_go_beyond_the_clips():
+    """Without widening, every part is some frame's up to noise; widened, most parts are not."""
+    rngs = [np.random.default_rng(seed) for seed in range(40)]
+    known = gaps_to_frames(motion.sample_wide_poses(rngs, "test", 0.0)) < 5 * motion.OTHER_NOISE
+    assert known.all()
+    wide = gaps_to_frames(motion.sample_wide_poses(rngs, "test", 1.0)) < 5 * motion.OTHER_NOISE
+    assert 0.2 < wide.mean() < 0.7
+    half = gaps_to_frames(motion.sample_wide_poses(rngs, "test", 0.5)) < 5 * motion.OTHER_NOISE
+    assert wide.mean() < half.mean() < 1
+
+
+@given(seeds, st.floats(0, 1), st.floats(0, 180))
+def test_wide_poses_are_rotations_and_belong_to_their_generators(seed, wide, views):
+    """Proper rotations; a pose does not depend on the poses drawn beside it."""
+    rngs = [np.random.default_rng((seed, number)) for number in range(3)]
+    poses = motion.sample_wide_poses(rngs, "test", wide, views)
+    np.testing.assert_allclose(poses @ poses.swapaxes(2, 3), np.tile(np.eye(3), (3, 24, 1, 1)),
+                               atol=1e-9)
+    alone = motion.sample_wide_poses([np.random.default_rng((seed, 1))], "test", wide, views)
+    np.testing.assert_allclose(alone[0], poses[1], atol=1e-12)
+
+
+def test_motion_poses_come_in_batches():
+    """__getitems__, as a loader calls it, returns the samples of the keys, wide or not."""
+    for wide in (0.0, 0.6):
+        dataset = motion.MotionPoses("train", 30, wide=wide, lean=45.0)
+        samples = dataset.__getitems__([7, 31, 7])
+        for key, sample in zip([7, 31, 7], samples, strict=True):
+            assert sample.keys() == dataset[key].keys()
+            assert sample["index"] == key % 30 and sample["pose"].dtype == torch.float32
+            for name, value in dataset[key].items():
+                torch.testing.assert_close(sample[name], value, atol=1e-6, rtol=0)
+        assert digest(dataset[7]) != digest(motion.MotionPoses("train", 30, wide=0.3)[7])
+
+
+@pytest.mark.parametrize("options,message", [
+    ({"split": "val"}, "unknown split 'val': expected one of train, test"),
+    ({"length": 0}, "positive length, views in 0..180 and .* got 0, "),
+    ({"views": 181}, "views in 0..180"), ({"wide": 1.1}, "wide in 0..1"),
+    ({"seed": -1}, "expected seed >= 0"),
+])
+def test_motion_poses_refuse(options, message):
+    with pytest.raises(ValueError, match=message):
+        motion.MotionPoses(**options)
+
+
+def test_lean_keeps_upright_bodies():
+    """No pelvis leans more than `lean`; 180 keeps all frames; the splits differ."""
+    for split in ("train", "test"):
+        everything, upright = motion.motion_frames(split), motion.motion_frames(split, 45.0)
+        assert 0 < len(upright) < len(everything)
+        roots = bm.axis_angle_to_matrix(torch.from_numpy(upright[:, 0]))
+        assert roots[:, 1, 1].min() >= np.cos(np.deg2rad(45)) - 1e-6
+    upright = RenderedBodies("test", 64, length=4, lean=45.0)
+    assert all(sample["pose"][0, 1, 1] < 0 for sample in upright)  # y is down there
+    with pytest.raises(ValueError, match="lean"):
+        RenderedBodies("test", 64, lean=10.0)
 
 
 def axis_angles(dataset):
     """Poses as they were recorded, z up."""
     poses = torch.stack([sample["pose"] for sample in dataset]).double()
-    poses[:, 0] = torch.from_numpy(Z_UP_TO_CAMERA.T) @ poses[:, 0]
+    poses[:, 0] = torch.from_numpy(motion.Z_UP_TO_CAMERA.T) @ poses[:, 0]
     return bm.matrix_to_axis_angle(poses).numpy()
 
 
 def test_amass_reads_both_downloads(tmp_path):
-    """Trim and stride take the frames they should, of every recording once, in SMPL's order."""
+    """Trim and stride take the frames they should, of every recording once, in SMPL's order; hands
+    are still; data sets may have the names of earlier releases."""
     poses = write_amass(tmp_path)
-    dataset = AMASS(tmp_path, progress=False, hands="index")
-    picked = []
-    for name, first in (("CMU/01/a_poses.npz", 66), ("CMU/02/b_poses.npz", 66),
-                        ("MPI_Limits/03/c_stageii.npz", 75)):
-        frames = poses[name]
-        right = first + 45  # of the first joint of each index finger
-        kept = frames[range(int(0.2 * len(frames)), int(0.8 * len(frames)), 10)]
-        picked.append(np.concatenate([kept[:, :66], kept[:, first:first + 3],
-                                      kept[:, right:right + 3]], 1).reshape(-1, 24, 3))
-    np.testing.assert_allclose(axis_angles(dataset), np.concatenate(picked), atol=2e-6)
-    assert dataset[0]["betas"].tolist() == pytest.approx(np.arange(10) / 10)
-    assert "KIT" in dataset.missing and "PosePrior" not in dataset.missing
-    assert dataset[0].keys() == MotionPoses(length=1)[0].keys()
-
-
-def test_amass_options(tmp_path):
-    """Subsets have any release's names; hands are still; stride=1, trim=0 give every frame."""
-    poses = write_amass(tmp_path)
-    test = AMASS(tmp_path, "test", trim=0, stride=1, progress=False)
-    frames = poses["SSM_synced/04/d_poses.npz"]
-    expected = frames[:, :72].reshape(-1, 24, 3).copy()
-    expected[:, 22:] = 0
-    np.testing.assert_allclose(axis_angles(test), expected, atol=2e-6)
-    for name in ("SSM", "ssm_synced", "SSM_synced"):
-        again = AMASS(tmp_path, subsets=[name], trim=0, stride=1, progress=False)
-        assert digest(again[3]) == digest(test[3])
-    assert test.missing == ["Transitions"]
+    for split, names, options in (
+            ("train", ("CMU/01/a_poses.npz", "CMU/02/b_poses.npz", "MPI_Limits/03/c_stageii.npz"),
+             {}), ("test", ("SSM_synced/04/d_poses.npz",), {"trim": 0, "stride": 1})):
+        dataset, picked = motion.AMASS(tmp_path, split, **options), []
+        for frames in (poses[name] for name in names):
+            kept = frames if options else frames[range(int(0.2 * len(frames)),
+                                                       int(0.8 * len(frames)), 10)]
+            picked.append(np.pad(kept[:, :66], ((0, 0), (0, 6))).reshape(-1, 24, 3))
+        np.testing.assert_allclose(axis_angles(dataset), np.concatenate(picked), atol=2e-6)
+        assert dataset[0].keys() == motion.MotionPoses(length=1)[0].keys()
+        assert ("KIT" if split == "train" else "Transitions") in dataset.missing
+        assert "PosePrior" not in dataset.missing and "SSM" not in dataset.missing
+    assert motion.AMASS(tmp_path)[0]["betas"].tolist() == pytest.approx(np.arange(10) / 10)
 
 
 def test_convention_recordings_stand_before_the_camera(tmp_path):
@@ -62,7 +186,7 @@ def test_convention_recordings_stand_before_the_camera(tmp_path):
     standing = np.zeros((10, 156))
     standing[:, 0] = np.pi / 2
     np.savez(tmp_path / "KIT/1/x_poses.npz", poses=standing, betas=np.zeros(16))
-    sample = AMASS(tmp_path, stride=1, progress=False)[0]
+    sample = motion.AMASS(tmp_path, stride=1)[0]
     keypoints = BODY.keypoints(BODY(sample["betas"][None], sample["pose"][None]))[0]
     nose, pelvis, ankle, toe = (keypoints[SMPL45.index(name)] for name in
                                 ("nose", "pelvis", "left_ankle", "left_big_toe"))
@@ -73,16 +197,16 @@ def test_packed_motion_is_read_again_only_when_files_change(tmp_path):
     """Files that look unchanged are not opened; changed ones are."""
     write_amass(tmp_path)
     path, cache = tmp_path / "SSM_synced/04/d_poses.npz", tmp_path / "cache"
-    before = AMASS(tmp_path, "test", cache=cache, progress=False)
+    before = motion.AMASS(tmp_path, "test", cache=cache)
     stat = path.stat()
     path.write_bytes(b"x" * stat.st_size)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    after = AMASS(tmp_path, "test", cache=cache, progress=False)
+    after = motion.AMASS(tmp_path, "test", cache=cache)
     assert [digest(sample) for sample in before] == [digest(sample) for sample in after]
     assert digest(pickle.loads(pickle.dumps(after))[1]) == digest(after[1])
     os.utime(path, ns=(0, 0))
-    with pytest.raises(ValueError, match="d_poses.npz cannot be read as AMASS's .npz"):
-        AMASS(tmp_path, "test", cache=cache, progress=False)
+    with pytest.raises(ValueError, match="d_poses.npz is not as AMASS is shipped"):
+        motion.AMASS(tmp_path, "test", cache=cache)
     assert not list(cache.glob("*.tmp"))
 
 
@@ -90,8 +214,8 @@ def test_packed_motion_is_read_again_only_when_files_change(tmp_path):
     ({"poses": np.zeros((40, 150))}, r"expected poses \(T, 156\), SMPL-H.*got \(40, 150\)"),
     ({"poses": np.full((40, 156), np.nan)}, "poses or betas that are not finite"),
     ({"betas": np.zeros((3, 16))}, r"expected betas \(N,\) or \(40, N\), got \(3, 16\)"),
-    ({"betas": np.array({"a": 1})}, "cannot be read as AMASS's"),
-    ({"poses": np.array("walk")}, "cannot be read as AMASS's"),
+    ({"betas": np.array({"a": 1})}, "is not as AMASS is shipped"),
+    ({"poses": np.array("walk")}, "is not as AMASS is shipped"),
 ])
 def test_bad_recordings_of_amass(tmp_path, spoil, message):
     """One message names the file and what is wrong in it."""
@@ -99,15 +223,13 @@ def test_bad_recordings_of_amass(tmp_path, spoil, message):
     good = {"poses": recording(0), "betas": np.zeros(16)}
     np.savez(tmp_path / "SSM_synced/04/d_poses.npz", **(good | spoil))
     with pytest.raises(ValueError, match="d_poses.npz.*" + message):
-        AMASS(tmp_path, "test", progress=False)
+        motion.AMASS(tmp_path, "test")
 
 
 @pytest.mark.parametrize("options,error,message", [
     ({"split": "val"}, FileNotFoundError, "no recordings of HumanEva, HDM05, SFU, MoSh in"),
-    ({"subsets": ["CMU", "GRAB"]}, FileNotFoundError, "no recordings of GRAB in"),
     ({"root": "nowhere"}, FileNotFoundError, "no folder nowhere: expected AMASS there"),
     ({"trim": 0.5}, ValueError, "expected trim in 0..0.5"),
-    ({"hands": "both"}, ValueError, "hands still or index, got .* and 'both'"),
     ({"trim": 0.499, "split": "test"}, ValueError, "no frame left with trim=0.499"),
     ({"split": "dev"}, ValueError, "unknown split 'dev': expected one of train, val, test"),
 ])
@@ -115,7 +237,7 @@ def test_amass_refuses(tmp_path, options, error, message):
     write_amass(tmp_path)
     np.savez(tmp_path / "SSM_synced/04/d_poses.npz", poses=np.zeros((1, 156)), betas=np.zeros(16))
     with pytest.raises(error, match=message):
-        AMASS(**{"root": tmp_path, "progress": False} | options)
+        motion.AMASS(**{"root": tmp_path} | options)
 
 
 @pytest.mark.parametrize("smpl", [True, False])
@@ -124,14 +246,11 @@ def test_moyo_reads_both_fits(tmp_path, smpl):
     folder, poses = write_moyo(tmp_path, smpl)
     for root in (tmp_path, folder):
         for split in ("train", "val"):
-            dataset = MOYO(root, split, progress=False)
+            dataset = motion.MOYO(root, split)
             found = axis_angles(dataset)
             np.testing.assert_allclose(found[:, :22], poses[split][3:27:5, :22], atol=2e-6)
             assert not found[:, 22:].any()
             assert dataset[0]["betas"].tolist() == [float(smpl)] * 10
-    if smpl:
-        own = axis_angles(MOYO(tmp_path, "val", hands="index", progress=False))
-        np.testing.assert_allclose(own, poses["val"][3:27:5], atol=2e-6)
 
 
 class Attack:
@@ -147,27 +266,27 @@ def test_bad_recordings_of_moyo(tmp_path):
     folder, _ = write_moyo(tmp_path, smpl=False)
     path, mark = folder / "mosh/val/yoga_stageii.pkl", tmp_path / "mark"
     for content, message in (
-            ({"fullpose": Attack(mark)}, "yoga_stageii.pkl is damaged or unsafe"),
-            ({"betas": np.zeros(10)}, "yoga_stageii.pkl is no recording of MOYO"),
+            ({"fullpose": Attack(mark)}, "yoga_stageii.pkl is not as MOYO is shipped.*unsafe"),
+            ({"betas": np.zeros(10)}, "yoga_stageii.pkl is not as MOYO is shipped"),
             ({"fullpose": np.zeros((4, 100)), "betas": np.zeros(10)}, r"got \(4, 100\)"),
             ({"global_orient": np.zeros((4, 3)), "body_pose": np.zeros((4, 60)),
-              "betas": np.zeros(10)}, "is no recording of MOYO"),
+              "betas": np.zeros(10)}, "is not as MOYO is shipped"),
             ([1, 2], "holds a list, not arrays")):
         path.write_bytes(pickle.dumps(content))
         with pytest.raises(ValueError, match=message):
-            MOYO(tmp_path, "val", progress=False)
+            motion.MOYO(tmp_path, "val")
     assert not mark.exists()
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no mosh_smpl/val/.*expected MOYO there"):
-        MOYO(tmp_path, "val", progress=False)
+        motion.MOYO(tmp_path, "val")
 
 
 def test_joined_data_sets(tmp_path):
     """Each sample of an epoch comes once, in order, with keys of the joined set."""
     write_amass(tmp_path / "amass")
     write_moyo(tmp_path / "moyo", smpl=False)
-    parts = [AMASS(tmp_path / "amass", progress=False),
-             MOYO(tmp_path / "moyo", progress=False), MotionPoses("train", 4)]
+    parts = [motion.AMASS(tmp_path / "amass"),
+             motion.MOYO(tmp_path / "moyo"), motion.MotionPoses("train", 4)]
     joined = Joined(parts)
     assert len(joined) == sum(map(len, parts))
     apart = [sample["pose"] for part in parts for sample in part]
@@ -186,6 +305,6 @@ def test_moyo_takes_the_captures_with_hands_alone(tmp_path):
     folder, _ = write_moyo(tmp_path, smpl=False)
     other = tmp_path / "20220923_20220926_with_com"
     shutil.copytree(folder, other)
-    assert [path.relative_to(tmp_path).parts[0] for path in MOYO(tmp_path, progress=False).files
+    assert [path.relative_to(tmp_path).parts[0] for path in motion.MOYO(tmp_path).files
             ] == [folder.name]
-    assert len(MOYO(other, progress=False)) == len(MOYO(tmp_path, progress=False))
+    assert len(motion.MOYO(other)) == len(motion.MOYO(tmp_path))

@@ -1,6 +1,5 @@
 """Tar shards of HMR2.0 and HaMeR: filters, masks, damage, joint sets."""
 
-import io
 import os
 import pickle
 import tarfile
@@ -8,12 +7,12 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from official_folders import MASKS, hamer, hmr2, jpeg, tar_person, write_shard
+from official_folders import hamer, hmr2, jpeg, tar_person, write_shard
 
 import bodymodels
 import sets.shards
 from files import safe_unpickle
-from sets.records import relabelled
+from sets.official import relabelled
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
               pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2
@@ -36,13 +35,6 @@ def test_wart_tar_scale_is_width_and_height_over_200(folders):
     """Stored boxes are tight: 200 * scale is what the crop shows, 1.2 times the box."""
     record = hmr2(folders("hmr2-tars")).records()[0]
     np.testing.assert_allclose(1.2 * record["box"], (20, 40), rtol=1e-6)
-
-
-def test_wart_tar_masks_belong_to_people_and_may_be_missing(folders):
-    """detection_npz_idx chooses the mask; without detection.npz the mask is the whole picture."""
-    dataset = hmr2(folders("hmr2-tars"))
-    assert dataset.mask(0).shape == (48, 64) and dataset.mask(0).all()
-    np.testing.assert_array_equal(dataset.mask(2), MASKS[1])
 
 
 @pytest.mark.filterwarnings("ignore:.*b. is damaged and left out")
@@ -148,30 +140,3 @@ def test_wart_hamer_meshes_stand_where_their_wrist_is(folders, models):
         expected = posed.vertices[0] - posed.joints[0, 0]
         found = (sample["vertices"] - sample["joints"][0]) @ sample["camera_rotation"]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("damage", [b"PK\3\4", b"", b"\0" * 40])
-def test_a_damaged_mask_is_one_clear_error(tmp_path, damage):
-    """Whatever bytes a mask is, the shard and the key are named."""
-    people = [tar_person(extra_info={"detection_npz_idx": 0})]
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, masks=np.ones((1, 48, 64), bool))
-    whole = buffer.getvalue()
-    spoiled = damage + whole[len(damage) + 30:]
-    write_shard(tmp_path / "000000.tar", {"a.jpg": jpeg(), "a.data.pyd": pickle.dumps(people),
-                                          "a.detection.npz": spoiled})
-    with pytest.raises(ValueError, match="000000.tar: the mask of a is damaged"):
-        hmr2(tmp_path).mask(0)
-
-
-def test_a_mask_that_asks_for_too_much_memory_is_refused(tmp_path, monkeypatch):
-    """The size of the unpacked mask is checked before it is unpacked."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, masks=np.zeros((1, 1024, 1024), bool))
-    people = [tar_person(extra_info={"detection_npz_idx": 0})]
-    write_shard(tmp_path / "000000.tar", {"a.jpg": jpeg(), "a.data.pyd": pickle.dumps(people),
-                                          "a.detection.npz": buffer.getvalue()})
-    assert hmr2(tmp_path).mask(0).shape == (1024, 1024)
-    monkeypatch.setattr(sets.shards, "MASK_BYTES", 2**20)
-    with pytest.raises(ValueError, match="asks for more than 1,048,576 bytes"):
-        hmr2(tmp_path).mask(0)

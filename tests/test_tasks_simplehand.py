@@ -14,7 +14,7 @@ import data
 import train
 from networks.backbones import ALL_PRESETS
 from tasks.base import Predictions
-from tasks.settings import override
+from tasks.settings import SIMPLEHAND, override
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,9 @@ def cache(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ALL_PRESETS)
 def test_every_preset_fits_the_loop_and_the_data(name, tmp_path):
-    config = override(ALL_PRESETS[name], ["train_samples=3", "test_samples=2"])
-    task = task_of(tmp_path, config)
+    config = ALL_PRESETS[name]
+    task = task_of(tmp_path, config,
+                   settings=override(SIMPLEHAND[name], ["train_samples=3", "test_samples=2"]))
     assert (len(task.train_set), len(task.test_set)) == (3, 2)
     assert task.train_set[0]["image"].shape == (3, config.image_size, config.image_size)
 
@@ -131,13 +132,13 @@ def test_what_a_run_lacks_is_said_before_it_begins(tmp_path):
 def test_dexycb_is_trained_on_for_100_epochs(preset, data, steps):
     """As in the paper, which trains for 100 epochs on either data set; --set and --resume win."""
     arguments = train.parse_arguments(["--model", "simplehand", "--preset", preset, "--data", data])
-    config = train.choose_config(arguments, None, None)
+    config, _ = train.choose_config(arguments, None, None)
     assert config.steps == steps
     arguments.overrides = ["steps=77"]
     run = {"name": "simplehand", "preset": preset, "data": data,
-           "config": dataclasses.asdict(train.choose_config(arguments, None, None))}
+           "config": dataclasses.asdict(train.choose_config(arguments, None, None)[0])}
     arguments.overrides, arguments.resume = [], True
-    assert train.choose_config(arguments, run, None).steps == 77
+    assert train.choose_config(arguments, run, None)[0].steps == 77
 
 
 def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys, monkeypatch):

@@ -33,7 +33,14 @@ import train
 from tasks import files, ranks
 from tasks.files import Table, add_scores
 from tasks.ranks import SharedBatchNorm, share_batch_norm
-from tasks.settings import SCHEDULES, override, suitable_preset, supported_precision
+from tasks.settings import (
+    SCHEDULES,
+    SIMPLEHAND,
+    Settings,
+    override,
+    suitable_preset,
+    supported_precision,
+)
 from tasks.simplehand import SimpleHandTask
 from weights.simplehand import load_checkpoint
 
@@ -44,7 +51,15 @@ TINY = {
     "batch_size": 8, "steps": 12, "warmup_steps": 2, "eval_every": 5, "train_samples": 44,
     "test_samples": 19,
 }
-CONFIG = dataclasses.replace(simplehand.PRESETS["cpu"], **TINY)
+
+
+def changed(values, **fields):
+    """A config or settings with those of the fields that it has."""
+    return dataclasses.replace(values, **{
+        name: value for name, value in fields.items() if hasattr(values, name)})
+
+
+CONFIG, SETTINGS = changed(simplehand.PRESETS["cpu"], **TINY), changed(SIMPLEHAND["cpu"], **TINY)
 
 
 def flag(value):
@@ -413,8 +428,8 @@ def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
     start, tuned = (load_checkpoint(path)
                     for path in (file, tmp_path / "tuned/checkpoint.pt"))
     assert tuned.config.dims == CONFIG.dims and tuned.config.steps == 1
-    assert (start.config.views, tuned.config.views) == (15, 90)
-    assert tuned.config.augmentation == "rendered_upright" != start.config.augmentation
+    assert (start.settings["views"], tuned.settings["views"]) == (15, 90)
+    assert tuned.settings["augmentation"] == "rendered_upright" != start.settings["augmentation"]
     for one, other in zip(start.parameters(), tuned.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-7, rtol=0)
     train.main([*arguments, "steps=2", "--resume"])
@@ -618,10 +633,10 @@ def test_table_continues_without_gap_or_double_row(tmp_path):
 # -------------------------------------------------------------------------- the training step
 
 
-def task_of(cache, config=CONFIG, *extra):
+def task_of(cache, config=CONFIG, *extra, settings=SETTINGS):
     """The task of a config, as the command line makes it."""
     arguments = train.parse_arguments(["--model", "simplehand", "--cache", str(cache), *extra])
-    return SimpleHandTask(config, arguments, {})
+    return SimpleHandTask(config, arguments, {}, settings)
 
 
 def trainer_of(task, **options):
@@ -631,14 +646,14 @@ def trainer_of(task, **options):
 
 def make_trainer(cache, **fields):
     """A trainer of the tiny model and a function from step to its batches."""
-    config = dataclasses.replace(CONFIG, **fields)
-    task = task_of(cache, config)
+    config, settings = changed(CONFIG, **fields), changed(SETTINGS, **fields)
+    task = task_of(cache, config, settings=settings)
     trainer = trainer_of(task)
 
     def batches(step):
         position = step * config.batch_size
-        keys = train.rank_batches(position, 1, config.batch_size, config.accumulate,
-                                  trainer.world, len(task.train_set), config.seed)
+        keys = train.rank_batches(position, 1, config.batch_size, settings.accumulate,
+                                  trainer.world, len(task.train_set), settings.seed)
         return list(train.load_batches(task.train_set, keys, trainer.world))
 
     return trainer, batches
@@ -682,8 +697,8 @@ def test_a_few_steps_learn_in_every_precision(cache, precision):
 class LineTask:
     """The smallest task there is, without batch norm: what the loop asks of a paper."""
 
-    def __init__(self, config):
-        self.config = config
+    def __init__(self, config, settings=SETTINGS):
+        self.config, self.settings = config, settings
 
     def build(self):
         return nn.Linear(3, 2)
@@ -707,8 +722,8 @@ def test_accumulation_is_a_bigger_batch():
              for start in range(0, 16, 4)]
     rows, weights = [], []
     for accumulate, batches in ((1, [batch]), (4, parts)):
-        config = dataclasses.replace(CONFIG, accumulate=accumulate, batch_size=16)
-        trainer = trainer_of(LineTask(config))
+        trainer = trainer_of(LineTask(changed(CONFIG, batch_size=16),
+                                      changed(SETTINGS, accumulate=accumulate)))
         rows.append(trainer.train_step(batches)[0])
         weights.append(trainer.model.weight.detach())
         assert trainer.position == 16
@@ -936,7 +951,8 @@ def test_chance_is_a_function_of_the_seed(words):
 
 
 @pytest.mark.parametrize(("assignment", "message"), [
-    ("banana=1", "field of: image_size, official, embed_dims"),
+    ("banana=1", "--set banana=1: expected FIELD=VALUE with a field of: image_size, official, "),
+    ("step=100", "--set step=100: did you mean steps? expected FIELD=VALUE with a field of: image"),
     ("steps", "expected FIELD=VALUE"),
     ("steps=many", "'many' is not of type int; by default steps is 12"),
     ("steps=0", "steps is 0: expected at least 1"),
@@ -952,10 +968,11 @@ def test_chance_is_a_function_of_the_seed(words):
     ("gradient_clip=nan", "gradient_clip is nan"), ("gradient_clip=-1", "gradient_clip is -1"),
     ("weight_decay=nan", "weight_decay is nan"), ("layer_scale=nan", "layer_scale is nan"),
     ("warmup_steps=-3", "warmup_steps is -3"), ("train_samples=0", "train_samples is 0"),
+    ("lean=3", "expected FIELD=VALUE with a field of: image_size, "),  # of bodies
 ])
 def test_bad_settings_are_one_clear_error(assignment, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        override(CONFIG, [assignment])
+        train.overridden(CONFIG, SETTINGS, [assignment])
 
 
 @pytest.mark.parametrize("assignment", [
@@ -1001,7 +1018,8 @@ def test_help_lists_the_fields_of_the_config(capsys):
     with pytest.raises(SystemExit):
         train.main(["--model", "simplehand", "--help"])
     output = capsys.readouterr().out
-    assert all(field.name in output for field in dataclasses.fields(simplehand.Config))
+    assert all(field.name in output for kind in (simplehand.Config, Settings)
+               for field in dataclasses.fields(kind))
 
 
 def test_a_machine_without_gpu_gets_the_cpu_preset():
@@ -1009,6 +1027,19 @@ def test_a_machine_without_gpu_gets_the_cpu_preset():
         assert suitable_preset() in ("single_gpu", "h200")
     else:
         assert suitable_preset() == "cpu"
+
+
+@pytest.mark.parametrize("preset", ["h200", "cpu"])
+def test_a_large_preset_without_a_gpu_is_said_before_data_are_rendered(
+        preset, tmp_path, capsys, monkeypatch):
+    """One line, before anything that takes long; nothing about presets for a CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(data, "RenderedHands", lambda *_, **__: pytest.fail(
+        capsys.readouterr().out, pytrace=False))
+    with pytest.raises(pytest.fail.Exception) as rendering:
+        train.main(["--model", "simplehand", "--preset", preset, "--out", str(tmp_path)])
+    text = "no GPU found: preset h200 runs on a CPU; --preset cpu is made for one\n"
+    assert (text in str(rendering.value)) == (preset == "h200")
 
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path):

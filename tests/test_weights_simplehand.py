@@ -2,17 +2,17 @@
 
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 import torch
-from simplehand_samples import TINY, checkpoint_of, images, on_meta, trained_model
+from simplehand_samples import TINY, checkpoint_of, on_meta, trained_model
 
 import bodymodels
 import simplehand
-from networks.backbones import ALL_PRESETS, simplehand_model
+import weights.files
 from simplehand import Config, SimpleHand
-from weights.hmr_adapter import load_hand_expert
+from tasks.settings import Settings
 from weights.simplehand import load_backbone, load_checkpoint, our_name
 
 
@@ -105,22 +105,6 @@ def test_apple_weights_load(inference, tensors):
         assert timm.startswith("head.") or (loaded[timm] == number).all(), timm
 
 
-def test_unet_starts_from_hmr_adapters_hand_expert():
-    """A U-net that took its weights computes what the expert's encoder does, but for positions."""
-    file = bodymodels.ASSETS / "hmr_adapter_hand_cpu.pt"
-    unet = simplehand_model(ALL_PRESETS["cpu_views"]).backbone.eval()
-    load_backbone(unet, file)
-    theirs = load_hand_expert(file).backbone.encoder
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        x8 = theirs.down8(theirs.stem(x))
-        assert torch.allclose(unet.down8(unet.stem(x)), x8, atol=1e-5)
-        cells = theirs.down16(x8).flatten(2).mT
-        assert torch.allclose(unet.norm(unet.blocks(cells)), theirs.norm(theirs.blocks(cells)),
-                              atol=1e-4)
-        assert torch.allclose(unet.join8(x8), theirs.join8(x8), atol=1e-5)
-
-
 def test_released_checkpoint_layout_loads(capsys):
     """{"state_dict": 1325 tensors} loads as it is, but for the two tensors nothing uses."""
     head = {"keypoints_2d_head.weight", "keypoints_2d_head.bias", "mesh_head.deconv.0.weight",
@@ -147,24 +131,19 @@ def test_released_checkpoint_layout_loads(capsys):
     assert all(value.dtype == torch.float32 for value in model.parameters())
 
 
-def test_checkpoint_restores_config_and_weights(trained, tmp_path):
-    """What train.py saves comes back as the same model, ready for inference."""
+def test_checkpoints_restore_config_and_weights(trained, tmp_path):
+    """What train.py saves comes back as the same model, ready for inference; weights stored in
+    float16 are computed with in float32."""
     torch.save(checkpoint_of(trained), tmp_path / "tiny.pt")
-    model = load_checkpoint(tmp_path / "tiny.pt")
-    assert model.config == TINY and not model.training
-    with torch.no_grad():
-        for name, value in model(images()).items():
-            assert torch.equal(value, trained(images())[name])
-
-
-def test_half_precision_checkpoints_become_full(trained):
-    """Weights stored in float16 are computed with in float32."""
     halved = {name: value.half() if value.is_floating_point() else value
               for name, value in trained.state_dict().items()}
-    model = load_checkpoint(checkpoint_of(trained) | {"model": halved})
-    for name, value in model.state_dict().items():
-        assert value.dtype == trained.state_dict()[name].dtype
-        assert torch.allclose(value, trained.state_dict()[name], atol=1e-3)
+    for source, atol in (
+            (tmp_path / "tiny.pt", 0), (checkpoint_of(trained) | {"model": halved}, 1e-3)):
+        model = load_checkpoint(source)
+        assert model.config == TINY and not model.training
+        for name, value in model.state_dict().items():
+            assert value.dtype == trained.state_dict()[name].dtype
+            assert torch.allclose(value, trained.state_dict()[name], atol=atol, rtol=0)
 
 
 def test_partial_loads_are_refused(trained, capsys):
@@ -191,17 +170,25 @@ class Bomb:
         return os.system, ("touch exploded",)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", [1, 2], {"a": torch.zeros(1)},
-                                     {"model": {}, "config": {}}, {"model": 5, "config": {}},
-                                     {"model": Bomb(), "config": {}}])
-def test_bad_checkpoints_are_one_clear_error(content, tmp_path, monkeypatch):
-    """Damaged, foreign and hostile files raise ValueError and run nothing."""
+@pytest.mark.parametrize("content, message", [
+    (b"", "checkpoint"), (b"not a checkpoint", "checkpoint"), ([1, 2], "checkpoint"),
+    ({"a": torch.zeros(1)}, "checkpoint|weights"), ({"model": {}, "config": {}}, "weights"),
+    ({"model": 5, "config": {}}, "weights"), ({"model": Bomb(), "config": {}}, "weights"),
+    ({"config": TINY}, "save dataclasses.asdict"), ({"config": {"vit_depth": 32}}, "config"),
+    ({"stem.0.conv_kxk.0.conv.weight": torch.zeros(1)}, "load_backbone")])
+def test_bad_checkpoints_are_one_clear_error(content, message, trained, tmp_path, monkeypatch):
+    """Damaged, foreign and hostile files, the dataclass itself as config and configs of others
+    raise ValueError and run nothing."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "bad.pt"
+    if isinstance(content, dict) and list(content) == ["config"]:
+        content = checkpoint_of(trained) | content
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(ValueError, match="checkpoint|weights") as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         load_checkpoint(path)
     assert "\n" not in str(caught.value) and not (tmp_path / "exploded").exists()
+    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
+        load_checkpoint(tmp_path / "nowhere.pt")
 
 
 def test_a_flipped_bit_is_noticed(trained, tmp_path):
@@ -216,37 +203,41 @@ def test_a_flipped_bit_is_noticed(trained, tmp_path):
             load_checkpoint(path)
 
 
-def test_own_checkpoints_need_the_config_as_a_dictionary(trained, tmp_path):
-    """The recipe of load_checkpoint's docstring works; the dataclass itself is refused with it."""
-    path = tmp_path / "own.pt"
-    torch.save({"model": trained.state_dict(), "config": asdict(trained.config)}, path)
-    assert load_checkpoint(path).config == TINY
-    torch.save({"model": trained.state_dict(), "config": trained.config}, path)
-    with pytest.raises(ValueError, match="save dataclasses.asdict"):
-        load_checkpoint(path)
-
-
-def test_foreign_config_and_missing_file(trained, tmp_path):
-    """A config with other fields and a path without a file say so."""
-    with pytest.raises(ValueError, match="config"):
-        load_checkpoint(checkpoint_of(trained) | {"config": {"vit_depth": 32}})
-    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
-        load_checkpoint(tmp_path / "nowhere.pt")
-    with pytest.raises(ValueError, match="load_backbone"):
-        load_checkpoint({"stem.0.conv_kxk.0.conv.weight": torch.zeros(1)})
-
-
 def test_the_paper_file_opens_checkpoints_of_its_design(trained, tmp_path):
     """The lines in its opening docstring give the model in a checkpoint as train.py writes it."""
-    lines = re.findall(r"^    ((?:content|model).*)$", simplehand.__doc__, re.MULTILINE)
-    assert len(lines) == 3
+    lines = re.findall(r"^    ((?:content|config|model).*)$", simplehand.__doc__, re.MULTILINE)
+    assert len(lines) == 4
     torch.save(checkpoint_of(trained), tmp_path / "tiny.pt")
-    space = vars(simplehand) | {"FILE": tmp_path / "tiny.pt"}
-    exec("\n".join(lines), space)
-    assert space["model"].config == TINY
-    for name, value in trained.state_dict().items():
-        assert torch.equal(space["model"].state_dict()[name], value)
-    space["FILE"] = bodymodels.ASSETS / "simplehand_cpu.pt"
-    exec("\n".join(lines), space)
-    for name, value in load_checkpoint(space["FILE"]).state_dict().items():
-        assert torch.equal(space["model"].state_dict()[name], value)
+    for path in (tmp_path / "tiny.pt", bodymodels.ASSETS / "simplehand_cpu.pt"):
+        space, expected = vars(simplehand) | {"FILE": path}, load_checkpoint(path)
+        exec("\n".join(lines), space)
+        assert space["model"].config == expected.config
+        for name, value in expected.state_dict().items():
+            assert torch.equal(space["model"].state_dict()[name], value)
+
+
+def test_settings_of_older_checkpoints_are_told_from_the_config():
+    """Every field of Settings may be in an older config, and is no unknown field there, but in the
+    model's `settings`; a newer file has them beside the config."""
+    names = {field.name for field in fields(Settings)}
+    assert names == {*weights.files.SETTINGS} - {"ema_decay"}
+    model = load_checkpoint(bodymodels.ASSETS / "simplehand_cpu.pt")
+    assert model.settings["views"] == 15 and not names & set(vars(model.config))
+    older = {"model": model.state_dict(), "config": asdict(model.config) | {"views": 20.0}}
+    newer = older | {"config": asdict(model.config), "settings": {"views": 20.0}}
+    assert [load_checkpoint(content).settings["views"] for content in (older, newer)] == [20, 20]
+    with pytest.raises(ValueError, match="unexpected keyword argument 'sights'"):
+        load_checkpoint(older | {"config": older["config"] | {"sights": 20.0}})
+
+
+@pytest.mark.parametrize(("data", "given"), [("rendered", "SMPL.pkl"), ("bedlam", None),
+                                             (None, None)])
+def test_checkpoints_of_another_body_are_refused(tmp_path, data, given):
+    """One trained on the free body needs it, one trained on an official model does not fit it."""
+    path = tmp_path / "one.pt"
+    torch.save({"data": data, "config": {}} if data else {"state_dict": {}}, path)
+    weights.files.trained_on(path, None if given else "SMPL.pkl", "--body SMPL.pkl", "people")
+    with pytest.raises(ValueError, match="one.pt was trained on .*(leave out|add) --body"):
+        weights.files.trained_on(path, given, "--body SMPL.pkl", "people")
+    torch.save({"model": {}, "config": {}}, path)  # which does not tell
+    assert "unknown" in weights.files.trained_on(path, given, "--body SMPL.pkl", "people")

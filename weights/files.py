@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
+import typing
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -12,11 +15,35 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+# Fields of Settings in tasks/settings.py that configs in older checkpoints have; ema_decay was 0.
+SETTINGS = (
+    "accumulate", "precision", "channels_last", "ema_decay", "eval_every", "seed", "train_samples",
+    "test_samples", "augmentation", "views", "in_plane", "lean", "wide", "occlusion", "version",
+    "test_body_size", "heading", "tilt", "uniform_rotation")
+# Fields that HMR-Adapter's configs had, with the only value that is left, if outputs depend on it.
+FORMER = {"zero_init": None, "arm_noise": None, "concat_init": None, "missing": "zeros"}
+
 
 def require(condition: object, message: str) -> None:
     """Raise ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
+
+
+def names_its_file(load: Callable) -> Callable:
+    """Decorate a function load(..., source, ...) of weights: its ValueErrors name the file."""
+
+    @functools.wraps(load)
+    def loader(*arguments, **options):
+        try:
+            return load(*arguments, **options)
+        except ValueError as error:
+            file = next((each for each in arguments if isinstance(each, str | PathLike)), "")
+            if str(file) in str(error):
+                raise
+            raise ValueError(f"{file}: {error}") from error
+
+    return loader
 
 
 class Foreign:
@@ -39,14 +66,15 @@ def check_whole(path: str | PathLike) -> None:
 def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor], dict | None]:
     """Read the weights of a checkpoint, and its config if it has one, without running its code.
 
-    source: a file or its content, which is train.py's {"model", "config", ...}, {"state_dict"},
-    {"model_state"}, {"network"}, or the weights alone.
+    source: a file or its content, which is train.py's {"model", "config", "settings", ...},
+    {"state_dict"}, {"model_state"}, {"network"}, or the weights alone. The settings of the run
+    are returned with the config, see `without_settings`.
     Raises FileNotFoundError or ValueError.
     """
     if not isinstance(source, Mapping):
         if not Path(source).is_file():
             raise FileNotFoundError(f"no checkpoint {source}: expected one of train.py, or "
-                                    "released weights where the help names them")
+                                    "released weights, see sets/README.md for their addresses")
         try:
             check_whole(source)
             names = (torch.serialization.get_unsafe_globals_in_checkpoint(source)
@@ -63,7 +91,19 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
              if isinstance(value, Tensor)}
     require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
                    "torch.save(model.state_dict(), FILE) writes it")
-    return state, source.get("config")
+    config, settings = source.get("config"), source.get("settings")
+    if isinstance(config, Mapping) and isinstance(settings, Mapping):
+        config = {**settings, **config}
+    return state, config
+
+
+def without_settings(config: Mapping[str, object], kind: type) -> dict[str, object]:
+    """Drop SETTINGS, which describe the run, and FORMER fields, if the dataclass lacks them."""
+    kinds = typing.get_type_hints(kind)
+    return {name: without_settings(value, kinds[name])
+            if isinstance(value, Mapping) and dataclasses.is_dataclass(kinds.get(name)) else value
+            for name, value in config.items() if name in kinds or not (
+                name in SETTINGS or name in FORMER and FORMER[name] in (None, value))}
 
 
 def read_data_name(path: str | PathLike) -> str | None:
@@ -73,6 +113,24 @@ def read_data_name(path: str | PathLike) -> str | None:
         return content.get("data", "unknown data") if "config" in content else None
     except Exception:  # the model is loaded elsewhere; only ours are sure to open like this
         return None
+
+
+def trained_on(checkpoint: str | PathLike, given: str | None, advice: str, what: str) -> str:
+    """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
+
+    given: the mesh model's file, None for the free one. train.py writes the kind of its data into a
+    checkpoint; the authors' weights have seen the official models.
+    """
+    data = read_data_name(checkpoint)
+    if given and data == "rendered":
+        raise ValueError(f"{checkpoint} was trained on the free model, whose shapes the official "
+                         f"one does not have: leave out {advice.split()[0]}")
+    if not given and data not in ("unknown data", "rendered"):
+        raise ValueError(f"{checkpoint} was trained on the official model, whose shapes the free "
+                         f"one does not have: add {advice}")
+    if data == "rendered":
+        return f"trained on rendered {what}: expect rough meshes in photographs"
+    return f"trained on {data}" if data else "weights of the authors, as they are"
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
@@ -107,12 +165,14 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
     """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
 
     build: a model's class, or a function that chooses it; takes a config_kind. options: of
-    load_weights. Raises ValueError if the config is not the model's.
+    load_weights. The model's `settings` are those of the run that trained it. Raises ValueError if
+    the config is not the model's.
     """
     require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
             f"save dataclasses.asdict({config_kind.__name__}(...))")
+    settings = {name: value for name, value in config.items() if name in SETTINGS}
     try:
-        config = config_kind(**config)
+        config = config_kind(**without_settings(config, config_kind))
         with torch.device("meta"):  # takes no memory
             size = sum(value.numel() for value in build(config).state_dict().values())
     except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
@@ -123,4 +183,5 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
             f"it describes {size:,} numbers, they are {stored:,}")
     model = build(config)
     load_weights(model, state, **options)
+    model.settings = settings
     return model.eval()

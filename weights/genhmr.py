@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from genhmr import Config, GenHMR, Tokenizer, TokenizerConfig
+from networks import fast
 from networks.small_encoder import SmallEncoder, link
-from weights.files import from_checkpoint, load_weights, read_checkpoint, require
+from weights.files import from_checkpoint, load_weights, names_its_file, read_checkpoint, require
 
 
+@names_its_file
 def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
     """Load a checkpoint of stage 2, with its tokenizer, in evaluation mode on the CPU.
 
@@ -30,7 +32,7 @@ def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
 
     def build(config: Config) -> GenHMR:
         encoder = None if sizes is None else build_encoder(sizes, state).requires_grad_(False)
-        return link(GenHMR(config, encoder))
+        return fast.replace(link(GenHMR(config, encoder)))
 
     return from_checkpoint(build, Config, config, state)
 
@@ -46,6 +48,7 @@ def read_part(source: str | PathLike | Mapping, name: str,
     return state, config
 
 
+@names_its_file
 def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
     """Load the tokenizer of a checkpoint of stage 1 or 2; all else as of load_checkpoint."""
     state, config = read_part(source, "tokenizer", "tokenizer.")
@@ -54,6 +57,7 @@ def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
     return from_checkpoint(Tokenizer, TokenizerConfig, config, state)
 
 
+@names_its_file
 def load_encoder(source: str | PathLike | Mapping) -> SmallEncoder:
     """Load the SmallEncoder of a checkpoint of --stage encoder or of stage 2, likewise."""
     state, _ = read_part(source, "encoder", "backbone.")
@@ -81,6 +85,7 @@ def build_encoder(sizes: Tensor, state: Mapping[str, Tensor]) -> SmallEncoder:
     return SmallEncoder.of_sizes(sizes)
 
 
+@names_its_file
 def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:
     """Load the encoder of a 4D-Humans, TokenHMR or ViTPose checkpoint, or a bare one.
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import bodymodels
 from files import load_arrays
 from hmr_adapter import (
-    PRESETS,
     Adapter,
     BodyAdapter,
     BodyConfig,
@@ -28,8 +27,7 @@ from hmr_adapter import (
     HMRAdapter,
 )
 from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
-from networks.small_experts import PoseBodyExpert, PoseHandExpert
-from weights.files import from_checkpoint, load_weights, read_checkpoint, require
+from weights.files import from_checkpoint, load_weights, names_its_file, read_checkpoint, require
 
 CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
                   "expert.encoder.": BodyConfig, "encoder.": BodyExpertConfig}
@@ -38,6 +36,7 @@ SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
     (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
 
 
+@names_its_file
 def load_checkpoint(source: str | PathLike | Mapping
                     ) -> HandExpert | BodyExpert | HandAdapter | BodyAdapter:
     """Load the model of one of train.py's checkpoints, in evaluation mode on the CPU.
@@ -54,29 +53,31 @@ def load_checkpoint(source: str | PathLike | Mapping
     return from_checkpoint(build_model, config_class, config, state)
 
 
-def load_pose_encoder(expert: PoseHandExpert | PoseBodyExpert, source: str | PathLike | Mapping
-                      ) -> None:
-    """Start a small expert's encoder from GenHMR's, alone or inside a checkpoint of GenHMR.
+@names_its_file
+def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mapping) -> None:
+    """Give a small expert the encoder of a checkpoint.
 
-    A hand expert takes only layers that do not depend on the keypoints. Raises like
-    load_checkpoint.
+    A hand expert takes that of SimpleHand's network for photographs, a whole-body expert GenHMR's,
+    alone or inside a checkpoint of GenHMR. Raises like load_checkpoint.
     """
-    encoder = expert.backbone.encoder if isinstance(expert, HandExpert) else expert.encoder
     state, _ = read_checkpoint(source)
-    prefix = "backbone." if "backbone.lift.out.weight" in state else ""
-    require(f"{prefix}lift.out.weight" in state, "this checkpoint has no pose encoder: expected "
-            "one of train.py --model genhmr, --stage encoder or --stage transformer")
+    hands = isinstance(expert, HandExpert)
+    encoder = (expert.backbone if hands else expert.encoder).patch_embed
     own = encoder.state_dict()
-    found = {name: state[prefix + name] for name in own if prefix + name in state}
-    for name in ("lift.out.weight", "lift.out.bias"):
-        found[name] = found[name][:len(own[name])]  # the last are betas
-    fitting = {name: value for name, value in found.items() if value.shape == own[name].shape}
-    require("stem.0.0.weight" in fitting, "this pose encoder has other widths than the expert's: "
-            f"expected {expert.config.widths}")
-    if isinstance(expert, HandExpert):  # heat maps and lift are of other keypoints
-        fitting = {name: value for name, value in fitting.items()
-                   if not name.startswith(("heat.", "lift."))}
-    encoder.load_state_dict(fitting, strict=False)
+    if hands:
+        found = {f"hand.{name}": value for name, value in state.items()}
+        found["regressor"] = bodymodels.load_model("hand_right").keypoint_regressor
+    else:
+        prefix = "backbone." if "backbone.sizes" in state else ""
+        found = {name.removeprefix(prefix): value for name, value in state.items()
+                 if name.startswith(prefix)}
+    fits = found.keys() == own.keys() and all(
+        found[name].shape == own[name].shape for name in own)
+    fits = fits and torch.equal(*(part.get("sizes", torch.zeros(())) for part in (own, found)))
+    require(fits, "this checkpoint has no encoder for this expert: expected " + (
+        "one like assets/simplehand_views_cpu.pt" if hands else
+        "one of train.py --model genhmr, --stage encoder or transformer, of the usual size"))
+    encoder.load_state_dict(found)
 
 
 def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn.Module:
@@ -88,6 +89,7 @@ def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn
     return expert_of(load_checkpoint({"model": state, "config": config}), kind)
 
 
+@names_its_file
 def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:
     """Load the hand expert of train.py's checkpoint, also from inside an adapter, or of HaMeR's.
 
@@ -104,6 +106,7 @@ def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -
     return expert.eval()
 
 
+@names_its_file
 def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | None = None,
                      strict: bool = True) -> BodyExpert:
     """Load the whole-body expert of train.py's checkpoint, also from an adapter, or of SMPLer-X-H.
@@ -151,6 +154,7 @@ def expert_of(model: nn.Module, kind: type) -> nn.Module:
     return expert
 
 
+@names_its_file
 def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) -> Adapter:
     """Load one path: an adapter or rival of train.py, or an expert alone, also a released one.
 
@@ -162,7 +166,7 @@ def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) 
     if isinstance(config, Mapping) and "expert" in config:
         model = load_checkpoint(content)
         require(isinstance(model, kind),
-                f"{source} has a {type(model).__name__}: expected a {kind.__name__}")
+                f"this checkpoint has a {type(model).__name__}: expected a {kind.__name__}")
         return model
     load, alone, config_class = {
         HandAdapter: (load_hand_expert, FineTunedHand, HandConfig),
@@ -171,12 +175,8 @@ def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) 
     return alone(config_class(expert=expert.config, inject="none"), expert).eval()
 
 
-def load_paths(hand: str | PathLike, body: str | PathLike, *, hand_mean: Tensor | None = None,
-               least_share: float = PRESETS["cpu"].least_share) -> HMRAdapter:
-    """Load both paths, see load_path, for evaluation; two experts are the paper's baseline.
-
-    least_share: of Config; HaMeR has no shares, so it does nothing there.
-    """
+def load_paths(hand: str | PathLike, body: str | PathLike, *, hand_mean: Tensor | None = None
+               ) -> HMRAdapter:
+    """Load both paths, see load_path, for evaluation; two experts are the paper's baseline."""
     paths = (load_path(HandAdapter, hand), load_path(BodyAdapter, body, hand_mean=hand_mean))
-    config = Config(*(path.config for path in paths), least_share=least_share)
-    return HMRAdapter(config, *paths).eval()
+    return HMRAdapter(Config(*(path.config for path in paths)), *paths).eval()

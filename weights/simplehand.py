@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from os import PathLike
 
 from networks import any_view
-from networks.any_view import UNet
 from networks.backbones import Hiera, HRNet, simplehand_model
 from simplehand import Config, FastViT, SimpleHand
-from weights.files import from_checkpoint, load_weights, read_checkpoint, require
+from weights.files import from_checkpoint, load_weights, names_its_file, read_checkpoint, require
 
 APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which are ours
     (r"^patch_embed\.", "stem."),
@@ -28,10 +27,6 @@ APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which 
     (r"^network\.6\.reparam_conv\.", "stages.3.pos_emb.reparam_conv."),
     (r"\.lkb_reparam\.", ".reparam_conv."),
 )
-SMALL_ENCODER_NAMES = (  # of the encoder in HMR-Adapter's small hand expert -> UNet's
-    (r"^.*\.encoder\.", ""), (r"(?<!s\.\d)\.norm([12])\.", r".bn\1."),
-    (r"\.attn\.qkv\.", ".token_mixer.in_proj_"), (r"\.attn\.proj\.", ".token_mixer.out_proj."),
-)
 CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
     r"^(backbone\.)?(head\.fc|classifier|head\.norm|head\.projection|norm)\.(weight|bias)$")
 
@@ -39,15 +34,16 @@ CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
 def our_name(name: str) -> str:
     """Map a parameter name of the release to ours."""
     parts = r"(.*mesh_head\.)(pos_emb|proj|encoder|upsample)_(\d)(?:\.upsample)?(.*)"
-    found = re.match(parts, name)
-    if not found:
+    match = re.match(parts, name)
+    if not match:
         return name
-    start, part, number, end = found.groups()
+    start, part, number, end = match.groups()
     ours = {"pos_emb": "position_embeddings.{}", "proj": "layers.{}.project",
             "encoder": "layers.{}.metaformer", "upsample": "layers.{}.upsample"}[part]
     return start + ours.format(int(number) - 1) + end
 
 
+@names_its_file
 def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
     """Load the model in a checkpoint, in evaluation mode on the CPU.
 
@@ -76,21 +72,15 @@ def config_class(fields: Mapping[str, object]) -> type[Config]:
     return any_view.Config if fields.get("backbone") == "unet" else Config
 
 
-def load_backbone(backbone: FastViT | HRNet | Hiera | UNet, source: str | PathLike | Mapping, *,
+@names_its_file
+def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Mapping, *,
                   strict: bool = True) -> None:
     """Load a backbone's ImageNet weights, by timm's names or its authors'.
 
-    FastViT's may be of training or inference; for the latter the backbone is reparameterised. UNet
-    takes the encoder of assets/hmr_adapter_hand_cpu.pt, but for its position embedding.
+    FastViT's may be of training or inference; for the latter the backbone is reparameterised.
     Raises like load_checkpoint.
     """
     state, _ = read_checkpoint(source)
-    if isinstance(backbone, UNet):
-        for pattern, replacement in SMALL_ENCODER_NAMES:
-            state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
-        own = backbone.state_dict()
-        state = {name: value for name, value in state.items() if name in own}
-        state["pos_embed"] = own["pos_embed"]  # theirs is for another number of cells
     if isinstance(backbone, FastViT):
         for pattern, replacement in APPLE_NAMES:
             state = {re.sub(pattern, replacement, name): value for name, value in state.items()}

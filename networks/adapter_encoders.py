@@ -1,0 +1,137 @@
+"""HMR-Adapter's small encoders, in place of patches of pictures: two U-nets that learned before.
+
+The paper freezes two experts with a ViT-H each. The preset `cpu` keeps the paper's experts, with
+small numbers, and gives their ViTs the tokens of U-nets in place of patches: bodies those of
+GenHMR's SmallEncoder, hands those of SimpleHand's network for photographs. All of this is our
+choice.
+
+Letters in shapes: B batch, S side of the square crop in pixels, N tokens, D width of a token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genhmr import JOINTS, matrix_to_rotation_6d, rotation_6d_to_matrix
+from hmr_adapter import BodyExpert, BodyExpertConfig, EncoderConfig, HandExpert, HandExpertConfig
+from networks import any_view
+from networks.small_encoder import GRID, HEAT_GRID, IMAGE_SIZE, NAMES, SmallEncoder
+
+# Keypoints whose heat maps a whole-body expert sees: wrists and fingertips, for boxes of hands
+OF_HANDS = [n for n, name in enumerate(NAMES)
+            if re.search("wrist|thumb|index|middle|ring|pinky", name)]
+SEEN = 80  # px, side of the middle of a hand's crop of 128 px that the U-net sees, as 64 px
+
+
+class BodyEncoder(SmallEncoder):
+    """Crops of people (B, 3, S, 3/4 S), RGB in 0..1 -> tokens (B, N, D).
+
+    Those of a SmallEncoder and, beside each, the whole lifted pose and what the heat maps of wrists
+    and fingertips hold in its cell.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width += 6 * JOINTS + len(OF_HANDS)  # D, 268
+
+    def forward(self, crops: Tensor) -> Tensor:
+        reading = self.read((crops - self.mean) / self.std)
+        pose = matrix_to_rotation_6d(rotation_6d_to_matrix(reading.lifted.pose)).flatten(1)
+        pose = pose[:, None].expand(-1, reading.tokens.shape[1], -1)  # (B, N, 144)
+        heat = reading.heat[:, OF_HANDS].exp().unflatten(2, HEAT_GRID)  # (B, 12, 32, 24)
+        hands = 4 * F.adaptive_avg_pool2d(heat, GRID).flatten(2).mT  # (B, N, 12) probabilities
+        return torch.cat((reading.tokens, pose, hands.to(pose)), 2)
+
+
+class HandEncoder(nn.Module):
+    """Normalised crops of hands (B, 3, S, 3/4 S) -> tokens (B, N, D).
+
+    A token holds the U-net's features of its cell, and what SimpleHand's network for photographs
+    finds in the middle of the crop: all keypoints in 2D, with the spread of their heat maps, and
+    in 3D.
+    """
+
+    KEYPOINTS = 21
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = dataclasses.replace(any_view.PRESETS["cpu_views"], depths=(2, 3, 3, 6),
+                                     blocks=(4, 0, 0))  # assets/simplehand_views_cpu.pt
+        self.hand = any_view.build(config)
+        self.width = config.token_width + 6 * self.KEYPOINTS  # D, 190
+        self.register_buffer("regressor", torch.zeros(self.KEYPOINTS, config.num_vertices))
+
+    def train(self, mode: bool = True) -> HandEncoder:
+        """Set the mode; a frozen encoder stays in evaluation mode."""
+        return super().train(mode and next(self.parameters()).requires_grad)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        top, left = ((side - SEEN) // 2 for side in crops.shape[2:])
+        crops = crops[:, :, top : top + SEEN, left : left + SEEN]  # (B, 3, 80, 80)
+        size, network = self.hand.config.image_size, self.hand
+        maps, last = network.backbone(F.interpolate(
+            crops, size=(size, size), mode="bilinear", antialias=True))  # (B, 64, 16, 16)
+        found = network.keypoints_2d_head(maps, last)
+        joints = self.regressor @ network.mesh_head(maps, found["keypoints_2d"]).float()
+        hand = torch.cat((4 * (found["keypoints_2d"] - 0.5), 10 * found["spread_2d"][..., None],
+                          10 * (joints - joints[:, :1])), 2).flatten(1)  # (B, 126)
+        edge = (maps.shape[3] - GRID[1]) // 2
+        cells = maps[..., edge : edge + GRID[1]].flatten(2).mT  # (B, N, 64)
+        return torch.cat((cells, hand[:, None].expand(-1, cells.shape[1], -1).to(cells)), 2)
+
+
+def is_small(config: EncoderConfig) -> bool:
+    """Say whether a config is of an expert behind one of these encoders."""
+    return (config.image_size, config.patch_size) == (IMAGE_SIZE, IMAGE_SIZE // GRID[0])
+
+
+def hand_expert(config: HandExpertConfig) -> HandExpert:
+    """Build a hand expert with random weights, behind a HandEncoder if its config is small."""
+    return HandExpert(config, HandEncoder() if is_small(config) else None)
+
+
+def body_expert(config: BodyExpertConfig) -> BodyExpert:
+    """Build a whole-body expert with random weights, behind a BodyEncoder if it is small.
+
+    The BodyEncoder is frozen: it has learned on more pictures than the expert sees.
+    """
+    encoder = BodyEncoder().requires_grad_(False) if is_small(config) else None
+    return BodyExpert(config, encoder)
+
+
+@torch.no_grad()
+def start_rotations(expert: BodyExpert, batches: Iterable[tuple[Tensor, Tensor]],
+                    ridge: float = 3_000.0) -> None:
+    """Start the two layers that regress a whole-body expert's rotations, by least squares.
+
+    The tokens of a BodyEncoder hold a pose already, so that the best linear layer has a closed
+    form; 600 steps of AdamW stay behind it.
+
+    batches: images (B, 3, S, S) and their rotations (B, 55, 3, 3). ridge: weight of the squared
+    weights of the layers, for inputs of variance 1.
+    """
+    net, inputs, targets = expert.body_regressor, [], []
+    mode = expert.training
+    for images, pose in batches:
+        features = expert.eval().features(images)
+        inputs.append(net.joined(expert.pose_features(features), features.joints).double())
+        targets.append(pose[:, :22, :, :2].flatten(1).double())  # interleaved 6D
+    expert.train(mode)
+    x, y = torch.cat(inputs), torch.cat(targets)  # (N, 25 (d + 3)), (N, 132)
+    mean, spread = x.mean(0), x.std(0) + 1e-4
+    x = (x - mean) / spread
+    gram = x.mT @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    weight = (torch.linalg.solve(gram, x.mT @ (y - y.mean(0))) / spread[:, None]).mT
+    bias = y.mean(0) - weight @ mean
+    first = 0
+    for layer in (net.root_pose_out[0], net.body_pose_out[0]):
+        own = slice(first, first + layer.out_features)
+        layer.weight.copy_(weight[own])
+        layer.bias.copy_(bias[own])
+        first = own.stop

@@ -1,0 +1,117 @@
+"""Smooth hands or people over the frames of a video: rotations, translations, one shape (ours).
+
+The filter is the One Euro Filter (Casiez, Roussel, Vogel, CHI 2012), which follows fast movements
+and holds what rests, run forward and backward in time: the lags of both cancel in their mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+# Cutoffs in Hz at rest, and how much a speed of one rad/s or m/s adds to them (our choices)
+REST, SLOPE_ROTATION, SLOPE_POSITION, SPEED = 1.0, 1.0, 2.0, 1.0
+GAP = 10  # frames without a person after which somebody new begins (our choice)
+LEAST_OVERLAP = 0.3  # of the boxes of one person in two frames, intersection over union (ours)
+
+
+def one_euro(values: np.ndarray, times: Sequence[float], slope: float) -> np.ndarray:
+    """Smooth values (T, N, D) at times (T,) in seconds; each of the N has a cutoff of its own.
+
+    slope: what a speed of one unit per second adds to the cutoff, in Hz.
+    """
+    def share(cutoff: np.ndarray | float, step: float) -> np.ndarray | float:
+        return 1 / (1 + 1 / (2 * math.pi * cutoff * step))
+
+    smooth, speed = [values[0]], np.zeros_like(values[0])
+    for step, before, now in zip(np.diff(times), values[:-1], values[1:], strict=True):
+        speed = speed + share(SPEED, step) * ((now - before) / step - speed)
+        cutoff = REST + slope * np.linalg.norm(speed, axis=-1, keepdims=True)
+        smooth.append(smooth[-1] + share(cutoff, step) * (now - smooth[-1]))
+    return np.stack(smooth)
+
+
+def smooth_positions(values: np.ndarray, times: Sequence[float],
+                     slope: float = SLOPE_POSITION) -> np.ndarray:
+    """Smooth positions (T, N, D) in metres: the mean of the filter forward and backward."""
+    backward = one_euro(values[::-1], -np.asarray(times)[::-1], slope)[::-1]
+    return (one_euro(values, times, slope) + backward) / 2
+
+
+def smooth_rotations(values: np.ndarray, times: Sequence[float]) -> np.ndarray:
+    """Smooth rotation matrices (T, N, 3, 3): their entries, then the nearest rotation."""
+    # An angular velocity of w moves the nine entries by sqrt(2) w.
+    mean = smooth_positions(values.reshape(*values.shape[:2], 9), times,
+                            SLOPE_ROTATION / math.sqrt(2)).reshape(values.shape)
+    left, _, right = np.linalg.svd(mean)
+    left[..., 2] *= np.linalg.det(left @ right)[..., None]
+    return left @ right
+
+
+def smooth_track(track: Sequence[Arrays], times: Sequence[float],
+                 pose: Callable[[Arrays], Arrays] | None) -> list[Arrays]:
+    """Smooth the arrays of one hand or person, as `predict` returns them with a common K.
+
+    pose: computes the mesh of arrays with a new pose, betas and transl. None, for hands, whose
+    network returns no pose: their vertices and joints are smoothed around the root.
+    """
+    def over_time(name: str) -> np.ndarray:
+        return np.stack([arrays[name] for arrays in track]).astype(np.float64)
+
+    if pose is None:
+        root = over_time("root")[:, None]
+        moved = {name: smooth_positions(over_time(name) - root, times) for name in (
+            "vertices", "joints")}
+        root = smooth_positions(root, times)
+        moved = {name: value + root for name, value in moved.items()} | {"root": root[:, 0]}
+        return [arrays | {name: np.float32(value[frame]) for name, value in moved.items()}
+                for frame, arrays in enumerate(track)]
+    rotations = "pose" if "pose" in track[0] else "rotations"
+    new = {rotations: smooth_rotations(over_time(rotations), times),
+           "transl": smooth_positions(over_time("transl")[:, None], times)[:, 0],
+           "betas": np.repeat(over_time("betas").mean(0)[None], len(track), 0)}
+    return [pose(arrays | {name: np.float32(value[frame]) for name, value in new.items()})
+            for frame, arrays in enumerate(track)]
+
+
+def follow(frames: Sequence[Sequence[Arrays]]) -> list[list[tuple[int, int]]]:
+    """Return the tracks of hands or people: (frame, number in the frame) of each one, in order.
+
+    Each result joins the track whose last box overlaps its own most, of a hand of its side.
+    """
+    tracks: list[list[tuple[int, int]]] = []
+    for frame, results in enumerate(frames):
+        pairs = [(overlap(frames[last[0]][last[1]]["box"], result["box"]), number, track)
+                 for number, result in enumerate(results) for track in tracks
+                 if frame - (last := track[-1])[0] <= GAP
+                 and frames[last[0]][last[1]].get("side", 0) == result.get("side", 0)]
+        known: set[int] = set()
+        for share, number, track in sorted(pairs, key=lambda pair: -pair[0]):
+            if share >= LEAST_OVERLAP and number not in known and track[-1][0] < frame:
+                track.append((frame, number))
+                known.add(number)
+        tracks += [[(frame, number)] for number in range(len(results)) if number not in known]
+    return tracks
+
+
+def overlap(first: Sequence[float], second: Sequence[float]) -> float:
+    """Intersection over union of two boxes x, y, width, height."""
+    (x, y, w, h), (u, v, s, t) = first, second
+    common = max(min(x + w, u + s) - max(x, u), 0) * max(min(y + h, v + t) - max(y, v), 0)
+    return common / (w * h + s * t - common)
+
+
+def smooth_video(frames: Sequence[Sequence[Arrays]], rate: float,
+                 pose: Callable[[Arrays], Arrays] | None) -> list[list[Arrays]]:
+    """Smooth all hands or people of the frames of a video, `rate` a second; see smooth_track."""
+    smooth = [list(results) for results in frames]
+    for track in follow(frames):
+        arrays = smooth_track([frames[frame][number] for frame, number in track],
+                              [frame / rate for frame, _ in track], pose)
+        for (frame, number), one in zip(track, arrays, strict=True):
+            smooth[frame][number] = one
+    return smooth

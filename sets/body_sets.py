@@ -1,0 +1,470 @@
+"""Readers of pictures of bodies: 3DPW, EMDB, Human3.6M, BEDLAM, RICH, ARCTIC, EHF."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import bodymodels
+from files import load_arrays, load_vertices, safe_unpickle
+from sets.crops import inside, to_pixels
+from sets.official import (
+    BOX_MARGIN,
+    GENDERS,
+    Pictures,
+    boxes_around,
+    corner_box,
+    intrinsics,
+    read_npz,
+    relabelled,
+    rigid,
+    rotate_root,
+    texts,
+    with_confidence,
+    xywh_box,
+)
+
+SMPLX_PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
+               "right_hand_pose")
+PLACED = {"has_pose": 1, "has_betas": 1, "has_transl": 1}
+
+
+class ThreeDPW(Pictures):
+    """3DPW (von Marcard et al. 2018): imageFiles/ and sequenceFiles/.
+
+    A person counts in the frames with a valid camera and 2D keypoints: 35,515 of the test split.
+    Poses and jointPositions are in the world's frame, cam_poses lead to the camera. poses2d are
+    (3, 18) a frame. Pictures are numbered 0, 1, ..., not by img_frame_ids. The box is that of the
+    2D keypoints, as in SPIN. keypoints_2d come from a detector; keypoints_3d are the 24 joints of
+    the gendered body.
+    """
+
+    SPLITS = {"test": "test", "train": "train", "val": "validation"}
+    SOURCES = ("sequenceFiles/{split}/*.pkl",)
+    JOINTS, COUNTS, DETECTED = "smpl45", {"test": 35_515}, True
+    HOME = "virtualhumans.mpi-inf.mpg.de/3DPW"
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            content = safe_unpickle(self.file(path))
+            for person, gender in enumerate(content["genders"]):
+                yield self._person(path.stem, content, person, gender)
+
+    @staticmethod
+    def _person(sequence: str, content: dict, person: int, gender: str) -> dict:
+        detected = content["poses2d"][person].swapaxes(1, 2)  # (N, 18, 3)
+        kept = np.flatnonzero((content["campose_valid"][person] > 0)
+                              & (detected[..., 2] > 0).any(1))
+        detected, motion = detected[kept], content["cam_poses"][kept, :3]
+        R, t = motion[..., :3], motion[..., 3]
+        detected = with_confidence(detected[..., :2], detected[..., 2])
+        joints = content["jointPositions"][person].reshape(-1, 24, 3)[kept] @ R.swapaxes(1, 2)
+        keypoints_3d = np.zeros((len(kept), 45, 4))
+        keypoints_3d[:, :24] = with_confidence(joints + t[:, None])
+        pose = content["poses"][person].reshape(-1, 24, 3)[kept]
+        pose[:, 0] = rotate_root(R, pose[:, 0])
+        return PLACED | boxes_around(detected) | {
+            "image": [f"imageFiles/{sequence}/image_{frame:05d}.jpg" for frame in kept],
+            "K": content["cam_intrinsics"], "pose": pose, "keypoints_3d": keypoints_3d,
+            "keypoints_2d": relabelled(detected, "openpose18", "smpl45"),
+            "betas": content["betas"][person][:10], "transl": content["trans"][person][kept],
+            "world_to_camera": motion, "gender": {"n": 0, "m": 1, "f": 2}[gender[0]],
+            "person": person, "frame": kept, "sequence": sequence}
+
+
+class ThreeDPWMoon(Pictures):
+    """3DPW as Moon's lineage packs it: 3DPW_test.json, 3DPW_train.json, ... and imageFiles/.
+
+    SMPL's parameters are in the camera's frame and for the neutral model. The people are not those
+    of ThreeDPW, so that scores of the two cannot be compared. joint_cam is not read.
+    """
+
+    SPLITS = ThreeDPW.SPLITS
+    SOURCES = ("3DPW_{split}.json",)
+    JOINTS = "smpl45"
+    HOME = "github.com/mks0601/3DMPPE_POSENET_RELEASE"
+
+    def rows(self) -> Iterator[dict]:
+        content = self.json(f"3DPW_{self.SPLITS[self.split]}.json")
+        pictures = {item["id"]: item for item in content["images"]}
+        for item in content["annotations"]:
+            picture = pictures[item["image_id"]]
+            camera = item.get("cam_param") or picture["cam_param"]
+            yield xywh_box(item["bbox"]) | {
+                "image": f"imageFiles/{picture['sequence']}/{picture['file_name']}",
+                "K": intrinsics(camera["focal"], camera["princpt"]),
+                "person": item["id"], "sequence": picture["sequence"],
+                "image_size": (picture["width"], picture["height"])
+            } | self.neural_annot(item["smpl_param"])
+
+
+class ThreeDPWHMR2(Pictures):
+    """3DPW in HMR2.0's file hmr2_evaluation_data/3dpw_test.npz, beside the pictures it names.
+
+    scale is the width and height of the box in pixels, or one number for both, with the margin.
+    Its true joints are 44: OpenPose's 25, then the 19 of SMPL_to_J19, in metres. No poses are read.
+    """
+
+    SPLITS = {"test": "3dpw_test"}
+    SOURCES = ("hmr2_evaluation_data/{split}.npz",)
+    JOINTS = "hmr44"
+    HOME = "github.com/shubham-goel/4D-Humans"
+
+    def rows(self) -> Iterator[dict]:
+        arrays = load_arrays(self.file(next(iter(self.sources.values()))[0]))
+        names = texts(arrays["imgname"])
+        count = len(names)
+        box = np.asarray(arrays["scale"], np.float64).reshape(count, -1) / BOX_MARGIN
+        flat, solid = (np.concatenate([
+            arrays.get(f"{part}_keypoints_{size - 1}d", np.zeros((count, joints, size)))
+            for part, joints in (("body", 25), ("extra", 19))], 1) for size in (3, 4))
+        yield {"image": names, "center": arrays["center"], "frame": np.arange(count),
+               "box": np.broadcast_to(box, (count, 2)),
+               "keypoints_2d": with_confidence(flat[..., :2], flat[..., 2]),
+               "keypoints_3d": with_confidence(solid[..., :3], solid[..., 3])}
+
+
+class Human36MHMR2(ThreeDPWHMR2):
+    """Human3.6M, protocol 2, in HMR2.0's file hmr2_evaluation_data/h36m_val_p2.npz, the same."""
+
+    SPLITS = {"test": "h36m_val_p2"}
+
+
+class EMDB(Pictures):
+    """EMDB (Kaufmann et al. 2023): P0/ to P9/, with 14_outdoor_climb/ and so on in them.
+
+    A sequence's own flags say to which of the two benchmarks it belongs; good_frames_mask says
+    which frames count. The world's y is up, and the extrinsics lead from the world to the camera.
+    """
+
+    SPLITS = {"emdb1": "emdb1", "emdb2": "emdb2"}
+    SOURCES = ("P*/*/*_data.pkl",)
+    JOINTS = "smpl24"
+    HOME = "eth-ait.github.io/emdb"
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            content = safe_unpickle(self.file(path))
+            if content[self.split]:
+                yield self._sequence(path.parent.relative_to(self.root).as_posix(), content)
+
+    @staticmethod
+    def _sequence(folder: str, content: dict) -> dict:
+        kept = np.flatnonzero(content["good_frames_mask"])
+        camera, body = content["camera"], content["smpl"]
+        motion = camera["extrinsics"][kept, :3]
+        root = rotate_root(motion[..., :3], body["poses_root"][kept])
+        return PLACED | corner_box(content["bboxes"]["bboxes"][kept]) | {
+            "image": [f"{folder}/images/{frame:05d}.jpg" for frame in kept],
+            "image_size": (int(camera["width"]), int(camera["height"])),
+            "K": camera["intrinsics"], "keypoints_2d": with_confidence(content["kp2d"][kept]),
+            "pose": np.concatenate([root, body["poses_body"][kept]], 1).reshape(-1, 24, 3),
+            "betas": body["betas"][:10], "transl": body["trans"][kept], "frame": kept,
+            "world_to_camera": motion, "gender": GENDERS.index(content["gender"]),
+            "sequence": content["name"]}
+
+
+class Human36M(Pictures):
+    """Human3.6M (Ionescu et al. 2014) in SPIN's file dataset_extras/h36m_valid_protocol2.npz.
+
+    p2 is protocol 2: the frontal camera 60457274 alone, subjects 9 and 11. scale is the side of a
+    square box / 200, margin included. S is relative to the pelvis.
+    """
+
+    SPLITS = {"p2": "h36m_valid_protocol2"}
+    SOURCES = ("dataset_extras/{split}.npz",)
+    JOINTS, COUNTS = "eft49", {"p2": 27_558}
+    HOME = "vision.imar.ro/human3.6m and github.com/nkolot/SPIN"
+
+    def rows(self) -> Iterator[dict]:
+        names, center, scale, part, solid = read_npz(
+            self.file(next(iter(self.sources.values()))[0]), "imgname", "center", "scale", "part",
+            "S")
+        names = texts(names)
+        kept = [index for index, name in enumerate(names) if ".60457274" in name]
+        side = np.asarray(scale[kept], np.float64) * 200 / BOX_MARGIN
+        part, solid = (np.pad(points[kept], ((0, 0), (25, 0), (0, 0))) for points in (part, solid))
+        yield {"image": [names[index] for index in kept], "center": center[kept], "frame": kept,
+               "box": np.stack([side, side], 1), "keypoints_3d": solid,
+               "keypoints_2d": with_confidence(part[..., :2], part[..., 2])}
+
+
+class Human36MSMPLX(Pictures):
+    """Human3.6M as Moon's lineage packs it, with NeuralAnnot's fits: HMR-Adapter trains on it.
+
+    root: images/ and annotations/Human36M_subject*_*.json. Everything is in the world's frame;
+    joints and camera translations are in millimetres, the right leg comes first. Fits of SMPL-X are
+    read where they exist; fingers are relative to the mean hand: without `models` they stay
+    unknown. Option stride: take every stride-th of the 50 frames a second.
+    """
+
+    SPLITS = {"train": "train"}
+    SUBJECTS = (1, 5, 6, 7, 8)
+    JOINTS, MODEL, HAND_SPACE, OPTIONS = "h36m17_moon", "smplx", "mean_relative", {"stride": 5}
+    SOURCES = tuple(f"annotations/Human36M_subject{subject}_{kind}.json" for subject in SUBJECTS
+                    for kind in ("data", "camera", "joint_3d", "SMPLX_NeuralAnnot"))
+    HOME = "github.com/mks0601/3DMPPE_POSENET_RELEASE"
+
+    def rows(self) -> Iterator[dict]:
+        for subject in self.SUBJECTS:
+            data, cameras, joints, fits = (
+                self.json(f"annotations/Human36M_subject{subject}_{kind}.json")
+                for kind in ("data", "camera", "joint_3d", "SMPLX_NeuralAnnot"))
+            pictures = {item["id"]: item for item in data["images"]}
+            for item in data["annotations"]:
+                picture = pictures[item["image_id"]]
+                place = [str(picture[f"{kind}_idx"]) for kind in ("action", "subaction", "frame")]
+                if picture["frame_idx"] % self.options["stride"] == 0:
+                    yield self._person(item, picture, cameras[str(picture["cam_idx"])],
+                                       _nested(joints, place), _nested(fits, place))
+
+    def _person(self, item: dict, picture: dict, camera: dict, world: list | None,
+                fit: dict | None) -> dict:
+        R, t = np.array(camera["R"]), np.array(camera["t"]) / 1000
+        K = intrinsics(camera["f"], camera["c"])
+        row = xywh_box(item["bbox"]) | {
+            "image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
+            "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
+            "world_to_camera": rigid(R, t), "sequence": Path(picture["file_name"]).parent.name}
+        if world is not None:
+            points = np.array(world) / 1000 @ R.T + t
+            row |= {"keypoints_3d": with_confidence(points),
+                    "keypoints_2d": with_confidence(to_pixels(points, K))}
+        if fit is not None:
+            row |= self.neural_annot(fit)
+            row["pose"][:1] = rotate_root(R, row["pose"][:1])
+        return row
+
+
+def _nested(tree: dict, keys: Sequence[str]) -> object:
+    """Return tree[a][b][c], or None where a key is missing."""
+    for key in keys:
+        tree = tree.get(key) if tree else None
+    return tree
+
+
+class BEDLAM(Pictures):
+    """BEDLAM (Black et al. 2023): all_npz_12_training/*.npz and SCENE_6fps/png/seq_000000/....
+
+    Poses are absolute and already in the camera's frame; the translation is trans_cam plus that of
+    cam_ext. Bodies are of the neutral SMPL-X with 11 shape coefficients, whatever `gender` says.
+    Close-ups lie on their side: they are turned clockwise. AGORA's files in the same folder
+    (agora-*.npz) have other keys and other pictures; they are left out. A person counts with at
+    least MIN_KEYPOINTS joints in the picture.
+    Option picture_size: width and height of the pictures as stored.
+    """
+
+    SPLITS = {"train": "all_npz_12_training", "val": "all_npz_12_validation"}
+    SOURCES = ("{split}/*.npz",)
+    JOINTS, MODEL, NUM_BETAS, MIN_KEYPOINTS = "smplx76", "smplx", 11, 8
+    OPTIONS = {"picture_size": (1280, 720)}
+    HOME = "bedlam.is.tue.mpg.de"
+    ARRAYS = ("imgname", "center", "scale", "gtkps", "cam_int", "cam_ext", "pose_cam", "trans_cam",
+              "shape")
+
+    def rows(self) -> Iterator[dict]:
+        for path in next(iter(self.sources.values())):
+            if path.name.startswith("agora"):
+                continue
+            names, center, scale, gtkps, cam_int, cam_ext, pose, transl, betas = read_npz(
+                self.file(path), *self.ARRAYS)
+            names, closeup = texts(names), "closeup" in path.stem
+            size = self.options["picture_size"][::-1 if closeup else 1]
+            points = gtkps[:, :76, :2]
+            kept = np.flatnonzero(inside(points, *size).sum(1) >= self.MIN_KEYPOINTS)
+            side = scale[kept] * 200 / BOX_MARGIN
+            betas = np.pad(betas[kept], ((0, 0), (0, self.NUM_BETAS)))[:, :self.NUM_BETAS]
+            if len(kept):
+                yield PLACED | {
+                    "image": [f"{path.stem}/png/{names[index]}" for index in kept],
+                    "turns": int(closeup), "center": center[kept],
+                    "box": np.stack([side, side], 1), "K": cam_int[kept],
+                    "keypoints_2d": with_confidence(points[kept]), "has_hands": 1,
+                    "pose": pose[kept].reshape(-1, 55, 3), "betas": betas,
+                    "transl": transl[kept] + cam_ext[kept, :3, 3],
+                    "person": kept, "sequence": path.stem}
+
+
+class RICH(Pictures):
+    """RICH (Huang et al. 2022): bodies/, images/, scan_calibration/ and resource/.
+
+    resource/meta has a row for each person of each sequence (id, view_id). Each of the person's
+    frames before each of the row's cameras is a sample. Bodies are of the gendered SMPL-X
+    (resource/gender.json), in the frame of the first camera; a hand has 12 coefficients.
+    Keypoints and boxes are those of the bodies, so that `models` is required.
+
+    Option picture_size: width and height, or the other way round where K's principal point says so.
+    Pictures of another size, as in the reduced release, are refused, since K is not theirs.
+    """
+
+    SOURCES = ("resource/meta/{split}.txt", "resource/gender.json", "resource/imgext.json",
+               "bodies/{split}/*/", "scan_calibration/*/calibration/*.xml")
+    JOINTS, MODEL, HAND_SPACE = "smplx76", "smplx", "pca"
+    OPTIONS = {"picture_size": (4112, 3008)}
+    HOME = "rich.is.tue.mpg.de"
+
+    def rows(self) -> Iterator[dict]:
+        genders, extensions = (self.json(f"resource/{name}.json") for name in ("gender", "imgext"))
+        lines = self.file(f"resource/meta/{self.split}.txt").read_text().splitlines()
+        fields = lines[0].split("\t")
+        for line in lines[1:]:
+            meta = dict(zip(fields, line.split("\t"), strict=True))
+            sequence, people = meta["sequence_name"], {int(name) for name in meta["id"].split(",")}
+            scene = sequence.split("_")[0]
+            folder = self.root / "bodies" / self.split / sequence
+            frames = sorted(path for path in folder.glob("*/*.pkl") if int(path.stem) in people)
+            if not frames:
+                raise self.missing(folder / f"*/{meta['id']}.pkl")
+            cameras = {int(view): self._camera(scene, int(view))
+                       for view in meta["view_id"].split(",")}
+            for path in frames:
+                body = load_arrays(self.file(path))
+                for view, (motion, K) in cameras.items():
+                    yield self._person(path, body, genders[str(int(path.stem))], motion, K) | {
+                        "image": f"images/{self.split}/{sequence}/cam_{view:02d}/"
+                                 f"{path.parent.name}_{view:02d}.{extensions[scene]}",
+                        "sequence": sequence}
+
+    def _camera(self, scene: str, view: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return world to camera (3, 4), and K (3, 3)."""
+        path = self.file(f"scan_calibration/{scene}/calibration/{view:03d}.xml")
+        tree = ElementTree.parse(path)
+        return tuple(np.array(tree.find(f"{name}/data").text.split(), np.float64).reshape(shape)
+                     for name, shape in (("CameraMatrix", (3, 4)), ("Intrinsics", (3, 3))))
+
+    def _person(self, path: Path, body: dict, gender: str, motion: np.ndarray, K: np.ndarray
+                ) -> dict:
+        vector = np.concatenate([np.reshape(body[name], -1) for name in SMPLX_PARTS])[None]
+        pose = self.absolute(vector, gender)
+        if pose is not None:
+            pose[:, 0] = rotate_root(motion[:, :3], pose[:, 0])
+        columns = self.with_model_keypoints(
+            {"pose": pose, "betas": np.reshape(body["betas"], (1, 10)),
+             "transl": np.reshape(body["transl"], (1, 3)), "world_to_camera": motion, "K": K},
+            gender)
+        alone = {name: value[0] for name, value in columns.items()
+                 if name not in ("K", "world_to_camera")}
+        portrait = K[1, 2] > K[0, 2]
+        return columns | alone | PLACED | {
+            "has_hands": 1, "image_size": self.options["picture_size"][::-1 if portrait else 1],
+            "gender": GENDERS.index(gender), "person": int(path.stem),
+            "frame": int(path.parent.name)}
+
+
+class ARCTIC(Pictures):
+    """ARCTIC (Fan et al. 2023), eight allocentric cameras: raw_seqs/, meta/, images/, splits_json/.
+
+    root: the folder `data` of arctic_data. Protocol 1; HMR-Adapter scores its val split, since the
+    truth of the test split is withheld. As in the official code, pictures are numbered from the
+    frame plus the subject's ioi_offset, and the numbers 10 to length - 11 are used. Option
+    interval: take every interval-th of them (our choice; HMR-Adapter's files are not public).
+
+    View v has entry v - 1 of the cameras and v of the picture sizes. Bodies have the subject's own
+    template (`mesh`) and no betas; fingers are absolute. Frames without a finite fit are left out.
+    Keypoints and boxes are those of the bodies, so that `models` is required.
+    """
+
+    SPLITS = {"val": "val", "train": "train"}
+    SOURCES = ("splits_json/protocol_p1.json", "meta/misc.json", "meta/subject_vtemplates/s*.obj",
+               "raw_seqs/s*/*.smplx.npy")
+    JOINTS, MODEL, OPTIONS = "smplx76", "smplx", {"interval": 10}
+    HOME = "arctic.is.tue.mpg.de"
+    TRIM = 10  # pictures at either end
+
+    def rows(self) -> Iterator[dict]:
+        misc = self.json("meta/misc.json")
+        for name in sorted(self.json("splits_json/protocol_p1.json")[self.split]):
+            subject, sequence = name.split("/")
+            body = load_arrays(self.file(f"raw_seqs/{subject}/{sequence}.smplx.npy"))
+            pose = np.concatenate([np.reshape(body[part], (len(body["transl"]), -1))
+                                   for part in SMPLX_PARTS], 1).reshape(-1, 55, 3)
+            pictures = np.arange(self.TRIM, len(pose) - self.TRIM, self.options["interval"])
+            frames = pictures - misc[subject]["ioi_offset"]
+            finite = np.isfinite(pose).all((1, 2)) & np.isfinite(body["transl"]).all(1)
+            frames = frames[(frames >= 0) & finite[frames]]
+            for view in range(1, 9) if len(frames) else ():
+                yield self._view(misc[subject], subject, sequence, view, frames,
+                                 pose[frames].astype(np.float64), body["transl"][frames])
+
+    def _view(self, misc: dict, subject: str, sequence: str, view: int, frames: np.ndarray,
+              pose: np.ndarray, transl: np.ndarray) -> dict:
+        motion = np.array(misc["world2cam"][view - 1], np.float64)[:3]
+        pose[:, 0] = rotate_root(motion[:, :3], pose[:, 0])
+        template, gender = f"meta/subject_vtemplates/{subject}.obj", misc["gender"]
+        self.file(template)
+        columns = self.with_model_keypoints(
+            {"pose": pose, "betas": np.zeros((1, 10)), "transl": transl,
+             "world_to_camera": motion, "K": np.array(misc["intris_mat"][view - 1])},
+            gender, template)
+        return columns | {
+            "image": [f"images/{subject}/{sequence}/{view}/{frame + misc['ioi_offset']:05d}.jpg"
+                      for frame in frames], "image_size": misc["image_size"][view],
+            "betas": np.zeros(10), "has_pose": 1, "has_hands": 1, "has_transl": 1, "frame": frames,
+            "mesh": template, "gender": GENDERS.index(gender), "sequence": f"{subject}/{sequence}",
+            "person": view}
+
+
+class EHF(Pictures):
+    """EHF (Pavlakos et al. 2019), one folder: 01_img.jpg, 01_align.ply, 01_2Djnt.json, ..., 100_...
+
+    The truth is a mesh with SMPL-X's topology in the scanner's frame; `vertices(record)` returns it
+    in the camera's frame. There are no parameters. Keypoints are OpenPose's.
+    Option boxes: a file below root with person boxes, SMPLer-X's EHF.json; by default a box is that
+    of the keypoints, so that crops differ a little from SMPLer-X's.
+    """
+
+    SPLITS, COUNTS = {"test": "test"}, {"test": 100}
+    SOURCES = ("*_align.ply", "*_2Djnt.json")
+    JOINTS, MODEL, OPTIONS = "openpose25", "smplx", {"boxes": ""}
+    HOME = "smpl-x.is.tue.mpg.de"
+    ROTATION = (-2.98747896, 0.01172457, -0.05704687)  # axis-angle
+    TRANSLATION = (-0.03609917, 0.43416458, 2.37101226)  # metres
+    K = intrinsics((1498.22426237, 1498.22426237), (790.263706, 578.90334))
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        boxes = self.options["boxes"]
+        return super().find_sources() | ({boxes: [self.file(boxes)]} if boxes else {})
+
+    def rows(self) -> Iterator[dict]:
+        R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
+        motion, boxes = rigid(R.numpy(), np.array(self.TRANSLATION)), self._boxes()
+        for path in sorted(self.sources["*_align.ply"], key=lambda path: int(path.name[:-10])):
+            number = path.name[:-10]
+            load_vertices(self.file(path))  # so that a damaged one is reported now
+            people = self.json(f"{number}_2Djnt.json")["people"]
+            keypoints = np.reshape(people[0]["pose_keypoints_2d"], (25, 3))
+            keypoints = with_confidence(keypoints[:, :2], keypoints[:, 2])
+            extension = "jpg" if (self.root / f"{number}_img.jpg").is_file() else "png"
+            yield boxes_around(keypoints) | {
+                "image": f"{number}_img.{extension}", "K": self.K, "keypoints_2d": keypoints,
+                "world_to_camera": motion, "mesh": path.name, "frame": int(number)
+            } | boxes.get(int(number), {})
+
+    def _boxes(self) -> dict[int, dict[str, np.ndarray]]:
+        """Return the boxes of SMPLer-X's file by the number of the picture."""
+        if not self.options["boxes"]:
+            return {}
+        content = self.json(self.options["boxes"])
+        names = {item["id"]: item["file_name"] for item in content["images"]}
+        return {int(names[item["image_id"]].rpartition("/")[2].partition("_")[0]):
+                xywh_box(item["body_bbox"]) for item in content["annotations"]}
+
+    def vertices(self, record: np.ndarray) -> np.ndarray:
+        """Return a record's true mesh (V, 3) in metres, in the camera's frame."""
+        vertices = load_vertices(self.root / record["mesh"].decode())
+        motion = record["world_to_camera"]
+        return vertices @ motion[:, :3].T + motion[:, 3]
+
+    def posed(self, record: np.ndarray, keypoints_only: bool = False
+              ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
+        """Return the true mesh, with the joints that SMPL-X's regressor takes from it."""
+        model = self.body()
+        vertices = torch.from_numpy(self.vertices(record))[None]
+        unknown = torch.full((1, len(model.parents), 4, 4), torch.nan)
+        return (bodymodels.BodyOutput(vertices, model.J_regressor @ vertices, unknown), model,
+                torch.zeros(3))

@@ -1,0 +1,276 @@
+"""Readers of pictures of hands: FreiHAND, DexYCB, InterHand2.6M."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import bodymodels
+from sets.crops import NUM_JOINTS, NUM_VERTICES, Annotated, inside, to_pixels
+from sets.official import (
+    Pictures,
+    boxes_around,
+    intrinsics,
+    official_body,
+    read_npz,
+    read_yaml,
+    rigid,
+    rotate_root,
+    with_confidence,
+)
+from sets.samples import stream_json_list
+
+
+class FreiHAND(Pictures):
+    """FreiHAND (Zimmermann et al. 2019), version 2, in its official layout.
+
+    root: the folder of training/, evaluation/ and their .json files. Training has four backgrounds
+    (green screen, homogenised, sample, auto): picture = background * N + id, with one annotation
+    for each id. N comes from the files (32,560), so that a smaller folder works too.
+
+    Training needs training_verts.json: without it there is no 3D supervision at all. Pass
+    without_mesh=True for 2D keypoints and joints alone. The annotation of the evaluation split came
+    later; without it keypoints are unknown, the crop is the whole picture and all flags are 0.
+
+    Without augmentation the crop is the box of the true keypoints x 1.25, as in the papers. The
+    JSON lists, over a gigabyte of text, are packed into 10.9 kB an id. Poses need `models`, for
+    MANO's mean hand; their orientation is taken as the camera's, as in the data set's own tools.
+
+    K is used as it is stored. If its pixel centres are at integers this is wrong by half a pixel,
+    less than the error of the annotation. Joints are the stored xyz, not regressed ones.
+    """
+
+    SPLITS = {"training": "training", "evaluation": "evaluation"}
+    SOURCES = ("{split}_K.json", "{split}/rgb/")
+    JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
+    OPTIONS = {"without_mesh": False}
+    COUNTS = {"training": 130_240, "evaluation": 3_960}
+    HOME = "freihand.informatik.uni-freiburg.de"
+    BACKGROUNDS = 4
+    SHAPES = {"K": (3, 3), "xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
+
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        count, most = len(self.records()), self.BACKGROUNDS if self.split == "training" else 1
+        first = [self.root / f"{self.split}/rgb/{version * count:08d}.jpg"
+                 for version in range(most)]
+        self.versions = sum(1 for _ in itertools.takewhile(Path.is_file, first))
+        if not self.versions:
+            raise self.missing(first[0])
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        paths = {name: self.root / f"{self.split}_{name}.json" for name in self.SHAPES}
+        if self.split == "training" and not paths["xyz"].is_file():
+            raise self.missing(paths["xyz"])
+        if self.split == "training" and not (
+                paths["verts"].is_file() or self.options["without_mesh"]):
+            raise FileNotFoundError(
+                f"no {paths['verts']}: without it no sample has a mesh and training learns 2D "
+                f"keypoints alone; expected FreiHAND in its official layout, see {self.HOME}, or "
+                "without_mesh=True (data.py: --option without_mesh=True) if you want that")
+        self.lists = [name for name, path in paths.items() if path.is_file()]
+        self.dtype = np.dtype([*self.dtype.descr, ("vertices", np.float32, self.SHAPES["verts"])])
+        return super().find_sources() | {name: [paths[name]] for name in self.lists}
+
+    def rows(self) -> Iterator[dict]:
+        for number, items in enumerate(itertools.zip_longest(*map(self._items, self.lists))):
+            if any(item is None for item in items):
+                raise ValueError(f"the lists {', '.join(self.lists)} have different lengths: the "
+                                 "files do not belong together")
+            yield self._hand(dict(zip(self.lists, items, strict=True)), number)
+
+    def _items(self, name: str) -> Iterator[np.ndarray]:
+        """Yield the items of a list as arrays."""
+        self.reading = path = self.sources[name][0]
+        for number, item in enumerate(stream_json_list(path)):
+            try:
+                array = np.asarray(item, np.float32)
+            except (TypeError, ValueError):  # texts, nulls, dictionaries, ragged lists
+                array = np.empty(0)
+            if array.shape != self.SHAPES[name] or not np.isfinite(array).all():
+                raise ValueError(f"item {number}: expected {self.SHAPES[name]} numbers, got "
+                                 f"{str(item)[:60]}")
+            yield array
+            self.reading = path  # the other lists were read meanwhile
+
+    def _hand(self, row: dict[str, np.ndarray], number: int) -> dict:
+        """Return the columns of an id from the items of the lists."""
+        columns = {"image": f"{self.split}/rgb/{number:08d}.jpg", "side": 1, "K": row["K"]}
+        if "xyz" in row:
+            columns["keypoints_3d"] = with_confidence(row["xyz"])
+            columns["keypoints_2d"] = with_confidence(to_pixels(row["xyz"], row["K"]))
+        if "verts" in row:
+            columns["vertices"] = row["verts"]
+        if "mano" in row:
+            mano = row["mano"][0]
+            pose = self.absolute(mano[None, :48])
+            columns |= {"betas": mano[48:58], "has_betas": 1}
+            columns |= {} if pose is None else {"pose": pose[0], "has_pose": 1, "has_hands": 1}
+        return columns
+
+    def __len__(self) -> int:
+        """Return the number of pictures of all backgrounds that are there."""
+        return self.versions * len(self.records())
+
+    def record(self, index: int) -> np.ndarray:
+        record = self.records()[index % len(self.records())].copy()
+        record["image"] = f"{self.split}/rgb/{index:08d}.jpg".encode()
+        return record
+
+    def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
+        return record["vertices"], float({"xyz", "verts"} <= set(self.lists))
+
+    def whole_hands(self) -> np.ndarray:
+        whole = {"xyz", "verts", "mano"} <= set(self.lists)
+        return np.arange(len(self) if whole else 0)
+
+
+class DexYCB(Pictures):
+    """DexYCB (Chao et al. 2021): 20200709-subject-01/ to 20201022-subject-10/ and calibration/.
+
+    The splits are those of setup s0: every fifth sequence of a subject is not for training; of
+    these the first two subjects' are "val" and the others' "test". Options:
+        sequences     how many sequences a subject must have, since the splits count them.
+        given_joints  False: with `models`, joints and keypoints are regressed from the true mesh,
+                      with the right hand's regressor and manopth's tips (TIPS). Regress a
+                      prediction alike and a perfect mesh has no error. This is the convention of
+                      the protocol dexycb_s0 here.
+                      True: joint_3d of the files, LBS joints with manopth's tips. The official
+                      toolkit scores these. Joints regressed from a perfect mesh are about 3 mm off.
+
+    Frames without a hand, all -1 in the files, are left out: 406,888 of s0's train and 78,768 of
+    its test split stay. person is the official number of the sample, which counts them.
+    pose_m holds 45 coefficients of the principal components of MANO's hand of the same side,
+    relative to its mean hand, in the camera's frame. The authors used MANO_LEFT without the
+    correction of its shapes, and so does this reader.
+    """
+
+    SOURCES = ("20*-subject-*/*/meta.yml", "20*-subject-*/*/[0-9]*/",
+               "calibration/intrinsics/*_640x480.yml", "calibration/mano_*/mano.yml")
+    JOINTS, MODEL, HAND_SPACE, TIPS = "hand21", "mano", "pca", "manopth_right"
+    OPTIONS = {"sequences": 100, "given_joints": False}
+    COUNTS = {"train": 406_888, "test": 78_768}
+    HOME = "dex-ycb.github.io"
+    CAMERAS = ("836212060125", "839512060362", "840412060917", "841412060263", "932122060857",
+               "932122060861", "932122061900", "932122062010")
+
+    def annotated(self, index: int) -> Annotated:
+        source = super().annotated(index)
+        if source.mesh_valid and not self.options["given_joints"]:
+            right = official_body(self.models, None, False, family="mano", gender="neutral",
+                                  side="right", tips=self.TIPS)
+            source.joints = right.keypoint_regressor.numpy() @ source.vertices
+            source.keypoints_2d = to_pixels(source.joints, source.K)
+            height, width = source.image.shape[:2]
+            source.keypoints_valid = inside(source.keypoints_2d, width, height)
+        return source
+
+    def rows(self) -> Iterator[dict]:
+        number, wanted = 0, self.options["sequences"]
+        for subject, folder in enumerate(sorted(self.root.glob("20*-subject-*"))):
+            sequences = sorted(path for path in folder.iterdir() if path.is_dir())
+            self.reading = folder
+            if len(sequences) != wanted:
+                raise ValueError(f"{len(sequences)} sequences where the splits count {wanted}")
+            subject = int(folder.name[-2:]) - 1
+            for order, sequence in enumerate(sequences):
+                split = "train" if order % 5 != 4 else "val" if subject < 2 else "test"
+                if split != self.split:
+                    continue
+                meta = read_yaml(self.file(sequence / "meta.yml"))
+                for serial in self.CAMERAS:
+                    if serial in map(str, meta["serials"]):
+                        yield from self._camera(sequence, serial, meta, number)
+                        number += meta["num_frames"]
+
+    def _camera(self, sequence: Path, serial: str, meta: dict, number: int) -> Iterator[dict]:
+        """Yield the frames of one camera in one sequence that show the hand."""
+        color = read_yaml(self.file(f"calibration/intrinsics/{serial}_640x480.yml"))["color"]
+        betas = read_yaml(self.file(f"calibration/mano_{meta['mano_calib'][0]}/mano.yml"))["betas"]
+        side, labels, frames = meta["mano_sides"][0], [], []
+        for frame in range(meta["num_frames"]):
+            path = self.file(sequence / serial / f"labels_{frame:06d}.npz")
+            label = [array[0] for array in read_npz(path, "pose_m", "joint_3d", "joint_2d")]
+            if not (label[1] == -1).all():
+                labels.append(label)
+                frames.append(frame)
+        if not frames:
+            return
+        pose, joints, keypoints = map(np.stack, zip(*labels, strict=True))
+        absolute = self.absolute(pose[:, :48], side=side)
+        folder = (sequence / serial).relative_to(self.root).as_posix()
+        yield boxes_around(with_confidence(keypoints)) | {
+            "image": [f"{folder}/color_{frame:06d}.jpg" for frame in frames],
+            "image_size": (640, 480), "sequence": sequence.name,
+            "K": intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"])),
+            "keypoints_2d": with_confidence(keypoints), "keypoints_3d": with_confidence(joints),
+            "betas": betas, "has_betas": 1, "transl": pose[:, 48:], "has_transl": 1,
+            "side": int(side == "right"), "person": number + np.array(frames), "frame": frames,
+        } | ({} if absolute is None else {"pose": absolute, "has_pose": 1, "has_hands": 1})
+
+
+class InterHand(Pictures):
+    """InterHand2.6M (Moon et al. 2020): images/ and annotations/, the 5 or the 30 fps release.
+
+    Each hand is a sample; each of an interacting pair has the box of its own projected joints.
+    Which joints are valid is stored for each picture (data.json). As in the authors' loader, a hand
+    without a valid wrist has no valid joint; it is left out.
+
+    joint_3d is in millimetres of the world, tip to base. MANO's fits (NeuralAnnot; many frames have
+    none) are in metres of the world, relative to the mean hand, and made with the corrected
+    MANO_LEFT. camera.json holds positions of cameras, not translations.
+    """
+
+    SOURCES = tuple(f"annotations/{{split}}/InterHand2.6M_{{split}}_{name}.json"
+                    for name in ("data", "camera", "joint_3d", "MANO_NeuralAnnot"))
+    JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
+    MODEL_OPTIONS = {"fix_left_shapedirs": True}
+    HOME = "mks0601.github.io/InterHand2.6M"
+    FIELDS = ("file_name", "width", "height", "capture", "seq_name", "camera", "frame_idx")
+
+    def rows(self) -> Iterator[dict]:
+        data, *others = (paths[0] for paths in self.sources.values())
+        cameras, joints, manos = map(self.json, others)
+        pictures = {item["id"]: tuple(item[field] for field in self.FIELDS)  # over a million
+                    for item in stream_json_list(self.file(data), key="images")}
+        for item in stream_json_list(self.file(data), key="annotations"):
+            picture = dict(zip(self.FIELDS, pictures[item["image_id"]], strict=True))
+            capture, frame = str(picture["capture"]), str(picture["frame_idx"])
+            camera = {name: np.array(cameras[capture][name][str(picture["camera"])])
+                      for name in ("campos", "camrot", "focal", "princpt")}
+            fits = manos.get(capture, {}).get(frame, {})
+            points, valid = joints[capture][frame]["world_coord"], item["joint_valid"]
+            for side, first in (("right", 0), ("left", 21)):
+                if item["hand_type"] in (side, "interacting"):
+                    part = slice(first, first + 21)
+                    yield from self._hand(side, picture, camera, np.array(points)[part],
+                                          np.array(valid, np.float64).reshape(42)[part],
+                                          fits.get(side), item["id"])
+
+    def _hand(self, side: str, picture: dict, camera: dict, world: np.ndarray, valid: np.ndarray,
+              fit: dict | None, person: int) -> Iterator[dict]:
+        """Yield a hand from its joints (21, 3) in the world and their validity (21,)."""
+        order = bodymodels.joint_indices("interhand21", "hand21")
+        valid = valid[order]
+        if not valid[0]:
+            return
+        R, t = camera["camrot"], -camera["camrot"] @ camera["campos"] / 1000
+        K = intrinsics(camera["focal"], camera["princpt"])
+        points = world[order] / 1000 @ R.T + t
+        keypoints = with_confidence(to_pixels(np.where(valid[:, None] > 0, points, 1.0), K), valid)
+        row = boxes_around(keypoints) | {
+            "image": f"images/{self.split}/{picture['file_name']}", "K": K,
+            "image_size": (picture["width"], picture["height"]), "keypoints_2d": keypoints,
+            "keypoints_3d": with_confidence(points, valid), "side": int(side == "right"),
+            "world_to_camera": rigid(R, t), "person": person, "frame": picture["frame_idx"],
+            "sequence": f"{picture['capture']}/{picture['seq_name']}"}
+        if fit:
+            row |= {"betas": fit["shape"], "transl": fit["trans"], "has_betas": 1, "has_transl": 1}
+            pose = self.absolute(np.array(fit["pose"]).reshape(1, 16, 3), side=side)
+            if pose is not None:
+                pose[:, 0] = rotate_root(R, pose[:, 0])
+                row |= {"pose": pose[0], "has_pose": 1, "has_hands": 1}
+        yield row

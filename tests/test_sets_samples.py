@@ -1,0 +1,239 @@
+"""Packed files: built once, rebuilt if damaged, safe if killed; streamed JSON."""
+
+import json
+import pickle
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hand_samples import ROOT, digest, hands
+from hypothesis import given
+from hypothesis import strategies as st
+from official_folders import write
+
+from sets.samples import build_packed, stream_json_list
+
+
+def test_cached_samples_are_the_rendered_ones(tmp_path):
+    """Cached samples are the same bits, also augmented and pickled; the global RNG is not used."""
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    for recipe in ("none", "rendered_moving"):
+        plain = hands(augmentation=recipe)
+        cached = hands(augmentation=recipe, cache=tmp_path)
+        copy = pickle.loads(pickle.dumps(cached))
+        for key in (0, 7, 39, 40, 83):
+            assert digest(plain[key]) == digest(cached[key]) == digest(copy[key])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(list(tmp_path.glob("*.npy"))) == 1  # the recipe is not part of the file
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_cache_is_built_by_all_cores_alike(tmp_path):
+    """A split large enough for worker processes is packed in order."""
+    cached, plain = hands(size=16, length=260, cache=tmp_path), hands(size=16, length=260)
+    for index in (0, 31, 32, 100, 255, 259):
+        assert digest(cached[index]) == digest(plain[index])
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "other length", "other type"])
+def test_damaged_cache_is_rebuilt(tmp_path, damage):
+    """A file that is short, empty, or holds something else is replaced by a good one."""
+    path = hands(length=3, cache=tmp_path).path
+    whole = path.read_bytes()
+    if damage.startswith("other"):
+        np.save(path, np.load(path)[:2] if damage == "other length" else np.zeros(3))
+    else:
+        path.write_bytes({"truncate": whole[:-100], "empty": b"", "garbage": b"no array"}[damage])
+    hands(length=3, cache=tmp_path)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("length,resume", [(None, False), (5, False), (5, True)])
+@pytest.mark.parametrize("error,raised,message", [
+    (RuntimeError("stop"), RuntimeError, "stop"),
+    (OSError(28, "No space left on device"), ValueError,
+     "cannot write the cache.*No space left.*give cache=FOLDER")])
+def test_failed_build_leaves_nothing(tmp_path, length, resume, error, raised, message):
+    """Neither a half file nor its temporary stays; a full disk is one message that says what to do.
+    """
+    def chunks(*_):
+        yield np.zeros(1, np.int64) if length is None else 1
+        raise error
+
+    def fill(records):
+        raise error
+
+    path = tmp_path / "x.npy"
+    with pytest.raises(raised, match=message):
+        build_packed(path, np.dtype(np.int64), length, chunks if resume or not length else fill,
+                     resume=resume)
+    kept = resume and raised is RuntimeError  # a stopped rendering continues
+    assert kept or {path.name for path in tmp_path.iterdir()} == {"x.lock"}
+
+
+def test_cache_survives_a_killed_builder(tmp_path):
+    """A builder killed half way blocks nobody and leaves no file under the final name."""
+    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.samples import build_packed\n"
+               "def fill(records):\n    records[0] = 7\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+               "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 3, fill)")
+    path = tmp_path / "x.npy"
+    run = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT)
+    assert run.returncode == -9 and not path.exists()
+    records = build_packed(path, np.dtype(np.int64), 3, lambda out: out.fill(5))
+    assert records.tolist() == [5, 5, 5]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_killed_rendering_continues(tmp_path):
+    """What a killed builder left counts, as far as it is on the disk: the same bits in the end."""
+    path = hands(length=5, cache=tmp_path).path
+    whole = path.read_bytes()
+    left = np.load(path)
+    left[2:] = np.zeros((), left.dtype)  # the third was being written
+    mark = left["image"][0, 0, 0, 0] ^ 1
+    for known, count, kept in ((True, "2", True), (True, "two", False), (True, "9", False),
+                               (False, "2", False)):
+        path.unlink()
+        left["image"][0, 0, 0, 0] = mark  # shows who made the first picture
+        if known:
+            np.save(tmp_path / "left.npy", left)
+            (tmp_path / "left.npy").rename(path.with_suffix(".tmp"))
+        path.with_suffix(".done").write_text(count)
+        hands(length=5, cache=tmp_path)
+        made = np.load(path)
+        assert (made["image"][0, 0, 0, 0] == mark) == kept
+        made["image"][0, 0, 0, 0] = mark ^ 1
+        np.save(tmp_path / "left.npy", made)
+        assert (tmp_path / "left.npy").read_bytes()[-len(made) * made.itemsize:] == whole[
+            -len(made) * made.itemsize:]
+        (tmp_path / "left.npy").unlink()
+        assert {file.suffix for file in tmp_path.iterdir()} == {".npy", ".lock"}
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt"])
+def test_a_builder_starts_where_the_killed_one_stopped(tmp_path, end):
+    """Killed or interrupted after 4 of 6 records, of which 3 had been counted."""
+    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.samples import build_packed\n"
+               "def fill(records, start):\n    assert start == 0\n    records[:3] = 7\n"
+               f"    yield 3\n    records[3] = 7\n    {end}\n"
+               "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 6, fill, resume=True)")
+    path, seen = tmp_path / "x.npy", []
+    run = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True)
+    assert run.returncode and not path.exists()
+
+    def fill(records, start):
+        seen.append((start, records[:start].tolist()))
+        records[start:] = 8
+        yield len(records)
+
+    records = build_packed(path, np.dtype(np.int64), 6, fill, resume=True)
+    assert seen == [(3, [7, 7, 7])] and records.tolist() == [7, 7, 7, 8, 8, 8]
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "x.lock"}
+
+
+@pytest.mark.slow
+def test_ranks_may_build_at_once(tmp_path):
+    """Processes that want the same file at the same moment build it once and agree."""
+    program = ("import hashlib, numpy, pathlib, sys, time\nfrom sets.samples import build_packed\n"
+               "def fill(records):\n"
+               "    open(sys.argv[1] + '/built', 'a').write('x'); time.sleep(0.3)\n"
+               "    records[:] = range(1000)\n"
+               "r = build_packed(pathlib.Path(sys.argv[1]) / 'x.npy', numpy.dtype('i8'), "
+               "1000, fill)\nprint(int(r.sum()))")
+    runs = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT,
+                             stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [run.communicate()[0].strip() for run in runs] == ["499500"] * 3
+    assert (tmp_path / "built").read_text() == "x"
+
+
+WORKER = """
+import os, pathlib, sys, time, numpy
+from torch.utils.data import DataLoader
+from sets.samples import build_packed
+from sets.samples import follow_parent
+def large(batch):
+    return numpy.zeros(10**6)  # does not fit into the pipe: the worker blocks while it writes
+def fill(records):
+    for batch in DataLoader(range(9**9), num_workers=1, collate_fn=large,
+                            worker_init_fn=follow_parent):
+        pathlib.Path(sys.argv[1]).with_suffix(".ready").touch()
+build_packed(pathlib.Path(sys.argv[1]), numpy.dtype("i8"), 3, fill)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_builder_leaves_neither_lock_nor_worker(tmp_path):
+    """The next builder waits for a living one, says so, and goes on as soon as that is killed."""
+    path = tmp_path / "x.npy"
+    with subprocess.Popen([sys.executable, "-c", WORKER, str(path)], cwd=ROOT,
+                          stderr=subprocess.PIPE, text=True) as first:
+        while not path.with_suffix(".ready").exists():
+            time.sleep(0.05)
+        second = subprocess.Popen(
+            [sys.executable, "-c", "import numpy, pathlib, sys\n"
+             "from sets.samples import build_packed\n"
+             "build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), 3, lambda x: x.fill(5))",
+             str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert second.stderr.readline() == (
+            "waiting for another process that renders or packs x.npy\n")
+        assert second.poll() is None
+        first.kill()
+        assert second.communicate(timeout=60)[1] == "" and second.returncode == 0
+        assert np.load(path).tolist() == [5, 5, 5]
+        first.communicate(timeout=60)  # returns when the worker, too, has closed its stderr
+
+
+def test_unwritable_cache_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write the cache.*give cache=FOLDER"):
+        hands(length=2, cache=tmp_path / "file" / "inside")
+    with pytest.raises(ValueError, match="no room for .* GB.*give cache=FOLDER"):
+        hands(length=10**15, cache=tmp_path)
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-10**6, 10**6)
+
+
+@given(st.lists(st.recursive(numbers, lambda inner: st.lists(inner, max_size=4), max_leaves=12)),
+       st.integers(40, 90), st.sampled_from([None, 1]))
+def test_streamed_json_is_the_parsed_json(tmp_path_factory, items, chunk, indent):
+    """The items are those of json.loads for any list, layout and chunk size."""
+    path = tmp_path_factory.getbasetemp() / "list.json"
+    path.write_text(json.dumps(items, indent=indent))
+    try:
+        assert list(stream_json_list(path, chunk)) == items
+    except ValueError:  # only an item longer than sixteen chunks may be refused
+        assert max(len(json.dumps(item, indent=indent)) for item in items) > 10 * chunk
+
+
+def test_lists_of_a_dictionary_are_streamed(tmp_path):
+    """A list is found by its key, whatever precedes it and wherever chunks end."""
+    content = {"info": {"images": 3, "text": "x" * 300}, "images": [{"id": 1}, {"id": 2}],
+               "annotations": [{"id": 7, "of": [1, 2]}] * 3}
+    write(tmp_path / "x.json", content)
+    for chunk in range(30, 120, 7):
+        for key in ("images", "annotations"):
+            assert list(stream_json_list(tmp_path / "x.json", chunk, key)) == content[key]
+    with pytest.raises(ValueError, match="it has no list 'people'"):
+        list(stream_json_list(tmp_path / "x.json", key="people"))
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply|cut off"):
+        list(stream_json_list(tmp_path / "x.json"))
+
+
+def test_damaged_headers_are_rebuilt(tmp_path):
+    """Whatever bytes change in a packed file's header, it is built again: never an error."""
+    path, rng = tmp_path / "x.npy", np.random.default_rng(0)
+    np.save(path, np.arange(5))
+    whole = path.read_bytes()
+    for _ in range(200):
+        content = bytearray(whole)
+        for place in rng.integers(128, size=3):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        made = build_packed(path, np.dtype(np.int64), 5, lambda out: np.copyto(out, np.arange(5)))
+        assert made.shape == (5,) and made.dtype == np.int64
