@@ -52,11 +52,7 @@ EXERCISE = re.compile(r"\*\*(\d)\.\*\*")
 CODE = r"`([^`]+)`"
 CHANGE = re.compile(rf"{CODE} to ({CODE}(?:,? or {CODE})*)")
 SOLUTION = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.DOTALL)
-# Notebooks whose invitations are not data yet
-TO_REWRITE = {"01_simplehand"}
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-every_new_notebook = pytest.mark.parametrize(
-    "path", [path for path in PATHS if path.stem not in TO_REWRITE], ids=lambda path: path.stem)
 
 
 def read(path):
@@ -241,7 +237,7 @@ def test_vague_invitations_are_refused(source):
         invitations(source)
 
 
-@every_new_notebook
+@every_notebook
 def test_every_invitation_and_every_claim_has_its_place(path):
     """Each `OLD` stands once in the visible code above, and each sentence once in the text."""
     notebook = read(path)
@@ -251,7 +247,7 @@ def test_every_invitation_and_every_claim_has_its_place(path):
         assert text.count(on_one_line(entry["words"])) == 1, entry["words"]
 
 
-@every_new_notebook
+@every_notebook
 def test_only_exercises_assert(path):
     """No hidden test of the author's text. `assert_close` of two ways to compute is no such one."""
     for cell in code_cells(read(path)):
@@ -259,7 +255,7 @@ def test_only_exercises_assert(path):
         assert not asserts or "exercise " in text_of(cell), cell.source
 
 
-@every_new_notebook
+@every_notebook
 def test_notebooks_and_what_they_print_are_short(path):
     """At most 120 cells; no cell prints a module's repr."""
     notebook = read(path)
@@ -269,7 +265,6 @@ def test_notebooks_and_what_they_print_are_short(path):
                                           for output in cell.outputs)
         assert len(printed.splitlines()) <= 30, cell.source
         assert not re.search(r"^ +\(\w+\): \w+\(", printed, re.MULTILINE), cell.source
-
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -387,7 +382,7 @@ def test_notebook_runs_and_keeps_what_it_promises(path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = read(path)
     committed = {cell.id: kinds(cell) for cell in code_cells(notebook)}
-    run(notebook, [] if path.stem in TO_REWRITE else list(tried(path, notebook)))
+    run(notebook, list(tried(path, notebook)))
     for cell in code_cells(notebook):
         if cell.id in committed:
             assert kinds(cell) == committed[cell.id], cell.source
