@@ -108,8 +108,8 @@ def own_arguments(network: str, add: Callable) -> None:
         add("--checkpoint", type=Path, default=ASSETS / "simplehand_views_cpu.pt", metavar="FILE",
             help="train.py's or the authors' (default: assets/simplehand_views_cpu.pt)")
         add("--hand", metavar="FILE", help="MANO_RIGHT.pkl, for checkpoints trained on MANO")
-        add("--export", type=Path, metavar="FILE", help="write the checkpoint's network for "
-            "torch.export.load instead, or as FILE.onnx")
+        add("--export", type=Path, metavar="FILE",
+            help="write the checkpoint's network for torch.export.load instead")
     elif network == "genhmr":
         add("--checkpoint", type=Path, default=ASSETS / "genhmr_cpu.pt", metavar="FILE",
             help="train.py's, --stage transformer (default: assets/genhmr_cpu.pt)")

@@ -39,8 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         print("not run: no GPU can be used on this machine")
         return
     benchmarks.simplehand.run(arguments)
-    for measure in (benchmarks.genhmr.time_per_image, benchmarks.genhmr.benchmark_parts):
-        measure(benchmarks.genhmr.PRESETS["paper"], arguments.seconds, "cuda")
+    benchmarks.genhmr.time_per_image(benchmarks.genhmr.PRESETS["paper"], arguments.seconds, "cuda")
     for name, kind in train.TASKS.items():
         for preset in set(kind.PRESETS if kind.TRAINS else ()).difference(ON_A_CPU):
             torch.cuda.reset_peak_memory_stats()
