@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 import data
-import demo
 import genhmr
 import hmr_adapter
 import weights.genhmr
@@ -96,7 +95,7 @@ def whole_bodies(split: str, count: int) -> Scores:
                                          ASSETS / "hmr_adapter_body_cpu.pt")
     mesh, config = load_model("wholebody"), path.config.expert
     batch, true, noisy = read(data.RenderedPeople(
-        split, length=count, seed=SEED, hand_size=16, views=demo.largest_heading(path)))
+        split, length=count, seed=SEED, hand_size=16, views=path.settings.get("views", 180.0)))
     limbs = [JOINT_SETS["smplx76"].index(name) for name in LIMBS]
     found = path(batch["image"])
     posed = mesh(found["betas"], found["body_pose"], found["expression"])
