@@ -27,7 +27,14 @@ from hmr_adapter import (
     HMRAdapter,
 )
 from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
-from weights.files import from_checkpoint, load_weights, names_its_file, read_checkpoint, require
+from weights.files import (
+    from_checkpoint,
+    load_weights,
+    names_its_file,
+    part_of,
+    read_checkpoint,
+    require,
+)
 
 CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
                   "expert.encoder.": BodyConfig, "encoder.": BodyExpertConfig}
@@ -61,40 +68,33 @@ def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mappi
     alone or inside a checkpoint of GenHMR. Raises like load_checkpoint.
     """
     state, _ = read_checkpoint(source)
-    hands = isinstance(expert, HandExpert)
-    encoder = (expert.backbone if hands else expert.encoder).patch_embed
-    own = encoder.state_dict()
-    if hands:
-        found = {f"hand.{name}": value for name, value in state.items()}
-        found["regressor"] = bodymodels.load_model("hand_right").keypoint_regressor
+    if isinstance(expert, HandExpert):
+        encoder, expected = expert.backbone.patch_embed, "one like assets/simplehand_views_cpu.pt"
+        state = {f"hand.{name}": value for name, value in state.items()}
+        state["regressor"] = bodymodels.load_model("hand_right").keypoint_regressor
     else:
-        prefix = "backbone." if "backbone.sizes" in state else ""
-        found = {name.removeprefix(prefix): value for name, value in state.items()
-                 if name.startswith(prefix)}
-    fits = found.keys() == own.keys() and all(
-        found[name].shape == own[name].shape for name in own)
-    fits = fits and torch.equal(*(part.get("sizes", torch.zeros(())) for part in (own, found)))
-    require(fits, "this checkpoint has no encoder for this expert: expected " + (
-        "one like assets/simplehand_views_cpu.pt" if hands else
-        "one of train.py --model genhmr, --stage encoder or transformer, of the usual size"))
-    encoder.load_state_dict(found)
+        encoder, expected = expert.encoder.patch_embed, (
+            "one of train.py --model genhmr, --stage encoder or transformer, of the usual size")
+        state = part_of(state, "backbone.") or state
+    try:
+        load_weights(encoder, state)
+    except ValueError as error:
+        raise ValueError("this checkpoint has no encoder for this expert: expected "
+                         f"{expected}") from error
 
 
 def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn.Module:
     """Load the expert of a checkpoint of train.py, also out of an adapter or rival."""
     if isinstance(config, Mapping) and "expert" in config:
-        config = config["expert"]
-        state = {name.removeprefix("expert."): value for name, value in state.items()
-                 if name.startswith("expert.")}
+        state, config = part_of(state, "expert."), config["expert"]
     return expert_of(load_checkpoint({"model": state, "config": config}), kind)
 
 
 @names_its_file
-def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:
+def load_hand_expert(source: str | PathLike | Mapping) -> HandExpert:
     """Load the hand expert of train.py's checkpoint, also from inside an adapter, or of HaMeR's.
 
-    source: a file or its content. strict=False prints what does not fit and loads the rest. Raises
-    like load_checkpoint.
+    source: a file or its content. Raises like load_checkpoint.
     """
     state, config = read_checkpoint(source)
     if config is not None:
@@ -102,17 +102,17 @@ def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -
     require(any(name.startswith("mano_head.") for name in state),
             "no hand expert in this checkpoint: expected train.py's or HaMeR's")
     expert = HandExpert(HandExpertConfig())
-    load_weights(expert, state, ignored=r"(discriminator|mano)\.|initialized$", strict=strict)
+    load_weights(expert, state, ignored=r"(discriminator|mano)\.|initialized$")
     return expert.eval()
 
 
 @names_its_file
-def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | None = None,
-                     strict: bool = True) -> BodyExpert:
+def load_body_expert(source: str | PathLike | Mapping, *,
+                     hand_mean: Tensor | None = None) -> BodyExpert:
     """Load the whole-body expert of train.py's checkpoint, also from an adapter, or of SMPLer-X-H.
 
     hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands (hands_meanr, hands_meanl), to which
-    the released weights' fingers are relative. source, strict and errors: as load_hand_expert's.
+    the released weights' fingers are relative. source and errors: as load_hand_expert's.
     """
     state, config = read_checkpoint(source)
     if config is not None:
@@ -124,7 +124,7 @@ def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | No
     expert = BodyExpert(BodyExpertConfig())
     unreleased = {name: value for name, value in expert.state_dict().items()
                   if re.search(r"(hand_mean|num_batches_tracked)$", name)}
-    load_weights(expert, unreleased | state, ignored=r"smplx_layer\.", strict=strict)
+    load_weights(expert, unreleased | state, ignored=r"smplx_layer\.")
     if hand_mean is None:
         print("the fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to "
               "make them absolute (the dual path does not use this expert's fingers)")
