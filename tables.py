@@ -8,8 +8,6 @@
     torchrun --nproc-per-node 2 tables.py genhmr table13 --data genhmr-sd --data-root FOLDER \\
         --models SMPL --protocol 3dpw_lsp14 --test-root 3DPW --backbone vit_h.ckpt \\
         --tokenizers "--data amass --data-root AMASS --body SMPL_NEUTRAL.pkl"
-    torchrun --nproc-per-node 4 tables.py hmr_adapter table3 --data arctic --data-root FOLDER \\
-        --models MODELS --checkpoint hamer.ckpt --guide smpler_x_h32.pth.tar
 
 SimpleHand has table1 to table8, GenHMR table1 to table16, HMR-Adapter table1 to table6; rows and
 the papers' figures are in assets/tables.md. Without --preset and --data rows are trained small, on
@@ -18,11 +16,9 @@ changes, so tables share rows, and the same command continues where it ended. Al
 come before the next seed; OUT/TABLE.md is written anew after each row.
 
 Tables of several data sets have one model for all: --on "--protocol emdb1_24 --test-root EMDB"
-(MOYO: moyo_val, EHF: ehf) scores the same runs there, into OUT/TABLE PROTOCOL.md.
-
-What no command gives: rows of other papers' models (METRO, HMR2.0, TokenHMR, OSX and so on), also
-those of 25 hypotheses in GenHMR's Table 1; pictures of LSP and EgoBody, which have no reader.
-`python -m benchmarks` measures frames per second, Fig. 1 of SimpleHand and AITI.
+(MOYO: moyo_val, EHF: ehf) scores the same runs there, into OUT/TABLE PROTOCOL.md. No command gives
+rows of other papers' models (METRO, HMR2.0, OSX and so on). `python -m benchmarks` measures frames
+per second, Fig. 1 of SimpleHand and AITI.
 """
 
 from __future__ import annotations
@@ -139,7 +135,7 @@ BACKBONES = {name: differences(HANDS["paper"], HANDS[f"paper_{name}"])
 
 
 def protocol_of(flags: Sequence[str]) -> str:
-    """Return the protocol that flags of train.py name; empty if they name none."""
+    """Return the protocol that flags of train.py name; "" if they name none."""
     return flags[flags.index("--protocol") + 1] if "--protocol" in flags[:-1] else ""
 
 
@@ -352,18 +348,16 @@ class Runs:
 
 def spread(values: np.ndarray) -> str:
     """Format the mean and, of several values, the sample's standard deviation."""
-    if len(values) == 0 or np.isnan(values).any():
-        return "-"
-    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+    deviation = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{deviation}" if len(values) and np.isfinite(values).all() else "-"
 
 
 def ordering_lines(table: Table, scores: Scores, judge: str, data: str = "") -> list[str]:
     """A Markdown table of all pairs of rows that the paper orders, with our differences.
 
-    The paper's are those on our data set (EMDB, say) or, if its table has none, on its first.
-
-    Differences, worse - better, are paired by sample; their standard error is that of the mean over
-    samples, of each sample's mean over seeds. It needs scores by sample.
+    The paper's are those on our data set (EMDB, say) or, if its table has none, on its first. Ours,
+    worse - better, are paired by sample; their standard error is that of the mean over samples, of
+    each sample's mean over seeds. It needs scores by sample.
     """
     name = f" {judge.removeprefix('occluded ')}"
     theirs = next(place for own in (data + name, name) for place, column in enumerate(table.paper)
@@ -381,14 +375,13 @@ def ordering_lines(table: Table, scores: Scores, judge: str, data: str = "") -> 
         each = each[:, ~np.isnan(each).any(0)]
         if not each.size:
             continue
-        samples, ours = each.mean(0), each.mean(1)
+        samples, ours, mean = each.mean(0), each.mean(1), each.mean()
         error = samples.std(ddof=1) / len(samples) ** 0.5 if len(samples) > 1 else math.nan
-        verdict = f"{'yes' if ours.mean() > 0 else '**no**'}, in {(ours > 0).sum()} of {len(ours)}"
-        chance = ", within two standard errors" * bool(abs(ours.mean()) < 2 * error)
+        verdict = f"{'yes' if mean > 0 else '**no**'}, in {(ours > 0).sum()} of {len(ours)}"
+        chance = ", within two standard errors" * bool(abs(mean) < 2 * error)
         lines.append(f"| {better} < {worse} | {high - low:.1f} | {spread(ours)} | "
                      f"{spread(np.array([error]))} | {verdict}{chance} |")
-        sure = abs(ours.mean()) >= 2 * error
-        counts += [ours.mean() > 0, sure and ours.mean() > 0, sure and ours.mean() < 0]
+        counts += [mean > 0, mean > 0 and mean >= 2 * error, mean < 0 and -mean >= 2 * error]
     hold, sure, fail = counts
     return [f"{hold} of {len(lines)} orderings hold, {sure} by two standard errors or more; {fail} "
             "fail by as much.", "",
