@@ -156,8 +156,11 @@ def export(model: nn.Module, path: Path) -> float:
 
     torch.export.load(path).module() is for the CPU and, after .to("cuda"), for a GPU. It takes
     uint8 RGB (B, 3, S, S), any B, and returns vertices (B, 778, 3) and keypoints_2d (B, 21, 2) as
-    SimpleHand.forward does. The result is the largest absolute difference for a batch of 3.
+    SimpleHand.forward does. The result is the largest absolute difference for a batch of 3. Raises
+    FileNotFoundError for a missing folder.
     """
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
     images = torch.randint(0, 256, (3, 3, *[model.config.image_size] * 2), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(0))
     expected, file = model(images), io.BytesIO()

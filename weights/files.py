@@ -143,12 +143,12 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str
     unused = {name: re.match(ignored, name)[0].rstrip(".") for name in state
               if name not in own and re.match(ignored, name)}
     problems = {
-        "missing": own.keys() - state.keys(),
-        "unexpected": state.keys() - own.keys() - unused.keys(),
-        "of another shape": {name for name in own.keys() & state.keys()
-                             if own[name].shape != state[name].shape}}
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own and name not in unused],
+        "of another shape": [name for name in own
+                             if name in state and own[name].shape != state[name].shape]}
     report = "; ".join(
-        f"{len(names)} {problem}: {', '.join(sorted(names)[:5])}{', ...' * (len(names) > 5)}"
+        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
         for problem, names in problems.items() if names)
     require(not report, f"these weights are not {kind}'s: {report}")
     if unused:
