@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -83,55 +84,42 @@ def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mappi
                          f"{expected}") from error
 
 
-def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn.Module:
-    """Load the expert of a checkpoint of train.py, also out of an adapter or rival."""
-    if isinstance(config, Mapping) and "expert" in config:
-        state, config = part_of(state, "expert."), config["expert"]
-    return expert_of(load_checkpoint({"model": state, "config": config}), kind)
-
-
 @names_its_file
-def load_hand_expert(source: str | PathLike | Mapping) -> HandExpert:
-    """Load the hand expert of train.py's checkpoint, also from inside an adapter, or of HaMeR's.
+def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
+                hand_mean: Tensor | None = None) -> HandExpert | BodyExpert:
+    """Load the expert of train.py's checkpoint, also out of an adapter or rival, or a released one.
 
-    source: a file or its content. Raises like load_checkpoint.
+    kind: HandExpert, which HaMeR has released, or BodyExpert, as SMPLer-X-H. source: a file or its
+    content. hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands (hands_meanr, hands_meanl), to
+    which the fingers of SMPLer-X's weights are relative. Raises like load_checkpoint.
     """
     state, config = read_checkpoint(source)
     if config is not None:
-        return expert_inside(state, config, HandExpert)
-    require(any(name.startswith("mano_head.") for name in state),
-            "no hand expert in this checkpoint: expected train.py's or HaMeR's")
-    expert = HandExpert(HandExpertConfig())
-    load_weights(expert, state, ignored=r"(discriminator|mano)\.|initialized$")
-    return expert.eval()
-
-
-@names_its_file
-def load_body_expert(source: str | PathLike | Mapping, *,
-                     hand_mean: Tensor | None = None) -> BodyExpert:
-    """Load the whole-body expert of train.py's checkpoint, also from an adapter, or of SMPLer-X-H.
-
-    hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands (hands_meanr, hands_meanl), to which
-    the released weights' fingers are relative. source and errors: as load_hand_expert's.
-    """
-    state, config = read_checkpoint(source)
-    if config is not None:
-        return expert_inside(state, config, BodyExpert)
-    for pattern, name in SMPLER_X_NAMES:
+        if isinstance(config, Mapping) and "expert" in config:
+            state, config = part_of(state, "expert."), config["expert"]
+        return expert_of(load_checkpoint({"model": state, "config": config}), kind)
+    hands = kind is HandExpert
+    for pattern, name in () if hands else SMPLER_X_NAMES:
         state = {re.sub(pattern, name, key): value for key, value in state.items()}
-    require(any(name.startswith("body_regressor.") for name in state),
-            "no whole-body expert in this checkpoint: expected train.py's or SMPLer-X's")
-    expert = BodyExpert(BodyExpertConfig())
+    part, authors = ("mano_head.", "HaMeR") if hands else ("body_regressor.", "SMPLer-X")
+    require(any(name.startswith(part) for name in state),
+            f"no {kind.__name__} in this checkpoint: expected train.py's or {authors}'s")
+    expert = kind(HandExpertConfig() if hands else BodyExpertConfig())
     unreleased = {name: value for name, value in expert.state_dict().items()
                   if re.search(r"(hand_mean|num_batches_tracked)$", name)}
-    load_weights(expert, unreleased | state, ignored=r"smplx_layer\.")
-    if hand_mean is None:
-        print("the fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to "
-              "make them absolute (the dual path does not use this expert's fingers)")
-    else:
+    load_weights(expert, unreleased | state,
+                 ignored=r"(discriminator|mano|smplx_layer)\.|initialized$")
+    if hand_mean is not None:
         expert.hand_mean.copy_(hand_mean)
         expert.notice_hand_mean()
+    elif not hands:
+        print("the fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to "
+              "make them absolute (the dual path does not use this expert's fingers)")
     return expert.eval()
+
+
+load_hand_expert = functools.partial(load_expert, HandExpert)
+load_body_expert = functools.partial(load_expert, BodyExpert)
 
 
 def hand_mean(model: str | PathLike) -> Tensor | None:
@@ -158,8 +146,8 @@ def expert_of(model: nn.Module, kind: type) -> nn.Module:
 def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) -> Adapter:
     """Load one path: an adapter or rival of train.py, or an expert alone, also a released one.
 
-    kind: HandAdapter or BodyAdapter. options: of load_hand_expert or load_body_expert, for released
-    weights. Other arguments and errors are as of load_checkpoint.
+    kind: HandAdapter or BodyAdapter. options: of load_expert, for released weights. Other arguments
+    and errors are as of load_checkpoint.
     """
     state, config = read_checkpoint(source)
     content = {"model": state, "config": config}
@@ -168,10 +156,10 @@ def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) 
         require(isinstance(model, kind),
                 f"this checkpoint has a {type(model).__name__}: expected a {kind.__name__}")
         return model
-    load, alone, config_class = {
-        HandAdapter: (load_hand_expert, FineTunedHand, HandConfig),
-        BodyAdapter: (load_body_expert, FineTunedBody, BodyConfig)}[kind]
-    expert = load(content, **options)
+    inside, alone, config_class = {
+        HandAdapter: (HandExpert, FineTunedHand, HandConfig),
+        BodyAdapter: (BodyExpert, FineTunedBody, BodyConfig)}[kind]
+    expert = load_expert(inside, content, **options)
     return alone(config_class(expert=expert.config, inject="none"), expert).eval()
 
 
