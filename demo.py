@@ -108,8 +108,8 @@ def own_arguments(network: str, add: Callable) -> None:
         add("--checkpoint", type=Path, default=ASSETS / "simplehand_views_cpu.pt", metavar="FILE",
             help="train.py's or the authors' (default: assets/simplehand_views_cpu.pt)")
         add("--hand", metavar="FILE", help="MANO_RIGHT.pkl, for checkpoints trained on MANO")
-        add("--export", type=Path, metavar="FILE", help="write the checkpoint's network for "
-            "torch.export.load instead, or as FILE.onnx")
+        add("--export", type=Path, metavar="FILE",
+            help="write the checkpoint's network for torch.export.load instead")
     elif network == "genhmr":
         add("--checkpoint", type=Path, default=ASSETS / "genhmr_cpu.pt", metavar="FILE",
             help="train.py's, --stage transformer (default: assets/genhmr_cpu.pt)")
@@ -136,8 +136,8 @@ def find_device(name: str) -> torch.device:
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name}: {finders.short(error)}; expected cpu, or the name of a "
-                         "device that this machine has") from error
+        raise ValueError(f"--device {name}: this machine does not have it ({finders.short(error)})"
+                         ) from error
 
 
 def camera(arguments: argparse.Namespace, image: np.ndarray) -> np.ndarray | None:
@@ -160,10 +160,8 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
     """Load SimpleHand, for hands."""
     hand = load_mesh(arguments.hand or "hand_right", 16, "--hand")
     model = weights.simplehand.load_checkpoint(arguments.checkpoint)
-    views = model.settings.get("views", 90.0)
-    about = trained_on(arguments.checkpoint, arguments.hand, "--hand MANO_RIGHT.pkl", "hands " + (
-        "from all sides" if views >= 90 else
-        f"whose palm or back faces the camera within {views:.0f} degrees"))
+    about = trained_on(arguments.checkpoint, arguments.hand, "--hand MANO_RIGHT.pkl",
+                       seen_from(model, "hands", 90))
     model, faces = looking_again(model.fuse()).to(arguments.device), hand.faces.numpy()
 
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
@@ -171,8 +169,8 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
         arrays, *mirrored = (simplehand.predict(
             model, image, hand.keypoint_regressor, K=K, box=found.box, side=side)
             for side in sides[:1 + bool(arguments.box)])  # MediaPipe tells the side itself
-        notes = [f"a {sides[0]} hand" if not arguments.box or sides[0] == "left" else
-                 "taken for a right hand; for a left one add --left"]
+        notes = ["taken for a right hand; for a left one add --left"
+                 if arguments.box and sides[0] == "right" else f"a {sides[0]} hand"]
         own = None  # a network with heat maps lays its mesh on its own keypoints, right or wrong
         if "spread_2d" in arrays:
             spread = arrays["spread_2d"].mean()
@@ -180,9 +178,8 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
                 notes.append("warning: it looks more like a " + (
                     "left hand: add --left" if arrays["side"] else "right hand: leave out left"))
             if spread > SPREAD:
-                notes.append("warning: the network is not sure where the keypoints are (its heat "
-                             f"maps spread over {100 * spread:.0f} % of the box): do not trust "
-                             "this result")
+                notes.append("warning: the network is not sure where the keypoints are: do not "
+                             "trust this result")
         else:
             own = np.pad(arrays["keypoints_2d"], ((0, 0), (0, 1)), constant_values=1)
         outward = faces[:, ::1 if arrays["side"] else -1]  # mirrored, they face inwards
@@ -196,7 +193,7 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
     body = load_mesh(arguments.body or "body", 24, "--body").to(arguments.device)
     model = weights.genhmr.load_checkpoint(arguments.checkpoint).to(arguments.device)
     about = trained_on(arguments.checkpoint, arguments.body, "--body SMPL_NEUTRAL.pkl",
-                       facing(model))
+                       seen_from(model))
 
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         arrays = genhmr.predict(
@@ -241,8 +238,7 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         mesh = load_mesh(arguments.model or "hand_right", 16, "--model")
         model = load.load_path(hmr_adapter.HandAdapter, arguments.hand)
     advice = "--model " + ("SMPLX_NEUTRAL.npz" if arguments.body else "MANO_RIGHT.pkl")
-    what = facing(model)
-    about = [trained_on(file, arguments.model, advice, what)
+    about = [trained_on(file, arguments.model, advice, seen_from(model))
              for file in (arguments.hand, arguments.body) if file]
     model, faces = model.to(arguments.device), mesh.faces.numpy()
     names = JOINT_SETS["smplx55"]
@@ -287,21 +283,16 @@ LOADERS = {"simplehand": load_simplehand, "genhmr": load_genhmr, "hmr_adapter": 
 def load_mesh(source: str, joints: int, flag: str) -> bodymodels.BodyModel:
     """Load a body or hand model, on the CPU. Raises ValueError for one with other joints."""
     model = bodymodels.load_model(source, family="mano" if joints == 16 else None)
-    if (count := len(model.parents)) != joints:
-        raise ValueError(f"{flag} {source} has {count} joints: expected {joints} joints")
+    if len(model.parents) != joints:
+        raise ValueError(f"{flag} {source}: expected {joints} joints, not {len(model.parents)}")
     return model
 
 
-def largest_heading(model: nn.Module) -> float:
-    """Return how far people turned away from the camera in training, in degrees."""
-    return getattr(getattr(model, "body", model), "settings", {}).get("views", 180.0)
-
-
-def facing(model: nn.Module) -> str:
-    """Say which people a network has seen."""
-    heading = largest_heading(model)
-    return "people " + ("of all headings" if heading >= 180 else
-                        f"within {heading:.0f} degrees of the camera")
+def seen_from(model: nn.Module, who: str = "people", most: int = 180) -> str:
+    """Say from which sides a network has seen people or hands, turned away by `most` degrees."""
+    views = getattr(getattr(model, "body", model), "settings", {}).get("views", most)
+    return f"{who} " + ("from all sides" if views >= most else
+                        f"within {views:.0f} degrees of the camera")
 
 
 # ---------------------------------------------------------------------------------- commands
@@ -346,8 +337,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
             start = f"{path.name}: " if len(files) > 1 else ""
             start += f"{kind} {number}: " if len(targets) > 1 else ""
             notes = [*result.notes, *finders.warnings(
-                target, image.shape, result.mesh, result.own, MISFITS[arguments.network],
-                largest_heading(network.model))]
+                target, image.shape, result.mesh, result.own, MISFITS[arguments.network])]
             print("\n".join(start + note for note in notes), flush=True)
     smooth = smooth_video([[result.arrays for result in results] for results in frames],
                           arguments.smooth or 1, network.pose)

@@ -225,22 +225,6 @@ def count(module: nn.Module, trainable: bool = False) -> int:
                if parameter.requires_grad or not trainable)
 
 
-def count_parameters(config: Config) -> dict[str, tuple[int, int]]:
-    """Count (all, trainable) parameters of each part of both paths, without allocating them."""
-    counts = {}
-    for path, model in (("hand", on_meta(config.hand)), ("body", on_meta(config.body))):
-        for owner, label in ((model.expert, "expert"), (model, "adapter")):
-            for name, part in owner.named_children():
-                if part is not model.expert:
-                    counts[f"{path} {label}: {name}"] = count(part), count(part, True)
-            for name, parameter in owner.named_parameters(recurse=False):
-                counts[f"{path} {label}: {name}"] = (parameter.numel(),) * 2
-        counts[f"{path} expert"] = count(model.expert), count(model.expert, True)
-        new, trainable = (count(model, flag) - count(model.expert, flag) for flag in (False, True))
-        counts[f"{path} adapter"] = new, trainable
-    return counts
-
-
 # ------------------------------------------------------------------------- twist of the wrists
 
 

@@ -1,15 +1,11 @@
 """Faster equals of the papers' modules: `replace` puts them in, for train.py and demo.py.
 
-Also faster ways to run SimpleHand alone: sampled cells, channels last, bfloat16, CUDA graphs; and
-files for programs without simplehand.py.
+Also a faster head for SimpleHand alone, and a file of it for programs without simplehand.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,9 +14,7 @@ from torch import Tensor, nn
 
 from bodymodels import write_atomically
 from genhmr import DeformableAttention
-from simplehand import Config, MeshHead, SimpleHand
-
-Way = Callable[[], Mapping[str, Tensor]]
+from simplehand import MeshHead, SimpleHand
 
 
 def replace(model: nn.Module) -> nn.Module:
@@ -110,7 +104,7 @@ class SampledHead(nn.Module):
 
     21 points read at most 84 of 784 cells. Each of these is a cell of X_b times one of the
     deconvolution's 16 matrices. The results are exact, but shapes depend on the points: this head
-    is for eager inference, not for export, torch.compile or CUDA graphs.
+    is for eager inference, not for export or torch.compile.
     """
 
     def __init__(self, head: MeshHead) -> None:
@@ -145,113 +139,38 @@ class SampledHead(nn.Module):
         return (share.prod(-1, keepdim=True) * values).sum(2)
 
 
-def samples_cells(config: Config) -> bool:
-    """Whether SampledHead computes the same as a model of this config."""
-    return (config.sampling in ("point", "coarse_mesh") and not config.official
-            and not config.refine and len([f for f in config.upsample if f > 1]) == 1)
-
-
 def with_sampled_cells(fused: SimpleHand) -> SimpleHand:
     """Give a fused model a SampledHead, in place. Raises ValueError where that is not possible."""
-    if not samples_cells(fused.config):
+    config = fused.config
+    if (config.sampling not in ("point", "coarse_mesh") or config.official or config.refine
+            or len([factor for factor in config.upsample if factor > 1]) != 1):
         raise ValueError("sampled cells: expected points sampled from one deconvolution, without "
                          "the release's sine map")
     fused.mesh_head = SampledHead(fused.mesh_head)
     return fused
 
 
-class InBfloat16(nn.Module):
-    """A backbone in bfloat16, channels last; its maps come back in the precision of its input."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone.to(torch.bfloat16, memory_format=torch.channels_last)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(maps.to(x.dtype) for maps in self.backbone(x.to(torch.bfloat16)))
-
-
-def fuse_bf16(model: SimpleHand) -> SimpleHand:
-    """Return a fused copy with its backbone in bfloat16: not exact. Coordinates stay float32."""
-    fused = model.fuse()
-    fused.backbone = InBfloat16(fused.backbone)
-    return fused
-
-
-def variants(model: SimpleHand, images: Tensor) -> dict[str, Callable[[], Way]]:
-    """Ways to run the model on these images, by name; the plain model is the first.
-
-    Each value prepares its way, which may fail on this machine, and returns the function to time.
-    """
-    last = images.contiguous(memory_format=torch.channels_last)
-
-    def run(way: Callable[[Tensor], Mapping[str, Tensor]], images: Tensor = images) -> Way:
-        return lambda: way(images)
-
-    def sampled(model: SimpleHand) -> SimpleHand:
-        return with_sampled_cells(model) if samples_cells(model.config) else model
-
-    ways = {"plain": lambda: run(model), "fused": lambda: run(model.fuse())}
-    if samples_cells(model.config):
-        ways["fused, sampled cells"] = lambda: run(sampled(model.fuse()))
-    ways["the same, channels last"] = lambda: run(
-        sampled(model.fuse()).to(memory_format=torch.channels_last), last)
-    ways["the same, bf16"] = lambda: run(sampled(fuse_bf16(model)), last)
-    ways["fused, torch.compile"] = lambda: run(torch.compile(model.fuse(), dynamic=False))
-    if images.is_cuda:
-        ways["fused, bf16, CUDA graph"] = lambda: cuda_graph(fuse_bf16(model), last)
-    return ways
-
-
-def cuda_graph(model: SimpleHand, images: Tensor) -> Way:
-    """Record the model on these images; calls replay it, without a launch for each kernel."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # libraries choose and allocate before the recording
-        for _ in range(3):
-            model(images)
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
-        output = model(images)
-    return lambda: graph.replay() or output
-
-
 @torch.no_grad()
 def export(model: nn.Module, path: Path) -> float:
     """Write a fused SimpleHand; return how far the outputs of the file are off.
 
-    FILE.onnx is ONNX, anything else torch.export.load(FILE).module(), for the CPU and, after
-    .to("cuda"), for a GPU. Either takes uint8 RGB (B, 3, S, S), any B, and returns vertices
-    (B, 778, 3) and keypoints_2d (B, 21, 2) as SimpleHand.forward does. The result is the largest
-    absolute difference for a batch of 3, NaN for ONNX without onnxruntime. Raises ValueError
-    without ONNX's exporter, FileNotFoundError for a missing folder.
+    torch.export.load(path).module() is for the CPU and, after .to("cuda"), for a GPU. It takes
+    uint8 RGB (B, 3, S, S), any B, and returns vertices (B, 778, 3) and keypoints_2d (B, 21, 2) as
+    SimpleHand.forward does. The result is the largest absolute difference for a batch of 3. Raises
+    FileNotFoundError for a missing folder.
     """
-    onnx = path.suffix == ".onnx"
-    if onnx and not importlib.util.find_spec("onnxscript"):
-        raise ValueError("ONNX: expected its exporter, pip install onnx onnxscript")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
     images = torch.randint(0, 256, (3, 3, *[model.config.image_size] * 2), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(0))
-    expected, again, file = model(images), {}, io.BytesIO()
+    expected, file = model(images), io.BytesIO()
     program = torch.export.export(model, (images[:2],),
                                   dynamic_shapes=({0: torch.export.Dim("batch")},))
-    if onnx:
-        written = torch.onnx.export(program, input_names=["images"], output_names=[*expected],
-                                    dynamo=True, verbose=False)
-        file.write(written.model_proto.SerializeToString())
-        if importlib.util.find_spec("onnxruntime"):
-            import onnxruntime
-            arrays = onnxruntime.InferenceSession(file.getvalue()).run(
-                [*expected], {"images": images.numpy()})
-            again = dict(zip(expected, map(torch.from_numpy, arrays), strict=True))
-    else:
-        for node in list(program.graph.nodes):  # these would insist on the device of this export
-            if node.target is torch.ops.aten._assert_tensor_metadata.default:
-                program.graph.erase_node(node)
-        program.graph_module.recompile()
-        torch.export.save(program, file)
-        again = torch.export.load(io.BytesIO(file.getvalue())).module()(images)
+    for node in list(program.graph.nodes):  # these would insist on the device of this export
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+    program.graph_module.recompile()
+    torch.export.save(program, file)
+    again = torch.export.load(io.BytesIO(file.getvalue())).module()(images)
     write_atomically(path, file.getvalue())
-    return max(((again[name] - value).abs().max().item() for name, value in expected.items()
-                if name in again), default=math.nan)
+    return max((again[name] - value).abs().max().item() for name, value in expected.items())

@@ -1,8 +1,4 @@
-"""Find hands and people in a picture: by MediaPipe, an optional package, or from keypoint files.
-
-The wheels of MediaPipe 0.10 bring the weights of their `solutions`. Version 1 has no solutions and
-wants model files from elsewhere, so it is refused with the line that installs 0.10.21.
-"""
+"""Find hands and people in a picture: by MediaPipe, an optional package, or from keypoint files."""
 
 from __future__ import annotations
 
@@ -20,19 +16,20 @@ from bodymodels import JOINT_SETS
 from networks.smooth import overlap
 from sets.images import LEAST_CONFIDENCE, choose_person, read_keypoints, to_smpl45
 
-INSTALL = "pip install mediapipe==0.10.21"  # the last with weights, for Python 3.9 to 3.12
+# MediaPipe 0.10 brings the weights of its `solutions`; 1.0 and later have none. This is the last
+# that does, for Python 3.9 to 3.12
+INSTALL = "pip install mediapipe==0.10.21"
 MOST_HANDS = 8  # that are looked for in one picture (our choice)
-# Sides of the part of a picture where a hand or a person is looked for, per side of the box. A
-# person whom only a part of the picture shows is looked for again there; if the keypoints are
-# further apart than AGREED, per side, there is nobody: that refused all eight finds in tiles of
-# seven photographs without people (our choices).
+# Side of the part of a picture where a hand or a person is looked for again, per side of its box.
+# If keypoints are further apart there than AGREED, per side, there is nobody: that refused all
+# eight finds in tiles of seven photographs without people (our choices)
 CONTEXT, AGREED = 1.5, 0.1
 SAME = 0.3  # overlap of two boxes of one hand or person, intersection over union (our choice)
 SAME_FACE = 0.15  # distance of the faces of one person, per side of the smaller box (our choice)
 FACE = [JOINT_SETS["smpl45"].index(name) for name in (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear")]
-PALM, KNUCKLES = 1.7, ("index1", "pinky1")  # side of a hand's box, per distance from the wrist to
-# the middle of these knuckles, where its centre is (medians of 300 rendered hands)
+PALM = 1.7  # side of a hand's box, per distance from the wrist to the middle of the index and pinky
+# knuckles, where its centre is (medians of 300 rendered hands)
 LIMBS = [f"{side}_{joint}" for joint in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
          for side in ("left", "right")]  # the joints of a person by which a mesh is judged
 TINY, GREY = 32, 128  # pixels: a box too small to see a pose; what the mask hides (our choices)
@@ -83,8 +80,8 @@ def find(kind: str, image: np.ndarray, given: Sequence[Found] = (),
     if hands:
         people = find(kind, image, given, file, picture)
         return [one if one.hands is None else one._replace(hands=np.array(
-            [hand.box if hand else (math.nan,) * 4 for hand in find_their_hands(image, one)]))
-            for one in people]
+            [hand.box if hand else box for hand, box in zip(
+                find_their_hands(image, one), one.hands, strict=True)])) for one in people]
     if given or file:
         return [look_inside(kind, image, one, file, picture) for one in given or [Found()]]
     give = (f"give the {kind}'s place in pixels, --box X,Y,WIDTH,HEIGHT with X,Y its upper left "
@@ -141,13 +138,12 @@ def box_notes(box: Sequence[float] | None, shape: Sequence[int]) -> list[str]:
 
 
 def warnings(found: Found, shape: Sequence[int], mesh: np.ndarray, own: np.ndarray | None,
-             limits: tuple[float, float], heading: float) -> list[str]:
-    """Return warnings of a mesh: of its box, of 2D keypoints that it does not fit, and of backs.
+             limits: tuple[float, float]) -> list[str]:
+    """Return warnings of a mesh: of its box, and of 2D keypoints that it does not fit.
 
     shape: height and width of the picture. mesh: its keypoints (J, 2), NaN where it has none. own:
     where the network sees them (J, 3). limits: largest misfits of the given ones, which alone count
-    where there are any, and of the network's own. heading: largest angle from the camera in
-    training, degrees.
+    where there are any, and of the network's own.
     """
     notes = box_notes(found.box, shape)
     for rows, least, most, whose in (
@@ -159,9 +155,6 @@ def warnings(found: Found, shape: Sequence[int], mesh: np.ndarray, own: np.ndarr
                       f"{100 * distance:.0f} % of their extent apart on average; do not trust this "
                       "result"] * (distance > most)
             break
-    if heading < 120 and from_behind(found.keypoints):
-        notes.append("warning: this person is seen from behind, as nobody in training was: do not "
-                     "trust this result")
     return notes
 
 
@@ -181,39 +174,17 @@ def misfit(mesh: np.ndarray, rows: np.ndarray, least: float) -> float | None:
     return float(np.linalg.norm(rows[both, :2] - mesh[both], axis=1).mean() / side)
 
 
-def from_behind(keypoints: np.ndarray | None) -> bool:
-    """Say whether a person is seen from behind: left shoulder and hip left of the right ones.
-
-    keypoints: (45, 3), see Found. False if these are not all seen.
-    """
-    if keypoints is None:
-        return False
-    left, right = (keypoints[[JOINT_SETS["smpl45"].index(f"{side}_{part}")
-                              for part in ("shoulder", "hip")]] for side in ("left", "right"))
-    return bool(min(left[:, 2].min(), right[:, 2].min()) >= LEAST_CONFIDENCE
-                and (left[:, 0] < right[:, 0]).all())
-
-
 def solution(name: str, kind: str) -> type:
     """Import a class of mediapipe.solutions, such as pose.Pose.
 
     Raises ImportError, with the command that installs a usable version, where MediaPipe is missing,
-    broken, or a version without solutions (1.0 and later).
+    broken, or a version without solutions.
     """
     try:
         import mediapipe
-    except ModuleNotFoundError as error:
-        if error.name == "mediapipe":
-            raise ImportError(f"mediapipe is not installed: {INSTALL}") from None
-        raise ImportError(f"mediapipe lacks {error.name}: {INSTALL}") from error
-    except Exception as error:  # its native libraries fail in many ways
-        raise ImportError(f"mediapipe does not import ({short(error)}): {INSTALL}") from error
-    try:
         return getattr(getattr(mediapipe.solutions, name), kind)
-    except Exception as error:
-        version = getattr(mediapipe, "__version__", "of this version")
-        raise ImportError(f"mediapipe {version} has no detectors with weights ({short(error)}): "
-                          f"{INSTALL}") from error
+    except Exception as error:  # its native libraries fail in many ways
+        raise ImportError(f"MediaPipe cannot be used ({short(error)}): {INSTALL}") from error
 
 
 def short(error: Exception) -> str:
@@ -241,9 +212,8 @@ def find_hands(image: np.ndarray, box: Sequence[float] | None = None) -> list[Fo
     """
     hands = solution("hands", "Hands")
     x, y, w, h = (0, 0, *image.shape[1::-1]) if box is None else box
-    margin = 0 if box is None else (CONTEXT - 1) / 2
-    part, corner = cut(image, (x - margin * w, y - margin * h, (1 + 2 * margin) * w,
-                               (1 + 2 * margin) * h))
+    more = 0 if box is None else (CONTEXT - 1) / 2  # on each side
+    part, corner = cut(image, (x - more * w, y - more * h, w + 2 * more * w, h + 2 * more * h))
     if not part.size:
         return []
     with quiet(), hands(static_image_mode=True, max_num_hands=MOST_HANDS) as detector:
@@ -259,15 +229,15 @@ def find_hands(image: np.ndarray, box: Sequence[float] | None = None) -> list[Fo
     if box is None:
         for person in find_people(image):
             found += [hand for hand in find_their_hands(image, person)
-                      if hand is not None and hand.keypoints is not None and is_new(hand, found)]
+                      if hand is not None and is_new(hand, found)]
         return sorted(found, key=lambda one: one.box)
 
     def distance(one: Found) -> float:
-        """From the middle of the box, 1 at its border."""
+        """From the middle of the box, 0.5 at its border."""
         left, top, width, height = one.box
-        return max(abs((left + width / 2 - x) / w - 0.5), abs((top + height / 2 - y) / h - 0.5)) * 2
+        return max(abs((left + width / 2 - x) / w - 0.5), abs((top + height / 2 - y) / h - 0.5))
 
-    return sorted((one for one in found if distance(one) <= 1), key=distance)
+    return sorted((one for one in found if distance(one) <= 0.5), key=distance)
 
 
 def find_people(image: np.ndarray, box: Sequence[float] | None = None) -> list[Found]:
@@ -282,10 +252,9 @@ def find_people(image: np.ndarray, box: Sequence[float] | None = None) -> list[F
     found = see_person(image, (0, 0, width, height))
     for part in tiles(width, height):
         for one in see_person(image, part):
-            again = see_person(image, around(one.box, CONTEXT))
-            if again and apart(one, again[0]) <= AGREED * max(one.box[2:]) and is_new(
-                    again[0], found):
-                found += again
+            for again in see_person(image, around(one.box)):
+                if apart(one, again) <= AGREED * max(one.box[2:]) and is_new(again, found):
+                    found.append(again)
     return sorted(found, key=lambda one: one.box)
 
 
@@ -327,10 +296,10 @@ def tiles(width: int, height: int) -> Iterator[tuple[float, float, float, float]
             yield column * width / 4, row * height / 4, width / 2, height / 2
 
 
-def around(box: Sequence[float], grow: float) -> tuple[float, float, float, float]:
-    """Return the square around a box whose side is `grow` times the box's longer one."""
+def around(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return the square around a box whose side is CONTEXT times the box's longer one."""
     x, y, w, h = box
-    side = grow * max(w, h)
+    side = CONTEXT * max(w, h)
     return x + w / 2 - side / 2, y + h / 2 - side / 2, side, side
 
 
@@ -360,29 +329,24 @@ def hand_boxes(keypoints: np.ndarray) -> np.ndarray:
     """Return boxes (2, 4) of the right and left hand of MediaPipe's keypoints (33, 3), or NaN."""
     boxes = np.full((2, 4), np.nan)
     for row, side in enumerate(("right", "left")):
-        wrist, *knuckles = (keypoints[JOINT_SETS["mediapipe33"].index(f"{side}_{part}")]
-                            for part in ("wrist", *KNUCKLES))
-        if min(wrist[2], *(knuckle[2] for knuckle in knuckles)) >= LEAST_CONFIDENCE:
-            middle = np.mean(knuckles, 0)[:2]
-            length = PALM * max(np.linalg.norm(middle - wrist[:2]), 1)
+        palm = keypoints[[JOINT_SETS["mediapipe33"].index(f"{side}_{part}")
+                          for part in ("wrist", "index1", "pinky1")]]
+        if palm[:, 2].min() >= LEAST_CONFIDENCE:
+            middle = palm[1:, :2].mean(0)
+            length = PALM * max(np.linalg.norm(middle - palm[0, :2]), 1)
             boxes[row] = *(middle - length / 2), length, length
     return boxes
 
 
 def find_their_hands(image: np.ndarray, person: Found) -> list[Found | None]:
-    """Look for the right and the left hand of a person; None for hands out of sight.
+    """Look for a person's right and left hand in `hands`; None for hands that are not seen there.
 
-    The box of a hand that MediaPipe's hand detector does not see is that of the wrist and knuckles
-    of its body detector; such a hand has no keypoints.
+    MediaPipe's detector of hands has better boxes than its detector of bodies.
     """
-    hands: list[Found | None] = [None, None]
-    for row, side in enumerate(("right", "left")):
-        if person.hands is not None and np.isfinite(person.hands[row]).all():
-            box = tuple(person.hands[row].tolist())
-            seen = find_hands(image, box)
-            hands[row] = seen[0]._replace(side=side) if seen else Found(
-                box, side, source="MediaPipe sees a wrist, but no fingers")
-    return hands
+    seen = [find_hands(image, box)[:1] if np.isfinite(box).all() else []
+            for box in (np.full((2, 4), np.nan) if person.hands is None else person.hands)]
+    return [hand[0]._replace(side=side) if hand else None
+            for hand, side in zip(seen, ("right", "left"), strict=True)]
 
 
 def forget_outside(keypoints: np.ndarray, shape: Sequence[int]) -> None:

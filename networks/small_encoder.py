@@ -96,10 +96,8 @@ class ResidualMapBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
+        self.conv1, self.norm1 = conv_norm(width, width)[:2]
+        self.conv2, self.norm2 = conv_norm(width, width)[:2]
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
@@ -248,17 +246,14 @@ class SmallEncoder(nn.Module):
     @staticmethod
     def places(per_joint: int) -> Tensor:
         """Return the middle of each pose token's cells: (L, 2), x and y in 0..1 over the grid."""
-        cells, places = BLOCK[0] * BLOCK[1], []
-        for joint in range(JOINTS):
-            corner = joint // (GRID[1] // BLOCK[1]) * BLOCK[0], joint % (GRID[1] // BLOCK[1])
-            for token in range(per_joint):
-                first = token * cells // per_joint
-                own = range(first, max(first + 1, (token + 1) * cells // per_joint))
-                row = sum(cell // BLOCK[1] for cell in own) / len(own) + 0.5
-                column = sum(cell % BLOCK[1] for cell in own) / len(own) + 0.5
-                places.append(((corner[1] * BLOCK[1] + column) / GRID[1],
-                               (corner[0] + row) / GRID[0]))
-        return torch.tensor(places)
+        (rows, columns), cells = BLOCK, BLOCK[0] * BLOCK[1]
+        first = torch.arange(per_joint) * cells // per_joint  # cell of a token in its block
+        own = first[:, None] + torch.arange(max(cells // per_joint, 1))
+        inside = torch.stack((own % columns, own // columns), -1).float().mean(1) + 0.5  # (T, 2)
+        across, down = torch.meshgrid(torch.arange(0, GRID[1], columns),
+                                      torch.arange(0, GRID[0], rows), indexing="xy")
+        corners = torch.stack((across, down), -1).flatten(0, 1)  # (24, 2), one for each joint
+        return ((corners[:, None] + inside) / torch.tensor(GRID[::-1])).flatten(0, 1)
 
     def forward(self, crops: Tensor, reading: bool = False) -> Tensor | Reading:
         """Return the tokens (B, N, D) alone, or all of a Reading."""

@@ -105,8 +105,8 @@ def test_smpler_x_checkpoints_load(renames, capsys):
     assert "smplx_layer" in said and "hand_mean" in said
 
 
-def test_differences_are_loud(capsys):
-    """Missing, unexpected and misshapen weights raise, or are printed and the rest is loaded."""
+def test_differences_are_loud():
+    """Missing, unexpected and misshapen weights raise."""
     with torch.device("meta"):
         state = fake_release(HandExpert, HandExpertConfig())
         del state["mano_head.decpose.bias"]
@@ -114,9 +114,6 @@ def test_differences_are_loud(capsys):
         state["mano_head.new.weight"] = torch.zeros(1)
         with pytest.raises(ValueError, match="decpose.*new.*decshape"):
             load_hand_expert({"state_dict": state})
-        load_hand_expert({"state_dict": state}, strict=False)
-    said = capsys.readouterr().out
-    assert "loaded in part" in said and "decpose" in said and "decshape" in said and "new" in said
 
 
 def test_former_fields_are_left_out():
@@ -131,12 +128,7 @@ def test_former_fields_are_left_out():
 
 
 def test_bad_checkpoints_are_refused(tmp_path):
-    """No file, no checkpoint, another model's config: one line says what was expected."""
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_checkpoint(tmp_path / "nowhere.pt")
-    (tmp_path / "text.pt").write_text("no checkpoint")
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
-        load_checkpoint(tmp_path / "text.pt")
+    """Another model's weights or config: one line says what was expected."""
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pt")
     for load in (load_checkpoint, load_hand_expert, load_body_expert,
                  lambda source: load_path(HandAdapter, source),

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from simplehand_samples import TINY, images, randomise
 from torch import nn
 
-from benchmarks import simplehand as room
 from networks import fast
 from networks.backbones import simplehand_model
 from simplehand import SimpleHand
@@ -109,30 +108,3 @@ def test_sampled_cells_need_one_deconvolution(fields):
         model = simplehand_model(replace(ONE_BLOCK, **fields))
     with pytest.raises(ValueError, match="one deconvolution"):
         fast.with_sampled_cells(model)
-
-
-def test_bf16_backbones_leave_coordinates_in_full_precision():
-    """In bfloat16 the results are close, and finer than bf16."""
-    torch.manual_seed(0)
-    model = SimpleHand(ONE_BLOCK).eval()
-    with torch.no_grad():
-        expected, found = model(images()), fast.fuse_bf16(model)(images())
-    for name, value in found.items():
-        assert value.dtype == torch.float32 and not torch.equal(value, value.bfloat16().float())
-        assert 0 < (value - expected[name]).abs().max() < 0.05 * expected[name].abs().max()
-
-
-@pytest.mark.slow
-def test_benchmark_compares_what_computes_the_same(capsys, monkeypatch):
-    """Every way is timed and computes nearly the same; one that fails is a line, the others run."""
-    def fail(*_, **__):
-        raise RuntimeError("no compiler found\nwith details")
-
-    monkeypatch.setattr(torch, "compile", fail)
-    room.compare(simplehand_model(ONE_BLOCK).eval(), images(), 0.0)
-    lines = capsys.readouterr().out.splitlines()
-    assert "fused, torch.compile: not possible here, no compiler found" in lines
-    ways = [line for line in lines if "differs by" in line]
-    assert len(ways) == 5 and "plain" in ways[0]
-    for way in ways:
-        assert float(way.split("differs by ")[1].split()[0]) < (50 if "bf16" in way else 1e-2)

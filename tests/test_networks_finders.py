@@ -54,28 +54,22 @@ def test_bad_box_is_refused(text):
 
 
 def test_mediapipe_finds_the_astronaut():
-    """The shipped file is what it sees; in a box it sees what that part alone would show it.
-
-    Exactly, but for rounding. The two are not near each other: in a crop of this portrait the
-    detector moves the elbows by up to 100 px.
-    """
+    """The shipped file is what it sees; in a box it sees what that part alone would show it."""
     try:
         finders.solution("pose", "Pose")
     except ImportError as error:
         pytest.skip(str(error))
     image = data.read_image(ASSETS / "astronaut.jpg")
-    shipped = read_keypoints(ASSETS / "astronaut_keypoints.json")[0]
-    shipped = to_smpl45(shipped)
+    shipped = to_smpl45(read_keypoints(ASSETS / "astronaut_keypoints.json")[0])
     (whole,) = finders.find_people(image)
-    seen, placed = shipped[:, 2] > 0, whole.keypoints
-    assert seen.sum() == 9 and np.allclose(placed[seen], shipped[seen], atol=0.1)
+    seen = shipped[:, 2] > 0
+    assert seen.sum() == 9 and np.allclose(whole.keypoints[seen], shipped[seen], atol=0.1)
     chest, sky = whole.mask[450, 220], whole.mask[100, 480]
     assert whole.mask.shape == image.shape[:2] and chest > 0.9 and sky < 0.1
     (boxed,) = finders.find_people(image, (10.5, 3.2, 390.3, 500.0))
     (alone,) = finders.find_people(image[3:504, 10:401])
     seen = alone.keypoints[:, 2] > 0
     assert np.allclose(boxed.keypoints[seen], (alone.keypoints + (10, 3, 0))[seen], atol=1e-6)
-    assert not boxed.mask[:, 401:].any() and boxed.mask[450, 220] > 0.9
     nobody = np.zeros((64, 64, 3), np.uint8)
     assert finders.find_people(nobody) == finders.find_hands(nobody) == []
     hand = data.read_image(ASSETS / "hand_pointing.jpg")
@@ -84,42 +78,29 @@ def test_mediapipe_finds_the_astronaut():
     assert finders.find_hands(hand, (0, 0, 40, 40)) == []
 
 
-def fake_mediapipe(folder: Path, monkeypatch, source: str) -> None:
-    """Put a package mediapipe with this source before all others."""
-    (folder / "mediapipe").mkdir()
-    (folder / "mediapipe" / "__init__.py").write_text(source)
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.delitem(sys.modules, "mediapipe", raising=False)
-
-
 @pytest.mark.parametrize(("source", "reason"), [
-    ("__version__ = '1.2.2'", "mediapipe 1.2.2 has no detectors"),  # has no `solutions`
-    ("import a_missing_package", "mediapipe lacks a_missing_package"),
-    ("raise ImportError('libGL.so.1: cannot open\\nshared object')", "import .libGL.so.1: cannot"),
-    ("raise OSError('libEGL')", "does not import .libEGL"),
-    ("raise AttributeError('_ARRAY_API not found')", "does not import ._ARRAY_API not found"),
-])
+    ("__version__ = '1.2.2'", "no attribute 'solutions'"),
+    ("import a_missing_package", "No module named 'a_missing_package'"),
+    ("raise OSError('libGL.so.1: cannot open\\nshared object')", "libGL.so.1: cannot open"),
+    (None, "halted|mediapipe")])
 def test_unusable_mediapipe_is_named_with_the_line_to_type(source, reason, tmp_path, monkeypatch):
-    """New versions and broken installations say what is wrong and which version works."""
-    fake_mediapipe(tmp_path, monkeypatch, source)
+    """New versions, broken installations and none: the message says what is wrong, and which
+    version works; the file of requirements has that version."""
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    if source:
+        (tmp_path / "mediapipe").mkdir()
+        (tmp_path / "mediapipe" / "__init__.py").write_text(source)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        del sys.modules["mediapipe"]
     image = np.zeros((8, 8, 3), np.uint8)
     for find in (finders.find_people, finders.find_hands):
-        with pytest.raises(ImportError, match=f"{reason}.*: {INSTALL}$"):
+        with pytest.raises(ImportError, match=f"^MediaPipe cannot be used .*{reason}.*: {INSTALL}"):
             find(image)
     found = look_inside("person", image, Found())
-    assert found.keypoints is None and found.source.startswith("no --keypoints, and mediapipe")
-    with pytest.raises(ValueError, match="no --box, and mediapipe .* give the hand's place in pix"):
+    assert found.keypoints is None and found.source.startswith("no --keypoints, and MediaPipe")
+    with pytest.raises(ValueError, match="no --box, and MediaPipe .* give the hand's place in pix"):
         finders.find("hand", image)
-    monkeypatch.delitem(sys.modules, "mediapipe", raising=False)
-
-
-def test_missing_mediapipe_is_named_with_the_line_to_type(monkeypatch):
-    """Without mediapipe the message says so, and how to install it; the file names the version."""
-    monkeypatch.setitem(sys.modules, "mediapipe", None)
-    with pytest.raises(ImportError, match=f"not installed: {INSTALL}"):
-        finders.find_hands(np.zeros((8, 8, 3), np.uint8))
-    lines = (ASSETS.parent / "requirements-optional.txt").read_text().splitlines()
-    assert INSTALL.split()[-1] in [line.split(";")[0].split("#")[0].strip() for line in lines]
+    assert INSTALL.split()[-1] in (ASSETS.parent / "requirements-optional.txt").read_text().split()
 
 
 def fake_detector(monkeypatch, expected: tuple[int, ...], **result) -> None:
@@ -148,6 +129,10 @@ def marks(count: int, *points: tuple[float, float]):
     return SimpleNamespace(landmark=[SimpleNamespace(x=x, y=y, visibility=0.75) for x, y in rows])
 
 
+def sides_of(*labels: str) -> list[SimpleNamespace]:
+    return [SimpleNamespace(classification=[SimpleNamespace(label=label)]) for label in labels]
+
+
 def test_people_are_in_pixels_of_the_picture(monkeypatch):
     """Fractions of the part in the box become pixels, of keypoints and mask; the box holds what
     is seen inside, and what is outside of the picture has no confidence."""
@@ -156,9 +141,7 @@ def test_people_are_in_pixels_of_the_picture(monkeypatch):
     fake_detector(monkeypatch, (20, 10, 3), segmentation_mask=mask,
                   pose_landmarks=marks(33, (0.5, 0.25), (9, 0.5), (0.1, 0.75)))
     (person,) = finders.find_people(image, (7, 30, 10, 20))
-    assert person.keypoints.shape == (45, 3)
     assert np.array_equal(person.keypoints[SMPL45.index("nose")], (7 + 5, 30 + 5, 0.75))
-    assert (person.keypoints[:, 0] <= 40).all()
     assert person.box == (8, 35, 4, 10)  # without the point beyond the picture
     assert np.array_equal(person.mask[30:50, 7:17], mask) and person.mask.sum() == mask.sum()
     found = look_inside("person", image, Found((7, 30, 10, 20)))
@@ -169,10 +152,9 @@ def test_people_are_in_pixels_of_the_picture(monkeypatch):
 
 def test_hands_come_with_their_side(monkeypatch):
     """From left to right; MediaPipe takes pictures for mirrored, so its left is a right hand."""
-    sides = [SimpleNamespace(classification=[SimpleNamespace(label=label)])
-             for label in ("Left", "Right")]
-    fake_detector(monkeypatch, (60, 40, 3), multi_handedness=sides, multi_hand_landmarks=[
-        marks(21, (0.5, 0.5), (0.75, 1.0)), marks(21, (0.25, 0.5), (0.375, 1.0))])
+    fake_detector(monkeypatch, (60, 40, 3), multi_handedness=sides_of("Left", "Right"),
+                  multi_hand_landmarks=[marks(21, (0.5, 0.5), (0.75, 1.0)),
+                                        marks(21, (0.25, 0.5), (0.375, 1.0))])
     monkeypatch.setattr(finders, "find_people", lambda image: [])
     first, second = finders.find_hands(np.zeros((60, 40, 3), np.uint8))
     assert (first.side, first.box) == ("left", (10, 30, 5, 30))
@@ -185,32 +167,15 @@ def test_hands_come_with_their_side(monkeypatch):
 def test_the_hand_in_the_middle_of_a_box_is_meant(monkeypatch):
     """MediaPipe sees a larger part, for the hand's surroundings; hands beside the box are not
     meant, and the given side and box stay."""
-    sides = [SimpleNamespace(classification=[SimpleNamespace(label="Left")])] * 3
     image = np.zeros((60, 40, 3), np.uint8)  # the part of the box is 30 x 15 px, from (5, 15) on
-    fake_detector(monkeypatch, (15, 30, 3), multi_handedness=sides, multi_hand_landmarks=[
-        marks(21, (x, 0.4), (x + 0.1, 0.6)) for x in (0.2, 0.5, 0.9)])
+    fake_detector(monkeypatch, (15, 30, 3), multi_handedness=sides_of(*["Left"] * 3),
+                  multi_hand_landmarks=[marks(21, (x, 0.4), (x + 0.1, 0.6))
+                                        for x in (0.2, 0.5, 0.9)])
     first, second = finders.find_hands(image, (10, 17.5, 20, 10))
     assert np.allclose(first.box, (20, 21, 3, 3)) and np.allclose(second.box, (11, 21, 3, 3))
     found = look_inside("hand", image, Found((10, 17.5, 20, 10), "left"))
     assert found.side == "left" and found.box == (10, 17.5, 20, 10)
     assert np.array_equal(found.keypoints, first.keypoints)
-
-
-def test_people_from_behind_have_their_left_on_the_left():
-    """Shoulders and hips must agree, and be seen."""
-    front, names = np.ones((45, 3)), ("left_shoulder", "right_shoulder", "left_hip", "right_hip")
-    for name, x in zip(names, (9, 1, 8, 2), strict=True):
-        front[SMPL45.index(name), 0] = x
-    back = front * (-1, 1, 1)
-    twisted, hidden = back.copy(), back.copy()
-    twisted[SMPL45.index("left_hip"), 0] = 9
-    hidden[SMPL45.index("left_hip"), 2] = 0
-    assert finders.from_behind(back)
-    for heading, warned in (30.0, True), (180.0, False):
-        said = finders.warnings(Found(None, "right", back), (90, 120), np.full((45, 2), np.nan),
-                                None, (0.1, 0.1), heading)
-        assert ["seen from behind" in note for note in said] == [True] * warned
-    assert not any(map(finders.from_behind, (front, twisted, hidden, None)))
 
 
 def person_at(x: float, y: float, size: float = 20) -> Found:
@@ -277,8 +242,6 @@ def test_hands_are_at_the_knuckles(monkeypatch):
     seen.clear()
     (found,) = finders.find("person", image, hands=True)
     assert np.array_equal(found.hands, boxes, equal_nan=True)
-    (hand, none) = finders.find_their_hands(image, person)
-    assert hand.keypoints is None and "no fingers" in hand.source and none is None
 
 
 # ---------------------------------------------------------------------------------- warnings
@@ -306,14 +269,14 @@ def test_a_mesh_beside_its_keypoints_is_warned_of(given, own, warning):
     mesh[[0, 1]] = (0, 0), (80, 80)
     own = own and rows(mesh + own, 0.1)
     found = Found((0, 0, 64, 80), "right", given and rows(mesh + given), source="file")
-    said = finders.warnings(found, (90, 120), mesh, own, (0.1, 0.09), 180)
+    said = finders.warnings(found, (90, 120), mesh, own, (0.1, 0.09))
     assert len(said) == bool(warning) and warning in "".join(said)
-    assert finders.warnings(found, (90, 120), mesh, own, (0.13, 0.13), 180) == []  # 10 of 80 px
+    assert finders.warnings(found, (90, 120), mesh, own, (0.13, 0.13)) == []  # 10 of 80 px
     unsure = found._replace(keypoints=None if given is None else rows(mesh + given, 0.2))
     faint = None if own is None else own * (1, 1, 0)
-    assert finders.warnings(unsure, (90, 120), mesh, faint, (0, 0), 180) == []
+    assert finders.warnings(unsure, (90, 120), mesh, faint, (0, 0)) == []
     nothing = np.full((45, 2), np.nan)  # joints that a mesh does not have
-    assert finders.warnings(found, (90, 120), nothing, own, (0, 0), 180) == []
+    assert finders.warnings(found, (90, 120), nothing, own, (0, 0)) == []
 
 
 def test_the_limbs_judge_a_person():
@@ -341,7 +304,7 @@ def test_keypoints_of_somebody_else_are_told():
         found = Found((16, 11, 80, 107), "right", true, source="file")
         result = load(image, found, None)
         moved = found._replace(keypoints=true + (shift, 0, 0))
-        notes = finders.warnings(moved, (128, 128), result.mesh, None, (0.1, 0), 180)
+        notes = finders.warnings(moved, (128, 128), result.mesh, None, (0.1, 0))
         assert len(notes) == (shift > 0)
 
 

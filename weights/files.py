@@ -97,6 +97,12 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
     return state, config
 
 
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the weights of a part of a model, whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items()
+            if name.startswith(prefix)}
+
+
 def without_settings(config: Mapping[str, object], kind: type) -> dict[str, object]:
     """Drop SETTINGS, which describe the run, and FORMER fields, if the dataclass lacks them."""
     kinds = typing.get_type_hints(kind)
@@ -106,82 +112,82 @@ def without_settings(config: Mapping[str, object], kind: type) -> dict[str, obje
                 name in SETTINGS or name in FORMER and FORMER[name] in (None, value))}
 
 
-def read_data_name(path: str | PathLike) -> str | None:
-    """Return the name of the data that train.py wrote into a checkpoint; None for others' files."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return content.get("data", "unknown data") if "config" in content else None
-    except Exception:  # the model is loaded elsewhere; only ours are sure to open like this
-        return None
-
-
 def trained_on(checkpoint: str | PathLike, given: str | None, advice: str, what: str) -> str:
     """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
 
     given: the mesh model's file, None for the free one. train.py writes the kind of its data into a
     checkpoint; the authors' weights have seen the official models.
     """
-    data = read_data_name(checkpoint)
-    if given and data == "rendered":
-        raise ValueError(f"{checkpoint} was trained on the free model, whose shapes the official "
-                         f"one does not have: leave out {advice.split()[0]}")
-    if not given and data not in ("unknown data", "rendered"):
-        raise ValueError(f"{checkpoint} was trained on the official model, whose shapes the free "
-                         f"one does not have: add {advice}")
-    if data == "rendered":
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        data = content.get("data", "unknown data") if "config" in content else None
+    except Exception:  # the model is loaded elsewhere; only ours are sure to open like this
+        data = None
+    free = data == "rendered"
+    if bool(given) == free and data != "unknown data":
+        raise ValueError(f"{checkpoint} was trained on the {'free' if free else 'official'} model, "
+                         "whose shapes the other one does not have: " + (
+                             f"leave out {advice.split()[0]}" if free else f"add {advice}"))
+    if free:
         return f"trained on rendered {what}: expect rough meshes in photographs"
     return f"trained on {data}" if data else "weights of the authors, as they are"
 
 
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.",
-                 strict: bool = True) -> None:
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.") -> None:
     """Copy weights by name, in the module's own precision.
 
     ignored: a pattern for the start of names that the module does not use; they are left out, and
-    printed. Any other difference in names or shapes is a ValueError, or is printed if not strict.
+    printed. Any other difference in names or shapes is a ValueError.
     """
     own, kind = module.state_dict(), type(module).__name__
     unused = {name: re.match(ignored, name)[0].rstrip(".") for name in state
               if name not in own and re.match(ignored, name)}
-    fitting = {name: value for name, value in state.items()
-               if name in own and value.shape == own[name].shape}
     problems = {
         "missing": [name for name in own if name not in state],
         "unexpected": [name for name in state if name not in own and name not in unused],
-        "of another shape": [name for name in own if name in state and name not in fitting]}
+        "of another shape": [name for name in own
+                             if name in state and own[name].shape != state[name].shape]}
     report = "; ".join(
-        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
         for problem, names in problems.items() if names)
-    require(not (strict and report), f"these weights are not {kind}'s: {report}")
+    require(not report, f"these weights are not {kind}'s: {report}")
     if unused:
         print(f"left out, {kind} does not use it: {', '.join(sorted(set(unused.values())))}")
-    if report:
-        print(f"loaded in part: {report}")
-    module.load_state_dict(fitting, strict=False)
+    module.load_state_dict({name: state[name] for name in own})
+
+
+def build_and_load(build: Callable[[], nn.Module], what: str, state: Mapping[str, Tensor],
+                   ignored: str = "$.") -> nn.Module:
+    """Build a model, first without memory, and load weights; return it in evaluation mode.
+
+    Raises ValueError for other weights and, beginning with `what`, for a model that cannot be.
+    """
+    try:
+        with torch.device("meta"):  # takes no memory
+            size = sum(value.numel() for value in build().state_dict().values())
+    except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"{what}: {error}") from error
+    stored = sum(value.numel() for value in state.values())
+    require(size <= max(10 * stored, 10**8),
+            f"{what}: the model has {size:,} numbers, its weights are {stored:,}")
+    model = build()
+    load_weights(model, state, ignored=ignored)
+    return model.eval()
 
 
 def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: object,
-                    state: Mapping[str, Tensor], **options) -> nn.Module:
+                    state: Mapping[str, Tensor], ignored: str = "$.") -> nn.Module:
     """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
 
-    build: a model's class, or a function that chooses it; takes a config_kind. options: of
+    build: a model's class, or a function that chooses it; takes a config_kind. ignored: of
     load_weights. The model's `settings` are those of the run that trained it. Raises ValueError if
     the config is not the model's.
     """
     require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
             f"save dataclasses.asdict({config_kind.__name__}(...))")
-    settings = {name: value for name, value in config.items() if name in SETTINGS}
-    try:
-        config = config_kind(**without_settings(config, config_kind))
-        with torch.device("meta"):  # takes no memory
-            size = sum(value.numel() for value in build(config).state_dict().values())
-    except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"the checkpoint's config is not a {config_kind.__module__}."
-                         f"{config_kind.__name__}: {error}") from error
-    stored = sum(value.numel() for value in state.values())
-    require(size <= max(10 * stored, 10**8), f"the checkpoint's config is not that of its weights: "
-            f"it describes {size:,} numbers, they are {stored:,}")
-    model = build(config)
-    load_weights(model, state, **options)
-    model.settings = settings
-    return model.eval()
+    model = build_and_load(
+        lambda: build(config_kind(**without_settings(config, config_kind))),
+        f"the checkpoint's config is not a {config_kind.__module__}.{config_kind.__name__}",
+        state, ignored)
+    model.settings = {name: value for name, value in config.items() if name in SETTINGS}
+    return model

@@ -8,13 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 
-import torch
 from torch import Tensor
 
 from genhmr import Config, GenHMR, Tokenizer, TokenizerConfig
 from networks import fast
 from networks.small_encoder import SmallEncoder, link
-from weights.files import from_checkpoint, load_weights, names_its_file, read_checkpoint, require
+from weights.files import (
+    build_and_load,
+    from_checkpoint,
+    load_weights,
+    names_its_file,
+    part_of,
+    read_checkpoint,
+    require,
+)
 
 
 @names_its_file
@@ -37,21 +44,12 @@ def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
     return from_checkpoint(build, Config, config, state)
 
 
-def read_part(source: str | PathLike | Mapping, name: str,
-              prefix: str) -> tuple[dict[str, Tensor], object]:
-    """Read the weights and the config of a part, from its own checkpoint or from one of stage 2."""
-    state, config = read_checkpoint(source)
-    if any(key.startswith("transformer.") for key in state):
-        config = config.get(name) if isinstance(config, Mapping) else None
-        state = {key.removeprefix(prefix): value for key, value in state.items()
-                 if key.startswith(prefix)}
-    return state, config
-
-
 @names_its_file
 def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
     """Load the tokenizer of a checkpoint of stage 1 or 2; all else as of load_checkpoint."""
-    state, config = read_part(source, "tokenizer", "tokenizer.")
+    state, config = read_checkpoint(source)
+    if "tokenizer.quantiser.codebook" in state and isinstance(config, Mapping):  # of stage 2
+        state, config = part_of(state, "tokenizer."), config.get("tokenizer")
     require(config is not None and any(name.startswith("quantiser.") for name in state),
             "no tokenizer in this checkpoint: expected train.py's of stage 1 or 2")
     return from_checkpoint(Tokenizer, TokenizerConfig, config, state)
@@ -60,28 +58,20 @@ def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
 @names_its_file
 def load_encoder(source: str | PathLike | Mapping) -> SmallEncoder:
     """Load the SmallEncoder of a checkpoint of --stage encoder or of stage 2, likewise."""
-    state, _ = read_part(source, "encoder", "backbone.")
+    state, _ = read_checkpoint(source)
+    state = part_of(state, "backbone.") or state
     require("sizes" in state, "no small encoder in this checkpoint: expected train.py's of --stage "
                               "encoder, or of --stage transformer with its preset cpu")
-    encoder = build_encoder(state["sizes"], state)
-    load_weights(encoder, state)
-    return encoder.eval()
+    return build_and_load(lambda: build_encoder(state["sizes"], state),
+                          "the encoder's sizes in this checkpoint are damaged", state)
 
 
 def build_encoder(sizes: Tensor, state: Mapping[str, Tensor]) -> SmallEncoder:
-    """Build the SmallEncoder with these sizes; ValueError if they cannot be those of `state`."""
+    """Build the SmallEncoder with these sizes; ValueError if `state` has fewer blocks."""
     # Each block has tensors of its own. Without this check, damaged sizes build endless blocks
     require(sizes.shape == (7,) and sizes[4] <= len(state), "the encoder's sizes in this "
             "checkpoint are damaged: expected four widths, blocks, pooled features, width of the "
             f"lift, got {sizes.tolist()}")
-    try:
-        with torch.device("meta"):  # takes no memory
-            count = sum(value.numel() for value in SmallEncoder.of_sizes(sizes).parameters())
-    except (TypeError, ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
-        raise ValueError(f"the encoder's sizes in this checkpoint are damaged: {error}") from error
-    stored = sum(value.numel() for value in state.values())
-    require(0 < count <= stored, f"the encoder's sizes in this checkpoint are not those of its "
-            f"weights: they describe {count:,} numbers, the file has {stored:,}")
     return SmallEncoder.of_sizes(sizes)
 
 
@@ -92,8 +82,7 @@ def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:
     Heads, discriminators and body models are left out, and printed. Errors as of load_checkpoint.
     """
     state, _ = read_checkpoint(source)
-    own = {name.removeprefix("backbone."): value for name, value in state.items()
-           if name.startswith("backbone.")}
+    own = part_of(state, "backbone.")
     unused = sorted({name.split(".")[0] for name in state if own and name[:9] != "backbone."})
     load_weights(model.backbone, own or state)
     if unused:

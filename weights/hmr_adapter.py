@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -27,7 +28,14 @@ from hmr_adapter import (
     HMRAdapter,
 )
 from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
-from weights.files import from_checkpoint, load_weights, names_its_file, read_checkpoint, require
+from weights.files import (
+    from_checkpoint,
+    load_weights,
+    names_its_file,
+    part_of,
+    read_checkpoint,
+    require,
+)
 
 CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
                   "expert.encoder.": BodyConfig, "encoder.": BodyExpertConfig}
@@ -61,77 +69,57 @@ def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mappi
     alone or inside a checkpoint of GenHMR. Raises like load_checkpoint.
     """
     state, _ = read_checkpoint(source)
-    hands = isinstance(expert, HandExpert)
-    encoder = (expert.backbone if hands else expert.encoder).patch_embed
-    own = encoder.state_dict()
-    if hands:
-        found = {f"hand.{name}": value for name, value in state.items()}
-        found["regressor"] = bodymodels.load_model("hand_right").keypoint_regressor
+    if isinstance(expert, HandExpert):
+        encoder, expected = expert.backbone.patch_embed, "one like assets/simplehand_views_cpu.pt"
+        state = {f"hand.{name}": value for name, value in state.items()}
+        state["regressor"] = bodymodels.load_model("hand_right").keypoint_regressor
     else:
-        prefix = "backbone." if "backbone.sizes" in state else ""
-        found = {name.removeprefix(prefix): value for name, value in state.items()
-                 if name.startswith(prefix)}
-    fits = found.keys() == own.keys() and all(
-        found[name].shape == own[name].shape for name in own)
-    fits = fits and torch.equal(*(part.get("sizes", torch.zeros(())) for part in (own, found)))
-    require(fits, "this checkpoint has no encoder for this expert: expected " + (
-        "one like assets/simplehand_views_cpu.pt" if hands else
-        "one of train.py --model genhmr, --stage encoder or transformer, of the usual size"))
-    encoder.load_state_dict(found)
-
-
-def expert_inside(state: Mapping[str, Tensor], config: object, kind: type) -> nn.Module:
-    """Load the expert of a checkpoint of train.py, also out of an adapter or rival."""
-    if isinstance(config, Mapping) and "expert" in config:
-        config = config["expert"]
-        state = {name.removeprefix("expert."): value for name, value in state.items()
-                 if name.startswith("expert.")}
-    return expert_of(load_checkpoint({"model": state, "config": config}), kind)
+        encoder, expected = expert.encoder.patch_embed, (
+            "one of train.py --model genhmr, --stage encoder or transformer, of the usual size")
+        state = part_of(state, "backbone.") or state
+    try:
+        load_weights(encoder, state)
+    except ValueError as error:
+        raise ValueError("this checkpoint has no encoder for this expert: expected "
+                         f"{expected}") from error
 
 
 @names_its_file
-def load_hand_expert(source: str | PathLike | Mapping, *, strict: bool = True) -> HandExpert:
-    """Load the hand expert of train.py's checkpoint, also from inside an adapter, or of HaMeR's.
+def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
+                hand_mean: Tensor | None = None) -> HandExpert | BodyExpert:
+    """Load the expert of train.py's checkpoint, also out of an adapter or rival, or a released one.
 
-    source: a file or its content. strict=False prints what does not fit and loads the rest. Raises
-    like load_checkpoint.
+    kind: HandExpert, which HaMeR has released, or BodyExpert, as SMPLer-X-H. source: a file or its
+    content. hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands (hands_meanr, hands_meanl), to
+    which the fingers of SMPLer-X's weights are relative. Raises like load_checkpoint.
     """
     state, config = read_checkpoint(source)
     if config is not None:
-        return expert_inside(state, config, HandExpert)
-    require(any(name.startswith("mano_head.") for name in state),
-            "no hand expert in this checkpoint: expected train.py's or HaMeR's")
-    expert = HandExpert(HandExpertConfig())
-    load_weights(expert, state, ignored=r"(discriminator|mano)\.|initialized$", strict=strict)
-    return expert.eval()
-
-
-@names_its_file
-def load_body_expert(source: str | PathLike | Mapping, *, hand_mean: Tensor | None = None,
-                     strict: bool = True) -> BodyExpert:
-    """Load the whole-body expert of train.py's checkpoint, also from an adapter, or of SMPLer-X-H.
-
-    hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands (hands_meanr, hands_meanl), to which
-    the released weights' fingers are relative. source, strict and errors: as load_hand_expert's.
-    """
-    state, config = read_checkpoint(source)
-    if config is not None:
-        return expert_inside(state, config, BodyExpert)
-    for pattern, name in SMPLER_X_NAMES:
+        if isinstance(config, Mapping) and "expert" in config:
+            state, config = part_of(state, "expert."), config["expert"]
+        return expert_of(load_checkpoint({"model": state, "config": config}), kind)
+    hands = kind is HandExpert
+    for pattern, name in () if hands else SMPLER_X_NAMES:
         state = {re.sub(pattern, name, key): value for key, value in state.items()}
-    require(any(name.startswith("body_regressor.") for name in state),
-            "no whole-body expert in this checkpoint: expected train.py's or SMPLer-X's")
-    expert = BodyExpert(BodyExpertConfig())
+    part, authors = ("mano_head.", "HaMeR") if hands else ("body_regressor.", "SMPLer-X")
+    require(any(name.startswith(part) for name in state),
+            f"no {kind.__name__} in this checkpoint: expected train.py's or {authors}'s")
+    expert = kind(HandExpertConfig() if hands else BodyExpertConfig())
     unreleased = {name: value for name, value in expert.state_dict().items()
                   if re.search(r"(hand_mean|num_batches_tracked)$", name)}
-    load_weights(expert, unreleased | state, ignored=r"smplx_layer\.", strict=strict)
-    if hand_mean is None:
-        print("the fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to "
-              "make them absolute (hands of the hand path do not use them)")
-    else:
+    load_weights(expert, unreleased | state,
+                 ignored=r"(discriminator|mano|smplx_layer)\.|initialized$")
+    if hand_mean is not None:
         expert.hand_mean.copy_(hand_mean)
         expert.notice_hand_mean()
+    elif not hands:
+        print("the fingers of these weights are relative to SMPL-X's mean hand: give hand_mean to "
+              "make them absolute (hands of the hand path do not use them)")
     return expert.eval()
+
+
+load_hand_expert = functools.partial(load_expert, HandExpert)
+load_body_expert = functools.partial(load_expert, BodyExpert)
 
 
 def hand_mean(model: str | PathLike) -> Tensor | None:
@@ -158,8 +146,8 @@ def expert_of(model: nn.Module, kind: type) -> nn.Module:
 def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) -> Adapter:
     """Load one path: an adapter or rival of train.py, or an expert alone, also a released one.
 
-    kind: HandAdapter or BodyAdapter. options: of load_hand_expert or load_body_expert, for released
-    weights. Other arguments and errors are as of load_checkpoint.
+    kind: HandAdapter or BodyAdapter. options: of load_expert, for released weights. Other arguments
+    and errors are as of load_checkpoint.
     """
     state, config = read_checkpoint(source)
     content = {"model": state, "config": config}
@@ -168,10 +156,10 @@ def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) 
         require(isinstance(model, kind),
                 f"this checkpoint has a {type(model).__name__}: expected a {kind.__name__}")
         return model
-    load, alone, config_class = {
-        HandAdapter: (load_hand_expert, FineTunedHand, HandConfig),
-        BodyAdapter: (load_body_expert, FineTunedBody, BodyConfig)}[kind]
-    expert = load(content, **options)
+    inside, alone, config_class = {
+        HandAdapter: (HandExpert, FineTunedHand, HandConfig),
+        BodyAdapter: (BodyExpert, FineTunedBody, BodyConfig)}[kind]
+    expert = load_expert(inside, content, **options)
     return alone(config_class(expert=expert.config, inject="none"), expert).eval()
 
 

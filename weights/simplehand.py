@@ -32,7 +32,7 @@ CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
 
 
 def our_name(name: str) -> str:
-    """Map a parameter name of the release to ours."""
+    """Map a parameter name of the release to ours; other names stay."""
     parts = r"(.*mesh_head\.)(pos_emb|proj|encoder|upsample)_(\d)(?:\.upsample)?(.*)"
     match = re.match(parts, name)
     if not match:
@@ -44,13 +44,12 @@ def our_name(name: str) -> str:
 
 
 @names_its_file
-def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) -> SimpleHand:
+def load_checkpoint(source: str | PathLike | Mapping) -> SimpleHand:
     """Load the model in a checkpoint, in evaluation mode on the CPU.
 
     source: a file or its content: train.py's {"model", "config", ...}, or the release's
         {"state_dict": ...}, which becomes a Config(official=True). To write one of your own:
         torch.save({"model": model.state_dict(), "config": dataclasses.asdict(model.config)}, FILE)
-    strict: False prints what does not fit and loads the rest.
     Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
     """
     state, config = read_checkpoint(source)
@@ -63,8 +62,7 @@ def load_checkpoint(source: str | PathLike | Mapping, *, strict: bool = True) ->
         kind = config_class(config)
         if kind is any_view.Config:  # older checkpoints have another field, True in all of them
             config = {name: value for name, value in config.items() if name != "heat_maps"}
-    return from_checkpoint(simplehand_model, kind, config, state, ignored=CLASSIFIERS,
-                           strict=strict)
+    return from_checkpoint(simplehand_model, kind, config, state, ignored=CLASSIFIERS)
 
 
 def config_class(fields: Mapping[str, object]) -> type[Config]:
@@ -73,8 +71,7 @@ def config_class(fields: Mapping[str, object]) -> type[Config]:
 
 
 @names_its_file
-def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Mapping, *,
-                  strict: bool = True) -> None:
+def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Mapping) -> None:
     """Load a backbone's ImageNet weights, by timm's names or its authors'.
 
     FastViT's may be of training or inference; for the latter the backbone is reparameterised.
@@ -86,4 +83,4 @@ def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Ma
             state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
         if any(".reparam_conv." in name for name in state):
             backbone.reparameterize()
-    load_weights(backbone, state, ignored=CLASSIFIERS, strict=strict)
+    load_weights(backbone, state, ignored=CLASSIFIERS)
