@@ -112,7 +112,7 @@ def detected_person(folder: Path, picture: str, box: Sequence[float] | None,
     """Return the keypoints (45, 3) that OpenPose found of a person in a picture of a data set.
 
     folder: has OpenPose's files in the layout of the pictures, a/b_keypoints.json for a/b.jpg.
-    picture: the picture below the data set's root. box: as of find_person. size: of the picture.
+    picture: the picture below the data set's root. box, size: see choose_person.
     If the file has nobody there, all keypoints are 0. Raises as read_keypoints.
     """
     path = folder / Path(picture).with_name(f"{Path(picture).stem}_keypoints.json")

@@ -21,14 +21,12 @@ SMPL_JOINTS = bodymodels.JOINT_SETS["smpl24"]
 TEST_CLIPS = ("dance_b", "getup_faceup", "kick", "run", "turn_right1")  # of motion.npz
 NEAR_DUPLICATE = 0.1  # rad: keep a frame only if some joint differs by this from every kept one
 Y_UP_TO_CAMERA = np.diag([1.0, -1, -1])  # a body facing +z then faces the camera
-LIMBS = tuple(
-    [index for index, name in enumerate(SMPL_JOINTS) if re.search(pattern, name)]
-    for pattern in ("hip|knee|ankle|foot", "left_(collar|shoulder|elbow|wrist|hand)",
-                    "right_(collar|shoulder|elbow|wrist|hand)"))
 PARTS = ("pelvis|spine|neck|head", "left_(hip|knee|ankle|foot)", "right_(hip|knee|ankle|foot)",
          "left_(collar|shoulder|elbow|wrist|hand)", "right_(collar|shoulder|elbow|wrist|hand)")
 PART_OF = [next(part for part, pattern in enumerate(PARTS) if re.search(pattern, name))
            for name in SMPL_JOINTS]
+LIMBS = [[joint for joint, part in enumerate(PART_OF) if part in parts]  # legs, arms
+         for parts in ((1, 2), (3,), (4,))]
 
 
 def by_joint(other: float, **values: float) -> np.ndarray:

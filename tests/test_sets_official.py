@@ -169,7 +169,7 @@ def test_annotation_is_packed_once(fresh, models, tmp_path, name):
 def test_a_root_may_be_relative(folders, models, tmp_path, monkeypatch, name):
     monkeypatch.chdir(folders(name).parent)
     options = {"models": models} if name in NEED_MODELS else {}
-    assert READERS[name](name, cache=tmp_path, **options)[0]["image"].any()
+    assert READERS[name](name, cache=tmp_path, **options)[0]["image"].shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("name", READERS)
