@@ -1647,7 +1647,8 @@ def cpu_preset() -> Config:
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
     hand = HandExpertConfig(vit_dim=190, vit_heads=5, decoder_dim=256, decoder_ffn=1024,
                             **decoder, **expert, **of_hands, steps=600, weight_betas_prior=0.05)
-    body = BodyExpertConfig(vit_dim=268, vit_heads=4, **expert, steps=600, weight_keypoints_3d=30.0,
+    body = BodyExpertConfig(vit_dim=268, vit_heads=4, **expert | dict(learning_rate=3e-4),
+                            steps=600, weight_keypoints_3d=30.0,
                             weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8,
                             hand_cells=8, joint_dim=160, box_dim=32)
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.

@@ -531,7 +531,7 @@ def build(task: Task, start: nn.Module | None) -> nn.Module:
     if empty:
         raise ValueError(f"the settings describe layers of width 0 ({empty[0]}): change them with "
                          "--set")
-    return model
+    return model.train()  # a frozen encoder stays in evaluation mode
 
 
 def begin(trainer: Trainer, run: Mapping | None) -> None:

@@ -12,14 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genhmr import JOINTS, matrix_to_rotation_6d, rotation_6d_to_matrix
-from hmr_adapter import BodyExpert, BodyExpertConfig, EncoderConfig, HandExpert, HandExpertConfig
+from hmr_adapter import (
+    BodyExpert,
+    BodyExpertConfig,
+    EncoderConfig,
+    HandExpert,
+    HandExpertConfig,
+    middle_of,
+)
 from networks import any_view
 from networks.small_encoder import GRID, HEAT_GRID, IMAGE_SIZE, NAMES, SmallEncoder
 
@@ -40,6 +47,10 @@ class BodyEncoder(SmallEncoder):
         super().__init__()
         self.width += 6 * JOINTS + len(OF_HANDS)  # D, 268
 
+    def lifted(self, crops: Tensor) -> Tensor:
+        """Lift the pose of SMPL's 24 joints: rotations (B, 24, 3, 3)."""
+        return rotation_6d_to_matrix(self.read((crops - self.mean) / self.std).lifted.pose)
+
     def forward(self, crops: Tensor) -> Tensor:
         reading = self.read((crops - self.mean) / self.std)
         pose = matrix_to_rotation_6d(rotation_6d_to_matrix(reading.lifted.pose)).flatten(1)
@@ -54,7 +65,7 @@ class HandEncoder(nn.Module):
 
     A token holds the U-net's features of its cell, and what SimpleHand's network for photographs
     finds in the middle of the crop: all keypoints in 2D, with the spread of their heat maps, and
-    in 3D.
+    in 3D. While it trains, it also learns by SimpleHand's own losses.
     """
 
     KEYPOINTS = 21
@@ -78,12 +89,29 @@ class HandEncoder(nn.Module):
         maps, last = network.backbone(F.interpolate(
             crops, size=(size, size), mode="bilinear", antialias=True))  # (B, 64, 16, 16)
         found = network.keypoints_2d_head(maps, last)
-        joints = self.regressor @ network.mesh_head(maps, found["keypoints_2d"]).float()
+        vertices = network.mesh_head(maps, found["keypoints_2d"]).float()
+        self.found = found | {"vertices": vertices} if self.training else None
+        joints = self.regressor @ vertices
         hand = torch.cat((4 * (found["keypoints_2d"] - 0.5), 10 * found["spread_2d"][..., None],
                           10 * (joints - joints[:, :1])), 2).flatten(1)  # (B, 126)
         edge = (maps.shape[3] - GRID[1]) // 2
         cells = maps[..., edge : edge + GRID[1]].flatten(2).mT  # (B, N, 64)
         return torch.cat((cells, hand[:, None].expand(-1, cells.shape[1], -1).to(cells)), 2)
+
+    def loss(self, samples: Mapping[str, Tensor]) -> Tensor:
+        """Compute SimpleHand's loss of what the last forward in training found.
+
+        samples: of hmr_adapter.hand_samples, the same hands. Without it the fingers are no better
+        than a mean hand's: through the decoder alone, the U-net's heat maps unlearn their places.
+        """
+        ratio = samples["images"].shape[-1] / SEEN
+        points = ratio * samples["keypoints_2d"] + 0.5  # 0..1 in the middle of the crop
+        valid = samples["valid"]
+        batch = {"image": points.new_empty(0, SEEN), "vertices": samples["vertices"],
+                 "joints": samples["joints"], "keypoints_2d": SEEN * points, "mesh_valid": valid,
+                 "keypoints_valid": valid[:, None] * ((points > 0) & (points < 1)).all(2)}
+        terms = any_view.losses(self.found, batch, self.regressor)
+        return any_view.total_loss(terms, self.hand.config)
 
 
 def is_small(config: EncoderConfig) -> bool:
@@ -106,22 +134,21 @@ def body_expert(config: BodyExpertConfig) -> BodyExpert:
 
 
 @torch.no_grad()
-def start_rotations(expert: BodyExpert, batches: Iterable[tuple[Tensor, Tensor]],
-                    ridge: float = 3_000.0) -> None:
-    """Start the two layers that regress a whole-body expert's rotations, by least squares.
+def start_rotations(expert: BodyExpert, pictures: Iterable[Tensor], ridge: float = 1.0) -> None:
+    """Let the layers of a whole-body expert that regress rotations start with its encoder's pose.
 
-    The tokens of a BodyEncoder hold a pose already, so that the best linear layer has a closed
-    form; 600 steps of AdamW stay behind it.
-
-    batches: images (B, 3, S, S) and their rotations (B, 55, 3, 3). ridge: weight of the squared
-    weights of the layers, for inputs of variance 1.
+    The expert's tokens hold the pose that its BodyEncoder lifts, and a linear layer reads it out.
+    Its weights have a closed form: the least squares for the given pictures, (B, 3, S, S) each,
+    with `ridge` times the squared weights of inputs of variance 1.
     """
-    net, inputs, targets = expert.body_regressor, [], []
-    mode = expert.training
-    for images, pose in batches:
-        features = expert.eval().features(images)
+    net, encoder, mode = expert.body_regressor, expert.encoder.patch_embed, expert.training
+    expert.eval()
+    inputs, targets = [], []
+    for images in pictures:
+        features = expert.features(images)
         inputs.append(net.joined(expert.pose_features(features), features.joints).double())
-        targets.append(pose[:, :22, :, :2].flatten(1).double())  # interleaved 6D
+        found = encoder.lifted(middle_of(images, expert.config))
+        targets.append(found[:, :22, :, :2].flatten(1).double())  # interleaved 6D
     expert.train(mode)
     x, y = torch.cat(inputs), torch.cat(targets)  # (N, 25 (d + 3)), (N, 132)
     mean, spread = x.mean(0), x.std(0) + 1e-4
@@ -130,8 +157,7 @@ def start_rotations(expert: BodyExpert, batches: Iterable[tuple[Tensor, Tensor]]
     weight = (torch.linalg.solve(gram, x.mT @ (y - y.mean(0))) / spread[:, None]).mT
     bias = y.mean(0) - weight @ mean
     first = 0
-    for layer in (net.root_pose_out[0], net.body_pose_out[0]):
-        own = slice(first, first + layer.out_features)
-        layer.weight.copy_(weight[own])
-        layer.bias.copy_(bias[own])
-        first = own.stop
+    for (layer,) in (net.root_pose_out, net.body_pose_out):
+        rows = slice(first, first := first + layer.out_features)
+        layer.weight.copy_(weight[rows])
+        layer.bias.copy_(bias[rows])

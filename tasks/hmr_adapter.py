@@ -25,7 +25,7 @@ import data
 import hmr_adapter
 import metrics
 from files import load_arrays, safe_unpickle
-from networks.adapter_encoders import is_small, start_rotations
+from networks.adapter_encoders import HandEncoder, is_small, start_rotations
 from networks.adapter_rivals import build_model, share_twists
 from tasks.base import (
     Batch,
@@ -230,7 +230,12 @@ class HandExpertTask(PeopleTask):
             samples = {name: values[known] for name, values in samples.items()}
         prediction = model(*self.inputs(samples))
         terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)
-        return hmr_adapter.hand_total_loss(terms, self.config), terms
+        loss = hmr_adapter.hand_total_loss(terms, self.config)
+        encoder = expert_of(bare(model), hmr_adapter.HandExpert).backbone.patch_embed
+        if isinstance(encoder, HandEncoder) and encoder.training and "vertices" in samples:
+            terms["encoder"] = encoder.loss(samples)
+            loss = loss + terms["encoder"]
+        return loss, terms
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
         """Predict both hands (2 B) of the people, by predictor."""
@@ -426,9 +431,8 @@ class BodyExpertTask(PeopleTask, BodyTask):
         """A new small expert starts with the pose that its encoder finds."""
         model = super().build()
         if self.starts_from and self.is_new:
-            count = min(2_000, len(self.train_set))
-            batches = DataLoader(Subset(self.train_set, range(count)), batch_size=50)
-            start_rotations(model, ((batch["image"], batch["body_pose"]) for batch in batches))
+            some = Subset(self.train_set, range(min(1_500, len(self.train_set))))
+            start_rotations(model, (batch["image"] for batch in DataLoader(some, batch_size=50)))
         return model
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:

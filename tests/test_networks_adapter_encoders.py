@@ -8,12 +8,21 @@ import torch.nn.functional as F
 from adapter_samples import free_hand, images, lively, people, rotations, whole_body
 
 import hmr_adapter as hmr
+import train
 import weights.genhmr
 import weights.simplehand
 from bodymodels import ASSETS
 from hmr_adapter import in_picture
-from networks.adapter_encoders import BodyEncoder, HandEncoder, is_small
+from networks import any_view
+from networks.adapter_encoders import (
+    OF_HANDS,
+    BodyEncoder,
+    HandEncoder,
+    is_small,
+    start_rotations,
+)
 from networks.adapter_rivals import build_model, share_twists
+from networks.small_encoder import NAMES
 from tasks.hmr_adapter import DualPathTask, look
 from weights.hmr_adapter import load_encoder
 
@@ -80,9 +89,64 @@ def test_bodies_get_the_tokens_of_genhmrs_encoder():
         tokens = expert.eval().encoder.patch_embed(hmr.middle_of(pictures, BODY.expert))
         reading = theirs.read(theirs.normalise(pictures))
     torch.testing.assert_close(tokens[..., :112], reading.tokens, atol=1e-4, rtol=1e-4)
-    rotations = hmr.rotation_6d_to_matrix(tokens[:, [0, 100], 112:].unflatten(2, (24, 6)))
-    torch.testing.assert_close(rotations, hmr.rotation_6d_to_matrix(reading.lifted.pose)[
+    pose = hmr.rotation_6d_to_matrix(tokens[:, [0, 100], 112:256].unflatten(2, (24, 6)))
+    torch.testing.assert_close(pose, hmr.rotation_6d_to_matrix(reading.lifted.pose)[
         :, None].expand(-1, 2, -1, -1, -1), atol=1e-4, rtol=1e-4)
+    assert [NAMES[n] for n in OF_HANDS] == [f"{side}_wrist" for side in ("left", "right")] + [
+        f"{side}_{finger}_tip" for side in ("left", "right")
+        for finger in ("thumb", "index", "middle", "ring", "pinky")]
+    heat = reading.heat.exp().view(2, -1, 16, 2, 12, 2).sum((3, 5))[:, OF_HANDS].flatten(2).mT
+    torch.testing.assert_close(tokens[..., 256:], heat, atol=1e-4, rtol=1e-4)
+
+
+def test_rotations_start_with_the_pose_that_the_encoder_lifts():
+    """With fewer pictures than inputs, the closed form repeats it; nothing else moves, and the
+    norms keep their statistics."""
+    expert, pictures = build_model(BODY.expert).train(), images(6, 128)
+    load_encoder(expert, ASSETS / "genhmr_cpu.pt")
+    before = {name: value.clone() for name, value in expert.state_dict().items()}
+    start_rotations(expert, [pictures[:4], pictures[4:]], ridge=1e-6)
+    changed = {name.rsplit(".", 2)[0] for name, value in expert.state_dict().items()
+               if not torch.equal(value, before[name])}
+    assert changed == {"body_regressor.root_pose_out", "body_regressor.body_pose_out"}
+    assert expert.training
+    with torch.no_grad():
+        found = expert.eval()(pictures)["body_pose"]
+        lifted = expert.encoder.patch_embed.lifted(hmr.middle_of(pictures, BODY.expert))
+    torch.testing.assert_close(found[:, :22], lifted[:, :22], atol=1e-2, rtol=0)
+    assert (lifted[0] - lifted[1]).abs().max() > 0.1  # so that the test can fail
+
+
+def test_a_frozen_encoder_does_not_train_from_the_first_step_on(tmp_path):
+    """Its norms keep their statistics, though modules begin in training mode."""
+    arguments = train.parse_arguments(["--model", "hmr_adapter", "--stage", "body_expert",
+                                       "--preset", "cpu", "--out", str(tmp_path)])
+    task = train.TASKS["hmr_adapter-body_expert"](BODY.expert, arguments, {})
+    task.is_new = False  # without rendered people
+    model = train.build(task, None)
+    assert model.training
+    assert not any(part.training for part in model.encoder.patch_embed.modules())
+
+
+def test_a_hand_encoder_learns_by_simplehands_losses():
+    """They are those of SimpleHand's network on the middle of the crop, and move its heat maps;
+    evaluation keeps nothing."""
+    expert, batch = build_model(HAND.expert).train(), people(2, 128)
+    encoder, samples = expert.backbone.patch_embed, hmr.hand_samples(batch)
+    samples["vertices"] = samples["joints"][:, :1] + 0.1 * torch.randn(4, 778, 3)
+    expert(samples["images"])
+    loss = encoder.loss(samples)
+    loss.backward()
+    assert encoder.hand.keypoints_2d_head.weight.grad.abs().max() > 0
+    middle = samples["keypoints_2d"] * 128 + 64 - 24  # pixels of 80
+    inside = ((middle > 0) & (middle < 80)).all(2)
+    terms = any_view.losses(encoder.found, {
+        "image": torch.empty(1, 3, 80, 80), "vertices": samples["vertices"],
+        "joints": samples["joints"], "keypoints_2d": middle, "mesh_valid": samples["valid"],
+        "keypoints_valid": inside * samples["valid"][:, None]}, encoder.regressor)
+    torch.testing.assert_close(loss, any_view.total_loss(terms, encoder.hand.config))
+    expert.eval()(samples["images"])
+    assert encoder.found is None
 
 
 def test_hands_get_what_simplehand_finds():
