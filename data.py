@@ -6,7 +6,7 @@
     MotionPoses, AMASS, MOYO                poses of bodies, without pictures
     Joined, Mixed                           several data sets, one after the other or in proportions
 
-Each data set has a short file in sets/; sets/README.md says what to download. Rendered data need no
+Each data set is a short class in sets/; sets/README.md says what to download. Rendered data need no
 download. Try it: `python data.py rendered --draw 8`, or bodies or people instead of rendered.
 
 Every data set is a `torch.utils.data.Dataset`. `dataset[key]` takes key = epoch * len(dataset) +
@@ -49,34 +49,18 @@ import argparse
 import ast
 import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-import bodymodels
+from sets import body_sets
 from sets.augmentation import AUGMENTATIONS, Augmentation, find_augmentation, for_hands
-from sets.body_sets import (
-    ARCTIC,
-    BEDLAM,
-    EHF,
-    EMDB,
-    RICH,
-    Human36M,
-    Human36MHMR2,
-    Human36MSMPLX,
-    ThreeDPW,
-    ThreeDPWHMR2,
-    ThreeDPWMoon,
-)
 from sets.crops import (
-    BODY_FOCAL,
     NUM_JOINTS,
     SMPL_KEYPOINTS,
     SMPLX_KEYPOINTS,
-    body_box,
     body_camera,
     crop_homography,
     hand_square,
@@ -85,7 +69,7 @@ from sets.crops import (
 from sets.hand_sets import DexYCB, FreiHAND, InterHand
 from sets.images import read_image
 from sets.motion import AMASS, MOYO, MotionCapture, MotionPoses
-from sets.official import GENDERS, HandPairs, OfficialPeople, Pictures, relabelled
+from sets.official import GENDERS, HandPairs, OfficialPeople, relabelled
 from sets.painting import paint_background, paint_surface
 from sets.rendered import (
     FINGER_SLOTS,
@@ -96,7 +80,7 @@ from sets.rendered import (
     sample_hand_pose,
     shade,
 )
-from sets.rendered_bodies import RenderedBodies, RenderedPeople, body_surface
+from sets.rendered_bodies import RenderedBodies, RenderedPeople
 from sets.samples import Joined, KeyedDataset, Mixed, available_cores, random_generator
 from sets.shards import HaMeRShards, HMRShards
 
@@ -104,7 +88,7 @@ __all__ = [  # what the rest of the house and the notebooks import from here
     "AMASS", "AUGMENTATIONS", "Augmentation", "DexYCB", "FINGER_SLOTS", "FreiHAND", "GENDERS",
     "HandPairs", "Joined", "KeyedDataset", "MIXTURES", "MOYO", "Mixed", "MotionPoses", "OFFICIAL",
     "OfficialPeople", "PALM_NORMAL_UP", "RenderedBodies", "RenderedHands", "RenderedPeople",
-    "available_cores", "body_camera", "crop_homography", "draw_keypoints", "draw_samples",
+    "available_cores", "body_camera", "crop_homography", "draw_keypoints", "draw_sample",
     "find_augmentation", "hand_square", "hand_surface", "hinge_axes", "main",
     "open_official", "paint_background", "paint_surface", "perspective_crop", "random_generator",
     "read_image", "relabelled", "sample_hand_pose", "shade",
@@ -113,10 +97,11 @@ __all__ = [  # what the rest of the house and the notebooks import from here
 RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": RenderedPeople}
 OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
-    "3dpw": ThreeDPW, "3dpw-moon": ThreeDPWMoon, "emdb": EMDB, "h36m": Human36M,
-    "h36m-smplx": Human36MSMPLX, "3dpw-hmr2": ThreeDPWHMR2,
-    "h36m-hmr2": Human36MHMR2, "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards,
-    "bedlam": BEDLAM, "rich": RICH, "arctic": ARCTIC, "ehf": EHF}
+    "3dpw": body_sets.ThreeDPW, "3dpw-moon": body_sets.ThreeDPWMoon,
+    "3dpw-hmr2": body_sets.ThreeDPWHMR2, "emdb": body_sets.EMDB, "h36m": body_sets.Human36M,
+    "h36m-smplx": body_sets.Human36MSMPLX, "h36m-hmr2": body_sets.Human36MHMR2,
+    "hmr2-tars": HMRShards, "hamer-tars": HaMeRShards, "bedlam": body_sets.BEDLAM,
+    "rich": body_sets.RICH, "arctic": body_sets.ARCTIC, "ehf": body_sets.EHF}
 
 
 def _shards(reader: str, weights: dict[str, float]) -> dict[tuple[str, str], float]:
@@ -152,9 +137,6 @@ MIXTURES: dict[str, dict[tuple[str, str], float]] = {
         "h2o3d-train": 0.05, "dex-train": 0.05}),
 }
 PEOPLE_MIXTURES = ("hmr-adapter-body", "hmr-adapter-hands")  # their samples have crops of hands
-
-# ----------------------------------------------------------------------------------- opening
-
 
 def open_official(name: str, root: str | os.PathLike, split: str | None = None, *,
                   size: int = 128, augmentation: str | Augmentation | None = None, seed: int = 0,
@@ -194,70 +176,31 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
                           detail=detail)
 
 
-def describe(dataset: KeyedDataset, most: int = 1000) -> str:
-    """Check that pictures of up to `most` evenly spaced samples exist; return a one-line summary.
-
-    The summary has the number of samples, the official number, and the share of samples with each
-    kind of annotation. Raises FileNotFoundError if a picture is missing.
-    """
-    dataset = getattr(dataset, "pictures", getattr(dataset, "hands", dataset))
-    official = next((count for name, count in getattr(dataset, "COUNTS", {}).items()
-                     if name in (dataset.split, dataset.root.name)), 0)
-    summary = f"{type(dataset).__name__}: {len(dataset):,} samples" + (
-        f", officially {official:,}" if official else "")
-    if not isinstance(dataset, Pictures):
-        return summary
-    records = dataset.records()
-    names = {name.decode() for name in records["image"][::max(1, len(records) // most)]}
-    missing = sorted(name for name in names if not (dataset.root / name).is_file())
-    if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(names)} pictures looked for are missing, "
-                                f"for example {dataset.root / missing[0]}")
-    known = {name: records[name][..., -1].any(1) for name in ("keypoints_2d", "keypoints_3d")}
-    known["K"] = records["K"][:, 2, 2] > 0
-    known |= {name: records[f"has_{name}"] > 0 for name in ("pose", "hands", "betas", "transl")}
-    return (f"{summary}; {len(names)} pictures looked for, all there; known: " + ", ".join(
-        f"{name} {100 * values.mean():.0f} %" for name, values in known.items()))
-
-
-# ----------------------------------------------------------------------------------- drawing
-
 FINGER_COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
 HAND_CHAINS = tuple((0, *range(1 + 4 * finger, 5 + 4 * finger)) for finger in range(5))
-LIMB_NAMES = (
+LIMBS = (
     "left_hip left_knee left_ankle left_foot left_big_toe",
     "right_hip right_knee right_ankle right_foot right_big_toe",
     "left_shoulder left_elbow left_wrist left_hand left_middle1 left_middle_tip",
     "right_shoulder right_elbow right_wrist right_hand right_middle1 right_middle_tip",
     "pelvis spine1 spine spine2 spine3 thorax neck head nose")
-JOINT_SET_OF = {NUM_JOINTS: "hand21", len(SMPL_KEYPOINTS): "smpl45",
-                len(SMPLX_KEYPOINTS): "smplx76"}  # of rendered pictures, by the number of joints
-
-
-@cache
-def chains(joint_set: str) -> tuple[tuple[int, ...], ...]:
-    """Return the lines of a skeleton as indices of a joint set."""
-    if joint_set == "hand21":
-        return HAND_CHAINS
-    names = bodymodels.JOINT_SETS[joint_set]
-    places = {name.removesuffix("_openpose"): place
-              for place, name in reversed(list(enumerate(names)))}
-    return tuple(tuple(places[name] for name in chain.split() if name in places)
-                 for chain in LIMB_NAMES)
 
 
 def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
-                   zoom: int = 3, joint_set: str | None = None) -> np.ndarray:
+                   zoom: int = 3) -> np.ndarray:
     """Enlarge a picture (S, S, 3) uint8 `zoom` times and draw the skeleton of a hand or body on it.
 
-    keypoints (J, 2): pixels in the order of joint_set, by default "hand21", "smpl45" or "smplx76".
+    keypoints (J, 2): pixels in the order "hand21", "smpl45" or "smplx76".
     """
-    lines = chains(joint_set or JOINT_SET_OF[len(keypoints)])
+    chains = HAND_CHAINS
+    if len(keypoints) > NUM_JOINTS:
+        names = SMPL_KEYPOINTS if len(keypoints) == len(SMPL_KEYPOINTS) else SMPLX_KEYPOINTS
+        chains = [[names.index(name) for name in limb.split() if name in names] for limb in LIMBS]
     side = image.shape[0] * zoom
     picture = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
     points = [tuple(point) for point in (keypoints * zoom).tolist()]
-    for chain, color in zip(lines, FINGER_COLORS, strict=True):
+    for chain, color in zip(chains, FINGER_COLORS, strict=True):
         for start, end in zip(chain, chain[1:], strict=False):
             if valid[start] and valid[end]:
                 draw.line([points[start], points[end]], color, width=2)
@@ -268,29 +211,12 @@ def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
     return np.asarray(picture)
 
 
-def draw_pose(sample: dict[str, Tensor], size: int = 384) -> np.ndarray:
-    """Render the free body in a sample's pose and shape, as (size, size, 3) uint8."""
-    body = body_surface()
-    vertices, _ = body.pose(sample["betas"].numpy(), sample["pose"].numpy())
-    center, side = body_box(vertices[:, :2])
-    vertices = vertices + np.array([*-center, 1.2 * BODY_FOCAL * side], np.float32)
-    picture = bodymodels.render(vertices, body.faces, body_camera(size), (size, size),
-                                background=(0.5, 0.55, 0.6))
-    return (255 * picture.image).astype(np.uint8)
-
-
-def draw_sample(sample: dict[str, Tensor], joint_set: str | None = None) -> np.ndarray:
-    """Draw a sample's picture with its keypoints, or its pose if it has no picture."""
-    if "image" not in sample:
-        return draw_pose(sample)
+def draw_sample(sample: dict[str, Tensor]) -> np.ndarray:
+    """Draw a sample's picture with its keypoints; people have their hands beside them."""
     picture = draw_keypoints(sample["image"].permute(1, 2, 0).numpy(),
-                             sample["keypoints_2d"].numpy(), sample["keypoints_valid"].numpy(),
-                             joint_set=joint_set)
-    return draw_hands(sample, picture) if "hand_images" in sample else picture
-
-
-def draw_hands(sample: dict[str, Tensor], picture: np.ndarray) -> np.ndarray:
-    """Draw the boxes of both hands on a whole body's picture, and put their crops beside it."""
+                             sample["keypoints_2d"].numpy(), sample["keypoints_valid"].numpy())
+    if "hand_images" not in sample:
+        return picture
     zoom = len(picture) / sample["image"].shape[1]
     canvas = Image.fromarray(picture)
     for x, y, width, height in (zoom * sample["hand_boxes"]).tolist():
@@ -301,20 +227,6 @@ def draw_hands(sample: dict[str, Tensor], picture: np.ndarray) -> np.ndarray:
                               np.ones(NUM_JOINTS))
         tiles.append(np.asarray(Image.fromarray(hand).resize(canvas.size)))
     return np.concatenate(tiles, 1)
-
-
-def draw_samples(dataset: KeyedDataset, keys: Sequence[int], path: str | os.PathLike,
-                 columns: int = 4) -> None:
-    """Write a PNG with the pictures of some samples."""
-    joint_set = getattr(dataset, "joint_set", None)
-    tiles = [draw_sample(dataset[key], joint_set) for key in keys]
-    blank = np.zeros_like(tiles[0])
-    tiles += [blank] * (-len(tiles) % columns)
-    rows = [np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)]
-    Image.fromarray(np.concatenate(rows)).save(path)
-
-
-# ------------------------------------------------------------------------------ command line
 
 
 def parse_option(text: str) -> tuple[str, object]:
@@ -328,26 +240,12 @@ def parse_option(text: str) -> tuple[str, object]:
         return name, value
 
 
-def open_dataset(args: argparse.Namespace) -> KeyedDataset:
-    """Open the data set that the command line asks for."""
-    options = dict(map(parse_option, args.option))
-    if args.name == "motion":
-        return MotionPoses(args.split or "train", **options)
-    options |= {"size": args.size, "augmentation": args.augmentation, "cache": args.cache}
-    if args.name in RENDERED:
-        return RENDERED[args.name](args.split or "train", **options)
-    if args.data_root is None:
-        raise ValueError(f"{args.name} needs --data-root FOLDER")
-    return open_official(args.name, args.data_root, args.split, models=args.models, **options)
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the flags of `python data.py`."""
     parser = argparse.ArgumentParser(description="Look at a data set.")
     add = parser.add_argument
-    add("name", metavar="NAME", choices=(*RENDERED, "motion", *OFFICIAL, *MIXTURES),
-        help=f"{', '.join(RENDERED)}, motion; {', '.join(OFFICIAL)}; or a mixture: "
-             + ", ".join(MIXTURES))
+    add("name", metavar="NAME", choices=(*RENDERED, *OFFICIAL, *MIXTURES),
+        help=f"{', '.join(RENDERED)}; {', '.join(OFFICIAL)}; or a mixture: {', '.join(MIXTURES)}")
     add("--data-root", type=Path, help="the folder of a data set as its authors ship it; for a "
         "mixture, the folder above those of its data sets")
     add("--models", type=Path, help="a folder of official body models, for meshes and for poses "
@@ -359,30 +257,39 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", type=int, default=128, help="side of the crops in pixels")
     add("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
     add("--cache", type=Path, help="folder for packed files")
-    add("--draw", type=int, default=0, metavar="N", help="draw N samples")
-    add("--out", type=Path, help="file of the drawing (default: NAME.png)")
-    args = parser.parse_args(argv)
-    if args.draw < 0:
-        parser.error(f"--draw {args.draw}: expected 0 or more")
-    args.out = args.out or Path(f"{args.name}.png")
-    return args
+    add("--draw", type=int, default=0, metavar="N", help="draw N samples in NAME.png")
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `python data.py NAME`: count a data set's samples, print one, draw some."""
     args = parse_arguments(argv)
     try:
-        dataset = open_dataset(args)
-        print(f"{args.name}, split {dataset.split}: {len(dataset):,} samples")
+        options = dict(map(parse_option, args.option)) | {
+            "size": args.size, "augmentation": args.augmentation, "cache": args.cache}
+        if args.name in RENDERED:
+            dataset = RENDERED[args.name](args.split or "train", **options)
+        elif args.data_root is None:
+            raise ValueError(f"{args.name} needs --data-root FOLDER")
+        else:
+            dataset = open_official(args.name, args.data_root, args.split, models=args.models,
+                                    **options)
         for part in getattr(dataset, "datasets", [dataset]):
-            print(describe(part))
+            pictures = getattr(part, "pictures", getattr(part, "hands", part))
+            counts, root = getattr(pictures, "COUNTS", {}), getattr(pictures, "root", Path())
+            official = counts.get(part.split, counts.get(root.name))
+            print(f"{type(pictures).__name__}, split {part.split}: {len(pictures):,} samples"
+                  + (f", officially {official:,}" if official else ""))
         for name, value in dataset[0].items():
             print(f"  {name:17} {str(tuple(value.shape)):14} {str(value.dtype):14}"
                   f"{value.min():10.4g} to {value.max():.4g}")
-        if args.draw:
-            columns = 2 if "hand_images" in dataset[0] else 4  # people have three pictures each
-            draw_samples(dataset, range(min(args.draw, len(dataset))), args.out, columns)
-            print(f"drawn: {args.out}")
+        if args.draw > 0 and "image" in dataset[0]:
+            tiles = [draw_sample(dataset[key]) for key in range(min(args.draw, len(dataset)))]
+            columns = 1 if "hand_images" in dataset[0] else 4  # people have three pictures each
+            tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+            rows = [np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)]
+            Image.fromarray(np.concatenate(rows)).save(f"{args.name}.png")
+            print(f"drawn: {args.name}.png")
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 

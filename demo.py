@@ -115,7 +115,7 @@ def own_arguments(network: str, add: Callable) -> None:
             help="train.py's, --stage transformer (default: assets/genhmr_cpu.pt)")
         add("--body", metavar="FILE", help="SMPL_NEUTRAL.pkl, for checkpoints trained on SMPL")
         add("--keypoints", metavar="FILE", help="2D keypoints to refine on and to find the person "
-            "by, OpenPose's or COCO's JSON (default: MediaPipe's)")
+            "by, OpenPose's JSON (default: MediaPipe's)")
         add("--iterations", type=int, default=5, metavar="T", help="of sampling (default: 5)")
         add("--mean-code", action="store_true", help="decode the mean code of each place, not the "
             "likeliest: a better single answer (ours)")
@@ -319,7 +319,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
         frames.append([])
         try:
             image = read_image(path)
-            targets = finders.find(kind, image, boxes, getattr(arguments, "keypoints", None), path,
+            targets = finders.find(kind, image, boxes, getattr(arguments, "keypoints", None),
                                    hands=network.hands)
             results = [network.one(finders.without_background(image, target.mask), target,
                                    camera(arguments, image)) for target in targets]

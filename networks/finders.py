@@ -69,21 +69,20 @@ def parse_box(text: str, kind: str) -> Found:
 
 
 def find(kind: str, image: np.ndarray, given: Sequence[Found] = (),
-         file: str | PathLike | None = None, picture: str | PathLike = "", *,
-         hands: bool = False) -> list[Found]:
+         file: str | PathLike | None = None, *, hands: bool = False) -> list[Found]:
     """Find the hands or people of a picture (H, W, 3) uint8 RGB: in boxes, or all that are seen.
 
-    kind: "hand" or "person". given: boxes and sides. file, picture: see look_inside. hands: also
-    look closely for the boxes of people's hands.
+    kind: "hand" or "person". given: boxes and sides. file: see look_inside. hands: also look
+    closely for the boxes of people's hands.
     Raises ValueError if there are none, with the reason and what to do.
     """
     if hands:
-        people = find(kind, image, given, file, picture)
+        people = find(kind, image, given, file)
         return [one if one.hands is None else one._replace(hands=np.array(
             [hand.box if hand else box for hand, box in zip(
                 find_their_hands(image, one), one.hands, strict=True)])) for one in people]
     if given or file:
-        return [look_inside(kind, image, one, file, picture) for one in given or [Found()]]
+        return [look_inside(kind, image, one, file) for one in given or [Found()]]
     give = (f"give the {kind}'s place in pixels, --box X,Y,WIDTH,HEIGHT with X,Y its upper left "
             "corner, or --box whole for the whole picture")
     try:
@@ -95,16 +94,16 @@ def find(kind: str, image: np.ndarray, given: Sequence[Found] = (),
     return found
 
 
-def look_inside(kind: str, image: np.ndarray, given: Found, file: str | PathLike | None = None,
-                picture: str | PathLike = "") -> Found:
+def look_inside(kind: str, image: np.ndarray, given: Found, file: str | PathLike | None = None
+                ) -> Found:
     """Add to a hand or person in a box its 2D keypoints: MediaPipe's, if it is installed.
 
-    file: of keypoints, see read_keypoints, instead. picture: the image's path. Without keypoints
-    `source` says why there are none.
+    file: of keypoints, see read_keypoints, instead. Without keypoints `source` says why there are
+    none.
     """
     inside = "" if given.box is None else " in the box"
     if file is not None:
-        people = [to_smpl45(rows) for rows in read_keypoints(file, picture)]
+        people = [to_smpl45(rows) for rows in read_keypoints(file)]
         person = choose_person(people, given.box, *image.shape[1::-1])
         if person is not None:
             forget_outside(person, image.shape)

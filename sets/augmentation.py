@@ -165,12 +165,6 @@ def for_hands(recipe: Augmentation) -> Augmentation:
                    flip=0.0, extreme=0.0)
 
 
-def like_photographs(recipe: Augmentation) -> Augmentation:
-    """Add what cameras, filters and files do to the colours and the sharpness of photographs."""
-    return replace(recipe, colored_light=0.15, tint=0.15, grey=0.1, defocus=0.25, motion_blur=0.1,
-                   jpeg=0.3)
-
-
 TIGHT_BOX = Augmentation(scale=(1.25, 1.25))  # how papers crop a hand for evaluation
 SIMPLEHAND = Augmentation(
     center_jitter=0.1, scale=(1.0, 1.5), flip=0.5, draws="simplehand", gain=(0.6, 1.4),
@@ -182,12 +176,6 @@ PHOTOS = Augmentation(
     center_jitter=0.08, scale=(0.75, 1.15), rotation=30.0, gain=(0.8, 1.2),
     brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.15, colored_light=0.3,
     motion_blur=0.25, jpeg=0.3)
-BODIES_STRONG = Augmentation(
-    center_jitter=0.05, scale=(0.82, 1.22), rotation=15.0, flip=0.5, gain=(0.75, 1.25),
-    brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.3)
-PEOPLE = Augmentation(
-    center_jitter=0.07, scale=(0.8, 1.35), rotation=20.0, flip=0.5, gain=(0.75, 1.25),
-    brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.2, hand_jitter=2.0, hand_blur=2.5)
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
     # SimpleHand's recipe with our exact crop; then with the release's own crop, to train and to
@@ -199,15 +187,18 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     "official_hamer": for_hands(HMR2),
     # our choice, for rendered pictures
     "rendered": RENDERED,
-    "rendered_moving": replace(RENDERED, center_jitter=0.05, scale=(0.85, 1.15), rotation=30.0),
     "rendered_photos": PHOTOS,
     "rendered_upright": replace(PHOTOS, upright=0.85),
     "rendered_bodies": replace(RENDERED, center_jitter=0.02, scale=(0.9, 1.1), rotation=8.0,
                                flip=0.5),
-    "rendered_bodies_strong": BODIES_STRONG,
-    "rendered_bodies_photos": like_photographs(BODIES_STRONG),
-    "rendered_people": PEOPLE,
-    "rendered_people_photos": like_photographs(PEOPLE),
+    "rendered_bodies_photos": Augmentation(  # with what cameras, filters and files change
+        center_jitter=0.05, scale=(0.82, 1.22), rotation=15.0, flip=0.5, gain=(0.75, 1.25),
+        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.3, colored_light=0.15,
+        tint=0.15, grey=0.1, defocus=0.25, motion_blur=0.1, jpeg=0.3),
+    "rendered_people": Augmentation(
+        center_jitter=0.07, scale=(0.8, 1.35), rotation=20.0, flip=0.5, gain=(0.75, 1.25),
+        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.2, hand_jitter=2.0,
+        hand_blur=2.5),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from os import fsdecode
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,13 +19,11 @@ from sets.official import (
     GENDERS,
     Pictures,
     boxes_around,
-    corner_box,
     intrinsics,
     read_npz,
     relabelled,
     rigid,
     rotate_root,
-    texts,
     with_confidence,
     xywh_box,
 )
@@ -50,13 +49,13 @@ class ThreeDPW(Pictures):
     HOME = "virtualhumans.mpi-inf.mpg.de/3DPW"
 
     def rows(self) -> Iterator[dict]:
-        for path in next(iter(self.sources.values())):
+        for path in self.first_sources():
             content = safe_unpickle(self.file(path))
-            for person, gender in enumerate(content["genders"]):
-                yield self._person(path.stem, content, person, gender)
+            for person in range(len(content["genders"])):
+                yield self._person(path.stem, content, person)
 
     @staticmethod
-    def _person(sequence: str, content: dict, person: int, gender: str) -> dict:
+    def _person(sequence: str, content: dict, person: int) -> dict:
         detected = content["poses2d"][person].swapaxes(1, 2)  # (N, 18, 3)
         kept = np.flatnonzero((content["campose_valid"][person] > 0)
                               & (detected[..., 2] > 0).any(1))
@@ -73,7 +72,7 @@ class ThreeDPW(Pictures):
             "K": content["cam_intrinsics"], "pose": pose, "keypoints_3d": keypoints_3d,
             "keypoints_2d": relabelled(detected, "openpose18", "smpl45"),
             "betas": content["betas"][person][:10], "transl": content["trans"][person][kept],
-            "world_to_camera": motion, "gender": {"n": 0, "m": 1, "f": 2}[gender[0]],
+            "world_to_camera": motion, "gender": "nmf".index(content["genders"][person][0]),
             "person": person, "frame": kept, "sequence": sequence}
 
 
@@ -116,8 +115,8 @@ class ThreeDPWHMR2(Pictures):
     HOME = "github.com/shubham-goel/4D-Humans"
 
     def rows(self) -> Iterator[dict]:
-        arrays = load_arrays(self.file(next(iter(self.sources.values()))[0]))
-        names = texts(arrays["imgname"])
+        arrays = load_arrays(self.file(self.first_sources()[0]))
+        names = [fsdecode(name) for name in arrays["imgname"]]
         count = len(names)
         box = np.asarray(arrays["scale"], np.float64).reshape(count, -1) / BOX_MARGIN
         flat, solid = (np.concatenate([
@@ -148,25 +147,25 @@ class EMDB(Pictures):
     HOME = "eth-ait.github.io/emdb"
 
     def rows(self) -> Iterator[dict]:
-        for path in next(iter(self.sources.values())):
+        for path in self.first_sources():
             content = safe_unpickle(self.file(path))
-            if content[self.split]:
-                yield self._sequence(path.parent.relative_to(self.root).as_posix(), content)
-
-    @staticmethod
-    def _sequence(folder: str, content: dict) -> dict:
-        kept = np.flatnonzero(content["good_frames_mask"])
-        camera, body = content["camera"], content["smpl"]
-        motion = camera["extrinsics"][kept, :3]
-        root = rotate_root(motion[..., :3], body["poses_root"][kept])
-        return PLACED | corner_box(content["bboxes"]["bboxes"][kept]) | {
-            "image": [f"{folder}/images/{frame:05d}.jpg" for frame in kept],
-            "image_size": (int(camera["width"]), int(camera["height"])),
-            "K": camera["intrinsics"], "keypoints_2d": with_confidence(content["kp2d"][kept]),
-            "pose": np.concatenate([root, body["poses_body"][kept]], 1).reshape(-1, 24, 3),
-            "betas": body["betas"][:10], "transl": body["trans"][kept], "frame": kept,
-            "world_to_camera": motion, "gender": GENDERS.index(content["gender"]),
-            "sequence": content["name"]}
+            if not content[self.split]:
+                continue
+            folder = path.parent.relative_to(self.root).as_posix()
+            kept = np.flatnonzero(content["good_frames_mask"])
+            camera, body = content["camera"], content["smpl"]
+            motion = camera["extrinsics"][kept, :3]
+            root = rotate_root(motion[..., :3], body["poses_root"][kept])
+            low, high = np.split(content["bboxes"]["bboxes"][kept], 2, 1)
+            yield PLACED | {
+                "image": [f"{folder}/images/{frame:05d}.jpg" for frame in kept],
+                "image_size": (int(camera["width"]), int(camera["height"])),
+                "center": (low + high) / 2, "box": high - low, "K": camera["intrinsics"],
+                "keypoints_2d": with_confidence(content["kp2d"][kept]),
+                "pose": np.concatenate([root, body["poses_body"][kept]], 1).reshape(-1, 24, 3),
+                "betas": body["betas"][:10], "transl": body["trans"][kept], "frame": kept,
+                "world_to_camera": motion, "gender": GENDERS.index(content["gender"]),
+                "sequence": content["name"]}
 
 
 class Human36M(Pictures):
@@ -183,9 +182,9 @@ class Human36M(Pictures):
 
     def rows(self) -> Iterator[dict]:
         names, center, scale, part, solid = read_npz(
-            self.file(next(iter(self.sources.values()))[0]), "imgname", "center", "scale", "part",
+            self.file(self.first_sources()[0]), "imgname", "center", "scale", "part",
             "S")
-        names = texts(names)
+        names = [fsdecode(name) for name in names]
         kept = [index for index, name in enumerate(names) if ".60457274" in name]
         side = np.asarray(scale[kept], np.float64) * 200 / BOX_MARGIN
         part, solid = (np.pad(points[kept], ((0, 0), (25, 0), (0, 0))) for points in (part, solid))
@@ -211,10 +210,9 @@ class Human36MSMPLX(Pictures):
     HOME = "github.com/mks0601/3DMPPE_POSENET_RELEASE"
 
     def rows(self) -> Iterator[dict]:
-        for subject in self.SUBJECTS:
-            data, cameras, joints, fits = (
-                self.json(f"annotations/Human36M_subject{subject}_{kind}.json")
-                for kind in ("data", "camera", "joint_3d", "SMPLX_NeuralAnnot"))
+        sources = [paths[0] for paths in self.sources.values()]
+        for first in range(0, len(sources), 4):
+            data, cameras, joints, fits = map(self.json, sources[first:first + 4])
             pictures = {item["id"]: item for item in data["images"]}
             for item in data["annotations"]:
                 picture = pictures[item["image_id"]]
@@ -268,12 +266,12 @@ class BEDLAM(Pictures):
               "shape")
 
     def rows(self) -> Iterator[dict]:
-        for path in next(iter(self.sources.values())):
+        for path in self.first_sources():
             if path.name.startswith("agora"):
                 continue
             names, center, scale, gtkps, cam_int, cam_ext, pose, transl, betas = read_npz(
                 self.file(path), *self.ARRAYS)
-            names, closeup = texts(names), "closeup" in path.stem
+            closeup = "closeup" in path.stem
             size = self.options["picture_size"][::-1 if closeup else 1]
             points = gtkps[:, :76, :2]
             kept = np.flatnonzero(inside(points, *size).sum(1) >= self.MIN_KEYPOINTS)
@@ -281,7 +279,7 @@ class BEDLAM(Pictures):
             betas = np.pad(betas[kept], ((0, 0), (0, self.NUM_BETAS)))[:, :self.NUM_BETAS]
             if len(kept):
                 yield PLACED | {
-                    "image": [f"{path.stem}/png/{names[index]}" for index in kept],
+                    "image": [f"{path.stem}/png/{fsdecode(names[index])}" for index in kept],
                     "turns": int(closeup), "center": center[kept],
                     "box": np.stack([side, side], 1), "K": cam_int[kept],
                     "keypoints_2d": with_confidence(points[kept]), "has_hands": 1,
@@ -326,8 +324,8 @@ class RICH(Pictures):
                 body = load_arrays(self.file(path))
                 for view, (motion, K) in cameras.items():
                     yield self._person(path, body, genders[str(int(path.stem))], motion, K) | {
-                        "image": f"images/{self.split}/{sequence}/cam_{view:02d}/"
-                                 f"{path.parent.name}_{view:02d}.{extensions[scene]}",
+                        "image": [f"images/{self.split}/{sequence}/cam_{view:02d}/"
+                                  f"{path.parent.name}_{view:02d}.{extensions[scene]}"],
                         "sequence": sequence}
 
     def _camera(self, scene: str, view: int) -> tuple[np.ndarray, np.ndarray]:
@@ -340,17 +338,14 @@ class RICH(Pictures):
     def _person(self, path: Path, body: dict, gender: str, motion: np.ndarray, K: np.ndarray
                 ) -> dict:
         vector = np.concatenate([np.reshape(body[name], -1) for name in SMPLX_PARTS])[None]
+        self.require_models("keypoints")
         pose = self.absolute(vector, gender)
-        if pose is not None:
-            pose[:, 0] = rotate_root(motion[:, :3], pose[:, 0])
-        columns = self.with_model_keypoints(
+        pose[:, 0] = rotate_root(motion[:, :3], pose[:, 0])
+        portrait = K[1, 2] > K[0, 2]
+        return PLACED | self.with_model_keypoints(
             {"pose": pose, "betas": np.reshape(body["betas"], (1, 10)),
              "transl": np.reshape(body["transl"], (1, 3)), "world_to_camera": motion, "K": K},
-            gender)
-        alone = {name: value[0] for name, value in columns.items()
-                 if name not in ("K", "world_to_camera")}
-        portrait = K[1, 2] > K[0, 2]
-        return columns | alone | PLACED | {
+            gender) | {
             "has_hands": 1, "image_size": self.options["picture_size"][::-1 if portrait else 1],
             "gender": GENDERS.index(gender), "person": int(path.stem),
             "frame": int(path.parent.name)}

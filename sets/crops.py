@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -54,52 +53,36 @@ def crop_homography(center: Sequence[float], side: float, size: int, *, roll: fl
 
 
 def perspective_crop(K: np.ndarray, center: Sequence[float], box: Sequence[float], size: int, *,
-                     roll: float = 0.0, mirror: bool = False) -> Crop:
+                     roll: float = 0.0, mirror: bool = False, release: bool = False) -> Crop:
     """Rotate the camera until the box's centre lies on its axis, then zoom until the box fits.
 
     K (3, 3), centre (2,) and box (width, height) are in pixels of the original picture; the longer
     side of the box fills `size`. The crop is exact for 3D points, which an affine crop is not. The
     rotation is the shortest one; its formula also holds for a box in the middle of the picture.
+
+    release: crop as SimpleHand's released code does (its cal_perspective_mat). The zoom then fits
+    the bounding box of the four rotated corners, and fx and fy keep their ratio. All coordinates
+    have pixel centres at integers, so that a mirrored pixel moves from x to size - 1 - x.
     """
-    K, turn = _turn_to_box(K, center, box, size)
-    inverse = np.linalg.inv(K)
-    (x, y), (half_width, half_height) = center, (box[0] / 2, box[1] / 2)
-    edges = np.array([[x - half_width, y, 1], [x + half_width, y, 1],
-                      [x, y - half_height, 1], [x, y + half_height, 1]]) @ (turn @ inverse).T
-    focal = size / 2 / np.abs(edges[:, :2] / edges[:, 2:]).max()
-    crop_K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
-    rotation = roll_and_mirror(roll, mirror) @ turn
-    return Crop(crop_K, crop_K @ rotation @ inverse, rotation)
-
-
-def release_crop(K: np.ndarray, center: Sequence[float], box: Sequence[float], size: int, *,
-                 roll: float = 0.0, mirror: bool = False) -> Crop:
-    """Crop as SimpleHand's released code does (its cal_perspective_mat).
-
-    It differs from `perspective_crop` in three ways. The zoom fits the bounding box of the four
-    rotated corners, and fx and fy keep their ratio. All coordinates have pixel centres at integers.
-    A mirrored pixel moves from x to size - 1 - x.
-    """
-    K, turn = _turn_to_box(K, center, box, size)
-    inverse = np.linalg.inv(K)
-    corners = np.array(center) + np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2 * box
-    rays = np.column_stack([corners, np.ones(4)]) @ (turn @ inverse).T
-    extent = np.ptp(rays[:, :2] / rays[:, 2:] * (K[0, 0], K[1, 1]), axis=0)
-    zoom = size / extent.max()
-    crop_K = np.array([[zoom * K[0, 0], 0, size / 2], [0, zoom * K[1, 1], size / 2], [0, 0, 1]])
-    if mirror:
-        crop_K[0, 2] = size / 2 - 1
-    rotation = roll_and_mirror(roll, mirror) @ turn
-    return Crop(crop_K, crop_K @ rotation @ inverse, rotation)
-
-
-def _turn_to_box(K: np.ndarray, center: Sequence[float], box: Sequence[float], size: int
-                 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return K as float64, and the rotation (3, 3) that brings the box's centre onto the axis."""
     if min(box) <= 0 or size <= 0:
         raise ValueError(f"a crop needs a positive box and size, got {tuple(box)} and {size}")
     K = np.asarray(K, np.float64)
-    return K, rotation_to_axis(np.linalg.inv(K) @ np.array([center[0], center[1], 1.0]))
+    inverse = np.linalg.inv(K)
+    turn = rotation_to_axis(inverse @ (*center, 1.0))
+    if release:
+        corners = np.array(center) + np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2 * box
+        rays = np.column_stack([corners, np.ones(4)]) @ (turn @ inverse).T
+        extent = np.ptp(rays[:, :2] / rays[:, 2:] * (K[0, 0], K[1, 1]), axis=0)
+        focal = size / extent.max() * K[[0, 1], [0, 1]]
+    else:
+        (x, y), (half_width, half_height) = center, (box[0] / 2, box[1] / 2)
+        edges = np.array([[x - half_width, y, 1], [x + half_width, y, 1],
+                          [x, y - half_height, 1], [x, y + half_height, 1]]) @ (turn @ inverse).T
+        focal = size / 2 / np.abs(edges[:, :2] / edges[:, 2:]).max() * np.ones(2)
+    middle = size / 2 - (release and mirror)
+    crop_K = np.array([[focal[0], 0, middle], [0, focal[1], size / 2], [0, 0, 1]])
+    rotation = roll_and_mirror(roll, mirror) @ turn
+    return Crop(crop_K, crop_K @ rotation @ inverse, rotation)
 
 
 def rotation_to_axis(ray: np.ndarray) -> np.ndarray:
@@ -170,46 +153,31 @@ KNUCKLES = [5, 9, 13, 17]  # of index, middle, ring and little finger
 FILL, SIDES = 1.15, (0.7, 1.2)  # of upright_view
 
 
-@dataclass
-class Annotated:
-    """A picture and the annotation of one hand in it, in the original camera."""
-
-    image: np.ndarray  # (H, W, 3) uint8
-    K: np.ndarray  # (3, 3) pixels
-    joints: np.ndarray  # (21, 3) metres
-    vertices: np.ndarray  # (778, 3) metres
-    keypoints_2d: np.ndarray  # (21, 2) pixels
-    keypoints_valid: np.ndarray  # (21,) 1 if known
-    mesh_valid: float  # 1 if joints and vertices are known
-    side: int = 1  # 1 right, 0 left
-
-
-def hand_sample(source: Annotated, size: int, recipe: Augmentation | None,
+def hand_sample(source: dict[str, np.ndarray], size: int, recipe: Augmentation | None,
                 rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Crop a hand around its known keypoints, or take the whole picture if none is known.
 
-    Without a recipe the crop is the keypoints' tight box x 1.25.
+    source: as of `crop_sample`. Without a recipe the crop is the keypoints' tight box x 1.25.
     """
-    height, width = source.image.shape[:2]
-    if source.keypoints_valid.any():
-        center, box = keypoint_box(source.keypoints_2d[source.keypoints_valid > 0])
+    keypoints, known = source["keypoints_2d"], source["keypoints_valid"] > 0
+    if known.any():
+        center, box = keypoint_box(keypoints[known])
         return augmented_crop(source, center, np.maximum(box, 1.0), size, recipe or TIGHT_BOX, rng)
-    whole = np.array([width, height], np.float64)
+    whole = np.array(source["image"].shape[1::-1], np.float64)
     sample = augmented_crop(source, whole / 2, whole, size, recipe or Augmentation(), rng)
-    return sample | {"keypoints_2d": source.keypoints_2d}  # unknown keypoints stay zero
+    return sample | {"keypoints_2d": keypoints}  # unknown keypoints stay zero
 
 
-def augmented_crop(source: Annotated, center: np.ndarray, box: np.ndarray, size: int,
+def augmented_crop(source: dict[str, np.ndarray], center: np.ndarray, box: np.ndarray, size: int,
                    recipe: Augmentation, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Shift, scale, turn and mirror the box as the recipe draws it, then crop.
 
     Left hands are mirrored once more than the recipe says: `camera_rotation` of a left hand has
     determinant -1 unless the recipe flips it.
     """
-    height, width = source.image.shape[:2]
     shift, scale, roll = recipe.draw_motion(rng)
-    center = np.clip(center + shift * box[0], 0, (width, height))
-    mirror = bool(rng.random() < recipe.flip) != (source.side == 0)
+    center = np.clip(center + shift * box[0], 0, source["image"].shape[1::-1])
+    mirror = bool(rng.random() < recipe.flip) != (source["side"] == 0)
     sample = crop_sample(source, center, box * scale, size, roll=roll, mirror=mirror,
                          release=recipe.release_crop)
     if recipe.upright and rng.random() < recipe.upright:
@@ -221,18 +189,16 @@ def upright_sample(sample: dict[str, np.ndarray], size: int, rng: np.random.Gene
                    ) -> dict[str, np.ndarray]:
     """Crop a crop once more: the hand points up and fills it, nearly.
 
-    A network that looks again at a hand sees such  It makes them from keypoints that it
-    found in the first crop, so the true ones get noise here.
+    A network that looks again at a hand sees such crops. It makes them from keypoints that it found
+    in the first crop, so the true ones get noise here.
     """
     guess = sample["keypoints_2d"] + rng.normal(0, 0.03 * size, (NUM_JOINTS, 2))
     roll, side = (value.item() for value in upright_view(
         torch.from_numpy(guess.clip(0, size)[None] / size)))
     roll, side = roll + rng.normal(0, 0.1), size * side * rng.uniform(0.92, 1.12)
-    source = Annotated(**{name: sample[name] for name in (
-        "K", "joints", "vertices", "keypoints_2d", "keypoints_valid", "mesh_valid")},
-        image=sample["image"].transpose(1, 2, 0))
-    again = crop_sample(source, np.full(2, size / 2), np.full(2, side), size, roll=roll)
-    return again | {"crop": again["crop"] @ sample["crop"], "side": sample["side"],
+    again = crop_sample(sample | {"image": sample["image"].transpose(1, 2, 0)},
+                        np.full(2, size / 2), np.full(2, side), size, roll=roll)
+    return again | {"crop": again["crop"] @ sample["crop"],
                     "camera_rotation": again["camera_rotation"] @ sample["camera_rotation"]}
 
 
@@ -254,30 +220,27 @@ def rotation(roll: Tensor) -> Tensor:
     return torch.stack((cos, -sin, sin, cos), 1).unflatten(1, (2, 2))
 
 
-def crop_sample(source: Annotated, center: np.ndarray, box: np.ndarray, size: int, *,
+def crop_sample(source: dict[str, np.ndarray], center: np.ndarray, box: np.ndarray, size: int, *,
                 roll: float = 0.0, mirror: bool = False, release: bool = False
                 ) -> dict[str, np.ndarray]:
     """Crop a picture and its annotation with a virtual camera.
 
+    source: what a sample has (see data.py), in the original camera: image (H, W, 3), K, joints,
+    vertices, keypoints_2d, keypoints_valid (21,) 1 if known, mesh_valid and side.
     release: crop and resample as SimpleHand's released code does. Then K, crop and keypoints_2d
     have pixel centres at integers.
     """
-    make_crop = release_crop if release else perspective_crop
-    resample = release_warp if release else warp
-    crop = make_crop(source.K, center, box, size, roll=roll, mirror=mirror)
-    keypoints = transform_points(crop.homography, source.keypoints_2d)
+    crop = perspective_crop(source["K"], center, box, size, roll=roll, mirror=mirror,
+                            release=release)
+    image = (release_warp if release else warp)(source["image"], crop.homography, size)
+    keypoints = transform_points(crop.homography, source["keypoints_2d"])
     return {
-        "image": resample(source.image, crop.homography, size).transpose(2, 0, 1),
-        "K": crop.K,
-        "keypoints_2d": keypoints,
-        "keypoints_valid": source.keypoints_valid * inside(keypoints, size, size),
-        "joints": source.joints @ crop.rotation.T,
-        "vertices": source.vertices @ crop.rotation.T,
-        "mesh_valid": source.mesh_valid,
-        "crop": crop.homography,
-        "camera_rotation": crop.rotation,
-        "side": np.int64(source.side),
-    }
+        "image": image.transpose(2, 0, 1), "K": crop.K, "keypoints_2d": keypoints,
+        "keypoints_valid": source["keypoints_valid"] * inside(keypoints, size, size),
+        "joints": source["joints"] @ crop.rotation.T,
+        "vertices": source["vertices"] @ crop.rotation.T, "mesh_valid": source["mesh_valid"],
+        "crop": crop.homography, "camera_rotation": crop.rotation,
+        "side": np.int64(source["side"])}
 
 
 SMPL_KEYPOINTS = bodymodels.JOINT_SETS["smpl45"]
@@ -349,10 +312,8 @@ def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float
     rest_root = sample["keypoints_3d"][0] - sample["transl"]
     if mirror:
         order = bodymodels.mirror_indices(keypoint_set)
-        flip = np.diag([-1.0, 1.0, 1.0])
-        names = bodymodels.JOINT_SETS[joints]
-        pose = bodymodels.mirror_pose(torch.from_numpy(pose), names).numpy()
-        keypoints, keypoints_2d = keypoints[order] @ flip, keypoints_2d[order]
+        pose = bodymodels.mirror_pose(torch.from_numpy(pose), bodymodels.JOINT_SETS[joints]).numpy()
+        keypoints, keypoints_2d = keypoints[order] @ np.diag([-1.0, 1, 1]), keypoints_2d[order]
     camera = homography @ sample["K"] @ np.linalg.inv(roll_and_mirror(roll, mirror))
     return sample | {"pose": pose, "keypoints_3d": keypoints, "keypoints_2d": keypoints_2d,
                      "K": camera, "transl": keypoints[0] - rest_root}
@@ -380,41 +341,31 @@ def hand_square(keypoints: np.ndarray) -> tuple[np.ndarray, float]:
 
 def labelled_person(sample: dict[str, np.ndarray], recipe: Augmentation | None, size: int,
                     rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Augment a person's pictures and labels, and add `person_labels`."""
+    """Augment a person's pictures and labels; add what follows from them.
+
+    "pose" becomes "body_pose". The left arm and hand are those of the mirrored person: M R M with
+    M = diag(-1, 1, 1).
+    """
     if recipe is not None and recipe.moves:
         sample = augment_person(sample, recipe, rng)
-    return person_labels(sample | {
-        "image": sample["image"].transpose(2, 0, 1),
-        "hand_images": sample["hand_images"].transpose(0, 3, 1, 2)}, size)
-
-
-def person_labels(sample: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """Add the labels that follow from the others, and rename "pose" to "body_pose"."""
+    sample = sample | {"image": sample["image"].transpose(2, 0, 1),
+                       "hand_images": sample["hand_images"].transpose(0, 3, 1, 2)}
     pose = sample.pop("pose")
-    arms, hands = arm_and_hand_poses(pose)
-    hand_joints = sample["keypoints_3d"][HAND_KEYPOINTS]  # (2, 21, 3)
-    hand_joints[1] *= (-1, 1, 1)
-    valid = inside(sample["keypoints_2d"], size, size)
-    low, high = (function(sample["keypoints_2d"][HAND_KEYPOINTS], 1)
-                 for function in (np.min, np.max))
-    return sample | {
-        "body_pose": pose, "keypoints_valid": valid, "arm_pose": arms, "hand_pose": hands,
-        "hand_joints": hand_joints, "hand_keypoints_2d": to_pixels(hand_joints, sample["hand_K"]),
-        "hand_boxes": np.concatenate([low, high - low], 1),
-        "hand_valid": (valid[HAND_KEYPOINTS].mean(1) > 0.5).astype(np.float32)}
-
-
-def arm_and_hand_poses(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split SMPL-X rotations (55, 3, 3) into arms (2, 8, 3, 3) and MANO's hands (2, 16, 3, 3).
-
-    The left arm and hand are those of the mirrored person: M R M with M = diag(-1, 1, 1).
-    """
     rotations = torch.tensor(pose)
     arms, hands = rotations[torch.tensor(ARMS)], rotations[torch.tensor(HAND_JOINTS)]
     hands[:, 0] = bodymodels.chain_rotation(arms)  # in the camera's frame, not the elbow's
     for rotations in (arms, hands):
         rotations[1] = bodymodels.mirror_matrix(rotations[1])
-    return arms.numpy(), hands.numpy()
+    hand_joints = sample["keypoints_3d"][HAND_KEYPOINTS]  # (2, 21, 3)
+    hand_joints[1] *= (-1, 1, 1)
+    valid = inside(sample["keypoints_2d"], size, size)
+    flat = sample["keypoints_2d"][HAND_KEYPOINTS]
+    return sample | {
+        "body_pose": pose, "keypoints_valid": valid, "arm_pose": arms.numpy(),
+        "hand_pose": hands.numpy(), "hand_joints": hand_joints,
+        "hand_keypoints_2d": to_pixels(hand_joints, sample["hand_K"]),
+        "hand_boxes": np.concatenate([flat.min(1), np.ptp(flat, 1)], 1),
+        "hand_valid": (valid[HAND_KEYPOINTS].mean(1) > 0.5).astype(np.float32)}
 
 
 def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 import bodymodels
-from sets.crops import NUM_JOINTS, NUM_VERTICES, Annotated, inside, to_pixels
+from sets.crops import NUM_JOINTS, NUM_VERTICES, inside, to_pixels
 from sets.official import (
     Pictures,
     boxes_around,
     intrinsics,
     official_body,
     read_npz,
-    read_yaml,
     rigid,
     rotate_root,
     with_confidence,
 )
-from sets.samples import stream_json_list
 
 
 class FreiHAND(Pictures):
@@ -31,13 +28,12 @@ class FreiHAND(Pictures):
     (green screen, homogenised, sample, auto): picture = background * N + id, with one annotation
     for each id. N comes from the files (32,560), so that a smaller folder works too.
 
-    Training needs training_verts.json: without it there is no 3D supervision at all. Pass
-    without_mesh=True for 2D keypoints and joints alone. The annotation of the evaluation split came
-    later; without it keypoints are unknown, the crop is the whole picture and all flags are 0.
+    Training needs training_verts.json. The annotation of the evaluation split came later; without
+    it keypoints are unknown, the crop is the whole picture and all flags are 0.
 
     Without augmentation the crop is the box of the true keypoints x 1.25, as in the papers. The
-    JSON lists, over a gigabyte of text, are packed into 10.9 kB an id. Poses need `models`, for
-    MANO's mean hand; their orientation is taken as the camera's, as in the data set's own tools.
+    JSON lists, over a gigabyte of text, are read whole, once. Poses need `models`, for MANO's mean
+    hand; their orientation is taken as the camera's, as in the data set's own tools.
 
     K is used as it is stored. If its pixel centres are at integers this is wrong by half a pixel,
     less than the error of the annotation. Joints are the stored xyz, not regressed ones.
@@ -46,100 +42,92 @@ class FreiHAND(Pictures):
     SPLITS = {"training": "training", "evaluation": "evaluation"}
     SOURCES = ("{split}_K.json", "{split}/rgb/")
     JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
-    OPTIONS = {"without_mesh": False}
     COUNTS = {"training": 130_240, "evaluation": 3_960}
     HOME = "freihand.informatik.uni-freiburg.de"
     BACKGROUNDS = 4
-    SHAPES = {"K": (3, 3), "xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
+    SHAPES = {"xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
 
     def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
         count, most = len(self.records()), self.BACKGROUNDS if self.split == "training" else 1
-        first = [self.root / f"{self.split}/rgb/{version * count:08d}.jpg"
+        there = [(self.root / f"{self.split}/rgb/{version * count:08d}.jpg").is_file()
                  for version in range(most)]
-        self.versions = sum(1 for _ in itertools.takewhile(Path.is_file, first))
+        self.versions = [*there, False].index(False)
         if not self.versions:
-            raise self.missing(first[0])
+            raise self.missing(self.root / f"{self.split}/rgb/{0:08d}.jpg")
 
     def find_sources(self) -> dict[str, list[Path]]:
-        paths = {name: self.root / f"{self.split}_{name}.json" for name in self.SHAPES}
-        if self.split == "training" and not paths["xyz"].is_file():
-            raise self.missing(paths["xyz"])
-        if self.split == "training" and not (
-                paths["verts"].is_file() or self.options["without_mesh"]):
-            raise FileNotFoundError(
-                f"no {paths['verts']}: without it no sample has a mesh and training learns 2D "
-                f"keypoints alone; expected FreiHAND in its official layout, see {self.HOME}, or "
-                "without_mesh=True (data.py: --option without_mesh=True) if you want that")
-        self.lists = [name for name, path in paths.items() if path.is_file()]
+        sources = super().find_sources()
+        for name in self.SHAPES:
+            path = self.root / f"{self.split}_{name}.json"
+            if path.is_file():
+                sources[name] = [path]
+            elif self.split == "training" and name != "mano":
+                raise self.missing(path)
         self.dtype = np.dtype([*self.dtype.descr, ("vertices", np.float32, self.SHAPES["verts"])])
-        return super().find_sources() | {name: [paths[name]] for name in self.lists}
+        return sources
 
     def rows(self) -> Iterator[dict]:
-        for number, items in enumerate(itertools.zip_longest(*map(self._items, self.lists))):
-            if any(item is None for item in items):
-                raise ValueError(f"the lists {', '.join(self.lists)} have different lengths: the "
-                                 "files do not belong together")
-            yield self._hand(dict(zip(self.lists, items, strict=True)), number)
+        K = self._numbers("K", (3, 3))
+        numbers = {name: self._numbers(name, shape) for name, shape in self.SHAPES.items()
+                   if name in self.sources}
+        if any(len(values) != len(K) for values in numbers.values()):
+            raise ValueError(f"the lists K, {', '.join(numbers)} have different lengths: the files "
+                             "do not belong together")
+        columns = {"image": [f"{self.split}/rgb/{number:08d}.jpg" for number in range(len(K))],
+                   "side": 1, "K": K}
+        if "xyz" in numbers:
+            columns["keypoints_3d"] = with_confidence(numbers["xyz"])
+            columns["keypoints_2d"] = with_confidence(to_pixels(numbers["xyz"], K))
+        if "verts" in numbers:
+            columns["vertices"] = numbers["verts"]
+        if "mano" in numbers:
+            mano = numbers["mano"][:, 0]
+            columns |= {"betas": mano[:, 48:58], "has_betas": 1}
+            pose = self.absolute(mano[:, :48])
+            columns |= {} if pose is None else {"pose": pose, "has_pose": 1, "has_hands": 1}
+        yield columns
 
-    def _items(self, name: str) -> Iterator[np.ndarray]:
-        """Yield the items of a list as arrays."""
-        self.reading = path = self.sources[name][0]
-        for number, item in enumerate(stream_json_list(path)):
-            try:
-                array = np.asarray(item, np.float32)
-            except (TypeError, ValueError):  # texts, nulls, dictionaries, ragged lists
-                array = np.empty(0)
-            if array.shape != self.SHAPES[name] or not np.isfinite(array).all():
-                raise ValueError(f"item {number}: expected {self.SHAPES[name]} numbers, got "
-                                 f"{str(item)[:60]}")
-            yield array
-            self.reading = path  # the other lists were read meanwhile
-
-    def _hand(self, row: dict[str, np.ndarray], number: int) -> dict:
-        """Return the columns of an id from the items of the lists."""
-        columns = {"image": f"{self.split}/rgb/{number:08d}.jpg", "side": 1, "K": row["K"]}
-        if "xyz" in row:
-            columns["keypoints_3d"] = with_confidence(row["xyz"])
-            columns["keypoints_2d"] = with_confidence(to_pixels(row["xyz"], row["K"]))
-        if "verts" in row:
-            columns["vertices"] = row["verts"]
-        if "mano" in row:
-            mano = row["mano"][0]
-            pose = self.absolute(mano[None, :48])
-            columns |= {"betas": mano[48:58], "has_betas": 1}
-            columns |= {} if pose is None else {"pose": pose[0], "has_pose": 1, "has_hands": 1}
-        return columns
+    def _numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Read a list of items of this shape."""
+        numbers = np.asarray(self.json(f"{self.split}_{name}.json"), np.float32)
+        if numbers.shape[1:] != shape or not np.isfinite(numbers).all():
+            raise ValueError(f"expected items of {shape} finite numbers, got a list of shape "
+                             f"{numbers.shape}")
+        return numbers
 
     def __len__(self) -> int:
         """Return the number of pictures of all backgrounds that are there."""
         return self.versions * len(self.records())
 
     def record(self, index: int) -> np.ndarray:
-        record = self.records()[index % len(self.records())].copy()
+        record = self.records(index % len(self.records())).copy()
         record["image"] = f"{self.split}/rgb/{index:08d}.jpg".encode()
         return record
 
     def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
-        return record["vertices"], float({"xyz", "verts"} <= set(self.lists))
+        return record["vertices"], float({"xyz", "verts"} <= self.sources.keys())
 
-    def whole_hands(self) -> np.ndarray:
-        whole = {"xyz", "verts", "mano"} <= set(self.lists)
-        return np.arange(len(self) if whole else 0)
+
+def read_yaml(path: Path) -> dict:
+    """Read a YAML file of plain data."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise OSError("YAML files need PyYAML: pip install pyyaml") from error
+    return yaml.safe_load(path.read_text())
 
 
 class DexYCB(Pictures):
     """DexYCB (Chao et al. 2021): 20200709-subject-01/ to 20201022-subject-10/ and calibration/.
 
     The splits are those of setup s0: every fifth sequence of a subject is not for training; of
-    these the first two subjects' are "val" and the others' "test". Options:
-        sequences     how many sequences a subject must have, since the splits count them.
-        given_joints  False: with `models`, joints and keypoints are regressed from the true mesh,
-                      with the right hand's regressor and manopth's tips (TIPS). Regress a
-                      prediction alike and a perfect mesh has no error. This is the convention of
-                      the protocol dexycb_s0 here.
-                      True: joint_3d of the files, LBS joints with manopth's tips. The official
-                      toolkit scores these. Joints regressed from a perfect mesh are about 3 mm off.
+    these the first two subjects' are "val" and the others' "test". Option sequences: how many a
+    subject must have, since the splits count them. Option given_joints: take joint_3d of the files,
+    LBS joints with manopth's tips, which the official toolkit scores; joints regressed from a
+    perfect mesh are about 3 mm off. By default, and with `models`, joints and keypoints are
+    regressed from the true mesh with the right hand's regressor and TIPS, as the protocol dexycb_s0
+    does with a prediction, so that a perfect mesh has no error.
 
     Frames without a hand, all -1 in the files, are left out: 406,888 of s0's train and 78,768 of
     its test split stay. person is the official number of the sample, which counts them.
@@ -157,16 +145,16 @@ class DexYCB(Pictures):
     CAMERAS = ("836212060125", "839512060362", "840412060917", "841412060263", "932122060857",
                "932122060861", "932122061900", "932122062010")
 
-    def annotated(self, index: int) -> Annotated:
+    def annotated(self, index: int) -> dict[str, np.ndarray]:
         source = super().annotated(index)
-        if source.mesh_valid and not self.options["given_joints"]:
-            right = official_body(self.models, None, False, family="mano", gender="neutral",
-                                  side="right", tips=self.TIPS)
-            source.joints = right.keypoint_regressor.numpy() @ source.vertices
-            source.keypoints_2d = to_pixels(source.joints, source.K)
-            height, width = source.image.shape[:2]
-            source.keypoints_valid = inside(source.keypoints_2d, width, height)
-        return source
+        if not source["mesh_valid"] or self.options["given_joints"]:
+            return source
+        right = official_body(self.models, None, False, family="mano", gender="neutral",
+                              side="right", tips=self.TIPS)
+        joints = right.keypoint_regressor.numpy() @ source["vertices"]
+        keypoints = to_pixels(joints, source["K"])
+        return source | {"joints": joints, "keypoints_2d": keypoints, "keypoints_valid": inside(
+            keypoints, *source["image"].shape[1::-1])}
 
     def rows(self) -> Iterator[dict]:
         number, wanted = 0, self.options["sequences"]
@@ -229,15 +217,12 @@ class InterHand(Pictures):
     JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
     MODEL_OPTIONS = {"fix_left_shapedirs": True}
     HOME = "mks0601.github.io/InterHand2.6M"
-    FIELDS = ("file_name", "width", "height", "capture", "seq_name", "camera", "frame_idx")
 
     def rows(self) -> Iterator[dict]:
-        data, *others = (paths[0] for paths in self.sources.values())
-        cameras, joints, manos = map(self.json, others)
-        pictures = {item["id"]: tuple(item[field] for field in self.FIELDS)  # over a million
-                    for item in stream_json_list(self.file(data), key="images")}
-        for item in stream_json_list(self.file(data), key="annotations"):
-            picture = dict(zip(self.FIELDS, pictures[item["image_id"]], strict=True))
+        data, cameras, joints, manos = (self.json(paths[0]) for paths in self.sources.values())
+        pictures = {item["id"]: item for item in data["images"]}
+        for item in data["annotations"]:
+            picture = pictures[item["image_id"]]
             capture, frame = str(picture["capture"]), str(picture["frame_idx"])
             camera = {name: np.array(cameras[capture][name][str(picture["camera"])])
                       for name in ("campos", "camrot", "focal", "princpt")}

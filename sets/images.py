@@ -1,8 +1,4 @@
-"""Read picture files, and files with the 2D keypoints of people in them.
-
-Keypoints are OpenPose's or COCO's JSON. networks/finders.py finds them with MediaPipe, and says
-which person of a file is meant.
-"""
+"""Read picture files, and OpenPose's files with the 2D keypoints of people in them."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -23,7 +19,6 @@ from bodymodels import JOINT_SETS
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 OURS = ("_overlay", "_side")  # ends of the names of pictures that demo.py writes
-STRIP = 2**22  # pixels that are converted at a time
 
 
 def read_image(path: str | os.PathLike, *, upright: bool = True,
@@ -51,7 +46,7 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
                 picture.load()
                 if upright:
                     ImageOps.exif_transpose(picture, in_place=True)
-                return _to_array(picture)
+                return np.array(_to_rgb(picture))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large a picture ({error}): scale it down first") from error
     except Exception as error:  # decoders raise almost any error on damaged files
@@ -93,17 +88,6 @@ def bytes_of(path: Path, start: int, count: int) -> io.BytesIO:
         return io.BytesIO(file.read(count))
 
 
-def _to_array(picture: Image.Image) -> np.ndarray:
-    """Convert to (H, W, 3) uint8 strip by strip: copies of a huge picture would fill the memory."""
-    width, height = picture.size
-    image = np.empty((height, width, 3), np.uint8)
-    rows = max(1, STRIP // width)
-    for top in range(0, height, rows):
-        strip = (0, top, width, min(top + rows, height))
-        image[top:top + rows] = _to_rgb(picture.crop(strip) if height > rows else picture)
-    return image
-
-
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):  # "I;16", "I;16B" and, for some 16-bit files, "I"
         grey = np.asarray(picture).astype(np.float64)
@@ -121,7 +105,6 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 LEAST_CONFIDENCE = 0.3  # of a keypoint that counts as seen, as in genhmr.py
 KEYPOINT_SETS = {17: "coco17", 18: "openpose18", 25: "openpose25", 33: "mediapipe33"}
-KEYS = ("pose_keypoints_2d", "pose_keypoints", "keypoints")  # OpenPose's, older, COCO's
 
 
 def detected_person(folder: Path, picture: str, box: Sequence[float] | None,
@@ -129,61 +112,32 @@ def detected_person(folder: Path, picture: str, box: Sequence[float] | None,
     """Return the keypoints (45, 3) that OpenPose found of a person in a picture of a data set.
 
     folder: has OpenPose's files in the layout of the pictures, a/b_keypoints.json for a/b.jpg.
-    picture: the picture below the data set's root. box: as of find_person. size: of the picture.
+    picture: the picture below the data set's root. box, size: see choose_person.
     If the file has nobody there, all keypoints are 0. Raises as read_keypoints.
     """
     path = folder / Path(picture).with_name(f"{Path(picture).stem}_keypoints.json")
-    person = choose_person(read_keypoints(path, picture, nobody=True), box, *size)
+    person = choose_person(read_keypoints(path, nobody=True), box, *size)
     return np.zeros((45, 3)) if person is None else to_smpl45(person)
 
 
-def read_keypoints(path: str | PathLike, picture: str | PathLike = "", *,
-                   nobody: bool = False) -> list[np.ndarray]:
-    """Read the people of a keypoint file, each (J, 3): x, y in pixels, confidence in 0..1.
+def read_keypoints(path: str | PathLike, *, nobody: bool = False) -> list[np.ndarray]:
+    """Read the people of OpenPose's JSON, {"people": [{"pose_keypoints_2d": [...]}]}.
 
-    The file is OpenPose's JSON, {"people": [{"pose_keypoints_2d": [...]}]}, or COCO's: annotations
-    ({"images": ..., "annotations": [{"keypoints": [...]}]}, a visibility flag as confidence) or
-    results ([{"image_id": ..., "keypoints": [...]}]). If a COCO file has several pictures, those
-    people are read whose picture has the name or number of `picture`. nobody: a file without people
-    is no error.
+    Each is (J, 3): x, y in pixels, confidence in 0..1. nobody: a file without people is no error.
     Raises FileNotFoundError, or ValueError for other contents, for no people, and for numbers of
     keypoints other than COCO's 17, OpenPose's 18 or 25 and MediaPipe's 33.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no keypoints {path}: expected OpenPose's or COCO's JSON")
+        raise FileNotFoundError(f"no keypoints {path}: expected OpenPose's JSON")
     try:
-        content = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({str(error)[:80]})") from error
-    if isinstance(content, Mapping) and "people" in content:
-        people = content["people"]
-    else:
-        people = coco_people(content, Path(picture), path)
-    if not isinstance(people, list) or not all(isinstance(person, Mapping) for person in people):
-        raise ValueError(f"{path} has neither OpenPose's nor COCO's layout of people")
-    rows = [person[key] for person in people for key in KEYS if key in person]
+        people = json.loads(Path(path).read_bytes())["people"]
+        rows = [person["pose_keypoints_2d"] for person in people if "pose_keypoints_2d" in person]
+    except (ValueError, RecursionError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(f"{path} is not OpenPose's JSON of people ({str(error)[:80]})") from error
     if not rows and not (nobody and people == []):
         raise ValueError(f"{path} has no people with body keypoints")
     return [keypoint_rows(numbers, f"person {index} of {path}")
             for index, numbers in enumerate(rows)]
-
-
-def coco_people(content: object, picture: Path, path: str | PathLike) -> list:
-    """Return the entries of COCO annotations or results that are about a picture."""
-    images = []
-    if isinstance(content, Mapping):
-        images, content = content.get("images", []), content.get("annotations")
-    try:
-        pictures = {entry["image_id"]: str(entry["image_id"]) for entry in content}
-        pictures |= {entry["id"]: Path(entry["file_name"]).stem for entry in images}
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} has neither OpenPose's nor COCO's layout of people") from error
-    if len(pictures) > 1:  # COCO's 000000000139.jpg is number 139
-        pictures = {number: name for number, name in pictures.items()
-                    if name.lstrip("0") == picture.stem.lstrip("0")}
-        if not pictures:
-            raise ValueError(f"{path} is about several pictures, but not about {picture.name}")
-    return [entry for entry in content if entry["image_id"] in pictures]
 
 
 def keypoint_rows(numbers: object, origin: str) -> np.ndarray:
@@ -196,17 +150,16 @@ def keypoint_rows(numbers: object, origin: str) -> np.ndarray:
         expected = ", ".join(f"{count} ({name})" for count, name in KEYPOINT_SETS.items())
         raise ValueError(f"{origin} has {numbers.size} numbers: expected x, y and confidence of "
                          f"{expected} keypoints")
-    rows = numbers.reshape(-1, 3)
-    points, confidence = rows[:, :2], rows[:, 2]
-    bad = ~np.isfinite(confidence) | (confidence > 0) & ~np.isfinite(points).all(1)
-    if bad.any():
-        raise ValueError(f"{origin}: number {', '.join(map(str, np.flatnonzero(bad)))} not finite, "
-                         f"expected confidence 0 for what is not seen")
-    largest = np.abs(points[confidence > 0]).max(initial=0)
-    if (confidence > 0).any() and largest <= 2:
+    points, confidence = np.split(numbers.reshape(-1, 3), [2], 1)
+    seen = confidence[:, 0] > 0
+    if not np.isfinite(confidence).all() or not np.isfinite(points[seen]).all():
+        raise ValueError(f"{origin} has numbers that are not finite: expected confidence 0 for "
+                         "what is not seen")
+    largest = np.abs(points[seen]).max(initial=0)
+    if seen.any() and largest <= 2:
         raise ValueError(f"{origin}: coordinates of up to {largest:.2f} look like fractions, "
                          f"expected pixels")
-    return np.concatenate((points, confidence[:, None].clip(0, 1)), 1)
+    return np.concatenate((points, confidence.clip(0, 1)), 1)
 
 
 def to_smpl45(keypoints: np.ndarray) -> np.ndarray:

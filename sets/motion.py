@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import bodymodels
 from files import load_arrays
-from sets.samples import KeyedDataset, Packed, build_packed, file_marks, fingerprint
+from sets.official import Official
+from sets.samples import KeyedDataset
 
 SMPL_JOINTS = bodymodels.JOINT_SETS["smpl24"]
 TEST_CLIPS = ("dance_b", "getup_faceup", "kick", "run", "turn_right1")  # of motion.npz
 NEAR_DUPLICATE = 0.1  # rad: keep a frame only if some joint differs by this from every kept one
 Y_UP_TO_CAMERA = np.diag([1.0, -1, -1])  # a body facing +z then faces the camera
-LIMBS = tuple(
-    [index for index, name in enumerate(SMPL_JOINTS) if re.search(pattern, name)]
-    for pattern in ("hip|knee|ankle|foot", "left_(collar|shoulder|elbow|wrist|hand)",
-                    "right_(collar|shoulder|elbow|wrist|hand)"))
 PARTS = ("pelvis|spine|neck|head", "left_(hip|knee|ankle|foot)", "right_(hip|knee|ankle|foot)",
          "left_(collar|shoulder|elbow|wrist|hand)", "right_(collar|shoulder|elbow|wrist|hand)")
 PART_OF = [next(part for part, pattern in enumerate(PARTS) if re.search(pattern, name))
            for name in SMPL_JOINTS]
-# Standard deviations of joint noise in radians. Wrists, collars and toes never move in the clips.
-JOINT_NOISE = {"wrist": 0.25, "collar": 0.08, "neck": 0.12, "head": 0.12, "foot": 0.1}
+LIMBS = [[joint for joint, part in enumerate(PART_OF) if part in parts]  # legs, arms
+         for parts in ((1, 2), (3,), (4,))]
+
+
+def by_joint(other: float, **values: float) -> np.ndarray:
+    """Return (24, 1) values of SMPL's joints by their names, left and right alike."""
+    kinds = (name.removeprefix("left_").removeprefix("right_") for name in SMPL_JOINTS)
+    return np.array([[values.get(kind, other)] for kind in kinds])
+
+
+# Standard deviations in radians, of joint noise and of the turns of joints in widened poses.
+# Wrists, collars and toes never move in the clips.
 OTHER_NOISE = 0.03
-# Standard deviations of the turns of joints in widened poses, in radians
-TURNS = {"hip": 0.25, "knee": 0.2, "ankle": 0.12, "foot": 0.1, "spine1": 0.07, "spine2": 0.07,
-         "spine3": 0.07, "neck": 0.15, "head": 0.15, "collar": 0.1, "shoulder": 0.35, "elbow": 0.3,
-         "wrist": 0.25, "pelvis": 0.0}
-OTHER_TURN = 0.05
+JOINT_NOISE = by_joint(OTHER_NOISE, wrist=0.25, collar=0.08, neck=0.12, head=0.12, foot=0.1)
+TURNS = by_joint(0.05, hip=0.25, knee=0.2, ankle=0.12, foot=0.1, spine1=0.07, spine2=0.07,
+                 spine3=0.07, neck=0.15, head=0.15, collar=0.1, shoulder=0.35, elbow=0.3,
+                 wrist=0.25, pelvis=0.0)
 
 
 @cache
@@ -85,7 +90,7 @@ def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0,
     if rng.random() < 0.5:
         for limb in LIMBS:
             pose[limb] = frames[rng.integers(len(frames))][limb]
-    pose[1:] += rng.normal(0, 1, (23, 3)) * _joint_noise()[1:]
+    pose[1:] += rng.normal(0, 1, (23, 3)) * JOINT_NOISE[1:]
     heading = np.deg2rad(rng.uniform(-views, views))
     rotations = bodymodels.axis_angle_to_matrix(
         torch.from_numpy(np.concatenate([pose, [[0, heading, 0]]]))).numpy()
@@ -117,27 +122,12 @@ def sample_wide_poses(rngs: Sequence[np.random.Generator], split: str, wide: flo
             + share * frames[between[:, PART_OF], joints])  # (N, 24, 3)
     size = 1.3 * size * (turned < 0.7) * widened
     noise[:, 0] = 0
-    pose += noise * _joint_noise() + turn * size[:, None, None] * _joint_turns()
+    pose += noise * JOINT_NOISE + turn * size[:, None, None] * TURNS
     angles = np.zeros((len(rngs), 25, 3))
     angles[:, :24], angles[:, 24, 1] = pose, np.deg2rad(views * (2 * heading - 1))
     rotations = bodymodels.axis_angle_to_matrix(torch.from_numpy(angles)).numpy()
     rotations[:, 0] = Y_UP_TO_CAMERA @ rotations[:, 24] @ rotations[:, 0]
     return rotations[:, :24]
-
-
-def _by_joint(values: dict[str, float], other: float) -> np.ndarray:
-    kinds = (name.removeprefix("left_").removeprefix("right_") for name in SMPL_JOINTS)
-    return np.array([[values.get(kind, other)] for kind in kinds])
-
-
-@cache
-def _joint_noise() -> np.ndarray:
-    return _by_joint(JOINT_NOISE, OTHER_NOISE)
-
-
-@cache
-def _joint_turns() -> np.ndarray:
-    return _by_joint(TURNS, OTHER_TURN)
 
 
 def sample_betas(rng: np.random.Generator) -> np.ndarray:
@@ -196,8 +186,8 @@ def check_poses(length: int, views: float, lean: float, wide: float) -> None:
 Z_UP_TO_CAMERA = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 
 
-class MotionCapture(Packed, KeyedDataset):
-    """Recorded poses of bodies, read once into a packed file; samples are those of MotionPoses.
+class MotionCapture(Official):
+    """Recorded poses of bodies; samples are those of MotionPoses.
 
     Recordings are z up; the root is turned into the frame of an upright camera and keeps its
     heading. The rotations of the first 22 joints are copied from SMPL-H or SMPL-X to SMPL, and the
@@ -205,37 +195,16 @@ class MotionCapture(Packed, KeyedDataset):
     SMPL-H to SMPL "using SMPL-X instructions", which fit SMPL to the meshes: L_V of a tokenizer
     sees slightly other shapes.
 
-    trim: share of each sequence to drop at either end. stride: take every stride-th of the other
-    frames. The defaults are TokenHMR's; GenHMR gives none.
-    cache: folder of the packed file (0.33 kB a frame), by default root; it is made again when the
-    files change.
+    Options trim, below 0.5: share of each sequence to drop at either end; stride: take every
+    stride-th of the other frames. The defaults are TokenHMR's; GenHMR gives none.
     """
 
-    SPLITS: tuple[str, ...]
-    TRIM, STRIDE = 0.0, 1
     dtype = np.dtype([("pose", np.float32, (24, 3)), ("betas", np.float32, 10)])
 
-    def __init__(self, root: str | os.PathLike, split: str = "train", *, trim: float | None = None,
-                 stride: int | None = None, seed: int = 0,
-                 cache: str | os.PathLike | None = None) -> None:
-        super().__init__(split, self.SPLITS, seed)
-        trim, stride = self.TRIM if trim is None else trim, stride or self.STRIDE
-        if not 0 <= trim < 0.5 or stride < 1:
-            raise ValueError(f"expected trim in 0..0.5 and a stride of 1 or more, got {trim} and "
-                             f"{stride}")
-        self.root, self.trim, self.stride = Path(root), trim, stride
-        self.files = self.find_files()
-        mark = fingerprint({"files": file_marks(self.files, self.root), "trim": trim,
-                            "stride": stride})
-        self.path = (self.root if cache is None else Path(cache)) / (
-            f"{type(self).__name__.lower()}_{split}_{mark}.npy")
-        if not len(self):
-            raise ValueError(f"the {len(self.files)} files of {self.root}, split {split}, have no "
-                             f"frame left with trim={trim} and stride={stride}")
-
-    def find_files(self) -> list[Path]:
-        """Return the split's recordings in a fixed order."""
-        raise NotImplementedError
+    def __init__(self, root: str | os.PathLike, split: str = "train", *, seed: int = 0,
+                 cache: str | os.PathLike | None = None, **options) -> None:
+        super().__init__(split, tuple(self.SPLITS), seed)
+        self.open(root, cache, options)
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         """Read one recording: SMPL poses (T, 24, 3), axis-angle, and betas (N,) or (T, N)."""
@@ -248,29 +217,20 @@ class MotionCapture(Packed, KeyedDataset):
         rotations[0] = Z_UP_TO_CAMERA @ rotations[0]
         return {"pose": rotations, "betas": record["betas"]}
 
-    def pack(self) -> np.ndarray:
-        bar = tqdm(self.files, f"Packing {self.path.name}", disable=None)
-        return build_packed(self.path, self.dtype, None, lambda: map(self._excerpt, bar))
-
-    def _excerpt(self, path: Path) -> np.ndarray:
-        try:
-            poses, betas = self.read(path)
+    def rows(self) -> Iterator[np.ndarray]:
+        trim, stride = self.options["trim"], self.options["stride"]
+        for path in (path for paths in self.sources.values() for path in paths):
+            poses, betas = self.read(self.file(path.relative_to(self.root)))
             if betas.ndim not in (1, 2) or betas.ndim == 2 and len(betas) != len(poses):
                 raise ValueError(f"expected betas (N,) or ({len(poses)}, N), got {betas.shape}")
-        except OSError:
-            raise
-        except Exception as error:  # damaged files raise almost any error
-            raise ValueError(f"{path} is not as {type(self).__name__} is shipped ({error}): copy "
-                             "or download it again") from error
-        kept = slice(int(self.trim * len(poses)), int((1 - self.trim) * len(poses)), self.stride)
-        records = np.zeros(len(poses[kept]), self.dtype)
-        records["pose"][:, :22] = poses[kept, :22]
-        betas = (betas[kept] if betas.ndim == 2 else betas)[..., :10]
-        records["betas"][..., :betas.shape[-1]] = betas
-        if not np.isfinite(records["pose"]).all() or not np.isfinite(records["betas"]).all():
-            raise ValueError(f"{path} has poses or betas that are not finite: copy it again, or "
-                             "remove it")
-        return records
+            kept = slice(int(trim * len(poses)), int((1 - trim) * len(poses)), stride)
+            records = np.zeros(len(poses[kept]), self.dtype)
+            records["pose"][:, :22] = poses[kept, :22]
+            betas = (betas[kept] if betas.ndim == 2 else betas)[..., :10]
+            records["betas"][..., :betas.shape[-1]] = betas
+            if not np.isfinite(records["pose"]).all() or not np.isfinite(records["betas"]).all():
+                raise ValueError("its poses or betas are not finite")
+            yield records
 
 
 def smpl_pose(poses: np.ndarray) -> np.ndarray:
@@ -287,11 +247,10 @@ class AMASS(MotionCapture):
 
     root: the folder of CMU/, KIT/, ..., with <subject>/<sequence>_poses.npz (SMPL+H) or
     <sequence>_stageii.npz (SMPL-X; ignored beside the same sequence of SMPL+H). Splits are
-    TokenHMR's; `missing` lists data sets of the split that root does not have.
+    TokenHMR's; of a split's data sets those are read that root has.
     """
 
-    SPLITS = ("train", "val", "test")
-    TRIM, STRIDE = 0.2, 10
+    OPTIONS, HOME = {"trim": 0.2, "stride": 10}, "amass.is.tue.mpg.de"
     SUBSETS = {
         "train": ("CMU", "KIT", "BMLrub", "DanceDB", "BMLmovi", "EyesJapanDataset", "BMLhandball",
                   "TotalCapture", "EKUT", "ACCAD", "TCDHands", "PosePrior"),
@@ -305,31 +264,20 @@ class AMASS(MotionCapture):
         "TCDHands": ("TCD_handMocap",),
     }
 
-    def find_files(self) -> list[Path]:
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"no folder {self.root}: expected AMASS there, see "
-                                    "amass.is.tue.mpg.de")
-        folders = {path.name.lower(): path for path in sorted(self.root.iterdir())
-                   if path.is_dir()}
-        self.missing: list[str] = []
-        files: list[Path] = []
+    def find_sources(self) -> dict[str, list[Path]]:
+        folders = {path.name.lower(): path for path in sorted(self.root.glob("*/"))}
+        sources = {}
         for subset in self.SUBSETS[self.split]:
-            matches = [folders[name.lower()] for name in (subset, *self.ALIASES.get(subset, ()))
-                       if name.lower() in folders]
-            files += [path for folder in matches for path in self._sequences(folder)]
-            self.missing += [] if matches else [subset]
-        if not files:
-            raise FileNotFoundError(
-                f"no recordings of {', '.join(self.SUBSETS[self.split])} in {self.root}: expected "
-                "folders of these names with SUBJECT/SEQUENCE_poses.npz or _stageii.npz in them")
-        return files
-
-    @staticmethod
-    def _sequences(folder: Path) -> list[Path]:
-        """Return a data set's recordings, without its shape files."""
-        files = {str(path).removesuffix(ending): path for ending in ("_stageii.npz", "_poses.npz")
-                 for path in folder.glob(f"*/*{ending}")}  # SMPL+H last: it replaces SMPL-X
-        return sorted(files.values())
+            for name in (subset, *self.ALIASES.get(subset, ())):
+                folder = folders.get(name.lower())
+                files = {} if folder is None else {  # SMPL+H last: it replaces SMPL-X
+                    str(path).removesuffix(ending): path
+                    for ending in ("_stageii.npz", "_poses.npz")
+                    for path in folder.glob(f"*/*{ending}")}  # no shape files
+                sources[name] = sorted(files.values())
+        if not any(sources.values()):
+            raise self.missing(self.root / f"{self.SUBSETS[self.split][0]}/*/*_poses.npz")
+        return sources
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         poses, betas = (np.asarray(load_arrays(path, name)[name], np.float64)
@@ -344,14 +292,13 @@ class MOYO(MotionCapture):
     them train/ and val/ with one .pkl a sequence. SMPL fits are preferred. If the folders above
     include captures with and without hands (..._with_hands), only those with hands are read, as in
     TokenHMR. There is one subject, whose shape SMPL-X fits do not store as betas: they are 0.
-    Nothing in a file is executed.
     """
 
-    SPLITS = ("train", "val")
-    TRIM, STRIDE = 0.1, 5
+    SPLITS = {"train": "train", "val": "val"}
+    OPTIONS, HOME = {"trim": 0.1, "stride": 5}, "moyo.is.tue.mpg.de"
     LAYOUTS = ("mosh_smpl/{split}/*.pkl", "mosh/{split}/*_stageii.pkl")
 
-    def find_files(self) -> list[Path]:
+    def find_sources(self) -> dict[str, list[Path]]:
         for layout in self.LAYOUTS:
             pattern = layout.format(split=self.split)
             above = list(self.root.glob(f"*/{pattern}"))
@@ -359,10 +306,8 @@ class MOYO(MotionCapture):
                           if "with_hands" in path.relative_to(self.root).parts[0]]
             files = [*self.root.glob(pattern), *(with_hands or above)]
             if files:
-                return sorted(files)
-        wanted = " or ".join(layout.format(split=self.split) for layout in self.LAYOUTS)
-        raise FileNotFoundError(f"no {wanted} in {self.root}: expected MOYO there, see "
-                                "moyo.is.tue.mpg.de")
+                return {pattern: sorted(files)}
+        raise self.missing(self.root / pattern)
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         arrays = load_arrays(path)

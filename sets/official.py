@@ -18,7 +18,7 @@ from files import load_arrays, load_vertices
 from sets import crops
 from sets.augmentation import Augmentation
 from sets.images import detected_person, read_image
-from sets.samples import ImageDataset, Packed, build_packed, file_marks, fingerprint
+from sets.samples import KeyedDataset, Packed, build_packed, fingerprint
 
 GENDERS = ("neutral", "male", "female")
 MAX_PIXELS = 10**6  # of a box: larger ones are damage, and no crop can show them
@@ -41,8 +41,8 @@ def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
     """Convert columns to records: one person (columns["image"] is a text) or many (it is a list).
 
     A column in the shape of one record's field holds for all records. Missing columns become 0 or
-    "", side becomes -1 and world_to_camera the identity. Raises ValueError with the name of a
-    column of the wrong shape or length, with numbers that are not finite, or with impossible boxes.
+    "", side becomes -1 and world_to_camera the identity. Raises ValueError for a wrong shape or
+    length, numbers that are not finite, and impossible boxes.
     """
     count = 1 if isinstance(columns["image"], str) else len(columns["image"])
     records = np.zeros(count, dtype)
@@ -63,9 +63,6 @@ def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
     return records
 
 
-# ---------------------------------------------------------------------------------- geometry
-
-
 def rigid(R: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Join rotations (..., 3, 3) and translations (..., 3) to (..., 3, 4)."""
     return np.concatenate([R, np.broadcast_to(t, R.shape[:-1])[..., None]], -1)
@@ -82,8 +79,8 @@ def moved_translation(transl: np.ndarray, world_to_camera: np.ndarray, rest_root
                       ) -> np.ndarray:
     """Return a body's translation (3,) in the camera's frame, for a root rotated into that frame.
 
-    A body turns about its resting root joint j (rest_root, metres), not about the origin: R T + t
-    would be wrong by |R j - j|, about 0.2 m for SMPL. j depends on shape and gender.
+    A body turns about its resting root joint j (rest_root, metres; of its shape and gender), not
+    about the origin: R T + t would be wrong by |R j - j|, about 0.2 m for SMPL.
     """
     R, t = world_to_camera[:, :3], world_to_camera[:, 3]
     return R @ (rest_root + transl) + t - rest_root
@@ -92,9 +89,6 @@ def moved_translation(transl: np.ndarray, world_to_camera: np.ndarray, rest_root
 def intrinsics(focal: Sequence[float], center: Sequence[float]) -> np.ndarray:
     """Return K (3, 3) from focal lengths (2,) and principal point (2,)."""
     return np.array([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]])
-
-
-# ------------------------------------------------------------------------- keypoints and boxes
 
 
 def with_confidence(points: np.ndarray, confidence: np.ndarray | float = 1.0) -> np.ndarray:
@@ -116,11 +110,6 @@ def xywh_box(box: Sequence[float]) -> dict[str, np.ndarray]:
     """Return centre and size of boxes given as left, top, width and height (..., 4)."""
     box = np.asarray(box, np.float64)
     return {"center": box[..., :2] + box[..., 2:4] / 2, "box": box[..., 2:4]}
-
-
-def corner_box(box: np.ndarray) -> dict[str, np.ndarray]:
-    """Return centre and size of boxes given as left, top, right and bottom (..., 4)."""
-    return {"center": (box[..., :2] + box[..., 2:4]) / 2, "box": box[..., 2:4] - box[..., :2]}
 
 
 @cache
@@ -148,47 +137,22 @@ def relabelled(keypoints: np.ndarray, source: str, target: str) -> np.ndarray:
 
 
 def read_npz(path: Path, *names: str) -> list[np.ndarray]:
-    """Read these arrays of an .npz, and no others. Raises ValueError if one is missing."""
-    arrays = [load_arrays(path, name).get(name) for name in names]
-    missing = [name for name, array in zip(names, arrays, strict=True) if array is None]
-    if missing:
-        raise ValueError(f"it has no array {', '.join(missing)}")
-    return arrays
-
-
-def texts(names: np.ndarray) -> list[str]:
-    """Convert names that a file holds as text or as bytes."""
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-
-
-def read_yaml(path: Path) -> dict:
-    """Read a YAML file of plain data."""
-    try:
-        import yaml
-    except ImportError as error:
-        raise OSError("YAML files need PyYAML: pip install pyyaml") from error
-    return yaml.safe_load(path.read_text())
+    """Read these arrays of an .npz, and no others."""
+    return [load_arrays(path, name)[name] for name in names]
 
 
 @lru_cache(maxsize=16)
-def official_body(folder: Path, template: bytes | None, keypoints_only: bool, **options
-                  ) -> bodymodels.BodyModel:
+def official_body(folder: Path, template: tuple[Path, int] | None, keypoints_only: bool,
+                  **options) -> bodymodels.BodyModel:
     """Load a model from a folder, with options for `bodymodels.load_model`.
 
-    template: other vertices of the resting body, from `template_bytes`. keypoints_only: leave out
-    all vertices that joints and keypoints do not need.
+    template: mesh file of the resting body in place of the model's, and when it was changed.
+    keypoints_only: leave out all vertices that joints and keypoints do not need.
     """
     if keypoints_only:
         return official_body(folder, template, False, **options).for_keypoints()
-    own = {} if template is None else {
-        "v_template": np.frombuffer(template, np.float32).reshape(-1, 3)}
+    own = {} if template is None else {"v_template": load_vertices(template[0])}
     return bodymodels.load_model(folder, **options, **own)
-
-
-@lru_cache(maxsize=64)
-def template_bytes(path: Path, modified: int) -> bytes:
-    """Return the vertices of a mesh file as float32; `modified`, its time, only keys the cache."""
-    return load_vertices(path).tobytes()
 
 
 @lru_cache(maxsize=16)
@@ -211,13 +175,108 @@ OWN = "own"  # detections that the data set itself ships
 POSE_SETS = {"mano": "mano16", "smpl": "smpl24", "smplx": "smplx55"}  # joint sets of poses
 
 
-class Pictures(Packed, ImageDataset):
-    """A data set of people in pictures, in the folder `root` as its authors ship it.
+class Official(Packed):
+    """A data set in the folder `root`, as its authors ship it.
 
-    The annotation is packed once into a memory-mapped file in `cache` (default: root), and again
-    when a source file changes: the name of the packed file holds a checksum. Nothing in a file is
-    executed. A record describes one person in one picture, with the same fields for all data sets.
-    Unknown values are zero, with their flag at 0:
+    Its annotation is packed once into a memory-mapped file in the folder `cache` (default: root),
+    and again when a source file changes: the name of the packed file holds a checksum. Nothing in a
+    file is executed. options: see OPTIONS of each data set.
+    Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file or a bad
+    option.
+    """
+
+    SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
+    SOURCES: tuple[str, ...]  # patterns of files that must be there; {split} is replaced
+    OPTIONS: dict = {}  # names and defaults
+    HOME = ""  # where to get the data set
+    dtype: np.dtype  # of records
+
+    def open(self, root: str | os.PathLike, cache: str | os.PathLike | None, options: dict,
+             others: Sequence[Path] = ()) -> None:
+        """Find the source files and pack them. others: more files that the records depend on."""
+        for name, value in options.items():
+            default = self.OPTIONS.get(name)
+            if default is None:
+                raise ValueError(f"{type(self).__name__} has no option {name}: "
+                                 f"expected {', '.join(self.OPTIONS) or 'none'}")
+            least = {int: 1, float: 0.0}.get(type(value))
+            if type(value) is not type(default) or least is not None and value < least:
+                raise ValueError(f"{type(self).__name__}: {name}={value!r}, expected a value like "
+                                 f"{default!r}")
+        self.root, self.options = Path(root).absolute(), self.OPTIONS | options
+        self.reading = self.root  # the file that an error is about
+        self.sources = self.find_sources()
+        files = [path for paths in self.sources.values() for path in paths] + list(others)
+        stats = {os.path.relpath(path, self.root): path.stat() for path in files}
+        mark = fingerprint({
+            "files": {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()},
+            "version": READER_VERSION, "options": repr(sorted(self.options.items()))})
+        self.path = Path(self.root if cache is None else cache) / (
+            f"{type(self).__name__.lower()}_{self.split}_{mark}.npy")
+        self.records()
+
+    def find_sources(self) -> dict[str, list[Path]]:
+        """Return the files that match each pattern of SOURCES."""
+        sources = {}
+        for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
+            sources[pattern] = sorted(self.root.glob(pattern))
+            if not sources[pattern]:
+                raise self.missing(self.root / pattern)
+        return sources
+
+    def first_sources(self) -> list[Path]:
+        """Return the files of the first pattern."""
+        return next(iter(self.sources.values()))
+
+    def missing(self, path: Path) -> FileNotFoundError:
+        pattern = os.path.relpath(path, self.root)
+        folders = (self.root.parent, *self.root.glob("*/"))
+        right = next((folder for folder in folders if any(folder.glob(pattern))), None)
+        return FileNotFoundError(f"no {path}: " + (
+            f"{right} has it, give that folder" if right else
+            f"expected {type(self).__name__} there in its official layout, see {self.HOME}"))
+
+    def file(self, path: str | os.PathLike) -> Path:
+        """Return a file below root; errors from now on are about this file."""
+        self.reading = self.root / path
+        if not self.reading.is_file():
+            raise self.missing(self.reading)
+        return self.reading
+
+    def json(self, path: str | os.PathLike) -> dict | list:
+        """Read a JSON file below root."""
+        return json.loads(self.file(path).read_bytes())
+
+    def rows(self) -> Iterator[dict | np.ndarray]:
+        """Yield the records of the split in a fixed order, or columns for `to_records`."""
+        raise NotImplementedError
+
+    def pack(self) -> np.ndarray:
+        return build_packed(self.path, self.dtype, None, self._gather)
+
+    def _gather(self) -> Iterator[np.ndarray]:
+        count = 0
+        try:
+            for records in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):
+                if isinstance(records, dict):
+                    records = to_records(records, self.dtype)
+                count += len(records)
+                yield records
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # damaged files raise almost any error
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{self.reading} is not as {type(self).__name__} is shipped "
+                             f"({reason}): copy or download it again, see {self.HOME}") from error
+        if not count:
+            raise ValueError(f"no sample of the split {self.split} is left in {self.root}: "
+                             f"expected all of {type(self).__name__}, see {self.HOME}")
+
+
+class Pictures(Official):
+    """A data set of people in pictures.
+
+    A record describes one person in one picture. Unknown values are zero, with their flag at 0:
 
         image            bytes    picture, below root        part, turns   see `picture`
         image_size       (2,)     width and height, 0: unknown
@@ -240,7 +299,7 @@ class Pictures(Packed, ImageDataset):
 
     Bodies: the sample is that of RenderedBodies, with flags for what is known:
 
-        keypoints_*      in the order `joint_set`, by default "smpl45"
+        keypoints_*      in the order "smpl45"
         K_valid          ()  0 if the data set has no K; K then is a guess
         pose_valid, betas_valid, transl_valid ()   of SMPL. Root and body joints of an SMPL-X pose
                          are copied to SMPL; its betas do not fit SMPL and are 0
@@ -258,130 +317,49 @@ class Pictures(Packed, ImageDataset):
         detected_confidence  (45,)    of the detector, 0: not found
 
     keypoints_* then are true wherever the model tells them; else 3DPW's are the detector's.
-    options: see OPTIONS of each data set.
-    Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file, a bad
-    option, or OWN of a data set without detections.
     """
 
-    SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
-    SOURCES: tuple[str, ...]  # patterns of files that must be there; {split} is replaced
     JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see load_model
     MODEL_OPTIONS: dict = {}  # for load_model
-    OPTIONS: dict = {}  # names and defaults
     COUNTS: dict[str, int] = {}  # samples of official splits, or folders
     DETECTED = False  # whether keypoints_2d of a record are a detector's
-    HOME = ""  # where to get the data set
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
                  augmentation: str | Augmentation | None = None, seed: int = 0,
                  cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
-                 joint_set: str = "smpl45", detections: str | os.PathLike | None = None,
-                 **options) -> None:
+                 detections: str | os.PathLike | None = None, **options) -> None:
         split = next(iter(self.SPLITS)) if split is None else split
-        super().__init__(split, tuple(self.SPLITS), size, seed, augmentation)
-        self.root, self.models = Path(root), None if models is None else Path(models)
-        self.joint_set = "hand21" if self.MODEL == "mano" else joint_set
+        super().__init__(split, tuple(self.SPLITS), seed, size, augmentation)
+        self.models = None if models is None else Path(models)
         self.detections = detections
-        self.options = self._checked(options)
+        if detections == OWN and not self.DETECTED:
+            raise ValueError(f"{type(self).__name__} has no detector's keypoints: give the folder "
+                             "of OpenPose's files")
+        if detections not in (None, OWN) and not Path(detections).is_dir():
+            raise FileNotFoundError(f"no folder {detections}: expected OpenPose's files in it, "
+                                    "a/b_keypoints.json for each picture a/b.jpg")
         self.dtype = record_dtype(len(bodymodels.JOINT_SETS[self.JOINTS]),
                                   len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]),
                                   self.NUM_BETAS)
-        self.sources = self.find_sources()
-        files = [path for paths in self.sources.values() for path in paths]
-        if self.HAND_SPACE and self.models:
-            files += [path for path in sorted(self.models.rglob("*")) if path.is_file()]
-        mark = fingerprint({"files": file_marks(files, self.root), "version": READER_VERSION,
-                            "options": repr(sorted(self.options.items()))})
-        self.path = Path(self.root if cache is None else cache) / (
-            f"{type(self).__name__.lower()}_{split}_{mark}.npy")
-        self.reading = self.root  # the file that an error is about
-        self.records()
+        others = sorted(self.models.rglob("*")) if self.HAND_SPACE and self.models else ()
+        self.open(root, cache, options, [path for path in others if path.is_file()])
 
-    def _checked(self, options: dict) -> dict:
-        """Add default options; ValueError for an unknown option or a value of another kind."""
-        name = type(self).__name__
-        for option, value in options.items():
-            if option not in self.OPTIONS:
-                raise ValueError(f"{name} has no option {option}: "
-                                 f"expected {', '.join(self.OPTIONS) or 'none'}")
-            default = self.OPTIONS[option]
-            if type(value) is not type(default) or type(value) is int and value < 1:
-                raise ValueError(f"{name}: {option}={value!r}, expected a value like {default!r}")
-        if self.joint_set not in bodymodels.JOINT_SETS:
-            raise ValueError(f"unknown joint set {self.joint_set!r}")
-        if self.detections == OWN and not self.DETECTED:
-            raise ValueError(f"{name} has no detector's keypoints: give the folder of OpenPose's "
-                             "files")
-        if self.detections not in (None, OWN) and not Path(self.detections).is_dir():
-            raise FileNotFoundError(f"no folder {self.detections}: expected OpenPose's files in "
-                                    "it, a/b_keypoints.json for each picture a/b.jpg")
-        return self.OPTIONS | options
-
-    # ---------------------------------------------------------------------- files and records
-
-    def find_sources(self) -> dict[str, list[Path]]:
-        """Return the files that match each pattern of SOURCES."""
-        sources = {}
-        for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
-            sources[pattern] = sorted(self.root.glob(pattern))
-            if not sources[pattern]:
-                raise self.missing(self.root / pattern)
-        return sources
-
-    def missing(self, path: Path) -> FileNotFoundError:
-        pattern = os.path.relpath(path, self.root)
-        folders = (self.root.parent, *self.root.glob("*/"))
-        right = next((folder for folder in folders if any(folder.glob(pattern))), None)
-        return FileNotFoundError(f"no {path}: " + (
-            f"{right} has it, give that folder" if right else
-            f"expected {type(self).__name__} there in its official layout, see {self.HOME}"))
-
-    def rows(self) -> Iterator[dict | np.ndarray]:
-        """Yield the people of the split in a fixed order: columns for `to_records`, or records."""
-        raise NotImplementedError
-
-    def file(self, path: str | os.PathLike) -> Path:
-        """Return a file below root; errors from now on are about this file."""
-        self.reading = self.root / path
-        if not self.reading.is_file():
-            raise self.missing(self.reading)
-        return self.reading
-
-    def json(self, path: str | os.PathLike) -> dict | list:
-        """Read a JSON file below root."""
-        return json.loads(self.file(path).read_bytes())
-
-    def pack(self) -> np.ndarray:
-        return build_packed(self.path, self.dtype, None, self._gather)
-
-    def _gather(self) -> Iterator[np.ndarray]:
-        count = 0
-        try:
-            for columns in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):
-                packed = isinstance(columns, np.ndarray)
-                records = columns if packed else to_records(columns, self.dtype)
-                count += len(records)
-                yield records
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:  # damaged files raise almost any error
-            reason = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise ValueError(f"{self.reading} is not as {type(self).__name__} is shipped "
-                             f"({reason}): copy or download it again, see {self.HOME}") from error
-        if not count:
-            raise ValueError(f"no sample of the split {self.split} is left in {self.root}: "
-                             f"expected all of {type(self).__name__}, see {self.HOME}")
+    def require_models(self, what: str) -> None:
+        """Raise FileNotFoundError unless there is a folder of body models."""
+        if self.models is None:
+            raise FileNotFoundError(f"{what} of {type(self).__name__} need a folder of body "
+                                    "models: give models=, or --models")
 
     def record(self, index: int) -> np.ndarray:
         """Return the annotation of one sample."""
-        return self.records()[index]
+        return self.records(index)
 
     def picture(self, record: np.ndarray) -> np.ndarray:
         """Read the picture (H, W, 3) of a record as it is stored: EXIF does not turn it.
 
-        part: first byte and number of bytes of the picture in an archive; 0 bytes: a file of its
-        own. turns: quarter turns clockwise that the data set asks for.
+        part: its first byte and number of bytes in an archive; 0 bytes: a file of its own. turns:
+        quarter turns clockwise that the data set asks for.
         """
         path = self.root / record["image"].decode()
         image = read_image(path, upright=False, part=tuple(record["part"].tolist()))
@@ -393,8 +371,6 @@ class Pictures(Packed, ImageDataset):
                              "pictures")
         return image
 
-    # ------------------------------------------------------------------------------ body models
-
     def body(self, gender: str = "neutral", side: str = "right", template: str = "",
              keypoints_only: bool = False, **options) -> bodymodels.BodyModel:
         """Load the model of this gender and side from the folder `models`.
@@ -405,7 +381,7 @@ class Pictures(Packed, ImageDataset):
         if side == "right":
             options.pop("fix_left_shapedirs", None)
         path = self.root / template
-        own = template_bytes(path, path.stat().st_mtime_ns) if template else None
+        own = (path, path.stat().st_mtime_ns) if template else None
         return official_body(self.models, own, keypoints_only, family=self.MODEL, gender=gender,
                              side=side, **options)
 
@@ -439,8 +415,6 @@ class Pictures(Packed, ImageDataset):
                                                     root).astype(np.float32))
         return model(betas, pose, transl=transl[None]), model, transl
 
-    # ---------------------------------------------------------------------------------- samples
-
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if self.MODEL == "mano":
             return crops.hand_sample(self.annotated(index), self.size, self.augmentation, rng)
@@ -452,18 +426,19 @@ class Pictures(Packed, ImageDataset):
             return record["K"].astype(np.float64)
         return intrinsics((UNKNOWN_FOCAL,) * 2, (image.shape[1] / 2, image.shape[0] / 2))
 
-    def annotated(self, index: int) -> crops.Annotated:
-        """Return a picture of a hand and its annotation as they are stored."""
+    def annotated(self, index: int) -> dict[str, np.ndarray]:
+        """Return a picture of a hand and its annotation as they are stored, for `crop_sample`."""
         record = self.record(index)
         image = self.picture(record)
         keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
         vertices, known = self.mesh(record)
-        valid = (keypoints[:, 2] > 0) * crops.inside(keypoints[:, :2], *image.shape[1::-1])
-        return crops.Annotated(image, self.camera(record, image), joints[:, :3], vertices,
-                               keypoints[:, :2], valid, known, int(record["side"]))
+        return {"image": image, "K": self.camera(record, image), "joints": joints[:, :3],
+                "vertices": vertices, "mesh_valid": known, "keypoints_2d": keypoints[:, :2],
+                "keypoints_valid": (keypoints[:, 2] > 0) * crops.inside(
+                    keypoints[:, :2], *image.shape[1::-1]), "side": int(record["side"])}
 
     def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return the vertices (778, 3) of a hand, and whether they are known."""
+        """Return the vertices (778, 3) of a hand, and 1.0 if they are known."""
         joints = record["keypoints_3d"]
         if self.models is None or not record["has_pose"] or not (joints[:, 3] > 0).all():
             return np.zeros((crops.NUM_VERTICES, 3)), 0.0
@@ -473,12 +448,6 @@ class Pictures(Packed, ImageDataset):
             vertices += joints[0, :3] - output.joints[0, 0].numpy()
         return vertices, 1.0
 
-    def whole_hands(self) -> np.ndarray:
-        """Return the indices of hands with known pose, mesh and joints."""
-        records = self.records()
-        return np.flatnonzero((records["has_pose"] > 0)
-                              & (records["keypoints_3d"][..., 3] > 0).all(1))
-
     def _body_sample(self, record: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         image = self.picture(record)
         size = image.shape[1], image.shape[0]
@@ -487,20 +456,18 @@ class Pictures(Packed, ImageDataset):
         if self.MODEL == "smplx":  # SMPL has neither fingers nor face
             angles = np.concatenate([angles[:22], 0 * angles[:2]])
         pose = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()
-        is_smpl = self.MODEL == "smpl"
+        is_smpl, placed = self.MODEL == "smpl", float(transl.any())
         sample = {"pose": pose, "K": self.camera(record, image), "transl": transl,
                   "betas": record["betas"][:10] * is_smpl,
                   "keypoints_2d": keypoints_2d[:, :2], "keypoints_3d": keypoints_3d[:, :3]}
         homography, roll, mirror = self.crop(record, keypoints_2d, size, rng)
-        sample = crops.move_body(sample, homography, roll, mirror, keypoint_set=self.joint_set)
-        order = bodymodels.mirror_indices(self.joint_set) if mirror else slice(None)
+        sample = crops.move_body(sample, homography, roll, mirror)
+        order = bodymodels.mirror_indices("smpl45") if mirror else slice(None)
         in_crop = crops.inside(sample["keypoints_2d"], self.size, self.size)
-        placed = float(transl.any())
         if self.detections is not None:
-            found = self.detected(record, size)
-            found = found[bodymodels.mirror_indices("smpl45")] if mirror else found
-            sample |= {"detected_2d": crops.transform_points(homography, found[:, :2]),
-                       "detected_confidence": found[:, 2]}
+            points = self.detected(record, size)  # (45, 3)
+            sample |= {"detected_2d": crops.transform_points(homography, points[order, :2]),
+                       "detected_confidence": points[order, 2]}
         return sample | {
             "image": crops.warp(image, homography, self.size).transpose(2, 0, 1),
             "transl": sample["transl"] * placed, "transl_valid": placed,
@@ -522,14 +489,14 @@ class Pictures(Packed, ImageDataset):
         return detected_person(Path(self.detections), record["image"].decode(), box, size)
 
     def keypoints(self, record: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return keypoints (J, 3) and (J, 4) of `joint_set`, and the translation (3,).
+        """Return keypoints (45, 3) and (45, 4), and the translation (3,).
 
         3D keypoints without a pelvis are hidden: losses on SMPL cannot use them.
         """
-        keypoints_2d, keypoints_3d = (relabelled(record[name], self.JOINTS, self.joint_set)
+        keypoints_2d, keypoints_3d = (relabelled(record[name], self.JOINTS, "smpl45")
                                       for name in ("keypoints_2d", "keypoints_3d"))
-        transl, of_smpl = np.zeros(3, np.float32), self.joint_set.startswith("smpl")
-        if (self.models is not None and self.MODEL == "smpl" and self.joint_set == "smpl45"
+        transl = np.zeros(3, np.float32)
+        if (self.models is not None and self.MODEL == "smpl"
                 and record["has_pose"] * record["has_betas"] * record["has_transl"]):
             output, model, place = self.posed(record, keypoints_only=True)
             keypoints_3d = with_confidence(model.keypoints(output)[0].numpy())
@@ -538,7 +505,7 @@ class Pictures(Packed, ImageDataset):
                                         float(record["K"][2, 2]))
             annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
             keypoints_2d = np.where(annotated > 0, keypoints_2d, projected)
-        elif of_smpl and not keypoints_3d[0, 3]:
+        elif not keypoints_3d[0, 3]:
             keypoints_3d = np.zeros_like(keypoints_3d)
         return keypoints_2d, keypoints_3d, transl
 
@@ -552,10 +519,7 @@ class Pictures(Packed, ImageDataset):
         if self.augmentation is None or not self.augmentation.moves:
             return crops.crop_homography(center, side, self.size), 0.0, False
         return crops.draw_crop(rng, self.augmentation, self.size, keypoints_2d[:, :2],
-                               bodymodels.JOINT_SETS[self.joint_set], (center, side),
-                               keypoints_2d[:, 2] > 0)
-
-    # ------------------------------------------------------------------------ help for readers
+                               crops.SMPL_KEYPOINTS, (center, side), keypoints_2d[:, 2] > 0)
 
     def neural_annot(self, fit: dict) -> dict:
         """Return the columns of a body that NeuralAnnot fitted with SMPL or SMPL-X."""
@@ -573,9 +537,7 @@ class Pictures(Packed, ImageDataset):
     def with_model_keypoints(self, columns: dict, gender: str = "neutral", template: str = ""
                              ) -> dict:
         """Add the keypoints of SMPL-X bodies, "smplx76", and their boxes to the columns."""
-        if self.models is None:
-            raise FileNotFoundError(f"{type(self).__name__} has poses but no keypoints: give the "
-                                    "folder of SMPL-X's models with models=, or --models")
+        self.require_models("keypoints")
         model = self.body(gender, template=template, keypoints_only=True, num_betas=self.NUM_BETAS)
         betas, pose = (torch.as_tensor(np.asarray(columns[name]), dtype=torch.float32)
                        for name in ("betas", "pose"))
@@ -592,15 +554,11 @@ class Pictures(Packed, ImageDataset):
             "keypoints_2d": keypoints, "keypoints_3d": with_confidence(points)}
 
 
-# ------------------------------------------------------------- in the layout of RenderedPeople
-
-
-class OfficialPeople(ImageDataset):
+class OfficialPeople(KeyedDataset):
     """Whole bodies of an official data set with crops of their hands; samples as RenderedPeople's.
 
-    pictures: a data set of SMPL-X bodies before a known camera. Its folder `models` must have
-    MANO_SMPLX_vertex_ids.pkl as well. People without a body or a camera are left out. EHF has no
-    poses, and SMPL's bodies have only 24 joints, so that a sample has these flags as well:
+    pictures: a data set of bodies before a known camera; others are left out. For SMPL-X its folder
+    `models` must have MANO_SMPLX_vertex_ids.pkl as well. A sample has these flags beside:
 
         body_pose_valid, betas_valid, expression_valid   ()       float32  betas: only those of the
                                                                            neutral body
@@ -614,20 +572,19 @@ class OfficialPeople(ImageDataset):
     eleven betas a sample has the first ten; keypoints and hands follow from all. Augmentation crops
     the crops again, as for rendered people: outside of them the picture is black.
 
-    detail: above 1, a sample also has "picture", the image with so many times as many pixels a
-    side, to cut hands out at predicted boxes: those of the image itself are too blurred. It goes
-    without augmentation.
+    detail: above 1, and without augmentation, a sample also has "picture", the image with so many
+    times as many pixels a side: hands are cut out of it at predicted boxes.
     """
 
     def __init__(self, pictures: Pictures, hand_size: int | None = None, *,
                  augmentation: str | Augmentation | None = None, detail: int = 1) -> None:
         if detail > 1 and augmentation is not None:
             raise ValueError(f"detail={detail} is for evaluation: leave the augmentation out")
-        require_models(pictures, "people")
-        super().__init__(pictures.split, [pictures.split], pictures.size, pictures.seed,
+        pictures.require_models("meshes")
+        super().__init__(pictures.split, [pictures.split], pictures.seed, pictures.size,
                          augmentation)
-        self.pictures, self.hand_size = pictures, hand_size or pictures.size
-        self.detail = detail
+        self.pictures, self.detail = pictures, detail
+        self.hand_size = hand_size or pictures.size
         records = pictures.records()
         self.kept = np.flatnonzero((records["K"][:, 2, 2] > 0) & (
             (records["has_pose"] * records["has_transl"] > 0) | (records["mesh"] != b"")))
@@ -692,13 +649,12 @@ class OfficialPeople(ImageDataset):
                 "hand_vertices": vertices[self.hand_vertices[hand]].numpy() @ flip}
 
 
-class HandPairs(ImageDataset):
+class HandPairs(KeyedDataset):
     """Pairs of official hands in the layout of OfficialPeople, to be mixed with people.
 
-    hands: FreiHAND, InterHand2.6M, DexYCB or HaMeR's sets, opened with an augmentation and a folder
-    `models`. Hands without a known pose, mesh and joints are left out. Either hand of a pair may be
-    a right or a left one; left ones are mirrored. There is no person: the picture (side `size`) is
-    black and body_pose_valid is 0.
+    hands: a data set of hands, opened with an augmentation and a folder `models`. Hands without a
+    known pose and joints are left out. Either hand of a pair may be a right or a left one; left
+    ones are mirrored. There is no person: the picture (side `size`) is black.
     """
 
     UNKNOWN = {  # shapes of what follows from a person
@@ -708,9 +664,12 @@ class HandPairs(ImageDataset):
         "expression_valid": ()}
 
     def __init__(self, hands: Pictures, size: int) -> None:
-        require_models(hands, "pairs")
-        super().__init__(hands.split, [hands.split], size, hands.seed, None)
-        self.hands, self.kept = hands, hands.whole_hands()
+        hands.require_models("meshes")
+        super().__init__(hands.split, [hands.split], hands.seed, size)
+        records = hands.records()
+        whole = (records["has_pose"] > 0) & (records["keypoints_3d"][..., 3] > 0).all(1)
+        self.hands = hands  # FreiHAND has a record for four pictures
+        self.kept = np.flatnonzero(np.resize(whole, len(hands)))
         if not len(self.kept):
             raise ValueError(f"{type(hands).__name__} in {hands.root} has no hand whose pose, mesh "
                              "and joints are known")
@@ -741,10 +700,3 @@ class HandPairs(ImageDataset):
                 "hand_joints": sample["joints"], "hand_vertices": sample["vertices"],
                 "hand_keypoints_2d": sample["keypoints_2d"], "hand_valid": sample["mesh_valid"],
                 "hand_betas": record["betas"], "hand_betas_valid": float(record["has_betas"])}
-
-
-def require_models(pictures: Pictures, what: str) -> None:
-    """Raise ValueError unless the data set was opened with a folder of body models."""
-    if pictures.models is None:
-        raise ValueError(f"{what} of {type(pictures).__name__} need meshes: open it with a folder "
-                         "of models")

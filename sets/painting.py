@@ -15,11 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 import bodymodels
-from sets.samples import (
-    DETAILS,
-    NOISE,
-    random_generator,
-)
+from sets.samples import DETAILS, NOISE, random_generator
 
 SKIN_TONES = np.array([[0.93, 0.76, 0.65], [0.87, 0.66, 0.53], [0.76, 0.54, 0.41],
                        [0.55, 0.37, 0.27], [0.36, 0.23, 0.17]])
@@ -136,12 +132,16 @@ def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
         draw.polygon([tuple(point) for point in points.tolist()], fill)
 
 
-def occlude(rng: np.random.Generator, picture: Image.Image) -> None:
-    """Draw one or two shapes over 35 % of the pictures."""
+def occlude(rng: np.random.Generator, picture: Image.Image, sources: Sequence[Image.Image] = ()
+            ) -> None:
+    """Draw one or two shapes over 35 % of the pictures; with textures, half of them have one."""
     if rng.random() < 0.35:
-        occluder = ImageDraw.Draw(picture)
         for _ in range(int(rng.integers(1, 3))):
-            draw_shape(occluder, rng, picture.width, rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18))
+            center, radius = rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18)
+            if sources and rng.random() < 0.5:
+                draw_piece(rng, picture, pick(rng, sources), center, radius)
+            else:
+                draw_shape(ImageDraw.Draw(picture), rng, picture.width, center, radius)
 
 
 def add_lens_and_noise(rng: np.random.Generator, picture: Image.Image, lens_size: int = 128
@@ -438,14 +438,3 @@ def cast_shadow(rng: np.random.Generator, picture: np.ndarray, pixels: np.ndarra
     shadow = Image.fromarray((255 * grid).astype(np.uint8)).filter(
         ImageFilter.BoxBlur(rng.uniform(0.5, 2.5))).resize((size, size), Image.Resampling.BICUBIC)
     picture *= np.asarray(shadow, np.float32)[..., None] / 255
-
-
-def occlude_textured(rng: np.random.Generator, picture: Image.Image, split: str) -> None:
-    """Draw one or two shapes over 35 % of the pictures, half of them with textures."""
-    if rng.random() < 0.35:
-        for _ in range(int(rng.integers(1, 3))):
-            center, radius = rng.uniform(0, 1, 2), rng.uniform(0.04, 0.18)
-            if rng.random() < 0.5:
-                draw_piece(rng, picture, pick(rng, textures(split)), center, radius)
-            else:
-                draw_shape(ImageDraw.Draw(picture), rng, picture.width, center, radius)

@@ -19,7 +19,6 @@ from sets import crops, painting
 from sets.augmentation import Augmentation
 from sets.samples import (
     RENDERING,
-    ImageDataset,
     Packed,
     available_cores,
     build_packed,
@@ -29,7 +28,7 @@ from sets.samples import (
 )
 
 
-class Rendered(Packed, ImageDataset):
+class Rendered(Packed):
     """A data set of rendered pictures: on the fly, or once into a packed file.
 
     Subclasses have a dtype of records, and `render(index)`.
@@ -39,7 +38,7 @@ class Rendered(Packed, ImageDataset):
 
     def __init__(self, split: str, size: int, length: int | None, seed: int,
                  augmentation: str | Augmentation | None) -> None:
-        super().__init__(split, tuple(self.LENGTHS), size, seed, augmentation)
+        super().__init__(split, tuple(self.LENGTHS), seed, size, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
 
     def open_cache(self, cache: str | os.PathLike | None, kind: str, names: str, version: int,
@@ -62,9 +61,10 @@ class Rendered(Packed, ImageDataset):
         """Render one sample as a packed record; it depends on seed, split and index alone."""
         raise NotImplementedError
 
-    def record(self, index: int) -> np.ndarray:
-        """Return a packed record, from the cache if there is one."""
-        return self.render(index) if self.path is None else self.records(index)
+    def arrays(self, index: int) -> dict[str, np.ndarray]:
+        """Return the fields of a packed record, from the cache if there is one."""
+        record = self.render(index) if self.path is None else self.records(index)
+        return {name: record[name] for name in self.dtype.names}
 
     def pack(self, progress: bool = False) -> np.ndarray:
         return build_packed(self.path, self.dtype, self.length, resume=True,
@@ -137,7 +137,7 @@ def sample_hand_pose(rng: np.random.Generator) -> np.ndarray:
     """Draw a plausible hand pose: axis-angles (15, 3), absolute, MANO's joints without the wrist.
 
     45 % are grasps and relaxed hands, whose fingers close together; the others are gestures (each
-    finger straight or folded), pinches, and independent fingers. All stay within joint limits.
+    finger straight or folded), pinches, and independent fingers, within joint limits.
     """
     kind = rng.choice(4, p=(0.45, 0.25, 0.15, 0.15))
     if kind == 0:
@@ -207,23 +207,21 @@ class HandSurface:
         self.regressor = self.model.keypoint_regressor.numpy()
         self.template = self.model.v_template.numpy()
         self.wrist = boundary_loop(hand_faces)  # (16,)
-        self.faces = np.concatenate([hand_faces, self._forearm_faces()])
+        # strips between copies of the wrist's rim, and a fan that closes the last copy
+        count = len(self.wrist)
+        copies = crops.NUM_VERTICES + np.arange(FOREARM_RINGS * count).reshape(FOREARM_RINGS, count)
+        a = np.vstack([self.wrist, copies])
+        b = np.roll(a, -1, axis=1)
+        lower = np.stack([b[:-1], a[:-1], a[1:]], -1).reshape(-1, 3)
+        upper = np.stack([b[:-1], a[1:], b[1:]], -1).reshape(-1, 3)
+        center = np.full(count, crops.NUM_VERTICES + copies.size)
+        end = np.stack([b[-1], a[-1], center], -1)
+        self.faces = np.concatenate([hand_faces, lower, upper, end])
         normals = bodymodels.vertex_normals(self.template, hand_faces)
         self.palmar = np.clip(0.5 - 1.5 * normals[:, 1], 0, 1)[:, None]  # 1 palm, 0 back
         tips = self.template[list(self.model.tip_vertex_ids)]
         nearest = np.linalg.norm(self.template[:, None] - tips, axis=-1).min(1)[:, None]
         self.tip = np.exp(-np.square(nearest / 0.012))
-
-    def _forearm_faces(self) -> np.ndarray:
-        """Return strips between copies of the wrist's rim, and a fan that closes the last copy."""
-        count = len(self.wrist)
-        copies = crops.NUM_VERTICES + np.arange(FOREARM_RINGS * count).reshape(FOREARM_RINGS, count)
-        rings = np.vstack([self.wrist, copies])
-        a, b = rings, np.roll(rings, -1, axis=1)
-        lower = np.stack([b[:-1], a[:-1], a[1:]], -1).reshape(-1, 3)
-        upper = np.stack([b[:-1], a[1:], b[1:]], -1).reshape(-1, 3)
-        center = np.full(count, crops.NUM_VERTICES + copies.size)
-        return np.concatenate([lower, upper, np.stack([b[-1], a[-1], center], -1)])
 
     def pose(self, betas: np.ndarray, hand_pose: np.ndarray) -> np.ndarray:
         """Return the vertices (778, 3) of one hand in the rest frame, float64.
@@ -296,13 +294,10 @@ def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: fl
 
 
 def shade(rng: np.random.Generator, surface: np.ndarray) -> np.ndarray:
-    """Return the shaded colours (V, 3) of a hand with its skin or sleeve."""
-    normals = bodymodels.vertex_normals(surface, hand_surface().faces)
-    return painting.shade_surface(rng, surface, normals, _skin(rng, len(surface)))
+    """Return the shaded colours (V, 3) of a hand: skin tone, lighter palm, redder tips, blotches.
 
-
-def _skin(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw albedo (count, 3): skin tone, lighter palm, redder tips, blotches, perhaps a sleeve."""
+    Half of the forearms have a sleeve.
+    """
     hand = hand_surface()
     base = painting.random_skin(rng)
     lighter = np.clip(base * 1.1 + (0.06, 0.03, 0.03), 0, 1)
@@ -311,12 +306,9 @@ def _skin(rng: np.random.Generator, count: int) -> np.ndarray:
     waves = np.cos(hand.template @ rng.normal(0, 120, (3, 4)) + rng.uniform(0, 6.3, 4))
     skin = skin * (1 + rng.uniform(0, 0.06) * waves.mean(1, keepdims=True))
     arm = painting.random_color(rng) if rng.random() < 0.5 else base
-    return np.concatenate([skin, np.broadcast_to(arm, (count - crops.NUM_VERTICES, 3))])
-
-
-def paint_hand(image: np.ndarray, scene: Scene, colors: np.ndarray) -> None:
-    """Draw the shaded hand into a picture (S, S, 3), float32 0..255, in place."""
-    painting.paint_surface(image, scene.surface, hand_surface().faces, scene.K, colors)
+    arm = np.broadcast_to(arm, (len(surface) - crops.NUM_VERTICES, 3))
+    normals = bodymodels.vertex_normals(surface, hand.faces)
+    return painting.shade_surface(rng, surface, normals, np.concatenate([skin, arm]))
 
 
 class RenderedHands(Rendered):
@@ -328,10 +320,7 @@ class RenderedHands(Rendered):
 
     cache: a folder. The split is rendered once, by all cores, into one memory-mapped file there
     (3 S^2 + 9.9 kB a sample) and read from it afterwards, bit for bit the same. A rendering that
-    was killed continues where it stopped. The file's name holds a checksum of the settings. Old
-    files stay; you may delete the folder at any time.
-
-    Without geometric augmentation `crop` and `camera_rotation` are identities.
+    was killed continues where it stopped. The file's name holds a checksum of the settings.
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}
@@ -358,7 +347,8 @@ class RenderedHands(Rendered):
         rng = random_generator(RENDERING, self.seed, self.split_id, index)
         scene = sample_scene(rng, self.size, self.views, self.in_plane, self.sides)
         image = painting.paint_background(rng, self.size).astype(np.float32)
-        paint_hand(image, scene, shade(rng, scene.surface))
+        painting.paint_surface(image, scene.surface, hand_surface().faces, scene.K,
+                               shade(rng, scene.surface))
         picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
         painting.occlude(rng, picture)
         record = np.zeros((), self.dtype)
@@ -369,13 +359,11 @@ class RenderedHands(Rendered):
         return record
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record = self.record(index)
-        sample = {name: record[name] for name in self.dtype.names}
-        valid = crops.inside(sample["keypoints_2d"], self.size, self.size)
+        sample = self.arrays(index)
+        sample |= {"keypoints_valid": crops.inside(sample["keypoints_2d"], self.size, self.size),
+                   "mesh_valid": 1.0, "side": np.int64(1)}
         if self.augmentation is not None and self.augmentation.moves:
-            source = crops.Annotated(**sample, keypoints_valid=valid, mesh_valid=1.0)
             whole = np.array([self.size, self.size], np.float64)
-            return crops.augmented_crop(source, whole / 2, whole, self.size, self.augmentation, rng)
-        sample["image"] = sample["image"].transpose(2, 0, 1)
-        return sample | {"keypoints_valid": valid, "mesh_valid": 1.0, "crop": np.eye(3),
-                         "camera_rotation": np.eye(3), "side": np.int64(1)}
+            return crops.augmented_crop(sample, whole / 2, whole, self.size, self.augmentation, rng)
+        return sample | {"image": sample["image"].transpose(2, 0, 1), "crop": np.eye(3),
+                         "camera_rotation": np.eye(3)}

@@ -15,20 +15,9 @@ from PIL import Image, ImageDraw
 import bodymodels
 from sets import crops, painting
 from sets.augmentation import Augmentation
-from sets.motion import (
-    SMPL_JOINTS,
-    check_poses,
-    sample_betas,
-    sample_body_pose,
-    sample_wide_poses,
-)
+from sets.motion import SMPL_JOINTS, check_poses, sample_betas, sample_body_pose, sample_wide_poses
 from sets.rendered import Rendered, hand_surface, sample_hand_pose
-from sets.samples import (
-    DETAILS,
-    RENDERING_BODIES,
-    RENDERING_PEOPLE,
-    random_generator,
-)
+from sets.samples import DETAILS, RENDERING_BODIES, RENDERING_PEOPLE, random_generator
 
 RENDER_VERSIONS = (1, 2)  # a new one whenever the same settings would give other pictures
 STEEP = 0.4  # version 2: share of cameras that look from up to 40 degrees above or below
@@ -84,7 +73,7 @@ class BodyScene(NamedTuple):
     """A body in the frame of its crop's camera."""
 
     surface: np.ndarray  # (V, 3) metres
-    keypoints: np.ndarray  # (45 or 76, 3) metres
+    keypoints_3d: np.ndarray  # (45 or 76, 3) metres
     K: np.ndarray  # (3, 3) pixels
     pose: np.ndarray  # (24 or 55, 3, 3)
     betas: np.ndarray  # (10,)
@@ -93,7 +82,7 @@ class BodyScene(NamedTuple):
 
     @property
     def keypoints_2d(self) -> np.ndarray:
-        return crops.to_pixels(self.keypoints, self.K)
+        return crops.to_pixels(self.keypoints_3d, self.K)
 
 
 def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
@@ -150,21 +139,18 @@ def sample_transl(rng: np.random.Generator, vertices: np.ndarray, keypoints: np.
     return np.array([*-center, crops.BODY_FOCAL * side]).astype(np.float32)
 
 
-class Outfit(NamedTuple):
-    """What a body's surface is made of."""
+def dress(rng: np.random.Generator, scene: BodyScene, name: str
+          ) -> tuple[np.ndarray, np.ndarray]:
+    """Return the clothed surface (V, 3) of a scene's body and its shaded colours (V, 3).
 
-    albedo: np.ndarray  # (V, 3)
-    thickness: np.ndarray  # (V,) metres of cloth and hair on the skin
-
-
-def sample_outfit(rng: np.random.Generator, name: str = "body") -> Outfit:
-    """Draw skin, face, hair, shirt, trousers or dress, and shoes, each of random cut."""
+    Skin, face, hair, shirt, trousers or dress, and shoes, each of random cut.
+    """
     body = body_surface(name)
-    y, z = body.template[:, 1], body.template[:, 2]
+    x, y, z = body.template.T
     albedo = _face(rng, painting.random_skin(rng), body)
     if name == "wholebody":  # whose hands have crops of their own
         tint_hands(rng, albedo)
-    thickness = np.zeros(len(y))
+    thickness = np.zeros(len(y))  # metres of cloth and hair on the skin
 
     def wear(mask: np.ndarray, color: np.ndarray, thick: float) -> None:
         albedo[mask] = color * _cloth(rng, body.template[mask])
@@ -178,16 +164,17 @@ def sample_outfit(rng: np.random.Generator, name: str = "body") -> Outfit:
     if rng.random() < 0.1:
         waist = rng.uniform(-0.8, -0.35)  # a dress
     neckline, scoop = rng.uniform(0.295, 0.34), rng.uniform(0, 0.14)
-    low_neck = neckline - scoop * np.clip(z / 0.1, 0, 1) * np.exp(-np.square(
-        body.template[:, 0] / 0.07))
+    low_neck = neckline - scoop * np.clip(z / 0.1, 0, 1) * np.exp(-np.square(x / 0.07))
     wear((y > waist) & (y < low_neck) & (body.reach < rng.choice(SLEEVES)), clothes,
          rng.uniform(0, 0.015))
     if rng.random() < 0.93:
         length = rng.uniform(0, 0.25) * (rng.random() < 0.4)
         hair = (body.forehead > 0) & (y > 0.36) | (z < 0.01) & (body.arm < 0.1) & (
-            y > 0.36 - length) & (np.abs(body.template[:, 0]) < 0.1)
+            y > 0.36 - length) & (np.abs(x) < 0.1)
         wear(hair & (y > 0.1), _hair_color(rng), rng.uniform(0, 0.02))
-    return Outfit(albedo, thickness)
+    normals = bodymodels.vertex_normals(scene.surface, body.faces)
+    surface = scene.surface + normals * thickness[:, None]
+    return surface, painting.shade_surface(rng, surface, normals, albedo)
 
 
 def _face(rng: np.random.Generator, skin: np.ndarray, body: BodySurface) -> np.ndarray:
@@ -215,48 +202,23 @@ def _cloth(rng: np.random.Generator, template: np.ndarray) -> np.ndarray:
     return factor[:, None]
 
 
-def paint_body(image: np.ndarray, scene: BodyScene, rng: np.random.Generator) -> None:
-    """Dress, shade and draw the body into a picture (S, S, 3), float32 0..255, in place."""
-    surface, colors = dress(rng, scene, "body")
-    painting.paint_surface(image, surface, body_surface().faces, scene.K, colors)
-
-
-def dress(rng: np.random.Generator, scene: BodyScene, name: str
-          ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the clothed surface (V, 3) of a scene's body and its shaded colours (V, 3)."""
-    outfit = sample_outfit(rng, name)
-    normals = bodymodels.vertex_normals(scene.surface, body_surface(name).faces)
-    surface = scene.surface + normals * outfit.thickness[:, None]
-    return surface, painting.shade_surface(rng, surface, normals, outfit.albedo)
-
-
 def paint_behind(rng: np.random.Generator, size: int, split: str, lean: float, K: np.ndarray,
                  surface: np.ndarray, colors: np.ndarray
                  ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """Draw what is behind a person of this surface (V, 3) and colours (V, 3), shadow included.
 
-    Return the picture (size, size, 3), float32 0..255, and who stands before the person, as
-    `bystanders` does.
+    A quarter of the pictures has somebody behind, anywhere; one in twenty has somebody in front, of
+    whom the picture's border cuts most off. Return the picture (size, size, 3), float32 0..255, and
+    surfaces and colours of those in front.
     """
     image = painting.paint_scene(rng, size, split, colors)
-    behind, before = bystanders(rng, split, lean)
+    behind = [_bystander(rng, split, lean, 0.65)] if rng.random() < 0.25 else []
+    before = [_bystander(rng, split, lean, 0.0)] if rng.random() < 0.05 else []
     if rng.random() < 0.35:
         painting.cast_shadow(rng, image, painting.project_surface(surface, K)[:, :2])
     for body, its_colors in behind:
         painting.paint_surface(image, body, body_surface().faces, K, its_colors)
     return image, before
-
-
-def bystanders(rng: np.random.Generator, split: str, lean: float
-               ) -> tuple[list[tuple[np.ndarray, np.ndarray]], ...]:
-    """Draw the clothed people behind the main one and before it: surfaces (V, 3), colours (V, 3).
-
-    A quarter of the pictures has one behind, anywhere; one in twenty has one in front, of whom the
-    picture's border cuts most off.
-    """
-    behind = [_bystander(rng, split, lean, 0.65)] if rng.random() < 0.25 else []
-    before = [_bystander(rng, split, lean, 0.0)] if rng.random() < 0.05 else []
-    return behind, before
 
 
 def _bystander(rng: np.random.Generator, split: str, lean: float, near: float
@@ -279,9 +241,9 @@ class RenderedPoses(Rendered):
 
     JOINTS, KEYPOINTS = len(SMPL_JOINTS), len(crops.SMPL_KEYPOINTS)
 
-    def __init__(self, split: str, size: int, length: int | None, seed: int,
-                 augmentation: str | Augmentation | None, views: float, lean: float, wide: float,
-                 version: int) -> None:
+    def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
+                 seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
+                 version: int = 2, augmentation: str | Augmentation | None = None) -> None:
         super().__init__(split, size, length, seed, augmentation)
         check_poses(self.length, views, lean, wide)
         if version not in RENDER_VERSIONS:
@@ -298,10 +260,8 @@ class RenderedPoses(Rendered):
     def labels(self, scene: BodyScene) -> np.ndarray:
         """Return a record with the labels of a scene; pictures are still black."""
         record = np.zeros((), self.dtype)
-        record["keypoints_3d"] = scene.keypoints
-        for name in {"K", "pose", "betas", "transl", "expression", "keypoints_2d"} & set(
-                self.dtype.names):
-            record[name] = getattr(scene, name)
+        for name in self.dtype.names:
+            record[name] = getattr(scene, name, 0)
         return record
 
 
@@ -322,13 +282,12 @@ class RenderedBodies(RenderedPoses):
         index            ()          int64    index within the split
 
     Without augmentation K is the papers' camera: a focal length of 5000 pixels for a crop of 256.
-    Recipes that zoom or shift change K, so that it stays exact. A fifth of the boxes contain only a
-    part of the body. split: "train" or "test", from different clips, photographs and random
-    numbers. views, lean: see `sample_body_pose`; wide: see `sample_wide_poses`. length and cache:
-    as for RenderedHands; 3 S^2 + 1.9 kB a sample.
+    A fifth of the boxes contain only a part of the body. split: "train" or "test", from different
+    clips, photographs and random numbers. views, lean: see `sample_body_pose`; wide: see
+    `sample_wide_poses`. length and cache: as for RenderedHands; 3 S^2 + 1.9 kB a sample.
 
     version 2 draws backgrounds as of photographs, other people and shadows (`paint_scene`,
-    `bystanders`), and 40 % of its cameras look from up to 40 degrees above or below. version 1 is
+    `paint_behind`), and 40 % of its cameras look from up to 40 degrees above or below. version 1 is
     the renderer of older scores: level cameras before colours and shapes.
     """
 
@@ -336,46 +295,36 @@ class RenderedBodies(RenderedPoses):
     KNOWN = {"pose_valid": 1.0, "betas_valid": 1.0,
              "keypoints_3d_valid": np.ones(len(crops.SMPL_KEYPOINTS))}
 
-    def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
-                 seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
-                 version: int = 2, augmentation: str | Augmentation | None = None,
-                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
-        super().__init__(split, size, length, seed, augmentation, views, lean, wide, version)
-        self.open_cache(cache, "rendered_bodies", "views lean" + " wide" * (wide > 0), version,
-                        progress)
+    def __init__(self, *arguments, cache: str | os.PathLike | None = None, progress: bool = True,
+                 **options) -> None:
+        super().__init__(*arguments, **options)
+        self.open_cache(cache, "rendered_bodies", "views lean" + " wide" * (self.wide > 0),
+                        self.version, progress)
 
     def render(self, index: int) -> np.ndarray:
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
         scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean, self.wide,
                                   self.steep)
         if self.version == 1:
-            image = painting.paint_background(rng, self.size).astype(np.float32)
-            paint_body(image, scene, rng)
-            picture = painting.to_image(image)
-            painting.occlude(rng, picture)
+            image, before = painting.paint_background(rng, self.size).astype(np.float32), []
+            surface, colors = dress(rng, scene, "body")
         else:
-            picture = painting.to_image(self.paint(rng, scene))
-            painting.occlude_textured(rng, picture, self.split)
+            surface, colors = dress(rng, scene, "body")
+            image, before = paint_behind(rng, self.size, self.split, self.lean, scene.K, surface,
+                                         colors)
+        for body, its_colors in ((surface, colors), *before):
+            painting.paint_surface(image, body, body_surface().faces, scene.K, its_colors)
+        picture = painting.to_image(image)
+        painting.occlude(rng, picture, painting.textures(self.split) if self.version > 1 else ())
         record = self.labels(scene)
         record["image"] = painting.add_lens_and_noise(rng, picture)
         return record
 
-    def paint(self, rng: np.random.Generator, scene: BodyScene) -> np.ndarray:
-        """Draw a body between what is behind and before it, (S, S, 3), float32 0..255."""
-        surface, colors = dress(rng, scene, "body")
-        image, before = paint_behind(rng, self.size, self.split, self.lean, scene.K, surface,
-                                     colors)
-        for body, its_colors in ((surface, colors), *before):
-            painting.paint_surface(image, body, body_surface().faces, scene.K, its_colors)
-        return image
-
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record = self.record(index)
-        sample = {name: record[name] for name in self.dtype.names}
+        sample = self.arrays(index)
         if self.augmentation is not None and self.augmentation.moves:
             sample = augment_body(sample, self.augmentation, rng)
-        else:
-            sample["image"] = sample["image"].transpose(2, 0, 1)
+        sample["image"] = sample["image"].transpose(2, 0, 1)
         valid = crops.inside(sample["keypoints_2d"], self.size, self.size)
         return sample | self.KNOWN | {"keypoints_valid": valid}
 
@@ -386,8 +335,8 @@ def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
     size = len(sample["image"])
     homography, roll, mirror = crops.draw_crop(rng, recipe, size, sample["keypoints_2d"],
                                                crops.SMPL_KEYPOINTS)
-    image = crops.warp(sample["image"], homography, size).transpose(2, 0, 1)
-    return crops.move_body(sample, homography, roll, mirror) | {"image": image}
+    return crops.move_body(sample, homography, roll, mirror) | {
+        "image": crops.warp(sample["image"], homography, size)}
 
 
 @cache
@@ -526,17 +475,13 @@ class Person:
         depth[(bare != np.asarray(picture)).any(-1)] = 0
         image = painting.add_lens_and_noise(random_generator(DETAILS, self.lens), picture,
                                             lens_size)
-        outside = self._outside(view)
-        image[outside], depth[outside] = 0, 0
-        return image, depth
-
-    def _outside(self, view: View) -> np.ndarray:
-        """Return which pixels (s, s) of a view lie outside the picture."""
         corners = np.array([[0, 0], [self.size, self.size]], np.float64)
         low, high = crops.transform_points(view.homography, corners)[:, None] - 1e-6
         pixels = np.arange(view.size)[:, None] + 0.5
         columns, rows = ((pixels < low) | (pixels > high)).T
-        return rows[:, None] | columns
+        outside = rows[:, None] | columns
+        image[outside], depth[outside] = 0, 0
+        return image, depth
 
     def paint_hand(self, hand: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Return a hand's crop (s, s, 3), vertices (778, 3), K, and the share of it that is seen.
@@ -594,31 +539,23 @@ class RenderedPeople(RenderedPoses):
 
     Left hands are mirrored: hand_images[1] and all "hand" and "arm" labels except hand_boxes are
     those of the mirrored picture's right hand. The product of a hand's arm_pose is the first
-    rotation of its hand_pose, so that the true arm gives away the hand's orientation. keypoints_3d
-    are those of the body model plus transl.
+    rotation of its hand_pose. A hand's crop is the square of `hand_square`, painted at its own
+    resolution, black outside the picture; augmentation moves and turns it further.
 
-    A hand's crop is the square of `hand_square`, painted at its own resolution; augmentation moves
-    and turns it further. occlusion: share of the hands that a shape covers, wholly or in part; it
-    changes nothing but the shapes. Poses and boxes are as in RenderedBodies, so that some hands are
-    outside the picture; their crops are black there.
-
-    split, version: as for RenderedBodies. length, seed, cache: as for RenderedHands; 3 S^2 + 6 H^2
-    + 22 kB a sample. hand_size: H, by default S. views, lean: see `sample_body_pose`; wide: see
-    `sample_wide_poses`. lens_size: see `add_lens_and_noise`; with S, a hand cut out of the picture
-    is as sharp as its own crop.
+    Arguments are those of RenderedBodies; 3 S^2 + 6 H^2 + 22 kB a sample. hand_size: H, by default
+    S. occlusion: share of the hands that a shape covers, wholly or in part; it changes nothing but
+    the shapes. lens_size: see `add_lens_and_noise`; with S, a hand cut out of the picture is as
+    sharp as its own crop.
     """
 
     LENGTHS = {"train": 20_000, "test": 1_000}
     JOINTS, KEYPOINTS = len(crops.SMPLX_JOINTS), len(crops.SMPLX_KEYPOINTS)
 
-    def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
-                 seed: int = 0, occlusion: float = 0.5, hand_size: int | None = None,
-                 views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
-                 lens_size: int = 128, version: int = 2,
-                 augmentation: str | Augmentation | None = None,
-                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
-        super().__init__(split, size, length, seed, augmentation, views, lean, wide, version)
-        self.hand_size = size if hand_size is None else hand_size
+    def __init__(self, *arguments, occlusion: float = 0.5, hand_size: int | None = None,
+                 lens_size: int = 128, cache: str | os.PathLike | None = None,
+                 progress: bool = True, **options) -> None:
+        super().__init__(*arguments, **options)
+        self.hand_size = self.size if hand_size is None else hand_size
         if self.hand_size < 16:
             raise ValueError(f"expected hand_size >= 16, got {self.hand_size}")
         if not 0 <= occlusion <= 1:
@@ -631,8 +568,8 @@ class RenderedPeople(RenderedPoses):
             ("hand_K", np.float32, (2, 3, 3)), ("hand_visible", np.float32, 2),
             *others[1:3], ("expression", np.float32, 10), *others[3:]])
         self.open_cache(cache, "rendered_people", "views lean hand_size occlusion"
-                        + " wide" * (wide > 0) + " lens_size" * (lens_size != 128), version,
-                        progress)
+                        + " wide" * (self.wide > 0) + " lens_size" * (lens_size != 128),
+                        self.version, progress)
 
     def render(self, index: int) -> np.ndarray:
         rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)
@@ -648,6 +585,4 @@ class RenderedPeople(RenderedPoses):
         return record
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record = self.record(index)
-        return crops.labelled_person({name: record[name] for name in self.dtype.names},
-                                     self.augmentation, self.size, rng)
+        return crops.labelled_person(self.arrays(index), self.augmentation, self.size, rng)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
@@ -16,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -38,59 +35,27 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def follow_parent(worker: int = 0, sigterm: signal.Handlers = signal.SIG_IGN) -> None:
+def follow_parent(worker: int = 0) -> None:
     """Leave signals to the process that started this worker, and end when that process ends.
 
-    To be called in the worker. Without this, the worker of a killed process waits for ever for
-    work: it has inherited both ends of its own pipe.
-
-    Args: worker: its number, unused; the DataLoader calls its worker_init_fn with it. sigterm: what
-    SIGTERM does; a worker of multiprocessing.Pool has to obey it (SIG_DFL).
+    A worker_init_fn of the DataLoader. Without it, the worker of a killed process waits for ever
+    for work: it has inherited both ends of its own pipe.
     """
-    signal.signal(signal.SIGTERM, sigterm)
+    parent = multiprocessing.parent_process().pid
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(multiprocessing.parent_process().pid,),
-                     daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def fingerprint(settings: dict) -> str:
     """Return sixteen hexadecimal digits that change with any of the settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def file_marks(files: Iterable[Path], root: Path) -> dict[str, tuple[int, int]]:
-    """Return size and time of files by their paths from `root`, for a `fingerprint`."""
-    stats = {os.path.relpath(path, root): path.stat() for path in files}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
-
-
-class Packed:
-    """Records in a memory-mapped file, which every process opens for itself: mix it in."""
-
-    path: Path | None = None
-    _packed: np.ndarray | None = None
-
-    def pack(self) -> np.ndarray:
-        """Map the file; build it first if it is not there."""
-        raise NotImplementedError
-
-    def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Return all records or some, memory-mapped."""
-        if self._packed is None:
-            self._packed = self.pack()
-        return self._packed[indices]
-
-    def __len__(self) -> int:
-        return len(self.records())
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_packed": None}
 
 
 def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray | None:
@@ -111,10 +76,10 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None, fill: Callable
     """Memory-map `path`; build it first with `fill(records)` unless it is complete.
 
     With length None, `fill()` yields the records in chunks. With resume, `fill(records, start)`
-    fills them from `start` on, in order, and yields now and then how many there are; a builder that
-    was killed then continues there. The file is written beside its place and renamed, so that
-    readers never see half of it. When several processes ask at once, one builds and the others
-    wait and say so; the lock of a killed builder dies with it.
+    fills them from `start` on and yields now and then how many there are; a builder that was killed
+    then continues there. The file is written beside its place and renamed, so that readers never
+    see half of it. When several processes ask at once, one builds and the others wait and say so;
+    the lock of a killed builder dies with it.
     Raises ValueError if the folder cannot be written or has no room.
     """
     records = open_packed(path, dtype, length)
@@ -127,8 +92,13 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None, fill: Callable
         raise _not_written(path, error) from error
     temporary = path.with_suffix(".tmp" if fcntl else f".{os.getpid()}.tmp")
     with lock:
-        if fcntl:
-            _lock(lock, path.name)
+        if fcntl:  # lockf: data workers, which the process forks, would inherit a lock of flock
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                print(f"waiting for another process that renders or packs {path.name}",
+                      file=sys.stderr, flush=True)
+                fcntl.lockf(lock, fcntl.LOCK_EX)
         if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
             try:
                 if length is None:
@@ -145,30 +115,20 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None, fill: Callable
                 if not resume:
                     temporary.unlink(missing_ok=True)
                 if not temporary.exists():
-                    _count_file(temporary).unlink(missing_ok=True)
+                    temporary.with_suffix(".done").unlink(missing_ok=True)
     return open_packed(path, dtype, length)
-
-
-def _lock(file: IO, name: str) -> None:
-    """Wait until no other process holds the lock, then take it.
-
-    lockf: its locks belong to the process. A lock of flock would be inherited by the data workers
-    that the process forks, and would live as long as the last of them.
-    """
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        print(f"waiting for another process that renders or packs {name}", file=sys.stderr,
-              flush=True)
-        fcntl.lockf(file, fcntl.LOCK_EX)
 
 
 def _fill_records(temporary: Path, dtype: np.dtype, length: int, fill: Callable,
                   resume: bool) -> None:
     """Fill the temporary file; with resume from where its builder was killed."""
-    counter = _count_file(temporary)
-    start = _records_done(temporary, dtype, length) if resume else 0
-    _check_room(temporary, dtype.itemsize * (length - start))
+    counter, start = temporary.with_suffix(".done"), 0
+    if resume and open_packed(temporary, dtype, length) is not None and counter.exists():
+        text = counter.read_text(errors="replace")
+        start = int(text) if text.isdecimal() and int(text) <= length else 0
+    needed = dtype.itemsize * (length - start)
+    if shutil.disk_usage(temporary.parent).free < 1.05 * needed:  # a full disk kills memory maps
+        raise _not_written(temporary, f"no room for {needed / 1e9:.1f} GB")
     if not start:
         counter.unlink(missing_ok=True)  # of an older file
     records = np.lib.format.open_memmap(temporary, "r+" if start else "w+", dtype, (length,))
@@ -179,25 +139,6 @@ def _fill_records(temporary: Path, dtype: np.dtype, length: int, fill: Callable,
     else:
         fill(records)
     records.flush()
-
-
-def _count_file(temporary: Path) -> Path:
-    return temporary.with_suffix(".done")
-
-
-def _records_done(temporary: Path, dtype: np.dtype, length: int) -> int:
-    """Return how many records a killed builder left in the temporary file."""
-    counter = _count_file(temporary)
-    if open_packed(temporary, dtype, length) is None or not counter.exists():
-        return 0
-    text = counter.read_text(errors="replace")
-    return int(text) if text.isdecimal() and int(text) <= length else 0
-
-
-def _check_room(path: Path, needed: int) -> None:
-    """Raise ValueError if the disk has no room: writing to a memory map would kill the process."""
-    if shutil.disk_usage(path.parent).free < 1.05 * needed:
-        raise _not_written(path, f"no room for {needed / 1e9:.1f} GB")
 
 
 def _not_written(path: Path, reason: object) -> ValueError:
@@ -220,45 +161,6 @@ def write_records(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> 
         os.fsync(file.fileno())
 
 
-def stream_json_list(path: Path, chunk: int = 1 << 22, key: str = "") -> Iterator[object]:
-    """Yield the items of a JSON file that holds one long list, using little memory.
-
-    key: the list is the value of this key of the file's dictionary; the key occurs once. Raises
-    ValueError if the file is damaged, or if one item is longer than 16 chunks of characters.
-    """
-    decoder, gap = json.JSONDecoder(), re.compile(r"[\s,]*")
-    with open(path, encoding="utf-8") as file:
-        text = file.read(chunk).lstrip()
-        start = re.compile(rf'"{key}"\s*:\s*\[' if key else r"\[")
-        while key and not start.search(text) and (more := file.read(chunk)):
-            text = text[-100:] + more  # a chunk may end inside the key
-        match = start.search(text) if key else start.match(text)
-        if not match:
-            raise ValueError(f"it has no list {key!r}" if key else "it does not start with [")
-        position = match.end()
-        while True:
-            position = gap.match(text, position).end()
-            if text.startswith("]", position):
-                return
-            with contextlib.suppress(json.JSONDecodeError):  # the chunk may end inside the item
-                item, end = _decode(decoder, text, position)
-                if text[end:end + 1] in tuple(",] \t\r\n"):  # otherwise a number may continue
-                    yield item
-                    position = end
-                    continue
-            more = file.read(chunk)
-            if not more or len(text) - position > 16 * chunk:
-                raise ValueError("damaged or cut off")
-            text, position = text[position:] + more, 0
-
-
-def _decode(decoder: json.JSONDecoder, text: str, position: int) -> tuple[object, int]:
-    try:
-        return decoder.raw_decode(text, position)
-    except RecursionError as error:
-        raise ValueError("lists nested too deeply") from error
-
-
 # The first number of a generator's seed: one independent stream of random numbers for each use.
 AUGMENTING, RENDERING, NOISE, RENDERING_BODIES, RENDERING_PEOPLE, DETAILS, MIXING = range(7)
 
@@ -269,22 +171,40 @@ def random_generator(*seed: int) -> np.random.Generator:
 
 
 class KeyedDataset(Dataset):
-    """A data set whose samples are pure functions of their keys: epoch * length + index."""
+    """A data set whose samples are pure functions of their keys: epoch * length + index.
 
-    def __init__(self, split: str, splits: Sequence[str], seed: int) -> None:
+    size, augmentation: side and recipe of square crops, if the samples have pictures. Left hands
+    are mirrored, so that the labels are those of right hands. A recipe with flips mirrors hands
+    once more: half of them then look like left ones, with the topology of right ones.
+    """
+
+    def __init__(self, split: str, splits: Sequence[str], seed: int, size: int | None = None,
+                 augmentation: str | Augmentation | None = None) -> None:
         if split not in splits:
             raise ValueError(f"unknown split {split!r}: expected one of {', '.join(splits)}")
         if seed < 0:
             raise ValueError(f"expected seed >= 0, got {seed}")
-        self.split, self.seed = split, seed
+        if size is not None and size < 16:
+            raise ValueError(f"expected size >= 16, got {size}")
+        self.split, self.seed, self.size = split, seed, size
         self.split_id = list(splits).index(split)
+        self.augmentation = find_augmentation(augmentation)
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the sample's arrays after the geometric part of the augmentation."""
         raise NotImplementedError
 
     def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        """Apply the rest of the augmentation in place."""
+        """Augment the colours in place."""
+        recipe = self.augmentation
+        if recipe is None:
+            return
+        sample["image"] = recipe.recolor(sample["image"], rng)
+        if "hand_images" in sample:
+            sample["hand_images"] = np.stack([recipe.soften(recipe.recolor(image, rng), rng)
+                                              for image in sample["hand_images"]])
+        if "mesh_valid" in sample and not sample["keypoints_valid"][[0, 9]].any():
+            sample["mesh_valid"] = 0.0  # SimpleHand's release: no 3D loss without joints 0 and 9
 
     def locate(self, key: int) -> tuple[int, int]:
         """Return the epoch and the index of a key; IndexError if it is negative."""
@@ -306,30 +226,27 @@ class KeyedDataset(Dataset):
         return (self[index] for index in range(len(self)))  # one epoch; keys have no end
 
 
-class ImageDataset(KeyedDataset):
-    """A data set of square crops. The colours are augmented last.
+class Packed(KeyedDataset):
+    """A data set with records in a memory-mapped file, which every process opens for itself."""
 
-    Left hands are mirrored, so that the labels are those of right hands. A recipe with flips
-    mirrors hands once more: half of them then look like left ones, with the topology of right ones.
-    """
+    path: Path | None = None
+    _packed: np.ndarray | None = None
 
-    def __init__(self, split: str, splits: Sequence[str], size: int, seed: int,
-                 augmentation: str | Augmentation | None) -> None:
-        super().__init__(split, splits, seed)
-        if size < 16:
-            raise ValueError(f"expected size >= 16, got {size}")
-        self.size, self.augmentation = size, find_augmentation(augmentation)
+    def pack(self) -> np.ndarray:
+        """Map the file; build it first if it is not there."""
+        raise NotImplementedError
 
-    def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-        recipe = self.augmentation
-        if recipe is None:
-            return
-        sample["image"] = recipe.recolor(sample["image"], rng)
-        if "hand_images" in sample:
-            sample["hand_images"] = np.stack([recipe.soften(recipe.recolor(image, rng), rng)
-                                              for image in sample["hand_images"]])
-        if "mesh_valid" in sample and not sample["keypoints_valid"][[0, 9]].any():
-            sample["mesh_valid"] = 0.0  # SimpleHand's release: no 3D loss without joints 0 and 9
+    def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return all records or some, memory-mapped."""
+        if self._packed is None:
+            self._packed = self.pack()
+        return self._packed[indices]
+
+    def __len__(self) -> int:
+        return len(self.records())
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_packed": None}
 
 
 class Joined(KeyedDataset):
@@ -371,11 +288,6 @@ class Mixed(KeyedDataset):
 
     def __len__(self) -> int:
         return self.length
-
-    @property
-    def joint_set(self) -> str | None:
-        """The joint set of the keypoints, if the data sets name one."""
-        return getattr(self.datasets[0], "joint_set", None)
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
         epoch, index = self.locate(key)

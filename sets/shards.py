@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import multiprocessing
-import signal
 import tarfile
 import warnings
 from collections.abc import Iterator
@@ -16,7 +13,6 @@ import numpy as np
 from files import safe_unpickle
 from sets.images import bytes_of
 from sets.official import BOX_MARGIN, Pictures, to_records
-from sets.samples import available_cores, follow_parent
 
 
 def shard_items(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
@@ -43,8 +39,7 @@ class Shards(Pictures):
 
     A key has a picture, data.pyd, which is a pickled list of the people in it, and perhaps
     detection.npz with their masks, which is not read. scale is the box's width and height / 200;
-    the crop of a body shows that box. Pictures stay in the shards; all cores read the annotation at
-    once.
+    the crop of a body shows that box. Pictures stay in the shards.
 
     A damaged key is left out with a warning, a damaged shard is an error. A file exclude.txt beside
     the shards lists keys to leave out, one a line and without their folders.
@@ -60,45 +55,24 @@ class Shards(Pictures):
         return super().find_sources() | ({path.name: [path]} if path.is_file() else {})
 
     def rows(self) -> Iterator[np.ndarray]:
-        paths = self.sources["*.tar"]
-        alone = multiprocessing.current_process().daemon  # a daemon may have no children
-        workers = 1 if alone else min(available_cores(), len(paths))
-        with (multiprocessing.Pool(workers, follow_parent, (0, signal.SIG_DFL)) if workers > 1
-              else contextlib.nullcontext()) as pool:
-            results = pool.imap(self.shard, paths, 8) if pool else map(self.shard, paths)
-            for self.reading, shard in zip(paths, results, strict=True):
-                if isinstance(shard, Exception):
-                    raise shard
-                records, complaints = shard
-                for complaint in complaints:
-                    warnings.warn(complaint, stacklevel=1)
-                yield records
-
-    def shard(self, path: Path) -> tuple[np.ndarray, list[str]] | Exception:
-        """Return `people`, or the error that reading them raised."""
-        try:
-            return self.people(path)
-        except Exception as error:  # damaged files raise almost any error
-            return ValueError(f"{type(error).__name__}: {error}")
-
-    def people(self, path: Path) -> tuple[np.ndarray, list[str]]:
-        """Return the people of one shard, and a message for each key that is damaged."""
-        rows, complaints = [np.zeros(0, self.dtype)], []
-        for key, parts in shard_items(path):
-            unknown = set(parts) - {*self.EXTENSIONS, "data.pyd", "detection.npz"}
-            if unknown:
-                raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
-            picture = next((parts[name] for name in self.EXTENSIONS if name in parts), None)
-            if picture is None or key.rpartition("/")[2] in self.excluded:
-                continue
-            try:
-                people = safe_unpickle(bytes_of(path, *parts["data.pyd"]).read())
-                rows += [to_records(row | {
-                    "image": path.name, "part": picture, "person": number, "sequence": key[-96:]
-                }, self.dtype) for number, row in enumerate(map(self.person, people)) if row]
-            except Exception as error:  # damaged files raise almost any error
-                complaints.append(f"{path}: {key} is damaged and left out ({error})")
-        return np.concatenate(rows), complaints
+        for path in self.sources["*.tar"]:
+            for key, parts in shard_items(self.file(path.name)):
+                unknown = set(parts) - {*self.EXTENSIONS, "data.pyd", "detection.npz"}
+                if unknown:
+                    raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
+                picture = next((parts[name] for name in self.EXTENSIONS if name in parts), None)
+                if picture is None or key.rpartition("/")[2] in self.excluded:
+                    continue
+                try:
+                    people = safe_unpickle(bytes_of(path, *parts["data.pyd"]).read())
+                    records = [to_records(row | {
+                        "image": path.name, "part": picture, "person": number,
+                        "sequence": key[-96:]}, self.dtype)
+                        for number, row in enumerate(map(self.person, people)) if row]
+                except Exception as error:  # damaged files raise almost any error
+                    warnings.warn(f"{path}: {key} is damaged and left out ({error})", stacklevel=1)
+                else:
+                    yield from records
 
     def person(self, person: dict) -> dict | None:
         """Return the columns of one person; None leaves the person out."""
@@ -108,7 +82,7 @@ class Shards(Pictures):
 class HMRShards(Shards):
     """HMR2.0's training sets (Goel et al. 2023): dataset_tars/coco-train-2014-pruned and so on.
 
-    Option filters, as in HMR2.0's training: keypoints of confidence below 0.3 do not count. People
+    Filters are those of HMR2.0's training: keypoints of confidence below 0.3 do not count. People
     with four keypoints or fewer, or a reprojection loss of 31,000 or more, are left out. A pose is
     used only with its shape, and not if a coefficient exceeds 3. An unknown shape becomes the mean.
 
@@ -117,32 +91,24 @@ class HMRShards(Shards):
     exclude.txt.
     """
 
-    JOINTS, OPTIONS = "hmr44", {"filters": True}
+    JOINTS = "hmr44"
     HOME = "github.com/shubham-goel/4D-Humans"
 
     def person(self, person: dict) -> dict | None:
+        losses = person.get("extra_info", {}).get("fitting_loss", {})
+        losses = losses.item() if isinstance(losses, np.ndarray) else losses
         keypoints = np.array(person["keypoints_2d"], np.float64)
+        keypoints[keypoints[:, 2] < 0.3] = 0
+        if (keypoints[:, 2] > 0).sum() <= 4 or losses.get("reprojection_loss", 0) >= 31_000:
+            return None
         betas = np.array(person["betas"], np.float64)
-        has_pose, has_betas = (float(np.asarray(person[name])) > 0
-                               for name in ("has_body_pose", "has_betas"))
-        if self.options["filters"]:
-            keypoints[keypoints[:, 2] < 0.3] = 0
-            if (keypoints[:, 2] > 0).sum() <= 4 or reprojection_loss(person) >= 31_000:
-                return None
-            has_pose = has_betas = has_pose and has_betas and np.abs(betas).max() <= 3
-            betas, has_betas = betas * has_betas, True
+        known = (float(np.asarray(person["has_body_pose"])) > 0
+                 and float(np.asarray(person["has_betas"])) > 0 and np.abs(betas).max() <= 3)
         return {"keypoints_2d": keypoints, "keypoints_3d": person["keypoints_3d"],
                 "center": person["center"],
                 "box": np.broadcast_to(person["scale"], 2) * 200 / BOX_MARGIN,
-                "pose": np.reshape(person["body_pose"], (24, 3)), "betas": betas,
-                "has_pose": has_pose, "has_betas": has_betas}
-
-
-def reprojection_loss(person: dict) -> float:
-    """Return the loss of the fit behind a person of HMR2.0, or 0 if it is unknown."""
-    losses = person.get("extra_info", {}).get("fitting_loss", {})
-    losses = losses.item() if isinstance(losses, np.ndarray) else losses
-    return float(losses.get("reprojection_loss", 0.0))
+                "pose": np.reshape(person["body_pose"], (24, 3)), "betas": betas * known,
+                "has_pose": known, "has_betas": True}
 
 
 class HaMeRShards(Shards):

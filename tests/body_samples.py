@@ -1,7 +1,5 @@
 """Bodies that several tests use."""
 
-import hashlib
-
 import torch
 from hypothesis import strategies as st
 
@@ -10,11 +8,13 @@ import bodymodels as bm
 SMPL24, SMPL45 = bm.JOINT_SETS["smpl24"], bm.JOINT_SETS["smpl45"]
 BODY, WHOLE = bm.load_model("body"), bm.load_model("wholebody")
 seeds = st.integers(0, 2**31 - 1)
-
-
-def digest(sample):
-    joined = b"".join(sample[name].numpy().tobytes() for name in sorted(sample))
-    return hashlib.sha256(joined).hexdigest()
+CONTRACT = {
+    "image": ((3, 48, 48), torch.uint8), "K": ((3, 3), torch.float32),
+    "pose": ((24, 3, 3), torch.float32), "pose_valid": ((), torch.float32),
+    "betas": ((10,), torch.float32), "betas_valid": ((), torch.float32),
+    "transl": ((3,), torch.float32), "keypoints_3d": ((45, 3), torch.float32),
+    "keypoints_3d_valid": ((45,), torch.float32), "keypoints_2d": ((45, 2), torch.float32),
+    "keypoints_valid": ((45,), torch.float32), "index": ((), torch.int64)}
 
 
 def inputs(body, seed, batch=2):

@@ -7,7 +7,6 @@ import torch
 
 import bodymodels
 import data
-from sets.crops import Annotated
 from sets.rendered import RenderedHands
 
 ROOT = Path(data.__file__).parent
@@ -35,7 +34,5 @@ def assert_projects(sample, atol=2e-3):
 
 
 def source_picture():
-    sample = hands(size=64)[3]
-    return Annotated(
-        sample["image"].permute(1, 2, 0).numpy(), *(sample[name].numpy() for name in (
-            "K", "joints", "vertices", "keypoints_2d", "keypoints_valid")), mesh_valid=1.0)
+    sample = {name: value.numpy() for name, value in hands(size=64)[3].items()}
+    return sample | {"image": sample["image"].transpose(1, 2, 0)}

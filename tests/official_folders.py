@@ -451,7 +451,10 @@ def write_bedlam(root):
                  gtkps=points, cam_ext=extrinsics, gender=np.array(["male"] * count),
                  cam_int=np.tile(intrinsics((50, 50), (width / 2, height / 2)),
                                  (count, 1, 1)))
-        write_picture(root / f"{scene}/png/seq_000000/seq_000000_0000.png", (64, 36))
+        path = root / f"{scene}/png/seq_000000/seq_000000_0000.png"
+        write_picture(path, (64, 36))
+        if "closeup" in scene:
+            Image.linear_gradient("L").resize((64, 36)).convert("RGB").save(path)
 
 
 def write_rich(root):
@@ -523,35 +526,33 @@ def write_ehf(root):
         write_picture(root / f"{number}_img.jpg", (1600, 1200), quality=10)
 
 
-def reader(kind, split, **defaults):
+def reader(kind, split, defaults):
     """reader(...)(root, ...) opens a data set at a size of 32 pixels."""
     def read(root, split=split, **options):
         return kind(root, split, 32, **defaults | options)
     return read
 
 
-dexycb, interhand = reader(DexYCB, "train", sequences=5), reader(InterHand, "train")
-freihand = reader(FreiHAND, "training")
-threedpw, threedpw_moon = reader(body_sets.ThreeDPW, "test"), reader(body_sets.ThreeDPWMoon, "test")
-threedpw_hmr2, emdb = reader(body_sets.ThreeDPWHMR2, "test"), reader(body_sets.EMDB, "emdb1")
-human36m, h36m_smplx = reader(body_sets.Human36M, "p2"), reader(body_sets.Human36MSMPLX, "train")
-hmr2, hamer = reader(HMRShards, "train"), reader(HaMeRShards, "train")
-bedlam = reader(body_sets.BEDLAM, "train", picture_size=(64, 36))
-rich = reader(body_sets.RICH, "train", picture_size=(32, 24))
-arctic, ehf = reader(body_sets.ARCTIC, "val"), reader(body_sets.EHF, "test")
-WRITERS = {
-    "dexycb": write_dexycb, "interhand": write_interhand, "3dpw": write_3dpw,
-    "3dpw-moon": write_3dpw_moon, "emdb": write_emdb, "h36m": write_h36m,
-    "freihand": write_freihand, "h36m-smplx": write_h36m_moon,
-    "3dpw-hmr2": write_hmr2_evaluation,
-    "hmr2-tars": write_hmr2, "hamer-tars": write_hamer,
-    "bedlam": write_bedlam, "rich": write_rich, "arctic": write_arctic, "ehf": write_ehf}
-READERS = {
-    "dexycb": dexycb, "interhand": interhand, "3dpw": threedpw, "3dpw-moon": threedpw_moon,
-    "3dpw-hmr2": threedpw_hmr2,
-    "emdb": emdb, "h36m": human36m, "h36m-smplx": h36m_smplx, "freihand": freihand,
-    "hmr2-tars": hmr2, "hamer-tars": hamer, "bedlam": bedlam,
-    "rich": rich, "arctic": arctic, "ehf": ehf}
+DATA_SETS = {
+    "dexycb": (write_dexycb, DexYCB, "train", {"sequences": 5}),
+    "interhand": (write_interhand, InterHand, "train", {}),
+    "freihand": (write_freihand, FreiHAND, "training", {}),
+    "3dpw": (write_3dpw, body_sets.ThreeDPW, "test", {}),
+    "3dpw-moon": (write_3dpw_moon, body_sets.ThreeDPWMoon, "test", {}),
+    "3dpw-hmr2": (write_hmr2_evaluation, body_sets.ThreeDPWHMR2, "test", {}),
+    "emdb": (write_emdb, body_sets.EMDB, "emdb1", {}),
+    "h36m": (write_h36m, body_sets.Human36M, "p2", {}),
+    "h36m-smplx": (write_h36m_moon, body_sets.Human36MSMPLX, "train", {}),
+    "hmr2-tars": (write_hmr2, HMRShards, "train", {}),
+    "hamer-tars": (write_hamer, HaMeRShards, "train", {}),
+    "bedlam": (write_bedlam, body_sets.BEDLAM, "train", {"picture_size": (64, 36)}),
+    "rich": (write_rich, body_sets.RICH, "train", {"picture_size": (32, 24)}),
+    "arctic": (write_arctic, body_sets.ARCTIC, "val", {}),
+    "ehf": (write_ehf, body_sets.EHF, "test", {})}
+WRITERS = {name: row[0] for name, row in DATA_SETS.items()}
+READERS = {name: reader(*row[1:]) for name, row in DATA_SETS.items()}
+(dexycb, interhand, freihand, threedpw, threedpw_moon, threedpw_hmr2, emdb, human36m, h36m_smplx,
+ hmr2, hamer, bedlam, rich, arctic, ehf) = READERS.values()
 HANDS = ("freihand", "dexycb", "interhand", "hamer-tars")
 NEED_MODELS = ("rich", "arctic")
 BODIES = tuple(name for name in READERS if name not in HANDS)

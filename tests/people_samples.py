@@ -1,7 +1,5 @@
 """Rendered people that several tests use."""
 
-import hashlib
-
 import numpy as np
 import torch
 from hypothesis import strategies as st
@@ -33,11 +31,6 @@ CONTRACT = {
 def people(split="train", **options):
     settings = {"size": SIZE, "hand_size": CROP, "length": 30, "progress": False} | options
     return RenderedPeople(split, **settings)
-
-
-def digest(sample):
-    joined = b"".join(sample[name].numpy().tobytes() for name in sorted(sample))
-    return hashlib.sha256(joined).hexdigest()
 
 
 def posed(sample):

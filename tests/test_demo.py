@@ -1,5 +1,6 @@
 """demo.py: pictures and folders, the three networks, warnings, cameras, and what is written."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -200,8 +201,8 @@ def test_the_checkpoint_says_what_it_has_seen(kind, views, words, tmp_path):
 def test_genhmr_on_a_picture(files, tmp_path, capsys):
     """Writes what SimpleHand does, and says how far the refinement came."""
     points = [[40 + index, 50 + index, 0.9] for index in range(17)]
-    (tmp_path / "k.json").write_text(str([{"image_id": 1, "keypoints": sum(points, [])}]).replace(
-        "'", '"'))
+    (tmp_path / "k.json").write_text(json.dumps({"people": [{
+        "pose_keypoints_2d": sum(points, [])}]}))
     assert run(*arguments_of("genhmr", files), save_picture(tmp_path / "photo.png"), "--out",
                tmp_path / "out", "--box", "30,20,45,60", "--keypoints", tmp_path / "k.json",
                "--refine", "4", "--iterations", "3") == 0

@@ -7,6 +7,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from body_samples import CONTRACT as BODY_CONTRACT
+from hand_samples import CONTRACT
 from official_folders import (
     BODIES,
     HANDS,
@@ -43,13 +45,7 @@ from tasks.hmr_adapter import sharpest
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
               pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2
 
-HAND_SHAPES = {
-    "image": ((3, 32, 32), torch.uint8), "K": ((3, 3), torch.float32),
-    "keypoints_2d": ((21, 2), torch.float32), "keypoints_valid": ((21,), torch.float32),
-    "joints": ((21, 3), torch.float32), "vertices": ((778, 3), torch.float32),
-    "mesh_valid": ((), torch.float32), "side": ((), torch.int64), "index": ((), torch.int64),
-    "crop": ((3, 3), torch.float32), "camera_rotation": ((3, 3), torch.float32),
-}
+IMAGE = {"image": ((3, 32, 32), torch.uint8)}
 
 
 def same(first, second):
@@ -64,7 +60,7 @@ def test_hand_samples_keep_the_contract(folders, models, name):
     for index in range(min(3, len(dataset))):
         sample = dataset[index]
         assert {key: (tuple(value.shape), value.dtype)
-                for key, value in sample.items()} == HAND_SHAPES
+                for key, value in sample.items()} == CONTRACT | IMAGE
         assert same(sample, pickle.loads(pickle.dumps(dataset))[index])  # as workers get it
         if not dataset.record(index)["K"].any():
             continue
@@ -74,14 +70,9 @@ def test_hand_samples_keep_the_contract(folders, models, name):
         assert len(inside) and ((inside >= 0) & (inside <= 32)).all()
 
 
-BODY_SHAPES = {
-    "image": ((3, 32, 32), torch.uint8), "K": ((3, 3), torch.float32), "K_valid": (),
-    "pose": (24, 3, 3), "betas": (10,), "transl": (3,), "keypoints_3d": (45, 3),
-    "keypoints_2d": (45, 2), "keypoints_valid": (45,), "keypoints_3d_valid": (45,),
-    "pose_valid": (), "betas_valid": (), "transl_valid": (),
-    "gender": ((), torch.int64), "index": ((), torch.int64)}
-BODY_SHAPES = {name: shape if shape and isinstance(shape[0], tuple) else (shape, torch.float32)
-               for name, shape in BODY_SHAPES.items()}
+BODY_SHAPES = BODY_CONTRACT | IMAGE | {
+    "K_valid": ((), torch.float32), "transl_valid": ((), torch.float32),
+    "gender": ((), torch.int64)}
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -184,6 +175,13 @@ def test_annotation_is_packed_once(fresh, models, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", READERS)
+def test_a_root_may_be_relative(folders, models, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(folders(name).parent)
+    options = {"models": models} if name in NEED_MODELS else {}
+    assert READERS[name](name, cache=tmp_path, **options)[0]["image"].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_a_missing_picture_is_named(fresh, models, name):
     """A missing picture is an error that names it, when it is asked for."""
     root = fresh(name)
@@ -259,9 +257,6 @@ def test_mutated_annotation_is_read_or_is_a_clear_error(fresh, models, name):
         path.write_bytes(whole)
 
 
-pytestmark = [pytest.mark.usefixtures("few_vertices"),
-              pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2
-
 KNOWN = {  # what official people and hands have beside
     **{f"{name}_valid": ((), torch.float32) for name in ("body_pose", "betas", "expression")},
     "keypoints_3d_valid": ((76,), torch.float32), "rotations_valid": ((55,), torch.float32),
@@ -288,7 +283,7 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
     torch.testing.assert_close(arms, sample["hand_pose"][:, 0], atol=1e-4, rtol=0)
     for kind, source in ((OfficialPeople, bedlam(folders("bedlam"))),
                          (HandPairs, interhand(folders("interhand")))):
-        with pytest.raises(ValueError, match="open it with a folder of models"):
+        with pytest.raises(FileNotFoundError, match="meshes of .* need a folder of body"):
             kind(source, 32)
     with pytest.raises(ValueError, match="no body before a known camera"):
         OfficialPeople(hmr2(folders("hmr2-tars"), models=models))

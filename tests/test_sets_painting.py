@@ -17,8 +17,6 @@ from sets.augmentation import Augmentation
 from sets.rendered_bodies import RenderedBodies
 
 ROOT = Path(__file__).parent.parent
-BODY_MEANS, BODY_KEYPOINTS = [120.93, 90.70, 121.11], [26.199, 22.199, 29.757]  # of version 1
-PERSON_MEANS, HAND_MEANS = [139.61, 88.24], [133.97, 106.76]
 
 
 def bodies(**options):

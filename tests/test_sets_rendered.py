@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from body_samples import CONTRACT as BODY_CONTRACT
 from hand_samples import CONTRACT, assert_projects, digest, hands
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 import bodymodels
 from sets import rendered
 from sets.crops import inside
+from sets.painting import paint_surface
 from sets.rendered_bodies import RenderedBodies, RenderedPeople
 
 
@@ -84,7 +86,8 @@ def test_projected_joints_land_on_the_hand():
         rng = np.random.default_rng(seed)
         scene = rendered.sample_scene(rng, 128, 90.0, 180.0, "both")
         image = np.zeros((128, 128, 3), np.float32)
-        rendered.paint_hand(image, scene, np.ones_like(scene.surface))
+        paint_surface(image, scene.surface, rendered.hand_surface().faces, scene.K,
+                      np.ones_like(scene.surface))
         painted = np.pad(image[..., 0] > 0, 2)
         projected = scene.joints @ scene.K.T
         pixels = projected[:, :2] / projected[:, 2:]
@@ -100,10 +103,9 @@ def test_painted_surface_is_closed():
     for seed in range(8):
         scene = rendered.sample_scene(np.random.default_rng(seed), 96, 90.0, 180.0, "both")
         z = scene.surface[:, 2:]
-        image = np.zeros((96, 96, 3), np.float32)
-        rendered.paint_hand(image, scene, np.repeat(z, 3, 1))  # paints its depth
+        image, faces = np.zeros((96, 96, 3), np.float32), rendered.hand_surface().faces
+        paint_surface(image, scene.surface, faces, scene.K, np.repeat(z, 3, 1))  # its depth
         pixels = np.concatenate([scene.surface[:, :2] / z * scene.K[0, 0] + 48, z], 1)
-        faces = rendered.hand_surface().faces
         _, _, depth = bodymodels.rasterize(pixels, faces, (96, 96))
         painted = np.where(image[..., 0] > 0, image[..., 0] / 255, np.inf)
         assert np.isclose(painted, depth, atol=1e-4).mean() > 0.995
@@ -128,13 +130,6 @@ def test_samples_do_not_depend_on_workers(context):
 
 # ------------------------------------------------------------------- hands, bodies and people
 
-BODY_CONTRACT = {
-    "image": ((3, 48, 48), torch.uint8), "K": ((3, 3), torch.float32),
-    "pose": ((24, 3, 3), torch.float32), "pose_valid": ((), torch.float32),
-    "betas": ((10,), torch.float32), "betas_valid": ((), torch.float32),
-    "transl": ((3,), torch.float32), "keypoints_3d": ((45, 3), torch.float32),
-    "keypoints_3d_valid": ((45,), torch.float32), "keypoints_2d": ((45, 2), torch.float32),
-    "keypoints_valid": ((45,), torch.float32), "index": ((), torch.int64)}
 KINDS = {"hands": (rendered.RenderedHands, CONTRACT), "bodies": (RenderedBodies, BODY_CONTRACT),
          "people": (RenderedPeople, PEOPLE_CONTRACT)}
 
@@ -197,8 +192,6 @@ GOLDEN = [  # kind, options, means of pictures (and of hands) and of keypoints b
     ("people", {}, [71.19, 98.42, 79.11, 86.57], [20.058, 19.055]),
     ("people", {"version": 1}, [88.24, 93.51, 106.76, 99.58], [21.983, 19.092]),
     ("people", {"occlusion": 1.0, "wide": 0.5}, [119.38, 117.91, 122.11, 134.43], [20.995, 20.460]),
-    ("people", {"augmentation": "rendered_people_photos"}, [59.03, 59.02, 76.3, 96.41],
-     [20.722, 20.554]),
 ]
 
 

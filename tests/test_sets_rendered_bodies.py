@@ -68,32 +68,6 @@ def test_parts_of_the_body():
     assert sum(chance for _, chance in crops.BODY_PARTS.values()) == pytest.approx(1)
 
 
-def spotted_sample(x, y, size=96):
-    """A sample whose picture is one bright spot where all its keypoints are."""
-    rows, columns = np.indices((size, size)) + 0.5
-    spot = 250 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18)
-    K = crops.body_camera(size)
-    point = np.array([(x - size / 2) / K[0, 0], (y - size / 2) / K[0, 0], 1]) * 30
-    return {"image": np.repeat(spot[..., None], 3, 2).round().astype(np.uint8), "K": K,
-            "pose": np.tile(np.eye(3), (24, 1, 1)), "betas": np.zeros(10),
-            "transl": point - (0.01, -0.2, 0.03), "keypoints_3d": np.tile(point, (45, 1)),
-            "keypoints_2d": np.tile([x, y], (45, 1)).astype(np.float64)}
-
-
-@given(seeds, st.floats(38, 58), st.floats(38, 58))
-def test_pictures_move_with_their_labels(seed, x, y):
-    """After any augmentation, a spot is where the moved keypoints are and where K projects it."""
-    recipe = Augmentation(center_jitter=0.03, scale=(0.8, 1.2), rotation=40, flip=0.5)
-    moved = rendered_bodies.augment_body(spotted_sample(x, y), recipe, np.random.default_rng(seed))
-    weight = moved["image"][0].astype(np.float64)
-    rows, columns = np.indices(weight.shape) + 0.5
-    centroid = [(weight * columns).sum() / weight.sum(), (weight * rows).sum() / weight.sum()]
-    np.testing.assert_allclose(centroid, moved["keypoints_2d"][0], atol=0.1)
-    projected = moved["keypoints_3d"] @ moved["K"].T
-    np.testing.assert_allclose(projected[:, :2] / projected[:, 2:], moved["keypoints_2d"],
-                               atol=1e-6)
-
-
 @given(seeds, st.floats(-3, 3), st.booleans())
 def test_moving_a_body_can_be_undone(seed, roll, mirror):
     """Turning and mirroring back restores every label."""
@@ -109,6 +83,23 @@ def test_moving_a_body_can_be_undone(seed, roll, mirror):
         np.testing.assert_allclose(again[name], sample[name], atol=2e-6, err_msg=name)
     assert np.isclose(np.linalg.det(moved["pose"]), 1, atol=1e-5).all()
     assert moved["K"][0, 0] > 0 and moved["K"][1, 1] > 0
+
+
+def test_official_recipe_draws_as_hmr_does():
+    """Scale 1 +- 0.3 and shift +- 0.02 cut at one deviation, 60 % turned by 30 degrees, cut at 60.
+    """
+    recipe = data.AUGMENTATIONS["official_hmr"]
+    draws = [recipe.draw_motion(np.random.default_rng(seed)) for seed in range(3000)]
+    shift, scale, roll = (np.array(values) for values in zip(*draws, strict=True))
+    assert np.abs(shift).max() == 0.02 and (np.abs(shift) == 0.02).mean() == pytest.approx(
+        0.317, abs=0.03)
+    assert scale.min() == pytest.approx(0.7) and scale.max() == pytest.approx(1.3)
+    assert scale.mean() == pytest.approx(1, abs=0.02)
+    degrees = np.rad2deg(roll)
+    assert (degrees != 0).mean() == pytest.approx(0.6, abs=0.03)
+    assert np.abs(degrees).max() == pytest.approx(60)
+    assert degrees[degrees != 0].std() == pytest.approx(29, abs=1.5)
+    assert (recipe.flip, recipe.extreme, recipe.gain) == (0.5, 0.1, (0.8, 1.2))
 
 
 def test_extreme_crops_show_a_part():
@@ -247,7 +238,7 @@ def test_left_hands_are_painted_mirrored():
     center, side = crops.hand_square(person.keypoints_2d[crops.HAND_KEYPOINTS[1]])
     plain, _ = person.paint(rendered_bodies.View(crops.crop_homography(center, side, 32), 32))
     assert np.array_equal(image, plain[:, ::-1])
-    joints = person.scene.keypoints[crops.HAND_KEYPOINTS[1]] * (-1, 1, 1)
+    joints = person.scene.keypoints_3d[crops.HAND_KEYPOINTS[1]] * (-1, 1, 1)
     pixels = joints @ K.T
     pixels = pixels[:, :2] / pixels[:, 2:]
     there = crops.transform_points(crops.crop_homography(center, side, 32),
@@ -360,23 +351,28 @@ def spotted_person(x, y, size=64):
 
 
 @given(seeds, st.floats(26, 38), st.floats(26, 38))
-def test_all_pictures_move_with_their_labels(seed, x, y):
+def test_pictures_move_with_their_labels(seed, x, y):
     """After any augmentation, a spot in each picture is where its labels and camera put it."""
     recipe = Augmentation(center_jitter=0.03, scale=(0.8, 1.2), rotation=40, flip=0.5)
-    moved = crops.augment_person(spotted_person(x, y), recipe, np.random.default_rng(seed))
-    pictures = [moved["image"], *moved["hand_images"]]
-    labels = crops.person_labels(moved, 64)
+    person = spotted_person(x, y)
+    body = person | {"pose": person["pose"][:24], "keypoints_3d": person["keypoints_3d"][:45],
+                     "keypoints_2d": person["keypoints_2d"][:45]}
+    body = rendered_bodies.augment_body(body, recipe, np.random.default_rng(seed))
+    labels = crops.labelled_person(person, recipe, 64, np.random.default_rng(seed))
     np.testing.assert_allclose(labels["hand_vertices"][:, 5], labels["hand_joints"][:, 5],
                                atol=1e-6)
-    expected = [labels["keypoints_2d"][0], *labels["hand_keypoints_2d"][:, 0]]
+    pictures = [body["image"].transpose(2, 0, 1), labels["image"], *labels["hand_images"]]
+    expected = [body["keypoints_2d"][0], labels["keypoints_2d"][0],
+                *labels["hand_keypoints_2d"][:, 0]]
     for picture, keypoint in zip(pictures, expected, strict=True):
-        weight = picture[..., 0].astype(np.float64)
+        weight = picture[0].astype(np.float64)
         rows, columns = np.indices(weight.shape) + 0.5
         centroid = [(weight * columns).sum() / weight.sum(), (weight * rows).sum() / weight.sum()]
         np.testing.assert_allclose(centroid, keypoint, atol=0.15)
-    projected = labels["keypoints_3d"] @ labels["K"].T
-    np.testing.assert_allclose(projected[:, :2] / projected[:, 2:], labels["keypoints_2d"],
-                               atol=1e-6)
+    for moved in (body, labels):
+        projected = moved["keypoints_3d"] @ moved["K"].T
+        np.testing.assert_allclose(projected[:, :2] / projected[:, 2:], moved["keypoints_2d"],
+                                   atol=1e-6)
 
 
 def test_mirrored_people_exchange_their_hands(packed):

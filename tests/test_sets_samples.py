@@ -1,35 +1,14 @@
-"""Packed files: built once, rebuilt if damaged, safe if killed; streamed JSON."""
+"""Packed files: built once, rebuilt if damaged, safe if killed."""
 
-import json
-import pickle
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
-import torch
 from hand_samples import ROOT, digest, hands
-from hypothesis import given
-from hypothesis import strategies as st
-from official_folders import write
 
-from sets.samples import build_packed, stream_json_list
-
-
-def test_cached_samples_are_the_rendered_ones(tmp_path):
-    """Cached samples are the same bits, also augmented and pickled; the global RNG is not used."""
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    for recipe in ("none", "rendered_moving"):
-        plain = hands(augmentation=recipe)
-        cached = hands(augmentation=recipe, cache=tmp_path)
-        copy = pickle.loads(pickle.dumps(cached))
-        for key in (0, 7, 39, 40, 83):
-            assert digest(plain[key]) == digest(cached[key]) == digest(copy[key])
-    assert torch.equal(torch.get_rng_state(), state)
-    assert len(list(tmp_path.glob("*.npy"))) == 1  # the recipe is not part of the file
-    assert not list(tmp_path.glob("*.tmp"))
+from sets.samples import build_packed
 
 
 def test_cache_is_built_by_all_cores_alike(tmp_path):
@@ -193,36 +172,6 @@ def test_unwritable_cache_is_one_clear_error(tmp_path):
         hands(length=2, cache=tmp_path / "file" / "inside")
     with pytest.raises(ValueError, match="no room for .* GB.*give cache=FOLDER"):
         hands(length=10**15, cache=tmp_path)
-
-
-numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-10**6, 10**6)
-
-
-@given(st.lists(st.recursive(numbers, lambda inner: st.lists(inner, max_size=4), max_leaves=12)),
-       st.integers(40, 90), st.sampled_from([None, 1]))
-def test_streamed_json_is_the_parsed_json(tmp_path_factory, items, chunk, indent):
-    """The items are those of json.loads for any list, layout and chunk size."""
-    path = tmp_path_factory.getbasetemp() / "list.json"
-    path.write_text(json.dumps(items, indent=indent))
-    try:
-        assert list(stream_json_list(path, chunk)) == items
-    except ValueError:  # only an item longer than sixteen chunks may be refused
-        assert max(len(json.dumps(item, indent=indent)) for item in items) > 10 * chunk
-
-
-def test_lists_of_a_dictionary_are_streamed(tmp_path):
-    """A list is found by its key, whatever precedes it and wherever chunks end."""
-    content = {"info": {"images": 3, "text": "x" * 300}, "images": [{"id": 1}, {"id": 2}],
-               "annotations": [{"id": 7, "of": [1, 2]}] * 3}
-    write(tmp_path / "x.json", content)
-    for chunk in range(30, 120, 7):
-        for key in ("images", "annotations"):
-            assert list(stream_json_list(tmp_path / "x.json", chunk, key)) == content[key]
-    with pytest.raises(ValueError, match="it has no list 'people'"):
-        list(stream_json_list(tmp_path / "x.json", key="people"))
-    (tmp_path / "x.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="nested too deeply|cut off"):
-        list(stream_json_list(tmp_path / "x.json"))
 
 
 def test_damaged_headers_are_rebuilt(tmp_path):

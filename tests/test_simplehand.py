@@ -588,7 +588,8 @@ def test_convention_release_s_crop():
     spanned = np.ptp(simplehand.transform(crop_K @ rotation @ np.linalg.inv(K), corners), axis=0)
     assert spanned.max() == pytest.approx(size)
     half = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])  # theirs count from the first centre
-    reference = crops.release_crop(K - half, box[:2] + box[2:] / 2 - 0.5, box[2:], size)
+    reference = crops.perspective_crop(K - half, box[:2] + box[2:] / 2 - 0.5, box[2:], size,
+                                       release=True)
     assert np.allclose(reference.K + half, crop_K) and np.allclose(reference.rotation, rotation)
 
 

@@ -34,7 +34,7 @@ def small_bodies():
     """Whole bodies of landmarks and hands alone, and pictures as small as RICH's are here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(bodymodels.SURFACE_VERTEX_IDS, "smplx", tuple(range(21)))
-        patch.setitem(data.RICH.OPTIONS, "picture_size", (32, 24))
+        patch.setitem(data.OFFICIAL["rich"].OPTIONS, "picture_size", (32, 24))
         for name in ("tasks.base.draw_grid", "train.draw_curves"):  # slow, and tested elsewhere
             patch.setattr(name, lambda *_, **__: None)
         yield
