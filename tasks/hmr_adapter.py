@@ -234,8 +234,8 @@ class HandExpertTask(PeopleTask):
         prediction = model(*self.inputs(samples))
         terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)
         loss = hmr_adapter.hand_total_loss(terms, self.config)
-        encoder = expert_of(bare(model), hmr_adapter.HandExpert).backbone.patch_embed
-        if isinstance(encoder, HandEncoder) and encoder.training and "vertices" in samples:
+        encoder = getattr(getattr(bare(model), "backbone", None), "patch_embed", None)
+        if isinstance(encoder, HandEncoder) and "vertices" in samples:  # not inside an adapter
             terms["encoder"] = encoder.loss(samples)
             loss = loss + terms["encoder"]
         return loss, terms

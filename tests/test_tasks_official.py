@@ -148,7 +148,8 @@ def test_the_dual_path_is_judged_on_ehf_with_faces(base, trained, tmp_path):
     alone = evaluate(base, trained, "all", "ehf", tmp_path / "experts", "--checkpoint",
                      str(trained / "hand_expert/checkpoint.pt"), "--guide",
                      str(trained / "body_expert/checkpoint.pt"))  # the paper's baseline
-    assert alone["ours"] == alone["experts"] and alone["expert"] == scores["expert"]
+    assert alone["ours"] == alone["experts"]
+    assert alone["expert"] == pytest.approx(scores["expert"], rel=1e-3)
 
 
 def test_bodies_are_judged_on_3dpw_by_smpls_joints(base, trained, tmp_path):
@@ -238,7 +239,7 @@ def test_a_released_body_expert_is_a_guide(base, trained, tmp_path, monkeypatch)
     guides, path = [], trained / "body_expert/checkpoint.pt"
     expert = weights.hmr_adapter.load_body_expert(path)
     torch.save({"network": {"body_regressor.x": torch.zeros(1)}}, tmp_path / "released.pth.tar")
-    monkeypatch.setattr(weights.hmr_adapter, "load_body_expert", lambda *_, hand_mean: expert)
+    monkeypatch.setattr(weights.hmr_adapter, "load_expert", lambda *_, hand_mean: expert)
     for file in (path, tmp_path / "released.pth.tar"):
         arguments = train.parse_arguments(command_line(
             base, "hand", base / "no", "--data", "rich", "--data-root", base / "rich",
