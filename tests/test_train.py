@@ -31,6 +31,7 @@ from torch import nn
 import data
 import simplehand
 import train
+from sets import body_sets
 from tasks import files, ranks
 from tasks.files import Table, add_scores
 from tasks.ranks import SharedBatchNorm, share_batch_norm
@@ -1022,7 +1023,7 @@ def test_the_commands_for_real_data_are_understood():
         command in re.findall(r"^torchrun .* train\.py (.*)$", text, re.MULTILINE))
     assert {simplehand.preset, tokenizer.preset, transformer.preset, hand.preset} == {"paper"}
     assert (transformer.data, transformer.protocol) == ("genhmr-sd", "3dpw_lsp14")
-    assert data.ThreeDPW.DETECTED and 20 in train.TASKS[transformer.name].REFINEMENTS
+    assert body_sets.ThreeDPW.DETECTED and 20 in train.TASKS[transformer.name].REFINEMENTS
 
 
 def test_help_lists_the_fields_of_the_config(capsys):
