@@ -388,5 +388,5 @@ def test_notebook_runs_and_keeps_what_it_promises(path, monkeypatch):
     for cell in code_cells(notebook):
         if cell.id in committed:
             assert kinds(cell) == committed[cell.id], cell.source
-        elif "exercise " in cell.source:
+        elif "exercise " in cell.source and not cell.source.startswith("try_("):
             assert re.search(r"exercise \d: right", text_of(cell)), cell.source

@@ -35,7 +35,7 @@ TINY = {  # by model: fields that its stages may have
         "points": 2, "layers": 1, "ffn": 32, "regressor_width": 16, "accumulate": 2},
     "hmr_adapter": {
         "image_size": 64, "widths": "4,4,8,8", "blocks": 1, "pooled": 4, "lift_width": 16,
-        "vit_dim": 16, "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2,
+        "vit_dim": 16, "vit_heads": 2, "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2,
         "decoder_head_dim": 4, "decoder_ffn": 16, "body_size": 64, "test_body_size": 64,
         "hand_size": 64, "train_samples": 24, "depth_bins": 4, "hand_cells": 4, "joint_dim": 8,
         "arm_drop": 0.1, "offset_hidden": 16},
