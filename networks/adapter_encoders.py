@@ -101,8 +101,8 @@ class HandEncoder(nn.Module):
     def loss(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Compute SimpleHand's loss of what the last forward in training found.
 
-        samples: of hmr_adapter.hand_samples, the same hands. Without it the fingers are no better
-        than a mean hand's: through the decoder alone, the U-net's heat maps unlearn their places.
+        samples: of hmr_adapter.hand_samples, the same hands. Without this loss only the decoder
+        trains the network, whose own keypoints then drift away from the hand.
         """
         ratio = samples["images"].shape[-1] / SEEN
         points = ratio * samples["keypoints_2d"] + 0.5  # 0..1 in the middle of the crop

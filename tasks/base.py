@@ -123,6 +123,7 @@ class Task(ABC):
     Config: ClassVar[type]  # the dataclass whose fields --set changes
     PRESETS: ClassVar[Mapping[str, RunConfig]]
     SETTINGS: ClassVar[Mapping[str, Settings]] = {}  # by preset; what a config has comes from there
+    SHARES_SETTINGS: ClassVar[bool] = False  # whether those of the paper's other stages fit, too
     load_checkpoint: ClassVar[Callable[..., nn.Module]]  # from a file; the model has a `config`
     parameters: ClassVar[Callable[[nn.Module, float], list[dict]]]  # groups for AdamW
     PROTOCOLS: ClassVar[Mapping[str, str]]  # kind of data -> protocol of metrics; "": ask for one
@@ -196,7 +197,8 @@ class Task(ABC):
         """Return the settings in a checkpoint of this stage, else those of the preset."""
         preset = arguments.preset or origin.get("preset")
         settings = preset_settings(cls.SETTINGS, preset, config)
-        if origin.get("name") == arguments.name and "config" in origin:
+        own = cls.SHARES_SETTINGS or origin.get("name") == arguments.name
+        if own and "config" in origin:
             settings = dataclasses.replace(settings, **stored_settings(origin))
         return settings
 

@@ -81,6 +81,7 @@ class PeopleTask(Task):
     ARGUMENTS = {"models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
                  "backbone": BACKBONE_ARGUMENT}
     ADAPTS = False  # whether the stage builds on an expert
+    SHARES_SETTINGS = True  # an expert may come from inside an adapter
     DETAIL = 1  # of OfficialPeople that are judged
 
     @classmethod
@@ -90,12 +91,6 @@ class PeopleTask(Task):
             return cls.load_expert(path, **options)
         model = load_checkpoint(path)
         return model if isinstance(model, cls.MODEL) else expert_of(model, cls.MODEL)
-
-    @classmethod
-    def settings_of(cls, config: RunConfig, arguments: argparse.Namespace,
-                    origin: Mapping[str, object]) -> Settings:
-        """Return the settings in a checkpoint, of any stage: an expert may be inside an adapter."""
-        return super().settings_of(config, arguments, {**origin, "name": arguments.name})
 
     @classmethod
     def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
