@@ -41,7 +41,7 @@ from networks.finders import Found
 from networks.overlays import project, write_results
 from networks.small_encoder import SmallEncoder, build_genhmr
 from networks.smooth import smooth_video
-from sets.images import picture_files, read_image
+from sets.images import LEAST_CONFIDENCE, picture_files, read_image
 from weights.files import trained_on
 
 # We warn of heat maps wider than SPREAD, suggest the other side where the mirrored hand's are
@@ -321,8 +321,8 @@ def reconstruct(arguments: argparse.Namespace) -> int:
             image = read_image(path)
             targets = finders.find(kind, image, boxes, getattr(arguments, "keypoints", None),
                                    hands=network.hands)
-            results = [network.one(finders.without_background(image, target.mask), target,
-                                   camera(arguments, image)) for target in targets]
+            results = [reconstruct_one(network, image, target, camera(arguments, image))
+                       for target in targets]
             if arguments.smooth:
                 frames[-1] = results
             else:
@@ -350,6 +350,22 @@ def reconstruct(arguments: argparse.Namespace) -> int:
         print(f"wrote {', '.join([str(written[0]), *(file.name for file in written[1:8])])}"
               + (f" and {len(written) - 8} more files" if len(written) > 8 else ""))
     return 2 if failed else 0
+
+
+def reconstruct_one(network: Loaded, image: np.ndarray, target: Found, K: np.ndarray | None
+                    ) -> Result:
+    """Reconstruct a hand or a person; one whom the picture shows in part in two ways.
+
+    The networks learned from people in the box of the whole body. So the box of what is seen and
+    that of the whole body are tried, and the mesh that fits the given keypoints better is kept.
+    """
+    image = finders.without_background(image, target.mask)
+    boxes = [target.box] + [target.whole] * (target.whole is not None)
+    results = [network.one(image, target._replace(box=box), K) for box in boxes]
+    if len(results) == 1:
+        return results[0]
+    errors = [finders.misfit(one.mesh, target.keypoints, LEAST_CONFIDENCE) for one in results]
+    return results[1] if None not in errors and errors[1] < errors[0] else results[0]
 
 
 def summarise(network: str) -> None:

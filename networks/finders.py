@@ -45,6 +45,8 @@ class Found(NamedTuple):
     # person (45, 3) in the order of smpl45
     mask: np.ndarray | None = None  # (H, W) float32 0..1, of a person; 0 outside of the part seen
     hands: np.ndarray | None = None  # (2, 4) boxes of a person's right and left hand, NaN unknown
+    whole: tuple[float, float, float, float] | None = None  # the box of a person whom the picture
+    # shows in part, with the joints that MediaPipe puts outside of it
     source: str = "MediaPipe"  # of the keypoints, or why there are none
 
 
@@ -113,8 +115,9 @@ def look_inside(kind: str, image: np.ndarray, given: Found, file: str | PathLike
         found = (find_hands if kind == "hand" else find_people)(image, given.box)
     except ImportError as error:
         return given._replace(source=f"no --keypoints, and {error}")
-    return found[0]._replace(box=given.box, side=given.side) if found else given._replace(
-        source=f"MediaPipe sees nobody{inside}")
+    if not found:
+        return given._replace(source=f"MediaPipe sees nobody{inside}")
+    return found[0]._replace(box=given.box, side=given.side, whole=None)
 
 
 def without_background(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
@@ -278,7 +281,9 @@ def see_person(image: np.ndarray, box: Sequence[float]) -> list[Found]:
         return []
     mask = np.zeros(image.shape[:2], np.float32)
     mask[top : top + part.shape[0], left : left + part.shape[1]] = result.segmentation_mask
-    return [Found(box_of(seen), "right", to_smpl45(keypoints), mask, hand_boxes(keypoints))]
+    outside = (keypoints[:, :2] < 0) | (keypoints[:, :2] > image.shape[1::-1])
+    return [Found(box_of(seen), "right", to_smpl45(keypoints), mask, hand_boxes(keypoints),
+                  box_of(keypoints) if outside.any() else None)]
 
 
 def tiles(width: int, height: int) -> Iterator[tuple[float, float, float, float]]:

@@ -143,11 +143,29 @@ def test_people_are_in_pixels_of_the_picture(monkeypatch):
     (person,) = finders.find_people(image, (7, 30, 10, 20))
     assert np.array_equal(person.keypoints[SMPL45.index("nose")], (7 + 5, 30 + 5, 0.75))
     assert person.box == (8, 35, 4, 10)  # without the point beyond the picture
+    assert np.allclose(person.whole, (8, 35, 89, 10))  # with it
     assert np.array_equal(person.mask[30:50, 7:17], mask) and person.mask.sum() == mask.sum()
     found = look_inside("person", image, Found((7, 30, 10, 20)))
-    assert found.box == (7, 30, 10, 20) and found.source == "MediaPipe"
+    assert found.box == (7, 30, 10, 20) and found.whole is None and found.source == "MediaPipe"
     assert np.array_equal(found.keypoints, person.keypoints)
     assert finders.find_people(image, (50, 70, 10, 20)) == []  # beside the picture
+
+
+@pytest.mark.parametrize(("whole", "better", "box"), [
+    (None, (0, 0), (0, 0, 9, 9)), ((0, 0, 9, 30), (0, 0, 9, 30), (0, 0, 9, 30)),
+    ((0, 0, 9, 30), (0, 0, 9, 9), (0, 0, 9, 9))])
+def test_a_person_cut_off_by_the_border_is_tried_in_two_boxes(whole, better, box):
+    """The mesh that fits the given keypoints better is kept; others are tried once."""
+    target, tried = person_at(10, 10)._replace(box=(0, 0, 9, 9), whole=whole), []
+
+    def one(image, found, K):
+        tried.append(found.box)
+        shift = 0 if found.box == better else 3
+        return demo.Result({"box": found.box}, None, [], target.keypoints[:, :2] + shift)
+
+    image = np.zeros((20, 20, 3), np.uint8)
+    result = demo.reconstruct_one(demo.Loaded(one, None, ""), image, target, None)
+    assert result.arrays["box"] == box and len(tried) == 1 + (whole is not None)
 
 
 def test_hands_come_with_their_side(monkeypatch):
