@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         for name, point in points.items():
             axes.plot(*point, "o", color="C3" if name.startswith(("ours", "unchanged")) else "C0")
             axes.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axes.margins(x=0.25)  # room for the names
         axes.set(title=title, xlabel="ms per image", ylabel="PA-MPJPE, mm")
     save_figure(figure, arguments.runs / "tradeoff.png")
     print(f"in {arguments.runs / 'tradeoff.png'}")
