@@ -18,15 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import hmr_adapter as hmr
 from genhmr import JOINTS, matrix_to_rotation_6d, rotation_6d_to_matrix
-from hmr_adapter import (
-    BodyExpert,
-    BodyExpertConfig,
-    EncoderConfig,
-    HandExpert,
-    HandExpertConfig,
-    middle_of,
-)
 from networks import any_view
 from networks.small_encoder import GRID, HEAT_GRID, IMAGE_SIZE, NAMES, SmallEncoder
 
@@ -114,27 +107,27 @@ class HandEncoder(nn.Module):
         return any_view.total_loss(terms, self.hand.config)
 
 
-def is_small(config: EncoderConfig) -> bool:
+def is_small(config: hmr.EncoderConfig) -> bool:
     """Say whether a config is of an expert behind one of these encoders."""
     return (config.image_size, config.patch_size) == (IMAGE_SIZE, IMAGE_SIZE // GRID[0])
 
 
-def hand_expert(config: HandExpertConfig) -> HandExpert:
+def hand_expert(config: hmr.HandExpertConfig) -> hmr.HandExpert:
     """Build a hand expert with random weights, behind a HandEncoder if its config is small."""
-    return HandExpert(config, HandEncoder() if is_small(config) else None)
+    return hmr.HandExpert(config, HandEncoder() if is_small(config) else None)
 
 
-def body_expert(config: BodyExpertConfig) -> BodyExpert:
+def body_expert(config: hmr.BodyExpertConfig) -> hmr.BodyExpert:
     """Build a whole-body expert with random weights, behind a BodyEncoder if it is small.
 
     The BodyEncoder is frozen: it has learned on more pictures than the expert sees.
     """
     encoder = BodyEncoder().requires_grad_(False) if is_small(config) else None
-    return BodyExpert(config, encoder)
+    return hmr.BodyExpert(config, encoder)
 
 
 @torch.no_grad()
-def start_rotations(expert: BodyExpert, pictures: Iterable[Tensor], ridge: float = 1.0) -> None:
+def start_rotations(expert: hmr.BodyExpert, pictures: Iterable[Tensor], ridge: float = 1.0) -> None:
     """Let the layers of a whole-body expert that regress rotations start with its encoder's pose.
 
     The expert's tokens hold the pose that its BodyEncoder lifts, and a linear layer reads it out.
@@ -147,7 +140,7 @@ def start_rotations(expert: BodyExpert, pictures: Iterable[Tensor], ridge: float
     for images in pictures:
         features = expert.features(images)
         inputs.append(net.joined(expert.pose_features(features), features.joints).double())
-        found = encoder.lifted(middle_of(images, expert.config))
+        found = encoder.lifted(hmr.middle_of(images, expert.config))
         targets.append(found[:, :22, :, :2].flatten(1).double())  # interleaved 6D
     expert.train(mode)
     x, y = torch.cat(inputs), torch.cat(targets)  # (N, 25 (d + 3)), (N, 132)

@@ -14,28 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmr_adapter import (
-    ARMS,
-    TASKS,
-    ArmFeatures,
-    BodyAdapter,
-    BodyConfig,
-    BodyExpert,
-    BodyExpertConfig,
-    BodyFeatures,
-    Config,
-    HandAdapter,
-    HandConfig,
-    HandExpert,
-    HandExpertConfig,
-    HMRAdapter,
-    axis_angle_to_matrix,
-    require,
-)
+import hmr_adapter as hmr
 from networks.adapter_encoders import body_expert, hand_expert
 
 
-class FineTunedHand(HandAdapter):
+class FineTunedHand(hmr.HandAdapter):
     """inject="none": the expert alone, trained as far as `trainable` says (Table 3, No. 1 to 3)."""
 
     DESIGN = "none"
@@ -47,7 +30,7 @@ class FineTunedHand(HandAdapter):
         return self.decoder(features)  # (B, 1, 1024)
 
 
-class FineTunedBody(BodyAdapter):
+class FineTunedBody(hmr.BodyAdapter):
     """inject="none": the expert alone, trained as far as `trainable` says (Table 4, No. 1 to 3)."""
 
     DESIGN = "none"
@@ -55,12 +38,12 @@ class FineTunedBody(BodyAdapter):
     def build(self) -> None:
         pass
 
-    def poses(self, features: BodyFeatures, *_) -> tuple[Tensor, Tensor]:
+    def poses(self, features: hmr.BodyFeatures, *_) -> tuple[Tensor, Tensor]:
         pose_6d = self.expert.initial_pose(features)
         return pose_6d, pose_6d
 
 
-class HandImageAdapter(HandAdapter):
+class HandImageAdapter(hmr.HandAdapter):
     """context="image": F^H in place of F^B, an adapter without guidance (Table 3, No. 5)."""
 
     DESIGN = "image"
@@ -91,13 +74,13 @@ class Moderator(nn.Module):
         return weights[..., :1] * own + weights[..., 1:] * other
 
 
-def check_scale(model: HandAdapter | BodyAdapter, scale: float) -> None:
+def check_scale(model: hmr.HandAdapter | hmr.BodyAdapter, scale: float) -> None:
     """Raise ValueError for a scale: what is concatenated or weighted has none."""
-    require(scale == 1.0, f"scale is {scale}: inject={model.config.inject} has none; compare with "
-            "the pre-trained expert's own checkpoint")
+    hmr.require(scale == 1.0, f"scale is {scale}: inject={model.config.inject} has none; compare "
+                "with the pre-trained expert's own checkpoint")
 
 
-class ConcatHand(HandAdapter):
+class ConcatHand(hmr.HandAdapter):
     """inject="concat": F^B as more tokens of the decoder's context (Table 3, No. 4; Table 5).
 
     More tokens, not more channels: the latter would train 47M parameters, not the paper's 39M.
@@ -106,7 +89,7 @@ class ConcatHand(HandAdapter):
     DESIGN = "concat"
 
     def build(self) -> None:
-        self.arm = ArmFeatures(self.config)
+        self.arm = hmr.ArmFeatures(self.config)
 
     def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
               scale: float) -> Tensor:
@@ -131,7 +114,7 @@ class WeightedHand(ConcatHand):
         return self.moderator(features, arm_features.mean(1, keepdim=True))  # (B, 192, 1280)
 
 
-class BodyTokenAdapter(BodyAdapter):
+class BodyTokenAdapter(hmr.BodyAdapter):
     """context="tokens": the 25 pose tokens in place of the knuckles (Table 4, No. 5)."""
 
     DESIGN = "tokens"
@@ -140,11 +123,11 @@ class BodyTokenAdapter(BodyAdapter):
         self.token_proj = nn.Linear(self.config.expert.vit_dim, self.config.expert.joint_dim)
         self.build_decoder()
 
-    def knuckle_features(self, features: BodyFeatures, *_) -> Tensor:
-        return self.token_proj(features.tokens[:, TASKS["pose"]])  # (B, 25, 512)
+    def knuckle_features(self, features: hmr.BodyFeatures, *_) -> Tensor:
+        return self.token_proj(features.tokens[:, hmr.TASKS["pose"]])  # (B, 25, 512)
 
 
-class ConcatBody(BodyAdapter):
+class ConcatBody(hmr.BodyAdapter):
     """inject="concat": F^J as more inputs of widened regressors (Table 4, No. 4; Table 6)."""
 
     DESIGN = "concat"
@@ -157,14 +140,14 @@ class ConcatBody(BodyAdapter):
             new = nn.Linear(old.in_features + extra, old.out_features).to(old.weight)
             setattr(regressor, name, nn.Sequential(new))
 
-    def poses(self, features: BodyFeatures, size: int, knuckles: Tensor | None,
+    def poses(self, features: hmr.BodyFeatures, size: int, knuckles: Tensor | None,
               hand_valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
         check_scale(self, scale)
         knuckle_features = self.knuckle_features(features, size, knuckles, hand_valid)
         pose_6d = self.regress(features, knuckle_features)
         return pose_6d, pose_6d
 
-    def regress(self, features: BodyFeatures, knuckle_features: Tensor) -> Tensor:
+    def regress(self, features: hmr.BodyFeatures, knuckle_features: Tensor) -> Tensor:
         regressor = self.expert.body_regressor
         joined = regressor.joined(self.expert.pose_features(features), features.joints)
         joined = torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1)
@@ -180,7 +163,7 @@ class WeightedBody(ConcatBody):
         self.build_projection()
         self.moderator = Moderator(self.config.expert.joint_dim, self.config.expert.joint_dim)
 
-    def regress(self, features: BodyFeatures, knuckle_features: Tensor) -> Tensor:
+    def regress(self, features: hmr.BodyFeatures, knuckle_features: Tensor) -> Tensor:
         moderated = self.moderator(self.expert.pose_features(features),
                                    knuckle_features.mean(1, keepdim=True))
         regressor = self.expert.body_regressor
@@ -191,20 +174,21 @@ RIVALS = (FineTunedHand, HandImageAdapter, ConcatHand, WeightedHand,
           FineTunedBody, BodyTokenAdapter, ConcatBody, WeightedBody)
 
 
-def build_model(config: HandExpertConfig | BodyExpertConfig | HandConfig | BodyConfig | Config,
-                expert: HandExpert | BodyExpert | None = None) -> nn.Module:
+def build_model(config: hmr.HandExpertConfig | hmr.BodyExpertConfig | hmr.HandConfig |
+                hmr.BodyConfig | hmr.Config,
+                expert: hmr.HandExpert | hmr.BodyExpert | None = None) -> nn.Module:
     """Build what a config describes, with random weights: expert, adapter or rival, or both paths.
 
     expert: the pre-trained one of an adapter or rival, of config.expert; becomes a part of it.
     """
-    if isinstance(config, Config):
-        return HMRAdapter(config, build_model(config.hand), build_model(config.body))
-    if isinstance(config, HandExpertConfig):
+    if isinstance(config, hmr.Config):
+        return hmr.HMRAdapter(config, build_model(config.hand), build_model(config.body))
+    if isinstance(config, hmr.HandExpertConfig):
         return hand_expert(config)
-    if isinstance(config, BodyExpertConfig):
+    if isinstance(config, hmr.BodyExpertConfig):
         return body_expert(config)
-    base, new_expert = ((HandAdapter, hand_expert) if isinstance(config, HandConfig) else
-                        (BodyAdapter, body_expert))
+    base, new_expert = ((hmr.HandAdapter, hand_expert) if isinstance(config, hmr.HandConfig) else
+                        (hmr.BodyAdapter, body_expert))
     kind = next((rival for rival in RIVALS
                  if issubclass(rival, base) and rival.DESIGN == config.design), base)
     return kind(config, new_expert(config.expert) if expert is None else expert)
@@ -213,7 +197,7 @@ def build_model(config: HandExpertConfig | BodyExpertConfig | HandConfig | BodyC
 # --------------------------------------------------------------------------- parameter counts
 
 
-def on_meta(config: HandConfig | BodyConfig) -> HandAdapter | BodyAdapter:
+def on_meta(config: hmr.HandConfig | hmr.BodyConfig) -> hmr.HandAdapter | hmr.BodyAdapter:
     """Build the model of a config without allocating its weights, to count them."""
     with torch.device("meta"):
         return build_model(config)
@@ -239,13 +223,13 @@ def share_twists(pose: Tensor, valid: Tensor | None = None, most: float = 0.4 * 
         return square.clamp_min(0).sqrt()
 
     shared = pose.clone()
-    for side, (*_, elbow, wrist) in enumerate(ARMS["arm"]):
+    for side, (*_, elbow, wrist) in enumerate(hmr.ARMS["arm"]):
         turned = pose[:, wrist]
         xx, yy, zz = turned.diagonal(dim1=1, dim2=2).unbind(1)
         sign = torch.where(turned[:, 2, 1] < turned[:, 1, 2], -1.0, 1.0)
         angle = 2 * torch.atan2(sign * root(1 + xx - yy - zz), root(1 + xx + yy + zz))
         excess = angle - angle.clamp(-most, most)
-        turn = axis_angle_to_matrix(F.pad(excess[:, None], (0, 2)))
+        turn = hmr.axis_angle_to_matrix(F.pad(excess[:, None], (0, 2)))
         for joint, value in ((elbow, pose[:, elbow] @ turn), (wrist, turn.mT @ turned)):
             if valid is not None:
                 value = torch.where(valid[:, side, None, None] > 0, value, pose[:, joint])

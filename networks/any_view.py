@@ -54,10 +54,11 @@ def build(config: Config) -> SimpleHand:
 # ----------------------------------------------------------------------------------- network
 
 
-def conv_norm(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
-    """3 x 3 convolution, batch norm and ReLU."""
-    conv = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
+def conv_norm(channels_in: int, channels_out: int, stride: int = 1, size: int = 3,
+              activate: bool = True, bias: bool = False) -> nn.Sequential:
+    """Make a convolution, by default 3 x 3, a batch norm and, if `activate`, a ReLU."""
+    conv = nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=bias)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), *[nn.ReLU(inplace=True)] * activate)
 
 
 class ResidualBlock(nn.Module):

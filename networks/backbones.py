@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import simplehand
 from networks import any_view, fast
-from networks.any_view import ResidualBlock
+from networks.any_view import ResidualBlock, conv_norm
 from simplehand import Config, DropPath, SimpleHand, fold_norms, mlp, require
 
 
@@ -37,22 +37,15 @@ def simplehand_model(config: Config) -> SimpleHand:
 # as for classification, under its authors' parameter names, which are also timm's.
 
 
-def conv_norm(channels_in: int, channels_out: int, size: int, stride: int = 1,
-              activate: bool = True, bias: bool = False) -> nn.Sequential:
-    """Convolution, batch norm and, if `activate`, ReLU."""
-    conv = nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=bias)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), *[nn.ReLU()] * activate)
-
-
 class Bottleneck(nn.Module):
     """1 x 1, 3 x 3 and 1 x 1 convolutions, the last to four times the width, and a skip."""
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv_norm(channels_in, width, 1, activate=False)
-        self.conv2, self.bn2 = conv_norm(width, width, 3, activate=False)
-        self.conv3, self.bn3 = conv_norm(width, 4 * width, 1, activate=False)
-        self.downsample = (conv_norm(channels_in, 4 * width, 1, activate=False)
+        self.conv1, self.bn1 = conv_norm(channels_in, width, size=1, activate=False)
+        self.conv2, self.bn2 = conv_norm(width, width, activate=False)
+        self.conv3, self.bn3 = conv_norm(width, 4 * width, size=1, activate=False)
+        self.downsample = (conv_norm(channels_in, 4 * width, size=1, activate=False)
                            if channels_in != 4 * width else nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,11 +59,10 @@ def resize(widths: Sequence[int], source: int, target: int) -> nn.Module:
     if source == target:
         return nn.Identity()
     if source > target:
-        return nn.Sequential(*conv_norm(widths[source], widths[target], 1, activate=False),
+        return nn.Sequential(*conv_norm(widths[source], widths[target], size=1, activate=False),
                              nn.Upsample(scale_factor=2 ** (source - target)))
-    halvings = [conv_norm(widths[source], widths[source], 3, 2) for _ in range(source + 1, target)]
-    return nn.Sequential(
-        *halvings, conv_norm(widths[source], widths[target], 3, 2, activate=False))
+    halvings = [conv_norm(widths[source], widths[source], 2) for _ in range(source + 1, target)]
+    return nn.Sequential(*halvings, conv_norm(widths[source], widths[target], 2, activate=False))
 
 
 class Exchange(nn.Module):
@@ -93,9 +85,9 @@ class Exchange(nn.Module):
 
 def transition(before: Sequence[int], widths: Sequence[int]) -> nn.ModuleList:
     """Give the branches new widths and add one of half the resolution, from the last branch."""
-    same = [nn.Identity() if old == new else conv_norm(old, new, 3)
+    same = [nn.Identity() if old == new else conv_norm(old, new)
             for old, new in zip(before, widths, strict=False)]
-    return nn.ModuleList([*same, nn.Sequential(conv_norm(before[-1], widths[-1], 3, 2))])
+    return nn.ModuleList([*same, nn.Sequential(conv_norm(before[-1], widths[-1], 2))])
 
 
 class HRNet(nn.Module):
@@ -112,8 +104,8 @@ class HRNet(nn.Module):
         bottlenecks, *modules = config.depths  # the first stage counts blocks, the others modules
         self.pooled = config.sampling == "global"
         self.channels = config.feature_width if self.pooled else widths[1]
-        self.conv1, self.bn1 = conv_norm(3, 64, 3, 2, activate=False)  # S/2
-        self.conv2, self.bn2 = conv_norm(64, 64, 3, 2, activate=False)  # S/4
+        self.conv1, self.bn1 = conv_norm(3, 64, 2, activate=False)  # S/2
+        self.conv2, self.bn2 = conv_norm(64, 64, 2, activate=False)  # S/4
         self.layer1 = nn.Sequential(*[
             Bottleneck(64 if index == 0 else 256, 64) for index in range(bottlenecks)])
         before: Sequence[int] = (256,)
@@ -127,8 +119,8 @@ class HRNet(nn.Module):
         self.incre_modules = nn.ModuleList(
             nn.Sequential(Bottleneck(*pair)) for pair in zip(widths, narrow, strict=True))
         self.downsamp_modules = nn.ModuleList(
-            conv_norm(4 * width, 8 * width, 3, 2, bias=True) for width in narrow[:3])
-        self.final_layer = conv_norm(4 * narrow[3], config.feature_width, 1, bias=True)
+            conv_norm(4 * width, 8 * width, 2, bias=True) for width in narrow[:3])
+        self.final_layer = conv_norm(4 * narrow[3], config.feature_width, size=1, bias=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = F.relu(self.bn1(self.conv1(x)))  # (B, 64, S/2, S/2)

@@ -20,18 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bodymodels
-from genhmr import (
-    JOINTS,
-    KEYPOINTS,
-    Config,
-    GenHMR,
-    ViTBlock,
-    matrix_to_rotation_6d,
-    mlp,
-    normalised_crop,
-    register_statistics,
-    rotation_6d_to_matrix,
-)
+import genhmr
+from networks.any_view import conv_norm
 
 IMAGE_SIZE = 128  # px, S; the encoder sees the middle three quarters of the crop's width
 GRID = (16, 12)  # rows and columns of the tokens, at stride 8
@@ -85,12 +75,6 @@ PRESETS: dict[str, EncoderConfig] = {
 }
 
 
-def conv_norm(width_in: int, width: int, stride: int = 1) -> nn.Sequential:
-    """Make a 3 x 3 convolution, a batch norm and a ReLU."""
-    return nn.Sequential(nn.Conv2d(width_in, width, 3, stride, 1, bias=False),
-                         nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-
-
 class ResidualMapBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut: (B, D, h, w) -> the same."""
 
@@ -128,11 +112,11 @@ class Lift(nn.Module):
     It works without features, so that it can also learn from posed bodies without pictures.
     """
 
-    COUNTS = 3 * KEYPOINTS, 6 * JOINTS, 10, 3  # joints, rotations, betas, camera
+    COUNTS = 3 * genhmr.KEYPOINTS, 6 * genhmr.JOINTS, 10, 3  # joints, rotations, betas, camera
 
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
-        self.keypoints = nn.Linear(5 * KEYPOINTS + 3, width)
+        self.keypoints = nn.Linear(5 * genhmr.KEYPOINTS + 3, width)
         self.features = nn.Linear(features, width, bias=False)
         self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
@@ -142,7 +126,7 @@ class Lift(nn.Module):
             self.out.weight.mul_(0.3)
             self.out.bias.zero_()
             _, pose, _, camera = self.out.bias.split(self.COUNTS)
-            pose.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0] * JOINTS))
+            pose.copy_(torch.tensor([1.0, 0, 0, 0, 1, 0] * genhmr.JOINTS))
             camera.copy_(torch.tensor([0.9, 0.0, 0.0]))
 
     def forward(self, at: Tensor, share: Tensor, features: Tensor | None = None) -> Lifted:
@@ -190,19 +174,19 @@ class SmallEncoder(nn.Module):
         self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
         self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(GRID[0] * GRID[1] // 4, w16))
-        self.blocks = nn.Sequential(*[ViTBlock(w16, 4, 0.0) for _ in range(blocks)])
+        self.blocks = nn.Sequential(*[genhmr.ViTBlock(w16, 4, 0.0) for _ in range(blocks)])
         for block in self.blocks:
-            block.mlp = mlp(w16, 2 * w16, w16)
+            block.mlp = genhmr.mlp(w16, 2 * w16, w16)
         self.norm = nn.LayerNorm(w16)
         self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualMapBlock(w8)
         self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, 2 * w4)
-        self.heat = nn.Conv2d(2 * w4, KEYPOINTS, 1)
-        self.side = mlp(w16, w16 // 2, KEYPOINTS)
+        self.heat = nn.Conv2d(2 * w4, genhmr.KEYPOINTS, 1)
+        self.side = genhmr.mlp(w16, w16 // 2, genhmr.KEYPOINTS)
         with torch.no_grad():
             self.side.fc2.bias.fill_(-2.0)
         self.pool4 = nn.Conv2d(2 * w4, pooled, 1)
         self.pool8 = nn.Conv2d(w8, pooled, 1)
-        self.lift = Lift(lift_width, KEYPOINTS * pooled + w16)
+        self.lift = Lift(lift_width, genhmr.KEYPOINTS * pooled + w16)
         # The arguments, so that a checkpoint says how to build its encoder
         self.register_buffer("sizes", torch.tensor([*widths, blocks, pooled, lift_width]))
         self.register_buffer("centres", cell_centres(HEAT_GRID), persistent=False)
@@ -211,7 +195,7 @@ class SmallEncoder(nn.Module):
         self.register_buffer("joint_of_cell", (rows[:, None] * (GRID[1] // BLOCK[1]) + columns
                                                ).flatten(), persistent=False)  # (N,)
         self.register_buffer("other_side", torch.tensor(OTHER_SIDE), persistent=False)
-        register_statistics(self)
+        genhmr.register_statistics(self)
 
     @classmethod
     def of_sizes(cls, sizes: Tensor) -> SmallEncoder:
@@ -225,7 +209,7 @@ class SmallEncoder(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Convert pictures (B, 3, S, S), RGB 0..255, to the crops (B, 3, S, 3/4 S) of `forward`."""
-        return normalised_crop(self, images, IMAGE_SIZE)
+        return genhmr.normalised_crop(self, images, IMAGE_SIZE)
 
     @torch.no_grad()
     def keypoints(self, images: Tensor) -> Tensor:
@@ -291,16 +275,17 @@ class SmallEncoder(nn.Module):
     def tokens(self, x8: Tensor, lifted: Lifted, keypoints: Tensor) -> Tensor:
         """Lay out the tokens (B, N, D): cells of the picture, the person, and blocks of joints."""
         camera = 4 * (lifted.camera - lifted.camera.new_tensor([0.9, 0.0, 0.0]))
-        pose = matrix_to_rotation_6d(rotation_6d_to_matrix(lifted.pose))  # unit columns
+        rotations = genhmr.rotation_6d_to_matrix(lifted.pose)
+        pose = genhmr.matrix_to_rotation_6d(rotations)  # unit columns
         person = torch.cat((lifted.betas, camera, pose[:, 0]), 1)  # (B, 19)
-        joints = torch.cat((keypoints, 2 * lifted.joints), 2)[:, :JOINTS]
+        joints = torch.cat((keypoints, 2 * lifted.joints), 2)[:, :genhmr.JOINTS]
         joints = torch.cat((pose, joints), 2)[:, self.joint_of_cell]  # (B, N, 13 + 16)
         person = person[:, None].expand(-1, joints.shape[1], -1)
         tokens = torch.cat((0.3 * x8.flatten(2).mT, person, joints), 2)
         if self.embed is None:
             return tokens
-        z = self.embed(rotation_6d_to_matrix(lifted.pose))  # (B, L, C)
-        return torch.cat((tokens, z[:, self.token_of_cell(z.shape[1] // JOINTS)]), 2)
+        z = self.embed(rotations)  # (B, L, C)
+        return torch.cat((tokens, z[:, self.token_of_cell(z.shape[1] // genhmr.JOINTS)]), 2)
 
 
 def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
@@ -326,7 +311,7 @@ def heat_map_loss(heat: Tensor, keypoints: Tensor, grid: tuple[int, int]) -> Ten
     return -((1 - distance).clamp_min(0).prod(-1) * heat).sum(-1)
 
 
-def link(model: GenHMR) -> GenHMR:
+def link(model: genhmr.GenHMR) -> genhmr.GenHMR:
     """Let a SmallEncoder add the tokenizer's embeddings of the lifted pose to its tokens.
 
     So the masked transformer reads at its own place what the encoder believes about a token.
@@ -336,21 +321,21 @@ def link(model: GenHMR) -> GenHMR:
     return model
 
 
-def is_small(config: Config) -> bool:
+def is_small(config: genhmr.Config) -> bool:
     """Say whether a config is of a model behind a SmallEncoder, whose tokens are at stride 8."""
     return config.patch_size == IMAGE_SIZE // GRID[0]
 
 
-def build_genhmr(config: Config, encoder: SmallEncoder | None = None) -> GenHMR:
+def build_genhmr(config: genhmr.Config, encoder: SmallEncoder | None = None) -> genhmr.GenHMR:
     """Build GenHMR: behind a SmallEncoder, if the config is for one, or behind the paper's ViT.
 
     Behind a SmallEncoder, which is frozen, each token first looks at the cells of its joint.
     """
     if is_small(config):
         encoder = (encoder or SmallEncoder()).requires_grad_(False)
-    model = link(GenHMR(config, encoder))
+    model = link(genhmr.GenHMR(config, encoder))
     if encoder is not None:
         with torch.no_grad():
-            places = encoder.places(config.tokenizer.num_tokens // JOINTS)
+            places = encoder.places(config.tokenizer.num_tokens // genhmr.JOINTS)
             model.transformer.reference.copy_(places.logit())
     return model

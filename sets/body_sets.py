@@ -13,27 +13,15 @@ from torch import Tensor
 
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
+from sets import official
 from sets.crops import inside, to_pixels
-from sets.official import (
-    BOX_MARGIN,
-    GENDERS,
-    Pictures,
-    boxes_around,
-    intrinsics,
-    read_npz,
-    relabelled,
-    rigid,
-    rotate_root,
-    with_confidence,
-    xywh_box,
-)
 
 SMPLX_PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
                "right_hand_pose")
 PLACED = {"has_pose": 1, "has_betas": 1, "has_transl": 1}
 
 
-class ThreeDPW(Pictures):
+class ThreeDPW(official.Pictures):
     """3DPW (von Marcard et al. 2018): imageFiles/ and sequenceFiles/.
 
     A person counts in the frames with a valid camera and 2D keypoints: 35,515 of the test split.
@@ -61,22 +49,22 @@ class ThreeDPW(Pictures):
                               & (detected[..., 2] > 0).any(1))
         detected, motion = detected[kept], content["cam_poses"][kept, :3]
         R, t = motion[..., :3], motion[..., 3]
-        detected = with_confidence(detected[..., :2], detected[..., 2])
+        detected = official.with_confidence(detected[..., :2], detected[..., 2])
         joints = content["jointPositions"][person].reshape(-1, 24, 3)[kept] @ R.swapaxes(1, 2)
         keypoints_3d = np.zeros((len(kept), 45, 4))
-        keypoints_3d[:, :24] = with_confidence(joints + t[:, None])
+        keypoints_3d[:, :24] = official.with_confidence(joints + t[:, None])
         pose = content["poses"][person].reshape(-1, 24, 3)[kept]
-        pose[:, 0] = rotate_root(R, pose[:, 0])
-        return PLACED | boxes_around(detected) | {
+        pose[:, 0] = official.rotate_root(R, pose[:, 0])
+        return PLACED | official.boxes_around(detected) | {
             "image": [f"imageFiles/{sequence}/image_{frame:05d}.jpg" for frame in kept],
             "K": content["cam_intrinsics"], "pose": pose, "keypoints_3d": keypoints_3d,
-            "keypoints_2d": relabelled(detected, "openpose18", "smpl45"),
+            "keypoints_2d": official.relabelled(detected, "openpose18", "smpl45"),
             "betas": content["betas"][person][:10], "transl": content["trans"][person][kept],
             "world_to_camera": motion, "gender": "nmf".index(content["genders"][person][0]),
             "person": person, "frame": kept, "sequence": sequence}
 
 
-class ThreeDPWMoon(Pictures):
+class ThreeDPWMoon(official.Pictures):
     """3DPW as Moon's lineage packs it: 3DPW_test.json, 3DPW_train.json, ... and imageFiles/.
 
     SMPL's parameters are in the camera's frame and for the neutral model. The people are not those
@@ -94,15 +82,15 @@ class ThreeDPWMoon(Pictures):
         for item in content["annotations"]:
             picture = pictures[item["image_id"]]
             camera = item.get("cam_param") or picture["cam_param"]
-            yield xywh_box(item["bbox"]) | {
+            yield official.xywh_box(item["bbox"]) | {
                 "image": f"imageFiles/{picture['sequence']}/{picture['file_name']}",
-                "K": intrinsics(camera["focal"], camera["princpt"]),
+                "K": official.intrinsics(camera["focal"], camera["princpt"]),
                 "person": item["id"], "sequence": picture["sequence"],
                 "image_size": (picture["width"], picture["height"])
             } | self.neural_annot(item["smpl_param"])
 
 
-class ThreeDPWHMR2(Pictures):
+class ThreeDPWHMR2(official.Pictures):
     """3DPW in HMR2.0's file hmr2_evaluation_data/3dpw_test.npz, beside the pictures it names.
 
     scale is the width and height of the box in pixels, or one number for both, with the margin.
@@ -118,14 +106,14 @@ class ThreeDPWHMR2(Pictures):
         arrays = load_arrays(self.file(self.first_sources()[0]))
         names = [fsdecode(name) for name in arrays["imgname"]]
         count = len(names)
-        box = np.asarray(arrays["scale"], np.float64).reshape(count, -1) / BOX_MARGIN
+        box = np.asarray(arrays["scale"], np.float64).reshape(count, -1) / official.BOX_MARGIN
         flat, solid = (np.concatenate([
             arrays.get(f"{part}_keypoints_{size - 1}d", np.zeros((count, joints, size)))
             for part, joints in (("body", 25), ("extra", 19))], 1) for size in (3, 4))
         yield {"image": names, "center": arrays["center"], "frame": np.arange(count),
                "box": np.broadcast_to(box, (count, 2)),
-               "keypoints_2d": with_confidence(flat[..., :2], flat[..., 2]),
-               "keypoints_3d": with_confidence(solid[..., :3], solid[..., 3])}
+               "keypoints_2d": official.with_confidence(flat[..., :2], flat[..., 2]),
+               "keypoints_3d": official.with_confidence(solid[..., :3], solid[..., 3])}
 
 
 class Human36MHMR2(ThreeDPWHMR2):
@@ -134,7 +122,7 @@ class Human36MHMR2(ThreeDPWHMR2):
     SPLITS = {"test": "h36m_val_p2"}
 
 
-class EMDB(Pictures):
+class EMDB(official.Pictures):
     """EMDB (Kaufmann et al. 2023): P0/ to P9/, with 14_outdoor_climb/ and so on in them.
 
     A sequence's own flags say to which of the two benchmarks it belongs; good_frames_mask says
@@ -155,20 +143,20 @@ class EMDB(Pictures):
             kept = np.flatnonzero(content["good_frames_mask"])
             camera, body = content["camera"], content["smpl"]
             motion = camera["extrinsics"][kept, :3]
-            root = rotate_root(motion[..., :3], body["poses_root"][kept])
+            root = official.rotate_root(motion[..., :3], body["poses_root"][kept])
             low, high = np.split(content["bboxes"]["bboxes"][kept], 2, 1)
             yield PLACED | {
                 "image": [f"{folder}/images/{frame:05d}.jpg" for frame in kept],
                 "image_size": (int(camera["width"]), int(camera["height"])),
                 "center": (low + high) / 2, "box": high - low, "K": camera["intrinsics"],
-                "keypoints_2d": with_confidence(content["kp2d"][kept]),
+                "keypoints_2d": official.with_confidence(content["kp2d"][kept]),
                 "pose": np.concatenate([root, body["poses_body"][kept]], 1).reshape(-1, 24, 3),
                 "betas": body["betas"][:10], "transl": body["trans"][kept], "frame": kept,
-                "world_to_camera": motion, "gender": GENDERS.index(content["gender"]),
+                "world_to_camera": motion, "gender": official.GENDERS.index(content["gender"]),
                 "sequence": content["name"]}
 
 
-class Human36M(Pictures):
+class Human36M(official.Pictures):
     """Human3.6M (Ionescu et al. 2014) in SPIN's file dataset_extras/h36m_valid_protocol2.npz.
 
     p2 is protocol 2: the frontal camera 60457274 alone, subjects 9 and 11. scale is the side of a
@@ -181,19 +169,18 @@ class Human36M(Pictures):
     HOME = "vision.imar.ro/human3.6m and github.com/nkolot/SPIN"
 
     def rows(self) -> Iterator[dict]:
-        names, center, scale, part, solid = read_npz(
-            self.file(self.first_sources()[0]), "imgname", "center", "scale", "part",
-            "S")
+        names, center, scale, part, solid = official.read_npz(
+            self.file(self.first_sources()[0]), "imgname", "center", "scale", "part", "S")
         names = [fsdecode(name) for name in names]
         kept = [index for index, name in enumerate(names) if ".60457274" in name]
-        side = np.asarray(scale[kept], np.float64) * 200 / BOX_MARGIN
+        side = np.asarray(scale[kept], np.float64) * 200 / official.BOX_MARGIN
         part, solid = (np.pad(points[kept], ((0, 0), (25, 0), (0, 0))) for points in (part, solid))
         yield {"image": [names[index] for index in kept], "center": center[kept], "frame": kept,
                "box": np.stack([side, side], 1), "keypoints_3d": solid,
-               "keypoints_2d": with_confidence(part[..., :2], part[..., 2])}
+               "keypoints_2d": official.with_confidence(part[..., :2], part[..., 2])}
 
 
-class Human36MSMPLX(Pictures):
+class Human36MSMPLX(official.Pictures):
     """Human3.6M as Moon's lineage packs it, with NeuralAnnot's fits: HMR-Adapter trains on it.
 
     root: images/ and annotations/Human36M_subject*_*.json. Everything is in the world's frame;
@@ -224,18 +211,19 @@ class Human36MSMPLX(Pictures):
     def _person(self, item: dict, picture: dict, camera: dict, world: list | None,
                 fit: dict | None) -> dict:
         R, t = np.array(camera["R"]), np.array(camera["t"]) / 1000
-        K = intrinsics(camera["f"], camera["c"])
-        row = xywh_box(item["bbox"]) | {
+        K = official.intrinsics(camera["f"], camera["c"])
+        row = official.xywh_box(item["bbox"]) | {
             "image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
             "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
-            "world_to_camera": rigid(R, t), "sequence": Path(picture["file_name"]).parent.name}
+            "sequence": Path(picture["file_name"]).parent.name,
+            "world_to_camera": official.rigid(R, t)}
         if world is not None:
             points = np.array(world) / 1000 @ R.T + t
-            row |= {"keypoints_3d": with_confidence(points),
-                    "keypoints_2d": with_confidence(to_pixels(points, K))}
+            row |= {"keypoints_3d": official.with_confidence(points),
+                    "keypoints_2d": official.with_confidence(to_pixels(points, K))}
         if fit is not None:
             row |= self.neural_annot(fit)
-            row["pose"][:1] = rotate_root(R, row["pose"][:1])
+            row["pose"][:1] = official.rotate_root(R, row["pose"][:1])
         return row
 
 
@@ -246,7 +234,7 @@ def _nested(tree: dict, keys: Sequence[str]) -> object:
     return tree
 
 
-class BEDLAM(Pictures):
+class BEDLAM(official.Pictures):
     """BEDLAM (Black et al. 2023): all_npz_12_training/*.npz and SCENE_6fps/png/seq_000000/....
 
     Poses are absolute and already in the camera's frame; the translation is trans_cam plus that of
@@ -269,26 +257,26 @@ class BEDLAM(Pictures):
         for path in self.first_sources():
             if path.name.startswith("agora"):
                 continue
-            names, center, scale, gtkps, cam_int, cam_ext, pose, transl, betas = read_npz(
+            names, center, scale, gtkps, cam_int, cam_ext, pose, transl, betas = official.read_npz(
                 self.file(path), *self.ARRAYS)
             closeup = "closeup" in path.stem
             size = self.options["picture_size"][::-1 if closeup else 1]
             points = gtkps[:, :76, :2]
             kept = np.flatnonzero(inside(points, *size).sum(1) >= self.MIN_KEYPOINTS)
-            side = scale[kept] * 200 / BOX_MARGIN
+            side = scale[kept] * 200 / official.BOX_MARGIN
             betas = np.pad(betas[kept], ((0, 0), (0, self.NUM_BETAS)))[:, :self.NUM_BETAS]
             if len(kept):
                 yield PLACED | {
                     "image": [f"{path.stem}/png/{fsdecode(names[index])}" for index in kept],
                     "turns": int(closeup), "center": center[kept],
                     "box": np.stack([side, side], 1), "K": cam_int[kept],
-                    "keypoints_2d": with_confidence(points[kept]), "has_hands": 1,
+                    "keypoints_2d": official.with_confidence(points[kept]), "has_hands": 1,
                     "pose": pose[kept].reshape(-1, 55, 3), "betas": betas,
                     "transl": transl[kept] + cam_ext[kept, :3, 3],
                     "person": kept, "sequence": path.stem}
 
 
-class RICH(Pictures):
+class RICH(official.Pictures):
     """RICH (Huang et al. 2022): bodies/, images/, scan_calibration/ and resource/.
 
     resource/meta has a row for each person of each sequence (id, view_id). Each of the person's
@@ -340,18 +328,18 @@ class RICH(Pictures):
         vector = np.concatenate([np.reshape(body[name], -1) for name in SMPLX_PARTS])[None]
         self.require_models("keypoints")
         pose = self.absolute(vector, gender)
-        pose[:, 0] = rotate_root(motion[:, :3], pose[:, 0])
+        pose[:, 0] = official.rotate_root(motion[:, :3], pose[:, 0])
         portrait = K[1, 2] > K[0, 2]
         return PLACED | self.with_model_keypoints(
             {"pose": pose, "betas": np.reshape(body["betas"], (1, 10)),
              "transl": np.reshape(body["transl"], (1, 3)), "world_to_camera": motion, "K": K},
             gender) | {
             "has_hands": 1, "image_size": self.options["picture_size"][::-1 if portrait else 1],
-            "gender": GENDERS.index(gender), "person": int(path.stem),
+            "gender": official.GENDERS.index(gender), "person": int(path.stem),
             "frame": int(path.parent.name)}
 
 
-class ARCTIC(Pictures):
+class ARCTIC(official.Pictures):
     """ARCTIC (Fan et al. 2023), eight allocentric cameras: raw_seqs/, meta/, images/, splits_json/.
 
     root: the folder `data` of arctic_data. Protocol 1; HMR-Adapter scores its val split, since the
@@ -389,7 +377,7 @@ class ARCTIC(Pictures):
     def _view(self, misc: dict, subject: str, sequence: str, view: int, frames: np.ndarray,
               pose: np.ndarray, transl: np.ndarray) -> dict:
         motion = np.array(misc["world2cam"][view - 1], np.float64)[:3]
-        pose[:, 0] = rotate_root(motion[:, :3], pose[:, 0])
+        pose[:, 0] = official.rotate_root(motion[:, :3], pose[:, 0])
         template, gender = f"meta/subject_vtemplates/{subject}.obj", misc["gender"]
         self.file(template)
         columns = self.with_model_keypoints(
@@ -400,11 +388,11 @@ class ARCTIC(Pictures):
             "image": [f"images/{subject}/{sequence}/{view}/{frame + misc['ioi_offset']:05d}.jpg"
                       for frame in frames], "image_size": misc["image_size"][view],
             "betas": np.zeros(10), "has_pose": 1, "has_hands": 1, "has_transl": 1, "frame": frames,
-            "mesh": template, "gender": GENDERS.index(gender), "sequence": f"{subject}/{sequence}",
-            "person": view}
+            "mesh": template, "gender": official.GENDERS.index(gender), "person": view,
+            "sequence": f"{subject}/{sequence}"}
 
 
-class EHF(Pictures):
+class EHF(official.Pictures):
     """EHF (Pavlakos et al. 2019), one folder: 01_img.jpg, 01_align.ply, 01_2Djnt.json, ..., 100_...
 
     The truth is a mesh with SMPL-X's topology in the scanner's frame; `vertices(record)` returns it
@@ -419,7 +407,7 @@ class EHF(Pictures):
     HOME = "smpl-x.is.tue.mpg.de"
     ROTATION = (-2.98747896, 0.01172457, -0.05704687)  # axis-angle
     TRANSLATION = (-0.03609917, 0.43416458, 2.37101226)  # metres
-    K = intrinsics((1498.22426237, 1498.22426237), (790.263706, 578.90334))
+    K = official.intrinsics((1498.22426237, 1498.22426237), (790.263706, 578.90334))
 
     def find_sources(self) -> dict[str, list[Path]]:
         path = self.root / self.BOXES
@@ -427,15 +415,15 @@ class EHF(Pictures):
 
     def rows(self) -> Iterator[dict]:
         R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
-        motion, boxes = rigid(R.numpy(), np.array(self.TRANSLATION)), self._boxes()
+        motion, boxes = official.rigid(R.numpy(), np.array(self.TRANSLATION)), self._boxes()
         for path in sorted(self.sources["*_align.ply"], key=lambda path: int(path.name[:-10])):
             number = path.name[:-10]
             load_vertices(self.file(path))  # so that a damaged one is reported now
             people = self.json(f"{number}_2Djnt.json")["people"]
             keypoints = np.reshape(people[0]["pose_keypoints_2d"], (25, 3))
-            keypoints = with_confidence(keypoints[:, :2], keypoints[:, 2])
+            keypoints = official.with_confidence(keypoints[:, :2], keypoints[:, 2])
             extension = "jpg" if (self.root / f"{number}_img.jpg").is_file() else "png"
-            yield boxes_around(keypoints) | {
+            yield official.boxes_around(keypoints) | {
                 "image": f"{number}_img.{extension}", "K": self.K, "keypoints_2d": keypoints,
                 "world_to_camera": motion, "mesh": path.name, "frame": int(number)
             } | boxes.get(int(number), {})
@@ -447,7 +435,7 @@ class EHF(Pictures):
         content = self.json(self.BOXES)
         names = {item["id"]: item["file_name"] for item in content["images"]}
         return {int(names[item["image_id"]].rpartition("/")[2].partition("_")[0]):
-                xywh_box(item["body_bbox"]) for item in content["annotations"]}
+                official.xywh_box(item["body_bbox"]) for item in content["annotations"]}
 
     def vertices(self, record: np.ndarray) -> np.ndarray:
         """Return a record's true mesh (V, 3) in metres, in the camera's frame."""
