@@ -404,8 +404,7 @@ def check_mesh(vertices, faces) -> tuple[np.ndarray, np.ndarray]:
                          f"{len(vertices)}")
     if not np.isfinite(vertices).all():
         raise ValueError("vertices must be finite, some are NaN or infinite")
-    exact = np.result_type(vertices, np.float32)  # float32 or float64
-    return vertices.astype(exact, copy=False), faces.astype(np.int64, copy=False)
+    return _floats(vertices), faces.astype(np.int64, copy=False)
 
 
 def vertex_colors(colors, count: int) -> np.ndarray:
@@ -525,7 +524,7 @@ def write_predictions(path: str | Path, joints: Points, vertices: Points) -> Non
 
 def _floats(points: Points) -> np.ndarray:
     """Points as float32 or float64."""
-    points = points.numpy(force=True) if isinstance(points, Tensor) else points
+    points = to_numpy(points)
     return points.astype(np.result_type(points, np.float32), copy=False)
 
 
@@ -543,20 +542,20 @@ def _samples(samples: Sequence, count: int, name: str) -> np.ndarray:
     """Samples as one array (N, count, 3). ValueError names the first that does not fit."""
     if not isinstance(samples, list | np.ndarray):
         raise ValueError(f"{name}: expected a list with one entry per sample, got {samples!r:.40}")
-    arrays = [_sample(sample, count, f"{name}[{index}]") for index, sample in enumerate(samples)]
+    arrays = []
+    for index, sample in enumerate(samples):
+        try:
+            values = np.array(sample)  # without a dtype, so that text is not converted to numbers
+        except ValueError:  # lists of different lengths
+            values = np.array(None)
+        if values.shape != (count, 3) or values.dtype.kind not in "fiu":
+            raise ValueError(f"{name}[{index}]: expected {count} points of 3 numbers, "
+                             f"got {sample!r:.60}")
+        if not np.isfinite(values).all():
+            point = np.argwhere(~np.isfinite(values))[0, 0]
+            raise ValueError(f"{name}[{index}]: not finite at point {point}")
+        arrays.append(values)
     return np.stack(arrays) if arrays else np.empty((0, count, 3))
-
-
-def _sample(sample: Sequence, count: int, name: str) -> np.ndarray:
-    try:
-        values = np.array(sample)  # without a dtype, so that text is not converted to numbers
-    except ValueError:  # lists of different lengths
-        values = np.array(None)
-    if values.shape != (count, 3) or values.dtype.kind not in "fiu":
-        raise ValueError(f"{name}: expected {count} points of 3 numbers, got {sample!r:.60}")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name}: not finite at point {np.argwhere(~np.isfinite(values))[0, 0]}")
-    return values
 
 
 def read_json(path: str | Path) -> object:

@@ -319,6 +319,19 @@ def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float
                      "K": camera, "transl": keypoints[0] - rest_root}
 
 
+def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation, rng: np.random.Generator,
+                 joints: str = "smpl24", keypoint_set: str = "smpl45"
+                 ) -> tuple[dict[str, np.ndarray], float, bool]:
+    """Crop the picture (S, S, 3) of a body again by a recipe, and move its labels along.
+
+    Returns the sample, and roll and mirror of the crop.
+    """
+    size, names = len(sample["image"]), bodymodels.JOINT_SETS[keypoint_set]
+    homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"], names)
+    moved = move_body(sample, homography, roll, mirror, joints, keypoint_set)
+    return moved | {"image": warp(sample["image"], homography, size)}, roll, mirror
+
+
 SMPLX_JOINTS, SMPLX_KEYPOINTS = bodymodels.JOINT_SETS["smplx55"], bodymodels.JOINT_SETS["smplx76"]
 HANDS = ("right", "left")  # the order of all "hand" arrays of a sample
 ARMS, HAND_JOINTS, HAND_KEYPOINTS = (  # indices: (2, 8) and (2, 16) joints, (2, 21) keypoints
@@ -375,15 +388,11 @@ def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,
     All pictures turn by the same angle, since the camera turns; each has its own shift and scale.
     Mirroring exchanges the right and the left hand.
     """
-    size = len(sample["image"])
-    homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"],
-                                         SMPLX_KEYPOINTS)
-    moved = move_body(sample, homography, roll, mirror, "smplx55", "smplx76")
+    moved, roll, mirror = augment_body(sample, recipe, rng, "smplx55", "smplx76")
     hands = [move_hand({name: sample[name][hand] for name in sample if name.startswith("hand_")},
                        turn, recipe, rng) for hand, turn in enumerate((roll, -roll))]
     hands = hands[::-1] if mirror else hands
-    return moved | {"image": warp(sample["image"], homography, size)} | {
-        name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
+    return moved | {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
 
 
 def move_hand(hand: dict[str, np.ndarray], roll: float, recipe: Augmentation,

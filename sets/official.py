@@ -613,8 +613,7 @@ class OfficialPeople(KeyedDataset):
         points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # (0, 0, 0) has no pixel
         keypoints_2d = crops.to_pixels(points, K)
         size = image.shape[1], image.shape[0]
-        homography = self.pictures.crop(record, with_confidence(keypoints_2d, known), size,
-                                        rng)[0]
+        homography = self.pictures.crop(record, with_confidence(keypoints_2d, known), size, rng)[0]
         pose = np.tile(np.eye(3), (55, 1, 1))
         angles = record["pose"] if self.pictures.MODEL == "smplx" else record["pose"][:22]
         pose[:len(angles)] = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()

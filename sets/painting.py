@@ -47,8 +47,7 @@ def shade_surface(rng: np.random.Generator, surface: np.ndarray, normals: np.nda
 def random_skin(rng: np.random.Generator) -> np.ndarray:
     """Draw a skin colour (3,) between two of SKIN_TONES."""
     tone = rng.uniform(0, len(SKIN_TONES) - 1)
-    base = SKIN_TONES[int(tone)] + (tone % 1) * (SKIN_TONES[int(tone) + 1]
-                                                 - SKIN_TONES[int(tone)])
+    base = SKIN_TONES[int(tone)] + (tone % 1) * (SKIN_TONES[int(tone) + 1] - SKIN_TONES[int(tone)])
     return base * (1 + rng.normal(0, 0.05, 3))
 
 
@@ -277,8 +276,7 @@ def to_fill(color: np.ndarray) -> tuple[int, ...]:
     return tuple(int(255 * min(max(value, 0), 1)) for value in color)
 
 
-def cut(rng: np.random.Generator, source: Image.Image, size: int, turn: bool = True
-        ) -> Image.Image:
+def cut(rng: np.random.Generator, source: Image.Image, size: int, turn: bool = True) -> Image.Image:
     """Return a random part of a picture, stretched to size x size, mirrored and recoloured.
 
     turn: also turn it and view it in perspective, as is right for surfaces.

@@ -15,20 +15,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import bodymodels
-from sets import crops, painting
+from sets import crops, painting, samples
 from sets.augmentation import Augmentation
-from sets.samples import (
-    RENDERING,
-    Packed,
-    available_cores,
-    build_packed,
-    fingerprint,
-    follow_parent,
-    random_generator,
-)
 
 
-class Rendered(Packed):
+class Rendered(samples.Packed):
     """A data set of rendered pictures: on the fly, or once into a packed file.
 
     Subclasses have a dtype of records, and `render(index)`.
@@ -50,7 +41,7 @@ class Rendered(Packed):
         if cache is not None:
             settings = {name: getattr(self, name) for name in (
                 "split", "size", "length", "seed", *names.split())} | {"version": version}
-            name = f"{kind}_{self.split}_{self.size}_{fingerprint(settings)}.npy"
+            name = f"{kind}_{self.split}_{self.size}_{samples.fingerprint(settings)}.npy"
             self.path = Path(cache) / name
             self._packed = self.pack(progress)
 
@@ -67,17 +58,18 @@ class Rendered(Packed):
         return {name: record[name] for name in self.dtype.names}
 
     def pack(self, progress: bool = False) -> np.ndarray:
-        return build_packed(self.path, self.dtype, self.length, resume=True,
-                            fill=lambda records, start: self._fill(records, start, progress))
+        return samples.build_packed(
+            self.path, self.dtype, self.length, resume=True,
+            fill=lambda records, start: self._fill(records, start, progress))
 
     def _render_batch(self, indices: list[int]) -> np.ndarray:
         return np.stack([self.render(index) for index in indices])
 
     def _fill(self, records: np.ndarray, start: int, progress: bool) -> Iterator[int]:
         """Render the split from `start` on, on all cores; yield the number of records done."""
-        workers = available_cores() if self.length >= 256 else 0
+        workers = samples.available_cores() if self.length >= 256 else 0
         loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
-                            collate_fn=self._render_batch, worker_init_fn=follow_parent,
+                            collate_fn=self._render_batch, worker_init_fn=samples.follow_parent,
                             generator=torch.Generator())  # the loader would advance the global one
         batches = iter(loader)
         bar = tqdm(batches, f"Rendering {self.path.name}", unit="batch", disable=not progress,
@@ -253,9 +245,7 @@ def boundary_loop(faces: np.ndarray) -> np.ndarray:
     return np.array(loop)
 
 
-@cache
-def hand_surface() -> HandSurface:
-    return HandSurface()
+hand_surface = cache(HandSurface)
 
 
 class Scene(NamedTuple):
@@ -344,7 +334,7 @@ class RenderedHands(Rendered):
         self.open_cache(cache, "rendered_hands", "views in_plane sides", RENDER_VERSION, progress)
 
     def render(self, index: int) -> np.ndarray:
-        rng = random_generator(RENDERING, self.seed, self.split_id, index)
+        rng = samples.random_generator(samples.RENDERING, self.seed, self.split_id, index)
         scene = sample_scene(rng, self.size, self.views, self.in_plane, self.sides)
         image = painting.paint_background(rng, self.size).astype(np.float32)
         painting.paint_surface(image, scene.surface, hand_surface().faces, scene.K,

@@ -30,7 +30,7 @@ HEMS = (-0.42, -0.55, -0.62, -0.85, -1.02, -1.04, -1.06, -1.08)  # m, shorts to 
 class BodySurface:
     """A free body ("body" or "wholebody"), with masks of face, hair and arms on its template."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str = "body") -> None:
         self.model = bodymodels.load_model(name)
         self.faces = self.model.faces.numpy()
         self.template = self.model.v_template.numpy().astype(np.float64)
@@ -64,9 +64,7 @@ def _spot(points: np.ndarray, center: np.ndarray, radius: float) -> np.ndarray:
     return np.exp(-np.square((points - center) / radius).sum(1))
 
 
-@cache
-def body_surface(name: str = "body") -> BodySurface:
-    return BodySurface(name)
+body_surface = cache(BodySurface)
 
 
 class BodyScene(NamedTuple):
@@ -139,8 +137,7 @@ def sample_transl(rng: np.random.Generator, vertices: np.ndarray, keypoints: np.
     return np.array([*-center, crops.BODY_FOCAL * side]).astype(np.float32)
 
 
-def dress(rng: np.random.Generator, scene: BodyScene, name: str
-          ) -> tuple[np.ndarray, np.ndarray]:
+def dress(rng: np.random.Generator, scene: BodyScene, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the clothed surface (V, 3) of a scene's body and its shaded colours (V, 3).
 
     Skin, face, hair, shirt, trousers or dress, and shoes, each of random cut.
@@ -323,20 +320,10 @@ class RenderedBodies(RenderedPoses):
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         sample = self.arrays(index)
         if self.augmentation is not None and self.augmentation.moves:
-            sample = augment_body(sample, self.augmentation, rng)
+            sample = crops.augment_body(sample, self.augmentation, rng)[0]
         sample["image"] = sample["image"].transpose(2, 0, 1)
         valid = crops.inside(sample["keypoints_2d"], self.size, self.size)
         return sample | self.KNOWN | {"keypoints_valid": valid}
-
-
-def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation,
-                 rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Crop the picture (S, S, 3) of a body again by a recipe, and move its labels along."""
-    size = len(sample["image"])
-    homography, roll, mirror = crops.draw_crop(rng, recipe, size, sample["keypoints_2d"],
-                                               crops.SMPL_KEYPOINTS)
-    return crops.move_body(sample, homography, roll, mirror) | {
-        "image": crops.warp(sample["image"], homography, size)}
 
 
 @cache
