@@ -103,6 +103,7 @@ HMR2_SETS = ("h36m-train", "mpii-train", "coco-train-2014-pruned",
              "coco-train-2014-vitpose-pruned", "mpi-inf-train-pruned",
              "ava-train-midframes-1fps-vitpose", "aic-train-vitpose",
              "insta-train-vitpose-replicate")
+PEOPLE_SETS = (("h36m-smplx", "h36m"), ("rich", "rich"), ("bedlam", "bedlam"))
 # {name: {(data set, its folder below the root): weight}}
 MIXTURES: dict[str, dict[tuple[str, str], float]] = {
     # GenHMR's "SD" with HMR2.0a's weights
@@ -116,11 +117,9 @@ MIXTURES: dict[str, dict[tuple[str, str], float]] = {
         0.1, 0.1, 0.1, 0.1, 0.04, 0.13, 0.13, 0.12), strict=True))) | {("bedlam", "bedlam"): 0.18},
     # HMR-Adapter's, with samples as of RenderedPeople; equal weights are our choice. Its hands come
     # from the sets of bodies and from two sets of hands
-    "hmr-adapter-body": {("h36m-smplx", "h36m"): 1.0, ("rich", "rich"): 1.0,
-                         ("bedlam", "bedlam"): 1.0},
-    "hmr-adapter-hands": {("h36m-smplx", "h36m"): 1.0, ("rich", "rich"): 1.0,
-                          ("bedlam", "bedlam"): 1.0, ("freihand", "freihand"): 1.0,
-                          ("interhand", "interhand"): 1.0},
+    "hmr-adapter-body": dict.fromkeys(PEOPLE_SETS, 1.0),
+    "hmr-adapter-hands": dict.fromkeys((*PEOPLE_SETS, ("freihand", "freihand"),
+                                        ("interhand", "interhand")), 1.0),
     # HaMeR's
     "hamer": _shards("hamer-tars", {
         "freihand-train": 0.25, "interhand26m-train": 0.25, "mtc-train": 0.1, "cocow-train": 0.1,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import reduce
 from os import fsdecode
 from pathlib import Path
 from xml.etree import ElementTree
@@ -205,8 +206,9 @@ class Human36MSMPLX(official.Pictures):
                 picture = pictures[item["image_id"]]
                 place = [str(picture[f"{kind}_idx"]) for kind in ("action", "subaction", "frame")]
                 if picture["frame_idx"] % self.options["stride"] == 0:
-                    yield self._person(item, picture, cameras[str(picture["cam_idx"])],
-                                       _nested(joints, place), _nested(fits, place))
+                    world, fit = (reduce(lambda tree, key: (tree or {}).get(key), place, tree)
+                                  for tree in (joints, fits))  # None where a key is missing
+                    yield self._person(item, picture, cameras[str(picture["cam_idx"])], world, fit)
 
     def _person(self, item: dict, picture: dict, camera: dict, world: list | None,
                 fit: dict | None) -> dict:
@@ -225,13 +227,6 @@ class Human36MSMPLX(official.Pictures):
             row |= self.neural_annot(fit)
             row["pose"][:1] = official.rotate_root(R, row["pose"][:1])
         return row
-
-
-def _nested(tree: dict, keys: Sequence[str]) -> object:
-    """Return tree[a][b][c], or None where a key is missing."""
-    for key in keys:
-        tree = tree.get(key) if tree else None
-    return tree
 
 
 class BEDLAM(official.Pictures):
@@ -402,16 +397,12 @@ class EHF(official.Pictures):
     """
 
     SPLITS, COUNTS = {"test": "test"}, {"test": 100}
-    SOURCES = ("*_align.ply", "*_2Djnt.json")
-    JOINTS, MODEL, BOXES = "openpose25", "smplx", "EHF.json"
+    SOURCES, OPTIONAL = ("*_align.ply", "*_2Djnt.json"), ("EHF.json",)
+    JOINTS, MODEL = "openpose25", "smplx"
     HOME = "smpl-x.is.tue.mpg.de"
     ROTATION = (-2.98747896, 0.01172457, -0.05704687)  # axis-angle
     TRANSLATION = (-0.03609917, 0.43416458, 2.37101226)  # metres
     K = official.intrinsics((1498.22426237, 1498.22426237), (790.263706, 578.90334))
-
-    def find_sources(self) -> dict[str, list[Path]]:
-        path = self.root / self.BOXES
-        return super().find_sources() | ({path.name: [path]} if path.is_file() else {})
 
     def rows(self) -> Iterator[dict]:
         R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
@@ -430,9 +421,9 @@ class EHF(official.Pictures):
 
     def _boxes(self) -> dict[int, dict[str, np.ndarray]]:
         """Return the boxes of SMPLer-X's file by the number of the picture."""
-        if self.BOXES not in self.sources:
+        if "EHF.json" not in self.sources:
             return {}
-        content = self.json(self.BOXES)
+        content = self.json("EHF.json")
         names = {item["id"]: item["file_name"] for item in content["images"]}
         return {int(names[item["image_id"]].rpartition("/")[2].partition("_")[0]):
                 official.xywh_box(item["body_bbox"]) for item in content["annotations"]}

@@ -187,6 +187,7 @@ class Official(Packed):
 
     SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
     SOURCES: tuple[str, ...]  # patterns of files that must be there; {split} is replaced
+    OPTIONAL: tuple[str, ...] = ()  # files that are read if they are there
     OPTIONS: dict = {}  # names and defaults
     HOME = ""  # where to get the data set
     dtype: np.dtype  # of records
@@ -216,13 +217,14 @@ class Official(Packed):
         self.records()
 
     def find_sources(self) -> dict[str, list[Path]]:
-        """Return the files that match each pattern of SOURCES."""
+        """Return the files that match each pattern of SOURCES, then those of OPTIONAL."""
         sources = {}
         for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
             sources[pattern] = sorted(self.root.glob(pattern))
             if not sources[pattern]:
                 raise self.missing(self.root / pattern)
-        return sources
+        return sources | {name: [self.root / name] for name in self.OPTIONAL
+                          if (self.root / name).is_file()}
 
     def first_sources(self) -> list[Path]:
         """Return the files of the first pattern."""

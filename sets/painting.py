@@ -89,7 +89,7 @@ def paint_background(rng: np.random.Generator, size: int) -> np.ndarray:
         grid = int(rng.integers(6, max(side // 2, 7)))
         texture = rng.normal(0, 1, (grid, grid)) * rng.uniform(5, 25) + 128
         picture += _enlarge(texture, side)[..., None].astype(np.float32) - 128
-    canvas = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+    canvas = to_image(picture)
     draw = ImageDraw.Draw(canvas)
     for _ in range(int(rng.integers(0, 12))):
         draw_shape(draw, rng, side, rng.uniform(-0.1, 1.1, 2), rng.uniform(0.03, 0.4))
@@ -102,8 +102,7 @@ def random_color(rng: np.random.Generator) -> np.ndarray:
 
 
 def _enlarge(values: np.ndarray, side: int) -> np.ndarray:
-    small = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    return np.asarray(small.resize((side, side), Image.Resampling.BICUBIC))
+    return np.asarray(to_image(values).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
@@ -115,7 +114,7 @@ def draw_shape(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int,
     """
     tone = SKIN_TONES[rng.integers(len(SKIN_TONES))] * rng.uniform(0.5, 1.1)
     color = tone if rng.random() < 0.3 else random_color(rng)
-    fill = tuple(int(255 * min(value, 1)) for value in color) if fill is None else fill
+    fill = to_fill(color) if fill is None else fill
     (x, y), radius = center * side, radius * side
     kind = rng.integers(3)
     if kind == 0:

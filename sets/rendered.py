@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -339,7 +338,7 @@ class RenderedHands(Rendered):
         image = painting.paint_background(rng, self.size).astype(np.float32)
         painting.paint_surface(image, scene.surface, hand_surface().faces, scene.K,
                                shade(rng, scene.surface))
-        picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+        picture = painting.to_image(image)
         painting.occlude(rng, picture)
         record = np.zeros((), self.dtype)
         record["image"] = painting.add_lens_and_noise(rng, picture)

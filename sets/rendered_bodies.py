@@ -455,7 +455,7 @@ class Person:
         for surface, colors in self.before:
             hides = painting.paint_surface(image, surface, body_surface().faces, K, colors) < np.inf
             depth[hides] = 0
-        picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
+        picture = painting.to_image(image)
         bare = np.array(picture)
         for occluder in self.occluders:
             draw_occluder(picture, occluder, view, self.sources)

@@ -46,22 +46,19 @@ class Shards(Pictures):
     """
 
     SPLITS = {"train": ""}
-    SOURCES = ("*.tar",)
+    SOURCES, OPTIONAL = ("*.tar",), ("exclude.txt",)
     EXTENSIONS = ("jpg", "jpeg", "png")
 
-    def find_sources(self) -> dict[str, list[Path]]:
-        path = self.root / "exclude.txt"
-        self.excluded = set(path.read_text().split()) if path.is_file() else set()
-        return super().find_sources() | ({path.name: [path]} if path.is_file() else {})
-
     def rows(self) -> Iterator[np.ndarray]:
+        excluded = {key for path in self.sources.get("exclude.txt", ())
+                    for key in self.file(path).read_text().split()}
         for path in self.sources["*.tar"]:
             for key, parts in shard_items(self.file(path.name)):
                 unknown = set(parts) - {*self.EXTENSIONS, "data.pyd", "detection.npz"}
                 if unknown:
                     raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
                 picture = next((parts[name] for name in self.EXTENSIONS if name in parts), None)
-                if picture is None or key.rpartition("/")[2] in self.excluded:
+                if picture is None or key.rpartition("/")[2] in excluded:
                     continue
                 try:
                     people = safe_unpickle(bytes_of(path, *parts["data.pyd"]).read())
