@@ -8,20 +8,11 @@ from pathlib import Path
 import numpy as np
 
 import bodymodels
+from sets import official
 from sets.crops import NUM_JOINTS, NUM_VERTICES, inside, to_pixels
-from sets.official import (
-    Pictures,
-    boxes_around,
-    intrinsics,
-    official_body,
-    read_npz,
-    rigid,
-    rotate_root,
-    with_confidence,
-)
 
 
-class FreiHAND(Pictures):
+class FreiHAND(official.Pictures):
     """FreiHAND (Zimmermann et al. 2019), version 2, in its official layout.
 
     root: the folder of training/, evaluation/ and their .json files. Training has four backgrounds
@@ -77,8 +68,8 @@ class FreiHAND(Pictures):
         columns = {"image": [f"{self.split}/rgb/{number:08d}.jpg" for number in range(len(K))],
                    "side": 1, "K": K}
         if "xyz" in numbers:
-            columns["keypoints_3d"] = with_confidence(numbers["xyz"])
-            columns["keypoints_2d"] = with_confidence(to_pixels(numbers["xyz"], K))
+            columns["keypoints_3d"] = official.with_confidence(numbers["xyz"])
+            columns["keypoints_2d"] = official.with_confidence(to_pixels(numbers["xyz"], K))
         if "verts" in numbers:
             columns["vertices"] = numbers["verts"]
         if "mano" in numbers:
@@ -118,7 +109,7 @@ def read_yaml(path: Path) -> dict:
     return yaml.safe_load(path.read_text())
 
 
-class DexYCB(Pictures):
+class DexYCB(official.Pictures):
     """DexYCB (Chao et al. 2021): 20200709-subject-01/ to 20201022-subject-10/ and calibration/.
 
     The splits are those of setup s0: every fifth sequence of a subject is not for training; of
@@ -149,7 +140,7 @@ class DexYCB(Pictures):
         source = super().annotated(index)
         if not source["mesh_valid"] or self.options["given_joints"]:
             return source
-        right = official_body(self.models, None, False, family="mano", gender="neutral",
+        right = official.official_body(self.models, None, False, family="mano", gender="neutral",
                               side="right", tips=self.TIPS)
         joints = right.keypoint_regressor.numpy() @ source["vertices"]
         keypoints = to_pixels(joints, source["K"])
@@ -181,26 +172,28 @@ class DexYCB(Pictures):
         side, labels, frames = meta["mano_sides"][0], [], []
         for frame in range(meta["num_frames"]):
             path = self.file(sequence / serial / f"labels_{frame:06d}.npz")
-            label = [array[0] for array in read_npz(path, "pose_m", "joint_3d", "joint_2d")]
+            arrays = official.read_npz(path, "pose_m", "joint_3d", "joint_2d")
+            label = [array[0] for array in arrays]
             if not (label[1] == -1).all():
                 labels.append(label)
                 frames.append(frame)
         if not frames:
             return
         pose, joints, keypoints = map(np.stack, zip(*labels, strict=True))
+        keypoints = official.with_confidence(keypoints)
         absolute = self.absolute(pose[:, :48], side=side)
         folder = (sequence / serial).relative_to(self.root).as_posix()
-        yield boxes_around(with_confidence(keypoints)) | {
+        yield official.boxes_around(keypoints) | {
             "image": [f"{folder}/color_{frame:06d}.jpg" for frame in frames],
             "image_size": (640, 480), "sequence": sequence.name,
-            "K": intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"])),
-            "keypoints_2d": with_confidence(keypoints), "keypoints_3d": with_confidence(joints),
+            "K": official.intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"])),
+            "keypoints_2d": keypoints, "keypoints_3d": official.with_confidence(joints),
             "betas": betas, "has_betas": 1, "transl": pose[:, 48:], "has_transl": 1,
             "side": int(side == "right"), "person": number + np.array(frames), "frame": frames,
         } | ({} if absolute is None else {"pose": absolute, "has_pose": 1, "has_hands": 1})
 
 
-class InterHand(Pictures):
+class InterHand(official.Pictures):
     """InterHand2.6M (Moon et al. 2020): images/ and annotations/, the 5 or the 30 fps release.
 
     Each hand is a sample; each of an interacting pair has the box of its own projected joints.
@@ -243,19 +236,20 @@ class InterHand(Pictures):
         if not valid[0]:
             return
         R, t = camera["camrot"], -camera["camrot"] @ camera["campos"] / 1000
-        K = intrinsics(camera["focal"], camera["princpt"])
+        K = official.intrinsics(camera["focal"], camera["princpt"])
         points = world[order] / 1000 @ R.T + t
-        keypoints = with_confidence(to_pixels(np.where(valid[:, None] > 0, points, 1.0), K), valid)
-        row = boxes_around(keypoints) | {
+        pixels = to_pixels(np.where(valid[:, None] > 0, points, 1.0), K)
+        keypoints = official.with_confidence(pixels, valid)
+        row = official.boxes_around(keypoints) | {
             "image": f"images/{self.split}/{picture['file_name']}", "K": K,
-            "image_size": (picture["width"], picture["height"]), "keypoints_2d": keypoints,
-            "keypoints_3d": with_confidence(points, valid), "side": int(side == "right"),
-            "world_to_camera": rigid(R, t), "person": person, "frame": picture["frame_idx"],
+            "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
+            "keypoints_3d": official.with_confidence(points, valid), "side": int(side == "right"),
+            "world_to_camera": official.rigid(R, t), "person": person, "keypoints_2d": keypoints,
             "sequence": f"{picture['capture']}/{picture['seq_name']}"}
         if fit:
             row |= {"betas": fit["shape"], "transl": fit["trans"], "has_betas": 1, "has_transl": 1}
             pose = self.absolute(np.array(fit["pose"]).reshape(1, 16, 3), side=side)
             if pose is not None:
-                pose[:, 0] = rotate_root(R, pose[:, 0])
+                pose[:, 0] = official.rotate_root(R, pose[:, 0])
                 row |= {"pose": pose[0], "has_pose": 1, "has_hands": 1}
         yield row
