@@ -141,7 +141,7 @@ class DexYCB(official.Pictures):
         if not source["mesh_valid"] or self.options["given_joints"]:
             return source
         right = official.official_body(self.models, None, False, family="mano", gender="neutral",
-                              side="right", tips=self.TIPS)
+                                       side="right", tips=self.TIPS)
         joints = right.keypoint_regressor.numpy() @ source["vertices"]
         keypoints = to_pixels(joints, source["K"])
         return source | {"joints": joints, "keypoints_2d": keypoints, "keypoints_valid": inside(

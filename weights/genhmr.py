@@ -13,77 +13,69 @@ from torch import Tensor
 from genhmr import Config, GenHMR, Tokenizer, TokenizerConfig
 from networks import fast
 from networks.small_encoder import SmallEncoder, link
-from weights.files import (
-    build_and_load,
-    from_checkpoint,
-    load_weights,
-    names_its_file,
-    part_of,
-    read_checkpoint,
-    require,
-)
+from weights import files
 
 
-@names_its_file
+@files.names_its_file
 def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
     """Load a checkpoint of stage 2, with its tokenizer, in evaluation mode on the CPU.
 
     source: a file of train.py or its content, {"model": state dict, "config": asdict(config)}.
     Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
     """
-    state, config = read_checkpoint(source)
-    require(config is not None and any(name.startswith("transformer.") for name in state),
-            "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes stage 1's, "
-            "load_backbone the weights of a ViT alone)")
+    state, config = files.read_checkpoint(source)
+    files.require(config is not None and any(name.startswith("transformer.") for name in state),
+                  "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes "
+                  "stage 1's, load_backbone the weights of a ViT alone)")
     sizes = state.get("backbone.sizes")
 
     def build(config: Config) -> GenHMR:
         encoder = None if sizes is None else build_encoder(sizes, state).requires_grad_(False)
         return fast.replace(link(GenHMR(config, encoder)))
 
-    return from_checkpoint(build, Config, config, state)
+    return files.from_checkpoint(build, Config, config, state)
 
 
-@names_its_file
+@files.names_its_file
 def load_tokenizer(source: str | PathLike | Mapping) -> Tokenizer:
     """Load the tokenizer of a checkpoint of stage 1 or 2; all else as of load_checkpoint."""
-    state, config = read_checkpoint(source)
+    state, config = files.read_checkpoint(source)
     if "tokenizer.quantiser.codebook" in state and isinstance(config, Mapping):  # of stage 2
-        state, config = part_of(state, "tokenizer."), config.get("tokenizer")
-    require(config is not None and any(name.startswith("quantiser.") for name in state),
-            "no tokenizer in this checkpoint: expected train.py's of stage 1 or 2")
-    return from_checkpoint(Tokenizer, TokenizerConfig, config, state)
+        state, config = files.part_of(state, "tokenizer."), config.get("tokenizer")
+    files.require(config is not None and any(name.startswith("quantiser.") for name in state),
+                  "no tokenizer in this checkpoint: expected train.py's of stage 1 or 2")
+    return files.from_checkpoint(Tokenizer, TokenizerConfig, config, state)
 
 
-@names_its_file
+@files.names_its_file
 def load_encoder(source: str | PathLike | Mapping) -> SmallEncoder:
     """Load the SmallEncoder of a checkpoint of --stage encoder or of stage 2, likewise."""
-    state, _ = read_checkpoint(source)
-    state = part_of(state, "backbone.") or state
-    require("sizes" in state, "no small encoder in this checkpoint: expected train.py's of --stage "
-                              "encoder, or of --stage transformer with its preset cpu")
-    return build_and_load(lambda: build_encoder(state["sizes"], state),
-                          "the encoder's sizes in this checkpoint are damaged", state)
+    state, _ = files.read_checkpoint(source)
+    state = files.part_of(state, "backbone.") or state
+    files.require("sizes" in state, "no small encoder in this checkpoint: expected train.py's of "
+                  "--stage encoder, or of --stage transformer with its preset cpu")
+    return files.build_and_load(lambda: build_encoder(state["sizes"], state),
+                                "the encoder's sizes in this checkpoint are damaged", state)
 
 
 def build_encoder(sizes: Tensor, state: Mapping[str, Tensor]) -> SmallEncoder:
     """Build the SmallEncoder with these sizes; ValueError if `state` has fewer blocks."""
     # Each block has tensors of its own. Without this check, damaged sizes build endless blocks
-    require(sizes.shape == (7,) and sizes[4] <= len(state), "the encoder's sizes in this "
-            "checkpoint are damaged: expected four widths, blocks, pooled features, width of the "
-            f"lift, got {sizes.tolist()}")
+    files.require(sizes.shape == (7,) and sizes[4] <= len(state), "the encoder's sizes in this "
+                  "checkpoint are damaged: expected four widths, blocks, pooled features, width of "
+                  f"the lift, got {sizes.tolist()}")
     return SmallEncoder.of_sizes(sizes)
 
 
-@names_its_file
+@files.names_its_file
 def load_backbone(model: GenHMR, source: str | PathLike | Mapping) -> None:
     """Load the encoder of a 4D-Humans, TokenHMR or ViTPose checkpoint, or a bare one.
 
     Heads, discriminators and body models are left out, and printed. Errors as of load_checkpoint.
     """
-    state, _ = read_checkpoint(source)
-    own = part_of(state, "backbone.")
+    state, _ = files.read_checkpoint(source)
+    own = files.part_of(state, "backbone.")
     unused = sorted({name.split(".")[0] for name in state if own and name[:9] != "backbone."})
-    load_weights(model.backbone, own or state)
+    files.load_weights(model.backbone, own or state)
     if unused:
         print(f"left out, no part of the encoder: {', '.join(unused)}")
