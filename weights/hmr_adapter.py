@@ -13,8 +13,20 @@ import torch
 from torch import Tensor, nn
 
 import bodymodels
-import hmr_adapter as hmr
 from files import load_arrays
+from hmr_adapter import (
+    Adapter,
+    BodyAdapter,
+    BodyConfig,
+    BodyExpert,
+    BodyExpertConfig,
+    Config,
+    HandAdapter,
+    HandConfig,
+    HandExpert,
+    HandExpertConfig,
+    HMRAdapter,
+)
 from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
 from weights.files import (
     from_checkpoint,
@@ -25,8 +37,8 @@ from weights.files import (
     require,
 )
 
-CONFIG_CLASSES = {"expert.mano_head.": hmr.HandConfig, "mano_head.": hmr.HandExpertConfig,
-                  "expert.encoder.": hmr.BodyConfig, "encoder.": hmr.BodyExpertConfig}
+CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
+                  "expert.encoder.": BodyConfig, "encoder.": BodyExpertConfig}
 SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
     (r"^(module\.)+", ""), (r"^backbone\.", "encoder."),
     (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
@@ -34,7 +46,7 @@ SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
 
 @names_its_file
 def load_checkpoint(source: str | PathLike | Mapping
-                    ) -> hmr.HandExpert | hmr.BodyExpert | hmr.HandAdapter | hmr.BodyAdapter:
+                    ) -> HandExpert | BodyExpert | HandAdapter | BodyAdapter:
     """Load the model of one of train.py's checkpoints, in evaluation mode on the CPU.
 
     source: a file or its content, {"model": state dict, "config": dataclasses.asdict(config)}.
@@ -50,14 +62,14 @@ def load_checkpoint(source: str | PathLike | Mapping
 
 
 @names_its_file
-def load_encoder(expert: hmr.HandExpert | hmr.BodyExpert, source: str | PathLike | Mapping) -> None:
+def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mapping) -> None:
     """Give a small expert the encoder of a checkpoint.
 
     A hand expert takes that of SimpleHand's network for photographs, a whole-body expert GenHMR's,
     alone or inside a checkpoint of GenHMR. Raises like load_checkpoint.
     """
     state, _ = read_checkpoint(source)
-    if isinstance(expert, hmr.HandExpert):
+    if isinstance(expert, HandExpert):
         encoder, expected = expert.backbone.patch_embed, "one like assets/simplehand_views_cpu.pt"
         state = {f"hand.{name}": value for name, value in state.items()}
         state["regressor"] = bodymodels.load_model("hand_right").keypoint_regressor
@@ -74,7 +86,7 @@ def load_encoder(expert: hmr.HandExpert | hmr.BodyExpert, source: str | PathLike
 
 @names_its_file
 def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
-                hand_mean: Tensor | None = None) -> hmr.HandExpert | hmr.BodyExpert:
+                hand_mean: Tensor | None = None) -> HandExpert | BodyExpert:
     """Load the expert of train.py's checkpoint, also out of an adapter or rival, or a released one.
 
     kind: HandExpert, which HaMeR has released, or BodyExpert, as SMPLer-X-H. source: a file or its
@@ -86,13 +98,13 @@ def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
         if isinstance(config, Mapping) and "expert" in config:
             state, config = part_of(state, "expert."), config["expert"]
         return expert_of(load_checkpoint({"model": state, "config": config}), kind)
-    hands = kind is hmr.HandExpert
+    hands = kind is HandExpert
     for pattern, name in () if hands else SMPLER_X_NAMES:
         state = {re.sub(pattern, name, key): value for key, value in state.items()}
     part, authors = ("mano_head.", "HaMeR") if hands else ("body_regressor.", "SMPLer-X")
     require(any(name.startswith(part) for name in state),
             f"no {kind.__name__} in this checkpoint: expected train.py's or {authors}'s")
-    expert = kind(hmr.HandExpertConfig() if hands else hmr.BodyExpertConfig())
+    expert = kind(HandExpertConfig() if hands else BodyExpertConfig())
     unreleased = {name: value for name, value in expert.state_dict().items()
                   if re.search(r"(hand_mean|num_batches_tracked)$", name)}
     load_weights(expert, unreleased | state,
@@ -106,8 +118,8 @@ def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
     return expert.eval()
 
 
-load_hand_expert = functools.partial(load_expert, hmr.HandExpert)
-load_body_expert = functools.partial(load_expert, hmr.BodyExpert)
+load_hand_expert = functools.partial(load_expert, HandExpert)
+load_body_expert = functools.partial(load_expert, BodyExpert)
 
 
 def hand_mean(model: str | PathLike) -> Tensor | None:
@@ -131,7 +143,7 @@ def expert_of(model: nn.Module, kind: type) -> nn.Module:
 
 
 @names_its_file
-def load_path(kind: type[hmr.Adapter], source: str | PathLike | Mapping, **options) -> hmr.Adapter:
+def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) -> Adapter:
     """Load one path: an adapter or rival of train.py, or an expert alone, also a released one.
 
     kind: HandAdapter or BodyAdapter. options: of load_expert, for released weights. Other arguments
@@ -145,15 +157,14 @@ def load_path(kind: type[hmr.Adapter], source: str | PathLike | Mapping, **optio
                 f"this checkpoint has a {type(model).__name__}: expected a {kind.__name__}")
         return model
     inside, alone, config_class = {
-        hmr.HandAdapter: (hmr.HandExpert, FineTunedHand, hmr.HandConfig),
-        hmr.BodyAdapter: (hmr.BodyExpert, FineTunedBody, hmr.BodyConfig)}[kind]
+        HandAdapter: (HandExpert, FineTunedHand, HandConfig),
+        BodyAdapter: (BodyExpert, FineTunedBody, BodyConfig)}[kind]
     expert = load_expert(inside, content, **options)
     return alone(config_class(expert=expert.config, inject="none"), expert).eval()
 
 
-def load_paths(hand: str | PathLike, body: str | PathLike, *,
-               hand_mean: Tensor | None = None) -> hmr.HMRAdapter:
+def load_paths(hand: str | PathLike, body: str | PathLike, *, hand_mean: Tensor | None = None
+               ) -> HMRAdapter:
     """Load both paths, see load_path, for evaluation; two experts are the paper's baseline."""
-    paths = [load_path(hmr.HandAdapter, hand),
-             load_path(hmr.BodyAdapter, body, hand_mean=hand_mean)]
-    return hmr.HMRAdapter(hmr.Config(*(path.config for path in paths)), *paths).eval()
+    paths = (load_path(HandAdapter, hand), load_path(BodyAdapter, body, hand_mean=hand_mean))
+    return HMRAdapter(Config(*(path.config for path in paths)), *paths).eval()
