@@ -210,9 +210,3 @@ def time_gpu(arguments: argparse.Namespace) -> None:
                 print(f"  at most {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
             except torch.cuda.OutOfMemoryError as error:
                 print(f"{name}, {preset}: {error!r:.80}")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Run the benchmark of this name."""
-    {"simplehand": time_simplehand, "genhmr": time_genhmr, "geometry": time_geometry,
-     "gpu": time_gpu}[arguments.name](arguments)
