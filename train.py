@@ -75,7 +75,7 @@ from torch.utils.data import DataLoader, Dataset
 import bodymodels
 from sets.samples import follow_parent
 from tasks import genhmr, hmr_adapter, simplehand
-from tasks.base import EVALUATIONS, Predictions, Scores, Task
+from tasks.base import EVALUATIONS, Predictions, Scores, Task, parameter_groups
 from tasks.files import (
     Journal,
     add_scores,
@@ -108,6 +108,7 @@ TASKS: dict[str, type[Task]] = {  # by model, or by model-stage
     for model, paper in PAPERS.items() for stage, task in paper.STAGES.items()}
 Value = TypeVar("Value")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
+COUNTERS = "step", "position", "skipped", "seconds"  # of a Trainer
 BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline
 
 # --------------------------------------------------------------------- functions of the step
@@ -175,9 +176,12 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
     except RuntimeError as error:
         if "DataLoader worker" not in str(error) or "Traceback" in str(error):
             raise
+        path = "/dev/shm"
+        size = (f", of which {path} has {shutil.disk_usage(path).total / 2**20:,.0f} MiB"
+                if os.path.isdir(path) else "")
         raise RuntimeError(
-            f"a data worker died ({error}). Batches travel through shared memory{shared_memory()}: "
-            "in a container give it more (docker run --shm-size=16g), else try fewer --workers; "
+            f"a data worker died ({error}). Batches travel through shared memory{size}: in a "
+            "container give it more (docker run --shm-size=16g), else try fewer --workers; "
             "--workers 0 needs none") from error
     finally:
         if world.workers:  # they ignore SIGTERM, and an error's traceback would keep them alive
@@ -187,14 +191,6 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
 def share(task: Task, world: World) -> int:
     """Return the number of samples that one process computes at once."""
     return task.config.batch_size // (world.size * task.settings.accumulate)
-
-
-def shared_memory() -> str:
-    """Describe the size of the shared memory, where the system tells it."""
-    path = "/dev/shm"
-    if not os.path.isdir(path):
-        return ""
-    return f", of which {path} has {shutil.disk_usage(path).total / 2**20:,.0f} MiB"
 
 
 # ----------------------------------------------------------------------------- training step
@@ -233,7 +229,7 @@ class Trainer:
                 self.called, [device] if device.type == "cuda" else None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.optimizer = torch.optim.AdamW(
-            task.parameter_groups(self.model), lr=config.learning_rate, fused=True)
+            parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True)
         self.buffers = [buffer.clone() for buffer in self.model.buffers()]  # before the step
         self.step = 0  # finished optimiser steps
         self.position = 0  # samples seen
@@ -299,10 +295,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "schedule": {"kind": self.config.schedule, "step": self.step},
             "rng": {"seed": self.settings.seed, "step": self.step},
-            "step": self.step,
-            "position": self.position,
-            "skipped": self.skipped,
-            "seconds": self.seconds,
+            **{name: getattr(self, name) for name in COUNTERS},
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
@@ -310,7 +303,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        for name in ("step", "position", "skipped", "seconds"):
+        for name in COUNTERS:
             setattr(self, name, state[name])
 
 
@@ -374,26 +367,14 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
 
 
 @contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """In this context SIGTERM does what Ctrl-C does: it raises KeyboardInterrupt."""
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def on_signals(handler: Callable, *numbers: signal.Signals) -> Iterator[None]:
+    """In this context the handler receives these signals."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
-@contextlib.contextmanager
-def signals_noted() -> Iterator[list[str]]:
-    """In this context SIGTERM and Ctrl-C only add their names to a list."""
-    received: list[str] = []
-    handlers = {number: signal.signal(number, lambda number, _: received.append(
-        signal.Signals(number).name)) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> bool:
@@ -622,7 +603,9 @@ def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, 
         return world, True
     trainer = Trainer(task, world, model, arguments.compile)
     begin(trainer, run)
-    with signals_noted() as signals:
+    signals: list[str] = []
+    with on_signals(lambda number, _: signals.append(signal.Signals(number).name),
+                    signal.SIGTERM, signal.SIGINT):
         done = train(trainer, about, signals)
     if done:
         announce(f"\n{trainer.step} steps took {timedelta(seconds=round(trainer.seconds))}")
@@ -634,16 +617,7 @@ def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, 
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and whose help shows defaults."""
-
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter,
-                    argparse.RawDescriptionHelpFormatter):
-        """Keeps the line breaks of the description; leaves out defaults that say nothing."""
-
-        def _get_help_string(self, action: argparse.Action) -> str:
-            if action.default in (None, False, []):
-                return action.help
-            return super()._get_help_string(action)
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         fail(f"{message}; see --help")
@@ -655,19 +629,17 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
                             if name.partition("-")[0] in argv)
     configs |= dict.fromkeys([Settings] * bool(configs))
     parser = Parser(
-        prog="train.py", formatter_class=Parser.Formatter, description=__doc__,
+        prog="train.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
         epilog="Fields of --set:\n\n" + "\n".join(map(inspect.getsource, configs)) if configs else
         "Add --model to see the fields of --set.")
-    add_run_flags(parser.add_argument_group("run"))
-    add_data_flags(parser.add_argument_group("data"))
-    add_process_flags(parser.add_argument_group("processes and files"))
+    add_flags(parser)
     of_tasks = {name: spec for task in TASKS.values() for name, spec in task.ARGUMENTS.items()}
-    group = parser.add_argument_group("of some papers or stages")
+    add = parser.add_argument_group("of some papers or stages").add_argument
     for name, spec in of_tasks.items():
         helps = {task.ARGUMENTS[name]["help"]: label.partition("-")[0]
                  for label, task in TASKS.items() if name in task.ARGUMENTS}
         text = "; ".join(f"{model}: {text}" for text, model in helps.items())
-        group.add_argument(f"--{name.replace('_', '-')}", **spec | {"help": text})
+        add(f"--{name.replace('_', '-')}", **spec | {"help": text})
     arguments = parser.parse_args(argv)
     arguments.argv = argv
     arguments.name = "-".join(filter(None, (arguments.model, arguments.stage)))
@@ -676,9 +648,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def add_run_flags(group: argparse._ArgumentGroup) -> None:
-    """Flags that say what to train or evaluate."""
-    add = group.add_argument
+def add_flags(parser: Parser) -> None:
+    """Add the flags that all papers and stages have."""
+    add = parser.add_argument_group("run").add_argument
     add("--model", required=True, choices=list(PAPERS), help="the paper")
     add("--stage", help="of a paper that is trained in stages: "
         + ", ".join(name.replace("-", ": ", 1) for name in TASKS if "-" in name))
@@ -694,11 +666,7 @@ def add_run_flags(group: argparse._ArgumentGroup) -> None:
     add("--best", metavar="METRIC", help="the test score that chooses best.pt (default: PA-MPJPE; "
         "for poses alone MPJPE)")
     add("--compile", action="store_true", help="torch.compile the model")
-
-
-def add_data_flags(group: argparse._ArgumentGroup) -> None:
-    """Flags that say what to train and evaluate on."""
-    add = group.add_argument
+    add = parser.add_argument_group("data").add_argument
     add("--data", metavar="KIND", help="rendered, or an official set or mixture: sets/README.md "
         "(default: rendered)")
     add("--data-root", metavar="FOLDER", help="folder of data that are not rendered")
@@ -707,12 +675,8 @@ def add_data_flags(group: argparse._ArgumentGroup) -> None:
     add("--test-root", metavar="FOLDER", help="folder of the data to evaluate on (default: that of "
         "--data-root)")
     add("--cache", metavar="FOLDER", default="runs/cache", help="folder for rendered images and "
-        "packed annotation")
-
-
-def add_process_flags(group: argparse._ArgumentGroup) -> None:
-    """Flags that say where and how to run."""
-    add = group.add_argument
+        "packed annotation (default: %(default)s)")
+    add = parser.add_argument_group("processes and files").add_argument
     add("--out", type=Path, metavar="FOLDER", help="folder of the run (default: "
         "runs/MODEL[-STAGE])")
     add("--export", type=Path, metavar="FILE", help="also write the final weights in half "
@@ -720,7 +684,7 @@ def add_process_flags(group: argparse._ArgumentGroup) -> None:
     add("--workers", type=int, help="data processes of each training process (default: with a "
         "GPU one per core, at most 16; none on a CPU)")
     add("--save-every", type=float, default=60.0, metavar="SECONDS",
-        help="time between checkpoints; 0: after every step")
+        help="time between checkpoints; 0: after every step (default: %(default)s)")
 
 
 def check_arguments(arguments: argparse.Namespace, of_tasks: Iterable[str],
@@ -745,14 +709,6 @@ def check_arguments(arguments: argparse.Namespace, of_tasks: Iterable[str],
         parser.error(str(error))
 
 
-def give_reason(error: Exception, out: Path) -> NoReturn:
-    """End with the error's message; the traceback goes to a file."""
-    with contextlib.suppress(OSError):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "error.txt").write_text(traceback.format_exc())
-    fail(f"{message_of(error)} (more in {out / 'error.txt'})")
-
-
 def run(argv: list[str], world: World | None = None) -> tuple[World | None, bool]:
     """Do all runs that a command line stands for; return the processes and whether all is done.
 
@@ -761,12 +717,16 @@ def run(argv: list[str], world: World | None = None) -> tuple[World | None, bool
     arguments, done = parse_arguments(argv), True
     for one in TASKS[arguments.name].plan(arguments):
         try:
-            with sigterm_interrupts():
+            with on_signals(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C does
                 world, done = run_one(one, world)
         except OSError as error:  # a full disk, a folder that may not be written
             fail(message_of(error))
         except ValueError as error:  # a damaged picture, a regressor of another body
-            give_reason(error, one.out)
+            path = one.out / "error.txt"
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(traceback.format_exc())
+            fail(f"{message_of(error)} (more in {path})")
         except RuntimeError as error:
             if "by peer" not in str(error):
                 raise

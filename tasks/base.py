@@ -60,36 +60,30 @@ class Predictions:
         """The values of the first predictor, the one that the pictures show."""
         return next(iter(self.found.values()))
 
-    def map(self, function: Callable) -> Predictions:
-        """The same structure with the function applied to every tensor or array."""
-        return Predictions(
-            function(self.index),
-            {name: {key: function(value) for key, value in values.items()}
-             for name, values in self.found.items()},
-            {key: function(value) for key, value in self.truth.items()})
-
     def numpy(self) -> Predictions:
         """The same as NumPy arrays in memory."""
-        return self.map(lambda value: value.cpu().numpy())
+        return combine(lambda value: value.cpu().numpy(), self)
 
     def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> Predictions:
         """Select samples."""
-        return self.map(lambda value: value[rows])
+        return combine(lambda value: value[rows], self)
 
     @staticmethod
     def join(parts: Sequence[Predictions]) -> Predictions:
         """Join the predictions of several batches, in the order of the test split."""
         order = np.concatenate([part.index for part in parts]).argsort()
+        return combine(lambda *values: np.concatenate(values)[order], *parts)
 
-        def joined(pick: Callable[[Predictions], np.ndarray]) -> np.ndarray:
-            return np.concatenate([pick(part) for part in parts])[order]
 
-        first = parts[0]
-        return Predictions(
-            joined(lambda part: part.index),
-            {name: {key: joined(lambda part, name=name, key=key: part.found[name][key])
-                    for key in values} for name, values in first.found.items()},
-            {key: joined(lambda part, key=key: part.truth[key]) for key in first.truth})
+def combine(function: Callable, *parts: Predictions) -> Predictions:
+    """Apply a function to every value of predictions, together with that of the other parts."""
+    def each(*values: object) -> object:
+        if isinstance(values[0], dict):
+            return {name: each(*(value[name] for value in values)) for name in values[0]}
+        return function(*values)
+
+    return Predictions(*(each(*(getattr(part, name) for part in parts))
+                         for name in ("index", "found", "truth")))
 
 
 def better(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float]:
@@ -125,7 +119,6 @@ class Task(ABC):
     SETTINGS: ClassVar[Mapping[str, Settings]] = {}  # by preset; what a config has comes from there
     SHARES_SETTINGS: ClassVar[bool] = False  # whether those of the paper's other stages fit, too
     load_checkpoint: ClassVar[Callable[..., nn.Module]]  # from a file; the model has a `config`
-    parameters: ClassVar[Callable[[nn.Module, float], list[dict]]]  # groups for AdamW
     PROTOCOLS: ClassVar[Mapping[str, str]]  # kind of data -> protocol of metrics; "": ask for one
     ARGUMENTS: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # its own flags, for argparse
     MODELS: ClassVar[str] = ""  # the body models that official data need in --models
@@ -135,6 +128,7 @@ class Task(ABC):
     REMARK: ClassVar[str] = ""  # printed below the table of scores
     COMPARED: ClassVar[Sequence[tuple[str, str]]] = ()  # predictors to compare sample by sample
     TRAINS: ClassVar[bool] = True  # whether a run of it trains a model of its own
+    MOVED: ClassVar[Sequence[str]] = ()  # attributes that losses and predictions need on the device
     TRY: ClassVar[str] = ""  # the next command, with {checkpoint}
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
@@ -242,6 +236,20 @@ class Task(ABC):
     def data_set(self, split: str, length: int) -> Dataset:
         """Open the split "train" or "test". length: number of samples, of rendered data."""
 
+    def rendered(self, kind: Callable[..., Dataset], split: str, size: int, length: int,
+                 **options: object) -> Dataset:
+        """Open pictures of `size` pixels that a class of sets/ renders by the settings.
+
+        The test split has seed 0, the poses of the clips alone and no augmentation.
+        """
+        plain = {"seed": 0, "augmentation": None, "wide": 0.0} if split == "test" else {}
+        for name in ("seed", "augmentation", "wide", "views", "in_plane", "lean", "occlusion",
+                     "version"):
+            value = getattr(self.settings, name)
+            if value is not None:  # else the stage has no such setting
+                options[name] = plain.get(name, value)
+        return kind(split, size, length=length, cache=self.arguments.cache, **options)
+
     def official(self, split: str, size: int, **options: object) -> Dataset:
         """Open the official training data, or the data on which the protocol is defined."""
         arguments = self.arguments
@@ -258,13 +266,12 @@ class Task(ABC):
     def build(self) -> nn.Module:
         """Build the model as training begins."""
 
-    def parameter_groups(self, model: nn.Module) -> list[dict]:
-        """Return parameter groups for AdamW."""
-        return type(self).parameters(model, self.config.weight_decay)
-
     def to(self, device: torch.device) -> None:
         """Move what losses and predictions need to a device, once."""
         self.device = device
+        for name in self.MOVED:
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name).to(device))
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
@@ -329,11 +336,9 @@ class Task(ABC):
         The errors of every sample, "PREDICTOR: METRIC", compare two runs on the same samples.
         """
         if predictions.errors:
-            content = io.BytesIO()
-            np.savez(content, **{f"{name}: {metric}": values.astype(np.float32)
-                                 for name, rows in predictions.errors.items()
-                                 for metric, values in rows.items()})
-            bodymodels.write_atomically(out / "errors.npz", content.getvalue())
+            write_npz(out / "errors.npz", {f"{name}: {metric}": values.astype(np.float32)
+                                           for name, rows in predictions.errors.items()
+                                           for metric, values in rows.items()})
         images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
         draw_grid(images, out / "predictions.png", columns=3, title=self.TITLE)
 
@@ -346,13 +351,11 @@ class Task(ABC):
         return bodymodels.render(mesh, self.faces, K, background.shape[:2], background=background,
                                  opacity=0.75, supersample=2).image
 
-    def write_npz(self, out: Path, predictions: Predictions, **values: np.ndarray) -> None:
+    def write_found(self, out: Path, predictions: Predictions, **values: np.ndarray) -> None:
         """Write predictions.npz: values by sample, and the official picture each belongs to."""
         records = self.test_set.records(predictions.index)
         names = {name: records[name] for name in ("image", "sequence", "person", "frame")}
-        content = io.BytesIO()
-        np.savez(content, **names, **values)
-        bodymodels.write_atomically(out / "predictions.npz", content.getvalue())
+        write_npz(out / "predictions.npz", names | values)
 
     def require_same(self, flag: str, load: Callable[..., nn.Module],
                      origin: Mapping[str, object]) -> None:
@@ -412,6 +415,13 @@ def draw_grid(images: Sequence[np.ndarray], path: Path, columns: int, title: str
         axes.imshow(image.clip(0, 1))
     figure.suptitle(title)
     save_figure(figure, path)
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by name, as numpy.savez does, and the file as a whole."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    bodymodels.write_atomically(path, content.getvalue())
 
 
 def save_figure(figure: Figure, path: Path) -> None:

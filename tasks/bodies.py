@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 import bodymodels
-import data
 import metrics
 from tasks.base import Batch, Errors, Predictions, Scores, Task, better
 from tasks.settings import RunConfig, Settings
@@ -27,6 +25,7 @@ class BodyTask(Task):
     """
 
     BODY, FAMILY = "body", "smpl"  # the free body, and the family of official data
+    MOVED = ("light_body",)
     PIECE = 500  # samples whose meshes are in memory at a time
     REMARK = ("Mean pose: the mean body of the training samples, or the mean after aligning them "
               "with one another, in\neach column the better one.\n")
@@ -42,16 +41,8 @@ class BodyTask(Task):
         if file and len(self.body.parents) != 24:
             raise ValueError(f"--body {file}: it has {len(self.body.parents)} joints; expected a "
                              "SMPL model, with 24")
+        self.light_body = self.body.for_keypoints()  # losses need no other vertices
         self.faces = self.body.faces
-
-    def rendered(self, split: str, length: int, size: int) -> Dataset:
-        """A split of rendered people of SMPL's shape, in crops of `size` pixels."""
-        settings, training = self.settings, split == "train"
-        return data.RenderedBodies(
-            split, size, length=length, seed=settings.seed if training else 0,
-            views=settings.views, lean=settings.lean, wide=settings.wide if training else 0.0,
-            version=settings.version, cache=self.arguments.cache,
-            augmentation=settings.augmentation if training else None)
 
     def points(self, batch: Batch) -> Tensor:
         """True joints and vertices (B, J + V, 3)."""
@@ -124,6 +115,6 @@ class BodyTask(Task):
             pieces = [predictions[start:start + self.PIECE].first
                       for start in range(0, len(first["pose"]), self.PIECE)]
             joints = np.concatenate([self.mesh(piece)["joints"] for piece in pieces])
-            self.write_npz(out, predictions, joints=joints,
-                           **{name: first[name] for name in ("pose", "betas", "transl")})
+            self.write_found(out, predictions, joints=joints,
+                             **{name: first[name] for name in ("pose", "betas", "transl")})
         super().write(predictions, out)

@@ -73,12 +73,6 @@ def first_line(error: Exception) -> str:
     return (first or type(error).__name__)[:200]
 
 
-def size_of(folder: Path) -> str:
-    """Return the size of a folder as text."""
-    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return f"{total / 2**20:,.0f} MiB"
-
-
 class Table:
     """A csv file that a resumed run continues; rows of steps that it takes again are dropped."""
 
@@ -193,7 +187,9 @@ def opening(task: Task, world: World, model: nn.Module, step: int,
     yield (f"{config.batch_size} {task.UNIT} per step: {config.batch_size // world.size} in each "
            f"process{parts}{changed}")
     if cache.is_dir():
-        yield f"cached data: {size_of(cache)} in {cache}, which you can delete after training"
+        size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+        yield (f"cached data: {size / 2**20:,.0f} MiB in {cache}, which you can delete after "
+               "training")
     for name, number in numbers_of(world).items():
         before = run.get(name, number) if run else number
         if before != number:

@@ -45,7 +45,6 @@ from tasks.base import (
     Scores,
     Terms,
     bare,
-    parameter_groups,
 )
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
@@ -96,7 +95,6 @@ class TokenizerTask(BodyTask):
     Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
     SETTINGS = GENHMR_TOKENIZER
     load_checkpoint = staticmethod(load_tokenizer)
-    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = {"body": BODY_ARGUMENT}
@@ -112,10 +110,9 @@ class TokenizerTask(BodyTask):
     def __init__(self, config: genhmr.TokenizerConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object], settings: Settings | None = None) -> None:
         super().__init__(config, arguments, origin, settings)
-        stride = config.vertex_stride
-        self.thin_body = self.body.for_keypoints()  # for the loss
-        if stride:
-            self.thin_body = self.body.at_vertices(range(0, len(self.body.v_template), stride))
+        if config.vertex_stride:
+            vertices = range(0, len(self.body.v_template), config.vertex_stride)
+            self.light_body = self.body.at_vertices(vertices)
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the free clips, or of official data: each sequence in its proportion.
@@ -140,15 +137,11 @@ class TokenizerTask(BodyTask):
         """The tokenizer with new weights."""
         return genhmr.Tokenizer(self.config)
 
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.thin_body.to(device)
-
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """L_vq of randomly rotated poses; perplexity and dead codes for the log."""
         pose = augment_rotation(batch["pose"], settings=self.settings)
         prediction = model(pose)
-        terms = genhmr.tokenizer_losses(prediction, batch | {"pose": pose}, self.thin_body)
+        terms = genhmr.tokenizer_losses(prediction, batch | {"pose": pose}, self.light_body)
         statistics = {name: prediction[name] for name in ("perplexity", "dead_codes")}
         return genhmr.tokenizer_total_loss(terms, self.config), terms | statistics
 
@@ -204,7 +197,6 @@ class EncoderTask(BodyTask):
 
     Config, PRESETS, SETTINGS = EncoderConfig, small_encoder.PRESETS, GENHMR_ENCODER
     load_checkpoint = staticmethod(load_encoder)
-    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"}
     TITLE = "image, lifted mesh (placed by the keypoints found), true mesh"
     TRY = ("python train.py --model genhmr --stage transformer --tokenizer "
@@ -212,11 +204,6 @@ class EncoderTask(BodyTask):
     REMARK = ("median px, near %: distance of the 24 joints found from the true ones, of those in "
               "the crop, in pixels, and\nthe share within 5 % of the crop's side.\n"
               f"{BodyTask.REMARK}")
-
-    def __init__(self, config: EncoderConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
-        super().__init__(config, arguments, origin, settings)
-        self.light_body = self.body.for_keypoints()
 
     @staticmethod
     def config_of(model: SmallEncoder) -> EncoderConfig:
@@ -226,16 +213,12 @@ class EncoderTask(BodyTask):
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people."""
-        return self.rendered(split, length, IMAGE_SIZE)
+        return self.rendered(data.RenderedBodies, split, IMAGE_SIZE, length)
 
     def build(self) -> nn.Module:
         """The encoder with new weights."""
         config = self.config
         return SmallEncoder(config.widths, config.blocks, config.pooled, config.lift_width)
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.light_body.to(device)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Compute the losses of heat maps and lifted bodies, with and without pictures."""
@@ -305,11 +288,10 @@ def lift_losses(lifted: Lifted, batch: Batch, body: bodymodels.BodyModel) -> Ter
 
 def encoder_total_loss(terms: Terms, config: EncoderConfig) -> Tensor:
     """Weigh and sum the terms of heat maps, of pictures and of bodies without pictures."""
-    lifted = sum(weight * (terms[name] + config.weight_unpictured
-                           * terms.get(f"unpictured_{name}", 0.0)) for name, weight in (
-        ("joints", config.weight_joints), ("pose", config.weight_pose),
-        ("posed", config.weight_posed), ("projected", config.weight_projected),
-        ("betas", config.weight_betas)))
+    lifted = sum(
+        getattr(config, f"weight_{name}")
+        * (terms[name] + config.weight_unpictured * terms.get(f"unpictured_{name}", 0.0))
+        for name in ("joints", "pose", "posed", "projected", "betas"))
     return config.weight_heat * terms["heat"] + lifted
 
 
@@ -368,7 +350,6 @@ class TransformerTask(BodyTask):
 
     Config, PRESETS, SETTINGS = genhmr.Config, genhmr.PRESETS, GENHMR_TRANSFORMER
     load_checkpoint = staticmethod(load_checkpoint)
-    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
         "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (
@@ -440,11 +421,11 @@ class TransformerTask(BodyTask):
                              "--backbone")
         self.iterations = 5 if arguments.iterations is None else arguments.iterations
         self.schedule, self.top_k = arguments.schedule or "cosine", arguments.top_k or 1
-        for name, value in (("iterations", self.iterations), ("top-k", arguments.top_k)):
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} {value}: expected at least 1")
-        if arguments.samples is not None and arguments.samples < 2:
-            raise ValueError(f"--samples {arguments.samples}: expected at least 2")
+        for name, value, least in (("iterations", arguments.iterations, 1),
+                                   ("top-k", arguments.top_k, 1),
+                                   ("samples", arguments.samples, 2)):
+            if value is not None and value < least:
+                raise ValueError(f"--{name} {value}: expected at least {least}")
         if arguments.temperature is not None and not arguments.temperature > 0:
             raise ValueError(f"--temperature {arguments.temperature}: expected a number above 0")
         if arguments.detections and self.data == "rendered":
@@ -454,7 +435,6 @@ class TransformerTask(BodyTask):
                              f"{config.tokenizer.codebook_size} tokens")
         if origin and arguments.tokenizer:
             self.require_same("tokenizer", load_tokenizer, origin)
-        self.light_body = self.body.for_keypoints()  # losses need no other vertices
 
     def notes(self) -> list[str]:
         """Warn of random weights where the paper starts from a trained encoder."""
@@ -467,7 +447,7 @@ class TransformerTask(BodyTask):
         """A split of rendered people, or of official data."""
         size, training = self.config.image_size, split == "train"
         if self.data == "rendered":
-            return self.rendered(split, length, size)
+            return self.rendered(data.RenderedBodies, split, size, length)
         return self.official(split, size, models=self.arguments.models,
                              augmentation=self.settings.augmentation if training else None,
                              **({} if training else {"detections": self.detections}))
@@ -493,10 +473,6 @@ class TransformerTask(BodyTask):
         if file and not self.small:
             load_backbone(model, file)
         return model.train()
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.light_body.to(device)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """L_total of all tokens, predicted from those that are not masked."""
@@ -585,18 +561,7 @@ class TransformerTask(BodyTask):
 
     def partly_known(self, model: nn.Module, features: genhmr.Features, batch: Batch,
                      percent: int) -> dict[str, Tensor]:
-        """Predict from a share of true tokens; also return the NLL (B,) of the others."""
-        true, masked = self.partly_masked(model, batch, percent)
-        hidden = masked == model.mask_token
-        logits = model.predict_logits(features, masked).float()
-        nll = F.cross_entropy(logits.mT, true, reduction="none")
-        tokens = torch.where(hidden, logits.argmax(-1), true)
-        nll = (nll * hidden).sum(1) / hidden.sum(1)
-        return {"pose": model.tokenizer.decode(tokens), "nll": nll}
-
-    def partly_masked(self, model: nn.Module, batch: Batch,
-                      percent: int) -> tuple[Tensor, Tensor]:
-        """Return the true tokens (B, L), and a copy in which all but a percentage are masked.
+        """Predict from a share of true tokens; also return the NLL (B,) of the others.
 
         Which tokens a sample keeps depends on its index alone.
         """
@@ -604,7 +569,12 @@ class TransformerTask(BodyTask):
         ranks = np.stack([np.random.default_rng(index).permutation(true.shape[1])
                           for index in batch["index"].tolist()])
         hidden = torch.from_numpy(ranks).to(true) >= true.shape[1] * percent // 100
-        return true, true.masked_fill(hidden, model.mask_token)
+        masked = true.masked_fill(hidden, model.mask_token)
+        logits = model.predict_logits(features, masked).float()
+        nll = F.cross_entropy(logits.mT, true, reduction="none")
+        tokens = torch.where(hidden, logits.argmax(-1), true)
+        nll = (nll * hidden).sum(1) / hidden.sum(1)
+        return {"pose": model.tokenizer.decode(tokens), "nll": nll}
 
     def piece_errors(self, predictions: Predictions) -> Errors:
         """Compute the errors of all predictors, and the NLL of hidden tokens where there is one."""
@@ -690,25 +660,23 @@ class TransformerTask(BodyTask):
 
     @functools.cached_property
     def regressor(self) -> np.ndarray:
-        """The regressor (17, V) of the protocol's joints "j17": HMR2.0's or SPIN's."""
+        """The regressor (17, V) of the protocol's joints "j17": HMR2.0's or SPIN's.
+
+        SPIN's J_regressor_h36m has the left leg first; Moon's file of that name is refused.
+        """
         if not self.protocol.startswith("hmr2_"):
-            return self.h36m_regressor[bodymodels.joint_indices("h36m17_spin", "j17")]
+            path = Path(self.arguments.models, "J_regressor_h36m.npy")
+            regressor = load_array(path).astype(np.float32)
+            rest = regressor @ self.body.v_template.numpy()
+            if rest[1, 0] <= rest[4, 0]:
+                raise ValueError(f"{path} has the right leg first: take SPIN's file, not Moon's")
+            return regressor[bodymodels.joint_indices("h36m17_spin", "j17")]
         path = Path(self.arguments.models, "SMPL_to_J19.pkl")
         regressor = np.asarray(safe_unpickle(path), np.float32)
         if regressor.shape != (19, len(self.body.v_template)):
             raise ValueError(f"{path} has shape {regressor.shape}: expected 19 joints of "
                              f"{len(self.body.v_template)} vertices")
         return regressor[bodymodels.joint_indices("j24", "j17")]  # of j24 the first 19
-
-    @functools.cached_property
-    def h36m_regressor(self) -> np.ndarray:
-        """SPIN's J_regressor_h36m (17, V), left leg first; Moon's file of that name is refused."""
-        path = Path(self.arguments.models, "J_regressor_h36m.npy")
-        regressor = load_array(path).astype(np.float32)
-        rest = regressor @ self.body.v_template.numpy()
-        if rest[1, 0] <= rest[4, 0]:
-            raise ValueError(f"{path} has the right leg first: take SPIN's file, not Moon's")
-        return regressor
 
 
 STAGES = {"tokenizer": TokenizerTask, "encoder": EncoderTask, "transformer": TransformerTask}

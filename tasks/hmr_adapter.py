@@ -35,7 +35,6 @@ from tasks.base import (
     Terms,
     bare,
     better,
-    parameter_groups,
     read_content,
 )
 from tasks.bodies import BodyTask, Mesh
@@ -72,7 +71,6 @@ BACKBONE_ARGUMENT = {"metavar": "FILE", "help": "give a small expert the encoder
 class PeopleTask(Task):
     """What the four stages share: rendered or official people, and experts to build on."""
 
-    parameters = staticmethod(parameter_groups)
     load_expert: ClassVar[Callable[..., nn.Module]]  # from a file
     MODEL: ClassVar[type]  # what this stage trains
     MODELS = ("SMPL-X's of all genders, MANO_RIGHT, MANO_LEFT, MANO_SMPLX_vertex_ids.pkl and, to "
@@ -129,18 +127,14 @@ class PeopleTask(Task):
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
         config, settings, training = self.config, self.settings, split == "train"
-        augmentation = settings.augmentation if training else None
         size = config.body_size if training else settings.test_body_size or config.body_size
         if self.data != "rendered":
             return self.official(split, size, hand_size=config.hand_size,
-                                 models=self.arguments.models, augmentation=augmentation,
+                                 models=self.arguments.models,
+                                 augmentation=settings.augmentation if training else None,
                                  detail=1 if training else self.DETAIL)
-        return data.RenderedPeople(
-            split, size, hand_size=config.hand_size, length=length,
-            seed=settings.seed if training else 0, views=settings.views, lean=settings.lean,
-            wide=settings.wide if training else 0.0, occlusion=settings.occlusion,
-            lens_size=max(128, size), version=settings.version,
-            cache=self.arguments.cache, augmentation=augmentation)
+        return self.rendered(data.RenderedPeople, split, size, length,
+                             hand_size=config.hand_size, lens_size=max(128, size))
 
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one."""
@@ -198,6 +192,7 @@ class HandExpertTask(PeopleTask):
     load_expert = staticmethod(load_hand_expert)
     TITLE = "hand (left ones mirrored), predicted mesh, true mesh (both at the true wrist)"
     TRY = "python train.py --model hmr_adapter --stage hand --expert {checkpoint} --guide BODY"
+    MOVED = ("hand",)
     CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
     REMARK = ("Hands relative to their wrists. Rendered ones: those in the picture; occluded: less "
               "than half of it\nis visible. Mean hand: the mean mesh of the training samples, or "
@@ -211,10 +206,6 @@ class HandExpertTask(PeopleTask):
         else:
             self.hand = bodymodels.load_model(arguments.models, family="mano", tips="smplx")
         self.faces = self.hand.faces
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.hand.to(device)
 
     def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
         """Return the model's inputs in training, of `hand_samples`."""
@@ -299,7 +290,8 @@ class HandExpertTask(PeopleTask):
         """Write pictures and, for official ones, the first predictor's hands, none mirrored."""
         if self.data != "rendered":
             hands = predictions.first["points"] * [[[1.0, 1, 1]], [[-1, 1, 1]]]
-            self.write_npz(out, predictions, joints=hands[:, :, :21], vertices=hands[:, :, 21:])
+            self.write_found(out, predictions, joints=hands[:, :, :21],
+                             vertices=hands[:, :, 21:])
         super().write(predictions, out)
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
@@ -319,7 +311,7 @@ class HandAdapterTask(HandExpertTask):
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
-    DETAIL = 4
+    DETAIL, MOVED = 4, ("hand", "guide")
     ARGUMENTS = PeopleTask.ARGUMENTS | {
         "expert": EXPERT_ARGUMENT,
         "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, or SMPLer-X's, "
@@ -344,11 +336,6 @@ class HandAdapterTask(HandExpertTask):
         self.guide = None
         if arguments.guide:
             self.guide = load_path(hmr_adapter.BodyAdapter, arguments.guide, **mean_hand(arguments))
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        if self.guide is not None:
-            self.guide.to(device)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """The same, with the true arm or the one that the guide finds."""
@@ -416,12 +403,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object], settings: Settings | None = None) -> None:
         super().__init__(config, arguments, origin, settings)
-        self.light_body = self.body.for_keypoints()  # losses need no other vertices
         self.is_new = not (origin or arguments.checkpoint)
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.light_body.to(device)
 
     @classmethod
     def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import genhmr
+from tasks.base import standard_error
 
 ITERATIONS = (1, 2, 5, 10, 20)
 
@@ -105,23 +106,21 @@ def posterior_errors(draws: np.ndarray, first: np.ndarray, truth: np.ndarray
 
 def table(errors: dict[str, dict[str, np.ndarray]], rows: np.ndarray, title: str) -> str:
     """Write the scores of the selected pictures, and what each T changes, with standard errors."""
-    names = list(errors)
-    columns = list(errors[names[0]])
+    first, *others = errors
+    chosen = {name: {column: values[rows] for column, values in each.items()}
+              for name, each in errors.items()}
     lines = [f"\n{title}, {rows.sum()} pictures", f"{'':14}" + "".join(
-        f"{name:>16}" for name in (*columns, "spread / error"))]
-    for name in names:
-        values = {column: errors[name][column][rows] for column in columns}
-        base = {column: errors[names[0]][column][rows] for column in columns}
-        ratio = np.sqrt(np.square(values["spread"]).mean() / np.square(values["error"]).mean())
-        lines.append(f"{name:14}" + "".join(f"{values[column].mean():16.3f}" for column in columns)
-                     + f"{ratio:16.3f}")
-        if name != names[0]:
-            changes = (values[column] - base[column] for column in columns)
-            lines.append(f"{'  minus ' + names[0]:14}" + "".join(
-                f"{change.mean():+9.3f} {change.std(ddof=1) / len(change)**0.5:6.3f}"
-                for change in changes))
-    for name in names[1:]:
-        change = (errors[name]["energy"] - errors[name]["control"])[rows]
+        f"{name:>16}" for name in (*errors[first], "spread / error"))]
+    for name, each in chosen.items():
+        ratio = np.sqrt(np.square(each["spread"]).mean() / np.square(each["error"]).mean())
+        lines.append(f"{name:14}" + "".join(
+            f"{value:16.3f}" for value in (*(values.mean() for values in each.values()), ratio)))
+        if name != first:
+            changes = [values - chosen[first][column] for column, values in each.items()]
+            lines.append(f"{'  minus ' + first:14}" + "".join(
+                f"{change.mean():+9.3f} {standard_error(change):6.3f}" for change in changes))
+    for name in others:
+        change = chosen[name]["energy"] - chosen[name]["control"]
         lines.append(f"{name}: energy minus control {change.mean():+.2f} +- "
-                     f"{change.std(ddof=1) / len(change)**0.5:.2f} mm")
+                     f"{standard_error(change):.2f} mm")
     return "\n".join(lines)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -20,7 +19,7 @@ import weights.simplehand
 from networks import any_view
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
-from tasks.base import Batch, Predictions, Scores, Task, Terms, better, parameter_groups
+from tasks.base import Batch, Predictions, Scores, Task, Terms, better
 from tasks.settings import SIMPLEHAND, Settings
 from weights.files import without_settings
 
@@ -33,7 +32,6 @@ class SimpleHandTask(Task):
 
     Config, PRESETS, SETTINGS = simplehand.Config, ALL_PRESETS, SIMPLEHAND
     load_checkpoint = staticmethod(weights.simplehand.load_checkpoint)
-    parameters = staticmethod(parameter_groups)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     ARGUMENTS = {
         "hand": {"metavar": "FILE", "help": "hand model: MANO_RIGHT.pkl for FreiHAND, the folder "
@@ -42,6 +40,7 @@ class SimpleHandTask(Task):
                      "HRNet or Hiera; for cpu_views assets/hmr_adapter_hand_cpu.pt (default: "
                      "random weights)"},
     }
+    MOVED = ("keypoint_regressor",)
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
     TRY = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
@@ -104,11 +103,7 @@ class SimpleHandTask(Task):
         if self.data != "rendered":
             return self.official(split, config.image_size, models=arguments.hand,
                                  augmentation=augmentation)
-        return data.RenderedHands(
-            split, config.image_size, length=length,
-            seed=settings.seed if training else 0, views=settings.views,
-            in_plane=settings.in_plane,
-            augmentation=settings.augmentation if training else None, cache=arguments.cache)
+        return self.rendered(data.RenderedHands, split, config.image_size, length)
 
     def build(self) -> nn.Module:
         """The model with new weights, but for the backbone if a file has them."""
@@ -116,10 +111,6 @@ class SimpleHandTask(Task):
         if self.arguments.backbone:
             weights.simplehand.load_backbone(model.backbone, self.arguments.backbone)
         return model
-
-    def to(self, device: torch.device) -> None:
-        super().to(device)
-        self.keypoint_regressor = self.keypoint_regressor.to(device)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 7."""
@@ -161,8 +152,10 @@ class SimpleHandTask(Task):
                   | keypoint_scores(values["keypoints_2d"], predictions.truth)
                   for name, values in predictions.found.items()}
         if self.baseline is not None:
+            valid = predictions.truth["keypoints_valid"][..., None]  # (N, 21, 1)
+            mean = (predictions.truth["keypoints_2d"] * valid).sum(0) / np.maximum(valid.sum(0), 1)
             scores["mean hand"] = better(*map(score, self.baseline.numpy())) | keypoint_scores(
-                mean_keypoints(predictions.truth), predictions.truth)
+                mean, predictions.truth)
         return scores
 
     def joints(self, vertices: np.ndarray) -> np.ndarray:
@@ -202,12 +195,6 @@ def keypoint_scores(keypoints: np.ndarray, truth: Mapping[str, np.ndarray]) -> d
     errors = np.linalg.norm(keypoints - truth["keypoints_2d"], axis=-1)
     known = errors[truth["keypoints_valid"] > 0]
     return {"2D NME": 100 * float(known.mean())} if len(known) else {}
-
-
-def mean_keypoints(truth: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The mean 2D keypoints (21, 2) of a test split: the mean hand's."""
-    valid = truth["keypoints_valid"][..., None]  # (N, 21, 1)
-    return (truth["keypoints_2d"] * valid).sum(0) / np.maximum(valid.sum(0), 1)
 
 
 STAGES = {"": SimpleHandTask}

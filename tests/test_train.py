@@ -709,9 +709,6 @@ class LineTask:
     def build(self):
         return nn.Linear(3, 2)
 
-    def parameter_groups(self, model):
-        return [{"params": list(model.parameters())}]
-
     def to(self, device):
         pass
 
