@@ -16,6 +16,10 @@ TINY = Config(
     tokenizer=TINY_TOKENIZER, image_size=64, vit_dim=32, vit_depth=2, vit_heads=2,
     vit_drop_path=0.1, scales=(1, 2, 4), pyramid_width=8, width=16, heads=2, points=2, layers=2,
     ffn=32, regressor_width=16, steps=100)
+FOR_PICTURES = Config(
+    tokenizer=TokenizerConfig(codebook_size=64, code_dim=16, width=32, depth=1),
+    image_size=128, vit_dim=32, vit_depth=1, vit_heads=2, vit_drop_path=0.0, scales=(1, 2),
+    pyramid_width=16, width=16, heads=2, points=2, layers=2, ffn=32, regressor_width=16)
 SHAPES = ((4, 3), (8, 6), (16, 12))  # of three maps, not square: a swap of x and y shows
 SMALL = replace(TINY, image_size=128, patch_size=8, vit_dim=52, scales=(1, 2),
                 mask_loss_on="masked", tokenizer=replace(TINY_TOKENIZER, normalise=True))
@@ -52,6 +56,16 @@ def lively_model(config: Config = TINY) -> GenHMR:
         for layer in model.transformer.layers:
             layer.cross_attention.sampling_offsets.weight.normal_(0.0, 0.2)
             layer.cross_attention.attention_weights.weight.normal_()
+    return model
+
+
+def noisy_model() -> GenHMR:
+    """A model for pictures, untrained, with random weights everywhere: no output is uniform."""
+    torch.manual_seed(0)
+    model = GenHMR(FOR_PICTURES).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 

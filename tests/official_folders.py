@@ -77,9 +77,7 @@ def write_moyo(root, smpl):
     folder, poses = root / "20220923_20220926_with_hands", {}
     for seed, split in enumerate(("train", "val")):
         fullpose = recording(seed, 30, 165)
-        path = folder / f"mosh/{split}/yoga_stageii.pkl"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(pickle.dumps({
+        write(folder / f"mosh/{split}/yoga_stageii.pkl", pickle.dumps({
             "fullpose": fullpose, "trans": np.zeros((30, 3)), "betas": np.zeros(300),
             "v_template_fname": "/somebody/mesh.ply"}))
         poses[split] = fullpose[:, :66].reshape(30, 22, 3)
@@ -97,8 +95,12 @@ RNG = np.random.default_rng(0)
 
 
 def write(path, content=""):
+    """Write text, bytes, or anything else as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
 def write_picture(path, size=(64, 48), color=90, **options):
@@ -261,9 +263,7 @@ def write_3dpw(root):
             "img_frame_ids": np.array([0, 2, 4], np.uint16), "cam_intrinsics": K_3DPW,
             "cam_poses": np.stack([CAMERA_3DPW] * 3), "texture_maps": [],
             "campose_valid": [np.array([1, 0, 1], np.uint8), np.array([1, 1, 1], np.uint8)]}
-        path = root / f"sequenceFiles/{split}/{name}.pkl"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(pickle.dumps(content, protocol=2))
+        write(root / f"sequenceFiles/{split}/{name}.pkl", pickle.dumps(content, protocol=2))
         for frame in range(3):
             write_picture(root / f"imageFiles/{name}/image_{frame:05d}.jpg", (54, 96))
 
@@ -306,8 +306,7 @@ def write_emdb(root):
             "smpl": bodies, "kp2d": np.full((4, 24, 2), KEYPOINT_EMDB),
             "bboxes": {"bboxes": np.tile([492.108, 581.097, 1440, 1599.060], (4, 1)),
                        "invalid_idxs": np.array([], np.int64)}}
-        folder.mkdir(parents=True)
-        (folder / f"{name.replace('/', '_')}_data.pkl").write_bytes(pickle.dumps(content))
+        write(folder / f"{name.replace('/', '_')}_data.pkl", pickle.dumps(content))
         for frame in range(4):
             write_picture(folder / f"images/{frame:05d}.jpg", (36, 48))
 
@@ -472,10 +471,8 @@ def write_rich(root):
                 "left_hand_pose": RNG.normal(0, 1, (1, 12)), "expression": np.zeros((1, 10)),
                 "right_hand_pose": RNG.normal(0, 1, (1, 12)), "jaw_pose": np.zeros((1, 3)),
                 "leye_pose": np.zeros((1, 3)), "reye_pose": np.zeros((1, 3))}
-        path = root / f"bodies/train/{sequence}/00042/{person}.pkl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps({key: value.astype(np.float32)
-                                       for key, value in body.items()}))
+        write(root / f"bodies/train/{sequence}/00042/{person}.pkl", pickle.dumps(
+            {key: value.astype(np.float32) for key, value in body.items()}))
     for view in (0, 3):
         motion = np.concatenate([rodrigues([0, 0.1 * view, 0]), [[0.1], [0.2], [0.5 * view]]], 1)
         nodes = {"CameraMatrix": motion, "Intrinsics": intrinsics((30, 30), (16, 12)),

@@ -3,13 +3,15 @@
 from dataclasses import asdict
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import bodymodels
 from networks import any_view
 from networks.backbones import simplehand_model
-from simplehand import Config, SimpleHand
+from simplehand import Config, SimpleHand, regress_joints
 
 TINY = Config(
     image_size=64, embed_dims=(16, 16, 32, 32), depths=(1, 1, 2, 1), mlp_ratio=2.0,
@@ -48,6 +50,31 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
 def images(count: int = 2, size: int = 64, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+
+
+def picture(height: int = 90, width: int = 120) -> np.ndarray:
+    small = np.random.default_rng(0).integers(0, 256, (height // 10, width // 10, 3))
+    return np.kron(small, np.ones((10, 10, 1))).astype(np.uint8)
+
+
+def regressor() -> torch.Tensor:
+    return bodymodels.load_model("hand_right").keypoint_regressor
+
+
+def batch_of(size: int = 4, image_size: int = 64, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A batch with the shapes and meanings of data.py."""
+    generator = torch.Generator().manual_seed(seed)
+    vertices = 0.1 * torch.randn(size, 778, 3, generator=generator) + torch.tensor([0, 0, 0.6])
+    return {
+        "image": images(size, image_size, seed),
+        "vertices": vertices,
+        "joints": regress_joints(vertices, regressor()),
+        "keypoints_2d": image_size * torch.rand(size, 21, 2, generator=generator),
+        "keypoints_valid": (torch.rand(size, 21, generator=generator) > 0.2).float(),
+        "mesh_valid": torch.ones(size),
+        "K": torch.tensor([[100.0, 0, image_size / 2], [0, 100, image_size / 2],
+                           [0, 0, 1]]).expand(size, 3, 3),
+    }
 
 
 def trained_model() -> SimpleHand:

@@ -10,8 +10,6 @@ from official_folders import (
     jpeg,
     tar_person,
     write_amass,
-    write_freihand,
-    write_h36m_moon,
     write_shard,
 )
 
@@ -21,18 +19,13 @@ from sets.body_sets import BEDLAM, RICH
 pytestmark = pytest.mark.usefixtures("few_vertices")
 
 
-@pytest.fixture
-def freihand(tmp_path):
-    root = tmp_path / "FreiHAND"
-    return root, write_freihand(root)
-
-
-def test_command_line_prints_and_draws(tmp_path, capsys, freihand, monkeypatch):
+def test_command_line_prints_and_draws(tmp_path, capsys, folders, monkeypatch):
     """Every kind prints counts and shapes and draws a readable grid, named after the data set."""
     monkeypatch.chdir(tmp_path)
     for arguments, count, shape, size in (
             (["rendered"], "40,000", r"vertices +\(778, 3\)", (2, 4)),
-            (["freihand", "--data-root", str(freihand[0])], "8", r"vertices +\(778, 3\)", (2, 4)),
+            (["freihand", "--data-root", str(folders("freihand"))], "8", r"vertices +\(778, 3\)",
+             (2, 4)),
             (["bodies", "--augmentation", "official_hmr"], "40,000", r"pose +\(24, 3, 3\)", (2, 4)),
             (["people", "--option", "occlusion=1"], "20,000", r"hand_images +\(2, 3, 32, 32\)",
              (5, 3))):
@@ -120,10 +113,8 @@ def test_the_mixture_of_hands_has_people_and_pairs(folders, models, tmp_path, mo
     for kind, size in ((RICH, (32, 24)), (BEDLAM, (64, 36))):
         monkeypatch.setitem(kind.OPTIONS, "picture_size", size)
     monkeypatch.setattr(BEDLAM, "NUM_BETAS", 10)  # all that the free model has
-    write_h36m_moon(tmp_path / "h36m")
-    write_freihand(tmp_path / "freihand")
-    for name in ("rich", "bedlam", "interhand"):
-        (tmp_path / name).symlink_to(folders(name))
+    for name in ("rich", "bedlam", "interhand", "freihand", "h36m"):
+        (tmp_path / name).symlink_to(folders(name.replace("h36m", "h36m-smplx")))
     mixed = data.open_official("hmr-adapter-hands", tmp_path, size=48, models=models, hand_size=32,
                                augmentation="official_hmr", cache=tmp_path / "cache")
     assert [type(part) for part in mixed.datasets] == [data.OfficialPeople] * 3 + [

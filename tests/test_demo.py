@@ -18,8 +18,9 @@ from adapter_samples import (
     lively,
     noise,
 )
+from genhmr_samples import FOR_PICTURES, noisy_model
 from PIL import Image
-from simplehand_samples import checkpoint_of, trained_model
+from simplehand_samples import checkpoint_of, picture, trained_model
 from torch import nn
 
 import bodymodels
@@ -40,17 +41,8 @@ from sets.images import to_smpl45
 ROOT = Path(demo.__file__).parent
 ASTRONAUT, ASTRONAUT_KEYPOINTS = (ROOT / "assets" / f"astronaut{end}"
                                   for end in (".jpg", "_keypoints.json"))
-TINY_GENHMR = genhmr.Config(
-    tokenizer=genhmr.TokenizerConfig(codebook_size=64, code_dim=16, width=32, depth=1),
-    image_size=128, vit_dim=32, vit_depth=1, vit_heads=2, vit_drop_path=0.0, scales=(1, 2),
-    pyramid_width=16, width=16, heads=2, points=2, layers=2, ffn=32, regressor_width=16)
 ENDINGS = ("_overlay.png", "_side.png", ".npz", ".obj", ".ply", ".glb")
 SMPL45 = bodymodels.JOINT_SETS["smpl45"]
-
-
-def picture(height: int = 90, width: int = 120) -> np.ndarray:
-    small = np.random.default_rng(0).integers(0, 256, (height // 10, width // 10, 3))
-    return np.kron(small, np.ones((10, 10, 1))).astype(np.uint8)
 
 
 def save_picture(path: Path) -> Path:
@@ -62,13 +54,8 @@ def save_picture(path: Path) -> Path:
 def files(tmp_path_factory) -> dict[str, Path]:
     """Checkpoints of tiny networks whose outputs are not all in the middle."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    torch.manual_seed(0)
-    model = genhmr.GenHMR(TINY_GENHMR)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
     contents = {"simplehand": checkpoint_of(trained_model()),
-                "genhmr": {"model": model.state_dict(), "config": asdict(TINY_GENHMR)},
+                "genhmr": {"model": noisy_model().state_dict(), "config": asdict(FOR_PICTURES)},
                 "hand": {"model": hand_adapter().state_dict(), "config": asdict(TINY_HAND)},
                 "body": {"model": body_adapter().state_dict(), "config": asdict(TINY_BODY)}}
     for name, content in contents.items():

@@ -29,7 +29,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from joblib_files import joblib_dump
+from joblib_files import Call, joblib_dump
 
 from bodymodels import ASSETS, load_model
 from files import UnsafeFileError, load_array, load_arrays, safe_unpickle
@@ -261,19 +261,6 @@ def test_arrays_that_joblib_wrote(tmp_path, protocol):
 
 
 # --------------------------------------------------------------------------------------- hostile
-
-
-class Call:
-    """Unpickling it calls the function; so does one that stands where a function is expected."""
-
-    def __init__(self, function, *arguments):
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self):
-        return self.function, self.arguments
-
-    def __call__(self):
-        raise NotImplementedError("only for pickle, which wants a callable")
 
 
 class Gadget:

@@ -1,7 +1,6 @@
 """GenHMR: parameters, presets, rotations and cameras, the model, the file alone."""
 
 import copy
-import inspect
 from dataclasses import asdict, replace
 
 import pytest
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 
 import bodymodels
 import genhmr
-import simplehand
 from genhmr import PRESETS, TOKENIZER_PRESETS, Config, GenHMR, Tokenizer, TokenizerConfig
 
 # --------------------------------------------------------------------------- counts, presets
@@ -132,13 +130,6 @@ def test_config_of_a_checkpoint_becomes_the_config():
     assert Config(**saved) == TINY
     assert Config(**{**saved, "scales": [1, 2, 4]}) == TINY
     assert hash(Config(**saved)) == hash(TINY)
-
-
-def test_shared_blocks_are_copies():
-    """What this file has in common with simplehand.py is the same, letter by letter."""
-    for name in ("require", "DropPath"):
-        assert (inspect.getsource(getattr(genhmr, name))
-                == inspect.getsource(getattr(simplehand, name)))
 
 
 # ------------------------------------------------------------------------ rotations, cameras

@@ -1,39 +1,25 @@
 """GenHMR on a picture: crops, cameras, refinement, counts."""
 
 import math
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from genhmr_samples import FOR_PICTURES as TINY
+from genhmr_samples import noisy_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bodymodels
 import genhmr
-from genhmr import Config, GenHMR, TokenizerConfig
+from genhmr import GenHMR
 
-TINY = Config(
-    tokenizer=TokenizerConfig(codebook_size=64, code_dim=16, width=32, depth=1),
-    image_size=128, vit_dim=32, vit_depth=1, vit_heads=2, vit_drop_path=0.0, scales=(1, 2),
-    pyramid_width=16, width=16, heads=2, points=2, layers=2, ffn=32, regressor_width=16,
-)
-ROOT = Path(genhmr.__file__).parent
 SMPL45 = bodymodels.JOINT_SETS["smpl45"]
 
 
 @pytest.fixture(scope="module")
 def model() -> GenHMR:
-    """An untrained model with random weights everywhere: no output is zero or uniform."""
-    torch.manual_seed(0)
-    model = GenHMR(TINY).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    return noisy_model()
 
 
 @pytest.fixture(scope="module")
@@ -303,46 +289,10 @@ def test_only_the_box_matters(model, body, x, y):
     ({"top_k": 0}, "top_k"),
     ({"box": (0, 0, 1e30, 1e30)}, "on the 64 x 64 picture, in pixels"),
     ({"box": (0, 0, 1e-30, 1e-30)}, "on the 64 x 64 picture, in pixels"),
+    ({"model": GenHMR(TINY).train()}, "eval"),  # it would drop paths
 ])
 def test_bad_input_is_named(model, body, changes, message):
     """One ValueError that says what was expected."""
-    arguments = {"image": np.zeros((64, 64, 3), np.uint8)} | changes
+    arguments = {"model": model, "image": np.zeros((64, 64, 3), np.uint8)} | changes
     with pytest.raises(ValueError, match=message):
-        genhmr.predict(model, body, **arguments)
-
-
-def test_training_mode_is_refused(body):
-    """A model in training mode, which drops paths, is refused."""
-    with pytest.raises(ValueError, match="eval"):
-        genhmr.predict(GenHMR(TINY).train(), body, picture())
-
-
-# --------------------------------------------------------------------------------- elsewhere
-
-
-def command(*arguments, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True,
-                          text=True)
-
-
-def test_file_alone_predicts(tmp_path):
-    """Copied into an empty folder it crops, samples and refines with torch and numpy."""
-    shutil.copy(genhmr.__file__, tmp_path)
-    code = f"""
-import sys, types, numpy, torch, genhmr
-from genhmr import Config, TokenizerConfig
-model = genhmr.GenHMR({TINY!r}).eval()
-class Sticks:  # a body of bones alone
-    def __call__(self, betas, rotations):
-        joints = rotations[..., 0].cumsum(1) / 24
-        return types.SimpleNamespace(vertices=joints.repeat(1, 2, 1), joints=joints)
-    def keypoints(self, output):
-        return torch.cat((output.joints, output.joints[:, :21]), 1)
-found = genhmr.predict(model, Sticks(), numpy.zeros((40, 50, 3), numpy.uint8),
-                       keypoints=numpy.tile([20.0, 20.0, 1.0], (45, 1)))
-assert found["vertices"].shape == (48, 3) and len(found["energies"]) == 11
-foreign = {{"bodymodels", "data", "metrics", "train", "matplotlib", "transformers", "mediapipe"}}
-assert not foreign & set(sys.modules), foreign & set(sys.modules)
-"""
-    result = command("-I", "-c", f"import sys; sys.path.insert(0, '.'){code}", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+        genhmr.predict(body=body, **arguments)

@@ -3,17 +3,12 @@
 import inspect
 import json
 import math
-import shutil
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 from adapter_samples import (
     BASELINES,
-    DECODER,
-    ENCODER,
     LEFT,
     RIGHT,
     TINY,
@@ -27,6 +22,7 @@ from adapter_samples import (
 import bodymodels
 import genhmr
 import hmr_adapter as hmr
+import simplehand
 import weights.hmr_adapter
 from networks.adapter_rivals import build_model, count, on_meta
 from tables import TABLES, scaled
@@ -58,32 +54,28 @@ def test_parameters_of_the_experts():
     assert count(body) == 661_827_096
 
 
-@pytest.mark.parametrize("changes, number", [
-    ({}, 26_759_936), ({"joint_embedding": "learned"}, 26_770_176),
-    ({"context": "image"}, 26_750_976), ({"arm": "whole_body"}, 26_759_936),
-    ({"inject": "none"}, 0),
-    ({"inject": "none", "trainable": "head"}, 39_497_837),
-    ({"inject": "none", "trainable": "all"}, 670_409_837),
-    ({"inject": "concat", "trainable": "head"}, 39_506_797),
-    ({"inject": "weighted", "trainable": "head"}, 39_497_837 + 8_960 + 3_674_115)])
-def test_trainable_parameters_of_the_hand_path(changes, number):
-    """The compositions that give the paper's 27M, 39M and 671M."""
-    assert trainable(replace(hmr.PRESETS["paper"].hand, **changes)) == number
-
-
-@pytest.mark.parametrize("changes, number", [
-    ({}, 36_508_292), ({"joint_embedding": "learned"}, 36_512_388),
-    ({"offset_hidden": 2048}, 37_693_060),
-    ({"joint_proj": "reuse_hand_conv", "offset_hidden": 2048}, 37_037_188),
-    ({"context": "tokens"}, 36_508_292),
-    ({"inject": "none", "trainable": "head"}, 30_875_416),
-    ({"inject": "none", "trainable": "all"}, 661_827_096),
-    ({"inject": "concat", "trainable": "head", "joint_proj": "reuse_hand_conv"}, 31_416_088),
-    ({"inject": "weighted", "trainable": "head", "joint_proj": "reuse_hand_conv"},
+@pytest.mark.parametrize("part, changes, number", [
+    # the compositions that give the paper's 27M, 39M and 671M
+    ("hand", {}, 26_759_936), ("hand", {"joint_embedding": "learned"}, 26_770_176),
+    ("hand", {"context": "image"}, 26_750_976), ("hand", {"arm": "whole_body"}, 26_759_936),
+    ("hand", {"inject": "none"}, 0),
+    ("hand", {"inject": "none", "trainable": "head"}, 39_497_837),
+    ("hand", {"inject": "none", "trainable": "all"}, 670_409_837),
+    ("hand", {"inject": "concat", "trainable": "head"}, 39_506_797),
+    ("hand", {"inject": "weighted", "trainable": "head"}, 39_497_837 + 8_960 + 3_674_115),
+    # those that may give the paper's 31M, 37M and 662M
+    ("body", {}, 36_508_292), ("body", {"joint_embedding": "learned"}, 36_512_388),
+    ("body", {"offset_hidden": 2048}, 37_693_060),
+    ("body", {"joint_proj": "reuse_hand_conv", "offset_hidden": 2048}, 37_037_188),
+    ("body", {"context": "tokens"}, 36_508_292),
+    ("body", {"inject": "none", "trainable": "head"}, 30_875_416),
+    ("body", {"inject": "none", "trainable": "all"}, 661_827_096),
+    ("body", {"inject": "concat", "trainable": "head", "joint_proj": "reuse_hand_conv"},
+     31_416_088),
+    ("body", {"inject": "weighted", "trainable": "head", "joint_proj": "reuse_hand_conv"},
      30_875_416 + 788_483)])
-def test_trainable_parameters_of_the_body_path(changes, number):
-    """The compositions that may give the paper's 31M, 37M and 662M."""
-    assert trainable(replace(hmr.PRESETS["paper"].body, **changes)) == number
+def test_trainable_parameters_of_the_paths(part, changes, number):
+    assert trainable(replace(getattr(hmr.PRESETS["paper"], part), **changes)) == number
 
 
 def test_rows_of_the_tables_have_their_parameters():
@@ -182,11 +174,15 @@ def test_config_of_a_checkpoint_becomes_the_config():
 
 
 def test_shared_blocks_are_copies():
-    """Blocks shared with genhmr.py are equal, letter by letter."""
+    """Blocks shared with genhmr.py, and two of them with simplehand.py, are equal, letter by
+    letter."""
     for name in ("require", "unit", "rotation_6d_to_matrix", "matrix_to_rotation_6d", "DropPath",
                  "mlp", "SelfAttention", "ViTBlock", "register_statistics"):
         copied = inspect.getsource(getattr(hmr, name)).replace("EncoderConfig", "Config")
         assert copied == inspect.getsource(getattr(genhmr, name)), name
+    for name in ("require", "DropPath"):
+        assert (inspect.getsource(getattr(genhmr, name))
+                == inspect.getsource(getattr(simplehand, name))), name
 
 
 def test_joints_have_the_numbers_of_bodymodels():
@@ -275,33 +271,3 @@ def test_arms_of_a_mirrored_body_change_places(arm):
     pose = rotations(2, 55)
     mirrored = bodymodels.mirror_pose(pose, whole_body().joint_names)
     assert torch.allclose(hmr.arm_pose(mirrored, arm), hmr.arm_pose(pose, arm).flip(1))
-
-
-# -------------------------------------------------------------------------------------- alone
-
-
-def test_file_alone_imports_builds_and_runs(tmp_path):
-    """Copied into an empty folder the file needs only torch and numpy, and opens a checkpoint as
-    its first lines say."""
-    shutil.copy(hmr.__file__, tmp_path)
-    trained = hmr.HandAdapter(TINY_HAND)
-    torch.save({"model": trained.state_dict(), "config": asdict(TINY_HAND)}, tmp_path / "hand.pt")
-    code = f"""
-import sys; sys.path.insert(0, ".")
-import torch, hmr_adapter as hmr
-hand = hmr.HandConfig(expert=hmr.HandExpertConfig(**{ENCODER}, **{DECODER}))
-body = hmr.BodyConfig(expert=hmr.BodyExpertConfig(
-    **{ENCODER}, depth_bins=4, hand_cells=4, box_dim=8, joint_dim=8), **{DECODER})
-model = hmr.HMRAdapter(hmr.Config(hand, body)).eval()
-found = model(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
-assert found["body_pose"].shape == (2, 55, 3, 3) and found["body_pose"].isfinite().all()
-content = torch.load("hand.pt", weights_only=True, map_location="cpu")
-model = hmr.HandAdapter(hmr.HandConfig(**content["config"]))
-model.load_state_dict(content["model"])
-foreign = {{"bodymodels", "data", "metrics", "networks", "weights", "train", "matplotlib",
-           "torchvision", "smplx"}}
-assert not foreign & set(sys.modules), foreign & set(sys.modules)
-"""
-    result = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True,
-                            text=True, timeout=600)
-    assert result.returncode == 0, result.stderr

@@ -3,7 +3,9 @@
 import math
 from dataclasses import asdict, replace
 
+import genhmr_samples
 import pytest
+import simplehand_samples
 import torch
 from adapter_samples import (
     LEFT,
@@ -20,6 +22,7 @@ from adapter_samples import (
 from torch import Tensor, nn
 
 import hmr_adapter as hmr
+from genhmr import GenHMR
 from networks.adapter_rivals import build_model, count
 from tasks.base import parameter_groups
 from weights.hmr_adapter import load_body_expert, load_hand_expert
@@ -230,17 +233,32 @@ def test_hand_samples_are_right_handed():
     assert more["vertices"].shape == (4, 778, 3)
 
 
-def test_parameter_groups():
-    """Matrices decay; biases, norms, positions and embeddings do not; frozen parameters are left
-    out."""
-    model = body_adapter(joint_embedding="learned")
-    decayed, spared = (group["params"] for group in parameter_groups(model, 0.1))
-    numbers = sum(parameter.numel() for parameter in [*decayed, *spared])
-    assert numbers == count(model, True) < count(model)
-    identities = {id(parameter) for parameter in spared}
-    assert id(model.joint_embedding) in identities
-    assert id(model.decoder.pos_embedding) in identities
-    assert all(parameter.ndim >= 2 for parameter in decayed)
+@pytest.mark.parametrize(("build", "frozen", "expected"), [
+    (lambda: body_adapter(joint_embedding="learned"), "expert.",
+     {"joint_embedding", "decoder.pos_embedding"}),
+    (lambda: GenHMR(genhmr_samples.TINY), "tokenizer.",
+     {"backbone.pos_embed", "transformer.mask_embedding", "transformer.reference",
+      "transformer.position_embedding", "regressor.mlp.fc2.bias"}),
+    (lambda: simplehand_samples.on_meta(simplehand_samples.TINY), "nothing",
+     {"mesh_head.position_embeddings.0", "mesh_head.layers.0.metaformer.0.norm1.weight",
+      "keypoints_2d_head.bias", "backbone.stages.0.blocks.0.layer_scale.gamma",
+      "mesh_head.layers.0.metaformer.0.token_mixer.in_proj_bias",
+      "backbone.stem.0.conv_scale.bn.weight"})], ids=["hmr_adapter", "genhmr", "simplehand"])
+def test_parameter_groups(build, frozen, expected):
+    """Every trainable parameter once; matrices decay; norms, biases, scales, positions and
+    embeddings do not; frozen parameters are left out."""
+    model = build()
+    decayed, spared = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [[names[id(parameter)] for parameter in group["params"]] for group in (decayed, spared)]
+    assert sorted(sum(found, [])) == sorted(
+        name for name in names.values() if not name.startswith(frozen))
+    assert expected <= set(found[1])
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"])
+    assert frozen != "nothing" or {
+        "mesh_head.layers.0.project.weight", "backbone.stem.0.conv_kxk.0.conv.weight",
+        "mesh_head.deconv.0.weight"} <= set(found[0])
 
 
 @pytest.mark.parametrize("part", ["hand", "body"])

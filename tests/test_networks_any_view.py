@@ -9,7 +9,7 @@ import torch
 from hand_samples import assert_projects, hands
 from hypothesis import given
 from hypothesis import strategies as st
-from simplehand_samples import images
+from simplehand_samples import batch_of, regressor
 from torch import nn
 
 import data
@@ -72,12 +72,8 @@ def test_the_spread_of_heat_maps_is_a_standard_deviation(first, second, share):
 def test_losses_are_simplehand_s_and_the_heat_maps():
     """The weighted sum of Eq. 7 plus the weighted cross-entropy, of a network in training."""
     torch.manual_seed(0)
-    model, regressor = simplehand_model(CONFIG), torch.rand(21, 778).softmax(1)
-    vertices = 0.1 * torch.randn(2, 778, 3)
-    batch = {"image": images(2, 32), "vertices": vertices, "joints": vertices[:, :21],
-             "keypoints_2d": 32 * torch.rand(2, 21, 2), "keypoints_valid": torch.ones(2, 21),
-             "mesh_valid": torch.ones(2)}
-    terms = any_view.losses(model(batch["image"]), batch, regressor)
+    model, batch = simplehand_model(CONFIG), batch_of(2, 32)
+    terms = any_view.losses(model(batch["image"]), batch, regressor())
     assert set(terms) == {"joints", "keypoints_2d", "vertices", "heat_maps"}
     heat = terms["heat_maps"]
     total = any_view.total_loss(terms, CONFIG)

@@ -13,6 +13,7 @@ from body_samples import BODY, SMPL24, SMPL45, seeds
 from hand_samples import digest
 from hypothesis import given
 from hypothesis import strategies as st
+from joblib_files import Call
 from official_folders import recording, write_amass, write_moyo
 from scipy.spatial.transform import Rotation
 from torch.utils.data import DataLoader
@@ -252,20 +253,13 @@ def test_moyo_reads_both_fits(tmp_path, smpl):
             assert dataset[0]["betas"].tolist() == [float(smpl)] * 10
 
 
-class Attack:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def test_bad_recordings_of_moyo(tmp_path):
     """A pickle that would run a program is refused; wrong content and missing splits are named."""
     folder, _ = write_moyo(tmp_path, smpl=False)
     path, mark = folder / "mosh/val/yoga_stageii.pkl", tmp_path / "mark"
     for content, message in (
-            ({"fullpose": Attack(mark)}, "yoga_stageii.pkl is not as MOYO is shipped.*unsafe"),
+            ({"fullpose": Call(Path.touch, mark)},
+             "yoga_stageii.pkl is not as MOYO is shipped.*unsafe"),
             ({"betas": np.zeros(10)}, "yoga_stageii.pkl is not as MOYO is shipped"),
             ({"fullpose": np.zeros((4, 100)), "betas": np.zeros(10)}, r"got \(4, 100\)"),
             ({"global_orient": np.zeros((4, 3)), "body_pose": np.zeros((4, 60)),

@@ -53,6 +53,11 @@ def same(first, second):
         torch.equal(value, second[name]) for name, value in first.items())
 
 
+def opened(name, root, models, **options):
+    """A data set with body models, if it cannot be read without."""
+    return READERS[name](root, **options | ({"models": models} if name in NEED_MODELS else {}))
+
+
 @pytest.mark.parametrize("name", HANDS)
 def test_hand_samples_keep_the_contract(folders, models, name):
     """The keys, shapes and types of rendered hands, and labels that fit the crop's camera."""
@@ -115,8 +120,7 @@ def test_a_missing_file_is_named(fresh, models, tmp_path, name):
     root = fresh(name)
     with pytest.raises(FileNotFoundError, match="official layout, see"):
         READERS[name](tmp_path / "nowhere")
-    options = {"models": models} if name in NEED_MODELS else {}
-    dataset = READERS[name](root, **options)
+    dataset = opened(name, root, models)
     for pattern, paths in dataset.sources.items():
         if pattern == "mano":
             continue  # FreiHAND's poses: only pairs of hands need them
@@ -124,7 +128,7 @@ def test_a_missing_file_is_named(fresh, models, tmp_path, name):
         for path, away in moved:
             path.rename(away)
         with pytest.raises(FileNotFoundError, match="official layout, see") as error:
-            READERS[name](root, **options)
+            opened(name, root, models)
         assert dataset.HOME in str(error.value)
         for path, away in moved:
             away.rename(path)
@@ -143,8 +147,7 @@ def test_the_right_folder_is_named(fresh, name):
 def test_a_damaged_file_is_named(fresh, models, name):
     """Half a file followed by noise is one ValueError that names it; nothing is left behind."""
     root = fresh(name)
-    options = {"models": models} if name in NEED_MODELS else {}
-    for paths in READERS[name](root, **options).sources.values():
+    for paths in opened(name, root, models).sources.values():
         path = paths[0]
         if path.is_dir():
             continue
@@ -153,7 +156,7 @@ def test_a_damaged_file_is_named(fresh, models, name):
         for packed in root.glob("*.npy"):
             packed.unlink()
         with pytest.raises(ValueError, match=f"{path.name}.*is not as .* is shipped"):
-            READERS[name](root, **options)
+            opened(name, root, models)
         assert not [*root.glob("*.npy"), *root.glob("*.tmp")]
         path.write_bytes(whole)
 
@@ -161,15 +164,14 @@ def test_a_damaged_file_is_named(fresh, models, name):
 @pytest.mark.parametrize("name", READERS)
 def test_annotation_is_packed_once(fresh, models, tmp_path, name):
     """A second reader uses the packed file; a changed source is packed again."""
-    root, options = fresh(name), {"cache": tmp_path / "cache"}
-    options |= {"models": models} if name in NEED_MODELS else {}
-    first = READERS[name](root, **options)
+    root, cache = fresh(name), tmp_path / "cache"
+    first = opened(name, root, models, cache=cache)
     stamp = first.path.stat().st_mtime_ns
-    assert READERS[name](root, **options).path.stat().st_mtime_ns == stamp
+    assert opened(name, root, models, cache=cache).path.stat().st_mtime_ns == stamp
     assert isinstance(first.records(), np.memmap) and not list(root.glob("*.npy"))
     source = next(path for paths in first.sources.values() for path in paths if path.is_file())
     os.utime(source, ns=(0, source.stat().st_mtime_ns + 1))
-    again = READERS[name](root, **options)
+    again = opened(name, root, models, cache=cache)
     assert again.path != first.path and len(again) == len(first)
     np.testing.assert_array_equal(again.records()["image"], first.records()["image"])
 
@@ -177,15 +179,14 @@ def test_annotation_is_packed_once(fresh, models, tmp_path, name):
 @pytest.mark.parametrize("name", READERS)
 def test_a_root_may_be_relative(folders, models, tmp_path, monkeypatch, name):
     monkeypatch.chdir(folders(name).parent)
-    options = {"models": models} if name in NEED_MODELS else {}
-    assert READERS[name](name, cache=tmp_path, **options)[0]["image"].shape == (3, 32, 32)
+    assert opened(name, name, models, cache=tmp_path)[0]["image"].shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_missing_picture_is_named(fresh, models, name):
     """A missing picture is an error that names it, when it is asked for."""
     root = fresh(name)
-    dataset = READERS[name](root, **({"models": models} if name in NEED_MODELS else {}))
+    dataset = opened(name, root, models)
     path = root / dataset.record(0)["image"].decode()
     path.unlink()
     with pytest.raises(FileNotFoundError, match=path.name):
@@ -241,7 +242,6 @@ def test_options_of_the_wrong_kind_are_refused(folders, options, message):
 def test_mutated_annotation_is_read_or_is_a_clear_error(fresh, models, name):
     """Whatever bytes change in a text file: a reader, a ValueError or a missing file, no crash."""
     root, rng = fresh(name), np.random.default_rng(0)
-    options = {"models": models} if name in NEED_MODELS else {}
     paths = [path for path in sorted(root.rglob("*")) if path.suffix in (".json", ".yml")]
     for trial in range(12):
         path = paths[trial % len(paths)]
@@ -251,7 +251,7 @@ def test_mutated_annotation_is_read_or_is_a_clear_error(fresh, models, name):
             content[place] = rng.choice(np.frombuffer(b'0{}[]":,-x\n', np.uint8))
         path.write_bytes(content)
         try:
-            READERS[name](root, cache=root / str(trial), **options)
+            opened(name, root, models, cache=root / str(trial))
         except (ValueError, FileNotFoundError) as error:
             assert str(root) in str(error)
         path.write_bytes(whole)

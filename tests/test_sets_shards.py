@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from joblib_files import Call
 from official_folders import hamer, hmr2, jpeg, tar_person, write_shard
 
 import bodymodels
@@ -85,12 +86,9 @@ def test_wart_tar_cut_between_members(tmp_path):
 
 
 def test_wart_pickles_in_shards_are_not_executed(tmp_path):
-    class Malice:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
-
+    malice = Call(os.mkdir, str(tmp_path / "executed"))
     write_shard(tmp_path / "000000.tar", {
-        "a.jpg": jpeg(), "a.data.pyd": pickle.dumps([Malice()]),
+        "a.jpg": jpeg(), "a.data.pyd": pickle.dumps([malice]),
         "b.jpg": jpeg(), "b.data.pyd": pickle.dumps([tar_person()])})
     with pytest.warns(UserWarning, match="a is damaged and left out.*mkdir"):
         assert len(hmr2(tmp_path)) == 1

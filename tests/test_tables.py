@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import test_tasks_adapter
 import test_tasks_genhmr
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from official_folders import write_freihand
+from simplehand_samples import batch_of, regressor
 from test_train import Run, command_line, flag
 
 import bodymodels
@@ -97,18 +96,6 @@ TINY = Config(
     backbone_drop_path=0.0, drop_path=0.0, dropout=0.0)
 
 
-def a_batch() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    vertices = 0.1 * torch.randn(2, 778, 3, generator=generator) + torch.tensor([0, 0, 0.6])
-    return {
-        "image": torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8),
-        "vertices": vertices, "joints": vertices[:, :21], "mesh_valid": torch.ones(2),
-        "keypoints_2d": 64 * torch.rand(2, 21, 2, generator=generator),
-        "keypoints_valid": torch.ones(2, 21),
-        "K": torch.tensor([[100.0, 0, 32], [0, 100, 32], [0, 0, 1]]).expand(2, 3, 3),
-    }
-
-
 def unique_rows() -> dict[str, Config]:
     """The different configs of SimpleHand's tables, at a size for tests."""
     small = {"hrnet": ["backbone=hrnet", "upsample=1"]}
@@ -119,15 +106,16 @@ def unique_rows() -> dict[str, Config]:
 
 @pytest.mark.parametrize("name", unique_rows())
 def test_every_row_of_simplehand_trains(name):
-    """Each row of each table builds and predicts, and every parameter gets a gradient."""
-    model, batch = simplehand_model(unique_rows()[name]), a_batch()
+    """Each row of each table builds and predicts, and every parameter gets a finite gradient; a new
+    model's keypoints are near the middle, where sampling has a gradient."""
+    model, batch = simplehand_model(unique_rows()[name]), batch_of(2)
     prediction = model(batch["image"])
     assert prediction["vertices"].shape == (2, 778, 3)
     assert prediction["keypoints_2d"].shape == (2, 21, 2)
-    regressor = bodymodels.load_model("hand_right").keypoint_regressor
-    terms = simplehand.losses(prediction, batch, regressor)
+    assert ((prediction["keypoints_2d"] > 0) & (prediction["keypoints_2d"] < 1)).all()
+    terms = simplehand.losses(prediction, batch, regressor())
     simplehand.total_loss(terms, model.config).backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     assert ("coarse_2d" in terms) == ("coarse" in name)
 
 
@@ -512,19 +500,6 @@ def test_a_table_trains_every_row_once(cache, tmp_path, capsys):
     assert capsys.readouterr().out.count("from step 0 to 1,") == 1
     assert (tmp_path / "table8.md").read_text() == table
     assert runs["simplehand unchanged"].stat().st_mtime_ns == before
-
-
-@pytest.mark.slow
-def test_a_table_of_official_data(tmp_path):
-    """SimpleHand's Table 4 on a small folder in FreiHAND's layout."""
-    write_freihand(tmp_path / "freihand")
-    settings = settings_of(command_line(tmp_path, tmp_path, steps=1, batch_size=4))
-    tables.main(["simplehand", "table4", "--preset", "cpu", "--data", "freihand", "--data-root",
-                 str(tmp_path / "freihand"), "--hand", "hand_right", "--cache",
-                 str(tmp_path / "cache"), "--out", str(tmp_path / "out"), *settings])
-    text = (tmp_path / "out" / "table4.md").read_text()
-    rows = re.findall(r"^\| .* \| 6\.\d \| [67]\.\d \| [\d.]+ \| [\d.]+ \| 1 \|$", text, re.M)
-    assert len(rows) == 4
 
 
 @pytest.mark.slow

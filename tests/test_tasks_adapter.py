@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from adapter_samples import BASELINES
-from test_tasks_genhmr import load, rows
-from test_train import Run, assert_same_state, flag
+from test_tasks_genhmr import batch_of, load
+from test_train import assert_same_state, flag, rows
 
 import data
 import hmr_adapter
@@ -186,31 +186,6 @@ def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, caps
     assert "expert" not in scores_of(tmp_path)
 
 
-@pytest.mark.slow
-def test_rivals_train_in_two_processes(finished, folder, tmp_path):
-    """Trained heads: every trainable parameter has a gradient, as DDP expects."""
-    for row in ("table3, No. 1, all of it", "table5, weighted sum"):
-        out = tmp_path / row
-        Run(out, command_line(folder, "hand", out, "--expert",
-                              finished / "hand_expert" / "checkpoint.pt",
-                              **BASELINES[row][1] | {"steps": 1}), ranks=2).end()
-
-
-def test_found_arms_continue_in_the_same_bits(finished, folder, tmp_path, undrawn):
-    """With a guide and dropped arms: stopped after two steps and continued is the run that
-    was not stopped."""
-    files = {"expert": "hand_expert", "guide": "body_expert"}
-    flags = [word for flag, stage in files.items()
-             for word in (f"--{flag}", finished / stage / "checkpoint.pt")]
-    fields = {"arm_source": "found", "arm_drop": 0.3, "schedule": "constant", "test_samples": 2}
-    for out, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
-        train.main(command_line(folder, "hand", tmp_path / out, "--resume", *flags,
-                                **fields | {"steps": steps}))
-    whole, parts = (load(tmp_path / out) for out in ("whole", "parts"))
-    assert_same_state(whole["model"], parts["model"])
-    assert_same_state(whole["optimizer"], parts["optimizer"])
-
-
 def test_the_dual_path_is_scored_as_it_is_used(finished, folder):
     """Hands are cut out at the boxes that the body path predicts; true boxes are another row."""
     arguments = train.parse_arguments([
@@ -332,13 +307,8 @@ def test_rows_of_the_tables_train(finished, folder, tmp_path, row, undrawn):
     """The rivals are settings of --stage hand and body, and are scored like ours."""
     stage, changes = BASELINES[row]
     expert = finished / f"{stage}_expert" / "checkpoint.pt"
-    arguments = command_line(folder, stage, tmp_path / "run", "--expert", expert)
-    task = train.TASKS[f"hmr_adapter-{stage}"]
-    own = settable(task.PRESETS["cpu"]) | settable(task.SETTINGS["cpu"])
-    arguments[arguments.index("--set") + 1:] = [
-        f"{name}={value}" for name, value in (TINY | changes | {"steps": 1}).items()
-        if name in own]
-    train.main(arguments)
+    train.main(command_line(folder, stage, tmp_path / "run", "--expert", expert,
+                            **changes | {"steps": 1}))
     scores = scores_of(tmp_path / "run")
     assert np.isfinite([list(one.values()) for one in scores.values()]).all()
     trained = weights.hmr_adapter.load_checkpoint(tmp_path / "run" / "checkpoint.pt").config
@@ -353,10 +323,6 @@ def make_task(finished, folder, out, *extra, stage=None):
     arguments = train.parse_arguments(command_line(folder, stage, folder / "no", *extra))
     task_class = train.TASKS[f"hmr_adapter-{stage}"]
     return task_class(task_class.Config(**checkpoint["config"]), arguments, checkpoint)
-
-
-def batch_of(dataset, indices):
-    return next(train.load_batches(dataset, [list(indices)], train.World()))
 
 
 def test_hands_are_scored_in_their_group(finished, folder):

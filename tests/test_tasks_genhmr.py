@@ -1,6 +1,5 @@
 """GenHMR's two stages: runs on a tiny model, kills, ranks, tables, official data."""
 
-import csv
 import dataclasses
 import json
 import pickle
@@ -11,15 +10,10 @@ import numpy as np
 import pytest
 import torch
 from official_folders import (
-    write_3dpw,
     write_amass,
-    write_h36m,
-    write_hmr2,
-    write_hmr2_evaluation,
-    write_models,
     write_moyo,
 )
-from test_train import Run, assert_same_state, flag
+from test_train import Run, assert_same_state, flag, rows
 
 import bodymodels
 import data
@@ -35,7 +29,7 @@ from tasks.genhmr import (
     in_random_crops,
     lift_losses,
 )
-from tasks.settings import Settings, preset_settings
+from tasks.settings import preset_settings
 from weights.genhmr import load_checkpoint, load_encoder, load_tokenizer
 
 TINY = {
@@ -58,7 +52,6 @@ SHIPPED = str(bodymodels.ASSETS / "genhmr_cpu.pt")
 ROWS = ["T=5", "T=1", "T=3", "T=10", "T=15", "T=20", "T=5 P=1", "T=5 P=3", "T=5 P=5", "T=5 P=10",
         "T=5 P=20", "T=5 P=20 fitted", "mean code", "mean code P=20", "encoder", "known 0 %",
         "known 50 %", "known 90 %"]  # of the last table
-TIMES = ("seconds", "poses_per_second", "images_per_second")
 STATISTICS = ("perplexity", "dead_codes")  # of a batch, or over all ranks
 
 
@@ -84,13 +77,6 @@ def finished(folder):
     for stage, out in outs.items():
         train.main(command_line(folder, stage, out))
     return outs
-
-
-def rows(path):
-    """Without the times."""
-    with open(path, newline="") as file:
-        return [{name: float(value) for name, value in row.items() if name not in TIMES}
-                for row in csv.DictReader(file)]
 
 
 def load(out):
@@ -261,23 +247,6 @@ def test_bodies_without_pictures_have_the_errors_of_pictures(finished, folder):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_the_same_run(finished, folder, tmp_path):
-    """SIGKILL in the middle; the command again ends in the same checkpoint, bit for bit."""
-    out = tmp_path / "killed"
-    arguments = command_line(folder, "transformer", out)
-    run = Run(out, arguments)
-    run.wait_for_step(4)
-    run.kill()
-    assert load(out)["step"] < 12
-    train.main(arguments)
-    assert_same_state(load(finished["transformer"]), load(out))
-    for name in ("log.csv", "scores.csv"):
-        assert rows(finished["transformer"] / name) == rows(out / name)
-    assert [row["step"] for row in rows(out / "log.csv")] == list(range(1, 13))
-    assert [row["step"] for row in rows(out / "scores.csv")] == [5, 10, 12]
-
-
-@pytest.mark.slow
 def test_two_ranks_are_two_accumulated_batches_of_stage_two(finished, folder):
     """The same losses: masks, Gumbel noise, dropped paths and the annealing do not know ranks.
 
@@ -328,11 +297,6 @@ def test_bad_arguments_are_one_clear_error(arguments, message, tmp_path, capsys)
     assert not (tmp_path / "new").exists()
 
 
-def test_simplehand_has_no_stages():
-    with pytest.raises(SystemExit, match="simplehand is trained without --stage"):
-        train.main(["--model", "simplehand", "--stage", "tokenizer"])
-
-
 def test_another_tokenizer_is_another_run(finished, folder, tmp_path):
     """Continuing stage 2 on the tokens of another tokenizer is refused: they mean other poses."""
     other = load(finished["tokenizer"])
@@ -346,15 +310,6 @@ def test_another_tokenizer_is_another_run(finished, folder, tmp_path):
     torch.save(other, tmp_path / "other.pt")
     with pytest.raises(SystemExit, match="another run .it differs in tokenizer"):
         train.main(arguments)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_help_lists_the_fields_of_the_stage(stage, capsys):
-    with pytest.raises(SystemExit):
-        train.main(["--model", "genhmr", "--stage", stage, "--help"])
-    output = capsys.readouterr().out
-    for kind in (train.TASKS[f"genhmr-{stage}"].Config, Settings):
-        assert all(field.name in output for field in dataclasses.fields(kind))
 
 
 @pytest.mark.parametrize("name", train.TASKS)
@@ -487,30 +442,20 @@ def test_official_motion_trains_the_tokenizer(folder, tmp_path, undrawn):
 # ------------------------------------------------------------------------- official pictures
 
 
-@pytest.fixture(scope="module")
-def official(tmp_path_factory):
-    """Folders of data sets, and models, in the official formats."""
-    base = tmp_path_factory.mktemp("official")
-    for name, fill in (("tars", write_hmr2), ("3dpw", write_3dpw), ("h36m", write_h36m),
-                       ("3dpw-hmr2", write_hmr2_evaluation), ("models", write_models)):
-        (base / name).mkdir()
-        fill(base / name)
-    return base
-
-
-def judge(folder, official, protocol):
-    """The task of one protocol alone."""
-    return task_of(command_line(
+@pytest.fixture
+def judge(folder, folders, models):
+    """judge(PROTOCOL): the task of one protocol alone."""
+    return lambda protocol: task_of(command_line(
         folder, "transformer", folder / "no", "--eval", "--protocol", protocol, "--data-root",
-        official / EVALUATIONS[protocol][0], "--models", official / "models"))
+        folders(EVALUATIONS[protocol][0]), "--models", models))
 
 
-def test_official_pictures_train_and_are_judged(finished, folder, official, tmp_path):
+def test_official_pictures_train_and_are_judged(finished, folder, folders, models, tmp_path):
     """HMR2.0's shards train, 3DPW judges; predictions tell whose they are."""
     out = tmp_path / "out"
     train.main(command_line(folder, "transformer", out, "--data", "hmr2-tars", "--data-root",
-                            official / "tars", "--protocol", "3dpw_lsp14", "--test-root",
-                            official / "3dpw", "--models", official / "models", steps=1,
+                            folders("hmr2-tars"), "--protocol", "3dpw_lsp14", "--test-root",
+                            folders("3dpw"), "--models", models, steps=1,
                             batch_size=2, accumulate=1))
     scores = json.loads((out / "results.json").read_text())["scores"]
     assert sorted(scores["T=5"]) == ["MPJPE", "MVE", "PA-MPJPE"]
@@ -520,17 +465,17 @@ def test_official_pictures_train_and_are_judged(finished, folder, official, tmp_
     assert sorted(path.name for path in out.glob("*.png")) == ["curves.png", "predictions.png"]
 
 
-def test_augmentation_is_the_configs_with_official_pictures(finished, folder, official):
-    task = judge(folder, official, "3dpw_lsp14")
+def test_augmentation_is_the_configs_with_official_pictures(finished, judge):
+    task = judge("3dpw_lsp14")
     for name in ("official_hmr", "rendered"):
         task.settings = dataclasses.replace(task.settings, augmentation=name)
         assert task.data_set("train", 0).augmentation == data.AUGMENTATIONS[name]
     assert task.data_set("test", 0).augmentation is None
 
 
-def test_perfect_predictions_have_no_error(finished, folder, official):
+def test_perfect_predictions_have_no_error(finished, judge):
     """The truth of 3DPW is the gendered body in the camera's frame; here all genders are one."""
-    task = judge(folder, official, "3dpw_lsp14")
+    task = judge("3dpw_lsp14")
     assert task.test_set.split == "test" and task.data_set("train", 0).split == "train"
     batch = {name: value.numpy() for name, value in batch_of(task.test_set, range(4)).items()}
     truth = {name: batch[name] for name in ("pose", "betas")}
@@ -542,32 +487,32 @@ def test_perfect_predictions_have_no_error(finished, folder, official):
 
 
 def test_wart_human36m_is_judged_by_joints_and_a_regressor_of_the_right_order(
-        finished, folder, official, tmp_path):
+        finished, judge, models, tmp_path):
     """The truth are the file's joints in LSP's order; Moon's regressor, right leg first, is
     refused."""
-    task = judge(folder, official, "h36m_p2_lsp14")
+    task = judge("h36m_p2_lsp14")
     truth = task.truth(Predictions(np.arange(1), {}, {}))
     record = task.test_set.records()[0]["keypoints_3d"][25:]  # SPIN's 24
     np.testing.assert_array_equal(truth["joints"][0, 13], record[18, :3])  # Human3.6M's head
     np.testing.assert_array_equal(truth["joints"][0, 14], record[14, :3])
     assert list(truth) == ["joints"]
-    regressor = np.load(official / "models" / "J_regressor_h36m.npy")
+    regressor = np.load(models / "J_regressor_h36m.npy")
     np.save(tmp_path / "J_regressor_h36m.npy", regressor[[0, 4, 5, 6, 1, 2, 3, *range(7, 17)]])
     task.arguments.models = tmp_path
     with pytest.raises(ValueError, match="right leg first: take SPIN's file"):
         task.regressed({"vertices": np.zeros((1, 6890, 3))})
 
 
-def test_hmr2s_evaluation_takes_joints_by_its_own_regressor(finished, folder, official, tmp_path):
+def test_hmr2s_evaluation_takes_joints_by_its_own_regressor(finished, judge, models, tmp_path):
     """SMPL_to_J19 makes the predicted joints, 3dpw_test.npz has the true ones; the fourteen are
     relative to MPII's pelvis."""
-    shutil.copytree(official / "models", tmp_path / "models", symlinks=True)
-    body = bodymodels.load_model(official / "models", family="smpl")
+    shutil.copytree(models, tmp_path / "models", symlinks=True)
+    body = bodymodels.load_model(models, family="smpl")
     rng = np.random.default_rng(0)
     regressor = rng.random((19, len(body.v_template)))
     regressor /= regressor.sum(1, keepdims=True)
     (tmp_path / "models/SMPL_to_J19.pkl").write_bytes(pickle.dumps(regressor))
-    task = judge(folder, official, "hmr2_lsp14")
+    task = judge("hmr2_lsp14")
     task.arguments.models = tmp_path / "models"
     mesh = {"vertices": body.v_template.numpy()[None]}
     keypoints = np.zeros((1, 44, 4))
@@ -586,10 +531,10 @@ def test_hmr2s_evaluation_takes_joints_by_its_own_regressor(finished, folder, of
         task.judge(mesh, truth)
 
 
-def test_refinement_on_3dpw_follows_its_detector_and_no_truth(finished, folder, official):
+def test_refinement_on_3dpw_follows_its_detector_and_no_truth(finished, folder, judge):
     """The poses after P steps do not change with the truth, but with the detections; where there
     are none, the rows say that an oracle made them."""
-    task = judge(folder, official, "3dpw_lsp14")
+    task = judge("3dpw_lsp14")
     model = load_checkpoint(folder / "transformer/checkpoint.pt")
     batch = batch_of(task.test_set, range(4))
     blind = batch | {"keypoints_2d": batch["keypoints_2d"] + 9,
@@ -601,28 +546,27 @@ def test_refinement_on_3dpw_follows_its_detector_and_no_truth(finished, folder, 
     first, same, other = (rows[name]["pose"] for rows in found)
     assert torch.equal(first, same) and not torch.equal(first, other)
     assert not torch.equal(first, found[0]["T=5"]["pose"])
-    task = judge(folder, official, "h36m_p2_lsp14")
+    task = judge("h36m_p2_lsp14")
     with torch.no_grad():
         found = task.predict(model, batch_of(task.test_set, [0]), final=True).found
     assert not [row for row in found if "P=" in row and not row.endswith(" oracle: true 2D")]
     assert f"{name} oracle: true 2D" in found
 
 
-def test_detections_of_other_data_sets_are_asked_for(finished, folder, official, tmp_path):
+def test_detections_of_other_data_sets_are_asked_for(finished, folder, folders, models, tmp_path):
     """--detections FOLDER reaches the pictures to evaluate on, and no rendered ones."""
     task = task_of(command_line(
         folder, "transformer", tmp_path / "no", "--eval", "--protocol", "h36m_p2_lsp14",
-        "--data-root", official / "h36m", "--models", official / "models", "--detections",
-        tmp_path))
+        "--data-root", folders("h36m"), "--models", models, "--detections", tmp_path))
     with pytest.raises(FileNotFoundError, match="no keypoints .*_keypoints.json"):
         task.test_set[0]
     with pytest.raises(SystemExit, match="--detections: rendered pictures have none"):
         train.main(command_line(folder, "transformer", tmp_path / "no", "--detections", tmp_path))
 
 
-def test_translations_before_the_models_camera_and_before_the_crops(finished, folder, official):
+def test_translations_before_the_models_camera_and_before_the_crops(finished, judge):
     """A body's root lands at the same pixel with either K, as far away as that K makes it."""
-    task = judge(folder, official, "3dpw_lsp14")
+    task = judge("3dpw_lsp14")
     K = torch.tensor([[[300.0, 0, 40], [0, 300, 90], [0, 0, 1]]])
     transl = torch.tensor([[0.2, -0.1, 30.0]])
     moved = task.in_crop(transl, K)
@@ -632,11 +576,11 @@ def test_translations_before_the_models_camera_and_before_the_crops(finished, fo
     assert moved[0, 2] == pytest.approx(30 * 300 / float(model[0, 0, 0]))
 
 
-def test_official_pictures_need_models_and_a_protocol(finished, folder, official, tmp_path):
+def test_official_pictures_need_models_and_a_protocol(finished, folder, folders, tmp_path):
     for extra, message in (
             ((), "choose the protocol with --protocol, one of 3dpw_lsp14, "),
             (("--protocol", "dexycb_s0"), "choose the protocol with --protocol, one of 3dpw"),
             (("--protocol", "3dpw_lsp14"), "SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE")):
         with pytest.raises(SystemExit, match=message):
             train.main(command_line(folder, "transformer", tmp_path / "no", "--data", "hmr2-tars",
-                                    "--data-root", official / "tars", *extra))
+                                    "--data-root", folders("hmr2-tars"), *extra))

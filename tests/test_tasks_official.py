@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import test_tasks_adapter
 import torch
 from official_folders import (
     write_3dpw_moon,
@@ -16,7 +17,7 @@ from official_folders import (
     write_models,
     write_rich,
 )
-from test_tasks_adapter import ERRORS, OF_BODIES, TINY, flag, scores_of
+from test_tasks_adapter import ERRORS, OF_BODIES, scores_of
 
 import bodymodels
 import data
@@ -24,7 +25,6 @@ import train
 import weights.hmr_adapter
 from tasks.base import EVALUATIONS, Predictions
 from tasks.hmr_adapter import BodyAdapterTask, BodyExpertTask, DualPathTask, HandAdapterTask
-from tasks.settings import settable
 
 VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
 
@@ -61,13 +61,8 @@ def base(tmp_path_factory):
 
 
 def command_line(base, stage, out, *extra, **fields):
-    task = train.TASKS[f"hmr_adapter-{stage}"]
-    known = settable(task.PRESETS["cpu"]) | settable(task.SETTINGS["cpu"])
-    settings = [f"{name}={flag(value)}" for name, value in (
-        TINY | {"steps": 1, "batch_size": 2} | fields).items() if name in known]
-    return ["--model", "hmr_adapter", "--stage", stage, "--preset", "cpu", "--out", str(out),
-            "--cache", str(base / "cache"), "--models", str(base / "models"), *map(str, extra),
-            "--set", *settings]
+    return test_tasks_adapter.command_line(base, stage, out, "--models", base / "models", *extra,
+                                           **{"steps": 1, "batch_size": 2} | fields)
 
 
 @pytest.fixture(scope="module")
@@ -152,19 +147,15 @@ def test_the_dual_path_is_judged_on_ehf_with_faces(base, trained, tmp_path):
     assert alone["expert"] == pytest.approx(scores["expert"], rel=1e-3)
 
 
-def test_bodies_are_judged_on_3dpw_by_smpls_joints(base, trained, tmp_path):
-    scores = evaluate(base, trained, "body_expert", "3dpw_smplx_lineage", tmp_path, "--checkpoint",
-                      str(trained / "body_expert/checkpoint.pt"))
-    assert list(scores["expert"]) == ["PA-MPJPE", "MPJPE"]
-
-
-def test_3dpw_has_a_vertex_error_with_the_mapping_from_smplx_to_smpl(base, trained, tmp_path):
+def test_bodies_are_judged_on_3dpw_by_smpls_joints_and_mesh(base, trained, tmp_path):
     """With smplx_to_smpl.pkl in --models the table has PVE, as Table 2 of the paper does."""
+    judged = ("body_expert", "3dpw_smplx_lineage", tmp_path, "--checkpoint",
+              str(trained / "body_expert/checkpoint.pt"))
+    assert list(evaluate(base, trained, *judged)["expert"]) == ["PA-MPJPE", "MPJPE"]
     mapping = base / "models/smplx_to_smpl.pkl"
     mapping.write_bytes(pickle.dumps({"matrix": np.eye(6890, VERTICES, dtype=np.float32)}))
     try:
-        scores = evaluate(base, trained, "body_expert", "3dpw_smplx_lineage", tmp_path,
-                          "--checkpoint", str(trained / "body_expert/checkpoint.pt"))
+        scores = evaluate(base, trained, *judged)
     finally:
         mapping.unlink()
     assert list(scores["expert"]) == ["PA-MPJPE", "MPJPE", "PVE"] and scores["expert"]["PVE"] > 0

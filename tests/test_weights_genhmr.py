@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from genhmr_samples import SMALL, TINY, TINY_TOKENIZER, images, poses, tiny_encoder
+from joblib_files import Call
 
 import genhmr
 from genhmr import Config, GenHMR, Tokenizer
@@ -74,16 +75,6 @@ def test_bad_checkpoints_are_refused(tmp_path, lively):
             load_checkpoint(source)
 
 
-class Evil:
-    """Pickles as a call."""
-
-    def __init__(self, path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return eval, (f"open({str(self.path)!r}, 'w').close()",)
-
-
 class CfgNode(dict):
     """As yacs has it: a dictionary with attributes, of a module that readers may lack."""
 
@@ -99,8 +90,9 @@ def test_backbones_of_others_load(tmp_path, capsys, lively):
     full = {f"backbone.{name}": value for name, value in bare.items()}
     node = CfgNode(MODEL=CfgNode(BACKBONE=1))
     node.__dict__["__immutable__"] = True
+    code = f"open({str(tmp_path / 'traces')!r}, 'w').close()"
     humans = {"state_dict": {**full, "smpl_head.decpose.weight": torch.ones(2)},
-              "hyper_parameters": {"cfg": node, "call": Evil(tmp_path / "traces")}}
+              "hyper_parameters": {"cfg": node, "call": Call(eval, code)}}
     torch.save(humans, tmp_path / "humans.ckpt")
     vitpose = {"state_dict": {**full, "keypoint_head.final_layer.bias": torch.ones(17)}}
     torch.save(vitpose, tmp_path / "vitpose.pth", _use_new_zipfile_serialization=False)
