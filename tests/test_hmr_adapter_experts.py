@@ -62,6 +62,19 @@ def test_roi_align_is_the_loop():
     assert not found[-1].any()
 
 
+def test_roi_align_is_torchvisions():
+    """It equals torchvision's, where that is installed."""
+    try:
+        from torchvision.ops import roi_align
+    except Exception as error:  # a torchvision of another torch raises RuntimeError
+        pytest.skip(f"no torchvision: {error}")
+    features = torch.randn(len(BOXES), 3, 11, 9)
+    boxes = torch.tensor(BOXES)
+    numbered = torch.cat((torch.arange(len(boxes))[:, None], boxes), 1)
+    assert torch.allclose(hmr.roi_align(features, boxes, 4),
+                          roi_align(features, numbered, 4, 1.0, -1, aligned=False), atol=1e-5)
+
+
 def test_roi_align_survives_any_box():
     """Any box of an untrained network gives finite values."""
     boxes = torch.tensor([[1e6, 0, -1e6, 3], [-1e6, -1e6, 1e6, 1e6]])

@@ -91,6 +91,18 @@ def test_convention_reflection_is_explicit(seed, points):
     assert (squared_error(metrics.procrustes_align(source, target), target) > 1e-9).all()
 
 
+@given(seeds, st.integers(3, 30), st.booleans())
+def test_procrustes_agrees_with_scipy(seed, points, scale):
+    """The same rotation and scale as with scipy.linalg.orthogonal_procrustes."""
+    source, target = clouds(seed, 1, points), clouds(seed + 1, 1, points)
+    aligned = metrics.procrustes_align(source, target, allow_reflection=True, scale=scale)
+    x, y = source[0].numpy(), target[0].numpy()
+    x, middle = x - x.mean(0), y.mean(0)
+    rotation, trace = scipy.linalg.orthogonal_procrustes(x, y - middle)
+    factor = trace / (x**2).sum() if scale else 1
+    np.testing.assert_allclose(aligned[0].numpy(), factor * x @ rotation + middle, atol=1e-12)
+
+
 def degenerate_pairs():
     """name -> (source, target), each (1, N, 3): everything an alignment should survive."""
     hand, other = clouds(0, 1, 21, size=1), clouds(1, 1, 21, size=1)

@@ -186,6 +186,21 @@ def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, caps
     assert "expert" not in scores_of(tmp_path)
 
 
+def test_found_arms_continue_in_the_same_bits(finished, folder, tmp_path, undrawn):
+    """With a guide and dropped arms: stopped after two steps and continued is the run that
+    was not stopped."""
+    files = {"expert": "hand_expert", "guide": "body_expert"}
+    flags = [word for flag, stage in files.items()
+             for word in (f"--{flag}", finished / stage / "checkpoint.pt")]
+    fields = {"arm_source": "found", "arm_drop": 0.3, "schedule": "constant", "test_samples": 2}
+    for out, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
+        train.main(command_line(folder, "hand", tmp_path / out, "--resume", *flags,
+                                **fields | {"steps": steps}))
+    whole, parts = (load(tmp_path / out) for out in ("whole", "parts"))
+    assert_same_state(whole["model"], parts["model"])
+    assert_same_state(whole["optimizer"], parts["optimizer"])
+
+
 def test_the_dual_path_is_scored_as_it_is_used(finished, folder):
     """Hands are cut out at the boxes that the body path predicts; true boxes are another row."""
     arguments = train.parse_arguments([
