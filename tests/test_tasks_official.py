@@ -144,7 +144,7 @@ def test_the_dual_path_is_judged_on_ehf_with_faces(base, trained, tmp_path):
                      str(trained / "hand_expert/checkpoint.pt"), "--guide",
                      str(trained / "body_expert/checkpoint.pt"))  # the paper's baseline
     assert alone["ours"] == alone["experts"]
-    assert alone["expert"] == pytest.approx(scores["expert"], rel=1e-3)
+    assert alone["expert"] == pytest.approx(scores["expert"], rel=1e-3, abs=0.01)  # mm, rounding
 
 
 def test_bodies_are_judged_on_3dpw_by_smpls_joints_and_mesh(base, trained, tmp_path):
