@@ -42,7 +42,6 @@ Conventions of the whole project:
     body joints    SMPL's 24, SMPL-X's 55; other sets by name in bodymodels.JOINT_SETS
     metrics        metrics.PROTOCOLS names joints, root, alignment, reflection rule and unit
 """
-# ruff: noqa: F401 - the rest of the house and the notebooks import these names from here
 
 from __future__ import annotations
 
@@ -84,6 +83,16 @@ from sets.rendered import (
 from sets.rendered_bodies import RenderedBodies, RenderedPeople
 from sets.samples import Joined, KeyedDataset, Mixed, available_cores, random_generator
 from sets.shards import HaMeRShards, HMRShards
+
+__all__ = [  # what the rest of the house and the notebooks import from here
+    "AMASS", "AUGMENTATIONS", "Augmentation", "DexYCB", "FINGER_SLOTS", "FreiHAND", "GENDERS",
+    "HandPairs", "Joined", "KeyedDataset", "MIXTURES", "MOYO", "Mixed", "MotionPoses", "OFFICIAL",
+    "OfficialPeople", "PALM_NORMAL_UP", "RenderedBodies", "RenderedHands", "RenderedPeople",
+    "available_cores", "body_camera", "crop_homography", "draw_keypoints", "draw_sample",
+    "find_augmentation", "hand_square", "hand_surface", "hinge_axes", "main",
+    "open_official", "paint_background", "paint_surface", "perspective_crop", "random_generator",
+    "read_image", "relabelled", "sample_hand_pose", "shade",
+]
 
 RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": RenderedPeople}
 OFFICIAL = {

@@ -38,9 +38,10 @@ from networks.adapter_rivals import build_model
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
 from networks.finders import Found
-from networks.overlays import project, write_results
+from networks.overlays import write_results
 from networks.small_encoder import SmallEncoder, build_genhmr
 from networks.smooth import smooth_video
+from sets.crops import to_pixels
 from sets.images import LEAST_CONFIDENCE, picture_files, read_image
 from weights.files import trained_on
 
@@ -183,7 +184,7 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
         else:
             own = np.pad(arrays["keypoints_2d"], ((0, 0), (0, 1)), constant_values=1)
         outward = faces[:, ::1 if arrays["side"] else -1]  # mirrored, they face inwards
-        return Result(arrays, outward, notes, project(arrays["joints"], arrays["K"]), own)
+        return Result(arrays, outward, notes, to_pixels(arrays["joints"], arrays["K"]), own)
 
     return Loaded(one, model, about)
 
@@ -252,7 +253,7 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
                  if arguments.hand and not valid]
         if found.keypoints is None:
             notes.append(f"not checked: {found.source}")
-        pixels, own = project(arrays["joints"], arrays["K"])[joints], np.zeros((56, 3))
+        pixels, own = to_pixels(arrays["joints"], arrays["K"])[joints], np.zeros((56, 3))
         pixels[np.array(joints) < 0] = np.nan  # SMPL's other keypoints
         for row, joint in enumerate(hmr_adapter.POSITIONED):
             own[min(joint, 55)] = *arrays["keypoints_2d"][row], joint < 55
@@ -267,7 +268,7 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
 
     def hand(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         arrays = hmr_adapter.predict_hand(model, image, mesh, box=found.box, side=found.side, K=K)
-        pixels = project(mesh.keypoint_regressor.numpy() @ arrays["vertices"], arrays["K"])
+        pixels = to_pixels(mesh.keypoint_regressor.numpy() @ arrays["vertices"], arrays["K"])
         outward = faces[:, ::-1 if found.side == "left" else 1]
         arrays["root"] = arrays["joints"][0]
         return Result(arrays, outward, [f"a {found.side} hand"], pixels)
@@ -354,18 +355,19 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
 def reconstruct_one(network: Loaded, image: np.ndarray, target: Found, K: np.ndarray | None
                     ) -> Result:
-    """Reconstruct a hand or a person; one whom the picture shows in part in two ways.
+    """Reconstruct a hand or a person; try a person whom the picture cuts off in two boxes.
 
     The networks learned from people in the box of the whole body. So the box of what is seen and
     that of the whole body are tried, and the mesh that fits the given keypoints better is kept.
     """
     image = finders.without_background(image, target.mask)
-    boxes = [target.box] + [target.whole] * (target.whole is not None)
-    results = [network.one(image, target._replace(box=box), K) for box in boxes]
-    if len(results) == 1:
-        return results[0]
-    errors = [finders.misfit(one.mesh, target.keypoints, LEAST_CONFIDENCE) for one in results]
-    return results[1] if None not in errors and errors[1] < errors[0] else results[0]
+    found = network.one(image, target, K)
+    if target.whole is None:
+        return found
+    other = network.one(image, target._replace(box=target.whole), K)
+    errors = [finders.misfit(one.mesh, target.keypoints, LEAST_CONFIDENCE)
+              for one in (found, other)]
+    return other if None not in errors and errors[1] < errors[0] else found
 
 
 def summarise(network: str) -> None:

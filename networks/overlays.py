@@ -17,12 +17,6 @@ LARGEST = 2000  # pixels of the longer side of an overlay (our choice)
 Mesh = tuple[dict[str, np.ndarray], np.ndarray]  # arrays with vertices and K, and the faces (F, 3)
 
 
-def project(points: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """Project points (N, 3) in the camera's frame to pixels (N, 2)."""
-    pixels = points @ K.T
-    return pixels[:, :2] / pixels[:, 2:]
-
-
 def overlay(image: np.ndarray, meshes: Sequence[Mesh]) -> np.ndarray:
     """Draw meshes over a picture (H, W, 3) uint8, the far ones first -> floats 0..1.
 

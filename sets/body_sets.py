@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import reduce
+from collections.abc import Iterator, Sequence
 from os import fsdecode
 from pathlib import Path
 from xml.etree import ElementTree
@@ -206,9 +205,8 @@ class Human36MSMPLX(official.Pictures):
                 picture = pictures[item["image_id"]]
                 place = [str(picture[f"{kind}_idx"]) for kind in ("action", "subaction", "frame")]
                 if picture["frame_idx"] % self.options["stride"] == 0:
-                    world, fit = (reduce(lambda tree, key: (tree or {}).get(key), place, tree)
-                                  for tree in (joints, fits))  # None where a key is missing
-                    yield self._person(item, picture, cameras[str(picture["cam_idx"])], world, fit)
+                    yield self._person(item, picture, cameras[str(picture["cam_idx"])],
+                                       _nested(joints, place), _nested(fits, place))
 
     def _person(self, item: dict, picture: dict, camera: dict, world: list | None,
                 fit: dict | None) -> dict:
@@ -227,6 +225,13 @@ class Human36MSMPLX(official.Pictures):
             row |= self.neural_annot(fit)
             row["pose"][:1] = official.rotate_root(R, row["pose"][:1])
         return row
+
+
+def _nested(tree: dict, keys: Sequence[str]) -> object:
+    """Return tree[a][b][c], or None where a key is missing."""
+    for key in keys:
+        tree = tree.get(key) if tree else None
+    return tree
 
 
 class BEDLAM(official.Pictures):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from adapter_samples import BASELINES
 from test_tasks_genhmr import batch_of, load
-from test_train import assert_same_state, flag, rows
+from test_train import Run, assert_same_state, flag, rows
 
 import data
 import hmr_adapter
@@ -184,6 +184,16 @@ def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, caps
                             hand_size=128))
     assert "note: no --expert: the expert is trained from random weights" in capsys.readouterr().out
     assert "expert" not in scores_of(tmp_path)
+
+
+@pytest.mark.slow
+def test_rivals_train_in_two_processes(finished, folder, tmp_path):
+    """Trained heads: every trainable parameter has a gradient, as DDP expects."""
+    for row in ("table3, No. 1, all of it", "table5, weighted sum"):
+        out = tmp_path / row
+        Run(out, command_line(folder, "hand", out, "--expert",
+                              finished / "hand_expert" / "checkpoint.pt",
+                              **BASELINES[row][1] | {"steps": 1}), ranks=2).end()
 
 
 def test_found_arms_continue_in_the_same_bits(finished, folder, tmp_path, undrawn):

@@ -255,6 +255,21 @@ def test_eval_repeats_the_scores_and_export_ships_them(finished, tmp_path, capsy
 # ---------------------------------------------------------------------------- kill and resume
 
 
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_is_the_same_run(finished, tmp_path, cache):
+    """SIGKILL before the first checkpoint, then in the middle: bit-identical in the end."""
+    out = tmp_path / "killed"
+    arguments = command_line(cache, out, "--resume")
+    for step in (1, 6):
+        run = Run(out, arguments)
+        run.wait_for_step(step)
+        run.kill()
+        with open(out / "log.csv", "a") as file:
+            file.write("11,0.1")  # a row torn by the kill
+    Run(out, arguments).end()
+    assert_same_run(finished[0], out)
+
+
 SPAWNING = """
 import multiprocessing, sys
 sys.path.insert(0, {root!r})
@@ -320,7 +335,7 @@ def test_a_killed_rendering_ends_right_when_repeated(number, tmp_path):
         while rendered(f"{trial}") < count:
             assert run.process.poll() is None, run.process.communicate()[0]
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.1 if count else 4))
+        time.sleep(rng.uniform(0, 0.1 if count else 1))
         os.kill(run.process.pid, number)
         output = run.process.communicate(timeout=60)[0]  # its workers have ended, too
         assert run.process.returncode and "Traceback" not in output
