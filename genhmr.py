@@ -12,14 +12,14 @@ body onto 2D keypoints.
 
     in the paper                   what                                   in this file
     "Pose Tokenizer"   argmin_k    nearest code                           Quantiser.nearest
-                       L_vq, L_re  loss of stage 1                        tokenizer_total_loss
+                       L_vq, L_re  loss of stage 1                        tokenizer_losses
     "Masked Transformer Decoder"   MSDA                                   DeformableAttention
     "Generative Masking" gamma     number of masked tokens in training    random_mask
     Eq. 1              L_mask      -log p(y_i | Y_M, X)                   mask_loss
     Eq. 5              tau_t       temperature of the Gumbel noise        gumbel_temperature
     Eq. 6              p_mk        Gumbel-softmax, straight-through       relax
     "Camera Model"     Pi(K(J+T))  projection                             project_to_crop
-    "Training Strategy" L_total    loss of stage 2                        total_loss
+    "Training Strategy" L_total    loss of stage 2                        losses, total_loss
     "Uncertainty-Guided Sampling"  iterative decoding                     sample_from
     "Mask Scheduling Function"     four mask schedules                    SCHEDULES
     Eq. 2, 3, 4        G, L_2D, Y+ 2D pose-guided refinement              refine
@@ -509,12 +509,9 @@ def tokenizer_losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
     }
 
 
-def tokenizer_total_loss(terms: dict[str, Tensor], config: TokenizerConfig) -> Tensor:
-    """Weigh and sum the terms of tokenizer_losses: L_vq."""
-    return (config.weight_pose * terms["pose"] + config.weight_vertices * terms["vertices"]  # L_re
-            + config.weight_joints * terms["joints"]
-            + config.weight_embedding * terms["embedding"]
-            + config.weight_commitment * terms["commitment"])
+def total_loss(terms: dict[str, Tensor], config: TokenizerConfig | Config) -> Tensor:
+    """Weigh and sum the terms of tokenizer_losses, L_vq, or of `losses`, L_total."""
+    return sum(getattr(config, f"weight_{name}") * term for name, term in terms.items())
 
 
 # -------------------------------------------------------------- stage 2: masked transformer
@@ -605,9 +602,8 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        width, heads, maps, points = (
-            config.width, config.heads, len(config.scales), config.points)
-        self.shape, self.map_sizes = (heads, maps, points), config.map_sizes
+        width, self.map_sizes = config.width, config.map_sizes
+        self.shape = config.heads, len(config.scales), config.points
         self.sampling_offsets = nn.Linear(width, 2 * math.prod(self.shape))
         self.attention_weights = nn.Linear(width, math.prod(self.shape))
         self.value_proj = nn.Linear(config.pyramid_width, width)
@@ -701,16 +697,13 @@ class MaskedTransformer(nn.Module):
         self.layers = nn.ModuleList([DecoderLayer(config) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, codes)  # [MASK] is never an output
-
-    def initialise(self) -> None:
-        """Set the initial weights; each token looks at a place of its own."""
         initialise_linears(self)
         for layer in self.layers:
             layer.cross_attention.initialise()
         # Our choice; 0.02, as in BERT, gave the `cpu` preset the same loss after 100 steps
         nn.init.normal_(self.mask_embedding, std=0.5)
         nn.init.normal_(self.position_embedding, std=0.5)
-        with torch.no_grad():
+        with torch.no_grad():  # each token looks at a place of its own
             nn.init.uniform_(self.reference, 0.1, 0.9).logit_()
 
     def forward(self, tokens: Tensor, codebook: Tensor, features: Features) -> Tensor:
@@ -739,7 +732,6 @@ class GenHMR(nn.Module):
             config.vit_dim, scale, config.pyramid_width) for scale in config.scales])
         self.regressor = Regressor(config)
         self.transformer = MaskedTransformer(config)
-        self.transformer.initialise()
         if encoder is None:
             initialise_linears(self.backbone)
         self.tokenizer = Tokenizer(config.tokenizer).requires_grad_(False)
@@ -871,8 +863,9 @@ def mask_loss(logits: Tensor, batch: dict[str, Tensor], config: Config) -> Tenso
 
 def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHMR, body: Callable,
            temperature: float) -> dict[str, Tensor]:
-    """Compute the unweighted terms of L_total, each a scalar; invalid entries count as zero.
+    """Compute the unweighted terms of L_total = L_mask + L_SMPL + L_3D + L_2D, each a scalar.
 
+    Invalid entries count as zero.
     prediction: of GenHMR.forward on batch["masked_tokens"]. batch: of mask_batch, which adds
     tokens, masked_tokens and mask (B, L) to
         pose (B, 24, 3, 3), rotation matrices in camera axes; pose_valid (B,), 0 or 1;
@@ -907,14 +900,6 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
         "pose": reduced(torch.square, rotations - batch["pose"], batch["pose_valid"]),  # L_SMPL
         "betas": reduced(torch.square, prediction["betas"] - batch["betas"], batch["betas_valid"]),
     }
-
-
-def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
-    """Weigh and sum the terms of `losses`: L_total = L_mask + L_SMPL + L_3D + L_2D."""
-    return (config.weight_mask * terms["mask"]
-            + config.weight_keypoints_3d * terms["keypoints_3d"]
-            + config.weight_keypoints_2d * terms["keypoints_2d"]
-            + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
 
 
 # ---------------------------------------------------------------- uncertainty-guided sampling
@@ -1033,6 +1018,7 @@ class Refined(NamedTuple):
     poses: Tensor  # (P + 1, B, 24, 3, 3), at the same times
 
 
+@torch.enable_grad()
 def refine(model: GenHMR, start: Tensor, betas: Tensor, camera: Tensor, keypoints_2d: Tensor,
            confidence: Tensor, keypoints: Callable[[Tensor, Tensor], Tensor], *,
            iterations: int = 10, step_size: float = 60.0, weight_pose: float = 1e-3) -> Refined:
@@ -1051,34 +1037,22 @@ def refine(model: GenHMR, start: Tensor, betas: Tensor, camera: Tensor, keypoint
     require(confidence.shape == keypoints_2d.shape[:2] and len(start) == len(confidence),
             f"keypoints {tuple(keypoints_2d.shape)}, confidence {tuple(confidence.shape)}: "
             f"expected ({len(start)}, J, 2) and ({len(start)}, J)")
-    with torch.no_grad():
-        initial = model.tokenizer.decode_embeddings(start)
-    embeddings = start.detach().clone()
     eta = step_size * JOINTS / (confidence > 0).sum(1).clamp_min(JOINTS)[:, None, None]
-
-    def energy(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """G (B,), Eq. 2, and the pose (B, 24, 3, 3) that has it."""
+    embeddings, energies, poses = start, [], []
+    for step in range(iterations + 1):
+        embeddings = embeddings.detach().requires_grad_()  # Y
         rotations = model.tokenizer.decode_embeddings(embeddings)
+        poses.append(rotations.detach())
         projected = project_to_crop(keypoints(betas, rotations), camera, model.config.focal)
         distance = torch.where(confidence[..., None] > 0, projected - keypoints_2d, 0.0)
         error = confidence * distance.square().sum(-1)  # Eq. 3
-        change = (rotations - initial).square().sum((1, 2, 3))  # L_theta', 0 at the start
-        return error.sum(1) + weight_pose * change, rotations
-
-    embeddings.requires_grad_()
-    energies, poses = [], []
-    with torch.enable_grad():
-        for _ in range(iterations):
-            before, rotations = energy(embeddings)
-            energies.append(before.detach())
-            poses.append(rotations.detach())
-            gradient, = torch.autograd.grad(before.sum(), embeddings)  # rows are independent
-            with torch.no_grad():
-                embeddings -= eta * gradient  # Eq. 4
-    with torch.no_grad():
-        last, rotations = energy(embeddings)
-    return Refined(rotations, embeddings.detach(), torch.stack([*energies, last]),
-                   torch.stack([*poses, rotations]))
+        change = (rotations - poses[0]).square().sum((1, 2, 3))  # L_theta', 0 at the start
+        energy = error.sum(1) + weight_pose * change  # G (B,), Eq. 2
+        energies.append(energy.detach())
+        if step < iterations:
+            gradient, = torch.autograd.grad(energy.sum(), embeddings)  # rows are independent
+            embeddings = embeddings - eta * gradient  # Eq. 4
+    return Refined(poses[-1], embeddings.detach(), torch.stack(energies), torch.stack(poses))
 
 
 def fit_camera(camera: Tensor, keypoints_2d: Tensor, confidence: Tensor, keypoints_3d: Tensor,
@@ -1328,24 +1302,19 @@ class ViT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width, patch, depth = config.vit_dim, config.patch_size, config.vit_depth
-        self.grid = config.grid  # (16, 12)
         # A padding of two pixels, unlike every other ViT: the patches start two pixels outside.
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, patch, patch, padding=2)})
         # The first position was a class token's; that token is gone, its position is added to all.
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(config.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList([
             ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
             for n in range(depth)])
         self.last_norm = nn.LayerNorm(width, eps=1e-6)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions (B, N, D)."""
-        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
-        return x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
-
     def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)  # (B, 192, 1280)
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, 192, 1280)
+        x = x + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
         for block in self.blocks:
             x = block(x)
         return self.last_norm(x)

@@ -143,7 +143,7 @@ class TokenizerTask(BodyTask):
         prediction = model(pose)
         terms = genhmr.tokenizer_losses(prediction, batch | {"pose": pose}, self.light_body)
         statistics = {name: prediction[name] for name in ("perplexity", "dead_codes")}
-        return genhmr.tokenizer_total_loss(terms, self.config), terms | statistics
+        return genhmr.total_loss(terms, self.config), terms | statistics
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Decode each pose from its tokens; at the end also from wrong tokens."""

@@ -33,14 +33,13 @@ loss.backward()
 
 GENHMR_TOKENIZER = '''
 import smplx, torch
-from genhmr import Tokenizer, TokenizerConfig, rotation_6d_to_matrix, tokenizer_losses, \\
-    tokenizer_total_loss
+from genhmr import Tokenizer, TokenizerConfig, rotation_6d_to_matrix, tokenizer_losses, total_loss
 
 smpl = smplx.SMPLLayer(FOLDER + "/smpl/SMPL_NEUTRAL.pkl")
 body = lambda betas, pose: smpl(betas=betas, global_orient=pose[:, :1], body_pose=pose[:, 1:])
 model = Tokenizer(TokenizerConfig(codebook_size=16, code_dim=8, width=16))
 batch = {"pose": rotation_6d_to_matrix(torch.randn(2, 24, 6)), "betas": torch.randn(2, 10)}
-loss = tokenizer_total_loss(tokenizer_losses(model(batch["pose"]), batch, body), model.config)
+loss = total_loss(tokenizer_losses(model(batch["pose"]), batch, body), model.config)
 loss.backward()
 '''
 

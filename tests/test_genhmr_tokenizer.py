@@ -318,7 +318,7 @@ def test_tokenizer_losses(body):
     assert set(terms) == set(expected)
     for name, value in expected.items():
         assert terms[name].item() == pytest.approx(float(value)), name
-    total = genhmr.tokenizer_total_loss(terms, TokenizerConfig())
+    total = genhmr.total_loss(terms, TokenizerConfig())
     assert total.item() == pytest.approx(float(
         expected["pose"] + 0.5 * expected["vertices"] + 0.3 * expected["joints"])
         + 0.02 * 2.0 + 0.02 * 3.0)
