@@ -1084,21 +1084,6 @@ def fit_camera(camera: Tensor, keypoints_2d: Tensor, confidence: Tensor, keypoin
 
 LEAST_CONFIDENCE = 0.3  # of a 2D keypoint that counts as visible (inherited: HMR2.0's filter)
 BOX_MARGIN = 1.2  # side of the crop, per extent of the box or keypoints (our choice)
-ASPECT = 4 / 3  # height of the part of a crop that the network sees, per its width
-
-
-def check_picture(image: np.ndarray, box: Sequence[float] | None) -> None:
-    """Raise ValueError unless this is an RGB picture and the box, if any, a box of a part of it."""
-    image = np.asarray(image)
-    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
-            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
-    height, width = image.shape[:2]
-    box = np.array([0, 0, width, height] if box is None else box, np.float64)
-    require(box.shape == (4,) and np.isfinite(box).all()
-            and 1 <= min(box[2:]) and max(box[2:]) <= 10 * max(width, height)
-            and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
-            f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
-            f"in pixels")
 
 
 def visible_keypoints(keypoints: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -1126,15 +1111,21 @@ def square_box(image: np.ndarray, box: Sequence[float] | None,
 
     Its middle three quarters hold the box with a margin, as in training; by default the box of the
     visible keypoints; without those, the whole picture without a margin.
+    Raises ValueError for a box that is none, or has no part of the picture.
     """
-    visible = keypoints[keypoints[:, 2] > 0, :2]
+    size, visible = np.array(image.shape[1::-1], np.float64), keypoints[keypoints[:, 2] > 0, :2]
+    corner, extent, margin = np.zeros(2), size, 1.0
     if box is not None:
-        corner, extent, margin = *np.split(np.asarray(box, np.float64), 2), BOX_MARGIN
+        box, margin = np.asarray(box, np.float64), BOX_MARGIN
+        require(box.shape == (4,) and np.isfinite(box).all()
+                and 1 <= min(box[2:]) and max(box[2:]) <= 10 * max(size)
+                and max(box[:2] - size) < 0 < min(box[:2] + box[2:]),
+                f"box {box.tolist()}: expected x,y,width,height on the {size[0]:.0f} x "
+                f"{size[1]:.0f} picture, in pixels")
+        corner, extent = np.split(box, 2)
     elif len(visible) > 1 and (np.ptp(visible, 0) > 1).any():
         corner, extent, margin = visible.min(0), np.ptp(visible, 0), BOX_MARGIN
-    else:
-        corner, extent, margin = np.zeros(2), np.array(image.shape[1::-1], np.float64), 1.0
-    return corner + extent / 2, margin * max(extent[0] * ASPECT, extent[1])
+    return corner + extent / 2, margin * max(4 / 3 * extent[0], extent[1])
 
 
 def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) -> Tensor:
@@ -1152,50 +1143,27 @@ def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) 
     return F.avg_pool2d(F.grid_sample(pixels, grid, align_corners=False), samples)[0]
 
 
-def picture_camera(config: Config, center: np.ndarray, side: float) -> np.ndarray:
-    """Return K (3, 3), the intrinsics of the crop's camera in pixels of the picture.
+def picture_camera(camera: Tensor, focal: float, center: np.ndarray, side: float,
+                   own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Convert a crop's camera (1, 3) to one of the picture: T (3,), metres, and K (3, 3), pixels.
 
-    With it the mesh covers in the picture what it covers in the crop.
+    With these the mesh covers in the picture what it covers in the crop. own: (3, 3), your
+    intrinsics in place of K. T keeps its pixel, and its depth grows with the focal length (our
+    choice).
     """
-    focal = config.focal * side  # pixels of the picture
-    return np.array([[focal, 0, center[0]], [0, focal, center[1]], [0, 0, 1]])
-
-
-def follow_keypoints(model: GenHMR, body: Callable, sampled: Sampled, keypoints_2d: Tensor,
-                     confidence: Tensor, *, iterations: int, fitted_camera: bool,
-                     **options) -> tuple[Tensor, Refined]:
-    """Fit the camera (B, 3) to 2D keypoints, if asked for, and refine the sampled pose.
-
-    keypoints_2d, confidence, options: as in `refine`, which takes no step if none is visible.
-    """
-    # Without most of its vertices, if the body knows how to leave them out
-    body = body.for_keypoints() if hasattr(body, "for_keypoints") else body
-
-    def keypoints_3d(betas: Tensor, rotations: Tensor) -> Tensor:
-        return body.keypoints(body(betas, rotations))
-
-    camera = sampled.camera
-    if fitted_camera:
-        camera = fit_camera(camera, keypoints_2d, confidence,
-                            keypoints_3d(sampled.betas, sampled.rotations), model.config.focal)
-    return camera, refine(model, sampled.embeddings, sampled.betas, camera, keypoints_2d,
-                          confidence, keypoints_3d,
-                          iterations=iterations if confidence.any() else 0, **options)
+    translation = camera_translation(camera, focal)[0].double().cpu().numpy()
+    K = np.array([[focal * side, 0, center[0]], [0, focal * side, center[1]], [0, 0, 1]])
+    if own is None:
+        return translation, K
+    own = np.asarray(own, np.float64)
+    require(own.shape == (3, 3) and np.isfinite(own).all() and own[0, 0] > 0 and own[1, 1] > 0,
+            f"K {own.tolist()}: expected the (3, 3) intrinsics in pixels")
+    return np.linalg.inv(own) @ K @ translation * (own[0, 0] / K[0, 0]), own
 
 
 def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np.ndarray,
-               K: np.ndarray, own: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Pose a body (batch of 1) before the picture's camera; arrays as of `predict`.
-
-    own: (3, 3), your intrinsics in place of K. The translation keeps its pixel, and its depth grows
-    with the focal length (our choice).
-    """
-    if own is not None:
-        own = np.asarray(own, np.float64)
-        require(own.shape == (3, 3) and np.isfinite(own).all() and own[0, 0] > 0 and own[1, 1] > 0,
-                f"K {own.tolist()}: expected the (3, 3) intrinsics in pixels")
-        translation = np.linalg.inv(own) @ K @ translation * (own[0, 0] / K[0, 0])
-        K = own
+               K: np.ndarray) -> dict[str, np.ndarray]:
+    """Pose a body (batch of 1) before the picture's camera; arrays as of `predict`."""
     posed = body(betas, rotations)
     arrays = {name: points[0].double().cpu().numpy() + translation for name, points in (
         ("vertices", posed.vertices), ("joints", posed.joints),
@@ -1210,8 +1178,8 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
             iterations: int = 5, schedule: str = "cosine", top_k: int = 1, mean_code: bool = False,
             refinement: int = 10, fitted_camera: bool = False, samples: int = 0,
-            temperature: float = 1.0, order: str = "random", K: np.ndarray | None = None,
-            generator: torch.Generator | None = None, **options) -> dict[str, np.ndarray]:
+            K: np.ndarray | None = None, generator: torch.Generator | None = None,
+            **options) -> dict[str, np.ndarray]:
     """Predict one person of a whole picture, in that picture's camera: the inference loop.
 
     body: on the model's device; body(betas, rotations) returns an object with vertices (B, V, 3)
@@ -1220,10 +1188,10 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
         the visible keypoints or the whole picture. A margin of a fifth is added.
     keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for invisible ones, in the
         order of bodymodels.JOINT_SETS["smpl45"].
-    iterations, schedule, top_k, mean_code, generator: of sample_from. refinement: number of steps
-        (P) if there are keypoints; if the energies rise, give a smaller step_size. fitted_camera:
-        fit the camera to them first. options: of `refine`. K: (3, 3), see `own` of in_picture.
-    samples: also draw so many poses; temperature, order: of sample_from for these (ours).
+    iterations, schedule, top_k, mean_code, generator: of sample_from. samples: also draw so many
+        poses, among all codes and in random order (ours). refinement: number of steps (P) if there
+        are keypoints; if the energies rise, give a smaller step_size. fitted_camera: fit the camera
+        to them first. options: of `refine`. K: (3, 3), your intrinsics, see picture_camera.
     Returns float32 vertices (V, 3), joints (24, 3), keypoints_3d (45, 3), metres before the camera;
     keypoints_2d (45, 2), pixels of the picture; pose (24, 3, 3); betas (10,); transl (3,), already
     added to the vertices; camera (3,), s, tx and ty in the crop; K (3, 3); box (4,), the square
@@ -1233,25 +1201,37 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     """
     require(min(refinement, samples) >= 0, f"refinement is {refinement} and samples {samples}: "
             "expected 0 or more")
-    check_picture(image, box)
+    image = np.asarray(image)
+    require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
+            f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
     keypoints = visible_keypoints(np.zeros((KEYPOINTS, 3)) if keypoints is None else keypoints,
                                   *image.shape[1::-1])
     center, side = square_box(image, box, keypoints)
     crop = crop_picture(image, center, side, model.config.image_size).to(model.mean)
-    features = model.encode(crop[None])
+    features, focal = model.encode(crop[None]), model.config.focal
     how = dict(iterations=iterations, schedule=schedule, generator=generator)
     sampled = sample_from(model, features, top_k=top_k, mean_code=mean_code, **how)
-    drawn = [sample_from(model, features, top_k=model.mask_token, temperature=temperature,
-                         order=order, **how).rotations for _ in range(samples)]  # among all codes
+    drawn = [sample_from(model, features, top_k=model.mask_token, order="random", **how).rotations
+             for _ in range(samples)]
+
+    # Without most of its vertices, if the body knows how to leave them out
+    light = body.for_keypoints() if hasattr(body, "for_keypoints") else body
+
+    def keypoints_3d(betas: Tensor, rotations: Tensor) -> Tensor:
+        return light.keypoints(light(betas, rotations))
+
     in_crop = torch.from_numpy((keypoints[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
-    camera, refined = follow_keypoints(
-        model, body, sampled, in_crop, torch.from_numpy(keypoints[:, 2])[None].to(crop),
-        iterations=refinement, fitted_camera=fitted_camera, **options)
+    confidence = torch.from_numpy(keypoints[:, 2])[None].to(crop)
+    camera = sampled.camera
+    if fitted_camera:
+        camera = fit_camera(camera, in_crop, confidence,
+                            keypoints_3d(sampled.betas, sampled.rotations), focal)
+    refined = refine(model, sampled.embeddings, sampled.betas, camera, in_crop, confidence,
+                     keypoints_3d, iterations=refinement if confidence.any() else 0, **options)
     require(all(x.isfinite().all() for x in (refined.rotations, sampled.betas, camera)),
             "the network's output is not finite: its weights are damaged, or training diverged")
-    translation = camera_translation(camera, model.config.focal)[0].double().cpu().numpy()
-    arrays = in_picture(body, sampled.betas, refined.rotations, translation,
-                        picture_camera(model.config, center, side), K)
+    arrays = in_picture(body, sampled.betas, refined.rotations,
+                        *picture_camera(camera, focal, center, side, K))
     tensors = {"pose": refined.rotations[0], "betas": sampled.betas[0], "camera": camera[0],
                "energies": refined.energies[:, 0], "tokens": sampled.tokens[0],
                "drawn_poses": torch.cat([refined.rotations[:0], *drawn])}

@@ -69,7 +69,8 @@ def hands(split: str, count: int) -> Scores:
 
 def people(split: str, count: int) -> Scores:
     """Judge GenHMR on rendered people of all headings, unrefined and refined by P = 50 steps."""
-    model, body = weights.genhmr.load_checkpoint(ASSETS / "genhmr_cpu.pt"), load_model("body")
+    model = weights.genhmr.load_checkpoint(ASSETS / "genhmr_cpu.pt")
+    body = load_model("body").for_keypoints()
     batch, true, noisy = read(data.RenderedBodies(split, length=count, seed=SEED, lean=45.0,
                                                   wide=0.5))
     true, noisy, own = true - 0.5, noisy - 0.5, model.backbone.keypoints(batch["image"])
@@ -77,11 +78,11 @@ def people(split: str, count: int) -> Scores:
     seen = batch["keypoints_valid"] * known
     limbs = [JOINT_SETS["smpl45"].index(name) for name in LIMBS]
     sampled, scores = genhmr.sample_from(model, model.encode(batch["image"]), iterations=5), {}
-    camera, refined = genhmr.follow_keypoints(model, body, sampled, noisy, seen, iterations=50,
-                                              fitted_camera=False)
+    refined = genhmr.refine(model, sampled.embeddings, sampled.betas, sampled.camera, noisy, seen,
+                            lambda betas, pose: body.keypoints(body(betas, pose)), iterations=50)
     for steps in (0, 50):
         points = genhmr.project_to_crop(body.keypoints(body(sampled.betas, refined.poses[steps])),
-                                        camera, model.config.focal)
+                                        sampled.camera, model.config.focal)
         error = error_2d(points[:, limbs], true[:, limbs])
         scores[f"genhmr, P = {steps}, given"] = error, misfits(points, noisy, seen)
         if steps == 0:

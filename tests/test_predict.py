@@ -33,7 +33,9 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
 
     body.keypoints = lambda posed: posed.joints
     moved = hmr_adapter.before_camera(arrays, K)
-    theirs = genhmr.in_picture(body, torch.ones(1), torch.ones(1), transl, old, K)
+    crop = torch.tensor([[6.0, x, y]]).double(), 15.0, np.array([60.0, 45]), 60.0  # T, old K
+    theirs = genhmr.in_picture(body, torch.ones(1), torch.ones(1),
+                               *genhmr.picture_camera(*crop, K))
     for found in moved, theirs:
         pixels = to_pixels(found["joints"], K)
         assert np.allclose(pixels, to_pixels(arrays["joints"], old), atol=0.05)
@@ -45,7 +47,7 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
         with pytest.raises(ValueError, match="intrinsics"):
             hmr_adapter.before_camera(arrays, bad)
         with pytest.raises(ValueError, match="intrinsics"):
-            genhmr.in_picture(body, torch.ones(1), torch.ones(1), transl, old, bad)
+            genhmr.picture_camera(*crop, bad)
 
 
 @pytest.mark.parametrize("box", [None, (30, 10, 40, 60)])
