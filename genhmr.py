@@ -79,8 +79,7 @@ class TokenizerConfig:
     width: int = 512  # channels of the convolutions (TokenHMR)
     depth: int = 2  # residual blocks in the encoder and in the decoder (TokenHMR)
     normalise: bool = False  # embeddings to mean 0 and variance 1, each by itself (our choice)
-    corruption: float = 0.0  # while training, tokens of a pose become random ones with a
-    # probability of up to this, so that a wrong token costs little (our choice)
+    corruption: float = 0.0  # largest share of random tokens in training, see corrupt (our choice)
 
     # Codebook: moving averages, and a restart of unused codes (paper)
     momentum: float = 0.99  # of the averages (TokenHMR; the paper is silent)
@@ -103,9 +102,7 @@ class TokenizerConfig:
     gradient_clip: float = 1.0  # norm (our choice)
 
     def __post_init__(self) -> None:
-        multiplier = self.num_tokens // JOINTS
-        require(multiplier >= 2 and self.num_tokens == JOINTS * multiplier
-                and multiplier & (multiplier - 1) == 0,
+        require(self.num_tokens in [JOINTS * 2**k for k in range(1, 10)],
                 f"num_tokens is {self.num_tokens}: expected 48, 96, 192, 384, ... (24 * 2^k)")
         require(0.0 <= self.momentum < 1.0, f"momentum is {self.momentum}: expected 0 <= m < 1")
         require(self.depth <= 100, f"depth is {self.depth}: expected 1 to 100")
@@ -131,9 +128,8 @@ class Config:
     vit_drop_path: float = 0.55  # rate of the last block, rising linearly (HMR2.0)
 
     # Feature maps, "inspired by ViT-Det"
-    scales: tuple[int, ...] = (1, 4, 8)  # times the encoder's resolution, powers of 2 (paper, the
-    # appendix). Its Table 15 has 68.8 mm on 3DPW for these and 68.3 for 16x as well; its other
-    # tables have 68.1
+    scales: tuple[int, ...] = (1, 4, 8)  # times the encoder's resolution (paper, the appendix). Its
+    # Table 15 has 68.8 mm on 3DPW for these, 68.3 with 16x as well; its other tables have 68.1
     pyramid_width: int = 256  # channels of the maps (our choice: ViTDet's)
 
     # Masked transformer
@@ -149,8 +145,7 @@ class Config:
 
     # Loss. L_mask is a mean over tokens and samples. The other terms are 48 times a mean over
     # samples: HMR2.0's weights are for sums over the 48 samples of a process
-    tau_max: float = 1.0  # tau ~ U(0, tau_max) of generative masking (paper, Table 4: 0.3 to 1, of
-    # which 0.7 has the least error on 3DPW, 1 on EMDB's MPJPE)
+    tau_max: float = 1.0  # largest tau (paper; Table 4: 0.7 is best on 3DPW, 1 in EMDB's MPJPE)
     mask_loss_on: str = "all"  # tokens (paper, Eq. 1), or only "masked" ones (MaskGIT)
     weight_mask: float = 1.0  # (paper)
     weight_keypoints_3d: float = 5e-2  # per metre (paper)
@@ -165,8 +160,7 @@ class Config:
     # text says that 50 % "slightly compromise generalization": it is the best row of its Table 9)
 
     # Optimisation: Adam on 2 GPUs
-    batch_size: int = 96  # samples per optimiser step, over all processes: 2 GPUs x 48 (paper,
-    # read as HMR2.0 means its 48)
+    batch_size: int = 96  # over all processes: 2 GPUs x 48 (paper, read as HMR2.0 means its 48)
     steps: int = 300_000  # optimiser steps (our choice: the paper is silent)
     learning_rate: float = 1e-5  # (paper)
     schedule: str = "constant"  # or "step": / 10 at half of the steps, "cosine" (HMR2.0)
@@ -178,13 +172,12 @@ class Config:
         if isinstance(self.tokenizer, Mapping):  # from a checkpoint
             object.__setattr__(self, "tokenizer", TokenizerConfig(**self.tokenizer))
         object.__setattr__(self, "scales", tuple(self.scales))
-        powers = all(scale > 0 and scale & (scale - 1) == 0 for scale in self.scales)
         for name, valid, rule in (
             ("image_size", self.image_size > 0 and self.image_size % (4 * self.patch_size) == 0,
              f"a multiple of {4 * self.patch_size}, four patches"),
             ("vit_depth", 0 < self.vit_depth <= 1000, "1 to 1000"),
-            ("scales", self.scales and powers and self.vit_dim % max(self.scales) == 0,
-             "powers of 2 that divide vit_dim"),
+            ("scales", self.scales and {2**k for k in range(10)}.issuperset(self.scales)
+             and self.vit_dim % max(self.scales) == 0, "powers of 2 that divide vit_dim"),
             ("heads", self.width % self.heads == 0, "a divisor of width"),
             ("layers", 0 < self.layers <= 1000, "1 to 1000"),
             ("tau_max", 0 < self.tau_max <= 1, "above 0, at most 1"),
@@ -261,8 +254,7 @@ def camera_translation(camera: Tensor, focal: float) -> Tensor:
 def project_to_crop(points: Tensor, camera: Tensor, focal: float) -> Tensor:
     """Project points (B, J, 3) in metres to the crop: (B, J, 2), its sides at -0.5 and 0.5.
 
-    J_2D = Pi(K (J_3D + T)). camera: (B, 3), s, tx, ty. focal: in sides of the crop, config.focal.
-    The camera's rotation is the identity.
+    J_2D = Pi(K (J_3D + T)), without a rotation. camera: (B, 3), s, tx, ty. focal: config.focal.
     """
     points = points + camera_translation(camera, focal)[:, None]  # Eq. 3 forgets T
     return focal * points[..., :2] / points[..., 2:]
@@ -388,15 +380,13 @@ class Quantiser(nn.Module):
         if self.training:
             usage = all_reduced(usage)
             self.update(z.detach().flatten(0, 1), tokens.flatten(), usage)
-        probability = usage / usage.sum()
-        entropy = -torch.special.xlogy(probability, probability).sum()
         return {
             "embeddings": z + (codes - z).detach(),  # straight-through: d codes / d z = 1
             "tokens": tokens,
             # The paper writes the norm; all code of this family has the mean square.
             "embedding_loss": F.mse_loss(codes, z.detach()),  # ||sg[z] - c||, no gradient: see EMA
             "commitment_loss": F.mse_loss(z, codes.detach()),  # ||z - sg[c]||
-            "perplexity": entropy.exp(),
+            "perplexity": torch.special.entr(usage / usage.sum()).sum().exp(),  # exp of the entropy
             "dead_codes": (usage == 0).sum(),
         }
 
@@ -526,11 +516,9 @@ def register_statistics(module: nn.Module) -> None:
 
 def normalised_crop(module: nn.Module, images: Tensor, size: int) -> Tensor:
     """Normalise RGB crops (B, 3, S, S), 0..255, and keep their middle (B, 3, S, 3/4 S)."""
-    shape = tuple(images.shape)
-    require(len(shape) == 4 and shape[1:] == (3, size, size),
-            f"images of shape {shape}: expected (B, 3, {size}, {size})")
-    if images.is_floating_point() and images.device.type != "meta" and not (
-            torch.compiler.is_compiling()):
+    require(images.shape[1:] == (3, size, size),
+            f"images of shape {tuple(images.shape)}: expected (B, 3, {size}, {size})")
+    if images.is_floating_point() and not (images.is_meta or torch.compiler.is_compiling()):
         require(not 0 < images.max() <= 1, "images in 0..1: expected 0..255, multiply them by 255")
     images = images[..., size // 8 : -(size // 8)]
     return (images.to(module.mean.dtype) / 255.0 - module.mean) / module.std
@@ -613,14 +601,13 @@ class DeformableAttention(nn.Module):
 
     def initialise(self) -> None:
         """Point head h in direction h, its point k at distance k + 1 cells; equal weights."""
-        heads, maps, points = self.shape
+        heads, _, points = self.shape
         angle = 2.0 * math.pi * torch.arange(heads) / heads
         ring = torch.stack((angle.cos(), angle.sin()), -1)
         ring = ring / ring.abs().amax(-1, keepdim=True)
-        steps = torch.arange(1, points + 1)[:, None]
-        ring = (ring[:, None, None] * steps).expand(heads, maps, points, 2)
+        offsets = ring[:, None, None] * torch.arange(1, points + 1)[:, None]  # (H, 1, P, 2)
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_(ring.flatten())
+            self.sampling_offsets.bias.view(*self.shape, 2).copy_(offsets)
         for weight in (self.sampling_offsets.weight, self.attention_weights.weight):
             nn.init.zeros_(weight)
 
@@ -725,6 +712,7 @@ class GenHMR(nn.Module):
         """encoder: crops (B, 3, S, 3/4 S) -> tokens (B, N, vit_dim) on config.grid; None: a ViT."""
         super().__init__()
         self.config = config
+        self.mask_token = config.tokenizer.codebook_size  # [MASK]: V, one after the last token
         require(encoder is not None or config.vit_dim % config.vit_heads == 0,
                 f"vit_heads is {config.vit_heads}: expected a divisor of vit_dim, {config.vit_dim}")
         self.backbone = ViT(config) if encoder is None else encoder
@@ -743,11 +731,6 @@ class GenHMR(nn.Module):
         super().train(mode)
         self.tokenizer.eval()
         return self
-
-    @property
-    def mask_token(self) -> int:
-        """The number that stands for [MASK], V, one after the last token."""
-        return self.config.tokenizer.codebook_size
 
     def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Predict shape, camera, and all tokens of the pose from some of them.
@@ -775,8 +758,7 @@ class GenHMR(nn.Module):
         """Predict logits (B, L, V) from tokens (B, L), `mask_token` where masked."""
         expected = (len(features.values), self.config.tokenizer.num_tokens)
         require(tuple(tokens.shape) == expected and tokens.dtype == torch.int64,
-                f"tokens of {tokens.dtype} and shape {tuple(tokens.shape)}: expected int64 of "
-                f"shape {expected}")
+                f"tokens {tuple(tokens.shape)} of {tokens.dtype}: expected int64 {expected}")
         return self.transformer(tokens, self.tokenizer.codebook, features)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -808,8 +790,7 @@ def mask_batch(model: GenHMR, batch: dict[str, Tensor],
                generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """Add the input and the target of stage 2 to a batch: tokens, masked_tokens, mask (B, L).
 
-    batch: pose (B, 24, 3, 3) and pose_valid (B,), 0 or 1. A sample without a pose has all tokens
-    masked.
+    batch: pose (B, 24, 3, 3); pose_valid (B,), 0 or 1. Without a pose all tokens are masked.
     """
     unknown = batch["pose_valid"][:, None] == 0
     tokens = model.tokenizer.encode(batch["pose"])
@@ -819,10 +800,7 @@ def mask_batch(model: GenHMR, batch: dict[str, Tensor],
 
 
 def gumbel_temperature(step: int, config: Config) -> float:
-    """tau_t of Eq. 5 at step t; T is `temperature_duration` of all steps.
-
-    After T it stays at its end: Eq. 5 itself would rise again to its start.
-    """
+    """tau_t of Eq. 5. After T, a part of all steps, it stays, where Eq. 5 would rise again."""
     progress = min(step / (config.temperature_duration * config.steps), 1.0)
     start, end = config.temperature_start, config.temperature_end
     return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * progress))  # Eq. 5
@@ -865,9 +843,8 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
            temperature: float) -> dict[str, Tensor]:
     """Compute the unweighted terms of L_total = L_mask + L_SMPL + L_3D + L_2D, each a scalar.
 
-    Invalid entries count as zero.
-    prediction: of GenHMR.forward on batch["masked_tokens"]. batch: of mask_batch, which adds
-    tokens, masked_tokens and mask (B, L) to
+    Invalid entries count as zero. prediction: of GenHMR.forward on batch["masked_tokens"]. batch:
+    of mask_batch, which adds tokens, masked_tokens and mask (B, L) to
         pose (B, 24, 3, 3), rotation matrices in camera axes; pose_valid (B,), 0 or 1;
         betas (B, 10); betas_valid (B,), 0 or 1;
         keypoints_3d (B, J, 3), metres, relative to anything, the first being the pelvis;
@@ -919,18 +896,15 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 def mask_counts(length: int, iterations: int, schedule: str = "cosine") -> list[int]:
     """Count the masked tokens, of `length`, before iteration 1 and after iterations 1..T.
 
-    ceil(gamma(t / T) L): at 96 tokens and T = 5, cosine, 96, 87, 63, 34, 10, 0. A curve that
-    starts slowly may mask all of them again (cubic: 96, 96, 90, 76, 47, 0), so that an iteration
-    changes nothing.
+    ceil(gamma(t / T) L): at 96 tokens and T = 5, cosine, 96, 87, 63, 34, 10, 0. With a curve that
+    starts slowly an iteration may change nothing (cubic: 96, 96, 90, 76, 47, 0).
     Raises ValueError for an unknown schedule and for less than one iteration.
     """
     require(schedule in SCHEDULES, f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
     require(iterations >= 1, f"{iterations} iterations: expected 1 or more")
-    counts = [length]
-    for t in range(1, iterations):
-        # Without the 1e-9 an exact 24 of 96 becomes 25: cos(2 pi / 3) is not -1/2 in floats.
-        count = math.ceil(SCHEDULES[schedule](t / iterations) * length - 1e-9)
-        counts.append(min(count, counts[-1]))
+    gamma = SCHEDULES[schedule]
+    # Without the 1e-9 an exact 24 of 96 becomes 25: cos(2 pi / 3) is not -1/2 in floats.
+    counts = [math.ceil(gamma(t / iterations) * length - 1e-9) for t in range(iterations)]
     return [*counts, 0]  # cos(pi / 2) is not 0 either, but the last iteration keeps every token
 
 
@@ -1024,13 +998,13 @@ def refine(model: GenHMR, start: Tensor, betas: Tensor, camera: Tensor, keypoint
            iterations: int = 10, step_size: float = 60.0, weight_pose: float = 1e-3) -> Refined:
     """2D pose-guided refinement: gradient steps on the embeddings of a pose, all else frozen.
 
-    start (B, L, C), betas (B, 10), camera (B, 3): embeddings, shape and camera of `sample`.
+    start (B, L, C), betas (B, 10), camera (B, 3): of sample_from; the last two stay (our reading).
     keypoints_2d: J_2D (B, J, 2) in the crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for
     invisible ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P, in
     the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 visible keypoints; more add
     up to a steeper energy, so eta falls with their number (with 45 the first steps of the small
-    model may still overshoot; 20 does not). Camera and shape stay (our reading). The paper gives
-    neither eta nor lambda_theta' (weight_pose), and does not weigh by confidence.
+    model may still overshoot; an eta of 20 does not). The paper gives neither eta nor lambda_theta'
+    (weight_pose), and does not weigh by confidence.
     Raises ValueError for a step size that is not positive, and for other shapes.
     """
     require(0 < step_size < math.inf, f"step_size is {step_size}: expected a number above 0")
@@ -1061,21 +1035,20 @@ def fit_camera(camera: Tensor, keypoints_2d: Tensor, confidence: Tensor, keypoin
 
     The paper uses the network's camera; where that is wrong, refinement can only bend the body.
     camera: the network's. keypoints_2d, confidence: as in `refine`. keypoints_3d: of the pose,
-    (B, J, 3) in metres. A row with fewer than two visible keypoints keeps its camera, and so does
-    one that no camera fits.
+    (B, J, 3) in metres. A row keeps its camera if fewer than two keypoints are visible, or if no
+    other fits.
     """
     weight = confidence.sqrt()[..., None]
     target = weight * torch.where(weight > 0, keypoints_2d, 0.0)
-    half, zero = torch.zeros_like(camera[:, :1, None]), torch.zeros_like(weight)  # half of s
+    # The projection, s / 2 (x + tx, y + ty), is linear in the solution: s / 2 times 1, tx and ty
+    solution, zero = torch.zeros_like(camera[..., None]), torch.zeros_like(weight)
     for _ in range(4):  # nearer points look larger: by how much depends on s
-        scale = weight / (1.0 + keypoints_3d[..., 2:] * half / focal)
+        scale = weight / (1.0 + keypoints_3d[..., 2:] * solution[:, :1] / focal)
         x, y = (scale * keypoints_3d[..., :2]).split(1, -1)
-        # The projection, s / 2 (x + tx, y + ty), is linear in s / 2, s tx / 2 and s ty / 2
         rows = torch.stack((torch.cat((x, scale, zero), -1), torch.cat((y, zero, scale), -1)), 2)
         rows = rows.flatten(1, 2)
         solution, _ = torch.linalg.solve_ex(rows.mT @ rows, rows.mT @ target.flatten(1)[..., None])
-        half = solution[:, :1]
-    best = torch.cat((2.0 * half, solution[:, 1:] / half), 1)[..., 0]  # s, tx, ty
+    best = torch.cat((2.0 * solution[:, :1], solution[:, 1:] / solution[:, :1]), 1)[..., 0]
     usable = best.isfinite().all(1) & (best[:, 0] > 0) & ((confidence > 0).sum(1) > 1)
     return torch.where(usable[:, None], best, camera)
 
@@ -1101,8 +1074,7 @@ def visible_keypoints(keypoints: np.ndarray, width: int, height: int) -> np.ndar
     require(not bad.any(), f"keypoints: number {', '.join(map(str, np.flatnonzero(bad)))} not "
                            f"finite, expected confidence 0 for what is not visible")
     visible = (confidence >= LEAST_CONFIDENCE) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
-    clipped = np.stack((x, y, confidence.clip(0, 1)), 1)
-    return np.where(visible[:, None], clipped, 0.0)  # also where x or y is NaN
+    return np.where(visible[:, None], np.minimum(keypoints, (np.inf, np.inf, 1)), 0.0)
 
 
 def square_box(image: np.ndarray, box: Sequence[float] | None,
@@ -1135,9 +1107,8 @@ def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) 
     """
     samples = min(math.ceil(side / size), 8)
     steps = (torch.arange(size * samples, dtype=torch.float64) + 0.5) / (size * samples) - 0.5
-    height, width = image.shape[:2]
-    x = 2 * (center[0] + side * steps) / width - 1
-    y = 2 * (center[1] + side * steps) / height - 1
+    x, y = (2 * (middle + side * steps) / length - 1
+            for middle, length in zip(center, image.shape[1::-1], strict=True))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None].float()
     pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
     return F.avg_pool2d(F.grid_sample(pixels, grid, align_corners=False), samples)[0]
@@ -1147,9 +1118,8 @@ def picture_camera(camera: Tensor, focal: float, center: np.ndarray, side: float
                    own: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Convert a crop's camera (1, 3) to one of the picture: T (3,), metres, and K (3, 3), pixels.
 
-    With these the mesh covers in the picture what it covers in the crop. own: (3, 3), your
-    intrinsics in place of K. T keeps its pixel, and its depth grows with the focal length (our
-    choice).
+    With these the mesh covers in the picture what it covers in the crop. own: (3, 3), your K:
+    T keeps its pixel, and its depth grows with the focal length (our choice).
     """
     translation = camera_translation(camera, focal)[0].double().cpu().numpy()
     K = np.array([[focal * side, 0, center[0]], [0, focal * side, center[1]], [0, 0, 1]])
@@ -1165,12 +1135,11 @@ def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np
                K: np.ndarray) -> dict[str, np.ndarray]:
     """Pose a body (batch of 1) before the picture's camera; arrays as of `predict`."""
     posed = body(betas, rotations)
-    arrays = {name: points[0].double().cpu().numpy() + translation for name, points in (
-        ("vertices", posed.vertices), ("joints", posed.joints),
-        ("keypoints_3d", body.keypoints(posed)))}
-    projected = arrays["keypoints_3d"] @ K.T
-    return arrays | {"keypoints_2d": projected[:, :2] / projected[:, 2:], "transl": translation,
-                     "K": K}
+    points = posed.vertices, posed.joints, body.keypoints(posed)
+    vertices, joints, keypoints = (x[0].double().cpu().numpy() + translation for x in points)
+    projected = keypoints @ K.T
+    return {"vertices": vertices, "joints": joints, "keypoints_3d": keypoints,
+            "keypoints_2d": projected[:, :2] / projected[:, 2:], "transl": translation, "K": K}
 
 
 @torch.no_grad()
@@ -1186,8 +1155,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
         and joints (B, 24, 3) in metres, body.keypoints(posed) its 45 keypoints (B, 45, 3).
     image: (H, W, 3) uint8 RGB. box: x, y, width, height of the person in pixels; by default that of
         the visible keypoints or the whole picture. A margin of a fifth is added.
-    keypoints: (45, 3) of x, y in pixels of the picture and confidence, 0 for invisible ones, in the
-        order of bodymodels.JOINT_SETS["smpl45"].
+    keypoints: (45, 3) of x, y in pixels and confidence, 0 for invisible ones, in the body's order.
     iterations, schedule, top_k, mean_code, generator: of sample_from. samples: also draw so many
         poses, among all codes and in random order (ours). refinement: number of steps (P) if there
         are keypoints; if the energies rise, give a smaller step_size. fitted_camera: fit the camera
@@ -1214,8 +1182,7 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     drawn = [sample_from(model, features, top_k=model.mask_token, order="random", **how).rotations
              for _ in range(samples)]
 
-    # Without most of its vertices, if the body knows how to leave them out
-    light = body.for_keypoints() if hasattr(body, "for_keypoints") else body
+    light = body.for_keypoints() if hasattr(body, "for_keypoints") else body  # fewer vertices
 
     def keypoints_3d(betas: Tensor, rotations: Tensor) -> Tensor:
         return light.keypoints(light(betas, rotations))
@@ -1230,16 +1197,15 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
                      keypoints_3d, iterations=refinement if confidence.any() else 0, **options)
     require(all(x.isfinite().all() for x in (refined.rotations, sampled.betas, camera)),
             "the network's output is not finite: its weights are damaged, or training diverged")
-    arrays = in_picture(body, sampled.betas, refined.rotations,
-                        *picture_camera(camera, focal, center, side, K))
-    tensors = {"pose": refined.rotations[0], "betas": sampled.betas[0], "camera": camera[0],
-               "energies": refined.energies[:, 0], "tokens": sampled.tokens[0],
-               "drawn_poses": torch.cat([refined.rotations[:0], *drawn])}
-    arrays |= {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-    arrays |= {"box": np.append(center - side / 2, (side, side)), "confidence": keypoints[:, 2],
-               "fitted": np.array(not torch.equal(camera, sampled.camera))}
-    return {name: array.astype(np.float32) if array.dtype.kind == "f" else array
-            for name, array in arrays.items()}
+    found = in_picture(body, sampled.betas, refined.rotations,
+                       *picture_camera(camera, focal, center, side, K))
+    found |= {"pose": refined.rotations[0], "betas": sampled.betas[0], "camera": camera[0],
+              "energies": refined.energies[:, 0], "tokens": sampled.tokens[0],
+              "drawn_poses": torch.cat([refined.rotations[:0], *drawn]),
+              "box": np.append(center - side / 2, (side, side)), "confidence": keypoints[:, 2],
+              "fitted": not torch.equal(camera, sampled.camera)}
+    found = {name: torch.as_tensor(value).cpu() for name, value in found.items()}
+    return {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in found.items()}
 
 
 # ------------------------------------------------------------------ image encoder: ViT-H/16
@@ -1305,8 +1271,7 @@ class ViT(nn.Module):
 TOKENIZER_PRESETS: dict[str, TokenizerConfig] = {
     "paper": TokenizerConfig(),
     # One H200: 4 x the batch, 1/4 of the steps and, by Adam's square-root rule, 2 x the rate.
-    "h200": TokenizerConfig(
-        batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250),
+    "h200": TokenizerConfig(batch_size=2048, steps=50_000, learning_rate=2e-4, warmup_steps=250),
     # One GPU with 11 GB: the paper's run; train.py takes each step in two halves.
     "single_gpu": TokenizerConfig(),
     # Two CPU cores: fewer channels and codes. The joint loss, on 45 keypoints, is the mean over 24
@@ -1321,8 +1286,7 @@ PRESETS: dict[str, Config] = {
     # Two RTX A6000.
     "paper": Config(),
     # One H200: 2 x the batch, 1/2 of the steps, sqrt(2) x the learning rate.
-    "h200": Config(
-        batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500),
+    "h200": Config(batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500),
     # One GPU with 24 GB: the paper's run; train.py takes each step in eight parts of 12.
     "single_gpu": Config(),
     # Two CPU cores, behind a small trained encoder of 128 channels. The terms beside L_mask weigh
