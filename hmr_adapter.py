@@ -1637,7 +1637,7 @@ def hand_translation(camera: Tensor, focal: float) -> Tensor:
 
 def cpu_preset() -> Config:
     """Return the same design in small, behind small encoders, see networks/adapter_encoders.py."""
-    vit = dict(image_size=128, patch_size=8, vit_depth=1, vit_drop_path=0.0)
+    vit = dict(image_size=128, vit_depth=1, vit_drop_path=0.0)
     decoder = dict(decoder_layers=3, decoder_heads=4, decoder_head_dim=64)
     run = dict(batch_size=32, schedule="cosine", learning_rate=1e-3, gradient_clip=5.0,
                body_size=128, hand_size=128)
@@ -1645,10 +1645,10 @@ def cpu_preset() -> Config:
     adapter = run | dict(joint_embedding="learned")
     of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
-    hand = HandExpertConfig(vit_dim=190, vit_heads=5, decoder_dim=256, decoder_ffn=1024,
+    hand = HandExpertConfig(vit_dim=288, vit_heads=4, decoder_dim=256, decoder_ffn=1024,
                             **decoder, **expert, **of_hands, steps=600, weight_betas_prior=0.05)
     body = BodyExpertConfig(vit_dim=268, vit_heads=4, **expert | dict(learning_rate=3e-4),
-                            steps=600, weight_keypoints_3d=30.0,
+                            patch_size=8, steps=600, weight_keypoints_3d=30.0,
                             weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8,
                             hand_cells=8, joint_dim=160, box_dim=32)
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.

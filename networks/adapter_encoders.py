@@ -13,20 +13,23 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hmr_adapter as hmr
+from bodymodels import BodyModel
 from genhmr import JOINTS, matrix_to_rotation_6d, rotation_6d_to_matrix
 from networks import any_view
 from networks.small_encoder import GRID, HEAT_GRID, IMAGE_SIZE, NAMES, SmallEncoder
+from sets.crops import rotation, upright_view
 
 # Keypoints whose heat maps a whole-body expert sees: wrists and fingertips, for boxes of hands
 OF_HANDS = [n for n, name in enumerate(NAMES)
             if re.search("wrist|thumb|index|middle|ring|pinky", name)]
-SEEN = 80  # px, side of the middle of a hand's crop of 128 px that the U-net sees, as 64 px
+CLOSE = (0.3, 1.0)  # least and largest side of the square of a closer look, of the crop's
 
 
 class BodyEncoder(SmallEncoder):
@@ -56,60 +59,132 @@ class BodyEncoder(SmallEncoder):
 class HandEncoder(nn.Module):
     """Normalised crops of hands (B, 3, S, 3/4 S) -> tokens (B, N, D).
 
-    A token holds the U-net's features of its cell, and what SimpleHand's network for photographs
-    finds in the middle of the crop: all keypoints in 2D, with the spread of their heat maps, and
-    in 3D. While it trains, it also learns by SimpleHand's own losses.
+    SimpleHand's network for photographs looks twice: at the whole crop, and closer at the hand that
+    it finds there, turned upright. A token holds the U-net's features of its cell in the first
+    look, and all of what the second finds: keypoints in 2D, with the spread of their heat maps, and
+    in 3D, the rotations of MANO's joints, and the turn. While the encoder trains, it also learns by
+    SimpleHand's own losses.
     """
 
-    KEYPOINTS = 21
+    KEYPOINTS, JOINTS = 21, 16
 
     def __init__(self) -> None:
         super().__init__()
         config = dataclasses.replace(any_view.PRESETS["cpu_views"], depths=(2, 3, 3, 6),
                                      blocks=(4, 0, 0))  # assets/simplehand_views_cpu.pt
         self.hand = any_view.build(config)
-        self.width = config.token_width + 6 * self.KEYPOINTS  # D, 190
+        self.width = config.token_width + 6 * self.KEYPOINTS + 6 * self.JOINTS + 2  # D, 288
         self.register_buffer("regressor", torch.zeros(self.KEYPOINTS, config.num_vertices))
+        self.register_buffer("parts", torch.zeros(self.JOINTS, config.num_vertices, 3))
 
     def train(self, mode: bool = True) -> HandEncoder:
         """Set the mode; a frozen encoder stays in evaluation mode."""
         return super().train(mode and next(self.parameters()).requires_grad)
 
     def forward(self, crops: Tensor) -> Tensor:
-        top, left = ((side - SEEN) // 2 for side in crops.shape[2:])
-        crops = crops[:, :, top : top + SEEN, left : left + SEEN]  # (B, 3, 80, 80)
-        size, network = self.hand.config.image_size, self.hand
-        maps, last = network.backbone(F.interpolate(
-            crops, size=(size, size), mode="bilinear", antialias=True))  # (B, 64, 16, 16)
-        found = network.keypoints_2d_head(maps, last)
-        vertices = network.mesh_head(maps, found["keypoints_2d"]).float()
-        self.found = found | {"vertices": vertices} if self.training else None
-        joints = self.regressor @ vertices
-        hand = torch.cat((4 * (found["keypoints_2d"] - 0.5), 10 * found["spread_2d"][..., None],
-                          10 * (joints - joints[:, :1])), 2).flatten(1)  # (B, 126)
-        edge = (maps.shape[3] - GRID[1]) // 2
-        cells = maps[..., edge : edge + GRID[1]].flatten(2).mT  # (B, N, 64)
+        maps, looks = self.look_twice(crops)
+        self.looks = looks if self.training else None
+        maps = F.avg_pool2d(maps, 2)  # (B, 64, 8, 8), of which the middle 3/4 is the crop
+        cells = maps[..., 1:-1].flatten(2).mT  # (B, N, 64)
+        view, found = looks[1]
+        hand = any_view.turn_back(found, *view)
+        joints = self.regressor @ hand["vertices"]
+        keypoints = torch.cat((4 * (hand["keypoints_2d"] - 0.5), 10 * hand["spread_2d"][..., None],
+                               10 * (joints - joints[:, :1])), 2)  # (B, 21, 6)
+        pose = matrix_to_rotation_6d(self.rotations(hand["vertices"]))  # (B, 16, 6)
+        turn = rotation(view.angle)[:, 0]  # (B, 2)
+        hand = torch.cat((keypoints.flatten(1), pose.flatten(1), turn), 1)  # (B, 224)
         return torch.cat((cells, hand[:, None].expand(-1, cells.shape[1], -1).to(cells)), 2)
 
+    def lifted(self, crops: Tensor) -> Tensor:
+        """Return the rotations (B, 16, 3, 3) of the hand that the second look finds."""
+        view, found = self.look_twice(crops)[1][1]
+        return self.rotations(any_view.turn_back(found, *view)["vertices"])
+
+    def look_twice(self, crops: Tensor) -> tuple[Tensor, list[tuple[View, dict[str, Tensor]]]]:
+        """Return the U-net's maps (B, 64, 16, 16) of the first look; each view, and what is there.
+        """
+        size, edge = self.hand.config.image_size, crops.shape[2] // 8
+        crops = F.pad(crops, (edge, edge))  # (B, 3, S, S)
+        maps, first = self.look(F.interpolate(crops, size=(size, size), mode="bilinear",
+                                              antialias=True))
+        points = first["keypoints_2d"].detach()
+        whole = View(torch.zeros_like(points[:, 0, 0]), torch.ones_like(points[:, 0, 0]),
+                     torch.full_like(points[:, 0], 0.5))
+        view = closer_view(points)
+        _, second = self.look(any_view.turn(crops, *view, size))
+        return maps, [(whole, first), (view, second)]
+
+    def look(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the U-net's maps of images (B, 3, 64, 64), and the hand that it finds there."""
+        maps, last = self.hand.backbone(images)
+        found = self.hand.keypoints_2d_head(maps, last)
+        vertices = self.hand.mesh_head(maps, found["keypoints_2d"]).float()
+        return maps, found | {"vertices": vertices}
+
+    def rotations(self, vertices: Tensor) -> Tensor:
+        """Read the rotations (B, 16, 3, 3) of MANO's joints off a mesh (B, 778, 3).
+
+        The map that takes a part of the template nearest to the same part of the mesh, by least
+        squares, is linear in the mesh; its first two columns make a rotation.
+        """
+        turned = torch.einsum("bvc,jvd->bjcd", vertices, self.parts)
+        turned = rotation_6d_to_matrix(matrix_to_rotation_6d(turned))  # of each part, in the camera
+        fingers = turned[:, 1:].unflatten(1, (5, 3))
+        parents = torch.cat((turned[:, None, :1].expand(-1, 5, -1, -1, -1), fingers[:, :, :2]), 2)
+        return torch.cat((turned[:, :1], (parents.mT @ fingers).flatten(1, 2)), 1)
+
     def loss(self, samples: Mapping[str, Tensor]) -> Tensor:
-        """Compute SimpleHand's loss of what the last forward in training found.
+        """Compute the mean of SimpleHand's losses of both looks in the last forward in training.
 
         samples: of hmr_adapter.hand_samples, the same hands. Without this loss only the decoder
         trains the network, whose own keypoints then drift away from the hand.
         """
-        ratio = samples["images"].shape[-1] / SEEN
-        points = ratio * samples["keypoints_2d"] + 0.5  # 0..1 in the middle of the crop
-        valid = samples["valid"]
-        batch = {"image": points.new_empty(0, SEEN), "vertices": samples["vertices"],
-                 "joints": samples["joints"], "keypoints_2d": SEEN * points, "mesh_valid": valid,
-                 "keypoints_valid": valid[:, None] * ((points > 0) & (points < 1)).all(2)}
-        terms = any_view.losses(self.found, batch, self.regressor)
-        return any_view.total_loss(terms, self.hand.config)
+        losses, valid = [], samples["valid"]
+        for view, found in self.looks:
+            turn = rotation(view.angle).mT  # of row vectors: x R^T = R x
+            points = samples["keypoints_2d"] + 0.5 - view.center[:, None]
+            points = 0.5 + points @ turn / view.side[:, None, None]  # 0..1 in the view
+            vertices, joints = (torch.cat((x[..., :2] @ turn, x[..., 2:]), 2)
+                                for x in (samples["vertices"], samples["joints"]))
+            batch = {"image": points.new_empty(0, 1), "vertices": vertices, "joints": joints,
+                     "keypoints_2d": points, "mesh_valid": valid,
+                     "keypoints_valid": valid[:, None] * ((points > 0) & (points < 1)).all(2)}
+            terms = any_view.losses(found, batch, self.regressor)
+            losses.append(any_view.total_loss(terms, self.hand.config))
+        return sum(losses) / len(losses)
+
+
+class View(NamedTuple):
+    """A square part of a crop, turned: the arguments of any_view.turn."""
+
+    angle: Tensor  # (B,) radians, clockwise
+    side: Tensor  # (B,) of the crop's side
+    center: Tensor  # (B, 2) in the crop, 0..1
+
+
+def closer_view(keypoints: Tensor) -> View:
+    """Return the square in which a hand with these keypoints (B, 21, 2) stands upright."""
+    center = (keypoints.amax(1) + keypoints.amin(1)) / 2
+    return View(*upright_view(keypoints - center[:, None] + 0.5, CLOSE), center)
+
+
+def part_readers(hand: BodyModel) -> Tensor:
+    """Return what `rotations` of a HandEncoder multiplies meshes by, (16, 778, 3), of a hand.
+
+    For each joint: the least-squares solution for the vertices that mostly follow it.
+    """
+    weights = hand.skinning_weights * (hand.skinning_weights > 0.5)  # (16, 778)
+    weights = weights / weights.sum(1, keepdim=True)
+    offset = hand.v_template - (weights @ hand.v_template)[:, None]  # (16, 778, 3)
+    weighted = weights[..., None] * offset
+    spread = weighted.mT @ offset  # (16, 3, 3)
+    return weighted @ torch.linalg.inv(spread)
 
 
 def is_small(config: hmr.EncoderConfig) -> bool:
     """Say whether a config is of an expert behind one of these encoders."""
-    return (config.image_size, config.patch_size) == (IMAGE_SIZE, IMAGE_SIZE // GRID[0])
+    return config.image_size == IMAGE_SIZE
 
 
 def hand_expert(config: hmr.HandExpertConfig) -> hmr.HandExpert:
@@ -127,30 +202,38 @@ def body_expert(config: hmr.BodyExpertConfig) -> hmr.BodyExpert:
 
 
 @torch.no_grad()
-def start_rotations(expert: hmr.BodyExpert, pictures: Iterable[Tensor], ridge: float = 1.0) -> None:
-    """Let the layers of a whole-body expert that regress rotations start with its encoder's pose.
+def start_rotations(expert: hmr.HandExpert | hmr.BodyExpert, pictures: Iterable[Tensor],
+                    ridge: float = 1.0) -> None:
+    """Let the layers of a small expert that regress rotations start with its encoder's pose.
 
-    The expert's tokens hold the pose that its BodyEncoder lifts, and a linear layer reads it out.
-    Its weights have a closed form: the least squares for the given pictures, (B, 3, S, S) each,
-    with `ridge` times the squared weights of inputs of variance 1.
+    The expert's tokens hold the pose that its encoder finds, and a linear layer reads it out. Its
+    weights have a closed form: the least squares for the given pictures, (B, 3, S, S) each, with
+    `ridge` times the squared weights of inputs of variance 1.
     """
-    net, encoder, mode = expert.body_regressor, expert.encoder.patch_embed, expert.training
+    hands, mode = isinstance(expert, hmr.HandExpert), expert.training
     expert.eval()
     inputs, targets = [], []
     for images in pictures:
         features = expert.features(images)
-        inputs.append(net.joined(expert.pose_features(features), features.joints).double())
-        found = encoder.lifted(hmr.middle_of(images, expert.config))
-        targets.append(found[:, :22, :, :2].flatten(1).double())  # interleaved 6D
+        if hands:
+            net = expert.mano_head
+            inputs.append(net.transformer(features)[:, 0])
+            found = expert.backbone.patch_embed.lifted(expert.normalise(images))
+            targets.append(matrix_to_rotation_6d(found).flatten(1) - net.init_hand_pose)
+        else:
+            net = expert.body_regressor
+            inputs.append(net.joined(expert.pose_features(features), features.joints))
+            found = expert.encoder.patch_embed.lifted(hmr.middle_of(images, expert.config))
+            targets.append(found[:, :22, :, :2].flatten(1))  # interleaved 6D
     expert.train(mode)
-    x, y = torch.cat(inputs), torch.cat(targets)  # (N, 25 (d + 3)), (N, 132)
+    x, y = torch.cat(inputs).double(), torch.cat(targets).double()  # (N, D), (N, 96 or 132)
     mean, spread = x.mean(0), x.std(0) + 1e-4
     x = (x - mean) / spread
     gram = x.mT @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     weight = (torch.linalg.solve(gram, x.mT @ (y - y.mean(0))) / spread[:, None]).mT
     bias = y.mean(0) - weight @ mean
     first = 0
-    for (layer,) in (net.root_pose_out, net.body_pose_out):
+    for layer in (net.decpose,) if hands else (net.root_pose_out[0], net.body_pose_out[0]):
         rows = slice(first, first := first + layer.out_features)
         layer.weight.copy_(weight[rows])
         layer.bias.copy_(bias[rows])

@@ -16,6 +16,7 @@ batch, S side of the crop in pixels, C channels, N tokens or cells; and P furthe
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -230,12 +231,7 @@ class Upright(nn.Module):
 
     def look(self, images: Tensor, angle: Tensor, side: Tensor) -> dict[str, Tensor]:
         """Return what the network finds in the crops that `turn` makes, in the axes of images."""
-        hand = self.model(turn(images, angle, side))
-        back = rotation(angle)  # of row vectors: x R = R^T x
-        flat, depth = hand["vertices"].split((2, 1), dim=2)
-        points = 0.5 + side[:, None, None] * (hand["keypoints_2d"] - 0.5) @ back
-        return {"vertices": torch.cat((flat @ back, depth), 2), "keypoints_2d": points,
-                "spread_2d": side[:, None] * hand["spread_2d"]}
+        return turn_back(self.model(turn(images, angle, side)), angle, side)
 
 
 def looking_again(model: SimpleHand) -> nn.Module:
@@ -243,16 +239,30 @@ def looking_again(model: SimpleHand) -> nn.Module:
     return Upright(model) if getattr(model.config, "upright_passes", 0) else model
 
 
-def turn(images: Tensor, angle: Tensor, side: Tensor) -> Tensor:
-    """Crop squares around the middle of images (B, 3, S, S); uint8 or float in, float out.
+def turn(images: Tensor, angle: Tensor, side: Tensor, center: Tensor | None = None,
+         size: int | None = None) -> Tensor:
+    """Crop squares (B, 3, size, size) of images (B, 3, S, S); uint8 or float in, float out.
 
     Each is `side` (B,) times as large as the image and turned, so that its content turns clockwise
-    by `angle`. Black outside of the image.
+    by `angle`. center: (B, 2), 0..1, by default the middle. Zero outside of the image.
     """
-    images, size = images.to(angle.dtype), images.shape[-1]
-    pixels = 2 * cell_centres(images) - 1  # (S S, 2), the crop spans +-1
-    grid = side[:, None, None] * (pixels @ rotation(angle))  # (B, S S, 2): R^T x, of row vectors
+    images, size = images.to(angle.dtype), size or images.shape[-1]
+    center = angle.new_full((1, 2), 0.5) if center is None else center
+    pixels = 2 * cell_centres(images[..., :size, :size]) - 1  # (size size, 2), the crop spans +-1
+    grid = side[:, None, None] * (pixels @ rotation(angle))  # R^T x, of row vectors
+    grid = grid + (2 * center - 1)[:, None]
     return F.grid_sample(images, grid.unflatten(1, (size, size)), align_corners=False)
+
+
+def turn_back(hand: Mapping[str, Tensor], angle: Tensor, side: Tensor,
+              center: Tensor | None = None) -> dict[str, Tensor]:
+    """Return a hand that was found in a crop of `turn`, see build, in the axes of the image."""
+    back = rotation(angle)  # of row vectors: x R = R^T x
+    flat, depth = hand["vertices"].split((2, 1), dim=2)
+    center = angle.new_full((1, 2), 0.5) if center is None else center
+    points = center[:, None] + side[:, None, None] * (hand["keypoints_2d"] - 0.5) @ back
+    return {"vertices": torch.cat((flat @ back, depth), 2), "keypoints_2d": points,
+            "spread_2d": side[:, None] * hand["spread_2d"]}
 
 
 # ----------------------------------------------------------------------------------- presets

@@ -202,16 +202,16 @@ def upright_sample(sample: dict[str, np.ndarray], size: int, rng: np.random.Gene
                     "camera_rotation": again["camera_rotation"] @ sample["camera_rotation"]}
 
 
-def upright_view(keypoints: Tensor) -> tuple[Tensor, Tensor]:
+def upright_view(keypoints: Tensor, sides: tuple[float, float] = SIDES) -> tuple[Tensor, Tensor]:
     """Return roll and side (B,) of boxes around the crops' centres in which hands stand upright.
 
     keypoints: (B, 21, 2), 0..1. The wrist lies below the middle of four knuckles, and the farthest
-    keypoint at 1 / FILL of the way to the box's border. Sides are limited to SIDES of the crop's.
+    keypoint at 1 / FILL of the way to the box's border. sides: least and largest, of the crop's.
     """
     x, y = (keypoints[:, KNUCKLES].mean(1) - keypoints[:, 0]).unbind(1)
     roll = -np.pi / 2 - torch.atan2(y, x)
     reach = ((keypoints - 0.5) @ rotation(roll).mT).abs().amax((1, 2))
-    return roll, (2 * FILL * reach).clamp(*SIDES)
+    return roll, (2 * FILL * reach).clamp(*sides)
 
 
 def rotation(roll: Tensor) -> Tensor:

@@ -93,6 +93,20 @@ class BodyTask(Task):
         """Compute the protocol's errors (N,) of one predictor's meshes."""
         return metrics.evaluate_each(self.protocol, mesh, truth)
 
+    def comparisons(self, predictions: Predictions) -> str:
+        """Also the aligned errors of rendered people by heading: fronts, sides and backs."""
+        text = super().comparisons(predictions)
+        if self.data != "rendered":
+            return text
+        away = predictions.truth["pose"][:, 0, 2, 2]  # cosine: 1 looks where the camera looks
+        groups = {"fronts": away < -0.5, "sides": abs(away) <= 0.5, "backs": away > 0.5}
+        for name, rows in predictions.errors.items():
+            for metric in [metric for metric in rows if metric.startswith("PA-")][:1]:
+                text += f"{name}, {metric}: " + ", ".join(
+                    f"{group} {rows[metric][chosen].mean():.1f} ({chosen.sum()})"
+                    for group, chosen in groups.items() if chosen.any()) + "\n"
+        return text
+
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
         """A test image (S, S, 3) beside the first predictor's and the true mesh over it."""
         sample, one = self.test_set[index], predictions[index:index + 1]

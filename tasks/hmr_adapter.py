@@ -100,6 +100,7 @@ class PeopleTask(Task):
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object], settings: Settings | None = None) -> None:
         super().__init__(config, arguments, origin, settings)
+        self.is_new = not (origin or arguments.checkpoint)
         if not self.ADAPTS:
             return
         stage, starts = arguments.stage, origin or arguments.checkpoint or arguments.expert
@@ -137,14 +138,24 @@ class PeopleTask(Task):
                              hand_size=config.hand_size, lens_size=max(128, size))
 
     def build(self) -> nn.Module:
-        """The expert with new weights, or the adapter around the trained one."""
+        """The expert with new weights, or the adapter around the trained one.
+
+        A new small expert starts with the pose that its encoder finds.
+        """
         start = self.arguments
         if not self.ADAPTS or not start.expert:
             model = build_model(self.config)
             if self.starts_from:
                 load_encoder(model, self.starts_from)
+            if self.starts_from and self.is_new:
+                some = Subset(self.train_set, range(min(1_500, len(self.train_set))))
+                start_rotations(model, map(self.pictures, DataLoader(some, batch_size=50)))
             return model
         return build_model(self.config, self.load_given(start.expert))
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """Return what an expert sees of a batch of people."""
+        return batch["image"]
 
     @property
     def starts_from(self) -> Path | None:
@@ -206,6 +217,10 @@ class HandExpertTask(PeopleTask):
         else:
             self.hand = bodymodels.load_model(arguments.models, family="mano", tips="smplx")
         self.faces = self.hand.faces
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """Return the crops (2 B, 3, S, S) of both hands."""
+        return batch["hand_images"].flatten(0, 1)
 
     def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
         """Return the model's inputs in training, of `hand_samples`."""
@@ -400,11 +415,6 @@ class BodyExpertTask(PeopleTask, BodyTask):
     TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
     TRY = "python train.py --model hmr_adapter --stage body --expert {checkpoint}"
 
-    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
-        super().__init__(config, arguments, origin, settings)
-        self.is_new = not (origin or arguments.checkpoint)
-
     @classmethod
     def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
         """Load the model, released weights with the mean hand that their fingers are relative to.
@@ -415,14 +425,6 @@ class BodyExpertTask(PeopleTask, BodyTask):
     def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
         """Load the expert, as `load` does."""
         return self.load_expert(source, **mean_hand(self.arguments))
-
-    def build(self) -> nn.Module:
-        """A new small expert starts with the pose that its encoder finds."""
-        model = super().build()
-        if self.starts_from and self.is_new:
-            some = Subset(self.train_set, range(min(1_500, len(self.train_set))))
-            start_rotations(model, (batch["image"] for batch in DataLoader(some, batch_size=50)))
-        return model
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the model's inputs in training."""

@@ -1,5 +1,6 @@
 """HMR-Adapter's small encoders, and the paper's experts behind them."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from networks.adapter_encoders import (
     OF_HANDS,
     BodyEncoder,
     HandEncoder,
+    closer_view,
     is_small,
     start_rotations,
 )
@@ -115,48 +117,132 @@ def test_a_frozen_encoder_does_not_train_from_the_first_step_on(tmp_path):
     assert not any(part.training for part in model.encoder.patch_embed.modules())
 
 
+def hand_encoder() -> HandEncoder:
+    """An encoder with the weights of SimpleHand's network for photographs."""
+    expert = build_model(HAND.expert)
+    load_encoder(expert, ASSETS / "simplehand_views_cpu.pt")
+    return expert.backbone.patch_embed
+
+
 def test_a_hand_encoder_learns_by_simplehands_losses():
-    """They are those of SimpleHand's network on the middle of the crop, and move its heat maps;
-    evaluation keeps nothing."""
-    expert, batch = build_model(HAND.expert).train(), people(2, 128)
-    encoder, samples = expert.backbone.patch_embed, hmr.hand_samples(batch)
+    """They are the mean of those of SimpleHand's network for both looks, the labels of the second
+    being those of the turned crop; they move its heat maps; evaluation keeps nothing."""
+    encoder, batch = hand_encoder().train(), people(2, 128)
+    samples = hmr.hand_samples(batch)
     samples["vertices"] = samples["joints"][:, :1] + 0.1 * torch.randn(4, 778, 3)
-    expert(samples["images"])
+    encoder(torch.randn(4, 3, 128, 96))
     loss = encoder.loss(samples)
     loss.backward()
     assert encoder.hand.keypoints_2d_head.weight.grad.abs().max() > 0
-    middle = samples["keypoints_2d"] * 128 + 64 - 24  # pixels of 80
-    inside = ((middle > 0) & (middle < 80)).all(2)
-    terms = any_view.losses(encoder.found, {
-        "image": torch.empty(1, 3, 80, 80), "vertices": samples["vertices"],
-        "joints": samples["joints"], "keypoints_2d": middle, "mesh_valid": samples["valid"],
-        "keypoints_valid": inside * samples["valid"][:, None]}, encoder.regressor)
-    torch.testing.assert_close(loss, any_view.total_loss(terms, encoder.hand.config))
-    expert.eval()(samples["images"])
-    assert encoder.found is None
+    (_, first), (view, second) = encoder.looks
+    labels = {"image": torch.empty(1, 3, 128, 128), "vertices": samples["vertices"],
+              "joints": samples["joints"], "keypoints_2d": 128 * samples["keypoints_2d"] + 64,
+              "mesh_valid": samples["valid"]}
+    expected = 0
+    for found, name in ((first, "crop"), (second, "view")):
+        if name == "view":  # a rotation about the camera's axis; the crop's pixels follow it
+            angle = view.angle
+            turn = torch.eye(3).repeat(4, 1, 1)
+            turn[:, 0, 0], turn[:, 0, 1] = angle.cos(), -angle.sin()
+            turn[:, 1, 0], turn[:, 1, 1] = angle.sin(), angle.cos()
+            at = labels["keypoints_2d"] - 128 * view.center[:, None]
+            at = torch.einsum("bij,bnj->bni", turn[:, :2, :2], at) / view.side[:, None, None] + 64
+            labels |= {"keypoints_2d": at} | {part: torch.einsum(
+                "bij,bnj->bni", turn, labels[part]) for part in ("vertices", "joints")}
+        at = labels["keypoints_2d"]
+        labels["keypoints_valid"] = ((at > 0) & (at < 128)).all(2) * samples["valid"][:, None]
+        terms = any_view.losses(found, labels, encoder.regressor)
+        expected = expected + any_view.total_loss(terms, encoder.hand.config) / 2
+    torch.testing.assert_close(loss, expected)
+    encoder.eval()(torch.randn(4, 3, 128, 96))
+    assert encoder.looks is None
 
 
 def test_hands_get_what_simplehand_finds():
-    """A token has the U-net's features of a cell, and the keypoints that SimpleHand's network for
-    photographs finds in the middle of the crop, in 2D and in 3D."""
-    expert = build_model(HAND.expert)
-    load_encoder(expert, ASSETS / "simplehand_views_cpu.pt")
+    """A token has the U-net's features of its cells in the whole crop, and what SimpleHand's
+    network finds in a closer one, cut by hand: keypoints in 2D and in 3D, in the crop's axes."""
+    encoder = hand_encoder().eval()
     theirs = weights.simplehand.load_checkpoint(ASSETS / "simplehand_views_cpu.pt")
-    pictures = F.interpolate(torch.rand(2, 3, 9, 9) * 255, size=128, mode="bicubic").clamp(0, 255)
-    middle = F.interpolate(pictures[:, :, 24:104, 24:104], size=64, mode="bilinear",
-                           antialias=True)
+    crops = F.interpolate(torch.rand(2, 3, 9, 9), size=128, mode="bicubic")[..., 16:-16]
+    crops = (crops - encoder.hand.mean) / encoder.hand.std
     with torch.no_grad():
-        tokens = expert.eval().backbone.patch_embed(expert.normalise(pictures))
-        found = theirs(middle)
-        maps, _ = theirs.backbone(theirs.normalise(middle))
-    torch.testing.assert_close(tokens[..., :64], maps[..., 2:14].flatten(2).mT, atol=1e-3,
-                               rtol=1e-3)
-    keypoints = tokens[..., 64:].unflatten(2, (21, 6))
-    assert torch.equal(keypoints, keypoints[:, :1].expand_as(keypoints))  # of all cells the same
-    joints = free_hand().keypoint_regressor @ found["vertices"]
-    expected = (4 * (found["keypoints_2d"] - 0.5), 10 * found["spread_2d"][..., None],
+        tokens = encoder(crops)
+        whole = F.pad(crops, (16, 16))
+        maps, last = theirs.backbone(F.interpolate(whole, size=64, mode="bilinear",
+                                                   antialias=True))
+        first = theirs.keypoints_2d_head(maps, last)["keypoints_2d"]
+        view = closer_view(first)
+        near = any_view.turn(whole, view.angle, view.side, view.center, 64)
+        found = theirs(255 * (near * encoder.hand.std + encoder.hand.mean))
+    cells = F.avg_pool2d(maps, 2)[..., 1:7].flatten(2).mT
+    torch.testing.assert_close(tokens[..., :64], cells, atol=1e-3, rtol=1e-3)
+    hand = tokens[..., 64:]
+    assert torch.equal(hand, hand[:, :1].expand_as(hand))  # of all cells the same
+    keypoints = hand[:, 0, :126].unflatten(1, (21, 6))
+    cos, sin = view.angle.cos(), view.angle.sin()
+    back = torch.stack((cos, sin, -sin, cos), 1).unflatten(1, (2, 2))  # the inverse turn
+    offset = torch.einsum("bij,bnj->bni", back, found["keypoints_2d"] - 0.5)
+    points = view.center[:, None] + view.side[:, None, None] * offset
+    vertices = found["vertices"].clone()
+    vertices[..., :2] = torch.einsum("bij,bnj->bni", back, vertices[..., :2])
+    joints = free_hand().keypoint_regressor @ vertices
+    expected = (4 * (points - 0.5), 10 * (view.side[:, None] * found["spread_2d"])[..., None],
                 10 * (joints - joints[:, :1]))
-    torch.testing.assert_close(keypoints[:, 0], torch.cat(expected, 2), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(keypoints, torch.cat(expected, 2), atol=2e-3, rtol=2e-3)
+    pose = hmr.rotation_6d_to_matrix(hand[:, 0, 126:222].unflatten(1, (16, 6)))
+    torch.testing.assert_close(pose, encoder.rotations(vertices), atol=2e-3, rtol=0)
+
+
+def test_a_closer_look_sees_the_hand_upright_in_its_middle():
+    """Of a lying hand in a corner: fingers point up, all keypoints are inside, none near a wall."""
+    hand = torch.rand(8, 21, 2, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.1
+    hand[:, [5, 9, 13, 17]] += torch.tensor([0.3, 0.0])
+    hand[:, 0] = torch.tensor([0.0, 0.2])
+    view = closer_view(hand)
+    at = torch.einsum("bij,bnj->bni", any_view.rotation(view.angle), hand - view.center[:, None])
+    at = at / view.side[:, None, None] + 0.5
+    wrist, knuckles = at[:, 0], at[:, [5, 9, 13, 17]].mean(1)
+    torch.testing.assert_close(knuckles[:, 0], wrist[:, 0])
+    assert (knuckles[:, 1] < wrist[:, 1]).all()
+    assert at.min() > 0 and at.max() < 1
+    assert torch.maximum(at.amax((1, 2)), 1 - at.amin((1, 2))).min() > 0.9
+
+
+def test_rotations_are_read_off_a_mesh():
+    """Of posed hands they are the true ones within a few degrees, whatever the shape; a turn of the
+    whole mesh turns the first alone."""
+    encoder, hand = hand_encoder(), free_hand()
+    generator = torch.Generator().manual_seed(0)
+    pose = 0.3 * torch.randn(20, 16, 3, generator=generator)
+    pose[:, 0] *= 6
+    rotations = hmr.axis_angle_to_matrix(pose)
+    vertices = hand(torch.randn(20, 10, generator=generator), rotations).vertices
+    found = encoder.rotations(vertices)
+    angle = hmr.matrix_to_axis_angle(found.mT @ rotations).norm(dim=-1)
+    assert angle.mean() < math.radians(6)
+    assert angle[:, 0].max() < math.radians(6)
+    turn = rotations[0, 0]
+    turned = encoder.rotations(vertices @ turn.mT)
+    torch.testing.assert_close(turned[:, 1:], found[:, 1:], atol=1e-4, rtol=0)
+    torch.testing.assert_close(turned[:, 0], turn @ found[:, 0], atol=1e-4, rtol=0)
+
+
+def test_hands_start_with_the_rotations_that_the_encoder_finds():
+    """With fewer pictures than inputs, the closed form repeats them; no other weight moves."""
+    expert, pictures = build_model(HAND.expert).train(), images(6, 128)
+    load_encoder(expert, ASSETS / "simplehand_views_cpu.pt")
+    before = {name: value.clone() for name, value in expert.state_dict().items()}
+    start_rotations(expert, [pictures[:4], pictures[4:]], ridge=1e-6)
+    changed = {name for name, value in expert.state_dict().items()
+               if not torch.equal(value, before[name])}
+    assert changed == {"mano_head.decpose.weight", "mano_head.decpose.bias"}
+    assert expert.training
+    with torch.no_grad():
+        found = expert.eval()(pictures)["hand_pose"]
+        tokens = expert.backbone.patch_embed(expert.normalise(pictures))
+    pose = hmr.rotation_6d_to_matrix(tokens[:, 0, 190:286].unflatten(1, (16, 6)))
+    torch.testing.assert_close(found, pose, atol=1e-2, rtol=0)
+    assert (pose[0] - pose[1]).abs().max() > 0.1  # so that the test can fail
 
 
 @pytest.mark.parametrize(("config", "file", "words"), [

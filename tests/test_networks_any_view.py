@@ -130,6 +130,10 @@ def test_convention_quarter_turns_are_clockwise(dtype):
         turned = any_view.turn(image, torch.tensor([quarters * math.pi / 2]), torch.ones(1))
         expected = image.rot90(-quarters, (2, 3)).float()
         torch.testing.assert_close(turned, expected, atol=1e-2, rtol=0)
+        part = any_view.turn(image, torch.tensor([quarters * math.pi / 2]), torch.tensor([0.25]),
+                             torch.tensor([[12 / 32, 20 / 32]]), 8)  # pixel for pixel
+        torch.testing.assert_close(part, image[..., 16:24, 8:16].rot90(-quarters, (2, 3)).float(),
+                                   atol=1e-2, rtol=0)
 
 
 class Seer(nn.Module):

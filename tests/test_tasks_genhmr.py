@@ -359,6 +359,21 @@ def test_scores_do_not_depend_on_the_pieces(finished, folder):
     assert 0 < whole["mean pose"]["MPJPE"] < whole["next"]["MPJPE"]
 
 
+def test_errors_are_also_listed_by_heading(folder):
+    """People who look at the camera are fronts, those who look away backs; poses alone, without
+    aligned errors, have no such line."""
+    task = make_task(folder, "encoder")
+    angles = torch.tensor([180.0, 170, 125, 100, -90, 61, 30, 0])  # 0: looks where the camera looks
+    turns = torch.zeros(8, 24, 3)
+    turns[:, 0, 1] = torch.deg2rad(angles)
+    pose = bodymodels.axis_angle_to_matrix(turns).numpy()
+    each = np.arange(8.0)
+    predictions = Predictions(np.arange(8), {}, {"pose": pose}, {
+        "ours": {"MPJPE": each, "PA-MPJPE": each}, "poses": {"MPJPE": each}})
+    assert task.comparisons(predictions) == (
+        "ours, PA-MPJPE: fronts 1.0 (3), sides 4.0 (3), backs 6.5 (2)\n")
+
+
 def test_the_disturbed_tokens_belong_to_the_sample(finished, folder):
     """In any batch a sample gets the same errors: a tenth of its tokens, or one degree a joint."""
     task = make_task(folder, "tokenizer", test_samples=60)

@@ -27,6 +27,7 @@ from hmr_adapter import (
     HandExpertConfig,
     HMRAdapter,
 )
+from networks.adapter_encoders import part_readers
 from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
 from weights.files import (
     from_checkpoint,
@@ -72,7 +73,8 @@ def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mappi
     if isinstance(expert, HandExpert):
         encoder, expected = expert.backbone.patch_embed, "one like assets/simplehand_views_cpu.pt"
         state = {f"hand.{name}": value for name, value in state.items()}
-        state["regressor"] = bodymodels.load_model("hand_right").keypoint_regressor
+        hand = bodymodels.load_model("hand_right")
+        state |= {"regressor": hand.keypoint_regressor, "parts": part_readers(hand)}
     else:
         encoder, expected = expert.encoder.patch_embed, (
             "one of train.py --model genhmr, --stage encoder or transformer, of the usual size")
