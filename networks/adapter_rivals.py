@@ -148,10 +148,9 @@ class ConcatBody(hmr.BodyAdapter):
         return pose_6d, pose_6d
 
     def regress(self, features: hmr.BodyFeatures, knuckle_features: Tensor) -> Tensor:
-        regressor = self.expert.body_regressor
-        joined = regressor.joined(self.expert.pose_features(features), features.joints)
+        joined = self.expert.joined(self.expert.pose_features(features), features.joints)
         joined = torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1)
-        return regressor.rotations(joined)
+        return self.expert.rotations(joined)
 
 
 class WeightedBody(ConcatBody):
@@ -166,8 +165,7 @@ class WeightedBody(ConcatBody):
     def regress(self, features: hmr.BodyFeatures, knuckle_features: Tensor) -> Tensor:
         moderated = self.moderator(self.expert.pose_features(features),
                                    knuckle_features.mean(1, keepdim=True))
-        regressor = self.expert.body_regressor
-        return regressor.rotations(regressor.joined(moderated, features.joints))
+        return self.expert.rotations(self.expert.joined(moderated, features.joints))
 
 
 RIVALS = (FineTunedHand, HandImageAdapter, ConcatHand, WeightedHand,

@@ -146,7 +146,8 @@ def test_hands_get_what_simplehand_finds():
     middle = F.interpolate(pictures[:, :, 24:104, 24:104], size=64, mode="bilinear",
                            antialias=True)
     with torch.no_grad():
-        tokens = expert.eval().backbone.patch_embed(expert.normalise(pictures))
+        crops = (hmr.middle_of(pictures, HAND.expert) - expert.mean) / expert.std
+        tokens = expert.eval().backbone.patch_embed(crops)
         found = theirs(middle)
         maps, _ = theirs.backbone(theirs.normalise(middle))
     torch.testing.assert_close(tokens[..., :64], maps[..., 2:14].flatten(2).mT, atol=1e-3,
