@@ -95,13 +95,6 @@ def require(condition: object, message: str) -> None:
         raise ValueError(message)
 
 
-def convert(config: object, **kinds: type) -> None:
-    """Turn a checkpoint's nested dictionaries into configs."""
-    for name, kind in kinds.items():
-        if isinstance(getattr(config, name), Mapping):
-            object.__setattr__(config, name, kind(**getattr(config, name)))
-
-
 @dataclass(frozen=True)
 class Training:
     """Settings of every training run. Defaults: the adapters', 10K steps on 4 V100 (paper)."""
@@ -225,8 +218,10 @@ class AdapterConfig:
         """The name of the model's design: that of its context, or of another way to inject it."""
         return self.context if self.inject == "adapter" else self.inject
 
-    def check(self, **choices: Sequence[str]) -> None:
-        """Raise ValueError for a value that is not among its choices."""
+    def check(self, expert: type, **choices: Sequence[str]) -> None:
+        """Make a config of a checkpoint's dictionary; raise ValueError for what is no choice."""
+        if isinstance(self.expert, Mapping):
+            object.__setattr__(self, "expert", expert(**self.expert))
         choices |= dict(inject=("adapter", "none", "concat", "weighted"), pose_term=("l2sq", "l1"),
                         joint_embedding=("none", "learned"), trainable=("adapter", "head", "all"))
         for name, allowed in choices.items():
@@ -246,8 +241,8 @@ class HandConfig(AdapterConfig, HandTraining):
     # and InterHand2.6M have no theta_b)
 
     def __post_init__(self) -> None:
-        convert(self, expert=HandExpertConfig)
-        self.check(context=("arm", "image"), arm=ARMS, arm_source=("true", "found"))
+        self.check(HandExpertConfig, context=("arm", "image"), arm=ARMS,
+                   arm_source=("true", "found"))
 
 
 @dataclass(frozen=True)
@@ -265,9 +260,8 @@ class BodyConfig(AdapterConfig, BodyTraining, DecoderConfig):
     offset_hidden: int = 1024  # hidden width of the FFN in Eq. 4 (our choice)
 
     def __post_init__(self) -> None:
-        convert(self, expert=BodyExpertConfig)
-        self.check(context=("knuckles", "tokens"), joint_proj=("conv", "reuse_hand_conv"),
-                   knuckle_source=("true", "found"))
+        self.check(BodyExpertConfig, context=("knuckles", "tokens"),
+                   joint_proj=("conv", "reuse_hand_conv"), knuckle_source=("true", "found"))
         require(self.offset_hidden > 0, f"offset_hidden is {self.offset_hidden}: expected above 0")
         require(self.inject != "concat" or self.trainable != "adapter",
                 "inject=concat replaces the expert's regressors: set trainable to head or all")
@@ -279,9 +273,6 @@ class Config:
 
     hand: HandConfig = HandConfig()
     body: BodyConfig = BodyConfig()
-
-    def __post_init__(self) -> None:
-        convert(self, hand=HandConfig, body=BodyConfig)
 
 
 # ---------------------------------------------------------------------------------- adapters
@@ -368,7 +359,6 @@ class HandAdapter(Adapter):
 
     @property
     def decoder(self) -> Decoder:
-        """The expert's decoder."""
         return self.expert.mano_head.transformer
 
     def forward(self, images: Tensor, arm: Tensor | None = None, arm_valid: Tensor | None = None, *,
@@ -577,8 +567,7 @@ def true_knuckles(batch: Mapping[str, Tensor]) -> Tensor:
 
 def heat_map_targets(batch: Mapping[str, Tensor], expert: BodyExpert,
                      boxes: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return targets and validity of both position nets: body (B, 25, 3), (B, 25); hands
-    (B, 2, 20, 3), (B, 2, 20).
+    """Return targets of both position nets, (B, 25, 3) and (B, 2, 20, 3), each with its validity.
 
     batch: as of body_losses. boxes: of the hand maps (B, 2, 4) in cells, as predicted. Depths are
     relative to pelvis or wrist, in bins that span 2 m for the body, 0.3 m for a hand (SMPLer-X).
@@ -686,9 +675,8 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> 
         elbow = chain_product(body_pose[:, chain])  # its global rotation
         pose[:, last] = elbow.mT @ hands[:, side, 0]
         if valid is not None:
-            unseen, part = valid[:, side] <= 0, [last, *range(55)[fingers]]
-            pose[:, part] = torch.where(unseen[:, None, None, None], body_pose[:, part],
-                                        pose[:, part])
+            part, seen = [last, *range(55)[fingers]], valid[:, side, None, None, None] > 0
+            pose[:, part] = torch.where(seen, pose[:, part], body_pose[:, part])
     return pose
 
 
@@ -699,15 +687,14 @@ def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
     centers (B, 2) and sides (B,) in pixels. Each pixel averages several samples, against aliasing:
     as many per side as the crop's pixels are larger than the image's, up to 8.
     """
-    size_of_image = sides.new_tensor([images.shape[3], images.shape[2]])
+    edge = sides.new_tensor([images.shape[3], images.shape[2]])
     squares = [sides.new_empty(0, 3, size, size)]
     counts = (sides / size).ceil().clamp(1, 8).int().tolist()
     for image, center, side, samples in zip(images, centers, sides, counts, strict=True):
         at = (torch.arange(size * samples, device=sides.device) + 0.5) / (size * samples) - 0.5
         x, y = center[0] + at * side * (-1 if mirrored else 1), center[1] + at * side
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
-        pixels = F.grid_sample(image[None].to(grid), 2 * grid / size_of_image - 1,
-                               align_corners=False)
+        pixels = F.grid_sample(image[None].to(grid), 2 * grid / edge - 1, align_corners=False)
         squares.append(F.avg_pool2d(pixels, samples))
     return torch.cat(squares)
 
@@ -780,9 +767,8 @@ def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict
     """
     pose = matrix_to_axis_angle(body_pose)  # (B, 55, 3)
     if hand_mean is not None:
-        right, left = hand_mean.to(pose)
-        pose[:, RIGHT_FINGERS] -= right
-        pose[:, LEFT_FINGERS] -= left
+        pose[:, RIGHT_FINGERS] -= hand_mean[0].to(pose)
+        pose[:, LEFT_FINGERS] -= hand_mean[1].to(pose)
     parts = {"global_orient": slice(0, 1), "body_pose": slice(1, 22), "jaw_pose": JAW,
              "leye_pose": slice(23, 24), "reye_pose": slice(24, 25),
              "left_hand_pose": LEFT_FINGERS, "right_hand_pose": RIGHT_FINGERS}
@@ -886,14 +872,11 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
             given = each.new_tensor(hand_boxes)
             each[:] = torch.where(given.isfinite(), given, each)
     inside = in_picture(boxes, *image.shape[1::-1])
-    valid = torch.zeros_like(inside)
     if path is not model:  # both paths
         middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(tight))
         crops = [cut_square(path, image, middles[hand], sides[hand],
                             model.hand.config.expert.image_size, hand == 1) for hand in range(2)]
         prediction = model.join(prediction, torch.stack(crops, 1), inside)
-        valid = prediction["hand_valid"]
-
     rows, columns = expert.grid
     cells = prediction["joints"][..., :2] - at.new_tensor([columns, rows]) / 2  # from the centre
     names = ("betas", "body_pose", "expression", "translation")
@@ -903,7 +886,7 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
         "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
         "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
         "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
-        "hand_inside": inside, "hand_valid": valid,
+        "hand_inside": inside, "hand_valid": inside & (path is not model),
     } | smplx_parameters(found["body_pose"]), center, side, expert.focal, K)
 
 
@@ -1216,7 +1199,7 @@ class BodyExpert(nn.Module):
         super().__init__()
         self.config = config
         width, channels = config.vit_dim, config.joint_dim
-        self.encoder = TaskViT(config, encoder)
+        self.encoder = ViT(config, encoder, tasks=31)
         self.body_position_net = PositionNet(width, 25, config.depth_bins)
         self.body_regressor = nn.ModuleDict({
             "body_conv": nn.Sequential(nn.Linear(width, channels)),
@@ -1249,7 +1232,8 @@ class BodyExpert(nn.Module):
 
         The person's 3:4 box is the middle three quarters of the square.
         """
-        tokens, patches = self.encoder(middle_of(images, self.config))  # no mean, no std
+        tokens = self.encoder(middle_of(images, self.config))  # (B, 223, 1280); no mean, no std
+        tokens, patches = tokens[:, :31], tokens[:, 31:]
         features = patches.mT.unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
         heat, joints = self.body_position_net(features)  # (B, 25, 16, 16, 12), (B, 25, 3)
         centers, sizes = self.box_net(features, heat.detach())  # (B, 3, 2) each
@@ -1261,13 +1245,10 @@ class BodyExpert(nn.Module):
         return BodyFeatures(tokens, joints, centers, sizes, boxes, maps,
                             hand_joints.unflatten(0, maps.shape[:2]))
 
-    def pose_features(self, features: BodyFeatures) -> Tensor:
-        """Reduce the 25 pose tokens: (B, 25, 512)."""
-        return self.body_regressor.body_conv(features.tokens[:, TASKS["pose"]])
-
-    def joined(self, reduced: Tensor, joints: Tensor) -> Tensor:
+    def joined(self, features: BodyFeatures) -> Tensor:
         """Return "a concatenation of 3D body joint coordinates and tokens": (B, 12875)."""
-        return torch.cat((reduced, joints.detach().to(reduced)), 2).flatten(1)
+        tokens = self.body_regressor.body_conv(features.tokens[:, TASKS["pose"]])  # (B, 25, 512)
+        return torch.cat((tokens, features.joints.detach().to(tokens)), 2).flatten(1)
 
     def rotations(self, joined: Tensor) -> Tensor:
         """Regress interleaved 6D (B, 22, 6) of root and body, each by "a linear layer"."""
@@ -1276,7 +1257,7 @@ class BodyExpert(nn.Module):
 
     def initial_pose(self, features: BodyFeatures) -> Tensor:
         """Regress theta_0: interleaved 6D (B, 22, 6)."""
-        return self.rotations(self.joined(self.pose_features(features), features.joints))
+        return self.rotations(self.joined(features))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict people from images (B, 3, S, S), as `features` takes them; see `assemble`."""
@@ -1407,45 +1388,34 @@ class PatchEmbed(nn.Module):
 class ViT(nn.Module):
     """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
 
-    def __init__(self, config: EncoderConfig, encoder: nn.Module | None = None) -> None:
-        """encoder: what makes the first tokens in place of patches, such as a small U-net."""
+    def __init__(self, config: EncoderConfig, encoder: nn.Module | None = None,
+                 tasks: int = 0) -> None:
+        """encoder: what makes the first tokens in place of patches, such as a small U-net.
+
+        tasks: number of SMPLer-X's task tokens, which come before all others and have no positions.
+        """
         super().__init__()
         width, depth = config.vit_dim, config.vit_depth
-        self.grid = config.grid  # (16, 12)
         self.patch_embed = PatchEmbed(width, config.patch_size) if encoder is None else encoder
         # The first position was a class token's; that token is gone, its position is added to all.
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(config.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList([
             ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
             for n in range(depth)])
         self.last_norm = nn.LayerNorm(width, eps=1e-6)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions (B, N, D)."""
-        return self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+        self.task_tokens = None
+        if tasks:
+            self.task_tokens = nn.Parameter(torch.zeros(1, tasks, width))
+            nn.init.trunc_normal_(self.task_tokens, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)  # (B, 192, 1280)
+        x = self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+        if self.task_tokens is not None:
+            x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # (B, 31 + 192, 1280)
         for block in self.blocks:
             x = block(x)
         return self.last_norm(x)
-
-
-class TaskViT(ViT):
-    """A ViT with 31 learned task tokens: (B, 3, S, 3/4 S) -> (B, 31, D) and (B, N, D)."""
-
-    def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
-        super().__init__(config, encoder)
-        self.task_tokens = nn.Parameter(torch.zeros(1, 31, config.vit_dim))
-        nn.init.trunc_normal_(self.task_tokens, std=0.02)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.task_tokens.expand(len(images), -1, -1)
-        x = torch.cat((tokens, self.embed(images)), 1)  # (B, 223, 1280)
-        for block in self.blocks:
-            x = block(x)
-        return self.last_norm(x).split((31, x.shape[1] - 31), 1)
 
 
 def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
@@ -1522,9 +1492,7 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     """
     double = matrix.double()
     axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]
-    skew = torch.stack((double[..., 2, 1] - double[..., 1, 2],
-                        double[..., 0, 2] - double[..., 2, 0],
-                        double[..., 1, 0] - double[..., 0, 1]), -1)  # 2 sin(angle) axis
+    skew = (double - double.mT)[..., [2, 0, 1], [1, 2, 0]]  # 2 sin(angle) axis
     trace = double.diagonal(dim1=-2, dim2=-1).sum(-1)
     angle = torch.atan2((skew * axis).sum(-1), trace - 1)
     return (axis * angle[..., None]).to(matrix)

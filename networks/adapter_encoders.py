@@ -139,7 +139,7 @@ def start_rotations(expert: hmr.BodyExpert, pictures: Iterable[Tensor], ridge: f
     inputs, targets = [], []
     for images in pictures:
         features = expert.features(images)
-        inputs.append(expert.joined(expert.pose_features(features), features.joints).double())
+        inputs.append(expert.joined(features).double())
         found = encoder.lifted(hmr.middle_of(images, expert.config))
         targets.append(found[:, :22, :, :2].flatten(1).double())  # interleaved 6D
     expert.train(mode)

@@ -148,7 +148,7 @@ class ConcatBody(hmr.BodyAdapter):
         return pose_6d, pose_6d
 
     def regress(self, features: hmr.BodyFeatures, knuckle_features: Tensor) -> Tensor:
-        joined = self.expert.joined(self.expert.pose_features(features), features.joints)
+        joined = self.expert.joined(features)
         joined = torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1)
         return self.expert.rotations(joined)
 
@@ -163,9 +163,10 @@ class WeightedBody(ConcatBody):
         self.moderator = Moderator(self.config.expert.joint_dim, self.config.expert.joint_dim)
 
     def regress(self, features: hmr.BodyFeatures, knuckle_features: Tensor) -> Tensor:
-        moderated = self.moderator(self.expert.pose_features(features),
-                                   knuckle_features.mean(1, keepdim=True))
-        return self.expert.rotations(self.expert.joined(moderated, features.joints))
+        tokens = self.expert.body_regressor.body_conv(features.tokens[:, hmr.TASKS["pose"]])
+        tokens = self.moderator(tokens, knuckle_features.mean(1, keepdim=True))
+        joined = torch.cat((tokens, features.joints.detach().to(tokens)), 2).flatten(1)
+        return self.expert.rotations(joined)
 
 
 RIVALS = (FineTunedHand, HandImageAdapter, ConcatHand, WeightedHand,
