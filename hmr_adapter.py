@@ -680,38 +680,37 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> 
     return pose
 
 
-def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
-                   mirrored: bool = False) -> Tensor:
+def sample_squares(images: Tensor, squares: Tensor, size: int, mirrored: bool = False) -> Tensor:
     """Crop squares (B, 3, size, size), 0..255, from images (B, 3, H, W); black outside of them.
 
-    centers (B, 2) and sides (B,) in pixels. Each pixel averages several samples, against aliasing:
-    as many per side as the crop's pixels are larger than the image's, up to 8.
+    squares: (B, 3) x, y of the centre, side, in pixels. Each pixel averages several samples,
+    against aliasing: as many per side as the crop's pixels are larger than the image's, up to 8.
     """
-    edge = sides.new_tensor([images.shape[3], images.shape[2]])
-    squares = [sides.new_empty(0, 3, size, size)]
-    counts = (sides / size).ceil().clamp(1, 8).int().tolist()
-    for image, center, side, samples in zip(images, centers, sides, counts, strict=True):
-        at = (torch.arange(size * samples, device=sides.device) + 0.5) / (size * samples) - 0.5
-        x, y = center[0] + at * side * (-1 if mirrored else 1), center[1] + at * side
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
+    edge = squares.new_tensor([images.shape[3], images.shape[2]])
+    crops = [squares.new_empty(0, 3, size, size)]
+    counts = (squares[:, 2] / size).ceil().clamp(1, 8).int().tolist()
+    for image, (x, y, side), samples in zip(images, squares, counts, strict=True):
+        at = (torch.arange(size * samples, device=side.device) + 0.5) / (size * samples) - 0.5
+        across, down = x + at * side * (-1 if mirrored else 1), y + at * side
+        grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)[None]
         pixels = F.grid_sample(image[None].to(grid), 2 * grid / edge - 1, align_corners=False)
-        squares.append(F.avg_pool2d(pixels, samples))
-    return torch.cat(squares)
+        crops.append(F.avg_pool2d(pixels, samples))
+    return torch.cat(crops)
 
 
-def hand_squares(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return centres (B, 2, 2) and sides (B, 2) of the squares to crop for tight boxes (B, 2, 4).
+def hand_squares(boxes: Tensor) -> Tensor:
+    """Return the squares (B, 2, 3), see sample_squares, to crop for tight boxes (B, 2, 4) of hands.
 
-    These grow to 3:4, the part that HaMeR sees, and twice as large (HaMeR).
+    They have the boxes grown to 3:4, the part that HaMeR sees, and twice as large (HaMeR).
     """
-    return (boxes[..., :2] + boxes[..., 2:] / 2,
-            2 * torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3))
+    sides = 2 * torch.maximum(boxes[..., 3:], boxes[..., 2:3] * 4 / 3)
+    return torch.cat((boxes[..., :2] + boxes[..., 2:] / 2, sides), -1)
 
 
 def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Crop both hands, the left one mirrored: (B, 3, H, W), (B, 2, 4) -> (B, 2, 3, size, size)."""
-    centers, sides = hand_squares(boxes)
-    return torch.stack([sample_squares(images, centers[:, hand], sides[:, hand], size, hand == 1)
+    squares = hand_squares(boxes)
+    return torch.stack([sample_squares(images, squares[:, hand], size, mirrored=hand == 1)
                         for hand in range(2)], 1)
 
 
@@ -782,8 +781,8 @@ def in_picture(boxes: Tensor, width: int, height: int) -> Tensor:
 
 
 def square_of(model: nn.Module, image: np.ndarray, box: Sequence[float] | None,
-              margin: float) -> tuple[np.ndarray, float]:
-    """Return centre (2,) and side, in pixels, of the square of a picture that the model is to see.
+              margin: float) -> np.ndarray:
+    """Return x, y of the centre and side, in pixels, of the square that the model is to see.
 
     box: x, y, width, height in pixels, grown to 3:4 and by the margin; None: the whole picture,
     grown only to 3:4. Raises ValueError for bad input, and for a model in training mode.
@@ -793,30 +792,30 @@ def square_of(model: nn.Module, image: np.ndarray, box: Sequence[float] | None,
             f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
     height, width = image.shape[:2]
     if box is None:
-        return np.array([width, height]) / 2, max(height, width * 4 / 3)
+        return np.array([width / 2, height / 2, max(height, width * 4 / 3)])
     box, most = np.asarray(box, np.float64), 10 * max(width, height)
     require(box.shape == (4,) and np.isfinite(box).all()
             and 1 <= min(box[2:]) and max(box[2:]) <= most
             and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
             f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
             f"with sides from 1 px to {most} px")
-    return box[:2] + box[2:] / 2, margin * max(box[3], box[2] * 4 / 3)
+    return np.array([*(box[:2] + box[2:] / 2), margin * max(box[3], box[2] * 4 / 3)])
 
 
-def cut_square(model: nn.Module, image: np.ndarray, center: np.ndarray, side: float, size: int,
+def cut_square(model: nn.Module, image: np.ndarray, square: np.ndarray, size: int,
                mirrored: bool = False) -> Tensor:
     """Crop a square (1, 3, size, size) of a picture (H, W, 3), on the model's device."""
-    edge = np.array(image.shape[1::-1])
+    center, side, edge = square[:2], square[2], np.array(image.shape[1::-1])
     low = np.clip(np.floor(center - side / 2) - 1, 0, edge - 1).astype(int)
     high = np.clip(np.ceil(center + side / 2) + 1, 1, edge).astype(int)
     image = image[low[1] : high[1], low[0] : high[0]]  # the rest of a huge picture costs nothing
     parameter = next(model.parameters())
     pixels = torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).to(parameter)
-    return sample_squares(pixels, torch.tensor((center - low)[None]).to(parameter),
-                          parameter.new_tensor([side]), size, mirrored)
+    square = torch.tensor([[*(center - low), side]]).to(parameter)
+    return sample_squares(pixels, square, size, mirrored)
 
 
-def to_arrays(tensors: Mapping[str, Tensor], center: np.ndarray, side: float, focal: float,
+def to_arrays(tensors: Mapping[str, Tensor], square: np.ndarray, focal: float,
               K: np.ndarray | None) -> dict[str, np.ndarray]:
     """Convert a batch of one to float32 arrays, with its square as box, before the camera K (3, 3).
 
@@ -825,10 +824,10 @@ def to_arrays(tensors: Mapping[str, Tensor], center: np.ndarray, side: float, fo
     """
     require(all(value.isfinite().all() for value in tensors.values()),
             "the network's output is not finite: its weights are damaged, or training diverged")
-    f, (x, y) = focal * side, center
-    own = np.array([[f, 0, x], [0, f, y], [0, 0, 1]], np.float32)
+    x, y, side = square
+    own = np.array([[focal * side, 0, x], [0, focal * side, y], [0, 0, 1]], np.float32)
     arrays = {name: value[0].float().cpu().numpy() for name, value in tensors.items()} | {
-        "K": own, "box": np.array([*(center - side / 2), side, side], np.float32)}
+        "K": own, "box": np.array([x - side / 2, y - side / 2, side, side], np.float32)}
     if K is None:
         return arrays
     K, start = np.asarray(K, np.float64), arrays["transl"]
@@ -859,23 +858,22 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     in pixels; hand_inside (2,), 1 for boxes with their centre in the picture, and hand_valid (2,),
     1 for hands of the hand path; box, the person's square. Raises ValueError for bad input.
     """
-    center, side = square_of(model, image, box, 1.25)
-    path = getattr(model, "body", model)
+    square = square_of(model, image, box, 1.25)
+    path, side = getattr(model, "body", model), square[2]
     expert = path.config.expert
-    prediction = path(cut_square(path, image, center, side, expert.image_size))
-    at = torch.tensor(center).to(prediction["hand_boxes"])
-    boxes, tight = (prediction[f"{kind}_boxes"] * (side / expert.image_size)  # (1, 2, 4) each
-                    for kind in ("hand", "tight"))
-    for each in (boxes, tight):
-        each[..., :2] += at - side / 2  # pixels of the picture
-        if hand_boxes is not None:
-            given = each.new_tensor(hand_boxes)
-            each[:] = torch.where(given.isfinite(), given, each)
+    prediction = path(cut_square(path, image, square, expert.image_size))
+    boxes = torch.cat([prediction["hand_boxes"], prediction["tight_boxes"]])  # (2, 2, 4)
+    boxes, at = boxes * (side / expert.image_size), torch.tensor(square[:2]).to(boxes)
+    boxes[..., :2] += at - side / 2  # pixels of the picture
+    if hand_boxes is not None:
+        given = boxes.new_tensor(hand_boxes)
+        boxes = torch.where(given.isfinite(), given, boxes)
+    boxes, tight = boxes.split(1)
     inside = in_picture(boxes, *image.shape[1::-1])
     if path is not model:  # both paths
-        middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(tight))
-        crops = [cut_square(path, image, middles[hand], sides[hand],
-                            model.hand.config.expert.image_size, hand == 1) for hand in range(2)]
+        squares, size = hand_squares(tight)[0].double().cpu(), model.hand.config.expert.image_size
+        crops = [cut_square(path, image, each.numpy(), size, mirrored=hand == 1)
+                 for hand, each in enumerate(squares)]
         prediction = model.join(prediction, torch.stack(crops, 1), inside)
     rows, columns = expert.grid
     cells = prediction["joints"][..., :2] - at.new_tensor([columns, rows]) / 2  # from the centre
@@ -887,7 +885,7 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
         "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
         "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
         "hand_inside": inside, "hand_valid": inside & (path is not model),
-    } | smplx_parameters(found["body_pose"]), center, side, expert.focal, K)
+    } | smplx_parameters(found["body_pose"]), square, expert.focal, K)
 
 
 @torch.inference_mode()
@@ -901,9 +899,8 @@ def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
     network, and its mesh back. K: see to_arrays. Returns float32 arrays as predict's vertices,
     joints, transl, rotations (16, 3, 3), K and box; and betas, of a right hand.
     """
-    center, length = square_of(model, image, box, 2.0)
-    expert, left = model.config.expert, side == "left"
-    crop = cut_square(model, image, center, length, expert.image_size, left)
+    square, expert, left = square_of(model, image, box, 2.0), model.config.expert, side == "left"
+    crop = cut_square(model, image, square, expert.image_size, left)
     prediction = {name: value.float().cpu() for name, value in model(crop).items()}
     transl = hand_translation(prediction["camera"], expert.focal)
     betas, pose = prediction["betas"], prediction["hand_pose"]
@@ -911,7 +908,7 @@ def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
     return to_arrays({
         "vertices": sign * posed.vertices, "joints": sign * posed.joints, "transl": sign * transl,
         "rotations": mirror(pose) if left else pose, "betas": betas,
-    }, center, length, expert.focal, K)
+    }, square, expert.focal, K)
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR

@@ -179,7 +179,7 @@ def test_the_body_path_alone_predicts_its_own_hands():
     found = predict(path, picture, whole_body(), box=(30, 10, 40, 60))
     assert not found["hand_valid"].any()
     (x, y, side, _), size = found["box"].astype(float), 64
-    crop = cut_square(path, picture, np.array([x + side / 2, y + side / 2]), side, size)
+    crop = cut_square(path, picture, np.array([x + side / 2, y + side / 2, side]), size)
     with torch.no_grad():
         expected = path(crop)
     assert np.allclose(found["rotations"], expected["body_pose"][0], atol=1e-4)

@@ -28,15 +28,15 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
     tensors = {name: torch.tensor(value)[None] for name, value in {
         "joints": flat + transl, "transl": transl, "vertices": flat[:5] + transl,
         "betas": np.ones(10)}.items()}
-    square = np.array([60, 45]), 0.5, 1800.0  # 1800 sides of half a pixel: the old camera
-    arrays = hmr_adapter.to_arrays(tensors, *square, None)
+    square = np.array([60, 45, 0.5])
+    arrays = hmr_adapter.to_arrays(tensors, square, 1800.0, None)  # sides: the old camera
     assert np.allclose(arrays["K"], old)
 
     def body(betas, rotations) -> SimpleNamespace:
         return SimpleNamespace(vertices=torch.tensor(flat[None]), joints=torch.tensor(flat[None]))
 
     body.keypoints = lambda posed: posed.joints
-    moved = hmr_adapter.to_arrays(tensors, *square, K)
+    moved = hmr_adapter.to_arrays(tensors, square, 1800.0, K)
     theirs = genhmr.in_picture(body, torch.ones(1), torch.ones(1), transl, old, K)
     for found in moved, theirs:
         pixels = to_pixels(found["joints"], K)
@@ -47,7 +47,7 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
     assert np.array_equal(moved["betas"], arrays["betas"])
     for bad in np.eye(2), -np.eye(3), np.full((3, 3), np.nan):
         with pytest.raises(ValueError, match="intrinsics"):
-            hmr_adapter.to_arrays(tensors, *square, bad)
+            hmr_adapter.to_arrays(tensors, square, 1800.0, bad)
         with pytest.raises(ValueError, match="intrinsics"):
             genhmr.in_picture(body, torch.ones(1), torch.ones(1), transl, old, bad)
 
