@@ -699,11 +699,8 @@ def sample_squares(images: Tensor, squares: Tensor, size: int, mirrored: bool = 
 
 
 def hand_squares(boxes: Tensor) -> Tensor:
-    """Return the squares (B, 2, 3), see sample_squares, to crop for tight boxes (B, 2, 4) of hands.
-
-    They have the boxes grown to 3:4, the part that HaMeR sees, and twice as large (HaMeR).
-    """
-    sides = 2 * torch.maximum(boxes[..., 3:], boxes[..., 2:3] * 4 / 3)
+    """Return squares (B, 2, 3), twice as large as tight boxes (B, 2, 4) of hands (HaMeR)."""
+    sides = 2 * torch.maximum(boxes[..., 3:], boxes[..., 2:3] * 4 / 3)  # HaMeR sees 3:4 of a square
     return torch.cat((boxes[..., :2] + boxes[..., 2:] / 2, sides), -1)
 
 
@@ -732,9 +729,8 @@ class HMRAdapter(nn.Module):
         both adapters; 0 gives the two experts, merged. Returns what `join` does.
         """
         prediction = self.body(images, scale=scale)
-        size = self.hand.config.expert.image_size
-        hand_images = crop_hands(images, prediction["tight_boxes"], size)
-        return self.join(prediction, hand_images, scale=scale)
+        crops = crop_hands(images, prediction["tight_boxes"], self.hand.config.expert.image_size)
+        return self.join(prediction, crops, scale=scale)
 
     def join(self, prediction: dict[str, Tensor], hand_images: Tensor,
              hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
@@ -1225,10 +1221,7 @@ class BodyExpert(nn.Module):
         self.has_relative_fingers = not self.hand_mean.is_meta and bool(self.hand_mean.any())
 
     def features(self, images: Tensor) -> BodyFeatures:
-        """Encode RGB crops (B, 3, S, S) of people, uint8 or floats in 0..255.
-
-        The person's 3:4 box is the middle three quarters of the square.
-        """
+        """Encode RGB crops (B, 3, S, S), uint8 or floats 0..255; the middle 3/4 is a person's box."""
         tokens = self.encoder(middle_of(images, self.config))  # (B, 223, 1280); no mean, no std
         tokens, patches = tokens[:, :31], tokens[:, 31:]
         features = patches.mT.unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
@@ -1387,10 +1380,7 @@ class ViT(nn.Module):
 
     def __init__(self, config: EncoderConfig, encoder: nn.Module | None = None,
                  tasks: int = 0) -> None:
-        """encoder: what makes the first tokens in place of patches, such as a small U-net.
-
-        tasks: number of SMPLer-X's task tokens, which come before all others and have no positions.
-        """
+        """encoder: a U-net that makes tokens in place of patches. tasks: number of task tokens."""
         super().__init__()
         width, depth = config.vit_dim, config.vit_depth
         self.patch_embed = PatchEmbed(width, config.patch_size) if encoder is None else encoder
@@ -1409,7 +1399,7 @@ class ViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
         if self.task_tokens is not None:
-            x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # (B, 31 + 192, 1280)
+            x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # SMPLer-X's, in front
         for block in self.blocks:
             x = block(x)
         return self.last_norm(x)
@@ -1483,12 +1473,9 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
 
 
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
-    """Convert rotation matrices (..., 3, 3) to axis times angle (..., 3), angle in 0..pi.
-
-    The axis is the eigenvector of R + R^T with the largest eigenvalue: exact at 180 degrees too.
-    """
+    """Convert rotation matrices (..., 3, 3) to axis times angle (..., 3), angle in 0..pi."""
     double = matrix.double()
-    axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]
+    axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]  # exact at 180 degrees too
     skew = (double - double.mT)[..., [2, 0, 1], [1, 2, 0]]  # 2 sin(angle) axis
     trace = double.diagonal(dim1=-2, dim2=-1).sum(-1)
     angle = torch.atan2((skew * axis).sum(-1), trace - 1)
@@ -1496,10 +1483,7 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
 
 
 def mirror(rotations: Tensor) -> Tensor:
-    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1); left hands' become right hands'.
-
-    An axis-angle (x, y, z) becomes (x, -y, -z).
-    """
+    """Mirror rotations (..., 3, 3): M R M, M = diag(-1, 1, 1). Axis-angles become (x, -y, -z)."""
     signs = 1 - 2 * torch.arange(3, device=rotations.device).clamp_max(1)  # no copy to a GPU
     return rotations * (signs[:, None] * signs).to(rotations)
 
