@@ -1221,7 +1221,7 @@ class BodyExpert(nn.Module):
         self.has_relative_fingers = not self.hand_mean.is_meta and bool(self.hand_mean.any())
 
     def features(self, images: Tensor) -> BodyFeatures:
-        """Encode RGB crops (B, 3, S, S), uint8 or floats 0..255; the middle 3/4 is a person's box."""
+        """Encode RGB crops (B, 3, S, S), 0..255, whose middle 3/4 is the box (3:4) of a person."""
         tokens = self.encoder(middle_of(images, self.config))  # (B, 223, 1280); no mean, no std
         tokens, patches = tokens[:, :31], tokens[:, 31:]
         features = patches.mT.unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
