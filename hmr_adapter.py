@@ -45,7 +45,6 @@ What to know before you trust a number:
   to_qkv get no gradient: 6,291,456 of the hand adapter's 26.8 M parameters change by decay alone.
 - Without `joint_embedding`, Eq. 2 does not depend on the order of the arm joints, nor Eq. 4 on that
   of the knuckles. Delta theta depends on the eight knuckle features alone, not on theta_0.
-- L_img and L_beta of Eq. 7 depend on frozen weights alone, so they give no gradient.
 
 Units are metres and radians, camera axes OpenCV's (x right, y down, z forward). 6D rotations are
 [column 0, column 1], except for the output of SMPLer-X's regressors (see from_interleaved). Finger
@@ -285,9 +284,8 @@ class Adapter(nn.Module):
                  expert: HandExpert | BodyExpert | None = None) -> None:
         """expert: None for the paper's, with random weights."""
         super().__init__()
-        require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, this "
-                f"config is for {config.design!r}: build this model with build_model of "
-                "networks/adapter_rivals.py")
+        require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, not "
+                f"for {config.design!r}: use build_model of networks/adapter_rivals.py")
         new = HandExpert if isinstance(config, HandConfig) else BodyExpert
         self.config, self.expert = config, new(config.expert) if expert is None else expert
         self.build()
@@ -639,7 +637,7 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
 
 
 def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpertConfig) -> Tensor:
-    """Eq. 7: the weighted sum. With a frozen expert L_img and L_beta have no gradient: left out.
+    """Eq. 7: the weighted sum; L_img and L_beta of a frozen expert have no gradient: left out.
 
     The expert itself, and rivals that train its head, learn from all of SMPLer-X's terms.
     """
