@@ -723,8 +723,8 @@ class HMRAdapter(nn.Module):
     def forward(self, images: Tensor, *, scale: float = 1.0) -> dict[str, Tensor]:
         """Predict SMPL-X from images (B, 3, S, S), as BodyExpert.features takes them.
 
-        As in the paper, hands are cut out at the predicted boxes, and both are merged. scale: of
-        both adapters; 0 gives the two experts, merged. Returns what `join` does.
+        As in the paper (3.1), hands are cut out at the predicted boxes, and both are merged. scale:
+        of both adapters; 0 gives the two experts, merged. Returns what `join` does.
         """
         prediction = self.body(images, scale=scale)
         crops = crop_hands(images, prediction["tight_boxes"], self.hand.config.expert.image_size)
@@ -1219,7 +1219,7 @@ class BodyExpert(nn.Module):
         self.has_relative_fingers = not self.hand_mean.is_meta and bool(self.hand_mean.any())
 
     def features(self, images: Tensor) -> BodyFeatures:
-        """Encode RGB crops (B, 3, S, S), 0..255, whose middle 3/4 is the box (3:4) of a person."""
+        """Encode RGB crops (B, 3, S, S), uint8 or floats in 0..255, of people in the middle 3/4."""
         tokens = self.encoder(middle_of(images, self.config))  # (B, 223, 1280); no mean, no std
         tokens, patches = tokens[:, :31], tokens[:, 31:]
         features = patches.mT.unflatten(2, self.config.grid)  # (B, 1280, 16, 12)

@@ -28,8 +28,8 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
     tensors = {name: torch.tensor(value)[None] for name, value in {
         "joints": flat + transl, "transl": transl, "vertices": flat[:5] + transl,
         "betas": np.ones(10)}.items()}
-    square = np.array([60, 45, 0.5])
-    arrays = hmr_adapter.to_arrays(tensors, square, 1800.0, None)  # sides: the old camera
+    square = np.array([60, 45, 0.5])  # 1800 sides of half a pixel: the old camera
+    arrays = hmr_adapter.to_arrays(tensors, square, 1800.0, None)
     assert np.allclose(arrays["K"], old)
 
     def body(betas, rotations) -> SimpleNamespace:
