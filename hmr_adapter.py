@@ -24,7 +24,6 @@ refined body and hands are then merged into one SMPL-X mesh.
     3.1, Fig. 2    dual path   both adapters, then SMPL-X              HMRAdapter, merge
     Table 3 to 6   baselines   rivals                                  networks/adapter_rivals.py
     our choice     encoders    U-nets in place of patches, for a CPU   networks/adapter_encoders.py
-    released       weights     HaMeR's, SMPLer-X's, train.py's         weights/hmr_adapter.py
 
 The authors have published no code. Where the paper is silent we follow HaMeR (Pavlakos et al.,
 CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only where these do not help. Every
@@ -46,7 +45,6 @@ What to know before you trust a number:
   to_qkv get no gradient: 6,291,456 of the hand adapter's 26.8 M parameters change by decay alone.
 - Without `joint_embedding`, Eq. 2 does not depend on the order of the arm joints, nor Eq. 4 on that
   of the knuckles. Delta theta depends on the eight knuckle features alone, not on theta_0.
-- L_img and L_beta of Eq. 7 depend on frozen weights alone, so they give no gradient.
 
 Units are metres and radians, camera axes OpenCV's (x right, y down, z forward). 6D rotations are
 [column 0, column 1], except for the output of SMPLer-X's regressors (see from_interleaved). Finger
@@ -94,13 +92,6 @@ def require(condition: object, message: str) -> None:
     """Raise ValueError with `message` unless `condition` holds."""
     if not condition:
         raise ValueError(message)
-
-
-def convert(config: object, **kinds: type) -> None:
-    """Turn a checkpoint's nested dictionaries into configs."""
-    for name, kind in kinds.items():
-        if isinstance(getattr(config, name), Mapping):
-            object.__setattr__(config, name, kind(**getattr(config, name)))
 
 
 @dataclass(frozen=True)
@@ -203,8 +194,7 @@ class BodyExpertConfig(BodyTraining, EncoderConfig):
     hand_upscale: int = 4  # 2^k, of the feature map before hands are cut from it (SMPLer-X)
     box_dim: int = 256  # channels of the box net (SMPLer-X)
     joint_dim: int = 512  # channels per joint in all regressors (SMPLer-X)
-    hand_extension: float = 2.0  # side of the square that becomes a hand's feature map, in longer
-    # sides of the predicted box (SMPLer-X)
+    hand_extension: float = 2.0  # side of a hand map's square in longer sides of its box (SMPLer-X)
     weight_expression: float = 1.0  # (SMPLer-X)
     weight_boxes: float = 1.0  # per cell of the feature map (SMPLer-X)
     batch_size: int = 64  # 16 on each of four GPUs (SMPLer-X: 16 each)
@@ -227,8 +217,10 @@ class AdapterConfig:
         """The name of the model's design: that of its context, or of another way to inject it."""
         return self.context if self.inject == "adapter" else self.inject
 
-    def check(self, **choices: Sequence[str]) -> None:
-        """Raise ValueError for a value that is not among its choices."""
+    def check(self, expert: type, **choices: Sequence[str]) -> None:
+        """Make a config of a checkpoint's dictionary; raise ValueError for what is no choice."""
+        if isinstance(self.expert, Mapping):
+            object.__setattr__(self, "expert", expert(**self.expert))
         choices |= dict(inject=("adapter", "none", "concat", "weighted"), pose_term=("l2sq", "l1"),
                         joint_embedding=("none", "learned"), trainable=("adapter", "head", "all"))
         for name, allowed in choices.items():
@@ -243,35 +235,32 @@ class HandConfig(AdapterConfig, HandTraining):
     expert: HandExpertConfig = HandExpertConfig()  # (paper)
     context: str = "arm"  # of the adapter (paper), or "image": F^H again (Table 3, No. 5)
     arm: str = "arm"  # theta_b (paper), or "whole_body" (Table 5)
-    arm_source: str = "true"  # theta_b in training (paper), or "found": predicted by the whole-body
-    # expert from the person's picture, errors included (our choice)
+    arm_source: str = "true"  # in training (paper), or "found": by a whole-body model (our choice)
     arm_drop: float = 0.0  # share of theta_b hidden in training (our choice; the paper's FreiHAND
     # and InterHand2.6M have no theta_b)
 
     def __post_init__(self) -> None:
-        convert(self, expert=HandExpertConfig)
-        self.check(context=("arm", "image"), arm=ARMS, arm_source=("true", "found"))
+        self.check(HandExpertConfig, context=("arm", "image"), arm=ARMS,
+                   arm_source=("true", "found"))
 
 
 @dataclass(frozen=True)
 class BodyConfig(AdapterConfig, BodyTraining, DecoderConfig):
-    """The body adapter. Defaults: the paper's.
+    """The body adapter. Defaults: the paper's, which gives 37M parameters and no shapes.
 
-    The paper gives 37M parameters and no shapes; several readings fit. This one, 36,508,292, uses
-    only numbers of HaMeR; "reuse_hand_conv" with offset_hidden=2048 has 37,037,188.
+    Several readings fit. This one, 36,508,292, uses only numbers of HaMeR; "reuse_hand_conv" with
+    offset_hidden=2048 has 37,037,188.
     """
 
     expert: BodyExpertConfig = BodyExpertConfig()  # (paper)
     context: str = "knuckles"  # of the adapter (paper), or "tokens": the 25 of the pose (Table 4)
     joint_proj: str = "conv"  # 1280 -> 512 (paper), or "reuse_hand_conv": the expert's, frozen
-    knuckle_source: str = "true"  # knuckle positions in training (paper), or "found": predicted by
-    # the expert, as at test time (our choice)
+    knuckle_source: str = "true"  # in training (paper), or "found": by the expert (our choice)
     offset_hidden: int = 1024  # hidden width of the FFN in Eq. 4 (our choice)
 
     def __post_init__(self) -> None:
-        convert(self, expert=BodyExpertConfig)
-        self.check(context=("knuckles", "tokens"), joint_proj=("conv", "reuse_hand_conv"),
-                   knuckle_source=("true", "found"))
+        self.check(BodyExpertConfig, context=("knuckles", "tokens"),
+                   joint_proj=("conv", "reuse_hand_conv"), knuckle_source=("true", "found"))
         require(self.offset_hidden > 0, f"offset_hidden is {self.offset_hidden}: expected above 0")
         require(self.inject != "concat" or self.trainable != "adapter",
                 "inject=concat replaces the expert's regressors: set trainable to head or all")
@@ -284,9 +273,6 @@ class Config:
     hand: HandConfig = HandConfig()
     body: BodyConfig = BodyConfig()
 
-    def __post_init__(self) -> None:
-        convert(self, hand=HandConfig, body=BodyConfig)
-
 
 # ---------------------------------------------------------------------------------- adapters
 
@@ -298,9 +284,8 @@ class Adapter(nn.Module):
                  expert: HandExpert | BodyExpert | None = None) -> None:
         """expert: None for the paper's, with random weights."""
         super().__init__()
-        require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, this "
-                f"config is for {config.design!r}: build this model with build_model of "
-                "networks/adapter_rivals.py")
+        require(config.design == self.DESIGN, f"{type(self).__name__} is for {self.DESIGN!r}, not "
+                f"for {config.design!r}: use build_model of networks/adapter_rivals.py")
         new = HandExpert if isinstance(config, HandConfig) else BodyExpert
         self.config, self.expert = config, new(config.expert) if expert is None else expert
         self.build()
@@ -308,11 +293,6 @@ class Adapter(nn.Module):
         for module in self.frozen():
             module.requires_grad_(False)
         self.train()
-
-    @property
-    def keeps_expert(self) -> bool:
-        """Whether self.expert stays the pre-trained expert; else train.py changes it too."""
-        return self.config.trainable == "adapter"
 
     def frozen(self) -> list[nn.Module]:
         """Return the modules that training does not change."""
@@ -364,7 +344,6 @@ class HandAdapter(Adapter):
     ENCODER, DESIGN = "backbone", "arm"
 
     def build(self) -> None:
-        """Create all that is new."""
         self.arm = ArmFeatures(self.config)
         self.build_layers()
 
@@ -378,7 +357,6 @@ class HandAdapter(Adapter):
 
     @property
     def decoder(self) -> Decoder:
-        """The expert's decoder."""
         return self.expert.mano_head.transformer
 
     def forward(self, images: Tensor, arm: Tensor | None = None, arm_valid: Tensor | None = None, *,
@@ -387,8 +365,8 @@ class HandAdapter(Adapter):
 
         arm: theta_b as matrices (B, J, 3, 3), one hand's part of `arm_pose`; None: unknown.
         arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3; 0 gives
-        self.expert's result, bit for bit.
-        Returns what HandExpert.forward does; raises ValueError for other shapes.
+        self.expert's result, bit for bit. Returns what HandExpert.forward does; raises ValueError
+        for other shapes.
         """
         features = self.expert.features(images)  # F^H (B, 192, 1280)
         token = self.token(features, arm, arm_valid, scale)  # Z^new (B, 1, 1024)
@@ -424,9 +402,8 @@ def to_hand_maps(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Ten
     """
     at = (points - boxes[:, :, None, :2]) * (cells / boxes[:, :, None, 2:])
     inside = ((at >= 0) & (at <= cells)).all(-1)
-    right, left = at.unbind(1)
-    left = torch.stack((cells - 1 - left[..., 0], left[..., 1]), -1)
-    return torch.stack((right, left), 1), inside
+    at[:, 1, :, 0] = cells - 1 - at[:, 1, :, 0]
+    return at, inside
 
 
 class BodyAdapter(Adapter):
@@ -435,18 +412,17 @@ class BodyAdapter(Adapter):
     ENCODER, DESIGN = "encoder", "knuckles"
 
     def build(self) -> None:
-        """Create all that is new."""
         self.build_projection()
         self.build_decoder()
 
     def build_projection(self) -> None:
         """Create the 1-by-1 convolution, 1280 -> 512, and the knuckles' embedding."""
-        width, width_out = self.config.expert.vit_dim, self.config.expert.joint_dim
-        if self.config.joint_proj == "conv":
-            self.joint_proj = nn.Conv2d(width, width_out, 1)
+        config, width = self.config, self.config.expert.joint_dim
+        if config.joint_proj == "conv":
+            self.joint_proj = nn.Conv2d(config.expert.vit_dim, width, 1)
         self.joint_embedding = None
-        if self.config.joint_embedding == "learned":
-            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, width_out))
+        if config.joint_embedding == "learned":
+            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, width))
 
     def build_decoder(self) -> None:
         """Create the decoder and the FFN of Eq. 4."""
@@ -481,10 +457,9 @@ class BodyAdapter(Adapter):
 
     def knuckle_features(self, features: BodyFeatures, size: int, pixels: Tensor | None,
                          hand_valid: Tensor | None) -> Tensor:
-        """Sample F^J (B, 8, 512) at the MCP joints.
+        """Sample F^J (B, 8, 512) at the MCP joints, and add the joint embedding, if there is one.
 
-        A knuckle outside its hand map, or of a hand that cannot be seen, samples zeros, to which
-        the joint embedding, if there is one, is added like to all others.
+        A knuckle outside its hand map, or of a hand that cannot be seen, samples zeros.
         """
         last = self.config.expert.hand_cells - 1
         if pixels is None:
@@ -496,16 +471,12 @@ class BodyAdapter(Adapter):
         if hand_valid is not None:
             inside = inside & (hand_valid[..., None] > 0)
         positions = torch.where(inside[..., None], positions, 0.0).clamp(0, last)
-        maps = self.project_maps(features.hand_maps)  # (2 B, 512, 16, 16), both hands of a person
+        conv = (self.joint_proj if self.config.joint_proj == "conv" else
+                self.expert.hand_regressor.hand_conv)
+        maps = conv(features.hand_maps.flatten(0, 1))  # (2 B, 512, 16, 16), both hands of a person
         sampled = sample_at(maps, positions.flatten(0, 1)).unflatten(0, inside.shape[:2])
         sampled = (sampled * inside[..., None]).flatten(1, 2)  # (B, 8, 512)
         return sampled if self.joint_embedding is None else sampled + self.joint_embedding
-
-    def project_maps(self, maps: Tensor) -> Tensor:
-        """Apply the 1-by-1 convolution: (B, 2, 1280, 16, 16) -> (2 B, 512, 16, 16)."""
-        reuse = self.config.joint_proj == "reuse_hand_conv"
-        conv = self.expert.hand_regressor.hand_conv if reuse else self.joint_proj
-        return conv(maps.flatten(0, 1))
 
 
 # ------------------------------------------------------------------------------------- losses
@@ -594,8 +565,7 @@ def true_knuckles(batch: Mapping[str, Tensor]) -> Tensor:
 
 def heat_map_targets(batch: Mapping[str, Tensor], expert: BodyExpert,
                      boxes: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return targets and validity of both position nets: body (B, 25, 3), (B, 25); hands
-    (B, 2, 20, 3), (B, 2, 20).
+    """Return targets of both position nets, (B, 25, 3) and (B, 2, 20, 3), each with its validity.
 
     batch: as of body_losses. boxes: of the hand maps (B, 2, 4) in cells, as predicted. Depths are
     relative to pelvis or wrist, in bins that span 2 m for the body, 0.3 m for a hand (SMPLer-X).
@@ -667,7 +637,7 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
 
 
 def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpertConfig) -> Tensor:
-    """Eq. 7: the weighted sum. With a frozen expert L_img and L_beta have no gradient: left out.
+    """Eq. 7: the weighted sum; L_img and L_beta of a frozen expert have no gradient: left out.
 
     The expert itself, and rivals that train its head, learn from all of SMPLer-X's terms.
     """
@@ -689,14 +659,11 @@ def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpert
 def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> Tensor:
     """Put MANO hands on an SMPL-X body: (B, 55, 3, 3) -> (B, 55, 3, 3).
 
-    hand_pose: (B, 2, 16, 3, 3) of the hand network, the left one mirrored: orientation in the
-    camera frame, absolute fingers. valid: (B, 2), 0 for hands that keep the body's pose.
-
-    1. Mirror the left hand back.
-    2. A MANO hand's orientation is global, an SMPL-X wrist is relative to its elbow: wrist =
-       (product of the rotations from the pelvis to the elbow)^T times orientation: inverse
-       kinematics (paper, of its baseline).
-    3. Copy the fingers, which are absolute here; see smplx_parameters.
+    hand_pose: (B, 2, 16, 3, 3) of the hand network: orientation in the camera frame, absolute
+    fingers (see smplx_parameters), the left one mirrored; that is undone here. valid: (B, 2), 0
+    for hands that keep the body's pose. A MANO hand's orientation is global, an SMPL-X wrist is
+    relative to its elbow: wrist = (product of the rotations from the pelvis to the elbow)^T times
+    orientation: inverse kinematics (paper, of its baseline). Fingers are copied.
     """
     pose = body_pose.clone()
     hands = torch.stack((hand_pose[:, 0], mirror(hand_pose[:, 1])), 1)
@@ -706,48 +673,39 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> 
         elbow = chain_product(body_pose[:, chain])  # its global rotation
         pose[:, last] = elbow.mT @ hands[:, side, 0]
         if valid is not None:
-            unseen, part = valid[:, side] <= 0, [last, *range(55)[fingers]]
-            pose[:, part] = torch.where(unseen[:, None, None, None], body_pose[:, part],
-                                        pose[:, part])
+            part, seen = [last, *range(55)[fingers]], valid[:, side, None, None, None] > 0
+            pose[:, part] = torch.where(seen, pose[:, part], body_pose[:, part])
     return pose
 
 
-def sample_squares(images: Tensor, centers: Tensor, sides: Tensor, size: int,
-                   mirrored: bool = False) -> Tensor:
+def sample_squares(images: Tensor, squares: Tensor, size: int, mirrored: bool = False) -> Tensor:
     """Crop squares (B, 3, size, size), 0..255, from images (B, 3, H, W); black outside of them.
 
-    centers (B, 2) and sides (B,) in pixels. Each pixel averages several samples, against aliasing:
-    as many per side as the crop's pixels are larger than the image's, up to 8.
+    squares: (B, 3) x, y of the centre, side, in pixels. Each pixel averages several samples,
+    against aliasing: as many per side as the crop's pixels are larger than the image's, up to 8.
     """
-    size_of_image = sides.new_tensor([images.shape[3], images.shape[2]])
-    squares = [sides.new_empty(0, 3, size, size)]
-    counts = (sides / size).ceil().clamp(1, 8).int().tolist()
-    for image, center, side, samples in zip(images, centers, sides, counts, strict=True):
-        at = (torch.arange(size * samples, device=sides.device) + 0.5) / (size * samples) - 0.5
-        x, y = center[0] + at * side * (-1 if mirrored else 1), center[1] + at * side
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
-        pixels = F.grid_sample(image[None].to(grid), 2 * grid / size_of_image - 1,
-                               align_corners=False)
-        squares.append(F.avg_pool2d(pixels, samples))
-    return torch.cat(squares)
+    edge = squares.new_tensor([images.shape[3], images.shape[2]])
+    crops = [squares.new_empty(0, 3, size, size)]
+    counts = (squares[:, 2] / size).ceil().clamp(1, 8).int().tolist()
+    for image, (x, y, side), samples in zip(images, squares, counts, strict=True):
+        at = (torch.arange(size * samples, device=side.device) + 0.5) / (size * samples) - 0.5
+        across, down = x + at * side * (-1 if mirrored else 1), y + at * side
+        grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)[None]
+        pixels = F.grid_sample(image[None].to(grid), 2 * grid / edge - 1, align_corners=False)
+        crops.append(F.avg_pool2d(pixels, samples))
+    return torch.cat(crops)
 
 
-def hand_squares(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return centres (B, 2, 2) and sides (B, 2) of the squares to crop for both hands' boxes.
-
-    boxes: (B, 2, 4), tight; they grow to 3:4, the part that HaMeR sees, and twice as large (HaMeR).
-    """
-    return (boxes[..., :2] + boxes[..., 2:] / 2,
-            2 * torch.maximum(boxes[..., 3], boxes[..., 2] * 4 / 3))
+def hand_squares(boxes: Tensor) -> Tensor:
+    """Return squares (B, 2, 3), twice as large as tight boxes (B, 2, 4) of hands (HaMeR)."""
+    sides = 2 * torch.maximum(boxes[..., 3:], boxes[..., 2:3] * 4 / 3)  # HaMeR sees 3:4 of a square
+    return torch.cat((boxes[..., :2] + boxes[..., 2:] / 2, sides), -1)
 
 
 def crop_hands(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Crop both hands at boxes, see hand_squares: (B, 3, H, W) -> (B, 2, 3, size, size), 0..255.
-
-    The left crop is mirrored.
-    """
-    centers, sides = hand_squares(boxes)
-    return torch.stack([sample_squares(images, centers[:, hand], sides[:, hand], size, hand == 1)
+    """Crop both hands, the left one mirrored: (B, 3, H, W), (B, 2, 4) -> (B, 2, 3, size, size)."""
+    squares = hand_squares(boxes)
+    return torch.stack([sample_squares(images, squares[:, hand], size, mirrored=hand == 1)
                         for hand in range(2)], 1)
 
 
@@ -762,30 +720,25 @@ class HMRAdapter(nn.Module):
         self.hand = HandAdapter(config.hand) if hand is None else hand
         self.body = BodyAdapter(config.body) if body is None else body
 
-    def forward(self, images: Tensor, hand_images: Tensor | None = None,
-                hand_valid: Tensor | None = None, *, body_scale: float = 1.0,
-                hand_scale: float = 1.0) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, *, scale: float = 1.0) -> dict[str, Tensor]:
         """Predict SMPL-X from images (B, 3, S, S), as BodyExpert.features takes them.
 
-        hand_images: (B, 2, 3, H, H), as HandExpert takes them, the left one mirrored; None, as in
-        the paper: cut out of the images at the predicted boxes. hand_valid: (B, 2), 0 for hands
-        that keep the body path's pose; None: both are merged. body_scale, hand_scale: of the
-        adapters; 0 and 0 give the two experts, merged.
-        Returns what BodyAdapter.forward does, with its body_pose as body_path; hand_pose
-        (B, 2, 16, 3, 3), the left one mirrored; the merged body_pose; and hand_valid, as given.
+        As in the paper (3.1), hands are cut out at the predicted boxes, and both are merged. scale:
+        of both adapters; 0 gives the two experts, merged. Returns what `join` does.
         """
-        prediction = self.body(images, scale=body_scale)
-        if hand_images is None:
-            hand_images = self.crop_hands(images, prediction)
-        return self.join(prediction, hand_images, hand_valid, scale=hand_scale)
-
-    def crop_hands(self, images: Tensor, prediction: Mapping[str, Tensor]) -> Tensor:
-        """Crop the hands (B, 2, 3, H, H) of images (B, 3, S, S) at the predicted boxes (3.1)."""
-        return crop_hands(images, prediction["tight_boxes"], self.hand.config.expert.image_size)
+        prediction = self.body(images, scale=scale)
+        crops = crop_hands(images, prediction["tight_boxes"], self.hand.config.expert.image_size)
+        return self.join(prediction, crops, scale=scale)
 
     def join(self, prediction: dict[str, Tensor], hand_images: Tensor,
              hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
-        """Run the hand path after the body path's prediction, and merge both; see `forward`."""
+        """Run the hand path after the body path's prediction, and merge both.
+
+        hand_images: (B, 2, 3, H, H), as HandExpert takes them, the left one mirrored. hand_valid:
+        (B, 2), 0 for hands that keep the body path's pose; None: both are merged. Returns what
+        BodyAdapter.forward does, with its body_pose as body_path; hand_pose (B, 2, 16, 3, 3), the
+        left one mirrored; the merged body_pose; and hand_valid.
+        """
         body_pose = prediction["body_pose"]
         # theta_b of theta-hat, the nearer to the truth; the paper can also mean theta_0's.
         arms = arm_pose(body_pose, self.hand.config.arm).flatten(0, 1)  # (2 B, J, 3, 3)
@@ -807,9 +760,8 @@ def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict
     """
     pose = matrix_to_axis_angle(body_pose)  # (B, 55, 3)
     if hand_mean is not None:
-        right, left = hand_mean.to(pose)
-        pose[:, RIGHT_FINGERS] -= right
-        pose[:, LEFT_FINGERS] -= left
+        pose[:, RIGHT_FINGERS] -= hand_mean[0].to(pose)
+        pose[:, LEFT_FINGERS] -= hand_mean[1].to(pose)
     parts = {"global_orient": slice(0, 1), "body_pose": slice(1, 22), "jaw_pose": JAW,
              "leye_pose": slice(23, 24), "reye_pose": slice(24, 25),
              "left_hand_pose": LEFT_FINGERS, "right_hand_pose": RIGHT_FINGERS}
@@ -823,63 +775,59 @@ def in_picture(boxes: Tensor, width: int, height: int) -> Tensor:
 
 
 def square_of(model: nn.Module, image: np.ndarray, box: Sequence[float] | None,
-              margin: float) -> tuple[np.ndarray, float]:
-    """Return centre (2,) and side, in pixels, of the square of a picture that the model is to see.
+              margin: float) -> np.ndarray:
+    """Return x, y of the centre and side, in pixels, of the square that the model is to see.
 
     box: x, y, width, height in pixels, grown to 3:4 and by the margin; None: the whole picture,
-    grown only to 3:4. Raises ValueError for a box outside the picture, with a side below 1 px or
-    above ten times the picture's, for no picture, and for a model in training mode.
+    grown only to 3:4. Raises ValueError for bad input, and for a model in training mode.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
     require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
             f"image {image.shape} of {image.dtype}: expected (H, W, 3) uint8 RGB")
     height, width = image.shape[:2]
     if box is None:
-        return np.array([width, height]) / 2, max(height, width * 4 / 3)
+        return np.array([width / 2, height / 2, max(height, width * 4 / 3)])
     box, most = np.asarray(box, np.float64), 10 * max(width, height)
     require(box.shape == (4,) and np.isfinite(box).all()
             and 1 <= min(box[2:]) and max(box[2:]) <= most
             and max(box[:2] - (width, height)) < 0 < min(box[:2] + box[2:]),
             f"box {box.tolist()}: expected x,y,width,height on the {width} x {height} picture, "
             f"with sides from 1 px to {most} px")
-    return box[:2] + box[2:] / 2, margin * max(box[3], box[2] * 4 / 3)
+    return np.array([*(box[:2] + box[2:] / 2), margin * max(box[3], box[2] * 4 / 3)])
 
 
-def cut_square(model: nn.Module, image: np.ndarray, center: np.ndarray, side: float, size: int,
+def cut_square(model: nn.Module, image: np.ndarray, square: np.ndarray, size: int,
                mirrored: bool = False) -> Tensor:
     """Crop a square (1, 3, size, size) of a picture (H, W, 3), on the model's device."""
-    edge = np.array(image.shape[1::-1])
+    center, side, edge = square[:2], square[2], np.array(image.shape[1::-1])
     low = np.clip(np.floor(center - side / 2) - 1, 0, edge - 1).astype(int)
     high = np.clip(np.ceil(center + side / 2) + 1, 1, edge).astype(int)
     image = image[low[1] : high[1], low[0] : high[0]]  # the rest of a huge picture costs nothing
     parameter = next(model.parameters())
     pixels = torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).to(parameter)
-    return sample_squares(pixels, torch.tensor((center - low)[None]).to(parameter),
-                          parameter.new_tensor([side]), size, mirrored)
+    square = torch.tensor([[*(center - low), side]]).to(parameter)
+    return sample_squares(pixels, square, size, mirrored)
 
 
-def to_arrays(tensors: Mapping[str, Tensor], center: np.ndarray, side: float,
-              focal: float) -> dict[str, np.ndarray]:
-    """Convert a batch of one to float32 arrays, with the K and the box of its square crop."""
+def to_arrays(tensors: Mapping[str, Tensor], square: np.ndarray, focal: float,
+              K: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Convert a batch of one to float32 arrays, with its square as box, before the camera K (3, 3).
+
+    None: before the square's own K. The origin of the mesh keeps its pixel, and its distance grows
+    with the focal length (our choice).
+    """
     require(all(value.isfinite().all() for value in tensors.values()),
             "the network's output is not finite: its weights are damaged, or training diverged")
-    arrays = {name: value[0].float().cpu().numpy() for name, value in tensors.items()}
-    f, (x, y) = focal * side, center
-    return arrays | {"K": np.array([[f, 0, x], [0, f, y], [0, 0, 1]], np.float32),
-                     "box": np.array([*(center - side / 2), side, side], np.float32)}
-
-
-def before_camera(arrays: dict[str, np.ndarray], K: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Move arrays of `to_arrays` from their K to yours: the origin of the mesh keeps its pixel.
-
-    Its distance grows with the focal length (our choice).
-    """
+    x, y, side = square
+    own = np.array([[focal * side, 0, x], [0, focal * side, y], [0, 0, 1]], np.float32)
+    arrays = {name: value[0].float().cpu().numpy() for name, value in tensors.items()} | {
+        "K": own, "box": np.array([x - side / 2, y - side / 2, side, side], np.float32)}
     if K is None:
         return arrays
-    K, old, start = np.asarray(K, np.float64), arrays["K"], arrays["transl"]
+    K, start = np.asarray(K, np.float64), arrays["transl"]
     require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
             f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
-    shift = np.linalg.inv(K) @ old @ start * (K[0, 0] / old[0, 0]) - start
+    shift = np.linalg.inv(K) @ own @ start * (K[0, 0] / own[0, 0]) - start
     return arrays | {name: np.float32(arrays[name] + shift) for name in (
         "vertices", "joints", "transl")} | {"K": np.float32(K)}
 
@@ -894,7 +842,7 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     on the CPU; body(betas, rotations, expression, transl) returns vertices and joints, as
     bodymodels.load_model("wholebody") does. box: see square_of; grown by a quarter (SMPLer-X).
     hand_boxes: (2, 4) tight x, y, width, height in pixels of the right and left hand, in place of
-    the predicted ones; NaN where unknown. K: (3, 3) of the picture, see before_camera. Hands are
+    the predicted ones; NaN where unknown. K: (3, 3) of the picture, see to_arrays. Hands are
     cut out of the picture, where they have more pixels than in the person's crop. A hand whose
     predicted box has its centre outside the picture keeps the body path's pose (our choice).
     Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
@@ -904,38 +852,34 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     in pixels; hand_inside (2,), 1 for boxes with their centre in the picture, and hand_valid (2,),
     1 for hands of the hand path; box, the person's square. Raises ValueError for bad input.
     """
-    center, side = square_of(model, image, box, 1.25)
-    path = getattr(model, "body", model)
+    square = square_of(model, image, box, 1.25)
+    path, side = getattr(model, "body", model), square[2]
     expert = path.config.expert
-    prediction = path(cut_square(path, image, center, side, expert.image_size))
-    at = torch.tensor(center).to(prediction["hand_boxes"])
-    boxes, tight = (prediction[f"{kind}_boxes"] * (side / expert.image_size)  # (1, 2, 4) each
-                    for kind in ("hand", "tight"))
-    for each in (boxes, tight):
-        each[..., :2] += at - side / 2  # pixels of the picture
-        if hand_boxes is not None:
-            given = each.new_tensor(hand_boxes)
-            each[:] = torch.where(given.isfinite(), given, each)
+    prediction = path(cut_square(path, image, square, expert.image_size))
+    boxes = torch.cat([prediction["hand_boxes"], prediction["tight_boxes"]])  # (2, 2, 4)
+    boxes, at = boxes * (side / expert.image_size), torch.tensor(square[:2]).to(boxes)
+    boxes[..., :2] += at - side / 2  # pixels of the picture
+    if hand_boxes is not None:
+        given = boxes.new_tensor(hand_boxes)
+        boxes = torch.where(given.isfinite(), given, boxes)
+    boxes, tight = boxes.split(1)
     inside = in_picture(boxes, *image.shape[1::-1])
-    valid = torch.zeros_like(inside)
     if path is not model:  # both paths
-        middles, sides = (part[0].double().cpu().numpy() for part in hand_squares(tight))
-        crops = [cut_square(path, image, middles[hand], sides[hand],
-                            model.hand.config.expert.image_size, hand == 1) for hand in range(2)]
+        squares, size = hand_squares(tight)[0].double().cpu(), model.hand.config.expert.image_size
+        crops = [cut_square(path, image, each.numpy(), size, mirrored=hand == 1)
+                 for hand, each in enumerate(squares)]
         prediction = model.join(prediction, torch.stack(crops, 1), inside)
-        valid = prediction["hand_valid"]
-
     rows, columns = expert.grid
     cells = prediction["joints"][..., :2] - at.new_tensor([columns, rows]) / 2  # from the centre
     names = ("betas", "body_pose", "expression", "translation")
     found = {name: prediction[name].float().cpu() for name in names}
     mesh = body(*found.values())
-    return before_camera(to_arrays({
+    return to_arrays({
         "vertices": mesh.vertices, "joints": mesh.joints, "transl": found["translation"],
         "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
         "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
-        "hand_inside": inside, "hand_valid": valid,
-    } | smplx_parameters(found["body_pose"]), center, side, expert.focal), K)
+        "hand_inside": inside, "hand_valid": inside & (path is not model),
+    } | smplx_parameters(found["body_pose"]), square, expert.focal, K)
 
 
 @torch.inference_mode()
@@ -946,20 +890,19 @@ def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
 
     hand: a right hand's model on the CPU. box: x, y, width, height in pixels, grown to 3:4 and
     twice as large (HaMeR); None: the whole picture. side: a "left" hand is mirrored for the
-    network, and its mesh back. K: see before_camera. Returns float32 arrays as predict's vertices,
+    network, and its mesh back. K: see to_arrays. Returns float32 arrays as predict's vertices,
     joints, transl, rotations (16, 3, 3), K and box; and betas, of a right hand.
     """
-    center, length = square_of(model, image, box, 2.0)
-    expert, left = model.config.expert, side == "left"
-    crop = cut_square(model, image, center, length, expert.image_size, left)
+    square, expert, left = square_of(model, image, box, 2.0), model.config.expert, side == "left"
+    crop = cut_square(model, image, square, expert.image_size, left)
     prediction = {name: value.float().cpu() for name, value in model(crop).items()}
     transl = hand_translation(prediction["camera"], expert.focal)
     betas, pose = prediction["betas"], prediction["hand_pose"]
     posed, sign = hand(betas, pose, transl=transl), transl.new_tensor([-1 if left else 1, 1, 1])
-    return before_camera(to_arrays({
+    return to_arrays({
         "vertices": sign * posed.vertices, "joints": sign * posed.joints, "transl": sign * transl,
         "rotations": mirror(pose) if left else pose, "betas": betas,
-    }, center, length, expert.focal), K)
+    }, square, expert.focal, K)
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR
@@ -1070,30 +1013,6 @@ class ManoHead(nn.Module):
                     "camera": self.deccam(token) + self.init_cam}
 
 
-def expectation(heat: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
-    """Softmax over the last dimensions, and the mean position (..., x y [z]) in cells."""
-    shape = heat.shape[-dimensions:]
-    heat = heat.float().flatten(-dimensions).softmax(-1).unflatten(-1, shape)
-    position = []
-    for axis in range(dimensions):
-        others = [-1 - other for other in range(dimensions) if other != axis]
-        cells = torch.arange(shape[-1 - axis], device=heat.device, dtype=heat.dtype)
-        position.append((heat.sum(others) * cells).sum(-1))
-    return heat, torch.stack(position, -1)
-
-
-class PositionNet(nn.Module):
-    """Joint positions from a map (B, D, h, w): heat (B, J, d, h, w) and x, y, z (B, J, 3)."""
-
-    def __init__(self, width: int, joints: int, bins: int) -> None:
-        super().__init__()
-        self.shape = (joints, bins)
-        self.conv = nn.Sequential(nn.Conv2d(width, math.prod(self.shape), 1))
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return expectation(self.conv(features).unflatten(1, self.shape), 3)
-
-
 class HandExpert(nn.Module):
     """HaMeR: a right hand, or a mirrored left hand, from its image (3.2.2)."""
 
@@ -1103,15 +1022,13 @@ class HandExpert(nn.Module):
         self.config = config
         self.backbone = ViT(config, encoder)
         self.mano_head = ManoHead(config)
-        register_statistics(self)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Convert RGB crops (B, 3, S, S), uint8 or floats in 0..255, to the backbone's input."""
-        return (middle_of(images, self.config) - self.mean) / self.std
+        mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # ImageNet's
+        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> Tensor:
         """Encode RGB crops (B, 3, S, S), uint8 or floats in 0..255, to F^H (B, 192, 1280)."""
-        return self.backbone(self.normalise(images))
+        return self.backbone((middle_of(images, self.config) - self.mean) / self.std)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
@@ -1187,26 +1104,28 @@ def roi_align(features: Tensor, boxes: Tensor, cells: int) -> Tensor:
     return rows.to(features)[:, None] @ features @ columns.to(features).mT[:, None]
 
 
-class BodyRegressor(nn.Module):
-    """theta_0: "a linear layer, using a concatenation of 3D body joint coordinates and tokens"."""
+def expectation(heat: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+    """Softmax over the last dimensions, and the mean position (..., x y [z]) in cells."""
+    shape = heat.shape[-dimensions:]
+    heat = heat.float().flatten(-dimensions).softmax(-1).unflatten(-1, shape)
+    position = []
+    for axis in range(dimensions):
+        others = [-1 - other for other in range(dimensions) if other != axis]
+        cells = torch.arange(shape[-1 - axis], device=heat.device, dtype=heat.dtype)
+        position.append((heat.sum(others) * cells).sum(-1))
+    return heat, torch.stack(position, -1)
 
-    def __init__(self, config: BodyExpertConfig) -> None:
+
+class PositionNet(nn.Module):
+    """Joint positions from a map (B, D, h, w): heat (B, J, d, h, w) and x, y, z (B, J, 3)."""
+
+    def __init__(self, width: int, joints: int, bins: int) -> None:
         super().__init__()
-        width, joints = config.vit_dim, 25 * (config.joint_dim + 3)
-        self.body_conv = nn.Sequential(nn.Linear(width, config.joint_dim))
-        self.root_pose_out = rotation_layer(joints, 1, second=-1.0)
-        self.body_pose_out = rotation_layer(joints, 21)
-        self.shape_out = nn.Sequential(nn.Linear(width, 10))
-        self.cam_out = nn.Sequential(nn.Linear(width, 3))
+        self.shape = (joints, bins)
+        self.conv = nn.Sequential(nn.Conv2d(width, math.prod(self.shape), 1))
 
-    def joined(self, features: Tensor, joints: Tensor) -> Tensor:
-        """Join features (B, 25, 512) of body_conv and joints (B, 25, 3) -> (B, 12875)."""
-        return torch.cat((features, joints.detach().to(features)), 2).flatten(1)
-
-    def rotations(self, joined: Tensor) -> Tensor:
-        """Regress interleaved 6D (B, 22, 6)."""
-        pose = torch.cat((self.root_pose_out(joined), self.body_pose_out(joined)), 1)
-        return pose.float().unflatten(1, (22, 6))
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return expectation(self.conv(features).unflatten(1, self.shape), 3)
 
 
 class BoxNet(nn.Module):
@@ -1251,23 +1170,6 @@ class HandRoiNet(nn.Module):
         return self.conv(hands.flatten(0, 1)).unflatten(0, hands.shape[:2])
 
 
-class HandRegressor(nn.Module):
-    """Fingers of right hands: maps (B, D, 16, 16), joints (B, 20, 3) in cells -> 6D (B, 15, 6)."""
-
-    def __init__(self, config: BodyExpertConfig) -> None:
-        super().__init__()
-        width = config.joint_dim
-        self.hand_conv = nn.Sequential(nn.Conv2d(config.vit_dim, width, 1), nn.BatchNorm2d(width),
-                                       nn.ReLU())
-        self.hand_pose_out = rotation_layer(20 * (config.joint_dim + 3), 15)
-
-    def forward(self, features: Tensor, joints: Tensor) -> Tensor:
-        joints = joints.detach()
-        sampled = sample_at(self.hand_conv(features), joints[..., :2])  # (B, 20, 512)
-        pose = self.hand_pose_out(torch.cat((sampled, joints), 2).flatten(1))
-        return pose.float().unflatten(1, (15, 6))
-
-
 class BodyFeatures(NamedTuple):
     """Intermediate outputs of BodyExpert, before any rotation is regressed."""
 
@@ -1287,16 +1189,25 @@ class BodyExpert(nn.Module):
         """encoder: see ViT."""
         super().__init__()
         self.config = config
-        self.encoder = TaskViT(config, encoder)
-        self.body_position_net = PositionNet(config.vit_dim, 25, config.depth_bins)
-        self.body_regressor = BodyRegressor(config)
+        width, channels = config.vit_dim, config.joint_dim
+        self.encoder = ViT(config, encoder, tasks=31)
+        self.body_position_net = PositionNet(width, 25, config.depth_bins)
+        self.body_regressor = nn.ModuleDict({
+            "body_conv": nn.Sequential(nn.Linear(width, channels)),
+            "root_pose_out": rotation_layer(25 * (channels + 3), 1, second=-1.0),
+            "body_pose_out": rotation_layer(25 * (channels + 3), 21),
+            "shape_out": nn.Sequential(nn.Linear(width, 10)),
+            "cam_out": nn.Sequential(nn.Linear(width, 3))})
         self.box_net = BoxNet(config)
         self.hand_roi_net = HandRoiNet(config)
-        self.hand_position_net = PositionNet(config.vit_dim, 20, config.depth_bins)
-        self.hand_regressor = HandRegressor(config)
+        self.hand_position_net = PositionNet(width, 20, config.depth_bins)
+        self.hand_regressor = nn.ModuleDict({
+            "hand_conv": nn.Sequential(
+                nn.Conv2d(width, channels, 1), nn.BatchNorm2d(channels), nn.ReLU()),
+            "hand_pose_out": rotation_layer(20 * (channels + 3), 15)})
         self.face_regressor = nn.ModuleDict({  # of a task token each
-            "expr_out": nn.Sequential(nn.Linear(config.vit_dim, 10)),
-            "jaw_pose_out": rotation_layer(config.vit_dim, 1)})
+            "expr_out": nn.Sequential(nn.Linear(width, 10)),
+            "jaw_pose_out": rotation_layer(width, 1)})
         # The mean hands, [right, left], whose axis-angles are added to all fingers: the released
         # weights predict fingers relative to SMPL-X's mean hand, ours absolute ones.
         self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
@@ -1308,35 +1219,33 @@ class BodyExpert(nn.Module):
         self.has_relative_fingers = not self.hand_mean.is_meta and bool(self.hand_mean.any())
 
     def features(self, images: Tensor) -> BodyFeatures:
-        """Encode RGB crops (B, 3, S, S) of people, uint8 or floats in 0..255.
-
-        The person's 3:4 box is the middle three quarters of the square.
-        """
-        tokens, patches = self.encoder(middle_of(images, self.config))  # no mean, no std
+        """Encode RGB crops (B, 3, S, S), uint8 or floats in 0..255, of people in the middle 3/4."""
+        tokens = self.encoder(middle_of(images, self.config))  # (B, 223, 1280); no mean, no std
+        tokens, patches = tokens[:, :31], tokens[:, 31:]
         features = patches.mT.unflatten(2, self.config.grid)  # (B, 1280, 16, 12)
         heat, joints = self.body_position_net(features)  # (B, 25, 16, 16, 12), (B, 25, 3)
         centers, sizes = self.box_net(features, heat.detach())  # (B, 3, 2) each
-        boxes = self.hand_squares(centers[:, :2].detach(), sizes[:, :2].detach())  # (B, 2, 4)
+        side = self.config.hand_extension * sizes[:, :2].detach().amax(-1, keepdim=True)
+        side = side.clamp(0.5, 2.0 * self.config.grid[0])  # untrained networks predict any size
+        boxes = torch.cat((centers[:, :2].detach() - side / 2, side, side), -1)  # (B, 2, 4)
         maps = self.hand_roi_net(features, boxes)  # (B, 2, 1280, 16, 16)
         _, hand_joints = self.hand_position_net(maps.flatten(0, 1))  # (2 B, 20, 3)
         return BodyFeatures(tokens, joints, centers, sizes, boxes, maps,
                             hand_joints.unflatten(0, maps.shape[:2]))
 
-    def hand_squares(self, centers: Tensor, sizes: Tensor) -> Tensor:
-        """Enlarge hand boxes to squares (B, 2, 4): x, y, width, height."""
-        rows, _ = self.config.grid
-        side = self.config.hand_extension * sizes.amax(-1, keepdim=True)
-        side = side.clamp(0.5, 2.0 * rows)  # untrained networks predict any size
-        return torch.cat((centers - side / 2, side, side), -1)
+    def joined(self, features: BodyFeatures) -> Tensor:
+        """Return "a concatenation of 3D body joint coordinates and tokens": (B, 12875)."""
+        tokens = self.body_regressor.body_conv(features.tokens[:, TASKS["pose"]])  # (B, 25, 512)
+        return torch.cat((tokens, features.joints.detach().to(tokens)), 2).flatten(1)
 
-    def pose_features(self, features: BodyFeatures) -> Tensor:
-        """Reduce the 25 pose tokens: (B, 25, 512)."""
-        return self.body_regressor.body_conv(features.tokens[:, TASKS["pose"]])
+    def rotations(self, joined: Tensor) -> Tensor:
+        """Regress interleaved 6D (B, 22, 6) of root and body, each by "a linear layer"."""
+        layers = self.body_regressor.root_pose_out, self.body_regressor.body_pose_out
+        return torch.cat([layer(joined) for layer in layers], 1).float().unflatten(1, (22, 6))
 
     def initial_pose(self, features: BodyFeatures) -> Tensor:
-        """Regress theta_0: interleaved 6D (B, 22, 6) of root and body."""
-        joined = self.body_regressor.joined(self.pose_features(features), features.joints)
-        return self.body_regressor.rotations(joined)
+        """Regress theta_0: interleaved 6D (B, 22, 6)."""
+        return self.rotations(self.joined(features))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Predict people from images (B, 3, S, S), as `features` takes them; see `assemble`."""
@@ -1376,10 +1285,11 @@ class BodyExpert(nn.Module):
 
     def fingers(self, features: BodyFeatures) -> Tensor:
         """Regress absolute finger rotations (B, 2, 15, 3, 3) of right hands."""
-        pose_6d = self.hand_regressor(features.hand_maps.flatten(0, 1),
-                                      features.hand_joints.flatten(0, 1))
+        maps, joints = features.hand_maps.flatten(0, 1), features.hand_joints.flatten(0, 1).detach()
+        sampled = sample_at(self.hand_regressor.hand_conv(maps), joints[..., :2])  # (2 B, 20, 512)
+        pose = self.hand_regressor.hand_pose_out(torch.cat((sampled, joints), 2).flatten(1))
+        pose_6d = pose.float().view(*features.hand_maps.shape[:2], 15, 6)
         rotations = rotation_6d_to_matrix(from_interleaved(pose_6d))
-        rotations = rotations.unflatten(0, features.hand_maps.shape[:2])
         if self.has_relative_fingers:
             mean = self.hand_mean.clone()
             mean[1, :, 1:] *= -1  # the left mean hand, mirrored
@@ -1466,45 +1376,31 @@ class PatchEmbed(nn.Module):
 class ViT(nn.Module):
     """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D), under the names of ViTPose, HMR2.0, TokenHMR."""
 
-    def __init__(self, config: EncoderConfig, encoder: nn.Module | None = None) -> None:
-        """encoder: what makes the first tokens in place of patches, such as a small U-net."""
+    def __init__(self, config: EncoderConfig, encoder: nn.Module | None = None,
+                 tasks: int = 0) -> None:
+        """encoder: a U-net that makes tokens in place of patches. tasks: number of task tokens."""
         super().__init__()
         width, depth = config.vit_dim, config.vit_depth
-        self.grid = config.grid  # (16, 12)
         self.patch_embed = PatchEmbed(width, config.patch_size) if encoder is None else encoder
         # The first position was a class token's; that token is gone, its position is added to all.
-        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(self.grid), width))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(config.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList([
             ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
             for n in range(depth)])
         self.last_norm = nn.LayerNorm(width, eps=1e-6)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Patches with their positions (B, N, D)."""
-        return self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+        self.task_tokens = None
+        if tasks:
+            self.task_tokens = nn.Parameter(torch.zeros(1, tasks, width))
+            nn.init.trunc_normal_(self.task_tokens, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.embed(images)  # (B, 192, 1280)
+        x = self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+        if self.task_tokens is not None:
+            x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # SMPLer-X's, in front
         for block in self.blocks:
             x = block(x)
         return self.last_norm(x)
-
-
-class TaskViT(ViT):
-    """A ViT with 31 learned task tokens: (B, 3, S, 3/4 S) -> (B, 31, D) and (B, N, D)."""
-
-    def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
-        super().__init__(config, encoder)
-        self.task_tokens = nn.Parameter(torch.zeros(1, 31, config.vit_dim))
-        nn.init.trunc_normal_(self.task_tokens, std=0.02)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.embed(images)  # (B, 192, 1280)
-        x = torch.cat((self.task_tokens.expand(len(x), -1, -1), x), 1)  # (B, 223, 1280)
-        for block in self.blocks:
-            x = block(x)
-        return self.last_norm(x).split((31, x.shape[1] - 31), 1)
 
 
 def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
@@ -1521,13 +1417,6 @@ def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
         require(not 0 < images.max() <= 1, "images in 0..1: expected 0..255, multiply them by 255")
     k = shape[2] // size
     return images[..., ::k, ::k][..., size // 8 : -(size // 8)].float() / 255.0
-
-
-def register_statistics(module: nn.Module) -> None:
-    """Give a module ImageNet's mean and standard deviation of colours."""
-    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
-    module.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-    module.register_buffer("std", std.view(3, 1, 1), persistent=False)
 
 
 # ---------------------------------------------------------------- rotations and projection
@@ -1582,25 +1471,17 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
 
 
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
-    """Convert rotation matrices (..., 3, 3) to axis times angle (..., 3), angle in 0..pi.
-
-    The axis is the eigenvector of R + R^T with the largest eigenvalue: exact at 180 degrees too.
-    """
+    """Convert rotation matrices (..., 3, 3) to axis times angle (..., 3), angle in 0..pi."""
     double = matrix.double()
-    axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]
-    skew = torch.stack((double[..., 2, 1] - double[..., 1, 2],
-                        double[..., 0, 2] - double[..., 2, 0],
-                        double[..., 1, 0] - double[..., 0, 1]), -1)  # 2 sin(angle) axis
+    axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]  # exact at 180 degrees too
+    skew = (double - double.mT)[..., [2, 0, 1], [1, 2, 0]]  # 2 sin(angle) axis
     trace = double.diagonal(dim1=-2, dim2=-1).sum(-1)
     angle = torch.atan2((skew * axis).sum(-1), trace - 1)
     return (axis * angle[..., None]).to(matrix)
 
 
 def mirror(rotations: Tensor) -> Tensor:
-    """Mirror rotations (..., 3, 3): M R M with M = diag(-1, 1, 1); left hands' become right hands'.
-
-    An axis-angle (x, y, z) becomes (x, -y, -z).
-    """
+    """Mirror rotations (..., 3, 3): M R M, M = diag(-1, 1, 1). Axis-angles become (x, -y, -z)."""
     signs = 1 - 2 * torch.arange(3, device=rotations.device).clamp_max(1)  # no copy to a GPU
     return rotations * (signs[:, None] * signs).to(rotations)
 

@@ -215,16 +215,16 @@ def start_rotations(expert: hmr.HandExpert | hmr.BodyExpert, pictures: Iterable[
     inputs, targets = [], []
     for images in pictures:
         features = expert.features(images)
+        crops = hmr.middle_of(images, expert.config)
         if hands:
-            net = expert.mano_head
-            inputs.append(net.transformer(features)[:, 0])
-            found = expert.backbone.patch_embed.lifted(expert.normalise(images))
-            targets.append(matrix_to_rotation_6d(found).flatten(1) - net.init_hand_pose)
+            inputs.append(expert.mano_head.transformer(features)[:, 0])
+            found = expert.backbone.patch_embed.lifted((crops - expert.mean) / expert.std)
+            found = matrix_to_rotation_6d(found).flatten(1) - expert.mano_head.init_hand_pose
         else:
-            net = expert.body_regressor
-            inputs.append(net.joined(expert.pose_features(features), features.joints))
-            found = expert.encoder.patch_embed.lifted(hmr.middle_of(images, expert.config))
-            targets.append(found[:, :22, :, :2].flatten(1))  # interleaved 6D
+            inputs.append(expert.joined(features))
+            found = expert.encoder.patch_embed.lifted(crops)[:, :22]
+            found = found[..., :2].flatten(1)  # interleaved 6D
+        targets.append(found)
     expert.train(mode)
     x, y = torch.cat(inputs).double(), torch.cat(targets).double()  # (N, D), (N, 96 or 132)
     mean, spread = x.mean(0), x.std(0) + 1e-4
@@ -232,8 +232,10 @@ def start_rotations(expert: hmr.HandExpert | hmr.BodyExpert, pictures: Iterable[
     gram = x.mT @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     weight = (torch.linalg.solve(gram, x.mT @ (y - y.mean(0))) / spread[:, None]).mT
     bias = y.mean(0) - weight @ mean
-    first = 0
-    for layer in (net.decpose,) if hands else (net.root_pose_out[0], net.body_pose_out[0]):
+    layers, first = [expert.mano_head.decpose], 0
+    if not hands:
+        layers = [expert.body_regressor[name][0] for name in ("root_pose_out", "body_pose_out")]
+    for layer in layers:
         rows = slice(first, first := first + layer.out_features)
         layer.weight.copy_(weight[rows])
         layer.bias.copy_(bias[rows])

@@ -148,10 +148,9 @@ class ConcatBody(hmr.BodyAdapter):
         return pose_6d, pose_6d
 
     def regress(self, features: hmr.BodyFeatures, knuckle_features: Tensor) -> Tensor:
-        regressor = self.expert.body_regressor
-        joined = regressor.joined(self.expert.pose_features(features), features.joints)
+        joined = self.expert.joined(features)
         joined = torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1)
-        return regressor.rotations(joined)
+        return self.expert.rotations(joined)
 
 
 class WeightedBody(ConcatBody):
@@ -164,10 +163,10 @@ class WeightedBody(ConcatBody):
         self.moderator = Moderator(self.config.expert.joint_dim, self.config.expert.joint_dim)
 
     def regress(self, features: hmr.BodyFeatures, knuckle_features: Tensor) -> Tensor:
-        moderated = self.moderator(self.expert.pose_features(features),
-                                   knuckle_features.mean(1, keepdim=True))
-        regressor = self.expert.body_regressor
-        return regressor.rotations(regressor.joined(moderated, features.joints))
+        tokens = self.expert.body_regressor.body_conv(features.tokens[:, hmr.TASKS["pose"]])
+        tokens = self.moderator(tokens, knuckle_features.mean(1, keepdim=True))
+        joined = torch.cat((tokens, features.joints.detach().to(tokens)), 2).flatten(1)
+        return self.expert.rotations(joined)
 
 
 RIVALS = (FineTunedHand, HandImageAdapter, ConcatHand, WeightedHand,

@@ -173,7 +173,7 @@ class PeopleTask(Task):
 
         A run that trains the expert's head, too, holds a changed expert: the original is --expert.
         """
-        if model.keeps_expert:
+        if model.config.trainable == "adapter":
             return model.expert
         return self.given_expert.to(self.device) if self.arguments.expert else None
 
@@ -642,7 +642,7 @@ class DualPathTask(BodyAdapterTask):
         """Predict by both paths with and without adapters, also for true boxes; by the expert."""
         poses, bodies = {}, {}
         adapters = (model.hand, model.body)
-        frozen = all(part.keeps_expert for part in adapters)
+        frozen = all(part.config.trainable == "adapter" for part in adapters)
         for name, scale in (("ours", 1.0), ("experts", 0.0)):
             if name == "experts" and not frozen:
                 continue  # the experts inside were trained on

@@ -108,20 +108,20 @@ def tiny_paths() -> HMRAdapter:
 def test_dual_path_joins_both_experts():
     """With both scales 0 it merges the body expert's body and the hand expert's hands."""
     model, pictures, hands = tiny_paths(), images(3), images(6, seed=7).unflatten(0, (3, 2))
-    found = model(pictures, hands, body_scale=0.0, hand_scale=0.0)
+    found = model.join(model.body(pictures, scale=0.0), hands, scale=0.0)
     body = model.body.expert(pictures)
     hand_pose = model.hand.expert(hands.flatten(0, 1))["hand_pose"].unflatten(0, (3, 2))
     assert torch.equal(found["body_path"], body["body_pose"])
     assert torch.equal(found["hand_pose"], hand_pose)
     assert torch.equal(found["body_pose"], hmr.merge(body["body_pose"], hand_pose))
-    ours = model(pictures, hands)
+    ours = model.join(model.body(pictures), hands)
     assert not torch.allclose(ours["hand_pose"], found["hand_pose"], atol=1e-3)
 
 
 def test_hands_hear_the_refined_body():
     """The hand path gets the arms of the refined pose, not those of theta_0."""
     model, pictures, hands = tiny_paths(), images(2), images(4, seed=7)
-    found = model(pictures, hands.unflatten(0, (2, 2)))
+    found = model.join(model.body(pictures), hands.unflatten(0, (2, 2)))
     for key, equal in (("body_path", True), ("initial_pose", False)):
         arms = hmr.arm_pose(found[key]).flatten(0, 1)
         expected = model.hand(hands, arms)["hand_pose"].unflatten(0, (2, 2))
@@ -129,24 +129,24 @@ def test_hands_hear_the_refined_body():
 
 
 def test_hands_are_cut_out_where_the_body_sees_them():
-    """By default hands are cut out at the predicted boxes."""
+    """Hands are cut out at the predicted boxes, and the scale is that of both adapters."""
     model, pictures = tiny_paths(), images(2)
-    found = model(pictures)
-    crops = hmr.crop_hands(pictures, found["tight_boxes"], 64)
-    assert same(found, model(pictures, crops))
+    for scale in (1.0, 0.0):
+        body = model.body(pictures, scale=scale)
+        crops = hmr.crop_hands(pictures, body["tight_boxes"], 64)
+        assert same(model(pictures, scale=scale), model.join(body, crops, scale=scale))
 
 
 def test_hands_that_are_not_valid_keep_the_body_path():
-    """An invalid hand keeps its pose of the body path, with predicted boxes and with given
-    crops."""
+    """An invalid hand keeps its pose of the body path."""
     model, pictures, valid = tiny_paths(), images(3), torch.tensor([[1.0, 1], [0, 0], [1, 0]])
     whole = model(pictures)
-    for hand_images in (None, model.crop_hands(pictures, whole)):
-        found = model(pictures, hand_images, valid)
-        assert torch.equal(found["body_pose"][0], whole["body_pose"][0])
-        assert torch.equal(found["body_pose"][1], whole["body_path"][1])
-        assert torch.equal(found["body_pose"][2], hmr.merge(
-            whole["body_path"], whole["hand_pose"], valid)[2])
+    crops = hmr.crop_hands(pictures, whole["tight_boxes"], 64)
+    found = model.join(model.body(pictures), crops, valid)
+    assert torch.equal(found["body_pose"][0], whole["body_pose"][0])
+    assert torch.equal(found["body_pose"][1], whole["body_path"][1])
+    assert torch.equal(found["body_pose"][2], hmr.merge(
+        whole["body_path"], whole["hand_pose"], valid)[2])
 
 
 def test_predict_projects_where_the_crop_did():
@@ -179,7 +179,7 @@ def test_the_body_path_alone_predicts_its_own_hands():
     found = predict(path, picture, whole_body(), box=(30, 10, 40, 60))
     assert not found["hand_valid"].any()
     (x, y, side, _), size = found["box"].astype(float), 64
-    crop = cut_square(path, picture, np.array([x + side / 2, y + side / 2]), side, size)
+    crop = cut_square(path, picture, np.array([x + side / 2, y + side / 2, side]), size)
     with torch.no_grad():
         expected = path(crop)
     assert np.allclose(found["rotations"], expected["body_pose"][0], atol=1e-4)

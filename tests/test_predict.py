@@ -25,14 +25,18 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
     flat = random.normal(0, 0.3, (45, 3)) * (1, 1, 0)
     old = np.array([[900.0, 0, 60], [0, 900, 45], [0, 0, 1]])
     K = old * [[zoom], [zoom], [1]] + [[0, 0, 7.0], [0, 0, -3], [0, 0, 0]]
-    arrays = {"joints": np.float32(flat + transl), "transl": np.float32(transl),
-              "vertices": np.float32(flat[:5] + transl), "K": np.float32(old), "betas": np.ones(10)}
+    tensors = {name: torch.tensor(value)[None] for name, value in {
+        "joints": flat + transl, "transl": transl, "vertices": flat[:5] + transl,
+        "betas": np.ones(10)}.items()}
+    square = np.array([60, 45, 0.5])  # 1800 sides of half a pixel: the old camera
+    arrays = hmr_adapter.to_arrays(tensors, square, 1800.0, None)
+    assert np.allclose(arrays["K"], old)
 
     def body(betas, rotations) -> SimpleNamespace:
         return SimpleNamespace(vertices=torch.tensor(flat[None]), joints=torch.tensor(flat[None]))
 
     body.keypoints = lambda posed: posed.joints
-    moved = hmr_adapter.before_camera(arrays, K)
+    moved = hmr_adapter.to_arrays(tensors, square, 1800.0, K)
     crop = torch.tensor([[6.0, x, y]]).double(), 15.0, np.array([60.0, 45]), 60.0  # T, old K
     theirs = genhmr.in_picture(body, torch.ones(1), torch.ones(1),
                                *genhmr.picture_camera(*crop, K))
@@ -42,10 +46,10 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
         assert found["transl"][2] == pytest.approx(5 * zoom, rel=1e-4)
     shift = moved["transl"] - arrays["transl"]
     assert np.allclose(moved["vertices"] - arrays["vertices"], shift, atol=1e-5)
-    assert moved["betas"] is arrays["betas"] and hmr_adapter.before_camera(arrays, None) is arrays
+    assert np.array_equal(moved["betas"], arrays["betas"])
     for bad in np.eye(2), -np.eye(3), np.full((3, 3), np.nan):
         with pytest.raises(ValueError, match="intrinsics"):
-            hmr_adapter.before_camera(arrays, bad)
+            hmr_adapter.to_arrays(tensors, square, 1800.0, bad)
         with pytest.raises(ValueError, match="intrinsics"):
             genhmr.picture_camera(*crop, bad)
 
@@ -91,7 +95,7 @@ def test_pictures_in_fractions_are_refused():
                       lambda x: simplehand.SimpleHand.normalise(SimpleNamespace(
                           mean=module.mean, std=module.std,
                           config=simplehand.Config(image_size=64)), x),
-                      hand_adapter().expert.normalise, body_adapter().expert):
+                      hand_adapter().expert.features, body_adapter().expert):
         with pytest.raises(ValueError, match="0..255"):
             normalise(images)
         for good in (images * 255, images * 0, (images > 0.5).to(torch.uint8)):
