@@ -1181,7 +1181,6 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
     sampled = sample_from(model, features, top_k=top_k, mean_code=mean_code, **how)
     drawn = [sample_from(model, features, top_k=model.mask_token, order="random", **how).rotations
              for _ in range(samples)]
-
     light = body.for_keypoints() if hasattr(body, "for_keypoints") else body  # fewer vertices
 
     def keypoints_3d(betas: Tensor, rotations: Tensor) -> Tensor:
@@ -1189,10 +1188,8 @@ def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
 
     in_crop = torch.from_numpy((keypoints[:, :2] - center) / side)[None].to(crop)  # -0.5..0.5
     confidence = torch.from_numpy(keypoints[:, 2])[None].to(crop)
-    camera = sampled.camera
-    if fitted_camera:
-        camera = fit_camera(camera, in_crop, confidence,
-                            keypoints_3d(sampled.betas, sampled.rotations), focal)
+    camera = sampled.camera if not fitted_camera else fit_camera(
+        sampled.camera, in_crop, confidence, keypoints_3d(sampled.betas, sampled.rotations), focal)
     refined = refine(model, sampled.embeddings, sampled.betas, camera, in_crop, confidence,
                      keypoints_3d, iterations=refinement if confidence.any() else 0, **options)
     require(all(x.isfinite().all() for x in (refined.rotations, sampled.betas, camera)),
