@@ -33,7 +33,8 @@ The image encoder is an argument: GenHMR(config) has the paper's ViT-H, GenHMR(c
 module that returns tokens on the config's grid. To open a checkpoint of train.py with this file:
 
     content = torch.load(FILE, weights_only=True, map_location="cpu")
-    model = GenHMR(Config(**content["config"]), encoder)
+    config = {name: x for name, x in content["config"].items() if name in Config.__annotations__}
+    model = GenHMR(Config(**config), encoder)  # older files have more fields
     model.load_state_dict(content["model"])
 
 Units are metres and radians; camera axes are OpenCV's (x right, y down, z away from the camera); a
@@ -125,7 +126,6 @@ class Config:
     vit_dim: int = 1280  # D, channels of a token (ViT-H)
     vit_depth: int = 32  # (ViT-H)
     vit_heads: int = 16  # (ViT-H)
-    vit_drop_path: float = 0.55  # rate of the last block, rising linearly (HMR2.0)
 
     # Feature maps, "inspired by ViT-Det"
     scales: tuple[int, ...] = (1, 4, 8)  # times the encoder's resolution (paper, the appendix). Its
@@ -137,11 +137,9 @@ class Config:
     heads: int = 8  # H, of both attentions (our choice: Deformable-DETR's)
     points: int = 4  # P, sampled per head and map (our choice: Deformable-DETR's)
     layers: int = 4  # (paper, Table 16)
-    ffn: int = 1024  # hidden width of the MLPs (our choice: Deformable-DETR's)
 
     # Shape and camera, "directly regressed from the image features" (paper)
     regressor_width: int = 1024  # hidden width (our choice)
-    focal_length: float = 5000.0  # px at a crop of 256 px; fixed (paper), this value (HMR2.0)
 
     # Loss. L_mask is a mean over tokens and samples. The other terms are 48 times a mean over
     # samples: HMR2.0's weights are for sums over the 48 samples of a process
@@ -201,8 +199,8 @@ class Config:
 
     @property
     def focal(self) -> float:
-        """Focal length in sides of the crop."""
-        return self.focal_length / 256.0
+        """Focal length in sides of the crop: fixed (paper), 5000 px for 256 px (HMR2.0)."""
+        return 5000.0 / 256.0
 
 
 # ------------------------------------------------------------------------ rotations, cameras
@@ -647,7 +645,7 @@ class DecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.cross_attention = DeformableAttention(config)
         self.norm3 = nn.LayerNorm(config.width)
-        self.mlp = mlp(config.width, config.ffn, config.width)
+        self.mlp = mlp(config.width, 4 * config.width, config.width)  # (Deformable-DETR)
 
     def forward(self, x: Tensor, reference: Tensor, values: Tensor) -> Tensor:
         x = x + self.self_attention(self.norm1(x))
@@ -1250,9 +1248,8 @@ class ViT(nn.Module):
         # The first position was a class token's; that token is gone, its position is added to all.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(config.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.blocks = nn.ModuleList([
-            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
-            for n in range(depth)])
+        self.blocks = nn.ModuleList([  # the rate of the last block is 0.55 (HMR2.0)
+            ViTBlock(width, config.vit_heads, 0.55 * n / max(depth - 1, 1)) for n in range(depth)])
         self.last_norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -1290,7 +1287,7 @@ PRESETS: dict[str, Config] = {
     # less than the paper's, whose L_3D would start ten times as large as L_mask.
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, patch_size=8, vit_dim=128,
-        scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=4, ffn=640,
+        scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=4,
         regressor_width=256, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
         weight_keypoints_2d=2e-3, weight_pose=5e-6, weight_betas=1e-3, temperature_end=0.5,
         batch_size=32, steps=1_800, learning_rate=1e-3, schedule="cosine", warmup_steps=100),

@@ -84,6 +84,8 @@ HANDS = [  # the 21 hand joints, of the 76: wrist, then thumb to pinky, base to 
 KNUCKLES = [4, 8, 12, 16]  # MCP joints, index to pinky, of a hand's 20 joints without the wrist
 TASKS = {"betas": 0, "camera": 1, "expression": 2, "jaw": 3, "pose": slice(6, 31)}  # 4, 5: unused
 BODY_DEPTH, HAND_DEPTH = 2.0, 0.3  # metres of depth that the bins of a heat map span (SMPLer-X)
+FOCAL = 5000 / 256  # focal length of a crop's camera in sides of the crop (HaMeR, SMPLer-X)
+HEAD_WIDTH = 64  # channels of a head of the decoder (HaMeR)
 
 # ------------------------------------------------------------------------------------ config
 
@@ -106,7 +108,6 @@ class Training:
     weight_decay: float = 1e-4  # (HaMeR)
     gradient_clip: float = 1.0  # norm (our choice)
     body_size: int = 512  # px, side of the pictures of people (SMPLer-X)
-    hand_size: int = 256  # px, side of the crops of hands (HaMeR)
 
 
 @dataclass(frozen=True)
@@ -117,34 +118,25 @@ class HandTraining(Training):
     weight_keypoints_3d: float = 0.05  # lambda_3D, per metre (HaMeR)
     weight_vertices: float = 0.05 * 21 / 778  # lambda_v, per metre: in all as L_3D (our choice)
     weight_pose: float = 1e-3  # lambda_theta (HaMeR)
-    weight_betas: float = 5e-4  # lambda_beta (HaMeR)
     weight_betas_prior: float = 0.0  # of squared betas of hands of unknown shape (our choice)
-    pose_term: str = "l2sq"  # (paper, Eq. 6), or "l1" (paper, the text above Eq. 6)
 
 
 @dataclass(frozen=True)
 class BodyTraining(Training):
     """Weights of Eq. 7, which the paper does not give: means over all elements, as in SMPLer-X."""
 
-    weight_keypoints_2d: float = 1.0  # lambda_2D, per cell of the feature map (SMPLer-X)
     weight_keypoints_3d: float = 100.0  # lambda_3D, per metre (SMPLer-X)
-    weight_pose: float = 10.0  # lambda_theta (SMPLer-X, there of an L1 of axis-angles, without the
-    # cosine of Eq. 6; here of an L1 of matrices / 9, and of the cosine)
-    weight_betas: float = 1.0  # lambda_beta (SMPLer-X)
-    pose_term: str = "l1"  # (SMPLer-X: Eq. 6 is given for hands), or "l2sq" (paper, Eq. 6)
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The image encoder and camera of both experts: ViT-H/16 (paper)."""
+    """The image encoder of both experts: ViT-H/16 (paper)."""
 
     image_size: int = 256  # px, S, a multiple of 64; the encoder uses the middle 3/4 (HaMeR)
     patch_size: int = 16  # px (HaMeR)
     vit_dim: int = 1280  # (paper)
     vit_depth: int = 32  # (HaMeR)
     vit_heads: int = 16  # (HaMeR)
-    vit_drop_path: float = 0.55  # rate at the last block, rising linearly (HaMeR)
-    focal_length: float = 5000.0  # px for a crop of 256 px (HaMeR, SMPLer-X)
 
     def __post_init__(self) -> None:
         cell = 4 * self.patch_size
@@ -159,11 +151,6 @@ class EncoderConfig:
         rows = self.image_size // self.patch_size
         return rows, 3 * rows // 4
 
-    @property
-    def focal(self) -> float:
-        """Focal length, unit: side of the crop."""
-        return self.focal_length / 256.0
-
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -172,7 +159,6 @@ class DecoderConfig:
     decoder_dim: int = 1024  # (HaMeR)
     decoder_layers: int = 6  # (paper)
     decoder_heads: int = 8  # (HaMeR)
-    decoder_head_dim: int = 64  # (HaMeR)
     decoder_ffn: int = 1024  # hidden width of its MLPs (HaMeR)
 
 
@@ -195,7 +181,6 @@ class BodyExpertConfig(BodyTraining, EncoderConfig):
     box_dim: int = 256  # channels of the box net (SMPLer-X)
     joint_dim: int = 512  # channels per joint in all regressors (SMPLer-X)
     hand_extension: float = 2.0  # side of a hand map's square in longer sides of its box (SMPLer-X)
-    weight_expression: float = 1.0  # (SMPLer-X)
     weight_boxes: float = 1.0  # per cell of the feature map (SMPLer-X)
     batch_size: int = 64  # 16 on each of four GPUs (SMPLer-X: 16 each)
     learning_rate: float = 1e-5  # (SMPLer-X)
@@ -221,7 +206,7 @@ class AdapterConfig:
         """Make a config of a checkpoint's dictionary; raise ValueError for what is no choice."""
         if isinstance(self.expert, Mapping):
             object.__setattr__(self, "expert", expert(**self.expert))
-        choices |= dict(inject=("adapter", "none", "concat", "weighted"), pose_term=("l2sq", "l1"),
+        choices |= dict(inject=("adapter", "none", "concat", "weighted"),
                         joint_embedding=("none", "learned"), trainable=("adapter", "head", "all"))
         for name, allowed in choices.items():
             require(getattr(self, name) in allowed,
@@ -261,7 +246,6 @@ class BodyConfig(AdapterConfig, BodyTraining, DecoderConfig):
     def __post_init__(self) -> None:
         self.check(BodyExpertConfig, context=("knuckles", "tokens"),
                    joint_proj=("conv", "reuse_hand_conv"), knuckle_source=("true", "found"))
-        require(self.offset_hidden > 0, f"offset_hidden is {self.offset_hidden}: expected above 0")
         require(self.inject != "concat" or self.trainable != "adapter",
                 "inject=concat replaces the expert's regressors: set trainable to head or all")
 
@@ -365,8 +349,7 @@ class HandAdapter(Adapter):
 
         arm: theta_b as matrices (B, J, 3, 3), one hand's part of `arm_pose`; None: unknown.
         arm_valid: (B,), 0 where it is unknown. scale: of Eq. 2's output in Eq. 3; 0 gives
-        self.expert's result, bit for bit. Returns what HandExpert.forward does; raises ValueError
-        for other shapes.
+        self.expert's result, bit for bit. Returns and raises what HandExpert.forward does.
         """
         features = self.expert.features(images)  # F^H (B, 192, 1280)
         token = self.token(features, arm, arm_valid, scale)  # Z^new (B, 1, 1024)
@@ -397,8 +380,8 @@ class HandAdapter(Adapter):
 def to_hand_maps(points: Tensor, boxes: Tensor, cells: int) -> tuple[Tensor, Tensor]:
     """Convert points (B, 2, N, 2) to cells of the hand maps; also say which are inside (B, 2, N).
 
-    boxes: (B, 2, 4) x, y, width, height, in the points' unit. The left hand's map is mirrored: x ->
-    cells - 1 - x. Like SMPLer-X's targets, this is half a cell off roi_align's cell centres.
+    boxes: (B, 2, 4) x, y, width, height, in the points' unit. The left hand's map is mirrored. Like
+    SMPLer-X's targets, this is half a cell off roi_align's cell centres.
     """
     at = (points - boxes[:, :, None, :2]) * (cells / boxes[:, :, None, 2:])
     inside = ((at >= 0) & (at <= cells)).all(-1)
@@ -436,10 +419,9 @@ class BodyAdapter(Adapter):
                 hand_valid: Tensor | None = None, *, scale: float = 1.0) -> dict[str, Tensor]:
         """Predict people from images (B, 3, S, S), as BodyExpert.features takes them.
 
-        knuckles: true MCP joints (B, 2, 4, 2) in pixels of the images, index to pinky, [right,
-        left], for training (3.5.2); None: those that the expert predicts. hand_valid: (B, 2), 0
-        for hands that cannot be seen. scale: of Delta theta in Eq. 4; 0 gives self.expert's result.
-        Returns what BodyExpert.assemble does, and theta_0's rotations: initial_pose (B, 22, 3, 3).
+        knuckles: of true_knuckles, for training (3.5.2); None: those that the expert predicts.
+        hand_valid: (B, 2), 0 for unseen hands. scale: of Delta theta in Eq. 4; 0 gives the expert's
+        result. Returns what assemble does, and initial_pose, theta_0's rotations (B, 22, 3, 3).
         """
         features, size = self.expert.features(images), images.shape[-1]
         initial, refined = self.poses(features, size, knuckles, hand_valid, scale)
@@ -457,10 +439,7 @@ class BodyAdapter(Adapter):
 
     def knuckle_features(self, features: BodyFeatures, size: int, pixels: Tensor | None,
                          hand_valid: Tensor | None) -> Tensor:
-        """Sample F^J (B, 8, 512) at the MCP joints, and add the joint embedding, if there is one.
-
-        A knuckle outside its hand map, or of a hand that cannot be seen, samples zeros.
-        """
+        """Sample F^J (B, 8, 512) at the MCP joints; 0 outside of its map, and for unseen hands."""
         last = self.config.expert.hand_cells - 1
         if pixels is None:
             positions = features.hand_joints[:, :, KNUCKLES, :2]  # (B, 2, 4, 2)
@@ -485,13 +464,12 @@ class BodyAdapter(Adapter):
 def hand_samples(batch: Mapping[str, Tensor], arm: str = "arm") -> dict[str, Tensor]:
     """Turn both hands of B people into 2 B samples of right hands, for training (3.5.1).
 
-    batch, pairs being [right, left] with all of the left one mirrored:
-        hand_images (B, 2, 3, S, S); hand_pose (B, 2, 16, 3, 3); hand_joints (B, 2, 21, 3), metres;
-        hand_keypoints_2d (B, 2, 21, 2), pixels of the crops; hand_valid (B, 2); body_pose
-        (B, 55, 3, 3); and where they are known hand_vertices (B, 2, 778, 3), hand_betas (B, 2, 10)
-        with hand_betas_valid (B, 2), and body_pose_valid (B,), default 1.
-    arm: HandConfig.arm. Returns the pairs without "hand_" in their names, keypoints_2d in
-    -0.5..0.5, and arm and arm_valid, each (2 B, ...).
+    batch: hand_images (B, 2, 3, S, S); hand_pose (B, 2, 16, 3, 3); hand_joints (B, 2, 21, 3),
+        metres; hand_keypoints_2d (B, 2, 21, 2), pixels of the crops; hand_valid (B, 2); body_pose
+        (B, 55, 3, 3); and, if known, hand_vertices (B, 2, 778, 3), hand_betas (B, 2, 10) with
+        hand_betas_valid (B, 2), body_pose_valid (B,). All of a left hand is mirrored.
+    arm: HandConfig.arm. Returns the pairs (2 B, ...) without "hand_" in their names, keypoints_2d
+    in -0.5..0.5, arm and arm_valid.
     """
     samples = {name.removeprefix("hand_"): value.flatten(0, 1) for name, value in batch.items()
                if name.startswith("hand_") and value.ndim >= 2}
@@ -505,8 +483,8 @@ def hand_samples(batch: Mapping[str, Tensor], arm: str = "arm") -> dict[str, Ten
 def pose_distance(predicted: Tensor, true: Tensor, term: str) -> tuple[Tensor, Tensor]:
     """Compute both terms of Eq. 6 per joint: rotations (B, J, 3, 3) twice -> (B, J) twice.
 
-    term: "l2sq" as in the equation, or "l1" as in the text above it. For rotation matrices
-    1 - cos = ||difference||^2 / 6, so with "l2sq" the two terms of Eq. 6 are proportional.
+    term: "l2sq", as in the equation, or "l1", as in the text above it. For rotation matrices
+    1 - cos = ||difference||^2 / 6, so with "l2sq" the two terms are proportional.
     """
     predicted, true = predicted.flatten(2), true.flatten(2)  # (B, J, 9)
     difference = predicted - true
@@ -524,8 +502,7 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
     """
     vertices = hand(prediction["betas"], prediction["hand_pose"]).vertices
     joints = torch.einsum("jv,bvc->bjc", hand.keypoint_regressor.to(vertices), vertices)
-    focal = getattr(config, "expert", config).focal
-    projected = project_to_crop(joints, hand_translation(prediction["camera"], focal), focal)
+    projected = project_to_crop(joints, hand_translation(prediction["camera"]))
     wrist, true_wrist = joints[:, :1], samples["joints"][:, :1]
     valid, betas = samples["valid"], prediction["betas"]
 
@@ -533,7 +510,7 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
         known = valid.view(-1, *[1] * (error.ndim - 1)) > 0  # invalid values may be NaN
         return torch.where(known, error, 0.0).flatten(1).sum(1).mean()
 
-    rotation, cosine = pose_distance(prediction["hand_pose"], samples["pose"], config.pose_term)
+    rotation, cosine = pose_distance(prediction["hand_pose"], samples["pose"], "l2sq")
     terms = dict.fromkeys(("vertices", "betas"), vertices.new_zeros(())) | {
         "keypoints_2d": reduced((projected - samples["keypoints_2d"]).abs()),  # L_2D
         "keypoints_3d": reduced((joints - wrist - samples["joints"] + true_wrist).abs()),  # L_3D
@@ -551,11 +528,11 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
 
 def hand_total_loss(terms: Mapping[str, Tensor], config: HandTraining) -> Tensor:
     """Eq. 5: the weighted sum. There is no adversarial loss ("we do not use")."""
-    loss = (config.weight_keypoints_2d * terms["keypoints_2d"]
+    return (config.weight_keypoints_2d * terms["keypoints_2d"]
             + config.weight_keypoints_3d * terms["keypoints_3d"]
             + config.weight_vertices * terms["vertices"]
-            + config.weight_pose * terms["pose"] + config.weight_betas * terms["betas"])
-    return loss + config.weight_betas_prior * terms.get("betas_prior", 0.0)  # ours
+            + config.weight_pose * terms["pose"] + 5e-4 * terms["betas"]  # lambda_beta (HaMeR)
+            + config.weight_betas_prior * terms.get("betas_prior", 0.0))  # ours
 
 
 def true_knuckles(batch: Mapping[str, Tensor]) -> Tensor:
@@ -567,8 +544,7 @@ def heat_map_targets(batch: Mapping[str, Tensor], expert: BodyExpert,
                      boxes: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Return targets of both position nets, (B, 25, 3) and (B, 2, 20, 3), each with its validity.
 
-    batch: as of body_losses. boxes: of the hand maps (B, 2, 4) in cells, as predicted. Depths are
-    relative to pelvis or wrist, in bins that span 2 m for the body, 0.3 m for a hand (SMPLer-X).
+    boxes: of the hand maps (B, 2, 4) in cells. Depths, in bins, are relative to pelvis or wrist.
     """
     config, size = expert.config, batch["image"].shape[-1]
     cells, valid = expert.to_cells(batch["keypoints_2d"], size), batch["keypoints_valid"] > 0
@@ -605,7 +581,7 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
     keypoints = body.keypoints(body(prediction["betas"], prediction["body_pose"],
                                     prediction["expression"]))
     rows, size = expert.config.grid[0], batch["image"].shape[-1]
-    projected = project_to_crop(keypoints, prediction["translation"], expert.config.focal) * rows
+    projected = project_to_crop(keypoints, prediction["translation"]) * rows
     true_projected = (batch["keypoints_2d"] / size - 0.5) * rows  # cells
     relative = keypoints - keypoints[:, :1]
     true_relative = batch["keypoints_3d"] - batch["keypoints_3d"][:, :1]
@@ -617,8 +593,8 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
     corner = expert.to_cells(batch["hand_boxes"][..., :2], size)  # (B, 2, 2) in cells
     side = batch["hand_boxes"][..., 2:] * (rows / size)
     posed = [*range(23), *range(25, 55)]  # 53: SMPL-X's 55 without the eyes
-    rotation, cosine = pose_distance(prediction["body_pose"][:, posed],
-                                     batch["body_pose"][:, posed], config.pose_term)
+    rotation, cosine = pose_distance(  # SMPLer-X's L1: the paper gives Eq. 6 for hands
+        prediction["body_pose"][:, posed], batch["body_pose"][:, posed], "l1")
     pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
     in_3d = known("keypoints_3d", 76)
     boxes_known = batch.get("hand_boxes_valid", batch["hand_valid"])
@@ -639,18 +615,16 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
 def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpertConfig) -> Tensor:
     """Eq. 7: the weighted sum; L_img and L_beta of a frozen expert have no gradient: left out.
 
-    The expert itself, and rivals that train its head, learn from all of SMPLer-X's terms.
+    The expert, and rivals that train its head, learn from all terms of SMPLer-X. Its weights are 1,
+    unless given; its 10 was for an L1 of axis-angles, without the cosine of Eq. 6.
     """
-    loss = (config.weight_keypoints_2d * terms["keypoints_proj"]
-            + config.weight_keypoints_3d * terms["keypoints_3d"]
-            + config.weight_pose * terms["pose"])
+    loss = (terms["keypoints_proj"] + config.weight_keypoints_3d * terms["keypoints_3d"]
+            + 10.0 * terms["pose"])
     if getattr(config, "trainable", "all") == "adapter":
         return loss
     expert = getattr(config, "expert", config)
-    return (loss + config.weight_keypoints_2d * terms["keypoints_img"]  # Eq. 8
-            + config.weight_betas * terms["betas"]
-            + expert.weight_expression * terms["expression"]
-            + expert.weight_boxes * terms["boxes"])
+    return (loss + terms["keypoints_img"]  # Eq. 8
+            + terms["betas"] + terms["expression"] + expert.weight_boxes * terms["boxes"])
 
 
 # --------------------------------------------------------------------------------- dual path
@@ -660,10 +634,9 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> 
     """Put MANO hands on an SMPL-X body: (B, 55, 3, 3) -> (B, 55, 3, 3).
 
     hand_pose: (B, 2, 16, 3, 3) of the hand network: orientation in the camera frame, absolute
-    fingers (see smplx_parameters), the left one mirrored; that is undone here. valid: (B, 2), 0
-    for hands that keep the body's pose. A MANO hand's orientation is global, an SMPL-X wrist is
-    relative to its elbow: wrist = (product of the rotations from the pelvis to the elbow)^T times
-    orientation: inverse kinematics (paper, of its baseline). Fingers are copied.
+    fingers, the left one mirrored; that is undone here. valid: (B, 2), 0 for hands that keep the
+    body's pose. A MANO hand's orientation is global, an SMPL-X wrist relative to its elbow: wrist =
+    (product from pelvis to elbow)^T orientation: inverse kinematics (paper, of its baseline).
     """
     pose = body_pose.clone()
     hands = torch.stack((hand_pose[:, 0], mirror(hand_pose[:, 1])), 1)
@@ -681,8 +654,7 @@ def merge(body_pose: Tensor, hand_pose: Tensor, valid: Tensor | None = None) -> 
 def sample_squares(images: Tensor, squares: Tensor, size: int, mirrored: bool = False) -> Tensor:
     """Crop squares (B, 3, size, size), 0..255, from images (B, 3, H, W); black outside of them.
 
-    squares: (B, 3) x, y of the centre, side, in pixels. Each pixel averages several samples,
-    against aliasing: as many per side as the crop's pixels are larger than the image's, up to 8.
+    squares: (B, 3) x, y of the centre, side, in pixels. Each pixel averages up to 8 x 8 samples.
     """
     edge = squares.new_tensor([images.shape[3], images.shape[2]])
     crops = [squares.new_empty(0, 3, size, size)]
@@ -723,8 +695,8 @@ class HMRAdapter(nn.Module):
     def forward(self, images: Tensor, *, scale: float = 1.0) -> dict[str, Tensor]:
         """Predict SMPL-X from images (B, 3, S, S), as BodyExpert.features takes them.
 
-        As in the paper (3.1), hands are cut out at the predicted boxes, and both are merged. scale:
-        of both adapters; 0 gives the two experts, merged. Returns what `join` does.
+        Hands are cut out at the predicted boxes (3.1). scale: of both adapters; 0 gives the two
+        experts, merged. Returns what `join` does.
         """
         prediction = self.body(images, scale=scale)
         crops = crop_hands(images, prediction["tight_boxes"], self.hand.config.expert.image_size)
@@ -735,9 +707,8 @@ class HMRAdapter(nn.Module):
         """Run the hand path after the body path's prediction, and merge both.
 
         hand_images: (B, 2, 3, H, H), as HandExpert takes them, the left one mirrored. hand_valid:
-        (B, 2), 0 for hands that keep the body path's pose; None: both are merged. Returns what
-        BodyAdapter.forward does, with its body_pose as body_path; hand_pose (B, 2, 16, 3, 3), the
-        left one mirrored; the merged body_pose; and hand_valid.
+        (B, 2), of merge. Returns what BodyAdapter.forward does, with its body_pose as body_path;
+        hand_pose (B, 2, 16, 3, 3), the left one mirrored; the merged body_pose; and hand_valid.
         """
         body_pose = prediction["body_pose"]
         # theta_b of theta-hat, the nearer to the truth; the paper can also mean theta_0's.
@@ -755,8 +726,7 @@ class HMRAdapter(nn.Module):
 def smplx_parameters(body_pose: Tensor, hand_mean: Tensor | None = None) -> dict[str, Tensor]:
     """Convert rotations (B, 55, 3, 3) to the axis-angles that smplx.SMPLX takes, by their names.
 
-    hand_mean: (2, 15, 3), hands_meanr and hands_meanl of the model file, for layers made with
-    flat_hand_mean=False, smplx's default; None: for flat_hand_mean=True.
+    hand_mean: (2, 15, 3), the file's hands_meanr, hands_meanl, if flat_hand_mean=False (default).
     """
     pose = matrix_to_axis_angle(body_pose)  # (B, 55, 3)
     if hand_mean is not None:
@@ -778,8 +748,8 @@ def square_of(model: nn.Module, image: np.ndarray, box: Sequence[float] | None,
               margin: float) -> np.ndarray:
     """Return x, y of the centre and side, in pixels, of the square that the model is to see.
 
-    box: x, y, width, height in pixels, grown to 3:4 and by the margin; None: the whole picture,
-    grown only to 3:4. Raises ValueError for bad input, and for a model in training mode.
+    box: x, y, width, height in pixels, grown to 3:4 and by the margin; None: the picture, to 3:4.
+    Raises ValueError for bad input, and for a model in training mode.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
     require(image.ndim == 3 and image.shape[2] == 3 and image.size and image.dtype == np.uint8,
@@ -809,17 +779,16 @@ def cut_square(model: nn.Module, image: np.ndarray, square: np.ndarray, size: in
     return sample_squares(pixels, square, size, mirrored)
 
 
-def to_arrays(tensors: Mapping[str, Tensor], square: np.ndarray, focal: float,
+def to_arrays(tensors: Mapping[str, Tensor], square: np.ndarray,
               K: np.ndarray | None) -> dict[str, np.ndarray]:
     """Convert a batch of one to float32 arrays, with its square as box, before the camera K (3, 3).
 
-    None: before the square's own K. The origin of the mesh keeps its pixel, and its distance grows
-    with the focal length (our choice).
+    None: the square's own. The mesh keeps its pixel; its distance grows with the focal length.
     """
     require(all(value.isfinite().all() for value in tensors.values()),
             "the network's output is not finite: its weights are damaged, or training diverged")
     x, y, side = square
-    own = np.array([[focal * side, 0, x], [0, focal * side, y], [0, 0, 1]], np.float32)
+    own = np.array([[FOCAL * side, 0, x], [0, FOCAL * side, y], [0, 0, 1]], np.float32)
     arrays = {name: value[0].float().cpu().numpy() for name, value in tensors.items()} | {
         "K": own, "box": np.array([x - side / 2, y - side / 2, side, side], np.float32)}
     if K is None:
@@ -841,16 +810,14 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     model: both paths, or the body path alone. image: (H, W, 3) uint8 RGB. body: a whole-body model
     on the CPU; body(betas, rotations, expression, transl) returns vertices and joints, as
     bodymodels.load_model("wholebody") does. box: see square_of; grown by a quarter (SMPLer-X).
-    hand_boxes: (2, 4) tight x, y, width, height in pixels of the right and left hand, in place of
-    the predicted ones; NaN where unknown. K: (3, 3) of the picture, see to_arrays. Hands are
-    cut out of the picture, where they have more pixels than in the person's crop. A hand whose
-    predicted box has its centre outside the picture keeps the body path's pose (our choice).
-    Returns float32 arrays: vertices (V, 3), joints (K, 3), metres; K (3, 3), the camera's
-    intrinsics, whose axis goes through the centre of the box; transl (3,); rotations (55, 3, 3);
-    betas, expression (10,); smplx_parameters, fingers absolute; keypoints_2d (25, 2), POSITIONED
-    joints as the body expert sees them, and hand_boxes (2, 4), x, y, width, height, [right, left],
-    in pixels; hand_inside (2,), 1 for boxes with their centre in the picture, and hand_valid (2,),
-    1 for hands of the hand path; box, the person's square. Raises ValueError for bad input.
+    hand_boxes: (2, 4) tight boxes of the right and left hand, in place of the predicted ones; NaN
+    where unknown. K: (3, 3) of the picture, see to_arrays. Hands are cut out of the picture; one
+    whose box has its centre outside keeps the body's pose (our choice). Returns float32 arrays:
+    vertices (V, 3), joints (K, 3), metres; K (3, 3), by default with its axis through the centre of
+    the box; transl (3,); rotations (55, 3, 3); betas, expression (10,); smplx_parameters, fingers
+    absolute; keypoints_2d (25, 2), POSITIONED joints as the body expert sees them, and hand_boxes
+    (2, 4), in pixels; hand_inside (2,), 1 for boxes with their centre in the picture; hand_valid
+    (2,), 1 for hands of the hand path; box, the person's. Raises ValueError for bad input.
     """
     square = square_of(model, image, box, 1.25)
     path, side = getattr(model, "body", model), square[2]
@@ -879,7 +846,7 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
         "rotations": found["body_pose"], "betas": found["betas"], "expression": found["expression"],
         "keypoints_2d": at + cells * (side / rows), "hand_boxes": boxes,
         "hand_inside": inside, "hand_valid": inside & (path is not model),
-    } | smplx_parameters(found["body_pose"]), square, expert.focal, K)
+    } | smplx_parameters(found["body_pose"]), square, K)
 
 
 @torch.inference_mode()
@@ -888,21 +855,20 @@ def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
                  K: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Predict the MANO mesh of one hand in a picture, in camera coordinates; its arm is unknown.
 
-    hand: a right hand's model on the CPU. box: x, y, width, height in pixels, grown to 3:4 and
-    twice as large (HaMeR); None: the whole picture. side: a "left" hand is mirrored for the
-    network, and its mesh back. K: see to_arrays. Returns float32 arrays as predict's vertices,
-    joints, transl, rotations (16, 3, 3), K and box; and betas, of a right hand.
+    hand: a right hand's model on the CPU. box: see square_of; made twice as large (HaMeR). side: a
+    "left" hand is mirrored for the network, and its mesh back. K: see to_arrays. Returns vertices,
+    joints, transl, K and box as predict; rotations (16, 3, 3); and betas, of a right hand.
     """
     square, expert, left = square_of(model, image, box, 2.0), model.config.expert, side == "left"
     crop = cut_square(model, image, square, expert.image_size, left)
     prediction = {name: value.float().cpu() for name, value in model(crop).items()}
-    transl = hand_translation(prediction["camera"], expert.focal)
+    transl = hand_translation(prediction["camera"])
     betas, pose = prediction["betas"], prediction["hand_pose"]
     posed, sign = hand(betas, pose, transl=transl), transl.new_tensor([-1 if left else 1, 1, 1])
     return to_arrays({
         "vertices": sign * posed.vertices, "joints": sign * posed.joints, "transl": sign * transl,
         "rotations": mirror(pose) if left else pose, "betas": betas,
-    }, square, expert.focal, K)
+    }, square, K)
 
 
 # --------------------------------------------------------------------- hand expert: HaMeR
@@ -911,11 +877,11 @@ def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
 class TokenAttention(nn.Module):
     """SA: self-attention of the decoder's tokens, (B, Q, D) -> (B, Q, D)."""
 
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
+        self.to_qkv = nn.Linear(width, 3 * heads * HEAD_WIDTH, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * HEAD_WIDTH, width))
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -926,12 +892,12 @@ class TokenAttention(nn.Module):
 class CrossAttention(nn.Module):
     """CA of Eq. 1: queries (B, Q, D) attend to a context (B, N, C) -> (B, Q, D)."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, context_width: int) -> None:
+    def __init__(self, width: int, heads: int, context_width: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, heads * head_dim, bias=False)  # W_q
-        self.to_kv = nn.Linear(context_width, 2 * heads * head_dim, bias=False)  # W_k, W_v
-        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width))
+        self.to_q = nn.Linear(width, heads * HEAD_WIDTH, bias=False)  # W_q
+        self.to_kv = nn.Linear(context_width, 2 * heads * HEAD_WIDTH, bias=False)  # W_k, W_v
+        self.to_out = nn.Sequential(nn.Linear(heads * HEAD_WIDTH, width))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         q = self.to_q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, H, Q, D')
@@ -957,13 +923,12 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, context_width: int) -> None:
         super().__init__()
-        width, hidden = config.decoder_dim, config.decoder_ffn
-        attention = width, config.decoder_heads, config.decoder_head_dim
+        width, heads, hidden = config.decoder_dim, config.decoder_heads, config.decoder_ffn
         self.to_token_embedding = nn.Linear(1, width)
         self.pos_embedding = nn.Parameter(torch.randn(1, 1, width))
         self.transformer = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleList([
-            PreNorm(width, TokenAttention(*attention)),
-            PreNorm(width, CrossAttention(*attention, context_width)),
+            PreNorm(width, TokenAttention(width, heads)),
+            PreNorm(width, CrossAttention(width, heads, context_width)),
             PreNorm(width, nn.Sequential(OrderedDict(net=nn.Sequential(  # HaMeR's 2 is a dropout
                 nn.Linear(width, hidden), nn.GELU(), nn.Identity(), nn.Linear(hidden, width))))),
         ]) for _ in range(config.decoder_layers)])})
@@ -1014,10 +979,9 @@ class ManoHead(nn.Module):
 
 
 class HandExpert(nn.Module):
-    """HaMeR: a right hand, or a mirrored left hand, from its image (3.2.2)."""
+    """HaMeR: a right hand, or a mirrored left hand, from its image (3.2.2). encoder: see ViT."""
 
     def __init__(self, config: HandExpertConfig, encoder: nn.Module | None = None) -> None:
-        """encoder: see ViT."""
         super().__init__()
         self.config = config
         self.backbone = ViT(config, encoder)
@@ -1034,7 +998,7 @@ class HandExpert(nn.Module):
         """Predict right hands from RGB crops (B, 3, S, S), uint8 or floats in 0..255.
 
         Returns hand_pose (B, 16, 3, 3): the global orientation, then 15 absolute finger rotations;
-        betas (B, 10); camera (B, 3), see hand_translation. Raises ValueError as middle_of does.
+        betas (B, 10); camera (B, 3), see hand_translation. Raises ValueError for other shapes.
         """
         token = self.mano_head.transformer(self.features(images))  # (B, 1, 1024)
         return self.mano_head.readout(token)
@@ -1046,9 +1010,8 @@ class HandExpert(nn.Module):
 def rotation_layer(width: int, joints: int, second: float = 1.0) -> nn.Sequential:
     """Return a linear layer to interleaved 6D whose output starts near the identity.
 
-    second: -1 starts at half a turn around x, the root rotation of a person who stands upright
-    before an OpenCV camera. SMPLer-X starts at random; a wrong parent rotation can then persist,
-    because its children learn to cancel it (our choice).
+    second: -1 starts at half a turn around x, the root of a person upright in an OpenCV camera (our
+    choice). SMPLer-X starts at random; children can then learn to cancel a wrong parent rotation.
     """
     layer = nn.Linear(width, 6 * joints)
     nn.init.xavier_uniform_(layer.weight, gain=0.01)
@@ -1094,9 +1057,8 @@ def roi_weights(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
 def roi_align(features: Tensor, boxes: Tensor, cells: int) -> Tensor:
     """Average features over the cells of one box per map: (B, C, h, w) -> (B, C, cells, cells).
 
-    boxes: (B, 4) x0, y0, x1, y1 in cells of the map, the first cell at 0. He et al., "Mask R-CNN",
-    ICCV 2017; torchvision's roi_align(sampling_ratio=-1, aligned=False). A mean of bilinear samples
-    on a grid is linear in rows and in columns, so two matrix products replace the samples.
+    boxes: (B, 4) x0, y0, x1, y1 in cells. He et al., "Mask R-CNN", ICCV 2017; torchvision's
+    roi_align(sampling_ratio=-1, aligned=False), here as two matrix products, of rows and columns.
     """
     boxes = boxes.float()
     rows = roi_weights(boxes[:, 1], boxes[:, 3], cells, features.shape[2])
@@ -1183,10 +1145,9 @@ class BodyFeatures(NamedTuple):
 
 
 class BodyExpert(nn.Module):
-    """SMPLer-X: body, hands and face from the image of a person (3.2.3)."""
+    """SMPLer-X: body, hands and face from the image of a person (3.2.3). encoder: see ViT."""
 
     def __init__(self, config: BodyExpertConfig, encoder: nn.Module | None = None) -> None:
-        """encoder: see ViT."""
         super().__init__()
         self.config = config
         width, channels = config.vit_dim, config.joint_dim
@@ -1208,8 +1169,7 @@ class BodyExpert(nn.Module):
         self.face_regressor = nn.ModuleDict({  # of a task token each
             "expr_out": nn.Sequential(nn.Linear(width, 10)),
             "jaw_pose_out": rotation_layer(width, 1)})
-        # The mean hands, [right, left], whose axis-angles are added to all fingers: the released
-        # weights predict fingers relative to SMPL-X's mean hand, ours absolute ones.
+        # The mean hands, [right, left], to which the released weights' fingers are relative; or 0.
         self.register_buffer("hand_mean", torch.zeros(2, 15, 3))
         self.has_relative_fingers = False
         self.register_load_state_dict_post_hook(BodyExpert.notice_hand_mean)
@@ -1256,10 +1216,9 @@ class BodyExpert(nn.Module):
         """Return all predictions for a body pose, interleaved 6D (B, 22, 6).
 
         size: S, side of the images in pixels. Returns pose_6d; body_pose (B, 55, 3, 3), SMPL-X's
-        rotations with absolute fingers; betas (B, 10); expression (B, 10); translation (B, 3) in
-        metres; hand_boxes (B, 2, 4), squares from which the hands' features come, and tight_boxes
-        (B, 2, 4) of the hands: x, y, width, height in pixels; and joints, box_centers, box_sizes,
-        map_boxes and hand_joints of `features`, in cells.
+        rotations with absolute fingers; betas, expression (B, 10); translation (B, 3) in metres;
+        hand_boxes (B, 2, 4), squares of the hand maps, and tight_boxes: x, y, width, height in
+        pixels; and joints, box_centers, box_sizes, map_boxes, hand_joints of `features`, in cells.
         """
         regressor, face, tokens = self.body_regressor, self.face_regressor, features.tokens
         jaw = face["jaw_pose_out"](tokens[:, TASKS["jaw"]]).float()[:, None]  # (B, 1, 6)
@@ -1275,7 +1234,7 @@ class BodyExpert(nn.Module):
             "betas": regressor.shape_out(tokens[:, TASKS["betas"]]).float(),
             "expression": face["expr_out"](tokens[:, TASKS["expression"]]).float(),
             # sqrt(f^2 2.5^2 / area of the crop) in metres: 56.38
-            "translation": torch.cat((camera[:, :2], self.config.focal * 2.5 / 0.75**0.5
+            "translation": torch.cat((camera[:, :2], FOCAL * 2.5 / 0.75**0.5
                                       * camera[:, 2:].sigmoid()), 1),
             "hand_boxes": self.to_pixels(features.hand_boxes, size),
             "tight_boxes": self.to_pixels(tight, size), "joints": features.joints,
@@ -1385,14 +1344,11 @@ class ViT(nn.Module):
         # The first position was a class token's; that token is gone, its position is added to all.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + math.prod(config.grid), width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.blocks = nn.ModuleList([
-            ViTBlock(width, config.vit_heads, config.vit_drop_path * n / max(depth - 1, 1))
-            for n in range(depth)])
+        self.blocks = nn.ModuleList([  # the rate of the last block is 0.55 (HaMeR)
+            ViTBlock(width, config.vit_heads, 0.55 * n / max(depth - 1, 1)) for n in range(depth)])
         self.last_norm = nn.LayerNorm(width, eps=1e-6)
-        self.task_tokens = None
-        if tasks:
-            self.task_tokens = nn.Parameter(torch.zeros(1, tasks, width))
-            nn.init.trunc_normal_(self.task_tokens, std=0.02)
+        self.task_tokens = nn.Parameter(nn.init.trunc_normal_(
+            torch.empty(1, tasks, width), std=0.02)) if tasks else None
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
@@ -1406,8 +1362,8 @@ class ViT(nn.Module):
 def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
     """Scale RGB crops (B, 3, k S, k S) from 0..255 to 0..1, and keep the middle (B, 3, S, 3/4 S).
 
-    k is 1, or 2 for SMPLer-X's crops of 512 px, of which it keeps every second pixel ("nearest").
-    Raises ValueError for other shapes, and for pictures that are in 0..1.
+    k is 2 for SMPLer-X's crops of 512 px, of which it keeps every second pixel ("nearest"), else 1.
+    Raises ValueError for other shapes, and for pictures in 0..1.
     """
     size, shape = config.image_size, tuple(images.shape)
     require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % size == 0
@@ -1455,10 +1411,7 @@ def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
 
 
 def from_interleaved(rotation_6d: Tensor) -> Tensor:
-    """Convert SMPLer-X's 6D (..., 6), two columns as a (3, 2) matrix, to [column 0, column 1].
-
-    HaMeR's 6D, and ours, is the latter: smplerx = hamer[[0, 3, 1, 4, 2, 5]].
-    """
+    """Convert SMPLer-X's 6D (..., 6), HaMeR's[0, 3, 1, 4, 2, 5], to [column 0, column 1]."""
     return rotation_6d.unflatten(-1, (3, 2)).mT.flatten(-2)
 
 
@@ -1494,23 +1447,22 @@ def chain_product(rotations: Tensor) -> Tensor:
 def arm_pose(body_pose: Tensor, arm: str = "arm") -> Tensor:
     """Select theta_b of both hands: (B, >= 22, 3, 3) -> (B, 2, J, 3, 3), the left one mirrored.
 
-    body_pose: SMPL-X's rotations, the root's in the camera frame, as the hand's orientation is.
-    (Both experts ignore that the camera of a crop looks slightly sideways.) arm: a key of ARMS.
+    body_pose: SMPL-X's rotations, the root's in the camera frame. arm: a key of ARMS.
     """
     right, left = ARMS[arm]
     return torch.stack((body_pose[:, right], mirror(body_pose[:, left])), 1)
 
 
-def project_to_crop(points: Tensor, translation: Tensor, focal: float) -> Tensor:
+def project_to_crop(points: Tensor, translation: Tensor) -> Tensor:
     """Project points (B, N, 3) + translation (B, 3), metres, to a crop: (B, N, 2) in -0.5..0.5."""
     points = points + translation[:, None]
-    return focal * points[..., :2] / points[..., 2:]
+    return FOCAL * points[..., :2] / points[..., 2:]
 
 
-def hand_translation(camera: Tensor, focal: float) -> Tensor:
+def hand_translation(camera: Tensor) -> Tensor:
     """Convert HaMeR's camera [s, tx, ty] (B, 3) to a translation (B, 3) in metres."""
     s, x, y = camera.unbind(-1)
-    return torch.stack((x, y, 2.0 * focal / (s + 1e-9)), -1)
+    return torch.stack((x, y, 2.0 * FOCAL / (s + 1e-9)), -1)
 
 
 # ----------------------------------------------------------------------------------- presets
@@ -1518,16 +1470,15 @@ def hand_translation(camera: Tensor, focal: float) -> Tensor:
 
 def cpu_preset() -> Config:
     """Return the same design in small, behind small encoders, see networks/adapter_encoders.py."""
-    vit = dict(image_size=128, vit_depth=1, vit_drop_path=0.0)
-    decoder = dict(decoder_layers=3, decoder_heads=4, decoder_head_dim=64)
+    decoder = dict(decoder_layers=3, decoder_heads=4)
     run = dict(batch_size=32, schedule="cosine", learning_rate=1e-3, gradient_clip=5.0,
-               body_size=128, hand_size=128)
-    expert = run | vit | dict(weight_decay=1e-3)
+               body_size=128)
+    expert = run | dict(image_size=128, vit_depth=1, weight_decay=1e-3)
     adapter = run | dict(joint_embedding="learned")
     of_hands = dict(weight_keypoints_2d=0.2, weight_keypoints_3d=1.0,
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
-    hand = HandExpertConfig(vit_dim=288, vit_heads=4, decoder_dim=256, decoder_ffn=1024,
-                            **decoder, **expert, **of_hands, steps=600, weight_betas_prior=0.05)
+    hand = HandExpertConfig(vit_dim=288, vit_heads=4, decoder_dim=256, **decoder, **expert,
+                            **of_hands, steps=600, weight_betas_prior=0.05)
     body = BodyExpertConfig(vit_dim=268, vit_heads=4, **expert | dict(learning_rate=3e-4),
                             patch_size=8, steps=600, weight_keypoints_3d=30.0,
                             weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8,

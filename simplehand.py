@@ -50,6 +50,7 @@ from torch import Tensor, nn
 
 # ------------------------------------------------------------------------------------ config
 
+VERTICES = 778  # of a hand, and tokens leaving the last decoder layer (MANO)
 COARSE = 4  # the coarse mesh is every fourth vertex: 195 of them, as many as FastMETRO's has
 
 
@@ -70,7 +71,6 @@ class Config:
     depths: tuple[int, ...] = (6, 6, 18, 6)  # blocks of stages; HRNet: see its __init__
     large_kernel: int = 7  # px, of FastViT's downsampling, position encoding and MLPs
     mlp_ratio: float = 4.0  # hidden width of the MLPs of FastViT and Hiera
-    attention: bool = True  # FastViT's last stage: self-attention (MA36), else RepMixer
     feature_width: int = 1216  # channels of the last map of FastViT and HRNet
     layer_scale: float = 1e-5  # initial value in FastViT (timm)
     backbone_drop_path: float = 0.2  # rate at the last block, rising linearly (release)
@@ -84,7 +84,6 @@ class Config:
 
     # Mesh regressor
     tokens: tuple[int, ...] = (21, 84, 336)  # tokens entering each decoder layer (Sec. 4.1)
-    num_vertices: int = 778  # tokens leaving the last one (MANO)
     dims: tuple[int, ...] = (256, 128, 64)  # feature dimension of each layer (Sec. 4.1)
     blocks: tuple[int, ...] = (1, 1, 1)  # MetaFormer blocks in each layer (Table 7)
     mixer: str = "attention"  # of tokens: "attention", "identity" or "convolution" (Table 8)
@@ -115,7 +114,7 @@ class Config:
     def num_points(self) -> int:
         """Number of image points that the model predicts: the keypoints, and the coarse mesh."""
         coarse = self.sampling == "coarse_mesh"
-        return 21 + (len(range(0, self.num_vertices, COARSE)) if coarse else 0)
+        return 21 + (len(range(0, VERTICES, COARSE)) if coarse else 0)
 
 
 def require(condition: object, message: str) -> None:
@@ -279,7 +278,7 @@ class MeshHead(nn.Module):
         require(first == (math.isqrt(first) ** 2 if grid else config.num_points),
                 f"tokens begin with {first}: expected {'a square' if grid else config.num_points}")
         deconv, width = upsampler(config, channels or config.feature_width)
-        widths, tokens = (width, *config.dims), (*config.tokens, config.num_vertices)
+        widths, tokens = (width, *config.dims), (*config.tokens, VERTICES)
         embeddings, layers = [], []
         for k, blocks in enumerate(config.blocks):
             metaformer = nn.Sequential(
@@ -883,7 +882,7 @@ class Stage(nn.Module):
     def __init__(self, index: int, config: Config, drop_paths: list[float]) -> None:
         super().__init__()
         before, channels = (0, *config.embed_dims)[index : index + 2]
-        attention = config.attention and index == 3
+        attention = index == 3  # in MA36's last stage
         block = AttentionBlock if attention else RepMixerBlock
         size = config.large_kernel
         self.downsample = nn.Sequential(OrderedDict(proj=nn.Sequential(

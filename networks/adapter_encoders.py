@@ -25,6 +25,7 @@ from genhmr import JOINTS, matrix_to_rotation_6d, rotation_6d_to_matrix
 from networks import any_view
 from networks.small_encoder import GRID, HEAT_GRID, IMAGE_SIZE, NAMES, SmallEncoder
 from sets.crops import rotation, upright_view
+from simplehand import VERTICES
 
 # Keypoints whose heat maps a whole-body expert sees: wrists and fingertips, for boxes of hands
 OF_HANDS = [n for n, name in enumerate(NAMES)
@@ -74,8 +75,8 @@ class HandEncoder(nn.Module):
                                      blocks=(4, 0, 0))  # assets/simplehand_views_cpu.pt
         self.hand = any_view.build(config)
         self.width = config.token_width + 6 * self.KEYPOINTS + 6 * self.JOINTS + 2  # D, 288
-        self.register_buffer("regressor", torch.zeros(self.KEYPOINTS, config.num_vertices))
-        self.register_buffer("parts", torch.zeros(self.JOINTS, config.num_vertices, 3))
+        self.register_buffer("regressor", torch.zeros(self.KEYPOINTS, VERTICES))
+        self.register_buffer("parts", torch.zeros(self.JOINTS, VERTICES, 3))
 
     def train(self, mode: bool = True) -> HandEncoder:
         """Set the mode; a frozen encoder stays in evaluation mode."""

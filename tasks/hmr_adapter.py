@@ -129,13 +129,13 @@ class PeopleTask(Task):
         """A split of rendered people, or of official data."""
         config, settings, training = self.config, self.settings, split == "train"
         size = config.body_size if training else settings.test_body_size or config.body_size
+        hand_size = getattr(config, "expert", config).image_size
         if self.data != "rendered":
-            return self.official(split, size, hand_size=config.hand_size,
-                                 models=self.arguments.models,
+            return self.official(split, size, hand_size=hand_size, models=self.arguments.models,
                                  augmentation=settings.augmentation if training else None,
                                  detail=1 if training else self.DETAIL)
-        return self.rendered(data.RenderedPeople, split, size, length,
-                             hand_size=config.hand_size, lens_size=max(128, size))
+        return self.rendered(data.RenderedPeople, split, size, length, hand_size=hand_size,
+                             lens_size=max(128, size))
 
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one.

@@ -57,10 +57,8 @@ class SimpleHandTask(Task):
         tips = data.DexYCB.TIPS if self.protocol == "dexycb_s0" else None
         hand = bodymodels.load_model(file or "hand_right", family="mano", tips=tips)
         self.keypoint_regressor, self.faces = hand.keypoint_regressor, hand.faces
-        count = self.keypoint_regressor.shape[1]
-        if config.num_vertices != count:
-            raise ValueError(f"num_vertices is {config.num_vertices}: expected {count}, as the "
-                             "hand model has")
+        if self.keypoint_regressor.shape[1] != simplehand.VERTICES:
+            raise ValueError(f"{file}: expected a hand of {simplehand.VERTICES} vertices")
 
     @classmethod
     def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:

@@ -13,9 +13,8 @@ import hmr_adapter as hmr
 from networks.adapter_rivals import build_model
 from tables import TABLES
 
-ENCODER = dict(image_size=64, vit_dim=32, vit_depth=1, vit_heads=2, vit_drop_path=0.5)
-DECODER = dict(decoder_dim=16, decoder_layers=2, decoder_heads=2, decoder_head_dim=4,
-               decoder_ffn=16)
+ENCODER = dict(image_size=64, vit_dim=32, vit_depth=1, vit_heads=2)
+DECODER = dict(decoder_dim=16, decoder_layers=2, decoder_heads=2, decoder_ffn=16)
 TINY_HAND = hmr.HandConfig(expert=hmr.HandExpertConfig(**ENCODER, **DECODER))
 TINY_BODY = hmr.BodyConfig(
     expert=hmr.BodyExpertConfig(**ENCODER, depth_bins=4, hand_cells=4, box_dim=8, joint_dim=8),
@@ -94,8 +93,7 @@ def people(count: int = 2, size: int = 64) -> dict[str, Tensor]:
     betas, expression = 0.5 * torch.randn(count, 10), 0.5 * torch.randn(count, 10)
     body = whole_body()
     keypoints = body.keypoints(body(betas, pose, expression, torch.tensor([[0.0, -0.2, 45.0]])))
-    focal = TINY_BODY.expert.focal
-    flat = (focal * keypoints[..., :2] / keypoints[..., 2:] + 0.5) * size
+    flat = (hmr.FOCAL * keypoints[..., :2] / keypoints[..., 2:] + 0.5) * size
     hands = keypoints[:, torch.tensor(hmr.HANDS)]  # (B, 2, 21, 3)
     hands_2d = flat[:, torch.tensor(hmr.HANDS)]
     low, high = hands_2d.amin(2), hands_2d.amax(2)

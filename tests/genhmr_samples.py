@@ -14,12 +14,12 @@ from tasks.genhmr import augment_rotation
 TINY_TOKENIZER = TokenizerConfig(num_tokens=48, codebook_size=32, code_dim=8, width=16, depth=2)
 TINY = Config(
     tokenizer=TINY_TOKENIZER, image_size=64, vit_dim=32, vit_depth=2, vit_heads=2,
-    vit_drop_path=0.1, scales=(1, 2, 4), pyramid_width=8, width=16, heads=2, points=2, layers=2,
-    ffn=32, regressor_width=16, steps=100)
+    scales=(1, 2, 4), pyramid_width=8, width=16, heads=2, points=2, layers=2,
+    regressor_width=16, steps=100)
 FOR_PICTURES = Config(
     tokenizer=TokenizerConfig(codebook_size=64, code_dim=16, width=32, depth=1),
-    image_size=128, vit_dim=32, vit_depth=1, vit_heads=2, vit_drop_path=0.0, scales=(1, 2),
-    pyramid_width=16, width=16, heads=2, points=2, layers=2, ffn=32, regressor_width=16)
+    image_size=128, vit_dim=32, vit_depth=1, vit_heads=2, scales=(1, 2),
+    pyramid_width=16, width=16, heads=2, points=2, layers=2, regressor_width=16)
 SHAPES = ((4, 3), (8, 6), (16, 12))  # of three maps, not square: a swap of x and y shows
 SMALL = replace(TINY, image_size=128, patch_size=8, vit_dim=52, scales=(1, 2),
                 mask_loss_on="masked", tokenizer=replace(TINY_TOKENIZER, normalise=True))

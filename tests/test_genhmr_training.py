@@ -182,7 +182,7 @@ def test_losses_are_those_of_48_samples(body):
 
 def test_what_is_invalid_counts_as_nothing(body):
     """Invalid entries, even NaN, change neither losses nor gradients; a mean of parts is exact."""
-    model = GenHMR(replace(TINY, vit_drop_path=0.0)).eval()
+    model = GenHMR(TINY).eval()
     batch = genhmr.mask_batch(model, batch_of(body))
     for name in ("pose_valid", "betas_valid"):
         batch[name] = torch.tensor([1.0, 0, 1, 1])
@@ -246,7 +246,7 @@ def test_every_part_behind_a_frozen_encoder_learns(body):
 
 def test_overfits_one_batch(body):
     """Some steps on one batch learn tokens, shape and camera, and change every parameter."""
-    model, batch = GenHMR(replace(TINY, vit_drop_path=0.0, layers=1)), batch_of(body)
+    model, batch = GenHMR(replace(TINY, vit_depth=1, layers=1)), batch_of(body)
     use_every_code(model, batch)
     before = {name: value.clone() for name, value in model.named_parameters()}
     optimizer = torch.optim.Adam(parameter_groups(model, 0.0), 5e-3)

@@ -154,11 +154,11 @@ def test_each_row_has_its_class(row):
 @pytest.mark.parametrize(("config", "bad"), [
     *[(TINY_HAND, bad) for bad in (
         {"inject": "some"}, {"context": "knuckles"}, {"arm": "leg"}, {"joint_embedding": "sine"},
-        {"trainable": "none"}, {"arm_source": "image"}, {"pose_term": "l3"})],
+        {"trainable": "none"}, {"arm_source": "image"})],
     *[(TINY_BODY, bad) for bad in (
         {"inject": "some"}, {"context": "arm"}, {"joint_proj": "none"}, {"joint_embedding": "flat"},
-        {"trainable": "none"}, {"knuckle_source": "image"}, {"pose_term": "l3"},
-        {"inject": "concat"}, {"offset_hidden": 0})],
+        {"trainable": "none"}, {"knuckle_source": "image"},
+        {"inject": "concat"})],
     *[(TINY_HAND.expert, bad) for bad in ({"image_size": 100}, {"vit_heads": 3})]])
 def test_bad_configs_are_refused_by_name(config, bad):
     """An invalid value raises a ValueError that names its field."""

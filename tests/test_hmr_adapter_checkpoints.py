@@ -116,14 +116,17 @@ def test_differences_are_loud():
             load_hand_expert({"state_dict": state})
 
 
-def test_former_fields_are_left_out():
+@pytest.mark.parametrize("wrong", [{"missing": "mask"}, {"focal_length": 1000.0}])
+def test_former_fields_are_left_out(wrong):
     """Configs of older checkpoints load, unless a value that is gone changes the outputs."""
     model = lively(HandAdapter(TINY_HAND)).eval()
-    former = {"zero_init": True, "arm_noise": 0.1, "missing": "zeros"}
+    former = {"zero_init": True, "arm_noise": 0.1, "missing": "zeros", "hand_size": 9,
+              "focal_length": 5000.0}
     content = {"model": model.state_dict(), "config": asdict(TINY_HAND) | former}
+    content["config"]["expert"] |= {"vit_drop_path": 0.1, "pose_term": "l1", "decoder_head_dim": 64}
     assert same(model(images()), load_checkpoint(content)(images()))
-    content["config"]["missing"] = "mask"
-    with pytest.raises(ValueError, match="config is not a .*HandConfig: .*missing"):
+    content["config"] |= wrong
+    with pytest.raises(ValueError, match=f"config is not a .*HandConfig: .*{next(iter(wrong))}"):
         load_checkpoint(content)
 
 

@@ -160,7 +160,7 @@ def test_predict_projects_where_the_crop_did():
     assert np.allclose(found["box"], [50 - side / 2, 40 - side / 2, side, side])
     pixels = found["joints"] @ found["K"].T
     joints = torch.tensor(found["joints"])[None]
-    in_crop = hmr.project_to_crop(joints, torch.zeros(1, 3), 5000 / 256)[0]
+    in_crop = hmr.project_to_crop(joints, torch.zeros(1, 3))[0]
     assert np.allclose(pixels[:, :2] / pixels[:, 2:], (in_crop.numpy() + 0.5) * side
                        + found["box"][:2], atol=0.05)
     pose = np.concatenate([found[name] for name in (

@@ -180,7 +180,7 @@ def test_body_expert_says_smplx():
     assert torch.allclose(pose @ pose.mT, torch.eye(3).expand_as(pose), atol=1e-5)
     assert torch.equal(pose[:, hmr.EYES], torch.eye(3).expand(3, 2, 3, 3))
     assert (found["translation"][:, 2] > 0).all()
-    side = expert.config.focal * 2.5 / math.sqrt(0.75)
+    side = hmr.FOCAL * 2.5 / math.sqrt(0.75)
     assert side == pytest.approx(56.38, abs=5e-3) and (found["translation"][:, 2] < side).all()
     boxes = found["map_boxes"]
     assert torch.equal(boxes[..., 2], boxes[..., 3])

@@ -30,15 +30,15 @@ from weights.hmr_adapter import load_body_expert, load_hand_expert
 
 def free_hand_truth() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A prediction, and samples that it fits exactly."""
-    hand, focal = free_hand(), TINY_HAND.expert.focal
+    hand = free_hand()
     pose, betas = rotations(4, 16, spread=0.3), 0.5 * torch.randn(4, 10)
     camera = torch.tensor([[6.0, 0.0, 0.1]]).expand(4, 3)
     vertices = hand(betas, pose).vertices
     joints = torch.einsum("jv,bvc->bjc", hand.keypoint_regressor, vertices)
-    translation = hmr.hand_translation(camera, focal)
+    translation = hmr.hand_translation(camera)
     return {"hand_pose": pose, "betas": betas, "camera": camera}, {
         "pose": pose, "betas": betas, "joints": joints + 3.0, "vertices": vertices + 3.0,
-        "keypoints_2d": hmr.project_to_crop(joints, translation, focal), "valid": torch.ones(4)}
+        "keypoints_2d": hmr.project_to_crop(joints, translation), "valid": torch.ones(4)}
 
 
 def test_hand_losses_vanish_for_the_truth():

@@ -28,15 +28,15 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
     tensors = {name: torch.tensor(value)[None] for name, value in {
         "joints": flat + transl, "transl": transl, "vertices": flat[:5] + transl,
         "betas": np.ones(10)}.items()}
-    square = np.array([60, 45, 0.5])  # 1800 sides of half a pixel: the old camera
-    arrays = hmr_adapter.to_arrays(tensors, square, 1800.0, None)
+    square = np.array([60, 45, 900 / hmr_adapter.FOCAL])  # whose own camera is the old one
+    arrays = hmr_adapter.to_arrays(tensors, square, None)
     assert np.allclose(arrays["K"], old)
 
     def body(betas, rotations) -> SimpleNamespace:
         return SimpleNamespace(vertices=torch.tensor(flat[None]), joints=torch.tensor(flat[None]))
 
     body.keypoints = lambda posed: posed.joints
-    moved = hmr_adapter.to_arrays(tensors, square, 1800.0, K)
+    moved = hmr_adapter.to_arrays(tensors, square, K)
     crop = torch.tensor([[6.0, x, y]]).double(), 15.0, np.array([60.0, 45]), 60.0  # T, old K
     theirs = genhmr.in_picture(body, torch.ones(1), torch.ones(1),
                                *genhmr.picture_camera(*crop, K))
@@ -49,7 +49,7 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
     assert np.array_equal(moved["betas"], arrays["betas"])
     for bad in np.eye(2), -np.eye(3), np.full((3, 3), np.nan):
         with pytest.raises(ValueError, match="intrinsics"):
-            hmr_adapter.to_arrays(tensors, square, 1800.0, bad)
+            hmr_adapter.to_arrays(tensors, square, bad)
         with pytest.raises(ValueError, match="intrinsics"):
             genhmr.picture_camera(*crop, bad)
 

@@ -28,10 +28,10 @@ from tasks.settings import settable
 TINY = {  # set in every stage that has the field
     "image_size": 32, "patch_size": 8, "vit_dim": 16, "vit_depth": 1,
     "vit_heads": 2, "hand_upscale": 4, "test_body_size": 0,
-    "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2, "decoder_head_dim": 4,
+    "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2,
     "decoder_ffn": 16, "depth_bins": 4, "hand_cells": 4, "box_dim": 8, "joint_dim": 8,
     "offset_hidden": 16, "arm_source": "true", "knuckle_source": "true", "body_size": 32,
-    "hand_size": 32, "batch_size": 4, "steps": 4, "eval_every": 3, "warmup_steps": 1,
+    "batch_size": 4, "steps": 4, "eval_every": 3, "warmup_steps": 1,
     "learning_rate": 1e-2, "train_samples": 20, "test_samples": 9}
 ERRORS = ["PA-MPJPE", "PA-PVE", "MPJPE", "PVE"]
 OF_HANDS = [f"{group} {name}" for group in ("clear", "occluded") for name in ERRORS]
@@ -180,8 +180,7 @@ def test_the_experts_column_is_the_experts(finished, folder, tmp_path, undrawn):
 def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, capsys, undrawn):
     """No. 2 of Tables 3 and 4: all of the network, no weights of an expert."""
     train.main(command_line(folder, stage, tmp_path, inject="none", trainable="all", steps=1,
-                            batch_size=2, train_samples=4, test_samples=1, body_size=128,
-                            hand_size=128))
+                            batch_size=2, train_samples=4, test_samples=1, body_size=128))
     assert "note: no --expert: the expert is trained from random weights" in capsys.readouterr().out
     assert "expert" not in scores_of(tmp_path)
 

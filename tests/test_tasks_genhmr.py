@@ -42,7 +42,7 @@ TINY = {
         "steps": 4, "batch_size": 8, "eval_every": 3,
         "train_samples": 44, "test_samples": 19},
     "transformer": {
-        "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1, "ffn": 32,
+        "pyramid_width": 16, "width": 16, "heads": 2, "points": 2, "layers": 1,
         "regressor_width": 16, "learning_rate": 1e-3, "warmup_steps": 2,
         "steps": 12, "batch_size": 8, "accumulate": 2, "eval_every": 5,
         "train_samples": 44, "test_samples": 19},

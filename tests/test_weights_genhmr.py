@@ -64,7 +64,7 @@ def test_bad_checkpoints_are_refused(tmp_path, lively):
         load_backbone(lively, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="config is not a genhmr.Config: .*colour"):
         load_checkpoint({"model": state, "config": {**config, "colour": 3}})
-    for wrong in ({"vit_dim": -16}, {"layers": -1}, {"width": 10**9}, {"ffn": 10**13},
+    for wrong in ({"vit_dim": -16}, {"layers": -1}, {"width": 10**9}, {"regressor_width": 10**13},
                   {"heads": 0}, {"tokenizer": {**config["tokenizer"], "codebook_size": 64}},
                   {"tokenizer": {**config["tokenizer"], "codebook_size": 10**12}}):
         with pytest.raises(ValueError):

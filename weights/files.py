@@ -20,8 +20,12 @@ SETTINGS = (
     "accumulate", "precision", "channels_last", "ema_decay", "eval_every", "seed", "train_samples",
     "test_samples", "augmentation", "views", "in_plane", "lean", "wide", "occlusion", "version",
     "test_body_size", "heading", "tilt", "uniform_rotation")
-# Fields that HMR-Adapter's configs had, with the only value that is left, if outputs depend on it.
-FORMER = {"zero_init": None, "arm_noise": None, "concat_init": None, "missing": "zeros"}
+# Fields that configs had, with the only value that is left, if load_weights does not notice another
+# one and outputs depend on it.
+FORMER = {"missing": "zeros", "focal_length": 5000.0} | dict.fromkeys((
+    "zero_init", "arm_noise", "concat_init", "num_vertices", "attention", "vit_drop_path", "ffn",
+    "decoder_head_dim", "hand_size", "pose_term", "weight_betas", "weight_keypoints_2d",
+    "weight_pose", "weight_expression"))
 
 
 def require(condition: object, message: str) -> None:
