@@ -177,19 +177,18 @@ pve, pa_pve = mpjpe, pa_mpjpe  # the names for vertices; others: MPVPE, MVE
 
 
 @_in_kind
-def pck_auc(prediction: Points, target: Points, low: float = 0.0, high: float = 0.05,
-            steps: int = 100) -> Points:
+def pck_auc(prediction: Points, target: Points) -> Points:
     """Area under the PCK curve, from 0 to 1, one number for the whole batch.
 
-    PCK(t), "percentage of correct keypoints", is the share of points with an error <= t, at `steps`
-    thresholds from `low` to `high` metres (default: FreiHAND's). The trapezoidal area is divided by
-    the range. All keypoints are equally frequent, so this equals the official mean over keypoints.
+    PCK(t), "percentage of correct keypoints", is the share of points with an error <= t, at 100
+    thresholds from 0 to 50 mm (FreiHAND's). The trapezoidal area is divided by the range. All
+    keypoints are equally frequent, so this equals the official mean over keypoints.
     """
-    thresholds = torch.from_numpy(np.linspace(low, high, steps)).to(prediction.device)
+    thresholds = torch.from_numpy(np.linspace(0.0, 0.05, 100)).to(prediction.device)
     distances = _distances(prediction, target).flatten()
     first = torch.bucketize(distances, thresholds)  # the first threshold >= the error
-    correct = torch.bincount(first, minlength=steps + 1)[:steps].cumsum(0)
-    return torch.trapezoid(correct / len(distances), thresholds) / (high - low)
+    correct = torch.bincount(first, minlength=101)[:100].cumsum(0)
+    return torch.trapezoid(correct / len(distances), thresholds) / 0.05
 
 
 @_in_kind
@@ -231,29 +230,31 @@ class Protocol:
     source: str  # where these rules are written, and what is special about them
     joints: str  # a name of bodymodels.JOINT_SETS
     root: tuple[int, ...] = ()  # joints whose mean is the origin before alignment; (): as given
-    alignment: str = "similarity"  # or "rigid": without scale, or "": no aligned errors
+    aligned: str = "own"  # joints and vertices each by themselves; "by joints": vertices move with
+    # the joints; "joints": only these have an aligned row; "": nothing has
     allow_reflection: bool = False  # whether the alignment may mirror
     norm_guard: float = 0.0  # m, see procrustes_align
-    f_thresholds: tuple[float, ...] = ()  # m; (): no F-scores
-    auc_thresholds: tuple[float, float, int] | tuple[()] = ()  # first and last in m, and how many
+    curves: tuple[str, ...] = ()  # "F": F-scores at 5 and 15 mm, "AUC": of PCK up to 50 mm
     vertex_error: str = "MPVPE"  # the field's name for it: for bodies, MVE or PVE; "": joints only
     vertices_optional: bool = False  # without vertices, their rows are left out
-    aligned_vertices: str = "own"  # aligned "own": by themselves, "joints": like them; "": no row
     scored: str = ""  # the joints whose errors count, a name of JOINT_SETS; "": all
-    hands: str = ""  # the protocol for both hands of a whole body
+
+    @property
+    def hands(self) -> str:
+        """The protocol for both hands of a whole body; "": no body has hands."""
+        return "rendered_people_hands" if self.joints == "smplx76" else ""
 
 
-FREIHAND_CURVES = {"f_thresholds": (0.005, 0.015), "auc_thresholds": (0.0, 0.05, 100)}
 PROTOCOLS = {
     "freihand": Protocol(
         "Zimmermann et al., ICCV 2019, and eval.py of the data set's repository. Rows before "
         "alignment compare positions as given, and the official ones are in the camera's frame. "
         "train.py gives positions relative to a joint, so its raw rows are not FreiHAND's",
-        joints="hand21", allow_reflection=True, norm_guard=1e-8, **FREIHAND_CURVES),
+        joints="hand21", allow_reflection=True, norm_guard=1e-8, curves=("F", "AUC")),
     "rendered_hands": Protocol(
         "Ours: one image does not show how far away a hand is, so errors before alignment are "
         "relative to each hand's root; a mirrored hand is an error",
-        joints="hand21", root=(9,), **FREIHAND_CURVES),
+        joints="hand21", root=(9,), curves=("F", "AUC")),
     "rendered_bodies": Protocol(
         "Ours, like the rows that papers report on 3DPW: relative to the pelvis, joints of the "
         "body model",
@@ -261,8 +262,7 @@ PROTOCOLS = {
     "rendered_people": Protocol(
         "SMPLer-X's evaluation, which HMR-Adapter follows: vertices relative to the pelvis, 14 "
         "joints. There regressors take both from the mesh, here the body model gives them",
-        joints="smplx76", root=(0,), vertex_error="PVE", scored="smpl14",
-        hands="rendered_people_hands"),
+        joints="smplx76", root=(0,), vertex_error="PVE", scored="smpl14"),
     "rendered_people_hands": Protocol(
         "The same: a hand's 778 vertices and 21 joints, shifted but not rotated to its wrist; the "
         "mean over all hands, visible or not",
@@ -273,7 +273,7 @@ PROTOCOLS = {
         "the same kind of joints. data.py regresses both from the mesh, with manopth's tip "
         "vertices, so that a perfect mesh has no error. The toolkit compares with joint_3d, the "
         "joints of the skinning skeleton (data.py: joints=given)",
-        joints="hand21", root=(0,), allow_reflection=True, auc_thresholds=(0.0, 0.05, 100)),
+        joints="hand21", root=(0,), allow_reflection=True, curves=("AUC",)),
     "h36m_p2_lsp14": Protocol(
         "SPIN, whose split GenHMR follows: motion-capture joints against those that SPIN's "
         "J_regressor_h36m takes from the predicted mesh, each relative to its own pelvis",
@@ -282,7 +282,7 @@ PROTOCOLS = {
         "SPIN: joints of both meshes by J_regressor_h36m, the true mesh from the gendered SMPL; "
         "35,515 people of the test split. GenHMR does not name its regressor; HMR2.0 has another "
         "(hmr2_lsp14)",
-        joints="j17", root=(14,), vertex_error="MVE", scored="lsp14", aligned_vertices=""),
+        joints="j17", root=(14,), vertex_error="MVE", scored="lsp14", aligned="joints"),
     "hmr2_lsp14": Protocol(
         "HMR2.0's eval.py and pose_utils.py: true joints of its 3dpw_test.npz (of h36m_val_p2.npz: "
         "hmr2_h36m_lsp14) against those that SMPL_to_J19 takes from the predicted mesh, each "
@@ -293,14 +293,14 @@ PROTOCOLS = {
         "comparable with 3dpw_lsp14. PVE (HMR-Adapter, Table 2) needs SMPL's vertices of the "
         "predicted SMPL-X mesh; how the paper gets them is not published",
         joints="smpl24", root=(0,), vertex_error="PVE", vertices_optional=True, scored="smpl14",
-        aligned_vertices=""),
+        aligned="joints"),
     "emdb1_24": Protocol(
         "Kaufmann et al., ICCV 2023: 24 joints relative to the middle of the hips, gendered SMPL, "
         "all good frames of EMDB-1; vertices are aligned by the transform of the joints",
-        joints="smpl24", root=(1, 2), vertex_error="MVE", aligned_vertices="joints"),
+        joints="smpl24", root=(1, 2), vertex_error="MVE", aligned="by joints"),
     "pose_reconstruction": Protocol(
         "GenHMR, AAAI 2025, Tables 5 and 6: the error of a pose tokenizer, global orientation "
-        "included", joints="smpl24", alignment="", vertex_error="MVE"),
+        "included", joints="smpl24", aligned="", vertex_error="MVE"),
 }
 PROTOCOLS |= {name: PROTOCOLS["pose_reconstruction"] for name in ("amass_test", "moyo_val")}
 PROTOCOLS["hmr2_h36m_lsp14"] = PROTOCOLS["hmr2_lsp14"]
@@ -335,9 +335,9 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
     rules, both = PROTOCOLS[protocol], (prediction, target)
     prediction, target = (_rooted(points, rules, both) for points in both)
     report = {}
-    if rules.alignment:
+    if rules.aligned:
         report |= _scores(_aligned(prediction, target, rules), target, rules, "PA-", "", each)
-    report |= _scores(prediction, target, rules, "", " raw" if rules.alignment else "", each)
+    report |= _scores(prediction, target, rules, "", " raw" if rules.aligned else "", each)
     if rules.hands:
         hands = evaluate(rules.hands, *(both_hands(points, hand_vertices) for points in both),
                          each=each)
@@ -360,13 +360,12 @@ evaluate_each = functools.partial(evaluate, each=True)
 def _aligned(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Protocol
              ) -> dict[str, Tensor]:
     """The prediction after the protocol's alignment, without vertices if none are reported."""
-    options = {"allow_reflection": rules.allow_reflection, "norm_guard": rules.norm_guard,
-               "scale": rules.alignment == "similarity"}
     by = {"joints": "joints"}  # what is aligned -> by which points
-    if rules.aligned_vertices and "vertices" in prediction:
-        by["vertices"] = "joints" if rules.aligned_vertices == "joints" else "vertices"
-    return {name: procrustes_align(prediction[points], target[points], moved=prediction[name],
-                                   **options) for name, points in by.items()}
+    if rules.aligned != "joints" and "vertices" in prediction:
+        by["vertices"] = "joints" if rules.aligned == "by joints" else "vertices"
+    return {name: procrustes_align(
+        prediction[points], target[points], allow_reflection=rules.allow_reflection,
+        norm_guard=rules.norm_guard, moved=prediction[name]) for name, points in by.items()}
 
 
 def _scores(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Protocol,
@@ -381,13 +380,10 @@ def _scores(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Pro
               for name, error in errors.items()}
     if each or "vertices" not in prediction:
         return report
-    if rules.f_thresholds:
-        scores = f_score(*vertices, rules.f_thresholds).mean(0)
-        for threshold, score in zip(rules.f_thresholds, scores, strict=True):
-            report[f"F@{1000 * threshold:g}{after}"] = score
-    if rules.auc_thresholds:
-        report[f"AUC-J{after}"] = pck_auc(*joints, *rules.auc_thresholds)
-        report[f"AUC-V{after}"] = pck_auc(*vertices, *rules.auc_thresholds)
+    if "F" in rules.curves:
+        report[f"F@5{after}"], report[f"F@15{after}"] = f_score(*vertices).mean(0)
+    if "AUC" in rules.curves:
+        report[f"AUC-J{after}"], report[f"AUC-V{after}"] = pck_auc(*joints), pck_auc(*vertices)
     return report
 
 

@@ -40,7 +40,6 @@ class Config(simplehand.Config):
 
     backbone: str = "unet"
     upright_passes: int = 3  # further passes of inference; 0: look once
-    weight_heat_maps: float = 0.5  # of their cross-entropy
 
 
 def build(config: Config) -> SimpleHand:
@@ -185,8 +184,8 @@ def heat_map_loss(heat_maps: Tensor, keypoints_2d: Tensor, valid: Tensor) -> Ten
 
 
 def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
-    """Eq. 7, and the weighted cross-entropy."""
-    return simplehand.total_loss(terms, config) + config.weight_heat_maps * terms["heat_maps"]
+    """Eq. 7, and half of the cross-entropy of the heat maps (our choice)."""
+    return simplehand.total_loss(terms, config) + 0.5 * terms["heat_maps"]
 
 
 # ----------------------------------------------------------------------------- looking again

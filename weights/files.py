@@ -25,7 +25,7 @@ SETTINGS = (
 FORMER = {"missing": "zeros", "focal_length": 5000.0} | dict.fromkeys((
     "zero_init", "arm_noise", "concat_init", "num_vertices", "attention", "vit_drop_path", "ffn",
     "decoder_head_dim", "hand_size", "pose_term", "weight_betas", "weight_keypoints_2d",
-    "weight_pose", "weight_expression"))
+    "weight_pose", "weight_expression", "weight_heat_maps"))
 
 
 def require(condition: object, message: str) -> None:
