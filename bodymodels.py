@@ -358,19 +358,18 @@ def keypoint_regressor(J_regressor: Tensor, tip_vertex_ids: Sequence[int]) -> Te
 
 
 # -------------------------------------------------------------------- linear blend skinning
-# One model for MANO, SMPL, SMPL-H and SMPL-X: offsets that are linear in shape, expression and pose
+# One model for MANO, SMPL and SMPL-X: offsets that are linear in shape, expression and pose
 # are added to a template; then a weighted mean of the joints' transforms moves every vertex
 # (Loper et al. 2015, Romero et al. 2017, Pavlakos et al. 2019).
 # B batch, V vertices, K joints, S shape and expression, P = 9 (K - 1) pose coefficients.
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 FREE_MODELS = ("hand_right", "hand_left", "body", "wholebody")
-HAND_POSES = ("absolute", "mean_relative", "pca", "pca_flat")  # see load_model
+HAND_POSES = ("absolute", "mean_relative", "pca")  # see load_model
 _HAND_VERTICES = ASSETS / "hand_vertex_ids.npz"
 _FAMILIES = {  # joint set, endings of hands_mean and hands_components, official file names
     "mano": ("mano16", ("",), ("MANO_{side}",)),
     "smpl": ("smpl24", (), ("SMPL_{gender}", "basic[mM]odel_{g}_lbs_*")),
-    "smplh": ("smplh52", ("l", "r"), ("SMPLH_{gender}",)),
     "smplx": ("smplx55", ("l", "r"), ("SMPLX_{gender}",)),
 }
 _CACHED_BYTES = 5 * 2**19  # of blended transforms at a time: about the cache of a CPU core
@@ -725,7 +724,7 @@ def _hand_space(arrays: dict, family: str, hand_pose: str, num_pca_comps: int) -
     others = 3 * joints - 45 * len(hands)  # the fingers come last in every family
     means, components = keys[:len(hands)], keys[len(hands):]
     mean = np.concatenate([np.zeros(others), *(arrays[key].reshape(45) for key in means)])
-    space = {"hand_mean": mean.reshape(joints, 3) * (hand_pose != "pca_flat")}
+    space = {"hand_mean": mean.reshape(joints, 3)}
     if hand_pose == "mean_relative":
         return space
     basis = np.zeros((others + num_pca_comps * len(hands), 3 * joints))
@@ -755,7 +754,7 @@ def find_model(folder: Path, family: str | None, side: str, gender: str) -> Path
                 found.setdefault(kind, files[0])
     if not found:
         raise FileNotFoundError(f"no body model in {folder}: expected {', '.join(looked_for)} "
-                                f"(.npz or .pkl) in it or in mano/, smpl/, smplh/, smplx/, models/")
+                                f"(.npz or .pkl) in it or in mano/, smpl/, smplx/, models/")
     if len(found) > 1:
         raise ValueError(f"{folder} holds {', '.join(found)}: choose one with family=...")
     return next(iter(found.values()))
@@ -767,9 +766,9 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
     """Load a body model: a free one, a file, or one of a folder's.
 
     Args:
-        source: "hand_right", "hand_left", "body" or "wholebody"; or an official MANO, SMPL, SMPL-H
-            or SMPL-X file (.npz, .pkl), of which nothing is executed; or a folder of such files.
-        family, side, gender: which file of a folder; family is mano, smpl, smplh or smplx.
+        source: "hand_right", "hand_left", "body" or "wholebody"; or an official MANO, SMPL or
+            SMPL-X file (.npz, .pkl), of which nothing is executed; or a folder of such files.
+        family, side, gender: which file of a folder; family is mano, smpl or smplx.
         fix_left_shapedirs: mirror x of MANO_LEFT's shape components, which the official file does
             not. InterHand2.6M's annotation needs this; DexYCB's was made without it.
         v_template: (V, 3) metres, a subject's own body at rest, instead of the file's.
@@ -781,7 +780,6 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
             "pca": num_pca_comps (45) coefficients of the file's components, plus the mean. The
                 smplx package turns PCA off for MANO with 45 coefficients; here they stay
                 coefficients, as DexYCB needs.
-            "pca_flat": the same without the mean (smplx: flat_hand_mean=True).
 
     Raises FileNotFoundError, and ValueError for a file that is unsafe or not a body model.
     """

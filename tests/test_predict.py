@@ -1,13 +1,17 @@
-"""`predict` of the papers: your camera, hands alone, given boxes of hands; and floats in 0..1."""
+"""`predict` of the papers: boxes, cameras, left hands, given boxes of hands; and floats in 0..1."""
 
+import copy
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from adapter_samples import body_adapter, free_hand, hand_adapter, noise
-from hypothesis import given
+from adapter_samples import body_adapter, free_hand, hand_adapter, noise, whole_body
+from genhmr_samples import noisy_model
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from simplehand_samples import picture, trained_model
 
 import bodymodels
 import genhmr
@@ -54,30 +58,97 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
             genhmr.picture_camera(*crop, bad)
 
 
-@pytest.mark.parametrize("box", [None, (30, 10, 40, 60)])
-def test_predicted_left_hands_are_mirrored_right_hands(box):
-    """The mirrored picture gives the mirrored mesh, before the mirrored camera."""
-    path, picture = hand_adapter(), noise()
-    right = hmr_adapter.predict_hand(path, picture, free_hand(), box=box)
-    flipped = box and (120 - box[0] - box[2], *box[1:])
-    left = hmr_adapter.predict_hand(path, picture[:, ::-1], free_hand(), box=flipped, side="left")
-    for name in ("vertices", "joints", "transl"):
-        assert np.allclose(left[name], right[name] * (-1, 1, 1), atol=1e-4)
+def paths() -> hmr_adapter.HMRAdapter:
+    hand, body = hand_adapter(), body_adapter()
+    return hmr_adapter.HMRAdapter(hmr_adapter.Config(hand.config, body.config), hand, body).eval()
+
+
+MODELS = {"simplehand": trained_model(), "genhmr": noisy_model(), "hmr_adapter": paths(),
+          "hand": hand_adapter()}
+BODY = bodymodels.load_model("body").for_keypoints()
+FINDERS = {  # predict of the three papers, and of HMR-Adapter's hand path
+    "simplehand": lambda model, image, **options: simplehand.predict(
+        model, image, free_hand().keypoint_regressor, **options),
+    "genhmr": lambda model, image, **options: genhmr.predict(model, BODY, image, **options),
+    "hmr_adapter": lambda model, image, **options: hmr_adapter.predict(
+        model, image, whole_body(), **options),
+    "hand": lambda model, image, **options: hmr_adapter.predict_hand(
+        model, image, free_hand(), **options)}
+PICTURES = "uint8 RGB", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3)),
+                         np.zeros((0, 64, 3), np.uint8)]
+BOXES = "x,y,width,height", [
+    (0, 0, 10), (0, 0, -5, 10), (500, 0, 10, 10), (-50, 0, 50, 10), (0, math.nan, 10, 10),
+    (0, 0, 1e30, 1e30), (0, 0, 1e-30, 1e-30)]
+CAMERAS = "intrinsics", [np.eye(4), np.zeros((3, 3))]
+
+
+@pytest.mark.parametrize("paper", FINDERS)
+def test_bad_input_is_named(paper):
+    """One ValueError that says what was expected; a model in training mode is refused, too."""
+    find, model, picture = FINDERS[paper], MODELS[paper], np.zeros((64, 64, 3), np.uint8)
+    for name, (message, values) in {"image": PICTURES, "box": BOXES, "K": CAMERAS}.items():
+        for value in values:
+            with pytest.raises(ValueError, match=message):
+                find(model, **{"image": picture, name: value})
+    with pytest.raises(ValueError, match="eval"):
+        find(copy.deepcopy(model).train(), picture)
+    if paper == "simplehand":
+        with pytest.raises(ValueError, match="right or left"):
+            find(model, picture, side="both")
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+@settings(max_examples=4)
+@pytest.mark.parametrize("paper", FINDERS)
+def test_only_the_box_matters(paper, x, y):
+    """In a larger black picture with the camera moved along, the mesh is the same."""
+    canvas = np.zeros((140, 180, 3), np.uint8)
+    K = np.array([[150.0, 0, 60], [0, 150, 45], [0, 0, 1]])
+    canvas[y : y + 90, x : x + 120] = picture()
+    here = FINDERS[paper](MODELS[paper], picture(), box=(30, 20, 60, 40), K=K)
+    there = FINDERS[paper](MODELS[paper], canvas, box=(30 + x, 20 + y, 60, 40),
+                           K=K + [[0, 0, x], [0, 0, y], [0, 0, 0]])
+    assert np.allclose(here["vertices"], there["vertices"], atol=1e-3)
+    if "keypoints_2d" in here:
+        assert np.allclose(here["keypoints_2d"] + (x, y), there["keypoints_2d"], atol=0.05)
+
+
+@pytest.mark.parametrize("box", [None, (30.0, 20.0, 60.0, 40.0), (0.0, 0.0, 40.0, 90.0)])
+@pytest.mark.parametrize("paper", ["simplehand", "hand"])
+def test_left_hands_are_mirrored_right_hands(paper, box):
+    """The flipped picture as a left hand gives the mirror image of the right hand."""
+    find, model, image = FINDERS[paper], MODELS[paper], picture()
+    right = find(model, image, box=box)
+    left = find(model, image[:, ::-1], box=box and (120 - box[0] - box[2], *box[1:]), side="left")
+    for name in ("vertices", "joints", "root" if paper == "simplehand" else "transl"):
+        assert np.allclose(left[name] * (-1, 1, 1), right[name], atol=1e-3)
     assert np.isclose(left["K"][0, 2], 120 - right["K"][0, 2]) and right["vertices"][:, 2].min() > 0
-    assert np.allclose(bodymodels.mirror_matrix(torch.tensor(left["rotations"])),
-                       right["rotations"], atol=1e-4)
-    if box:  # twice the box, grown to 3:4
-        assert np.allclose(right["box"], (50 - 60, 40 - 60, 120, 120))
+    if paper == "simplehand":
+        assert (left["side"], right["side"]) == (0, 1)
+        unflipped = (120, 0) + left["keypoints_2d"] * (-1, 1)
+        assert np.allclose(unflipped, right["keypoints_2d"], atol=0.05)
+    else:
+        assert np.allclose(bodymodels.mirror_matrix(torch.tensor(left["rotations"])),
+                           right["rotations"], atol=1e-4)
+        if box == (30, 20, 60, 40):  # twice the box, grown to 3:4
+            assert np.allclose(right["box"], (60 - 80, 40 - 80, 160, 160))
+
+
+def test_large_boxes_are_averaged_not_skipped():
+    """Shrinking a fine chessboard gives grey, not aliases."""
+    board = np.indices((512, 512)).sum(0) % 2 * 255
+    board = np.repeat(board[..., None], 3, 2).astype(np.uint8)
+    middle = np.array([256.0, 256.0])
+    for crop in (simplehand.cut_out(board, np.diag([8.0, 8.0, 1.0]), 64, 8),
+                 genhmr.crop_picture(board, middle, 512.0, 64),
+                 hmr_adapter.cut_square(MODELS["hand"], board, np.array([*middle, 512.0]), 64)[0]):
+        assert (crop[:, 1:-1, 1:-1] - 127.5).abs().max() < 1.0
 
 
 def test_given_boxes_of_hands_replace_the_predicted_ones():
     """Where they are not NaN; the predicted ones given back change nothing."""
-    model = hmr_adapter.HMRAdapter(
-        hmr_adapter.Config(hand=hand_adapter().config, body=body_adapter().config),
-        hand_adapter(), body_adapter()).eval()
-    mesh, picture = bodymodels.load_model("wholebody"), noise()
     given_boxes = np.array([(20.0, 30, 15, 15), (np.nan,) * 4])
-    plain, found = (hmr_adapter.predict(model, picture, mesh, hand_boxes=boxes)
+    plain, found = (FINDERS["hmr_adapter"](MODELS["hmr_adapter"], noise(), hand_boxes=boxes)
                     for boxes in (None, given_boxes))
     assert np.allclose(found["hand_boxes"][0], given_boxes[0])
     assert np.allclose(found["hand_boxes"][1], plain["hand_boxes"][1])
