@@ -101,6 +101,7 @@ def test_this_file_builds_every_preset(name):
         logits = model.predict_logits(features, torch.zeros(2, 96, dtype=torch.int64))
     assert logits.shape == (2, 96, config.tokenizer.codebook_size)
     assert encoder is None or model.backbone is encoder
+    assert replace(config, scales=(1, 16)).map_sizes == [(16, 12), (256, 192)]
 
 
 @pytest.mark.parametrize(("config", "bad"), [
@@ -115,13 +116,9 @@ def test_bad_configs_are_refused_by_name(config, bad):
     """A value that cannot work is a ValueError that names its field."""
     with pytest.raises(ValueError, match=next(iter(bad))):
         replace(config, **bad)
-
-
-def test_a_vit_needs_heads_that_divide_its_width():
-    """Another encoder does not: its width is its own."""
     with pytest.raises(ValueError, match="vit_heads is 3: expected a divisor of vit_dim, 32"):
         GenHMR(replace(TINY, vit_heads=3))
-    GenHMR(replace(TINY, vit_heads=3), nn.Identity())
+    GenHMR(replace(TINY, vit_heads=3), nn.Identity())  # another encoder's width is its own
 
 
 def test_config_of_a_checkpoint_becomes_the_config():
@@ -144,6 +141,8 @@ def test_convention_rotations_are_those_of_bodymodels():
     matrices = genhmr.rotation_6d_to_matrix(x.requires_grad_())
     assert torch.autograd.grad(matrices.square().cumsum(-1).sum(), x)[0].isfinite().all()
     assert torch.allclose(matrices, bodymodels.rotation_6d_to_matrix(x), atol=1e-12)
+    three = genhmr.rotation_6d_to_matrix(x[:3])  # torch.cross without dim would cross this batch
+    assert torch.allclose(three, matrices[:3], atol=1e-12)
     assert torch.allclose(matrices @ matrices.mT, torch.eye(3).to(x).expand_as(matrices))
     assert torch.allclose(matrices.det(), torch.ones(500).to(x))
     six = genhmr.matrix_to_rotation_6d(matrices)
@@ -187,18 +186,6 @@ def test_convention_images(config):
     assert not torch.allclose(features.values, model.encode(changed).values)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1) * 255
     assert model.normalise(mean.expand(1, 3, size, size)).abs().max() < 1e-6
-
-
-def test_maps_have_the_scales_of_the_config():
-    """Heights and widths are those of the encoder's map times 1, 4, 8 (and 16, if asked for)."""
-    config = replace(PRESETS["paper"], vit_dim=16, vit_heads=2, vit_depth=1, pyramid_width=4)
-    features = GenHMR(config).encode(images(2, 256))
-    assert config.map_sizes == [(16, 12), (64, 48), (128, 96)]
-    assert features.values.shape == (2, 15_552, 4)
-    assert features.betas.shape == (2, 10) and features.camera.shape == (2, 3)
-    config = replace(config, scales=(1, 4, 8, 16))
-    assert config.map_sizes[-1] == (256, 192)  # as fine as the picture
-    assert GenHMR(config).encode(images(1, 256)).values.shape == (1, 15_552 + 256 * 192, 4)
 
 
 @pytest.mark.parametrize("given", [False, True])

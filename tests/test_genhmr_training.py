@@ -87,7 +87,7 @@ def test_relaxed_tokens_are_tokens_and_have_the_soft_gradient():
     """Forward, the pose of the drawn tokens; backward, the gradient of Eq. 6."""
     model = GenHMR(TINY).eval()
     logits, weights = torch.randn(2, 48, 32, requires_grad=True), torch.randn(2, 24, 3, 3)
-    for temperature in (1.0, 0.1):
+    for temperature in (1.0, 0.1, 0.01):
         out = genhmr.relax(model, logits, temperature, torch.Generator().manual_seed(2))
         gradient, = torch.autograd.grad((weights * out).sum(), logits)
         uniform = torch.rand(logits.shape, generator=torch.Generator().manual_seed(2))
@@ -98,7 +98,8 @@ def test_relaxed_tokens_are_tokens_and_have_the_soft_gradient():
         at_codes, = torch.autograd.grad((weights * drawn).sum(), codes)
         soft = (noisy / temperature).softmax(-1) @ model.tokenizer.codebook
         expected, = torch.autograd.grad((at_codes * soft).sum(), logits)
-        assert torch.allclose(gradient, expected, atol=1e-5) and gradient.abs().sum() > 0
+        assert torch.allclose(gradient, expected, atol=1e-4) and gradient.abs().sum() > 0
+        assert torch.allclose(out.det(), torch.ones(2, 24), atol=1e-4)
 
 
 def test_relaxed_tokens_follow_the_categorical_distribution():
@@ -110,16 +111,6 @@ def test_relaxed_tokens_follow_the_categorical_distribution():
         tokens = model.tokenizer.quantiser.nearest(genhmr.relax(model, logits, temperature))
         frequency = torch.bincount(tokens.flatten(), minlength=32) / tokens.numel()
         assert torch.allclose(frequency, logits[0, 0].softmax(-1), atol=0.01)
-
-
-def test_relaxed_gradients_reach_every_logit_of_a_pose():
-    """Finite at low temperatures too, through codebook, decoder and 6D."""
-    model, logits = GenHMR(TINY).eval(), (10 * torch.randn(2, 48, 32)).requires_grad_()
-    for temperature in (1.0, 0.01):
-        rotations = genhmr.relax(model, logits, temperature)
-        assert torch.allclose(rotations.det(), torch.ones(2, 24), atol=1e-4)
-        gradient, = torch.autograd.grad(rotations.square().cumsum(-1).sum(), logits)
-        assert gradient.isfinite().all() and gradient.abs().sum() > 0
 
 
 def test_known_tokens_are_not_drawn():

@@ -499,13 +499,6 @@ def test_slivers_stay_between_their_corners(seed):
     assert (depth[seen] <= z.max(1) * (1 + 1e-6)).all()
 
 
-def test_convention_pixel_centres():
-    """The centre of column 3, row 5 is at (3.5, 5.5): a tiny triangle there shows in it alone."""
-    vertices = np.array([[3.5, 5.4, 1], [3.6, 5.6, 1], [3.4, 5.6, 1]])
-    face_ids, _, _ = bm.rasterize(vertices, np.array([[0, 1, 2]]), (10, 10))
-    assert np.argwhere(face_ids == 0).tolist() == [[5, 3]]
-
-
 def test_ties_go_to_the_lower_face():
     """Of equal triangles the first is drawn."""
     triangle = np.array([[-10, -10, 1], [30, -10, 1], [-10, 30, 1]], np.float32)

@@ -220,14 +220,6 @@ def test_convention_6d_of_both_experts():
     assert torch.allclose(hmr.rotation_6d_to_matrix(hmr.from_interleaved(interleaved)), matrices)
 
 
-def test_wart_three_rotations_are_crossed_along_the_last_axis():
-    """Three rotations are converted like one; torch.cross without dim, as upstream has it, crosses
-    a batch of exactly three along the batch."""
-    six = torch.randn(3, 6, dtype=torch.float64)
-    one_by_one = torch.cat([hmr.rotation_6d_to_matrix(row[None]) for row in six])
-    assert torch.allclose(hmr.rotation_6d_to_matrix(six), one_by_one, atol=1e-12)
-
-
 def test_axis_angles_are_those_of_bodymodels():
     """Both conversions agree with bodymodels, also at 0 and 180 degrees, where two axes are
     valid."""

@@ -15,7 +15,6 @@ from adapter_samples import (
     noise,
     people,
     rotations,
-    same,
     whole_body,
 )
 
@@ -105,36 +104,22 @@ def tiny_paths() -> HMRAdapter:
     return HMRAdapter(TINY, hand_adapter(), body_adapter()).eval()
 
 
-def test_dual_path_joins_both_experts():
-    """With both scales 0 it merges the body expert's body and the hand expert's hands."""
-    model, pictures, hands = tiny_paths(), images(3), images(6, seed=7).unflatten(0, (3, 2))
-    found = model.join(model.body(pictures, scale=0.0), hands, scale=0.0)
-    body = model.body.expert(pictures)
-    hand_pose = model.hand.expert(hands.flatten(0, 1))["hand_pose"].unflatten(0, (3, 2))
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_dual_path_joins_both_paths(scale):
+    """Hands are cut out at the predicted boxes, get the arms of the refined pose, not of theta_0,
+    and are merged. The scale is of both adapters: with 0 the experts' bodies and hands."""
+    model, pictures = tiny_paths(), images(3)
+    found, body = model(pictures, scale=scale), model.body(pictures, scale=scale)
+    crops = hmr.crop_hands(pictures, body["tight_boxes"], 64).flatten(0, 1)
+    for pose, equal in ((body["body_pose"], True), (body["initial_pose"], scale == 0)):
+        hands = model.hand(crops, hmr.arm_pose(pose).flatten(0, 1), scale=scale)["hand_pose"]
+        hands = hands.unflatten(0, (3, 2))
+        assert torch.allclose(found["hand_pose"], hands, atol=1e-6) == equal
     assert torch.equal(found["body_path"], body["body_pose"])
-    assert torch.equal(found["hand_pose"], hand_pose)
-    assert torch.equal(found["body_pose"], hmr.merge(body["body_pose"], hand_pose))
-    ours = model.join(model.body(pictures), hands)
-    assert not torch.allclose(ours["hand_pose"], found["hand_pose"], atol=1e-3)
-
-
-def test_hands_hear_the_refined_body():
-    """The hand path gets the arms of the refined pose, not those of theta_0."""
-    model, pictures, hands = tiny_paths(), images(2), images(4, seed=7)
-    found = model.join(model.body(pictures), hands.unflatten(0, (2, 2)))
-    for key, equal in (("body_path", True), ("initial_pose", False)):
-        arms = hmr.arm_pose(found[key]).flatten(0, 1)
-        expected = model.hand(hands, arms)["hand_pose"].unflatten(0, (2, 2))
-        assert torch.allclose(found["hand_pose"], expected, atol=1e-6) == equal
-
-
-def test_hands_are_cut_out_where_the_body_sees_them():
-    """Hands are cut out at the predicted boxes, and the scale is that of both adapters."""
-    model, pictures = tiny_paths(), images(2)
-    for scale in (1.0, 0.0):
-        body = model.body(pictures, scale=scale)
-        crops = hmr.crop_hands(pictures, body["tight_boxes"], 64)
-        assert same(model(pictures, scale=scale), model.join(body, crops, scale=scale))
+    assert torch.equal(found["body_pose"], hmr.merge(body["body_pose"], found["hand_pose"]))
+    if scale == 0:
+        assert torch.equal(body["body_pose"], model.body.expert(pictures)["body_pose"])
+        assert torch.equal(hands, model.hand.expert(crops)["hand_pose"].unflatten(0, (3, 2)))
 
 
 def test_hands_that_are_not_valid_keep_the_body_path():
