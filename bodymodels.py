@@ -829,6 +829,7 @@ def hand_vertex_ids(source: str | Path = "wholebody") -> dict[str, Tensor]:
 
 
 BLUE = (0.45, 0.65, 0.9)  # of meshes: neither skin nor clothes (our choice)
+AMBIENT, HEADLIGHT = 0.18, 0.2  # shares of the light: from everywhere, from the camera
 NEAR = 1e-6  # metres in front of the camera that a face must keep to be drawn
 _BAND_PIXELS = 2**20  # of a picture that are drawn at a time
 _PIECE = 2**21  # rows of triangles, or fragments, that are in memory at a time
@@ -1044,17 +1045,14 @@ def _unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 
 def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: float = 1.0,
-           background=None, light=(-0.5, -0.8, -0.8), ambient: float = 0.18,
-           headlight: float = 0.2, supersample: int = 1) -> Rendered:
+           background=None, supersample: int = 1) -> Rendered:
     """Render a shaded picture of a mesh as the pinhole camera K sees it.
 
     Args: vertices (V, 3) metres, OpenCV camera frame; faces (F, 3), counter-clockwise seen from
     outside; K (3, 3) pixels; size (height, width). Arrays or tensors. colors 0..1, (3,) or one
     per vertex (V, 3); opacity of the mesh, 0..1; background a colour (3,) or an image (h, w, 3),
-    0..1 or uint8, white by default; light the direction towards the light; ambient and headlight
-    the parts of the light that come from everywhere and from the camera; supersample the samples
-    along each side of a pixel. Faces that reach behind the camera are not drawn; both sides of the
-    others are.
+    0..1 or uint8, white by default; supersample the samples along each side of a pixel. Faces that
+    reach behind the camera are not drawn; both sides of the others are.
     Raises ValueError for what is not a triangle mesh, or another background.
     """
     vertices, faces = check_mesh(vertices, faces)
@@ -1074,10 +1072,10 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
                         for corner in range(3))
         normal, color, position = np.split(at_pixels, 3, 1)
         normal = _unit_rows(np.where(inside_out[seen, None], -normal, normal))
-        toward_light = normal @ _unit_rows(np.asarray(light, normal.dtype))
+        toward_light = normal @ _unit_rows(np.asarray((-0.5, -0.8, -0.8), normal.dtype))
         toward_camera = -np.einsum("ni,ni->n", normal, _unit_rows(position))
-        brightness = (ambient + (1 - ambient - headlight) * toward_light.clip(0)
-                      + headlight * toward_camera.clip(0))
+        brightness = (AMBIENT + (1 - AMBIENT - HEADLIGHT) * toward_light.clip(0)
+                      + HEADLIGHT * toward_camera.clip(0))
         return color * np.sqrt(brightness)[:, None]  # colours have gamma 2
 
     result = Rendered(_canvas(background, size), np.zeros(size, np.float32),
