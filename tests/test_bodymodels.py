@@ -80,8 +80,7 @@ HAND_SPACES = {
     *(("mano", side, space) for side in ("right", "left") for space in HAND_SPACES),
     ("smplx", "right", "absolute"), ("smplx", "right", "pca"), ("smpl", "right", "absolute")])
 def test_models_agree_with_smplx_create(official_models, family, side, hand_pose):
-    """Flat, mean-relative and PCA hands of either side, whole bodies, and SMPL from a pickle are
-    smplx's, keypoints and translation included."""
+    """Hands of every space and side, whole bodies, and SMPL from a pickle are smplx's."""
     hands = {} if family == "smpl" else {
         "ext": "npz", "num_pca_comps": 12, **HAND_SPACES[hand_pose]}
     theirs = smplx.create(official_models, family, is_rhand=side == "right", batch_size=2, **hands)
@@ -169,8 +168,7 @@ def test_any_skeleton(parents, vertices, seed):
 
 @given(names, seeds, st.integers(0, 6), st.booleans())
 def test_a_batch_is_its_samples(name, seed, batch, in_parts):
-    """Posing a batch, at once or in parts, equals posing each sample alone; one shape or one pose
-    serves all."""
+    """A batch, at once or in parts, equals its samples; one shape or one pose serves all."""
     body = model(name)
     betas, pose, expression, transl = inputs(body, batch, seed)
     with pytest.MonkeyPatch.context() as patch:
@@ -191,8 +189,7 @@ def test_a_batch_is_its_samples(name, seed, batch, in_parts):
 
 @given(names, seeds)
 def test_transforms_are_rigid_and_compose(name, seed):
-    """A joint's transform is its parent's times its own rotation; it takes 0 to the joint. A pose
-    may be given as axis-angle or as rotation matrices."""
+    """A joint's transform is its parent's times its rotation, given as axis-angle or matrix."""
     body = model(name, dtype=torch.float64)
     betas, pose, expression, transl = inputs(body, 2, seed, dtype=torch.float64)
     local = bm.axis_angle_to_matrix(pose)
@@ -266,8 +263,7 @@ def test_gradients_do_not_depend_on_the_memory_layout():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_input_of_any_float_type(dtype):
-    """Input of another type is converted to the model's; nothing is computed in half, not even
-    under autocast: bfloat16 would cost 1 mm."""
+    """Input is converted to the model's type; nothing is computed in half, under autocast too."""
     body = model("hand_right")
     betas, pose, _, transl = (x.to(dtype) for x in inputs(body, 2))
     expected = body(betas.float(), pose.float(), None, transl.float())
@@ -336,8 +332,7 @@ def test_convention_joint_names_name_the_joints():
 
 
 def test_convention_keypoints_of_a_hand():
-    """hand21 is wrist, then each finger from base to tip; the tips are vertices, each nearest to
-    the last joint of the finger of the same name."""
+    """hand21: wrist, then fingers base to tip; tips are vertices near their own finger."""
     body = model("hand_right")
     betas, pose, _, _ = inputs(body, 2)
     output = body(betas, pose)
@@ -353,8 +348,7 @@ def test_convention_keypoints_of_a_hand():
 
 
 def test_tips(tmp_path):
-    """Tips are the file's own, FreiHAND's for a file without, or those asked for, if the mesh has
-    them."""
+    """Tips are the file's own, else FreiHAND's, or those asked for, if the mesh has them."""
     assert model("hand_right").tip_vertex_ids == bm.TIP_VERTEX_IDS["smplx"]
     content = {key: value for key, value in arrays("hand_right").items() if key != "tip_vertex_ids"}
     np.savez(tmp_path / "MANO_RIGHT.npz", **content)
@@ -425,8 +419,7 @@ EYES = torch.eye(3).expand(2, 16, 3, 3)
     ({"hand_pose": "pca", "pose": EYES}, r"\(B, 48\)"),
 ])
 def test_wrong_shapes(given, message):
-    """Input of the wrong shape is named with the shape that was expected; so are rotation matrices
-    where a mean or PCA would be left out silently."""
+    """A wrong shape is named with the right one; so are matrices where a mean would be lost."""
     given = {"betas": torch.zeros(2, 10), "pose": torch.zeros(2, 55, 3)} | given
     hand_pose = given.pop("hand_pose", None)
     body = bm.load_model("hand_right", hand_pose=hand_pose) if hand_pose else model("wholebody")

@@ -133,8 +133,7 @@ def test_config_of_a_checkpoint_becomes_the_config():
 
 
 def test_convention_rotations_are_those_of_bodymodels():
-    """6D both ways equals bodymodels', also where columns are zero, parallel, huge or tiny;
-    gradients there are finite."""
+    """6D both ways is bodymodels', also for odd columns, where gradients are finite."""
     x = torch.randn(500, 6, dtype=torch.float64)
     x[:5] = torch.tensor([[0.0] * 6, [1, 2, 3, 2, 4, 6], [0, 0, 0, 1, 2, 3], [1, 2, 3, 0, 0, 0],
                           [1e-20, 0, 0, 0, 1e20, 0]])

@@ -44,8 +44,7 @@ def test_schedules_fall_from_one_to_zero(name):
 @given(length=st.integers(1, 384), iterations=st.integers(1, 100),
        schedule=st.sampled_from(list(SCHEDULES)))
 def test_counts_never_rise(length, iterations, schedule):
-    """T + 1 counts fall from L to 0; linear and cubic are those of exact arithmetic, where plain
-    floats are one off at times."""
+    """T + 1 counts fall from L to 0; linear and cubic are those of exact arithmetic."""
     counts = mask_counts(length, iterations, schedule)
     assert len(counts) == iterations + 1 and counts[0] == length and counts[-1] == 0
     assert all(a >= b >= 0 for a, b in zip(counts, counts[1:], strict=False))
@@ -109,8 +108,7 @@ def test_sampling_invariants(length, seed, options):
 
 
 def test_one_iteration_is_the_argmax(lively):
-    """T = 1 takes the most likely tokens at once, whatever schedule and temperature; confidences
-    are softmax(logits / temperature). Near temperature 0 a draw among all codes is greedy."""
+    """T = 1 takes the most likely tokens, whatever schedule and temperature."""
     features = lively.encode(images(3))
     logits = lively.predict_logits(features, torch.full((3, 48), 32))
     for schedule, temperature in (*((name, 1.0) for name in SCHEDULES), ("cosine", 0.3)):

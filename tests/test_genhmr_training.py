@@ -153,8 +153,7 @@ def test_losses_vanish_for_the_truth(body):
 
 
 def test_losses_are_those_of_48_samples(body):
-    """Sums of errors over joints and coordinates, a mean over samples, times 48; the pose's is
-    the square of matrices, as HMR2.0's."""
+    """Sums over joints and coordinates, a mean over samples, times 48."""
     model = GenHMR(TINY).eval()
     prediction, batch = perfect_batch(body, model)
     prediction["betas"] = batch["betas"] + 0.5
@@ -211,8 +210,7 @@ def use_every_code(model: GenHMR, batch: dict[str, Tensor]) -> None:
 
 
 def test_every_part_behind_a_frozen_encoder_learns(body):
-    """L_total reaches every parameter but the encoder's and the tokenizer's, and falls; the
-    encoder's weights and averages stay as they are."""
+    """L_total falls and reaches all but encoder and tokenizer, which stay as they are."""
     model, batch = build_genhmr(SMALL, tiny_encoder()), batch_of(body, image_size=128)
     use_every_code(model, batch)
     assert not model.train().backbone.training and tiny_encoder().train().training

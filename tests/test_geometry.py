@@ -103,8 +103,7 @@ def test_convention_vectors_and_their_ranges(axis_angle, axis, small):
 
 @given(seeds, st.sampled_from([1e-5, 1.0, 1e20]), st.sampled_from([0.0, 1e-7, 1e-4, 1.0]))
 def test_6d_is_always_a_rotation(seed, scale, spread):
-    """Any six numbers give a rotation, also when the columns are almost or exactly parallel.
-    Gram-Schmidt keeps column 0's direction and column 1 in the plane of the two."""
+    """Any six numbers give a rotation; Gram-Schmidt keeps column 0 and the plane of the two."""
     first = random(seed, 8, 3, dtype=torch.float32)
     second = 3 * first + spread * random(seed + 1, 8, 3, dtype=torch.float32)
     matrix = bm.rotation_6d_to_matrix(scale * torch.cat([first, second], -1))
@@ -159,8 +158,7 @@ def test_gradients_are_finite_differences(function):
 @pytest.mark.parametrize("function", [*FROM_VECTOR, *FROM_MATRIX])
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0), (2, 3), (2, 1, 3)])
 def test_any_leading_shape_and_float_type(shape, function):
-    """Leading dimensions are kept, also empty ones; half types are rounded only once, at the end;
-    a NaN is not repaired, and its neighbours are untouched."""
+    """Leading dimensions stay; half types are rounded once, at the end; a NaN stays alone."""
     x = random(5, *shape, FROM_VECTOR.get(function, 3))
     x = x if function in FROM_VECTOR else bm.axis_angle_to_matrix(x)
     result, rows = function(x), x.flatten(0, len(shape) - 1) if shape else x[None]
@@ -189,8 +187,7 @@ def test_wrong_shapes_are_named(function):
 
 @given(rotations())
 def test_mirror_commutes_with_rotation(matrix):
-    """Mirror a rotated point, or rotate the mirrored point by the mirrored rotation: the same.
-    Mirroring twice changes nothing; poses change sides as their joints' names do."""
+    """Mirroring commutes with rotation and is an involution; poses change sides by name."""
     point = torch.tensor([0.3, -1.2, 0.7], dtype=torch.float64)
     mirrored = bm.mirror_matrix(matrix) @ bm.mirror_points(point)
     assert torch.allclose(mirrored, bm.mirror_points(matrix @ point))
@@ -223,8 +220,7 @@ def test_convention_cameras_and_mirrors(seed):
 
 
 def test_joint_sets_are_well_formed():
-    """No set names a joint twice, its number is its size, and left and right are both there.
-    HMR2's flip permutation follows from the names, and a hand stays as it is."""
+    """Names are unique, sizes right, both sides there; HMR2's flip follows from the names."""
     for name, joints in bm.JOINT_SETS.items():
         assert len(set(joints)) == len(joints), name
         assert int(re.findall(r"\d\d", name)[-1]) == len(joints), name
@@ -370,8 +366,7 @@ READERS = {".obj": (read_obj, 1e-7), ".ply": (read_ply, 0.5 / 255 + 1e-6), ".glb
 @given(seed=seeds, coloring=st.sampled_from(["none", "each", "one"]))
 @pytest.mark.parametrize("suffix", READERS)
 def test_meshes_read_back(suffix, seed, coloring, tmp_path_factory):
-    """Every format gives back the float32 vertices bit for bit, the faces and the colours. Tensors
-    that carry gradients, double precision and a single colour are taken as well."""
+    """Every format gives vertices back bit for bit, faces and colours, also from tensors."""
     vertices, faces, colors = random_mesh(seed)
     path = tmp_path_factory.mktemp("mesh") / f"mesh{suffix.upper() if seed % 2 else suffix}"
     if coloring == "each":
@@ -413,8 +408,7 @@ def test_bad_meshes_are_refused(name, changes, error, message, tmp_path):
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):
-    """While one thread rewrites a file, another reads only complete versions of it. When the file
-    cannot be put in place, the temporary one is removed."""
+    """A reader sees complete versions alone; a failed write leaves no temporary file."""
     path, versions = tmp_path / "data", [bytes([value]) * (1 << 18) for value in range(2)]
     bm.write_atomically(path, versions[0])
     writer = threading.Thread(target=lambda: [
@@ -432,8 +426,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
 
 
 def exact_fragments(corners: list[list[Fraction]], column: int, row: int) -> list[float] | None:
-    """Depth of one triangle (3, 3) at a pixel's centre, edges included, and the weights of its
-    corners in space, in exact arithmetic."""
+    """Depth of a triangle at a pixel's centre, edges included, and its corners' weights; exact."""
     (x0, y0, z0), (x1, y1, z1), (x2, y2, z2) = corners
     x, y = Fraction(2 * column + 1, 2), Fraction(2 * row + 1, 2)
     area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
@@ -467,8 +460,7 @@ def assert_exact(vertices: np.ndarray, faces: np.ndarray, size: tuple[int, int])
 
 @given(seeds, st.booleans())
 def test_rasterize_equals_the_exact_loop(seed, on_grid):
-    """Random triangles, also with corners and edges exactly on pixel centres, shared edges, out of
-    the picture, behind the camera, without area: every pixel is the exact loop's."""
+    """Random triangles, also on pixel centres, behind the camera or flat: every pixel is exact."""
     generator = np.random.default_rng(seed)
     vertices = generator.uniform(-3, 13, (9, 3)).astype(np.float32)
     if on_grid:
@@ -480,8 +472,7 @@ def test_rasterize_equals_the_exact_loop(seed, on_grid):
 
 @given(seeds)
 def test_slivers_stay_between_their_corners(seed):
-    """Triangles a rounding error wide with one corner far outside, along lines through pixel
-    centres: no weight is negative, nothing drawn is nearer or farther than the corners are."""
+    """In triangles a rounding error wide no weight is negative, no depth beyond the corners'."""
     generator = np.random.default_rng(seed)
     x = (generator.uniform(0, 40, (60, 3)) * 8).round() / 8
     x[:, 0] = generator.uniform(-1e6, 1e6, 60).round()
@@ -573,8 +564,7 @@ def test_the_memory_of_a_picture_is_bounded():
 
 
 def test_background_shows_where_the_mesh_is_not():
-    """White by default, a colour, floats or bytes, untouched outside the mask. Torch in or numpy
-    in: the same numpy picture, bit for bit."""
+    """A colour, floats or bytes, untouched outside the mask; tensors give the same picture."""
     vertices, faces, K = hand_in_view()
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     share = picture / np.float32(255)

@@ -78,8 +78,7 @@ def test_trainable_parameters_of_the_paths(part, changes, number):
 
 
 def test_rows_of_the_tables_have_their_parameters():
-    """The counts are the printed ones when rounded to millions, or truncated as Lightning's summary
-    does."""
+    """The counts are the printed ones, rounded to millions or truncated."""
     for name in ("table3", "table4"):
         table = TABLES["hmr_adapter"][name]
         own = getattr(hmr.PRESETS["paper"], table.stage)
@@ -118,8 +117,7 @@ def test_cpu_checkpoints_are_small():
 @pytest.mark.parametrize("preset", hmr.PRESETS)
 @pytest.mark.parametrize("name", ["table3", "table4", "table5", "table6"])
 def test_rows_from_scratch_take_twice_the_steps(name, preset):
-    """They take "double steps of other settings" in every preset; other rows keep the preset's
-    steps."""
+    """They take "double steps of other settings" in every preset; other rows do not."""
     table = TABLES["hmr_adapter"][name]
     own = getattr(hmr.PRESETS[preset], table.stage)
     for row, words in table.words.items():
@@ -174,8 +172,7 @@ def test_config_of_a_checkpoint_becomes_the_config():
 
 
 def test_shared_blocks_are_copies():
-    """Blocks shared with genhmr.py, and two of them with simplehand.py, are equal, letter by
-    letter."""
+    """Blocks that paper files share are equal, letter by letter."""
     for name in ("require", "unit", "rotation_6d_to_matrix", "matrix_to_rotation_6d", "DropPath",
                  "mlp", "SelfAttention", "ViTBlock"):
         copied = inspect.getsource(getattr(hmr, name)).replace("EncoderConfig", "Config")
@@ -221,8 +218,7 @@ def test_convention_6d_of_both_experts():
 
 
 def test_axis_angles_are_those_of_bodymodels():
-    """Both conversions agree with bodymodels, also at 0 and 180 degrees, where two axes are
-    valid."""
+    """Both conversions agree with bodymodels, also at 0 and 180 degrees."""
     angles = torch.cat((torch.randn(50, 3).clamp(-1.8, 1.8), torch.zeros(1, 3), torch.tensor(
         [[math.pi, 0, 0], [0, math.pi - 1e-6, 0], [1e-7, 0, 0], [0.6 * math.pi, 0.8 * math.pi, 0]]
     ))).double()
@@ -245,8 +241,7 @@ def test_convention_mirror_is_m_r_m():
 
 
 def test_arm_chain_is_the_global_rotation_of_the_wrist():
-    """The product of theta_b's eight rotations is the wrist's rotation of forward kinematics, and
-    so the hand's orientation: the leak that the header describes."""
+    """theta_b's product is the wrist's rotation, so the hand's orientation: the header's leak."""
     pose = rotations(3, 55, spread=0.7)
     world = whole_body()(torch.zeros(3, 10), pose).transforms[..., :3, :3]
     arms = hmr.arm_pose(pose)

@@ -100,8 +100,7 @@ def test_only_what_is_trainable_trains(row):
 
 @pytest.mark.parametrize("row", BASELINES)
 def test_scale_zero_is_the_expert_inside_or_refused(row):
-    """With scale 0 a row is its expert bit for bit, an adapter with 1 is not; concat and weighted
-    accept only 1, and say so."""
+    """With scale 0 a row is its expert, bit for bit; concat and weighted accept only 1."""
     part, changes = BASELINES[row]
     model = hand_adapter(**changes) if part == "hand" else body_adapter(**changes)
     inputs = (images(), rotations(2, len(ARMS[model.config.arm][0]))) if part == "hand" else (
@@ -119,8 +118,7 @@ def test_scale_zero_is_the_expert_inside_or_refused(row):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("part", ["hand", "body"])
 def test_half_precision_keeps_losses_and_gradients_finite(part, dtype):
-    """Under autocast, in both precisions of the GPU presets, poses are rotations in full precision
-    near those without it."""
+    """Under autocast poses are rotations in full precision, near those without it."""
     batch = people()
     model = (hand_adapter() if part == "hand" else body_adapter()).train()
     samples = hmr.hand_samples(batch)
@@ -149,8 +147,7 @@ def test_queries_and_keys_of_a_single_token_get_no_gradient():
 
 
 def test_order_of_joints_matters_with_an_embedding_alone():
-    """With a shared linear layer Eq. 2 ignores the order of the joints; with an embedding it does
-    not."""
+    """Without an embedding Eq. 2 ignores the order of the joints."""
     pictures, arms = images(), rotations(2, 8)
     order = torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
     for embedding, blind in (("none", True), ("learned", False)):
@@ -160,8 +157,7 @@ def test_order_of_joints_matters_with_an_embedding_alone():
 
 
 def test_unknown_arms():
-    """An unknown arm has no effect: its features are the projection's bias, and differ from those
-    of every rotation."""
+    """An unknown arm has no effect, and differs from every rotation."""
     model, pictures, valid = hand_adapter(), images(), torch.tensor([1.0, 0.0])
     first, second = (model(pictures, rotations(2, 8), valid)["hand_pose"] for _ in range(2))
     assert torch.equal(first[1], second[1])

@@ -135,8 +135,7 @@ def test_hands_that_are_not_valid_keep_the_body_path():
 
 
 def test_predict_projects_where_the_crop_did():
-    """The picture's camera projects the mesh to the same place as the crop's, and the returned
-    parameters reproduce the mesh."""
+    """The picture's camera projects the mesh like the crop's; parameters reproduce the mesh."""
     model, body = tiny_paths(), bodymodels.load_model("wholebody")
     picture = noise()
     found = predict(model, picture, body, box=(30, 10, 40, 60))

@@ -53,8 +53,7 @@ BOXES = [[1.3, 2.1, 6.7, 9.9], [-3.0, -2.5, 5.0, 4.0], [4.0, 4.0, 4.2, 4.1], [5.
 
 
 def test_roi_align_is_the_loop():
-    """It equals a loop for boxes inside, across the border, tiny, larger than the map, and
-    outside."""
+    """For boxes inside, across the border, tiny, larger than the map, and outside."""
     features = torch.randn(len(BOXES), 3, 11, 9, dtype=torch.float64)
     found = hmr.roi_align(features, torch.tensor(BOXES, dtype=torch.float64), 4)
     for index, box in enumerate(torch.tensor(BOXES).tolist()):
@@ -136,8 +135,7 @@ def test_task_tokens_have_no_position_and_come_first():
 
 
 def test_encoders_see_the_middle():
-    """A square's outer eighths have no effect; of a square twice as large, every second pixel
-    counts."""
+    """Outer eighths have no effect; of a square twice as large every second pixel counts."""
     for expert in (hand_adapter().expert, body_adapter().expert):
         picture = images()
         other = picture.clone()
@@ -171,8 +169,7 @@ def test_rows_of_a_batch_do_not_meet(batch):
 
 
 def test_body_expert_says_smplx():
-    """It returns 55 valid rotations, identity eyes, a positive depth, and squares twice as wide as
-    the hand boxes."""
+    """55 valid rotations, identity eyes, a positive depth, squares twice as wide as hands."""
     expert = body_adapter().expert
     found = expert(images(3))
     pose = found["body_pose"]

@@ -141,8 +141,7 @@ def test_body_losses_vanish_for_the_truth():
 
 
 def test_unknown_labels_of_bodies_count_as_nothing():
-    """With all flags 0 every term is 0, whatever the labels are; each flag has an effect on its own
-    term."""
+    """With all flags 0 every term is 0; each flag has an effect on its own term."""
     found, batch, expert = body_truth()
     found["body_pose"] = rotations(2, 55)
     flags = {"keypoints_valid": (76,), "keypoints_3d_valid": (76,), "body_pose_valid": (),
@@ -245,8 +244,7 @@ def test_hand_samples_are_right_handed():
       "mesh_head.layers.0.metaformer.0.token_mixer.in_proj_bias",
       "backbone.stem.0.conv_scale.bn.weight"})], ids=["hmr_adapter", "genhmr", "simplehand"])
 def test_parameter_groups(build, frozen, expected):
-    """Every trainable parameter once; matrices decay; norms, biases, scales, positions and
-    embeddings do not; frozen parameters are left out."""
+    """Matrices decay; norms, biases, positions and embeddings do not; frozen ones are out."""
     model = build()
     decayed, spared = parameter_groups(model, 0.1)
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
@@ -263,8 +261,7 @@ def test_parameter_groups(build, frozen, expected):
 
 @pytest.mark.parametrize("part", ["hand", "body"])
 def test_an_expert_out_of_an_adapter_can_be_trained(part):
-    """An expert from an adapter is frozen there; a new rival trains as much of it as of a new
-    expert."""
+    """It is frozen there; a new rival trains as much of it as of a new expert."""
     kind, config, load = {"hand": (hmr.HandAdapter, TINY_HAND, load_hand_expert),
                           "body": (hmr.BodyAdapter, TINY_BODY, load_body_expert)}[part]
     old = kind(config)

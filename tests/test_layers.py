@@ -110,8 +110,7 @@ model.load_state_dict(content["model"])
 
 @pytest.mark.parametrize("name", ALONE)
 def test_file_alone_imports_builds_and_runs(name, tmp_path):
-    """Copied into an empty folder a paper's file needs nothing but torch and numpy; HMR-Adapter's
-    opens a checkpoint as its first lines say."""
+    """Alone in a folder it needs only torch and numpy; HMR-Adapter's opens a checkpoint."""
     shutil.copy(ROOT / f"{name}.py", tmp_path)
     trained = HandAdapter(TINY_HAND)
     torch.save({"model": trained.state_dict(), "config": asdict(TINY_HAND)}, tmp_path / "hand.pt")

@@ -72,8 +72,7 @@ def test_procrustes_leaves_the_least_error_there_is(seed, points, allow_reflecti
 
 @given(seeds, st.integers(4, 30), st.sampled_from([1, 4, 40]), st.booleans())
 def test_procrustes_undoes_any_similarity(seed, points, others, allow_reflection):
-    """Points moved by a similarity are aligned back onto themselves, and so are other points,
-    `moved`, that moved with them, whatever their number."""
+    """Points moved by a similarity come back onto themselves, and so do others that moved along."""
     target = clouds(seed, 3, points + others)
     source = similarities(seed, target)
     moved = metrics.procrustes_align(source[:, :points], target[:, :points],
@@ -202,8 +201,7 @@ def test_a_bad_sample_is_nan_alone(bad, which, dtype):
 
 
 def test_numpy_in_numpy_out():
-    """Arrays and tensors get the same answers, each in its kind, whatever their memory layout.
-    Nothing is computed in the caller's memory, and no gradient is recorded."""
+    """Arrays and tensors get the same answers, in any layout; nothing is written or tracked."""
     source, target = clouds(0, 3, 21).float(), clouds(1, 3, 21).float()
     before = source.clone(), target.clone()
     layouts = {
@@ -370,8 +368,7 @@ KINDS = {  # from noisy and true points
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_freihand_is_the_official_evaluation(kind):
-    """Every number of the table to 1e-6, lengths in mm, for good predictions and absurd ones; a NaN
-    shows in the means instead of hiding in them."""
+    """Every number to 1e-6, for good predictions and absurd ones; a NaN shows in the means."""
     prediction, target = predictions(0, kind)
     table = metrics.evaluate("freihand", prediction, target)
     expected = official_table(prediction, target)
@@ -420,8 +417,7 @@ def test_evaluate_names_what_is_wrong(protocol, change, message):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("samples", [0, 1, 3])
 def test_predictions_survive_the_file(tmp_path, dtype, samples):
-    """What is read is what was written, to the last bit, at any magnitude; the file has the
-    official layout, [xyz_list, verts_list], one entry a sample."""
+    """What is read is what was written, bit for bit, in the official layout."""
     random = np.random.default_rng(0)
     joints, vertices = ((random.normal(size=(samples, count, 3))
                          * 10.0 ** random.integers(-30, 30, (samples, count, 3))).astype(dtype)
@@ -489,8 +485,7 @@ def test_bad_predictions_are_not_written(tmp_path):
 
 
 def test_command_line_scores_a_file(tmp_path, capsys):
-    """`metrics.py pred.json evaluation_xyz.json evaluation_verts.json` prints the table; other
-    arguments end with one line, not a traceback."""
+    """It prints the table; other arguments end with one line, not a traceback."""
     prediction, target = predictions(0, "noisy")
     paths = [tmp_path / name for name in ("pred.json", "xyz.json", "verts.json")]
     metrics.write_predictions(paths[0], prediction["joints"], prediction["vertices"])

@@ -22,8 +22,7 @@ from sets.crops import to_pixels
 
 @given(st.floats(0.1, 4), st.floats(-0.3, 0.3), st.floats(-0.3, 0.3))
 def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
-    """A flat mesh keeps its pixels before any camera that looks the same way, and its distance
-    grows with the focal length: by HMR-Adapter's predict and GenHMR's."""
+    """A flat mesh keeps its pixels before any camera; its distance grows with the focal length."""
     random = np.random.default_rng(0)
     transl = np.array([x, y, 5.0])
     flat = random.normal(0, 0.3, (45, 3)) * (1, 1, 0)

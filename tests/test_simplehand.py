@@ -62,8 +62,7 @@ def test_parameter_counts_of_the_release():
 
 @pytest.mark.parametrize("name", ALL_PRESETS)
 def test_presets_build_and_say_what_the_paper_says(name):
-    """Every preset builds, and all but the tiny ones see the paper's 13.1 M samples; those of the
-    paper's file need nothing else."""
+    """Every preset builds; all but the tiny ones see the paper's 13.1 M samples."""
     config = ALL_PRESETS[name]
     with torch.device("meta"):
         assert count(SimpleHand(config) if name in PRESETS else on_meta(config)) > 0
@@ -86,8 +85,7 @@ VARIANTS = [HRNET, HIERA, UNET, {"sampling": "global"}, {"sampling": "global", *
 
 @pytest.mark.parametrize("fields", VARIANTS, ids=str)
 def test_every_variant_fuses(fields):
-    """Whatever the backbone, sampling and mixer: fuse() computes the same, leaves no batch norm and
-    the original as it was, and keeps the precision of the model, which runs in it."""
+    """fuse() computes the same in the model's precision, without norms, beside the original."""
     config = fields if fields is UNET else replace(TINY, **SHALLOW | fields)
     model = randomise(simplehand_model(config))
     for module in model.backbone.modules():  # random statistics 100 norms deep overflow, near 1 not
@@ -108,8 +106,7 @@ def test_every_variant_fuses(fields):
 
 
 def test_collapsed_kernels_follow_the_algebra():
-    """Impulse responses equal the closed forms of convolution with norm and of RepMixer; the large
-    kernel, which collapses as well, has no activation: it is linear, less the bias."""
+    """Collapsed kernels equal the closed forms; the large one is linear, less its bias."""
     torch.manual_seed(0)
 
     def folded(norm: nn.BatchNorm2d, kernel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,8 +141,7 @@ def test_collapsed_kernels_follow_the_algebra():
 
 
 def test_backbone_equals_timm(capsys):
-    """With timm's weights, of training or of inference, names unchanged, our features are timm's,
-    and reparameterised ours stay the same."""
+    """With timm's weights, of training or inference, our features are timm's, also collapsed."""
     timm = timm_or_skip()
     theirs = randomise(timm.create_model("fastvit_ma36")).double()  # random weights amplify the
     collapsed = timm.utils.model.reparameterize_model(theirs)  # rounding of fp32
@@ -224,8 +220,7 @@ def test_convention_images_are_rgb_of_0_to_255():
 
 @pytest.mark.parametrize("size", [32, 64, 96, 160])
 def test_batch_equals_loop(size):
-    """The architecture fits every multiple of 32, not only the size it was configured for; in
-    evaluation mode samples do not see each other."""
+    """Every multiple of 32 fits; in evaluation mode samples do not see each other."""
     model = randomise(SimpleHand(TINY))
     with torch.no_grad():
         together = model(images(2, size))
@@ -238,8 +233,7 @@ def test_batch_equals_loop(size):
 
 
 def test_token_generators():
-    """Global: the same token everywhere. Grid: the cells of X_b, row by row, wherever the
-    keypoints are."""
+    """Global: the same token everywhere. Grid: the cells of X_b, row by row."""
     features = torch.randn(2, 64, 2, 2)
     keypoints = torch.rand(2, 21, 2)
     grid = simplehand.GridHead(replace(TINY, sampling="grid", tokens=(4, 84), dims=(16, 8),
@@ -258,8 +252,7 @@ def test_token_generators():
 
 @given(st.permutations(range(9)))
 def test_mixers(order):
-    """Without position embeddings, attention gives tokens in another order outputs in that order.
-    Identity adds the normed tokens; convolution reaches three tokens to either side."""
+    """Attention ignores the order; identity adds the normed tokens; convolution reaches three."""
     torch.manual_seed(0)
     block = simplehand.MetaFormerBlock(16, TINY).eval()
     x = torch.randn(2, 9, 16)
@@ -307,8 +300,7 @@ def test_mesh_loss_moves_the_keypoints_but_clamped_ones():
 
 @given(st.floats(0.05, 0.9))
 def test_drop_path_drops_whole_samples_and_keeps_the_mean(rate):
-    """Training: a sample is 0 or x / (1 - rate), the latter as often as said. Else identity. The
-    backbone's rates rise linearly from 0 to the configured one."""
+    """In training a sample is 0 or x / (1 - rate), as often as said; rates rise linearly."""
     torch.manual_seed(0)
     drop = simplehand.DropPath(rate)
     x = torch.ones(4000, 2, 3)
@@ -335,8 +327,7 @@ def test_coordinates_stay_in_full_precision(config):
 
 
 def test_channels_last_trains():
-    """The memory format changes neither outputs nor gradients (nor, as torch's own strided 1 x 1
-    convolution does, crashes)."""
+    """The memory format changes neither outputs nor gradients, and does not crash."""
     torch.manual_seed(0)
     model = SimpleHand(TINY)
     gradients = []
@@ -404,8 +395,7 @@ def perfect(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @given(st.integers(0, 1000))
 def test_invalid_annotations_pull_at_nothing(seed):
-    """Neither an invalid keypoint nor an invalid mesh has a gradient. The loss of a batch is the
-    mean of its parts', so that one or two processes with one global batch have the same loss."""
+    """What is invalid has no gradient; the loss of a batch is the mean of its parts'."""
     batch = batch_of(4, seed=seed)
     batch["mesh_valid"][seed % 4] = 0
     generator = torch.Generator().manual_seed(seed + 1)
@@ -489,8 +479,7 @@ def camera(width: float, height: float, focal: float = 150.0) -> np.ndarray:
 
 @given(st.tuples(*[st.floats(-0.1, 0.1)] * 2, st.floats(0.3, 1.5)), st.floats(60, 800))
 def test_translation_is_found_again(translation, focal):
-    """Points and their exact projections determine where the points are; mirrored keypoints, which
-    fit no positive depth, still end in front of the camera."""
+    """Exact projections give the translation back; absurd ones end in front of the camera."""
     points = np.random.default_rng(0).normal(0, 0.05, (21, 3))
     K = camera(128, 100, focal)
     projected = (points + translation) @ K.T
@@ -514,8 +503,7 @@ def test_crop_camera_looks_at_the_box(box):
 
 
 def test_convention_release_s_crop():
-    """official=True: the turned corners' bounding box fills the crop, the focal lengths keep their
-    ratio, and the optical axis goes through the centre of pixel S/2."""
+    """official=True: the turned corners fill the crop; its axis meets the centre of pixel S/2."""
     K, box, size = camera(600, 500), np.array([40, 30, 90, 60]), 224
     K[0, 0], K[1, 1] = 500, 450
     crop_K, rotation = simplehand.crop_camera(K, box, size, official=True)
@@ -532,8 +520,7 @@ def test_convention_release_s_crop():
 
 
 def test_convention_release_s_pixels(monkeypatch):
-    """official=True: the network sees what a warp that counts pixels from the centre of the first
-    one gives it, and its keypoints are counted like that, too."""
+    """official=True: pixels and keypoints count from the centre of the first pixel."""
     from scipy import ndimage
 
     seen = []
@@ -557,8 +544,7 @@ def test_convention_release_s_pixels(monkeypatch):
 
 
 def test_convention_whole_square_picture_is_its_own_crop(trained):
-    """A 64 x 64 picture without a box reaches the network unchanged; joints belong to the vertices;
-    with a box the crop is a quarter larger, and the focal length the picture's diagonal."""
+    """Without a box it reaches the network unchanged; with one the crop is a quarter larger."""
     image = picture(60, 60)[:60, :60]
     image = np.ascontiguousarray(np.pad(image, ((0, 4), (0, 4), (0, 0))))
     prediction = simplehand.predict(trained, image, regressor())
