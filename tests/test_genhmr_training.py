@@ -102,17 +102,6 @@ def test_relaxed_tokens_are_tokens_and_have_the_soft_gradient():
         assert torch.allclose(out.det(), torch.ones(2, 24), atol=1e-4)
 
 
-def test_relaxed_tokens_follow_the_categorical_distribution():
-    """Whatever the temperature, tokens are drawn with the probabilities of the logits."""
-    model = GenHMR(TINY).eval()
-    logits = torch.linspace(-2, 2, 32).expand(500, 48, 32)
-    model.tokenizer.decode_embeddings = lambda y: y
-    for temperature in (1.0, 0.01):
-        tokens = model.tokenizer.quantiser.nearest(genhmr.relax(model, logits, temperature))
-        frequency = torch.bincount(tokens.flatten(), minlength=32) / tokens.numel()
-        assert torch.allclose(frequency, logits[0, 0].softmax(-1), atol=0.01)
-
-
 def test_known_tokens_are_not_drawn():
     """Where tokens are known, the relaxed pose has them, without a gradient to their logits."""
     model = GenHMR(TINY)
@@ -141,15 +130,6 @@ def perfect_batch(body: Body, model: GenHMR, size: int = 4) -> tuple[dict, dict[
     batch["mask"][:, 0] = True
     return {"logits": 1e4 * F.one_hot(batch["tokens"], 32).float(), "betas": batch["betas"],
             "camera": batch["camera"]}, batch
-
-
-def test_losses_vanish_for_the_truth(body):
-    """True tokens, shape and camera have no loss; L_3D does not depend on the translation."""
-    model = GenHMR(TINY).eval()
-    terms = genhmr.losses(*perfect_batch(body, model), model, body, 1.0)
-    assert set(terms) == {"mask", "keypoints_3d", "keypoints_2d", "pose", "betas"}
-    for name, value in terms.items():
-        assert value.ndim == 0 and value.item() == pytest.approx(0, abs=2e-2), name
 
 
 def test_losses_are_those_of_48_samples(body):

@@ -58,7 +58,11 @@ def test_roi_align_is_the_loop():
     found = hmr.roi_align(features, torch.tensor(BOXES, dtype=torch.float64), 4)
     for index, box in enumerate(torch.tensor(BOXES).tolist()):
         assert torch.allclose(found[index], naive_roi_align(features[index], box, 4), atol=1e-5)
+        alone = hmr.roi_align(features[[index]], torch.tensor([box]), 4)  # has its own samples
+        assert torch.allclose(found[index], alone[0], atol=1e-5)
     assert not found[-1].any()
+    absurd = torch.tensor([[1e6, 0, -1e6, 3], [-1e6, -1e6, 1e6, 1e6]])
+    assert hmr.roi_align(features[:2], absurd, 4).isfinite().all()
 
 
 def test_roi_align_is_torchvisions():
@@ -72,19 +76,6 @@ def test_roi_align_is_torchvisions():
     numbered = torch.cat((torch.arange(len(boxes))[:, None], boxes), 1)
     assert torch.allclose(hmr.roi_align(features, boxes, 4),
                           roi_align(features, numbered, 4, 1.0, -1, aligned=False), atol=1e-5)
-
-
-def test_roi_align_survives_any_box():
-    """Any box of an untrained network gives finite values."""
-    boxes = torch.tensor([[1e6, 0, -1e6, 3], [-1e6, -1e6, 1e6, 1e6]])
-    assert hmr.roi_align(torch.randn(2, 3, 8, 6), boxes, 4).isfinite().all()
-
-
-def test_the_weights_of_a_box_do_not_depend_on_the_others():
-    """A batch has as many samples as its longest box needs, on a GPU as the longest of all."""
-    low, high = torch.tensor([1.3, -3.0]), torch.tensor([6.7, 900.0])
-    one, both = (hmr.roi_weights(low[:count], high[:count], 4, 11) for count in (1, 2))
-    assert torch.allclose(one[0], both[0], atol=1e-6)
 
 
 def test_expectation_is_where_the_peak_is():

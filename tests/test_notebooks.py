@@ -209,7 +209,7 @@ def test_cells_are_short_and_have_no_other_metadata(path):
     after five code cells at most. No times, versions or settings of an editor are kept: a new run
     changes outputs alone."""
     notebook = read(path)
-    assert path.stat().st_size < 1.5e6
+    assert path.stat().st_size < 1.5e6 and len(notebook.cells) <= 120
     assert "c" * 6 not in "".join(cell.cell_type[0] for cell in notebook.cells)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert notebook.metadata.language_info == {"name": "python"}
@@ -247,27 +247,6 @@ def test_every_invitation_and_every_claim_has_its_place(path):
         assert text.count(on_one_line(entry["words"])) == 1, entry["words"]
 
 
-@every_notebook
-def test_only_exercises_assert(path):
-    """No hidden test of the author's text. `assert_close` of two ways to compute is no such one."""
-    for cell in code_cells(read(path)):
-        asserts = any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source)))
-        assert not asserts or "exercise " in text_of(cell), cell.source
-
-
-@every_notebook
-def test_notebooks_and_what_they_print_are_short(path):
-    """At most 120 cells; no cell prints a module's repr."""
-    notebook = read(path)
-    assert len(notebook.cells) <= 120
-    for cell in code_cells(notebook):
-        printed = text_of(cell) + "".join(output.get("data", {}).get("text/plain", "")
-                                          for output in cell.outputs)
-        limit = 60 if cell.source.startswith("listing(") else 30  # the project's code
-        assert len(printed.splitlines()) <= limit, cell.source
-        assert not re.search(r"^ +\(\w+\): \w+\(", printed, re.MULTILINE), cell.source
-
-
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_local_links_lead_to_files(path):
     """Those of text and pictures; the README's reach every notebook."""
@@ -299,22 +278,31 @@ def test_what_the_text_names_is_in_the_code(path):
 
 @every_notebook
 def test_committed_outputs_are_those_of_one_run_from_top_to_bottom(path):
-    """Counted 1, 2, ...; whatever speaks has an output; no error; no place on the author's disk."""
+    """Counted 1, 2, ...; whatever speaks has an output; no error, no place on the author's disk, no
+    module's repr, nothing long."""
     cells = code_cells(read(path))
     assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
     for cell in cells:
         assert kinds(cell) or not speaks(cell.source), cell.source
         assert "error" not in kinds(cell), cell.source
         assert not re.search(r"(^|[\s'\"])/\w+/", text_of(cell)), text_of(cell)
+        printed = text_of(cell) + "".join(output.get("data", {}).get("text/plain", "")
+                                          for output in cell.outputs)
+        limit = 60 if cell.source.startswith("listing(") else 30  # the project's code
+        assert len(printed.splitlines()) <= limit, cell.source
+        assert not re.search(r"^ +\(\w+\): \w+\(", printed, re.MULTILINE), cell.source
 
 
 @every_notebook
-def test_three_exercises_with_asserts_and_folded_solutions(path):
+def test_three_exercises_assert_and_nothing_else_does(path):
+    """Their solutions are folded. `assert_close` of two ways to compute is no hidden test."""
     notebook = read(path)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert len(EXERCISE.findall(text)) == len(SOLUTION.findall(text)) == 3
-    checks = [cell.source for cell in code_cells(notebook) if "exercise " in text_of(cell)]
-    assert len(checks) == 3 and all("assert" in check for check in checks)
+    asserting = ["exercise " in text_of(cell) for cell in code_cells(notebook) if any(
+        isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cell.source)))]
+    checks = sum("exercise " in text_of(cell) for cell in code_cells(notebook))
+    assert all(asserting) and len(asserting) == checks == 3
 
 
 def run(notebook, extra=()):
