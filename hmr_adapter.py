@@ -123,7 +123,7 @@ class HandTraining(Training):
 
 @dataclass(frozen=True)
 class BodyTraining(Training):
-    """Weights of Eq. 7, which the paper does not give: means over all elements, as in SMPLer-X."""
+    """A weight of Eq. 7, of which the paper gives none; body_total_loss has the others."""
 
     weight_keypoints_3d: float = 100.0  # lambda_3D, per metre (SMPLer-X)
 
@@ -615,8 +615,8 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
 def body_total_loss(terms: Mapping[str, Tensor], config: BodyConfig | BodyExpertConfig) -> Tensor:
     """Eq. 7: the weighted sum; L_img and L_beta of a frozen expert have no gradient: left out.
 
-    The expert, and rivals that train its head, learn from all terms of SMPLer-X. Its weights are 1,
-    unless given; its 10 was for an L1 of axis-angles, without the cosine of Eq. 6.
+    The expert, and rivals that train its head, learn from all terms of SMPLer-X. The weights are
+    its, 1 unless given; its 10 was for an L1 of axis-angles, without the cosine of Eq. 6.
     """
     loss = (terms["keypoints_proj"] + config.weight_keypoints_3d * terms["keypoints_3d"]
             + 10.0 * terms["pose"])

@@ -107,8 +107,12 @@ def test_default_step_suits_any_number_of_keypoints(shipped, count):
     assert (energies[1] < energies[0]).all()
 
 
-def test_unseen_joints_do_not_pull(task):
-    """Keypoints of confidence 0 change nothing, even where they are NaN."""
+def test_confidence_weighs(task):
+    """Twice of it and half of the step make the same move; 0 changes nothing, not even with NaN."""
+    once = pull(task, weight_pose=0.0, step_size=0.01, iterations=5)
+    twice = pull(task, confidence=2 * task[3], weight_pose=0.0, step_size=0.005, iterations=5)
+    assert torch.allclose(once.embeddings, twice.embeddings, atol=1e-5)
+    assert torch.allclose(2 * once.energies[0], twice.energies[0])
     nothing = torch.zeros(3, 45)
     nowhere = torch.full((3, 45, 2), math.nan)
     refined = pull(task, nowhere, nothing, iterations=5)
@@ -119,14 +123,6 @@ def test_unseen_joints_do_not_pull(task):
     moved = task[2].clone()
     moved[:, 20:] = -7.0
     assert torch.equal(pull(task, task[2], half).embeddings, pull(task, moved, half).embeddings)
-
-
-def test_confidence_weighs(task):
-    """Twice the confidence is twice the energy: half of the step makes the same move."""
-    once = pull(task, weight_pose=0.0, step_size=0.01, iterations=5)
-    twice = pull(task, confidence=2 * task[3], weight_pose=0.0, step_size=0.005, iterations=5)
-    assert torch.allclose(once.embeddings, twice.embeddings, atol=1e-5)
-    assert torch.allclose(2 * once.energies[0], twice.energies[0])
 
 
 def test_rows_are_refined_independently(task):

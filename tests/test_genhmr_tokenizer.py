@@ -123,21 +123,15 @@ def test_gradient_passes_straight_through():
 def test_perplexity_counts_the_tokens_in_use():
     """1 if all tokens are equal, V if all codes are equally frequent; unused codes are dead."""
     quantiser = Quantiser(TINY_TOKENIZER).eval()
+    before = {name: value.clone() for name, value in quantiser.state_dict().items()}
     every = quantiser(quantiser.codebook[None])
     assert every["perplexity"] == pytest.approx(32) and every["dead_codes"] == 0
     one = quantiser(quantiser.codebook[:1].expand(1, 48, 8))
     assert one["perplexity"] == pytest.approx(1) and one["dead_codes"] == 31
     some = quantiser(torch.randn(4, 48, 8))
     assert 1 <= some["perplexity"] <= 32 - some["dead_codes"] + 1e-4
-
-
-def test_evaluation_leaves_the_codebook_alone():
-    """In evaluation mode the codebook never changes, not even with the first batch."""
-    for quantiser in (Quantiser(TINY_TOKENIZER).eval(), trained_quantiser().eval()):
-        before = {name: value.clone() for name, value in quantiser.state_dict().items()}
-        quantiser(torch.randn(4, 48, 8))
-        assert all(torch.equal(value, before[name])
-                   for name, value in quantiser.state_dict().items())
+    for name, value in quantiser.state_dict().items():  # evaluation changes no code
+        assert torch.equal(value, before[name]), name
 
 
 def test_first_batch_gives_the_first_codes():
@@ -165,19 +159,6 @@ def test_unused_codes_restart_at_random_embeddings():
     assert len(rows.unique()) == 29 and rows.max() > 100
     assert torch.equal(quantiser.code_sum[3:], quantiser.codebook[3:])
     assert torch.equal(quantiser.code_count[3:], torch.ones(29))
-
-
-def test_saved_and_loaded_training_steps_are_the_same():
-    """Save, load, step equals step: averages and the flag of the first batch are in the state."""
-    first = Tokenizer(TINY_TOKENIZER).train()
-    first(poses(8))
-    second = Tokenizer(TINY_TOKENIZER).train()
-    second.load_state_dict(first.state_dict())
-    for tokenizer in (first, second):
-        torch.manual_seed(5)
-        tokenizer(poses(8, seed=1))
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
 
 
 RANKS = """
