@@ -430,7 +430,7 @@ class _Skinning(torch.autograd.Function):
 
 
 class BodyModel(nn.Module):
-    """A skinned mesh such as MANO, SMPL, SMPL-H or SMPL-X; `load_model` makes it.
+    """A skinned mesh such as MANO, SMPL or SMPL-X; `load_model` makes it.
 
     Attributes: faces (F, 3) int64, parents (K indices, -1 for the root), joint_names, v_template
     (V, 3), J_regressor (K, V), skinning_weights (K, V), num_betas, num_expression, name, side

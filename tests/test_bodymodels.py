@@ -146,7 +146,7 @@ def test_any_skeleton(parents, vertices, seed):
     source = random_model(vertices, parents, seed)
     body = bm.BodyModel(source, name="random", dtype=torch.float64)
     assert body.parents == tuple(parents)
-    betas, pose, _, _ = inputs(body, 3, seed, dtype=torch.float64)
+    betas, pose, _, _ = inputs(body, 3, seed, 2.0, torch.float64)  # turns of any size
     expected = oracle(source, betas, pose, dtype=torch.float64)
     output = body(betas, pose)
     assert apart(output.vertices, expected[0]) < 1e-6 and apart(output.joints, expected[1]) < 1e-6

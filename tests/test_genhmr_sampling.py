@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from genhmr_samples import SMALL, TINY, TINY_TOKENIZER, images, lively_model
+from genhmr_samples import TINY, TINY_TOKENIZER, images, lively_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,17 +119,6 @@ def test_one_iteration_is_the_argmax(lively):
         assert torch.allclose(found.confidences[0], expected)
     cold = sample_from(lively, features, top_k=32, temperature=1e-4, iterations=1)
     assert torch.equal(cold.tokens, logits.argmax(-1))
-
-
-@pytest.mark.parametrize("config", [TINY, SMALL])
-def test_rows_are_independent(config):
-    """A picture's pose does not depend on its neighbours in the batch."""
-    model, rows = lively_model(config), images(4, config.image_size)
-    together = sample_from(model, model.encode(rows), iterations=6)
-    for row in range(4):
-        alone = sample_from(model, model.encode(rows[row:row + 1]), iterations=6)
-        assert torch.equal(together.tokens[row], alone.tokens[0])
-        assert torch.equal(together.masks[:, row], alone.masks[:, 0])
 
 
 def test_iterations_and_chance_change_the_tokens(lively):

@@ -145,20 +145,6 @@ def test_encoders_see_the_middle():
             expert(images(size=48))
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_rows_of_a_batch_do_not_meet(batch):
-    """Samples do not affect one another, also in batches of three (see the cross product above)."""
-    body, hand, pictures = body_adapter(), hand_adapter(), images(batch)
-    found = body(pictures)
-    arms = hmr.arm_pose(found["body_pose"])[:, RIGHT]
-    hands = hand(pictures, arms)
-    for row in range(batch):
-        alone = body(pictures[row:row + 1])
-        assert torch.allclose(alone["body_pose"][0], found["body_pose"][row], atol=1e-4)
-        one = hand(pictures[row:row + 1], arms[row:row + 1])
-        assert torch.allclose(one["hand_pose"][0], hands["hand_pose"][row], atol=1e-4)
-
-
 def test_body_expert_says_smplx():
     """55 valid rotations, identity eyes, a positive depth, squares twice as wide as hands."""
     expert = body_adapter().expert

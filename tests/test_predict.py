@@ -2,16 +2,18 @@
 
 import copy
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from adapter_samples import body_adapter, free_hand, hand_adapter, noise, whole_body
-from genhmr_samples import noisy_model
+from genhmr_samples import SMALL, TINY, images, lively_model, noisy_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simplehand_samples import picture, trained_model
+from simplehand_samples import TINY as SMALL_HAND
+from simplehand_samples import picture, randomise, trained_model
 
 import bodymodels
 import genhmr
@@ -131,6 +133,25 @@ def test_left_hands_are_mirrored_right_hands(paper, box):
                            right["rotations"], atol=1e-4)
         if box == (30, 20, 60, 40):  # twice the box, grown to 3:4
             assert np.allclose(right["box"], (60 - 80, 40 - 80, 160, 160))
+
+
+def sampled(model: genhmr.GenHMR, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+    found = genhmr.sample_from(model, model.encode(pictures), iterations=6)
+    return {"rotations": found.rotations, "masks": found.masks.transpose(0, 1)}
+
+
+@pytest.mark.parametrize(("run", "size"), [
+    *[(randomise(simplehand.SimpleHand(SMALL_HAND)), size) for size in (32, 64, 96, 160)],
+    *[(partial(sampled, lively_model(config)), config.image_size) for config in (TINY, SMALL)],
+    (body_adapter(), 64), (lambda x: hand_adapter()(x, torch.eye(3).expand(len(x), 8, 3, 3)), 64)])
+def test_batch_equals_loop(run, size):
+    """In evaluation mode pictures do not see each other; SimpleHand takes any multiple of 32."""
+    pictures = images(3, size)
+    together = run(pictures)
+    for row in range(3):
+        for name, value in run(pictures[row:row + 1]).items():
+            assert value.isfinite().all() and torch.allclose(
+                value[0], together[name][row], atol=1e-4), name
 
 
 def test_large_boxes_are_averaged_not_skipped():

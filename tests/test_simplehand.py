@@ -218,20 +218,6 @@ def test_convention_images_are_rgb_of_0_to_255():
 # -------------------------------------------------------------------------------- the method
 
 
-@pytest.mark.parametrize("size", [32, 64, 96, 160])
-def test_batch_equals_loop(size):
-    """Every multiple of 32 fits; in evaluation mode samples do not see each other."""
-    model = randomise(SimpleHand(TINY))
-    with torch.no_grad():
-        together = model(images(2, size))
-        assert together["vertices"].shape == (2, 778, 3)
-        assert together["keypoints_2d"].shape == (2, 21, 2)
-        for index in range(2):
-            for name, value in model(images(2, size)[index : index + 1]).items():
-                assert value.isfinite().all()
-                assert torch.allclose(value[0], together[name][index], atol=1e-5)
-
-
 def test_token_generators():
     """Global: the same token everywhere. Grid: the cells of X_b, row by row."""
     features = torch.randn(2, 64, 2, 2)
