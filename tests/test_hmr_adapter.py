@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import asdict, replace
 
+import genhmr_samples
 import pytest
 import torch
 from adapter_samples import (
@@ -155,9 +156,15 @@ def test_each_row_has_its_class(row):
         {"trainable": "none"}, {"arm_source": "image"})],
     *[(TINY_BODY, bad) for bad in (
         {"inject": "some"}, {"context": "arm"}, {"joint_proj": "none"}, {"joint_embedding": "flat"},
-        {"trainable": "none"}, {"knuckle_source": "image"},
-        {"inject": "concat"})],
-    *[(TINY_HAND.expert, bad) for bad in ({"image_size": 100}, {"vit_heads": 3})]])
+        {"trainable": "none"}, {"knuckle_source": "image"}, {"inject": "concat"})],
+    *[(TINY_HAND.expert, bad) for bad in ({"image_size": 100}, {"vit_heads": 3})],
+    *[(genhmr_samples.TINY, bad) for bad in (
+        {"image_size": 100}, {"scales": (3,)}, {"scales": ()}, {"heads": 3},
+        {"mask_loss_on": "some"}, {"tau_max": 0.0}, {"tau_max": 1.5}, {"temperature_end": 0.0},
+        {"temperature_duration": 0.0})],
+    *[(genhmr_samples.TINY_TOKENIZER, bad) for bad in (
+        {"num_tokens": 24}, {"num_tokens": 100}, {"num_tokens": 72}, {"momentum": 1.0},
+        {"codebook_size": 0}, {"corruption": 1.5})]])
 def test_bad_configs_are_refused_by_name(config, bad):
     """An invalid value raises a ValueError that names its field."""
     with pytest.raises(ValueError, match=next(iter(bad))):
@@ -166,7 +173,7 @@ def test_bad_configs_are_refused_by_name(config, bad):
 
 def test_config_of_a_checkpoint_becomes_the_config():
     """asdict and back is the identity, also through JSON."""
-    for config in (TINY_HAND, TINY_BODY):
+    for config in (TINY_HAND, TINY_BODY, genhmr_samples.TINY):
         assert type(config)(**json.loads(json.dumps(asdict(config)))) == config
         assert hash(type(config)(**asdict(config))) == hash(config)
 
