@@ -232,9 +232,8 @@ def start_rotations(expert: hmr.HandExpert | hmr.BodyExpert, pictures: Iterable[
     gram = x.mT @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     weight = (torch.linalg.solve(gram, x.mT @ (y - y.mean(0))) / spread[:, None]).mT
     bias = y.mean(0) - weight @ mean
-    layers, first = [expert.mano_head.decpose], 0
-    if not hands:
-        layers = [expert.body_regressor[name][0] for name in ("root_pose_out", "body_pose_out")]
+    first, layers = 0, [expert.mano_head.decpose] if hands else [
+        expert.body_regressor.root_pose_out[0], expert.body_regressor.body_pose_out[0]]
     for layer in layers:
         rows = slice(first, first := first + layer.out_features)
         layer.weight.copy_(weight[rows])
