@@ -173,15 +173,22 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
 
 
 def heat_map_loss(heat_maps: Tensor, keypoints_2d: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of log probabilities (B, 21, h, w) and keypoints (B, 21, 2), 0..1.
+    """Mean cross-entropy of log probabilities (B, 21, h, w) and keypoints (B, 21, 2), 0..1."""
+    count = torch.tensor(heat_maps.shape[:1:-1], device=heat_maps.device)  # w, h
+    each = cross_entropy_at(heat_maps.flatten(2), keypoints_2d, cell_centres(heat_maps), count)
+    return (each * valid).mean()
 
-    A true keypoint is shared by the four cells around it, as in bilinear interpolation.
+
+def cross_entropy_at(heat: Tensor, points: Tensor, centres: Tensor,
+                     scale: Tensor | float) -> Tensor:
+    """Cross-entropy (B, K) of log probabilities (B, K, M) of cells and true points (B, K, 2).
+
+    A point is shared by the four cells around it, as in bilinear interpolation. centres: (M, 2), of
+    the cells, row by row. scale: cells per unit of length.
     """
-    centres = cell_centres(heat_maps)  # (h w, 2)
-    count = torch.tensor(heat_maps.shape[:1:-1], device=centres.device)  # w, h
-    at = keypoints_2d.clamp(centres[0], centres[-1])[:, :, None]
-    share = (1 - count * (at - centres).abs()).clamp(min=0).prod(-1)  # (B, 21, h w)
-    return -((share * heat_maps.flatten(2)).sum(2) * valid).mean()
+    at = points.clamp(centres[0], centres[-1])[:, :, None]
+    share = (1 - scale * (at - centres).abs()).clamp(min=0).prod(-1)  # (B, K, M)
+    return -(share * heat).sum(2)
 
 
 def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
