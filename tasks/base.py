@@ -183,7 +183,7 @@ class Task(ABC):
     @classmethod
     def config_from(cls, fields: Mapping[str, object]) -> RunConfig:
         """Make the config of a run that is continued from its fields."""
-        return cls.Config(**without_settings(fields, cls.Config))
+        return cls.Config(**without_settings(fields))
 
     @classmethod
     def settings_of(cls, config: RunConfig, arguments: argparse.Namespace,

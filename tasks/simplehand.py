@@ -66,7 +66,7 @@ class SimpleHandTask(Task):
     def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:
         """Make the config with these fields, of the class that has them."""
         kind = weights.simplehand.config_class(fields)
-        return kind(**without_settings(fields, kind))
+        return kind(**without_settings(fields))
 
     @classmethod
     def adapt(cls, config: simplehand.Config, arguments: argparse.Namespace) -> simplehand.Config:

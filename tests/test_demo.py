@@ -328,7 +328,7 @@ def test_released_weights_need_official_models(given, models, few_vertices, tmp_
     """
     for name in ("HandExpertConfig", "BodyExpertConfig"):  # of tiny networks in place of ViT-H
         tiny = (TINY_HAND if name[0] == "H" else TINY_BODY).expert
-        monkeypatch.setattr(weights.hmr_adapter, name, lambda tiny=tiny: tiny)
+        monkeypatch.setattr(hmr_adapter, name, lambda tiny=tiny: tiny)
     experts = {"hand": lively(HandExpert(TINY_HAND.expert)).eval(),
                "body": lively(BodyExpert(TINY_BODY.expert)).eval()}
     arguments = ["hmr_adapter", save_picture(tmp_path / "one.png"), "--box", "5,5,40,50", "--out",

@@ -116,17 +116,6 @@ def test_differences_are_loud():
             load_hand_expert({"state_dict": state})
 
 
-def test_former_fields_are_left_out():
-    """Configs of older checkpoints load, unless a value that is gone changes the outputs."""
-    model = lively(HandAdapter(TINY_HAND)).eval()
-    former = {"zero_init": True, "arm_noise": 0.1, "missing": "zeros"}
-    content = {"model": model.state_dict(), "config": asdict(TINY_HAND) | former}
-    assert same(model(images()), load_checkpoint(content)(images()))
-    content["config"]["missing"] = "mask"
-    with pytest.raises(ValueError, match="config is not a .*HandConfig: .*missing"):
-        load_checkpoint(content)
-
-
 def test_bad_checkpoints_are_refused(tmp_path):
     """Another model's weights or config: one line says what was expected."""
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pt")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
-import typing
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -20,8 +18,6 @@ SETTINGS = (
     "accumulate", "precision", "channels_last", "ema_decay", "eval_every", "seed", "train_samples",
     "test_samples", "augmentation", "views", "in_plane", "lean", "wide", "occlusion", "version",
     "test_body_size", "heading", "tilt", "uniform_rotation")
-# Fields that HMR-Adapter's configs had, with the only value that is left, if outputs depend on it.
-FORMER = {"zero_init": None, "arm_noise": None, "concat_init": None, "missing": "zeros"}
 
 
 def require(condition: object, message: str) -> None:
@@ -32,7 +28,6 @@ def require(condition: object, message: str) -> None:
 
 def names_its_file(load: Callable) -> Callable:
     """Decorate a function load(..., source, ...) of weights: its ValueErrors name the file."""
-
     @functools.wraps(load)
     def loader(*arguments, **options):
         try:
@@ -68,8 +63,7 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
 
     source: a file or its content, which is train.py's {"model", "config", "settings", ...},
     {"state_dict"}, {"model_state"}, {"network"}, or the weights alone. The settings of the run
-    are returned with the config, see `without_settings`.
-    Raises FileNotFoundError or ValueError.
+    are returned in the config. Raises FileNotFoundError or ValueError.
     """
     if not isinstance(source, Mapping):
         if not Path(source).is_file():
@@ -103,20 +97,16 @@ def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
             if name.startswith(prefix)}
 
 
-def without_settings(config: Mapping[str, object], kind: type) -> dict[str, object]:
-    """Drop SETTINGS, which describe the run, and FORMER fields, if the dataclass lacks them."""
-    kinds = typing.get_type_hints(kind)
-    return {name: without_settings(value, kinds[name])
-            if isinstance(value, Mapping) and dataclasses.is_dataclass(kinds.get(name)) else value
-            for name, value in config.items() if name in kinds or not (
-                name in SETTINGS or name in FORMER and FORMER[name] in (None, value))}
+def without_settings(config: Mapping[str, object]) -> dict[str, object]:
+    """Drop SETTINGS, which describe the run, from a config."""
+    return {name: value for name, value in config.items() if name not in SETTINGS}
 
 
 def trained_on(checkpoint: str | PathLike, given: str | None, advice: str, what: str) -> str:
     """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
 
-    given: the mesh model's file, None for the free one. train.py writes the kind of its data into a
-    checkpoint; the authors' weights have seen the official models.
+    given: the mesh model's file, None for the free one. The authors' weights, whose files do not
+    say it, have seen the official models.
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -170,7 +160,7 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
     """
     require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
             f"save dataclasses.asdict({config_kind.__name__}(...))")
-    own = without_settings(config, config_kind)
+    own = without_settings(config)
     try:
         with torch.device("meta"):
             model = build(config_kind(**own))
