@@ -67,7 +67,6 @@ class Loaded(NamedTuple):
     """A network, ready for pictures."""
 
     one: Callable[[np.ndarray, Found, np.ndarray | None], Result]  # of a picture, who is in it, K
-    model: nn.Module
     about: str  # what it was trained on
     pose: Callable[[dict], dict] | None = None  # see smooth_track
     hands: bool = False  # whether it looks at a person's hands more closely
@@ -186,7 +185,7 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
         outward = faces[:, ::1 if arrays["side"] else -1]  # mirrored, they face inwards
         return Result(arrays, outward, notes, to_pixels(arrays["joints"], arrays["K"]), own)
 
-    return Loaded(one, model, about)
+    return Loaded(one, about)
 
 
 def load_genhmr(arguments: argparse.Namespace) -> Loaded:
@@ -221,7 +220,7 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
         posed = genhmr.in_picture(body, *tensors, arrays["transl"], arrays["K"])
         return arrays | {name: np.float32(value) for name, value in posed.items()}
 
-    return Loaded(one, model, about, pose)
+    return Loaded(one, about, pose)
 
 
 def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
@@ -253,11 +252,11 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
                  if arguments.hand and not valid]
         if found.keypoints is None:
             notes.append(f"not checked: {found.source}")
-        pixels, own = to_pixels(arrays["joints"], arrays["K"])[joints], np.zeros((56, 3))
-        pixels[np.array(joints) < 0] = np.nan  # SMPL's other keypoints
+        own, pixels = np.zeros((56, 3)), np.full((56, 2), np.nan, np.float32)  # last: no joint
+        pixels[:55] = to_pixels(arrays["joints"], arrays["K"])[:55]
         for row, joint in enumerate(hmr_adapter.POSITIONED):
             own[min(joint, 55)] = *arrays["keypoints_2d"][row], joint < 55
-        return Result(arrays, faces, notes, pixels, own[joints])
+        return Result(arrays, faces, notes, pixels[joints], own[joints])
 
     def pose(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = ("betas", "rotations", "expression", "transl")
@@ -274,8 +273,8 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         return Result(arrays, outward, [f"a {found.side} hand"], pixels)
 
     if not arguments.body:
-        return Loaded(hand, model, about[-1])
-    return Loaded(person, model, about[-1], pose, hands=bool(arguments.hand))
+        return Loaded(hand, about[-1])
+    return Loaded(person, about[-1], pose, hands=bool(arguments.hand))
 
 
 LOADERS = {"simplehand": load_simplehand, "genhmr": load_genhmr, "hmr_adapter": load_hmr_adapter}
@@ -377,9 +376,9 @@ def summarise(network: str) -> None:
         "hmr_adapter": (hmr_adapter.PRESETS, build_model)}[network]
     for name, config in presets.items():
         with torch.device("meta"):  # takes no memory
-            model = build(config)
+            parameters = dict(build(config).named_parameters())
         counts: Counter[str] = Counter()
-        for parameter, value in model.named_parameters():
+        for parameter, value in parameters.items():
             counts[".".join(parameter.split(".")[:-1][:2])] += value.numel()
         print(f"{name:<40}{'parameters':>14}")
         for part, count in [*counts.items(), ("total", counts.total())]:

@@ -13,11 +13,10 @@
     torchrun --nproc-per-node 4 tables.py hmr_adapter table3 --data arctic --data-root FOLDER \\
         --models MODELS --checkpoint hamer.ckpt --guide smpler_x_h32.pth.tar
 
-SimpleHand has table1 to table8, GenHMR table1 to table16, HMR-Adapter table1 to table6; rows and
-the papers' figures are in assets/tables.md. Without --preset and --data rows are trained small, on
-rendered data; with --data by the preset "paper". Every run has a folder in OUT named by what it
-changes, so tables share rows, and the same command continues where it ended. All rows of a seed
-come before the next seed; OUT/TABLE.md is written anew after each row.
+Rows and the papers' figures are in assets/tables.md. Without --preset and --data rows are trained
+small, on rendered data; with --data by the preset "paper". Every run has a folder in OUT named by
+what it changes, so tables share rows, and the same command continues where it ended. OUT/TABLE.md
+is written anew after each row.
 
 Tables of several data sets have one model for all: --on "--protocol emdb1_24 --test-root EMDB"
 (MOYO: moyo_val, EHF: ehf) scores the same runs there, into OUT/TABLE PROTOCOL.md.
@@ -25,7 +24,6 @@ Tables of several data sets have one model for all: --on "--protocol emdb1_24 --
 What no command gives: rows of other papers' models (METRO, HMR2.0, TokenHMR, OSX and so on), also
 those of 25 hypotheses in GenHMR's Table 1; pictures of LSP and EgoBody, which have no reader; one
 figure with the curves of several rows (each run has its own: HMR-Adapter's "converges faster").
-`python -m benchmarks` measures frames per second, Fig. 1 of SimpleHand and AITI.
 """
 
 from __future__ import annotations
@@ -51,14 +49,7 @@ from networks.adapter_rivals import count, on_meta
 from networks.backbones import simplehand_model
 from tasks.base import EVALUATIONS
 from tasks.ranks import announce
-from tasks.settings import (
-    RunConfig,
-    Settings,
-    as_text,
-    override,
-    own_overrides,
-    preset_settings,
-)
+from tasks.settings import RunConfig, Settings, as_text, override, own_overrides, preset_settings
 
 Scores = Mapping[str, Mapping[int, np.ndarray]]  # row -> seed -> our columns: means (C,), or (N, C)
 # of N samples, the same in every row; NaN for a sample that does not count

@@ -164,7 +164,7 @@ def test_a_person_cut_off_by_the_border_is_tried_in_two_boxes(whole, better, box
         return demo.Result({"box": found.box}, None, [], target.keypoints[:, :2] + shift)
 
     image = np.zeros((20, 20, 3), np.uint8)
-    result = demo.reconstruct_one(demo.Loaded(one, None, ""), image, target, None)
+    result = demo.reconstruct_one(demo.Loaded(one, ""), image, target, None)
     assert result.arrays["box"] == box and len(tried) == 1 + (whole is not None)
 
 
