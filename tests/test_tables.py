@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import test_tasks_adapter
 import test_tasks_genhmr
-from hypothesis import given
-from hypothesis import strategies as st
-from official_folders import write_freihand
 from simplehand_samples import batch_of, regressor
 from test_train import Run, command_line, flag
 
@@ -146,18 +143,6 @@ def test_orderings_are_paired_by_sample():
     far = lines_of({"a": {0: easy - [[3, 0], [7, 0], [8, 0]]}, "b": {0: easy}})
     assert far[-1] == "| b < a | 2.0 | -6.00 | 1.53 | **no**, in 0 of 1 |"
     assert far[0].startswith("0 of 1 orderings hold, 0 by two standard errors or more; 1 fail")
-
-
-@given(st.lists(st.integers(-100, 100), min_size=2, max_size=20), st.integers(1, 3))
-def test_the_standard_error_is_that_of_the_mean_difference(differences, seeds):
-    """Also over several seeds with the same samples: of each sample's mean over them."""
-    zero = np.zeros((len(differences), 2))
-    each = np.array(differences, float)[:, None] + zero
-    line = lines_of({"a": {seed: each + seed for seed in range(seeds)},
-                     "b": dict.fromkeys(range(9), zero)})[-1]
-    expected = np.std(differences, ddof=1) / len(differences) ** 0.5
-    assert line.split(" | ")[3] == f"{expected:.2f}"
-    assert f"of {seeds}" in line
 
 
 def test_tables_judge_by_common_seeds():
@@ -428,22 +413,16 @@ def test_rows_from_scratch_have_no_expert_and_double_steps(recorder, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["simplehand", "table9"], "simplehand has table1, table2, table3, table4, table5"),
-    (["genhmr", "table17"], "genhmr has table1, table2"),
-    (["hmr_adapter", "table7"], "hmr_adapter has table1, table2, table3, table4, table5, table6"),
     (["genhmr", "table4", "--seeds", "0"], "--seeds 0: expected at least 1"),
     (["genhmr", "table4", "--preset", "toy"], "no preset 'toy': expected paper, h200"),
-    (["hmr_adapter", "table4", "--preset", "toy"], "no preset 'toy'"),
     (["genhmr", "table2", "--seeds", "2", "--checkpoint", "x.pt"], "leave --checkpoint out"),
     (["genhmr", "table4", "--set", "layer=3"], "field of:"),
     (["genhmr", "table2", "--checkpoint", "absent.pt"], "no checkpoint absent.pt"),
-    (["genhmr", "table4", "--backbone", "absent.pt", "--tokenizer", "absent.pt"], "absent.pt"),
     (["genhmr", "table4", "--data", "genhmr-sd", "--data-root", "R"], "give --tokenizer FILE or"),
-    (["genhmr", "table7", "--tokenizer", "absent.pt"], "no checkpoint absent.pt"),
     (["simplehand", "table7", "--on", "--protocol freihand"], "for genhmr or hmr_adapter"),
     (["genhmr", "table7", "--on", "--test-root E"], "expected --protocol NAME"),
     (["simplehand", "table7", "--set", "steps=0"], "steps is 0: expected at least 1"),
     (["simplehand", "table7", "--typo"], "unrecognized arguments: --typo"),
-    (["hmr_adapter", "table1", "--checkpoint", "absent.pt"], "absent.pt"),
 ])
 def test_tables_that_cannot_be_are_one_line(arguments, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
@@ -502,19 +481,6 @@ def test_a_table_trains_every_row_once(cache, tmp_path, capsys):
     assert capsys.readouterr().out.count("from step 0 to 1,") == 1
     assert (tmp_path / "table8.md").read_text() == table
     assert runs["simplehand unchanged"].stat().st_mtime_ns == before
-
-
-@pytest.mark.slow
-def test_a_table_of_official_data(tmp_path):
-    """SimpleHand's Table 4 on a small folder in FreiHAND's layout."""
-    write_freihand(tmp_path / "freihand")
-    settings = settings_of(command_line(tmp_path, tmp_path, steps=1, batch_size=4))
-    tables.main(["simplehand", "table4", "--preset", "cpu", "--data", "freihand", "--data-root",
-                 str(tmp_path / "freihand"), "--hand", "hand_right", "--cache",
-                 str(tmp_path / "cache"), "--out", str(tmp_path / "out"), *settings])
-    text = (tmp_path / "out" / "table4.md").read_text()
-    rows = re.findall(r"^\| .* \| 6\.\d \| [67]\.\d \| [\d.]+ \| [\d.]+ \| 1 \|$", text, re.M)
-    assert len(rows) == 4
 
 
 @pytest.mark.slow
@@ -579,6 +545,7 @@ def adapter_command(adapters, out, name, **fields):
 @pytest.mark.slow
 def test_a_table_of_pairs_trains_every_row_once(adapters, tmp_path, capsys):
     """Table 6 in two processes: three body paths with one hand path; then nothing is left to train.
+    Table 1 scores the experts.
     """
     arguments = adapter_command(adapters, tmp_path, "table6")
     output = Run(tmp_path, arguments, ranks=2, program="tables.py").end()
@@ -590,17 +557,11 @@ def test_a_table_of_pairs_trains_every_row_once(adapters, tmp_path, capsys):
     assert len(list(tmp_path.glob("hand unchanged with *"))) == 3
     tables.main(arguments)
     assert "from step 0" not in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_tables_of_paths(adapters, tmp_path):
-    """Their rows are those of --stage all --eval."""
+    tables.main(adapter_command(adapters, tmp_path, "table1"))
     usual = json.loads((adapters / "results.json").read_text())["scores"]
-    for name in ("table1", "table2"):
-        tables.main(adapter_command(adapters, tmp_path, name))
-        text = (tmp_path / f"{name}.md").read_text()
-        assert re.search(rf"^\| ours \|.* {usual['ours']['PVE']:.2f} \|", text, re.MULTILINE)
-        assert re.search(r"^\| OSX \|.* - \| 0 \|$", text, re.MULTILINE)
+    text = (tmp_path / "table1.md").read_text()
+    assert re.search(rf"^\| ours \|.* {usual['ours']['PVE']:.2f} \|", text, re.MULTILINE)
+    assert re.search(r"^\| OSX \|.* - \| 0 \|$", text, re.MULTILINE)
 
 
 @pytest.mark.slow
