@@ -74,6 +74,15 @@ def written_of(name: str) -> set[str]:
     return {f"{name}{ending}" for ending in ENDINGS}
 
 
+def assert_written(folder: Path, expected: dict[str, np.ndarray]) -> None:
+    """All files of one picture are there, with these arrays."""
+    assert {path.name for path in folder.iterdir()} == written_of("photo")
+    with np.load(folder / "photo.npz") as arrays:
+        assert set(arrays) == set(expected)
+        for name, value in expected.items():
+            assert np.allclose(arrays[name], value, atol=1e-3), name
+
+
 def run(*arguments) -> int:
     return demo.main([str(argument) for argument in arguments])
 
@@ -93,25 +102,18 @@ KINDS = {"right": "taken for a right hand; for a left one add --left", "left": "
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_simplehand_on_a_picture(files, tmp_path, capsys, side):
     """Writes the overlay, the side view, three mesh files and the documented arrays."""
-    photo = save_picture(tmp_path / "photo.png")
-    assert run(*arguments_of("simplehand", files), photo, "--out", tmp_path / "out", "--box",
-               "30,20,60,40", *["--left"] * (side == "left")) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == KINDS[side] and said[-3] == "trained on unknown data"
-    assert "distances are conventional" in said[-2]
-    assert said[-1].startswith(f"wrote {tmp_path}/out/photo_overlay.png, photo_side.png")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == written_of("photo")
+    assert run(*arguments_of("simplehand", files), save_picture(tmp_path / "photo.png"), "--out",
+               tmp_path / "out", "--box", "30,20,60,40", *["--left"] * (side == "left")) == 0
+    first, *_, trained, conventional, wrote = capsys.readouterr().out.splitlines()
+    assert first == KINDS[side] and trained == "trained on unknown data"
+    assert "distances are conventional" in conventional
+    assert wrote.startswith(f"wrote {tmp_path}/out/photo_overlay.png, photo_side.png")
     assert data.read_image(tmp_path / "out" / "photo_overlay.png").shape == (90, 120, 3)
     hand = bodymodels.load_model("hand_right")
-    with np.load(tmp_path / "out" / "photo.npz") as arrays:
-        expected = simplehand.predict(weights.simplehand.load_checkpoint(files["simplehand"]),
-                                      picture(), hand.keypoint_regressor, box=(30, 20, 60, 40),
-                                      side=side)
-        assert set(arrays) == set(expected) | {"faces"}
-        for name, value in expected.items():
-            assert np.allclose(arrays[name], value, atol=1e-3), name
-        outward = hand.faces.numpy() if side == "right" else hand.faces.numpy()[:, ::-1]
-        assert np.array_equal(arrays["faces"], outward)
+    outward = hand.faces.numpy() if side == "right" else hand.faces.numpy()[:, ::-1]
+    assert_written(tmp_path / "out", {"faces": outward} | simplehand.predict(
+        weights.simplehand.load_checkpoint(files["simplehand"]), picture(), hand.keypoint_regressor,
+        box=(30, 20, 60, 40), side=side))
     lines = (tmp_path / "out" / "photo.obj").read_text().splitlines()
     assert sum(line.startswith("v ") for line in lines) == 778
 
@@ -195,16 +197,10 @@ def test_genhmr_on_a_picture(files, tmp_path, capsys):
                "--refine", "4", "--iterations", "3") == 0
     output = capsys.readouterr().out
     assert output.startswith("refined against 17 keypoints") and "k.json): energy" in output
-    assert {path.name for path in (tmp_path / "out").iterdir()} == written_of("photo")
     body = bodymodels.load_model("body")
-    expected = genhmr.predict(
+    assert_written(tmp_path / "out", {"faces": body.faces.numpy()} | genhmr.predict(
         weights.genhmr.load_checkpoint(files["genhmr"]), body, picture(), box=(30, 20, 45, 60),
-        iterations=3, refinement=4, keypoints=to_smpl45(np.array(points)))
-    with np.load(tmp_path / "out" / "photo.npz") as arrays:
-        assert set(arrays) == set(expected) | {"faces"}
-        for name, value in expected.items():
-            assert np.allclose(arrays[name], value, atol=1e-3), name
-        assert np.array_equal(arrays["faces"], body.faces)
+        iterations=3, refinement=4, keypoints=to_smpl45(np.array(points))))
 
 
 INSTALL = ("no --keypoints, and MediaPipe cannot be used (import of mediapipe halted; None in "
