@@ -1001,17 +1001,17 @@ def refine(model: GenHMR, start: Tensor, betas: Tensor, camera: Tensor, keypoint
     start (B, L, C), betas (B, 10), camera (B, 3): of sample_from; the last two stay (our reading).
     keypoints_2d: J_2D (B, J, 2) in the crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for
     invisible ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P, in
-    the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 visible keypoints; more add
-    up to a steeper energy, so eta falls with their number (with 45 the first steps of the small
-    model may still overshoot; an eta of 20 does not). The paper gives neither eta nor lambda_theta'
-    (weight_pose), and does not weigh by confidence.
+    the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 visible keypoints; more,
+    as of fingers, far from the pelvis, make the energy steeper, so eta falls with the square of
+    their number. The paper gives neither eta nor lambda_theta' (weight_pose), and does not weigh
+    by confidence.
     Raises ValueError for a step size that is not positive, and for other shapes.
     """
     require(0 < step_size < math.inf, f"step_size is {step_size}: expected a number above 0")
     require(confidence.shape == keypoints_2d.shape[:2] and len(start) == len(confidence),
             f"keypoints {tuple(keypoints_2d.shape)}, confidence {tuple(confidence.shape)}: "
             f"expected ({len(start)}, J, 2) and ({len(start)}, J)")
-    eta = step_size * JOINTS / (confidence > 0).sum(1).clamp_min(JOINTS)[:, None, None]
+    eta = step_size * (JOINTS / (confidence > 0).sum(1).clamp_min(JOINTS)[:, None, None]).square()
     embeddings, energies, poses = start, [], []
     for step in range(iterations + 1):
         embeddings = embeddings.detach().requires_grad_()  # Y

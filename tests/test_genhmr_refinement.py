@@ -61,7 +61,7 @@ def test_small_steps_lower_the_energy_and_nothing_else(task):
     model = task[0]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
-        refined = pull(task, iterations=20, step_size=0.02)
+        refined = pull(task, iterations=20, step_size=0.04)
     assert refined.energies.shape == (21, 3) and (refined.energies.diff(dim=0) < 0).all()
     assert (refined.energies[-1] < 0.9 * refined.energies[0]).all()
     assert torch.allclose(refined.rotations.det(), torch.ones(3, 24), atol=1e-4)
@@ -73,7 +73,7 @@ def test_small_steps_lower_the_energy_and_nothing_else(task):
 def test_step_is_the_gradient_of_the_energy(task):
     """Y_1 = Y_0 - eta dG/dY, against finite differences."""
     refined, start = pull(task, iterations=1, step_size=1e-3), pull(task, iterations=0)
-    eta = 1e-3 * 24 / 45  # there are 45 keypoints
+    eta = 1e-3 * (24 / 45) ** 2  # there are 45 keypoints
     gradient = (start.embeddings - refined.embeddings) / eta
     drop = refined.energies[0] - refined.energies[1]
     assert torch.allclose(drop, eta * gradient.square().sum((1, 2)), rtol=0.05)
@@ -86,8 +86,8 @@ def shipped() -> GenHMR:
 
 @pytest.mark.parametrize("count", [24, 45])
 def test_default_step_suits_any_number_of_keypoints(shipped, count):
-    """With the shipped tokenizer five steps lower the mean energy to less than half, and the first
-    lowers it; for 24 keypoints each step does, and the first for every body. 45 may overshoot."""
+    """With the shipped tokenizer every step lowers the mean energy, the first the energy of every
+    body, and five steps lower the mean to less than a quarter."""
     body = bodymodels.load_model("body").for_keypoints()
     true = torch.from_numpy(sample_wide_postures(
         np.random.default_rng(0).spawn(8), "test", 0.0, 30.0, 45.0)[0])
@@ -103,9 +103,8 @@ def test_default_step_suits_any_number_of_keypoints(shipped, count):
     energies = genhmr.refine(shipped, start, betas, camera, wanted, torch.ones(8, count),
                              keypoints, iterations=5).energies
     mean = energies.mean(1)
-    assert mean[1] < mean[0] and mean[5] < 0.5 * mean[0]
-    if count == 24:
-        assert (mean.diff() < 0).all() and (energies[1] < energies[0]).all()
+    assert (mean.diff() < 0).all() and mean[5] < 0.25 * mean[0]
+    assert (energies[1] < energies[0]).all()
 
 
 def test_unseen_joints_do_not_pull(task):
@@ -146,7 +145,7 @@ def test_strong_regulariser_keeps_the_pose(task):
     start = pull(task, iterations=0).rotations
 
     def change(weight: float, step_size: float) -> Tensor:
-        step_size *= 45 / 24  # for 45 keypoints
+        step_size *= (45 / 24) ** 2  # for 45 keypoints
         refined = pull(task, iterations=40, step_size=step_size, weight_pose=weight)
         return (refined.rotations - start).square().sum((1, 2, 3))
 

@@ -107,12 +107,12 @@ def test_presets_say_what_the_paper_says():
 
 
 def test_cpu_checkpoints_are_small():
-    """Both small paths together take less than 28 MB in half precision."""
+    """Both small paths together take less than 30 MB in half precision."""
     preset = hmr.PRESETS["cpu"]
     models = [on_meta(config) for config in (preset.hand, preset.body)]
     size = sum(2 * value.numel() for model in models
                for value in model.state_dict().values())
-    assert size < 28e6
+    assert size < 30e6
 
 
 @pytest.mark.parametrize("preset", hmr.PRESETS)
