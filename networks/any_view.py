@@ -8,9 +8,9 @@ Three changes to the paper's network:
     3. A trained network looks again: hands that point up and fill their crops look more alike than
        others, so further passes see the crop turned upright by what the first one finds.
 MediaPipe's hand tracker turns its crops upright, too. Training shows crops of both kinds (recipe
-"rendered_upright"). `build` makes the network, `looking_again` adds the further passes for
-inference, `losses` and `total_loss` are for training. Letters in shapes as in simplehand.py: B
-batch, S side of the crop in pixels, C channels, N tokens or cells; and P further passes.
+"rendered_upright"). `looking_again` adds the further passes for inference. Letters in shapes as in
+simplehand.py: B batch, S side of the crop in pixels, C channels, N tokens or cells; and P further
+passes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sets.crops import rotation, upright_view
 from simplehand import MeshHead, MetaFormerBlock, SimpleHand, fold_norms
 
 STEP = math.radians(10)  # between the angles of further passes (our choice)
+WEIGHT_HEAT_MAPS = 0.5  # of their cross-entropy (our choice)
 TRUST = 4  # the weight of a pass is the spread of its heat maps to the power -TRUST (our choice)
 
 
@@ -40,7 +41,6 @@ class Config(simplehand.Config):
 
     backbone: str = "unet"
     upright_passes: int = 3  # further passes of inference; 0: look once
-    weight_heat_maps: float = 0.5  # of their cross-entropy
 
 
 def build(config: Config) -> SimpleHand:
@@ -193,7 +193,7 @@ def cross_entropy_at(heat: Tensor, points: Tensor, centres: Tensor,
 
 def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
     """Eq. 7, and the weighted cross-entropy."""
-    return simplehand.total_loss(terms, config) + config.weight_heat_maps * terms["heat_maps"]
+    return simplehand.total_loss(terms, config) + WEIGHT_HEAT_MAPS * terms["heat_maps"]
 
 
 # ----------------------------------------------------------------------------- looking again

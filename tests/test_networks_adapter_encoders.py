@@ -152,7 +152,7 @@ def test_a_hand_encoder_learns_by_simplehands_losses():
         loss = encoder.loss({
             "vertices": true["vertices"], "joints": encoder.regressor @ true["vertices"],
             "keypoints_2d": true["keypoints_2d"] - 0.5, "valid": torch.ones(4)})
-        assert loss.item() == pytest.approx(encoder.hand.config.weight_heat_maps, abs=1e-4)
+        assert loss.item() == pytest.approx(any_view.WEIGHT_HEAT_MAPS, abs=1e-4)
     encoder.eval()(torch.randn(4, 3, 128, 96))
     assert encoder.looks is None
 
