@@ -105,7 +105,7 @@ def compare_attention(width: int, seconds: float) -> None:
 @torch.no_grad()
 def time_per_image(config: genhmr.Config, seconds: float) -> None:
     """Print the time from a crop to its pose, AITI; random weights do not change it."""
-    model = fast.replace(build_genhmr(config)).eval().to(DEVICE)
+    model = build_genhmr(config).eval().to(DEVICE)
     body = load_model("body").for_keypoints().to(DEVICE)
     images = torch.zeros(1, 3, config.image_size, config.image_size, device=DEVICE)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import bodymodels
 import genhmr
+from networks import fast
 from networks.any_view import conv_norm, cross_entropy_at
 
 IMAGE_SIZE = 128  # px, S; the encoder sees the middle three quarters of the crop's width
@@ -135,14 +136,14 @@ class SmallEncoder(nn.Module):
     A U-net with attention at its coarsest level makes heat maps, like a ViTPose in miniature. The
     token of a cell holds the U-net's features there, what the encoder knows of the whole person,
     and what it knows of one joint: the cells of block j of the grid hold joint j. Behind GenHMR
-    they also hold the lifted pose as a pose tokenizer embeds it, see `link`.
+    they also hold the lifted pose as the pose tokenizer embeds it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         w2, w4, w8, w16 = WIDTHS
         self.width = WIDTH
-        self.embed: Callable[[Tensor], Tensor] | None = None  # see `link`
+        self.embed: Callable[[Tensor], Tensor] | None = None  # of GenHMR's tokenizer
         self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
         self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
         self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
@@ -275,16 +276,6 @@ def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor,
     return near @ centres / share[..., None].clamp_min(1e-6), share
 
 
-def link(model: genhmr.GenHMR) -> genhmr.GenHMR:
-    """Let a SmallEncoder add the tokenizer's embeddings of the lifted pose to its tokens.
-
-    So the masked transformer reads at its own place what the encoder believes about a token.
-    """
-    if isinstance(model.backbone, SmallEncoder):
-        model.backbone.embed = model.tokenizer.embed
-    return model
-
-
 def is_small(config: genhmr.Config) -> bool:
     """Say whether a config is of a model behind a SmallEncoder, whose tokens are at stride 8."""
     return config.patch_size == IMAGE_SIZE // GRID[0]
@@ -293,12 +284,14 @@ def is_small(config: genhmr.Config) -> bool:
 def build_genhmr(config: genhmr.Config, encoder: SmallEncoder | None = None) -> genhmr.GenHMR:
     """Build GenHMR: behind a SmallEncoder, if the config is for one, or behind the paper's ViT.
 
-    Behind a SmallEncoder, which is frozen, each token first looks at the cells of its joint.
+    A SmallEncoder is frozen. Each pose token first looks at the cells of its joint, where it reads
+    the tokenizer's embedding of the pose that the encoder lifts. Plain layers have fast equals.
     """
     if is_small(config):
         encoder = (encoder or SmallEncoder()).requires_grad_(False)
-    model = link(genhmr.GenHMR(config, encoder))
+    model = fast.replace(genhmr.GenHMR(config, encoder))
     if encoder is not None:
+        encoder.embed = model.tokenizer.embed
         with torch.no_grad():
             places = encoder.places(config.tokenizer.num_tokens // genhmr.JOINTS)
             model.transformer.reference.copy_(places.logit())

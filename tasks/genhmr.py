@@ -21,7 +21,7 @@ import data
 import genhmr
 import metrics
 from files import load_array, safe_unpickle
-from networks import fast, small_encoder
+from networks import small_encoder
 from networks.small_encoder import (
     IMAGE_SIZE,
     EncoderConfig,
@@ -462,10 +462,8 @@ class TransformerTask(BodyTask):
 
     def build(self) -> nn.Module:
         """New weights around the tokenizer, but for the encoder if a file has it."""
-        encoder, file = None, self.arguments.backbone
-        if self.small:
-            encoder = load_encoder(file) if file else SmallEncoder()
-        model = fast.replace(build_genhmr(self.config, encoder))
+        file = self.arguments.backbone
+        model = build_genhmr(self.config, load_encoder(file) if file and self.small else None)
         if self.arguments.tokenizer:
             tokenizer = load_tokenizer(self.arguments.tokenizer)
             model.tokenizer.load_state_dict(tokenizer.state_dict())

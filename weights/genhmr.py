@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from os import PathLike
 
 from genhmr import Config, GenHMR, Tokenizer, TokenizerConfig
-from networks import fast
 from networks.small_encoder import SmallEncoder, build_genhmr
 from weights import files
 
@@ -25,8 +24,7 @@ def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
     files.require(config is not None and any(name.startswith("transformer.") for name in state),
                   "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes "
                   "stage 1's, load_backbone the weights of a ViT alone)")
-    return files.from_checkpoint(lambda config: fast.replace(build_genhmr(config)), Config, config,
-                                 state)
+    return files.from_checkpoint(build_genhmr, Config, config, state)
 
 
 @files.names_its_file
