@@ -46,8 +46,8 @@ from sets.images import LEAST_CONFIDENCE, picture_files, read_image
 from weights.files import trained_on
 
 # We warn of heat maps wider than SPREAD, suggest the other side where the mirrored hand's are
-# narrower by the factor SURER, and warn of meshes further than MISFITS from given 2D keypoints or,
-# without any, from the network's own: see finders.misfit, benchmarks/alarms.py and RESULTS.md.
+# narrower by the factor SURER, and warn of meshes further than MISFITS from given 2D keypoints or
+# from the network's own: see finders.misfit, benchmarks/alarms.py and RESULTS.md.
 SPREAD, SURER = 0.1, 0.8
 CONVENTIONAL = "distances are conventional: for metres give your camera, --focal PX or --K FILE"
 MISFITS = {"simplehand": (0.11, 0.06), "genhmr": (0.08, 0.07), "hmr_adapter": (0.12, 0.08)}
@@ -67,7 +67,6 @@ class Loaded(NamedTuple):
     """A network, ready for pictures."""
 
     one: Callable[[np.ndarray, Found, np.ndarray | None], Result]  # of a picture, who is in it, K
-    model: nn.Module
     about: str  # what it was trained on
     pose: Callable[[dict], dict] | None = None  # see smooth_track
     hands: bool = False  # whether it looks at a person's hands more closely
@@ -77,7 +76,7 @@ class Loaded(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command, which has a part of its own for each network."""
+    """Return the parser of the command, with a part for each network."""
     command = argparse.ArgumentParser("demo.py", description=__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = command.add_subparsers(dest="network", required=True, metavar="NETWORK")
@@ -92,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
         add("--focal", type=float, metavar="PX",
             help="focal length of your camera in pixels, for distances in metres")
         add("--K", type=Path, metavar="FILE", help="a text file of its 3 x 3 intrinsics instead")
-        add("--smooth", type=float, metavar="FPS", help="the pictures are a video's frames in "
-            "order, FPS a second: smooth poses and places over time, one shape for each person")
+        add("--smooth", type=float, metavar="FPS", help="pictures are a video's frames, FPS a "
+            "second: smooth poses and places over time, one shape for each person")
         add("--out", type=Path, default="output", help="folder to write to (default: output)")
         add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
             help="where to compute: cpu, cuda, cuda:1, mps (default: %(default)s)")
@@ -115,11 +114,11 @@ def own_arguments(network: str, add: Callable) -> None:
         add("--checkpoint", type=Path, default=ASSETS / "genhmr_cpu.pt", metavar="FILE",
             help="train.py's, --stage transformer (default: assets/genhmr_cpu.pt)")
         add("--body", metavar="FILE", help="SMPL_NEUTRAL.pkl, for checkpoints trained on SMPL")
-        add("--keypoints", metavar="FILE", help="2D keypoints to refine on and to find the person "
-            "by, OpenPose's JSON (default: MediaPipe's)")
+        add("--keypoints", metavar="FILE",
+            help="2D keypoints to refine on, OpenPose's JSON (default: MediaPipe's)")
         add("--iterations", type=int, default=5, metavar="T", help="of sampling (default: 5)")
-        add("--mean-code", action="store_true", help="decode the mean code of each place, not the "
-            "likeliest: a better single answer (ours)")
+        add("--mean-code", action="store_true",
+            help="decode the mean code of each place, not the likeliest: a better answer (ours)")
         add("--refine", type=int, default=50, metavar="P", help="refinement steps (default: 50)")
         add("--fit-camera", action="store_true", help="first fit the camera to the 2D keypoints: "
             "for portraits, where the network's is badly wrong; elsewhere it does not help")
@@ -136,15 +135,15 @@ def find_device(name: str) -> torch.device:
     """Return the device of --device. Raises ValueError if this machine does not have it."""
     try:
         return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {name}: this machine does not have it ({finders.short(error)})"
-                         ) from error
+    except Exception as error:  # of several types
+        reason = finders.short(error)
+        raise ValueError(f"--device {name}: this machine does not have it ({reason})") from error
 
 
 def camera(arguments: argparse.Namespace, image: np.ndarray) -> np.ndarray | None:
     """Return K (3, 3) of --focal or --K, None without them. Raises ValueError for no such K.
 
-    A video needs one camera for all frames: by default its focal length is a frame's diagonal.
+    A video needs one camera: by default its focal length is a frame's diagonal.
     """
     if arguments.K is None and arguments.focal is None and not arguments.smooth:
         return None
@@ -186,7 +185,7 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
         outward = faces[:, ::1 if arrays["side"] else -1]  # mirrored, they face inwards
         return Result(arrays, outward, notes, to_pixels(arrays["joints"], arrays["K"]), own)
 
-    return Loaded(one, model, about)
+    return Loaded(one, about)
 
 
 def load_genhmr(arguments: argparse.Namespace) -> Loaded:
@@ -221,7 +220,7 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
         posed = genhmr.in_picture(body, *tensors, arrays["transl"], arrays["K"])
         return arrays | {name: np.float32(value) for name, value in posed.items()}
 
-    return Loaded(one, model, about, pose)
+    return Loaded(one, about, pose)
 
 
 def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
@@ -253,11 +252,11 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
                  if arguments.hand and not valid]
         if found.keypoints is None:
             notes.append(f"not checked: {found.source}")
-        pixels, own = to_pixels(arrays["joints"], arrays["K"])[joints], np.zeros((56, 3))
-        pixels[np.array(joints) < 0] = np.nan  # SMPL's other keypoints
+        own, pixels = np.zeros((56, 3)), np.full((56, 2), np.nan, np.float32)  # last: no joint
+        pixels[:55] = to_pixels(arrays["joints"], arrays["K"])[:55]
         for row, joint in enumerate(hmr_adapter.POSITIONED):
             own[min(joint, 55)] = *arrays["keypoints_2d"][row], joint < 55
-        return Result(arrays, faces, notes, pixels, own[joints])
+        return Result(arrays, faces, notes, pixels[joints], own[joints])
 
     def pose(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = ("betas", "rotations", "expression", "transl")
@@ -274,8 +273,8 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         return Result(arrays, outward, [f"a {found.side} hand"], pixels)
 
     if not arguments.body:
-        return Loaded(hand, model, about[-1])
-    return Loaded(person, model, about[-1], pose, hands=bool(arguments.hand))
+        return Loaded(hand, about[-1])
+    return Loaded(person, about[-1], pose, hands=bool(arguments.hand))
 
 
 LOADERS = {"simplehand": load_simplehand, "genhmr": load_genhmr, "hmr_adapter": load_hmr_adapter}
@@ -300,7 +299,7 @@ def seen_from(model: nn.Module, who: str = "people", most: int = 180) -> str:
 
 
 def reconstruct(arguments: argparse.Namespace) -> int:
-    """Reconstruct all hands or people in all pictures and write the files; return the exit code.
+    """Reconstruct all in all pictures and write the files; return the exit code.
 
     A picture that fails is reported on stderr, and the others go on; the exit code is then 2.
     """
@@ -355,10 +354,10 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
 def reconstruct_one(network: Loaded, image: np.ndarray, target: Found, K: np.ndarray | None
                     ) -> Result:
-    """Reconstruct a hand or a person; try a person whom the picture cuts off in two boxes.
+    """Reconstruct a hand or a person.
 
-    The networks learned from people in the box of the whole body. So the box of what is seen and
-    that of the whole body are tried, and the mesh that fits the given keypoints better is kept.
+    A person whom the picture cuts off is tried in the boxes of what is seen and of the whole body;
+    the mesh that fits the given keypoints better is kept.
     """
     image = finders.without_background(image, target.mask)
     found = network.one(image, target, K)
@@ -377,9 +376,9 @@ def summarise(network: str) -> None:
         "hmr_adapter": (hmr_adapter.PRESETS, build_model)}[network]
     for name, config in presets.items():
         with torch.device("meta"):  # takes no memory
-            model = build(config)
+            parameters = dict(build(config).named_parameters())
         counts: Counter[str] = Counter()
-        for parameter, value in model.named_parameters():
+        for parameter, value in parameters.items():
             counts[".".join(parameter.split(".")[:-1][:2])] += value.numel()
         print(f"{name:<40}{'parameters':>14}")
         for part, count in [*counts.items(), ("total", counts.total())]:

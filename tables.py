@@ -13,11 +13,10 @@
     torchrun --nproc-per-node 4 tables.py hmr_adapter table3 --data arctic --data-root FOLDER \\
         --models MODELS --checkpoint hamer.ckpt --guide smpler_x_h32.pth.tar
 
-SimpleHand has table1 to table8, GenHMR table1 to table16, HMR-Adapter table1 to table6; rows and
-the papers' figures are in assets/tables.md. Without --preset and --data rows are trained small, on
-rendered data; with --data by the preset "paper". Every run has a folder in OUT named by what it
-changes, so tables share rows, and the same command continues where it ended. All rows of a seed
-come before the next seed; OUT/TABLE.md is written anew after each row.
+Rows and the papers' figures are in assets/tables.md. Without --preset and --data rows are trained
+small, on rendered data; with --data by the preset "paper". Every run has a folder in OUT named by
+what it changes, so tables share rows, and the same command continues where it ended. OUT/TABLE.md
+is written anew after each row.
 
 Tables of several data sets have one model for all: --on "--protocol emdb1_24 --test-root EMDB"
 (MOYO: moyo_val, EHF: ehf) scores the same runs there, into OUT/TABLE PROTOCOL.md.
@@ -25,7 +24,6 @@ Tables of several data sets have one model for all: --on "--protocol emdb1_24 --
 What no command gives: rows of other papers' models (METRO, HMR2.0, TokenHMR, OSX and so on), also
 those of 25 hypotheses in GenHMR's Table 1; pictures of LSP and EgoBody, which have no reader; one
 figure with the curves of several rows (each run has its own: HMR-Adapter's "converges faster").
-`python -m benchmarks` measures frames per second, Fig. 1 of SimpleHand and AITI.
 """
 
 from __future__ import annotations
@@ -51,14 +49,7 @@ from networks.adapter_rivals import count, on_meta
 from networks.backbones import simplehand_model
 from tasks.base import EVALUATIONS
 from tasks.ranks import announce
-from tasks.settings import (
-    RunConfig,
-    Settings,
-    as_text,
-    override,
-    own_overrides,
-    preset_settings,
-)
+from tasks.settings import RunConfig, Settings, as_text, override, own_overrides, preset_settings
 
 Scores = Mapping[str, Mapping[int, np.ndarray]]  # row -> seed -> our columns: means (C,), or (N, C)
 # of N samples, the same in every row; NaN for a sample that does not count
@@ -71,7 +62,7 @@ SCALE = {
     "transformer": ("steps=240", "warmup_steps=40", "eval_every=240", "train_samples=6000",
                     "layers=4"),
 } | dict.fromkeys(("hand", "body"), ("steps=500", "eval_every=500", "train_samples=6000"))
-PAPER_SIZES = {"dims": 256, "codebook_size": 2048, "code_dim": 256}
+PAPER_SIZES = {"dims": 256, "codebook_size": 2048, "code_dim": 256}  # rows keep their ratio
 
 
 @dataclass(frozen=True)
@@ -114,8 +105,7 @@ TABLES = read_tables()
 def scaled(config: RunConfig, words: Sequence[str]) -> RunConfig:
     """Apply a row's settings, FIELD=VALUE in the paper's sizes, at the config's own scale.
 
-    Fields of PAPER_SIZES keep their ratio to the paper's. CELLS is the number of cells of X_b, x2
-    is twice the config's value. Words without "=" are no settings.
+    CELLS is the number of cells of X_b, x2 twice the config's value. Words without "=" are marks.
     """
     settings = []
     for name, text in (word.split("=") for word in words if "=" in word):
@@ -147,10 +137,10 @@ def protocol_of(flags: Sequence[str]) -> str:
 
 
 def errors_of(out: Path, predictor: str, metrics: Sequence[str]) -> np.ndarray:
-    """Read columns (N, C) of a run's errors.npz: a predictor's errors in every sample.
+    """Read columns (N, C) of a run's errors.npz: a predictor's errors in every sample, or NaN.
 
     A dual path is read with all hands merged, as the paper does; a hand's error is that of its
-    group, "clear" or "occluded". What the run does not have is NaN.
+    group, "clear" or "occluded".
     """
     with np.load(out / "errors.npz") as file:
         errors = dict(file)
@@ -184,10 +174,7 @@ class Runs:
         self.files = {part: file or SHIPPED[part] for part, file in given.items()}
 
     def run(self, out: Path, *flags: object) -> Path:
-        """Do a run of train.py; training, unless the folder has its results. Return the folder.
-
-        Raises ValueError if the folder holds another run.
-        """
+        """Do a run of train.py, unless the folder has it; ValueError if it has another one."""
         argv = ["--model", self.model, *map(str, flags), "--out", str(out)]
         if out not in self.done and ("--eval" in argv or not (out / "results.json").exists()):
             announce(f"\n{self.model} {self.options.table}: {out}")
@@ -363,16 +350,14 @@ def spread(values: np.ndarray) -> str:
 
 
 def ordering_lines(table: Table, scores: Scores, judge: str, data: str = "") -> list[str]:
-    """A Markdown table of all pairs of rows that the paper orders, with our differences.
+    """A Markdown table of all pairs of rows that the paper orders, on our data set or its first.
 
-    The paper's are those on our data set (EMDB, say) or, if its table has none, on its first.
-
-    Differences, worse - better, are paired by sample; their standard error is that of the mean over
-    samples, of each sample's mean over seeds. It needs scores by sample.
+    Our differences, worse - better, are paired by sample; their standard error is that of the mean
+    over samples, of each sample's mean over seeds.
     """
-    name = f" {judge.removeprefix('occluded ')}"
-    theirs = next(place for own in (data + name, name) for place, column in enumerate(table.paper)
-                  if f" {column}".endswith(f" {own.strip()}"))
+    name = judge.removeprefix("occluded ")
+    theirs = next(place for own in (f"{data} {name}".strip(), name)
+                  for place, column in enumerate(table.paper) if f" {column}".endswith(f" {own}"))
     lines, counts = [], np.zeros(3, int)
     for worse, better in itertools.permutations(table.words, 2):
         high, low = (float(table.figures[row][theirs].replace("-", "nan"))
@@ -388,12 +373,12 @@ def ordering_lines(table: Table, scores: Scores, judge: str, data: str = "") -> 
             continue
         samples, ours = each.mean(0), each.mean(1)
         error = samples.std(ddof=1) / len(samples) ** 0.5 if len(samples) > 1 else math.nan
-        verdict = f"{'yes' if ours.mean() > 0 else '**no**'}, in {(ours > 0).sum()} of {len(ours)}"
-        chance = ", within two standard errors" * bool(abs(ours.mean()) < 2 * error)
+        holds, sure = ours.mean() > 0, abs(ours.mean()) >= 2 * error
+        verdict = f"{'yes' if holds else '**no**'}, in {(ours > 0).sum()} of {len(ours)}" + (
+            ", within two standard errors" if abs(ours.mean()) < 2 * error else "")
         lines.append(f"| {better} < {worse} | {high - low:.1f} | {spread(ours)} | "
-                     f"{spread(np.array([error]))} | {verdict}{chance} |")
-        sure = abs(ours.mean()) >= 2 * error
-        counts += [ours.mean() > 0, sure and ours.mean() > 0, sure and ours.mean() < 0]
+                     f"{spread(np.array([error]))} | {verdict} |")
+        counts += [holds, sure and holds, sure and ours.mean() < 0]
     hold, sure, fail = counts
     return [f"{hold} of {len(lines)} orderings hold, {sure} by two standard errors or more; {fail} "
             "fail by as much.", "",
@@ -422,7 +407,7 @@ def table_text(title: str, table: Table, scores: Scores, about: str, data: str =
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the command line; return tables.py's flags and those for train.py."""
+    """Return tables.py's flags and those for train.py."""
     parser = argparse.ArgumentParser(
         prog="tables.py", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -26,6 +26,7 @@ from networks.any_view import looking_again
 from networks.finders import LIMBS
 
 BAD, NOISE, SEED = 0.1, 0.02, 9
+ALL = torch.ones(1, 1)  # all keypoints are valid
 Scores = dict[str, tuple[np.ndarray, np.ndarray]]  # what judges -> 2D errors (B,), scores (B,)
 
 
@@ -38,17 +39,8 @@ def read(dataset: Dataset) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     return batch, true, true + NOISE * noise
 
 
-def error_2d(points: Tensor, true: Tensor) -> np.ndarray:
-    """Return mean distances of points (B, J, 2) in sides of the true ones' tight boxes (B,)."""
-    side = (true.amax(1) - true.amin(1)).amax(1)
-    return ((points - true).norm(dim=2).mean(1) / side).numpy()
-
-
-def misfits(points: Tensor, rows: Tensor, valid: Tensor) -> np.ndarray:
-    """Return finders.misfit of points (B, J, 2) and valid rows (B, J, 2), as the demo has it (B,).
-
-    All networks have joints of smpl45 or, of hands, 21.
-    """
+def misfits(points: Tensor, rows: Tensor, valid: Tensor = ALL) -> np.ndarray:
+    """Return finders.misfit (B,) of points and rows (B, J, 2), of which some are valid (B, J)."""
     rows = torch.cat((rows, valid.expand(rows.shape[:2])[..., None]), 2)
     return np.array([finders.misfit(*one, 1e-6)
                      for one in zip(points.numpy(), rows.numpy(), strict=True)])
@@ -61,7 +53,7 @@ def hands(split: str, count: int) -> Scores:
     batch, true, noisy = read(data.RenderedHands(split, model.config.image_size, length=count,
                                                  seed=SEED))
     found = model(batch["image"])
-    error = error_2d(found["keypoints_2d"], true)  # the demo lays the mesh on them
+    error = misfits(found["keypoints_2d"], true)  # the demo lays the mesh on them
     return {"simplehand, spread": (error, found["spread_2d"].mean(1).numpy()),
             "simplehand, given": (error, misfits(found["keypoints_2d"], noisy,
                                                  batch["keypoints_valid"]))}
@@ -83,7 +75,7 @@ def people(split: str, count: int) -> Scores:
     for steps in (0, 50):
         points = genhmr.project_to_crop(body.keypoints(body(sampled.betas, refined.poses[steps])),
                                         sampled.camera, model.config.focal)
-        error = error_2d(points[:, limbs], true[:, limbs])
+        error = misfits(points[:, limbs], true[:, limbs])
         scores[f"genhmr, P = {steps}, given"] = error, misfits(points, noisy, seen)
         if steps == 0:
             scores["genhmr, P = 0, own"] = error, misfits(points, own[..., :2], own[..., 2])
@@ -105,8 +97,8 @@ def whole_bodies(split: str, count: int) -> Scores:
     rows, columns = config.grid
     own = 0.5 + (found["joints"][..., :2] - torch.tensor([columns, rows]) / 2) / rows
     place = [hmr_adapter.POSITIONED.index(limb) for limb in limbs]
-    error = error_2d(points, true[:, limbs])
-    return {"hmr_adapter, own": (error, misfits(points, own[:, place], torch.ones(1, 12))),
+    error = misfits(points, true[:, limbs])
+    return {"hmr_adapter, own": (error, misfits(points, own[:, place])),
             "hmr_adapter, given": (error, misfits(points, noisy[:, limbs],
                                                   batch["keypoints_valid"][:, limbs]))}
 

@@ -1,26 +1,23 @@
-"""Speed of SimpleHand, GenHMR, skinning and Procrustes beside the usual code, and of training."""
+"""Speed of SimpleHand, GenHMR, skinning and Procrustes beside the usual code."""
 
 import argparse
 import copy
-import tempfile
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 import genhmr
 import simplehand
-import train
-from benchmarks.timing import table
 from bodymodels import BodyModel, load_model
 from metrics import procrustes_align
 from networks import fast
 from networks.backbones import simplehand_model
 from networks.small_encoder import build_genhmr
-from tasks.settings import ON_A_CPU
 
 # T, P: ms on an RTX A5000 (GenHMR's Tables 2 and 3). The paper also says that AITI "measures
 # per-iteration processing time", but its figures grow with T and P.
@@ -28,7 +25,41 @@ AITI = {(1, 0): 32, (3, 0): 75, (5, 0): 102, (10, 0): 255, (15, 0): 321, (20, 0)
         (5, 1): 154, (5, 3): 209, (5, 5): 253, (5, 10): 444, (5, 20): 638}
 BATCHES = {"hand_right": (1, 64), "body": (1, 64), "wholebody": (1, 16)}  # of skinning
 POINTS = ((3960, 778), (990, 6890))  # of Procrustes: samples, points
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of the papers' models
 Poser = Callable[[Tensor, Tensor], Tensor]  # shape, pose -> vertices
+Ways = Mapping[str, Callable[[], object]]
+
+
+def medians(ways: Ways, seconds: float, rounds: int = 3) -> dict[str, float]:
+    """Median time in ms of each function, after one run that is not timed.
+
+    The functions take turns, so that other load slows all of them alike, for `seconds` and at least
+    `rounds` rounds. On a CPU with one thread the time is the process's own.
+    """
+    wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
+    own = torch.get_num_threads() == 1 and DEVICE == "cpu"
+    clock = time.process_time if own else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for function in ways.values():
+        function()
+    start, done = time.perf_counter(), 0
+    while done < rounds or time.perf_counter() - start < seconds:
+        for name, function in ways.items():
+            wait()
+            begin = clock()
+            function()
+            wait()
+            times[name].append(1e3 * (clock() - begin))
+        done += 1
+    return {name: statistics.median(spent) for name, spent in times.items()}
+
+
+def table(title: str, ways: Ways, seconds: float) -> None:
+    """Print the time of each function, and its ratio to that of the first."""
+    print(title, flush=True)
+    times = medians(ways, seconds)
+    for name, spent in times.items():
+        print(f"  {name:46}{spent:10.2f} ms{spent / next(iter(times.values())):8.3f}", flush=True)
 
 
 # ----------------------------------------------------------------------------------- papers
@@ -37,54 +68,46 @@ Poser = Callable[[Tensor, Tensor], Tensor]  # shape, pose -> vertices
 @torch.inference_mode()
 def compare_ways(model: simplehand.SimpleHand, images: Tensor, seconds: float) -> None:
     """Print the time of faster ways to run SimpleHand, and how far each is from the plain one."""
+    models = {"plain": model, "fused": model.fuse(),
+              "fused, sampled cells": fast.with_sampled_cells(model.fuse())}
     ways, expected = {}, model(images)["vertices"]
-    for name, prepare in {
-            "plain": lambda: model, "fused": model.fuse,
-            "fused, sampled cells": lambda: fast.with_sampled_cells(model.fuse()),
-            "fused, torch.compile": lambda: torch.compile(model.fuse(), dynamic=False)}.items():
-        try:
-            way = prepare()
-            error = 1e3 * (way(images)["vertices"] - expected).abs().max().item()
-            ways[f"{name}, differs by {error:.0e} mm"] = lambda way=way: way(images)
-        except Exception as error:  # torch.compile without a compiler, two deconvolutions, ...
-            print(f"{name}: not possible here, {str(error).splitlines()[0]:.60}")
+    for name, way in models.items():
+        error = 1e3 * (way(images)["vertices"] - expected).abs().max().item()
+        ways[f"{name}, differs by {error:.0e} mm"] = partial(way, images)
     table(f"{images.device}, batch {len(images)}, {torch.get_num_threads()} threads", ways, seconds)
 
 
-def time_simplehand(arguments: argparse.Namespace, device: str = "cpu") -> None:
+def time_simplehand(arguments: argparse.Namespace) -> None:
     """Print the times of SimpleHand's ways at two batch sizes."""
-    model = simplehand_model(simplehand.PRESETS[arguments.preset]).eval().to(device)
+    model = simplehand_model(simplehand.PRESETS[arguments.preset]).eval().to(DEVICE)
     for batch in (1, 32):
         shape = (batch, 3, *[model.config.image_size] * 2)
-        images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8).to(DEVICE)
         compare_ways(model, images, arguments.seconds)
 
 
 def compare_attention(width: int, seconds: float) -> None:
-    """Print the times of GenHMR's deformable attention, the plain module's and the fast one's.
-
-    96 queries on 15,552 cells, as in the paper's model.
-    """
+    """Print the times of plain and fast deformable attention: 96 queries, as the paper's cells."""
     attention = genhmr.DeformableAttention(
         replace(genhmr.Config(), width=width, pyramid_width=width))
     for parameter in attention.parameters():
         nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     inputs = torch.randn(1, 96, width), torch.rand(96, 2), torch.randn(1, 15_552, width)
-    peers = {"plain": attention, "fast": fast.replace(copy.deepcopy(attention))}
-    plain, quick = (peer(*inputs) for peer in peers.values())
-    error = ((quick - plain).abs().max() / plain.abs().max()).item()
-    ways = {name: torch.no_grad()(partial(peer, *inputs)) for name, peer in peers.items()}
-    table(f"attention, width {width}, differs by {error:.0e}", ways, seconds)
-    table("the same, forward and backward", {
-        name: partial(backward, peer, *inputs) for name, peer in peers.items()}, seconds)
+    quick = fast.replace(copy.deepcopy(attention))
+    expected = attention(*inputs)
+    error = ((quick(*inputs) - expected).abs().max() / expected.abs().max()).item()
+    for title, run in ((f"attention, width {width}, differs by {error:.0e}", forward),
+                       ("the same, forward and backward", backward)):
+        table(title, {"plain": partial(run, attention, *inputs),
+                      "fast": partial(run, quick, *inputs)}, seconds)
 
 
 @torch.no_grad()
-def time_per_image(config: genhmr.Config, seconds: float, device: str = "cpu") -> None:
+def time_per_image(config: genhmr.Config, seconds: float) -> None:
     """Print the time from a crop to its pose, AITI; random weights do not change it."""
-    model = fast.replace(build_genhmr(config)).eval().to(device)
-    body = load_model("body").for_keypoints().to(device)
-    images = torch.zeros(1, 3, config.image_size, config.image_size, device=device)
+    model = build_genhmr(config).eval().to(DEVICE)
+    body = load_model("body").for_keypoints().to(DEVICE)
+    images = torch.zeros(1, 3, config.image_size, config.image_size, device=DEVICE)
 
     def predict(iterations: int, steps: int) -> None:
         start = genhmr.sample_from(model, model.encode(images), iterations=iterations)
@@ -94,15 +117,14 @@ def time_per_image(config: genhmr.Config, seconds: float, device: str = "cpu") -
                 images.new_ones(1, 45), lambda betas, pose: body.keypoints(body(betas, pose)),
                 iterations=steps)
 
-    table(f"GenHMR, from a crop to its pose, {device}", {
+    table(f"GenHMR, from a crop to its pose, {DEVICE}", {
         f"T = {T}{f', P = {P}' * bool(P)} (RTX A5000: {paper} ms)": partial(predict, T, P)
         for (T, P), paper in AITI.items()}, seconds)
 
 
 def time_genhmr(arguments: argparse.Namespace) -> None:
     """Print GenHMR's times."""
-    for width in (1024, 256):
-        compare_attention(width, arguments.seconds)
+    compare_attention(1024, arguments.seconds)
     time_per_image(genhmr.PRESETS[arguments.preset], arguments.seconds)
 
 
@@ -110,10 +132,7 @@ def time_genhmr(arguments: argparse.Namespace) -> None:
 
 
 def smplx_vertices(model: BodyModel) -> Poser:
-    """smplx.lbs with the model's arrays in the layouts of smplx's own modules.
-
-    Those store posedirs as a transposed view (P, 3V) with strides (1, P), which costs time.
-    """
+    """smplx.lbs with the model's arrays in the layouts of smplx's own modules."""
     from smplx.lbs import lbs
     offsets = model.offsets.view(-1, 3, model.J_regressor.shape[1]).transpose(1, 2)  # (S + P, V, 3)
     components = model.num_betas + model.num_expression
@@ -132,17 +151,21 @@ def our_vertices(model: BodyModel) -> Poser:
 
 def common_procrustes(source: Tensor, target: Tensor) -> Tensor:
     """Similarity alignment as most repositories of the field write it: one batch, torch.svd."""
-    source, target = source.transpose(1, 2), target.transpose(1, 2)
-    source_mean, target_mean = source.mean(2, keepdim=True), target.mean(2, keepdim=True)
-    x, y = source - source_mean, target - target_mean
-    cross = torch.matmul(x, y.transpose(1, 2))
+    source_mean, target_mean = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
+    x, y = (source - source_mean).mT, (target - target_mean).mT
+    cross = x @ y.mT
     u, _, v = torch.svd(cross)
     flip = torch.eye(3, dtype=source.dtype).repeat(len(source), 1, 1)
-    flip[:, 2, 2] = torch.sign(torch.linalg.det(u @ v.transpose(1, 2)))
-    rotation = v @ flip @ u.transpose(1, 2)
+    flip[:, 2, 2] = torch.sign(torch.linalg.det(u @ v.mT))
+    rotation = v @ flip @ u.mT
     scale = (rotation @ cross).diagonal(dim1=1, dim2=2).sum(1) / (x**2).sum(dim=(1, 2))
-    offset = target_mean - scale[:, None, None] * (rotation @ source_mean)
-    return (scale[:, None, None] * (rotation @ source) + offset).transpose(1, 2)
+    return (scale[:, None, None] * (rotation @ x)).mT + target_mean
+
+
+@torch.no_grad()
+def forward(function: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Run a function without gradients."""
+    function(*inputs)
 
 
 def backward(function: Callable[..., Tensor], *inputs: Tensor) -> None:
@@ -156,10 +179,10 @@ def time_geometry(arguments: argparse.Namespace) -> None:
         model = load_model(name)
         inputs = (torch.randn(batch, len(model.skeleton_basis)),
                   0.4 * torch.randn(batch, len(model.parents), 3))
-        posers = {"smplx": smplx_vertices(model), "ours": our_vertices(model)}
-        ways = {way: partial(poser, *inputs) for way, poser in posers.items()}
-        ways |= {f"{way}, and backward": partial(backward, poser, *inputs)
-                 for way, poser in posers.items()}
+        ways = {}
+        for way, poser in (("smplx", smplx_vertices(model)), ("ours", our_vertices(model))):
+            ways |= {way: partial(poser, *inputs),
+                     f"{way}, and backward": partial(backward, poser, *inputs)}
         table(f"{name}, batch {batch}", ways, arguments.seconds)
     for samples, points in POINTS:
         source = 0.05 * torch.randn(samples, points, 3)
@@ -170,43 +193,3 @@ def time_geometry(arguments: argparse.Namespace) -> None:
             "common, whole": partial(common_procrustes, *both),
             "common, in batches of 64": lambda pieces=pieces: [
                 common_procrustes(*piece) for piece in pieces]}, arguments.seconds)
-
-
-# ------------------------------------------------------------------------------------- GPUs
-
-
-def time_step(name: str, preset: str, device: torch.device, seconds: float, *changes: str) -> None:
-    """Print the time of one optimiser step of a task of train.py, with changes as of --set."""
-    kind, (model, _, stage) = train.TASKS[name], name.partition("-")
-    if hasattr(kind.PRESETS[preset], "arm_source"):
-        changes += ("arm_source=true",)  # needs no second network
-    with tempfile.TemporaryDirectory() as cache:
-        arguments = train.parse_arguments([
-            "--model", model, "--preset", preset, *["--stage", stage] * bool(stage),
-            "--cache", cache, "--set", "train_samples=4", *changes])
-        config, settings = train.choose_config(arguments, None, None)
-        origin = {"data": "rendered"}  # as of a checkpoint: no trained expert or tokenizer needed
-        task = kind(config, arguments, origin, settings)
-        trainer = train.Trainer(task, train.World(device=device), task.build())
-        part = config.batch_size // settings.accumulate
-        samples = default_collate([task.train_set[index % 4] for index in range(part)])
-    batches = [{key: value.to(device) for key, value in samples.items()}] * settings.accumulate
-    table(f"{name}, training step, {preset}", {
-        f"{config.batch_size} samples": lambda: trainer.train_step(batches)}, seconds)
-
-
-def time_gpu(arguments: argparse.Namespace) -> None:
-    """Print all times on a GPU: of inference, and of training steps of every paper."""
-    if not torch.cuda.is_available():
-        print("not run: no GPU can be used on this machine")
-        return
-    time_simplehand(arguments, "cuda")
-    time_per_image(genhmr.PRESETS["paper"], arguments.seconds, "cuda")
-    for name, kind in train.TASKS.items():
-        for preset in set(kind.PRESETS if kind.TRAINS else ()).difference(ON_A_CPU):
-            torch.cuda.reset_peak_memory_stats()
-            try:
-                time_step(name, preset, torch.device("cuda"), arguments.seconds)
-                print(f"  at most {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
-            except torch.cuda.OutOfMemoryError as error:
-                print(f"{name}, {preset}: {error!r:.80}")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import simplehand
 import weights.simplehand
-from benchmarks.timing import medians
+from benchmarks.speed import DEVICE, medians
 from networks.backbones import simplehand_model
 from tables import TABLES
 from tasks.base import save_figure
@@ -34,13 +34,12 @@ def read_runs(folder: Path) -> dict[str, tuple[simplehand.Config, float]]:
 
 
 @torch.inference_mode()
-def measure(rows: dict[str, tuple[simplehand.Config, float]], seconds: float,
-            device: str) -> Points:
+def measure(rows: dict[str, tuple[simplehand.Config, float]], seconds: float) -> Points:
     """Time each row's fused model on one crop; weights are random, times do not depend on them."""
     ways = {}
     for name, (config, _) in rows.items():
         crop = torch.zeros(1, 3, config.image_size, config.image_size, dtype=torch.uint8)
-        ways[name] = partial(simplehand_model(config).eval().fuse().to(device), crop.to(device))
+        ways[name] = partial(simplehand_model(config).eval().fuse().to(DEVICE), crop.to(DEVICE))
     return {name: (time, rows[name][1]) for name, time in medians(ways, seconds).items()}
 
 
@@ -53,19 +52,18 @@ def papers_points() -> Points:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = read_runs(arguments.runs)
     if not rows:
         raise SystemExit(f"benchmarks: no runs of SimpleHand in {arguments.runs}: `python tables.py"
                          " simplehand table7` trains some; or give tables.py's --out with --runs")
-    ours = measure(rows, arguments.seconds, device)
-    print(f"| model | ms per image, batch 1, {device}, {torch.get_num_threads()} threads | "
+    ours = measure(rows, arguments.seconds)
+    print(f"| model | ms per image, batch 1, {DEVICE}, {torch.get_num_threads()} threads | "
           "PA-MPJPE, mm |\n|---|---|---|")
     for name, (time, error) in sorted(ours.items(), key=lambda item: item[1]):
         print(f"| {name} | {time:.2f} | {error:.2f} |")
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     for axes, title, points in zip(figure.subplots(1, 2), (
-            "the paper: FreiHAND, RTX 2080 Ti", f"ours, {device}"), (papers_points(), ours),
+            "the paper: FreiHAND, RTX 2080 Ti", f"ours, {DEVICE}"), (papers_points(), ours),
             strict=True):
         for name, point in points.items():
             axes.plot(*point, "o", color="C3" if name.startswith(("ours", "unchanged")) else "C0")

@@ -60,11 +60,10 @@ class BodyEncoder(SmallEncoder):
 class HandEncoder(nn.Module):
     """Normalised crops of hands (B, 3, S, 3/4 S) -> tokens (B, N, D).
 
-    SimpleHand's network for photographs looks twice: at the whole crop, and closer at the hand that
-    it finds there, turned upright. A token holds the U-net's features of its cell in the first
-    look, and all of what the second finds: keypoints in 2D, with the spread of their heat maps, and
-    in 3D, the rotations of MANO's joints, and the turn. While the encoder trains, it also learns by
-    SimpleHand's own losses.
+    SimpleHand's network for photographs looks at the whole crop, and closer at the hand that it
+    finds there, turned upright. A token holds the U-net's features of its cell in the first look,
+    and what the second finds: keypoints in 2D, with the spread of their heat maps, and in 3D, the
+    rotations of MANO's joints, and the turn.
     """
 
     KEYPOINTS, JOINTS = 21, 16
@@ -138,8 +137,7 @@ class HandEncoder(nn.Module):
     def loss(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Compute the mean of SimpleHand's losses of both looks in the last forward in training.
 
-        samples: of hmr_adapter.hand_samples, the same hands. Without this loss only the decoder
-        trains the network, whose own keypoints then drift away from the hand.
+        samples: of hmr_adapter.hand_samples. Without this loss keypoints drift away from the hand.
         """
         losses, valid = [], samples["valid"]
         for view, found in self.looks:
@@ -207,24 +205,24 @@ def start_rotations(expert: hmr.HandExpert | hmr.BodyExpert, pictures: Iterable[
                     ridge: float = 1.0) -> None:
     """Let the layers of a small expert that regress rotations start with its encoder's pose.
 
-    The expert's tokens hold the pose that its encoder finds, and a linear layer reads it out. Its
-    weights have a closed form: the least squares for the given pictures, (B, 3, S, S) each, with
-    `ridge` times the squared weights of inputs of variance 1.
+    The tokens hold that pose. The layers' weights are the least squares for the given pictures,
+    (B, 3, S, S) each, with `ridge` times the squared weights of inputs of variance 1.
     """
-    hands, mode = isinstance(expert, hmr.HandExpert), expert.training
+    mode, inputs, targets = expert.training, [], []
     expert.eval()
-    inputs, targets = [], []
     for images in pictures:
-        features = expert.features(images)
-        crops = hmr.middle_of(images, expert.config)
-        if hands:
+        features, crops = expert.features(images), hmr.middle_of(images, expert.config)
+        if isinstance(expert, hmr.HandExpert):
             inputs.append(expert.mano_head.transformer(features)[:, 0])
             found = expert.backbone.patch_embed.lifted((crops - expert.mean) / expert.std)
             found = matrix_to_rotation_6d(found).flatten(1) - expert.mano_head.init_hand_pose
+            layers = [expert.mano_head.decpose]
         else:
             inputs.append(expert.joined(features))
             found = expert.encoder.patch_embed.lifted(crops)[:, :22]
             found = found[..., :2].flatten(1)  # interleaved 6D
+            layers = [expert.body_regressor.root_pose_out[0],
+                      expert.body_regressor.body_pose_out[0]]
         targets.append(found)
     expert.train(mode)
     x, y = torch.cat(inputs).double(), torch.cat(targets).double()  # (N, D), (N, 96 or 132)
@@ -233,10 +231,7 @@ def start_rotations(expert: hmr.HandExpert | hmr.BodyExpert, pictures: Iterable[
     gram = x.mT @ x + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     weight = (torch.linalg.solve(gram, x.mT @ (y - y.mean(0))) / spread[:, None]).mT
     bias = y.mean(0) - weight @ mean
-    layers = [expert.mano_head.decpose] if hands else [
-        expert.body_regressor[name][0] for name in ("root_pose_out", "body_pose_out")]
-    first = 0
-    for layer in layers:
-        rows = slice(first, first := first + layer.out_features)
-        layer.weight.copy_(weight[rows])
-        layer.bias.copy_(bias[rows])
+    counts = [layer.out_features for layer in layers]
+    for layer, *own in zip(layers, weight.split(counts), bias.split(counts), strict=True):
+        layer.weight.copy_(own[0])
+        layer.bias.copy_(own[1])

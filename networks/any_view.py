@@ -8,9 +8,9 @@ Three changes to the paper's network:
     3. A trained network looks again: hands that point up and fill their crops look more alike than
        others, so further passes see the crop turned upright by what the first one finds.
 MediaPipe's hand tracker turns its crops upright, too. Training shows crops of both kinds (recipe
-"rendered_upright"). `build` makes the network, `looking_again` adds the further passes for
-inference, `losses` and `total_loss` are for training. Letters in shapes as in simplehand.py: B
-batch, S side of the crop in pixels, C channels, N tokens or cells; and P further passes.
+"rendered_upright"). `looking_again` adds the further passes for inference. Letters in shapes as in
+simplehand.py: B batch, S side of the crop in pixels, C channels, N tokens or cells; and P further
+passes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sets.crops import rotation, upright_view
 from simplehand import MeshHead, MetaFormerBlock, SimpleHand, fold_norms
 
 STEP = math.radians(10)  # between the angles of further passes (our choice)
+WEIGHT_HEAT_MAPS = 0.5  # of their cross-entropy (our choice)
 TRUST = 4  # the weight of a pass is the spread of its heat maps to the power -TRUST (our choice)
 
 
@@ -172,20 +173,27 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
 
 
 def heat_map_loss(heat_maps: Tensor, keypoints_2d: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of log probabilities (B, 21, h, w) and keypoints (B, 21, 2), 0..1.
+    """Mean cross-entropy of log probabilities (B, 21, h, w) and keypoints (B, 21, 2), 0..1."""
+    count = torch.tensor(heat_maps.shape[:1:-1], device=heat_maps.device)  # w, h
+    each = cross_entropy_at(heat_maps.flatten(2), keypoints_2d, cell_centres(heat_maps), count)
+    return (each * valid).mean()
 
-    A true keypoint is shared by the four cells around it, as in bilinear interpolation.
+
+def cross_entropy_at(heat: Tensor, points: Tensor, centres: Tensor,
+                     scale: Tensor | float) -> Tensor:
+    """Cross-entropy (B, K) of log probabilities (B, K, M) of cells and true points (B, K, 2).
+
+    A point is shared by the four cells around it, as in bilinear interpolation. centres: (M, 2), of
+    the cells, row by row. scale: cells per unit of length.
     """
-    centres = cell_centres(heat_maps)  # (h w, 2)
-    count = torch.tensor(heat_maps.shape[:1:-1], device=centres.device)  # w, h
-    at = keypoints_2d.clamp(centres[0], centres[-1])[:, :, None]
-    share = (1 - count * (at - centres).abs()).clamp(min=0).prod(-1)  # (B, 21, h w)
-    return -((share * heat_maps.flatten(2)).sum(2) * valid).mean()
+    at = points.clamp(centres[0], centres[-1])[:, :, None]
+    share = (1 - scale * (at - centres).abs()).clamp(min=0).prod(-1)  # (B, K, M)
+    return -(share * heat).sum(2)
 
 
 def total_loss(terms: dict[str, Tensor], config: Config) -> Tensor:
-    """Eq. 7, and half of the cross-entropy of the heat maps (our choice)."""
-    return simplehand.total_loss(terms, config) + 0.5 * terms["heat_maps"]
+    """Eq. 7, and the weighted cross-entropy."""
+    return simplehand.total_loss(terms, config) + WEIGHT_HEAT_MAPS * terms["heat_maps"]
 
 
 # ----------------------------------------------------------------------------- looking again

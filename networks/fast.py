@@ -59,10 +59,10 @@ def gather(values: Tensor, cells: Tensor, locations: Tensor,
            weights: Tensor) -> tuple[Tensor, Tensor]:
     """Sum bilinear samples of several maps: sum_l sum_k A_lyk x^l(p_lyk).
 
-    values: (B, N, C), the cells of all maps x^l, each map row by row. cells: (maps, 2) int64,
-    width and height of each. locations: (B, L, H, maps, P, 2), x and y in 0..1 over each map.
-    weights: A, (B, L, H, maps, P). Returns the sums (B, L, H, C) and, (B, L, H), the sums of the
-    weights of what lies inside. Maps are zero outside; a NaN stays in its own query.
+    values: (B, N, C), the cells of all maps x^l, each row by row. cells: (maps, 2) int64, width and
+    height of each. locations: (B, L, H, maps, P, 2), 0..1 over each map. weights: A, (B, L, H,
+    maps, P). Returns the sums (B, L, H, C) and the sums (B, L, H) of the weights of what lies
+    inside. Maps are zero outside; a NaN stays in its own query.
     """
     starts = cells.prod(1).cumsum(0) - cells.prod(1)  # first row of each map in `values`
     width, height, start = torch.cat((cells, starts[:, None]), 1).repeat_interleave(
@@ -102,9 +102,8 @@ def neighbours(at: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
 class SampledHead(nn.Module):
     """A fused MeshHead that computes its deconvolution only at the cells that are read.
 
-    21 points read at most 84 of 784 cells. Each of these is a cell of X_b times one of the
-    deconvolution's 16 matrices. The results are exact, but shapes depend on the points: this head
-    is for eager inference, not for export or torch.compile.
+    21 points read at most 84 of 784 cells, each a cell of X_b times one of the deconvolution's 16
+    matrices. Shapes depend on the points: this head cannot be exported or compiled.
     """
 
     def __init__(self, head: MeshHead) -> None:
@@ -152,12 +151,10 @@ def with_sampled_cells(fused: SimpleHand) -> SimpleHand:
 
 @torch.no_grad()
 def export(model: nn.Module, path: Path) -> float:
-    """Write a fused SimpleHand; return how far the outputs of the file are off.
+    """Write a fused SimpleHand; return by how much the outputs of the file differ at most.
 
-    torch.export.load(path).module() is for the CPU and, after .to("cuda"), for a GPU. It takes
-    uint8 RGB (B, 3, S, S), any B, and returns vertices (B, 778, 3) and keypoints_2d (B, 21, 2) as
-    SimpleHand.forward does. The result is the largest absolute difference for a batch of 3. Raises
-    FileNotFoundError for a missing folder.
+    torch.export.load(path).module() takes uint8 RGB (B, 3, S, S), any B, as SimpleHand.forward; it
+    is for the CPU and, after .to("cuda"), a GPU. Raises FileNotFoundError for a missing folder.
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")

@@ -75,14 +75,13 @@ def find(kind: str, image: np.ndarray, given: Sequence[Found] = (),
     """Find the hands or people of a picture (H, W, 3) uint8 RGB: in boxes, or all that are seen.
 
     kind: "hand" or "person". given: boxes and sides. file: see look_inside. hands: also look
-    closely for the boxes of people's hands.
-    Raises ValueError if there are none, with the reason and what to do.
+    closely for the boxes of people's hands. Raises ValueError if there are none, and says why.
     """
     if hands:
-        people = find(kind, image, given, file)
         return [one if one.hands is None else one._replace(hands=np.array(
             [hand.box if hand else box for hand, box in zip(
-                find_their_hands(image, one), one.hands, strict=True)])) for one in people]
+                find_their_hands(image, one), one.hands, strict=True)]))
+            for one in find(kind, image, given, file)]
     if given or file:
         return [look_inside(kind, image, one, file) for one in given or [Found()]]
     give = (f"give the {kind}'s place in pixels, --box X,Y,WIDTH,HEIGHT with X,Y its upper left "
@@ -98,10 +97,9 @@ def find(kind: str, image: np.ndarray, given: Sequence[Found] = (),
 
 def look_inside(kind: str, image: np.ndarray, given: Found, file: str | PathLike | None = None
                 ) -> Found:
-    """Add to a hand or person in a box its 2D keypoints: MediaPipe's, if it is installed.
+    """Add to a hand or person in a box its 2D keypoints: MediaPipe's, or those of a file.
 
-    file: of keypoints, see read_keypoints, instead. Without keypoints `source` says why there are
-    none.
+    file: see read_keypoints. Without keypoints `source` says why there are none.
     """
     inside = "" if given.box is None else " in the box"
     if file is not None:
@@ -133,10 +131,13 @@ def box_notes(box: Sequence[float] | None, shape: Sequence[int]) -> list[str]:
         return []
     x, y, w, h = box
     inside = np.minimum((x + w, y + h), shape[1::-1]) - np.maximum((x, y), 0)
-    part = inside.clip(0).prod() / (w * h)
-    tiny = f"warning: the box is only {w:.0f} x {h:.0f} px, too small to show a pose"
-    outside = f"warning: only {100 * part:.0f} % of the box x,y,width,height is inside the picture"
-    return [tiny] * (max(w, h) < TINY) + [outside] * bool(part < 0.5)
+    part, notes = inside.clip(0).prod() / (w * h), []
+    if max(w, h) < TINY:
+        notes.append(f"warning: the box is only {w:.0f} x {h:.0f} px, too small to show a pose")
+    if part < 0.5:
+        notes.append(f"warning: only {100 * part:.0f} % of the box x,y,width,height is inside the "
+                     "picture")
+    return notes
 
 
 def warnings(found: Found, shape: Sequence[int], mesh: np.ndarray, own: np.ndarray | None,
@@ -148,24 +149,25 @@ def warnings(found: Found, shape: Sequence[int], mesh: np.ndarray, own: np.ndarr
     where there are any, and of the network's own.
     """
     notes = box_notes(found.box, shape)
-    for rows, least, most, whose in (
-            (found.keypoints, LEAST_CONFIDENCE, limits[0], f"({found.source})"),
-            (own, 1e-6, limits[1], "of the network")):
-        distance = None if rows is None else misfit(mesh, rows, least)
-        if distance is not None:
-            notes += [f"warning: the mesh does not fit the 2D keypoints {whose}: they are "
-                      f"{100 * distance:.0f} % of their extent apart on average; do not trust this "
-                      "result"] * (distance > most)
-            break
+    distance, (most, _) = misfit(mesh, found.keypoints, LEAST_CONFIDENCE), limits
+    whose = f"({found.source})"
+    if distance is None:
+        distance, (_, most), whose = misfit(mesh, own, 1e-6), limits, "of the network"
+    if distance is not None and distance > most:
+        notes.append(f"warning: the mesh does not fit the 2D keypoints {whose}: they are "
+                     f"{100 * distance:.0f} % of their extent apart on average; do not trust this "
+                     "result")
     return notes
 
 
-def misfit(mesh: np.ndarray, rows: np.ndarray, least: float) -> float | None:
+def misfit(mesh: np.ndarray, rows: np.ndarray | None, least: float) -> float | None:
     """Return the mean distance of a mesh's keypoints (J, 2) from rows x, y, confidence (J, 3).
 
-    In long sides of the tight box of the rows of at least this confidence. Of a person, shoulders,
-    elbows, wrists, hips, knees and ankles count, if any is seen. None if nothing can be compared.
+    In long sides of the tight box of the rows of at least this confidence. Of a person, the LIMBS
+    count, if any is seen. None if nothing can be compared.
     """
+    if rows is None:
+        return None
     sure = rows[:, 2] >= least
     both = sure & np.isfinite(mesh).all(1)
     limbs = both & [name in LIMBS for name in JOINT_SETS["smpl45"]] if len(rows) == 45 else both
@@ -179,8 +181,7 @@ def misfit(mesh: np.ndarray, rows: np.ndarray, least: float) -> float | None:
 def solution(name: str, kind: str) -> type:
     """Import a class of mediapipe.solutions, such as pose.Pose.
 
-    Raises ImportError, with the command that installs a usable version, where MediaPipe is missing,
-    broken, or a version without solutions.
+    Raises ImportError, with the command that installs a usable version, where that fails.
     """
     try:
         import mediapipe
@@ -209,8 +210,8 @@ def quiet() -> Iterator[None]:
 def find_hands(image: np.ndarray, box: Sequence[float] | None = None) -> list[Found]:
     """Find the hands in a picture (H, W, 3) uint8 RGB and those of its people, left to right.
 
-    box: x, y, width, height in pixels. Only hands whose middle is inside are returned, the one
-    that is nearest to the middle of the box first. Raises ImportError as `solution`.
+    In a box x, y, width, height only hands whose middle is inside are returned, the one nearest to
+    the middle of the box first. Raises ImportError as `solution`.
     """
     hands = solution("hands", "Hands")
     x, y, w, h = (0, 0, *image.shape[1::-1]) if box is None else box
@@ -245,8 +246,7 @@ def find_hands(image: np.ndarray, box: Sequence[float] | None = None) -> list[Fo
 def find_people(image: np.ndarray, box: Sequence[float] | None = None) -> list[Found]:
     """Find the people in a picture (H, W, 3) uint8 RGB, from left to right, or the one in a box.
 
-    MediaPipe sees one person at a time, and none that is small, so that it looks at the whole
-    picture, then at parts of it. Raises ImportError as `solution`.
+    MediaPipe sees one person at a time, and no small one: it looks at the picture, then at parts.
     """
     if box is not None:
         return see_person(image, box)
@@ -261,10 +261,9 @@ def find_people(image: np.ndarray, box: Sequence[float] | None = None) -> list[F
 
 
 def see_person(image: np.ndarray, box: Sequence[float]) -> list[Found]:
-    """Find the one person whom MediaPipe sees best in a box of a picture (H, W, 3).
+    """Find the one person whom MediaPipe sees best in a box of a picture (H, W, 3), or nobody.
 
-    Keypoints outside of the picture have no confidence: it extrapolates. Raises ImportError as
-    `solution`. The list is empty if fewer than two keypoints are seen.
+    Keypoints outside of the picture have no confidence: it extrapolates.
     """
     pose = solution("pose", "Pose")
     part, (left, top) = cut(image, box)
@@ -287,10 +286,7 @@ def see_person(image: np.ndarray, box: Sequence[float]) -> list[Found]:
 
 
 def tiles(width: int, height: int) -> Iterator[tuple[float, float, float, float]]:
-    """Yield parts of a picture as x, y, width, height: squares side by side, then 3 x 3 quarters.
-
-    Neighbours share half of their width.
-    """
+    """Yield parts of a picture that overlap by half: squares side by side, then 3 x 3 quarters."""
     side = min(width, height)
     count = math.ceil(2 * max(width, height) / side) - 1
     for step in np.linspace(0, max(width, height) - side, count) if count > 1 else ():
@@ -317,8 +313,7 @@ def apart(first: Found, second: Found) -> float:
 def is_new(one: Found, others: Sequence[Found]) -> bool:
     """Say whether a hand or person is none of the others.
 
-    Boxes of one hand or person overlap, or the faces of one person are in the same place: a tile
-    may show a part of a person only.
+    Boxes of one hand or person overlap, or, where a tile shows a part of a person, the faces.
     """
     def same(other: Found) -> bool:
         faces = [each.keypoints[FACE, :2] for each in (one, other) if len(each.keypoints) == 45]
@@ -347,10 +342,11 @@ def find_their_hands(image: np.ndarray, person: Found) -> list[Found | None]:
 
     MediaPipe's detector of hands has better boxes than its detector of bodies.
     """
-    seen = [find_hands(image, box)[:1] if np.isfinite(box).all() else []
-            for box in (np.full((2, 4), np.nan) if person.hands is None else person.hands)]
-    return [hand[0]._replace(side=side) if hand else None
-            for hand, side in zip(seen, ("right", "left"), strict=True)]
+    found: list[Found | None] = [None, None]
+    for number, box in enumerate(() if person.hands is None else person.hands):
+        for hand in find_hands(image, box)[:1] if np.isfinite(box).all() else ():
+            found[number] = hand._replace(side=("right", "left")[number])
+    return found
 
 
 def forget_outside(keypoints: np.ndarray, shape: Sequence[int]) -> None:

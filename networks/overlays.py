@@ -52,8 +52,7 @@ def png(image: np.ndarray) -> bytes:
 def write_results(base: Path, image: np.ndarray, meshes: Sequence[Mesh]) -> list[Path]:
     """Write the overlay and side view of all meshes of a picture, each one's mesh and arrays.
 
-    base: start of the files' names; a number follows if there are several meshes. Everything is
-    computed before the first file is written, and each file is replaced as a whole.
+    base: start of the files' names; a number follows if there are several meshes.
     """
     sides = [from_the_side(arrays["vertices"], faces) for arrays, faces in meshes]
     contents = {"_overlay.png": png(overlay(image, meshes)),

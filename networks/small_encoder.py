@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 import bodymodels
 import genhmr
-from networks.any_view import conv_norm
+from networks import fast
+from networks.any_view import conv_norm, cross_entropy_at
 
 IMAGE_SIZE = 128  # px, S; the encoder sees the middle three quarters of the crop's width
 GRID = (16, 12)  # rows and columns of the tokens, at stride 8
@@ -30,30 +31,18 @@ NAMES = bodymodels.JOINT_SETS["smpl45"]
 OTHER_SIDE = [NAMES.index(re.sub("left|right", lambda side: {"left": "right", "right": "left"}[
     side[0]], name)) for name in NAMES]  # of each keypoint
 BLOCK = (4, 2)  # cells of the grid that belong to one joint: 4 x 6 blocks for 24 joints
+WIDTHS = (16, 32, 64, 128)  # channels at strides 2, 4, 8 and 16
+BLOCKS = 2  # of attention over the cells at stride 16
+POOLED = 16  # features of the place of each keypoint
+LIFT_WIDTH = 384  # of the MLP from keypoints to a pose, W
+WIDTH = WIDTHS[2] + 19 + 13 + POOLED  # D, without embeddings
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Everything that defines the training of a SmallEncoder. All values are our choice."""
+    """The training of a SmallEncoder, by AdamW. All values are our choice."""
 
-    # Network
-    widths: tuple[int, ...] = (16, 32, 64, 128)  # channels at strides 2, 4, 8 and 16
-    blocks: int = 2  # of attention over the cells at stride 16
-    pooled: int = 16  # features of the place of each keypoint
-    lift_width: int = 384  # of the MLP from keypoints to a pose
-
-    # Loss
-    weight_heat: float = 1.0  # cross-entropy of the heat maps, a mean over keypoints
-    weight_outside: float = 0.2  # of a keypoint outside the crop, which counts as at the border
-    weight_joints: float = 5.0  # of keypoints in 3D, L1 per metre
-    weight_pose: float = 2.0  # of rotation matrices, L1
-    weight_posed: float = 8.0  # of the keypoints of the posed body, L1 per metre
-    weight_projected: float = 5.0  # of these in the crop, L1 per side
-    weight_betas: float = 0.2  # squared error
     unpictured: int = 2  # posed bodies without a picture that train the lift, per picture
-    weight_unpictured: float = 0.7  # of all terms of these
-
-    # Optimisation: AdamW
     batch_size: int = 32  # pictures per optimiser step, over all processes
     steps: int = 2_600
     learning_rate: float = 1.5e-3
@@ -61,11 +50,6 @@ class EncoderConfig:
     warmup_steps: int = 100
     weight_decay: float = 1e-3
     gradient_clip: float = 5.0  # norm
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))
-        if len(self.widths) != 4 or self.widths[-1] % 4:
-            raise ValueError(f"widths is {self.widths}: expected four, the last a multiple of 4")
 
 
 PRESETS: dict[str, EncoderConfig] = {
@@ -88,15 +72,6 @@ class ResidualMapBlock(nn.Module):
         return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
 
 
-def cell_centres(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """Return the centres of a grid's cells (M, 2), row by row: x and y in the crop, -0.5..0.5.
-
-    grid: rows and columns. Rows fill the height of the crop, columns the middle of its width.
-    """
-    y, x = ((torch.arange(count, device=device) + 0.5 - count / 2) / grid[0] for count in grid)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-
-
 class Lifted(NamedTuple):
     """A pose in 3D, computed from keypoints in 2D."""
 
@@ -114,8 +89,9 @@ class Lift(nn.Module):
 
     COUNTS = 3 * genhmr.KEYPOINTS, 6 * genhmr.JOINTS, 10, 3  # joints, rotations, betas, camera
 
-    def __init__(self, width: int, features: int) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
+        width = LIFT_WIDTH
         self.keypoints = nn.Linear(5 * genhmr.KEYPOINTS + 3, width)
         self.features = nn.Linear(features, width, bias=False)
         self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(2)])
@@ -160,21 +136,19 @@ class SmallEncoder(nn.Module):
     A U-net with attention at its coarsest level makes heat maps, like a ViTPose in miniature. The
     token of a cell holds the U-net's features there, what the encoder knows of the whole person,
     and what it knows of one joint: the cells of block j of the grid hold joint j. Behind GenHMR
-    they also hold the lifted pose as a pose tokenizer embeds it, see `link`.
+    they also hold the lifted pose as the pose tokenizer embeds it.
     """
 
-    def __init__(self, widths: tuple[int, int, int, int] = (16, 32, 64, 128), blocks: int = 2,
-                 pooled: int = 16, lift_width: int = 384) -> None:
-        """widths: channels at strides 2, 4, 8, 16. pooled: features at the place of a keypoint."""
+    def __init__(self) -> None:
         super().__init__()
-        w2, w4, w8, w16 = widths
-        self.width = w8 + 19 + 13 + pooled  # D, without embeddings
-        self.embed: Callable[[Tensor], Tensor] | None = None  # see `link`
+        w2, w4, w8, w16 = WIDTHS
+        self.width = WIDTH
+        self.embed: Callable[[Tensor], Tensor] | None = None  # of GenHMR's tokenizer
         self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
         self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
         self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(GRID[0] * GRID[1] // 4, w16))
-        self.blocks = nn.Sequential(*[genhmr.ViTBlock(w16, 4, 0.0) for _ in range(blocks)])
+        self.blocks = nn.Sequential(*[genhmr.ViTBlock(w16, 4, 0.0) for _ in range(BLOCKS)])
         for block in self.blocks:
             block.mlp = genhmr.mlp(w16, 2 * w16, w16)
         self.norm = nn.LayerNorm(w16)
@@ -184,24 +158,20 @@ class SmallEncoder(nn.Module):
         self.side = genhmr.mlp(w16, w16 // 2, genhmr.KEYPOINTS)
         with torch.no_grad():
             self.side.fc2.bias.fill_(-2.0)
-        self.pool4 = nn.Conv2d(2 * w4, pooled, 1)
-        self.pool8 = nn.Conv2d(w8, pooled, 1)
-        self.lift = Lift(lift_width, genhmr.KEYPOINTS * pooled + w16)
-        # The arguments, so that a checkpoint says how to build its encoder
-        self.register_buffer("sizes", torch.tensor([*widths, blocks, pooled, lift_width]))
-        self.register_buffer("centres", cell_centres(HEAT_GRID), persistent=False)
+        self.pool4 = nn.Conv2d(2 * w4, POOLED, 1)
+        self.pool8 = nn.Conv2d(w8, POOLED, 1)
+        self.lift = Lift(genhmr.KEYPOINTS * POOLED + w16)
+        # Checkpoints have it, and are known by it
+        self.register_buffer("sizes", torch.tensor([*WIDTHS, BLOCKS, POOLED, LIFT_WIDTH]))
+        y, x = ((torch.arange(count) + 0.5 - count / 2) / HEAT_GRID[0] for count in HEAT_GRID)
+        centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+        self.register_buffer("centres", centres, persistent=False)  # (M, 2), crop in -0.5..0.5
         rows, columns = (torch.arange(count) // side
                          for count, side in zip(GRID, BLOCK, strict=True))
         self.register_buffer("joint_of_cell", (rows[:, None] * (GRID[1] // BLOCK[1]) + columns
                                                ).flatten(), persistent=False)  # (N,)
         self.register_buffer("other_side", torch.tensor(OTHER_SIDE), persistent=False)
         genhmr.register_statistics(self)
-
-    @classmethod
-    def of_sizes(cls, sizes: Tensor) -> SmallEncoder:
-        """Build an encoder like the one whose `sizes` these are."""
-        *widths, blocks, pooled, lift_width = sizes.tolist()
-        return cls(tuple(widths), blocks, pooled, lift_width)
 
     def train(self, mode: bool = True) -> SmallEncoder:
         """Set the mode; a frozen encoder stays in evaluation mode."""
@@ -242,6 +212,13 @@ class SmallEncoder(nn.Module):
     def forward(self, crops: Tensor, reading: bool = False) -> Tensor | Reading:
         """Return the tokens (B, N, D) alone, or all of a Reading."""
         return self.read(crops) if reading else self.read(crops).tokens
+
+    def heat_map_loss(self, heat: Tensor, keypoints: Tensor) -> Tensor:
+        """Compute the cross-entropy (B, K) of log probabilities (B, K, M) and true places.
+
+        keypoints: (B, K, 2), crop in -0.5..0.5; one outside counts as at the border.
+        """
+        return cross_entropy_at(heat, keypoints.nan_to_num(), self.centres, HEAT_GRID[0])
 
     def read(self, crops: Tensor) -> Reading:
         """Find keypoints in normalised crops (B, 3, S, 3/4 S), and lift them."""
@@ -299,28 +276,6 @@ def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor,
     return near @ centres / share[..., None].clamp_min(1e-6), share
 
 
-def heat_map_loss(heat: Tensor, keypoints: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Compute the cross-entropy (B, K) of log probabilities (B, K, M) and true places.
-
-    keypoints: (B, K, 2), crop in -0.5..0.5. Each is shared by the four cells around it, weighted
-    as in bilinear interpolation; a keypoint outside counts as at the border.
-    """
-    centres = cell_centres(grid, keypoints.device)
-    at = keypoints.nan_to_num().clamp(centres.amin(0), centres.amax(0))[:, :, None]
-    distance = grid[0] * (at - centres).abs()  # (B, K, M, 2), in cells
-    return -((1 - distance).clamp_min(0).prod(-1) * heat).sum(-1)
-
-
-def link(model: genhmr.GenHMR) -> genhmr.GenHMR:
-    """Let a SmallEncoder add the tokenizer's embeddings of the lifted pose to its tokens.
-
-    So the masked transformer reads at its own place what the encoder believes about a token.
-    """
-    if isinstance(model.backbone, SmallEncoder):
-        model.backbone.embed = model.tokenizer.embed
-    return model
-
-
 def is_small(config: genhmr.Config) -> bool:
     """Say whether a config is of a model behind a SmallEncoder, whose tokens are at stride 8."""
     return config.patch_size == IMAGE_SIZE // GRID[0]
@@ -329,12 +284,14 @@ def is_small(config: genhmr.Config) -> bool:
 def build_genhmr(config: genhmr.Config, encoder: SmallEncoder | None = None) -> genhmr.GenHMR:
     """Build GenHMR: behind a SmallEncoder, if the config is for one, or behind the paper's ViT.
 
-    Behind a SmallEncoder, which is frozen, each token first looks at the cells of its joint.
+    A SmallEncoder is frozen. Each pose token first looks at the cells of its joint, where it reads
+    the tokenizer's embedding of the pose that the encoder lifts. Plain layers have fast equals.
     """
     if is_small(config):
         encoder = (encoder or SmallEncoder()).requires_grad_(False)
-    model = link(genhmr.GenHMR(config, encoder))
+    model = fast.replace(genhmr.GenHMR(config, encoder))
     if encoder is not None:
+        encoder.embed = model.tokenizer.embed
         with torch.no_grad():
             places = encoder.places(config.tokenizer.num_tokens // genhmr.JOINTS)
             model.transformer.reference.copy_(places.logit())

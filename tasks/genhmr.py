@@ -21,16 +21,14 @@ import data
 import genhmr
 import metrics
 from files import load_array, safe_unpickle
-from networks import fast, small_encoder
+from networks import small_encoder
 from networks.small_encoder import (
-    HEAT_GRID,
     IMAGE_SIZE,
     EncoderConfig,
     Lifted,
     Reading,
     SmallEncoder,
     build_genhmr,
-    heat_map_loss,
 )
 from sets.crops import BODY_FOCAL, BODY_PARTS, SMPL_KEYPOINTS
 from sets.images import LEAST_CONFIDENCE
@@ -50,6 +48,11 @@ from tasks.bodies import BodyTask, Mesh
 from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
+# Weights of the encoder's losses (our choices): of 3D keypoints, per metre, rotation matrices, the
+# keypoints of the posed body, per metre, these in the crop, per side, all L1, and squared shapes;
+# of all these for bodies without pictures; and of a heat map whose keypoint is outside the crop
+LIFT_WEIGHTS = {"joints": 5.0, "pose": 2.0, "posed": 8.0, "projected": 5.0, "betas": 0.2}
+UNPICTURED, OUTSIDE = 0.7, 0.2
 BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
 
 
@@ -207,9 +210,8 @@ class EncoderTask(BodyTask):
 
     @staticmethod
     def config_of(model: SmallEncoder) -> EncoderConfig:
-        """Return a config with the sizes of the encoder."""
-        *widths, blocks, pooled, lift_width = model.sizes.tolist()
-        return EncoderConfig(widths, blocks, pooled, lift_width)
+        """Encoders have one size."""
+        return EncoderConfig()
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people."""
@@ -217,23 +219,22 @@ class EncoderTask(BodyTask):
 
     def build(self) -> nn.Module:
         """The encoder with new weights."""
-        config = self.config
-        return SmallEncoder(config.widths, config.blocks, config.pooled, config.lift_width)
+        return SmallEncoder()
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Compute the losses of heat maps and lifted bodies, with and without pictures."""
         config, network = self.config, bare(model)
         reading = model(network.normalise(batch["image"]), True)
         true, inside = crop_places(batch["keypoints_2d"])
-        weight = torch.where(inside, 1.0, config.weight_outside)
-        heat = (weight * heat_map_loss(reading.heat, true, HEAT_GRID)).mean()
+        weight = torch.where(inside, 1.0, OUTSIDE)
+        heat = (weight * network.heat_map_loss(reading.heat, true)).mean()
         terms = {"heat": heat} | lift_losses(reading.lifted, batch, self.light_body)
         if config.unpictured:
             at, share, bodies = imagine_bodies(network, reading, true, config.unpictured,
                                                self.settings, self.light_body)
             terms |= {f"unpictured_{name}": term for name, term in lift_losses(
                 network.lift(at, share), bodies, self.light_body).items()}
-        return encoder_total_loss(terms, config), terms
+        return encoder_total_loss(terms), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Predict lifted bodies, and the distances of the 2D keypoints from the true ones."""
@@ -286,13 +287,12 @@ def lift_losses(lifted: Lifted, batch: Batch, body: bodymodels.BodyModel) -> Ter
             "betas": F.mse_loss(lifted.betas, batch["betas"])}
 
 
-def encoder_total_loss(terms: Terms, config: EncoderConfig) -> Tensor:
+def encoder_total_loss(terms: Terms) -> Tensor:
     """Weigh and sum the terms of heat maps, of pictures and of bodies without pictures."""
     lifted = sum(
-        getattr(config, f"weight_{name}")
-        * (terms[name] + config.weight_unpictured * terms.get(f"unpictured_{name}", 0.0))
-        for name in ("joints", "pose", "posed", "projected", "betas"))
-    return config.weight_heat * terms["heat"] + lifted
+        weight * (terms[name] + UNPICTURED * terms.get(f"unpictured_{name}", 0.0))
+        for name, weight in LIFT_WEIGHTS.items())
+    return terms["heat"] + lifted
 
 
 @torch.no_grad()
@@ -402,7 +402,7 @@ class TransformerTask(BodyTask):
             tokenizer = load_tokenizer(arguments.tokenizer)
             config = dataclasses.replace(config, tokenizer=tokenizer.config)
         if arguments.backbone and small_encoder.is_small(config):
-            width = load_encoder(arguments.backbone).width + config.tokenizer.code_dim
+            width = small_encoder.WIDTH + config.tokenizer.code_dim
             config = dataclasses.replace(config, vit_dim=width)
         return config
 
@@ -413,7 +413,6 @@ class TransformerTask(BodyTask):
         if not starts and not arguments.tokenizer:
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
                              "one with --stage tokenizer and give its checkpoint with --tokenizer")
-        self.sizes = origin.get("model", {}).get("backbone.sizes")  # of the encoder, to build it
         self.small = small_encoder.is_small(config)
         if not starts and self.small and not arguments.backbone:
             raise ValueError("--stage transformer needs a trained encoder: make one with --stage "
@@ -463,10 +462,8 @@ class TransformerTask(BodyTask):
 
     def build(self) -> nn.Module:
         """New weights around the tokenizer, but for the encoder if a file has it."""
-        encoder, file = None, self.arguments.backbone
-        if self.small:
-            encoder = load_encoder(file) if file else SmallEncoder.of_sizes(self.sizes)
-        model = fast.replace(build_genhmr(self.config, encoder))
+        file = self.arguments.backbone
+        model = build_genhmr(self.config, load_encoder(file) if file and self.small else None)
         if self.arguments.tokenizer:
             tokenizer = load_tokenizer(self.arguments.tokenizer)
             model.tokenizer.load_state_dict(tokenizer.state_dict())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import bodymodels
 import genhmr
 from genhmr import Config, GenHMR, TokenizerConfig
-from networks.small_encoder import SmallEncoder, build_genhmr
+from networks.small_encoder import build_genhmr
 from tasks.genhmr import augment_rotation
 
 TINY_TOKENIZER = TokenizerConfig(num_tokens=48, codebook_size=32, code_dim=8, width=16, depth=2)
@@ -21,13 +21,8 @@ FOR_PICTURES = Config(
     image_size=128, vit_dim=32, vit_depth=1, vit_heads=2, scales=(1, 2),
     pyramid_width=16, width=16, heads=2, points=2, layers=2, regressor_width=16)
 SHAPES = ((4, 3), (8, 6), (16, 12))  # of three maps, not square: a swap of x and y shows
-SMALL = replace(TINY, image_size=128, patch_size=8, vit_dim=52, scales=(1, 2),
+SMALL = replace(TINY, image_size=128, patch_size=8, vit_dim=120, scales=(1, 2),
                 mask_loss_on="masked", tokenizer=replace(TINY_TOKENIZER, normalise=True))
-
-
-def tiny_encoder() -> SmallEncoder:
-    """An encoder as of SMALL, with few channels."""
-    return SmallEncoder((4, 4, 8, 8), blocks=1, pooled=4, lift_width=16)
 
 
 class Body:
@@ -49,7 +44,7 @@ class Body:
 def lively_model(config: Config = TINY) -> GenHMR:
     """A model whose probabilities differ from token to token, as those of a trained one do."""
     torch.manual_seed(1)
-    model = build_genhmr(config, tiny_encoder() if config.patch_size == 8 else None).eval()
+    model = build_genhmr(config).eval()
     with torch.no_grad():
         model.transformer.head.weight.normal_(0.0, 1.0)
         model.transformer.position_embedding.normal_()

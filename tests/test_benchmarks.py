@@ -17,7 +17,7 @@ from genhmr_samples import TINY
 import metrics
 from benchmarks import __main__ as command
 from benchmarks import speed, tradeoff
-from benchmarks.timing import medians
+from benchmarks.speed import medians
 from networks.backbones import simplehand_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ def test_medians_run_every_function_equally_often():
 def test_one_thread_is_timed_by_its_own_work(monkeypatch):
     """A pause is no work of this process, so load of others does not count; with more threads it
     does."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(speed, "DEVICE", "cpu")
     for threads, least, most in ((1, 0, 15), (2, 19, math.inf)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         assert least <= medians({"a": lambda: time.sleep(0.02)}, seconds=0)["a"] <= most
@@ -78,17 +78,11 @@ def test_genhmr_is_timed_for_every_t_and_p(capsys):
     assert "T = 5 (RTX A5000: 102 ms)" in rows[2] and "P = 20 (RTX A5000: 638 ms)" in rows[-1]
 
 
-def test_simplehand_s_ways_compute_the_same(capsys, monkeypatch):
-    """Every way is timed and computes nearly the same; one that fails is a line, the others run."""
-    def fail(*_, **__):
-        raise RuntimeError("no compiler found\nwith details")
-
-    monkeypatch.setattr(torch, "compile", fail)
+def test_simplehand_s_ways_compute_the_same(capsys):
+    """Every way is timed and computes nearly the same."""
     config = dataclasses.replace(simplehand_samples.TINY, depths=(1, 1, 1, 1))
     speed.compare_ways(simplehand_model(config).eval(), simplehand_samples.images(), 0.0)
-    lines = capsys.readouterr().out.splitlines()
-    assert "fused, torch.compile: not possible here, no compiler found" in lines
-    ways = [line for line in lines if "differs by" in line]
+    ways = [line for line in capsys.readouterr().out.splitlines() if "differs by" in line]
     assert len(ways) == 3
     assert all(float(way.split("differs by ")[1].split()[0]) < 1e-2 for way in ways)
 
@@ -114,18 +108,3 @@ def test_the_tradeoff_has_every_row_once(tmp_path, capsys):
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     points = tradeoff.papers_points()  # rows without a speed have no point
     assert len(points) == 9 and points["ours, FastViT"] == (pytest.approx(1000 / 70), 5.7)
-
-
-def test_without_a_gpu_nothing_is_run(capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    command.main(["gpu"])
-    assert capsys.readouterr().out.startswith("not run")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["simplehand", "genhmr-tokenizer"])
-def test_a_training_step_is_the_trainers_own(capsys, name):
-    """The code of the training rows runs on the CPU: samples, loss, backward, optimiser."""
-    speed.time_step(name, "cpu", torch.device("cpu"), 0.0, "batch_size=2",
-                      "accumulate=2")
-    assert "2 samples" in capsys.readouterr().out

@@ -16,13 +16,13 @@ from genhmr_samples import (
     lively_model,
     on_meta,
     poses,
-    tiny_encoder,
 )
 from torch import Tensor, nn
 
 import bodymodels
 import genhmr
 from genhmr import PRESETS, TOKENIZER_PRESETS, Config, GenHMR, Tokenizer
+from networks.small_encoder import SmallEncoder
 
 # --------------------------------------------------------------------------- counts, presets
 
@@ -163,9 +163,9 @@ def test_convention_images(config):
 def test_features_are_made_of_the_encoders_tokens(given):
     """Of the ViT's, or of an encoder that takes its place and keeps its weights: maps one behind
     the other, cell (y, x) at y w + x, shape and camera."""
-    encoder = tiny_encoder().eval() if given else None
+    encoder = SmallEncoder().eval() if given else None
     before = copy.deepcopy(encoder.state_dict() if given else {})
-    config = replace(SMALL, vit_dim=44) if given else TINY
+    config = replace(SMALL, vit_dim=112) if given else TINY
     model, pictures = GenHMR(config, encoder).eval(), images(2, config.image_size)
     assert not given or model.backbone is encoder
     for name, value in before.items():
@@ -180,9 +180,9 @@ def test_features_are_made_of_the_encoders_tokens(given):
 
 def test_an_encoder_that_does_not_fit_is_refused():
     """Other channels or another grid than the config's are a ValueError with both shapes."""
-    for changes, expected in (({"vit_dim": 48}, "192, 48"), ({"patch_size": 16}, "48, 44")):
-        model = GenHMR(replace(SMALL, **{"vit_dim": 44} | changes), tiny_encoder()).eval()
-        with pytest.raises(ValueError, match=f"shape \\(1, 192, 44\\): expected \\(1, {expected}"):
+    for changes, expected in (({"vit_dim": 48}, "192, 48"), ({"patch_size": 16}, "48, 112")):
+        model = GenHMR(replace(SMALL, **{"vit_dim": 112} | changes), SmallEncoder()).eval()
+        with pytest.raises(ValueError, match=f"shape \\(1, 192, 112\\): expected \\(1, {expected}"):
             model.encode(images(1, 128))
 
 

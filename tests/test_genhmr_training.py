@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from genhmr_samples import SMALL, TINY, Body, batch_of, poses, tiny_encoder
+from genhmr_samples import SMALL, TINY, Body, batch_of, poses
 from torch import Tensor, nn
 
 import genhmr
 from genhmr import Config, GenHMR
-from networks.small_encoder import build_genhmr
+from networks.small_encoder import SmallEncoder, build_genhmr
 from tasks.base import parameter_groups
 
 # ---------------------------------------------------------------------------- masks, training
@@ -191,9 +191,9 @@ def use_every_code(model: GenHMR, batch: dict[str, Tensor]) -> None:
 
 def test_every_part_behind_a_frozen_encoder_learns(body):
     """L_total falls and reaches all but encoder and tokenizer, which stay as they are."""
-    model, batch = build_genhmr(SMALL, tiny_encoder()), batch_of(body, image_size=128)
+    model, batch = build_genhmr(SMALL), batch_of(body, image_size=128)
     use_every_code(model, batch)
-    assert not model.train().backbone.training and tiny_encoder().train().training
+    assert not model.train().backbone.training and SmallEncoder().train().training
     frozen = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     data = genhmr.mask_batch(model, batch, torch.Generator().manual_seed(0))
     optimizer, history = torch.optim.Adam(parameter_groups(model, 0.0), 2e-3), []

@@ -165,47 +165,28 @@ def test_what_is_found_is_turned_back(angle, side, row, column):
     torch.testing.assert_close(found["spread_2d"], side * before["spread_2d"])
 
 
-class Unsure(nn.Module):
-    """Gives the keypoints, meshes and spreads of a list, in turn."""
-
-    config = CONFIG
-
-    def __init__(self, spreads):
-        super().__init__()
-        self.spreads, self.seen = spreads, []
-
-    def forward(self, images):
-        self.seen.append(images)
-        number = len(self.seen) - 1
-        points = torch.full((len(images), 21, 2), 0.5)
-        points[:, crops.KNUCKLES, 1] = 0.1  # points up already
-        return {"vertices": torch.full((len(images), 778, 3), float(number)),
-                "keypoints_2d": points,
-                "spread_2d": torch.full((len(images), 21), self.spreads[number])}
-
-
-def test_surer_passes_weigh_more():
+@pytest.mark.parametrize("spreads", [(0.1, 0.1, 0.2), (0.0, 0.1, 0.0)])
+def test_surer_passes_weigh_more(spreads, monkeypatch):
     """The mean is weighted by the fourth power of the spreads; the spread is that of the mixture,
-    larger where the passes disagree."""
-    model = Unsure([0.3, 0.1, 0.1, 0.2])
-    found = Upright(model)(torch.zeros(2, 3, 64, 64))
-    assert len(model.seen) == 4 and (model.seen[2] == 0).all()
-    depth = (1 * 0.1**-4 + 2 * 0.1**-4 + 3 * 0.2**-4) / (2 * 0.1**-4 + 0.2**-4)
-    torch.testing.assert_close(found["vertices"][..., 2], torch.full((2, 778), depth))
-    side = 2 * crops.FILL * 0.4
-    spread = side * math.sqrt((2 * 0.1**2 * 0.1**-4 + 0.2**2 * 0.2**-4)
-                              / (2 * 0.1**-4 + 0.2**-4))
-    middle = [0, 1]  # where turning moves nothing, so that the passes agree
-    torch.testing.assert_close(found["spread_2d"][:, middle], torch.full((2, 2), spread))
-    torch.testing.assert_close(found["keypoints_2d"][:, middle], torch.full((2, 2, 2), 0.5))
-    angles, share = any_view.STEP * torch.tensor([-1, 0, 1]), torch.tensor([16, 16, 1]) / 33
-    mean = (share * torch.stack((angles.sin(), angles.cos()))).sum(1)
-    apart = (0.4 * side) ** 2 * (1 - mean.square().sum())
-    torch.testing.assert_close(found["spread_2d"][:, crops.KNUCKLES],
-                               (spread**2 + apart).sqrt().expand(2, 4))
-    sure = Upright(Unsure([0.0, 0.0, 0.1, 0.0]))(torch.zeros(1, 3, 64, 64))  # no division by it
-    torch.testing.assert_close(sure["vertices"][..., 2], torch.full((1, 778), 2.0))
-    assert all(value.isfinite().all() for value in sure.values())
+    larger where the passes disagree. One without spread does not divide by zero."""
+    places, angles = torch.rand(3, 1, 21, 2), []
+
+    def look(self, images, angle, side):
+        number = len(angles)
+        angles.append(angle)
+        return {"vertices": torch.full((1, 778, 3), float(number)), "keypoints_2d": places[number],
+                "spread_2d": torch.full((1, 21), spreads[number])}
+
+    monkeypatch.setattr(Upright, "look", look)
+    found = Upright(Seer())(torch.ones(1, 3, 64, 64))
+    torch.testing.assert_close(torch.cat(angles).diff(), torch.full((2,), any_view.STEP))
+    share = torch.tensor(spreads).clamp(min=1e-3) ** -4.0
+    share = (share / share.sum())[:, None, None]
+    mean = (share * places[:, 0]).sum(0)
+    squared = torch.tensor(spreads)[:, None] ** 2 + (places[:, 0] - mean).square().sum(2)
+    torch.testing.assert_close(found["keypoints_2d"][0], mean)
+    torch.testing.assert_close(found["spread_2d"][0], (share[..., 0] * squared).sum(0).sqrt())
+    torch.testing.assert_close(found["vertices"][0, 0, 0], (share[:, 0, 0] * torch.arange(3)).sum())
 
 
 def test_fused_and_plain_look_alike():

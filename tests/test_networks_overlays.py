@@ -1,12 +1,7 @@
 """networks/overlays.py: meshes over pictures and from the side, and the files of the demo."""
 
-import io
-
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 
 import bodymodels
 from networks import overlays
@@ -86,11 +81,3 @@ def test_the_side_view_is_the_left_of_the_picture():
 
     near, far, low = centre(-0.5, 0), centre(0.5, 0), centre(0, 0.5)
     assert near[1] > 36 and far[1] < 28 and low[0] > 36
-
-
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
-def test_png_keeps_every_8_bit_value(height, width, seed):
-    """An image of n / 255 is read back as n."""
-    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    with Image.open(io.BytesIO(overlays.png(image / 255))) as picture:
-        assert np.array_equal(np.array(picture), image)

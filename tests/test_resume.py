@@ -30,10 +30,9 @@ TINY = {  # by model: fields that its stages may have
         "token_width": 16, "dims": "16,8,8", "dropout": 0.1, "drop_path": 0.1},
     "genhmr": {
         "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "depth": 1,
-        "widths": "4,4,8,8", "blocks": 1, "pooled": 4, "lift_width": 16, "pyramid_width": 16,
-        "points": 2, "layers": 1, "regressor_width": 16, "accumulate": 2},
+        "pyramid_width": 16, "points": 2, "layers": 1, "regressor_width": 16, "accumulate": 2},
     "hmr_adapter": {
-        "image_size": 64, "widths": "4,4,8,8", "blocks": 1, "pooled": 4, "lift_width": 16,
+        "image_size": 64,
         "vit_dim": 16, "vit_heads": 2, "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2,
         "decoder_ffn": 16, "body_size": 64, "test_body_size": 64,
         "train_samples": 24, "depth_bins": 4, "hand_cells": 4, "joint_dim": 8,

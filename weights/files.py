@@ -36,7 +36,6 @@ def require(condition: object, message: str) -> None:
 
 def names_its_file(load: Callable) -> Callable:
     """Decorate a function load(..., source, ...) of weights: its ValueErrors name the file."""
-
     @functools.wraps(load)
     def loader(*arguments, **options):
         try:
@@ -72,8 +71,7 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
 
     source: a file or its content, which is train.py's {"model", "config", "settings", ...},
     {"state_dict"}, {"model_state"}, {"network"}, or the weights alone. The settings of the run
-    are returned with the config, see `without_settings`.
-    Raises FileNotFoundError or ValueError.
+    are returned in the config. Raises FileNotFoundError or ValueError.
     """
     if not isinstance(source, Mapping):
         if not Path(source).is_file():
@@ -119,8 +117,8 @@ def without_settings(config: Mapping[str, object], kind: type) -> dict[str, obje
 def trained_on(checkpoint: str | PathLike, given: str | None, advice: str, what: str) -> str:
     """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
 
-    given: the mesh model's file, None for the free one. train.py writes the kind of its data into a
-    checkpoint; the authors' weights have seen the official models.
+    given: the mesh model's file, None for the free one. The authors' weights, whose files do not
+    say it, have seen the official models.
     """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -143,40 +141,25 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str
     ignored: a pattern for the start of names that the module does not use; they are left out, and
     printed. Any other difference in names or shapes is a ValueError.
     """
-    own, kind = module.state_dict(), type(module).__name__
-    unused = {name: re.match(ignored, name)[0].rstrip(".") for name in state
-              if name not in own and re.match(ignored, name)}
-    problems = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own and name not in unused],
-        "of another shape": [name for name in own
-                             if name in state and own[name].shape != state[name].shape]}
-    report = "; ".join(
-        f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
-        for problem, names in problems.items() if names)
-    require(not report, f"these weights are not {kind}'s: {report}")
+    unused = {re.match(ignored, name)[0].rstrip(".") for name in fit(module, state, ignored)}
     if unused:
-        print(f"left out, {kind} does not use it: {', '.join(sorted(set(unused.values())))}")
-    module.load_state_dict({name: state[name] for name in own})
+        print(f"left out, {type(module).__name__} does not use it: {', '.join(sorted(unused))}")
+    module.load_state_dict({name: state[name] for name in module.state_dict()})
 
 
-def build_and_load(build: Callable[[], nn.Module], what: str, state: Mapping[str, Tensor],
-                   ignored: str = "$.") -> nn.Module:
-    """Build a model, first without memory, and load weights; return it in evaluation mode.
-
-    Raises ValueError for other weights and, beginning with `what`, for a model that cannot be.
-    """
-    try:
-        with torch.device("meta"):  # takes no memory
-            size = sum(value.numel() for value in build().state_dict().values())
-    except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"{what}: {error}") from error
-    stored = sum(value.numel() for value in state.values())
-    require(size <= max(10 * stored, 10**8),
-            f"{what}: the model has {size:,} numbers, its weights are {stored:,}")
-    model = build()
-    load_weights(model, state, ignored=ignored)
-    return model.eval()
+def fit(module: nn.Module, state: Mapping[str, Tensor], ignored: str) -> set[str]:
+    """Return the `ignored` names of weights; any other difference is a ValueError."""
+    own = module.state_dict()
+    unused = {name for name in state if name not in own and re.match(ignored, name)}
+    problems = {
+        "missing": own.keys() - state.keys(), "unexpected": state.keys() - own.keys() - unused,
+        "of another shape": {name for name in own.keys() & state.keys()
+                             if own[name].shape != state[name].shape}}
+    report = "; ".join(
+        f"{len(names)} {problem}: {', '.join(sorted(names)[:5])}{', ...' * (len(names) > 5)}"
+        for problem, names in problems.items() if names)
+    require(not report, f"these weights are not {type(module).__name__}'s: {report}")
+    return unused
 
 
 def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: object,
@@ -185,13 +168,19 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
 
     build: a model's class, or a function that chooses it; takes a config_kind. ignored: of
     load_weights. The model's `settings` are those of the run that trained it. Raises ValueError if
-    the config is not the model's.
+    the config is not the model's, before memory is taken.
     """
     require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
             f"save dataclasses.asdict({config_kind.__name__}(...))")
-    model = build_and_load(
-        lambda: build(config_kind(**without_settings(config, config_kind))),
-        f"the checkpoint's config is not a {config_kind.__module__}.{config_kind.__name__}",
-        state, ignored)
+    own = without_settings(config, config_kind)
+    try:
+        with torch.device("meta"):
+            model = build(config_kind(**own))
+    except (TypeError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
+        raise ValueError(f"the checkpoint's config is not a {config_kind.__module__}."
+                         f"{config_kind.__name__}: {error}") from error
+    fit(model, state, ignored)
+    model = build(config_kind(**own))
+    load_weights(model, state, ignored=ignored)
     model.settings = {name: value for name, value in config.items() if name in SETTINGS}
-    return model
+    return model.eval()

@@ -8,11 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 
-from torch import Tensor
-
 from genhmr import Config, GenHMR, Tokenizer, TokenizerConfig
-from networks import fast
-from networks.small_encoder import SmallEncoder, link
+from networks.small_encoder import SmallEncoder, build_genhmr
 from weights import files
 
 
@@ -27,13 +24,7 @@ def load_checkpoint(source: str | PathLike | Mapping) -> GenHMR:
     files.require(config is not None and any(name.startswith("transformer.") for name in state),
                   "no GenHMR checkpoint: expected train.py's of stage 2 (load_tokenizer takes "
                   "stage 1's, load_backbone the weights of a ViT alone)")
-    sizes = state.get("backbone.sizes")
-
-    def build(config: Config) -> GenHMR:
-        encoder = None if sizes is None else build_encoder(sizes, state).requires_grad_(False)
-        return fast.replace(link(GenHMR(config, encoder)))
-
-    return files.from_checkpoint(build, Config, config, state)
+    return files.from_checkpoint(build_genhmr, Config, config, state)
 
 
 @files.names_its_file
@@ -54,17 +45,9 @@ def load_encoder(source: str | PathLike | Mapping) -> SmallEncoder:
     state = files.part_of(state, "backbone.") or state
     files.require("sizes" in state, "no small encoder in this checkpoint: expected train.py's of "
                   "--stage encoder, or of --stage transformer with its preset cpu")
-    return files.build_and_load(lambda: build_encoder(state["sizes"], state),
-                                "the encoder's sizes in this checkpoint are damaged", state)
-
-
-def build_encoder(sizes: Tensor, state: Mapping[str, Tensor]) -> SmallEncoder:
-    """Build the SmallEncoder with these sizes; ValueError if `state` has fewer blocks."""
-    # Each block has tensors of its own. Without this check, damaged sizes build endless blocks
-    files.require(sizes.shape == (7,) and sizes[4] <= len(state), "the encoder's sizes in this "
-                  "checkpoint are damaged: expected four widths, blocks, pooled features, width of "
-                  f"the lift, got {sizes.tolist()}")
-    return SmallEncoder.of_sizes(sizes)
+    encoder = SmallEncoder()
+    files.load_weights(encoder, state)
+    return encoder.eval()
 
 
 @files.names_its_file

@@ -13,20 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import bodymodels
+import hmr_adapter as hmr
 from files import load_arrays
-from hmr_adapter import (
-    Adapter,
-    BodyAdapter,
-    BodyConfig,
-    BodyExpert,
-    BodyExpertConfig,
-    Config,
-    HandAdapter,
-    HandConfig,
-    HandExpert,
-    HandExpertConfig,
-    HMRAdapter,
-)
 from networks.adapter_encoders import part_readers
 from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
 from weights.files import (
@@ -38,8 +26,8 @@ from weights.files import (
     require,
 )
 
-CONFIG_CLASSES = {"expert.mano_head.": HandConfig, "mano_head.": HandExpertConfig,
-                  "expert.encoder.": BodyConfig, "encoder.": BodyExpertConfig}
+CONFIG_CLASSES = {"expert.mano_head.": hmr.HandConfig, "mano_head.": hmr.HandExpertConfig,
+                  "expert.encoder.": hmr.BodyConfig, "encoder.": hmr.BodyExpertConfig}
 SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
     (r"^(module\.)+", ""), (r"^backbone\.", "encoder."),
     (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
@@ -47,14 +35,14 @@ SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
 
 @names_its_file
 def load_checkpoint(source: str | PathLike | Mapping
-                    ) -> HandExpert | BodyExpert | HandAdapter | BodyAdapter:
+                    ) -> hmr.HandExpert | hmr.BodyExpert | hmr.HandAdapter | hmr.BodyAdapter:
     """Load the model of one of train.py's checkpoints, in evaluation mode on the CPU.
 
     source: a file or its content, {"model": state dict, "config": dataclasses.asdict(config)}.
     Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
     """
     state, config = read_checkpoint(source)
-    config_class = next((CONFIG_CLASSES[prefix] for prefix in CONFIG_CLASSES if any(
+    config_class = next((kind for prefix, kind in CONFIG_CLASSES.items() if any(
         name.startswith(prefix) for name in state)), None)
     require(config is not None and config_class is not None,
             "this is not a checkpoint of train.py for HMR-Adapter: for the released weights of "
@@ -63,14 +51,14 @@ def load_checkpoint(source: str | PathLike | Mapping
 
 
 @names_its_file
-def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mapping) -> None:
+def load_encoder(expert: hmr.HandExpert | hmr.BodyExpert, source: str | PathLike | Mapping) -> None:
     """Give a small expert the encoder of a checkpoint.
 
     A hand expert takes that of SimpleHand's network for photographs, a whole-body expert GenHMR's,
     alone or inside a checkpoint of GenHMR. Raises like load_checkpoint.
     """
     state, _ = read_checkpoint(source)
-    if isinstance(expert, HandExpert):
+    if isinstance(expert, hmr.HandExpert):
         encoder, expected = expert.backbone.patch_embed, "one like assets/simplehand_views_cpu.pt"
         state = {f"hand.{name}": value for name, value in state.items()}
         hand = bodymodels.load_model("hand_right")
@@ -88,25 +76,25 @@ def load_encoder(expert: HandExpert | BodyExpert, source: str | PathLike | Mappi
 
 @names_its_file
 def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
-                hand_mean: Tensor | None = None) -> HandExpert | BodyExpert:
+                hand_mean: Tensor | None = None) -> hmr.HandExpert | hmr.BodyExpert:
     """Load the expert of train.py's checkpoint, also out of an adapter or rival, or a released one.
 
-    kind: HandExpert, which HaMeR has released, or BodyExpert, as SMPLer-X-H. source: a file or its
-    content. hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands (hands_meanr, hands_meanl), to
-    which the fingers of SMPLer-X's weights are relative. Raises like load_checkpoint.
+    kind: HandExpert, released as HaMeR, or BodyExpert, as SMPLer-X-H. source: see load_checkpoint.
+    hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands, see `hand_mean`, to which the fingers
+    of SMPLer-X's weights are relative. Raises like load_checkpoint.
     """
     state, config = read_checkpoint(source)
     if config is not None:
         if isinstance(config, Mapping) and "expert" in config:
             state, config = part_of(state, "expert."), config["expert"]
         return expert_of(load_checkpoint({"model": state, "config": config}), kind)
-    hands = kind is HandExpert
+    hands = kind is hmr.HandExpert
     for pattern, name in () if hands else SMPLER_X_NAMES:
         state = {re.sub(pattern, name, key): value for key, value in state.items()}
     part, authors = ("mano_head.", "HaMeR") if hands else ("body_regressor.", "SMPLer-X")
     require(any(name.startswith(part) for name in state),
             f"no {kind.__name__} in this checkpoint: expected train.py's or {authors}'s")
-    expert = kind(HandExpertConfig() if hands else BodyExpertConfig())
+    expert = kind(hmr.HandExpertConfig() if hands else hmr.BodyExpertConfig())
     unreleased = {name: value for name, value in expert.state_dict().items()
                   if re.search(r"(hand_mean|num_batches_tracked)$", name)}
     load_weights(expert, unreleased | state,
@@ -120,8 +108,8 @@ def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
     return expert.eval()
 
 
-load_hand_expert = functools.partial(load_expert, HandExpert)
-load_body_expert = functools.partial(load_expert, BodyExpert)
+load_hand_expert = functools.partial(load_expert, hmr.HandExpert)
+load_body_expert = functools.partial(load_expert, hmr.BodyExpert)
 
 
 def hand_mean(model: str | PathLike) -> Tensor | None:
@@ -145,7 +133,7 @@ def expert_of(model: nn.Module, kind: type) -> nn.Module:
 
 
 @names_its_file
-def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) -> Adapter:
+def load_path(kind: type[hmr.Adapter], source: str | PathLike | Mapping, **options) -> hmr.Adapter:
     """Load one path: an adapter or rival of train.py, or an expert alone, also a released one.
 
     kind: HandAdapter or BodyAdapter. options: of load_expert, for released weights. Other arguments
@@ -159,14 +147,15 @@ def load_path(kind: type[Adapter], source: str | PathLike | Mapping, **options) 
                 f"this checkpoint has a {type(model).__name__}: expected a {kind.__name__}")
         return model
     inside, alone, config_class = {
-        HandAdapter: (HandExpert, FineTunedHand, HandConfig),
-        BodyAdapter: (BodyExpert, FineTunedBody, BodyConfig)}[kind]
+        hmr.HandAdapter: (hmr.HandExpert, FineTunedHand, hmr.HandConfig),
+        hmr.BodyAdapter: (hmr.BodyExpert, FineTunedBody, hmr.BodyConfig)}[kind]
     expert = load_expert(inside, content, **options)
     return alone(config_class(expert=expert.config, inject="none"), expert).eval()
 
 
 def load_paths(hand: str | PathLike, body: str | PathLike, *, hand_mean: Tensor | None = None
-               ) -> HMRAdapter:
+               ) -> hmr.HMRAdapter:
     """Load both paths, see load_path, for evaluation; two experts are the paper's baseline."""
-    paths = (load_path(HandAdapter, hand), load_path(BodyAdapter, body, hand_mean=hand_mean))
-    return HMRAdapter(Config(*(path.config for path in paths)), *paths).eval()
+    paths = (load_path(hmr.HandAdapter, hand),
+             load_path(hmr.BodyAdapter, body, hand_mean=hand_mean))
+    return hmr.HMRAdapter(hmr.Config(*(path.config for path in paths)), *paths).eval()

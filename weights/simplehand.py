@@ -60,8 +60,8 @@ def load_checkpoint(source: str | PathLike | Mapping) -> SimpleHand:
     config, kind = {"official": True} if config is None else config, Config
     if isinstance(config, Mapping):
         kind = config_class(config)
-        if kind is any_view.Config:  # older checkpoints have another field, True in all of them
-            config = {name: value for name, value in config.items() if name != "heat_maps"}
+        if kind is any_view.Config:  # older checkpoints have two fields more, always the same
+            config = {name: value for name, value in config.items() if "heat_maps" not in name}
     return from_checkpoint(simplehand_model, kind, config, state, ignored=CLASSIFIERS)
 
 
