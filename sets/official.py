@@ -254,7 +254,7 @@ class Official(Packed):
         raise NotImplementedError
 
     def pack(self) -> np.ndarray:
-        return build_packed(self.path, self.dtype, None, self._gather)
+        return build_packed(self.path, self.dtype, None, lambda start: self._gather())
 
     def _gather(self) -> Iterator[np.ndarray]:
         count = 0

@@ -57,28 +57,23 @@ class Rendered(samples.Packed):
         return {name: record[name] for name in self.dtype.names}
 
     def pack(self, progress: bool = False) -> np.ndarray:
-        return samples.build_packed(
-            self.path, self.dtype, self.length, resume=True,
-            fill=lambda records, start: self._fill(records, start, progress))
+        return samples.build_packed(self.path, self.dtype, self.length,
+                                    lambda start: self._batches(start, progress))
 
     def _render_batch(self, indices: list[int]) -> np.ndarray:
         return np.stack([self.render(index) for index in indices])
 
-    def _fill(self, records: np.ndarray, start: int, progress: bool) -> Iterator[int]:
-        """Render the split from `start` on, on all cores; yield the number of records done."""
+    def _batches(self, start: int, progress: bool) -> Iterator[np.ndarray]:
+        """Render the split from `start` on, on all cores, in batches of records."""
         workers = samples.available_cores() if self.length >= 256 else 0
         loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
                             collate_fn=self._render_batch, worker_init_fn=samples.follow_parent,
                             generator=torch.Generator())  # the loader would advance the global one
         batches = iter(loader)
-        bar = tqdm(batches, f"Rendering {self.path.name}", unit="batch", disable=not progress,
-                   initial=start // 32, total=-(-self.length // 32))
         try:
-            for number, batch in enumerate(bar, 1):
-                records[start:start + len(batch)] = batch
-                start += len(batch)
-                if number % 16 == 0:
-                    yield start
+            yield from tqdm(batches, f"Rendering {self.path.name}", unit="batch",
+                            disable=not progress, initial=start // 32,
+                            total=-(-self.length // 32))
         finally:
             if workers:  # they ignore signals, and an error's traceback would keep them alive
                 batches._shutdown_workers()

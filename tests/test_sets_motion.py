@@ -207,7 +207,7 @@ def test_packed_motion_is_read_again_only_when_files_change(tmp_path):
     os.utime(path, ns=(0, 0))
     with pytest.raises(ValueError, match="d_poses.npz is not as AMASS is shipped"):
         motion.AMASS(tmp_path, "test", cache=cache)
-    assert not list(cache.glob("*.tmp"))
+    assert not list(cache.glob("*.part"))
 
 
 @pytest.mark.parametrize("spoil,message", [

@@ -157,7 +157,7 @@ def test_a_damaged_file_is_named(fresh, models, name):
             packed.unlink()
         with pytest.raises(ValueError, match=f"{path.name}.*is not as .* is shipped"):
             opened(name, root, models)
-        assert not [*root.glob("*.npy"), *root.glob("*.tmp")]
+        assert not [*root.glob("*.npy"), *root.glob("*.part")]
         path.write_bytes(whole)
 
 

@@ -52,7 +52,7 @@ def test_shards_are_read_in_their_order(tmp_path):
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(ValueError, match="000001.tar is not as HMRShards is shipped"):
         hmr2(tmp_path)
-    assert not [*tmp_path.glob("*.tmp")]
+    assert not [*tmp_path.glob("*.part")]
 
 
 def test_tar_pictures_are_read_where_they_lie(folders):
