@@ -17,7 +17,8 @@ class FreiHAND(official.Pictures):
 
     root: the folder of training/, evaluation/ and their .json files. Training has four backgrounds
     (green screen, homogenised, sample, auto): picture = background * N + id, with one annotation
-    for each id. N comes from the files (32,560), so that a smaller folder works too.
+    for each id. N comes from the files (32,560), so that a smaller folder works too; evaluation has
+    3,960 pictures.
 
     Training needs training_verts.json. The annotation of the evaluation split came later; without
     it keypoints are unknown, the crop is the whole picture and all flags are 0.
@@ -33,7 +34,6 @@ class FreiHAND(official.Pictures):
     SPLITS = {"training": "training", "evaluation": "evaluation"}
     SOURCES = ("{split}_K.json", "{split}/rgb/")
     JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
-    COUNTS = {"training": 130_240, "evaluation": 3_960}
     HOME = "freihand.informatik.uni-freiburg.de"
     BACKGROUNDS = 4
     SHAPES = {"xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
@@ -113,12 +113,10 @@ class DexYCB(official.Pictures):
     """DexYCB (Chao et al. 2021): 20200709-subject-01/ to 20201022-subject-10/ and calibration/.
 
     The splits are those of setup s0: every fifth sequence of a subject is not for training; of
-    these the first two subjects' are "val" and the others' "test". Option sequences: how many a
-    subject must have, since the splits count them. Option given_joints: take joint_3d of the files,
-    LBS joints with manopth's tips, which the official toolkit scores; joints regressed from a
-    perfect mesh are about 3 mm off. By default, and with `models`, joints and keypoints are
-    regressed from the true mesh with the right hand's regressor and TIPS, as the protocol dexycb_s0
-    does with a prediction, so that a perfect mesh has no error.
+    these the first two subjects' are "val" and the others' "test". With `models`, joints and
+    keypoints are regressed from the true mesh with the right hand's regressor and TIPS, as the
+    protocol dexycb_s0 does with a prediction, so that a perfect mesh has no error. joint_3d of the
+    files, LBS joints with manopth's tips, which the official toolkit scores, is about 3 mm off.
 
     Frames without a hand, all -1 in the files, are left out: 406,888 of s0's train and 78,768 of
     its test split stay. person is the official number of the sample, which counts them.
@@ -130,15 +128,14 @@ class DexYCB(official.Pictures):
     SOURCES = ("20*-subject-*/*/meta.yml", "20*-subject-*/*/[0-9]*/",
                "calibration/intrinsics/*_640x480.yml", "calibration/mano_*/mano.yml")
     JOINTS, MODEL, HAND_SPACE, TIPS = "hand21", "mano", "pca", "manopth_right"
-    OPTIONS = {"sequences": 100, "given_joints": False}
-    COUNTS = {"train": 406_888, "test": 78_768}
+    SEQUENCES = 100  # of each subject: the splits count them
     HOME = "dex-ycb.github.io"
     CAMERAS = ("836212060125", "839512060362", "840412060917", "841412060263", "932122060857",
                "932122060861", "932122061900", "932122062010")
 
     def annotated(self, index: int) -> dict[str, np.ndarray]:
         source = super().annotated(index)
-        if not source["mesh_valid"] or self.options["given_joints"]:
+        if not source["mesh_valid"]:
             return source
         right = official.official_body(self.models, None, False, family="mano", gender="neutral",
                                        side="right", tips=self.TIPS)
@@ -148,12 +145,13 @@ class DexYCB(official.Pictures):
             keypoints, *source["image"].shape[1::-1])}
 
     def rows(self) -> Iterator[dict]:
-        number, wanted = 0, self.options["sequences"]
+        number = 0
         for subject, folder in enumerate(sorted(self.root.glob("20*-subject-*"))):
             sequences = sorted(path for path in folder.iterdir() if path.is_dir())
             self.reading = folder
-            if len(sequences) != wanted:
-                raise ValueError(f"{len(sequences)} sequences where the splits count {wanted}")
+            if len(sequences) != self.SEQUENCES:
+                raise ValueError(f"{len(sequences)} sequences where the splits count "
+                                 f"{self.SEQUENCES}")
             subject = int(folder.name[-2:]) - 1
             for order, sequence in enumerate(sequences):
                 split = "train" if order % 5 != 4 else "val" if subject < 2 else "test"

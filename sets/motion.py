@@ -195,16 +195,18 @@ class MotionCapture(Official):
     SMPL-H to SMPL "using SMPL-X instructions", which fit SMPL to the meshes: L_V of a tokenizer
     sees slightly other shapes.
 
-    Options trim, below 0.5: share of each sequence to drop at either end; stride: take every
-    stride-th of the other frames. The defaults are TokenHMR's; GenHMR gives none.
+    At either end of a sequence the share TRIM is dropped; of the other frames every STRIDE-th is
+    taken. The numbers are TokenHMR's; GenHMR gives none.
     """
 
+    TRIM: float
+    STRIDE: int
     dtype = np.dtype([("pose", np.float32, (24, 3)), ("betas", np.float32, 10)])
 
     def __init__(self, root: str | os.PathLike, split: str = "train", *, seed: int = 0,
-                 cache: str | os.PathLike | None = None, **options) -> None:
+                 cache: str | os.PathLike | None = None) -> None:
         super().__init__(split, tuple(self.SPLITS), seed)
-        self.open(root, cache, options)
+        self.open(root, cache)
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         """Read one recording: SMPL poses (T, 24, 3), axis-angle, and betas (N,) or (T, N)."""
@@ -218,12 +220,12 @@ class MotionCapture(Official):
         return {"pose": rotations, "betas": record["betas"]}
 
     def rows(self) -> Iterator[np.ndarray]:
-        trim, stride = self.options["trim"], self.options["stride"]
         for path in (path for paths in self.sources.values() for path in paths):
             poses, betas = self.read(self.file(path.relative_to(self.root)))
             if betas.ndim not in (1, 2) or betas.ndim == 2 and len(betas) != len(poses):
                 raise ValueError(f"expected betas (N,) or ({len(poses)}, N), got {betas.shape}")
-            kept = slice(int(trim * len(poses)), int((1 - trim) * len(poses)), stride)
+            kept = slice(int(self.TRIM * len(poses)), int((1 - self.TRIM) * len(poses)),
+                         self.STRIDE)
             records = np.zeros(len(poses[kept]), self.dtype)
             records["pose"][:, :22] = poses[kept, :22]
             betas = (betas[kept] if betas.ndim == 2 else betas)[..., :10]
@@ -250,7 +252,7 @@ class AMASS(MotionCapture):
     TokenHMR's; of a split's data sets those are read that root has.
     """
 
-    OPTIONS, HOME = {"trim": 0.2, "stride": 10}, "amass.is.tue.mpg.de"
+    TRIM, STRIDE, HOME = 0.2, 10, "amass.is.tue.mpg.de"
     SUBSETS = {
         "train": ("CMU", "KIT", "BMLrub", "DanceDB", "BMLmovi", "EyesJapanDataset", "BMLhandball",
                   "TotalCapture", "EKUT", "ACCAD", "TCDHands", "PosePrior"),
@@ -295,7 +297,7 @@ class MOYO(MotionCapture):
     """
 
     SPLITS = {"train": "train", "val": "val"}
-    OPTIONS, HOME = {"trim": 0.1, "stride": 5}, "moyo.is.tue.mpg.de"
+    TRIM, STRIDE, HOME = 0.1, 5, "moyo.is.tue.mpg.de"
     LAYOUTS = ("mosh_smpl/{split}/*.pkl", "mosh/{split}/*_stageii.pkl")
 
     def find_sources(self) -> dict[str, list[Path]]:

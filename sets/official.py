@@ -180,38 +180,27 @@ class Official(Packed):
 
     Its annotation is packed once into a memory-mapped file in the folder `cache` (default: root),
     and again when a source file changes: the name of the packed file holds a checksum. Nothing in a
-    file is executed. options: see OPTIONS of each data set.
-    Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file or a bad
-    option.
+    file is executed.
+    Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file.
     """
 
     SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
     SOURCES: tuple[str, ...]  # patterns of files that must be there; {split} is replaced
     OPTIONAL: tuple[str, ...] = ()  # files that are read if they are there
-    OPTIONS: dict = {}  # names and defaults
     HOME = ""  # where to get the data set
     dtype: np.dtype  # of records
 
-    def open(self, root: str | os.PathLike, cache: str | os.PathLike | None, options: dict,
+    def open(self, root: str | os.PathLike, cache: str | os.PathLike | None,
              others: Sequence[Path] = ()) -> None:
         """Find the source files and pack them. others: more files that the records depend on."""
-        for name, value in options.items():
-            default = self.OPTIONS.get(name)
-            if default is None:
-                raise ValueError(f"{type(self).__name__} has no option {name}: "
-                                 f"expected {', '.join(self.OPTIONS) or 'none'}")
-            least = {int: 1, float: 0.0}.get(type(value))
-            if type(value) is not type(default) or least is not None and value < least:
-                raise ValueError(f"{type(self).__name__}: {name}={value!r}, expected a value like "
-                                 f"{default!r}")
-        self.root, self.options = Path(root).absolute(), self.OPTIONS | options
+        self.root = Path(root).absolute()
         self.reading = self.root  # the file that an error is about
         self.sources = self.find_sources()
         files = [path for paths in self.sources.values() for path in paths] + list(others)
         stats = {os.path.relpath(path, self.root): path.stat() for path in files}
         mark = fingerprint({
             "files": {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()},
-            "version": READER_VERSION, "options": repr(sorted(self.options.items()))})
+            "version": READER_VERSION})
         self.path = Path(self.root if cache is None else cache) / (
             f"{type(self).__name__.lower()}_{self.split}_{mark}.npy")
         self.records()
@@ -254,10 +243,10 @@ class Official(Packed):
         raise NotImplementedError
 
     def pack(self) -> np.ndarray:
-        return build_packed(self.path, self.dtype, None, lambda start: self._gather())
+        return build_packed(self.path, self.dtype, None, self._gather)
 
-    def _gather(self) -> Iterator[np.ndarray]:
-        count = 0
+    def _gather(self, start: int) -> Iterator[np.ndarray]:
+        count = start
         try:
             for records in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):
                 if isinstance(records, dict):
@@ -324,13 +313,12 @@ class Pictures(Official):
     JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see load_model
     MODEL_OPTIONS: dict = {}  # for load_model
-    COUNTS: dict[str, int] = {}  # samples of official splits, or folders
     DETECTED = False  # whether keypoints_2d of a record are a detector's
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
                  augmentation: str | Augmentation | None = None, seed: int = 0,
                  cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
-                 detections: str | os.PathLike | None = None, **options) -> None:
+                 detections: str | os.PathLike | None = None) -> None:
         split = next(iter(self.SPLITS)) if split is None else split
         super().__init__(split, tuple(self.SPLITS), seed, size, augmentation)
         self.models = None if models is None else Path(models)
@@ -345,7 +333,7 @@ class Pictures(Official):
                                   len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]),
                                   self.NUM_BETAS)
         others = sorted(self.models.rglob("*")) if self.HAND_SPACE and self.models else ()
-        self.open(root, cache, options, [path for path in others if path.is_file()])
+        self.open(root, cache, [path for path in others if path.is_file()])
 
     def require_models(self, what: str) -> None:
         """Raise FileNotFoundError unless there is a folder of body models."""

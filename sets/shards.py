@@ -116,10 +116,6 @@ class HaMeRShards(Shards):
     crop is made around the keypoints, not with `scale`.
     """
 
-    COUNTS = {"freihand-train": 130_240, "interhand26m-train": 1_424_632, "dex-train": 406_888,
-              "halpe-train": 34_289, "cocow-train": 78_666, "mtc-train": 363_947,
-              "rhd-train": 61_705, "mpiinzsl-train": 15_184, "ho3d-train": 83_325,
-              "h2o3d-train": 121_996}  # as HaMeR's epochs count
     JOINTS, MODEL = "hand21", "mano"
     HOME = "github.com/geopavlakos/hamer"
     MODEL_OPTIONS = {"fix_left_shapedirs": True}

@@ -37,7 +37,7 @@ from PIL import Image
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
 from sets.augmentation import Augmentation
-from sets.body_sets import RICH, SMPLX_PARTS, Human36MHMR2
+from sets.body_sets import ARCTIC, RICH, SMPLX_PARTS, Human36MHMR2
 from sets.crops import to_pixels, transform_points
 from sets.official import (
     OWN,
@@ -281,9 +281,10 @@ def test_wart_bedlam_translation_shape_and_close_ups(folders):
     np.testing.assert_allclose(1.2 * records["box"][0], (30, 30), rtol=1e-6)
 
 
-def test_wart_rich_pictures_of_another_size_are_refused(folders, models, tmp_path):
+def test_wart_rich_pictures_of_another_size_are_refused(fresh, models, monkeypatch):
     """The calibration belongs to the large pictures, not to those of the reduced release."""
-    dataset = RICH(folders("rich"), "train", 32, models=models)
+    monkeypatch.setattr(RICH, "PICTURE_SIZE", (4112, 3008))
+    dataset = rich(fresh("rich"), models=models)
     with pytest.raises(ValueError, match="32 x 24 pixels, but the annotation is for 4112 x 3008"):
         dataset[0]
 
@@ -317,14 +318,15 @@ def test_bodies_without_keypoints_need_models(folders, tmp_path):
             reader(folders(name), cache=tmp_path)
 
 
-def test_wart_arctic_offsets_views_and_templates(folders, models):
+def test_wart_arctic_offsets_views_and_templates(folders, models, tmp_path, monkeypatch):
     """Ten picture numbers off either end, then every tenth; frame = number - offset; view v has
     camera v - 1; the subject's template replaces betas; a NaN fit is left out."""
     root = folders("arctic")
     dataset = arctic(root, models=models)
     assert dataset.records()["image"][2] == b"images/s05/box_grab_01/3/00010.jpg"
     assert len(dataset) == 8 and dataset.records()["world_to_camera"][2, 2, 3] == 5
-    every = arctic(root, models=models, interval=1).records()
+    monkeypatch.setattr(ARCTIC, "INTERVAL", 1)
+    every = arctic(root, models=models, cache=tmp_path).records()
     assert every["frame"][:4].tolist() == [6, 7, 9, 10] and len(every) == 8 * 4
     assert not every["has_betas"].any() and (every["gender"] == 2).all()
     vertices = dataset.posed(dataset.records()[0])[0].vertices[0].numpy()

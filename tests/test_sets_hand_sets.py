@@ -183,16 +183,14 @@ def test_wart_dexycb_fingertips_are_manopths():
     assert all(tips[0][finger] not in (tips[1][finger], tips[2][finger]) for finger in range(5))
 
 
-def test_dexycb_refuses(folders, tmp_path):
-    root = folders("dexycb")
+def test_dexycb_needs_all_sequences(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(DexYCB, "SEQUENCES", 100)
     with pytest.raises(ValueError, match="5 sequences where the splits count 100"):
-        DexYCB(root, cache=tmp_path)
-    with pytest.raises(ValueError, match="has no option colour"):
-        dexycb(root, colour=1)
+        dexycb(folders("dexycb"), cache=tmp_path)
 
 
 def test_dexycb_truth_is_regressed_like_predictions(folders, models):
-    """A perfect mesh has no error, also of mirrored left hands; given joints are other points."""
+    """A perfect mesh has no error, also of mirrored left hands; stored joints are other points."""
     dataset = dexycb(folders("dexycb"), models=models)
     regressor = bodymodels.load_model(models, family="mano", tips=DexYCB.TIPS).keypoint_regressor
     sides = set()
@@ -203,11 +201,8 @@ def test_dexycb_truth_is_regressed_like_predictions(folders, models):
                                    atol=1e-6, rtol=0)
         torch.testing.assert_close(bodymodels.project(sample["joints"], sample["K"]),
                                    sample["keypoints_2d"], atol=1e-2, rtol=0)
-    given = dexycb(folders("dexycb"), models=models, given_joints=True)
-    np.testing.assert_array_equal(given.annotated(0)["joints"],
-                                  given.records()[0]["keypoints_3d"][:, :3])
-    assert sides == {0, 1} and np.abs(given.annotated(0)["joints"]
-                                      - dataset.annotated(0)["joints"]).max() > 1e-3
+    stored = dataset.records()[0]["keypoints_3d"][:, :3]
+    assert sides == {0, 1} and np.abs(stored - dataset.annotated(0)["joints"]).max() > 1e-3
 
 
 def test_interhand_has_one_sample_a_hand(folders, models):

@@ -228,16 +228,6 @@ def test_the_largest_box_can_be_cropped(fresh):
             assert READERS["3dpw-moon"](path.parent)[0]["image"].shape == (3, 32, 32)
 
 
-@pytest.mark.parametrize("options,message", [
-    ({"stride": 0}, "stride=0, expected a value like 5"),
-    ({"stride": "x"}, "stride='x', expected"),
-    ({"stride": True}, "stride=True, expected a value like 5"),
-    ({"pace": 1}, "has no option pace")])
-def test_options_of_the_wrong_kind_are_refused(folders, options, message):
-    with pytest.raises(ValueError, match=message):
-        READERS["h36m-smplx"](folders("h36m-smplx"), **options)
-
-
 @pytest.mark.parametrize("name", ["h36m-smplx", "3dpw-moon", "interhand", "dexycb", "arctic"])
 def test_mutated_annotation_is_read_or_is_a_clear_error(fresh, models, name):
     """Whatever bytes change in a text file: a reader, a ValueError or a missing file, no crash."""
@@ -266,7 +256,7 @@ KNOWN = {  # what official people and hands have beside
 @pytest.mark.parametrize("recipe", [None, "official_hmr"])
 def test_official_people_keep_the_contract_of_rendered_ones(folders, models, recipe):
     """Keys, shapes and types are those of RenderedPeople; meshes and joints fit each crop."""
-    pictures = RICH(folders("rich"), "train", 48, models=models, picture_size=(32, 24))
+    pictures = RICH(folders("rich"), "train", 48, models=models)
     sample = OfficialPeople(pictures, 32, augmentation=recipe)[2]
     assert {name: (tuple(value.shape), value.dtype)
             for name, value in sample.items()} == PEOPLE | KNOWN
@@ -291,7 +281,7 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
 
 def test_hands_are_cut_out_of_the_picture_not_of_the_crop(folders, models):
     """At true boxes the sharper picture gives the crops of the data set; the image does not."""
-    pictures = RICH(folders("rich"), "train", 16, models=models, picture_size=(32, 24))
+    pictures = RICH(folders("rich"), "train", 16, models=models)
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     pictures.picture = lambda record: noise
     plain, sample = (OfficialPeople(pictures, 32, detail=detail)[2] for detail in (1, 4))

@@ -20,7 +20,6 @@ from official_folders import (
 from test_tasks_adapter import ERRORS, OF_BODIES, scores_of
 
 import bodymodels
-import data
 import train
 import weights.hmr_adapter
 from tasks.base import EVALUATIONS, Predictions
@@ -31,10 +30,9 @@ VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
 
 @pytest.fixture(scope="module", autouse=True)
 def small_bodies():
-    """Whole bodies of landmarks and hands alone, and pictures as small as RICH's are here."""
+    """Whole bodies of landmarks and hands alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(bodymodels.SURFACE_VERTEX_IDS, "smplx", tuple(range(21)))
-        patch.setitem(data.OFFICIAL["rich"].OPTIONS, "picture_size", (32, 24))
         for name in ("tasks.base.draw_grid", "train.draw_curves"):  # slow, and tested elsewhere
             patch.setattr(name, lambda *_, **__: None)
         yield
