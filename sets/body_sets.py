@@ -216,7 +216,7 @@ class Human36MSMPLX(official.Pictures):
             "image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
             "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
             "sequence": Path(picture["file_name"]).parent.name,
-            "world_to_camera": official.rigid(R, t)}
+            "world_to_camera": np.column_stack([R, t])}
         if world is not None:
             points = np.array(world) / 1000 @ R.T + t
             row |= {"keypoints_3d": official.with_confidence(points),
@@ -408,7 +408,7 @@ class EHF(official.Pictures):
 
     def rows(self) -> Iterator[dict]:
         R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
-        motion, boxes = official.rigid(R.numpy(), np.array(self.TRANSLATION)), self._boxes()
+        motion, boxes = np.column_stack([R.numpy(), self.TRANSLATION]), self._boxes()
         for path in sorted(self.sources["*_align.ply"], key=lambda path: int(path.name[:-10])):
             number = path.name[:-10]
             load_vertices(self.file(path))  # so that a damaged one is reported now

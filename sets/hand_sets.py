@@ -38,15 +38,6 @@ class FreiHAND(official.Pictures):
     BACKGROUNDS = 4
     SHAPES = {"xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
 
-    def __init__(self, *arguments, **options) -> None:
-        super().__init__(*arguments, **options)
-        count, most = len(self.records()), self.BACKGROUNDS if self.split == "training" else 1
-        there = [(self.root / f"{self.split}/rgb/{version * count:08d}.jpg").is_file()
-                 for version in range(most)]
-        self.versions = [*there, False].index(False)
-        if not self.versions:
-            raise self.missing(self.root / f"{self.split}/rgb/{0:08d}.jpg")
-
     def find_sources(self) -> dict[str, list[Path]]:
         sources = super().find_sources()
         for name in self.SHAPES:
@@ -75,8 +66,7 @@ class FreiHAND(official.Pictures):
         if "mano" in numbers:
             mano = numbers["mano"][:, 0]
             columns |= {"betas": mano[:, 48:58], "has_betas": 1}
-            pose = self.absolute(mano[:, :48])
-            columns |= {} if pose is None else {"pose": pose, "has_pose": 1, "has_hands": 1}
+            columns |= self.hand_pose(mano[:, :48], "right")
         yield columns
 
     def _numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -88,8 +78,8 @@ class FreiHAND(official.Pictures):
         return numbers
 
     def __len__(self) -> int:
-        """Return the number of pictures of all backgrounds that are there."""
-        return self.versions * len(self.records())
+        """Return the number of pictures of all backgrounds."""
+        return (self.BACKGROUNDS if self.split == "training" else 1) * len(self.records())
 
     def record(self, index: int) -> np.ndarray:
         record = self.records(index % len(self.records())).copy()
@@ -137,9 +127,7 @@ class DexYCB(official.Pictures):
         source = super().annotated(index)
         if not source["mesh_valid"]:
             return source
-        right = official.official_body(self.models, None, False, family="mano", gender="neutral",
-                                       side="right", tips=self.TIPS)
-        joints = right.keypoint_regressor.numpy() @ source["vertices"]
+        joints = self.body(tips=self.TIPS).keypoint_regressor.numpy() @ source["vertices"]
         keypoints = to_pixels(joints, source["K"])
         return source | {"joints": joints, "keypoints_2d": keypoints, "keypoints_valid": inside(
             keypoints, *source["image"].shape[1::-1])}
@@ -179,7 +167,6 @@ class DexYCB(official.Pictures):
             return
         pose, joints, keypoints = map(np.stack, zip(*labels, strict=True))
         keypoints = official.with_confidence(keypoints)
-        absolute = self.absolute(pose[:, :48], side=side)
         folder = (sequence / serial).relative_to(self.root).as_posix()
         yield official.boxes_around(keypoints) | {
             "image": [f"{folder}/color_{frame:06d}.jpg" for frame in frames],
@@ -188,7 +175,7 @@ class DexYCB(official.Pictures):
             "keypoints_2d": keypoints, "keypoints_3d": official.with_confidence(joints),
             "betas": betas, "has_betas": 1, "transl": pose[:, 48:], "has_transl": 1,
             "side": int(side == "right"), "person": number + np.array(frames), "frame": frames,
-        } | ({} if absolute is None else {"pose": absolute, "has_pose": 1, "has_hands": 1})
+        } | self.hand_pose(pose[:, :48], side)
 
 
 class InterHand(official.Pictures):
@@ -206,7 +193,7 @@ class InterHand(official.Pictures):
     SOURCES = tuple(f"annotations/{{split}}/InterHand2.6M_{{split}}_{name}.json"
                     for name in ("data", "camera", "joint_3d", "MANO_NeuralAnnot"))
     JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
-    MODEL_OPTIONS = {"fix_left_shapedirs": True}
+    LEFT_OPTIONS = {"fix_left_shapedirs": True}
     HOME = "mks0601.github.io/InterHand2.6M"
 
     def rows(self) -> Iterator[dict]:
@@ -242,12 +229,11 @@ class InterHand(official.Pictures):
             "image": f"images/{self.split}/{picture['file_name']}", "K": K,
             "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
             "keypoints_3d": official.with_confidence(points, valid), "side": int(side == "right"),
-            "world_to_camera": official.rigid(R, t), "person": person, "keypoints_2d": keypoints,
+            "world_to_camera": np.column_stack([R, t]), "person": person, "keypoints_2d": keypoints,
             "sequence": f"{picture['capture']}/{picture['seq_name']}"}
         if fit:
             row |= {"betas": fit["shape"], "transl": fit["trans"], "has_betas": 1, "has_transl": 1}
-            pose = self.absolute(np.array(fit["pose"]).reshape(1, 16, 3), side=side)
-            if pose is not None:
-                pose[:, 0] = official.rotate_root(R, pose[:, 0])
-                row |= {"pose": pose[0], "has_pose": 1, "has_hands": 1}
+            pose = np.array(fit["pose"]).reshape(1, 16, 3)
+            pose[:, 0] = official.rotate_root(R, pose[:, 0])
+            row |= self.hand_pose(pose, side)
         yield row

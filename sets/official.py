@@ -63,11 +63,6 @@ def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
     return records
 
 
-def rigid(R: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Join rotations (..., 3, 3) and translations (..., 3) to (..., 3, 4)."""
-    return np.concatenate([R, np.broadcast_to(t, R.shape[:-1])[..., None]], -1)
-
-
 def rotate_root(R: np.ndarray, root: np.ndarray) -> np.ndarray:
     """Apply R (3, 3) or (N, 3, 3) to root orientations (N, 3), all as axis-angles (N, 3)."""
     rotations = bodymodels.axis_angle_to_matrix(torch.as_tensor(root, dtype=torch.float64))
@@ -142,16 +137,16 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
 
 
 @lru_cache(maxsize=16)
-def official_body(folder: Path, template: tuple[Path, int] | None, keypoints_only: bool,
+def official_body(folder: Path, template: Path | None = None, keypoints_only: bool = False,
                   **options) -> bodymodels.BodyModel:
     """Load a model from a folder, with options for `bodymodels.load_model`.
 
-    template: mesh file of the resting body in place of the model's, and when it was changed.
-    keypoints_only: leave out all vertices that joints and keypoints do not need.
+    template: mesh file whose vertices replace the resting body. keypoints_only: leave out all
+    vertices that joints and keypoints do not need.
     """
     if keypoints_only:
-        return official_body(folder, template, False, **options).for_keypoints()
-    own = {} if template is None else {"v_template": load_vertices(template[0])}
+        return official_body(folder, template, **options).for_keypoints()
+    own = {} if template is None else {"v_template": load_vertices(template)}
     return bodymodels.load_model(folder, **options, **own)
 
 
@@ -206,7 +201,7 @@ class Official(Packed):
         self.records()
 
     def find_sources(self) -> dict[str, list[Path]]:
-        """Return the files that match each pattern of SOURCES, then those of OPTIONAL."""
+        """Return the files of each pattern of SOURCES, then those of OPTIONAL."""
         sources = {}
         for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
             sources[pattern] = sorted(self.root.glob(pattern))
@@ -312,7 +307,7 @@ class Pictures(Official):
 
     JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see load_model
-    MODEL_OPTIONS: dict = {}  # for load_model
+    LEFT_OPTIONS: dict = {}  # for load_model, of left hands
     DETECTED = False  # whether keypoints_2d of a record are a detector's
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
@@ -363,17 +358,14 @@ class Pictures(Official):
 
     def body(self, gender: str = "neutral", side: str = "right", template: str = "",
              keypoints_only: bool = False, **options) -> bodymodels.BodyModel:
-        """Load the model of this gender and side from the folder `models`.
+        """Load the model of this gender and side from the folder `models`: see `official_body`.
 
-        template: a mesh file below root whose vertices replace the resting body. keypoints_only:
-        see `official_body`.
+        template: a mesh file below root, or "".
         """
-        if side == "right":
-            options.pop("fix_left_shapedirs", None)
-        path = self.root / template
-        own = (path, path.stat().st_mtime_ns) if template else None
-        return official_body(self.models, own, keypoints_only, family=self.MODEL, gender=gender,
-                             side=side, **options)
+        if side == "left":
+            options |= self.LEFT_OPTIONS
+        return official_body(self.models, self.root / template if template else None,
+                             keypoints_only, family=self.MODEL, gender=gender, side=side, **options)
 
     def absolute(self, pose: np.ndarray, gender: str = "neutral", side: str = "right"
                  ) -> np.ndarray | None:
@@ -393,12 +385,16 @@ class Pictures(Official):
         fingers = [values + mean for values, (mean, _) in zip(fingers, hands, strict=True)]
         return np.concatenate([pose[:, :others], *fingers], 1).reshape(len(pose), -1, 3)
 
+    def hand_pose(self, pose: np.ndarray, side: str) -> dict:
+        """Return the columns of hands' poses (N, ...) of HAND_SPACE; none without `models`."""
+        pose = self.absolute(pose, side=side)
+        return {} if pose is None else {"pose": pose, "has_pose": 1, "has_hands": 1}
+
     def posed(self, record: np.ndarray, keypoints_only: bool = False
               ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
         """Return a record's body in the camera's frame, its model, its translation there (3,)."""
         model = self.body(GENDERS[record["gender"]], "left" if record["side"] == 0 else "right",
-                          record["mesh"].decode(), keypoints_only, num_betas=self.NUM_BETAS,
-                          **self.MODEL_OPTIONS)
+                          record["mesh"].decode(), keypoints_only, num_betas=self.NUM_BETAS)
         betas, pose = (torch.tensor(record[name][None]) for name in ("betas", "pose"))
         root = model.rest_joints(betas)[0, 0].numpy()
         transl = torch.from_numpy(moved_translation(record["transl"], record["world_to_camera"],

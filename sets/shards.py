@@ -118,7 +118,7 @@ class HaMeRShards(Shards):
 
     JOINTS, MODEL = "hand21", "mano"
     HOME = "github.com/geopavlakos/hamer"
-    MODEL_OPTIONS = {"fix_left_shapedirs": True}
+    LEFT_OPTIONS = {"fix_left_shapedirs": True}
 
     def person(self, person: dict) -> dict | None:
         return {"keypoints_2d": person["keypoints_2d"], "keypoints_3d": person["keypoints_3d"],

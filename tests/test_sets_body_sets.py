@@ -300,7 +300,7 @@ def test_wart_rich_two_people_cameras_and_twelve_coefficients(folders, models):
     assert records["image"][3] == b"images/train/BBQ_001_002_juggle/cam_03/00042_03.bmp"
     body = load_arrays(root / "bodies/train/BBQ_001_002_juggle/00042/002.pkl")
     vector = torch.from_numpy(np.concatenate([body[name] for name in SMPLX_PARTS], 1))
-    model = official_body(models, None, False, family="smplx", gender="female",
+    model = official_body(models, family="smplx", gender="female",
                                hand_pose="pca", num_pca_comps=12)  # its own way to fingers
     world = model(torch.from_numpy(body["betas"]), vector,
                   transl=torch.from_numpy(body["transl"])).vertices[0].numpy()

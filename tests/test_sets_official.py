@@ -323,7 +323,7 @@ def test_official_hands_make_people_without_bodies(folders, models, recipe):
 def test_ehf_and_smpls_people_flag_what_they_do_not_know(folders, fresh, models):
     """EHF has hands but no pose; 3DPW's SMPL bodies have a pose but no hands."""
     root = fresh("ehf")
-    body = official_body(models, None, False, family="smplx", gender="neutral", side="right")
+    body = official_body(models, family="smplx", gender="neutral", side="right")
     mesh = (body.v_template.numpy() + (0, 0.1, 0)).astype(np.float32)
     bodymodels.save_mesh(root / "100_align.ply", mesh, [[0, 1, 2]])
     people = OfficialPeople(ehf(root, models=models), 32)
