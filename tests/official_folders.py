@@ -514,11 +514,18 @@ def write_arctic(root):
             write_picture(root / f"images/s05/box_grab_01/{view}/{frame:05d}.jpg", (40, 48))
 
 
+def write_ply(path, vertices):
+    """A mesh as EHF ships it, here without faces."""
+    header = (f"ply\nformat binary_little_endian 1.0\nelement vertex {len(vertices)}\n"
+              "property float x\nproperty float y\nproperty float z\nend_header\n")
+    path.write_bytes(header.encode() + np.asarray(vertices, "<f4").tobytes())
+
+
 def write_ehf(root):
     """Frames 01 and 100, with meshes of a few vertices."""
     mesh = np.array([[0, 0, 0], [0.1, 0, 0], [0, 0.2, 0], [0, 0, 0.3]], np.float32)
     for number in ("01", "100"):
-        bodymodels.save_mesh(root / f"{number}_align.ply", mesh, [[0, 1, 2], [0, 2, 3]])
+        write_ply(root / f"{number}_align.ply", mesh)
         flat = np.concatenate([RNG.uniform(200, 900, (25, 2)), np.ones((25, 1))], 1)
         write(root / f"{number}_2Djnt.json", {"people": [{
             "pose_keypoints_2d": flat.ravel().tolist(), "hand_left_keypoints_2d": [0.0] * 63}]})

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 
 import bodymodels
 import genhmr
-from genhmr import PRESETS, TOKENIZER_PRESETS, Config, GenHMR, Tokenizer, TokenizerConfig
+from genhmr import (
+    PRESETS,
+    TOKENIZER_PRESETS,
+    Config,
+    GenHMR,
+    Tokenizer,
+    TokenizerConfig,
+)
 
 # --------------------------------------------------------------------------- counts, presets
 

@@ -31,6 +31,7 @@ from official_folders import (
     threedpw_moon,
     write,
     write_hmr2_evaluation,
+    write_ply,
 )
 from PIL import Image
 
@@ -346,13 +347,18 @@ def test_wart_ehf_meshes_are_the_scanners_and_numbers_have_no_constant_width(fol
 
 
 def test_vertices_of_mesh_files(tmp_path):
-    """What save_mesh writes comes back; what is no such mesh is refused."""
+    """Vertices come back, also with other properties beside; what is no such mesh is refused."""
     mesh = RNG.normal(0, 1, (5, 3)).astype(np.float32)
-    for name in ("x.obj", "x.ply"):
-        bodymodels.save_mesh(tmp_path / name, mesh, [[0, 1, 2]], colors=(1, 0, 0))
-        np.testing.assert_allclose(load_vertices(tmp_path / name), mesh, atol=1e-6)
+    bodymodels.save_mesh(tmp_path / "x.obj", mesh, [[0, 1, 2]])
+    write_ply(tmp_path / "x.ply", mesh)
     whole = (tmp_path / "x.ply").read_bytes()
-    for content, message in ((whole[:-40], "ends before its 5 vertices"),
+    header, body = whole.split(b"end_header\n")
+    rows = b"".join(body[12 * row:12 * row + 12] + b"\xff" for row in range(5))
+    (tmp_path / "z.ply").write_bytes(
+        header + b"property uchar red\nend_header\n" + rows + b"faces")
+    for name in ("x.obj", "x.ply", "z.ply"):
+        np.testing.assert_allclose(load_vertices(tmp_path / name), mesh, atol=1e-6)
+    for content, message in ((whole[:-4], "ends before its 5 vertices"),
                              (whole.replace(b"little", b"big"), "a binary little-endian PLY"),
                              (whole.replace(b"float x", b"uchar x"), "a binary little-endian"),
                              (b"ply\n", "a binary little-endian PLY")):

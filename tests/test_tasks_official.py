@@ -15,6 +15,7 @@ from official_folders import (
     write_ehf,
     write_interhand,
     write_models,
+    write_ply,
     write_rich,
 )
 from test_tasks_adapter import ERRORS, OF_BODIES, scores_of
@@ -23,7 +24,12 @@ import bodymodels
 import train
 import weights.hmr_adapter
 from tasks.base import EVALUATIONS, Predictions
-from tasks.hmr_adapter import BodyAdapterTask, BodyExpertTask, DualPathTask, HandAdapterTask
+from tasks.hmr_adapter import (
+    BodyAdapterTask,
+    BodyExpertTask,
+    DualPathTask,
+    HandAdapterTask,
+)
 
 VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
 
@@ -54,7 +60,7 @@ def base(tmp_path_factory):
     body = bodymodels.load_model(base / "models", family="smplx")
     for number in ("01", "100"):
         mesh = body.v_template.numpy() + (0, 0.1 * len(number), 0)
-        bodymodels.save_mesh(base / f"ehf/{number}_align.ply", mesh, [[0, 1, 2]])
+        write_ply(base / f"ehf/{number}_align.ply", mesh)
     return base
 
 
