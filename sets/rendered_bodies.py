@@ -248,6 +248,8 @@ class RenderedPoses(Rendered):
                              "or 1 for the pictures of older scores")
         self.views, self.lean, self.wide = float(views), float(lean), float(wide)
         self.version, self.steep = version, STEEP * (version > 1)
+        self.drawn = {"views": self.views, "lean": self.lean, "version": version} | (
+            {"wide": self.wide} if wide else {})  # for open_cache
         self.dtype = np.dtype([
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("pose", np.float32, (self.JOINTS, 3, 3)), ("betas", np.float32, 10),
@@ -292,11 +294,9 @@ class RenderedBodies(RenderedPoses):
     KNOWN = {"pose_valid": 1.0, "betas_valid": 1.0,
              "keypoints_3d_valid": np.ones(len(crops.SMPL_KEYPOINTS))}
 
-    def __init__(self, *arguments, cache: str | os.PathLike | None = None, progress: bool = True,
-                 **options) -> None:
+    def __init__(self, *arguments, cache: str | os.PathLike | None = None, **options) -> None:
         super().__init__(*arguments, **options)
-        self.open_cache(cache, "rendered_bodies", "views lean" + " wide" * (self.wide > 0),
-                        self.version, progress)
+        self.open_cache(cache, "bodies", **self.drawn)
 
     def render(self, index: int) -> np.ndarray:
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
@@ -539,8 +539,7 @@ class RenderedPeople(RenderedPoses):
     JOINTS, KEYPOINTS = len(crops.SMPLX_JOINTS), len(crops.SMPLX_KEYPOINTS)
 
     def __init__(self, *arguments, occlusion: float = 0.5, hand_size: int | None = None,
-                 lens_size: int = 128, cache: str | os.PathLike | None = None,
-                 progress: bool = True, **options) -> None:
+                 lens_size: int = 128, cache: str | os.PathLike | None = None, **options) -> None:
         super().__init__(*arguments, **options)
         self.hand_size = self.size if hand_size is None else hand_size
         if self.hand_size < 16:
@@ -554,9 +553,9 @@ class RenderedPeople(RenderedPoses):
             ("hand_vertices", np.float32, (2, crops.NUM_VERTICES, 3)),
             ("hand_K", np.float32, (2, 3, 3)), ("hand_visible", np.float32, 2),
             *others[1:3], ("expression", np.float32, 10), *others[3:]])
-        self.open_cache(cache, "rendered_people", "views lean hand_size occlusion"
-                        + " wide" * (self.wide > 0) + " lens_size" * (lens_size != 128),
-                        self.version, progress)
+        lens = {"lens_size": self.lens_size} if lens_size != 128 else {}
+        self.open_cache(cache, "people", **self.drawn, **lens, hand_size=self.hand_size,
+                        occlusion=self.occlusion)
 
     def render(self, index: int) -> np.ndarray:
         rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)

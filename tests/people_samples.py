@@ -29,7 +29,7 @@ CONTRACT = {
 
 
 def people(split="train", **options):
-    settings = {"size": SIZE, "hand_size": CROP, "length": 30, "progress": False} | options
+    settings = {"size": SIZE, "hand_size": CROP, "length": 30} | options
     return RenderedPeople(split, **settings)
 
 

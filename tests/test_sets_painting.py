@@ -20,14 +20,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def bodies(**options):
-    return RenderedBodies("train", 48, length=30, progress=False, **options)
+    return RenderedBodies("train", 48, length=30, **options)
 
 
 def test_another_process_renders_the_same_bits():
     """The textures that a process draws once do not depend on what it drew before."""
     program = ("import hashlib, torch; torch.set_num_threads(1);"
                "from sets.rendered_bodies import RenderedBodies;"
-               "d = RenderedBodies('train', 48, length=30, progress=False);"
+               "d = RenderedBodies('train', 48, length=30);"
                "print(hashlib.sha256(b''.join(d.render(i).tobytes() for i in range(9)))"
                ".hexdigest())")
     other = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True,

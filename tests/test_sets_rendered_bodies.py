@@ -35,7 +35,7 @@ RECIPES = {name: data.AUGMENTATIONS[name] for name in ("official_hmr", "rendered
 
 
 def bodies(split="train", size=48, length=30, **options):
-    return rendered_bodies.RenderedBodies(split, size, length=length, progress=False, **options)
+    return rendered_bodies.RenderedBodies(split, size, length=length, **options)
 
 
 @pytest.mark.parametrize("recipe,atol", [
