@@ -161,7 +161,7 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
         return Mixed(parts, list(MIXTURES[name].values()), seed=seed)
     kind = OFFICIAL[name]
     if issubclass(kind, MotionCapture):
-        return kind(root, split or "train", seed=seed, cache=cache)
+        return kind(root, split, seed=seed, cache=cache)
     if kind is FreiHAND and split == "train":
         split = "training"
     options |= {"seed": seed, "cache": cache, "models": models}

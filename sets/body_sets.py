@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from os import fsdecode
 from pathlib import Path
 from xml.etree import ElementTree
@@ -203,10 +203,12 @@ class Human36MSMPLX(official.Pictures):
             pictures = {item["id"]: item for item in data["images"]}
             for item in data["annotations"]:
                 picture = pictures[item["image_id"]]
-                place = [str(picture[f"{kind}_idx"]) for kind in ("action", "subaction", "frame")]
+                action, part, frame = (str(picture[f"{kind}_idx"])
+                                       for kind in ("action", "subaction", "frame"))
                 if picture["frame_idx"] % self.STRIDE == 0:
-                    yield self._person(item, picture, cameras[str(picture["cam_idx"])],
-                                       _nested(joints, place), _nested(fits, place))
+                    known = (tree.get(action, {}).get(part, {}).get(frame)
+                             for tree in (joints, fits))
+                    yield self._person(item, picture, cameras[str(picture["cam_idx"])], *known)
 
     def _person(self, item: dict, picture: dict, camera: dict, world: list | None,
                 fit: dict | None) -> dict:
@@ -225,13 +227,6 @@ class Human36MSMPLX(official.Pictures):
             row |= self.neural_annot(fit)
             row["pose"][:1] = official.rotate_root(R, row["pose"][:1])
         return row
-
-
-def _nested(tree: dict, keys: Sequence[str]) -> object:
-    """Return tree[a][b][c], or None where a key is missing."""
-    for key in keys:
-        tree = tree.get(key) if tree else None
-    return tree
 
 
 class BEDLAM(official.Pictures):

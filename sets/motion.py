@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import bodymodels
 from files import load_arrays
-from sets.official import Official
+from sets.official import Official, read_npz
 from sets.samples import KeyedDataset
 
 SMPL_JOINTS = bodymodels.JOINT_SETS["smpl24"]
@@ -196,21 +195,13 @@ class MotionCapture(Official):
     sees slightly other shapes.
 
     At either end of a sequence the share TRIM is dropped; of the other frames every STRIDE-th is
-    taken. The numbers are TokenHMR's; GenHMR gives none.
+    taken. The numbers are TokenHMR's; GenHMR gives none. Subclasses have `read(path)`: SMPL poses
+    (T, 24, 3), axis-angle, and betas (N,) or (T, N) of one recording.
     """
 
     TRIM: float
     STRIDE: int
     dtype = np.dtype([("pose", np.float32, (24, 3)), ("betas", np.float32, 10)])
-
-    def __init__(self, root: str | os.PathLike, split: str = "train", *, seed: int = 0,
-                 cache: str | os.PathLike | None = None) -> None:
-        super().__init__(split, tuple(self.SPLITS), seed)
-        self.open(root, cache)
-
-    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Read one recording: SMPL poses (T, 24, 3), axis-angle, and betas (N,) or (T, N)."""
-        raise NotImplementedError
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = self.records(index)
@@ -282,8 +273,7 @@ class AMASS(MotionCapture):
         return sources
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        poses, betas = (np.asarray(load_arrays(path, name)[name], np.float64)
-                        for name in ("poses", "betas"))
+        poses, betas = read_npz(path, "poses", "betas")
         return smpl_pose(poses), betas
 
 
@@ -314,9 +304,6 @@ class MOYO(MotionCapture):
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         arrays = load_arrays(path)
         if "fullpose" in arrays:
-            poses = smpl_pose(np.asarray(arrays["fullpose"], np.float64))
-        else:
-            root, body = (np.asarray(arrays[name], np.float64).reshape(-1, width)
-                          for name, width in (("global_orient", 3), ("body_pose", 69)))
-            poses = np.concatenate([root, body], 1).reshape(-1, 24, 3)
-        return poses, np.asarray(arrays["betas"], np.float64)
+            return smpl_pose(arrays["fullpose"]), arrays["betas"]
+        pose = np.concatenate([arrays["global_orient"], arrays["body_pose"]], 1)
+        return pose.reshape(-1, 24, 3), arrays["betas"]

@@ -175,7 +175,8 @@ class Official(Packed):
 
     Its annotation is packed once into a memory-mapped file in the folder `cache` (default: root),
     and again when a source file changes: the name of the packed file holds a checksum. Nothing in a
-    file is executed.
+    file is executed. Subclasses have `rows()`: it yields the records of the split in a fixed order,
+    or columns for `to_records`.
     Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file.
     """
 
@@ -185,9 +186,13 @@ class Official(Packed):
     HOME = ""  # where to get the data set
     dtype: np.dtype  # of records
 
-    def open(self, root: str | os.PathLike, cache: str | os.PathLike | None,
-             others: Sequence[Path] = ()) -> None:
+    def __init__(self, root: str | os.PathLike, split: str | None = None,
+                 size: int | None = None, *,
+                 augmentation: str | Augmentation | None = None, seed: int = 0,
+                 cache: str | os.PathLike | None = None, others: Sequence[Path] = ()) -> None:
         """Find the source files and pack them. others: more files that the records depend on."""
+        splits = tuple(self.SPLITS)
+        super().__init__(split or splits[0], splits, seed, size, augmentation)
         self.root = Path(root).absolute()
         self.reading = self.root  # the file that an error is about
         self.sources = self.find_sources()
@@ -232,10 +237,6 @@ class Official(Packed):
     def json(self, path: str | os.PathLike) -> dict | list:
         """Read a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
-
-    def rows(self) -> Iterator[dict | np.ndarray]:
-        """Yield the records of the split in a fixed order, or columns for `to_records`."""
-        raise NotImplementedError
 
     def pack(self) -> np.ndarray:
         return build_packed(self.path, self.dtype, None, self._gather)
@@ -314,8 +315,6 @@ class Pictures(Official):
                  augmentation: str | Augmentation | None = None, seed: int = 0,
                  cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
                  detections: str | os.PathLike | None = None) -> None:
-        split = next(iter(self.SPLITS)) if split is None else split
-        super().__init__(split, tuple(self.SPLITS), seed, size, augmentation)
         self.models = None if models is None else Path(models)
         self.detections = detections
         if detections == OWN and not self.DETECTED:
@@ -328,7 +327,8 @@ class Pictures(Official):
                                   len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]),
                                   self.NUM_BETAS)
         others = sorted(self.models.rglob("*")) if self.HAND_SPACE and self.models else ()
-        self.open(root, cache, [path for path in others if path.is_file()])
+        super().__init__(root, split, size, augmentation=augmentation, seed=seed, cache=cache,
+                         others=[path for path in others if path.is_file()])
 
     def require_models(self, what: str) -> None:
         """Raise FileNotFoundError unless there is a folder of body models."""

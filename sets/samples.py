@@ -163,6 +163,9 @@ class KeyedDataset(Dataset):
     size, augmentation: side and recipe of square crops, if the samples have pictures. Left hands
     are mirrored, so that the labels are those of right hands. A recipe with flips mirrors hands
     once more: half of them then look like left ones, with the topology of right ones.
+
+    Subclasses have `load(index, rng)`: the sample's arrays after the geometric part of the
+    augmentation.
     """
 
     def __init__(self, split: str, splits: Sequence[str], seed: int, size: int | None = None,
@@ -176,10 +179,6 @@ class KeyedDataset(Dataset):
         self.split, self.seed, self.size = split, seed, size
         self.split_id = list(splits).index(split)
         self.augmentation = find_augmentation(augmentation)
-
-    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return the sample's arrays after the geometric part of the augmentation."""
-        raise NotImplementedError
 
     def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
         """Augment the colours in place."""
@@ -214,14 +213,13 @@ class KeyedDataset(Dataset):
 
 
 class Packed(KeyedDataset):
-    """A data set with records in a memory-mapped file, which every process opens for itself."""
+    """A data set with records in a memory-mapped file, which every process opens for itself.
+
+    Subclasses have `pack()`: it maps the file `path`, and builds it first if it is not there.
+    """
 
     path: Path | None = None
     _packed: np.ndarray | None = None
-
-    def pack(self) -> np.ndarray:
-        """Map the file; build it first if it is not there."""
-        raise NotImplementedError
 
     def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return all records or some, memory-mapped."""
