@@ -40,9 +40,9 @@ def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
 def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
     """Convert columns to records: one person (columns["image"] is a text) or many (it is a list).
 
-    A column in the shape of one record's field holds for all records. Missing columns become 0 or
-    "", side becomes -1 and world_to_camera the identity. Raises ValueError for a wrong shape or
-    length, numbers that are not finite, and impossible boxes.
+    A column in the shape of one record's field holds for all. Missing columns become 0 or "", side
+    -1, world_to_camera the identity. Raises ValueError for a wrong shape or length, numbers that
+    are not finite, and impossible boxes.
     """
     count = 1 if isinstance(columns["image"], str) else len(columns["image"])
     records = np.zeros(count, dtype)
@@ -263,15 +263,15 @@ class Official(Packed):
 class Pictures(Official):
     """A data set of people in pictures.
 
-    A record describes one person in one picture. Unknown values are zero, with their flag at 0:
+    A record describes one person in one picture. Unknown values are 0, as is their flag:
 
         image            bytes    picture, below root        part, turns   see `picture`
         image_size       (2,)     width and height, 0: unknown
         K                (3, 3)   intrinsics, 0: unknown
         center, box      (2,)     pixels: centre, width and height of a tight box, without padding
         keypoints_2d     (J, 3)   pixels and confidence, in the order JOINTS
-        keypoints_3d     (J, 4)   metres in the camera's frame, and confidence; relative to the
-                                  root only where the data set has nothing else
+        keypoints_3d     (J, 4)   metres in the camera's frame (if unknown: from the root),
+                                  and confidence
         pose             (P, 3)   axis-angles of MODEL: the root's in the camera's frame, fingers
                                   absolute (has_hands)
         betas            (B,)     of the model of this gender (an index of GENDERS)
@@ -281,10 +281,9 @@ class Pictures(Official):
         side             1 right hand, 0 left hand, -1 body
         person, frame    numbers  sequence, mesh     texts: the docstring of each data set explains
 
-    Hands (MODEL "mano"): the sample is that of data.py, cropped as FreiHAND's; left hands are
-    mirrored. Joints are the given ones. Without `models`, or with a joint unknown, mesh_valid is 0.
-
-    Bodies: the sample is that of RenderedBodies, with flags for what is known:
+    Samples of hands (MODEL "mano") are those of data.py, cropped as FreiHAND's; left hands are
+    mirrored. Without `models`, or with a joint unknown, mesh_valid is 0. Samples of bodies are
+    those of RenderedBodies, with flags for what is known:
 
         keypoints_*      in the order "smpl45"
         K_valid          ()  0 if the data set has no K; K then is a guess
@@ -292,13 +291,11 @@ class Pictures(Official):
                          are copied to SMPL; its betas do not fit SMPL and are 0
         gender           ()  int64, an index of GENDERS
 
-    The crop is a square in which the encoder sees the body's box x 1.2. With `models`, a body of
-    known pose, shape and place has the keypoints of its own model as well.
-
-    models: a folder of official body models. Meshes need it, and so do finger angles that are
-    stored relative to a model's mean hand or as coefficients of its components.
-    detections: whose 2D keypoints a body's sample also has, as a method finds them that knows no
-    truth. OWN: those of the data set (3DPW); or a folder of OpenPose's files, `detected_person`:
+    The encoder sees the body's box x 1.2. models: a folder of official body models. Meshes need it,
+    and so do finger angles that are stored relative to a mean hand or as coefficients; with it,
+    bodies of known pose, shape and place have the keypoints of their model.
+    detections: a detector's 2D keypoints for samples of bodies, from the data set (OWN: 3DPW), or
+    from a folder of OpenPose's files, see `detected_person`:
 
         detected_2d          (45, 2)  pixels of the crop, in the order "smpl45"
         detected_confidence  (45,)    of the detector, 0: not found
@@ -343,8 +340,7 @@ class Pictures(Official):
     def picture(self, record: np.ndarray) -> np.ndarray:
         """Read the picture (H, W, 3) of a record as it is stored: EXIF does not turn it.
 
-        part: its first byte and number of bytes in an archive; 0 bytes: a file of its own. turns:
-        quarter turns clockwise that the data set asks for.
+        part: see `read_image`. turns: quarter turns clockwise that the data set asks for.
         """
         path = self.root / record["image"].decode()
         image = read_image(path, upright=False, part=tuple(record["part"].tolist()))
@@ -369,9 +365,9 @@ class Pictures(Official):
 
     def absolute(self, pose: np.ndarray, gender: str = "neutral", side: str = "right"
                  ) -> np.ndarray | None:
-        """Convert poses (N, ...) of HAND_SPACE to absolute axis-angles (N, P, 3).
+        """Convert poses (N, ...) of HAND_SPACE to absolute axis-angles (N, P, 3), as smplx does.
 
-        The mean hand is added number by number, as smplx does. Returns None without `models`.
+        Returns None without `models`.
         """
         if self.models is None:
             return None
@@ -464,10 +460,7 @@ class Pictures(Official):
             "gender": np.int64(record["gender"])}
 
     def detected(self, record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Return a detector's keypoints (45, 3): pixels of the picture and confidence.
-
-        size: width and height of the picture.
-        """
+        """Return a detector's keypoints (45, 3): pixels and confidence. size: of the picture."""
         if self.detections == OWN:
             return relabelled(record["keypoints_2d"], self.JOINTS, "smpl45")
         corner = record["center"] - record["box"] / 2
@@ -543,8 +536,8 @@ class Pictures(Official):
 class OfficialPeople(KeyedDataset):
     """Whole bodies of an official data set with crops of their hands; samples as RenderedPeople's.
 
-    pictures: a data set of bodies before a known camera; others are left out. For SMPL-X its folder
-    `models` must have MANO_SMPLX_vertex_ids.pkl as well. A sample has these flags beside:
+    pictures: a data set of bodies; those before an unknown camera are left out. For SMPL-X its
+    `models` have MANO_SMPLX_vertex_ids.pkl, too. A sample has these flags beside:
 
         body_pose_valid, betas_valid, expression_valid   ()       float32  betas: only those of the
                                                                            neutral body
@@ -555,11 +548,9 @@ class OfficialPeople(KeyedDataset):
         hand_betas_valid                                 (2,)     float32
 
     No data set has expressions or visibility: expression is 0 and hand_visible 1. Of BEDLAM's
-    eleven betas a sample has the first ten; keypoints and hands follow from all. Augmentation crops
-    the crops again, as for rendered people: outside of them the picture is black.
-
-    detail: above 1, and without augmentation, a sample also has "picture", the image with so many
-    times as many pixels a side: hands are cut out of it at predicted boxes.
+    eleven betas a sample has ten; keypoints and hands follow from all. Augmentation crops the crops
+    again, as for rendered people. detail: above 1, and without augmentation, a sample also has
+    "picture", the image with so many times as many pixels a side, to cut hands from.
     """
 
     def __init__(self, pictures: Pictures, hand_size: int | None = None, *,
@@ -637,9 +628,9 @@ class OfficialPeople(KeyedDataset):
 class HandPairs(KeyedDataset):
     """Pairs of official hands in the layout of OfficialPeople, to be mixed with people.
 
-    hands: a data set of hands, opened with an augmentation and a folder `models`. Hands without a
-    known pose and joints are left out. Either hand of a pair may be a right or a left one; left
-    ones are mirrored. There is no person: the picture (side `size`) is black.
+    hands: a data set of hands, opened with an augmentation and `models`. Those without a known pose
+    and joints are left out. Either hand of a pair may be a right or a mirrored left one. There is
+    no person: the picture (side `size`) is black.
     """
 
     UNKNOWN = {  # shapes of what follows from a person

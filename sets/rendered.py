@@ -295,7 +295,7 @@ class RenderedHands(Rendered):
 
     cache: a folder. The split is rendered once, by all cores, into one memory-mapped file there
     (3 S^2 + 9.9 kB a sample) and read from it afterwards, bit for bit the same. A rendering that
-    was killed continues where it stopped. The file's name holds a checksum of the settings.
+    was killed continues where it stopped.
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}

@@ -52,8 +52,8 @@ class BodySurface:
     def pose(self, *parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return vertices (V, 3) and keypoints (45 or 76, 3) of one body, float32.
 
-        parameters: betas, rotations and, for the whole body, expression. A batch may round
-        differently, and a sample must be the same bit for bit.
+        parameters: betas, rotations and, for the whole body, expression. A batch would round
+        differently.
         """
         with torch.inference_mode():
             output = self.model(*(torch.from_numpy(array)[None] for array in parameters))
@@ -204,9 +204,9 @@ def paint_behind(rng: np.random.Generator, size: int, split: str, lean: float, K
                  ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """Draw what is behind a person of this surface (V, 3) and colours (V, 3), shadow included.
 
-    A quarter of the pictures has somebody behind, anywhere; one in twenty has somebody in front, of
-    whom the picture's border cuts most off. Return the picture (size, size, 3), float32 0..255, and
-    surfaces and colours of those in front.
+    A quarter of the pictures has somebody behind; one in twenty has somebody in front, mostly cut
+    off by the border. Return the picture (size, size, 3), float32 0..255, and surfaces and colours
+    of those in front.
     """
     image = painting.paint_scene(rng, size, split, colors)
     behind = [_bystander(rng, split, lean, 0.65)] if rng.random() < 0.25 else []
