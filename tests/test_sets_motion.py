@@ -1,8 +1,6 @@
 """Poses of bodies: the free clips, AMASS and MOYO."""
 
-import os
 import pickle
-import re
 import shutil
 from pathlib import Path
 
@@ -67,9 +65,6 @@ def test_facing_forward_forgets_the_heading(seed, heading):
     torch.testing.assert_close(forward[0, 1], root[0, 1], atol=1e-12, rtol=0)  # heights stay
 
 
-MOVES = [not re.search("wrist|collar|foot|hand|pelvis|neck|head", name) for name in SMPL24]
-
-
 def test_motion_poses_keep_the_contract():
     """Samples are pure functions of their keys; epochs and seeds differ; they collate."""
     first, second = (motion.MotionPoses("train", 30, seed=2) for _ in range(2))
@@ -85,27 +80,6 @@ def test_motion_poses_keep_the_contract():
     assert len(list(first)) == len(first) == 30
     batch = next(iter(DataLoader(first, batch_size=8, num_workers=0)))
     assert batch["pose"].shape == (8, 24, 3, 3)
-
-
-def gaps_to_frames(poses, split="test"):
-    """The least difference of each part of poses (N, 24, 3, 3) from all frames, (N, 5), radians."""
-    frames = motion.motion_frames(split)
-    angles = bm.matrix_to_axis_angle(torch.from_numpy(poses)).numpy()
-    parts = [[i for i, name in enumerate(SMPL24) if re.search(part, name) and MOVES[i]]
-             for part in motion.PARTS]
-    return np.stack([np.abs(frames[:, part] - angle[part]).max((1, 2)).min() for angle in angles
-                     for part in parts]).reshape(-1, 5)
-
-
-def test_widened_poses_go_beyond_the_clips():
-    """Without widening, every part is some frame's up to noise; widened, most parts are not."""
-    rngs = [np.random.default_rng(seed) for seed in range(40)]
-    known = gaps_to_frames(motion.sample_wide_poses(rngs, "test", 0.0)) < 5 * motion.OTHER_NOISE
-    assert known.all()
-    wide = gaps_to_frames(motion.sample_wide_poses(rngs, "test", 1.0)) < 5 * motion.OTHER_NOISE
-    assert 0.2 < wide.mean() < 0.7
-    half = gaps_to_frames(motion.sample_wide_poses(rngs, "test", 0.5)) < 5 * motion.OTHER_NOISE
-    assert wide.mean() < half.mean() < 1
 
 
 @given(seeds, st.floats(0, 1), st.floats(0, 180))
@@ -190,23 +164,6 @@ def test_convention_recordings_stand_before_the_camera(tmp_path):
     nose, pelvis, ankle, toe = (keypoints[SMPL45.index(name)] for name in
                                 ("nose", "pelvis", "left_ankle", "left_big_toe"))
     assert nose[1] < pelvis[1] < ankle[1] and toe[2] < ankle[2]
-
-
-def test_packed_motion_is_read_again_only_when_files_change(tmp_path):
-    """Files that look unchanged are not opened; changed ones are."""
-    write_amass(tmp_path)
-    path, cache = tmp_path / "SSM_synced/04/d_poses.npz", tmp_path / "cache"
-    before = motion.AMASS(tmp_path, "test", cache=cache)
-    stat = path.stat()
-    path.write_bytes(b"x" * stat.st_size)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    after = motion.AMASS(tmp_path, "test", cache=cache)
-    assert [digest(sample) for sample in before] == [digest(sample) for sample in after]
-    assert digest(pickle.loads(pickle.dumps(after))[1]) == digest(after[1])
-    os.utime(path, ns=(0, 0))
-    with pytest.raises(ValueError, match="d_poses.npz is not as AMASS is shipped"):
-        motion.AMASS(tmp_path, "test", cache=cache)
-    assert not list(cache.glob("*.part"))
 
 
 @pytest.mark.parametrize("spoil,message", [

@@ -13,7 +13,7 @@ from people_samples import CONTRACT as PEOPLE_CONTRACT
 from torch.utils.data import DataLoader
 
 import bodymodels
-from sets import rendered
+from sets import crops, motion, rendered, rendered_bodies
 from sets.crops import inside
 from sets.painting import paint_surface
 from sets.rendered_bodies import RenderedBodies, RenderedPeople
@@ -53,20 +53,6 @@ def test_poses_respect_joint_limits(seed):
     assert (angles <= rendered.UPPER_LIMIT + 1e-9).all()
 
 
-def test_pinches_bring_the_tips_together():
-    """A pinch pose ends with thumb and fingertip within a centimetre on the mean hand."""
-    model = bodymodels.load_model("hand_right", dtype=torch.float64)
-    tips = {"index": 8, "middle": 12, "ring": 16}
-    for finger, (thumb, flexion, abduction) in rendered.PINCHES.items():
-        angles, slot = np.zeros((15, 3)), rendered.FINGER_SLOTS[finger]
-        angles[slot:slot + 3, 0], angles[slot, 1] = flexion, abduction
-        angles[rendered.THUMB_SLOT], angles[13:, 0] = thumb[:3], thumb[3:]
-        pose = np.einsum("jd,jdc->jc", angles, rendered.hinge_axes())
-        vertices = rendered.hand_surface().pose(np.zeros(10), pose)
-        joints = model.keypoint_regressor.numpy() @ vertices
-        assert np.linalg.norm(joints[4] - joints[tips[finger]]) < 0.01
-
-
 def test_labels_are_consistent():
     """Joints are the regressor's, K projects them to the keypoints, in front of the camera."""
     regressor = bodymodels.load_model("hand_right").keypoint_regressor
@@ -95,19 +81,6 @@ def test_projected_joints_land_on_the_hand():
             total += 1
             missed += not painted[row - 1:row + 2, column - 1:column + 2].any()
     assert total > 700 and missed == 0
-
-
-def test_painted_surface_is_closed():
-    """Drawing only front faces gives the same depth as drawing all faces."""
-    for seed in range(8):
-        scene = rendered.sample_scene(np.random.default_rng(seed), 96, 90.0, 180.0)
-        z = scene.surface[:, 2:]
-        image, faces = np.zeros((96, 96, 3), np.float32), rendered.hand_surface().faces
-        paint_surface(image, scene.surface, faces, scene.K, np.repeat(z, 3, 1))  # its depth
-        pixels = np.concatenate([scene.surface[:, :2] / z * scene.K[0, 0] + 48, z], 1)
-        _, _, depth = bodymodels.rasterize(pixels, faces, (96, 96))
-        painted = np.where(image[..., 0] > 0, image[..., 0] / 255, np.inf)
-        assert np.isclose(painted, depth, atol=1e-4).mean() > 0.995
 
 
 def test_boundary_loop_is_the_wrist():
@@ -205,6 +178,27 @@ def test_golden_pictures(kind, options, pictures, keypoints):
             for sample in samples if name in sample] == pytest.approx(pictures, abs=0.3)
     assert [sample["keypoints_2d"].mean().item() for sample in samples] == pytest.approx(
         keypoints, abs=0.01)
+
+
+HANDS_2D = np.arange(84.0).reshape(2, 21, 2)
+DRAWS = {  # what is drawn from one generator; over many, its mean size and its deviation
+    "hand pose": (rendered.sample_hand_pose, 0.2256400, 0.4080958),
+    "view": (lambda rng: rendered.sample_view(rng, 60.0, 90.0), 0.5071356, 0.5724856),
+    "body pose": (lambda rng: motion.sample_body_pose(rng, "train"), 0.4131057, 0.5061515),
+    "wide pose": (lambda rng: motion.sample_wide_poses([rng], "test", 0.5), 0.4186978, 0.5118179),
+    "tilt": (lambda rng: rendered_bodies.camera_tilt(rng, 0.4), 0.3886182, 0.4785786),
+    "part": (lambda rng: len(crops.draw_body_part(rng)), 24.71500, 10.58129),
+    "shapes": (lambda rng: [shape.radius for shape in rendered_bodies.sample_occluders(
+        rng, 64, HANDS_2D, 0.3)], 16.88529, 10.00501),
+}
+
+
+@pytest.mark.parametrize("what", DRAWS)
+def test_golden_draws(what):
+    """Poses, cameras, parts of bodies and occluders are drawn as they were."""
+    draw, *expected = DRAWS[what]
+    drawn = np.concatenate([np.ravel(draw(np.random.default_rng(seed))) for seed in range(200)])
+    assert [np.abs(drawn).mean(), drawn.std()] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind,options,mark", [
