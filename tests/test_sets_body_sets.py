@@ -37,7 +37,6 @@ from PIL import Image
 
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
-from sets.augmentation import Augmentation
 from sets.body_sets import ARCTIC, RICH, SMPLX_PARTS, Human36MHMR2
 from sets.crops import to_pixels, transform_points
 from sets.official import (
@@ -134,16 +133,6 @@ def test_detections_are_the_files_own_and_truth_is_the_models(folders, models):
         assert confidence[place] == pytest.approx(column[2])
     projected = bodymodels.project(sample["keypoints_3d"], sample["K"])
     torch.testing.assert_close(sample["keypoints_2d"], projected, atol=0.05, rtol=0)
-
-
-def test_a_mirrored_detection_exchanges_left_and_right(folders):
-    plain = threedpw(folders("3dpw"), detections=OWN)[0]
-    mirrored = threedpw(folders("3dpw"), detections=OWN, augmentation=Augmentation(flip=1.0))[0]
-    order = bodymodels.mirror_indices("smpl45")
-    torch.testing.assert_close(mirrored["detected_confidence"], plain["detected_confidence"][order])
-    found = mirrored["detected_confidence"] > 0
-    torch.testing.assert_close(mirrored["detected_2d"][found][:, 0],
-                               32 - plain["detected_2d"][order][found][:, 0], atol=1e-3, rtol=0)
 
 
 def test_moons_3dpw_has_no_detections(folders, tmp_path):

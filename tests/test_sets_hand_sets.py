@@ -102,13 +102,6 @@ def test_freihand_bad_annotation_is_one_clear_error(frei, name, content, message
     assert not list(root.glob("*.npy"))
 
 
-@pytest.mark.parametrize("name", ["xyz", "verts"])
-def test_freihand_is_not_trained_without_meshes(frei, name):
-    (frei[0] / f"training_{name}.json").unlink()
-    with pytest.raises(FileNotFoundError, match=f"training_{name}.json.*official layout"):
-        freihand(frei[0])
-
-
 def test_freihands_poses_are_absolute_with_the_mean_hand(tmp_path, models):
     """mano is nested, mean-relative, and follows the picture's id through all backgrounds."""
     write_freihand(tmp_path)

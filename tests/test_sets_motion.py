@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joblib_files import Call
 from official_folders import recording, write_amass, write_moyo
-from scipy.spatial.transform import Rotation
 from torch.utils.data import DataLoader
 
 import bodymodels as bm
@@ -51,18 +50,6 @@ def test_frames_differ_and_are_mirrored():
     angle = ((trace.clamp(-1, 3) - 1) / 2).acos().amax(2)
     apart = angle[~torch.eye(len(half), dtype=bool)]
     assert apart.min() >= motion.NEAR_DUPLICATE - 1e-6 and len(half) > 100
-
-
-@given(seeds, st.floats(-3.1, 3.1))
-def test_facing_forward_forgets_the_heading(seed, heading):
-    """Turned about the vertical, a body faces forward as before; facing forward twice is once."""
-    quaternion = np.random.default_rng(seed).normal(size=(1, 4))
-    root = torch.from_numpy(Rotation.from_quat(quaternion).as_matrix())
-    turn = bm.axis_angle_to_matrix(torch.tensor([[0, heading, 0]], dtype=torch.float64))
-    forward = motion.face_forward(root)
-    torch.testing.assert_close(motion.face_forward(turn @ root), forward, atol=1e-6, rtol=0)
-    torch.testing.assert_close(motion.face_forward(forward), forward, atol=1e-9, rtol=0)
-    torch.testing.assert_close(forward[0, 1], root[0, 1], atol=1e-12, rtol=0)  # heights stay
 
 
 def test_motion_poses_keep_the_contract():
