@@ -503,23 +503,18 @@ def pair(joints: Sequence, vertices: Sequence, where: str = "") -> tuple[np.ndar
 
 
 def _samples(samples: Sequence, count: int, name: str) -> np.ndarray:
-    """Samples as one array (N, count, 3). ValueError names the first that does not fit."""
-    if not isinstance(samples, list | np.ndarray):
-        raise ValueError(f"{name}: expected a list with one entry per sample, got {samples!r:.40}")
-    arrays = []
-    for index, sample in enumerate(samples):
-        try:
-            values = np.array(sample)  # without a dtype, so that text is not converted to numbers
-        except ValueError:  # lists of different lengths
-            values = np.array(None)
-        if values.shape != (count, 3) or values.dtype.kind not in "fiu":
-            raise ValueError(f"{name}[{index}]: expected {count} points of 3 numbers, "
-                             f"got {sample!r:.60}")
-        if not np.isfinite(values).all():
-            point = np.argwhere(~np.isfinite(values))[0, 0]
-            raise ValueError(f"{name}[{index}]: not finite at point {point}")
-        arrays.append(values)
-    return np.stack(arrays) if arrays else np.empty((0, count, 3))
+    """Samples as one array (N, count, 3); ValueErrors begin with `name`."""
+    try:
+        points = np.array(samples)  # without a dtype, so that text is not converted to numbers
+    except ValueError:  # lists of different lengths
+        points = np.array(None)
+    points = points.reshape(0, count, 3) if points.shape == (0,) else points
+    if points.shape[1:] != (count, 3) or points.ndim != 3 or points.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: expected {count} points of 3 numbers for each sample")
+    if not np.isfinite(points).all():
+        sample, point, _ = np.argwhere(~np.isfinite(points))[0]
+        raise ValueError(f"{name}[{sample}]: not finite at point {point}")
+    return points
 
 
 def read_json(path: str | Path) -> object:
