@@ -203,13 +203,10 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
 
 
 def find_augmentation(recipe: str | Augmentation | None) -> Augmentation | None:
-    """Return the recipe of this name, or the given recipe itself.
-
-    Raises ValueError for an unknown name.
-    """
-    if isinstance(recipe, str):
-        if recipe not in AUGMENTATIONS:
-            raise ValueError(f"unknown augmentation {recipe!r}: expected one of "
-                             f"{', '.join(AUGMENTATIONS)}, or an Augmentation")
-        return AUGMENTATIONS[recipe]
-    return recipe
+    """Return the recipe of this name (ValueError if it is unknown), or the given recipe itself."""
+    if not isinstance(recipe, str):
+        return recipe
+    if recipe not in AUGMENTATIONS:
+        raise ValueError(f"unknown augmentation {recipe!r}: expected one of "
+                         f"{', '.join(AUGMENTATIONS)}, or an Augmentation")
+    return AUGMENTATIONS[recipe]

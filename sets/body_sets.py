@@ -25,10 +25,9 @@ class ThreeDPW(official.Pictures):
     """3DPW (von Marcard et al. 2018): imageFiles/ and sequenceFiles/.
 
     A person counts in the frames with a valid camera and 2D keypoints: 35,515 of the test split.
-    Poses and jointPositions are in the world's frame, cam_poses lead to the camera. poses2d are
-    (3, 18) a frame. Pictures are numbered 0, 1, ..., not by img_frame_ids. The box is that of the
-    2D keypoints, as in SPIN. keypoints_2d come from a detector; keypoints_3d are the 24 joints of
-    the gendered body.
+    Poses and jointPositions, the 24 joints of the gendered body, are in the world's frame. poses2d,
+    of a detector, are (3, 18) a frame. Pictures are numbered 0, 1, ..., not by img_frame_ids. The
+    box is that of the 2D keypoints, as in SPIN.
     """
 
     SPLITS = {"test": "test", "train": "train", "val": "validation"}
@@ -235,7 +234,7 @@ class BEDLAM(official.Pictures):
     Poses are absolute and already in the camera's frame; the translation is trans_cam plus that of
     cam_ext. Bodies are of the neutral SMPL-X with 11 shape coefficients, whatever `gender` says.
     Close-ups lie on their side: they are turned clockwise. AGORA's files in the same folder
-    (agora-*.npz) have other keys and other pictures; they are left out. A person counts with at
+    (agora-*.npz) have other keys; they are left out. A person counts with at
     least MIN_KEYPOINTS joints in the picture.
     """
 
@@ -387,10 +386,9 @@ class ARCTIC(official.Pictures):
 class EHF(official.Pictures):
     """EHF (Pavlakos et al. 2019), one folder: 01_img.jpg, 01_align.ply, 01_2Djnt.json, ..., 100_...
 
-    The truth is a mesh with SMPL-X's topology in the scanner's frame; `vertices(record)` returns it
-    in the camera's frame. There are no parameters. Keypoints are OpenPose's.
-    Person boxes are those of SMPLer-X's EHF.json, if it is there, too; else those of the keypoints,
-    so that crops differ a little from SMPLer-X's.
+    The truth is a mesh with SMPL-X's topology in the scanner's frame; there are no parameters.
+    Keypoints are OpenPose's. Boxes are those of SMPLer-X's EHF.json, if it is there, or else those
+    of the keypoints, so that crops differ a little from SMPLer-X's.
     """
 
     SPLITS = {"test": "test"}

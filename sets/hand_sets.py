@@ -20,12 +20,10 @@ class FreiHAND(official.Pictures):
     for each id. N comes from the files (32,560), so that a smaller folder works too; evaluation has
     3,960 pictures.
 
-    Training needs training_verts.json. The annotation of the evaluation split came later; without
-    it keypoints are unknown, the crop is the whole picture and all flags are 0.
-
-    Without augmentation the crop is the box of the true keypoints x 1.25, as in the papers. The
-    JSON lists, over a gigabyte of text, are read whole, once. Poses need `models`, for MANO's mean
-    hand; their orientation is taken as the camera's, as in the data set's own tools.
+    Training needs training_verts.json. Without the annotation of the evaluation split, which came
+    later, the crop is the whole picture and all flags are 0. Without augmentation it is the box of
+    the true keypoints x 1.25, as in the papers. Poses need `models`, for MANO's mean hand; their
+    orientation is taken as the camera's, as in the data set's own tools.
 
     K is used as it is stored. If its pixel centres are at integers this is wrong by half a pixel,
     less than the error of the annotation. Joints are the stored xyz, not regressed ones.
@@ -181,9 +179,8 @@ class DexYCB(official.Pictures):
 class InterHand(official.Pictures):
     """InterHand2.6M (Moon et al. 2020): images/ and annotations/, the 5 or the 30 fps release.
 
-    Each hand is a sample; each of an interacting pair has the box of its own projected joints.
-    Which joints are valid is stored for each picture (data.json). As in the authors' loader, a hand
-    without a valid wrist has no valid joint; it is left out.
+    Each hand is a sample; each of an interacting pair has the box of its own projected joints. As
+    in the authors' loader, a hand without a valid wrist has no valid joint; it is left out.
 
     joint_3d is in millimetres of the world, tip to base. MANO's fits (NeuralAnnot; many frames have
     none) are in metres of the world, relative to the mean hand, and made with the corrected

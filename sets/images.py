@@ -112,8 +112,7 @@ def detected_person(folder: Path, picture: str, box: Sequence[float] | None,
     """Return the keypoints (45, 3) that OpenPose found of a person in a picture of a data set.
 
     folder: has OpenPose's files in the layout of the pictures, a/b_keypoints.json for a/b.jpg.
-    picture: the picture below the data set's root. box, size: see choose_person.
-    If the file has nobody there, all keypoints are 0. Raises as read_keypoints.
+    box, size: see choose_person. If nobody is there, all are 0. Raises as read_keypoints.
     """
     path = folder / Path(picture).with_name(f"{Path(picture).stem}_keypoints.json")
     person = choose_person(read_keypoints(path, nobody=True), box, *size)
@@ -163,10 +162,7 @@ def keypoint_rows(numbers: object, origin: str) -> np.ndarray:
 
 
 def to_smpl45(keypoints: np.ndarray) -> np.ndarray:
-    """Reorder keypoints (J, 3) of COCO, OpenPose or MediaPipe as the body's (45, 3), by name.
-
-    Joints that the detector does not have get zeros: coordinates and confidence.
-    """
+    """Reorder keypoints (J, 3) of COCO, OpenPose or MediaPipe as the body's (45, 3)."""
     place = {name: index for index, name in enumerate(JOINT_SETS["smpl45"])}
     result = np.zeros((45, 3))
     for name, row in zip(JOINT_SETS[KEYPOINT_SETS[len(keypoints)]], keypoints, strict=True):

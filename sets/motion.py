@@ -48,8 +48,8 @@ def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
     """Return the poses (N, 24, 3) of a split's clips, axis-angle, y up, then their mirror images.
 
     Whole clips of `assets/motion.npz` belong to one split. Of frames that hardly differ, the first
-    is kept. All are turned about the vertical to face +z as far as possible. lean: largest angle in
-    degrees between the pelvis and upright; 180 keeps somersaults too.
+    is kept. All are turned to face +z. lean: largest angle in degrees between the pelvis and
+    upright; 180 keeps somersaults too.
     """
     with np.load(bodymodels.ASSETS / "motion.npz") as arrays:
         clips = arrays["clip_names"][arrays["clip"]]
@@ -80,9 +80,8 @@ def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0,
     """Draw a plausible pose: SMPL rotations (24, 3, 3), the root's in an upright camera's frame.
 
     Half are frames of the split's clips; the other half take legs, left arm and right arm from
-    other frames. Noise moves all joints but the root, most where the clips are still. The body
-    faces the camera and is then turned about the vertical by up to +- `views` degrees. lean: see
-    `motion_frames`.
+    other frames. Noise moves all joints but the root. The body faces the camera and is then turned
+    about the vertical by up to +- `views` degrees. lean: see `motion_frames`.
     """
     frames = motion_frames(split, lean)
     pose = frames[rng.integers(len(frames))].copy()
@@ -101,9 +100,9 @@ def sample_wide_poses(rngs: Sequence[np.random.Generator], split: str, wide: flo
                       views: float = 180.0, lean: float = 180.0) -> np.ndarray:
     """Draw a pose (N, 24, 3, 3) from each generator, with a share `wide` of widened poses.
 
-    The other poses are distributed as those of `sample_body_pose`. In a widened pose each of five
-    PARTS of the body may come from another frame, or lie between two frames, and most widened poses
-    have joints turned by up to TURNS: more ways of moving than the clips show.
+    The others are as those of `sample_body_pose`. In a widened pose each of five PARTS of the body
+    may come from another frame, or lie between two, and most have joints turned by up to TURNS:
+    more ways of moving than the clips show.
     """
     frames = motion_frames(split, lean)
     chance = np.stack([rng.random((7, 5)) for rng in rngs], 1)  # (7, N, 5), one for each part
@@ -138,9 +137,8 @@ class MotionPoses(KeyedDataset):
     """Body poses without pictures, from the free motion clips, to train a pose tokenizer.
 
     A sample is {"pose": (24, 3, 3) rotations, "betas": (10,), "index": ()}; every epoch has other
-    poses. The root is in the frame of an upright camera; the training may tilt it. split: "train"
-    or "test", from different clips. views, lean: see `sample_body_pose`. wide: share of poses that
-    go beyond the clips, see `sample_wide_poses`; a batch of them is drawn at once.
+    poses, before an upright camera. split: "train" or "test", from different clips. views, lean:
+    see `sample_body_pose`. wide: share of poses that go beyond the clips, see `sample_wide_poses`.
     """
 
     LENGTHS = {"train": 40_000, "test": 2_000}
@@ -189,10 +187,9 @@ class MotionCapture(Official):
     """Recorded poses of bodies; samples are those of MotionPoses.
 
     Recordings are z up; the root is turned into the frame of an upright camera and keeps its
-    heading. The rotations of the first 22 joints are copied from SMPL-H or SMPL-X to SMPL, and the
-    first ten betas, which mean another shape there; SMPL's two hands are still. GenHMR converts
-    SMPL-H to SMPL "using SMPL-X instructions", which fit SMPL to the meshes: L_V of a tokenizer
-    sees slightly other shapes.
+    heading. The rotations of 22 joints are copied from SMPL-H or SMPL-X to SMPL, and ten betas,
+    which mean another shape there; SMPL's hands are still. GenHMR converts SMPL-H to SMPL "using
+    SMPL-X instructions", which fit SMPL to the meshes: L_V of a tokenizer sees other shapes.
 
     At either end of a sequence the share TRIM is dropped; of the other frames every STRIDE-th is
     taken. The numbers are TokenHMR's; GenHMR gives none. Subclasses have `read(path)`: SMPL poses
@@ -280,10 +277,9 @@ class AMASS(MotionCapture):
 class MOYO(MotionCapture):
     """MOYO (Tripathi et al. 2023), yoga, in its official layout.
 
-    root: the folder with mosh_smpl/ (SMPL fits) or mosh/ (SMPL-X fits), or the one above it; in
-    them train/ and val/ with one .pkl a sequence. SMPL fits are preferred. If the folders above
-    include captures with and without hands (..._with_hands), only those with hands are read, as in
-    TokenHMR. There is one subject, whose shape SMPL-X fits do not store as betas: they are 0.
+    root: the folder with mosh_smpl/ (SMPL fits, preferred) or mosh/ (SMPL-X fits), or the one above
+    it; in them train/ and val/ with one .pkl a sequence. Of captures with and without hands
+    (..._with_hands) only those with hands are read, as in TokenHMR. SMPL-X fits have betas of 0.
     """
 
     SPLITS = {"train": "train", "val": "val"}

@@ -39,8 +39,7 @@ def available_cores() -> int:
 def follow_parent(worker: int = 0) -> None:
     """Leave signals to the process that started this worker, and end when that process ends.
 
-    A worker_init_fn of the DataLoader. Without it, the worker of a killed process waits for ever
-    for work: it has inherited both ends of its own pipe.
+    A worker_init_fn of the DataLoader: the worker of a killed process would wait for ever for work.
     """
     parent = multiprocessing.parent_process().pid
 
@@ -60,10 +59,7 @@ def fingerprint(settings: dict) -> str:
 
 
 def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray | None:
-    """Memory-map the records (length,) of a complete file, or return None.
-
-    length None accepts any number of records.
-    """
+    """Memory-map the records (length,; None: any number) of a complete file, or return None."""
     try:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # missing or damaged; numpy raises almost any error on a damaged header
@@ -258,8 +254,8 @@ class Joined(KeyedDataset):
 class Mixed(KeyedDataset):
     """Several data sets in proportions: the weights choose the set of each sample at random.
 
-    The index and the epoch within the set, which decides the augmentation, are drawn as well. An
-    epoch is as long as all data sets together, or `length`. All must have one sample layout.
+    The index and the epoch within the set are drawn as well. An epoch is as long as all data sets
+    together, or `length`. All must have one sample layout.
     """
 
     def __init__(self, datasets: Sequence[KeyedDataset], weights: Sequence[float],

@@ -314,16 +314,15 @@ def write_emdb(root):
 
 
 def write_h36m(root):
-    """SPIN's files: three rows of protocol 1, of which one is from the frontal camera."""
+    """SPIN's file: three rows, of which one is from the frontal camera."""
     names = [f"images/S9_Directions_1.{camera}_000001.jpg"
              for camera in ("54138969", "60457274", "58860488")]
     solid = np.concatenate([RNG.normal(0, 0.4, (3, 24, 3)), np.ones((3, 24, 1))], 2)
     solid[:, 14, :3] = 0
     (root / "dataset_extras").mkdir()
-    for name in ("h36m_valid_protocol1", "h36m_valid_protocol2"):
-        np.savez(root / f"dataset_extras/{name}.npz", imgname=np.array(names), S=solid,
-                 center=np.full((3, 2), 25.0), scale=np.full(3, 0.2),
-                 part=np.concatenate([RNG.uniform(5, 45, (3, 24, 2)), np.ones((3, 24, 1))], 2))
+    np.savez(root / "dataset_extras/h36m_valid_protocol2.npz", imgname=np.array(names), S=solid,
+             center=np.full((3, 2), 25.0), scale=np.full(3, 0.2),
+             part=np.concatenate([RNG.uniform(5, 45, (3, 24, 2)), np.ones((3, 24, 1))], 2))
     for name in names:
         write_picture(root / name, (50, 50))
 
@@ -401,17 +400,12 @@ def jpeg(size=(64, 48), color=90):
     return buffer.getvalue()
 
 
-MASKS = np.random.default_rng(2).random((2, 48, 64)) < 0.5
-
-
 def write_hmr2(root):
-    """A picture of three people, of whom two pass the filters; one with a mask and one person
-    whose pose is not known; and one key that is damaged."""
+    """A picture of three people, of whom two pass the filters; one with masks, which are not read,
+    and one person whose pose is not known; and one key that is damaged."""
     few = np.concatenate([np.ones((44, 2)), np.full((44, 1), 0.2)], 1)
     few[:4, 2] = 1
     lost = np.array({"reprojection_loss": np.array(32_000.0)})
-    mask = io.BytesIO()
-    np.savez(mask, masks=MASKS)
     flat = tar_person(has_body_pose=np.array(0.0), extra_info={"detection_npz_idx": 1})
     flat["keypoints_2d"][3, 2] = 0.1
     people = [tar_person(), tar_person(keypoints_2d=few), tar_person(betas=np.full(10, 3.5)),
@@ -419,7 +413,7 @@ def write_hmr2(root):
     write_shard(root / "000000.tar", {
         "aic-train/a.jpg": jpeg(), "aic-train/a.data.pyd": pickle.dumps(people)} | {
         "c.jpg": jpeg(color=200), "c.data.pyd": pickle.dumps([flat]),
-        "c.detection.npz": mask.getvalue(), "d.jpg": jpeg(), "d.data.pyd": b"no pickle"})
+        "c.detection.npz": b"masks", "d.jpg": jpeg(), "d.data.pyd": b"no pickle"})
 
 
 def write_hamer(root):

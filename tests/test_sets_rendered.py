@@ -91,15 +91,6 @@ def test_boundary_loop_is_the_wrist():
     assert {tuple(edge) for edge in edges.tolist()} == {tuple(e) for e in edges[:, ::-1].tolist()}
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_samples_do_not_depend_on_workers(context):
-    """DataLoader workers of either kind return what the main process makes."""
-    dataset = hands(length=6)
-    loader = DataLoader(dataset, batch_size=None, sampler=range(6), num_workers=2,
-                        multiprocessing_context=context)
-    assert [digest(sample) for sample in loader] == [digest(sample) for sample in dataset]
-
-
 # ------------------------------------------------------------------- hands, bodies and people
 
 KINDS = {"hands": (rendered.RenderedHands, CONTRACT), "bodies": (RenderedBodies, BODY_CONTRACT),
