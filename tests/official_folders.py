@@ -8,7 +8,6 @@ import tarfile
 import numpy as np
 import torch
 from hand_samples import hands
-from joblib_files import joblib_dump
 from PIL import Image
 
 import bodymodels
@@ -84,11 +83,10 @@ def write_moyo(root, smpl):
             "v_template_fname": "/somebody/mesh.ply"}))
         poses[split] = fullpose[:, :66].reshape(30, 22, 3)
         if smpl:
-            path = folder / f"mosh_smpl/{split}/yoga.pkl"
-            path.parent.mkdir(parents=True)
             frames = recording(seed + 10, 30, 72)
-            joblib_dump({"global_orient": frames[:, :3], "body_pose": frames[:, 3:],
-                         "transl": np.zeros((30, 3)), "betas": np.ones((30, 10))}, path)
+            write(folder / f"mosh_smpl/{split}/yoga.pkl", pickle.dumps({
+                "global_orient": frames[:, :3], "body_pose": frames[:, 3:],
+                "transl": np.zeros((30, 3)), "betas": np.ones((30, 10))}))
             poses[split] = frames.reshape(30, 24, 3)
     return folder, poses
 

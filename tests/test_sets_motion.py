@@ -9,9 +9,9 @@ import pytest
 import torch
 from body_samples import BODY, SMPL24, SMPL45, seeds
 from hand_samples import digest
+from hostile import Call
 from hypothesis import given
 from hypothesis import strategies as st
-from joblib_files import Call
 from official_folders import recording, write_amass, write_moyo
 from torch.utils.data import DataLoader
 

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from joblib_files import Call
+from hostile import Call
 from official_folders import hamer, hmr2, jpeg, tar_person, write_shard
 
 import bodymodels
