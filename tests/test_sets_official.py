@@ -4,23 +4,11 @@ import os
 import pickle
 
 import numpy as np
+import official_folders as tiny
 import pytest
 import torch
 from body_samples import CONTRACT as BODY_CONTRACT
 from hand_samples import CONTRACT
-from official_folders import (
-    BODIES,
-    HANDS,
-    NEED_MODELS,
-    READERS,
-    bedlam,
-    ehf,
-    hmr2,
-    interhand,
-    threedpw,
-    threedpw_moon,
-    write_ply,
-)
 from people_samples import CONTRACT as PEOPLE
 from PIL import Image
 
@@ -56,13 +44,14 @@ def same(first, second):
 
 def opened(name, root, models, **options):
     """A data set with body models, if it cannot be read without."""
-    return READERS[name](root, **options | ({"models": models} if name in NEED_MODELS else {}))
+    needed = {"models": models} if name in tiny.NEED_MODELS else {}
+    return tiny.READERS[name](root, **options | needed)
 
 
-@pytest.mark.parametrize("name", HANDS)
+@pytest.mark.parametrize("name", tiny.HANDS)
 def test_hand_samples_keep_the_contract(folders, models, name):
     """The keys, shapes and types of rendered hands, and labels that fit the crop's camera."""
-    dataset = READERS[name](folders(name), models=models)
+    dataset = tiny.READERS[name](folders(name), models=models)
     for index in range(min(3, len(dataset))):
         sample = dataset[index]
         assert {key: (tuple(value.shape), value.dtype)
@@ -81,12 +70,12 @@ BODY_SHAPES = BODY_CONTRACT | IMAGE | {
     "gender": ((), torch.int64)}
 
 
-@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("name", tiny.BODIES)
 def test_body_samples_keep_the_contract(folders, models, name):
     """Keys, shapes and types of rendered bodies, with and without augmentation; what is known of
     a body in space projects onto what is known of it in the picture."""
     for recipe in ("official_hmr", None):
-        dataset = READERS[name](folders(name), models=models, augmentation=recipe)
+        dataset = tiny.READERS[name](folders(name), models=models, augmentation=recipe)
         sample = dataset[0]
         assert {key: (tuple(value.shape), value.dtype)
                 for key, value in sample.items()} == BODY_SHAPES
@@ -103,7 +92,7 @@ def test_body_samples_keep_the_contract(folders, models, name):
 def test_a_mirrored_body_exchanges_left_and_right(folders):
     """Flags move with their joints, also those of a detector: a hidden left ear becomes a hidden
     right ear."""
-    plain, mirrored = (threedpw(folders("3dpw"), detections=OWN, augmentation=recipe)[0]
+    plain, mirrored = (tiny.threedpw(folders("3dpw"), detections=OWN, augmentation=recipe)[0]
                        for recipe in (None, Augmentation(flip=1.0)))
     order = bodymodels.mirror_indices("smpl45")
     for name, flags in (("keypoints_2d", "keypoints_valid"),
@@ -117,12 +106,12 @@ def test_a_mirrored_body_exchanges_left_and_right(folders):
     assert not plain["keypoints_valid"][left] and not mirrored["keypoints_valid"][right]
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", tiny.READERS)
 def test_a_missing_file_is_named(fresh, models, tmp_path, name):
     """If any source file is missing, one message says what was expected and where to get it."""
     root = fresh(name)
     with pytest.raises(FileNotFoundError, match="official layout, see"):
-        READERS[name](tmp_path / "nowhere")
+        tiny.READERS[name](tmp_path / "nowhere")
     dataset = opened(name, root, models)
     for pattern, paths in dataset.sources.items():
         if pattern == "mano":
@@ -137,16 +126,16 @@ def test_a_missing_file_is_named(fresh, models, tmp_path, name):
             away.rename(path)
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", tiny.READERS)
 def test_the_right_folder_is_named(fresh, name):
     """One level too high, or too deep: the message has the folder that holds the files."""
     root = fresh(name)
     for wrong in (root.parent, *list(root.glob("*/"))[:1]):
         with pytest.raises(FileNotFoundError, match=f"{root} has it, give that folder"):
-            READERS[name](wrong)
+            tiny.READERS[name](wrong)
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", tiny.READERS)
 def test_a_damaged_file_is_named(fresh, models, name):
     """Half a file followed by noise is one ValueError that names it; nothing is left behind."""
     root = fresh(name)
@@ -165,7 +154,7 @@ def test_a_damaged_file_is_named(fresh, models, name):
         path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", tiny.READERS)
 def test_annotation_is_packed_once(fresh, models, tmp_path, name):
     """A second reader uses the packed file; a changed source is packed again."""
     root, cache = fresh(name), tmp_path / "cache"
@@ -180,7 +169,7 @@ def test_annotation_is_packed_once(fresh, models, tmp_path, name):
     np.testing.assert_array_equal(again.records()["image"], first.records()["image"])
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", tiny.READERS)
 def test_a_missing_picture_is_named(fresh, models, monkeypatch, name):
     """A missing picture is an error that names it, when it is asked for. A root may be relative."""
     root = fresh(name)
@@ -262,12 +251,12 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
     assert (sample["hand_vertices"].mean(1) - sample["hand_joints"].mean(1)).norm(dim=1).max() < 0.1
     arms = bodymodels.chain_rotation(sample["arm_pose"])
     torch.testing.assert_close(arms, sample["hand_pose"][:, 0], atol=1e-4, rtol=0)
-    for kind, source in ((OfficialPeople, bedlam(folders("bedlam"))),
-                         (HandPairs, interhand(folders("interhand")))):
+    for kind, source in ((OfficialPeople, tiny.bedlam(folders("bedlam"))),
+                         (HandPairs, tiny.interhand(folders("interhand")))):
         with pytest.raises(FileNotFoundError, match="meshes of .* need a folder of body"):
             kind(source, 32)
     with pytest.raises(ValueError, match="no body before a known camera"):
-        OfficialPeople(hmr2(folders("hmr2-tars"), models=models))
+        OfficialPeople(tiny.hmr2(folders("hmr2-tars"), models=models))
 
 
 def test_hands_are_cut_out_of_the_picture_not_of_the_crop(folders, models):
@@ -315,15 +304,15 @@ def test_ehf_and_smpls_people_flag_what_they_do_not_know(folders, fresh, models)
     """EHF has hands but no pose; 3DPW's SMPL bodies have a pose but no hands."""
     root = fresh("ehf")
     body = official_body(models, family="smplx", gender="neutral", side="right")
-    write_ply(root / "100_align.ply", body.v_template.numpy() + (0, 0.1, 0))
-    people = OfficialPeople(ehf(root, models=models), 32)
+    tiny.write_ply(root / "100_align.ply", body.v_template.numpy() + (0, 0.1, 0))
+    people = OfficialPeople(tiny.ehf(root, models=models), 32)
     sample, record = people[1], people.records(1)
     assert sample["hand_images"].shape == (2, 3, 32, 32) and not sample["body_pose_valid"]
     assert not sample["rotations_valid"].any() and sample["keypoints_3d_valid"].all()
     true = torch.from_numpy(people.pictures.vertices(record))
     joints = body.J_regressor @ true
     torch.testing.assert_close(sample["keypoints_3d"][:55], joints.float(), atol=1e-4, rtol=0)
-    people = OfficialPeople(threedpw_moon(folders("3dpw-moon"), models=models), 32)
+    people = OfficialPeople(tiny.threedpw_moon(folders("3dpw-moon"), models=models), 32)
     sample = people[0]
     assert not sample["hand_valid"].any() and sample["body_pose_valid"] == 1
     assert not sample["keypoints_valid"][25:55].any() and sample["betas_valid"] == 0
