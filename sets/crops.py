@@ -349,7 +349,7 @@ def labelled_person(sample: dict[str, np.ndarray], recipe: Augmentation | None, 
                     rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Augment a person's pictures and labels; add what follows from them.
 
-    "pose" becomes "body_pose". The left arm and hand are those of the mirrored person.
+    "pose" becomes "body_pose". The left hand is that of the mirrored person.
     """
     if recipe is not None and recipe.moves:
         sample = augment_person(sample, recipe, rng)
@@ -359,15 +359,14 @@ def labelled_person(sample: dict[str, np.ndarray], recipe: Augmentation | None, 
     rotations = torch.tensor(pose)
     arms, hands = rotations[torch.tensor(ARMS)], rotations[torch.tensor(HAND_JOINTS)]
     hands[:, 0] = bodymodels.chain_rotation(arms)  # in the camera's frame, not the elbow's
-    for rotations in (arms, hands):
-        rotations[1] = bodymodels.mirror_matrix(rotations[1])
+    hands[1] = bodymodels.mirror_matrix(hands[1])
     hand_joints = sample["keypoints_3d"][HAND_KEYPOINTS]  # (2, 21, 3)
     hand_joints[1] *= (-1, 1, 1)
     valid = inside(sample["keypoints_2d"], size, size)
     flat = sample["keypoints_2d"][HAND_KEYPOINTS]
     return sample | {
-        "body_pose": pose, "keypoints_valid": valid, "arm_pose": arms.numpy(),
-        "hand_pose": hands.numpy(), "hand_joints": hand_joints,
+        "body_pose": pose, "keypoints_valid": valid, "hand_pose": hands.numpy(),
+        "hand_joints": hand_joints,
         "hand_keypoints_2d": to_pixels(hand_joints, sample["hand_K"]),
         "hand_boxes": np.concatenate([flat.min(1), np.ptp(flat, 1)], 1),
         "hand_valid": (valid[HAND_KEYPOINTS].mean(1) > 0.5).astype(np.float32)}

@@ -283,13 +283,9 @@ class Pictures(Official):
 
     Samples of hands (MODEL "mano") are those of data.py, cropped as FreiHAND's; left hands are
     mirrored. Without `models`, or with a joint unknown, mesh_valid is 0. Samples of bodies are
-    those of RenderedBodies, with flags for what is known:
-
-        keypoints_*      in the order "smpl45"
-        K_valid          ()  0 if the data set has no K; K then is a guess
-        pose_valid, betas_valid, transl_valid ()   of SMPL. Root and body joints of an SMPL-X pose
-                         are copied to SMPL; its betas do not fit SMPL and are 0
-        gender           ()  int64, an index of GENDERS
+    those of RenderedBodies. pose_valid and betas_valid are of SMPL: root and body joints of an
+    SMPL-X pose are copied to it; betas do not fit and are 0. An unknown K is a guess, an unknown
+    transl 0.
 
     The encoder sees the body's box x 1.2. models: a folder of official body models. Meshes need it,
     and so do finger angles that are stored relative to a mean hand or as coefficients; with it,
@@ -452,12 +448,10 @@ class Pictures(Official):
                        "detected_confidence": points[order, 2]}
         return sample | {
             "image": crops.warp(image, homography, self.size).transpose(2, 0, 1),
-            "transl": sample["transl"] * placed, "transl_valid": placed,
-            "K_valid": float(record["K"][2, 2]),
+            "transl": sample["transl"] * placed,
             "keypoints_valid": keypoints_2d[order, 2] * in_crop,
             "keypoints_3d_valid": keypoints_3d[order, 3],
-            "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl,
-            "gender": np.int64(record["gender"])}
+            "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl}
 
     def detected(self, record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Return a detector's keypoints (45, 3): pixels and confidence. size: of the picture."""
@@ -660,8 +654,7 @@ class HandPairs(KeyedDataset):
         return {name: np.stack([hand[name] for hand in pair]) for name in pair[0]} | {
             name: np.zeros(shape) for name, shape in self.UNKNOWN.items()} | {
             "image": np.zeros((3, self.size, self.size), np.uint8), "K": one,
-            "body_pose": np.tile(one, (55, 1, 1)), "arm_pose": np.tile(one, (2, 8, 1, 1)),
-            "hand_visible": np.ones(2)}
+            "body_pose": np.tile(one, (55, 1, 1)), "hand_visible": np.ones(2)}
 
     def _hand(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return a hand's crop and labels; its pose turns like the crop's camera."""

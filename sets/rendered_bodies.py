@@ -521,12 +521,10 @@ class RenderedPeople(RenderedPoses):
         hand_keypoints_2d    (2, 21, 2)     float32  pixels of the hand's crop
         hand_valid           (2,)           float32  1 if most of its keypoints are in `image`
         hand_visible         (2,)           float32  share of the hand that nothing hides
-        arm_pose             (2, 8, 3, 3)   float32  from the pelvis to the wrist, "right_arm08"
         index                ()             int64    index within the split
 
-    Left hands are mirrored: hand_images[1] and all "hand" and "arm" labels except hand_boxes are
-    those of the mirrored picture's right hand. The product of a hand's arm_pose is the first
-    rotation of its hand_pose. A hand's crop is the square of `hand_square`, painted at its own
+    Left hands are mirrored: hand_images[1] and all "hand" labels except hand_boxes are those of the
+    mirrored picture's right hand. A hand's crop is the square of `hand_square`, painted at its own
     resolution, black outside the picture; augmentation moves and turns it further.
 
     Arguments are those of RenderedBodies; 3 S^2 + 6 H^2 + 22 kB a sample. hand_size: H, by default

@@ -24,7 +24,7 @@ CONTRACT = {
     "hand_pose": ((2, 16, 3, 3), torch.float32), "hand_joints": ((2, 21, 3), torch.float32),
     "hand_keypoints_2d": ((2, 21, 2), torch.float32), "hand_valid": ((2,), torch.float32),
     "hand_vertices": ((2, 778, 3), torch.float32), "hand_visible": ((2,), torch.float32),
-    "arm_pose": ((2, 8, 3, 3), torch.float32), "index": ((), torch.int64),
+    "index": ((), torch.int64),
 }
 
 
