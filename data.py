@@ -63,7 +63,6 @@ from sets.crops import (
     body_camera,
     crop_homography,
     hand_square,
-    perspective_crop,
 )
 from sets.hand_sets import DexYCB, FreiHAND, InterHand
 from sets.images import read_image
@@ -88,9 +87,8 @@ __all__ = [  # what the rest of the house and the notebooks import from here
     "HandPairs", "Joined", "KeyedDataset", "MIXTURES", "MOYO", "Mixed", "MotionPoses", "OFFICIAL",
     "OfficialPeople", "PALM_NORMAL_UP", "RenderedBodies", "RenderedHands", "RenderedPeople",
     "available_cores", "body_camera", "crop_homography", "draw_keypoints", "draw_sample",
-    "find_augmentation", "hand_square", "hand_surface", "hinge_axes", "main",
-    "open_official", "paint_background", "paint_surface", "perspective_crop", "random_generator",
-    "read_image", "relabelled", "sample_hand_pose", "shade",
+    "hand_square", "hand_surface", "hinge_axes", "main", "open_official", "paint_background",
+    "paint_surface", "random_generator", "read_image", "relabelled", "sample_hand_pose", "shade",
 ]
 
 RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": RenderedPeople}

@@ -255,20 +255,19 @@ class Mixed(KeyedDataset):
     """Several data sets in proportions: the weights choose the set of each sample at random.
 
     The index and the epoch within the set are drawn as well. An epoch is as long as all data sets
-    together, or `length`. All must have one sample layout.
+    together. All must have one sample layout.
     """
 
     def __init__(self, datasets: Sequence[KeyedDataset], weights: Sequence[float],
-                 length: int | None = None, seed: int = 0) -> None:
+                 seed: int = 0) -> None:
         if not datasets or len(datasets) != len(weights) or min(weights) <= 0:
             raise ValueError("expected data sets and as many weights above 0")
         super().__init__("train", ["train"], seed)
         self.datasets = list(datasets)
         self.weights = np.array(weights, np.float64) / sum(weights)
-        self.length = sum(map(len, datasets)) if length is None else length
 
     def __len__(self) -> int:
-        return self.length
+        return sum(map(len, self.datasets))
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
         epoch, index = self.locate(key)
