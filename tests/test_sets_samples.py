@@ -55,7 +55,7 @@ def test_a_killed_rendering_continues(tmp_path):
     whole = path.read_bytes()
     record = np.load(path).itemsize
     first = len(whole) - 5 * record
-    for left in (first + 2 * record, first + 3 * record - 7, 20, 0):
+    for left in (len(whole), first + 2 * record, first + 3 * record - 7, 20, 0):
         path.unlink()
         part = bytearray(whole[:left])
         if left > first:
