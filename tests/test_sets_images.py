@@ -89,7 +89,8 @@ def half_a_file(kind):
 
 @pytest.mark.parametrize("content", [
     *map(half_a_file, ("jpeg", "png", "gif", "bmp", "webp", "tiff")), b"text, not a picture",
-    b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\xff\xd8\xff" + bytes(range(64)), b"GIF89a", b"BM" * 9])
+    b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\xff\xd8\xff" + bytes(range(64)), b"GIF89a", b"BM" * 9,
+    b""])
 def test_read_image_refuses_what_is_no_picture(tmp_path, content):
     """Half a file, in any format, or no picture is one ValueError that names it."""
     (tmp_path / "x.jpg").write_bytes(content)
@@ -97,16 +98,14 @@ def test_read_image_refuses_what_is_no_picture(tmp_path, content):
         read_image(tmp_path / "x.jpg")
 
 
-def test_read_image_names_missing_empty_folder_and_bomb(tmp_path):
+def test_read_image_names_missing_files_folders_and_bombs(tmp_path):
     """A small file that claims a huge picture is refused before its pixels are made."""
-    (tmp_path / "empty.png").touch()
     write_png(tmp_path / "bomb.png", (40_000, 40_000), 8, 2, b"")
-    for name, error, message in (("empty.png", ValueError, "empty.png is empty"),
-                                 ("", ValueError, "is not a file"),
-                                 ("missing.png", FileNotFoundError, "no picture at .*missing.png"),
-                                 ("bomb.png", ValueError, "too large a picture")):
-        with pytest.raises(error, match=message):
-            read_image(tmp_path / name)
+    with pytest.raises(ValueError, match="bomb.png cannot be read as a picture .*exceeds limit"):
+        read_image(tmp_path / "bomb.png")
+    for path in (tmp_path, tmp_path / "missing.png"):
+        with pytest.raises(FileNotFoundError, match=f"no picture at {path}"):
+            read_image(path)
 
 
 @given(st.integers(0, 2**32 - 1))
