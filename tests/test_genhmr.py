@@ -22,14 +22,7 @@ from torch import Tensor, nn
 
 import bodymodels
 import genhmr
-from genhmr import (
-    PRESETS,
-    TOKENIZER_PRESETS,
-    Config,
-    GenHMR,
-    Tokenizer,
-    TokenizerConfig,
-)
+from genhmr import PRESETS, TOKENIZER_PRESETS, Config, GenHMR, Tokenizer, TokenizerConfig
 
 # --------------------------------------------------------------------------- counts, presets
 
