@@ -24,12 +24,7 @@ import bodymodels
 import train
 import weights.hmr_adapter
 from tasks.base import EVALUATIONS, Predictions
-from tasks.hmr_adapter import (
-    BodyAdapterTask,
-    BodyExpertTask,
-    DualPathTask,
-    HandAdapterTask,
-)
+from tasks.hmr_adapter import BodyAdapterTask, BodyExpertTask, DualPathTask, HandAdapterTask
 
 VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
 
