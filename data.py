@@ -46,7 +46,6 @@ Conventions of the whole project:
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +63,6 @@ from sets.crops import (
     body_camera,
     crop_homography,
     hand_square,
-    perspective_crop,
 )
 from sets.hand_sets import DexYCB, FreiHAND, InterHand
 from sets.images import read_image
@@ -89,9 +87,8 @@ __all__ = [  # what the rest of the house and the notebooks import from here
     "HandPairs", "Joined", "KeyedDataset", "MIXTURES", "MOYO", "Mixed", "MotionPoses", "OFFICIAL",
     "OfficialPeople", "PALM_NORMAL_UP", "RenderedBodies", "RenderedHands", "RenderedPeople",
     "available_cores", "body_camera", "crop_homography", "draw_keypoints", "draw_sample",
-    "find_augmentation", "hand_square", "hand_surface", "hinge_axes", "main",
-    "open_official", "paint_background", "paint_surface", "perspective_crop", "random_generator",
-    "read_image", "relabelled", "sample_hand_pose", "shade",
+    "hand_square", "hand_surface", "hinge_axes", "main", "open_official", "paint_background",
+    "paint_surface", "random_generator", "read_image", "relabelled", "sample_hand_pose", "shade",
 ]
 
 RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": RenderedPeople}
@@ -137,15 +134,16 @@ MIXTURES: dict[str, dict[tuple[str, str], float]] = {
 }
 PEOPLE_MIXTURES = ("hmr-adapter-body", "hmr-adapter-hands")  # their samples have crops of hands
 
+
 def open_official(name: str, root: str | os.PathLike, split: str | None = None, *,
                   size: int = 128, augmentation: str | Augmentation | None = None, seed: int = 0,
                   cache: str | os.PathLike | None = None,
                   models: str | os.PathLike | None = None, hand_size: int = 0, detail: int = 1,
-                  **options) -> KeyedDataset:
+                  **options: str | os.PathLike | None) -> KeyedDataset:
     """Open a data set of OFFICIAL, or a mixture of MIXTURES, in the folder `root`.
 
     split: by default the training split, if there is one. augmentation: a recipe or its name in
-    AUGMENTATIONS. models: a folder of official body models. options: those of the data set.
+    AUGMENTATIONS. models: a folder of official body models. options: `detections` of Pictures.
     hand_size: if given, samples are those of OfficialPeople, with crops of hands of this side; sets
     of hands alone are then augmented by `for_hands` of the recipe. detail: see OfficialPeople.
     Raises ValueError or FileNotFoundError that says what is missing.
@@ -161,7 +159,7 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
         return Mixed(parts, list(MIXTURES[name].values()), seed=seed)
     kind = OFFICIAL[name]
     if issubclass(kind, MotionCapture):
-        return kind(root, split or "train", seed=seed, cache=cache)
+        return kind(root, split, seed=seed, cache=cache)
     if kind is FreiHAND and split == "train":
         split = "training"
     options |= {"seed": seed, "cache": cache, "models": models}
@@ -228,19 +226,8 @@ def draw_sample(sample: dict[str, Tensor]) -> np.ndarray:
     return np.concatenate(tiles, 1)
 
 
-def parse_option(text: str) -> tuple[str, object]:
-    """Split NAME=VALUE of the command line; a value is True, 12, 1280,720 or a text."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--option {text}: expected NAME=VALUE")
-    try:
-        return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return name, value
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the flags of `python data.py`."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `python data.py NAME`: count a data set's samples, print one, draw some."""
     parser = argparse.ArgumentParser(description="Look at a data set.")
     add = parser.add_argument
     add("name", metavar="NAME", choices=(*RENDERED, *OFFICIAL, *MIXTURES),
@@ -249,45 +236,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "mixture, the folder above those of its data sets")
     add("--models", type=Path, help="a folder of official body models, for meshes and for poses "
         "that are stored relative to a mean hand")
-    add("--option", nargs="+", default=[], metavar="NAME=VALUE",
-        help="arguments of the data set, see its docstring: stride=1, occlusion=0.3, ...; "
-             "hand_size=128 shows people with crops of their hands")
     add("--split", help="default: the training split, if there is one")
-    add("--size", type=int, default=128, help="side of the crops in pixels")
-    add("--augmentation", choices=tuple(AUGMENTATIONS), default="none")
-    add("--cache", type=Path, help="folder for packed files")
     add("--draw", type=int, default=0, metavar="N", help="draw N samples in NAME.png")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run `python data.py NAME`: count a data set's samples, print one, draw some."""
-    args = parse_arguments(argv)
+    args = parser.parse_args(argv)
     try:
-        options = dict(map(parse_option, args.option)) | {
-            "size": args.size, "augmentation": args.augmentation, "cache": args.cache}
         if args.name in RENDERED:
-            dataset = RENDERED[args.name](args.split or "train", **options)
+            dataset = RENDERED[args.name](args.split or "train")
         elif args.data_root is None:
             raise ValueError(f"{args.name} needs --data-root FOLDER")
         else:
-            dataset = open_official(args.name, args.data_root, args.split, models=args.models,
-                                    **options)
-        for part in getattr(dataset, "datasets", [dataset]):
-            pictures = getattr(part, "pictures", getattr(part, "hands", part))
-            counts, root = getattr(pictures, "COUNTS", {}), getattr(pictures, "root", Path())
-            official = counts.get(part.split, counts.get(root.name))
-            print(f"{type(pictures).__name__}, split {part.split}: {len(pictures):,} samples"
-                  + (f", officially {official:,}" if official else ""))
+            dataset = open_official(args.name, args.data_root, args.split, models=args.models)
+        print(f"{args.name}, split {dataset.split}: {len(dataset):,} samples")
         for name, value in dataset[0].items():
             print(f"  {name:17} {str(tuple(value.shape)):14} {str(value.dtype):14}"
                   f"{value.min():10.4g} to {value.max():.4g}")
         if args.draw > 0 and "image" in dataset[0]:
             tiles = [draw_sample(dataset[key]) for key in range(min(args.draw, len(dataset)))]
-            columns = 1 if "hand_images" in dataset[0] else 4  # people have three pictures each
-            tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-            rows = [np.concatenate(tiles[i:i + columns], 1) for i in range(0, len(tiles), columns)]
-            Image.fromarray(np.concatenate(rows)).save(f"{args.name}.png")
+            Image.fromarray(np.concatenate(tiles)).save(f"{args.name}.png")
             print(f"drawn: {args.name}.png")
     except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

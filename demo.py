@@ -6,7 +6,7 @@
 
 A PICTURE is a file or a folder of files; --smooth takes the frames of a video. MediaPipe, if it is
 installed, finds who is in it; --box says it in pixels. Each picture gets its meshes over it
-(_overlay.png) and from the side (_side.png), each mesh as a file (.obj, .ply, .glb: metres, y up)
+(_overlay.png) and from the side (_side.png), each mesh as a file (.obj, .glb: metres, y up)
 and as arrays (.npz: what the paper's `predict` returns). `--help` after a network lists its flags.
 """
 

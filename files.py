@@ -2,7 +2,7 @@
 
     safe_unpickle, load_arrays, load_array   pickles, .npz and .npy, running nothing that is in them
     write_atomically                         a file as a whole
-    save_mesh, load_vertices                 OBJ, PLY and GLB files
+    save_mesh, load_vertices                 meshes: OBJ and GLB, OBJ and PLY
     read_predictions, write_predictions, write_dexycb   predicted hands
 """
 
@@ -313,58 +313,32 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 # vertices by (1, -1, -1) first.
 
 
-def _obj(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None,
-         normals: np.ndarray) -> bytes:
-    """Wavefront OBJ; colours are three more numbers after each vertex, as MeshLab reads them."""
-    rows = vertices if colors is None else np.concatenate([vertices, colors], 1)
-    lines = ["v " + " ".join(f"{number:.9g}" for number in row) for row in rows.tolist()]
+def _obj(vertices: np.ndarray, faces: np.ndarray) -> bytes:
+    """Wavefront OBJ."""
+    lines = ["v " + " ".join(f"{number:.9g}" for number in row) for row in vertices.tolist()]
     lines += ["f {} {} {}".format(*face) for face in (faces + 1).tolist()]
     return ("\n".join(lines) + "\n").encode()
 
 
-def _ply(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None,
-         normals: np.ndarray) -> bytes:
-    """Stanford PLY, binary little endian, colours as bytes."""
-    fields = [(name, "<f4") for name in "xyz"]
-    properties = [f"property float {name}" for name in "xyz"]
-    if colors is not None:
-        fields += [(name, "u1") for name in ("red", "green", "blue")]
-        properties += [f"property uchar {name}" for name in ("red", "green", "blue")]
-    vertex = np.empty(len(vertices), fields)
-    columns = vertices.T if colors is None else (*vertices.T, *(colors * 255).round().T)
-    for (name, _), column in zip(fields, columns, strict=True):
-        vertex[name] = column
-    face = np.empty(len(faces), [("count", "u1"), ("corners", "<i4", 3)])
-    face["count"], face["corners"] = 3, faces
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}",
-              *properties, f"element face {len(faces)}",
-              "property list uchar int vertex_indices", "end_header", ""]
-    return "\n".join(header).encode() + vertex.tobytes() + face.tobytes()
-
-
-def _glb(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None,
-         normals: np.ndarray) -> bytes:
-    """Binary glTF 2.0: one mesh with normals and, if given, colours (linear, as glTF requires)."""
-    attributes = {"POSITION": vertices, "NORMAL": normals}
-    if colors is not None:
-        attributes["COLOR_0"] = colors**2.2
-    arrays = [*(array.astype("<f4") for array in attributes.values()), faces.astype("<u4")]
+def _glb(vertices: np.ndarray, faces: np.ndarray) -> bytes:
+    """Binary glTF 2.0: one mesh with normals."""
+    normals = vertex_normals(vertices, faces)
+    arrays = vertices.astype("<f4"), normals.astype("<f4"), faces.astype("<u4")
     offsets = np.cumsum([0, *(array.nbytes for array in arrays)]).tolist()
-    views = [{"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": 34962}
-             for offset, array in zip(offsets, arrays, strict=False)]  # 34962: vertex data
-    accessors = [{"bufferView": i, "componentType": 5126, "count": len(vertices), "type": "VEC3"}
-                 for i in range(len(attributes))]  # 5126: float32
-    accessors[0] |= {"min": arrays[0].min(0).tolist(), "max": arrays[0].max(0).tolist()}
-    views[-1]["target"] = 34963  # indices
-    accessors.append({"bufferView": len(attributes), "componentType": 5125,  # uint32
-                      "count": faces.size, "type": "SCALAR"})
+    views = [{"buffer": 0, "byteOffset": offset, "byteLength": array.nbytes, "target": target}
+             for offset, array, target in zip(  # 34962: vertex data, 34963: indices
+                 offsets, arrays, (34962, 34962, 34963), strict=False)]
+    points = {"componentType": 5126, "count": len(vertices), "type": "VEC3"}  # 5126: float32
+    extent = {"min": vertices.min(0).tolist(), "max": vertices.max(0).tolist()}
+    accessors = [
+        {"bufferView": 0} | points | extent, {"bufferView": 1} | points,
+        {"bufferView": 2, "componentType": 5125, "count": faces.size, "type": "SCALAR"}]  # uint32
     surface = {"metallicFactor": 0, "roughnessFactor": 0.7}
     description = {
         "asset": {"version": "2.0"}, "scene": 0, "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],
         "meshes": [{"primitives": [{
-            "attributes": {name: i for i, name in enumerate(attributes)},
-            "indices": len(attributes), "material": 0}]}],
+            "attributes": {"POSITION": 0, "NORMAL": 1}, "indices": 2, "material": 0}]}],
         "materials": [{"pbrMetallicRoughness": surface, "doubleSided": True}],
         "buffers": [{"byteLength": offsets[-1]}], "bufferViews": views, "accessors": accessors,
     }
@@ -377,8 +351,7 @@ def _glb(vertices: np.ndarray, faces: np.ndarray, colors: np.ndarray | None,
         struct.pack("<I4s", len(binary), b"BIN\0"), binary])
 
 
-# ending -> function of vertices (V, 3), faces (F, 3), colours (V, 3) or None, normals (V, 3)
-MESH_FORMATS = {".obj": _obj, ".ply": _ply, ".glb": _glb}
+MESH_FORMATS = {".obj": _obj, ".glb": _glb}
 
 
 def to_numpy(array) -> np.ndarray:
@@ -430,24 +403,21 @@ def vertex_normals(vertices, faces) -> np.ndarray:
     return (total / np.where(length > 0, length, 1)).astype(vertices.dtype)
 
 
-def save_mesh(path: str | Path, vertices, faces, colors=None) -> None:
-    """Write a triangle mesh as .obj, .ply (binary) or .glb, by the ending of the path.
+def save_mesh(path: str | Path, vertices, faces) -> None:
+    """Write a triangle mesh as .obj or .glb, by the ending of the path.
 
-    Args: vertices (V, 3), written as float32; faces (F, 3), at least one; colors 0..1, one for
-    all (3,) or one per vertex (V, 3). Arrays or tensors. The file is replaced as a whole.
-    Raises ValueError for another ending or what is not a triangle mesh, FileNotFoundError for a
-    missing folder.
+    Args: vertices (V, 3), written as float32; faces (F, 3), at least one. Arrays or tensors. The
+    file is replaced as a whole. Raises ValueError for another ending or what is not a triangle
+    mesh, FileNotFoundError for a missing folder.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in MESH_FORMATS:
-        raise ValueError(f"cannot save {path}: the name must end in .obj, .ply or .glb")
+        raise ValueError(f"cannot save {path}: the name must end in .obj or .glb")
     vertices, faces = check_mesh(single(vertices), faces)
     if not len(faces):
         raise ValueError(f"cannot save {path}: the mesh has no faces")
-    colors = None if colors is None else vertex_colors(colors, len(vertices))
-    normals = vertex_normals(vertices, faces)
-    write_atomically(path, MESH_FORMATS[suffix](vertices, faces, colors, normals))
+    write_atomically(path, MESH_FORMATS[suffix](vertices, faces))
 
 
 def load_vertices(path: str | Path) -> np.ndarray:
@@ -512,14 +482,8 @@ def write_predictions(path: str | Path, joints: Points, vertices: Points) -> Non
 
     The file has enough digits to give back the same float32 or float64 numbers.
     """
-    joints, vertices = (_floats(points) for points in (joints, vertices))
-    texts = []
-    for points in pair(joints, vertices):
-        digits = "%.9g" if points.dtype == np.float32 else "%.17g"
-        row = "[" + ",".join([digits] * 3) + "]"
-        sample = "[" + ",".join([row] * points.shape[1]) + "]"
-        texts.append("[" + ",".join(sample % tuple(values.ravel()) for values in points) + "]")
-    write_atomically(path, f"[{texts[0]},{texts[1]}]".encode())
+    both = pair(to_numpy(joints), to_numpy(vertices))
+    write_atomically(path, json.dumps([points.tolist() for points in both]).encode())
 
 
 def _floats(points: Points) -> np.ndarray:
@@ -539,23 +503,18 @@ def pair(joints: Sequence, vertices: Sequence, where: str = "") -> tuple[np.ndar
 
 
 def _samples(samples: Sequence, count: int, name: str) -> np.ndarray:
-    """Samples as one array (N, count, 3). ValueError names the first that does not fit."""
-    if not isinstance(samples, list | np.ndarray):
-        raise ValueError(f"{name}: expected a list with one entry per sample, got {samples!r:.40}")
-    arrays = []
-    for index, sample in enumerate(samples):
-        try:
-            values = np.array(sample)  # without a dtype, so that text is not converted to numbers
-        except ValueError:  # lists of different lengths
-            values = np.array(None)
-        if values.shape != (count, 3) or values.dtype.kind not in "fiu":
-            raise ValueError(f"{name}[{index}]: expected {count} points of 3 numbers, "
-                             f"got {sample!r:.60}")
-        if not np.isfinite(values).all():
-            point = np.argwhere(~np.isfinite(values))[0, 0]
-            raise ValueError(f"{name}[{index}]: not finite at point {point}")
-        arrays.append(values)
-    return np.stack(arrays) if arrays else np.empty((0, count, 3))
+    """Samples as one array (N, count, 3); ValueErrors begin with `name`."""
+    try:
+        points = np.array(samples)  # without a dtype, so that text is not converted to numbers
+    except ValueError:  # lists of different lengths
+        points = np.array(None)
+    points = points.reshape(0, count, 3) if points.shape == (0,) else points
+    if points.shape[1:] != (count, 3) or points.ndim != 3 or points.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: expected {count} points of 3 numbers for each sample")
+    if not np.isfinite(points).all():
+        sample, point, _ = np.argwhere(~np.isfinite(points))[0]
+        raise ValueError(f"{name}[{sample}]: not finite at point {point}")
+    return points
 
 
 def read_json(path: str | Path) -> object:

@@ -272,7 +272,7 @@ PROTOCOLS = {
         "frames without a hand do not count (78,768 of s0's test). Truth and prediction must have "
         "the same kind of joints. data.py regresses both from the mesh, with manopth's tip "
         "vertices, so that a perfect mesh has no error. The toolkit compares with joint_3d, the "
-        "joints of the skinning skeleton (data.py: joints=given)",
+        "joints of the skinning skeleton",
         joints="hand21", root=(0,), allow_reflection=True, curves=("AUC",)),
     "h36m_p2_lsp14": Protocol(
         "SPIN, whose split GenHMR follows: motion-capture joints against those that SPIN's "

@@ -63,7 +63,7 @@ def write_results(base: Path, image: np.ndarray, meshes: Sequence[Mesh]) -> list
         np.savez_compressed(file, faces=faces, **arrays)
         contents[f"{start}.npz"] = file.getvalue()
         upright = (arrays["vertices"] - arrays.get("root", arrays["joints"][0])) * (1, -1, -1)
-        files |= {f"{start}.{ending}": (upright, faces) for ending in ("obj", "ply", "glb")}
+        files |= {f"{start}.{ending}": (upright, faces) for ending in ("obj", "glb")}
     for name, content in contents.items():
         write_atomically(f"{base}{name}", content)
     for name, mesh in files.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -23,13 +23,7 @@ class Augmentation:
     gain: tuple[float, float] = (1.0, 1.0)  # factor of each colour channel
     brightness: tuple[float, float] = (0.0, 0.0)  # offset, fraction of white
     contrast: tuple[float, float] = (0.0, 0.0)  # factor - 1
-    patches: float = 0.0  # probability of a noisy rectangle before the picture
-    colored_light: float = 0.0  # probability of a coloured light that falls off across the picture
-    tint: float = 0.0  # probability of paler colours and a cast over the whole picture
-    grey: float = 0.0  # probability of a grey picture
-    defocus: float = 0.0  # probability of blur or of a lower resolution
-    motion_blur: float = 0.0  # probability of motion blur, by up to 1/12 of the side
-    jpeg: float = 0.0  # probability of a JPEG's artefacts, of quality 15 to 90
+    effects: dict[str, float] = field(default_factory=dict)  # probability of each, see EFFECTS
     hand_jitter: float = 1.0  # crops of people's hands move this many times as far as their boxes
     hand_blur: float = 0.0  # half of the crops of people's hands are blurred by a box of up to this
     # radius in pixels, as crops that were enlarged are; for crops of 128 px
@@ -73,10 +67,8 @@ class Augmentation:
         table = np.clip(np.arange(256) * gain, 0, 255)  # one look-up table per channel
         table = np.clip(table * (1 + contrast) + 255 * brightness, 0, 255).round().astype(np.uint8)
         image = np.stack([row[channel] for row, channel in zip(table, image, strict=True)])
-        for share, change in ((self.patches, self.patch), (self.colored_light, color_light),
-                              (self.tint, tint), (self.grey, turn_grey), (self.defocus, defocus),
-                              (self.motion_blur, blur_motion), (self.jpeg, compress)):
-            if share and rng.random() < share:
+        for name, change in EFFECTS.items():
+            if name in self.effects and rng.random() < self.effects[name]:
                 image = change(image, rng)
         return image
 
@@ -88,14 +80,15 @@ class Augmentation:
         picture = Image.fromarray(image.transpose(1, 2, 0)).filter(ImageFilter.BoxBlur(radius))
         return np.asarray(picture).transpose(2, 0, 1)
 
-    def patch(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Hide a rectangle of (3, S, S) uint8, its sides 1/16 to 5/16 of S, behind noise."""
-        size = image.shape[1]
-        height, width = (size * rng.uniform(1 / 16, 5 / 16, 2)).astype(int)
-        top, left = rng.integers(size - height), rng.integers(size - width)
-        noise = rng.uniform(0, 255, (3, 1, 1)) + rng.normal(0, 30, (3, height, width))
-        image[:, top:top + height, left:left + width] = np.clip(noise, 0, 255)
-        return image
+
+def hide_patch(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Hide a rectangle of (3, S, S) uint8, its sides 1/16 to 5/16 of S, behind noise."""
+    size = image.shape[1]
+    height, width = (size * rng.uniform(1 / 16, 5 / 16, 2)).astype(int)
+    top, left = rng.integers(size - height), rng.integers(size - width)
+    noise = rng.uniform(0, 255, (3, 1, 1)) + rng.normal(0, 30, (3, height, width))
+    image[:, top:top + height, left:left + width] = np.clip(noise, 0, 255)
+    return image
 
 
 def color_light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -155,6 +148,11 @@ def compress(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(Image.open(file)).transpose(2, 0, 1)
 
 
+EFFECTS = {  # what photographs have, in the order in which it happens
+    "patches": hide_patch, "colored_light": color_light, "tint": tint, "grey": turn_grey,
+    "defocus": defocus, "motion_blur": blur_motion, "jpeg": compress}
+
+
 def for_hands(recipe: Augmentation) -> Augmentation:
     """Adapt a recipe of bodies to crops of hands, as HaMeR does.
 
@@ -174,8 +172,8 @@ HMR2 = Augmentation(center_jitter=0.02, scale=(0.7, 1.3), rotation=30.0, flip=0.
 RENDERED = Augmentation(gain=(0.8, 1.2), brightness=(-0.15, 0.15), contrast=(-0.2, 0.2))
 PHOTOS = Augmentation(
     center_jitter=0.08, scale=(0.75, 1.15), rotation=30.0, gain=(0.8, 1.2),
-    brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.15, colored_light=0.3,
-    motion_blur=0.25, jpeg=0.3)
+    brightness=(-0.15, 0.15), contrast=(-0.25, 0.25),
+    effects={"patches": 0.15, "colored_light": 0.3, "motion_blur": 0.25, "jpeg": 0.3})
 AUGMENTATIONS: dict[str, Augmentation | None] = {
     "none": None,
     # SimpleHand's recipe with our exact crop; then with the release's own crop, to train and to
@@ -193,23 +191,21 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
                                flip=0.5),
     "rendered_bodies_photos": Augmentation(  # with what cameras, filters and files change
         center_jitter=0.05, scale=(0.82, 1.22), rotation=15.0, flip=0.5, gain=(0.75, 1.25),
-        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.3, colored_light=0.15,
-        tint=0.15, grey=0.1, defocus=0.25, motion_blur=0.1, jpeg=0.3),
+        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25),
+        effects={"patches": 0.3, "colored_light": 0.15, "tint": 0.15, "grey": 0.1, "defocus": 0.25,
+                 "motion_blur": 0.1, "jpeg": 0.3}),
     "rendered_people": Augmentation(
         center_jitter=0.07, scale=(0.8, 1.35), rotation=20.0, flip=0.5, gain=(0.75, 1.25),
-        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), patches=0.2, hand_jitter=2.0,
-        hand_blur=2.5),
+        brightness=(-0.15, 0.15), contrast=(-0.25, 0.25), effects={"patches": 0.2},
+        hand_jitter=2.0, hand_blur=2.5),
 }
 
 
 def find_augmentation(recipe: str | Augmentation | None) -> Augmentation | None:
-    """Return the recipe of this name, or the given recipe itself.
-
-    Raises ValueError for an unknown name.
-    """
-    if isinstance(recipe, str):
-        if recipe not in AUGMENTATIONS:
-            raise ValueError(f"unknown augmentation {recipe!r}: expected one of "
-                             f"{', '.join(AUGMENTATIONS)}, or an Augmentation")
-        return AUGMENTATIONS[recipe]
-    return recipe
+    """Return the recipe of this name (ValueError if it is unknown), or the given recipe itself."""
+    if not isinstance(recipe, str):
+        return recipe
+    if recipe not in AUGMENTATIONS:
+        raise ValueError(f"unknown augmentation {recipe!r}: expected one of "
+                         f"{', '.join(AUGMENTATIONS)}, or an Augmentation")
+    return AUGMENTATIONS[recipe]

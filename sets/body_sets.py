@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from os import fsdecode
 from pathlib import Path
 from xml.etree import ElementTree
@@ -25,15 +25,14 @@ class ThreeDPW(official.Pictures):
     """3DPW (von Marcard et al. 2018): imageFiles/ and sequenceFiles/.
 
     A person counts in the frames with a valid camera and 2D keypoints: 35,515 of the test split.
-    Poses and jointPositions are in the world's frame, cam_poses lead to the camera. poses2d are
-    (3, 18) a frame. Pictures are numbered 0, 1, ..., not by img_frame_ids. The box is that of the
-    2D keypoints, as in SPIN. keypoints_2d come from a detector; keypoints_3d are the 24 joints of
-    the gendered body.
+    Poses and jointPositions, the 24 joints of the gendered body, are in the world's frame. poses2d,
+    of a detector, are (3, 18) a frame. Pictures are numbered 0, 1, ..., not by img_frame_ids. The
+    box is that of the 2D keypoints, as in SPIN.
     """
 
     SPLITS = {"test": "test", "train": "train", "val": "validation"}
     SOURCES = ("sequenceFiles/{split}/*.pkl",)
-    JOINTS, COUNTS, DETECTED = "smpl45", {"test": 35_515}, True
+    JOINTS, DETECTED = "smpl45", True
     HOME = "virtualhumans.mpi-inf.mpg.de/3DPW"
 
     def rows(self) -> Iterator[dict]:
@@ -159,13 +158,13 @@ class EMDB(official.Pictures):
 class Human36M(official.Pictures):
     """Human3.6M (Ionescu et al. 2014) in SPIN's file dataset_extras/h36m_valid_protocol2.npz.
 
-    p2 is protocol 2: the frontal camera 60457274 alone, subjects 9 and 11. scale is the side of a
-    square box / 200, margin included. S is relative to the pelvis.
+    p2 is protocol 2: the frontal camera 60457274 alone, subjects 9 and 11; 27,558 pictures. scale
+    is the side of a square box / 200, margin included. S is relative to the pelvis.
     """
 
     SPLITS = {"p2": "h36m_valid_protocol2"}
     SOURCES = ("dataset_extras/{split}.npz",)
-    JOINTS, COUNTS = "eft49", {"p2": 27_558}
+    JOINTS = "eft49"
     HOME = "vision.imar.ro/human3.6m and github.com/nkolot/SPIN"
 
     def rows(self) -> Iterator[dict]:
@@ -186,12 +185,12 @@ class Human36MSMPLX(official.Pictures):
     root: images/ and annotations/Human36M_subject*_*.json. Everything is in the world's frame;
     joints and camera translations are in millimetres, the right leg comes first. Fits of SMPL-X are
     read where they exist; fingers are relative to the mean hand: without `models` they stay
-    unknown. Option stride: take every stride-th of the 50 frames a second.
+    unknown. Of 50 frames a second every STRIDE-th is taken.
     """
 
     SPLITS = {"train": "train"}
     SUBJECTS = (1, 5, 6, 7, 8)
-    JOINTS, MODEL, HAND_SPACE, OPTIONS = "h36m17_moon", "smplx", "mean_relative", {"stride": 5}
+    JOINTS, MODEL, HAND_SPACE, STRIDE = "h36m17_moon", "smplx", "mean_relative", 5
     SOURCES = tuple(f"annotations/Human36M_subject{subject}_{kind}.json" for subject in SUBJECTS
                     for kind in ("data", "camera", "joint_3d", "SMPLX_NeuralAnnot"))
     HOME = "github.com/mks0601/3DMPPE_POSENET_RELEASE"
@@ -203,10 +202,12 @@ class Human36MSMPLX(official.Pictures):
             pictures = {item["id"]: item for item in data["images"]}
             for item in data["annotations"]:
                 picture = pictures[item["image_id"]]
-                place = [str(picture[f"{kind}_idx"]) for kind in ("action", "subaction", "frame")]
-                if picture["frame_idx"] % self.options["stride"] == 0:
-                    yield self._person(item, picture, cameras[str(picture["cam_idx"])],
-                                       _nested(joints, place), _nested(fits, place))
+                action, part, frame = (str(picture[f"{kind}_idx"])
+                                       for kind in ("action", "subaction", "frame"))
+                if picture["frame_idx"] % self.STRIDE == 0:
+                    known = (tree.get(action, {}).get(part, {}).get(frame)
+                             for tree in (joints, fits))
+                    yield self._person(item, picture, cameras[str(picture["cam_idx"])], *known)
 
     def _person(self, item: dict, picture: dict, camera: dict, world: list | None,
                 fit: dict | None) -> dict:
@@ -216,7 +217,7 @@ class Human36MSMPLX(official.Pictures):
             "image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
             "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
             "sequence": Path(picture["file_name"]).parent.name,
-            "world_to_camera": official.rigid(R, t)}
+            "world_to_camera": np.column_stack([R, t])}
         if world is not None:
             points = np.array(world) / 1000 @ R.T + t
             row |= {"keypoints_3d": official.with_confidence(points),
@@ -227,28 +228,20 @@ class Human36MSMPLX(official.Pictures):
         return row
 
 
-def _nested(tree: dict, keys: Sequence[str]) -> object:
-    """Return tree[a][b][c], or None where a key is missing."""
-    for key in keys:
-        tree = tree.get(key) if tree else None
-    return tree
-
-
 class BEDLAM(official.Pictures):
     """BEDLAM (Black et al. 2023): all_npz_12_training/*.npz and SCENE_6fps/png/seq_000000/....
 
     Poses are absolute and already in the camera's frame; the translation is trans_cam plus that of
     cam_ext. Bodies are of the neutral SMPL-X with 11 shape coefficients, whatever `gender` says.
     Close-ups lie on their side: they are turned clockwise. AGORA's files in the same folder
-    (agora-*.npz) have other keys and other pictures; they are left out. A person counts with at
+    (agora-*.npz) have other keys; they are left out. A person counts with at
     least MIN_KEYPOINTS joints in the picture.
-    Option picture_size: width and height of the pictures as stored.
     """
 
     SPLITS = {"train": "all_npz_12_training", "val": "all_npz_12_validation"}
     SOURCES = ("{split}/*.npz",)
     JOINTS, MODEL, NUM_BETAS, MIN_KEYPOINTS = "smplx76", "smplx", 11, 8
-    OPTIONS = {"picture_size": (1280, 720)}
+    PICTURE_SIZE = (1280, 720)  # as stored
     HOME = "bedlam.is.tue.mpg.de"
     ARRAYS = ("imgname", "center", "scale", "gtkps", "cam_int", "cam_ext", "pose_cam", "trans_cam",
               "shape")
@@ -260,7 +253,7 @@ class BEDLAM(official.Pictures):
             names, center, scale, gtkps, cam_int, cam_ext, pose, transl, betas = official.read_npz(
                 self.file(path), *self.ARRAYS)
             closeup = "closeup" in path.stem
-            size = self.options["picture_size"][::-1 if closeup else 1]
+            size = self.PICTURE_SIZE[::-1 if closeup else 1]
             points = gtkps[:, :76, :2]
             kept = np.flatnonzero(inside(points, *size).sum(1) >= self.MIN_KEYPOINTS)
             side = scale[kept] * 200 / official.BOX_MARGIN
@@ -282,16 +275,14 @@ class RICH(official.Pictures):
     resource/meta has a row for each person of each sequence (id, view_id). Each of the person's
     frames before each of the row's cameras is a sample. Bodies are of the gendered SMPL-X
     (resource/gender.json), in the frame of the first camera; a hand has 12 coefficients.
-    Keypoints and boxes are those of the bodies, so that `models` is required.
-
-    Option picture_size: width and height, or the other way round where K's principal point says so.
-    Pictures of another size, as in the reduced release, are refused, since K is not theirs.
+    Keypoints and boxes are those of the bodies, so that `models` is required. Pictures of another
+    size, as in the reduced release, are refused, since K is not theirs.
     """
 
     SOURCES = ("resource/meta/{split}.txt", "resource/gender.json", "resource/imgext.json",
                "bodies/{split}/*/", "scan_calibration/*/calibration/*.xml")
     JOINTS, MODEL, HAND_SPACE = "smplx76", "smplx", "pca"
-    OPTIONS = {"picture_size": (4112, 3008)}
+    PICTURE_SIZE = (4112, 3008)  # or the other way round where K's principal point says so
     HOME = "rich.is.tue.mpg.de"
 
     def rows(self) -> Iterator[dict]:
@@ -334,7 +325,7 @@ class RICH(official.Pictures):
             {"pose": pose, "betas": np.reshape(body["betas"], (1, 10)),
              "transl": np.reshape(body["transl"], (1, 3)), "world_to_camera": motion, "K": K},
             gender) | {
-            "has_hands": 1, "image_size": self.options["picture_size"][::-1 if portrait else 1],
+            "has_hands": 1, "image_size": self.PICTURE_SIZE[::-1 if portrait else 1],
             "gender": official.GENDERS.index(gender), "person": int(path.stem),
             "frame": int(path.parent.name)}
 
@@ -344,8 +335,8 @@ class ARCTIC(official.Pictures):
 
     root: the folder `data` of arctic_data. Protocol 1; HMR-Adapter scores its val split, since the
     truth of the test split is withheld. As in the official code, pictures are numbered from the
-    frame plus the subject's ioi_offset, and the numbers 10 to length - 11 are used. Option
-    interval: take every interval-th of them (our choice; HMR-Adapter's files are not public).
+    frame plus the subject's ioi_offset, and the numbers 10 to length - 11 are used, every
+    INTERVAL-th of them (our choice; HMR-Adapter's files are not public).
 
     View v has entry v - 1 of the cameras and v of the picture sizes. Bodies have the subject's own
     template (`mesh`) and no betas; fingers are absolute. Frames without a finite fit are left out.
@@ -355,7 +346,7 @@ class ARCTIC(official.Pictures):
     SPLITS = {"val": "val", "train": "train"}
     SOURCES = ("splits_json/protocol_p1.json", "meta/misc.json", "meta/subject_vtemplates/s*.obj",
                "raw_seqs/s*/*.smplx.npy")
-    JOINTS, MODEL, OPTIONS = "smplx76", "smplx", {"interval": 10}
+    JOINTS, MODEL, INTERVAL = "smplx76", "smplx", 10
     HOME = "arctic.is.tue.mpg.de"
     TRIM = 10  # pictures at either end
 
@@ -366,7 +357,7 @@ class ARCTIC(official.Pictures):
             body = load_arrays(self.file(f"raw_seqs/{subject}/{sequence}.smplx.npy"))
             pose = np.concatenate([np.reshape(body[part], (len(body["transl"]), -1))
                                    for part in SMPLX_PARTS], 1).reshape(-1, 55, 3)
-            pictures = np.arange(self.TRIM, len(pose) - self.TRIM, self.options["interval"])
+            pictures = np.arange(self.TRIM, len(pose) - self.TRIM, self.INTERVAL)
             frames = pictures - misc[subject]["ioi_offset"]
             finite = np.isfinite(pose).all((1, 2)) & np.isfinite(body["transl"]).all(1)
             frames = frames[(frames >= 0) & finite[frames]]
@@ -395,13 +386,12 @@ class ARCTIC(official.Pictures):
 class EHF(official.Pictures):
     """EHF (Pavlakos et al. 2019), one folder: 01_img.jpg, 01_align.ply, 01_2Djnt.json, ..., 100_...
 
-    The truth is a mesh with SMPL-X's topology in the scanner's frame; `vertices(record)` returns it
-    in the camera's frame. There are no parameters. Keypoints are OpenPose's.
-    Person boxes are those of SMPLer-X's EHF.json, if it is there, too; else those of the keypoints,
-    so that crops differ a little from SMPLer-X's.
+    The truth is a mesh with SMPL-X's topology in the scanner's frame; there are no parameters.
+    Keypoints are OpenPose's. Boxes are those of SMPLer-X's EHF.json, if it is there, or else those
+    of the keypoints, so that crops differ a little from SMPLer-X's.
     """
 
-    SPLITS, COUNTS = {"test": "test"}, {"test": 100}
+    SPLITS = {"test": "test"}
     SOURCES, OPTIONAL = ("*_align.ply", "*_2Djnt.json"), ("EHF.json",)
     JOINTS, MODEL = "openpose25", "smplx"
     HOME = "smpl-x.is.tue.mpg.de"
@@ -411,7 +401,7 @@ class EHF(official.Pictures):
 
     def rows(self) -> Iterator[dict]:
         R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
-        motion, boxes = official.rigid(R.numpy(), np.array(self.TRANSLATION)), self._boxes()
+        motion, boxes = np.column_stack([R.numpy(), self.TRANSLATION]), self._boxes()
         for path in sorted(self.sources["*_align.ply"], key=lambda path: int(path.name[:-10])):
             number = path.name[:-10]
             load_vertices(self.file(path))  # so that a damaged one is reported now

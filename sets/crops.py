@@ -1,7 +1,6 @@
 """Crop pictures, and move their labels along: of hands, bodies, and people with their hands.
 
-A W x H picture spans [0, W] x [0, H] and the centre of its first pixel is (0.5, 0.5). A sample of a
-hand is described in data.py.
+Samples of hands and coordinates of pixels: see data.py.
 """
 
 from __future__ import annotations
@@ -57,12 +56,11 @@ def perspective_crop(K: np.ndarray, center: Sequence[float], box: Sequence[float
     """Rotate the camera until the box's centre lies on its axis, then zoom until the box fits.
 
     K (3, 3), centre (2,) and box (width, height) are in pixels of the original picture; the longer
-    side of the box fills `size`. The crop is exact for 3D points, which an affine crop is not. The
-    rotation is the shortest one; its formula also holds for a box in the middle of the picture.
+    side of the box fills `size`. The crop is exact for 3D points, which an affine crop is not.
 
     release: crop as SimpleHand's released code does (its cal_perspective_mat). The zoom then fits
-    the bounding box of the four rotated corners, and fx and fy keep their ratio. All coordinates
-    have pixel centres at integers, so that a mirrored pixel moves from x to size - 1 - x.
+    the bounding box of the four rotated corners, and fx and fy keep their ratio. Pixel centres are
+    at integers, so that a mirrored pixel moves from x to size - 1 - x.
     """
     if min(box) <= 0 or size <= 0:
         raise ValueError(f"a crop needs a positive box and size, got {tuple(box)} and {size}")
@@ -112,10 +110,9 @@ def to_pixels(points: np.ndarray, K: np.ndarray) -> np.ndarray:
 
 
 def warp(image: np.ndarray, image_to_crop: np.ndarray, size: int) -> np.ndarray:
-    """Resample (H, W, 3) uint8 to (size, size, 3), bilinear, black outside the picture.
+    """Resample (H, W, 3) uint8 by a homography to (size, size, 3), bilinear, black outside.
 
-    image_to_crop is a homography (3, 3). Before a strong reduction whole blocks of pixels are
-    averaged, which avoids aliasing.
+    Before a strong reduction whole blocks of pixels are averaged, which avoids aliasing.
     """
     inverse = np.linalg.inv(image_to_crop)
     middle = size / 2 + np.array([[0, 0], [1, 0], [0, 1]])
@@ -189,8 +186,8 @@ def upright_sample(sample: dict[str, np.ndarray], size: int, rng: np.random.Gene
                    ) -> dict[str, np.ndarray]:
     """Crop a crop once more: the hand points up and fills it, nearly.
 
-    A network that looks again at a hand sees such crops. It makes them from keypoints that it found
-    in the first crop, so the true ones get noise here.
+    A network that looks again at a hand makes such crops from keypoints that it found in the first
+    one, so the true ones get noise here.
     """
     guess = sample["keypoints_2d"] + rng.normal(0, 0.03 * size, (NUM_JOINTS, 2))
     roll, side = (value.item() for value in upright_view(
@@ -226,9 +223,8 @@ def crop_sample(source: dict[str, np.ndarray], center: np.ndarray, box: np.ndarr
     """Crop a picture and its annotation with a virtual camera.
 
     source: what a sample has (see data.py), in the original camera: image (H, W, 3), K, joints,
-    vertices, keypoints_2d, keypoints_valid (21,) 1 if known, mesh_valid and side.
-    release: crop and resample as SimpleHand's released code does. Then K, crop and keypoints_2d
-    have pixel centres at integers.
+    vertices, keypoints_2d, keypoints_valid (21,) 1 if known, mesh_valid and side. release: see
+    `perspective_crop`, also of K, crop and keypoints_2d.
     """
     crop = perspective_crop(source["K"], center, box, size, roll=roll, mirror=mirror,
                             release=release)
@@ -301,9 +297,9 @@ def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float
               joints: str = "smpl24", keypoint_set: str = "smpl45") -> dict[str, np.ndarray]:
     """Return the sample's labels after a `crop_homography` with this roll and mirror.
 
-    Rolling the camera rotates the body about the camera's axis; shift and zoom go into K. A
-    mirrored body has left and right exchanged. Pose and betas then give its keypoints to within
-    millimetres only, since shapes are not quite symmetric.
+    Rolling the camera rotates the body; shift and zoom go into K. A mirrored body has left and
+    right exchanged; pose and betas give its keypoints to within millimetres, since shapes are not
+    quite symmetric.
     """
     turn = roll_and_mirror(roll, False)
     pose, keypoints = sample["pose"].copy(), sample["keypoints_3d"] @ turn.T
@@ -344,10 +340,7 @@ HAND_MARGIN = 2.0  # side of a hand's crop / side of the keypoints' box (HaMeR)
 
 
 def hand_square(keypoints: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return centre (2,) and side of a hand's crop around its keypoints (N, 2).
-
-    As in HaMeR, it is twice the tight box, widened to the part of the crop that the encoder sees.
-    """
+    """Return centre (2,) and side of a hand's crop around its keypoints (N, 2), as in HaMeR."""
     center, side = body_box(keypoints)
     return center, HAND_MARGIN * side
 
@@ -356,8 +349,7 @@ def labelled_person(sample: dict[str, np.ndarray], recipe: Augmentation | None, 
                     rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Augment a person's pictures and labels; add what follows from them.
 
-    "pose" becomes "body_pose". The left arm and hand are those of the mirrored person: M R M with
-    M = diag(-1, 1, 1).
+    "pose" becomes "body_pose". The left hand is that of the mirrored person.
     """
     if recipe is not None and recipe.moves:
         sample = augment_person(sample, recipe, rng)
@@ -367,15 +359,14 @@ def labelled_person(sample: dict[str, np.ndarray], recipe: Augmentation | None, 
     rotations = torch.tensor(pose)
     arms, hands = rotations[torch.tensor(ARMS)], rotations[torch.tensor(HAND_JOINTS)]
     hands[:, 0] = bodymodels.chain_rotation(arms)  # in the camera's frame, not the elbow's
-    for rotations in (arms, hands):
-        rotations[1] = bodymodels.mirror_matrix(rotations[1])
+    hands[1] = bodymodels.mirror_matrix(hands[1])
     hand_joints = sample["keypoints_3d"][HAND_KEYPOINTS]  # (2, 21, 3)
     hand_joints[1] *= (-1, 1, 1)
     valid = inside(sample["keypoints_2d"], size, size)
     flat = sample["keypoints_2d"][HAND_KEYPOINTS]
     return sample | {
-        "body_pose": pose, "keypoints_valid": valid, "arm_pose": arms.numpy(),
-        "hand_pose": hands.numpy(), "hand_joints": hand_joints,
+        "body_pose": pose, "keypoints_valid": valid, "hand_pose": hands.numpy(),
+        "hand_joints": hand_joints,
         "hand_keypoints_2d": to_pixels(hand_joints, sample["hand_K"]),
         "hand_boxes": np.concatenate([flat.min(1), np.ptp(flat, 1)], 1),
         "hand_valid": (valid[HAND_KEYPOINTS].mean(1) > 0.5).astype(np.float32)}
@@ -385,8 +376,7 @@ def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,
                    rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Crop all pictures (S, S, 3) and (2, H, H, 3) of a person again, and move the labels along.
 
-    All pictures turn by the same angle, since the camera turns; each has its own shift and scale.
-    Mirroring exchanges the right and the left hand.
+    All turn by the same angle; each has its own shift and scale. Mirroring exchanges the hands.
     """
     moved, roll, mirror = augment_body(sample, recipe, rng, "smplx55", "smplx76")
     hands = [move_hand({name: sample[name][hand] for name in sample if name.startswith("hand_")},

@@ -17,14 +17,13 @@ class FreiHAND(official.Pictures):
 
     root: the folder of training/, evaluation/ and their .json files. Training has four backgrounds
     (green screen, homogenised, sample, auto): picture = background * N + id, with one annotation
-    for each id. N comes from the files (32,560), so that a smaller folder works too.
+    for each id. N comes from the files (32,560), so that a smaller folder works too; evaluation has
+    3,960 pictures.
 
-    Training needs training_verts.json. The annotation of the evaluation split came later; without
-    it keypoints are unknown, the crop is the whole picture and all flags are 0.
-
-    Without augmentation the crop is the box of the true keypoints x 1.25, as in the papers. The
-    JSON lists, over a gigabyte of text, are read whole, once. Poses need `models`, for MANO's mean
-    hand; their orientation is taken as the camera's, as in the data set's own tools.
+    Training needs training_verts.json. Without the annotation of the evaluation split, which came
+    later, the crop is the whole picture and all flags are 0. Without augmentation it is the box of
+    the true keypoints x 1.25, as in the papers. Poses need `models`, for MANO's mean hand; their
+    orientation is taken as the camera's, as in the data set's own tools.
 
     K is used as it is stored. If its pixel centres are at integers this is wrong by half a pixel,
     less than the error of the annotation. Joints are the stored xyz, not regressed ones.
@@ -33,19 +32,9 @@ class FreiHAND(official.Pictures):
     SPLITS = {"training": "training", "evaluation": "evaluation"}
     SOURCES = ("{split}_K.json", "{split}/rgb/")
     JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
-    COUNTS = {"training": 130_240, "evaluation": 3_960}
     HOME = "freihand.informatik.uni-freiburg.de"
     BACKGROUNDS = 4
     SHAPES = {"xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
-
-    def __init__(self, *arguments, **options) -> None:
-        super().__init__(*arguments, **options)
-        count, most = len(self.records()), self.BACKGROUNDS if self.split == "training" else 1
-        there = [(self.root / f"{self.split}/rgb/{version * count:08d}.jpg").is_file()
-                 for version in range(most)]
-        self.versions = [*there, False].index(False)
-        if not self.versions:
-            raise self.missing(self.root / f"{self.split}/rgb/{0:08d}.jpg")
 
     def find_sources(self) -> dict[str, list[Path]]:
         sources = super().find_sources()
@@ -75,8 +64,7 @@ class FreiHAND(official.Pictures):
         if "mano" in numbers:
             mano = numbers["mano"][:, 0]
             columns |= {"betas": mano[:, 48:58], "has_betas": 1}
-            pose = self.absolute(mano[:, :48])
-            columns |= {} if pose is None else {"pose": pose, "has_pose": 1, "has_hands": 1}
+            columns |= self.hand_pose(mano[:, :48], "right")
         yield columns
 
     def _numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -88,8 +76,8 @@ class FreiHAND(official.Pictures):
         return numbers
 
     def __len__(self) -> int:
-        """Return the number of pictures of all backgrounds that are there."""
-        return self.versions * len(self.records())
+        """Return the number of pictures of all backgrounds."""
+        return (self.BACKGROUNDS if self.split == "training" else 1) * len(self.records())
 
     def record(self, index: int) -> np.ndarray:
         record = self.records(index % len(self.records())).copy()
@@ -113,12 +101,10 @@ class DexYCB(official.Pictures):
     """DexYCB (Chao et al. 2021): 20200709-subject-01/ to 20201022-subject-10/ and calibration/.
 
     The splits are those of setup s0: every fifth sequence of a subject is not for training; of
-    these the first two subjects' are "val" and the others' "test". Option sequences: how many a
-    subject must have, since the splits count them. Option given_joints: take joint_3d of the files,
-    LBS joints with manopth's tips, which the official toolkit scores; joints regressed from a
-    perfect mesh are about 3 mm off. By default, and with `models`, joints and keypoints are
-    regressed from the true mesh with the right hand's regressor and TIPS, as the protocol dexycb_s0
-    does with a prediction, so that a perfect mesh has no error.
+    these the first two subjects' are "val" and the others' "test". With `models`, joints and
+    keypoints are regressed from the true mesh with the right hand's regressor and TIPS, as the
+    protocol dexycb_s0 does with a prediction, so that a perfect mesh has no error. joint_3d of the
+    files, LBS joints with manopth's tips, which the official toolkit scores, is about 3 mm off.
 
     Frames without a hand, all -1 in the files, are left out: 406,888 of s0's train and 78,768 of
     its test split stay. person is the official number of the sample, which counts them.
@@ -130,30 +116,28 @@ class DexYCB(official.Pictures):
     SOURCES = ("20*-subject-*/*/meta.yml", "20*-subject-*/*/[0-9]*/",
                "calibration/intrinsics/*_640x480.yml", "calibration/mano_*/mano.yml")
     JOINTS, MODEL, HAND_SPACE, TIPS = "hand21", "mano", "pca", "manopth_right"
-    OPTIONS = {"sequences": 100, "given_joints": False}
-    COUNTS = {"train": 406_888, "test": 78_768}
+    SEQUENCES = 100  # of each subject: the splits count them
     HOME = "dex-ycb.github.io"
     CAMERAS = ("836212060125", "839512060362", "840412060917", "841412060263", "932122060857",
                "932122060861", "932122061900", "932122062010")
 
     def annotated(self, index: int) -> dict[str, np.ndarray]:
         source = super().annotated(index)
-        if not source["mesh_valid"] or self.options["given_joints"]:
+        if not source["mesh_valid"]:
             return source
-        right = official.official_body(self.models, None, False, family="mano", gender="neutral",
-                                       side="right", tips=self.TIPS)
-        joints = right.keypoint_regressor.numpy() @ source["vertices"]
+        joints = self.body(tips=self.TIPS).keypoint_regressor.numpy() @ source["vertices"]
         keypoints = to_pixels(joints, source["K"])
         return source | {"joints": joints, "keypoints_2d": keypoints, "keypoints_valid": inside(
             keypoints, *source["image"].shape[1::-1])}
 
     def rows(self) -> Iterator[dict]:
-        number, wanted = 0, self.options["sequences"]
+        number = 0
         for subject, folder in enumerate(sorted(self.root.glob("20*-subject-*"))):
             sequences = sorted(path for path in folder.iterdir() if path.is_dir())
             self.reading = folder
-            if len(sequences) != wanted:
-                raise ValueError(f"{len(sequences)} sequences where the splits count {wanted}")
+            if len(sequences) != self.SEQUENCES:
+                raise ValueError(f"{len(sequences)} sequences where the splits count "
+                                 f"{self.SEQUENCES}")
             subject = int(folder.name[-2:]) - 1
             for order, sequence in enumerate(sequences):
                 split = "train" if order % 5 != 4 else "val" if subject < 2 else "test"
@@ -181,7 +165,6 @@ class DexYCB(official.Pictures):
             return
         pose, joints, keypoints = map(np.stack, zip(*labels, strict=True))
         keypoints = official.with_confidence(keypoints)
-        absolute = self.absolute(pose[:, :48], side=side)
         folder = (sequence / serial).relative_to(self.root).as_posix()
         yield official.boxes_around(keypoints) | {
             "image": [f"{folder}/color_{frame:06d}.jpg" for frame in frames],
@@ -190,15 +173,14 @@ class DexYCB(official.Pictures):
             "keypoints_2d": keypoints, "keypoints_3d": official.with_confidence(joints),
             "betas": betas, "has_betas": 1, "transl": pose[:, 48:], "has_transl": 1,
             "side": int(side == "right"), "person": number + np.array(frames), "frame": frames,
-        } | ({} if absolute is None else {"pose": absolute, "has_pose": 1, "has_hands": 1})
+        } | self.hand_pose(pose[:, :48], side)
 
 
 class InterHand(official.Pictures):
     """InterHand2.6M (Moon et al. 2020): images/ and annotations/, the 5 or the 30 fps release.
 
-    Each hand is a sample; each of an interacting pair has the box of its own projected joints.
-    Which joints are valid is stored for each picture (data.json). As in the authors' loader, a hand
-    without a valid wrist has no valid joint; it is left out.
+    Each hand is a sample; each of an interacting pair has the box of its own projected joints. As
+    in the authors' loader, a hand without a valid wrist has no valid joint; it is left out.
 
     joint_3d is in millimetres of the world, tip to base. MANO's fits (NeuralAnnot; many frames have
     none) are in metres of the world, relative to the mean hand, and made with the corrected
@@ -208,7 +190,7 @@ class InterHand(official.Pictures):
     SOURCES = tuple(f"annotations/{{split}}/InterHand2.6M_{{split}}_{name}.json"
                     for name in ("data", "camera", "joint_3d", "MANO_NeuralAnnot"))
     JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
-    MODEL_OPTIONS = {"fix_left_shapedirs": True}
+    LEFT_OPTIONS = {"fix_left_shapedirs": True}
     HOME = "mks0601.github.io/InterHand2.6M"
 
     def rows(self) -> Iterator[dict]:
@@ -244,12 +226,11 @@ class InterHand(official.Pictures):
             "image": f"images/{self.split}/{picture['file_name']}", "K": K,
             "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
             "keypoints_3d": official.with_confidence(points, valid), "side": int(side == "right"),
-            "world_to_camera": official.rigid(R, t), "person": person, "keypoints_2d": keypoints,
+            "world_to_camera": np.column_stack([R, t]), "person": person, "keypoints_2d": keypoints,
             "sequence": f"{picture['capture']}/{picture['seq_name']}"}
         if fit:
             row |= {"betas": fit["shape"], "transl": fit["trans"], "has_betas": 1, "has_transl": 1}
-            pose = self.absolute(np.array(fit["pose"]).reshape(1, 16, 3), side=side)
-            if pose is not None:
-                pose[:, 0] = official.rotate_root(R, pose[:, 0])
-                row |= {"pose": pose[0], "has_pose": 1, "has_hands": 1}
+            pose = np.array(fit["pose"]).reshape(1, 16, 3)
+            pose[:, 0] = official.rotate_root(R, pose[:, 0])
+            row |= self.hand_pose(pose, side)
         yield row

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import bodymodels
 from files import load_arrays
-from sets.official import Official
+from sets.official import Official, read_npz
 from sets.samples import KeyedDataset
 
 SMPL_JOINTS = bodymodels.JOINT_SETS["smpl24"]
@@ -49,8 +48,8 @@ def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
     """Return the poses (N, 24, 3) of a split's clips, axis-angle, y up, then their mirror images.
 
     Whole clips of `assets/motion.npz` belong to one split. Of frames that hardly differ, the first
-    is kept. All are turned about the vertical to face +z as far as possible. lean: largest angle in
-    degrees between the pelvis and upright; 180 keeps somersaults too.
+    is kept. All are turned to face +z. lean: largest angle in degrees between the pelvis and
+    upright; 180 keeps somersaults too.
     """
     with np.load(bodymodels.ASSETS / "motion.npz") as arrays:
         clips = arrays["clip_names"][arrays["clip"]]
@@ -81,9 +80,8 @@ def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0,
     """Draw a plausible pose: SMPL rotations (24, 3, 3), the root's in an upright camera's frame.
 
     Half are frames of the split's clips; the other half take legs, left arm and right arm from
-    other frames. Noise moves all joints but the root, most where the clips are still. The body
-    faces the camera and is then turned about the vertical by up to +- `views` degrees. lean: see
-    `motion_frames`.
+    other frames. Noise moves all joints but the root. The body faces the camera and is then turned
+    about the vertical by up to +- `views` degrees. lean: see `motion_frames`.
     """
     frames = motion_frames(split, lean)
     pose = frames[rng.integers(len(frames))].copy()
@@ -102,9 +100,9 @@ def sample_wide_poses(rngs: Sequence[np.random.Generator], split: str, wide: flo
                       views: float = 180.0, lean: float = 180.0) -> np.ndarray:
     """Draw a pose (N, 24, 3, 3) from each generator, with a share `wide` of widened poses.
 
-    The other poses are distributed as those of `sample_body_pose`. In a widened pose each of five
-    PARTS of the body may come from another frame, or lie between two frames, and most widened poses
-    have joints turned by up to TURNS: more ways of moving than the clips show.
+    The others are as those of `sample_body_pose`. In a widened pose each of five PARTS of the body
+    may come from another frame, or lie between two, and most have joints turned by up to TURNS:
+    more ways of moving than the clips show.
     """
     frames = motion_frames(split, lean)
     chance = np.stack([rng.random((7, 5)) for rng in rngs], 1)  # (7, N, 5), one for each part
@@ -139,9 +137,8 @@ class MotionPoses(KeyedDataset):
     """Body poses without pictures, from the free motion clips, to train a pose tokenizer.
 
     A sample is {"pose": (24, 3, 3) rotations, "betas": (10,), "index": ()}; every epoch has other
-    poses. The root is in the frame of an upright camera; the training may tilt it. split: "train"
-    or "test", from different clips. views, lean: see `sample_body_pose`. wide: share of poses that
-    go beyond the clips, see `sample_wide_poses`; a batch of them is drawn at once.
+    poses, before an upright camera. split: "train" or "test", from different clips. views, lean:
+    see `sample_body_pose`. wide: share of poses that go beyond the clips, see `sample_wide_poses`.
     """
 
     LENGTHS = {"train": 40_000, "test": 2_000}
@@ -190,25 +187,18 @@ class MotionCapture(Official):
     """Recorded poses of bodies; samples are those of MotionPoses.
 
     Recordings are z up; the root is turned into the frame of an upright camera and keeps its
-    heading. The rotations of the first 22 joints are copied from SMPL-H or SMPL-X to SMPL, and the
-    first ten betas, which mean another shape there; SMPL's two hands are still. GenHMR converts
-    SMPL-H to SMPL "using SMPL-X instructions", which fit SMPL to the meshes: L_V of a tokenizer
-    sees slightly other shapes.
+    heading. The rotations of 22 joints are copied from SMPL-H or SMPL-X to SMPL, and ten betas,
+    which mean another shape there; SMPL's hands are still. GenHMR converts SMPL-H to SMPL "using
+    SMPL-X instructions", which fit SMPL to the meshes: L_V of a tokenizer sees other shapes.
 
-    Options trim, below 0.5: share of each sequence to drop at either end; stride: take every
-    stride-th of the other frames. The defaults are TokenHMR's; GenHMR gives none.
+    At either end of a sequence the share TRIM is dropped; of the other frames every STRIDE-th is
+    taken. The numbers are TokenHMR's; GenHMR gives none. Subclasses have `read(path)`: SMPL poses
+    (T, 24, 3), axis-angle, and betas (N,) or (T, N) of one recording.
     """
 
+    TRIM: float
+    STRIDE: int
     dtype = np.dtype([("pose", np.float32, (24, 3)), ("betas", np.float32, 10)])
-
-    def __init__(self, root: str | os.PathLike, split: str = "train", *, seed: int = 0,
-                 cache: str | os.PathLike | None = None, **options) -> None:
-        super().__init__(split, tuple(self.SPLITS), seed)
-        self.open(root, cache, options)
-
-    def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Read one recording: SMPL poses (T, 24, 3), axis-angle, and betas (N,) or (T, N)."""
-        raise NotImplementedError
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = self.records(index)
@@ -218,12 +208,12 @@ class MotionCapture(Official):
         return {"pose": rotations, "betas": record["betas"]}
 
     def rows(self) -> Iterator[np.ndarray]:
-        trim, stride = self.options["trim"], self.options["stride"]
         for path in (path for paths in self.sources.values() for path in paths):
             poses, betas = self.read(self.file(path.relative_to(self.root)))
             if betas.ndim not in (1, 2) or betas.ndim == 2 and len(betas) != len(poses):
                 raise ValueError(f"expected betas (N,) or ({len(poses)}, N), got {betas.shape}")
-            kept = slice(int(trim * len(poses)), int((1 - trim) * len(poses)), stride)
+            kept = slice(int(self.TRIM * len(poses)), int((1 - self.TRIM) * len(poses)),
+                         self.STRIDE)
             records = np.zeros(len(poses[kept]), self.dtype)
             records["pose"][:, :22] = poses[kept, :22]
             betas = (betas[kept] if betas.ndim == 2 else betas)[..., :10]
@@ -250,7 +240,7 @@ class AMASS(MotionCapture):
     TokenHMR's; of a split's data sets those are read that root has.
     """
 
-    OPTIONS, HOME = {"trim": 0.2, "stride": 10}, "amass.is.tue.mpg.de"
+    TRIM, STRIDE, HOME = 0.2, 10, "amass.is.tue.mpg.de"
     SUBSETS = {
         "train": ("CMU", "KIT", "BMLrub", "DanceDB", "BMLmovi", "EyesJapanDataset", "BMLhandball",
                   "TotalCapture", "EKUT", "ACCAD", "TCDHands", "PosePrior"),
@@ -280,22 +270,20 @@ class AMASS(MotionCapture):
         return sources
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        poses, betas = (np.asarray(load_arrays(path, name)[name], np.float64)
-                        for name in ("poses", "betas"))
+        poses, betas = read_npz(path, "poses", "betas")
         return smpl_pose(poses), betas
 
 
 class MOYO(MotionCapture):
     """MOYO (Tripathi et al. 2023), yoga, in its official layout.
 
-    root: the folder with mosh_smpl/ (SMPL fits) or mosh/ (SMPL-X fits), or the one above it; in
-    them train/ and val/ with one .pkl a sequence. SMPL fits are preferred. If the folders above
-    include captures with and without hands (..._with_hands), only those with hands are read, as in
-    TokenHMR. There is one subject, whose shape SMPL-X fits do not store as betas: they are 0.
+    root: the folder with mosh_smpl/ (SMPL fits, preferred) or mosh/ (SMPL-X fits), or the one above
+    it; in them train/ and val/ with one .pkl a sequence. Of captures with and without hands
+    (..._with_hands) only those with hands are read, as in TokenHMR. SMPL-X fits have betas of 0.
     """
 
     SPLITS = {"train": "train", "val": "val"}
-    OPTIONS, HOME = {"trim": 0.1, "stride": 5}, "moyo.is.tue.mpg.de"
+    TRIM, STRIDE, HOME = 0.1, 5, "moyo.is.tue.mpg.de"
     LAYOUTS = ("mosh_smpl/{split}/*.pkl", "mosh/{split}/*_stageii.pkl")
 
     def find_sources(self) -> dict[str, list[Path]]:
@@ -312,9 +300,6 @@ class MOYO(MotionCapture):
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         arrays = load_arrays(path)
         if "fullpose" in arrays:
-            poses = smpl_pose(np.asarray(arrays["fullpose"], np.float64))
-        else:
-            root, body = (np.asarray(arrays[name], np.float64).reshape(-1, width)
-                          for name, width in (("global_orient", 3), ("body_pose", 69)))
-            poses = np.concatenate([root, body], 1).reshape(-1, 24, 3)
-        return poses, np.asarray(arrays["betas"], np.float64)
+            return smpl_pose(arrays["fullpose"]), arrays["betas"]
+        pose = np.concatenate([arrays["global_orient"], arrays["body_pose"]], 1)
+        return pose.reshape(-1, 24, 3), arrays["betas"]

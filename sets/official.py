@@ -40,9 +40,9 @@ def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
 def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
     """Convert columns to records: one person (columns["image"] is a text) or many (it is a list).
 
-    A column in the shape of one record's field holds for all records. Missing columns become 0 or
-    "", side becomes -1 and world_to_camera the identity. Raises ValueError for a wrong shape or
-    length, numbers that are not finite, and impossible boxes.
+    A column in the shape of one record's field holds for all. Missing columns become 0 or "", side
+    -1, world_to_camera the identity. Raises ValueError for a wrong shape or length, numbers that
+    are not finite, and impossible boxes.
     """
     count = 1 if isinstance(columns["image"], str) else len(columns["image"])
     records = np.zeros(count, dtype)
@@ -61,11 +61,6 @@ def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
             raise ValueError(f"{name} has numbers beyond {MAX_PIXELS:,} pixels")
         records[name] = array
     return records
-
-
-def rigid(R: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Join rotations (..., 3, 3) and translations (..., 3) to (..., 3, 4)."""
-    return np.concatenate([R, np.broadcast_to(t, R.shape[:-1])[..., None]], -1)
 
 
 def rotate_root(R: np.ndarray, root: np.ndarray) -> np.ndarray:
@@ -142,16 +137,16 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
 
 
 @lru_cache(maxsize=16)
-def official_body(folder: Path, template: tuple[Path, int] | None, keypoints_only: bool,
+def official_body(folder: Path, template: Path | None = None, keypoints_only: bool = False,
                   **options) -> bodymodels.BodyModel:
     """Load a model from a folder, with options for `bodymodels.load_model`.
 
-    template: mesh file of the resting body in place of the model's, and when it was changed.
-    keypoints_only: leave out all vertices that joints and keypoints do not need.
+    template: mesh file whose vertices replace the resting body. keypoints_only: leave out all
+    vertices that joints and keypoints do not need.
     """
     if keypoints_only:
-        return official_body(folder, template, False, **options).for_keypoints()
-    own = {} if template is None else {"v_template": load_vertices(template[0])}
+        return official_body(folder, template, **options).for_keypoints()
+    own = {} if template is None else {"v_template": load_vertices(template)}
     return bodymodels.load_model(folder, **options, **own)
 
 
@@ -180,44 +175,38 @@ class Official(Packed):
 
     Its annotation is packed once into a memory-mapped file in the folder `cache` (default: root),
     and again when a source file changes: the name of the packed file holds a checksum. Nothing in a
-    file is executed. options: see OPTIONS of each data set.
-    Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file or a bad
-    option.
+    file is executed. Subclasses have `rows()`: it yields the records of the split in a fixed order,
+    or columns for `to_records`.
+    Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file.
     """
 
     SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
     SOURCES: tuple[str, ...]  # patterns of files that must be there; {split} is replaced
     OPTIONAL: tuple[str, ...] = ()  # files that are read if they are there
-    OPTIONS: dict = {}  # names and defaults
     HOME = ""  # where to get the data set
     dtype: np.dtype  # of records
 
-    def open(self, root: str | os.PathLike, cache: str | os.PathLike | None, options: dict,
-             others: Sequence[Path] = ()) -> None:
+    def __init__(self, root: str | os.PathLike, split: str | None = None,
+                 size: int | None = None, *,
+                 augmentation: str | Augmentation | None = None, seed: int = 0,
+                 cache: str | os.PathLike | None = None, others: Sequence[Path] = ()) -> None:
         """Find the source files and pack them. others: more files that the records depend on."""
-        for name, value in options.items():
-            default = self.OPTIONS.get(name)
-            if default is None:
-                raise ValueError(f"{type(self).__name__} has no option {name}: "
-                                 f"expected {', '.join(self.OPTIONS) or 'none'}")
-            least = {int: 1, float: 0.0}.get(type(value))
-            if type(value) is not type(default) or least is not None and value < least:
-                raise ValueError(f"{type(self).__name__}: {name}={value!r}, expected a value like "
-                                 f"{default!r}")
-        self.root, self.options = Path(root).absolute(), self.OPTIONS | options
+        splits = tuple(self.SPLITS)
+        super().__init__(split or splits[0], splits, seed, size, augmentation)
+        self.root = Path(root).absolute()
         self.reading = self.root  # the file that an error is about
         self.sources = self.find_sources()
         files = [path for paths in self.sources.values() for path in paths] + list(others)
         stats = {os.path.relpath(path, self.root): path.stat() for path in files}
         mark = fingerprint({
             "files": {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()},
-            "version": READER_VERSION, "options": repr(sorted(self.options.items()))})
+            "version": READER_VERSION})
         self.path = Path(self.root if cache is None else cache) / (
             f"{type(self).__name__.lower()}_{self.split}_{mark}.npy")
         self.records()
 
     def find_sources(self) -> dict[str, list[Path]]:
-        """Return the files that match each pattern of SOURCES, then those of OPTIONAL."""
+        """Return the files of each pattern of SOURCES, then those of OPTIONAL."""
         sources = {}
         for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
             sources[pattern] = sorted(self.root.glob(pattern))
@@ -249,15 +238,11 @@ class Official(Packed):
         """Read a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
 
-    def rows(self) -> Iterator[dict | np.ndarray]:
-        """Yield the records of the split in a fixed order, or columns for `to_records`."""
-        raise NotImplementedError
-
     def pack(self) -> np.ndarray:
         return build_packed(self.path, self.dtype, None, self._gather)
 
-    def _gather(self) -> Iterator[np.ndarray]:
-        count = 0
+    def _gather(self, start: int) -> Iterator[np.ndarray]:
+        count = start
         try:
             for records in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):
                 if isinstance(records, dict):
@@ -278,15 +263,15 @@ class Official(Packed):
 class Pictures(Official):
     """A data set of people in pictures.
 
-    A record describes one person in one picture. Unknown values are zero, with their flag at 0:
+    A record describes one person in one picture. Unknown values are 0, as is their flag:
 
         image            bytes    picture, below root        part, turns   see `picture`
         image_size       (2,)     width and height, 0: unknown
         K                (3, 3)   intrinsics, 0: unknown
         center, box      (2,)     pixels: centre, width and height of a tight box, without padding
         keypoints_2d     (J, 3)   pixels and confidence, in the order JOINTS
-        keypoints_3d     (J, 4)   metres in the camera's frame, and confidence; relative to the
-                                  root only where the data set has nothing else
+        keypoints_3d     (J, 4)   metres in the camera's frame (if unknown: from the root),
+                                  and confidence
         pose             (P, 3)   axis-angles of MODEL: the root's in the camera's frame, fingers
                                   absolute (has_hands)
         betas            (B,)     of the model of this gender (an index of GENDERS)
@@ -296,24 +281,17 @@ class Pictures(Official):
         side             1 right hand, 0 left hand, -1 body
         person, frame    numbers  sequence, mesh     texts: the docstring of each data set explains
 
-    Hands (MODEL "mano"): the sample is that of data.py, cropped as FreiHAND's; left hands are
-    mirrored. Joints are the given ones. Without `models`, or with a joint unknown, mesh_valid is 0.
+    Samples of hands (MODEL "mano") are those of data.py, cropped as FreiHAND's; left hands are
+    mirrored. Without `models`, or with a joint unknown, mesh_valid is 0. Samples of bodies are
+    those of RenderedBodies. pose_valid and betas_valid are of SMPL: root and body joints of an
+    SMPL-X pose are copied to it; betas do not fit and are 0. An unknown K is a guess, an unknown
+    transl 0.
 
-    Bodies: the sample is that of RenderedBodies, with flags for what is known:
-
-        keypoints_*      in the order "smpl45"
-        K_valid          ()  0 if the data set has no K; K then is a guess
-        pose_valid, betas_valid, transl_valid ()   of SMPL. Root and body joints of an SMPL-X pose
-                         are copied to SMPL; its betas do not fit SMPL and are 0
-        gender           ()  int64, an index of GENDERS
-
-    The crop is a square in which the encoder sees the body's box x 1.2. With `models`, a body of
-    known pose, shape and place has the keypoints of its own model as well.
-
-    models: a folder of official body models. Meshes need it, and so do finger angles that are
-    stored relative to a model's mean hand or as coefficients of its components.
-    detections: whose 2D keypoints a body's sample also has, as a method finds them that knows no
-    truth. OWN: those of the data set (3DPW); or a folder of OpenPose's files, `detected_person`:
+    The encoder sees the body's box x 1.2. models: a folder of official body models. Meshes need it,
+    and so do finger angles that are stored relative to a mean hand or as coefficients; with it,
+    bodies of known pose, shape and place have the keypoints of their model.
+    detections: a detector's 2D keypoints for samples of bodies, from the data set (OWN: 3DPW), or
+    from a folder of OpenPose's files, see `detected_person`:
 
         detected_2d          (45, 2)  pixels of the crop, in the order "smpl45"
         detected_confidence  (45,)    of the detector, 0: not found
@@ -323,16 +301,13 @@ class Pictures(Official):
 
     JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see load_model
-    MODEL_OPTIONS: dict = {}  # for load_model
-    COUNTS: dict[str, int] = {}  # samples of official splits, or folders
+    LEFT_OPTIONS: dict = {}  # for load_model, of left hands
     DETECTED = False  # whether keypoints_2d of a record are a detector's
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
                  augmentation: str | Augmentation | None = None, seed: int = 0,
                  cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
-                 detections: str | os.PathLike | None = None, **options) -> None:
-        split = next(iter(self.SPLITS)) if split is None else split
-        super().__init__(split, tuple(self.SPLITS), seed, size, augmentation)
+                 detections: str | os.PathLike | None = None) -> None:
         self.models = None if models is None else Path(models)
         self.detections = detections
         if detections == OWN and not self.DETECTED:
@@ -345,7 +320,8 @@ class Pictures(Official):
                                   len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]),
                                   self.NUM_BETAS)
         others = sorted(self.models.rglob("*")) if self.HAND_SPACE and self.models else ()
-        self.open(root, cache, options, [path for path in others if path.is_file()])
+        super().__init__(root, split, size, augmentation=augmentation, seed=seed, cache=cache,
+                         others=[path for path in others if path.is_file()])
 
     def require_models(self, what: str) -> None:
         """Raise FileNotFoundError unless there is a folder of body models."""
@@ -360,8 +336,7 @@ class Pictures(Official):
     def picture(self, record: np.ndarray) -> np.ndarray:
         """Read the picture (H, W, 3) of a record as it is stored: EXIF does not turn it.
 
-        part: its first byte and number of bytes in an archive; 0 bytes: a file of its own. turns:
-        quarter turns clockwise that the data set asks for.
+        part: see `read_image`. turns: quarter turns clockwise that the data set asks for.
         """
         path = self.root / record["image"].decode()
         image = read_image(path, upright=False, part=tuple(record["part"].tolist()))
@@ -375,23 +350,20 @@ class Pictures(Official):
 
     def body(self, gender: str = "neutral", side: str = "right", template: str = "",
              keypoints_only: bool = False, **options) -> bodymodels.BodyModel:
-        """Load the model of this gender and side from the folder `models`.
+        """Load the model of this gender and side from the folder `models`: see `official_body`.
 
-        template: a mesh file below root whose vertices replace the resting body. keypoints_only:
-        see `official_body`.
+        template: a mesh file below root, or "".
         """
-        if side == "right":
-            options.pop("fix_left_shapedirs", None)
-        path = self.root / template
-        own = (path, path.stat().st_mtime_ns) if template else None
-        return official_body(self.models, own, keypoints_only, family=self.MODEL, gender=gender,
-                             side=side, **options)
+        if side == "left":
+            options |= self.LEFT_OPTIONS
+        return official_body(self.models, self.root / template if template else None,
+                             keypoints_only, family=self.MODEL, gender=gender, side=side, **options)
 
     def absolute(self, pose: np.ndarray, gender: str = "neutral", side: str = "right"
                  ) -> np.ndarray | None:
-        """Convert poses (N, ...) of HAND_SPACE to absolute axis-angles (N, P, 3).
+        """Convert poses (N, ...) of HAND_SPACE to absolute axis-angles (N, P, 3), as smplx does.
 
-        The mean hand is added number by number, as smplx does. Returns None without `models`.
+        Returns None without `models`.
         """
         if self.models is None:
             return None
@@ -405,12 +377,16 @@ class Pictures(Official):
         fingers = [values + mean for values, (mean, _) in zip(fingers, hands, strict=True)]
         return np.concatenate([pose[:, :others], *fingers], 1).reshape(len(pose), -1, 3)
 
+    def hand_pose(self, pose: np.ndarray, side: str) -> dict:
+        """Return the columns of hands' poses (N, ...) of HAND_SPACE; none without `models`."""
+        pose = self.absolute(pose, side=side)
+        return {} if pose is None else {"pose": pose, "has_pose": 1, "has_hands": 1}
+
     def posed(self, record: np.ndarray, keypoints_only: bool = False
               ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
         """Return a record's body in the camera's frame, its model, its translation there (3,)."""
         model = self.body(GENDERS[record["gender"]], "left" if record["side"] == 0 else "right",
-                          record["mesh"].decode(), keypoints_only, num_betas=self.NUM_BETAS,
-                          **self.MODEL_OPTIONS)
+                          record["mesh"].decode(), keypoints_only, num_betas=self.NUM_BETAS)
         betas, pose = (torch.tensor(record[name][None]) for name in ("betas", "pose"))
         root = model.rest_joints(betas)[0, 0].numpy()
         transl = torch.from_numpy(moved_translation(record["transl"], record["world_to_camera"],
@@ -472,18 +448,13 @@ class Pictures(Official):
                        "detected_confidence": points[order, 2]}
         return sample | {
             "image": crops.warp(image, homography, self.size).transpose(2, 0, 1),
-            "transl": sample["transl"] * placed, "transl_valid": placed,
-            "K_valid": float(record["K"][2, 2]),
+            "transl": sample["transl"] * placed,
             "keypoints_valid": keypoints_2d[order, 2] * in_crop,
             "keypoints_3d_valid": keypoints_3d[order, 3],
-            "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl,
-            "gender": np.int64(record["gender"])}
+            "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl}
 
     def detected(self, record: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Return a detector's keypoints (45, 3): pixels of the picture and confidence.
-
-        size: width and height of the picture.
-        """
+        """Return a detector's keypoints (45, 3): pixels and confidence. size: of the picture."""
         if self.detections == OWN:
             return relabelled(record["keypoints_2d"], self.JOINTS, "smpl45")
         corner = record["center"] - record["box"] / 2
@@ -559,8 +530,8 @@ class Pictures(Official):
 class OfficialPeople(KeyedDataset):
     """Whole bodies of an official data set with crops of their hands; samples as RenderedPeople's.
 
-    pictures: a data set of bodies before a known camera; others are left out. For SMPL-X its folder
-    `models` must have MANO_SMPLX_vertex_ids.pkl as well. A sample has these flags beside:
+    pictures: a data set of bodies; those before an unknown camera are left out. For SMPL-X its
+    `models` have MANO_SMPLX_vertex_ids.pkl, too. A sample has these flags beside:
 
         body_pose_valid, betas_valid, expression_valid   ()       float32  betas: only those of the
                                                                            neutral body
@@ -571,11 +542,9 @@ class OfficialPeople(KeyedDataset):
         hand_betas_valid                                 (2,)     float32
 
     No data set has expressions or visibility: expression is 0 and hand_visible 1. Of BEDLAM's
-    eleven betas a sample has the first ten; keypoints and hands follow from all. Augmentation crops
-    the crops again, as for rendered people: outside of them the picture is black.
-
-    detail: above 1, and without augmentation, a sample also has "picture", the image with so many
-    times as many pixels a side: hands are cut out of it at predicted boxes.
+    eleven betas a sample has ten; keypoints and hands follow from all. Augmentation crops the crops
+    again, as for rendered people. detail: above 1, and without augmentation, a sample also has
+    "picture", the image with so many times as many pixels a side, to cut hands from.
     """
 
     def __init__(self, pictures: Pictures, hand_size: int | None = None, *,
@@ -653,9 +622,9 @@ class OfficialPeople(KeyedDataset):
 class HandPairs(KeyedDataset):
     """Pairs of official hands in the layout of OfficialPeople, to be mixed with people.
 
-    hands: a data set of hands, opened with an augmentation and a folder `models`. Hands without a
-    known pose and joints are left out. Either hand of a pair may be a right or a left one; left
-    ones are mirrored. There is no person: the picture (side `size`) is black.
+    hands: a data set of hands, opened with an augmentation and `models`. Those without a known pose
+    and joints are left out. Either hand of a pair may be a right or a mirrored left one. There is
+    no person: the picture (side `size`) is black.
     """
 
     UNKNOWN = {  # shapes of what follows from a person
@@ -685,8 +654,7 @@ class HandPairs(KeyedDataset):
         return {name: np.stack([hand[name] for hand in pair]) for name in pair[0]} | {
             name: np.zeros(shape) for name, shape in self.UNKNOWN.items()} | {
             "image": np.zeros((3, self.size, self.size), np.uint8), "K": one,
-            "body_pose": np.tile(one, (55, 1, 1)), "arm_pose": np.tile(one, (2, 8, 1, 1)),
-            "hand_visible": np.ones(2)}
+            "body_pose": np.tile(one, (55, 1, 1)), "hand_visible": np.ones(2)}
 
     def _hand(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return a hand's crop and labels; its pose turns like the crop's camera."""

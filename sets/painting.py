@@ -78,8 +78,7 @@ def paint_surface(image: np.ndarray, surface: np.ndarray, faces: np.ndarray, K: 
 def paint_background(rng: np.random.Generator, size: int) -> np.ndarray:
     """Draw a background (size, size, 3) uint8: colours, texture, clutter, random blur.
 
-    Clutter is bars, discs and polygons. Some have skin colours, so that a network cannot find the
-    hand by its colour.
+    Some clutter has skin colours, so that a network cannot find the hand by its colour.
     """
     side = size // int(rng.choice((1, 2, 4)))
     grid = int(rng.integers(1, 6))

@@ -21,7 +21,8 @@ from sets.augmentation import Augmentation
 class Rendered(samples.Packed):
     """A data set of rendered pictures: on the fly, or once into a packed file.
 
-    Subclasses have a dtype of records, and `render(index)`.
+    Subclasses have a dtype of records, and `render(index)`: one record, which depends on seed,
+    split and index alone.
     """
 
     LENGTHS: dict[str, int]  # default length of each split
@@ -31,54 +32,41 @@ class Rendered(samples.Packed):
         super().__init__(split, tuple(self.LENGTHS), seed, size, augmentation)
         self.length = self.LENGTHS[split] if length is None else length
 
-    def open_cache(self, cache: str | os.PathLike | None, kind: str, names: str, version: int,
-                   progress: bool) -> None:
+    def open_cache(self, cache: str | os.PathLike | None, kind: str, **settings) -> None:
         """Find or build the packed file in the folder `cache`; its name holds a checksum.
 
-        names: of the attributes that the pictures depend on beside split, size, length and seed.
+        settings: what the pictures depend on beside split, size, length and seed.
         """
         if cache is not None:
-            settings = {name: getattr(self, name) for name in (
-                "split", "size", "length", "seed", *names.split())} | {"version": version}
-            name = f"{kind}_{self.split}_{self.size}_{samples.fingerprint(settings)}.npy"
-            self.path = Path(cache) / name
-            self._packed = self.pack(progress)
+            mark = samples.fingerprint(settings | {"split": self.split, "size": self.size,
+                                                   "length": self.length, "seed": self.seed})
+            self.path = Path(cache) / f"rendered_{kind}_{self.split}_{self.size}_{mark}.npy"
+            self.records()
 
     def __len__(self) -> int:
         return self.length
-
-    def render(self, index: int) -> np.ndarray:
-        """Render one sample as a packed record; it depends on seed, split and index alone."""
-        raise NotImplementedError
 
     def arrays(self, index: int) -> dict[str, np.ndarray]:
         """Return the fields of a packed record, from the cache if there is one."""
         record = self.render(index) if self.path is None else self.records(index)
         return {name: record[name] for name in self.dtype.names}
 
-    def pack(self, progress: bool = False) -> np.ndarray:
-        return samples.build_packed(
-            self.path, self.dtype, self.length, resume=True,
-            fill=lambda records, start: self._fill(records, start, progress))
+    def pack(self) -> np.ndarray:
+        return samples.build_packed(self.path, self.dtype, self.length, self._batches)
 
     def _render_batch(self, indices: list[int]) -> np.ndarray:
         return np.stack([self.render(index) for index in indices])
 
-    def _fill(self, records: np.ndarray, start: int, progress: bool) -> Iterator[int]:
-        """Render the split from `start` on, on all cores; yield the number of records done."""
+    def _batches(self, start: int) -> Iterator[np.ndarray]:
+        """Render the split from `start` on, on all cores, in batches of records."""
         workers = samples.available_cores() if self.length >= 256 else 0
         loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
                             collate_fn=self._render_batch, worker_init_fn=samples.follow_parent,
                             generator=torch.Generator())  # the loader would advance the global one
         batches = iter(loader)
-        bar = tqdm(batches, f"Rendering {self.path.name}", unit="batch", disable=not progress,
-                   initial=start // 32, total=-(-self.length // 32))
         try:
-            for number, batch in enumerate(bar, 1):
-                records[start:start + len(batch)] = batch
-                start += len(batch)
-                if number % 16 == 0:
-                    yield start
+            yield from tqdm(batches, f"Rendering {self.path.name}", unit="batch",
+                            initial=start // 32, total=-(-self.length // 32))
         finally:
             if workers:  # they ignore signals, and an error's traceback would keep them alive
                 batches._shutdown_workers()
@@ -168,15 +156,14 @@ def _finger_angles(curl: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return angles
 
 
-def sample_view(rng: np.random.Generator, views: float, in_plane: float,
-                sides: str = "both") -> np.ndarray:
+def sample_view(rng: np.random.Generator, views: float, in_plane: float) -> np.ndarray:
     """Draw the rotation (3, 3) of the resting hand into the camera's frame.
 
     The hand starts with its back or palm to the camera and its fingers up. It is tilted until the
-    palm's normal is up to `views` degrees off the camera's axis (uniform on the cap; 90 with both
-    sides is the whole sphere), and turned in the image plane by up to +- `in_plane` degrees.
+    palm's normal is up to `views` degrees off the camera's axis (uniform on the cap; 90 is the
+    whole sphere), and turned in the image plane by up to +- `in_plane` degrees.
     """
-    palm = {"both": bool(rng.integers(2)), "palm": True, "back": False}[sides]
+    palm = rng.integers(2)
     base = np.diag([-1.0, 1.0, -1.0]) @ PALM_NORMAL_UP if palm else PALM_NORMAL_UP
     cos = rng.uniform(np.cos(np.deg2rad(views)), 1)
     azimuth, sin = rng.uniform(0, 2 * np.pi), np.sqrt(1 - cos * cos)
@@ -255,13 +242,12 @@ class Scene(NamedTuple):
     K: np.ndarray  # (3, 3)
 
 
-def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: float,
-                 sides: str) -> Scene:
+def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: float) -> Scene:
     """Draw pose, shape, view, distance and a detector-like box around the keypoints."""
     hand = hand_surface()
     betas = np.clip(rng.standard_normal(10), -2.5, 2.5)
     vertices = hand.pose(betas, sample_hand_pose(rng))
-    vertices = vertices @ sample_view(rng, views, in_plane, sides).T
+    vertices = vertices @ sample_view(rng, views, in_plane).T
     joints = hand.regressor @ vertices
     distance = np.exp(rng.uniform(np.log(0.35), np.log(1.2)))
     shift = np.array([0, 0, distance]) - joints.mean(0)
@@ -304,37 +290,36 @@ class RenderedHands(Rendered):
     """Pictures of the free right hand, rendered on the fly: no download, exact labels.
 
     split: "train" or "test", made of different random numbers. length: by default 40,000 and 1,000;
-    a longer split starts with the samples of a shorter one. views, in_plane, sides: see
-    `sample_view`; the default is the whole sphere.
+    a longer split starts with the samples of a shorter one. views, in_plane: see `sample_view`; the
+    default is the whole sphere.
 
     cache: a folder. The split is rendered once, by all cores, into one memory-mapped file there
     (3 S^2 + 9.9 kB a sample) and read from it afterwards, bit for bit the same. A rendering that
-    was killed continues where it stopped. The file's name holds a checksum of the settings.
+    was killed continues where it stopped.
     """
 
     LENGTHS = {"train": 40_000, "test": 1_000}
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, views: float = 90.0, in_plane: float = 180.0,
-                 sides: str = "both", augmentation: str | Augmentation | None = None,
-                 cache: str | os.PathLike | None = None, progress: bool = True) -> None:
+                 augmentation: str | Augmentation | None = None,
+                 cache: str | os.PathLike | None = None) -> None:
         super().__init__(split, size, length, seed, augmentation)
         if not (0 <= views <= 90 and 0 <= in_plane <= 180 and self.length > 0):
             raise ValueError("expected views in 0..90 and in_plane in 0..180 degrees and a "
                              f"positive length, got {views}, {in_plane} and {self.length}")
-        if sides not in ("both", "palm", "back"):
-            raise ValueError(f"unknown sides {sides!r}: expected both, palm or back")
-        self.views, self.in_plane, self.sides = float(views), float(in_plane), sides
+        self.views, self.in_plane = float(views), float(in_plane)
         self.dtype = np.dtype([
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("joints", np.float32, (crops.NUM_JOINTS, 3)),
             ("vertices", np.float32, (crops.NUM_VERTICES, 3)),
             ("keypoints_2d", np.float32, (crops.NUM_JOINTS, 2))])
-        self.open_cache(cache, "rendered_hands", "views in_plane sides", RENDER_VERSION, progress)
+        self.open_cache(cache, "hands", views=self.views, in_plane=self.in_plane, sides="both",
+                        version=RENDER_VERSION)
 
     def render(self, index: int) -> np.ndarray:
         rng = samples.random_generator(samples.RENDERING, self.seed, self.split_id, index)
-        scene = sample_scene(rng, self.size, self.views, self.in_plane, self.sides)
+        scene = sample_scene(rng, self.size, self.views, self.in_plane)
         image = painting.paint_background(rng, self.size).astype(np.float32)
         painting.paint_surface(image, scene.surface, hand_surface().faces, scene.K,
                                shade(rng, scene.surface))

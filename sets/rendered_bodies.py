@@ -52,8 +52,8 @@ class BodySurface:
     def pose(self, *parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return vertices (V, 3) and keypoints (45 or 76, 3) of one body, float32.
 
-        parameters: betas, rotations and, for the whole body, expression. A batch may round
-        differently, and a sample must be the same bit for bit.
+        parameters: betas, rotations and, for the whole body, expression. A batch would round
+        differently.
         """
         with torch.inference_mode():
             output = self.model(*(torch.from_numpy(array)[None] for array in parameters))
@@ -204,9 +204,9 @@ def paint_behind(rng: np.random.Generator, size: int, split: str, lean: float, K
                  ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
     """Draw what is behind a person of this surface (V, 3) and colours (V, 3), shadow included.
 
-    A quarter of the pictures has somebody behind, anywhere; one in twenty has somebody in front, of
-    whom the picture's border cuts most off. Return the picture (size, size, 3), float32 0..255, and
-    surfaces and colours of those in front.
+    A quarter of the pictures has somebody behind; one in twenty has somebody in front, mostly cut
+    off by the border. Return the picture (size, size, 3), float32 0..255, and surfaces and colours
+    of those in front.
     """
     image = painting.paint_scene(rng, size, split, colors)
     behind = [_bystander(rng, split, lean, 0.65)] if rng.random() < 0.25 else []
@@ -248,6 +248,8 @@ class RenderedPoses(Rendered):
                              "or 1 for the pictures of older scores")
         self.views, self.lean, self.wide = float(views), float(lean), float(wide)
         self.version, self.steep = version, STEEP * (version > 1)
+        self.drawn = {"views": self.views, "lean": self.lean, "version": version} | (
+            {"wide": self.wide} if wide else {})  # for open_cache
         self.dtype = np.dtype([
             ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
             ("pose", np.float32, (self.JOINTS, 3, 3)), ("betas", np.float32, 10),
@@ -292,11 +294,9 @@ class RenderedBodies(RenderedPoses):
     KNOWN = {"pose_valid": 1.0, "betas_valid": 1.0,
              "keypoints_3d_valid": np.ones(len(crops.SMPL_KEYPOINTS))}
 
-    def __init__(self, *arguments, cache: str | os.PathLike | None = None, progress: bool = True,
-                 **options) -> None:
+    def __init__(self, *arguments, cache: str | os.PathLike | None = None, **options) -> None:
         super().__init__(*arguments, **options)
-        self.open_cache(cache, "rendered_bodies", "views lean" + " wide" * (self.wide > 0),
-                        self.version, progress)
+        self.open_cache(cache, "bodies", **self.drawn)
 
     def render(self, index: int) -> np.ndarray:
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
@@ -521,12 +521,10 @@ class RenderedPeople(RenderedPoses):
         hand_keypoints_2d    (2, 21, 2)     float32  pixels of the hand's crop
         hand_valid           (2,)           float32  1 if most of its keypoints are in `image`
         hand_visible         (2,)           float32  share of the hand that nothing hides
-        arm_pose             (2, 8, 3, 3)   float32  from the pelvis to the wrist, "right_arm08"
         index                ()             int64    index within the split
 
-    Left hands are mirrored: hand_images[1] and all "hand" and "arm" labels except hand_boxes are
-    those of the mirrored picture's right hand. The product of a hand's arm_pose is the first
-    rotation of its hand_pose. A hand's crop is the square of `hand_square`, painted at its own
+    Left hands are mirrored: hand_images[1] and all "hand" labels except hand_boxes are those of the
+    mirrored picture's right hand. A hand's crop is the square of `hand_square`, painted at its own
     resolution, black outside the picture; augmentation moves and turns it further.
 
     Arguments are those of RenderedBodies; 3 S^2 + 6 H^2 + 22 kB a sample. hand_size: H, by default
@@ -539,8 +537,7 @@ class RenderedPeople(RenderedPoses):
     JOINTS, KEYPOINTS = len(crops.SMPLX_JOINTS), len(crops.SMPLX_KEYPOINTS)
 
     def __init__(self, *arguments, occlusion: float = 0.5, hand_size: int | None = None,
-                 lens_size: int = 128, cache: str | os.PathLike | None = None,
-                 progress: bool = True, **options) -> None:
+                 lens_size: int = 128, cache: str | os.PathLike | None = None, **options) -> None:
         super().__init__(*arguments, **options)
         self.hand_size = self.size if hand_size is None else hand_size
         if self.hand_size < 16:
@@ -554,9 +551,9 @@ class RenderedPeople(RenderedPoses):
             ("hand_vertices", np.float32, (2, crops.NUM_VERTICES, 3)),
             ("hand_K", np.float32, (2, 3, 3)), ("hand_visible", np.float32, 2),
             *others[1:3], ("expression", np.float32, 10), *others[3:]])
-        self.open_cache(cache, "rendered_people", "views lean hand_size occlusion"
-                        + " wide" * (self.wide > 0) + " lens_size" * (lens_size != 128),
-                        self.version, progress)
+        lens = {"lens_size": self.lens_size} if lens_size != 128 else {}
+        self.open_cache(cache, "people", **self.drawn, **lens, hand_size=self.hand_size,
+                        occlusion=self.occlusion)
 
     def render(self, index: int) -> np.ndarray:
         rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)

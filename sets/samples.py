@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -38,8 +39,7 @@ def available_cores() -> int:
 def follow_parent(worker: int = 0) -> None:
     """Leave signals to the process that started this worker, and end when that process ends.
 
-    A worker_init_fn of the DataLoader. Without it, the worker of a killed process waits for ever
-    for work: it has inherited both ends of its own pipe.
+    A worker_init_fn of the DataLoader: the worker of a killed process would wait for ever for work.
     """
     parent = multiprocessing.parent_process().pid
 
@@ -59,10 +59,7 @@ def fingerprint(settings: dict) -> str:
 
 
 def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray | None:
-    """Memory-map the records (length,) of a complete file, or return None.
-
-    length None accepts any number of records.
-    """
+    """Memory-map the records (length,; None: any number) of a complete file, or return None."""
     try:
         records = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # missing or damaged; numpy raises almost any error on a damaged header
@@ -71,15 +68,14 @@ def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray |
     return records if records.dtype == dtype and records.shape == expected else None
 
 
-def build_packed(path: Path, dtype: np.dtype, length: int | None, fill: Callable, *,
-                 resume: bool = False) -> np.ndarray:
-    """Memory-map `path`; build it first with `fill(records)` unless it is complete.
+def build_packed(path: Path, dtype: np.dtype, length: int | None,
+                 chunks: Callable[[int], Iterable[np.ndarray]]) -> np.ndarray:
+    """Memory-map the records of `path`; build the file first unless it is complete.
 
-    With length None, `fill()` yields the records in chunks. With resume, `fill(records, start)`
-    fills them from `start` on and yields now and then how many there are; a builder that was killed
-    then continues there. The file is written beside its place and renamed, so that readers never
-    see half of it. When several processes ask at once, one builds and the others wait and say so;
-    the lock of a killed builder dies with it.
+    chunks(start) yields the records from number `start` on. They are appended to a file beside
+    `path`, which is renamed at the end, so that readers never see half of it. A builder that was
+    killed or stopped continues there; without a length it begins again. When several processes ask
+    at once, one builds and the others wait and say so; the lock of a killed builder dies with it.
     Raises ValueError if the folder cannot be written or has no room.
     """
     records = open_packed(path, dtype, length)
@@ -90,7 +86,7 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None, fill: Callable
         lock = open(path.with_suffix(".lock"), "w")
     except OSError as error:
         raise _not_written(path, error) from error
-    temporary = path.with_suffix(".tmp" if fcntl else f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
     with lock:
         if fcntl:  # lockf: data workers, which the process forks, would inherit a lock of flock
             try:
@@ -101,64 +97,51 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None, fill: Callable
                 fcntl.lockf(lock, fcntl.LOCK_EX)
         if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
             try:
-                if length is None:
-                    write_records(temporary, dtype, fill())
-                else:
-                    _fill_records(temporary, dtype, length, fill, resume)
-                os.replace(temporary, path)
-            except OSError as error:
-                resume = False  # a full disk, for example: leave nothing
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                _append_records(temporary, dtype, length, chunks)
+            except BaseException as error:
+                if length is None or isinstance(error, OSError):  # a full disk, for example
+                    temporary.unlink(missing_ok=True)
+                if isinstance(error, OSError) and error.errno in (
+                        errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise _not_written(path, error) from error
                 raise
-            finally:
-                if not resume:
-                    temporary.unlink(missing_ok=True)
-                if not temporary.exists():
-                    temporary.with_suffix(".done").unlink(missing_ok=True)
+            os.replace(temporary, path)
     return open_packed(path, dtype, length)
 
 
-def _fill_records(temporary: Path, dtype: np.dtype, length: int, fill: Callable,
-                  resume: bool) -> None:
-    """Fill the temporary file; with resume from where its builder was killed."""
-    counter, start = temporary.with_suffix(".done"), 0
-    if resume and open_packed(temporary, dtype, length) is not None and counter.exists():
-        text = counter.read_text(errors="replace")
-        start = int(text) if text.isdecimal() and int(text) <= length else 0
-    needed = dtype.itemsize * (length - start)
-    if shutil.disk_usage(temporary.parent).free < 1.05 * needed:  # a full disk kills memory maps
-        raise _not_written(temporary, f"no room for {needed / 1e9:.1f} GB")
-    if not start:
-        counter.unlink(missing_ok=True)  # of an older file
-    records = np.lib.format.open_memmap(temporary, "r+" if start else "w+", dtype, (length,))
-    if resume:
-        for done in fill(records, start):
-            records.flush()  # to the disk, before they count
-            counter.write_text(str(done))  # if torn, a smaller number
-    else:
-        fill(records)
-    records.flush()
+def _append_records(path: Path, dtype: np.dtype, length: int | None,
+                    chunks: Callable[[int], Iterable[np.ndarray]]) -> None:
+    """Write an .npy file; with a length, from where its builder was killed."""
+    path.touch()
+    start = len(_header(dtype, 0))  # numpy leaves room in it for any number of records
+    count = 0 if length is None else max(path.stat().st_size - start, 0) // dtype.itemsize
+    needed = dtype.itemsize * ((length or 0) - count)
+    if shutil.disk_usage(path.parent).free < needed:
+        raise OSError(errno.ENOSPC, f"no room for {needed / 1e9:.1f} GB")
+    with open(path, "r+b") as file:
+        file.truncate(start + count * dtype.itemsize)
+        file.seek(0, os.SEEK_END)
+        for chunk in chunks(count):
+            file.write(chunk.tobytes())
+            file.flush()
+            count += len(chunk)
+        file.seek(0)
+        file.write(_header(dtype, count))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(dtype: np.dtype, count: int) -> bytes:
+    """Return the header of an .npy file with records (count,)."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_2_0(file, {
+        "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)})
+    return file.getvalue()
 
 
 def _not_written(path: Path, reason: object) -> ValueError:
     return ValueError(f"cannot write the cache {path.parent} ({reason}): "
                       "give cache=FOLDER on a disk with room and permission")
-
-
-def write_records(path: Path, dtype: np.dtype, chunks: Iterable[np.ndarray]) -> None:
-    """Write the records of all chunks as one .npy file, with one chunk in memory at a time."""
-    count = 0
-    with open(path, "wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-        np.lib.format.write_array_header_2_0(file, header | {"shape": (0,)})
-        for chunk in chunks:
-            file.write(chunk.tobytes())
-            count += len(chunk)
-        file.seek(0)  # numpy leaves room in the header for any number of records
-        np.lib.format.write_array_header_2_0(file, header | {"shape": (count,)})
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # The first number of a generator's seed: one independent stream of random numbers for each use.
@@ -176,6 +159,9 @@ class KeyedDataset(Dataset):
     size, augmentation: side and recipe of square crops, if the samples have pictures. Left hands
     are mirrored, so that the labels are those of right hands. A recipe with flips mirrors hands
     once more: half of them then look like left ones, with the topology of right ones.
+
+    Subclasses have `load(index, rng)`: the sample's arrays after the geometric part of the
+    augmentation.
     """
 
     def __init__(self, split: str, splits: Sequence[str], seed: int, size: int | None = None,
@@ -189,10 +175,6 @@ class KeyedDataset(Dataset):
         self.split, self.seed, self.size = split, seed, size
         self.split_id = list(splits).index(split)
         self.augmentation = find_augmentation(augmentation)
-
-    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return the sample's arrays after the geometric part of the augmentation."""
-        raise NotImplementedError
 
     def finish(self, sample: dict[str, np.ndarray], rng: np.random.Generator) -> None:
         """Augment the colours in place."""
@@ -227,14 +209,13 @@ class KeyedDataset(Dataset):
 
 
 class Packed(KeyedDataset):
-    """A data set with records in a memory-mapped file, which every process opens for itself."""
+    """A data set with records in a memory-mapped file, which every process opens for itself.
+
+    Subclasses have `pack()`: it maps the file `path`, and builds it first if it is not there.
+    """
 
     path: Path | None = None
     _packed: np.ndarray | None = None
-
-    def pack(self) -> np.ndarray:
-        """Map the file; build it first if it is not there."""
-        raise NotImplementedError
 
     def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return all records or some, memory-mapped."""
@@ -273,21 +254,20 @@ class Joined(KeyedDataset):
 class Mixed(KeyedDataset):
     """Several data sets in proportions: the weights choose the set of each sample at random.
 
-    The index and the epoch within the set, which decides the augmentation, are drawn as well. An
-    epoch is as long as all data sets together, or `length`. All must have one sample layout.
+    The index and the epoch within the set are drawn as well. An epoch is as long as all data sets
+    together. All must have one sample layout.
     """
 
     def __init__(self, datasets: Sequence[KeyedDataset], weights: Sequence[float],
-                 length: int | None = None, seed: int = 0) -> None:
+                 seed: int = 0) -> None:
         if not datasets or len(datasets) != len(weights) or min(weights) <= 0:
             raise ValueError("expected data sets and as many weights above 0")
         super().__init__("train", ["train"], seed)
         self.datasets = list(datasets)
         self.weights = np.array(weights, np.float64) / sum(weights)
-        self.length = sum(map(len, datasets)) if length is None else length
 
     def __len__(self) -> int:
-        return self.length
+        return sum(map(len, self.datasets))
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
         epoch, index = self.locate(key)

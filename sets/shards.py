@@ -39,7 +39,8 @@ class Shards(Pictures):
 
     A key has a picture, data.pyd, which is a pickled list of the people in it, and perhaps
     detection.npz with their masks, which is not read. scale is the box's width and height / 200;
-    the crop of a body shows that box. Pictures stay in the shards.
+    the crop of a body shows that box. Pictures stay in the shards. `person` of a subclass returns
+    the columns of one person; None leaves the person out.
 
     A damaged key is left out with a warning, a damaged shard is an error. A file exclude.txt beside
     the shards lists keys to leave out, one a line and without their folders.
@@ -70,10 +71,6 @@ class Shards(Pictures):
                     warnings.warn(f"{path}: {key} is damaged and left out ({error})", stacklevel=1)
                 else:
                     yield from records
-
-    def person(self, person: dict) -> dict | None:
-        """Return the columns of one person; None leaves the person out."""
-        raise NotImplementedError
 
 
 class HMRShards(Shards):
@@ -116,13 +113,9 @@ class HaMeRShards(Shards):
     crop is made around the keypoints, not with `scale`.
     """
 
-    COUNTS = {"freihand-train": 130_240, "interhand26m-train": 1_424_632, "dex-train": 406_888,
-              "halpe-train": 34_289, "cocow-train": 78_666, "mtc-train": 363_947,
-              "rhd-train": 61_705, "mpiinzsl-train": 15_184, "ho3d-train": 83_325,
-              "h2o3d-train": 121_996}  # as HaMeR's epochs count
     JOINTS, MODEL = "hand21", "mano"
     HOME = "github.com/geopavlakos/hamer"
-    MODEL_OPTIONS = {"fix_left_shapedirs": True}
+    LEFT_OPTIONS = {"fix_left_shapedirs": True}
 
     def person(self, person: dict) -> dict | None:
         return {"keypoints_2d": person["keypoints_2d"], "keypoints_3d": person["keypoints_3d"],

@@ -20,7 +20,7 @@ CONTRACT = {
 
 
 def hands(split="train", size=48, length=40, **options):
-    return RenderedHands(split, size, length=length, progress=False, **options)
+    return RenderedHands(split, size, length=length, **options)
 
 
 def digest(sample):

@@ -8,7 +8,6 @@ import tarfile
 import numpy as np
 import torch
 from hand_samples import hands
-from joblib_files import joblib_dump
 from PIL import Image
 
 import bodymodels
@@ -20,6 +19,8 @@ from sets.official import intrinsics
 from sets.shards import HaMeRShards, HMRShards
 
 UNIQUE = 2
+# Sizes by which readers know the official files: ours are smaller
+DexYCB.SEQUENCES, body_sets.BEDLAM.PICTURE_SIZE, body_sets.RICH.PICTURE_SIZE = 5, (64, 36), (32, 24)
 
 
 def write_freihand(root, annotated=True):
@@ -82,11 +83,10 @@ def write_moyo(root, smpl):
             "v_template_fname": "/somebody/mesh.ply"}))
         poses[split] = fullpose[:, :66].reshape(30, 22, 3)
         if smpl:
-            path = folder / f"mosh_smpl/{split}/yoga.pkl"
-            path.parent.mkdir(parents=True)
             frames = recording(seed + 10, 30, 72)
-            joblib_dump({"global_orient": frames[:, :3], "body_pose": frames[:, 3:],
-                         "transl": np.zeros((30, 3)), "betas": np.ones((30, 10))}, path)
+            write(folder / f"mosh_smpl/{split}/yoga.pkl", pickle.dumps({
+                "global_orient": frames[:, :3], "body_pose": frames[:, 3:],
+                "transl": np.zeros((30, 3)), "betas": np.ones((30, 10))}))
             poses[split] = frames.reshape(30, 24, 3)
     return folder, poses
 
@@ -312,16 +312,15 @@ def write_emdb(root):
 
 
 def write_h36m(root):
-    """SPIN's files: three rows of protocol 1, of which one is from the frontal camera."""
+    """SPIN's file: three rows, of which one is from the frontal camera."""
     names = [f"images/S9_Directions_1.{camera}_000001.jpg"
              for camera in ("54138969", "60457274", "58860488")]
     solid = np.concatenate([RNG.normal(0, 0.4, (3, 24, 3)), np.ones((3, 24, 1))], 2)
     solid[:, 14, :3] = 0
     (root / "dataset_extras").mkdir()
-    for name in ("h36m_valid_protocol1", "h36m_valid_protocol2"):
-        np.savez(root / f"dataset_extras/{name}.npz", imgname=np.array(names), S=solid,
-                 center=np.full((3, 2), 25.0), scale=np.full(3, 0.2),
-                 part=np.concatenate([RNG.uniform(5, 45, (3, 24, 2)), np.ones((3, 24, 1))], 2))
+    np.savez(root / "dataset_extras/h36m_valid_protocol2.npz", imgname=np.array(names), S=solid,
+             center=np.full((3, 2), 25.0), scale=np.full(3, 0.2),
+             part=np.concatenate([RNG.uniform(5, 45, (3, 24, 2)), np.ones((3, 24, 1))], 2))
     for name in names:
         write_picture(root / name, (50, 50))
 
@@ -399,17 +398,12 @@ def jpeg(size=(64, 48), color=90):
     return buffer.getvalue()
 
 
-MASKS = np.random.default_rng(2).random((2, 48, 64)) < 0.5
-
-
 def write_hmr2(root):
-    """A picture of three people, of whom two pass the filters; one with a mask and one person
-    whose pose is not known; and one key that is damaged."""
+    """A picture of three people, of whom two pass the filters; one with masks, which are not read,
+    and one person whose pose is not known; and one key that is damaged."""
     few = np.concatenate([np.ones((44, 2)), np.full((44, 1), 0.2)], 1)
     few[:4, 2] = 1
     lost = np.array({"reprojection_loss": np.array(32_000.0)})
-    mask = io.BytesIO()
-    np.savez(mask, masks=MASKS)
     flat = tar_person(has_body_pose=np.array(0.0), extra_info={"detection_npz_idx": 1})
     flat["keypoints_2d"][3, 2] = 0.1
     people = [tar_person(), tar_person(keypoints_2d=few), tar_person(betas=np.full(10, 3.5)),
@@ -417,7 +411,7 @@ def write_hmr2(root):
     write_shard(root / "000000.tar", {
         "aic-train/a.jpg": jpeg(), "aic-train/a.data.pyd": pickle.dumps(people)} | {
         "c.jpg": jpeg(color=200), "c.data.pyd": pickle.dumps([flat]),
-        "c.detection.npz": mask.getvalue(), "d.jpg": jpeg(), "d.data.pyd": b"no pickle"})
+        "c.detection.npz": b"masks", "d.jpg": jpeg(), "d.data.pyd": b"no pickle"})
 
 
 def write_hamer(root):
@@ -512,40 +506,47 @@ def write_arctic(root):
             write_picture(root / f"images/s05/box_grab_01/{view}/{frame:05d}.jpg", (40, 48))
 
 
+def write_ply(path, vertices):
+    """A mesh as EHF ships it, here without faces."""
+    header = (f"ply\nformat binary_little_endian 1.0\nelement vertex {len(vertices)}\n"
+              "property float x\nproperty float y\nproperty float z\nend_header\n")
+    path.write_bytes(header.encode() + np.asarray(vertices, "<f4").tobytes())
+
+
 def write_ehf(root):
     """Frames 01 and 100, with meshes of a few vertices."""
     mesh = np.array([[0, 0, 0], [0.1, 0, 0], [0, 0.2, 0], [0, 0, 0.3]], np.float32)
     for number in ("01", "100"):
-        bodymodels.save_mesh(root / f"{number}_align.ply", mesh, [[0, 1, 2], [0, 2, 3]])
+        write_ply(root / f"{number}_align.ply", mesh)
         flat = np.concatenate([RNG.uniform(200, 900, (25, 2)), np.ones((25, 1))], 1)
         write(root / f"{number}_2Djnt.json", {"people": [{
             "pose_keypoints_2d": flat.ravel().tolist(), "hand_left_keypoints_2d": [0.0] * 63}]})
         write_picture(root / f"{number}_img.jpg", (1600, 1200), quality=10)
 
 
-def reader(kind, split, defaults):
+def reader(kind, split):
     """reader(...)(root, ...) opens a data set at a size of 32 pixels."""
     def read(root, split=split, **options):
-        return kind(root, split, 32, **defaults | options)
+        return kind(root, split, 32, **options)
     return read
 
 
 DATA_SETS = {
-    "dexycb": (write_dexycb, DexYCB, "train", {"sequences": 5}),
-    "interhand": (write_interhand, InterHand, "train", {}),
-    "freihand": (write_freihand, FreiHAND, "training", {}),
-    "3dpw": (write_3dpw, body_sets.ThreeDPW, "test", {}),
-    "3dpw-moon": (write_3dpw_moon, body_sets.ThreeDPWMoon, "test", {}),
-    "3dpw-hmr2": (write_hmr2_evaluation, body_sets.ThreeDPWHMR2, "test", {}),
-    "emdb": (write_emdb, body_sets.EMDB, "emdb1", {}),
-    "h36m": (write_h36m, body_sets.Human36M, "p2", {}),
-    "h36m-smplx": (write_h36m_moon, body_sets.Human36MSMPLX, "train", {}),
-    "hmr2-tars": (write_hmr2, HMRShards, "train", {}),
-    "hamer-tars": (write_hamer, HaMeRShards, "train", {}),
-    "bedlam": (write_bedlam, body_sets.BEDLAM, "train", {"picture_size": (64, 36)}),
-    "rich": (write_rich, body_sets.RICH, "train", {"picture_size": (32, 24)}),
-    "arctic": (write_arctic, body_sets.ARCTIC, "val", {}),
-    "ehf": (write_ehf, body_sets.EHF, "test", {})}
+    "dexycb": (write_dexycb, DexYCB, "train"),
+    "interhand": (write_interhand, InterHand, "train"),
+    "freihand": (write_freihand, FreiHAND, "training"),
+    "3dpw": (write_3dpw, body_sets.ThreeDPW, "test"),
+    "3dpw-moon": (write_3dpw_moon, body_sets.ThreeDPWMoon, "test"),
+    "3dpw-hmr2": (write_hmr2_evaluation, body_sets.ThreeDPWHMR2, "test"),
+    "emdb": (write_emdb, body_sets.EMDB, "emdb1"),
+    "h36m": (write_h36m, body_sets.Human36M, "p2"),
+    "h36m-smplx": (write_h36m_moon, body_sets.Human36MSMPLX, "train"),
+    "hmr2-tars": (write_hmr2, HMRShards, "train"),
+    "hamer-tars": (write_hamer, HaMeRShards, "train"),
+    "bedlam": (write_bedlam, body_sets.BEDLAM, "train"),
+    "rich": (write_rich, body_sets.RICH, "train"),
+    "arctic": (write_arctic, body_sets.ARCTIC, "val"),
+    "ehf": (write_ehf, body_sets.EHF, "test")}
 WRITERS = {name: row[0] for name, row in DATA_SETS.items()}
 READERS = {name: reader(*row[1:]) for name, row in DATA_SETS.items()}
 (dexycb, interhand, freihand, threedpw, threedpw_moon, threedpw_hmr2, emdb, human36m, h36m_smplx,

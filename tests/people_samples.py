@@ -24,12 +24,12 @@ CONTRACT = {
     "hand_pose": ((2, 16, 3, 3), torch.float32), "hand_joints": ((2, 21, 3), torch.float32),
     "hand_keypoints_2d": ((2, 21, 2), torch.float32), "hand_valid": ((2,), torch.float32),
     "hand_vertices": ((2, 778, 3), torch.float32), "hand_visible": ((2,), torch.float32),
-    "arm_pose": ((2, 8, 3, 3), torch.float32), "index": ((), torch.int64),
+    "index": ((), torch.int64),
 }
 
 
 def people(split="train", **options):
-    settings = {"size": SIZE, "hand_size": CROP, "length": 30, "progress": False} | options
+    settings = {"size": SIZE, "hand_size": CROP, "length": 30} | options
     return RenderedPeople(split, **settings)
 
 

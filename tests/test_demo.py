@@ -41,7 +41,7 @@ from sets.images import to_smpl45
 ROOT = Path(demo.__file__).parent
 ASTRONAUT, ASTRONAUT_KEYPOINTS = (ROOT / "assets" / f"astronaut{end}"
                                   for end in (".jpg", "_keypoints.json"))
-ENDINGS = ("_overlay.png", "_side.png", ".npz", ".obj", ".ply", ".glb")
+ENDINGS = ("_overlay.png", "_side.png", ".npz", ".obj", ".glb")
 SMPL45 = bodymodels.JOINT_SETS["smpl45"]
 
 
@@ -133,7 +133,7 @@ def test_a_folder_of_pictures(files, tmp_path, capsys):
     assert any("too small" in line for line in lines)
     assert told.err.startswith("demo.py: ") and "b.png" in told.err
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"a_overlay.png", "a_1.npz", "a_2.glb", "c_2.ply"} < written and len(written) == 20
+    assert {"a_overlay.png", "a_1.npz", "a_2.glb", "c_2.obj"} < written and len(written) == 16
 
 
 def test_hands_are_found(files, tmp_path, capsys, monkeypatch):

@@ -8,7 +8,7 @@ from networks import overlays
 from networks.overlays import Mesh, overlay, write_results
 from sets.images import read_image
 
-MESHES = (".npz", ".obj", ".ply", ".glb")
+MESHES = (".npz", ".obj", ".glb")
 
 
 def a_result(shift: float = 0) -> Mesh:

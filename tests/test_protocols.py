@@ -158,7 +158,7 @@ def test_errors_of_each_sample_are_those_of_the_sample_alone():
 
 def test_golden_whole_bodies_have_hands_relative_to_their_wrists(models):
     """A left hand that is shifted as a whole is wrong in the body, and right as a hand."""
-    body = official_body(models, None, False, family="smplx", gender="female", side="right",
+    body = official_body(models, family="smplx", gender="female", side="right",
                          num_betas=10)
     posed = body(torch.zeros(1, 10), torch.zeros(1, 55, 3))
     target = {"joints": body.keypoints(posed), "vertices": posed.vertices}

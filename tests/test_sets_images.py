@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -32,10 +32,11 @@ def write_png(path, size, bits, color, pixels):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "LA", "RGBA", "CMYK", "YCbCr"])
 def test_read_image_converts_every_mode(tmp_path, mode):
-    """Any colour mode becomes (H, W, 3) uint8 RGB with the colours the picture shows."""
+    """Any colour mode becomes (H, W, 3) uint8 RGB with the colours of the first frame."""
     picture = Image.fromarray(GRADIENT).convert(mode)
-    path = tmp_path / {"CMYK": "x.tif", "YCbCr": "x.tif"}.get(mode, "x.png")
-    picture.save(path)
+    path = tmp_path / {"CMYK": "x.tif", "YCbCr": "x.tif", "P": "x.gif"}.get(mode, "x.png")
+    more = {"save_all": True, "append_images": [Image.new("RGB", (12, 8))]} if mode == "P" else {}
+    picture.save(path, **more)
     image = read_image(path)
     assert image.shape == (8, 12, 3) and image.dtype == np.uint8
     expected = np.asarray(picture.convert("RGB")).astype(int)
@@ -77,12 +78,6 @@ def test_read_image_applies_exif_orientation(tmp_path, orientation):
     np.testing.assert_array_equal(read_image(tmp_path / "x.png"), GRADIENT)
 
 
-def test_read_image_takes_the_first_frame(tmp_path):
-    frames = [Image.new("RGB", (5, 5), color) for color in ("red", "blue")]
-    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
-    assert (read_image(tmp_path / "x.gif")[2, 2] == (255, 0, 0)).all()
-
-
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 
 
@@ -94,7 +89,8 @@ def half_a_file(kind):
 
 @pytest.mark.parametrize("content", [
     *map(half_a_file, ("jpeg", "png", "gif", "bmp", "webp", "tiff")), b"text, not a picture",
-    b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\xff\xd8\xff" + bytes(range(64)), b"GIF89a", b"BM" * 9])
+    b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\xff\xd8\xff" + bytes(range(64)), b"GIF89a", b"BM" * 9,
+    b""])
 def test_read_image_refuses_what_is_no_picture(tmp_path, content):
     """Half a file, in any format, or no picture is one ValueError that names it."""
     (tmp_path / "x.jpg").write_bytes(content)
@@ -102,16 +98,14 @@ def test_read_image_refuses_what_is_no_picture(tmp_path, content):
         read_image(tmp_path / "x.jpg")
 
 
-def test_read_image_names_missing_empty_folder_and_bomb(tmp_path):
+def test_read_image_names_missing_files_folders_and_bombs(tmp_path):
     """A small file that claims a huge picture is refused before its pixels are made."""
-    (tmp_path / "empty.png").touch()
     write_png(tmp_path / "bomb.png", (40_000, 40_000), 8, 2, b"")
-    for name, error, message in (("empty.png", ValueError, "empty.png is empty"),
-                                 ("", ValueError, "is not a file"),
-                                 ("missing.png", FileNotFoundError, "no picture at .*missing.png"),
-                                 ("bomb.png", ValueError, "too large a picture")):
-        with pytest.raises(error, match=message):
-            read_image(tmp_path / name)
+    with pytest.raises(ValueError, match="bomb.png cannot be read as a picture .*exceeds limit"):
+        read_image(tmp_path / "bomb.png")
+    for path in (tmp_path, tmp_path / "missing.png"):
+        with pytest.raises(FileNotFoundError, match=f"no picture at {path}"):
+            read_image(path)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -147,17 +141,6 @@ def test_convention_keypoints_go_to_joints_of_their_name(count, name):
     assert len(shared) >= 16 and {"nose", "left_wrist", "right_knee"} <= shared
     for joint, row in zip(SMPL45, result, strict=True):
         assert np.array_equal(row, rows[names.index(joint)] if joint in shared else np.zeros(3))
-
-
-def test_sides_are_the_person_s_own():
-    """Known indices of the formats' own documentation, against a mix-up of left and right."""
-    for count, name, index in ((17, "left_shoulder", 5), (17, "right_ankle", 16),
-                               (18, "right_wrist", 4), (18, "left_knee", 12), (25, "pelvis", 8),
-                               (25, "left_wrist", 7), (25, "right_heel", 24),
-                               (33, "right_shoulder", 12), (33, "left_big_toe", 31)):
-        keypoints = np.zeros((count, 3))
-        keypoints[index] = 7, 8, 1
-        assert images.to_smpl45(keypoints)[SMPL45.index(name)].tolist() == [7, 8, 1]
 
 
 def flat(count: int, offset: float = 10.0) -> list[float]:
@@ -226,24 +209,6 @@ def test_bad_keypoint_files_are_named(case, tmp_path):
     content, message = BAD_FILES[case]
     with pytest.raises(ValueError, match=message):
         images.read_keypoints(save(tmp_path / "k.json", content))
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=3) | st.just(flat(17)),
-    lambda values: st.lists(values, max_size=3) | st.dictionaries(
-        st.sampled_from(["people", "pose_keypoints_2d"]), values, max_size=2), max_leaves=12)
-
-
-@given(json_values)
-@settings(max_examples=200)
-def test_any_json_is_people_or_one_error(tmp_path_factory, content):
-    """Whatever a JSON file holds: rows of finite keypoints, or a ValueError."""
-    path = save(tmp_path_factory.getbasetemp() / "k.json", content)
-    try:
-        people = images.read_keypoints(path)
-    except ValueError:
-        return
-    assert people and all(person.shape == (17, 3) for person in people)
 
 
 def test_the_person_who_is_seen_best_is_taken():

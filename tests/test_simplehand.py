@@ -484,7 +484,7 @@ def test_crop_camera_looks_at_the_box(box):
     homography = crop_K @ rotation @ np.linalg.inv(K)
     center = box[:2] + box[2:] / 2
     assert np.allclose(simplehand.transform(homography, center), 64)
-    reference = data.perspective_crop(K, center, box[2:], 128)
+    reference = crops.perspective_crop(K, center, box[2:], 128)
     assert np.allclose(reference.K, crop_K) and np.allclose(reference.rotation, rotation)
 
 

@@ -388,7 +388,7 @@ def test_arms_and_boxes_of_the_table_are_what_they_say(finished, folder):
         true = batch["hand_images"].flatten(0, 1)
         cut = hmr_adapter.crop_hands(batch["image"], guide["tight_boxes"], true.shape[-1])
         for boxes, images in (("", cut.flatten(0, 1)), (", true boxes", true)):
-            for name, arm in (("true", batch["arm_pose"]),
+            for name, arm in (("true", hmr_adapter.arm_pose(batch["body_pose"])),
                               ("found", hmr_adapter.arm_pose(guide["body_pose"]))):
                 expected = task.mesh(model(images, arm.flatten(0, 1)))
                 torch.testing.assert_close(found[f"{name} arm{boxes}"].flatten(0, 1), expected)
@@ -410,7 +410,8 @@ def test_adapters_train_with_what_their_source_says(finished, folder, source):
     task.loss(lambda *inputs: heard.append(inputs[1]) or model(*inputs), batch, 0)
     with torch.no_grad():
         found = weights.hmr_adapter.load_checkpoint(file)(batch["image"])["body_pose"]
-    arms = {"true": batch["arm_pose"], "found": hmr_adapter.arm_pose(found)}
+    arms = {"true": hmr_adapter.arm_pose(batch["body_pose"]),
+            "found": hmr_adapter.arm_pose(found)}
     assert torch.equal(heard[0], arms[source].flatten(0, 1))
     body = make_task(finished, folder, "body")
     body.config = dataclasses.replace(body.config, knuckle_source=source)

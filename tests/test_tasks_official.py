@@ -15,12 +15,12 @@ from official_folders import (
     write_ehf,
     write_interhand,
     write_models,
+    write_ply,
     write_rich,
 )
 from test_tasks_adapter import ERRORS, OF_BODIES, scores_of
 
 import bodymodels
-import data
 import train
 import weights.hmr_adapter
 from tasks.base import EVALUATIONS, Predictions
@@ -36,10 +36,9 @@ VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
 
 @pytest.fixture(scope="module", autouse=True)
 def small_bodies():
-    """Whole bodies of landmarks and hands alone, and pictures as small as RICH's are here."""
+    """Whole bodies of landmarks and hands alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(bodymodels.SURFACE_VERTEX_IDS, "smplx", tuple(range(21)))
-        patch.setitem(data.OFFICIAL["rich"].OPTIONS, "picture_size", (32, 24))
         for name in ("tasks.base.draw_grid", "train.draw_curves"):  # slow, and tested elsewhere
             patch.setattr(name, lambda *_, **__: None)
         yield
@@ -61,7 +60,7 @@ def base(tmp_path_factory):
     body = bodymodels.load_model(base / "models", family="smplx")
     for number in ("01", "100"):
         mesh = body.v_template.numpy() + (0, 0.1 * len(number), 0)
-        bodymodels.save_mesh(base / f"ehf/{number}_align.ply", mesh, [[0, 1, 2]])
+        write_ply(base / f"ehf/{number}_align.ply", mesh)
     return base
 
 

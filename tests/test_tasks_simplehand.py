@@ -141,13 +141,12 @@ def test_dexycb_is_trained_on_for_100_epochs(preset, data, steps):
     assert train.choose_config(arguments, run, None)[0].steps == 77
 
 
-def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys, monkeypatch):
+def test_dexycb_trains_and_writes_the_result_file(tmp_path, capsys):
     """Left and right hands in one folder; the toolkit's lines carry the official numbers."""
     root, cache, out, hands = (tmp_path / name for name in ("dexycb", "cache", "out", "models"))
     for path, fill in ((root, write_dexycb), (hands, write_models)):
         path.mkdir()
         fill(path)
-    monkeypatch.setitem(data.DexYCB.OPTIONS, "sequences", 5)
     for path in hands.glob("SMPL*"):
         path.unlink()
     train.main(command_line(cache, out, "--data", "dexycb", "--data-root", root, "--hand", hands,

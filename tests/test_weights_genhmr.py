@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from genhmr_samples import SMALL, TINY, TINY_TOKENIZER, images, poses
-from joblib_files import Call
+from hostile import Call
 
 import genhmr
 from genhmr import Config, GenHMR, Tokenizer

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 
 import pytest
 import torch
-from joblib_files import Call
+from hostile import Call
 from simplehand_samples import TINY, checkpoint_of, on_meta, trained_model
 
 import bodymodels
