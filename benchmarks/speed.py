@@ -203,7 +203,7 @@ def time_gpu(arguments: argparse.Namespace) -> None:
     time_simplehand(arguments, "cuda")
     time_per_image(genhmr.PRESETS["paper"], arguments.seconds, "cuda")
     for name, kind in train.TASKS.items():
-        for preset in set(kind.PRESETS if kind.TRAINS else ()).difference(ON_A_CPU):
+        for preset in set(() if name == "hmr_adapter-all" else kind.PRESETS).difference(ON_A_CPU):
             torch.cuda.reset_peak_memory_stats()
             try:
                 time_step(name, preset, torch.device("cuda"), arguments.seconds)

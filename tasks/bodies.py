@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,9 +30,9 @@ class BodyTask(Task):
               "with one another, in\neach column the better one.\n")
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+                 origin: Mapping[str, object], settings: Settings) -> None:
         super().__init__(config, arguments, origin, settings)
-        file = getattr(arguments, "body", None)
+        file = arguments.body
         if self.data != "rendered" and self.MODELS:
             self.body = bodymodels.load_model(arguments.models, family=self.FAMILY)
         else:
@@ -121,14 +120,3 @@ class BodyTask(Task):
         if self.data != "rendered" and mesh[:, 2].min() <= 0:
             return background
         return super().draw(mesh, K, background)
-
-    def write(self, predictions: Predictions, out: Path) -> None:
-        """Write pictures and, for official ones, the first predictor's bodies."""
-        if self.data != "rendered" and self.MODELS:
-            first = predictions.first
-            pieces = [predictions[start:start + self.PIECE].first
-                      for start in range(0, len(first["pose"]), self.PIECE)]
-            joints = np.concatenate([self.mesh(piece)["joints"] for piece in pieces])
-            self.write_found(out, predictions, joints=joints,
-                             **{name: first[name] for name in ("pose", "betas", "transl")})
-        super().write(predictions, out)

@@ -45,12 +45,11 @@ from tasks.base import (
     Scores,
     Terms,
     bare,
+    require_same,
 )
 from tasks.bodies import BodyTask, Mesh
 from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
-
-BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
 
 
 def axis_rotation(axis: Tensor, angle: Tensor) -> Tensor:
@@ -68,7 +67,7 @@ def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None
     """Turn each body as a whole: poses (B, 24, 3, 3) -> the same with another global orientation.
 
     "We rotate the poses at varying degrees" (appendix): the tokenizer must know every orientation
-    that stage 2 meets. A standing body (y down) takes a heading within settings.heading and leans
+    that stage 2 meets. A standing body (y down) takes a heading within settings.views and leans
     up to settings.tilt; a fraction of the bodies takes any rotation (our choice). Bodies turn about
     their rest pelvis: vertices V become R (V - J_0) + J_0.
     """
@@ -81,7 +80,7 @@ def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None
     level = torch.stack((direction.cos(), torch.zeros_like(lean), direction.sin()), -1)
     vertical = torch.eye(3, device=level.device)[1].expand_as(level)
     turn = (axis_rotation(level, math.radians(settings.tilt) * lean)
-            @ axis_rotation(vertical, math.radians(settings.heading) * heading))
+            @ axis_rotation(vertical, math.radians(settings.views) * heading))
     normal = torch.randn(batch, 6, generator=generator, device=rotations.device)
     any_way = uniform(batch) < settings.uniform_rotation
     turn = torch.where(any_way[:, None, None], genhmr.rotation_6d_to_matrix(normal), turn)
@@ -94,10 +93,9 @@ class TokenizerTask(BodyTask):
 
     Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
     SETTINGS = GENHMR_TOKENIZER
-    load_checkpoint = staticmethod(load_tokenizer)
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
                  "amass+moyo": "pose_reconstruction"}
-    ARGUMENTS = {"body": BODY_ARGUMENT}
+    ARGUMENTS = ("body",)
     UNIT = "poses"
     BEST = "MPJPE"
     TITLE = "true pose, pose decoded from its tokens"
@@ -105,14 +103,19 @@ class TokenizerTask(BodyTask):
               "10 % random: decoded after\na tenth of the tokens was replaced by random ones. "
               "changed %: tokens that are not the true pose's, in the last\ntwo rows and, in the "
               f"first, if the decoded pose is encoded again.\n{BodyTask.REMARK}")
-    TRY = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
+    NEXT = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
     def __init__(self, config: genhmr.TokenizerConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+                 origin: Mapping[str, object], settings: Settings) -> None:
         super().__init__(config, arguments, origin, settings)
         if config.vertex_stride:
             vertices = range(0, len(self.body.v_template), config.vertex_stride)
             self.light_body = self.body.at_vertices(vertices)
+
+    @classmethod
+    def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load a tokenizer, alone or inside a GenHMR."""
+        return load_tokenizer(path)
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the free clips, or of official data: each sequence in its proportion.
@@ -123,7 +126,7 @@ class TokenizerTask(BodyTask):
         arguments, training = self.arguments, split == "train"
         settings, seed = self.settings, self.settings.seed if training else 0
         if self.data == "rendered":
-            return data.MotionPoses(split, length, seed, views=settings.heading,
+            return data.MotionPoses(split, length, seed, views=settings.views,
                                     lean=settings.lean, wide=settings.wide if training else 0.0)
         root = arguments.data_root if training else arguments.test_root or arguments.data_root
         held_out = dict(EVALUATIONS.values()) | ({} if arguments.eval else {"amass": "val"})
@@ -196,20 +199,22 @@ class EncoderTask(BodyTask):
     """Before stage 2: a small encoder that knows poses, as the paper's trained ViT-H does."""
 
     Config, PRESETS, SETTINGS = EncoderConfig, small_encoder.PRESETS, GENHMR_ENCODER
-    load_checkpoint = staticmethod(load_encoder)
     PROTOCOLS = {"rendered": "rendered_bodies"}
+    ARGUMENTS = ()
     TITLE = "image, lifted mesh (placed by the keypoints found), true mesh"
-    TRY = ("python train.py --model genhmr --stage transformer --tokenizer "
+    NEXT = ("python train.py --model genhmr --stage transformer --tokenizer "
            "runs/genhmr-tokenizer/checkpoint.pt --backbone {checkpoint}")
     REMARK = ("median px, near %: distance of the 24 joints found from the true ones, of those in "
               "the crop, in pixels, and\nthe share within 5 % of the crop's side.\n"
               f"{BodyTask.REMARK}")
 
-    @staticmethod
-    def config_of(model: SmallEncoder) -> EncoderConfig:
-        """Return a config with the sizes of the encoder."""
-        *widths, blocks, pooled, lift_width = model.sizes.tolist()
-        return EncoderConfig(widths, blocks, pooled, lift_width)
+    @classmethod
+    def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load an encoder, alone or inside a GenHMR, and give it a config with its sizes."""
+        encoder = load_encoder(path)
+        *widths, blocks, pooled, lift_width = encoder.sizes.tolist()
+        encoder.config = EncoderConfig(widths, blocks, pooled, lift_width)
+        return encoder
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people."""
@@ -349,7 +354,6 @@ class TransformerTask(BodyTask):
     """Stage 2: tokens from images."""
 
     Config, PRESETS, SETTINGS = genhmr.Config, genhmr.PRESETS, GENHMR_TRANSFORMER
-    load_checkpoint = staticmethod(load_checkpoint)
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
         "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (
@@ -357,31 +361,12 @@ class TransformerTask(BodyTask):
             "hmr2_h36m_lsp14")}
     MODELS = ("SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE and, for protocols of 14 joints, "
               "J_regressor_h36m.npy or, for HMR2.0's, SMPL_to_J19.pkl")
-    ARGUMENTS = {
-        "tokenizer": {"metavar": "FILE", "help": "checkpoint of the tokenizer to build on"},
-        "backbone": {"metavar": "FILE", "help": "weights of the image encoder to start from: "
-                     "4D-Humans', TokenHMR's or ViTPose's (default: random weights); the preset "
-                     "cpu needs a checkpoint of --stage encoder"},
-        "models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
-        "detections": {"metavar": "FOLDER", "help": "OpenPose's files for the pictures to evaluate "
-                       "on, a/b_keypoints.json for a/b.jpg: refinement follows them (default: "
-                       "3DPW's own; without any the true joints, an oracle)"},
-        "iterations": {"type": int, "metavar": "T", "help": "iterations of sampling in the first "
-                       "row of scores (default: 5)"},
-        "schedule": {"choices": tuple(genhmr.SCHEDULES), "help": "masking schedule of sampling, "
-                     "Table 11 (default: cosine)"},
-        "top_k": {"type": int, "metavar": "K", "help": "draw each token among the K most likely, "
-                  "Table 12 (default: 1)"},
-        "samples": {"type": int, "metavar": "N", "help": "draw N poses for each picture, and score "
-                    "them as a distribution, see tasks/posterior.py"},
-        "temperature": {"type": float, "metavar": "X", "help": "of the drawn tokens (default: 1)"},
-        "order": {"choices": ("random", "confidence"), "help": "which drawn tokens an iteration "
-                  "keeps (default: random; the paper's is confidence)"},
-        "brief": {"action": "store_true", "default": None, "help": "leave the rows of Tables 2 and "
-                  "3 out of the last scores"},
-    }
+    ARGUMENTS = ("tokenizer", "backbone", "models", "detections", "schedule", "top_k", "samples",
+                 "brief")
+    STARTS = "backbone", "the encoder starts from random weights, the paper's from trained ones"
     TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
-    TRY = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
+    NEXT = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
+    FIRST = 5  # T of the first row
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
     KNOWN = (0, 50, 90)  # % of the true tokens that the last table gives away
@@ -396,6 +381,11 @@ class TransformerTask(BodyTask):
               f"{BodyTask.REMARK}")
 
     @classmethod
+    def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load a GenHMR of ours."""
+        return load_checkpoint(path)
+
+    @classmethod
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
         """Return the config with that of the given tokenizer, and as wide as the small encoder."""
         if arguments.tokenizer:
@@ -407,7 +397,7 @@ class TransformerTask(BodyTask):
         return config
 
     def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
+                 origin: Mapping[str, object], settings: Settings) -> None:
         super().__init__(config, arguments, origin, settings)
         starts = origin or arguments.checkpoint
         if not starts and not arguments.tokenizer:
@@ -419,29 +409,15 @@ class TransformerTask(BodyTask):
             raise ValueError("--stage transformer needs a trained encoder: make one with --stage "
                              "encoder and give its checkpoint, or assets/genhmr_cpu.pt, with "
                              "--backbone")
-        self.iterations = 5 if arguments.iterations is None else arguments.iterations
-        self.schedule, self.top_k = arguments.schedule or "cosine", arguments.top_k or 1
-        for name, value, least in (("iterations", arguments.iterations, 1),
-                                   ("top-k", arguments.top_k, 1),
-                                   ("samples", arguments.samples, 2)):
-            if value is not None and value < least:
-                raise ValueError(f"--{name} {value}: expected at least {least}")
-        if arguments.temperature is not None and not arguments.temperature > 0:
-            raise ValueError(f"--temperature {arguments.temperature}: expected a number above 0")
+        if arguments.samples is not None and arguments.samples < 2:
+            raise ValueError(f"--samples {arguments.samples}: expected at least 2")
         if arguments.detections and self.data == "rendered":
             raise ValueError("--detections: rendered pictures have none, leave it out")
-        if self.top_k > config.tokenizer.codebook_size:
-            raise ValueError(f"--top-k {self.top_k}: the codebook has "
-                             f"{config.tokenizer.codebook_size} tokens")
+        codes = config.tokenizer.codebook_size
+        if arguments.top_k is not None and not 1 <= arguments.top_k <= codes:
+            raise ValueError(f"--top-k {arguments.top_k}: expected 1 to {codes}")
         if origin and arguments.tokenizer:
-            self.require_same("tokenizer", load_tokenizer, origin)
-
-    def notes(self) -> list[str]:
-        """Warn of random weights where the paper starts from a trained encoder."""
-        if self.arguments.backbone or self.arguments.checkpoint or self.small:
-            return []
-        return ["the image encoder starts from random weights; the paper starts from a trained "
-                "ViT-H: --backbone FILE"]
+            require_same("tokenizer", load_tokenizer(arguments.tokenizer), load_tokenizer(origin))
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
@@ -454,10 +430,7 @@ class TransformerTask(BodyTask):
 
     @property
     def detections(self) -> str | None:
-        """The detector's keypoints of the official pictures to evaluate on, as their reader wants.
-
-        None: there are none, or the pictures are rendered.
-        """
+        """The detector's keypoints of official pictures to evaluate on, as their reader wants."""
         judges = data.OFFICIAL.get(EVALUATIONS.get(self.protocol, ("",))[0])
         return self.arguments.detections or (OWN if judges and judges.DETECTED else None)
 
@@ -491,13 +464,16 @@ class TransformerTask(BodyTask):
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Sample poses; at the end of a run for every T, and refined by every P."""
-        features, first = model.encode(batch["image"]), self.iterations
-        if final and self.arguments.samples:
+        features, first, arguments = model.encode(batch["image"]), self.FIRST, self.arguments
+        if final and arguments.samples:
             return self.drawn(model, features, batch)
-        final = final and not self.arguments.brief
+        final = final and not arguments.brief
         counts = dict.fromkeys((first, *self.ITERATIONS)) if final else (first,)
-        runs = {T: self.sample(model, features, batch, T, self.schedule, self.top_k)
-                for T in counts}
+        generator = torch.Generator(features.values.device)
+        runs = {T: genhmr.sample_from(
+            model, features, iterations=T, schedule=arguments.schedule or "cosine",
+            top_k=arguments.top_k or 1,  # the index of the first sample is the seed
+            generator=generator.manual_seed(int(batch["index"][0]))) for T in counts}
         sampled = runs[first]
         poses = {f"T={T}": run.rotations for T, run in runs.items()}
         if final:
@@ -523,17 +499,16 @@ class TransformerTask(BodyTask):
 
     def drawn(self, model: nn.Module, features: genhmr.Features, batch: Batch) -> Predictions:
         """Draw poses of each picture for every T; found also has the first draw as a pose."""
-        arguments, true = self.arguments, model.tokenizer.encode(batch["pose"])
-        sampled = self.sample(model, features, batch, 1)
+        true = model.tokenizer.encode(batch["pose"])
+        sampled = genhmr.sample_from(model, features, iterations=1)
         shared = self.beside_truth(model, batch, sampled, {"": sampled.rotations})
         joints = self.light_body(batch["betas"], batch["pose"]).joints
         shared.truth["joints"] = joints - joints[:, :1]
         shared.truth["inside"] = batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)
         pose = shared.found.pop("")
         shared.found |= {f"T={T}": pose | posterior.draw(
-            model, features, self.light_body, true, T, arguments.samples,
-            int(batch["index"][0]), arguments.temperature or 1.0, arguments.order or "random")
-            for T in posterior.ITERATIONS}
+            model, features, self.light_body, true, T, self.arguments.samples,
+            int(batch["index"][0])) for T in posterior.ITERATIONS}
         return shared
 
     def comparisons(self, predictions: Predictions) -> str:
@@ -583,13 +558,6 @@ class TransformerTask(BodyTask):
             if "nll" in values and "draws" not in values:
                 errors[name]["NLL"] = values["nll"]
         return errors
-
-    def sample(self, model: nn.Module, features: genhmr.Features, batch: Batch,
-               iterations: int, schedule: str = "cosine", top_k: int = 1) -> genhmr.Sampled:
-        """Sample the poses of a batch; the index of its first sample is the seed of top-k."""
-        generator = torch.Generator(features.values.device).manual_seed(int(batch["index"][0]))
-        return genhmr.sample_from(model, features, iterations=iterations, schedule=schedule,
-                                  top_k=top_k, generator=generator)
 
     def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch, steps: int,
                 fitted: bool = False) -> Tensor:
