@@ -15,8 +15,7 @@
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
 best weights by test score), log.csv (a row per step), scores.csv (a row per evaluation) and, at
 the end, results.json, errors.npz (of each sample) and predictions.png. Repeat the command to
-continue its run; torchrun --max-restarts does so by itself. If bad data end a run, one message says
-why; error.txt says where in the code.
+continue its run; torchrun --max-restarts does so by itself.
 
 A run that is killed and continued ends in the same weights as an uninterrupted one, bit for bit on
 a CPU with the same number of threads, because a step depends only on its checkpoint and its number:
@@ -57,7 +56,6 @@ import re
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -87,8 +85,6 @@ from tasks.files import (
     add_scores,
     cut_table,
     first_line,
-    numbers_of,
-    opening,
     read_run,
     save,
     score_table,
@@ -177,13 +173,6 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
         for batch in batches:
             yield {name: value.to(world.device, non_blocking=True)
                    for name, value in batch.items()}
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "Traceback" in str(error):
-            raise
-        raise RuntimeError(
-            f"a data worker died ({error}). Batches travel through shared memory: in a container "
-            "give it more (docker run --shm-size=16g), else try fewer --workers; --workers 0 needs "
-            "none") from error
     finally:
         if world.workers:  # they ignore SIGTERM, and an error's traceback would keep them alive
             batches._shutdown_workers()
@@ -294,8 +283,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "schedule": {"kind": self.config.schedule, "step": self.step},
-            "rng": {"seed": self.settings.seed, "step": self.step},
             **{name: getattr(self, name) for name in COUNTERS},
         }
 
@@ -325,8 +312,6 @@ def on_leader(world: World, work: Callable[..., Value], *values: object) -> Valu
         try:
             result = work(*values)
         except (OSError, ValueError) as error:
-            if world.size == 1:
-                raise
             problem = message_of(error)
     problem = world.share(problem)
     if problem:
@@ -390,22 +375,20 @@ def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> 
     keys = rank_batches(trainer.position, config.steps - trainer.step, config.batch_size,
                         settings.accumulate, world, len(task.train_set), settings.seed)
     batches = load_batches(task.train_set, keys, world)
-    stopping, printed, saved, save_seconds = False, 0.0, time.monotonic(), 0.0
+    stopping, printed, saved = False, 0.0, time.monotonic()
     while trainer.step < config.steps and not stopping:
         if trainer.step and trainer.step % settings.eval_every == 0:
             scores, _ = evaluate(task, trainer.model, world)
             keep_scores(task, trainer.model, trainer.step, world, about, scores)
         start = time.monotonic()
         step_batches = [next(batches) for _ in range(settings.accumulate)]
-        # Save when it is time, and for at most a twentieth of the time; with 0 after every step.
-        pause = arguments.save_every and max(arguments.save_every, 20 * save_seconds)
-        due = world.leader and start - saved > pause
+        due = world.leader and start - saved > arguments.save_every
         row, (stopping, saving) = trainer.train_step(step_batches, (bool(signals), due))
         seconds = time.monotonic() - start
         trainer.seconds += seconds
         if world.leader:
             add_row(arguments.out / "log.csv", row | {
-                f"{task.UNIT}_per_second": config.batch_size / seconds, "seconds": trainer.seconds})
+                "samples_per_second": config.batch_size / seconds, "seconds": trainer.seconds})
             if start - printed > PRINT_EVERY or trainer.step == config.steps or trainer.skipped:
                 printed = start
                 print(progress(trainer, row), flush=True)
@@ -413,10 +396,9 @@ def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> 
             fail(f"{MAX_SKIPPED} steps in a row were not finite: gave up at step {trainer.step}. "
                  "Try a smaller learning_rate")
         if stopping or saving or trainer.step == config.steps:
-            saved = time.monotonic()
             content = {**trainer.state_dict(), **about, "baseline": task.baseline}
             on_leader(world, save, content, arguments.out / "checkpoint.pt")
-            save_seconds = time.monotonic() - saved
+            saved = time.monotonic()
     if stopping:
         announce(f"\n{' '.join(signals) or 'A signal to another process'}: saved at step "
                  f"{trainer.step} of {config.steps}; the same command continues")
@@ -429,7 +411,7 @@ def progress(trainer: Trainer, row: Mapping[str, float]) -> str:
     pace, steps = trainer.seconds / trainer.step, trainer.config.steps
     left = timedelta(seconds=round((steps - trainer.step) * pace))
     text = "  ".join(f"{name} {row[name]:.4f}" for name in losses)
-    rate = f"{trainer.config.batch_size / pace:.0f} {trainer.task.UNIT}/s"
+    rate = f"{trainer.config.batch_size / pace:.0f} samples/s"
     skipped = f"  skipped, {trainer.skipped} in a row" * bool(trainer.skipped)
     return f"step {trainer.step}/{steps}  {text}  {rate}  {left} left{skipped}"
 
@@ -457,8 +439,7 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
             base = task.config_from(known["config"])
         except TypeError as error:
             raise ValueError(f"the run in {arguments.out} has settings of another version of this "
-                             f"code ({error}): continue it with that version, or start a new run "
-                             "with --out FOLDER") from error
+                             f"code ({error}): start a new one with --out FOLDER") from error
         settings = dataclasses.replace(settings, **stored_settings(known))
     elif start is not None:  # the network of the file, optimised as the preset says
         base = dataclasses.replace(start.config, **{
@@ -563,8 +544,22 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for name in ("log.csv", "scores.csv"):
             cut_table(out / name, trainer.step)
-        for line in opening(task, world, trainer.model, trainer.step, run):
-            print(line, flush=True)
+        print("\n".join(opening(trainer, run)), flush=True)
+
+
+def opening(trainer: Trainer, run: Mapping | None) -> list[str]:
+    """Return the first lines of a run, new or continued: its model, steps and batch, and notes."""
+    task, config, world = trainer.task, trainer.config, trainer.world
+    arguments, (flag, meaning) = task.arguments, task.STARTS
+    count = sum(parameter.numel() for parameter in trainer.model.parameters())
+    lines = [f"{type(trainer.model).__name__}, {count:,} parameters, on {world.size} x "
+             f"{world.device.type}: from step {trainer.step} to {config.steps}, in {arguments.out}",
+             f"{config.batch_size} samples per step, {share(task, world)} at a time in a process"]
+    if run and run.get("threads", torch.get_num_threads()) != torch.get_num_threads():
+        lines.append(f"note: this run had {run['threads']} threads: the last bits will differ")
+    if flag and not (run or arguments.checkpoint or getattr(arguments, flag)):
+        lines.append(f"note: no --{flag}: {meaning}")
+    return lines
 
 
 def finish(task: Task, model: nn.Module, step: int | None, world: World,
@@ -600,16 +595,13 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
 
 def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, bool]:
     """Train, then evaluate; or evaluate alone. Returns the world and whether all is done."""
-    try:
-        task, model, origin, run = prepare(arguments)
-        world = world or join_world(arguments.workers)
-    except (ValueError, OSError) as error:
-        fail(str(error))
+    task, model, origin, run = prepare(arguments)
+    world = world or join_world(arguments.workers)
     about = {"name": arguments.name, "preset": arguments.preset or origin.get("preset"),
              "data": task.data, "protocol": task.protocol,
              "config": dataclasses.asdict(task.config),
-             "settings": dataclasses.asdict(task.settings), **numbers_of(world),
-             "versions": {"torch": str(torch.__version__), "numpy": np.__version__}}
+             "settings": dataclasses.asdict(task.settings), "processes": world.size,
+             "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     if arguments.eval:
         finish(task, model.to(world.device), origin.get("step"), world, about)
         return world, True
@@ -734,19 +726,12 @@ def run(argv: list[str], world: World | None = None) -> tuple[World | None, bool
     world: the processes, if an earlier call has joined them. A signal ends a run before its time.
     """
     arguments, done = parse_arguments(argv), True
-    runs = hmr_adapter.stage_runs(arguments) if arguments.stage == "all" else [arguments]
-    for one in runs:
+    for one in hmr_adapter.stage_runs(arguments) if arguments.stage == "all" else [arguments]:
         try:
             with on_signals(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C does
                 world, done = run_one(one, world)
-        except OSError as error:  # a full disk, a folder that may not be written
+        except (OSError, ValueError) as error:  # a full disk, a damaged picture, wrong flags
             fail(message_of(error))
-        except ValueError as error:  # a damaged picture, a regressor of another body
-            path = one.out / "error.txt"
-            with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(traceback.format_exc())
-            fail(f"{message_of(error)} (more in {path})")
         except RuntimeError as error:
             if "by peer" not in str(error):
                 raise

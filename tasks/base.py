@@ -122,7 +122,6 @@ class Task(ABC):
     MODELS: ClassVar[str] = ""  # the body models that official data need in --models
     STARTS: ClassVar[tuple[str, str]] = ("", "")  # a flag, and what it means to leave it out
     TITLE: ClassVar[str]  # of predictions.png
-    UNIT: ClassVar[str] = "images"  # what a sample is
     BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
     REMARK: ClassVar[str] = ""  # printed below the table of scores
     COMPARED: ClassVar[Sequence[tuple[str, str]]] = ()  # predictors to compare sample by sample
@@ -132,6 +131,7 @@ class Task(ABC):
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
                  origin: Mapping[str, object], settings: Settings) -> None:
         self.config, self.arguments, self.settings = config, arguments, settings
+        self.origin = origin
         self.baseline: Tensor | None = origin.get("baseline")  # (2, N, 3), see set_baseline
         judged = EVALUATIONS.get(arguments.protocol, ("",))[0] if arguments.eval else ""
         self.data = arguments.data or judged or origin.get("data", "rendered")

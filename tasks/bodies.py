@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,10 +11,19 @@ from torch import Tensor
 
 import bodymodels
 import metrics
+from files import safe_unpickle
 from tasks.base import Batch, Errors, Predictions, Scores, Task, better
-from tasks.settings import RunConfig, Settings
 
 Mesh = dict[str, np.ndarray]  # joints (N, J, 3) and vertices (N, V, 3), in metres
+
+
+def load_regressor(path: Path, count: int, body: bodymodels.BodyModel) -> np.ndarray:
+    """Read a pickled regressor (count, V) of a body's joints."""
+    regressor = np.asarray(safe_unpickle(path), np.float32)
+    if regressor.shape != (count, len(body.v_template)):
+        raise ValueError(f"{path} has shape {regressor.shape}: expected {count} joints of "
+                         f"{len(body.v_template)} vertices")
+    return regressor
 
 
 class BodyTask(Task):
@@ -26,13 +35,12 @@ class BodyTask(Task):
     BODY, FAMILY = "body", "smpl"  # the free body, and the family of official data
     MOVED = ("light_body",)
     PIECE = 500  # samples whose meshes are in memory at a time
-    REMARK = ("Mean pose: the mean body of the training samples, or the mean after aligning them "
-              "with one another, in\neach column the better one.\n")
+    REMARK = ("Mean pose: of training samples, plain or aligned with one another, in each column the "
+              "better one.\n")
 
-    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings) -> None:
-        super().__init__(config, arguments, origin, settings)
-        file = arguments.body
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        arguments, file = self.arguments, self.arguments.body
         if self.data != "rendered" and self.MODELS:
             self.body = bodymodels.load_model(arguments.models, family=self.FAMILY)
         else:

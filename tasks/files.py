@@ -1,4 +1,4 @@
-"""What a run leaves and tells: checkpoints, tables of steps and scores, its first lines."""
+"""What a run leaves: checkpoints, tables of steps and of scores."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import bodymodels
-from tasks.base import Scores, Task, is_error
-from tasks.ranks import World
+from tasks.base import Scores, is_error
 from weights.files import check_whole
 
 
@@ -47,11 +45,9 @@ def read_run(path: Path) -> dict[str, object] | None:
         run = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise half a dozen types
         raise ValueError(f"{path} is damaged ({first_line(error)}): {advice}") from error
-    missing = [name for name in ("optimizer", "step", "name", "preset", "data", "config")
-               if not isinstance(run, dict) or name not in run]
-    if missing:
-        raise ValueError(f"{path} is not a run's checkpoint, it lacks {', '.join(missing)}: "
-                         f"{advice}; to start from its weights use --checkpoint and another --out")
+    if not isinstance(run, dict) or "optimizer" not in run or "preset" not in run:
+        raise ValueError(f"{path} is not a run's checkpoint: {advice}; to start from its weights "
+                         "use --checkpoint and another --out")
     return run
 
 
@@ -67,22 +63,11 @@ def first_line(error: Exception) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Read the complete rows of a csv file; the last may be torn. Empty without a file.
-
-    Raises ValueError if a value is no number, or a step none from 0 on.
-    """
+    """Read the complete rows of a csv file; the last may be torn. Empty without a file."""
     if not path.exists():
         return []
-    try:
-        with open(path, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        for row in rows:
-            int(row["step"])
-            list(map(float, row.values()))
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): move it away, and the run continues "
-                         "without the rows in it") from error
-    return rows
+    with open(path, newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 def cut_table(path: Path, step: int) -> None:
@@ -135,35 +120,3 @@ def score_table(scores: Scores) -> str:
         lines.append(f"{name:{width}}" + "".join(
             f"{values.get(metric, math.nan):{column}.3f}" for metric in metrics))
     return "\n".join(lines)
-
-
-# ---------------------------------------------------------------------------------- beginning
-
-
-def opening(task: Task, world: World, model: nn.Module, step: int,
-            run: Mapping | None) -> Iterator[str]:
-    """Yield the first lines of a run: model, steps, batch, and notes.
-
-    step: finished ones. run: the checkpoint that the run continues from.
-    """
-    config, arguments = task.config, task.arguments
-    count = sum(parameter.numel() for parameter in model.parameters())
-    yield (f"{type(model).__name__}, {count:,} parameters, on {world.size} x "
-           f"{world.device.type}: from step {step} to {config.steps}, in {arguments.out}")
-    yield (f"{config.batch_size} {task.UNIT} per step: {config.batch_size // world.size} in each "
-           f"process, in {task.settings.accumulate} part(s)")
-    for name, number in numbers_of(world).items():
-        before = run.get(name, number) if run else number
-        if before != number:
-            yield (f"note: this run was trained with {name}={before}, and continues with "
-                   f"{name}={number}: the samples of each step stay the same, the last bits of the "
-                   "results do not")
-    flag, meaning = task.STARTS
-    if flag and not (run or arguments.checkpoint or getattr(arguments, flag)):
-        yield f"note: no --{flag}: {meaning}"
-
-
-def numbers_of(world: World) -> dict[str, int]:
-    """Return the numbers of processes and, on a CPU, of threads: rounding depends on them."""
-    threads = {} if world.device.type == "cuda" else {"threads": torch.get_num_threads()}
-    return {"processes": world.size, **threads}

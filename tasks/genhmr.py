@@ -20,7 +20,7 @@ import bodymodels
 import data
 import genhmr
 import metrics
-from files import load_array, safe_unpickle
+from files import load_array
 from networks import fast, small_encoder
 from networks.small_encoder import (
     HEAT_GRID,
@@ -47,7 +47,7 @@ from tasks.base import (
     bare,
     require_same,
 )
-from tasks.bodies import BodyTask, Mesh
+from tasks.bodies import BodyTask, Mesh, load_regressor
 from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
@@ -96,20 +96,17 @@ class TokenizerTask(BodyTask):
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = ("body",)
-    UNIT = "poses"
     BEST = "MPJPE"
     TITLE = "true pose, pose decoded from its tokens"
-    REMARK = ("1 degree: poses with every joint turned by one degree, decoded from their tokens. "
-              "10 % random: decoded after\na tenth of the tokens was replaced by random ones. "
-              "changed %: tokens that are not the true pose's, in the last\ntwo rows and, in the "
-              f"first, if the decoded pose is encoded again.\n{BodyTask.REMARK}")
+    REMARK = ("1 degree: every joint of the pose was turned by one degree; 10 % random: so many tokens "
+              "were replaced. changed %: tokens\nthat are not the true pose's, in the first row "
+              f"after decoding and encoding again.\n{BodyTask.REMARK}")
     NEXT = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
-    def __init__(self, config: genhmr.TokenizerConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings) -> None:
-        super().__init__(config, arguments, origin, settings)
-        if config.vertex_stride:
-            vertices = range(0, len(self.body.v_template), config.vertex_stride)
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        if self.config.vertex_stride:
+            vertices = range(0, len(self.body.v_template), self.config.vertex_stride)
             self.light_body = self.body.at_vertices(vertices)
 
     @classmethod
@@ -204,9 +201,8 @@ class EncoderTask(BodyTask):
     TITLE = "image, lifted mesh (placed by the keypoints found), true mesh"
     NEXT = ("python train.py --model genhmr --stage transformer --tokenizer "
            "runs/genhmr-tokenizer/checkpoint.pt --backbone {checkpoint}")
-    REMARK = ("median px, near %: distance of the 24 joints found from the true ones, of those in "
-              "the crop, in pixels, and\nthe share within 5 % of the crop's side.\n"
-              f"{BodyTask.REMARK}")
+    REMARK = ("median px, near %: distance of the joints found in the crop from the true ones, and "
+              f"the share within 5 % of its side.\n{BodyTask.REMARK}")
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -371,13 +367,10 @@ class TransformerTask(BodyTask):
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
     KNOWN = (0, 50, 90)  # % of the true tokens that the last table gives away
     NOISE = 0.02  # of the crop: sigma of the 2D joints given to refinement (our choice)
-    REMARK = ("T: iterations of sampling. mean code: one pass, each place decoded from its mean "
-              "code. P: refinement\nsteps after sampling, on 3DPW and with --detections towards a "
-              "detector's 2D keypoints, else, an oracle, towards\nthe true 2D joints (of the 24, "
-              "those inside the crop) with noise of sigma 2 % of the crop's side; fitted:\n"
-              "genhmr.fit_camera fits the camera to them first. encoder: the pose that the small "
-              "image encoder itself lifts.\nknown: one pass that sees a share of the true tokens; "
-              "NLL: of the other tokens, falls where tokens inform\none another.\n"
+    REMARK = ("T: iterations. mean code: one pass, each place decoded from its mean code. P: steps of "
+              "refinement towards\ndetected 2D keypoints or, an oracle, the true joints with noise "
+              "of sigma 2 % of the crop's side. encoder: the pose\nthat the small image encoder "
+              "lifts. known: one pass that sees a share of the true tokens; NLL: of the others.\n"
               f"{BodyTask.REMARK}")
 
     @classmethod
@@ -396,26 +389,19 @@ class TransformerTask(BodyTask):
             config = dataclasses.replace(config, vit_dim=width)
         return config
 
-    def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings) -> None:
-        super().__init__(config, arguments, origin, settings)
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        arguments, origin = self.arguments, self.origin
         starts = origin or arguments.checkpoint
         if not starts and not arguments.tokenizer:
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
                              "one with --stage tokenizer and give its checkpoint with --tokenizer")
         self.sizes = origin.get("model", {}).get("backbone.sizes")  # of the encoder, to build it
-        self.small = small_encoder.is_small(config)
+        self.small = small_encoder.is_small(self.config)
         if not starts and self.small and not arguments.backbone:
             raise ValueError("--stage transformer needs a trained encoder: make one with --stage "
                              "encoder and give its checkpoint, or assets/genhmr_cpu.pt, with "
                              "--backbone")
-        if arguments.samples is not None and arguments.samples < 2:
-            raise ValueError(f"--samples {arguments.samples}: expected at least 2")
-        if arguments.detections and self.data == "rendered":
-            raise ValueError("--detections: rendered pictures have none, leave it out")
-        codes = config.tokenizer.codebook_size
-        if arguments.top_k is not None and not 1 <= arguments.top_k <= codes:
-            raise ValueError(f"--top-k {arguments.top_k}: expected 1 to {codes}")
         if origin and arguments.tokenizer:
             require_same("tokenizer", load_tokenizer(arguments.tokenizer), load_tokenizer(origin))
 
@@ -482,8 +468,6 @@ class TransformerTask(BodyTask):
             oracle = self.data != "rendered" and self.detections is None
             kind = " oracle: true 2D" if oracle else ""
             poses |= {f"T={first} P={P}{kind}": refined[P] for P in self.REFINEMENTS}
-            poses[f"T={first} P={most} fitted{kind}"] = self.refined(
-                model, sampled, batch, most, fitted=True)[-1]
             mean = genhmr.sample_from(model, features, iterations=1, mean_code=True)
             poses["mean code"] = mean.rotations
             poses[f"mean code P={most}{kind}"] = self.refined(model, mean, batch, most)[-1]
@@ -559,14 +543,14 @@ class TransformerTask(BodyTask):
                 errors[name]["NLL"] = values["nll"]
         return errors
 
-    def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch, steps: int,
-                fitted: bool = False) -> Tensor:
+    def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch,
+                steps: int) -> Tensor:
         """Refine by 0 to P steps: (P + 1, B, 24, 3, 3).
 
         Towards a detector's keypoints, as they are, if the batch has them; else, an oracle, towards
         the true 2D joints with noise.
         """
-        count, size, camera = 24, model.config.image_size, sampled.camera
+        count, size = 24, model.config.image_size
         if "detected_2d" in batch:
             count, points = 45, batch["detected_2d"] / size - 0.5
             seen = batch["detected_confidence"]
@@ -581,11 +565,7 @@ class TransformerTask(BodyTask):
         def keypoints(betas: Tensor, pose: Tensor) -> Tensor:
             return self.light_body.keypoints(self.light_body(betas, pose))[:, :count]
 
-        if fitted:
-            camera = genhmr.fit_camera(camera, points, seen,
-                                       keypoints(sampled.betas, sampled.rotations),
-                                       model.config.focal)
-        return genhmr.refine(model, sampled.embeddings, sampled.betas, camera, points, seen,
+        return genhmr.refine(model, sampled.embeddings, sampled.betas, sampled.camera, points, seen,
                              keypoints, iterations=steps).poses
 
     def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
@@ -640,10 +620,7 @@ class TransformerTask(BodyTask):
                 raise ValueError(f"{path} has the right leg first: take SPIN's file, not Moon's")
             return regressor[bodymodels.joint_indices("h36m17_spin", "j17")]
         path = Path(self.arguments.models, "SMPL_to_J19.pkl")
-        regressor = np.asarray(safe_unpickle(path), np.float32)
-        if regressor.shape != (19, len(self.body.v_template)):
-            raise ValueError(f"{path} has shape {regressor.shape}: expected 19 joints of "
-                             f"{len(self.body.v_template)} vertices")
+        regressor = load_regressor(path, 19, self.body)
         return regressor[bodymodels.joint_indices("j24", "j17")]  # of j24 the first 19
 
 

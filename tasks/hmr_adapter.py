@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import functools
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ import bodymodels
 import data
 import hmr_adapter
 import metrics
-from files import load_arrays, safe_unpickle
+from files import load_arrays
 from networks.adapter_encoders import HandEncoder, is_small, start_rotations
 from networks.adapter_rivals import build_model, share_twists
 from tasks.base import (
@@ -37,12 +37,11 @@ from tasks.base import (
     better,
     require_same,
 )
-from tasks.bodies import BodyTask, Mesh
+from tasks.bodies import BodyTask, Mesh, load_regressor
 from tasks.settings import (
     HMR_ADAPTER,
     HMR_EXPERT,
     RunConfig,
-    Settings,
     own_overrides,
     suitable_preset,
 )
@@ -97,9 +96,9 @@ class PeopleTask(Task):
         expert = cls.load_expert(arguments.expert, arguments)
         return dataclasses.replace(config, expert=expert.config)
 
-    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings) -> None:
-        super().__init__(config, arguments, origin, settings)
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        arguments, origin, config = self.arguments, self.origin, self.config
         self.is_new = not (origin or arguments.checkpoint)
         if not self.ADAPTS:
             return
@@ -166,18 +165,16 @@ class HandExpertTask(PeopleTask):
     TITLE = "hand (left ones mirrored), predicted mesh, true mesh (both at the true wrist)"
     NEXT = "python train.py --model hmr_adapter --stage hand --expert {checkpoint} --guide BODY"
     MOVED = ("hand",)
+    INPUTS: ClassVar[Sequence[str]] = ("images",)  # of the model in training, see hand_samples
     CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
-    REMARK = ("Hands relative to their wrists. Rendered ones: those in the picture; occluded: less "
-              "than half of it\nis visible. Mean hand: the mean mesh of the training samples, or "
-              "that of meshes aligned with one\nanother, in each column the better one.\n")
+    REMARK = ("Hands relative to their wrists; occluded: less than half of it is visible. Mean hand: "
+              "of training samples, plain or\naligned, in each column the better one.\n")
 
-    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings) -> None:
-        super().__init__(config, arguments, origin, settings)
-        if self.data == "rendered":
-            self.hand = bodymodels.load_model("hand_right")
-        else:
-            self.hand = bodymodels.load_model(arguments.models, family="mano", tips="smplx")
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        free = self.data == "rendered"
+        self.hand = bodymodels.load_model("hand_right") if free else bodymodels.load_model(
+            self.arguments.models, family="mano", tips="smplx")
         self.faces = self.hand.faces
 
     @staticmethod
@@ -189,17 +186,13 @@ class HandExpertTask(PeopleTask):
         """Return the crops (2 B, 3, S, S) of both hands."""
         return batch["hand_images"].flatten(0, 1)
 
-    def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
-        """Return the model's inputs in training, of `hand_samples`."""
-        return (samples["images"],)
-
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 5."""
         samples = hmr_adapter.hand_samples(batch, getattr(self.config, "arm", "arm"))
         known = samples["valid"] > 0
         if known.any():  # hands outside of the picture would only cost time
             samples = {name: values[known] for name, values in samples.items()}
-        prediction = model(*self.inputs(samples))
+        prediction = model(*(samples[name] for name in self.INPUTS))
         terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)
         loss = hmr_adapter.hand_total_loss(terms, self.config)
         encoder = getattr(getattr(bare(model), "backbone", None), "patch_embed", None)
@@ -285,22 +278,19 @@ class HandAdapterTask(HandExpertTask):
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
-    DETAIL, MOVED = 4, ("hand", "guide")
+    DETAIL, MOVED, INPUTS = 4, ("hand", "guide"), ("images", "arm", "arm_valid")
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert", "guide")
     STARTS = "expert", "the expert is trained from random weights, too"
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
     COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
                 ("found arm, true boxes", "expert, true boxes"))
-    REMARK = ("Found arm: is given the pose of the arm that the whole-body model in --guide finds, "
-              "and crops where\nit finds hands. True arm: the true pose, whose product is the "
-              "hand's orientation. No arm: is told that\nit is unknown. Expert: without the "
-              "adapter. True boxes: crops around the true keypoints, as they are\nwithout a "
-              "guide.\n"
-              + HandExpertTask.REMARK)
+    REMARK = ("Found arm: told the arm that the body model in --guide finds, in crops where it finds "
+              "hands. No arm: told none.\nTrue boxes: in crops around the true keypoints, as "
+              "without a guide.\n" + HandExpertTask.REMARK)
 
-    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings) -> None:
-        super().__init__(config, arguments, origin, settings)
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        arguments, config = self.arguments, self.config
         if needs_guide(config) and not arguments.eval and not arguments.guide:
             raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
                              "give its checkpoint with --guide")
@@ -316,10 +306,6 @@ class HandAdapterTask(HandExpertTask):
             with torch.no_grad():
                 batch = batch | {"body_pose": look(self.guide, batch)["body_pose"]}
         return super().loss(model, batch, step)
-
-    def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
-        """Return the model's inputs in training: also the arm."""
-        return samples["images"], samples["arm"], samples["arm_valid"]
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
         """Predict with found arms and boxes, as in use, with true ones, and by the expert."""
@@ -477,12 +463,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
     @functools.cached_property
     def j14_regressor(self) -> np.ndarray:
         """SMPLX_to_J14.pkl (14, V)."""
-        path = Path(self.arguments.models, "SMPLX_to_J14.pkl")
-        regressor = np.asarray(safe_unpickle(path), np.float32)
-        if regressor.shape != (14, len(self.body.v_template)):
-            raise ValueError(f"{path} has shape {regressor.shape}: expected 14 rows for the "
-                             f"{len(self.body.v_template)} vertices of SMPL-X")
-        return regressor
+        return load_regressor(Path(self.arguments.models, "SMPLX_to_J14.pkl"), 14, self.body)
 
 
 class BodyAdapterTask(BodyExpertTask):
@@ -524,14 +505,11 @@ class DualPathTask(BodyAdapterTask):
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "guide")
     STARTS = ("", "")
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint} --body {guide}"
-    REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
-              "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
-              "path finds them, as in use;\n\"true boxes\": where they are. Hands outside of the "
-              "picture are left to the body path. "
-              "\"All hands\": every hand is merged, as in the paper. \"Twists "
-              "shared\": the elbows take the\nwrists' twists beyond 72 degrees, as in PyMAF-X, "
-              "which the paper's baseline follows.\n"
-              + BodyTask.REMARK)
+    REMARK = ("Expert: the body expert alone; experts: with the hand expert's hands, merged; ours: "
+              "with both adapters.\nHands are cut out where the body path finds them; true boxes: "
+              "where they are. Hands outside of the picture are\nleft to the body path; all hands: "
+              "merged, too, as in the paper. Twists shared: elbows take the wrists' twists\nbeyond "
+              "72 degrees, as in PyMAF-X.\n" + BodyTask.REMARK)
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:

@@ -20,7 +20,7 @@ from networks import any_view
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
-from tasks.settings import SIMPLEHAND, Settings
+from tasks.settings import SIMPLEHAND
 from weights.files import without_settings
 
 DEXYCB_IMAGES = 406_888  # of the training split of s0
@@ -38,10 +38,9 @@ class SimpleHandTask(Task):
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
     NEXT = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
-    def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings) -> None:
-        super().__init__(config, arguments, origin, settings)
-        file = arguments.hand
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        file = self.arguments.hand
         if self.data != "rendered" and not file:
             raise ValueError(f"--data {self.data}: its meshes are MANO's, whose faces and joints "
                              "the free hand does not have; give MANO_RIGHT.pkl with --hand")
@@ -51,10 +50,6 @@ class SimpleHandTask(Task):
         tips = data.DexYCB.TIPS if self.protocol == "dexycb_s0" else None
         hand = bodymodels.load_model(file or "hand_right", family="mano", tips=tips)
         self.keypoint_regressor, self.faces = hand.keypoint_regressor, hand.faces
-        count = self.keypoint_regressor.shape[1]
-        if config.num_vertices != count:
-            raise ValueError(f"num_vertices is {config.num_vertices}: expected {count}, as the "
-                             "hand model has")
 
     @classmethod
     def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:
