@@ -283,6 +283,8 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "schedule": {"kind": self.config.schedule, "step": self.step},
+            "rng": {"seed": self.settings.seed, "step": self.step},
             **{name: getattr(self, name) for name in COUNTERS},
         }
 

@@ -27,16 +27,14 @@ def load_regressor(path: Path, count: int, body: bodymodels.BodyModel) -> np.nda
 
 
 class BodyTask(Task):
-    """A task whose predictors find a pose (B, K, 3, 3), betas (B, S) and perhaps a translation.
-
-    The truth has `pose` and `betas`.
-    """
+    """A task whose predictors find a pose (B, K, 3, 3) and betas (B, S), as the truth has them."""
 
     BODY, FAMILY = "body", "smpl"  # the free body, and the family of official data
     MOVED = ("light_body",)
     PIECE = 500  # samples whose meshes are in memory at a time
-    REMARK = ("Mean pose: of training samples, plain or aligned with one another, in each column the "
-              "better one.\n")
+    REMARK = ("Mean pose: of training samples, plain or aligned with one another, in each column "
+              "the better one.\n")
+    TITLE = "image, predicted mesh, true mesh (both at the true pelvis)"
 
     def __init__(self, *given: object) -> None:
         super().__init__(*given)
@@ -118,10 +116,11 @@ class BodyTask(Task):
         """A test image (S, S, 3) beside the first predictor's and the true mesh over it."""
         sample, one = self.test_set[index], predictions[index:index + 1]
         photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
-        found, truth = (self.mesh(values)["vertices"][0] for values in (one.first, one.truth))
+        found, truth = (self.mesh(values) for values in (one.first, one.truth))
+        pelvis = truth["joints"][0, 0] + sample["transl"].numpy()
         return np.concatenate([photo] + [
-            self.draw(mesh + shift, sample["K"], photo) for mesh, shift in (
-                (found, one.first["transl"]), (truth, sample["transl"].numpy()))], 1)
+            self.draw(mesh["vertices"][0] - mesh["joints"][0, 0] + pelvis, sample["K"], photo)
+            for mesh in (found, truth)], 1)
 
     def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
         """Draw a mesh (V, 3) over a picture, or the picture alone if no translation is known."""

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +97,9 @@ class TokenizerTask(BodyTask):
     ARGUMENTS = ("body",)
     BEST = "MPJPE"
     TITLE = "true pose, pose decoded from its tokens"
-    REMARK = ("1 degree: every joint of the pose was turned by one degree; 10 % random: so many tokens "
-              "were replaced. changed %: tokens\nthat are not the true pose's, in the first row "
-              f"after decoding and encoding again.\n{BodyTask.REMARK}")
+    REMARK = ("1 degree: every joint was turned by one degree; 10 % random: so many tokens were "
+              "replaced. changed %: tokens\nthat are not the true pose's, in the first row after "
+              f"decoding and encoding again.\n{BodyTask.REMARK}")
     NEXT = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
     def __init__(self, *given: object) -> None:
@@ -198,7 +197,6 @@ class EncoderTask(BodyTask):
     Config, PRESETS, SETTINGS = EncoderConfig, small_encoder.PRESETS, GENHMR_ENCODER
     PROTOCOLS = {"rendered": "rendered_bodies"}
     ARGUMENTS = ()
-    TITLE = "image, lifted mesh (placed by the keypoints found), true mesh"
     NEXT = ("python train.py --model genhmr --stage transformer --tokenizer "
            "runs/genhmr-tokenizer/checkpoint.pt --backbone {checkpoint}")
     REMARK = ("median px, near %: distance of the joints found in the crop from the true ones, and "
@@ -264,10 +262,9 @@ def crop_places(keypoints_2d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lifted_body(reading: Reading) -> dict[str, Tensor]:
-    """Return the encoder's own answer: pose (B, 24, 3, 3), betas (B, 10) and transl (B, 3)."""
-    lifted, focal = reading.lifted, genhmr.Config().focal
-    return {"pose": genhmr.rotation_6d_to_matrix(lifted.pose), "betas": lifted.betas,
-            "transl": genhmr.camera_translation(lifted.camera, focal)}
+    """Return the encoder's own answer: pose (B, 24, 3, 3) and betas (B, 10)."""
+    lifted = reading.lifted
+    return {"pose": genhmr.rotation_6d_to_matrix(lifted.pose), "betas": lifted.betas}
 
 
 def lift_losses(lifted: Lifted, batch: Batch, body: bodymodels.BodyModel) -> Terms:
@@ -360,17 +357,17 @@ class TransformerTask(BodyTask):
     ARGUMENTS = ("tokenizer", "backbone", "models", "detections", "schedule", "top_k", "samples",
                  "brief")
     STARTS = "backbone", "the encoder starts from random weights, the paper's from trained ones"
-    TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
     NEXT = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
     FIRST = 5  # T of the first row
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
     KNOWN = (0, 50, 90)  # % of the true tokens that the last table gives away
     NOISE = 0.02  # of the crop: sigma of the 2D joints given to refinement (our choice)
-    REMARK = ("T: iterations. mean code: one pass, each place decoded from its mean code. P: steps of "
-              "refinement towards\ndetected 2D keypoints or, an oracle, the true joints with noise "
-              "of sigma 2 % of the crop's side. encoder: the pose\nthat the small image encoder "
-              "lifts. known: one pass that sees a share of the true tokens; NLL: of the others.\n"
+    REMARK = ("T: iterations. mean code: one pass, each place decoded from its mean code. P: steps "
+              "of refinement towards\ndetected 2D keypoints or, an oracle, the true joints with "
+              "noise of sigma 2 % of the crop's side. encoder: the pose\nthat the small image "
+              "encoder lifts. known: one pass that sees a share of the true tokens; NLL: of the "
+              "others.\n"
               f"{BodyTask.REMARK}")
 
     @classmethod
@@ -458,7 +455,8 @@ class TransformerTask(BodyTask):
         generator = torch.Generator(features.values.device)
         runs = {T: genhmr.sample_from(
             model, features, iterations=T, schedule=arguments.schedule or "cosine",
-            top_k=arguments.top_k or 1,  # the index of the first sample is the seed
+            top_k=1 if arguments.top_k is None else arguments.top_k,
+            # the index of the first sample is the seed
             generator=generator.manual_seed(int(batch["index"][0]))) for T in counts}
         sampled = runs[first]
         poses = {f"T={T}": run.rotations for T, run in runs.items()}
@@ -471,29 +469,26 @@ class TransformerTask(BodyTask):
             mean = genhmr.sample_from(model, features, iterations=1, mean_code=True)
             poses["mean code"] = mean.rotations
             poses[f"mean code P={most}{kind}"] = self.refined(model, mean, batch, most)[-1]
-        predictions = self.beside_truth(model, batch, sampled, poses)
+        betas = {"betas": sampled.betas}
+        found = {name: {"pose": pose} | betas for name, pose in poses.items()}
         if final and self.small:
-            predictions.found["encoder"] = lifted_body(
-                model.backbone.read(model.normalise(batch["image"])))
+            found["encoder"] = lifted_body(model.backbone.read(model.normalise(batch["image"])))
         if final and self.data == "rendered":
-            shape = {name: predictions.first[name] for name in ("betas", "transl")}
-            predictions.found |= {f"known {percent} %": shape | self.partly_known(
+            found |= {f"known {percent} %": betas | self.partly_known(
                 model, features, batch, percent) for percent in self.KNOWN}
-        return predictions
+        return Predictions(batch["index"], found, {name: batch[name] for name in ("pose", "betas")})
 
     def drawn(self, model: nn.Module, features: genhmr.Features, batch: Batch) -> Predictions:
-        """Draw poses of each picture for every T; found also has the first draw as a pose."""
+        """Draw poses of each picture for every T; found also has the pose of T = 1."""
         true = model.tokenizer.encode(batch["pose"])
         sampled = genhmr.sample_from(model, features, iterations=1)
-        shared = self.beside_truth(model, batch, sampled, {"": sampled.rotations})
         joints = self.light_body(batch["betas"], batch["pose"]).joints
-        shared.truth["joints"] = joints - joints[:, :1]
-        shared.truth["inside"] = batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)
-        pose = shared.found.pop("")
-        shared.found |= {f"T={T}": pose | posterior.draw(
+        found = {f"T={T}": {"pose": sampled.rotations, "betas": sampled.betas} | posterior.draw(
             model, features, self.light_body, true, T, self.arguments.samples,
             int(batch["index"][0])) for T in posterior.ITERATIONS}
-        return shared
+        return Predictions(batch["index"], found, {
+            "pose": batch["pose"], "betas": batch["betas"], "joints": joints - joints[:, :1],
+            "inside": batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)})
 
     def comparisons(self, predictions: Predictions) -> str:
         """Write the scores of drawn poses: of all, clear and truncated people."""
@@ -507,16 +502,6 @@ class TransformerTask(BodyTask):
         groups = {"all": np.isfinite(inside), "clear": inside > 0, "truncated": inside == 0}
         return "".join(posterior.table(errors, rows, title)
                        for title, rows in groups.items() if rows.sum() > 1)
-
-    def beside_truth(self, model: nn.Module, batch: Batch, sampled: genhmr.Sampled,
-                     poses: Mapping[str, Tensor]) -> Predictions:
-        """Make Predictions of poses by predictor, with the shape and camera of a sampled one."""
-        transl = genhmr.camera_translation(sampled.camera, model.config.focal)
-        if self.data != "rendered":
-            transl = self.in_crop(transl, batch["K"])
-        shared = {"betas": sampled.betas, "transl": transl}
-        found = {name: {"pose": pose} | shared for name, pose in poses.items()}
-        return Predictions(batch["index"], found, {name: batch[name] for name in ("pose", "betas")})
 
     def partly_known(self, model: nn.Module, features: genhmr.Features, batch: Batch,
                      percent: int) -> dict[str, Tensor]:
@@ -567,14 +552,6 @@ class TransformerTask(BodyTask):
 
         return genhmr.refine(model, sampled.embeddings, sampled.betas, sampled.camera, points, seen,
                              keypoints, iterations=steps).poses
-
-    def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
-        """Convert translations (B, 3) from the model's camera to the crops' cameras K (B, 3, 3)."""
-        model = data.body_camera(self.config.image_size)
-        x, y, z = transl.unbind(1)
-        z = z * K[:, 0, 0] / model[0, 0]
-        return torch.stack((x - (K[:, 0, 2] - model[0, 2]) * z / K[:, 0, 0],
-                            y - (K[:, 1, 2] - model[1, 2]) * z / K[:, 1, 1], z), 1)
 
     # ---- official protocols
 

@@ -167,8 +167,8 @@ class HandExpertTask(PeopleTask):
     MOVED = ("hand",)
     INPUTS: ClassVar[Sequence[str]] = ("images",)  # of the model in training, see hand_samples
     CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
-    REMARK = ("Hands relative to their wrists; occluded: less than half of it is visible. Mean hand: "
-              "of training samples, plain or\naligned, in each column the better one.\n")
+    REMARK = ("Hands relative to their wrists; occluded: less than half of it is visible. Mean "
+              "hand: of training samples,\nplain or aligned, in each column the better one.\n")
 
     def __init__(self, *given: object) -> None:
         super().__init__(*given)
@@ -284,9 +284,9 @@ class HandAdapterTask(HandExpertTask):
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
     COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
                 ("found arm, true boxes", "expert, true boxes"))
-    REMARK = ("Found arm: told the arm that the body model in --guide finds, in crops where it finds "
-              "hands. No arm: told none.\nTrue boxes: in crops around the true keypoints, as "
-              "without a guide.\n" + HandExpertTask.REMARK)
+    REMARK = ("Found arm: of the body model in --guide, in crops where it finds hands. No arm: "
+              "unknown.\nTrue boxes: crops around the true keypoints, as without a guide.\n"
+              + HandExpertTask.REMARK)
 
     def __init__(self, *given: object) -> None:
         super().__init__(*given)
@@ -354,7 +354,6 @@ class BodyExpertTask(PeopleTask, BodyTask):
     MODEL = hmr_adapter.BodyExpert
     BODY, FAMILY = "wholebody", "smplx"
     PIECE = 200
-    TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
     NEXT = "python train.py --model hmr_adapter --stage body --expert {checkpoint}"
 
     @staticmethod
@@ -384,17 +383,17 @@ class BodyExpertTask(PeopleTask, BodyTask):
         return output, {"expert": output["body_pose"]}
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Predict poses by every predictor, with the shape and translation of the first."""
+        """Predict poses by every predictor, with the shape of the first."""
         output, poses = self.outputs(model, batch)
-        shared = {"betas": self.shape(output), "transl": output["translation"]}
         truth = {"pose": batch["body_pose"], "betas": self.shape(batch)}
         if self.data == "rendered":
             box, knuckles = output["hand_boxes"][:, :, None], hmr_adapter.true_knuckles(batch)
             inside = (knuckles - box[..., :2] - box[..., 2:] / 2).abs() <= box[..., 2:] / 2
             truth["knuckles_found"] = torch.where(
                 batch["hand_valid"][..., None] > 0, inside.all(-1), torch.nan)  # (B, 2, 4)
-        return Predictions(
-            batch["index"], {name: {"pose": pose} | shared for name, pose in poses.items()}, truth)
+        betas = self.shape(output)
+        return Predictions(batch["index"], {
+            name: {"pose": pose, "betas": betas} for name, pose in poses.items()}, truth)
 
     def comparisons(self, predictions: Predictions) -> str:
         """Also the share of true knuckles that lie in the hand boxes of the body expert."""

@@ -220,7 +220,7 @@ def check_value(name: str, value: Value) -> None:
     least = LEAST.get(name, 0)
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not least <= number < math.inf:
-            raise ValueError(f"{name} is {as_text(value)}: expected finite numbers from {least} on")
+            raise ValueError(f"{name} is {as_text(value)}: expected at least {least}, finite")
     if "drop" in name and value >= 1:
         raise ValueError(f"{name} is {value}: expected a part of all, from 0 to below 1")
     if name in CHOICES and value not in CHOICES[name]:
