@@ -24,7 +24,7 @@ Tables of several data sets have one model for all: --on "--protocol emdb1_24 --
 
 What no command gives: rows of other papers' models (METRO, HMR2.0, TokenHMR, OSX and so on), also
 those of 25 hypotheses in GenHMR's Table 1; pictures of LSP and EgoBody, which have no reader; one
-figure with the curves of several rows (each run has its own: HMR-Adapter's "converges faster").
+figure with the curves of several rows (each run has scores.csv: HMR-Adapter's "converges faster").
 `python -m benchmarks` measures frames per second, Fig. 1 of SimpleHand and AITI.
 """
 

@@ -91,7 +91,6 @@ from tasks.files import (
 )
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
-    ON_A_CPU,
     PRECISIONS,
     RunConfig,
     Settings,
@@ -247,8 +246,17 @@ class Trainer:
         row = {"step": self.step + 1, **dict(zip(terms, shared, strict=False)),
                "learning_rate": rate, "grad_norm": norm}
         # The scaler cures an overflow by scaling less: that is no lost step.
-        finite = math.isfinite(norm) or self.scaler.get_scale() > 1.0
-        self.conclude(finite and math.isfinite(row["loss"]))
+        finite = math.isfinite(row["loss"]) and (
+            math.isfinite(norm) or self.scaler.get_scale() > 1.0)
+        if finite:
+            self.scaler.step(self.optimizer)
+        else:
+            copy_all(list(self.model.buffers()), self.buffers)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.skipped = 0 if finite else self.skipped + 1
+        self.step += 1
+        self.position += self.config.batch_size
         return row, [flag > 0.0 for flag in shared[len(terms):]]
 
     def accumulate_gradients(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -264,18 +272,6 @@ class Trainer:
             for name, term in {"loss": loss, **terms}.items():
                 total[name] = total.get(name, 0.0) + term.detach() / len(batches)
         return total
-
-    def conclude(self, finite: bool) -> None:
-        """Take the step, or restore weights and buffers as they were before it."""
-        if finite:
-            self.scaler.step(self.optimizer)
-        else:
-            copy_all(list(self.model.buffers()), self.buffers)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        self.skipped = 0 if finite else self.skipped + 1
-        self.step += 1
-        self.position += self.config.batch_size
 
     def state_dict(self) -> dict[str, object]:
         """Everything a checkpoint keeps; rates and random states are functions of the step."""
@@ -453,9 +449,6 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
     if config.batch_size % (processes * settings.accumulate):
         raise ValueError(f"batch_size is {config.batch_size}: expected a multiple of {processes} "
                          f"processes x accumulate={settings.accumulate}")
-    if arguments.preset not in ON_A_CPU and not torch.cuda.is_available():
-        announce(f"no GPU found: preset {arguments.preset} runs on a CPU; --preset cpu is made for "
-                 "one")
     return config, settings
 
 

@@ -239,24 +239,22 @@ class HandExpertTask(PeopleTask):
             groups = {"": np.ones_like(valid)}
 
         def judge(hands: np.ndarray) -> dict[str, np.ndarray]:
-            """Compute the errors (N, 2) of all hands; ignore those of hands that do not count."""
+            """Compute the errors (2 N,) of all hands in each group; NaN for those of the others."""
             both = [{"joints": points[..., :21, :].reshape(-1, 21, 3),
                      "vertices": points[..., 21:, :].reshape(-1, 778, 3)}
                     for points in (np.broadcast_to(hands, truth.shape), truth)]
-            return {name: errors.reshape(-1, 2)
-                    for name, errors in metrics.evaluate_each(protocol, *both).items()}
-
-        def score(each: Mapping[str, np.ndarray]) -> dict[str, float]:
-            return {f"{group}{name}": float(errors[chosen].mean())
+            errors = metrics.evaluate_each(protocol, *both)
+            return {f"{group}{metric}": np.where(chosen.ravel(), values, np.nan)
                     for group, chosen in groups.items() if chosen.any()
-                    for name, errors in each.items()}
+                    for metric, values in errors.items()}
 
-        each = {name: judge(values["points"]) for name, values in predictions.found.items()}
-        predictions.errors = {name: {
-            f"{group}{metric}": np.where(chosen, errors, np.nan).ravel()
-            for group, chosen in groups.items() for metric, errors in rows.items()}
-            for name, rows in each.items()}
-        scores = {name: score(rows) for name, rows in each.items()}
+        def score(errors: Mapping[str, np.ndarray]) -> dict[str, float]:
+            return {metric: float(values[~np.isnan(values)].mean())
+                    for metric, values in errors.items()}
+
+        predictions.errors = {name: judge(values["points"])
+                              for name, values in predictions.found.items()}
+        scores = {name: score(errors) for name, errors in predictions.errors.items()}
         if self.baseline is not None:
             scores["mean hand"] = better(*(score(judge(hands)) for hands in self.baseline.numpy()))
         return scores

@@ -208,12 +208,6 @@ def test_the_dual_path_is_scored_as_it_is_used(finished, folder):
     assert not torch.allclose(expected, true)
 
 
-def test_augmentation_is_the_settings(finished, folder):
-    task = make_task(finished, folder, "body_expert")
-    task.settings = dataclasses.replace(task.settings, augmentation="official_hmr")
-    assert task.data_set("train", 3).augmentation == data.AUGMENTATIONS["official_hmr"]
-
-
 def terminate_after_a_row(log):
     """SIGTERM to this process as soon as the log has a step."""
     while not (log.exists() and log.read_text().count("\n") > 1):
@@ -249,15 +243,11 @@ def test_the_same_command_continues_where_it_stopped(finished, folder, tmp_path,
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "trained in stages, each a run of its own: add --stage hand_expert, then --stage body_ex"),
     (["--stage", "hand"], "--stage hand_expert and give its checkpoint with --expert"),
-    (["--stage", "body"], "--stage body_expert and give its checkpoint with --expert"),
     (["--stage", "hand_expert", "--expert", "x.pt"], "--expert means nothing to hmr_adapter"),
-    (["--stage", "body", "--guide", "x.pt"], "--guide means nothing to hmr_adapter"),
     (["--stage", "all", "--guide", "x.pt"], "trains its own --guide .*they go with --eval"),
     (["--stage", "all", "--eval"], "no checkpoint .*hand.checkpoint.pt"),
     (["--stage", "hand", "--expert", "absent.pt"], "no checkpoint absent.pt"),
-    (["--stage", "hand", "--expert", __file__], "not a readable checkpoint"),
     (["--stage", "hand", "--expert", "{body_expert}"], "has a BodyExpert: expected a HandExpert"),
-    (["--stage", "body", "--expert", "{hand}"], "has a HandExpert: expected a BodyExpert"),
     (["--stage", "hand", "--eval", "--checkpoint", "{hand_expert}"],
      "has a HandExpert: expected a HandAdapter"),
     (["--stage", "all", "--eval", "--checkpoint", "{hand}", "--guide", "{hand}"],
@@ -268,7 +258,6 @@ def test_the_same_command_continues_where_it_stopped(finished, folder, tmp_path,
     (["--stage", "hand", "--expert", "{hand_expert}", "--set", "arm_source=found"],
      "arm_source=found .* give its checkpoint with --guide"),
     (["--stage", "all", "--set", "arms=arm"], "expected FIELD=VALUE with a field of: image_size"),
-    (["--stage", "body_expert", "--data", "freihand"], "--data freihand: expected one of rendered"),
 ])
 def test_bad_arguments_are_one_clear_error(finished, arguments, message, tmp_path, capsys):
     arguments = [re.sub(r"^{(\w+)}$", lambda found: str(finished / found[1] / "checkpoint.pt"),
