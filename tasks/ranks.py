@@ -70,8 +70,16 @@ def join_world(workers: int | None = None) -> World:
         workers = min(16, cores) if device.type == "cuda" else 0
     if size == 1:
         return World(device=device, workers=workers)
+    # After a restart the store still has the addresses of the last attempt: use new names.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    served = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
+                          is_master=served, timeout=timedelta(seconds=60))
+    store = dist.PrefixStore(f"attempt {attempt}", store)
+    store.set(f"rank {rank}", "ready")  # another machine may still be preparing its data
+    store.wait([f"rank {number}" for number in range(size)], PATIENCE)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     return World(rank, size, device, workers)
 
 
