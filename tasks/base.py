@@ -118,7 +118,7 @@ class Task(ABC):
     PRESETS: ClassVar[Mapping[str, RunConfig]]
     SETTINGS: ClassVar[Mapping[str, Settings]]  # by preset
     PROTOCOLS: ClassVar[Mapping[str, str]]  # kind of data -> protocol of metrics; "": ask for one
-    ARGUMENTS: ClassVar[Sequence[str]]  # its own flags, of train.OWN_FLAGS
+    ARGUMENTS: ClassVar[Sequence[str]]  # its own flags, see train.add_own_flags
     MODELS: ClassVar[str] = ""  # the body models that official data need in --models
     STARTS: ClassVar[tuple[str, str]] = ("", "")  # a flag, and what it means to leave it out
     TITLE: ClassVar[str]  # of predictions.png
