@@ -143,10 +143,13 @@ def preset_settings(presets: Mapping[str, Settings], preset: str | None) -> Sett
 
 
 def stored_settings(content: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings in a checkpoint of train.py; older ones have them in the config."""
+    """Return the settings in a checkpoint of train.py; older ones have them in the config.
+
+    A setting that its stage did not have, None, is left out.
+    """
     names = {field.name for field in dataclasses.fields(Settings)}
     stored = content.get("settings") or content["config"]
-    return {name: value for name, value in stored.items() if name in names}
+    return {name: value for name, value in stored.items() if name in names and value is not None}
 
 
 # -------------------------------------------------------------------------------------- --set
