@@ -399,6 +399,9 @@ class TransformerTask(BodyTask):
             raise ValueError("--stage transformer needs a trained encoder: make one with --stage "
                              "encoder and give its checkpoint, or assets/genhmr_cpu.pt, with "
                              "--backbone")
+        judges = data.OFFICIAL.get(EVALUATIONS.get(self.protocol, ("",))[0])
+        own = OWN if judges and judges.DETECTED else None
+        self.detections = arguments.detections or own  # of the pictures to evaluate on
         if origin and arguments.tokenizer:
             require_same("tokenizer", load_tokenizer(arguments.tokenizer), load_tokenizer(origin))
 
@@ -410,12 +413,6 @@ class TransformerTask(BodyTask):
         return self.official(split, size, models=self.arguments.models,
                              augmentation=self.settings.augmentation if training else None,
                              **({} if training else {"detections": self.detections}))
-
-    @property
-    def detections(self) -> str | None:
-        """The detector's keypoints of official pictures to evaluate on, as their reader wants."""
-        judges = data.OFFICIAL.get(EVALUATIONS.get(self.protocol, ("",))[0])
-        return self.arguments.detections or (OWN if judges and judges.DETECTED else None)
 
     def build(self) -> nn.Module:
         """New weights around the tokenizer, but for the encoder if a file has it."""
