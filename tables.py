@@ -212,7 +212,7 @@ class Runs:
         if self.table.backbone and not self.small:
             own += BACKBONES[self.table.backbone]
         own += own_overrides(self.options.overrides, task, self.tasks.values())
-        settings = preset_settings(task.SETTINGS, self.preset, preset)
+        settings = preset_settings(task.SETTINGS, self.preset)
         return override(preset, own, settings), override(settings, own, preset), own
 
     def trained(self, stage: str, words: Sequence[str], seed: int, *flags: object,

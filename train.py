@@ -14,9 +14,8 @@
 
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
 best weights by test score), log.csv (a row per step), scores.csv (a row per evaluation) and, at
-the end, results.json, predictions.png and curves.png. Repeat the command to continue its run;
-torchrun --max-restarts does so by itself. If bad data end a run, one message says why; error.txt
-says where in the code.
+the end, results.json, errors.npz (of each sample), predictions.png and curves.png. Repeat the
+command to continue its run; torchrun --max-restarts does so by itself.
 
 A run that is killed and continued ends in the same weights as an uninterrupted one, bit for bit on
 a CPU with the same number of threads, because a step depends only on its checkpoint and its number:
@@ -54,16 +53,14 @@ import math
 import os
 import random
 import re
-import shutil
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -75,31 +72,33 @@ from torch.utils.data import DataLoader, Dataset
 import bodymodels
 from sets.samples import follow_parent
 from tasks import genhmr, hmr_adapter, simplehand
-from tasks.base import EVALUATIONS, Predictions, Scores, Task, parameter_groups
+from tasks.base import (
+    EVALUATIONS,
+    Predictions,
+    Scores,
+    Task,
+    parameter_groups,
+    read_content,
+)
 from tasks.files import (
-    Journal,
+    add_row,
     add_scores,
-    describe,
+    cut_table,
     draw_curves,
     first_line,
-    opening,
     read_run,
     save,
     score_table,
 )
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
-    ON_A_CPU,
     PRECISIONS,
     RunConfig,
     Settings,
-    check_shares,
     override,
     preset_settings,
     stored_settings,
     suitable_preset,
-    supported_precision,
-    with_optimisation,
 )
 
 PAPERS = {"simplehand": simplehand, "genhmr": genhmr, "hmr_adapter": hmr_adapter}
@@ -110,6 +109,7 @@ Value = TypeVar("Value")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
 COUNTERS = "step", "position", "skipped", "seconds"  # of a Trainer
 BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline
+PRINT_EVERY = 10.0  # seconds between lines of progress
 
 # --------------------------------------------------------------------- functions of the step
 
@@ -173,16 +173,6 @@ def load_batches(dataset: Dataset, keys: Iterable[list[int]],
         for batch in batches:
             yield {name: value.to(world.device, non_blocking=True)
                    for name, value in batch.items()}
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "Traceback" in str(error):
-            raise
-        path = "/dev/shm"
-        size = (f", of which {path} has {shutil.disk_usage(path).total / 2**20:,.0f} MiB"
-                if os.path.isdir(path) else "")
-        raise RuntimeError(
-            f"a data worker died ({error}). Batches travel through shared memory{size}: in a "
-            "container give it more (docker run --shm-size=16g), else try fewer --workers; "
-            "--workers 0 needs none") from error
     finally:
         if world.workers:  # they ignore SIGTERM, and an error's traceback would keep them alive
             batches._shutdown_workers()
@@ -257,8 +247,17 @@ class Trainer:
         row = {"step": self.step + 1, **dict(zip(terms, shared, strict=False)),
                "learning_rate": rate, "grad_norm": norm}
         # The scaler cures an overflow by scaling less: that is no lost step.
-        finite = math.isfinite(norm) or self.scaler.get_scale() > 1.0
-        self.conclude(finite and math.isfinite(row["loss"]))
+        finite = math.isfinite(row["loss"]) and (
+            math.isfinite(norm) or self.scaler.get_scale() > 1.0)
+        if finite:
+            self.scaler.step(self.optimizer)
+        else:
+            copy_all(list(self.model.buffers()), self.buffers)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.skipped = 0 if finite else self.skipped + 1
+        self.step += 1
+        self.position += self.config.batch_size
         return row, [flag > 0.0 for flag in shared[len(terms):]]
 
     def accumulate_gradients(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -274,18 +273,6 @@ class Trainer:
             for name, term in {"loss": loss, **terms}.items():
                 total[name] = total.get(name, 0.0) + term.detach() / len(batches)
         return total
-
-    def conclude(self, finite: bool) -> None:
-        """Take the step, or restore weights and buffers as they were before it."""
-        if finite:
-            self.scaler.step(self.optimizer)
-        else:
-            copy_all(list(self.model.buffers()), self.buffers)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        self.skipped = 0 if finite else self.skipped + 1
-        self.step += 1
-        self.position += self.config.batch_size
 
     def state_dict(self) -> dict[str, object]:
         """Everything a checkpoint keeps; rates and random states are functions of the step."""
@@ -309,14 +296,12 @@ class Trainer:
 
 @torch.no_grad()
 def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy tensors into others, with one kernel launch per dtype."""
-    for dtype in {tensor.dtype for tensor in targets}:
-        pairs = [(target, source) for target, source in zip(targets, sources, strict=True)
-                 if target.dtype == dtype]
-        torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
+    """Copy tensors into others."""
+    if targets:
+        torch._foreach_copy_(targets, sources)
 
 
-# ------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------- evaluation
 
 
 def on_leader(world: World, work: Callable[..., Value], *values: object) -> Value | None:
@@ -326,8 +311,6 @@ def on_leader(world: World, work: Callable[..., Value], *values: object) -> Valu
         try:
             result = work(*values)
         except (OSError, ValueError) as error:
-            if world.size == 1:
-                raise
             problem = message_of(error)
     problem = world.share(problem)
     if problem:
@@ -339,9 +322,6 @@ def message_of(error: Exception) -> str:
     """Return an error's message; of one that contains a data process's traceback, the last line."""
     text = str(error).strip()
     return re.sub(r"^\w+: ", "", text.split("\n")[-1]) if "Traceback (most" in text else text
-
-
-# -------------------------------------------------------------------------------- evaluation
 
 
 @torch.no_grad()
@@ -361,6 +341,16 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
     gathered = [part for parts in world.gather(parts) for part in parts]
     predictions = Predictions.join(gathered) if world.leader else None
     return on_leader(world, task.scores, predictions) or {}, predictions
+
+
+def keep_scores(task: Task, model: nn.Module, step: int, world: World,
+                about: Mapping[str, object], scores: Scores) -> None:
+    """Write an evaluation to scores.csv and, if it is the best so far, the weights to best.pt."""
+    out = task.arguments.out
+    if world.share(world.leader and add_scores(out, step, scores, task.BEST)):
+        content = {**about, "step": step, "scores": scores, "baseline": task.baseline,
+                   "model": model.state_dict()}
+        on_leader(world, save, content, out / "best.pt")
 
 
 # ------------------------------------------------------------------------------ training loop
@@ -384,51 +374,45 @@ def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> 
     keys = rank_batches(trainer.position, config.steps - trainer.step, config.batch_size,
                         settings.accumulate, world, len(task.train_set), settings.seed)
     batches = load_batches(task.train_set, keys, world)
-    journal, stopping = Journal(task), False
-    saved, save_seconds = time.monotonic(), 0.0
+    stopping, printed, saved = False, 0.0, time.monotonic()
     while trainer.step < config.steps and not stopping:
         if trainer.step and trainer.step % settings.eval_every == 0:
             scores, _ = evaluate(task, trainer.model, world)
             keep_scores(task, trainer.model, trainer.step, world, about, scores)
         start = time.monotonic()
         step_batches = [next(batches) for _ in range(settings.accumulate)]
-        # Save when it is time, and for at most a twentieth of the time; with 0 after every step.
-        pause = arguments.save_every and max(arguments.save_every, 20 * save_seconds)
-        due = world.leader and start - saved > pause
+        due = world.leader and start - saved > arguments.save_every
         row, (stopping, saving) = trainer.train_step(step_batches, (bool(signals), due))
-        trainer.seconds += time.monotonic() - start
+        seconds = time.monotonic() - start
+        trainer.seconds += seconds
         if world.leader:
-            journal.add(row, time.monotonic() - start, trainer.seconds, trainer.skipped)
+            add_row(arguments.out / "log.csv", row | {
+                "samples_per_second": config.batch_size / seconds, "seconds": trainer.seconds})
+            if start - printed > PRINT_EVERY or trainer.step == config.steps or trainer.skipped:
+                printed = start
+                print(progress(trainer, row), flush=True)
         if trainer.skipped == MAX_SKIPPED:
-            give_up(trainer, arguments.out, step_batches)
+            fail(f"{MAX_SKIPPED} steps in a row were not finite: gave up at step {trainer.step}. "
+                 "Try a smaller learning_rate")
         if stopping or saving or trainer.step == config.steps:
-            saved = time.monotonic()
             content = {**trainer.state_dict(), **about, "baseline": task.baseline}
             on_leader(world, save, content, arguments.out / "checkpoint.pt")
-            save_seconds = time.monotonic() - saved
-    if stopping and world.leader:
-        print(f"\n{' '.join(signals) or 'A signal to another process'}: saved at step "
-              f"{trainer.step} of {config.steps}; the same command continues", flush=True)
+            saved = time.monotonic()
+    if stopping:
+        announce(f"\n{' '.join(signals) or 'A signal to another process'}: saved at step "
+                 f"{trainer.step} of {config.steps}; the same command continues")
     return not stopping
 
 
-def keep_scores(task: Task, model: nn.Module, step: int, world: World,
-                about: Mapping[str, object], scores: Scores) -> None:
-    """Write an evaluation to scores.csv and, if it is the best so far, the weights to best.pt."""
-    out, metric = task.arguments.out, task.arguments.best or task.BEST
-    if world.share(world.leader and add_scores(out, step, scores, metric)):
-        content = {**about, "step": step, "scores": scores, "baseline": task.baseline,
-                   "model": model.state_dict()}
-        on_leader(world, save, content, out / "best.pt")
-
-
-def give_up(trainer: Trainer, out: Path, batches: list[dict[str, Tensor]]) -> NoReturn:
-    """Stop after too many non-finite steps, leaving the last batches of every rank."""
-    path = out / f"nonfinite_rank{trainer.world.rank}.pt"
-    save({"step": trainer.step, "batches": batches}, path)
-    trainer.world.share(None)
-    fail(f"{MAX_SKIPPED} steps in a row were not finite: gave up at step {trainer.step}; the last "
-         f"batch is in {path}. Try a smaller learning_rate")
+def progress(trainer: Trainer, row: Mapping[str, float]) -> str:
+    """Say step, losses, samples per second and time left, and whether the step was skipped."""
+    losses = list(row)[1:list(row).index("learning_rate")]
+    pace, steps = trainer.seconds / trainer.step, trainer.config.steps
+    left = timedelta(seconds=round((steps - trainer.step) * pace))
+    text = "  ".join(f"{name} {row[name]:.4f}" for name in losses)
+    rate = f"{trainer.config.batch_size / pace:.0f} samples/s"
+    skipped = f"  skipped, {trainer.skipped} in a row" * bool(trainer.skipped)
+    return f"step {trainer.step}/{steps}  {text}  {rate}  {left} left{skipped}"
 
 
 # ---------------------------------------------------------------------------------- one run
@@ -448,26 +432,24 @@ def choose_config(arguments: argparse.Namespace, run: Mapping | None,
         raise ValueError(f"no preset {arguments.preset!r} for {arguments.name}: expected one of "
                          + ", ".join(task.PRESETS))
     base = task.PRESETS[arguments.preset]
-    settings = preset_settings(task.SETTINGS, arguments.preset, base)
+    settings = preset_settings(task.SETTINGS, arguments.preset)
     if known:
         try:
             base = task.config_from(known["config"])
-            settings = dataclasses.replace(settings, **stored_settings(known))
         except TypeError as error:
             raise ValueError(f"the run in {arguments.out} has settings of another version of this "
-                             f"code ({error}): continue it with that version, or start a new run "
-                             "with --out FOLDER") from error
-    elif start is not None:
-        base = with_optimisation(task.config_of(start), base)
+                             f"code ({error}): start a new one with --out FOLDER") from error
+        settings = dataclasses.replace(settings, **stored_settings(known))
+    elif start is not None:  # the network of the file, optimised as the preset says
+        base = dataclasses.replace(start.config, **{
+            name: getattr(base, name) for name in RunConfig.__annotations__})
     config, settings = overridden(task.adapt(base, arguments), settings, arguments.overrides)
-    if supported_precision(settings.precision) != settings.precision:
-        announce("this GPU has no bf16: training in fp16, with a gradient scaler")
-        settings = dataclasses.replace(settings, precision="fp16")
     if run:
         require_same_run(arguments, run, config, settings)
-    if arguments.preset not in ON_A_CPU and not torch.cuda.is_available():
-        announce(f"no GPU found: preset {arguments.preset} runs on a CPU; --preset cpu is made for "
-                 "one")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if config.batch_size % (processes * settings.accumulate):
+        raise ValueError(f"batch_size is {config.batch_size}: expected a multiple of {processes} "
+                         f"processes x accumulate={settings.accumulate}")
     return config, settings
 
 
@@ -483,14 +465,13 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
     """
     wanted = {"name": arguments.name, "preset": arguments.preset,
               "data": arguments.data or run["data"]}
-    other = [name for name, value in wanted.items() if run[name] != value]
     if not arguments.resume:
-        known, own = (json.loads(json.dumps(values)) for values in (  # results.json has lists
-            stored_settings(run) | run["config"],
-            dataclasses.asdict(settings) | dataclasses.asdict(config)))
-        other += [name for name, value in own.items() if known.get(name) != value]
-        if arguments.protocol not in (None, run.get("protocol", arguments.protocol)):
-            other.append("protocol")
+        wanted |= dataclasses.asdict(settings) | dataclasses.asdict(config)
+        wanted["protocol"] = arguments.protocol or run.get("protocol")
+    known = {**run, **stored_settings(run), **run["config"]}
+    wanted, known = (json.loads(json.dumps({name: values.get(name) for name in wanted}))
+                     for values in (wanted, known))  # results.json has lists, not tuples
+    other = [name for name, value in wanted.items() if known[name] != value]
     if other:
         raise ValueError(f"{arguments.out} already holds another run (it differs in "
                          f"{', '.join(other)}): continue that one with --resume, or start this "
@@ -508,11 +489,33 @@ def build(task: Task, start: nn.Module | None) -> nn.Module:
         kind = "fit the weights of --checkpoint" if start is not None else "describe a model"
         raise ValueError(f"the settings do not {kind} ({first_line(error)}): change them with "
                          "--set") from error
-    empty = [name for name, value in model.named_parameters() if not value.numel()]
-    if empty:
-        raise ValueError(f"the settings describe layers of width 0 ({empty[0]}): change them with "
-                         "--set")
     return model.train()  # a frozen encoder stays in evaluation mode
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict, dict | None]:
+    """Open models and data; return the task, its model, the content of the checkpoint that it comes
+    from, and that of the run that is continued. ValueError or OSError if they do not go together.
+    """
+    kind, path = TASKS[arguments.name], arguments.out / "checkpoint.pt"
+    run, start, origin = None, None, {}
+    if arguments.eval or arguments.checkpoint:
+        file = arguments.checkpoint or path
+        start = kind.load(file, arguments)
+        origin = read_content(arguments.guide if arguments.stage == "all" else file)
+    if arguments.eval:
+        settings = kind.settings_of(arguments, origin)
+        config, settings = overridden(start.config, settings, arguments.overrides)
+    else:
+        run = read_run(path)
+        if arguments.resume and run is None:
+            announce(f"--resume: no run in {arguments.out}, a new one begins")
+        config, settings = choose_config(arguments, run, start)
+    task = kind(config, arguments, run or origin, settings)
+    model = start if arguments.eval else build(task, start)
+    announce(f"data: {task.data}; what is rendered or packed once is kept in {arguments.cache}")
+    # Data are prepared before the processes meet, so that none of them waits in vain.
+    _ = task.test_set, arguments.eval or task.train_set
+    return task, model, run or origin, run
 
 
 def begin(trainer: Trainer, run: Mapping | None) -> None:
@@ -528,28 +531,43 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
         size, count = share(task, world), min(BASELINE_SAMPLES, len(task.train_set))
         keys = (list(range(first, min(first + size, count))) for first in range(0, count, size))
         task.set_baseline(load_batches(task.train_set, keys, world))
-        out.mkdir(parents=True, exist_ok=True)
     if task.data != "rendered":  # if scores need a file that is missing, say so now
         evaluate(task, trainer.model, world, most=2 * world.size)
-    world.share(None)
     if world.mean([trainer.step]) != [trainer.step]:
         fail(f"{out} shows step {trainer.step} to process {world.rank} and another to others: "
              "--out has to be a folder that all machines share")
     if world.leader:
-        for line in opening(task, world, trainer.model, trainer.step, run):
-            print(line, flush=True)
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("log.csv", "scores.csv"):
+            cut_table(out / name, trainer.step)
+        print("\n".join(opening(trainer, run)), flush=True)
+
+
+def opening(trainer: Trainer, run: Mapping | None) -> list[str]:
+    """Return the first lines of a run, new or continued: its model, steps and batch, and notes."""
+    task, config, world = trainer.task, trainer.config, trainer.world
+    arguments, (flag, meaning) = task.arguments, task.STARTS
+    count = sum(parameter.numel() for parameter in trainer.model.parameters())
+    lines = [f"{type(trainer.model).__name__}, {count:,} parameters, on {world.size} x "
+             f"{world.device.type}: from step {trainer.step} to {config.steps}, in {arguments.out}",
+             f"{config.batch_size} samples per step, {share(task, world)} at a time in a process"]
+    if run and run.get("threads", torch.get_num_threads()) != torch.get_num_threads():
+        lines.append(f"note: this run had {run['threads']} threads: the last bits will differ")
+    if flag and not (run or arguments.checkpoint or getattr(arguments, flag)):
+        lines.append(f"note: no --{flag}: {meaning}")
+    return lines
 
 
 def finish(task: Task, model: nn.Module, step: int | None, world: World,
            about: Mapping[str, object]) -> None:
     """Score the model, print the table, write results, pictures and, if asked to, the export."""
-    weights, out, export = model.state_dict(), task.arguments.out, task.arguments.export
-    if export:  # rounds the weights first, so that the scores are those of the file
+    arguments, weights = task.arguments, model.state_dict()
+    if arguments.export:  # rounds the weights first, so that the scores are those of the file
         weights |= {name: value.detach().half() for name, value in model.named_parameters()}
         model.load_state_dict(weights)
     task.to(world.device)
     scores, predictions = evaluate(task, model, world, final=True)
-    if not task.arguments.eval:
+    if not arguments.eval:
         keep_scores(task, model, step, world, about, scores)
     if not world.leader:
         return
@@ -558,46 +576,30 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
               f"1.\n{task.REMARK}{task.comparisons(predictions)}")
     else:
         print("\nno annotation to score against\n")
-    out.mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     results = {**about, "step": step, "scores": scores}
-    bodymodels.write_atomically(out / "results.json", json.dumps(results, indent=2).encode())
-    if export:
-        save({**results, "model": weights, "baseline": task.baseline}, export)
-    task.write(predictions, out)
-    if not task.arguments.eval:
-        draw_curves(out)
-    print(f"in {out}: " + ", ".join(sorted(path.name for path in out.iterdir())), flush=True)
-    print(f"next: {task.next_command(out)}", flush=True)
+    bodymodels.write_atomically(arguments.out / "results.json",
+                                json.dumps(results, indent=2).encode())
+    if arguments.export:
+        save({**results, "model": weights, "baseline": task.baseline}, arguments.export)
+    task.write(predictions, arguments.out)
+    if not arguments.eval:
+        draw_curves(arguments.out)
+    flags = vars(arguments) | {"checkpoint": arguments.checkpoint if arguments.eval else
+                               arguments.out / "checkpoint.pt"}
+    print(f"in {arguments.out}: " + ", ".join(sorted(os.listdir(arguments.out)))
+          + f"\nnext: {task.NEXT.format(**flags)}", flush=True)
 
 
 def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, bool]:
     """Train, then evaluate; or evaluate alone. Returns the world and whether all is done."""
-    kind, path = TASKS[arguments.name], arguments.out / "checkpoint.pt"
-    try:
-        if arguments.eval:
-            model, origin = kind.load(arguments)
-            config = kind.config_of(model)
-            settings = kind.settings_of(config, arguments, origin)
-            config, settings = overridden(config, settings, arguments.overrides)
-            task = kind(config, arguments, origin, settings)
-        else:
-            run = read_run(path)
-            if arguments.resume and run is None:
-                announce(f"--resume: no run in {arguments.out}, a new one begins")
-            start, origin = kind.load(arguments) if arguments.checkpoint else (None, {})
-            config, settings = choose_config(arguments, run, start)
-            check_shares(config, settings, int(os.environ.get("WORLD_SIZE", 1)))
-            origin = run or origin
-            task = kind(config, arguments, origin, settings)
-            model = build(task, start)
-        announce(f"data: {task.data}; what is rendered or packed once is kept in "
-                 f"{arguments.cache}")
-        # Data are prepared before the processes meet, so that none of them waits in vain.
-        _ = task.test_set, arguments.eval or task.train_set
-        world = world or join_world(arguments.workers)
-    except (ValueError, OSError) as error:
-        fail(str(error))
-    about = describe(task, origin, world)
+    task, model, origin, run = prepare(arguments)
+    world = world or join_world(arguments.workers)
+    about = {"name": arguments.name, "preset": arguments.preset or origin.get("preset"),
+             "data": task.data, "protocol": task.protocol,
+             "config": dataclasses.asdict(task.config),
+             "settings": dataclasses.asdict(task.settings), "processes": world.size,
+             "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     if arguments.eval:
         finish(task, model.to(world.device), origin.get("step"), world, about)
         return world, True
@@ -616,39 +618,38 @@ def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, 
 # ------------------------------------------------------------------------------ command line
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}; see --help")
-
-
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Parse the flags; with --model, --help also lists the fields of --set."""
     configs = dict.fromkeys(task.Config for name, task in TASKS.items()
                             if name.partition("-")[0] in argv)
     configs |= dict.fromkeys([Settings] * bool(configs))
-    parser = Parser(
+    parser = argparse.ArgumentParser(
         prog="train.py", formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__,
         epilog="Fields of --set:\n\n" + "\n".join(map(inspect.getsource, configs)) if configs else
         "Add --model to see the fields of --set.")
+    parser.error = lambda message: fail(f"{message}; see --help")  # one line
     add_flags(parser)
-    of_tasks = {name: spec for task in TASKS.values() for name, spec in task.ARGUMENTS.items()}
-    add = parser.add_argument_group("of some papers or stages").add_argument
-    for name, spec in of_tasks.items():
-        helps = {task.ARGUMENTS[name]["help"]: label.partition("-")[0]
-                 for label, task in TASKS.items() if name in task.ARGUMENTS}
-        text = "; ".join(f"{model}: {text}" for text, model in helps.items())
-        add(f"--{name.replace('_', '-')}", **spec | {"help": text})
+    add_own_flags(parser)
     arguments = parser.parse_args(argv)
-    arguments.argv = argv
-    arguments.name = "-".join(filter(None, (arguments.model, arguments.stage)))
-    check_arguments(arguments, of_tasks, parser)
-    arguments.out = arguments.out or TASKS[arguments.name].folder(arguments)
+    model, stages = arguments.model, list(PAPERS[arguments.model].STAGES)
+    arguments.name = name = "-".join(filter(None, (model, arguments.stage)))
+    if name not in TASKS:
+        parser.error(f"{model} is trained without --stage" if stages == [""] else
+                     f"{model} is trained in stages, each a run of its own: add --stage "
+                     + ", then --stage ".join(stages))
+    for flag in dict.fromkeys(flag for task in TASKS.values() for flag in task.ARGUMENTS):
+        if flag not in TASKS[name].ARGUMENTS and getattr(arguments, flag) is not None:
+            parser.error(f"--{flag.replace('_', '-')} means nothing to "
+                         f"{name.replace('-', ' --stage ')}")
+    if arguments.stage == "all" and not arguments.eval and (arguments.guide
+                                                            or arguments.checkpoint):
+        parser.error("--stage all trains its own --guide and --checkpoint: they go with --eval")
+    scored = "-eval" * bool(arguments.eval and arguments.checkpoint)
+    arguments.out = arguments.out or Path("runs", name + scored)
     return arguments
 
 
-def add_flags(parser: Parser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that all papers and stages have."""
     add = parser.add_argument_group("run").add_argument
     add("--model", required=True, choices=list(PAPERS), help="the paper")
@@ -663,8 +664,6 @@ def add_flags(parser: Parser) -> None:
         "or released ones: network from the file, optimisation and data from the preset; with "
         "--eval: score them (default: OUT/checkpoint.pt)")
     add("--eval", action="store_true", help="score a checkpoint and write pictures, no training")
-    add("--best", metavar="METRIC", help="the test score that chooses best.pt (default: PA-MPJPE; "
-        "for poses alone MPJPE)")
     add("--compile", action="store_true", help="torch.compile the model")
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="KIND", help="rendered, or an official set or mixture: sets/README.md "
@@ -687,26 +686,36 @@ def add_flags(parser: Parser) -> None:
         help="time between checkpoints; 0: after every step (default: %(default)s)")
 
 
-def check_arguments(arguments: argparse.Namespace, of_tasks: Iterable[str],
-                    parser: Parser) -> None:
-    """End with a message unless the flags go together; of_tasks: those that some tasks lack."""
-    stages, name = list(PAPERS[arguments.model].STAGES), arguments.name
-    if name not in TASKS and stages == [""]:
-        parser.error(f"{arguments.model} is trained without --stage")
-    if name not in TASKS:
-        given = f"no stage {arguments.stage!r}: " if arguments.stage else ""
-        parser.error(f"{given}{arguments.model} is trained in stages, each a run of its own: add "
-                     "--stage " + ", then --stage ".join(stages))
-    for flag in of_tasks:
-        if flag not in TASKS[name].ARGUMENTS and getattr(arguments, flag) is not None:
-            parser.error(f"--{flag.replace('_', '-')} means nothing to "
-                         f"{name.replace('-', ' --stage ')}")
-    if arguments.workers is not None and arguments.workers < 0:
-        parser.error(f"--workers {arguments.workers}: expected 0 or more")
-    try:
-        TASKS[name].check_arguments(arguments)
-    except ValueError as error:
-        parser.error(str(error))
+def add_own_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of some papers or stages; ARGUMENTS of a task names those that it takes."""
+    add = parser.add_argument_group("of some papers or stages").add_argument
+    add("--hand", metavar="FILE", help="simplehand: MANO_RIGHT.pkl for FreiHAND, the folder of "
+        "both sides for DexYCB (default: the free hand)")
+    add("--body", metavar="FILE", help="genhmr, tokenizer: SMPL's file (default: the free body)")
+    add("--models", metavar="FOLDER", help="official body models. genhmr: "
+        f"{genhmr.TransformerTask.MODELS}; hmr_adapter: {hmr_adapter.PeopleTask.MODELS}")
+    add("--backbone", metavar="FILE", help="weights of the image encoder to start from. "
+        "simplehand: ImageNet's of FastViT, HRNet or Hiera; for cpu_views "
+        "assets/hmr_adapter_hand_cpu.pt. genhmr: 4D-Humans', TokenHMR's or ViTPose's; for cpu a "
+        "checkpoint of --stage encoder. hmr_adapter, for cpu: GenHMR's for bodies, SimpleHand's "
+        "for hands (default: assets/genhmr_cpu.pt, assets/simplehand_views_cpu.pt)")
+    add("--tokenizer", metavar="FILE", help="genhmr: checkpoint of the tokenizer to build on")
+    add("--detections", metavar="FOLDER", help="genhmr: OpenPose's files for the pictures to "
+        "evaluate on, a/b_keypoints.json for a/b.jpg: refinement follows them (default: 3DPW's "
+        "own; without any the true joints, an oracle)")
+    add("--schedule", choices=tuple(genhmr.genhmr.SCHEDULES), help="genhmr: masking schedule of "
+        "sampling, Table 11 (default: cosine)")
+    add("--top-k", type=int, metavar="K", help="genhmr: draw each token among the K most likely, "
+        "Table 12 (default: 1)")
+    add("--samples", type=int, metavar="N", help="genhmr: draw N poses for each picture, and score "
+        "them as a distribution, see tasks/posterior.py")
+    add("--brief", action="store_true", default=None, help="genhmr: leave the rows of Tables 2 and "
+        "3 out of the last scores")
+    add("--expert", metavar="FILE", help="hmr_adapter: checkpoint of the expert to adapt: "
+        "train.py's, HaMeR's or SMPLer-X's")
+    add("--guide", metavar="FILE", help="hmr_adapter: checkpoint of a whole-body stage, or "
+        "SMPLer-X's, which finds the arms for --stage hand; of --stage all --eval the body path, "
+        "beside the hand path in --checkpoint")
 
 
 def run(argv: list[str], world: World | None = None) -> tuple[World | None, bool]:
@@ -715,18 +724,12 @@ def run(argv: list[str], world: World | None = None) -> tuple[World | None, bool
     world: the processes, if an earlier call has joined them. A signal ends a run before its time.
     """
     arguments, done = parse_arguments(argv), True
-    for one in TASKS[arguments.name].plan(arguments):
+    for one in hmr_adapter.stage_runs(arguments) if arguments.stage == "all" else [arguments]:
         try:
             with on_signals(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C does
                 world, done = run_one(one, world)
-        except OSError as error:  # a full disk, a folder that may not be written
+        except (OSError, ValueError) as error:  # a full disk, a damaged picture, wrong flags
             fail(message_of(error))
-        except ValueError as error:  # a damaged picture, a regressor of another body
-            path = one.out / "error.txt"
-            with contextlib.suppress(OSError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(traceback.format_exc())
-            fail(f"{message_of(error)} (more in {path})")
         except RuntimeError as error:
             if "by peer" not in str(error):
                 raise

@@ -1,7 +1,7 @@
 """Speed beside the usual code, on a GPU if there is one. Times are medians of interleaved runs.
 
 tradeoff draws SimpleHand's error against its time, of models that tables.py has trained (table7,
-table1); alarms says how often demo.py is right.
+table1); alarms says how often demo.py is right; gpu also measures training.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FUNCTIONS = {name: f"benchmarks.speed:time_{name}"
-             for name in ("simplehand", "genhmr", "geometry")}
+             for name in ("simplehand", "genhmr", "geometry", "gpu")}
 FUNCTIONS |= {name: f"benchmarks.{name}:run" for name in ("tradeoff", "alarms")}
 
 

@@ -13,7 +13,7 @@ import io
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -110,37 +110,32 @@ class Task(ABC):
 
     config: the paper's, of model and optimisation. arguments: the flags. origin: the content of the
     checkpoint that is continued, evaluated or started from; empty for new weights. settings: of the
-    run; by default those of the checkpoint, or of the preset.
+    run.
     Raises ValueError if flags, config and data do not go together.
     """
 
     Config: ClassVar[type]  # the dataclass whose fields --set changes
     PRESETS: ClassVar[Mapping[str, RunConfig]]
-    SETTINGS: ClassVar[Mapping[str, Settings]] = {}  # by preset; what a config has comes from there
-    SHARES_SETTINGS: ClassVar[bool] = False  # whether those of the paper's other stages fit, too
-    load_checkpoint: ClassVar[Callable[..., nn.Module]]  # from a file; the model has a `config`
+    SETTINGS: ClassVar[Mapping[str, Settings]]  # by preset
     PROTOCOLS: ClassVar[Mapping[str, str]]  # kind of data -> protocol of metrics; "": ask for one
-    ARGUMENTS: ClassVar[Mapping[str, Mapping[str, object]]] = {}  # its own flags, for argparse
+    ARGUMENTS: ClassVar[Sequence[str]]  # its own flags, see train.add_own_flags
     MODELS: ClassVar[str] = ""  # the body models that official data need in --models
+    STARTS: ClassVar[tuple[str, str]] = ("", "")  # a flag, and what it means to leave it out
     TITLE: ClassVar[str]  # of predictions.png
-    UNIT: ClassVar[str] = "images"  # what a sample is
     BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
     REMARK: ClassVar[str] = ""  # printed below the table of scores
     COMPARED: ClassVar[Sequence[tuple[str, str]]] = ()  # predictors to compare sample by sample
-    TRAINS: ClassVar[bool] = True  # whether a run of it trains a model of its own
     MOVED: ClassVar[Sequence[str]] = ()  # attributes that losses and predictions need on the device
-    TRY: ClassVar[str] = ""  # the next command, with {checkpoint}
+    NEXT: ClassVar[str]  # the next command, with {checkpoint} and other flags
 
     def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
-        self.config, self.arguments = config, arguments
-        self.settings = settings or self.settings_of(config, arguments, origin)
+                 origin: Mapping[str, object], settings: Settings) -> None:
+        self.config, self.arguments, self.settings = config, arguments, settings
+        self.origin = origin
         self.baseline: Tensor | None = origin.get("baseline")  # (2, N, 3), see set_baseline
-        self.device = torch.device("cpu")
-        asked = getattr(arguments, "protocol", None)
-        judged = EVALUATIONS.get(asked, ("",))[0] if getattr(arguments, "eval", False) else ""
+        judged = EVALUATIONS.get(arguments.protocol, ("",))[0] if arguments.eval else ""
         self.data = arguments.data or judged or origin.get("data", "rendered")
-        self.protocol = asked or self.PROTOCOLS.get(self.data, "")
+        self.protocol = arguments.protocol or self.PROTOCOLS.get(self.data, "")
         self.check_data()
 
     def check_data(self) -> None:
@@ -162,23 +157,15 @@ class Task(ABC):
     # ---- the command
 
     @classmethod
-    def plan(cls, arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
-        """Yield the runs that the command stands for, one after another: usually this one alone.
+    def settings_of(cls, arguments: argparse.Namespace, origin: Mapping[str, object]) -> Settings:
+        """Return the settings in a checkpoint of this stage, else those of the preset.
 
-        The loop asks for the next run when one has ended, and for none if a signal ended it.
+        Stages of HMR-Adapter share them: an expert may come from inside an adapter.
         """
-        yield arguments
-
-    @classmethod
-    def folder(cls, arguments: argparse.Namespace) -> Path:
-        """Return the default of --out."""
-        scored = arguments.eval and arguments.checkpoint
-        return Path("runs", f"{arguments.name}-eval" if scored else arguments.name)
-
-    @classmethod
-    def check_arguments(cls, arguments: argparse.Namespace) -> None:
-        """Raise ValueError if the task's own flags do not go together."""
-        return
+        settings = preset_settings(cls.SETTINGS, arguments.preset or origin.get("preset"))
+        if origin.get("name") == arguments.name or origin and arguments.model == "hmr_adapter":
+            settings = dataclasses.replace(settings, **stored_settings(origin))
+        return settings
 
     @classmethod
     def config_from(cls, fields: Mapping[str, object]) -> RunConfig:
@@ -186,39 +173,14 @@ class Task(ABC):
         return cls.Config(**without_settings(fields, cls.Config))
 
     @classmethod
-    def settings_of(cls, config: RunConfig, arguments: argparse.Namespace,
-                    origin: Mapping[str, object]) -> Settings:
-        """Return the settings in a checkpoint of this stage, else those of the preset."""
-        preset = arguments.preset or origin.get("preset")
-        settings = preset_settings(cls.SETTINGS, preset, config)
-        own = cls.SHARES_SETTINGS or origin.get("name") == arguments.name
-        if own and "config" in origin:
-            settings = dataclasses.replace(settings, **stored_settings(origin))
-        return settings
-
-    @classmethod
     def adapt(cls, config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
         """Return the config, adapted to the files that the flags name."""
         return config
 
     @classmethod
-    def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
-        """Load the model to evaluate or to start from, and the content of its checkpoint.
-
-        Raises FileNotFoundError or ValueError.
-        """
-        path = arguments.checkpoint or arguments.out / "checkpoint.pt"
-        model = cls.load_checkpoint(path)
-        return model, read_content(path)
-
-    @staticmethod
-    def config_of(model: nn.Module) -> RunConfig:
-        """Return the config of a model that `load` returned."""
-        return model.config
-
-    def notes(self) -> list[str]:
-        """Return what a user should know before a training run begins."""
-        return []
+    @abstractmethod
+    def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load the model of a checkpoint, with its `config`; FileNotFoundError or ValueError."""
 
     # ---- data
 
@@ -243,8 +205,7 @@ class Task(ABC):
         The test split has seed 0, the poses of the clips alone and no augmentation.
         """
         plain = {"seed": 0, "augmentation": None, "wide": 0.0} if split == "test" else {}
-        for name in ("seed", "augmentation", "wide", "views", "in_plane", "lean", "occlusion",
-                     "version"):
+        for name in ("seed", "augmentation", "wide", "views", "lean", "version"):
             value = getattr(self.settings, name)
             if value is not None:  # else the stage has no such setting
                 options[name] = plain.get(name, value)
@@ -268,7 +229,6 @@ class Task(ABC):
 
     def to(self, device: torch.device) -> None:
         """Move what losses and predictions need to a device, once."""
-        self.device = device
         for name in self.MOVED:
             if getattr(self, name) is not None:
                 setattr(self, name, getattr(self, name).to(device))
@@ -325,22 +285,20 @@ class Task(ABC):
 
     # ---- files
 
-    def next_command(self, out: Path) -> str:
-        """Return the command that uses the checkpoint that was trained or scored."""
-        scored = self.arguments.checkpoint if self.arguments.eval else None
-        return self.TRY.format(checkpoint=scored or out / "checkpoint.pt")
-
     def write(self, predictions: Predictions, out: Path) -> None:
         """Write predictions.png, the first samples of the test split, and errors.npz.
 
         The errors of every sample, "PREDICTOR: METRIC", compare two runs on the same samples.
         """
         if predictions.errors:
-            write_npz(out / "errors.npz", {f"{name}: {metric}": values.astype(np.float32)
-                                           for name, rows in predictions.errors.items()
-                                           for metric, values in rows.items()})
+            errors = {f"{name}: {metric}": values.astype(np.float32)
+                      for name, rows in predictions.errors.items()
+                      for metric, values in rows.items()}
+            content = io.BytesIO()
+            np.savez(content, **errors)
+            bodymodels.write_atomically(out / "errors.npz", content.getvalue())
         images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
-        draw_grid(images, out / "predictions.png", columns=3, title=self.TITLE)
+        draw_grid(images, out / "predictions.png", title=self.TITLE)
 
     @abstractmethod
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
@@ -351,21 +309,13 @@ class Task(ABC):
         return bodymodels.render(mesh, self.faces, K, background.shape[:2], background=background,
                                  opacity=0.75, supersample=2).image
 
-    def write_found(self, out: Path, predictions: Predictions, **values: np.ndarray) -> None:
-        """Write predictions.npz: values by sample, and the official picture each belongs to."""
-        records = self.test_set.records(predictions.index)
-        names = {name: records[name] for name in ("image", "sequence", "person", "frame")}
-        write_npz(out / "predictions.npz", names | values)
 
-    def require_same(self, flag: str, load: Callable[..., nn.Module],
-                     origin: Mapping[str, object]) -> None:
-        """Raise ValueError unless the flag's file has the weights that the checkpoint holds."""
-        file = getattr(self.arguments, flag)
-        given, own = (load(source).state_dict() for source in (file, origin))
-        if given.keys() != own.keys() or not all(
-                value.equal(own[name]) for name, value in given.items()):
-            raise ValueError(f"the checkpoint was trained with another {flag} than {file}, and "
-                             f"holds it: leave --{flag} out")
+def require_same(flag: str, given: nn.Module, own: nn.Module) -> None:
+    """Raise ValueError unless a flag's model has the weights of the one in the checkpoint."""
+    given, own = given.state_dict(), own.state_dict()
+    if given.keys() != own.keys() or not all(map(torch.equal, given.values(), own.values())):
+        raise ValueError(f"the checkpoint was trained with another {flag} than that file, and "
+                         f"holds it: leave --{flag} out")
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -391,7 +341,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
             {"params": groups[False], "weight_decay": 0.0}]
 
 
-def read_content(path: str | Path) -> dict[str, object]:
+def read_content(path: Path) -> dict[str, object]:
     """Read the content of a checkpoint of train.py; empty for one of another program."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -404,24 +354,17 @@ def read_content(path: str | Path) -> dict[str, object]:
 # ------------------------------------------------------------------------------------ drawing
 
 
-def draw_grid(images: Sequence[np.ndarray], path: Path, columns: int, title: str) -> None:
-    """Write images (H, W, 3) of 0..1 in a grid, as one PNG."""
-    rows = math.ceil(len(images) / columns)
+def draw_grid(images: Sequence[np.ndarray], path: Path, title: str) -> None:
+    """Write images (H, W, 3) of 0..1 in three columns, as one PNG."""
+    rows = math.ceil(len(images) / 3)
     height, width = images[0].shape[:2]
-    figure = Figure(figsize=(12, 12 * rows * height / (columns * width) + 0.4), layout="tight")
+    figure = Figure(figsize=(12, 4 * rows * height / width + 0.4), layout="tight")
     for number, image in enumerate(images, 1):
-        axes = figure.add_subplot(rows, columns, number)
+        axes = figure.add_subplot(rows, 3, number)
         axes.axis("off")
         axes.imshow(image.clip(0, 1))
     figure.suptitle(title)
     save_figure(figure, path)
-
-
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name, as numpy.savez does, and the file as a whole."""
-    content = io.BytesIO()
-    np.savez(content, **arrays)
-    bodymodels.write_atomically(path, content.getvalue())
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,28 +11,34 @@ from torch import Tensor
 
 import bodymodels
 import metrics
+from files import safe_unpickle
 from tasks.base import Batch, Errors, Predictions, Scores, Task, better
-from tasks.settings import RunConfig, Settings
 
 Mesh = dict[str, np.ndarray]  # joints (N, J, 3) and vertices (N, V, 3), in metres
 
 
-class BodyTask(Task):
-    """A task whose predictors find a pose (B, K, 3, 3), betas (B, S) and perhaps a translation.
+def load_regressor(path: Path, count: int, body: bodymodels.BodyModel) -> np.ndarray:
+    """Read a pickled regressor (count, V) of a body's joints."""
+    regressor = np.asarray(safe_unpickle(path), np.float32)
+    if regressor.shape != (count, len(body.v_template)):
+        raise ValueError(f"{path} has shape {regressor.shape}: expected {count} joints of "
+                         f"{len(body.v_template)} vertices")
+    return regressor
 
-    The truth has `pose` and `betas`.
-    """
+
+class BodyTask(Task):
+    """A task whose predictors find a pose (B, K, 3, 3) and betas (B, S), as the truth has them."""
 
     BODY, FAMILY = "body", "smpl"  # the free body, and the family of official data
     MOVED = ("light_body",)
     PIECE = 500  # samples whose meshes are in memory at a time
-    REMARK = ("Mean pose: the mean body of the training samples, or the mean after aligning them "
-              "with one another, in\neach column the better one.\n")
+    REMARK = ("Mean pose: of training samples, plain or aligned with one another, in each column "
+              "the better one.\n")
+    TITLE = "image, predicted mesh, true mesh (both at the true pelvis)"
 
-    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
-        super().__init__(config, arguments, origin, settings)
-        file = getattr(arguments, "body", None)
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        arguments, file = self.arguments, self.arguments.body
         if self.data != "rendered" and self.MODELS:
             self.body = bodymodels.load_model(arguments.models, family=self.FAMILY)
         else:
@@ -111,24 +116,14 @@ class BodyTask(Task):
         """A test image (S, S, 3) beside the first predictor's and the true mesh over it."""
         sample, one = self.test_set[index], predictions[index:index + 1]
         photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
-        found, truth = (self.mesh(values)["vertices"][0] for values in (one.first, one.truth))
+        found, truth = (self.mesh(values) for values in (one.first, one.truth))
+        pelvis = truth["joints"][0, 0] + sample["transl"].numpy()
         return np.concatenate([photo] + [
-            self.draw(mesh + shift, sample["K"], photo) for mesh, shift in (
-                (found, one.first["transl"]), (truth, sample["transl"].numpy()))], 1)
+            self.draw(mesh["vertices"][0] - mesh["joints"][0, 0] + pelvis, sample["K"], photo)
+            for mesh in (found, truth)], 1)
 
     def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
         """Draw a mesh (V, 3) over a picture, or the picture alone if no translation is known."""
         if self.data != "rendered" and mesh[:, 2].min() <= 0:
             return background
         return super().draw(mesh, K, background)
-
-    def write(self, predictions: Predictions, out: Path) -> None:
-        """Write pictures and, for official ones, the first predictor's bodies."""
-        if self.data != "rendered" and self.MODELS:
-            first = predictions.first
-            pieces = [predictions[start:start + self.PIECE].first
-                      for start in range(0, len(first["pose"]), self.PIECE)]
-            joints = np.concatenate([self.mesh(piece)["joints"] for piece in pieces])
-            self.write_found(out, predictions, joints=joints,
-                             **{name: first[name] for name in ("pose", "betas", "transl")})
-        super().write(predictions, out)

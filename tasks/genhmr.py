@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import bodymodels
 import data
 import genhmr
 import metrics
-from files import load_array, safe_unpickle
+from files import load_array
 from networks import small_encoder
 from networks.small_encoder import (
     IMAGE_SIZE,
@@ -43,8 +42,9 @@ from tasks.base import (
     Scores,
     Terms,
     bare,
+    require_same,
 )
-from tasks.bodies import BodyTask, Mesh
+from tasks.bodies import BodyTask, Mesh, load_regressor
 from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
@@ -53,7 +53,6 @@ from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_to
 # of all these for bodies without pictures; and of a heat map whose keypoint is outside the crop
 LIFT_WEIGHTS = {"joints": 5.0, "pose": 2.0, "posed": 8.0, "projected": 5.0, "betas": 0.2}
 UNPICTURED, OUTSIDE = 0.7, 0.2
-BODY_ARGUMENT = {"metavar": "FILE", "help": "body model: a file of SMPL's (default: the free body)"}
 
 
 def axis_rotation(axis: Tensor, angle: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None
     """Turn each body as a whole: poses (B, 24, 3, 3) -> the same with another global orientation.
 
     "We rotate the poses at varying degrees" (appendix): the tokenizer must know every orientation
-    that stage 2 meets. A standing body (y down) takes a heading within settings.heading and leans
+    that stage 2 meets. A standing body (y down) takes a heading within settings.views and leans
     up to settings.tilt; a fraction of the bodies takes any rotation (our choice). Bodies turn about
     their rest pelvis: vertices V become R (V - J_0) + J_0.
     """
@@ -84,7 +83,7 @@ def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None
     level = torch.stack((direction.cos(), torch.zeros_like(lean), direction.sin()), -1)
     vertical = torch.eye(3, device=level.device)[1].expand_as(level)
     turn = (axis_rotation(level, math.radians(settings.tilt) * lean)
-            @ axis_rotation(vertical, math.radians(settings.heading) * heading))
+            @ axis_rotation(vertical, math.radians(settings.views) * heading))
     normal = torch.randn(batch, 6, generator=generator, device=rotations.device)
     any_way = uniform(batch) < settings.uniform_rotation
     turn = torch.where(any_way[:, None, None], genhmr.rotation_6d_to_matrix(normal), turn)
@@ -97,25 +96,26 @@ class TokenizerTask(BodyTask):
 
     Config, PRESETS = genhmr.TokenizerConfig, genhmr.TOKENIZER_PRESETS
     SETTINGS = GENHMR_TOKENIZER
-    load_checkpoint = staticmethod(load_tokenizer)
     PROTOCOLS = {"rendered": "pose_reconstruction", "amass": "amass_test", "moyo": "moyo_val",
                  "amass+moyo": "pose_reconstruction"}
-    ARGUMENTS = {"body": BODY_ARGUMENT}
-    UNIT = "poses"
+    ARGUMENTS = ("body",)
     BEST = "MPJPE"
     TITLE = "true pose, pose decoded from its tokens"
-    REMARK = ("1 degree: poses with every joint turned by one degree, decoded from their tokens. "
-              "10 % random: decoded after\na tenth of the tokens was replaced by random ones. "
-              "changed %: tokens that are not the true pose's, in the last\ntwo rows and, in the "
-              f"first, if the decoded pose is encoded again.\n{BodyTask.REMARK}")
-    TRY = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
+    REMARK = ("1 degree: every joint was turned by one degree; 10 % random: so many tokens were "
+              "replaced. changed %: tokens\nthat are not the true pose's, in the first row after "
+              f"decoding and encoding again.\n{BodyTask.REMARK}")
+    NEXT = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
-    def __init__(self, config: genhmr.TokenizerConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
-        super().__init__(config, arguments, origin, settings)
-        if config.vertex_stride:
-            vertices = range(0, len(self.body.v_template), config.vertex_stride)
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        if self.config.vertex_stride:
+            vertices = range(0, len(self.body.v_template), self.config.vertex_stride)
             self.light_body = self.body.at_vertices(vertices)
+
+    @classmethod
+    def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load a tokenizer, alone or inside a GenHMR."""
+        return load_tokenizer(path)
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the free clips, or of official data: each sequence in its proportion.
@@ -126,7 +126,7 @@ class TokenizerTask(BodyTask):
         arguments, training = self.arguments, split == "train"
         settings, seed = self.settings, self.settings.seed if training else 0
         if self.data == "rendered":
-            return data.MotionPoses(split, length, seed, views=settings.heading,
+            return data.MotionPoses(split, length, seed, views=settings.views,
                                     lean=settings.lean, wide=settings.wide if training else 0.0)
         root = arguments.data_root if training else arguments.test_root or arguments.data_root
         held_out = dict(EVALUATIONS.values()) | ({} if arguments.eval else {"amass": "val"})
@@ -199,19 +199,19 @@ class EncoderTask(BodyTask):
     """Before stage 2: a small encoder that knows poses, as the paper's trained ViT-H does."""
 
     Config, PRESETS, SETTINGS = EncoderConfig, small_encoder.PRESETS, GENHMR_ENCODER
-    load_checkpoint = staticmethod(load_encoder)
     PROTOCOLS = {"rendered": "rendered_bodies"}
-    TITLE = "image, lifted mesh (placed by the keypoints found), true mesh"
-    TRY = ("python train.py --model genhmr --stage transformer --tokenizer "
+    ARGUMENTS = ()
+    NEXT = ("python train.py --model genhmr --stage transformer --tokenizer "
            "runs/genhmr-tokenizer/checkpoint.pt --backbone {checkpoint}")
-    REMARK = ("median px, near %: distance of the 24 joints found from the true ones, of those in "
-              "the crop, in pixels, and\nthe share within 5 % of the crop's side.\n"
-              f"{BodyTask.REMARK}")
+    REMARK = ("median px, near %: distance of the joints found in the crop from the true ones, and "
+              f"the share within 5 % of its side.\n{BodyTask.REMARK}")
 
-    @staticmethod
-    def config_of(model: SmallEncoder) -> EncoderConfig:
-        """Encoders have one size."""
-        return EncoderConfig()
+    @classmethod
+    def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load an encoder, alone or inside a GenHMR."""
+        encoder = load_encoder(path)
+        encoder.config = EncoderConfig()  # encoders have one size
+        return encoder
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people."""
@@ -264,10 +264,9 @@ def crop_places(keypoints_2d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lifted_body(reading: Reading) -> dict[str, Tensor]:
-    """Return the encoder's own answer: pose (B, 24, 3, 3), betas (B, 10) and transl (B, 3)."""
-    lifted, focal = reading.lifted, genhmr.Config().focal
-    return {"pose": genhmr.rotation_6d_to_matrix(lifted.pose), "betas": lifted.betas,
-            "transl": genhmr.camera_translation(lifted.camera, focal)}
+    """Return the encoder's own answer: pose (B, 24, 3, 3) and betas (B, 10)."""
+    lifted = reading.lifted
+    return {"pose": genhmr.rotation_6d_to_matrix(lifted.pose), "betas": lifted.betas}
 
 
 def lift_losses(lifted: Lifted, batch: Batch, body: bodymodels.BodyModel) -> Terms:
@@ -349,7 +348,6 @@ class TransformerTask(BodyTask):
     """Stage 2: tokens from images."""
 
     Config, PRESETS, SETTINGS = genhmr.Config, genhmr.PRESETS, GENHMR_TRANSFORMER
-    load_checkpoint = staticmethod(load_checkpoint)
     PROTOCOLS = {"rendered": "rendered_bodies"} | dict.fromkeys((
         "genhmr-sd", "genhmr-itw", "genhmr-bl", "hmr2-tars", "bedlam"), "") | {
         EVALUATIONS[protocol][0]: protocol for protocol in (
@@ -357,43 +355,26 @@ class TransformerTask(BodyTask):
             "hmr2_h36m_lsp14")}
     MODELS = ("SMPL_NEUTRAL, SMPL_MALE, SMPL_FEMALE and, for protocols of 14 joints, "
               "J_regressor_h36m.npy or, for HMR2.0's, SMPL_to_J19.pkl")
-    ARGUMENTS = {
-        "tokenizer": {"metavar": "FILE", "help": "checkpoint of the tokenizer to build on"},
-        "backbone": {"metavar": "FILE", "help": "weights of the image encoder to start from: "
-                     "4D-Humans', TokenHMR's or ViTPose's (default: random weights); the preset "
-                     "cpu needs a checkpoint of --stage encoder"},
-        "models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
-        "detections": {"metavar": "FOLDER", "help": "OpenPose's files for the pictures to evaluate "
-                       "on, a/b_keypoints.json for a/b.jpg: refinement follows them (default: "
-                       "3DPW's own; without any the true joints, an oracle)"},
-        "iterations": {"type": int, "metavar": "T", "help": "iterations of sampling in the first "
-                       "row of scores (default: 5)"},
-        "schedule": {"choices": tuple(genhmr.SCHEDULES), "help": "masking schedule of sampling, "
-                     "Table 11 (default: cosine)"},
-        "top_k": {"type": int, "metavar": "K", "help": "draw each token among the K most likely, "
-                  "Table 12 (default: 1)"},
-        "samples": {"type": int, "metavar": "N", "help": "draw N poses for each picture, and score "
-                    "them as a distribution, see tasks/posterior.py"},
-        "temperature": {"type": float, "metavar": "X", "help": "of the drawn tokens (default: 1)"},
-        "order": {"choices": ("random", "confidence"), "help": "which drawn tokens an iteration "
-                  "keeps (default: random; the paper's is confidence)"},
-        "brief": {"action": "store_true", "default": None, "help": "leave the rows of Tables 2 and "
-                  "3 out of the last scores"},
-    }
-    TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
-    TRY = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
+    ARGUMENTS = ("tokenizer", "backbone", "models", "detections", "schedule", "top_k", "samples",
+                 "brief")
+    STARTS = "backbone", "the encoder starts from random weights, the paper's from trained ones"
+    NEXT = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
+    FIRST = 5  # T of the first row
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
     KNOWN = (0, 50, 90)  # % of the true tokens that the last table gives away
     NOISE = 0.02  # of the crop: sigma of the 2D joints given to refinement (our choice)
-    REMARK = ("T: iterations of sampling. mean code: one pass, each place decoded from its mean "
-              "code. P: refinement\nsteps after sampling, on 3DPW and with --detections towards a "
-              "detector's 2D keypoints, else, an oracle, towards\nthe true 2D joints (of the 24, "
-              "those inside the crop) with noise of sigma 2 % of the crop's side; fitted:\n"
-              "genhmr.fit_camera fits the camera to them first. encoder: the pose that the small "
-              "image encoder itself lifts.\nknown: one pass that sees a share of the true tokens; "
-              "NLL: of the other tokens, falls where tokens inform\none another.\n"
+    REMARK = ("T: iterations. mean code: one pass, each place decoded from its mean code. P: steps "
+              "of refinement towards\ndetected 2D keypoints or, an oracle, the true joints with "
+              "noise of sigma 2 % of the crop's side. encoder: the pose\nthat the small image "
+              "encoder lifts. known: one pass that sees a share of the true tokens; NLL: of the "
+              "others.\n"
               f"{BodyTask.REMARK}")
+
+    @classmethod
+    def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load a GenHMR of ours."""
+        return load_checkpoint(path)
 
     @classmethod
     def adapt(cls, config: genhmr.Config, arguments: argparse.Namespace) -> genhmr.Config:
@@ -406,41 +387,23 @@ class TransformerTask(BodyTask):
             config = dataclasses.replace(config, vit_dim=width)
         return config
 
-    def __init__(self, config: genhmr.Config, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
-        super().__init__(config, arguments, origin, settings)
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        arguments, origin = self.arguments, self.origin
         starts = origin or arguments.checkpoint
         if not starts and not arguments.tokenizer:
             raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
                              "one with --stage tokenizer and give its checkpoint with --tokenizer")
-        self.small = small_encoder.is_small(config)
+        self.small = small_encoder.is_small(self.config)
         if not starts and self.small and not arguments.backbone:
             raise ValueError("--stage transformer needs a trained encoder: make one with --stage "
                              "encoder and give its checkpoint, or assets/genhmr_cpu.pt, with "
                              "--backbone")
-        self.iterations = 5 if arguments.iterations is None else arguments.iterations
-        self.schedule, self.top_k = arguments.schedule or "cosine", arguments.top_k or 1
-        for name, value, least in (("iterations", arguments.iterations, 1),
-                                   ("top-k", arguments.top_k, 1),
-                                   ("samples", arguments.samples, 2)):
-            if value is not None and value < least:
-                raise ValueError(f"--{name} {value}: expected at least {least}")
-        if arguments.temperature is not None and not arguments.temperature > 0:
-            raise ValueError(f"--temperature {arguments.temperature}: expected a number above 0")
-        if arguments.detections and self.data == "rendered":
-            raise ValueError("--detections: rendered pictures have none, leave it out")
-        if self.top_k > config.tokenizer.codebook_size:
-            raise ValueError(f"--top-k {self.top_k}: the codebook has "
-                             f"{config.tokenizer.codebook_size} tokens")
+        judges = data.OFFICIAL.get(EVALUATIONS.get(self.protocol, ("",))[0])
+        own = OWN if judges and judges.DETECTED else None
+        self.detections = arguments.detections or own  # of the pictures to evaluate on
         if origin and arguments.tokenizer:
-            self.require_same("tokenizer", load_tokenizer, origin)
-
-    def notes(self) -> list[str]:
-        """Warn of random weights where the paper starts from a trained encoder."""
-        if self.arguments.backbone or self.arguments.checkpoint or self.small:
-            return []
-        return ["the image encoder starts from random weights; the paper starts from a trained "
-                "ViT-H: --backbone FILE"]
+            require_same("tokenizer", load_tokenizer(arguments.tokenizer), load_tokenizer(origin))
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
@@ -450,15 +413,6 @@ class TransformerTask(BodyTask):
         return self.official(split, size, models=self.arguments.models,
                              augmentation=self.settings.augmentation if training else None,
                              **({} if training else {"detections": self.detections}))
-
-    @property
-    def detections(self) -> str | None:
-        """The detector's keypoints of the official pictures to evaluate on, as their reader wants.
-
-        None: there are none, or the pictures are rendered.
-        """
-        judges = data.OFFICIAL.get(EVALUATIONS.get(self.protocol, ("",))[0])
-        return self.arguments.detections or (OWN if judges and judges.DETECTED else None)
 
     def build(self) -> nn.Module:
         """New weights around the tokenizer, but for the encoder if a file has it."""
@@ -488,13 +442,17 @@ class TransformerTask(BodyTask):
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Sample poses; at the end of a run for every T, and refined by every P."""
-        features, first = model.encode(batch["image"]), self.iterations
-        if final and self.arguments.samples:
+        features, first, arguments = model.encode(batch["image"]), self.FIRST, self.arguments
+        if final and arguments.samples:
             return self.drawn(model, features, batch)
-        final = final and not self.arguments.brief
+        final = final and not arguments.brief
         counts = dict.fromkeys((first, *self.ITERATIONS)) if final else (first,)
-        runs = {T: self.sample(model, features, batch, T, self.schedule, self.top_k)
-                for T in counts}
+        generator = torch.Generator(features.values.device)
+        runs = {T: genhmr.sample_from(
+            model, features, iterations=T, schedule=arguments.schedule or "cosine",
+            top_k=1 if arguments.top_k is None else arguments.top_k,
+            # the index of the first sample is the seed
+            generator=generator.manual_seed(int(batch["index"][0]))) for T in counts}
         sampled = runs[first]
         poses = {f"T={T}": run.rotations for T, run in runs.items()}
         if final:
@@ -503,35 +461,29 @@ class TransformerTask(BodyTask):
             oracle = self.data != "rendered" and self.detections is None
             kind = " oracle: true 2D" if oracle else ""
             poses |= {f"T={first} P={P}{kind}": refined[P] for P in self.REFINEMENTS}
-            poses[f"T={first} P={most} fitted{kind}"] = self.refined(
-                model, sampled, batch, most, fitted=True)[-1]
             mean = genhmr.sample_from(model, features, iterations=1, mean_code=True)
             poses["mean code"] = mean.rotations
             poses[f"mean code P={most}{kind}"] = self.refined(model, mean, batch, most)[-1]
-        predictions = self.beside_truth(model, batch, sampled, poses)
+        betas = {"betas": sampled.betas}
+        found = {name: {"pose": pose} | betas for name, pose in poses.items()}
         if final and self.small:
-            predictions.found["encoder"] = lifted_body(
-                model.backbone.read(model.normalise(batch["image"])))
+            found["encoder"] = lifted_body(model.backbone.read(model.normalise(batch["image"])))
         if final and self.data == "rendered":
-            shape = {name: predictions.first[name] for name in ("betas", "transl")}
-            predictions.found |= {f"known {percent} %": shape | self.partly_known(
+            found |= {f"known {percent} %": betas | self.partly_known(
                 model, features, batch, percent) for percent in self.KNOWN}
-        return predictions
+        return Predictions(batch["index"], found, {name: batch[name] for name in ("pose", "betas")})
 
     def drawn(self, model: nn.Module, features: genhmr.Features, batch: Batch) -> Predictions:
-        """Draw poses of each picture for every T; found also has the first draw as a pose."""
-        arguments, true = self.arguments, model.tokenizer.encode(batch["pose"])
-        sampled = self.sample(model, features, batch, 1)
-        shared = self.beside_truth(model, batch, sampled, {"": sampled.rotations})
+        """Draw poses of each picture for every T; found also has the pose of T = 1."""
+        true = model.tokenizer.encode(batch["pose"])
+        sampled = genhmr.sample_from(model, features, iterations=1)
         joints = self.light_body(batch["betas"], batch["pose"]).joints
-        shared.truth["joints"] = joints - joints[:, :1]
-        shared.truth["inside"] = batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)
-        pose = shared.found.pop("")
-        shared.found |= {f"T={T}": pose | posterior.draw(
-            model, features, self.light_body, true, T, arguments.samples,
-            int(batch["index"][0]), arguments.temperature or 1.0, arguments.order or "random")
-            for T in posterior.ITERATIONS}
-        return shared
+        found = {f"T={T}": {"pose": sampled.rotations, "betas": sampled.betas} | posterior.draw(
+            model, features, self.light_body, true, T, self.arguments.samples,
+            int(batch["index"][0])) for T in posterior.ITERATIONS}
+        return Predictions(batch["index"], found, {
+            "pose": batch["pose"], "betas": batch["betas"], "joints": joints - joints[:, :1],
+            "inside": batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)})
 
     def comparisons(self, predictions: Predictions) -> str:
         """Write the scores of drawn poses: of all, clear and truncated people."""
@@ -545,16 +497,6 @@ class TransformerTask(BodyTask):
         groups = {"all": np.isfinite(inside), "clear": inside > 0, "truncated": inside == 0}
         return "".join(posterior.table(errors, rows, title)
                        for title, rows in groups.items() if rows.sum() > 1)
-
-    def beside_truth(self, model: nn.Module, batch: Batch, sampled: genhmr.Sampled,
-                     poses: Mapping[str, Tensor]) -> Predictions:
-        """Make Predictions of poses by predictor, with the shape and camera of a sampled one."""
-        transl = genhmr.camera_translation(sampled.camera, model.config.focal)
-        if self.data != "rendered":
-            transl = self.in_crop(transl, batch["K"])
-        shared = {"betas": sampled.betas, "transl": transl}
-        found = {name: {"pose": pose} | shared for name, pose in poses.items()}
-        return Predictions(batch["index"], found, {name: batch[name] for name in ("pose", "betas")})
 
     def partly_known(self, model: nn.Module, features: genhmr.Features, batch: Batch,
                      percent: int) -> dict[str, Tensor]:
@@ -581,21 +523,14 @@ class TransformerTask(BodyTask):
                 errors[name]["NLL"] = values["nll"]
         return errors
 
-    def sample(self, model: nn.Module, features: genhmr.Features, batch: Batch,
-               iterations: int, schedule: str = "cosine", top_k: int = 1) -> genhmr.Sampled:
-        """Sample the poses of a batch; the index of its first sample is the seed of top-k."""
-        generator = torch.Generator(features.values.device).manual_seed(int(batch["index"][0]))
-        return genhmr.sample_from(model, features, iterations=iterations, schedule=schedule,
-                                  top_k=top_k, generator=generator)
-
-    def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch, steps: int,
-                fitted: bool = False) -> Tensor:
+    def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch,
+                steps: int) -> Tensor:
         """Refine by 0 to P steps: (P + 1, B, 24, 3, 3).
 
         Towards a detector's keypoints, as they are, if the batch has them; else, an oracle, towards
         the true 2D joints with noise.
         """
-        count, size, camera = 24, model.config.image_size, sampled.camera
+        count, size = 24, model.config.image_size
         if "detected_2d" in batch:
             count, points = 45, batch["detected_2d"] / size - 0.5
             seen = batch["detected_confidence"]
@@ -610,20 +545,8 @@ class TransformerTask(BodyTask):
         def keypoints(betas: Tensor, pose: Tensor) -> Tensor:
             return self.light_body.keypoints(self.light_body(betas, pose))[:, :count]
 
-        if fitted:
-            camera = genhmr.fit_camera(camera, points, seen,
-                                       keypoints(sampled.betas, sampled.rotations),
-                                       model.config.focal)
-        return genhmr.refine(model, sampled.embeddings, sampled.betas, camera, points, seen,
+        return genhmr.refine(model, sampled.embeddings, sampled.betas, sampled.camera, points, seen,
                              keypoints, iterations=steps).poses
-
-    def in_crop(self, transl: Tensor, K: Tensor) -> Tensor:
-        """Convert translations (B, 3) from the model's camera to the crops' cameras K (B, 3, 3)."""
-        model = data.body_camera(self.config.image_size)
-        x, y, z = transl.unbind(1)
-        z = z * K[:, 0, 0] / model[0, 0]
-        return torch.stack((x - (K[:, 0, 2] - model[0, 2]) * z / K[:, 0, 0],
-                            y - (K[:, 1, 2] - model[1, 2]) * z / K[:, 1, 1], z), 1)
 
     # ---- official protocols
 
@@ -669,10 +592,7 @@ class TransformerTask(BodyTask):
                 raise ValueError(f"{path} has the right leg first: take SPIN's file, not Moon's")
             return regressor[bodymodels.joint_indices("h36m17_spin", "j17")]
         path = Path(self.arguments.models, "SMPL_to_J19.pkl")
-        regressor = np.asarray(safe_unpickle(path), np.float32)
-        if regressor.shape != (19, len(self.body.v_template)):
-            raise ValueError(f"{path} has shape {regressor.shape}: expected 19 joints of "
-                             f"{len(self.body.v_template)} vertices")
+        regressor = load_regressor(path, 19, self.body)
         return regressor[bodymodels.joint_indices("j24", "j17")]  # of j24 the first 19
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -24,7 +24,7 @@ import bodymodels
 import data
 import hmr_adapter
 import metrics
-from files import load_arrays, safe_unpickle
+from files import load_arrays
 from networks.adapter_encoders import HandEncoder, is_small, start_rotations
 from networks.adapter_rivals import build_model, share_twists
 from tasks.base import (
@@ -35,14 +35,13 @@ from tasks.base import (
     Terms,
     bare,
     better,
-    read_content,
+    require_same,
 )
-from tasks.bodies import BodyTask, Mesh
+from tasks.bodies import BodyTask, Mesh, load_regressor
 from tasks.settings import (
     HMR_ADAPTER,
     HMR_EXPERT,
     RunConfig,
-    Settings,
     own_overrides,
     suitable_preset,
 )
@@ -57,36 +56,35 @@ from weights.hmr_adapter import (
     load_paths,
 )
 
+OCCLUDED = 0.5  # share of rendered hands that something covers
 ELBOWS_AND_WRISTS = [18, 19, 20, 21]  # of SMPL-X's joints
 ENCODERS = {hmr_adapter.HandExpert: bodymodels.ASSETS / "simplehand_views_cpu.pt",
             hmr_adapter.BodyExpert: bodymodels.ASSETS / "genhmr_cpu.pt"}  # of small experts
 Output = dict[str, Tensor]  # of a model's forward
-EXPERT_ARGUMENT = {"metavar": "FILE", "help": "checkpoint of the expert to adapt: train.py's, "
-                   "HaMeR's or SMPLer-X's"}
-BACKBONE_ARGUMENT = {"metavar": "FILE", "help": "give a small expert the encoder of this "
-                     "checkpoint: bodies GenHMR's (default: assets/genhmr_cpu.pt), hands "
-                     "SimpleHand's for photographs (assets/simplehand_views_cpu.pt)"}
+PARTS = ("hand_expert", "body_expert", "hand", "body")  # the stages of "all", in order
 
 
 class PeopleTask(Task):
     """What the four stages share: rendered or official people, and experts to build on."""
 
-    load_expert: ClassVar[Callable[..., nn.Module]]  # from a file
     MODEL: ClassVar[type]  # what this stage trains
     MODELS = ("SMPL-X's of all genders, MANO_RIGHT, MANO_LEFT, MANO_SMPLX_vertex_ids.pkl and, to "
               "judge bodies, SMPLX_to_J14.pkl, for faces SMPL-X__FLAME_vertex_ids.npy, for 3DPW "
               "SMPL_NEUTRAL and, for its PVE, PyMAF-X's smplx_to_smpl.pkl")
-    ARGUMENTS = {"models": {"metavar": "FOLDER", "help": f"official body models: {MODELS}"},
-                 "backbone": BACKBONE_ARGUMENT}
+    ARGUMENTS = "models", "backbone"
     ADAPTS = False  # whether the stage builds on an expert
-    SHARES_SETTINGS = True  # an expert may come from inside an adapter
     DETAIL = 1  # of OfficialPeople that are judged
 
+    @staticmethod
+    @abstractmethod
+    def load_expert(source: str | Path | Mapping, arguments: argparse.Namespace) -> nn.Module:
+        """Load an expert, also from inside an adapter or from a release."""
+
     @classmethod
-    def load_checkpoint(cls, path: str | Path, **options: Tensor) -> nn.Module:
-        """Load the model of this stage; an expert also from inside an adapter or from a release."""
+    def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load the model of this stage."""
         if not cls.ADAPTS:
-            return cls.load_expert(path, **options)
+            return cls.load_expert(path, arguments)
         model = load_checkpoint(path)
         return model if isinstance(model, cls.MODEL) else expert_of(model, cls.MODEL)
 
@@ -95,11 +93,12 @@ class PeopleTask(Task):
         """The config with that of the given expert."""
         if not cls.ADAPTS or not arguments.expert:
             return config
-        return dataclasses.replace(config, expert=cls.load_expert(arguments.expert).config)
+        expert = cls.load_expert(arguments.expert, arguments)
+        return dataclasses.replace(config, expert=expert.config)
 
-    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
-        super().__init__(config, arguments, origin, settings)
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        arguments, origin, config = self.arguments, self.origin, self.config
         self.is_new = not (origin or arguments.checkpoint)
         if not self.ADAPTS:
             return
@@ -110,20 +109,8 @@ class PeopleTask(Task):
         if not arguments.eval and config.inject == "none" and config.trainable == "adapter":
             raise ValueError("inject=none leaves nothing to train: set trainable=head or all")
         if origin and arguments.expert and config.trainable == "adapter":
-            self.require_same("expert", self.load_given, origin)
-
-    def notes(self) -> list[str]:
-        """Say what starts from random weights, or from GenHMR's encoder."""
-        start = self.arguments
-        if start.checkpoint or self.ADAPTS and start.expert:
-            return []
-        if self.ADAPTS:
-            return ["no --expert: the expert is trained from random weights, too"]
-        if self.starts_from:
-            return [f"the expert's encoder starts from {self.starts_from}"]
-        return [] if start.preset == "cpu" else [
-            "the expert starts from random weights; if you have its released ones, leave out this "
-            "stage and give them to the next with --expert"]
+            require_same("expert", *(self.load_expert(source, arguments)
+                                     for source in (arguments.expert, origin)))
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
@@ -134,53 +121,28 @@ class PeopleTask(Task):
             return self.official(split, size, hand_size=hand_size, models=self.arguments.models,
                                  augmentation=settings.augmentation if training else None,
                                  detail=1 if training else self.DETAIL)
-        return self.rendered(data.RenderedPeople, split, size, length, hand_size=hand_size,
-                             lens_size=max(128, size))
+        return self.rendered(data.RenderedPeople, split, size, length, occlusion=OCCLUDED,
+                             hand_size=hand_size, lens_size=max(128, size))
 
     def build(self) -> nn.Module:
         """The expert with new weights, or the adapter around the trained one.
 
         A new small expert starts with the pose that its encoder finds.
         """
-        start = self.arguments
-        if not self.ADAPTS or not start.expert:
-            model = build_model(self.config)
-            if self.starts_from:
-                load_encoder(model, self.starts_from)
-            if self.starts_from and self.is_new:
+        if self.ADAPTS:
+            file = self.arguments.expert
+            return build_model(self.config, file and self.load_expert(file, self.arguments))
+        model = build_model(self.config)
+        if is_small(self.config):
+            load_encoder(model, self.arguments.backbone or ENCODERS[self.MODEL])
+            if self.is_new:
                 some = Subset(self.train_set, range(min(1_500, len(self.train_set))))
                 start_rotations(model, map(self.pictures, DataLoader(some, batch_size=50)))
-            return model
-        return build_model(self.config, self.load_given(start.expert))
+        return model
 
     def pictures(self, batch: Batch) -> Tensor:
         """Return what an expert sees of a batch of people."""
         return batch["image"]
-
-    @property
-    def starts_from(self) -> Path | None:
-        """The file of the encoder that a small expert starts from."""
-        if self.ADAPTS or not is_small(self.config):
-            return None
-        return self.arguments.backbone or ENCODERS[self.MODEL]
-
-    def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
-        """Load an expert, with what its weights need besides."""
-        return self.load_expert(source)
-
-    def expert_beside(self, model: nn.Module) -> nn.Module | None:
-        """Return the expert as it was before the adapter, None if it is not available.
-
-        A run that trains the expert's head, too, holds a changed expert: the original is --expert.
-        """
-        if model.config.trainable == "adapter":
-            return model.expert
-        return self.given_expert.to(self.device) if self.arguments.expert else None
-
-    @functools.cached_property
-    def given_expert(self) -> nn.Module:
-        """The expert of --expert."""
-        return self.load_given(self.arguments.expert).eval()
 
 
 # -------------------------------------------------------------------------------------- hands
@@ -200,31 +162,29 @@ class HandExpertTask(PeopleTask):
         "hmr-adapter-hands", "h36m-smplx", "rich", "bedlam", "freihand", "interhand", "hamer",
         "hamer-tars"), "")
     MODEL = hmr_adapter.HandExpert
-    load_expert = staticmethod(load_hand_expert)
     TITLE = "hand (left ones mirrored), predicted mesh, true mesh (both at the true wrist)"
-    TRY = "python train.py --model hmr_adapter --stage hand --expert {checkpoint} --guide BODY"
+    NEXT = "python train.py --model hmr_adapter --stage hand --expert {checkpoint} --guide BODY"
     MOVED = ("hand",)
+    INPUTS: ClassVar[Sequence[str]] = ("images",)  # of the model in training, see hand_samples
     CLEAR = 0.5  # of a hand has to be seen, or it counts as occluded (our choice)
-    REMARK = ("Hands relative to their wrists. Rendered ones: those in the picture; occluded: less "
-              "than half of it\nis visible. Mean hand: the mean mesh of the training samples, or "
-              "that of meshes aligned with one\nanother, in each column the better one.\n")
+    REMARK = ("Hands relative to their wrists; occluded: less than half of it is visible. Mean "
+              "hand: of training samples,\nplain or aligned, in each column the better one.\n")
 
-    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
-        super().__init__(config, arguments, origin, settings)
-        if self.data == "rendered":
-            self.hand = bodymodels.load_model("hand_right")
-        else:
-            self.hand = bodymodels.load_model(arguments.models, family="mano", tips="smplx")
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        free = self.data == "rendered"
+        self.hand = bodymodels.load_model("hand_right") if free else bodymodels.load_model(
+            self.arguments.models, family="mano", tips="smplx")
         self.faces = self.hand.faces
+
+    @staticmethod
+    def load_expert(source: str | Path | Mapping, arguments: argparse.Namespace) -> nn.Module:
+        """Load HaMeR, or ours."""
+        return load_hand_expert(source)
 
     def pictures(self, batch: Batch) -> Tensor:
         """Return the crops (2 B, 3, S, S) of both hands."""
         return batch["hand_images"].flatten(0, 1)
-
-    def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
-        """Return the model's inputs in training, of `hand_samples`."""
-        return (samples["images"],)
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """Eq. 5."""
@@ -232,7 +192,7 @@ class HandExpertTask(PeopleTask):
         known = samples["valid"] > 0
         if known.any():  # hands outside of the picture would only cost time
             samples = {name: values[known] for name, values in samples.items()}
-        prediction = model(*self.inputs(samples))
+        prediction = model(*(samples[name] for name in self.INPUTS))
         terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)
         loss = hmr_adapter.hand_total_loss(terms, self.config)
         encoder = getattr(getattr(bare(model), "backbone", None), "patch_embed", None)
@@ -279,35 +239,25 @@ class HandExpertTask(PeopleTask):
             groups = {"": np.ones_like(valid)}
 
         def judge(hands: np.ndarray) -> dict[str, np.ndarray]:
-            """Compute the errors (N, 2) of all hands; ignore those of hands that do not count."""
+            """Compute the errors (2 N,) of all hands in each group; NaN for those of the others."""
             both = [{"joints": points[..., :21, :].reshape(-1, 21, 3),
                      "vertices": points[..., 21:, :].reshape(-1, 778, 3)}
                     for points in (np.broadcast_to(hands, truth.shape), truth)]
-            return {name: errors.reshape(-1, 2)
-                    for name, errors in metrics.evaluate_each(protocol, *both).items()}
-
-        def score(each: Mapping[str, np.ndarray]) -> dict[str, float]:
-            return {f"{group}{name}": float(errors[chosen].mean())
+            errors = metrics.evaluate_each(protocol, *both)
+            return {f"{group}{metric}": np.where(chosen.ravel(), values, np.nan)
                     for group, chosen in groups.items() if chosen.any()
-                    for name, errors in each.items()}
+                    for metric, values in errors.items()}
 
-        each = {name: judge(values["points"]) for name, values in predictions.found.items()}
-        predictions.errors = {name: {
-            f"{group}{metric}": np.where(chosen, errors, np.nan).ravel()
-            for group, chosen in groups.items() for metric, errors in rows.items()}
-            for name, rows in each.items()}
-        scores = {name: score(rows) for name, rows in each.items()}
+        def score(errors: Mapping[str, np.ndarray]) -> dict[str, float]:
+            return {metric: float(values[~np.isnan(values)].mean())
+                    for metric, values in errors.items()}
+
+        predictions.errors = {name: judge(values["points"])
+                              for name, values in predictions.found.items()}
+        scores = {name: score(errors) for name, errors in predictions.errors.items()}
         if self.baseline is not None:
             scores["mean hand"] = better(*(score(judge(hands)) for hands in self.baseline.numpy()))
         return scores
-
-    def write(self, predictions: Predictions, out: Path) -> None:
-        """Write pictures and, for official ones, the first predictor's hands, none mirrored."""
-        if self.data != "rendered":
-            hands = predictions.first["points"] * [[[1.0, 1, 1]], [[-1, 1, 1]]]
-            self.write_found(out, predictions, joints=hands[:, :, :21],
-                             vertices=hands[:, :, 21:])
-        super().write(predictions, out)
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
         """A crop (H, H, 3), the right hand's or the left's, beside predicted and true mesh."""
@@ -326,31 +276,27 @@ class HandAdapterTask(HandExpertTask):
     PRESETS = {name: preset.hand for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
-    DETAIL, MOVED = 4, ("hand", "guide")
-    ARGUMENTS = PeopleTask.ARGUMENTS | {
-        "expert": EXPERT_ARGUMENT,
-        "guide": {"metavar": "FILE", "help": "checkpoint of a whole-body stage, or SMPLer-X's, "
-                  "which finds the arm for the row 'found arm' and to train with arm_source=found"}}
-    TRY = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
+    DETAIL, MOVED, INPUTS = 4, ("hand", "guide"), ("images", "arm", "arm_valid")
+    ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert", "guide")
+    STARTS = "expert", "the expert is trained from random weights, too"
+    NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
     COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
                 ("found arm, true boxes", "expert, true boxes"))
-    REMARK = ("Found arm: is given the pose of the arm that the whole-body model in --guide finds, "
-              "and crops where\nit finds hands. True arm: the true pose, whose product is the "
-              "hand's orientation. No arm: is told that\nit is unknown. Expert: without the "
-              "adapter. True boxes: crops around the true keypoints, as they are\nwithout a "
-              "guide.\n"
+    REMARK = ("Found arm: of the body model in --guide, in crops where it finds hands. No arm: "
+              "unknown.\nTrue boxes: crops around the true keypoints, as without a guide.\n"
               + HandExpertTask.REMARK)
 
-    def __init__(self, config: RunConfig, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
-        super().__init__(config, arguments, origin, settings)
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        arguments, config = self.arguments, self.config
         if needs_guide(config) and not arguments.eval and not arguments.guide:
             raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
                              "give its checkpoint with --guide")
         # Loaded here, before training is seeded: building a module draws random numbers.
         self.guide = None
         if arguments.guide:
-            self.guide = load_path(hmr_adapter.BodyAdapter, arguments.guide, **mean_hand(arguments))
+            self.guide = load_path(hmr_adapter.BodyAdapter, arguments.guide,
+                                   hand_mean=mean_hand(arguments))
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Terms]:
         """The same, with the true arm or the one that the guide finds."""
@@ -358,10 +304,6 @@ class HandAdapterTask(HandExpertTask):
             with torch.no_grad():
                 batch = batch | {"body_pose": look(self.guide, batch)["body_pose"]}
         return super().loss(model, batch, step)
-
-    def inputs(self, samples: Batch) -> tuple[Tensor, ...]:
-        """Return the model's inputs in training: also the arm."""
-        return samples["images"], samples["arm"], samples["arm_valid"]
 
     def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Output]:
         """Predict with found arms and boxes, as in use, with true ones, and by the expert."""
@@ -373,12 +315,11 @@ class HandAdapterTask(HandExpertTask):
             arms = {"found arm": guide["body_pose"]} | arms
             found = hmr_adapter.crop_hands(*sharpest(batch, guide["tight_boxes"]), true.shape[-1])
             crops = {"": found.flatten(0, 1)} | crops
-        expert = self.expert_beside(model)
         for boxes, images in crops.items():
             rows = {name: model(images, hmr_adapter.arm_pose(pose, model.config.arm).flatten(0, 1))
                     for name, pose in arms.items()} | {"no arm": model(images)}
-            if expert is not None:
-                rows["expert"] = expert(images)
+            if model.config.trainable == "adapter":  # else the expert inside has changed
+                rows["expert"] = model.expert(images)
             outputs |= {", ".join(filter(None, (name, boxes))): row for name, row in rows.items()}
         return outputs
 
@@ -391,9 +332,9 @@ def needs_guide(config: hmr_adapter.HandConfig) -> bool:
 # ------------------------------------------------------------------------------------- bodies
 
 
-def mean_hand(arguments: argparse.Namespace) -> dict[str, Tensor | None]:
-    """Return the option of SMPLer-X's released weights, from SMPL-X in --models, if it is given."""
-    return {"hand_mean": hand_mean(arguments.models)} if arguments.models else {}
+def mean_hand(arguments: argparse.Namespace) -> Tensor | None:
+    """Return what the fingers of SMPLer-X's released weights are relative to, from --models."""
+    return hand_mean(arguments.models) if arguments.models else None
 
 
 class BodyExpertTask(PeopleTask, BodyTask):
@@ -409,22 +350,14 @@ class BodyExpertTask(PeopleTask, BodyTask):
                  "3dpw-moon": "3dpw_smplx_lineage"} | dict.fromkeys((
                      "hmr-adapter-body", "h36m-smplx", "rich", "bedlam"), "")
     MODEL = hmr_adapter.BodyExpert
-    load_expert = staticmethod(load_body_expert)
     BODY, FAMILY = "wholebody", "smplx"
     PIECE = 200
-    TITLE = "image, predicted mesh (placed by the predicted camera), true mesh"
-    TRY = "python train.py --model hmr_adapter --stage body --expert {checkpoint}"
+    NEXT = "python train.py --model hmr_adapter --stage body --expert {checkpoint}"
 
-    @classmethod
-    def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
-        """Load the model, released weights with the mean hand that their fingers are relative to.
-        """
-        path = arguments.checkpoint or arguments.out / "checkpoint.pt"
-        return cls.load_checkpoint(path, **mean_hand(arguments)), read_content(path)
-
-    def load_given(self, source: str | Path | Mapping[str, object]) -> nn.Module:
-        """Load the expert, as `load` does."""
-        return self.load_expert(source, **mean_hand(self.arguments))
+    @staticmethod
+    def load_expert(source: str | Path | Mapping, arguments: argparse.Namespace) -> nn.Module:
+        """Load SMPLer-X, or ours."""
+        return load_body_expert(source, hand_mean=mean_hand(arguments))
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the model's inputs in training."""
@@ -448,17 +381,17 @@ class BodyExpertTask(PeopleTask, BodyTask):
         return output, {"expert": output["body_pose"]}
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Predict poses by every predictor, with the shape and translation of the first."""
+        """Predict poses by every predictor, with the shape of the first."""
         output, poses = self.outputs(model, batch)
-        shared = {"betas": self.shape(output), "transl": output["translation"]}
         truth = {"pose": batch["body_pose"], "betas": self.shape(batch)}
         if self.data == "rendered":
             box, knuckles = output["hand_boxes"][:, :, None], hmr_adapter.true_knuckles(batch)
             inside = (knuckles - box[..., :2] - box[..., 2:] / 2).abs() <= box[..., 2:] / 2
             truth["knuckles_found"] = torch.where(
                 batch["hand_valid"][..., None] > 0, inside.all(-1), torch.nan)  # (B, 2, 4)
-        return Predictions(
-            batch["index"], {name: {"pose": pose} | shared for name, pose in poses.items()}, truth)
+        betas = self.shape(output)
+        return Predictions(batch["index"], {
+            name: {"pose": pose, "betas": betas} for name, pose in poses.items()}, truth)
 
     def comparisons(self, predictions: Predictions) -> str:
         """Also the share of true knuckles that lie in the hand boxes of the body expert."""
@@ -527,12 +460,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
     @functools.cached_property
     def j14_regressor(self) -> np.ndarray:
         """SMPLX_to_J14.pkl (14, V)."""
-        path = Path(self.arguments.models, "SMPLX_to_J14.pkl")
-        regressor = np.asarray(safe_unpickle(path), np.float32)
-        if regressor.shape != (14, len(self.body.v_template)):
-            raise ValueError(f"{path} has shape {regressor.shape}: expected 14 rows for the "
-                             f"{len(self.body.v_template)} vertices of SMPL-X")
-        return regressor
+        return load_regressor(Path(self.arguments.models, "SMPLX_to_J14.pkl"), 14, self.body)
 
 
 class BodyAdapterTask(BodyExpertTask):
@@ -542,8 +470,9 @@ class BodyAdapterTask(BodyExpertTask):
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
-    ARGUMENTS = PeopleTask.ARGUMENTS | {"expert": EXPERT_ARGUMENT}
-    TRY = "python demo.py hmr_adapter PICTURE --body {checkpoint}"
+    ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert")
+    STARTS = HandAdapterTask.STARTS
+    NEXT = "python demo.py hmr_adapter PICTURE --body {checkpoint}"
     COMPARED = (("adapter", "expert"),)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -554,88 +483,37 @@ class BodyAdapterTask(BodyExpertTask):
 
     def outputs(self, model: nn.Module, batch: Batch) -> tuple[Output, dict[str, Tensor]]:
         """Predict by the adapter, with the knuckles that the expert finds, and by the expert."""
-        output, expert = look(model, batch), self.expert_beside(model)
+        output = look(model, batch)
         poses = {"adapter": output["body_pose"]}
-        if expert is not None:
-            poses["expert"] = look(expert, batch)["body_pose"]
+        if model.config.trainable == "adapter":  # else the expert inside has changed
+            poses["expert"] = look(model.expert, batch)["body_pose"]
         return output, poses
 
 
 # ---------------------------------------------------------------------------------- dual path
 
-PARTS = ("hand_expert", "body_expert", "hand", "body")  # the stages of "all", in order
-
 
 class DualPathTask(BodyAdapterTask):
     """Both paths and their merge, which nothing trains: the four stages, then scores."""
 
-    TRAINS, DETAIL = False, 4
-    TITLE = ("image; body expert; with the hand expert's hands; both with adapters; truth; below, "
-             "the hand of which less is seen")
+    DETAIL = 4
     COMPARED = (("ours", "experts"), ("ours", "expert"), ("ours", "ours, all hands"))
     Config = hmr_adapter.Training  # the fields that all stages have; each has more
-    ARGUMENTS = PeopleTask.ARGUMENTS | {
-        "guide": {"metavar": "FILE", "help": "with --eval: the body's checkpoint, beside the "
-                  "hand's in --checkpoint; two experts are merged without adapters"}}
-    REMARK = ("Expert: the whole-body expert alone. Experts: with the hand expert's hands, merged. "
-              "Ours: the same\nwith both adapters. Hands are cut out of the picture where the body "
-              "path finds them, as in use;\n\"true boxes\": where they are. Hands outside of the "
-              "picture are left to the body path. "
-              "\"All hands\": every hand is merged, as in the paper. \"Twists "
-              "shared\": the elbows take the\nwrists' twists beyond 72 degrees, as in PyMAF-X, "
-              "which the paper's baseline follows.\n"
-              + BodyTask.REMARK)
+    ARGUMENTS = (*PeopleTask.ARGUMENTS, "guide")
+    STARTS = ("", "")
+    NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint} --body {guide}"
+    REMARK = ("Expert: the body expert alone; experts: with the hand expert's hands, merged; ours: "
+              "with both adapters.\nHands are cut out where the body path finds them; true boxes: "
+              "where they are. Hands outside of the picture are\nleft to the body path; all hands: "
+              "merged, too, as in the paper. Twists shared: elbows take the wrists' twists\nbeyond "
+              "72 degrees, as in PyMAF-X.\n" + BodyTask.REMARK)
 
     @classmethod
-    def plan(cls, arguments: argparse.Namespace) -> Iterator[argparse.Namespace]:
-        """Yield the four stages, each in its folder in OUT, and the evaluation of the dual path."""
-        out = arguments.out
-        for stage in () if arguments.eval else PARTS:
-            yield stage_arguments(arguments, stage)
-        yield argparse.Namespace(**vars(stage_arguments(arguments, "body")) | {
-            "name": arguments.name, "out": out, "eval": True, "expert": None, "export": None,
-            "checkpoint": arguments.checkpoint or out / "hand" / "checkpoint.pt",
-            "guide": arguments.guide or out / "body" / "checkpoint.pt"})
-
-    @classmethod
-    def check_arguments(cls, arguments: argparse.Namespace) -> None:
-        """Raise ValueError for files of stages that are yet to be trained."""
-        for flag in ("guide", "checkpoint"):
-            if getattr(arguments, flag) and not arguments.eval:
-                raise ValueError(f"--stage all trains its own --{flag}: that flag goes with --eval")
-
-    @classmethod
-    def load(cls, arguments: argparse.Namespace) -> tuple[nn.Module, dict[str, object]]:
-        """Both adapters; the baseline and the data are those of the body's checkpoint."""
-        model = load_paths(arguments.checkpoint, arguments.guide, **mean_hand(arguments))
-        return model, read_content(arguments.guide)
-
-    @staticmethod
-    def config_of(model: hmr_adapter.HMRAdapter) -> hmr_adapter.BodyConfig:
-        """The body path's config."""
-        return model.body.config
-
-    def next_command(self, out: Path) -> str:
-        """Return the command for a photograph, with both paths' files."""
-        return (f"python demo.py hmr_adapter PICTURE --hand {self.arguments.checkpoint} "
-                f"--body {self.arguments.guide}")
-
-    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """An image beside the meshes by the experts and by both paths, and the truth; below, the
-        hand of which less is seen."""
-        sample, one = self.test_set[index], predictions[index:index + 1]
-        photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
-        found = [one.found[name] for name in ("expert", "experts", "ours") if name in one.found]
-        places = [values["transl"] for values in found] + [sample["transl"].numpy()]
-        meshes = [self.mesh(values)["vertices"][0] + place
-                  for values, place in zip((*found, one.truth), places, strict=True)]
-        pictures = [photo, *(self.draw(mesh, sample["K"], photo) for mesh in meshes)]
-        seen = torch.where(sample["hand_valid"] > 0, sample["hand_visible"], 2.0)
-        x, y, width, height = sample["hand_boxes"][seen.argmin()].tolist()
-        hand = np.array([x + width / 2, y + height / 2]), 2.5 * max(width, height)
-        whole = np.array([len(photo), len(photo)]) / 2, float(len(photo))
-        return np.concatenate([np.concatenate([zoomed(picture, *part, 192) for picture in pictures],
-                                              1) for part in (whole, hand)], 0)
+    def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load both paths; the config of the run is the body's."""
+        model = load_paths(path, arguments.guide, hand_mean=mean_hand(arguments))
+        model.config = model.body.config
+        return model
 
     def outputs(self, model: hmr_adapter.HMRAdapter, batch: Batch
                 ) -> tuple[Output, dict[str, Tensor]]:
@@ -687,28 +565,29 @@ def sharpest(batch: Batch, boxes: Tensor) -> tuple[Tensor, Tensor]:
     return pictures, boxes * (pictures.shape[-1] / batch["image"].shape[-1])
 
 
-def zoomed(picture: np.ndarray, center: np.ndarray, side: float, size: int) -> np.ndarray:
-    """Resize a square of a picture (S, S, 3), 0..1; outside of the picture it is grey."""
-    margin = picture.shape[0]
-    padded = np.pad(picture, ((margin, margin), (margin, margin), (0, 0)), constant_values=0.5)
-    low = np.clip(center + margin - side / 2, 0, 3 * margin - side)
-    image = Image.fromarray((255 * padded.clip(0, 1)).astype(np.uint8))
-    return np.asarray(image.resize((size, size), Image.BICUBIC, (*low, *(low + side)))) / 255
+def stage_runs(arguments: argparse.Namespace) -> list[argparse.Namespace]:
+    """Return the runs of --stage all: four stages, each in its folder in OUT, and the evaluation.
 
-
-def stage_arguments(arguments: argparse.Namespace, stage: str) -> argparse.Namespace:
-    """Return the flags of one of the four stages; --set reaches each stage that has the field."""
-    changes = {"stage": stage, "name": f"{arguments.model}-{stage}", "out": arguments.out / stage,
-               "overrides": own_overrides(arguments.overrides, STAGES[stage],
-                                          [STAGES[part] for part in PARTS]), "export": None}
-    if stage in ("hand", "body"):
-        preset = arguments.preset or suitable_preset()
-        changes |= {"expert": arguments.out / f"{stage}_expert" / "checkpoint.pt",
-                    "export": arguments.export and
-                    arguments.export / f"hmr_adapter_{stage}_{preset}.pt"}
-    if stage == "hand":
-        changes["guide"] = arguments.out / "body_expert" / "checkpoint.pt"
-    return argparse.Namespace(**vars(arguments) | changes)
+    --set reaches each stage that has the field.
+    """
+    out, runs, stages = arguments.out, [], [STAGES[part] for part in PARTS]
+    files = {stage: out / stage / "checkpoint.pt" for stage in PARTS}
+    preset = arguments.preset or suitable_preset()
+    for stage in () if arguments.eval else PARTS:
+        own = {"stage": stage, "name": f"hmr_adapter-{stage}", "out": out / stage, "export": None,
+               "overrides": own_overrides(arguments.overrides, STAGES[stage], stages)}
+        if stage in ("hand", "body"):
+            own["expert"] = files[f"{stage}_expert"]
+            own["export"] = arguments.export and (
+                arguments.export / f"hmr_adapter_{stage}_{preset}.pt")
+        if stage == "hand":
+            own["guide"] = files["body_expert"]
+        runs.append(argparse.Namespace(**vars(arguments) | own))
+    runs.append(argparse.Namespace(**vars(arguments) | {
+        "eval": True, "export": None, "checkpoint": arguments.checkpoint or files["hand"],
+        "guide": arguments.guide or files["body"],
+        "overrides": own_overrides(arguments.overrides, STAGES["body"], stages)}))
+    return runs
 
 
 STAGES = {"hand_expert": HandExpertTask, "body_expert": BodyExpertTask, "hand": HandAdapterTask,

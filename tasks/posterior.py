@@ -30,21 +30,15 @@ from tasks.base import standard_error
 ITERATIONS = (1, 2, 5, 10, 20)
 
 
-def repeated(features: genhmr.Features, times: int) -> genhmr.Features:
-    """Repeat the features of each picture, so that the draws of a picture are neighbours."""
-    return features._replace(**{name: getattr(features, name).repeat_interleave(times, 0)
-                                for name in ("values", "betas", "camera")})
-
-
 @torch.no_grad()
 def joint_nll(model: genhmr.GenHMR, features: genhmr.Features, true: Tensor, iterations: int,
-              temperature: float, generator: torch.Generator) -> Tensor:
+              generator: torch.Generator) -> Tensor:
     """Compute -log p(true tokens) per token (B,): T steps reveal tokens (B, L) in random order."""
     order = torch.rand(true.shape, generator=generator).to(true.device).argsort(1).argsort(1)
     counts, total = genhmr.mask_counts(true.shape[1], iterations), 0.0
     for before, after in zip(counts, counts[1:], strict=False):
         masked = true.masked_fill(order < before, model.mask_token)
-        logits = model.predict_logits(features, masked).float() / temperature
+        logits = model.predict_logits(features, masked).float()
         nll = F.cross_entropy(logits.mT, true, reduction="none")
         total = total + (nll * ((order < before) & (order >= after))).sum(1)
     return total / true.shape[1]
@@ -52,22 +46,22 @@ def joint_nll(model: genhmr.GenHMR, features: genhmr.Features, true: Tensor, ite
 
 @torch.no_grad()
 def draw(model: genhmr.GenHMR, features: genhmr.Features, body: object, true: Tensor,
-         iterations: int, samples: int, seed: int, temperature: float = 1.0,
-         order: str = "random") -> dict[str, Tensor]:
-    """Draw poses of each picture; true: its tokens (B, L).
+         iterations: int, samples: int, seed: int) -> dict[str, Tensor]:
+    """Draw poses of each picture, at temperature 1, in random order; true: its tokens (B, L).
 
     Returns draws (B, S, 24, 3), joints in metres from the pelvis; nll (B,); kept (B,), in percent.
     """
     generator = torch.Generator().manual_seed(seed)
-    many = repeated(features, samples)
+    many = features._replace(**{name: getattr(features, name).repeat_interleave(samples, 0)
+                                for name in ("values", "betas", "camera")})
     codes = model.config.tokenizer.codebook_size
-    sampled = genhmr.sample_from(model, many, iterations=iterations, top_k=codes,
-                                 temperature=temperature, order=order, generator=generator)
+    sampled = genhmr.sample_from(model, many, iterations=iterations, top_k=codes, order="random",
+                                 generator=generator)
     joints = body(sampled.betas, sampled.rotations).joints
     kept = (model.tokenizer.encode(sampled.rotations) == sampled.tokens).float().mean(1)
     split = (len(true), samples)
     return {"draws": (joints - joints[:, :1]).unflatten(0, split),
-            "nll": joint_nll(model, features, true, iterations, temperature, generator),
+            "nll": joint_nll(model, features, true, iterations, generator),
             "kept": 100 * kept.view(split).mean(1)}
 
 

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 import data
 
-TIMEOUT = timedelta(minutes=30)  # of collectives in a step: a slow loader, a first compilation
-PATIENCE = timedelta(hours=12)  # of everything else: data preparation, evaluation, saving
+PATIENCE = timedelta(hours=12)  # with the leader, who evaluates and saves, or prepares data
 Value = TypeVar("Value")
 
 
@@ -33,7 +32,6 @@ class World:
     size: int = 1
     device: torch.device = torch.device("cpu")
     workers: int = 0  # data processes of each rank
-    patient: dist.ProcessGroup | None = None  # for waits outside of steps
 
     @property
     def leader(self) -> bool:
@@ -51,7 +49,7 @@ class World:
         """Send the leader's value to every process; wait until all have called this."""
         values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values, 0, group=self.patient)
+            dist.broadcast_object_list(values)
         return values[0]
 
     def gather(self, value: Value) -> list[Value]:
@@ -59,7 +57,7 @@ class World:
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.leader else None
-        dist.gather_object(value, values, group=self.patient)
+        dist.gather_object(value, values)
         return values or []
 
 
@@ -81,8 +79,8 @@ def join_world(workers: int | None = None) -> World:
     store.set(f"rank {rank}", "ready")  # another machine may still be preparing its data
     store.wait([f"rank {number}" for number in range(size)], PATIENCE)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    return World(rank, size, device, workers, dist.new_group(backend="gloo", timeout=PATIENCE))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    return World(rank, size, device, workers)
 
 
 def choose_device() -> torch.device:

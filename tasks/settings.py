@@ -6,7 +6,6 @@ A paper's numbers are in the Config of its file. `Settings` are ours and stand h
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,9 @@ import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "step", "cosine")
+CHOICES = {"schedule": SCHEDULES, "precision": PRECISIONS}  # of fields
+LEAST = dict.fromkeys(("batch_size", "accumulate", "steps", "eval_every", "train_samples",
+                       "test_samples"), 1) | {"learning_rate": 1e-12}  # of fields, else 0
 ON_A_CPU = ("cpu", "ablation", "cpu_views")  # presets that are made for one
 Value = bool | int | float | str | tuple
 Fields = TypeVar("Fields")  # a dataclass: a paper's Config, or Settings
@@ -54,19 +56,16 @@ class Settings:
     train_samples: int = 100_000  # rendered ones, or poses of the free clips, per epoch
     test_samples: int = 1_000
     augmentation: str | None = None  # recipe of training pictures, a name of data.AUGMENTATIONS
-    views: float | None = None  # degrees; of hands the largest tilt of palm or back, 90 is the
-    # whole sphere; of bodies the largest heading away from the camera, either way
-    in_plane: float | None = None  # degrees, largest turn of hands in the image plane, either way
+    views: float | None = None  # degrees; of hands the largest tilt of palm or back and turn in the
+    # image plane, 90: the whole sphere and any turn; of bodies the largest heading, either way
     lean: float | None = None  # degrees, largest lean of bodies from upright
     wide: float | None = None  # share of training poses that go beyond the clips
-    occlusion: float | None = None  # share of hands that something covers
     version: int | None = None  # of the renderer of bodies; 1: the pictures of older scores
     test_body_size: int | None = None  # px, side of the test split's pictures of people, from which
     # hands are cut; 0: as in training
 
     # GenHMR's tokenizer: "we rotate the poses at varying degrees" (paper), see augment_rotation
-    heading: float | None = None  # degrees, largest turn about the vertical
-    tilt: float | None = None  # degrees, largest lean
+    tilt: float | None = None  # degrees, largest lean; turns about the vertical: up to `views`
     uniform_rotation: float | None = None  # fraction of bodies with any orientation at all
 
 
@@ -75,20 +74,20 @@ class Settings:
 # The release trains in fp16 with a gradient scaler, evaluates by its own count, and FreiHAND has
 # 130,240 images.
 HANDS = Settings(precision="fp16", channels_last=True, eval_every=2_560, train_samples=130_240,
-                 augmentation="rendered", views=90.0, in_plane=180.0)
+                 augmentation="rendered", views=90.0)
 SIMPLEHAND = {
     "paper": HANDS, "paper_hrnet": HANDS, "paper_hiera": HANDS,
     "h200": replace(HANDS, precision="bf16", eval_every=1_280),
     "single_gpu": replace(HANDS, accumulate=8),
-    "cpu": replace(HANDS, precision="fp32", eval_every=1_900, train_samples=20_000, views=15.0,
-                   in_plane=15.0),
-    "ablation": replace(HANDS, precision="fp32", eval_every=500, train_samples=16_000, views=15.0,
-                        in_plane=15.0),
+    "cpu": replace(HANDS, precision="fp32", eval_every=1_900, train_samples=20_000,
+                   views=15.0),
+    "ablation": replace(HANDS, precision="fp32", eval_every=500, train_samples=16_000,
+                        views=15.0),
     "cpu_views": replace(HANDS, precision="fp32", eval_every=1_800, train_samples=80_000,
                          augmentation="rendered_upright"),
 }
-POSES = Settings(eval_every=5_000, train_samples=1_000_000, test_samples=2_000, lean=180.0,
-                 wide=0.0, heading=180.0, tilt=45.0, uniform_rotation=0.2)
+POSES = Settings(eval_every=5_000, train_samples=1_000_000, test_samples=2_000, views=180.0,
+                 lean=180.0, wide=0.0, tilt=45.0, uniform_rotation=0.2)
 GENHMR_TOKENIZER = {
     "paper": POSES,
     "h200": replace(POSES, eval_every=1_250),
@@ -115,7 +114,7 @@ GENHMR_TRANSFORMER = {
 }
 # V100 has no bf16.
 PEOPLE = Settings(precision="fp16", eval_every=500, augmentation="rendered_bodies", views=180.0,
-                  lean=180.0, wide=0.0, occlusion=0.5, version=2, test_body_size=0)
+                  lean=180.0, wide=0.0, version=2, test_body_size=0)
 SMALL_PEOPLE = replace(PEOPLE, precision="fp32", eval_every=600, train_samples=8_000,
                        test_body_size=512, augmentation="rendered_people", lean=45.0, wide=0.5)
 HMR_EXPERT = {
@@ -138,25 +137,19 @@ def suitable_preset() -> str:
     return "h200" if memory > 100e9 else "single_gpu"
 
 
-def preset_settings(presets: Mapping[str, Settings], preset: str | None,
-                    config: RunConfig) -> Settings:
-    """Return a preset's settings; without one of that name the paper's, or those of the last.
-
-    Where a config has fields of Settings, as HMR-Adapter's have, those are the settings.
-    """
-    settings = presets.get(preset) or presets.get("paper") or [Settings(), *presets.values()][-1]
-    return replace(settings, **known_settings(vars(config)))
+def preset_settings(presets: Mapping[str, Settings], preset: str | None) -> Settings:
+    """Return a preset's settings; without one of that name the paper's, else the small model's."""
+    return presets.get(preset) or presets.get("paper") or presets["cpu"]
 
 
 def stored_settings(content: Mapping[str, object]) -> dict[str, object]:
-    """Return the settings in a checkpoint of train.py; older ones have them in the config."""
-    return dict(content.get("settings") or known_settings(content["config"]))
+    """Return the settings in a checkpoint of train.py; older ones have them in the config.
 
-
-def known_settings(fields: Mapping[str, object]) -> dict[str, object]:
-    """Select fields of Settings."""
-    return {field.name: fields[field.name] for field in dataclasses.fields(Settings)
-            if field.name in fields}
+    A setting that its stage did not have, None, is left out.
+    """
+    names = {field.name for field in dataclasses.fields(Settings)}
+    stored = content.get("settings") or content["config"]
+    return {name: value for name, value in stored.items() if name in names and value is not None}
 
 
 # -------------------------------------------------------------------------------------- --set
@@ -176,13 +169,12 @@ def override(values: Fields, assignments: Sequence[str], beside: object = None) 
     beside: the other of the two, whose fields may be assigned, too, but are not changed here.
     """
     kinds, changes = settable(values), {}
-    others = {} if beside is None else settable(beside)
+    known = kinds if beside is None else kinds | settable(beside)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        if not equals or name not in kinds | others:
-            close = "".join(difflib.get_close_matches(name, kinds | others, 1))
-            raise ValueError(f"--set {assignment}: {f'did you mean {close}? ' * bool(close)}"
-                             "expected FIELD=VALUE with a field of: " + ", ".join(kinds | others))
+        if not equals or name not in known:
+            raise ValueError(f"--set {assignment}: expected FIELD=VALUE with a field of: "
+                             + ", ".join(known))
         if name not in kinds:
             continue
         try:
@@ -191,13 +183,12 @@ def override(values: Fields, assignments: Sequence[str], beside: object = None) 
             kind = getattr(kinds[name], "__name__", kinds[name])
             raise ValueError(f"--set {assignment}: {text!r} is not of type {kind}; by default "
                              f"{name} is {getattr(values, name)}") from None
-    for name, value in changes.items():
-        check_value(name, value)
     try:
         values = replace(values, **changes)
     except (ArithmeticError, TypeError, IndexError) as error:
         raise ValueError(f"--set {' '.join(assignments)}: no such model ({error})") from error
-    check_values(values)
+    for name in kinds:
+        check_value(name, getattr(values, name))
     return values
 
 
@@ -228,46 +219,12 @@ def as_text(value: Value) -> str:
 
 
 def check_value(name: str, value: Value) -> None:
-    """Raise ValueError for numbers that no field can mean: negative, infinite, NaN."""
+    """Raise ValueError for a value that the field cannot mean, as far as the loop can tell."""
+    least = LEAST.get(name, 0)
     for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int | float) and not 0 <= number < math.inf:
-            raise ValueError(f"{name} is {as_text(value)}: expected finite numbers from 0 on")
-
-
-def check_values(values: object) -> None:
-    """Raise ValueError unless every field has a possible value, as far as the loop can tell."""
-    for name in settable(values):
-        value = getattr(values, name)
-        check_value(name, value)
-        if "drop" in name and not value < 1:
-            raise ValueError(f"{name} is {value}: expected a part of all, from 0 to below 1")
-        if name in ("batch_size", "accumulate", "steps", "eval_every", "train_samples",
-                    "test_samples") and value < 1:
-            raise ValueError(f"{name} is {value}: expected at least 1")
-        allowed = {"schedule": SCHEDULES, "precision": PRECISIONS}.get(name, (value,))
-        if value not in allowed:
-            raise ValueError(f"{name} is {value!r}: expected one of {', '.join(allowed)}")
-        if name == "learning_rate" and not value > 0:
-            raise ValueError("learning_rate is 0: expected a number above 0")
-
-
-def check_shares(config: RunConfig, settings: Settings, processes: int) -> None:
-    """Raise ValueError unless the samples of a step split evenly among processes and parts."""
-    parts = processes * settings.accumulate
-    if config.batch_size % parts:
-        raise ValueError(f"batch_size is {config.batch_size}: expected a multiple of {parts}, "
-                         f"{processes} processes x accumulate={settings.accumulate}")
-
-
-def with_optimisation(config: RunConfig, source: RunConfig) -> RunConfig:
-    """Return the config with another's optimisation: batch, steps, rate and so on."""
-    names = [*RunConfig.__annotations__, *known_settings(vars(config))]
-    return replace(config, **{name: getattr(source, name) for name in names})
-
-
-def supported_precision(precision: str) -> str:
-    """Return the precision, or fp16 for bf16 if the GPU cannot compute it (V100, RTX 20)."""
-    if precision == "bf16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
-            including_emulation=False):
-        return "fp16"
-    return precision
+        if isinstance(number, int | float) and not least <= number < math.inf:
+            raise ValueError(f"{name} is {as_text(value)}: expected at least {least}, finite")
+    if "drop" in name and value >= 1:
+        raise ValueError(f"{name} is {value}: expected a part of all, from 0 to below 1")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(CHOICES[name])}")

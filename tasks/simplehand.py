@@ -20,7 +20,7 @@ from networks import any_view
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
 from tasks.base import Batch, Predictions, Scores, Task, Terms, better
-from tasks.settings import SIMPLEHAND, Settings
+from tasks.settings import SIMPLEHAND
 from weights.files import without_settings
 
 DEXYCB_IMAGES = 406_888  # of the training split of s0
@@ -31,23 +31,16 @@ class SimpleHandTask(Task):
     """Hand meshes from crops."""
 
     Config, PRESETS, SETTINGS = simplehand.Config, ALL_PRESETS, SIMPLEHAND
-    load_checkpoint = staticmethod(weights.simplehand.load_checkpoint)
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
-    ARGUMENTS = {
-        "hand": {"metavar": "FILE", "help": "hand model: MANO_RIGHT.pkl for FreiHAND, the folder "
-                 "of both sides for DexYCB (default: the free hand)"},
-        "backbone": {"metavar": "FILE", "help": "weights to start from: ImageNet's of FastViT, "
-                     "HRNet or Hiera; for cpu_views assets/hmr_adapter_hand_cpu.pt (default: "
-                     "random weights)"},
-    }
+    ARGUMENTS = "hand", "backbone"
+    STARTS = "backbone", "the backbone starts from random weights, the paper's from ImageNet's"
     MOVED = ("keypoint_regressor",)
     TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
-    TRY = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
+    NEXT = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
-    def __init__(self, config: simplehand.Config, arguments: argparse.Namespace,
-                 origin: Mapping[str, object], settings: Settings | None = None) -> None:
-        super().__init__(config, arguments, origin, settings)
-        file = arguments.hand
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        file = self.arguments.hand
         if self.data != "rendered" and not file:
             raise ValueError(f"--data {self.data}: its meshes are MANO's, whose faces and joints "
                              "the free hand does not have; give MANO_RIGHT.pkl with --hand")
@@ -67,6 +60,11 @@ class SimpleHandTask(Task):
         return kind(**without_settings(fields, kind))
 
     @classmethod
+    def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
+        """Load a hand network, also a released one."""
+        return weights.simplehand.load_checkpoint(path)
+
+    @classmethod
     def adapt(cls, config: simplehand.Config, arguments: argparse.Namespace) -> simplehand.Config:
         """The config; in the paper's length, 100 epochs also of DexYCB's s0, which is larger."""
         paper = simplehand.PRESETS["paper"]
@@ -75,17 +73,6 @@ class SimpleHandTask(Task):
             return replace(config, steps=100 * DEXYCB_IMAGES // config.batch_size)
         return config
 
-    def notes(self) -> list[str]:
-        """Say which weights to start from, if the backbone starts from random ones."""
-        arguments = self.arguments
-        if (arguments.preset in ("cpu", "ablation")  # they start from random weights on purpose
-                or arguments.backbone or arguments.checkpoint):
-            return []
-        better = ("HMR-Adapter's small hand expert has better ones: --backbone "
-                  "assets/hmr_adapter_hand_cpu.pt" if self.config.backbone == "unet" else
-                  "the paper starts from ImageNet: --backbone FILE")
-        return [f"the backbone starts from random weights; {better}"]
-
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the chosen data."""
         config, settings, arguments = self.config, self.settings, self.arguments
@@ -93,15 +80,13 @@ class SimpleHandTask(Task):
         augmentation = "official_simplehand" if training else None
         if config.official:  # weights of the release have seen its crops
             augmentation = "release_simplehand" if training else "release_simplehand_test"
-        if self.data == "freihand":
-            root = arguments.data_root if training else arguments.test_root or arguments.data_root
-            return data.FreiHAND(root, "training" if training else "evaluation", config.image_size,
-                                 seed=settings.seed, augmentation=augmentation,
-                                 cache=arguments.cache)
         if self.data != "rendered":
-            return self.official(split, config.image_size, models=arguments.hand,
+            models = arguments.hand if self.data == "dexycb" else None
+            return self.official(split, config.image_size, models=models,
                                  augmentation=augmentation)
-        return self.rendered(data.RenderedHands, split, config.image_size, length)
+        in_plane = 180.0 if settings.views == 90.0 else settings.views
+        return self.rendered(data.RenderedHands, split, config.image_size, length,
+                             in_plane=in_plane)
 
     def build(self) -> nn.Module:
         """The model with new weights, but for the backbone if a file has them."""
@@ -159,11 +144,6 @@ class SimpleHandTask(Task):
     def joints(self, vertices: np.ndarray) -> np.ndarray:
         """The 21 joints of meshes: (N, 778, 3) -> (N, 21, 3)."""
         return np.einsum("jv,nvc->njc", self.keypoint_regressor.cpu().numpy(), vertices)
-
-    def next_command(self, out: Path) -> str:
-        """The command for a photograph, with the hand model if it is not the free one."""
-        hand = self.arguments.hand
-        return super().next_command(out) + (f" --hand {hand}" if hand else "")
 
     def write(self, predictions: Predictions, out: Path) -> None:
         """Write pictures and the file that the data set's evaluation server or toolkit takes."""

@@ -108,3 +108,18 @@ def test_the_tradeoff_has_every_row_once(tmp_path, capsys):
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     points = tradeoff.papers_points()  # rows without a speed have no point
     assert len(points) == 9 and points["ours, FastViT"] == (pytest.approx(1000 / 70), 5.7)
+
+
+def test_without_a_gpu_nothing_is_run(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    command.main(["gpu"])
+    assert capsys.readouterr().out.startswith("not run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["simplehand", "genhmr-tokenizer"])
+def test_a_training_step_is_the_trainers_own(capsys, name):
+    """The code of the training rows runs on the CPU: samples, loss, backward, optimiser."""
+    speed.time_step(name, "cpu", torch.device("cpu"), 0.0, "batch_size=2",
+                      "accumulate=2")
+    assert "2 samples" in capsys.readouterr().out

@@ -144,16 +144,6 @@ def test_prediction_is_consistent(model, body):
     assert np.allclose(found["box"], (16.5, 14, 72, 72))
 
 
-def test_drawn_poses_differ(model, body):
-    """They are as many as asked for, differ, and depend on the generator alone."""
-    drawn = [genhmr.predict(model, body, picture(), iterations=2, samples=3,
-                            generator=torch.Generator().manual_seed(seed))["drawn_poses"]
-             for seed in (0, 0, 1)]
-    assert drawn[0].shape == (3, 24, 3, 3) and np.array_equal(drawn[0], drawn[1])
-    assert not np.array_equal(drawn[0], drawn[2])
-    assert np.abs(drawn[0][0] - drawn[0][1]).max() > 1e-3
-
-
 def test_refinement_starts_from_the_mean_code(model, body):
     """With mean_code the unrefined pose is the one that the steps start from."""
     before = genhmr.predict(model, body, picture(), box=BOX, iterations=1, mean_code=True)
@@ -170,16 +160,24 @@ def test_refinement_starts_from_the_mean_code(model, body):
 
 
 def test_schedules_and_chance_reach_the_sampling(model, body):
-    """Rows of Tables 2, 11 and 12: T, schedule and top_k give other tokens; so does chance."""
-    def tokens(seed: int = 0, **options) -> np.ndarray:
+    """Rows of Tables 2, 11 and 12: T, schedule and top_k give other tokens; so does chance, also
+    for drawn poses, which are as many as asked for and differ."""
+    def found(seed: int = 0, **options) -> dict:
         return genhmr.predict(model, body, picture(), **options,
-                              generator=torch.Generator().manual_seed(seed))["tokens"]
+                              generator=torch.Generator().manual_seed(seed))
+
+    def tokens(*seed: int, **options) -> np.ndarray:
+        return found(*seed, **options)["tokens"]
 
     assert np.array_equal(tokens(), tokens(iterations=5, schedule="cosine", top_k=1))
     for options in ({"iterations": 1}, {"schedule": "cubic"}, {"top_k": 8}):
         assert not np.array_equal(tokens(), tokens(**options))
     assert np.array_equal(tokens(top_k=8), tokens(top_k=8))
     assert not np.array_equal(tokens(top_k=8), tokens(1, top_k=8))
+    drawn = [found(seed, iterations=2, samples=3)["drawn_poses"] for seed in (0, 0, 1)]
+    assert drawn[0].shape == (3, 24, 3, 3) and np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+    assert np.abs(drawn[0][0] - drawn[0][1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("names", [("nose", "left_wrist"), SMPL45])
@@ -224,12 +222,20 @@ def test_fitted_camera_puts_the_body_where_its_keypoints_are(model, body):
     assert refined["energies"][0] < 0.01 * away["energies"][0]
 
 
-def test_nothing_seen_is_nothing_refined(model, body):
-    """Zero confidence everywhere is the same as no keypoints at all, also for the box."""
-    keypoints = np.concatenate((np.full((45, 2), 40.0), np.zeros((45, 1))), 1)
-    expected = genhmr.predict(model, body, picture())
-    found = genhmr.predict(model, body, picture(), keypoints=keypoints)
-    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+def test_joints_that_are_not_seen_do_not_drag(model, body):
+    """The coordinates of unseen keypoints change no bit of the result; with none seen it is that
+    without keypoints, also the box."""
+    before = genhmr.predict(model, body, picture(), box=BOX)
+    targets = keypoints_of(before, "nose", "left_shoulder", "right_shoulder", shift=(3, 0))
+    wild = targets.copy()
+    ankles = [SMPL45.index("left_ankle"), SMPL45.index("right_ankle"), SMPL45.index("pelvis")]
+    wild[ankles] = [(math.nan, math.inf, 0.0), (1e9, -1e9, 1.0), (5.0, 5.0, 0.1)]
+    unseen = np.concatenate((np.full((45, 2), 40.0), np.zeros((45, 1))), 1)
+    for box, seen, same in ((BOX, targets, wild), (None, None, unseen)):
+        expected = genhmr.predict(model, body, picture(), box=box, keypoints=seen)
+        found = genhmr.predict(model, body, picture(), box=box, keypoints=same)
+        assert all(np.array_equal(expected[name], found[name]) for name in expected)
+        assert seen is None or not np.array_equal(before["pose"], found["pose"])
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -54,7 +54,7 @@ def test_augmentation_covers_what_stage_2_meets():
     assert beyond == pytest.approx(0.2 * (1 + math.cos(math.pi / 4)) / 2, abs=0.01)
     heading = torch.atan2(mixed[:, 0, 2], mixed[:, 2, 2])
     assert torch.histc(heading, 8, -math.pi, math.pi) == pytest.approx([2500] * 8, rel=0.1)
-    upright = turns(100, uniform_rotation=0.0, tilt=0.0, heading=20.0)
+    upright = turns(100, uniform_rotation=0.0, tilt=0.0, views=20.0)
     assert torch.allclose(upright[:, 1], torch.tensor([0.0, 1, 0]).expand(100, 3), atol=1e-6)
     headings = torch.rad2deg(torch.atan2(upright[:, 0, 2], upright[:, 2, 2])).abs()
     assert 15.0 < headings.max() <= 20.001

@@ -82,9 +82,9 @@ def start(argv, ranks, log):
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                            "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost",
                            "MASTER_PORT": str(port)}
-            for task in train.TASKS.values():  # drawing takes longer than such a run
+            train.draw_curves = lambda *_: None  # drawing takes longer than such a run
+            for task in train.TASKS.values():
                 task.write = lambda *_: None
-            train.draw_curves = lambda *_: None
             train.main(list(argv))
             code = 0
         except BaseException as error:  # a fork must not return into the caller

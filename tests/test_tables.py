@@ -214,7 +214,7 @@ def chosen(arguments, *_):
     """Stands for train.choose_config: what the flags say, without opening the files they name."""
     task = train.TASKS[arguments.name]
     preset = task.PRESETS[arguments.preset]
-    return train.overridden(preset, preset_settings(task.SETTINGS, arguments.preset, preset),
+    return train.overridden(preset, preset_settings(task.SETTINGS, arguments.preset),
                             arguments.overrides)
 
 
@@ -226,10 +226,9 @@ class Recorder:
 
     def __call__(self, argv, world):
         arguments = train.parse_arguments(argv)
-        task, config = train.TASKS[arguments.name], None
+        _task, config = train.TASKS[arguments.name], None
         if not arguments.eval:
             config, settings = chosen(arguments)
-        task.check_arguments(arguments)
         self.runs.append(arguments)
         arguments.out.mkdir(parents=True)
         names = ("MPJPE", "PA-MPJPE", "MPVPE", "PA-MPVPE", "F@5", "F@15")

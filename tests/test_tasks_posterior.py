@@ -63,12 +63,12 @@ def test_joint_nll_of_one_step_is_the_cross_entropy():
     features, true = model.encode(images(3)), torch.randint(0, 32, (3, 48))
     logits = model.predict_logits(features, torch.full((3, 48), 32))
     expected = F.cross_entropy(logits.mT, true, reduction="none").mean(1)
-    found = [posterior.joint_nll(model, features, true, steps, 1.0,
+    found = [posterior.joint_nll(model, features, true, steps,
                                  torch.Generator().manual_seed(0)) for steps in (1, 6)]
     assert torch.allclose(found[0], expected, atol=1e-5)
     assert not torch.allclose(found[1], expected, atol=1e-3)
     torch.nn.init.zeros_(model.transformer.head.weight)  # tokens that tell nothing of one another
-    again = [posterior.joint_nll(model, features, true, steps, 1.0,
+    again = [posterior.joint_nll(model, features, true, steps,
                                  torch.Generator().manual_seed(0)) for steps in (1, 6)]
     assert torch.allclose(*again, atol=1e-5)
 

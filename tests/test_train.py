@@ -1,6 +1,5 @@
 """The training loop: runs are started, killed, resumed and compared as a user sees them."""
 
-import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -32,16 +31,13 @@ import data
 import simplehand
 import train
 from sets import body_sets
-from tasks import files, ranks
-from tasks.files import Table, add_scores
+from tasks import ranks
+from tasks.files import add_row, add_scores, cut_table
 from tasks.ranks import SharedBatchNorm, share_batch_norm
 from tasks.settings import (
     SCHEDULES,
     SIMPLEHAND,
     Settings,
-    override,
-    suitable_preset,
-    supported_precision,
 )
 from tasks.simplehand import SimpleHandTask
 from weights.simplehand import load_checkpoint
@@ -104,20 +100,9 @@ class Run:
 
     def ranks(self):
         """Process ids of the ranks under torchrun, in order."""
-        if Path("/proc/self/stat").exists():
-            parents = {}
-            for path in Path("/proc").glob("[0-9]*/stat"):
-                with contextlib.suppress(OSError):  # it may just have ended
-                    parents[int(path.parent.name)] = int(path.read_text().rsplit(")")[1].split()[1])
-        else:
-            lines = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True)
-            parents = dict(map(int, line.split()) for line in lines.stdout.splitlines())
+        lines = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True).stdout
+        parents = dict(map(int, line.split()) for line in lines.splitlines())
         return sorted(pid for pid, parent in parents.items() if parent == self.process.pid)[:2]
-
-    def kill(self):
-        """SIGKILL to every process, as when the power goes."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate()
 
     def end(self):
         output = self.process.communicate(timeout=300)[0]
@@ -179,24 +164,23 @@ def finished_by_two(tmp_path_factory, cache):
 
 def test_a_run_prints_and_writes_what_it_promises(finished, cache):
     out, output = finished
-    assert re.search(r"step 12/12  loss \d+\.\d+  joints .* images/s  0:00:00 left", output)
-    for metric in ("PA-MPJPE", "PA-MPVPE", "MPJPE", "F@5", "F@15"):
-        model, mean, ratio = map(float, re.search(
-            rf"^{metric} +([\d.]+) +([\d.]+) +([\d.]+)$", output, re.MULTILINE).groups())
-        assert math.isclose(ratio, model / mean, abs_tol=0.02 * ratio + 0.05 / mean)
-    results = json.loads((out / "results.json").read_text())
-    assert set(results["scores"]) == {"SimpleHand", "mean hand"}
+    assert re.search(r"step 12/12  loss \d+\.\d+  joints .* samples/s  0:00:00 left", output)
+    scores = json.loads((out / "results.json").read_text())["scores"]
+    assert set(scores) == {"SimpleHand", "mean hand"}
+    for name, row in scores.items():
+        printed = re.search(rf"^{name}((?: +[\d.]+)+)$", output, re.MULTILINE)[1].split()
+        assert list(map(float, printed)) == pytest.approx(list(row.values()), abs=6e-4)
     assert (out / "log.csv").read_text().splitlines()[0] == (
-        "step,loss,joints,keypoints_2d,vertices,learning_rate,grad_norm,images_per_second,seconds")
+        "step,loss,joints,keypoints_2d,vertices,learning_rate,grad_norm,samples_per_second,seconds")
     for row in rows(out / "log.csv"):
         total = 10 * row["joints"] + 40 * row["keypoints_2d"] + 10 * row["vertices"]
         assert math.isclose(row["loss"], total, rel_tol=1e-5)
         assert row["learning_rate"] == pytest.approx(train.learning_rate(CONFIG, row["step"] - 1))
     for name in ("predictions.png", "curves.png"):
         assert data.read_image(out / name).std() > 10
-    # first and last lines: batch, cache with its size, the command that tries the result
-    assert "8 images per step: 8 in each process, where the preset has 32" in output
-    assert re.search(rf"cached data: [\d,]+ MiB in {re.escape(str(cache))}, which you can", output)
+    # first and last lines: cache, batch, the command that tries the result
+    assert f"data: rendered; what is rendered or packed once is kept in {cache}" in output
+    assert "8 samples per step, 8 at a time in a process" in output
     assert ("next: python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT "
             f"--checkpoint {out}/checkpoint.pt") in output
 
@@ -211,7 +195,7 @@ def test_checkpoints_are_complete_and_the_best_weights_are_kept(finished):
     assert best["scores"]["SimpleHand"]["PA-MPJPE"] == pytest.approx(min(errors.values()))
     checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
     assert {"model", "optimizer", "scaler", "schedule", "rng", "step", "position", "config",
-            "preset", "command", "versions", "baseline"} <= set(checkpoint)
+            "preset", "torch", "baseline"} <= set(checkpoint)
     assert (checkpoint["step"], checkpoint["position"]) == (12, 96)
     for name in ("best.pt", "checkpoint.pt"):
         assert load_checkpoint(out / name).config == CONFIG
@@ -240,7 +224,6 @@ def test_eval_repeats_the_scores_and_export_ships_them(finished, tmp_path, capsy
     assert "PA-MPJPE" in capsys.readouterr().out
     run, exported, again = (json.loads((folder / "results.json").read_text())
                             for folder in (out, tmp_path / "a", tmp_path / "b"))
-    assert exported["command"] == run["command"]
     for name, scores in run["scores"].items():
         for metric, value in scores.items():
             assert exported["scores"][name][metric] == pytest.approx(value, rel=0.02, abs=0.01)
@@ -253,21 +236,6 @@ def test_eval_repeats_the_scores_and_export_ships_them(finished, tmp_path, capsy
 
 
 # ---------------------------------------------------------------------------- kill and resume
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_is_the_same_run(finished, tmp_path, cache):
-    """SIGKILL before the first checkpoint, then in the middle: bit-identical in the end."""
-    out = tmp_path / "killed"
-    arguments = command_line(cache, out, "--resume")
-    for step in (1, 6):
-        run = Run(out, arguments)
-        run.wait_for_step(step)
-        run.kill()
-        with open(out / "log.csv", "a") as file:
-            file.write("11,0.1")  # a row torn by the kill
-    Run(out, arguments).end()
-    assert_same_run(finished[0], out)
 
 
 SPAWNING = """
@@ -408,11 +376,6 @@ def test_a_finished_run_can_be_prolonged(finished, cache, tmp_path, undrawn):
     assert config == dataclasses.replace(CONFIG, steps=14, learning_rate=1e-4)
 
 
-def test_resume_without_a_run_says_so(cache, tmp_path, capsys, undrawn):
-    train.main(command_line(cache, tmp_path / "new", "--resume", steps=1))
-    assert capsys.readouterr().out.startswith(f"--resume: no run in {tmp_path / 'new'}, a new one")
-
-
 def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
     """--checkpoint: the network of the file, optimisation and data of the preset, step 0; the
     command given again continues."""
@@ -425,7 +388,6 @@ def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
                     for path in (file, tmp_path / "tuned/checkpoint.pt"))
     assert tuned.config.dims == CONFIG.dims and tuned.config.steps == 1
     assert (start.settings["views"], tuned.settings["views"]) == (15, 90)
-    assert tuned.settings["augmentation"] == "rendered_upright" != start.settings["augmentation"]
     for one, other in zip(start.parameters(), tuned.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-7, rtol=0)
     train.main([*arguments, "steps=2", "--resume"])
@@ -434,21 +396,13 @@ def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
         train.main([*arguments, "dims=32,8,8", "--out", str(tmp_path / "no")])
 
 
-def test_other_processes_keep_the_batch_and_say_so(cache):
-    """Another number of processes, or of threads, continues the run: the same samples, a note."""
+def test_other_threads_are_said(cache):
+    """Continued with another number of threads, a run ends in other last bits."""
     trainer, _ = make_trainer(cache)
-    trainer.task.arguments.preset, trainer.task.arguments.out = "cpu", Path("out")
-    now = files.numbers_of(trainer.world)
-    assert now == {"processes": 1, "threads": torch.get_num_threads()}
-
-    def opening(run):
-        return list(files.opening(trainer.task, trainer.world, trainer.model, 0, run))
-
-    for name in now:
-        *_, note = opening(now | {name: now[name] + 1})
-        assert f"with {name}={now[name] + 1}, and continues with {name}={now[name]}:" in note
-    for same in (now, {}):  # older checkpoints do not say
-        assert not any(line.startswith("note") for line in opening(same))
+    now = torch.get_num_threads()
+    assert f"had {now + 1} threads" in train.opening(trainer, {"threads": now + 1})[-1]
+    for same in ({"threads": now}, {"older": "does not say"}):
+        assert "threads" not in "".join(train.opening(trainer, same))
 
 
 def test_a_reader_never_sees_half_a_checkpoint(tmp_path):
@@ -488,7 +442,7 @@ DAMAGED = "checkpoint.pt is damaged .*: restore it from a copy"
         [content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1:], {}, DAMAGED),
     ("checkpoint.pt", of_another_version, {},
      "settings of another version of this code.*'new_field'"),
-    ("best.pt", bytes, {}, "lacks optimizer, .*use --checkpoint and another --out"),
+    ("best.pt", bytes, {}, "not a run's checkpoint: .*use --checkpoint and another"),
     ("checkpoint.pt", bytes, {"dims": "32,8,8", "steps": 13},
      "does not fit these settings .*for SimpleHand: .*[Ss]ize mismatch for .*without changing the "
      "netw")])
@@ -501,16 +455,6 @@ def test_a_checkpoint_that_cannot_go_on_is_one_message_and_kept(
         train.main(command_line(cache, tmp_path, "--resume", **fields))
     assert (tmp_path / "checkpoint.pt").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
-
-
-@pytest.mark.parametrize("content", [
-    b"step,loss\n\0garbage,1\n", b"\xef\x00\xff\n\xfe\xfe", b"step,loss\n1,2,3\n",
-    b"step,loss\n1,two\n", b"a,b\n1,2\n"])
-def test_a_damaged_table_is_named(content, tmp_path):
-    (tmp_path / "log.csv").write_bytes(content)
-    with pytest.raises(ValueError, match="log.csv is damaged .*: move it away"):
-        Table(tmp_path / "log.csv", ["step", "loss"], 1)
-    assert (tmp_path / "log.csv").read_bytes() == content
 
 
 def test_a_full_disk_keeps_the_older_checkpoint(tmp_path):
@@ -541,26 +485,11 @@ def test_data_that_cannot_be_scored_are_one_message(extra, finished, cache, tmp_
 
     monkeypatch.setattr(SimpleHandTask, "scores", scores)
     shutil.copy(finished[0] / "checkpoint.pt", tmp_path)
-    with pytest.raises(SystemExit, match="has 5 vertices, the body 6890 .more in .*error.txt.$"):
+    with pytest.raises(SystemExit, match="train.py: .* has 5 vertices, the body 6890$"):
         train.main(["--model", "simplehand", "--cache", str(cache), "--out", str(tmp_path),
                     *(extra or ["--resume", "--set", "steps=13"])])
-    assert "in scores" in (tmp_path / "error.txt").read_text()
     step = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
     assert step == (12 if extra else 13)
-
-
-def test_pictures_that_cannot_be_drawn_cost_no_results(finished, cache, tmp_path, monkeypatch):
-    """Scores and the exported weights are written before them."""
-    def write(*_):
-        raise ValueError("no triangle mesh")
-
-    monkeypatch.setattr(SimpleHandTask, "write", write)
-    with pytest.raises(SystemExit, match="train.py: no triangle mesh"):
-        train.main(["--model", "simplehand", "--eval", "--cache", str(cache), "--checkpoint",
-                    str(finished[0] / "best.pt"), "--out", str(tmp_path / "out"), "--export",
-                    str(tmp_path / "small.pt")])
-    assert (tmp_path / "out/results.json").exists()
-    assert load_checkpoint(tmp_path / "small.pt").config == CONFIG
 
 
 class Damaged(torch.utils.data.Dataset):
@@ -591,18 +520,18 @@ def test_errors_reach_torchrun(tmp_path, monkeypatch):
 
 
 def test_table_continues_without_gap_or_double_row(tmp_path):
+    """Rows of later steps and torn ones go; without rows the names are written again."""
     path = tmp_path / "log.csv"
-    first = Table(path, ["step", "loss"], 0)
     for step in range(1, 6):
-        first.add({"step": step, "loss": 1 / step})
-    first.file.write("6,0.1")
-    first.file.close()
+        add_row(path, {"step": step, "loss": 1 / step})
     with open(path, "a") as file:
-        file.write("\n1")  # a torn row whose step looks early
-    again = Table(path, ["step", "loss"], 3)
-    assert again.steps == {1, 2, 3}
-    again.add({"step": 4, "loss": math.nan})
+        file.write("6,0.1\n1")  # a torn row whose step looks early
+    cut_table(path, 3)
+    add_row(path, {"step": 4, "loss": math.nan})
     assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
+    cut_table(path, 0)
+    add_row(path, {"step": 1, "loss": 1.0})
+    assert path.read_text() == "step,loss\n1,1\n"
 
 
 # -------------------------------------------------------------------------- the training step
@@ -742,16 +671,14 @@ def test_an_overflow_of_the_scaler_is_not_an_error(cache):
 
 
 @pytest.mark.slow
-def test_ten_non_finite_steps_end_the_run_with_the_batch(cache, tmp_path):
+def test_ten_non_finite_steps_end_the_run(cache, tmp_path):
     """A learning rate of 1e30 destroys the weights in a step: ten are skipped, then it stops."""
     run = Run(tmp_path, command_line(cache, tmp_path, learning_rate=1e30, steps=50, eval_every=99))
     output = run.process.communicate(timeout=300)[0]
     assert run.process.returncode == 1, output
     assert "skipped, 10 in a row" in output and "10 steps in a row were not finite" in output
-    saved = torch.load(tmp_path / "nonfinite_rank0.pt", weights_only=True)
-    assert saved["batches"][0]["image"].shape == (8, 3, 32, 32)
     losses = [row["loss"] for row in rows(tmp_path / "log.csv")]
-    assert len(losses) == saved["step"] < 50
+    assert f"gave up at step {len(losses)}" in output and len(losses) < 50
     assert not any(math.isfinite(loss) for loss in losses[-10:])
 
 
@@ -781,16 +708,6 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_bf16_is_replaced_where_the_gpu_has_none(monkeypatch):
-    """A V100 has units for fp16 alone; a CPU takes bf16."""
-    assert supported_precision("bf16") == "bf16" or torch.cuda.is_available()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for units in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda units=units, **_: units)
-        assert supported_precision("bf16") == ("bf16" if units else "fp16")
-        assert supported_precision("fp32") == "fp32"
-
-
 def test_memory_is_tuned_where_glibc_is(monkeypatch):
     """On Windows and with musl, ctypes is left alone."""
     opened = []
@@ -799,23 +716,6 @@ def test_memory_is_tuned_where_glibc_is(monkeypatch):
         monkeypatch.setattr(ranks.platform, "libc_ver", lambda libc=libc: (libc, ""))
         ranks.keep_freed_memory()
         assert len(opened) == count
-
-
-class Dying(torch.utils.data.Dataset):
-    """A data set whose process is killed, as by the kernel."""
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, key):
-        os._exit(1)
-
-
-def test_a_dead_data_process_points_at_shared_memory():
-    """The usual reason in a container; PyTorch's message does not say what to do."""
-    world = train.World(workers=1)
-    with pytest.raises(RuntimeError, match=r"shared memory.*--shm-size=16g.*--workers 0"):
-        list(train.load_batches(Dying(), [[0]], world))
 
 
 @pytest.mark.slow
@@ -841,10 +741,8 @@ def test_every_index_comes_once_per_epoch(length, epochs, seed):
     for epoch in range(epochs):
         part = keys[epoch * length:(epoch + 1) * length]
         assert sorted(part) == list(range(epoch * length, (epoch + 1) * length))
-
-
-def test_epochs_and_seeds_are_ordered_differently():
-    orders = [tuple(train.epoch_order(seed, epoch, 50)) for seed in range(3) for epoch in range(3)]
+    orders = [tuple(train.epoch_order(seed + other, epoch, 50)) for other in range(3)
+              for epoch in range(3)]
     assert len(set(orders)) == 9
 
 
@@ -901,37 +799,21 @@ def test_learning_rate_golden_values():
     assert rates == pytest.approx([5e-4, 5e-4, 2.5e-4, 5e-4 * (0.5 - math.sqrt(0.125))])
 
 
-@given(words=st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
-def test_chance_is_a_function_of_the_seed(words):
-    """The same words give the same numbers from Python, NumPy and PyTorch."""
-    def draw():
-        train.seed_everything(*words)
-        return torch.rand(1).item(), np.random.rand()
-
-    assert draw() == draw()
-
-
 # ------------------------------------------------------------------------------ command line
 
 
 @pytest.mark.parametrize(("assignment", "message"), [
     ("banana=1", "--set banana=1: expected FIELD=VALUE with a field of: image_size, official, "),
-    ("step=100", "--set step=100: did you mean steps? expected FIELD=VALUE with a field of: image"),
-    ("steps", "expected FIELD=VALUE"),
     ("steps=many", "'many' is not of type int; by default steps is 12"),
-    ("steps=0", "steps is 0: expected at least 1"),
+    ("steps=0", "steps is 0: expected at least 1, finite"),
     ("official=yes", "'yes' is not of type bool"),
-    ("embed_dims=8,x,16,32", "'8,x,16,32' is not of type tuple"),
     ("schedule=linear", "expected one of constant, step, cosine"),
     ("precision=fp8", "expected one of fp32, bf16, fp16"),
     ("dropout=2", "dropout is 2.0: expected a part of all, from 0 to below 1"),
-    ("heads=-1", "heads is -1: expected finite numbers from 0 on"),
+    ("heads=-1", "heads is -1: expected at least 0, finite"),
     ("embed_dims=8,-8,16,32", "embed_dims is 8,-8,16,32"),
-    ("learning_rate=-1", "learning_rate is -1.0"), ("learning_rate=0", "learning_rate is 0"),
-    ("learning_rate=nan", "learning_rate is nan"), ("learning_rate=inf", "learning_rate is inf"),
-    ("gradient_clip=nan", "gradient_clip is nan"), ("gradient_clip=-1", "gradient_clip is -1"),
-    ("weight_decay=nan", "weight_decay is nan"), ("layer_scale=nan", "layer_scale is nan"),
-    ("warmup_steps=-3", "warmup_steps is -3"), ("train_samples=0", "train_samples is 0"),
+    ("learning_rate=0", "learning_rate is 0"), ("learning_rate=inf", "learning_rate is inf"),
+    ("gradient_clip=nan", "gradient_clip is nan"), ("train_samples=0", "train_samples is 0"),
     ("lean=3", "expected FIELD=VALUE with a field of: image_size, "),  # of bodies
 ])
 def test_bad_settings_are_one_clear_error(assignment, message):
@@ -946,18 +828,10 @@ def test_settings_without_a_model_are_one_line(assignment, tmp_path):
     """Refused before any data are prepared; so is a batch that does not split."""
     with pytest.raises(SystemExit) as error:
         train.main(command_line(tmp_path / "cache", tmp_path / "out") + [assignment])
-    name = {"accumulate=3": "batch_size is 8: expected a multiple of 3"}.get(
+    name = {"accumulate=3": "batch_size is 8: expected a multiple of 1 processes x acc"}.get(
         assignment, assignment.split("=")[0])
-    assert "\n" not in str(error.value).strip()
-    assert name in str(error.value) or "layers of width 0" in str(error.value)
+    assert "\n" not in str(error.value).strip() and name in str(error.value)
     assert not (tmp_path / "cache").exists() and not (tmp_path / "out").exists()
-
-
-def test_settings_are_typed():
-    config = override(CONFIG, ["official=True", "learning_rate=3e-4", "steps=7",
-                                     "embed_dims=8,16,32,64", "feature_width=64"])
-    assert (config.official, config.learning_rate, config.steps) == (True, 3e-4, 7)
-    assert config.embed_dims == (8, 16, 32, 64)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -999,23 +873,3 @@ def test_help_lists_the_fields_of_the_stage(name, capsys):
     output = capsys.readouterr().out
     for kind in (train.TASKS[name].Config, Settings):
         assert all(field.name in output for field in dataclasses.fields(kind))
-
-
-def test_a_machine_without_gpu_gets_the_cpu_preset():
-    if torch.cuda.is_available():
-        assert suitable_preset() in ("single_gpu", "h200")
-    else:
-        assert suitable_preset() == "cpu"
-
-
-@pytest.mark.parametrize("preset", ["h200", "cpu"])
-def test_a_large_preset_without_a_gpu_is_said_before_data_are_rendered(
-        preset, tmp_path, capsys, monkeypatch):
-    """One line, before anything that takes long; nothing about presets for a CPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(data, "RenderedHands", lambda *_, **__: pytest.fail(
-        capsys.readouterr().out, pytrace=False))
-    with pytest.raises(pytest.fail.Exception) as rendering:
-        train.main(["--model", "simplehand", "--preset", preset, "--out", str(tmp_path)])
-    text = "no GPU found: preset h200 runs on a CPU; --preset cpu is made for one\n"
-    assert (text in str(rendering.value)) == (preset == "h200")
