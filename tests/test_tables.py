@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import test_tasks_adapter
 import test_tasks_genhmr
+from official_folders import write_freihand
 from simplehand_samples import batch_of, regressor
 from test_train import Run, command_line, flag
 
@@ -536,3 +537,63 @@ def test_a_table_of_pairs_trains_every_row_once(adapters, tmp_path, capsys):
     text = (tmp_path / "table1.md").read_text()
     assert re.search(rf"^\| ours \|.* {usual['ours']['PVE']:.2f} \|", text, re.MULTILINE)
     assert re.search(r"^\| OSX \|.* - \| 0 \|$", text, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_a_table_of_official_data(tmp_path):
+    """SimpleHand's Table 4 on a small folder in FreiHAND's layout."""
+    write_freihand(tmp_path / "freihand")
+    settings = settings_of(command_line(tmp_path, tmp_path, steps=1, batch_size=4))
+    tables.main(["simplehand", "table4", "--preset", "cpu", "--data", "freihand", "--data-root",
+                 str(tmp_path / "freihand"), "--hand", "hand_right", "--cache",
+                 str(tmp_path / "cache"), "--out", str(tmp_path / "out"), *settings])
+    text = (tmp_path / "out" / "table4.md").read_text()
+    rows = re.findall(r"^\| .* \| 6\.\d \| [67]\.\d \| [\d.]+ \| [\d.]+ \| 1 \|$", text, re.M)
+    assert len(rows) == 4
+
+
+@pytest.mark.slow
+def test_tables_share_tokenizers_and_transformers(genhmrs, tmp_path, capsys):
+    """Table 13 end to end: four tokenizers, a transformer on each; Table 5 finds its tokenizers
+    here, and Table 12 its checkpoint."""
+    folder = genhmrs["transformer"].parent
+    settings = [f"{name}={flag(value)}" for stage in ("tokenizer", "transformer")
+                for name, value in test_tasks_genhmr.TINY[stage].items()]
+    arguments = ["--preset", "cpu", "--out", str(tmp_path), "--cache", str(folder / "cache"),
+                 "--backbone", str(genhmrs["encoder"] / "checkpoint.pt"), "--set", *settings,
+                 "steps=1", "accumulate=1", "test_samples=3", "codebook_size=32", "code_dim=8"]
+    tables.main(["genhmr", "table13", *arguments])
+    assert capsys.readouterr().out.count("from step 0 to 1,") == 8
+    changes = ["codebook_size=16", "code_dim=4", "codebook_size=64"]
+    runs = {path.parent.parent.name: json.loads(path.read_text())
+            for path in tmp_path.glob("*/seed 0/results.json")}
+    assert set(runs) == {"transformer unchanged", "tokenizer unchanged", *(
+        f"tokenizer {text}" for text in changes), *(
+        f"transformer tokenizer.{text}" for text in changes)}
+    for name, results in runs.items():
+        if name.startswith("transformer tokenizer."):
+            field, value = name.removeprefix("transformer tokenizer.").split("=")
+            assert results["config"]["tokenizer"][field] == int(value)
+    error = runs["transformer tokenizer.code_dim=4"]["scores"]["T=5"]["MPJPE"]
+    assert re.search(rf"^\| 2048 x 128 \|.* {error:.2f} \|", (
+        tmp_path / "table13.md").read_text(), re.MULTILINE)
+    tables.main(["genhmr", "table5", *arguments])
+    tables.main(["genhmr", "table12", *arguments, "--seeds", "1"])
+    assert "from step 0" not in capsys.readouterr().out
+    error = runs["transformer unchanged"]["scores"]["T=5"]["MPJPE"]
+    assert f"| top-1 | 68.1 | 77.5 | 88.2 | 99.5 | {error:.2f} |" in (
+        tmp_path / "table12.md").read_text()
+
+
+@pytest.mark.slow
+def test_rows_around_the_shipped_experts(cache, tmp_path, capsys):
+    """Every row of Table 3: the expert before is a row of No. 6's run, No. 2 has double steps."""
+    tables.main(["hmr_adapter", "table3", "--cache", str(cache), "--out", str(tmp_path), "--set",
+                 "steps=1", "eval_every=1", "batch_size=4", "train_samples=8", "test_samples=9"])
+    output = capsys.readouterr().out
+    assert output.count("from step 0 to 1,") == 5 and output.count("from step 0 to 2,") == 1
+    text = (tmp_path / "table3.md").read_text()
+    rows = re.findall(r"^\| (?:HaMeR|No\. [1-6]).* \|(?: [-\dM.]+ \|){4} ([-\d.]+) \|"
+                      r"(?: [\d.]+ \|){4} 1 \|$", text, re.M)
+    assert len(rows) == 7 and rows[0] == "-" and min(map(float, rows[1:])) > 0
+    assert "18 test samples." in text
