@@ -26,6 +26,7 @@ from networks.adapter_encoders import (
 from networks.adapter_rivals import build_model, share_twists
 from networks.small_encoder import NAMES
 from tasks.hmr_adapter import DualPathTask, look
+from tasks.settings import HMR_EXPERT
 from weights.hmr_adapter import load_encoder
 
 CPU = hmr.PRESETS["cpu"]
@@ -120,7 +121,8 @@ def test_a_frozen_encoder_does_not_train_from_the_first_step_on(tmp_path):
     """Its norms keep their statistics, though modules begin in training mode."""
     arguments = train.parse_arguments(["--model", "hmr_adapter", "--stage", "body_expert",
                                        "--preset", "cpu", "--out", str(tmp_path)])
-    task = train.TASKS["hmr_adapter-body_expert"](BODY.expert, arguments, {})
+    task = train.TASKS["hmr_adapter-body_expert"](BODY.expert, arguments, {},
+                                                  HMR_EXPERT["cpu"])
     task.is_new = False  # without rendered people
     model = train.build(task, None)
     assert model.training

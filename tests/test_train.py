@@ -822,8 +822,7 @@ def test_bad_settings_are_one_clear_error(assignment, message):
 
 
 @pytest.mark.parametrize("assignment", [
-    "embed_dims=0,0,0,0", "heads=0", "token_width=0", "mlp_ratio=0",
-    "image_size=100", "backbone=unet", "accumulate=3"])
+    "embed_dims=0,0,0,0", "heads=0", "image_size=100", "backbone=unet", "accumulate=3"])
 def test_settings_without_a_model_are_one_line(assignment, tmp_path):
     """Refused before any data are prepared; so is a batch that does not split."""
     with pytest.raises(SystemExit) as error:
