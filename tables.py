@@ -20,10 +20,6 @@ is written anew after each row.
 
 Tables of several data sets have one model for all: --on "--protocol emdb1_24 --test-root EMDB"
 (MOYO: moyo_val, EHF: ehf) scores the same runs there, into OUT/TABLE PROTOCOL.md.
-
-What no command gives: rows of other papers' models (METRO, HMR2.0, TokenHMR, OSX and so on), also
-those of 25 hypotheses in GenHMR's Table 1; pictures of LSP and EgoBody, which have no reader; one
-figure with the curves of several rows (each run has its own: HMR-Adapter's "converges faster").
 """
 
 from __future__ import annotations
