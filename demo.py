@@ -338,7 +338,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
             start += f"{kind} {number}: " if len(targets) > 1 else ""
             notes = [*result.notes, *finders.warnings(
                 target, image.shape, result.mesh, result.own, MISFITS[arguments.network])]
-            print("\n".join(start + note for note in notes), flush=True)
+            print(*(f"{start}{note}\n" for note in notes), sep="", end="", flush=True)
     smooth = smooth_video([[result.arrays for result in results] for results in frames],
                           arguments.smooth or 1, network.pose)
     for (name, path), results, arrays in zip(files.items(), frames, smooth, strict=True):
