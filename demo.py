@@ -336,9 +336,9 @@ def reconstruct(arguments: argparse.Namespace) -> int:
         for number, (target, result) in enumerate(zip(targets, results, strict=True), 1):
             start = f"{path.name}: " if len(files) > 1 else ""
             start += f"{kind} {number}: " if len(targets) > 1 else ""
-            notes = [*result.notes, *finders.warnings(
-                target, image.shape, result.mesh, result.own, MISFITS[arguments.network])]
-            print(*(f"{start}{note}\n" for note in notes), sep="", end="", flush=True)
+            for note in [*result.notes, *finders.warnings(
+                    target, image.shape, result.mesh, result.own, MISFITS[arguments.network])]:
+                print(start + note, flush=True)
     smooth = smooth_video([[result.arrays for result in results] for results in frames],
                           arguments.smooth or 1, network.pose)
     for (name, path), results, arrays in zip(files.items(), frames, smooth, strict=True):

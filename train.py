@@ -92,6 +92,7 @@ from tasks.files import (
 )
 from tasks.ranks import World, announce, fail, join_world, share_batch_norm
 from tasks.settings import (
+    ON_A_CPU,
     PRECISIONS,
     RunConfig,
     Settings,
@@ -553,7 +554,9 @@ def opening(trainer: Trainer, run: Mapping | None) -> list[str]:
              f"{config.batch_size} samples per step, {share(task, world)} at a time in a process"]
     if run and run.get("threads", torch.get_num_threads()) != torch.get_num_threads():
         lines.append(f"note: this run had {run['threads']} threads: the last bits will differ")
-    if flag and not (run or arguments.checkpoint or getattr(arguments, flag)):
+    given = run or arguments.checkpoint or getattr(arguments, flag, None)
+    small = flag == "backbone" and arguments.preset in ON_A_CPU  # starts so on purpose
+    if flag and not (given or small):
         lines.append(f"note: no --{flag}: {meaning}")
     return lines
 

@@ -343,9 +343,13 @@ def find_their_hands(image: np.ndarray, person: Found) -> list[Found | None]:
     MediaPipe's detector of hands has better boxes than its detector of bodies.
     """
     found: list[Found | None] = [None, None]
-    for number, box in enumerate(() if person.hands is None else person.hands):
-        for hand in find_hands(image, box)[:1] if np.isfinite(box).all() else ():
-            found[number] = hand._replace(side=("right", "left")[number])
+    if person.hands is None:
+        return found
+    for number, side in enumerate(("right", "left")):
+        box = person.hands[number]
+        hands = find_hands(image, box) if np.isfinite(box).all() else []
+        if hands:
+            found[number] = hands[0]._replace(side=side)
     return found
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import data
 
-PATIENCE = timedelta(hours=12)  # with the leader, who evaluates and saves, or prepares data
+TIMEOUT = timedelta(minutes=30)  # of collectives in a step: a slow loader, a first compilation
+PATIENCE = timedelta(hours=12)  # of everything else: data preparation, evaluation, saving
 Value = TypeVar("Value")
 
 
@@ -32,6 +33,7 @@ class World:
     size: int = 1
     device: torch.device = torch.device("cpu")
     workers: int = 0  # data processes of each rank
+    patient: dist.ProcessGroup | None = None  # for waits outside of steps
 
     @property
     def leader(self) -> bool:
@@ -49,7 +51,7 @@ class World:
         """Send the leader's value to every process; wait until all have called this."""
         values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values)
+            dist.broadcast_object_list(values, 0, group=self.patient)
         return values[0]
 
     def gather(self, value: Value) -> list[Value]:
@@ -57,7 +59,7 @@ class World:
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.leader else None
-        dist.gather_object(value, values)
+        dist.gather_object(value, values, group=self.patient)
         return values or []
 
 
@@ -79,8 +81,8 @@ def join_world(workers: int | None = None) -> World:
     store.set(f"rank {rank}", "ready")  # another machine may still be preparing its data
     store.wait([f"rank {number}" for number in range(size)], PATIENCE)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    return World(rank, size, device, workers)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    return World(rank, size, device, workers, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def choose_device() -> torch.device:

@@ -20,12 +20,13 @@ SETTINGS = (
     "accumulate", "precision", "channels_last", "ema_decay", "eval_every", "seed", "train_samples",
     "test_samples", "augmentation", "views", "in_plane", "lean", "wide", "occlusion", "version",
     "test_body_size", "heading", "tilt", "uniform_rotation")
-# Fields that configs had, with the only value that is left, if load_weights does not notice another
-# one and outputs depend on it.
+# Fields that configs had before they became constants. Older checkpoints open without them. With
+# another value of the first two a model would compute something else, so that it is refused; the
+# others either change names or shapes of weights, which load_weights compares, or only training.
 FORMER = {"missing": "zeros", "focal_length": 5000.0} | dict.fromkeys((
     "zero_init", "arm_noise", "concat_init", "num_vertices", "attention", "vit_drop_path", "ffn",
     "decoder_head_dim", "hand_size", "pose_term", "weight_betas", "weight_keypoints_2d",
-    "weight_pose", "weight_expression", "weight_heat_maps"))
+    "weight_pose", "weight_expression", "heat_maps", "weight_heat_maps"))
 
 
 def require(condition: object, message: str) -> None:

@@ -57,11 +57,8 @@ def load_checkpoint(source: str | PathLike | Mapping) -> SimpleHand:
             "no SimpleHand checkpoint: expected train.py's or the release's "
             "(load_backbone takes the weights of FastViT alone)")
     state = {our_name(name): value for name, value in state.items()}
-    config, kind = {"official": True} if config is None else config, Config
-    if isinstance(config, Mapping):
-        kind = config_class(config)
-        if kind is any_view.Config:  # older checkpoints have two fields more, always the same
-            config = {name: value for name, value in config.items() if "heat_maps" not in name}
+    config = {"official": True} if config is None else config
+    kind = config_class(config) if isinstance(config, Mapping) else Config
     return from_checkpoint(simplehand_model, kind, config, state, ignored=CLASSIFIERS)
 
 
