@@ -30,25 +30,16 @@ from files import write_atomically as write_atomically
 
 # ------------------------------------------------------------------------------- rotations
 # Tensors may have any leading dimensions, or none. Values and gradients are finite everywhere: at
-# angles 0 and pi, and for degenerate input. Half precision is computed in float32 and rounded at
-# the end; only float16 gradients of very short 6D vectors overflow, as 1 / length.
+# angles 0 and pi, and for degenerate input. Half precision becomes float32; only the float16
+# gradients of very short 6D vectors overflow, as 1 / length.
 
 
-def _rotation_function(*trailing: int):
-    """Check that the argument ends in the dimensions `trailing`; compute half floats in float32."""
-
-    def decorate(function):
-        @functools.wraps(function)
-        def wrapper(x: Tensor) -> Tensor:
-            if tuple(x.shape[-len(trailing):]) != trailing or not x.is_floating_point():
-                raise ValueError(f"{function.__name__} expects a floating-point tensor ending in "
-                                 f"{trailing}, got {x.dtype} of shape {tuple(x.shape)}")
-            half = x.dtype in (torch.float16, torch.bfloat16)
-            return function(x.float()).to(x.dtype) if half else function(x)
-
-        return wrapper
-
-    return decorate
+def _floats(x: Tensor, *trailing: int) -> Tensor:
+    """The tensor as float32 or float64; ValueError unless it ends in the dimensions `trailing`."""
+    if tuple(x.shape[-len(trailing):]) != trailing or not x.is_floating_point():
+        raise ValueError(f"expected a floating-point tensor ending in {trailing}, got {x.dtype} of "
+                         f"shape {tuple(x.shape)}")
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _unit(x: Tensor, fallback: Tensor, shortest: float = 1e-12) -> Tensor:
@@ -59,9 +50,9 @@ def _unit(x: Tensor, fallback: Tensor, shortest: float = 1e-12) -> Tensor:
     return x / x.norm(dim=-1, keepdim=True)
 
 
-@_rotation_function(3)
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     """Axis times angle in radians (..., 3) -> rotation matrices (..., 3, 3); Rodrigues' formula."""
+    axis_angle = _floats(axis_angle, 3)
     squared = axis_angle.square().sum(-1, keepdim=True)
     angle = squared.clamp(min=1e-12).sqrt()  # below 1e-6 rad both factors equal their limits
     sine = angle.sin() / angle
@@ -72,7 +63,6 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     return skew + (versine * axis_angle).unsqueeze(-1) * axis_angle.unsqueeze(-2)
 
 
-@_rotation_function(3, 3)
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     """Rotation matrices (..., 3, 3) -> axis times angle (..., 3), angle in [0, pi].
 
@@ -85,9 +75,9 @@ def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     return axis * (2 * torch.atan2(sine, w) / sine)
 
 
-@_rotation_function(3, 3)
 def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     """Rotation matrices (..., 3, 3) -> unit quaternions (w, x, y, z), w >= 0, (..., 4)."""
+    matrix = _floats(matrix, 3, 3)
     m00, m01, m02, m10, m11, m12, m20, m21, m22 = matrix.flatten(-2).unbind(-1)
     outer = torch.stack([  # 4 q q^T: every row is the quaternion times four of its components
         1 + m00 + m11 + m22, m21 - m12, m02 - m20, m10 - m01,
@@ -102,7 +92,6 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     return row / row.norm(dim=-1, keepdim=True)
 
 
-@_rotation_function(6)
 def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
     """[column 0, column 1] (..., 6) -> rotation matrices (..., 3, 3), by Gram-Schmidt.
 
@@ -113,7 +102,7 @@ def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
     def orthogonal(vector: Tensor) -> Tensor:
         return vector - (first * vector).sum(-1, keepdim=True) * first
 
-    first, second = rotation_6d.unflatten(-1, (2, 3)).unbind(-2)
+    first, second = _floats(rotation_6d, 6).unflatten(-1, (2, 3)).unbind(-2)
     first = _unit(first, first.new_tensor([1, 0, 0]))
     axis = functional.one_hot(first.abs().argmin(-1), 3).to(first)
     parallel = 8 * torch.finfo(first.dtype).eps
@@ -122,10 +111,9 @@ def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
     return torch.stack([first, second, torch.linalg.cross(first, second)], -1)
 
 
-@_rotation_function(3, 3)
 def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
     """Rotation matrices (..., 3, 3) -> [column 0, column 1] (..., 6)."""
-    return matrix[..., :2].transpose(-1, -2).flatten(-2)
+    return _floats(matrix, 3, 3)[..., :2].transpose(-1, -2).flatten(-2)
 
 
 def chain_rotation(rotations: Tensor) -> Tensor:
@@ -256,7 +244,6 @@ JOINT_SETS: dict[str, tuple[str, ...]] = {
     "left_hand21": _named("left", _HAND_21),
     "right_hand21": _named("right", _HAND_21),
     "interhand21": _INTERHAND_21,
-    "interhand42": (*_named("right", _INTERHAND_21), *_named("left", _INTERHAND_21)),
     # body models: their joints, then what the smplx package appends
     "smpl24": _SMPL_24,
     "smpl45": (*_SMPL_24, *_SURFACE_21),
@@ -280,16 +267,12 @@ JOINT_SETS: dict[str, tuple[str, ...]] = {
     "eft49": (*_OPENPOSE_IN_44, *_J24),
     "smpl14": (*_pairs("left right", "hip knee ankle"), "neck", "head",  # SMPLer-X's LSP-14
                *_pairs("left right", "shoulder elbow wrist")),
-    # HMR-Adapter: from the pelvis to either wrist, and the four knuckles of both hands
+    # HMR-Adapter: from the pelvis to either wrist
     "left_arm08": _arm("left"),
     "right_arm08": _arm("right"),
-    "mcp08": _sided("left right", "index1 middle1 ring1 pinky1"),
     # Human3.6M regressors, two files of one name: SPIN's has the left leg first, Moon's the right
     "h36m17_spin": ("pelvis", *_sided("left right", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
     "h36m17_moon": ("pelvis", *_sided("right left", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
-    # data sets
-    "hmmr25": ("right_heel", *_LEGS_THEN_ARMS[1:5], "left_heel", *_LEGS_THEN_ARMS[6:], "neck",
-               "head_top", "nose", *_pairs("left right", "eye ear big_toe small_toe ankle")),
 }
 
 # The five fingertips as vertices of MANO, thumb to pinky, in the conventions in use.
@@ -365,12 +348,11 @@ def keypoint_regressor(J_regressor: Tensor, tip_vertex_ids: Sequence[int]) -> Te
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 FREE_MODELS = ("hand_right", "hand_left", "body", "wholebody")
-HAND_POSES = ("absolute", "mean_relative", "pca")  # see load_model
 _HAND_VERTICES = ASSETS / "hand_vertex_ids.npz"
-_FAMILIES = {  # joint set, endings of hands_mean and hands_components, official file names
-    "mano": ("mano16", ("",), ("MANO_{side}",)),
-    "smpl": ("smpl24", (), ("SMPL_{gender}", "basic[mM]odel_{g}_lbs_*")),
-    "smplx": ("smplx55", ("l", "r"), ("SMPLX_{gender}",)),
+_FAMILIES = {  # joint set, official file names
+    "mano": ("mano16", ("MANO_{side}",)),
+    "smpl": ("smpl24", ("SMPL_{gender}", "basic[mM]odel_{g}_lbs_*")),
+    "smplx": ("smplx55", ("SMPLX_{gender}",)),
 }
 _CACHED_BYTES = 5 * 2**19  # of blended transforms at a time: about the cache of a CPU core
 
@@ -441,13 +423,12 @@ class BodyModel(nn.Module):
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], *, name: str = "", side: str = "",
-                 hand_pose: str = "absolute", num_pca_comps: int = 45,
                  num_betas: int | None = None, num_expression: int | None = None,
                  tips: str | Sequence[int] | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         arrays = _checked(arrays, name)
-        self.name, self.side, self.hand_pose = name, side, hand_pose
+        self.name, self.side = name, side
         self.parents = (-1, *arrays["kintree_table"][0, 1:].tolist())
         family = _family(len(self.parents))
         betas, expression = _shape_bases(arrays["shapedirs"], family, num_betas, num_expression)
@@ -466,8 +447,7 @@ class BodyModel(nn.Module):
             # joints are linear in the vertices, so they are linear in the shape
             skeleton=_with_bones(regressor @ template, self.parents),  # (6K,)
             skeleton_basis=_with_bones(regressor @ shape_basis, self.parents),  # (S, 6K)
-            jumps=_jumps(self.parents), identity=np.eye(3), affine=_affine(len(self.parents)),
-            **_hand_space(arrays, family, hand_pose, num_pca_comps))
+            jumps=_jumps(self.parents), identity=np.eye(3), affine=_affine(len(self.parents)))
         self.tip_vertex_ids: tuple[int, ...] = ()
         if family == "mano":
             if tips is None:
@@ -491,8 +471,8 @@ class BodyModel(nn.Module):
         Args:
             betas: (B, num_betas).
             pose: axis-angle (B, K, 3) in radians or rotation matrices (B, K, 3, 3), root first,
-                each relative to its parent; with PCA (B, 3 x other joints + coefficients), the left
-                hand's coefficients first.
+                each relative to its parent. Finger angles are absolute: to those of MANO's and
+                SMPL-X's files add hands_mean.
             expression: (B, num_expression), default zero.
             transl: (B, 3) metres, added last.
 
@@ -566,9 +546,9 @@ class BodyModel(nn.Module):
         reduced.skinning_weights = self.skinning_weights[:, ids].contiguous()
         reduced.faces = self.faces[:0]
         reduced.J_regressor = reduced.keypoint_regressor = None
-        for name in ("tip_vertex_ids", "surface_vertex_ids"):
-            kept = [ids.index(vertex) for vertex in getattr(self, name) if vertex in ids]
-            setattr(reduced, name, tuple(kept) if len(kept) == len(getattr(self, name)) else ())
+        reduced.tip_vertex_ids, surface = (), self.surface_vertex_ids
+        reduced.surface_vertex_ids = tuple(map(ids.index, surface)) if set(surface) <= set(
+            ids) else ()
         return reduced
 
     def for_keypoints(self) -> BodyModel:
@@ -588,22 +568,11 @@ class BodyModel(nn.Module):
 
     def rotations(self, pose: Tensor) -> Tensor:
         """Rotation matrices (B, K, 3, 3) of any pose that `forward` accepts."""
-        joints, size = (len(self.parents), 3), tuple(pose.shape[1:])
-        pose = pose.to(self.offsets.dtype)
-        if self.hand_pose == "absolute" and size == joints:
-            return axis_angle_to_matrix(pose)
-        if self.hand_pose == "absolute" and size == (*joints, 3):
-            return pose
-        if self.hand_pose == "mean_relative" and size == joints:
-            return axis_angle_to_matrix(pose + self.hand_mean)
-        if self.hand_pose.startswith("pca") and size == (len(self.hand_basis),):
-            pose = (pose @ self.hand_basis).unflatten(1, joints)
-            return axis_angle_to_matrix(pose + self.hand_mean)
-        expected = {"absolute": f"(B, {joints[0]}, 3) or (B, {joints[0]}, 3, 3)",
-                    "mean_relative": f"(B, {joints[0]}, 3), axis-angle"}.get(
-            self.hand_pose, f"(B, {len(getattr(self, 'hand_basis', ()))})")
-        raise ValueError(f"pose has shape {tuple(pose.shape)}, but {self.name} with "
-                         f"hand_pose={self.hand_pose!r} expects {expected}")
+        joints, pose = len(self.parents), pose.to(self.offsets.dtype)
+        if pose.shape[1:] not in [(joints, 3), (joints, 3, 3)]:
+            raise ValueError(f"pose has shape {tuple(pose.shape)}, but {self.name} expects "
+                             f"(B, {joints}, 3) or (B, {joints}, 3, 3)")
+        return pose if pose.dim() == 4 else axis_angle_to_matrix(pose)
 
     def _shape(self, betas: Tensor, expression: Tensor | None) -> Tensor:
         """The coefficients (B, S) of shape and expression, in the model's dtype."""
@@ -707,34 +676,6 @@ def _affine(joints: int) -> np.ndarray:
     return ones
 
 
-def _hand_space(arrays: dict, family: str, hand_pose: str, num_pca_comps: int) -> dict:
-    """The hands' mean and components, which turn `pose` into absolute axis-angle (K, 3)."""
-    if hand_pose not in HAND_POSES:
-        raise ValueError(f"hand_pose={hand_pose!r}: expected one of {', '.join(HAND_POSES)}")
-    if hand_pose == "absolute":
-        return {}
-    hands = _FAMILIES[family][1] if family else ()
-    keys = [f"hands_{part}{hand}" for part in ("mean", "components") for hand in hands]
-    if not 1 <= num_pca_comps <= 45:
-        raise ValueError(f"num_pca_comps={num_pca_comps}, expected 1 to 45")
-    if not hands or any(key not in arrays for key in keys):
-        raise ValueError(f"hand_pose={hand_pose!r} needs a model with hands_mean and "
-                         f"hands_components; use hand_pose='absolute'")
-    joints = len(arrays["J_regressor"])
-    others = 3 * joints - 45 * len(hands)  # the fingers come last in every family
-    means, components = keys[:len(hands)], keys[len(hands):]
-    mean = np.concatenate([np.zeros(others), *(arrays[key].reshape(45) for key in means)])
-    space = {"hand_mean": mean.reshape(joints, 3)}
-    if hand_pose == "mean_relative":
-        return space
-    basis = np.zeros((others + num_pca_comps * len(hands), 3 * joints))
-    basis[:others, :others] = np.eye(others)
-    for hand, key in enumerate(components):
-        rows, columns = others + hand * num_pca_comps, others + hand * 45
-        basis[rows:rows + num_pca_comps, columns:columns + 45] = arrays[key][:num_pca_comps]
-    return space | {"hand_basis": basis}
-
-
 def find_model(folder: Path, family: str | None, side: str, gender: str) -> Path:
     """The model file with an official name in the folder or its usual sub-folders.
 
@@ -746,7 +687,7 @@ def find_model(folder: Path, family: str | None, side: str, gender: str) -> Path
              "g": gender.lower() if gender.lower() == "neutral" else gender[:1].lower()}
     found, looked_for = {}, []
     for kind in [family] if family else _FAMILIES:
-        for pattern in (name.format(**words) for name in _FAMILIES[kind][2]):
+        for pattern in (name.format(**words) for name in _FAMILIES[kind][1]):
             looked_for.append(pattern)
             files = [file for place in (".", kind, "models") for suffix in (".npz", ".pkl")
                      for file in sorted((folder / place).glob(pattern + suffix))]
@@ -773,13 +714,7 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
             not. InterHand2.6M's annotation needs this; DexYCB's was made without it.
         v_template: (V, 3) metres, a subject's own body at rest, instead of the file's.
         options: dtype; num_betas and num_expression (default: at most 10); tips, a name of
-            TIP_VERTEX_IDS or five vertices (default: the file's, else FreiHAND's); hand_pose and
-            num_pca_comps, what the finger angles in `pose` mean:
-            "absolute": rotations as they are; the default.
-            "mean_relative": axis-angle, the file's mean hand is added (smplx: use_pca=False).
-            "pca": num_pca_comps (45) coefficients of the file's components, plus the mean. The
-                smplx package turns PCA off for MANO with 45 coefficients; here they stay
-                coefficients, as DexYCB needs.
+            TIP_VERTEX_IDS or five vertices (default: the file's, else FreiHAND's).
 
     Raises FileNotFoundError, and ValueError for a file that is unsafe or not a body model.
     """
@@ -825,14 +760,13 @@ def hand_vertex_ids(source: str | Path = "wholebody") -> dict[str, Tensor]:
 # A z-buffer in numpy without a loop over triangles: every triangle becomes rows of pixels, every
 # row becomes fragments (one triangle in one pixel), each as one flat array. Two triangles that
 # share an edge compute the same crossing of a row with it, so meshes have no holes. Large pictures
-# are drawn band by band, many fragments piece by piece, so that the memory needed is bounded.
+# are drawn band by band, so that they need little memory.
 
 
 BLUE = (0.45, 0.65, 0.9)  # of meshes: neither skin nor clothes (our choice)
 AMBIENT, HEADLIGHT = 0.18, 0.2  # shares of the light: from everywhere, from the camera
 NEAR = 1e-6  # metres in front of the camera that a face must keep to be drawn
 _BAND_PIXELS = 2**20  # of a picture that are drawn at a time
-_PIECE = 2**21  # rows of triangles, or fragments, that are in memory at a time
 
 
 class Rendered(NamedTuple):
@@ -862,11 +796,12 @@ class _Triangles(NamedTuple):
         return _Triangles(*(array[..., which] for array in self))
 
 
-def _triangles(vertices: np.ndarray, faces: np.ndarray, near: float) -> _Triangles:
-    """Triangles in front of `near` that have an area, of vertices (V, 3) [pixel x, y, depth]."""
+def _triangles(vertices, faces) -> _Triangles:
+    """Triangles beyond NEAR that have an area, of vertices (V, 3) [pixel x, y, depth]."""
+    vertices, faces = check_mesh(single(vertices), faces)
     x, y, z = vertices.astype(np.float64).T[:, faces.T]  # (3 corners, F) each
     area = (x[1] - x[0]) * (y[2] - y[0]) - (x[2] - x[0]) * (y[1] - y[0])
-    kept = np.flatnonzero((z > near).all(0) & (area != 0))
+    kept = np.flatnonzero((z > NEAR).all(0) & (area != 0))
     x, y, inverse, area = x[:, kept], y[:, kept], 1 / z[:, kept], area[kept]
     grow_x = np.stack([y[2] - y[0], y[0] - y[1]]) / area
     grow_y = np.stack([x[0] - x[2], x[1] - x[0]]) / area
@@ -881,16 +816,6 @@ def _centers_between(low: np.ndarray, high: np.ndarray, start: int, stop: int):
     """First and end of the pixels in start..stop whose centre, at + 0.5, is in [low, high]."""
     first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
     return first.clip(start, stop).astype(np.int64), (last + 1).clip(start, stop).astype(np.int64)
-
-
-def _pieces(counts: np.ndarray) -> Iterator[slice]:
-    """Slices of neighbours whose counts add up to _PIECE at most, or of a single one."""
-    total, start = counts.cumsum(), 0
-    while start < len(counts):
-        done = total[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(total, done + _PIECE, "right")))
-        yield slice(start, stop)
-        start = stop
 
 
 def _pixel_rows(triangles: _Triangles, first: np.ndarray, count: np.ndarray):
@@ -911,32 +836,26 @@ def _pixel_rows(triangles: _Triangles, first: np.ndarray, count: np.ndarray):
 
 
 def _fragments(triangles: _Triangles, rows: slice, columns: slice
-               ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pieces of the fragments in a window: their pixel in it, 1 / z as float32, and triangle."""
-    width = columns.stop - columns.start
+               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The fragments in a window: their pixel in it, 1 / z as float32, and triangle."""
     above, below = _centers_between(triangles.sorted_y[0], triangles.sorted_y[2],
                                     rows.start, rows.stop)
-    for part in _pieces(below - above):
-        chosen = triangles.part(part)
-        owner, row, left, right = _pixel_rows(chosen, above[part], (below - above)[part])
-        first, end = _centers_between(left, right, columns.start, columns.stop)
-        offset_y = row + 0.5 - chosen.y[0, owner]
-        low, high = chosen.inverse.min(0)[owner], chosen.inverse.max(0)[owner]
-        begin, last = (
-            (chosen.inverse[0, owner] + chosen.rise_y[owner] * offset_y
-             + chosen.rise_x[owner] * (column + 0.5 - chosen.x[0, owner])
-             ).clip(low, high) for column in (first, end - 1))  # slivers: large rounding errors
-        step = (last - begin) / np.maximum(end - first - 1, 1)
-        for piece in _pieces(end - first):
-            count = (end - first)[piece]
-            before = count.cumsum() - count  # fragment i of the piece is i - before of its row
-            fragment = np.arange(count.sum())
-            pixel = fragment + np.repeat((row[piece] - rows.start) * width
-                                         + first[piece] - columns.start - before, count)
-            nearness = (np.repeat(begin[piece] - step[piece] * before, count)
-                        + np.repeat(step[piece], count) * fragment)
-            yield (pixel, nearness.astype(np.float32),
-                   np.repeat(owner[piece] + part.start, count))
+    owner, row, left, right = _pixel_rows(triangles, above, below - above)
+    first, end = _centers_between(left, right, columns.start, columns.stop)
+    offset_y = row + 0.5 - triangles.y[0, owner]
+    low, high = triangles.inverse.min(0)[owner], triangles.inverse.max(0)[owner]
+    begin, last = (
+        (triangles.inverse[0, owner] + triangles.rise_y[owner] * offset_y
+         + triangles.rise_x[owner] * (column + 0.5 - triangles.x[0, owner])
+         ).clip(low, high) for column in (first, end - 1))  # slivers: large rounding errors
+    count = end - first
+    step = (last - begin) / np.maximum(count - 1, 1)
+    before = count.cumsum() - count  # fragment i is i - before of its row
+    fragment = np.arange(count.sum())
+    start = (row - rows.start) * (columns.stop - columns.start) + first - columns.start
+    pixel = fragment + np.repeat(start - before, count)
+    nearness = np.repeat(begin - step * before, count) + np.repeat(step, count) * fragment
+    return pixel, nearness.astype(np.float32), np.repeat(owner, count)
 
 
 def _nearest(pixel: np.ndarray, inverse: np.ndarray, count: int) -> np.ndarray:
@@ -952,30 +871,24 @@ def _nearest(pixel: np.ndarray, inverse: np.ndarray, count: int) -> np.ndarray:
 
 
 def _draw(triangles: _Triangles, rows: slice, columns: slice
-          ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The N covered pixels of a window, in order.
-
-    Returns: pixel (N,), its index in the window; face (N,); barycentric (N, 3) float32; depth (N,)
-    float32.
-    """
-    width = columns.stop - columns.start
-    size = (rows.stop - rows.start) * width
-    owner, nearest = np.full(size, -1), np.zeros(size, np.float32)
-    for pixel, nearness, triangle in _fragments(triangles, rows, columns):
-        seen = _nearest(pixel, nearness, size)
-        pixel, nearness, triangle = pixel[seen], nearness[seen], triangle[seen]
-        nearer = nearness > nearest[pixel]  # ties go to the earlier piece
-        owner[pixel[nearer]], nearest[pixel[nearer]] = triangle[nearer], nearness[nearer]
-
-    pixel = np.flatnonzero(owner >= 0)
-    triangle = owner[pixel]
-    offset_x = pixel % width + columns.start + 0.5 - triangles.x[0, triangle]
-    offset_y = pixel // width + rows.start + 0.5 - triangles.y[0, triangle]
+          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is seen in a window: face_ids, barycentric and depth as `rasterize` returns them."""
+    shape = rows.stop - rows.start, columns.stop - columns.start
+    face_ids, depth = np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32)
+    barycentric = np.zeros((*shape, 3), np.float32)
+    pixel, nearness, triangle = _fragments(triangles, rows, columns)
+    seen = _nearest(pixel, nearness, depth.size)
+    pixel, triangle = pixel[seen], triangle[seen]
+    row, column = np.divmod(pixel, shape[1])
+    offset_x = column + columns.start + 0.5 - triangles.x[0, triangle]
+    offset_y = row + rows.start + 0.5 - triangles.y[0, triangle]
     second, third = (triangles.grow_x[:, triangle] * offset_x
                      + triangles.grow_y[:, triangle] * offset_y)
     weights = np.stack([1 - second - third, second, third]).clip(0) * triangles.inverse[:, triangle]
-    barycentric = (weights / weights.sum(0)).T.astype(np.float32)
-    return pixel, triangles.face[triangle], barycentric, 1 / nearest[pixel]
+    face_ids[row, column] = triangles.face[triangle]
+    barycentric[row, column] = (weights / weights.sum(0)).T
+    depth[row, column] = 1 / nearness[seen]
+    return face_ids, barycentric, depth
 
 
 def _windows(triangles: _Triangles, size: tuple[int, int], factor: int = 1
@@ -991,32 +904,26 @@ def _windows(triangles: _Triangles, size: tuple[int, int], factor: int = 1
     height = max(1, _BAND_PIXELS // max(1, (right - left) * factor**2))
     for start in range(top, bottom if right > left else top, height):
         stop = min(start + height, bottom)
-        if stop - start < bottom - top:
-            first, end = _centers_between(triangles.sorted_y[0], triangles.sorted_y[2],
-                                          start * factor, stop * factor)
-            yield slice(start, stop), slice(left, right), triangles.part(first < end)
-        else:
-            yield slice(start, stop), slice(left, right), triangles
+        first, end = _centers_between(triangles.sorted_y[0], triangles.sorted_y[2],
+                                      start * factor, stop * factor)
+        yield slice(start, stop), slice(left, right), triangles.part(first < end)
 
 
-def rasterize(vertices, faces, size: tuple[int, int], near: float = NEAR):
+def rasterize(vertices, faces, size: tuple[int, int]):
     """Find the triangle that is seen in every pixel.
 
     Args: vertices (V, 3), x and y in pixels and depth z; faces (F, 3); size (height, width).
-    Triangles that reach z <= near are dropped, also those without area. Both sides are seen.
+    Triangles that reach z <= NEAR are dropped, also those without area. Both sides are seen.
     Returns: face_ids (h, w) int32, -1 for background; barycentric (h, w, 3) float32, correct in
     perspective, so that they interpolate what is linear on the surface; depth (h, w) float32,
     inf for background. A pixel shows what covers its centre, nearest first, then lowest face.
     Raises ValueError for what is not a triangle mesh.
     """
-    triangles = _triangles(*check_mesh(single(vertices), faces), near)
     face_ids, depth = np.full(size, -1, np.int32), np.full(size, np.inf, np.float32)
     barycentric = np.zeros((*size, 3), np.float32)
-    for rows, columns, reaching in _windows(triangles, size):
-        pixel, seen, weights, depths = _draw(reaching, rows, columns)
-        row, column = np.divmod(pixel, columns.stop - columns.start)
-        places = row + rows.start, column + columns.start
-        face_ids[places], barycentric[places], depth[places] = seen, weights, depths
+    for rows, columns, reaching in _windows(_triangles(vertices, faces), size):
+        window = rows, columns
+        face_ids[window], barycentric[window], depth[window] = _draw(reaching, *window)
     return face_ids, barycentric, depth
 
 
@@ -1060,8 +967,7 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         pixels = supersample * project(vertices, to_numpy(K))
     pixels = np.where(vertices[:, 2:] > NEAR, pixels, 0)  # behind the camera: not drawn below
-    triangles = _triangles(check_mesh(single(np.concatenate([pixels, vertices[:, 2:]], 1)),
-                                       faces)[0], faces, NEAR)
+    triangles = _triangles(np.concatenate([pixels, vertices[:, 2:]], 1), faces)
     at_vertices = np.concatenate([vertex_normals(vertices, faces), colors, vertices], 1)
     x, y = pixels.T[:, faces.T]
     inside_out = (x[1] - x[0]) * (y[2] - y[0]) > (x[2] - x[0]) * (y[1] - y[0])
@@ -1083,12 +989,10 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
     for rows, columns, reaching in _windows(triangles, size, supersample):
         fine = [slice(part.start * supersample, part.stop * supersample)
                 for part in (rows, columns)]
-        pixel, seen, weights, depths = _draw(reaching, *fine)
-        shape = [part.stop - part.start for part in fine]
-        image, depth = np.zeros((*shape, 3), np.float32), np.full(shape, np.inf, np.float32)
-        face_ids = np.full(shape, -1, np.int32)
-        image.reshape(-1, 3)[pixel] = shade(seen, weights)
-        depth.reshape(-1)[pixel], face_ids.reshape(-1)[pixel] = depths, seen
+        face_ids, weights, depth = _draw(reaching, *fine)
+        seen = face_ids >= 0
+        image = np.zeros((*seen.shape, 3), np.float32)
+        image[seen] = shade(face_ids[seen], weights[seen])
         _average([part[rows, columns] for part in result], image, depth, face_ids, supersample)
     if opacity < 1:
         result.image[:] = opacity * result.image + (1 - opacity) * _canvas(background, size)

@@ -6,8 +6,8 @@ gradients are not tracked. A sample with a NaN or an infinity scores NaN; the ot
 batch are not affected. Only `evaluate` converts metres, to millimetres.
 
     procrustes_align    the best similarity transform of each sample onto its target
-    mpjpe, pve          mean distance of the joints, of the vertices
-    pa_mpjpe, pa_pve    the same after procrustes_align of these points
+    mpjpe               mean distance of joints or, for PVE, of vertices
+    pa_mpjpe            the same after procrustes_align of these points
     f_score             harmonic mean of precision and recall of two point clouds
     pck_auc             area under the curve "share of points within t"
     PROTOCOLS           by name, what a benchmark measures
@@ -162,7 +162,7 @@ def _error_type(points: Tensor) -> torch.dtype:
 
 @_in_kind
 def mpjpe(prediction: Points, target: Points) -> Points:
-    """Mean position error (B,) of the points as given: subtract the joints' root first."""
+    """Mean position error (B,) of joints, or vertices (PVE), as given: subtract the root first."""
     return _distances(prediction, target).mean(1).to(_error_type(prediction))
 
 
@@ -171,9 +171,6 @@ def pa_mpjpe(prediction: Points, target: Points, *, allow_reflection: bool = Fal
     """`mpjpe` (B,) after `procrustes_align` of these points."""
     prediction = prediction.to(_error_type(prediction))
     return mpjpe(procrustes_align(prediction, target, allow_reflection=allow_reflection), target)
-
-
-pve, pa_pve = mpjpe, pa_mpjpe  # the names for vertices; others: MPVPE, MVE
 
 
 @_in_kind
@@ -348,7 +345,7 @@ def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[st
         neck = bodymodels.JOINT_SETS[rules.joints].index("neck")
         faces = [_tensor(points["vertices"])[:, ids] - _tensor(points["joints"])[:, [neck]]
                  for points in both]
-        for before, error in (("PA-", pa_pve), ("", pve)):
+        for before, error in (("PA-", pa_mpjpe), ("", mpjpe)):
             report[f"face {before}PVE"] = 1000 * (error(*faces) if each else error(*faces).mean())
     return {name: torch.as_tensor(value).cpu().numpy() if each else float(value)
             for name, value in report.items()}
@@ -375,7 +372,7 @@ def _scores(prediction: dict[str, Tensor], target: dict[str, Tensor], rules: Pro
     errors = {"MPJPE": mpjpe(*joints)}
     if "vertices" in prediction:
         vertices = prediction["vertices"], target["vertices"]
-        errors[rules.vertex_error] = pve(*vertices)
+        errors[rules.vertex_error] = mpjpe(*vertices)
     report = {f"{before}{name}": 1000 * (error if each else error.mean())
               for name, error in errors.items()}
     if each or "vertices" not in prediction:

@@ -11,12 +11,10 @@ from people_samples import HAND, HAND_IDS, LIGHT, SMPLX55, WHOLE, seeds
 import bodymodels as bm
 
 
-def test_convention_joints_of_the_arms_and_knuckles():
-    """SMPL-X's indices of each arm, pelvis to wrist, and of the MCP joints, left hand first."""
+def test_convention_joints_of_the_arms():
+    """SMPL-X's indices of each arm, pelvis to wrist."""
     assert bm.joint_indices("smplx55", "left_arm08") == [0, 3, 6, 9, 13, 16, 18, 20]
     assert bm.joint_indices("smplx55", "right_arm08") == [0, 3, 6, 9, 14, 17, 19, 21]
-    assert bm.joint_indices("left_hand21", bm.JOINT_SETS["mcp08"][:4]) == [5, 9, 13, 17]
-    assert bm.joint_indices("smplx55", "mcp08") == [25, 28, 34, 31, 40, 43, 49, 46]
     for side in ("left", "right"):
         chain = bm.joint_indices("smplx55", f"{side}_arm08")
         assert [WHOLE.parents[joint] for joint in chain] == [-1, *chain[:-1]]

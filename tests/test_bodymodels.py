@@ -58,40 +58,28 @@ def apart(a, b):
 # ------------------------------------------------------------------------------ smplx as oracle
 
 
-HAND_SPACES = {
-    "absolute": {"use_pca": False, "flat_hand_mean": True},
-    "mean_relative": {"use_pca": False, "flat_hand_mean": False},
-    "pca": {"use_pca": True, "flat_hand_mean": False},
-}
-
-
-@pytest.mark.parametrize("family, side, hand_pose", [
-    *(("mano", side, space) for side in ("right", "left") for space in HAND_SPACES),
-    ("smplx", "right", "absolute"), ("smplx", "right", "pca"), ("smpl", "right", "absolute")])
-def test_models_agree_with_smplx_create(official_models, family, side, hand_pose):
-    """Hands of every space and side, whole bodies, and SMPL from a pickle are smplx's."""
-    hands = {} if family == "smpl" else {
-        "ext": "npz", "num_pca_comps": 12, **HAND_SPACES[hand_pose]}
+@pytest.mark.parametrize("family, side", [
+    ("mano", "right"), ("mano", "left"), ("smplx", "right"), ("smpl", "right")])
+def test_models_agree_with_smplx_create(official_models, family, side):
+    """Hands of either side and whole bodies, with the mean hand added to their fingers, and SMPL
+    from a pickle are smplx's."""
+    hands = {} if family == "smpl" else {"ext": "npz", "use_pca": False, "flat_hand_mean": False}
     theirs = smplx.create(official_models, family, is_rhand=side == "right", batch_size=2, **hands)
-    ours = bm.load_model(official_models, family=family, side=side, hand_pose=hand_pose,
-                         num_pca_comps=12)
+    ours = bm.load_model(official_models, family=family, side=side)
     betas, pose, expression, transl = inputs(ours, 2)
-    count = {"mano": 1, "smpl": 24, "smplx": 25}[family]  # joints before the hands
-    fingers = pose[:, count:].flatten(1).split(45, 1)
-    if "pca" in hand_pose:
-        fingers = [angles[:, :12] for angles in fingers]
     given = {"betas": betas, "transl": transl, "global_orient": pose[:, 0]}
     if family == "mano":
-        given["hand_pose"], = fingers
+        given["hand_pose"] = pose[:, 1:].flatten(1)
     if family == "smpl":
         given["body_pose"] = pose[:, 1:].flatten(1)
     if family == "smplx":
-        names = "jaw_pose", "leye_pose", "reye_pose"
-        given |= dict(zip(names, pose[:, 22:25].unbind(1), strict=True))
-        given |= {"expression": expression, "body_pose": pose[:, 1:22].flatten(1),
-                  "left_hand_pose": fingers[0], "right_hand_pose": fingers[1]}
-    if "pca" in hand_pose:
-        pose = torch.cat([pose[:, :count].flatten(1), *fingers], 1)
+        parts = {"body_pose": slice(1, 22), "jaw_pose": 22, "leye_pose": 23, "reye_pose": 24,
+                 "left_hand_pose": slice(25, 40), "right_hand_pose": slice(40, 55)}
+        given |= {name: pose[:, part].flatten(1) for name, part in parts.items()}
+        given["expression"] = expression
+    file, pose = arrays(f"hand_{side}" if family == "mano" else "wholebody"), pose.clone()
+    for first, end in {"mano": [(1, "")], "smplx": [(25, "l"), (40, "r")]}.get(family, []):
+        pose[:, first:first + 15] += torch.from_numpy(file[f"hands_mean{end}"]).view(15, 3)
     expected, output = theirs(**given), ours(betas, pose, expression, transl)
     points = output.joints if family == "mano" else ours.keypoints(output)
     assert apart(output.vertices, expected.vertices) < 1e-5
@@ -393,9 +381,6 @@ def test_convention_left_shapedirs(tmp_path):
             bm.load_model(source, fix_left_shapedirs=True)
 
 
-EYES = torch.eye(3).expand(2, 16, 3, 3)
-
-
 @pytest.mark.parametrize("given, message", [
     ({"betas": torch.zeros(2, 9)}, r"betas has shape \(2, 9\), but wholebody expects \(B, 10\)"),
     ({"betas": torch.zeros(10)}, r"betas has shape \(10,\)"),
@@ -404,16 +389,12 @@ EYES = torch.eye(3).expand(2, 16, 3, 3)
     ({"pose": torch.zeros(2, 24, 3)}, r"pose has shape \(2, 24, 3\)"),
     ({"pose": torch.zeros(55, 3)}, r"pose has shape \(55, 3\)"),
     ({"betas": torch.zeros(3, 10), "expression": torch.zeros(3, 10)}, "3 shapes for 2 poses"),
-    ({"hand_pose": "mean_relative", "pose": EYES}, r"\(B, 16, 3\), axis-angle"),
-    ({"hand_pose": "pca", "pose": EYES}, r"\(B, 48\)"),
 ])
 def test_wrong_shapes(given, message):
-    """A wrong shape is named with the right one; so are matrices where a mean would be lost."""
+    """A wrong shape is named with the right one."""
     given = {"betas": torch.zeros(2, 10), "pose": torch.zeros(2, 55, 3)} | given
-    hand_pose = given.pop("hand_pose", None)
-    body = bm.load_model("hand_right", hand_pose=hand_pose) if hand_pose else model("wholebody")
     with pytest.raises(ValueError, match=message):
-        body(**given)
+        model("wholebody")(**given)
 
 
 @pytest.mark.parametrize("change, message", [
@@ -438,23 +419,5 @@ def test_broken_model_files(tmp_path, change, message):
 def test_unknown_sources_and_options(tmp_path):
     with pytest.raises(FileNotFoundError, match="hand_middle.*free models hand_right, hand_left"):
         bm.load_model("hand_middle")
-    with pytest.raises(ValueError, match="expected one of absolute, mean_relative, pca"):
-        bm.load_model("hand_right", hand_pose="flat")
-    with pytest.raises(ValueError, match="needs a model with hands_mean"):
-        bm.load_model("body", hand_pose="pca")
-    with pytest.raises(ValueError, match="num_pca_comps=46, expected 1 to 45"):
-        bm.load_model("hand_right", hand_pose="pca", num_pca_comps=46)
     with pytest.raises(TypeError, match="num_beta"):
         bm.load_model("hand_right", num_beta=10)
-
-
-def test_convention_45_pca_coefficients_stay_coefficients():
-    """All 45 components rotate fingers, where the smplx package would take axis-angles for MANO."""
-    pca, flat = (bm.load_model("hand_right", hand_pose=hand_pose, num_pca_comps=45)
-                 for hand_pose in ("pca", "mean_relative"))
-    coefficients = 0.3 * torch.randn(2, 45, generator=torch.Generator().manual_seed(0))
-    components = torch.from_numpy(arrays("hand_right")["hands_components"]).float()
-    fingers = (coefficients @ components).unflatten(1, (15, 3))
-    pose = torch.cat([torch.zeros(2, 1, 3), fingers], 1)
-    found = pca(torch.zeros(2, 10), torch.cat([torch.zeros(2, 3), coefficients], 1)).vertices
-    torch.testing.assert_close(found, flat(torch.zeros(2, 10), pose).vertices, atol=1e-6, rtol=0)

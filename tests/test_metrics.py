@@ -1,23 +1,21 @@
-"""metrics.py: alignment, errors, the official FreiHAND evaluation, prediction files."""
+"""metrics.py: alignment, errors, prediction files; test_protocols.py has the protocols."""
 
+import itertools
 import json
 import math
 import os
 
 import numpy as np
 import pytest
-import scipy.integrate
-import scipy.linalg
-import scipy.spatial
-import scipy.spatial.transform
 import torch
+from body_samples import seeds
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 import metrics
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-seeds = st.integers(0, 2**32 - 1)
 
 
 def clouds(seed, *shape, size=0.05):
@@ -26,15 +24,11 @@ def clouds(seed, *shape, size=0.05):
     return size * torch.randn(*shape, 3, generator=generator, dtype=torch.float64)
 
 
-def rotations(seed, count):
-    random = np.random.default_rng(seed).normal(size=(count, 4))
-    return torch.from_numpy(scipy.spatial.transform.Rotation.from_quat(random).as_matrix())
-
-
 def similarities(seed, points):
     """Each sample of (B, N, 3) moved by its own rotation, scale and translation."""
+    turns = torch.from_numpy(Rotation.random(len(points), random_state=seed).as_matrix())
     scale = 2 ** clouds(seed, len(points), 1, size=1)[..., :1]
-    return scale * points @ rotations(seed, len(points)) + clouds(seed + 1, len(points), 1, size=1)
+    return scale * points @ turns + clouds(seed + 1, len(points), 1, size=1)
 
 
 def squared_error(aligned, target):
@@ -91,44 +85,25 @@ def test_convention_reflection_is_explicit(seed, points):
 
 
 def degenerate_pairs():
-    """name -> (source, target), each (1, N, 3): everything an alignment should survive."""
+    """(source, target), each (1, N, 3): everything an alignment should survive."""
     hand, other = clouds(0, 1, 21, size=1), clouds(1, 1, 21, size=1)
-    flat, line = torch.tensor([1.0, 1, 0]), torch.tensor([1.0, 0, 0])
+    whole, flat, line, point, mirror = torch.tensor([  # collapse the axes
+        [1.0, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0], [-1, 1, 1]])
     octahedron = torch.cat([torch.eye(3), -torch.eye(3)])[None].double()
-    place = torch.tensor([[[0.1, 0.2, 0.7]]], dtype=torch.float64)
-    same, zero = place.expand(1, 21, 3), torch.zeros(1, 21, 3, dtype=torch.float64)
-    return {
-        "mirrored": (hand * torch.tensor([-1.0, 1, 1]), hand),
-        "inverted octahedron": (-octahedron, octahedron),
-        "equal singular values": (octahedron, octahedron),
-        "one point": (hand[:, :1], other[:, :1]),
-        "two points": (hand[:, :2], other[:, :2]),
-        "three points": (hand[:, :3], other[:, :3]),
-        "source collinear": (hand * line, other),
-        "target collinear": (hand, other * line),
-        "both collinear": (hand * line, other * line),
-        "source coplanar": (hand * flat, other),
-        "target coplanar": (hand, other * flat),
-        "both coplanar": (hand * flat, other * flat),
-        "coplanar and mirrored": (hand * flat * torch.tensor([-1.0, 1, 1]), hand * flat),
-        "source in one place": (same, other),
-        "target in one place": (hand, same),
-        "both in one place": (same, same + 1),
-        "source zero": (zero, other),
-        "target zero": (hand, zero),
-        "both zero": (zero, zero),
-        "equal": (hand, hand),
-        "opposite": (-hand, hand),
-    }
+    place = torch.tensor([0.1, 0.2, 0.7])
+    pairs = [(hand * a, other * b) for a, b in itertools.product((whole, flat, line, point),
+                                                                 repeat=2)]
+    pairs += [(hand[:, :count], other[:, :count]) for count in (1, 2, 3)]
+    pairs += [(hand * point + place, other * point - place), (hand * point + place, other)]
+    return pairs + [(hand * mirror, hand), (hand * flat * mirror, hand * flat), (hand, hand),
+                    (-hand, hand), (-octahedron, octahedron), (octahedron, octahedron)]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("name", degenerate_pairs())
-def test_procrustes_of_degenerate_points(name, dtype):
+def test_procrustes_of_degenerate_points(dtype):
     """Finite, of the given type, and as close as any similarity gets."""
-    for samples in (1, 2, 3):
-        source, target = (points.to(dtype).expand(samples, -1, -1)
-                          for points in degenerate_pairs()[name])
+    for pair, samples in itertools.product(degenerate_pairs(), (1, 2, 3)):
+        source, target = (points.to(dtype).expand(samples, -1, -1) for points in pair)
         for allow_reflection in (False, True):
             aligned = metrics.procrustes_align(source, target, allow_reflection=allow_reflection)
             assert aligned.dtype == dtype and aligned.isfinite().all()
@@ -155,7 +130,7 @@ def test_every_batch_size_and_float_type(dtype):
         source, target = (clouds(seed, samples, 3).to(dtype) for seed in (0, 1))
         aligned = metrics.procrustes_align(source, target)
         assert aligned.shape == (samples, 3, 3) and aligned.dtype == dtype
-        for metric in (metrics.mpjpe, metrics.pve, metrics.pa_mpjpe, metrics.pa_pve):
+        for metric in (metrics.mpjpe, metrics.pa_mpjpe):
             error = metric(source, target)
             assert error.shape == (samples,) and error.isfinite().all()
             assert error.dtype == torch.promote_types(dtype, torch.float32)
@@ -184,7 +159,7 @@ def test_batch_is_a_loop_over_its_samples(monkeypatch, chunk_bytes, threads):
 def test_a_bad_sample_is_nan_alone(bad, which, dtype):
     """One NaN or infinite coordinate makes its sample NaN and leaves the others as they were."""
     source, target = clouds(0, 5, 21).to(dtype), clouds(1, 5, 21).to(dtype)
-    functions = (metrics.procrustes_align, metrics.pa_mpjpe, metrics.pa_pve, metrics.f_score)
+    functions = (metrics.procrustes_align, metrics.pa_mpjpe, metrics.f_score)
     clean = [function(source, target) for function in functions]
     for points in {"source": [source], "target": [target], "both": [source, target]}[which]:
         points[2, 7, 1] = bad
@@ -210,15 +185,14 @@ def test_numpy_in_numpy_out():
         "reversed": lambda x: x.numpy()[::-1].copy()[::-1],
         "read-only": lambda x: np.frombuffer(x.numpy().tobytes(), np.float32).reshape(x.shape),
     }
-    for function in (metrics.procrustes_align, metrics.mpjpe, metrics.pve, metrics.pa_mpjpe,
-                     metrics.pa_pve, metrics.f_score, metrics.pck_auc):
+    for function in (metrics.procrustes_align, metrics.mpjpe, metrics.pa_mpjpe, metrics.f_score,
+                     metrics.pck_auc):
         expected = function(source, target)
         assert isinstance(expected, torch.Tensor)
         for layout in layouts.values():
             result = function(layout(source), layout(target))
             assert isinstance(result, np.ndarray | np.floating)
             np.testing.assert_array_equal(result, expected.numpy())
-    for function in (metrics.procrustes_align, metrics.pa_mpjpe, metrics.f_score, metrics.pck_auc):
         assert not function(source.clone().requires_grad_(), target).requires_grad
     assert torch.equal(source, before[0]) and torch.equal(target, before[1])
 
@@ -237,18 +211,6 @@ def test_wrong_points_are_named(source, target, message):
             function(source, target)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_gives_the_numbers_of_the_cpu():
-    """The same table from tensors on a GPU."""
-    target = {"joints": clouds(0, 9, 21), "vertices": clouds(1, 9, 778)}
-    prediction = {name: points + clouds(2, *points.shape[:2], size=0.01)
-                  for name, points in target.items()}
-    on_gpu = ({name: points.cuda() for name, points in both.items()}
-              for both in (prediction, target))
-    expected = metrics.evaluate("freihand", prediction, target)
-    assert metrics.evaluate("freihand", *on_gpu) == pytest.approx(expected, abs=1e-9)
-
-
 # ------------------------------------------------------------------------------------ errors
 
 
@@ -256,14 +218,12 @@ def test_golden_errors():
     """Errors that can be had in the head: 3-4-5 triangles."""
     target = clouds(0, 2, 21)
     shift = torch.tensor([[[0.003, 0.004, 0.0]], [[0.0, 0.0, 0.012]]])
-    for metric in (metrics.mpjpe, metrics.pve):
-        torch.testing.assert_close(metric(target + shift, target),
-                                   torch.tensor([0.005, 0.012]).double(), rtol=0, atol=1e-9)
-    for metric in (metrics.pa_mpjpe, metrics.pa_pve):
-        assert (metric(target + shift, target) < 1e-15).all()
-        mirrored = target * torch.tensor([1.0, 1, -1])
-        assert (metric(mirrored, target, allow_reflection=True) < 1e-15).all()
-        assert (metric(mirrored, target) > 0.01).all()
+    torch.testing.assert_close(metrics.mpjpe(target + shift, target),
+                               torch.tensor([0.005, 0.012]).double(), rtol=0, atol=1e-9)
+    assert (metrics.pa_mpjpe(target + shift, target) < 1e-15).all()
+    mirrored = target * torch.tensor([1.0, 1, -1])
+    assert (metrics.pa_mpjpe(mirrored, target, allow_reflection=True) < 1e-15).all()
+    assert (metrics.pa_mpjpe(mirrored, target) > 0.01).all()
 
 
 @given(seeds, st.sampled_from([0.0, 1.0, 1e3]), st.sampled_from([0.005, 0.015]))
@@ -303,114 +263,6 @@ def test_convention_pck_counts_the_threshold():
     assert metrics.pck_auc(target * np.nan, target) == 0
 
 
-# --------------------------------------------------------------------------------- protocols
-
-
-def official_align(truth, points):
-    """FreiHAND's alignment from its description: centre, normalise, rotate, rescale."""
-    truth_mean, points_mean = truth.mean(0), points.mean(0)
-    truth_norm = np.linalg.norm(truth - truth_mean) + 1e-8
-    points_norm = np.linalg.norm(points - points_mean) + 1e-8
-    truth, points = (truth - truth_mean) / truth_norm, (points - points_mean) / points_norm
-    rotation, scale = scipy.linalg.orthogonal_procrustes(truth, points)
-    return points @ rotation.T * scale * truth_norm + truth_mean
-
-
-def official_f_score(truth, points, threshold):
-    recall = (scipy.spatial.cKDTree(points).query(truth)[0] < threshold).mean()
-    precision = (scipy.spatial.cKDTree(truth).query(points)[0] < threshold).mean()
-    return 2 * recall * precision / (recall + precision) if recall + precision > 0 else 0
-
-
-def official_table(prediction, target):
-    """FreiHAND's evaluation: per sample alignment, per keypoint means and curves."""
-    table = {}
-    thresholds = np.linspace(0, 0.05, 100)
-    for name, mean, area in (("joints", "MPJPE", "AUC-J"), ("vertices", "MPVPE", "AUC-V")):
-        pairs = list(zip(target[name], prediction[name], strict=True))
-        aligned = [(truth, official_align(truth, points)) for truth, points in pairs]
-        for prefix, suffix, both in (("", " raw", pairs), ("PA-", "", aligned)):
-            errors = np.array([np.linalg.norm(truth - points, axis=1) for truth, points in both])
-            curves = (errors[:, :, None] <= thresholds).mean(0)  # per keypoint
-            table[prefix + mean] = 1000 * errors.mean(0).mean()
-            areas = scipy.integrate.trapezoid(curves, thresholds, axis=1)
-            table[area + suffix] = areas.mean() / 0.05
-            if name == "vertices":
-                for threshold in (0.005, 0.015):
-                    table[f"F@{1000 * threshold:g}{suffix}"] = np.mean(
-                        [official_f_score(truth, points, threshold) for truth, points in both])
-    return table
-
-
-def predictions(seed, kind, samples=4):
-    """Targets like hands in a camera's frame, and predictions of one kind for them."""
-    random = np.random.default_rng(seed)
-    target = {name: 0.05 * random.normal(size=(samples, count, 3)) + (0.02, -0.03, 0.7)
-              for name, count in (("joints", 21), ("vertices", 778))}
-    noisy = {name: points + 0.006 * random.normal(size=points.shape)
-             for name, points in target.items()}
-    return {name: KINDS[kind](noisy[name], points) for name, points in target.items()}, target
-
-
-KINDS = {  # from noisy and true points
-    "noisy": lambda noisy, true: noisy,
-    "perfect": lambda noisy, true: true.copy(),
-    "root-relative": lambda noisy, true: noisy - (0.02, -0.03, 0.7),
-    "mirrored": lambda noisy, true: noisy * [-1, 1, 1],
-    "random": lambda noisy, true: np.random.default_rng(1).normal(size=true.shape),
-    "small": lambda noisy, true: 0.01 * noisy,
-    "zero": lambda noisy, true: 0 * true,
-    "constant": lambda noisy, true: 0 * true + [0.1, 0.2, 0.7],
-    "coplanar": lambda noisy, true: noisy * [1, 1, 0],
-    "shifted by a threshold": lambda noisy, true: true + [0, 0.005, 0],
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_freihand_is_the_official_evaluation(kind):
-    """Every number to 1e-6, for good predictions and absurd ones; a NaN shows in the means."""
-    prediction, target = predictions(0, kind)
-    table = metrics.evaluate("freihand", prediction, target)
-    expected = official_table(prediction, target)
-    assert table == pytest.approx(expected, abs=1e-6, rel=0)
-    prediction["vertices"][2, 100, 1] = math.nan
-    bad = metrics.evaluate("freihand", prediction, target)
-    assert math.isnan(bad["PA-MPVPE"]) and math.isnan(bad["F@5"])
-    assert bad["PA-MPJPE"] == table["PA-MPJPE"]
-
-
-def test_rendered_hands_is_relative_to_joint_nine_and_never_mirrors():
-    """Where a hand is does not matter; which hand it is does. Tensors get the table of arrays."""
-    prediction, target = predictions(1, "noisy")
-    table = metrics.evaluate("rendered_hands", prediction, target)
-    moved = {name: torch.from_numpy(points) + torch.tensor([0.3, -0.1, 5.0])
-             for name, points in prediction.items()}
-    assert metrics.evaluate("rendered_hands", moved, target) == pytest.approx(table, abs=1e-9)
-    for name, error in (("joints", "MPJPE"), ("vertices", "MPVPE")):
-        difference = (prediction[name] - prediction["joints"][:, 9:10]
-                      - target[name] + target["joints"][:, 9:10])
-        assert table[error] == pytest.approx(1000 * np.linalg.norm(difference, axis=2).mean())
-    mirrored = {name: points * [-1, 1, 1] for name, points in target.items()}
-    assert metrics.evaluate("freihand", mirrored, target)["PA-MPVPE"] == pytest.approx(0, abs=1e-5)
-    assert metrics.evaluate("rendered_hands", mirrored, target)["PA-MPVPE"] > 10
-
-
-@pytest.mark.parametrize(("protocol", "change", "message"), [
-    ("frei", {}, r"protocol 'frei': expected one of \[.*'freihand', .*'rendered_hands'.*\]"),
-    ("freihand", {"joints": np.zeros((2, 16, 3))}, r"hand21 are \(B, 21, 3\), got \(2, 16, 3\)"),
-    ("freihand", {"vertices": np.zeros((2, 777, 3))}, "same shape"),
-    ("freihand", {"vertices": np.zeros((1, 778, 3))}, "same shape"),
-    ("freihand", {"joints": np.zeros((0, 21, 3))}, "at least one sample"),
-])
-def test_evaluate_names_what_is_wrong(protocol, change, message):
-    """Unknown protocols, other joint sets and other meshes are refused."""
-    target = {"joints": np.zeros((2, 21, 3)), "vertices": np.zeros((2, 778, 3))}
-    with pytest.raises(ValueError, match=message):
-        metrics.evaluate(protocol, target | change, target)
-    with pytest.raises(ValueError, match="vertices"):
-        metrics.evaluate("freihand", {"joints": target["joints"]}, target)
-
-
 # --------------------------------------------------------------------------- prediction files
 
 
@@ -436,35 +288,25 @@ JOINTS, VERTICES = [[0.0] * 3] * 21, [[0.0] * 3] * 778
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("", "not a JSON file"),
-    ("[[[0.1, 0.2", "not a JSON file"),
-    (b"\xff\xfe\x00\xd8", "not a JSON file"),
-    ("[" * 100_000, "not a JSON file"),
+    *((content, "not a JSON file") for content in (
+        b"", b"[[[0.1, 0.2", b"\xff\xfe\x00\xd8", b"[" * 100_000)),
     ({"joints": []}, r"list of two, \[xyz_list, verts_list\]"),
     ([[JOINTS]], "list of two"),
     ([JOINTS, VERTICES], "joints: expected 21 points of 3 numbers"),
     ([[JOINTS], VERTICES], "vertices: expected 778 points"),
-    ([[VERTICES], [JOINTS]], "joints: expected 21 points"),
     ([[JOINTS, JOINTS], [VERTICES]], "same samples, got 2 and 1"),
     ([[JOINTS, JOINTS[:-1]], [VERTICES] * 2], "joints: expected 21 points"),
-    ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0]]]], "vertices: expected 778 points"),
-    ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, "0"]]]], "vertices: expected 778 points"),
-    ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, None]]]], "vertices: expected 778 points"),
-    ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, 10**30]]]], "vertices: expected 778 points"),
+    *(([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, *number]]]], "vertices: expected 778 points")
+      for number in ([], ["0"], [None], [10**30])),
     ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, math.nan]]]], r"\[0\]: not finite at point 777"),
     ([[JOINTS], [[[math.inf] * 3] * 778]], r"vertices\[0\]: not finite at point 0"),
-    (["joints", [VERTICES]], "joints: expected 21 points"),
     ([None, [VERTICES]], "joints: expected 21 points"),
-    ([[JOINTS] * 3, [VERTICES] * 3], "expected 2 samples, got 3"),
     ([[], []], "expected 2 samples, got 0"),
 ])
 def test_a_bad_file_is_named(tmp_path, content, message):
     """One ValueError that names the file and the first thing wrong in it."""
     path = tmp_path / "pred.json"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     with pytest.raises(ValueError, match=message) as caught:
         metrics.read_predictions(path, 2)
     assert "pred.json" in str(caught.value)
@@ -486,11 +328,13 @@ def test_bad_predictions_are_not_written(tmp_path):
 
 def test_command_line_scores_a_file(tmp_path, capsys):
     """It prints the table; other arguments end with one line, not a traceback."""
-    prediction, target = predictions(0, "noisy")
+    target, noise = (dict(zip(("joints", "vertices"), (
+        clouds(seed, 2, count).numpy() for count in (21, 778)), strict=True)) for seed in (0, 1))
+    prediction = {name: points + 0.1 * noise[name] for name, points in target.items()}
     paths = [tmp_path / name for name in ("pred.json", "xyz.json", "verts.json")]
     metrics.write_predictions(paths[0], prediction["joints"], prediction["vertices"])
-    paths[1].write_text(json.dumps(target["joints"].tolist()))
-    paths[2].write_text(json.dumps(target["vertices"].tolist()))
+    for path, points in zip(paths[1:], target.values(), strict=True):
+        path.write_text(json.dumps(points.tolist()))
     metrics.main(list(map(str, paths)))
     printed = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     table = metrics.evaluate("freihand", prediction, target)

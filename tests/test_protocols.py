@@ -1,4 +1,6 @@
-"""Protocols of bodies, whole bodies and hands against a loop, and on known errors."""
+"""Protocols of hands, bodies and whole bodies against a loop, and on known errors."""
+
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from body_samples import seeds
 from hypothesis import given, settings
 from official_folders import RNG
 from people_samples import HAND_IDS, WHOLE
+from scipy.spatial import cKDTree
 
 import bodymodels as bm
 import metrics
@@ -19,6 +22,8 @@ SMPL14 = [1, 2, 4, 5, 7, 8, 12, 15, 16, 17, 18, 19, 20, 21]  # SMPLer-X's
 # name -> joints, root (two: their middle), joints that are scored, the mesh's row, and the aligned
 # mesh's if there is one
 RULES = {
+    "freihand": (21, [], range(21), "MPVPE", "PA-MPVPE"),
+    "rendered_hands": (21, [9], range(21), "MPVPE", "PA-MPVPE"),
     "dexycb_s0": (21, [0], range(21), "MPVPE", "PA-MPVPE"),
     "3dpw_lsp14": (17, [14], range(14), "MVE", ""),
     "h36m_p2_lsp14": (17, [14], range(14), "", ""),
@@ -29,50 +34,118 @@ RULES = {
     "rendered_people_hands": (21, [0], range(21), "PVE", "PA-PVE"),
     "pose_reconstruction": (24, [], range(24), "MVE", ""),
 }
+CURVES = {"freihand": "F AUC", "rendered_hands": "F AUC", "dexycb_s0": "AUC"}
 
 
-def points_of(seed, joints):
+def points_of(seed, joints, vertices=50):
     rng = np.random.default_rng(seed)
-    return {"joints": rng.normal(size=(3, joints, 3)), "vertices": rng.normal(size=(3, 50, 3))}
+    return {"joints": rng.normal(size=(3, joints, 3)),
+            "vertices": rng.normal(size=(3, vertices, 3))}
 
 
-def aligned(source, target, mirror, moved):
+def aligned(source, target, mirror, moved, guard=0.0):
     """The similarity transform that takes source to target, applied to moved; by scipy."""
     middle, x, y = source.mean(0), source - source.mean(0), target - target.mean(0)
     rotation, _ = scipy.linalg.orthogonal_procrustes(x, y)
     if np.linalg.det(rotation) < 0 and not mirror:
         u, _, vh = np.linalg.svd(x.T @ y)
         rotation = u @ np.diag([1, 1, -1]) @ vh
-    scale = ((x @ rotation) * y).sum() / (x**2).sum()
+    scale = ((x @ rotation) * y).sum() / (np.linalg.norm(x) + guard) ** 2
     return scale * (moved - middle) @ rotation + target.mean(0)
 
 
-@given(seeds)
-@settings(max_examples=5)
-@pytest.mark.parametrize("name", RULES)
-def test_protocols_against_a_loop(name, seed):
-    """Root, scored joints and units, before and after alignment; DexYCB alone may mirror; EMDB's
-    mesh moves with its joints; where the whole is does not matter, but for a reconstruction."""
-    joints, root, scored, mesh, aligned_mesh = RULES[name]
-    prediction, target = points_of(seed, joints), points_of(seed + 1, joints)
-    report, errors = metrics.evaluate(name, prediction, target), {}
+def f_score(points, truth, threshold):
+    recall, precision = ((cKDTree(a).query(b)[0] < threshold).mean()
+                         for a, b in ((points, truth), (truth, points)))
+    return 2 * recall * precision / max(recall + precision, 1e-300)
+
+
+def table_of(name, prediction, target):
+    """The rows of a protocol, sample by sample and curve by curve."""
+    _, root, scored, mesh, aligned_mesh = RULES[name]
+    mirror, guard = name in ("freihand", "dexycb_s0"), 1e-8 if name == "freihand" else 0.0
+    pairs = {}
     for a, b, mesh_a, mesh_b in zip(prediction["joints"], target["joints"],
                                     prediction["vertices"], target["vertices"], strict=True):
         origin = [points[root].mean(0) if root else 0 for points in (a, b)]
         a, b, mesh_a, mesh_b = (points - origin[index % 2] for index, points in
                                 enumerate((a, b, mesh_a, mesh_b)))
         a, b = a[list(scored)], b[list(scored)]
-        mirror = name == "dexycb_s0"
-        moved = aligned(*((a, b) if name == "emdb1_24" else (mesh_a, mesh_b)), mirror, mesh_a)
-        for row, x, y in (("MPJPE", a, b), ("PA-MPJPE", aligned(a, b, mirror, a), b),
+        own = (a, b) if name == "emdb1_24" else (mesh_a, mesh_b)
+        moved = aligned(*own, mirror, mesh_a, guard)
+        for row, x, y in (("MPJPE", a, b), ("PA-MPJPE", aligned(a, b, mirror, a, guard), b),
                           (mesh, mesh_a, mesh_b), (aligned_mesh, moved, mesh_b)):
-            errors.setdefault(row, []).append(1000 * np.linalg.norm(x - y, axis=1).mean())
-    rows = {"MPJPE", mesh, aligned_mesh, "PA-MPJPE" if root else ""} - {""}
-    assert {row for row in report if "AUC" not in row} == rows
-    for row in rows:
-        assert report[row] == pytest.approx(np.mean(errors[row])), row
-    moved = {part: points + (0.3, -1, 5) for part, points in target.items()}
-    assert max(metrics.evaluate(name, moved, target)[row] for row in rows) < 1e-6 or not root
+            pairs.setdefault(row, []).append((x, y))
+    rows = {"MPJPE", mesh, aligned_mesh, "PA-MPJPE" if name != "pose_reconstruction" else ""} - {""}
+    away = {row: np.array([np.linalg.norm(x - y, axis=1) for x, y in pairs[row]]) for row in rows}
+    table, limits = {row: 1000 * away[row].mean() for row in rows}, np.linspace(0, 0.05, 100)
+    for suffix, before in (("", "PA-"), (" raw", "")):
+        for part, row in (("J", "MPJPE"), ("V", mesh)) if "AUC" in CURVES.get(name, "") else ():
+            curve = (away[before + row][..., None] <= limits).mean((0, 1))
+            table[f"AUC-{part}{suffix}"] = np.trapezoid(curve, limits) / 0.05
+        for threshold in (5, 15) if "F " in CURVES.get(name, "") else ():
+            table[f"F@{threshold}{suffix}"] = np.mean([
+                f_score(*pair, threshold / 1000) for pair in pairs[before + mesh]])
+    return table
+
+
+@given(seeds)
+@settings(max_examples=5)
+@pytest.mark.parametrize("name", RULES)
+def test_protocols_against_a_loop(name, seed):
+    """Root, scored joints and units, before and after alignment; FreiHAND and DexYCB may mirror;
+    EMDB's mesh moves with its joints; where the whole is does not matter to those with a root."""
+    joints, root, *_, mesh, aligned_mesh = RULES[name]
+    target = points_of(seed, joints)
+    for share in (1.0, 0.01):  # far off, and within reach of the curves
+        noise = points_of(seed + 1, joints)
+        prediction = {part: points + share * noise[part] for part, points in target.items()}
+        report = metrics.evaluate(name, prediction, target)
+        assert report == pytest.approx(table_of(name, prediction, target), rel=1e-6)
+    moved = {part: torch.from_numpy(points) + torch.tensor([0.3, -1, 5])
+             for part, points in target.items()}
+    report = metrics.evaluate(name, moved, target)
+    assert not root or max(report[row] for row in ("MPJPE", mesh, aligned_mesh) if row) < 1e-6
+    mirrored = {part: points * [-1, 1, 1] for part, points in target.items()}
+    report = metrics.evaluate(name, mirrored, target)
+    assert (report.get(aligned_mesh, 10) < 1e-5) == (name in ("freihand", "dexycb_s0"))
+
+
+KINDS = {  # of predictions, from noisy and true points
+    "noisy": lambda noisy, true: noisy,
+    "perfect": lambda noisy, true: true.copy(),
+    "root-relative": lambda noisy, true: noisy - (0.02, -0.03, 0.7),
+    "mirrored": lambda noisy, true: noisy * [-1, 1, 1],
+    "small": lambda noisy, true: 0.01 * noisy,
+    "zero": lambda noisy, true: 0 * true,
+    "constant": lambda noisy, true: 0 * true + [0.1, 0.2, 0.7],
+    "coplanar": lambda noisy, true: noisy * [1, 1, 0],
+    "shifted by a threshold": lambda noisy, true: true + [0, 0.005, 0],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_freihand_is_the_official_evaluation(kind):
+    """Every number to 1e-6, for good predictions and absurd ones; a NaN shows in the means."""
+    target, noise = points_of(0, 21, 778), points_of(1, 21, 778)
+    target = {name: 0.05 * points + (0.02, -0.03, 0.7) for name, points in target.items()}
+    prediction = {name: KINDS[kind](points + 0.006 * noise[name], points)
+                  for name, points in target.items()}
+    table = metrics.evaluate("freihand", prediction, target)
+    assert table == pytest.approx(table_of("freihand", prediction, target), abs=1e-6, rel=0)
+    prediction["vertices"][2, 100, 1] = math.nan
+    bad = metrics.evaluate("freihand", prediction, target)
+    assert math.isnan(bad["PA-MPVPE"]) and math.isnan(bad["F@5"])
+    assert bad["PA-MPJPE"] == table["PA-MPJPE"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_gives_the_numbers_of_the_cpu():
+    both = points_of(0, 21), points_of(1, 21)
+    on_gpu = ({name: torch.from_numpy(points).cuda() for name, points in each.items()}
+              for each in both)
+    expected = metrics.evaluate("freihand", *both)
+    assert metrics.evaluate("freihand", *on_gpu) == pytest.approx(expected, abs=1e-9)
 
 
 def whole_bodies(seed, batch=3):
@@ -126,17 +199,25 @@ def test_vertices_are_optional_where_a_protocol_says_so():
         metrics.evaluate("3dpw_lsp14", prediction, target)
 
 
-def test_bad_points_and_files_are_one_error(tmp_path):
+@pytest.mark.parametrize("protocol, change, message", [
+    ("frei", {}, r"protocol 'frei': expected one of \[.*'freihand', .*'rendered_hands'.*\]"),
+    ("freihand", {"joints": np.zeros((2, 16, 3))}, r"hand21 are \(B, 21, 3\), got \(2, 16, 3\)"),
+    ("freihand", {"vertices": np.zeros((2, 777, 3))}, "same shape"),
+    ("freihand", {"vertices": np.zeros((1, 778, 3))}, "same shape"),
+    ("freihand", {"joints": np.zeros((0, 21, 3))}, "at least one sample"),
+    ("pose_reconstruction", {}, r"joints of smpl24 are \(B, 24, 3\)"),
+    ("rendered_people", {"joints": np.zeros((2, 76, 3))}, "those of a whole body"),
+])
+def test_evaluate_names_what_is_wrong(protocol, change, message, tmp_path):
+    """Unknown protocols, other joint sets, other meshes and damaged files are refused."""
+    target = {"joints": np.zeros((2, 21, 3)), "vertices": np.zeros((2, 778, 3))}
+    true = target | change if protocol == "rendered_people" else target
+    with pytest.raises(ValueError, match=message):
+        metrics.evaluate(protocol, target | change, true)
     (tmp_path / "face.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': ")
-    target, small, body = whole_bodies(0, batch=1), points_of(0, 76), points_of(0, 24)
-    for name, prediction, true, files, message in (
-            ("rendered_people", target, target, {"face_vertices": tmp_path / "face.npy"},
-             "face.npy is damaged"),
-            ("rendered_people", small, small, {}, "those of a whole body"),
-            ("pose_reconstruction", points_of(0, 21), body, {},
-             r"joints of smpl24 are \(B, 24, 3\)")):
-        with pytest.raises(ValueError, match=message):
-            metrics.evaluate(name, prediction, true, **files)
+    people = whole_bodies(0, batch=1)
+    with pytest.raises(ValueError, match="face.npy is damaged"):
+        metrics.evaluate("rendered_people", people, people, face_vertices=tmp_path / "face.npy")
 
 
 def test_errors_of_each_sample_are_those_of_the_sample_alone():

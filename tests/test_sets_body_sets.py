@@ -264,10 +264,13 @@ def test_wart_rich_two_people_cameras_and_twelve_coefficients(folders, models):
         (1, 1), (1, 1), (2, 2), (2, 2)]
     assert records["image"][3] == b"images/train/BBQ_001_002_juggle/cam_03/00042_03.bmp"
     body = load_arrays(root / "bodies/train/BBQ_001_002_juggle/00042/002.pkl")
-    vector = torch.from_numpy(np.concatenate([body[name] for name in SMPLX_PARTS], 1))
-    model = official_body(models, family="smplx", gender="female",
-                               hand_pose="pca", num_pca_comps=12)  # its own way to fingers
-    world = model(torch.from_numpy(body["betas"]), vector,
+    file = load_arrays(models / "SMPLX_FEMALE.npz")
+    pose = [body[name] for name in SMPLX_PARTS]
+    pose[-2:] = (part @ file[f"hands_components{side}"][:12] + file[f"hands_mean{side}"].ravel()
+                 for part, side in zip(pose[-2:], "lr", strict=True))
+    model = official_body(models, family="smplx", gender="female")
+    pose = torch.from_numpy(np.concatenate(pose, 1).reshape(1, 55, 3))
+    world = model(torch.from_numpy(body["betas"]), pose,
                   transl=torch.from_numpy(body["transl"])).vertices[0].numpy()
     expected = world @ tiny.rodrigues([0, 0.3, 0]).T + (0.1, 0.2, 1.5)
     np.testing.assert_allclose(dataset.posed(records[3])[0].vertices[0].numpy(), expected,
