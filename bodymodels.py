@@ -198,15 +198,12 @@ def _pairs(order: str, parts: str) -> tuple[str, ...]:
     return tuple(f"{side}_{part}" for part in parts.split() for side in order.split())
 
 
-def _arm(side: str) -> tuple[str, ...]:
-    return ("pelvis", "spine1", "spine2", "spine3", *_sided(side, "collar shoulder elbow wrist"))
-
-
 _TIPS = _fingers("thumb index middle ring pinky", "_tip")
 _MANO_FINGERS = _fingers("index middle pinky ring thumb", "1", "2", "3")  # pinky before ring
 _HAND_21 = ("wrist", *_fingers("thumb index middle ring pinky", "1", "2", "3", "_tip"))
 _INTERHAND_21 = (*_fingers("thumb index middle ring pinky", "_tip", "3", "2", "1"), "wrist")
 
+_SPINE = ("pelvis", "spine1", "spine2", "spine3")
 _SMPL_22 = (
     "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2",
     "left_ankle", "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar",
@@ -268,8 +265,8 @@ JOINT_SETS: dict[str, tuple[str, ...]] = {
     "smpl14": (*_pairs("left right", "hip knee ankle"), "neck", "head",  # SMPLer-X's LSP-14
                *_pairs("left right", "shoulder elbow wrist")),
     # HMR-Adapter: from the pelvis to either wrist
-    "left_arm08": _arm("left"),
-    "right_arm08": _arm("right"),
+    "left_arm08": (*_SPINE, *_sided("left", "collar shoulder elbow wrist")),
+    "right_arm08": (*_SPINE, *_sided("right", "collar shoulder elbow wrist")),
     # Human3.6M regressors, two files of one name: SPIN's has the left leg first, Moon's the right
     "h36m17_spin": ("pelvis", *_sided("left right", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
     "h36m17_moon": ("pelvis", *_sided("right left", "hip knee ankle"), *_H36M_TORSO_AND_ARMS),
@@ -348,7 +345,6 @@ def keypoint_regressor(J_regressor: Tensor, tip_vertex_ids: Sequence[int]) -> Te
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 FREE_MODELS = ("hand_right", "hand_left", "body", "wholebody")
-_HAND_VERTICES = ASSETS / "hand_vertex_ids.npz"
 _FAMILIES = {  # joint set, official file names
     "mano": ("mano16", ("MANO_{side}",)),
     "smpl": ("smpl24", ("SMPL_{gender}", "basic[mM]odel_{g}_lbs_*")),
@@ -450,9 +446,8 @@ class BodyModel(nn.Module):
             jumps=_jumps(self.parents), identity=np.eye(3), affine=_affine(len(self.parents)))
         self.tip_vertex_ids: tuple[int, ...] = ()
         if family == "mano":
-            if tips is None:
-                tips = arrays.get("tip_vertex_ids", "freihand")
-            self.tip_vertex_ids = _tips(tips)
+            self.tip_vertex_ids = _tips(
+                arrays.get("tip_vertex_ids", "freihand") if tips is None else tips)
             keypoints = keypoint_regressor(torch.from_numpy(regressor), self.tip_vertex_ids)
             self._store(dtype, keypoint_regressor=keypoints.numpy())
         surface = SURFACE_VERTEX_IDS.get(family, ())
@@ -745,7 +740,8 @@ def hand_vertex_ids(source: str | Path = "wholebody") -> dict[str, Tensor]:
     source: the free "body" or "wholebody", or the official file MANO_SMPLX_vertex_ids.pkl.
     """
     if source in FREE_MODELS:
-        keys, path = {side: f"{source}_{side}" for side in ("left", "right")}, _HAND_VERTICES
+        keys = {side: f"{source}_{side}" for side in ("left", "right")}
+        path = ASSETS / "hand_vertex_ids.npz"
     else:
         keys, path = {"left": "left_hand", "right": "right_hand"}, Path(source)
     arrays = load_arrays(path)
@@ -906,7 +902,8 @@ def _windows(triangles: _Triangles, size: tuple[int, int], factor: int = 1
         stop = min(start + height, bottom)
         first, end = _centers_between(triangles.sorted_y[0], triangles.sorted_y[2],
                                       start * factor, stop * factor)
-        yield slice(start, stop), slice(left, right), triangles.part(first < end)
+        yield (slice(start, stop), slice(left, right),
+               triangles.part(first < end) if stop - start < bottom - top else triangles)
 
 
 def rasterize(vertices, faces, size: tuple[int, int]):
@@ -933,11 +930,8 @@ def _canvas(background, size: tuple[int, int]) -> np.ndarray:
     if background.shape not in [(), (3,), (*size, 3)]:
         raise ValueError(f"background must be a colour (3,) or an image {(*size, 3)} in 0..1, "
                          f"got shape {background.shape}")
-    canvas = np.empty((*size, 3), np.float32)
-    canvas[:] = background
-    if background.dtype == np.uint8:
-        canvas /= 255
-    return canvas
+    colors = np.float32(background) / (255 if background.dtype == np.uint8 else 1)
+    return np.broadcast_to(colors, (*size, 3)).copy()
 
 
 def _samples(image: np.ndarray, factor: int) -> np.ndarray:
@@ -993,19 +987,14 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
         seen = face_ids >= 0
         image = np.zeros((*seen.shape, 3), np.float32)
         image[seen] = shade(face_ids[seen], weights[seen])
-        _average([part[rows, columns] for part in result], image, depth, face_ids, supersample)
+        image, mask, depth, face_ids = (_samples(part, supersample) for part in (
+            image, seen.astype(np.float32), depth, face_ids))
+        window, mask = (rows, columns), mask.mean(0)
+        result.mask[window] = mask
+        result.image[window] = image.mean(0) + result.image[window] * (1 - mask[..., None])
+        result.depth[window] = depth.min(0)
+        result.face_ids[window] = np.take_along_axis(face_ids, depth.argmin(0)[None], 0)[0]
     if opacity < 1:
         result.image[:] = opacity * result.image + (1 - opacity) * _canvas(background, size)
     result.image.clip(0, 1, out=result.image)
     return result
-
-
-def _average(result: Sequence[np.ndarray], image: np.ndarray, depth: np.ndarray,
-             face_ids: np.ndarray, factor: int) -> None:
-    """Store the mean of each pixel's samples, before what was there, and the nearest surface."""
-    canvas, mask, nearest_depth, nearest_face = result
-    mask[:] = _samples((face_ids >= 0).astype(np.float32), factor).mean(0)
-    canvas[:] = _samples(image, factor).mean(0) + canvas * (1 - mask[..., None])
-    depths = _samples(depth, factor)
-    nearest_depth[:] = depths.min(0)
-    nearest_face[:] = np.take_along_axis(_samples(face_ids, factor), depths.argmin(0)[None], 0)[0]
