@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import bodymodels as bm
 import numpy as np
 import pytest
 import smplx
@@ -10,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from smplx.lbs import lbs
+from smplx.vertex_ids import vertex_ids
 
-import bodymodels as bm
+from body_samples import SMPL45, seeds
 
 NAMES = bm.FREE_MODELS
-seeds = st.integers(0, 2 ** 31)
 names = st.sampled_from(NAMES)
 
 
@@ -36,18 +37,6 @@ def inputs(body, batch, seed=0, scale=0.5, dtype=torch.float32):
         torch.randn(batch, *size, generator=generator, dtype=torch.float64).to(dtype)
         for size in sizes)
     return betas, scale * pose, expression, transl
-
-
-def oracle(source, betas, pose, expression=None, dtype=torch.float32):
-    """smplx.lbs on the arrays of a file: vertices and joints."""
-    template, shapedirs, posedirs, regressor, weights = (
-        torch.tensor(source[key].astype(np.float64)).to(dtype)
-        for key in ("v_template", "shapedirs", "posedirs", "J_regressor", "weights"))
-    shape = betas if expression is None else torch.cat([betas, expression], 1)
-    parents = torch.tensor(source["kintree_table"].astype(np.int64)[0])
-    parents[0] = -1
-    return lbs(shape, pose.flatten(1), template, shapedirs[:, :, :shape.shape[1]],
-               posedirs.flatten(0, 1).T, regressor, parents, weights)
 
 
 def apart(a, b):
@@ -135,7 +124,10 @@ def test_any_skeleton(parents, vertices, seed):
     body = bm.BodyModel(source, name="random", dtype=torch.float64)
     assert body.parents == tuple(parents)
     betas, pose, _, _ = inputs(body, 3, seed, 2.0, torch.float64)  # turns of any size
-    expected = oracle(source, betas, pose, dtype=torch.float64)
+    tensors = {name: torch.from_numpy(array.astype(np.float64)) for name, array in source.items()}
+    expected = lbs(betas, pose.flatten(1), tensors["v_template"], tensors["shapedirs"],
+                   tensors["posedirs"].flatten(0, 1).T, tensors["J_regressor"],
+                   torch.tensor(parents), tensors["weights"])
     output = body(betas, pose)
     assert apart(output.vertices, expected[0]) < 1e-6 and apart(output.joints, expected[1]) < 1e-6
 
@@ -279,19 +271,18 @@ def test_module_habits():
 # ------------------------------------------------------------------------------------ attributes
 
 
-@pytest.mark.parametrize("name, joints, counts", [
-    ("hand_right", "mano16", (778, 1538, 16, 10, 0)),
-    ("hand_left", "mano16", (778, 1538, 16, 10, 0)),
-    ("body", "smpl24", (6890, 13776, 24, 10, 0)),
-    ("wholebody", "smplx55", (10475, 20938, 55, 10, 10))])
-def test_attributes(name, joints, counts):
+@pytest.mark.parametrize("name, side, joints, counts", [
+    ("hand_right", "right", "mano16", (778, 1538, 16, 10, 0)),
+    ("hand_left", "left", "mano16", (778, 1538, 16, 10, 0)),
+    ("body", "", "smpl24", (6890, 13776, 24, 10, 0)),
+    ("wholebody", "", "smplx55", (10475, 20938, 55, 10, 10))])
+def test_attributes(name, side, joints, counts):
     body = model(name)
     assert counts == (len(body.v_template), len(body.faces), len(body.parents), body.num_betas,
                       body.num_expression)
-    assert body.joint_names == bm.JOINT_SETS[joints] and body.name == name
+    assert (body.name, body.side, body.joint_names) == (name, side, bm.JOINT_SETS[joints])
     assert body.faces.dtype == torch.int64 and body.J_regressor.shape == (counts[2], counts[0])
-    assert torch.allclose(body.v_template, torch.tensor(arrays(name)["v_template"]), atol=0)
-    assert body.side == (name[5:] if "hand" in name else "")
+    assert torch.equal(body.v_template, torch.tensor(arrays(name)["v_template"]))
 
 
 def test_convention_joint_names_name_the_joints():
@@ -322,6 +313,60 @@ def test_convention_keypoints_of_a_hand():
     nearest = torch.cdist(fingers[:, 3], fingers[:, :3].flatten(0, 1)).argmin(1)
     assert nearest.tolist() == [2, 5, 8, 11, 14]
     assert apart(rest[bm.joint_indices("hand21", "mano16")], body.rest_joints(0 * betas)[0]) < 1e-6
+
+
+@pytest.mark.parametrize("ours, theirs", [("smpl", "smplh"), ("smplx", "smplx")])
+def test_landmarks_are_the_vertices_of_smplx(ours, theirs):
+    """Each vertex is the one that the smplx package has under the same name."""
+    for name, vertex in zip(SMPL45[24:], bm.SURFACE_VERTEX_IDS[ours], strict=True):
+        side, _, part = name.removesuffix("_tip").partition("_")
+        foot = side[0].upper() + part.title().replace("_", "")  # LBigToe, but lear, lthumb
+        key = next(key for key in (name, foot, side[0] + part) if key in vertex_ids[theirs])
+        assert vertex_ids[theirs][key] == vertex, name
+
+
+def test_keypoints_are_symmetric():
+    """At rest left keypoints are mirror images of right ones, to a millimetre, and lie on +x."""
+    body = model("body")
+    keypoints = body.keypoints(body(torch.zeros(1, 10), torch.zeros(1, 24, 3)))[0]
+    torch.testing.assert_close(bm.mirror_points(keypoints[bm.mirror_indices("smpl45")]), keypoints,
+                               atol=1e-3, rtol=0)
+    left = [name.startswith("left") for name in SMPL45]
+    assert (keypoints[left][:, 0] > 0.01).all() and sum(left) == 19
+
+
+@given(st.lists(st.integers(0, 6889), min_size=1, max_size=20), seeds)
+def test_body_of_a_few_vertices(ids, seed):
+    """It has the same joints, bit for bit, and of the same mesh the vertices asked for."""
+    body = model("body")
+    betas, pose, _, _ = inputs(body, 2, seed)
+    light, full = body.at_vertices(ids)(betas, pose), body(betas, pose)
+    assert torch.equal(light.joints, full.joints)
+    assert torch.equal(light.transforms, full.transforms)
+    torch.testing.assert_close(light.vertices, full.vertices[:, ids], atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="body has no landmarks"):
+        body.at_vertices([332]).keypoints(None)
+    for bad in [0, 6890], []:
+        with pytest.raises(ValueError, match="expected vertices of body, 0 to 6889"):
+            body.at_vertices(bad)
+
+
+@pytest.mark.parametrize("name", ["body", "wholebody"])
+def test_body_for_keypoints(name):
+    """It gives the same keypoints with the same gradients, from 21 vertices."""
+    body, gradients = model(name), []
+    light = body.for_keypoints()
+    assert light.v_template.shape == (21, 3) and light.faces.shape == (0, 3)
+    assert body.J_regressor is not None and light.J_regressor is None
+    betas, pose, _, _ = inputs(body, 3)
+    for each in (body, light, light.at_vertices(range(20, -1, -1))):
+        shape, angles = betas.clone().requires_grad_(), pose.clone().requires_grad_()
+        keypoints = each.keypoints(each(shape, angles))
+        (keypoints * torch.arange(3)).square().sum().backward()
+        gradients.append((keypoints.detach(), shape.grad, angles.grad))
+    for ours, *others in zip(*gradients, strict=True):
+        for theirs in others:
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_tips(tmp_path):
