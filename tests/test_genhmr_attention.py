@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from genhmr_samples import SHAPES, TINY, as_maps, images, lively_model
+from genhmr import Config, DeformableAttention, GenHMR
+from networks import fast
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genhmr import Config, DeformableAttention, GenHMR
-from networks import fast
+from genhmr_samples import SHAPES, TINY, as_maps, images, lively_model
 
 FORMS = {"plain": lambda module: module, "fast": fast.replace}
 CELLS = sum(height * width for height, width in SHAPES)
@@ -112,29 +112,6 @@ def test_the_fast_attention_makes_nothing_of_the_size_of_the_maps():
             attention(*inputs)
         largest[form] = noted.elements
     assert largest["fast"] == 96 * 8 * 64 and largest["plain"] >= 15_552 * 64
-
-
-def test_attention_equals_transformers():
-    """With its weights the layer equals Hugging Face's module to 1e-12."""
-    try:
-        from transformers.models.deformable_detr import modeling_deformable_detr as peer
-    except Exception as error:  # not there, or without what it needs, or beside a wrong torchvision
-        pytest.skip(f"no transformers: {error}")
-
-    class Settings:
-        d_model, num_feature_levels, disable_custom_kernels = 12, 3, True
-
-    module = random_attention(pyramid_width=12)
-    other = peer.DeformableDetrMultiscaleDeformableAttention(Settings(), num_heads=3, n_points=2)
-    other.double().load_state_dict(module.state_dict())
-    queries, reference = torch.randn(2, 5, 12).double(), torch.rand(5, 2).double()
-    values, shapes = torch.randn(2, CELLS, 12).double(), torch.tensor(SHAPES)
-    starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
-    expected, _ = other(
-        queries, encoder_hidden_states=values,
-        reference_points=reference[None, :, None].expand(2, -1, 3, -1), spatial_shapes=shapes,
-        spatial_shapes_list=list(SHAPES), level_start_index=starts)
-    assert torch.allclose(module(queries, reference, values), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -5,9 +5,9 @@ import math
 import re
 import struct
 import threading
-import tracemalloc
 from fractions import Fraction
 
+import bodymodels as bm
 import numpy as np
 import pytest
 import torch
@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch.autograd import gradcheck
 
-import bodymodels as bm
+from body_samples import seeds
 
 PI = math.pi
+
+
 def random(seed: int, *shape: int, dtype=torch.float64) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
@@ -26,7 +28,6 @@ def random(seed: int, *shape: int, dtype=torch.float64) -> torch.Tensor:
 PLANE = np.array([[-3, -3, 0], [3, -3, 0], [-3, 3, 0], [3, 3, 0.0]])  # two triangles, facing us
 PLANE_FACES = np.array([[0, 2, 1], [1, 2, 3]])
 K_SMALL = np.array([[20.0, 0, 8], [0, 20, 6], [0, 0, 1]])
-seeds = st.integers(0, 2**31)
 coordinates = st.one_of(st.sampled_from([0.0, 1.0, -1.0]), st.floats(-1, 1, width=32))
 axes = st.tuples(coordinates, coordinates, coordinates).filter(lambda a: math.hypot(*a) > 1e-3)
 angles = st.one_of(
@@ -34,20 +35,13 @@ angles = st.one_of(
     st.floats(0, PI))
 
 
-@st.composite
-def axis_angles(draw) -> torch.Tensor:
-    """An axis-angle vector in float64, often at the angles where formulas break."""
-    axis = torch.tensor(draw(axes), dtype=torch.float64)
-    return axis / axis.norm() * draw(angles)
-
-
-@st.composite
-def rotations(draw) -> torch.Tensor:
-    """A rotation matrix in float64, made by the matrix exponential, not by our code."""
-    return exponential(draw(axis_angles()))
+axis_angles = st.builds(  # in float64, often at the angles where formulas break
+    lambda axis, angle: torch.tensor(axis, dtype=torch.float64) / math.hypot(*axis) * angle,
+    axes, angles)
 
 
 def exponential(axis_angle: torch.Tensor) -> torch.Tensor:
+    """The rotation matrix, by the matrix exponential, not by our code."""
     x, y, z = axis_angle.tolist()
     return torch.linalg.matrix_exp(axis_angle.new_tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]]))
 
@@ -61,19 +55,16 @@ def quaternion_to_matrix(quaternion: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(turned).to(quaternion)
 
 
-FROM_VECTOR = {  # function -> length of the vector it takes
-    bm.axis_angle_to_matrix: 3, bm.rotation_6d_to_matrix: 6,
+FROM_VECTOR = {bm.axis_angle_to_matrix: 3, bm.rotation_6d_to_matrix: 6}  # the vector's length
+FROM_MATRIX = {  # and the way back
+    bm.matrix_to_axis_angle: bm.axis_angle_to_matrix,
+    bm.matrix_to_quaternion: quaternion_to_matrix,
+    bm.matrix_to_rotation_6d: bm.rotation_6d_to_matrix,
 }
-FROM_MATRIX = (bm.matrix_to_axis_angle, bm.matrix_to_quaternion, bm.matrix_to_rotation_6d)
-ROUND_TRIPS = [
-    (bm.matrix_to_axis_angle, bm.axis_angle_to_matrix),
-    (bm.matrix_to_quaternion, quaternion_to_matrix),
-    (bm.matrix_to_rotation_6d, bm.rotation_6d_to_matrix),
-]
 
 
-@given(axis_angles())
-@pytest.mark.parametrize("there, back", ROUND_TRIPS)
+@given(axis_angles)
+@pytest.mark.parametrize("there, back", FROM_MATRIX.items())
 def test_round_trips(there, back, axis_angle):
     """Every representation gives the matrix exponential back, at any angle, in both precisions."""
     matrix = exponential(axis_angle)
@@ -84,7 +75,7 @@ def test_round_trips(there, back, axis_angle):
     assert torch.allclose(back(there(matrix.float())).double(), matrix, atol=2e-6)
 
 
-@given(axis_angles(), axes, st.floats(1e-7, 1e-2))
+@given(axis_angles, axes, st.floats(1e-7, 1e-2))
 def test_convention_vectors_and_their_ranges(axis_angle, axis, small):
     """Axis-angle vectors come back, at pi perhaps as their opposite, and near the identity to one
     part in a million of float32; quaternions are (w, x, y, z) of length 1 and w >= 0; 6D is columns
@@ -116,26 +107,25 @@ def test_6d_is_always_a_rotation(seed, scale, spread):
     assert (matrix[..., 2] * second).sum(-1).abs().max() < 1e-12
 
 
-DEGENERATE = [
-    (bm.axis_angle_to_matrix, [[0, 0, 0], [1e-8] * 3, [1e-30, 0, 0], [PI, 0, 0], [0, -PI, 0],
-                               [-1e-8] * 3]),
-    (bm.rotation_6d_to_matrix, [[0] * 6, [1, 0, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0],
-                                [0, 0, 0, 1, 2, 3], [1, 2, 3] * 2,
-                                [1, 2, 3, -2, -4, -6], [1e-20] * 6, [1e20, 0, 0, 0, 1e20, 0],
-                                [1, 0, 0, 1, 1e-7, 0]]),
-    (bm.matrix_to_axis_angle, [[1, 0, 0, 0, 1, 0, 0, 0, 1], [1, 0, 0, 0, -1, 0, 0, 0, -1],
-                               [-1, 0, 0, 0, 1, 0, 0, 0, -1], [-1, 0, 0, 0, -1, 0, 0, 0, 1],
-                               [0, 1, 0, 1, 0, 0, 0, 0, -1], [0] * 9]),
-]
-DEGENERATE.append((bm.matrix_to_quaternion, DEGENERATE[-1][1]))
+EYES = [torch.eye(3), *torch.diag_embed(torch.tensor([  # half turns, and what is no rotation
+    [1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [0, 0, 0]])), torch.tensor(
+        [[0.0, 1, 0], [1, 0, 0], [0, 0, -1]])]
+DEGENERATE = {
+    bm.axis_angle_to_matrix: [[0, 0, 0], [1e-8] * 3, [1e-30, 0, 0], [PI, 0, 0], [0, -PI, 0],
+                              [-1e-8] * 3],
+    bm.rotation_6d_to_matrix: [[0] * 6, [1, 0, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0], [0, 0, 0, 1, 2, 3],
+                               [1, 2, 3] * 2, [1, 2, 3, -2, -4, -6], [1e-20] * 6,
+                               [1e20, 0, 0, 0, 1e20, 0], [1, 0, 0, 1, 1e-7, 0]],
+    bm.matrix_to_axis_angle: torch.stack(EYES).tolist(),
+    bm.matrix_to_quaternion: torch.stack(EYES).tolist(),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("function, values", DEGENERATE)
+@pytest.mark.parametrize("function, values", DEGENERATE.items())
 def test_values_and_gradients_are_finite(function, values, dtype):
     """Angles 0 and pi, zero and parallel columns: no NaN, no infinity, also backwards."""
-    x = torch.tensor(values, dtype=dtype)
-    x = (x.unflatten(-1, (3, 3)) if x.shape[-1] == 9 else x).requires_grad_()
+    x = torch.tensor(values, dtype=dtype, requires_grad=True)
     y = function(x)
     weights = random(0, *y.shape).to(dtype)  # a plain sum could cancel
     (gradient,) = torch.autograd.grad((y * weights).sum(), x)
@@ -158,7 +148,7 @@ def test_gradients_are_finite_differences(function):
 @pytest.mark.parametrize("function", [*FROM_VECTOR, *FROM_MATRIX])
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0), (2, 3), (2, 1, 3)])
 def test_any_leading_shape_and_float_type(shape, function):
-    """Leading dimensions stay; half types are rounded once, at the end; a NaN stays alone."""
+    """Leading dimensions stay; half types become float32; a NaN stays alone."""
     x = random(5, *shape, FROM_VECTOR.get(function, 3))
     x = x if function in FROM_VECTOR else bm.axis_angle_to_matrix(x)
     result, rows = function(x), x.flatten(0, len(shape) - 1) if shape else x[None]
@@ -166,7 +156,7 @@ def test_any_leading_shape_and_float_type(shape, function):
     for one, row in zip(result.reshape(-1, *result.shape[len(shape):]), rows, strict=True):
         assert torch.allclose(one, function(row))
     for dtype in (torch.float16, torch.bfloat16):
-        assert torch.equal(function(x.to(dtype)), function(x.to(dtype).float()).to(dtype))
+        assert torch.equal(function(x.to(dtype)), function(x.to(dtype).float()))
     if shape == (2, 3) and function in FROM_VECTOR:
         x[0, 1, 0] = math.nan
         bad = function(x).isnan().flatten(2).any(-1)
@@ -175,8 +165,8 @@ def test_any_leading_shape_and_float_type(shape, function):
 
 @pytest.mark.parametrize("function", [*FROM_VECTOR, *FROM_MATRIX])
 def test_wrong_shapes_are_named(function):
-    """A wrong shape or an integer tensor is an error that names the function and the shape."""
-    with pytest.raises(ValueError, match=rf"{function.__name__} expects .* \(2, 5\)"):
+    """A wrong shape or an integer tensor is an error that says what is expected."""
+    with pytest.raises(ValueError, match=r"ending in \(\d.*\), got torch.float32 of .* \(2, 5\)"):
         function(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="int64"):
         function(torch.zeros(3, 3, dtype=torch.int64))
@@ -185,13 +175,13 @@ def test_wrong_shapes_are_named(function):
 # ---------------------------------------------------------------------------------- mirror
 
 
-@given(rotations())
-def test_mirror_commutes_with_rotation(matrix):
+@given(axis_angles)
+def test_mirror_commutes_with_rotation(axis_angle):
     """Mirroring commutes with rotation and is an involution; poses change sides by name."""
     point = torch.tensor([0.3, -1.2, 0.7], dtype=torch.float64)
+    matrix = exponential(axis_angle)
     mirrored = bm.mirror_matrix(matrix) @ bm.mirror_points(point)
     assert torch.allclose(mirrored, bm.mirror_points(matrix @ point))
-    axis_angle = bm.matrix_to_axis_angle(matrix)
     turned = bm.axis_angle_to_matrix(bm.mirror_axis_angle(axis_angle))
     assert torch.allclose(turned, bm.mirror_matrix(matrix), atol=1e-9)
     names = bm.JOINT_SETS["smpl24"]
@@ -268,10 +258,8 @@ def test_convention_hand_joint_orders():
     """hand21: thumb to pinky, base to tip. MANO: pinky before ring. InterHand: tip to base."""
     hand, mano, inter = (bm.JOINT_SETS[name] for name in ("hand21", "mano16", "interhand21"))
     assert hand[:6] == ("wrist", "thumb1", "thumb2", "thumb3", "thumb_tip", "index1")
-    assert hand[9] == "middle1" and hand[20] == "pinky_tip"
-    assert mano[7:13] == ("pinky1", "pinky2", "pinky3", "ring1", "ring2", "ring3")
+    assert hand[20] == "pinky_tip" and mano[9:11] == ("pinky3", "ring1")
     assert inter[0] == "thumb_tip" and inter[3] == "thumb1" and inter[20] == "wrist"
-    assert bm.JOINT_SETS["interhand42"][41] == "left_wrist"
 
 
 @pytest.mark.parametrize("ask, message", [
@@ -306,39 +294,26 @@ def read_obj(data: bytes):
     return vertices, faces
 
 
-def glb_chunks(data: bytes) -> tuple[dict, bytes]:
-    magic, version, length, text_length, kind = struct.unpack_from("<4sIII4s", data)
-    assert (magic, version, length, kind) == (b"glTF", 2, len(data), b"JSON")
-    binary_length, kind = struct.unpack_from("<I4s", data, 20 + text_length)
-    assert kind == b"BIN\0" and length == 28 + text_length + binary_length
-    assert text_length % 4 == binary_length % 4 == 0
-    return json.loads(data[20:20 + text_length]), data[28 + text_length:]
-
-
-def glb_array(description: dict, binary: bytes, index: int) -> np.ndarray:
-    accessor = description["accessors"][index]
-    view = description["bufferViews"][accessor["bufferView"]]
-    dtype = {5126: "<f4", 5125: "<u4"}[accessor["componentType"]]
-    width = {"VEC3": 3, "SCALAR": 1}[accessor["type"]]
-    assert view["byteOffset"] % 4 == 0 and view["byteLength"] == accessor["count"] * width * 4
-    array = np.frombuffer(binary, dtype, accessor["count"] * width, view["byteOffset"])
-    return array.reshape(-1, width)
-
-
 def read_glb(data: bytes):
-    description, binary = glb_chunks(data)
-    assert description["buffers"] == [{"byteLength": len(binary)}]
-    (primitive,) = description["meshes"][0]["primitives"]
-    arrays = {name: glb_array(description, binary, index)
-              for name, index in primitive["attributes"].items()}
-    position = description["accessors"][primitive["attributes"]["POSITION"]]
-    assert position["min"] == arrays["POSITION"].min(0).tolist()
-    assert position["max"] == arrays["POSITION"].max(0).tolist()
-    assert np.allclose(arrays["NORMAL"], bm.vertex_normals(arrays["POSITION"], faces := glb_array(
-        description, binary, primitive["indices"]).reshape(-1, 3)))
-    targets = [view["target"] for view in description["bufferViews"]]  # vertices, then indices
-    assert targets == [34962] * len(arrays) + [34963]
-    return arrays["POSITION"], faces
+    magic, version, length, size, kind = struct.unpack_from("<4sIII4s", data)
+    binary_size, binary_kind = struct.unpack_from("<I4s", data, 20 + size)
+    assert (magic, version, length) == (b"glTF", 2, len(data))
+    assert (kind, binary_kind, size % 4, binary_size % 4) == (b"JSON", b"BIN\0", 0, 0)
+    content, binary, arrays = json.loads(data[20:20 + size]), data[28 + size:], []
+    assert content["buffers"] == [{"byteLength": binary_size}] and binary_size == len(binary)
+    for accessor, view in zip(content["accessors"], content["bufferViews"], strict=True):
+        dtype, target = {5126: ("<f4", 34962), 5125: ("<u4", 34963)}[accessor["componentType"]]
+        array = np.frombuffer(binary, dtype, view["byteLength"] // 4, view["byteOffset"])
+        width = {"VEC3": 3, "SCALAR": 1}[accessor["type"]]
+        assert view["target"] == target and array.size == width * accessor["count"]
+        arrays.append(array.reshape(-1, 3))
+    (primitive,) = content["meshes"][0]["primitives"]
+    assert primitive["attributes"] == {"POSITION": 0, "NORMAL": 1} and primitive["indices"] == 2
+    vertices, normals, faces = arrays
+    extent = [content["accessors"][0][end] for end in ("min", "max")]
+    assert extent == [vertices.min(0).tolist(), vertices.max(0).tolist()]
+    assert np.allclose(normals, bm.vertex_normals(vertices, faces))
+    return vertices, faces
 
 
 @given(seed=seeds)
@@ -441,6 +416,8 @@ def test_rasterize_equals_the_exact_loop(seed, on_grid):
     vertices[:, 2] = generator.uniform(-0.2, 4, 9)
     faces = generator.integers(0, 9, (7, 3))
     assert_exact(vertices.astype(np.float32), faces, (9, 11))
+    twice = bm.rasterize(vertices, np.concatenate([faces, faces]), (9, 11))
+    assert twice[0].max() < 7  # of equal triangles the first is drawn
 
 
 @given(seeds)
@@ -461,12 +438,6 @@ def test_slivers_stay_between_their_corners(seed):
     assert np.allclose(barycentric[seen].sum(1), 1, atol=1e-6)
     assert (depth[seen] >= z.min(1) * (1 - 1e-6)).all()
     assert (depth[seen] <= z.max(1) * (1 + 1e-6)).all()
-
-
-def test_ties_go_to_the_lower_face():
-    """Of equal triangles the first is drawn."""
-    triangle = np.array([[-10, -10, 1], [30, -10, 1], [-10, 30, 1]], np.float32)
-    assert (bm.rasterize(triangle, np.array([[0, 1, 2]] * 3), (8, 8))[0] == 0).all()
 
 
 def test_lighting_of_a_plane():
@@ -501,14 +472,13 @@ def test_supersampling_averages_the_fine_picture():
 
 
 @pytest.mark.parametrize("supersample", [1, 2])
-def test_bands_and_pieces_give_the_same_picture(supersample, monkeypatch):
-    """Drawn in many bands and pieces, a picture is what it is drawn at once."""
+def test_bands_give_the_same_picture(supersample, monkeypatch):
+    """Drawn in many bands, a picture is what it is drawn at once."""
     vertices, faces, K = hand_in_view()
     background = np.random.default_rng(0).random((64, 64, 3), np.float32)
     arguments = vertices, faces, K, (64, 64)
     whole = bm.render(*arguments, background=background, supersample=supersample)
     monkeypatch.setattr(bm, "_BAND_PIXELS", 500)
-    monkeypatch.setattr(bm, "_PIECE", 300)
     parts = bm.render(*arguments, background=background, supersample=supersample)
     assert np.allclose(parts.image, whole.image, atol=1e-6)
     assert np.array_equal(parts.mask, whole.mask)
@@ -523,17 +493,6 @@ def test_opacity_mixes_mesh_and_background():
                                   opacity=opacity).image for opacity in (0.0, 0.5, 1.0))
     assert np.array_equal(none, background)
     assert np.allclose(half, (none + full) / 2, atol=1e-6) and not np.allclose(none, full)
-
-
-def test_the_memory_of_a_picture_is_bounded():
-    """A hundred layers that fill the picture take no more memory than a few."""
-    corners = np.array([[-900, -900, 1], [2000, -900, 1], [-900, 2000, 1]], np.float32)
-    layers = np.concatenate([corners * [1, 1, 1 + 0.01 * layer] for layer in range(100)])
-    tracemalloc.start()
-    face_ids = bm.rasterize(layers, np.arange(300).reshape(100, 3), (400, 400))[0]
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert (face_ids == 0).all() and peak < 200 * 2**20  # 16 million fragments of 48 bytes
 
 
 def test_background_shows_where_the_mesh_is_not():

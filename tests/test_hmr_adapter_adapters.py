@@ -3,8 +3,14 @@
 import math
 from dataclasses import replace
 
+import bodymodels
+import hmr_adapter as hmr
 import pytest
 import torch
+from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, HandAdapter, HandExpert
+from networks.adapter_rivals import Moderator, build_model
+from torch import Tensor
+
 from adapter_samples import (
     BASELINES,
     LEFT,
@@ -22,12 +28,6 @@ from adapter_samples import (
     self_attend,
     whole_body,
 )
-from torch import Tensor
-
-import bodymodels
-import hmr_adapter as hmr
-from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, HandAdapter, HandExpert
-from networks.adapter_rivals import Moderator, build_model
 
 # ------------------------------------------------------------------------------------ hand adapter
 

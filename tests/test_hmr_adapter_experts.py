@@ -2,9 +2,14 @@
 
 import math
 
+import bodymodels
+import hmr_adapter as hmr
 import pytest
 import torch
 import torch.nn.functional as F
+from hmr_adapter import HandExpert
+from torch import Tensor, nn
+
 from adapter_samples import (
     LEFT,
     RIGHT,
@@ -17,11 +22,6 @@ from adapter_samples import (
     lively,
     self_attend,
 )
-from torch import Tensor, nn
-
-import bodymodels
-import hmr_adapter as hmr
-from hmr_adapter import HandExpert
 
 
 def naive_roi_align(features: Tensor, box: list[float], cells: int) -> Tensor:
@@ -63,19 +63,6 @@ def test_roi_align_is_the_loop():
     assert not found[-1].any()
     absurd = torch.tensor([[1e6, 0, -1e6, 3], [-1e6, -1e6, 1e6, 1e6]])
     assert hmr.roi_align(features[:2], absurd, 4).isfinite().all()
-
-
-def test_roi_align_is_torchvisions():
-    """It equals torchvision's, where that is installed."""
-    try:
-        from torchvision.ops import roi_align
-    except Exception as error:  # a torchvision of another torch raises RuntimeError
-        pytest.skip(f"no torchvision: {error}")
-    features = torch.randn(len(BOXES), 3, 11, 9)
-    boxes = torch.tensor(BOXES)
-    numbered = torch.cat((torch.arange(len(boxes))[:, None], boxes), 1)
-    assert torch.allclose(hmr.roi_align(features, boxes, 4),
-                          roi_align(features, numbered, 4, 1.0, -1, aligned=False), atol=1e-5)
 
 
 def test_expectation_is_where_the_peak_is():

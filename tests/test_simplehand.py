@@ -4,11 +4,19 @@ import functools
 import math
 from dataclasses import replace
 
+import bodymodels
 import numpy as np
 import pytest
+import simplehand
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from networks.backbones import ALL_PRESETS, simplehand_model
+from sets import crops
+from simplehand import PRESETS, Config, SimpleHand
+from torch import nn
+from weights.simplehand import load_backbone
+
 from simplehand_samples import (
     HIERA,
     HRNET,
@@ -24,16 +32,6 @@ from simplehand_samples import (
     timm_or_skip,
     trained_model,
 )
-from torch import nn
-
-import bodymodels
-import data
-import simplehand
-from networks.backbones import ALL_PRESETS, simplehand_model
-from sets import crops
-from simplehand import PRESETS, Config, SimpleHand
-from tasks.base import parameter_groups
-from weights.simplehand import load_backbone
 
 # ------------------------------------------------------------------------------------ counts
 
@@ -41,19 +39,15 @@ from weights.simplehand import load_backbone
 def test_parameter_counts_of_the_release():
     """Every part has exactly the parameters of timm's backbone and the released heads."""
     model = on_meta(PRESETS["paper"])
-    head = model.mesh_head
-    assert count(model) == 49_391_003
-    assert count(model.backbone) == 42_851_004
-    assert count(model.keypoints_2d_head) == 51_114
-    assert count(head) == 6_488_885
-    assert count(head.deconv) == 4_981_248
-    assert count(head) - count(head.deconv) == 1_507_637
-    assert count(head) + count(model.keypoints_2d_head) == 6_539_999
-    assert [count(layer.project) for layer in head.layers] == [65_792, 32_896, 8_256]
-    assert [count(layer.metaformer) for layer in head.layers] == [789_760, 198_272, 49_984]
-    assert [count(layer.upsample) for layer in head.layers] == [1_848, 28_560, 262_186]
+    head, parts = model.mesh_head, zip(
+        *((layer.project, layer.metaformer, layer.upsample) for layer in model.mesh_head.layers),
+        strict=True)
+    assert {name: count(part) for name, part in model.named_children()} == {
+        "backbone": 42_851_004, "keypoints_2d_head": 51_114, "mesh_head": 6_488_885}
+    assert count(head.deconv) == 4_981_248 and count(head.pred_final) == 195
+    assert [[count(layer) for layer in layers] for layers in parts] == [
+        [65_792, 32_896, 8_256], [789_760, 198_272, 49_984], [1_848, 28_560, 262_186]]
     assert [value.numel() for value in head.position_embeddings] == [5_376, 21_504, 43_008]
-    assert count(head.pred_final) == 195
     assert len(model.state_dict()) == 1325 - 2  # the release without its unused head.fc
     model.backbone.reparameterize()
     assert count(model.backbone) == 42_767_632
@@ -103,41 +97,6 @@ def test_every_variant_fuses(fields):
     half = model.bfloat16().fuse()
     assert all(value.dtype == torch.bfloat16 for value in half.parameters())
     assert half(images())["vertices"].dtype == torch.bfloat16
-
-
-def test_collapsed_kernels_follow_the_algebra():
-    """Collapsed kernels equal the closed forms; the large one is linear, less its bias."""
-    torch.manual_seed(0)
-
-    def folded(norm: nn.BatchNorm2d, kernel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-        return kernel * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
-
-    conv = randomise(simplehand.ConvNorm(6, 4, 3, 2, 2))
-    kernel, bias = folded(conv.bn, conv.conv.weight)
-    conv.collapse()
-    assert torch.allclose(conv.reparam_conv.weight, kernel, atol=1e-6)
-    assert torch.allclose(conv.reparam_conv.bias, bias, atol=1e-6)
-
-    mixer = randomise(simplehand.RepMixer(5, 0.5))
-    identity = torch.zeros(5, 1, 3, 3)
-    identity[:, :, 1, 1] = 1
-    branches = mixer.mixer
-    norm, norm_bias = folded(mixer.norm.identity, identity)
-    parts = [folded(branches.identity, identity),
-             folded(branches.conv_kxk[0].bn, branches.conv_kxk[0].conv.weight),
-             folded(branches.conv_scale.bn, branches.conv_scale.conv.weight * identity)]
-    gamma = mixer.layer_scale.gamma[..., None]
-    kernel = identity + gamma * (sum(part[0] for part in parts) - norm)
-    bias = gamma.flatten() * (sum(part[1] for part in parts) - norm_bias)
-    mixer.collapse()
-    assert torch.allclose(mixer.reparam_conv.weight, kernel, atol=1e-6)
-    assert torch.allclose(mixer.reparam_conv.bias, bias, atol=1e-6)
-
-    conv = randomise(simplehand.LargeKernelConv(4, 8, 7)).double()
-    x = torch.randn(1, 4, 16, 16).double()
-    zero = conv(torch.zeros_like(x))
-    assert torch.allclose(conv(-2 * x) - zero, -2 * (conv(x) - zero))
 
 
 def test_backbone_equals_timm(capsys):
@@ -420,35 +379,11 @@ def test_coarse_mesh_loss():
 
 
 def test_keypoint_regressor_of_mano():
-    """Each of the 21 keypoints is the joint of that name among MANO's 16, or a fingertip."""
+    """It is that of bodymodels with FreiHAND's fingertips."""
     J_regressor = torch.rand(16, 778).softmax(1)
-    rows = simplehand.mano_keypoint_regressor(J_regressor)
-    mano = bodymodels.JOINT_SETS["mano16"]
-    tips = iter((744, 320, 443, 555, 672))
-    for row, name in zip(rows, bodymodels.JOINT_SETS["hand21"], strict=True):
-        expected = (J_regressor[mano.index(name)] if name in mano
-                    else nn.functional.one_hot(torch.tensor(next(tips)), 778).float())
-        assert torch.equal(row, expected), name
-    assert next(tips, None) is None
-
-
-@pytest.mark.slow
-def test_one_batch_can_be_learned_by_heart():
-    """The loss on one batch of rendered hands falls to a quarter within 120 steps."""
-    torch.manual_seed(0)
-    hands = data.RenderedHands("train", 64, length=4, views=30.0)
-    batch = torch.utils.data.default_collate([hands[index] for index in range(4)])
-    model = SimpleHand(TINY)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
-    history = []
-    for _ in range(120):
-        loss = simplehand.total_loss(
-            simplehand.losses(model(batch["image"]), batch, regressor()), TINY)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(loss.item())
-    assert history[-1] < 0.25 * history[0]
+    tips = bodymodels.TIP_VERTEX_IDS["freihand"]
+    assert torch.equal(simplehand.mano_keypoint_regressor(J_regressor),
+                       bodymodels.keypoint_regressor(J_regressor, tips))
 
 
 # --------------------------------------------------------------------------------- inference
