@@ -4,13 +4,14 @@ import math
 from dataclasses import replace
 from functools import cache
 
-import bodymodels
-import hmr_adapter as hmr
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+import bodymodels
+import hmr_adapter as hmr
 from networks.adapter_rivals import build_model
 from tables import TABLES
-from torch import Tensor, nn
 
 ENCODER = dict(image_size=64, vit_dim=32, vit_depth=1, vit_heads=2)
 DECODER = dict(decoder_dim=16, decoder_layers=2, decoder_heads=2, decoder_ffn=16)
@@ -112,6 +113,22 @@ def people(count: int = 2, size: int = 64) -> dict[str, Tensor]:
         "hand_boxes": torch.cat((low, high - low), -1), "hand_pose": hand_pose,
         "hand_joints": hands, "hand_keypoints_2d": (in_crop + 0.5) * size,
         "hand_valid": torch.ones(count, 2)}
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    """The total loss of an expert or adapter for two people."""
+    batch = people()
+    if isinstance(model, hmr.HandAdapter | hmr.HandExpert):
+        samples = hmr.hand_samples(batch, getattr(model.config, "arm", "arm"))
+        extra = (samples["arm"], samples["arm_valid"]) if hasattr(model, "expert") else ()
+        prediction = model(samples["images"], *extra)
+        terms = hmr.hand_losses(prediction, samples, free_hand(), model.config)
+        return hmr.hand_total_loss(terms, model.config)
+    extra = (hmr.true_knuckles(batch), batch["hand_valid"]) if hasattr(model, "expert") else ()
+    prediction = model(batch["image"], *extra)
+    terms = hmr.body_losses(prediction, batch, whole_body(), getattr(model, "expert", model),
+                            model.config)
+    return hmr.body_total_loss(terms, model.config)
 
 
 def noise() -> np.ndarray:

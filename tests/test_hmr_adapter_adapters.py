@@ -3,14 +3,8 @@
 import math
 from dataclasses import replace
 
-import bodymodels
-import hmr_adapter as hmr
 import pytest
 import torch
-from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, HandAdapter, HandExpert
-from networks.adapter_rivals import Moderator, build_model
-from torch import Tensor
-
 from adapter_samples import (
     BASELINES,
     LEFT,
@@ -18,16 +12,22 @@ from adapter_samples import (
     TINY_HAND,
     body_adapter,
     cross,
-    free_hand,
     hand_adapter,
     images,
     lively,
+    loss_of,
     people,
     rotations,
     same,
     self_attend,
-    whole_body,
 )
+
+import bodymodels
+import hmr_adapter as hmr
+from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, HandAdapter, HandExpert
+from networks.adapter_rivals import Moderator, build_model
+
+ADAPTERS = {"hand": hand_adapter, "body": body_adapter}
 
 # ------------------------------------------------------------------------------------ hand adapter
 
@@ -54,20 +54,6 @@ def test_adapter_starts_as_a_copy():
             for name, value in old.state_dict().items():
                 assert torch.equal(value, copied.state_dict()[name])
                 assert value.data_ptr() != copied.state_dict()[name].data_ptr()
-
-
-def loss_of(model: HandAdapter | BodyAdapter) -> Tensor:
-    """Its total loss of a batch of two people."""
-    batch = people()
-    if isinstance(model, HandAdapter):
-        samples = hmr.hand_samples(batch, model.config.arm)
-        samples |= {"vertices": torch.zeros(4, 778, 3), "betas": torch.zeros(4, 10)}
-        prediction = model(samples["images"], samples["arm"], samples["arm_valid"])
-        terms = hmr.hand_losses(prediction, samples, free_hand(), model.config)
-        return hmr.hand_total_loss(terms, model.config)
-    prediction = model(batch["image"], hmr.true_knuckles(batch), batch["hand_valid"])
-    terms = hmr.body_losses(prediction, batch, whole_body(), model.expert, model.config)
-    return hmr.body_total_loss(terms, model.config)
 
 
 @pytest.mark.parametrize("row", BASELINES)
@@ -102,7 +88,7 @@ def test_only_what_is_trainable_trains(row):
 def test_scale_zero_is_the_expert_inside_or_refused(row):
     """With scale 0 a row is its expert, bit for bit; concat and weighted accept only 1."""
     part, changes = BASELINES[row]
-    model = hand_adapter(**changes) if part == "hand" else body_adapter(**changes)
+    model = ADAPTERS[part](**changes)
     inputs = (images(), rotations(2, len(ARMS[model.config.arm][0]))) if part == "hand" else (
         images(), 64 * torch.rand(2, 2, 4, 2))
     if model.config.inject in ("concat", "weighted"):
@@ -119,12 +105,10 @@ def test_scale_zero_is_the_expert_inside_or_refused(row):
 @pytest.mark.parametrize("part", ["hand", "body"])
 def test_half_precision_keeps_losses_and_gradients_finite(part, dtype):
     """Under autocast poses are rotations in full precision, near those without it."""
-    batch = people()
-    model = (hand_adapter() if part == "hand" else body_adapter()).train()
+    model, batch, key = ADAPTERS[part]().train(), people(), f"{part}_pose"
     samples = hmr.hand_samples(batch)
     inputs = ((samples["images"], samples["arm"]) if part == "hand" else
               (batch["image"], hmr.true_knuckles(batch)))
-    key = "hand_pose" if part == "hand" else "body_pose"
     with torch.autocast("cpu", dtype):
         pose = model(*inputs)[key]
     assert pose.dtype == torch.float32
@@ -139,8 +123,9 @@ def test_queries_and_keys_of_a_single_token_get_no_gradient():
     """A softmax over one token is 1, so two thirds of SA' have no gradient."""
     for model in (hand_adapter().train(), body_adapter().train()):
         loss_of(model).backward()
-        for layer in (model.layers if isinstance(model, HandAdapter) else model.decoder.layers):
-            attend = (layer["self_attention"] if isinstance(model, HandAdapter) else layer[0].fn)
+        for attend in ([new["self_attention"] for new in model.layers]
+                       if isinstance(model, HandAdapter)
+                       else [layer[0].fn for layer in model.decoder.layers]):
             q, k, v = attend.to_qkv.weight.grad.chunk(3)
             assert max(q.abs().max(), k.abs().max()) < 1e-5 * v.abs().max()
             assert v.abs().max() > 0

@@ -2,14 +2,9 @@
 
 import math
 
-import bodymodels
-import hmr_adapter as hmr
 import numpy as np
 import pytest
 import torch
-from hmr_adapter import HMRAdapter, cut_square, predict, smplx_parameters
-from networks.adapter_rivals import share_twists
-
 from adapter_samples import (
     LEFT,
     RIGHT,
@@ -22,6 +17,11 @@ from adapter_samples import (
     rotations,
     whole_body,
 )
+
+import bodymodels
+import hmr_adapter as hmr
+from hmr_adapter import HMRAdapter, cut_square, predict, smplx_parameters
+from networks.adapter_rivals import share_twists
 
 
 @pytest.mark.parametrize("wrist", ["ik", "twist"])
@@ -40,15 +40,11 @@ def test_merged_wrist_has_the_orientation_of_the_hand(wrist):
     assert torch.equal(pose[:, untouched], body_pose[:, untouched])
 
 
-def test_merge_of_the_truth_is_the_truth():
-    """A body merged with its own hands, as data.py has them, is that body."""
+def test_merge_keeps_what_it_is_told_to():
+    """Invalid hands keep fingers, wrists and elbows; a body's own hands change nothing."""
     batch = people()
     pose = hmr.merge(batch["body_pose"], batch["hand_pose"])
     assert torch.allclose(pose, batch["body_pose"], atol=1e-5)
-
-
-def test_merge_keeps_what_it_is_told_to():
-    """Invalid hands keep fingers, wrists and elbows."""
     body_pose, hand_pose = rotations(2, 55), rotations(2, 2, 16)
     valid = torch.tensor([[0.0, 1], [0, 0]])
     part = share_twists(hmr.merge(body_pose, hand_pose, valid), valid)
@@ -117,21 +113,12 @@ def test_dual_path_joins_both_paths(scale):
         assert torch.allclose(found["hand_pose"], hands, atol=1e-6) == equal
     assert torch.equal(found["body_path"], body["body_pose"])
     assert torch.equal(found["body_pose"], hmr.merge(body["body_pose"], found["hand_pose"]))
+    valid = torch.tensor([[1.0, 1], [0, 0], [1, 0]])  # others keep the body path's pose
+    part = model.join(body, crops.unflatten(0, (3, 2)), valid, scale=scale)
+    assert torch.equal(part["body_pose"], hmr.merge(body["body_pose"], found["hand_pose"], valid))
     if scale == 0:
         assert torch.equal(body["body_pose"], model.body.expert(pictures)["body_pose"])
         assert torch.equal(hands, model.hand.expert(crops)["hand_pose"].unflatten(0, (3, 2)))
-
-
-def test_hands_that_are_not_valid_keep_the_body_path():
-    """An invalid hand keeps its pose of the body path."""
-    model, pictures, valid = tiny_paths(), images(3), torch.tensor([[1.0, 1], [0, 0], [1, 0]])
-    whole = model(pictures)
-    crops = hmr.crop_hands(pictures, whole["tight_boxes"], 64)
-    found = model.join(model.body(pictures), crops, valid)
-    assert torch.equal(found["body_pose"][0], whole["body_pose"][0])
-    assert torch.equal(found["body_pose"][1], whole["body_path"][1])
-    assert torch.equal(found["body_pose"][2], hmr.merge(
-        whole["body_path"], whole["hand_pose"], valid)[2])
 
 
 def test_predict_projects_where_the_crop_did():

@@ -3,17 +3,10 @@
 import math
 from dataclasses import asdict, replace
 
-import hmr_adapter as hmr
-import pytest
-import torch
-from genhmr import GenHMR
-from networks.adapter_rivals import build_model, count
-from tasks.base import parameter_groups
-from torch import Tensor, nn
-from weights.hmr_adapter import load_body_expert, load_hand_expert
-
 import genhmr_samples
+import pytest
 import simplehand_samples
+import torch
 from adapter_samples import (
     LEFT,
     RIGHT,
@@ -22,10 +15,18 @@ from adapter_samples import (
     TINY_HAND,
     body_adapter,
     free_hand,
+    loss_of,
     people,
     rotations,
     whole_body,
 )
+from torch import Tensor, nn
+
+import hmr_adapter as hmr
+from genhmr import GenHMR
+from networks.adapter_rivals import build_model, count
+from tasks.base import parameter_groups
+from weights.hmr_adapter import load_body_expert, load_hand_expert
 
 
 def free_hand_truth() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -66,9 +67,8 @@ def test_unknown_hands_count_as_nothing():
         half[name][2:] = math.nan if name != "valid" else 0.0
     found = hmr.hand_losses(prediction, half, free_hand(), TINY_HAND)
     assert all(value.isfinite() for value in found.values())
-    first = hmr.hand_losses({name: value[:2] for name, value in prediction.items()},
-                            {name: value[:2] for name, value in samples.items()}, free_hand(),
-                            TINY_HAND)
+    first = hmr.hand_losses(*({name: value[:2] for name, value in each.items()}
+                              for each in (prediction, samples)), free_hand(), TINY_HAND)
     assert torch.allclose(found["keypoints_3d"], first["keypoints_3d"] / 2)
     del samples["vertices"], samples["betas"]
     bare = hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
@@ -86,12 +86,12 @@ def test_unknown_betas_are_held_near_zero():
         known = samples | {"betas_valid": torch.tensor(betas_valid, dtype=torch.float32)}
         terms = hmr.hand_losses(prediction, known, free_hand(), config)
         assert terms["betas_prior"].item() == pytest.approx(float(expected), rel=1e-5)
-    without = {name: value for name, value in samples.items() if name != "betas"}
-    terms = hmr.hand_losses(prediction, without, free_hand(), config)
+    del samples["betas"]
+    terms = hmr.hand_losses(prediction, samples, free_hand(), config)
     assert terms["betas_prior"].item() == pytest.approx(squares.mean().item(), rel=1e-5)
-    rest = {name: value for name, value in terms.items() if name != "betas_prior"}
-    assert (hmr.hand_total_loss(terms, config) - hmr.hand_total_loss(rest, config)).item() == (
-        pytest.approx(0.5 * squares.mean().item(), rel=1e-3))
+    prior = hmr.hand_total_loss(terms, config) - hmr.hand_total_loss(
+        terms | {"betas_prior": 0.0}, config)
+    assert prior.item() == pytest.approx(0.5 * squares.mean().item(), rel=1e-3)
 
 
 def test_equation_6_of_matrices_is_one_loss():
@@ -279,22 +279,13 @@ def test_overfits_one_batch(stage):
     """Each of the four stages can learn a batch."""
     config = {"hand_expert": TINY_HAND.expert, "hand": TINY_HAND,
               "body_expert": TINY_BODY.expert, "body": TINY_BODY}[stage]
-    model, batch = STAGES[stage](config).train(), people()
+    model = STAGES[stage](config).train()
     if stage == "hand":  # an expert whose readouts are near zero could not be moved
         nn.init.normal_(model.expert.mano_head.decpose.weight, std=0.3)
-    samples = hmr.hand_samples(batch)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.0), lr=3e-3)
     history = []
     for _ in range(80 if stage == "body_expert" else 40):
-        if "hand" in stage:
-            extra = (samples["arm"], samples["arm_valid"]) if stage == "hand" else ()
-            terms = hmr.hand_losses(model(samples["images"], *extra), samples, free_hand(), config)
-            loss = hmr.hand_total_loss(terms, config)
-        else:
-            extra = ((hmr.true_knuckles(batch), batch["hand_valid"]) if stage == "body" else ())
-            terms = hmr.body_losses(model(batch["image"], *extra), batch, whole_body(),
-                                    getattr(model, "expert", model), config)
-            loss = hmr.body_total_loss(terms, config)
+        loss = loss_of(model)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

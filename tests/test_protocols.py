@@ -2,19 +2,19 @@
 
 import math
 
-import bodymodels as bm
-import metrics
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
-from scipy.spatial import cKDTree
-from sets.official import official_body
-
 from body_samples import seeds
+from hypothesis import given, settings
 from official_folders import RNG
 from people_samples import HAND_IDS, WHOLE
+from scipy.spatial import cKDTree
+
+import bodymodels as bm
+import metrics
+from sets.official import official_body
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 
