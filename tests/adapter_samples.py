@@ -4,14 +4,13 @@ import math
 from dataclasses import replace
 from functools import cache
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 import bodymodels
 import hmr_adapter as hmr
+import numpy as np
+import torch
 from networks.adapter_rivals import build_model
 from tables import TABLES
+from torch import Tensor, nn
 
 ENCODER = dict(image_size=64, vit_dim=32, vit_depth=1, vit_heads=2)
 DECODER = dict(decoder_dim=16, decoder_layers=2, decoder_heads=2, decoder_ffn=16)

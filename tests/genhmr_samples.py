@@ -2,14 +2,13 @@
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
-
 import bodymodels
 import genhmr
+import torch
 from genhmr import Config, GenHMR, TokenizerConfig
 from networks.small_encoder import build_genhmr
 from tasks.genhmr import augment_rotation
+from torch import Tensor, nn
 
 TINY_TOKENIZER = TokenizerConfig(num_tokens=48, codebook_size=32, code_dim=8, width=16, depth=2)
 TINY = Config(

@@ -2,17 +2,17 @@
 
 import math
 
+import bodymodels
+import genhmr
 import numpy as np
 import pytest
 import torch
-from genhmr_samples import FOR_PICTURES as TINY
-from genhmr_samples import noisy_model
+from genhmr import GenHMR
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-import bodymodels
-import genhmr
-from genhmr import GenHMR
+from genhmr_samples import FOR_PICTURES as TINY
+from genhmr_samples import noisy_model
 
 SMPL45 = bodymodels.JOINT_SETS["smpl45"]
 

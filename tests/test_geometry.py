@@ -7,16 +7,16 @@ import struct
 import threading
 from fractions import Fraction
 
+import bodymodels as bm
 import numpy as np
 import pytest
 import torch
-from body_samples import seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch.autograd import gradcheck
 
-import bodymodels as bm
+from body_samples import seeds
 
 PI = math.pi
 

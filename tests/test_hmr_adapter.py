@@ -5,9 +5,18 @@ import json
 import math
 from dataclasses import asdict, replace
 
-import genhmr_samples
+import bodymodels
+import genhmr
+import hmr_adapter as hmr
 import pytest
+import simplehand
 import torch
+import weights.hmr_adapter
+from networks.adapter_rivals import build_model, count, on_meta
+from tables import TABLES, scaled
+from tasks.hmr_adapter import needs_guide
+
+import genhmr_samples
 from adapter_samples import (
     BASELINES,
     LEFT,
@@ -18,15 +27,6 @@ from adapter_samples import (
     rotations,
     whole_body,
 )
-
-import bodymodels
-import genhmr
-import hmr_adapter as hmr
-import simplehand
-import weights.hmr_adapter
-from networks.adapter_rivals import build_model, count, on_meta
-from tables import TABLES, scaled
-from tasks.hmr_adapter import needs_guide
 
 DISCRIMINATOR = 1_545_211  # parameters of HaMeR's, which no prediction depends on
 
@@ -94,15 +94,6 @@ def test_presets_say_what_the_paper_says():
             assert part.batch_size == 128
             assert part.steps == 10_000
             assert (part.expert.vit_dim, part.expert.vit_depth) == (1280, 32)
-
-
-def test_cpu_checkpoints_are_small():
-    """Both small paths together take less than 30 MB in half precision."""
-    preset = hmr.PRESETS["cpu"]
-    models = [on_meta(config) for config in (preset.hand, preset.body)]
-    size = sum(2 * value.numel() for model in models
-               for value in model.state_dict().values())
-    assert size < 30e6
 
 
 @pytest.mark.parametrize("preset", hmr.PRESETS)
@@ -183,11 +174,10 @@ def test_joints_have_the_numbers_of_bodymodels():
     """Every list of joint numbers agrees with the names in bodymodels.JOINT_SETS."""
     names = bodymodels.JOINT_SETS["smplx76"]
     for side, word in ((RIGHT, "right"), (LEFT, "left")):
-        assert [names[joint] for joint in hmr.ARMS["arm"][side]] == [
-            "pelvis", "spine1", "spine2", "spine3", f"{word}_collar", f"{word}_shoulder",
-            f"{word}_elbow", f"{word}_wrist"]
+        assert tuple(names[i] for i in hmr.ARMS["arm"][side]) == bodymodels.JOINT_SETS[
+            f"{word}_arm08"]
         hand = [names[joint] for joint in hmr.HANDS[side]]
-        assert hand == list(bodymodels.JOINT_SETS[f"{word}_hand21"])
+        assert tuple(hand) == bodymodels.JOINT_SETS[f"{word}_hand21"]
         assert [hand[1:][knuckle] for knuckle in hmr.KNUCKLES] == [
             f"{word}_{finger}1" for finger in ("index", "middle", "ring", "pinky")]
     assert [names[joint] for joint in hmr.POSITIONED[-5:]] == [

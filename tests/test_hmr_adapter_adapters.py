@@ -3,8 +3,13 @@
 import math
 from dataclasses import replace
 
+import bodymodels
+import hmr_adapter as hmr
 import pytest
 import torch
+from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, HandAdapter, HandExpert
+from networks.adapter_rivals import Moderator, build_model
+
 from adapter_samples import (
     BASELINES,
     LEFT,
@@ -21,11 +26,6 @@ from adapter_samples import (
     same,
     self_attend,
 )
-
-import bodymodels
-import hmr_adapter as hmr
-from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, HandAdapter, HandExpert
-from networks.adapter_rivals import Moderator, build_model
 
 ADAPTERS = {"hand": hand_adapter, "body": body_adapter}
 

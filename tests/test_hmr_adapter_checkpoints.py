@@ -4,8 +4,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from adapter_samples import STAGES, TINY_BODY, TINY_HAND, images, lively, same
-
 from hmr_adapter import (
     BodyExpert,
     BodyExpertConfig,
@@ -21,6 +19,8 @@ from weights.hmr_adapter import (
     load_hand_expert,
     load_path,
 )
+
+from adapter_samples import STAGES, TINY_BODY, TINY_HAND, images, lively, same
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -2,9 +2,14 @@
 
 import math
 
+import bodymodels
+import hmr_adapter as hmr
 import pytest
 import torch
 import torch.nn.functional as F
+from hmr_adapter import HandExpert
+from torch import Tensor, nn
+
 from adapter_samples import (
     LEFT,
     RIGHT,
@@ -17,11 +22,6 @@ from adapter_samples import (
     lively,
     self_attend,
 )
-from torch import Tensor, nn
-
-import bodymodels
-import hmr_adapter as hmr
-from hmr_adapter import HandExpert
 
 
 def naive_roi_align(features: Tensor, box: list[float], cells: int) -> Tensor:

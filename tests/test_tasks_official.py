@@ -6,22 +6,10 @@ import pickle
 import shutil
 from types import SimpleNamespace
 
+import bodymodels
 import numpy as np
 import pytest
-import test_tasks_adapter
 import torch
-from official_folders import (
-    write_3dpw_moon,
-    write_arctic,
-    write_ehf,
-    write_interhand,
-    write_models,
-    write_ply,
-    write_rich,
-)
-from test_tasks_adapter import ERRORS, OF_BODIES, scores_of
-
-import bodymodels
 import train
 import weights.hmr_adapter
 from tasks.base import EVALUATIONS, Predictions
@@ -32,6 +20,18 @@ from tasks.hmr_adapter import (
     HandAdapterTask,
 )
 from tasks.settings import HMR_ADAPTER
+
+import test_tasks_adapter
+from official_folders import (
+    write_3dpw_moon,
+    write_arctic,
+    write_ehf,
+    write_interhand,
+    write_models,
+    write_ply,
+    write_rich,
+)
+from test_tasks_adapter import ERRORS, OF_BODIES, scores_of
 
 SETTINGS = HMR_ADAPTER["cpu"]
 VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
