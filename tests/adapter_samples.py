@@ -4,13 +4,15 @@ import math
 from dataclasses import replace
 from functools import cache
 
-import bodymodels
-import hmr_adapter as hmr
 import numpy as np
 import torch
+from simplehand_samples import images
+from torch import Tensor, nn
+
+import bodymodels
+import hmr_adapter as hmr
 from networks.adapter_rivals import build_model
 from tables import TABLES
-from torch import Tensor, nn
 
 ENCODER = dict(image_size=64, vit_dim=32, vit_depth=1, vit_heads=2)
 DECODER = dict(decoder_dim=16, decoder_layers=2, decoder_heads=2, decoder_ffn=16)
@@ -40,11 +42,6 @@ def whole_body() -> bodymodels.BodyModel:
 @cache
 def free_hand() -> bodymodels.BodyModel:
     return bodymodels.load_model("hand_right")
-
-
-def images(count: int = 2, size: int = 64, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
 def rotations(*shape: int, spread: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,8 +1,9 @@
 """Bodies that several tests use."""
 
-import bodymodels as bm
 import torch
 from hypothesis import strategies as st
+
+import bodymodels as bm
 
 SMPL24, SMPL45 = bm.JOINT_SETS["smpl24"], bm.JOINT_SETS["smpl45"]
 BODY, WHOLE = bm.load_model("body"), bm.load_model("wholebody")

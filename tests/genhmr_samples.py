@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import torch
+from simplehand_samples import count as count
+from simplehand_samples import images
+from torch import Tensor
+
 import bodymodels
 import genhmr
-import torch
 from genhmr import Config, GenHMR, TokenizerConfig
 from networks.small_encoder import build_genhmr
 from tasks.genhmr import augment_rotation
-from torch import Tensor, nn
 
 TINY_TOKENIZER = TokenizerConfig(num_tokens=48, codebook_size=32, code_dim=8, width=16, depth=2)
 TINY = Config(
@@ -63,18 +66,9 @@ def noisy_model() -> GenHMR:
     return model
 
 
-def count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def on_meta(config: Config) -> GenHMR:
     with torch.device("meta"):
         return build_genhmr(config)
-
-
-def images(count: int = 2, size: int = 64, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
 def poses(count: int, seed: int = 0, spread: float = 0.3) -> Tensor:

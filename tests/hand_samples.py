@@ -3,9 +3,10 @@
 import hashlib
 from pathlib import Path
 
+import torch
+
 import bodymodels
 import data
-import torch
 from sets.rendered import RenderedHands
 
 ROOT = Path(data.__file__).parent

@@ -5,18 +5,18 @@ import json
 import pickle
 import tarfile
 
-import bodymodels
 import numpy as np
 import torch
-from files import load_arrays
+from hand_samples import hands
 from PIL import Image
+
+import bodymodels
+from files import load_arrays
 from sets import body_sets
 from sets.crops import to_pixels
 from sets.hand_sets import DexYCB, FreiHAND, InterHand
 from sets.official import intrinsics
 from sets.shards import HaMeRShards, HMRShards
-
-from hand_samples import hands
 
 UNIQUE = 2
 # Sizes by which readers know the official files: ours are smaller

@@ -1,9 +1,10 @@
 """Rendered people that several tests use."""
 
-import bodymodels as bm
 import numpy as np
 import torch
 from hypothesis import strategies as st
+
+import bodymodels as bm
 from sets.rendered_bodies import Person, RenderedPeople, sample_person
 
 SMPLX55, SMPLX76 = bm.JOINT_SETS["smplx55"], bm.JOINT_SETS["smplx76"]

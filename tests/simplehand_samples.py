@@ -3,14 +3,15 @@
 from dataclasses import asdict
 from types import ModuleType
 
-import bodymodels
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+import bodymodels
 from networks import any_view
 from networks.backbones import simplehand_model
 from simplehand import Config, SimpleHand, regress_joints
-from torch import nn
 
 TINY = Config(
     image_size=64, embed_dims=(16, 16, 32, 32), depths=(1, 1, 2, 1), mlp_ratio=2.0,

@@ -2,13 +2,13 @@
 
 import pickle
 
-import bodymodels as bm
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
-
 from people_samples import HAND, HAND_IDS, LIGHT, SMPLX55, WHOLE, seeds
+
+import bodymodels as bm
 
 
 def test_convention_joints_of_the_arms():

@@ -9,16 +9,16 @@ import sys
 import time
 from pathlib import Path
 
-import metrics
 import pytest
+import simplehand_samples
 import torch
+from genhmr_samples import TINY
+
+import metrics
 from benchmarks import __main__ as command
 from benchmarks import speed, tradeoff
 from benchmarks.speed import medians
 from networks.backbones import simplehand_model
-
-import simplehand_samples
-from genhmr_samples import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 

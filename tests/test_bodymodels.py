@@ -3,17 +3,17 @@
 import copy
 import functools
 
-import bodymodels as bm
 import numpy as np
 import pytest
 import smplx
 import torch
+from body_samples import SMPL45, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from smplx.lbs import lbs
 from smplx.vertex_ids import vertex_ids
 
-from body_samples import SMPL45, seeds
+import bodymodels as bm
 
 NAMES = bm.FREE_MODELS
 names = st.sampled_from(NAMES)

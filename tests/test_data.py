@@ -3,13 +3,13 @@
 import pickle
 import re
 
-import data
 import numpy as np
 import pytest
 import torch
-from sets.body_sets import BEDLAM
-
 from official_folders import jpeg, tar_person, write_amass, write_shard
+
+import data
+from sets.body_sets import BEDLAM
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -7,26 +7,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import bodymodels
-import data
-import demo
-import genhmr
-import hmr_adapter
 import numpy as np
 import pytest
-import simplehand
 import torch
-import weights.genhmr
-import weights.hmr_adapter
-import weights.simplehand
-from hmr_adapter import BodyAdapter, BodyExpert, HandExpert
-from networks import finders
-from networks.finders import Found
-from PIL import Image
-from sets.crops import to_pixels
-from sets.images import to_smpl45
-from torch import nn
-
 from adapter_samples import (
     TINY_BODY,
     TINY_HAND,
@@ -36,7 +19,24 @@ from adapter_samples import (
     noise,
 )
 from genhmr_samples import FOR_PICTURES, noisy_model
+from PIL import Image
 from simplehand_samples import checkpoint_of, picture, trained_model
+from torch import nn
+
+import bodymodels
+import data
+import demo
+import genhmr
+import hmr_adapter
+import simplehand
+import weights.genhmr
+import weights.hmr_adapter
+import weights.simplehand
+from hmr_adapter import BodyAdapter, BodyExpert, HandExpert
+from networks import finders
+from networks.finders import Found
+from sets.crops import to_pixels
+from sets.images import to_smpl45
 
 ROOT = Path(demo.__file__).parent
 ASTRONAUT, ASTRONAUT_KEYPOINTS = (ROOT / "assets" / f"astronaut{end}"

@@ -4,10 +4,11 @@ Each script knows only its paper file, torch and the smplx package with official
 the free models under the official names). It fills the batch that the docstrings describe.
 """
 
-import bodymodels
-import genhmr
 import numpy as np
 import pytest
+
+import bodymodels
+import genhmr
 
 smplx = pytest.importorskip("smplx")
 

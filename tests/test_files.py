@@ -28,13 +28,13 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
-from bodymodels import ASSETS, load_model
-from files import UnsafeFileError, load_array, load_arrays, safe_unpickle
+from hostile import Call
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hostile import Call
+from bodymodels import ASSETS, load_model
+from files import UnsafeFileError, load_array, load_arrays, safe_unpickle
 
 PROTOCOLS = range(6)
 

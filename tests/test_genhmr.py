@@ -3,15 +3,9 @@
 import copy
 from dataclasses import replace
 
-import bodymodels
-import genhmr
 import pytest
 import torch
 import torch.nn.functional as F
-from genhmr import PRESETS, TOKENIZER_PRESETS, Config, GenHMR, Tokenizer
-from networks.small_encoder import SmallEncoder
-from torch import Tensor, nn
-
 from genhmr_samples import (
     SMALL,
     TINY,
@@ -23,6 +17,12 @@ from genhmr_samples import (
     on_meta,
     poses,
 )
+from torch import Tensor, nn
+
+import bodymodels
+import genhmr
+from genhmr import PRESETS, TOKENIZER_PRESETS, Config, GenHMR, Tokenizer
+from networks.small_encoder import SmallEncoder
 
 # --------------------------------------------------------------------------- counts, presets
 

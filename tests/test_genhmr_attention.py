@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from genhmr import Config, DeformableAttention, GenHMR
-from networks import fast
+from genhmr_samples import SHAPES, TINY, as_maps, images, lively_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from genhmr_samples import SHAPES, TINY, as_maps, images, lively_model
+from genhmr import Config, DeformableAttention, GenHMR
+from networks import fast
 
 FORMS = {"plain": lambda module: module, "fast": fast.replace}
 CELLS = sum(height * width for height, width in SHAPES)

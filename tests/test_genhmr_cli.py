@@ -2,17 +2,17 @@
 
 import math
 
-import bodymodels
-import genhmr
 import numpy as np
 import pytest
 import torch
-from genhmr import GenHMR
+from genhmr_samples import FOR_PICTURES as TINY
+from genhmr_samples import noisy_model
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from genhmr_samples import FOR_PICTURES as TINY
-from genhmr_samples import noisy_model
+import bodymodels
+import genhmr
+from genhmr import GenHMR
 
 SMPL45 = bodymodels.JOINT_SETS["smpl45"]
 

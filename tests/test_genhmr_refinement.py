@@ -2,19 +2,19 @@
 
 import math
 
-import bodymodels
-import genhmr
 import numpy as np
 import pytest
 import torch
-from genhmr import GenHMR
+from genhmr_samples import TINY, batch_of
 from hypothesis import given
 from hypothesis import strategies as st
-from sets.rendered_bodies import sample_wide_postures
 from torch import Tensor
-from weights.genhmr import load_checkpoint
 
-from genhmr_samples import TINY, batch_of
+import bodymodels
+import genhmr
+from genhmr import GenHMR
+from sets.rendered_bodies import sample_wide_postures
+from weights.genhmr import load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from genhmr import SCHEDULES, GenHMR, Sampled, choose, mask_counts, sample_from
+from genhmr_samples import TINY, TINY_TOKENIZER, images, lively_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genhmr_samples import TINY, TINY_TOKENIZER, images, lively_model
+from genhmr import SCHEDULES, GenHMR, Sampled, choose, mask_counts, sample_from
 
 SPEC_COUNTS = {"cosine": [96, 87, 63, 34, 10, 0], "linear": [96, 77, 58, 39, 20, 0],
                "cubic": [96, 96, 90, 76, 47, 0], "sqrt": [96, 95, 88, 77, 58, 0],

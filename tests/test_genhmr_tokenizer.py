@@ -6,17 +6,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import bodymodels
-import genhmr
 import pytest
 import torch
 import torch.nn.functional as F
+from genhmr_samples import TINY_TOKENIZER, poses
+from torch import Tensor
+
+import bodymodels
+import genhmr
 from genhmr import Quantiser, Tokenizer, TokenizerConfig
 from tasks.genhmr import augment_rotation, axis_rotation
 from tasks.settings import GENHMR_TOKENIZER
-from torch import Tensor
-
-from genhmr_samples import TINY_TOKENIZER, poses
 
 # ------------------------------------------------------------------------------------- augmentation
 

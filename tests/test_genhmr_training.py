@@ -3,16 +3,16 @@
 import math
 from dataclasses import replace
 
-import genhmr
 import pytest
 import torch
 import torch.nn.functional as F
+from genhmr_samples import SMALL, TINY, Body, batch_of, poses
+from torch import Tensor, nn
+
+import genhmr
 from genhmr import Config, GenHMR
 from networks.small_encoder import SmallEncoder, build_genhmr
 from tasks.base import parameter_groups
-from torch import Tensor, nn
-
-from genhmr_samples import SMALL, TINY, Body, batch_of, poses
 
 # ---------------------------------------------------------------------------- masks, training
 

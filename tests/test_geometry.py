@@ -7,16 +7,16 @@ import struct
 import threading
 from fractions import Fraction
 
-import bodymodels as bm
 import numpy as np
 import pytest
 import torch
+from body_samples import seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from torch.autograd import gradcheck
 
-from body_samples import seeds
+import bodymodels as bm
 
 PI = math.pi
 

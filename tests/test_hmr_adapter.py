@@ -5,18 +5,9 @@ import json
 import math
 from dataclasses import asdict, replace
 
-import bodymodels
-import genhmr
-import hmr_adapter as hmr
-import pytest
-import simplehand
-import torch
-import weights.hmr_adapter
-from networks.adapter_rivals import build_model, count, on_meta
-from tables import TABLES, scaled
-from tasks.hmr_adapter import needs_guide
-
 import genhmr_samples
+import pytest
+import torch
 from adapter_samples import (
     BASELINES,
     LEFT,
@@ -27,6 +18,15 @@ from adapter_samples import (
     rotations,
     whole_body,
 )
+
+import bodymodels
+import genhmr
+import hmr_adapter as hmr
+import simplehand
+import weights.hmr_adapter
+from networks.adapter_rivals import build_model, count, on_meta
+from tables import TABLES, scaled
+from tasks.hmr_adapter import needs_guide
 
 DISCRIMINATOR = 1_545_211  # parameters of HaMeR's, which no prediction depends on
 

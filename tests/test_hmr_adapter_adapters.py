@@ -3,13 +3,8 @@
 import math
 from dataclasses import replace
 
-import bodymodels
-import hmr_adapter as hmr
 import pytest
 import torch
-from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, HandAdapter, HandExpert
-from networks.adapter_rivals import Moderator, build_model
-
 from adapter_samples import (
     BASELINES,
     LEFT,
@@ -26,6 +21,11 @@ from adapter_samples import (
     same,
     self_attend,
 )
+
+import bodymodels
+import hmr_adapter as hmr
+from hmr_adapter import ARMS, KNUCKLES, BodyAdapter, HandAdapter, HandExpert
+from networks.adapter_rivals import Moderator, build_model
 
 ADAPTERS = {"hand": hand_adapter, "body": body_adapter}
 

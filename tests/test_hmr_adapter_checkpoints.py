@@ -4,6 +4,8 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from adapter_samples import STAGES, TINY_BODY, TINY_HAND, images, lively, same
+
 from hmr_adapter import (
     BodyExpert,
     BodyExpertConfig,
@@ -19,8 +21,6 @@ from weights.hmr_adapter import (
     load_hand_expert,
     load_path,
 )
-
-from adapter_samples import STAGES, TINY_BODY, TINY_HAND, images, lively, same
 
 
 @pytest.mark.parametrize("stage", STAGES)

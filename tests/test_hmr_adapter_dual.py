@@ -2,14 +2,9 @@
 
 import math
 
-import bodymodels
-import hmr_adapter as hmr
 import numpy as np
 import pytest
 import torch
-from hmr_adapter import HMRAdapter, cut_square, predict, smplx_parameters
-from networks.adapter_rivals import share_twists
-
 from adapter_samples import (
     LEFT,
     RIGHT,
@@ -22,6 +17,11 @@ from adapter_samples import (
     rotations,
     whole_body,
 )
+
+import bodymodels
+import hmr_adapter as hmr
+from hmr_adapter import HMRAdapter, cut_square, predict, smplx_parameters
+from networks.adapter_rivals import share_twists
 
 
 @pytest.mark.parametrize("wrist", ["ik", "twist"])

@@ -2,14 +2,9 @@
 
 import math
 
-import bodymodels
-import hmr_adapter as hmr
 import pytest
 import torch
 import torch.nn.functional as F
-from hmr_adapter import HandExpert
-from torch import Tensor, nn
-
 from adapter_samples import (
     LEFT,
     RIGHT,
@@ -22,6 +17,11 @@ from adapter_samples import (
     lively,
     self_attend,
 )
+from torch import Tensor, nn
+
+import bodymodels
+import hmr_adapter as hmr
+from hmr_adapter import HandExpert
 
 
 def naive_roi_align(features: Tensor, box: list[float], cells: int) -> Tensor:

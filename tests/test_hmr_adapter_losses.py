@@ -3,17 +3,10 @@
 import math
 from dataclasses import asdict, replace
 
-import hmr_adapter as hmr
-import pytest
-import torch
-from genhmr import GenHMR
-from networks.adapter_rivals import build_model, count
-from tasks.base import parameter_groups
-from torch import Tensor, nn
-from weights.hmr_adapter import load_body_expert, load_hand_expert
-
 import genhmr_samples
+import pytest
 import simplehand_samples
+import torch
 from adapter_samples import (
     LEFT,
     RIGHT,
@@ -27,6 +20,13 @@ from adapter_samples import (
     rotations,
     whole_body,
 )
+from torch import Tensor, nn
+
+import hmr_adapter as hmr
+from genhmr import GenHMR
+from networks.adapter_rivals import build_model, count
+from tasks.base import parameter_groups
+from weights.hmr_adapter import load_body_expert, load_hand_expert
 
 
 def free_hand_truth() -> tuple[dict[str, Tensor], dict[str, Tensor]]:

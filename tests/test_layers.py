@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hmr_adapter import HandAdapter
-
 from adapter_samples import TINY_HAND
+
+from hmr_adapter import HandAdapter
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPERS = {"simplehand", "genhmr", "hmr_adapter"}

@@ -5,15 +5,15 @@ import json
 import math
 import os
 
-import metrics
 import numpy as np
 import pytest
 import torch
+from body_samples import seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from body_samples import seeds
+import metrics
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

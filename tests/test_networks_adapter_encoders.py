@@ -3,10 +3,12 @@
 import math
 from dataclasses import replace
 
-import hmr_adapter as hmr
 import pytest
 import torch
 import torch.nn.functional as F
+from adapter_samples import free_hand, images, lively, people, whole_body
+
+import hmr_adapter as hmr
 import train
 import weights.genhmr
 import weights.simplehand
@@ -26,8 +28,6 @@ from networks.small_encoder import NAMES
 from tasks.hmr_adapter import DualPathTask, look
 from tasks.settings import HMR_EXPERT
 from weights.hmr_adapter import load_encoder
-
-from adapter_samples import free_hand, images, lively, people, whole_body
 
 CPU = hmr.PRESETS["cpu"]
 HAND = replace(CPU.hand, expert=replace(CPU.hand.expert, decoder_layers=1))

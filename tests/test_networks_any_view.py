@@ -3,24 +3,24 @@
 import math
 from dataclasses import replace
 
-import data
-import demo
 import numpy as np
 import pytest
-import simplehand
 import torch
+from hand_samples import assert_projects, hands
 from hypothesis import given
 from hypothesis import strategies as st
+from simplehand_samples import batch_of, regressor
+from torch import nn
+
+import data
+import demo
+import simplehand
 from networks import any_view
 from networks.any_view import Upright, looking_again
 from networks.backbones import simplehand_model
 from networks.finders import Found
 from sets import crops
 from sets.crops import transform_points
-from torch import nn
-
-from hand_samples import assert_projects, hands
-from simplehand_samples import batch_of, regressor
 
 CONFIG = replace(any_view.PRESETS["cpu_views"], image_size=32)
 

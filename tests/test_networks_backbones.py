@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from simplehand_samples import HIERA, HRNET, TINY, count, images, on_meta, timm_or_skip
+from torch import nn
+
 from networks import backbones
 from networks.backbones import PRESETS, simplehand_model
 from simplehand import SimpleHand
-from torch import nn
 from weights.simplehand import load_backbone
-
-from simplehand_samples import HIERA, HRNET, TINY, count, images, on_meta, timm_or_skip
 
 
 def test_parameter_counts_of_the_other_backbones():

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from simplehand_samples import TINY, images, randomise
+from torch import nn
+
 from networks import fast
 from networks.backbones import simplehand_model
 from simplehand import SimpleHand
-from torch import nn
-
-from simplehand_samples import TINY, images, randomise
 
 ONE_BLOCK = replace(TINY, depths=(1, 1, 1, 1))
 

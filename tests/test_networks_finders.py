@@ -5,13 +5,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import bodymodels
-import data
-import demo
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+import bodymodels
+import data
+import demo
 from networks import finders
 from networks.finders import Found, look_inside
 from sets.images import read_keypoints, to_smpl45

@@ -1,8 +1,9 @@
 """networks/overlays.py: meshes over pictures and from the side, and the files of the demo."""
 
-import bodymodels
 import numpy as np
 import pytest
+
+import bodymodels
 from networks import overlays
 from networks.overlays import Mesh, overlay, write_results
 from sets.images import read_image

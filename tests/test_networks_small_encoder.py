@@ -1,8 +1,10 @@
 """The small image encoder that stands in for GenHMR's ViT."""
 
-import genhmr
 import pytest
 import torch
+from genhmr_samples import SMALL, TINY, images
+
+import genhmr
 from genhmr import PRESETS, GenHMR
 from networks.small_encoder import (
     BLOCK,
@@ -12,8 +14,6 @@ from networks.small_encoder import (
     SmallEncoder,
     build_genhmr,
 )
-
-from genhmr_samples import SMALL, TINY, images
 
 
 def test_tokens_are_like_a_vits():

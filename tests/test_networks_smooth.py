@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
 from networks import smooth
 from networks.smooth import (
     follow,
@@ -12,7 +14,6 @@ from networks.smooth import (
     smooth_rotations,
     smooth_video,
 )
-from scipy.spatial.transform import Rotation
 
 SEEDS = st.integers(0, 2**32 - 1)
 

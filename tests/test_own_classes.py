@@ -1,15 +1,16 @@
 """The demo is the paper: whose classes hold the parameters of the shipped checkpoints."""
 
+import pytest
+from torch import nn
+
 import bodymodels
 import genhmr
 import hmr_adapter
-import pytest
 import simplehand
 import weights.genhmr
 import weights.hmr_adapter
 import weights.simplehand
 from networks import fast
-from torch import nn
 
 
 def own_share(model: nn.Module, paper: object) -> float:

@@ -5,21 +5,21 @@ import math
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import torch
+from adapter_samples import body_adapter, free_hand, hand_adapter, noise, whole_body
+from genhmr_samples import SMALL, TINY, images, lively_model, noisy_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simplehand_samples import TINY as SMALL_HAND
+from simplehand_samples import picture, randomise, trained_model
+
 import bodymodels
 import genhmr
 import hmr_adapter
-import numpy as np
-import pytest
 import simplehand
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sets.crops import to_pixels
-
-from adapter_samples import body_adapter, free_hand, hand_adapter, noise, whole_body
-from genhmr_samples import SMALL, TINY, images, lively_model, noisy_model
-from simplehand_samples import TINY as SMALL_HAND
-from simplehand_samples import picture, randomise, trained_model
 
 
 @given(st.floats(0.1, 4), st.floats(-0.3, 0.3), st.floats(-0.3, 0.3))

@@ -2,18 +2,18 @@
 
 import math
 
-import bodymodels as bm
-import metrics
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
-from scipy.spatial import cKDTree
-
 from body_samples import seeds
+from hypothesis import given, settings
 from official_folders import RNG
 from people_samples import HAND_IDS, WHOLE
+from scipy.spatial import cKDTree
+
+import bodymodels as bm
+import metrics
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -16,10 +16,10 @@ import time
 
 import pytest
 import torch
+from test_train import assert_same_state, rows
+
 import train
 from tasks.settings import settable
-
-from test_train import assert_same_state, rows
 
 STEPS = 12
 RUN = {"warmup_steps": 2, "eval_every": 25, "batch_size": 8, "train_samples": 44, "test_samples": 2,

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
-import bodymodels
 import numpy as np
+import official_folders as tiny
 import pytest
 import torch
-from files import load_arrays, load_vertices, safe_unpickle
 from PIL import Image
+
+import bodymodels
+from files import load_arrays, load_vertices, safe_unpickle
 from sets.body_sets import ARCTIC, RICH, SMPLX_PARTS, Human36MHMR2
 from sets.crops import to_pixels, transform_points
 from sets.official import (
@@ -19,8 +21,6 @@ from sets.official import (
     official_body,
     relabelled,
 )
-
-import official_folders as tiny
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

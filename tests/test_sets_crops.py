@@ -1,15 +1,15 @@
 """Crops: homographies, virtual cameras, resampling, recipes of augmentation."""
 
-import data
 import numpy as np
 import pytest
 import torch
+from hand_samples import assert_projects, digest, hands, source_picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sets import augmentation, crops
 
-from hand_samples import assert_projects, digest, hands, source_picture
+import data
+from sets import augmentation, crops
 
 
 def blob(width, height, x, y, spread=3.0):

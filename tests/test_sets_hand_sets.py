@@ -2,16 +2,16 @@
 
 import json
 
-import bodymodels
 import numpy as np
+import official_folders as tiny
 import pytest
 import torch
+from hand_samples import assert_projects, digest
+
+import bodymodels
 from files import load_arrays
 from sets.hand_sets import DexYCB
 from sets.official import HandPairs
-
-import official_folders as tiny
-from hand_samples import assert_projects, digest
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

@@ -6,13 +6,14 @@ import struct
 import zlib
 from pathlib import Path
 
-import bodymodels
-import data
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
+import bodymodels
+import data
 from sets import images
 from sets.images import read_image
 

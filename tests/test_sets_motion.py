@@ -4,21 +4,21 @@ import pickle
 import shutil
 from pathlib import Path
 
-import bodymodels as bm
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from sets import motion
-from sets.rendered_bodies import RenderedBodies
-from sets.samples import Joined
-from torch.utils.data import DataLoader
-
 from body_samples import BODY, SMPL24, SMPL45, seeds
 from hand_samples import digest
 from hostile import Call
+from hypothesis import given
+from hypothesis import strategies as st
 from official_folders import recording, write_amass, write_moyo
+from torch.utils.data import DataLoader
+
+import bodymodels as bm
+from sets import motion
+from sets.rendered_bodies import RenderedBodies
+from sets.samples import Joined
 
 
 def source_clips():

@@ -3,12 +3,17 @@
 import os
 import pickle
 
-import bodymodels
 import numpy as np
+import official_folders as tiny
 import pytest
 import torch
-from hmr_adapter import arm_pose, crop_hands
+from body_samples import CONTRACT as BODY_CONTRACT
+from hand_samples import CONTRACT
+from people_samples import CONTRACT as PEOPLE
 from PIL import Image
+
+import bodymodels
+from hmr_adapter import arm_pose, crop_hands
 from sets.augmentation import Augmentation
 from sets.body_sets import RICH
 from sets.crops import body_box
@@ -25,11 +30,6 @@ from sets.official import (
     to_records,
 )
 from tasks.hmr_adapter import sharpest
-
-import official_folders as tiny
-from body_samples import CONTRACT as BODY_CONTRACT
-from hand_samples import CONTRACT
-from people_samples import CONTRACT as PEOPLE
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
               pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bodymodels
 import pytest
 from PIL import Image
+
+import bodymodels
 from sets import painting
 from sets.rendered_bodies import RenderedBodies
 

@@ -2,20 +2,20 @@
 
 import pickle
 
-import bodymodels
 import numpy as np
 import pytest
 import torch
+from body_samples import CONTRACT as BODY_CONTRACT
+from hand_samples import CONTRACT, assert_projects, digest, hands
+from people_samples import CONTRACT as PEOPLE_CONTRACT
+from torch.utils.data import DataLoader
+
+import bodymodels
 from sets import crops, motion, rendered, rendered_bodies
 from sets.augmentation import find_augmentation
 from sets.crops import inside
 from sets.painting import paint_surface
 from sets.rendered_bodies import RenderedBodies, RenderedPeople
-from torch.utils.data import DataLoader
-
-from body_samples import CONTRACT as BODY_CONTRACT
-from hand_samples import CONTRACT, assert_projects, digest, hands
-from people_samples import CONTRACT as PEOPLE_CONTRACT
 
 
 def test_convention_hand_starts_upright():

@@ -2,19 +2,12 @@
 
 from dataclasses import replace
 
-import bodymodels as bm
-import data
 import numpy as np
 import pytest
 import torch
+from body_samples import BODY
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
-from sets import crops, rendered_bodies
-from sets.augmentation import Augmentation
-from sets.painting import project_surface
-
-from body_samples import BODY
 from people_samples import (
     CONTRACT,
     CROP,
@@ -29,6 +22,13 @@ from people_samples import (
     posed,
     seeds,
 )
+from PIL import Image
+
+import bodymodels as bm
+import data
+from sets import crops, rendered_bodies
+from sets.augmentation import Augmentation
+from sets.painting import project_surface
 
 RECIPES = {name: data.AUGMENTATIONS[name] for name in ("official_hmr", "rendered_bodies")}
 

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from sets.samples import build_packed
-
 from hand_samples import ROOT, digest, hands
+
+from sets.samples import build_packed
 
 
 def test_cache_is_built_by_all_cores_alike(tmp_path):

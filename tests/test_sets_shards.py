@@ -4,15 +4,15 @@ import os
 import pickle
 import tarfile
 
-import bodymodels
 import numpy as np
 import pytest
 import torch
-from files import safe_unpickle
-from sets.official import relabelled
-
 from hostile import Call
 from official_folders import hamer, hmr2, jpeg, tar_person, write_shard
+
+import bodymodels
+from files import safe_unpickle
+from sets.official import relabelled
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
               pytest.mark.filterwarnings("ignore:.*d is damaged and left out")]  # of write_hmr2

@@ -4,19 +4,11 @@ import functools
 import math
 from dataclasses import replace
 
-import bodymodels
 import numpy as np
 import pytest
-import simplehand
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks.backbones import ALL_PRESETS, simplehand_model
-from sets import crops
-from simplehand import PRESETS, Config, SimpleHand
-from torch import nn
-from weights.simplehand import load_backbone
-
 from simplehand_samples import (
     HIERA,
     HRNET,
@@ -32,6 +24,14 @@ from simplehand_samples import (
     timm_or_skip,
     trained_model,
 )
+from torch import nn
+
+import bodymodels
+import simplehand
+from networks.backbones import ALL_PRESETS, simplehand_model
+from sets import crops
+from simplehand import PRESETS, Config, SimpleHand
+from weights.simplehand import load_backbone
 
 # ------------------------------------------------------------------------------------ counts
 

@@ -5,11 +5,17 @@ import json
 import re
 import shutil
 
+import numpy as np
+import pytest
+import test_tasks_adapter
+import test_tasks_genhmr
+from official_folders import write_freihand
+from simplehand_samples import batch_of, regressor
+from test_train import Run, command_line, flag
+
 import bodymodels
 import genhmr
 import hmr_adapter
-import numpy as np
-import pytest
 import simplehand
 import tables
 import train
@@ -25,12 +31,6 @@ from tables import (
     table_text,
 )
 from tasks.settings import HMR_ADAPTER, override, preset_settings, settable
-
-import test_tasks_adapter
-import test_tasks_genhmr
-from official_folders import write_freihand
-from simplehand_samples import batch_of, regressor
-from test_train import Run, command_line, flag
 
 ROWS = {  # of the paper; SimpleHand's Table 5 has two more of its text, Table 8 one of ours
     "simplehand": (13, 4, 7, 4, 7 + 2, 7, 7, 3 + 1),

@@ -9,20 +9,20 @@ import signal
 import threading
 import time
 
-import data
-import hmr_adapter
 import numpy as np
 import pytest
 import torch
+from adapter_samples import BASELINES
+from test_tasks_genhmr import batch_of, load
+from test_train import Run, assert_same_state, flag, rows
+
+import data
+import hmr_adapter
 import train
 import weights.hmr_adapter
 from tasks.base import Predictions
 from tasks.hmr_adapter import HandAdapterTask, stage_runs
 from tasks.settings import settable
-
-from adapter_samples import BASELINES
-from test_tasks_genhmr import batch_of, load
-from test_train import Run, assert_same_state, flag, rows
 
 TINY = {  # set in every stage that has the field
     "image_size": 32, "patch_size": 8, "vit_dim": 16, "vit_depth": 1,

@@ -6,12 +6,18 @@ import pickle
 import re
 import shutil
 
-import bodymodels
-import data
-import genhmr
 import numpy as np
 import pytest
 import torch
+from official_folders import (
+    write_amass,
+    write_moyo,
+)
+from test_train import Run, assert_same_state, flag, rows
+
+import bodymodels
+import data
+import genhmr
 import train
 from networks.small_encoder import IMAGE_SIZE, Lifted
 from tasks.base import EVALUATIONS, Predictions
@@ -25,12 +31,6 @@ from tasks.genhmr import (
 )
 from tasks.settings import GENHMR_TOKENIZER, GENHMR_TRANSFORMER, preset_settings
 from weights.genhmr import load_checkpoint, load_encoder, load_tokenizer
-
-from official_folders import (
-    write_amass,
-    write_moyo,
-)
-from test_train import Run, assert_same_state, flag, rows
 
 TINY = {
     "tokenizer": {

@@ -6,22 +6,10 @@ import pickle
 import shutil
 from types import SimpleNamespace
 
-import bodymodels
 import numpy as np
 import pytest
-import torch
-import train
-import weights.hmr_adapter
-from tasks.base import EVALUATIONS, Predictions
-from tasks.hmr_adapter import (
-    BodyAdapterTask,
-    BodyExpertTask,
-    DualPathTask,
-    HandAdapterTask,
-)
-from tasks.settings import HMR_ADAPTER
-
 import test_tasks_adapter
+import torch
 from official_folders import (
     write_3dpw_moon,
     write_arctic,
@@ -32,6 +20,13 @@ from official_folders import (
     write_rich,
 )
 from test_tasks_adapter import ERRORS, OF_BODIES, scores_of
+
+import bodymodels
+import train
+import weights.hmr_adapter
+from tasks.base import EVALUATIONS, Predictions
+from tasks.hmr_adapter import BodyAdapterTask, BodyExpertTask, DualPathTask, HandAdapterTask
+from tasks.settings import HMR_ADAPTER
 
 SETTINGS = HMR_ADAPTER["cpu"]
 VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands

@@ -1,13 +1,13 @@
 """Scores of drawn poses: proper, calibrated, with their control."""
 
-import bodymodels
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tasks import posterior
-
 from genhmr_samples import images, lively_model
+
+import bodymodels
+from tasks import posterior
 
 
 def drawn(truths: int, samples: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -4,17 +4,17 @@ import dataclasses
 import json
 import shutil
 
-import data
 import numpy as np
 import pytest
 import torch
+from official_folders import write_dexycb, write_freihand, write_models
+from test_train import CONFIG, Run, command_line, task_of
+
+import data
 import train
 from networks.backbones import ALL_PRESETS
 from tasks.base import Predictions
 from tasks.settings import SIMPLEHAND, override
-
-from official_folders import write_dexycb, write_freihand, write_models
-from test_train import CONFIG, Run, command_line, task_of
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,16 @@ import threading
 import time
 from pathlib import Path
 
-import data
 import numpy as np
 import pytest
-import simplehand
 import torch
-import train
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+
+import data
+import simplehand
+import train
 from sets import body_sets
 from tasks import ranks
 from tasks.files import add_row, add_scores, cut_table
@@ -38,7 +40,6 @@ from tasks.settings import (
     Settings,
 )
 from tasks.simplehand import SimpleHandTask
-from torch import nn
 from weights.simplehand import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -2,15 +2,15 @@
 
 from dataclasses import asdict, replace
 
-import genhmr
 import pytest
 import torch
+from genhmr_samples import SMALL, TINY, TINY_TOKENIZER, images, poses
+from hostile import Call
+
+import genhmr
 from genhmr import Config, GenHMR, Tokenizer
 from networks.small_encoder import SmallEncoder, build_genhmr
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
-
-from genhmr_samples import SMALL, TINY, TINY_TOKENIZER, images, poses
-from hostile import Call
 
 
 def test_checkpoints_return_the_model(tmp_path, lively):

@@ -4,17 +4,17 @@ import os
 import re
 from dataclasses import asdict, fields
 
-import bodymodels
 import pytest
-import simplehand
 import torch
+from hostile import Call
+from simplehand_samples import TINY, checkpoint_of, on_meta, trained_model
+
+import bodymodels
+import simplehand
 import weights.files
 from simplehand import Config, SimpleHand
 from tasks.settings import Settings
 from weights.simplehand import load_backbone, load_checkpoint, our_name
-
-from hostile import Call
-from simplehand_samples import TINY, checkpoint_of, on_meta, trained_model
 
 
 @pytest.fixture(scope="module")
