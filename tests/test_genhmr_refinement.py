@@ -41,9 +41,17 @@ def pull(task: tuple, flat=None, confidence=None, **options) -> genhmr.Refined:
 
 def test_every_step_of_refinement_is_kept(task):
     """poses[n] is the result of n steps, as Fig. 4 and 11 show them, and has energies[n]; P = 0
-    is the embeddings' own pose, whose energy is the squared distances in 2D."""
+    is the embeddings' own pose, whose energy is the squared distances in 2D. Energies fall, poses
+    are rotations, the model stays, under no_grad, too."""
     model, (start, betas, camera), flat, _, of = task
-    refined = pull(task, iterations=6)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        refined = pull(task, iterations=6)
+    assert (refined.energies.diff(dim=0) < 0).all()
+    assert torch.allclose(refined.rotations.det(), torch.ones(3, 24), atol=1e-4)
+    assert not refined.embeddings.requires_grad and not refined.rotations.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert refined.poses.shape == (7, 3, 24, 3, 3)
     for steps in (0, 2, 6):
         alone = pull(task, iterations=steps)
@@ -54,20 +62,6 @@ def test_every_step_of_refinement_is_kept(task):
     assert torch.equal(pull(task, iterations=0).embeddings, start)
     expected = (genhmr.project_to_crop(of(betas, rotations), camera, TINY.focal) - flat).square()
     assert torch.allclose(refined.energies[0], expected.sum((1, 2)), rtol=1e-4)
-
-
-def test_small_steps_lower_the_energy_and_nothing_else(task):
-    """Of every row, also under no_grad, to rotations; weights and their gradients stay."""
-    model = task[0]
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():
-        refined = pull(task, iterations=20, step_size=0.04)
-    assert refined.energies.shape == (21, 3) and (refined.energies.diff(dim=0) < 0).all()
-    assert (refined.energies[-1] < 0.9 * refined.energies[0]).all()
-    assert torch.allclose(refined.rotations.det(), torch.ones(3, 24), atol=1e-4)
-    assert not refined.embeddings.requires_grad and not refined.rotations.requires_grad
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_step_is_the_gradient_of_the_energy(task):
@@ -139,14 +133,10 @@ def test_rows_are_refined_independently(task):
 def test_strong_regulariser_keeps_the_pose(task):
     """The larger weight_pose, the less the pose changes."""
     start = pull(task, iterations=0).rotations
-
-    changes = []
-    for weight in (0.0, 1.0, 5.0, 20.0):
-        refined = pull(task, iterations=40, step_size=7e-3, weight_pose=weight)
-        changes.append((refined.rotations - start).square().sum((1, 2, 3)))
-    for less, more in zip(changes, changes[1:], strict=False):
-        assert (more < 0.7 * less).all()
-    assert (changes[3] < 0.1 * changes[0]).all()
+    free, held, tight = ((pull(
+        task, iterations=20, step_size=7e-3, weight_pose=weight).rotations - start
+    ).square().sum((1, 2, 3)) for weight in (0.0, 1.0, 20.0))
+    assert (held < 0.9 * free).all() and (tight < 0.3 * held).all()
 
 
 @given(seed=st.integers(0, 10**6), s=st.floats(0.1, 4.0), x=st.floats(-2, 2), y=st.floats(-2, 2))

@@ -190,17 +190,6 @@ def test_targets_of_heat_maps():
     assert torch.equal(hands[:, LEFT, :, 0].argsort(1, descending=True), right_to_left.argsort(1))
 
 
-def test_frozen_terms_have_no_gradient():
-    """L_img and L_beta depend on the frozen expert alone, so the total leaves them out."""
-    model, batch = body_adapter().train(), people()
-    found = model(batch["image"], hmr.true_knuckles(batch), batch["hand_valid"])
-    terms = hmr.body_losses(found, batch, whole_body(), model.expert, model.config)
-    for name in ("keypoints_img", "betas", "expression", "boxes"):
-        assert not terms[name].requires_grad, name
-    for name in ("keypoints_proj", "keypoints_3d", "pose"):
-        assert terms[name].requires_grad, name
-
-
 def test_total_losses_are_weighted_sums():
     """Eq. 5 and Eq. 7 with their default weights; all of the expert's terms, where it trains."""
     terms = {name: torch.tensor(float(n)) for n, name in enumerate(

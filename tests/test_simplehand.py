@@ -238,7 +238,6 @@ def test_mesh_loss_moves_the_keypoints_but_clamped_ones():
     assert (keypoints.grad[outside] == 0).all()
     assert (keypoints.grad[~outside] != 0).float().mean() > 0.9
 
-    model.zero_grad()
     model(images(2, 128))["vertices"].square().sum().backward()
     assert model.keypoints_2d_head.weight.grad.abs().max() > 0
 
@@ -254,9 +253,8 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean(rate):
     assert all(v == 0 or abs(v - 1 / (1 - rate)) < 1e-5 for v in values.unique().tolist())
     assert (values > 0).float().mean().item() == pytest.approx(1 - rate, abs=0.05)
     assert drop.eval()(x) is x
-    rates = [module.rate for module in on_meta(replace(TINY, backbone_drop_path=0.2)
-                                               ).backbone.modules()
-             if isinstance(module, simplehand.DropPath)]
+    backbone = on_meta(replace(TINY, backbone_drop_path=0.2)).backbone
+    rates = [part.rate for part in backbone.modules() if isinstance(part, simplehand.DropPath)]
     assert np.allclose(rates, np.linspace(0, 0.2, 5))
 
 
