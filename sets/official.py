@@ -300,7 +300,7 @@ class Pictures(Official):
     """
 
     JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
-    HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see load_model
+    HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see `absolute`
     LEFT_OPTIONS: dict = {}  # for load_model, of left hands
     DETECTED = False  # whether keypoints_2d of a record are a detector's
 
