@@ -1,16 +1,22 @@
-"""GenHMR's uncertainty-guided sampling: schedules, iterations, chance."""
+"""GenHMR's uncertainty-guided sampling, 2D pose-guided refinement and fitted camera."""
 
 import math
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
-from genhmr_samples import TINY, TINY_TOKENIZER, images, lively_model
+from genhmr_samples import TINY, TINY_TOKENIZER, batch_of, images, lively_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+import bodymodels
+import genhmr
 from genhmr import SCHEDULES, GenHMR, Sampled, choose, mask_counts, sample_from
+from sets.rendered_bodies import sample_wide_postures
+from weights.genhmr import load_checkpoint
 
 SPEC_COUNTS = {"cosine": [96, 87, 63, 34, 10, 0], "linear": [96, 77, 58, 39, 20, 0],
                "cubic": [96, 96, 90, 76, 47, 0], "sqrt": [96, 95, 88, 77, 58, 0],
@@ -153,3 +159,181 @@ def test_bad_options_of_sampling_are_refused(lively):
             sample_from(lively, features, **options)
     with pytest.raises(ValueError, match="model.eval"):
         sample_from(GenHMR(TINY).train(), features)
+
+
+@pytest.fixture(scope="module")
+def task(body) -> tuple:
+    """A model, sampled embeddings, shape and camera, and 2D joints of other poses as targets."""
+    torch.manual_seed(4)
+    model = GenHMR(TINY).eval()
+    with torch.no_grad():  # tokens that matter, as those of a trained tokenizer do
+        for name, parameter in model.tokenizer.decoder.named_parameters():
+            parameter.mul_(2.0 if name.endswith("weight") else 1.0)
+    batch = batch_of(body, 3)
+    tokens = torch.randint(32, (3, 48))
+    flat = batch["keypoints_2d"] / 64 - 0.5
+    start = model.tokenizer.quantiser.lookup(tokens)
+    return model, (start, batch["betas"], batch["camera"]), flat, torch.ones(3, 45), body.of
+
+
+def pull(task: tuple, flat=None, confidence=None, **options) -> genhmr.Refined:
+    model, sampled, keypoints, ones, of = task
+    return genhmr.refine(model, *sampled, keypoints if flat is None else flat,
+                         ones if confidence is None else confidence, of,
+                         **{"step_size": 0.05, **options})
+
+
+def test_every_step_of_refinement_is_kept(task):
+    """poses[n] is the result of n steps, as Fig. 4 and 11 show them, and has energies[n]; P = 0
+    is the embeddings' own pose, whose energy is the squared distances in 2D. Energies fall, poses
+    are rotations, the model stays, under no_grad, too."""
+    model, (start, betas, camera), flat, _, of = task
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        refined = pull(task, iterations=6)
+    assert (refined.energies.diff(dim=0) < 0).all()
+    assert torch.allclose(refined.rotations.det(), torch.ones(3, 24), atol=1e-4)
+    assert not refined.embeddings.requires_grad and not refined.rotations.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert refined.poses.shape == (7, 3, 24, 3, 3)
+    for steps in (0, 2, 6):
+        alone = pull(task, iterations=steps)
+        assert torch.equal(alone.rotations, refined.poses[steps])
+        assert torch.equal(alone.energies, refined.energies[: steps + 1])
+    rotations = model.tokenizer.decode_embeddings(start)
+    assert torch.equal(refined.poses[0], rotations)
+    assert torch.equal(pull(task, iterations=0).embeddings, start)
+    expected = (genhmr.project_to_crop(of(betas, rotations), camera, TINY.focal) - flat).square()
+    assert torch.allclose(refined.energies[0], expected.sum((1, 2)), rtol=1e-4)
+
+
+def test_step_is_the_gradient_of_the_energy(task):
+    """Y_1 = Y_0 - eta dG/dY, against finite differences."""
+    refined, start = pull(task, iterations=1, step_size=1e-3), pull(task, iterations=0)
+    eta = 1e-3 * (24 / 45) ** 2  # there are 45 keypoints
+    gradient = (start.embeddings - refined.embeddings) / eta
+    drop = refined.energies[0] - refined.energies[1]
+    assert torch.allclose(drop, eta * gradient.square().sum((1, 2)), rtol=0.05)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> GenHMR:
+    return load_checkpoint(bodymodels.ASSETS / "genhmr_cpu.pt")
+
+
+@pytest.mark.parametrize("count", [24, 45])
+def test_default_step_suits_any_number_of_keypoints(shipped, count):
+    """With the shipped tokenizer every step lowers the mean energy, the first the energy of every
+    body, and five steps lower the mean to less than a quarter."""
+    body = bodymodels.load_model("body").for_keypoints()
+    true = torch.from_numpy(sample_wide_postures(
+        np.random.default_rng(0).spawn(8), "test", 0.0, 30.0, 45.0)[0])
+    tokens = shipped.tokenizer.encode(true @ bodymodels.axis_angle_to_matrix(
+        0.1 * torch.randn(8, 24, 3)))
+    start = shipped.tokenizer.quantiser.lookup(tokens)
+    betas, camera = torch.zeros(8, 10), torch.tensor([[0.9, 0.0, 0.0]]).expand(8, 3)
+
+    def keypoints(betas: Tensor, pose: Tensor) -> Tensor:
+        return body.keypoints(body(betas, pose))[:, :count]
+
+    wanted = genhmr.project_to_crop(keypoints(betas, true), camera, shipped.config.focal)
+    energies = genhmr.refine(shipped, start, betas, camera, wanted, torch.ones(8, count),
+                             keypoints, iterations=5).energies
+    mean = energies.mean(1)
+    assert (mean.diff() < 0).all() and mean[5] < 0.25 * mean[0]
+    assert (energies[1] < energies[0]).all()
+
+
+def test_confidence_weighs(task):
+    """Twice of it and half of the step make the same move; 0 changes nothing, not even with NaN."""
+    once = pull(task, weight_pose=0.0, step_size=0.01, iterations=5)
+    twice = pull(task, confidence=2 * task[3], weight_pose=0.0, step_size=0.005, iterations=5)
+    assert torch.allclose(once.embeddings, twice.embeddings, atol=1e-5)
+    assert torch.allclose(2 * once.energies[0], twice.energies[0])
+    nothing = torch.zeros(3, 45)
+    nowhere = torch.full((3, 45, 2), math.nan)
+    refined = pull(task, nowhere, nothing, iterations=5)
+    assert torch.equal(refined.embeddings, pull(task, iterations=0).embeddings)
+    assert not refined.energies.any()
+    half = torch.ones(3, 45)
+    half[:, 20:] = 0
+    moved = task[2].clone()
+    moved[:, 20:] = -7.0
+    assert torch.equal(pull(task, task[2], half).embeddings, pull(task, moved, half).embeddings)
+
+
+def test_rows_are_refined_independently(task):
+    """A row ends where it would end alone."""
+    model, sampled, flat, ones, of = task
+    together = pull(task, iterations=5, step_size=0.01)
+    for row in range(3):
+        only = slice(row, row + 1)
+        alone = genhmr.refine(model, *(x[only] for x in sampled), flat[only], ones[only], of,
+                              iterations=5, step_size=0.01)
+        assert torch.allclose(together.embeddings[only], alone.embeddings, atol=1e-5)
+
+
+def test_strong_regulariser_keeps_the_pose(task):
+    """The larger weight_pose, the less the pose changes."""
+    start = pull(task, iterations=0).rotations
+    free, held, tight = ((pull(
+        task, iterations=20, step_size=7e-3, weight_pose=weight).rotations - start
+    ).square().sum((1, 2, 3)) for weight in (0.0, 1.0, 20.0))
+    assert (held < 0.9 * free).all() and (tight < 0.3 * held).all()
+
+
+@given(seed=st.integers(0, 10**6), s=st.floats(0.1, 4.0), x=st.floats(-2, 2), y=st.floats(-2, 2))
+def test_fitted_camera_is_the_true_one(seed, s, x, y):
+    """From projected points the fit finds their camera, whatever the network's and the unseen."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(2, 24, 3, generator=generator, dtype=torch.float64) * 0.4
+    camera = torch.tensor([[s, x, y], [0.9, 0.0, 0.0]], dtype=torch.float64)
+    flat = genhmr.project_to_crop(points, camera, TINY.focal)
+    confidence = torch.rand(2, 24, generator=generator, dtype=torch.float64)
+    confidence[:, ::5], flat[:, ::5] = 0, math.nan
+    network = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    found = genhmr.fit_camera(network, flat, confidence, points, TINY.focal)
+    assert torch.allclose(found, camera, rtol=1e-4, atol=1e-4)
+
+
+def test_fitted_camera_has_the_least_energy():
+    """For a pose that fits badly, too, no small change of the fitted camera fits better."""
+    generator = torch.Generator().manual_seed(0)
+    points = 0.4 * torch.randn(3, 45, 3, generator=generator)
+    camera = torch.tensor([[0.9, 0.0, 0.2], [0.8, 0.1, 0.0], [1.0, -0.1, 0.1]])
+    flat = genhmr.project_to_crop(points, camera, TINY.focal)
+    flat = flat + 0.03 * torch.randn(flat.shape, generator=generator)
+    confidence = torch.rand(3, 45, generator=generator)
+
+    def energy(camera: Tensor) -> Tensor:
+        away = genhmr.project_to_crop(points, camera, TINY.focal) - flat
+        return (confidence * away.square().sum(-1)).sum(1)
+
+    found = genhmr.fit_camera(camera, flat, confidence, points, TINY.focal)
+    assert (energy(found) < energy(camera)).all()
+    for step in (*0.002 * torch.eye(3), *-0.002 * torch.eye(3)):
+        assert (energy(found) < energy(found + step)).all()
+
+
+def test_camera_stays_where_nothing_tells_another():
+    """Rows keep their camera: fewer than two keypoints, a body without size or upside down."""
+    points = torch.randn(5, 24, 3, generator=torch.Generator().manual_seed(1)) * 0.4
+    camera = torch.tensor([[0.9, 0.1, -0.2]]).expand(5, 3)
+    flat = genhmr.project_to_crop(points, camera + 0.3, TINY.focal)
+    confidence = torch.ones(5, 24)
+    confidence[0] = 0
+    confidence[1, 1:] = 0
+    points[2], flat[3] = 0, -flat[3]
+    found = genhmr.fit_camera(camera, flat, confidence, points, TINY.focal)
+    assert torch.equal(found[:4], camera[:4])
+    assert torch.allclose(found[4], camera[4] + 0.3, atol=1e-3)
+
+
+def test_bad_refinement_is_refused(task):
+    """Step sizes that are not positive and keypoints of other shapes are ValueErrors."""
+    for size in (-1.0, 0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="step_size .*: expected a number above 0"):
+            pull(task, step_size=size)
+    with pytest.raises(ValueError, match="expected \\(3, J, 2\\)"):
+        pull(task, confidence=torch.ones(3, 44))
