@@ -202,7 +202,7 @@ def test_mixers(order):
     block = simplehand.MetaFormerBlock(16, TINY).eval()
     x = torch.randn(2, 9, 16)
     assert torch.allclose(block(x[:, order]), block(x)[:, order], atol=1e-5)
-    block = simplehand.MetaFormerBlock(16, replace(TINY, mixer="identity")).eval()
+    block = randomise(simplehand.MetaFormerBlock(16, replace(TINY, mixer="identity")))
     mixed = x + block.norm1(x)
     assert torch.equal(block(x), mixed + block.mlp(block.norm2(mixed)))
     mixer = simplehand.SeparableConv(16, TINY)
