@@ -99,6 +99,19 @@ def test_every_variant_fuses(fields):
     assert half(images())["vertices"].dtype == torch.bfloat16
 
 
+def test_branches_of_fastvit():
+    """Each layer's output is that of its branches, written out."""
+    x = torch.randn(2, 6, 8, 8)
+    repmixer = randomise(simplehand.RepMixer(6, 0.5))
+    mixed = repmixer.layer_scale.gamma * (repmixer.mixer(x) - repmixer.norm(x))
+    assert torch.allclose(repmixer(x), x + mixed)
+    one = randomise(simplehand.MobileOne(6, 6, 3, excite=False))
+    branches = one.identity(x) + one.conv_kxk(x) + one.conv_scale(x)
+    assert torch.allclose(one(x), nn.functional.gelu(branches))
+    large = randomise(simplehand.LargeKernelConv(6, 12, 7))  # without an activation
+    assert torch.allclose(large(x), large.large_conv(x) + large.small_conv(x))
+
+
 def test_backbone_equals_timm(capsys):
     """With timm's weights, of training or inference, our features are timm's, also collapsed."""
     timm = timm_or_skip()
