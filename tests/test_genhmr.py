@@ -326,9 +326,16 @@ def in_loops(module: DeformableAttention, values: Tensor, locations: Tensor,
 
 @pytest.mark.parametrize("form", FORMS)
 def test_samples_are_the_definition_in_loops(form):
-    """Sums of four neighbours each, head by head, to rounding, also across borders."""
+    """Sums of four neighbours each, head by head, to rounding, also across borders; offsets count
+    cells, x and y, and weights are a softmax over maps and points."""
     module, inputs = FORMS[form](random_attention()), attention_input()
     assert torch.allclose(module.sample_maps(*inputs), in_loops(module, *inputs), atol=1e-13)
+    queries, places = torch.randn(2, 5, 12).double(), torch.rand(5, 2).double()
+    offsets = module.sampling_offsets(queries).view(2, 5, 3, 3, 2, 2)
+    weights = module.attention_weights(queries).view(2, 5, 3, 6).softmax(-1).view(2, 5, 3, 3, 2)
+    locations = places[:, None, None, None] + offsets / torch.tensor(SHAPES).flip(1)[:, None]
+    expected = module.output_proj(in_loops(module, inputs[0], locations, weights))
+    assert torch.allclose(module(queries, places, inputs[0]), expected, atol=1e-12)
 
 
 def test_the_fast_attention_is_the_plain_one():
