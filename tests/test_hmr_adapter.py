@@ -105,6 +105,15 @@ def test_presets_say_what_the_paper_says():
             assert (part.expert.vit_dim, part.expert.vit_depth) == (1280, 32)
 
 
+def test_cpu_checkpoints_are_small():
+    """Both small paths together take less than 30 MB in half precision."""
+    preset = hmr.PRESETS["cpu"]
+    models = [on_meta(config) for config in (preset.hand, preset.body)]
+    size = sum(2 * value.numel() for model in models
+               for value in model.state_dict().values())
+    assert size < 30e6
+
+
 @pytest.mark.parametrize("preset", hmr.PRESETS)
 @pytest.mark.parametrize("name", ["table3", "table4", "table5", "table6"])
 def test_rows_from_scratch_take_twice_the_steps(name, preset):
@@ -295,6 +304,19 @@ def test_roi_align_is_the_loop():
     assert not found[-1].any()
     absurd = torch.tensor([[1e6, 0, -1e6, 3], [-1e6, -1e6, 1e6, 1e6]])
     assert hmr.roi_align(features[:2], absurd, 4).isfinite().all()
+
+
+def test_roi_align_is_torchvisions():
+    """It equals torchvision's, where that is installed."""
+    try:
+        from torchvision.ops import roi_align
+    except Exception as error:  # a torchvision of another torch raises RuntimeError
+        pytest.skip(f"no torchvision: {error}")
+    features = torch.randn(len(BOXES), 3, 11, 9)
+    boxes = torch.tensor(BOXES)
+    numbered = torch.cat((torch.arange(len(boxes))[:, None], boxes), 1)
+    assert torch.allclose(hmr.roi_align(features, boxes, 4),
+                          roi_align(features, numbered, 4, 1.0, -1, aligned=False), atol=1e-5)
 
 
 def test_expectation_is_where_the_peak_is():
