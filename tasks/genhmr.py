@@ -38,13 +38,14 @@ from tasks.base import (
     EVALUATIONS,
     Batch,
     Errors,
+    Mesh,
     Predictions,
     Scores,
     Terms,
     bare,
     require_same,
 )
-from tasks.bodies import BodyTask, Mesh, load_regressor
+from tasks.bodies import BodyTask, load_regressor
 from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
@@ -100,7 +101,7 @@ class TokenizerTask(BodyTask):
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = ("body",)
     BEST = "MPJPE"
-    TITLE = "true pose, pose decoded from its tokens"
+    TITLE = "pose decoded from its tokens, true pose"
     REMARK = ("1 degree: every joint was turned by one degree; 10 % random: so many tokens were "
               "replaced. changed %: tokens\nthat are not the true pose's, in the first row after "
               f"decoding and encoding again.\n{BodyTask.REMARK}")
@@ -188,11 +189,15 @@ class TokenizerTask(BodyTask):
         return errors
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """True and decoded pose side by side, seen from 4 m."""
-        K, white = np.array([[240.0, 0, 80], [0, 240, 80], [0, 0, 1]]), np.ones((160, 160, 3))
+        """Draw the decoded and the true pose side by side."""
+        return super().picture(index, predictions)[:, 160:]
+
+    def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return white, a camera, and both bodies 4 m away from it."""
         one = predictions[index:index + 1]
-        meshes = [self.mesh(values)["vertices"][0] for values in (one.truth, one.first)]
-        return np.concatenate([self.draw(mesh + (0, 0, 4), K, white) for mesh in meshes], 1)
+        K, white = np.array([[240.0, 0, 80], [0, 240, 80], [0, 0, 1]]), np.ones((160, 160, 3))
+        return white, K, *(self.mesh(values)["vertices"][0] + (0, 0, 4)
+                           for values in (one.first, one.truth))
 
 
 class EncoderTask(BodyTask):
@@ -485,11 +490,11 @@ class TransformerTask(BodyTask):
             "pose": batch["pose"], "betas": batch["betas"], "joints": joints - joints[:, :1],
             "inside": batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)})
 
-    def comparisons(self, predictions: Predictions) -> str:
+    def notes(self, predictions: Predictions) -> str:
         """Write the scores of drawn poses: of all, clear and truncated people."""
         inside = predictions.truth.get("inside")
         if inside is None:
-            return super().comparisons(predictions)
+            return ""
         first, truth = predictions.first["draws"], predictions.truth["joints"]
         errors = {name: posterior.posterior_errors(found["draws"], first, truth)
                   | {"NLL": found["nll"], "kept %": found["kept"]}
