@@ -434,7 +434,8 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
     if not arguments.resume:
         wanted |= dataclasses.asdict(settings) | dataclasses.asdict(config)
         wanted["protocol"] = arguments.protocol or run.get("protocol")
-    known = {**run, **stored_settings(run), **run["config"]}
+        wanted |= files_of(arguments) if "files" in run else {}  # else it is an older one
+    known = {**run, **stored_settings(run), **run["config"], **run.get("files", {})}
     wanted, known = (json.loads(json.dumps({name: values.get(name) for name in wanted}))
                      for values in (wanted, known))  # results.json has lists, not tuples
     other = [name for name, value in wanted.items() if known[name] != value]
@@ -442,6 +443,12 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
         raise ValueError(f"{arguments.out} already holds another run (it differs in "
                          f"{', '.join(other)}): continue that one with --resume, or start this "
                          "one with --out FOLDER")
+
+
+def files_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the files of weights that the flags name, on which a run builds."""
+    return {f"--{flag}": str(getattr(arguments, flag)) for flag in (
+        "backbone", "tokenizer", "expert", "guide") if getattr(arguments, flag)}
 
 
 def build(task: Task, start: nn.Module | None) -> nn.Module:
@@ -557,8 +564,9 @@ def run_one(arguments: argparse.Namespace, world: World | None) -> World:
     about = {"name": arguments.name, "preset": arguments.preset or origin.get("preset"),
              "data": task.data, "protocol": task.protocol,
              "config": dataclasses.asdict(task.config),
-             "settings": dataclasses.asdict(task.settings), "processes": world.size,
-             "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+             "settings": dataclasses.asdict(task.settings), "files": files_of(arguments),
+             "processes": world.size, "threads": torch.get_num_threads(),
+             "torch": str(torch.__version__)}
     if arguments.eval:
         finish(task, model.to(world.device), origin.get("step"), world, about)
         return world

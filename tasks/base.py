@@ -346,14 +346,6 @@ def photo_of(image: Tensor) -> np.ndarray:
     return image.permute(1, 2, 0).numpy() / np.float32(255)
 
 
-def require_same(flag: str, given: nn.Module, own: nn.Module) -> None:
-    """Raise ValueError unless a flag's model has the weights of the one in the checkpoint."""
-    given, own = given.state_dict(), own.state_dict()
-    if given.keys() != own.keys() or not all(map(torch.equal, given.values(), own.values())):
-        raise ValueError(f"the checkpoint was trained with another {flag} than that file, and "
-                         f"holds it: leave --{flag} out")
-
-
 def bare(model: nn.Module) -> nn.Module:
     """Return the paper's module inside the wrappers of the loop."""
     while hasattr(model, "module"):

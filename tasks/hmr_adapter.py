@@ -27,7 +27,7 @@ import metrics
 from files import load_arrays
 from networks.adapter_encoders import HandEncoder, is_small, start_rotations
 from networks.adapter_rivals import build_model, share_twists
-from tasks.base import Batch, Mesh, Predictions, Task, Terms, bare, photo_of, require_same
+from tasks.base import Batch, Mesh, Predictions, Task, Terms, bare, photo_of
 from tasks.bodies import BodyTask, load_regressor
 from tasks.settings import (
     HMR_ADAPTER,
@@ -36,6 +36,7 @@ from tasks.settings import (
     own_overrides,
     suitable_preset,
 )
+from weights.files import require
 from weights.hmr_adapter import (
     expert_of,
     hand_mean,
@@ -94,14 +95,11 @@ class PeopleTask(Task):
         if not self.ADAPTS:
             return
         stage, starts = arguments.stage, origin or arguments.checkpoint or arguments.expert
-        if not starts and config.trainable != "all":
-            raise ValueError(f"--stage {stage} adapts a trained expert: make one with --stage "
-                             f"{stage}_expert and give its checkpoint with --expert")
-        if not arguments.eval and config.inject == "none" and config.trainable == "adapter":
-            raise ValueError("inject=none leaves nothing to train: set trainable=head or all")
-        if origin and arguments.expert and config.trainable == "adapter":
-            require_same("expert", *(self.load_expert(source, arguments)
-                                     for source in (arguments.expert, origin)))
+        require(starts or config.trainable == "all",
+                f"--stage {stage} adapts a trained expert: make one with --stage {stage}_expert "
+                "and give its checkpoint with --expert")
+        require(arguments.eval or config.inject != "none" or config.trainable != "adapter",
+                "inject=none leaves nothing to train: set trainable=head or all")
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
@@ -267,9 +265,9 @@ class HandAdapterTask(HandExpertTask):
     def __init__(self, *given: object) -> None:
         super().__init__(*given)
         arguments, config = self.arguments, self.config
-        if needs_guide(config) and not arguments.eval and not arguments.guide:
-            raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
-                             "give its checkpoint with --guide")
+        require(not needs_guide(config) or arguments.eval or arguments.guide,
+                "arm_source=found trains with the arms that a whole-body model finds: give its "
+                "checkpoint with --guide")
         # Loaded here, before training is seeded: building a module draws random numbers.
         self.guide = None
         if arguments.guide:
