@@ -14,8 +14,9 @@
 
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
 best weights by test score), log.csv (a row per step), scores.csv (a row per evaluation) and, at
-the end, results.json, errors.npz (of each sample), predictions.png and curves.png. Repeat the
-command to continue its run; torchrun --max-restarts does so by itself.
+the end, results.json, errors.npz (of each sample), curves.png and predictions.png (test images,
+predicted and true meshes). Repeat the command to continue a run that was killed: it loses the time
+since its last checkpoint, at most --save-every. torchrun --max-restarts does so by itself.
 
 A run that is killed and continued ends in the same weights as an uninterrupted one, bit for bit on
 a CPU with the same number of threads, because a step depends only on its checkpoint and its number:
@@ -27,18 +28,10 @@ processes, batch norm spans them, and the order of samples does not depend on th
 masks differ, as they do between one batch and several accumulated ones.
 
 Without --preset the machine decides: "h200" for a GPU of more than 100 GB, "single_gpu" for a
-smaller one, "cpu" without a GPU. Samples per step and steps of the presets (a x b: b parts of a
-samples, on b GPUs or, for single_gpu, one after another):
-
-    preset       SimpleHand       GenHMR: tokenizer transformer       HMR-Adapter: hand; body
-    paper        32 x 8, 51,200   512, 200,000      48 x 2, 300,000   32 x 4, 10,000; 10,000
-    single_gpu   32 x 8, 51,200   256 x 2, 200,000  12 x 8, 300,000   16 x 8, 10,000; 10,000
-    h200         512, 25,600      2,048, 50,000     192, 150,000      128, 10,000; 10,000
-    cpu          32, 3,800        64, 5,000         32, 1,800         32, 300; 200
-
-HMR-Adapter's numbers are its adapters'. SimpleHand has four more presets: paper_hrnet and
-paper_hiera (other backbones), ablation (rows of tables on a CPU), cpu_views (any view: 64, 7,200).
-No preset for GPUs has been run yet.
+smaller one, "cpu" without a GPU. "paper" has the paper's numbers. SimpleHand has four more presets:
+paper_hrnet and paper_hiera (other backbones), ablation (rows of tables on a CPU), cpu_views (any
+view). The papers' files end with their batches, steps and rates. No preset for GPUs has been run
+yet.
 """
 
 from __future__ import annotations
@@ -70,14 +63,7 @@ from torch.utils.data import DataLoader, Dataset
 import bodymodels
 from sets.samples import follow_parent
 from tasks import genhmr, hmr_adapter, simplehand
-from tasks.base import (
-    EVALUATIONS,
-    Predictions,
-    Scores,
-    Task,
-    parameter_groups,
-    read_content,
-)
+from tasks.base import EVALUATIONS, Predictions, Scores, Task, parameter_groups, read_content
 from tasks.files import (
     add_row,
     add_scores,
@@ -517,11 +503,10 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
     print(f"{type(trainer.model).__name__}, {count:,} parameters, on {world.size} x "
           f"{world.device.type}: from step {trainer.step} to {task.config.steps}, in {out}\n"
           f"{task.config.batch_size} samples per step, {size} at a time in a process", flush=True)
-    flag, meaning = task.STARTS
-    given = run or arguments.checkpoint or getattr(arguments, flag, None)
-    small = flag == "backbone" and arguments.preset in ON_A_CPU  # starts so on purpose
-    if flag and not (given or small):
-        print(f"note: no --{flag}: {meaning}", flush=True)
+    if task.PRETRAINED and not (run or arguments.checkpoint or arguments.backbone
+                                or arguments.preset in ON_A_CPU):
+        print(f"note: no --backbone: it starts from random weights, the paper's from "
+              f"{task.PRETRAINED}", flush=True)
 
 
 def finish(task: Task, model: nn.Module, step: int | None, world: World,
@@ -544,13 +529,13 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
         print("\nno annotation to score against\n")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = {**about, "step": step, "scores": scores}
-    bodymodels.write_atomically(arguments.out / "results.json",
-                                json.dumps(results, indent=2).encode())
     if arguments.export:
         save({**results, "model": weights, "baseline": task.baseline}, arguments.export)
     task.write(predictions, arguments.out)
     if not arguments.eval:
         draw_curves(arguments.out)
+    bodymodels.write_atomically(arguments.out / "results.json",
+                                json.dumps(results, indent=2).encode())
     flags = vars(arguments) | {"checkpoint": arguments.checkpoint if arguments.eval else
                                arguments.out / "checkpoint.pt"}
     print(f"in {arguments.out}: " + ", ".join(sorted(os.listdir(arguments.out)))
@@ -629,18 +614,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--eval", action="store_true", help="score a checkpoint and write pictures, no training")
     add("--compile", action="store_true", help="torch.compile the model")
     add = parser.add_argument_group("data").add_argument
-    add("--data", metavar="KIND", help="rendered, or an official set or mixture: sets/README.md "
-        "(default: rendered)")
+    add("--data", metavar="KIND", help="rendered (default), or official data: see sets/README.md")
     add("--data-root", metavar="FOLDER", help="folder of data that are not rendered")
     add("--protocol", choices=tuple(EVALUATIONS), help="how, and on which data set, to evaluate "
         "what trains on official data")
-    add("--test-root", metavar="FOLDER", help="folder of the data to evaluate on (default: that of "
-        "--data-root)")
+    add("--test-root", metavar="FOLDER", help="folder to evaluate on (default: --data-root's)")
     add("--cache", metavar="FOLDER", default="runs/cache", help="folder for rendered images and "
         "packed annotation (default: %(default)s)")
     add = parser.add_argument_group("processes and files").add_argument
-    add("--out", type=Path, metavar="FOLDER", help="folder of the run (default: "
-        "runs/MODEL[-STAGE])")
+    add("--out", type=Path, metavar="FOLDER", help="of the run (default: runs/MODEL[-STAGE])")
     add("--export", type=Path, metavar="FILE", help="also write the final weights in half "
         "precision; a folder if the command trains several stages")
     add("--workers", type=int, help="data processes of each training process (default: with a "
@@ -658,10 +640,9 @@ def add_own_flags(parser: argparse.ArgumentParser) -> None:
     add("--models", metavar="FOLDER", help="official body models. genhmr: "
         f"{genhmr.TransformerTask.MODELS}; hmr_adapter: {hmr_adapter.PeopleTask.MODELS}")
     add("--backbone", metavar="FILE", help="weights of the image encoder to start from. "
-        "simplehand: ImageNet's of FastViT, HRNet or Hiera; for cpu_views "
-        "assets/hmr_adapter_hand_cpu.pt. genhmr: 4D-Humans', TokenHMR's or ViTPose's; for cpu a "
-        "checkpoint of --stage encoder. hmr_adapter, for cpu: GenHMR's for bodies, SimpleHand's "
-        "for hands (default: assets/genhmr_cpu.pt, assets/simplehand_views_cpu.pt)")
+        "simplehand: ImageNet's of FastViT, HRNet or Hiera. genhmr: 4D-Humans', TokenHMR's or "
+        "ViTPose's; for cpu a checkpoint of --stage encoder. hmr_adapter, for cpu: GenHMR's for "
+        "bodies, SimpleHand's for hands (default: those in assets)")
     add("--tokenizer", metavar="FILE", help="genhmr: checkpoint of the tokenizer to build on")
     add("--detections", metavar="FOLDER", help="genhmr: OpenPose's files for the pictures to "
         "evaluate on, a/b_keypoints.json for a/b.jpg: refinement follows them (default: 3DPW's "

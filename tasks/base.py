@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import io
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,13 +17,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import bodymodels
 import data
 import metrics
+from files import safe_unpickle
 from tasks.settings import RunConfig, Settings, preset_settings, stored_settings
 from weights.files import require, without_settings
 
@@ -114,8 +113,7 @@ class Task(ABC):
     PROTOCOLS: ClassVar[Mapping[str, str]]  # kind of data -> protocol of metrics; "": ask for one
     ARGUMENTS: ClassVar[Sequence[str]]  # its own flags, see train.add_own_flags
     MODELS: ClassVar[str] = ""  # the body models that official data need in --models
-    STARTS: ClassVar[tuple[str, str]] = ("", "")  # a flag, and what it means to leave it out
-    TITLE: ClassVar[str]  # of predictions.png
+    PRETRAINED: ClassVar[str] = ""  # weights from which the paper's backbone starts
     BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
     REMARK: ClassVar[str] = ""  # printed below the table of scores
     BASELINE: ClassVar[str] = "mean hand"  # name of the constant predictions in the table
@@ -262,7 +260,7 @@ class Task(ABC):
         meshes = {name: self.mesh(values) for name, values in predictions.found.items()}
         if self.baseline is not None:
             count = len(next(iter(truth.values())))
-            meshes |= {name: self.split(np.broadcast_to(points, (count, *points.shape)))
+            meshes |= {name: self.as_mesh(np.broadcast_to(points, (count, *points.shape)))
                        for name, points in zip(("mean", "mean shape"), self.baseline.numpy(),
                                                strict=True)}
         return {name: self.judge(mesh, truth) for name, mesh in meshes.items()}
@@ -275,7 +273,7 @@ class Task(ABC):
         """Return joints and vertices of a predictor's or the true values."""
         raise NotImplementedError
 
-    def split(self, points: np.ndarray) -> Mesh:
+    def as_mesh(self, points: np.ndarray) -> Mesh:
         """Return joints and vertices of `points` (N, J + V, 3): constants of the baseline."""
         return {"joints": points[:, :self.JOINTS], "vertices": points[:, self.JOINTS:]}
 
@@ -285,7 +283,7 @@ class Task(ABC):
 
     @abstractmethod
     def points(self, batch: Batch) -> Tensor:
-        """Return true points (B, N, 3), whose mean is the baseline."""
+        """Return true points (B, N, 3), of which the baseline is a mean."""
 
     def set_baseline(self, batches: Iterable[Batch]) -> None:
         """Compute the constant predictions (2, N, 3): two means of `points` of training samples.
@@ -318,11 +316,9 @@ class Task(ABC):
                       for metric, values in rows.items()}
             if self.data == "rendered" and "pose" in predictions.truth:
                 errors["away"] = predictions.truth["pose"][:, 0, 2, 2]
-            content = io.BytesIO()
-            np.savez(content, **errors)
-            bodymodels.write_atomically(out / "errors.npz", content.getvalue())
+            np.savez(out / "errors.npz", **errors)
         images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
-        draw_grid(images, out / "predictions.png", title=self.TITLE)
+        draw_grid(images, out / "predictions.png")
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
         """Draw a test image, the predicted and the true mesh over it: (H, 3 W, 3) of 0..1.
@@ -341,9 +337,64 @@ class Task(ABC):
         """
 
 
+class BodyTask(Task):
+    """A task whose predictors find a pose (B, K, 3, 3) and betas (B, S), as the truth has them."""
+
+    BODY, FAMILY = "body", "smpl"  # the free body, and the family of official data
+    JOINTS, PIECE = 24, 500
+    BASELINE = "mean pose"
+    MOVED = ("light_body",)
+    REMARK = ("Mean pose: of training samples, plain or aligned with one another, in each column "
+              "the better one.\n")
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        arguments, file = self.arguments, self.arguments.body
+        if self.data != "rendered" and self.MODELS:
+            self.body = bodymodels.load_model(arguments.models, family=self.FAMILY)
+        else:
+            self.body = bodymodels.load_model(file or self.BODY)
+        require(not file or len(self.body.parents) == 24, f"--body {file}: it has "
+                f"{len(self.body.parents)} joints; expected a SMPL model, with 24")
+        self.light_body = self.body.for_keypoints()  # losses need no other vertices
+        self.faces = self.body.faces
+
+    def points(self, batch: Batch) -> Tensor:
+        """True joints and vertices (B, J + V, 3)."""
+        return torch.cat(self.posed(batch["betas"], batch["pose"]), 1)
+
+    def posed(self, betas: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints (B, J, 3) and vertices (B, V, 3) of untranslated bodies."""
+        output = self.body.to(pose.device)(betas, pose)
+        return output.joints, output.vertices
+
+    def mesh(self, values: Mapping[str, np.ndarray]) -> Mesh:
+        """Joints and vertices of poses and betas."""
+        joints, vertices = self.posed(*(torch.from_numpy(values[name])
+                                        for name in ("betas", "pose")))
+        return {"joints": joints.numpy(), "vertices": vertices.numpy()}
+
+    def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return a test image, its K, and both meshes with their pelvis where the true one is."""
+        sample, one = self.test_set[index], predictions[index:index + 1]
+        found, truth = (self.mesh(values) for values in (one.first, one.truth))
+        pelvis = truth["joints"][0, 0] + sample["transl"].numpy()
+        return photo_of(sample["image"]), sample["K"], *(
+            mesh["vertices"][0] - mesh["joints"][0, 0] + pelvis for mesh in (found, truth))
+
+
 def photo_of(image: Tensor) -> np.ndarray:
     """Convert an image of a data set (3, H, W) to (H, W, 3), 0..1."""
     return image.permute(1, 2, 0).numpy() / np.float32(255)
+
+
+def load_regressor(path: Path, count: int, body: bodymodels.BodyModel) -> np.ndarray:
+    """Read a pickled regressor (count, V) of a body's joints."""
+    regressor = np.asarray(safe_unpickle(path), np.float32)
+    require(regressor.shape == (count, len(body.v_template)),
+            f"{path} has shape {regressor.shape}: expected {count} joints of "
+            f"{len(body.v_template)} vertices")
+    return regressor
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -379,24 +430,10 @@ def read_content(path: Path) -> dict[str, object]:
     return content if ours else {}
 
 
-# ------------------------------------------------------------------------------------ drawing
-
-
-def draw_grid(images: Sequence[np.ndarray], path: Path, title: str) -> None:
+def draw_grid(images: Sequence[np.ndarray], path: Path) -> None:
     """Write images (H, W, 3) of 0..1 in three columns, as one PNG."""
-    rows = math.ceil(len(images) / 3)
-    height, width = images[0].shape[:2]
-    figure = Figure(figsize=(12, 4 * rows * height / width + 0.4), layout="tight")
-    for number, image in enumerate(images, 1):
-        axes = figure.add_subplot(rows, 3, number)
-        axes.axis("off")
-        axes.imshow(image.clip(0, 1))
-    figure.suptitle(title)
-    save_figure(figure, path)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a matplotlib figure as PNG."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    bodymodels.write_atomically(path, png.getvalue())
+    images = [np.pad(image.clip(0, 1), ((0, 8), (0, 8), (0, 0)), constant_values=1.0)
+              for image in images]
+    images += [np.ones_like(images[0])] * (-len(images) % 3)
+    imsave(path, np.concatenate([np.concatenate(images[start:start + 3], 1)
+                                 for start in range(0, len(images), 3)]))

@@ -33,8 +33,7 @@ from sets.images import LEAST_CONFIDENCE
 from sets.official import OWN
 from sets.rendered_bodies import STEEP, sample_transl, sample_wide_postures
 from tasks import posterior
-from tasks.base import EVALUATIONS, Batch, Mesh, Predictions, Scores, Terms, bare
-from tasks.bodies import BodyTask, load_regressor
+from tasks.base import EVALUATIONS, Batch, BodyTask, Mesh, Predictions, Terms, bare, load_regressor
 from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
 from weights.files import require
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
@@ -82,7 +81,6 @@ class TokenizerTask(BodyTask):
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = ("body",)
     BEST = "MPJPE"
-    TITLE = "pose decoded from its tokens, true pose"
     NEXT = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
     def __init__(self, *given: object) -> None:
@@ -153,8 +151,6 @@ class EncoderTask(BodyTask):
     ARGUMENTS = ()
     NEXT = ("python train.py --model genhmr --stage transformer --tokenizer "
            "runs/genhmr-tokenizer/checkpoint.pt --backbone {checkpoint}")
-    REMARK = ("median px, near %: distance of the joints found in the crop from the true ones, and "
-              f"the share within 5 % of its side.\n{BodyTask.REMARK}")
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -187,24 +183,10 @@ class EncoderTask(BodyTask):
         return encoder_total_loss(terms), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Predict lifted bodies, and the distances of the 2D keypoints from the true ones."""
+        """Predict lifted bodies."""
         reading = model.read(model.normalise(batch["image"]))
-        true, inside = crop_places(batch["keypoints_2d"])
-        distance = (reading.at - true).norm(dim=-1) * IMAGE_SIZE
-        found = lifted_body(reading) | {
-            "distance": torch.where(inside, distance, torch.nan)[:, :24]}
-        return Predictions(batch["index"], {"encoder": found},
+        return Predictions(batch["index"], {"encoder": lifted_body(reading)},
                            {name: batch[name] for name in ("pose", "betas")})
-
-    def scores(self, predictions: Predictions) -> Scores:
-        """Score the lifted bodies, and the joints found in 2D."""
-        scores = super().scores(predictions)
-        distance = predictions.first["distance"]
-        known = distance[np.isfinite(distance)]
-        scores["encoder"] |= {
-            "median px": float(np.median(known)),
-            "near %": 100 * float((known < 0.05 * IMAGE_SIZE).mean())}
-        return scores
 
 
 def crop_places(keypoints_2d: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,7 +270,7 @@ class TransformerTask(BodyTask):
               "J_regressor_h36m.npy or, for HMR2.0's, SMPL_to_J19.pkl")
     ARGUMENTS = ("tokenizer", "backbone", "models", "detections", "schedule", "top_k", "samples",
                  "brief")
-    STARTS = "backbone", "the encoder starts from random weights, the paper's from trained ones"
+    PRETRAINED = "those of 4D-Humans"
     NEXT = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
     FIRST = 5  # T of the first row
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)

@@ -27,15 +27,18 @@ import metrics
 from files import load_arrays
 from networks.adapter_encoders import HandEncoder, is_small, start_rotations
 from networks.adapter_rivals import build_model, share_twists
-from tasks.base import Batch, Mesh, Predictions, Task, Terms, bare, photo_of
-from tasks.bodies import BodyTask, load_regressor
-from tasks.settings import (
-    HMR_ADAPTER,
-    HMR_EXPERT,
-    RunConfig,
-    own_overrides,
-    suitable_preset,
+from tasks.base import (
+    Batch,
+    BodyTask,
+    Mesh,
+    Predictions,
+    Task,
+    Terms,
+    bare,
+    load_regressor,
+    photo_of,
 )
+from tasks.settings import HMR_ADAPTER, HMR_EXPERT, RunConfig, own_overrides, suitable_preset
 from weights.files import require
 from weights.hmr_adapter import (
     expert_of,
@@ -49,7 +52,6 @@ from weights.hmr_adapter import (
 )
 
 OCCLUDED = 0.5  # share of rendered hands that something covers
-ELBOWS_AND_WRISTS = [18, 19, 20, 21]  # of SMPL-X's joints
 ENCODERS = {hmr_adapter.HandExpert: bodymodels.ASSETS / "simplehand_views_cpu.pt",
             hmr_adapter.BodyExpert: bodymodels.ASSETS / "genhmr_cpu.pt"}  # of small experts
 Output = dict[str, Tensor]  # of a model's forward
@@ -151,7 +153,6 @@ class HandExpertTask(PeopleTask):
         "hmr-adapter-hands", "h36m-smplx", "rich", "bedlam", "freihand", "interhand", "hamer",
         "hamer-tars"), "")
     MODEL = hmr_adapter.HandExpert
-    TITLE = "hand (left ones mirrored), predicted mesh, true mesh (both at the true wrist)"
     NEXT = "python train.py --model hmr_adapter --stage hand --expert {checkpoint} --guide BODY"
     MOVED = ("hand",)
     INPUTS: ClassVar[Sequence[str]] = ("images",)  # of the model in training, see hand_samples
@@ -219,7 +220,7 @@ class HandExpertTask(PeopleTask):
 
     def mesh(self, values: Mapping[str, np.ndarray]) -> Mesh:
         """Joints and vertices of both hands of all people, one after another."""
-        return self.split(values["points"].reshape(-1, *values["points"].shape[2:]))
+        return self.as_mesh(values["points"].reshape(-1, *values["points"].shape[2:]))
 
     def truth(self, predictions: Predictions) -> Mesh:
         """Return the true hands, and which of them each group of errors counts."""
@@ -256,7 +257,6 @@ class HandAdapterTask(HandExpertTask):
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
     DETAIL, MOVED, INPUTS = 4, ("hand", "guide"), ("images", "arm", "arm_valid")
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert", "guide")
-    STARTS = "expert", "the expert is trained from random weights, too"
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
     REMARK = ("Found arm: of the body model in --guide, in crops where it finds hands. No arm: "
               "unknown.\nTrue boxes: crops around the true keypoints, as without a guide.\n"
@@ -391,10 +391,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
     def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
         """Compute the protocol's errors; on official data joints are regressed from the meshes."""
         if self.data == "rendered":
-            arms = [mesh["joints"][:, ELBOWS_AND_WRISTS] - mesh["joints"][:, :1]
-                    for mesh in (mesh, truth)]
-            return super().judge(mesh, truth) | {
-                "arms MPJPE": 1000 * np.linalg.norm(arms[0] - arms[1], axis=-1).mean(1)}
+            return super().judge(mesh, truth)
         folder = Path(self.arguments.models)
         if self.protocol == "3dpw_smplx_lineage":  # the 14 that count are among SMPL-X's first 24
             smpl = self.test_set.pictures.body().J_regressor.numpy()
@@ -434,7 +431,6 @@ class BodyAdapterTask(BodyExpertTask):
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert")
-    STARTS = HandAdapterTask.STARTS
     NEXT = "python demo.py hmr_adapter PICTURE --body {checkpoint}"
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -461,7 +457,6 @@ class DualPathTask(BodyAdapterTask):
     DETAIL = 4
     Config = hmr_adapter.Training  # the fields that all stages have; each has more
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "guide")
-    STARTS = ("", "")
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint} --body {guide}"
     REMARK = ("Expert: the body expert alone; experts: with the hand expert's hands, merged; ours: "
               "with both adapters.\nHands are cut out where the body path finds them; true boxes: "

@@ -71,8 +71,15 @@ def join_world(workers: int | None = None) -> World:
         workers = min(16, cores) if device.type == "cuda" else 0
     if size == 1:
         return World(device=device, workers=workers)
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)  # another machine may still prepare its data
+    served = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]),
+                          is_master=served, timeout=PATIENCE)
+    # After a restart torchrun's store still has the addresses of the last attempt: use new names.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl", rank=rank, world_size=size,
+        store=dist.PrefixStore(f"attempt {attempt}", store),
+        timeout=PATIENCE)  # another machine may still prepare its data
     return World(rank, size, device, workers, dist.new_group(timeout=TIMEOUT))
 
 

@@ -33,9 +33,8 @@ class SimpleHandTask(Task):
     Config, PRESETS, SETTINGS = simplehand.Config, ALL_PRESETS, SIMPLEHAND
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     ARGUMENTS = "hand", "backbone"
-    STARTS = "backbone", "the backbone starts from random weights, the paper's from ImageNet's"
+    PRETRAINED = "ImageNet's"
     MOVED = ("keypoint_regressor",)
-    TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
     NEXT = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
     def __init__(self, *given: object) -> None:
@@ -123,7 +122,7 @@ class SimpleHandTask(Task):
 
         def score(hands: np.ndarray) -> dict[str, float]:
             hands = np.broadcast_to(hands, truth["vertices"].shape)
-            return metrics.evaluate(self.protocol, self.split(hands), truth)
+            return metrics.evaluate(self.protocol, self.as_mesh(hands), truth)
 
         scores = {name: score(values["vertices"][known])
                   | keypoint_scores(values["keypoints_2d"], predictions.truth)
@@ -135,14 +134,14 @@ class SimpleHandTask(Task):
                 mean, predictions.truth)
         return scores
 
-    def split(self, points: np.ndarray) -> Mesh:
+    def as_mesh(self, points: np.ndarray) -> Mesh:
         """Return meshes (N, 778, 3) and their 21 joints."""
         regressor = self.keypoint_regressor.cpu().numpy()
         return {"vertices": points, "joints": np.einsum("jv,nvc->njc", regressor, points)}
 
     def write(self, predictions: Predictions, out: Path) -> None:
         """Write pictures and the file that the data set's evaluation server or toolkit takes."""
-        hands = self.split(predictions.first["vertices"])
+        hands = self.as_mesh(predictions.first["vertices"])
         if self.data == "freihand":
             metrics.write_predictions(out / "pred.json", hands["joints"], hands["vertices"])
         elif self.data == "dexycb":
