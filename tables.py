@@ -174,9 +174,7 @@ class Runs:
         argv = ["--model", self.model, *map(str, flags), "--out", str(out)]
         if out not in self.done and ("--eval" in argv or not (out / "results.json").exists()):
             announce(f"\n{self.model} {self.options.table}: {out}")
-            self.world, done = train.run(argv, self.world)
-            if not done:
-                raise SystemExit  # by a signal: the same command continues
+            self.world = train.run(argv, self.world)
             self.world.share(None)  # the leader writes results last
         elif out not in self.done:
             arguments = train.parse_arguments(argv)

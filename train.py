@@ -14,8 +14,9 @@
 
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
 best weights by test score), log.csv (a row per step), scores.csv (a row per evaluation) and, at
-the end, results.json, errors.npz (of each sample), predictions.png and curves.png. Repeat the
-command to continue its run; torchrun --max-restarts does so by itself.
+the end, results.json, errors.npz (of each sample), curves.png and predictions.png (test images,
+predicted and true meshes). Repeat the command to continue a run that was killed: it loses the time
+since its last checkpoint, at most --save-every. torchrun --max-restarts does so by itself.
 
 A run that is killed and continued ends in the same weights as an uninterrupted one, bit for bit on
 a CPU with the same number of threads, because a step depends only on its checkpoint and its number:
@@ -27,18 +28,10 @@ processes, batch norm spans them, and the order of samples does not depend on th
 masks differ, as they do between one batch and several accumulated ones.
 
 Without --preset the machine decides: "h200" for a GPU of more than 100 GB, "single_gpu" for a
-smaller one, "cpu" without a GPU. Samples per step and steps of the presets (a x b: b parts of a
-samples, on b GPUs or, for single_gpu, one after another):
-
-    preset       SimpleHand       GenHMR: tokenizer transformer       HMR-Adapter: hand; body
-    paper        32 x 8, 51,200   512, 200,000      48 x 2, 300,000   32 x 4, 10,000; 10,000
-    single_gpu   32 x 8, 51,200   256 x 2, 200,000  12 x 8, 300,000   16 x 8, 10,000; 10,000
-    h200         512, 25,600      2,048, 50,000     192, 150,000      128, 10,000; 10,000
-    cpu          32, 3,800        64, 5,000         32, 1,800         32, 300; 200
-
-HMR-Adapter's numbers are its adapters'. SimpleHand has four more presets: paper_hrnet and
-paper_hiera (other backbones), ablation (rows of tables on a CPU), cpu_views (any view: 64, 7,200).
-No preset for GPUs has been run yet.
+smaller one, "cpu" without a GPU. "paper" has the paper's numbers. SimpleHand has four more presets:
+paper_hrnet and paper_hiera (other backbones), ablation (rows of tables on a CPU), cpu_views (any
+view). The papers' files end with their batches, steps and rates. No preset for GPUs has been run
+yet.
 """
 
 from __future__ import annotations
@@ -53,14 +46,12 @@ import math
 import os
 import random
 import re
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -72,14 +63,7 @@ from torch.utils.data import DataLoader, Dataset
 import bodymodels
 from sets.samples import follow_parent
 from tasks import genhmr, hmr_adapter, simplehand
-from tasks.base import (
-    EVALUATIONS,
-    Predictions,
-    Scores,
-    Task,
-    parameter_groups,
-    read_content,
-)
+from tasks.base import EVALUATIONS, Predictions, Scores, Task, parameter_groups, read_content
 from tasks.files import (
     add_row,
     add_scores,
@@ -106,7 +90,6 @@ PAPERS = {"simplehand": simplehand, "genhmr": genhmr, "hmr_adapter": hmr_adapter
 TASKS: dict[str, type[Task]] = {  # by model, or by model-stage
     f"{model}-{stage}" if stage else model: task
     for model, paper in PAPERS.items() for stage, task in paper.STAGES.items()}
-Value = TypeVar("Value")
 MAX_SKIPPED = 10  # non-finite steps in a row before giving up
 COUNTERS = "step", "position", "skipped", "seconds"  # of a Trainer
 BASELINE_SAMPLES = 2_000  # training samples whose mean is the baseline
@@ -209,7 +192,7 @@ class Trainer:
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         model = model.to(device, memory_format=layout)
         task.to(device)
-        self.model = share_batch_norm(model, device) if world.size > 1 else model
+        self.model = share_batch_norm(model, world) if world.size > 1 else model
         if compile:
             self.model.compile()
         self.called: nn.Module = MixedPrecision(self.model, device, settings.precision)
@@ -217,7 +200,8 @@ class Trainer:
             # 1 x 1 convolutions: their two memory layouts are the same
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.called = DistributedDataParallel(
-                self.called, [device] if device.type == "cuda" else None)
+                self.called, [device] if device.type == "cuda" else None,
+                process_group=world.steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True)
@@ -227,12 +211,11 @@ class Trainer:
         self.skipped = 0  # non-finite steps in a row, up to now
         self.seconds = 0.0  # spent training, over all resumed parts
 
-    def train_step(self, batches: list[dict[str, Tensor]],
-                   flags: Iterable[bool] = ()) -> tuple[dict[str, float], list[bool]]:
+    def train_step(self, batches: list[dict[str, Tensor]]) -> dict[str, float]:
         """Take one optimiser step on this rank's batches.
 
-        Returns the losses (means over all ranks), rate and gradient norm, and for each flag
-        whether any rank raised it. If loss or gradient are not finite on any rank, no rank moves.
+        Returns the losses (means over all ranks), rate and gradient norm. If loss or gradient are
+        not finite on any rank, no rank moves.
         """
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
@@ -244,11 +227,9 @@ class Trainer:
                                         self.config.gradient_clip or math.inf)
         # The only place where the step waits for the device.
         *values, norm = torch.stack([*terms.values(), norm]).tolist()
-        shared = self.world.mean([*values, *flags])
-        row = {"step": self.step + 1, **dict(zip(terms, shared, strict=False)),
-               "learning_rate": rate, "grad_norm": norm}
+        losses = dict(zip(terms, self.world.mean(values), strict=True))
         # The scaler cures an overflow by scaling less: that is no lost step.
-        finite = math.isfinite(row["loss"]) and (
+        finite = math.isfinite(losses["loss"]) and (
             math.isfinite(norm) or self.scaler.get_scale() > 1.0)
         if finite:
             self.scaler.step(self.optimizer)
@@ -259,7 +240,7 @@ class Trainer:
         self.skipped = 0 if finite else self.skipped + 1
         self.step += 1
         self.position += self.config.batch_size
-        return row, [flag > 0.0 for flag in shared[len(terms):]]
+        return {"step": self.step, **losses, "learning_rate": rate, "grad_norm": norm}
 
     def accumulate_gradients(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Compute gradients of the mean loss over the batches; returns that loss and its terms."""
@@ -281,8 +262,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "schedule": {"kind": self.config.schedule, "step": self.step},
-            "rng": {"seed": self.settings.seed, "step": self.step},
             **{name: getattr(self, name) for name in COUNTERS},
         }
 
@@ -303,20 +282,6 @@ def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
 
 
 # -------------------------------------------------------------------------------- evaluation
-
-
-def on_leader(world: World, work: Callable[..., Value], *values: object) -> Value | None:
-    """Call work(*values) on the leader alone; its OSError or ValueError ends all processes."""
-    result, problem = None, ""
-    if world.leader:
-        try:
-            result = work(*values)
-        except (OSError, ValueError) as error:
-            problem = message_of(error)
-    problem = world.share(problem)
-    if problem:
-        fail(problem)
-    return result
 
 
 def message_of(error: Exception) -> str:
@@ -340,69 +305,55 @@ def evaluate(task: Task, model: nn.Module, world: World, final: bool = False,
              for batch in load_batches(task.test_set, keys, world)]
     model.train()
     gathered = [part for parts in world.gather(parts) for part in parts]
-    predictions = Predictions.join(gathered) if world.leader else None
-    return on_leader(world, task.scores, predictions) or {}, predictions
+    if not world.leader:
+        return {}, None
+    predictions = Predictions.join(gathered)
+    return task.scores(predictions), predictions
 
 
 def keep_scores(task: Task, model: nn.Module, step: int, world: World,
                 about: Mapping[str, object], scores: Scores) -> None:
     """Write an evaluation to scores.csv and, if it is the best so far, the weights to best.pt."""
     out = task.arguments.out
-    if world.share(world.leader and add_scores(out, step, scores, task.BEST)):
-        content = {**about, "step": step, "scores": scores, "baseline": task.baseline,
-                   "model": model.state_dict()}
-        on_leader(world, save, content, out / "best.pt")
+    if world.leader and add_scores(out, step, scores, task.BEST):
+        save({**about, "step": step, "scores": scores, "baseline": task.baseline,
+              "model": model.state_dict()}, out / "best.pt")
+    world.share(None)  # the others wait, however long scoring takes
 
 
 # ------------------------------------------------------------------------------ training loop
 
 
-@contextlib.contextmanager
-def on_signals(handler: Callable, *numbers: signal.Signals) -> Iterator[None]:
-    """In this context the handler receives these signals."""
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
-
-
-def train(trainer: Trainer, about: Mapping[str, object], signals: list[str]) -> bool:
-    """Train to the last step, log, evaluate and save; return False if a signal came before."""
+def train(trainer: Trainer, about: Mapping[str, object]) -> None:
+    """Train to the last step, log, evaluate and save."""
     task, config, settings, world = trainer.task, trainer.config, trainer.settings, trainer.world
     arguments = task.arguments
     keys = rank_batches(trainer.position, config.steps - trainer.step, config.batch_size,
                         settings.accumulate, world, len(task.train_set), settings.seed)
     batches = load_batches(task.train_set, keys, world)
-    stopping, printed, saved = False, 0.0, time.monotonic()
-    while trainer.step < config.steps and not stopping:
+    printed, saved = 0.0, time.monotonic()
+    while trainer.step < config.steps:
         if trainer.step and trainer.step % settings.eval_every == 0:
             scores, _ = evaluate(task, trainer.model, world)
             keep_scores(task, trainer.model, trainer.step, world, about, scores)
         start = time.monotonic()
-        step_batches = [next(batches) for _ in range(settings.accumulate)]
-        due = world.leader and start - saved > arguments.save_every
-        row, (stopping, saving) = trainer.train_step(step_batches, (bool(signals), due))
+        row = trainer.train_step([next(batches) for _ in range(settings.accumulate)])
         seconds = time.monotonic() - start
         trainer.seconds += seconds
+        last = trainer.step == config.steps
         if world.leader:
             add_row(arguments.out / "log.csv", row | {
                 "samples_per_second": config.batch_size / seconds, "seconds": trainer.seconds})
-            if start - printed > PRINT_EVERY or trainer.step == config.steps or trainer.skipped:
+            if start - printed > PRINT_EVERY or last or trainer.skipped:
                 printed = start
                 print(progress(trainer, row), flush=True)
         if trainer.skipped == MAX_SKIPPED:
             fail(f"{MAX_SKIPPED} steps in a row were not finite: gave up at step {trainer.step}. "
                  "Try a smaller learning_rate")
-        if stopping or saving or trainer.step == config.steps:
-            content = {**trainer.state_dict(), **about, "baseline": task.baseline}
-            on_leader(world, save, content, arguments.out / "checkpoint.pt")
+        if world.leader and (last or start - saved > arguments.save_every):
+            save({**trainer.state_dict(), **about, "baseline": task.baseline},
+                 arguments.out / "checkpoint.pt")
             saved = time.monotonic()
-    if stopping:
-        announce(f"\n{' '.join(signals) or 'A signal to another process'}: saved at step "
-                 f"{trainer.step} of {config.steps}; the same command continues")
-    return not stopping
 
 
 def progress(trainer: Trainer, row: Mapping[str, float]) -> str:
@@ -469,7 +420,8 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
     if not arguments.resume:
         wanted |= dataclasses.asdict(settings) | dataclasses.asdict(config)
         wanted["protocol"] = arguments.protocol or run.get("protocol")
-    known = {**run, **stored_settings(run), **run["config"]}
+        wanted |= files_of(arguments) if "files" in run else {}  # else it is an older one
+    known = {**run, **stored_settings(run), **run["config"], **run.get("files", {})}
     wanted, known = (json.loads(json.dumps({name: values.get(name) for name in wanted}))
                      for values in (wanted, known))  # results.json has lists, not tuples
     other = [name for name, value in wanted.items() if known[name] != value]
@@ -477,6 +429,12 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
         raise ValueError(f"{arguments.out} already holds another run (it differs in "
                          f"{', '.join(other)}): continue that one with --resume, or start this "
                          "one with --out FOLDER")
+
+
+def files_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the files of weights that the flags name, on which a run builds."""
+    return {f"--{flag}": str(getattr(arguments, flag)) for flag in (
+        "backbone", "tokenizer", "expert", "guide") if getattr(arguments, flag)}
 
 
 def build(task: Task, start: nn.Module | None) -> nn.Module:
@@ -498,30 +456,29 @@ def prepare(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict, dict 
     from, and that of the run that is continued. ValueError or OSError if they do not go together.
     """
     kind, path = TASKS[arguments.name], arguments.out / "checkpoint.pt"
-    run, start, origin = None, None, {}
+    run = None if arguments.eval else read_run(path)
+    start, origin = None, run or {}
     if arguments.eval or arguments.checkpoint:
         file = arguments.checkpoint or path
         start = kind.load(file, arguments)
-        origin = read_content(arguments.guide if arguments.stage == "all" else file)
+        origin = run or read_content(arguments.guide if arguments.stage == "all" else file)
     if arguments.eval:
         settings = kind.settings_of(arguments, origin)
         config, settings = overridden(start.config, settings, arguments.overrides)
     else:
-        run = read_run(path)
-        if arguments.resume and run is None:
-            announce(f"--resume: no run in {arguments.out}, a new one begins")
         config, settings = choose_config(arguments, run, start)
-    task = kind(config, arguments, run or origin, settings)
+    task = kind(config, arguments, origin, settings)
     model = start if arguments.eval else build(task, start)
     announce(f"data: {task.data}; what is rendered or packed once is kept in {arguments.cache}")
     # Data are prepared before the processes meet, so that none of them waits in vain.
     _ = task.test_set, arguments.eval or task.train_set
-    return task, model, run or origin, run
+    return task, model, origin, run
 
 
 def begin(trainer: Trainer, run: Mapping | None) -> None:
     """Continue the run, or start one; the leader says what will happen."""
-    task, world, out = trainer.task, trainer.world, trainer.task.arguments.out
+    task, world, arguments = trainer.task, trainer.world, trainer.task.arguments
+    out, size = arguments.out, share(task, world)
     if run:
         try:
             trainer.load_state_dict(run)
@@ -529,36 +486,27 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
             fail(f"the checkpoint in {out} does not fit these settings ({first_line(error)}): "
                  "continue without changing the network, or start a new run with --out FOLDER")
     elif world.leader:
-        size, count = share(task, world), min(BASELINE_SAMPLES, len(task.train_set))
+        count = min(BASELINE_SAMPLES, len(task.train_set))
         keys = (list(range(first, min(first + size, count))) for first in range(0, count, size))
         task.set_baseline(load_batches(task.train_set, keys, world))
     if task.data != "rendered":  # if scores need a file that is missing, say so now
         evaluate(task, trainer.model, world, most=2 * world.size)
-    if world.mean([trainer.step]) != [trainer.step]:
-        fail(f"{out} shows step {trainer.step} to process {world.rank} and another to others: "
+    if world.share(trainer.step) != trainer.step:
+        fail(f"{out} does not show process {world.rank} the checkpoint that the first one sees: "
              "--out has to be a folder that all machines share")
-    if world.leader:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("log.csv", "scores.csv"):
-            cut_table(out / name, trainer.step)
-        print("\n".join(opening(trainer, run)), flush=True)
-
-
-def opening(trainer: Trainer, run: Mapping | None) -> list[str]:
-    """Return the first lines of a run, new or continued: its model, steps and batch, and notes."""
-    task, config, world = trainer.task, trainer.config, trainer.world
-    arguments, (flag, meaning) = task.arguments, task.STARTS
+    if not world.leader:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("log.csv", "scores.csv"):
+        cut_table(out / name, trainer.step)
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
-    lines = [f"{type(trainer.model).__name__}, {count:,} parameters, on {world.size} x "
-             f"{world.device.type}: from step {trainer.step} to {config.steps}, in {arguments.out}",
-             f"{config.batch_size} samples per step, {share(task, world)} at a time in a process"]
-    if run and run.get("threads", torch.get_num_threads()) != torch.get_num_threads():
-        lines.append(f"note: this run had {run['threads']} threads: the last bits will differ")
-    given = run or arguments.checkpoint or getattr(arguments, flag, None)
-    small = flag == "backbone" and arguments.preset in ON_A_CPU  # starts so on purpose
-    if flag and not (given or small):
-        lines.append(f"note: no --{flag}: {meaning}")
-    return lines
+    print(f"{type(trainer.model).__name__}, {count:,} parameters, on {world.size} x "
+          f"{world.device.type}: from step {trainer.step} to {task.config.steps}, in {out}\n"
+          f"{task.config.batch_size} samples per step, {size} at a time in a process", flush=True)
+    if task.PRETRAINED and not (run or arguments.checkpoint or arguments.backbone
+                                or arguments.preset in ON_A_CPU):
+        print(f"note: no --backbone: it starts from random weights, the paper's from "
+              f"{task.PRETRAINED}", flush=True)
 
 
 def finish(task: Task, model: nn.Module, step: int | None, world: World,
@@ -576,46 +524,43 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
         return
     if scores:
         print(f"\n{score_table(scores)}\nMPJPE, PVE and the like in mm; F-scores and AUC from 0 to "
-              f"1.\n{task.REMARK}{task.comparisons(predictions)}")
+              f"1.\n{task.REMARK}{task.notes(predictions)}")
     else:
         print("\nno annotation to score against\n")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = {**about, "step": step, "scores": scores}
-    bodymodels.write_atomically(arguments.out / "results.json",
-                                json.dumps(results, indent=2).encode())
     if arguments.export:
         save({**results, "model": weights, "baseline": task.baseline}, arguments.export)
     task.write(predictions, arguments.out)
     if not arguments.eval:
         draw_curves(arguments.out)
+    bodymodels.write_atomically(arguments.out / "results.json",
+                                json.dumps(results, indent=2).encode())
     flags = vars(arguments) | {"checkpoint": arguments.checkpoint if arguments.eval else
                                arguments.out / "checkpoint.pt"}
     print(f"in {arguments.out}: " + ", ".join(sorted(os.listdir(arguments.out)))
           + f"\nnext: {task.NEXT.format(**flags)}", flush=True)
 
 
-def run_one(arguments: argparse.Namespace, world: World | None) -> tuple[World, bool]:
-    """Train, then evaluate; or evaluate alone. Returns the world and whether all is done."""
+def run_one(arguments: argparse.Namespace, world: World | None) -> World:
+    """Train, then evaluate; or evaluate alone. Returns the processes that met."""
     task, model, origin, run = prepare(arguments)
     world = world or join_world(arguments.workers)
     about = {"name": arguments.name, "preset": arguments.preset or origin.get("preset"),
              "data": task.data, "protocol": task.protocol,
              "config": dataclasses.asdict(task.config),
-             "settings": dataclasses.asdict(task.settings), "processes": world.size,
-             "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+             "settings": dataclasses.asdict(task.settings), "files": files_of(arguments),
+             "processes": world.size, "threads": torch.get_num_threads(),
+             "torch": str(torch.__version__)}
     if arguments.eval:
         finish(task, model.to(world.device), origin.get("step"), world, about)
-        return world, True
+        return world
     trainer = Trainer(task, world, model, arguments.compile)
     begin(trainer, run)
-    signals: list[str] = []
-    with on_signals(lambda number, _: signals.append(signal.Signals(number).name),
-                    signal.SIGTERM, signal.SIGINT):
-        done = train(trainer, about, signals)
-    if done:
-        announce(f"\n{trainer.step} steps took {timedelta(seconds=round(trainer.seconds))}")
-        finish(task, trainer.model, trainer.step, world, about)
-    return world, done
+    train(trainer, about)
+    announce(f"\n{trainer.step} steps took {timedelta(seconds=round(trainer.seconds))}")
+    finish(task, trainer.model, trainer.step, world, about)
+    return world
 
 
 # ------------------------------------------------------------------------------ command line
@@ -669,18 +614,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--eval", action="store_true", help="score a checkpoint and write pictures, no training")
     add("--compile", action="store_true", help="torch.compile the model")
     add = parser.add_argument_group("data").add_argument
-    add("--data", metavar="KIND", help="rendered, or an official set or mixture: sets/README.md "
-        "(default: rendered)")
+    add("--data", metavar="KIND", help="rendered (default), or official data: see sets/README.md")
     add("--data-root", metavar="FOLDER", help="folder of data that are not rendered")
     add("--protocol", choices=tuple(EVALUATIONS), help="how, and on which data set, to evaluate "
         "what trains on official data")
-    add("--test-root", metavar="FOLDER", help="folder of the data to evaluate on (default: that of "
-        "--data-root)")
+    add("--test-root", metavar="FOLDER", help="folder to evaluate on (default: --data-root's)")
     add("--cache", metavar="FOLDER", default="runs/cache", help="folder for rendered images and "
         "packed annotation (default: %(default)s)")
     add = parser.add_argument_group("processes and files").add_argument
-    add("--out", type=Path, metavar="FOLDER", help="folder of the run (default: "
-        "runs/MODEL[-STAGE])")
+    add("--out", type=Path, metavar="FOLDER", help="of the run (default: runs/MODEL[-STAGE])")
     add("--export", type=Path, metavar="FILE", help="also write the final weights in half "
         "precision; a folder if the command trains several stages")
     add("--workers", type=int, help="data processes of each training process (default: with a "
@@ -698,10 +640,9 @@ def add_own_flags(parser: argparse.ArgumentParser) -> None:
     add("--models", metavar="FOLDER", help="official body models. genhmr: "
         f"{genhmr.TransformerTask.MODELS}; hmr_adapter: {hmr_adapter.PeopleTask.MODELS}")
     add("--backbone", metavar="FILE", help="weights of the image encoder to start from. "
-        "simplehand: ImageNet's of FastViT, HRNet or Hiera; for cpu_views "
-        "assets/hmr_adapter_hand_cpu.pt. genhmr: 4D-Humans', TokenHMR's or ViTPose's; for cpu a "
-        "checkpoint of --stage encoder. hmr_adapter, for cpu: GenHMR's for bodies, SimpleHand's "
-        "for hands (default: assets/genhmr_cpu.pt, assets/simplehand_views_cpu.pt)")
+        "simplehand: ImageNet's of FastViT, HRNet or Hiera. genhmr: 4D-Humans', TokenHMR's or "
+        "ViTPose's; for cpu a checkpoint of --stage encoder. hmr_adapter, for cpu: GenHMR's for "
+        "bodies, SimpleHand's for hands (default: those in assets)")
     add("--tokenizer", metavar="FILE", help="genhmr: checkpoint of the tokenizer to build on")
     add("--detections", metavar="FOLDER", help="genhmr: OpenPose's files for the pictures to "
         "evaluate on, a/b_keypoints.json for a/b.jpg: refinement follows them (default: 3DPW's "
@@ -721,32 +662,29 @@ def add_own_flags(parser: argparse.ArgumentParser) -> None:
         "beside the hand path in --checkpoint")
 
 
-def run(argv: list[str], world: World | None = None) -> tuple[World | None, bool]:
-    """Do all runs that a command line stands for; return the processes and whether all is done.
+def run(argv: list[str], world: World | None = None) -> World | None:
+    """Do all runs that a command line stands for; return the processes.
 
-    world: the processes, if an earlier call has joined them. A signal ends a run before its time.
+    world: the processes, if an earlier call has joined them.
     """
-    arguments, done = parse_arguments(argv), True
-    for one in hmr_adapter.stage_runs(arguments) if arguments.stage == "all" else [arguments]:
-        try:
-            with on_signals(signal.default_int_handler, signal.SIGTERM):  # as Ctrl-C does
-                world, done = run_one(one, world)
-        except (OSError, ValueError) as error:  # a full disk, a damaged picture, wrong flags
-            fail(message_of(error))
-        except RuntimeError as error:
-            if "by peer" not in str(error):
-                raise
-            fail("another process has ended: see its message")
-        except KeyboardInterrupt:  # while data are prepared or scored
-            fail("interrupted: the same command continues")
-        if not done:
-            break
-    return world, done
+    arguments = parse_arguments(argv)
+    try:
+        for one in hmr_adapter.stage_runs(arguments) if arguments.stage == "all" else [arguments]:
+            world = run_one(one, world)
+    except (OSError, ValueError) as error:  # a full disk, a damaged picture, wrong flags
+        fail(message_of(error))
+    except RuntimeError as error:
+        if "by peer" not in str(error):
+            raise
+        fail("another process has ended: see its message")
+    except KeyboardInterrupt:
+        fail("interrupted: the same command continues")
+    return world
 
 
 def main(argv: list[str] | None = None) -> None:
     """Do the runs of this command."""
-    world, _ = run(sys.argv[1:] if argv is None else argv)
+    world = run(sys.argv[1:] if argv is None else argv)
     if world is not None and world.size > 1:
         dist.destroy_process_group()
 

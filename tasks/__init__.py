@@ -1,2 +1,2 @@
-"""What train.py must know of each paper (base, bodies, simplehand, genhmr, hmr_adapter), and what
+"""What train.py must know of each paper (base, simplehand, genhmr, hmr_adapter), and what
 the loop stands on: processes (ranks), files of a run (files), fields of a config (settings)."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import io
-import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,15 +17,16 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import bodymodels
 import data
 import metrics
+from files import safe_unpickle
 from tasks.settings import RunConfig, Settings, preset_settings, stored_settings
-from weights.files import without_settings
+from weights.files import require, without_settings
 
 EVALUATIONS = {  # data set and split on which a protocol of metrics.py is defined
     "freihand": ("freihand", "evaluation"), "dexycb_s0": ("dexycb", "test"),
@@ -39,6 +38,7 @@ EVALUATIONS = {  # data set and split on which a protocol of metrics.py is defin
 }
 Scores = dict[str, dict[str, float]]  # predictor -> metric -> value; the model comes first
 Errors = dict[str, dict[str, np.ndarray]]  # predictor -> metric -> (N,), NaN where none counts
+Mesh = dict[str, np.ndarray]  # joints (N, J, 3) and vertices (N, V, 3), in metres
 Terms = Mapping[str, Tensor]  # named scalars of a loss
 Batch = dict[str, Tensor]
 
@@ -99,19 +99,12 @@ def is_error(metric: str) -> bool:
 # --------------------------------------------------------------------------------------- task
 
 
-def standard_error(values: np.ndarray) -> float:
-    """Compute the standard error of the mean of the values that are not NaN."""
-    values = values[~np.isnan(values)]
-    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
-
-
 class Task(ABC):
     """A paper, or one of its stages.
 
     config: the paper's, of model and optimisation. arguments: the flags. origin: the content of the
     checkpoint that is continued, evaluated or started from; empty for new weights. settings: of the
-    run.
-    Raises ValueError if flags, config and data do not go together.
+    run. faces: of the meshes in pictures. Raises ValueError if these do not go together.
     """
 
     Config: ClassVar[type]  # the dataclass whose fields --set changes
@@ -120,11 +113,12 @@ class Task(ABC):
     PROTOCOLS: ClassVar[Mapping[str, str]]  # kind of data -> protocol of metrics; "": ask for one
     ARGUMENTS: ClassVar[Sequence[str]]  # its own flags, see train.add_own_flags
     MODELS: ClassVar[str] = ""  # the body models that official data need in --models
-    STARTS: ClassVar[tuple[str, str]] = ("", "")  # a flag, and what it means to leave it out
-    TITLE: ClassVar[str]  # of predictions.png
+    PRETRAINED: ClassVar[str] = ""  # weights from which the paper's backbone starts
     BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
     REMARK: ClassVar[str] = ""  # printed below the table of scores
-    COMPARED: ClassVar[Sequence[tuple[str, str]]] = ()  # predictors to compare sample by sample
+    BASELINE: ClassVar[str] = "mean hand"  # name of the constant predictions in the table
+    JOINTS: ClassVar[int] = 21  # of `points`, before the vertices
+    PIECE: ClassVar[int] = 10**9  # samples whose meshes are in memory at a time
     MOVED: ClassVar[Sequence[str]] = ()  # attributes that losses and predictions need on the device
     NEXT: ClassVar[str]  # the next command, with {checkpoint} and other flags
 
@@ -141,18 +135,16 @@ class Task(ABC):
     def check_data(self) -> None:
         """Raise ValueError unless the kind of data, its folder and the protocol go together."""
         name, arguments, known = f"--data {self.data}", self.arguments, self.PROTOCOLS
-        if self.data not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}")
-        if self.data != "rendered" and not arguments.data_root:
-            raise ValueError(f"{name}: give its folder with --data-root")
-        if known[self.data] not in ("", self.protocol):
-            raise ValueError(f"{name} is evaluated by {known[self.data]}, not by {self.protocol}")
-        if not self.protocol or self.protocol not in known.values():
-            raise ValueError(f"{name}: choose the protocol with --protocol, one of "
-                             + ", ".join(sorted({*known.values()} - {""})))
-        if self.data != "rendered" and self.MODELS and not arguments.models:
-            raise ValueError(f"{name} needs official body models: give the folder of {self.MODELS} "
-                             "with --models")
+        require(self.data in known, f"{name}: expected one of {', '.join(known)}")
+        own = known[self.data]
+        require(own in ("", self.protocol), f"{name} is evaluated by {own}, not by {self.protocol}")
+        require(self.protocol and self.protocol in known.values(),
+                f"{name}: choose the protocol with --protocol, one of "
+                + ", ".join(sorted({*known.values()} - {""})))
+        if self.data != "rendered":
+            require(arguments.data_root, f"{name}: give its folder with --data-root")
+            require(arguments.models or not self.MODELS, f"{name} needs official body models: give "
+                    f"the folder of {self.MODELS} with --models")
 
     # ---- the command
 
@@ -163,9 +155,8 @@ class Task(ABC):
         Stages of HMR-Adapter share them: an expert may come from inside an adapter.
         """
         settings = preset_settings(cls.SETTINGS, arguments.preset or origin.get("preset"))
-        if origin.get("name") == arguments.name or origin and arguments.model == "hmr_adapter":
-            settings = dataclasses.replace(settings, **stored_settings(origin))
-        return settings
+        own = origin and (origin["name"] == arguments.name or arguments.model == "hmr_adapter")
+        return dataclasses.replace(settings, **stored_settings(origin)) if own else settings
 
     @classmethod
     def config_from(cls, fields: Mapping[str, object]) -> RunConfig:
@@ -250,13 +241,49 @@ class Task(ABC):
         final: at the end of a run; adds predictors that only the last table shows.
         """
 
-    @abstractmethod
     def scores(self, predictions: Predictions) -> Scores:
-        """Score every predictor and the baseline; empty without annotation."""
+        """Score every predictor and the constants of the baseline; empty without annotation."""
+        parts = [self.piece_errors(predictions[start:start + self.PIECE])
+                 for start in range(0, len(predictions.index), self.PIECE)]
+        errors = {name: {metric: np.concatenate([part[name][metric] for part in parts])
+                         for metric in parts[0][name]} for name in parts[0]}
+        predictions.errors = {name: errors[name] for name in predictions.found}
+        scores = {name: {metric: float(values[~np.isnan(values)].mean())
+                         for metric, values in rows.items()} for name, rows in errors.items()}
+        if self.baseline is not None:
+            scores[self.BASELINE] = better(scores.pop("mean"), scores.pop("mean shape"))
+        return scores
+
+    def piece_errors(self, predictions: Predictions) -> Errors:
+        """Compute the errors of all predictors and of both constants of the baseline."""
+        truth = self.truth(predictions)
+        meshes = {name: self.mesh(values) for name, values in predictions.found.items()}
+        if self.baseline is not None:
+            count = len(next(iter(truth.values())))
+            meshes |= {name: self.as_mesh(np.broadcast_to(points, (count, *points.shape)))
+                       for name, points in zip(("mean", "mean shape"), self.baseline.numpy(),
+                                               strict=True)}
+        return {name: self.judge(mesh, truth) for name, mesh in meshes.items()}
+
+    def truth(self, predictions: Predictions) -> Mesh:
+        """Return the true meshes, with which the protocol compares."""
+        return self.mesh(predictions.truth)
+
+    def mesh(self, values: Mapping[str, np.ndarray]) -> Mesh:
+        """Return joints and vertices of a predictor's or the true values."""
+        raise NotImplementedError
+
+    def as_mesh(self, points: np.ndarray) -> Mesh:
+        """Return joints and vertices of `points` (N, J + V, 3): constants of the baseline."""
+        return {"joints": points[:, :self.JOINTS], "vertices": points[:, self.JOINTS:]}
+
+    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
+        """Compute the protocol's errors (N,) of one predictor's meshes; NaN where none counts."""
+        return metrics.evaluate_each(self.protocol, mesh, truth)
 
     @abstractmethod
     def points(self, batch: Batch) -> Tensor:
-        """Return true points (B, N, 3), whose mean is the baseline."""
+        """Return true points (B, N, 3), of which the baseline is a mean."""
 
     def set_baseline(self, batches: Iterable[Batch]) -> None:
         """Compute the constant predictions (2, N, 3): two means of `points` of training samples.
@@ -271,51 +298,103 @@ class Task(ABC):
             shape = metrics.procrustes_align(points, shape.expand_as(points), scale=False).mean(0)
         self.baseline = torch.stack([mean, shape])
 
-    def comparisons(self, predictions: Predictions) -> str:
-        """Describe mean differences of errors, paired by sample, with their standard errors."""
-        lines = []
-        for name, other in self.COMPARED:
-            rows, others = (predictions.errors.get(each) for each in (name, other))
-            if rows and others:
-                differences = ((metric, values - others[metric]) for metric, values in rows.items())
-                lines.append(f"{name} minus {other}: " + "  ".join(
-                    f"{metric} {np.nanmean(each):+.2f} +- {standard_error(each):.2f}"
-                    for metric, each in differences))
-        return "\n".join(["", *lines, ""]) if lines else ""
+    def notes(self, predictions: Predictions) -> str:
+        """Return lines to print below the last table."""
+        return ""
 
     # ---- files
 
     def write(self, predictions: Predictions, out: Path) -> None:
         """Write predictions.png, the first samples of the test split, and errors.npz.
 
-        The errors of every sample, "PREDICTOR: METRIC", compare two runs on the same samples.
+        The errors of every sample, "PREDICTOR: METRIC", compare predictors and runs, sample by
+        sample. "away", of rendered bodies, is the cosine of the heading: -1 looks into the camera.
         """
         if predictions.errors:
             errors = {f"{name}: {metric}": values.astype(np.float32)
                       for name, rows in predictions.errors.items()
                       for metric, values in rows.items()}
-            content = io.BytesIO()
-            np.savez(content, **errors)
-            bodymodels.write_atomically(out / "errors.npz", content.getvalue())
+            if self.data == "rendered" and "pose" in predictions.truth:
+                errors["away"] = predictions.truth["pose"][:, 0, 2, 2]
+            np.savez(out / "errors.npz", **errors)
         images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
-        draw_grid(images, out / "predictions.png", title=self.TITLE)
+        draw_grid(images, out / "predictions.png")
+
+    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
+        """Draw a test image, the predicted and the true mesh over it: (H, 3 W, 3) of 0..1.
+
+        A mesh without a known translation is left out.
+        """
+        photo, K, *meshes = self.scene(index, predictions)
+        return np.concatenate([photo] + [
+            bodymodels.render(mesh, self.faces, K, photo.shape[:2], background=photo, opacity=0.75,
+                              supersample=2).image if mesh[:, 2].min() > 0 else photo
+            for mesh in meshes], 1)
 
     @abstractmethod
-    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """Draw a test image, the predicted and the true mesh side by side: (H, W, 3) of 0..1."""
-
-    def draw(self, mesh: np.ndarray, K: np.ndarray, background: np.ndarray) -> np.ndarray:
-        """Draw a mesh (V, 3), half transparent, over a picture (H, W, 3)."""
-        return bodymodels.render(mesh, self.faces, K, background.shape[:2], background=background,
-                                 opacity=0.75, supersample=2).image
+    def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return a test image (H, W, 3), its K, and the predicted and true vertices (V, 3) there.
+        """
 
 
-def require_same(flag: str, given: nn.Module, own: nn.Module) -> None:
-    """Raise ValueError unless a flag's model has the weights of the one in the checkpoint."""
-    given, own = given.state_dict(), own.state_dict()
-    if given.keys() != own.keys() or not all(map(torch.equal, given.values(), own.values())):
-        raise ValueError(f"the checkpoint was trained with another {flag} than that file, and "
-                         f"holds it: leave --{flag} out")
+class BodyTask(Task):
+    """A task whose predictors find a pose (B, K, 3, 3) and betas (B, S), as the truth has them."""
+
+    BODY, FAMILY = "body", "smpl"  # the free body, and the family of official data
+    JOINTS, PIECE = 24, 500
+    BASELINE = "mean pose"
+    MOVED = ("light_body",)
+    REMARK = ("Mean pose: of training samples, plain or aligned with one another, in each column "
+              "the better one.\n")
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)
+        arguments, file = self.arguments, self.arguments.body
+        if self.data != "rendered" and self.MODELS:
+            self.body = bodymodels.load_model(arguments.models, family=self.FAMILY)
+        else:
+            self.body = bodymodels.load_model(file or self.BODY)
+        require(not file or len(self.body.parents) == 24, f"--body {file}: it has "
+                f"{len(self.body.parents)} joints; expected a SMPL model, with 24")
+        self.light_body = self.body.for_keypoints()  # losses need no other vertices
+        self.faces = self.body.faces
+
+    def points(self, batch: Batch) -> Tensor:
+        """True joints and vertices (B, J + V, 3)."""
+        return torch.cat(self.posed(batch["betas"], batch["pose"]), 1)
+
+    def posed(self, betas: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+        """Joints (B, J, 3) and vertices (B, V, 3) of untranslated bodies."""
+        output = self.body.to(pose.device)(betas, pose)
+        return output.joints, output.vertices
+
+    def mesh(self, values: Mapping[str, np.ndarray]) -> Mesh:
+        """Joints and vertices of poses and betas."""
+        joints, vertices = self.posed(*(torch.from_numpy(values[name])
+                                        for name in ("betas", "pose")))
+        return {"joints": joints.numpy(), "vertices": vertices.numpy()}
+
+    def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return a test image, its K, and both meshes with their pelvis where the true one is."""
+        sample, one = self.test_set[index], predictions[index:index + 1]
+        found, truth = (self.mesh(values) for values in (one.first, one.truth))
+        pelvis = truth["joints"][0, 0] + sample["transl"].numpy()
+        return photo_of(sample["image"]), sample["K"], *(
+            mesh["vertices"][0] - mesh["joints"][0, 0] + pelvis for mesh in (found, truth))
+
+
+def photo_of(image: Tensor) -> np.ndarray:
+    """Convert an image of a data set (3, H, W) to (H, W, 3), 0..1."""
+    return image.permute(1, 2, 0).numpy() / np.float32(255)
+
+
+def load_regressor(path: Path, count: int, body: bodymodels.BodyModel) -> np.ndarray:
+    """Read a pickled regressor (count, V) of a body's joints."""
+    regressor = np.asarray(safe_unpickle(path), np.float32)
+    require(regressor.shape == (count, len(body.v_template)),
+            f"{path} has shape {regressor.shape}: expected {count} joints of "
+            f"{len(body.v_template)} vertices")
+    return regressor
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -351,24 +430,10 @@ def read_content(path: Path) -> dict[str, object]:
     return content if ours else {}
 
 
-# ------------------------------------------------------------------------------------ drawing
-
-
-def draw_grid(images: Sequence[np.ndarray], path: Path, title: str) -> None:
+def draw_grid(images: Sequence[np.ndarray], path: Path) -> None:
     """Write images (H, W, 3) of 0..1 in three columns, as one PNG."""
-    rows = math.ceil(len(images) / 3)
-    height, width = images[0].shape[:2]
-    figure = Figure(figsize=(12, 4 * rows * height / width + 0.4), layout="tight")
-    for number, image in enumerate(images, 1):
-        axes = figure.add_subplot(rows, 3, number)
-        axes.axis("off")
-        axes.imshow(image.clip(0, 1))
-    figure.suptitle(title)
-    save_figure(figure, path)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a matplotlib figure as PNG."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    bodymodels.write_atomically(path, png.getvalue())
+    images = [np.pad(image.clip(0, 1), ((0, 8), (0, 8), (0, 0)), constant_values=1.0)
+              for image in images]
+    images += [np.ones_like(images[0])] * (-len(images) % 3)
+    imsave(path, np.concatenate([np.concatenate(images[start:start + 3], 1)
+                                 for start in range(0, len(images), 3)]))

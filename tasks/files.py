@@ -15,8 +15,8 @@ import torch
 from matplotlib.figure import Figure
 
 import bodymodels
-from tasks.base import Scores, is_error, save_figure
-from weights.files import check_whole
+from tasks.base import Scores, is_error
+from weights.files import check_whole, require
 
 
 def save(content: Mapping[str, object], path: Path) -> None:
@@ -31,10 +31,9 @@ def save(content: Mapping[str, object], path: Path) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save has RuntimeError for a full disk
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        kept = "; the file that was there is kept" if path.exists() else ""
-        raise OSError(f"cannot write {path} ({first_line(error)}){kept}: make room or choose "
-                      "another --out") from error
+            temporary.unlink()
+        raise OSError(f"cannot write {path} ({first_line(error)}): make room or choose another "
+                      "--out; what was there is kept") from error
 
 
 def read_run(path: Path) -> dict[str, object] | None:
@@ -47,9 +46,8 @@ def read_run(path: Path) -> dict[str, object] | None:
         run = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise half a dozen types
         raise ValueError(f"{path} is damaged ({first_line(error)}): {advice}") from error
-    if not isinstance(run, dict) or "optimizer" not in run or "preset" not in run:
-        raise ValueError(f"{path} is not a run's checkpoint: {advice}; to start from its weights "
-                         "use --checkpoint and another --out")
+    require({"optimizer", "preset"} <= set(run), f"{path} is not a run's checkpoint: {advice}; to "
+            "start from its weights use --checkpoint and another --out")
     return run
 
 
@@ -104,12 +102,11 @@ def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:
         print(f"\ntest at step {step}: " + "  ".join(
             f"{name} {value:.4g}" for name, value in list(row.items())[1:]), flush=True)
     metric = next((name for name in row if name.endswith(best)), None)  # "clear PA-MPJPE", say
-    if metric is None or not math.isfinite(row[metric]):
+    if metric is None:
         return False
-    values = [float(other[metric]) for other in rows
-              if metric in other and int(other["step"]) < step]
     sign = 1 if is_error(metric) else -1
-    return all(sign * float(f"{row[metric]:.9g}") < sign * value for value in values)
+    before = [sign * float(other[metric]) for other in rows if int(other["step"]) < step]
+    return sign * float(f"{row[metric]:.9g}") < min(before, default=math.inf)  # NaN never is
 
 
 def score_table(scores: Scores) -> str:
@@ -141,4 +138,4 @@ def draw_curves(out: Path) -> None:
         if names:
             axes.legend(fontsize="small")
         axes.set(title=title, xlabel="step", yscale="log")
-    save_figure(figure, out / "curves.png")
+    figure.savefig(out / "curves.png", dpi=110)

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import functools
 import math
-import re
 from pathlib import Path
 
 import numpy as np
@@ -29,23 +28,14 @@ from networks.small_encoder import (
     SmallEncoder,
     build_genhmr,
 )
-from sets.crops import BODY_FOCAL, BODY_PARTS, SMPL_KEYPOINTS
+from sets.crops import BODY_FOCAL, SMPL_KEYPOINTS
 from sets.images import LEAST_CONFIDENCE
 from sets.official import OWN
-from sets.rendered_bodies import STEEP, sample_wide_postures
+from sets.rendered_bodies import STEEP, sample_transl, sample_wide_postures
 from tasks import posterior
-from tasks.base import (
-    EVALUATIONS,
-    Batch,
-    Errors,
-    Predictions,
-    Scores,
-    Terms,
-    bare,
-    require_same,
-)
-from tasks.bodies import BodyTask, Mesh, load_regressor
+from tasks.base import EVALUATIONS, Batch, BodyTask, Mesh, Predictions, Terms, bare, load_regressor
 from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
+from weights.files import require
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
 
 # Weights of the encoder's losses (our choices): of 3D keypoints, per metre, rotation matrices, the
@@ -53,16 +43,6 @@ from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_to
 # of all these for bodies without pictures; and of a heat map whose keypoint is outside the crop
 LIFT_WEIGHTS = {"joints": 5.0, "pose": 2.0, "posed": 8.0, "projected": 5.0, "betas": 0.2}
 UNPICTURED, OUTSIDE = 0.7, 0.2
-
-
-def axis_rotation(axis: Tensor, angle: Tensor) -> Tensor:
-    """Convert unit axes (..., 3) and angles (...), radians, to matrices (..., 3, 3) (Rodrigues)."""
-    x, y, z = axis.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
-    angle = angle[..., None, None]
-    identity = torch.eye(3, dtype=axis.dtype, device=axis.device)
-    return identity + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
 
 
 def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None,
@@ -81,9 +61,10 @@ def augment_rotation(rotations: Tensor, generator: torch.Generator | None = None
     heading, lean, direction = (2 * uniform(3, batch) - 1).unbind()
     direction = math.pi * direction
     level = torch.stack((direction.cos(), torch.zeros_like(lean), direction.sin()), -1)
-    vertical = torch.eye(3, device=level.device)[1].expand_as(level)
-    turn = (axis_rotation(level, math.radians(settings.tilt) * lean)
-            @ axis_rotation(vertical, math.radians(settings.views) * heading))
+    vertical = torch.eye(3, device=level.device)[1]
+    tilt, heading = math.radians(settings.tilt) * lean, math.radians(settings.views) * heading
+    turn = (bodymodels.axis_angle_to_matrix(tilt[:, None] * level)
+            @ bodymodels.axis_angle_to_matrix(heading[:, None] * vertical))
     normal = torch.randn(batch, 6, generator=generator, device=rotations.device)
     any_way = uniform(batch) < settings.uniform_rotation
     turn = torch.where(any_way[:, None, None], genhmr.rotation_6d_to_matrix(normal), turn)
@@ -100,10 +81,6 @@ class TokenizerTask(BodyTask):
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = ("body",)
     BEST = "MPJPE"
-    TITLE = "true pose, pose decoded from its tokens"
-    REMARK = ("1 degree: every joint was turned by one degree; 10 % random: so many tokens were "
-              "replaced. changed %: tokens\nthat are not the true pose's, in the first row after "
-              f"decoding and encoding again.\n{BodyTask.REMARK}")
     NEXT = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
     def __init__(self, *given: object) -> None:
@@ -149,50 +126,21 @@ class TokenizerTask(BodyTask):
         return genhmr.total_loss(terms, self.config), terms | statistics
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Decode each pose from its tokens; at the end also from wrong tokens."""
-        tokens = model.encode(batch["pose"])
-        decoded = model.decode(tokens)
-        found = {"tokenizer": (decoded, model.encode(decoded))}
-        if final:
-            turned, random = self.disturbed(model, batch, tokens)
-            found |= {name: (model.decode(wrong), wrong) for name, wrong in (
-                ("1 degree", turned), ("10 % random", random))}
-        return Predictions(
-            batch["index"],
-            {name: {"pose": pose, "betas": batch["betas"], "tokens": wrong}
-             for name, (pose, wrong) in found.items()},
-            {"pose": batch["pose"], "betas": batch["betas"], "tokens": tokens})
-
-    def disturbed(self, model: nn.Module, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens of slightly turned poses, and the true tokens, a tenth of them random.
-
-        What is drawn for a sample depends on its index alone.
-        """
-        rngs = [np.random.default_rng(index) for index in batch["index"].tolist()]
-        axes = torch.from_numpy(np.stack([rng.standard_normal((24, 3)) for rng in rngs])).to(
-            batch["pose"])
-        turns = bodymodels.axis_angle_to_matrix(
-            F.normalize(axes, dim=-1) * np.deg2rad(1.0))
-        wrong, other = (torch.from_numpy(np.stack(draws)).to(tokens.device) for draws in zip(*[
-            (rng.random(tokens.shape[1]) < 0.1, rng.integers(len(model.codebook),
-                                                             size=tokens.shape[1]))
-            for rng in rngs], strict=True))
-        return model.encode(batch["pose"] @ turns), torch.where(wrong, other, tokens)
-
-    def piece_errors(self, predictions: Predictions) -> Errors:
-        """Compute the errors of all predictors, and the share of tokens that they changed."""
-        errors = super().piece_errors(predictions)
-        for name, values in predictions.found.items():
-            changed = values["tokens"] != predictions.truth["tokens"]
-            errors[name]["changed %"] = 100 * changed.mean(1)
-        return errors
+        """Decode each pose from its tokens."""
+        found = {"pose": model.decode(model.encode(batch["pose"])), "betas": batch["betas"]}
+        return Predictions(batch["index"], {"tokenizer": found},
+                           {name: batch[name] for name in ("pose", "betas")})
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """True and decoded pose side by side, seen from 4 m."""
-        K, white = np.array([[240.0, 0, 80], [0, 240, 80], [0, 0, 1]]), np.ones((160, 160, 3))
+        """Draw the decoded and the true pose side by side."""
+        return super().picture(index, predictions)[:, 160:]
+
+    def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return white, a camera, and both bodies 4 m away from it."""
         one = predictions[index:index + 1]
-        meshes = [self.mesh(values)["vertices"][0] for values in (one.truth, one.first)]
-        return np.concatenate([self.draw(mesh + (0, 0, 4), K, white) for mesh in meshes], 1)
+        K, white = np.array([[240.0, 0, 80], [0, 240, 80], [0, 0, 1]]), np.ones((160, 160, 3))
+        return white, K, *(self.mesh(values)["vertices"][0] + (0, 0, 4)
+                           for values in (one.first, one.truth))
 
 
 class EncoderTask(BodyTask):
@@ -203,8 +151,6 @@ class EncoderTask(BodyTask):
     ARGUMENTS = ()
     NEXT = ("python train.py --model genhmr --stage transformer --tokenizer "
            "runs/genhmr-tokenizer/checkpoint.pt --backbone {checkpoint}")
-    REMARK = ("median px, near %: distance of the joints found in the crop from the true ones, and "
-              f"the share within 5 % of its side.\n{BodyTask.REMARK}")
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -237,24 +183,10 @@ class EncoderTask(BodyTask):
         return encoder_total_loss(terms), terms
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Predict lifted bodies, and the distances of the 2D keypoints from the true ones."""
+        """Predict lifted bodies."""
         reading = model.read(model.normalise(batch["image"]))
-        true, inside = crop_places(batch["keypoints_2d"])
-        distance = (reading.at - true).norm(dim=-1) * IMAGE_SIZE
-        found = lifted_body(reading) | {
-            "distance": torch.where(inside, distance, torch.nan)[:, :24]}
-        return Predictions(batch["index"], {"encoder": found},
+        return Predictions(batch["index"], {"encoder": lifted_body(reading)},
                            {name: batch[name] for name in ("pose", "betas")})
-
-    def scores(self, predictions: Predictions) -> Scores:
-        """Score the lifted bodies, and the joints found in 2D."""
-        scores = super().scores(predictions)
-        distance = predictions.first["distance"]
-        known = distance[np.isfinite(distance)]
-        scores["encoder"] |= {
-            "median px": float(np.median(known)),
-            "near %": 100 * float((known < 0.05 * IMAGE_SIZE).mean())}
-        return scores
 
 
 def crop_places(keypoints_2d: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,7 +242,12 @@ def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, times:
         rngs, "train", settings.wide, settings.views, settings.lean,
         STEEP * (settings.version > 1)))
     keypoints = body.keypoints(body(betas, pose))
-    flat = in_random_crops(keypoints - keypoints[:, :1])
+    placed = keypoints - keypoints[:, :1]
+    surface = torch.cat((placed - 0.05, placed + 0.05), 1)  # roughly
+    transl = [sample_transl(rng, *each, SMPL_KEYPOINTS) for rng, *each in zip(
+        rngs, surface.cpu().numpy(), placed.cpu().numpy(), strict=True)]
+    placed = placed + torch.from_numpy(np.stack(transl)).to(device)[:, None]
+    flat = BODY_FOCAL * placed[..., :2] / placed[..., 2:]
     low, high = encoder.centres.amin(0), encoder.centres.amax(0)
     source = torch.randint(len(true), (count,), device=device)
     gain = 0.3 + torch.rand(count, 1, 1, device=device)
@@ -318,30 +255,6 @@ def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, times:
     at = (at + 0.004 * torch.randn_like(at)).clamp(low, high)
     return at, reading.share[source], {"pose": pose, "betas": betas, "keypoints_3d": keypoints,
                                        "keypoints_2d": (flat + 0.5) * IMAGE_SIZE}
-
-
-def in_random_crops(keypoints: Tensor) -> Tensor:
-    """Project keypoints (B, 45, 3), metres from the pelvis, to crops as pictures have: (B, 45, 2).
-
-    As `sample_transl` of rendered bodies, but for the box, which is that of keypoints with a margin
-    instead of the surface's.
-    """
-    count, device = len(keypoints), keypoints.device
-    parts = torch.tensor([[re.search(pattern, name) is not None for name in SMPL_KEYPOINTS]
-                          for pattern, _ in BODY_PARTS.values()], device=device)  # (7, 45)
-    chances = torch.tensor([chance for _, chance in BODY_PARTS.values()], device=device)
-    part = torch.multinomial(chances.expand(count, -1), 1)[:, 0]
-    truncated = torch.rand(count, 1, device=device) < 0.2
-    boxed = parts[part] | ~truncated  # (B, 45)
-    plane = keypoints[..., :2]
-    margin = torch.where(truncated, 0.0, 0.05)
-    high = plane.masked_fill(~boxed[..., None], -torch.inf).amax(1) + margin
-    low = plane.masked_fill(~boxed[..., None], torch.inf).amin(1) - margin
-    width, height = (high - low).unbind(1)
-    side = torch.maximum(height, width / 0.75) * (1.0 + 0.45 * torch.rand(count, device=device))
-    shift = 0.07 * (2 * torch.rand(count, 2, device=device) - 1)
-    plane = plane - ((high + low) / 2 + side[:, None] * shift)[:, None]
-    return BODY_FOCAL * plane / (BODY_FOCAL * side[:, None, None] + keypoints[..., 2:])
 
 
 class TransformerTask(BodyTask):
@@ -357,19 +270,16 @@ class TransformerTask(BodyTask):
               "J_regressor_h36m.npy or, for HMR2.0's, SMPL_to_J19.pkl")
     ARGUMENTS = ("tokenizer", "backbone", "models", "detections", "schedule", "top_k", "samples",
                  "brief")
-    STARTS = "backbone", "the encoder starts from random weights, the paper's from trained ones"
+    PRETRAINED = "those of 4D-Humans"
     NEXT = "python demo.py genhmr PICTURE --checkpoint {checkpoint}"
     FIRST = 5  # T of the first row
     ITERATIONS = (1, 3, 5, 10, 15, 20)  # T of the last table (Table 2)
     REFINEMENTS = (1, 3, 5, 10, 20)  # P of the last table (Table 3)
-    KNOWN = (0, 50, 90)  # % of the true tokens that the last table gives away
     NOISE = 0.02  # of the crop: sigma of the 2D joints given to refinement (our choice)
     REMARK = ("T: iterations. mean code: one pass, each place decoded from its mean code. P: steps "
               "of refinement towards\ndetected 2D keypoints or, an oracle, the true joints with "
               "noise of sigma 2 % of the crop's side. encoder: the pose\nthat the small image "
-              "encoder lifts. known: one pass that sees a share of the true tokens; NLL: of the "
-              "others.\n"
-              f"{BodyTask.REMARK}")
+              f"encoder lifts.\n{BodyTask.REMARK}")
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -390,20 +300,16 @@ class TransformerTask(BodyTask):
     def __init__(self, *given: object) -> None:
         super().__init__(*given)
         arguments, origin = self.arguments, self.origin
-        starts = origin or arguments.checkpoint
-        if not starts and not arguments.tokenizer:
-            raise ValueError("--stage transformer predicts the tokens of a trained tokenizer: make "
-                             "one with --stage tokenizer and give its checkpoint with --tokenizer")
-        self.small = small_encoder.is_small(self.config)
-        if not starts and self.small and not arguments.backbone:
-            raise ValueError("--stage transformer needs a trained encoder: make one with --stage "
-                             "encoder and give its checkpoint, or assets/genhmr_cpu.pt, with "
-                             "--backbone")
+        starts, self.small = origin or arguments.checkpoint, small_encoder.is_small(self.config)
+        require(starts or arguments.tokenizer, "--stage transformer predicts the tokens of a "
+                "trained tokenizer: make one with --stage tokenizer and give its checkpoint with "
+                "--tokenizer")
+        require(starts or not self.small or arguments.backbone, "--stage transformer needs a "
+                "trained encoder: make one with --stage encoder and give its checkpoint, or "
+                "assets/genhmr_cpu.pt, with --backbone")
         judges = data.OFFICIAL.get(EVALUATIONS.get(self.protocol, ("",))[0])
         own = OWN if judges and judges.DETECTED else None
         self.detections = arguments.detections or own  # of the pictures to evaluate on
-        if origin and arguments.tokenizer:
-            require_same("tokenizer", load_tokenizer(arguments.tokenizer), load_tokenizer(origin))
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
@@ -446,31 +352,26 @@ class TransformerTask(BodyTask):
         if final and arguments.samples:
             return self.drawn(model, features, batch)
         final = final and not arguments.brief
-        counts = dict.fromkeys((first, *self.ITERATIONS)) if final else (first,)
         generator = torch.Generator(features.values.device)
         runs = {T: genhmr.sample_from(
             model, features, iterations=T, schedule=arguments.schedule or "cosine",
             top_k=1 if arguments.top_k is None else arguments.top_k,
             # the index of the first sample is the seed
-            generator=generator.manual_seed(int(batch["index"][0]))) for T in counts}
-        sampled = runs[first]
+            generator=generator.manual_seed(int(batch["index"][0])))
+            for T in dict.fromkeys((first, *self.ITERATIONS[:len(self.ITERATIONS) * final]))}
         poses = {f"T={T}": run.rotations for T, run in runs.items()}
         if final:
             most = max(self.REFINEMENTS)
-            refined = self.refined(model, sampled, batch, most)  # (P + 1, B, 24, 3, 3)
+            refined = self.refined(model, runs[first], batch, most)  # (P + 1, B, 24, 3, 3)
             oracle = self.data != "rendered" and self.detections is None
             kind = " oracle: true 2D" if oracle else ""
             poses |= {f"T={first} P={P}{kind}": refined[P] for P in self.REFINEMENTS}
             mean = genhmr.sample_from(model, features, iterations=1, mean_code=True)
             poses["mean code"] = mean.rotations
             poses[f"mean code P={most}{kind}"] = self.refined(model, mean, batch, most)[-1]
-        betas = {"betas": sampled.betas}
-        found = {name: {"pose": pose} | betas for name, pose in poses.items()}
+        found = {name: {"pose": pose, "betas": runs[first].betas} for name, pose in poses.items()}
         if final and self.small:
             found["encoder"] = lifted_body(model.backbone.read(model.normalise(batch["image"])))
-        if final and self.data == "rendered":
-            found |= {f"known {percent} %": betas | self.partly_known(
-                model, features, batch, percent) for percent in self.KNOWN}
         return Predictions(batch["index"], found, {name: batch[name] for name in ("pose", "betas")})
 
     def drawn(self, model: nn.Module, features: genhmr.Features, batch: Batch) -> Predictions:
@@ -485,11 +386,11 @@ class TransformerTask(BodyTask):
             "pose": batch["pose"], "betas": batch["betas"], "joints": joints - joints[:, :1],
             "inside": batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)})
 
-    def comparisons(self, predictions: Predictions) -> str:
+    def notes(self, predictions: Predictions) -> str:
         """Write the scores of drawn poses: of all, clear and truncated people."""
         inside = predictions.truth.get("inside")
         if inside is None:
-            return super().comparisons(predictions)
+            return ""
         first, truth = predictions.first["draws"], predictions.truth["joints"]
         errors = {name: posterior.posterior_errors(found["draws"], first, truth)
                   | {"NLL": found["nll"], "kept %": found["kept"]}
@@ -497,31 +398,6 @@ class TransformerTask(BodyTask):
         groups = {"all": np.isfinite(inside), "clear": inside > 0, "truncated": inside == 0}
         return "".join(posterior.table(errors, rows, title)
                        for title, rows in groups.items() if rows.sum() > 1)
-
-    def partly_known(self, model: nn.Module, features: genhmr.Features, batch: Batch,
-                     percent: int) -> dict[str, Tensor]:
-        """Predict from a share of true tokens; also return the NLL (B,) of the others.
-
-        Which tokens a sample keeps depends on its index alone.
-        """
-        true = model.tokenizer.encode(batch["pose"])
-        ranks = np.stack([np.random.default_rng(index).permutation(true.shape[1])
-                          for index in batch["index"].tolist()])
-        hidden = torch.from_numpy(ranks).to(true) >= true.shape[1] * percent // 100
-        masked = true.masked_fill(hidden, model.mask_token)
-        logits = model.predict_logits(features, masked).float()
-        nll = F.cross_entropy(logits.mT, true, reduction="none")
-        tokens = torch.where(hidden, logits.argmax(-1), true)
-        nll = (nll * hidden).sum(1) / hidden.sum(1)
-        return {"pose": model.tokenizer.decode(tokens), "nll": nll}
-
-    def piece_errors(self, predictions: Predictions) -> Errors:
-        """Compute the errors of all predictors, and the NLL of hidden tokens where there is one."""
-        errors = super().piece_errors(predictions)
-        for name, values in predictions.found.items():
-            if "nll" in values and "draws" not in values:
-                errors[name]["NLL"] = values["nll"]
-        return errors
 
     def refined(self, model: nn.Module, sampled: genhmr.Sampled, batch: Batch,
                 steps: int) -> Tensor:
@@ -584,16 +460,15 @@ class TransformerTask(BodyTask):
 
         SPIN's J_regressor_h36m has the left leg first; Moon's file of that name is refused.
         """
-        if not self.protocol.startswith("hmr2_"):
-            path = Path(self.arguments.models, "J_regressor_h36m.npy")
-            regressor = load_array(path).astype(np.float32)
-            rest = regressor @ self.body.v_template.numpy()
-            if rest[1, 0] <= rest[4, 0]:
-                raise ValueError(f"{path} has the right leg first: take SPIN's file, not Moon's")
-            return regressor[bodymodels.joint_indices("h36m17_spin", "j17")]
-        path = Path(self.arguments.models, "SMPL_to_J19.pkl")
-        regressor = load_regressor(path, 19, self.body)
-        return regressor[bodymodels.joint_indices("j24", "j17")]  # of j24 the first 19
+        if self.protocol.startswith("hmr2_"):
+            path = Path(self.arguments.models, "SMPL_to_J19.pkl")
+            return load_regressor(path, 19, self.body)[bodymodels.joint_indices("j24", "j17")]
+        path = Path(self.arguments.models, "J_regressor_h36m.npy")
+        regressor = load_array(path).astype(np.float32)
+        rest = regressor @ self.body.v_template.numpy()
+        require(rest[1, 0] > rest[4, 0],
+                f"{path} has the right leg first: take SPIN's file, not Moon's")
+        return regressor[bodymodels.joint_indices("h36m17_spin", "j17")]
 
 
 STAGES = {"tokenizer": TokenizerTask, "encoder": EncoderTask, "transformer": TransformerTask}

@@ -29,22 +29,17 @@ from networks.adapter_encoders import HandEncoder, is_small, start_rotations
 from networks.adapter_rivals import build_model, share_twists
 from tasks.base import (
     Batch,
+    BodyTask,
+    Mesh,
     Predictions,
-    Scores,
     Task,
     Terms,
     bare,
-    better,
-    require_same,
+    load_regressor,
+    photo_of,
 )
-from tasks.bodies import BodyTask, Mesh, load_regressor
-from tasks.settings import (
-    HMR_ADAPTER,
-    HMR_EXPERT,
-    RunConfig,
-    own_overrides,
-    suitable_preset,
-)
+from tasks.settings import HMR_ADAPTER, HMR_EXPERT, RunConfig, own_overrides, suitable_preset
+from weights.files import require
 from weights.hmr_adapter import (
     expert_of,
     hand_mean,
@@ -57,7 +52,6 @@ from weights.hmr_adapter import (
 )
 
 OCCLUDED = 0.5  # share of rendered hands that something covers
-ELBOWS_AND_WRISTS = [18, 19, 20, 21]  # of SMPL-X's joints
 ENCODERS = {hmr_adapter.HandExpert: bodymodels.ASSETS / "simplehand_views_cpu.pt",
             hmr_adapter.BodyExpert: bodymodels.ASSETS / "genhmr_cpu.pt"}  # of small experts
 Output = dict[str, Tensor]  # of a model's forward
@@ -103,14 +97,11 @@ class PeopleTask(Task):
         if not self.ADAPTS:
             return
         stage, starts = arguments.stage, origin or arguments.checkpoint or arguments.expert
-        if not starts and config.trainable != "all":
-            raise ValueError(f"--stage {stage} adapts a trained expert: make one with --stage "
-                             f"{stage}_expert and give its checkpoint with --expert")
-        if not arguments.eval and config.inject == "none" and config.trainable == "adapter":
-            raise ValueError("inject=none leaves nothing to train: set trainable=head or all")
-        if origin and arguments.expert and config.trainable == "adapter":
-            require_same("expert", *(self.load_expert(source, arguments)
-                                     for source in (arguments.expert, origin)))
+        require(starts or config.trainable == "all",
+                f"--stage {stage} adapts a trained expert: make one with --stage {stage}_expert "
+                "and give its checkpoint with --expert")
+        require(arguments.eval or config.inject != "none" or config.trainable != "adapter",
+                "inject=none leaves nothing to train: set trainable=head or all")
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of rendered people, or of official data."""
@@ -162,7 +153,6 @@ class HandExpertTask(PeopleTask):
         "hmr-adapter-hands", "h36m-smplx", "rich", "bedlam", "freihand", "interhand", "hamer",
         "hamer-tars"), "")
     MODEL = hmr_adapter.HandExpert
-    TITLE = "hand (left ones mirrored), predicted mesh, true mesh (both at the true wrist)"
     NEXT = "python train.py --model hmr_adapter --stage hand --expert {checkpoint} --guide BODY"
     MOVED = ("hand",)
     INPUTS: ClassVar[Sequence[str]] = ("images",)  # of the model in training, see hand_samples
@@ -207,14 +197,14 @@ class HandExpertTask(PeopleTask):
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
         """Predict both hands of people by every predictor."""
-        found = {name: {"points": self.mesh(output).unflatten(0, (-1, 2))}
+        found = {name: {"points": self.hands(output).unflatten(0, (-1, 2))}
                  for name, output in self.outputs(model, batch).items()}
         return Predictions(batch["index"], found, {
             "points": self.true_hands(batch), "valid": batch["hand_valid"],
             "visible": batch["hand_visible"]})
 
-    def mesh(self, output: Output) -> Tensor:
-        """Joints and vertices (B, 21 + 778, 3) relative to the wrist."""
+    def hands(self, output: Output) -> Tensor:
+        """Return joints and vertices (B, 21 + 778, 3) relative to the wrist."""
         vertices = self.hand(output["betas"], output["hand_pose"]).vertices
         joints = torch.einsum("jv,bvc->bjc", self.hand.keypoint_regressor, vertices)
         return torch.cat([joints, vertices], 1) - joints[:, :1]
@@ -228,45 +218,34 @@ class HandExpertTask(PeopleTask):
         """Return the same of all true hands that are in the picture."""
         return self.true_hands(batch)[batch["hand_valid"] > 0]
 
-    def scores(self, predictions: Predictions) -> Scores:
-        """The scores of all predictors and of the mean hand, for clear and for occluded hands."""
-        truth = predictions.truth["points"]
+    def mesh(self, values: Mapping[str, np.ndarray]) -> Mesh:
+        """Joints and vertices of both hands of all people, one after another."""
+        return self.as_mesh(values["points"].reshape(-1, *values["points"].shape[2:]))
+
+    def truth(self, predictions: Predictions) -> Mesh:
+        """Return the true hands, and which of them each group of errors counts."""
         valid, visible = predictions.truth["valid"] > 0, predictions.truth["visible"]
-        protocol = metrics.PROTOCOLS[self.protocol].hands or self.protocol
         groups = {"clear ": valid & (visible >= self.CLEAR),
                   "occluded ": valid & (visible < self.CLEAR)}
         if self.data != "rendered":  # SMPLer-X leaves no hand out
             groups = {"": np.ones_like(valid)}
+        return self.mesh(predictions.truth) | {"groups": groups}
 
-        def judge(hands: np.ndarray) -> dict[str, np.ndarray]:
-            """Compute the errors (2 N,) of all hands in each group; NaN for those of the others."""
-            both = [{"joints": points[..., :21, :].reshape(-1, 21, 3),
-                     "vertices": points[..., 21:, :].reshape(-1, 778, 3)}
-                    for points in (np.broadcast_to(hands, truth.shape), truth)]
-            errors = metrics.evaluate_each(protocol, *both)
-            return {f"{group}{metric}": np.where(chosen.ravel(), values, np.nan)
-                    for group, chosen in groups.items() if chosen.any()
-                    for metric, values in errors.items()}
+    def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
+        """Compute the errors (2 N,) of all hands in each group; NaN for those of the others."""
+        protocol = metrics.PROTOCOLS[self.protocol].hands or self.protocol
+        errors = metrics.evaluate_each(protocol, mesh, truth)
+        return {f"{group}{metric}": np.where(chosen.ravel(), values, np.nan)
+                for group, chosen in truth["groups"].items() if chosen.any()
+                for metric, values in errors.items()}
 
-        def score(errors: Mapping[str, np.ndarray]) -> dict[str, float]:
-            return {metric: float(values[~np.isnan(values)].mean())
-                    for metric, values in errors.items()}
-
-        predictions.errors = {name: judge(values["points"])
-                              for name, values in predictions.found.items()}
-        scores = {name: score(errors) for name, errors in predictions.errors.items()}
-        if self.baseline is not None:
-            scores["mean hand"] = better(*(score(judge(hands)) for hands in self.baseline.numpy()))
-        return scores
-
-    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """A crop (H, H, 3), the right hand's or the left's, beside predicted and true mesh."""
+    def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return a crop, the right hand's or the left's, its K, and both meshes at its wrist."""
         sample, hand = self.test_set[index], index % 2
-        photo = sample["hand_images"][hand].permute(1, 2, 0).numpy() / np.float32(255)
         wrist, K = (sample[name][hand].numpy() for name in ("hand_joints", "hand_K"))
-        return np.concatenate([photo] + [
-            self.draw(values["points"][index, hand, 21:] + wrist[0], K, photo)
-            for values in (predictions.first, predictions.truth)], 1)
+        return photo_of(sample["hand_images"][hand]), K, *(
+            values["points"][index, hand, 21:] + wrist[0]
+            for values in (predictions.first, predictions.truth))
 
 
 class HandAdapterTask(HandExpertTask):
@@ -278,10 +257,7 @@ class HandAdapterTask(HandExpertTask):
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
     DETAIL, MOVED, INPUTS = 4, ("hand", "guide"), ("images", "arm", "arm_valid")
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert", "guide")
-    STARTS = "expert", "the expert is trained from random weights, too"
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
-    COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
-                ("found arm, true boxes", "expert, true boxes"))
     REMARK = ("Found arm: of the body model in --guide, in crops where it finds hands. No arm: "
               "unknown.\nTrue boxes: crops around the true keypoints, as without a guide.\n"
               + HandExpertTask.REMARK)
@@ -289,9 +265,9 @@ class HandAdapterTask(HandExpertTask):
     def __init__(self, *given: object) -> None:
         super().__init__(*given)
         arguments, config = self.arguments, self.config
-        if needs_guide(config) and not arguments.eval and not arguments.guide:
-            raise ValueError("arm_source=found trains with the arms that a whole-body model finds: "
-                             "give its checkpoint with --guide")
+        require(not needs_guide(config) or arguments.eval or arguments.guide,
+                "arm_source=found trains with the arms that a whole-body model finds: give its "
+                "checkpoint with --guide")
         # Loaded here, before training is seeded: building a module draws random numbers.
         self.guide = None
         if arguments.guide:
@@ -351,7 +327,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
                      "hmr-adapter-body", "h36m-smplx", "rich", "bedlam"), "")
     MODEL = hmr_adapter.BodyExpert
     BODY, FAMILY = "wholebody", "smplx"
-    PIECE = 200
+    JOINTS, PIECE = 76, 200
     NEXT = "python train.py --model hmr_adapter --stage body --expert {checkpoint}"
 
     @staticmethod
@@ -384,22 +360,9 @@ class BodyExpertTask(PeopleTask, BodyTask):
         """Predict poses by every predictor, with the shape of the first."""
         output, poses = self.outputs(model, batch)
         truth = {"pose": batch["body_pose"], "betas": self.shape(batch)}
-        if self.data == "rendered":
-            box, knuckles = output["hand_boxes"][:, :, None], hmr_adapter.true_knuckles(batch)
-            inside = (knuckles - box[..., :2] - box[..., 2:] / 2).abs() <= box[..., 2:] / 2
-            truth["knuckles_found"] = torch.where(
-                batch["hand_valid"][..., None] > 0, inside.all(-1), torch.nan)  # (B, 2, 4)
         betas = self.shape(output)
         return Predictions(batch["index"], {
             name: {"pose": pose, "betas": betas} for name, pose in poses.items()}, truth)
-
-    def comparisons(self, predictions: Predictions) -> str:
-        """Also the share of true knuckles that lie in the hand boxes of the body expert."""
-        text = super().comparisons(predictions)
-        if "knuckles_found" not in predictions.truth:
-            return text
-        share = np.nanmean(predictions.truth["knuckles_found"])
-        return f"{text}\n{share:.1%} of the true knuckles are in the predicted hand boxes.\n"
 
     def shape(self, values: Mapping[str, Tensor]) -> Tensor:
         """Betas and expression (B, 20)."""
@@ -428,10 +391,7 @@ class BodyExpertTask(PeopleTask, BodyTask):
     def judge(self, mesh: Mesh, truth: Mesh) -> dict[str, np.ndarray]:
         """Compute the protocol's errors; on official data joints are regressed from the meshes."""
         if self.data == "rendered":
-            arms = [mesh["joints"][:, ELBOWS_AND_WRISTS] - mesh["joints"][:, :1]
-                    for mesh in (mesh, truth)]
-            return super().judge(mesh, truth) | {
-                "arms MPJPE": 1000 * np.linalg.norm(arms[0] - arms[1], axis=-1).mean(1)}
+            return super().judge(mesh, truth)
         folder = Path(self.arguments.models)
         if self.protocol == "3dpw_smplx_lineage":  # the 14 that count are among SMPL-X's first 24
             smpl = self.test_set.pictures.body().J_regressor.numpy()
@@ -471,9 +431,7 @@ class BodyAdapterTask(BodyExpertTask):
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert")
-    STARTS = HandAdapterTask.STARTS
     NEXT = "python demo.py hmr_adapter PICTURE --body {checkpoint}"
-    COMPARED = (("adapter", "expert"),)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the model's inputs in training: with true knuckles, or without."""
@@ -497,10 +455,8 @@ class DualPathTask(BodyAdapterTask):
     """Both paths and their merge, which nothing trains: the four stages, then scores."""
 
     DETAIL = 4
-    COMPARED = (("ours", "experts"), ("ours", "expert"), ("ours", "ours, all hands"))
     Config = hmr_adapter.Training  # the fields that all stages have; each has more
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "guide")
-    STARTS = ("", "")
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint} --body {guide}"
     REMARK = ("Expert: the body expert alone; experts: with the hand expert's hands, merged; ours: "
               "with both adapters.\nHands are cut out where the body path finds them; true boxes: "

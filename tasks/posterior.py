@@ -22,10 +22,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import sem  # standard error of the mean
 from torch import Tensor
 
 import genhmr
-from tasks.base import standard_error
 
 ITERATIONS = (1, 2, 5, 10, 20)
 
@@ -112,9 +112,8 @@ def table(errors: dict[str, dict[str, np.ndarray]], rows: np.ndarray, title: str
         if name != first:
             changes = [values - chosen[first][column] for column, values in each.items()]
             lines.append(f"{'  minus ' + first:14}" + "".join(
-                f"{change.mean():+9.3f} {standard_error(change):6.3f}" for change in changes))
+                f"{change.mean():+9.3f} {sem(change):6.3f}" for change in changes))
     for name in others:
         change = chosen[name]["energy"] - chosen[name]["control"]
-        lines.append(f"{name}: energy minus control {change.mean():+.2f} +- "
-                     f"{standard_error(change):.2f} mm")
+        lines.append(f"{name}: energy minus control {change.mean():+.2f} +- {sem(change):.2f} mm")
     return "\n".join(lines)

@@ -14,6 +14,8 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from weights.files import require
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCHEDULES = ("constant", "step", "cosine")
 CHOICES = {"schedule": SCHEDULES, "precision": PRECISIONS}  # of fields
@@ -172,17 +174,15 @@ def override(values: Fields, assignments: Sequence[str], beside: object = None) 
     known = kinds if beside is None else kinds | settable(beside)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        if not equals or name not in known:
-            raise ValueError(f"--set {assignment}: expected FIELD=VALUE with a field of: "
-                             + ", ".join(known))
-        if name not in kinds:
-            continue
-        try:
-            changes[name] = parse_value(kinds[name], text)
-        except (ValueError, KeyError):
-            kind = getattr(kinds[name], "__name__", kinds[name])
-            raise ValueError(f"--set {assignment}: {text!r} is not of type {kind}; by default "
-                             f"{name} is {getattr(values, name)}") from None
+        require(equals and name in known, f"--set {assignment}: expected FIELD=VALUE with a field "
+                f"of: {', '.join(known)}")
+        if name in kinds:
+            try:
+                changes[name] = parse_value(kinds[name], text)
+            except (ValueError, KeyError):
+                kind = getattr(kinds[name], "__name__", kinds[name])
+                raise ValueError(f"--set {assignment}: {text!r} is not of type {kind}; by default "
+                                 f"{name} is {getattr(values, name)}") from None
     try:
         values = replace(values, **changes)
     except (ArithmeticError, TypeError, IndexError) as error:
@@ -222,9 +222,9 @@ def check_value(name: str, value: Value) -> None:
     """Raise ValueError for a value that the field cannot mean, as far as the loop can tell."""
     least = LEAST.get(name, 0)
     for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int | float) and not least <= number < math.inf:
-            raise ValueError(f"{name} is {as_text(value)}: expected at least {least}, finite")
-    if "drop" in name and value >= 1:
-        raise ValueError(f"{name} is {value}: expected a part of all, from 0 to below 1")
-    if name in CHOICES and value not in CHOICES[name]:
-        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(CHOICES[name])}")
+        require(isinstance(number, str) or least <= number < math.inf,
+                f"{name} is {as_text(value)}: expected at least {least}, finite")
+    require("drop" not in name or value < 1,
+            f"{name} is {value}: expected a part of all, from 0 to below 1")
+    require(value in CHOICES.get(name, [value]),
+            f"{name} is {value!r}: expected one of {', '.join(CHOICES.get(name, ()))}")

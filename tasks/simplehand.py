@@ -19,9 +19,9 @@ import weights.simplehand
 from networks import any_view
 from networks.any_view import looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
-from tasks.base import Batch, Predictions, Scores, Task, Terms, better
+from tasks.base import Batch, Mesh, Predictions, Scores, Task, Terms, better, photo_of
 from tasks.settings import SIMPLEHAND
-from weights.files import without_settings
+from weights.files import require, without_settings
 
 DEXYCB_IMAGES = 406_888  # of the training split of s0
 ROOT_JOINT = 9  # of the 21: the middle finger's knuckle, the origin of the predicted mesh
@@ -33,25 +33,22 @@ class SimpleHandTask(Task):
     Config, PRESETS, SETTINGS = simplehand.Config, ALL_PRESETS, SIMPLEHAND
     PROTOCOLS = {"rendered": "rendered_hands", "freihand": "freihand", "dexycb": "dexycb_s0"}
     ARGUMENTS = "hand", "backbone"
-    STARTS = "backbone", "the backbone starts from random weights, the paper's from ImageNet's"
+    PRETRAINED = "ImageNet's"
     MOVED = ("keypoint_regressor",)
-    TITLE = "image, predicted mesh, true mesh (both placed at the true root joint)"
     NEXT = "python demo.py simplehand PICTURE --box X,Y,WIDTH,HEIGHT --checkpoint {checkpoint}"
 
     def __init__(self, *given: object) -> None:
         super().__init__(*given)
-        file = self.arguments.hand
-        if self.data != "rendered" and not file:
-            raise ValueError(f"--data {self.data}: its meshes are MANO's, whose faces and joints "
-                             "the free hand does not have; give MANO_RIGHT.pkl with --hand")
-        if self.data == "dexycb" and not Path(file).is_dir():
-            raise ValueError("--data dexycb has left hands, too: give the folder of MANO_RIGHT and "
-                             "MANO_LEFT with --hand")
+        file, official = self.arguments.hand, self.data != "rendered"
+        require(file or not official, f"--data {self.data}: its meshes are MANO's, whose faces and "
+                "joints the free hand does not have; give MANO_RIGHT.pkl with --hand")
+        require(self.data != "dexycb" or Path(file).is_dir(), "--data dexycb has left hands, too: "
+                "give the folder of MANO_RIGHT and MANO_LEFT with --hand")
         tips = data.DexYCB.TIPS if self.protocol == "dexycb_s0" else None
         hand = bodymodels.load_model(file or "hand_right", family="mano", tips=tips)
         self.keypoint_regressor, self.faces = hand.keypoint_regressor, hand.faces
-        if self.keypoint_regressor.shape[1] != simplehand.VERTICES:
-            raise ValueError(f"{file}: expected a hand of {simplehand.VERTICES} vertices")
+        require(self.keypoint_regressor.shape[1] == simplehand.VERTICES,
+                f"{file}: expected a hand of {simplehand.VERTICES} vertices")
 
     @classmethod
     def config_from(cls, fields: Mapping[str, object]) -> simplehand.Config:
@@ -75,18 +72,15 @@ class SimpleHandTask(Task):
 
     def data_set(self, split: str, length: int) -> Dataset:
         """A split of the chosen data."""
-        config, settings, arguments = self.config, self.settings, self.arguments
-        training = split == "train"
+        config, views, training = self.config, self.settings.views, split == "train"
+        if self.data == "rendered":
+            return self.rendered(data.RenderedHands, split, config.image_size, length,
+                                 in_plane=180.0 if views == 90.0 else views)
         augmentation = "official_simplehand" if training else None
         if config.official:  # weights of the release have seen its crops
             augmentation = "release_simplehand" if training else "release_simplehand_test"
-        if self.data != "rendered":
-            models = arguments.hand if self.data == "dexycb" else None
-            return self.official(split, config.image_size, models=models,
-                                 augmentation=augmentation)
-        in_plane = 180.0 if settings.views == 90.0 else settings.views
-        return self.rendered(data.RenderedHands, split, config.image_size, length,
-                             in_plane=in_plane)
+        return self.official(split, config.image_size, augmentation=augmentation,
+                             models=self.arguments.hand if self.data == "dexycb" else None)
 
     def build(self) -> nn.Module:
         """The model with new weights, but for the backbone if a file has them."""
@@ -128,8 +122,7 @@ class SimpleHandTask(Task):
 
         def score(hands: np.ndarray) -> dict[str, float]:
             hands = np.broadcast_to(hands, truth["vertices"].shape)
-            return metrics.evaluate(self.protocol,
-                                    {"vertices": hands, "joints": self.joints(hands)}, truth)
+            return metrics.evaluate(self.protocol, self.as_mesh(hands), truth)
 
         scores = {name: score(values["vertices"][known])
                   | keypoint_scores(values["keypoints_2d"], predictions.truth)
@@ -141,28 +134,29 @@ class SimpleHandTask(Task):
                 mean, predictions.truth)
         return scores
 
-    def joints(self, vertices: np.ndarray) -> np.ndarray:
-        """The 21 joints of meshes: (N, 778, 3) -> (N, 21, 3)."""
-        return np.einsum("jv,nvc->njc", self.keypoint_regressor.cpu().numpy(), vertices)
+    def as_mesh(self, points: np.ndarray) -> Mesh:
+        """Return meshes (N, 778, 3) and their 21 joints."""
+        regressor = self.keypoint_regressor.cpu().numpy()
+        return {"vertices": points, "joints": np.einsum("jv,nvc->njc", regressor, points)}
 
     def write(self, predictions: Predictions, out: Path) -> None:
         """Write pictures and the file that the data set's evaluation server or toolkit takes."""
-        vertices = predictions.first["vertices"]
+        hands = self.as_mesh(predictions.first["vertices"])
         if self.data == "freihand":
-            metrics.write_predictions(out / "pred.json", self.joints(vertices), vertices)
+            metrics.write_predictions(out / "pred.json", hands["joints"], hands["vertices"])
         elif self.data == "dexycb":
             numbers = self.test_set.records(predictions.index)["person"]
-            metrics.write_dexycb(out / "dexycb.txt", numbers, self.joints(vertices))
+            metrics.write_dexycb(out / "dexycb.txt", numbers, hands["joints"])
         super().write(predictions, out)
 
-    def picture(self, index: int, predictions: Predictions) -> np.ndarray:
-        """A test image (S, S, 3) beside the predicted and the true mesh over it."""
+    def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
+        """Return a test image, its K, and both meshes with their root joint where the true one is.
+        """
         sample = self.test_set[index]
-        photo = sample["image"].permute(1, 2, 0).numpy() / np.float32(255)
         rotation, root = sample["camera_rotation"].numpy(), sample["joints"][ROOT_JOINT].numpy()
-        meshes = [values["vertices"][index] @ rotation.T + root
-                  for values in (predictions.first, predictions.truth)]
-        return np.concatenate([photo] + [self.draw(mesh, sample["K"], photo) for mesh in meshes], 1)
+        return photo_of(sample["image"]), sample["K"], *(
+            values["vertices"][index] @ rotation.T + root
+            for values in (predictions.first, predictions.truth))
 
 
 def keypoint_scores(keypoints: np.ndarray, truth: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -49,27 +49,6 @@ def keypoints_of(found: dict, *names: str, shift: tuple[float, float] = (0, 0)) 
 # ---------------------------------------------------------------------------- crop and camera
 
 
-numbers = st.floats(-50, 250) | st.sampled_from([math.nan, math.inf, 0.0])
-
-
-@given(st.lists(st.tuples(numbers, numbers, st.floats(-0.5, 1.5)), min_size=1, max_size=6))
-def test_unseen_keypoints_are_all_zeros(rows):
-    """Keypoints of low confidence or outside of the picture become zero, others stay."""
-    keypoints = np.zeros((45, 3))
-    keypoints[:len(rows)] = rows
-    confident = keypoints[:, 2] > 0
-    if not np.isfinite(keypoints[confident, :2]).all():
-        with pytest.raises(ValueError, match="not finite"):
-            genhmr.visible_keypoints(keypoints, 120, 90)
-        return
-    seen = genhmr.visible_keypoints(keypoints, 120, 90)
-    for (x, y, confidence), row in zip(rows, seen, strict=False):
-        if confidence >= genhmr.LEAST_CONFIDENCE and 0 <= x <= 120 and 0 <= y <= 90:
-            assert row.tolist() == [x, y, min(confidence, 1.0)]
-        else:
-            assert not row.any()
-
-
 @given(st.tuples(st.floats(-20, 100), st.floats(-20, 80), st.floats(1, 200), st.floats(1, 200)))
 def test_the_network_sees_the_whole_box(box):
     """The crop's middle three quarters hold the box, with a margin of a fifth one way."""

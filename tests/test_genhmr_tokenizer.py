@@ -12,20 +12,12 @@ import torch.nn.functional as F
 from genhmr_samples import TINY_TOKENIZER, poses
 from torch import Tensor
 
-import bodymodels
 import genhmr
 from genhmr import Quantiser, Tokenizer, TokenizerConfig
-from tasks.genhmr import augment_rotation, axis_rotation
+from tasks.genhmr import augment_rotation
 from tasks.settings import GENHMR_TOKENIZER
 
 # ------------------------------------------------------------------------------------- augmentation
-
-
-def test_axis_rotation_is_rodrigues():
-    """The rotation about an axis equals bodymodels' of axis times angle."""
-    axis, angle = F.normalize(torch.randn(50, 3), dim=-1), 4.0 * torch.randn(50)
-    expected = bodymodels.axis_angle_to_matrix(axis * angle[:, None])
-    assert torch.allclose(axis_rotation(axis, angle), expected, atol=1e-5)
 
 
 def test_augmentation_turns_bodies_about_their_rest_pelvis(body):

@@ -245,7 +245,7 @@ class Recorder:
         np.savez(arguments.out / "errors.npz", **{
             f"{predictor}: {part}{name}": np.ones(4) for predictor in predictors
             for part in ("", "hands ") for name in ("MPJPE", "PA-MPJPE", "MVE", "PVE", "PA-PVE")})
-        return train.World(), True
+        return train.World()
 
 
 @pytest.fixture

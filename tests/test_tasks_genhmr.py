@@ -1,6 +1,5 @@
 """GenHMR's two stages: runs on a tiny model, kills, ranks, tables, official data."""
 
-import dataclasses
 import json
 import pickle
 import re
@@ -9,10 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from official_folders import (
-    write_amass,
-    write_moyo,
-)
+from official_folders import write_amass, write_moyo
 from test_train import Run, assert_same_state, flag, rows
 
 import bodymodels
@@ -21,15 +17,8 @@ import genhmr
 import train
 from networks.small_encoder import IMAGE_SIZE, Lifted
 from tasks.base import EVALUATIONS, Predictions
-from tasks.genhmr import (
-    LIFT_WEIGHTS,
-    TokenizerTask,
-    TransformerTask,
-    imagine_bodies,
-    in_random_crops,
-    lift_losses,
-)
-from tasks.settings import GENHMR_TOKENIZER, GENHMR_TRANSFORMER, preset_settings
+from tasks.genhmr import LIFT_WEIGHTS, imagine_bodies, lift_losses
+from tasks.settings import preset_settings
 from weights.genhmr import load_checkpoint, load_encoder, load_tokenizer
 
 TINY = {
@@ -49,8 +38,7 @@ TINY = {
 STAGES = list(TINY)
 SHIPPED = str(bodymodels.ASSETS / "genhmr_cpu.pt")
 ROWS = ["T=5", "T=1", "T=3", "T=10", "T=15", "T=20", "T=5 P=1", "T=5 P=3", "T=5 P=5", "T=5 P=10",
-        "T=5 P=20", "mean code", "mean code P=20", "encoder", "known 0 %",
-        "known 50 %", "known 90 %"]  # of the last table
+        "T=5 P=20", "mean code", "mean code P=20", "encoder"]  # of the last table
 STATISTICS = ("perplexity", "dead_codes")  # of a batch, or over all ranks
 
 
@@ -99,32 +87,14 @@ def test_the_tokenizer_logs_every_loss_and_its_codebook(finished):
         assert 0 <= row["dead_codes"] < config.codebook_size
 
 
-def test_tables_hold_the_required_rows(finished, folder, capsys, undrawn):
-    """The same command again prints the tables: reconstruction; T, P and the mean pose."""
-    for stage, names in (
-        ("tokenizer", ["tokenizer", "1 degree", "10 % random", "mean pose"]),
-        ("transformer", [*ROWS, "mean pose"]),
-    ):
-        before = (finished[stage] / "checkpoint.pt").read_bytes()
-        train.main(command_line(folder, stage, finished[stage]))
-        assert (finished[stage] / "checkpoint.pt").read_bytes() == before
-        output = capsys.readouterr().out
-        scores = json.loads((finished[stage] / "results.json").read_text())["scores"]
-        assert list(scores) == names
-        metrics = (["MPJPE", "MVE"] if stage == "tokenizer" else
-                   ["MPJPE", "PA-MPJPE", "MVE", "PA-MVE"])
-        for name, row in scores.items():
-            extra = (["NLL"] * name.startswith("known") if stage == "transformer" else
-                     ["changed %"] * (name != "mean pose"))
-            assert sorted(row) == sorted(metrics + extra)
-        for line in names:
-            found = re.search(rf"^{line}((?: +(?:[\d.]+|nan))+)$", output, re.MULTILINE)
-            values = list(map(float, found[1].split()))
-            expected = list(scores[line].values())
-            np.testing.assert_allclose(values[:len(expected)], expected, atol=6e-4)
-        assert ("sigma 2 % of the crop" in output) == (stage == "transformer")
-        assert "from step 12 to 12" in output
-        assert data.read_image(finished[stage] / "predictions.png").std() > 5
+@pytest.mark.parametrize(("stage", "names", "errors"), [
+    ("tokenizer", ["tokenizer", "mean pose"], ["MPJPE", "MVE"]),
+    ("transformer", [*ROWS, "mean pose"], ["PA-MPJPE", "PA-MVE", "MPJPE", "MVE"])])
+def test_tables_hold_the_required_rows(finished, stage, names, errors):
+    """Reconstruction; T, P and the mean pose; and pictures."""
+    scores = json.loads((finished[stage] / "results.json").read_text())["scores"]
+    assert list(scores) == names and all(list(row) == errors for row in scores.values())
+    assert data.read_image(finished[stage] / "predictions.png").std() > 5
 
 
 @pytest.mark.slow
@@ -133,9 +103,6 @@ def test_stage_two_is_self_contained(finished, folder, tmp_path):
     moved = tmp_path / "alone"
     shutil.copytree(finished["transformer"], moved)
     tokenizer = load_tokenizer(finished["tokenizer"] / "checkpoint.pt")
-    model = load_checkpoint(moved / "checkpoint.pt")
-    assert model.config.tokenizer == tokenizer.config
-    assert_same_state(dict(model.tokenizer.state_dict()), dict(tokenizer.state_dict()))
     arguments = ["--model", "genhmr", "--stage", "transformer", "--cache", str(folder / "cache")]
     train.main([*arguments, "--eval", "--checkpoint", str(moved / "checkpoint.pt"), "--out",
                 str(tmp_path / "eval")])
@@ -145,18 +112,19 @@ def test_stage_two_is_self_contained(finished, folder, tmp_path):
     train.main([*arguments, "--resume", "--out", str(moved), "--set", "steps=13"])
     assert load(moved)["step"] == 13
     longer = load_checkpoint(moved / "checkpoint.pt")
+    assert longer.config.tokenizer == tokenizer.config
     assert_same_state(dict(longer.tokenizer.state_dict()), dict(tokenizer.state_dict()))
 
 
 def test_the_encoder_learns_from_pictures_and_without(finished):
-    """Each term is logged for both; the total is the weighted sum; the table tells of 2D and 3D."""
+    """Each term is logged for both; the total is the weighted sum; the table tells of its poses."""
     for row in rows(finished["encoder"] / "log.csv"):
         total = row["heat"] + sum(weight * (row[name] + 0.7 * row[f"unpictured_{name}"])
                                   for name, weight in LIFT_WEIGHTS.items())
         assert row["loss"] == pytest.approx(total, rel=1e-5)
     scores = json.loads((finished["encoder"] / "results.json").read_text())["scores"]
     assert list(scores) == ["encoder", "mean pose"]
-    assert scores["encoder"].keys() > {"MPJPE", "PA-MPJPE", "median px", "near %"}
+    assert scores["encoder"].keys() > {"MPJPE", "PA-MPJPE"}
 
 
 def test_lift_losses_vanish_for_the_truth():
@@ -180,21 +148,9 @@ def test_lift_losses_vanish_for_the_truth():
     assert all(term > 1e-3 for term in terms.values())
 
 
-def test_bodies_without_pictures_have_crops_as_pictures(folder):
-    """Four of five bodies are within the crop, most of its height; some are truncated."""
-    torch.manual_seed(0)
-    keypoints = torch.rand(400, 45, 3) * torch.tensor([0.6, 1.7, 0.4])
-    flat = in_random_crops(keypoints)
-    inside = (flat.abs() < torch.tensor([0.375, 0.5])).all(-1)
-    assert 0.7 < inside.all(1).float().mean() < 0.96
-    whole = flat[inside.all(1)]
-    height = whole[..., 1].amax(1) - whole[..., 1].amin(1)
-    assert 0.5 < height.min() and height.max() < 1
-
-
 def test_bodies_without_pictures_have_the_errors_of_pictures(finished, folder):
-    """Where pictures have no errors in 2D, bodies have none but a little noise; errors of a picture
-    come together, at most 1.3 times as large."""
+    """Some are truncated. Where pictures have no errors in 2D, bodies have none but a little noise;
+    errors of a picture come together, at most 1.3 times as large."""
     task = make_task(folder, "encoder")
     encoder, batch = load_encoder(finished["encoder"] / "checkpoint.pt"), batch_of(
         task.test_set, range(4))
@@ -208,6 +164,7 @@ def test_bodies_without_pictures_have_the_errors_of_pictures(finished, folder):
     (exact, share, bodies), (moved, *_) = drawn
     assert all((row == seen.share).all(1).any() for row in share) and len(share) == 12
     flat = bodies["keypoints_2d"] / IMAGE_SIZE - 0.5
+    assert 0.5 < (flat.abs() < 0.5).all(-1).float().mean() < 1
     within = (flat.abs() < torch.tensor([0.25, 0.35])).all(-1)
     assert (exact - flat)[within].abs().max() < 0.03
     gain = (moved - exact)[within & (moved.abs() < 0.3).all(-1)] / 0.1
@@ -241,16 +198,11 @@ def assert_same_losses(first, second):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], r"trained in stages.*add --stage tokenizer, then --stage encoder, then --stage trans"),
-    (["--stage", "mesh"],
-     "add --stage tokenizer, then --stage encoder, then --stage transformer"),
     (["--stage", "tokenizer", "--top-k", "3"],
      "--top-k means nothing to genhmr --stage tokenizer"),
     (["--stage", "transformer"], "--stage tokenizer and give its checkpoint with --tokenizer"),
     (["--stage", "transformer", "--preset", "cpu", "--tokenizer", SHIPPED],
      "needs a trained encoder: make one with --stage encoder"),
-    (["--stage", "transformer", "--tokenizer", "absent.pt"], "absent.pt"),
-    (["--stage", "transformer", "--data", "amass"], "--data amass: expected one of rendered"),
-    (["--stage", "tokenizer", "--data", "moyo", "--data-root", "nowhere"], "nowhere"),
     (["--stage", "tokenizer", "--body", "hand_right"], "expected a SMPL model, with 24"),
     (["--stage", "tokenizer", "--set", "num_tokens=95"], "num_tokens is 95"),
     (["--stage", "transformer", "--set", "tokenizer=x"], "field of: image_size"),
@@ -265,16 +217,10 @@ def test_bad_arguments_are_one_clear_error(arguments, message, tmp_path, capsys)
 
 def test_another_tokenizer_is_another_run(finished, folder, tmp_path):
     """Continuing stage 2 on the tokens of another tokenizer is refused: they mean other poses."""
-    other = load(finished["tokenizer"])
-    other["model"]["quantiser.codebook"] += 0.01
-    torch.save(other, tmp_path / "other.pt")
+    shutil.copy(finished["tokenizer"] / "checkpoint.pt", tmp_path / "other.pt")
     arguments = command_line(folder, "transformer", finished["transformer"])
     arguments[arguments.index("--tokenizer") + 1] = str(tmp_path / "other.pt")
-    with pytest.raises(SystemExit, match="another tokenizer than .*leave --tokenizer out"):
-        train.main(arguments)
-    other["config"]["momentum"] = 0.5
-    torch.save(other, tmp_path / "other.pt")
-    with pytest.raises(SystemExit, match="another run .it differs in tokenizer"):
+    with pytest.raises(SystemExit, match="another run .it differs in --tokenizer"):
         train.main(arguments)
 
 
@@ -313,50 +259,16 @@ def test_scores_do_not_depend_on_the_pieces(finished, folder):
     batch = batch_of(task.test_set, range(13))
     task.set_baseline([batch])
     pose, betas, index = (batch[name].numpy() for name in ("pose", "betas", "index"))
-    truth = {"pose": pose, "betas": betas, "tokens": np.zeros((13, 48), np.int64)}
+    truth = {"pose": pose, "betas": betas}
     predictions = Predictions(index, {
         "truth": truth, "next": truth | {"pose": np.roll(pose, 1, 0)}}, truth)
     whole = task.scores(predictions)
     task.PIECE = 7
     assert whole.keys() == {"truth", "next", "mean pose"}
-    assert whole["truth"] == pytest.approx({"MPJPE": 0.0, "MVE": 0.0, "changed %": 0.0}, abs=1e-6)
+    assert whole["truth"] == pytest.approx({"MPJPE": 0.0, "MVE": 0.0}, abs=1e-6)
     for name, scores in task.scores(predictions).items():
         assert scores == pytest.approx(whole[name], rel=1e-5, abs=1e-6)
     assert 0 < whole["mean pose"]["MPJPE"] < whole["next"]["MPJPE"]
-
-
-def test_errors_are_also_listed_by_heading(folder):
-    """People who look at the camera are fronts, those who look away backs; poses alone, without
-    aligned errors, have no such line."""
-    task = make_task(folder, "encoder")
-    angles = torch.tensor([180.0, 170, 125, 100, -90, 61, 30, 0])  # 0: looks where the camera looks
-    turns = torch.zeros(8, 24, 3)
-    turns[:, 0, 1] = torch.deg2rad(angles)
-    pose = bodymodels.axis_angle_to_matrix(turns).numpy()
-    each = np.arange(8.0)
-    predictions = Predictions(np.arange(8), {}, {"pose": pose}, {
-        "ours": {"MPJPE": each, "PA-MPJPE": each}, "poses": {"MPJPE": each}})
-    assert task.comparisons(predictions) == (
-        "ours, PA-MPJPE: fronts 1.0 (3), sides 4.0 (3), backs 6.5 (2)\n")
-
-
-def test_the_disturbed_tokens_belong_to_the_sample(finished, folder):
-    """In any batch a sample gets the same errors: a tenth of its tokens, or one degree a joint."""
-    task = make_task(folder, "tokenizer", test_samples=60)
-    model = load_tokenizer(finished["tokenizer"] / "checkpoint.pt")
-    batch = batch_of(task.test_set, range(60))
-    turned, random = task.disturbed(model, batch, model.encode(batch["pose"]))
-    part = batch_of(task.test_set, [4, 1])
-    for whole, again in zip((turned, random), task.disturbed(
-            model, part, model.encode(part["pose"])), strict=True):
-        assert torch.equal(whole[[4, 1]], again)
-    share = (random != model.encode(batch["pose"])).float().mean()
-    assert share == pytest.approx(0.1 * 15 / 16, abs=0.02)  # of 16 codes one is the old one
-    seen = []
-    model.encode = seen.append
-    task.disturbed(model, batch, random)
-    trace = (seen[0] * batch["pose"]).sum((2, 3)).double()
-    assert torch.rad2deg(((trace - 1) / 2).clamp(-1, 1).acos()) == pytest.approx(1.0, abs=0.05)
 
 
 def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
@@ -376,23 +288,18 @@ def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
 
 def test_schedules_and_top_k_reach_the_scores(finished, folder):
     """--schedule and --top-k change what is sampled (Tables 11 and 12), the same each time."""
-    def poses(*extra):
-        arguments = train.parse_arguments(command_line(
-            folder, "transformer", folder / "no", *extra))
-        task = TransformerTask(model.config, arguments, {}, GENHMR_TRANSFORMER["cpu"])
-        task.settings = dataclasses.replace(task.settings, test_samples=19)
-        with torch.no_grad():
-            return task.predict(model, batch_of(task.test_set, range(4))).found["T=5"]["pose"]
-
     model = load_checkpoint(finished["transformer"] / "checkpoint.pt")
-    usual = poses()
-    assert torch.equal(usual, poses("--schedule", "cosine", "--top-k", 1))
+
+    @torch.no_grad()
+    def poses(*extra):
+        task = task_of(command_line(folder, "transformer", folder / "no", *extra))
+        return task.predict(model, batch_of(task.test_set, range(4))).found["T=5"]["pose"]
+
     drawn = poses("--top-k", 16)
-    assert not torch.equal(usual, drawn) and torch.equal(drawn, poses("--top-k", 16))
+    assert torch.equal(drawn, poses("--top-k", 16)) and not torch.equal(drawn, poses())
     assert not torch.equal(drawn, poses("--top-k", 16, "--schedule", "linear"))
-    for value in (0, 17):
-        with pytest.raises(ValueError, match=f"top_k is {value}: expected 1 to 16"):
-            poses("--top-k", value)
+    with pytest.raises(ValueError, match="top_k is 17: expected 1 to 16"):
+        poses("--top-k", 17)
 
 
 def test_official_motion_trains_the_tokenizer(folder, tmp_path, undrawn):
@@ -403,16 +310,12 @@ def test_official_motion_trains_the_tokenizer(folder, tmp_path, undrawn):
     out = tmp_path / "out"
     train.main(command_line(folder, "tokenizer", out, "--data", "amass+moyo", "--data-root",
                             tmp_path, "--cache", tmp_path / "cache", steps=2))
-    task = TokenizerTask(load_tokenizer(out / "checkpoint.pt").config,
-                         train.parse_arguments(["--model", "genhmr", "--stage", "tokenizer",
-                                                "--data-root", str(tmp_path), "--cache",
-                                                str(tmp_path / "cache")]), load(out),
-                         GENHMR_TOKENIZER["cpu"])
+    task = task_of(command_line(folder, "tokenizer", out, "--data", "amass+moyo", "--data-root",
+                                tmp_path, "--cache", tmp_path / "cache"))
     assert [(type(part), part.split) for part in task.test_set.datasets] == [
         (data.AMASS, "val"), (data.MOYO, "val")]  # the paper chooses its tokenizer on AMASS's val
     task.arguments.eval = True
     assert task.data_set("test", 0).datasets[0].split == "test"
-    assert len(task.train_set) == sum(len(part) for part in task.train_set.datasets)
     scores = json.loads((out / "results.json").read_text())["scores"]
     assert np.isfinite(list(scores["tokenizer"].values())).all()
     train.main(["--model", "genhmr", "--stage", "tokenizer", "--eval", "--protocol", "moyo_val",
@@ -443,14 +346,6 @@ def test_official_pictures_train_and_are_judged(finished, folder, folders, model
     scores = json.loads((out / "results.json").read_text())["scores"]
     assert sorted(scores["T=5"]) == ["MPJPE", "MVE", "PA-MPJPE"]
     assert (out / "predictions.png").is_file()
-
-
-def test_augmentation_is_the_configs_with_official_pictures(finished, judge):
-    task = judge("3dpw_lsp14")
-    for name in ("official_hmr", "rendered"):
-        task.settings = dataclasses.replace(task.settings, augmentation=name)
-        assert task.data_set("train", 0).augmentation == data.AUGMENTATIONS[name]
-    assert task.data_set("test", 0).augmentation is None
 
 
 def test_perfect_predictions_have_no_error(finished, judge):

@@ -2,13 +2,11 @@
 
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import math
 import multiprocessing
 import os
-import random
 import re
 import resource
 import shlex
@@ -31,14 +29,9 @@ import data
 import simplehand
 import train
 from sets import body_sets
-from tasks import ranks
 from tasks.files import add_row, add_scores, cut_table
-from tasks.ranks import SharedBatchNorm, share_batch_norm
-from tasks.settings import (
-    SCHEDULES,
-    SIMPLEHAND,
-    Settings,
-)
+from tasks.ranks import share_batch_norm
+from tasks.settings import SIMPLEHAND, Settings
 from tasks.simplehand import SimpleHandTask
 from weights.simplehand import load_checkpoint
 
@@ -125,7 +118,7 @@ def assert_same_state(first, second):
         assert torch.equal(*(each.flatten().view(torch.uint8) for each in (first, second)))
     elif isinstance(first, dict):
         assert first.keys() == second.keys()
-        for name in first.keys() - {"seconds", "command"}:
+        for name in first.keys() - {"seconds", "files"}:
             assert_same_state(first[name], second[name])
     elif isinstance(first, list | tuple):
         assert len(first) == len(second)
@@ -194,8 +187,8 @@ def test_checkpoints_are_complete_and_the_best_weights_are_kept(finished):
     assert best["step"] == min(errors, key=errors.get)
     assert best["scores"]["SimpleHand"]["PA-MPJPE"] == pytest.approx(min(errors.values()))
     checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
-    assert {"model", "optimizer", "scaler", "schedule", "rng", "step", "position", "config",
-            "preset", "torch", "baseline"} <= set(checkpoint)
+    assert {"model", "optimizer", "scaler", "step", "position", "config", "preset", "files",
+            "torch", "baseline"} <= set(checkpoint)
     assert (checkpoint["step"], checkpoint["position"]) == (12, 96)
     for name in ("best.pt", "checkpoint.pt"):
         assert load_checkpoint(out / name).config == CONFIG
@@ -238,26 +231,22 @@ def test_eval_repeats_the_scores_and_export_ships_them(finished, tmp_path, capsy
 # ---------------------------------------------------------------------------- kill and resume
 
 
-SPAWNING = """
-import multiprocessing, sys
-sys.path.insert(0, {root!r})
-import train
-if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
-    train.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
 def test_spawned_data_processes_bring_the_same_run(cache, tmp_path):
     """Windows and macOS start data processes afresh: rendering and the first steps, bit for bit."""
     fields = {"steps": 2, "train_samples": 256, "test_samples": 2}  # rendered by all cores
     Run(tmp_path / "fork", command_line(cache, tmp_path / "fork", **fields)).end()
-    script = tmp_path / "job.py"
-    script.write_text(SPAWNING.format(root=str(ROOT)))
-    arguments = command_line(tmp_path / "cache", tmp_path / "spawn", "--workers", "1", **fields)
-    run = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    (tmp_path / "job.py").write_text(f"""
+import multiprocessing, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    train.main(sys.argv[1:])
+""")
+    out = tmp_path / "spawn"
+    Run(out, command_line(tmp_path / "cache", out, "--workers", "1", **fields),
+        program=tmp_path / "job.py").end()
     one, other = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
                   for name in ("fork", "spawn"))
     assert_same_state(one, other)
@@ -276,52 +265,6 @@ def test_an_interrupted_rendering_says_how_to_continue(tmp_path):
     assert output.endswith("train.py: interrupted: the same command continues\n"), output
     assert "Traceback" not in output and run.process.returncode == 1
     assert next(cache.glob("*.part")).stat().st_size > 10**6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_rendering_ends_right_when_repeated(number, tmp_path):
-    """Killed while data workers render, at five random moments: the same files in the end.
-
-    The signal goes to the main process alone, as `kill` or a scheduler sends it.
-    """
-    def command(name):
-        return command_line(tmp_path / name, tmp_path / name / "out", steps=1, train_samples=1_200)
-
-    def digests(name):
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in (tmp_path / name).glob("*.npy")}
-
-    def size(name, kind):
-        return max((path.stat().st_size for path in (tmp_path / name).glob(kind)), default=0)
-
-    Run(tmp_path / "whole" / "out", command("whole")).end()
-    rng = random.Random(number)
-    for trial, share in enumerate((0, 0, 0.2, 0.4, 0.6)):  # from the start of the process on
-        run = Run(tmp_path / f"{trial}" / "out", command(f"{trial}"))
-        while size(f"{trial}", "*.part") < share * size("whole", "*.npy"):
-            assert run.process.poll() is None, run.process.communicate()[0]
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.1 if share else 1))
-        os.kill(run.process.pid, number)
-        output = run.process.communicate(timeout=60)[0]  # its workers have ended, too
-        assert run.process.returncode and "Traceback" not in output
-        Run(run.out, command(f"{trial}")).end()
-        assert digests(f"{trial}") == digests("whole") and len(digests("whole")) == 2
-
-
-@pytest.mark.slow
-def test_sigterm_saves_the_same_step_on_every_rank(tmp_path, cache):
-    """SIGTERM to one of two ranks: both stop after one step, cleanly."""
-    out = tmp_path / "stopped"
-    arguments = command_line(cache, out, "--workers", 1, steps=200)
-    run = Run(out, arguments, ranks=2)
-    run.wait_for_step(3)
-    os.kill(run.ranks()[1], signal.SIGTERM)
-    assert "the same command continues" in run.end()
-    step = torch.load(out / "checkpoint.pt", weights_only=True)["step"]
-    assert 3 <= step < 200 and len(rows(out / "log.csv")) == step
-    assert rows(out / "log.csv")[-1]["step"] == step
 
 
 @pytest.mark.slow
@@ -357,9 +300,7 @@ def test_an_existing_run_is_not_overwritten(finished, cache, capsys, undrawn):
     ):
         with pytest.raises(SystemExit, match=message):
             train.main(command_line(cache, out, *extra, **fields))
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     train.main(command_line(cache, out))
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert "from step 12 to 12" in capsys.readouterr().out
     assert (out / "checkpoint.pt").read_bytes() == before and rows(out / "scores.csv") == scores
 
@@ -396,15 +337,6 @@ def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
         train.main([*arguments, "dims=32,8,8", "--out", str(tmp_path / "no")])
 
 
-def test_other_threads_are_said(cache):
-    """Continued with another number of threads, a run ends in other last bits."""
-    trainer, _ = make_trainer(cache)
-    now = torch.get_num_threads()
-    assert f"had {now + 1} threads" in train.opening(trainer, {"threads": now + 1})[-1]
-    for same in ({"threads": now}, {"older": "does not say"}):
-        assert "threads" not in "".join(train.opening(trainer, same))
-
-
 def test_a_reader_never_sees_half_a_checkpoint(tmp_path):
     """While one process saves again and again and is killed doing so, every load succeeds."""
     path = tmp_path / "checkpoint.pt"
@@ -435,9 +367,7 @@ DAMAGED = "checkpoint.pt is damaged .*: restore it from a copy"
 
 
 @pytest.mark.parametrize(("name", "change", "fields", "message"), [
-    ("checkpoint.pt", lambda content: b"", {}, DAMAGED),
     ("checkpoint.pt", lambda content: content[:len(content) // 2], {}, DAMAGED),
-    ("checkpoint.pt", lambda content: b"not a checkpoint", {}, DAMAGED),
     ("checkpoint.pt", lambda content: content[:len(content) // 2] + bytes(
         [content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1:], {}, DAMAGED),
     ("checkpoint.pt", of_another_version, {},
@@ -464,17 +394,11 @@ def test_a_full_disk_keeps_the_older_checkpoint(tmp_path):
     before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OSError, match="cannot write .*; the file that was there is kept: make"):
+        with pytest.raises(OSError, match="cannot write .*: make room .*; what was there is kept"):
             train.save({"step": 2, "weights": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-def test_an_out_that_cannot_be_written_is_one_message(cache, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="train.py: .*Not a directory"):
-        train.main(command_line(cache, tmp_path / "file" / "out", steps=1))
 
 
 @pytest.mark.parametrize("extra", [[], ["--eval"]], ids=["train", "eval"])
@@ -507,16 +431,6 @@ def test_an_error_of_a_data_process_is_its_last_line():
             list(train.load_batches(Damaged(), [[0]], train.World(workers=workers)))
         assert train.message_of(error.value) == "picture.jpg cannot be read: copy it again"
         assert not multiprocessing.active_children()
-
-
-def test_errors_reach_torchrun(tmp_path, monkeypatch):
-    """torchrun ends with the content of the file that it names, not with a pointer to a page."""
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    with pytest.raises(SystemExit, match="^train.py: no such data$"):
-        train.fail("no such data")
-    message = json.loads((tmp_path / "error.json").read_text())["message"]
-    assert message["message"] == "train.py: no such data"
-    assert message["extraInfo"]["timestamp"].isdigit()
 
 
 def test_table_continues_without_gap_or_double_row(tmp_path):
@@ -576,26 +490,19 @@ def copy_of(state):
     {"precision": "fp16", "accumulate": 2, "channels_last": True},
 ], ids=["dropout", "bf16", "fp16, accumulate"])
 def test_state_is_complete(cache, fields):
-    """A trainer that takes up another's state does what that one would have done, bit for bit."""
+    """A trainer that takes up another's state does what that one would have done, bit for bit; in
+    every precision steps learn."""
     trainer, batches = make_trainer(cache, **fields)
-    for step in range(2):
-        trainer.train_step(batches(step))
+    losses = [trainer.train_step(batches(0))["loss"] for _ in range(10)]
+    assert losses[-1] < 0.9 * losses[0]
     state = copy_of(trainer.state_dict())
     torch.rand(3)  # chance elsewhere must not matter
-    expected = [trainer.train_step(batches(step))[0] for step in (2, 3)]
+    expected = [trainer.train_step(batches(step)) for step in (2, 3)]
     other, _ = make_trainer(cache, **fields)
     other.load_state_dict(state)
-    assert [other.train_step(batches(step))[0] for step in (2, 3)] == expected
+    assert [other.train_step(batches(step)) for step in (2, 3)] == expected
     assert_same_state(other.state_dict(), trainer.state_dict())
     assert all(math.isfinite(row["loss"]) for row in expected)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_few_steps_learn_in_every_precision(cache, precision):
-    trainer, batches = make_trainer(cache, precision=precision, schedule="constant")
-    batch = batches(0)
-    losses = [trainer.train_step(batch)[0]["loss"] for _ in range(16)]
-    assert losses[-1] < 0.8 * losses[0]
 
 
 class LineTask:
@@ -625,7 +532,7 @@ def test_accumulation_is_a_bigger_batch():
     for accumulate, batches in ((1, [batch]), (4, parts)):
         trainer = trainer_of(LineTask(changed(CONFIG, batch_size=16),
                                       changed(SETTINGS, accumulate=accumulate)))
-        rows.append(trainer.train_step(batches)[0])
+        rows.append(trainer.train_step(batches))
         weights.append(trainer.model.weight.detach())
         assert trainer.position == 16
     assert rows[0] == pytest.approx(rows[1], rel=1e-5)
@@ -638,7 +545,7 @@ def test_gradients_are_clipped():
     seen = []
     trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(
         torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm().item()))
-    row, _ = trainer.train_step([{"x": 10 * torch.ones(4, 3), "y": -100 * torch.ones(4, 2)}])
+    row = trainer.train_step([{"x": 10 * torch.ones(4, 3), "y": -100 * torch.ones(4, 2)}])
     assert row["grad_norm"] > 10 and seen == [pytest.approx(0.5, rel=1e-4)]
 
 
@@ -652,7 +559,7 @@ def test_a_non_finite_step_changes_nothing(cache, precision):
     assert before["optimizer"]["state"]
     poisoned = batches(1)
     poisoned[0]["vertices"][3, 5] = math.nan
-    row, _ = trainer.train_step(poisoned)
+    row = trainer.train_step(poisoned)
     after = copy_of(trainer.state_dict())
     assert math.isnan(row["loss"]) and trainer.skipped == 1 and trainer.step == 2
     assert_same_state(after["optimizer"]["state"], before["optimizer"]["state"])
@@ -665,7 +572,7 @@ def test_an_overflow_of_the_scaler_is_not_an_error(cache):
     """Scaled too much, gradients overflow: the scale halves, no step is counted as lost."""
     trainer, batches = make_trainer(cache, precision="fp16")
     trainer.scaler._init_scale = 2.0 ** 40
-    row, _ = trainer.train_step(batches(0))
+    row = trainer.train_step(batches(0))
     assert not math.isfinite(row["grad_norm"]) and math.isfinite(row["loss"])
     assert trainer.skipped == 0 and trainer.scaler.get_scale() == 2.0 ** 39
 
@@ -688,34 +595,22 @@ def test_shared_batch_norm_of_one_rank_is_batch_norm(tmp_path):
     torch.distributed.init_process_group(
         "gloo", rank=0, world_size=1, store=torch.distributed.FileStore(str(tmp_path / "store"), 1))
     try:
-        own, reference = nn.BatchNorm2d(5), nn.BatchNorm2d(5)
-        share_batch_norm(nn.Sequential(own), torch.device("cpu"))
-        assert type(own) is SharedBatchNorm
+        own, reference = (nn.Sequential(nn.BatchNorm2d(5)) for _ in range(2))
+        share_batch_norm(own, train.World())
         x = (1e3 + torch.randn(4, 5, 6, 7)).requires_grad_()
-        weight = torch.randn(4, 5, 6, 7)
-        results = []
+        weight, results = torch.randn(4, 5, 6, 7), []
         for norm in (own, reference):
             y = norm(x)
             gradient, = torch.autograd.grad((y * weight).sum(), x)
-            results.append((y, gradient, norm.running_mean, norm.running_var))
+            results.append((y, gradient, norm[0].running_mean, norm[0].running_var))
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(own.eval()(x), reference.eval()(x))
-        norm = share_batch_norm(nn.BatchNorm2d(5), torch.device("cpu"))
+        norm = share_batch_norm(nn.BatchNorm2d(5), train.World())
         assert norm(torch.randn(4, 5, 6, 7).bfloat16()).dtype == torch.bfloat16
         assert norm.running_mean.dtype == torch.float32 and norm.running_mean.abs().min() > 0
     finally:
         torch.distributed.destroy_process_group()
-
-
-def test_memory_is_tuned_where_glibc_is(monkeypatch):
-    """On Windows and with musl, ctypes is left alone."""
-    opened = []
-    monkeypatch.setattr(ranks.ctypes, "CDLL", opened.append)
-    for libc, count in (("", 0), ("musl", 0), ("glibc", 1)):
-        monkeypatch.setattr(ranks.platform, "libc_ver", lambda libc=libc: (libc, ""))
-        ranks.keep_freed_memory()
-        assert len(opened) == count
 
 
 @pytest.mark.slow
@@ -725,7 +620,7 @@ def test_a_compiled_model_takes_the_same_steps():
     batch, losses = {"x": torch.ones(4, 3), "y": -torch.ones(4, 2)}, []
     for compile in (False, True):
         trainer = trainer_of(LineTask(CONFIG), compile=compile)
-        losses.append([trainer.train_step([batch])[0]["loss"] for _ in range(3)])
+        losses.append([trainer.train_step([batch])["loss"] for _ in range(3)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -764,31 +659,6 @@ def test_ranks_partition_the_steps_of_one_process(batch_size, accumulate, ranks,
     assert joined == alone
 
 
-@given(batch_size=sizes, ranks=st.integers(1, 3), steps=st.integers(2, 9), data=st.data())
-def test_a_resumed_order_is_the_rest_of_the_order(batch_size, ranks, steps, data):
-    """Starting at the position of step n gives the batches that follow step n."""
-    done = data.draw(st.integers(0, steps - 1))
-    world = train.World(data.draw(st.integers(0, ranks - 1)), ranks)
-    total = 2 * batch_size * ranks
-    whole = list(train.rank_batches(0, steps, total, 2, world, 30, seed=1))
-    rest = list(train.rank_batches(done * total, steps - done, total, 2, world, 30, seed=1))
-    assert whole[2 * done:] == rest
-
-
-@given(schedule=st.sampled_from(SCHEDULES), steps=st.integers(1, 500),
-       warmup=st.integers(0, 600))
-def test_learning_rate_rises_then_never_does(schedule, steps, warmup):
-    """In (0, 1] of the rate at each step; rises through the warm-up, then never again."""
-    config = dataclasses.replace(CONFIG, schedule=schedule, steps=steps, warmup_steps=warmup,
-                                 learning_rate=1.0)
-    rates = [train.learning_rate(config, step) for step in range(steps)]
-    assert all(0.0 < rate <= 1.0 for rate in rates)
-    after = rates[max(warmup - 1, 0):]
-    assert all(one >= other for one, other in zip(after, after[1:], strict=False))
-    if schedule == "constant":
-        assert rates == sorted(rates)
-
-
 def test_learning_rate_golden_values():
     """The release's schedule: from 0 to 5e-4 in 1,280 steps, a tenth after half of 51,200."""
     paper = simplehand.PRESETS["paper"]
@@ -797,6 +667,9 @@ def test_learning_rate_golden_values():
     cosine = dataclasses.replace(paper, schedule="cosine", steps=200, warmup_steps=100)
     rates = [train.learning_rate(cosine, step) for step in (99, 100, 150, 175)]
     assert rates == pytest.approx([5e-4, 5e-4, 2.5e-4, 5e-4 * (0.5 - math.sqrt(0.125))])
+    constant = dataclasses.replace(cosine, schedule="constant")
+    assert [train.learning_rate(constant, step) for step in (49, 99, 199)] == pytest.approx(
+        [2.5e-4, 5e-4, 5e-4])
 
 
 # ------------------------------------------------------------------------------ command line
@@ -808,12 +681,9 @@ def test_learning_rate_golden_values():
     ("steps=0", "steps is 0: expected at least 1, finite"),
     ("official=yes", "'yes' is not of type bool"),
     ("schedule=linear", "expected one of constant, step, cosine"),
-    ("precision=fp8", "expected one of fp32, bf16, fp16"),
     ("dropout=2", "dropout is 2.0: expected a part of all, from 0 to below 1"),
-    ("heads=-1", "heads is -1: expected at least 0, finite"),
     ("embed_dims=8,-8,16,32", "embed_dims is 8,-8,16,32"),
-    ("learning_rate=0", "learning_rate is 0"), ("learning_rate=inf", "learning_rate is inf"),
-    ("gradient_clip=nan", "gradient_clip is nan"), ("train_samples=0", "train_samples is 0"),
+    ("learning_rate=inf", "learning_rate is inf"), ("gradient_clip=nan", "gradient_clip is nan"),
     ("lean=3", "expected FIELD=VALUE with a field of: image_size, "),  # of bodies
 ])
 def test_bad_settings_are_one_clear_error(assignment, message):
@@ -822,7 +692,7 @@ def test_bad_settings_are_one_clear_error(assignment, message):
 
 
 @pytest.mark.parametrize("assignment", [
-    "embed_dims=0,0,0,0", "heads=0", "image_size=100", "backbone=unet", "accumulate=3"])
+    "embed_dims=0,0,0,0", "image_size=100", "accumulate=3"])
 def test_settings_without_a_model_are_one_line(assignment, tmp_path):
     """Refused before any data are prepared; so is a batch that does not split."""
     with pytest.raises(SystemExit) as error:
@@ -841,8 +711,6 @@ def test_settings_without_a_model_are_one_line(assignment, tmp_path):
      "--data freihand is evaluated by freihand, not by 3dpw_lsp14"),
     (["--data", "freihand", "--data-root", "nowhere"], "give MANO_RIGHT.pkl with --hand"),
     (["--data", "freihand", "--data-root", "nowhere", "--hand", "hand_right"], "nowhere"),
-    (["--hand", "absent.pkl"], "absent.pkl"),
-    (["--eval", "--checkpoint", "nothing.pt"], "nothing.pt"),
     (["--eval", "--checkpoint", __file__], "not a readable checkpoint"),
     (["--stage", "tokenizer"], "simplehand is trained without --stage"),
 ])
