@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from matplotlib.image import imsave
+from scipy.stats import sem  # standard error of the mean
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -117,6 +118,7 @@ class Task(ABC):
     BEST: ClassVar[str] = "PA-MPJPE"  # the score by which best.pt is chosen
     REMARK: ClassVar[str] = ""  # printed below the table of scores
     BASELINE: ClassVar[str] = "mean hand"  # name of the constant predictions in the table
+    COMPARED: ClassVar[Sequence[tuple[str, str]]] = ()  # predictors to compare sample by sample
     JOINTS: ClassVar[int] = 21  # of `points`, before the vertices
     PIECE: ClassVar[int] = 10**9  # samples whose meshes are in memory at a time
     MOVED: ClassVar[Sequence[str]] = ()  # attributes that losses and predictions need on the device
@@ -299,23 +301,28 @@ class Task(ABC):
         self.baseline = torch.stack([mean, shape])
 
     def notes(self, predictions: Predictions) -> str:
-        """Return lines to print below the last table."""
-        return ""
+        """Describe mean differences of errors, paired by sample, with their standard errors."""
+        text = ""
+        for name, other in self.COMPARED:
+            rows, others = (predictions.errors.get(each) for each in (name, other))
+            if rows and others:
+                differences = {metric: values - others[metric] for metric, values in rows.items()}
+                text += f"{name} minus {other}: " + "  ".join(
+                    f"{metric} {np.nanmean(each):+.2f} +- {sem(each, nan_policy='omit'):.2f}"
+                    for metric, each in differences.items()) + "\n"
+        return text
 
     # ---- files
 
     def write(self, predictions: Predictions, out: Path) -> None:
         """Write predictions.png, the first samples of the test split, and errors.npz.
 
-        The errors of every sample, "PREDICTOR: METRIC", compare predictors and runs, sample by
-        sample. "away", of rendered bodies, is the cosine of the heading: -1 looks into the camera.
+        The errors of every sample, "PREDICTOR: METRIC", compare two runs on the same samples.
         """
         if predictions.errors:
             errors = {f"{name}: {metric}": values.astype(np.float32)
                       for name, rows in predictions.errors.items()
                       for metric, values in rows.items()}
-            if self.data == "rendered" and "pose" in predictions.truth:
-                errors["away"] = predictions.truth["pose"][:, 0, 2, 2]
             np.savez(out / "errors.npz", **errors)
         images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
         draw_grid(images, out / "predictions.png")
@@ -373,6 +380,21 @@ class BodyTask(Task):
         joints, vertices = self.posed(*(torch.from_numpy(values[name])
                                         for name in ("betas", "pose")))
         return {"joints": joints.numpy(), "vertices": vertices.numpy()}
+
+    def notes(self, predictions: Predictions) -> str:
+        """Also list the aligned errors of rendered people by heading: fronts, sides and backs."""
+        text = super().notes(predictions)
+        if self.data != "rendered":
+            return text
+        away = predictions.truth["pose"][:, 0, 2, 2]  # cosine: 1 looks where the camera looks
+        groups = {"fronts": away < -0.5, "sides": abs(away) <= 0.5, "backs": away > 0.5}
+        for name, rows in predictions.errors.items():
+            metric = next((metric for metric in rows if metric.startswith("PA-")), None)
+            if metric:  # else the protocol aligns nothing
+                text += f"{name}, {metric}: " + ", ".join(
+                    f"{group} {rows[metric][chosen].mean():.1f} ({chosen.sum()})"
+                    for group, chosen in groups.items() if chosen.any()) + "\n"
+        return text
 
     def scene(self, index: int, predictions: Predictions) -> tuple[np.ndarray, ...]:
         """Return a test image, its K, and both meshes with their pelvis where the true one is."""

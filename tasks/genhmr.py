@@ -33,7 +33,17 @@ from sets.images import LEAST_CONFIDENCE
 from sets.official import OWN
 from sets.rendered_bodies import STEEP, sample_transl, sample_wide_postures
 from tasks import posterior
-from tasks.base import EVALUATIONS, Batch, BodyTask, Mesh, Predictions, Terms, bare, load_regressor
+from tasks.base import (
+    EVALUATIONS,
+    Batch,
+    BodyTask,
+    Errors,
+    Mesh,
+    Predictions,
+    Terms,
+    bare,
+    load_regressor,
+)
 from tasks.settings import GENHMR_ENCODER, GENHMR_TOKENIZER, GENHMR_TRANSFORMER, Settings
 from weights.files import require
 from weights.genhmr import load_backbone, load_checkpoint, load_encoder, load_tokenizer
@@ -81,6 +91,9 @@ class TokenizerTask(BodyTask):
                  "amass+moyo": "pose_reconstruction"}
     ARGUMENTS = ("body",)
     BEST = "MPJPE"
+    REMARK = ("1 degree: every joint was turned by one degree; 10 % random: so many tokens were "
+              "replaced. changed %: tokens\nthat are not the true pose's, in the first row after "
+              f"decoding and encoding again.\n{BodyTask.REMARK}")
     NEXT = "python train.py --model genhmr --stage transformer --tokenizer {checkpoint}"
 
     def __init__(self, *given: object) -> None:
@@ -126,10 +139,41 @@ class TokenizerTask(BodyTask):
         return genhmr.total_loss(terms, self.config), terms | statistics
 
     def predict(self, model: nn.Module, batch: Batch, final: bool = False) -> Predictions:
-        """Decode each pose from its tokens."""
-        found = {"pose": model.decode(model.encode(batch["pose"])), "betas": batch["betas"]}
-        return Predictions(batch["index"], {"tokenizer": found},
-                           {name: batch[name] for name in ("pose", "betas")})
+        """Decode each pose from its tokens; at the end also from wrong tokens."""
+        tokens, betas = model.encode(batch["pose"]), batch["betas"]
+        decoded = model.decode(tokens)
+        found = {"tokenizer": (decoded, model.encode(decoded))}
+        if final:
+            turned, random = self.disturbed(model, batch, tokens)
+            found |= {name: (model.decode(wrong), wrong) for name, wrong in (
+                ("1 degree", turned), ("10 % random", random))}
+        return Predictions(
+            batch["index"], {name: {"pose": pose, "betas": betas, "tokens": other}
+                             for name, (pose, other) in found.items()},
+            {"pose": batch["pose"], "betas": betas, "tokens": tokens})
+
+    def disturbed(self, model: nn.Module, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens of slightly turned poses, and the true tokens, a tenth of them random.
+
+        What is drawn for a sample depends on its index alone.
+        """
+        length, codes = tokens.shape[1], len(model.codebook)
+        rngs = map(np.random.default_rng, batch["index"].tolist())
+        draws = [(rng.standard_normal((24, 3)), rng.random(length) < 0.1,
+                  rng.integers(codes, size=length)) for rng in rngs]
+        axes, random, other = (torch.from_numpy(np.stack(each)).to(tokens.device)
+                               for each in zip(*draws, strict=True))
+        axes = F.normalize(axes.to(batch["pose"]), dim=-1)
+        turns = bodymodels.axis_angle_to_matrix(np.deg2rad(1.0) * axes)
+        return model.encode(batch["pose"] @ turns), torch.where(random, other, tokens)
+
+    def piece_errors(self, predictions: Predictions) -> Errors:
+        """Compute the errors of all predictors, and the share of tokens that they changed."""
+        errors = super().piece_errors(predictions)
+        for name, values in predictions.found.items():
+            changed = values["tokens"] != predictions.truth["tokens"]
+            errors[name]["changed %"] = 100 * changed.mean(1)
+        return errors
 
     def picture(self, index: int, predictions: Predictions) -> np.ndarray:
         """Draw the decoded and the true pose side by side."""
@@ -390,7 +434,7 @@ class TransformerTask(BodyTask):
         """Write the scores of drawn poses: of all, clear and truncated people."""
         inside = predictions.truth.get("inside")
         if inside is None:
-            return ""
+            return super().notes(predictions)
         first, truth = predictions.first["draws"], predictions.truth["joints"]
         errors = {name: posterior.posterior_errors(found["draws"], first, truth)
                   | {"NLL": found["nll"], "kept %": found["kept"]}

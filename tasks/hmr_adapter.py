@@ -258,6 +258,8 @@ class HandAdapterTask(HandExpertTask):
     DETAIL, MOVED, INPUTS = 4, ("hand", "guide"), ("images", "arm", "arm_valid")
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert", "guide")
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
+    COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
+                ("found arm, true boxes", "expert, true boxes"))
     REMARK = ("Found arm: of the body model in --guide, in crops where it finds hands. No arm: "
               "unknown.\nTrue boxes: crops around the true keypoints, as without a guide.\n"
               + HandExpertTask.REMARK)
@@ -360,9 +362,22 @@ class BodyExpertTask(PeopleTask, BodyTask):
         """Predict poses by every predictor, with the shape of the first."""
         output, poses = self.outputs(model, batch)
         truth = {"pose": batch["body_pose"], "betas": self.shape(batch)}
+        if self.data == "rendered":
+            box, knuckles = output["hand_boxes"][:, :, None], hmr_adapter.true_knuckles(batch)
+            inside = (knuckles - box[..., :2] - box[..., 2:] / 2).abs() <= box[..., 2:] / 2
+            truth["knuckles_found"] = torch.where(
+                batch["hand_valid"][..., None] > 0, inside.all(-1), torch.nan)  # (B, 2, 4)
         betas = self.shape(output)
         return Predictions(batch["index"], {
             name: {"pose": pose, "betas": betas} for name, pose in poses.items()}, truth)
+
+    def notes(self, predictions: Predictions) -> str:
+        """Also print the share of true knuckles that lie in the hand boxes of the body expert."""
+        text = super().notes(predictions)
+        if "knuckles_found" not in predictions.truth:
+            return text
+        share = np.nanmean(predictions.truth["knuckles_found"])
+        return f"{text}{share:.1%} of the true knuckles are in the predicted hand boxes.\n"
 
     def shape(self, values: Mapping[str, Tensor]) -> Tensor:
         """Betas and expression (B, 20)."""
@@ -432,6 +447,7 @@ class BodyAdapterTask(BodyExpertTask):
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert")
     NEXT = "python demo.py hmr_adapter PICTURE --body {checkpoint}"
+    COMPARED = (("adapter", "expert"),)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """Return the model's inputs in training: with true knuckles, or without."""
@@ -455,6 +471,7 @@ class DualPathTask(BodyAdapterTask):
     """Both paths and their merge, which nothing trains: the four stages, then scores."""
 
     DETAIL = 4
+    COMPARED = (("ours", "experts"), ("ours", "expert"), ("ours", "ours, all hands"))
     Config = hmr_adapter.Training  # the fields that all stages have; each has more
     ARGUMENTS = (*PeopleTask.ARGUMENTS, "guide")
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint} --body {guide}"

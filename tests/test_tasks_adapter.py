@@ -178,13 +178,17 @@ def test_the_dual_path_is_scored_as_it_is_used(finished, folder):
     task, model, *_ = train.prepare(arguments)
     batch = batch_of(task.test_set, range(3))
     with torch.no_grad():
-        found = task.predict(model, batch).found
+        predictions = task.predict(model, batch)
+        found, share = predictions.found, predictions.truth["knuckles_found"].nanmean()
         expected = model(batch["image"])["body_pose"]
         true = model.join(model.body(batch["image"]), batch["hand_images"],
                           batch["hand_valid"])["body_pose"]
     torch.testing.assert_close(found["ours"]["pose"], expected)
     torch.testing.assert_close(found["ours, true boxes"]["pose"], true)
     assert not torch.allclose(expected, true)
+    predictions = Predictions.join([predictions])
+    assert task.notes(predictions).endswith(
+        f"{share:.1%} of the true knuckles are in the predicted hand boxes.\n")
 
 
 def test_the_same_command_continues_where_it_stopped(finished, folder, tmp_path, capsys):
