@@ -18,7 +18,7 @@ from files import load_arrays, load_vertices
 from sets import crops
 from sets.augmentation import Augmentation
 from sets.images import detected_person, read_image
-from sets.samples import KeyedDataset, Packed, build_packed, fingerprint
+from sets.samples import KeyedDataset, Packed, fingerprint
 
 GENDERS = ("neutral", "male", "female")
 MAX_PIXELS = 10**6  # of a box: larger ones are damage, and no crop can show them
@@ -238,10 +238,7 @@ class Official(Packed):
         """Read a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
 
-    def pack(self) -> np.ndarray:
-        return build_packed(self.path, self.dtype, None, self._gather)
-
-    def _gather(self, start: int) -> Iterator[np.ndarray]:
+    def chunks(self, start: int) -> Iterator[np.ndarray]:
         count = start
         try:
             for records in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):

@@ -43,25 +43,19 @@ class Rendered(samples.Packed):
             self.path = Path(cache) / f"rendered_{kind}_{self.split}_{self.size}_{mark}.npy"
             self.records()
 
-    def __len__(self) -> int:
-        return self.length
-
     def arrays(self, index: int) -> dict[str, np.ndarray]:
         """Return the fields of a packed record, from the cache if there is one."""
         record = self.render(index) if self.path is None else self.records(index)
         return {name: record[name] for name in self.dtype.names}
 
-    def pack(self) -> np.ndarray:
-        return samples.build_packed(self.path, self.dtype, self.length, self._batches)
-
-    def _render_batch(self, indices: list[int]) -> np.ndarray:
+    def render_batch(self, indices: list[int]) -> np.ndarray:
         return np.stack([self.render(index) for index in indices])
 
-    def _batches(self, start: int) -> Iterator[np.ndarray]:
+    def chunks(self, start: int) -> Iterator[np.ndarray]:
         """Render the split from `start` on, on all cores, in batches of records."""
         workers = samples.available_cores() if self.length >= 256 else 0
         loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
-                            collate_fn=self._render_batch, worker_init_fn=samples.follow_parent,
+                            collate_fn=self.render_batch, worker_init_fn=samples.follow_parent,
                             generator=torch.Generator())  # the loader would advance the global one
         batches = iter(loader)
         try:

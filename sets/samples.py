@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -27,6 +26,7 @@ try:
     import fcntl
 except ImportError:  # not POSIX: concurrent builders then repeat each other's work
     fcntl = None
+OTHER_CACHE = "give cache=FOLDER on a disk with room and permission"
 
 
 def available_cores() -> int:
@@ -85,7 +85,8 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None,
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.with_suffix(".lock"), "w")
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise ValueError(f"cannot write the cache {path.parent} ({error}): {OTHER_CACHE}"
+                         ) from error
     temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
     with lock:
         if fcntl:  # lockf: data workers, which the process forks, would inherit a lock of flock
@@ -96,15 +97,7 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None,
                       file=sys.stderr, flush=True)
                 fcntl.lockf(lock, fcntl.LOCK_EX)
         if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
-            try:
-                _append_records(temporary, dtype, length, chunks)
-            except BaseException as error:
-                if length is None or isinstance(error, OSError):  # a full disk, for example
-                    temporary.unlink(missing_ok=True)
-                if isinstance(error, OSError) and error.errno in (
-                        errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise _not_written(path, error) from error
-                raise
+            _append_records(temporary, dtype, length, chunks)
             os.replace(temporary, path)
     return open_packed(path, dtype, length)
 
@@ -117,7 +110,7 @@ def _append_records(path: Path, dtype: np.dtype, length: int | None,
     count = 0 if length is None else max(path.stat().st_size - start, 0) // dtype.itemsize
     needed = dtype.itemsize * ((length or 0) - count)
     if shutil.disk_usage(path.parent).free < needed:
-        raise OSError(errno.ENOSPC, f"no room for {needed / 1e9:.1f} GB")
+        raise ValueError(f"no room for {needed / 1e9:.1f} GB in {path.parent}: {OTHER_CACHE}")
     with open(path, "r+b") as file:
         file.truncate(start + count * dtype.itemsize)
         file.seek(0, os.SEEK_END)
@@ -137,11 +130,6 @@ def _header(dtype: np.dtype, count: int) -> bytes:
     np.lib.format.write_array_header_2_0(file, {
         "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)})
     return file.getvalue()
-
-
-def _not_written(path: Path, reason: object) -> ValueError:
-    return ValueError(f"cannot write the cache {path.parent} ({reason}): "
-                      "give cache=FOLDER on a disk with room and permission")
 
 
 # The first number of a generator's seed: one independent stream of random numbers for each use.
@@ -168,10 +156,6 @@ class KeyedDataset(Dataset):
                  augmentation: str | Augmentation | None = None) -> None:
         if split not in splits:
             raise ValueError(f"unknown split {split!r}: expected one of {', '.join(splits)}")
-        if seed < 0:
-            raise ValueError(f"expected seed >= 0, got {seed}")
-        if size is not None and size < 16:
-            raise ValueError(f"expected size >= 16, got {size}")
         self.split, self.seed, self.size = split, seed, size
         self.split_id = list(splits).index(split)
         self.augmentation = find_augmentation(augmentation)
@@ -211,20 +195,21 @@ class KeyedDataset(Dataset):
 class Packed(KeyedDataset):
     """A data set with records in a memory-mapped file, which every process opens for itself.
 
-    Subclasses have `pack()`: it maps the file `path`, and builds it first if it is not there.
+    Subclasses have what `build_packed` needs: path, dtype, perhaps length, and `chunks(start)`.
     """
 
     path: Path | None = None
+    length: int | None = None
     _packed: np.ndarray | None = None
 
     def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return all records or some, memory-mapped."""
         if self._packed is None:
-            self._packed = self.pack()
+            self._packed = build_packed(self.path, self.dtype, self.length, self.chunks)
         return self._packed[indices]
 
     def __len__(self) -> int:
-        return len(self.records())
+        return len(self.records()) if self.length is None else self.length
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_packed": None}
@@ -234,24 +219,23 @@ class Joined(KeyedDataset):
     """Several data sets of one split, one after the other: AMASS and MOYO, for example."""
 
     def __init__(self, datasets: Sequence[KeyedDataset]) -> None:
-        if not datasets:
-            raise ValueError("expected at least one data set to join")
         super().__init__(datasets[0].split, [datasets[0].split], datasets[0].seed)
         self.datasets = list(datasets)
-        self.ends = np.cumsum([len(dataset) for dataset in datasets])
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return sum(map(len, self.datasets))
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
         epoch, index = self.locate(key)
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        dataset = self.datasets[number]
-        own = index - int(self.ends[number]) + len(dataset)
+        own = index
+        for dataset in self.datasets:
+            if own < len(dataset):
+                break
+            own -= len(dataset)
         return dataset[epoch * len(dataset) + own] | {"index": torch.tensor(index)}
 
 
-class Mixed(KeyedDataset):
+class Mixed(Joined):
     """Several data sets in proportions: the weights choose the set of each sample at random.
 
     The index and the epoch within the set are drawn as well. An epoch is as long as all data sets
@@ -260,14 +244,9 @@ class Mixed(KeyedDataset):
 
     def __init__(self, datasets: Sequence[KeyedDataset], weights: Sequence[float],
                  seed: int = 0) -> None:
-        if not datasets or len(datasets) != len(weights) or min(weights) <= 0:
-            raise ValueError("expected data sets and as many weights above 0")
-        super().__init__("train", ["train"], seed)
-        self.datasets = list(datasets)
+        super().__init__(datasets)
+        self.seed = seed
         self.weights = np.array(weights, np.float64) / sum(weights)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.datasets))
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
         epoch, index = self.locate(key)
