@@ -160,8 +160,6 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
     kind = OFFICIAL[name]
     if issubclass(kind, MotionCapture):
         return kind(root, split, seed=seed, cache=cache)
-    if kind is FreiHAND and split == "train":
-        split = "training"
     options |= {"seed": seed, "cache": cache, "models": models}
     if not hand_size:
         return kind(root, split, size, augmentation=augmentation, **options)

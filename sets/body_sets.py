@@ -416,24 +416,19 @@ class EHF(official.Pictures):
 
     def _boxes(self) -> dict[int, dict[str, np.ndarray]]:
         """Return the boxes of SMPLer-X's file by the number of the picture."""
-        if "EHF.json" not in self.sources:
+        if not self.sources["EHF.json"]:
             return {}
         content = self.json("EHF.json")
         names = {item["id"]: item["file_name"] for item in content["images"]}
         return {int(names[item["image_id"]].rpartition("/")[2].partition("_")[0]):
                 official.xywh_box(item["body_bbox"]) for item in content["annotations"]}
 
-    def vertices(self, record: np.ndarray) -> np.ndarray:
-        """Return a record's true mesh (V, 3) in metres, in the camera's frame."""
-        vertices = load_vertices(self.root / record["mesh"].decode())
-        motion = record["world_to_camera"]
-        return vertices @ motion[:, :3].T + motion[:, 3]
-
     def posed(self, record: np.ndarray, keypoints_only: bool = False
               ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
-        """Return the true mesh, with the joints that SMPL-X's regressor takes from it."""
-        model = self.body()
-        vertices = torch.from_numpy(self.vertices(record))[None]
+        """Return the true mesh in the camera's frame, with the joints of SMPL-X's regressor."""
+        model, motion = self.body(), record["world_to_camera"]
+        vertices = load_vertices(self.root / record["mesh"].decode())
+        vertices = torch.from_numpy(vertices @ motion[:, :3].T + motion[:, 3])[None]
         unknown = torch.full((1, len(model.parents), 4, 4), torch.nan)
         return (bodymodels.BodyOutput(vertices, model.J_regressor @ vertices, unknown), model,
                 torch.zeros(3))

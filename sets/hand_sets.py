@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 import bodymodels
 from sets import official
@@ -29,71 +30,58 @@ class FreiHAND(official.Pictures):
     less than the error of the annotation. Joints are the stored xyz, not regressed ones.
     """
 
-    SPLITS = {"training": "training", "evaluation": "evaluation"}
+    SPLITS = {"train": "training", "evaluation": "evaluation"}
     SOURCES = ("{split}_K.json", "{split}/rgb/")
+    OPTIONAL = ("{split}_xyz.json", "{split}_verts.json", "{split}_mano.json")
     JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
+    FIELDS = [("vertices", np.float32, (NUM_VERTICES, 3))]
     HOME = "freihand.informatik.uni-freiburg.de"
-    BACKGROUNDS = 4
-    SHAPES = {"xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
-
-    def find_sources(self) -> dict[str, list[Path]]:
-        sources = super().find_sources()
-        for name in self.SHAPES:
-            path = self.root / f"{self.split}_{name}.json"
-            if path.is_file():
-                sources[name] = [path]
-            elif self.split == "training" and name != "mano":
-                raise self.missing(path)
-        self.dtype = np.dtype([*self.dtype.descr, ("vertices", np.float32, self.SHAPES["verts"])])
-        return sources
+    BACKGROUNDS = {"train": 4, "evaluation": 1}
 
     def rows(self) -> Iterator[dict]:
-        K = self._numbers("K", (3, 3))
-        numbers = {name: self._numbers(name, shape) for name, shape in self.SHAPES.items()
-                   if name in self.sources}
-        if any(len(values) != len(K) for values in numbers.values()):
-            raise ValueError(f"the lists K, {', '.join(numbers)} have different lengths: the files "
-                             "do not belong together")
-        columns = {"image": [f"{self.split}/rgb/{number:08d}.jpg" for number in range(len(K))],
-                   "side": 1, "K": K}
-        if "xyz" in numbers:
-            columns["keypoints_3d"] = official.with_confidence(numbers["xyz"])
-            columns["keypoints_2d"] = official.with_confidence(to_pixels(numbers["xyz"], K))
-        if "verts" in numbers:
-            columns["vertices"] = numbers["verts"]
-        if "mano" in numbers:
-            mano = numbers["mano"][:, 0]
-            columns |= {"betas": mano[:, 48:58], "has_betas": 1}
-            columns |= self.hand_pose(mano[:, :48], "right")
+        K, xyz, verts, mano = (self._numbers(*item) for item in (
+            ("K", (3, 3)), ("xyz", (NUM_JOINTS, 3)), ("verts", (NUM_VERTICES, 3)),
+            ("mano", (1, 61))))
+        columns = {"image": [self._picture(number) for number in range(len(K))], "side": 1, "K": K}
+        if xyz is not None:
+            columns["keypoints_3d"] = official.with_confidence(xyz)
+            columns["keypoints_2d"] = official.with_confidence(to_pixels(xyz, K))
+        if verts is not None:
+            columns["vertices"] = verts
+        if mano is not None:
+            columns |= {"betas": mano[:, 0, 48:58], "has_betas": 1}
+            columns |= self.hand_pose(mano[:, 0, :48], "right")
         yield columns
 
-    def _numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Read a list of items of this shape."""
-        numbers = np.asarray(self.json(f"{self.split}_{name}.json"), np.float32)
-        if numbers.shape[1:] != shape or not np.isfinite(numbers).all():
-            raise ValueError(f"expected items of {shape} finite numbers, got a list of shape "
+    def _numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Read a list of items of this shape; None if it is not there and need not be."""
+        file = f"{self.SPLITS[self.split]}_{name}.json"
+        if not self.sources.get(file) and (self.split == "evaluation" or name == "mano"):
+            return None
+        numbers = np.asarray(self.json(file), np.float32)
+        if numbers.shape[1:] != shape:
+            raise ValueError(f"expected items of {shape} numbers, got a list of shape "
                              f"{numbers.shape}")
         return numbers
 
+    def _picture(self, number: int) -> str:
+        return f"{self.SPLITS[self.split]}/rgb/{number:08d}.jpg"
+
     def __len__(self) -> int:
         """Return the number of pictures of all backgrounds."""
-        return (self.BACKGROUNDS if self.split == "training" else 1) * len(self.records())
+        return self.BACKGROUNDS[self.split] * len(self.records())
 
     def record(self, index: int) -> np.ndarray:
         record = self.records(index % len(self.records())).copy()
-        record["image"] = f"{self.split}/rgb/{index:08d}.jpg".encode()
+        record["image"] = self._picture(index).encode()
         return record
 
     def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
-        return record["vertices"], float({"xyz", "verts"} <= self.sources.keys())
+        return record["vertices"], float(record["vertices"].any() and record["keypoints_3d"].any())
 
 
 def read_yaml(path: Path) -> dict:
     """Read a YAML file of plain data."""
-    try:
-        import yaml
-    except ImportError as error:
-        raise OSError("YAML files need PyYAML: pip install pyyaml") from error
     return yaml.safe_load(path.read_text())
 
 

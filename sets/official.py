@@ -21,7 +21,6 @@ from sets.images import detected_person, read_image
 from sets.samples import KeyedDataset, Packed, fingerprint
 
 GENDERS = ("neutral", "male", "female")
-MAX_PIXELS = 10**6  # of a box: larger ones are damage, and no crop can show them
 
 
 def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
@@ -41,8 +40,8 @@ def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
     """Convert columns to records: one person (columns["image"] is a text) or many (it is a list).
 
     A column in the shape of one record's field holds for all. Missing columns become 0 or "", side
-    -1, world_to_camera the identity. Raises ValueError for a wrong shape or length, numbers that
-    are not finite, and impossible boxes.
+    -1, world_to_camera the identity. Raises ValueError for a wrong shape or length, texts that are
+    too long and numbers that are not finite.
     """
     count = 1 if isinstance(columns["image"], str) else len(columns["image"])
     records = np.zeros(count, dtype)
@@ -51,14 +50,12 @@ def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
         array, shape = np.asarray(value), dtype[name].shape
         if array.shape not in (shape, (count, *shape)):
             raise ValueError(f"{name} has shape {array.shape}, expected {(count, *shape)}")
-        if array.dtype.kind in "SU":
+        if dtype[name].kind == "S":
             array = np.char.encode(array) if array.dtype.kind == "U" else array
             if array.dtype.itemsize > dtype[name].itemsize:
                 raise ValueError(f"{name} is longer than {dtype[name].itemsize} bytes")
         elif not np.isfinite(array.astype(np.float64)).all():
             raise ValueError(f"{name} has numbers that are not finite")
-        elif name in ("center", "box") and np.abs(array).max(initial=0) > MAX_PIXELS:
-            raise ValueError(f"{name} has numbers beyond {MAX_PIXELS:,} pixels")
         records[name] = array
     return records
 
@@ -182,7 +179,7 @@ class Official(Packed):
 
     SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
     SOURCES: tuple[str, ...]  # patterns of files that must be there; {split} is replaced
-    OPTIONAL: tuple[str, ...] = ()  # files that are read if they are there
+    OPTIONAL: tuple[str, ...] = ()  # patterns of files that are read if they are there
     HOME = ""  # where to get the data set
     dtype: np.dtype  # of records
 
@@ -206,26 +203,22 @@ class Official(Packed):
         self.records()
 
     def find_sources(self) -> dict[str, list[Path]]:
-        """Return the files of each pattern of SOURCES, then those of OPTIONAL."""
+        """Return the files of each pattern that has some; those of SOURCES must be there."""
         sources = {}
-        for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
-            sources[pattern] = sorted(self.root.glob(pattern))
-            if not sources[pattern]:
-                raise self.missing(self.root / pattern)
-        return sources | {name: [self.root / name] for name in self.OPTIONAL
-                          if (self.root / name).is_file()}
+        for pattern in (*self.SOURCES, *self.OPTIONAL):
+            name = pattern.format(split=self.SPLITS[self.split])
+            sources[name] = sorted(self.root.glob(name))
+            if not sources[name] and pattern in self.SOURCES:
+                raise self.missing(self.root / name)
+        return sources
 
     def first_sources(self) -> list[Path]:
         """Return the files of the first pattern."""
         return next(iter(self.sources.values()))
 
     def missing(self, path: Path) -> FileNotFoundError:
-        pattern = os.path.relpath(path, self.root)
-        folders = (self.root.parent, *self.root.glob("*/"))
-        right = next((folder for folder in folders if any(folder.glob(pattern))), None)
-        return FileNotFoundError(f"no {path}: " + (
-            f"{right} has it, give that folder" if right else
-            f"expected {type(self).__name__} there in its official layout, see {self.HOME}"))
+        return FileNotFoundError(f"no {path}: expected {type(self).__name__} there in its official "
+                                 f"layout, see {self.HOME}")
 
     def file(self, path: str | os.PathLike) -> Path:
         """Return a file below root; errors from now on are about this file."""
@@ -297,6 +290,7 @@ class Pictures(Official):
     """
 
     JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
+    FIELDS: list[tuple] = []  # of records, beside those of all data sets
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see load_model
     LEFT_OPTIONS: dict = {}  # for load_model, of left hands
     DETECTED = False  # whether keypoints_2d of a record are a detector's
@@ -313,9 +307,9 @@ class Pictures(Official):
         if detections not in (None, OWN) and not Path(detections).is_dir():
             raise FileNotFoundError(f"no folder {detections}: expected OpenPose's files in it, "
                                     "a/b_keypoints.json for each picture a/b.jpg")
-        self.dtype = record_dtype(len(bodymodels.JOINT_SETS[self.JOINTS]),
-                                  len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]),
-                                  self.NUM_BETAS)
+        self.dtype = np.dtype(record_dtype(
+            len(bodymodels.JOINT_SETS[self.JOINTS]),
+            len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]), self.NUM_BETAS).descr + self.FIELDS)
         others = sorted(self.models.rglob("*")) if self.HAND_SPACE and self.models else ()
         super().__init__(root, split, size, augmentation=augmentation, seed=seed, cache=cache,
                          others=[path for path in others if path.is_file()])

@@ -534,7 +534,7 @@ def reader(kind, split):
 DATA_SETS = {
     "dexycb": (write_dexycb, DexYCB, "train"),
     "interhand": (write_interhand, InterHand, "train"),
-    "freihand": (write_freihand, FreiHAND, "training"),
+    "freihand": (write_freihand, FreiHAND, "train"),
     "3dpw": (write_3dpw, body_sets.ThreeDPW, "test"),
     "3dpw-moon": (write_3dpw_moon, body_sets.ThreeDPWMoon, "test"),
     "3dpw-hmr2": (write_hmr2_evaluation, body_sets.ThreeDPWHMR2, "test"),

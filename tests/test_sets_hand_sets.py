@@ -53,8 +53,8 @@ def test_freihand_labels_are_exact(frei, recipe):
     assert recipe != "official_simplehand" or 10 < mirrored < 30
 
 
-@pytest.mark.parametrize("split,recipe", [("training", None), ("evaluation", None),
-                                          ("training", "release_simplehand_test")])
+@pytest.mark.parametrize("split,recipe", [("train", None), ("evaluation", None),
+                                          ("train", "release_simplehand_test")])
 def test_freihand_evaluation_crop_is_the_box_times_125(frei, split, recipe):
     """Without augmentation the keypoints' longer side spans 1/1.25 of the crop, in its middle."""
     sample = tiny.freihand(frei[0], split, augmentation=recipe)[0]
