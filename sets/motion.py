@@ -153,21 +153,19 @@ class MotionPoses(KeyedDataset):
     def __len__(self) -> int:
         return self.length
 
-    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        if self.wide:
-            pose, = sample_wide_poses([rng], self.split, self.wide, self.views, self.lean)
-        else:
-            pose = sample_body_pose(rng, self.split, self.views, self.lean)
-        return {"pose": pose, "betas": sample_betas(rng)}
+    def __getitem__(self, key: int) -> dict[str, Tensor]:
+        return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Return the samples of several keys, as a loader asks for a batch: faster if wide."""
-        if not self.wide:
-            return [self[key] for key in keys]
-        rngs = [self.generator(key) for key in keys]
-        poses = sample_wide_poses(rngs, self.split, self.wide, self.views, self.lean)
-        betas = np.clip([rng.standard_normal(10) for rng in rngs], -2.5, 2.5)
+        """Return the samples of several keys, as a loader asks for a batch."""
         index = torch.tensor([self.locate(key)[1] for key in keys])
+        rngs = [self.generator(key) for key in keys]
+        if self.wide:
+            poses = sample_wide_poses(rngs, self.split, self.wide, self.views, self.lean)
+        else:
+            poses = np.stack([sample_body_pose(rng, self.split, self.views, self.lean)
+                              for rng in rngs])
+        betas = np.stack([sample_betas(rng) for rng in rngs])
         columns = zip(index, torch.from_numpy(poses).float(), torch.from_numpy(betas).float(),
                       strict=True)
         return [{"index": index, "pose": pose, "betas": betas} for index, pose, betas in columns]
@@ -288,14 +286,12 @@ class MOYO(MotionCapture):
 
     def find_sources(self) -> dict[str, list[Path]]:
         for layout in self.LAYOUTS:
-            pattern = layout.format(split=self.split)
-            above = list(self.root.glob(f"*/{pattern}"))
-            with_hands = [path for path in above
-                          if "with_hands" in path.relative_to(self.root).parts[0]]
-            files = [*self.root.glob(pattern), *(with_hands or above)]
-            if files:
-                return {pattern: sorted(files)}
-        raise self.missing(self.root / pattern)
+            for folder in ("", "*with_hands*/", "*/"):
+                pattern = folder + layout.format(split=self.split)
+                files = sorted(self.root.glob(pattern))
+                if files:
+                    return {pattern: files}
+        raise self.missing(self.root / layout.format(split=self.split))
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         arrays = load_arrays(path)

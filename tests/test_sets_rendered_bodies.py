@@ -162,9 +162,8 @@ def test_views_show_the_same():
         person = person_of(seed, size=96, occlusion=1.0)
         rng = np.random.default_rng(seed)
         start = rng.integers(0, 48, 2)
-        near = rendered_bodies.View(crops.crop_homography(start + 24, 48, 192), 192)  # 4 x as large
-        whole, part = (person.paint(view)[0] for view in (
-            rendered_bodies.View(np.eye(3), 96), near))
+        whole = person.paint(np.eye(3), 96)[0]
+        part = person.paint(crops.crop_homography(start + 24, 48, 192), 192)[0]  # 4 x as large
         x, y = start
         expected = np.asarray(Image.fromarray(whole[y:y + 48, x:x + 48]).reduce(2)).astype(float)
         ours = np.asarray(Image.fromarray(part).reduce(8)).astype(float)
@@ -176,7 +175,7 @@ def test_views_show_the_same():
 def test_nothing_is_known_outside_the_picture():
     """A view that reaches over the border is black there, and only there."""
     person = person_of(5)
-    image, depth = person.paint(rendered_bodies.View(crops.crop_homography((0, 48), 64, 32), 32))
+    image, depth = person.paint(crops.crop_homography((0, 48), 64, 32), 32)
     assert (image[:, :16] == 0).all() and (depth[:, :16] == 0).all()
     assert (image[24:] == 0).all() and (depth[24:] == 0).all()
     assert image[:24, 16:].any(-1).mean() > 0.9
@@ -187,7 +186,7 @@ def test_left_hands_are_painted_mirrored():
     person = person_of(2)
     image = person.paint_hand(1, 32)[0]
     center, side = crops.hand_square(person.keypoints_2d[crops.HAND_KEYPOINTS[1]])
-    plain, _ = person.paint(rendered_bodies.View(crops.crop_homography(center, side, 32), 32))
+    plain, _ = person.paint(crops.crop_homography(center, side, 32), 32)
     assert np.array_equal(image, plain[:, ::-1])
 
 
@@ -216,8 +215,8 @@ def test_visible_share_of_a_hand():
     person.surface[others] += (0, 0, 50)  # far behind the hand
     assert person.paint_hand(0, 64)[3] > 0.98
     center, side = crops.hand_square(person.keypoints_2d[crops.HAND_KEYPOINTS[0]])
-    view = rendered_bodies.View(crops.crop_homography(center, side, 64), 64)
-    pixels = project_surface(person.surface, view.homography @ person.scene.K)
+    view = crops.crop_homography(center, side, 64)
+    pixels = project_surface(person.surface, view @ person.scene.K)
     hand = bm.rasterize(pixels, rendered_bodies.hand_faces()[0], (64, 64))[0] >= 0
     shares = []
     for seed in range(6):
