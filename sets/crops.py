@@ -43,8 +43,6 @@ def crop_homography(center: Sequence[float], side: float, size: int, *, roll: fl
 
     `roll` turns the content clockwise, in radians; `mirror` then swaps left and right.
     """
-    if side <= 0 or size <= 0:
-        raise ValueError(f"a crop needs a positive box side and size, got {side} and {size}")
     to_origin = np.array([[1, 0, -center[0]], [0, 1, -center[1]], [0, 0, 1]], np.float64)
     scale = size / side
     to_crop = np.array([[scale, 0, size / 2], [0, scale, size / 2], [0, 0, 1]], np.float64)
@@ -62,8 +60,6 @@ def perspective_crop(K: np.ndarray, center: Sequence[float], box: Sequence[float
     the bounding box of the four rotated corners, and fx and fy keep their ratio. Pixel centres are
     at integers, so that a mirrored pixel moves from x to size - 1 - x.
     """
-    if min(box) <= 0 or size <= 0:
-        raise ValueError(f"a crop needs a positive box and size, got {tuple(box)} and {size}")
     K = np.asarray(K, np.float64)
     inverse = np.linalg.inv(K)
     turn = rotation_to_axis(inverse @ (*center, 1.0))
