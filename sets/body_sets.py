@@ -38,29 +38,26 @@ class ThreeDPW(official.Pictures):
     def rows(self) -> Iterator[dict]:
         for path in self.first_sources():
             content = safe_unpickle(self.file(path))
-            for person in range(len(content["genders"])):
-                yield self._person(path.stem, content, person)
-
-    @staticmethod
-    def _person(sequence: str, content: dict, person: int) -> dict:
-        detected = content["poses2d"][person].swapaxes(1, 2)  # (N, 18, 3)
-        kept = np.flatnonzero((content["campose_valid"][person] > 0)
-                              & (detected[..., 2] > 0).any(1))
-        detected, motion = detected[kept], content["cam_poses"][kept, :3]
-        R, t = motion[..., :3], motion[..., 3]
-        detected = official.with_confidence(detected[..., :2], detected[..., 2])
-        joints = content["jointPositions"][person].reshape(-1, 24, 3)[kept] @ R.swapaxes(1, 2)
-        keypoints_3d = np.zeros((len(kept), 45, 4))
-        keypoints_3d[:, :24] = official.with_confidence(joints + t[:, None])
-        pose = content["poses"][person].reshape(-1, 24, 3)[kept]
-        pose[:, 0] = official.rotate_root(R, pose[:, 0])
-        return PLACED | official.boxes_around(detected) | {
-            "image": [f"imageFiles/{sequence}/image_{frame:05d}.jpg" for frame in kept],
-            "K": content["cam_intrinsics"], "pose": pose, "keypoints_3d": keypoints_3d,
-            "keypoints_2d": official.relabelled(detected, "openpose18", "smpl45"),
-            "betas": content["betas"][person][:10], "transl": content["trans"][person][kept],
-            "world_to_camera": motion, "gender": "nmf".index(content["genders"][person][0]),
-            "person": person, "frame": kept, "sequence": sequence}
+            for person, gender in enumerate(content["genders"]):
+                detected = content["poses2d"][person].swapaxes(1, 2)  # (N, 18, 3)
+                kept = np.flatnonzero((content["campose_valid"][person] > 0)
+                                      & (detected[..., 2] > 0).any(1))
+                detected, motion = detected[kept], content["cam_poses"][kept, :3]
+                detected = official.with_confidence(detected[..., :2], detected[..., 2])
+                R, t = motion[..., :3], motion[..., 3]
+                joints = content["jointPositions"][person].reshape(-1, 24, 3)[kept]
+                keypoints_3d = np.zeros((len(kept), 45, 4))
+                keypoints_3d[:, :24] = official.with_confidence(
+                    joints @ R.swapaxes(1, 2) + t[:, None])
+                pose = content["poses"][person].reshape(-1, 24, 3)[kept]
+                pose[:, 0] = official.rotate_root(R, pose[:, 0])
+                yield PLACED | official.boxes_around(detected) | {
+                    "image": [f"imageFiles/{path.stem}/image_{frame:05d}.jpg" for frame in kept],
+                    "K": content["cam_intrinsics"], "pose": pose, "keypoints_3d": keypoints_3d,
+                    "keypoints_2d": official.relabelled(detected, "openpose18", "smpl45"),
+                    "betas": content["betas"][person][:10], "person": person, "frame": kept,
+                    "transl": content["trans"][person][kept], "world_to_camera": motion,
+                    "gender": "nmf".index(gender[0]), "sequence": path.stem}
 
 
 class ThreeDPWMoon(official.Pictures):
@@ -198,28 +195,26 @@ class Human36MSMPLX(official.Pictures):
     def rows(self) -> Iterator[dict]:
         sources = [paths[0] for paths in self.sources.values()]
         for first in range(0, len(sources), 4):
-            data, cameras, joints, fits = map(self.json, sources[first:first + 4])
+            data, cameras, *trees = map(self.json, sources[first:first + 4])
             pictures = {item["id"]: item for item in data["images"]}
             for item in data["annotations"]:
                 picture = pictures[item["image_id"]]
-                action, part, frame = (str(picture[f"{kind}_idx"])
-                                       for kind in ("action", "subaction", "frame"))
                 if picture["frame_idx"] % self.STRIDE == 0:
-                    known = (tree.get(action, {}).get(part, {}).get(frame)
-                             for tree in (joints, fits))
-                    yield self._person(item, picture, cameras[str(picture["cam_idx"])], *known)
+                    action, part, frame = (str(picture[f"{kind}_idx"])
+                                           for kind in ("action", "subaction", "frame"))
+                    joints, fit = (tree.get(action, {}).get(part, {}).get(frame) for tree in trees)
+                    yield official.xywh_box(item["bbox"]) | self._person(
+                        picture, cameras[str(picture["cam_idx"])], joints, fit)
 
-    def _person(self, item: dict, picture: dict, camera: dict, world: list | None,
-                fit: dict | None) -> dict:
+    def _person(self, picture: dict, camera: dict, joints: list | None, fit: dict | None) -> dict:
         R, t = np.array(camera["R"]), np.array(camera["t"]) / 1000
         K = official.intrinsics(camera["f"], camera["c"])
-        row = official.xywh_box(item["bbox"]) | {
-            "image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
-            "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
-            "sequence": Path(picture["file_name"]).parent.name,
-            "world_to_camera": np.column_stack([R, t])}
-        if world is not None:
-            points = np.array(world) / 1000 @ R.T + t
+        row = {"image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
+               "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
+               "sequence": Path(picture["file_name"]).parent.name,
+               "world_to_camera": np.column_stack([R, t])}
+        if joints is not None:
+            points = np.array(joints) / 1000 @ R.T + t
             row |= {"keypoints_3d": official.with_confidence(points),
                     "keypoints_2d": official.with_confidence(to_pixels(points, K))}
         if fit is not None:
@@ -300,11 +295,13 @@ class RICH(official.Pictures):
             cameras = {int(view): self._camera(scene, int(view))
                        for view in meta["view_id"].split(",")}
             for path in frames:
-                body = load_arrays(self.file(path))
-                for view, (motion, K) in cameras.items():
-                    yield self._person(path, body, genders[str(int(path.stem))], motion, K) | {
+                body, gender = load_arrays(self.file(path)), genders[str(int(path.stem))]
+                for view, camera in cameras.items():
+                    yield PLACED | self._body(body, gender, *camera) | {
                         "image": [f"images/{self.split}/{sequence}/cam_{view:02d}/"
                                   f"{path.parent.name}_{view:02d}.{extensions[scene]}"],
+                        "has_hands": 1, "gender": official.GENDERS.index(gender),
+                        "person": int(path.stem), "frame": int(path.parent.name),
                         "sequence": sequence}
 
     def _camera(self, scene: str, view: int) -> tuple[np.ndarray, np.ndarray]:
@@ -314,20 +311,16 @@ class RICH(official.Pictures):
         return tuple(np.array(tree.find(f"{name}/data").text.split(), np.float64).reshape(shape)
                      for name, shape in (("CameraMatrix", (3, 4)), ("Intrinsics", (3, 3))))
 
-    def _person(self, path: Path, body: dict, gender: str, motion: np.ndarray, K: np.ndarray
-                ) -> dict:
+    def _body(self, body: dict, gender: str, motion: np.ndarray, K: np.ndarray) -> dict:
         vector = np.concatenate([np.reshape(body[name], -1) for name in SMPLX_PARTS])[None]
         self.require_models("keypoints")
         pose = self.absolute(vector, gender)
         pose[:, 0] = official.rotate_root(motion[:, :3], pose[:, 0])
         portrait = K[1, 2] > K[0, 2]
-        return PLACED | self.with_model_keypoints(
+        return self.with_model_keypoints(
             {"pose": pose, "betas": np.reshape(body["betas"], (1, 10)),
-             "transl": np.reshape(body["transl"], (1, 3)), "world_to_camera": motion, "K": K},
-            gender) | {
-            "has_hands": 1, "image_size": self.PICTURE_SIZE[::-1 if portrait else 1],
-            "gender": official.GENDERS.index(gender), "person": int(path.stem),
-            "frame": int(path.parent.name)}
+             "transl": np.reshape(body["transl"], (1, 3)), "world_to_camera": motion, "K": K,
+             "image_size": self.PICTURE_SIZE[::-1 if portrait else 1]}, gender)
 
 
 class ARCTIC(official.Pictures):
@@ -351,36 +344,30 @@ class ARCTIC(official.Pictures):
     TRIM = 10  # pictures at either end
 
     def rows(self) -> Iterator[dict]:
-        misc = self.json("meta/misc.json")
+        everybody = self.json("meta/misc.json")
         for name in sorted(self.json("splits_json/protocol_p1.json")[self.split]):
             subject, sequence = name.split("/")
+            misc, template = everybody[subject], f"meta/subject_vtemplates/{subject}.obj"
             body = load_arrays(self.file(f"raw_seqs/{subject}/{sequence}.smplx.npy"))
-            pose = np.concatenate([np.reshape(body[part], (len(body["transl"]), -1))
-                                   for part in SMPLX_PARTS], 1).reshape(-1, 55, 3)
-            pictures = np.arange(self.TRIM, len(pose) - self.TRIM, self.INTERVAL)
-            frames = pictures - misc[subject]["ioi_offset"]
-            finite = np.isfinite(pose).all((1, 2)) & np.isfinite(body["transl"]).all(1)
+            poses = np.concatenate([np.reshape(body[part], (len(body["transl"]), -1))
+                                    for part in SMPLX_PARTS], 1).reshape(-1, 55, 3)
+            frames = np.arange(self.TRIM, len(poses) - self.TRIM, self.INTERVAL)
+            frames = frames - misc["ioi_offset"]
+            finite = np.isfinite(poses).all((1, 2)) & np.isfinite(body["transl"]).all(1)
             frames = frames[(frames >= 0) & finite[frames]]
+            self.file(template)
             for view in range(1, 9) if len(frames) else ():
-                yield self._view(misc[subject], subject, sequence, view, frames,
-                                 pose[frames].astype(np.float64), body["transl"][frames])
-
-    def _view(self, misc: dict, subject: str, sequence: str, view: int, frames: np.ndarray,
-              pose: np.ndarray, transl: np.ndarray) -> dict:
-        motion = np.array(misc["world2cam"][view - 1], np.float64)[:3]
-        pose[:, 0] = official.rotate_root(motion[:, :3], pose[:, 0])
-        template, gender = f"meta/subject_vtemplates/{subject}.obj", misc["gender"]
-        self.file(template)
-        columns = self.with_model_keypoints(
-            {"pose": pose, "betas": np.zeros((1, 10)), "transl": transl,
-             "world_to_camera": motion, "K": np.array(misc["intris_mat"][view - 1])},
-            gender, template)
-        return columns | {
-            "image": [f"images/{subject}/{sequence}/{view}/{frame + misc['ioi_offset']:05d}.jpg"
-                      for frame in frames], "image_size": misc["image_size"][view],
-            "betas": np.zeros(10), "has_pose": 1, "has_hands": 1, "has_transl": 1, "frame": frames,
-            "mesh": template, "gender": official.GENDERS.index(gender), "person": view,
-            "sequence": f"{subject}/{sequence}"}
+                motion = np.array(misc["world2cam"][view - 1], np.float64)[:3]
+                pose = poses[frames].astype(np.float64)
+                pose[:, 0] = official.rotate_root(motion[:, :3], pose[:, 0])
+                columns = {"pose": pose, "betas": np.zeros(10), "transl": body["transl"][frames],
+                           "world_to_camera": motion, "K": np.array(misc["intris_mat"][view - 1])}
+                yield self.with_model_keypoints(columns, misc["gender"], template) | {
+                    "image": [f"images/{name}/{view}/{frame + misc['ioi_offset']:05d}.jpg"
+                              for frame in frames], "image_size": misc["image_size"][view],
+                    "has_pose": 1, "has_hands": 1, "has_transl": 1, "frame": frames,
+                    "mesh": template, "gender": official.GENDERS.index(misc["gender"]),
+                    "person": view, "sequence": name}
 
 
 class EHF(official.Pictures):
@@ -401,7 +388,12 @@ class EHF(official.Pictures):
 
     def rows(self) -> Iterator[dict]:
         R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
-        motion, boxes = np.column_stack([R.numpy(), self.TRANSLATION]), self._boxes()
+        boxes = {}  # of SMPLer-X's file, by the number of the picture
+        for path in self.sources["EHF.json"]:
+            content = self.json(path)
+            names = {item["id"]: Path(item["file_name"]).name for item in content["images"]}
+            boxes |= {int(names[item["image_id"]].partition("_")[0]):
+                      official.xywh_box(item["body_bbox"]) for item in content["annotations"]}
         for path in sorted(self.sources["*_align.ply"], key=lambda path: int(path.name[:-10])):
             number = path.name[:-10]
             load_vertices(self.file(path))  # so that a damaged one is reported now
@@ -411,17 +403,8 @@ class EHF(official.Pictures):
             extension = "jpg" if (self.root / f"{number}_img.jpg").is_file() else "png"
             yield official.boxes_around(keypoints) | {
                 "image": f"{number}_img.{extension}", "K": self.K, "keypoints_2d": keypoints,
-                "world_to_camera": motion, "mesh": path.name, "frame": int(number)
-            } | boxes.get(int(number), {})
-
-    def _boxes(self) -> dict[int, dict[str, np.ndarray]]:
-        """Return the boxes of SMPLer-X's file by the number of the picture."""
-        if not self.sources["EHF.json"]:
-            return {}
-        content = self.json("EHF.json")
-        names = {item["id"]: item["file_name"] for item in content["images"]}
-        return {int(names[item["image_id"]].rpartition("/")[2].partition("_")[0]):
-                official.xywh_box(item["body_bbox"]) for item in content["annotations"]}
+                "world_to_camera": np.column_stack([R.numpy(), self.TRANSLATION]),
+                "mesh": path.name, "frame": int(number)} | boxes.get(int(number), {})
 
     def posed(self, record: np.ndarray, keypoints_only: bool = False
               ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
