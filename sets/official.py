@@ -296,9 +296,8 @@ class Pictures(Official):
     DETECTED = False  # whether keypoints_2d of a record are a detector's
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
-                 augmentation: str | Augmentation | None = None, seed: int = 0,
-                 cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
-                 detections: str | os.PathLike | None = None) -> None:
+                 models: str | os.PathLike | None = None,
+                 detections: str | os.PathLike | None = None, **options) -> None:
         self.models = None if models is None else Path(models)
         self.detections = detections
         if detections == OWN and not self.DETECTED:
@@ -311,8 +310,8 @@ class Pictures(Official):
             len(bodymodels.JOINT_SETS[self.JOINTS]),
             len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]), self.NUM_BETAS).descr + self.FIELDS)
         others = sorted(self.models.rglob("*")) if self.HAND_SPACE and self.models else ()
-        super().__init__(root, split, size, augmentation=augmentation, seed=seed, cache=cache,
-                         others=[path for path in others if path.is_file()])
+        super().__init__(root, split, size, others=[path for path in others if path.is_file()],
+                         **options)
 
     def require_models(self, what: str) -> None:
         """Raise FileNotFoundError unless there is a folder of body models."""
@@ -387,7 +386,7 @@ class Pictures(Official):
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if self.MODEL == "mano":
             return crops.hand_sample(self.annotated(index), self.size, self.augmentation, rng)
-        return self._body_sample(self.record(index), rng)
+        return self.body_sample(self.record(index), rng)
 
     def camera(self, record: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Return K (3, 3) of a record, or a guess."""
@@ -417,30 +416,29 @@ class Pictures(Official):
             vertices += joints[0, :3] - output.joints[0, 0].numpy()
         return vertices, 1.0
 
-    def _body_sample(self, record: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def body_sample(self, record: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         image = self.picture(record)
         size = image.shape[1], image.shape[0]
         keypoints_2d, keypoints_3d, transl = self.keypoints(record)
-        angles = record["pose"]
-        if self.MODEL == "smplx":  # SMPL has neither fingers nor face
+        angles, is_smpl = record["pose"], self.MODEL == "smpl"
+        if not is_smpl:  # SMPL has neither fingers nor face
             angles = np.concatenate([angles[:22], 0 * angles[:2]])
-        pose = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()
-        is_smpl, placed = self.MODEL == "smpl", float(transl.any())
-        sample = {"pose": pose, "K": self.camera(record, image), "transl": transl,
-                  "betas": record["betas"][:10] * is_smpl,
-                  "keypoints_2d": keypoints_2d[:, :2], "keypoints_3d": keypoints_3d[:, :3]}
+        sample = {"pose": bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy(),
+                  "K": self.camera(record, image), "betas": record["betas"][:10] * is_smpl,
+                  "keypoints_2d": keypoints_2d[:, :2], "keypoints_3d": keypoints_3d[:, :3],
+                  "transl": transl}
         homography, roll, mirror = self.crop(record, keypoints_2d, size, rng)
         sample = crops.move_body(sample, homography, roll, mirror)
         order = bodymodels.mirror_indices("smpl45") if mirror else slice(None)
-        in_crop = crops.inside(sample["keypoints_2d"], self.size, self.size)
         if self.detections is not None:
-            points = self.detected(record, size)  # (45, 3)
-            sample |= {"detected_2d": crops.transform_points(homography, points[order, :2]),
-                       "detected_confidence": points[order, 2]}
+            points = self.detected(record, size)[order]  # (45, 3)
+            sample |= {"detected_2d": crops.transform_points(homography, points[:, :2]),
+                       "detected_confidence": points[:, 2]}
         return sample | {
             "image": crops.warp(image, homography, self.size).transpose(2, 0, 1),
-            "transl": sample["transl"] * placed,
-            "keypoints_valid": keypoints_2d[order, 2] * in_crop,
+            "transl": sample["transl"] * float(transl.any()),
+            "keypoints_valid": keypoints_2d[order, 2] * crops.inside(
+                sample["keypoints_2d"], self.size, self.size),
             "keypoints_3d_valid": keypoints_3d[order, 3],
             "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl}
 
@@ -459,19 +457,15 @@ class Pictures(Official):
         """
         keypoints_2d, keypoints_3d = (relabelled(record[name], self.JOINTS, "smpl45")
                                       for name in ("keypoints_2d", "keypoints_3d"))
-        transl = np.zeros(3, np.float32)
-        if (self.models is not None and self.MODEL == "smpl"
-                and record["has_pose"] * record["has_betas"] * record["has_transl"]):
-            output, model, place = self.posed(record, keypoints_only=True)
-            keypoints_3d = with_confidence(model.keypoints(output)[0].numpy())
-            transl = place.numpy()
-            projected = with_confidence(crops.to_pixels(keypoints_3d[:, :3], record["K"]),
-                                        float(record["K"][2, 2]))
-            annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
-            keypoints_2d = np.where(annotated > 0, keypoints_2d, projected)
-        elif not keypoints_3d[0, 3]:
-            keypoints_3d = np.zeros_like(keypoints_3d)
-        return keypoints_2d, keypoints_3d, transl
+        if (self.models is None or self.MODEL != "smpl"
+                or not record["has_pose"] * record["has_betas"] * record["has_transl"]):
+            return keypoints_2d, keypoints_3d * (keypoints_3d[0, 3] > 0), np.zeros(3, np.float32)
+        output, model, transl = self.posed(record, keypoints_only=True)
+        keypoints_3d = with_confidence(model.keypoints(output)[0].numpy())
+        projected = with_confidence(crops.to_pixels(keypoints_3d[:, :3], record["K"]),
+                                    float(record["K"][2, 2]))
+        annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
+        return np.where(annotated > 0, keypoints_2d, projected), keypoints_3d, transl.numpy()
 
     def crop(self, record: np.ndarray, keypoints_2d: np.ndarray, size: tuple[int, int],
              rng: np.random.Generator) -> tuple[np.ndarray, float, bool]:
@@ -540,8 +534,6 @@ class OfficialPeople(KeyedDataset):
 
     def __init__(self, pictures: Pictures, hand_size: int | None = None, *,
                  augmentation: str | Augmentation | None = None, detail: int = 1) -> None:
-        if detail > 1 and augmentation is not None:
-            raise ValueError(f"detail={detail} is for evaluation: leave the augmentation out")
         pictures.require_models("meshes")
         super().__init__(pictures.split, [pictures.split], pictures.seed, pictures.size,
                          augmentation)
