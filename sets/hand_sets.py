@@ -59,8 +59,8 @@ class FreiHAND(official.Pictures):
         if not self.sources.get(file) and (self.split == "evaluation" or name == "mano"):
             return None
         numbers = np.asarray(self.json(file), np.float32)
-        if numbers.shape[1:] != shape:
-            raise ValueError(f"expected items of {shape} numbers, got a list of shape "
+        if numbers.shape[1:] != shape or not np.isfinite(numbers).all():
+            raise ValueError(f"expected items of {shape} finite numbers, got a list of shape "
                              f"{numbers.shape}")
         return numbers
 

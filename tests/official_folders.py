@@ -514,8 +514,9 @@ def write_ply(path, vertices):
 
 
 def write_ehf(root):
-    """Frames 01 and 100, with meshes of a few vertices."""
-    mesh = np.array([[0, 0, 0], [0.1, 0, 0], [0, 0.2, 0], [0, 0, 0.3]], np.float32)
+    """Frames 01 and 100, with the meshes of `write_few_vertices`, of which the third is high up."""
+    mesh = np.zeros((21 + 2 * 778, 3), np.float32)
+    mesh[2, 1] = 0.2
     for number in ("01", "100"):
         write_ply(root / f"{number}_align.ply", mesh)
         flat = np.concatenate([RNG.uniform(200, 900, (25, 2)), np.ones((25, 1))], 1)

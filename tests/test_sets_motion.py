@@ -145,8 +145,7 @@ def test_convention_recordings_stand_before_the_camera(tmp_path):
 @pytest.mark.parametrize("spoil,message", [
     ({"poses": np.zeros((40, 150))}, r"expected poses \(T, 156\), SMPL-H.*got \(40, 150\)"),
     ({"poses": np.full((40, 156), np.nan)}, "poses or betas are not finite"),
-    ({"betas": np.zeros((3, 16))}, r"expected betas \(N,\) or \(40, N\), got \(3, 16\)"),
-    ({"betas": np.array({"a": 1})}, "is not as AMASS is shipped"),
+    ({"betas": np.zeros((3, 16))}, "is not as AMASS is shipped"),
     ({"poses": np.array("walk")}, "is not as AMASS is shipped"),
 ])
 def test_bad_recordings_of_amass(tmp_path, spoil, message):
@@ -220,8 +219,6 @@ def test_joined_data_sets(tmp_path):
     assert torch.equal(later["pose"], parts[2][3 * 4 + 3]["pose"])
     with pytest.raises(IndexError, match="keys count up from 0"):
         joined[-1]
-    with pytest.raises(ValueError, match="at least one data set"):
-        Joined([])
 
 
 def test_moyo_takes_the_captures_with_hands_alone(tmp_path):
