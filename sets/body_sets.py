@@ -55,9 +55,9 @@ class ThreeDPW(official.Pictures):
                     "image": [f"imageFiles/{path.stem}/image_{frame:05d}.jpg" for frame in kept],
                     "K": content["cam_intrinsics"], "pose": pose, "keypoints_3d": keypoints_3d,
                     "keypoints_2d": official.relabelled(detected, "openpose18", "smpl45"),
-                    "betas": content["betas"][person][:10], "person": person, "frame": kept,
+                    "betas": content["betas"][person][:10], "person": person,
                     "transl": content["trans"][person][kept], "world_to_camera": motion,
-                    "gender": "nmf".index(gender[0]), "sequence": path.stem}
+                    "gender": "nmf".index(gender[0])}
 
 
 class ThreeDPWMoon(official.Pictures):
@@ -81,8 +81,7 @@ class ThreeDPWMoon(official.Pictures):
             yield official.xywh_box(item["bbox"]) | {
                 "image": f"imageFiles/{picture['sequence']}/{picture['file_name']}",
                 "K": official.intrinsics(camera["focal"], camera["princpt"]),
-                "person": item["id"], "sequence": picture["sequence"],
-                "image_size": (picture["width"], picture["height"])
+                "person": item["id"], "image_size": (picture["width"], picture["height"])
             } | self.neural_annot(item["smpl_param"])
 
 
@@ -106,8 +105,7 @@ class ThreeDPWHMR2(official.Pictures):
         flat, solid = (np.concatenate([
             arrays.get(f"{part}_keypoints_{size - 1}d", np.zeros((count, joints, size)))
             for part, joints in (("body", 25), ("extra", 19))], 1) for size in (3, 4))
-        yield {"image": names, "center": arrays["center"], "frame": np.arange(count),
-               "box": np.broadcast_to(box, (count, 2)),
+        yield {"image": names, "center": arrays["center"], "box": np.broadcast_to(box, (count, 2)),
                "keypoints_2d": official.with_confidence(flat[..., :2], flat[..., 2]),
                "keypoints_3d": official.with_confidence(solid[..., :3], solid[..., 3])}
 
@@ -147,9 +145,8 @@ class EMDB(official.Pictures):
                 "center": (low + high) / 2, "box": high - low, "K": camera["intrinsics"],
                 "keypoints_2d": official.with_confidence(content["kp2d"][kept]),
                 "pose": np.concatenate([root, body["poses_body"][kept]], 1).reshape(-1, 24, 3),
-                "betas": body["betas"][:10], "transl": body["trans"][kept], "frame": kept,
-                "world_to_camera": motion, "gender": official.GENDERS.index(content["gender"]),
-                "sequence": content["name"]}
+                "betas": body["betas"][:10], "transl": body["trans"][kept],
+                "world_to_camera": motion, "gender": official.GENDERS.index(content["gender"])}
 
 
 class Human36M(official.Pictures):
@@ -171,7 +168,7 @@ class Human36M(official.Pictures):
         kept = [index for index, name in enumerate(names) if ".60457274" in name]
         side = np.asarray(scale[kept], np.float64) * 200 / official.BOX_MARGIN
         part, solid = (np.pad(points[kept], ((0, 0), (25, 0), (0, 0))) for points in (part, solid))
-        yield {"image": [names[index] for index in kept], "center": center[kept], "frame": kept,
+        yield {"image": [names[index] for index in kept], "center": center[kept],
                "box": np.stack([side, side], 1), "keypoints_3d": solid,
                "keypoints_2d": official.with_confidence(part[..., :2], part[..., 2])}
 
@@ -210,8 +207,7 @@ class Human36MSMPLX(official.Pictures):
         R, t = np.array(camera["R"]), np.array(camera["t"]) / 1000
         K = official.intrinsics(camera["f"], camera["c"])
         row = {"image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
-               "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
-               "sequence": Path(picture["file_name"]).parent.name,
+               "image_size": (picture["width"], picture["height"]),
                "world_to_camera": np.column_stack([R, t])}
         if joints is not None:
             points = np.array(joints) / 1000 @ R.T + t
@@ -261,7 +257,7 @@ class BEDLAM(official.Pictures):
                     "keypoints_2d": official.with_confidence(points[kept]), "has_hands": 1,
                     "pose": pose[kept].reshape(-1, 55, 3), "betas": betas,
                     "transl": transl[kept] + cam_ext[kept, :3, 3],
-                    "person": kept, "sequence": path.stem}
+                    "person": kept}
 
 
 class RICH(official.Pictures):
@@ -301,8 +297,7 @@ class RICH(official.Pictures):
                         "image": [f"images/{self.split}/{sequence}/cam_{view:02d}/"
                                   f"{path.parent.name}_{view:02d}.{extensions[scene]}"],
                         "has_hands": 1, "gender": official.GENDERS.index(gender),
-                        "person": int(path.stem), "frame": int(path.parent.name),
-                        "sequence": sequence}
+                        "person": int(path.stem)}
 
     def _camera(self, scene: str, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Return world to camera (3, 4), and K (3, 3)."""
@@ -365,9 +360,9 @@ class ARCTIC(official.Pictures):
                 yield self.with_model_keypoints(columns, misc["gender"], template) | {
                     "image": [f"images/{name}/{view}/{frame + misc['ioi_offset']:05d}.jpg"
                               for frame in frames], "image_size": misc["image_size"][view],
-                    "has_pose": 1, "has_hands": 1, "has_transl": 1, "frame": frames,
+                    "has_pose": 1, "has_hands": 1, "has_transl": 1,
                     "mesh": template, "gender": official.GENDERS.index(misc["gender"]),
-                    "person": view, "sequence": name}
+                    "person": view}
 
 
 class EHF(official.Pictures):
@@ -404,7 +399,7 @@ class EHF(official.Pictures):
             yield official.boxes_around(keypoints) | {
                 "image": f"{number}_img.{extension}", "K": self.K, "keypoints_2d": keypoints,
                 "world_to_camera": np.column_stack([R.numpy(), self.TRANSLATION]),
-                "mesh": path.name, "frame": int(number)} | boxes.get(int(number), {})
+                "mesh": path.name} | boxes.get(int(number), {})
 
     def posed(self, record: np.ndarray, keypoints_only: bool = False
               ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:

@@ -151,12 +151,12 @@ class DexYCB(official.Pictures):
         folder = (sequence / serial).relative_to(self.root).as_posix()
         yield official.boxes_around(keypoints) | {
             "image": [f"{folder}/color_{frame:06d}.jpg" for frame in frames],
-            "image_size": (640, 480), "sequence": sequence.name,
+            "image_size": (640, 480),
             "K": official.intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"])),
             "keypoints_2d": keypoints, "keypoints_3d": official.with_confidence(joints[frames]),
             "betas": betas, "has_betas": 1, "transl": pose[frames, 48:], "has_transl": 1,
             "side": int(meta["mano_sides"][0] == "right"), "person": number + frames,
-            "frame": frames} | self.hand_pose(pose[frames, :48], meta["mano_sides"][0])
+        } | self.hand_pose(pose[frames, :48], meta["mano_sides"][0])
 
 
 class InterHand(official.Pictures):
@@ -194,8 +194,7 @@ class InterHand(official.Pictures):
                         yield row | {
                             "image": f"images/{self.split}/{picture['file_name']}",
                             "image_size": (picture["width"], picture["height"]),
-                            "frame": picture["frame_idx"], "person": item["id"],
-                            "sequence": f"{picture['capture']}/{picture['seq_name']}"}
+                            "person": item["id"]}
 
     def _hand(self, side: str, camera: list[np.ndarray], world: np.ndarray, valid: np.ndarray,
               fit: dict | None) -> dict:

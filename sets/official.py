@@ -32,8 +32,7 @@ def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
         ("pose", np.float32, (pose, 3)), ("betas", np.float32, betas), ("transl", np.float32, 3),
         ("world_to_camera", np.float32, (3, 4)), ("has_pose", np.float32),
         ("has_hands", np.float32), ("has_betas", np.float32), ("has_transl", np.float32),
-        ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("frame", np.int32),
-        ("sequence", "S96"), ("mesh", "S96")])
+        ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("mesh", "S96")])
 
 
 def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
@@ -160,7 +159,7 @@ def hand_space(folder: Path, family: str, side: str, gender: str
             for end in ends]
 
 
-READER_VERSION = 4  # increase it whenever the same files would give other records
+READER_VERSION = 5  # increase it whenever the same files would give other records
 BOX_MARGIN = 1.2  # of a body's crop, as in HMR and its successors
 UNKNOWN_FOCAL = 5000.0  # pixels, where a data set has no intrinsics: HMR's convention
 OWN = "own"  # detections that the data set itself ships
@@ -269,7 +268,7 @@ class Pictures(Official):
         world_to_camera  (3, 4)   from that frame to the camera's
         has_pose, has_hands, has_betas, has_transl
         side             1 right hand, 0 left hand, -1 body
-        person, frame    numbers  sequence, mesh     texts: the docstring of each data set explains
+        person           a number    mesh    a file: the docstring of each data set explains
 
     Samples of hands (MODEL "mano") are those of data.py, cropped as FreiHAND's; left hands are
     mirrored. Without `models`, or with a joint unknown, mesh_valid is 0. Samples of bodies are

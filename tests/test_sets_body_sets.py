@@ -119,9 +119,8 @@ def test_moons_3dpw_has_no_detections(folders, tmp_path):
 def test_wart_emdb_flags_choose_sequences_and_the_mask_frames(folders):
     """good_frames_mask decides; invalid_idxs is empty although one frame is bad."""
     records = tiny.emdb(folders("emdb")).records()
-    assert records["frame"].tolist() == [0, 1, 3]
-    assert set(records["sequence"]) == {b"P0_01_mvs_b"}
-    assert set(tiny.emdb(folders("emdb"), "emdb2").records()["sequence"]) == {b"P9_80_outdoor_walk"}
+    assert records["image"].tolist() == [b"P0/01_mvs_b/images/%05d.jpg" % n for n in (0, 1, 3)]
+    assert tiny.emdb(folders("emdb"), "emdb2").record(0)["image"].startswith(b"P9/80_outdoor_walk")
     np.testing.assert_allclose(records["box"][0], (947.892, 1017.963), atol=1e-3)
 
 
@@ -292,7 +291,8 @@ def test_wart_arctic_offsets_views_and_templates(folders, models, tmp_path, monk
     assert len(dataset) == 8 and dataset.records()["world_to_camera"][2, 2, 3] == 5
     monkeypatch.setattr(ARCTIC, "INTERVAL", 1)
     every = tiny.arctic(root, models=models, cache=tmp_path).records()
-    assert every["frame"][:4].tolist() == [6, 7, 9, 10] and len(every) == 8 * 4
+    assert [int(name[-9:-4]) for name in every["image"][:4]] == [10, 11, 13, 14]
+    assert len(every) == 8 * 4
     assert not every["has_betas"].any() and (every["gender"] == 2).all()
     vertices = dataset.posed(dataset.records()[0])[0].vertices[0].numpy()
     pose = torch.tensor(dataset.records()["pose"][:1].copy())
@@ -303,7 +303,7 @@ def test_wart_arctic_offsets_views_and_templates(folders, models, tmp_path, monk
 def test_wart_ehf_meshes_are_the_scanners_and_numbers_have_no_constant_width(folders, models):
     """Frames are sorted by number; the scanner's rotation of 171 degrees puts y down."""
     dataset = tiny.ehf(folders("ehf"), models=models)
-    assert dataset.records()["frame"].tolist() == [1, 100]
+    assert dataset.records()["image"].tolist() == [b"01_img.jpg", b"100_img.jpg"]
     assert np.rad2deg(np.linalg.norm(dataset.ROTATION)) == pytest.approx(171.2, abs=0.05)
     found = dataset.posed(dataset.records()[1])[0].vertices[0].numpy()
     np.testing.assert_allclose(found[0], dataset.TRANSLATION, atol=1e-6)

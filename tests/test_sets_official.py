@@ -109,7 +109,7 @@ def test_a_missing_file_is_named(fresh, models, tmp_path, name):
         tiny.READERS[name](tmp_path / "nowhere")
     dataset = opened(name, root, models)
     for pattern, paths in dataset.sources.items():
-        if pattern in ("training_mano.json", "EHF.json", "exclude.txt"):
+        if pattern in ("training_mano.json", "EHF.json"):
             continue  # may be missing
         moved = [(path, path.with_name(f"{path.name}.away")) for path in paths]
         for path, away in moved:
