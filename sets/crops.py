@@ -375,19 +375,15 @@ def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,
     All turn by the same angle; each has its own shift and scale. Mirroring exchanges the hands.
     """
     moved, roll, mirror = augment_body(sample, recipe, rng, "smplx55", "smplx76")
-    hands = [move_hand({name: sample[name][hand] for name in sample if name.startswith("hand_")},
-                       turn, recipe, rng) for hand, turn in enumerate((roll, -roll))]
+    size, hands = sample["hand_images"].shape[1], []
+    for hand, angle in enumerate((roll, -roll)):
+        turn = roll_and_mirror(angle, False)
+        shift, scale, _ = recipe.draw_motion(rng)
+        center = size * (0.5 + recipe.hand_jitter * shift)
+        homography = crop_homography(center, size * scale, size, roll=angle)
+        hands.append({"hand_images": warp(sample["hand_images"][hand], homography, size),
+                      "hand_vertices": sample["hand_vertices"][hand] @ turn.T,
+                      "hand_K": homography @ sample["hand_K"][hand] @ turn.T,
+                      "hand_visible": sample["hand_visible"][hand]})
     hands = hands[::-1] if mirror else hands
     return moved | {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
-
-
-def move_hand(hand: dict[str, np.ndarray], roll: float, recipe: Augmentation,
-              rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Turn a hand's crop (H, H, 3) by `roll`; draw its shift and scale from the recipe."""
-    size, turn = len(hand["hand_images"]), roll_and_mirror(roll, False)
-    shift, scale, _ = recipe.draw_motion(rng)
-    center = size * (0.5 + recipe.hand_jitter * shift)
-    homography = crop_homography(center, size * scale, size, roll=roll)
-    return hand | {"hand_images": warp(hand["hand_images"], homography, size),
-                   "hand_vertices": hand["hand_vertices"] @ turn.T,
-                   "hand_K": homography @ hand["hand_K"] @ turn.T}

@@ -56,7 +56,10 @@ def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
         poses = torch.from_numpy(arrays["poses"].astype(np.float64)).unflatten(1, (24, 3))
     poses = poses[torch.from_numpy(np.isin(clips, TEST_CLIPS) == (split == "test"))]
     rotations = bodymodels.axis_angle_to_matrix(poses)
-    rotations[:, 0] = face_forward(rotations[:, 0])
+    w, _, y, _ = bodymodels.matrix_to_quaternion(rotations[:, 0]).unbind(1)
+    turn = torch.zeros(len(rotations), 3, dtype=rotations.dtype)
+    turn[:, 1] = -2 * torch.atan2(y, w)  # removes the rotation about y
+    rotations[:, 0] = bodymodels.axis_angle_to_matrix(turn) @ rotations[:, 0]
     kept: list[int] = []
     for index, frame in enumerate(rotations):
         trace = (rotations[kept] * frame).sum((2, 3))  # of the relative rotation
@@ -65,14 +68,6 @@ def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
     upright = rotations[kept, 0, 1, 1] > np.cos(np.deg2rad(lean)) - 1e-6  # cosine of its lean
     frames = bodymodels.matrix_to_axis_angle(rotations[kept][upright])
     return torch.cat([frames, bodymodels.mirror_pose(frames, SMPL_JOINTS)]).numpy()
-
-
-def face_forward(roots: Tensor) -> Tensor:
-    """Remove the rotation about y from root orientations (N, 3, 3), y up."""
-    w, _, y, _ = bodymodels.matrix_to_quaternion(roots).unbind(1)
-    turn = torch.zeros(len(roots), 3, dtype=roots.dtype)
-    turn[:, 1] = -2 * torch.atan2(y, w)
-    return bodymodels.axis_angle_to_matrix(turn) @ roots
 
 
 def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0,

@@ -382,11 +382,6 @@ class Pictures(Official):
                                                     root).astype(np.float32))
         return model(betas, pose, transl=transl[None]), model, transl
 
-    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        if self.MODEL == "mano":
-            return crops.hand_sample(self.annotated(index), self.size, self.augmentation, rng)
-        return self.body_sample(self.record(index), rng)
-
     def camera(self, record: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Return K (3, 3) of a record, or a guess."""
         if record["K"][2, 2]:
@@ -415,7 +410,10 @@ class Pictures(Official):
             vertices += joints[0, :3] - output.joints[0, 0].numpy()
         return vertices, 1.0
 
-    def body_sample(self, record: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if self.MODEL == "mano":
+            return crops.hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+        record = self.record(index)
         image = self.picture(record)
         size = image.shape[1], image.shape[0]
         keypoints_2d, keypoints_3d, transl = self.keypoints(record)
@@ -630,24 +628,22 @@ class HandPairs(KeyedDataset):
         return (len(self.kept) + 1) // 2
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        pair = [self._hand(int(self.kept[number % len(self.kept)]), rng)
-                for number in (2 * index, 2 * index + 1)]
-        one = np.eye(3)
-        return {name: np.stack([hand[name] for hand in pair]) for name in pair[0]} | {
-            name: np.zeros(shape) for name, shape in self.UNKNOWN.items()} | {
-            "image": np.zeros((3, self.size, self.size), np.uint8), "K": one,
-            "body_pose": np.tile(one, (55, 1, 1)), "hand_visible": np.ones(2)}
-
-    def _hand(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return a hand's crop and labels; its pose turns like the crop's camera."""
-        sample, record = self.hands.load(index, rng), self.hands.record(index)
-        self.hands.finish(sample, rng)
-        turn = sample["camera_rotation"]
-        flip = np.diag([np.sign(np.linalg.det(turn)), 1, 1])
-        pose = bodymodels.axis_angle_to_matrix(torch.from_numpy(record["pose"].astype(np.float64)))
-        pose = flip @ pose.numpy() @ flip
-        pose[0] = turn @ flip @ pose[0]
-        return {"hand_images": sample["image"], "hand_K": sample["K"], "hand_pose": pose,
+        pair = []
+        for number in (2 * index, 2 * index + 1):
+            number = int(self.kept[number % len(self.kept)])
+            sample, record = self.hands.load(number, rng), self.hands.record(number)
+            self.hands.finish(sample, rng)
+            turn = sample["camera_rotation"]  # the pose turns like the crop's camera
+            flip = np.diag([np.sign(np.linalg.det(turn)), 1, 1])
+            angles = torch.from_numpy(record["pose"].astype(np.float64))
+            pose = flip @ bodymodels.axis_angle_to_matrix(angles).numpy() @ flip
+            pose[0] = turn @ flip @ pose[0]
+            pair.append({
+                "hand_images": sample["image"], "hand_K": sample["K"], "hand_pose": pose,
                 "hand_joints": sample["joints"], "hand_vertices": sample["vertices"],
                 "hand_keypoints_2d": sample["keypoints_2d"], "hand_valid": sample["mesh_valid"],
-                "hand_betas": record["betas"], "hand_betas_valid": float(record["has_betas"])}
+                "hand_betas": record["betas"], "hand_betas_valid": float(record["has_betas"])})
+        return {name: np.stack([hand[name] for hand in pair]) for name in pair[0]} | {
+            name: np.zeros(shape) for name, shape in self.UNKNOWN.items()} | {
+            "image": np.zeros((3, self.size, self.size), np.uint8), "K": np.eye(3),
+            "body_pose": np.tile(np.eye(3), (55, 1, 1)), "hand_visible": np.ones(2)}
