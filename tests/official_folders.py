@@ -179,8 +179,7 @@ def write_dexycb(root):
             folder = root / subject / f"2020070{sequence}_140000"
             side = "left" if sequence in (2, 4) else "right"
             write(folder / "meta.yml", f"serials:\n- '{serials[0]}'\n- '{serials[1]}'\n"
-                  f"num_frames: 2\nycb_ids:\n- 1\nmano_sides:\n- {side}\nmano_calib:\n"
-                  f"- {calibration}\nextrinsics: 20200702_151821\n")
+                  f"num_frames: 2\nmano_sides:\n- {side}\nmano_calib:\n- {calibration}\n")
             for camera, serial in enumerate(serials):
                 for frame in range(2):
                     write_picture(folder / serial / f"color_{frame:06d}.jpg", (640, 480))
@@ -194,10 +193,7 @@ def write_dexycb(root):
                              joint_3d=joints, joint_2d=pixels, seg=np.zeros((480, 640), np.uint8))
     for serial in serials:
         write(root / f"calibration/intrinsics/{serial}_640x480.yml",
-              "color:\n  fx: 610.0\n  fy: 611.0\n  ppx: 318.0\n  ppy: 241.0\n"
-              "depth:\n  fx: 1.0\n  fy: 1.0\n  ppx: 0.0\n  ppy: 0.0\n")
-    write(root / "calibration/extrinsics_20200702_151821/extrinsics.yml",
-          "extrinsics:\n  '836212060125': !!python/tuple\n  - 1.0\nmaster: '840412060917'\n")
+              "color:\n  fx: 610.0\n  fy: 611.0\n  ppx: 318.0\n  ppy: 241.0\n")
 
 
 DEXYCB_K = np.array([[610.0, 0, 318], [0, 611, 241], [0, 0, 1]])

@@ -184,14 +184,6 @@ def test_wart_human36m_of_moon(folders, models):
     assert flags == {"body_pose": 1, "betas": 1, "expression": 0}
 
 
-def test_wart_h36m_regressors_differ_in_the_legs():
-    """SPIN's regressor has the left leg in rows 1 to 3, Moon's the right leg."""
-    spin, moon = (bodymodels.JOINT_SETS[f"h36m17_{name}"] for name in ("spin", "moon"))
-    assert spin[1] == "left_hip" and moon[1] == "right_hip" and spin[7:] == moon[7:]
-    with_left_first = relabelled(np.eye(17, 4) + [0, 0, 0, 1], "h36m17_spin", "h36m17_moon")
-    assert with_left_first[4, 1] == 1  # SPIN's row 1 goes to Moon's row 4
-
-
 def test_detections_come_from_a_folder_of_openpose(folders, tmp_path):
     """In the crop's pixels and in the order of the body, and without a joint of the annotation."""
     root, numbers = folders("h36m"), np.zeros((25, 3))

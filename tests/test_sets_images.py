@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 import bodymodels
@@ -106,22 +104,6 @@ def test_read_image_names_missing_files_folders_and_bombs(tmp_path):
     for path in (tmp_path, tmp_path / "missing.png"):
         with pytest.raises(FileNotFoundError, match=f"no picture at {path}"):
             read_image(path)
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_read_image_survives_mutated_files(tmp_path_factory, seed):
-    """A damaged picture gives pixels or one ValueError, never another error."""
-    rng = np.random.default_rng(seed)
-    path = tmp_path_factory.getbasetemp() / f"mutated.{('png', 'jpg', 'gif', 'tif')[seed % 4]}"
-    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
-    content = bytearray(path.read_bytes())
-    for position in rng.integers(len(content), size=5):
-        content[position] = rng.integers(256)
-    path.write_bytes(content)
-    try:
-        assert read_image(path).dtype == np.uint8
-    except ValueError as error:
-        assert path.name in str(error)
 
 
 ROOT = Path(data.__file__).parent

@@ -80,19 +80,6 @@ def test_wide_poses_are_rotations_and_belong_to_their_generators(seed, wide, vie
     np.testing.assert_allclose(alone[0], poses[1], atol=1e-12)
 
 
-def test_motion_poses_come_in_batches():
-    """__getitems__, as a loader calls it, returns the samples of the keys, wide or not."""
-    for wide in (0.0, 0.6):
-        dataset = motion.MotionPoses("train", 30, wide=wide, lean=45.0)
-        samples = dataset.__getitems__([7, 31, 7])
-        for key, sample in zip([7, 31, 7], samples, strict=True):
-            assert sample.keys() == dataset[key].keys()
-            assert sample["index"] == key % 30 and sample["pose"].dtype == torch.float32
-            for name, value in dataset[key].items():
-                torch.testing.assert_close(sample[name], value, atol=1e-6, rtol=0)
-        assert digest(dataset[7]) != digest(motion.MotionPoses("train", 30, wide=0.3)[7])
-
-
 def test_lean_keeps_upright_bodies():
     """No pelvis leans more than `lean`; 180 keeps all frames; the splits differ."""
     for split in ("train", "test"):
@@ -188,15 +175,11 @@ def test_bad_recordings_of_moyo(tmp_path):
     folder, _ = write_moyo(tmp_path, smpl=False)
     path, mark = folder / "mosh/val/yoga_stageii.pkl", tmp_path / "mark"
     for content, message in (
-            ({"fullpose": Call(Path.touch, mark)},
-             "yoga_stageii.pkl is not as MOYO is shipped.*unsafe"),
-            ({"betas": np.zeros(10)}, "yoga_stageii.pkl is not as MOYO is shipped"),
+            ({"fullpose": Call(Path.touch, mark)}, "is not as MOYO is shipped.*unsafe"),
             ({"fullpose": np.zeros((4, 100)), "betas": np.zeros(10)}, r"got \(4, 100\)"),
-            ({"global_orient": np.zeros((4, 3)), "body_pose": np.zeros((4, 60)),
-              "betas": np.zeros(10)}, "is not as MOYO is shipped"),
             ([1, 2], "holds a list, not arrays")):
         path.write_bytes(pickle.dumps(content))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"yoga_stageii.pkl.*{message}"):
             motion.MOYO(tmp_path, "val")
     assert not mark.exists()
     path.unlink()

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from hand_samples import ROOT, digest, hands
 
-from sets.samples import build_packed
-
 
 def test_cache_is_built_by_all_cores_alike(tmp_path):
     """A split large enough for worker processes is packed in order."""
@@ -47,26 +45,6 @@ def test_a_killed_rendering_continues(tmp_path):
         made = path.read_bytes()
         assert sum(a != b for a, b in zip(made, whole, strict=True)) == int(left > first)
         assert {file.suffix for file in tmp_path.iterdir()} == {".npy", ".lock"}
-
-
-@pytest.mark.parametrize("length", [None, 6])
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt"])
-def test_a_builder_starts_where_the_killed_one_stopped(tmp_path, length, end):
-    """Killed or interrupted after 3 of 6 records; without a length the next one begins again."""
-    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.samples import build_packed\n"
-               f"def chunks(start):\n    yield numpy.full(3, 7)\n    {end}\n"
-               f"build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), {length}, chunks)")
-    path, starts = tmp_path / "x.npy", []
-    run = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True)
-    assert run.returncode and not path.exists()
-
-    def chunks(start):
-        starts.append(start)
-        yield np.full(6 - start, 8)
-
-    records = build_packed(path, np.dtype(np.int64), length, chunks)
-    assert starts == [3 if length else 0] and records.tolist() == [7 if length else 8] * 3 + [8] * 3
-    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "x.lock"}
 
 
 @pytest.mark.slow
