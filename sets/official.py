@@ -198,7 +198,7 @@ class Official(Packed):
             "files": {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()},
             "version": READER_VERSION})
         self.path = Path(self.root if cache is None else cache) / (
-            f"{type(self).__name__.lower()}_{self.split}_{mark}.npy")
+            f"{type(self).__name__.lower()}_{self.split}_{mark}.bin")
         self.records()
 
     def find_sources(self) -> dict[str, list[Path]]:

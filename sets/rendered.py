@@ -40,7 +40,7 @@ class Rendered(samples.Packed):
         if cache is not None:
             mark = samples.fingerprint(settings | {"split": self.split, "size": self.size,
                                                    "length": self.length, "seed": self.seed})
-            self.path = Path(cache) / f"rendered_{kind}_{self.split}_{self.size}_{mark}.npy"
+            self.path = Path(cache) / f"rendered_{kind}_{self.split}_{self.size}_{mark}.bin"
             self.records()
 
     def arrays(self, index: int) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -58,19 +57,9 @@ def fingerprint(settings: dict) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray | None:
-    """Memory-map the records (length,; None: any number) of a complete file, or return None."""
-    try:
-        records = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # missing or damaged; numpy raises almost any error on a damaged header
-        return None
-    expected = records.shape[:1] if length is None else (length,)
-    return records if records.dtype == dtype and records.shape == expected else None
-
-
 def build_packed(path: Path, dtype: np.dtype, length: int | None,
                  chunks: Callable[[int], Iterable[np.ndarray]]) -> np.ndarray:
-    """Memory-map the records of `path`; build the file first unless it is complete.
+    """Memory-map the records of `path` (length,; None: any number); build the file if it is new.
 
     chunks(start) yields the records from number `start` on. They are appended to a file beside
     `path`, which is renamed at the end, so that readers never see half of it. A builder that was
@@ -78,58 +67,46 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None,
     at once, one builds and the others wait and say so; the lock of a killed builder dies with it.
     Raises ValueError if the folder cannot be written or has no room.
     """
-    records = open_packed(path, dtype, length)
-    if records is not None:
-        return records
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "w")
-    except OSError as error:
-        raise ValueError(f"cannot write the cache {path.parent} ({error}): {OTHER_CACHE}"
-                         ) from error
-    temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
-    with lock:
-        if fcntl:  # lockf: data workers, which the process forks, would inherit a lock of flock
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                print(f"waiting for another process that renders or packs {path.name}",
-                      file=sys.stderr, flush=True)
-                fcntl.lockf(lock, fcntl.LOCK_EX)
-        if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
-            _append_records(temporary, dtype, length, chunks)
-            os.replace(temporary, path)
-    return open_packed(path, dtype, length)
+    if not is_complete(path, dtype, length):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(path.with_suffix(".lock"), "w")
+        except OSError as error:
+            raise ValueError(f"cannot write the cache {path.parent} ({error}): {OTHER_CACHE}"
+                             ) from error
+        with lock:
+            if fcntl:  # lockf: data workers, which the process forks, would inherit flock's lock
+                try:
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    print(f"waiting for another process that renders or packs {path.name}",
+                          file=sys.stderr, flush=True)
+                    fcntl.lockf(lock, fcntl.LOCK_EX)
+            if not is_complete(path, dtype, length):  # nobody finished it while we waited
+                temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
+                _append_records(temporary, dtype, length, chunks)
+                os.replace(temporary, path)
+    return np.memmap(path, dtype, "r")
+
+
+def is_complete(path: Path, dtype: np.dtype, length: int | None) -> bool:
+    """Return whether a file has all records; without a length, whether it is there."""
+    return path.is_file() and length in (None, path.stat().st_size / dtype.itemsize)
 
 
 def _append_records(path: Path, dtype: np.dtype, length: int | None,
                     chunks: Callable[[int], Iterable[np.ndarray]]) -> None:
-    """Write an .npy file; with a length, from where its builder was killed."""
-    path.touch()
-    start = len(_header(dtype, 0))  # numpy leaves room in it for any number of records
-    count = 0 if length is None else max(path.stat().st_size - start, 0) // dtype.itemsize
-    needed = dtype.itemsize * ((length or 0) - count)
-    if shutil.disk_usage(path.parent).free < needed:
-        raise ValueError(f"no room for {needed / 1e9:.1f} GB in {path.parent}: {OTHER_CACHE}")
-    with open(path, "r+b") as file:
-        file.truncate(start + count * dtype.itemsize)
-        file.seek(0, os.SEEK_END)
+    """Write records, one after the other; with a length, from where the builder was killed."""
+    with open(path, "ab") as file:
+        count = 0 if length is None else file.tell() // dtype.itemsize
+        file.truncate(count * dtype.itemsize)
+        needed = dtype.itemsize * ((length or 0) - count)
+        if shutil.disk_usage(path.parent).free < needed:
+            raise ValueError(f"no room for {needed / 1e9:.1f} GB in {path.parent}: {OTHER_CACHE}")
         for chunk in chunks(count):
             file.write(chunk.tobytes())
             file.flush()
-            count += len(chunk)
-        file.seek(0)
-        file.write(_header(dtype, count))
-        file.flush()
         os.fsync(file.fileno())
-
-
-def _header(dtype: np.dtype, count: int) -> bytes:
-    """Return the header of an .npy file with records (count,)."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_2_0(file, {
-        "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)})
-    return file.getvalue()
 
 
 # The first number of a generator's seed: one independent stream of random numbers for each use.

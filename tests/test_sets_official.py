@@ -130,7 +130,7 @@ def test_a_damaged_file_is_named(fresh, models, name):
             continue
         whole = path.read_bytes()
         path.write_bytes(whole[:len(whole) // 2] + b"\n\t{[")
-        for packed in root.glob("*.npy"):
+        for packed in root.glob("*.bin"):
             packed.unlink()
         official_body.cache_clear()  # of ARCTIC's templates
         with pytest.raises(ValueError, match=f"{path.name}.*is not as .* is shipped"):
@@ -145,7 +145,7 @@ def test_annotation_is_packed_once(fresh, models, tmp_path, name):
     first = opened(name, root, models, cache=cache)
     stamp = first.path.stat().st_mtime_ns
     assert opened(name, root, models, cache=cache).path.stat().st_mtime_ns == stamp
-    assert isinstance(first.records(), np.memmap) and not list(root.glob("*.npy"))
+    assert isinstance(first.records(), np.memmap) and not list(root.glob("*.bin"))
     source = next(path for paths in first.sources.values() for path in paths if path.is_file())
     os.utime(source, ns=(0, source.stat().st_mtime_ns + 1))
     again = opened(name, root, models, cache=cache)

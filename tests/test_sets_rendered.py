@@ -108,7 +108,7 @@ def test_samples_are_pure_functions_of_their_keys(kind, tmp_path):
     assert samples == digests(cached) == digests(pickle.loads(pickle.dumps(cached)))
     moving = drawn(kind, length=3, augmentation="official_hmr", cache=tmp_path)
     assert digests(moving) == digests(drawn(kind, augmentation="official_hmr"))
-    assert len(list(tmp_path.glob("*.npy"))) == 1
+    assert len(list(tmp_path.glob("*.bin"))) == 1
     others = [drawn(kind, "test"), drawn(kind, seed=1), drawn(kind, views=30.0), moving]
     assert len({samples[0], digest(moving[5]), *(digest(other[2]) for other in others)}) == 6
 
@@ -187,8 +187,8 @@ def test_packed_files_keep_their_names(kind, options, mark, tmp_path):
     """Old caches are found: the checksum depends on what changes pictures, and on no recipe."""
     for recipe in (None, "rendered"):
         drawn(kind, size=16, length=2, augmentation=recipe, cache=tmp_path, **options)
-    assert [path.name for path in tmp_path.glob("*.npy")] == [
-        f"rendered_{kind}_train_16_{mark}.npy"]
+    assert [path.name for path in tmp_path.glob("*.bin")] == [
+        f"rendered_{kind}_train_16_{mark}.bin"]
 
 
 @pytest.mark.parametrize("kind,options,message", [

@@ -290,7 +290,7 @@ def test_a_killed_rendering_ends_right_when_repeated(number, tmp_path):
 
     def digests(name):
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in (tmp_path / name).glob("*.npy")}
+                for path in (tmp_path / name).glob("*.bin")}
 
     def size(name, kind):
         return max((path.stat().st_size for path in (tmp_path / name).glob(kind)), default=0)
@@ -299,7 +299,7 @@ def test_a_killed_rendering_ends_right_when_repeated(number, tmp_path):
     rng = random.Random(number)
     for trial, share in enumerate((0, 0, 0.2, 0.4, 0.6)):  # from the start of the process on
         run = Run(tmp_path / f"{trial}" / "out", command(f"{trial}"))
-        while size(f"{trial}", "*.part") < share * size("whole", "*.npy"):
+        while size(f"{trial}", "*.part") < share * size("whole", "*.bin"):
             assert run.process.poll() is None, run.process.communicate()[0]
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.1 if share else 1))
