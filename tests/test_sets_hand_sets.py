@@ -149,8 +149,7 @@ def test_wart_dexycb_left_hands_are_mirrored_from_unmended_meshes(folders, model
                                atol=1e-5, rtol=0)
     mended = bodymodels.load_model(models, family="mano", side="left", fix_left_shapedirs=True)
     assert (mended(betas, pose, transl=transl).vertices[0] - expected).abs().max() > 1e-3
-    torch.testing.assert_close(bodymodels.project(sample["joints"], sample["K"]),
-                               sample["keypoints_2d"], atol=1e-2, rtol=0)
+    assert_projects(sample, atol=1e-2)
 
 
 def test_dexycb_needs_all_sequences(folders, tmp_path, monkeypatch):
@@ -169,8 +168,7 @@ def test_dexycb_truth_is_regressed_like_predictions(folders, models):
         sides.add(int(sample["side"]))
         torch.testing.assert_close(regressor @ sample["vertices"], sample["joints"],
                                    atol=1e-6, rtol=0)
-        torch.testing.assert_close(bodymodels.project(sample["joints"], sample["K"]),
-                                   sample["keypoints_2d"], atol=1e-2, rtol=0)
+        assert_projects(sample, atol=1e-2)
     stored = dataset.records()[0]["keypoints_3d"][:, :3]
     assert sides == {0, 1} and np.abs(stored - dataset.annotated(0)["joints"]).max() > 1e-3
 

@@ -64,18 +64,6 @@ def test_read_image_scales_sixteen_bits(tmp_path):
     np.testing.assert_array_equal(image, np.repeat((values / 257).round()[..., None], 3, 2))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_read_image_applies_exif_orientation(tmp_path, orientation):
-    """All eight orientations of the same picture come out upright."""
-    stored = {1: GRADIENT, 2: GRADIENT[:, ::-1], 3: GRADIENT[::-1, ::-1], 4: GRADIENT[::-1],
-              5: GRADIENT.transpose(1, 0, 2), 6: np.rot90(GRADIENT),
-              7: GRADIENT[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(GRADIENT, -1)}[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), GRADIENT)
-
-
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from body_samples import BODY, SMPL24, SMPL45, seeds
-from hand_samples import digest
+from body_samples import BODY, SMPL45, seeds
+from hand_samples import digest, layout
 from hostile import Call
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,23 +40,11 @@ def test_splits_share_no_clip():
     assert set(motion.TEST_CLIPS) < set(clips)
 
 
-def test_frames_differ_and_are_mirrored():
-    """No two frames are near duplicates; the second half is the mirrored first half."""
-    frames = torch.from_numpy(motion.motion_frames("test"))
-    half = frames[:len(frames) // 2]
-    torch.testing.assert_close(frames[len(half):], bm.mirror_pose(half, SMPL24))
-    rotations = bm.axis_angle_to_matrix(half)
-    trace = torch.einsum("ikab,jkab->ijk", rotations, rotations)
-    angle = ((trace.clamp(-1, 3) - 1) / 2).acos().amax(2)
-    apart = angle[~torch.eye(len(half), dtype=bool)]
-    assert apart.min() >= motion.NEAR_DUPLICATE - 1e-6 and len(half) > 100
-
-
 def test_motion_poses_keep_the_contract():
     """Samples are pure functions of their keys; epochs and seeds differ; they collate."""
     first, second = (motion.MotionPoses("train", 30, seed=2) for _ in range(2))
     sample = first[31]
-    assert {name: (tuple(value.shape), value.dtype) for name, value in sample.items()} == {
+    assert layout(sample) == {
         "pose": ((24, 3, 3), torch.float32), "betas": ((10,), torch.float32),
         "index": ((), torch.int64)}
     assert sample["index"] == 1

@@ -8,7 +8,7 @@ import official_folders as tiny
 import pytest
 import torch
 from body_samples import CONTRACT as BODY_CONTRACT
-from hand_samples import CONTRACT
+from hand_samples import CONTRACT, assert_projects, layout
 from people_samples import CONTRACT as PEOPLE
 from PIL import Image
 
@@ -54,13 +54,11 @@ def test_hand_samples_keep_the_contract(folders, models, name):
     dataset = tiny.READERS[name](folders(name), models=models)
     for index in range(min(3, len(dataset))):
         sample = dataset[index]
-        assert {key: (tuple(value.shape), value.dtype)
-                for key, value in sample.items()} == CONTRACT | IMAGE
+        assert layout(sample) == CONTRACT | IMAGE
         assert same(sample, pickle.loads(pickle.dumps(dataset))[index])  # as workers get it
         if not dataset.record(index)["K"].any():
             continue
-        torch.testing.assert_close(bodymodels.project(sample["joints"], sample["K"]),
-                                   sample["keypoints_2d"], atol=1e-2, rtol=0)
+        assert_projects(sample, atol=1e-2)
         inside = sample["keypoints_2d"][sample["keypoints_valid"] > 0]
         assert len(inside) and ((inside >= 0) & (inside <= 32)).all()
 
@@ -72,8 +70,7 @@ def test_body_samples_keep_the_contract(folders, models, name):
     for recipe in ("official_hmr", None):
         dataset = tiny.READERS[name](folders(name), models=models, augmentation=recipe)
         sample = dataset[0]
-        assert {key: (tuple(value.shape), value.dtype)
-                for key, value in sample.items()} == BODY_CONTRACT | IMAGE
+        assert layout(sample) == BODY_CONTRACT | IMAGE
         assert same(sample, pickle.loads(pickle.dumps(dataset))[0])  # as workers get it
         assert all(torch.isfinite(value.float()).all() for value in sample.values())
     if sample["transl"].any():
@@ -201,12 +198,9 @@ def test_official_people_keep_the_contract_of_rendered_ones(folders, models, rec
     """Keys, shapes and types are those of RenderedPeople; meshes and joints fit each crop."""
     pictures = RICH(folders("rich"), "train", 48, models=models)
     sample = OfficialPeople(pictures, 32, augmentation=recipe)[2]
-    assert {name: (tuple(value.shape), value.dtype)
-            for name, value in sample.items()} == PEOPLE | KNOWN
-    for points, K, expected in (("hand_joints", "hand_K", "hand_keypoints_2d"),
-                                ("keypoints_3d", "K", "keypoints_2d")):
-        torch.testing.assert_close(bodymodels.project(sample[points], sample[K]), sample[expected],
-                                   atol=1e-2, rtol=1e-4)
+    assert layout(sample) == PEOPLE | KNOWN
+    assert_projects(sample, "keypoints_3d", atol=1e-2)
+    assert_projects(sample, "hand_joints", "hand_K", "hand_keypoints_2d", atol=1e-2)
     if recipe is None:  # a hand's box is half as large as its crop, in the middle
         for keypoints in sample["hand_keypoints_2d"].numpy():
             center, side = body_box(keypoints)
@@ -246,8 +240,7 @@ def test_official_hands_make_people_without_bodies(folders, models, recipe):
     pairs = HandPairs(hands, 48)
     assert pairs.kept.tolist() == [0, 1, 2] and len(pairs) == 2  # the last pair's second is first
     sample = pairs[0]
-    assert {name: (tuple(value.shape), value.dtype)
-            for name, value in pairs[1].items()} == PEOPLE | KNOWN
+    assert layout(pairs[1]) == PEOPLE | KNOWN
     assert not sample["image"].any() and hands.records()["side"].tolist()[:3] == [1, 1, 0]
     assert not sample["body_pose_valid"] and sample["hand_betas_valid"].tolist() == [1, 1]
     right = bodymodels.load_model(models, family="mano", tips="smplx")
@@ -257,8 +250,7 @@ def test_official_hands_make_people_without_bodies(folders, models, recipe):
         found = sample["hand_vertices"] - sample["hand_vertices"].mean(1, keepdim=True)
         expected = posed.vertices - posed.vertices.mean(1, keepdim=True)
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
-        torch.testing.assert_close(bodymodels.project(sample["hand_joints"], sample["hand_K"]),
-                                   sample["hand_keypoints_2d"], atol=1e-2, rtol=1e-4)
+        assert_projects(sample, "hand_joints", "hand_K", "hand_keypoints_2d", atol=1e-2)
 
 
 def test_ehf_and_smpls_people_flag_what_they_do_not_know(folders, fresh, models):
@@ -278,5 +270,4 @@ def test_ehf_and_smpls_people_flag_what_they_do_not_know(folders, fresh, models)
     assert not sample["keypoints_valid"][25:55].any() and sample["betas_valid"] == 0
     assert not sample["keypoints_3d_valid"][25:55].any() and sample["keypoints_3d_valid"][0] == 1
     assert sample["rotations_valid"].tolist() == [1] * 22 + [0] * 33  # SMPL has no fingers
-    assert {name: tuple(value.shape) for name, value in sample.items()}.keys() == (
-        PEOPLE | KNOWN).keys()
+    assert sample.keys() == (PEOPLE | KNOWN).keys()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from body_samples import CONTRACT as BODY_CONTRACT
-from hand_samples import CONTRACT, assert_projects, digest, hands
+from hand_samples import CONTRACT, assert_projects, digest, hands, layout
 from people_samples import CONTRACT as PEOPLE_CONTRACT
 from torch.utils.data import DataLoader
 
@@ -84,8 +84,7 @@ def drawn(kind, split="train", size=48, **options):
 def test_samples_keep_the_contract(kind):
     """Every sample has these keys, shapes and types; they collate."""
     sample = drawn(kind)[35]
-    assert {name: (tuple(value.shape), value.dtype)
-            for name, value in sample.items()} == KINDS[kind][1]
+    assert layout(sample) == KINDS[kind][1]
     assert sample["index"] == 5
     batch = next(iter(DataLoader(drawn(kind), batch_size=3)))
     assert batch["image"].shape == (3, 3, 48, 48) and batch["index"].tolist() == [0, 1, 2]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from body_samples import BODY
+from hand_samples import assert_projects
 from hypothesis import given
 from hypothesis import strategies as st
 from people_samples import (
@@ -48,8 +49,7 @@ def test_body_labels_are_exact(recipe, atol):
         output = light(sample["betas"][None], sample["pose"][None], transl=sample["transl"][None])
         torch.testing.assert_close(light.keypoints(output)[0], sample["keypoints_3d"], atol=atol,
                                    rtol=0)
-        projected = bm.project(sample["keypoints_3d"].double(), sample["K"].double())
-        torch.testing.assert_close(projected.float(), sample["keypoints_2d"], atol=0.01, rtol=1e-5)
+        assert_projects(sample, "keypoints_3d", atol=0.01)
         inside = ((sample["keypoints_2d"] >= 0) & (sample["keypoints_2d"] <= 48)).all(1)
         assert torch.equal(sample["keypoints_valid"], inside.float())
         assert (sample["keypoints_3d"][:, 2] > 1).all()
@@ -84,15 +84,12 @@ def test_labels_of_people_are_exact(packed, recipe, atol):
     for sample in packed(augmentation=recipe):
         keypoints = WHOLE.keypoints(posed(sample))[0]
         torch.testing.assert_close(keypoints, sample["keypoints_3d"], atol=atol, rtol=0)
-        projected = bm.project(sample["keypoints_3d"].double(), sample["K"].double())
-        torch.testing.assert_close(projected.float(), sample["keypoints_2d"], atol=0.01, rtol=1e-5)
+        assert_projects(sample, "keypoints_3d", atol=0.01)
         for hand, side in enumerate(("right", "left")):
             joints = sample["keypoints_3d"][bm.joint_indices("smplx76", f"{side}_hand21")]
             joints = bm.mirror_points(joints) if side == "left" else joints
             torch.testing.assert_close(sample["hand_joints"][hand], joints)
-            projected = bm.project(joints.double(), sample["hand_K"][hand].double())
-            torch.testing.assert_close(projected.float(), sample["hand_keypoints_2d"][hand],
-                                       atol=0.01, rtol=1e-5)
+        assert_projects(sample, "hand_joints", "hand_K", "hand_keypoints_2d", atol=0.01)
         assert (sample["hand_K"][:, [0, 1], [0, 1]] > 0).all()
 
 
