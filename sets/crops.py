@@ -268,25 +268,33 @@ def body_camera(size: int) -> np.ndarray:
     return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
 
 
-def draw_crop(rng: np.random.Generator, recipe: Augmentation, size: int, keypoints: np.ndarray,
-              names: Sequence[str], box: tuple[np.ndarray, float] | None = None,
-              known: np.ndarray | None = None) -> tuple[np.ndarray, float, bool]:
-    """Draw a crop of a body's picture; return its homography, roll and mirror.
+def crop_body(sample: dict[str, np.ndarray], size: int, recipe: Augmentation | None,
+              rng: np.random.Generator, square: tuple[np.ndarray, float] | None = None,
+              known: np.ndarray | None = None, joints: str = "smpl24",
+              keypoint_set: str = "smpl45"
+              ) -> tuple[dict[str, np.ndarray], np.ndarray, float, bool]:
+    """Crop the picture (H, W, 3) of a body as a recipe draws it, and move its labels along.
 
-    box: centre and side of the crop without augmentation; by default the whole picture, size x
+    square: centre and side of the crop without augmentation; by default the whole picture, size x
     size. known: which keypoints (J,) are known, by default all; a part of the body needs three.
+    Returns the sample, and homography, roll and mirror of the crop.
     """
-    center, side = (np.array([size, size]) / 2, float(size)) if box is None else box
-    if rng.random() < recipe.extreme:
-        part = [joint for joint in draw_body_part(rng, names) if known is None or known[joint]]
-        if len(part) > 2:
-            least = side / 8
-            center, side = body_box(keypoints[part])
-            side = max(1.2 * side, least)
-    shift, scale, roll = recipe.draw_motion(rng)
-    mirror = bool(rng.random() < recipe.flip)
-    return crop_homography(center + shift * side, side * scale, size, roll=roll,
-                           mirror=mirror), roll, mirror
+    center, side = (np.array([size, size]) / 2, float(size)) if square is None else square
+    roll, mirror = 0.0, False
+    if recipe is not None and recipe.moves:
+        if rng.random() < recipe.extreme:
+            part = [joint for joint in draw_body_part(rng, bodymodels.JOINT_SETS[keypoint_set])
+                    if known is None or known[joint]]
+            if len(part) > 2:
+                least = side / 8
+                center, side = body_box(sample["keypoints_2d"][part])
+                side = max(1.2 * side, least)
+        shift, scale, roll = recipe.draw_motion(rng)
+        mirror = bool(rng.random() < recipe.flip)
+        center, side = center + shift * side, side * scale
+    homography = crop_homography(center, side, size, roll=roll, mirror=mirror)
+    moved = move_body(sample, homography, roll, mirror, joints, keypoint_set)
+    return moved | {"image": warp(sample["image"], homography, size)}, homography, roll, mirror
 
 
 def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float, mirror: bool,
@@ -309,19 +317,6 @@ def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float
     camera = homography @ sample["K"] @ np.linalg.inv(roll_and_mirror(roll, mirror))
     return sample | {"pose": pose, "keypoints_3d": keypoints, "keypoints_2d": keypoints_2d,
                      "K": camera, "transl": keypoints[0] - rest_root}
-
-
-def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation, rng: np.random.Generator,
-                 joints: str = "smpl24", keypoint_set: str = "smpl45"
-                 ) -> tuple[dict[str, np.ndarray], float, bool]:
-    """Crop the picture (S, S, 3) of a body again by a recipe, and move its labels along.
-
-    Returns the sample, and roll and mirror of the crop.
-    """
-    size, names = len(sample["image"]), bodymodels.JOINT_SETS[keypoint_set]
-    homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"], names)
-    moved = move_body(sample, homography, roll, mirror, joints, keypoint_set)
-    return moved | {"image": warp(sample["image"], homography, size)}, roll, mirror
 
 
 SMPLX_JOINTS, SMPLX_KEYPOINTS = bodymodels.JOINT_SETS["smplx55"], bodymodels.JOINT_SETS["smplx76"]
@@ -374,7 +369,8 @@ def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,
 
     All turn by the same angle; each has its own shift and scale. Mirroring exchanges the hands.
     """
-    moved, roll, mirror = augment_body(sample, recipe, rng, "smplx55", "smplx76")
+    moved, _, roll, mirror = crop_body(sample, len(sample["image"]), recipe, rng,
+                                       joints="smplx55", keypoint_set="smplx76")
     size, hands = sample["hand_images"].shape[1], []
     for hand, angle in enumerate((roll, -roll)):
         turn = roll_and_mirror(angle, False)

@@ -420,19 +420,20 @@ class Pictures(Official):
         angles, is_smpl = record["pose"], self.MODEL == "smpl"
         if not is_smpl:  # SMPL has neither fingers nor face
             angles = np.concatenate([angles[:22], 0 * angles[:2]])
-        sample = {"pose": bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy(),
-                  "K": self.camera(record, image), "betas": record["betas"][:10] * is_smpl,
-                  "keypoints_2d": keypoints_2d[:, :2], "keypoints_3d": keypoints_3d[:, :3],
-                  "transl": transl}
-        homography, roll, mirror = self.crop(record, keypoints_2d, size, rng)
-        sample = crops.move_body(sample, homography, roll, mirror)
+        sample = {"image": image, "K": self.camera(record, image), "transl": transl,
+                  "pose": bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy(),
+                  "betas": record["betas"][:10] * is_smpl,
+                  "keypoints_2d": keypoints_2d[:, :2], "keypoints_3d": keypoints_3d[:, :3]}
+        sample, homography, _, mirror = crops.crop_body(
+            sample, self.size, self.augmentation, rng, self.square(record, size),
+            keypoints_2d[:, 2] > 0)
         order = bodymodels.mirror_indices("smpl45") if mirror else slice(None)
         if self.detections is not None:
             points = self.detected(record, size)[order]  # (45, 3)
             sample |= {"detected_2d": crops.transform_points(homography, points[:, :2]),
                        "detected_confidence": points[:, 2]}
         return sample | {
-            "image": crops.warp(image, homography, self.size).transpose(2, 0, 1),
+            "image": sample["image"].transpose(2, 0, 1),
             "transl": sample["transl"] * float(transl.any()),
             "keypoints_valid": keypoints_2d[order, 2] * crops.inside(
                 sample["keypoints_2d"], self.size, self.size),
@@ -464,17 +465,12 @@ class Pictures(Official):
         annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
         return np.where(annotated > 0, keypoints_2d, projected), keypoints_3d, transl.numpy()
 
-    def crop(self, record: np.ndarray, keypoints_2d: np.ndarray, size: tuple[int, int],
-             rng: np.random.Generator) -> tuple[np.ndarray, float, bool]:
-        """Return the crop's homography, with its roll and mirror. No box: the whole picture."""
+    def square(self, record: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
+        """Return centre (2,) and side of the crop of a body. No box: the whole picture."""
         center, (width, height) = record["center"].astype(np.float64), record["box"]
-        side = BOX_MARGIN * max(height, width / crops.SEEN_WIDTH)
-        if side <= 0:
-            center, side = np.array(size) / 2, max(size[1], size[0] / crops.SEEN_WIDTH)
-        if self.augmentation is None or not self.augmentation.moves:
-            return crops.crop_homography(center, side, self.size), 0.0, False
-        return crops.draw_crop(rng, self.augmentation, self.size, keypoints_2d[:, :2],
-                               crops.SMPL_KEYPOINTS, (center, side), keypoints_2d[:, 2] > 0)
+        if not max(width, height):
+            center, (width, height) = np.array(size) / 2, np.array(size) / BOX_MARGIN
+        return center, BOX_MARGIN * max(height, width / crops.SEEN_WIDTH)
 
     def neural_annot(self, fit: dict) -> dict:
         """Return the columns of a body that NeuralAnnot fitted with SMPL or SMPL-X."""
@@ -564,7 +560,7 @@ class OfficialPeople(KeyedDataset):
         points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # (0, 0, 0) has no pixel
         keypoints_2d = crops.to_pixels(points, K)
         size = image.shape[1], image.shape[0]
-        homography = self.pictures.crop(record, with_confidence(keypoints_2d, known), size, rng)[0]
+        homography = crops.crop_homography(*self.pictures.square(record, size), self.size)
         pose = np.tile(np.eye(3), (55, 1, 1))
         angles = record["pose"] if self.pictures.MODEL == "smplx" else record["pose"][:22]
         pose[:len(angles)] = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()

@@ -318,7 +318,7 @@ class RenderedBodies(RenderedPoses):
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         sample = self.arrays(index)
         if self.augmentation is not None and self.augmentation.moves:
-            sample = crops.augment_body(sample, self.augmentation, rng)[0]
+            sample = crops.crop_body(sample, self.size, self.augmentation, rng)[0]
         sample["image"] = sample["image"].transpose(2, 0, 1)
         valid = crops.inside(sample["keypoints_2d"], self.size, self.size)
         return sample | self.KNOWN | {"keypoints_valid": valid}

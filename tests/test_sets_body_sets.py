@@ -12,7 +12,7 @@ from PIL import Image
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
 from sets.body_sets import ARCTIC, RICH, SMPLX_PARTS, Human36MHMR2
-from sets.crops import to_pixels, transform_points
+from sets.crops import crop_homography, to_pixels, transform_points
 from sets.official import (
     OWN,
     OfficialPeople,
@@ -98,7 +98,7 @@ def test_detections_are_the_files_own_and_truth_is_the_models(folders, models):
     names = bodymodels.JOINT_SETS["smpl45"]
     detector = bodymodels.JOINT_SETS["openpose18"]
     assert {names[place] for place in torch.nonzero(confidence)[:, 0]} <= set(detector)
-    homography, _, _ = dataset.crop(record, None, (54, 96), None)
+    homography = crop_homography(*dataset.square(record, (54, 96)), 32)
     for name in ("left_wrist", "right_knee", "nose"):
         column = content["poses2d"][0][0][:, detector.index(name)]
         place = names.index(name)
@@ -147,8 +147,8 @@ def test_wart_human36m_protocol_2_is_the_frontal_camera(folders):
 def test_wart_spin_scale_is_a_side_over_200(folders):
     """The crop shows the square of 200 * scale pixels around center."""
     dataset = tiny.human36m(folders("h36m"))
-    corners = transform_points(dataset.crop(
-        dataset.records()[0], np.zeros((45, 3)), (50, 50), None)[0], np.array([[5.0, 5], [45, 45]]))
+    corners = transform_points(crop_homography(*dataset.square(dataset.records()[0], (50, 50)), 32),
+                               np.array([[5.0, 5], [45, 45]]))
     np.testing.assert_allclose(corners, [[4, 4], [28, 28]], atol=1e-4)  # of 32, an eighth unseen
     record = dataset.records()[0]
     assert record["keypoints_3d"].shape == (49, 4) and not record["keypoints_3d"][:25].any()
@@ -207,7 +207,7 @@ def test_wart_hmr2_stores_boxes_with_margin_and_19_joints_after_openposes(folder
     pelvis."""
     dataset = tiny.threedpw_hmr2(folders("3dpw-hmr2"))
     for index, side in ((0, 48), (1, 24 / 0.75)):
-        homography, *_ = dataset.crop(dataset.records()[index], None, (50, 50), None)
+        homography = crop_homography(*dataset.square(dataset.records()[index], (50, 50)), 32)
         np.testing.assert_allclose(homography[0, 0], 32 / side, rtol=1e-5)
         np.testing.assert_allclose(homography[:2, :2] @ (25, 25) + homography[:2, 2], 16, atol=1e-4)
     stored = load_arrays(dataset.root / "hmr2_evaluation_data/3dpw_test.npz")["extra_keypoints_3d"]

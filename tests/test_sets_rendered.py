@@ -47,12 +47,11 @@ def test_projected_joints_land_on_the_hand():
     missed = total = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        scene = rendered.sample_scene(rng, 128, 90.0, 180.0)
+        surface, joints, K = rendered.sample_scene(rng, 128, 90.0, 180.0)
         image = np.zeros((128, 128, 3), np.float32)
-        paint_surface(image, scene.surface, rendered.hand_surface().faces, scene.K,
-                      np.ones_like(scene.surface))
+        paint_surface(image, surface, rendered.hand_surface().faces, K, np.ones_like(surface))
         painted = np.pad(image[..., 0] > 0, 2)
-        projected = scene.joints @ scene.K.T
+        projected = joints @ K.T
         pixels = projected[:, :2] / projected[:, 2:]
         for x, y in pixels[inside(pixels, 128, 128) > 0]:
             column, row = int(x) + 2, int(y) + 2

@@ -266,7 +266,7 @@ def test_pictures_move_with_their_labels(seed, x, y):
     person = spotted_person(x, y)
     body = person | {"pose": person["pose"][:24], "keypoints_3d": person["keypoints_3d"][:45],
                      "keypoints_2d": person["keypoints_2d"][:45]}
-    body = crops.augment_body(body, recipe, np.random.default_rng(seed))[0]
+    body = crops.crop_body(body, 64, recipe, np.random.default_rng(seed))[0]
     labels = crops.labelled_person(person, recipe, 64, np.random.default_rng(seed))
     np.testing.assert_allclose(labels["hand_vertices"][:, 5], labels["hand_joints"][:, 5],
                                atol=1e-6)
