@@ -84,7 +84,12 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None,
                     fcntl.lockf(lock, fcntl.LOCK_EX)
             if not is_complete(path, dtype, length):  # nobody finished it while we waited
                 temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
-                _append_records(temporary, dtype, length, chunks)
+                try:
+                    _append_records(temporary, dtype, length, chunks)
+                except BaseException:
+                    if length is None:
+                        temporary.unlink(missing_ok=True)
+                    raise
                 os.replace(temporary, path)
     return np.memmap(path, dtype, "r")
 

@@ -132,6 +132,7 @@ def test_a_damaged_file_is_named(fresh, models, name):
         official_body.cache_clear()  # of ARCTIC's templates
         with pytest.raises(ValueError, match=f"{path.name}.*is not as .* is shipped"):
             opened(name, root, models)
+        assert not [*root.glob("*.part")]
         path.write_bytes(whole)
 
 
