@@ -140,10 +140,9 @@ def official_body(folder: Path, template: Path | None = None, keypoints_only: bo
     template: mesh file whose vertices replace the resting body. keypoints_only: leave out all
     vertices that joints and keypoints do not need.
     """
-    if keypoints_only:
-        return official_body(folder, template, **options).for_keypoints()
     own = {} if template is None else {"v_template": load_vertices(template)}
-    return bodymodels.load_model(folder, **options, **own)
+    model = bodymodels.load_model(folder, **options, **own)
+    return model.for_keypoints() if keypoints_only else model
 
 
 @lru_cache(maxsize=16)

@@ -238,7 +238,8 @@ class RenderedPoses(Rendered):
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
                  version: int = 2, augmentation: str | Augmentation | None = None,
-                 cache: str | os.PathLike | None = None, **settings) -> None:
+                 cache: str | os.PathLike | None = None, more: dict | None = None) -> None:
+        """Open a split. more: settings of a subclass that the pictures depend on."""
         super().__init__(split, size, length, seed, augmentation)
         check_poses(self.length, views, lean, wide)
         if version not in RENDER_VERSIONS:
@@ -247,7 +248,7 @@ class RenderedPoses(Rendered):
         self.views, self.lean, self.wide = float(views), float(lean), float(wide)
         self.version, self.steep = version, STEEP * (version > 1)
         self.dtype = np.dtype(self.fields())
-        settings |= {"wide": self.wide} if wide else {}
+        settings = (more or {}) | ({"wide": self.wide} if wide else {})
         self.open_cache(cache, self.KIND, views=self.views, lean=self.lean, version=version,
                         **settings)
 
@@ -532,9 +533,9 @@ class RenderedPeople(RenderedPoses):
             raise ValueError(f"expected an occlusion rate in 0..1, got {occlusion}")
         self.hand_size = size if hand_size is None else hand_size
         self.occlusion, self.lens_size = float(occlusion), int(lens_size)
-        lens = {"lens_size": self.lens_size} if lens_size != 128 else {}
-        super().__init__(split, size, hand_size=self.hand_size, occlusion=self.occlusion, **lens,
-                         **options)
+        more = {"hand_size": self.hand_size, "occlusion": self.occlusion}
+        more |= {"lens_size": self.lens_size} if lens_size != 128 else {}
+        super().__init__(split, size, more=more, **options)
 
     def fields(self) -> list[tuple]:
         image, K, pose, betas, *others = super().fields()

@@ -323,7 +323,7 @@ def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, times:
 def in_random_crops(keypoints: Tensor) -> Tensor:
     """Project keypoints (B, 45, 3), metres from the pelvis, to crops as pictures have: (B, 45, 2).
 
-    As `sample_transl` of rendered bodies, but for the box, which is that of keypoints with a margin
+    As `place` of rendered bodies, but for the box, which is that of keypoints with a margin
     instead of the surface's.
     """
     count, device = len(keypoints), keypoints.device
