@@ -43,6 +43,7 @@ Conventions of the whole project:
     metrics        metrics.PROTOCOLS names joints, root, alignment, reflection rule and unit
 """
 
+# ruff: noqa: F401  the rest of the house and the notebooks take many names from here
 from __future__ import annotations
 
 import argparse
@@ -60,7 +61,6 @@ from sets.crops import (
     NUM_JOINTS,
     SMPL_KEYPOINTS,
     SMPLX_KEYPOINTS,
-    body_camera,
     crop_homography,
     hand_square,
 )
@@ -82,15 +82,6 @@ from sets.rendered_bodies import RenderedBodies, RenderedPeople
 from sets.samples import Joined, KeyedDataset, Mixed, available_cores, random_generator
 from sets.shards import HaMeRShards, HMRShards
 
-__all__ = [  # what the rest of the house and the notebooks import from here
-    "AMASS", "AUGMENTATIONS", "Augmentation", "DexYCB", "FINGER_SLOTS", "FreiHAND", "GENDERS",
-    "HandPairs", "Joined", "KeyedDataset", "MIXTURES", "MOYO", "Mixed", "MotionPoses", "OFFICIAL",
-    "OfficialPeople", "PALM_NORMAL_UP", "RenderedBodies", "RenderedHands", "RenderedPeople",
-    "available_cores", "body_camera", "crop_homography", "draw_keypoints", "draw_sample",
-    "hand_square", "hand_surface", "hinge_axes", "main", "open_official", "paint_background",
-    "paint_surface", "random_generator", "read_image", "relabelled", "sample_hand_pose", "shade",
-]
-
 RENDERED = {"rendered": RenderedHands, "bodies": RenderedBodies, "people": RenderedPeople}
 OFFICIAL = {
     "freihand": FreiHAND, "dexycb": DexYCB, "interhand": InterHand, "amass": AMASS, "moyo": MOYO,
@@ -101,36 +92,38 @@ OFFICIAL = {
     "rich": body_sets.RICH, "arctic": body_sets.ARCTIC, "ehf": body_sets.EHF}
 
 
-def _shards(reader: str, weights: dict[str, float]) -> dict[tuple[str, str], float]:
-    return {(reader, folder): weight for folder, weight in weights.items()}
-
-
 HMR2_SETS = ("h36m-train", "mpii-train", "coco-train-2014-pruned",
              "coco-train-2014-vitpose-pruned", "mpi-inf-train-pruned",
              "ava-train-midframes-1fps-vitpose", "aic-train-vitpose",
              "insta-train-vitpose-replicate")
-PEOPLE_SETS = (("h36m-smplx", "h36m"), ("rich", "rich"), ("bedlam", "bedlam"))
+PEOPLE_SETS = {("h36m-smplx", "h36m"): 1.0, ("rich", "rich"): 1.0, ("bedlam", "bedlam"): 1.0}
+
+
+def shards(reader: str, folders: Sequence[str], *weights: float) -> dict[tuple[str, str], float]:
+    """Return the weights of a mixture of tar shards."""
+    return {(reader, folder): weight for folder, weight in zip(folders, weights, strict=True)}
+
+
 # {name: {(data set, its folder below the root): weight}}
 MIXTURES: dict[str, dict[tuple[str, str], float]] = {
     # GenHMR's "SD" with HMR2.0a's weights
-    "genhmr-sd": _shards("hmr2-tars", {"h36m-train": 0.3, "mpii-train": 0.1,
-                                       "mpi-inf-train-pruned": 0.2, "coco-train-2014-pruned": 0.4}),
+    "genhmr-sd": shards("hmr2-tars", ("h36m-train", "mpii-train", "mpi-inf-train-pruned",
+                                      "coco-train-2014-pruned"), 0.3, 0.1, 0.2, 0.4),
     # "ITW" with HMR2.0b's weights, and "BL" with TokenHMR's. The paper's text has more data as the
     # better; its Table 7 has 58.6 mm for SD + ITW on 3DPW, its Table 1 54.7 for SD alone
-    "genhmr-itw": _shards("hmr2-tars", dict(zip(HMR2_SETS, (
-        0.1, 0.1, 0.1, 0.1, 0.02, 0.19, 0.19, 0.2), strict=True))),
-    "genhmr-bl": _shards("hmr2-tars", dict(zip(HMR2_SETS, (
-        0.1, 0.1, 0.1, 0.1, 0.04, 0.13, 0.13, 0.12), strict=True))) | {("bedlam", "bedlam"): 0.18},
+    "genhmr-itw": shards("hmr2-tars", HMR2_SETS, 0.1, 0.1, 0.1, 0.1, 0.02, 0.19, 0.19, 0.2),
+    "genhmr-bl": shards("hmr2-tars", HMR2_SETS, 0.1, 0.1, 0.1, 0.1, 0.04, 0.13, 0.13, 0.12) | {
+        ("bedlam", "bedlam"): 0.18},
     # HMR-Adapter's, with samples as of RenderedPeople; equal weights are our choice. Its hands come
     # from the sets of bodies and from two sets of hands
-    "hmr-adapter-body": dict.fromkeys(PEOPLE_SETS, 1.0),
-    "hmr-adapter-hands": dict.fromkeys((*PEOPLE_SETS, ("freihand", "freihand"),
-                                        ("interhand", "interhand")), 1.0),
+    "hmr-adapter-body": PEOPLE_SETS,
+    "hmr-adapter-hands": PEOPLE_SETS | {("freihand", "freihand"): 1.0,
+                                        ("interhand", "interhand"): 1.0},
     # HaMeR's
-    "hamer": _shards("hamer-tars", {
-        "freihand-train": 0.25, "interhand26m-train": 0.25, "mtc-train": 0.1, "cocow-train": 0.1,
-        "rhd-train": 0.05, "halpe-train": 0.05, "mpiinzsl-train": 0.05, "ho3d-train": 0.05,
-        "h2o3d-train": 0.05, "dex-train": 0.05}),
+    "hamer": shards("hamer-tars", (
+        "freihand-train", "interhand26m-train", "mtc-train", "cocow-train", "rhd-train",
+        "halpe-train", "mpiinzsl-train", "ho3d-train", "h2o3d-train", "dex-train"),
+        0.25, 0.25, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05),
 }
 PEOPLE_MIXTURES = ("hmr-adapter-body", "hmr-adapter-hands")  # their samples have crops of hands
 
@@ -160,8 +153,6 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
     kind = OFFICIAL[name]
     if issubclass(kind, MotionCapture):
         return kind(root, split, seed=seed, cache=cache)
-    if kind is FreiHAND and split == "train":
-        split = "training"
     options |= {"seed": seed, "cache": cache, "models": models}
     if not hand_size:
         return kind(root, split, size, augmentation=augmentation, **options)
@@ -173,8 +164,8 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
                           detail=detail)
 
 
-FINGER_COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
-HAND_CHAINS = tuple((0, *range(1 + 4 * finger, 5 + 4 * finger)) for finger in range(5))
+COLORS = ((230, 60, 60), (240, 170, 40), (70, 190, 80), (60, 140, 240), (190, 90, 220))
+FINGERS = [(0, *range(1 + 4 * finger, 5 + 4 * finger)) for finger in range(5)]
 LIMBS = (
     "left_hip left_knee left_ankle left_foot left_big_toe",
     "right_hip right_knee right_ankle right_foot right_big_toe",
@@ -189,40 +180,29 @@ def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
 
     keypoints (J, 2): pixels in the order "hand21", "smpl45" or "smplx76".
     """
-    chains = HAND_CHAINS
-    if len(keypoints) > NUM_JOINTS:
-        names = SMPL_KEYPOINTS if len(keypoints) == len(SMPL_KEYPOINTS) else SMPLX_KEYPOINTS
-        chains = [[names.index(name) for name in limb.split() if name in names] for limb in LIMBS]
+    names = SMPL_KEYPOINTS if len(keypoints) == len(SMPL_KEYPOINTS) else SMPLX_KEYPOINTS
+    chains = FINGERS if len(keypoints) == NUM_JOINTS else [
+        [names.index(name) for name in limb.split() if name in names] for limb in LIMBS]
     side = image.shape[0] * zoom
     picture = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
-    points = [tuple(point) for point in (keypoints * zoom).tolist()]
-    for chain, color in zip(chains, FINGER_COLORS, strict=True):
-        for start, end in zip(chain, chain[1:], strict=False):
-            if valid[start] and valid[end]:
-                draw.line([points[start], points[end]], color, width=2)
-        for joint in chain:
-            if valid[joint]:
-                x, y = points[joint]
-                draw.ellipse((x - 3, y - 3, x + 3, y + 3), color)
+    for chain, color in zip(chains, COLORS, strict=True):
+        points = [tuple(zoom * keypoints[joint]) for joint in chain if valid[joint]]
+        draw.line(points, color, width=2)
+        for x, y in points:
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), color)
     return np.asarray(picture)
 
 
 def draw_sample(sample: dict[str, Tensor]) -> np.ndarray:
     """Draw a sample's picture with its keypoints; people have their hands beside them."""
-    picture = draw_keypoints(sample["image"].permute(1, 2, 0).numpy(),
-                             sample["keypoints_2d"].numpy(), sample["keypoints_valid"].numpy())
-    if "hand_images" not in sample:
-        return picture
-    zoom = len(picture) / sample["image"].shape[1]
-    canvas = Image.fromarray(picture)
-    for x, y, width, height in (zoom * sample["hand_boxes"]).tolist():
-        ImageDraw.Draw(canvas).rectangle((x, y, x + width, y + height), outline="white")
-    tiles = [np.asarray(canvas)]
-    for image, keypoints in zip(sample["hand_images"], sample["hand_keypoints_2d"], strict=True):
-        hand = draw_keypoints(image.permute(1, 2, 0).numpy(), keypoints.numpy(),
-                              np.ones(NUM_JOINTS))
-        tiles.append(np.asarray(Image.fromarray(hand).resize(canvas.size)))
+    arrays = {name: value.numpy() for name, value in sample.items()}
+    tiles = [draw_keypoints(arrays["image"].transpose(1, 2, 0), arrays["keypoints_2d"],
+                            arrays["keypoints_valid"])]
+    for image, keypoints in zip(arrays.get("hand_images", ()), arrays.get("hand_keypoints_2d", ()),
+                                strict=True):
+        hand = draw_keypoints(image.transpose(1, 2, 0), keypoints, np.ones(NUM_JOINTS))
+        tiles.append(np.asarray(Image.fromarray(hand).resize(tiles[0].shape[:2])))
     return np.concatenate(tiles, 1)
 
 

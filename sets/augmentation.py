@@ -35,21 +35,13 @@ class Augmentation:
         return (self.center_jitter, self.scale, self.rotation, self.draws == "simplehand",
                 self.flip, self.extreme) != (0.0, (1.0, 1.0), 0.0, False, 0.0, 0.0)
 
-    def draw_roll(self, rng: np.random.Generator) -> float:
-        """Draw an in-plane rotation in radians.
-
-        SimpleHand's code draws N(0, 90) clipped to +-180, meant as degrees, and passes it to cos
-        and sin as radians. The result is nearly uniform over the circle; 4.6 % are +-180 rad.
-        """
-        if self.draws == "simplehand":
-            return float(np.clip(rng.normal(0, 90), -180, 180))
-        return float(np.deg2rad(rng.uniform(-self.rotation, self.rotation)))
-
     def draw_motion(self, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
         """Draw the shift of the centre (2,) in box widths, the factor of the side, and the roll.
 
         HMR2.0 draws shift and scale from a normal distribution clipped at one deviation, which is
         the range. It turns 60 % of the pictures, by a normal distribution clipped at two.
+        SimpleHand's code draws the roll from N(0, 90) clipped to +-180, meant as degrees, and
+        passes it to cos and sin as radians: nearly uniform over the circle; 4.6 % are +-180 rad.
         """
         if self.draws == "hmr2":
             low, high = self.scale
@@ -58,7 +50,10 @@ class Augmentation:
             return (shift * self.center_jitter, (low + high + (high - low) * normal) / 2,
                     float(np.deg2rad(turn * self.rotation)))
         shift = rng.uniform(-self.center_jitter, self.center_jitter, 2)
-        return shift, rng.uniform(*self.scale), self.draw_roll(rng)
+        scale = rng.uniform(*self.scale)
+        if self.draws == "simplehand":
+            return shift, scale, float(np.clip(rng.normal(0, 90), -180, 180))
+        return shift, scale, float(np.deg2rad(rng.uniform(-self.rotation, self.rotation)))
 
     def recolor(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Apply gain, brightness and contrast to (3, S, S) uint8, then what photographs have."""

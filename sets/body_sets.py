@@ -38,29 +38,26 @@ class ThreeDPW(official.Pictures):
     def rows(self) -> Iterator[dict]:
         for path in self.first_sources():
             content = safe_unpickle(self.file(path))
-            for person in range(len(content["genders"])):
-                yield self._person(path.stem, content, person)
-
-    @staticmethod
-    def _person(sequence: str, content: dict, person: int) -> dict:
-        detected = content["poses2d"][person].swapaxes(1, 2)  # (N, 18, 3)
-        kept = np.flatnonzero((content["campose_valid"][person] > 0)
-                              & (detected[..., 2] > 0).any(1))
-        detected, motion = detected[kept], content["cam_poses"][kept, :3]
-        R, t = motion[..., :3], motion[..., 3]
-        detected = official.with_confidence(detected[..., :2], detected[..., 2])
-        joints = content["jointPositions"][person].reshape(-1, 24, 3)[kept] @ R.swapaxes(1, 2)
-        keypoints_3d = np.zeros((len(kept), 45, 4))
-        keypoints_3d[:, :24] = official.with_confidence(joints + t[:, None])
-        pose = content["poses"][person].reshape(-1, 24, 3)[kept]
-        pose[:, 0] = official.rotate_root(R, pose[:, 0])
-        return PLACED | official.boxes_around(detected) | {
-            "image": [f"imageFiles/{sequence}/image_{frame:05d}.jpg" for frame in kept],
-            "K": content["cam_intrinsics"], "pose": pose, "keypoints_3d": keypoints_3d,
-            "keypoints_2d": official.relabelled(detected, "openpose18", "smpl45"),
-            "betas": content["betas"][person][:10], "transl": content["trans"][person][kept],
-            "world_to_camera": motion, "gender": "nmf".index(content["genders"][person][0]),
-            "person": person, "frame": kept, "sequence": sequence}
+            for person, gender in enumerate(content["genders"]):
+                detected = content["poses2d"][person].swapaxes(1, 2)  # (N, 18, 3)
+                kept = np.flatnonzero((content["campose_valid"][person] > 0)
+                                      & (detected[..., 2] > 0).any(1))
+                detected, motion = detected[kept], content["cam_poses"][kept, :3]
+                detected = official.with_confidence(detected[..., :2], detected[..., 2])
+                R, t = motion[..., :3], motion[..., 3]
+                joints = content["jointPositions"][person].reshape(-1, 24, 3)[kept]
+                keypoints_3d = np.zeros((len(kept), 45, 4))
+                keypoints_3d[:, :24] = official.with_confidence(
+                    joints @ R.swapaxes(1, 2) + t[:, None])
+                pose = content["poses"][person].reshape(-1, 24, 3)[kept]
+                pose[:, 0] = official.rotate_root(R, pose[:, 0])
+                yield PLACED | official.boxes_around(detected) | {
+                    "image": [f"imageFiles/{path.stem}/image_{frame:05d}.jpg" for frame in kept],
+                    "K": content["cam_intrinsics"], "pose": pose, "keypoints_3d": keypoints_3d,
+                    "keypoints_2d": official.relabelled(detected, "openpose18", "smpl45"),
+                    "betas": content["betas"][person][:10], "person": person,
+                    "transl": content["trans"][person][kept], "world_to_camera": motion,
+                    "gender": "nmf".index(gender[0])}
 
 
 class ThreeDPWMoon(official.Pictures):
@@ -84,8 +81,7 @@ class ThreeDPWMoon(official.Pictures):
             yield official.xywh_box(item["bbox"]) | {
                 "image": f"imageFiles/{picture['sequence']}/{picture['file_name']}",
                 "K": official.intrinsics(camera["focal"], camera["princpt"]),
-                "person": item["id"], "sequence": picture["sequence"],
-                "image_size": (picture["width"], picture["height"])
+                "person": item["id"], "image_size": (picture["width"], picture["height"])
             } | self.neural_annot(item["smpl_param"])
 
 
@@ -109,8 +105,7 @@ class ThreeDPWHMR2(official.Pictures):
         flat, solid = (np.concatenate([
             arrays.get(f"{part}_keypoints_{size - 1}d", np.zeros((count, joints, size)))
             for part, joints in (("body", 25), ("extra", 19))], 1) for size in (3, 4))
-        yield {"image": names, "center": arrays["center"], "frame": np.arange(count),
-               "box": np.broadcast_to(box, (count, 2)),
+        yield {"image": names, "center": arrays["center"], "box": np.broadcast_to(box, (count, 2)),
                "keypoints_2d": official.with_confidence(flat[..., :2], flat[..., 2]),
                "keypoints_3d": official.with_confidence(solid[..., :3], solid[..., 3])}
 
@@ -150,9 +145,8 @@ class EMDB(official.Pictures):
                 "center": (low + high) / 2, "box": high - low, "K": camera["intrinsics"],
                 "keypoints_2d": official.with_confidence(content["kp2d"][kept]),
                 "pose": np.concatenate([root, body["poses_body"][kept]], 1).reshape(-1, 24, 3),
-                "betas": body["betas"][:10], "transl": body["trans"][kept], "frame": kept,
-                "world_to_camera": motion, "gender": official.GENDERS.index(content["gender"]),
-                "sequence": content["name"]}
+                "betas": body["betas"][:10], "transl": body["trans"][kept],
+                "world_to_camera": motion, "gender": official.GENDERS.index(content["gender"])}
 
 
 class Human36M(official.Pictures):
@@ -174,7 +168,7 @@ class Human36M(official.Pictures):
         kept = [index for index, name in enumerate(names) if ".60457274" in name]
         side = np.asarray(scale[kept], np.float64) * 200 / official.BOX_MARGIN
         part, solid = (np.pad(points[kept], ((0, 0), (25, 0), (0, 0))) for points in (part, solid))
-        yield {"image": [names[index] for index in kept], "center": center[kept], "frame": kept,
+        yield {"image": [names[index] for index in kept], "center": center[kept],
                "box": np.stack([side, side], 1), "keypoints_3d": solid,
                "keypoints_2d": official.with_confidence(part[..., :2], part[..., 2])}
 
@@ -198,28 +192,25 @@ class Human36MSMPLX(official.Pictures):
     def rows(self) -> Iterator[dict]:
         sources = [paths[0] for paths in self.sources.values()]
         for first in range(0, len(sources), 4):
-            data, cameras, joints, fits = map(self.json, sources[first:first + 4])
+            data, cameras, *trees = map(self.json, sources[first:first + 4])
             pictures = {item["id"]: item for item in data["images"]}
             for item in data["annotations"]:
                 picture = pictures[item["image_id"]]
-                action, part, frame = (str(picture[f"{kind}_idx"])
-                                       for kind in ("action", "subaction", "frame"))
                 if picture["frame_idx"] % self.STRIDE == 0:
-                    known = (tree.get(action, {}).get(part, {}).get(frame)
-                             for tree in (joints, fits))
-                    yield self._person(item, picture, cameras[str(picture["cam_idx"])], *known)
+                    action, part, frame = (str(picture[f"{kind}_idx"])
+                                           for kind in ("action", "subaction", "frame"))
+                    joints, fit = (tree.get(action, {}).get(part, {}).get(frame) for tree in trees)
+                    yield official.xywh_box(item["bbox"]) | self._person(
+                        picture, cameras[str(picture["cam_idx"])], joints, fit)
 
-    def _person(self, item: dict, picture: dict, camera: dict, world: list | None,
-                fit: dict | None) -> dict:
+    def _person(self, picture: dict, camera: dict, joints: list | None, fit: dict | None) -> dict:
         R, t = np.array(camera["R"]), np.array(camera["t"]) / 1000
         K = official.intrinsics(camera["f"], camera["c"])
-        row = official.xywh_box(item["bbox"]) | {
-            "image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
-            "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
-            "sequence": Path(picture["file_name"]).parent.name,
-            "world_to_camera": np.column_stack([R, t])}
-        if world is not None:
-            points = np.array(world) / 1000 @ R.T + t
+        row = {"image": f"images/{picture['file_name']}", "K": K, "person": picture["subject"],
+               "image_size": (picture["width"], picture["height"]),
+               "world_to_camera": np.column_stack([R, t])}
+        if joints is not None:
+            points = np.array(joints) / 1000 @ R.T + t
             row |= {"keypoints_3d": official.with_confidence(points),
                     "keypoints_2d": official.with_confidence(to_pixels(points, K))}
         if fit is not None:
@@ -266,7 +257,7 @@ class BEDLAM(official.Pictures):
                     "keypoints_2d": official.with_confidence(points[kept]), "has_hands": 1,
                     "pose": pose[kept].reshape(-1, 55, 3), "betas": betas,
                     "transl": transl[kept] + cam_ext[kept, :3, 3],
-                    "person": kept, "sequence": path.stem}
+                    "person": kept}
 
 
 class RICH(official.Pictures):
@@ -300,12 +291,13 @@ class RICH(official.Pictures):
             cameras = {int(view): self._camera(scene, int(view))
                        for view in meta["view_id"].split(",")}
             for path in frames:
-                body = load_arrays(self.file(path))
-                for view, (motion, K) in cameras.items():
-                    yield self._person(path, body, genders[str(int(path.stem))], motion, K) | {
+                body, gender = load_arrays(self.file(path)), genders[str(int(path.stem))]
+                for view, camera in cameras.items():
+                    yield PLACED | self._body(body, gender, *camera) | {
                         "image": [f"images/{self.split}/{sequence}/cam_{view:02d}/"
                                   f"{path.parent.name}_{view:02d}.{extensions[scene]}"],
-                        "sequence": sequence}
+                        "has_hands": 1, "gender": official.GENDERS.index(gender),
+                        "person": int(path.stem)}
 
     def _camera(self, scene: str, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Return world to camera (3, 4), and K (3, 3)."""
@@ -314,20 +306,16 @@ class RICH(official.Pictures):
         return tuple(np.array(tree.find(f"{name}/data").text.split(), np.float64).reshape(shape)
                      for name, shape in (("CameraMatrix", (3, 4)), ("Intrinsics", (3, 3))))
 
-    def _person(self, path: Path, body: dict, gender: str, motion: np.ndarray, K: np.ndarray
-                ) -> dict:
+    def _body(self, body: dict, gender: str, motion: np.ndarray, K: np.ndarray) -> dict:
         vector = np.concatenate([np.reshape(body[name], -1) for name in SMPLX_PARTS])[None]
         self.require_models("keypoints")
         pose = self.absolute(vector, gender)
         pose[:, 0] = official.rotate_root(motion[:, :3], pose[:, 0])
         portrait = K[1, 2] > K[0, 2]
-        return PLACED | self.with_model_keypoints(
+        return self.with_model_keypoints(
             {"pose": pose, "betas": np.reshape(body["betas"], (1, 10)),
-             "transl": np.reshape(body["transl"], (1, 3)), "world_to_camera": motion, "K": K},
-            gender) | {
-            "has_hands": 1, "image_size": self.PICTURE_SIZE[::-1 if portrait else 1],
-            "gender": official.GENDERS.index(gender), "person": int(path.stem),
-            "frame": int(path.parent.name)}
+             "transl": np.reshape(body["transl"], (1, 3)), "world_to_camera": motion, "K": K,
+             "image_size": self.PICTURE_SIZE[::-1 if portrait else 1]}, gender)
 
 
 class ARCTIC(official.Pictures):
@@ -351,36 +339,30 @@ class ARCTIC(official.Pictures):
     TRIM = 10  # pictures at either end
 
     def rows(self) -> Iterator[dict]:
-        misc = self.json("meta/misc.json")
+        everybody = self.json("meta/misc.json")
         for name in sorted(self.json("splits_json/protocol_p1.json")[self.split]):
             subject, sequence = name.split("/")
+            misc, template = everybody[subject], f"meta/subject_vtemplates/{subject}.obj"
             body = load_arrays(self.file(f"raw_seqs/{subject}/{sequence}.smplx.npy"))
-            pose = np.concatenate([np.reshape(body[part], (len(body["transl"]), -1))
-                                   for part in SMPLX_PARTS], 1).reshape(-1, 55, 3)
-            pictures = np.arange(self.TRIM, len(pose) - self.TRIM, self.INTERVAL)
-            frames = pictures - misc[subject]["ioi_offset"]
-            finite = np.isfinite(pose).all((1, 2)) & np.isfinite(body["transl"]).all(1)
+            poses = np.concatenate([np.reshape(body[part], (len(body["transl"]), -1))
+                                    for part in SMPLX_PARTS], 1).reshape(-1, 55, 3)
+            frames = np.arange(self.TRIM, len(poses) - self.TRIM, self.INTERVAL)
+            frames = frames - misc["ioi_offset"]
+            finite = np.isfinite(poses).all((1, 2)) & np.isfinite(body["transl"]).all(1)
             frames = frames[(frames >= 0) & finite[frames]]
+            self.file(template)
             for view in range(1, 9) if len(frames) else ():
-                yield self._view(misc[subject], subject, sequence, view, frames,
-                                 pose[frames].astype(np.float64), body["transl"][frames])
-
-    def _view(self, misc: dict, subject: str, sequence: str, view: int, frames: np.ndarray,
-              pose: np.ndarray, transl: np.ndarray) -> dict:
-        motion = np.array(misc["world2cam"][view - 1], np.float64)[:3]
-        pose[:, 0] = official.rotate_root(motion[:, :3], pose[:, 0])
-        template, gender = f"meta/subject_vtemplates/{subject}.obj", misc["gender"]
-        self.file(template)
-        columns = self.with_model_keypoints(
-            {"pose": pose, "betas": np.zeros((1, 10)), "transl": transl,
-             "world_to_camera": motion, "K": np.array(misc["intris_mat"][view - 1])},
-            gender, template)
-        return columns | {
-            "image": [f"images/{subject}/{sequence}/{view}/{frame + misc['ioi_offset']:05d}.jpg"
-                      for frame in frames], "image_size": misc["image_size"][view],
-            "betas": np.zeros(10), "has_pose": 1, "has_hands": 1, "has_transl": 1, "frame": frames,
-            "mesh": template, "gender": official.GENDERS.index(gender), "person": view,
-            "sequence": f"{subject}/{sequence}"}
+                motion = np.array(misc["world2cam"][view - 1], np.float64)[:3]
+                pose = poses[frames].astype(np.float64)
+                pose[:, 0] = official.rotate_root(motion[:, :3], pose[:, 0])
+                columns = {"pose": pose, "betas": np.zeros(10), "transl": body["transl"][frames],
+                           "world_to_camera": motion, "K": np.array(misc["intris_mat"][view - 1])}
+                yield self.with_model_keypoints(columns, misc["gender"], template) | {
+                    "image": [f"images/{name}/{view}/{frame + misc['ioi_offset']:05d}.jpg"
+                              for frame in frames], "image_size": misc["image_size"][view],
+                    "has_pose": 1, "has_hands": 1, "has_transl": 1,
+                    "mesh": template, "gender": official.GENDERS.index(misc["gender"]),
+                    "person": view}
 
 
 class EHF(official.Pictures):
@@ -401,7 +383,12 @@ class EHF(official.Pictures):
 
     def rows(self) -> Iterator[dict]:
         R = bodymodels.axis_angle_to_matrix(torch.tensor(self.ROTATION, dtype=torch.float64))
-        motion, boxes = np.column_stack([R.numpy(), self.TRANSLATION]), self._boxes()
+        boxes = {}  # of SMPLer-X's file, by the number of the picture
+        for path in self.sources["EHF.json"]:
+            content = self.json(path)
+            names = {item["id"]: Path(item["file_name"]).name for item in content["images"]}
+            boxes |= {int(names[item["image_id"]].partition("_")[0]):
+                      official.xywh_box(item["body_bbox"]) for item in content["annotations"]}
         for path in sorted(self.sources["*_align.ply"], key=lambda path: int(path.name[:-10])):
             number = path.name[:-10]
             load_vertices(self.file(path))  # so that a damaged one is reported now
@@ -411,29 +398,15 @@ class EHF(official.Pictures):
             extension = "jpg" if (self.root / f"{number}_img.jpg").is_file() else "png"
             yield official.boxes_around(keypoints) | {
                 "image": f"{number}_img.{extension}", "K": self.K, "keypoints_2d": keypoints,
-                "world_to_camera": motion, "mesh": path.name, "frame": int(number)
-            } | boxes.get(int(number), {})
-
-    def _boxes(self) -> dict[int, dict[str, np.ndarray]]:
-        """Return the boxes of SMPLer-X's file by the number of the picture."""
-        if "EHF.json" not in self.sources:
-            return {}
-        content = self.json("EHF.json")
-        names = {item["id"]: item["file_name"] for item in content["images"]}
-        return {int(names[item["image_id"]].rpartition("/")[2].partition("_")[0]):
-                official.xywh_box(item["body_bbox"]) for item in content["annotations"]}
-
-    def vertices(self, record: np.ndarray) -> np.ndarray:
-        """Return a record's true mesh (V, 3) in metres, in the camera's frame."""
-        vertices = load_vertices(self.root / record["mesh"].decode())
-        motion = record["world_to_camera"]
-        return vertices @ motion[:, :3].T + motion[:, 3]
+                "world_to_camera": np.column_stack([R.numpy(), self.TRANSLATION]),
+                "mesh": path.name} | boxes.get(int(number), {})
 
     def posed(self, record: np.ndarray, keypoints_only: bool = False
               ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
-        """Return the true mesh, with the joints that SMPL-X's regressor takes from it."""
-        model = self.body()
-        vertices = torch.from_numpy(self.vertices(record))[None]
+        """Return the true mesh in the camera's frame, with the joints of SMPL-X's regressor."""
+        model, motion = self.body(), record["world_to_camera"]
+        vertices = load_vertices(self.root / record["mesh"].decode())
+        vertices = torch.from_numpy(vertices @ motion[:, :3].T + motion[:, 3])[None]
         unknown = torch.full((1, len(model.parents), 4, 4), torch.nan)
         return (bodymodels.BodyOutput(vertices, model.J_regressor @ vertices, unknown), model,
                 torch.zeros(3))

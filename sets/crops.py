@@ -43,8 +43,6 @@ def crop_homography(center: Sequence[float], side: float, size: int, *, roll: fl
 
     `roll` turns the content clockwise, in radians; `mirror` then swaps left and right.
     """
-    if side <= 0 or size <= 0:
-        raise ValueError(f"a crop needs a positive box side and size, got {side} and {size}")
     to_origin = np.array([[1, 0, -center[0]], [0, 1, -center[1]], [0, 0, 1]], np.float64)
     scale = size / side
     to_crop = np.array([[scale, 0, size / 2], [0, scale, size / 2], [0, 0, 1]], np.float64)
@@ -62,8 +60,6 @@ def perspective_crop(K: np.ndarray, center: Sequence[float], box: Sequence[float
     the bounding box of the four rotated corners, and fx and fy keep their ratio. Pixel centres are
     at integers, so that a mirrored pixel moves from x to size - 1 - x.
     """
-    if min(box) <= 0 or size <= 0:
-        raise ValueError(f"a crop needs a positive box and size, got {tuple(box)} and {size}")
     K = np.asarray(K, np.float64)
     inverse = np.linalg.inv(K)
     turn = rotation_to_axis(inverse @ (*center, 1.0))
@@ -272,25 +268,33 @@ def body_camera(size: int) -> np.ndarray:
     return np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
 
 
-def draw_crop(rng: np.random.Generator, recipe: Augmentation, size: int, keypoints: np.ndarray,
-              names: Sequence[str], box: tuple[np.ndarray, float] | None = None,
-              known: np.ndarray | None = None) -> tuple[np.ndarray, float, bool]:
-    """Draw a crop of a body's picture; return its homography, roll and mirror.
+def crop_body(sample: dict[str, np.ndarray], size: int, recipe: Augmentation | None,
+              rng: np.random.Generator, square: tuple[np.ndarray, float] | None = None,
+              known: np.ndarray | None = None, joints: str = "smpl24",
+              keypoint_set: str = "smpl45"
+              ) -> tuple[dict[str, np.ndarray], np.ndarray, float, bool]:
+    """Crop the picture (H, W, 3) of a body as a recipe draws it, and move its labels along.
 
-    box: centre and side of the crop without augmentation; by default the whole picture, size x
+    square: centre and side of the crop without augmentation; by default the whole picture, size x
     size. known: which keypoints (J,) are known, by default all; a part of the body needs three.
+    Returns the sample, and homography, roll and mirror of the crop.
     """
-    center, side = (np.array([size, size]) / 2, float(size)) if box is None else box
-    if rng.random() < recipe.extreme:
-        part = [joint for joint in draw_body_part(rng, names) if known is None or known[joint]]
-        if len(part) > 2:
-            least = side / 8
-            center, side = body_box(keypoints[part])
-            side = max(1.2 * side, least)
-    shift, scale, roll = recipe.draw_motion(rng)
-    mirror = bool(rng.random() < recipe.flip)
-    return crop_homography(center + shift * side, side * scale, size, roll=roll,
-                           mirror=mirror), roll, mirror
+    center, side = (np.array([size, size]) / 2, float(size)) if square is None else square
+    roll, mirror = 0.0, False
+    if recipe is not None and recipe.moves:
+        if rng.random() < recipe.extreme:
+            part = [joint for joint in draw_body_part(rng, bodymodels.JOINT_SETS[keypoint_set])
+                    if known is None or known[joint]]
+            if len(part) > 2:
+                least = side / 8
+                center, side = body_box(sample["keypoints_2d"][part])
+                side = max(1.2 * side, least)
+        shift, scale, roll = recipe.draw_motion(rng)
+        mirror = bool(rng.random() < recipe.flip)
+        center, side = center + shift * side, side * scale
+    homography = crop_homography(center, side, size, roll=roll, mirror=mirror)
+    moved = move_body(sample, homography, roll, mirror, joints, keypoint_set)
+    return moved | {"image": warp(sample["image"], homography, size)}, homography, roll, mirror
 
 
 def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float, mirror: bool,
@@ -313,19 +317,6 @@ def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float
     camera = homography @ sample["K"] @ np.linalg.inv(roll_and_mirror(roll, mirror))
     return sample | {"pose": pose, "keypoints_3d": keypoints, "keypoints_2d": keypoints_2d,
                      "K": camera, "transl": keypoints[0] - rest_root}
-
-
-def augment_body(sample: dict[str, np.ndarray], recipe: Augmentation, rng: np.random.Generator,
-                 joints: str = "smpl24", keypoint_set: str = "smpl45"
-                 ) -> tuple[dict[str, np.ndarray], float, bool]:
-    """Crop the picture (S, S, 3) of a body again by a recipe, and move its labels along.
-
-    Returns the sample, and roll and mirror of the crop.
-    """
-    size, names = len(sample["image"]), bodymodels.JOINT_SETS[keypoint_set]
-    homography, roll, mirror = draw_crop(rng, recipe, size, sample["keypoints_2d"], names)
-    moved = move_body(sample, homography, roll, mirror, joints, keypoint_set)
-    return moved | {"image": warp(sample["image"], homography, size)}, roll, mirror
 
 
 SMPLX_JOINTS, SMPLX_KEYPOINTS = bodymodels.JOINT_SETS["smplx55"], bodymodels.JOINT_SETS["smplx76"]
@@ -378,20 +369,17 @@ def augment_person(sample: dict[str, np.ndarray], recipe: Augmentation,
 
     All turn by the same angle; each has its own shift and scale. Mirroring exchanges the hands.
     """
-    moved, roll, mirror = augment_body(sample, recipe, rng, "smplx55", "smplx76")
-    hands = [move_hand({name: sample[name][hand] for name in sample if name.startswith("hand_")},
-                       turn, recipe, rng) for hand, turn in enumerate((roll, -roll))]
+    moved, _, roll, mirror = crop_body(sample, len(sample["image"]), recipe, rng,
+                                       joints="smplx55", keypoint_set="smplx76")
+    size, hands = sample["hand_images"].shape[1], []
+    for hand, angle in enumerate((roll, -roll)):
+        turn = roll_and_mirror(angle, False)
+        shift, scale, _ = recipe.draw_motion(rng)
+        center = size * (0.5 + recipe.hand_jitter * shift)
+        homography = crop_homography(center, size * scale, size, roll=angle)
+        hands.append({"hand_images": warp(sample["hand_images"][hand], homography, size),
+                      "hand_vertices": sample["hand_vertices"][hand] @ turn.T,
+                      "hand_K": homography @ sample["hand_K"][hand] @ turn.T,
+                      "hand_visible": sample["hand_visible"][hand]})
     hands = hands[::-1] if mirror else hands
     return moved | {name: np.stack([hand[name] for hand in hands]) for name in hands[0]}
-
-
-def move_hand(hand: dict[str, np.ndarray], roll: float, recipe: Augmentation,
-              rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Turn a hand's crop (H, H, 3) by `roll`; draw its shift and scale from the recipe."""
-    size, turn = len(hand["hand_images"]), roll_and_mirror(roll, False)
-    shift, scale, _ = recipe.draw_motion(rng)
-    center = size * (0.5 + recipe.hand_jitter * shift)
-    homography = crop_homography(center, size * scale, size, roll=roll)
-    return hand | {"hand_images": warp(hand["hand_images"], homography, size),
-                   "hand_vertices": hand["hand_vertices"] @ turn.T,
-                   "hand_K": homography @ hand["hand_K"] @ turn.T}

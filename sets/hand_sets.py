@@ -29,63 +29,54 @@ class FreiHAND(official.Pictures):
     less than the error of the annotation. Joints are the stored xyz, not regressed ones.
     """
 
-    SPLITS = {"training": "training", "evaluation": "evaluation"}
+    SPLITS = {"train": "training", "evaluation": "evaluation"}
     SOURCES = ("{split}_K.json", "{split}/rgb/")
+    OPTIONAL = ("{split}_xyz.json", "{split}_verts.json", "{split}_mano.json")
     JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
+    FIELDS = [("vertices", np.float32, (NUM_VERTICES, 3))]
     HOME = "freihand.informatik.uni-freiburg.de"
-    BACKGROUNDS = 4
-    SHAPES = {"xyz": (NUM_JOINTS, 3), "verts": (NUM_VERTICES, 3), "mano": (1, 61)}
-
-    def find_sources(self) -> dict[str, list[Path]]:
-        sources = super().find_sources()
-        for name in self.SHAPES:
-            path = self.root / f"{self.split}_{name}.json"
-            if path.is_file():
-                sources[name] = [path]
-            elif self.split == "training" and name != "mano":
-                raise self.missing(path)
-        self.dtype = np.dtype([*self.dtype.descr, ("vertices", np.float32, self.SHAPES["verts"])])
-        return sources
+    BACKGROUNDS = {"train": 4, "evaluation": 1}
 
     def rows(self) -> Iterator[dict]:
-        K = self._numbers("K", (3, 3))
-        numbers = {name: self._numbers(name, shape) for name, shape in self.SHAPES.items()
-                   if name in self.sources}
-        if any(len(values) != len(K) for values in numbers.values()):
-            raise ValueError(f"the lists K, {', '.join(numbers)} have different lengths: the files "
-                             "do not belong together")
-        columns = {"image": [f"{self.split}/rgb/{number:08d}.jpg" for number in range(len(K))],
-                   "side": 1, "K": K}
-        if "xyz" in numbers:
-            columns["keypoints_3d"] = official.with_confidence(numbers["xyz"])
-            columns["keypoints_2d"] = official.with_confidence(to_pixels(numbers["xyz"], K))
-        if "verts" in numbers:
-            columns["vertices"] = numbers["verts"]
-        if "mano" in numbers:
-            mano = numbers["mano"][:, 0]
-            columns |= {"betas": mano[:, 48:58], "has_betas": 1}
-            columns |= self.hand_pose(mano[:, :48], "right")
+        K, xyz, verts, mano = (self._numbers(*item) for item in (
+            ("K", (3, 3)), ("xyz", (NUM_JOINTS, 3)), ("verts", (NUM_VERTICES, 3)),
+            ("mano", (1, 61))))
+        columns = {"image": [self._picture(number) for number in range(len(K))], "side": 1, "K": K}
+        if xyz is not None:
+            columns["keypoints_3d"] = official.with_confidence(xyz)
+            columns["keypoints_2d"] = official.with_confidence(to_pixels(xyz, K))
+        if verts is not None:
+            columns["vertices"] = verts
+        if mano is not None:
+            columns |= {"betas": mano[:, 0, 48:58], "has_betas": 1}
+            columns |= self.hand_pose(mano[:, 0, :48], "right")
         yield columns
 
-    def _numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Read a list of items of this shape."""
-        numbers = np.asarray(self.json(f"{self.split}_{name}.json"), np.float32)
+    def _numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        """Read a list of items of this shape; None if it is not there and need not be."""
+        file = f"{self.SPLITS[self.split]}_{name}.json"
+        if not self.sources.get(file) and (self.split == "evaluation" or name == "mano"):
+            return None
+        numbers = np.asarray(self.json(file), np.float32)
         if numbers.shape[1:] != shape or not np.isfinite(numbers).all():
             raise ValueError(f"expected items of {shape} finite numbers, got a list of shape "
                              f"{numbers.shape}")
         return numbers
 
+    def _picture(self, number: int) -> str:
+        return f"{self.SPLITS[self.split]}/rgb/{number:08d}.jpg"
+
     def __len__(self) -> int:
         """Return the number of pictures of all backgrounds."""
-        return (self.BACKGROUNDS if self.split == "training" else 1) * len(self.records())
+        return self.BACKGROUNDS[self.split] * len(self.records())
 
     def record(self, index: int) -> np.ndarray:
         record = self.records(index % len(self.records())).copy()
-        record["image"] = f"{self.split}/rgb/{index:08d}.jpg".encode()
+        record["image"] = self._picture(index).encode()
         return record
 
     def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
-        return record["vertices"], float({"xyz", "verts"} <= self.sources.keys())
+        return record["vertices"], float(record["vertices"].any() and record["keypoints_3d"].any())
 
 
 def read_yaml(path: Path) -> dict:
@@ -132,16 +123,15 @@ class DexYCB(official.Pictures):
 
     def rows(self) -> Iterator[dict]:
         number = 0
-        for subject, folder in enumerate(sorted(self.root.glob("20*-subject-*"))):
+        for folder in sorted(self.root.glob("20*-subject-*")):
             sequences = sorted(path for path in folder.iterdir() if path.is_dir())
             self.reading = folder
             if len(sequences) != self.SEQUENCES:
                 raise ValueError(f"{len(sequences)} sequences where the splits count "
                                  f"{self.SEQUENCES}")
-            subject = int(folder.name[-2:]) - 1
+            fifth = "val" if int(folder.name[-2:]) < 3 else "test"
             for order, sequence in enumerate(sequences):
-                split = "train" if order % 5 != 4 else "val" if subject < 2 else "test"
-                if split != self.split:
+                if self.split != ("train" if order % 5 != 4 else fifth):
                     continue
                 meta = read_yaml(self.file(sequence / "meta.yml"))
                 for serial in self.CAMERAS:
@@ -153,27 +143,23 @@ class DexYCB(official.Pictures):
         """Yield the frames of one camera in one sequence that show the hand."""
         color = read_yaml(self.file(f"calibration/intrinsics/{serial}_640x480.yml"))["color"]
         betas = read_yaml(self.file(f"calibration/mano_{meta['mano_calib'][0]}/mano.yml"))["betas"]
-        side, labels, frames = meta["mano_sides"][0], [], []
-        for frame in range(meta["num_frames"]):
-            path = self.file(sequence / serial / f"labels_{frame:06d}.npz")
-            arrays = official.read_npz(path, "pose_m", "joint_3d", "joint_2d")
-            label = [array[0] for array in arrays]
-            if not (label[1] == -1).all():
-                labels.append(label)
-                frames.append(frame)
-        if not frames:
+        labels = [official.read_npz(self.file(sequence / serial / f"labels_{frame:06d}.npz"),
+                                    "pose_m", "joint_3d", "joint_2d")
+                  for frame in range(meta["num_frames"])]
+        pose, joints, keypoints = (np.concatenate(arrays) for arrays in zip(*labels, strict=True))
+        frames = np.flatnonzero((joints != -1).any((1, 2)))
+        if not len(frames):
             return
-        pose, joints, keypoints = map(np.stack, zip(*labels, strict=True))
-        keypoints = official.with_confidence(keypoints)
+        keypoints = official.with_confidence(keypoints[frames])
         folder = (sequence / serial).relative_to(self.root).as_posix()
         yield official.boxes_around(keypoints) | {
             "image": [f"{folder}/color_{frame:06d}.jpg" for frame in frames],
-            "image_size": (640, 480), "sequence": sequence.name,
+            "image_size": (640, 480),
             "K": official.intrinsics((color["fx"], color["fy"]), (color["ppx"], color["ppy"])),
-            "keypoints_2d": keypoints, "keypoints_3d": official.with_confidence(joints),
-            "betas": betas, "has_betas": 1, "transl": pose[:, 48:], "has_transl": 1,
-            "side": int(side == "right"), "person": number + np.array(frames), "frame": frames,
-        } | self.hand_pose(pose[:, :48], side)
+            "keypoints_2d": keypoints, "keypoints_3d": official.with_confidence(joints[frames]),
+            "betas": betas, "has_betas": 1, "transl": pose[frames, 48:], "has_transl": 1,
+            "side": int(meta["mano_sides"][0] == "right"), "person": number + frames,
+        } | self.hand_pose(pose[frames, :48], meta["mano_sides"][0])
 
 
 class InterHand(official.Pictures):
@@ -199,38 +185,36 @@ class InterHand(official.Pictures):
         for item in data["annotations"]:
             picture = pictures[item["image_id"]]
             capture, frame = str(picture["capture"]), str(picture["frame_idx"])
-            camera = {name: np.array(cameras[capture][name][str(picture["camera"])])
-                      for name in ("campos", "camrot", "focal", "princpt")}
+            camera = [np.array(cameras[capture][name][str(picture["camera"])])
+                      for name in ("campos", "camrot", "focal", "princpt")]
             fits = manos.get(capture, {}).get(frame, {})
-            points, valid = joints[capture][frame]["world_coord"], item["joint_valid"]
-            for side, first in (("right", 0), ("left", 21)):
+            points = np.reshape(joints[capture][frame]["world_coord"], (2, 21, 3))
+            valid = np.reshape(item["joint_valid"], (2, 21)).astype(np.float64)
+            for number, side in enumerate(("right", "left")):
                 if item["hand_type"] in (side, "interacting"):
-                    part = slice(first, first + 21)
-                    yield from self._hand(side, picture, camera, np.array(points)[part],
-                                          np.array(valid, np.float64).reshape(42)[part],
-                                          fits.get(side), item["id"])
+                    row = self._hand(side, camera, points[number], valid[number], fits.get(side))
+                    if row["keypoints_3d"][0, 3]:
+                        yield row | {
+                            "image": f"images/{self.split}/{picture['file_name']}",
+                            "image_size": (picture["width"], picture["height"]),
+                            "person": item["id"]}
 
-    def _hand(self, side: str, picture: dict, camera: dict, world: np.ndarray, valid: np.ndarray,
-              fit: dict | None, person: int) -> Iterator[dict]:
-        """Yield a hand from its joints (21, 3) in the world and their validity (21,)."""
+    def _hand(self, side: str, camera: list[np.ndarray], world: np.ndarray, valid: np.ndarray,
+              fit: dict | None) -> dict:
+        """Return the columns of a hand: joints (21, 3) in the world, their validity, a fit."""
         order = bodymodels.joint_indices("interhand21", "hand21")
-        valid = valid[order]
-        if not valid[0]:
-            return
-        R, t = camera["camrot"], -camera["camrot"] @ camera["campos"] / 1000
-        K = official.intrinsics(camera["focal"], camera["princpt"])
-        points = world[order] / 1000 @ R.T + t
+        position, R, focal, center = camera
+        t, K = -R @ position / 1000, official.intrinsics(focal, center)
+        points, valid = world[order] / 1000 @ R.T + t, valid[order]
         pixels = to_pixels(np.where(valid[:, None] > 0, points, 1.0), K)
         keypoints = official.with_confidence(pixels, valid)
         row = official.boxes_around(keypoints) | {
-            "image": f"images/{self.split}/{picture['file_name']}", "K": K,
-            "image_size": (picture["width"], picture["height"]), "frame": picture["frame_idx"],
-            "keypoints_3d": official.with_confidence(points, valid), "side": int(side == "right"),
-            "world_to_camera": np.column_stack([R, t]), "person": person, "keypoints_2d": keypoints,
-            "sequence": f"{picture['capture']}/{picture['seq_name']}"}
+            "K": K, "keypoints_3d": official.with_confidence(points, valid),
+            "keypoints_2d": keypoints, "side": int(side == "right"),
+            "world_to_camera": np.column_stack([R, t])}
         if fit:
-            row |= {"betas": fit["shape"], "transl": fit["trans"], "has_betas": 1, "has_transl": 1}
             pose = np.array(fit["pose"]).reshape(1, 16, 3)
             pose[:, 0] = official.rotate_root(R, pose[:, 0])
-            row |= self.hand_pose(pose, side)
-        yield row
+            row |= self.hand_pose(pose, side) | {
+                "betas": fit["shape"], "transl": fit["trans"], "has_betas": 1, "has_transl": 1}
+        return row

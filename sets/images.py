@@ -124,45 +124,28 @@ def read_keypoints(path: str | PathLike, *, nobody: bool = False) -> list[np.nda
         raise FileNotFoundError(f"no keypoints {path}: expected OpenPose's JSON")
     try:
         people = json.loads(Path(path).read_bytes())["people"]
-        rows = [person["pose_keypoints_2d"] for person in people if "pose_keypoints_2d" in person]
+        rows = [np.array(person["pose_keypoints_2d"], np.float64) for person in people
+                if "pose_keypoints_2d" in person]
     except (ValueError, RecursionError, TypeError, KeyError, IndexError) as error:
         raise ValueError(f"{path} is not OpenPose's JSON of people ({str(error)[:80]})") from error
     if not rows and not (nobody and people == []):
         raise ValueError(f"{path} has no people with body keypoints")
-    return [keypoint_rows(numbers, f"person {index} of {path}")
-            for index, numbers in enumerate(rows)]
-
-
-def keypoint_rows(numbers: object, origin: str) -> np.ndarray:
-    """Convert a flat list of x, y, confidence to rows (J, 3); ValueErrors begin with `origin`."""
-    try:
-        numbers = np.asarray(numbers, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{origin}: its keypoints are not a list of numbers") from None
-    if numbers.ndim != 1 or numbers.size % 3 or numbers.size // 3 not in KEYPOINT_SETS:
-        expected = ", ".join(f"{count} ({name})" for count, name in KEYPOINT_SETS.items())
-        raise ValueError(f"{origin} has {numbers.size} numbers: expected x, y and confidence of "
-                         f"{expected} keypoints")
-    points, confidence = np.split(numbers.reshape(-1, 3), [2], 1)
-    seen = confidence[:, 0] > 0
-    if not np.isfinite(confidence).all() or not np.isfinite(points[seen]).all():
-        raise ValueError(f"{origin} has numbers that are not finite: expected confidence 0 for "
-                         "what is not seen")
-    largest = np.abs(points[seen]).max(initial=0)
-    if seen.any() and largest <= 2:
-        raise ValueError(f"{origin}: coordinates of up to {largest:.2f} look like fractions, "
-                         f"expected pixels")
-    return np.concatenate((points, confidence.clip(0, 1)), 1)
+    for index, row in enumerate(rows):
+        if row.shape not in [(3 * count,) for count in KEYPOINT_SETS]:
+            expected = ", ".join(f"{count} ({name})" for count, name in KEYPOINT_SETS.items())
+            raise ValueError(f"person {index} of {path} has {row.size} numbers: expected x, y and "
+                             f"confidence of {expected} keypoints")
+        if not np.isfinite(row).all() or np.abs(row).max() <= 2 and row.any():
+            raise ValueError(f"person {index} of {path} has numbers that are not finite, or "
+                             "fractions of the picture: expected pixels")
+        row[2::3] = row[2::3].clip(0, 1)
+    return [row.reshape(-1, 3) for row in rows]
 
 
 def to_smpl45(keypoints: np.ndarray) -> np.ndarray:
     """Reorder keypoints (J, 3) of COCO, OpenPose or MediaPipe as the body's (45, 3)."""
-    place = {name: index for index, name in enumerate(JOINT_SETS["smpl45"])}
-    result = np.zeros((45, 3))
-    for name, row in zip(JOINT_SETS[KEYPOINT_SETS[len(keypoints)]], keypoints, strict=True):
-        if name in place:
-            result[place[name]] = row
-    return result
+    rows = dict(zip(JOINT_SETS[KEYPOINT_SETS[len(keypoints)]], keypoints, strict=True))
+    return np.array([rows.get(name, (0, 0, 0)) for name in JOINT_SETS["smpl45"]], np.float64)
 
 
 def choose_person(people: Sequence[np.ndarray], box: Sequence[float] | None,

@@ -56,7 +56,10 @@ def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
         poses = torch.from_numpy(arrays["poses"].astype(np.float64)).unflatten(1, (24, 3))
     poses = poses[torch.from_numpy(np.isin(clips, TEST_CLIPS) == (split == "test"))]
     rotations = bodymodels.axis_angle_to_matrix(poses)
-    rotations[:, 0] = face_forward(rotations[:, 0])
+    w, _, y, _ = bodymodels.matrix_to_quaternion(rotations[:, 0]).unbind(1)
+    turn = torch.zeros(len(rotations), 3, dtype=rotations.dtype)
+    turn[:, 1] = -2 * torch.atan2(y, w)  # removes the rotation about y
+    rotations[:, 0] = bodymodels.axis_angle_to_matrix(turn) @ rotations[:, 0]
     kept: list[int] = []
     for index, frame in enumerate(rotations):
         trace = (rotations[kept] * frame).sum((2, 3))  # of the relative rotation
@@ -65,14 +68,6 @@ def motion_frames(split: str, lean: float = 180.0) -> np.ndarray:
     upright = rotations[kept, 0, 1, 1] > np.cos(np.deg2rad(lean)) - 1e-6  # cosine of its lean
     frames = bodymodels.matrix_to_axis_angle(rotations[kept][upright])
     return torch.cat([frames, bodymodels.mirror_pose(frames, SMPL_JOINTS)]).numpy()
-
-
-def face_forward(roots: Tensor) -> Tensor:
-    """Remove the rotation about y from root orientations (N, 3, 3), y up."""
-    w, _, y, _ = bodymodels.matrix_to_quaternion(roots).unbind(1)
-    turn = torch.zeros(len(roots), 3, dtype=roots.dtype)
-    turn[:, 1] = -2 * torch.atan2(y, w)
-    return bodymodels.axis_angle_to_matrix(turn) @ roots
 
 
 def sample_body_pose(rng: np.random.Generator, split: str, views: float = 180.0,
@@ -153,21 +148,19 @@ class MotionPoses(KeyedDataset):
     def __len__(self) -> int:
         return self.length
 
-    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        if self.wide:
-            pose, = sample_wide_poses([rng], self.split, self.wide, self.views, self.lean)
-        else:
-            pose = sample_body_pose(rng, self.split, self.views, self.lean)
-        return {"pose": pose, "betas": sample_betas(rng)}
+    def __getitem__(self, key: int) -> dict[str, Tensor]:
+        return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Return the samples of several keys, as a loader asks for a batch: faster if wide."""
-        if not self.wide:
-            return [self[key] for key in keys]
-        rngs = [self.generator(key) for key in keys]
-        poses = sample_wide_poses(rngs, self.split, self.wide, self.views, self.lean)
-        betas = np.clip([rng.standard_normal(10) for rng in rngs], -2.5, 2.5)
+        """Return the samples of several keys, as a loader asks for a batch."""
         index = torch.tensor([self.locate(key)[1] for key in keys])
+        rngs = [self.generator(key) for key in keys]
+        if self.wide:
+            poses = sample_wide_poses(rngs, self.split, self.wide, self.views, self.lean)
+        else:
+            poses = np.stack([sample_body_pose(rng, self.split, self.views, self.lean)
+                              for rng in rngs])
+        betas = np.stack([sample_betas(rng) for rng in rngs])
         columns = zip(index, torch.from_numpy(poses).float(), torch.from_numpy(betas).float(),
                       strict=True)
         return [{"index": index, "pose": pose, "betas": betas} for index, pose, betas in columns]
@@ -210,8 +203,6 @@ class MotionCapture(Official):
     def rows(self) -> Iterator[np.ndarray]:
         for path in (path for paths in self.sources.values() for path in paths):
             poses, betas = self.read(self.file(path.relative_to(self.root)))
-            if betas.ndim not in (1, 2) or betas.ndim == 2 and len(betas) != len(poses):
-                raise ValueError(f"expected betas (N,) or ({len(poses)}, N), got {betas.shape}")
             kept = slice(int(self.TRIM * len(poses)), int((1 - self.TRIM) * len(poses)),
                          self.STRIDE)
             records = np.zeros(len(poses[kept]), self.dtype)
@@ -288,14 +279,12 @@ class MOYO(MotionCapture):
 
     def find_sources(self) -> dict[str, list[Path]]:
         for layout in self.LAYOUTS:
-            pattern = layout.format(split=self.split)
-            above = list(self.root.glob(f"*/{pattern}"))
-            with_hands = [path for path in above
-                          if "with_hands" in path.relative_to(self.root).parts[0]]
-            files = [*self.root.glob(pattern), *(with_hands or above)]
-            if files:
-                return {pattern: sorted(files)}
-        raise self.missing(self.root / pattern)
+            for folder in ("", "*with_hands*/", "*/"):
+                pattern = folder + layout.format(split=self.split)
+                files = sorted(self.root.glob(pattern))
+                if files:
+                    return {pattern: files}
+        raise self.missing(self.root / layout.format(split=self.split))
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         arrays = load_arrays(path)

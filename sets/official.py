@@ -18,10 +18,9 @@ from files import load_arrays, load_vertices
 from sets import crops
 from sets.augmentation import Augmentation
 from sets.images import detected_person, read_image
-from sets.samples import KeyedDataset, Packed, build_packed, fingerprint
+from sets.samples import KeyedDataset, Packed, fingerprint
 
 GENDERS = ("neutral", "male", "female")
-MAX_PIXELS = 10**6  # of a box: larger ones are damage, and no crop can show them
 
 
 def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
@@ -33,16 +32,15 @@ def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
         ("pose", np.float32, (pose, 3)), ("betas", np.float32, betas), ("transl", np.float32, 3),
         ("world_to_camera", np.float32, (3, 4)), ("has_pose", np.float32),
         ("has_hands", np.float32), ("has_betas", np.float32), ("has_transl", np.float32),
-        ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("frame", np.int32),
-        ("sequence", "S96"), ("mesh", "S96")])
+        ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("mesh", "S96")])
 
 
 def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
     """Convert columns to records: one person (columns["image"] is a text) or many (it is a list).
 
     A column in the shape of one record's field holds for all. Missing columns become 0 or "", side
-    -1, world_to_camera the identity. Raises ValueError for a wrong shape or length, numbers that
-    are not finite, and impossible boxes.
+    -1, world_to_camera the identity. Raises ValueError for a wrong shape or length, texts that are
+    too long and numbers that are not finite.
     """
     count = 1 if isinstance(columns["image"], str) else len(columns["image"])
     records = np.zeros(count, dtype)
@@ -51,14 +49,12 @@ def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
         array, shape = np.asarray(value), dtype[name].shape
         if array.shape not in (shape, (count, *shape)):
             raise ValueError(f"{name} has shape {array.shape}, expected {(count, *shape)}")
-        if array.dtype.kind in "SU":
+        if dtype[name].kind == "S":
             array = np.char.encode(array) if array.dtype.kind == "U" else array
             if array.dtype.itemsize > dtype[name].itemsize:
                 raise ValueError(f"{name} is longer than {dtype[name].itemsize} bytes")
         elif not np.isfinite(array.astype(np.float64)).all():
             raise ValueError(f"{name} has numbers that are not finite")
-        elif name in ("center", "box") and np.abs(array).max(initial=0) > MAX_PIXELS:
-            raise ValueError(f"{name} has numbers beyond {MAX_PIXELS:,} pixels")
         records[name] = array
     return records
 
@@ -144,10 +140,9 @@ def official_body(folder: Path, template: Path | None = None, keypoints_only: bo
     template: mesh file whose vertices replace the resting body. keypoints_only: leave out all
     vertices that joints and keypoints do not need.
     """
-    if keypoints_only:
-        return official_body(folder, template, **options).for_keypoints()
     own = {} if template is None else {"v_template": load_vertices(template)}
-    return bodymodels.load_model(folder, **options, **own)
+    model = bodymodels.load_model(folder, **options, **own)
+    return model.for_keypoints() if keypoints_only else model
 
 
 @lru_cache(maxsize=16)
@@ -163,7 +158,7 @@ def hand_space(folder: Path, family: str, side: str, gender: str
             for end in ends]
 
 
-READER_VERSION = 4  # increase it whenever the same files would give other records
+READER_VERSION = 5  # increase it whenever the same files would give other records
 BOX_MARGIN = 1.2  # of a body's crop, as in HMR and its successors
 UNKNOWN_FOCAL = 5000.0  # pixels, where a data set has no intrinsics: HMR's convention
 OWN = "own"  # detections that the data set itself ships
@@ -182,7 +177,7 @@ class Official(Packed):
 
     SPLITS: dict[str, str] = {"train": "train", "val": "val", "test": "test"}  # and in file names
     SOURCES: tuple[str, ...]  # patterns of files that must be there; {split} is replaced
-    OPTIONAL: tuple[str, ...] = ()  # files that are read if they are there
+    OPTIONAL: tuple[str, ...] = ()  # patterns of files that are read if they are there
     HOME = ""  # where to get the data set
     dtype: np.dtype  # of records
 
@@ -202,30 +197,26 @@ class Official(Packed):
             "files": {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()},
             "version": READER_VERSION})
         self.path = Path(self.root if cache is None else cache) / (
-            f"{type(self).__name__.lower()}_{self.split}_{mark}.npy")
+            f"{type(self).__name__.lower()}_{self.split}_{mark}.bin")
         self.records()
 
     def find_sources(self) -> dict[str, list[Path]]:
-        """Return the files of each pattern of SOURCES, then those of OPTIONAL."""
+        """Return the files of each pattern that has some; those of SOURCES must be there."""
         sources = {}
-        for pattern in (text.format(split=self.SPLITS[self.split]) for text in self.SOURCES):
-            sources[pattern] = sorted(self.root.glob(pattern))
-            if not sources[pattern]:
-                raise self.missing(self.root / pattern)
-        return sources | {name: [self.root / name] for name in self.OPTIONAL
-                          if (self.root / name).is_file()}
+        for pattern in (*self.SOURCES, *self.OPTIONAL):
+            name = pattern.format(split=self.SPLITS[self.split])
+            sources[name] = sorted(self.root.glob(name))
+            if not sources[name] and pattern in self.SOURCES:
+                raise self.missing(self.root / name)
+        return sources
 
     def first_sources(self) -> list[Path]:
         """Return the files of the first pattern."""
         return next(iter(self.sources.values()))
 
     def missing(self, path: Path) -> FileNotFoundError:
-        pattern = os.path.relpath(path, self.root)
-        folders = (self.root.parent, *self.root.glob("*/"))
-        right = next((folder for folder in folders if any(folder.glob(pattern))), None)
-        return FileNotFoundError(f"no {path}: " + (
-            f"{right} has it, give that folder" if right else
-            f"expected {type(self).__name__} there in its official layout, see {self.HOME}"))
+        return FileNotFoundError(f"no {path}: expected {type(self).__name__} there in its official "
+                                 f"layout, see {self.HOME}")
 
     def file(self, path: str | os.PathLike) -> Path:
         """Return a file below root; errors from now on are about this file."""
@@ -238,10 +229,7 @@ class Official(Packed):
         """Read a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
 
-    def pack(self) -> np.ndarray:
-        return build_packed(self.path, self.dtype, None, self._gather)
-
-    def _gather(self, start: int) -> Iterator[np.ndarray]:
+    def chunks(self, start: int) -> Iterator[np.ndarray]:
         count = start
         try:
             for records in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):
@@ -279,7 +267,7 @@ class Pictures(Official):
         world_to_camera  (3, 4)   from that frame to the camera's
         has_pose, has_hands, has_betas, has_transl
         side             1 right hand, 0 left hand, -1 body
-        person, frame    numbers  sequence, mesh     texts: the docstring of each data set explains
+        person           a number    mesh    a file: the docstring of each data set explains
 
     Samples of hands (MODEL "mano") are those of data.py, cropped as FreiHAND's; left hands are
     mirrored. Without `models`, or with a joint unknown, mesh_valid is 0. Samples of bodies are
@@ -300,14 +288,14 @@ class Pictures(Official):
     """
 
     JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
+    FIELDS: list[tuple] = []  # of records, beside those of all data sets
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see `absolute`
     LEFT_OPTIONS: dict = {}  # for load_model, of left hands
     DETECTED = False  # whether keypoints_2d of a record are a detector's
 
     def __init__(self, root: str | os.PathLike, split: str | None = None, size: int = 224, *,
-                 augmentation: str | Augmentation | None = None, seed: int = 0,
-                 cache: str | os.PathLike | None = None, models: str | os.PathLike | None = None,
-                 detections: str | os.PathLike | None = None) -> None:
+                 models: str | os.PathLike | None = None,
+                 detections: str | os.PathLike | None = None, **options) -> None:
         self.models = None if models is None else Path(models)
         self.detections = detections
         if detections == OWN and not self.DETECTED:
@@ -316,12 +304,12 @@ class Pictures(Official):
         if detections not in (None, OWN) and not Path(detections).is_dir():
             raise FileNotFoundError(f"no folder {detections}: expected OpenPose's files in it, "
                                     "a/b_keypoints.json for each picture a/b.jpg")
-        self.dtype = record_dtype(len(bodymodels.JOINT_SETS[self.JOINTS]),
-                                  len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]),
-                                  self.NUM_BETAS)
+        self.dtype = np.dtype(record_dtype(
+            len(bodymodels.JOINT_SETS[self.JOINTS]),
+            len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]), self.NUM_BETAS).descr + self.FIELDS)
         others = sorted(self.models.rglob("*")) if self.HAND_SPACE and self.models else ()
-        super().__init__(root, split, size, augmentation=augmentation, seed=seed, cache=cache,
-                         others=[path for path in others if path.is_file()])
+        super().__init__(root, split, size, others=[path for path in others if path.is_file()],
+                         **options)
 
     def require_models(self, what: str) -> None:
         """Raise FileNotFoundError unless there is a folder of body models."""
@@ -393,11 +381,6 @@ class Pictures(Official):
                                                     root).astype(np.float32))
         return model(betas, pose, transl=transl[None]), model, transl
 
-    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        if self.MODEL == "mano":
-            return crops.hand_sample(self.annotated(index), self.size, self.augmentation, rng)
-        return self._body_sample(self.record(index), rng)
-
     def camera(self, record: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Return K (3, 3) of a record, or a guess."""
         if record["K"][2, 2]:
@@ -426,30 +409,33 @@ class Pictures(Official):
             vertices += joints[0, :3] - output.joints[0, 0].numpy()
         return vertices, 1.0
 
-    def _body_sample(self, record: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if self.MODEL == "mano":
+            return crops.hand_sample(self.annotated(index), self.size, self.augmentation, rng)
+        record = self.record(index)
         image = self.picture(record)
         size = image.shape[1], image.shape[0]
         keypoints_2d, keypoints_3d, transl = self.keypoints(record)
-        angles = record["pose"]
-        if self.MODEL == "smplx":  # SMPL has neither fingers nor face
+        angles, is_smpl = record["pose"], self.MODEL == "smpl"
+        if not is_smpl:  # SMPL has neither fingers nor face
             angles = np.concatenate([angles[:22], 0 * angles[:2]])
-        pose = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()
-        is_smpl, placed = self.MODEL == "smpl", float(transl.any())
-        sample = {"pose": pose, "K": self.camera(record, image), "transl": transl,
+        sample = {"image": image, "K": self.camera(record, image), "transl": transl,
+                  "pose": bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy(),
                   "betas": record["betas"][:10] * is_smpl,
                   "keypoints_2d": keypoints_2d[:, :2], "keypoints_3d": keypoints_3d[:, :3]}
-        homography, roll, mirror = self.crop(record, keypoints_2d, size, rng)
-        sample = crops.move_body(sample, homography, roll, mirror)
+        sample, homography, _, mirror = crops.crop_body(
+            sample, self.size, self.augmentation, rng, self.square(record, size),
+            keypoints_2d[:, 2] > 0)
         order = bodymodels.mirror_indices("smpl45") if mirror else slice(None)
-        in_crop = crops.inside(sample["keypoints_2d"], self.size, self.size)
         if self.detections is not None:
-            points = self.detected(record, size)  # (45, 3)
-            sample |= {"detected_2d": crops.transform_points(homography, points[order, :2]),
-                       "detected_confidence": points[order, 2]}
+            points = self.detected(record, size)[order]  # (45, 3)
+            sample |= {"detected_2d": crops.transform_points(homography, points[:, :2]),
+                       "detected_confidence": points[:, 2]}
         return sample | {
-            "image": crops.warp(image, homography, self.size).transpose(2, 0, 1),
-            "transl": sample["transl"] * placed,
-            "keypoints_valid": keypoints_2d[order, 2] * in_crop,
+            "image": sample["image"].transpose(2, 0, 1),
+            "transl": sample["transl"] * float(transl.any()),
+            "keypoints_valid": keypoints_2d[order, 2] * crops.inside(
+                sample["keypoints_2d"], self.size, self.size),
             "keypoints_3d_valid": keypoints_3d[order, 3],
             "pose_valid": record["has_pose"], "betas_valid": record["has_betas"] * is_smpl}
 
@@ -468,31 +454,22 @@ class Pictures(Official):
         """
         keypoints_2d, keypoints_3d = (relabelled(record[name], self.JOINTS, "smpl45")
                                       for name in ("keypoints_2d", "keypoints_3d"))
-        transl = np.zeros(3, np.float32)
-        if (self.models is not None and self.MODEL == "smpl"
-                and record["has_pose"] * record["has_betas"] * record["has_transl"]):
-            output, model, place = self.posed(record, keypoints_only=True)
-            keypoints_3d = with_confidence(model.keypoints(output)[0].numpy())
-            transl = place.numpy()
-            projected = with_confidence(crops.to_pixels(keypoints_3d[:, :3], record["K"]),
-                                        float(record["K"][2, 2]))
-            annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
-            keypoints_2d = np.where(annotated > 0, keypoints_2d, projected)
-        elif not keypoints_3d[0, 3]:
-            keypoints_3d = np.zeros_like(keypoints_3d)
-        return keypoints_2d, keypoints_3d, transl
+        if (self.models is None or self.MODEL != "smpl"
+                or not record["has_pose"] * record["has_betas"] * record["has_transl"]):
+            return keypoints_2d, keypoints_3d * (keypoints_3d[0, 3] > 0), np.zeros(3, np.float32)
+        output, model, transl = self.posed(record, keypoints_only=True)
+        keypoints_3d = with_confidence(model.keypoints(output)[0].numpy())
+        projected = with_confidence(crops.to_pixels(keypoints_3d[:, :3], record["K"]),
+                                    float(record["K"][2, 2]))
+        annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
+        return np.where(annotated > 0, keypoints_2d, projected), keypoints_3d, transl.numpy()
 
-    def crop(self, record: np.ndarray, keypoints_2d: np.ndarray, size: tuple[int, int],
-             rng: np.random.Generator) -> tuple[np.ndarray, float, bool]:
-        """Return the crop's homography, with its roll and mirror. No box: the whole picture."""
+    def square(self, record: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, float]:
+        """Return centre (2,) and side of the crop of a body. No box: the whole picture."""
         center, (width, height) = record["center"].astype(np.float64), record["box"]
-        side = BOX_MARGIN * max(height, width / crops.SEEN_WIDTH)
-        if side <= 0:
-            center, side = np.array(size) / 2, max(size[1], size[0] / crops.SEEN_WIDTH)
-        if self.augmentation is None or not self.augmentation.moves:
-            return crops.crop_homography(center, side, self.size), 0.0, False
-        return crops.draw_crop(rng, self.augmentation, self.size, keypoints_2d[:, :2],
-                               crops.SMPL_KEYPOINTS, (center, side), keypoints_2d[:, 2] > 0)
+        if not max(width, height):
+            center, (width, height) = np.array(size) / 2, np.array(size) / BOX_MARGIN
+        return center, BOX_MARGIN * max(height, width / crops.SEEN_WIDTH)
 
     def neural_annot(self, fit: dict) -> dict:
         """Return the columns of a body that NeuralAnnot fitted with SMPL or SMPL-X."""
@@ -549,8 +526,6 @@ class OfficialPeople(KeyedDataset):
 
     def __init__(self, pictures: Pictures, hand_size: int | None = None, *,
                  augmentation: str | Augmentation | None = None, detail: int = 1) -> None:
-        if detail > 1 and augmentation is not None:
-            raise ValueError(f"detail={detail} is for evaluation: leave the augmentation out")
         pictures.require_models("meshes")
         super().__init__(pictures.split, [pictures.split], pictures.seed, pictures.size,
                          augmentation)
@@ -584,7 +559,7 @@ class OfficialPeople(KeyedDataset):
         points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # (0, 0, 0) has no pixel
         keypoints_2d = crops.to_pixels(points, K)
         size = image.shape[1], image.shape[0]
-        homography = self.pictures.crop(record, with_confidence(keypoints_2d, known), size, rng)[0]
+        homography = crops.crop_homography(*self.pictures.square(record, size), self.size)
         pose = np.tile(np.eye(3), (55, 1, 1))
         angles = record["pose"] if self.pictures.MODEL == "smplx" else record["pose"][:22]
         pose[:len(angles)] = bodymodels.axis_angle_to_matrix(torch.tensor(angles)).numpy()
@@ -648,24 +623,22 @@ class HandPairs(KeyedDataset):
         return (len(self.kept) + 1) // 2
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        pair = [self._hand(int(self.kept[number % len(self.kept)]), rng)
-                for number in (2 * index, 2 * index + 1)]
-        one = np.eye(3)
-        return {name: np.stack([hand[name] for hand in pair]) for name in pair[0]} | {
-            name: np.zeros(shape) for name, shape in self.UNKNOWN.items()} | {
-            "image": np.zeros((3, self.size, self.size), np.uint8), "K": one,
-            "body_pose": np.tile(one, (55, 1, 1)), "hand_visible": np.ones(2)}
-
-    def _hand(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return a hand's crop and labels; its pose turns like the crop's camera."""
-        sample, record = self.hands.load(index, rng), self.hands.record(index)
-        self.hands.finish(sample, rng)
-        turn = sample["camera_rotation"]
-        flip = np.diag([np.sign(np.linalg.det(turn)), 1, 1])
-        pose = bodymodels.axis_angle_to_matrix(torch.from_numpy(record["pose"].astype(np.float64)))
-        pose = flip @ pose.numpy() @ flip
-        pose[0] = turn @ flip @ pose[0]
-        return {"hand_images": sample["image"], "hand_K": sample["K"], "hand_pose": pose,
+        pair = []
+        for number in (2 * index, 2 * index + 1):
+            number = int(self.kept[number % len(self.kept)])
+            sample, record = self.hands.load(number, rng), self.hands.record(number)
+            self.hands.finish(sample, rng)
+            turn = sample["camera_rotation"]  # the pose turns like the crop's camera
+            flip = np.diag([np.sign(np.linalg.det(turn)), 1, 1])
+            angles = torch.from_numpy(record["pose"].astype(np.float64))
+            pose = flip @ bodymodels.axis_angle_to_matrix(angles).numpy() @ flip
+            pose[0] = turn @ flip @ pose[0]
+            pair.append({
+                "hand_images": sample["image"], "hand_K": sample["K"], "hand_pose": pose,
                 "hand_joints": sample["joints"], "hand_vertices": sample["vertices"],
                 "hand_keypoints_2d": sample["keypoints_2d"], "hand_valid": sample["mesh_valid"],
-                "hand_betas": record["betas"], "hand_betas_valid": float(record["has_betas"])}
+                "hand_betas": record["betas"], "hand_betas_valid": float(record["has_betas"])})
+        return {name: np.stack([hand[name] for hand in pair]) for name in pair[0]} | {
+            name: np.zeros(shape) for name, shape in self.UNKNOWN.items()} | {
+            "image": np.zeros((3, self.size, self.size), np.uint8), "K": np.eye(3),
+            "body_pose": np.tile(np.eye(3), (55, 1, 1)), "hand_visible": np.ones(2)}

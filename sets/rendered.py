@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,28 +39,22 @@ class Rendered(samples.Packed):
         if cache is not None:
             mark = samples.fingerprint(settings | {"split": self.split, "size": self.size,
                                                    "length": self.length, "seed": self.seed})
-            self.path = Path(cache) / f"rendered_{kind}_{self.split}_{self.size}_{mark}.npy"
+            self.path = Path(cache) / f"rendered_{kind}_{self.split}_{self.size}_{mark}.bin"
             self.records()
-
-    def __len__(self) -> int:
-        return self.length
 
     def arrays(self, index: int) -> dict[str, np.ndarray]:
         """Return the fields of a packed record, from the cache if there is one."""
         record = self.render(index) if self.path is None else self.records(index)
         return {name: record[name] for name in self.dtype.names}
 
-    def pack(self) -> np.ndarray:
-        return samples.build_packed(self.path, self.dtype, self.length, self._batches)
-
-    def _render_batch(self, indices: list[int]) -> np.ndarray:
+    def render_batch(self, indices: list[int]) -> np.ndarray:
         return np.stack([self.render(index) for index in indices])
 
-    def _batches(self, start: int) -> Iterator[np.ndarray]:
+    def chunks(self, start: int) -> Iterator[np.ndarray]:
         """Render the split from `start` on, on all cores, in batches of records."""
         workers = samples.available_cores() if self.length >= 256 else 0
         loader = DataLoader(range(start, self.length), batch_size=32, num_workers=workers,
-                            collate_fn=self._render_batch, worker_init_fn=samples.follow_parent,
+                            collate_fn=self.render_batch, worker_init_fn=samples.follow_parent,
                             generator=torch.Generator())  # the loader would advance the global one
         batches = iter(loader)
         try:
@@ -234,16 +227,13 @@ def boundary_loop(faces: np.ndarray) -> np.ndarray:
 hand_surface = cache(HandSurface)
 
 
-class Scene(NamedTuple):
-    """A hand and its camera, in metres and pixels."""
+def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: float
+                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw pose, shape, view, distance and a detector-like box around the keypoints.
 
-    surface: np.ndarray  # (V, 3) the hand's 778 vertices, then the forearm's
-    joints: np.ndarray  # (21, 3)
-    K: np.ndarray  # (3, 3)
-
-
-def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: float) -> Scene:
-    """Draw pose, shape, view, distance and a detector-like box around the keypoints."""
+    Return the surface (V, 3) of the hand's 778 vertices, then the forearm's, the joints (21, 3),
+    both in metres in the frame of the crop's camera, and its K.
+    """
     hand = hand_surface()
     betas = np.clip(rng.standard_normal(10), -2.5, 2.5)
     vertices = hand.pose(betas, sample_hand_pose(rng))
@@ -265,7 +255,7 @@ def sample_scene(rng: np.random.Generator, size: int, views: float, in_plane: fl
     # short if it points at the camera, so that it does not hide the hand
     length = rng.uniform(0.02, 0.25) * (1 + 0.95 * min(forearm[2], 0))
     surface = hand.with_forearm(vertices, forearm, length, rng.uniform(0, 0.3))
-    return Scene(surface, joints, crop.K)
+    return surface, joints, crop.K
 
 
 def shade(rng: np.random.Generator, surface: np.ndarray) -> np.ndarray:
@@ -319,17 +309,16 @@ class RenderedHands(Rendered):
 
     def render(self, index: int) -> np.ndarray:
         rng = samples.random_generator(samples.RENDERING, self.seed, self.split_id, index)
-        scene = sample_scene(rng, self.size, self.views, self.in_plane)
+        surface, joints, K = sample_scene(rng, self.size, self.views, self.in_plane)
         image = painting.paint_background(rng, self.size).astype(np.float32)
-        painting.paint_surface(image, scene.surface, hand_surface().faces, scene.K,
-                               shade(rng, scene.surface))
+        painting.paint_surface(image, surface, hand_surface().faces, K, shade(rng, surface))
         picture = painting.to_image(image)
         painting.occlude(rng, picture)
         record = np.zeros((), self.dtype)
         record["image"] = painting.add_lens_and_noise(rng, picture)
-        record["K"], record["joints"] = scene.K, scene.joints
-        record["vertices"] = scene.surface[:crops.NUM_VERTICES]
-        record["keypoints_2d"] = crops.to_pixels(scene.joints, scene.K)
+        record["K"], record["joints"] = K, joints
+        record["vertices"] = surface[:crops.NUM_VERTICES]
+        record["keypoints_2d"] = crops.to_pixels(joints, K)
         return record
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -83,14 +83,22 @@ class BodyScene(NamedTuple):
         return crops.to_pixels(self.keypoints_3d, self.K)
 
 
-def sample_body_scene(rng: np.random.Generator, split: str, size: int, views: float,
-                      lean: float, wide: float = 0.0, steep: float = 0.0) -> BodyScene:
-    """Draw a posture, and a detector-like box around all of the body or a part of it."""
-    pose, betas = sample_posture(rng, split, views, lean, wide, steep)
-    vertices, keypoints = body_surface().pose(betas, pose)
-    transl = sample_transl(rng, vertices, keypoints, crops.SMPL_KEYPOINTS)
+def place(rng: np.random.Generator, size: int, pose: np.ndarray, betas: np.ndarray,
+          *expression: np.ndarray) -> BodyScene:
+    """Draw a detector-like box around a free body, for a fifth around a part of it: the crop.
+
+    With an expression it is the whole body.
+    """
+    names = crops.SMPLX_KEYPOINTS if expression else crops.SMPL_KEYPOINTS
+    body = body_surface("wholebody" if expression else "body")
+    vertices, keypoints = body.pose(betas, pose, *expression)
+    visible = vertices if rng.random() < 0.8 else keypoints[crops.draw_body_part(rng, names)]
+    center, side = crops.body_box(visible[:, :2].astype(np.float64))
+    side *= rng.uniform(1.05, 1.35)
+    center = center + rng.uniform(-0.06, 0.06, 2) * side
+    transl = np.array([*-center, crops.BODY_FOCAL * side]).astype(np.float32)
     return BodyScene(vertices + transl, keypoints + transl, crops.body_camera(size), pose, betas,
-                     transl)
+                     transl, *expression)
 
 
 def sample_posture(rng: np.random.Generator, split: str, views: float, lean: float = 180.0,
@@ -127,18 +135,9 @@ def camera_tilt(rng: np.random.Generator, steep: float = 0.0) -> np.ndarray:
     return crops.roll_and_mirror(roll, False) @ tilt
 
 
-def sample_transl(rng: np.random.Generator, vertices: np.ndarray, keypoints: np.ndarray,
-                  names: Sequence[str]) -> np.ndarray:
-    """Draw the translation (3,) that makes a detector-like box, truncated for a fifth, the crop."""
-    visible = vertices if rng.random() < 0.8 else keypoints[crops.draw_body_part(rng, names)]
-    center, side = crops.body_box(visible[:, :2].astype(np.float64))
-    side *= rng.uniform(1.05, 1.35)
-    center = center + rng.uniform(-0.06, 0.06, 2) * side
-    return np.array([*-center, crops.BODY_FOCAL * side]).astype(np.float32)
-
-
-def dress(rng: np.random.Generator, scene: BodyScene, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the clothed surface (V, 3) of a scene's body and its shaded colours (V, 3).
+def dress(rng: np.random.Generator, surface: np.ndarray, name: str
+          ) -> tuple[np.ndarray, np.ndarray]:
+    """Return the clothed surface (V, 3) of a free body and its shaded colours (V, 3).
 
     Skin, face, hair, shirt, trousers or dress, and shoes, each of random cut.
     """
@@ -169,8 +168,8 @@ def dress(rng: np.random.Generator, scene: BodyScene, name: str) -> tuple[np.nda
         hair = (body.forehead > 0) & (y > 0.36) | (z < 0.01) & (body.arm < 0.1) & (
             y > 0.36 - length) & (np.abs(x) < 0.1)
         wear(hair & (y > 0.1), _hair_color(rng), rng.uniform(0, 0.02))
-    normals = bodymodels.vertex_normals(scene.surface, body.faces)
-    surface = scene.surface + normals * thickness[:, None]
+    normals = bodymodels.vertex_normals(surface, body.faces)
+    surface = surface + normals * thickness[:, None]
     return surface, painting.shade_surface(rng, surface, normals, albedo)
 
 
@@ -222,25 +221,25 @@ def _bystander(rng: np.random.Generator, split: str, lean: float, near: float
                ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a clothed person, up to `near` (0: 0.5 to 0.7) crop sides from the crop's middle."""
     pose, betas = sample_posture(rng, split, 180.0, lean)
-    vertices, keypoints = body_surface().pose(betas, pose)
+    vertices = body_surface().pose(betas, pose)[0]
     center, height = crops.body_box(vertices[:, :2])
     side = height / rng.uniform(0.35, 1.3)  # of the crop, in metres at the person
     across = rng.uniform(-near, near) if near else rng.choice((-1, 1)) * rng.uniform(0.5, 0.7)
     shift = side * np.array([across, rng.uniform(-0.15, 0.25)]) - center
     transl = np.array([*shift, crops.BODY_FOCAL * side]).astype(np.float32)
-    scene = BodyScene(vertices + transl, keypoints + transl, crops.body_camera(128), pose, betas,
-                      transl)
-    return dress(rng, scene, "body")
+    return dress(rng, vertices + transl, "body")
 
 
 class RenderedPoses(Rendered):
     """What RenderedBodies and RenderedPeople share: drawn poses."""
 
-    JOINTS, KEYPOINTS = len(SMPL_JOINTS), len(crops.SMPL_KEYPOINTS)
+    KIND, JOINTS, KEYPOINTS = "bodies", len(SMPL_JOINTS), len(crops.SMPL_KEYPOINTS)
 
     def __init__(self, split: str = "train", size: int = 128, *, length: int | None = None,
                  seed: int = 0, views: float = 180.0, lean: float = 180.0, wide: float = 0.0,
-                 version: int = 2, augmentation: str | Augmentation | None = None) -> None:
+                 version: int = 2, augmentation: str | Augmentation | None = None,
+                 cache: str | os.PathLike | None = None, more: dict | None = None) -> None:
+        """Open a split. more: settings of a subclass that the pictures depend on."""
         super().__init__(split, size, length, seed, augmentation)
         check_poses(self.length, views, lean, wide)
         if version not in RENDER_VERSIONS:
@@ -248,13 +247,17 @@ class RenderedPoses(Rendered):
                              "or 1 for the pictures of older scores")
         self.views, self.lean, self.wide = float(views), float(lean), float(wide)
         self.version, self.steep = version, STEEP * (version > 1)
-        self.drawn = {"views": self.views, "lean": self.lean, "version": version} | (
-            {"wide": self.wide} if wide else {})  # for open_cache
-        self.dtype = np.dtype([
-            ("image", np.uint8, (size, size, 3)), ("K", np.float32, (3, 3)),
-            ("pose", np.float32, (self.JOINTS, 3, 3)), ("betas", np.float32, 10),
-            ("transl", np.float32, 3), ("keypoints_3d", np.float32, (self.KEYPOINTS, 3)),
-            ("keypoints_2d", np.float32, (self.KEYPOINTS, 2))])
+        self.dtype = np.dtype(self.fields())
+        settings = (more or {}) | ({"wide": self.wide} if wide else {})
+        self.open_cache(cache, self.KIND, views=self.views, lean=self.lean, version=version,
+                        **settings)
+
+    def fields(self) -> list[tuple]:
+        """Return the fields of a record."""
+        return [("image", np.uint8, (self.size, self.size, 3)), ("K", np.float32, (3, 3)),
+                ("pose", np.float32, (self.JOINTS, 3, 3)), ("betas", np.float32, 10),
+                ("transl", np.float32, 3), ("keypoints_3d", np.float32, (self.KEYPOINTS, 3)),
+                ("keypoints_2d", np.float32, (self.KEYPOINTS, 2))]
 
     def labels(self, scene: BodyScene) -> np.ndarray:
         """Return a record with the labels of a scene; pictures are still black."""
@@ -294,19 +297,15 @@ class RenderedBodies(RenderedPoses):
     KNOWN = {"pose_valid": 1.0, "betas_valid": 1.0,
              "keypoints_3d_valid": np.ones(len(crops.SMPL_KEYPOINTS))}
 
-    def __init__(self, *arguments, cache: str | os.PathLike | None = None, **options) -> None:
-        super().__init__(*arguments, **options)
-        self.open_cache(cache, "bodies", **self.drawn)
-
     def render(self, index: int) -> np.ndarray:
         rng = random_generator(RENDERING_BODIES, self.seed, self.split_id, index)
-        scene = sample_body_scene(rng, self.split, self.size, self.views, self.lean, self.wide,
-                                  self.steep)
+        posture = sample_posture(rng, self.split, self.views, self.lean, self.wide, self.steep)
+        scene = place(rng, self.size, *posture)
         if self.version == 1:
             image, before = painting.paint_background(rng, self.size).astype(np.float32), []
-            surface, colors = dress(rng, scene, "body")
+            surface, colors = dress(rng, scene.surface, "body")
         else:
-            surface, colors = dress(rng, scene, "body")
+            surface, colors = dress(rng, scene.surface, "body")
             image, before = paint_behind(rng, self.size, self.split, self.lean, scene.K, surface,
                                          colors)
         for body, its_colors in ((surface, colors), *before):
@@ -320,7 +319,7 @@ class RenderedBodies(RenderedPoses):
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         sample = self.arrays(index)
         if self.augmentation is not None and self.augmentation.moves:
-            sample = crops.augment_body(sample, self.augmentation, rng)[0]
+            sample = crops.crop_body(sample, self.size, self.augmentation, rng)[0]
         sample["image"] = sample["image"].transpose(2, 0, 1)
         valid = crops.inside(sample["keypoints_2d"], self.size, self.size)
         return sample | self.KNOWN | {"keypoints_valid": valid}
@@ -351,16 +350,9 @@ class Occluder(NamedTuple):
     seed: int  # for its kind, colour and form
 
 
-class View(NamedTuple):
-    """A square part of a picture at its own resolution."""
-
-    homography: np.ndarray  # (3, 3) picture pixels -> view pixels; scale and shift only
-    size: int  # pixels
-
-
 def sample_person(rng: np.random.Generator, split: str, size: int, views: float,
                   lean: float = 180.0, wide: float = 0.0, steep: float = 0.0) -> BodyScene:
-    """Draw a posture with hand poses and a face, and place it as `sample_body_scene` does.
+    """Draw a posture with hand poses and a face, and `place` it.
 
     `sample_hand_pose` draws the fingers of each hand; left ones are mirrored. The jaw opens a
     little, the eyes look straight ahead.
@@ -377,10 +369,7 @@ def sample_person(rng: np.random.Generator, split: str, size: int, views: float,
         pose[joints[1:]] = rotations
     pose[crops.SMPLX_JOINTS.index("jaw")] = fingers[2, 0]
     expression = np.clip(rng.normal(0, 0.7, 10), -2, 2).astype(np.float32)
-    vertices, keypoints = body_surface("wholebody").pose(betas, pose, expression)
-    transl = sample_transl(rng, vertices, keypoints, crops.SMPLX_KEYPOINTS)
-    return BodyScene(vertices + transl, keypoints + transl, crops.body_camera(size), pose, betas,
-                     transl, expression)
+    return place(rng, size, pose, betas, expression)
 
 
 def sample_occluders(rng: np.random.Generator, size: int, hands: np.ndarray, occlusion: float
@@ -401,15 +390,15 @@ def sample_occluders(rng: np.random.Generator, size: int, hands: np.ndarray, occ
     return shapes
 
 
-def draw_occluder(picture: Image.Image, occluder: Occluder, view: View,
+def draw_occluder(picture: Image.Image, occluder: Occluder, to_view: np.ndarray,
                   sources: Sequence[Image.Image] = ()) -> None:
-    """Draw an occluder, given in the whole picture, into a view of it.
+    """Draw an occluder, given in the whole picture, into a view of it: see `Person.paint`.
 
     sources: textures that half of the occluders take a part of; by default all are plain.
     """
     rng = random_generator(DETAILS, occluder.seed)
-    center = crops.transform_points(view.homography, occluder.center)
-    radius = occluder.radius * view.homography[0, 0]
+    center = crops.transform_points(to_view, occluder.center)
+    radius = occluder.radius * to_view[0, 0]
     if sources and rng.random() < 0.5:
         tile = painting.cut_piece(rng, painting.pick(rng, sources), 2 * painting.REACH * radius)
         step = tile.width / (2 * painting.REACH * radius)
@@ -418,8 +407,8 @@ def draw_occluder(picture: Image.Image, occluder: Occluder, view: View,
                                Image.Resampling.BILINEAR)
         picture.paste(layer, (0, 0), layer)
         return
-    painting.draw_shape(ImageDraw.Draw(picture), rng, view.size, center / view.size,
-                        radius / view.size)
+    size = picture.width
+    painting.draw_shape(ImageDraw.Draw(picture), rng, size, center / size, radius / size)
 
 
 class Person:
@@ -428,7 +417,7 @@ class Person:
     def __init__(self, rng: np.random.Generator, scene: BodyScene, size: int, occlusion: float,
                  split: str = "train", lean: float = 180.0, version: int = 2) -> None:
         self.body, self.scene, self.size = body_surface("wholebody"), scene, size
-        self.surface, self.colors = dress(rng, scene, "wholebody")
+        self.surface, self.colors = dress(rng, scene.surface, "wholebody")
         self.before, self.sources = [], []  # people, and textures of occluders
         if version == 1:
             self.background = painting.paint_background(rng, FINE * size)
@@ -443,14 +432,16 @@ class Person:
         hands = self.keypoints_2d[crops.HAND_KEYPOINTS]
         self.occluders = sample_occluders(rng, size, hands, occlusion)
 
-    def paint(self, view: View, lens_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    def paint(self, to_view: np.ndarray, size: int, lens_size: int = 128
+              ) -> tuple[np.ndarray, np.ndarray]:
         """Return a view (s, s, 3) uint8 and the person's depth in it (s, s), 0 where hidden.
 
-        The view is black outside the picture. lens_size: see `add_lens_and_noise`.
+        to_view: homography (3, 3) from pixels of the picture to those of the view, scale and shift
+        only. The view is black outside the picture. lens_size: see `add_lens_and_noise`.
         """
-        to_view = view.homography @ np.diag([1 / FINE, 1 / FINE, 1])
-        image = crops.warp(self.background, to_view, view.size).astype(np.float32)
-        K = view.homography @ self.scene.K
+        fine = to_view @ np.diag([1 / FINE, 1 / FINE, 1])
+        image = crops.warp(self.background, fine, size).astype(np.float32)
+        K = to_view @ self.scene.K
         depth = painting.paint_surface(image, self.surface, self.body.faces, K, self.colors)
         for surface, colors in self.before:
             hides = painting.paint_surface(image, surface, body_surface().faces, K, colors) < np.inf
@@ -458,13 +449,13 @@ class Person:
         picture = painting.to_image(image)
         bare = np.array(picture)
         for occluder in self.occluders:
-            draw_occluder(picture, occluder, view, self.sources)
+            draw_occluder(picture, occluder, to_view, self.sources)
         depth[(bare != np.asarray(picture)).any(-1)] = 0
         image = painting.add_lens_and_noise(random_generator(DETAILS, self.lens), picture,
                                             lens_size)
         corners = np.array([[0, 0], [self.size, self.size]], np.float64)
-        low, high = crops.transform_points(view.homography, corners)[:, None] - 1e-6
-        pixels = np.arange(view.size)[:, None] + 0.5
+        low, high = crops.transform_points(to_view, corners)[:, None] - 1e-6
+        pixels = np.arange(size)[:, None] + 0.5
         columns, rows = ((pixels < low) | (pixels > high)).T
         outside = rows[:, None] | columns
         image[outside], depth[outside] = 0, 0
@@ -476,9 +467,9 @@ class Person:
         The left hand is mirrored.
         """
         center, side = crops.hand_square(self.keypoints_2d[crops.HAND_KEYPOINTS[hand]])
-        view = View(crops.crop_homography(center, side, size), size)
-        image, depth = self.paint(view)
-        K = view.homography @ self.scene.K
+        to_view = crops.crop_homography(center, side, size)
+        image, depth = self.paint(to_view, size)
+        K = to_view @ self.scene.K
         pixels = painting.project_surface(self.surface, K)
         alone = bodymodels.rasterize(pixels, hand_faces()[hand], (size, size))[2]
         silhouette = alone < np.inf
@@ -534,26 +525,24 @@ class RenderedPeople(RenderedPoses):
     """
 
     LENGTHS = {"train": 20_000, "test": 1_000}
-    JOINTS, KEYPOINTS = len(crops.SMPLX_JOINTS), len(crops.SMPLX_KEYPOINTS)
+    KIND, JOINTS, KEYPOINTS = "people", len(crops.SMPLX_JOINTS), len(crops.SMPLX_KEYPOINTS)
 
-    def __init__(self, *arguments, occlusion: float = 0.5, hand_size: int | None = None,
-                 lens_size: int = 128, cache: str | os.PathLike | None = None, **options) -> None:
-        super().__init__(*arguments, **options)
-        self.hand_size = self.size if hand_size is None else hand_size
-        if self.hand_size < 16:
-            raise ValueError(f"expected hand_size >= 16, got {self.hand_size}")
+    def __init__(self, split: str = "train", size: int = 128, *, occlusion: float = 0.5,
+                 hand_size: int | None = None, lens_size: int = 128, **options) -> None:
         if not 0 <= occlusion <= 1:
             raise ValueError(f"expected an occlusion rate in 0..1, got {occlusion}")
+        self.hand_size = size if hand_size is None else hand_size
         self.occlusion, self.lens_size = float(occlusion), int(lens_size)
-        images, *others = self.dtype.descr
-        self.dtype = np.dtype([images, others[0],
-            ("hand_images", np.uint8, (2, self.hand_size, self.hand_size, 3)),
-            ("hand_vertices", np.float32, (2, crops.NUM_VERTICES, 3)),
-            ("hand_K", np.float32, (2, 3, 3)), ("hand_visible", np.float32, 2),
-            *others[1:3], ("expression", np.float32, 10), *others[3:]])
-        lens = {"lens_size": self.lens_size} if lens_size != 128 else {}
-        self.open_cache(cache, "people", **self.drawn, **lens, hand_size=self.hand_size,
-                        occlusion=self.occlusion)
+        more = {"hand_size": self.hand_size, "occlusion": self.occlusion}
+        more |= {"lens_size": self.lens_size} if lens_size != 128 else {}
+        super().__init__(split, size, more=more, **options)
+
+    def fields(self) -> list[tuple]:
+        image, K, pose, betas, *others = super().fields()
+        return [image, K, ("hand_images", np.uint8, (2, self.hand_size, self.hand_size, 3)),
+                ("hand_vertices", np.float32, (2, crops.NUM_VERTICES, 3)),
+                ("hand_K", np.float32, (2, 3, 3)), ("hand_visible", np.float32, 2),
+                pose, betas, ("expression", np.float32, 10), *others]
 
     def render(self, index: int) -> np.ndarray:
         rng = random_generator(RENDERING_PEOPLE, self.seed, self.split_id, index)
@@ -561,7 +550,7 @@ class RenderedPeople(RenderedPoses):
                               self.steep)
         person = Person(rng, scene, self.size, self.occlusion, self.split, self.lean, self.version)
         record = self.labels(scene)
-        record["image"], _ = person.paint(View(np.eye(3), self.size), self.lens_size)
+        record["image"], _ = person.paint(np.eye(3), self.size, self.lens_size)
         for hand in range(2):
             parts = person.paint_hand(hand, self.hand_size)
             for name, value in zip(("images", "vertices", "K", "visible"), parts, strict=True):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -27,6 +25,7 @@ try:
     import fcntl
 except ImportError:  # not POSIX: concurrent builders then repeat each other's work
     fcntl = None
+OTHER_CACHE = "give cache=FOLDER on a disk with room and permission"
 
 
 def available_cores() -> int:
@@ -58,19 +57,9 @@ def fingerprint(settings: dict) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_packed(path: Path, dtype: np.dtype, length: int | None) -> np.ndarray | None:
-    """Memory-map the records (length,; None: any number) of a complete file, or return None."""
-    try:
-        records = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # missing or damaged; numpy raises almost any error on a damaged header
-        return None
-    expected = records.shape[:1] if length is None else (length,)
-    return records if records.dtype == dtype and records.shape == expected else None
-
-
 def build_packed(path: Path, dtype: np.dtype, length: int | None,
                  chunks: Callable[[int], Iterable[np.ndarray]]) -> np.ndarray:
-    """Memory-map the records of `path`; build the file first unless it is complete.
+    """Memory-map the records of `path` (length,; None: any number); build the file if it is new.
 
     chunks(start) yields the records from number `start` on. They are appended to a file beside
     `path`, which is renamed at the end, so that readers never see half of it. A builder that was
@@ -78,70 +67,51 @@ def build_packed(path: Path, dtype: np.dtype, length: int | None,
     at once, one builds and the others wait and say so; the lock of a killed builder dies with it.
     Raises ValueError if the folder cannot be written or has no room.
     """
-    records = open_packed(path, dtype, length)
-    if records is not None:
-        return records
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "w")
-    except OSError as error:
-        raise _not_written(path, error) from error
-    temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
-    with lock:
-        if fcntl:  # lockf: data workers, which the process forks, would inherit a lock of flock
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                print(f"waiting for another process that renders or packs {path.name}",
-                      file=sys.stderr, flush=True)
-                fcntl.lockf(lock, fcntl.LOCK_EX)
-        if open_packed(path, dtype, length) is None:  # nobody finished it while we waited
-            try:
-                _append_records(temporary, dtype, length, chunks)
-            except BaseException as error:
-                if length is None or isinstance(error, OSError):  # a full disk, for example
-                    temporary.unlink(missing_ok=True)
-                if isinstance(error, OSError) and error.errno in (
-                        errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise _not_written(path, error) from error
-                raise
-            os.replace(temporary, path)
-    return open_packed(path, dtype, length)
+    if not is_complete(path, dtype, length):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = open(path.with_suffix(".lock"), "w")
+        except OSError as error:
+            raise ValueError(f"cannot write the cache {path.parent} ({error}): {OTHER_CACHE}"
+                             ) from error
+        with lock:
+            if fcntl:  # lockf: data workers, which the process forks, would inherit flock's lock
+                try:
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
+                    print(f"waiting for another process that renders or packs {path.name}",
+                          file=sys.stderr, flush=True)
+                    fcntl.lockf(lock, fcntl.LOCK_EX)
+            if not is_complete(path, dtype, length):  # nobody finished it while we waited
+                temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
+                try:
+                    _append_records(temporary, dtype, length, chunks)
+                except BaseException:
+                    if length is None:
+                        temporary.unlink(missing_ok=True)
+                    raise
+                os.replace(temporary, path)
+    return np.memmap(path, dtype, "r")
+
+
+def is_complete(path: Path, dtype: np.dtype, length: int | None) -> bool:
+    """Return whether a file has all records; without a length, whether it is there."""
+    return path.is_file() and length in (None, path.stat().st_size / dtype.itemsize)
 
 
 def _append_records(path: Path, dtype: np.dtype, length: int | None,
                     chunks: Callable[[int], Iterable[np.ndarray]]) -> None:
-    """Write an .npy file; with a length, from where its builder was killed."""
-    path.touch()
-    start = len(_header(dtype, 0))  # numpy leaves room in it for any number of records
-    count = 0 if length is None else max(path.stat().st_size - start, 0) // dtype.itemsize
-    needed = dtype.itemsize * ((length or 0) - count)
-    if shutil.disk_usage(path.parent).free < needed:
-        raise OSError(errno.ENOSPC, f"no room for {needed / 1e9:.1f} GB")
-    with open(path, "r+b") as file:
-        file.truncate(start + count * dtype.itemsize)
-        file.seek(0, os.SEEK_END)
+    """Write records, one after the other; with a length, from where the builder was killed."""
+    with open(path, "ab") as file:
+        count = 0 if length is None else file.tell() // dtype.itemsize
+        file.truncate(count * dtype.itemsize)
+        needed = dtype.itemsize * ((length or 0) - count)
+        if shutil.disk_usage(path.parent).free < needed:
+            raise ValueError(f"no room for {needed / 1e9:.1f} GB in {path.parent}: {OTHER_CACHE}")
         for chunk in chunks(count):
             file.write(chunk.tobytes())
             file.flush()
-            count += len(chunk)
-        file.seek(0)
-        file.write(_header(dtype, count))
-        file.flush()
         os.fsync(file.fileno())
-
-
-def _header(dtype: np.dtype, count: int) -> bytes:
-    """Return the header of an .npy file with records (count,)."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_2_0(file, {
-        "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)})
-    return file.getvalue()
-
-
-def _not_written(path: Path, reason: object) -> ValueError:
-    return ValueError(f"cannot write the cache {path.parent} ({reason}): "
-                      "give cache=FOLDER on a disk with room and permission")
 
 
 # The first number of a generator's seed: one independent stream of random numbers for each use.
@@ -168,10 +138,6 @@ class KeyedDataset(Dataset):
                  augmentation: str | Augmentation | None = None) -> None:
         if split not in splits:
             raise ValueError(f"unknown split {split!r}: expected one of {', '.join(splits)}")
-        if seed < 0:
-            raise ValueError(f"expected seed >= 0, got {seed}")
-        if size is not None and size < 16:
-            raise ValueError(f"expected size >= 16, got {size}")
         self.split, self.seed, self.size = split, seed, size
         self.split_id = list(splits).index(split)
         self.augmentation = find_augmentation(augmentation)
@@ -211,20 +177,21 @@ class KeyedDataset(Dataset):
 class Packed(KeyedDataset):
     """A data set with records in a memory-mapped file, which every process opens for itself.
 
-    Subclasses have `pack()`: it maps the file `path`, and builds it first if it is not there.
+    Subclasses have what `build_packed` needs: path, dtype, perhaps length, and `chunks(start)`.
     """
 
     path: Path | None = None
+    length: int | None = None
     _packed: np.ndarray | None = None
 
     def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return all records or some, memory-mapped."""
         if self._packed is None:
-            self._packed = self.pack()
+            self._packed = build_packed(self.path, self.dtype, self.length, self.chunks)
         return self._packed[indices]
 
     def __len__(self) -> int:
-        return len(self.records())
+        return len(self.records()) if self.length is None else self.length
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_packed": None}
@@ -234,24 +201,23 @@ class Joined(KeyedDataset):
     """Several data sets of one split, one after the other: AMASS and MOYO, for example."""
 
     def __init__(self, datasets: Sequence[KeyedDataset]) -> None:
-        if not datasets:
-            raise ValueError("expected at least one data set to join")
         super().__init__(datasets[0].split, [datasets[0].split], datasets[0].seed)
         self.datasets = list(datasets)
-        self.ends = np.cumsum([len(dataset) for dataset in datasets])
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return sum(map(len, self.datasets))
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
         epoch, index = self.locate(key)
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        dataset = self.datasets[number]
-        own = index - int(self.ends[number]) + len(dataset)
+        own = index
+        for dataset in self.datasets:
+            if own < len(dataset):
+                break
+            own -= len(dataset)
         return dataset[epoch * len(dataset) + own] | {"index": torch.tensor(index)}
 
 
-class Mixed(KeyedDataset):
+class Mixed(Joined):
     """Several data sets in proportions: the weights choose the set of each sample at random.
 
     The index and the epoch within the set are drawn as well. An epoch is as long as all data sets
@@ -260,14 +226,9 @@ class Mixed(KeyedDataset):
 
     def __init__(self, datasets: Sequence[KeyedDataset], weights: Sequence[float],
                  seed: int = 0) -> None:
-        if not datasets or len(datasets) != len(weights) or min(weights) <= 0:
-            raise ValueError("expected data sets and as many weights above 0")
-        super().__init__("train", ["train"], seed)
-        self.datasets = list(datasets)
+        super().__init__(datasets)
+        self.seed = seed
         self.weights = np.array(weights, np.float64) / sum(weights)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.datasets))
 
     def __getitem__(self, key: int) -> dict[str, Tensor]:
         epoch, index = self.locate(key)

@@ -42,30 +42,24 @@ class Shards(Pictures):
     the crop of a body shows that box. Pictures stay in the shards. `person` of a subclass returns
     the columns of one person; None leaves the person out.
 
-    A damaged key is left out with a warning, a damaged shard is an error. A file exclude.txt beside
-    the shards lists keys to leave out, one a line and without their folders.
+    A damaged key is left out with a warning, a damaged shard is an error.
     """
 
     SPLITS = {"train": ""}
-    SOURCES, OPTIONAL = ("*.tar",), ("exclude.txt",)
+    SOURCES = ("*.tar",)
     EXTENSIONS = ("jpg", "jpeg", "png")
 
     def rows(self) -> Iterator[np.ndarray]:
-        excluded = {key for path in self.sources.get("exclude.txt", ())
-                    for key in self.file(path).read_text().split()}
         for path in self.sources["*.tar"]:
             for key, parts in shard_items(self.file(path.name)):
-                unknown = set(parts) - {*self.EXTENSIONS, "data.pyd", "detection.npz"}
-                if unknown:
-                    raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
                 picture = next((parts[name] for name in self.EXTENSIONS if name in parts), None)
-                if picture is None or key.rpartition("/")[2] in excluded:
+                if picture is None:
                     continue
                 try:
                     people = safe_unpickle(bytes_of(path, *parts["data.pyd"]).read())
-                    records = [to_records(row | {
-                        "image": path.name, "part": picture, "person": number,
-                        "sequence": key[-96:]}, self.dtype)
+                    records = [
+                        to_records(row | {"image": path.name, "part": picture, "person": number},
+                                   self.dtype)
                         for number, row in enumerate(map(self.person, people)) if row]
                 except Exception as error:  # damaged files raise almost any error
                     warnings.warn(f"{path}: {key} is damaged and left out ({error})", stacklevel=1)
@@ -81,8 +75,7 @@ class HMRShards(Shards):
     used only with its shape, and not if a coefficient exceeds 3. An unknown shape becomes the mean.
 
     SUPPRESS_BAD_POSES is not done: it needs a histogram of AMASS whose layout and threshold are not
-    documented. HMR2.0 leaves out nine bad pictures of AI Challenger by name: list them in
-    exclude.txt.
+    documented. HMR2.0 leaves out nine bad pictures of AI Challenger by name; here they stay.
     """
 
     JOINTS = "hmr44"

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,10 @@ from networks.small_encoder import (
     SmallEncoder,
     build_genhmr,
 )
-from sets.crops import BODY_FOCAL, SMPL_KEYPOINTS
+from sets.crops import BODY_FOCAL, BODY_PARTS, SMPL_KEYPOINTS
 from sets.images import LEAST_CONFIDENCE
 from sets.official import OWN
-from sets.rendered_bodies import STEEP, sample_transl, sample_wide_postures
+from sets.rendered_bodies import STEEP, sample_wide_postures
 from tasks import posterior
 from tasks.base import (
     EVALUATIONS,
@@ -286,12 +287,7 @@ def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, times:
         rngs, "train", settings.wide, settings.views, settings.lean,
         STEEP * (settings.version > 1)))
     keypoints = body.keypoints(body(betas, pose))
-    placed = keypoints - keypoints[:, :1]
-    surface = torch.cat((placed - 0.05, placed + 0.05), 1)  # roughly
-    transl = [sample_transl(rng, *each, SMPL_KEYPOINTS) for rng, *each in zip(
-        rngs, surface.cpu().numpy(), placed.cpu().numpy(), strict=True)]
-    placed = placed + torch.from_numpy(np.stack(transl)).to(device)[:, None]
-    flat = BODY_FOCAL * placed[..., :2] / placed[..., 2:]
+    flat = in_random_crops(keypoints - keypoints[:, :1])
     low, high = encoder.centres.amin(0), encoder.centres.amax(0)
     source = torch.randint(len(true), (count,), device=device)
     gain = 0.3 + torch.rand(count, 1, 1, device=device)
@@ -299,6 +295,30 @@ def imagine_bodies(encoder: SmallEncoder, reading: Reading, true: Tensor, times:
     at = (at + 0.004 * torch.randn_like(at)).clamp(low, high)
     return at, reading.share[source], {"pose": pose, "betas": betas, "keypoints_3d": keypoints,
                                        "keypoints_2d": (flat + 0.5) * IMAGE_SIZE}
+
+
+def in_random_crops(keypoints: Tensor) -> Tensor:
+    """Project keypoints (B, 45, 3), metres from the pelvis, to crops as pictures have: (B, 45, 2).
+
+    As `place` of rendered bodies, but for the box, which is that of keypoints with a margin
+    instead of the surface's.
+    """
+    count, device = len(keypoints), keypoints.device
+    parts = torch.tensor([[re.search(pattern, name) is not None for name in SMPL_KEYPOINTS]
+                          for pattern, _ in BODY_PARTS.values()], device=device)  # (7, 45)
+    chances = torch.tensor([chance for _, chance in BODY_PARTS.values()], device=device)
+    part = torch.multinomial(chances.expand(count, -1), 1)[:, 0]
+    truncated = torch.rand(count, 1, device=device) < 0.2
+    boxed = parts[part] | ~truncated  # (B, 45)
+    plane = keypoints[..., :2]
+    margin = torch.where(truncated, 0.0, 0.05)
+    high = plane.masked_fill(~boxed[..., None], -torch.inf).amax(1) + margin
+    low = plane.masked_fill(~boxed[..., None], torch.inf).amin(1) - margin
+    width, height = (high - low).unbind(1)
+    side = torch.maximum(height, width / 0.75) * (1.0 + 0.45 * torch.rand(count, device=device))
+    shift = 0.07 * (2 * torch.rand(count, 2, device=device) - 1)
+    plane = plane - ((high + low) / 2 + side[:, None] * shift)[:, None]
+    return BODY_FOCAL * plane / (BODY_FOCAL * side[:, None, None] + keypoints[..., 2:])
 
 
 class TransformerTask(BodyTask):

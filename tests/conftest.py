@@ -160,5 +160,5 @@ def fresh(folders, tmp_path):
     """fresh(NAME): a copy of the data set's folder that a test may change."""
     def folder(name):
         return shutil.copytree(folders(name), tmp_path / name, symlinks=True,
-                               ignore=shutil.ignore_patterns("*_????????????????.npy"))
+                               ignore=shutil.ignore_patterns("*.bin"))
     return folder

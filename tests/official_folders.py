@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import tarfile
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,12 +12,12 @@ from hand_samples import hands
 from PIL import Image
 
 import bodymodels
+import data
 from files import load_arrays
 from sets import body_sets
 from sets.crops import to_pixels
-from sets.hand_sets import DexYCB, FreiHAND, InterHand
+from sets.hand_sets import DexYCB
 from sets.official import intrinsics
-from sets.shards import HaMeRShards, HMRShards
 
 UNIQUE = 2
 # Sizes by which readers know the official files: ours are smaller
@@ -179,8 +180,7 @@ def write_dexycb(root):
             folder = root / subject / f"2020070{sequence}_140000"
             side = "left" if sequence in (2, 4) else "right"
             write(folder / "meta.yml", f"serials:\n- '{serials[0]}'\n- '{serials[1]}'\n"
-                  f"num_frames: 2\nycb_ids:\n- 1\nmano_sides:\n- {side}\nmano_calib:\n"
-                  f"- {calibration}\nextrinsics: 20200702_151821\n")
+                  f"num_frames: 2\nmano_sides:\n- {side}\nmano_calib:\n- {calibration}\n")
             for camera, serial in enumerate(serials):
                 for frame in range(2):
                     write_picture(folder / serial / f"color_{frame:06d}.jpg", (640, 480))
@@ -194,10 +194,7 @@ def write_dexycb(root):
                              joint_3d=joints, joint_2d=pixels, seg=np.zeros((480, 640), np.uint8))
     for serial in serials:
         write(root / f"calibration/intrinsics/{serial}_640x480.yml",
-              "color:\n  fx: 610.0\n  fy: 611.0\n  ppx: 318.0\n  ppy: 241.0\n"
-              "depth:\n  fx: 1.0\n  fy: 1.0\n  ppx: 0.0\n  ppy: 0.0\n")
-    write(root / "calibration/extrinsics_20200702_151821/extrinsics.yml",
-          "extrinsics:\n  '836212060125': !!python/tuple\n  - 1.0\nmaster: '840412060917'\n")
+              "color:\n  fx: 610.0\n  fy: 611.0\n  ppx: 318.0\n  ppy: 241.0\n")
 
 
 DEXYCB_K = np.array([[610.0, 0, 318], [0, 611, 241], [0, 0, 1]])
@@ -514,8 +511,9 @@ def write_ply(path, vertices):
 
 
 def write_ehf(root):
-    """Frames 01 and 100, with meshes of a few vertices."""
-    mesh = np.array([[0, 0, 0], [0.1, 0, 0], [0, 0.2, 0], [0, 0, 0.3]], np.float32)
+    """Frames 01 and 100, with the meshes of `write_few_vertices`, of which the third is high up."""
+    mesh = np.zeros((21 + 2 * 778, 3), np.float32)
+    mesh[2, 1] = 0.2
     for number in ("01", "100"):
         write_ply(root / f"{number}_align.ply", mesh)
         flat = np.concatenate([RNG.uniform(200, 900, (25, 2)), np.ones((25, 1))], 1)
@@ -524,31 +522,13 @@ def write_ehf(root):
         write_picture(root / f"{number}_img.jpg", (1600, 1200), quality=10)
 
 
-def reader(kind, split):
-    """reader(...)(root, ...) opens a data set at a size of 32 pixels."""
-    def read(root, split=split, **options):
-        return kind(root, split, 32, **options)
-    return read
-
-
-DATA_SETS = {
-    "dexycb": (write_dexycb, DexYCB, "train"),
-    "interhand": (write_interhand, InterHand, "train"),
-    "freihand": (write_freihand, FreiHAND, "training"),
-    "3dpw": (write_3dpw, body_sets.ThreeDPW, "test"),
-    "3dpw-moon": (write_3dpw_moon, body_sets.ThreeDPWMoon, "test"),
-    "3dpw-hmr2": (write_hmr2_evaluation, body_sets.ThreeDPWHMR2, "test"),
-    "emdb": (write_emdb, body_sets.EMDB, "emdb1"),
-    "h36m": (write_h36m, body_sets.Human36M, "p2"),
-    "h36m-smplx": (write_h36m_moon, body_sets.Human36MSMPLX, "train"),
-    "hmr2-tars": (write_hmr2, HMRShards, "train"),
-    "hamer-tars": (write_hamer, HaMeRShards, "train"),
-    "bedlam": (write_bedlam, body_sets.BEDLAM, "train"),
-    "rich": (write_rich, body_sets.RICH, "train"),
-    "arctic": (write_arctic, body_sets.ARCTIC, "val"),
-    "ehf": (write_ehf, body_sets.EHF, "test")}
-WRITERS = {name: row[0] for name, row in DATA_SETS.items()}
-READERS = {name: reader(*row[1:]) for name, row in DATA_SETS.items()}
+WRITERS = {
+    "dexycb": write_dexycb, "interhand": write_interhand, "freihand": write_freihand,
+    "3dpw": write_3dpw, "3dpw-moon": write_3dpw_moon, "3dpw-hmr2": write_hmr2_evaluation,
+    "emdb": write_emdb, "h36m": write_h36m, "h36m-smplx": write_h36m_moon,
+    "hmr2-tars": write_hmr2, "hamer-tars": write_hamer, "bedlam": write_bedlam,
+    "rich": write_rich, "arctic": write_arctic, "ehf": write_ehf}
+READERS = {name: partial(data.OFFICIAL[name], size=32) for name in WRITERS}
 (dexycb, interhand, freihand, threedpw, threedpw_moon, threedpw_hmr2, emdb, human36m, h36m_smplx,
  hmr2, hamer, bedlam, rich, arctic, ehf) = READERS.values()
 HANDS = ("freihand", "dexycb", "interhand", "hamer-tars")

@@ -12,7 +12,7 @@ from PIL import Image
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
 from sets.body_sets import ARCTIC, RICH, SMPLX_PARTS, Human36MHMR2
-from sets.crops import to_pixels, transform_points
+from sets.crops import crop_homography, to_pixels, transform_points
 from sets.official import (
     OWN,
     OfficialPeople,
@@ -98,7 +98,7 @@ def test_detections_are_the_files_own_and_truth_is_the_models(folders, models):
     names = bodymodels.JOINT_SETS["smpl45"]
     detector = bodymodels.JOINT_SETS["openpose18"]
     assert {names[place] for place in torch.nonzero(confidence)[:, 0]} <= set(detector)
-    homography, _, _ = dataset.crop(record, None, (54, 96), None)
+    homography = crop_homography(*dataset.square(record, (54, 96)), 32)
     for name in ("left_wrist", "right_knee", "nose"):
         column = content["poses2d"][0][0][:, detector.index(name)]
         place = names.index(name)
@@ -119,9 +119,8 @@ def test_moons_3dpw_has_no_detections(folders, tmp_path):
 def test_wart_emdb_flags_choose_sequences_and_the_mask_frames(folders):
     """good_frames_mask decides; invalid_idxs is empty although one frame is bad."""
     records = tiny.emdb(folders("emdb")).records()
-    assert records["frame"].tolist() == [0, 1, 3]
-    assert set(records["sequence"]) == {b"P0_01_mvs_b"}
-    assert set(tiny.emdb(folders("emdb"), "emdb2").records()["sequence"]) == {b"P9_80_outdoor_walk"}
+    assert records["image"].tolist() == [b"P0/01_mvs_b/images/%05d.jpg" % n for n in (0, 1, 3)]
+    assert tiny.emdb(folders("emdb"), "emdb2").record(0)["image"].startswith(b"P9/80_outdoor_walk")
     np.testing.assert_allclose(records["box"][0], (947.892, 1017.963), atol=1e-3)
 
 
@@ -148,8 +147,8 @@ def test_wart_human36m_protocol_2_is_the_frontal_camera(folders):
 def test_wart_spin_scale_is_a_side_over_200(folders):
     """The crop shows the square of 200 * scale pixels around center."""
     dataset = tiny.human36m(folders("h36m"))
-    corners = transform_points(dataset.crop(
-        dataset.records()[0], np.zeros((45, 3)), (50, 50), None)[0], np.array([[5.0, 5], [45, 45]]))
+    corners = transform_points(crop_homography(*dataset.square(dataset.records()[0], (50, 50)), 32),
+                               np.array([[5.0, 5], [45, 45]]))
     np.testing.assert_allclose(corners, [[4, 4], [28, 28]], atol=1e-4)  # of 32, an eighth unseen
     record = dataset.records()[0]
     assert record["keypoints_3d"].shape == (49, 4) and not record["keypoints_3d"][:25].any()
@@ -185,14 +184,6 @@ def test_wart_human36m_of_moon(folders, models):
     assert flags == {"body_pose": 1, "betas": 1, "expression": 0}
 
 
-def test_wart_h36m_regressors_differ_in_the_legs():
-    """SPIN's regressor has the left leg in rows 1 to 3, Moon's the right leg."""
-    spin, moon = (bodymodels.JOINT_SETS[f"h36m17_{name}"] for name in ("spin", "moon"))
-    assert spin[1] == "left_hip" and moon[1] == "right_hip" and spin[7:] == moon[7:]
-    with_left_first = relabelled(np.eye(17, 4) + [0, 0, 0, 1], "h36m17_spin", "h36m17_moon")
-    assert with_left_first[4, 1] == 1  # SPIN's row 1 goes to Moon's row 4
-
-
 def test_detections_come_from_a_folder_of_openpose(folders, tmp_path):
     """In the crop's pixels and in the order of the body, and without a joint of the annotation."""
     root, numbers = folders("h36m"), np.zeros((25, 3))
@@ -216,7 +207,7 @@ def test_wart_hmr2_stores_boxes_with_margin_and_19_joints_after_openposes(folder
     pelvis."""
     dataset = tiny.threedpw_hmr2(folders("3dpw-hmr2"))
     for index, side in ((0, 48), (1, 24 / 0.75)):
-        homography, *_ = dataset.crop(dataset.records()[index], None, (50, 50), None)
+        homography = crop_homography(*dataset.square(dataset.records()[index], (50, 50)), 32)
         np.testing.assert_allclose(homography[0, 0], 32 / side, rtol=1e-5)
         np.testing.assert_allclose(homography[:2, :2] @ (25, 25) + homography[:2, 2], 16, atol=1e-4)
     stored = load_arrays(dataset.root / "hmr2_evaluation_data/3dpw_test.npz")["extra_keypoints_3d"]
@@ -295,7 +286,8 @@ def test_wart_arctic_offsets_views_and_templates(folders, models, tmp_path, monk
     assert len(dataset) == 8 and dataset.records()["world_to_camera"][2, 2, 3] == 5
     monkeypatch.setattr(ARCTIC, "INTERVAL", 1)
     every = tiny.arctic(root, models=models, cache=tmp_path).records()
-    assert every["frame"][:4].tolist() == [6, 7, 9, 10] and len(every) == 8 * 4
+    assert [int(name[-9:-4]) for name in every["image"][:4]] == [10, 11, 13, 14]
+    assert len(every) == 8 * 4
     assert not every["has_betas"].any() and (every["gender"] == 2).all()
     vertices = dataset.posed(dataset.records()[0])[0].vertices[0].numpy()
     pose = torch.tensor(dataset.records()["pose"][:1].copy())
@@ -303,12 +295,12 @@ def test_wart_arctic_offsets_views_and_templates(folders, models, tmp_path, monk
     assert np.ptp(vertices[:, 1]) > 1.02 * np.ptp(own[:, 1].numpy())
 
 
-def test_wart_ehf_meshes_are_the_scanners_and_numbers_have_no_constant_width(folders):
+def test_wart_ehf_meshes_are_the_scanners_and_numbers_have_no_constant_width(folders, models):
     """Frames are sorted by number; the scanner's rotation of 171 degrees puts y down."""
-    dataset = tiny.ehf(folders("ehf"))
-    assert dataset.records()["frame"].tolist() == [1, 100]
+    dataset = tiny.ehf(folders("ehf"), models=models)
+    assert dataset.records()["image"].tolist() == [b"01_img.jpg", b"100_img.jpg"]
     assert np.rad2deg(np.linalg.norm(dataset.ROTATION)) == pytest.approx(171.2, abs=0.05)
-    found = dataset.vertices(dataset.records()[1])
+    found = dataset.posed(dataset.records()[1])[0].vertices[0].numpy()
     np.testing.assert_allclose(found[0], dataset.TRANSLATION, atol=1e-6)
     assert found[2, 1] < found[0, 1] - 0.19  # the scanner's y is up, the camera's down
 

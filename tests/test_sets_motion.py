@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from body_samples import BODY, SMPL24, SMPL45, seeds
-from hand_samples import digest
+from body_samples import BODY, SMPL45, seeds
+from hand_samples import digest, layout
 from hostile import Call
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,23 +40,11 @@ def test_splits_share_no_clip():
     assert set(motion.TEST_CLIPS) < set(clips)
 
 
-def test_frames_differ_and_are_mirrored():
-    """No two frames are near duplicates; the second half is the mirrored first half."""
-    frames = torch.from_numpy(motion.motion_frames("test"))
-    half = frames[:len(frames) // 2]
-    torch.testing.assert_close(frames[len(half):], bm.mirror_pose(half, SMPL24))
-    rotations = bm.axis_angle_to_matrix(half)
-    trace = torch.einsum("ikab,jkab->ijk", rotations, rotations)
-    angle = ((trace.clamp(-1, 3) - 1) / 2).acos().amax(2)
-    apart = angle[~torch.eye(len(half), dtype=bool)]
-    assert apart.min() >= motion.NEAR_DUPLICATE - 1e-6 and len(half) > 100
-
-
 def test_motion_poses_keep_the_contract():
     """Samples are pure functions of their keys; epochs and seeds differ; they collate."""
     first, second = (motion.MotionPoses("train", 30, seed=2) for _ in range(2))
     sample = first[31]
-    assert {name: (tuple(value.shape), value.dtype) for name, value in sample.items()} == {
+    assert layout(sample) == {
         "pose": ((24, 3, 3), torch.float32), "betas": ((10,), torch.float32),
         "index": ((), torch.int64)}
     assert sample["index"] == 1
@@ -78,19 +66,6 @@ def test_wide_poses_are_rotations_and_belong_to_their_generators(seed, wide, vie
                                atol=1e-9)
     alone = motion.sample_wide_poses([np.random.default_rng((seed, 1))], "test", wide, views)
     np.testing.assert_allclose(alone[0], poses[1], atol=1e-12)
-
-
-def test_motion_poses_come_in_batches():
-    """__getitems__, as a loader calls it, returns the samples of the keys, wide or not."""
-    for wide in (0.0, 0.6):
-        dataset = motion.MotionPoses("train", 30, wide=wide, lean=45.0)
-        samples = dataset.__getitems__([7, 31, 7])
-        for key, sample in zip([7, 31, 7], samples, strict=True):
-            assert sample.keys() == dataset[key].keys()
-            assert sample["index"] == key % 30 and sample["pose"].dtype == torch.float32
-            for name, value in dataset[key].items():
-                torch.testing.assert_close(sample[name], value, atol=1e-6, rtol=0)
-        assert digest(dataset[7]) != digest(motion.MotionPoses("train", 30, wide=0.3)[7])
 
 
 def test_lean_keeps_upright_bodies():
@@ -145,8 +120,7 @@ def test_convention_recordings_stand_before_the_camera(tmp_path):
 @pytest.mark.parametrize("spoil,message", [
     ({"poses": np.zeros((40, 150))}, r"expected poses \(T, 156\), SMPL-H.*got \(40, 150\)"),
     ({"poses": np.full((40, 156), np.nan)}, "poses or betas are not finite"),
-    ({"betas": np.zeros((3, 16))}, r"expected betas \(N,\) or \(40, N\), got \(3, 16\)"),
-    ({"betas": np.array({"a": 1})}, "is not as AMASS is shipped"),
+    ({"betas": np.zeros((3, 16))}, "is not as AMASS is shipped"),
     ({"poses": np.array("walk")}, "is not as AMASS is shipped"),
 ])
 def test_bad_recordings_of_amass(tmp_path, spoil, message):
@@ -189,15 +163,11 @@ def test_bad_recordings_of_moyo(tmp_path):
     folder, _ = write_moyo(tmp_path, smpl=False)
     path, mark = folder / "mosh/val/yoga_stageii.pkl", tmp_path / "mark"
     for content, message in (
-            ({"fullpose": Call(Path.touch, mark)},
-             "yoga_stageii.pkl is not as MOYO is shipped.*unsafe"),
-            ({"betas": np.zeros(10)}, "yoga_stageii.pkl is not as MOYO is shipped"),
+            ({"fullpose": Call(Path.touch, mark)}, "is not as MOYO is shipped.*unsafe"),
             ({"fullpose": np.zeros((4, 100)), "betas": np.zeros(10)}, r"got \(4, 100\)"),
-            ({"global_orient": np.zeros((4, 3)), "body_pose": np.zeros((4, 60)),
-              "betas": np.zeros(10)}, "is not as MOYO is shipped"),
             ([1, 2], "holds a list, not arrays")):
         path.write_bytes(pickle.dumps(content))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"yoga_stageii.pkl.*{message}"):
             motion.MOYO(tmp_path, "val")
     assert not mark.exists()
     path.unlink()
@@ -220,8 +190,6 @@ def test_joined_data_sets(tmp_path):
     assert torch.equal(later["pose"], parts[2][3 * 4 + 3]["pose"])
     with pytest.raises(IndexError, match="keys count up from 0"):
         joined[-1]
-    with pytest.raises(ValueError, match="at least one data set"):
-        Joined([])
 
 
 def test_moyo_takes_the_captures_with_hands_alone(tmp_path):

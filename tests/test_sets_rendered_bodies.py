@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from body_samples import BODY
+from hand_samples import assert_projects
 from hypothesis import given
 from hypothesis import strategies as st
 from people_samples import (
@@ -48,8 +49,7 @@ def test_body_labels_are_exact(recipe, atol):
         output = light(sample["betas"][None], sample["pose"][None], transl=sample["transl"][None])
         torch.testing.assert_close(light.keypoints(output)[0], sample["keypoints_3d"], atol=atol,
                                    rtol=0)
-        projected = bm.project(sample["keypoints_3d"].double(), sample["K"].double())
-        torch.testing.assert_close(projected.float(), sample["keypoints_2d"], atol=0.01, rtol=1e-5)
+        assert_projects(sample, "keypoints_3d", atol=0.01)
         inside = ((sample["keypoints_2d"] >= 0) & (sample["keypoints_2d"] <= 48)).all(1)
         assert torch.equal(sample["keypoints_valid"], inside.float())
         assert (sample["keypoints_3d"][:, 2] > 1).all()
@@ -84,15 +84,12 @@ def test_labels_of_people_are_exact(packed, recipe, atol):
     for sample in packed(augmentation=recipe):
         keypoints = WHOLE.keypoints(posed(sample))[0]
         torch.testing.assert_close(keypoints, sample["keypoints_3d"], atol=atol, rtol=0)
-        projected = bm.project(sample["keypoints_3d"].double(), sample["K"].double())
-        torch.testing.assert_close(projected.float(), sample["keypoints_2d"], atol=0.01, rtol=1e-5)
+        assert_projects(sample, "keypoints_3d", atol=0.01)
         for hand, side in enumerate(("right", "left")):
             joints = sample["keypoints_3d"][bm.joint_indices("smplx76", f"{side}_hand21")]
             joints = bm.mirror_points(joints) if side == "left" else joints
             torch.testing.assert_close(sample["hand_joints"][hand], joints)
-            projected = bm.project(joints.double(), sample["hand_K"][hand].double())
-            torch.testing.assert_close(projected.float(), sample["hand_keypoints_2d"][hand],
-                                       atol=0.01, rtol=1e-5)
+        assert_projects(sample, "hand_joints", "hand_K", "hand_keypoints_2d", atol=0.01)
         assert (sample["hand_K"][:, [0, 1], [0, 1]] > 0).all()
 
 
@@ -162,9 +159,8 @@ def test_views_show_the_same():
         person = person_of(seed, size=96, occlusion=1.0)
         rng = np.random.default_rng(seed)
         start = rng.integers(0, 48, 2)
-        near = rendered_bodies.View(crops.crop_homography(start + 24, 48, 192), 192)  # 4 x as large
-        whole, part = (person.paint(view)[0] for view in (
-            rendered_bodies.View(np.eye(3), 96), near))
+        whole = person.paint(np.eye(3), 96)[0]
+        part = person.paint(crops.crop_homography(start + 24, 48, 192), 192)[0]  # 4 x as large
         x, y = start
         expected = np.asarray(Image.fromarray(whole[y:y + 48, x:x + 48]).reduce(2)).astype(float)
         ours = np.asarray(Image.fromarray(part).reduce(8)).astype(float)
@@ -176,7 +172,7 @@ def test_views_show_the_same():
 def test_nothing_is_known_outside_the_picture():
     """A view that reaches over the border is black there, and only there."""
     person = person_of(5)
-    image, depth = person.paint(rendered_bodies.View(crops.crop_homography((0, 48), 64, 32), 32))
+    image, depth = person.paint(crops.crop_homography((0, 48), 64, 32), 32)
     assert (image[:, :16] == 0).all() and (depth[:, :16] == 0).all()
     assert (image[24:] == 0).all() and (depth[24:] == 0).all()
     assert image[:24, 16:].any(-1).mean() > 0.9
@@ -187,7 +183,7 @@ def test_left_hands_are_painted_mirrored():
     person = person_of(2)
     image = person.paint_hand(1, 32)[0]
     center, side = crops.hand_square(person.keypoints_2d[crops.HAND_KEYPOINTS[1]])
-    plain, _ = person.paint(rendered_bodies.View(crops.crop_homography(center, side, 32), 32))
+    plain, _ = person.paint(crops.crop_homography(center, side, 32), 32)
     assert np.array_equal(image, plain[:, ::-1])
 
 
@@ -216,8 +212,8 @@ def test_visible_share_of_a_hand():
     person.surface[others] += (0, 0, 50)  # far behind the hand
     assert person.paint_hand(0, 64)[3] > 0.98
     center, side = crops.hand_square(person.keypoints_2d[crops.HAND_KEYPOINTS[0]])
-    view = rendered_bodies.View(crops.crop_homography(center, side, 64), 64)
-    pixels = project_surface(person.surface, view.homography @ person.scene.K)
+    view = crops.crop_homography(center, side, 64)
+    pixels = project_surface(person.surface, view @ person.scene.K)
     hand = bm.rasterize(pixels, rendered_bodies.hand_faces()[0], (64, 64))[0] >= 0
     shares = []
     for seed in range(6):
@@ -270,7 +266,7 @@ def test_pictures_move_with_their_labels(seed, x, y):
     person = spotted_person(x, y)
     body = person | {"pose": person["pose"][:24], "keypoints_3d": person["keypoints_3d"][:45],
                      "keypoints_2d": person["keypoints_2d"][:45]}
-    body = crops.augment_body(body, recipe, np.random.default_rng(seed))[0]
+    body = crops.crop_body(body, 64, recipe, np.random.default_rng(seed))[0]
     labels = crops.labelled_person(person, recipe, 64, np.random.default_rng(seed))
     np.testing.assert_allclose(labels["hand_vertices"][:, 5], labels["hand_joints"][:, 5],
                                atol=1e-6)

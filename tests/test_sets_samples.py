@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from hand_samples import ROOT, digest, hands
 
-from sets.samples import build_packed
-
 
 def test_cache_is_built_by_all_cores_alike(tmp_path):
     """A split large enough for worker processes is packed in order."""
@@ -18,73 +16,30 @@ def test_cache_is_built_by_all_cores_alike(tmp_path):
         assert digest(cached[index]) == digest(plain[index])
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "other length", "other type"])
-def test_damaged_cache_is_rebuilt(tmp_path, damage):
-    """A file that is short, empty, or holds something else is replaced by a good one."""
+def test_a_short_cache_is_rebuilt(tmp_path):
+    """A file that was cut off, by a copy for example, is replaced by a good one."""
     path = hands(length=3, cache=tmp_path).path
     whole = path.read_bytes()
-    if damage.startswith("other"):
-        np.save(path, np.load(path)[:2] if damage == "other length" else np.zeros(3))
-    else:
-        path.write_bytes({"truncate": whole[:-100], "empty": b"", "garbage": b"no array"}[damage])
+    path.write_bytes(whole[:-100])
     hands(length=3, cache=tmp_path)
     assert path.read_bytes() == whole
-
-
-@pytest.mark.parametrize("length", [None, 5])
-@pytest.mark.parametrize("error,raised,message", [
-    (RuntimeError("stop"), RuntimeError, "stop"),
-    (OSError(28, "No space left on device"), ValueError,
-     "cannot write the cache.*No space left.*give cache=FOLDER")])
-def test_failed_build_leaves_nothing(tmp_path, length, error, raised, message):
-    """Neither a half file nor its temporary stays; a full disk is one message that says what to do.
-    """
-    def chunks(start):
-        yield np.zeros(1, np.int64)
-        raise error
-
-    with pytest.raises(raised, match=message):
-        build_packed(tmp_path / "x.npy", np.dtype(np.int64), length, chunks)
-    kept = length and raised is RuntimeError  # a stopped rendering continues
-    assert {path.name for path in tmp_path.iterdir()} == {"x.lock", *["x.part"] * bool(kept)}
 
 
 def test_a_killed_rendering_continues(tmp_path):
     """Whole records that a killed builder left count, and others are made: the same bits."""
     path = hands(length=5, cache=tmp_path).path
     whole = path.read_bytes()
-    record = np.load(path).itemsize
-    first = len(whole) - 5 * record
-    for left in (len(whole), first + 2 * record, first + 3 * record - 7, 20, 0):
+    record = len(whole) // 5
+    for left in (len(whole), 2 * record, 3 * record - 7, 20, 0):
         path.unlink()
         part = bytearray(whole[:left])
-        if left > first:
-            part[first] ^= 1  # shows who made the first record
+        if left >= record:
+            part[0] ^= 1  # shows who made the first record
         path.with_suffix(".part").write_bytes(part)
         hands(length=5, cache=tmp_path)
         made = path.read_bytes()
-        assert sum(a != b for a, b in zip(made, whole, strict=True)) == int(left > first)
-        assert {file.suffix for file in tmp_path.iterdir()} == {".npy", ".lock"}
-
-
-@pytest.mark.parametrize("length", [None, 6])
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt"])
-def test_a_builder_starts_where_the_killed_one_stopped(tmp_path, length, end):
-    """Killed or interrupted after 3 of 6 records; without a length the next one begins again."""
-    program = ("import numpy, os, pathlib, signal, sys\nfrom sets.samples import build_packed\n"
-               f"def chunks(start):\n    yield numpy.full(3, 7)\n    {end}\n"
-               f"build_packed(pathlib.Path(sys.argv[1]), numpy.dtype('i8'), {length}, chunks)")
-    path, starts = tmp_path / "x.npy", []
-    run = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True)
-    assert run.returncode and not path.exists()
-
-    def chunks(start):
-        starts.append(start)
-        yield np.full(6 - start, 8)
-
-    records = build_packed(path, np.dtype(np.int64), length, chunks)
-    assert starts == [3 if length else 0] and records.tolist() == [7 if length else 8] * 3 + [8] * 3
-    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "x.lock"}
+        assert sum(a != b for a, b in zip(made, whole, strict=True)) == int(left >= record)
+        assert {file.suffix for file in tmp_path.iterdir()} == {".bin", ".lock"}
 
 
 @pytest.mark.slow
@@ -94,7 +49,7 @@ def test_ranks_may_build_at_once(tmp_path):
                "def chunks(start):\n"
                "    open(sys.argv[1] + '/built', 'a').write('x'); time.sleep(0.3)\n"
                "    yield numpy.arange(1000)\n"
-               "r = build_packed(pathlib.Path(sys.argv[1]) / 'x.npy', numpy.dtype('i8'), "
+               "r = build_packed(pathlib.Path(sys.argv[1]) / 'x.bin', numpy.dtype('i8'), "
                "1000, chunks)\nprint(int(r.sum()))")
     runs = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT,
                              stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -121,7 +76,7 @@ build_packed(pathlib.Path(sys.argv[1]), numpy.dtype("i8"), 3, chunks)
 @pytest.mark.slow
 def test_a_killed_builder_leaves_neither_lock_nor_worker(tmp_path):
     """The next builder waits for a living one, says so, and goes on as soon as that is killed."""
-    path = tmp_path / "x.npy"
+    path = tmp_path / "x.bin"
     with subprocess.Popen([sys.executable, "-c", WORKER, str(path)], cwd=ROOT,
                           stderr=subprocess.PIPE, text=True) as first:
         while not path.with_suffix(".ready").exists():
@@ -133,11 +88,11 @@ def test_a_killed_builder_leaves_neither_lock_nor_worker(tmp_path):
              "lambda start: [numpy.full(3, 5)])",
              str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         assert second.stderr.readline() == (
-            "waiting for another process that renders or packs x.npy\n")
+            "waiting for another process that renders or packs x.bin\n")
         assert second.poll() is None
         first.kill()
         assert second.communicate(timeout=60)[1] == "" and second.returncode == 0
-        assert np.load(path).tolist() == [5, 5, 5]
+        assert np.fromfile(path, np.int64).tolist() == [5, 5, 5]
         first.communicate(timeout=60)  # returns when the worker, too, has closed its stderr
 
 
@@ -147,17 +102,3 @@ def test_unwritable_cache_is_one_clear_error(tmp_path):
         hands(length=2, cache=tmp_path / "file" / "inside")
     with pytest.raises(ValueError, match="no room for .* GB.*give cache=FOLDER"):
         hands(length=10**15, cache=tmp_path)
-
-
-def test_damaged_headers_are_rebuilt(tmp_path):
-    """Whatever bytes change in a packed file's header, it is built again: never an error."""
-    path, rng = tmp_path / "x.npy", np.random.default_rng(0)
-    np.save(path, np.arange(5))
-    whole = path.read_bytes()
-    for _ in range(200):
-        content = bytearray(whole)
-        for place in rng.integers(128, size=3):
-            content[place] = rng.integers(256)
-        path.write_bytes(content)
-        made = build_packed(path, np.dtype(np.int64), 5, lambda start: [np.arange(5)])
-        assert made.shape == (5,) and made.dtype == np.int64

@@ -22,8 +22,7 @@ def test_wart_tar_filters_of_hmr2(folders):
     """HMR2.0's filters drop weak keypoints, people with few, bad fits and extreme shapes."""
     root = folders("hmr2-tars")
     records = hmr2(root).records()
-    assert list(zip(records["sequence"].tolist(), records["person"].tolist(), strict=True)) == [
-        (b"aic-train/a", 0), (b"aic-train/a", 2), (b"c", 0)]
+    assert records["person"].tolist() == [0, 2, 0]
     assert records["has_pose"].tolist() == [1, 0, 0] and records["has_betas"].tolist() == [1, 1, 1]
     assert not records["betas"][1:].any() and records["keypoints_2d"][2, 3].tolist() == [0, 0, 0]
 
@@ -36,7 +35,7 @@ def test_wart_tar_scale_is_width_and_height_over_200(folders):
 
 @pytest.mark.filterwarnings("ignore:.*b. is damaged and left out")
 def test_shards_are_read_in_their_order(tmp_path):
-    """A damaged shard is named; excluded keys are not read."""
+    """A damaged shard is named."""
     for number in range(3):
         people = pickle.dumps([tar_person(center=np.array([number, key])) for key in range(2)])
         write_shard(tmp_path / f"{number:06d}.tar", {
@@ -45,14 +44,10 @@ def test_shards_are_read_in_their_order(tmp_path):
     with pytest.warns(UserWarning, match="000001.tar: b1 is damaged and left out"):
         records = hmr2(tmp_path).records()
     assert records["center"].tolist() == [[n, key] for n in range(3) for key in range(2)]
-    (tmp_path / "exclude.txt").write_text("k1\nk7\n")
-    assert [name.decode() for name in hmr2(tmp_path).records()["sequence"]] == [
-        "aic-train/k0"] * 2 + ["aic-train/k2"] * 2
     path = tmp_path / "000001.tar"
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(ValueError, match="000001.tar is not as HMRShards is shipped"):
         hmr2(tmp_path)
-    assert not [*tmp_path.glob("*.part")]
 
 
 def test_tar_pictures_are_read_where_they_lie(folders):
@@ -61,13 +56,6 @@ def test_tar_pictures_are_read_where_they_lie(folders):
     shades = [dataset.picture(record)[0, 0, 0] for record in dataset.records()]
     assert abs(int(shades[0]) - 90) < 3 and abs(int(shades[2]) - 200) < 3
     assert dataset.records()["image"][0] == b"000000.tar"
-
-
-def test_wart_tar_unknown_kinds_are_refused(tmp_path):
-    write_shard(tmp_path / "000000.tar", {
-        "a.jpg": jpeg(), "a.data.pyd": pickle.dumps([tar_person()]), "a.tiff": b""})
-    with pytest.raises(ValueError, match="a has a part of unknown kind, tiff"):
-        hmr2(tmp_path)
 
 
 def test_wart_tar_cut_between_members(tmp_path):

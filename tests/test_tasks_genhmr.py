@@ -17,7 +17,7 @@ import genhmr
 import train
 from networks.small_encoder import IMAGE_SIZE, Lifted
 from tasks.base import EVALUATIONS, Predictions
-from tasks.genhmr import LIFT_WEIGHTS, imagine_bodies, lift_losses
+from tasks.genhmr import LIFT_WEIGHTS, imagine_bodies, in_random_crops, lift_losses
 from tasks.settings import preset_settings
 from weights.genhmr import load_checkpoint, load_encoder, load_tokenizer
 
@@ -149,6 +149,18 @@ def test_lift_losses_vanish_for_the_truth():
     assert terms["joints"] == pytest.approx(0.1, rel=1e-3) and terms["betas"] == (
         pytest.approx(0.01, rel=1e-3))
     assert all(term > 1e-3 for term in terms.values())
+
+
+def test_bodies_without_pictures_have_crops_as_pictures():
+    """Four of five bodies are within the crop, most of its height; some are truncated."""
+    torch.manual_seed(0)
+    keypoints = torch.rand(400, 45, 3) * torch.tensor([0.6, 1.7, 0.4])
+    flat = in_random_crops(keypoints)
+    inside = (flat.abs() < torch.tensor([0.375, 0.5])).all(-1)
+    assert 0.7 < inside.all(1).float().mean() < 0.96
+    whole = flat[inside.all(1)]
+    height = whole[..., 1].amax(1) - whole[..., 1].amin(1)
+    assert 0.5 < height.min() and height.max() < 1
 
 
 def test_bodies_without_pictures_have_the_errors_of_pictures(finished, folder):
