@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import bodymodels
 import genhmr
 from networks import fast
-from networks.any_view import conv_norm, cross_entropy_at
+from networks.any_view import UNet, cross_entropy_at
 
 IMAGE_SIZE = 128  # px, S; the encoder sees the middle three quarters of the crop's width
 GRID = (16, 12)  # rows and columns of the tokens, at stride 8
@@ -57,19 +57,6 @@ PRESETS: dict[str, EncoderConfig] = {
     "single_gpu": EncoderConfig(batch_size=128, steps=10_000),
     "cpu": EncoderConfig(),
 }
-
-
-class ResidualMapBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut: (B, D, h, w) -> the same."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1, self.norm1 = conv_norm(width, width)[:2]
-        self.conv2, self.norm2 = conv_norm(width, width)[:2]
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
 
 
 class Lifted(NamedTuple):
@@ -130,7 +117,16 @@ class Reading(NamedTuple):
     lifted: Lifted
 
 
-class SmallEncoder(nn.Module):
+def attention() -> list[nn.Module]:
+    """Make the blocks over the cells at stride 16, with narrower MLPs than a ViT's."""
+    width = WIDTHS[3]
+    blocks = [genhmr.ViTBlock(width, 4, 0.0) for _ in range(BLOCKS)]
+    for block in blocks:
+        block.mlp = genhmr.mlp(width, 2 * width, width)
+    return blocks
+
+
+class SmallEncoder(UNet):
     """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D) on a grid, as from a ViT.
 
     A U-net with attention at its coarsest level makes heat maps, like a ViTPose in miniature. The
@@ -140,20 +136,10 @@ class SmallEncoder(nn.Module):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        w2, w4, w8, w16 = WIDTHS
+        _, w4, w8, w16 = WIDTHS
+        super().__init__(WIDTHS, (1, 1, 1), 2 * w4, GRID[0] * GRID[1] // 4, attention, "norm")
         self.width = WIDTH
         self.embed: Callable[[Tensor], Tensor] | None = None  # of GenHMR's tokenizer
-        self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
-        self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
-        self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(GRID[0] * GRID[1] // 4, w16))
-        self.blocks = nn.Sequential(*[genhmr.ViTBlock(w16, 4, 0.0) for _ in range(BLOCKS)])
-        for block in self.blocks:
-            block.mlp = genhmr.mlp(w16, 2 * w16, w16)
-        self.norm = nn.LayerNorm(w16)
-        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualMapBlock(w8)
-        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, 2 * w4)
         self.heat = nn.Conv2d(2 * w4, genhmr.KEYPOINTS, 1)
         self.side = genhmr.mlp(w16, w16 // 2, genhmr.KEYPOINTS)
         with torch.no_grad():
@@ -222,13 +208,7 @@ class SmallEncoder(nn.Module):
 
     def read(self, crops: Tensor) -> Reading:
         """Find keypoints in normalised crops (B, 3, S, 3/4 S), and lift them."""
-        x4 = self.stem(crops)  # (B, 32, 32, 24)
-        x8 = self.down8(x4)  # (B, 64, 16, 12)
-        x16 = self.down16(x8)  # (B, 128, 8, 6)
-        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, 48, 128)
-        x16 = cells.mT.unflatten(2, x16.shape[2:])
-        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
-        x4 = self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4)  # (B, 64, 32, 24)
+        x4, x8, cells = self.maps(crops)  # (B, 64, 32, 24), (B, 64, 16, 12), (B, 48, 128)
         with torch.autocast(x4.device.type, enabled=False):  # places are finer than bf16's steps
             return self.lift_maps(x4.float(), x8.float(), cells.float().mean(1))
 
