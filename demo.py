@@ -43,7 +43,6 @@ from networks.small_encoder import SmallEncoder, build_genhmr
 from networks.smooth import smooth_video
 from sets.crops import to_pixels
 from sets.images import LEAST_CONFIDENCE, picture_files, read_image
-from weights.files import trained_on
 
 # We warn of heat maps wider than SPREAD, suggest the other side where the mirrored hand's are
 # narrower by the factor SURER, and warn of meshes further than MISFITS from given 2D keypoints or
@@ -160,8 +159,8 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
     """Load SimpleHand, for hands."""
     hand = load_mesh(arguments.hand or "hand_right", 16, "--hand")
     model = weights.simplehand.load_checkpoint(arguments.checkpoint)
-    about = trained_on(arguments.checkpoint, arguments.hand, "--hand MANO_RIGHT.pkl",
-                       seen_from(model, "hands", 90))
+    about = trained_on(model, arguments.checkpoint, arguments.hand, "--hand MANO_RIGHT.pkl",
+                       "hands", 90)
     model, faces = looking_again(model.fuse()).to(arguments.device), hand.faces.numpy()
 
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
@@ -192,8 +191,7 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
     """Load GenHMR, for people."""
     body = load_mesh(arguments.body or "body", 24, "--body").to(arguments.device)
     model = weights.genhmr.load_checkpoint(arguments.checkpoint).to(arguments.device)
-    about = trained_on(arguments.checkpoint, arguments.body, "--body SMPL_NEUTRAL.pkl",
-                       seen_from(model))
+    about = trained_on(model, arguments.checkpoint, arguments.body, "--body SMPL_NEUTRAL.pkl")
 
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         arrays = genhmr.predict(
@@ -238,8 +236,8 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         mesh = load_mesh(arguments.model or "hand_right", 16, "--model")
         model = load.load_path(hmr_adapter.HandAdapter, arguments.hand)
     advice = "--model " + ("SMPLX_NEUTRAL.npz" if arguments.body else "MANO_RIGHT.pkl")
-    about = [trained_on(file, arguments.model, advice, seen_from(model))
-             for file in (arguments.hand, arguments.body) if file]
+    about = [trained_on(getattr(model, path, model), file, arguments.model, advice)
+             for path in ("hand", "body") if (file := getattr(arguments, path))]
     model, faces = model.to(arguments.device), mesh.faces.numpy()
     names = JOINT_SETS["smplx55"]
     joints = [names.index(name) if name in names else -1 for name in JOINT_SETS["smpl45"]]
@@ -288,11 +286,25 @@ def load_mesh(source: str, joints: int, flag: str) -> bodymodels.BodyModel:
     return model
 
 
-def seen_from(model: nn.Module, who: str = "people", most: int = 180) -> str:
-    """Say from which sides a network has seen people or hands, turned away by `most` degrees."""
-    views = getattr(getattr(model, "body", model), "settings", {}).get("views", most)
-    return f"{who} " + ("from all sides" if views >= most else
-                        f"within {views:.0f} degrees of the camera")
+def trained_on(model: nn.Module, file: str | Path, given: str | None, advice: str,
+               who: str = "people", most: int = 180) -> str:
+    """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
+
+    given: the mesh model's file, None for the free one. most: degrees that people or hands turn
+    away from the camera when they are seen from all sides.
+    """
+    settings = getattr(model, "settings", {})
+    data = settings.get("data")  # None: weights of the authors, who trained on the official models
+    free = data == "rendered"
+    if bool(given) == free and data != "unknown data":
+        raise ValueError(f"{file} was trained on the {'free' if free else 'official'} model, whose "
+                         "shapes the other one does not have: " + (
+                             f"leave out {advice.split()[0]}" if free else f"add {advice}"))
+    if not free:
+        return f"trained on {data}" if data else "weights of the authors, as they are"
+    views = settings.get("views", most)
+    sides = "from all sides" if views >= most else f"within {views:.0f} degrees of the camera"
+    return f"trained on rendered {who} {sides}: expect rough meshes in photographs"
 
 
 # ---------------------------------------------------------------------------------- commands

@@ -70,24 +70,19 @@ def table(title: str, ways: Ways, seconds: float) -> None:
 
 
 @torch.inference_mode()
-def compare_ways(model: simplehand.SimpleHand, images: Tensor, seconds: float) -> None:
-    """Print the time of faster ways to run SimpleHand, and how far each is from the plain one."""
-    models = {"plain": model, "fused": model.fuse(),
-              "fused, sampled cells": fast.with_sampled_cells(model.fuse())}
-    ways, expected = {}, model(images)["vertices"]
-    for name, way in models.items():
-        error = 1e3 * (way(images)["vertices"] - expected).abs().max().item()
-        ways[f"{name}, differs by {error:.0e} mm"] = partial(way, images)
-    table(f"{images.device}, batch {len(images)}, {torch.get_num_threads()} threads", ways, seconds)
-
-
 def time_simplehand(arguments: argparse.Namespace) -> None:
-    """Print the times of SimpleHand's ways at two batch sizes."""
+    """Print the times of SimpleHand, plain and fused, at two batch sizes, and how far they differ.
+    """
     model = simplehand_model(simplehand.PRESETS[arguments.preset]).eval().to(DEVICE)
+    fused = model.fuse()
     for batch in (1, 32):
         shape = (batch, 3, *[model.config.image_size] * 2)
         images = torch.randint(0, 256, shape, dtype=torch.uint8).to(DEVICE)
-        compare_ways(model, images, arguments.seconds)
+        expected, found = (network(images)["vertices"] for network in (model, fused))
+        error = 1e3 * (found - expected).abs().max().item()
+        table(f"{DEVICE}, batch {batch}, {torch.get_num_threads()} threads", {
+            "plain": partial(model, images),
+            f"fused, differs by {error:.0e} mm": partial(fused, images)}, arguments.seconds)
 
 
 def compare_attention(width: int, seconds: float) -> None:

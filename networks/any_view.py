@@ -34,9 +34,10 @@ TRUST = 4  # the weight of a pass is the spread of its heat maps to the power -T
 
 @dataclass(frozen=True)
 class Config(simplehand.Config):
-    """SimpleHand's, whose embed_dims and depths are UNet's widths and depths here, and our additions.
+    """SimpleHand's, and our additions.
 
-    FastViT's other fields mean nothing here, upsample has to be (1,).
+    embed_dims are UNet's widths; depths its own, and the number of blocks of attention. FastViT's
+    other fields mean nothing here, upsample has to be (1,).
     """
 
     backbone: str = "unet"

@@ -10,6 +10,7 @@ M cells of the heat maps (768), D channels of a token (112; behind GenHMR 128), 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,10 +153,7 @@ class SmallEncoder(UNet):
         y, x = ((torch.arange(count) + 0.5 - count / 2) / HEAT_GRID[0] for count in HEAT_GRID)
         centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
         self.register_buffer("centres", centres, persistent=False)  # (M, 2), crop in -0.5..0.5
-        rows, columns = (torch.arange(count) // side
-                         for count, side in zip(GRID, BLOCK, strict=True))
-        self.register_buffer("joint_of_cell", (rows[:, None] * (GRID[1] // BLOCK[1]) + columns
-                                               ).flatten(), persistent=False)  # (N,)
+        self.register_buffer("joint_of_cell", token_of_cell(1), persistent=False)  # (N,)
         self.register_buffer("other_side", torch.tensor(OTHER_SIDE), persistent=False)
         genhmr.register_statistics(self)
 
@@ -172,28 +170,6 @@ class SmallEncoder(UNet):
         """Find keypoints in pictures (B, 3, S, S): x, y in -0.5..0.5 and confidence (B, 45, 3)."""
         reading = self.read(self.normalise(images))
         return torch.cat((reading.at, reading.confidence[..., None]), 2)
-
-    def token_of_cell(self, per_joint: int) -> Tensor:
-        """Return the number of the pose token that each cell belongs to (N,), `per_joint` a joint.
-
-        The eight cells of a block, row by row, are shared out among the tokens of its joint.
-        """
-        cell = torch.arange(GRID[0] * GRID[1], device=self.joint_of_cell.device)
-        row, column = cell // GRID[1] % BLOCK[0], cell % GRID[1] % BLOCK[1]
-        first = (row * BLOCK[1] + column) * per_joint // (BLOCK[0] * BLOCK[1])
-        return self.joint_of_cell * per_joint + first
-
-    @staticmethod
-    def places(per_joint: int) -> Tensor:
-        """Return the middle of each pose token's cells: (L, 2), x and y in 0..1 over the grid."""
-        (rows, columns), cells = BLOCK, BLOCK[0] * BLOCK[1]
-        first = torch.arange(per_joint) * cells // per_joint  # cell of a token in its block
-        own = first[:, None] + torch.arange(max(cells // per_joint, 1))
-        inside = torch.stack((own % columns, own // columns), -1).float().mean(1) + 0.5  # (T, 2)
-        across, down = torch.meshgrid(torch.arange(0, GRID[1], columns),
-                                      torch.arange(0, GRID[0], rows), indexing="xy")
-        corners = torch.stack((across, down), -1).flatten(0, 1)  # (24, 2), one for each joint
-        return ((corners[:, None] + inside) / torch.tensor(GRID[::-1])).flatten(0, 1)
 
     def forward(self, crops: Tensor, reading: bool = False) -> Tensor | Reading:
         """Return the tokens (B, N, D) alone, or all of a Reading."""
@@ -242,7 +218,8 @@ class SmallEncoder(UNet):
         if self.embed is None:
             return tokens
         z = self.embed(rotations)  # (B, L, C)
-        return torch.cat((tokens, z[:, self.token_of_cell(z.shape[1] // genhmr.JOINTS)]), 2)
+        owner = token_of_cell(z.shape[1] // genhmr.JOINTS, z.device)
+        return torch.cat((tokens, z[:, owner]), 2)
 
 
 def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
@@ -254,6 +231,31 @@ def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor,
     near = probability * ((centres - peak[:, :, None]).abs().amax(-1) < radius)
     share = near.sum(-1)
     return near @ centres / share[..., None].clamp_min(1e-6), share
+
+
+def token_of_cell(per_joint: int, device: torch.device | None = None) -> Tensor:
+    """Return the number of the pose token that each cell belongs to (N,), `per_joint` a joint.
+
+    The eight cells of a joint's block, row by row, are shared out among the joint's tokens.
+    """
+    rows, columns = (torch.arange(count, device=device) for count in GRID)
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    joint = row // BLOCK[0] * (GRID[1] // BLOCK[1]) + column // BLOCK[1]
+    inside = row % BLOCK[0] * BLOCK[1] + column % BLOCK[1]
+    return (joint * per_joint + inside * per_joint // math.prod(BLOCK)).flatten()
+
+
+def places(per_joint: int) -> Tensor:
+    """Return the middle of each pose token's cells: (L, 2), x and y in 0..1 over the grid.
+
+    If a joint has more tokens than cells, several tokens share one.
+    """
+    cells = math.prod(BLOCK)
+    in_order = token_of_cell(cells).argsort()  # the cells of the first joint, of the second, ...
+    first = torch.arange(genhmr.JOINTS * per_joint) * cells // per_joint
+    own = in_order[first[:, None] + torch.arange(max(cells // per_joint, 1))]  # (L, cells)
+    xy = torch.stack((own % GRID[1], own // GRID[1]), -1).float().mean(1) + 0.5
+    return xy / torch.tensor(GRID[::-1])
 
 
 def is_small(config: genhmr.Config) -> bool:
@@ -273,6 +275,6 @@ def build_genhmr(config: genhmr.Config, encoder: SmallEncoder | None = None) -> 
     if encoder is not None:
         encoder.embed = model.tokenizer.embed
         with torch.no_grad():
-            places = encoder.places(config.tokenizer.num_tokens // genhmr.JOINTS)
-            model.transformer.reference.copy_(places.logit())
+            middle = places(config.tokenizer.num_tokens // genhmr.JOINTS)
+            model.transformer.reference.copy_(middle.logit())
     return model

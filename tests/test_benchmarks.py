@@ -1,7 +1,6 @@
 """The benchmarks run, compare like with like, and are found from any folder."""
 
 import dataclasses
-import json
 import math
 import re
 import subprocess
@@ -9,16 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import simplehand_samples
 import torch
 from genhmr_samples import TINY
 
 import metrics
+import simplehand
 from benchmarks import __main__ as command
-from benchmarks import speed, tradeoff
+from benchmarks import alarms, speed
 from benchmarks.speed import medians
-from networks.backbones import simplehand_model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -78,36 +78,39 @@ def test_genhmr_is_timed_for_every_t_and_p(capsys):
     assert "T = 5 (RTX A5000: 102 ms)" in rows[2] and "P = 20 (RTX A5000: 638 ms)" in rows[-1]
 
 
-def test_simplehand_s_ways_compute_the_same(capsys):
-    """Every way is timed and computes nearly the same."""
+def test_simplehand_s_ways_compute_the_same(capsys, monkeypatch):
+    """Plain and fused are timed and compute nearly the same."""
     config = dataclasses.replace(simplehand_samples.TINY, depths=(1, 1, 1, 1))
-    speed.compare_ways(simplehand_model(config).eval(), simplehand_samples.images(), 0.0)
-    ways = [line for line in capsys.readouterr().out.splitlines() if "differs by" in line]
-    assert len(ways) == 3
-    assert all(float(way.split("differs by ")[1].split()[0]) < 1e-2 for way in ways)
+    monkeypatch.setitem(simplehand.PRESETS, "tiny", config)
+    command.main(["simplehand", "--preset", "tiny", "--seconds", "0"])
+    output = capsys.readouterr().out
+    errors = re.findall(r"differs by (\S+) mm", output)
+    assert output.count(" ms") == 4 and len(errors) == 2 and max(map(float, errors)) < 1e-2
 
 
-def test_the_tradeoff_has_every_row_once(tmp_path, capsys):
-    """Its error is the mean over seeds, as results.json has it; the figure shows the paper, too.
-    Runs without annotation have no point."""
-    with pytest.raises(SystemExit, match="no runs of SimpleHand in .*tables.py simplehand table7"):
-        command.main(["tradeoff", "--runs", str(tmp_path)])
-    for name, fields, errors in (("unchanged", {}, (10.0, 12.0)), ("dims=64", {"tokens": (21,),
-            "dims": (64,), "blocks": (1,)}, (9.5,)), ("blocks=2", {}, (None,))):
-        config = dataclasses.asdict(dataclasses.replace(simplehand_samples.TINY, **fields))
-        for seed, error in enumerate(errors):
-            folder = tmp_path / f"simplehand {name}" / f"seed {seed}"
-            folder.mkdir(parents=True)
-            (folder / "results.json").write_text(json.dumps(
-                {"config": config,
-                 "scores": {"SimpleHand": {"PA-MPJPE": error}} if error else {}}))
-    command.main(["tradeoff", "--runs", str(tmp_path), "--seconds", "0"])
-    rows = [row.strip("| ").split(" | ") for row in capsys.readouterr().out.splitlines()[2:4]]
-    assert {name: error for name, _, error in rows} == {"unchanged": "11.00", "dims=64": "9.50"}
-    assert all(float(time) > 0 for _, time, _ in rows)
-    assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
-    points = tradeoff.papers_points()  # rows without a speed have no point
-    assert len(points) == 9 and points["ours, FastViT"] == (pytest.approx(1000 / 70), 5.7)
+@pytest.mark.slow
+def test_warnings_are_judged(capsys, monkeypatch):
+    """Every network is judged by what the demo judges it by, on pictures that fill the crop."""
+    monkeypatch.setattr(alarms, "BAD", 0.0)
+    command.main(["alarms", "--count", "2"])
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [line[0] for line in lines] == [f"| {title}, {judge}" for title in alarms.NETWORKS
+                                           for judge in ("given", "spread" if title ==
+                                                         "SimpleHand" else "own")]
+    assert all(line[1] == "2 of 2" and 0 < float(line[2]) for line in lines)
+    for network in ("simplehand", "genhmr", "hmr_adapter"):
+        image, true, given = next(alarms.pictures(network, "test", 1))
+        seen = given[:, 2] > 0
+        apart = np.linalg.norm((given - true)[seen, :2], axis=1) / len(image)
+        assert image.dtype == np.uint8 and 0.005 < apart.mean() < 0.06
+
+
+def test_limits_balance_false_and_missed_warnings():
+    """The best limit separates what can be separated; shares are of warnings, and of the bad."""
+    scores, bad = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, False, True, True])
+    assert alarms.best_limit(scores, bad) == pytest.approx(0.25)
+    assert alarms.precision_recall(scores > 0.15, bad) == (pytest.approx(2 / 3), 1)
+    assert alarms.precision_recall(scores > 9, bad) == (0, 0)
 
 
 def test_without_a_gpu_nothing_is_run(capsys, monkeypatch):

@@ -56,7 +56,7 @@ def test_bad_box_is_refused(text):
 def test_mediapipe_finds_the_astronaut():
     """The shipped file is what it sees; in a box it sees what that part alone would show it."""
     try:
-        finders.solution("pose", "Pose")
+        finders.solution("pose")
     except ImportError as error:
         pytest.skip(str(error))
     image = data.read_image(ASSETS / "astronaut.jpg")
@@ -120,7 +120,7 @@ def fake_detector(monkeypatch, expected: tuple[int, ...], **result) -> None:
             assert part.shape == expected and part.flags.c_contiguous
             return SimpleNamespace(**result)
 
-    monkeypatch.setattr(finders, "solution", lambda name, kind: Detector)
+    monkeypatch.setattr(finders, "solution", lambda name: Detector)
 
 
 def marks(count: int, *points: tuple[float, float]):
@@ -253,7 +253,8 @@ def test_hands_are_at_the_knuckles(monkeypatch):
     person, image = Found((0, 0, 60, 90), hands=boxes), np.zeros((90, 120, 3), np.uint8)
     seen = [Found((12, 40, 15, 20), "left", np.ones((21, 3)))]
     monkeypatch.setattr(finders, "find_hands", lambda image, box=None: seen)
-    assert finders.find_their_hands(image, person) == [seen[0]._replace(side="right"), None]
+    right, left = finders.find_their_hands(image, person)
+    assert right == seen[0]._replace(side="right") and left.keypoints is None
     monkeypatch.setattr(finders, "find_people", lambda image, box=None: [person])
     (found,) = finders.find("person", image, hands=True)
     assert np.array_equal(found.hands, [(12, 40, 15, 20), (np.nan,) * 4], equal_nan=True)

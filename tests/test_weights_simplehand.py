@@ -219,16 +219,3 @@ def test_settings_of_older_checkpoints_are_told_from_the_config():
     assert [load_checkpoint(content).settings["views"] for content in (older, newer)] == [20, 20]
     with pytest.raises(ValueError, match="unexpected keyword argument 'sights'"):
         load_checkpoint(older | {"config": older["config"] | {"sights": 20.0}})
-
-
-@pytest.mark.parametrize(("data", "given"), [("rendered", "SMPL.pkl"), ("bedlam", None),
-                                             (None, None)])
-def test_checkpoints_of_another_body_are_refused(tmp_path, data, given):
-    """One trained on the free body needs it, one trained on an official model does not fit it."""
-    path = tmp_path / "one.pt"
-    torch.save({"data": data, "config": {}} if data else {"state_dict": {}}, path)
-    weights.files.trained_on(path, None if given else "SMPL.pkl", "--body SMPL.pkl", "people")
-    with pytest.raises(ValueError, match="one.pt was trained on .*(leave out|add) --body"):
-        weights.files.trained_on(path, given, "--body SMPL.pkl", "people")
-    torch.save({"model": {}, "config": {}}, path)  # which does not tell
-    assert "unknown" in weights.files.trained_on(path, given, "--body SMPL.pkl", "people")

@@ -149,7 +149,9 @@ def load_path(kind: type[hmr.Adapter], source: str | PathLike | Mapping, **optio
     inside, config_class = {hmr.HandAdapter: (hmr.HandExpert, hmr.HandConfig),
                             hmr.BodyAdapter: (hmr.BodyExpert, hmr.BodyConfig)}[kind]
     expert = load_expert(inside, content, **options)
-    return build_model(config_class(expert=expert.config, inject="none"), expert).eval()
+    path = build_model(config_class(expert=expert.config, inject="none"), expert).eval()
+    path.settings = getattr(expert, "settings", {})  # released weights have none
+    return path
 
 
 def load_paths(hand: str | PathLike, body: str | PathLike, *, hand_mean: Tensor | None = None
