@@ -20,11 +20,12 @@ from networks.finders import Found, misfit
 
 BAD, NOISE, SEED, SMPL45 = 0.1, 0.02, 9, JOINT_SETS["smpl45"]
 BOX = (0.1875, 1 / 12, 0.625, 5 / 6)  # of the crop; the network's margin makes it the whole crop
-NETWORKS = {  # title: flags of demo.py, box
-    "SimpleHand": (["simplehand"], None), "GenHMR, P = 0": (["genhmr", "--refine", "0"], BOX),
-    "GenHMR, P = 50": (["genhmr"], BOX),
+NETWORKS = {  # title: flags of demo.py, box, and what judges its meshes
+    "SimpleHand": (["simplehand"], None, ("given", "spread")),
+    "GenHMR, P = 0": (["genhmr", "--refine", "0"], BOX, ("given", "own")),
+    "GenHMR, P = 50": (["genhmr"], BOX, ("given",)),
     "HMR-Adapter": (["hmr_adapter", "--body", str(ASSETS / "hmr_adapter_body_cpu.pt")],
-                    (0.2, 0.1, 0.6, 0.8))}
+                    (0.2, 0.1, 0.6, 0.8), ("given", "own"))}
 
 
 def in_order(points: np.ndarray, valid: np.ndarray, names: Sequence[str] | None) -> np.ndarray:
@@ -54,8 +55,8 @@ def pictures(network: str, split: str, count: int) -> Iterator[tuple[np.ndarray,
 
 
 def judge(title: str, split: str, count: int) -> dict[str, np.ndarray]:
-    """Reconstruct pictures as the demo does: return their "error", and all that may warn of it."""
-    flags, box = NETWORKS[title]
+    """Reconstruct pictures as the demo does: return their "error", and what may warn of it."""
+    flags, box, judges = NETWORKS[title]
     one = demo.LOADERS[flags[0]](demo.parser().parse_args(flags)).one
     scores = defaultdict(list)
     for image, true, given in pictures(flags[0], split, count):
@@ -63,9 +64,8 @@ def judge(title: str, split: str, count: int) -> dict[str, np.ndarray]:
         found = one(image, Found(box_here, keypoints=given), None)
         for name, rows in (("error", true), ("given", given), ("own", found.own)):
             scores[name].append(misfit(found.mesh, rows, 1e-6))
-        scores["spread"].append(found.arrays.get("spread_2d", np.array(np.nan)).mean())
-    arrays = {name: np.array(values, float) for name, values in scores.items()}
-    return {name: values for name, values in arrays.items() if not np.isnan(values).all()}
+        scores["spread"].append(np.mean(found.arrays.get("spread_2d", 0)))
+    return {name: np.array(scores[name]) for name in ("error", *judges)}
 
 
 def precision_recall(warned: np.ndarray, bad: np.ndarray) -> tuple[float, float]:

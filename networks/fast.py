@@ -64,36 +64,24 @@ def gather(values: Tensor, cells: Tensor, locations: Tensor,
     maps, P). Returns the sums (B, L, H, C) and the sums (B, L, H) of the weights of what lies
     inside. Maps are zero outside; a NaN stays in its own query.
     """
-    starts = cells.prod(1).cumsum(0) - cells.prod(1)  # first row of each map in `values`
-    width, height, start = torch.cat((cells, starts[:, None]), 1).repeat_interleave(
-        weights.shape[4], 0).unbind(1)  # of every point, (maps * P,)
-    start = start + values.shape[1] * torch.arange(
-        len(values), device=values.device).view(-1, 1, 1, 1)  # (B, 1, 1, maps * P)
-    x, y = locations.flatten(3, 4).unbind(-1)  # (B, L, H, maps * P)
-    index, weight = [], []
-    for row, near_y in neighbours(y, height):
-        for column, near_x in neighbours(x, width):
-            index.append(start + row * width + column)
-            weight.append(weights.flatten(3) * near_y * near_x)
-    weight = torch.cat(weight, -1).to(values)  # (B, L, H, 4 * maps * P)
-    sums = F.embedding_bag(torch.cat(index, -1).flatten(0, 2), values.flatten(0, 1), mode="sum",
+    size, (width, _) = cells[:, None], cells[..., None].unbind(1)  # (maps, 1, 2), (maps, 1)
+    at = (locations * size - 0.5).clamp_min(-1.0)  # in cells; farther out is the same
+    at = torch.minimum(at, size.to(at))
+    low = at.detach().floor()
+    cell = low.nan_to_num(0.0).long().unsqueeze(3)  # a NaN stays in the weights of its own query
+    cell = torch.cat((cell, cell + 1), 3)  # x and y of the near cells, (B, L, H, 2, maps, P, 2)
+    share = torch.stack((low + 1.0 - at, at - low), 3)
+    share_x, share_y = torch.where((cell < 0) | (cell >= size), 0.0, share).unbind(-1)
+    column, row = torch.minimum(cell.clamp_min(0), size - 1).unbind(-1)
+    starts = (cells.prod(1).cumsum(0) - cells.prod(1))[:, None]  # first row of each map in `values`
+    batch = values.shape[1] * torch.arange(len(values), device=values.device)
+    index = starts + row[:, :, :, :, None] * width + column[:, :, :, None]  # (B, L, H, 2, 2, ...)
+    index = index.flatten(3) + batch.view(-1, 1, 1, 1)
+    weight = weights[:, :, :, None, None] * share_y[:, :, :, :, None] * share_x[:, :, :, None]
+    weight = weight.flatten(3).to(values)  # (B, L, H, 4 maps P)
+    sums = F.embedding_bag(index.flatten(0, 2), values.flatten(0, 1), mode="sum",
                            per_sample_weights=weight.flatten(0, 2))
     return sums.view(*weight.shape[:3], -1), weight.sum(-1)
-
-
-def neighbours(at: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Find the two cells around positions in 0..1 of a row of `size` cells, and their weights.
-
-    The centre of the first cell is at 0.5 / size. Cells outside are replaced, with weight 0.
-    """
-    at = torch.minimum((at * size - 0.5).clamp_min(-1.0), size.to(at))  # farther out is the same
-    low = at.detach().floor()
-    cell = low.nan_to_num(0.0).long()  # a NaN stays in the weights of its own query
-    last = size - 1
-    first = torch.where((cell < 0) | (cell > last), 0.0, low + 1.0 - at)
-    second = torch.where(cell >= last, 0.0, at - low)
-    return [(torch.minimum(cell.clamp_min(0), last), first),
-            (torch.minimum(cell + 1, last), second)]
 
 
 # -------------------------------------------------------------------------------- a file

@@ -94,9 +94,8 @@ def test_warnings_are_judged(capsys, monkeypatch):
     monkeypatch.setattr(alarms, "BAD", 0.0)
     command.main(["alarms", "--count", "2"])
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[3:]]
-    assert [line[0] for line in lines] == [f"| {title}, {judge}" for title in alarms.NETWORKS
-                                           for judge in ("given", "spread" if title ==
-                                                         "SimpleHand" else "own")]
+    assert [line[0] for line in lines] == [f"| {title}, {judge}" for title, (*_, judges) in
+                                           alarms.NETWORKS.items() for judge in judges]
     assert all(line[1] == "2 of 2" and 0 < float(line[2]) for line in lines)
     for network in ("simplehand", "genhmr", "hmr_adapter"):
         image, true, given = next(alarms.pictures(network, "test", 1))
