@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hmr_adapter as hmr
-from networks.adapter_encoders import body_expert, hand_expert
+from networks.adapter_encoders import small_encoder
 
 
 class Moderator(nn.Module):
@@ -137,9 +137,9 @@ def build_model(config: hmr.HandExpertConfig | hmr.BodyExpertConfig | hmr.HandCo
     if isinstance(config, hmr.Config):
         return hmr.HMRAdapter(config, build_model(config.hand), build_model(config.body))
     if isinstance(config, hmr.HandExpertConfig):
-        return hand_expert(config)
+        return hmr.HandExpert(config, small_encoder(config))
     if isinstance(config, hmr.BodyExpertConfig):
-        return body_expert(config)
+        return hmr.BodyExpert(config, small_encoder(config))
     adapter, rival = ((hmr.HandAdapter, HandRival) if isinstance(config, hmr.HandConfig) else
                       (hmr.BodyAdapter, BodyRival))
     kind = adapter if config.design == adapter.DESIGN else rival
