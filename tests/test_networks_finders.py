@@ -20,21 +20,15 @@ from sets.images import read_keypoints, to_smpl45
 ASSETS = Path(data.__file__).parent / "assets"
 INSTALL = "pip install mediapipe==0.10.21"
 SMPL45 = bodymodels.JOINT_SETS["smpl45"]
-NUMBERS = st.floats(-1e6, 1e6)
 
 
 # ------------------------------------------------------------------------------------- boxes
 
 
-@given(NUMBERS, NUMBERS, st.floats(1e-3, 1e6), st.floats(1e-3, 1e6))
-def test_box_is_read_back(x, y, width, height):
-    """Four numbers with commas between them are the box, whatever the blanks."""
-    text = f"{x!r}, {y!r},{width!r} ,{height!r}"
-    assert finders.parse_box(text, "person") == Found((x, y, width, height))
-
-
 def test_boxes_of_hands_may_name_the_side():
-    """",left" may follow the numbers, of hands alone; "whole" is the whole picture."""
+    """",left" may follow the numbers, of hands alone; "whole" is the whole picture; blanks do not
+    matter."""
+    assert finders.parse_box("-1.5, 2e1,3 ,4", "person") == Found((-1.5, 20, 3, 4))
     assert finders.parse_box("1,2,3,4,left", "hand") == Found((1, 2, 3, 4), "left")
     assert finders.parse_box("whole,left", "hand") == Found(None, "left")
     assert finders.parse_box("whole", "person") == Found(None)

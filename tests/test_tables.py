@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import test_tasks_adapter
 import test_tasks_genhmr
-from official_folders import write_freihand
 from simplehand_samples import batch_of, regressor
 from test_train import Run, command_line, flag
 
@@ -537,19 +536,6 @@ def test_a_table_of_pairs_trains_every_row_once(adapters, tmp_path, capsys):
     text = (tmp_path / "table1.md").read_text()
     assert re.search(rf"^\| ours \|.* {usual['ours']['PVE']:.2f} \|", text, re.MULTILINE)
     assert re.search(r"^\| OSX \|.* - \| 0 \|$", text, re.MULTILINE)
-
-
-@pytest.mark.slow
-def test_a_table_of_official_data(tmp_path):
-    """SimpleHand's Table 4 on a small folder in FreiHAND's layout."""
-    write_freihand(tmp_path / "freihand")
-    settings = settings_of(command_line(tmp_path, tmp_path, steps=1, batch_size=4))
-    tables.main(["simplehand", "table4", "--preset", "cpu", "--data", "freihand", "--data-root",
-                 str(tmp_path / "freihand"), "--hand", "hand_right", "--cache",
-                 str(tmp_path / "cache"), "--out", str(tmp_path / "out"), *settings])
-    text = (tmp_path / "out" / "table4.md").read_text()
-    rows = re.findall(r"^\| .* \| 6\.\d \| [67]\.\d \| [\d.]+ \| [\d.]+ \| 1 \|$", text, re.M)
-    assert len(rows) == 4
 
 
 @pytest.mark.slow
