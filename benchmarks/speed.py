@@ -66,6 +66,18 @@ def table(title: str, ways: Ways, seconds: float) -> None:
         print(f"  {name:46}{spent:10.2f} ms{spent / next(iter(times.values())):8.3f}", flush=True)
 
 
+def both_ways(name: str, function: Callable[..., Tensor], *inputs: Tensor) -> Ways:
+    """Return what runs a function without gradients, and what runs it forward and backward."""
+    def forward() -> None:
+        with torch.no_grad():
+            function(*inputs)
+
+    def backward() -> None:
+        function(*(x.detach().clone().requires_grad_() for x in inputs)).sum().backward()
+
+    return {name: forward, f"{name}, and backward": backward}
+
+
 # ----------------------------------------------------------------------------------- papers
 
 
@@ -95,10 +107,8 @@ def compare_attention(width: int, seconds: float) -> None:
     quick = fast.replace(copy.deepcopy(attention))
     expected = attention(*inputs)
     error = ((quick(*inputs) - expected).abs().max() / expected.abs().max()).item()
-    for title, run in ((f"attention, width {width}, differs by {error:.0e}", forward),
-                       ("the same, forward and backward", backward)):
-        table(title, {"plain": partial(run, attention, *inputs),
-                      "fast": partial(run, quick, *inputs)}, seconds)
+    ways = both_ways("plain", attention, *inputs) | both_ways("fast", quick, *inputs)
+    table(f"attention, width {width}, differs by {error:.0e}", ways, seconds)
 
 
 @torch.no_grad()
@@ -161,27 +171,14 @@ def common_procrustes(source: Tensor, target: Tensor) -> Tensor:
     return (scale[:, None, None] * (rotation @ x)).mT + target_mean
 
 
-@torch.no_grad()
-def forward(function: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Run a function without gradients."""
-    function(*inputs)
-
-
-def backward(function: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Run a function forward and backward."""
-    function(*(x.detach().clone().requires_grad_() for x in inputs)).sum().backward()
-
-
 def time_geometry(arguments: argparse.Namespace) -> None:
     """Print the times of skinning and of Procrustes alignment."""
     for name, batch in [(name, batch) for name, batches in BATCHES.items() for batch in batches]:
         model = load_model(name)
         inputs = (torch.randn(batch, len(model.skeleton_basis)),
                   0.4 * torch.randn(batch, len(model.parents), 3))
-        ways = {}
-        for way, poser in (("smplx", smplx_vertices(model)), ("ours", our_vertices(model))):
-            ways |= {way: partial(poser, *inputs),
-                     f"{way}, and backward": partial(backward, poser, *inputs)}
+        ways = both_ways("smplx", smplx_vertices(model), *inputs) | both_ways(
+            "ours", our_vertices(model), *inputs)
         table(f"{name}, batch {batch}", ways, arguments.seconds)
     for samples, points in POINTS:
         source = 0.05 * torch.randn(samples, points, 3)
