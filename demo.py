@@ -239,8 +239,9 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
     about = [trained_on(getattr(model, path, model), file, arguments.model, advice)
              for path in ("hand", "body") if (file := getattr(arguments, path))]
     model, faces = model.to(arguments.device), mesh.faces.numpy()
-    names = JOINT_SETS["smplx55"]
-    joints = [names.index(name) if name in names else -1 for name in JOINT_SETS["smpl45"]]
+    names, positioned = JOINT_SETS["smplx55"], hmr_adapter.POSITIONED
+    joints = {row: names.index(name) for row, name in enumerate(JOINT_SETS["smpl45"])
+              if name in names}
 
     def person(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         arrays = hmr_adapter.predict(model, image, mesh, box=found.box, hand_boxes=found.hands, K=K)
@@ -250,11 +251,13 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
                  if arguments.hand and not valid]
         if found.keypoints is None:
             notes.append(f"not checked: {found.source}")
-        own, pixels = np.zeros((56, 3)), np.full((56, 2), np.nan, np.float32)  # last: no joint
-        pixels[:55] = to_pixels(arrays["joints"], arrays["K"])[:55]
-        for row, joint in enumerate(hmr_adapter.POSITIONED):
-            own[min(joint, 55)] = *arrays["keypoints_2d"][row], joint < 55
-        return Result(arrays, faces, notes, pixels[joints], own[joints])
+        at = to_pixels(arrays["joints"], arrays["K"])
+        pixels, own = np.full((45, 2), np.nan, np.float32), np.zeros((45, 3))
+        for row, joint in joints.items():
+            pixels[row] = at[joint]
+            if joint in positioned:
+                own[row] = *arrays["keypoints_2d"][positioned.index(joint)], 1
+        return Result(arrays, faces, notes, pixels, own)
 
     def pose(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = ("betas", "rotations", "expression", "transl")

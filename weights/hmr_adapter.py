@@ -16,7 +16,7 @@ import bodymodels
 import hmr_adapter as hmr
 from files import load_arrays
 from networks.adapter_encoders import part_readers
-from networks.adapter_rivals import build_model
+from networks.adapter_rivals import BodyRival, HandRival, build_model
 from weights.files import (
     from_checkpoint,
     load_weights,
@@ -146,10 +146,11 @@ def load_path(kind: type[hmr.Adapter], source: str | PathLike | Mapping, **optio
         require(isinstance(model, kind),
                 f"this checkpoint has a {type(model).__name__}: expected a {kind.__name__}")
         return model
-    inside, config_class = {hmr.HandAdapter: (hmr.HandExpert, hmr.HandConfig),
-                            hmr.BodyAdapter: (hmr.BodyExpert, hmr.BodyConfig)}[kind]
+    inside, alone, config_class = {
+        hmr.HandAdapter: (hmr.HandExpert, HandRival, hmr.HandConfig),
+        hmr.BodyAdapter: (hmr.BodyExpert, BodyRival, hmr.BodyConfig)}[kind]
     expert = load_expert(inside, content, **options)
-    path = build_model(config_class(expert=expert.config, inject="none"), expert).eval()
+    path = alone(config_class(expert=expert.config, inject="none"), expert).eval()
     path.settings = getattr(expert, "settings", {})  # released weights have none
     return path
 
