@@ -14,7 +14,7 @@ import simplehand
 import weights.files
 from simplehand import Config, SimpleHand
 from tasks.settings import Settings
-from weights.simplehand import load_backbone, load_checkpoint, our_name
+from weights.simplehand import RELEASE_NAMES, load_backbone, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,8 @@ def test_released_checkpoint_layout_loads(capsys):
     shapes = {name: value.shape for name, value in on_meta(Config()).state_dict().items()}
     shapes |= {"backbone.head.fc.weight": (1000, 1216), "backbone.head.fc.bias": (1000,)}
     quarter = torch.tensor(0.25, dtype=torch.float16)
-    state = {name: quarter.expand(shapes[our_name(name)]) for name in names}
+    state = {name: quarter.expand(shapes[ours]) for ours, name in weights.files.renamed(
+        {name: name for name in names}, RELEASE_NAMES).items()}
     model = load_checkpoint({"state_dict": state})
     assert "backbone.head.fc.weight" in capsys.readouterr().out
     assert model.config == Config(official=True) and not model.training

@@ -8,7 +8,7 @@ import re
 import typing
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -106,6 +106,13 @@ def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the weights of a part of a model, whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items()
             if name.startswith(prefix)}
+
+
+def renamed(state: Mapping[str, Tensor], names: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Return weights under other names: patterns are replaced, one after the other."""
+    for pattern, name in names:
+        state = {re.sub(pattern, name, old): value for old, value in state.items()}
+    return dict(state)
 
 
 def without_settings(config: Mapping[str, object], kind: type) -> dict[str, object]:
