@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hmr_adapter as hmr
+from bodymodels import matrix_to_quaternion
 from networks.adapter_encoders import small_encoder
 
 
@@ -171,15 +172,11 @@ def share_twists(pose: Tensor, valid: Tensor | None = None, most: float = 0.4 * 
     are. The forearm twists, not the wrist (PyMAF-X). In SMPL-X's rest pose the arms lie along x, so
     twist is rotation about x; the hands keep their orientation.
     """
-    def root(square: Tensor) -> Tensor:
-        return square.clamp_min(0).sqrt()
-
     shared = pose.clone()
     for side, (*_, elbow, wrist) in enumerate(hmr.ARMS["arm"]):
         turned = pose[:, wrist]
-        xx, yy, zz = turned.diagonal(dim1=1, dim2=2).unbind(1)
-        sign = torch.where(turned[:, 2, 1] < turned[:, 1, 2], -1.0, 1.0)
-        angle = 2 * torch.atan2(sign * root(1 + xx - yy - zz), root(1 + xx + yy + zz))
+        w, x, *_ = matrix_to_quaternion(turned).unbind(1)
+        angle = 2 * torch.atan2(x, w)
         excess = angle - angle.clamp(-most, most)
         turn = hmr.axis_angle_to_matrix(F.pad(excess[:, None], (0, 2)))
         for joint, value in ((elbow, pose[:, elbow] @ turn), (wrist, turn.mT @ turned)):

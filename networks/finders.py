@@ -15,6 +15,7 @@ import numpy as np
 
 from bodymodels import JOINT_SETS
 from networks.smooth import overlap
+from sets.crops import inside
 from sets.images import LEAST_CONFIDENCE, choose_person, read_keypoints, to_smpl45
 
 # MediaPipe 0.10 brings the weights of its `solutions`; 1.0 and later have none. This is the last
@@ -101,20 +102,20 @@ def look_inside(kind: str, image: np.ndarray, given: Found, file: str | PathLike
 
     file: see read_keypoints. Without keypoints `source` says why there are none.
     """
-    inside = "" if given.box is None else " in the box"
+    where = "" if given.box is None else " in the box"
     if file is not None:
         people = [to_smpl45(rows) for rows in read_keypoints(file)]
         person = choose_person(people, given.box, *image.shape[1::-1])
         if person is not None:
             forget_outside(person, image.shape)
         return given._replace(keypoints=person,
-                              source=f"{file}{f' sees nobody{inside}' * (person is None)}")
+                              source=f"{file}{f' sees nobody{where}' * (person is None)}")
     try:
         found = (find_hands if kind == "hand" else find_people)(image, given.box)
     except ImportError as error:
         return given._replace(source=f"no --keypoints, and {error}")
     if not found:
-        return given._replace(source=f"MediaPipe sees nobody{inside}")
+        return given._replace(source=f"MediaPipe sees nobody{where}")
     return found[0]._replace(box=given.box, side=given.side, whole=None)
 
 
@@ -130,8 +131,8 @@ def box_notes(box: Sequence[float] | None, shape: Sequence[int]) -> list[str]:
     if box is None:
         return []
     x, y, w, h = box
-    inside = np.minimum((x + w, y + h), shape[1::-1]) - np.maximum((x, y), 0)
-    part, notes = inside.clip(0).prod() / (w * h), []
+    shown = np.minimum((x + w, y + h), shape[1::-1]) - np.maximum((x, y), 0)
+    part, notes = shown.clip(0).prod() / (w * h), []
     if max(w, h) < TINY:
         notes.append(f"warning: the box is only {w:.0f} x {h:.0f} px, too small to show a pose")
     if part < 0.5:
@@ -364,9 +365,9 @@ def forget_outside(keypoints: np.ndarray, shape: Sequence[int]) -> bool:
 
     Says whether there are any.
     """
-    outside = ((keypoints[:, :2] < 0) | (keypoints[:, :2] > shape[1::-1])).any(1)
-    keypoints[outside, 2] = 0
-    return outside.any()
+    seen = inside(keypoints[:, :2], *shape[1::-1])
+    keypoints[:, 2] *= seen
+    return not seen.all()
 
 
 def box_of(keypoints: np.ndarray) -> tuple[float, float, float, float]:

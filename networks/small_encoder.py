@@ -11,7 +11,6 @@ M cells of the heat maps (768), D channels of a token (112; behind GenHMR 128), 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,8 +28,7 @@ IMAGE_SIZE = 128  # px, S; the encoder sees the middle three quarters of the cro
 GRID = (16, 12)  # rows and columns of the tokens, at stride 8
 HEAT_GRID = (32, 24)  # rows and columns of the heat maps, at stride 4
 NAMES = bodymodels.JOINT_SETS["smpl45"]
-OTHER_SIDE = [NAMES.index(re.sub("left|right", lambda side: {"left": "right", "right": "left"}[
-    side[0]], name)) for name in NAMES]  # of each keypoint
+OTHER_SIDE = bodymodels.mirror_indices("smpl45")  # of each keypoint
 BLOCK = (4, 2)  # cells of the grid that belong to one joint: 4 x 6 blocks for 24 joints
 WIDTHS = (16, 32, 64, 128)  # channels at strides 2, 4, 8 and 16
 BLOCKS = 2  # of attention over the cells at stride 16
