@@ -67,6 +67,7 @@ class Loaded(NamedTuple):
 
     one: Callable[[np.ndarray, Found, np.ndarray | None], Result]  # of a picture, who is in it, K
     about: str  # what it was trained on
+    kind: str = "person"  # or "hand"
     pose: Callable[[dict], dict] | None = None  # see smooth_track
     hands: bool = False  # whether it looks at a person's hands more closely
 
@@ -184,7 +185,7 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
         outward = faces[:, ::1 if arrays["side"] else -1]  # mirrored, they face inwards
         return Result(arrays, outward, notes, to_pixels(arrays["joints"], arrays["K"]), own)
 
-    return Loaded(one, about)
+    return Loaded(one, about, "hand")
 
 
 def load_genhmr(arguments: argparse.Namespace) -> Loaded:
@@ -218,7 +219,7 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
         posed = genhmr.in_picture(body, *tensors, arrays["transl"], arrays["K"])
         return arrays | {name: np.float32(value) for name, value in posed.items()}
 
-    return Loaded(one, about, pose)
+    return Loaded(one, about, pose=pose)
 
 
 def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
@@ -274,8 +275,8 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         return Result(arrays, outward, [f"a {found.side} hand"], pixels)
 
     if not arguments.body:
-        return Loaded(hand, about[-1])
-    return Loaded(person, about[-1], pose, hands=bool(arguments.hand))
+        return Loaded(hand, about[-1], "hand")
+    return Loaded(person, about[-1], pose=pose, hands=bool(arguments.hand))
 
 
 LOADERS = {"simplehand": load_simplehand, "genhmr": load_genhmr, "hmr_adapter": load_hmr_adapter}
@@ -318,24 +319,22 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
     A picture that fails is reported on stderr, and the others go on; the exit code is then 2.
     """
-    alone = arguments.network == "hmr_adapter" and arguments.hand and not arguments.body
-    kind = "hand" if alone or arguments.network == "simplehand" else "person"
-    boxes = [finders.parse_box(text, kind) for text in arguments.box]
-    if getattr(arguments, "left", False):
-        boxes = [box._replace(side="left") for box in boxes]
     if arguments.smooth is not None and not 0 < arguments.smooth < math.inf:
         raise ValueError(f"--smooth {arguments.smooth}: expected frames a second, such as 30")
     files, failed, written = picture_files(arguments.pictures), 0, []
     arguments.device = find_device(arguments.device)
     network = LOADERS[arguments.network](arguments)
+    boxes = [finders.parse_box(text, network.kind) for text in arguments.box]
+    if getattr(arguments, "left", False):
+        boxes = [box._replace(side="left") for box in boxes]
     arguments.out.mkdir(parents=True, exist_ok=True)
     frames: list[list[Result]] = []
     for name, path in files.items():
         frames.append([])
         try:
             image = read_image(path)
-            targets = finders.find(kind, image, boxes, getattr(arguments, "keypoints", None),
-                                   hands=network.hands)
+            targets = finders.find(network.kind, image, boxes,
+                                   getattr(arguments, "keypoints", None), hands=network.hands)
             results = [reconstruct_one(network, image, target, camera(arguments, image))
                        for target in targets]
             if arguments.smooth:
@@ -350,7 +349,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
             continue
         for number, (target, result) in enumerate(zip(targets, results, strict=True), 1):
             start = f"{path.name}: " if len(files) > 1 else ""
-            start += f"{kind} {number}: " if len(targets) > 1 else ""
+            start += f"{network.kind} {number}: " if len(targets) > 1 else ""
             for note in [*result.notes, *finders.warnings(
                     target, image.shape, result.mesh, result.own, MISFITS[arguments.network])]:
                 print(start + note, flush=True)

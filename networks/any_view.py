@@ -67,7 +67,7 @@ def conv_norm(channels_in: int, channels_out: int, stride: int = 1, size: int = 
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and a skip. norm: how weights call its norms."""
+    """Two 3 x 3 convolutions and a skip. norm: the name of its norms in checkpoints."""
 
     def __init__(self, channels: int, norm: str = "bn") -> None:
         super().__init__()
@@ -90,8 +90,10 @@ class UNet(nn.Module):
     def __init__(self, widths: Sequence[int], depths: Sequence[int], channels: int, cells: int,
                  attention: Callable[[], list[nn.Module]], norm: str = "bn") -> None:
         """widths: channels at S/2, S/4, S/8 and S/16. depths: residual blocks at S/4 to S/16.
-        channels: of the result. attention: makes blocks over the `cells` at S/16. norm: see
-        ResidualBlock."""
+
+        channels: of the result. attention: makes the blocks over the `cells` at S/16. norm: see
+        ResidualBlock.
+        """
         super().__init__()
         self.channels = channels
         w2, w4, w8, w16 = widths
