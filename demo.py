@@ -43,7 +43,6 @@ from networks.small_encoder import SmallEncoder, build_genhmr
 from networks.smooth import smooth_video
 from sets.crops import to_pixels
 from sets.images import LEAST_CONFIDENCE, picture_files, read_image
-from weights.files import trained_on
 
 # We warn of heat maps wider than SPREAD, suggest the other side where the mirrored hand's are
 # narrower by the factor SURER, and warn of meshes further than MISFITS from given 2D keypoints or
@@ -68,6 +67,7 @@ class Loaded(NamedTuple):
 
     one: Callable[[np.ndarray, Found, np.ndarray | None], Result]  # of a picture, who is in it, K
     about: str  # what it was trained on
+    kind: str = "person"  # or "hand"
     pose: Callable[[dict], dict] | None = None  # see smooth_track
     hands: bool = False  # whether it looks at a person's hands more closely
 
@@ -160,8 +160,8 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
     """Load SimpleHand, for hands."""
     hand = load_mesh(arguments.hand or "hand_right", 16, "--hand")
     model = weights.simplehand.load_checkpoint(arguments.checkpoint)
-    about = trained_on(arguments.checkpoint, arguments.hand, "--hand MANO_RIGHT.pkl",
-                       seen_from(model, "hands", 90))
+    about = trained_on(model, arguments.checkpoint, arguments.hand, "--hand MANO_RIGHT.pkl",
+                       "hands", 90)
     model, faces = looking_again(model.fuse()).to(arguments.device), hand.faces.numpy()
 
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
@@ -185,15 +185,14 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
         outward = faces[:, ::1 if arrays["side"] else -1]  # mirrored, they face inwards
         return Result(arrays, outward, notes, to_pixels(arrays["joints"], arrays["K"]), own)
 
-    return Loaded(one, about)
+    return Loaded(one, about, "hand")
 
 
 def load_genhmr(arguments: argparse.Namespace) -> Loaded:
     """Load GenHMR, for people."""
     body = load_mesh(arguments.body or "body", 24, "--body").to(arguments.device)
     model = weights.genhmr.load_checkpoint(arguments.checkpoint).to(arguments.device)
-    about = trained_on(arguments.checkpoint, arguments.body, "--body SMPL_NEUTRAL.pkl",
-                       seen_from(model))
+    about = trained_on(model, arguments.checkpoint, arguments.body, "--body SMPL_NEUTRAL.pkl")
 
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         arrays = genhmr.predict(
@@ -220,7 +219,7 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
         posed = genhmr.in_picture(body, *tensors, arrays["transl"], arrays["K"])
         return arrays | {name: np.float32(value) for name, value in posed.items()}
 
-    return Loaded(one, about, pose)
+    return Loaded(one, about, pose=pose)
 
 
 def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
@@ -238,11 +237,12 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         mesh = load_mesh(arguments.model or "hand_right", 16, "--model")
         model = load.load_path(hmr_adapter.HandAdapter, arguments.hand)
     advice = "--model " + ("SMPLX_NEUTRAL.npz" if arguments.body else "MANO_RIGHT.pkl")
-    about = [trained_on(file, arguments.model, advice, seen_from(model))
-             for file in (arguments.hand, arguments.body) if file]
+    about = [trained_on(getattr(model, path, model), file, arguments.model, advice)
+             for path in ("hand", "body") if (file := getattr(arguments, path))]
     model, faces = model.to(arguments.device), mesh.faces.numpy()
-    names = JOINT_SETS["smplx55"]
-    joints = [names.index(name) if name in names else -1 for name in JOINT_SETS["smpl45"]]
+    names, positioned = JOINT_SETS["smplx55"], hmr_adapter.POSITIONED
+    joints = {row: names.index(name) for row, name in enumerate(JOINT_SETS["smpl45"])
+              if name in names}
 
     def person(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         arrays = hmr_adapter.predict(model, image, mesh, box=found.box, hand_boxes=found.hands, K=K)
@@ -252,11 +252,13 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
                  if arguments.hand and not valid]
         if found.keypoints is None:
             notes.append(f"not checked: {found.source}")
-        own, pixels = np.zeros((56, 3)), np.full((56, 2), np.nan, np.float32)  # last: no joint
-        pixels[:55] = to_pixels(arrays["joints"], arrays["K"])[:55]
-        for row, joint in enumerate(hmr_adapter.POSITIONED):
-            own[min(joint, 55)] = *arrays["keypoints_2d"][row], joint < 55
-        return Result(arrays, faces, notes, pixels[joints], own[joints])
+        at = to_pixels(arrays["joints"], arrays["K"])
+        pixels, own = np.full((45, 2), np.nan, np.float32), np.zeros((45, 3))
+        for row, joint in joints.items():
+            pixels[row] = at[joint]
+            if joint in positioned:
+                own[row] = *arrays["keypoints_2d"][positioned.index(joint)], 1
+        return Result(arrays, faces, notes, pixels, own)
 
     def pose(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = ("betas", "rotations", "expression", "transl")
@@ -273,8 +275,8 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         return Result(arrays, outward, [f"a {found.side} hand"], pixels)
 
     if not arguments.body:
-        return Loaded(hand, about[-1])
-    return Loaded(person, about[-1], pose, hands=bool(arguments.hand))
+        return Loaded(hand, about[-1], "hand")
+    return Loaded(person, about[-1], pose=pose, hands=bool(arguments.hand))
 
 
 LOADERS = {"simplehand": load_simplehand, "genhmr": load_genhmr, "hmr_adapter": load_hmr_adapter}
@@ -288,11 +290,25 @@ def load_mesh(source: str, joints: int, flag: str) -> bodymodels.BodyModel:
     return model
 
 
-def seen_from(model: nn.Module, who: str = "people", most: int = 180) -> str:
-    """Say from which sides a network has seen people or hands, turned away by `most` degrees."""
-    views = getattr(getattr(model, "body", model), "settings", {}).get("views", most)
-    return f"{who} " + ("from all sides" if views >= most else
-                        f"within {views:.0f} degrees of the camera")
+def trained_on(model: nn.Module, file: str | Path, given: str | None, advice: str,
+               who: str = "people", most: int = 180) -> str:
+    """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
+
+    given: the mesh model's file, None for the free one. most: degrees that people or hands turn
+    away from the camera when they are seen from all sides.
+    """
+    settings = getattr(model, "settings", {})
+    data = settings.get("data")  # None: weights of the authors, who trained on the official models
+    free = data == "rendered"
+    if bool(given) == free and data != "unknown data":
+        raise ValueError(f"{file} was trained on the {'free' if free else 'official'} model, whose "
+                         "shapes the other one does not have: " + (
+                             f"leave out {advice.split()[0]}" if free else f"add {advice}"))
+    if not free:
+        return f"trained on {data}" if data else "weights of the authors, as they are"
+    views = settings.get("views", most)
+    sides = "from all sides" if views >= most else f"within {views:.0f} degrees of the camera"
+    return f"trained on rendered {who} {sides}: expect rough meshes in photographs"
 
 
 # ---------------------------------------------------------------------------------- commands
@@ -303,24 +319,22 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
     A picture that fails is reported on stderr, and the others go on; the exit code is then 2.
     """
-    alone = arguments.network == "hmr_adapter" and arguments.hand and not arguments.body
-    kind = "hand" if alone or arguments.network == "simplehand" else "person"
-    boxes = [finders.parse_box(text, kind) for text in arguments.box]
-    if getattr(arguments, "left", False):
-        boxes = [box._replace(side="left") for box in boxes]
     if arguments.smooth is not None and not 0 < arguments.smooth < math.inf:
         raise ValueError(f"--smooth {arguments.smooth}: expected frames a second, such as 30")
     files, failed, written = picture_files(arguments.pictures), 0, []
     arguments.device = find_device(arguments.device)
     network = LOADERS[arguments.network](arguments)
+    boxes = [finders.parse_box(text, network.kind) for text in arguments.box]
+    if getattr(arguments, "left", False):
+        boxes = [box._replace(side="left") for box in boxes]
     arguments.out.mkdir(parents=True, exist_ok=True)
     frames: list[list[Result]] = []
     for name, path in files.items():
         frames.append([])
         try:
             image = read_image(path)
-            targets = finders.find(kind, image, boxes, getattr(arguments, "keypoints", None),
-                                   hands=network.hands)
+            targets = finders.find(network.kind, image, boxes,
+                                   getattr(arguments, "keypoints", None), hands=network.hands)
             results = [reconstruct_one(network, image, target, camera(arguments, image))
                        for target in targets]
             if arguments.smooth:
@@ -335,7 +349,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
             continue
         for number, (target, result) in enumerate(zip(targets, results, strict=True), 1):
             start = f"{path.name}: " if len(files) > 1 else ""
-            start += f"{kind} {number}: " if len(targets) > 1 else ""
+            start += f"{network.kind} {number}: " if len(targets) > 1 else ""
             for note in [*result.notes, *finders.warnings(
                     target, image.shape, result.mesh, result.own, MISFITS[arguments.network])]:
                 print(start + note, flush=True)

@@ -186,18 +186,15 @@ def is_small(config: hmr.EncoderConfig) -> bool:
     return config.image_size == IMAGE_SIZE
 
 
-def hand_expert(config: hmr.HandExpertConfig) -> hmr.HandExpert:
-    """Build a hand expert with random weights, behind a HandEncoder if its config is small."""
-    return hmr.HandExpert(config, HandEncoder() if is_small(config) else None)
+def small_encoder(config: hmr.EncoderConfig) -> HandEncoder | BodyEncoder | None:
+    """Build the encoder of a small expert, with random weights; None for the paper's patches.
 
-
-def body_expert(config: hmr.BodyExpertConfig) -> hmr.BodyExpert:
-    """Build a whole-body expert with random weights, behind a BodyEncoder if it is small.
-
-    The BodyEncoder is frozen: it has learned on more pictures than the expert sees.
+    A BodyEncoder is frozen: it has learned on more pictures than its expert sees.
     """
-    encoder = BodyEncoder().requires_grad_(False) if is_small(config) else None
-    return hmr.BodyExpert(config, encoder)
+    if not is_small(config):
+        return None
+    return (HandEncoder() if isinstance(config, hmr.HandExpertConfig) else
+            BodyEncoder().requires_grad_(False))
 
 
 @torch.no_grad()
@@ -208,22 +205,21 @@ def start_rotations(expert: hmr.HandExpert | hmr.BodyExpert, pictures: Iterable[
     The tokens hold that pose. The layers' weights are the least squares for the given pictures,
     (B, 3, S, S) each, with `ridge` times the squared weights of inputs of variance 1.
     """
-    mode, inputs, targets = expert.training, [], []
+    hands, mode, inputs, targets = isinstance(expert, hmr.HandExpert), expert.training, [], []
+    layers = [expert.mano_head.decpose] if hands else [
+        expert.body_regressor.root_pose_out[0], expert.body_regressor.body_pose_out[0]]
     expert.eval()
     for images in pictures:
         features, crops = expert.features(images), hmr.middle_of(images, expert.config)
-        if isinstance(expert, hmr.HandExpert):
+        if hands:
             inputs.append(expert.mano_head.transformer(features)[:, 0])
             found = expert.backbone.patch_embed.lifted((crops - expert.mean) / expert.std)
-            found = matrix_to_rotation_6d(found).flatten(1) - expert.mano_head.init_hand_pose
-            layers = [expert.mano_head.decpose]
+            found = matrix_to_rotation_6d(found).flatten(1)
+            targets.append(found - expert.mano_head.init_hand_pose)
         else:
             inputs.append(expert.joined(features))
             found = expert.encoder.patch_embed.lifted(crops)[:, :22]
-            found = found[..., :2].flatten(1)  # interleaved 6D
-            layers = [expert.body_regressor.root_pose_out[0],
-                      expert.body_regressor.body_pose_out[0]]
-        targets.append(found)
+            targets.append(found[..., :2].flatten(1))  # interleaved 6D
     expert.train(mode)
     x, y = torch.cat(inputs).double(), torch.cat(targets).double()  # (N, D), (N, 96 or 132)
     mean, spread = x.mean(0), x.std(0) + 1e-4

@@ -15,45 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hmr_adapter as hmr
-from networks.adapter_encoders import body_expert, hand_expert
-
-
-class FineTunedHand(hmr.HandAdapter):
-    """inject="none": the expert alone, trained as far as `trainable` says (Table 3, No. 1 to 3)."""
-
-    DESIGN = "none"
-
-    def build(self) -> None:
-        pass
-
-    def token(self, features: Tensor, *_) -> Tensor:
-        return self.decoder(features)  # (B, 1, 1024)
-
-
-class FineTunedBody(hmr.BodyAdapter):
-    """inject="none": the expert alone, trained as far as `trainable` says (Table 4, No. 1 to 3)."""
-
-    DESIGN = "none"
-
-    def build(self) -> None:
-        pass
-
-    def poses(self, features: hmr.BodyFeatures, *_) -> tuple[Tensor, Tensor]:
-        pose_6d = self.expert.initial_pose(features)
-        return pose_6d, pose_6d
-
-
-class HandImageAdapter(hmr.HandAdapter):
-    """context="image": F^H in place of F^B, an adapter without guidance (Table 3, No. 5)."""
-
-    DESIGN = "image"
-
-    def build(self) -> None:
-        self.build_layers()
-
-    def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
-              scale: float) -> Tensor:
-        return self.decode(features, features, scale)
+from bodymodels import matrix_to_quaternion
+from networks.adapter_encoders import small_encoder
 
 
 class Moderator(nn.Module):
@@ -74,103 +37,95 @@ class Moderator(nn.Module):
         return weights[..., :1] * own + weights[..., 1:] * other
 
 
-def check_scale(model: hmr.HandAdapter | hmr.BodyAdapter, scale: float) -> None:
-    """Raise ValueError for a scale: what is concatenated or weighted has none."""
-    hmr.require(scale == 1.0, f"scale is {scale}: inject={model.config.inject} has none; compare "
-                "with the pre-trained expert's own checkpoint")
+class Rival:
+    """The part that both paths' rivals share: config.design says which one it is."""
+
+    def __init__(self, config: hmr.HandConfig | hmr.BodyConfig,
+                 expert: hmr.HandExpert | hmr.BodyExpert | None = None) -> None:
+        self.DESIGN = config.design
+        super().__init__(config, expert)
+
+    def check_scale(self, scale: float) -> None:
+        """Raise ValueError for a scale: what is concatenated or weighted has none."""
+        hmr.require(scale == 1.0, f"scale is {scale}: inject={self.config.inject} has none; compare"
+                    " with the pre-trained expert's own checkpoint")
 
 
-class ConcatHand(hmr.HandAdapter):
-    """inject="concat": F^B as more tokens of the decoder's context (Table 3, No. 4; Table 5).
+class HandRival(Rival, hmr.HandAdapter):
+    """A rival of the hand adapter.
 
-    More tokens, not more channels: the latter would train 47M parameters, not the paper's 39M.
+    inject="none": the expert alone, trained as far as `trainable` says (Table 3, No. 1 to 3).
+    inject="concat": F^B as more tokens of the decoder's context (Table 3, No. 4; Table 5). More
+        channels would train 47M parameters, not the paper's 39M.
+    inject="weighted": a weighted sum of F^H and the mean of F^B (Table 5).
+    context="image": F^H in place of F^B, an adapter without guidance (Table 3, No. 5).
     """
 
-    DESIGN = "concat"
-
     def build(self) -> None:
-        self.arm = hmr.ArmFeatures(self.config)
+        if self.DESIGN == "image":
+            self.build_layers()
+        elif self.DESIGN != "none":
+            self.arm = hmr.ArmFeatures(self.config)
+        if self.DESIGN == "weighted":
+            self.moderator = Moderator(self.config.expert.vit_dim, 1024)
 
     def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
               scale: float) -> Tensor:
-        check_scale(self, scale)
+        if self.DESIGN == "none":
+            return self.decoder(features)  # (B, 1, 1024)
+        if self.DESIGN == "image":
+            return self.decode(features, features, scale)
+        self.check_scale(scale)
         arm_features = self.arm(arm, arm_valid, len(features))  # (B, 8, 1280)
-        return self.decoder(self.context(features, arm_features))
-
-    def context(self, features: Tensor, arm_features: Tensor) -> Tensor:
-        return torch.cat((features, arm_features), 1)  # (B, 200, 1280)
-
-
-class WeightedHand(ConcatHand):
-    """inject="weighted": a weighted sum of F^H and the mean of F^B (Table 5)."""
-
-    DESIGN = "weighted"
-
-    def build(self) -> None:
-        super().build()
-        self.moderator = Moderator(self.config.expert.vit_dim, 1024)
-
-    def context(self, features: Tensor, arm_features: Tensor) -> Tensor:
-        return self.moderator(features, arm_features.mean(1, keepdim=True))  # (B, 192, 1280)
+        if self.DESIGN == "concat":
+            return self.decoder(torch.cat((features, arm_features), 1))  # of (B, 200, 1280)
+        return self.decoder(self.moderator(features, arm_features.mean(1, keepdim=True)))
 
 
-class BodyTokenAdapter(hmr.BodyAdapter):
-    """context="tokens": the 25 pose tokens in place of the knuckles (Table 4, No. 5)."""
+class BodyRival(Rival, hmr.BodyAdapter):
+    """A rival of the body adapter.
 
-    DESIGN = "tokens"
+    inject="none": the expert alone, trained as far as `trainable` says (Table 4, No. 1 to 3).
+    inject="concat": F^J as more inputs of widened regressors (Table 4, No. 4; Table 6).
+    inject="weighted": a weighted sum of the pose tokens' features and the mean F^J (Table 6).
+    context="tokens": the 25 pose tokens in place of the knuckles (Table 4, No. 5).
+    """
 
     def build(self) -> None:
-        self.token_proj = nn.Linear(self.config.expert.vit_dim, self.config.expert.joint_dim)
-        self.build_decoder()
+        expert = self.config.expert
+        if self.DESIGN == "tokens":
+            self.token_proj = nn.Linear(expert.vit_dim, expert.joint_dim)
+            self.build_decoder()
+        elif self.DESIGN != "none":
+            self.build_projection()
+        if self.DESIGN == "weighted":
+            self.moderator = Moderator(expert.joint_dim, expert.joint_dim)
+        for name in ("root_pose_out", "body_pose_out") if self.DESIGN == "concat" else ():
+            old = getattr(self.expert.body_regressor, name)[0]
+            new = nn.Linear(old.in_features + 8 * expert.joint_dim, old.out_features)
+            setattr(self.expert.body_regressor, name, nn.Sequential(new.to(old.weight)))
 
-    def knuckle_features(self, features: hmr.BodyFeatures, *_) -> Tensor:
-        return self.token_proj(features.tokens[:, hmr.TASKS["pose"]])  # (B, 25, 512)
-
-
-class ConcatBody(hmr.BodyAdapter):
-    """inject="concat": F^J as more inputs of widened regressors (Table 4, No. 4; Table 6)."""
-
-    DESIGN = "concat"
-
-    def build(self) -> None:
-        self.build_projection()
-        regressor, extra = self.expert.body_regressor, 8 * self.config.expert.joint_dim
-        for name in ("root_pose_out", "body_pose_out"):
-            old = getattr(regressor, name)[0]
-            new = nn.Linear(old.in_features + extra, old.out_features).to(old.weight)
-            setattr(regressor, name, nn.Sequential(new))
+    def knuckle_features(self, features: hmr.BodyFeatures, *arguments) -> Tensor:
+        if self.DESIGN == "tokens":
+            return self.token_proj(features.tokens[:, hmr.TASKS["pose"]])  # (B, 25, 512)
+        return super().knuckle_features(features, *arguments)
 
     def poses(self, features: hmr.BodyFeatures, size: int, knuckles: Tensor | None,
               hand_valid: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-        check_scale(self, scale)
-        knuckle_features = self.knuckle_features(features, size, knuckles, hand_valid)
-        pose_6d = self.regress(features, knuckle_features)
-        return pose_6d, pose_6d
-
-    def regress(self, features: hmr.BodyFeatures, knuckle_features: Tensor) -> Tensor:
-        joined = self.expert.joined(features)
-        joined = torch.cat((joined, knuckle_features.flatten(1).to(joined)), 1)
-        return self.expert.rotations(joined)
-
-
-class WeightedBody(ConcatBody):
-    """inject="weighted": a weighted sum of the pose tokens' features and the mean F^J (Table 6)."""
-
-    DESIGN = "weighted"
-
-    def build(self) -> None:
-        self.build_projection()
-        self.moderator = Moderator(self.config.expert.joint_dim, self.config.expert.joint_dim)
-
-    def regress(self, features: hmr.BodyFeatures, knuckle_features: Tensor) -> Tensor:
-        tokens = self.expert.body_regressor.body_conv(features.tokens[:, hmr.TASKS["pose"]])
-        tokens = self.moderator(tokens, knuckle_features.mean(1, keepdim=True))
-        joined = torch.cat((tokens, features.joints.detach().to(tokens)), 2).flatten(1)
-        return self.expert.rotations(joined)
-
-
-RIVALS = (FineTunedHand, HandImageAdapter, ConcatHand, WeightedHand,
-          FineTunedBody, BodyTokenAdapter, ConcatBody, WeightedBody)
+        if self.DESIGN == "tokens":
+            return super().poses(features, size, knuckles, hand_valid, scale)
+        if self.DESIGN == "none":
+            return (self.expert.initial_pose(features),) * 2
+        self.check_scale(scale)
+        hands = self.knuckle_features(features, size, knuckles, hand_valid)  # (B, 8, 512)
+        if self.DESIGN == "concat":
+            joined = self.expert.joined(features)
+            joined = torch.cat((joined, hands.flatten(1).to(joined)), 1)
+        else:
+            tokens = self.expert.body_regressor.body_conv(features.tokens[:, hmr.TASKS["pose"]])
+            tokens = self.moderator(tokens, hands.mean(1, keepdim=True))
+            joined = torch.cat((tokens, features.joints.detach().to(tokens)), 2).flatten(1)
+        return (self.expert.rotations(joined),) * 2
 
 
 def build_model(config: hmr.HandExpertConfig | hmr.BodyExpertConfig | hmr.HandConfig |
@@ -183,14 +138,13 @@ def build_model(config: hmr.HandExpertConfig | hmr.BodyExpertConfig | hmr.HandCo
     if isinstance(config, hmr.Config):
         return hmr.HMRAdapter(config, build_model(config.hand), build_model(config.body))
     if isinstance(config, hmr.HandExpertConfig):
-        return hand_expert(config)
+        return hmr.HandExpert(config, small_encoder(config))
     if isinstance(config, hmr.BodyExpertConfig):
-        return body_expert(config)
-    base, new_expert = ((hmr.HandAdapter, hand_expert) if isinstance(config, hmr.HandConfig) else
-                        (hmr.BodyAdapter, body_expert))
-    kind = next((rival for rival in RIVALS
-                 if issubclass(rival, base) and rival.DESIGN == config.design), base)
-    return kind(config, new_expert(config.expert) if expert is None else expert)
+        return hmr.BodyExpert(config, small_encoder(config))
+    adapter, rival = ((hmr.HandAdapter, HandRival) if isinstance(config, hmr.HandConfig) else
+                      (hmr.BodyAdapter, BodyRival))
+    kind = adapter if config.design == adapter.DESIGN else rival
+    return kind(config, build_model(config.expert) if expert is None else expert)
 
 
 # --------------------------------------------------------------------------- parameter counts
@@ -218,15 +172,11 @@ def share_twists(pose: Tensor, valid: Tensor | None = None, most: float = 0.4 * 
     are. The forearm twists, not the wrist (PyMAF-X). In SMPL-X's rest pose the arms lie along x, so
     twist is rotation about x; the hands keep their orientation.
     """
-    def root(square: Tensor) -> Tensor:
-        return square.clamp_min(0).sqrt()
-
     shared = pose.clone()
     for side, (*_, elbow, wrist) in enumerate(hmr.ARMS["arm"]):
         turned = pose[:, wrist]
-        xx, yy, zz = turned.diagonal(dim1=1, dim2=2).unbind(1)
-        sign = torch.where(turned[:, 2, 1] < turned[:, 1, 2], -1.0, 1.0)
-        angle = 2 * torch.atan2(sign * root(1 + xx - yy - zz), root(1 + xx + yy + zz))
+        w, x, *_ = matrix_to_quaternion(turned).unbind(1)
+        angle = 2 * torch.atan2(x, w)
         excess = angle - angle.clamp(-most, most)
         turn = hmr.axis_angle_to_matrix(F.pad(excess[:, None], (0, 2)))
         for joint, value in ((elbow, pose[:, elbow] @ turn), (wrist, turn.mT @ turned)):

@@ -16,7 +16,7 @@ passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +34,10 @@ TRUST = 4  # the weight of a pass is the spread of its heat maps to the power -T
 
 @dataclass(frozen=True)
 class Config(simplehand.Config):
-    """SimpleHand's, whose embed_dims and depths are the U-net's here, see UNet, and our additions.
+    """SimpleHand's, and our additions.
 
-    FastViT's other fields mean nothing here, upsample has to be (1,).
+    embed_dims are UNet's widths; depths its own, and the number of blocks of attention. FastViT's
+    other fields mean nothing here, upsample has to be (1,).
     """
 
     backbone: str = "unet"
@@ -49,7 +50,10 @@ def build(config: Config) -> SimpleHand:
     heat_maps (B, 21, h, w): log probabilities of the cells of X_b; spread_2d (B, 21): of these, see
     heat_map_spread.
     """
-    return SimpleHand(config, UNet(config), HeatMapKeypoints(config), PlacedHead(config))
+    widths, (*depths, attention), cells = config.embed_dims, config.depths, config.image_size // 16
+    unet = UNet(widths, depths, config.token_width, cells**2, lambda: [
+        MetaFormerBlock(widths[3], config) for _ in range(attention)])
+    return SimpleHand(config, unet, HeatMapKeypoints(config), PlacedHead(config))
 
 
 # ----------------------------------------------------------------------------------- network
@@ -63,50 +67,64 @@ def conv_norm(channels_in: int, channels_out: int, stride: int = 1, size: int = 
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and a skip."""
+    """Two 3 x 3 convolutions and a skip. norm: the name of its norms in checkpoints."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: str = "bn") -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv_norm(channels, channels)[:2]
-        self.conv2, self.bn2 = conv_norm(channels, channels)[:2]
+        for number in (1, 2):
+            conv, scale, _ = conv_norm(channels, channels)
+            self.add_module(f"conv{number}", conv)
+            self.add_module(f"{norm}{number}", scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(x + self.bn2(self.conv2(y)))
+        conv1, norm1, conv2, norm2 = self.children()
+        return F.relu(x + norm2(conv2(F.relu(norm1(conv1(x))))))
 
 
 class UNet(nn.Module):
-    """Images (B, 3, S, S) -> X_b, (B, token_width, S/4, S/4), and the last map, at S/16.
+    """Images (B, 3, S, S') -> the maps of SimpleHand's backbones, see `forward`.
 
     Convolutions down to S/16, attention over these cells, and back up to S/4 with shortcuts.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, widths: Sequence[int], depths: Sequence[int], channels: int, cells: int,
+                 attention: Callable[[], list[nn.Module]], norm: str = "bn") -> None:
+        """widths: channels at S/2, S/4, S/8 and S/16. depths: residual blocks at S/4 to S/16.
+
+        channels: of the result. attention: makes the blocks over the `cells` at S/16. norm: see
+        ResidualBlock.
+        """
         super().__init__()
-        self.channels = config.token_width
-        w2, w4, w8, w16 = config.embed_dims  # channels at S/2, S/4, S/8, S/16
-        n4, n8, n16, attention = config.depths  # residual blocks at S/4 to S/16; of attention
+        self.channels = channels
+        w2, w4, w8, w16 = widths
 
-        def residual(width: int, count: int) -> list[nn.Module]:
-            return [ResidualBlock(width) for _ in range(count)]
+        def residual(width: int, count: int = 1) -> list[nn.Module]:
+            return [ResidualBlock(width, norm) for _ in range(count)]
 
-        self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), *residual(w4, n4))
-        self.down8 = nn.Sequential(conv_norm(w4, w8, 2), *residual(w8, n8))
-        self.down16 = nn.Sequential(conv_norm(w8, w16, 2), *residual(w16, n16))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn((config.image_size // 16) ** 2, w16))
-        self.blocks = nn.Sequential(*[MetaFormerBlock(w16, config) for _ in range(attention)])
+        self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2),
+                                  *residual(w4, depths[0]))
+        self.down8 = nn.Sequential(conv_norm(w4, w8, 2), *residual(w8, depths[1]))
+        self.down16 = nn.Sequential(conv_norm(w8, w16, 2), *residual(w16, depths[2]))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(cells, w16))
+        self.blocks = nn.Sequential(*attention())
         self.norm = nn.LayerNorm(w16)
-        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualBlock(w8)
-        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, config.token_width)
+        self.up8, (self.join8,) = nn.Conv2d(w16, w8, 1), residual(w8)
+        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, channels)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x4 = self.stem(x)  # (B, 32, S/4, S/4)
-        x8 = self.down8(x4)  # (B, 64, S/8, S/8)
-        x16 = self.down16(x8)  # (B, 128, S/16, S/16)
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, S, S') -> maps at S/4 and S/8, and the cells (B, N, C) at S/16."""
+        x4 = self.stem(x)  # (B, 32, S/4, S'/4)
+        x8 = self.down8(x4)  # (B, 64, S/8, S'/8)
+        x16 = self.down16(x8)  # (B, 128, S/16, S'/16)
         cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, N, 128)
         x16 = cells.mT.unflatten(2, x16.shape[2:])
         x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
-        return self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4), x16
+        return self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4), x8, cells
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return X_b (B, channels, S/4, S/4), twice: keypoints are found in it, too."""
+        x4, *_ = self.maps(x)
+        return x4, x4
 
     def fuse(self) -> None:
         """Fold the norms into their convolutions, in place."""

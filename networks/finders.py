@@ -6,14 +6,16 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
 from bodymodels import JOINT_SETS
 from networks.smooth import overlap
+from sets.crops import inside
 from sets.images import LEAST_CONFIDENCE, choose_person, read_keypoints, to_smpl45
 
 # MediaPipe 0.10 brings the weights of its `solutions`; 1.0 and later have none. This is the last
@@ -44,7 +46,7 @@ class Found(NamedTuple):
     keypoints: np.ndarray | None = None  # x, y in pixels, confidence: of a hand (21, 3), of a
     # person (45, 3) in the order of smpl45
     mask: np.ndarray | None = None  # (H, W) float32 0..1, of a person; 0 outside of the part seen
-    hands: np.ndarray | None = None  # (2, 4) boxes of a person's right and left hand, NaN unknown
+    hands: np.ndarray = np.full((2, 4), np.nan)  # boxes of a person's right and left hand
     whole: tuple[float, float, float, float] | None = None  # the box of a person whom the picture
     # shows in part, with the joints that MediaPipe puts outside of it
     source: str = "MediaPipe"  # of the keypoints, or why there are none
@@ -77,21 +79,20 @@ def find(kind: str, image: np.ndarray, given: Sequence[Found] = (),
     kind: "hand" or "person". given: boxes and sides. file: see look_inside. hands: also look
     closely for the boxes of people's hands. Raises ValueError if there are none, and says why.
     """
-    if hands:
-        return [one if one.hands is None else one._replace(hands=np.array(
-            [hand.box if hand else box for hand, box in zip(
-                find_their_hands(image, one), one.hands, strict=True)]))
-            for one in find(kind, image, given, file)]
-    if given or file:
-        return [look_inside(kind, image, one, file) for one in given or [Found()]]
     give = (f"give the {kind}'s place in pixels, --box X,Y,WIDTH,HEIGHT with X,Y its upper left "
             "corner, or --box whole for the whole picture")
-    try:
-        found = (find_hands if kind == "hand" else find_people)(image)
-    except ImportError as error:
-        raise ValueError(f"no --box, and {error}; or {give}") from error
+    if given or file:
+        found = [look_inside(kind, image, one, file) for one in given or [Found()]]
+    else:
+        try:
+            found = (find_hands if kind == "hand" else find_people)(image)
+        except ImportError as error:
+            raise ValueError(f"no --box, and {error}; or {give}") from error
     if not found:
         raise ValueError(f"MediaPipe finds no {kind}: {give}")
+    if hands:
+        found = [one._replace(hands=np.array([hand.box for hand in find_their_hands(image, one)]))
+                 for one in found]
     return found
 
 
@@ -101,20 +102,20 @@ def look_inside(kind: str, image: np.ndarray, given: Found, file: str | PathLike
 
     file: see read_keypoints. Without keypoints `source` says why there are none.
     """
-    inside = "" if given.box is None else " in the box"
+    where = "" if given.box is None else " in the box"
     if file is not None:
         people = [to_smpl45(rows) for rows in read_keypoints(file)]
         person = choose_person(people, given.box, *image.shape[1::-1])
         if person is not None:
             forget_outside(person, image.shape)
         return given._replace(keypoints=person,
-                              source=f"{file}{f' sees nobody{inside}' * (person is None)}")
+                              source=f"{file}{f' sees nobody{where}' * (person is None)}")
     try:
         found = (find_hands if kind == "hand" else find_people)(image, given.box)
     except ImportError as error:
         return given._replace(source=f"no --keypoints, and {error}")
     if not found:
-        return given._replace(source=f"MediaPipe sees nobody{inside}")
+        return given._replace(source=f"MediaPipe sees nobody{where}")
     return found[0]._replace(box=given.box, side=given.side, whole=None)
 
 
@@ -130,8 +131,8 @@ def box_notes(box: Sequence[float] | None, shape: Sequence[int]) -> list[str]:
     if box is None:
         return []
     x, y, w, h = box
-    inside = np.minimum((x + w, y + h), shape[1::-1]) - np.maximum((x, y), 0)
-    part, notes = inside.clip(0).prod() / (w * h), []
+    shown = np.minimum((x + w, y + h), shape[1::-1]) - np.maximum((x, y), 0)
+    part, notes = shown.clip(0).prod() / (w * h), []
     if max(w, h) < TINY:
         notes.append(f"warning: the box is only {w:.0f} x {h:.0f} px, too small to show a pose")
     if part < 0.5:
@@ -178,14 +179,14 @@ def misfit(mesh: np.ndarray, rows: np.ndarray | None, least: float) -> float | N
     return float(np.linalg.norm(rows[both, :2] - mesh[both], axis=1).mean() / side)
 
 
-def solution(name: str, kind: str) -> type:
-    """Import a class of mediapipe.solutions, such as pose.Pose.
+def solution(name: str) -> type:
+    """Import mediapipe.solutions' detector of "hands" or "pose".
 
     Raises ImportError, with the command that installs a usable version, where that fails.
     """
     try:
         import mediapipe
-        return getattr(getattr(mediapipe.solutions, name), kind)
+        return getattr(getattr(mediapipe.solutions, name), name.capitalize())
     except Exception as error:  # its native libraries fail in many ways
         raise ImportError(f"MediaPipe cannot be used ({short(error)}): {INSTALL}") from error
 
@@ -207,32 +208,49 @@ def quiet() -> Iterator[None]:
             os.dup2(kept.fileno(), 2)
 
 
+def detect(name: str, image: np.ndarray, box: Sequence[float], **options
+           ) -> tuple[object, Callable[[object], np.ndarray], tuple[slice, slice]]:
+    """Look for "hands" or a "pose" in a box of a picture (H, W, 3).
+
+    Returns MediaPipe's result; a function that turns its landmarks into rows x, y in pixels of the
+    picture, confidence; and the part of the picture that it saw. Raises ImportError as `solution`.
+    """
+    detector, (x, y, w, h) = solution(name), box
+    left, top = max(int(x), 0), max(int(y), 0)
+    place = slice(top, max(math.ceil(y + h), 0)), slice(left, max(math.ceil(x + w), 0))
+    part = np.ascontiguousarray(image[place])  # or it is refused
+
+    def rows(landmarks) -> np.ndarray:
+        fractions = np.array([(mark.x, mark.y, mark.visibility) for mark in landmarks.landmark])
+        return fractions * (part.shape[1], part.shape[0], 1) + (left, top, 0)
+
+    if not part.size:
+        return SimpleNamespace(multi_hand_landmarks=None, pose_landmarks=None), rows, place
+    with quiet(), detector(static_image_mode=True, **options) as network:
+        return network.process(part), rows, place
+
+
 def find_hands(image: np.ndarray, box: Sequence[float] | None = None) -> list[Found]:
     """Find the hands in a picture (H, W, 3) uint8 RGB and those of its people, left to right.
 
     In a box x, y, width, height only hands whose middle is inside are returned, the one nearest to
     the middle of the box first. Raises ImportError as `solution`.
     """
-    hands = solution("hands", "Hands")
     x, y, w, h = (0, 0, *image.shape[1::-1]) if box is None else box
     more = 0 if box is None else (CONTEXT - 1) / 2  # on each side
-    part, corner = cut(image, (x - more * w, y - more * h, w + 2 * more * w, h + 2 * more * h))
-    if not part.size:
-        return []
-    with quiet(), hands(static_image_mode=True, max_num_hands=MOST_HANDS) as detector:
-        result = detector.process(part)
-    found = []
-    for landmarks, sides in zip(result.multi_hand_landmarks or (), result.multi_handedness or (),
-                                strict=True):
-        keypoints = pixels(landmarks, part.shape, corner)
+    part, found = (x - more * w, y - more * h, w + 2 * more * w, h + 2 * more * h), []
+    result, rows, _ = detect("hands", image, part, max_num_hands=MOST_HANDS)
+    for number, landmarks in enumerate(result.multi_hand_landmarks or ()):
+        keypoints = rows(landmarks)
         keypoints[:, 2] = 1.0  # it gives none for hands
         # It takes pictures for mirrored, as a laptop's camera shows them: its left is a right hand
-        side = "right" if sides.classification[0].label == "Left" else "left"
+        mirrored = result.multi_handedness[number].classification[0].label
+        side = "right" if mirrored == "Left" else "left"
         found.append(Found(box_of(keypoints), side, keypoints))
     if box is None:
         for person in find_people(image):
             found += [hand for hand in find_their_hands(image, person)
-                      if hand is not None and is_new(hand, found)]
+                      if hand.keypoints is not None and is_new(hand, found)]
         return sorted(found, key=lambda one: one.box)
 
     def distance(one: Found) -> float:
@@ -265,24 +283,17 @@ def see_person(image: np.ndarray, box: Sequence[float]) -> list[Found]:
 
     Keypoints outside of the picture have no confidence: it extrapolates.
     """
-    pose = solution("pose", "Pose")
-    part, (left, top) = cut(image, box)
-    if not part.size:
-        return []
-    with quiet(), pose(static_image_mode=True, enable_segmentation=True) as detector:
-        result = detector.process(part)
+    result, rows, place = detect("pose", image, box, enable_segmentation=True)
     if result.pose_landmarks is None:
         return []
-    keypoints = pixels(result.pose_landmarks, part.shape, (left, top))
-    forget_outside(keypoints, image.shape)
-    seen = keypoints[keypoints[:, 2] >= LEAST_CONFIDENCE]
-    if len(seen) < 2:
+    keypoints = rows(result.pose_landmarks)
+    whole = box_of(keypoints) if forget_outside(keypoints, image.shape) else None
+    sure = keypoints[keypoints[:, 2] >= LEAST_CONFIDENCE]
+    if len(sure) < 2:
         return []
     mask = np.zeros(image.shape[:2], np.float32)
-    mask[top : top + part.shape[0], left : left + part.shape[1]] = result.segmentation_mask
-    outside = (keypoints[:, :2] < 0) | (keypoints[:, :2] > image.shape[1::-1])
-    return [Found(box_of(seen), "right", to_smpl45(keypoints), mask, hand_boxes(keypoints),
-                  box_of(keypoints) if outside.any() else None)]
+    mask[place] = result.segmentation_mask
+    return [Found(box_of(sure), "right", to_smpl45(keypoints), mask, hand_boxes(keypoints), whole)]
 
 
 def tiles(width: int, height: int) -> Iterator[tuple[float, float, float, float]]:
@@ -337,41 +348,26 @@ def hand_boxes(keypoints: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def find_their_hands(image: np.ndarray, person: Found) -> list[Found | None]:
-    """Look for a person's right and left hand in `hands`; None for hands that are not seen there.
+def find_their_hands(image: np.ndarray, person: Found) -> list[Found]:
+    """Look for a person's right and left hand in `hands`; one that is not seen has no keypoints.
 
     MediaPipe's detector of hands has better boxes than its detector of bodies.
     """
-    found: list[Found | None] = [None, None]
-    if person.hands is None:
-        return found
-    for number, side in enumerate(("right", "left")):
-        box = person.hands[number]
-        hands = find_hands(image, box) if np.isfinite(box).all() else []
-        if hands:
-            found[number] = hands[0]._replace(side=side)
+    found = []
+    for side, box in zip(("right", "left"), person.hands, strict=True):
+        seen = find_hands(image, box) if np.isfinite(box).all() else []
+        found.append(seen[0]._replace(side=side) if seen else Found(tuple(box), side))
     return found
 
 
-def forget_outside(keypoints: np.ndarray, shape: Sequence[int]) -> None:
-    """Set the confidence of keypoints outside of a picture of (height, width) to 0, in place."""
-    outside = (keypoints[:, :2] < 0) | (keypoints[:, :2] > shape[1::-1])
-    keypoints[outside.any(1), 2] = 0
+def forget_outside(keypoints: np.ndarray, shape: Sequence[int]) -> bool:
+    """Set the confidence of keypoints outside of a picture of (height, width) to 0, in place.
 
-
-def cut(image: np.ndarray, box: Sequence[float]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the part of a picture in a box, contiguous, and its left and upper border."""
-    x, y, w, h = box
-    left, top = max(int(x), 0), max(int(y), 0)
-    part = image[top : max(math.ceil(y + h), 0), left : max(math.ceil(x + w), 0)]
-    return np.ascontiguousarray(part), (left, top)
-
-
-def pixels(landmarks, shape: Sequence[int], corner: tuple[int, int]) -> np.ndarray:
-    """Convert MediaPipe's fractions of a part of a picture to rows x, y in pixels, confidence."""
-    (left, top), (height, width) = corner, shape[:2]
-    return np.array([(left + mark.x * width, top + mark.y * height, mark.visibility)
-                     for mark in landmarks.landmark], np.float64)
+    Says whether there are any.
+    """
+    seen = inside(keypoints[:, :2], *shape[1::-1])
+    keypoints[:, 2] *= seen
+    return not seen.all()
 
 
 def box_of(keypoints: np.ndarray) -> tuple[float, float, float, float]:

@@ -10,7 +10,7 @@ M cells of the heat maps (768), D channels of a token (112; behind GenHMR 128), 
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,14 +22,13 @@ from torch import Tensor, nn
 import bodymodels
 import genhmr
 from networks import fast
-from networks.any_view import conv_norm, cross_entropy_at
+from networks.any_view import UNet, cross_entropy_at
 
 IMAGE_SIZE = 128  # px, S; the encoder sees the middle three quarters of the crop's width
 GRID = (16, 12)  # rows and columns of the tokens, at stride 8
 HEAT_GRID = (32, 24)  # rows and columns of the heat maps, at stride 4
 NAMES = bodymodels.JOINT_SETS["smpl45"]
-OTHER_SIDE = [NAMES.index(re.sub("left|right", lambda side: {"left": "right", "right": "left"}[
-    side[0]], name)) for name in NAMES]  # of each keypoint
+OTHER_SIDE = bodymodels.mirror_indices("smpl45")  # of each keypoint
 BLOCK = (4, 2)  # cells of the grid that belong to one joint: 4 x 6 blocks for 24 joints
 WIDTHS = (16, 32, 64, 128)  # channels at strides 2, 4, 8 and 16
 BLOCKS = 2  # of attention over the cells at stride 16
@@ -57,19 +56,6 @@ PRESETS: dict[str, EncoderConfig] = {
     "single_gpu": EncoderConfig(batch_size=128, steps=10_000),
     "cpu": EncoderConfig(),
 }
-
-
-class ResidualMapBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut: (B, D, h, w) -> the same."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1, self.norm1 = conv_norm(width, width)[:2]
-        self.conv2, self.norm2 = conv_norm(width, width)[:2]
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(x + self.norm2(self.conv2(y)), inplace=True)
 
 
 class Lifted(NamedTuple):
@@ -130,7 +116,16 @@ class Reading(NamedTuple):
     lifted: Lifted
 
 
-class SmallEncoder(nn.Module):
+def attention() -> list[nn.Module]:
+    """Make the blocks over the cells at stride 16, with narrower MLPs than a ViT's."""
+    width = WIDTHS[3]
+    blocks = [genhmr.ViTBlock(width, 4, 0.0) for _ in range(BLOCKS)]
+    for block in blocks:
+        block.mlp = genhmr.mlp(width, 2 * width, width)
+    return blocks
+
+
+class SmallEncoder(UNet):
     """Crops (B, 3, S, 3/4 S) -> tokens (B, N, D) on a grid, as from a ViT.
 
     A U-net with attention at its coarsest level makes heat maps, like a ViTPose in miniature. The
@@ -140,20 +135,10 @@ class SmallEncoder(nn.Module):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        w2, w4, w8, w16 = WIDTHS
+        _, w4, w8, w16 = WIDTHS
+        super().__init__(WIDTHS, (1, 1, 1), 2 * w4, GRID[0] * GRID[1] // 4, attention, "norm")
         self.width = WIDTH
         self.embed: Callable[[Tensor], Tensor] | None = None  # of GenHMR's tokenizer
-        self.stem = nn.Sequential(conv_norm(3, w2, 2), conv_norm(w2, w4, 2), ResidualMapBlock(w4))
-        self.down8 = nn.Sequential(conv_norm(w4, w8, 2), ResidualMapBlock(w8))
-        self.down16 = nn.Sequential(conv_norm(w8, w16, 2), ResidualMapBlock(w16))
-        self.pos_embed = nn.Parameter(0.02 * torch.randn(GRID[0] * GRID[1] // 4, w16))
-        self.blocks = nn.Sequential(*[genhmr.ViTBlock(w16, 4, 0.0) for _ in range(BLOCKS)])
-        for block in self.blocks:
-            block.mlp = genhmr.mlp(w16, 2 * w16, w16)
-        self.norm = nn.LayerNorm(w16)
-        self.up8, self.join8 = nn.Conv2d(w16, w8, 1), ResidualMapBlock(w8)
-        self.up4, self.join4 = nn.Conv2d(w8, w4, 1), conv_norm(w4, 2 * w4)
         self.heat = nn.Conv2d(2 * w4, genhmr.KEYPOINTS, 1)
         self.side = genhmr.mlp(w16, w16 // 2, genhmr.KEYPOINTS)
         with torch.no_grad():
@@ -166,10 +151,7 @@ class SmallEncoder(nn.Module):
         y, x = ((torch.arange(count) + 0.5 - count / 2) / HEAT_GRID[0] for count in HEAT_GRID)
         centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
         self.register_buffer("centres", centres, persistent=False)  # (M, 2), crop in -0.5..0.5
-        rows, columns = (torch.arange(count) // side
-                         for count, side in zip(GRID, BLOCK, strict=True))
-        self.register_buffer("joint_of_cell", (rows[:, None] * (GRID[1] // BLOCK[1]) + columns
-                                               ).flatten(), persistent=False)  # (N,)
+        self.register_buffer("joint_of_cell", token_of_cell(1), persistent=False)  # (N,)
         self.register_buffer("other_side", torch.tensor(OTHER_SIDE), persistent=False)
         genhmr.register_statistics(self)
 
@@ -187,28 +169,6 @@ class SmallEncoder(nn.Module):
         reading = self.read(self.normalise(images))
         return torch.cat((reading.at, reading.confidence[..., None]), 2)
 
-    def token_of_cell(self, per_joint: int) -> Tensor:
-        """Return the number of the pose token that each cell belongs to (N,), `per_joint` a joint.
-
-        The eight cells of a block, row by row, are shared out among the tokens of its joint.
-        """
-        cell = torch.arange(GRID[0] * GRID[1], device=self.joint_of_cell.device)
-        row, column = cell // GRID[1] % BLOCK[0], cell % GRID[1] % BLOCK[1]
-        first = (row * BLOCK[1] + column) * per_joint // (BLOCK[0] * BLOCK[1])
-        return self.joint_of_cell * per_joint + first
-
-    @staticmethod
-    def places(per_joint: int) -> Tensor:
-        """Return the middle of each pose token's cells: (L, 2), x and y in 0..1 over the grid."""
-        (rows, columns), cells = BLOCK, BLOCK[0] * BLOCK[1]
-        first = torch.arange(per_joint) * cells // per_joint  # cell of a token in its block
-        own = first[:, None] + torch.arange(max(cells // per_joint, 1))
-        inside = torch.stack((own % columns, own // columns), -1).float().mean(1) + 0.5  # (T, 2)
-        across, down = torch.meshgrid(torch.arange(0, GRID[1], columns),
-                                      torch.arange(0, GRID[0], rows), indexing="xy")
-        corners = torch.stack((across, down), -1).flatten(0, 1)  # (24, 2), one for each joint
-        return ((corners[:, None] + inside) / torch.tensor(GRID[::-1])).flatten(0, 1)
-
     def forward(self, crops: Tensor, reading: bool = False) -> Tensor | Reading:
         """Return the tokens (B, N, D) alone, or all of a Reading."""
         return self.read(crops) if reading else self.read(crops).tokens
@@ -222,13 +182,7 @@ class SmallEncoder(nn.Module):
 
     def read(self, crops: Tensor) -> Reading:
         """Find keypoints in normalised crops (B, 3, S, 3/4 S), and lift them."""
-        x4 = self.stem(crops)  # (B, 32, 32, 24)
-        x8 = self.down8(x4)  # (B, 64, 16, 12)
-        x16 = self.down16(x8)  # (B, 128, 8, 6)
-        cells = self.norm(self.blocks(x16.flatten(2).mT + self.pos_embed))  # (B, 48, 128)
-        x16 = cells.mT.unflatten(2, x16.shape[2:])
-        x8 = self.join8(F.interpolate(self.up8(x16), scale_factor=2.0) + x8)
-        x4 = self.join4(F.interpolate(self.up4(x8), scale_factor=2.0) + x4)  # (B, 64, 32, 24)
+        x4, x8, cells = self.maps(crops)  # (B, 64, 32, 24), (B, 64, 16, 12), (B, 48, 128)
         with torch.autocast(x4.device.type, enabled=False):  # places are finer than bf16's steps
             return self.lift_maps(x4.float(), x8.float(), cells.float().mean(1))
 
@@ -262,7 +216,8 @@ class SmallEncoder(nn.Module):
         if self.embed is None:
             return tokens
         z = self.embed(rotations)  # (B, L, C)
-        return torch.cat((tokens, z[:, self.token_of_cell(z.shape[1] // genhmr.JOINTS)]), 2)
+        owner = token_of_cell(z.shape[1] // genhmr.JOINTS, z.device)
+        return torch.cat((tokens, z[:, owner]), 2)
 
 
 def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor, Tensor]:
@@ -274,6 +229,31 @@ def locate(probability: Tensor, centres: Tensor, radius: float) -> tuple[Tensor,
     near = probability * ((centres - peak[:, :, None]).abs().amax(-1) < radius)
     share = near.sum(-1)
     return near @ centres / share[..., None].clamp_min(1e-6), share
+
+
+def token_of_cell(per_joint: int, device: torch.device | None = None) -> Tensor:
+    """Return the number of the pose token that each cell belongs to (N,), `per_joint` a joint.
+
+    The eight cells of a joint's block, row by row, are shared out among the joint's tokens.
+    """
+    rows, columns = (torch.arange(count, device=device) for count in GRID)
+    row, column = torch.meshgrid(rows, columns, indexing="ij")
+    joint = row // BLOCK[0] * (GRID[1] // BLOCK[1]) + column // BLOCK[1]
+    inside = row % BLOCK[0] * BLOCK[1] + column % BLOCK[1]
+    return (joint * per_joint + inside * per_joint // math.prod(BLOCK)).flatten()
+
+
+def places(per_joint: int) -> Tensor:
+    """Return the middle of each pose token's cells: (L, 2), x and y in 0..1 over the grid.
+
+    If a joint has more tokens than cells, several tokens share one.
+    """
+    cells = math.prod(BLOCK)
+    in_order = token_of_cell(cells).argsort()  # the cells of the first joint, of the second, ...
+    first = torch.arange(genhmr.JOINTS * per_joint) * cells // per_joint
+    own = in_order[first[:, None] + torch.arange(max(cells // per_joint, 1))]  # (L, cells)
+    xy = torch.stack((own % GRID[1], own // GRID[1]), -1).float().mean(1) + 0.5
+    return xy / torch.tensor(GRID[::-1])
 
 
 def is_small(config: genhmr.Config) -> bool:
@@ -293,6 +273,6 @@ def build_genhmr(config: genhmr.Config, encoder: SmallEncoder | None = None) -> 
     if encoder is not None:
         encoder.embed = model.tokenizer.embed
         with torch.no_grad():
-            places = encoder.places(config.tokenizer.num_tokens // genhmr.JOINTS)
-            model.transformer.reference.copy_(places.logit())
+            middle = places(config.tokenizer.num_tokens // genhmr.JOINTS)
+            model.transformer.reference.copy_(middle.logit())
     return model

@@ -64,18 +64,17 @@ def smooth_track(track: Sequence[Arrays], times: Sequence[float],
 
     if pose is None:
         root = over_time("root")[:, None]
-        moved = {name: smooth_positions(over_time(name) - root, times) for name in (
-            "vertices", "joints")}
-        root = smooth_positions(root, times)
-        moved = {name: value + root for name, value in moved.items()} | {"root": root[:, 0]}
-        return [arrays | {name: np.float32(value[frame]) for name, value in moved.items()}
-                for frame, arrays in enumerate(track)]
-    rotations = "pose" if "pose" in track[0] else "rotations"
-    new = {rotations: smooth_rotations(over_time(rotations), times),
-           "transl": smooth_positions(over_time("transl")[:, None], times)[:, 0],
-           "betas": np.repeat(over_time("betas").mean(0)[None], len(track), 0)}
-    return [pose(arrays | {name: np.float32(value[frame]) for name, value in new.items()})
-            for frame, arrays in enumerate(track)]
+        still = smooth_positions(root, times)
+        new = {name: still + smooth_positions(over_time(name) - root, times)
+               for name in ("vertices", "joints")} | {"root": still[:, 0]}
+    else:
+        rotations = "pose" if "pose" in track[0] else "rotations"
+        new = {rotations: smooth_rotations(over_time(rotations), times),
+               "transl": smooth_positions(over_time("transl")[:, None], times)[:, 0],
+               "betas": np.repeat(over_time("betas").mean(0)[None], len(track), 0)}
+    smooth = [arrays | {name: np.float32(value[frame]) for name, value in new.items()}
+              for frame, arrays in enumerate(track)]
+    return smooth if pose is None else list(map(pose, smooth))
 
 
 def follow(frames: Sequence[Sequence[Arrays]]) -> list[list[tuple[int, int]]]:

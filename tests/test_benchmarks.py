@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import simplehand_samples
 import torch
@@ -16,7 +17,7 @@ from genhmr_samples import TINY
 
 import metrics
 from benchmarks import __main__ as command
-from benchmarks import speed, tradeoff
+from benchmarks import alarms, speed, tradeoff
 from benchmarks.speed import medians
 from networks.backbones import simplehand_model
 
@@ -108,6 +109,30 @@ def test_the_tradeoff_has_every_row_once(tmp_path, capsys):
     assert (tmp_path / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     points = tradeoff.papers_points()  # rows without a speed have no point
     assert len(points) == 9 and points["ours, FastViT"] == (pytest.approx(1000 / 70), 5.7)
+
+
+@pytest.mark.slow
+def test_warnings_are_judged(capsys, monkeypatch):
+    """Every network is judged by what the demo judges it by, on pictures that fill the crop."""
+    monkeypatch.setattr(alarms, "BAD", 0.0)
+    command.main(["alarms", "--count", "2"])
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [line[0] for line in lines] == [f"| {title}, {judge}" for title, (*_, judges) in
+                                           alarms.NETWORKS.items() for judge in judges]
+    assert all(line[1] == "2 of 2" and 0 < float(line[2]) for line in lines)
+    for network in ("simplehand", "genhmr", "hmr_adapter"):
+        image, true, given = next(alarms.pictures(network, "test", 1))
+        seen = given[:, 2] > 0
+        apart = np.linalg.norm((given - true)[seen, :2], axis=1) / len(image)
+        assert image.dtype == np.uint8 and 0.005 < apart.mean() < 0.06
+
+
+def test_limits_balance_false_and_missed_warnings():
+    """The best limit separates what can be separated; shares are of warnings, and of the bad."""
+    scores, bad = np.array([0.1, 0.2, 0.3, 0.4]), np.array([False, False, True, True])
+    assert alarms.best_limit(scores, bad) == pytest.approx(0.25)
+    assert alarms.precision_recall(scores > 0.15, bad) == (pytest.approx(2 / 3), 1)
+    assert alarms.precision_recall(scores > 9, bad) == (0, 0)
 
 
 def test_without_a_gpu_nothing_is_run(capsys, monkeypatch):

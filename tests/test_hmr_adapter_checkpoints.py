@@ -111,17 +111,6 @@ def test_smpler_x_checkpoints_load(renames, capsys):
     assert "smplx_layer" in said and "hand_mean" in said
 
 
-def test_differences_are_loud():
-    """Missing, unexpected and misshapen weights raise."""
-    with torch.device("meta"):
-        state = fake_release(HandExpert, HandExpertConfig())
-        del state["mano_head.decpose.bias"]
-        state["mano_head.decshape.weight"] = torch.zeros(11, 1024)
-        state["mano_head.new.weight"] = torch.zeros(1)
-        with pytest.raises(ValueError, match="decpose.*new.*decshape"):
-            load_hand_expert({"state_dict": state})
-
-
 @pytest.mark.parametrize("wrong", [{"missing": "mask"}, {"focal_length": 1000.0}])
 def test_former_fields_are_left_out(wrong):
     """Configs of older checkpoints load, unless a value that is gone changes the outputs."""

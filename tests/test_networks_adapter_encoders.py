@@ -9,24 +9,19 @@ import torch.nn.functional as F
 from adapter_samples import free_hand, images, lively, people, whole_body
 
 import hmr_adapter as hmr
-import train
 import weights.genhmr
 import weights.simplehand
 from bodymodels import ASSETS
-from hmr_adapter import in_picture
 from networks import any_view
 from networks.adapter_encoders import (
     OF_HANDS,
-    BodyEncoder,
     HandEncoder,
     closer_view,
-    is_small,
     start_rotations,
 )
 from networks.adapter_rivals import build_model, share_twists
 from networks.small_encoder import NAMES
 from tasks.hmr_adapter import DualPathTask, look
-from tasks.settings import HMR_EXPERT
 from weights.hmr_adapter import load_encoder
 
 CPU = hmr.PRESETS["cpu"]
@@ -54,19 +49,6 @@ def test_every_parameter_that_is_not_frozen_learns(config):
     assert lacking == frozen
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers()
                if name.startswith("encoder.patch_embed"))
-
-
-def test_the_presets_are_the_papers_classes():
-    """The cpu preset alone has an encoder of ours; all else is of hmr_adapter.py."""
-    for name, preset in hmr.PRESETS.items():
-        with torch.device("meta"):
-            experts = build_model(preset.hand.expert), build_model(preset.body.expert)
-        small = [type(vit.patch_embed) in (HandEncoder, BodyEncoder)
-                 for vit in (experts[0].backbone, experts[1].encoder)]
-        assert small == [name == "cpu"] * 2 == [is_small(preset.hand.expert)] * 2
-        others = {type(part).__module__ for expert in experts for part_name, part in
-                  expert.named_modules() if "patch_embed" not in part_name}
-        assert all(home == "hmr_adapter" or home.startswith("torch.") for home in others)
 
 
 def test_bodies_get_the_tokens_of_genhmrs_encoder():
@@ -115,18 +97,6 @@ def test_rotations_start_with_the_pose_that_the_encoder_finds(config, file, laye
             found = found["hand_pose"]
     torch.testing.assert_close(found, pose, atol=1e-2, rtol=0)
     assert (pose[0] - pose[1]).abs().max() > 0.1  # so that the test can fail
-
-
-def test_a_frozen_encoder_does_not_train_from_the_first_step_on(tmp_path):
-    """Its norms keep their statistics, though modules begin in training mode."""
-    arguments = train.parse_arguments(["--model", "hmr_adapter", "--stage", "body_expert",
-                                       "--preset", "cpu", "--out", str(tmp_path)])
-    task = train.TASKS["hmr_adapter-body_expert"](BODY.expert, arguments, {},
-                                                  HMR_EXPERT["cpu"])
-    task.is_new = False  # without rendered people
-    model = train.build(task, None)
-    assert model.training
-    assert not any(part.training for part in model.encoder.patch_embed.modules())
 
 
 def hand_encoder() -> HandEncoder:
@@ -240,12 +210,6 @@ def test_larger_pictures_are_the_same_person():
     torch.testing.assert_close(one["body_pose"], other["body_pose"])
     for name in ("hand_boxes", "tight_boxes"):
         torch.testing.assert_close(one[name], 4 * other[name])
-
-
-def test_hands_outside_of_the_picture_are_told_apart():
-    """A hand is in the picture if its box's centre is."""
-    boxes = torch.tensor([[[-10.0, 5, 18, 4], [-10, 5, 22, 4]], [[90, 0, 22, 10], [60, 70, 8, 30]]])
-    assert in_picture(boxes, 100, 80).tolist() == [[False, True], [False, False]]
 
 
 @pytest.mark.parametrize("inside", [True, False])

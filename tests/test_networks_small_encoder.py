@@ -13,6 +13,8 @@ from networks.small_encoder import (
     OTHER_SIDE,
     SmallEncoder,
     build_genhmr,
+    places,
+    token_of_cell,
 )
 
 
@@ -46,7 +48,7 @@ def test_blocks_of_cells_belong_to_joints():
     """24 blocks of 4 x 2 cells; the tokens of block j hold joint j, and change with it alone."""
     encoder = SmallEncoder().eval()
     grid = encoder.joint_of_cell.view(GRID)
-    for joint, (x, y) in enumerate(encoder.places(1).tolist()):
+    for joint, (x, y) in enumerate(places(1).tolist()):
         row, column = round(y * GRID[0]), round(x * GRID[1])
         assert grid[row, column] == grid[row - 1, column - 1] == joint
     assert torch.equal(grid.flatten().bincount(), torch.full((24,), BLOCK[0] * BLOCK[1]))
@@ -63,9 +65,9 @@ def test_blocks_of_cells_belong_to_joints():
 def test_cells_of_a_block_belong_to_its_tokens(per_joint):
     """A token's place lies in its own cells; with more tokens than cells, two share one."""
     encoder = SmallEncoder()
-    owner, places = encoder.token_of_cell(per_joint).view(GRID), encoder.places(per_joint)
+    owner, middles = token_of_cell(per_joint).view(GRID), places(per_joint)
     assert torch.equal(owner // per_joint, encoder.joint_of_cell.view(GRID))
-    for token, (x, y) in enumerate(places.tolist()):
+    for token, (x, y) in enumerate(middles.tolist()):
         cell = owner[int(y * GRID[0]), int(x * GRID[1] - 1e-4)].item()
         assert cell == (token if per_joint <= 8 else token // 2 * 2)
 
@@ -76,7 +78,7 @@ def test_tokens_hold_the_embedded_pose():
     crops = model.normalise(images(2, 128))
     reading = model.backbone.read(crops)
     z = model.tokenizer.embed(genhmr.rotation_6d_to_matrix(reading.lifted.pose))  # (2, 48, 8)
-    owner = model.backbone.token_of_cell(2)
+    owner = token_of_cell(2)
     assert torch.equal(reading.tokens[..., -8:], z[:, owner])
     assert reading.tokens.shape[2] == SMALL.vit_dim == SmallEncoder().width + 8
 
@@ -99,6 +101,6 @@ def test_tokens_first_look_at_their_joint():
     """Before training the reference points are the blocks of the tokens' joints."""
     model = build_genhmr(SMALL)
     reference = model.transformer.reference.sigmoid()
-    assert torch.allclose(reference, SmallEncoder().places(2))
+    assert torch.allclose(reference, places(2))
     assert type(build_genhmr(TINY)) is GenHMR
     assert isinstance(model.backbone, SmallEncoder)

@@ -188,14 +188,6 @@ def try_(sources, further, new, check):
 """
 
 
-@pytest.mark.parametrize("source, expected", [
-    ("print(1)", True), ("plt.show()", True), ("x = 1\nx", True), ("x = 1", False),
-    ("for x in y:\n    print(x)", True), ("def f():\n    print(1)", False),
-    ("torch.testing.assert_close(a, b)", False)])
-def test_cells_that_speak_are_told_from_those_that_do_not(source, expected):
-    assert speaks(source) == expected
-
-
 def test_notebooks_are_numbered_and_complete():
     """They are read in order: 00, 01, 01b, 02, ... without a gap."""
     numbers = [re.match(r"(\d\d)b?_", path.name)[1] for path in PATHS]
@@ -228,13 +220,6 @@ def test_cells_are_short_and_have_no_other_metadata(path):
     ("**Change** `a` to `b`, and `c` to `d`: x.", [[{"a": "b", "c": "d"}]]), ("Change", [])])
 def test_invitations_are_read(source, expected):
     assert invitations(source) == expected
-
-
-@pytest.mark.parametrize("source", ["**Change** `a`: x.", "**Change** the noise to 1: x.",
-                                    "**Change** `a` to `b`. x"])
-def test_vague_invitations_are_refused(source):
-    with pytest.raises(AssertionError, match="without"):
-        invitations(source)
 
 
 @every_notebook

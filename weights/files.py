@@ -8,18 +8,19 @@ import re
 import typing
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-# Fields of Settings in tasks/settings.py that configs in older checkpoints have; ema_decay was 0.
+# What a model's `settings` are: the data of its training, and fields of Settings in
+# tasks/settings.py, which configs in older checkpoints have; ema_decay was 0.
 SETTINGS = (
-    "accumulate", "precision", "channels_last", "ema_decay", "eval_every", "seed", "train_samples",
-    "test_samples", "augmentation", "views", "in_plane", "lean", "wide", "occlusion", "version",
-    "test_body_size", "heading", "tilt", "uniform_rotation")
+    "data", "accumulate", "precision", "channels_last", "ema_decay", "eval_every", "seed",
+    "train_samples", "test_samples", "augmentation", "views", "in_plane", "lean", "wide",
+    "occlusion", "version", "test_body_size", "heading", "tilt", "uniform_rotation")
 # Fields that configs had before they became constants. Older checkpoints open without them. With
 # another value of the first two a model would compute something else, so that it is refused; the
 # others either change names or shapes of weights, which load_weights compares, or only training.
@@ -72,7 +73,7 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
 
     source: a file or its content, which is train.py's {"model", "config", "settings", ...},
     {"state_dict"}, {"model_state"}, {"network"}, or the weights alone. The settings of the run
-    are returned in the config. Raises FileNotFoundError or ValueError.
+    and its data are returned in the config. Raises FileNotFoundError or ValueError.
     """
     if not isinstance(source, Mapping):
         if not Path(source).is_file():
@@ -94,9 +95,10 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
              if isinstance(value, Tensor)}
     require(state, "no weights in this checkpoint: expected a dictionary of tensors, as "
                    "torch.save(model.state_dict(), FILE) writes it")
-    config, settings = source.get("config"), source.get("settings")
-    if isinstance(config, Mapping) and isinstance(settings, Mapping):
-        config = {**settings, **config}
+    config = source.get("config")
+    if isinstance(config, Mapping) and config:
+        data = {"data": source.get("data", "unknown data")}
+        config = data | dict(source.get("settings") or {}) | dict(config)
     return state, config
 
 
@@ -106,6 +108,13 @@ def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
             if name.startswith(prefix)}
 
 
+def renamed(state: Mapping[str, Tensor], names: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Return weights under other names: patterns are replaced, one after the other."""
+    for pattern, name in names:
+        state = {re.sub(pattern, name, old): value for old, value in state.items()}
+    return dict(state)
+
+
 def without_settings(config: Mapping[str, object], kind: type) -> dict[str, object]:
     """Drop SETTINGS, which describe the run, and FORMER fields, if the dataclass lacks them."""
     kinds = typing.get_type_hints(kind)
@@ -113,27 +122,6 @@ def without_settings(config: Mapping[str, object], kind: type) -> dict[str, obje
             if isinstance(value, Mapping) and dataclasses.is_dataclass(kinds.get(name)) else value
             for name, value in config.items() if name in kinds or not (
                 name in SETTINGS or name in FORMER and FORMER[name] in (None, value))}
-
-
-def trained_on(checkpoint: str | PathLike, given: str | None, advice: str, what: str) -> str:
-    """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
-
-    given: the mesh model's file, None for the free one. The authors' weights, whose files do not
-    say it, have seen the official models.
-    """
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        data = content.get("data", "unknown data") if "config" in content else None
-    except Exception:  # the model is loaded elsewhere; only ours are sure to open like this
-        data = None
-    free = data == "rendered"
-    if bool(given) == free and data != "unknown data":
-        raise ValueError(f"{checkpoint} was trained on the {'free' if free else 'official'} model, "
-                         "whose shapes the other one does not have: " + (
-                             f"leave out {advice.split()[0]}" if free else f"add {advice}"))
-    if free:
-        return f"trained on rendered {what}: expect rough meshes in photographs"
-    return f"trained on {data}" if data else "weights of the authors, as they are"
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.") -> None:
@@ -168,8 +156,8 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
     """Build a model from a checkpoint's config and weights, in evaluation mode on the CPU.
 
     build: a model's class, or a function that chooses it; takes a config_kind. ignored: of
-    load_weights. The model's `settings` are those of the run that trained it. Raises ValueError if
-    the config is not the model's, before memory is taken.
+    load_weights. The model gets the `settings` of its training. Raises ValueError if the config is
+    not the model's, before memory is taken.
     """
     require(isinstance(config, Mapping) and config, f"the checkpoint's config is not a dictionary: "
             f"save dataclasses.asdict({config_kind.__name__}(...))")

@@ -16,15 +16,8 @@ import bodymodels
 import hmr_adapter as hmr
 from files import load_arrays
 from networks.adapter_encoders import part_readers
-from networks.adapter_rivals import FineTunedBody, FineTunedHand, build_model
-from weights.files import (
-    from_checkpoint,
-    load_weights,
-    names_its_file,
-    part_of,
-    read_checkpoint,
-    require,
-)
+from networks.adapter_rivals import BodyRival, HandRival, build_model
+from weights import files
 
 CONFIG_CLASSES = {"expert.mano_head.": hmr.HandConfig, "mano_head.": hmr.HandExpertConfig,
                   "expert.encoder.": hmr.BodyConfig, "encoder.": hmr.BodyExpertConfig}
@@ -33,7 +26,7 @@ SMPLER_X_NAMES = (  # what older releases of SMPLer-X call their parts
     (r"^body_rotation_net\.", "body_regressor."), (r"^hand_rotation_net\.", "hand_regressor."))
 
 
-@names_its_file
+@files.names_its_file
 def load_checkpoint(source: str | PathLike | Mapping
                     ) -> hmr.HandExpert | hmr.BodyExpert | hmr.HandAdapter | hmr.BodyAdapter:
     """Load the model of one of train.py's checkpoints, in evaluation mode on the CPU.
@@ -41,23 +34,23 @@ def load_checkpoint(source: str | PathLike | Mapping
     source: a file or its content, {"model": state dict, "config": dataclasses.asdict(config)}.
     Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
     """
-    state, config = read_checkpoint(source)
+    state, config = files.read_checkpoint(source)
     config_class = next((kind for prefix, kind in CONFIG_CLASSES.items() if any(
         name.startswith(prefix) for name in state)), None)
-    require(config is not None and config_class is not None,
+    files.require(config is not None and config_class is not None,
             "this is not a checkpoint of train.py for HMR-Adapter: for the released weights of "
             "HaMeR and SMPLer-X use load_hand_expert and load_body_expert")
-    return from_checkpoint(build_model, config_class, config, state)
+    return files.from_checkpoint(build_model, config_class, config, state)
 
 
-@names_its_file
+@files.names_its_file
 def load_encoder(expert: hmr.HandExpert | hmr.BodyExpert, source: str | PathLike | Mapping) -> None:
     """Give a small expert the encoder of a checkpoint.
 
     A hand expert takes that of SimpleHand's network for photographs, a whole-body expert GenHMR's,
     alone or inside a checkpoint of GenHMR. Raises like load_checkpoint.
     """
-    state, _ = read_checkpoint(source)
+    state, _ = files.read_checkpoint(source)
     if isinstance(expert, hmr.HandExpert):
         encoder, expected = expert.backbone.patch_embed, "one like assets/simplehand_views_cpu.pt"
         state = {f"hand.{name}": value for name, value in state.items()}
@@ -66,15 +59,15 @@ def load_encoder(expert: hmr.HandExpert | hmr.BodyExpert, source: str | PathLike
     else:
         encoder, expected = expert.encoder.patch_embed, (
             "one of train.py --model genhmr, --stage encoder or transformer, of the usual size")
-        state = part_of(state, "backbone.") or state
+        state = files.part_of(state, "backbone.") or state
     try:
-        load_weights(encoder, state)
+        files.load_weights(encoder, state)
     except ValueError as error:
         raise ValueError("this checkpoint has no encoder for this expert: expected "
                          f"{expected}") from error
 
 
-@names_its_file
+@files.names_its_file
 def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
                 hand_mean: Tensor | None = None) -> hmr.HandExpert | hmr.BodyExpert:
     """Load the expert of train.py's checkpoint, also out of an adapter or rival, or a released one.
@@ -83,21 +76,20 @@ def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
     hand_mean: axis-angles (2, 15, 3) of SMPL-X's mean hands, see `hand_mean`, to which the fingers
     of SMPLer-X's weights are relative. Raises like load_checkpoint.
     """
-    state, config = read_checkpoint(source)
+    state, config = files.read_checkpoint(source)
     if config is not None:
         if isinstance(config, Mapping) and "expert" in config:
-            state, config = part_of(state, "expert."), config["expert"]
+            state, config = files.part_of(state, "expert."), config["expert"]
         return expert_of(load_checkpoint({"model": state, "config": config}), kind)
     hands = kind is hmr.HandExpert
-    for pattern, name in () if hands else SMPLER_X_NAMES:
-        state = {re.sub(pattern, name, key): value for key, value in state.items()}
+    state = state if hands else files.renamed(state, SMPLER_X_NAMES)
     part, authors = ("mano_head.", "HaMeR") if hands else ("body_regressor.", "SMPLer-X")
-    require(any(name.startswith(part) for name in state),
+    files.require(any(name.startswith(part) for name in state),
             f"no {kind.__name__} in this checkpoint: expected train.py's or {authors}'s")
     expert = kind(hmr.HandExpertConfig() if hands else hmr.BodyExpertConfig())
     unreleased = {name: value for name, value in expert.state_dict().items()
                   if re.search(r"(hand_mean|num_batches_tracked)$", name)}
-    load_weights(expert, unreleased | state,
+    files.load_weights(expert, unreleased | state,
                  ignored=r"(discriminator|mano|smplx_layer)\.|initialized$")
     if hand_mean is not None:
         expert.hand_mean.copy_(hand_mean)
@@ -127,30 +119,32 @@ def hand_mean(model: str | PathLike) -> Tensor | None:
 def expert_of(model: nn.Module, kind: type) -> nn.Module:
     """Return the model, or the expert inside it; ValueError if that is of another kind."""
     expert = getattr(model, "expert", model)
-    require(isinstance(expert, kind),
+    files.require(isinstance(expert, kind),
             f"this checkpoint has a {type(expert).__name__}: expected a {kind.__name__}")
     return expert
 
 
-@names_its_file
+@files.names_its_file
 def load_path(kind: type[hmr.Adapter], source: str | PathLike | Mapping, **options) -> hmr.Adapter:
     """Load one path: an adapter or rival of train.py, or an expert alone, also a released one.
 
     kind: HandAdapter or BodyAdapter. options: of load_expert, for released weights. Other arguments
     and errors are as of load_checkpoint.
     """
-    state, config = read_checkpoint(source)
+    state, config = files.read_checkpoint(source)
     content = {"model": state, "config": config}
     if isinstance(config, Mapping) and "expert" in config:
         model = load_checkpoint(content)
-        require(isinstance(model, kind),
+        files.require(isinstance(model, kind),
                 f"this checkpoint has a {type(model).__name__}: expected a {kind.__name__}")
         return model
     inside, alone, config_class = {
-        hmr.HandAdapter: (hmr.HandExpert, FineTunedHand, hmr.HandConfig),
-        hmr.BodyAdapter: (hmr.BodyExpert, FineTunedBody, hmr.BodyConfig)}[kind]
+        hmr.HandAdapter: (hmr.HandExpert, HandRival, hmr.HandConfig),
+        hmr.BodyAdapter: (hmr.BodyExpert, BodyRival, hmr.BodyConfig)}[kind]
     expert = load_expert(inside, content, **options)
-    return alone(config_class(expert=expert.config, inject="none"), expert).eval()
+    path = alone(config_class(expert=expert.config, inject="none"), expert).eval()
+    path.settings = getattr(expert, "settings", {})  # released weights have none
+    return path
 
 
 def load_paths(hand: str | PathLike, body: str | PathLike, *, hand_mean: Tensor | None = None

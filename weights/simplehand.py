@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from os import PathLike
 
 from networks import any_view
 from networks.backbones import Hiera, HRNet, simplehand_model
 from simplehand import Config, FastViT, SimpleHand
-from weights.files import from_checkpoint, load_weights, names_its_file, read_checkpoint, require
+from weights import files
 
 APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which are ours
     (r"^patch_embed\.", "stem."),
@@ -29,21 +28,14 @@ APPLE_NAMES = (  # patterns of Apple's FastViT parameter names -> timm's, which 
 )
 CLASSIFIERS = (  # of FastViT; HRNet; Hiera, by timm and by its authors
     r"^(backbone\.)?(head\.fc|classifier|head\.norm|head\.projection|norm)\.(weight|bias)$")
+RELEASE_NAMES = [  # of the release's mesh head, which counts its layers from 1 -> ours
+    (rf"(mesh_head\.){theirs}_{number}(\.upsample)?", rf"\g<1>{ours.format(number - 1)}")
+    for number in (1, 2, 3) for theirs, ours in (
+        ("pos_emb", "position_embeddings.{}"), ("proj", "layers.{}.project"),
+        ("encoder", "layers.{}.metaformer"), ("upsample", "layers.{}.upsample"))]
 
 
-def our_name(name: str) -> str:
-    """Map a parameter name of the release to ours; other names stay."""
-    parts = r"(.*mesh_head\.)(pos_emb|proj|encoder|upsample)_(\d)(?:\.upsample)?(.*)"
-    match = re.match(parts, name)
-    if not match:
-        return name
-    start, part, number, end = match.groups()
-    ours = {"pos_emb": "position_embeddings.{}", "proj": "layers.{}.project",
-            "encoder": "layers.{}.metaformer", "upsample": "layers.{}.upsample"}[part]
-    return start + ours.format(int(number) - 1) + end
-
-
-@names_its_file
+@files.names_its_file
 def load_checkpoint(source: str | PathLike | Mapping) -> SimpleHand:
     """Load the model in a checkpoint, in evaluation mode on the CPU.
 
@@ -52,14 +44,14 @@ def load_checkpoint(source: str | PathLike | Mapping) -> SimpleHand:
         torch.save({"model": model.state_dict(), "config": dataclasses.asdict(model.config)}, FILE)
     Raises FileNotFoundError, or ValueError for anything else and for weights that do not fit.
     """
-    state, config = read_checkpoint(source)
-    require(any(name.startswith("mesh_head.") for name in state),
+    state, config = files.read_checkpoint(source)
+    files.require(any(name.startswith("mesh_head.") for name in state),
             "no SimpleHand checkpoint: expected train.py's or the release's "
             "(load_backbone takes the weights of FastViT alone)")
-    state = {our_name(name): value for name, value in state.items()}
+    state = files.renamed(state, RELEASE_NAMES)
     config = {"official": True} if config is None else config
     kind = config_class(config) if isinstance(config, Mapping) else Config
-    return from_checkpoint(simplehand_model, kind, config, state, ignored=CLASSIFIERS)
+    return files.from_checkpoint(simplehand_model, kind, config, state, ignored=CLASSIFIERS)
 
 
 def config_class(fields: Mapping[str, object]) -> type[Config]:
@@ -67,17 +59,16 @@ def config_class(fields: Mapping[str, object]) -> type[Config]:
     return any_view.Config if fields.get("backbone") == "unet" else Config
 
 
-@names_its_file
+@files.names_its_file
 def load_backbone(backbone: FastViT | HRNet | Hiera, source: str | PathLike | Mapping) -> None:
     """Load a backbone's ImageNet weights, by timm's names or its authors'.
 
     FastViT's may be of training or inference; for the latter the backbone is reparameterised.
     Raises like load_checkpoint.
     """
-    state, _ = read_checkpoint(source)
+    state, _ = files.read_checkpoint(source)
     if isinstance(backbone, FastViT):
-        for pattern, replacement in APPLE_NAMES:
-            state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+        state = files.renamed(state, APPLE_NAMES)
         if any(".reparam_conv." in name for name in state):
             backbone.reparameterize()
-    load_weights(backbone, state, ignored=CLASSIFIERS)
+    files.load_weights(backbone, state, ignored=CLASSIFIERS)
