@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 import bodymodels
 import genhmr
@@ -43,6 +42,7 @@ from networks.small_encoder import SmallEncoder, build_genhmr
 from networks.smooth import smooth_video
 from sets.crops import to_pixels
 from sets.images import LEAST_CONFIDENCE, picture_files, read_image
+from weights.files import trained_on
 
 # We warn of heat maps wider than SPREAD, suggest the other side where the mirrored hand's are
 # narrower by the factor SURER, and warn of meshes further than MISFITS from given 2D keypoints or
@@ -288,27 +288,6 @@ def load_mesh(source: str, joints: int, flag: str) -> bodymodels.BodyModel:
     if len(model.parents) != joints:
         raise ValueError(f"{flag} {source}: expected {joints} joints, not {len(model.parents)}")
     return model
-
-
-def trained_on(model: nn.Module, file: str | Path, given: str | None, advice: str,
-               who: str = "people", most: int = 180) -> str:
-    """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
-
-    given: the mesh model's file, None for the free one. most: degrees that people or hands turn
-    away from the camera when they are seen from all sides.
-    """
-    settings = getattr(model, "settings", {})
-    data = settings.get("data")  # None: weights of the authors, who trained on the official models
-    free = data == "rendered"
-    if bool(given) == free and data != "unknown data":
-        raise ValueError(f"{file} was trained on the {'free' if free else 'official'} model, whose "
-                         "shapes the other one does not have: " + (
-                             f"leave out {advice.split()[0]}" if free else f"add {advice}"))
-    if not free:
-        return f"trained on {data}" if data else "weights of the authors, as they are"
-    views = settings.get("views", most)
-    sides = "from all sides" if views >= most else f"within {views:.0f} degrees of the camera"
-    return f"trained on rendered {who} {sides}: expect rough meshes in photographs"
 
 
 # ---------------------------------------------------------------------------------- commands

@@ -173,3 +173,24 @@ def from_checkpoint(build: Callable[..., nn.Module], config_kind: type, config: 
     load_weights(model, state, ignored=ignored)
     model.settings = {name: value for name, value in config.items() if name in SETTINGS}
     return model.eval()
+
+
+def trained_on(model: nn.Module, file: str | Path, given: str | None, advice: str,
+               who: str = "people", most: int = 180) -> str:
+    """Say what a checkpoint has seen; ValueError unless the mesh model is that of its training.
+
+    given: the mesh model's file, None for the free one. most: degrees that people or hands turn
+    away from the camera when they are seen from all sides.
+    """
+    settings = getattr(model, "settings", {})
+    data = settings.get("data")  # None: weights of the authors, who trained on the official models
+    free = data == "rendered"
+    if bool(given) == free and data != "unknown data":
+        raise ValueError(f"{file} was trained on the {'free' if free else 'official'} model, whose "
+                         "shapes the other one does not have: " + (
+                             f"leave out {advice.split()[0]}" if free else f"add {advice}"))
+    if not free:
+        return f"trained on {data}" if data else "weights of the authors, as they are"
+    views = settings.get("views", most)
+    sides = "from all sides" if views >= most else f"within {views:.0f} degrees of the camera"
+    return f"trained on rendered {who} {sides}: expect rough meshes in photographs"
