@@ -343,7 +343,9 @@ class TransformerTask(BodyTask):
     REMARK = ("T: iterations. mean code: one pass, each place decoded from its mean code. P: steps "
               "of refinement towards\ndetected 2D keypoints or, an oracle, the true joints with "
               "noise of sigma 2 % of the crop's side. encoder: the pose\nthat the small image "
-              f"encoder lifts.\n{BodyTask.REMARK}")
+              f"encoder lifts; tokens: encoded and decoded.\n{BodyTask.REMARK}")
+    COMPARED = (("T=5", "T=1"), ("T=20", "T=1"), ("T=5 P=10", "T=5"), ("mean code", "T=1"),
+                ("mean code", "encoder"), ("encoder, tokens", "encoder"))
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -435,7 +437,10 @@ class TransformerTask(BodyTask):
             poses[f"mean code P={most}{kind}"] = self.refined(model, mean, batch, most)[-1]
         found = {name: {"pose": pose, "betas": runs[first].betas} for name, pose in poses.items()}
         if final and self.small:
-            found["encoder"] = lifted_body(model.backbone.read(model.normalise(batch["image"])))
+            body = lifted_body(model.backbone.read(model.normalise(batch["image"])))
+            tokens = model.tokenizer.encode(body["pose"])
+            found |= {"encoder": body,
+                      "encoder, tokens": body | {"pose": model.tokenizer.decode(tokens)}}
         return Predictions(batch["index"], found, {name: batch[name] for name in ("pose", "betas")})
 
     def drawn(self, model: nn.Module, features: genhmr.Features, batch: Batch) -> Predictions:

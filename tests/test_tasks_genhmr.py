@@ -38,7 +38,8 @@ TINY = {
 STAGES = list(TINY)
 SHIPPED = str(bodymodels.ASSETS / "genhmr_cpu.pt")
 ROWS = ["T=5", "T=1", "T=3", "T=10", "T=15", "T=20", "T=5 P=1", "T=5 P=3", "T=5 P=5", "T=5 P=10",
-        "T=5 P=20", "mean code", "mean code P=20", "encoder"]  # of the last table
+        "T=5 P=20", "mean code", "mean code P=20", "encoder",
+        "encoder, tokens"]  # of the last table
 STATISTICS = ("perplexity", "dead_codes")  # of a batch, or over all ranks
 
 
