@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -323,7 +324,9 @@ class Task(ABC):
             errors = {f"{name}: {metric}": values.astype(np.float32)
                       for name, rows in predictions.errors.items()
                       for metric, values in rows.items()}
-            np.savez(out / "errors.npz", **errors)
+            content = io.BytesIO()
+            np.savez(content, **errors)
+            bodymodels.write_atomically(out / "errors.npz", content.getvalue())
         images = [self.picture(index, predictions) for index in range(min(12, len(self.test_set)))]
         draw_grid(images, out / "predictions.png")
 
@@ -457,5 +460,7 @@ def draw_grid(images: Sequence[np.ndarray], path: Path) -> None:
     images = [np.pad(image.clip(0, 1), ((0, 8), (0, 8), (0, 0)), constant_values=1.0)
               for image in images]
     images += [np.ones_like(images[0])] * (-len(images) % 3)
-    imsave(path, np.concatenate([np.concatenate(images[start:start + 3], 1)
-                                 for start in range(0, len(images), 3)]))
+    content = io.BytesIO()
+    imsave(content, np.concatenate([np.concatenate(images[start:start + 3], 1)
+                                    for start in range(0, len(images), 3)]))
+    bodymodels.write_atomically(path, content.getvalue())

@@ -138,4 +138,6 @@ def draw_curves(out: Path) -> None:
         if names:
             axes.legend(fontsize="small")
         axes.set(title=title, xlabel="step", yscale="log")
-    figure.savefig(out / "curves.png", dpi=110)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110)
+    bodymodels.write_atomically(out / "curves.png", content.getvalue())
