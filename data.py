@@ -48,7 +48,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,31 +99,33 @@ HMR2_SETS = ("h36m-train", "mpii-train", "coco-train-2014-pruned",
 PEOPLE_SETS = {("h36m-smplx", "h36m"): 1.0, ("rich", "rich"): 1.0, ("bedlam", "bedlam"): 1.0}
 
 
-def shards(reader: str, folders: Sequence[str], *weights: float) -> dict[tuple[str, str], float]:
-    """Return the weights of a mixture of tar shards."""
-    return {(reader, folder): weight for folder, weight in zip(folders, weights, strict=True)}
+def shards(weights: Mapping[str, float], reader: str = "hmr2-tars"
+           ) -> dict[tuple[str, str], float]:
+    """Return a mixture of folders of tar shards."""
+    return {(reader, folder): weight for folder, weight in weights.items()}
 
 
 # {name: {(data set, its folder below the root): weight}}
 MIXTURES: dict[str, dict[tuple[str, str], float]] = {
     # GenHMR's "SD" with HMR2.0a's weights
-    "genhmr-sd": shards("hmr2-tars", ("h36m-train", "mpii-train", "mpi-inf-train-pruned",
-                                      "coco-train-2014-pruned"), 0.3, 0.1, 0.2, 0.4),
+    "genhmr-sd": shards({"h36m-train": 0.3, "mpii-train": 0.1, "mpi-inf-train-pruned": 0.2,
+                         "coco-train-2014-pruned": 0.4}),
     # "ITW" with HMR2.0b's weights, and "BL" with TokenHMR's. The paper's text has more data as the
     # better; its Table 7 has 58.6 mm for SD + ITW on 3DPW, its Table 1 54.7 for SD alone
-    "genhmr-itw": shards("hmr2-tars", HMR2_SETS, 0.1, 0.1, 0.1, 0.1, 0.02, 0.19, 0.19, 0.2),
-    "genhmr-bl": shards("hmr2-tars", HMR2_SETS, 0.1, 0.1, 0.1, 0.1, 0.04, 0.13, 0.13, 0.12) | {
-        ("bedlam", "bedlam"): 0.18},
+    "genhmr-itw": shards(dict(zip(HMR2_SETS, (
+        0.1, 0.1, 0.1, 0.1, 0.02, 0.19, 0.19, 0.2), strict=True))),
+    "genhmr-bl": shards(dict(zip(HMR2_SETS, (
+        0.1, 0.1, 0.1, 0.1, 0.04, 0.13, 0.13, 0.12), strict=True))) | {("bedlam", "bedlam"): 0.18},
     # HMR-Adapter's, with samples as of RenderedPeople; equal weights are our choice. Its hands come
     # from the sets of bodies and from two sets of hands
     "hmr-adapter-body": PEOPLE_SETS,
     "hmr-adapter-hands": PEOPLE_SETS | {("freihand", "freihand"): 1.0,
                                         ("interhand", "interhand"): 1.0},
     # HaMeR's
-    "hamer": shards("hamer-tars", (
-        "freihand-train", "interhand26m-train", "mtc-train", "cocow-train", "rhd-train",
-        "halpe-train", "mpiinzsl-train", "ho3d-train", "h2o3d-train", "dex-train"),
-        0.25, 0.25, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05),
+    "hamer": shards({
+        "freihand-train": 0.25, "interhand26m-train": 0.25, "mtc-train": 0.1, "cocow-train": 0.1,
+        "rhd-train": 0.05, "halpe-train": 0.05, "mpiinzsl-train": 0.05, "ho3d-train": 0.05,
+        "h2o3d-train": 0.05, "dex-train": 0.05}, "hamer-tars"),
 }
 PEOPLE_MIXTURES = ("hmr-adapter-body", "hmr-adapter-hands")  # their samples have crops of hands
 
@@ -187,9 +189,10 @@ def draw_keypoints(image: np.ndarray, keypoints: np.ndarray, valid: np.ndarray,
     picture = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
     for chain, color in zip(chains, COLORS, strict=True):
-        points = [tuple(zoom * keypoints[joint]) for joint in chain if valid[joint]]
-        draw.line(points, color, width=2)
-        for x, y in points:
+        for start, end in zip(chain, chain[1:], strict=False):
+            if valid[start] and valid[end]:  # no bone across a joint that is not known
+                draw.line([tuple(zoom * keypoints[joint]) for joint in (start, end)], color, 2)
+        for x, y in (zoom * keypoints[joint] for joint in chain if valid[joint]):
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), color)
     return np.asarray(picture)
 

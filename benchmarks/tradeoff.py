@@ -16,6 +16,7 @@ import weights.simplehand
 from benchmarks.speed import DEVICE, medians
 from networks.backbones import simplehand_model
 from tables import TABLES
+from tasks.files import save_figure
 
 Points = dict[str, tuple[float, float]]  # ms per image at batch 1, PA-MPJPE in mm
 
@@ -69,5 +70,5 @@ def run(arguments: argparse.Namespace) -> None:
             axes.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
         axes.margins(x=0.25)  # room for the names
         axes.set(title=title, xlabel="ms per image", ylabel="PA-MPJPE, mm")
-    figure.savefig(arguments.runs / "tradeoff.png", dpi=110)
+    save_figure(figure, arguments.runs / "tradeoff.png")
     print(f"in {arguments.runs / 'tradeoff.png'}")

@@ -363,7 +363,7 @@ def find_their_hands(image: np.ndarray, person: Found) -> list[Found]:
 def forget_outside(keypoints: np.ndarray, shape: Sequence[int]) -> bool:
     """Set the confidence of keypoints outside of a picture of (height, width) to 0, in place.
 
-    Says whether there are any.
+    Returns whether there are any outside.
     """
     seen = inside(keypoints[:, :2], *shape[1::-1])
     keypoints[:, 2] *= seen

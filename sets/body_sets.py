@@ -307,6 +307,7 @@ class RICH(official.Pictures):
                      for name, shape in (("CameraMatrix", (3, 4)), ("Intrinsics", (3, 3))))
 
     def _body(self, body: dict, gender: str, motion: np.ndarray, K: np.ndarray) -> dict:
+        """Return the columns of a body in a camera's view."""
         vector = np.concatenate([np.reshape(body[name], -1) for name in SMPLX_PARTS])[None]
         self.require_models("keypoints")
         pose = self.absolute(vector, gender)

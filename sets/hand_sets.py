@@ -64,6 +64,7 @@ class FreiHAND(official.Pictures):
         return numbers
 
     def _picture(self, number: int) -> str:
+        """Return the file of a picture, below root."""
         return f"{self.SPLITS[self.split]}/rgb/{number:08d}.jpg"
 
     def __len__(self) -> int:

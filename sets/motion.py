@@ -203,6 +203,8 @@ class MotionCapture(Official):
     def rows(self) -> Iterator[np.ndarray]:
         for path in (path for paths in self.sources.values() for path in paths):
             poses, betas = self.read(self.file(path.relative_to(self.root)))
+            if betas.ndim not in (1, 2) or betas.ndim == 2 and len(betas) != len(poses):
+                raise ValueError(f"expected betas (N,) or ({len(poses)}, N), got {betas.shape}")
             kept = slice(int(self.TRIM * len(poses)), int((1 - self.TRIM) * len(poses)),
                          self.STRIDE)
             records = np.zeros(len(poses[kept]), self.dtype)

@@ -230,6 +230,7 @@ class Official(Packed):
         return json.loads(self.file(path).read_bytes())
 
     def chunks(self, start: int) -> Iterator[np.ndarray]:
+        """Yield all records; an annotation is always read from its beginning."""
         count = start
         try:
             for records in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):

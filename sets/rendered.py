@@ -48,6 +48,7 @@ class Rendered(samples.Packed):
         return {name: record[name] for name in self.dtype.names}
 
     def render_batch(self, indices: list[int]) -> np.ndarray:
+        """Render the records of several indices (N,)."""
         return np.stack([self.render(index) for index in indices])
 
     def chunks(self, start: int) -> Iterator[np.ndarray]:

@@ -52,6 +52,9 @@ class Shards(Pictures):
     def rows(self) -> Iterator[np.ndarray]:
         for path in self.sources["*.tar"]:
             for key, parts in shard_items(self.file(path.name)):
+                unknown = set(parts) - {*self.EXTENSIONS, "data.pyd", "detection.npz"}
+                if unknown:
+                    raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
                 picture = next((parts[name] for name in self.EXTENSIONS if name in parts), None)
                 if picture is None:
                     continue

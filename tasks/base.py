@@ -18,7 +18,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from matplotlib.image import imsave
 from scipy.stats import sem  # standard error of the mean
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -27,6 +26,7 @@ import bodymodels
 import data
 import metrics
 from files import safe_unpickle
+from networks.overlays import png
 from tasks.settings import RunConfig, Settings, preset_settings, stored_settings
 from weights.files import require, without_settings
 
@@ -460,7 +460,5 @@ def draw_grid(images: Sequence[np.ndarray], path: Path) -> None:
     images = [np.pad(image.clip(0, 1), ((0, 8), (0, 8), (0, 0)), constant_values=1.0)
               for image in images]
     images += [np.ones_like(images[0])] * (-len(images) % 3)
-    content = io.BytesIO()
-    imsave(content, np.concatenate([np.concatenate(images[start:start + 3], 1)
-                                    for start in range(0, len(images), 3)]))
-    bodymodels.write_atomically(path, content.getvalue())
+    bodymodels.write_atomically(path, png(np.concatenate([
+        np.concatenate(images[start:start + 3], 1) for start in range(0, len(images), 3)])))

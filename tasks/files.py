@@ -138,6 +138,11 @@ def draw_curves(out: Path) -> None:
         if names:
             axes.legend(fontsize="small")
         axes.set(title=title, xlabel="step", yscale="log")
+    save_figure(figure, out / "curves.png")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a matplotlib figure as PNG."""
     content = io.BytesIO()
     figure.savefig(content, dpi=110)
-    bodymodels.write_atomically(out / "curves.png", content.getvalue())
+    bodymodels.write_atomically(path, content.getvalue())

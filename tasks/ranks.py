@@ -112,25 +112,31 @@ def keep_freed_memory() -> None:
 
 
 class MeanOverRanks(torch.autograd.Function):
-    """The mean of a tensor over all processes, and of its gradient."""
+    """The mean of a tensor over all processes of a group, and of its gradient."""
 
     @staticmethod
-    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
+    def forward(context: torch.autograd.function.FunctionCtx, x: Tensor,
+                group: dist.ProcessGroup | None) -> Tensor:
+        total, context.group = x.clone(), group
+        dist.all_reduce(total, group=group)
         return total / dist.get_world_size()
 
-    backward = forward
+    @staticmethod
+    def backward(context: torch.autograd.function.FunctionCtx, gradient: Tensor
+                 ) -> tuple[Tensor, None]:
+        return MeanOverRanks.apply(gradient, context.group), None
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes (PyTorch's SyncBatchNorm needs CUDA)."""
 
+    steps: dist.ProcessGroup  # of World
+
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
         if not self.training:
             return super().forward(x)
         var, mean = (v.double() for v in torch.var_mean(x.float(), (0, 2, 3), correction=0))
-        moments = MeanOverRanks.apply(torch.stack((mean, var + mean.square())))
+        moments = MeanOverRanks.apply(torch.stack((mean, var + mean.square())), self.steps)
         mean, var = moments[0], moments[1] - moments[0].square()
         with torch.no_grad():
             count = x.numel() // x.shape[1] * dist.get_world_size()
@@ -148,7 +154,7 @@ def share_batch_norm(model: nn.Module, world: World) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model, world.steps)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm
+            module.__class__, module.steps = SharedBatchNorm, world.steps
     return model
 
 

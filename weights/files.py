@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-# What a model's `settings` are: the data of its training, and fields of Settings in
-# tasks/settings.py, which configs in older checkpoints have; ema_decay was 0.
+# The keys of a model's `settings`: "data", of its training, and the fields of Settings in
+# tasks/settings.py. Older checkpoints have them in their config; ema_decay was 0 in all.
 SETTINGS = (
     "data", "accumulate", "precision", "channels_last", "ema_decay", "eval_every", "seed",
     "train_samples", "test_samples", "augmentation", "views", "in_plane", "lean", "wide",

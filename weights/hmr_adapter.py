@@ -38,8 +38,8 @@ def load_checkpoint(source: str | PathLike | Mapping
     config_class = next((kind for prefix, kind in CONFIG_CLASSES.items() if any(
         name.startswith(prefix) for name in state)), None)
     files.require(config is not None and config_class is not None,
-            "this is not a checkpoint of train.py for HMR-Adapter: for the released weights of "
-            "HaMeR and SMPLer-X use load_hand_expert and load_body_expert")
+                  "this is not a checkpoint of train.py for HMR-Adapter: for the released weights "
+                  "of HaMeR and SMPLer-X use load_hand_expert and load_body_expert")
     return files.from_checkpoint(build_model, config_class, config, state)
 
 
@@ -85,12 +85,12 @@ def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
     state = state if hands else files.renamed(state, SMPLER_X_NAMES)
     part, authors = ("mano_head.", "HaMeR") if hands else ("body_regressor.", "SMPLer-X")
     files.require(any(name.startswith(part) for name in state),
-            f"no {kind.__name__} in this checkpoint: expected train.py's or {authors}'s")
+                  f"no {kind.__name__} in this checkpoint: expected train.py's or {authors}'s")
     expert = kind(hmr.HandExpertConfig() if hands else hmr.BodyExpertConfig())
     unreleased = {name: value for name, value in expert.state_dict().items()
                   if re.search(r"(hand_mean|num_batches_tracked)$", name)}
     files.load_weights(expert, unreleased | state,
-                 ignored=r"(discriminator|mano|smplx_layer)\.|initialized$")
+                       ignored=r"(discriminator|mano|smplx_layer)\.|initialized$")
     if hand_mean is not None:
         expert.hand_mean.copy_(hand_mean)
         expert.notice_hand_mean()
@@ -120,7 +120,7 @@ def expert_of(model: nn.Module, kind: type) -> nn.Module:
     """Return the model, or the expert inside it; ValueError if that is of another kind."""
     expert = getattr(model, "expert", model)
     files.require(isinstance(expert, kind),
-            f"this checkpoint has a {type(expert).__name__}: expected a {kind.__name__}")
+                  f"this checkpoint has a {type(expert).__name__}: expected a {kind.__name__}")
     return expert
 
 
@@ -136,7 +136,7 @@ def load_path(kind: type[hmr.Adapter], source: str | PathLike | Mapping, **optio
     if isinstance(config, Mapping) and "expert" in config:
         model = load_checkpoint(content)
         files.require(isinstance(model, kind),
-                f"this checkpoint has a {type(model).__name__}: expected a {kind.__name__}")
+                      f"this checkpoint has a {type(model).__name__}: expected a {kind.__name__}")
         return model
     inside, alone, config_class = {
         hmr.HandAdapter: (hmr.HandExpert, HandRival, hmr.HandConfig),

@@ -46,8 +46,8 @@ def load_checkpoint(source: str | PathLike | Mapping) -> SimpleHand:
     """
     state, config = files.read_checkpoint(source)
     files.require(any(name.startswith("mesh_head.") for name in state),
-            "no SimpleHand checkpoint: expected train.py's or the release's "
-            "(load_backbone takes the weights of FastViT alone)")
+                  "no SimpleHand checkpoint: expected train.py's or the release's "
+                  "(load_backbone takes the weights of FastViT alone)")
     state = files.renamed(state, RELEASE_NAMES)
     config = {"official": True} if config is None else config
     kind = config_class(config) if isinstance(config, Mapping) else Config
