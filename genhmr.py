@@ -1287,8 +1287,8 @@ PRESETS: dict[str, Config] = {
     # less than the paper's, whose L_3D would start ten times as large as L_mask.
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, patch_size=8, vit_dim=128,
-        scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=4,
+        scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=6,
         regressor_width=256, mask_loss_on="masked", weight_keypoints_3d=4.6e-3,
         weight_keypoints_2d=2e-3, weight_pose=5e-6, weight_betas=1e-3, temperature_end=0.5,
-        batch_size=32, steps=1_800, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
+        batch_size=32, steps=1_500, learning_rate=1e-3, schedule="cosine", warmup_steps=100),
 }

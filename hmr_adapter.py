@@ -1486,7 +1486,7 @@ def cpu_preset() -> Config:
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
     return Config(
         HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found", arm_drop=0.1),
-        BodyConfig(expert=body, decoder_dim=192, decoder_ffn=384, **decoder, **adapter, steps=200,
+        BodyConfig(expert=body, decoder_dim=192, decoder_ffn=192, **decoder, **adapter, steps=200,
                    knuckle_source="found", offset_hidden=192, weight_keypoints_3d=30.0))
 
 

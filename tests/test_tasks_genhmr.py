@@ -38,7 +38,7 @@ TINY = {
 STAGES = list(TINY)
 SHIPPED = str(bodymodels.ASSETS / "genhmr_cpu.pt")
 ROWS = ["T=5", "T=1", "T=3", "T=10", "T=15", "T=20", "T=5 P=1", "T=5 P=3", "T=5 P=5", "T=5 P=10",
-        "T=5 P=20", "mean code", "mean code P=20", "encoder",
+        "T=5 P=20", "mean code", "mean code P=20", "encoder", "mean code, own 2D",
         "encoder, tokens"]  # of the last table
 STATISTICS = ("perplexity", "dead_codes")  # of a batch, or over all ranks
 
@@ -336,6 +336,23 @@ def test_the_noise_of_refinement_belongs_to_the_sample(finished, folder):
     moved = whole.found["T=5 P=20"]["pose"] - whole.found["T=5"]["pose"]
     moved = moved.abs().amax((1, 2, 3))
     assert (moved > 1e-7).all()
+
+
+def test_own_keypoints_pull_the_mean_code_towards_them(folder):
+    """Refined on the encoder's keypoints, the shipped model's poses project closer to sure ones."""
+    task, model = make_task(folder, "transformer"), load_checkpoint(SHIPPED)
+    batch = batch_of(task.test_set, range(12))
+    found = task.predict(model, batch, final=True).found
+    reading = model.backbone.read(model.normalise(batch["image"]))
+
+    def distances(row):
+        posed = task.light_body(found[row]["betas"], found[row]["pose"])
+        at = genhmr.project_to_crop(task.light_body.keypoints(posed),
+                                    model.encode(batch["image"]).camera, model.config.focal)
+        return (at - reading.at).norm(dim=-1)[reading.confidence > 0.8]
+
+    with torch.no_grad():
+        assert distances("mean code, own 2D").mean() < 0.8 * distances("mean code").mean()
 
 
 def test_schedules_and_top_k_reach_the_scores(finished, folder):
