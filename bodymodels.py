@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from files import (
@@ -391,9 +390,12 @@ class _Skinning(torch.autograd.Function):
         return vertices
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         shaped, transforms, weights = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives: plain operations
+            blend, g = _Skinning.blend(transforms, weights), gradient.unsqueeze(2)
+            to_transforms = torch.cat((g * shaped.unsqueeze(1), g), 2) @ weights.T
+            return (blend[:, :, :3] * g).sum(1), to_transforms, None
         to_shaped, to_transforms = torch.empty_like(shaped), torch.empty_like(transforms)
         for part, joint_transforms, g, to_part, to_joints in _Skinning.in_parts(
                 weights, shaped, transforms, gradient, to_shaped, to_transforms):
@@ -567,7 +569,7 @@ class BodyModel(nn.Module):
         if pose.shape[1:] not in [(joints, 3), (joints, 3, 3)]:
             raise ValueError(f"pose has shape {tuple(pose.shape)}, but {self.name} expects "
                              f"(B, {joints}, 3) or (B, {joints}, 3, 3)")
-        return pose if pose.dim() == 4 else axis_angle_to_matrix(pose)
+        return pose if pose.dim() == 4 else axis_angle_to_matrix(pose).to(pose)
 
     def _shape(self, betas: Tensor, expression: Tensor | None) -> Tensor:
         """The coefficients (B, S) of shape and expression, in the model's dtype."""
@@ -660,7 +662,7 @@ def _with_bones(joints: np.ndarray, parents: Sequence[int]) -> np.ndarray:
     """Joints (..., K, 3) and their offsets from their parents, as one row (..., 6K)."""
     bones = joints.copy()
     bones[..., 1:, :] -= joints[..., list(parents[1:]), :]
-    return np.concatenate([joints, bones], -2).reshape(*joints.shape[:-2], -1)
+    return np.concatenate([joints, bones], -2).reshape(*joints.shape[:-2], 6 * len(parents))
 
 
 def _affine(joints: int) -> np.ndarray:

@@ -118,7 +118,7 @@ def own_arguments(network: str, add: Callable) -> None:
             help="2D keypoints to refine on, OpenPose's JSON (default: MediaPipe's)")
         add("--iterations", type=int, default=5, metavar="T", help="of sampling (default: 5)")
         add("--mean-code", action="store_true",
-            help="decode the mean code of each place, not the likeliest: a better answer (ours)")
+            help="decode the mean code where tokens are masked before the last iteration (ours)")
         add("--refine", type=int, default=50, metavar="P", help="refinement steps (default: 50)")
         add("--fit-camera", action="store_true", help="first fit the camera to the 2D keypoints: "
             "for portraits, where the network's is badly wrong; elsewhere it does not help")

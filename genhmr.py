@@ -40,7 +40,7 @@ module that returns tokens on the config's grid. To open a checkpoint of train.p
 Units are metres and radians; camera axes are OpenCV's (x right, y down, z away from the camera); a
 6D rotation is [column 0, column 1]. Letters in shapes: B batch, L tokens of a pose (96), V codes
 (2048), C their dimension (256), S side of the crop in pixels, N cells of the image encoder (192),
-D width, H heads, P points, T iterations of sampling.
+D width, H heads, P points of attention or, in refinement, its steps, T iterations of sampling.
 """
 
 from __future__ import annotations
@@ -414,8 +414,8 @@ class Quantiser(nn.Module):
 class Tokenizer(nn.Module):
     """Convert poses to tokens and back: encoder, codebook, decoder (Fig. 2a). Always in fp32.
 
-    Four tokens per joint, but not of one joint: a token depends on four to eight joints that are
-    neighbours in SMPL's list, and a joint on a third or more of the tokens.
+    Four tokens per joint, but not of one joint: with the paper's config a token depends on four to
+    eight joints that are neighbours in SMPL's list, and a joint on a third or more of the tokens.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -516,7 +516,8 @@ def normalised_crop(module: nn.Module, images: Tensor, size: int) -> Tensor:
     """Normalise RGB crops (B, 3, S, S), 0..255, and keep their middle (B, 3, S, 3/4 S)."""
     require(images.shape[1:] == (3, size, size),
             f"images of shape {tuple(images.shape)}: expected (B, 3, {size}, {size})")
-    if images.is_floating_point() and not (images.is_meta or torch.compiler.is_compiling()):
+    if images.is_floating_point() and images.numel() and not (
+            images.is_meta or torch.compiler.is_compiling()):
         require(not 0 < images.max() <= 1, "images in 0..1: expected 0..255, multiply them by 255")
     images = images[..., size // 8 : -(size // 8)]
     return (images.to(module.mean.dtype) / 255.0 - module.mean) / module.std
@@ -610,7 +611,7 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(weight)
 
     def forward(self, queries: Tensor, reference: Tensor, values: Tensor) -> Tensor:
-        """queries (B, L, D), reference (B or 1, L, 2) in 0..1, maps as in Features -> (B, L, D)."""
+        """queries (B, L, D), reference (L, 2) in 0..1, values as in Features -> (B, L, D)."""
         offsets = self.sampling_offsets(queries).to(reference).unflatten(2, (*self.shape, 2))
         weights = self.attention_weights(queries).to(reference).unflatten(2, (self.shape[0], -1))
         weights = weights.softmax(-1).unflatten(3, self.shape[1:])  # A, over maps and points
@@ -621,18 +622,19 @@ class DeformableAttention(nn.Module):
     def sample_maps(self, values: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         """Sum bilinear samples of the projected maps, zero outside: (B, L, D).
 
-        values: (B, N, C). locations: (B, L, H, maps, P, 2). weights: (B, L, H, maps, P).
+        values: as in Features. locations: (B, L, H, maps, P, 2). weights: (B, L, H, maps, P).
         """
         values = self.value_proj(values).to(weights).mT  # W x, (B, D, N)
         levels = values.split([height * width for height, width in self.map_sizes], 2)
         total = 0.0
         for level, (x, size) in enumerate(zip(levels, self.map_sizes, strict=True)):
-            x = x.unflatten(2, size).unflatten(1, (self.shape[0], -1)).flatten(0, 1)
+            x = x.unflatten(1, (self.shape[0], x.shape[1] // self.shape[0])).flatten(0, 1)
+            x = x.unflatten(2, size)  # (B H, D / H, rows, columns)
             grid = 2.0 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1.0
             sampled = F.grid_sample(x, grid, align_corners=False)  # (B H, D / H, L, P)
             weight = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B H, L, P)
             total = total + (weight[:, None] * sampled).sum(3)  # (B H, D / H, L)
-        return total.unflatten(0, (len(values), -1)).flatten(1, 2).mT
+        return total.unflatten(0, (-1, self.shape[0])).flatten(1, 2).mT
 
 
 class DecoderLayer(nn.Module):
@@ -656,7 +658,7 @@ class DecoderLayer(nn.Module):
 class Features(NamedTuple):
     """What the model computes once per picture, whatever the tokens."""
 
-    values: Tensor  # (B, N, C) the cells of all feature maps, one map after another, row by row
+    values: Tensor  # (B, cells, width) of all feature maps (15,552), one after another, by rows
     betas: Tensor  # (B, 10)
     camera: Tensor  # (B, 3), s, tx, ty
 
@@ -854,13 +856,15 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
     """
     config = model.config
     # If L_mask does not train the logits of visible tokens, these tokens are taken as they are
-    known = batch["masked_tokens"] if config.mask_loss_on == "masked" else None
-    rotations = relax(model, prediction["logits"], temperature, known=known)
+    tokens = batch["masked_tokens"] if config.mask_loss_on == "masked" else None
+    rotations = relax(model, prediction["logits"], temperature, known=tokens)
     keypoints = body.keypoints(body(prediction["betas"], rotations))
     in_crop = project_to_crop(keypoints, prediction["camera"], config.focal)  # J_2D
     true_in_crop = batch["keypoints_2d"] / config.image_size - 0.5
     true = batch["keypoints_3d"]
     keypoints, true = keypoints - keypoints[:, :1], true - true[:, :1]
+    known = batch["keypoints_3d_valid"]
+    known = known * (known[:, :1] > 0)  # all are relative to the pelvis
 
     def reduced(error: Callable, difference: Tensor, valid: Tensor) -> Tensor:
         """HMR2.0's sum over a process's batch of 48, for batches of any size."""
@@ -870,7 +874,7 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor], model: GenHM
 
     return {
         "mask": mask_loss(prediction["logits"], batch, config),
-        "keypoints_3d": reduced(torch.abs, keypoints - true, batch["keypoints_3d_valid"]),  # L_3D
+        "keypoints_3d": reduced(torch.abs, keypoints - true, known),  # L_3D
         "keypoints_2d": reduced(torch.abs, in_crop - true_in_crop, batch["keypoints_valid"]),
         "pose": reduced(torch.square, rotations - batch["pose"], batch["pose_valid"]),  # L_SMPL
         "betas": reduced(torch.square, prediction["betas"] - batch["betas"], batch["betas_valid"]),
@@ -916,7 +920,6 @@ class Sampled(NamedTuple):
     camera: Tensor  # (B, 3), s, tx, ty
     masks: Tensor  # (T + 1, B, L) bool: before iteration 1, after 1, ..., after T (Fig. 5)
     confidences: Tensor  # (T, B, L): the probability each had when chosen (Fig. 6)
-    guesses: Tensor  # (T, B, L) int64: all tokens, before the least confident are masked again
 
 
 def choose(probability: Tensor, top_k: int, generator: torch.Generator | None) -> Tensor:
@@ -937,11 +940,12 @@ def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
 
     features: of GenHMR.encode, shared by all iterations. iterations: T (Table 2). schedule: one of
     SCHEDULES (Table 11). top_k: draw among the k most likely (Table 12); the paper's 1 is greedy,
-    although its text says "stochastic". A kept token stays (MaskGIT): the paper also allows to mask
-    it again. The other options are ours. temperature: divides the logits before the softmax. order:
-    which tokens an iteration keeps, those of the greatest "confidence" (paper) or "random" ones,
-    which does not narrow what is drawn. mean_code: the last iteration decodes the mean code of each
-    place, weighted by the probabilities, in place of the most likely code: a better single answer.
+    although its text says "stochastic". A kept token stays (MaskGIT); the paper's text also permits
+    masking it again. The other options are ours. temperature: divides the logits. order: an
+    iteration keeps the tokens of the greatest "confidence" (paper), or "random" ones. Keeping
+    confident ones makes drawn poses more alike. mean_code: the places that are masked before the
+    last iteration (all at T = 1, 10 of 96 at T = 5) decode the mean of all codes, weighted by their
+    probabilities, in place of the most likely code.
     Raises ValueError for bad options and a model in training mode.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
@@ -952,7 +956,7 @@ def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
             f"order {order!r}: expected 'confidence' or 'random'")
     shape = len(features.values), model.config.tokenizer.num_tokens
     tokens = torch.full(shape, model.mask_token, device=device)  # Y_1
-    masks, confidences, guesses = [tokens == model.mask_token], [], []
+    masks, confidences = [tokens == model.mask_token], []
     confidence = torch.zeros(shape, device=device)
     for count in mask_counts(shape[1], iterations, schedule)[1:]:
         masked = masks[-1]
@@ -967,15 +971,13 @@ def sample_from(model: GenHMR, features: Features, *, iterations: int = 5,
         rank = score.masked_fill(~masked, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
         masks.append(rank < count)
         confidences.append(confidence)
-        guesses.append(tokens)
         tokens = tokens.masked_fill(masks[-1], model.mask_token)
     embeddings = model.tokenizer.quantiser.lookup(tokens)
     if mean_code:
         mean = probability @ model.tokenizer.codebook  # (B, L, C)
         embeddings = torch.where(masked[..., None], mean, embeddings)
     return Sampled(tokens, embeddings, model.tokenizer.decode_embeddings(embeddings),
-                   features.betas, features.camera, torch.stack(masks),
-                   torch.stack(confidences), torch.stack(guesses))
+                   features.betas, features.camera, torch.stack(masks), torch.stack(confidences))
 
 
 # ------------------------------------------------------------------ 2D pose-guided refinement
@@ -999,9 +1001,9 @@ def refine(model: GenHMR, start: Tensor, betas: Tensor, camera: Tensor, keypoint
     start (B, L, C), betas (B, 10), camera (B, 3): of sample_from; the last two stay (our reading).
     keypoints_2d: J_2D (B, J, 2) in the crop, its sides at -0.5 and 0.5; confidence (B, J), 0 for
     invisible ones. keypoints(betas, rotations) returns J'_3D (B, J, 3) in metres. iterations: P, in
-    the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 visible keypoints; more,
-    as of fingers, far from the pelvis, make the energy steeper, so eta falls with the square of
-    their number. The paper gives neither eta nor lambda_theta' (weight_pose), and does not weigh
+    the paper's Table 1 twenty, after T = 5. step_size: eta for up to 24 visible keypoints. More
+    make the energy steeper, so eta is then multiplied by (24 / number of visible keypoints)^2. The
+    paper gives neither eta nor lambda_theta' (weight_pose), and does not weigh
     by confidence.
     Raises ValueError for a step size that is not positive, and for other shapes.
     """
@@ -1045,7 +1047,9 @@ def fit_camera(camera: Tensor, keypoints_2d: Tensor, confidence: Tensor, keypoin
         x, y = (scale * keypoints_3d[..., :2]).split(1, -1)
         rows = torch.stack((torch.cat((x, scale, zero), -1), torch.cat((y, zero, scale), -1)), 2)
         rows = rows.flatten(1, 2)
-        solution, _ = torch.linalg.solve_ex(rows.mT @ rows, rows.mT @ target.flatten(1)[..., None])
+        with torch.autocast(rows.device.type, enabled=False):  # no solver in lower precision
+            solution, _ = torch.linalg.solve_ex(rows.mT @ rows,
+                                                rows.mT @ target.flatten(1)[..., None])
     best = torch.cat((2.0 * solution[:, :1], solution[:, 1:] / solution[:, :1]), 1)[..., 0]
     usable = best.isfinite().all(1) & (best[:, 0] > 0) & ((confidence > 0).sum(1) > 1)
     return torch.where(usable[:, None], best, camera)
@@ -1108,7 +1112,7 @@ def crop_picture(image: np.ndarray, center: np.ndarray, side: float, size: int) 
     x, y = (2 * (middle + side * steps) / length - 1
             for middle, length in zip(center, image.shape[1::-1], strict=True))
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None].float()
-    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
+    pixels = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
     return F.avg_pool2d(F.grid_sample(pixels, grid, align_corners=False), samples)[0]
 
 
@@ -1124,8 +1128,9 @@ def picture_camera(camera: Tensor, focal: float, center: np.ndarray, side: float
     if own is None:
         return translation, K
     own = np.asarray(own, np.float64)
-    require(own.shape == (3, 3) and np.isfinite(own).all() and own[0, 0] > 0 and own[1, 1] > 0,
-            f"K {own.tolist()}: expected the (3, 3) intrinsics in pixels")
+    require(own.shape == (3, 3) and np.isfinite(own).all() and own[0, 0] > 0 and own[1, 1] > 0
+            and (own[2] == (0, 0, 1)).all(),
+            f"K {own.tolist()}: expected the (3, 3) intrinsics in pixels, with 0, 0, 1 below")
     return np.linalg.inv(own) @ K @ translation * (own[0, 0] / K[0, 0]), own
 
 
@@ -1140,6 +1145,7 @@ def in_picture(body: Callable, betas: Tensor, rotations: Tensor, translation: np
             "keypoints_2d": projected[:, :2] / projected[:, 2:], "transl": translation, "K": K}
 
 
+@torch.inference_mode(False)  # refinement needs gradients
 @torch.no_grad()
 def predict(model: GenHMR, body: Callable, image: np.ndarray, *,
             box: Sequence[float] | None = None, keypoints: np.ndarray | None = None,
@@ -1283,8 +1289,8 @@ PRESETS: dict[str, Config] = {
     "h200": Config(batch_size=192, steps=150_000, learning_rate=1.41e-5, warmup_steps=500),
     # One GPU with 24 GB: the paper's run; train.py takes each step in eight parts of 12.
     "single_gpu": Config(),
-    # Two CPU cores, behind a small trained encoder of 128 channels. The terms beside L_mask weigh
-    # less than the paper's, whose L_3D would start ten times as large as L_mask.
+    # Two CPU cores, behind a small trained encoder of 128 channels. The terms of pose and
+    # keypoints weigh less than the paper's, whose L_3D would start ten times as large as L_mask.
     "cpu": Config(
         tokenizer=TOKENIZER_PRESETS["cpu"], image_size=128, patch_size=8, vit_dim=128,
         scales=(1, 2), pyramid_width=64, width=160, heads=5, points=2, layers=6,

@@ -26,14 +26,14 @@ refined body and hands are then merged into one SMPL-X mesh.
     our choice     encoders    U-nets in place of patches, for a CPU   networks/adapter_encoders.py
 
 The authors have published no code. Where the paper is silent we follow HaMeR (Pavlakos et al.,
-CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), and choose only where these do not help. Every
-config field names its source: (paper), (HaMeR), (SMPLer-X) or (our choice). The experts use the
-parameter names of the released weights.
+CVPR 2024) and SMPLer-X (Cai et al., NeurIPS 2023), else choose; every config field names its
+source. The experts use the parameter names of the released weights.
 
 weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the paper's design:
 
     content = torch.load(FILE, weights_only=True, map_location="cpu")
-    model = HandAdapter(HandConfig(**content["config"]))
+    config = {name: content["config"][name] for name in HandConfig.__dataclass_fields__}
+    model = HandAdapter(HandConfig(**config))  # older files have more fields
     model.load_state_dict(content["model"])
 
 What to know before you trust a number:
@@ -72,7 +72,7 @@ from torch import Tensor, nn
 # Numbers 55 to 75 are the landmarks that the smplx package appends: nose, eyes, ears, feet, tips.
 JAW, EYES, LEFT_FINGERS, RIGHT_FINGERS = slice(22, 23), slice(23, 25), slice(25, 40), slice(40, 55)
 MIRRORED_BODY = [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20]
-ARMS = {  # theta_b: "from the root joint to the wrist along the kinematic chain"; [right, left]
+ARMS = {  # theta_b: joints "from the root joint to the Left / Right Wrist" (3.3); [right, left]
     "arm": ([0, 3, 6, 9, 14, 17, 19, 21], [0, 3, 6, 9, 13, 16, 18, 20]),
     "whole_body": (list(range(22)), MIRRORED_BODY),  # Table 5
 }
@@ -139,9 +139,8 @@ class EncoderConfig:
     vit_heads: int = 16  # (HaMeR)
 
     def __post_init__(self) -> None:
-        cell = 4 * self.patch_size
-        require(self.image_size > 0 and self.image_size % cell == 0,
-                f"image_size is {self.image_size}: expected a multiple of {cell}, four patches")
+        require(self.image_size > 0 and self.image_size % (4 * self.patch_size) == 0, "image_size "
+                f"is {self.image_size}: expected a multiple of {4 * self.patch_size}, four patches")
         require(self.vit_dim % self.vit_heads == 0,
                 f"vit_heads is {self.vit_heads}: expected a divisor of vit_dim, {self.vit_dim}")
 
@@ -221,8 +220,7 @@ class HandConfig(AdapterConfig, HandTraining):
     context: str = "arm"  # of the adapter (paper), or "image": F^H again (Table 3, No. 5)
     arm: str = "arm"  # theta_b (paper), or "whole_body" (Table 5)
     arm_source: str = "true"  # in training (paper), or "found": by a whole-body model (our choice)
-    arm_drop: float = 0.0  # share of theta_b hidden in training (our choice; the paper's FreiHAND
-    # and InterHand2.6M have no theta_b)
+    arm_drop: float = 0.0  # share of theta_b hidden in training (our choice)
 
     def __post_init__(self) -> None:
         self.check(HandExpertConfig, context=("arm", "image"), arm=ARMS,
@@ -233,8 +231,7 @@ class HandConfig(AdapterConfig, HandTraining):
 class BodyConfig(AdapterConfig, BodyTraining, DecoderConfig):
     """The body adapter. Defaults: the paper's, which gives 37M parameters and no shapes.
 
-    Several readings fit. This one, 36,508,292, uses only numbers of HaMeR; "reuse_hand_conv" with
-    offset_hidden=2048 has 37,037,188.
+    These, of HaMeR, have 36,508,292; "reuse_hand_conv" with offset_hidden=2048 37,037,188.
     """
 
     expert: BodyExpertConfig = BodyExpertConfig()  # (paper)
@@ -299,14 +296,13 @@ class ArmFeatures(nn.Module):
         width, self.joints = config.expert.vit_dim, len(ARMS[config.arm][0])
         self.drop = config.arm_drop
         self.projection = nn.Linear(6, width)
-        self.joint_embedding = None
-        if config.joint_embedding == "learned":
-            self.joint_embedding = nn.Parameter(0.02 * torch.randn(self.joints, width))
+        self.joint_embedding = (nn.Parameter(0.02 * torch.randn(self.joints, width))
+                                if config.joint_embedding == "learned" else None)
 
     def forward(self, rotations: Tensor | None, valid: Tensor | None = None,
                 batch: int | None = None) -> Tensor:
         """valid: (B,), 0 where theta_b is unknown; None: known. batch: B, where that is None."""
-        batch = batch or len(rotations)
+        batch = len(rotations) if batch is None else batch
         if rotations is None:
             pose_6d = self.projection.weight.new_zeros(batch, self.joints, 6)
         else:
@@ -352,8 +348,7 @@ class HandAdapter(Adapter):
         self.expert's result, bit for bit. Returns and raises what HandExpert.forward does.
         """
         features = self.expert.features(images)  # F^H (B, 192, 1280)
-        token = self.token(features, arm, arm_valid, scale)  # Z^new (B, 1, 1024)
-        return self.expert.mano_head.readout(token)
+        return self.expert.mano_head.readout(self.token(features, arm, arm_valid, scale))
 
     def token(self, features: Tensor, arm: Tensor | None, arm_valid: Tensor | None,
               scale: float) -> Tensor:
@@ -403,9 +398,8 @@ class BodyAdapter(Adapter):
         config, width = self.config, self.config.expert.joint_dim
         if config.joint_proj == "conv":
             self.joint_proj = nn.Conv2d(config.expert.vit_dim, width, 1)
-        self.joint_embedding = None
-        if config.joint_embedding == "learned":
-            self.joint_embedding = nn.Parameter(0.02 * torch.randn(8, width))
+        self.joint_embedding = (nn.Parameter(0.02 * torch.randn(8, width))
+                                if config.joint_embedding == "learned" else None)
 
     def build_decoder(self) -> None:
         """Create the decoder and the FFN of Eq. 4."""
@@ -480,16 +474,17 @@ def hand_samples(batch: Mapping[str, Tensor], arm: str = "arm") -> dict[str, Ten
         "arm_valid": known[:, None].expand(-1, 2).flatten()}
 
 
-def pose_distance(predicted: Tensor, true: Tensor, term: str) -> tuple[Tensor, Tensor]:
+def pose_distance(found: Tensor, true: Tensor, term: str, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Compute both terms of Eq. 6 per joint: rotations (B, J, 3, 3) twice -> (B, J) twice.
 
     term: "l2sq", as in the equation, or "l1", as in the text above it. For rotation matrices
-    1 - cos = ||difference||^2 / 6, so with "l2sq" the two terms are proportional.
+    1 - cos = ||difference||^2 / 6, so with "l2sq" the two terms are proportional. valid: (B, J or
+    1), 0 for rotations that may be NaN: their distance is 0, up to rounding.
     """
-    predicted, true = predicted.flatten(2), true.flatten(2)  # (B, J, 9)
-    difference = predicted - true
-    norm = difference.square() if term == "l2sq" else difference.abs()
-    return norm.sum(-1), 1 - F.cosine_similarity(predicted, true, dim=-1)
+    true = torch.where(valid[..., None, None] > 0, true, found.detach())
+    found, true = found.flatten(2), true.flatten(2)  # (B, J, 9)
+    norm = (found - true).square() if term == "l2sq" else (found - true).abs()
+    return norm.sum(-1), 1 - F.cosine_similarity(found, true, dim=-1)
 
 
 def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor], hand: Callable,
@@ -510,7 +505,8 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
         known = valid.view(-1, *[1] * (error.ndim - 1)) > 0  # invalid values may be NaN
         return torch.where(known, error, 0.0).flatten(1).sum(1).mean()
 
-    rotation, cosine = pose_distance(prediction["hand_pose"], samples["pose"], "l2sq")
+    rotation, cosine = pose_distance(prediction["hand_pose"], samples["pose"], "l2sq",
+                                     valid[:, None])
     terms = dict.fromkeys(("vertices", "betas"), vertices.new_zeros(())) | {
         "keypoints_2d": reduced((projected - samples["keypoints_2d"]).abs()),  # L_2D
         "keypoints_3d": reduced((joints - wrist - samples["joints"] + true_wrist).abs()),  # L_3D
@@ -520,7 +516,8 @@ def hand_losses(prediction: Mapping[str, Tensor], samples: Mapping[str, Tensor],
     betas_known = torch.zeros_like(valid)[:, None]
     if "betas" in samples:  # L_beta
         betas_known = samples.get("betas_valid", valid)[:, None]
-        terms["betas"] = reduced(betas_known * (betas - samples["betas"]).square())
+        difference = torch.where(betas_known > 0, betas - samples["betas"], 0.0)
+        terms["betas"] = reduced(betas_known * difference.square())
     if config.weight_betas_prior:
         terms["betas_prior"] = reduced(torch.where(betas_known > 0, 0.0, betas.square()))
     return terms
@@ -593,9 +590,9 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
     corner = expert.to_cells(batch["hand_boxes"][..., :2], size)  # (B, 2, 2) in cells
     side = batch["hand_boxes"][..., 2:] * (rows / size)
     posed = [*range(23), *range(25, 55)]  # 53: SMPL-X's 55 without the eyes
-    rotation, cosine = pose_distance(  # SMPLer-X's L1: the paper gives Eq. 6 for hands
-        prediction["body_pose"][:, posed], batch["body_pose"][:, posed], "l1")
     pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
+    rotation, cosine = pose_distance(  # SMPLer-X's L1: the paper gives Eq. 6 for hands
+        prediction["body_pose"][:, posed], batch["body_pose"][:, posed], "l1", pose_known)
     in_3d = known("keypoints_3d", 76)
     boxes_known = batch.get("hand_boxes_valid", batch["hand_valid"])
     return {
@@ -794,8 +791,8 @@ def to_arrays(tensors: Mapping[str, Tensor], square: np.ndarray,
     if K is None:
         return arrays
     K, start = np.asarray(K, np.float64), arrays["transl"]
-    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
-            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
+    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0
+            and (K[2] == (0, 0, 1)).all(), f"K {K.tolist()}: expected (3, 3) intrinsics in pixels")
     shift = np.linalg.inv(K) @ own @ start * (K[0, 0] / own[0, 0]) - start
     return arrays | {name: np.float32(arrays[name] + shift) for name in (
         "vertices", "joints", "transl")} | {"K": np.float32(K)}
@@ -828,6 +825,8 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     boxes[..., :2] += at - side / 2  # pixels of the picture
     if hand_boxes is not None:
         given = boxes.new_tensor(hand_boxes)
+        require(given.shape == (2, 4) and not (given.isinf() | (given[:, 2:3] <= 0)).any(),
+                f"hand_boxes {given.tolist()}: expected (2, 4) x,y,width,height; NaN if unknown")
         boxes = torch.where(given.isfinite(), given, boxes)
     boxes, tight = boxes.split(1)
     inside = in_picture(boxes, *image.shape[1::-1])
@@ -859,6 +858,7 @@ def predict_hand(model: HandAdapter, image: np.ndarray, hand: Callable, *,
     "left" hand is mirrored for the network, and its mesh back. K: see to_arrays. Returns vertices,
     joints, transl, K and box as predict; rotations (16, 3, 3); and betas, of a right hand.
     """
+    require(side in ("right", "left"), f"side {side!r}: expected right or left")
     square, expert, left = square_of(model, image, box, 2.0), model.config.expert, side == "left"
     crop = cut_square(model, image, square, expert.image_size, left)
     prediction = {name: value.float().cpu() for name, value in model(crop).items()}
@@ -1000,8 +1000,7 @@ class HandExpert(nn.Module):
         Returns hand_pose (B, 16, 3, 3): the global orientation, then 15 absolute finger rotations;
         betas (B, 10); camera (B, 3), see hand_translation. Raises ValueError for other shapes.
         """
-        token = self.mano_head.transformer(self.features(images))  # (B, 1, 1024)
-        return self.mano_head.readout(token)
+        return self.mano_head.readout(self.mano_head.transformer(self.features(images)))
 
 
 # --------------------------------------------------------- whole-body expert: SMPLer-X
@@ -1010,8 +1009,8 @@ class HandExpert(nn.Module):
 def rotation_layer(width: int, joints: int, second: float = 1.0) -> nn.Sequential:
     """Return a linear layer to interleaved 6D whose output starts near the identity.
 
-    second: -1 starts at half a turn around x, the root of a person upright in an OpenCV camera (our
-    choice). SMPLer-X starts at random; children can then learn to cancel a wrong parent rotation.
+    second: -1 starts at half a turn around x, the root of an upright person (our choice: SMPLer-X
+    starts at random; children can then learn to cancel a wrong parent rotation).
     """
     layer = nn.Linear(width, 6 * joints)
     nn.init.xavier_uniform_(layer.weight, gain=0.01)
@@ -1022,11 +1021,9 @@ def rotation_layer(width: int, joints: int, second: float = 1.0) -> nn.Sequentia
 
 def deconvolutions(*widths: int) -> nn.Sequential:
     """Return transposed convolutions that double the map, each with batch norm and ReLU."""
-    layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False),
-                   nn.BatchNorm2d(after), nn.ReLU()]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*[layer for before, after in zip(widths[:-1], widths[1:], strict=True)
+                           for layer in (nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False),
+                                         nn.BatchNorm2d(after), nn.ReLU())])
 
 
 def sample_at(features: Tensor, positions: Tensor) -> Tensor:
@@ -1368,8 +1365,8 @@ def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
     size, shape = config.image_size, tuple(images.shape)
     require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % size == 0
             and shape[2] > 0, f"images of shape {shape}: expected (B, 3, {size}, {size})")
-    if images.is_floating_point() and images.device.type != "meta" and not (
-            torch.compiler.is_compiling()):
+    if images.is_floating_point() and images.numel() and not (
+            images.is_meta or torch.compiler.is_compiling()):
         require(not 0 < images.max() <= 1, "images in 0..1: expected 0..255, multiply them by 255")
     k = shape[2] // size
     return images[..., ::k, ::k][..., size // 8 : -(size // 8)].float() / 255.0
@@ -1426,11 +1423,15 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
 def matrix_to_axis_angle(matrix: Tensor) -> Tensor:
     """Convert rotation matrices (..., 3, 3) to axis times angle (..., 3), angle in 0..pi."""
     double = matrix.double()
-    axis = torch.linalg.eigh(double + double.mT).eigenvectors[..., -1]  # exact at 180 degrees too
-    skew = (double - double.mT)[..., [2, 0, 1], [1, 2, 0]]  # 2 sin(angle) axis
-    trace = double.diagonal(dim1=-2, dim2=-1).sum(-1)
-    angle = torch.atan2((skew * axis).sum(-1), trace - 1)
-    return (axis * angle[..., None]).to(matrix)
+    trace = double.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    skew = (double - double.mT)[..., [2, 0, 1], [1, 2, 0]][..., None]  # 2 sin(angle) axis
+    rest = double + double.mT + (1 - trace) * torch.eye(3, device=matrix.device)
+    outer = torch.cat((torch.cat((1 + trace, skew.mT), -1), torch.cat((skew, rest), -1)), -2)
+    # 4 q q^T of the quaternion q: the row with the largest diagonal element is a multiple of q
+    row = outer.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*trace.shape[:-1], 4)
+    real, axis = outer.gather(-2, row)[..., 0, :].split((1, 3), -1)
+    sine = axis.square().sum(-1, keepdim=True).clamp_min(1e-30).sqrt()
+    return (axis / sine * torch.where(real < 0, -2, 2) * torch.atan2(sine, real.abs())).to(matrix)
 
 
 def mirror(rotations: Tensor) -> Tensor:
@@ -1479,10 +1480,10 @@ def cpu_preset() -> Config:
                     weight_vertices=1.0 * 21 / 778, weight_pose=0.1)
     hand = HandExpertConfig(vit_dim=288, vit_heads=4, decoder_dim=256, **decoder, **expert,
                             **of_hands, steps=600, weight_betas_prior=0.05)
-    body = BodyExpertConfig(vit_dim=268, vit_heads=4, **expert | dict(learning_rate=3e-4),
-                            patch_size=8, steps=600, weight_keypoints_3d=30.0,
-                            weight_boxes=3.0, hand_upscale=1, hand_extension=2.3, depth_bins=8,
-                            hand_cells=8, joint_dim=160, box_dim=32)
+    body = BodyExpertConfig(
+        vit_dim=268, vit_heads=4, **expert | dict(learning_rate=3e-4), patch_size=8, steps=600,
+        weight_keypoints_3d=30.0, weight_boxes=3.0, hand_upscale=1, hand_extension=2.3,
+        depth_bins=8, hand_cells=8, joint_dim=160, box_dim=32)
     # Found arms and knuckles have errors; adapters trained on true ones would trust them too much.
     return Config(
         HandConfig(expert=hand, **adapter, **of_hands, steps=300, arm_source="found", arm_drop=0.1),

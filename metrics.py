@@ -417,7 +417,7 @@ def _rooted(points: Mapping[str, Points], rules: Protocol, both: Sequence[Mappin
     if not len(points["joints"]):
         raise ValueError("evaluate needs at least one sample")
     order = bodymodels.joint_indices(rules.joints, rules.scored or rules.joints)
-    scored = (_tensor(all_points["scored"]).double() if "scored" in all_points
+    scored = (_tensor(all_points["scored"]).double() if all("scored" in each for each in both)
               else points["joints"][:, order])
     root = points["joints"][:, list(rules.root)].mean(1, keepdim=True) if rules.root else 0
     return {name: values - root for name, values in (points | {"joints": scored}).items()}

@@ -100,8 +100,8 @@ class Config:
     weight_vertices: float = 10.0
 
     # Optimisation. 100 epochs of FreiHAND's 130,240 images are 13.0 M samples; the release counts
-    # 200 "epochs" of 256 steps x 256 samples = 13.1 M. Both halve in the same place. On DexYCB,
-    # three times as large, train.py takes as many steps as 100 epochs are: 158,940.
+    # 200 "epochs" of 256 steps x 256 samples = 13.1 M. Both divide the rate by 10 halfway. On
+    # DexYCB, three times as large, train.py takes as many steps as 100 epochs are: 158,940.
     batch_size: int = 256  # samples per optimiser step, over all processes (Sec. 4.1: 8 x 32)
     steps: int = 51_200  # optimiser steps: 200 x 256 (release)
     learning_rate: float = 5e-4  # (Sec. 4.1)
@@ -409,8 +409,8 @@ class SimpleHand(nn.Module):
         shape = tuple(images.shape)
         require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % 32 == 0,
                 f"images of shape {shape}: expected (B, 3, S, S), S a multiple of 32")
-        if images.is_floating_point() and images.device.type != "meta" and not (
-                torch.compiler.is_compiling()):
+        if images.is_floating_point() and images.numel() and not (
+                images.is_meta or torch.compiler.is_compiling()):
             require(not 0 < images.max() <= 1,
                     "images in 0..1: expected 0..255, multiply them by 255")
         if self.config.official:
@@ -452,7 +452,10 @@ def mano_keypoint_regressor(J_regressor: Tensor) -> Tensor:
     result adds the five fingertips, which are vertices, and sorts into the order of FreiHAND:
     wrist, then thumb, index, middle, ring and pinky, each from base to tip.
     """
-    tips = F.one_hot(torch.tensor(MANO_TIPS), J_regressor.shape[1]).to(J_regressor)  # (5, 778)
+    J_regressor = torch.as_tensor(J_regressor)
+    require(J_regressor.shape == (16, 778),
+            f"J_regressor of shape {tuple(J_regressor.shape)}: expected MANO's (16, 778), dense")
+    tips = F.one_hot(torch.tensor(MANO_TIPS), 778).to(J_regressor)  # (5, 778)
     return torch.cat((J_regressor, tips))[list(MANO_ORDER)]
 
 
@@ -463,7 +466,7 @@ def regress_joints(vertices: Tensor, keypoint_regressor: Tensor) -> Tensor:
     FreiHAND defines its joints. The joints of MANO's posed skeleton (DexYCB's, smplx's) are other
     points, some millimetres away: never compare the two.
     """
-    return torch.einsum("jv,bvc->bjc", keypoint_regressor, vertices)
+    return torch.einsum("jv,bvc->bjc", keypoint_regressor.to(vertices), vertices)
 
 
 def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
@@ -487,8 +490,13 @@ def losses(prediction: dict[str, Tensor], batch: dict[str, Tensor],
     vertices, keypoints_2d = prediction["vertices"], prediction["keypoints_2d"]
     root, mesh_valid = batch["joints"][:, 9:10], batch["mesh_valid"][:, None]
 
+    for name, count in ("mesh_valid", ()), ("keypoints_valid", keypoints_2d.shape[1:2]):
+        require(batch[name].shape == (len(vertices), *count),
+                f"{name} of shape {tuple(batch[name].shape)}: expected {(len(vertices), *count)}")
+
     def l1(predicted: Tensor, true: Tensor, valid: Tensor) -> Tensor:
-        return ((predicted - true).abs().sum(-1) * valid).mean()
+        error = torch.where(valid[..., None] > 0, predicted - true, 0.0)  # invalid ones may be NaN
+        return (error.abs().sum(-1) * valid).mean()
 
     joints = regress_joints(vertices, keypoint_regressor)
     true_2d = batch["keypoints_2d"] / batch["image"].shape[-1]
@@ -587,8 +595,9 @@ def check_view(image: np.ndarray, box: Sequence[float] | None, side: str,
     (height, width), f = image.shape[:2], math.hypot(*image.shape[:2])
     K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]]) if K is None else np.asarray(
         K, np.float64)
-    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0,
-            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels")
+    require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0
+            and (K[2] == (0, 0, 1)).all(),
+            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels, with 0, 0, 1 below")
     if box is None:
         return np.array([0.0, 0.0, width, height]), K
     box = np.asarray(box, np.float64)
@@ -620,6 +629,7 @@ def predict(model: SimpleHand, image: np.ndarray, keypoint_regressor: Tensor, *,
     else the network returns, as it is. Raises ValueError for bad input.
     """
     require(not model.training, "the model is in training mode: call model.eval() first")
+    image, keypoint_regressor = np.asarray(image), torch.as_tensor(keypoint_regressor)
     box, K = check_view(image, box, side, K)
     size, official = model.config.image_size, model.config.official
     crop_K, rotation = crop_camera(K, box, size, official)

@@ -210,9 +210,14 @@ class HandExpertTask(PeopleTask):
         return torch.cat([joints, vertices], 1) - joints[:, :1]
 
     def true_hands(self, batch: Batch) -> Tensor:
-        """Return the same of the true hands: (B, 2, 21 + 778, 3)."""
-        joints = batch["hand_joints"]
-        return torch.cat([joints, batch["hand_vertices"]], 2) - joints[:, :, :1]
+        """Return the same of the true hands: (B, 2, 21 + 778, 3).
+
+        Joints are regressed from the mesh, as the predicted ones (SMPLer-X): those of the skeleton,
+        with which the networks learn, are about 3 mm away.
+        """
+        vertices = batch["hand_vertices"]
+        joints = torch.einsum("jv,bhvc->bhjc", self.hand.keypoint_regressor, vertices)
+        return torch.cat([joints, vertices], 2) - joints[:, :, :1]
 
     def points(self, batch: Batch) -> Tensor:
         """Return the same of all true hands that are in the picture."""

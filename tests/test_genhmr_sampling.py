@@ -75,27 +75,26 @@ def test_sampling_invariants(length, seed, options):
     counts = mask_counts(length, iterations, options["schedule"])
     masks, confidences = found.masks, found.confidences
     assert masks.shape == (iterations + 1, 2, length)
-    assert confidences.shape == found.guesses.shape == (iterations, 2, length)
+    assert confidences.shape == (iterations, 2, length)
     assert (masks.sum(2) == torch.tensor(counts)[:, None]).all()
     assert found.tokens.min() >= 0 and found.tokens.max() < 32
     assert torch.equal(found.rotations, model.tokenizer.decode(found.tokens))
     inputs = torch.full((2, length), 32)
     for t in range(iterations):
-        before, after, score, chosen = masks[t], masks[t + 1], confidences[t], found.guesses[t]
+        before, after, score = masks[t], masks[t + 1], confidences[t]
         logits = model.predict_logits(features, inputs).float()
         probability = (logits / options["temperature"]).softmax(-1)
-        likely = probability.gather(2, chosen[..., None])[..., 0]
-        assert torch.equal(score[before], likely[before])  # its plain probability
+        top = probability.topk(options["top_k"], -1).values  # plain probabilities
+        assert (top == score[..., None]).any(-1)[before].all()
+        likely = probability.gather(2, found.tokens[..., None])[..., 0]
+        assert torch.equal(score[before & ~after], likely[before & ~after])
         assert t == 0 or torch.equal(score[~before], confidences[t - 1][~before])
-        top = probability.topk(options["top_k"], -1).indices
-        assert (top == chosen[..., None]).any(-1)[before].all()
-        assert torch.equal(chosen[~before], inputs[~before])  # what was kept
         assert not (after & ~before).any()
         assert torch.equal(inputs[~before], found.tokens[~before])
         for row in range(2 if options["order"] == "confidence" else 0):
             dropped, stay = (score[row][part & before[row]] for part in (after[row], ~after[row]))
             assert not len(dropped) or not len(stay) or dropped.max() <= stay.min()
-        inputs = chosen.masked_fill(after, 32)
+        inputs = found.tokens.masked_fill(after, 32)
     assert torch.equal(inputs, found.tokens)
 
 
@@ -138,7 +137,7 @@ def test_mean_code_is_the_mean_of_the_codes(lively, iterations):
     found = sample_from(lively, features, iterations=iterations, mean_code=True)
     plain = sample_from(lively, features, iterations=iterations)
     last, codes = found.masks[-2], lively.tokenizer.quantiser.lookup(plain.tokens)
-    inputs = found.guesses[max(0, iterations - 2)].masked_fill(last, 32)
+    inputs = found.tokens.masked_fill(last, 32)
     mean = lively.predict_logits(features, inputs).softmax(-1) @ lively.tokenizer.codebook
     assert torch.allclose(found.embeddings[last], mean[last], atol=1e-5)
     assert torch.equal(found.embeddings[~last], codes[~last])

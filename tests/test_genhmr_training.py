@@ -161,10 +161,10 @@ def test_what_is_invalid_counts_as_nothing(body):
     spoiled = {name: value.clone() for name, value in batch.items()}
     spoiled["pose"][1], spoiled["betas"][1] = math.nan, math.nan
     spoiled["keypoints_2d"][batch["keypoints_valid"] == 0] = math.nan
-    hidden = batch["keypoints_3d_valid"] == 0
-    hidden[:, 0] = False  # the pelvis is what the others are relative to
-    batch["keypoints_3d_valid"][:, 0] = spoiled["keypoints_3d_valid"][:, 0] = 1.0
-    spoiled["keypoints_3d"][hidden] = math.nan
+    batch["keypoints_3d_valid"][:3, 0] = spoiled["keypoints_3d_valid"][:3, 0] = 1.0
+    batch["keypoints_3d_valid"][3] = 0  # without a pelvis nothing is known: all are relative to it
+    spoiled["keypoints_3d_valid"][3, 0] = 0
+    spoiled["keypoints_3d"][spoiled["keypoints_3d_valid"] == 0] = math.nan
     logits, results = torch.randn(4, 48, 32), []
     for data in (batch, spoiled):
         leaf = logits.clone().requires_grad_()

@@ -223,7 +223,8 @@ def test_convention_6d_of_both_experts():
 
 
 def test_axis_angles_are_those_of_bodymodels():
-    """Both conversions agree with bodymodels, also at 0 and 180 degrees."""
+    """Both conversions agree with bodymodels, also at 0 and 180 degrees; gradients are right and
+    finite next to the identity."""
     angles = torch.cat((torch.randn(50, 3).clamp(-1.8, 1.8), torch.zeros(1, 3), torch.tensor(
         [[math.pi, 0, 0], [0, math.pi - 1e-6, 0], [1e-7, 0, 0], [0.6 * math.pi, 0.8 * math.pi, 0]]
     ))).double()
@@ -233,6 +234,9 @@ def test_axis_angles_are_those_of_bodymodels():
     assert back.norm(dim=-1).max() <= math.pi + 1e-9
     assert torch.allclose(bodymodels.axis_angle_to_matrix(back), matrices, atol=1e-7)
     assert torch.allclose(hmr.matrix_to_axis_angle(matrices[:50]), angles[:50], atol=1e-6)
+    for size in (0.0, 1e-6, 1e-3, 1.0):
+        near = hmr.axis_angle_to_matrix(size * angles[:3]).requires_grad_()
+        assert torch.autograd.gradcheck(hmr.matrix_to_axis_angle, near)
 
 
 def test_convention_mirror_is_m_r_m():

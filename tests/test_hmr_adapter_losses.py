@@ -58,8 +58,10 @@ def test_hand_losses_vanish_for_the_truth():
 
 
 def test_unknown_hands_count_as_nothing():
-    """Invalid hands may be NaN; missing vertices and betas give a loss of 0."""
+    """Invalid hands may be NaN, without an effect on gradients; missing vertices and betas give a
+    loss of 0."""
     prediction, samples = free_hand_truth()
+    prediction = {name: value.detach().requires_grad_() for name, value in prediction.items()}
     samples["joints"] = samples["joints"] + 0.1 * torch.randn(4, 21, 3)
     full = hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
     half = {name: value.clone() for name, value in samples.items()}
@@ -67,6 +69,11 @@ def test_unknown_hands_count_as_nothing():
         half[name][2:] = math.nan if name != "valid" else 0.0
     found = hmr.hand_losses(prediction, half, free_hand(), TINY_HAND)
     assert all(value.isfinite() for value in found.values())
+    sum(found.values()).backward()
+    assert all(value.grad.isfinite().all() and not value.grad[2:].any()
+               for value in prediction.values())
+    unknown = samples | {"betas": samples["betas"] * math.nan, "betas_valid": torch.zeros(4)}
+    assert hmr.hand_losses(prediction, unknown, free_hand(), TINY_HAND)["betas"] == 0
     first = hmr.hand_losses(*({name: value[:2] for name, value in each.items()}
                               for each in (prediction, samples)), free_hand(), TINY_HAND)
     assert torch.allclose(found["keypoints_3d"], first["keypoints_3d"] / 2)
@@ -97,14 +104,15 @@ def test_unknown_betas_are_held_near_zero():
 def test_equation_6_of_matrices_is_one_loss():
     """1 - cos = ||difference||^2 / 6; with L1 the two terms differ."""
     first, second = rotations(5, 16, dtype=torch.float64), rotations(5, 16, dtype=torch.float64)
-    square, cosine = hmr.pose_distance(first, second, "l2sq")
+    square, cosine = hmr.pose_distance(first, second, "l2sq", torch.ones(1, 1))
     assert torch.allclose(cosine, square / 6)
-    absolute, _ = hmr.pose_distance(first, second, "l1")
+    absolute, _ = hmr.pose_distance(first, second, "l1", torch.ones(1, 1))
     assert torch.allclose(absolute, (first - second).abs().sum((-1, -2)))
     prediction, samples = free_hand_truth()
     samples["pose"] = rotations(4, 16)
     terms = hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
-    square, cosine = hmr.pose_distance(prediction["hand_pose"], samples["pose"], "l2sq")
+    square, cosine = hmr.pose_distance(prediction["hand_pose"], samples["pose"], "l2sq",
+                                         samples["valid"][:, None])
     assert torch.allclose(terms["pose"], (square.sum(1) + cosine.mean(1)).mean())
 
 
@@ -141,7 +149,8 @@ def test_body_losses_vanish_for_the_truth():
 
 
 def test_unknown_labels_of_bodies_count_as_nothing():
-    """With all flags 0 every term is 0; each flag has an effect on its own term."""
+    """With all flags 0 every term is 0, and NaN poses give no gradient; each flag has an effect on
+    its own term."""
     found, batch, expert = body_truth()
     found["body_pose"] = rotations(2, 55)
     flags = {"keypoints_valid": (76,), "keypoints_3d_valid": (76,), "body_pose_valid": (),
@@ -157,6 +166,10 @@ def test_unknown_labels_of_bodies_count_as_nothing():
 
     unknown = {name: torch.zeros(2, *shape) for name, shape in flags.items()}
     assert all(value == 0 for value in terms_of(**unknown).values())
+    pose = found["body_pose"] = found["body_pose"].requires_grad_()
+    terms_of(**unknown | {"body_pose": batch["body_pose"] * math.nan})["pose"].backward()
+    assert torch.equal(pose.grad, torch.zeros_like(pose))
+    found["body_pose"] = pose.detach()
     full = terms_of()
     assert all(value > 0 for value in full.values())
     for name, term in (("keypoints_3d_valid", "keypoints_3d"), ("body_pose_valid", "pose"),

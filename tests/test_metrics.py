@@ -579,6 +579,8 @@ def test_golden_faces_are_relative_to_the_neck_and_other_joints_may_be_scored(mo
     moved = metrics.evaluate("ehf", shifted, target, *files)  # right as a hand, wrong in the body
     assert moved["PVE"] == pytest.approx(report["PVE"] + 10 * 778 / 1577)
     assert moved["hands PVE"] == pytest.approx(report["hands PVE"], abs=1e-6)
+    unscored = {name: points for name, points in target.items() if name != "scored"}
+    assert metrics.evaluate("ehf", prediction, unscored, *files)["MPJPE"] == 0  # of both, or none
     prediction["joints"][:, 12] += 0.1  # the neck: all of the face is off
     assert metrics.evaluate("ehf", prediction, target, *files)["face PVE"] > 150
     prediction["joints"][:, 0, 1] += 0.03  # the pelvis

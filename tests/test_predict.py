@@ -80,7 +80,7 @@ PICTURES = "uint8 RGB", [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3)),
 BOXES = "x,y,width,height", [
     (0, 0, 10), (0, 0, -5, 10), (500, 0, 10, 10), (-50, 0, 50, 10), (0, math.nan, 10, 10),
     (0, 0, 1e30, 1e30), (0, 0, 1e-30, 1e-30)]
-CAMERAS = "intrinsics", [np.eye(4), np.zeros((3, 3))]
+CAMERAS = "intrinsics", [np.eye(4), np.zeros((3, 3)), [[90, 0, 0], [0, 90, 0], [30, 30, 1]]]
 
 
 @pytest.mark.parametrize("paper", FINDERS)
@@ -93,9 +93,25 @@ def test_bad_input_is_named(paper):
                 find(model, **{"image": picture, name: value})
     with pytest.raises(ValueError, match="eval"):
         find(copy.deepcopy(model).train(), picture)
-    if paper == "simplehand":
+    if paper in ("simplehand", "hand"):
         with pytest.raises(ValueError, match="right or left"):
             find(model, picture, side="both")
+    if paper == "hmr_adapter":
+        for boxes in ([20, 30, 15, 15], [[20, 30, 0, 15]] * 2, [[20, 30, math.inf, 15]] * 2):
+            with pytest.raises(ValueError, match="hand_boxes"):
+                find(model, picture, hand_boxes=np.array(boxes, float))
+
+
+@pytest.mark.parametrize("paper", FINDERS)
+def test_views_of_arrays_and_inference_mode(paper):
+    """BGR pictures turned to RGB by a view, and a caller in inference mode, change nothing."""
+    find, model, keypoints = FINDERS[paper], MODELS[paper], np.zeros((45, 3))
+    keypoints[:20] = (60, 45, 1)
+    options = {"keypoints": keypoints, "refinement": 2} if paper == "genhmr" else {}
+    expected = find(model, picture(), **options)
+    with torch.inference_mode():
+        found = find(model, picture()[..., ::-1].copy()[..., ::-1], **options)
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
 
 
 @given(st.integers(0, 40), st.integers(0, 40))

@@ -351,9 +351,11 @@ def perfect(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @given(st.integers(0, 1000))
 def test_invalid_annotations_pull_at_nothing(seed):
-    """What is invalid has no gradient; the loss of a batch is the mean of its parts'."""
+    """What is invalid, even NaN, has no gradient; the loss of a batch is the mean of its parts'."""
     batch = batch_of(4, seed=seed)
     batch["mesh_valid"][seed % 4] = 0
+    batch["vertices"][seed % 4] = batch["joints"][seed % 4] = math.nan
+    batch["keypoints_2d"][batch["keypoints_valid"] == 0] = math.nan
     generator = torch.Generator().manual_seed(seed + 1)
     prediction = {"vertices": torch.randn(4, 778, 3, generator=generator).requires_grad_(),
                   "keypoints_2d": torch.rand(4, 21, 2, generator=generator).requires_grad_()}
@@ -390,11 +392,21 @@ def test_coarse_mesh_loss():
 
 
 def test_keypoint_regressor_of_mano():
-    """It is that of bodymodels with FreiHAND's fingertips."""
+    """It is that of bodymodels with FreiHAND's fingertips; what has its tips already is refused."""
     J_regressor = torch.rand(16, 778).softmax(1)
     tips = bodymodels.TIP_VERTEX_IDS["freihand"]
-    assert torch.equal(simplehand.mano_keypoint_regressor(J_regressor),
-                       bodymodels.keypoint_regressor(J_regressor, tips))
+    expected = bodymodels.keypoint_regressor(J_regressor, tips)
+    assert torch.equal(simplehand.mano_keypoint_regressor(J_regressor.numpy()), expected)
+    with pytest.raises(ValueError, match=r"\(16, 778\)"):
+        simplehand.mano_keypoint_regressor(expected)
+
+
+def test_wrong_shapes_of_flags_are_refused():
+    """(B, 1) would spread over the batch."""
+    batch = batch_of(4)
+    for name in ("mesh_valid", "keypoints_valid"):
+        with pytest.raises(ValueError, match=name):
+            simplehand.losses(perfect(batch), batch | {name: batch[name][:, None]}, regressor())
 
 
 # --------------------------------------------------------------------------------- inference

@@ -294,7 +294,8 @@ def test_hands_are_scored_in_their_group(finished, folder):
 
 def test_arms_and_boxes_of_the_table_are_what_they_say(finished, folder):
     """True arm: the sample's; found arm: the guide's; no arm: unknown. Crops are cut where the
-    guide finds hands; "true boxes": the sample's. Hands wait at the wrist."""
+    guide finds hands; "true boxes": the sample's. Hands wait at the wrist. A true mesh has no
+    error: its joints are regressed from it."""
     task = make_task(finished, folder, "hand")
     batch = batch_of(task.test_set, range(4))
     model = weights.hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt")
@@ -317,6 +318,8 @@ def test_arms_and_boxes_of_the_table_are_what_they_say(finished, folder):
     assert len({value.double().sum().item() for value in found.values()}) == 8
     hands = [*found.values(), predictions.truth["points"]]
     assert all((value[:, :, 0] == 0).all() for value in hands)
+    joints, vertices = hands[-1].split((21, 778), 2)
+    torch.testing.assert_close(joints, task.hand.keypoint_regressor @ vertices)
 
 
 @pytest.mark.parametrize("source", ["true", "found"])
