@@ -188,7 +188,8 @@ class Runs:
         foreign = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for name in {name for task in self.tasks.values() for name in task.ARGUMENTS} | {*dropped}:
             if name in dropped or name not in self.tasks[stage].ARGUMENTS:
-                foreign.add_argument(f"--{name.replace('_', '-')}")
+                foreign.add_argument(f"--{name.replace('_', '-')}",
+                                     action="store_true" if name == "brief" else "store")
         data = "" if "data" in dropped else self.options.data
         if data == "hmr-adapter":
             data += "-hands" if stage == "hand" else "-body"

@@ -14,9 +14,10 @@
 
 The folder OUT (runs/MODEL[-STAGE] by default) receives checkpoint.pt (to continue), best.pt (the
 best weights by test score), log.csv (a row per step), scores.csv (a row per evaluation) and, at
-the end, results.json, errors.npz (of each sample), curves.png and predictions.png (test images,
-predicted and true meshes). Repeat the command to continue a run that was killed: it loses the time
-since its last checkpoint, at most --save-every. torchrun --max-restarts does so by itself.
+the end, results.json, errors.npz (of each sample; not of SimpleHand), curves.png and
+predictions.png (test images, predicted and true meshes). Repeat the command to continue a run that
+was killed: it loses the time since its last checkpoint, at most --save-every. torchrun
+--max-restarts does so by itself.
 
 A run that is killed and continued ends in the same weights as an uninterrupted one, bit for bit on
 a CPU with the same number of threads, because a step depends only on its checkpoint and its number:
@@ -67,6 +68,7 @@ from tasks.base import EVALUATIONS, Predictions, Scores, Task, parameter_groups,
 from tasks.files import (
     add_row,
     add_scores,
+    claim,
     cut_table,
     draw_curves,
     first_line,
@@ -85,6 +87,7 @@ from tasks.settings import (
     stored_settings,
     suitable_preset,
 )
+from weights.files import require
 
 PAPERS = {"simplehand": simplehand, "genhmr": genhmr, "hmr_adapter": hmr_adapter}
 TASKS: dict[str, type[Task]] = {  # by model, or by model-stage
@@ -225,7 +228,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(),
                                         self.config.gradient_clip or math.inf)
-        # The only place where the step waits for the device.
+        # Without a scaler the only place where the step waits for the device.
         *values, norm = torch.stack([*terms.values(), norm]).tolist()
         losses = dict(zip(terms, self.world.mean(values), strict=True))
         # The scaler cures an overflow by scaling less: that is no lost step.
@@ -268,8 +271,12 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continue where the trainer that returned this state was."""
         self.model.load_state_dict(state["model"])
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # as --set says, not as it was
+        if state["scaler"]:  # else its precision needed none
+            self.scaler.load_state_dict(state["scaler"])
         for name in COUNTERS:
             setattr(self, name, state[name])
 
@@ -434,7 +441,7 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
 def files_of(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the files of weights that the flags name, on which a run builds."""
     return {f"--{flag}": str(getattr(arguments, flag)) for flag in (
-        "backbone", "tokenizer", "expert", "guide") if getattr(arguments, flag)}
+        "backbone", "tokenizer", "expert", "guide", "checkpoint") if getattr(arguments, flag)}
 
 
 def build(task: Task, start: nn.Module | None) -> nn.Module:
@@ -457,6 +464,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict, dict 
     """
     kind, path = TASKS[arguments.name], arguments.out / "checkpoint.pt"
     run = None if arguments.eval else read_run(path)
+    if arguments.resume and not run:
+        announce(f"note: {arguments.out} has nothing to continue: a new run")
     start, origin = None, run or {}
     if arguments.eval or arguments.checkpoint:
         file = arguments.checkpoint or path
@@ -465,8 +474,12 @@ def prepare(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict, dict 
     if arguments.eval:
         settings = kind.settings_of(arguments, origin)
         config, settings = overridden(start.config, settings, arguments.overrides)
+        other = [name for name, value in vars(config).items()
+                 if value != getattr(start.config, name) and name not in RunConfig.__annotations__]
+        require(not other, f"--eval cannot change {', '.join(other)}: the file has the network")
     else:
         config, settings = choose_config(arguments, run, start)
+    origin = {name: value for name, value in origin.items() if name not in ("model", "optimizer")}
     task = kind(config, arguments, origin, settings)
     model = start if arguments.eval else build(task, start)
     announce(f"data: {task.data}; what is rendered or packed once is kept in {arguments.cache}")
@@ -497,6 +510,7 @@ def begin(trainer: Trainer, run: Mapping | None) -> None:
     if not world.leader:
         return
     out.mkdir(parents=True, exist_ok=True)
+    trainer.lock = claim(out)
     for name in ("log.csv", "scores.csv"):
         cut_table(out / name, trainer.step)
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
@@ -536,9 +550,10 @@ def finish(task: Task, model: nn.Module, step: int | None, world: World,
         draw_curves(arguments.out)
     bodymodels.write_atomically(arguments.out / "results.json",
                                 json.dumps(results, indent=2).encode())
-    flags = vars(arguments) | {"checkpoint": arguments.checkpoint if arguments.eval else
-                               arguments.out / "checkpoint.pt"}
-    print(f"in {arguments.out}: " + ", ".join(sorted(os.listdir(arguments.out)))
+    flags = vars(arguments) | {"checkpoint": arguments.eval and arguments.checkpoint
+                               or arguments.out / "checkpoint.pt"}
+    print(f"in {arguments.out}: " + ", ".join(sorted(
+        path.name for path in arguments.out.glob("[!.]*")))
           + f"\nnext: {task.NEXT.format(**flags)}", flush=True)
 
 
@@ -557,6 +572,7 @@ def run_one(arguments: argparse.Namespace, world: World | None) -> World:
         return world
     trainer = Trainer(task, world, model, arguments.compile)
     begin(trainer, run)
+    del run  # its weights and moments
     train(trainer, about)
     announce(f"\n{trainer.step} steps took {timedelta(seconds=round(trainer.seconds))}")
     finish(task, trainer.model, trainer.step, world, about)
@@ -592,6 +608,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     if arguments.stage == "all" and not arguments.eval and (arguments.guide
                                                             or arguments.checkpoint):
         parser.error("--stage all trains its own --guide and --checkpoint: they go with --eval")
+    if arguments.export and arguments.stage != "all" and arguments.export.is_dir():
+        parser.error(f"--export {arguments.export} is a folder: expected a file")
     scored = "-eval" * bool(arguments.eval and arguments.checkpoint)
     arguments.out = arguments.out or Path("runs", name + scored)
     return arguments
@@ -609,7 +627,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true",
         help="continue the run in OUT with its settings, but for those given here")
     add("--checkpoint", type=Path, metavar="FILE", help="start a new run from these weights, ours "
-        "or released ones: network from the file, optimisation and data from the preset; with "
+        "or released ones: network and kind of data from the file, the rest from the preset; with "
         "--eval: score them (default: OUT/checkpoint.pt)")
     add("--eval", action="store_true", help="score a checkpoint and write pictures, no training")
     add("--compile", action="store_true", help="torch.compile the model")

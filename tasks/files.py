@@ -9,12 +9,14 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
 import bodymodels
+from sets.samples import fcntl
 from tasks.base import Scores, is_error
 from weights.files import check_whole, require
 
@@ -34,6 +36,18 @@ def save(content: Mapping[str, object], path: Path) -> None:
             temporary.unlink()
         raise OSError(f"cannot write {path} ({first_line(error)}): make room or choose another "
                       "--out; what was there is kept") from error
+
+
+def claim(out: Path) -> IO:
+    """Keep other runs out of a folder while the result is open; ValueError if one is in it."""
+    lock = open(out / ".lock", "w")
+    try:
+        if fcntl:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ValueError(f"another run is writing to {out}: wait for it, or choose another --out"
+                         ) from error
+    return lock
 
 
 def read_run(path: Path) -> dict[str, object] | None:
@@ -85,10 +99,11 @@ def cut_table(path: Path, step: int) -> None:
 
 def add_row(path: Path, row: Mapping[str, float]) -> None:
     """Write a row at the end of a csv file, at once; a new file begins with the names."""
-    new = not path.exists()
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
+    with open(path, "a+", newline="") as file:
+        file.seek(0)
+        names = next(csv.reader(file), None)  # a resumed run may have other terms
+        writer = csv.DictWriter(file, names or list(row), "nan", "ignore")
+        if not names:
             writer.writeheader()
         writer.writerow({name: f"{value:.9g}" for name, value in row.items()})
 
@@ -105,8 +120,9 @@ def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:
     if metric is None:
         return False
     sign = 1 if is_error(metric) else -1
-    before = [sign * float(other[metric]) for other in rows if int(other["step"]) < step]
-    return sign * float(f"{row[metric]:.9g}") < min(before, default=math.inf)  # NaN never is
+    before = [sign * float(other.get(metric, "nan")) for other in rows if int(other["step"]) < step]
+    least = min((value for value in before if not math.isnan(value)), default=math.inf)
+    return sign * float(f"{row[metric]:.9g}") < least  # NaN never is
 
 
 def score_table(scores: Scores) -> str:
@@ -124,7 +140,7 @@ def score_table(scores: Scores) -> str:
 def draw_curves(out: Path) -> None:
     """Draw losses and test errors over the steps, from log.csv and scores.csv, to curves.png."""
     losses, scores = read_table(out / "log.csv"), read_table(out / "scores.csv")
-    loss_names = list(losses[0])[1:list(losses[0]).index("learning_rate")]
+    loss_names = list(losses[0])[1:list(losses[0]).index("learning_rate")] if losses else []
     error_names = [name for name in scores[0] if is_error(name)]
     figure = Figure(figsize=(11, 4), layout="tight")
     panels = (("training losses", losses, loss_names), ("test errors", scores, error_names))

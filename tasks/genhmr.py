@@ -375,6 +375,8 @@ class TransformerTask(BodyTask):
         require(starts or not self.small or arguments.backbone, "--stage transformer needs a "
                 "trained encoder: make one with --stage encoder and give its checkpoint, or "
                 "assets/genhmr_cpu.pt, with --backbone")
+        require(arguments.samples is None or arguments.samples > 0,
+                f"--samples {arguments.samples}: expected at least 1")
         judges = data.OFFICIAL.get(EVALUATIONS.get(self.protocol, ("",))[0])
         own = OWN if judges and judges.DETECTED else None
         self.detections = arguments.detections or own  # of the pictures to evaluate on
@@ -455,11 +457,12 @@ class TransformerTask(BodyTask):
     def drawn(self, model: nn.Module, features: genhmr.Features, batch: Batch) -> Predictions:
         """Draw poses of each picture for every T; found also has the pose of T = 1."""
         true = model.tokenizer.encode(batch["pose"])
-        sampled = genhmr.sample_from(model, features, iterations=1)
+        greedy = {T: genhmr.sample_from(model, features, iterations=T)
+                  for T in posterior.ITERATIONS}
         joints = self.light_body(batch["betas"], batch["pose"]).joints
-        found = {f"T={T}": {"pose": sampled.rotations, "betas": sampled.betas} | posterior.draw(
+        found = {f"T={T}": {"pose": pose.rotations, "betas": pose.betas} | posterior.draw(
             model, features, self.light_body, true, T, self.arguments.samples,
-            int(batch["index"][0])) for T in posterior.ITERATIONS}
+            int(batch["index"][0])) for T, pose in greedy.items()}
         return Predictions(batch["index"], found, {
             "pose": batch["pose"], "betas": batch["betas"], "joints": joints - joints[:, :1],
             "inside": batch["keypoints_valid"][:, :genhmr.JOINTS].amin(1)})
@@ -547,7 +550,7 @@ class TransformerTask(BodyTask):
             return load_regressor(path, 19, self.body)[bodymodels.joint_indices("j24", "j17")]
         path = Path(self.arguments.models, "J_regressor_h36m.npy")
         regressor = load_array(path).astype(np.float32)
-        rest = regressor @ self.body.v_template.numpy()
+        rest = regressor @ self.body.v_template.cpu().numpy()
         require(rest[1, 0] > rest[4, 0],
                 f"{path} has the right leg first: take SPIN's file, not Moon's")
         return regressor[bodymodels.joint_indices("h36m17_spin", "j17")]

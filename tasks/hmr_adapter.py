@@ -95,6 +95,8 @@ class PeopleTask(Task):
         arguments, origin, config = self.arguments, self.origin, self.config
         self.is_new = not (origin or arguments.checkpoint)
         if not self.ADAPTS:
+            require(is_small(config) or not arguments.backbone,
+                    "--backbone: only the experts of preset cpu start from one")
             return
         stage, starts = arguments.stage, origin or arguments.checkpoint or arguments.expert
         require(starts or config.trainable == "all",
@@ -180,10 +182,12 @@ class HandExpertTask(PeopleTask):
         """Eq. 5."""
         samples = hmr_adapter.hand_samples(batch, getattr(self.config, "arm", "arm"))
         known = samples["valid"] > 0
-        if known.any():  # hands outside of the picture would only cost time
+        if known.any():  # without hands outside of the picture, which cost time
             samples = {name: values[known] for name, values in samples.items()}
         prediction = model(*(samples[name] for name in self.INPUTS))
         terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)
+        share = known.float().mean()  # means over all hands, however a step is divided
+        terms = {name: share * term for name, term in terms.items()}
         loss = hmr_adapter.hand_total_loss(terms, self.config)
         encoder = getattr(getattr(bare(model), "backbone", None), "patch_embed", None)
         if isinstance(encoder, HandEncoder) and "vertices" in samples:  # not inside an adapter
@@ -261,7 +265,7 @@ class HandAdapterTask(HandExpertTask):
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.HandAdapter, True
     DETAIL, MOVED, INPUTS = 4, ("hand", "guide"), ("images", "arm", "arm_valid")
-    ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert", "guide")
+    ARGUMENTS = "models", "expert", "guide"
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint}"
     COMPARED = (("found arm", "expert"), ("found arm", "no arm"),
                 ("found arm, true boxes", "expert, true boxes"))
@@ -450,7 +454,7 @@ class BodyAdapterTask(BodyExpertTask):
     PRESETS = {name: preset.body for name, preset in hmr_adapter.PRESETS.items()}
     SETTINGS = HMR_ADAPTER
     MODEL, ADAPTS = hmr_adapter.BodyAdapter, True
-    ARGUMENTS = (*PeopleTask.ARGUMENTS, "expert")
+    ARGUMENTS = "models", "expert"
     NEXT = "python demo.py hmr_adapter PICTURE --body {checkpoint}"
     COMPARED = (("adapter", "expert"),)
 
@@ -478,7 +482,7 @@ class DualPathTask(BodyAdapterTask):
     DETAIL = 4
     COMPARED = (("ours", "experts"), ("ours", "expert"), ("ours", "ours, all hands"))
     Config = hmr_adapter.Training  # the fields that all stages have; each has more
-    ARGUMENTS = (*PeopleTask.ARGUMENTS, "guide")
+    ARGUMENTS = "models", "guide"
     NEXT = "python demo.py hmr_adapter PICTURE --hand {checkpoint} --body {guide}"
     REMARK = ("Expert: the body expert alone; experts: with the hand expert's hands, merged; ours: "
               "with both adapters.\nHands are cut out where the body path finds them; true boxes: "

@@ -34,7 +34,7 @@ ITERATIONS = (1, 2, 5, 10, 20)
 def joint_nll(model: genhmr.GenHMR, features: genhmr.Features, true: Tensor, iterations: int,
               generator: torch.Generator) -> Tensor:
     """Compute -log p(true tokens) per token (B,): T steps reveal tokens (B, L) in random order."""
-    order = torch.rand(true.shape, generator=generator).to(true.device).argsort(1).argsort(1)
+    order = torch.rand(true.shape, generator=generator, device=true.device).argsort(1).argsort(1)
     counts, total = genhmr.mask_counts(true.shape[1], iterations), 0.0
     for before, after in zip(counts, counts[1:], strict=False):
         masked = true.masked_fill(order < before, model.mask_token)
@@ -51,7 +51,7 @@ def draw(model: genhmr.GenHMR, features: genhmr.Features, body: object, true: Te
 
     Returns draws (B, S, 24, 3), joints in metres from the pelvis; nll (B,); kept (B,), in percent.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(true.device).manual_seed(seed)
     many = features._replace(**{name: getattr(features, name).repeat_interleave(samples, 0)
                                 for name in ("values", "betas", "camera")})
     codes = model.config.tokenizer.codebook_size

@@ -322,6 +322,19 @@ def test_arms_and_boxes_of_the_table_are_what_they_say(finished, folder):
     torch.testing.assert_close(joints, task.hand.keypoint_regressor @ vertices)
 
 
+def test_a_loss_of_hands_is_the_mean_of_its_parts(finished, folder):
+    """However many of a part's hands are in the picture."""
+    task = make_task(finished, folder, "hand")
+    model = weights.hmr_adapter.load_checkpoint(finished / "hand" / "checkpoint.pt")
+    batch = batch_of(task.test_set, range(4))
+    batch["hand_valid"][:] = torch.tensor([[1.0, 0], [0, 0], [1, 1], [1, 1]])
+    parts = [{name: value[part] for name, value in batch.items()}
+             for part in (slice(0, 2), slice(2, 4))]
+    with torch.no_grad():
+        whole, *halves = (task.loss(model, each, 0)[0] for each in (batch, *parts))
+    assert whole.item() == pytest.approx((halves[0] + halves[1]).item() / 2, rel=1e-4)
+
+
 @pytest.mark.parametrize("source", ["true", "found"])
 def test_adapters_train_with_what_their_source_says(finished, folder, source):
     """The hand's hears the true arm or the guide's; the body's is told the knuckles or is not."""

@@ -29,7 +29,7 @@ import data
 import simplehand
 import train
 from sets import body_sets
-from tasks.files import add_row, add_scores, cut_table
+from tasks.files import add_row, add_scores, claim, cut_table, draw_curves
 from tasks.ranks import share_batch_norm
 from tasks.settings import SIMPLEHAND, Settings
 from tasks.simplehand import SimpleHandTask
@@ -194,14 +194,15 @@ def test_checkpoints_are_complete_and_the_best_weights_are_kept(finished):
         assert load_checkpoint(out / name).config == CONFIG
 
 
-@given(values=st.lists(st.integers(0, 5), min_size=1, max_size=8), larger=st.booleans())
+@given(values=st.lists(st.integers(0, 5) | st.just(math.nan), min_size=1, max_size=8),
+       larger=st.booleans())
 def test_an_evaluation_is_the_best_if_it_beats_all_before_it(values, larger, tmp_path_factory):
-    """Of equal ones the first; F-scores and AUC are better if they are larger."""
+    """Of equal ones the first, NaN never; F-scores and AUC are better if they are larger."""
     out, metric = tmp_path_factory.mktemp("scores"), "F@5" if larger else "clear PA-MPJPE"
     found = [add_scores(out, step, {"model": {metric: value}}, metric.split()[-1])
              for step, value in enumerate(values)]
     signed = [value if larger else -value for value in values]
-    assert found == [all(one > other for other in signed[:place])
+    assert found == [one == one and all(one > other for other in signed[:place] if other == other)
                      for place, one in enumerate(signed)]
 
 
@@ -226,6 +227,9 @@ def test_eval_repeats_the_scores_and_export_ships_them(finished, tmp_path, capsy
     assert small["scores"] == exported["scores"] and "optimizer" not in small
     assert small["model"]["mesh_head.pred_final.weight"].dtype == torch.half
     assert (tmp_path / "small.pt").stat().st_size < (out / "checkpoint.pt").stat().st_size / 4
+    with pytest.raises(SystemExit, match="--eval cannot change dims: the file has the network"):
+        train.main([*arguments, "--checkpoint", str(tmp_path / "small.pt"), "--out",
+                    str(tmp_path / "c"), "--set", "dims=32,32,32"])
 
 
 # ---------------------------------------------------------------------------- kill and resume
@@ -297,6 +301,7 @@ def test_an_existing_run_is_not_overwritten(finished, cache, capsys, undrawn):
         ([], {"steps": 24, "batch_size": 4}, "differs in batch_size, steps"),
         (["--resume", "--preset", "paper"], {}, "differs in preset"),
         (["--data", "freihand"], {}, "differs in data"),
+        (["--checkpoint", out / "best.pt"], {}, "differs in --checkpoint"),
     ):
         with pytest.raises(SystemExit, match=message):
             train.main(command_line(cache, out, *extra, **fields))
@@ -306,15 +311,20 @@ def test_an_existing_run_is_not_overwritten(finished, cache, capsys, undrawn):
 
 
 def test_a_finished_run_can_be_prolonged(finished, cache, tmp_path, undrawn):
-    """--resume with more steps continues a run, without repeating its other settings."""
+    """--resume with more steps continues a run, without repeating its other settings; --set reaches
+    the optimiser, and another precision is possible."""
     out = tmp_path / "longer"
     shutil.copytree(finished[0], out)
     train.main(["--model", "simplehand", "--cache", str(cache), "--out", str(out), "--resume",
-                "--set", "steps=14", "learning_rate=1e-4"])
+                "--set", "steps=14", "learning_rate=1e-4", "weight_decay=0.5", "precision=fp16"])
     assert [row["step"] for row in rows(out / "log.csv")] == list(range(1, 15))
     assert [row["step"] for row in rows(out / "scores.csv")] == [5, 10, 12, 14]
     config = load_checkpoint(out / "checkpoint.pt").config
-    assert config == dataclasses.replace(CONFIG, steps=14, learning_rate=1e-4)
+    assert config == dataclasses.replace(CONFIG, steps=14, learning_rate=1e-4, weight_decay=0.5)
+    groups = torch.load(out / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    (out / "log.csv").unlink()  # as a power failure may do
+    draw_curves(out)
 
 
 def test_a_run_can_start_from_weights(finished, cache, tmp_path, undrawn):
@@ -434,7 +444,8 @@ def test_an_error_of_a_data_process_is_its_last_line():
 
 
 def test_table_continues_without_gap_or_double_row(tmp_path):
-    """Rows of later steps and torn ones go; without rows the names are written again."""
+    """Rows of later steps and torn ones go; without rows the names are written again. The columns
+    stay, if a resumed run has other terms."""
     path = tmp_path / "log.csv"
     for step in range(1, 6):
         add_row(path, {"step": step, "loss": 1 / step})
@@ -445,7 +456,22 @@ def test_table_continues_without_gap_or_double_row(tmp_path):
     assert [row["step"] for row in rows(path)] == [1, 2, 3, 4]
     cut_table(path, 0)
     add_row(path, {"step": 1, "loss": 1.0})
-    assert path.read_text() == "step,loss\n1,1\n"
+    add_row(path, {"step": 2, "other": 3.0})
+    assert path.read_text() == "step,loss\n1,1\n2,nan\n"
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    """The lock of another process is one message; it ends with that process."""
+    code = "import sys, pathlib; from tasks.files import claim; lock = claim(pathlib.Path("
+    code += "sys.argv[1])); print('ready', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == "ready\n"
+    with pytest.raises(ValueError, match="another run is writing to"):
+        claim(tmp_path)
+    other.kill()
+    other.wait()
+    claim(tmp_path).close()
 
 
 # -------------------------------------------------------------------------- the training step
@@ -713,6 +739,7 @@ def test_settings_without_a_model_are_one_line(assignment, tmp_path):
     (["--data", "freihand", "--data-root", "nowhere", "--hand", "hand_right"], "nowhere"),
     (["--eval", "--checkpoint", __file__], "not a readable checkpoint"),
     (["--stage", "tokenizer"], "simplehand is trained without --stage"),
+    (["--export", str(ROOT / "assets")], "is a folder: expected a file"),
 ])
 def test_bad_arguments_are_one_line(arguments, message, tmp_path):
     with pytest.raises(SystemExit, match=re.escape(message)) as error:
