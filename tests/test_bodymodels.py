@@ -461,7 +461,7 @@ def test_broken_model_files(tmp_path, change, message):
         bm.load_model(tmp_path / "random.npz")
 
 
-def test_unknown_sources_and_options(tmp_path):
+def test_unknown_sources_and_options():
     with pytest.raises(FileNotFoundError, match="hand_middle.*free models hand_right, hand_left"):
         bm.load_model("hand_middle")
     with pytest.raises(TypeError, match="num_beta"):

@@ -10,14 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adapter_samples import (
-    TINY_BODY,
-    TINY_HAND,
-    body_adapter,
-    hand_adapter,
-    lively,
-    noise,
-)
+from adapter_samples import TINY_BODY, TINY_HAND, body_adapter, hand_adapter, lively, noise
 from genhmr_samples import FOR_PICTURES, noisy_model
 from PIL import Image
 from simplehand_samples import checkpoint_of, picture, trained_model
@@ -282,7 +275,7 @@ def test_hmr_adapter_on_a_picture(files, tmp_path, capsys, monkeypatch):
     assert np.allclose(found[0], hands[0]) and np.allclose(found[1], arrays["hand_boxes"][1])
 
 
-def test_hmr_adapter_s_joints_are_compared_by_name(files, monkeypatch):
+def test_hmr_adapter_s_joints_are_compared_by_name(files):
     """Keypoints where the mesh has its joints of that name fit, those of its mirror image do not;
     the body expert's own are its joints of that name, too."""
     one = demo.load_hmr_adapter(demo.parser().parse_args(arguments_of("hmr_adapter", files))).one

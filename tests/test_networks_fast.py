@@ -1,6 +1,6 @@
 """networks/fast.py: fast equals compute what the plain layers do; so does every way to run.
 
-The fast deformable attention has its tests in test_genhmr_attention.py.
+The fast deformable attention has its tests in test_genhmr.py.
 """
 
 import functools

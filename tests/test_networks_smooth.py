@@ -7,13 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from networks import smooth
-from networks.smooth import (
-    follow,
-    overlap,
-    smooth_positions,
-    smooth_rotations,
-    smooth_video,
-)
+from networks.smooth import follow, overlap, smooth_positions, smooth_rotations, smooth_video
 
 SEEDS = st.integers(0, 2**32 - 1)
 

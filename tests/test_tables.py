@@ -20,15 +20,7 @@ import tables
 import train
 from networks.backbones import simplehand_model
 from simplehand import Config
-from tables import (
-    TABLES,
-    Table,
-    differences,
-    errors_of,
-    ordering_lines,
-    scaled,
-    table_text,
-)
+from tables import TABLES, Table, differences, errors_of, ordering_lines, scaled, table_text
 from tasks.settings import HMR_ADAPTER, override, preset_settings, settable
 
 ROWS = {  # of the paper; SimpleHand's Table 5 has two more of its text, Table 8 one of ours
