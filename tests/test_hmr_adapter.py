@@ -306,19 +306,6 @@ def test_roi_align_is_the_loop():
     assert hmr.roi_align(features[:2], absurd, 4).isfinite().all()
 
 
-def test_roi_align_is_torchvisions():
-    """It equals torchvision's, where that is installed."""
-    try:
-        from torchvision.ops import roi_align
-    except Exception as error:  # a torchvision of another torch raises RuntimeError
-        pytest.skip(f"no torchvision: {error}")
-    features = torch.randn(len(BOXES), 3, 11, 9)
-    boxes = torch.tensor(BOXES)
-    numbered = torch.cat((torch.arange(len(boxes))[:, None], boxes), 1)
-    assert torch.allclose(hmr.roi_align(features, boxes, 4),
-                          roi_align(features, numbered, 4, 1.0, -1, aligned=False), atol=1e-5)
-
-
 def test_expectation_is_where_the_peak_is():
     """The position is the peak, x, y, z in cells; the softmax sums to 1."""
     heat = torch.zeros(2, 3, 4, 5, 6)
