@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 import test_tasks_adapter
 import test_tasks_genhmr
 from simplehand_samples import batch_of, regressor
-from test_train import Run, command_line, flag
+from test_train import Run, flag
 
 import bodymodels
 import genhmr
@@ -429,33 +428,6 @@ def adapters(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     train.main(test_tasks_adapter.command_line(folder, "all", folder / "all"))
     return folder / "all"
-
-
-def settings_of(arguments):
-    return arguments[arguments.index("--set"):]
-
-
-@pytest.mark.slow
-def test_a_table_trains_every_row_once(cache, tmp_path, capsys):
-    """Every row is a run of its own, unless it is done; the table has their scores."""
-    settings = settings_of(command_line(cache, tmp_path, steps=1, test_samples=1))
-    arguments = ["simplehand", "table8", "--preset", "cpu", "--cache", str(cache), "--out",
-                 str(tmp_path), *settings]
-    tables.main(arguments)
-    assert capsys.readouterr().out.count("from step 0 to 1,") == 4
-    runs = {path.parent.parent.name: path for path in tmp_path.glob("*/seed 0/results.json")}
-    table = (tmp_path / "table8.md").read_text()
-    for name, row in (("unchanged", "ours"), ("mixer=identity", "identity mixer")):
-        results = json.loads(runs[f"simplehand {name}"].read_text())
-        assert results["config"]["mixer"] == ("identity" if "=" in name else "attention")
-        error = results["scores"]["SimpleHand"]["PA-MPJPE"]
-        assert re.search(rf"^\| {row} \| [\d.]+ \| [\d.]+ \| {error:.2f} \|", table, re.MULTILINE)
-    before = runs["simplehand unchanged"].stat().st_mtime_ns
-    shutil.rmtree(runs["simplehand mixer=identity"].parent)
-    tables.main(arguments)
-    assert capsys.readouterr().out.count("from step 0 to 1,") == 1
-    assert (tmp_path / "table8.md").read_text() == table
-    assert runs["simplehand unchanged"].stat().st_mtime_ns == before
 
 
 def adapter_command(adapters, out, name, **fields):
