@@ -105,18 +105,6 @@ def test_presets_say_what_the_paper_says():
             assert (part.expert.vit_dim, part.expert.vit_depth) == (1280, 32)
 
 
-@pytest.mark.parametrize("preset", hmr.PRESETS)
-@pytest.mark.parametrize("name", ["table3", "table4", "table5", "table6"])
-def test_rows_from_scratch_take_twice_the_steps(name, preset):
-    """They take "double steps of other settings" in every preset; other rows do not."""
-    table = TABLES["hmr_adapter"][name]
-    own = getattr(hmr.PRESETS[preset], table.stage)
-    for row, words in table.words.items():
-        config = scaled(own, words)
-        assert config.steps == own.steps * (2 if row.startswith("No. 2") else 1)
-        assert config.trainable == "all" or "scratch" not in words
-
-
 @pytest.mark.parametrize("changes, needed", [
     ({}, True), ({"inject": "concat"}, True), ({"inject": "weighted"}, True),
     ({"inject": "none"}, False), ({"context": "image"}, False), ({"arm_source": "true"}, False)])

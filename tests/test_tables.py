@@ -376,13 +376,17 @@ def test_hands_without_annotation_have_no_figures(recorder, tmp_path):
         tmp_path / "table1.md").read_text()
 
 
-def test_rows_from_scratch_have_no_expert_and_double_steps(recorder, tmp_path):
-    tables.main(["hmr_adapter", "table3", "--out", str(tmp_path), "--set", "steps=7"])
+@pytest.mark.parametrize(("name", "part"), [("table3", "hand"), ("table4", "body")])
+def test_rows_from_scratch_have_no_expert_and_double_steps(name, part, recorder, tmp_path):
+    """No. 2 alone takes "double steps of other settings"."""
+    tables.main(["hmr_adapter", name, "--out", str(tmp_path), "--set", "steps=7"])
     runs = {run.out.parent.name: run for run in recorder.runs}
-    scratch, full = (runs[f"hand {steps}inject=none trainable=all"] for steps in ("steps=14 ", ""))
+    scratch, full = (runs[f"{part} {steps}inject=none trainable=all"]
+                     for steps in ("steps=14 ", ""))
     assert scratch.expert is None and scratch.overrides[-4:-1] == [
         "steps=14", "inject=none", "trainable=all"]
     assert full.expert and full.guide == scratch.guide
+    assert [run for run in recorder.runs if "steps=14" in run.overrides] == [scratch]
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
