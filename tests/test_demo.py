@@ -80,13 +80,6 @@ def run(*arguments) -> int:
     return demo.main([str(argument) for argument in arguments])
 
 
-def test_boxes_may_start_with_a_minus():
-    """A box may begin outside of the picture; its numbers are no flag. Other flags stay flags."""
-    read = demo.parser().parse_args(
-        ["simplehand", "a.png", "--box", "-5,-.5,9,9", "--left", "--box", "whole"])
-    assert read.box == ["-5,-.5,9,9", "whole"] and read.left
-
-
 # -------------------------------------------------------------------------------- simplehand
 
 KINDS = {"right": "taken for a right hand; for a left one add --left", "left": "a left hand"}
