@@ -21,13 +21,15 @@ def positions(seed: int, frames: int = 40) -> tuple[np.ndarray, np.ndarray]:
 
 @given(SEEDS)
 def test_smoothing_knows_no_place_direction_or_time_s_arrow(seed):
-    """Moved, turned or reversed input gives moved, turned or reversed output."""
+    """Moved, turned or reversed input gives moved, turned or reversed output. Nor does a point know
+    of the others."""
     values, times = positions(seed)
     turn = Rotation.random(random_state=seed).as_matrix()
     found = smooth_positions(values, times)
     assert np.allclose(smooth_positions(values @ turn + (1, 2, 3), times), found @ turn + (1, 2, 3))
     assert np.allclose(smooth_positions(values[::-1], -times[::-1]), found[::-1])
     assert np.allclose(smooth_positions(values, times + 5), found)
+    assert np.allclose(smooth_positions(values[:, :1], times), found[:, :1])
 
 
 @given(SEEDS, st.floats(0, 0.3))

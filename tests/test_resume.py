@@ -48,8 +48,8 @@ def command(stage, out, folder, steps):
         return argv
     flags = [f"--{flag}={folder / other / 'checkpoint.pt'}" for flag, other in zip(
         ("expert", "guide"), NEEDED.get(stage, ()), strict=False)]
-    return test_tasks_adapter.command_line(folder, part, out, *flags, image_size=64,
-                                           arm_drop=0.1, **fields)
+    return test_tasks_adapter.command_line(folder, part, out, *flags, arm_drop=0.1,
+                                           arm_source="found", knuckle_source="found", **fields)
 
 
 def start(argv, ranks, log):
