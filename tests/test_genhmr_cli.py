@@ -202,7 +202,7 @@ def test_joints_that_are_not_seen_do_not_drag(model, body):
     targets = keypoints_of(before, "nose", "left_shoulder", "right_shoulder", shift=(3, 0))
     wild = targets.copy()
     ankles = [SMPL45.index("left_ankle"), SMPL45.index("right_ankle"), SMPL45.index("pelvis")]
-    wild[ankles] = [(math.nan, math.inf, 0.0), (1e9, -1e9, 1.0), (5.0, 5.0, 0.1)]
+    wild[ankles] = [(math.nan, math.inf, 0.0), (1e9, -1e9, 1.0), (5.0, 5.0, 0.29)]
     unseen = np.concatenate((np.full((45, 2), 40.0), np.zeros((45, 1))), 1)
     for box, seen, same in ((BOX, targets, wild), (None, None, unseen)):
         expected = genhmr.predict(model, body, picture(), box=box, keypoints=seen)
