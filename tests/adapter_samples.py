@@ -75,6 +75,10 @@ def body_adapter(**changes) -> hmr.BodyAdapter:
     return lively(build_model(replace(TINY_BODY, **changes))).eval()
 
 
+def both_paths() -> hmr.HMRAdapter:
+    return hmr.HMRAdapter(TINY, hand_adapter(), body_adapter()).eval()
+
+
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import bodymodels as bm
 
-SMPL24, SMPL45 = bm.JOINT_SETS["smpl24"], bm.JOINT_SETS["smpl45"]
+SMPL45 = bm.JOINT_SETS["smpl45"]
 BODY = bm.load_model("body")
 seeds = st.integers(0, 2**31 - 1)
 CONTRACT = {

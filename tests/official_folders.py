@@ -113,12 +113,6 @@ def rodrigues(vector):
     return bodymodels.axis_angle_to_matrix(torch.tensor(vector, dtype=torch.float64)).numpy()
 
 
-def compose(first, second):
-    """Axis-angle of R(first) R(second)."""
-    product = torch.from_numpy(rodrigues(first) @ rodrigues(second))
-    return bodymodels.matrix_to_axis_angle(product).numpy()
-
-
 def hand_joints(scale=0.05):
     """Some (21, 3) in front of a camera."""
     return RNG.normal(0, scale, (21, 3)) + (0.02, 0.01, 0.8)

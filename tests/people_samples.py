@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import bodymodels as bm
 from sets.rendered_bodies import Person, RenderedPeople, sample_person
 
-SMPLX55, SMPLX76 = bm.JOINT_SETS["smplx55"], bm.JOINT_SETS["smplx76"]
+SMPLX55 = bm.JOINT_SETS["smplx55"]
 WHOLE, HAND = bm.load_model("wholebody"), bm.load_model("hand_right")
 LIGHT = WHOLE.for_keypoints()
 HAND_IDS = bm.hand_vertex_ids("wholebody")

@@ -273,20 +273,6 @@ def test_module_habits():
 # ------------------------------------------------------------------------------------ attributes
 
 
-@pytest.mark.parametrize("name, side, joints, counts", [
-    ("hand_right", "right", "mano16", (778, 1538, 16, 10, 0)),
-    ("hand_left", "left", "mano16", (778, 1538, 16, 10, 0)),
-    ("body", "", "smpl24", (6890, 13776, 24, 10, 0)),
-    ("wholebody", "", "smplx55", (10475, 20938, 55, 10, 10))])
-def test_attributes(name, side, joints, counts):
-    body = model(name)
-    assert counts == (len(body.v_template), len(body.faces), len(body.parents), body.num_betas,
-                      body.num_expression)
-    assert (body.name, body.side, body.joint_names) == (name, side, bm.JOINT_SETS[joints])
-    assert body.faces.dtype == torch.int64 and body.J_regressor.shape == (counts[2], counts[0])
-    assert torch.equal(body.v_template, torch.tensor(arrays(name)["v_template"]))
-
-
 def test_convention_joint_names_name_the_joints():
     """Left is +x, up is +y, and the names say which joint is where."""
     for name in ("body", "wholebody"):
@@ -463,7 +449,7 @@ def test_broken_model_files(tmp_path, change, message):
         bm.load_model(tmp_path / "random.npz")
 
 
-def test_unknown_sources_and_options(tmp_path):
+def test_unknown_sources_and_options():
     with pytest.raises(FileNotFoundError, match="hand_middle.*free models hand_right, hand_left"):
         bm.load_model("hand_middle")
     with pytest.raises(TypeError, match="num_beta"):

@@ -10,14 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adapter_samples import (
-    TINY_BODY,
-    TINY_HAND,
-    body_adapter,
-    hand_adapter,
-    lively,
-    noise,
-)
+from adapter_samples import TINY_BODY, TINY_HAND, body_adapter, hand_adapter, lively, noise
 from genhmr_samples import FOR_PICTURES, noisy_model
 from PIL import Image
 from simplehand_samples import checkpoint_of, picture, trained_model
@@ -85,13 +78,6 @@ def assert_written(folder: Path, expected: dict[str, np.ndarray]) -> None:
 
 def run(*arguments) -> int:
     return demo.main([str(argument) for argument in arguments])
-
-
-def test_boxes_may_start_with_a_minus():
-    """A box may begin outside of the picture; its numbers are no flag. Other flags stay flags."""
-    read = demo.parser().parse_args(
-        ["simplehand", "a.png", "--box", "-5,-.5,9,9", "--left", "--box", "whole"])
-    assert read.box == ["-5,-.5,9,9", "whole"] and read.left
 
 
 # -------------------------------------------------------------------------------- simplehand
@@ -282,7 +268,7 @@ def test_hmr_adapter_on_a_picture(files, tmp_path, capsys, monkeypatch):
     assert np.allclose(found[0], hands[0]) and np.allclose(found[1], arrays["hand_boxes"][1])
 
 
-def test_hmr_adapter_s_joints_are_compared_by_name(files, monkeypatch):
+def test_hmr_adapter_s_joints_are_compared_by_name(files):
     """Keypoints where the mesh has its joints of that name fit, those of its mirror image do not;
     the body expert's own are its joints of that name, too."""
     one = demo.load_hmr_adapter(demo.parser().parse_args(arguments_of("hmr_adapter", files))).one

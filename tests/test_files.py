@@ -5,20 +5,14 @@ import collections
 import contextlib
 import copyreg
 import functools
-import importlib
 import io
 import itertools
-import marshal
-import operator
 import os
 import pickle
 import random
-import runpy
 import struct
-import subprocess
 import sys
 import tempfile
-import timeit
 import types
 import zipfile
 import zlib
@@ -299,26 +293,19 @@ def file_bytes(save, value):
 
 
 def hostile_objects(target):
-    """Name -> an object whose pickle creates the file `target` when it is read."""
-    shell, code = f"touch {target}", f"open({str(target)!r}, 'w').close()"
+    """Name -> an object whose pickle creates the file `target` when it is read.
+
+    Few functions stand for all: what a pickle may name is a list, and no other name is looked up.
+    """
+    shell = f"touch {target}"
     system = Call(os.system, shell)
     return {
         "os.system": system,
-        "subprocess.call": Call(subprocess.call, ["touch", str(target)]),
-        "subprocess.Popen": Call(subprocess.check_output, ["touch", str(target)]),
-        "eval": Call(eval, code),
-        "exec": Call(exec, code),
-        "open": Call(open, str(target), "w"),
+        "eval": Call(eval, f"open({str(target)!r}, 'w').close()"),
         "__import__": Call(Call(getattr, Call(__import__, "os"), "system"), shell),
-        "importlib": Call(Call(getattr, Call(importlib.import_module, "os"), "system"), shell),
         "functools.partial": Call(functools.partial(os.system, shell)),
-        "filter": Call(list, Call(filter, os.system, [shell])),
-        "operator.methodcaller": Call(operator.methodcaller("touch"), target),
         "map": Call(list, Call(map, os.system, [shell])),
         "pickle.loads": Call(pickle.loads, pickle.dumps(system)),
-        "marshal": Call(exec, Call(marshal.loads, marshal.dumps(compile(code, "", "exec")))),
-        "timeit": Call(timeit.timeit, code, "pass", timeit.default_timer, 1),
-        "runpy": Call(runpy.run_path, f"{target}.py"),
         "deep in containers": ({"a": [1, ([system],)]},),
         "dictionary key": {system: 1},
         "set member": {system},
@@ -363,7 +350,6 @@ def hostile_programs(target):
 def target(tmp_path):
     """The file whose existence shows that something was executed."""
     target = tmp_path / "executed"
-    (tmp_path / "executed.py").write_text(f"open({str(target)!r}, 'w').close()")
     copyreg.add_extension("os", "system", 240)
     yield target
     copyreg.remove_extension("os", "system", 240)

@@ -297,7 +297,7 @@ def test_tokenizer_losses(body):
         + 0.02 * 2.0 + 0.02 * 3.0)
 
 
-def test_tokenizer_overfits_one_batch(body):
+def test_tokenizer_overfits_one_batch():
     """A hundred steps on one batch reduce the reconstruction loss to a quarter."""
     tokenizer = Tokenizer(replace(TINY_TOKENIZER, width=32, codebook_size=64))
     batch = {"pose": poses(4, spread=0.4), "betas": torch.zeros(4, 10)}

@@ -6,13 +6,7 @@ import pytest
 import torch
 from adapter_samples import STAGES, TINY_BODY, TINY_HAND, images, lively, same
 
-from hmr_adapter import (
-    BodyExpert,
-    BodyExpertConfig,
-    HandAdapter,
-    HandExpert,
-    HandExpertConfig,
-)
+from hmr_adapter import BodyExpert, BodyExpertConfig, HandAdapter, HandExpert, HandExpertConfig
 from networks.adapter_rivals import count
 from weights.hmr_adapter import (
     load_body_expert,

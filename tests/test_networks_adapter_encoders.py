@@ -13,12 +13,7 @@ import weights.genhmr
 import weights.simplehand
 from bodymodels import ASSETS
 from networks import any_view
-from networks.adapter_encoders import (
-    OF_HANDS,
-    HandEncoder,
-    closer_view,
-    start_rotations,
-)
+from networks.adapter_encoders import OF_HANDS, HandEncoder, closer_view, start_rotations
 from networks.adapter_rivals import build_model, share_twists
 from networks.small_encoder import NAMES
 from tasks.hmr_adapter import DualPathTask, look

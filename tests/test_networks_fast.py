@@ -1,6 +1,6 @@
 """networks/fast.py: fast equals compute what the plain layers do; so does every way to run.
 
-The fast deformable attention has its tests in test_genhmr_attention.py.
+The fast deformable attention has its tests in test_genhmr.py.
 """
 
 import functools
@@ -18,21 +18,6 @@ from networks.backbones import simplehand_model
 from simplehand import SimpleHand
 
 ONE_BLOCK = replace(TINY, depths=(1, 1, 1, 1))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_patch_deconvolution_is_torchs_deconvolution(bias):
-    """Values and gradients are those of a transposed convolution with kernel = stride."""
-    torch.manual_seed(0)
-    ours = fast.PatchDeconv(6, 5, 4, 4, bias=bias).double()
-    x = torch.randn(2, 6, 3, 2, dtype=torch.float64)
-    expected = nn.functional.conv_transpose2d(x, ours.weight, ours.bias, stride=4)
-    assert torch.allclose(ours(x), expected)
-    upstream = torch.randn_like(expected)
-    for value, reference in zip(torch.autograd.grad(ours(x), list(ours.parameters()), upstream),
-                                torch.autograd.grad(expected, list(ours.parameters()), upstream),
-                                strict=True):
-        assert torch.allclose(value, reference)
 
 
 @pytest.mark.parametrize("fields", [{}, {"upsample": (2, 2)}, {"official": True}], ids=str)

@@ -228,13 +228,16 @@ def test_a_part_of_a_person_is_nobody_new():
 
 @given(st.integers(1, 500), st.integers(1, 500))
 def test_tiles_cover_the_picture(width, height):
-    """Every point is in a tile, none of which leaves the picture; squares along a long picture."""
+    """Every point is in a tile of a quarter of the picture, none of which leaves it; the squares
+    along a long picture overlap by half."""
     parts = np.array(list(finders.tiles(width, height)))
     assert (parts[:, :2] >= 0).all() and (parts[:, :2] + parts[:, 2:]).max(0)[0] <= width + 1e-6
     assert (parts[:, 1] + parts[:, 3]).max() <= height + 1e-6
     points = np.random.default_rng(0).uniform(0, 1, (50, 2)) * (width, height)
     inside = (points[:, None] >= parts[:, :2]) & (points[:, None] <= parts[:, :2] + parts[:, 2:])
-    assert inside.all(2).any(1).all()
+    assert inside.all(2)[:, parts[:, 2] * parts[:, 3] <= width * height / 4 + 1e-6].any(1).all()
+    steps = np.diff(parts[:-9, :2].sum(1))
+    assert steps.max(initial=0) <= min(width, height) / 2 + 1e-6
 
 
 def test_hands_are_at_the_knuckles(monkeypatch):

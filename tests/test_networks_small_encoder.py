@@ -29,7 +29,7 @@ def test_tokens_are_like_a_vits():
         encoder.normalise(images(1, 64))
 
 
-def test_readings_are_keypoints(body):
+def test_readings_are_keypoints():
     """Probabilities of cells sum to one; places lie among the cells; the border is not trusted."""
     encoder = SmallEncoder().eval()
     reading = encoder.read(encoder.normalise(images(3, 128)))

@@ -41,7 +41,6 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
@@ -214,14 +213,6 @@ def test_cells_are_short_and_have_no_other_metadata(path):
             assert max(map(len, lines)) <= 100, cell.source
 
 
-@pytest.mark.parametrize("source, expected", [
-    ("**Change** `a` to `b`: it\nturns. **Change** `c` to `d` or `e`: `f` to `g`.",
-     [[{"a": "b"}], [{"c": "d"}, {"c": "e"}]]),
-    ("**Change** `a` to `b`, and `c` to `d`: x.", [[{"a": "b", "c": "d"}]]), ("Change", [])])
-def test_invitations_are_read(source, expected):
-    assert invitations(source) == expected
-
-
 @every_notebook
 def test_every_invitation_and_every_claim_has_its_place(path):
     """Each `OLD` stands once in the visible code above, and each sentence once in the text."""
@@ -308,43 +299,6 @@ def run(notebook, extra=()):
     notebook.cells = cells
     NotebookClient(notebook, timeout=600, startup_timeout=300, kernel_name="python3",
                    resources={"metadata": {"path": str(ROOT / "assets")}}).execute()
-
-
-TOY = """\
-# Toy
----
-x = 3
-y = []
-print(x)
----
-y.append(x * x)
-print("square", y[-1])
----
-Nine is the square. **Change** `x = 3` to `x = 4` or `x = 5`: the square is larger.
----
-assert x < 4
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("check, through, error", [
-    ("assert y[-1] > before['y'][-1] and f'square {y[-1]}' in printed and str(x) in new", "", None),
-    ("assert y == [16], 'stop'", "", "AssertionError: stop"), ("", "assert x", "assert x < 4")])
-def test_changes_are_tried_and_leave_no_trace(check, through, error, tmp_path, monkeypatch):
-    """The changed cells run, then the check, then the cells that the entry names."""
-    notebook = nbformat.v4.new_notebook(cells=[
-        (nbformat.v4.new_markdown_cell if text[0] in "#N" else nbformat.v4.new_code_cell)(text)
-        for text in TOY.strip().split("\n---\n")])
-    monkeypatch.setitem(globals(), "claims", lambda _: {
-        "change": [{"old": "x = 3", "check": check} | ({"through": through} if through else {})],
-        "holds": [{"words": "Nine is", "check": "assert (x, y) == (3, [9])"}]})
-    extra = list(tried(None, notebook))
-    assert [number for number, _ in extra] == [3, 3, 3]
-    if error:
-        with pytest.raises(CellExecutionError, match=re.escape(error)):
-            run(notebook, extra)
-    else:
-        run(notebook, extra)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from adapter_samples import body_adapter, free_hand, hand_adapter, noise, whole_body
+from adapter_samples import body_adapter, both_paths, free_hand, hand_adapter, noise, whole_body
 from genhmr_samples import SMALL, TINY, images, lively_model, noisy_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,12 +59,7 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
             genhmr.picture_camera(*crop, bad)
 
 
-def paths() -> hmr_adapter.HMRAdapter:
-    hand, body = hand_adapter(), body_adapter()
-    return hmr_adapter.HMRAdapter(hmr_adapter.Config(hand.config, body.config), hand, body).eval()
-
-
-MODELS = {"simplehand": trained_model(), "genhmr": noisy_model(), "hmr_adapter": paths(),
+MODELS = {"simplehand": trained_model(), "genhmr": noisy_model(), "hmr_adapter": both_paths(),
           "hand": hand_adapter()}
 BODY = bodymodels.load_model("body").for_keypoints()
 FINDERS = {  # predict of the three papers, and of HMR-Adapter's hand path

@@ -5,7 +5,6 @@ while one is written. Runs are forked from this process, which has imported ever
 """
 
 import contextlib
-import dataclasses
 import os
 import random
 import shutil
@@ -15,37 +14,20 @@ import sys
 import time
 
 import pytest
+import test_tasks_adapter
+import test_tasks_genhmr
+import test_train
 import torch
 from test_train import assert_same_state, rows
 
 import train
-from tasks.settings import settable
 
 STEPS = 12
-RUN = {"warmup_steps": 2, "eval_every": 25, "batch_size": 8, "train_samples": 44, "test_samples": 2,
-       "heads": 2, "width": 16}
-TINY = {  # by model: fields that its stages may have
-    "simplehand": {
-        "image_size": 32, "embed_dims": "8,8,16,32", "depths": "1,1,1,1", "feature_width": 32,
-        "token_width": 16, "dims": "16,8,8", "dropout": 0.1, "drop_path": 0.1},
-    "genhmr": {
-        "num_tokens": 48, "codebook_size": 16, "code_dim": 8, "depth": 1,
-        "pyramid_width": 16, "points": 2, "layers": 1, "regressor_width": 16, "accumulate": 2},
-    "hmr_adapter": {
-        "image_size": 64,
-        "vit_dim": 16, "vit_heads": 2, "decoder_dim": 16, "decoder_layers": 1, "decoder_heads": 2,
-        "decoder_ffn": 16, "body_size": 64, "test_body_size": 64,
-        "train_samples": 24, "depth_bins": 4, "hand_cells": 4, "joint_dim": 8,
-        "arm_drop": 0.1, "offset_hidden": 16},
-}
 VIT = {"image_size": 64, "patch_size": 16, "vit_dim": 16, "vit_depth": 1, "vit_heads": 2,
-       "scales": "1,2"}  # the paper's encoder, trained
-NEEDED = {  # flags that name the final checkpoint of another stage
-    "genhmr-transformer": {"tokenizer": "genhmr-tokenizer", "backbone": "genhmr-encoder"},
-    "genhmr-transformer vit": {"tokenizer": "genhmr-tokenizer"},
-    "hmr_adapter-hand": {"expert": "hmr_adapter-hand_expert", "guide": "hmr_adapter-body_expert"},
-    "hmr_adapter-body": {"expert": "hmr_adapter-body_expert"},
-}
+       "scales": (1, 2)}  # the paper's encoder, trained
+NEEDED = {  # stages whose final checkpoints a stage begins with
+    "genhmr-transformer": ("tokenizer", "encoder"), "genhmr-transformer vit": ("tokenizer",),
+    "hmr_adapter-hand": ("hand_expert", "body_expert"), "hmr_adapter-body": ("body_expert",)}
 STAGES = [f"{model}-{stage}".removesuffix("-") for model, paper in train.PAPERS.items()
           for stage in paper.STAGES if stage != "all"] + ["genhmr-transformer vit"]
 
@@ -54,15 +36,20 @@ def command(stage, out, folder, steps):
     """The command line of a stage's run in `out`; `folder` has the cache and earlier stages."""
     name, _, variant = stage.partition(" ")
     model, _, part = name.partition("-")
-    task = train.TASKS[name]
-    fields = {field.name for field in dataclasses.fields(task.PRESETS["cpu"])}.union(
-        *map(settable, task.SETTINGS.values()))
-    settings = RUN | TINY[model] | (VIT if variant else {}) | {"steps": steps}
-    flags = [f"--{flag}={folder / other / 'checkpoint.pt'}"
-             for flag, other in NEEDED.get(stage, {}).items()]
-    return ["--model", model, *(["--stage", part] if part else []), "--preset", "cpu", "--out",
-            str(out), "--cache", str(folder / "cache"), "--save-every", "0", *flags, "--set",
-            *(f"{field}={value}" for field, value in settings.items() if field in fields)]
+    fields = {"steps": steps, "eval_every": 25, "test_samples": 2}
+    if model == "simplehand":
+        return test_train.command_line(folder / "cache", out, dropout=0.1, drop_path=0.1, **fields)
+    if model == "genhmr":
+        fields |= VIT if variant else {}
+        argv = test_tasks_genhmr.command_line(folder, part, out, **fields)
+        if variant:
+            place = argv.index("--backbone")
+            del argv[place:place + 2]
+        return argv
+    flags = [f"--{flag}={folder / other / 'checkpoint.pt'}" for flag, other in zip(
+        ("expert", "guide"), NEEDED.get(stage, ()), strict=False)]
+    return test_tasks_adapter.command_line(folder, part, out, *flags, arm_drop=0.1,
+                                           arm_source="found", knuckle_source="found", **fields)
 
 
 def start(argv, ranks, log):
@@ -131,9 +118,9 @@ def test_killed_runs_end_in_the_same_bits(folder, stage, ranks):
     """Killed twice and given again until it ends: weights, optimiser, averages, counters; the log
     has every step once, although the kills leave torn rows."""
     log, rng = folder / "log.txt", random.Random(f"{stage} {ranks}")
-    for other in NEEDED.get(stage, {}).values():
+    for other in NEEDED.get(stage, ()):
         if not (folder / other).exists():
-            finish(command(other, folder / other, folder, 3), 1, log)
+            finish(command(f"{stage.partition('-')[0]}-{other}", folder / other, folder, 3), 1, log)
     whole, killed = folder / "whole", folder / "killed"
     finish(command(stage, whole, folder, STEPS), ranks, log)
     for _ in range(2):

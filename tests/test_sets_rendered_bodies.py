@@ -227,7 +227,7 @@ def test_visible_share_of_a_hand():
     assert person.paint_hand(0, 64)[3] == 0
 
 
-def test_a_larger_lens_size_is_a_sharper_picture(packed):
+def test_a_larger_lens_size_is_a_sharper_picture():
     """Only the picture of the person changes, and its neighbouring pixels differ more."""
     blurred, sharp = (people(size=256, length=12, lens_size=size)[0] for size in (16, 256))
     for name in blurred:

@@ -8,9 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from adapter_samples import BASELINES
 from test_tasks_genhmr import batch_of, load
-from test_train import Run, assert_same_state, flag, rows
+from test_train import assert_same_state, flag, rows
 
 import data
 import hmr_adapter
@@ -156,16 +155,6 @@ def test_rows_from_scratch_train_without_an_expert(folder, tmp_path, stage, undr
     train.main(command_line(folder, stage, tmp_path, inject="none", trainable="all", steps=1,
                             batch_size=2, train_samples=4, test_samples=1, body_size=128))
     assert "expert" not in scores_of(tmp_path)
-
-
-@pytest.mark.slow
-def test_rivals_train_in_two_processes(finished, folder, tmp_path):
-    """Trained heads: every trainable parameter has a gradient, as DDP expects."""
-    for row in ("table3, No. 1, all of it", "table5, weighted sum"):
-        out = tmp_path / row
-        Run(out, command_line(folder, "hand", out, "--expert",
-                              finished / "hand_expert" / "checkpoint.pt",
-                              **BASELINES[row][1] | {"steps": 1}), ranks=2).end()
 
 
 def test_the_dual_path_is_scored_as_it_is_used(finished, folder):

@@ -10,15 +10,7 @@ import numpy as np
 import pytest
 import test_tasks_adapter
 import torch
-from official_folders import (
-    write_3dpw_moon,
-    write_arctic,
-    write_ehf,
-    write_interhand,
-    write_models,
-    write_ply,
-    write_rich,
-)
+from official_folders import write_ply
 from test_tasks_adapter import ERRORS, OF_BODIES, scores_of
 
 import bodymodels
@@ -33,24 +25,21 @@ VERTICES = 21 + 2 * 778  # of the whole bodies here: landmarks and hands
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_bodies():
-    """Whole bodies of landmarks and hands alone."""
+def no_pictures(few_vertices):
+    """Whole bodies of landmarks and hands alone, and no pictures of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(bodymodels.SURFACE_VERTEX_IDS, "smplx", tuple(range(21)))
         for name in ("tasks.base.draw_grid", "train.draw_curves"):  # slow, and tested elsewhere
             patch.setattr(name, lambda *_, **__: None)
         yield
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, folders, models):
     """The folder of all data sets, and of models with the files that judge bodies."""
     base = tmp_path_factory.mktemp("official")
-    for name, fill in (("rich", write_rich), ("arctic", write_arctic), ("ehf", write_ehf),
-                       ("interhand", write_interhand), ("3dpw-moon", write_3dpw_moon),
-                       ("models", write_models)):
-        (base / name).mkdir()
-        fill(base / name)
+    for name in ("rich", "arctic", "ehf", "interhand", "3dpw-moon"):
+        shutil.copytree(folders(name), base / name, ignore=shutil.ignore_patterns("*.bin"))
+    shutil.copytree(models, base / "models", symlinks=True)
     regressor = np.zeros((14, VERTICES))
     regressor[range(14), range(14)] = 1  # the first landmarks
     (base / "models/SMPLX_to_J14.pkl").write_bytes(pickle.dumps(regressor))

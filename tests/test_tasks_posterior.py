@@ -52,9 +52,12 @@ def test_the_control_has_the_spread_of_the_draws():
     wider = mean + 1.7 * (draws - mean)
     errors = posterior.posterior_errors(wider, draws, truth)
     np.testing.assert_allclose(errors["control"], errors["energy"])
-    assert (errors["best"] <= errors["single"]).all()
-    text = posterior.table({"T=1": errors, "T=5": errors}, np.ones(50, bool), "all")
-    assert "T=5: energy minus control +0.00 +- 0.00 mm" in text and "50 pictures" in text
+    each = posterior.distance(wider, truth[:, None])
+    np.testing.assert_allclose(errors["best"], each.min(1))
+    np.testing.assert_allclose(errors["mean"], posterior.distance(wider.mean(1), truth))
+    better = errors | {"energy": errors["energy"] - 1}
+    text = posterior.table({"T=1": errors, "T=5": better}, np.ones(50, bool), "all")
+    assert "T=5: energy minus control -1.00 +- 0.00 mm" in text and "50 pictures" in text
 
 
 def test_joint_nll_of_one_step_is_the_cross_entropy():
@@ -81,4 +84,5 @@ def test_draws_depend_on_the_seed_alone():
     assert runs[0]["draws"].shape == (2, 4, 24, 3) and runs[0]["nll"].shape == (2,)
     assert torch.equal(runs[0]["draws"], runs[1]["draws"])
     assert not torch.equal(runs[0]["draws"], runs[2]["draws"])
-    assert (runs[0]["draws"][:, :, 0] == 0).all() and (0 <= runs[0]["kept"]).all()
+    assert (runs[0]["draws"][:, :, 0] == 0).all()
+    assert (0 <= runs[0]["kept"]).all() and (runs[0]["kept"] < 50).all()  # untrained

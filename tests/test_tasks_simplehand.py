@@ -16,12 +16,6 @@ from networks.backbones import ALL_PRESETS
 from tasks.base import Predictions
 from tasks.settings import SIMPLEHAND, override
 
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 # ---------------------------------------------------------------------------- data and scores
 
 
