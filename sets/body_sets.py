@@ -14,7 +14,7 @@ from torch import Tensor
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
 from sets import official
-from sets.crops import inside, to_pixels
+from sets.crops import inside
 
 SMPLX_PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
                "right_hand_pose")
@@ -212,7 +212,7 @@ class Human36MSMPLX(official.Pictures):
         if joints is not None:
             points = np.array(joints) / 1000 @ R.T + t
             row |= {"keypoints_3d": official.with_confidence(points),
-                    "keypoints_2d": official.with_confidence(to_pixels(points, K))}
+                    "keypoints_2d": official.with_confidence(bodymodels.project(points, K))}
         if fit is not None:
             row |= self.neural_annot(fit)
             row["pose"][:1] = official.rotate_root(R, row["pose"][:1])

@@ -460,7 +460,7 @@ class Pictures(Official):
             return keypoints_2d, keypoints_3d * (keypoints_3d[0, 3] > 0), np.zeros(3, np.float32)
         output, model, transl = self.posed(record, keypoints_only=True)
         keypoints_3d = with_confidence(model.keypoints(output)[0].numpy())
-        projected = with_confidence(crops.to_pixels(keypoints_3d[:, :3], record["K"]),
+        projected = with_confidence(bodymodels.project(keypoints_3d[:, :3], record["K"]),
                                     float(record["K"][2, 2]))
         annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
         return np.where(annotated > 0, keypoints_2d, projected), keypoints_3d, transl.numpy()
@@ -499,7 +499,7 @@ class Pictures(Official):
                 columns["world_to_camera"], (len(roots), 3, 4)), roots, strict=True)])
         points = model.keypoints(model(betas, pose, transl=torch.from_numpy(transl))).numpy()
         front = (points[..., 2] > 0.05).astype(np.float32)  # metres before the camera
-        keypoints = with_confidence(crops.to_pixels(np.where(front[..., None] > 0, points, 1.0),
+        keypoints = with_confidence(bodymodels.project(np.where(front[..., None] > 0, points, 1.0),
                                                     np.asarray(columns["K"])), front)
         return columns | boxes_around(keypoints) | {
             "keypoints_2d": keypoints, "keypoints_3d": with_confidence(points)}
@@ -558,7 +558,7 @@ class OfficialPeople(KeyedDataset):
                             f"{self.pictures.MODEL}{len(model.parents) + 21}", "smplx76")
         known = points[:, 3]
         points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # (0, 0, 0) has no pixel
-        keypoints_2d = crops.to_pixels(points, K)
+        keypoints_2d = bodymodels.project(points, K)
         size = image.shape[1], image.shape[0]
         homography = crops.crop_homography(*self.pictures.square(record, size), self.size)
         pose = np.tile(np.eye(3), (55, 1, 1))

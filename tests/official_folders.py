@@ -15,7 +15,6 @@ import bodymodels
 import data
 from files import load_arrays
 from sets import body_sets
-from sets.crops import to_pixels
 from sets.hand_sets import DexYCB
 from sets.official import intrinsics
 
@@ -186,7 +185,7 @@ def write_dexycb(root):
                     write_picture(folder / serial / f"color_{frame:06d}.jpg", (640, 480))
                     joints = hand_joints()[None].astype(np.float32)
                     pose = RNG.normal(0, 0.3, (1, 51)).astype(np.float32)
-                    pixels = to_pixels(joints, DEXYCB_K).astype(np.float32)
+                    pixels = bodymodels.project(joints, DEXYCB_K).astype(np.float32)
                     pose[:, 48:] = 0.02, 0.01, 0.8
                     if (camera, frame) == (0, 1):
                         pose[:], joints[:], pixels[:] = 0, -1, -1

@@ -12,7 +12,7 @@ from PIL import Image
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
 from sets.body_sets import ARCTIC, RICH, SMPLX_PARTS, Human36MHMR2
-from sets.crops import crop_homography, to_pixels, transform_points
+from sets.crops import crop_homography, transform_points
 from sets.official import (
     OWN,
     OfficialPeople,
@@ -53,9 +53,10 @@ def test_golden_3dpw_camera_leads_from_the_world(folders):
     record = tiny.threedpw(folders("3dpw")).records()[0]
     motion = record["world_to_camera"].astype(np.float64)
     pelvis = moved_translation(record["transl"], motion, tiny.REST_ROOT) + tiny.REST_ROOT
-    np.testing.assert_allclose(to_pixels(pelvis[None], tiny.K_3DPW)[0], (271.1, 958.1), atol=0.1)
+    found = bodymodels.project(pelvis[None], tiny.K_3DPW)[0]
+    np.testing.assert_allclose(found, (271.1, 958.1), atol=0.1)
     R, t = motion[:, :3].T, -motion[:, :3].T @ motion[:, 3]
-    wrong = to_pixels((R @ (tiny.TRANSL_3DPW + tiny.REST_ROOT) + t)[None], tiny.K_3DPW)[0]
+    wrong = bodymodels.project((R @ (tiny.TRANSL_3DPW + tiny.REST_ROOT) + t)[None], tiny.K_3DPW)[0]
     assert wrong[0] > 1080  # outside of the picture
 
 
@@ -129,11 +130,11 @@ def test_golden_emdb_extrinsics_lead_to_the_camera(folders):
     record = tiny.emdb(folders("emdb")).records()[0]
     motion = record["world_to_camera"].astype(np.float64)
     root = moved_translation(record["transl"], motion, tiny.REST_ROOT) + tiny.REST_ROOT
-    found = to_pixels(root[None], tiny.K_EMDB)[0]
+    found = bodymodels.project(root[None], tiny.K_EMDB)[0]
     np.testing.assert_allclose(found, (955.88, 1046.72), atol=0.05)
     assert np.abs(found - record["keypoints_2d"][0, :2]).max() < 2.5
     R, t = motion[:, :3].T, -motion[:, :3].T @ motion[:, 3]
-    wrong = to_pixels((R @ (tiny.TRANSL_EMDB + tiny.REST_ROOT) + t)[None], tiny.K_EMDB)[0]
+    wrong = bodymodels.project((R @ (tiny.TRANSL_EMDB + tiny.REST_ROOT) + t)[None], tiny.K_EMDB)[0]
     np.testing.assert_allclose(wrong, (1383, 733), atol=1)
     np.testing.assert_allclose(tiny.rodrigues(record["pose"][0]),
                                tiny.CAMERA_EMDB[:3, :3] @ tiny.rodrigues(tiny.ROOT_EMDB), atol=1e-5)
@@ -267,7 +268,7 @@ def test_wart_rich_two_people_cameras_and_twelve_coefficients(folders, models):
     np.testing.assert_allclose(dataset.posed(records[3])[0].vertices[0].numpy(), expected,
                                atol=1e-4)
     found = records[3]["keypoints_3d"][:, :3]
-    np.testing.assert_allclose(to_pixels(found, intrinsics((30, 30), (16, 12))),
+    np.testing.assert_allclose(bodymodels.project(found, intrinsics((30, 30), (16, 12))),
                                records[3]["keypoints_2d"][:, :2], atol=1e-3)
 
 
