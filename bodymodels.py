@@ -130,7 +130,7 @@ def chain_rotation(rotations: Tensor) -> Tensor:
 
 
 def project(points: Tensor, K: Tensor) -> Tensor:
-    """Project camera-frame points (..., N, 3) by K (..., 3, 3) to pixels (..., N, 2).
+    """Project camera-frame points (..., N, 3) by K (..., 3, 3) to pixels (..., N, 2), also arrays.
 
     Depth is not checked: points behind the camera are mirrored, points at depth 0 are infinite.
     """

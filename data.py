@@ -137,10 +137,12 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
                   **options: str | os.PathLike | None) -> KeyedDataset:
     """Open a data set of OFFICIAL, or a mixture of MIXTURES, in the folder `root`.
 
-    split: by default the training split, if there is one. augmentation: a recipe or its name in
+    split: by default the first of the data set's SPLITS. augmentation: a recipe or its name in
     AUGMENTATIONS. models: a folder of official body models. options: `detections` of Pictures.
     hand_size: if given, samples are those of OfficialPeople, with crops of hands of this side; sets
     of hands alone are then augmented by `for_hands` of the recipe. detail: see OfficialPeople.
+    Mixtures use neither detections nor detail; AMASS and MOYO, without pictures, nothing but split,
+    seed and cache.
     Raises ValueError or FileNotFoundError that says what is missing.
     """
     if name in MIXTURES:
@@ -159,9 +161,8 @@ def open_official(name: str, root: str | os.PathLike, split: str | None = None, 
     if not hand_size:
         return kind(root, split, size, augmentation=augmentation, **options)
     if kind.MODEL == "mano":
-        recipe = find_augmentation(augmentation)
-        return HandPairs(kind(root, split, hand_size, augmentation=recipe and for_hands(recipe),
-                              **options), size)
+        recipe = for_hands(find_augmentation(augmentation) or Augmentation())
+        return HandPairs(kind(root, split, hand_size, augmentation=recipe, **options), size)
     return OfficialPeople(kind(root, split, size, **options), hand_size, augmentation=augmentation,
                           detail=detail)
 
@@ -219,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "mixture, the folder above those of its data sets")
     add("--models", type=Path, help="a folder of official body models, for meshes and for poses "
         "that are stored relative to a mean hand")
-    add("--split", help="default: the training split, if there is one")
+    add("--split", help="default: train if rendered, else the first one in sets/README.md")
     add("--draw", type=int, default=0, metavar="N", help="draw N samples in NAME.png")
     args = parser.parse_args(argv)
     try:

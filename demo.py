@@ -31,7 +31,7 @@ import simplehand
 import weights.genhmr
 import weights.hmr_adapter
 import weights.simplehand
-from bodymodels import ASSETS, JOINT_SETS
+from bodymodels import ASSETS, JOINT_SETS, project
 from networks import fast, finders
 from networks.adapter_rivals import build_model
 from networks.any_view import looking_again
@@ -40,7 +40,6 @@ from networks.finders import Found
 from networks.overlays import write_results
 from networks.small_encoder import SmallEncoder, build_genhmr
 from networks.smooth import smooth_video
-from sets.crops import to_pixels
 from sets.images import LEAST_CONFIDENCE, picture_files, read_image
 from weights.files import trained_on
 
@@ -183,7 +182,7 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
         else:
             own = np.pad(arrays["keypoints_2d"], ((0, 0), (0, 1)), constant_values=1)
         outward = faces[:, ::1 if arrays["side"] else -1]  # mirrored, they face inwards
-        return Result(arrays, outward, notes, to_pixels(arrays["joints"], arrays["K"]), own)
+        return Result(arrays, outward, notes, project(arrays["joints"], arrays["K"]), own)
 
     return Loaded(one, about, "hand")
 
@@ -252,7 +251,7 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
                  if arguments.hand and not valid]
         if found.keypoints is None:
             notes.append(f"not checked: {found.source}")
-        at = to_pixels(arrays["joints"], arrays["K"])
+        at = project(arrays["joints"], arrays["K"])
         pixels, own = np.full((45, 2), np.nan, np.float32), np.zeros((45, 3))
         for row, joint in joints.items():
             pixels[row] = at[joint]
@@ -269,7 +268,7 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
 
     def hand(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
         arrays = hmr_adapter.predict_hand(model, image, mesh, box=found.box, side=found.side, K=K)
-        pixels = to_pixels(mesh.keypoint_regressor.numpy() @ arrays["vertices"], arrays["K"])
+        pixels = project(mesh.keypoint_regressor.numpy() @ arrays["vertices"], arrays["K"])
         outward = faces[:, ::-1 if found.side == "left" else 1]
         arrays["root"] = arrays["joints"][0]
         return Result(arrays, outward, [f"a {found.side} hand"], pixels)

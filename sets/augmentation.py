@@ -33,7 +33,8 @@ class Augmentation:
     def moves(self) -> bool:
         """Whether the recipe changes the crop, and not only colours."""
         return (self.center_jitter, self.scale, self.rotation, self.draws == "simplehand",
-                self.flip, self.extreme) != (0.0, (1.0, 1.0), 0.0, False, 0.0, 0.0)
+                self.flip, self.extreme, self.upright
+                ) != (0.0, (1.0, 1.0), 0.0, False, 0.0, 0.0, 0.0)
 
     def draw_motion(self, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
         """Draw the shift of the centre (2,) in box widths, the factor of the side, and the roll.

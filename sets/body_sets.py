@@ -14,7 +14,7 @@ from torch import Tensor
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
 from sets import official
-from sets.crops import inside, to_pixels
+from sets.crops import inside
 
 SMPLX_PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
                "right_hand_pose")
@@ -178,8 +178,8 @@ class Human36MSMPLX(official.Pictures):
 
     root: images/ and annotations/Human36M_subject*_*.json. Everything is in the world's frame;
     joints and camera translations are in millimetres, the right leg comes first. Fits of SMPL-X are
-    read where they exist; fingers are relative to the mean hand: without `models` they stay
-    unknown. Of 50 frames a second every STRIDE-th is taken.
+    read where they exist; fingers are relative to the mean hand, and stay so without `models`. Of
+    50 frames a second every STRIDE-th is taken.
     """
 
     SPLITS = {"train": "train"}
@@ -212,7 +212,7 @@ class Human36MSMPLX(official.Pictures):
         if joints is not None:
             points = np.array(joints) / 1000 @ R.T + t
             row |= {"keypoints_3d": official.with_confidence(points),
-                    "keypoints_2d": official.with_confidence(to_pixels(points, K))}
+                    "keypoints_2d": official.with_confidence(bodymodels.project(points, K))}
         if fit is not None:
             row |= self.neural_annot(fit)
             row["pose"][:1] = official.rotate_root(R, row["pose"][:1])
@@ -254,7 +254,7 @@ class BEDLAM(official.Pictures):
                     "image": [f"{path.stem}/png/{fsdecode(names[index])}" for index in kept],
                     "turns": int(closeup), "center": center[kept],
                     "box": np.stack([side, side], 1), "K": cam_int[kept],
-                    "keypoints_2d": official.with_confidence(points[kept]), "has_hands": 1,
+                    "keypoints_2d": official.with_confidence(points[kept]),
                     "pose": pose[kept].reshape(-1, 55, 3), "betas": betas,
                     "transl": transl[kept] + cam_ext[kept, :3, 3],
                     "person": kept}
@@ -296,8 +296,7 @@ class RICH(official.Pictures):
                     yield PLACED | self._body(body, gender, *camera) | {
                         "image": [f"images/{self.split}/{sequence}/cam_{view:02d}/"
                                   f"{path.parent.name}_{view:02d}.{extensions[scene]}"],
-                        "has_hands": 1, "gender": official.GENDERS.index(gender),
-                        "person": int(path.stem)}
+                        "gender": official.GENDERS.index(gender), "person": int(path.stem)}
 
     def _camera(self, scene: str, view: int) -> tuple[np.ndarray, np.ndarray]:
         """Return world to camera (3, 4), and K (3, 3)."""
@@ -335,7 +334,7 @@ class ARCTIC(official.Pictures):
     SPLITS = {"val": "val", "train": "train"}
     SOURCES = ("splits_json/protocol_p1.json", "meta/misc.json", "meta/subject_vtemplates/s*.obj",
                "raw_seqs/s*/*.smplx.npy")
-    JOINTS, MODEL, INTERVAL = "smplx76", "smplx", 10
+    JOINTS, MODEL, INTERVAL, NEEDS_MODELS = "smplx76", "smplx", 10, True
     HOME = "arctic.is.tue.mpg.de"
     TRIM = 10  # pictures at either end
 
@@ -361,9 +360,8 @@ class ARCTIC(official.Pictures):
                 yield self.with_model_keypoints(columns, misc["gender"], template) | {
                     "image": [f"images/{name}/{view}/{frame + misc['ioi_offset']:05d}.jpg"
                               for frame in frames], "image_size": misc["image_size"][view],
-                    "has_pose": 1, "has_hands": 1, "has_transl": 1,
-                    "mesh": template, "gender": official.GENDERS.index(misc["gender"]),
-                    "person": view}
+                    "has_pose": 1, "has_transl": 1, "mesh": template,
+                    "gender": official.GENDERS.index(misc["gender"]), "person": view}
 
 
 class EHF(official.Pictures):

@@ -99,12 +99,6 @@ def transform_points(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     return mapped[..., :2] / mapped[..., 2:]
 
 
-def to_pixels(points: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """Project points (..., J, 3) in front of cameras K (..., 3, 3) to pixels (..., J, 2)."""
-    projected = points @ K.swapaxes(-1, -2)
-    return projected[..., :2] / projected[..., 2:]
-
-
 def warp(image: np.ndarray, image_to_crop: np.ndarray, size: int) -> np.ndarray:
     """Resample (H, W, 3) uint8 by a homography to (size, size, 3), bilinear, black outside.
 
@@ -301,9 +295,9 @@ def move_body(sample: dict[str, np.ndarray], homography: np.ndarray, roll: float
               joints: str = "smpl24", keypoint_set: str = "smpl45") -> dict[str, np.ndarray]:
     """Return the sample's labels after a `crop_homography` with this roll and mirror.
 
-    Rolling the camera rotates the body; shift and zoom go into K. A mirrored body has left and
-    right exchanged; pose and betas give its keypoints to within millimetres, since shapes are not
-    quite symmetric.
+    Rolling the camera rotates the body; shift and zoom go into K, and a skew if fx and fy differ. A
+    mirrored body has left and right exchanged; pose and betas give its keypoints to within
+    millimetres, since shapes are not quite symmetric.
     """
     turn = roll_and_mirror(roll, False)
     pose, keypoints = sample["pose"].copy(), sample["keypoints_3d"] @ turn.T
@@ -358,7 +352,7 @@ def labelled_person(sample: dict[str, np.ndarray], recipe: Augmentation | None, 
     return sample | {
         "body_pose": pose, "keypoints_valid": valid, "hand_pose": hands.numpy(),
         "hand_joints": hand_joints,
-        "hand_keypoints_2d": to_pixels(hand_joints, sample["hand_K"]),
+        "hand_keypoints_2d": bodymodels.project(hand_joints, sample["hand_K"]),
         "hand_boxes": np.concatenate([flat.min(1), np.ptp(flat, 1)], 1),
         "hand_valid": (valid[HAND_KEYPOINTS].mean(1) > 0.5).astype(np.float32)}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 import bodymodels
 from sets import official
-from sets.crops import NUM_JOINTS, NUM_VERTICES, inside, to_pixels
+from sets.crops import NUM_JOINTS, NUM_VERTICES, inside
 
 
 class FreiHAND(official.Pictures):
@@ -44,7 +44,7 @@ class FreiHAND(official.Pictures):
         columns = {"image": [self._picture(number) for number in range(len(K))], "side": 1, "K": K}
         if xyz is not None:
             columns["keypoints_3d"] = official.with_confidence(xyz)
-            columns["keypoints_2d"] = official.with_confidence(to_pixels(xyz, K))
+            columns["keypoints_2d"] = official.with_confidence(bodymodels.project(xyz, K))
         if verts is not None:
             columns["vertices"] = verts
         if mano is not None:
@@ -118,7 +118,7 @@ class DexYCB(official.Pictures):
         if not source["mesh_valid"]:
             return source
         joints = self.body(tips=self.TIPS).keypoint_regressor.numpy() @ source["vertices"]
-        keypoints = to_pixels(joints, source["K"])
+        keypoints = bodymodels.project(joints, source["K"])
         return source | {"joints": joints, "keypoints_2d": keypoints, "keypoints_valid": inside(
             keypoints, *source["image"].shape[1::-1])}
 
@@ -207,7 +207,7 @@ class InterHand(official.Pictures):
         position, R, focal, center = camera
         t, K = -R @ position / 1000, official.intrinsics(focal, center)
         points, valid = world[order] / 1000 @ R.T + t, valid[order]
-        pixels = to_pixels(np.where(valid[:, None] > 0, points, 1.0), K)
+        pixels = bodymodels.project(np.where(valid[:, None] > 0, points, 1.0), K)
         keypoints = official.with_confidence(pixels, valid)
         row = official.boxes_around(keypoints) | {
             "K": K, "keypoints_3d": official.with_confidence(points, valid),

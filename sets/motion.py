@@ -229,8 +229,9 @@ class AMASS(MotionCapture):
     """AMASS (Mahmood et al. 2019) in its official layout, the SMPL+H or the SMPL-X download.
 
     root: the folder of CMU/, KIT/, ..., with <subject>/<sequence>_poses.npz (SMPL+H) or
-    <sequence>_stageii.npz (SMPL-X; ignored beside the same sequence of SMPL+H). Splits are
-    TokenHMR's; of a split's data sets those are read that root has.
+    <sequence>_stageii.npz (SMPL-X; ignored if the same sequence of SMPL+H is there, also under a
+    data set's earlier name). Splits are TokenHMR's; of a split's data sets those are read that root
+    has.
     """
 
     TRIM, STRIDE, HOME = 0.2, 10, "amass.is.tue.mpg.de"
@@ -251,13 +252,12 @@ class AMASS(MotionCapture):
         folders = {path.name.lower(): path for path in sorted(self.root.glob("*/"))}
         sources = {}
         for subset in self.SUBSETS[self.split]:
-            for name in (subset, *self.ALIASES.get(subset, ())):
-                folder = folders.get(name.lower())
-                files = {} if folder is None else {  # SMPL+H last: it replaces SMPL-X
-                    str(path).removesuffix(ending): path
-                    for ending in ("_stageii.npz", "_poses.npz")
-                    for path in folder.glob(f"*/*{ending}")}  # no shape files
-                sources[name] = sorted(files.values())
+            names = (*self.ALIASES.get(subset, ()), subset)
+            files = {(path.parent.name, path.name.removesuffix(ending)): path
+                     for ending in ("_stageii.npz", "_poses.npz")  # SMPL+H last: it replaces SMPL-X
+                     for name in names if name.lower() in folders
+                     for path in folders[name.lower()].glob(f"*/*{ending}")}  # no shape files
+            sources[subset] = sorted(files.values())
         if not any(sources.values()):
             raise self.missing(self.root / f"{self.SUBSETS[self.split][0]}/*/*_poses.npz")
         return sources

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def record_dtype(joints: int, pose: int, betas: int) -> np.dtype:
         ("keypoints_2d", np.float32, (joints, 3)), ("keypoints_3d", np.float32, (joints, 4)),
         ("pose", np.float32, (pose, 3)), ("betas", np.float32, betas), ("transl", np.float32, 3),
         ("world_to_camera", np.float32, (3, 4)), ("has_pose", np.float32),
-        ("has_hands", np.float32), ("has_betas", np.float32), ("has_transl", np.float32),
-        ("gender", np.int8), ("side", np.int8), ("person", np.int64), ("mesh", "S96")])
+        ("has_betas", np.float32), ("has_transl", np.float32), ("gender", np.int8),
+        ("side", np.int8), ("person", np.int64), ("mesh", "S96")])
 
 
 def to_records(columns: dict, dtype: np.dtype) -> np.ndarray:
@@ -107,10 +108,10 @@ def xywh_box(box: Sequence[float]) -> dict[str, np.ndarray]:
 def joint_places(source: str, target: str) -> np.ndarray:
     """Return where each joint of `target` is in `source`: first and second choice (J, 2), or -1.
 
-    In "hmr44", hips and shoulders of OpenPose correspond to SMPL's, those of LSP to the others'.
-    SMPL's neck and head are other points than the joints of these names elsewhere.
+    Hips, shoulders and neck of OpenPose correspond to SMPL's, those of LSP to the others'. SMPL's
+    head is another point than the joints of this name elsewhere.
     """
-    to_model, from_model = target.startswith("smpl"), source.startswith("smpl")
+    to_model, from_model = target.startswith("smpl"), source.startswith(("smpl", "openpose"))
     place = {name: index for index, name in enumerate(bodymodels.JOINT_SETS[source])}
     rows = []
     for name in bodymodels.JOINT_SETS[target]:
@@ -132,6 +133,22 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
     return [load_arrays(path, name)[name] for name in names]
 
 
+class ModelError(ValueError):
+    """A body model's file is damaged, whatever the data set."""
+
+
+@contextmanager
+def found_model(folder: Path, family: str, side: str = "right", gender: str = "neutral", **_
+                ) -> Iterator[Path]:
+    """Find a body model's file; errors while it is read are then about it, not about a data set."""
+    path = bodymodels.find_model(folder, family, side, gender)
+    try:
+        yield path
+    except Exception as error:  # damaged files raise almost any error
+        raise ModelError(f"body model {path} cannot be used ({error!r}): see sets/README.md"
+                         ) from error
+
+
 @lru_cache(maxsize=16)
 def official_body(folder: Path, template: Path | None = None, keypoints_only: bool = False,
                   **options) -> bodymodels.BodyModel:
@@ -140,8 +157,12 @@ def official_body(folder: Path, template: Path | None = None, keypoints_only: bo
     template: mesh file whose vertices replace the resting body. keypoints_only: leave out all
     vertices that joints and keypoints do not need.
     """
-    own = {} if template is None else {"v_template": load_vertices(template)}
-    model = bodymodels.load_model(folder, **options, **own)
+    if template is None:
+        with found_model(folder, **options):
+            model = bodymodels.load_model(folder, **options)
+    else:
+        official_body(folder, **options)  # so that errors from here on are the template's
+        model = bodymodels.load_model(folder, v_template=load_vertices(template), **options)
     return model.for_keypoints() if keypoints_only else model
 
 
@@ -152,13 +173,14 @@ def hand_space(folder: Path, family: str, side: str, gender: str
 
     SMPL-X has two hands, left then right; MANO has one.
     """
-    arrays = load_arrays(bodymodels.find_model(folder, family, side, gender), "hands_")
     ends = ("",) if family == "mano" else ("l", "r")
-    return [(np.reshape(arrays[f"hands_mean{end}"], 45), arrays[f"hands_components{end}"])
-            for end in ends]
+    with found_model(folder, family, side, gender) as path:
+        arrays = load_arrays(path, "hands_")
+        return [(np.reshape(arrays[f"hands_mean{end}"], 45), arrays[f"hands_components{end}"])
+                for end in ends]
 
 
-READER_VERSION = 5  # increase it whenever the same files would give other records
+READER_VERSION = 6  # increase it whenever the same files would give other records
 BOX_MARGIN = 1.2  # of a body's crop, as in HMR and its successors
 UNKNOWN_FOCAL = 5000.0  # pixels, where a data set has no intrinsics: HMR's convention
 OWN = "own"  # detections that the data set itself ships
@@ -169,9 +191,10 @@ class Official(Packed):
     """A data set in the folder `root`, as its authors ship it.
 
     Its annotation is packed once into a memory-mapped file in the folder `cache` (default: root),
-    and again when a source file changes: the name of the packed file holds a checksum. Nothing in a
-    file is executed. Subclasses have `rows()`: it yields the records of the split in a fixed order,
-    or columns for `to_records`.
+    and again when a source file changes: the name of the packed file holds a checksum of sizes and
+    dates. Of DexYCB's labels_*.npz and RICH's bodies it holds the folders' alone: delete the .bin
+    when such a file changes. Nothing in a file is executed. Subclasses have `rows()`: it yields the
+    records of the split in a fixed order, or columns for `to_records`.
     Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file.
     """
 
@@ -238,7 +261,7 @@ class Official(Packed):
                     records = to_records(records, self.dtype)
                 count += len(records)
                 yield records
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, ModelError):
             raise
         except Exception as error:  # damaged files raise almost any error
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -262,11 +285,11 @@ class Pictures(Official):
         keypoints_3d     (J, 4)   metres in the camera's frame (if unknown: from the root),
                                   and confidence
         pose             (P, 3)   axis-angles of MODEL: the root's in the camera's frame, fingers
-                                  absolute (has_hands)
+                                  absolute
         betas            (B,)     of the model of this gender (an index of GENDERS)
         transl           (3,)     metres in the data set's frame, see `moved_translation`
         world_to_camera  (3, 4)   from that frame to the camera's
-        has_pose, has_hands, has_betas, has_transl
+        has_pose, has_betas, has_transl
         side             1 right hand, 0 left hand, -1 body
         person           a number    mesh    a file: the docstring of each data set explains
 
@@ -291,6 +314,7 @@ class Pictures(Official):
     JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
     FIELDS: list[tuple] = []  # of records, beside those of all data sets
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see `absolute`
+    NEEDS_MODELS = False  # whether records depend on `models` though finger angles are absolute
     LEFT_OPTIONS: dict = {}  # for load_model, of left hands
     DETECTED = False  # whether keypoints_2d of a record are a detector's
 
@@ -308,9 +332,10 @@ class Pictures(Official):
         self.dtype = np.dtype(record_dtype(
             len(bodymodels.JOINT_SETS[self.JOINTS]),
             len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]), self.NUM_BETAS).descr + self.FIELDS)
-        others = sorted(self.models.rglob("*")) if self.HAND_SPACE and self.models else ()
-        super().__init__(root, split, size, others=[path for path in others if path.is_file()],
-                         **options)
+        needed = self.models and (self.HAND_SPACE or self.NEEDS_MODELS)
+        others = [path for path in sorted(self.models.rglob("*") if needed else ())
+                  if path.suffix in (".npz", ".pkl") and path.is_file()]
+        super().__init__(root, split, size, others=others, **options)
 
     def require_models(self, what: str) -> None:
         """Raise FileNotFoundError unless there is a folder of body models."""
@@ -369,7 +394,7 @@ class Pictures(Official):
     def hand_pose(self, pose: np.ndarray, side: str) -> dict:
         """Return the columns of hands' poses (N, ...) of HAND_SPACE; none without `models`."""
         pose = self.absolute(pose, side=side)
-        return {} if pose is None else {"pose": pose, "has_pose": 1, "has_hands": 1}
+        return {} if pose is None else {"pose": pose, "has_pose": 1}
 
     def posed(self, record: np.ndarray, keypoints_only: bool = False
               ) -> tuple[bodymodels.BodyOutput, bodymodels.BodyModel, Tensor]:
@@ -460,7 +485,7 @@ class Pictures(Official):
             return keypoints_2d, keypoints_3d * (keypoints_3d[0, 3] > 0), np.zeros(3, np.float32)
         output, model, transl = self.posed(record, keypoints_only=True)
         keypoints_3d = with_confidence(model.keypoints(output)[0].numpy())
-        projected = with_confidence(crops.to_pixels(keypoints_3d[:, :3], record["K"]),
+        projected = with_confidence(bodymodels.project(keypoints_3d[:, :3], record["K"]),
                                     float(record["K"][2, 2]))
         annotated = 0 if self.DETECTED and self.detections is not None else keypoints_2d[:, 2:]
         return np.where(annotated > 0, keypoints_2d, projected), keypoints_3d, transl.numpy()
@@ -482,8 +507,7 @@ class Pictures(Official):
             fit[name] for name in ("lhand_pose", "rhand_pose")]
         vector = np.concatenate([np.reshape(part, -1) for part in parts])[None]
         pose = self.absolute(vector)
-        return row | {"pose": (vector.reshape(1, 55, 3) if pose is None else pose)[0],
-                      "has_hands": pose is not None}
+        return row | {"pose": (vector.reshape(1, 55, 3) if pose is None else pose)[0]}
 
     def with_model_keypoints(self, columns: dict, gender: str = "neutral", template: str = ""
                              ) -> dict:
@@ -499,7 +523,7 @@ class Pictures(Official):
                 columns["world_to_camera"], (len(roots), 3, 4)), roots, strict=True)])
         points = model.keypoints(model(betas, pose, transl=torch.from_numpy(transl))).numpy()
         front = (points[..., 2] > 0.05).astype(np.float32)  # metres before the camera
-        keypoints = with_confidence(crops.to_pixels(np.where(front[..., None] > 0, points, 1.0),
+        keypoints = with_confidence(bodymodels.project(np.where(front[..., None] > 0, points, 1.0),
                                                     np.asarray(columns["K"])), front)
         return columns | boxes_around(keypoints) | {
             "keypoints_2d": keypoints, "keypoints_3d": with_confidence(points)}
@@ -558,7 +582,7 @@ class OfficialPeople(KeyedDataset):
                             f"{self.pictures.MODEL}{len(model.parents) + 21}", "smplx76")
         known = points[:, 3]
         points = np.where(points[:, 3:] > 0, points[:, :3], (0, 0, 1))  # (0, 0, 0) has no pixel
-        keypoints_2d = crops.to_pixels(points, K)
+        keypoints_2d = bodymodels.project(points, K)
         size = image.shape[1], image.shape[0]
         homography = crops.crop_homography(*self.pictures.square(record, size), self.size)
         pose = np.tile(np.eye(3), (55, 1, 1))

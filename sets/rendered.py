@@ -285,7 +285,7 @@ class RenderedHands(Rendered):
     default is the whole sphere.
 
     cache: a folder. The split is rendered once, by all cores, into one memory-mapped file there
-    (3 S^2 + 9.9 kB a sample) and read from it afterwards, bit for bit the same. A rendering that
+    (3 S^2 + 9.8 kB a sample) and read from it afterwards, bit for bit the same. A rendering that
     was killed continues where it stopped.
     """
 
@@ -319,7 +319,7 @@ class RenderedHands(Rendered):
         record["image"] = painting.add_lens_and_noise(rng, picture)
         record["K"], record["joints"] = K, joints
         record["vertices"] = surface[:crops.NUM_VERTICES]
-        record["keypoints_2d"] = crops.to_pixels(joints, K)
+        record["keypoints_2d"] = bodymodels.project(joints, K)
         return record
 
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -80,7 +80,7 @@ class BodyScene(NamedTuple):
 
     @property
     def keypoints_2d(self) -> np.ndarray:
-        return crops.to_pixels(self.keypoints_3d, self.K)
+        return bodymodels.project(self.keypoints_3d, self.K)
 
 
 def place(rng: np.random.Generator, size: int, pose: np.ndarray, betas: np.ndarray,

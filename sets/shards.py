@@ -70,35 +70,43 @@ class Shards(Pictures):
                     yield from records
 
 
+def filtered(person: dict, pose: str, unit: float) -> dict | None:
+    """Return the columns of a person or a hand after the filters of HMR2.0's and HaMeR's training.
+
+    Keypoints of confidence below 0.3 do not count. Those with four keypoints or fewer, or a
+    reprojection loss of 31,000 or more, are left out. A pose is used only with its shape, and not
+    if a coefficient exceeds 3. An unknown shape becomes the mean.
+
+    pose: "body_pose" or "hand_pose". unit: pixels of a box whose scale is 1.
+    """
+    losses = person.get("extra_info", {}).get("fitting_loss", {})
+    losses = losses.item() if isinstance(losses, np.ndarray) else losses
+    keypoints = np.array(person["keypoints_2d"], np.float64)
+    keypoints[keypoints[:, 2] < 0.3] = 0
+    if (keypoints[:, 2] > 0).sum() <= 4 or (losses.get("reprojection_loss") or 0) >= 31_000:
+        return None
+    betas = np.array(person["betas"], np.float64)
+    known = (float(np.asarray(person[f"has_{pose}"])) > 0
+             and float(np.asarray(person["has_betas"])) > 0 and np.abs(betas).max() <= 3)
+    return {"keypoints_2d": keypoints, "keypoints_3d": person["keypoints_3d"],
+            "center": person["center"], "box": np.broadcast_to(person["scale"], 2) * unit,
+            "pose": np.reshape(person[pose], (-1, 3)), "betas": betas * known,
+            "has_pose": known, "has_betas": True}
+
+
 class HMRShards(Shards):
     """HMR2.0's training sets (Goel et al. 2023): dataset_tars/coco-train-2014-pruned and so on.
 
-    Filters are those of HMR2.0's training: keypoints of confidence below 0.3 do not count. People
-    with four keypoints or fewer, or a reprojection loss of 31,000 or more, are left out. A pose is
-    used only with its shape, and not if a coefficient exceeds 3. An unknown shape becomes the mean.
-
-    SUPPRESS_BAD_POSES is not done: it needs a histogram of AMASS whose layout and threshold are not
-    documented. HMR2.0 leaves out nine bad pictures of AI Challenger by name; here they stay.
+    Of its filters (see `filtered`) SUPPRESS_BAD_POSES is not done: it needs a histogram of AMASS
+    whose layout and threshold are not documented. HMR2.0 leaves out nine bad pictures of AI
+    Challenger by name; here they stay.
     """
 
     JOINTS = "hmr44"
     HOME = "github.com/shubham-goel/4D-Humans"
 
     def person(self, person: dict) -> dict | None:
-        losses = person.get("extra_info", {}).get("fitting_loss", {})
-        losses = losses.item() if isinstance(losses, np.ndarray) else losses
-        keypoints = np.array(person["keypoints_2d"], np.float64)
-        keypoints[keypoints[:, 2] < 0.3] = 0
-        if (keypoints[:, 2] > 0).sum() <= 4 or losses.get("reprojection_loss", 0) >= 31_000:
-            return None
-        betas = np.array(person["betas"], np.float64)
-        known = (float(np.asarray(person["has_body_pose"])) > 0
-                 and float(np.asarray(person["has_betas"])) > 0 and np.abs(betas).max() <= 3)
-        return {"keypoints_2d": keypoints, "keypoints_3d": person["keypoints_3d"],
-                "center": person["center"],
-                "box": np.broadcast_to(person["scale"], 2) * 200 / BOX_MARGIN,
-                "pose": np.reshape(person["body_pose"], (24, 3)), "betas": betas * known,
-                "has_pose": known, "has_betas": True}
+        return filtered(person, "body_pose", 200 / BOX_MARGIN)
 
 
 class HaMeRShards(Shards):
@@ -106,7 +114,7 @@ class HaMeRShards(Shards):
 
     hand_pose is absolute, according to HaMeR's layer and its author's answers (not seen in a real
     shard). K is unknown: the crop's camera is a guess, and joints may be relative to the wrist. The
-    crop is made around the keypoints, not with `scale`.
+    crop is made around the keypoints, not with `scale`. Filters: see `filtered`.
     """
 
     JOINTS, MODEL = "hand21", "mano"
@@ -114,10 +122,5 @@ class HaMeRShards(Shards):
     LEFT_OPTIONS = {"fix_left_shapedirs": True}
 
     def person(self, person: dict) -> dict | None:
-        return {"keypoints_2d": person["keypoints_2d"], "keypoints_3d": person["keypoints_3d"],
-                "center": person["center"], "box": np.broadcast_to(person["scale"], 2) * 200,
-                "pose": np.reshape(person["hand_pose"], (16, 3)), "betas": person["betas"],
-                "has_pose": np.asarray(person["has_hand_pose"]) > 0,
-                "has_hands": np.asarray(person["has_hand_pose"]) > 0,
-                "has_betas": np.asarray(person["has_betas"]) > 0,
-                "side": int(np.asarray(person["right"]))}
+        row = filtered(person, "hand_pose", 200)
+        return row and row | {"side": int(np.asarray(person["right"]))}

@@ -15,7 +15,6 @@ import bodymodels
 import data
 from files import load_arrays
 from sets import body_sets
-from sets.crops import to_pixels
 from sets.hand_sets import DexYCB
 from sets.official import intrinsics
 
@@ -180,7 +179,7 @@ def write_dexycb(root):
                     write_picture(folder / serial / f"color_{frame:06d}.jpg", (640, 480))
                     joints = hand_joints()[None].astype(np.float32)
                     pose = RNG.normal(0, 0.3, (1, 51)).astype(np.float32)
-                    pixels = to_pixels(joints, DEXYCB_K).astype(np.float32)
+                    pixels = bodymodels.project(joints, DEXYCB_K).astype(np.float32)
                     pose[:, 48:] = 0.02, 0.01, 0.8
                     if (camera, frame) == (0, 1):
                         pose[:], joints[:], pixels[:] = 0, -1, -1
@@ -405,15 +404,20 @@ def write_hmr2(root):
         "c.detection.npz": b"masks", "d.jpg": jpeg(), "d.data.pyd": b"no pickle"})
 
 
+def tar_hand(**changes):
+    """A hand of HaMeR's training sets."""
+    return {"keypoints_2d": np.concatenate([RNG.uniform(20, 40, (21, 2)), np.ones((21, 1))], 1),
+            "keypoints_3d": np.pad(hand_joints(), ((0, 0), (0, 1)), constant_values=1.0),
+            "center": np.array([30.0, 24]), "scale": np.array([0.1, 0.1]),
+            "hand_pose": RNG.normal(0, 0.3, 48), "betas": np.zeros(10),
+            "has_hand_pose": np.array(1.0), "has_betas": np.array(1.0), "right": np.array(1.0)
+            } | changes
+
+
 def write_hamer(root):
     """A right and a left hand in one picture."""
-    flat = np.concatenate([RNG.uniform(20, 40, (21, 2)), np.ones((21, 1))], 1)
-    hands = [{"keypoints_2d": flat, "keypoints_3d": np.pad(hand_joints(), ((0, 0), (0, 1)),
-                                                           constant_values=1.0),
-              "center": np.array([30.0, 24]), "scale": np.array([0.1, 0.1]),
-              "hand_pose": RNG.normal(0, 0.3, 48), "betas": np.zeros(10),
-              "has_hand_pose": np.array(1.0), "has_betas": np.array(0.0), "right": right}
-             for right in (np.array(1.0), np.array(0.0))]
+    right = tar_hand()
+    hands = [right, tar_hand(keypoints_2d=right["keypoints_2d"], right=np.array(0.0))]
     write_shard(root / "000000.tar", {"k.jpg": jpeg(), "k.data.pyd": pickle.dumps(hands)})
 
 

@@ -121,9 +121,14 @@ def test_the_mixture_of_hands_has_people_and_pairs(folders, models, tmp_path, mo
     assert mixed[0].keys() == batch.keys()
 
 
-def test_hands_beside_people_follow_the_chosen_recipe():
-    """A recipe of bodies is widened for crops of hands; HaMeR's is HMR2.0's, widened."""
+def test_hands_beside_people_follow_the_chosen_recipe(folders, models):
+    """A recipe of bodies is widened for crops of hands; HaMeR's is HMR2.0's, widened. Without one
+    their crops are twice as large as the hands, as people's are."""
     hmr, hamer = (data.AUGMENTATIONS[f"official_{name}"] for name in ("hmr", "hamer"))
     assert data.for_hands(hmr) == hamer
     recipe = data.for_hands(data.AUGMENTATIONS["rendered_bodies"])
     assert recipe.scale == (1.8, 2.2) and recipe.flip == 0 and recipe.gain == (0.8, 1.2)
+    pairs = data.open_official("freihand", folders("freihand"), size=64, hand_size=32,
+                               models=models)
+    sides = np.ptp(pairs[0]["hand_keypoints_2d"].numpy(), 1).max(1)
+    np.testing.assert_allclose(sides, 16, atol=0.5)

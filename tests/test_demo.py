@@ -28,7 +28,6 @@ import weights.simplehand
 from hmr_adapter import BodyAdapter, BodyExpert, HandExpert
 from networks import finders
 from networks.finders import Found
-from sets.crops import to_pixels
 from sets.images import to_smpl45
 
 ROOT = Path(demo.__file__).parent
@@ -273,7 +272,7 @@ def test_hmr_adapter_s_joints_are_compared_by_name(files):
     the body expert's own are its joints of that name, too."""
     one = demo.load_hmr_adapter(demo.parser().parse_args(arguments_of("hmr_adapter", files))).one
     result = one(noise(), Found((10, 10, 60, 70)), None)
-    joints = to_pixels(result.arrays["joints"], result.arrays["K"])
+    joints = bodymodels.project(result.arrays["joints"], result.arrays["K"])
     names = bodymodels.JOINT_SETS["smplx55"]
     for index, name in enumerate(SMPL45):
         if name in names:

@@ -19,7 +19,6 @@ import bodymodels
 import genhmr
 import hmr_adapter
 import simplehand
-from sets.crops import to_pixels
 
 
 @given(st.floats(0.1, 4), st.floats(-0.3, 0.3), st.floats(-0.3, 0.3))
@@ -46,8 +45,8 @@ def test_a_mesh_before_my_camera_keeps_its_pixels(zoom, x, y):
     theirs = genhmr.in_picture(body, torch.ones(1), torch.ones(1),
                                *genhmr.picture_camera(*crop, K))
     for found in moved, theirs:
-        pixels = to_pixels(found["joints"], K)
-        assert np.allclose(pixels, to_pixels(arrays["joints"], old), atol=0.05)
+        pixels = bodymodels.project(found["joints"], K)
+        assert np.allclose(pixels, bodymodels.project(arrays["joints"], old), atol=0.05)
         assert found["transl"][2] == pytest.approx(5 * zoom, rel=1e-4)
     shift = moved["transl"] - arrays["transl"]
     assert np.allclose(moved["vertices"] - arrays["vertices"], shift, atol=1e-5)

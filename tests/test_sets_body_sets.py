@@ -12,7 +12,7 @@ from PIL import Image
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
 from sets.body_sets import ARCTIC, RICH, SMPLX_PARTS, Human36MHMR2
-from sets.crops import crop_homography, to_pixels, transform_points
+from sets.crops import crop_homography, transform_points
 from sets.official import (
     OWN,
     OfficialPeople,
@@ -39,7 +39,7 @@ def test_wart_3dpw_keypoints_are_transposed(folders):
     content = safe_unpickle(root / "sequenceFiles/test/courtyard_arguing_00.pkl")
     record = tiny.threedpw(root).records()[0]
     names = bodymodels.JOINT_SETS["smpl45"]
-    for name, column in (("nose", 0), ("right_eye", 14), ("left_ankle", 13)):
+    for name, column in (("nose", 0), ("neck", 1), ("right_eye", 14), ("left_ankle", 13)):
         found = record["keypoints_2d"][names.index(name)]
         np.testing.assert_allclose(found, content["poses2d"][0][0][:, column], rtol=1e-6)
     assert record["keypoints_2d"][names.index("left_ear"), 2] == 0  # column 17
@@ -53,9 +53,10 @@ def test_golden_3dpw_camera_leads_from_the_world(folders):
     record = tiny.threedpw(folders("3dpw")).records()[0]
     motion = record["world_to_camera"].astype(np.float64)
     pelvis = moved_translation(record["transl"], motion, tiny.REST_ROOT) + tiny.REST_ROOT
-    np.testing.assert_allclose(to_pixels(pelvis[None], tiny.K_3DPW)[0], (271.1, 958.1), atol=0.1)
+    found = bodymodels.project(pelvis[None], tiny.K_3DPW)[0]
+    np.testing.assert_allclose(found, (271.1, 958.1), atol=0.1)
     R, t = motion[:, :3].T, -motion[:, :3].T @ motion[:, 3]
-    wrong = to_pixels((R @ (tiny.TRANSL_3DPW + tiny.REST_ROOT) + t)[None], tiny.K_3DPW)[0]
+    wrong = bodymodels.project((R @ (tiny.TRANSL_3DPW + tiny.REST_ROOT) + t)[None], tiny.K_3DPW)[0]
     assert wrong[0] > 1080  # outside of the picture
 
 
@@ -129,11 +130,11 @@ def test_golden_emdb_extrinsics_lead_to_the_camera(folders):
     record = tiny.emdb(folders("emdb")).records()[0]
     motion = record["world_to_camera"].astype(np.float64)
     root = moved_translation(record["transl"], motion, tiny.REST_ROOT) + tiny.REST_ROOT
-    found = to_pixels(root[None], tiny.K_EMDB)[0]
+    found = bodymodels.project(root[None], tiny.K_EMDB)[0]
     np.testing.assert_allclose(found, (955.88, 1046.72), atol=0.05)
     assert np.abs(found - record["keypoints_2d"][0, :2]).max() < 2.5
     R, t = motion[:, :3].T, -motion[:, :3].T @ motion[:, 3]
-    wrong = to_pixels((R @ (tiny.TRANSL_EMDB + tiny.REST_ROOT) + t)[None], tiny.K_EMDB)[0]
+    wrong = bodymodels.project((R @ (tiny.TRANSL_EMDB + tiny.REST_ROOT) + t)[None], tiny.K_EMDB)[0]
     np.testing.assert_allclose(wrong, (1383, 733), atol=1)
     np.testing.assert_allclose(tiny.rodrigues(record["pose"][0]),
                                tiny.CAMERA_EMDB[:3, :3] @ tiny.rodrigues(tiny.ROOT_EMDB), atol=1e-5)
@@ -176,7 +177,8 @@ def test_wart_human36m_of_moon(folders, models):
     np.testing.assert_allclose(pose[1:22].ravel(), fit["body_pose"], rtol=1e-5)
     mean = load_arrays(models / "SMPLX_NEUTRAL.npz")["hands_meanr"]
     np.testing.assert_allclose(pose[40:].ravel(), fit["rhand_pose"] + mean.ravel(), atol=1e-6)
-    assert not tiny.h36m_smplx(root).records()["has_hands"].any()  # without models
+    relative = tiny.h36m_smplx(root).record(0)["pose"]  # without models
+    np.testing.assert_allclose(relative[40:].ravel(), fit["rhand_pose"], atol=1e-6)
     people = OfficialPeople(dataset, 32)
     assert people.kept.tolist()[:4] == [0, 1, 3, 4]  # every third has no fit
     flags = {name: float(people[0][f"{name}_valid"]) for name in ("body_pose", "betas",
@@ -267,7 +269,7 @@ def test_wart_rich_two_people_cameras_and_twelve_coefficients(folders, models):
     np.testing.assert_allclose(dataset.posed(records[3])[0].vertices[0].numpy(), expected,
                                atol=1e-4)
     found = records[3]["keypoints_3d"][:, :3]
-    np.testing.assert_allclose(to_pixels(found, intrinsics((30, 30), (16, 12))),
+    np.testing.assert_allclose(bodymodels.project(found, intrinsics((30, 30), (16, 12))),
                                records[3]["keypoints_2d"][:, :2], atol=1e-3)
 
 

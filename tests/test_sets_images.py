@@ -102,11 +102,12 @@ ASTRONAUT_KEYPOINTS = ROOT / "assets" / "astronaut_keypoints.json"
 
 @pytest.mark.parametrize(("count", "name"), images.KEYPOINT_SETS.items())
 def test_convention_keypoints_go_to_joints_of_their_name(count, name):
-    """Every joint that detector and body share arrives, everything else is zero."""
+    """Every joint that detector and body share arrives, everything else is zero; as in readers."""
     names = bodymodels.JOINT_SETS[name]
     assert len(names) == count
     rows = np.arange(1.0, 3 * count + 1).reshape(count, 3)
     result = images.to_smpl45(rows)
+    np.testing.assert_array_equal(data.relabelled(rows, name, "smpl45"), result)
     shared = set(names) & set(SMPL45)
     assert len(shared) >= 16 and {"nose", "left_wrist", "right_knee"} <= shared
     for joint, row in zip(SMPL45, result, strict=True):

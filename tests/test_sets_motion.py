@@ -104,6 +104,17 @@ def test_amass_reads_both_downloads(tmp_path):
     assert motion.AMASS(tmp_path)[0]["betas"].tolist() == pytest.approx(np.arange(10) / 10)
 
 
+def test_a_recording_of_two_releases_is_read_once(tmp_path):
+    """SMPL+H's counts, also where its release has another name of the data set."""
+    for name, width in (("BMLrub/rub001/walk_stageii.npz", 165), ("BMLrub/rub001/jog_stageii.npz",
+                        165), ("BioMotionLab_NTroje/rub001/walk_poses.npz", 156)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.savez(tmp_path / name, poses=recording(0, width=width), betas=np.zeros(16))
+    dataset = motion.AMASS(tmp_path)
+    assert [path.name for paths in dataset.sources.values() for path in paths] == [
+        "jog_stageii.npz", "walk_poses.npz"]
+
+
 def test_convention_recordings_stand_before_the_camera(tmp_path):
     """An upright body of AMASS's z-up world is upright with y down and faces the camera."""
     (tmp_path / "KIT/1").mkdir(parents=True)

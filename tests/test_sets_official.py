@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 
 import numpy as np
 import official_folders as tiny
@@ -149,6 +150,30 @@ def test_annotation_is_packed_once(fresh, models, tmp_path, name):
     again = opened(name, root, models, cache=cache)
     assert again.path != first.path and len(again) == len(first)
     np.testing.assert_array_equal(again.records()["image"], first.records()["image"])
+
+
+@pytest.mark.parametrize("name", ["freihand", "arctic"])
+def test_annotation_is_packed_again_for_other_models(fresh, models, tmp_path, name):
+    """For another date of a model, but not for other files beside it, such as packed ones."""
+    folder = shutil.copytree(models, tmp_path / "models")
+    root, options = fresh(name), {"models": folder, "cache": folder}
+    paths = [tiny.READERS[name](root, **options).path for _ in range(2)]
+    os.utime(folder / "SMPLX_FEMALE.npz", ns=(0, 0))
+    paths.append(tiny.READERS[name](root, **options).path)
+    assert paths[0] == paths[1] != paths[2]
+
+
+@pytest.mark.parametrize("name,file", [("freihand", "MANO_RIGHT"), ("h36m-smplx", "SMPLX_NEUTRAL"),
+                                       ("arctic", "SMPLX_FEMALE")])
+def test_a_damaged_body_model_is_named(fresh, models, tmp_path, name, file):
+    """The data set is not blamed for it."""
+    root, path = fresh(name), shutil.copytree(models, tmp_path / "models") / f"{file}.npz"
+    path.write_bytes(path.read_bytes()[:999])
+    with pytest.raises(ValueError, match=f"^body model .*{file}.npz cannot be used"):
+        tiny.READERS[name](root, models=path.parent)
+    np.savez(path, v_template=np.zeros((5, 3)))  # another file's content
+    with pytest.raises(ValueError, match=f"^body model .*{file}.npz cannot be used"):
+        tiny.READERS[name](root, models=path.parent)
 
 
 @pytest.mark.parametrize("name", tiny.READERS)

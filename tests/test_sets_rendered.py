@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 import bodymodels
 from sets import crops, motion, rendered, rendered_bodies
-from sets.augmentation import find_augmentation
+from sets.augmentation import Augmentation, find_augmentation
 from sets.crops import inside
 from sets.painting import paint_surface
 from sets.rendered_bodies import RenderedBodies, RenderedPeople
@@ -40,6 +40,14 @@ def test_labels_are_consistent():
         assert_projects(sample)
         assert (sample["vertices"][:, 2] > 0.1).all()
         assert sample["side"] == 1 and sample["mesh_valid"] == 1
+
+
+def test_upright_crops_need_no_other_motion():
+    """With probability 1 alone the knuckles stand above the wrist."""
+    for sample in hands(length=12, augmentation=Augmentation(upright=1.0)):
+        points = sample["keypoints_2d"]
+        x, y = points[crops.KNUCKLES].mean(0) - points[0]
+        assert y < 0 and abs(x) < -y
 
 
 def test_projected_joints_land_on_the_hand():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hostile import Call
-from official_folders import hamer, hmr2, jpeg, tar_person, write_shard
+from official_folders import hamer, hmr2, jpeg, tar_hand, tar_person, write_shard
 
 import bodymodels
 from files import safe_unpickle
@@ -25,6 +25,21 @@ def test_wart_tar_filters_of_hmr2(folders):
     assert records["person"].tolist() == [0, 2, 0]
     assert records["has_pose"].tolist() == [1, 0, 0] and records["has_betas"].tolist() == [1, 1, 1]
     assert not records["betas"][1:].any() and records["keypoints_2d"][2, 3].tolist() == [0, 0, 0]
+
+
+def test_wart_tar_filters_of_hamer(tmp_path):
+    """They are the same: of a hand with an extreme or unknown shape only the keypoints count."""
+    few, weak = np.zeros((21, 3)), np.ones((21, 3))
+    few[:4], weak[2] = 1, (8, 9, 0.2)
+    lost = {"fitting_loss": np.array({"reprojection_loss": 32_000.0})}
+    hands = [tar_hand(keypoints_2d=weak), tar_hand(keypoints_2d=few), tar_hand(extra_info=lost),
+             tar_hand(betas=np.full(10, 3.5)), tar_hand(has_betas=0.0, right=0.0)]
+    write_shard(tmp_path / "000000.tar", {"a.jpg": jpeg(), "a.data.pyd": pickle.dumps(hands)})
+    records = hamer(tmp_path).records()
+    assert records["person"].tolist() == [0, 3, 4] and records["side"].tolist() == [1, 1, 0]
+    assert records["has_pose"].tolist() == [1, 0, 0] and records["has_betas"].all()
+    assert not records["betas"].any() and records["keypoints_2d"][0, 2].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(records["box"], 20, rtol=1e-6)
 
 
 def test_wart_tar_scale_is_width_and_height_over_200(folders):
