@@ -417,3 +417,26 @@ def test_attention_starts_as_a_ring():
     assert torch.allclose(offsets[0, 0, 0], torch.tensor([1.0, 0.0]))
     assert torch.allclose(offsets[2, 1, 3], torch.tensor([0.0, 4.0]), atol=1e-5)
     assert len(offsets[:, 0, 0].round(decimals=3).unique(dim=0)) == 8
+
+
+def test_attention_equals_transformers():
+    """With its weights the layer equals Hugging Face's module to 1e-12."""
+    try:
+        from transformers.models.deformable_detr import modeling_deformable_detr as peer
+    except Exception as error:  # not there, or without what it needs, or beside a wrong torchvision
+        pytest.skip(f"no transformers: {error}")
+
+    class Settings:
+        d_model, num_feature_levels, disable_custom_kernels = 12, 3, True
+
+    module = random_attention(pyramid_width=12)
+    other = peer.DeformableDetrMultiscaleDeformableAttention(Settings(), num_heads=3, n_points=2)
+    other.double().load_state_dict(module.state_dict())
+    queries, reference = torch.randn(2, 5, 12).double(), torch.rand(5, 2).double()
+    values, shapes = torch.randn(2, CELLS, 12).double(), torch.tensor(SHAPES)
+    starts = torch.cat((shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]))
+    expected, _ = other(
+        queries, encoder_hidden_states=values,
+        reference_points=reference[None, :, None].expand(2, -1, 3, -1), spatial_shapes=shapes,
+        spatial_shapes_list=list(SHAPES), level_start_index=starts)
+    assert torch.allclose(module(queries, reference, values), expected, atol=1e-12)

@@ -104,6 +104,15 @@ def test_presets_say_what_the_paper_says():
             assert (part.expert.vit_dim, part.expert.vit_depth) == (1280, 32)
 
 
+def test_cpu_checkpoints_are_small():
+    """Both small paths together take less than 30 MB in half precision."""
+    preset = hmr.PRESETS["cpu"]
+    models = [on_meta(config) for config in (preset.hand, preset.body)]
+    size = sum(2 * value.numel() for model in models
+               for value in model.state_dict().values())
+    assert size < 30e6
+
+
 @pytest.mark.parametrize("changes, needed", [
     ({}, True), ({"inject": "concat"}, True), ({"inject": "weighted"}, True),
     ({"inject": "none"}, False), ({"context": "image"}, False), ({"arm_source": "true"}, False)])
@@ -210,6 +219,16 @@ def test_axis_angles_are_those_of_bodymodels():
         assert torch.autograd.gradcheck(hmr.matrix_to_axis_angle, near)
 
 
+def test_convention_mirror_is_m_r_m():
+    """mirror is M R M, maps axis-angles to (x, -y, -z), and is an involution."""
+    flip, matrices = torch.diag(torch.tensor([-1.0, 1, 1])), rotations(20)
+    assert torch.allclose(hmr.mirror(matrices), flip @ matrices @ flip)
+    assert torch.equal(hmr.mirror(hmr.mirror(matrices)), matrices)
+    angles = torch.randn(20, 3)
+    assert torch.allclose(hmr.mirror(hmr.axis_angle_to_matrix(angles)),
+                          hmr.axis_angle_to_matrix(angles * torch.tensor([1, -1, -1])), atol=1e-5)
+
+
 def test_arm_chain_is_the_global_rotation_of_the_wrist():
     """theta_b's product is the wrist's rotation, so the hand's orientation: the header's leak."""
     pose = rotations(3, 55, spread=0.7)
@@ -269,6 +288,19 @@ def test_roi_align_is_the_loop():
     assert not found[-1].any()
     absurd = torch.tensor([[1e6, 0, -1e6, 3], [-1e6, -1e6, 1e6, 1e6]])
     assert hmr.roi_align(features[:2], absurd, 4).isfinite().all()
+
+
+def test_roi_align_is_torchvisions():
+    """It equals torchvision's, where that is installed."""
+    try:
+        from torchvision.ops import roi_align
+    except Exception as error:  # a torchvision of another torch raises RuntimeError
+        pytest.skip(f"no torchvision: {error}")
+    features = torch.randn(len(BOXES), 3, 11, 9)
+    boxes = torch.tensor(BOXES)
+    numbered = torch.cat((torch.arange(len(boxes))[:, None], boxes), 1)
+    assert torch.allclose(hmr.roi_align(features, boxes, 4),
+                          roi_align(features, numbered, 4, 1.0, -1, aligned=False), atol=1e-5)
 
 
 def test_expectation_is_where_the_peak_is():
