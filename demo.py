@@ -34,21 +34,22 @@ import weights.simplehand
 from bodymodels import ASSETS, JOINT_SETS, project
 from networks import fast, finders
 from networks.adapter_rivals import build_model
-from networks.any_view import looking_again
+from networks.any_view import heat_map_notes, looking_again
 from networks.backbones import ALL_PRESETS, simplehand_model
 from networks.finders import Found
 from networks.overlays import write_results
 from networks.small_encoder import SmallEncoder, build_genhmr
-from networks.smooth import smooth_video
-from sets.images import LEAST_CONFIDENCE, picture_files, read_image
-from weights.files import trained_on
+from networks.smooth import pose_hand, smooth_video
+from sets.images import LEAST_CONFIDENCE, camera_of, picture_files, read_camera, read_image
+from weights.files import find_device, trained_on
 
-# We warn of heat maps wider than SPREAD, suggest the other side where the mirrored hand's are
-# narrower by the factor SURER, and warn of meshes further than MISFITS from given 2D keypoints or
-# from the network's own: see finders.misfit, benchmarks/alarms.py and RESULTS.md.
-SPREAD, SURER = 0.1, 0.8
+# We warn of meshes further than MISFITS from given 2D keypoints or from the network's own: see
+# finders.misfit, benchmarks/alarms.py and RESULTS.md.
 CONVENTIONAL = "distances are conventional: for metres give your camera, --focal PX or --K FILE"
 MISFITS = {"simplehand": (0.11, 0.06), "genhmr": (0.08, 0.07), "hmr_adapter": (0.12, 0.08)}
+LEAST = {  # values of flags, and what to say of lower ones
+    "smooth": (1e-6, "frames a second, such as 30"), "focal": (1e-6, "pixels, such as 1500"),
+    "iterations": (1, "1 or more"), "refine": (0, "0 or more")}
 
 
 class Result(NamedTuple):
@@ -87,9 +88,10 @@ def parser() -> argparse.ArgumentParser:
         add("--box", action="append", default=[], metavar="X,Y,W,H", help="upper left corner, "
             "width and height of a hand or person in pixels, of a hand also X,Y,W,H,left; or "
             "'whole'; repeat it for more")
-        add("--focal", type=float, metavar="PX",
-            help="focal length of your camera in pixels, for distances in metres")
-        add("--K", type=Path, metavar="FILE", help="a text file of its 3 x 3 intrinsics instead")
+        either = part.add_mutually_exclusive_group().add_argument
+        either("--focal", type=float, metavar="PX",
+               help="focal length of your camera in pixels, for distances in metres")
+        either("--K", metavar="FILE", help="a text file of its 3 x 3 intrinsics instead")
         add("--smooth", type=float, metavar="FPS", help="pictures are a video's frames, FPS a "
             "second: smooth poses and places over time, one shape for each person")
         add("--out", type=Path, default="output", help="folder to write to (default: output)")
@@ -130,26 +132,20 @@ def own_arguments(network: str, add: Callable) -> None:
             "for checkpoints trained on them")
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device of --device. Raises ValueError if this machine does not have it."""
+def check(arguments: argparse.Namespace, pictures: int) -> None:
+    """Check the flags, read --K and make --out. Raises ValueError that names the flag."""
+    for flag, (least, expected) in LEAST.items():
+        value = getattr(arguments, flag, None)
+        if value is not None and not least <= value < math.inf:
+            raise ValueError(f"--{flag} {value}: expected {expected}")
+    if getattr(arguments, "keypoints", None) and pictures > 1:
+        raise ValueError("--keypoints: one file is of one picture; give one PICTURE")
+    arguments.K = arguments.K and read_camera(arguments.K)
+    arguments.device = find_device(arguments.device)
     try:
-        return torch.zeros(1, device=name).device
-    except Exception as error:  # of several types
-        reason = finders.short(error)
-        raise ValueError(f"--device {name}: this machine does not have it ({reason})") from error
-
-
-def camera(arguments: argparse.Namespace, image: np.ndarray) -> np.ndarray | None:
-    """Return K (3, 3) of --focal or --K, None without them. Raises ValueError for no such K.
-
-    A video needs one camera: by default its focal length is a frame's diagonal.
-    """
-    if arguments.K is None and arguments.focal is None and not arguments.smooth:
-        return None
-    (height, width), f = image.shape[:2], arguments.focal
-    f = math.hypot(width, height) if f is None else f
-    return simplehand.check_view(image, None, "right", np.loadtxt(arguments.K) if arguments.K else
-                                 np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]]))[1]
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {arguments.out}: cannot be made ({error.strerror})") from error
 
 
 # ------------------------------------------------------------------------------------ papers
@@ -168,19 +164,10 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
         arrays, *mirrored = (simplehand.predict(
             model, image, hand.keypoint_regressor, K=K, box=found.box, side=side)
             for side in sides[:1 + bool(arguments.box)])  # MediaPipe tells the side itself
-        notes = ["taken for a right hand; for a left one add --left"
-                 if arguments.box and sides[0] == "right" else f"a {sides[0]} hand"]
-        own = None  # a network with heat maps lays its mesh on its own keypoints, right or wrong
-        if "spread_2d" in arrays:
-            spread = arrays["spread_2d"].mean()
-            if mirrored and mirrored[0]["spread_2d"].mean() < SURER * spread:
-                notes.append("warning: it looks more like a " + (
-                    "left hand: add --left" if arrays["side"] else "right hand: leave out left"))
-            if spread > SPREAD:
-                notes.append("warning: the network is not sure where the keypoints are: do not "
-                             "trust this result")
-        else:
-            own = np.pad(arrays["keypoints_2d"], ((0, 0), (0, 1)), constant_values=1)
+        notes = heat_map_notes(sides[0], *(
+            each.get("spread_2d", np.zeros(1)).mean() for each in (arrays, *mirrored)))
+        own = None if "spread_2d" in arrays else np.pad(  # with heat maps they always fit
+            arrays["keypoints_2d"], ((0, 0), (0, 1)), constant_values=1)
         outward = faces[:, ::1 if arrays["side"] else -1]  # mirrored, they face inwards
         return Result(arrays, outward, notes, project(arrays["joints"], arrays["K"]), own)
 
@@ -198,13 +185,18 @@ def load_genhmr(arguments: argparse.Namespace) -> Loaded:
             model, body, image, box=found.box, keypoints=found.keypoints,
             iterations=arguments.iterations, mean_code=arguments.mean_code,
             refinement=arguments.refine, fitted_camera=arguments.fit_camera, K=K)
-        energies, count = arrays["energies"], (arrays["confidence"] > 0).sum()
-        fitted = (f"fitted to {count} keypoints" if arrays["fitted"] else "not fitted: " + (
-            "the keypoints do not determine it" if count else found.source))
+        energies, count = arrays["energies"], int((arrays["confidence"] > 0).sum())
+        seen = f"{count} keypoint{'s' * (count != 1)}"
+        why = "no --keypoints, and " * (not arguments.keypoints) + found.source
+        fitted = (f"fitted to {seen}" if arrays["fitted"] else "not fitted: " + (
+            "the keypoints do not determine it" if count else why))
         notes = [f"camera {fitted}"] * arguments.fit_camera
-        notes.append(f"not refined: {found.source if arguments.refine else '--refine 0'}"
-                     if len(energies) == 1 else f"refined against {count} keypoints "
-                     f"({found.source}): energy {energies[0]:.3g} -> {energies[-1]:.3g}")
+        notes.append(f"not refined: {why if arguments.refine else '--refine 0'}"
+                     if len(energies) == 1 else f"refined against {seen} ({found.source}): "
+                     f"energy {energies[0]:.3g} -> {energies[-1]:.3g}")
+        if energies[-1] > energies[0]:
+            notes.append("warning: the refinement raised the energy of the 2D keypoints: give more "
+                         f"steps, such as --refine {max(50, 2 * arguments.refine)}")
         own = None  # a ViT has no keypoints
         if isinstance(model.backbone, SmallEncoder):
             corner, side = arrays["box"][:2], arrays["box"][2]
@@ -249,8 +241,7 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
                  "pose is the body path's" for side, inside, valid in zip(
                      ("right", "left"), arrays["hand_inside"], arrays["hand_valid"], strict=True)
                  if arguments.hand and not valid]
-        if found.keypoints is None:
-            notes.append(f"not checked: {found.source}")
+        notes += found.unchecked
         at = project(arrays["joints"], arrays["K"])
         pixels, own = np.full((45, 2), np.nan, np.float32), np.zeros((45, 3))
         for row, joint in joints.items():
@@ -270,11 +261,11 @@ def load_hmr_adapter(arguments: argparse.Namespace) -> Loaded:
         arrays = hmr_adapter.predict_hand(model, image, mesh, box=found.box, side=found.side, K=K)
         pixels = project(mesh.keypoint_regressor.numpy() @ arrays["vertices"], arrays["K"])
         outward = faces[:, ::-1 if found.side == "left" else 1]
-        arrays["root"] = arrays["joints"][0]
-        return Result(arrays, outward, [f"a {found.side} hand"], pixels)
+        arrays |= {"root": arrays["joints"][0], "side": np.array(int(found.side == "right"))}
+        return Result(arrays, outward, [f"a {found.side} hand", *found.unchecked], pixels)
 
     if not arguments.body:
-        return Loaded(hand, about[-1], "hand")
+        return Loaded(hand, about[-1], "hand", lambda arrays: pose_hand(mesh, arrays))
     return Loaded(person, about[-1], pose=pose, hands=bool(arguments.hand))
 
 
@@ -297,34 +288,34 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
     A picture that fails is reported on stderr, and the others go on; the exit code is then 2.
     """
-    if arguments.smooth is not None and not 0 < arguments.smooth < math.inf:
-        raise ValueError(f"--smooth {arguments.smooth}: expected frames a second, such as 30")
     files, failed, written = picture_files(arguments.pictures), 0, []
-    arguments.device = find_device(arguments.device)
+    check(arguments, len(files))
     network = LOADERS[arguments.network](arguments)
     boxes = [finders.parse_box(text, network.kind) for text in arguments.box]
     if getattr(arguments, "left", False):
         boxes = [box._replace(side="left") for box in boxes]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    frames: list[list[Result]] = []
+    frames, shapes = list[list[Result]](), set[tuple[int, ...]]()
     for name, path in files.items():
         frames.append([])
         try:
             image = read_image(path)
             targets = finders.find(network.kind, image, boxes,
                                    getattr(arguments, "keypoints", None), hands=network.hands)
-            results = [reconstruct_one(network, image, target, camera(arguments, image))
-                       for target in targets]
+            K = camera_of(image, arguments.K, arguments.focal, bool(arguments.smooth))
+            results = [reconstruct_one(network, image, target, K) for target in targets]
             if arguments.smooth:
                 frames[-1] = results
             else:
                 written += write_results(arguments.out / name, image, [
                     (one.arrays, one.faces) for one in results])
-        except (ValueError, OSError) as error:
-            failed += 1
-            start = "" if str(path) in str(error) or len(files) == 1 else f"{path}: "
-            print(f"demo.py: {start}{error}", file=sys.stderr)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            failed, line = failed + 1, (str(error) or type(error).__name__).splitlines()[0]
+            start = "" if str(path) in line or len(files) == 1 else f"{path}: "
+            print(f"demo.py: {start}{line}", file=sys.stderr)
             continue
+        shapes.add(image.shape)
+        if arguments.smooth and arguments.K is None and len(shapes) > 1:
+            raise ValueError("--smooth: the frames have different sizes; a video has one camera")
         for number, (target, result) in enumerate(zip(targets, results, strict=True), 1):
             start = f"{path.name}: " if len(files) > 1 else ""
             start += f"{network.kind} {number}: " if len(targets) > 1 else ""

@@ -29,6 +29,9 @@ from simplehand import MeshHead, MetaFormerBlock, SimpleHand, fold_norms
 
 STEP = math.radians(10)  # between the angles of further passes (our choice)
 WEIGHT_HEAT_MAPS = 0.5  # of their cross-entropy (our choice)
+# We warn of heat maps wider than SPREAD, and suggest the other side where the mirrored hand's are
+# narrower by the factor SURER: see benchmarks/alarms.py and RESULTS.md.
+SPREAD, SURER = 0.1, 0.8
 TRUST = 4  # the weight of a pass is the spread of its heat maps to the power -TRUST (our choice)
 
 
@@ -262,6 +265,26 @@ class Upright(nn.Module):
 def looking_again(model: SimpleHand) -> nn.Module:
     """Return the model, or Upright around it if its config asks for further passes."""
     return Upright(model) if getattr(model.config, "upright_passes", 0) else model
+
+
+def heat_map_notes(side: str, spread: float, mirrored: float | None = None) -> list[str]:
+    """Say for which hand one is taken, and warn of wide heat maps.
+
+    spread: mean of spread_2d, 0 without heat maps. mirrored: that of the mirrored hand, where the
+    user says the side; None where a detector does.
+    """
+    asked, right = mirrored is not None, side == "right"
+    other = "left" if right else "right"
+    advice = "add ,left after its --box" if right else "leave out left"
+    notes = [f"{'taken for ' * (asked and right)}a {side} hand"]
+    if asked and mirrored < SURER * spread:
+        notes.append(f"warning: it looks more like a {other} hand: {advice}")
+    elif asked and right:
+        notes[0] += f"; for a {other} one {advice}"
+    if spread > SPREAD:
+        notes.append("warning: the network is not sure where the keypoints are: do not trust this "
+                     "result")
+    return notes
 
 
 def turn(images: Tensor, angle: Tensor, side: Tensor, center: Tensor | None = None,

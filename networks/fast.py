@@ -6,6 +6,7 @@ Also a faster head for SimpleHand alone, and a file of it for programs without s
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import torch
@@ -154,8 +155,11 @@ def export(model: nn.Module, path: Path) -> float:
     """Write a fused SimpleHand; return by how much the outputs of the file differ at most.
 
     torch.export.load(path).module() takes uint8 RGB (B, 3, S, S), any B, as SimpleHand.forward; it
-    is for the CPU and, after .to("cuda"), a GPU. Raises FileNotFoundError for a missing folder.
+    is for the CPU and, after .to("cuda"), a GPU. Raises OSError for a path that is a folder, or in
+    a missing one.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file in it")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: create the folder {path.parent} first")
     images = torch.randint(0, 256, (3, 3, *[model.config.image_size] * 2), dtype=torch.uint8,
@@ -167,7 +171,9 @@ def export(model: nn.Module, path: Path) -> float:
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             program.graph.erase_node(node)
     program.graph_module.recompile()
-    torch.export.save(program, file)
+    with warnings.catch_warnings():  # torch's, of weights that are parts of others
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        torch.export.save(program, file)
     again = torch.export.load(io.BytesIO(file.getvalue())).module()(images)
     write_atomically(path, file.getvalue())
     return max((again[name] - value).abs().max().item() for name, value in expected.items())

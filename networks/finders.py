@@ -51,24 +51,30 @@ class Found(NamedTuple):
     # shows in part, with the joints that MediaPipe puts outside of it
     source: str = "MediaPipe"  # of the keypoints, or why there are none
 
+    @property
+    def unchecked(self) -> list[str]:
+        """Say why no keypoints judge the mesh, if there are none."""
+        return [f"not checked: {self.source}"] * (self.keypoints is None)
+
 
 def parse_box(text: str, kind: str) -> Found:
     """Convert the text of --box. kind: after those of a "hand" ",right" or ",left" may follow.
 
     Raises ValueError for anything but "whole" or four finite numbers, with a positive size.
     """
-    numbers, side = text.strip(), "right"
-    if kind == "hand" and numbers.endswith((",left", ",right")):
-        numbers, _, side = numbers.rpartition(",")
-    if numbers == "whole":
+    parts, side = [part.strip() for part in text.split(",")], "right"
+    if kind == "hand" and parts[-1] in ("left", "right"):
+        side = parts.pop()
+    if parts == ["whole"]:
         return Found(None, side)
     try:
-        box = tuple(map(float, numbers.split(",")))
+        box = tuple(map(float, parts))
     except ValueError:
         box = ()
     if len(box) != 4 or not np.isfinite(box).all() or min(box[2:]) <= 0:
         raise ValueError(f"--box {text!r}: expected four numbers x,y,width,height in pixels, "
-                         "as in --box 120,80,200,240, or 'whole'")
+                         "as in --box 120,80,200,240, or 'whole'"
+                         + ", and ,left after them for a left hand" * (kind == "hand"))
     return Found(box, side)
 
 
@@ -102,7 +108,7 @@ def look_inside(kind: str, image: np.ndarray, given: Found, file: str | PathLike
 
     file: see read_keypoints. Without keypoints `source` says why there are none.
     """
-    where = "" if given.box is None else " in the box"
+    where = f" in the {'picture' if given.box is None else 'box'}"
     if file is not None:
         people = [to_smpl45(rows) for rows in read_keypoints(file)]
         person = choose_person(people, given.box, *image.shape[1::-1])
@@ -111,9 +117,10 @@ def look_inside(kind: str, image: np.ndarray, given: Found, file: str | PathLike
         return given._replace(keypoints=person,
                               source=f"{file}{f' sees nobody{where}' * (person is None)}")
     try:
-        found = (find_hands if kind == "hand" else find_people)(image, given.box)
+        found = (find_hands if kind == "hand" else find_people)(
+            image, given.box or (0, 0, *image.shape[1::-1]))
     except ImportError as error:
-        return given._replace(source=f"no --keypoints, and {error}")
+        return given._replace(source=str(error))
     if not found:
         return given._replace(source=f"MediaPipe sees nobody{where}")
     return found[0]._replace(box=given.box, side=given.side, whole=None)

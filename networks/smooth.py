@@ -10,6 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
+
+from hmr_adapter import mirror
 
 Arrays = dict[str, np.ndarray]
 
@@ -56,8 +59,8 @@ def smooth_track(track: Sequence[Arrays], times: Sequence[float],
                  pose: Callable[[Arrays], Arrays] | None) -> list[Arrays]:
     """Smooth the arrays of one hand or person, as `predict` returns them with a common K.
 
-    pose: computes the mesh of arrays with a new pose, betas and transl. None, for hands, whose
-    network returns no pose: their vertices and joints are smoothed around the root.
+    pose: computes the mesh of arrays with a new pose, betas and transl. None, for hands of a
+    network that returns no pose: their vertices and joints are smoothed around the root.
     """
     def over_time(name: str) -> np.ndarray:
         return np.stack([arrays[name] for arrays in track]).astype(np.float64)
@@ -75,6 +78,19 @@ def smooth_track(track: Sequence[Arrays], times: Sequence[float],
     smooth = [arrays | {name: np.float32(value[frame]) for name, value in new.items()}
               for frame, arrays in enumerate(track)]
     return smooth if pose is None else list(map(pose, smooth))
+
+
+def pose_hand(hand: Callable, arrays: Arrays) -> Arrays:
+    """Compute the mesh of a left or right hand from hmr_adapter's betas, rotations and transl.
+
+    hand: a right hand's model on the CPU.
+    """
+    betas, turns, transl = (torch.tensor(arrays[name])[None]
+                            for name in ("betas", "rotations", "transl"))
+    sign = torch.tensor([1.0 if arrays["side"] else -1.0, 1, 1])
+    posed = hand(betas, turns if arrays["side"] else mirror(turns), transl=sign * transl)
+    new = {name: (sign * getattr(posed, name))[0].numpy() for name in ("vertices", "joints")}
+    return arrays | new | {"root": new["joints"][0]}
 
 
 def follow(frames: Sequence[Sequence[Arrays]]) -> list[list[tuple[int, int]]]:

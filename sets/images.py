@@ -1,10 +1,12 @@
-"""Read picture files, and OpenPose's files with the 2D keypoints of people in them."""
+"""Read picture files, their cameras, and OpenPose's files with the 2D keypoints of people."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from bodymodels import JOINT_SETS
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-OURS = ("_overlay", "_side")  # ends of the names of pictures that demo.py writes
+OURS = ("_overlay.png", "_side.png")  # ends of the names of pictures that demo.py writes
 
 
 def read_image(path: str | os.PathLike, *, upright: bool = True,
@@ -51,16 +53,21 @@ def read_image(path: str | os.PathLike, *, upright: bool = True,
 def picture_files(paths: Sequence[Path]) -> dict[str, Path]:
     """Return the pictures and those in the folders, under different names for their results.
 
-    Raises ValueError for no pictures and for videos alone.
+    Those in a folder are in the order of the numbers in their names: 2.png before 10.png. Raises
+    ValueError for no pictures and for videos alone.
     """
+    def order(path: Path) -> tuple[list[str | int], str]:
+        parts = re.split(r"([0-9]+)", path.name)  # every second one is a number
+        return [int(part) if odd % 2 else part for odd, part in enumerate(parts)], path.name
+
     files: dict[str, Path] = {}
     for path in paths:
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        inside = sorted(path.iterdir(), key=order) if path.is_dir() else [path]
         videos = [file for file in inside if file.suffix.lower() in VIDEOS]
         pictures = [file for file in inside if file not in videos]
         if path.is_dir():  # with neither our own results nor macOS' ._photo.jpg
             pictures = [file for file in pictures if file.suffix.lower() in PICTURES
-                        and not file.name.startswith(".") and not file.stem.endswith(OURS)]
+                        and not file.name.startswith(".") and not file.name.endswith(OURS)]
         frames = videos and (f"{videos[0]} is a video: write its frames to a folder, as in mkdir "
                              f"frames; ffmpeg -i {videos[0]} frames/%05d.png")
         if not pictures:
@@ -73,6 +80,35 @@ def picture_files(paths: Sequence[Path]) -> dict[str, Path]:
     if not files:
         raise ValueError("name a picture or a folder of pictures; --help tells what else")
     return files
+
+
+def read_camera(path: str | PathLike) -> np.ndarray:
+    """Read the 3 x 3 intrinsics of a camera from a text file; commas may be between the numbers.
+
+    Raises ValueError that names the flag --K, for missing files too.
+    """
+    try:
+        lines = Path(path).read_text("utf-8-sig").replace(",", " ").splitlines()
+        K = np.array([row for line in lines if (row := line.split("#")[0].split())], np.float64)
+        if K.shape != (3, 3) or not np.isfinite(K).all() or min(K[0, 0], K[1, 1]) <= 0:
+            raise ValueError(f"not {K.tolist()}")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--K {path}: expected a text file of 3 x 3 numbers, the intrinsics in "
+                         f"pixels ({str(error)[:100]})") from error
+    return K
+
+
+def camera_of(image: np.ndarray, K: np.ndarray | None, focal: float | None, video: bool
+              ) -> np.ndarray | None:
+    """Return the intrinsics (3, 3) of a picture (H, W, 3): K, or of a focal length; or None.
+
+    A video needs one camera: by default its focal length is a frame's diagonal.
+    """
+    if K is not None or focal is None and not video:
+        return K
+    height, width = image.shape[:2]
+    f = focal or math.hypot(width, height)
+    return np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]])
 
 
 def bytes_of(path: Path, start: int, count: int) -> io.BytesIO:

@@ -81,7 +81,8 @@ def run(*arguments) -> int:
 
 # -------------------------------------------------------------------------------- simplehand
 
-KINDS = {"right": "taken for a right hand; for a left one add --left", "left": "a left hand"}
+KINDS = {"right": "taken for a right hand; for a left one add ,left after its --box",
+         "left": "a left hand"}
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -142,10 +143,13 @@ def test_hands_are_found(files, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("spread", "other", "side", "words"), [
     (0.09, 0.09, "right", []), (0.11, 0.11, "right", ["not sure"]),
-    (0.09, 0.06, "right", ["add --left"]), (0.09, 0.06, "left", ["leave out left"]),
+    (0.09, 0.06, "right", ["add ,left"]), (0.09, 0.06, "left", ["leave out left"]),
     (0.11, 0.06, "left", ["leave out left", "not sure"])])
 def test_unsure_heat_maps_are_told(spread, other, side, words, monkeypatch):
-    """Wider heat maps than SPREAD: a warning. Much narrower ones of the mirrored hand: another."""
+    """Wider heat maps than SPREAD: a warning. Much narrower ones of the mirrored hand: another.
+
+    How to say that a hand is a left one is said once.
+    """
     def predict(*_, side: str, **__) -> dict[str, np.ndarray]:
         arrays = {"joints": np.ones((21, 3)), "K": np.eye(3), "side": int(side == "right")}
         return arrays | {"spread_2d": np.full(21, spread if side == given else other)}
@@ -153,7 +157,8 @@ def test_unsure_heat_maps_are_told(spread, other, side, words, monkeypatch):
     given = side
     one = demo.load_simplehand(demo.parser().parse_args(["simplehand", "--box", "whole"])).one
     monkeypatch.setattr(simplehand, "predict", predict)
-    notes = one(picture(), Found(None, side), None).notes[1:]
+    first, *notes = one(picture(), Found(None, side), None).notes
+    assert (",left" in first) == (side == "right" and "add ,left" not in words)
     assert len(notes) == len(words) and all(map(str.__contains__, notes, words))
 
 
@@ -188,15 +193,15 @@ def test_genhmr_on_a_picture(files, tmp_path, capsys):
         iterations=3, refinement=4, keypoints=to_smpl45(np.array(points))))
 
 
-INSTALL = ("no --keypoints, and MediaPipe cannot be used (import of mediapipe halted; None in "
-           "sys.modules): pip install mediapipe==0.10.21")
+INSTALL = ("MediaPipe cannot be used (import of mediapipe halted; None in sys.modules): "
+           "pip install mediapipe==0.10.21")
 
 
 @pytest.mark.parametrize(("arguments", "line"), [
     (["--refine", "0"], "not refined: --refine 0"),
-    (["--keypoints", "unseen.json"], "not refined: unseen.json sees nobody"),
-    ([], f"not refined: {INSTALL}"),
-    (["--refine", "0", "--fit-camera"], f"camera not fitted: {INSTALL}"),
+    (["--keypoints", "unseen.json"], "not refined: unseen.json sees nobody in the picture"),
+    ([], f"not refined: no --keypoints, and {INSTALL}"),
+    (["--refine", "0", "--fit-camera"], f"camera not fitted: no --keypoints, and {INSTALL}"),
     (["--refine", "0", "--fit-camera", "--keypoints", "seen.json"],
      "camera fitted to 2 keypoints"),
     (["--refine", "0", "--fit-camera", "--keypoints", "one.json"], "camera not fitted: the keypoin"
@@ -220,6 +225,22 @@ def test_what_was_not_done_is_said(arguments, line, files, tmp_path, monkeypatch
     assert first == line and last.startswith("wrote output/photo_overlay.png")
     rest = [line for line in rest if not line.startswith("warning")]
     assert rest == (["not refined: --refine 0"] if "--fit-camera" in arguments else [])
+
+
+@pytest.mark.parametrize(("energies", "steps", "words"), [
+    ((9.0, 4.0), 50, []), ((4.0, 4.0), 50, []), ((4.0, 9.0), 1, ["--refine 50"]),
+    ((4.0, 9.0), 50, ["--refine 100"])])
+def test_a_refinement_that_raised_the_energy_is_warned_of(energies, steps, words, files,
+                                                          monkeypatch):
+    """After the line of the refinement, with more steps than were taken; one keypoint is one."""
+    arrays = {"energies": np.array(energies), "confidence": np.eye(45)[0], "fitted": False,
+              "keypoints_2d": None}
+    monkeypatch.setattr(genhmr, "predict", lambda *_, **__: arrays)
+    one = demo.load_genhmr(demo.parser().parse_args(
+        [*arguments_of("genhmr", files), "--refine", str(steps)])).one
+    first, *notes = one(picture(), Found(keypoints=np.zeros((45, 3))), None).notes
+    assert first.startswith("refined against 1 keypoint (MediaPipe): energy ")
+    assert len(notes) == len(words) and all(map(str.__contains__, notes, words))
 
 
 def test_people_are_found(files, tmp_path, capsys, monkeypatch):
@@ -265,6 +286,35 @@ def test_hmr_adapter_on_a_picture(files, tmp_path, capsys, monkeypatch):
     assert run(*arguments) == 0
     found = np.load(tmp_path / "out" / "one.npz")["hand_boxes"]
     assert np.allclose(found[0], hands[0]) and np.allclose(found[1], arrays["hand_boxes"][1])
+
+
+def test_hands_alone_are_smooth_and_posed_again(files, tmp_path, capsys, monkeypatch):
+    """The vertices of a smooth left or right hand are those of its smooth arrays; sides are not
+    mixed; without keypoints it is said that nothing checks them."""
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    for number in range(3):
+        Image.fromarray(np.roll(picture(), 3 * number, 1)).save(tmp_path / f"{number}.png")
+    boxes = ["--box", "30,20,45,60", "--box", "30,20,45,60,left"]
+    hand = bodymodels.load_model("hand_right")
+    for flags in [], ["--smooth", 30]:
+        assert run("hmr_adapter", "--hand", files["hand"], tmp_path, *boxes, *flags, "--out",
+                   tmp_path / "out") == 0
+        assert f"0.png: hand 2: not checked: {INSTALL}" in capsys.readouterr().out
+        for side, sign in (1, (1, 1, 1)), (2, (-1, 1, 1)):
+            found = [dict(np.load(tmp_path / "out" / f"{number}_{side}.npz"))
+                     for number in range(3)]
+            for arrays in found:
+                assert arrays["side"] == 2 - side
+                betas, turns, transl = (torch.tensor(arrays[name])[None]
+                                        for name in ("betas", "rotations", "transl"))
+                turns = turns if side == 1 else hmr_adapter.mirror(turns)
+                posed = hand(betas, turns, transl=transl * torch.tensor(sign))
+                for name in "vertices", "joints":
+                    assert np.allclose(arrays[name], getattr(posed, name)[0] * torch.tensor(sign),
+                                       atol=1e-5)
+                assert np.array_equal(arrays["root"], arrays["joints"][0])
+            same = np.ptp([arrays["betas"] for arrays in found], 0).max() < 1e-6
+            assert same == bool(flags)
 
 
 def test_hmr_adapter_s_joints_are_compared_by_name(files):
@@ -333,7 +383,7 @@ def test_released_weights_need_official_models(given, models, few_vertices, tmp_
 def test_my_camera_reaches_every_network(network, files, tmp_path, capsys, monkeypatch):
     """--focal F and --K FILE with the same numbers give the same mesh in that camera."""
     monkeypatch.setitem(sys.modules, "mediapipe", None)
-    np.savetxt(tmp_path / "K.txt", [[300.0, 0, 60], [0, 300, 45], [0, 0, 1]])
+    (tmp_path / "K.txt").write_text("# fx 0 cx\n300.0, 0, 60\n0, 300, 45\n\n0 0 1\n")
     found = []
     for flags in ["--focal", 300], ["--K", tmp_path / "K.txt"]:
         assert run(*arguments_of(network, files), save_picture(tmp_path / "photo.png"), "--box",
@@ -342,6 +392,9 @@ def test_my_camera_reaches_every_network(network, files, tmp_path, capsys, monke
         found.append(dict(np.load(tmp_path / "photo.npz")))
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
     assert found[1]["K"][0, 0] == 300
+    with pytest.raises(SystemExit):  # of argparse: one or the other
+        run(network, "photo.png", "--focal", 300, "--K", tmp_path / "K.txt")
+    assert "not allowed with" in capsys.readouterr().err
 
 
 def test_frames_of_a_video_are_smoothed(files, tmp_path, capsys, monkeypatch):
@@ -369,6 +422,39 @@ def test_frames_of_a_video_are_smoothed(files, tmp_path, capsys, monkeypatch):
                  for each in written]
         assert apart[1] < apart[0]
         assert set(smooth[0]) == set(raw[0])
+
+
+def test_frames_of_different_sizes_are_no_video(files, tmp_path, capsys, monkeypatch):
+    """They have no common camera, unless --K says so; nothing is written."""
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    save_picture(tmp_path / "1.png")
+    Image.fromarray(picture()[:80]).save(tmp_path / "2.png")
+    np.savetxt(tmp_path / "K.txt", [[300.0, 0, 60], [0, 300, 45], [0, 0, 1]])
+    arguments = [*arguments_of("simplehand", files), tmp_path, "--box", "30,20,45,60", "--out",
+                 tmp_path / "out", "--smooth", 30]
+    for flags in [], ["--focal", 300]:
+        assert run(*arguments, *flags) == 2 and not list((tmp_path / "out").iterdir())
+        assert "--smooth: the frames have different sizes" in capsys.readouterr().err
+    assert run(*arguments, "--K", tmp_path / "K.txt") == 0
+
+
+def test_a_picture_that_takes_too_much_memory_stops_no_other(files, tmp_path, capsys, monkeypatch):
+    """RuntimeErrors of torch are one line with the picture's name, too."""
+    for name in "a.png", "b.png":
+        save_picture(tmp_path / name)
+    predict, calls = simplehand.predict, []
+
+    def fail_once(*arguments, **options) -> dict[str, np.ndarray]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(simplehand, "predict", fail_once)
+    assert run(*arguments_of("simplehand", files), tmp_path, "--box", "30,20,45,60", "--out",
+               tmp_path / "out") == 2
+    assert capsys.readouterr().err == f"demo.py: {tmp_path / 'a.png'}: CUDA out of memory.\n"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written_of("b")
 
 
 # ---------------------------------------------------------------------------------- commands
@@ -405,14 +491,30 @@ BAD = {  # what is wrong, network: flags -> a part of the message
                                   "--hand", "hand_left"], "leave out --hand"),
     "no folder to export to": (["simplehand", "--checkpoint", "rendered.pt", "--export",
                                 "nowhere/hand.pt2"], "create the folder"),
+    "export to a folder": (["simplehand", "--checkpoint", "rendered.pt", "--export", "."],
+                           "cannot write .: it is a folder"),
+    "empty checkpoint": (["simplehand", "photo.png", "--checkpoint", "clip.mp4"], "(it is empty)"),
+    "text as checkpoint": (["simplehand", "photo.png", "--checkpoint", "K.txt"],
+                           "K.txt is not a readable checkpoint (UnpicklingError: "),
+    "keypoints of two": (["genhmr", "photo.png", "photo.png", "--keypoints", "k.json"],
+                         "--keypoints: one file is of one picture; give one PICTURE"),
+    "out is a file": (["genhmr", "photo.png", "--out", "K.txt", "--checkpoint", "nowhere.pt"],
+                      "--out K.txt: cannot be made (File exists)"),
     "no MediaPipe": (["simplehand", "photo.png"],
                      "give the hand's place in pixels, --box X,Y,WIDTH,HEIGHT"),
     "nobody": (["genhmr", "photo.png"], "give the person's place in pixels"),
     "no such device": (["genhmr", "photo.png", "--device", "cuda:99"], "--device cuda:99"),
-    "focal length of nothing": (["simplehand", "photo.png", "--box", "whole", "--focal", "0"],
-                                "intrinsics"),
+    "device without numbers": (["genhmr", "photo.png", "--device", "meta"], "--device meta: this"),
+    **{f"focal {value}": (["simplehand", "photo.png", "--focal", value],
+                          f"--focal {float(value)}: expected pixels, such as 1500")
+       for value in ("0", "-5", "nan", "inf")},
+    "no iterations": (["genhmr", "photo.png", "--iterations", "0"], "--iterations 0: expected 1"),
+    "refine back": (["genhmr", "photo.png", "--refine", "-1"], "--refine -1: expected 0 or more"),
     "no frames a second": (["genhmr", "photo.png", "--smooth", "0"], "such as 30"),
-    "no camera": (["hmr_adapter", "photo.png", "--box", "whole", "--K", "nowhere.txt"], "nowhere"),
+    "no camera": (["hmr_adapter", "photo.png", "--box", "whole", "--K", "nowhere.txt"],
+                  "--K nowhere.txt: expected a text file of 3 x 3 numbers"),
+    "camera of two rows": (["hmr_adapter", "photo.png", "--box", "whole", "--K", "K.txt"],
+                           "--K K.txt: expected a text file of 3 x 3 numbers"),
 }
 
 
@@ -423,6 +525,7 @@ def test_bad_input_is_refused(case, files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_picture(tmp_path / "photo.png")
     (tmp_path / "clip.mp4").touch()
+    (tmp_path / "K.txt").write_text("300 0 60\n0 300 45")
     for kind in ("freihand", "rendered"):
         content = torch.load(files["simplehand"], weights_only=True)
         torch.save(content | {"data": kind}, tmp_path / f"{kind}.pt")

@@ -31,13 +31,17 @@ def test_boxes_of_hands_may_name_the_side():
     assert finders.parse_box("-1.5, 2e1,3 ,4", "person") == Found((-1.5, 20, 3, 4))
     assert finders.parse_box("1,2,3,4,left", "hand") == Found((1, 2, 3, 4), "left")
     assert finders.parse_box("whole,left", "hand") == Found(None, "left")
+    assert finders.parse_box(" 15, 9, 25, 44, left ", "hand") == Found((15, 9, 25, 44), "left")
     assert finders.parse_box("whole", "person") == Found(None)
-    with pytest.raises(ValueError, match="^--box '1,2,3,4,left'"):
+    with pytest.raises(ValueError, match="^--box '1,2,3,4,left'.*'whole'$"):
         finders.parse_box("1,2,3,4,left", "person")
+    with pytest.raises(ValueError, match="'whole', and ,left after them for a left hand$"):
+        finders.parse_box("1,2,3,4;left", "hand")
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", "1,2,3", "1,2,3,4,5", "a,b,c,d", "1,2,nan,4",
-                                  "1,2,inf,4", "nan,0,1,1", "1,2,0,4", "1,2,3,-4", "1;2;3;4"])
+                                  "1,2,inf,4", "nan,0,1,1", "1,2,0,4", "1,2,3,-4", "1;2;3;4",
+                                  "1 2,3,4,5"])
 def test_bad_box_is_refused(text):
     """Anything else is one message that names the flag."""
     with pytest.raises(ValueError, match="^--box .*expected"):
@@ -91,7 +95,8 @@ def test_unusable_mediapipe_is_named_with_the_line_to_type(source, reason, tmp_p
         with pytest.raises(ImportError, match=f"^MediaPipe cannot be used .*{reason}.*: {INSTALL}"):
             find(image)
     found = look_inside("person", image, Found())
-    assert found.keypoints is None and found.source.startswith("no --keypoints, and MediaPipe")
+    assert found.keypoints is None and found.source.startswith("MediaPipe cannot be used")
+    assert found.unchecked == [f"not checked: {found.source}"] and not Found(keypoints=1).unchecked
     with pytest.raises(ValueError, match="no --box, and MediaPipe .* give the hand's place in pix"):
         finders.find("hand", image)
     assert INSTALL.split()[-1] in (ASSETS.parent / "requirements-optional.txt").read_text().split()
@@ -143,6 +148,10 @@ def test_people_are_in_pixels_of_the_picture(monkeypatch):
     assert found.box == (7, 30, 10, 20) and found.whole is None and found.source == "MediaPipe"
     assert np.array_equal(found.keypoints, person.keypoints)
     assert finders.find_people(image, (50, 70, 10, 20)) == []  # beside the picture
+    fake_detector(monkeypatch, (60, 40, 3), segmentation_mask=np.ones((60, 40)),
+                  pose_landmarks=marks(33, (0.5, 0.25), (0.1, 0.75)))
+    found = look_inside("person", image, Found())  # whole: no tiles, one look
+    assert found.box is None and found.keypoints[SMPL45.index("nose"), 0] == 20
 
 
 @pytest.mark.parametrize(("whole", "better", "box"), [
@@ -327,3 +336,5 @@ def test_person_of_a_file_is_found(tmp_path):
                           & (found.keypoints[:, 1] <= 40)) and 0 < (cut.keypoints[:, 2] > 0).sum()
     (found,) = finders.find("person", image, [Found((100, 0, 20, 20))], path)
     assert found.keypoints is None and found.source == f"{path} sees nobody in the box"
+    (found,) = finders.find("person", image[:5, :5], [], path)
+    assert found.source == f"{path} sees nobody in the picture"

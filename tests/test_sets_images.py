@@ -94,6 +94,27 @@ def test_read_image_names_missing_files_folders_and_bombs(tmp_path):
             read_image(path)
 
 
+def test_pictures_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
+    """As frames are. Only our own results are left out, which end in .png."""
+    for name in ("10.png", "2.png", "1.png", "a2_10.jpg", "a2_9.jpg", "01.png", "my_side.jpg",
+                 "my_overlay.jpg", "1_side.png", "1_overlay.png", "notes.txt"):
+        (tmp_path / name).touch()
+    found = images.picture_files([tmp_path])
+    assert list(found) == ["01", "1", "2", "10", "a2_9", "a2_10", "my_overlay", "my_side"]
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("", r"not \[\]"), ("1 2 3\n4 5 6", "not"), ("1 2 3\n4 5\n6 7 8", "inhomogeneous"),
+    ("1 0 a\n0 1 0\n0 0 1", "'a'"), ("0 0 1\n0 1 1\n0 0 1", "not"),
+    ("1 0 nan\n0 1 0\n0 0 1", "nan")])
+def test_bad_cameras_are_named(text, reason, tmp_path):
+    """One ValueError with the flag, the file and what is wrong."""
+    path = tmp_path / "K.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"^--K {path}: expected .* 3 x 3 numbers.*{reason}"):
+        images.read_camera(path)
+
+
 ROOT = Path(data.__file__).parent
 SMPL45 = bodymodels.JOINT_SETS["smpl45"]
 ASTRONAUT = ROOT / "assets" / "astronaut.jpg"

@@ -51,6 +51,17 @@ def names_its_file(load: Callable) -> Callable:
     return loader
 
 
+def find_device(name: str) -> torch.device:
+    """Return the device of a flag --device. Raises ValueError if this machine does not have it."""
+    try:
+        one = torch.zeros(1, device=name)
+        one.item()  # "meta" has no numbers
+        return one.device
+    except Exception as error:  # of several types
+        reason = (str(error) or type(error).__name__).splitlines()[0][:80]
+        raise ValueError(f"--device {name}: this machine does not have it ({reason})") from error
+
+
 class Foreign:
     """Stand-in for objects in a checkpoint that are not tensors (of yacs or OmegaConf, say).
 
@@ -86,7 +97,8 @@ def read_checkpoint(source: str | PathLike | Mapping) -> tuple[dict[str, Tensor]
             with torch.serialization.safe_globals([(Foreign, name) for name in names]):
                 source = torch.load(source, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged files raise half a dozen types
-            reason = str(error).split("\n")[0][:100]
+            reason = "it is empty" if not Path(source).stat().st_size else ": ".join(
+                (type(error).__name__, *str(error)[:100].splitlines()[:1]))
             raise ValueError(f"{source} is not a readable checkpoint ({reason})") from error
     require(isinstance(source, Mapping), "this checkpoint is not a dictionary of weights")
     nested = (source.get(name) for name in ("model", "state_dict", "model_state", "network"))
