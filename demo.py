@@ -294,7 +294,8 @@ def reconstruct(arguments: argparse.Namespace) -> int:
     boxes = [finders.parse_box(text, network.kind) for text in arguments.box]
     if getattr(arguments, "left", False):
         boxes = [box._replace(side="left") for box in boxes]
-    frames, shapes = list[list[Result]](), set[tuple[int, ...]]()
+    frames: list[list[Result]] = []
+    shapes: set[tuple[int, ...]] = set()
     for name, path in files.items():
         frames.append([])
         try:
