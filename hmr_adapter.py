@@ -178,6 +178,7 @@ class BodyExpertConfig(BodyTraining, EncoderConfig):
     hand_cells: int = 16  # width and height of a hand's feature map (SMPLer-X)
     hand_upscale: int = 4  # 2^k, of the feature map before hands are cut from it (SMPLer-X)
     box_dim: int = 256  # channels of the box net (SMPLer-X)
+    box_margin: float = 1.0  # of predicted boxes of hands; 1.2, of 3:4, in the released weights
     joint_dim: int = 512  # channels per joint in all regressors (SMPLer-X)
     hand_extension: float = 2.0  # side of a hand map's square in longer sides of its box (SMPLer-X)
     weight_boxes: float = 1.0  # per cell of the feature map (SMPLer-X)
@@ -577,7 +578,7 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
     """
     keypoints = body.keypoints(body(prediction["betas"], prediction["body_pose"],
                                     prediction["expression"]))
-    rows, size = expert.config.grid[0], batch["image"].shape[-1]
+    rows, size, margin = expert.config.grid[0], batch["image"].shape[-1], expert.config.box_margin
     projected = project_to_crop(keypoints, prediction["translation"]) * rows
     true_projected = (batch["keypoints_2d"] / size - 0.5) * rows  # cells
     relative = keypoints - keypoints[:, :1]
@@ -588,13 +589,13 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
 
     joints, hand_joints = heat_map_targets(batch, expert, prediction["map_boxes"])
     corner = expert.to_cells(batch["hand_boxes"][..., :2], size)  # (B, 2, 2) in cells
-    side = batch["hand_boxes"][..., 2:] * (rows / size)
+    side = batch["hand_boxes"][..., 2:] * (rows / size)  # tight
     posed = [*range(23), *range(25, 55)]  # 53: SMPL-X's 55 without the eyes
     pose_known = known("body_pose")[:, None] * known("rotations", 55)[:, posed]
     rotation, cosine = pose_distance(  # SMPLer-X's L1: the paper gives Eq. 6 for hands
         prediction["body_pose"][:, posed], batch["body_pose"][:, posed], "l1", pose_known)
     in_3d = known("keypoints_3d", 76)
-    boxes_known = batch.get("hand_boxes_valid", batch["hand_valid"])
+    boxes_known = batch["hand_boxes_valid" if "hand_boxes_valid" in batch else "hand_valid"]
     return {
         "keypoints_img": masked_mean(prediction["joints"] - joints[0], joints[1])
         + masked_mean(prediction["hand_joints"] - hand_joints[0], hand_joints[1]),  # L_img
@@ -605,7 +606,7 @@ def body_losses(prediction: Mapping[str, Tensor], batch: Mapping[str, Tensor], b
         "expression": masked_mean(prediction["expression"] - batch["expression"],
                                   known("expression")),
         "boxes": masked_mean(prediction["box_centers"][:, :2] - corner - side / 2, boxes_known)
-        + masked_mean(prediction["box_sizes"][:, :2] - side, boxes_known),
+        + masked_mean(prediction["box_sizes"][:, :2] - margin * side, boxes_known),
     }
 
 
@@ -810,11 +811,10 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     hand_boxes: (2, 4) tight boxes of the right and left hand, in place of the predicted ones; NaN
     where unknown. K: (3, 3) of the picture, see to_arrays. Hands are cut out of the picture; one
     whose box has its centre outside keeps the body's pose (our choice). Returns float32 arrays:
-    vertices (V, 3), joints (K, 3), metres; K (3, 3), by default with its axis through the centre of
-    the box; transl (3,); rotations (55, 3, 3); betas, expression (10,); smplx_parameters, fingers
-    absolute; keypoints_2d (25, 2), POSITIONED joints as the body expert sees them, and hand_boxes
-    (2, 4), in pixels; hand_inside (2,), 1 for boxes with their centre in the picture; hand_valid
-    (2,), 1 for hands of the hand path; box, the person's. Raises ValueError for bad input.
+    vertices (V, 3), joints (K, 3), metres; K (3, 3); transl (3,); rotations (55, 3, 3); betas,
+    expression (10,); smplx_parameters, fingers absolute; the body expert's keypoints_2d (25, 2), of
+    POSITIONED joints, and hand_boxes (2, 4), in pixels; hand_inside (2,), 1 for boxes with their
+    centre in the picture; hand_valid (2,), 1 for hands of the hand path; box. Raises ValueError.
     """
     square = square_of(model, image, box, 1.25)
     path, side = getattr(model, "body", model), square[2]
@@ -1223,7 +1223,7 @@ class BodyExpert(nn.Module):
         right, left = self.fingers(features).unbind(1)  # (B, 15, 3, 3) each
         eyes = torch.eye(3, device=rotations.device).to(rotations).expand(len(rotations), 2, 3, 3)
         camera = regressor.cam_out(tokens[:, TASKS["camera"]]).float()
-        sizes = features.box_sizes[:, :2].clamp_min(0.1)  # untrained networks predict any size
+        sizes = features.box_sizes[:, :2].clamp_min(0.1) / self.config.box_margin  # untrained: any
         tight = torch.cat((features.box_centers[:, :2] - sizes / 2, sizes), 2)
         return {
             "pose_6d": pose_6d,
@@ -1359,8 +1359,8 @@ class ViT(nn.Module):
 def middle_of(images: Tensor, config: EncoderConfig) -> Tensor:
     """Scale RGB crops (B, 3, k S, k S) from 0..255 to 0..1, and keep the middle (B, 3, S, 3/4 S).
 
-    k is 2 for SMPLer-X's crops of 512 px, of which it keeps every second pixel ("nearest"), else 1.
-    Raises ValueError for other shapes, and for pictures in 0..1.
+    k is 2 for SMPLer-X's crops of 512 px, of which it keeps every second pixel ("nearest").
+    Raises ValueError for sides that are no multiple of S, and for pictures in 0..1.
     """
     size, shape = config.image_size, tuple(images.shape)
     require(len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and shape[2] % size == 0
@@ -1408,7 +1408,7 @@ def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
 
 
 def from_interleaved(rotation_6d: Tensor) -> Tensor:
-    """Convert SMPLer-X's 6D (..., 6), HaMeR's[0, 3, 1, 4, 2, 5], to [column 0, column 1]."""
+    """Convert SMPLer-X's 6D (..., 6), whose columns are interleaved, to [column 0, column 1]."""
     return rotation_6d.unflatten(-1, (3, 2)).mT.flatten(-2)
 
 

@@ -2,7 +2,7 @@
 
 Points are (B, N, 3) in metres: B samples of N corresponding joints or vertices. Every function
 takes torch tensors (any float type, CPU or CUDA) or numpy arrays and returns the same kind;
-gradients are not tracked. A sample with a NaN or an infinity scores NaN; the other samples of its
+gradients are not tracked. A sample with a NaN scores NaN; the other samples of its
 batch are not affected. Only `evaluate` converts metres, to millimetres.
 
     procrustes_align    the best similarity transform of each sample onto its target

@@ -15,7 +15,7 @@ those 21 tokens into 778 vertices in a few steps: 21 -> 84 -> 336 -> 778.
     Sec. 3.3, Fig. 4    R(T(X_b))          framework                         SimpleHand.forward
     Eq. 4, 5, 6         L1 terms           joints, 2D keypoints, vertices    losses
     Eq. 7               weighted sum       w = 10, 1, 10                     total_loss
-    Tables 5, 8         alternatives       samplings, mixers                 GridHead, GlobalHead
+    Tables 5, 8         alternatives       samplings, mixers                 GridHead, mixer, ...
     Sec. 4.1            backbone           FastViT-MA36                      FastViT
     Sec. 4.1, 4.5       other backbones    HRNet-W64, Hiera-Tiny             networks/backbones.py
 
@@ -419,7 +419,7 @@ class SimpleHand(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> SimpleHand:
-        """Return a copy for inference: norms, branches and scales become part of the layers."""
+        """Return a copy for inference: batch norms, branches and scales become part of layers."""
         fused = copy.deepcopy(self).eval()
         fused.backbone.fuse()
         fold_norms(fused.mesh_head)
@@ -534,7 +534,7 @@ def crop_camera(K: np.ndarray, box: np.ndarray, size: int,
 
     The midpoints of the box's sides fit into the crop, the outermost one exactly. official=True
     repeats the release: it fits the turned corners, keeps the ratio of the focal lengths (zoom
-    differs by up to 2 %), and puts the optical axis on a pixel's centre, S/2 + 0.5.
+    differs by up to 2 %, in wide pictures 10), and has its axis on a pixel's centre, S/2 + 0.5.
     """
     inverse, half = np.linalg.inv(K), box[2:] / 2
     center = np.append(box[:2] + half, 1.0)

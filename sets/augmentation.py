@@ -179,6 +179,7 @@ AUGMENTATIONS: dict[str, Augmentation | None] = {
     "release_simplehand_test": replace(TIGHT_BOX, release_crop=True),
     "official_hmr": HMR2,
     "official_hamer": for_hands(HMR2),
+    "official_people": replace(HMR2, extreme=0.0),  # HaMeR's; SMPLer-X scales by 0.75 to 1.25
     # our choice, for rendered pictures
     "rendered": RENDERED,
     "rendered_photos": PHOTOS,

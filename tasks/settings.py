@@ -115,7 +115,7 @@ GENHMR_TRANSFORMER = {
     "cpu": replace(SMALL_BODIES, channels_last=False, eval_every=900),
 }
 # V100 has no bf16.
-PEOPLE = Settings(precision="fp16", eval_every=500, augmentation="rendered_bodies", views=180.0,
+PEOPLE = Settings(precision="fp16", eval_every=500, augmentation="official_people", views=180.0,
                   lean=180.0, wide=0.0, version=2, test_body_size=0)
 SMALL_PEOPLE = replace(PEOPLE, precision="fp32", eval_every=600, train_samples=8_000,
                        test_body_size=512, augmentation="rendered_people", lean=45.0, wide=0.5)

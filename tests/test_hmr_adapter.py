@@ -371,8 +371,8 @@ def test_encoders_see_the_middle():
 
 def test_body_expert_says_smplx():
     """55 valid rotations, identity eyes, a positive depth, squares twice as wide as hands."""
-    expert = body_adapter().expert
-    found = expert(images(3))
+    expert, pictures = body_adapter().expert, images(3)
+    found = expert(pictures)
     pose = found["body_pose"]
     assert pose.shape == (3, 55, 3, 3)
     assert torch.allclose(pose @ pose.mT, torch.eye(3).expand_as(pose), atol=1e-5)
@@ -385,6 +385,10 @@ def test_body_expert_says_smplx():
     assert torch.allclose(boxes[..., :2] + boxes[..., 2:] / 2, found["box_centers"][:, :2],
                           atol=1e-5)
     assert torch.allclose(boxes[..., 2], (2 * found["box_sizes"][:, :2].amax(-1)).clamp(0.5, 8))
+    plain, expert.config = found["tight_boxes"], replace(expert.config, box_margin=1.2)
+    smaller = expert(pictures)["tight_boxes"]  # around the same centres
+    assert torch.allclose(smaller[..., 2:], plain[..., 2:] / 1.2)
+    assert torch.allclose((smaller - plain)[..., :2], (plain - smaller)[..., 2:] / 2, atol=1e-4)
 
 
 def test_cells_and_pixels():

@@ -86,7 +86,7 @@ def load_expert(kind: type[nn.Module], source: str | PathLike | Mapping, *,
     part, authors = ("mano_head.", "HaMeR") if hands else ("body_regressor.", "SMPLer-X")
     files.require(any(name.startswith(part) for name in state),
                   f"no {kind.__name__} in this checkpoint: expected train.py's or {authors}'s")
-    expert = kind(hmr.HandExpertConfig() if hands else hmr.BodyExpertConfig())
+    expert = kind(hmr.HandExpertConfig() if hands else hmr.BodyExpertConfig(box_margin=1.2))
     unreleased = {name: value for name, value in expert.state_dict().items()
                   if re.search(r"(hand_mean|num_batches_tracked)$", name)}
     files.load_weights(expert, unreleased | state,
