@@ -293,7 +293,9 @@ PROTOCOLS = {
         aligned="joints"),
     "emdb1_24": Protocol(
         "Kaufmann et al., ICCV 2023: 24 joints relative to the middle of the hips, gendered SMPL, "
-        "all good frames of EMDB-1; vertices are aligned by the transform of the joints",
+        "all good frames of EMDB-1; vertices are aligned by the transform of the joints. The "
+        "joints are the posed skeleton's; TokenHMR's evaluator regresses all 24 from the meshes. "
+        "GenHMR says neither which, nor which split of EMDB",
         joints="smpl24", root=(1, 2), vertex_error="MVE", aligned="by joints"),
     "pose_reconstruction": Protocol(
         "GenHMR, AAAI 2025, Tables 5 and 6: the error of a pose tokenizer, global orientation "
@@ -304,8 +306,12 @@ PROTOCOLS["hmr2_h36m_lsp14"] = PROTOCOLS["hmr2_lsp14"]
 PROTOCOLS |= {name: replace(PROTOCOLS["rendered_people"], source=(
     f"{data} by the rules of SMPLer-X and HMR-Adapter: vertices relative to the pelvis, hands to "
     "the wrist, EHF's faces to the neck. The neutral J_regressor takes joints from both meshes, "
-    "and SMPLX_to_J14.pkl the body's 14"))
-    for name, data in (("ehf", "EHF's 100 meshes"), ("arctic_p1val", "ARCTIC's p1 val, views 1-8"))}
+    "and SMPLX_to_J14.pkl the body's 14" + note))
+    for name, data, note in (("ehf", "EHF's 100 meshes", ""), (
+        "arctic_p1val", "ARCTIC's p1 val, views 1-8",
+        ". True meshes have the subject's template, the data set's truth; SMPLer-X makes its own "
+        "from its file, by default of the neutral model. It takes every tenth row of this flat "
+        "file, we every tenth frame of each sequence"))}
 
 
 def evaluate(protocol: str, prediction: Mapping[str, Points], target: Mapping[str, Points],

@@ -305,6 +305,8 @@ class MeshHead(nn.Module):
 
     def regress(self, x: Tensor) -> Tensor:
         """Mesh regressor: tokens X_0 (B, 21, C') -> vertices (B, 778, 3)."""
+        # Sec. 3.2 puts emb_k on each output X_k, Sec. 3.3 before each MetaFormer block; the release
+        # and this file add it before P_k.
         for layer, embedding in zip(self.layers, self.position_embeddings, strict=True):  # Eq. 1
             x = layer(x + embedding)  # Eq. 3, then 2; (B, 84, 256), (B, 336, 128), (B, 778, 64)
         return self.output_scale * self.pred_final(x)  # (B, 778, 3)

@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 8 tables.py simplehand table4 --data freihand --data-root FOLDER \\
         --test-root FOLDER --hand MANO_RIGHT.pkl --backbone hiera_tiny.pth        # official data
     torchrun --nproc-per-node 2 tables.py genhmr table13 --data genhmr-sd --data-root FOLDER \\
-        --models SMPL --protocol 3dpw_lsp14 --test-root 3DPW --backbone vit_h.ckpt \\
+        --models SMPL --protocol 3dpw_lsp14 --test-root 3DPW --backbone vitpose_backbone.pth \\
         --tokenizers "--data amass --data-root AMASS --body SMPL_NEUTRAL.pkl"
     python tables.py genhmr table1 --checkpoint FILE --protocol 3dpw_lsp14 --data-root 3DPW \\
         --models SMPL                                          # also table2 and table3

@@ -232,6 +232,10 @@ class AMASS(MotionCapture):
     <sequence>_stageii.npz (SMPL-X; ignored if the same sequence of SMPL+H is there, also under a
     data set's earlier name). Splits are TokenHMR's; of a split's data sets those are read that root
     has.
+
+    GenHMR trains on AMASS's "standard training split". TokenHMR's is longer: it also has DanceDB,
+    BMLmovi and BMLhandball. TokenHMR draws from its data sets by fixed weights; here each has its
+    share of the frames.
     """
 
     TRIM, STRIDE, HOME = 0.2, 10, "amass.is.tue.mpg.de"
