@@ -4,7 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -354,7 +355,7 @@ def test_released_weights_need_official_models(given, models, few_vertices, tmp_
     """
     for name in ("HandExpertConfig", "BodyExpertConfig"):  # of tiny networks in place of ViT-H
         tiny = (TINY_HAND if name[0] == "H" else TINY_BODY).expert
-        monkeypatch.setattr(hmr_adapter, name, lambda tiny=tiny: tiny)
+        monkeypatch.setattr(hmr_adapter, name, partial(replace, tiny))
     experts = {"hand": lively(HandExpert(TINY_HAND.expert)).eval(),
                "body": lively(BodyExpert(TINY_BODY.expert)).eval()}
     arguments = ["hmr_adapter", save_picture(tmp_path / "one.png"), "--box", "5,5,40,50", "--out",
@@ -374,6 +375,7 @@ def test_released_weights_need_official_models(given, models, few_vertices, tmp_
     mean = weights.hmr_adapter.hand_mean(model)
     path = weights.hmr_adapter.load_path(BodyAdapter, tmp_path / "body.ckpt", hand_mean=mean)
     assert torch.equal(path.expert.hand_mean, mean) and mean.abs().max() > 0.1
+    assert path.expert.config.box_margin == 1.2  # SMPLer-X's bbox_ratio
 
 
 # ----------------------------------------------------------------------------------- cameras
