@@ -40,7 +40,14 @@ from networks.finders import Found
 from networks.overlays import write_results
 from networks.small_encoder import SmallEncoder, build_genhmr
 from networks.smooth import pose_hand, smooth_video
-from sets.images import LEAST_CONFIDENCE, camera_of, picture_files, read_camera, read_image
+from sets.images import (
+    LEAST_CONFIDENCE,
+    camera_of,
+    picture_files,
+    read_camera,
+    read_image,
+    size_of,
+)
 from weights.files import find_device, trained_on
 
 # We warn of meshes further than MISFITS from given 2D keypoints or from the network's own: see
@@ -132,15 +139,18 @@ def own_arguments(network: str, add: Callable) -> None:
             "for checkpoints trained on them")
 
 
-def check(arguments: argparse.Namespace, pictures: int) -> None:
+def check(arguments: argparse.Namespace, pictures: Sequence[Path]) -> None:
     """Check the flags, read --K and make --out. Raises ValueError that names the flag."""
     for flag, (least, expected) in LEAST.items():
         value = getattr(arguments, flag, None)
         if value is not None and not least <= value < math.inf:
             raise ValueError(f"--{flag} {value}: expected {expected}")
-    if getattr(arguments, "keypoints", None) and pictures > 1:
+    if arguments.smooth and not arguments.K and len({*map(size_of, pictures)} - {None}) > 1:
+        raise ValueError("--smooth: the frames have different sizes; a video has one camera")
+    if getattr(arguments, "keypoints", None) and len(pictures) > 1:
         raise ValueError("--keypoints: one file is of one picture; give one PICTURE")
-    arguments.K = arguments.K and read_camera(arguments.K)
+    if arguments.K is not None:
+        arguments.K = read_camera(arguments.K)
     arguments.device = find_device(arguments.device)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -289,19 +299,18 @@ def reconstruct(arguments: argparse.Namespace) -> int:
     A picture that fails is reported on stderr, and the others go on; the exit code is then 2.
     """
     files, failed, written = picture_files(arguments.pictures), 0, []
-    check(arguments, len(files))
+    check(arguments, list(files.values()))
     network = LOADERS[arguments.network](arguments)
     boxes = [finders.parse_box(text, network.kind) for text in arguments.box]
-    if getattr(arguments, "left", False):
-        boxes = [box._replace(side="left") for box in boxes]
     frames: list[list[Result]] = []
-    shapes: set[tuple[int, ...]] = set()
     for name, path in files.items():
         frames.append([])
         try:
             image = read_image(path)
             targets = finders.find(network.kind, image, boxes,
                                    getattr(arguments, "keypoints", None), hands=network.hands)
+            if getattr(arguments, "left", False):
+                targets = [target._replace(side="left") for target in targets]
             K = camera_of(image, arguments.K, arguments.focal, bool(arguments.smooth))
             results = [reconstruct_one(network, image, target, K) for target in targets]
             if arguments.smooth:
@@ -314,9 +323,6 @@ def reconstruct(arguments: argparse.Namespace) -> int:
             start = "" if str(path) in line or len(files) == 1 else f"{path}: "
             print(f"demo.py: {start}{line}", file=sys.stderr)
             continue
-        shapes.add(image.shape)
-        if arguments.smooth and arguments.K is None and len(shapes) > 1:
-            raise ValueError("--smooth: the frames have different sizes; a video has one camera")
         for number, (target, result) in enumerate(zip(targets, results, strict=True), 1):
             start = f"{path.name}: " if len(files) > 1 else ""
             start += f"{network.kind} {number}: " if len(targets) > 1 else ""

@@ -32,8 +32,7 @@ source. The experts use the parameter names of the released weights.
 weights/hmr_adapter.py opens all checkpoints; this file alone, train.py's of the paper's design:
 
     content = torch.load(FILE, weights_only=True, map_location="cpu")
-    config = {name: content["config"][name] for name in HandConfig.__dataclass_fields__}
-    model = HandAdapter(HandConfig(**config))  # older files have more fields
+    model = HandAdapter(HandConfig(**content["config"]))
     model.load_state_dict(content["model"])
 
 What to know before you trust a number:
@@ -232,7 +231,7 @@ class HandConfig(AdapterConfig, HandTraining):
 class BodyConfig(AdapterConfig, BodyTraining, DecoderConfig):
     """The body adapter. Defaults: the paper's, which gives 37M parameters and no shapes.
 
-    These, of HaMeR, have 36,508,292; "reuse_hand_conv" with offset_hidden=2048 37,037,188.
+    HaMeR's sizes make 36,508,292; "reuse_hand_conv" and offset_hidden=2048 make 37,037,188.
     """
 
     expert: BodyExpertConfig = BodyExpertConfig()  # (paper)
@@ -825,7 +824,7 @@ def predict(model: HMRAdapter | BodyAdapter, image: np.ndarray, body: Callable, 
     boxes[..., :2] += at - side / 2  # pixels of the picture
     if hand_boxes is not None:
         given = boxes.new_tensor(hand_boxes)
-        require(given.shape == (2, 4) and not (given.isinf() | (given[:, 2:3] <= 0)).any(),
+        require(given.shape == (2, 4) and not (given.isinf().any() or (given[:, 2:] <= 0).any()),
                 f"hand_boxes {given.tolist()}: expected (2, 4) x,y,width,height; NaN if unknown")
         boxes = torch.where(given.isfinite(), given, boxes)
     boxes, tight = boxes.split(1)

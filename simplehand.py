@@ -454,9 +454,11 @@ def mano_keypoint_regressor(J_regressor: Tensor) -> Tensor:
     result adds the five fingertips, which are vertices, and sorts into the order of FreiHAND:
     wrist, then thumb, index, middle, ring and pinky, each from base to tip.
     """
+    if hasattr(J_regressor, "toarray"):  # scipy's, in MANO's file
+        J_regressor = J_regressor.toarray()
     J_regressor = torch.as_tensor(J_regressor)
     require(J_regressor.shape == (16, 778),
-            f"J_regressor of shape {tuple(J_regressor.shape)}: expected MANO's (16, 778), dense")
+            f"J_regressor of shape {tuple(J_regressor.shape)}: expected MANO's (16, 778)")
     tips = F.one_hot(torch.tensor(MANO_TIPS), 778).to(J_regressor)  # (5, 778)
     return torch.cat((J_regressor, tips))[list(MANO_ORDER)]
 

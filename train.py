@@ -427,7 +427,8 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
     if not arguments.resume:
         wanted |= dataclasses.asdict(settings) | dataclasses.asdict(config)
         wanted["protocol"] = arguments.protocol or run.get("protocol")
-        wanted |= files_of(arguments) if "files" in run else {}  # else it is an older one
+        wanted |= {flag: file for flag, file in files_of(arguments).items()
+                   if flag in run.get("files", {}) or flag != "--checkpoint" and "files" in run}
     known = {**run, **stored_settings(run), **run["config"], **run.get("files", {})}
     wanted, known = (json.loads(json.dumps({name: values.get(name) for name in wanted}))
                      for values in (wanted, known))  # results.json has lists, not tuples
@@ -440,8 +441,9 @@ def require_same_run(arguments: argparse.Namespace, run: Mapping, config: RunCon
 
 def files_of(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the files of weights that the flags name, on which a run builds."""
-    return {f"--{flag}": str(getattr(arguments, flag)) for flag in (
-        "backbone", "tokenizer", "expert", "guide", "checkpoint") if getattr(arguments, flag)}
+    return {"--checkpoint": str(arguments.checkpoint or "")} | {
+        f"--{flag}": str(getattr(arguments, flag)) for flag in (
+            "backbone", "tokenizer", "expert", "guide") if getattr(arguments, flag)}
 
 
 def build(task: Task, start: nn.Module | None) -> nn.Module:
@@ -476,7 +478,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Task, nn.Module, dict, dict 
         config, settings = overridden(start.config, settings, arguments.overrides)
         other = [name for name, value in vars(config).items()
                  if value != getattr(start.config, name) and name not in RunConfig.__annotations__]
-        require(not other, f"--eval cannot change {', '.join(other)}: the file has the network")
+        require(not other, f"--eval cannot change {', '.join(other)}, which the file says")
     else:
         config, settings = choose_config(arguments, run, start)
     origin = {name: value for name, value in origin.items() if name not in ("model", "optimizer")}
@@ -627,8 +629,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true",
         help="continue the run in OUT with its settings, but for those given here")
     add("--checkpoint", type=Path, metavar="FILE", help="start a new run from these weights, ours "
-        "or released ones: network and kind of data from the file, the rest from the preset; with "
-        "--eval: score them (default: OUT/checkpoint.pt)")
+        "or released ones: the file has config and kind of data, the preset steps, batch, rate and "
+        "decay. With --eval: score them (default: OUT/checkpoint.pt)")
     add("--eval", action="store_true", help="score a checkpoint and write pictures, no training")
     add("--compile", action="store_true", help="torch.compile the model")
     add = parser.add_argument_group("data").add_argument

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -26,6 +27,7 @@ MOST_HANDS = 8  # that are looked for in one picture (our choice)
 # If keypoints are further apart there than AGREED, per side, there is nobody: that refused all
 # eight finds in tiles of seven photographs without people (our choices)
 CONTEXT, AGREED = 1.5, 0.1
+FEWEST = 6  # sure keypoints of a person in a part of a picture (our choice)
 SAME = 0.3  # overlap of two boxes of one hand or person, intersection over union (our choice)
 SAME_FACE = 0.15  # distance of the faces of one person, per side of the smaller box (our choice)
 FACE = [JOINT_SETS["smpl45"].index(name) for name in (
@@ -222,7 +224,7 @@ def detect(name: str, image: np.ndarray, box: Sequence[float], **options
     Returns MediaPipe's result; a function that turns its landmarks into rows x, y in pixels of the
     picture, confidence; and the part of the picture that it saw. Raises ImportError as `solution`.
     """
-    detector, (x, y, w, h) = solution(name), box
+    kind, (x, y, w, h) = solution(name), box
     left, top = max(int(x), 0), max(int(y), 0)
     place = slice(top, max(math.ceil(y + h), 0)), slice(left, max(math.ceil(x + w), 0))
     part = np.ascontiguousarray(image[place])  # or it is refused
@@ -233,8 +235,14 @@ def detect(name: str, image: np.ndarray, box: Sequence[float], **options
 
     if not part.size:
         return SimpleNamespace(multi_hand_landmarks=None, pose_landmarks=None), rows, place
-    with quiet(), detector(static_image_mode=True, **options) as network:
-        return network.process(part), rows, place
+    with quiet():
+        return detector(kind, **options).process(part), rows, place
+
+
+@functools.cache
+def detector(kind: type, **options) -> object:
+    """Make a detector, once: that takes longer than a look."""
+    return kind(static_image_mode=True, **options)
 
 
 def find_hands(image: np.ndarray, box: Sequence[float] | None = None) -> list[Found]:
@@ -271,18 +279,31 @@ def find_hands(image: np.ndarray, box: Sequence[float] | None = None) -> list[Fo
 def find_people(image: np.ndarray, box: Sequence[float] | None = None) -> list[Found]:
     """Find the people in a picture (H, W, 3) uint8 RGB, from left to right, or the one in a box.
 
-    MediaPipe sees one person at a time, and no small one: it looks at the picture, then at parts.
+    MediaPipe sees one person at a time, and no small one: it looks at the picture, then at parts,
+    in which the people it has found are grey.
     """
     if box is not None:
         return see_person(image, box)
     height, width = image.shape[:2]
     found = see_person(image, (0, 0, width, height))
+    for one in found:
+        image = without_background(image, 1 - one.mask)
     for part in tiles(width, height):
         for one in see_person(image, part):
             for again in see_person(image, around(one.box)):
-                if apart(one, again) <= AGREED * max(one.box[2:]) and is_new(again, found):
+                if (apart(one, again) <= AGREED * max(one.box[2:]) and is_new(again, found)
+                        and is_seen(again, found)):
                     found.append(again)
+                    image = without_background(image, 1 - again.mask)
     return sorted(found, key=lambda one: one.box)
+
+
+def is_seen(one: Found, others: Sequence[Found]) -> bool:
+    """Say whether a person has FEWEST sure keypoints, most of them not inside of another person."""
+    x, y, _ = one.keypoints[one.keypoints[:, 2] >= LEAST_CONFIDENCE].astype(int).T
+    return len(x) >= FEWEST and all(
+        other.mask[y.clip(max=len(other.mask) - 1), x.clip(max=other.mask.shape[1] - 1)].mean()
+        <= 0.5 for other in others)
 
 
 def see_person(image: np.ndarray, box: Sequence[float]) -> list[Found]:

@@ -20,6 +20,8 @@ Mesh = tuple[dict[str, np.ndarray], np.ndarray]  # arrays with vertices and K, a
 def overlay(image: np.ndarray, meshes: Sequence[Mesh]) -> np.ndarray:
     """Draw meshes over a picture (H, W, 3) uint8, the far ones first -> floats 0..1.
 
+    Far are those of which a pixel is large: each can have a conventional focal length of its own.
+
     A huge picture is scaled down to LARGEST pixels.
     """
     scale = min(1.0, LARGEST / max(image.shape[:2]))
@@ -27,7 +29,8 @@ def overlay(image: np.ndarray, meshes: Sequence[Mesh]) -> np.ndarray:
         size = [max(round(scale * side), 1) for side in image.shape[1::-1]]
         image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BOX))
     canvas = image.astype(np.float32) / 255
-    for arrays, faces in sorted(meshes, key=lambda mesh: -mesh[0]["vertices"][:, 2].mean()):
+    for arrays, faces in sorted(meshes, key=lambda mesh: (
+            -mesh[0]["vertices"][:, 2].mean() / mesh[0]["K"][0, 0])):
         drawn = render(arrays["vertices"], faces, np.diag([scale, scale, 1]) @ arrays["K"],
                        image.shape[:2], background=canvas, supersample=2).image
         canvas = OPACITY * drawn + (1 - OPACITY) * canvas

@@ -1,7 +1,8 @@
 """Smooth hands or people over the frames of a video: rotations, translations, one shape (ours).
 
 The filter is the One Euro Filter (Casiez, Roussel, Vogel, CHI 2012), which follows fast movements
-and holds what rests, run forward and backward in time: the lags of both cancel in their mean.
+and holds what rests, run forward and backward in time: the lags of both cancel in their mean,
+except in the first and last frames.
 """
 
 from __future__ import annotations

@@ -23,6 +23,15 @@ VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 OURS = ("_overlay.png", "_side.png")  # ends of the names of pictures that demo.py writes
 
 
+def size_of(path: Path) -> tuple[int, int] | None:
+    """Return a picture's width and height, as stored; None if it cannot be opened."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except Exception:  # damaged files raise half a dozen types
+        return None
+
+
 def read_image(path: str | os.PathLike, *, upright: bool = True,
                part: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Read a picture file as (H, W, 3) uint8 RGB.

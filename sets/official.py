@@ -111,11 +111,13 @@ def joint_places(source: str, target: str) -> np.ndarray:
     Hips, shoulders and neck of OpenPose correspond to SMPL's, those of LSP to the others'. SMPL's
     head is another point than the joints of this name elsewhere.
     """
-    to_model, from_model = target.startswith("smpl"), source.startswith(("smpl", "openpose"))
+    to_model = target.startswith("smpl")
+    others = source.startswith("smpl") != to_model and not (
+        to_model and source.startswith("openpose"))  # whose neck and head are other points
     place = {name: index for index, name in enumerate(bodymodels.JOINT_SETS[source])}
     rows = []
     for name in bodymodels.JOINT_SETS[target]:
-        plain = -1 if name in ("neck", "head") and to_model != from_model else place.get(name, -1)
+        plain = -1 if name in ("neck", "head") and others else place.get(name, -1)
         openpose = place.get(f"{name}_openpose", -1)
         rows.append((openpose, plain) if to_model else (plain, openpose))
     return np.array(rows)
@@ -144,6 +146,8 @@ def found_model(folder: Path, family: str, side: str = "right", gender: str = "n
     path = bodymodels.find_model(folder, family, side, gender)
     try:
         yield path
+    except MemoryError:
+        raise
     except Exception as error:  # damaged files raise almost any error
         raise ModelError(f"body model {path} cannot be used ({error!r}): see sets/README.md"
                          ) from error
@@ -192,9 +196,9 @@ class Official(Packed):
 
     Its annotation is packed once into a memory-mapped file in the folder `cache` (default: root),
     and again when a source file changes: the name of the packed file holds a checksum of sizes and
-    dates. Of DexYCB's labels_*.npz and RICH's bodies it holds the folders' alone: delete the .bin
-    when such a file changes. Nothing in a file is executed. Subclasses have `rows()`: it yields the
-    records of the split in a fixed order, or columns for `to_records`.
+    dates. Of DexYCB's labels_*.npz and RICH's bodies only the folders are checked, not the files in
+    them: delete the .bin when such a file changes. Nothing in a file is executed. Subclasses have
+    `rows()`: it yields the records of the split in a fixed order, or columns for `to_records`.
     Raises FileNotFoundError for a missing file or folder, ValueError for a damaged file.
     """
 

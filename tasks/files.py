@@ -44,9 +44,11 @@ def claim(out: Path) -> IO:
     try:
         if fcntl:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except (BlockingIOError, PermissionError) as error:
         raise ValueError(f"another run is writing to {out}: wait for it, or choose another --out"
                          ) from error
+    except OSError:  # a disk without locks
+        pass
     return lock
 
 
@@ -98,14 +100,25 @@ def cut_table(path: Path, step: int) -> None:
 
 
 def add_row(path: Path, row: Mapping[str, float]) -> None:
-    """Write a row at the end of a csv file, at once; a new file begins with the names."""
-    with open(path, "a+", newline="") as file:
-        file.seek(0)
-        names = next(csv.reader(file), None)  # a resumed run may have other terms
-        writer = csv.DictWriter(file, names or list(row), "nan", "ignore")
-        if not names:
+    """Write a row at the end of a csv file, at once; a new file begins with the names.
+
+    A resumed run may have other terms: its file then gets more columns.
+    """
+    names, rows = list(row), [{name: f"{value:.9g}" for name, value in row.items()}]
+    if path.exists():
+        with open(path, newline="") as file:
+            known = next(csv.reader(file), [])
+        more = [name for name in names if name not in known]
+        names = known + more
+        if more:
+            rows = read_table(path) + rows
+            path.unlink()
+    new = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, names, "nan")
+        if new:
             writer.writeheader()
-        writer.writerow({name: f"{value:.9g}" for name, value in row.items()})
+        writer.writerows(rows)
 
 
 def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:

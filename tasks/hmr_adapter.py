@@ -191,7 +191,7 @@ class HandExpertTask(PeopleTask):
         loss = hmr_adapter.hand_total_loss(terms, self.config)
         encoder = getattr(getattr(bare(model), "backbone", None), "patch_embed", None)
         if isinstance(encoder, HandEncoder) and "vertices" in samples:  # not inside an adapter
-            terms["encoder"] = encoder.loss(samples)
+            terms["encoder"] = share * encoder.loss(samples)
             loss = loss + terms["encoder"]
         return loss, terms
 

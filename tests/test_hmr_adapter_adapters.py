@@ -123,6 +123,18 @@ def test_half_precision_keeps_losses_and_gradients_finite(part, dtype):
                if parameter.requires_grad)
 
 
+def test_queries_and_keys_of_a_single_token_get_no_gradient():
+    """A softmax over one token is 1, so two thirds of SA' have no gradient."""
+    for model in (hand_adapter().train(), body_adapter().train()):
+        loss_of(model).backward()
+        for attend in ([new["self_attention"] for new in model.layers]
+                       if isinstance(model, hmr.HandAdapter)
+                       else [layer[0].fn for layer in model.decoder.layers]):
+            q, k, v = attend.to_qkv.weight.grad.chunk(3)
+            assert max(q.abs().max(), k.abs().max()) < 1e-5 * v.abs().max()
+            assert v.abs().max() > 0
+
+
 def test_order_of_joints_matters_with_an_embedding_alone():
     """Without an embedding Eq. 2 ignores the order of the joints."""
     pictures, arms = images(), rotations(2, 8)

@@ -112,7 +112,7 @@ def test_equation_6_of_matrices_is_one_loss():
     samples["pose"] = rotations(4, 16)
     terms = hmr.hand_losses(prediction, samples, free_hand(), TINY_HAND)
     square, cosine = hmr.pose_distance(prediction["hand_pose"], samples["pose"], "l2sq",
-                                         samples["valid"][:, None])
+                                       samples["valid"][:, None])
     assert torch.allclose(terms["pose"], (square.sum(1) + cosine.mean(1)).mean())
 
 

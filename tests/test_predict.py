@@ -91,7 +91,7 @@ def test_bad_input_is_named(paper):
         with pytest.raises(ValueError, match="right or left"):
             find(model, picture, side="both")
     if paper == "hmr_adapter":
-        for boxes in ([20, 30, 15, 15], [[20, 30, 0, 15]] * 2, [[20, 30, math.inf, 15]] * 2):
+        for boxes in ([20, 30, 15, 15], [[20, 30, 15, 0]] * 2, [[20, 30, math.inf, 15]] * 2):
             with pytest.raises(ValueError, match="hand_boxes"):
                 find(model, picture, hand_boxes=np.array(boxes, float))
 

@@ -227,7 +227,7 @@ def test_eval_repeats_the_scores_and_export_ships_them(finished, tmp_path, capsy
     assert small["scores"] == exported["scores"] and "optimizer" not in small
     assert small["model"]["mesh_head.pred_final.weight"].dtype == torch.half
     assert (tmp_path / "small.pt").stat().st_size < (out / "checkpoint.pt").stat().st_size / 4
-    with pytest.raises(SystemExit, match="--eval cannot change dims: the file has the network"):
+    with pytest.raises(SystemExit, match="--eval cannot change dims, which the file says"):
         train.main([*arguments, "--checkpoint", str(tmp_path / "small.pt"), "--out",
                     str(tmp_path / "c"), "--set", "dims=32,32,32"])
 
@@ -444,8 +444,8 @@ def test_an_error_of_a_data_process_is_its_last_line():
 
 
 def test_table_continues_without_gap_or_double_row(tmp_path):
-    """Rows of later steps and torn ones go; without rows the names are written again. The columns
-    stay, if a resumed run has other terms."""
+    """Rows of later steps and torn ones go; without rows the names are written again. Other terms
+    of a resumed run get columns."""
     path = tmp_path / "log.csv"
     for step in range(1, 6):
         add_row(path, {"step": step, "loss": 1 / step})
@@ -457,7 +457,8 @@ def test_table_continues_without_gap_or_double_row(tmp_path):
     cut_table(path, 0)
     add_row(path, {"step": 1, "loss": 1.0})
     add_row(path, {"step": 2, "other": 3.0})
-    assert path.read_text() == "step,loss\n1,1\n2,nan\n"
+    add_row(path, {"step": 3, "loss": 2.0})
+    assert path.read_text() == "step,loss,other\n1,1,nan\n2,nan,3\n3,2,nan\n"
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
