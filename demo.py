@@ -40,15 +40,8 @@ from networks.finders import Found
 from networks.overlays import write_results
 from networks.small_encoder import SmallEncoder, build_genhmr
 from networks.smooth import pose_hand, smooth_video
-from sets.images import (
-    LEAST_CONFIDENCE,
-    camera_of,
-    picture_files,
-    read_camera,
-    read_image,
-    size_of,
-)
-from weights.files import find_device, trained_on
+from sets import images
+from weights.files import trained_on
 
 # We warn of meshes further than MISFITS from given 2D keypoints or from the network's own: see
 # finders.misfit, benchmarks/alarms.py and RESULTS.md.
@@ -139,18 +132,28 @@ def own_arguments(network: str, add: Callable) -> None:
             "for checkpoints trained on them")
 
 
+def find_device(name: str) -> torch.device:
+    """Return the device of a flag --device. Raises ValueError if this machine does not have it."""
+    try:
+        torch.zeros(1, device=name).item()  # "meta" has no numbers
+        return torch.device(name)
+    except Exception as error:  # of several types
+        reason = finders.short(error)
+        raise ValueError(f"--device {name}: this machine does not have it ({reason})") from error
+
+
 def check(arguments: argparse.Namespace, pictures: Sequence[Path]) -> None:
     """Check the flags, read --K and make --out. Raises ValueError that names the flag."""
     for flag, (least, expected) in LEAST.items():
         value = getattr(arguments, flag, None)
         if value is not None and not least <= value < math.inf:
             raise ValueError(f"--{flag} {value}: expected {expected}")
-    if arguments.smooth and not arguments.K and len({*map(size_of, pictures)} - {None}) > 1:
+    if arguments.smooth and not arguments.K and len({*map(images.size_of, pictures)} - {None}) > 1:
         raise ValueError("--smooth: the frames have different sizes; a video has one camera")
     if getattr(arguments, "keypoints", None) and len(pictures) > 1:
         raise ValueError("--keypoints: one file is of one picture; give one PICTURE")
     if arguments.K is not None:
-        arguments.K = read_camera(arguments.K)
+        arguments.K = images.read_camera(arguments.K)
     arguments.device = find_device(arguments.device)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
@@ -298,7 +301,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
     A picture that fails is reported on stderr, and the others go on; the exit code is then 2.
     """
-    files, failed, written = picture_files(arguments.pictures), 0, []
+    files, failed, written = images.picture_files(arguments.pictures), 0, []
     check(arguments, list(files.values()))
     network = LOADERS[arguments.network](arguments)
     boxes = [finders.parse_box(text, network.kind) for text in arguments.box]
@@ -306,12 +309,12 @@ def reconstruct(arguments: argparse.Namespace) -> int:
     for name, path in files.items():
         frames.append([])
         try:
-            image = read_image(path)
+            image = images.read_image(path)
             targets = finders.find(network.kind, image, boxes,
                                    getattr(arguments, "keypoints", None), hands=network.hands)
             if getattr(arguments, "left", False):
                 targets = [target._replace(side="left") for target in targets]
-            K = camera_of(image, arguments.K, arguments.focal, bool(arguments.smooth))
+            K = images.camera_of(image, arguments.K, arguments.focal, bool(arguments.smooth))
             results = [reconstruct_one(network, image, target, K) for target in targets]
             if arguments.smooth:
                 frames[-1] = results
@@ -333,7 +336,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
                           arguments.smooth or 1, network.pose)
     for (name, path), results, arrays in zip(files.items(), frames, smooth, strict=True):
         if results:
-            written += write_results(arguments.out / name, read_image(path), [
+            written += write_results(arguments.out / name, images.read_image(path), [
                 (new, one.faces) for one, new in zip(results, arrays, strict=True)])
     if written:
         print(network.about, *[CONVENTIONAL] * (arguments.K is arguments.focal is None), sep="\n")
@@ -354,7 +357,7 @@ def reconstruct_one(network: Loaded, image: np.ndarray, target: Found, K: np.nda
     if target.whole is None:
         return found
     other = network.one(image, target._replace(box=target.whole), K)
-    errors = [finders.misfit(one.mesh, target.keypoints, LEAST_CONFIDENCE)
+    errors = [finders.misfit(one.mesh, target.keypoints, images.LEAST_CONFIDENCE)
               for one in (found, other)]
     return other if None not in errors and errors[1] < errors[0] else found
 

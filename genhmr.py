@@ -1130,7 +1130,7 @@ def picture_camera(camera: Tensor, focal: float, center: np.ndarray, side: float
     own = np.asarray(own, np.float64)
     require(own.shape == (3, 3) and np.isfinite(own).all() and own[0, 0] > 0 and own[1, 1] > 0
             and (own[2] == (0, 0, 1)).all(),
-            f"K {own.tolist()}: expected the (3, 3) intrinsics in pixels, with 0, 0, 1 below")
+            f"K {own.tolist()}: expected (3, 3) intrinsics in pixels, its last row 0, 0, 1")
     return np.linalg.inv(own) @ K @ translation * (own[0, 0] / K[0, 0]), own
 
 

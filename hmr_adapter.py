@@ -1222,7 +1222,8 @@ class BodyExpert(nn.Module):
         right, left = self.fingers(features).unbind(1)  # (B, 15, 3, 3) each
         eyes = torch.eye(3, device=rotations.device).to(rotations).expand(len(rotations), 2, 3, 3)
         camera = regressor.cam_out(tokens[:, TASKS["camera"]]).float()
-        sizes = features.box_sizes[:, :2].clamp_min(0.1) / self.config.box_margin  # untrained: any
+        # Untrained networks predict any size
+        sizes = features.box_sizes[:, :2].clamp_min(0.1) / self.config.box_margin
         tight = torch.cat((features.box_centers[:, :2] - sizes / 2, sizes), 2)
         return {
             "pose_6d": pose_6d,

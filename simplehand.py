@@ -601,7 +601,7 @@ def check_view(image: np.ndarray, box: Sequence[float] | None, side: str,
         K, np.float64)
     require(K.shape == (3, 3) and np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0
             and (K[2] == (0, 0, 1)).all(),
-            f"K {K.tolist()}: expected the (3, 3) intrinsics in pixels, with 0, 0, 1 below")
+            f"K {K.tolist()}: expected (3, 3) intrinsics in pixels, its last row 0, 0, 1")
     if box is None:
         return np.array([0.0, 0.0, width, height]), K
     box = np.asarray(box, np.float64)

@@ -20,7 +20,8 @@ Mesh = tuple[dict[str, np.ndarray], np.ndarray]  # arrays with vertices and K, a
 def overlay(image: np.ndarray, meshes: Sequence[Mesh]) -> np.ndarray:
     """Draw meshes over a picture (H, W, 3) uint8, the far ones first -> floats 0..1.
 
-    Far are those of which a pixel is large: each can have a conventional focal length of its own.
+    A mesh is far if a pixel covers much of it: meshes can have conventional focal lengths, each its
+    own, so that their distances cannot be compared.
 
     A huge picture is scaled down to LARGEST pixels.
     """

@@ -7,7 +7,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -92,8 +92,13 @@ def cut_table(path: Path, step: int) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
+    write_table(path, rows)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Write a csv file as a whole; "nan" for what a row does not have."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), "nan")
     writer.writeheader()
     writer.writerows(rows)
     bodymodels.write_atomically(path, text.getvalue().encode())
@@ -104,21 +109,15 @@ def add_row(path: Path, row: Mapping[str, float]) -> None:
 
     A resumed run may have other terms: its file then gets more columns.
     """
-    names, rows = list(row), [{name: f"{value:.9g}" for name, value in row.items()}]
+    texts, names = {name: f"{value:.9g}" for name, value in row.items()}, []
     if path.exists():
         with open(path, newline="") as file:
-            known = next(csv.reader(file), [])
-        more = [name for name in names if name not in known]
-        names = known + more
-        if more:
-            rows = read_table(path) + rows
-            path.unlink()
-    new = not path.exists()
+            names = next(csv.reader(file), [])
+    if not set(texts) <= set(names):
+        write_table(path, [*read_table(path), texts])
+        return
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, names, "nan")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+        csv.DictWriter(file, names, "nan").writerow(texts)
 
 
 def add_scores(out: Path, step: int, scores: Scores, best: str) -> bool:

@@ -182,7 +182,7 @@ class HandExpertTask(PeopleTask):
         """Eq. 5."""
         samples = hmr_adapter.hand_samples(batch, getattr(self.config, "arm", "arm"))
         known = samples["valid"] > 0
-        if known.any():  # without hands outside of the picture, which cost time
+        if known.any():  # leave out hands outside of the picture: they cost time
             samples = {name: values[known] for name, values in samples.items()}
         prediction = model(*(samples[name] for name in self.INPUTS))
         terms = hmr_adapter.hand_losses(prediction, samples, self.hand, self.config)

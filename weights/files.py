@@ -51,17 +51,6 @@ def names_its_file(load: Callable) -> Callable:
     return loader
 
 
-def find_device(name: str) -> torch.device:
-    """Return the device of a flag --device. Raises ValueError if this machine does not have it."""
-    try:
-        one = torch.zeros(1, device=name)
-        one.item()  # "meta" has no numbers
-        return one.device
-    except Exception as error:  # of several types
-        reason = (str(error) or type(error).__name__).splitlines()[0][:80]
-        raise ValueError(f"--device {name}: this machine does not have it ({reason})") from error
-
-
 class Foreign:
     """Stand-in for objects in a checkpoint that are not tensors (of yacs or OmegaConf, say).
 
