@@ -1,8 +1,8 @@
 """Smooth hands or people over the frames of a video: rotations, translations, one shape (ours).
 
-The filter is the One Euro Filter (Casiez, Roussel, Vogel, CHI 2012), which follows fast movements
-and holds what rests, run forward and backward in time: the lags of both cancel in their mean,
-except in the first and last frames.
+Both filters run forward and backward in time, so that their lags cancel. Positions go through a
+Butterworth filter. Rotations go through the One Euro Filter (Casiez, Roussel, Vogel, CHI 2012),
+which follows joints that move fast and holds those that rest; it lags in the first and last frames.
 """
 
 from __future__ import annotations
@@ -12,51 +12,58 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from scipy.interpolate import make_interp_spline
+from scipy.signal import butter, detrend, sosfiltfilt
 
 from hmr_adapter import mirror
 
 Arrays = dict[str, np.ndarray]
 
-# Cutoffs in Hz at rest, and how much a speed of one rad/s or m/s adds to them (our choices)
-REST, SLOPE_ROTATION, SLOPE_POSITION, SPEED = 1.0, 1.0, 2.0, 1.0
+# Cutoffs in Hz: of positions; of rotations at rest, what one rad/s adds to it, and of the speed
+# (our choices; positions: least error for noisy recordings of 20 movements)
+POSITION, REST, SLOPE, SPEED = 3.0, 1.0, 1.0, 1.0
 GAP = 10  # frames without a person after which somebody new begins (our choice)
 LEAST_OVERLAP = 0.3  # of the boxes of one person in two frames, intersection over union (ours)
 
 
-def one_euro(values: np.ndarray, times: Sequence[float], slope: float) -> np.ndarray:
-    """Smooth values (T, N, D) at times (T,) in seconds; each of the N has a cutoff of its own.
+def smooth_positions(values: np.ndarray, frames: Sequence[int], rate: float) -> np.ndarray:
+    """Smooth positions (T, N, D) in frames (T,) of a video; between them the body moves evenly.
 
-    slope: what a speed of one unit per second adds to the cutoff, in Hz.
+    rate: frames a second.
     """
+    if len(values) == 1:
+        return values
+    every = make_interp_spline(frames, values, k=1)(np.arange(frames[0], frames[-1] + 1))
+    sections = butter(2, min(POSITION, 0.45 * rate), fs=rate, output="sos")
+    bends = detrend(every, axis=0)  # from a straight line, which the filter would bend at its ends
+    smooth = sosfiltfilt(sections, bends, axis=0, padlen=min(len(bends) - 1, math.ceil(rate)))
+    return (every - bends + smooth)[np.subtract(frames, frames[0])]
+
+
+def smooth_rotations(values: np.ndarray, frames: Sequence[int], rate: float) -> np.ndarray:
+    """Smooth rotation matrices (T, N, 3, 3): their entries, then the nearest rotation."""
+    entries, times = values.reshape(*values.shape[:2], 9), np.asarray(frames) / rate
+    backward = one_euro(entries[::-1], -times[::-1])[::-1]
+    mean = (one_euro(entries, times) + backward).reshape(values.shape) / 2
+    left, _, right = np.linalg.svd(mean)
+    left[..., 2] *= np.linalg.det(left @ right)[..., None]
+    return left @ right
+
+
+def one_euro(values: np.ndarray, times: Sequence[float]) -> np.ndarray:
+    """Smooth entries of rotations (T, N, 9) at times (T,) in seconds, each with its own cutoff."""
     def share(cutoff: np.ndarray | float, step: float) -> np.ndarray | float:
         return 1 / (1 + 1 / (2 * math.pi * cutoff * step))
 
     smooth, speed = [values[0]], np.zeros_like(values[0])
     for step, before, now in zip(np.diff(times), values[:-1], values[1:], strict=True):
         speed = speed + share(SPEED, step) * ((now - before) / step - speed)
-        cutoff = REST + slope * np.linalg.norm(speed, axis=-1, keepdims=True)
-        smooth.append(smooth[-1] + share(cutoff, step) * (now - smooth[-1]))
+        angular = np.linalg.norm(speed, axis=-1, keepdims=True) / math.sqrt(2)  # rad/s
+        smooth.append(smooth[-1] + share(REST + SLOPE * angular, step) * (now - smooth[-1]))
     return np.stack(smooth)
 
 
-def smooth_positions(values: np.ndarray, times: Sequence[float],
-                     slope: float = SLOPE_POSITION) -> np.ndarray:
-    """Smooth positions (T, N, D) in metres: the mean of the filter forward and backward."""
-    backward = one_euro(values[::-1], -np.asarray(times)[::-1], slope)[::-1]
-    return (one_euro(values, times, slope) + backward) / 2
-
-
-def smooth_rotations(values: np.ndarray, times: Sequence[float]) -> np.ndarray:
-    """Smooth rotation matrices (T, N, 3, 3): their entries, then the nearest rotation."""
-    # An angular velocity of w moves the nine entries by sqrt(2) w.
-    mean = smooth_positions(values.reshape(*values.shape[:2], 9), times,
-                            SLOPE_ROTATION / math.sqrt(2)).reshape(values.shape)
-    left, _, right = np.linalg.svd(mean)
-    left[..., 2] *= np.linalg.det(left @ right)[..., None]
-    return left @ right
-
-
-def smooth_track(track: Sequence[Arrays], times: Sequence[float],
+def smooth_track(track: Sequence[Arrays], frames: Sequence[int], rate: float,
                  pose: Callable[[Arrays], Arrays] | None) -> list[Arrays]:
     """Smooth the arrays of one hand or person, as `predict` returns them with a common K.
 
@@ -68,16 +75,16 @@ def smooth_track(track: Sequence[Arrays], times: Sequence[float],
 
     if pose is None:
         root = over_time("root")[:, None]
-        still = smooth_positions(root, times)
-        new = {name: still + smooth_positions(over_time(name) - root, times)
+        still = smooth_positions(root, frames, rate)
+        new = {name: still + smooth_positions(over_time(name) - root, frames, rate)
                for name in ("vertices", "joints")} | {"root": still[:, 0]}
     else:
         rotations = "pose" if "pose" in track[0] else "rotations"
-        new = {rotations: smooth_rotations(over_time(rotations), times),
-               "transl": smooth_positions(over_time("transl")[:, None], times)[:, 0],
+        new = {rotations: smooth_rotations(over_time(rotations), frames, rate),
+               "transl": smooth_positions(over_time("transl")[:, None], frames, rate)[:, 0],
                "betas": np.repeat(over_time("betas").mean(0)[None], len(track), 0)}
-    smooth = [arrays | {name: np.float32(value[frame]) for name, value in new.items()}
-              for frame, arrays in enumerate(track)]
+    smooth = [arrays | {name: np.float32(value[number]) for name, value in new.items()}
+              for number, arrays in enumerate(track)]
     return smooth if pose is None else list(map(pose, smooth))
 
 
@@ -127,7 +134,7 @@ def smooth_video(frames: Sequence[Sequence[Arrays]], rate: float,
     smooth = [list(results) for results in frames]
     for track in follow(frames):
         arrays = smooth_track([frames[frame][number] for frame, number in track],
-                              [frame / rate for frame, _ in track], pose)
+                              [frame for frame, _ in track], rate, pose)
         for (frame, number), one in zip(track, arrays, strict=True):
             smooth[frame][number] = one
     return smooth
