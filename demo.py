@@ -43,9 +43,8 @@ from networks.smooth import pose_hand, smooth_video
 from sets import images
 from weights.files import trained_on
 
-# We warn of meshes further than MISFITS from given 2D keypoints or from the network's own: see
-# finders.misfit, benchmarks/alarms.py and RESULTS.md.
 CONVENTIONAL = "distances are conventional: for metres give your camera, --focal PX or --K FILE"
+# Largest misfits to given 2D keypoints and to the network's own: see benchmarks/alarms.py
 MISFITS = {"simplehand": (0.11, 0.06), "genhmr": (0.08, 0.07), "hmr_adapter": (0.12, 0.08)}
 LEAST = {  # values of flags, and what to say of lower ones
     "smooth": (1e-6, "frames a second, such as 30"), "focal": (1e-6, "pixels, such as 1500"),
@@ -173,12 +172,14 @@ def load_simplehand(arguments: argparse.Namespace) -> Loaded:
     model, faces = looking_again(model.fuse()).to(arguments.device), hand.faces.numpy()
 
     def one(image: np.ndarray, found: Found, K: np.ndarray | None) -> Result:
-        sides = ("left", "right") if found.side == "left" else ("right", "left")
-        arrays, *mirrored = (simplehand.predict(
+        sides = ["left", "right"] if found.side == "left" else ["right", "left"]
+        both = [simplehand.predict(
             model, image, hand.keypoint_regressor, K=K, box=found.box, side=side)
-            for side in sides[:1 + bool(arguments.box)])  # MediaPipe tells the side itself
-        notes = heat_map_notes(sides[0], *(
-            each.get("spread_2d", np.zeros(1)).mean() for each in (arrays, *mirrored)))
+            for side in sides[:2 if arguments.box or not found.sure else 1]]
+        spreads = [each.get("spread_2d", np.zeros(1)).mean() for each in both]
+        best = 0 if found.sure else int(np.argmin(spreads))
+        arrays, notes = both[best], heat_map_notes(
+            sides[best], spreads[best], spreads[1] if arguments.box else None)
         own = None if "spread_2d" in arrays else np.pad(  # with heat maps they always fit
             arrays["keypoints_2d"], ((0, 0), (0, 1)), constant_values=1)
         outward = faces[:, ::1 if arrays["side"] else -1]  # mirrored, they face inwards
@@ -313,7 +314,7 @@ def reconstruct(arguments: argparse.Namespace) -> int:
             targets = finders.find(network.kind, image, boxes,
                                    getattr(arguments, "keypoints", None), hands=network.hands)
             if getattr(arguments, "left", False):
-                targets = [target._replace(side="left") for target in targets]
+                targets = [target._replace(side="left", sure=True) for target in targets]
             K = images.camera_of(image, arguments.K, arguments.focal, bool(arguments.smooth))
             results = [reconstruct_one(network, image, target, K) for target in targets]
             if arguments.smooth:
@@ -347,10 +348,9 @@ def reconstruct(arguments: argparse.Namespace) -> int:
 
 def reconstruct_one(network: Loaded, image: np.ndarray, target: Found, K: np.ndarray | None
                     ) -> Result:
-    """Reconstruct a hand or a person.
+    """Reconstruct a hand or a person; of one whom the picture cuts off also in the whole's box.
 
-    A person whom the picture cuts off is tried in the boxes of what is seen and of the whole body;
-    the mesh that fits the given keypoints better is kept.
+    The mesh that fits the given keypoints better is kept.
     """
     image = finders.without_background(image, target.mask)
     found = network.one(image, target, K)

@@ -121,11 +121,11 @@ def follow(frames: Sequence[Sequence[Arrays]]) -> list[list[tuple[int, int]]]:
     return tracks
 
 
-def overlap(first: Sequence[float], second: Sequence[float]) -> float:
-    """Intersection over union of two boxes x, y, width, height."""
+def overlap(first: Sequence[float], second: Sequence[float], smaller: bool = False) -> float:
+    """Intersection over union of two boxes x, y, width, height, or over the smaller box."""
     (x, y, w, h), (u, v, s, t) = first, second
     common = max(min(x + w, u + s) - max(x, u), 0) * max(min(y + h, v + t) - max(y, v), 0)
-    return common / (w * h + s * t - common)
+    return common / (min(w * h, s * t) if smaller else w * h + s * t - common)
 
 
 def smooth_video(frames: Sequence[Sequence[Arrays]], rate: float,

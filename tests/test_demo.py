@@ -163,6 +163,21 @@ def test_unsure_heat_maps_are_told(spread, other, side, words, monkeypatch):
     assert len(notes) == len(words) and all(map(str.__contains__, notes, words))
 
 
+@pytest.mark.parametrize(("spreads", "sure", "side"), [
+    ({"right": 0.05, "left": 0.04}, True, "right"), ({"right": 0.05, "left": 0.04}, False, "left"),
+    ({"right": 0.05, "left": 0.06}, False, "right"), ({}, False, "right")])
+def test_where_mediapipe_is_not_sure_the_heat_maps_name_the_side(spreads, sure, side, monkeypatch):
+    """The narrower ones; of a network without heat maps MediaPipe's word stands."""
+    def predict(*_, side: str, **__) -> dict[str, np.ndarray]:
+        arrays = {"joints": np.ones((21, 3)), "K": np.eye(3), "side": int(side == "right"),
+                  "keypoints_2d": np.zeros((21, 2))}
+        return arrays | ({"spread_2d": np.full(21, spreads[side])} if spreads else {})
+
+    one = demo.load_simplehand(demo.parser().parse_args(["simplehand"])).one
+    monkeypatch.setattr(simplehand, "predict", predict)
+    assert one(picture(), Found(None, "right", sure=sure), None).notes == [f"a {side} hand"]
+
+
 @pytest.mark.parametrize(("kind", "views", "words"), [
     ("rendered", 15, "within 15 degrees"), ("rendered", 90, "from all sides"),
     ("unknown data", 90, "trained on unknown data")])

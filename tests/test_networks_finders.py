@@ -128,8 +128,9 @@ def marks(count: int, *points: tuple[float, float]):
     return SimpleNamespace(landmark=[SimpleNamespace(x=x, y=y, visibility=0.75) for x, y in rows])
 
 
-def sides_of(*labels: str) -> list[SimpleNamespace]:
-    return [SimpleNamespace(classification=[SimpleNamespace(label=label)]) for label in labels]
+def sides_of(*labels: str, score: float = 0.9) -> list[SimpleNamespace]:
+    return [SimpleNamespace(classification=[SimpleNamespace(label=label, score=score)])
+            for label in labels]
 
 
 def test_people_are_in_pixels_of_the_picture(monkeypatch):
@@ -181,6 +182,11 @@ def test_hands_come_with_their_side(monkeypatch):
     assert (first.side, first.box) == ("left", (10, 30, 5, 30))
     assert (second.side, second.box) == ("right", (20, 30, 10, 30))
     assert second.keypoints.shape == (21, 3) and (second.keypoints[:, 2] == 1).all()
+    assert first.sure
+    fake_detector(monkeypatch, (60, 40, 3), multi_handedness=sides_of("Left", score=0.7),
+                  multi_hand_landmarks=[marks(21, (0.5, 0.5), (0.75, 1.0))])
+    (unsure,) = finders.find_hands(np.zeros((60, 40, 3), np.uint8))
+    assert not unsure.sure
     fake_detector(monkeypatch, (60, 40, 3), multi_handedness=None, multi_hand_landmarks=None)
     assert finders.find_hands(np.zeros((60, 40, 3), np.uint8)) == []
 
@@ -240,12 +246,16 @@ def test_all_people_of_a_picture_are_found(monkeypatch):
 
 
 def test_a_part_of_a_person_is_nobody_new():
-    """Seen by the face, although its box is small; others have their faces elsewhere."""
+    """Seen by the face, although its box is small; others have their faces elsewhere. Of two boxes
+    of one hand the smaller is mostly within the other."""
     person, part, other = person_at(50, 50, 60), person_at(60, 40), person_at(60, 40)
     part.keypoints[finders.FACE] = person.keypoints[finders.FACE]
     other.keypoints[finders.FACE] = person.keypoints[finders.FACE] + (20, 0, 0)
     assert not finders.is_new(part, [person]) and finders.is_new(other, [person])
-    assert not finders.is_new(Found(part.box, keypoints=part.keypoints[:21]), [part])
+    hand, fingers, beside = (Found(box, keypoints=np.zeros((21, 3))) for box in (
+        (10, 10, 40, 40), (30, 5, 20, 20), (40, 10, 40, 40)))
+    assert not finders.is_new(fingers, [hand]) and not finders.is_new(hand, [fingers])
+    assert finders.is_new(beside, [hand])
 
 
 @given(st.integers(1, 500), st.integers(1, 500))

@@ -92,6 +92,7 @@ def test_two_people_who_pass_keep_their_tracks():
 def test_overlap_is_intersection_over_union():
     """2 x 3 common cells of two boxes of 4 x 5; nothing of boxes apart; all of the same one."""
     assert overlap((0, 0, 4, 5), (2, 2, 4, 5)) == pytest.approx(6 / (20 + 20 - 6))
+    assert overlap((0, 0, 4, 5), (2, 2, 1, 1), smaller=True) == 1
     assert overlap((0, 0, 4, 5), (4, 0, 4, 5)) == 0 and overlap((1, 2, 3, 4), (1, 2, 3, 4)) == 1
 
 
