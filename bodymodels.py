@@ -14,16 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from files import (
-    check_mesh,
-    load_arrays,
-    single,
-    to_numpy,
-    vertex_colors,
-    vertex_normals,
-)
+from files import check_mesh, load_arrays, single, to_numpy, vertex_colors, vertex_normals
 from files import save_mesh as save_mesh
 from files import write_atomically as write_atomically
 
@@ -390,12 +384,9 @@ class _Skinning(torch.autograd.Function):
         return vertices
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         shaped, transforms, weights = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for second derivatives: plain operations
-            blend, g = _Skinning.blend(transforms, weights), gradient.unsqueeze(2)
-            to_transforms = torch.cat((g * shaped.unsqueeze(1), g), 2) @ weights.T
-            return (blend[:, :, :3] * g).sum(1), to_transforms, None
         to_shaped, to_transforms = torch.empty_like(shaped), torch.empty_like(transforms)
         for part, joint_transforms, g, to_part, to_joints in _Skinning.in_parts(
                 weights, shaped, transforms, gradient, to_shaped, to_transforms):
@@ -600,9 +591,8 @@ def _family(joint_count: int) -> str:
 
 def _checked(arrays: dict, name: str) -> dict:
     """The arrays as float64 or int64; ValueError unless names, types, shapes and indices fit."""
-    kinds = {"v_template": np.float64, "shapedirs": np.float64, "posedirs": np.float64,
-             "J_regressor": np.float64, "weights": np.float64, "kintree_table": np.int64,
-             "f": np.int64}
+    kinds = dict.fromkeys(("v_template", "shapedirs", "posedirs", "J_regressor", "weights"),
+                          np.float64) | {"kintree_table": np.int64, "f": np.int64}
     missing = [key for key in kinds if key not in arrays]
     if missing:
         raise ValueError(f"{name} lacks {', '.join(missing)}, or has it as an expression that is "
@@ -757,23 +747,20 @@ def hand_vertex_ids(source: str | Path = "wholebody") -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------- rendering
 # A z-buffer in numpy without a loop over triangles: every triangle becomes rows of pixels, every
 # row becomes fragments (one triangle in one pixel), each as one flat array. Two triangles that
-# share an edge compute the same crossing of a row with it, so meshes have no holes. Large pictures
-# are drawn band by band, so that they need little memory.
+# share an edge compute the same crossing of a row with it, so meshes have no holes.
 
 
 BLUE = (0.45, 0.65, 0.9)  # of meshes: neither skin nor clothes (our choice)
 AMBIENT, HEADLIGHT = 0.18, 0.2  # shares of the light: from everywhere, from the camera
 NEAR = 1e-6  # metres in front of the camera that a face must keep to be drawn
-_BAND_PIXELS = 2**20  # of a picture that are drawn at a time
+_BAND_SAMPLES = 2**20  # of a picture that `render` draws at a time, so that it needs little memory
 
 
 class Rendered(NamedTuple):
-    """A picture of a mesh and what is seen in each pixel."""
+    """A picture of a mesh."""
 
     image: np.ndarray  # (h, w, 3) float32 RGB, 0..1
     mask: np.ndarray  # (h, w) float32, the part of the pixel that the mesh covers, 0..1
-    depth: np.ndarray  # (h, w) float32 z in metres of the nearest surface, inf for background
-    face_ids: np.ndarray  # (h, w) int32, the face at that depth, -1 for background
 
 
 class _Triangles(NamedTuple):
@@ -785,13 +772,6 @@ class _Triangles(NamedTuple):
     inverse: np.ndarray  # (3, F) 1 / z of the corners
     grow_x: np.ndarray  # (2, F) how the weights of corners 1 and 2 grow along x
     grow_y: np.ndarray  # (2, F) and along y
-    rise_x: np.ndarray  # (F,) how 1 / z grows along x
-    rise_y: np.ndarray  # (F,)
-    sorted_x: np.ndarray  # (3, F) the corners from top to bottom
-    sorted_y: np.ndarray  # (3, F)
-
-    def part(self, which: slice | np.ndarray) -> _Triangles:
-        return _Triangles(*(array[..., which] for array in self))
 
 
 def _triangles(vertices, faces) -> _Triangles:
@@ -803,22 +783,21 @@ def _triangles(vertices, faces) -> _Triangles:
     x, y, inverse, area = x[:, kept], y[:, kept], 1 / z[:, kept], area[kept]
     grow_x = np.stack([y[2] - y[0], y[0] - y[1]]) / area
     grow_y = np.stack([x[0] - x[2], x[1] - x[0]]) / area
-    rise = inverse[1:] - inverse[0]
-    order = y.argsort(0)
-    return _Triangles(kept, x, y, inverse, grow_x, grow_y, (rise * grow_x).sum(0),
-                      (rise * grow_y).sum(0), np.take_along_axis(x, order, 0),
-                      np.take_along_axis(y, order, 0))
+    return _Triangles(kept, x, y, inverse, grow_x, grow_y)
 
 
-def _centers_between(low: np.ndarray, high: np.ndarray, start: int, stop: int):
-    """First and end of the pixels in start..stop whose centre, at + 0.5, is in [low, high]."""
+def _centers_between(low: np.ndarray, high: np.ndarray, count: int):
+    """First and end of those of `count` pixels whose centre, at + 0.5, is in [low, high]."""
     first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
-    return first.clip(start, stop).astype(np.int64), (last + 1).clip(start, stop).astype(np.int64)
+    return first.clip(0, count).astype(np.int64), (last + 1).clip(0, count).astype(np.int64)
 
 
-def _pixel_rows(triangles: _Triangles, first: np.ndarray, count: np.ndarray):
-    """Triangles cut into `count` rows of pixels: each row's triangle, number, left, right end."""
-    x, y = triangles.sorted_x, triangles.sorted_y
+def _pixel_rows(triangles: _Triangles, height: int):
+    """Triangles cut into rows of pixels: each row's triangle, number, left and right end."""
+    order = triangles.y.argsort(0)  # of the corners, from top to bottom
+    x, y = (np.take_along_axis(corners, order, 0) for corners in (triangles.x, triangles.y))
+    first, end = _centers_between(y[0], y[2], height)
+    count = end - first
     owner = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(owner)) + np.repeat(first - count.cumsum() + count, count)
     starts, ends = [0, 0, 1], [2, 1, 2]  # top to bottom, top to middle, middle to bottom
@@ -833,25 +812,25 @@ def _pixel_rows(triangles: _Triangles, first: np.ndarray, count: np.ndarray):
     return owner, row, np.minimum(short, long), np.maximum(short, long)
 
 
-def _fragments(triangles: _Triangles, rows: slice, columns: slice
+def _fragments(triangles: _Triangles, height: int, width: int
                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The fragments in a window: their pixel in it, 1 / z as float32, and triangle."""
-    above, below = _centers_between(triangles.sorted_y[0], triangles.sorted_y[2],
-                                    rows.start, rows.stop)
-    owner, row, left, right = _pixel_rows(triangles, above, below - above)
-    first, end = _centers_between(left, right, columns.start, columns.stop)
+    """The fragments in a picture: their pixel, row by row, 1 / z as float32, and triangle."""
+    owner, row, left, right = _pixel_rows(triangles, height)
+    first, end = _centers_between(left, right, width)
+    inverse = triangles.inverse
+    rise_x, rise_y = (((inverse[1:] - inverse[0]) * grow).sum(0)  # how 1 / z grows along x and y
+                      for grow in (triangles.grow_x, triangles.grow_y))
     offset_y = row + 0.5 - triangles.y[0, owner]
-    low, high = triangles.inverse.min(0)[owner], triangles.inverse.max(0)[owner]
+    low, high = inverse.min(0)[owner], inverse.max(0)[owner]
     begin, last = (
-        (triangles.inverse[0, owner] + triangles.rise_y[owner] * offset_y
-         + triangles.rise_x[owner] * (column + 0.5 - triangles.x[0, owner])
+        (inverse[0, owner] + rise_y[owner] * offset_y
+         + rise_x[owner] * (column + 0.5 - triangles.x[0, owner])
          ).clip(low, high) for column in (first, end - 1))  # slivers: large rounding errors
     count = end - first
     step = (last - begin) / np.maximum(count - 1, 1)
     before = count.cumsum() - count  # fragment i is i - before of its row
     fragment = np.arange(count.sum())
-    start = (row - rows.start) * (columns.stop - columns.start) + first - columns.start
-    pixel = fragment + np.repeat(start - before, count)
+    pixel = fragment + np.repeat(row * width + first - before, count)
     nearness = np.repeat(begin - step * before, count) + np.repeat(step, count) * fragment
     return pixel, nearness.astype(np.float32), np.repeat(owner, count)
 
@@ -868,46 +847,6 @@ def _nearest(pixel: np.ndarray, inverse: np.ndarray, count: int) -> np.ndarray:
     return winner[winner >= 0]
 
 
-def _draw(triangles: _Triangles, rows: slice, columns: slice
-          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is seen in a window: face_ids, barycentric and depth as `rasterize` returns them."""
-    shape = rows.stop - rows.start, columns.stop - columns.start
-    face_ids, depth = np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32)
-    barycentric = np.zeros((*shape, 3), np.float32)
-    pixel, nearness, triangle = _fragments(triangles, rows, columns)
-    seen = _nearest(pixel, nearness, depth.size)
-    pixel, triangle = pixel[seen], triangle[seen]
-    row, column = np.divmod(pixel, shape[1])
-    offset_x = column + columns.start + 0.5 - triangles.x[0, triangle]
-    offset_y = row + rows.start + 0.5 - triangles.y[0, triangle]
-    second, third = (triangles.grow_x[:, triangle] * offset_x
-                     + triangles.grow_y[:, triangle] * offset_y)
-    weights = np.stack([1 - second - third, second, third]).clip(0) * triangles.inverse[:, triangle]
-    face_ids[row, column] = triangles.face[triangle]
-    barycentric[row, column] = (weights / weights.sum(0)).T
-    depth[row, column] = 1 / nearness[seen]
-    return face_ids, barycentric, depth
-
-
-def _windows(triangles: _Triangles, size: tuple[int, int], factor: int = 1
-             ) -> Iterator[tuple[slice, slice, _Triangles]]:
-    """Cut the part of a picture that triangles reach into bands of at most _BAND_PIXELS samples.
-
-    Yields the rows and columns of each, and the triangles that reach these rows.
-    """
-    (top, bottom), (left, right) = (
-        (np.array([axis.min(initial=length * factor) // factor, -(-axis.max(initial=0) // factor)])
-         .clip(0, length).astype(int).tolist())
-        for axis, length in zip((triangles.y, triangles.x), size, strict=True))
-    height = max(1, _BAND_PIXELS // max(1, (right - left) * factor**2))
-    for start in range(top, bottom if right > left else top, height):
-        stop = min(start + height, bottom)
-        first, end = _centers_between(triangles.sorted_y[0], triangles.sorted_y[2],
-                                      start * factor, stop * factor)
-        yield (slice(start, stop), slice(left, right),
-               triangles.part(first < end) if stop - start < bottom - top else triangles)
-
-
 def rasterize(vertices, faces, size: tuple[int, int]):
     """Find the triangle that is seen in every pixel.
 
@@ -918,28 +857,38 @@ def rasterize(vertices, faces, size: tuple[int, int]):
     inf for background. A pixel shows what covers its centre, nearest first, then lowest face.
     Raises ValueError for what is not a triangle mesh.
     """
+    triangles = _triangles(vertices, faces)
+    pixel, nearness, triangle = _fragments(triangles, *size)
+    seen = _nearest(pixel, nearness, size[0] * size[1])
+    pixel, triangle = pixel[seen], triangle[seen]
+    row, column = np.divmod(pixel, size[1])
+    offset_x = column + 0.5 - triangles.x[0, triangle]
+    offset_y = row + 0.5 - triangles.y[0, triangle]
+    second, third = (triangles.grow_x[:, triangle] * offset_x
+                     + triangles.grow_y[:, triangle] * offset_y)
+    weights = np.stack([1 - second - third, second, third]).clip(0) * triangles.inverse[:, triangle]
     face_ids, depth = np.full(size, -1, np.int32), np.full(size, np.inf, np.float32)
     barycentric = np.zeros((*size, 3), np.float32)
-    for rows, columns, reaching in _windows(_triangles(vertices, faces), size):
-        window = rows, columns
-        face_ids[window], barycentric[window], depth[window] = _draw(reaching, *window)
+    face_ids[row, column] = triangles.face[triangle]
+    barycentric[row, column] = (weights / weights.sum(0)).T
+    depth[row, column] = 1 / nearness[seen]
     return face_ids, barycentric, depth
 
 
 def _canvas(background, size: tuple[int, int]) -> np.ndarray:
-    """The picture (h, w, 3) to draw on: a copy of an image, a plain colour, or white."""
+    """The picture (h, w, 3) to draw on: an image, a plain colour, or white."""
     background = np.asarray(1.0 if background is None else to_numpy(background))
     if background.shape not in [(), (3,), (*size, 3)]:
         raise ValueError(f"background must be a colour (3,) or an image {(*size, 3)} in 0..1, "
                          f"got shape {background.shape}")
     colors = np.float32(background) / (255 if background.dtype == np.uint8 else 1)
-    return np.broadcast_to(colors, (*size, 3)).copy()
+    return np.broadcast_to(colors, (*size, 3))
 
 
-def _samples(image: np.ndarray, factor: int) -> np.ndarray:
-    """(h * factor, w * factor, ...) -> (factor^2, h, w, ...): the samples of each pixel."""
+def _mean_of_samples(image: np.ndarray, factor: int) -> np.ndarray:
+    """(h * factor, w * factor, ...) -> (h, w, ...): the mean of the samples of each pixel."""
     return np.stack([image[row::factor, column::factor]
-                     for row in range(factor) for column in range(factor)])
+                     for row in range(factor) for column in range(factor)]).mean(0)
 
 
 def _unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -959,12 +908,11 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
     Raises ValueError for what is not a triangle mesh, or another background.
     """
     vertices, faces = check_mesh(vertices, faces)
-    colors = vertex_colors(colors, len(vertices))
+    colors, canvas = vertex_colors(colors, len(vertices)), _canvas(background, size)
+    at_vertices = np.concatenate([vertex_normals(vertices, faces), colors, vertices], 1)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         pixels = supersample * project(vertices, to_numpy(K))
-    pixels = np.where(vertices[:, 2:] > NEAR, pixels, 0)  # behind the camera: not drawn below
-    triangles = _triangles(np.concatenate([pixels, vertices[:, 2:]], 1), faces)
-    at_vertices = np.concatenate([vertex_normals(vertices, faces), colors, vertices], 1)
+    pixels = np.where(vertices[:, 2:] > NEAR, pixels, 0)  # behind the camera: not drawn
     x, y = pixels.T[:, faces.T]
     inside_out = (x[1] - x[0]) * (y[2] - y[0]) > (x[2] - x[0]) * (y[1] - y[0])
 
@@ -980,23 +928,19 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
                       + HEADLIGHT * toward_camera.clip(0))
         return color * np.sqrt(brightness)[:, None]  # colours have gamma 2
 
-    result = Rendered(_canvas(background, size), np.zeros(size, np.float32),
-                      np.full(size, np.inf, np.float32), np.full(size, -1, np.int32))
-    for rows, columns, reaching in _windows(triangles, size, supersample):
-        fine = [slice(part.start * supersample, part.stop * supersample)
-                for part in (rows, columns)]
-        face_ids, weights, depth = _draw(reaching, *fine)
-        seen = face_ids >= 0
-        image = np.zeros((*seen.shape, 3), np.float32)
+    result = Rendered(np.empty((*size, 3), np.float32), np.empty(size, np.float32))
+    height = max(1, _BAND_SAMPLES // max(1, size[1] * supersample**2))
+    for top in range(0, size[0], height):
+        band = slice(top, top + height)
+        fine = supersample * len(canvas[band]), supersample * size[1]
+        face_ids, weights, _ = rasterize(
+            np.column_stack([pixels - (0, supersample * top), vertices[:, 2]]), faces, fine)
+        seen, image = face_ids >= 0, np.zeros((*fine, 3), np.float32)
         image[seen] = shade(face_ids[seen], weights[seen])
-        image, mask, depth, face_ids = (_samples(part, supersample) for part in (
-            image, seen.astype(np.float32), depth, face_ids))
-        window, mask = (rows, columns), mask.mean(0)
-        result.mask[window] = mask
-        result.image[window] = image.mean(0) + result.image[window] * (1 - mask[..., None])
-        result.depth[window] = depth.min(0)
-        result.face_ids[window] = np.take_along_axis(face_ids, depth.argmin(0)[None], 0)[0]
-    if opacity < 1:
-        result.image[:] = opacity * result.image + (1 - opacity) * _canvas(background, size)
-    result.image.clip(0, 1, out=result.image)
+        image, mask = (_mean_of_samples(samples, supersample)
+                       for samples in (image, seen.astype(np.float32)))
+        image += canvas[band] * (1 - mask[..., None])
+        if opacity < 1:
+            image = opacity * image + (1 - opacity) * canvas[band]
+        result.image[band], result.mask[band] = image.clip(0, 1), mask
     return result
