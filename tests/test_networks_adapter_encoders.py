@@ -14,7 +14,7 @@ import weights.simplehand
 from bodymodels import ASSETS
 from networks import any_view
 from networks.adapter_encoders import OF_HANDS, HandEncoder, closer_view, start_rotations
-from networks.adapter_rivals import build_model, share_twists
+from networks.adapter_rivals import build_model
 from networks.small_encoder import NAMES
 from tasks.hmr_adapter import DualPathTask, look
 from weights.hmr_adapter import load_encoder
@@ -210,7 +210,7 @@ def test_larger_pictures_are_the_same_person():
 @pytest.mark.parametrize("inside", [True, False])
 def test_rows_of_the_dual_path(inside, monkeypatch):
     """Hands whose box is outside of the picture are the body path's; "all hands", as in the paper,
-    merges them, too. PyMAF-X's twists follow the merge."""
+    merges them, too."""
     hand, body = (lively(build_model(config)).eval() for config in (HAND, BODY))
     monkeypatch.setattr("hmr_adapter.in_picture",
                         lambda boxes, *_: torch.full_like(boxes[..., 0], inside) > 0)
@@ -220,5 +220,3 @@ def test_rows_of_the_dual_path(inside, monkeypatch):
     assert torch.equal(rows["experts"], rows["expert"]) == (not inside)
     assert torch.equal(rows["experts"], rows["experts, all hands"]) == inside
     assert not torch.allclose(rows["experts, all hands"], rows["expert"])
-    if inside:
-        torch.testing.assert_close(rows["experts, twists shared"], share_twists(rows["experts"]))
