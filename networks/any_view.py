@@ -233,10 +233,6 @@ class Upright(nn.Module):
         """As SimpleHand's, which tells `predict` the device."""
         return self.model.mean
 
-    def fuse(self) -> Upright:
-        """Return a copy for inference, as SimpleHand.fuse."""
-        return Upright(self.model.fuse())
-
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, S, S) -> vertices, keypoints_2d and spread_2d, see build.
 

@@ -84,7 +84,8 @@ def test_rotations_start_with_the_pose_that_the_encoder_finds(config, file, laye
     with torch.no_grad():
         found = expert.eval()(pictures)
         if config is BODY.expert:
-            pose = expert.encoder.patch_embed.lifted(crops)[:, :22]
+            tokens = expert.encoder.patch_embed(crops)
+            pose = hmr.rotation_6d_to_matrix(tokens[:, 0, 112:256].unflatten(1, (24, 6)))[:, :22]
             found = found["body_pose"][:, :22]
         else:
             tokens = expert.backbone.patch_embed((crops - expert.mean) / expert.std)

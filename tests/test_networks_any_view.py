@@ -192,7 +192,7 @@ def test_fused_and_plain_look_alike():
     assert isinstance(model, Upright) and not model.training
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
-        expected, found = model(images), model.fuse()(images)
+        expected, found = model(images), Upright(model.model.fuse())(images)
         alone = model(images[1:2])
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
