@@ -427,30 +427,29 @@ class BodyModel(nn.Module):
         template, regressor = arrays["v_template"], arrays["J_regressor"]
         shape_basis = np.concatenate([betas, expression], 2).transpose(2, 0, 1)  # (S, V, 3)
         pose_basis = arrays["posedirs"].transpose(2, 0, 1)  # (P, V, 3)
-        self._store(
-            dtype, faces=arrays["f"], J_regressor=regressor, skinning_weights=arrays["weights"].T,
+        buffers = {
+            "faces": arrays["f"], "J_regressor": regressor, "skinning_weights": arrays["weights"].T,
             # one matrix (S + P, 3V) of all offsets, x of every vertex first: one product
-            template=template.T.flatten(),
-            offsets=np.concatenate([shape_basis, pose_basis]).swapaxes(1, 2).reshape(
+            "template": template.T.flatten(),
+            "offsets": np.concatenate([shape_basis, pose_basis]).swapaxes(1, 2).reshape(
                 -1, template.size),
             # joints are linear in the vertices, so they are linear in the shape
-            skeleton=_with_bones(regressor @ template, self.parents),  # (6K,)
-            skeleton_basis=_with_bones(regressor @ shape_basis, self.parents),  # (S, 6K)
-            jumps=_jumps(self.parents), identity=np.eye(3), affine=_affine(len(self.parents)))
+            "skeleton": _with_bones(regressor @ template, self.parents),  # (6K,)
+            "skeleton_basis": _with_bones(regressor @ shape_basis, self.parents),  # (S, 6K)
+            "jumps": _jumps(self.parents), "identity": np.eye(3),
+            "affine": _affine(len(self.parents))}
         self.tip_vertex_ids: tuple[int, ...] = ()
         if family == "mano":
             self.tip_vertex_ids = _tips(
                 arrays.get("tip_vertex_ids", "freihand") if tips is None else tips)
-            keypoints = keypoint_regressor(torch.from_numpy(regressor), self.tip_vertex_ids)
-            self._store(dtype, keypoint_regressor=keypoints.numpy())
+            buffers["keypoint_regressor"] = keypoint_regressor(
+                torch.from_numpy(regressor), self.tip_vertex_ids)
+        for key, value in buffers.items():
+            value = torch.as_tensor(value).contiguous()
+            self.register_buffer(key, value, persistent=False)
+        self.to(dtype)
         surface = SURFACE_VERTEX_IDS.get(family, ())
         self.surface_vertex_ids = surface if max(surface, default=0) < len(template) else ()
-
-    def _store(self, dtype: torch.dtype, **arrays: np.ndarray) -> None:
-        for name, array in arrays.items():
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
-            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, betas: Tensor, pose: Tensor, expression: Tensor | None = None,
                 transl: Tensor | None = None) -> BodyOutput:

@@ -129,9 +129,7 @@ class UNet(nn.Module):
         x4, *_ = self.maps(x)
         return x4, x4
 
-    def fuse(self) -> None:
-        """Fold the norms into their convolutions, in place."""
-        fold_norms(self)
+    fuse = fold_norms  # into the convolutions, in place
 
 
 class HeatMapKeypoints(nn.Conv2d):
