@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from simplehand import require
+
 # The keys of a model's `settings`: "data", of its training, and the fields of Settings in
 # tasks/settings.py. Older checkpoints have them in their config; ema_decay was 0 in all.
 SETTINGS = (
@@ -24,12 +26,6 @@ SETTINGS = (
 # Fields in the configs of shipped checkpoints that have become constants since
 FORMER = ("num_vertices", "attention", "heat_maps", "weight_heat_maps", "focal_length",
           "decoder_head_dim", "vit_drop_path", "hand_size", "pose_term", "weight_betas")
-
-
-def require(condition: object, message: str) -> None:
-    """Raise ValueError with `message` unless `condition` holds."""
-    if not condition:
-        raise ValueError(message)
 
 
 def names_its_file(load: Callable) -> Callable:
