@@ -22,9 +22,8 @@ from files import save_mesh as save_mesh
 from files import write_atomically as write_atomically
 
 # ------------------------------------------------------------------------------- rotations
-# Tensors may have any leading dimensions, or none. Values and gradients are finite everywhere: at
-# angles 0 and pi, and for degenerate input. Half precision becomes float32; only the float16
-# gradients of very short 6D vectors overflow, as 1 / length.
+# Tensors may have any leading dimensions, or none. Values and gradients are finite everywhere, also
+# at angles 0 and pi. Half precision becomes float32. genhmr.py and hmr_adapter.py have 6D.
 
 
 def _floats(x: Tensor, *trailing: int) -> Tensor:
@@ -33,14 +32,6 @@ def _floats(x: Tensor, *trailing: int) -> Tensor:
         raise ValueError(f"expected a floating-point tensor ending in {trailing}, got {x.dtype} of "
                          f"shape {tuple(x.shape)}")
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _unit(x: Tensor, fallback: Tensor, shortest: float = 1e-12) -> Tensor:
-    """Normalise vectors (..., D); those no longer than `shortest` become `fallback`."""
-    degenerate = x.abs().amax(-1, keepdim=True) <= shortest  # false for NaN: NaN stays NaN
-    x = torch.where(degenerate, fallback, x)
-    x = x / x.detach().abs().amax(-1, keepdim=True)  # the square of 1e20 overflows float32
-    return x / x.norm(dim=-1, keepdim=True)
 
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
@@ -83,30 +74,6 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     row = outer.gather(-2, largest).squeeze(-2)  # its component is at least 1/2: no cancellation
     row = torch.where(row[..., :1] < 0, -row, row)
     return row / row.norm(dim=-1, keepdim=True)
-
-
-def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
-    """[column 0, column 1] (..., 6) -> rotation matrices (..., 3, 3), by Gram-Schmidt.
-
-    Zhou et al., "On the Continuity of Rotation Representations", CVPR 2019, in HaMeR's layout. A
-    zero first column is replaced by the x axis; a second column that is zero or parallel to the
-    first, by the coordinate axis least aligned with the first. Six zeros give the identity.
-    """
-    def orthogonal(vector: Tensor) -> Tensor:
-        return vector - (first * vector).sum(-1, keepdim=True) * first
-
-    first, second = _floats(rotation_6d, 6).unflatten(-1, (2, 3)).unbind(-2)
-    first = _unit(first, first.new_tensor([1, 0, 0]))
-    axis = functional.one_hot(first.abs().argmin(-1), 3).to(first)
-    parallel = 8 * torch.finfo(first.dtype).eps
-    second = _unit(orthogonal(_unit(second, first)), orthogonal(axis), parallel)
-    second = _unit(orthogonal(second), second)  # again: cancellation left a part of `first`
-    return torch.stack([first, second, torch.linalg.cross(first, second)], -1)
-
-
-def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) -> [column 0, column 1] (..., 6)."""
-    return _floats(matrix, 3, 3)[..., :2].transpose(-1, -2).flatten(-2)
 
 
 def chain_rotation(rotations: Tensor) -> Tensor:

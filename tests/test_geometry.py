@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from torch.autograd import gradcheck
 
 import bodymodels as bm
+import genhmr
 
 PI = math.pi
 
@@ -55,12 +56,16 @@ def quaternion_to_matrix(quaternion: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(turned).to(quaternion)
 
 
-FROM_VECTOR = {bm.axis_angle_to_matrix: 3, bm.rotation_6d_to_matrix: 6}  # the vector's length
 FROM_MATRIX = {  # and the way back
     bm.matrix_to_axis_angle: bm.axis_angle_to_matrix,
     bm.matrix_to_quaternion: quaternion_to_matrix,
-    bm.matrix_to_rotation_6d: bm.rotation_6d_to_matrix,
 }
+CONVERSIONS = [bm.axis_angle_to_matrix, *FROM_MATRIX]
+
+
+def vectors_or_matrices(function, x: torch.Tensor) -> torch.Tensor:
+    """What a function of CONVERSIONS takes, of axis-angle vectors."""
+    return bm.axis_angle_to_matrix(x) if function in FROM_MATRIX else x
 
 
 @given(axis_angles)
@@ -78,15 +83,13 @@ def test_round_trips(there, back, axis_angle):
 @given(axis_angles, axes, st.floats(1e-7, 1e-2))
 def test_convention_vectors_and_their_ranges(axis_angle, axis, small):
     """Axis-angle vectors come back, at pi perhaps as their opposite, and near the identity to one
-    part in a million of float32; quaternions are (w, x, y, z) of length 1 and w >= 0; 6D is columns
-    0 and 1."""
+    part in a million of float32; quaternions are (w, x, y, z) of length 1 and w >= 0."""
     matrix = bm.axis_angle_to_matrix(axis_angle)
     back, quaternion = bm.matrix_to_axis_angle(matrix), bm.matrix_to_quaternion(matrix)
     assert back.norm() <= PI + 1e-12
     close = torch.allclose(back, axis_angle, atol=1e-8, rtol=1e-8)
     assert close or (axis_angle.norm() > PI - 1e-7 and torch.allclose(-back, axis_angle, atol=1e-6))
     assert quaternion[0] >= 0 and abs(quaternion.norm() - 1) < 1e-14
-    assert torch.equal(bm.matrix_to_rotation_6d(matrix), torch.cat(matrix.unbind(1)[:2]))
     single = torch.tensor(axis) / math.hypot(*axis) * small
     back = bm.matrix_to_axis_angle(bm.axis_angle_to_matrix(single))
     assert (back - single).norm() <= 1e-6 * small
@@ -94,14 +97,15 @@ def test_convention_vectors_and_their_ranges(axis_angle, axis, small):
 
 @given(seeds, st.sampled_from([1e-5, 1.0, 1e20]), st.sampled_from([0.0, 1e-7, 1e-4, 1.0]))
 def test_6d_is_always_a_rotation(seed, scale, spread):
-    """Any six numbers give a rotation; Gram-Schmidt keeps column 0 and the plane of the two."""
+    """GenHMR's: any six numbers give a rotation; Gram-Schmidt keeps column 0 and the plane of the
+    two."""
     first = random(seed, 8, 3, dtype=torch.float32)
     second = 3 * first + spread * random(seed + 1, 8, 3, dtype=torch.float32)
-    matrix = bm.rotation_6d_to_matrix(scale * torch.cat([first, second], -1))
+    matrix = genhmr.rotation_6d_to_matrix(scale * torch.cat([first, second], -1))
     assert torch.allclose(matrix.mT @ matrix, torch.eye(3).expand(8, 3, 3), atol=1e-6)
     assert torch.allclose(torch.linalg.det(matrix), torch.ones(8), atol=1e-6)
     first, second = random(seed, 2, 6, 3)
-    matrix = bm.rotation_6d_to_matrix(torch.cat([first, second], -1))
+    matrix = genhmr.rotation_6d_to_matrix(torch.cat([first, second], -1))
     assert torch.allclose(matrix[..., 0], first / first.norm(dim=-1, keepdim=True))
     assert (matrix[..., 1] * second).sum(-1).min() > 0
     assert (matrix[..., 2] * second).sum(-1).abs().max() < 1e-12
@@ -113,9 +117,9 @@ EYES = [torch.eye(3), *torch.diag_embed(torch.tensor([  # half turns, and what i
 DEGENERATE = {
     bm.axis_angle_to_matrix: [[0, 0, 0], [1e-8] * 3, [1e-30, 0, 0], [PI, 0, 0], [0, -PI, 0],
                               [-1e-8] * 3],
-    bm.rotation_6d_to_matrix: [[0] * 6, [1, 0, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0], [0, 0, 0, 1, 2, 3],
-                               [1, 2, 3] * 2, [1, 2, 3, -2, -4, -6], [1e-20] * 6,
-                               [1e20, 0, 0, 0, 1e20, 0], [1, 0, 0, 1, 1e-7, 0]],
+    genhmr.rotation_6d_to_matrix: [
+        [0] * 6, [1, 0, 0, 0, 0, 0], [0, 2, 0, 0, 0, 0], [0, 0, 0, 1, 2, 3], [1, 2, 3] * 2,
+        [1, 2, 3, -2, -4, -6], [1e-20] * 6, [1e20, 0, 0, 0, 1e20, 0], [1, 0, 0, 1, 1e-7, 0]],
     bm.matrix_to_axis_angle: torch.stack(EYES).tolist(),
     bm.matrix_to_quaternion: torch.stack(EYES).tolist(),
 }
@@ -130,34 +134,30 @@ def test_values_and_gradients_are_finite(function, values, dtype):
     weights = random(0, *y.shape).to(dtype)  # a plain sum could cancel
     (gradient,) = torch.autograd.grad((y * weights).sum(), x)
     assert y.isfinite().all() and gradient.isfinite().all()
-    if function is bm.rotation_6d_to_matrix:  # the axes that the docstring names
+    if function is genhmr.rotation_6d_to_matrix:  # the axes of the fallback
         assert torch.equal(y[0], torch.eye(3).to(dtype))
         assert y[2, :, :2].tolist() == [[0, 1], [1, 0], [0, 0]]
 
 
-@pytest.mark.parametrize("function", [*FROM_VECTOR, *FROM_MATRIX])
+@pytest.mark.parametrize("function", CONVERSIONS)
 def test_gradients_are_finite_differences(function):
-    """For axis-angle and matrices also at 0 and close to pi."""
-    x = random(3, 4, FROM_VECTOR.get(function, 3))
-    if function is not bm.rotation_6d_to_matrix:
-        x = torch.cat([x, torch.zeros(1, 3), torch.tensor([[0, PI - 1e-3, 0], [1e-9, 0, 0]])])
-    x = x if function in FROM_VECTOR else bm.axis_angle_to_matrix(x)
-    assert gradcheck(function, x.requires_grad_())
+    """Also at 0 and close to pi."""
+    x = torch.cat([random(3, 4, 3), torch.tensor([[0, 0, 0], [0, PI - 1e-3, 0], [1e-9, 0, 0]])])
+    assert gradcheck(function, vectors_or_matrices(function, x).requires_grad_())
 
 
-@pytest.mark.parametrize("function", [*FROM_VECTOR, *FROM_MATRIX])
+@pytest.mark.parametrize("function", CONVERSIONS)
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (2, 0), (2, 3), (2, 1, 3)])
 def test_any_leading_shape_and_float_type(shape, function):
     """Leading dimensions stay; half types become float32; a NaN stays alone; others are errors."""
-    x = random(5, *shape, FROM_VECTOR.get(function, 3))
-    x = x if function in FROM_VECTOR else bm.axis_angle_to_matrix(x)
+    x = vectors_or_matrices(function, random(5, *shape, 3))
     result, rows = function(x), x.flatten(0, len(shape) - 1) if shape else x[None]
     assert result.shape[:len(shape)] == shape
     for one, row in zip(result.reshape(-1, *result.shape[len(shape):]), rows, strict=True):
         assert torch.allclose(one, function(row))
     for dtype in (torch.float16, torch.bfloat16):
         assert torch.equal(function(x.to(dtype)), function(x.to(dtype).float()))
-    if shape == (2, 3) and function in FROM_VECTOR:
+    if shape == (2, 3) and function is bm.axis_angle_to_matrix:
         x[0, 1, 0] = math.nan
         bad = function(x).isnan().flatten(2).any(-1)
         assert bad.tolist() == [[False, True, False], [False] * 3]

@@ -202,7 +202,7 @@ def test_offset_is_added_in_6d():
     pose_6d = model.expert.initial_pose(seen) + 0.5 * offset
     found = model(pictures, scale=0.5)
     assert torch.allclose(found["pose_6d"], pose_6d, atol=1e-5)
-    assert torch.allclose(found["body_pose"][:, :22], bodymodels.rotation_6d_to_matrix(
+    assert torch.allclose(found["body_pose"][:, :22], hmr.rotation_6d_to_matrix(
         pose_6d.unflatten(-1, (3, 2)).mT.flatten(-2)), atol=1e-4)
 
 
