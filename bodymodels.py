@@ -379,15 +379,14 @@ class BodyModel(nn.Module):
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], *, name: str = "", side: str = "",
-                 num_betas: int | None = None, num_expression: int | None = None,
-                 tips: str | Sequence[int] | None = None,
+                 num_betas: int | None = None, tips: str | Sequence[int] | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         arrays = _checked(arrays, name)
         self.name, self.side = name, side
         self.parents = (-1, *arrays["kintree_table"][0, 1:].tolist())
         family = _family(len(self.parents))
-        betas, expression = _shape_bases(arrays["shapedirs"], family, num_betas, num_expression)
+        betas, expression = _shape_bases(arrays["shapedirs"], family, num_betas)
         self.num_betas, self.num_expression = betas.shape[2], expression.shape[2]
         self.joint_names = (JOINT_SETS[_FAMILIES[family][0]] if family else
                             tuple(f"joint{index}" for index in range(len(self.parents))))
@@ -584,23 +583,19 @@ def _checked(arrays: dict, name: str) -> dict:
     return arrays
 
 
-def _shape_bases(shapedirs: np.ndarray, family: str, num_betas: int | None,
-                 num_expression: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The shape and the expression part of shapedirs (V, 3, components), 10 each by default.
+def _shape_bases(shapedirs: np.ndarray, family: str, num_betas: int | None
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """The shape and the expression part of shapedirs (V, 3, components), at most 10 by default.
 
     In SMPL-X the expression follows 300 shape components, in its small files 10.
     """
     available = shapedirs.shape[2]
-    start = available
     if family == "smplx":
-        start = 300 if available >= 400 else min(10, available)
-    bases = []
-    for name, basis, wanted in (("num_betas", shapedirs[:, :, :start], num_betas),
-                                ("num_expression", shapedirs[:, :, start:], num_expression)):
-        if wanted is not None and not 0 <= wanted <= basis.shape[2]:
-            raise ValueError(f"{name}={wanted}, but the model has 0 to {basis.shape[2]}")
-        bases.append(basis[:, :, :10 if wanted is None else wanted])
-    return bases[0], bases[1]
+        available = 300 if available >= 400 else min(10, available)
+    if not 0 <= (num_betas or 0) <= available:
+        raise ValueError(f"num_betas={num_betas}, but the model has 0 to {available}")
+    betas = min(10, available) if num_betas is None else num_betas
+    return shapedirs[:, :, :betas], shapedirs[:, :, available:available + 10]
 
 
 def _jumps(parents: Sequence[int]) -> np.ndarray:
@@ -666,8 +661,8 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
         fix_left_shapedirs: mirror x of MANO_LEFT's shape components, which the official file does
             not. InterHand2.6M's annotation needs this; DexYCB's was made without it.
         v_template: (V, 3) metres, a subject's own body at rest, instead of the file's.
-        options: dtype; num_betas and num_expression (default: at most 10); tips, a name of
-            TIP_VERTEX_IDS or five vertices (default: the file's, else FreiHAND's).
+        options: dtype; num_betas (default: at most 10); tips, a name of TIP_VERTEX_IDS or five
+            vertices (default: the file's, else FreiHAND's).
 
     Raises FileNotFoundError, and ValueError for a file that is unsafe or not a body model.
     """
