@@ -81,12 +81,19 @@ class HandEncoder(nn.Module):
         return super().train(mode and next(self.parameters()).requires_grad)
 
     def forward(self, crops: Tensor) -> Tensor:
-        maps, looks = self.look_twice(crops)
-        self.looks = looks if self.training else None
+        size, edge = self.hand.config.image_size, crops.shape[2] // 8
+        crops = F.pad(crops, (edge, edge))  # (B, 3, S, S)
+        maps, first = self.look(F.interpolate(crops, size=(size, size), mode="bilinear",
+                                              antialias=True))  # of the whole crop
+        view = closer_view(first["keypoints_2d"].detach())
+        _, second = self.look(any_view.turn(crops, *view, size))
+        whole = View(torch.zeros_like(view.angle), torch.ones_like(view.side),
+                     torch.full_like(view.center, 0.5))
+        self.looks = [(whole, first), (view, second)] if self.training else None  # for `loss`
+
         maps = F.avg_pool2d(maps, 2)  # (B, 64, 8, 8), of which the middle 3/4 is the crop
         cells = maps[..., 1:-1].flatten(2).mT  # (B, N, 64)
-        view, found = looks[1]
-        hand = any_view.turn_back(found, *view)
+        hand = any_view.turn_back(second, *view)
         joints = self.regressor @ hand["vertices"]
         keypoints = torch.cat((4 * (hand["keypoints_2d"] - 0.5), 10 * hand["spread_2d"][..., None],
                                10 * (joints - joints[:, :1])), 2)  # (B, 21, 6)
@@ -94,20 +101,6 @@ class HandEncoder(nn.Module):
         turn = rotation(view.angle)[:, 0]  # (B, 2)
         hand = torch.cat((keypoints.flatten(1), pose.flatten(1), turn), 1)  # (B, 224)
         return torch.cat((cells, hand[:, None].expand(-1, cells.shape[1], -1).to(cells)), 2)
-
-    def look_twice(self, crops: Tensor) -> tuple[Tensor, list[tuple[View, dict[str, Tensor]]]]:
-        """Return the U-net's maps (B, 64, 16, 16) of the first look; each view, and what is there.
-        """
-        size, edge = self.hand.config.image_size, crops.shape[2] // 8
-        crops = F.pad(crops, (edge, edge))  # (B, 3, S, S)
-        maps, first = self.look(F.interpolate(crops, size=(size, size), mode="bilinear",
-                                              antialias=True))
-        points = first["keypoints_2d"].detach()
-        whole = View(torch.zeros_like(points[:, 0, 0]), torch.ones_like(points[:, 0, 0]),
-                     torch.full_like(points[:, 0], 0.5))
-        view = closer_view(points)
-        _, second = self.look(any_view.turn(crops, *view, size))
-        return maps, [(whole, first), (view, second)]
 
     def look(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the U-net's maps of images (B, 3, 64, 64), and the hand that it finds there."""
