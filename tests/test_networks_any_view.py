@@ -41,30 +41,17 @@ def test_heat_maps_of_the_truth_give_it_back(x, y, cells):
 
 
 def test_convention_heat_maps_span_the_image():
-    """A map that is sure of one cell finds its centre: x to the right, y down, 0..1."""
-    head = any_view.HeatMapKeypoints(replace(CONFIG, token_width=16))
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    features = torch.zeros(1, 16, 4, 8)
-    middle = head(features, features)
-    assert torch.allclose(middle["keypoints_2d"], torch.full((1, 21, 2), 0.5))
-    with torch.no_grad():
-        head.weight[:, 0] = 1.0
-    features[0, 0, 3, 1] = 1e3
-    assert torch.allclose(head(features, features)["keypoints_2d"][0, 20],
-                          torch.tensor([1.5 / 8, 3.5 / 4]))
-
-
-@given(st.integers(0, 31), st.integers(0, 31), st.floats(0, 1))
-def test_the_spread_of_heat_maps_is_a_standard_deviation(first, second, share):
-    """Two cells that share a keypoint: sqrt(p (1 - p)) of their distance. No gap, no spread."""
-    maps = torch.zeros(1, 1, 4, 8, dtype=torch.float64)
-    maps.view(-1)[first] += share
-    maps.view(-1)[second] += 1 - share
+    """A map that is sure of one cell finds its centre, x to the right, y down, 0..1; it has no
+    spread. Two cells that share a keypoint have half of their distance."""
+    maps = torch.full((1, 1, 4, 8), -math.inf, dtype=torch.float64)
+    maps[0, 0, 3, 1] = 0
     centres = any_view.cell_centres(maps)
-    spread = any_view.heat_map_spread(maps.log(), maps.flatten(2) @ centres)
-    gap = (centres[first] - centres[second]).norm()
-    assert spread[0, 0] == pytest.approx(float(gap * math.sqrt(share * (1 - share))), abs=1e-7)
+    found = maps.exp().flatten(2) @ centres
+    assert found.flatten().tolist() == [1.5 / 8, 3.5 / 4]
+    assert any_view.heat_map_spread(maps, found).item() == 0
+    maps[0, 0, 3, [1, 5]] = math.log(0.5)
+    found = maps.exp().flatten(2) @ centres
+    assert any_view.heat_map_spread(maps, found).item() == pytest.approx(0.25)
 
 
 def test_losses_are_simplehand_s_and_the_heat_maps():
