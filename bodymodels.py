@@ -747,17 +747,17 @@ def _triangles(vertices, faces) -> _Triangles:
     return _Triangles(kept, x, y, inverse, grow_x, grow_y)
 
 
-def _centers_between(low: np.ndarray, high: np.ndarray, count: int):
-    """First and end of those of `count` pixels whose centre, at + 0.5, is in [low, high]."""
-    first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
-    return first.clip(0, count).astype(np.int64), (last + 1).clip(0, count).astype(np.int64)
+def _centers_between(low: np.ndarray, high: np.ndarray, pixels: range):
+    """First and end of the pixels whose centre, at + 0.5, is in [low, high]."""
+    first, end = np.ceil(low - 0.5), np.floor(high - 0.5) + 1
+    return (each.clip(pixels.start, pixels.stop).astype(np.int64) for each in (first, end))
 
 
-def _pixel_rows(triangles: _Triangles, height: int):
+def _pixel_rows(triangles: _Triangles, rows: range):
     """Triangles cut into rows of pixels: each row's triangle, number, left and right end."""
     order = triangles.y.argsort(0)  # of the corners, from top to bottom
     x, y = (np.take_along_axis(corners, order, 0) for corners in (triangles.x, triangles.y))
-    first, end = _centers_between(y[0], y[2], height)
+    first, end = _centers_between(y[0], y[2], rows)
     count = end - first
     owner = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(owner)) + np.repeat(first - count.cumsum() + count, count)
@@ -773,11 +773,11 @@ def _pixel_rows(triangles: _Triangles, height: int):
     return owner, row, np.minimum(short, long), np.maximum(short, long)
 
 
-def _fragments(triangles: _Triangles, height: int, width: int
+def _fragments(triangles: _Triangles, rows: range, width: int
                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The fragments in a picture: their pixel, row by row, 1 / z as float32, and triangle."""
-    owner, row, left, right = _pixel_rows(triangles, height)
-    first, end = _centers_between(left, right, width)
+    """The fragments in some rows: their pixel, row by row, 1 / z as float32, and triangle."""
+    owner, row, left, right = _pixel_rows(triangles, rows)
+    first, end = _centers_between(left, right, range(width))
     inverse = triangles.inverse
     rise_x, rise_y = (((inverse[1:] - inverse[0]) * grow).sum(0)  # how 1 / z grows along x and y
                       for grow in (triangles.grow_x, triangles.grow_y))
@@ -791,7 +791,7 @@ def _fragments(triangles: _Triangles, height: int, width: int
     step = (last - begin) / np.maximum(count - 1, 1)
     before = count.cumsum() - count  # fragment i is i - before of its row
     fragment = np.arange(count.sum())
-    pixel = fragment + np.repeat(row * width + first - before, count)
+    pixel = fragment + np.repeat((row - rows.start) * width + first - before, count)
     nearness = np.repeat(begin - step * before, count) + np.repeat(step, count) * fragment
     return pixel, nearness.astype(np.float32), np.repeat(owner, count)
 
@@ -808,6 +808,27 @@ def _nearest(pixel: np.ndarray, inverse: np.ndarray, count: int) -> np.ndarray:
     return winner[winner >= 0]
 
 
+def _draw(triangles: _Triangles, rows: range, width: int
+          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is seen in some rows of a picture: as `rasterize`."""
+    size = len(rows), width
+    face_ids, depth = np.full(size, -1, np.int32), np.full(size, np.inf, np.float32)
+    barycentric = np.zeros((*size, 3), np.float32)
+    pixel, nearness, triangle = _fragments(triangles, rows, width)
+    seen = _nearest(pixel, nearness, depth.size)
+    pixel, triangle = pixel[seen], triangle[seen]
+    row, column = np.divmod(pixel, width)
+    offset_x = column + 0.5 - triangles.x[0, triangle]
+    offset_y = row + rows.start + 0.5 - triangles.y[0, triangle]
+    second, third = (triangles.grow_x[:, triangle] * offset_x
+                     + triangles.grow_y[:, triangle] * offset_y)
+    weights = np.stack([1 - second - third, second, third]).clip(0) * triangles.inverse[:, triangle]
+    face_ids[row, column] = triangles.face[triangle]
+    barycentric[row, column] = (weights / weights.sum(0)).T
+    depth[row, column] = 1 / nearness[seen]
+    return face_ids, barycentric, depth
+
+
 def rasterize(vertices, faces, size: tuple[int, int]):
     """Find the triangle that is seen in every pixel.
 
@@ -818,22 +839,7 @@ def rasterize(vertices, faces, size: tuple[int, int]):
     inf for background. A pixel shows what covers its centre, nearest first, then lowest face.
     Raises ValueError for what is not a triangle mesh.
     """
-    triangles = _triangles(vertices, faces)
-    pixel, nearness, triangle = _fragments(triangles, *size)
-    seen = _nearest(pixel, nearness, size[0] * size[1])
-    pixel, triangle = pixel[seen], triangle[seen]
-    row, column = np.divmod(pixel, size[1])
-    offset_x = column + 0.5 - triangles.x[0, triangle]
-    offset_y = row + 0.5 - triangles.y[0, triangle]
-    second, third = (triangles.grow_x[:, triangle] * offset_x
-                     + triangles.grow_y[:, triangle] * offset_y)
-    weights = np.stack([1 - second - third, second, third]).clip(0) * triangles.inverse[:, triangle]
-    face_ids, depth = np.full(size, -1, np.int32), np.full(size, np.inf, np.float32)
-    barycentric = np.zeros((*size, 3), np.float32)
-    face_ids[row, column] = triangles.face[triangle]
-    barycentric[row, column] = (weights / weights.sum(0)).T
-    depth[row, column] = 1 / nearness[seen]
-    return face_ids, barycentric, depth
+    return _draw(_triangles(vertices, faces), range(size[0]), size[1])
 
 
 def _canvas(background, size: tuple[int, int]) -> np.ndarray:
@@ -874,6 +880,7 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         pixels = supersample * project(vertices, to_numpy(K))
     pixels = np.where(vertices[:, 2:] > NEAR, pixels, 0)  # behind the camera: not drawn
+    triangles = _triangles(np.concatenate([pixels, vertices[:, 2:]], 1), faces)
     x, y = pixels.T[:, faces.T]
     inside_out = (x[1] - x[0]) * (y[2] - y[0]) > (x[2] - x[0]) * (y[1] - y[0])
 
@@ -893,10 +900,9 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
     height = max(1, _BAND_SAMPLES // max(1, size[1] * supersample**2))
     for top in range(0, size[0], height):
         band = slice(top, top + height)
-        fine = supersample * len(canvas[band]), supersample * size[1]
-        face_ids, weights, _ = rasterize(
-            np.column_stack([pixels - (0, supersample * top), vertices[:, 2]]), faces, fine)
-        seen, image = face_ids >= 0, np.zeros((*fine, 3), np.float32)
+        rows = range(supersample * top, supersample * min(top + height, size[0]))
+        face_ids, weights, _ = _draw(triangles, rows, supersample * size[1])
+        seen, image = face_ids >= 0, np.zeros_like(weights)
         image[seen] = shade(face_ids[seen], weights[seen])
         image, mask = (_mean_of_samples(samples, supersample)
                        for samples in (image, seen.astype(np.float32)))

@@ -452,7 +452,7 @@ def test_bands_give_the_same_picture(supersample, monkeypatch):
     whole = bm.render(*arguments, background=background, supersample=supersample)
     monkeypatch.setattr(bm, "_BAND_SAMPLES", 500)
     parts = bm.render(*arguments, background=background, supersample=supersample)
-    assert np.allclose(parts.image, whole.image, atol=1e-4)
+    assert np.allclose(parts.image, whole.image, atol=1e-6)
     assert np.array_equal(parts.mask, whole.mask)
 
 
