@@ -14,23 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from files import (
-    check_mesh,
-    load_arrays,
-    single,
-    to_numpy,
-    vertex_colors,
-    vertex_normals,
-)
+from files import check_mesh, load_arrays, single, to_numpy, vertex_colors, vertex_normals
 from files import save_mesh as save_mesh
 from files import write_atomically as write_atomically
 
 # ------------------------------------------------------------------------------- rotations
-# Tensors may have any leading dimensions, or none. Values and gradients are finite everywhere: at
-# angles 0 and pi, and for degenerate input. Half precision becomes float32; only the float16
-# gradients of very short 6D vectors overflow, as 1 / length.
+# Tensors may have any leading dimensions, or none. Values and gradients are finite everywhere, also
+# at angles 0 and pi. Half precision becomes float32. genhmr.py and hmr_adapter.py have 6D.
 
 
 def _floats(x: Tensor, *trailing: int) -> Tensor:
@@ -39,14 +32,6 @@ def _floats(x: Tensor, *trailing: int) -> Tensor:
         raise ValueError(f"expected a floating-point tensor ending in {trailing}, got {x.dtype} of "
                          f"shape {tuple(x.shape)}")
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _unit(x: Tensor, fallback: Tensor, shortest: float = 1e-12) -> Tensor:
-    """Normalise vectors (..., D); those no longer than `shortest` become `fallback`."""
-    degenerate = x.abs().amax(-1, keepdim=True) <= shortest  # false for NaN: NaN stays NaN
-    x = torch.where(degenerate, fallback, x)
-    x = x / x.detach().abs().amax(-1, keepdim=True)  # the square of 1e20 overflows float32
-    return x / x.norm(dim=-1, keepdim=True)
 
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
@@ -89,30 +74,6 @@ def matrix_to_quaternion(matrix: Tensor) -> Tensor:
     row = outer.gather(-2, largest).squeeze(-2)  # its component is at least 1/2: no cancellation
     row = torch.where(row[..., :1] < 0, -row, row)
     return row / row.norm(dim=-1, keepdim=True)
-
-
-def rotation_6d_to_matrix(rotation_6d: Tensor) -> Tensor:
-    """[column 0, column 1] (..., 6) -> rotation matrices (..., 3, 3), by Gram-Schmidt.
-
-    Zhou et al., "On the Continuity of Rotation Representations", CVPR 2019, in HaMeR's layout. A
-    zero first column is replaced by the x axis; a second column that is zero or parallel to the
-    first, by the coordinate axis least aligned with the first. Six zeros give the identity.
-    """
-    def orthogonal(vector: Tensor) -> Tensor:
-        return vector - (first * vector).sum(-1, keepdim=True) * first
-
-    first, second = _floats(rotation_6d, 6).unflatten(-1, (2, 3)).unbind(-2)
-    first = _unit(first, first.new_tensor([1, 0, 0]))
-    axis = functional.one_hot(first.abs().argmin(-1), 3).to(first)
-    parallel = 8 * torch.finfo(first.dtype).eps
-    second = _unit(orthogonal(_unit(second, first)), orthogonal(axis), parallel)
-    second = _unit(orthogonal(second), second)  # again: cancellation left a part of `first`
-    return torch.stack([first, second, torch.linalg.cross(first, second)], -1)
-
-
-def matrix_to_rotation_6d(matrix: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) -> [column 0, column 1] (..., 6)."""
-    return _floats(matrix, 3, 3)[..., :2].transpose(-1, -2).flatten(-2)
 
 
 def chain_rotation(rotations: Tensor) -> Tensor:
@@ -390,12 +351,9 @@ class _Skinning(torch.autograd.Function):
         return vertices
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         shaped, transforms, weights = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for second derivatives: plain operations
-            blend, g = _Skinning.blend(transforms, weights), gradient.unsqueeze(2)
-            to_transforms = torch.cat((g * shaped.unsqueeze(1), g), 2) @ weights.T
-            return (blend[:, :, :3] * g).sum(1), to_transforms, None
         to_shaped, to_transforms = torch.empty_like(shaped), torch.empty_like(transforms)
         for part, joint_transforms, g, to_part, to_joints in _Skinning.in_parts(
                 weights, shaped, transforms, gradient, to_shaped, to_transforms):
@@ -421,45 +379,43 @@ class BodyModel(nn.Module):
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], *, name: str = "", side: str = "",
-                 num_betas: int | None = None, num_expression: int | None = None,
-                 tips: str | Sequence[int] | None = None,
+                 num_betas: int | None = None, tips: str | Sequence[int] | None = None,
                  dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         arrays = _checked(arrays, name)
         self.name, self.side = name, side
         self.parents = (-1, *arrays["kintree_table"][0, 1:].tolist())
         family = _family(len(self.parents))
-        betas, expression = _shape_bases(arrays["shapedirs"], family, num_betas, num_expression)
+        betas, expression = _shape_bases(arrays["shapedirs"], family, num_betas)
         self.num_betas, self.num_expression = betas.shape[2], expression.shape[2]
         self.joint_names = (JOINT_SETS[_FAMILIES[family][0]] if family else
                             tuple(f"joint{index}" for index in range(len(self.parents))))
         template, regressor = arrays["v_template"], arrays["J_regressor"]
         shape_basis = np.concatenate([betas, expression], 2).transpose(2, 0, 1)  # (S, V, 3)
         pose_basis = arrays["posedirs"].transpose(2, 0, 1)  # (P, V, 3)
-        self._store(
-            dtype, faces=arrays["f"], J_regressor=regressor, skinning_weights=arrays["weights"].T,
+        buffers = {
+            "faces": arrays["f"], "J_regressor": regressor, "skinning_weights": arrays["weights"].T,
             # one matrix (S + P, 3V) of all offsets, x of every vertex first: one product
-            template=template.T.flatten(),
-            offsets=np.concatenate([shape_basis, pose_basis]).swapaxes(1, 2).reshape(
+            "template": template.T.flatten(),
+            "offsets": np.concatenate([shape_basis, pose_basis]).swapaxes(1, 2).reshape(
                 -1, template.size),
             # joints are linear in the vertices, so they are linear in the shape
-            skeleton=_with_bones(regressor @ template, self.parents),  # (6K,)
-            skeleton_basis=_with_bones(regressor @ shape_basis, self.parents),  # (S, 6K)
-            jumps=_jumps(self.parents), identity=np.eye(3), affine=_affine(len(self.parents)))
+            "skeleton": _with_bones(regressor @ template, self.parents),  # (6K,)
+            "skeleton_basis": _with_bones(regressor @ shape_basis, self.parents),  # (S, 6K)
+            "jumps": _jumps(self.parents), "identity": np.eye(3),
+            "affine": _affine(len(self.parents))}
         self.tip_vertex_ids: tuple[int, ...] = ()
         if family == "mano":
             self.tip_vertex_ids = _tips(
                 arrays.get("tip_vertex_ids", "freihand") if tips is None else tips)
-            keypoints = keypoint_regressor(torch.from_numpy(regressor), self.tip_vertex_ids)
-            self._store(dtype, keypoint_regressor=keypoints.numpy())
+            buffers["keypoint_regressor"] = keypoint_regressor(
+                torch.from_numpy(regressor), self.tip_vertex_ids)
+        for key, value in buffers.items():
+            value = torch.as_tensor(value).contiguous()
+            self.register_buffer(key, value, persistent=False)
+        self.to(dtype)
         surface = SURFACE_VERTEX_IDS.get(family, ())
         self.surface_vertex_ids = surface if max(surface, default=0) < len(template) else ()
-
-    def _store(self, dtype: torch.dtype, **arrays: np.ndarray) -> None:
-        for name, array in arrays.items():
-            tensor = torch.from_numpy(np.ascontiguousarray(array))
-            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, betas: Tensor, pose: Tensor, expression: Tensor | None = None,
                 transl: Tensor | None = None) -> BodyOutput:
@@ -600,9 +556,8 @@ def _family(joint_count: int) -> str:
 
 def _checked(arrays: dict, name: str) -> dict:
     """The arrays as float64 or int64; ValueError unless names, types, shapes and indices fit."""
-    kinds = {"v_template": np.float64, "shapedirs": np.float64, "posedirs": np.float64,
-             "J_regressor": np.float64, "weights": np.float64, "kintree_table": np.int64,
-             "f": np.int64}
+    kinds = dict.fromkeys(("v_template", "shapedirs", "posedirs", "J_regressor", "weights"),
+                          np.float64) | {"kintree_table": np.int64, "f": np.int64}
     missing = [key for key in kinds if key not in arrays]
     if missing:
         raise ValueError(f"{name} lacks {', '.join(missing)}, or has it as an expression that is "
@@ -628,23 +583,19 @@ def _checked(arrays: dict, name: str) -> dict:
     return arrays
 
 
-def _shape_bases(shapedirs: np.ndarray, family: str, num_betas: int | None,
-                 num_expression: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The shape and the expression part of shapedirs (V, 3, components), 10 each by default.
+def _shape_bases(shapedirs: np.ndarray, family: str, num_betas: int | None
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """The shape and the expression part of shapedirs (V, 3, components), at most 10 by default.
 
     In SMPL-X the expression follows 300 shape components, in its small files 10.
     """
     available = shapedirs.shape[2]
-    start = available
     if family == "smplx":
-        start = 300 if available >= 400 else min(10, available)
-    bases = []
-    for name, basis, wanted in (("num_betas", shapedirs[:, :, :start], num_betas),
-                                ("num_expression", shapedirs[:, :, start:], num_expression)):
-        if wanted is not None and not 0 <= wanted <= basis.shape[2]:
-            raise ValueError(f"{name}={wanted}, but the model has 0 to {basis.shape[2]}")
-        bases.append(basis[:, :, :10 if wanted is None else wanted])
-    return bases[0], bases[1]
+        available = 300 if available >= 400 else min(10, available)
+    if not 0 <= (num_betas or 0) <= available:
+        raise ValueError(f"num_betas={num_betas}, but the model has 0 to {available}")
+    betas = min(10, available) if num_betas is None else num_betas
+    return shapedirs[:, :, :betas], shapedirs[:, :, available:available + 10]
 
 
 def _jumps(parents: Sequence[int]) -> np.ndarray:
@@ -710,8 +661,8 @@ def load_model(source: str | Path = "hand_right", *, family: str | None = None,
         fix_left_shapedirs: mirror x of MANO_LEFT's shape components, which the official file does
             not. InterHand2.6M's annotation needs this; DexYCB's was made without it.
         v_template: (V, 3) metres, a subject's own body at rest, instead of the file's.
-        options: dtype; num_betas and num_expression (default: at most 10); tips, a name of
-            TIP_VERTEX_IDS or five vertices (default: the file's, else FreiHAND's).
+        options: dtype; num_betas (default: at most 10); tips, a name of TIP_VERTEX_IDS or five
+            vertices (default: the file's, else FreiHAND's).
 
     Raises FileNotFoundError, and ValueError for a file that is unsafe or not a body model.
     """
@@ -757,23 +708,20 @@ def hand_vertex_ids(source: str | Path = "wholebody") -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------- rendering
 # A z-buffer in numpy without a loop over triangles: every triangle becomes rows of pixels, every
 # row becomes fragments (one triangle in one pixel), each as one flat array. Two triangles that
-# share an edge compute the same crossing of a row with it, so meshes have no holes. Large pictures
-# are drawn band by band, so that they need little memory.
+# share an edge compute the same crossing of a row with it, so meshes have no holes.
 
 
 BLUE = (0.45, 0.65, 0.9)  # of meshes: neither skin nor clothes (our choice)
 AMBIENT, HEADLIGHT = 0.18, 0.2  # shares of the light: from everywhere, from the camera
 NEAR = 1e-6  # metres in front of the camera that a face must keep to be drawn
-_BAND_PIXELS = 2**20  # of a picture that are drawn at a time
+_BAND_SAMPLES = 2**20  # of a picture that `render` draws at a time, so that it needs little memory
 
 
 class Rendered(NamedTuple):
-    """A picture of a mesh and what is seen in each pixel."""
+    """A picture of a mesh."""
 
     image: np.ndarray  # (h, w, 3) float32 RGB, 0..1
     mask: np.ndarray  # (h, w) float32, the part of the pixel that the mesh covers, 0..1
-    depth: np.ndarray  # (h, w) float32 z in metres of the nearest surface, inf for background
-    face_ids: np.ndarray  # (h, w) int32, the face at that depth, -1 for background
 
 
 class _Triangles(NamedTuple):
@@ -785,13 +733,6 @@ class _Triangles(NamedTuple):
     inverse: np.ndarray  # (3, F) 1 / z of the corners
     grow_x: np.ndarray  # (2, F) how the weights of corners 1 and 2 grow along x
     grow_y: np.ndarray  # (2, F) and along y
-    rise_x: np.ndarray  # (F,) how 1 / z grows along x
-    rise_y: np.ndarray  # (F,)
-    sorted_x: np.ndarray  # (3, F) the corners from top to bottom
-    sorted_y: np.ndarray  # (3, F)
-
-    def part(self, which: slice | np.ndarray) -> _Triangles:
-        return _Triangles(*(array[..., which] for array in self))
 
 
 def _triangles(vertices, faces) -> _Triangles:
@@ -803,22 +744,21 @@ def _triangles(vertices, faces) -> _Triangles:
     x, y, inverse, area = x[:, kept], y[:, kept], 1 / z[:, kept], area[kept]
     grow_x = np.stack([y[2] - y[0], y[0] - y[1]]) / area
     grow_y = np.stack([x[0] - x[2], x[1] - x[0]]) / area
-    rise = inverse[1:] - inverse[0]
-    order = y.argsort(0)
-    return _Triangles(kept, x, y, inverse, grow_x, grow_y, (rise * grow_x).sum(0),
-                      (rise * grow_y).sum(0), np.take_along_axis(x, order, 0),
-                      np.take_along_axis(y, order, 0))
+    return _Triangles(kept, x, y, inverse, grow_x, grow_y)
 
 
-def _centers_between(low: np.ndarray, high: np.ndarray, start: int, stop: int):
-    """First and end of the pixels in start..stop whose centre, at + 0.5, is in [low, high]."""
-    first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
-    return first.clip(start, stop).astype(np.int64), (last + 1).clip(start, stop).astype(np.int64)
+def _centers_between(low: np.ndarray, high: np.ndarray, pixels: range):
+    """First and end of the pixels whose centre, at + 0.5, is in [low, high]."""
+    first, end = np.ceil(low - 0.5), np.floor(high - 0.5) + 1
+    return (each.clip(pixels.start, pixels.stop).astype(np.int64) for each in (first, end))
 
 
-def _pixel_rows(triangles: _Triangles, first: np.ndarray, count: np.ndarray):
-    """Triangles cut into `count` rows of pixels: each row's triangle, number, left, right end."""
-    x, y = triangles.sorted_x, triangles.sorted_y
+def _pixel_rows(triangles: _Triangles, rows: range):
+    """Triangles cut into rows of pixels: each row's triangle, number, left and right end."""
+    order = triangles.y.argsort(0)  # of the corners, from top to bottom
+    x, y = (np.take_along_axis(corners, order, 0) for corners in (triangles.x, triangles.y))
+    first, end = _centers_between(y[0], y[2], rows)
+    count = end - first
     owner = np.repeat(np.arange(len(count)), count)
     row = np.arange(len(owner)) + np.repeat(first - count.cumsum() + count, count)
     starts, ends = [0, 0, 1], [2, 1, 2]  # top to bottom, top to middle, middle to bottom
@@ -833,25 +773,25 @@ def _pixel_rows(triangles: _Triangles, first: np.ndarray, count: np.ndarray):
     return owner, row, np.minimum(short, long), np.maximum(short, long)
 
 
-def _fragments(triangles: _Triangles, rows: slice, columns: slice
+def _fragments(triangles: _Triangles, rows: range, width: int
                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The fragments in a window: their pixel in it, 1 / z as float32, and triangle."""
-    above, below = _centers_between(triangles.sorted_y[0], triangles.sorted_y[2],
-                                    rows.start, rows.stop)
-    owner, row, left, right = _pixel_rows(triangles, above, below - above)
-    first, end = _centers_between(left, right, columns.start, columns.stop)
+    """The fragments in some rows: their pixel, row by row, 1 / z as float32, and triangle."""
+    owner, row, left, right = _pixel_rows(triangles, rows)
+    first, end = _centers_between(left, right, range(width))
+    inverse = triangles.inverse
+    rise_x, rise_y = (((inverse[1:] - inverse[0]) * grow).sum(0)  # how 1 / z grows along x and y
+                      for grow in (triangles.grow_x, triangles.grow_y))
     offset_y = row + 0.5 - triangles.y[0, owner]
-    low, high = triangles.inverse.min(0)[owner], triangles.inverse.max(0)[owner]
+    low, high = inverse.min(0)[owner], inverse.max(0)[owner]
     begin, last = (
-        (triangles.inverse[0, owner] + triangles.rise_y[owner] * offset_y
-         + triangles.rise_x[owner] * (column + 0.5 - triangles.x[0, owner])
+        (inverse[0, owner] + rise_y[owner] * offset_y
+         + rise_x[owner] * (column + 0.5 - triangles.x[0, owner])
          ).clip(low, high) for column in (first, end - 1))  # slivers: large rounding errors
     count = end - first
     step = (last - begin) / np.maximum(count - 1, 1)
     before = count.cumsum() - count  # fragment i is i - before of its row
     fragment = np.arange(count.sum())
-    start = (row - rows.start) * (columns.stop - columns.start) + first - columns.start
-    pixel = fragment + np.repeat(start - before, count)
+    pixel = fragment + np.repeat((row - rows.start) * width + first - before, count)
     nearness = np.repeat(begin - step * before, count) + np.repeat(step, count) * fragment
     return pixel, nearness.astype(np.float32), np.repeat(owner, count)
 
@@ -868,17 +808,17 @@ def _nearest(pixel: np.ndarray, inverse: np.ndarray, count: int) -> np.ndarray:
     return winner[winner >= 0]
 
 
-def _draw(triangles: _Triangles, rows: slice, columns: slice
+def _draw(triangles: _Triangles, rows: range, width: int
           ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is seen in a window: face_ids, barycentric and depth as `rasterize` returns them."""
-    shape = rows.stop - rows.start, columns.stop - columns.start
-    face_ids, depth = np.full(shape, -1, np.int32), np.full(shape, np.inf, np.float32)
-    barycentric = np.zeros((*shape, 3), np.float32)
-    pixel, nearness, triangle = _fragments(triangles, rows, columns)
+    """What is seen in some rows of a picture: as `rasterize`."""
+    size = len(rows), width
+    face_ids, depth = np.full(size, -1, np.int32), np.full(size, np.inf, np.float32)
+    barycentric = np.zeros((*size, 3), np.float32)
+    pixel, nearness, triangle = _fragments(triangles, rows, width)
     seen = _nearest(pixel, nearness, depth.size)
     pixel, triangle = pixel[seen], triangle[seen]
-    row, column = np.divmod(pixel, shape[1])
-    offset_x = column + columns.start + 0.5 - triangles.x[0, triangle]
+    row, column = np.divmod(pixel, width)
+    offset_x = column + 0.5 - triangles.x[0, triangle]
     offset_y = row + rows.start + 0.5 - triangles.y[0, triangle]
     second, third = (triangles.grow_x[:, triangle] * offset_x
                      + triangles.grow_y[:, triangle] * offset_y)
@@ -887,25 +827,6 @@ def _draw(triangles: _Triangles, rows: slice, columns: slice
     barycentric[row, column] = (weights / weights.sum(0)).T
     depth[row, column] = 1 / nearness[seen]
     return face_ids, barycentric, depth
-
-
-def _windows(triangles: _Triangles, size: tuple[int, int], factor: int = 1
-             ) -> Iterator[tuple[slice, slice, _Triangles]]:
-    """Cut the part of a picture that triangles reach into bands of at most _BAND_PIXELS samples.
-
-    Yields the rows and columns of each, and the triangles that reach these rows.
-    """
-    (top, bottom), (left, right) = (
-        (np.array([axis.min(initial=length * factor) // factor, -(-axis.max(initial=0) // factor)])
-         .clip(0, length).astype(int).tolist())
-        for axis, length in zip((triangles.y, triangles.x), size, strict=True))
-    height = max(1, _BAND_PIXELS // max(1, (right - left) * factor**2))
-    for start in range(top, bottom if right > left else top, height):
-        stop = min(start + height, bottom)
-        first, end = _centers_between(triangles.sorted_y[0], triangles.sorted_y[2],
-                                      start * factor, stop * factor)
-        yield (slice(start, stop), slice(left, right),
-               triangles.part(first < end) if stop - start < bottom - top else triangles)
 
 
 def rasterize(vertices, faces, size: tuple[int, int]):
@@ -918,28 +839,23 @@ def rasterize(vertices, faces, size: tuple[int, int]):
     inf for background. A pixel shows what covers its centre, nearest first, then lowest face.
     Raises ValueError for what is not a triangle mesh.
     """
-    face_ids, depth = np.full(size, -1, np.int32), np.full(size, np.inf, np.float32)
-    barycentric = np.zeros((*size, 3), np.float32)
-    for rows, columns, reaching in _windows(_triangles(vertices, faces), size):
-        window = rows, columns
-        face_ids[window], barycentric[window], depth[window] = _draw(reaching, *window)
-    return face_ids, barycentric, depth
+    return _draw(_triangles(vertices, faces), range(size[0]), size[1])
 
 
 def _canvas(background, size: tuple[int, int]) -> np.ndarray:
-    """The picture (h, w, 3) to draw on: a copy of an image, a plain colour, or white."""
+    """The picture (h, w, 3) to draw on: an image, a plain colour, or white."""
     background = np.asarray(1.0 if background is None else to_numpy(background))
     if background.shape not in [(), (3,), (*size, 3)]:
         raise ValueError(f"background must be a colour (3,) or an image {(*size, 3)} in 0..1, "
                          f"got shape {background.shape}")
     colors = np.float32(background) / (255 if background.dtype == np.uint8 else 1)
-    return np.broadcast_to(colors, (*size, 3)).copy()
+    return np.broadcast_to(colors, (*size, 3))
 
 
-def _samples(image: np.ndarray, factor: int) -> np.ndarray:
-    """(h * factor, w * factor, ...) -> (factor^2, h, w, ...): the samples of each pixel."""
+def _mean_of_samples(image: np.ndarray, factor: int) -> np.ndarray:
+    """(h * factor, w * factor, ...) -> (h, w, ...): the mean of the samples of each pixel."""
     return np.stack([image[row::factor, column::factor]
-                     for row in range(factor) for column in range(factor)])
+                     for row in range(factor) for column in range(factor)]).mean(0)
 
 
 def _unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -959,12 +875,12 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
     Raises ValueError for what is not a triangle mesh, or another background.
     """
     vertices, faces = check_mesh(vertices, faces)
-    colors = vertex_colors(colors, len(vertices))
+    colors, canvas = vertex_colors(colors, len(vertices)), _canvas(background, size)
+    at_vertices = np.concatenate([vertex_normals(vertices, faces), colors, vertices], 1)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         pixels = supersample * project(vertices, to_numpy(K))
-    pixels = np.where(vertices[:, 2:] > NEAR, pixels, 0)  # behind the camera: not drawn below
+    pixels = np.where(vertices[:, 2:] > NEAR, pixels, 0)  # behind the camera: not drawn
     triangles = _triangles(np.concatenate([pixels, vertices[:, 2:]], 1), faces)
-    at_vertices = np.concatenate([vertex_normals(vertices, faces), colors, vertices], 1)
     x, y = pixels.T[:, faces.T]
     inside_out = (x[1] - x[0]) * (y[2] - y[0]) > (x[2] - x[0]) * (y[1] - y[0])
 
@@ -980,23 +896,18 @@ def render(vertices, faces, K, size: tuple[int, int], *, colors=BLUE, opacity: f
                       + HEADLIGHT * toward_camera.clip(0))
         return color * np.sqrt(brightness)[:, None]  # colours have gamma 2
 
-    result = Rendered(_canvas(background, size), np.zeros(size, np.float32),
-                      np.full(size, np.inf, np.float32), np.full(size, -1, np.int32))
-    for rows, columns, reaching in _windows(triangles, size, supersample):
-        fine = [slice(part.start * supersample, part.stop * supersample)
-                for part in (rows, columns)]
-        face_ids, weights, depth = _draw(reaching, *fine)
-        seen = face_ids >= 0
-        image = np.zeros((*seen.shape, 3), np.float32)
+    result = Rendered(np.empty((*size, 3), np.float32), np.empty(size, np.float32))
+    height = max(1, _BAND_SAMPLES // max(1, size[1] * supersample**2))
+    for top in range(0, size[0], height):
+        band = slice(top, top + height)
+        rows = range(supersample * top, supersample * min(top + height, size[0]))
+        face_ids, weights, _ = _draw(triangles, rows, supersample * size[1])
+        seen, image = face_ids >= 0, np.zeros_like(weights)
         image[seen] = shade(face_ids[seen], weights[seen])
-        image, mask, depth, face_ids = (_samples(part, supersample) for part in (
-            image, seen.astype(np.float32), depth, face_ids))
-        window, mask = (rows, columns), mask.mean(0)
-        result.mask[window] = mask
-        result.image[window] = image.mean(0) + result.image[window] * (1 - mask[..., None])
-        result.depth[window] = depth.min(0)
-        result.face_ids[window] = np.take_along_axis(face_ids, depth.argmin(0)[None], 0)[0]
-    if opacity < 1:
-        result.image[:] = opacity * result.image + (1 - opacity) * _canvas(background, size)
-    result.image.clip(0, 1, out=result.image)
+        image, mask = (_mean_of_samples(samples, supersample)
+                       for samples in (image, seen.astype(np.float32)))
+        image += canvas[band] * (1 - mask[..., None])
+        if opacity < 1:
+            image = opacity * image + (1 - opacity) * canvas[band]
+        result.image[band], result.mask[band] = image.clip(0, 1), mask
     return result

@@ -434,17 +434,15 @@ def _rooted(points: Mapping[str, Points], rules: Protocol, both: Sequence[Mappin
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Score a pred.json against FreiHAND's annotation."""
-    parser = argparse.ArgumentParser(description="Errors of hand and body meshes, by protocol.")
+    parser = argparse.ArgumentParser(description=main.__doc__)
     for name in ("pred.json", "evaluation_xyz.json", "evaluation_verts.json"):
         parser.add_argument(name)
-    hands = sorted(name for name, rules in PROTOCOLS.items() if rules.joints == "hand21")
-    parser.add_argument("--protocol", choices=hands, default="freihand")
-    prediction, *truth, protocol = vars(parser.parse_args(argv)).values()
+    prediction, *truth = vars(parser.parse_args(argv)).values()
     try:
         target = pair(*map(read_json, truth), ", ".join(truth) + ": ")
         both = read_predictions(prediction, len(target[0])), target
-        report = evaluate(protocol, *({"joints": joints, "vertices": vertices}
-                                      for joints, vertices in both))
+        report = evaluate("freihand", *({"joints": joints, "vertices": vertices}
+                                        for joints, vertices in both))
     except (OSError, ValueError) as error:
         parser.error(str(error))
     for name, value in report.items():

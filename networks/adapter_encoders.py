@@ -42,11 +42,8 @@ class BodyEncoder(SmallEncoder):
 
     def __init__(self) -> None:
         super().__init__()
+        self.pose = slice(self.width, self.width + 6 * JOINTS)  # of a token: rotations of 24 joints
         self.width += 6 * JOINTS + len(OF_HANDS)  # D, 268
-
-    def lifted(self, crops: Tensor) -> Tensor:
-        """Lift the pose of SMPL's 24 joints: rotations (B, 24, 3, 3)."""
-        return rotation_6d_to_matrix(self.read((crops - self.mean) / self.std).lifted.pose)
 
     def forward(self, crops: Tensor) -> Tensor:
         reading = self.read((crops - self.mean) / self.std)
@@ -73,7 +70,9 @@ class HandEncoder(nn.Module):
         config = dataclasses.replace(any_view.PRESETS["cpu_views"], depths=(2, 3, 3, 6),
                                      blocks=(4, 0, 0))  # assets/simplehand_views_cpu.pt
         self.hand = any_view.build(config)
-        self.width = config.token_width + 6 * self.KEYPOINTS + 6 * self.JOINTS + 2  # D, 288
+        start = config.token_width + 6 * self.KEYPOINTS
+        self.pose = slice(start, start + 6 * self.JOINTS)  # of a token: rotations of 16 joints
+        self.width = self.pose.stop + 2  # D, 288
         self.register_buffer("regressor", torch.zeros(self.KEYPOINTS, VERTICES))
         self.register_buffer("parts", torch.zeros(self.JOINTS, VERTICES, 3))
 
@@ -82,12 +81,19 @@ class HandEncoder(nn.Module):
         return super().train(mode and next(self.parameters()).requires_grad)
 
     def forward(self, crops: Tensor) -> Tensor:
-        maps, looks = self.look_twice(crops)
-        self.looks = looks if self.training else None
+        size, edge = self.hand.config.image_size, crops.shape[2] // 8
+        crops = F.pad(crops, (edge, edge))  # (B, 3, S, S)
+        maps, first = self.look(F.interpolate(crops, size=(size, size), mode="bilinear",
+                                              antialias=True))  # of the whole crop
+        view = closer_view(first["keypoints_2d"].detach())
+        _, second = self.look(any_view.turn(crops, *view, size))
+        whole = View(torch.zeros_like(view.angle), torch.ones_like(view.side),
+                     torch.full_like(view.center, 0.5))
+        self.looks = [(whole, first), (view, second)] if self.training else None  # for `loss`
+
         maps = F.avg_pool2d(maps, 2)  # (B, 64, 8, 8), of which the middle 3/4 is the crop
         cells = maps[..., 1:-1].flatten(2).mT  # (B, N, 64)
-        view, found = looks[1]
-        hand = any_view.turn_back(found, *view)
+        hand = any_view.turn_back(second, *view)
         joints = self.regressor @ hand["vertices"]
         keypoints = torch.cat((4 * (hand["keypoints_2d"] - 0.5), 10 * hand["spread_2d"][..., None],
                                10 * (joints - joints[:, :1])), 2)  # (B, 21, 6)
@@ -95,25 +101,6 @@ class HandEncoder(nn.Module):
         turn = rotation(view.angle)[:, 0]  # (B, 2)
         hand = torch.cat((keypoints.flatten(1), pose.flatten(1), turn), 1)  # (B, 224)
         return torch.cat((cells, hand[:, None].expand(-1, cells.shape[1], -1).to(cells)), 2)
-
-    def lifted(self, crops: Tensor) -> Tensor:
-        """Return the rotations (B, 16, 3, 3) of the hand that the second look finds."""
-        view, found = self.look_twice(crops)[1][1]
-        return self.rotations(any_view.turn_back(found, *view)["vertices"])
-
-    def look_twice(self, crops: Tensor) -> tuple[Tensor, list[tuple[View, dict[str, Tensor]]]]:
-        """Return the U-net's maps (B, 64, 16, 16) of the first look; each view, and what is there.
-        """
-        size, edge = self.hand.config.image_size, crops.shape[2] // 8
-        crops = F.pad(crops, (edge, edge))  # (B, 3, S, S)
-        maps, first = self.look(F.interpolate(crops, size=(size, size), mode="bilinear",
-                                              antialias=True))
-        points = first["keypoints_2d"].detach()
-        whole = View(torch.zeros_like(points[:, 0, 0]), torch.ones_like(points[:, 0, 0]),
-                     torch.full_like(points[:, 0], 0.5))
-        view = closer_view(points)
-        _, second = self.look(any_view.turn(crops, *view, size))
-        return maps, [(whole, first), (view, second)]
 
     def look(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the U-net's maps of images (B, 3, 64, 64), and the hand that it finds there."""
@@ -208,18 +195,19 @@ def start_rotations(expert: hmr.HandExpert | hmr.BodyExpert, pictures: Iterable[
     hands, mode, inputs, targets = isinstance(expert, hmr.HandExpert), expert.training, [], []
     layers = [expert.mano_head.decpose] if hands else [
         expert.body_regressor.root_pose_out[0], expert.body_regressor.body_pose_out[0]]
+    encoder = (expert.backbone if hands else expert.encoder).patch_embed
     expert.eval()
     for images in pictures:
         features, crops = expert.features(images), hmr.middle_of(images, expert.config)
+        crops = (crops - expert.mean) / expert.std if hands else crops
+        pose = encoder(crops)[:, 0, encoder.pose]  # all tokens hold it
         if hands:
             inputs.append(expert.mano_head.transformer(features)[:, 0])
-            found = expert.backbone.patch_embed.lifted((crops - expert.mean) / expert.std)
-            found = matrix_to_rotation_6d(found).flatten(1)
-            targets.append(found - expert.mano_head.init_hand_pose)
+            targets.append(pose - expert.mano_head.init_hand_pose)
         else:
             inputs.append(expert.joined(features))
-            found = expert.encoder.patch_embed.lifted(crops)[:, :22]
-            targets.append(found[..., :2].flatten(1))  # interleaved 6D
+            columns = pose.unflatten(1, (JOINTS, 2, 3))[:, :22]
+            targets.append(columns.mT.flatten(1))  # interleaved 6D
     expert.train(mode)
     x, y = torch.cat(inputs).double(), torch.cat(targets).double()  # (N, D), (N, 96 or 132)
     mean, spread = x.mean(0), x.std(0) + 1e-4

@@ -2,20 +2,16 @@
 
 The rivals share the adapters' experts and configs: the experts alone, adapters with another
 context, and concatenation or a weighted sum in place of the adapter. `build_model` finds the class
-of a config. `share_twists` is PyMAF-X's, after `merge`. The paper's baseline of both experts
-follows PyMAF-X (Sec. 4.2) and does not say whether in this step, too.
+of a config. The paper's baseline of both experts follows PyMAF-X (Sec. 4.2), which also shares the
+wrists' twists with the elbows; the paper does not say whether it does, and ours does not.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hmr_adapter as hmr
-from bodymodels import matrix_to_quaternion
 from networks.adapter_encoders import small_encoder
 
 
@@ -160,27 +156,3 @@ def count(module: nn.Module, trainable: bool = False) -> int:
     """Count the parameters of a module, or the trainable ones."""
     return sum(parameter.numel() for parameter in module.parameters()
                if parameter.requires_grad or not trainable)
-
-
-# ------------------------------------------------------------------------- twist of the wrists
-
-
-def share_twists(pose: Tensor, valid: Tensor | None = None, most: float = 0.4 * math.pi) -> Tensor:
-    """Move the wrists' twists beyond `most` radians to the elbows: (B, 55, 3, 3) -> the same shape.
-
-    pose: of `merge`. valid: (B, 2), [right, left], 0 for hands whose wrist and elbow stay as they
-    are. The forearm twists, not the wrist (PyMAF-X). In SMPL-X's rest pose the arms lie along x, so
-    twist is rotation about x; the hands keep their orientation.
-    """
-    shared = pose.clone()
-    for side, (*_, elbow, wrist) in enumerate(hmr.ARMS["arm"]):
-        turned = pose[:, wrist]
-        w, x, *_ = matrix_to_quaternion(turned).unbind(1)
-        angle = 2 * torch.atan2(x, w)
-        excess = angle - angle.clamp(-most, most)
-        turn = hmr.axis_angle_to_matrix(F.pad(excess[:, None], (0, 2)))
-        for joint, value in ((elbow, pose[:, elbow] @ turn), (wrist, turn.mT @ turned)):
-            if valid is not None:
-                value = torch.where(valid[:, side, None, None] > 0, value, pose[:, joint])
-            shared[:, joint] = value
-    return shared

@@ -129,9 +129,7 @@ class UNet(nn.Module):
         x4, *_ = self.maps(x)
         return x4, x4
 
-    def fuse(self) -> None:
-        """Fold the norms into their convolutions, in place."""
-        fold_norms(self)
+    fuse = fold_norms  # into the convolutions, in place
 
 
 class HeatMapKeypoints(nn.Conv2d):
@@ -232,10 +230,6 @@ class Upright(nn.Module):
     def mean(self) -> Tensor:
         """As SimpleHand's, which tells `predict` the device."""
         return self.model.mean
-
-    def fuse(self) -> Upright:
-        """Return a copy for inference, as SimpleHand.fuse."""
-        return Upright(self.model.fuse())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, S, S) -> vertices, keypoints_2d and spread_2d, see build.

@@ -136,9 +136,7 @@ class HRNet(nn.Module):
         last = self.final_layer(last)  # (B, 2048, S/32, S/32)
         return last if self.pooled else maps[1], last
 
-    def fuse(self) -> None:
-        """Fold the norms into their convolutions, in place."""
-        fold_norms(self)
+    fuse = fold_norms  # into the convolutions, in place
 
 
 # ------------------------------------------------------------------------------------- Hiera

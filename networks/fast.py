@@ -1,6 +1,6 @@
 """Faster equals of the papers' modules: `replace` puts them in, for train.py and demo.py.
 
-Also a faster head for SimpleHand alone, and a file of it for programs without simplehand.py.
+Also a file of SimpleHand for programs without simplehand.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bodymodels import write_atomically
 from genhmr import DeformableAttention
-from simplehand import MeshHead, SimpleHand
+from simplehand import MeshHead
 
 
 def replace(model: nn.Module) -> nn.Module:
@@ -98,56 +98,6 @@ def neighbours(at: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 # ---------------------------------------------------------------------------------- SimpleHand
-
-
-class SampledHead(nn.Module):
-    """A fused MeshHead that computes its deconvolution only at the cells that are read.
-
-    21 points read at most 84 of 784 cells, each a cell of X_b times one of the deconvolution's 16
-    matrices. Shapes depend on the points: this head cannot be exported or compiled.
-    """
-
-    def __init__(self, head: MeshHead) -> None:
-        super().__init__()
-        self.head, deconv = head, head.deconv[0]
-        self.factor = deconv.stride[0]
-        self.weight = nn.Parameter(deconv.weight.flatten(2).permute(2, 0, 1).contiguous())
-        self.bias, head.deconv = deconv.bias, None
-
-    def forward(self, features: Tensor, points: Tensor) -> Tensor:
-        return self.head.regress(self.generate(features, points))
-
-    def generate(self, x: Tensor, points: Tensor) -> Tensor:
-        """X_b (B, C, H, W), points (B, N, 2) in 0..1 -> (B, N, C')."""
-        last = points.new_tensor([self.factor * x.shape[3] - 1, self.factor * x.shape[2] - 1])
-        place = (points * (last + 1) - 0.5).clamp(torch.zeros_like(last), last)  # (B, N, 2)
-        low, step = place.floor(), points.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])
-        cell = torch.minimum(low[:, :, None] + step, last).long()  # (B, N, 4, 2), x and y
-        share = 1 - (place[:, :, None] - low[:, :, None] - step).abs()  # bilinear
-        coarse, phase = cell // self.factor, cell % self.factor
-        batch = torch.arange(len(x), device=x.device)[:, None, None]
-        rows = x[batch, :, coarse[..., 1], coarse[..., 0]].flatten(0, 2)  # (B N 4, C)
-        phase = (phase[..., 0] + self.factor * phase[..., 1]).flatten()  # which of the matrices
-
-        order = phase.argsort()
-        counts = phase.bincount(minlength=len(self.weight)).tolist()
-        parts = zip(rows[order].split(counts), self.weight, strict=True)
-        in_order = torch.cat([torch.addmm(self.bias, *part) for part in parts]).relu()
-        values = torch.empty_like(in_order)
-        values[order] = in_order
-        values = values.view(*cell.shape[:3], -1)  # (B, N, 4, C')
-        return (share.prod(-1, keepdim=True) * values).sum(2)
-
-
-def with_sampled_cells(fused: SimpleHand) -> SimpleHand:
-    """Give a fused model a SampledHead, in place. Raises ValueError where that is not possible."""
-    config = fused.config
-    if (config.sampling not in ("point", "coarse_mesh") or config.official or config.refine
-            or len([factor for factor in config.upsample if factor > 1]) != 1):
-        raise ValueError("sampled cells: expected points sampled from one deconvolution, without "
-                         "the release's sine map")
-    fused.mesh_head = SampledHead(fused.mesh_head)
-    return fused
 
 
 @torch.no_grad()

@@ -32,9 +32,8 @@ def overlay(image: np.ndarray, meshes: Sequence[Mesh]) -> np.ndarray:
     canvas = image.astype(np.float32) / 255
     for arrays, faces in sorted(meshes, key=lambda mesh: (
             -mesh[0]["vertices"][:, 2].mean() / mesh[0]["K"][0, 0])):
-        drawn = render(arrays["vertices"], faces, np.diag([scale, scale, 1]) @ arrays["K"],
-                       image.shape[:2], background=canvas, supersample=2).image
-        canvas = OPACITY * drawn + (1 - OPACITY) * canvas
+        canvas = render(arrays["vertices"], faces, np.diag([scale, scale, 1]) @ arrays["K"],
+                        image.shape[:2], opacity=OPACITY, background=canvas, supersample=2).image
     return canvas
 
 

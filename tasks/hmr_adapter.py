@@ -26,7 +26,7 @@ import hmr_adapter
 import metrics
 from files import load_arrays
 from networks.adapter_encoders import HandEncoder, is_small, start_rotations
-from networks.adapter_rivals import build_model, share_twists
+from networks.adapter_rivals import build_model
 from tasks.base import (
     Batch,
     BodyTask,
@@ -487,8 +487,7 @@ class DualPathTask(BodyAdapterTask):
     REMARK = ("Expert: the body expert alone; experts: with the hand expert's hands, merged; ours: "
               "with both adapters.\nHands are cut out where the body path finds them; true boxes: "
               "where they are. Hands outside of the picture are\nleft to the body path; all hands: "
-              "merged, too, as in the paper. Twists shared: elbows take the wrists' twists\nbeyond "
-              "72 degrees, as in PyMAF-X.\n" + BodyTask.REMARK)
+              "merged, too, as in the paper.\n" + BodyTask.REMARK)
 
     @classmethod
     def load(cls, path: Path, arguments: argparse.Namespace) -> nn.Module:
@@ -516,9 +515,6 @@ class DualPathTask(BodyAdapterTask):
                 body["body_pose"], joined["hand_pose"], torch.ones_like(inside))
             poses[f"{name}, true boxes"] = model.join(
                 body, batch["hand_images"], batch["hand_valid"], scale=scale)["body_pose"]
-            if name == "experts":
-                poses["experts, twists shared"] = share_twists(joined["body_pose"],
-                                                               joined["hand_valid"])
         if frozen:
             poses["expert"] = bodies["experts"]["body_pose"]
         return bodies["ours"], poses

@@ -29,7 +29,7 @@ from adapter_samples import (
 
 import bodymodels
 import hmr_adapter as hmr
-from networks.adapter_rivals import Moderator, build_model, share_twists
+from networks.adapter_rivals import Moderator, build_model
 
 ADAPTERS = {"hand": hand_adapter, "body": body_adapter}
 
@@ -202,7 +202,7 @@ def test_offset_is_added_in_6d():
     pose_6d = model.expert.initial_pose(seen) + 0.5 * offset
     found = model(pictures, scale=0.5)
     assert torch.allclose(found["pose_6d"], pose_6d, atol=1e-5)
-    assert torch.allclose(found["body_pose"][:, :22], bodymodels.rotation_6d_to_matrix(
+    assert torch.allclose(found["body_pose"][:, :22], hmr.rotation_6d_to_matrix(
         pose_6d.unflatten(-1, (3, 2)).mT.flatten(-2)), atol=1e-4)
 
 
@@ -273,50 +273,29 @@ def test_moderator_weighs():
         assert torch.allclose(moderator(own, other), torch.full((2, 5, 4), 0.5))
 
 
-@pytest.mark.parametrize("wrist", ["ik", "twist"])
-def test_merged_wrist_has_the_orientation_of_the_hand(wrist):
+def test_merged_wrist_has_the_orientation_of_the_hand():
     """Forward kinematics of the merged body gives both wrists the hand network's orientation."""
     body_pose, hand_pose = rotations(4, 55, spread=0.7), rotations(4, 2, 16)
     pose = hmr.merge(body_pose, hand_pose)
-    pose = share_twists(pose) if wrist == "twist" else pose
     world = whole_body()(torch.zeros(4, 10), pose).transforms[..., :3, :3]
     assert torch.allclose(world[:, 21], hand_pose[:, RIGHT, 0], atol=1e-5)
     assert torch.allclose(world[:, 20], bodymodels.mirror_matrix(hand_pose[:, LEFT, 0]), atol=1e-5)
     assert torch.equal(pose[:, hmr.RIGHT_FINGERS], hand_pose[:, RIGHT, 1:])
     assert torch.equal(pose[:, hmr.LEFT_FINGERS], bodymodels.mirror_matrix(hand_pose[:, LEFT, 1:]))
-    elbows = [18, 19] if wrist == "twist" else []
-    untouched = [joint for joint in range(25) if joint not in (20, 21, *elbows)]
+    untouched = [joint for joint in range(25) if joint not in (20, 21)]
     assert torch.equal(pose[:, untouched], body_pose[:, untouched])
 
 
 def test_merge_keeps_what_it_is_told_to():
-    """Invalid hands keep fingers, wrists and elbows; a body's own hands change nothing."""
+    """Invalid hands keep fingers and wrists; a body's own hands change nothing."""
     batch = people()
     pose = hmr.merge(batch["body_pose"], batch["hand_pose"])
     assert torch.allclose(pose, batch["body_pose"], atol=1e-5)
     body_pose, hand_pose = rotations(2, 55), rotations(2, 2, 16)
-    body_pose[:, [20, 21]] = hmr.axis_angle_to_matrix(torch.tensor([2.0, 0, 0]))  # twisted wrists
-    valid = torch.tensor([[0.0, 1], [0, 0]])
-    part = share_twists(hmr.merge(body_pose, hand_pose, valid), valid)
-    whole = share_twists(hmr.merge(body_pose, hand_pose))
+    part = hmr.merge(body_pose, hand_pose, torch.tensor([[0.0, 1], [0, 0]]))
+    whole = hmr.merge(body_pose, hand_pose)
     assert torch.equal(part[1], body_pose[1])
-    assert torch.equal(part[0, [21, 19]], body_pose[0, [21, 19]])
-    assert torch.equal(part[0, [20, 18]], whole[0, [20, 18]])
-
-
-def test_twist_beyond_the_limit_goes_to_the_elbow():
-    """The wrist keeps at most 72 degrees of twist about the forearm; smaller twists stay."""
-    axis = torch.zeros(5, 3)
-    axis[:, 0] = torch.tensor([0.5, 1.2, 2.0, -2.9, math.pi])
-    pose, most = rotations(5, 55), 0.4 * math.pi
-    pose[:, [20, 21]] = hmr.axis_angle_to_matrix(axis)[:, None]
-    shared = share_twists(pose)
-    for elbow, wrist in ((18, 20), (19, 21)):
-        kept = bodymodels.matrix_to_axis_angle(shared[:, wrist])[:, 0]
-        assert torch.allclose(kept, axis[:, 0].clamp(-most, most), atol=1e-4)
-        assert torch.allclose(shared[:, elbow] @ shared[:, wrist], pose[:, elbow] @ pose[:, wrist],
-                              atol=1e-5)
-        assert torch.allclose(shared[:2, elbow], pose[:2, elbow], atol=1e-6)
+    assert torch.equal(part[0, 21], body_pose[0, 21]) and torch.equal(part[0, 20], whole[0, 20])
 
 
 def test_crops_of_hands():

@@ -65,14 +65,6 @@ def test_imports_have_no_circle():
         above = {name: others - free for name, others in above.items() if name not in free}
 
 
-@pytest.mark.parametrize("name", ROOMS)
-def test_folders_hold_no_logic_in_their_init(name):
-    """__init__.py is empty or a docstring."""
-    path = ROOT / name / "__init__.py"
-    nodes = ast.parse(path.read_text()).body if path.exists() else []
-    assert all(isinstance(node, ast.Expr) for node in nodes)
-
-
 def test_paper_files_work_alone(tmp_path):
     """In an empty folder they import nothing but torch and numpy, build their presets, and open a
     checkpoint as their docstrings say."""

@@ -88,8 +88,9 @@ def degenerate_pairs():
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_procrustes_of_degenerate_points(dtype):
-    """Finite, of the given type, and as close as any similarity gets."""
-    for pair, samples in itertools.product(degenerate_pairs(), (1, 2, 3)):
+    """Finite, of the given type, and as close as any similarity gets; batches of 0 to 3, as a batch
+    axis of three is easily mistaken for another."""
+    for pair, samples in itertools.product(degenerate_pairs(), range(4)):
         source, target = (points.to(dtype).expand(samples, -1, -1) for points in pair)
         for allow_reflection in (False, True):
             aligned = metrics.procrustes_align(source, target, allow_reflection=allow_reflection)
@@ -97,6 +98,8 @@ def test_procrustes_of_degenerate_points(dtype):
             least = least_squared_error(source, target, allow_reflection).clamp(min=0).sqrt()
             rounding = 10 * torch.finfo(dtype).eps  # of 63 coordinates around 1
             assert (squared_error(aligned, target).sqrt() <= least + rounding).all()
+        assert metrics.f_score(source, target).shape == (samples, 2)
+        assert metrics.mpjpe(source, target).dtype == torch.promote_types(dtype, torch.float32)
 
 
 @pytest.mark.parametrize("to", [1e-20, 1e-12, 1.0, 1e20])
@@ -108,20 +111,6 @@ def test_procrustes_at_every_scale(size, to):
     aligned = metrics.procrustes_align(size * source, to * target)
     torch.testing.assert_close(aligned / to, target, rtol=0, atol=1e-5)
     assert (metrics.pa_mpjpe(size * source, to * target) <= 1e-6 * to).all()
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("samples", range(4))
-def test_every_batch_size_and_float_type(samples, dtype):
-    """0 to 3 samples of 3 points, where a batch axis is easily mistaken for another."""
-    source, target = (clouds(seed, samples, 3).to(dtype) for seed in (0, 1))
-    aligned = metrics.procrustes_align(source, target)
-    assert aligned.shape == (samples, 3, 3) and aligned.dtype == dtype
-    for metric in (metrics.mpjpe, metrics.pa_mpjpe):
-        error = metric(source, target)
-        assert error.shape == (samples,) and error.isfinite().all()
-        assert error.dtype == torch.promote_types(dtype, torch.float32)
-    assert metrics.f_score(source, target).shape == (samples, 2)
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3000])
@@ -162,23 +151,16 @@ def test_a_bad_sample_is_nan_alone(bad, which, dtype):
 def test_numpy_in_numpy_out():
     """Arrays and tensors get the same answers, in any layout; nothing is written or tracked."""
     source, target = clouds(0, 3, 21).float(), clouds(1, 3, 21).float()
-    before = source.clone(), target.clone()
-    layouts = {
-        "plain": lambda x: x.numpy().copy(),
-        "transposed": lambda x: np.ascontiguousarray(x.numpy().transpose(2, 1, 0)).transpose(),
-        "reversed": lambda x: x.numpy()[::-1].copy()[::-1],
-        "read-only": lambda x: np.frombuffer(x.numpy().tobytes(), np.float32).reshape(x.shape),
-    }
+    before = source.clone()
+    transposed = np.ascontiguousarray(source.numpy().transpose(2, 1, 0)).transpose()
+    read_only = np.frombuffer(target.numpy().tobytes(), np.float32).reshape(target.shape)
     for function in (metrics.procrustes_align, metrics.mpjpe, metrics.pa_mpjpe, metrics.f_score,
                      metrics.pck_auc):
-        expected = function(source, target)
-        assert isinstance(expected, torch.Tensor)
-        for layout in layouts.values():
-            result = function(layout(source), layout(target))
-            assert isinstance(result, np.ndarray | np.floating)
-            np.testing.assert_array_equal(result, expected.numpy())
+        expected, result = function(source, target), function(transposed, read_only)
+        assert isinstance(expected, torch.Tensor) and isinstance(result, np.ndarray | np.floating)
+        np.testing.assert_array_equal(result, expected.numpy())
         assert not function(source.clone().requires_grad_(), target).requires_grad
-    assert torch.equal(source, before[0]) and torch.equal(target, before[1])
+    assert torch.equal(source, before)
 
 
 @pytest.mark.parametrize(("source", "target", "message"), [
@@ -208,23 +190,6 @@ def test_golden_errors():
     mirrored = target * torch.tensor([1.0, 1, -1])
     assert (metrics.pa_mpjpe(mirrored, target, allow_reflection=True) < 1e-15).all()
     assert (metrics.pa_mpjpe(mirrored, target) > 0.01).all()
-
-
-@given(seeds, st.sampled_from([0.0, 1.0, 1e3]), st.sampled_from([0.005, 0.015]))
-def test_f_score_decides_ties_to_the_last_bit(seed, offset, threshold):
-    """Points within one rounding of the threshold, far from the origin: as exact as numpy."""
-    random = np.random.default_rng(seed)
-    target = offset + random.normal(size=(1, 40, 3))
-    direction = random.normal(size=target.shape)
-    direction[:, ::2] = [0, 0, 1]
-    direction /= np.linalg.norm(direction, axis=2, keepdims=True)
-    step = threshold * (1 + random.integers(-3, 4, (1, 40, 1)) * 2.0**-52)
-    prediction = target + step * direction
-    distance = np.sqrt(((prediction[0, :, None] - target[0]) ** 2).sum(2))
-    precision, recall = ((distance.min(axis) < threshold).mean() for axis in (1, 0))
-    expected = 2 * precision * recall / max(precision + recall, 1e-300)
-    score = metrics.f_score(prediction, target, [threshold])[0, 0]
-    assert score == pytest.approx(expected, abs=1e-15)
 
 
 def test_convention_f_score_is_strict():
@@ -272,19 +237,13 @@ JOINTS, VERTICES = [[0.0] * 3] * 21, [[0.0] * 3] * 778
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    *((content, "not a JSON file") for content in (
-        b"", b"[[[0.1, 0.2", b"\xff\xfe\x00\xd8", b"[" * 100_000)),
+    (b"[[[0.1, 0.2", "not a JSON file"), (b"[" * 100_000, "not a JSON file"),
     ({"joints": []}, r"list of two, \[xyz_list, verts_list\]"),
-    ([[JOINTS]], "list of two"),
-    ([JOINTS, VERTICES], "joints: expected 21 points of 3 numbers"),
-    ([[JOINTS], VERTICES], "vertices: expected 778 points"),
+    ([[JOINTS], VERTICES], "vertices: expected 778 points of 3 numbers"),
     ([[JOINTS, JOINTS], [VERTICES]], "same samples, got 2 and 1"),
     ([[JOINTS, JOINTS[:-1]], [VERTICES] * 2], "joints: expected 21 points"),
-    *(([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, *number]]]], "vertices: expected 778 points")
-      for number in ([], ["0"], [None], [10**30])),
+    ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, "0"]]]], "vertices: expected 778 points"),
     ([[JOINTS], [VERTICES[:-1] + [[0.0, 0.0, math.nan]]]], r"\[0\]: not finite at point 777"),
-    ([[JOINTS], [[[math.inf] * 3] * 778]], r"vertices\[0\]: not finite at point 0"),
-    ([None, [VERTICES]], "joints: expected 21 points"),
     ([[], []], "expected 2 samples, got 0"),
 ])
 def test_a_bad_file_is_named(tmp_path, content, message):
@@ -424,25 +383,13 @@ def test_protocols_against_a_loop(name, seed):
     assert (report.get(aligned_mesh, 10) < 1e-5) == (name in ("freihand", "dexycb_s0"))
 
 
-KINDS = {  # of predictions, from noisy and true points
-    "noisy": lambda noisy, true: noisy,
-    "perfect": lambda noisy, true: true.copy(),
-    "root-relative": lambda noisy, true: noisy - (0.02, -0.03, 0.7),
-    "mirrored": lambda noisy, true: noisy * [-1, 1, 1],
-    "small": lambda noisy, true: 0.01 * noisy,
-    "zero": lambda noisy, true: 0 * true,
-    "constant": lambda noisy, true: 0 * true + [0.1, 0.2, 0.7],
-    "coplanar": lambda noisy, true: noisy * [1, 1, 0],
-    "shifted by a threshold": lambda noisy, true: true + [0, 0.005, 0],
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_freihand_is_the_official_evaluation(kind):
-    """Every number to 1e-6, for good predictions and absurd ones; a NaN shows in the means."""
+@pytest.mark.parametrize("factors", [0, 0.01, (-1, 1, 1), (1, 1, 0)], ids=str)
+def test_freihand_of_absurd_predictions(factors):
+    """Every number to 1e-6 of a point, a small, a mirrored and a flat hand; a NaN shows in the
+    means."""
     target, noise = points_of(0, 21, 778), points_of(1, 21, 778)
     target = {name: 0.05 * points + (0.02, -0.03, 0.7) for name, points in target.items()}
-    prediction = {name: KINDS[kind](points + 0.006 * noise[name], points)
+    prediction = {name: factors * (points + 0.006 * noise[name])
                   for name, points in target.items()}
     table = metrics.evaluate("freihand", prediction, target)
     assert table == pytest.approx(table_of("freihand", prediction, target), abs=1e-6, rel=0)

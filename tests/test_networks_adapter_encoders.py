@@ -9,13 +9,10 @@ import torch.nn.functional as F
 from adapter_samples import free_hand, images, lively, people, whole_body
 
 import hmr_adapter as hmr
-import weights.genhmr
-import weights.simplehand
 from bodymodels import ASSETS
 from networks import any_view
-from networks.adapter_encoders import OF_HANDS, HandEncoder, closer_view, start_rotations
-from networks.adapter_rivals import build_model, share_twists
-from networks.small_encoder import NAMES
+from networks.adapter_encoders import HandEncoder, closer_view, start_rotations
+from networks.adapter_rivals import build_model
 from tasks.hmr_adapter import DualPathTask, look
 from weights.hmr_adapter import load_encoder
 
@@ -46,26 +43,6 @@ def test_every_parameter_that_is_not_frozen_learns(config):
                if name.startswith("encoder.patch_embed"))
 
 
-def test_bodies_get_the_tokens_of_genhmrs_encoder():
-    """From pictures in 0..1 it makes what GenHMR's shipped encoder makes of normalised ones; the
-    whole lifted pose is beside each token."""
-    expert = build_model(BODY.expert)
-    load_encoder(expert, ASSETS / "genhmr_cpu.pt")
-    theirs, pictures = weights.genhmr.load_encoder(ASSETS / "genhmr_cpu.pt"), images(2, 128)
-    with torch.no_grad():
-        tokens = expert.eval().encoder.patch_embed(hmr.middle_of(pictures, BODY.expert))
-        reading = theirs.read(theirs.normalise(pictures))
-    torch.testing.assert_close(tokens[..., :112], reading.tokens, atol=1e-4, rtol=1e-4)
-    pose = hmr.rotation_6d_to_matrix(tokens[:, [0, 100], 112:256].unflatten(2, (24, 6)))
-    torch.testing.assert_close(pose, hmr.rotation_6d_to_matrix(reading.lifted.pose)[
-        :, None].expand(-1, 2, -1, -1, -1), atol=1e-4, rtol=1e-4)
-    assert [NAMES[n] for n in OF_HANDS] == [f"{side}_wrist" for side in ("left", "right")] + [
-        f"{side}_{finger}_tip" for side in ("left", "right")
-        for finger in ("thumb", "index", "middle", "ring", "pinky")]
-    heat = reading.heat.exp().view(2, -1, 16, 2, 12, 2).sum((3, 5))[:, OF_HANDS].flatten(2).mT
-    torch.testing.assert_close(tokens[..., 256:], heat, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize(("config", "file", "layers"), [
     (HAND.expert, "simplehand_views_cpu.pt", {"mano_head.decpose"}),
     (BODY.expert, "genhmr_cpu.pt", {"body_regressor.root_pose_out.0",
@@ -84,7 +61,8 @@ def test_rotations_start_with_the_pose_that_the_encoder_finds(config, file, laye
     with torch.no_grad():
         found = expert.eval()(pictures)
         if config is BODY.expert:
-            pose = expert.encoder.patch_embed.lifted(crops)[:, :22]
+            tokens = expert.encoder.patch_embed(crops)
+            pose = hmr.rotation_6d_to_matrix(tokens[:, 0, 112:256].unflatten(1, (24, 6)))[:, :22]
             found = found["body_pose"][:, :22]
         else:
             tokens = expert.backbone.patch_embed((crops - expert.mean) / expert.std)
@@ -122,35 +100,6 @@ def test_a_hand_encoder_learns_by_simplehands_losses():
         assert loss.item() == pytest.approx(any_view.WEIGHT_HEAT_MAPS, abs=1e-4)
     encoder.eval()(torch.randn(4, 3, 128, 96))
     assert encoder.looks is None
-
-
-def test_hands_get_what_simplehand_finds():
-    """A token has the U-net's features of its cells in the whole crop, and what SimpleHand's
-    network finds in a closer one: keypoints in 2D and in 3D, in the crop's axes."""
-    encoder = hand_encoder().eval()
-    theirs = weights.simplehand.load_checkpoint(ASSETS / "simplehand_views_cpu.pt")
-    crops = F.interpolate(torch.rand(2, 3, 9, 9), size=128, mode="bicubic")[..., 16:-16]
-    crops = (crops - encoder.hand.mean) / encoder.hand.std
-    with torch.no_grad():
-        tokens = encoder(crops)
-        whole = F.pad(crops, (16, 16))
-        maps, last = theirs.backbone(F.interpolate(whole, size=64, mode="bilinear",
-                                                   antialias=True))
-        view = closer_view(theirs.keypoints_2d_head(maps, last)["keypoints_2d"])
-        near = any_view.turn(whole, *view, 64)
-        found = any_view.turn_back(
-            theirs(255 * (near * encoder.hand.std + encoder.hand.mean)), *view)
-    cells = F.avg_pool2d(maps, 2)[..., 1:7].flatten(2).mT
-    torch.testing.assert_close(tokens[..., :64], cells, atol=1e-3, rtol=1e-3)
-    hand = tokens[..., 64:]
-    assert torch.equal(hand, hand[:, :1].expand_as(hand))  # of all cells the same
-    joints = free_hand().keypoint_regressor @ found["vertices"]
-    expected = (4 * (found["keypoints_2d"] - 0.5), 10 * found["spread_2d"][..., None],
-                10 * (joints - joints[:, :1]))
-    torch.testing.assert_close(hand[:, 0, :126].unflatten(1, (21, 6)), torch.cat(expected, 2),
-                               atol=2e-3, rtol=2e-3)
-    pose = hmr.rotation_6d_to_matrix(hand[:, 0, 126:222].unflatten(1, (16, 6)))
-    torch.testing.assert_close(pose, encoder.rotations(found["vertices"]), atol=2e-3, rtol=0)
 
 
 def test_a_closer_look_sees_the_hand_upright_in_its_middle():
@@ -210,7 +159,7 @@ def test_larger_pictures_are_the_same_person():
 @pytest.mark.parametrize("inside", [True, False])
 def test_rows_of_the_dual_path(inside, monkeypatch):
     """Hands whose box is outside of the picture are the body path's; "all hands", as in the paper,
-    merges them, too. PyMAF-X's twists follow the merge."""
+    merges them, too."""
     hand, body = (lively(build_model(config)).eval() for config in (HAND, BODY))
     monkeypatch.setattr("hmr_adapter.in_picture",
                         lambda boxes, *_: torch.full_like(boxes[..., 0], inside) > 0)
@@ -220,5 +169,3 @@ def test_rows_of_the_dual_path(inside, monkeypatch):
     assert torch.equal(rows["experts"], rows["expert"]) == (not inside)
     assert torch.equal(rows["experts"], rows["experts, all hands"]) == inside
     assert not torch.allclose(rows["experts, all hands"], rows["expert"])
-    if inside:
-        torch.testing.assert_close(rows["experts, twists shared"], share_twists(rows["experts"]))

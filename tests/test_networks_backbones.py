@@ -7,7 +7,6 @@ import torch
 from simplehand_samples import HIERA, HRNET, TINY, count, images, on_meta, timm_or_skip
 from torch import nn
 
-from networks import backbones
 from networks.backbones import PRESETS, simplehand_model
 from simplehand import SimpleHand
 from weights.simplehand import load_backbone
@@ -49,35 +48,6 @@ def test_other_backbones_equal_timm(name, preset, capsys):
                              strict=True))
     for ours, expected in pairs:
         assert (ours - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max())
-
-
-def test_hrnet_is_sampled_at_an_eighth():
-    """The map is the second branch at S/8, the keypoints see S/32, there is no deconvolution."""
-    tiny = backbones.HRNet(replace(TINY, depths=(1, 1, 1, 1), **HRNET))
-    finer, last = tiny(torch.zeros(2, 3, 64, 96))
-    assert finer.shape == (2, 16, 8, 12) and last.shape == (2, 64, 2, 3)
-    model = on_meta(PRESETS["paper_hrnet"])
-    assert len(model.mesh_head.deconv) == 0
-    assert model.mesh_head.position_embeddings[0].shape == (1, 21, 128)
-    assert model.keypoints_2d_head.weight.shape == (42, 2048)
-
-
-def test_mask_units_do_not_see_each_other():
-    """Inside units: a token changes its own unit alone. Among all: every token, and it is torch's
-    attention. Pooled queries are the maxima of 2 x 2."""
-    torch.manual_seed(0)
-    x = torch.randn(1, 8, 8, 6)
-    moved = x.clone()
-    moved[0, 5, 2] += 1.0
-    units = backbones.UnitAttention(6, 12, 2, 4, pools=True)
-    changed = (units(moved) != units(x)).any(-1)[0]
-    assert changed.shape == (4, 4) and changed[2:, :2].all() and changed.sum() == 4
-    whole = backbones.UnitAttention(6, 6, 2, 0, pools=False)
-    q, k, v = (part.view(1, 64, 2, 3).transpose(1, 2) for part in whole.qkv(x).chunk(3, -1))
-    expected = whole.proj((q @ k.mT / 3**0.5).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
-    assert torch.allclose(whole(x).flatten(1, 2), expected, atol=1e-5)
-    maxima = nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    assert torch.equal(backbones.pool(x), maxima)
 
 
 @pytest.mark.parametrize("fields", [HRNET, HIERA], ids=str)

@@ -4,10 +4,8 @@ import pytest
 import torch
 from genhmr_samples import SMALL, TINY, images
 
-import genhmr
 from genhmr import PRESETS, GenHMR
 from networks.small_encoder import (
-    BLOCK,
     GRID,
     NAMES,
     OTHER_SIDE,
@@ -44,23 +42,6 @@ def test_readings_are_keypoints():
     assert torch.equal(keypoints[..., 2], reading.confidence)
 
 
-def test_blocks_of_cells_belong_to_joints():
-    """24 blocks of 4 x 2 cells; the tokens of block j hold joint j, and change with it alone."""
-    encoder = SmallEncoder().eval()
-    grid = encoder.joint_of_cell.view(GRID)
-    for joint, (x, y) in enumerate(places(1).tolist()):
-        row, column = round(y * GRID[0]), round(x * GRID[1])
-        assert grid[row, column] == grid[row - 1, column - 1] == joint
-    assert torch.equal(grid.flatten().bincount(), torch.full((24,), BLOCK[0] * BLOCK[1]))
-    reading = encoder.read(encoder.normalise(images(1, 128)))
-    x8, keypoints = torch.zeros(1, 64, *GRID), torch.zeros(1, 45, 20)
-    before = encoder.tokens(x8, reading.lifted, keypoints)
-    moved = reading.lifted._replace(joints=reading.lifted.joints.clone())
-    moved.joints[:, 7] += 1
-    changed = (encoder.tokens(x8, moved, keypoints) != before).any(-1)[0]
-    assert torch.equal(changed, encoder.joint_of_cell == 7)
-
-
 @pytest.mark.parametrize("per_joint", [2, 4, 8, 16])
 def test_cells_of_a_block_belong_to_its_tokens(per_joint):
     """A token's place lies in its own cells; with more tokens than cells, two share one."""
@@ -70,17 +51,6 @@ def test_cells_of_a_block_belong_to_its_tokens(per_joint):
     for token, (x, y) in enumerate(middles.tolist()):
         cell = owner[int(y * GRID[0]), int(x * GRID[1] - 1e-4)].item()
         assert cell == (token if per_joint <= 8 else token // 2 * 2)
-
-
-def test_tokens_hold_the_embedded_pose():
-    """Behind GenHMR, the last channels of a token's cells are its embedding of the lifted pose."""
-    model = build_genhmr(SMALL).eval()
-    crops = model.normalise(images(2, 128))
-    reading = model.backbone.read(crops)
-    z = model.tokenizer.embed(genhmr.rotation_6d_to_matrix(reading.lifted.pose))  # (2, 48, 8)
-    owner = token_of_cell(2)
-    assert torch.equal(reading.tokens[..., -8:], z[:, owner])
-    assert reading.tokens.shape[2] == SMALL.vit_dim == SmallEncoder().width + 8
 
 
 def test_sides_are_exchanged_by_the_gate():

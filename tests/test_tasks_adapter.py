@@ -38,7 +38,7 @@ TABLES = {
               "mean hand"], OF_HANDS),
     "body": (["adapter", "expert", "mean pose"], OF_BODIES),
     ".": (["ours", "ours, all hands", "ours, true boxes", "experts", "experts, all hands",
-           "experts, true boxes", "experts, twists shared", "expert", "mean pose"],
+           "experts, true boxes", "expert", "mean pose"],
           OF_BODIES),
 }
 

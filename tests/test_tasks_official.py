@@ -118,7 +118,7 @@ def test_the_dual_path_is_judged_on_ehf_with_faces(base, trained, tmp_path):
                       str(trained / "body/checkpoint.pt"))
     assert list(scores) == [
         "ours", "ours, all hands", "ours, true boxes", "experts", "experts, all hands",
-        "experts, true boxes", "experts, twists shared", "expert", "mean pose"]
+        "experts, true boxes", "expert", "mean pose"]
     assert list(scores["ours"]) == [*OF_BODIES, "face PA-PVE", "face PVE"]
     assert np.isfinite([list(row.values()) for row in scores.values()]).all()
     assert json.loads((tmp_path / "results.json").read_text())["data"] == "ehf"

@@ -15,25 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from simplehand import require
+
 # The keys of a model's `settings`: "data", of its training, and the fields of Settings in
 # tasks/settings.py. Older checkpoints have them in their config; ema_decay was 0 in all.
 SETTINGS = (
     "data", "accumulate", "precision", "channels_last", "ema_decay", "eval_every", "seed",
     "train_samples", "test_samples", "augmentation", "views", "in_plane", "lean", "wide",
     "occlusion", "version", "test_body_size", "heading", "tilt", "uniform_rotation")
-# Fields that configs had before they became constants. Older checkpoints open without them. With
-# another value of the first two a model would compute something else, so that it is refused; the
-# others either change names or shapes of weights, which load_weights compares, or only training.
-FORMER = {"missing": "zeros", "focal_length": 5000.0} | dict.fromkeys((
-    "zero_init", "arm_noise", "concat_init", "num_vertices", "attention", "vit_drop_path", "ffn",
-    "decoder_head_dim", "hand_size", "pose_term", "weight_betas", "weight_keypoints_2d",
-    "weight_pose", "weight_expression", "heat_maps", "weight_heat_maps"))
-
-
-def require(condition: object, message: str) -> None:
-    """Raise ValueError with `message` unless `condition` holds."""
-    if not condition:
-        raise ValueError(message)
+# Fields in the configs of shipped checkpoints that have become constants since
+FORMER = ("num_vertices", "attention", "heat_maps", "weight_heat_maps", "focal_length",
+          "decoder_head_dim", "vit_drop_path", "hand_size", "pose_term", "weight_betas")
 
 
 def names_its_file(load: Callable) -> Callable:
@@ -121,8 +113,7 @@ def without_settings(config: Mapping[str, object], kind: type) -> dict[str, obje
     kinds = typing.get_type_hints(kind)
     return {name: without_settings(value, kinds[name])
             if isinstance(value, Mapping) and dataclasses.is_dataclass(kinds.get(name)) else value
-            for name, value in config.items() if name in kinds or not (
-                name in SETTINGS or name in FORMER and FORMER[name] in (None, value))}
+            for name, value in config.items() if name in kinds or name not in SETTINGS + FORMER}
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], *, ignored: str = "$.") -> None:
