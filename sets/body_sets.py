@@ -334,7 +334,7 @@ class ARCTIC(official.Pictures):
     SPLITS = {"val": "val", "train": "train"}
     SOURCES = ("splits_json/protocol_p1.json", "meta/misc.json", "meta/subject_vtemplates/s*.obj",
                "raw_seqs/s*/*.smplx.npy")
-    JOINTS, MODEL, INTERVAL, NEEDS_MODELS = "smplx76", "smplx", 10, True
+    JOINTS, MODEL, INTERVAL = "smplx76", "smplx", 10
     HOME = "arctic.is.tue.mpg.de"
     TRIM = 10  # pictures at either end
 

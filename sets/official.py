@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -135,24 +134,6 @@ def read_npz(path: Path, *names: str) -> list[np.ndarray]:
     return [load_arrays(path, name)[name] for name in names]
 
 
-class ModelError(ValueError):
-    """A body model's file is damaged, whatever the data set."""
-
-
-@contextmanager
-def found_model(folder: Path, family: str, side: str = "right", gender: str = "neutral", **_
-                ) -> Iterator[Path]:
-    """Find a body model's file; errors while it is read are then about it, not about a data set."""
-    path = bodymodels.find_model(folder, family, side, gender)
-    try:
-        yield path
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files raise almost any error
-        raise ModelError(f"body model {path} cannot be used ({error!r}): see sets/README.md"
-                         ) from error
-
-
 @lru_cache(maxsize=16)
 def official_body(folder: Path, template: Path | None = None, keypoints_only: bool = False,
                   **options) -> bodymodels.BodyModel:
@@ -161,12 +142,9 @@ def official_body(folder: Path, template: Path | None = None, keypoints_only: bo
     template: mesh file whose vertices replace the resting body. keypoints_only: leave out all
     vertices that joints and keypoints do not need.
     """
-    if template is None:
-        with found_model(folder, **options):
-            model = bodymodels.load_model(folder, **options)
-    else:
-        official_body(folder, **options)  # so that errors from here on are the template's
-        model = bodymodels.load_model(folder, v_template=load_vertices(template), **options)
+    if template is not None:
+        options["v_template"] = load_vertices(template)
+    model = bodymodels.load_model(folder, **options)
     return model.for_keypoints() if keypoints_only else model
 
 
@@ -177,11 +155,9 @@ def hand_space(folder: Path, family: str, side: str, gender: str
 
     SMPL-X has two hands, left then right; MANO has one.
     """
-    ends = ("",) if family == "mano" else ("l", "r")
-    with found_model(folder, family, side, gender) as path:
-        arrays = load_arrays(path, "hands_")
-        return [(np.reshape(arrays[f"hands_mean{end}"], 45), arrays[f"hands_components{end}"])
-                for end in ends]
+    arrays = load_arrays(bodymodels.find_model(folder, family, side, gender), "hands_")
+    return [(np.reshape(arrays[f"hands_mean{end}"], 45), arrays[f"hands_components{end}"])
+            for end in (("",) if family == "mano" else ("l", "r"))]
 
 
 READER_VERSION = 6  # increase it whenever the same files would give other records
@@ -256,16 +232,16 @@ class Official(Packed):
         """Read a JSON file below root."""
         return json.loads(self.file(path).read_bytes())
 
-    def chunks(self, start: int) -> Iterator[np.ndarray]:
-        """Yield all records; an annotation is always read from its beginning."""
-        count = start
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yield all records of the split."""
+        count = 0
         try:
             for records in tqdm(self.rows(), f"Packing {self.path.name}", disable=None):
                 if isinstance(records, dict):
                     records = to_records(records, self.dtype)
                 count += len(records)
                 yield records
-        except (OSError, MemoryError, ModelError):
+        except (OSError, MemoryError):
             raise
         except Exception as error:  # damaged files raise almost any error
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
@@ -318,7 +294,6 @@ class Pictures(Official):
     JOINTS, MODEL, NUM_BETAS = "", "smpl", 10
     FIELDS: list[tuple] = []  # of records, beside those of all data sets
     HAND_SPACE = ""  # "mean_relative" or "pca", unless finger angles are absolute: see `absolute`
-    NEEDS_MODELS = False  # whether records depend on `models` though finger angles are absolute
     LEFT_OPTIONS: dict = {}  # for load_model, of left hands
     DETECTED = False  # whether keypoints_2d of a record are a detector's
 
@@ -336,8 +311,7 @@ class Pictures(Official):
         self.dtype = np.dtype(record_dtype(
             len(bodymodels.JOINT_SETS[self.JOINTS]),
             len(bodymodels.JOINT_SETS[POSE_SETS[self.MODEL]]), self.NUM_BETAS).descr + self.FIELDS)
-        needed = self.models and (self.HAND_SPACE or self.NEEDS_MODELS)
-        others = [path for path in sorted(self.models.rglob("*") if needed else ())
+        others = [path for path in sorted(self.models.rglob("*") if self.models else ())
                   if path.suffix in (".npz", ".pkl") and path.is_file()]
         super().__init__(root, split, size, others=others, **options)
 
