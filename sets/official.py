@@ -18,7 +18,7 @@ from files import load_arrays, load_vertices
 from sets import crops
 from sets.augmentation import Augmentation
 from sets.images import detected_person, read_image
-from sets.samples import KeyedDataset, Packed, fingerprint
+from sets.samples import KeyedDataset, fingerprint
 
 GENDERS = ("neutral", "male", "female")
 
@@ -167,7 +167,7 @@ OWN = "own"  # detections that the data set itself ships
 POSE_SETS = {"mano": "mano16", "smpl": "smpl24", "smplx": "smplx55"}  # joint sets of poses
 
 
-class Official(Packed):
+class Official(KeyedDataset):
     """A data set in the folder `root`, as its authors ship it.
 
     Its annotation is packed once into a memory-mapped file in the folder `cache` (default: root),

@@ -17,7 +17,7 @@ from sets import crops, painting, samples
 from sets.augmentation import Augmentation
 
 
-class Rendered(samples.Packed):
+class Rendered(samples.KeyedDataset):
     """A data set of rendered pictures: on the fly, or once into a packed file.
 
     Subclasses have a dtype of records, and `render(index)`: one record, which depends on seed,

@@ -110,8 +110,12 @@ class KeyedDataset(Dataset):
     once more: half of them then look like left ones, with the topology of right ones.
 
     Subclasses have `load(index, rng)`: the sample's arrays after the geometric part of the
-    augmentation.
+    augmentation. Those with records in a memory-mapped file, which every process opens for itself,
+    have what `build_packed` needs: path, dtype and `chunks()`.
     """
+
+    path: Path | None = None
+    _packed: np.ndarray | None = None
 
     def __init__(self, split: str, splits: Sequence[str], seed: int, size: int | None = None,
                  augmentation: str | Augmentation | None = None) -> None:
@@ -151,16 +155,6 @@ class KeyedDataset(Dataset):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return (self[index] for index in range(len(self)))  # one epoch; keys have no end
-
-
-class Packed(KeyedDataset):
-    """A data set with records in a memory-mapped file, which every process opens for itself.
-
-    Subclasses have what `build_packed` needs: path, dtype and `chunks()`.
-    """
-
-    path: Path | None = None
-    _packed: np.ndarray | None = None
 
     def records(self, indices: int | np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return all records or some, memory-mapped."""
