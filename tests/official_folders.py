@@ -14,13 +14,13 @@ from PIL import Image
 import bodymodels
 import data
 from files import load_arrays
-from sets import body_sets
-from sets.hand_sets import DexYCB
+from sets import readers
 from sets.official import intrinsics
+from sets.readers import DexYCB
 
 UNIQUE = 2
 # Sizes by which readers know the official files: ours are smaller
-DexYCB.SEQUENCES, body_sets.BEDLAM.PICTURE_SIZE, body_sets.RICH.PICTURE_SIZE = 5, (64, 36), (32, 24)
+DexYCB.SEQUENCES, readers.BEDLAM.PICTURE_SIZE, readers.RICH.PICTURE_SIZE = 5, (64, 36), (32, 24)
 
 
 def write_freihand(root, annotated=True):
@@ -329,7 +329,7 @@ def write_hmr2_evaluation(root, name="3dpw_test"):
 
 def write_h36m_moon(root):
     """Each subject: cameras 1 and 4, frames 0 and 3; the second frame has no fit."""
-    for subject in body_sets.Human36MSMPLX.SUBJECTS:
+    for subject in readers.Human36MSMPLX.SUBJECTS:
         base = f"annotations/Human36M_subject{subject}_"
         folder = f"s_{subject:02d}_act_02_subact_01_ca_0"
         pictures = [{"id": number, "width": 40,

@@ -11,7 +11,6 @@ from PIL import Image
 
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
-from sets.body_sets import ARCTIC, RICH, SMPLX_PARTS, Human36MHMR2
 from sets.crops import crop_homography, transform_points
 from sets.official import (
     OWN,
@@ -21,6 +20,7 @@ from sets.official import (
     official_body,
     relabelled,
 )
+from sets.readers import ARCTIC, RICH, SMPLX_PARTS, Human36MHMR2
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

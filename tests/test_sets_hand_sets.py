@@ -10,8 +10,8 @@ from hand_samples import assert_projects, digest
 
 import bodymodels
 from files import load_arrays
-from sets.hand_sets import DexYCB
 from sets.official import HandPairs
+from sets.readers import DexYCB
 
 pytestmark = pytest.mark.usefixtures("few_vertices")
 

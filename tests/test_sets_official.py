@@ -16,9 +16,7 @@ from PIL import Image
 import bodymodels
 from hmr_adapter import arm_pose, crop_hands
 from sets.augmentation import Augmentation
-from sets.body_sets import RICH
 from sets.crops import body_box
-from sets.hand_sets import InterHand
 from sets.images import read_image
 from sets.official import (
     OWN,
@@ -30,6 +28,7 @@ from sets.official import (
     relabelled,
     to_records,
 )
+from sets.readers import RICH, InterHand
 from tasks.hmr_adapter import sharpest
 
 pytestmark = [pytest.mark.usefixtures("few_vertices"),
