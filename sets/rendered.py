@@ -171,6 +171,8 @@ def sample_view(rng: np.random.Generator, views: float, in_plane: float) -> np.n
 
 RENDER_VERSION = 1  # increase it whenever the same settings would give other pictures
 FOREARM_RINGS = 3
+WRIST = [586, 592, 591, 593, 594, 598, 706, 736,  # vertices of the mesh's hole, in their order
+         595, 596, 597, 590, 589, 703, 588, 587]
 
 
 class HandSurface:
@@ -181,11 +183,10 @@ class HandSurface:
         hand_faces = self.model.faces.numpy()
         self.regressor = self.model.keypoint_regressor.numpy()
         self.template = self.model.v_template.numpy()
-        self.wrist = boundary_loop(hand_faces)  # (16,)
         # strips between copies of the wrist's rim, and a fan that closes the last copy
-        count = len(self.wrist)
+        count = len(WRIST)
         copies = crops.NUM_VERTICES + np.arange(FOREARM_RINGS * count).reshape(FOREARM_RINGS, count)
-        a = np.vstack([self.wrist, copies])
+        a = np.vstack([WRIST, copies])
         b = np.roll(a, -1, axis=1)
         lower = np.stack([b[:-1], a[:-1], a[1:]], -1).reshape(-1, 3)
         upper = np.stack([b[:-1], a[1:], b[1:]], -1).reshape(-1, 3)
@@ -210,22 +211,11 @@ class HandSurface:
     def with_forearm(self, vertices: np.ndarray, direction: np.ndarray, length: float,
                      taper: float) -> np.ndarray:
         """Append the forearm's rings and end point to the hand's vertices (778, 3)."""
-        rim = vertices[self.wrist]
+        rim = vertices[WRIST]
         center = rim.mean(0)
         steps = np.linspace(0, 1, FOREARM_RINGS + 1)[1:, None, None]
         rings = center + (rim - center) * (1 + taper * steps) + direction * length * steps
         return np.concatenate([vertices, rings.reshape(-1, 3), rings[-1].mean(0, keepdims=True)])
-
-
-def boundary_loop(faces: np.ndarray) -> np.ndarray:
-    """Return the vertices around a mesh's only hole, in the order of its border edges."""
-    edges = {(int(a), int(b)) for face in faces for a, b in zip(face, np.roll(face, -1),
-                                                                strict=True)}
-    following = dict(edge for edge in edges if edge[::-1] not in edges)
-    loop = [min(following)]
-    while following[loop[-1]] != loop[0]:
-        loop.append(following[loop[-1]])
-    return np.array(loop)
 
 
 hand_surface = cache(HandSurface)
