@@ -55,15 +55,6 @@ def test_read_image_composites_transparency_on_white(tmp_path):
     assert (read_image(tmp_path / "palette.png") == 255).all()
 
 
-def test_read_image_scales_sixteen_bits(tmp_path):
-    """16-bit grey spans 0..255 by value / 257, and is not clipped at 255."""
-    values = np.linspace(0, 65535, 48).round().astype(np.uint16).reshape(6, 8)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    write_png(tmp_path / "x.png", (8, 6), 16, 0, rows)
-    image = read_image(tmp_path / "x.png")
-    np.testing.assert_array_equal(image, np.repeat((values / 257).round()[..., None], 3, 2))
-
-
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 
 

@@ -162,19 +162,6 @@ def test_annotation_is_packed_again_for_other_models(fresh, models, tmp_path, na
     assert paths[0] == paths[1] != paths[2]
 
 
-@pytest.mark.parametrize("name,file", [("freihand", "MANO_RIGHT"), ("h36m-smplx", "SMPLX_NEUTRAL"),
-                                       ("arctic", "SMPLX_FEMALE")])
-def test_a_damaged_body_model_is_named(fresh, models, tmp_path, name, file):
-    """The data set is not blamed for it."""
-    root, path = fresh(name), shutil.copytree(models, tmp_path / "models") / f"{file}.npz"
-    path.write_bytes(path.read_bytes()[:999])
-    with pytest.raises(ValueError, match=f"^body model .*{file}.npz cannot be used"):
-        tiny.READERS[name](root, models=path.parent)
-    np.savez(path, v_template=np.zeros((5, 3)))  # another file's content
-    with pytest.raises(ValueError, match=f"^body model .*{file}.npz cannot be used"):
-        tiny.READERS[name](root, models=path.parent)
-
-
 @pytest.mark.parametrize("name", tiny.READERS)
 def test_a_missing_picture_is_named(fresh, models, monkeypatch, name):
     """A missing picture is an error that names it, when it is asked for. A root may be relative."""
