@@ -39,48 +39,34 @@ class FreiHAND(official.Pictures):
     for each id. N comes from the files (32,560), so that a smaller folder works too; evaluation has
     3,960 pictures.
 
-    Training needs training_verts.json. Without the annotation of the evaluation split, which came
-    later, the crop is the whole picture and all flags are 0. Without augmentation it is the box of
-    the true keypoints x 1.25, as in the papers. Poses need `models`, for MANO's mean hand; their
-    orientation is taken as the camera's, as in the data set's own tools.
+    Both splits need xyz and verts. Without augmentation the crop is the box of the true keypoints
+    x 1.25, as in the papers. Poses need `models`, for MANO's mean hand; their orientation is taken
+    as the camera's, as in the data set's own tools.
 
     K is used as it is stored. If its pixel centres are at integers this is wrong by half a pixel,
     less than the error of the annotation. Joints are the stored xyz, not regressed ones.
     """
 
     SPLITS = {"train": "training", "evaluation": "evaluation"}
-    SOURCES = ("{split}_K.json", "{split}/rgb/")
-    OPTIONAL = ("{split}_xyz.json", "{split}_verts.json", "{split}_mano.json")
+    SOURCES = ("{split}_K.json", "{split}_xyz.json", "{split}_verts.json", "{split}/rgb/")
+    OPTIONAL = ("{split}_mano.json",)
     JOINTS, MODEL, HAND_SPACE = "hand21", "mano", "mean_relative"
     FIELDS = [("vertices", np.float32, (NUM_VERTICES, 3))]
     HOME = "freihand.informatik.uni-freiburg.de"
     BACKGROUNDS = {"train": 4, "evaluation": 1}
 
     def rows(self) -> Iterator[dict]:
-        K, xyz, verts, mano = (self._numbers(*item) for item in (
-            ("K", (3, 3)), ("xyz", (NUM_JOINTS, 3)), ("verts", (NUM_VERTICES, 3)),
-            ("mano", (1, 61))))
-        columns = {"image": [self._picture(number) for number in range(len(K))], "side": 1, "K": K}
-        if xyz is not None:
-            columns["keypoints_3d"] = official.with_confidence(xyz)
-            columns["keypoints_2d"] = official.with_confidence(bodymodels.project(xyz, K))
-        if verts is not None:
-            columns["vertices"] = verts
-        if mano is not None:
-            columns |= {"betas": mano[:, 0, 48:58], "has_betas": 1}
-            columns |= self.hand_pose(mano[:, 0, :48], "right")
-        yield columns
-
-    def _numbers(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-        """Read a list of items of this shape; None if it is not there and need not be."""
-        file = f"{self.SPLITS[self.split]}_{name}.json"
-        if not self.sources.get(file) and (self.split == "evaluation" or name == "mano"):
-            return None
-        numbers = np.asarray(self.json(file), np.float32)
-        if numbers.shape[1:] != shape or not np.isfinite(numbers).all():
-            raise ValueError(f"expected items of {shape} finite numbers, got a list of shape "
-                             f"{numbers.shape}")
-        return numbers
+        split, poses = self.SPLITS[self.split], {}
+        for path in self.sources[f"{split}_mano.json"]:
+            mano = np.asarray(self.json(path), np.float32).reshape(-1, 61)
+            poses = {"betas": mano[:, 48:58], "has_betas": 1}
+            poses |= self.hand_pose(mano[:, :48], "right")
+        K, xyz, vertices = (np.asarray(self.json(f"{split}_{name}.json"), np.float32)
+                            for name in ("K", "xyz", "verts"))
+        yield poses | {
+            "image": [self._picture(number) for number in range(len(K))], "side": 1, "K": K,
+            "vertices": vertices, "keypoints_3d": official.with_confidence(xyz),
+            "keypoints_2d": official.with_confidence(bodymodels.project(xyz, K))}
 
     def _picture(self, number: int) -> str:
         """Return the file of a picture, below root."""
@@ -96,7 +82,7 @@ class FreiHAND(official.Pictures):
         return record
 
     def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
-        return record["vertices"], float(record["vertices"].any() and record["keypoints_3d"].any())
+        return record["vertices"], 1.0
 
 
 def read_yaml(path: Path) -> dict:
@@ -667,9 +653,6 @@ class Shards(official.Pictures):
     def rows(self) -> Iterator[np.ndarray]:
         for path in self.sources["*.tar"]:
             for key, parts in shard_items(self.file(path.name)):
-                unknown = set(parts) - {*self.EXTENSIONS, "data.pyd", "detection.npz"}
-                if unknown:
-                    raise ValueError(f"{key} has a part of unknown kind, {', '.join(unknown)}")
                 picture = next((parts[name] for name in self.EXTENSIONS if name in parts), None)
                 if picture is None:
                     continue

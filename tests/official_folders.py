@@ -23,7 +23,7 @@ UNIQUE = 2
 DexYCB.SEQUENCES, readers.BEDLAM.PICTURE_SIZE, readers.RICH.PICTURE_SIZE = 5, (64, 36), (32, 24)
 
 
-def write_freihand(root, annotated=True):
+def write_freihand(root):
     """A tiny folder in the official format: two ids, four backgrounds, one evaluation picture."""
     samples = [hands(size=64, length=3)[index] for index in range(3)]
     for split in ("training", "evaluation"):
@@ -39,11 +39,10 @@ def write_freihand(root, annotated=True):
     picture("evaluation", 0, samples[2], 0)
     for split, chosen in (("training", samples[:UNIQUE]), ("evaluation", samples[2:])):
         lists = {"K": [s["K"].tolist() for s in chosen],
-                 "scale": [float((s["joints"][9] - s["joints"][10]).norm()) for s in chosen]}
-        if annotated or split == "training":
-            lists |= {"xyz": [s["joints"].tolist() for s in chosen],
-                      "verts": [s["vertices"].tolist() for s in chosen],
-                      "mano": [[[0.0] * 61] for _ in chosen]}
+                 "scale": [float((s["joints"][9] - s["joints"][10]).norm()) for s in chosen],
+                 "xyz": [s["joints"].tolist() for s in chosen],
+                 "verts": [s["vertices"].tolist() for s in chosen],
+                 "mano": [[[0.0] * 61] for _ in chosen]}
         for name, items in lists.items():
             (root / f"{split}_{name}.json").write_text(json.dumps(items))
     return samples
