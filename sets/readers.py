@@ -23,7 +23,7 @@ from torch import Tensor
 import bodymodels
 from files import load_arrays, load_vertices, safe_unpickle
 from sets import official
-from sets.crops import NUM_JOINTS, NUM_VERTICES, inside
+from sets.crops import NUM_VERTICES, inside
 from sets.images import bytes_of
 
 SMPLX_PARTS = ("global_orient", "body_pose", "jaw_pose", "leye_pose", "reye_pose", "left_hand_pose",
@@ -635,25 +635,29 @@ def shard_items(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
             raise ValueError(f"damaged or cut off at byte {archive.offset}")
 
 
-class Shards(official.Pictures):
-    """Tar files 000000.tar, ... of one training set in a folder.
+class HMRShards(official.Pictures):
+    """HMR2.0's training sets (Goel et al. 2023): dataset_tars/coco-train-2014-pruned and so on.
 
-    A key has a picture, data.pyd, which is a pickled list of the people in it, and perhaps
-    detection.npz with their masks, which is not read. scale is the box's width and height / 200;
-    the crop of a body shows that box. Pictures stay in the shards. `person` of a subclass returns
-    the columns of one person; None leaves the person out.
+    Tar files 000000.tar, ... of one training set in a folder. A key has a picture, data.pyd, which
+    is a pickled list of the people in it, and perhaps detection.npz with their masks, which is not
+    read. scale is the box's width and height / 200; the crop of a body shows that box. Pictures
+    stay in the shards. A damaged key is left out with a warning, a damaged shard is an error.
 
-    A damaged key is left out with a warning, a damaged shard is an error.
+    Of HMR2.0's filters (see `person`) SUPPRESS_BAD_POSES is not done: it needs a histogram of AMASS
+    whose layout and threshold are not documented. HMR2.0 leaves out nine bad pictures of AI
+    Challenger by name; here they stay.
     """
 
-    SPLITS = {"train": ""}
-    SOURCES = ("*.tar",)
-    EXTENSIONS = ("jpg", "jpeg", "png")
+    SPLITS, SOURCES = {"train": ""}, ("*.tar",)
+    JOINTS, POSE = "hmr44", "body_pose"
+    UNIT = 200 / official.BOX_MARGIN  # pixels of a box whose scale is 1
+    HOME = "github.com/shubham-goel/4D-Humans"
 
     def rows(self) -> Iterator[np.ndarray]:
-        for path in self.sources["*.tar"]:
+        for path in self.first_sources():
             for key, parts in shard_items(self.file(path.name)):
-                picture = next((parts[name] for name in self.EXTENSIONS if name in parts), None)
+                picture = next((parts[name] for name in ("jpg", "jpeg", "png") if name in parts),
+                               None)
                 if picture is None:
                     continue
                 try:
@@ -667,61 +671,40 @@ class Shards(official.Pictures):
                 else:
                     yield from records
 
-
-def filtered(person: dict, pose: str, unit: float) -> dict | None:
-    """Return the columns of a person or a hand after the filters of HMR2.0's and HaMeR's training.
-
-    Keypoints of confidence below 0.3 do not count. Those with four keypoints or fewer, or a
-    reprojection loss of 31,000 or more, are left out. A pose is used only with its shape, and not
-    if a coefficient exceeds 3. An unknown shape becomes the mean.
-
-    pose: "body_pose" or "hand_pose". unit: pixels of a box whose scale is 1.
-    """
-    losses = person.get("extra_info", {}).get("fitting_loss", {})
-    losses = losses.item() if isinstance(losses, np.ndarray) else losses
-    keypoints = np.array(person["keypoints_2d"], np.float64)
-    keypoints[keypoints[:, 2] < 0.3] = 0
-    if (keypoints[:, 2] > 0).sum() <= 4 or (losses.get("reprojection_loss") or 0) >= 31_000:
-        return None
-    betas = np.array(person["betas"], np.float64)
-    known = (float(np.asarray(person[f"has_{pose}"])) > 0
-             and float(np.asarray(person["has_betas"])) > 0 and np.abs(betas).max() <= 3)
-    return {"keypoints_2d": keypoints, "keypoints_3d": person["keypoints_3d"],
-            "center": person["center"], "box": np.broadcast_to(person["scale"], 2) * unit,
-            "pose": np.reshape(person[pose], (-1, 3)), "betas": betas * known,
-            "has_pose": known, "has_betas": True}
-
-
-class HMRShards(Shards):
-    """HMR2.0's training sets (Goel et al. 2023): dataset_tars/coco-train-2014-pruned and so on.
-
-    Of its filters (see `filtered`) SUPPRESS_BAD_POSES is not done: it needs a histogram of AMASS
-    whose layout and threshold are not documented. HMR2.0 leaves out nine bad pictures of AI
-    Challenger by name; here they stay.
-    """
-
-    JOINTS = "hmr44"
-    HOME = "github.com/shubham-goel/4D-Humans"
-
     def person(self, person: dict) -> dict | None:
-        return filtered(person, "body_pose", 200 / official.BOX_MARGIN)
+        """Return the columns of a person or a hand after the filters of HMR2.0's and HaMeR's code.
+
+        Keypoints of confidence below 0.3 do not count. Those with four keypoints or fewer, or a
+        reprojection loss of 31,000 or more, are left out: None. A pose is used only with its shape,
+        and not if a coefficient exceeds 3. An unknown shape becomes the mean.
+        """
+        losses = person.get("extra_info", {}).get("fitting_loss", {})
+        losses = losses.item() if isinstance(losses, np.ndarray) else losses
+        keypoints = np.array(person["keypoints_2d"], np.float64)
+        keypoints[keypoints[:, 2] < 0.3] = 0
+        if (keypoints[:, 2] > 0).sum() <= 4 or (losses.get("reprojection_loss") or 0) >= 31_000:
+            return None
+        betas = np.array(person["betas"], np.float64)
+        known = (float(np.asarray(person[f"has_{self.POSE}"])) > 0
+                 and float(np.asarray(person["has_betas"])) > 0 and np.abs(betas).max() <= 3)
+        side = int(np.asarray(person["right"])) if self.MODEL == "mano" else -1
+        return {"keypoints_2d": keypoints, "keypoints_3d": person["keypoints_3d"], "side": side,
+                "center": person["center"], "box": np.broadcast_to(person["scale"], 2) * self.UNIT,
+                "pose": np.reshape(person[self.POSE], (-1, 3)), "betas": betas * known,
+                "has_pose": known, "has_betas": True}
 
 
-class HaMeRShards(Shards):
+class HaMeRShards(HMRShards):
     """HaMeR's training sets (Pavlakos et al. 2024): dataset_tars/freihand-train and so on.
 
     hand_pose is absolute, according to HaMeR's layer and its author's answers (not seen in a real
     shard). K is unknown: the crop's camera is a guess, and joints may be relative to the wrist. The
-    crop is made around the keypoints, not with `scale`. Filters: see `filtered`.
+    crop is made around the keypoints, not with `scale`. The files and filters are HMRShards'.
     """
 
-    JOINTS, MODEL = "hand21", "mano"
+    JOINTS, MODEL, POSE, UNIT = "hand21", "mano", "hand_pose", 200
     HOME = "github.com/geopavlakos/hamer"
     LEFT_OPTIONS = {"fix_left_shapedirs": True}
-
-    def person(self, person: dict) -> dict | None:
-        row = filtered(person, "hand_pose", 200)
-        return row and row | {"side": int(np.asarray(person["right"]))}
 
 
 READERS: dict[str, type[official.Pictures]] = {
