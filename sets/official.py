@@ -160,7 +160,7 @@ def hand_space(folder: Path, family: str, side: str, gender: str
             for end in (("",) if family == "mano" else ("l", "r"))]
 
 
-READER_VERSION = 6  # increase it whenever the same files would give other records
+READER_VERSION = 7  # increase it whenever the same files would give other records
 BOX_MARGIN = 1.2  # of a body's crop, as in HMR and its successors
 UNKNOWN_FOCAL = 5000.0  # pixels, where a data set has no intrinsics: HMR's convention
 OWN = "own"  # detections that the data set itself ships
@@ -321,10 +321,6 @@ class Pictures(Official):
             raise FileNotFoundError(f"{what} of {type(self).__name__} need a folder of body "
                                     "models: give models=, or --models")
 
-    def record(self, index: int) -> np.ndarray:
-        """Return the annotation of one sample."""
-        return self.records(index)
-
     def picture(self, record: np.ndarray) -> np.ndarray:
         """Read the picture (H, W, 3) of a record as it is stored: EXIF does not turn it.
 
@@ -393,7 +389,7 @@ class Pictures(Official):
 
     def annotated(self, index: int) -> dict[str, np.ndarray]:
         """Return a picture of a hand and its annotation as they are stored, for `crop_sample`."""
-        record = self.record(index)
+        record = self.records(index)
         image = self.picture(record)
         keypoints, joints = record["keypoints_2d"], record["keypoints_3d"]
         vertices, known = self.mesh(record)
@@ -416,7 +412,7 @@ class Pictures(Official):
     def load(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if self.MODEL == "mano":
             return crops.hand_sample(self.annotated(index), self.size, self.augmentation, rng)
-        record = self.record(index)
+        record = self.records(index)
         image = self.picture(record)
         size = image.shape[1], image.shape[0]
         keypoints_2d, keypoints_3d, transl = self.keypoints(record)
@@ -616,8 +612,7 @@ class HandPairs(KeyedDataset):
         super().__init__(hands.split, [hands.split], hands.seed, size)
         records = hands.records()
         whole = (records["has_pose"] > 0) & (records["keypoints_3d"][..., 3] > 0).all(1)
-        self.hands = hands  # FreiHAND has a record for four pictures
-        self.kept = np.flatnonzero(np.resize(whole, len(hands)))
+        self.hands, self.kept = hands, np.flatnonzero(whole)
         if not len(self.kept):
             raise ValueError(f"{type(hands).__name__} in {hands.root} has no hand whose pose, mesh "
                              "and joints are known")
@@ -629,7 +624,7 @@ class HandPairs(KeyedDataset):
         pair = []
         for number in (2 * index, 2 * index + 1):
             number = int(self.kept[number % len(self.kept)])
-            sample, record = self.hands.load(number, rng), self.hands.record(number)
+            sample, record = self.hands.load(number, rng), self.hands.records(number)
             self.hands.finish(sample, rng)
             turn = sample["camera_rotation"]  # the pose turns like the crop's camera
             flip = np.diag([np.sign(np.linalg.det(turn)), 1, 1])

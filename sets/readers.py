@@ -36,8 +36,8 @@ class FreiHAND(official.Pictures):
 
     root: the folder of training/, evaluation/ and their .json files. Training has four backgrounds
     (green screen, homogenised, sample, auto): picture = background * N + id, with one annotation
-    for each id. N comes from the files (32,560), so that a smaller folder works too; evaluation has
-    3,960 pictures.
+    for each id; it is packed once for each picture (1.4 GB). N comes from the files (32,560), so
+    that a smaller folder works too; evaluation has 3,960 pictures.
 
     Both splits need xyz and verts. Without augmentation the crop is the box of the true keypoints
     x 1.25, as in the papers. Poses need `models`, for MANO's mean hand; their orientation is taken
@@ -63,23 +63,12 @@ class FreiHAND(official.Pictures):
             poses |= self.hand_pose(mano[:, :48], "right")
         K, xyz, vertices = (np.asarray(self.json(f"{split}_{name}.json"), np.float32)
                             for name in ("K", "xyz", "verts"))
-        yield poses | {
-            "image": [self._picture(number) for number in range(len(K))], "side": 1, "K": K,
-            "vertices": vertices, "keypoints_3d": official.with_confidence(xyz),
-            "keypoints_2d": official.with_confidence(bodymodels.project(xyz, K))}
-
-    def _picture(self, number: int) -> str:
-        """Return the file of a picture, below root."""
-        return f"{self.SPLITS[self.split]}/rgb/{number:08d}.jpg"
-
-    def __len__(self) -> int:
-        """Return the number of pictures of all backgrounds."""
-        return self.BACKGROUNDS[self.split] * len(self.records())
-
-    def record(self, index: int) -> np.ndarray:
-        record = self.records(index % len(self.records())).copy()
-        record["image"] = self._picture(index).encode()
-        return record
+        for start in range(0, self.BACKGROUNDS[self.split] * len(K), len(K)):
+            yield poses | {
+                "image": [f"{split}/rgb/{start + number:08d}.jpg" for number in range(len(K))],
+                "side": 1, "K": K, "vertices": vertices,
+                "keypoints_3d": official.with_confidence(xyz),
+                "keypoints_2d": official.with_confidence(bodymodels.project(xyz, K))}
 
     def mesh(self, record: np.ndarray) -> tuple[np.ndarray, float]:
         return record["vertices"], 1.0

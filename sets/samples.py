@@ -80,7 +80,7 @@ def build_packed(path: Path, dtype: np.dtype, chunks: Callable[[], Iterable[np.n
                           file=sys.stderr, flush=True)
                     fcntl.lockf(lock, fcntl.LOCK_EX)
             if not path.is_file():  # nobody finished it while we waited
-                temporary = path.with_suffix(".part")
+                temporary = path.with_suffix(".part" if fcntl else f".{os.getpid()}.part")
                 try:
                     with open(temporary, "wb") as file:
                         for chunk in chunks():

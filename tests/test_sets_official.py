@@ -56,7 +56,7 @@ def test_hand_samples_keep_the_contract(folders, models, name):
         sample = dataset[index]
         assert layout(sample) == CONTRACT | IMAGE
         assert same(sample, pickle.loads(pickle.dumps(dataset))[index])  # as workers get it
-        if not dataset.record(index)["K"].any():
+        if not dataset.records(index)["K"].any():
             continue
         assert_projects(sample, atol=1e-2)
         inside = sample["keypoints_2d"][sample["keypoints_valid"] > 0]
@@ -170,7 +170,7 @@ def test_a_missing_picture_is_named(fresh, models, monkeypatch, name):
     dataset = opened(name, name, models)
     monkeypatch.chdir(root)
     assert dataset[0]["image"].shape == (3, 32, 32)
-    path = root / dataset.record(0)["image"].decode()
+    path = root / dataset.records(0)["image"].decode()
     path.unlink()
     with pytest.raises(FileNotFoundError, match=path.name):
         dataset[0]

@@ -103,7 +103,7 @@ def test_freihands_poses_are_absolute_with_the_mean_hand(tmp_path, models):
     mano = tiny.RNG.normal(0, 0.3, (tiny.UNIQUE, 1, 61))
     tiny.write(tmp_path / "training_mano.json", mano.tolist())
     dataset = tiny.freihand(tmp_path, models=models)
-    record = dataset.record(tiny.UNIQUE + 1)
+    record = dataset.records(tiny.UNIQUE + 1)
     mean = load_arrays(models / "MANO_RIGHT.npz")["hands_mean"].ravel()
     np.testing.assert_allclose(record["pose"].ravel()[3:], mano[1, 0, 3:48] + mean, atol=1e-6)
     np.testing.assert_allclose([*record["pose"][0], *record["betas"]],
@@ -125,7 +125,7 @@ def test_wart_dexycb_frames_without_a_hand_are_minus_one(folders):
     dataset = tiny.dexycb(folders("dexycb"))
     assert (dataset.records()["keypoints_3d"][..., 2] > 0.3).all()
     assert dataset.records()["person"][:6].tolist() == [0, 2, 3, 4, 6, 7]
-    assert dataset.record(1)["image"].endswith(f"{DexYCB.CAMERAS[1]}/color_000000.jpg".encode())
+    assert dataset.records(1)["image"].endswith(f"{DexYCB.CAMERAS[1]}/color_000000.jpg".encode())
 
 
 def test_wart_dexycb_poses_are_coefficients(folders, models):
@@ -341,7 +341,7 @@ def test_wart_emdb_flags_choose_sequences_and_the_mask_frames(folders):
     """good_frames_mask decides; invalid_idxs is empty although one frame is bad."""
     records = tiny.emdb(folders("emdb")).records()
     assert records["image"].tolist() == [b"P0/01_mvs_b/images/%05d.jpg" % n for n in (0, 1, 3)]
-    assert tiny.emdb(folders("emdb"), "emdb2").record(0)["image"].startswith(b"P9/80_outdoor_walk")
+    assert tiny.emdb(folders("emdb"), "emdb2").records(0)["image"].startswith(b"P9/80_outdoor_walk")
     np.testing.assert_allclose(records["box"][0], (947.892, 1017.963), atol=1e-3)
 
 
@@ -386,7 +386,7 @@ def test_wart_human36m_of_moon(folders, models):
     base = str(root / "annotations/Human36M_subject1_")
     world, fit = (json.loads(Path(f"{base}{kind}.json").read_text())["2"]["1"]["0"]
                   for kind in ("joint_3d", "SMPLX_NeuralAnnot"))
-    record = dataset.record(0)
+    record = dataset.records(0)
     np.testing.assert_allclose(record["keypoints_3d"][:, :3],
                                (np.array(world) @ tiny.H36M_R.T + tiny.H36M_T) / 1000, atol=1e-5)
     assert bodymodels.JOINT_SETS[dataset.JOINTS][1] == "right_hip"
@@ -397,7 +397,7 @@ def test_wart_human36m_of_moon(folders, models):
     np.testing.assert_allclose(pose[1:22].ravel(), fit["body_pose"], rtol=1e-5)
     mean = load_arrays(models / "SMPLX_NEUTRAL.npz")["hands_meanr"]
     np.testing.assert_allclose(pose[40:].ravel(), fit["rhand_pose"] + mean.ravel(), atol=1e-6)
-    relative = tiny.h36m_smplx(root).record(0)["pose"]  # without models
+    relative = tiny.h36m_smplx(root).records(0)["pose"]  # without models
     np.testing.assert_allclose(relative[40:].ravel(), fit["rhand_pose"], atol=1e-6)
     people = OfficialPeople(dataset, 32)
     assert people.kept.tolist()[:4] == [0, 1, 3, 4]  # every third has no fit
