@@ -88,8 +88,7 @@ def test_freihand_evaluation_crop_is_the_box_times_125(frei, split, recipe):
     ("K", json.dumps([np.eye(3).tolist()]), r"has shape \(2, .*\), expected \(1"),
     ("verts", "[[[0.1, 0.2", "training_verts.json.*download it again"),
     ("verts", '{"a": 1}', "training_verts.json is not as FreiHAND"),
-    *(("K", json.dumps([np.eye(3).tolist(), item]), "is not as FreiHAND")
-      for item in ("text", [[1e400, 0, 0]] * 3))])
+    ("K", json.dumps([np.eye(3).tolist(), "text"]), "training_K.json is not as FreiHAND")])
 def test_freihand_bad_annotation_is_one_clear_error(frei, name, content, message):
     root, _ = frei
     (root / f"training_{name}.json").write_text(content)
